@@ -1,0 +1,51 @@
+# FLoRAL-Bench. `make` alone prints what there is.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON := $(shell command -v python3 || command -v python)
+INSTALLED := $(VENV)/.installed
+
+# A machine with SLURM's commands but no answering controller would wait 9 s at each start.
+LOCAL := SLURM_CONF=/dev/null
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test check ui clean
+
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## make .venv and install every pinned package
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python is missing: install Python 3.11 or newer"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; $(PYTHON) is " + sys.version.split()[0] + " (choose another: make setup PYTHON=python3.12)")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python -m venv failed: on Debian and Ubuntu it needs the package python3-venv"; exit 1; }
+	@echo "Installing into $(VENV) (some minutes the first time)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	@touch $@
+
+quickstart: $(INSTALLED) ## compare FLoRAL with its rivals on real data: minutes on a laptop
+	$(LOCAL) $(BIN)/snakemake --profile local --config suite=quickstart
+	@echo
+	@echo "The report:     reports/quickstart/index.html"
+	@echo "The MLflow UI:  make ui"
+
+test: $(INSTALLED) ## run the tests; what needs a missing tool is skipped by name
+	$(LOCAL) $(BIN)/pytest
+
+check: $(INSTALLED) ## style, types, direction of imports, workflow
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+	$(LOCAL) $(BIN)/pytest tests/workflow/test_lint.py
+
+ui: $(INSTALLED) ## open the tracked runs in MLflow at http://127.0.0.1:5000
+	@test -e results/track/mlflow.db || { echo "Nothing is tracked yet: make quickstart"; exit 1; }
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/results/track/mlflow.db
+
+clean: ## remove .venv, caches and Snakemake's notes; results and reports stay
+	rm -rf $(VENV) .snakemake .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	find floral tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "Kept: results/ and reports/. Remove them by hand to start from nothing."

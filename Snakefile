@@ -1,0 +1,31 @@
+# The way of the data:  fetch → partition → train → report
+#                                                └→ track
+# One job per data set, per partition, per run (task × variant × seed) and per suite. What is asked for stands in
+# config/config.yaml; `--config suite=NAME` changes it for one call. Each rule is one call of the command `floral`.
+
+from snakemake.utils import min_version
+
+from floral.config import CONFIG
+
+min_version("9.0")
+
+
+configfile: str(CONFIG / "config.yaml")
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/fetch.smk"
+include: "workflow/rules/partition.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/report.smk"
+include: "workflow/rules/track.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        [f"{RESULTS}/{folder}/done" for folder in RUNS],
+        expand(f"{RESULTS}/report/{{suite}}.complete", suite=SUITES),
+        expand(f"{REPORTS}/{{suite}}/index.html", suite=SUITES),
+        expand(f"{REPORTS}/{{suite}}/summary.parquet", suite=SUITES),
+        expand(f"{RESULTS}/track/{{suite}}.attached", suite=SUITES),

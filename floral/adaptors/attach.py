@@ -1,0 +1,106 @@
+"""Adaptors on every layer of a model that has a kind for it, and their mixture merged into the weights or beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from floral.adaptors.conv import ConvAdaptor
+from floral.adaptors.linear import LinearAdaptor
+from floral.layers import Call, Conv2d, Linear, Model, own
+from floral.spec import Draws, Params, Refused
+from floral.streams import Stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptors:
+    """The adaptors of a model by layer; a mixture's parameters are named <layer>.<A|B|bias>, each with axis C."""
+
+    model: Model
+    by_layer: Mapping[str, LinearAdaptor | ConvAdaptor]
+    application: Literal["merged", "unmerged"] = "merged"
+
+    def init(self, stream: Stream) -> Params:
+        """One adaptor at the start, without axis C."""
+        parts = {layer: adaptor.init(stream.of(layer)) for layer, adaptor in self.by_layer.items()}
+        return {f"{layer}.{key}": value for layer, params in parts.items() for key, value in params.items()}
+
+    @property
+    def size(self) -> int:
+        """|a|, the parameters of one adaptor."""
+        return sum(value.numel() for value in self.init(Stream(0, "size")).values())
+
+    def __call__(
+        self,
+        base: Params,
+        mixture: Params,
+        route: Tensor,
+        statistics: Params,
+        x: Tensor,
+        draws: Draws | None,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, Params]:
+        """Logits of the model with Σ_c route_c·adaptor_c in every adapted layer, and its statistics after the pass."""
+        if self.application == "merged":
+            return self.model(self.merge(base, mixture, route), statistics, x, draws, mask)
+        return self.model(base, statistics, x, draws, mask, around=self.beside(mixture, route))
+
+    def merge(self, base: Params, mixture: Params, route: Tensor) -> Params:
+        """W + Σ_c π_c B_c A_c (and biases) for every adapted layer."""
+        merged = dict(base)
+        for layer, adaptor in self.by_layer.items():
+            for key, change in adaptor.merged(own(mixture, layer), route).items():
+                merged[f"{layer}.{key}"] = base[f"{layer}.{key}"] + change
+        return merged
+
+    def beside(self, mixture: Params, route: Tensor) -> Callable[[Call], Call]:
+        """Adds the adaptors' outputs to the layers' own."""
+
+        def around(call: Call) -> Call:
+            def adapted(name: str, x: Tensor) -> Tensor:
+                y = call(name, x)
+                adaptor = self.by_layer.get(name)
+                return y if adaptor is None else y + adaptor.unmerged(own(mixture, name), route, x)
+
+            return adapted
+
+        return around
+
+    def precondition(self, gradients: Params, mixture: Params) -> Params:
+        """Each adaptor's own preconditioner on the gradients of the mixture."""
+        changed: Params = {}
+        for layer, adaptor in self.by_layer.items():
+            ours = adaptor.precondition(own(gradients, layer), own(mixture, layer))
+            changed |= {f"{layer}.{key}": value for key, value in ours.items()}
+        return changed
+
+
+def attach(
+    model: Model,
+    *,
+    rank: float | str,
+    bias: str | None,
+    convolution: str = "balanced_2d",
+    conv_rank: str = "elements",
+    application: Literal["merged", "unmerged"] = "merged",
+) -> Adaptors:
+    """An adaptor on each linear layer and, unless `convolution` is "none", on each convolution (arXiv 2410.03497).
+
+    `bias` None, "zero" or "uniform" is the start of the bias where the layer has one.
+
+    Raises:
+        Refused: the model has no layer that can be adapted.
+    """
+    by_layer: dict[str, LinearAdaptor | ConvAdaptor] = {}
+    for name, layer in model.layers.items():
+        match layer:
+            case Linear():
+                by_layer[name] = LinearAdaptor.of(layer, rank, bias)
+            case Conv2d() if convolution != "none":
+                by_layer[name] = ConvAdaptor.of(layer, rank, bias, convolution, conv_rank)
+    if not by_layer:
+        raise Refused("the model has no linear or convolution layer to adapt")
+    return Adaptors(model=model, by_layer=by_layer, application=application)

@@ -1,0 +1,106 @@
+"""Low-rank adaptors of a convolution: two convolutions in a row, B after A, with R channels between them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from floral.adaptors.factors import EPSILON, resolve, stack, start_bias
+from floral.layers import Conv2d
+from floral.spec import Params
+from floral.streams import Stream
+
+Kernel = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ConvAdaptor:
+    """A [R, inputs, *kernel_a], B [outputs, R, *kernel_b], bias [outputs]; a mixture carries a leading axis C.
+
+    Along each axis one of the two kernels has length 1, so their composition is one convolution whose kernel is
+    K[o, i, h, w] = Σ_r B[o, r, h, w] A[r, i, h, w] (axes of length 1 broadcast), with the layer's stride and padding.
+    """
+
+    layer: Conv2d
+    kernel_a: Kernel
+    kernel_b: Kernel
+    rank: int
+    bias: str | None
+
+    @classmethod
+    def of(cls, layer: Conv2d, rank: float | str, bias: str | None, method: str, rank_of: str) -> ConvAdaptor:
+        """The adaptor of `layer`, factorised by `method`; `rank_of` "dimensions" counts a kernel as the published code does."""
+        kernel_a, kernel_b = factor_kernels(layer, method)
+        size_a, size_b = (2, 2) if rank_of == "dimensions" else (math.prod(kernel_a), math.prod(kernel_b))
+        resolved = resolve(rank, layer.inputs * size_a, layer.outputs * size_b)
+        return cls(layer, kernel_a, kernel_b, resolved, bias if layer.bias else None)
+
+    def init(self, stream: Stream) -> Params:
+        """A ~ U(±sqrt(6/fan_in)) over its own fan-in, B = 0."""
+        bound = math.sqrt(6 / (self.layer.inputs * math.prod(self.kernel_a)))
+        params = {
+            "A": stream.uniform("A", (self.rank, self.layer.inputs, *self.kernel_a), -bound, bound),
+            "B": torch.zeros(self.layer.outputs, self.rank, *self.kernel_b),
+        }
+        return params | start_bias(self.bias, stream, self.layer.outputs, self.rank * math.prod(self.kernel_b))
+
+    def merged(self, mixture: Params, route: Tensor) -> Params:
+        """Change of the layer's kernel and bias: the composed kernels of the C adaptors, weighted by π."""
+        down, up = stack(mixture, route)
+        change = {"weight": torch.einsum("orhw,rihw->oihw", *over_whole_kernel(up, down))}
+        if self.bias:
+            change["bias"] = route @ mixture["bias"]
+        return change
+
+    def unmerged(self, mixture: Params, route: Tensor, x: Tensor) -> Tensor:
+        """Change of the layer's output on x [B, inputs, H, W], the mixture as one adaptor of rank C·R."""
+        down, up = stack(mixture, route)
+        in_a = tuple(length > 1 for length in self.kernel_a)
+        first = [geometry(self.layer, axis, mine) for axis, mine in enumerate(in_a)]
+        second = [geometry(self.layer, axis, not mine) for axis, mine in enumerate(in_a)]
+        hidden = F.conv2d(x, down, None, *zip(*first, strict=True))
+        return F.conv2d(hidden, up, route @ mixture["bias"] if self.bias else None, *zip(*second, strict=True))
+
+    def precondition(self, gradients: Params, mixture: Params) -> Params:
+        """gA ← gA/(‖G_B‖ + ε), gB ← gB/(‖G_A‖ + ε), G the Gram tensor of a factor over its channels, per cluster."""
+        down, up = mixture["A"], mixture["B"]
+        gram_a = torch.einsum("crihw,csiuv->crshwuv", down, down).flatten(1).norm(dim=1)
+        gram_b = torch.einsum("corhw,cosuv->crshwuv", up, up).flatten(1).norm(dim=1)
+        shape = (-1, 1, 1, 1, 1)
+        left = gradients["A"] / (gram_b.reshape(shape) + EPSILON)
+        right = gradients["B"] / (gram_a.reshape(shape) + EPSILON)
+        return {**gradients, "A": left, "B": right}
+
+
+def factor_kernels(layer: Conv2d, method: str) -> tuple[Kernel, Kernel]:
+    """Kernels of A and B (arXiv 2410.03497, ConvLoRA methods).
+
+    "in" puts the whole kernel into A, "out" into B, "balanced" into the one on the side with fewer channels, and
+    "balanced_2d" the horizontal axis into A, the vertical one into B.
+    """
+    whole, one = layer.kernel, (1, 1)
+    match method:
+        case "in":
+            return whole, one
+        case "out":
+            return one, whole
+        case "balanced":
+            return (one, whole) if layer.inputs > layer.outputs else (whole, one)
+        case "balanced_2d":
+            return (1, whole[1]), (whole[0], 1)
+    raise ValueError(f"convolution method {method!r}")
+
+
+def geometry(layer: Conv2d, axis: int, mine: bool) -> tuple[int, int]:
+    """(stride, padding) of one factor along an axis: the layer's in the factor that holds the kernel, else none."""
+    return (layer.stride[axis], layer.padding[axis]) if mine else (1, 0)
+
+
+def over_whole_kernel(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """Both factors over the whole kernel."""
+    height, width = (max(a, b) for a, b in zip(up.shape[2:], down.shape[2:], strict=True))
+    return up.expand(-1, -1, height, width), down.expand(-1, -1, height, width)

@@ -1,0 +1,59 @@
+"""What the low-rank adaptors of all layer kinds share: the rank, the stacked factors of a mixture, the start of a bias."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from floral.spec import Params, Refused
+from floral.streams import Stream
+
+EPSILON = 1e-5
+"""Ridge of the preconditioners."""
+
+
+def resolve(rank: float | str, inputs: int, outputs: int) -> int:
+    """The rank R of B A with A [R, inputs] and B [outputs, R] (arXiv 2410.03497, "relative rank").
+
+    Below 1 a share ρ of the layer's weights: R (inputs + outputs) = ρ·inputs·outputs, at least 1. From 1 a number (1.0
+    is rank 1). "full" is the smaller side, "sqrt" and "log" its root and log2(1 + side). Never more than the smaller
+    side, beyond which a rank adds nothing.
+
+    Raises:
+        Refused: the rank is not positive, or an unknown word.
+    """
+    side = min(inputs, outputs)
+    match rank:
+        case "full":
+            return side
+        case "sqrt":
+            return max(1, round(math.sqrt(side)))
+        case "log":
+            return max(1, round(math.log2(1 + side)))
+        case str():
+            raise Refused(f"rank {rank!r} is none of full, sqrt, log, a share below 1 or a number")
+    if rank <= 0:
+        raise Refused(f"rank {rank} must be positive")
+    if rank < 1:
+        return min(side, max(1, int(rank * inputs * outputs / (inputs + outputs))))
+    return min(side, round(rank))
+
+
+def stack(mixture: Params, route: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors of C adaptors as those of ONE of rank C·R: A [C·R, inputs, ...], B [outputs, C·R, ...] with π folded in."""
+    down, up = mixture["A"], mixture["B"]
+    weighted = (up * route.reshape(-1, *(1,) * (up.dim() - 1))).movedim(0, 1)
+    return down.flatten(0, 1), weighted.flatten(1, 2)
+
+
+def start_bias(kind: str | None, stream: Stream, outputs: int, fan_in: int) -> Params:
+    """The bias at the start: absent, zero, or U(±1/sqrt(fan_in)) as the published code leaves it."""
+    match kind:
+        case None:
+            return {}
+        case "zero":
+            return {"bias": torch.zeros(outputs)}
+        case "uniform":
+            bound = 1 / math.sqrt(fan_in)
+            return {"bias": stream.uniform("bias", (outputs,), -bound, bound)}
+    raise ValueError(f"bias start {kind!r}")

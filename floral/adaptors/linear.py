@@ -1,0 +1,68 @@
+"""Low-rank adaptor of a linear layer: y += B A x + b (arXiv 2106.09685; mixed as in arXiv 2410.03497)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from floral.adaptors.factors import EPSILON, resolve, stack, start_bias
+from floral.layers import Linear
+from floral.spec import Params
+from floral.streams import Stream
+
+@dataclass(frozen=True)
+class LinearAdaptor:
+    """A [R, inputs], B [outputs, R], bias [outputs]; a mixture carries a leading axis C on each."""
+
+    inputs: int
+    outputs: int
+    rank: int
+    bias: str | None
+    """None, "zero" or "uniform": its start."""
+
+    @classmethod
+    def of(cls, layer: Linear, rank: float | str, bias: str | None) -> LinearAdaptor:
+        return cls(
+            layer.inputs, layer.outputs, resolve(rank, layer.inputs, layer.outputs), bias if layer.bias else None
+        )
+
+    def init(self, stream: Stream) -> Params:
+        """A ~ U(±sqrt(6/inputs)), B = 0, so the adaptor starts as zero but for an official "uniform" bias."""
+        bound = math.sqrt(6 / self.inputs)
+        params = {
+            "A": stream.uniform("A", (self.rank, self.inputs), -bound, bound),
+            "B": torch.zeros(self.outputs, self.rank),
+        }
+        return params | start_bias(self.bias, stream, self.outputs, fan_in=self.rank)
+
+    def merged(self, mixture: Params, route: Tensor) -> Params:
+        """Change of the layer's weight and bias, Σ_c π_c B_c A_c and Σ_c π_c b_c, as one product of rank C·R."""
+        down, up = stack(mixture, route)
+        change = {"weight": up @ down}
+        if self.bias:
+            change["bias"] = route @ mixture["bias"]
+        return change
+
+    def unmerged(self, mixture: Params, route: Tensor, x: Tensor) -> Tensor:
+        """Change of the layer's output on x [B, inputs]: the mixture as ONE adaptor of rank C·R, π folded into B."""
+        down, up = stack(mixture, route)
+        return F.linear(F.linear(x, down), up, route @ mixture["bias"] if self.bias else None)
+
+    def precondition(self, gradients: Params, mixture: Params) -> Params:
+        """gA ← (BᵀB + εI)⁻¹ gA and gB ← gB (AAᵀ + εI)⁻¹ per cluster (arXiv 2410.03497, preconditioned LoRA)."""
+        down, up = mixture["A"], mixture["B"]
+        left = solve(up.mT @ up, gradients["A"])
+        right = solve(down @ down.mT, gradients["B"].mT).mT
+        return {**gradients, "A": left, "B": right}
+
+
+def solve(gram: Tensor, right: Tensor) -> Tensor:
+    """(G + εI)⁻¹ X for Gram matrices G [C, R, R] and X [C, R, n]; a division when R is 1."""
+    if gram.shape[-1] == 1:
+        return right / (gram + EPSILON)
+    ridge = EPSILON * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    return torch.linalg.solve(gram + ridge, right)

@@ -1,0 +1,251 @@
+"""`floral <stage> …`: arguments only. What a stage needs is imported when it is called: a run must start at once."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import floral
+from floral.config import ConfigError
+
+if TYPE_CHECKING:
+    from floral.config import Run
+    from floral.stages.plan import Settings
+
+DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes. A diverged run is done: that is a result."""
+
+Handler = Callable[[argparse.Namespace, "Settings"], int | None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    if arguments.log:
+        _log_to(arguments.log)
+    try:
+        from floral.stages import plan
+
+        return arguments.handler(arguments, plan.settings()) or DONE
+    except ConfigError as error:
+        return _say(f"floral {arguments.command}: {error}", MISTAKE)
+    except KeyboardInterrupt:
+        return _say(
+            f"floral {arguments.command}: interrupted; what is finished is kept, the same command continues",
+            INTERRUPTED,
+        )
+    except Exception as error:
+        traceback.print_exc()
+        return _say(f"floral {arguments.command}: failed: {type(error).__name__}: {error}", FAILED, exc_info=True)
+
+
+def _log_to(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(filename=path, filemode="w", level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.captureWarnings(True)
+
+
+def _say(message: str, code: int, exc_info: bool = False) -> int:
+    sys.stderr.write(f"{message}\n")  # in one piece: several runs speak at once
+    if logging.root.handlers:
+        logging.error(message, exc_info=exc_info)
+    return code
+
+
+# --------------------------------------------------------------------------------------------- stages
+
+
+def _fetch(arguments: argparse.Namespace, settings: Settings) -> None:
+    from floral import config
+    from floral.stages.fetch import fetch
+
+    if arguments.data not in (known := config.data_lock()):
+        raise config.suggest("data set", arguments.data, known, f"{config.CONFIG}/data.lock")
+    fetch(arguments.data, settings.results, arguments.data_dir or settings.data_dir)
+
+
+def _partition(arguments: argparse.Namespace, settings: Settings) -> None:
+    from floral import config
+    from floral.stages.partition import partition
+
+    runs = config.runs(arguments.suite, [arguments.task], None, [arguments.seed])
+    by_hash = {run.partition.hash8: run for run in runs}
+    for run in _expected(by_hash, arguments.expect, every=True):
+        partition(run.partition, settings.results, run.task.batch, run.task.epochs)
+
+
+def _train(arguments: argparse.Namespace, settings: Settings) -> int:
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read once, when torch is imported
+        os.environ[variable] = str(arguments.threads)
+    from floral import config
+
+    runs = config.runs(arguments.suite, [arguments.task], [arguments.variant], [arguments.seed])
+    (run,) = _expected({run.hash8: run for run in runs}, arguments.expect)
+    from floral.stages.train import train
+
+    return train(
+        run,
+        settings.results,
+        device=arguments.device or settings.device,
+        backend=arguments.backend or settings.backend,
+        threads=arguments.threads,
+        checkpoint_seconds=arguments.checkpoint_seconds or settings.checkpoint_seconds,
+    )
+
+
+def _expected(by_hash: dict[str, Run], expect: str | None, every: bool = False) -> list[Run]:
+    """The one that was asked for: a suite may hold a task, variant and seed with several values or fidelities."""
+    if expect is None and (every or len(by_hash) == 1):
+        return list(by_hash.values())
+    if expect is None:
+        raise ConfigError(
+            f"several runs have this task, variant and seed; choose one with --expect {' | '.join(by_hash)}"
+        )
+    if expect not in by_hash:
+        raise ConfigError(
+            f"--expect {expect}: with the present configuration it is {' or '.join(by_hash)}; "
+            "the configuration or the code has changed since this job was planned: start Snakemake again"
+        )
+    return [by_hash[expect]]
+
+
+def _track(arguments: argparse.Namespace, settings: Settings) -> None:
+    from floral import config
+    from floral.stages import track
+
+    if arguments.create_store:
+        track.create_store(settings.tracking_uri or track.default_uri(settings.results))
+    elif arguments.suite is None:
+        raise ConfigError("name a suite, or give --create-store")
+    elif arguments.attach:
+        track.attach(arguments.suite, settings.results, settings.reports, settings.tracking_uri)
+    else:
+        runs = config.runs(arguments.suite, arguments.tasks, arguments.variants, arguments.seeds)
+        track.track(arguments.suite, runs, settings.results, settings.tracking_uri)
+
+
+def _report(arguments: argparse.Namespace, settings: Settings) -> None:
+    from floral import config
+    from floral.stages.report import report
+
+    runs = config.runs(arguments.suite, arguments.tasks, arguments.variants, arguments.seeds)
+    if arguments.partial:  # Snakemake must not take what follows for the whole report
+        (settings.results / "report" / f"{arguments.suite}.complete").unlink(missing_ok=True)
+    report(arguments.suite, runs, settings.results, reports=settings.reports, partial=arguments.partial)
+    page = settings.reports / arguments.suite / "index.html"
+    print(f"{'partial report' if arguments.partial else 'report'}: {page}")
+
+
+def _show(arguments: argparse.Namespace, settings: Settings) -> None:
+    from floral.stages.show import show
+
+    os.environ["FLORAL_RESULTS"] = str(settings.results)  # below which a run is found by its name
+    show(arguments.run)
+
+
+def _plan(arguments: argparse.Namespace, settings: Settings) -> None:
+    from floral.stages import plan
+
+    named = {"suite": arguments.suites, **{axis: getattr(arguments, axis) for axis in settings.narrowing}}
+    chosen = settings.model_copy(update={key: tuple(value) for key, value in named.items() if value})
+    print(plan.estimate(chosen.runs(), settings.results, arguments.cores))
+
+
+# ------------------------------------------------------------------------------------------ arguments
+
+
+class _Parser(argparse.ArgumentParser):
+    """Adds to argparse's message what was probably meant."""
+
+    asked: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.asked = sys.argv[1:] if args is None else args
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        known = [option for action in self._actions for option in (*action.option_strings, *(action.choices or ()))]
+        words = [word for word in self.asked if word not in known]
+        near = [match for word in words for match in difflib.get_close_matches(word, map(str, known), n=1, cutoff=0.75)]
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        self.exit(MISTAKE, f"{self.prog}: {message}{hint}\nusage: {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="floral", description="The stages of FLoRAL-Bench. Snakemake calls them in order; each works alone."
+    )
+    parser.add_argument("--version", action="version", version=floral.__version__)
+    parser.add_argument("--log", type=Path, metavar="FILE", help="also write messages and errors there")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="STAGE")
+
+    def command(name: str, handler: Handler, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(handler=handler)
+        return sub
+
+    fetch = command("fetch", _fetch, "download and check a data set of config/data.lock")
+    fetch.add_argument("data")
+    fetch.add_argument("--data-dir", type=Path, help="a folder with the raw files already there (or FLORAL_DATA)")
+
+    partition = command("partition", _partition, "divide a task's data among its clients")
+    train = command("train", _train, "make one run, or continue it")
+    for sub in (partition, train):
+        sub.add_argument("--suite", required=True)
+        sub.add_argument("--task", required=True)
+        sub.add_argument("--seed", required=True, type=_natural)
+        sub.add_argument("--expect", metavar="HASH8", help="stop if the configuration resolves to another hash")
+    train.add_argument("--variant", required=True)
+    train.add_argument("--device", choices=("auto", "cpu", "cuda"))
+    train.add_argument("--backend", choices=("auto", "loop", "vmap"))
+    train.add_argument("--threads", type=_positive(int), default=1)
+    train.add_argument("--checkpoint-seconds", type=_positive(float))
+
+    plan = command("plan", _plan, "check a suite and estimate its runs, time and disk")
+    plan.add_argument("suites", nargs="*", metavar="SUITE")
+    plan.add_argument("--cores", type=_positive(int), default=os.cpu_count() or 1)
+    report = command("report", _report, "make the page, tables and figures of a suite")
+    report.add_argument("suite")
+    report.add_argument("--partial", action="store_true", help="of what is finished, with a table of what is not")
+    track = command("track", _track, "show a suite's runs in MLflow")
+    track.add_argument("suite", nargs="?")
+    track.add_argument("--create-store", action="store_true", help="only make the database")
+    track.add_argument("--attach", action="store_true", help="only add the suite's report to its MLflow experiment")
+    for sub in (plan, report, track):
+        sub.add_argument("--tasks", nargs="+", metavar="TASK")
+        sub.add_argument("--variants", nargs="+", metavar="VARIANT")
+        sub.add_argument("--seeds", nargs="+", type=_natural, metavar="SEED")
+
+    show = command("show", _show, "print one run: configuration, curve, log, reason of failure")
+    show.add_argument("run", type=Path, metavar="RUN", help="its folder, or task/variant/seed<k>")
+    return parser
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
+def _positive(kind: type[int] | type[float]) -> Callable[[str], Any]:
+    def convert(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = kind(0)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a positive {'whole ' if kind is int else ''}number")
+        return value
+
+    return convert
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,529 @@
+"""YAML in, frozen and validated values out: tasks, methods, suites, fidelity switches, runs and their hashes.
+
+Nothing here imports torch: Snakemake reads this module while it builds the DAG.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+RESULTS_VERSION = 1
+"""Raised by hand when the numerics change, so that new results never mix with old ones."""
+
+CONFIG = Path(os.environ.get("FLORAL_CONFIG", "config"))
+"""Folder of the YAML files, relative to the project's root, where every command is typed."""
+
+
+class ConfigError(ValueError):
+    """A value that the user wrote is wrong: the message names file, key and remedy."""
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
+
+
+# ---------------------------------------------------------------------------------------------- tasks
+
+
+class Synthetic(Frozen):
+    """Data drawn from the task's seed: h = x (W + scale u_c v_cᵀ) + b (PAPER: arXiv 2410.03497, synthetic tasks)."""
+
+    kind: Literal["linear", "mlp"]
+    dimension: int = Field(10, ge=1)
+    outputs: int = Field(3, ge=1)
+    samples_per_client: int = Field(ge=2)
+    rank: int = Field(1, ge=1)
+    scale: float = 2.0
+    label_noise: float = Field(0.0, ge=0)
+    population: int = Field(4096, ge=1, description="fresh rows per cluster on which the population risk is measured")
+
+
+class Shift(Frozen):
+    kind: Literal["none", "rotate", "label_shift"] = "none"
+
+
+class Partition(Frozen):
+    kind: Literal["iid"] = "iid"
+    share: float = Field(1.0, gt=0, le=1, description="share of each client's training rows that is kept")
+    min_rows: int = Field(10, ge=1, description="at least so many training rows are kept")
+    validation: float = Field(0.2, ge=0, lt=1, description="share of the kept training rows held out for tuning")
+
+
+class Model(Frozen):
+    """A file of floral/models and the arguments of its `build`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    kind: str
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Server(Frozen):
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    lr: float = Field(1.0, gt=0)
+
+
+class Task(Frozen):
+    name: str
+    title: str
+    data: str | Synthetic
+    shift: Shift = Shift()
+    partition: Partition = Partition()
+    clients: int = Field(ge=1)
+    clusters: int = Field(ge=1)
+    participation: float = Field(gt=0, le=1)
+    rounds: int = Field(ge=1)
+    epochs: int = Field(1, ge=1)
+    batch: int = Field(ge=1)
+    lr: float = Field(ge=0)
+    router_lr: float = Field(ge=0)
+    model: Model
+    server: Server = Server()
+    loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    eval_every: int | None = Field(None, ge=1, description="rounds between evaluations; rounds/50 by default")
+
+    @model_validator(mode="after")
+    def _clusters_have_clients(self) -> Task:
+        if self.clusters > self.clients:
+            raise ValueError(f"clusters: {self.clusters} is more than clients: {self.clients}")
+        return self
+
+    @property
+    def cohort(self) -> int:
+        """M, the number of clients that take part in a round."""
+        return max(1, round(self.participation * self.clients))
+
+    @property
+    def evaluation_period(self) -> int:
+        return self.eval_every or max(1, self.rounds // 50)
+
+
+# -------------------------------------------------------------------------------------------- methods
+
+
+class Parameter(Frozen):
+    """One hyper-parameter of a method: its default and what is allowed."""
+
+    default: float | int | bool | str
+    doc: str
+    choices: tuple[Any, ...] | None = None
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+
+    def accept(self, value: Any) -> Any:
+        """Return `value` if it is allowed, else raise ValueError with what is."""
+        if self.choices is not None and isinstance(value, str | bool):
+            if value not in self.choices:
+                raise ValueError(f"{value!r} is not one of {', '.join(map(str, self.choices))}")
+            return value
+        if isinstance(self.default, bool) != isinstance(value, bool):
+            raise ValueError(f"{value!r} is not a {type(self.default).__name__}")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if isinstance(self.default, str) and self.at_least is None and self.above is None:
+                raise ValueError(f"{value!r} is not one of {', '.join(map(str, self.choices or ()))}")
+            below = (self.at_least is not None and value < self.at_least) or (self.above is not None and value <= self.above)
+            if below or (self.at_most is not None and value > self.at_most):
+                low = f"at least {self.at_least}" if self.at_least is not None else f"above {self.above}"
+                raise ValueError(f"{value!r} is out of range: {low}, at most {self.at_most if self.at_most is not None else 'any'}")
+        elif not isinstance(value, type(self.default)):
+            raise ValueError(f"{value!r} is not a {type(self.default).__name__}")
+        return value
+
+
+class VariantEntry(Frozen):
+    title: str
+    set: Mapping[str, Any] = Field(default_factory=dict)
+
+
+class MethodFile(Frozen):
+    """One file of config/methods: a method, what it is in two lines, its hyper-parameters and named variants."""
+
+    family: str
+    source: str
+    what: tuple[str, str]
+    oracle: bool = Field(False, description="reads the true clusters in every variant: a ceiling or control, not a rival")
+    parameters: Mapping[str, Parameter] = Field(default_factory=dict)
+    variants: Mapping[str, VariantEntry]
+
+
+class Variant(Frozen):
+    """A method with all of its hyper-parameters resolved."""
+
+    name: str
+    method: str
+    title: str
+    family: str
+    source: str
+    what: tuple[str, str]
+    oracle: bool
+    params: Mapping[str, Any]
+
+    @property
+    def optimal_router(self) -> bool:
+        return self.params.get("router") == "optimal"
+
+
+# ------------------------------------------------------------------------------------ fidelity, suites
+
+
+class Switch(Frozen):
+    """One row of config/fidelity.yaml: what the published code does and what we do."""
+
+    doc: str
+    choices: tuple[Any, ...]
+    official: Any
+    corrected: Any
+
+
+class Fidelity(Frozen):
+    name: Literal["official", "corrected"]
+    switches: Mapping[str, Any]
+
+    def __getitem__(self, switch: str) -> Any:
+        return self.switches[switch]
+
+
+class Block(Frozen):
+    """tasks × variants × seeds; `task` and `method` change values of all of them."""
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    variants: tuple[str, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    fidelity: Literal["official", "corrected"] = "corrected"
+    switches: Mapping[str, Any] = Field(default_factory=dict)
+    task: Mapping[str, Any] = Field(default_factory=dict)
+    method: Mapping[str, Any] = Field(default_factory=dict)
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_are_natural(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if any(seed < 0 for seed in seeds):
+            raise ValueError(f"seeds: {list(seeds)} must not be negative")
+        return seeds
+
+
+class Suite(Frozen):
+    name: str
+    title: str
+    about: str = ""
+    runs: tuple[Block, ...] = Field(min_length=1)
+
+
+# ----------------------------------------------------------------------------------------------- runs
+
+
+class Run(Frozen):
+    """One job: a task, a variant and a seed, fully resolved. Equal runs share their folder, whatever the suite."""
+
+    task: Task
+    variant: Variant
+    seed: int
+    fidelity: Fidelity
+
+    @property
+    def partition_seed(self) -> int:
+        return 42 if self.fidelity["partition"] == "one" else self.seed
+
+    @property
+    def partition(self) -> PartitionJob:
+        """The partition that this run reads; every method of a task, seed and fidelity reads the same."""
+        reduced = self.fidelity["subset"] == "shared"
+        task = self.task
+        spec = task.partition if reduced else task.partition.model_copy(update={"share": 1.0, "validation": 0.0})
+        data_seed = self.seed if isinstance(task.data, Synthetic) else None
+        return PartitionJob(
+            task=task.name, data=task.data, data_digest=_data_digest(task.data), data_seed=data_seed,
+            clients=task.clients, clusters=task.clusters, partition=spec, seed=self.partition_seed,
+        )  # fmt: skip
+
+    @property
+    def hash8(self) -> str:
+        return _hash8({"run": self.identity(), "partition": self.partition.hash8, "results_version": RESULTS_VERSION})
+
+    @property
+    def folder(self) -> Path:
+        """results/train/<task>/<variant>/seed<k>-<hash8>, relative to the results' parent."""
+        return Path("train") / self.task.name / self.variant.name / f"seed{self.seed}-{self.hash8}"
+
+    def identity(self) -> dict[str, Any]:
+        """The values that decide the numbers: everything but titles and prose."""
+        task = self.task.model_dump(mode="json", exclude={"title"})
+        task["model"] = {"kind": self.task.model.kind, **self.task.model.arguments}
+        variant = self.variant.model_dump(mode="json", include={"name", "method", "params"})
+        return {"task": task, "variant": variant, "seed": self.seed, "fidelity": self.fidelity.model_dump(mode="json")}
+
+
+class PartitionJob(Frozen):
+    """What decides a partition table: one job of the partition stage."""
+
+    task: str
+    data: str | Synthetic
+    data_digest: str | None
+    data_seed: int | None
+    clients: int
+    clusters: int
+    partition: Partition
+    seed: int
+
+    @property
+    def hash8(self) -> str:
+        return _hash8(self.model_dump(mode="json", exclude={"task"}))
+
+    @property
+    def folder(self) -> Path:
+        return Path("partition") / self.task / f"seed{self.seed}-{self.hash8}"
+
+
+def _hash8(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+# -------------------------------------------------------------------------------------------- reading
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys to values, found {type(value).__name__}")
+    return value
+
+
+def suggest(kind: str, name: str, known: Iterable[str], where: str | None = None) -> ConfigError:
+    """The error for an unknown name: what exists and what was probably meant."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known) or 'none'}"
+    return ConfigError(f"{where + ': ' if where else ''}unknown {kind} {name!r}{hint}")
+
+
+def _parse(model: type[Frozen], values: Any, where: str) -> Any:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                fields = _fields_at(model, problem["loc"][:-1])
+                lines.append(str(suggest("key", key, fields, where)))
+            else:
+                lines.append(f"{where}: {key + ': ' if key else ''}{problem['msg']} (found {problem['input']!r})")
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    for part in location:
+        field = model.model_fields.get(str(part))
+        inner = field.annotation if field else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            model = inner
+    return list(model.model_fields)
+
+
+def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`change` over `base`, mapping by mapping; a mapping with another `kind` replaces the whole."""
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and value.get("kind", old.get("kind")) == old.get("kind"):
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def names(folder: str) -> list[str]:
+    """The names of the YAML files in a folder of config/."""
+    return sorted(path.stem for path in (CONFIG / folder).glob("*.yaml"))
+
+
+@cache
+def _task_values(name: str) -> dict[str, Any]:
+    path = CONFIG / "tasks" / f"{name}.yaml"
+    if not path.exists():
+        raise suggest("task", name, names("tasks"), str(CONFIG / "tasks"))
+    values = _read(path)
+    parent = values.pop("extends", None)
+    return _merge(_task_values(parent), values) if parent else values
+
+
+def task(name: str, change: Mapping[str, Any] | None = None, where: str | None = None) -> Task:
+    """Read config/tasks/<name>.yaml over the task it `extends`, with `change` on top."""
+    values = _merge(_task_values(name), change or {})
+    parsed: Task = _parse(Task, {**values, "name": name}, where or str(CONFIG / "tasks" / f"{name}.yaml"))
+    if parsed.model.kind not in (known := plugins("models")):
+        raise suggest("model", parsed.model.kind, known, f"{CONFIG}/tasks/{name}.yaml: model.kind")
+    if isinstance(parsed.data, str) and parsed.data not in (known := list(data_lock())):
+        raise suggest("data set", parsed.data, known, f"{CONFIG}/tasks/{name}.yaml: data")
+    return parsed
+
+
+@cache
+def plugins(folder: str) -> list[str]:
+    """The modules of floral/<folder>: a new file is known on arrival."""
+    return sorted(path.stem for path in (Path(__file__).parent / folder).glob("*.py") if path.stem != "__init__")
+
+
+@cache
+def method_file(name: str) -> MethodFile:
+    path = CONFIG / "methods" / f"{name}.yaml"
+    parsed: MethodFile = _parse(MethodFile, _read(path), str(path))
+    if name not in (known := plugins("methods")):
+        raise suggest("method", name, known, f"{path}: no module floral/methods/{name}.py")
+    return parsed
+
+
+@cache
+def variant_index() -> dict[str, str]:
+    """variant name → method name, over every file of config/methods."""
+    index: dict[str, str] = {}
+    for method in names("methods"):
+        for name in method_file(method).variants:
+            if name in index:
+                raise ConfigError(f"{CONFIG}/methods/{method}.yaml: variant {name!r} stands in {index[name]}.yaml too")
+            index[name] = method
+    return index
+
+
+def variant(name: str, change: Mapping[str, Any] | None = None) -> Variant:
+    """Resolve a variant: its method's defaults, its own values, then `change`."""
+    if name not in (index := variant_index()):
+        raise suggest("variant", name, index, str(CONFIG / "methods"))
+    method = index[name]
+    where = f"{CONFIG}/methods/{method}.yaml: variants.{name}"
+    file = method_file(method)
+    entry = file.variants[name]
+    params = {key: parameter.default for key, parameter in file.parameters.items()}
+    for key, value in {**entry.set, **(change or {})}.items():
+        if key not in file.parameters:
+            raise suggest("parameter", key, file.parameters, where)
+        params[key] = value
+    for key, value in params.items():
+        try:
+            file.parameters[key].accept(value)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {key}: {error} ({file.parameters[key].doc})") from None
+    return Variant(
+        name=name, method=method, title=entry.title, family=file.family, source=file.source, what=file.what,
+        oracle=file.oracle or params.get("router") == "optimal", params=params,
+    )  # fmt: skip
+
+
+@cache
+def switches() -> dict[str, Switch]:
+    """The fidelity switches of config/fidelity.yaml, in the file's order."""
+    path = CONFIG / "fidelity.yaml"
+    return {name: _parse(Switch, row, f"{path}: {name}") for name, row in _read(path).items()}
+
+
+def fidelity(name: Literal["official", "corrected"], change: Mapping[str, Any] | None = None, where: str = "switches") -> Fidelity:
+    """All switches of a fidelity, with single ones changed by `change`."""
+    table = switches()
+    values = {key: getattr(row, name) for key, row in table.items()}
+    for key, value in (change or {}).items():
+        if key not in table:
+            raise suggest("switch", key, table, where)
+        if value not in table[key].choices:
+            raise ConfigError(f"{where}: {key}: {value!r} is not one of {', '.join(map(str, table[key].choices))}")
+        values[key] = value
+    return Fidelity(name=name, switches=values)
+
+
+@cache
+def suite(name: str) -> Suite:
+    path = CONFIG / "suites" / f"{name}.yaml"
+    if not path.exists():
+        raise suggest("suite", name, names("suites"), str(CONFIG / "suites"))
+    parsed: Suite = _parse(Suite, {**_read(path), "name": name}, str(path))
+    return parsed
+
+
+def runs(
+    suite_name: str,
+    tasks: Iterable[str] | None = None,
+    variants: Iterable[str] | None = None,
+    seeds: Iterable[int] | None = None,
+) -> list[Run]:
+    """All runs of a suite, in its order; `tasks`, `variants` and `seeds` narrow it.
+
+    Raises:
+        ConfigError: a name is unknown, or the narrowing leaves nothing.
+    """
+    chosen = suite(suite_name)
+    wanted = {"task": _wanted(tasks), "variant": _wanted(variants), "seed": _wanted(seeds)}
+    found: dict[Path, Run] = {}
+    seen: dict[str, set[Any]] = {key: set() for key in wanted}
+    for block in chosen.runs:
+        where = f"{CONFIG}/suites/{suite_name}.yaml"
+        rules = fidelity(block.fidelity, block.switches, f"{where}: switches")
+        for task_name, variant_name in itertools.product(block.tasks, block.variants):
+            resolved_task, resolved_variant = task(task_name, block.task, where if block.task else None), variant(variant_name, block.method)
+            for seed in block.seeds:
+                key = {"task": task_name, "variant": variant_name, "seed": seed}
+                for axis, value in key.items():
+                    seen[axis].add(value)
+                if all(chosen_ is None or key[axis] in chosen_ for axis, chosen_ in wanted.items()):
+                    run = Run(task=resolved_task, variant=resolved_variant, seed=seed, fidelity=rules)
+                    found[run.folder] = run
+    for axis, values in wanted.items():
+        for value in sorted((values or set()) - seen[axis], key=str):
+            raise suggest(axis, str(value), map(str, seen[axis]), f"suite {suite_name!r} ({axis}s)")
+    if not found:
+        raise ConfigError(f"suite {suite_name!r}: no run has these tasks, variants and seeds together")
+    return list(found.values())
+
+
+def _wanted(values: Iterable[Any] | None) -> set[Any] | None:
+    return None if values is None else set(values)
+
+
+# ----------------------------------------------------------------------------------------------- data
+
+
+class DataFile(Frozen):
+    """One raw file of a data set: where it comes from and the hash of its unpacked content."""
+
+    path: str = Field(description="path below the data folder (FLORAL_DATA or data_dir)")
+    urls: tuple[str, ...] = ()
+    sha256: str | None = Field(None, description="of the unpacked content; none: recorded at first, marked unverified")
+
+
+class DataSet(Frozen):
+    """One entry of config/data.lock."""
+
+    title: str
+    reader: str
+    exact: bool = Field(True, description="false: a lossy or partial copy, marked so in the report")
+    note: str = ""
+    files: tuple[DataFile, ...] = ()
+
+
+@cache
+def data_lock() -> dict[str, DataSet]:
+    """The accepted data sets of config/data.lock."""
+    path = CONFIG / "data.lock"
+    return {name: _parse(DataSet, entry, f"{path}: {name}") for name, entry in _read(path).items()}
+
+
+def _data_digest(data: str | Synthetic) -> str | None:
+    """What is known of the data before they are fetched: the hashes that data.lock promises."""
+    if isinstance(data, Synthetic):
+        return None
+    return _hash8([data, [file.sha256 for file in data_lock()[data].files]])

@@ -1,0 +1,228 @@
+"""The data of one run as the trainer needs them: shifted rows, who holds which, and the population of every cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from floral.config import ConfigError, Run, Synthetic
+from floral.data import partition, shifts, synthetic
+
+ARRAYS = ("train_x", "train_y", "test_x", "test_y")
+
+Array = npt.NDArray[Any]
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Rows before any shift: what a data set and a synthetic teacher have in common."""
+
+    arrays: Mapping[str, Array]
+    population: Callable[[], tuple[Array, Array]]
+    classes: int | None
+    scale: int
+    exact: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """K clients of C clusters and their rows; images are uint8 [N, H, W] or [N, H, W, 3]; x / scale is in [0, 1].
+
+    train_x, train_y, test_x, test_y: the rows that some client holds, each already under that client's shift.
+    rows[split] [K, n_max]: row numbers within train_x (train, validation) or test_x (test), of which the first
+    counts[split][k] belong to client k and the rest is padding (row 0, a valid index). cluster [K].
+    Labels are int64 [N] for classification; for regression `classes` is None and they are float32 [N, outputs].
+    """
+
+    train_x: Array
+    train_y: Array
+    test_x: Array
+    test_y: Array
+    rows: Mapping[str, Rows]
+    counts: Mapping[str, Rows]
+    cluster: Rows
+    clusters: int
+    classes: int | None
+    scale: int
+    exact: bool
+    partition_digest: str
+    make_population: Callable[[], tuple[Array, Array]]
+
+    @property
+    def clients(self) -> int:
+        return len(self.cluster)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one input row."""
+        return self.train_x.shape[1:]
+
+    @property
+    def population_x(self) -> Array:
+        """[C, N, …]: the whole test set under every cluster's shift, or fresh rows of every synthetic cluster."""
+        return self._population[0]
+
+    @property
+    def population_y(self) -> Array:
+        """[C, N] or [C, N, outputs]: the labels of population_x."""
+        return self._population[1]
+
+    @cached_property
+    def _population(self) -> tuple[Array, Array]:
+        return self.make_population()
+
+
+def load(run: Run, results: Path) -> Federation:
+    """Read the run's partition and data from `results` and apply its shift.
+
+    Under the fidelity switch subset = per_variant the partition is full, and the training rows are thinned here by the
+    run's seed and the variant's name; partition_digest is that of the partition as stored.
+
+    Raises:
+        ConfigError: the partition or the data are missing, altered or do not belong together (the message has the file
+            and the command that makes it), or the shift does not fit the data.
+    """
+    task = run.task
+    card, table = _read_partition(run, results)
+    if run.fidelity["subset"] == "per_variant":
+        rule = task.partition
+        table = partition.reduce_rows(table, rule.share, rule.min_rows, run.seed, f"subset {run.variant.name}")
+    source = (
+        _teacher(run, task.data)
+        if isinstance(task.data, Synthetic)
+        else _stored(run, task.data, card["data_digest"], results)
+    )
+    cluster = np.arange(task.clients) % task.clusters
+    shifted: dict[str, Array] = {}
+    rows: dict[str, Rows] = {}
+    counts: dict[str, Rows] = {}
+    for side, splits in {"train": ("train", "validation"), "test": ("test",)}.items():
+        held = table.filter(pl.col("split").is_in(splits)).sort("row")
+        held_rows, of_row = held["row"].to_numpy(), cluster[held["client"].to_numpy()]
+        x, y = source.arrays[f"{side}_x"][held_rows], source.arrays[f"{side}_y"][held_rows]
+        shifted[f"{side}_x"] = shifts.apply_inputs(task.shift, x, of_row, task.clusters)
+        shifted[f"{side}_y"] = (
+            y if source.classes is None else shifts.apply_labels(task.shift, y, of_row, source.classes)
+        )
+        for split in splits:
+            rows[split], counts[split] = _padded(table.filter(pl.col("split") == split), held_rows, task.clients)
+    return Federation(
+        **shifted,
+        rows=rows,
+        counts=counts,
+        cluster=cluster,
+        clusters=task.clusters,
+        classes=source.classes,
+        scale=source.scale,
+        exact=source.exact,
+        partition_digest=card["digest"],
+        make_population=source.population,
+    )
+
+
+def read_data(name: str, results: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The card and the memory-mapped arrays that the fetch stage made of a data set.
+
+    Raises:
+        ConfigError: they are missing or damaged.
+    """
+    folder = results / "data" / name
+    try:
+        card = json.loads((folder / "card.json").read_text())
+        return card, {side: np.load(folder / f"{side}.npy", mmap_mode="r") for side in ARRAYS}
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{error.filename}: the data set {name!r} is not there yet; make it with: floral fetch {name}"
+        ) from None
+    except (ValueError, EOFError) as error:
+        raise ConfigError(f"{folder}: damaged ({error}); make it again with: floral fetch {name}") from None
+
+
+def arrays_digest(arrays: Sequence[Array]) -> str:
+    """The sha256 over the types, shapes and bytes of the arrays, which identifies a data set's content."""
+    content = hashlib.sha256()
+    for array in arrays:
+        content.update(f"{array.dtype.str}{array.shape}".encode())
+        content.update(np.ascontiguousarray(array).data)
+    return content.hexdigest()
+
+
+def _stored(run: Run, name: str, expected_digest: str, results: Path) -> Source:
+    card, arrays = read_data(name, results)
+    if card["digest"] != expected_digest:
+        raise ConfigError(
+            f"{results / run.partition.folder}: this partition was made for other rows than those of "
+            f"{results / 'data' / name}; make it again with: {_partition_command(run)}"
+        )
+    task, classes = run.task, card["classes"]
+
+    def population() -> tuple[Array, Array]:
+        x, y = arrays["test_x"], arrays["test_y"]
+        every = [np.full(len(y), c) for c in range(task.clusters)]
+        return (
+            np.stack([shifts.apply_inputs(task.shift, x, cluster, task.clusters) for cluster in every]),
+            np.stack([shifts.apply_labels(task.shift, y, cluster, classes) for cluster in every]),
+        )
+
+    return Source(arrays=arrays, population=population, classes=classes, scale=card["scale"], exact=card["exact"])
+
+
+def _teacher(run: Run, spec: Synthetic) -> Source:
+    task = run.task
+    if task.shift.kind != "none":
+        raise ConfigError(
+            f"task {task.name!r}: shift.kind: {task.shift.kind} needs a data set; synthetic data have their own"
+        )
+    made = synthetic.generate(spec, task.clients, task.clusters, run.seed)
+    return Source(
+        arrays={side: getattr(made, side) for side in ARRAYS},
+        population=lambda: (made.population_x, made.population_y),
+        classes=None,
+        scale=1,
+        exact=True,
+    )
+
+
+def _read_partition(run: Run, results: Path) -> tuple[dict[str, Any], pl.DataFrame]:
+    folder = results / run.partition.folder
+    try:
+        card = json.loads((folder / "card.json").read_text())
+        table = pl.read_parquet(folder / "partition.parquet")
+        intact = partition.digest(table) == card["digest"]
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{folder}: this partition is not there yet; make it with: {_partition_command(run)}"
+        ) from None
+    except (pl.exceptions.PolarsError, ValueError) as error:
+        raise ConfigError(
+            f"{folder / 'partition.parquet'}: damaged ({error}); make it again with: {_partition_command(run)}"
+        ) from None
+    if not intact:
+        raise ConfigError(
+            f"{folder / 'partition.parquet'}: altered since it was made; make it again with: {_partition_command(run)}"
+        )
+    return card, table
+
+
+def _partition_command(run: Run) -> str:
+    return f"floral partition --suite <the run's suite> --task {run.task.name} --seed {run.seed}"
+
+
+def _padded(table: pl.DataFrame, held_rows: Rows, clients: int) -> tuple[Rows, Rows]:
+    """The rows of one split as positions within `held_rows`, one line per client, filled up with 0."""
+    client = table["client"].to_numpy()
+    counts = np.bincount(client, minlength=clients)
+    position = np.arange(len(client)) - (np.cumsum(counts) - counts)[client]
+    padded = np.zeros((clients, counts.max()), np.int64)
+    padded[client, position] = np.searchsorted(held_rows, table["row"].to_numpy())
+    return padded, counts

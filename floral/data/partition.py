@@ -1,0 +1,102 @@
+"""Who holds which rows: a pure function from sizes and a seed to one table (client, cluster, split, row)."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from floral import seeds
+from floral.config import ConfigError, Partition
+
+SPLITS = ("train", "validation", "test")
+SCHEMA = pl.Schema({"client": pl.Int32, "cluster": pl.Int32, "split": pl.String, "row": pl.Int64})
+
+
+def partition_table(
+    train_rows: int, test_rows: int, clients: int, clusters: int, partition: Partition, seed: int
+) -> pl.DataFrame:
+    """Deal shuffled rows to the clients, thin the training rows, hold some of them out; client k is of cluster k mod C.
+
+    Train and test rows are shuffled and cut into K contiguous shards whose sizes differ by at most one, the larger
+    first. Each training shard keeps max(min_rows, round(share·n)) rows, of which round(validation·n) become the
+    validation split (at least 1, and never all). Sorted by client, split, row; `row` counts within train_x (train,
+    validation) or test_x (test).
+
+    Raises:
+        ConfigError: there are more clients than training or test rows.
+    """
+    for side, rows in (("training", train_rows), ("test", test_rows)):
+        if clients > rows:
+            raise ConfigError(
+                f"clients: {clients} is more than the {rows} {side} rows of the data; set clients to at most {rows}"
+            )
+    train = _dealt(seeds.permutation(seed, "partition train", size=train_rows), clients)
+    test = _dealt(seeds.permutation(seed, "partition test", size=test_rows), clients)
+    return _finished(train, test, clusters, partition, seed)
+
+
+def consecutive_table(
+    train_each: int, test_each: int, clients: int, clusters: int, partition: Partition, seed: int
+) -> pl.DataFrame:
+    """The table of data that are made per client: client k holds the k-th `train_each` and `test_each` rows."""
+    train, test = (_dealt(np.arange(clients * each), clients) for each in (train_each, test_each))
+    return _finished(train, test, clusters, partition, seed)
+
+
+def reduce_rows(table: pl.DataFrame, share: float, min_rows: int, seed: int, purpose: str) -> pl.DataFrame:
+    """Keep max(min_rows, round(share·n)) of each client's n training rows (never more than n), and all other rows.
+
+    Which rows stay depends on (seed, purpose) alone, and a smaller share keeps a subset of what a larger one keeps.
+    Share 1 changes nothing.
+    """
+    if share == 1.0:
+        return table
+    train, rest = (table.filter(condition) for condition in (pl.col("split") == "train", pl.col("split") != "train"))
+    chance, size = _chance_order(train, seed, purpose)
+    kept = np.maximum(min_rows, np.rint(share * size))
+    return pl.concat([train.filter(chance < kept), rest]).sort("client", "split", "row")
+
+
+def digest(table: pl.DataFrame) -> str:
+    """The sha256 of the table's content, which no parquet setting or version changes."""
+    content = hashlib.sha256()
+    codes = table["split"].replace_strict(list(SPLITS), range(len(SPLITS)), return_dtype=pl.Int32)
+    for column in (table["client"], table["cluster"], codes, table["row"]):
+        content.update(column.to_numpy().astype("<i8").tobytes())
+    return content.hexdigest()
+
+
+def _dealt(rows: npt.NDArray[np.int64], clients: int) -> pl.DataFrame:
+    sizes = np.full(clients, len(rows) // clients) + (np.arange(clients) < len(rows) % clients)
+    return pl.DataFrame({"client": np.repeat(np.arange(clients, dtype=np.int32), sizes), "row": rows})
+
+
+def _finished(train: pl.DataFrame, test: pl.DataFrame, clusters: int, partition: Partition, seed: int) -> pl.DataFrame:
+    table = pl.concat([train.with_columns(split=pl.lit("train")), test.with_columns(split=pl.lit("test"))])
+    table = table.with_columns(cluster=pl.col("client") % clusters).select(*SCHEMA).cast(SCHEMA)
+    table = reduce_rows(table, partition.share, partition.min_rows, seed, "partition subset")
+    return _held_out(table, partition.validation, seed).sort("client", "split", "row")
+
+
+def _held_out(table: pl.DataFrame, share: float, seed: int) -> pl.DataFrame:
+    if share == 0.0:
+        return table
+    train, test = (table.filter(pl.col("split") == split) for split in ("train", "test"))
+    chance, size = _chance_order(train, seed, "partition validation")
+    held_out = np.minimum(np.maximum(1, np.rint(share * size)), size - 1)
+    split = np.where(chance < held_out, "validation", "train")
+    return pl.concat([train.with_columns(split=pl.Series(split, dtype=pl.String)), test])
+
+
+def _chance_order(train: pl.DataFrame, seed: int, purpose: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Each row's place, from 0, in a random order of its client's rows, and the number of that client's rows."""
+    client, row = train["client"].to_numpy(), train["row"].to_numpy()
+    order = np.lexsort((seeds.bits(seed, purpose, row), client))
+    size = np.bincount(client)
+    first = np.cumsum(size) - size
+    place = np.empty(len(row), np.int64)
+    place[order] = np.arange(len(row)) - first[client[order]]
+    return place, size[client]

@@ -1,0 +1,78 @@
+"""Raw files → the canonical arrays of a data set; data.lock names one of these functions as `reader`."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from floral import seeds
+from floral.data.sources import DataError, RawFile, content
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """A classification data set: x uint8 [N, H, W] or [N, H, W, 3], y int64 [N]; x / scale lies in [0, 1]."""
+
+    train_x: npt.NDArray[np.uint8]
+    train_y: npt.NDArray[np.int64]
+    test_x: npt.NDArray[np.uint8]
+    test_y: npt.NDArray[np.int64]
+    classes: int
+    scale: int
+
+
+def idx(files: Sequence[RawFile]) -> Labelled:
+    """The IDX files of MNIST and its kin, in the order train images, train labels, test images, test labels.
+
+    Raises:
+        DataError: a file is no IDX file of bytes, is truncated, or images and labels differ in number.
+    """
+    train_x, train_y, test_x, test_y = (_idx_array(raw) for raw in files)
+    for images, labels, pair in ((train_x, train_y, files[:2]), (test_x, test_y, files[2:])):
+        if len(images) != len(labels) or images.ndim != 3 or labels.ndim != 1:
+            names = " and ".join(str(raw.location) for raw in pair)
+            raise DataError(
+                f"{names}: images {list(images.shape)} and labels {list(labels.shape)} do not belong together"
+            )
+    return Labelled(
+        train_x=train_x, train_y=train_y.astype(np.int64), test_x=test_x, test_y=test_y.astype(np.int64),
+        classes=int(max(train_y.max(), test_y.max())) + 1, scale=255,
+    )  # fmt: skip
+
+
+def digits_csv(files: Sequence[RawFile]) -> Labelled:
+    """The 1797 digits of 8×8 pixels from 0 to 16 that scikit-learn ships: rows of 64 pixels and a label.
+
+    The upstream file has no split: a fixed shuffle cuts it into 1437 training and 360 test rows.
+    """
+    table = np.loadtxt(io.BytesIO(content(files[0].location)), delimiter=",")
+    order = seeds.permutation(0, "digits split", size=len(table))
+    images, labels = table[:, :-1].reshape(-1, 8, 8).astype(np.uint8), table[:, -1].astype(np.int64)
+    train, test = order[:1437], order[1437:]
+    return Labelled(
+        train_x=images[train], train_y=labels[train], test_x=images[test], test_y=labels[test], classes=10, scale=16
+    )
+
+
+READERS: dict[str, Callable[[Sequence[RawFile]], Labelled]] = {"idx": idx, "digits_csv": digits_csv}
+
+
+def _idx_array(raw: RawFile) -> npt.NDArray[np.uint8]:
+    """IDX: two zero bytes, a type (8: unsigned byte), the number of axes, their sizes as big-endian int32, values."""
+    data = content(raw.location)
+    if len(data) < 4 or data[:3] != b"\x00\x00\x08":
+        raise DataError(
+            f"{raw.location}: not an IDX file of unsigned bytes; it begins with {data[:4].hex(' ') or 'nothing'}"
+        )
+    start = 4 + 4 * data[3]
+    shape = [int.from_bytes(data[at : at + 4]) for at in range(4, start, 4)]
+    if len(data) != start + math.prod(shape):
+        raise DataError(
+            f"{raw.location}: truncated: {len(data):,} bytes, but its header announces {start + math.prod(shape):,}"
+        )
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)

@@ -1,0 +1,95 @@
+"""Synthetic regression data: a linear or one-hidden-layer teacher per cluster, equal up to a low-rank shift."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from floral import seeds
+from floral.config import ConfigError, Synthetic
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrays:
+    """Rows by client (client k holds the k-th block of train and of test rows), and fresh rows of every cluster.
+
+    train_x [K·n, d], train_y [K·n, outputs], test_x, test_y alike; population_x [C, N, d],
+    population_y [C, N, outputs].
+    """
+
+    train_x: Floats
+    train_y: Floats
+    test_x: Floats
+    test_y: Floats
+    population_x: Floats
+    population_y: Floats
+
+
+def rows_per_client(spec: Synthetic) -> tuple[int, int]:
+    """Training and test rows of each client: the test part is int((1 − 0.8)·n), as the official code computes it.
+
+    The floating-point product is on purpose: 120 samples give 23 test rows, not 24.
+
+    Raises:
+        ConfigError: there are too few samples for one test row.
+    """
+    test = int((1 - 0.8) * spec.samples_per_client)
+    if test < 1:
+        raise ConfigError(
+            f"data.samples_per_client: {spec.samples_per_client} leaves no test row (a fifth); set at least 6"
+        )
+    return spec.samples_per_client - test, test
+
+
+def generate(spec: Synthetic, clients: int, clusters: int, seed: int) -> Arrays:
+    """Draw x ~ N(0, I) and y from the teacher of the client's cluster c = k mod C: h = x (W + scale·u_c v_cᵀ) + b.
+
+    W [d, d] ~ N(0, 1/d), u_c [d, rank] ~ N(0, 1/d), v_c [d, rank] ~ N(0, 1/rank), b [d] ~ N(0, 1/d). linear: y is
+    the first `outputs` coordinates of h; mlp: y = ReLU(h) W_out with W_out [d, outputs] ~ N(0, 1/d). Training and test
+    labels get label_noise·N(0, I); the population never does, and has cluster c's rows at index c.
+
+    Raises:
+        ConfigError: a linear teacher is asked for more outputs than it has coordinates, or there are too few samples.
+
+    Source: arXiv 2410.03497, synthetic tasks.
+    """
+    d = spec.dimension
+    if spec.kind == "linear" and spec.outputs > d:
+        raise ConfigError(f"data.outputs: {spec.outputs} is more than data.dimension: {d}")
+    train_each, _ = rows_per_client(spec)
+
+    def draw(purpose: str, *shape: int, variance: float = 1.0) -> npt.NDArray[np.float64]:
+        return np.sqrt(variance) * seeds.normal(
+            seed, f"synthetic {purpose}", *np.ix_(*(np.arange(size) for size in shape))
+        )
+
+    base, bias, readout = (
+        draw("W", d, d, variance=1 / d),
+        draw("b", d, variance=1 / d),
+        draw("W_out", d, spec.outputs, variance=1 / d),
+    )
+    u, v = draw("u", clusters, d, spec.rank, variance=1 / d), draw("v", clusters, d, spec.rank, variance=1 / spec.rank)
+    weight = base + spec.scale * u @ v.swapaxes(1, 2)
+
+    def teach(x: npt.NDArray[np.float64], cluster: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        hidden = x @ weight[cluster] + bias
+        return hidden[..., : spec.outputs] if spec.kind == "linear" else np.maximum(hidden, 0.0) @ readout
+
+    x = draw("x", clients, spec.samples_per_client, d)
+    noise = spec.label_noise * draw("noise", clients, spec.samples_per_client, spec.outputs)
+    y = teach(x, np.arange(clients) % clusters) + noise
+    population_x = draw("population", clusters, spec.population, d)
+    population_y = teach(population_x, np.arange(clusters))
+
+    def rows(values: npt.NDArray[np.float64]) -> Floats:
+        return values.reshape(-1, values.shape[-1]).astype(np.float32)
+
+    return Arrays(
+        train_x=rows(x[:, :train_each]), train_y=rows(y[:, :train_each]),
+        test_x=rows(x[:, train_each:]), test_y=rows(y[:, train_each:]),
+        population_x=population_x.astype(np.float32), population_y=population_y.astype(np.float32),
+    )  # fmt: skip

@@ -1,0 +1,79 @@
+"""What a method costs, counted from its declaration: floats held, sent and served, passes per sample."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from floral.engine.state import State
+from floral.spec import Group, Method, Params, Scope
+
+BYTES_PER_FLOAT = 4
+"""Everything travels as float32, whatever the simulation computes in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Floats per client (and round, where sent); `server` is what the server holds."""
+
+    base: int
+    trainable_per_client: int
+    served: int
+    sent_down: int
+    sent_up: int
+    kept_private: int
+    server: int
+    passes_per_sample: float
+
+    @property
+    def bytes_per_client(self) -> int:
+        """Bytes that one client receives and sends in a round."""
+        return BYTES_PER_FLOAT * (self.sent_down + self.sent_up)
+
+    def parameters(self) -> dict[str, int]:
+        """The counts of floats, without the passes."""
+        return {name: value for name, value in asdict(self).items() if name != "passes_per_sample"}
+
+
+def count(method: Method, state: State) -> Costs:
+    """Costs from scopes and shapes alone."""
+    held = {name: _held(method, group, state.values[name]) for name, group in method.groups.items()}
+    sent = _sent(method, held)
+    parts = {name: group for name, group in method.groups.items() if not group.statistic}
+    return Costs(
+        base=_slice(method.groups["base"], state.values["base"]),
+        trainable_per_client=sum(held[name] for name, group in parts.items() if group.trained),
+        served=sum(held[name] for name in parts),
+        sent_down=sum(down for down, _ in sent.values()),
+        sent_up=sum(up for _, up in sent.values()),
+        kept_private=sum(held[name] for name, group in method.groups.items() if group.scope is Scope.PRIVATE),
+        server=sum(
+            _size(state.values[name])
+            for name, group in method.groups.items()
+            if group.scope in (Scope.SHARED, Scope.CLUSTERED)
+        ),
+        passes_per_sample=method.passes if method.trained else 0.0,
+    )
+
+
+def _sent(method: Method, held: dict[str, int]) -> dict[str, tuple[int, int]]:
+    """Floats (down, up) of one client and round by group: what is held and not its own, unless the method says otherwise."""
+    travels = {
+        name: method.phases != () and group.scope in (Scope.SHARED, Scope.CLUSTERED) and (group.trained or group.statistic)
+        for name, group in method.groups.items()
+    }
+    return {name: (held[name],) * 2 if travels[name] else (0, 0) for name in held} | dict(method.sends or {})
+
+
+def _held(method: Method, group: Group, params: Params) -> int:
+    """Floats of a group that one client holds: all clusters, unless its cluster is fixed."""
+    return _size(params) if group.scope is Scope.CLUSTERED and method.member is None else _slice(group, params)
+
+
+def _slice(group: Group, params: Params) -> int:
+    """Floats of one holder: the whole value, or one slice of the axis C or K."""
+    holders = len(next(iter(params.values()))) if group.scope in (Scope.CLUSTERED, Scope.PRIVATE) else 1
+    return _size(params) // holders
+
+
+def _size(params: Params) -> int:
+    return sum(tensor.numel() for tensor in params.values())

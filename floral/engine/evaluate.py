@@ -1,0 +1,192 @@
+"""Evaluation: each client's served model on its own rows, or on all rows of its cluster; routes against true clusters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from floral.engine.local import Loss, log_routes, sample_losses
+from floral.engine.rows import Rows
+from floral.engine.state import State, dims, one, view
+from floral.spec import Method, Scope
+
+Weighting = Literal["sample_mean", "batch_means"]
+SLICE = 4096
+"""Rows of a long test set that one client is evaluated on at a time."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per client: loss, accuracy and correct rows (NaN and 0 for regression), evaluated rows; all [len(clients)]."""
+
+    clients: np.ndarray
+    rows: np.ndarray
+    loss: np.ndarray
+    accuracy: np.ndarray
+    correct: np.ndarray
+
+    def mean(self, values: np.ndarray, of: np.ndarray | slice = slice(None)) -> float:
+        """Mean over clients weighted by their rows; NaN when nobody has a row."""
+        rows = self.rows[of]
+        used = rows > 0
+        return float(np.average(values[of][used], weights=rows[used])) if used.any() else math.nan
+
+
+def on_own_rows(
+    method: Method,
+    state: State,
+    rows: Rows,
+    learner: Tensor,
+    clients: np.ndarray,
+    *,
+    loss: Loss,
+    weighting: Weighting,
+    batch: int,
+    chunk: int,
+    lifted: bool,
+) -> Scores:
+    """Each client's model on its own rows. "batch_means" is the published code's mean of batch means."""
+    losses, correct, accuracy = (np.zeros(len(clients)) for _ in range(3))
+    count = rows.count[clients]
+    for first in range(0, len(clients), chunk):
+        now = slice(first, min(first + chunk, len(clients)))
+        ids = torch.from_numpy(clients[now]).to(rows.x.device)
+        width = max(1, int(count[now].max()))
+        x, y = rows.gather(torch.from_numpy(rows.index[clients[now], :width]).to(rows.x.device))
+        with torch.no_grad():
+            outputs = predict(method, state, learner[ids], ids, x, lifted)
+        each, hit = sample_scores(loss, outputs, y)
+        weight = sample_weights(count[now], width, batch if weighting == "batch_means" else width)
+        losses[now] = weighted(each, weight)
+        accuracy[now] = weighted(hit, weight)
+        correct[now] = weighted(hit, weight > 0)
+    return Scores(clients, count, losses, accuracy, np.rint(correct).astype(np.int64))
+
+
+def on_population(
+    method: Method,
+    state: State,
+    population: Callable[[int], tuple[Tensor, Tensor]],
+    decode: Callable[[Tensor], Tensor],
+    learner: Tensor,
+    cluster: Tensor,
+    *,
+    loss: Loss,
+) -> Scores:
+    """Each client's model on the whole test set as its true cluster sees it; equal models are evaluated once."""
+    clients = len(cluster)
+    same = identical_models(method, learner, cluster)
+    result = np.zeros((clients, 4))
+    for c in torch.unique(cluster).tolist():
+        x, y = population(c)
+        parts = [(decode(x[at : at + SLICE]), y[at : at + SLICE]) for at in range(0, len(x), SLICE)]
+        members = torch.nonzero(cluster == c).flatten().tolist()
+        for k in sorted({int(same[k]) for k in members}):
+            ids = torch.tensor([k], device=cluster.device)
+            total = np.zeros(2)
+            for some_x, some_y in parts:
+                with torch.no_grad():
+                    outputs = predict(method, state, learner[ids], ids, some_x[None], lifted=False)
+                each, hit = sample_scores(loss, outputs, some_y[None])
+                total += float(each.double().sum()), float(hit.sum())
+            result[same == k] = len(x), total[0] / len(x), total[1] / len(x), total[1]
+    rows, losses, accuracy, correct = result.T
+    return Scores(np.arange(clients), rows.astype(np.int64), losses, accuracy, np.rint(correct).astype(np.int64))
+
+
+def identical_models(method: Method, learner: Tensor, cluster: Tensor) -> np.ndarray:
+    """[K] the first client of the same true cluster that is served the very same model."""
+    private = any(group.scope is Scope.PRIVATE for group in method.groups.values())
+    keys = np.stack(
+        [
+            cluster.cpu().numpy(),
+            learner.cpu().numpy() * private,
+            np.zeros(len(cluster), int) if method.member is None else method.member.cpu().numpy(),
+        ]
+    )
+    _, first, inverse = np.unique(keys, axis=1, return_index=True, return_inverse=True)
+    return first[inverse.reshape(-1)]
+
+
+def predict(method: Method, state: State, learners: Tensor, clients: Tensor, x: Tensor, lifted: bool) -> Tensor:
+    """Outputs [m, B, outputs] of m clients on x [m, B, ...]."""
+    seen, axes = view(method, state.values, learners, clients)
+    if lifted:
+        serve = torch.vmap(lambda seen, x: method.predict(seen, x, None, None)[0], in_dims=(dims(axes, seen), 0))
+        return serve(seen, x)
+    return torch.stack([method.predict(one(seen, axes, k), x[k], None, None)[0] for k in range(len(clients))])
+
+
+def sample_scores(loss: Loss, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and hit (0 or 1; 0 for regression) of each sample, [m, B]."""
+    each = sample_losses(loss, outputs.flatten(0, 1), y.flatten(0, 1)).reshape(y.shape[:2])
+    hit = torch.zeros_like(each) if loss == "mse" else (outputs.argmax(-1) == y).to(each.dtype)
+    return each, hit
+
+
+def sample_weights(count: np.ndarray, width: int, batch: int) -> np.ndarray:
+    """[m, width] weights of a client's rows that sum to 1: equal, or equal per batch of `batch` rows."""
+    position = np.arange(width)
+    within = np.clip(count[:, None] - position // batch * batch, 0, batch)  # rows of the batch that holds a position
+    batches = -(-count // batch)
+    weight = np.zeros((len(count), width))
+    valid = position < count[:, None]
+    np.divide(1.0, within * batches[:, None], out=weight, where=valid)
+    return weight
+
+
+def weighted(values: Tensor, weight: np.ndarray) -> np.ndarray:
+    return (values.cpu().double().numpy() * weight).sum(1)
+
+
+# ---------------------------------------------------------------------------------------------- routes
+
+
+def served_routes(method: Method, state: State, learner: Tensor, clients: int) -> np.ndarray | None:
+    """π [K, C] of all clients, None for a method without routes."""
+    if method.log_route is None:
+        return None
+    ids = torch.arange(clients, device=learner.device)
+    seen, axes = view(method, state.values, learner, ids)
+    return log_routes(method, seen, axes, clients).double().exp().cpu().numpy()
+
+
+def route_metrics(route: np.ndarray, cluster: np.ndarray, rows: np.ndarray) -> dict[str, float]:
+    """Recovery of the true clusters by the routes [K, C]: ari of argmax π, mean entropy in nats, mismatch.
+
+    mismatch = mean over clusters of ‖p̂(k|c) - p*(k|c)‖₁ with p̂ ∝ n_k π_kc and p* ∝ n_k over the true members, after
+    the relabelling of clusters that matches them best; 0 is perfect, 2 the worst.
+    """
+    from scipy.optimize import linear_sum_assignment  # 0.2 s to import, and only routed methods need it
+
+    clusters = route.shape[1]
+    positive = np.where(route > 0, route, 1.0)
+    weight = route * rows[:, None]
+    truth = (cluster[:, None] == np.arange(clusters)) * rows[:, None]
+    estimate, exact = (part / np.maximum(part.sum(0), 1e-300) for part in (weight, truth))
+    distance = np.abs(estimate[:, :, None] - exact[:, None, :]).sum(0)
+    return {
+        "ari": adjusted_rand_index(route.argmax(1), cluster),
+        "entropy": float(-(route * np.log(positive)).sum(1).mean()),
+        "mismatch": float(distance[linear_sum_assignment(distance)].mean()),
+    }
+
+
+def adjusted_rand_index(found: np.ndarray, true: np.ndarray) -> float:
+    """Agreement of two labellings beyond chance (Hubert and Arabie 1985): 1 when equal up to names, about 0 at random."""
+    table = np.zeros((found.max() + 1, true.max() + 1))
+    np.add.at(table, (found, true), 1)
+
+    def pairs(counts: np.ndarray) -> float:
+        return float((counts * (counts - 1)).sum() / 2)
+
+    both, rows, columns, total = pairs(table), pairs(table.sum(1)), pairs(table.sum(0)), pairs(np.array([len(found)]))
+    expected = rows * columns / total if total else 0.0
+    largest = (rows + columns) / 2
+    return 1.0 if largest == expected else (both - expected) / (largest - expected)

@@ -1,0 +1,114 @@
+"""The clients' rows as tensors on the device: batches are index gathers, clients of unequal size are masked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from floral import seeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows of one split by holder (client or learner).
+
+    x [N, ...] as stored (uint8 images stay uint8 until they are gathered), y [N] or [N, d], index [U, n_max] row numbers
+    padded with 0, count [U].
+    """
+
+    x: Tensor
+    y: Tensor
+    index: np.ndarray
+    count: np.ndarray
+    scale: float
+    dtype: torch.dtype
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Stored values to inputs: divided by `scale`."""
+        return x.to(self.dtype) / self.scale if self.scale != 1 else x.to(self.dtype)
+
+    def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """x [*index, ...] and y [*index, ...] of the rows in `index`."""
+        flat = index.flatten()
+        x = self.decode(self.x.index_select(0, flat))
+        y = self.y.index_select(0, flat)
+        return x.reshape(*index.shape, *x.shape[1:]), y.reshape(*index.shape, *y.shape[1:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientData:
+    """Everything that a simulation reads. `train` is by learner (a client, or the pool it belongs to), the rest by client."""
+
+    train: Rows
+    test: Rows
+    validation: Rows | None
+    population: Callable[[int], tuple[Tensor, Tensor]]
+    """cluster → (x [N, ...] as stored, y): the whole test set under that cluster's shift, or fresh synthetic rows."""
+    cluster: Tensor
+    """[K] true cluster."""
+    learner: Tensor
+    """[K] the learner that trains for a client."""
+
+    @property
+    def clients(self) -> int:
+        return len(self.cluster)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The batches of a chunk of learners in one round: index and mask [m, H, B]; a step without samples is idle."""
+
+    index: Tensor
+    mask: Tensor
+    samples: np.ndarray
+    """[m] samples that each learner processes."""
+
+    @property
+    def steps(self) -> int:
+        return self.index.shape[1]
+
+
+def plan(
+    rows: Rows,
+    learners: np.ndarray,
+    *,
+    round: int,
+    seed: int,
+    batch: int,
+    epochs: int,
+    reshuffle: bool,
+    share: float = 1.0,
+) -> Plan:
+    """Epochs of batches without replacement over ceil(share·n) rows of each learner, the last batch shorter.
+
+    `reshuffle` draws a new order per epoch (a stream of (seed, round, learner, epoch)); else rows come in stored order.
+    """
+    count = rows.count[learners]
+    take = np.ceil(share * count).astype(np.int64)
+    width = rows.index.shape[1]
+    steps = -(-int(take.max()) // batch)
+    position = np.arange(width)
+    padded = np.zeros((len(learners), epochs, steps * batch), dtype=np.int64)
+    for epoch in range(epochs):
+        if reshuffle:
+            keys = seeds.bits(seed, "batches", round, learners[:, None], epoch, position) >> np.uint64(1)
+            keys[position >= count[:, None]] = np.iinfo(np.uint64).max
+            order = np.argsort(keys, axis=1)[:, : steps * batch]
+        else:
+            order = np.broadcast_to(position[: steps * batch], (len(learners), min(width, steps * batch)))
+        padded[:, epoch, : order.shape[1]] = np.take_along_axis(rows.index[learners], order, axis=1)
+    valid = np.broadcast_to((np.arange(steps * batch) < take[:, None])[:, None], padded.shape)
+    shape = (len(learners), epochs * steps, batch)
+    mask = valid.reshape(shape)
+    index = np.where(mask, padded.reshape(shape), 0)
+    longest = mask.any((0, 1)).sum()  # no batch is longer than the rows: do not carry padding that nobody fills
+    device = rows.x.device
+    return Plan(
+        torch.from_numpy(index[..., :longest].copy()).to(device),
+        torch.from_numpy(mask[..., :longest].copy()).to(device),
+        epochs * take,
+    )

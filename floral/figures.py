@@ -1,0 +1,287 @@
+"""Frames → vector figures (Altair, rendered by vl-convert without a browser). Knows no files, no runs, no torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import polars as pl
+import vl_convert
+
+from floral.looks import Look
+
+INK, MUTED, RULE, BAND = "#1c2127", "#656d76", "#dfe2e6", "#c9ced4"
+"""The page's style sheet recolours exactly these four for a dark screen."""
+
+FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
+STYLE = {
+    "font": FONT,
+    "aria": False,
+    "view": {"stroke": None},
+    "title": {"fontSize": 13, "fontWeight": 600, "color": INK, "subtitleColor": MUTED, "subtitleFontSize": 11},
+    "axis": {
+        "labelColor": MUTED, "titleColor": MUTED, "titleFontWeight": "normal", "titleFontSize": 11,
+        "labelFontSize": 10, "gridColor": RULE, "domainColor": BAND, "tickColor": BAND, "tickSize": 4,
+        "labelPadding": 4,
+    },
+    "header": {"labelColor": MUTED, "labelFontSize": 10.5, "labelFontStyle": "italic", "labelPadding": 3},
+}  # fmt: skip
+
+PANEL, ROW = 222, 15
+"""Pixels: width of a panel and height of a row."""
+
+LARGEST = 1.35
+"""A figure grows on a page to so many times its size: letters of 10 pixels to 13.5."""
+
+FAINT = 0.01
+"""Routes below it are not drawn: on screen they are the paper's colour."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A rendered figure: its file name, its SVG and what it says to those who cannot see it."""
+
+    name: str
+    svg: str
+    alt: str
+
+    @property
+    def pdf(self) -> bytes:
+        return bytes(vl_convert.svg_to_pdf(self.svg))
+
+    @property
+    def inline(self) -> str:
+        """The SVG for a page that holds many: an accessible name, ids of its own, and one scale for all."""
+        svg = re.sub(r'(id="|url\(#)clip', rf"\g<1>{self.name}-clip", self.svg)
+        label = self.alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+        width = float(re.search(r'width="([\d.]+)"', svg)[1])  # type: ignore[index]
+        return svg.replace(
+            "<svg ", f'<svg role="img" aria-label="{label}" style="max-width:{LARGEST * width:.0f}px" ', 1
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A chart and the frames it names: Altair copies data within a chart many times over, names it does not."""
+
+    chart: Any
+    data: dict[str, pl.DataFrame]
+
+
+def render(drawing: Drawing, name: str, title: str, subtitle: str, alt_text: str) -> Figure:
+    """Draw in the report's style. Equal drawings give equal bytes: clip ids count from 0 in every figure."""
+    spec = drawing.chart.to_dict(validate=False)
+    spec |= {
+        "title": {"text": title, "subtitle": subtitle, "anchor": "start", "frame": "group", "offset": 10},
+        "datasets": {key: frame.to_dicts() for key, frame in drawing.data.items()},
+        "background": "transparent",
+        "padding": 4,
+        "config": STYLE,
+    }
+    svg = vl_convert.vegalite_to_svg(spec)
+    numbers = {found: str(at) for at, found in enumerate(dict.fromkeys(re.findall(r'id="clip(\d+)"', svg)))}
+    svg = re.sub(r"((?:id=\"|url\(#)clip)(\d+)", lambda m: m[1] + numbers[m[2]], svg)
+    return Figure(name=name, svg=svg, alt=alt_text)
+
+
+def _colour(looks: Sequence[Look]) -> alt.Color:
+    scale = alt.Scale(domain=[look.id for look in looks], range=[look.colour for look in looks])
+    return alt.Color("contender:N", scale=scale, legend=None)
+
+
+# ------------------------------------------------------------------------------------- curves over time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """What an axis shows: its title, a d3 number format, and whether it is logarithmic."""
+
+    title: str
+    format: str | None = None
+    log: bool = False
+
+
+def curves(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, y: Axis) -> Drawing:
+    """Mean lines with their range as bands, labelled at the right end instead of by a legend.
+
+    `frame`: contender, x, mean, low, high, n. One that has a single x is drawn as a level over the whole width (it
+    spends nothing of x). On a logarithmic axis, values <= 0 are left out.
+    """
+    shown = [look for look in looks if look.id in set(frame["contender"])]
+    spends = pl.col("x").n_unique().over("contender") > 1
+    moving = frame.filter(spends & (pl.col("x") > 0) if x.log else spends)
+    level = frame.filter(~spends).group_by("contender", maintain_order=True).last()
+    start, stop = (float(moving["x"].min()), float(moving["x"].max())) if moving.height else (1.0, 10.0)  # type: ignore[arg-type]
+    ends = pl.concat([moving.group_by("contender", maintain_order=True).last(), level.with_columns(x=pl.lit(stop))])
+    low, high = _domain(frame, y.log)
+    height = max(200, 12 * len(shown) + 12)
+    names = _labels(ends, shown, low, high, height, y.log)
+
+    dash = alt.StrokeDash(
+        "contender:N",
+        scale=alt.Scale(
+            domain=[look.id for look in shown], range=[[4, 2] if look.dashed else [1, 0] for look in shown]
+        ),
+        legend=None,
+    )
+    y_scale = alt.Scale(domain=[low, high], type="log" if y.log else "linear", nice=False)
+    horizontal = alt.X(
+        "x:Q",
+        scale=alt.Scale(domain=[start, stop], type="log" if x.log else "linear", nice=False),
+        axis=_axis(title=x.title, format=x.format, grid=False, **_ticks(start, stop, x.log)),
+    )
+    vertical = alt.Y(
+        "mean:Q", scale=y_scale, axis=_axis(title=None, format=y.format, tickCount=5, domain=False, ticks=False)
+    )
+    colour = _colour(shown)
+    lower, upper = alt.Y("low:Q", scale=y_scale), alt.Y2("high:Q")
+    base = alt.Chart(alt.NamedData("lines"))
+    labels, beside = alt.Chart(alt.NamedData("labels")), alt.Y("label_y:Q", scale=y_scale)
+    layers = [
+        base.mark_area(opacity=0.13, clip=True).encode(horizontal, lower, upper, colour),
+        base.mark_line(strokeWidth=1.6, clip=True, strokeJoin="round").encode(horizontal, vertical, colour, dash),
+        alt.Chart(alt.NamedData("levels")).mark_rule(strokeWidth=1.2, opacity=0.8).encode(vertical, colour, dash),
+        labels.mark_rule(strokeWidth=0.6, opacity=0.6).encode(
+            alt.X("x:Q"), alt.Y("mean:Q", scale=y_scale), alt.X2(value=PANEL + 5), alt.Y2("label_y:Q"), colour
+        ),
+        labels.mark_circle(size=26, opacity=1).encode(alt.X(value=PANEL + 8), beside, colour),
+        labels.mark_text(align="left", fontSize=10, color=INK).encode(alt.X(value=PANEL + 14), beside, text="short:N"),
+    ]  # fmt: skip
+    chart = alt.layer(*layers).properties(width=PANEL, height=height)
+    return Drawing(chart=chart, data={"lines": moving, "levels": level, "labels": names})
+
+
+def _axis(**options: Any) -> alt.Axis:
+    return alt.Axis(**{key: value for key, value in options.items() if key != "format" or value is not None})
+
+
+def _ticks(start: float, stop: float, log: bool) -> dict[str, Any]:
+    """At most five places: powers of ten on a logarithmic axis, with 2 and 5 between them while there is room."""
+    if not log:
+        return {"tickCount": 4}
+    powers = range(math.floor(math.log10(start)), math.ceil(math.log10(stop)) + 1)
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        places = [value for power in powers for factor in factors if start <= (value := factor * 10.0**power) <= stop]
+        if len(places) <= 5:
+            return {"values": places}
+    return {"values": places[:: math.ceil(len(places) / 5)]}
+
+
+def _domain(frame: pl.DataFrame, log: bool) -> tuple[float, float]:
+    low, high = float(frame["low"].min()), float(frame["high"].max())  # type: ignore[arg-type]
+    if log:
+        return low / 1.1, high * 1.1
+    margin = 0.03 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _labels(ends: pl.DataFrame, looks: Sequence[Look], low: float, high: float, height: int, log: bool) -> pl.DataFrame:
+    """Where the names of lines stand so that none overlaps: pushed apart from the top, then back from the bottom."""
+    short = {look.id: look.short for look in looks}
+    scale = math.log if log else float
+    bottom, span = scale(low), scale(high) - scale(low)
+    rows = sorted(ends.iter_rows(named=True), key=lambda row: -row["mean"])
+    places, gap = [], 11.5
+    for row in rows:
+        wished = height * (1 - (scale(row["mean"]) - bottom) / span)
+        places.append(max(wished, places[-1] + gap if places else 0))
+    limit = float(height)
+    for at in range(len(places) - 1, -1, -1):
+        places[at] = min(places[at], limit)
+        limit = places[at] - gap
+    back = [bottom + span * (1 - place / height) for place in places]
+    values = [math.exp(value) if log else value for value in back]
+    return pl.DataFrame(rows, schema=ends.schema).with_columns(
+        label_y=pl.Series(values, dtype=pl.Float64), short=pl.col("contender").replace_strict(short)
+    )
+
+
+# -------------------------------------------------------------------------- one row for each contender
+
+
+def rows(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, domain: tuple[float, float] | None = None) -> Drawing:
+    """Contenders under one another, by group; every mark that a row of `frame` asks for by its `kind`.
+
+    `frame`: contender, kind, value, value2. Kinds: `band` and `middle` (grey: chance alone), `whisker` and `box`
+    (value to value2), `interval` (value to value2), `dot`, `hollow`, `tick` and `cross`.
+    """
+    about = pl.DataFrame([{"contender": k.id, "short": k.short, "group": k.group_title} for k in looks])
+    frame = frame.join(about, on="contender", how="inner", maintain_order="left")
+    shown = [look for look in looks if look.id in set(frame["contender"])]
+    groups = list(dict.fromkeys(look.group_title for look in shown))
+    scale = alt.Scale(zero=False, nice=True) if domain is None else alt.Scale(domain=list(domain), nice=False)
+    value = alt.X(
+        "value:Q", scale=scale, axis=_axis(title=x.title, format=x.format, tickCount=5, domain=False, ticks=False)
+    )
+    name = alt.Y(
+        "short:N",
+        sort=[look.short for look in shown],
+        axis=alt.Axis(title=None, domain=False, ticks=False, labelLimit=150, labelColor=INK, labelPadding=8),
+    )
+    colour, end = _colour(shown), alt.X2("value2:Q")
+
+    def of(kind: str) -> alt.Chart:
+        return alt.Chart().transform_filter(alt.datum.kind == kind)
+
+    layers = {
+        "band": of("band").mark_bar(height=11, color=BAND, opacity=0.65).encode(value, name, end),
+        "middle": of("middle").mark_tick(height=11, thickness=1, color=MUTED).encode(value, name),
+        "whisker": of("whisker").mark_rule(strokeWidth=1).encode(value, name, end, colour),
+        "box": of("box").mark_bar(height=6, opacity=0.75).encode(value, name, end, colour),
+        "point": of("point").mark_circle(size=9, opacity=0.45).encode(value, name, colour),
+        "interval": of("interval").mark_rule(strokeWidth=2.2, opacity=0.8).encode(value, name, end, colour),
+        "tick": of("tick").mark_tick(height=9, thickness=1, opacity=0.9).encode(value, name, colour),
+        "median": of("median").mark_tick(height=9, thickness=2, color=INK).encode(value, name),
+        "dot": of("dot").mark_circle(size=46, opacity=1).encode(value, name, colour),
+        "hollow": of("hollow").mark_point(size=34, opacity=1, strokeWidth=1.6).encode(value, name, colour),
+    }
+    kinds = set(frame["kind"])
+    chart = alt.layer(*(layer for kind, layer in layers.items() if kind in kinds), data=alt.NamedData("marks"))
+    header = alt.Header(labelOrient="top", labelAnchor="start", title=None)
+    chart = chart.properties(width=PANEL, height=alt.Step(ROW))
+    chart = chart.facet(row=alt.Row("group:N", sort=groups, header=header), spacing=4).resolve_scale(y="independent")
+    return Drawing(chart=chart, data={"marks": frame})
+
+
+# ------------------------------------------------------------------------------------- routes of clients
+
+
+def routes(frame: pl.DataFrame, looks: Sequence[Look], clients: int, clusters: int) -> Drawing:
+    """Heat maps π_kc: clients from left to right by true cluster, learned clusters from top to bottom.
+
+    `frame`: contender, position (0..K-1), cluster (0..C-1), weight (0..1), true_cluster. Opacity is the weight.
+    """
+    width, height = PANEL + 90, 13 * clusters
+    edges = frame.group_by("true_cluster").agg(start=pl.col("position").min(), end=pl.col("position").max() + 1)
+    edges = edges.sort("start").with_columns(
+        middle=(pl.col("start") + pl.col("end")) / 2, name="true " + (pl.col("true_cluster") + 1).cast(pl.String)
+    )
+    across = alt.Scale(domain=[0, clients], nice=False)
+    down = alt.Scale(domain=[clusters, 0], nice=False)
+    depth = alt.Opacity("weight:Q", scale=alt.Scale(domain=[0, 1], range=[0, 1]), legend=None)
+    heat = alt.Chart(alt.NamedData("cells")).encode(
+        alt.X("position:Q", scale=across, axis=None), alt.X2("end:Q"),
+        alt.Y("cluster:Q", scale=down, axis=None), alt.Y2("bottom:Q"), depth,
+    )  # fmt: skip
+    borders = alt.Chart(alt.NamedData("borders")).mark_rule(color=MUTED, strokeWidth=0.8).encode(alt.X("start:Q"))
+    outline = alt.Chart(alt.NamedData("outline")).mark_rect(filled=False, stroke=BAND, strokeWidth=0.8)
+    outline = outline.encode(x=alt.value(0), x2=alt.value(width), y=alt.value(0), y2=alt.value(height))
+    panels: list[Any] = []
+    for look in looks:
+        if look.id in set(frame["contender"]):
+            own = heat.transform_filter(alt.datum.contender == look.id).mark_rect(color=look.colour)
+            title = alt.TitleParams(look.short, anchor="start", fontSize=10.5, fontWeight="normal", color=INK, offset=3)
+            panels.append(alt.layer(own, borders, outline).properties(width=width, height=height, title=title))
+    names = alt.Chart(alt.NamedData("edges")).mark_text(color=MUTED, fontSize=10)
+    names = names.encode(alt.X("middle:Q", scale=across, axis=None), alt.Text("name:N"))
+    cells = frame.filter(pl.col("weight") >= FAINT).select(
+        "contender", "position", "cluster", pl.col("weight").round(3),
+        end=pl.col("position") + 1, bottom=pl.col("cluster") + 1,
+    )  # fmt: skip
+    chart = alt.vconcat(*panels, names.properties(width=width, height=10), spacing=8)
+    data = {"cells": cells, "borders": edges.slice(1), "edges": edges, "outline": pl.DataFrame({"one": [1]})}
+    return Drawing(chart=chart, data=data)

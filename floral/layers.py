@@ -1,0 +1,177 @@
+"""Declared layers: what a model is made of, what an adaptor attaches to, what a backend may batch by hand.
+
+A layer knows the shapes of its parameters and how ONE client applies it to x [B, ...]; it holds no tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from floral.streams import Stream
+from floral.spec import Draws, Params, View
+
+BATCH_NORM_MOMENTUM = 0.1
+BATCH_NORM_EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class Linear:
+    """y = x Wᵀ + b, W [outputs, inputs]; start U(±1/sqrt(inputs)), PyTorch's default."""
+
+    inputs: int
+    outputs: int
+    bias: bool = True
+
+    def init(self, stream: Stream) -> Params:
+        bound = 1 / math.sqrt(self.inputs)
+        params = {"weight": stream.uniform("weight", (self.outputs, self.inputs), -bound, bound)}
+        if self.bias:
+            params["bias"] = stream.uniform("bias", (self.outputs,), -bound, bound)
+        return params
+
+    def __call__(self, params: Params, x: Tensor) -> Tensor:
+        return F.linear(x, params["weight"], params.get("bias"))
+
+
+@dataclass(frozen=True)
+class Conv2d:
+    """Cross-correlation of x [B, inputs, H, W] with W [outputs, inputs, *kernel]; start U(±1/sqrt(fan_in))."""
+
+    inputs: int
+    outputs: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    bias: bool = True
+
+    def init(self, stream: Stream) -> Params:
+        bound = 1 / math.sqrt(self.inputs * math.prod(self.kernel))
+        params = {"weight": stream.uniform("weight", (self.outputs, self.inputs, *self.kernel), -bound, bound)}
+        if self.bias:
+            params["bias"] = stream.uniform("bias", (self.outputs,), -bound, bound)
+        return params
+
+    def __call__(self, params: Params, x: Tensor) -> Tensor:
+        return F.conv2d(x, params["weight"], params.get("bias"), self.stride, self.padding)
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """Batch normalisation of x [B, features, ...] over all axes but the second (arXiv 1502.03167).
+
+    In training the batch's own mean and variance over unmasked samples; in evaluation the running ones. The running
+    variance is unbiased and both move by 0.1, as in PyTorch.
+    """
+
+    features: int
+
+    def init(self, stream: Stream) -> Params:
+        del stream
+        return {"weight": torch.ones(self.features), "bias": torch.zeros(self.features)}
+
+    def statistics(self) -> Params:
+        return {"mean": torch.zeros(self.features), "variance": torch.ones(self.features)}
+
+    def __call__(self, params: Params, running: Params, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Params]:
+        """Normalised x and the running statistics after it; `mask` None is evaluation."""
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        axes = (0, *range(2, x.dim()))
+        if mask is None:
+            mean, variance = running["mean"], running["variance"]
+        else:
+            weight = mask.to(x.dtype).reshape((-1, 1) + (1,) * (x.dim() - 2)).expand_as(x)
+            count = weight.sum(axes).clamp(min=1)
+            mean = (x * weight).sum(axes) / count
+            variance = ((x - mean.reshape(shape)) ** 2 * weight).sum(axes) / count
+            unbiased = variance * count / (count - 1).clamp(min=1)
+            moved = {"mean": mean, "variance": unbiased}
+            running = {key: old + BATCH_NORM_MOMENTUM * (moved[key].detach() - old) for key, old in running.items()}
+        scale = params["weight"] / torch.sqrt(variance + BATCH_NORM_EPSILON)
+        return (x - mean.reshape(shape)) * scale.reshape(shape) + params["bias"].reshape(shape), running
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Zeroes entries of x [B, *shape] with probability `rate` in training and divides the rest by 1 - rate."""
+
+    shape: tuple[int, ...]
+    rate: float = 0.5
+
+    def __call__(self, x: Tensor, uniform: Tensor) -> Tensor:
+        return torch.where(uniform < self.rate, torch.zeros((), dtype=x.dtype), x / (1 - self.rate))
+
+
+Layer = Linear | Conv2d | BatchNorm | Dropout
+Call = Callable[[str, Tensor], Tensor]
+"""call(name, x): the named layer applied to x."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Declared layers and how x [B, ...] flows through them to logits [B, outputs]."""
+
+    layers: Mapping[str, Layer]
+    forward: Callable[[Call, Tensor], Tensor]
+
+    def init(self, stream: Stream) -> Params:
+        """Parameters at the start, named <layer>.<parameter>; equal streams give equal parameters."""
+        return {
+            f"{name}.{key}": value
+            for name, layer in self.layers.items()
+            if not isinstance(layer, Dropout)
+            for key, value in layer.init(stream.of(name)).items()
+        }
+
+    def statistics(self) -> Params:
+        """Running statistics at the start; empty without batch norm."""
+        norms = {name: layer for name, layer in self.layers.items() if isinstance(layer, BatchNorm)}
+        return {f"{name}.{key}": value for name, layer in norms.items() for key, value in layer.statistics().items()}
+
+    @property
+    def draws(self) -> dict[str, tuple[int | str, ...]]:
+        dropouts = {name: layer for name, layer in self.layers.items() if isinstance(layer, Dropout)}
+        return {name: ("batch", *layer.shape) for name, layer in dropouts.items()}
+
+    @property
+    def size(self) -> int:
+        """|w|, the number of parameters."""
+        return sum(value.numel() for value in self.init(Stream(0, "size")).values())
+
+    def __call__(
+        self,
+        params: Params,
+        statistics: Params,
+        x: Tensor,
+        draws: Draws | None,
+        mask: Tensor | None,
+        around: Callable[[Call], Call] = lambda call: call,
+    ) -> tuple[Tensor, Params]:
+        """Logits and the statistics after the pass; `around` wraps every layer's call (unmerged adaptors)."""
+        changed = dict(statistics)
+
+        def call(name: str, x: Tensor) -> Tensor:
+            layer = self.layers[name]
+            match layer:
+                case Dropout():
+                    return x if draws is None else layer(x, draws[name])
+                case BatchNorm():
+                    running = {key: changed[f"{name}.{key}"] for key in ("mean", "variance")}
+                    y, running = layer(own(params, name), running, x, None if draws is None else mask)
+                    changed.update({f"{name}.{key}": value for key, value in running.items()})
+                    return y
+                case _:
+                    return layer(own(params, name), x)
+
+        return self.forward(around(call), x), changed
+
+
+def own(params: Params, layer: str) -> Params:
+    """The parameters of one layer, without its name in front."""
+    prefix = f"{layer}."
+    return {key.removeprefix(prefix): value for key, value in params.items() if key.startswith(prefix)}

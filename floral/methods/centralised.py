@@ -1,0 +1,20 @@
+"""Pooled training: what one data holder with all rows, or with all rows of one true cluster, would reach."""
+
+from floral.parts import serve, whole
+from floral.spec import Method, Problem, Scope
+from floral.streams import Stream
+
+
+def build(problem: Problem, *, pool: str) -> Method:
+    """`pool="all"`: one model on all rows. `pool="cluster"`: one per true cluster, the ceiling of any clustering.
+
+    A learner sees the participation share of its rows per round, as many as the clients of a cohort see together.
+    """
+    model = problem.build_model()
+    learners = 1 if pool == "all" else problem.clusters
+    return Method(
+        groups=whole(model, Scope.PRIVATE, Stream(problem.seed, "model"), problem.lr, holders=learners),
+        predict=serve(model),
+        draws=model.draws,
+        pool=pool,
+    )

@@ -1,0 +1,25 @@
+"""The best prediction that does not look at the input: what any method must beat."""
+
+import torch
+
+from floral.spec import Group, Method, Problem, Scope
+
+
+def build(problem: Problem) -> Method:
+    """One output for all inputs, the log of the class frequencies over all training rows (regression: the mean of the
+    targets), which minimises the training loss among constants. Nothing is trained."""
+
+    def fit(x, y):
+        del x
+        if problem.regression:
+            return {"base": {"output": y.mean(0)}}
+        counts = torch.bincount(y, minlength=problem.outputs).to(problem.dtype)
+        smoothed = (counts + 1) / (counts + 1).sum()  # Laplace: a class without a training row keeps a finite loss
+        return {"base": {"output": smoothed.log()}}
+
+    def predict(view, x, draws, mask):
+        del draws, mask
+        return view["base"]["output"].expand(x.shape[0], problem.outputs), {}
+
+    base = Group(scope=Scope.SHARED, init=lambda: {"output": torch.zeros(problem.outputs)})
+    return Method(groups={"base": base}, predict=predict, prepare=fit, phases=())

@@ -1,0 +1,83 @@
+"""FLoRAL (arXiv 2410.03497): one shared base, C low-rank adaptors, a router per client that mixes them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from floral import parts
+from floral.adaptors.attach import Adaptors, attach
+from floral.parts import Router, distinct, whole
+from floral.spec import Group, Method, Problem, Scope, View
+from floral.streams import Stream
+
+
+def build(
+    problem: Problem, *, router: str, temperature: float, noise: float, entropy: float, **adaptor: Any
+) -> Method:
+    """Base SHARED, adaptors CLUSTERED, router PRIVATE, mixed inside the layers: W + Σ_c π_kc B_c A_c.
+
+    Adaptors frozen at zero are FedAvg; one client per cluster with a fixed route is Local Adaptor.
+    """
+    adaptors = adaptors_of(problem, **adaptor)
+    model = adaptors.model
+    mixer = Router(kind=router, problem=problem, temperature=temperature, noise=noise)
+    floor = problem.switches["mixture_floor"]
+    sign = 1.0 if problem.switches["entropy_sign"] == "minimise" else -1.0
+
+    def predict(view, x, draws, mask):
+        mixture = mixer.forward(view, draws).clamp(min=floor)
+        base, running = view["base"], view.get("statistics", {})
+        logits, statistics = adaptors(base, view["adaptors"], mixture, running, x, draws, mask)
+        return logits, {"statistics": statistics} if statistics else {}
+
+    def entropy_term(view, received, draws):
+        del received
+        return sign * entropy * parts.entropy(mixer.forward(view, draws))
+
+    return Method(
+        groups={
+            **whole(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
+            "adaptors": Group(
+                scope=Scope.CLUSTERED,
+                init=lambda: distinct(adaptors.init, Stream(problem.seed, "adaptors"), problem.clusters),
+                lr=problem.lr,
+                server_lr=problem.lr if problem.switches["adaptor_server_lr"] == "client" else None,
+            ),
+            **mixer.groups,
+        },
+        predict=predict,
+        precondition=preconditioner(problem, adaptors, "adaptors"),
+        penalty=entropy_term if entropy > 0 else None,
+        log_route=mixer.log_route,
+        draws={**model.draws, **mixer.draws},
+        sends=mixer.sends,
+    )
+
+
+def adaptors_of(
+    problem: Problem,
+    *,
+    rank: float | str,
+    bias: bool = True,
+    convolution: str = "balanced_2d",
+    application: str = "merged",
+) -> Adaptors:
+    """The task's model with an adaptor on every layer, under the run's fidelity switches."""
+    return attach(
+        problem.build_model(),
+        rank=rank,
+        bias=problem.switches["bias_init"] if bias else None,
+        convolution=convolution,
+        conv_rank=problem.switches["conv_rank"],
+        application=application,
+    )
+
+
+def preconditioner(problem: Problem, adaptors: Adaptors, group: str) -> Callable[[View, View], View] | None:
+    """Preconditions the gradients of the adaptors' factors in `group`, if the switch is on."""
+    if not problem.switches["preconditioner"]:
+        return None
+
+    def precondition(gradients, trained):
+        return {**gradients, group: adaptors.precondition(gradients[group], trained[group])}
+
+    return precondition

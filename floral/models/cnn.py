@@ -1,0 +1,46 @@
+"""The CIFAR-10 CNN of arXiv 2410.03497: two convolutions with max-pooling, two linear layers."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from floral.layers import Call, Conv2d, Linear, Model
+from floral.spec import Refused
+
+
+def build(
+    shape: tuple[int, ...],
+    outputs: int,
+    *,
+    channels: tuple[int, int] = (32, 64),
+    hidden: int = 64,
+    width: float = 1.0,
+) -> Model:
+    """x [B, H, W] or [B, H, W, colours] → conv 5×5 → pool 2 → conv 3×3 → pool 3 → linear → linear → [B, outputs].
+
+    Pooling comes before ReLU: the same values, and fewer of them to rectify.
+
+    Raises:
+        Refused: the images are too small for the two convolutions and pools.
+    """
+    first, second = (round(count * width) for count in channels)
+    hidden = round(hidden * width)
+    height, breadth, colours = (*shape, 1)[:3]
+    sides = [((side - 4) // 2 - 2) // 3 for side in (height, breadth)]
+    if min(sides) < 1:
+        raise Refused(f"images of {height}×{breadth} are too small for this network: at least 14×14")
+
+    def forward(call: Call, x: Tensor) -> Tensor:
+        x = x.unsqueeze(1) if len(shape) == 2 else x.movedim(-1, 1)
+        x = F.relu(F.max_pool2d(call("conv1", x), 2))
+        x = F.relu(F.max_pool2d(call("conv2", x), 3))
+        return call("out", F.relu(call("hidden", x.flatten(1))))
+
+    return Model(
+        layers={
+            "conv1": Conv2d(colours, first, (5, 5)),
+            "conv2": Conv2d(first, second, (3, 3)),
+            "hidden": Linear(second * sides[0] * sides[1], hidden),
+            "out": Linear(hidden, outputs),
+        },
+        forward=forward,
+    )

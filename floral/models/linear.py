@@ -1,0 +1,16 @@
+"""One linear layer: the regression of the synthetic tasks, softmax regression elsewhere."""
+
+import math
+
+from floral.layers import Linear, Model
+from floral.spec import Refused
+
+
+def build(shape: tuple[int, ...], outputs: int, *, width: float = 1.0) -> Model:
+    """x [B, *shape] → [B, outputs]; it has no hidden layer that could be widened."""
+    if width != 1.0:
+        raise Refused("a linear model has no hidden layer to widen")
+    return Model(
+        layers={"out": Linear(math.prod(shape), outputs)},
+        forward=lambda call, x: call("out", x.flatten(1)),
+    )

@@ -1,0 +1,27 @@
+"""One hidden layer with ReLU, optionally batch-normalised: the MLP of the MNIST, digits and synthetic tasks."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from floral.layers import BatchNorm, Call, Layer, Linear, Model
+
+
+def build(
+    shape: tuple[int, ...], outputs: int, *, hidden: int, batch_norm: bool = False, width: float = 1.0
+) -> Model:
+    """x [B, *shape] → flatten → linear → (batch norm) → ReLU → linear → [B, outputs]."""
+    hidden = round(hidden * width)
+    layers: dict[str, Layer] = {"hidden": Linear(math.prod(shape), hidden)}
+    if batch_norm:
+        layers["norm"] = BatchNorm(hidden)
+    layers["out"] = Linear(hidden, outputs)
+
+    def forward(call: Call, x: Tensor) -> Tensor:
+        x = call("hidden", x.flatten(1))
+        if batch_norm:
+            x = call("norm", x)
+        return call("out", torch.relu(x))
+
+    return Model(layers=layers, forward=forward)

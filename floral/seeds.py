@@ -1,0 +1,84 @@
+"""One root seed, many named random streams: every draw is a pure function of (seed, purpose, counters).
+
+Nothing is ever advanced, so a draw depends neither on the order nor on the shape in which it is asked for: round 7 of
+client 12 is the same after a resumption, in another chunk of clients and on another backend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+Counter = int | npt.NDArray[np.integer]
+"""A counter: one integer, or an array of them that broadcasts against the other counters."""
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_27, _30, _31, _11, _ONE = (np.uint64(value) for value in (27, 30, 31, 11, 1))
+
+
+def bits(seed: int, purpose: str, *counters: Counter) -> npt.NDArray[np.uint64]:
+    """64 random bits per counter: SplitMix64, started at the hash of `purpose`, absorbs the seed and then each counter.
+
+    z ← mix(z + γ·(counter + 1)) for each counter, so that the last counter walks SplitMix64's own sequence and two
+    different last counters never give the same bits. Shape: that of the broadcast counters.
+
+    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    """
+    state = _absorb(_key(purpose), seed)
+    for counter in counters:
+        state = _absorb(state, counter)
+    return state
+
+
+def uniform(seed: int, purpose: str, *counters: Counter) -> npt.NDArray[np.float64]:
+    """Uniform numbers in [0, 1) with 53 bits, one per counter."""
+    return _unit(bits(seed, purpose, *counters))
+
+
+def normal(seed: int, purpose: str, *counters: Counter) -> npt.NDArray[np.float64]:
+    """Standard normal numbers, one per counter: √(−2 log(1 − u))·cos(2πv) (Box and Muller 1958)."""
+    state = bits(seed, purpose, *counters)
+    radius = np.sqrt(-2.0 * np.log1p(-_unit(_absorb(state, 0))))
+    return radius * np.cos(2.0 * np.pi * _unit(_absorb(state, 1)))
+
+
+def permutation(seed: int, purpose: str, *counters: Counter, size: int) -> npt.NDArray[np.int64]:
+    """A random order of 0 … size−1 for each counter, shape [*counters, size]."""
+    keys = bits(seed, purpose, *(np.asarray(counter)[..., None] for counter in counters), np.arange(size))
+    # Keys that differ in the last counter only are never equal, so that every sorting algorithm gives this one order.
+    return np.argsort(keys, axis=-1)
+
+
+def sample(seed: int, purpose: str, *counters: Counter, size: int, count: int) -> npt.NDArray[np.int64]:
+    """`count` different numbers of 0 … size−1 for each counter, sorted, shape [*counters, count].
+
+    Raises:
+        ValueError: `count` is negative or more than `size`.
+    """
+    if not 0 <= count <= size:
+        raise ValueError(f"cannot draw {count} different numbers out of {size}")
+    return np.sort(permutation(seed, purpose, *counters, size=size)[..., :count], axis=-1)
+
+
+@cache
+def _key(purpose: str) -> npt.NDArray[np.uint64]:
+    return np.frombuffer(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "<u8")[0]
+
+
+@np.errstate(over="ignore")
+def _absorb(state: npt.NDArray[np.uint64], counter: Counter) -> npt.NDArray[np.uint64]:
+    values = np.asarray(counter)
+    if values.dtype.kind not in "iu":
+        raise TypeError(f"a counter must be an integer or an array of integers, not {values.dtype}")
+    mixed = state + (values.astype(np.uint64) + _ONE) * _GOLDEN
+    mixed = (mixed ^ (mixed >> _30)) * _FIRST
+    mixed = (mixed ^ (mixed >> _27)) * _SECOND
+    return mixed ^ (mixed >> _31)
+
+
+def _unit(random: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
+    return (random >> _11).astype(np.float64) * 2.0**-53

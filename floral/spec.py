@@ -1,0 +1,151 @@
+"""The vocabulary: what a method states and what the engine reads. Nothing here computes.
+
+Axes: K clients, M cohort, C clusters, B samples of a batch, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Params = dict[str, Tensor]
+"""Named tensors of one group, e.g. {"fc1.weight": ..., "fc1.bias": ...}."""
+
+View = dict[str, Params]
+"""What ONE client sees: group → its parameters, without a client axis; a CLUSTERED group keeps its axis C unless the
+method has a `member`, in which case it is the slice of the client's own cluster."""
+
+Draws = Mapping[str, Tensor]
+"""Random inputs of one step, uniform on [0, 1), by name: made by the engine, so models call no random generator."""
+
+
+class Refused(ValueError):
+    """A method, adaptor or model cannot do what the task asks; the message gives the reason."""
+
+
+class Scope(StrEnum):
+    SHARED = "shared"
+    """One value for all, averaged with p(k) ∝ n_k."""
+    CLUSTERED = "clustered"
+    """Leading axis C, cluster c averaged with p(k|c) ∝ n_k·π_kc."""
+    PRIVATE = "private"
+    """Leading axis K, stays with its client, written back only for the clients that took part."""
+    FROZEN = "frozen"
+    """Never trained, never sent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """A named group of parameters and who holds it.
+
+    `init` returns the complete value: no leading axis (SHARED, FROZEN), axis C (CLUSTERED) or axis K (PRIVATE).
+    `server_lr` None is the task's. A `statistic` (a running mean) is changed by the forward pass, not by gradients; a
+    `fixed` group (a given route) has values per client or cluster that never change.
+    """
+
+    scope: Scope
+    init: Callable[[], Params]
+    lr: float = 0.0
+    server_lr: float | None = None
+    statistic: bool = False
+    fixed: bool = False
+
+    @property
+    def trained(self) -> bool:
+        return not (self.scope is Scope.FROZEN or self.statistic or self.fixed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A stretch of local training: which groups train, for how many epochs (None: the task's)."""
+
+    train: tuple[str, ...]
+    epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """x [B, ...] decoded inputs, y [B] labels or [B, d] targets, mask [B]: 1 for a sample, 0 for padding."""
+
+    x: Tensor
+    y: Tensor
+    mask: Tensor
+
+
+class Predict(Protocol):
+    def __call__(self, view: View, x: Tensor, draws: Draws | None, mask: Tensor | None) -> tuple[Tensor, View]:
+        """Logits [B, outputs] of one client on x [B, ...], and the statistics that the pass changed.
+
+        `draws` None is evaluation: no noise, running statistics. `mask` [B] marks the samples that are no padding.
+        """
+        ...
+
+
+Objective = Callable[[View, View, Batch, Draws], tuple[Tensor, View]]
+"""(trained, fixed, batch, draws) → (loss, changed statistics) of one client on one batch."""
+
+LocalStep = Callable[[Objective, View, View, Batch, Draws, Mapping[str, float]], tuple[View, View, Tensor]]
+"""(objective, trained, fixed, batch, draws, lr by group) → (trained, changed statistics, loss)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A method is its groups and small functions for ONE client; every slot defaults to FedAvg's."""
+
+    groups: Mapping[str, Group]
+    predict: Predict
+    precondition: Callable[[View, View], View] | None = None
+    """(gradients, trained) → the gradients that the SGD step takes instead."""
+    local_step: LocalStep | None = None
+    """What replaces the SGD step on a batch: inner loops, mixed gradients, other optimisers."""
+    phases: tuple[Phase, ...] | None = None
+    """None: all trained groups together for the task's epochs; (): nothing is trained and there are no rounds."""
+    penalty: Callable[[View, View, Draws], Tensor] | None = None
+    """(view, received view, draws) → a scalar added to the loss."""
+    log_route: Callable[[View], Tensor] | None = None
+    """log π_k [C] of one client: the weight of its update in each cluster, and what the report shows."""
+    member: Tensor | None = None
+    """The fixed cluster of each client [K]: it then holds, trains and sends that cluster's slice only."""
+    prepare: Callable[[Tensor, Tensor], View] | None = None
+    """(x, y) of all training rows → initial values that replace those of `init`."""
+    pool: Literal["all", "cluster"] | None = None
+    """Clients whose rows lie in one place: all, or those of one true cluster; such a learner sends nothing."""
+    draws: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
+    """Shapes of the random inputs of a step, "batch" for B."""
+    sends: Mapping[str, tuple[int, int]] | None = None
+    """Floats (down, up) by group, where the scopes do not say it: router logits are PRIVATE, yet sent up."""
+    passes: float = 1.0
+    """Forward-backward passes of one whole model that a sample costs its client."""
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        return tuple(name for name, group in self.groups.items() if group.statistic)
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        return tuple(name for name, group in self.groups.items() if group.trained)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What a task gives to a method: the model, the sizes, the rates, the fidelity switches and the seed."""
+
+    build_model: Callable[..., Any]
+    """`build_model(width=1.0)` → the task's model, its hidden layers widened by `width`."""
+    clients: int
+    clusters: int
+    true_cluster: Tensor
+    """[K]; for oracle methods and for the report only."""
+    lr: float
+    router_lr: float
+    outputs: int
+    regression: bool
+    switches: Mapping[str, Any]
+    seed: int
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")

@@ -1,0 +1,275 @@
+"""The training of one run: assemble the simulation, go through the rounds, checkpoint, write the results."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+
+from floral.config import ConfigError, Run
+from floral.data import federation
+from floral.data.federation import Federation
+from floral.engine import checkpoint, execution
+from floral.engine.aggregate import ServerOptimiser
+from floral.engine.rows import ClientData, Rows
+from floral.engine.simulate import Evaluation, Execution, Settings, Simulation
+from floral.engine.state import State
+from floral.spec import Method, Problem, Refused
+from floral.stages import record
+from floral.stages.record import Progress
+
+
+def execute(
+    run: Run, results: Path, device: str, backend: str, threads: int, checkpoint_seconds: float
+) -> dict[str, Any]:
+    """Train a run to its end and return its summary, which is written last.
+
+    Raises:
+        ConfigError: data are missing, the method cannot do the task, no such device, a damaged checkpoint.
+        KeyboardInterrupt: asked to stop; a checkpoint was written.
+    """
+    began = time.perf_counter()
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    folder = results / run.folder
+    simulation, data, state = assemble(run, results, resolve_device(device))
+    record.write_run(folder, run, data.partition_digest)
+    chosen = resolve_execution(simulation, state, folder, backend, threads)
+    simulation = Simulation(simulation.method, simulation.data, simulation.settings, chosen)
+    path = folder / "checkpoint" / "last.safetensors"
+    progress = Progress()
+    if path.exists():
+        state, progress = resume(path, simulation)
+    progress.seconds["setup"] += time.perf_counter() - began
+    with interruptible() as stop:
+        rounds(simulation, state, progress, path, checkpoint_seconds, stop)
+    summary = record.write_results(folder, run, simulation, state, progress, data, threads)
+    path.unlink(missing_ok=True)
+    return summary
+
+
+def rounds(
+    simulation: Simulation, state: State, progress: Progress, path: Path, checkpoint_seconds: float, stop: list[int]
+) -> None:
+    """Every round that is left, evaluated on schedule; stops early when the run diverges."""
+    settings = simulation.settings
+    costs = simulation.costs(state)
+    saved = time.monotonic()
+    if not progress.metrics:
+        evaluated(simulation, state, progress, None)
+    while progress.round < settings.rounds and progress.diverged_at is None:
+        began = time.perf_counter()
+        progress.round += 1
+        loss, samples = simulation.train(state, progress.round)
+        progress.bytes += costs.bytes_per_client * len(simulation.cohort(progress.round))
+        progress.client_samples += samples
+        progress.client_passes += samples * costs.passes_per_sample
+        progress.seconds["train"] += time.perf_counter() - began
+        if settings.evaluates(progress.round):
+            evaluated(simulation, state, progress, float(loss))
+        if settings.sampled_evaluation and settings.last_bin(progress.round):
+            began = time.perf_counter()
+            progress.official.append(simulation.sampled_score(state, progress.round))
+            progress.seconds["evaluate"] += time.perf_counter() - began
+        if stop or time.monotonic() - saved > checkpoint_seconds:
+            checkpoint.write(path, state.tensors(), progress.as_json())
+            saved = time.monotonic()
+        if stop:
+            raise KeyboardInterrupt
+
+
+def evaluated(simulation: Simulation, state: State, progress: Progress, loss: float | None) -> Evaluation:
+    """Evaluate, keep the rows, and note a divergence."""
+    began = time.perf_counter()
+    evaluation = simulation.evaluate(state, progress.round, loss)
+    progress.add(evaluation)
+    progress.seconds["evaluate"] += time.perf_counter() - began
+    return evaluation
+
+
+def resume(path: Path, simulation: Simulation) -> tuple[State, Progress]:
+    """State and progress of the last checkpoint, on the run's device."""
+    try:
+        tensors, progress = checkpoint.read(path)
+    except checkpoint.Unreadable as error:
+        raise ConfigError(str(error)) from error
+    state = State.of({name: tensor.to(simulation.device) for name, tensor in tensors.items()})
+    return state, Progress.of(progress)
+
+
+# ---------------------------------------------------------------------------------------------- assembly
+
+
+def assemble(
+    run: Run, results: Path, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[Simulation, Federation, State]:
+    """The simulation of a run at its start, with a plain execution."""
+    data = federation.load(run, results)
+    problem = make_problem(run, data, device, dtype)
+    method = build_method(run, problem)
+    simulation = Simulation(method, client_data(data, method, device, dtype), make_settings(run), Execution("loop", 1))
+    return simulation, data, simulation.start()
+
+
+def make_problem(run: Run, data: Federation, device: torch.device, dtype: torch.dtype) -> Problem:
+    """What the run's method gets to know of its task."""
+    task = run.task
+    outputs = data.classes if data.classes is not None else data.train_y.shape[1]
+    module = importlib.import_module(f"floral.models.{task.model.kind}")
+    allowed = set(inspect.signature(module.build).parameters) - {"shape", "outputs", "width"}
+    for key in task.model.arguments:
+        if key not in allowed:
+            raise ConfigError(
+                f"task {task.name}: model.{key}: unknown; {task.model.kind} has {', '.join(sorted(allowed)) or 'no options'}"
+            )
+
+    def build_model(width: float = 1.0) -> Any:
+        return module.build(data.shape, outputs, **task.model.arguments, width=width)
+
+    return Problem(
+        build_model=build_model,
+        clients=task.clients,
+        clusters=task.clusters,
+        true_cluster=torch.from_numpy(data.cluster).to(device),
+        lr=task.lr,
+        router_lr=task.router_lr,
+        outputs=outputs,
+        regression=task.loss == "mse",
+        switches=run.fidelity.switches,
+        seed=run.seed,
+        dtype=dtype,
+        device=device,
+    )
+
+
+def build_method(run: Run, problem: Problem) -> Method:
+    """The run's method, or a ConfigError with its reason to refuse the task."""
+    module = importlib.import_module(f"floral.methods.{run.variant.method}")
+    try:
+        return module.build(problem, **run.variant.params)
+    except Refused as reason:
+        raise ConfigError(f"{run.variant.name} cannot do {run.task.name}: {reason}") from None
+
+
+def make_settings(run: Run) -> Settings:
+    """The task's rounds under the run's fidelity."""
+    task, rule = run.task, run.fidelity
+    return Settings(
+        rounds=task.rounds,
+        clusters=task.clusters,
+        cohort=task.cohort,
+        epochs=task.epochs,
+        batch=task.batch,
+        loss=task.loss,
+        server=ServerOptimiser(task.server.optimiser, task.server.lr),
+        seed=run.seed,
+        evaluation_period=task.evaluation_period,
+        participation=task.participation,
+        reshuffle=rule["batches"] == "reshuffled",
+        sampled_evaluation=rule["evaluation"] == "sampled",
+        weighting=rule["client_value"],
+        massless=rule["massless_cluster"],
+    )
+
+
+def client_data(data: Federation, method: Method, device: torch.device, dtype: torch.dtype) -> ClientData:
+    """The federation as tensors; clients that a method pools train as one learner."""
+
+    def rows(side: Literal["train", "test"], index: np.ndarray, count: np.ndarray) -> Rows:
+        x, y = tensors[side]
+        return Rows(x=x, y=y, index=index, count=count, scale=data.scale, dtype=dtype)
+
+    def tensor(array: np.ndarray, target: bool) -> torch.Tensor:
+        converted = torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        return converted.to(dtype) if target and data.classes is None else converted
+
+    tensors = {
+        "train": (tensor(data.train_x, False), tensor(data.train_y, True)),
+        "test": (tensor(data.test_x, False), tensor(data.test_y, True)),
+    }
+    learner = {None: np.arange(data.clients), "all": np.zeros(data.clients, int), "cluster": data.cluster}[method.pool]
+    index, count = pooled(data.rows["train"], data.counts["train"], learner)
+    held_out = data.counts["validation"]
+    return ClientData(
+        train=rows("train", index, count),
+        test=rows("test", data.rows["test"], data.counts["test"]),
+        validation=rows("train", data.rows["validation"], held_out) if held_out.any() else None,
+        population=lambda c: (tensor(data.population_x[c], False), tensor(data.population_y[c], True)),
+        cluster=torch.from_numpy(data.cluster).to(device),
+        learner=torch.from_numpy(learner).to(device),
+    )
+
+
+def pooled(index: np.ndarray, count: np.ndarray, learner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers [U, n_max] and counts [U] of learners that hold the rows of all their clients."""
+    held = [
+        np.concatenate([index[k, : count[k]] for k in np.flatnonzero(learner == u)]) for u in range(learner.max() + 1)
+    ]
+    counts = np.array([len(rows) for rows in held])
+    padded = np.zeros((len(held), counts.max()), np.int64)
+    for u, rows in enumerate(held):
+        padded[u, : len(rows)] = rows
+    return padded, counts
+
+
+# --------------------------------------------------------------------------------------------- execution
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device that was asked for; "auto" takes a GPU where there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "device: cuda: torch finds no GPU on this machine; use `device: cpu`, or `auto` to take what is there"
+        )
+    return torch.device(device)
+
+
+def resolve_execution(simulation: Simulation, state: State, folder: Path, backend: str, threads: int) -> Execution:
+    """The execution of a run, stored before round 1 and shared by all seeds of the task and variant, so that a resumed
+    run and a repeated one are bit-equal. The first of several processes that measure at once decides for all."""
+    version = torch.__version__.split("+")[0]
+    path = folder.parent / f"execution-{simulation.device.type}-{backend}-{threads}t-torch{version}.json"
+    if not path.exists():
+        found = execution.choose(simulation, state, cast(Literal["auto", "loop", "vmap"], backend))
+        mine = path.with_name(f"{path.name}.{os.getpid()}")
+        mine.write_text(json.dumps(asdict(found)))
+        try:
+            os.link(mine, path)
+        except FileExistsError:
+            pass  # another seed was first: its choice holds
+        finally:
+            mine.unlink()
+    return Execution(**json.loads(path.read_text()))
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Turns the first SIGINT or SIGTERM into an entry of the list, so that a round ends and is kept; a second one interrupts."""
+    stop: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        del frame
+        if stop:
+            raise KeyboardInterrupt
+        stop.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

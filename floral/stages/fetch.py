@@ -1,0 +1,137 @@
+"""Stage fetch: the raw files of a data set, verified, become results/data/<name>/*.npy and a card."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from floral import config
+from floral.data import sources
+from floral.data.federation import ARRAYS, arrays_digest
+from floral.data.readers import READERS, Labelled
+
+
+def fetch(name: str, results: Path, data_dir: Path | None = None, report: sources.Report | None = None) -> Path:
+    """Make results/data/<name> and return it; a folder that is valid already is left as it is.
+
+    Args:
+        data_dir: a folder with raw files, looked into before any download; by default the one that FLORAL_DATA names.
+
+    Raises:
+        ConfigError: `name` or `data_dir` does not exist.
+        DataError: a raw file is missing, truncated or altered, or the disk is full.
+    """
+    accepted = config.data_lock()
+    if name not in accepted:
+        raise config.suggest("data set", name, accepted, str(config.CONFIG / "data.lock"))
+    dataset, folder = accepted[name], results / "data" / name
+    if dataset.reader not in READERS:
+        raise config.suggest("reader", dataset.reader, READERS, f"{config.CONFIG / 'data.lock'}: {name}")
+    with _alone(folder):
+        if not _is_valid(folder, dataset):
+            _make(folder, name, dataset, _data_folder(data_dir), report)
+    return folder
+
+
+def _make(
+    folder: Path, name: str, dataset: config.DataSet, data_dir: Path | None, report: sources.Report | None
+) -> None:
+    raw = folder / "raw"
+    record = raw / sources.RECORD
+    recorded: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
+    files = [sources.obtain(file, raw, data_dir, recorded.get(file.path), report) for file in dataset.files]
+    arrays = READERS[dataset.reader](files)
+    card = {
+        "name": name,
+        **_promise(dataset),
+        "files": [{"path": found.file.path, "sha256": found.sha256, "verified": found.verified} for found in files],
+        "digest": arrays_digest([getattr(arrays, side) for side in ARRAYS]),
+        "classes": arrays.classes,
+        "scale": arrays.scale,
+        "shape": list(arrays.train_x.shape[1:]),
+        "rows": {"train": len(arrays.train_x), "test": len(arrays.test_x)},
+    }
+    new = {found.file.path: found.sha256 for found in files if not found.verified}
+    try:
+        if new != recorded:
+            raw.mkdir(parents=True, exist_ok=True)
+            _replace(record, json.dumps(new, indent=1).encode())
+        _store(folder, arrays, card)
+    except OSError as error:
+        if sources.full_disk(error):
+            raise sources.DataError(sources.disk_is_full(folder)) from None
+        raise
+
+
+def _store(folder: Path, arrays: Labelled, card: dict[str, Any]) -> None:
+    """Write everything beside its place, then move it there; the card goes first and comes last, so it never lies."""
+    new = folder / "new"
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir()
+        for side in ARRAYS:
+            # Through memory: np.save to a file reports a full disk as an OSError without its errno.
+            buffer = io.BytesIO()
+            np.save(buffer, np.ascontiguousarray(getattr(arrays, side)), allow_pickle=False)
+            (new / f"{side}.npy").write_bytes(buffer.getbuffer())
+        (new / "card.json").write_text(json.dumps(card, indent=1))
+        (folder / "card.json").unlink(missing_ok=True)
+        for file in (*(f"{side}.npy" for side in ARRAYS), "card.json"):
+            (new / file).replace(folder / file)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _is_valid(folder: Path, dataset: config.DataSet) -> bool:
+    """Whether the card says what data.lock promises and the arrays are those of the card."""
+    try:
+        card = json.loads((folder / "card.json").read_text())
+        arrays = [np.load(folder / f"{side}.npy", mmap_mode="r") for side in ARRAYS]
+        found = [(file["path"], file["sha256"] if file["verified"] else None) for file in card["files"]]
+    except (FileNotFoundError, ValueError, EOFError, KeyError, TypeError):  # never made, or damaged: made again
+        return False
+    return (
+        {key: card.get(key) for key in _promise(dataset)} == _promise(dataset)
+        and found == [(file.path, file.sha256) for file in dataset.files]
+        and card.get("digest") == arrays_digest(arrays)
+    )
+
+
+def _promise(dataset: config.DataSet) -> dict[str, Any]:
+    return dataset.model_dump(include={"title", "reader", "exact", "note"})
+
+
+def _data_folder(data_dir: Path | None) -> Path | None:
+    value, key = (data_dir, "data_dir") if data_dir else (os.environ.get("FLORAL_DATA"), "FLORAL_DATA")
+    if not value:
+        return None
+    folder = Path(value).expanduser()
+    if not folder.is_dir():
+        raise config.ConfigError(
+            f"{key}: {folder} is no folder; name the folder that holds the raw data files, or unset {key}"
+        )
+    return folder
+
+
+def _replace(path: Path, value: bytes) -> None:
+    part = path.with_name(path.name + ".new")
+    part.write_bytes(value)
+    part.replace(path)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which dies with its process: an orphan of a killed Snakemake may still be downloading."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,134 @@
+"""Stage partition: the table of who holds which rows, with a card of its sizes and a picture of its classes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from floral.config import PartitionJob, Synthetic
+from floral.data.federation import read_data
+from floral.data.partition import SPLITS, consecutive_table, digest, partition_table
+from floral.data.synthetic import rows_per_client
+
+if TYPE_CHECKING:  # a second of import that only the picture needs
+    import altair as alt
+
+Labels = npt.NDArray[np.integer]
+
+
+def partition(job: PartitionJob, results: Path, batch: int | None = None, epochs: int | None = None) -> Path:
+    """Write partition.parquet, card.json and card.svg into the job's folder and return it.
+
+    Equal jobs give equal bytes of table and numbers; in the picture the numbering of its gradients may differ. With
+    `batch` and `epochs` of the task, the card also has a client's local steps per round, epochs·⌈rows / batch⌉, of the
+    table as written: before the subset that official fidelity draws for each variant.
+
+    Raises:
+        ConfigError: the data are missing, or there are more clients than rows.
+    """
+    if isinstance(job.data, Synthetic):
+        table = consecutive_table(*rows_per_client(job.data), job.clients, job.clusters, job.partition, job.seed)
+        data_digest, held = None, table.select("client", "cluster", "split")
+    else:
+        data, arrays = read_data(job.data, results)
+        table = partition_table(
+            len(arrays["train_y"]), len(arrays["test_y"]), job.clients, job.clusters, job.partition, job.seed
+        )
+        data_digest, held = data["digest"], _with_labels(table, arrays["train_y"], arrays["test_y"])
+    card = {
+        "task": job.task,
+        "clients": job.clients,
+        "clusters": job.clusters,
+        "seed": job.seed,
+        "digest": digest(table),
+        "data_digest": data_digest,
+        "rows": {split: _spread(_per_client(table, split, job.clients)) for split in SPLITS},
+        "rows_of_cluster": {split: _per_client(table, split, job.clients, job.clusters).tolist() for split in SPLITS},
+    }
+    if batch and epochs:
+        card["local_steps_per_round"] = _spread(epochs * -(-_per_client(table, "train", job.clients) // batch))
+    if "class" in held.columns:
+        card["class_counts"] = {split: _class_counts(held, split, data["classes"], job.clients) for split in SPLITS}
+    folder = results / job.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "partition.parquet", table.write_parquet)
+    _write(folder / "card.svg", _chart(job, held, card["rows"]).save)
+    # One line per key: the counts of hundreds of clients stay readable.
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in card.items())
+    _write(folder / "card.json", lambda path: path.write_text(f"{{\n{lines}\n}}\n"))
+    return folder
+
+
+def _with_labels(table: pl.DataFrame, train_y: Labels, test_y: Labels) -> pl.DataFrame:
+    """The table with the class of each row, as the data set labels it (before any shift)."""
+    row, is_test = table["row"].to_numpy(), (table["split"] == "test").to_numpy()
+    labels = np.empty(len(table), np.int64)
+    labels[is_test], labels[~is_test] = test_y[row[is_test]], train_y[row[~is_test]]
+    return table.with_columns(pl.Series("class", labels))
+
+
+def _per_client(table: pl.DataFrame, split: str, clients: int, clusters: int | None = None) -> Labels:
+    """Rows of a split per client, or per cluster where `clusters` is given."""
+    chosen = table.filter(pl.col("split") == split)
+    return np.bincount(chosen["cluster" if clusters else "client"].to_numpy(), minlength=clusters or clients)
+
+
+def _class_counts(held: pl.DataFrame, split: str, classes: int, clients: int) -> list[list[int]]:
+    """Rows of a split as counts [client][class]."""
+    chosen = held.filter(pl.col("split") == split)
+    cell = chosen["client"].to_numpy() * classes + chosen["class"].to_numpy()
+    return np.bincount(cell, minlength=clients * classes).reshape(clients, classes).tolist()
+
+
+def _spread(values: Labels) -> dict[str, float]:
+    return {
+        "total": int(values.sum()),
+        "min": int(values.min()),
+        "median": float(np.median(values)),
+        "max": int(values.max()),
+    }
+
+
+def _chart(job: PartitionJob, held: pl.DataFrame, rows: dict[str, dict[str, float]]) -> alt.Chart:
+    """Training rows by class and client, as a heat map; for regression, rows per client and split as bars."""
+    import altair as alt
+
+    sizes = ", ".join(f"{_range(rows[split])} {split}" for split in SPLITS)
+    subtitle = f"{job.clients} clients in {job.clusters} clusters (client mod {job.clusters}); each has {sizes} rows"
+    axis = alt.Axis(values=list(range(0, job.clients, max(1, math.ceil(job.clients / 20)))), labelAngle=0, grid=False)
+    client = alt.X("client:O", title="client", axis=axis)
+    if "class" in held.columns:
+        held = held.filter(pl.col("split") == "train")
+        title = f"{job.task}, seed {job.seed}: training rows by class (before the shift)"
+        counts = held.group_by("client", "class").len("rows").sort("client", "class")
+        colour = alt.Color("rows:Q", title="rows", scale=alt.Scale(range=["#ffffff", "#08519c"], domainMin=0))
+        chart = alt.Chart(counts).mark_rect().encode(client, alt.Y("class:O", title="class"), colour)
+    else:
+        title = f"{job.task}, seed {job.seed}: rows per client"
+        place = pl.col("split").replace_strict(list(SPLITS), range(len(SPLITS)))
+        counts = held.group_by("client", "split").len("rows").with_columns(order=place).sort("client", "order")
+        scale = alt.Scale(domain=list(SPLITS), range=["#08519c", "#6baed6", "#bdbdbd"])
+        colour = alt.Color("split:N", title=None, scale=scale)
+        chart = alt.Chart(counts).mark_bar().encode(client, alt.Y("rows:Q", title="rows"), colour, order="order:Q")
+    text = alt.TitleParams(title, subtitle=subtitle, anchor="start", subtitleColor="#555", offset=12)
+    width = max(320, min(900, 24 * job.clients))
+    return chart.properties(width=width, height=220, title=text).configure_view(stroke=None)
+
+
+def _range(spread: dict[str, float]) -> str:
+    low, high = int(spread["min"]), int(spread["max"])
+    return f"{low}" if low == high else f"{low}–{high}"
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside `path` (same ending, which some writers read) and move it there."""
+    new = path.with_name(f".new-{path.name}")
+    write(new)
+    new.replace(path)

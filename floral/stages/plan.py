@@ -1,0 +1,283 @@
+"""Before and while runs are made: what was asked for, how long it takes, how far it is.
+
+Nothing here imports torch or polars: Snakemake reads it for the DAG, and every run prints its line of progress.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from floral import config
+from floral.config import ConfigError, Frozen, Run
+
+ROUGH_SECONDS = {"linear": 0.001, "mlp": 0.001}
+"""Seconds of one client in one round, before anything was measured, by the model's kind."""
+ROUGH_SECONDS_OTHER = 0.02
+ROUGH_START = 4.0
+"""Seconds from the start of a process to its first round."""
+ROUGH_BYTES = 1_000_000
+"""Bytes of a run's folder, before anything was measured."""
+
+
+# ------------------------------------------------------------------------------------- what was asked for
+
+
+class Settings(Frozen):
+    """config/config.yaml with what `--config` changed."""
+
+    suite: tuple[str, ...] = Field(min_length=1)
+    tasks: tuple[str, ...] | None = Field(None, min_length=1)
+    variants: tuple[str, ...] | None = Field(None, min_length=1)
+    seeds: tuple[int, ...] | None = Field(None, min_length=1)
+    results: Path = Path("results")
+    reports: Path = Path("reports")
+    data_dir: Path | None = None
+    tracking_uri: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    backend: Literal["auto", "loop", "vmap"] = "auto"
+    checkpoint_seconds: float = Field(60, gt=0)
+
+    @field_validator("suite", "tasks", "variants", "seeds", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any, info: ValidationInfo) -> Any:
+        if value in ("", []) or (value is None and info.field_name == "suite"):
+            raise ValueError("names nothing: name at least one, or leave the key out")
+        return [value] if isinstance(value, str | int) else value
+
+    @property
+    def narrowing(self) -> dict[str, tuple[Any, ...] | None]:
+        return {"tasks": self.tasks, "variants": self.variants, "seeds": self.seeds}
+
+    def environment(self) -> dict[str, str]:
+        """What jobs read: the command `floral` of this very environment, activated or not, and the chosen folders."""
+        found = {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "FLORAL_RESULTS": str(self.results),
+        }
+        return found | ({"FLORAL_DATA": str(self.data_dir)} if self.data_dir else {})
+
+    def runs(self) -> dict[str, list[Run]]:
+        """suite → its runs; raises ConfigError for whatever the YAML files or the narrowing have wrong."""
+        return {name: config.runs(name, **self.narrowing) for name in dict.fromkeys(self.suite)}
+
+
+def settings(values: Mapping[str, Any] | None = None) -> Settings:
+    """Check `values` (Snakemake's merged config; by default config/config.yaml) and let the environment win."""
+    path = config.CONFIG / "config.yaml"
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file; commands are typed in the project's root, where the Snakefile is")
+    where = str(path) if values is None else f"{path} or --config"
+    given = config._read(path) if values is None else values
+    parsed: Settings = config._parse(Settings, given, where)
+    environment = {"results": os.environ.get("FLORAL_RESULTS"), "data_dir": os.environ.get("FLORAL_DATA")}
+    return parsed.model_copy(update={key: Path(value) for key, value in environment.items() if value})
+
+
+def finished(run: Run, results: Path) -> bool:
+    return (results / run.folder / "summary.json").exists()
+
+
+# --------------------------------------------------------------------------------------------- estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one run is expected to take, and from what that is known."""
+
+    seconds: float
+    bytes: float
+    basis: Literal["variant", "task", "rough"]
+
+
+BASIS = {
+    "variant": "finished runs of the same task and variant",
+    "task": "finished runs of the same task",
+    "rough": "a rough figure: rounds × clients a round × 1 ms, 20 ms for convolutions",
+}
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One finished run: seconds before the first round, seconds of a round, bytes on disk."""
+
+    start: float
+    per_round: float
+    bytes: int
+
+
+def costs(runs: Iterable[Run], results: Path) -> dict[Path, Cost]:
+    """The expected cost of every run, from the nearest finished ones."""
+    by_task: dict[str, list[_Measured]] = {}
+    by_variant: dict[tuple[str, str], list[_Measured]] = defaultdict(list)
+    expected: dict[Path, Cost] = {}
+    for run in runs:
+        task, variant = run.task, run.variant.name
+        if task.name not in by_task:
+            by_task[task.name] = []
+            for file in sorted((results / "train" / task.name).glob("*/*/costs.json")):
+                if measured := _measured(file):
+                    by_task[task.name].append(measured)
+                    by_variant[task.name, file.parts[-3]].append(measured)
+        if near := by_variant.get((task.name, variant)):
+            expected[run.folder] = _mean(near, task.rounds, "variant")
+        elif near := by_task[task.name]:
+            expected[run.folder] = _mean(near, task.rounds, "task")
+        else:
+            a_round = task.cohort * task.epochs * ROUGH_SECONDS.get(task.model.kind, ROUGH_SECONDS_OTHER)
+            seconds = ROUGH_START + task.rounds * a_round
+            expected[run.folder] = Cost(seconds=seconds, bytes=ROUGH_BYTES, basis="rough")
+    return expected
+
+
+def _measured(file: Path) -> _Measured | None:
+    summary = file.with_name("summary.json")
+    if not summary.exists():
+        return None
+    seconds = json.loads(file.read_text())["seconds"]
+    rounds = max(1, json.loads(summary.read_text())["round"])
+    size = sum(path.stat().st_size for path in file.parent.iterdir() if path.is_file())
+    return _Measured(seconds["setup"], (seconds["total"] - seconds["setup"]) / rounds, size)
+
+
+def _mean(near: list[_Measured], rounds: int, basis: Literal["variant", "task"]) -> Cost:
+    seconds = fmean(one.start for one in near) + rounds * fmean(one.per_round for one in near)
+    return Cost(seconds=seconds, bytes=fmean(one.bytes for one in near), basis=basis)
+
+
+def estimate(suites: Mapping[str, list[Run]], results: Path, workers: int) -> str:
+    """Runs, time and disk of these suites, each with what the figure rests on."""
+    lines = [_size(name, runs, results) for name, runs in suites.items()]
+    todo = {run.folder: run for runs in suites.values() for run in runs if not finished(run, results)}
+    if not todo:
+        return "\n".join(lines)
+    expected = costs(todo.values(), results).values()
+    at_once = min(workers, len(todo))
+    seconds = max(sum(cost.seconds for cost in expected) / at_once, max(cost.seconds for cost in expected))
+    size = sum(cost.bytes for cost in expected)
+    free = shutil.disk_usage(_existing(results)).free
+    counts = Counter(cost.basis for cost in expected)
+    basis = "; ".join(f"{many(counts[key])} from {words}" for key, words in BASIS.items() if counts[key])
+    rough = f"; {many(counts['rough'])} from a rough figure: 1 MB" if counts["rough"] else ""
+    lines.append(f"  time: about {span(seconds)} with {many(at_once)} at once ({basis})")
+    lines.append(f"  disk: about {megabytes(size)} in {results}/ ({megabytes(free)} free{rough})")
+    if size > free:
+        lines.append(f"  WARNING: more than is free; `results:` in {config.CONFIG}/config.yaml can name another folder")
+    return "\n".join(lines)
+
+
+def _size(name: str, runs: list[Run], results: Path) -> str:
+    done = sum(finished(run, results) for run in runs)
+    left = "all finished" if done == len(runs) else f"{done} finished, {len(runs) - done} to do"
+    tasks, variants = len({run.task.name for run in runs}), len({run.variant.name for run in runs})
+    return f"suite {name}: {many(len(runs))} of {tasks} tasks and {variants} variants: {left}"
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+
+
+def many(runs: int) -> str:
+    return f"{runs} run{'s' * (runs != 1)}"
+
+
+def span(seconds: float) -> str:
+    """A duration in words that claim no more than an estimate knows."""
+    if seconds < 55:
+        return f"{max(5, 5 * round(seconds / 5))} s"
+    if seconds < 90 * 60:
+        return f"{max(1, round(seconds / 60))} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def megabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
+
+
+# --------------------------------------------------------------------------------------------- progress
+
+
+def start(suites: Mapping[str, list[Run]], results: Path) -> None:
+    """Write results/plan/<suites>.json, from which every run of this call reads how far the whole is."""
+    runs = {run.folder: run for runs in suites.values() for run in runs}
+    todo = {folder: run for folder, run in runs.items() if not finished(run, results)}
+    expected = costs(todo.values(), results)
+    plan = {
+        "suites": list(suites),
+        "started": time.time(),
+        "runs": [str(folder) for folder in runs],
+        "seconds": {str(folder): cost.seconds for folder, cost in expected.items()},
+    }
+    path = results / "plan" / f"{'+'.join(suites)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(plan))
+    partial.replace(path)
+
+
+def progress_line(results: Path, run: Run, summary: Mapping[str, Any]) -> str:
+    """What a finished run says: how it ended, how far the whole is, and about how long the rest takes."""
+    said = f"{run.task.name} {run.variant.name} seed {run.seed}: {_outcome(summary)}"
+    costs_file = results / run.folder / "costs.json"
+    if costs_file.exists():
+        said += f", {json.loads(costs_file.read_text())['seconds']['total']:.1f} s"
+    plan = _newest_plan(results, str(run.folder))
+    if plan is None:
+        return said
+    done = {
+        folder for folder in plan["runs"] if folder == str(run.folder) or (results / folder / "summary.json").exists()
+    }
+    failed = {
+        folder for folder in plan["runs"] if folder not in done and _failed_since(results / folder, plan["started"])
+    }
+    made = sum(seconds for folder, seconds in plan["seconds"].items() if folder in done)
+    left = sum(seconds for folder, seconds in plan["seconds"].items() if folder not in done | failed)
+    count = f"[{len(done)}/{len(plan['runs'])}{f', {len(failed)} failed' if failed else ''}]"
+    rest = f"; about {span((time.time() - plan['started']) * left / made)} left" if left and made else ""
+    return f"{count} {said}{rest}"
+
+
+def _failed_since(folder: Path, started: float) -> bool:
+    file = folder / "failure.json"
+    return file.exists() and file.stat().st_mtime >= started
+
+
+def _newest_plan(results: Path, folder: str) -> dict[str, Any] | None:
+    plans = [json.loads(path.read_text()) for path in (results / "plan").glob("*.json")]
+    mine = [plan for plan in plans if folder in plan["seconds"]]
+    return max(mine, key=lambda plan: plan["started"], default=None)
+
+
+def _outcome(summary: Mapping[str, Any]) -> str:
+    if summary["status"] == "diverged":
+        return f"diverged at round {summary['diverged_at']}"
+    if summary["test_accuracy"] is not None:
+        return f"done, test accuracy {summary['test_accuracy']:.3f}"
+    return f"done, test loss {summary['test_loss']:.4g}"
+
+
+# ---------------------------------------------------------------------------------------------- failures
+
+
+def failures(suites: Mapping[str, list[Run]], results: Path) -> list[str]:
+    """One line for each run that is not finished and has left a reason."""
+    lines = []
+    for run in {run.folder: run for runs in suites.values() for run in runs}.values():
+        file = results / run.folder / "failure.json"
+        if not finished(run, results) and file.exists():
+            reason = json.loads(file.read_text())["exception"].splitlines()[0]
+            lines.append(
+                f"failed: {run.task.name} {run.variant.name} seed {run.seed}: {reason} (floral show {file.parent})"
+            )
+    return lines

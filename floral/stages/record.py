@@ -1,0 +1,264 @@
+"""What a run leaves behind: its progress while it trains, its files when it is done (ARCHITECTURE: parquet is the truth)."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+import yaml
+from safetensors.torch import save
+
+import floral
+from floral.config import RESULTS_VERSION, Run
+from floral.data.federation import Federation
+from floral.engine.checkpoint import atomic
+from floral.engine.evaluate import Scores
+from floral.engine.simulate import Evaluation, Simulation
+from floral.engine.state import State
+
+METRICS = {
+    "round": pl.Int32,
+    "split": pl.String,
+    "metric": pl.String,
+    "value": pl.Float64,
+    "bytes": pl.Int64,
+    "client_samples": pl.Int64,
+    "client_passes": pl.Float64,
+}
+ROUTES = {"round": pl.Int32, "client": pl.Int32, "cluster": pl.Int32, "route": pl.List(pl.Float64)}
+
+
+@dataclass
+class Progress:
+    """Where a run stands, as its checkpoint keeps it beside the tensors."""
+
+    round: int = 0
+    bytes: int = 0
+    client_samples: int = 0
+    client_passes: float = 0.0
+    metrics: list[list[Any]] = field(default_factory=list)
+    routes: list[list[Any]] = field(default_factory=list)
+    official: list[float] = field(default_factory=list)
+    diverged_at: int | None = None
+    resumptions: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: {"setup": 0.0, "train": 0.0, "evaluate": 0.0})
+
+    def add(self, evaluation: Evaluation) -> None:
+        """Keep an evaluation after the present round."""
+        spent = [self.bytes, self.client_samples, self.client_passes]
+        self.metrics += [[self.round, split, metric, value, *spent] for split, metric, value in evaluation.metrics]
+        if evaluation.routes is not None:
+            self.routes.append([self.round, evaluation.routes.tolist()])
+        if evaluation.diverged:
+            self.diverged_at = self.round
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Progress:
+        """A resumed run's progress."""
+        return cls(**{**values, "resumptions": values["resumptions"] + 1})
+
+
+def write_run(folder: Path, run: Run, partition_digest: str) -> None:
+    """run.yaml: every value that decides the run's numbers, before its first round."""
+    resolved = run.model_dump(mode="json")
+    resolved["task"]["model"] = {"kind": run.task.model.kind, **run.task.model.arguments}
+    resolved |= {
+        "hash8": run.hash8,
+        "results_version": RESULTS_VERSION,
+        "partition": {"folder": str(run.partition.folder), "digest": partition_digest},
+    }
+    atomic(folder / "run.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True).encode())
+
+
+def write_results(
+    folder: Path, run: Run, simulation: Simulation, state: State, progress: Progress, data: Federation, threads: int
+) -> dict[str, Any]:
+    """All files of a finished or diverged run, summary.json last; returns the summary."""
+    official = run.fidelity["evaluation"] == "sampled"
+    last = simulation.own_rows(state, simulation.data.test, np.arange(data.clients))
+    scores = last
+    if not official and progress.diverged_at is None:
+        scores, rows = simulation.population(state)
+        spent = [progress.bytes, progress.client_samples, progress.client_passes]
+        progress.metrics += [[progress.round, split, metric, value, *spent] for split, metric, value in rows]
+    metrics = pl.DataFrame(progress.metrics, schema=METRICS, orient="row")
+    routes = progress.routes[-1][1] if progress.routes else None
+    atomic(folder / "metrics.parquet", parquet(metrics))
+    atomic(folder / "clients.parquet", parquet(clients_table(scores, simulation, routes)))
+    if routes is not None:
+        atomic(folder / "routes.parquet", parquet(routes_table(progress, data)))
+    tensors = {f"{group}/{name}": t.cpu().contiguous() for group, ps in state.values.items() for name, t in ps.items()}
+    atomic(folder / "model.safetensors", save(tensors))
+    atomic(folder / "costs.json", as_bytes(costs(simulation, state, progress, threads)))
+    summary = summarise(run, simulation, scores, metrics, progress, data)
+    atomic(folder / "summary.json", as_bytes(summary))
+    return summary
+
+
+def parquet(table: pl.DataFrame) -> bytes:
+    """The same table is the same bytes."""
+    buffer = io.BytesIO()
+    table.write_parquet(buffer, compression="zstd", statistics=False)
+    return buffer.getvalue()
+
+
+def as_bytes(value: dict[str, Any]) -> bytes:
+    """Readable JSON; NaN and infinity, which JSON lacks, become null."""
+    return (json.dumps(finite(value), indent=1) + "\n").encode()
+
+
+def finite(value: Any) -> Any:
+    """`value` with null for every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def clients_table(scores: Scores, simulation: Simulation, routes: list[list[float]] | None) -> pl.DataFrame:
+    """One row per client after the last round."""
+    regression = simulation.settings.loss == "mse"
+    clients = len(scores.clients)
+    columns = {
+        "client": pl.Series(scores.clients, dtype=pl.Int32),
+        "cluster": pl.Series(simulation.data.cluster.cpu().numpy(), dtype=pl.Int32),
+        "train_rows": pl.Series(simulation.data.train.count[simulation.data.learner.cpu().numpy()], dtype=pl.Int32),
+        "test_rows": pl.Series(scores.rows, dtype=pl.Int32),
+        "correct": pl.Series([None] * clients if regression else scores.correct, dtype=pl.Int64),
+        "accuracy": pl.Series([None] * clients if regression else scores.accuracy, dtype=pl.Float64),
+        "loss": pl.Series(scores.loss, dtype=pl.Float64),
+        "route": pl.Series([None] * clients if routes is None else routes, dtype=pl.List(pl.Float64)),
+    }
+    return pl.DataFrame(columns)
+
+
+def routes_table(progress: Progress, data: Federation) -> pl.DataFrame:
+    """The route of every client at every evaluation."""
+    rows = [
+        [round, client, int(data.cluster[client]), route]
+        for round, by_client in progress.routes
+        for client, route in enumerate(by_client)
+    ]
+    return pl.DataFrame(rows, schema=ROUTES, orient="row")
+
+
+def costs(simulation: Simulation, state: State, progress: Progress, threads: int) -> dict[str, Any]:
+    """costs.json: what the method costs by count, and what this run took on this machine."""
+    counted = simulation.costs(state)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if simulation.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(simulation.device)
+    return {
+        "parameters": counted.parameters(),
+        "bytes_per_round": counted.bytes_per_client * len(simulation.cohort(1)),
+        "passes_per_sample": counted.passes_per_sample,
+        "seconds": {**progress.seconds, "total": sum(progress.seconds.values())},
+        "peak_memory_bytes": peak,
+        "execution": {
+            **asdict(simulation.execution),
+            "threads": threads,
+            "device": simulation.device.type,
+            "dtype": str(simulation.dtype).removeprefix("torch."),
+        },
+        "resumptions": progress.resumptions,
+        "machine": machine(),
+        "versions": {"floral": floral.__version__, "torch": torch.__version__, "numpy": np.__version__},
+        "git_commit": git_commit(),
+    }
+
+
+def summarise(
+    run: Run, simulation: Simulation, scores: Scores, metrics: pl.DataFrame, progress: Progress, data: Federation
+) -> dict[str, Any]:
+    """summary.json: the last round in one row."""
+    last = metrics.filter(pl.col("round") == progress.round)
+    value = {(split, metric): number for split, metric, number in last.select("split", "metric", "value").iter_rows()}
+    diverged = progress.diverged_at is not None
+    sampled = run.fidelity["evaluation"] == "sampled"
+    headline = "test" if sampled or diverged else "population"
+    regression = run.task.loss == "mse"
+    return {
+        "status": "diverged" if diverged else "done",
+        "task": run.task.name,
+        "variant": run.variant.name,
+        "title": run.variant.title,
+        "method": run.variant.method,
+        "family": run.variant.family,
+        "fidelity": run.fidelity.name,
+        "optimal_router": run.variant.optimal_router,
+        "oracle": run.variant.oracle,
+        "seed": run.seed,
+        "hash8": run.hash8,
+        "round": progress.round,
+        "test_accuracy": None if regression else scores.mean(scores.accuracy),
+        "test_loss": scores.mean(scores.loss),
+        "official_score": official_score(simulation, scores, progress) if sampled and not diverged else None,
+        "own_test_accuracy": value.get(("test", "accuracy")),
+        "validation_accuracy": value.get(("validation", "accuracy")),
+        "validation_loss": value.get(("validation", "loss")),
+        "worst_cluster_accuracy": value.get((headline, "worst_cluster_accuracy")),
+        "worst_decile_accuracy": value.get((headline, "worst_decile_accuracy")),
+        "ari": value.get(("route", "ari")),
+        "route_entropy": value.get(("route", "entropy")),
+        "mismatch": value.get(("route", "mismatch")),
+        "bytes": progress.bytes,
+        "client_samples": progress.client_samples,
+        "client_passes": progress.client_passes,
+        "data_exact": data.exact,
+        "partition_digest": data.partition_digest,
+        "diverged_at": progress.diverged_at,
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def official_score(simulation: Simulation, scores: Scores, progress: Progress) -> float:
+    """The published number: the mean over the last of 51 bins of rounds; a method without rounds has its one value."""
+    if progress.official:
+        return float(np.mean(progress.official))
+    return scores.mean(scores.loss if simulation.settings.loss == "mse" else scores.accuracy)
+
+
+def machine() -> dict[str, Any]:
+    """What the run was computed on."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        named = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = named[0] if named else model
+    return {
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+    }
+
+
+@cache
+def git_commit() -> str | None:
+    """The commit of the code, with "+" when files differ from it; None outside a checkout."""
+    try:
+        command = ["git", "-C", str(Path(floral.__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

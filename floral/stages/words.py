@@ -1,0 +1,206 @@
+"""Collected results → the sentences and facts of the page. Every number in them is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from floral import config
+from floral.looks import Look
+from floral.stages.collect import Collected, Setting
+from floral.stages.summarise import REFERENCE, differences, intervals, lost, marks, unit
+from floral.statistics import Interval
+from floral.tables import MINUS, PLUS_MINUS, number
+
+MANY = 6
+"""Settings that are named one by one in the summary; more are counted."""
+
+
+def command(suite_name: str) -> str:
+    """What completes a suite and rebuilds its report; typed in the project's root."""
+    return f"snakemake --profile local --config suite={suite_name}"
+
+
+def suite(name: str) -> dict[str, str]:
+    """The suite's name, title and description, as config/suites has them."""
+    chosen = config.suite(name)
+    return {"name": chosen.name, "title": chosen.title, "about": chosen.about}
+
+
+def state(collected: Collected) -> dict[str, int]:
+    """status → number of runs, and `all`."""
+    counts = dict(collected.summary["status"].value_counts(sort=True).iter_rows())
+    return {
+        "all": collected.summary.height,
+        **{key: counts.get(key, 0) for key in ("done", "diverged", "failed", "missing")},
+    }
+
+
+def without_result(collected: Collected) -> list[dict[str, Any]]:
+    """Diverged and failed runs one by one, with the reason; runs that are missing together by task and variant."""
+    diverged = collected.summary.filter(pl.col("status") == "diverged")
+    rows: list[dict[str, Any]] = [
+        {
+            "task": row["task"], "variant": row["variant"], "seeds": str(row["seed"]), "status": "diverged",
+            "reason": f"at round {row['diverged_at']}: the loss was no longer finite, or exploded", "exception": "",
+        }
+        for row in diverged.iter_rows(named=True)
+    ]  # fmt: skip
+    missing: dict[tuple[str, str], dict[str, Any]] = {}
+    for lost_run in collected.unfinished:
+        run = lost_run.run
+        row = {
+            "task": run.task.name, "variant": run.variant.name, "seeds": str(run.seed), "status": lost_run.status,
+            "reason": lost_run.reason, "exception": lost_run.exception,
+        }  # fmt: skip
+        if lost_run.status == "failed":
+            where = "" if lost_run.round is None else f" in round {lost_run.round}"
+            rows.append({**row, "reason": f"{lost_run.reason}{where}. {lost_run.hint}".rstrip(". ") + "."})
+        elif (key := (run.task.name, run.variant.name)) in missing:
+            missing[key]["seeds"] += f", {run.seed}"
+        else:
+            missing[key] = row
+    return [*rows, *missing.values()]
+
+
+def verdict(collected: Collected, looks: Mapping[str, Look]) -> list[str]:
+    """What the main table says, in neutral sentences."""
+    counts = state(collected)
+    seeds = collected.summary.group_by("setting", "contender").agg(pl.col("seed").n_unique())["seed"]
+    some = str(seeds.max()) if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    sentences = [
+        f"{_count(len(collected.contenders), 'method variant')} on {_count(len(collected.settings), 'task')}, "
+        f"{some} seed{'s' if seeds.max() != 1 else ''} each: {counts['all']} runs, {_ended(counts)}."
+    ]
+    leaders = [sentence for setting in collected.settings if (sentence := _leader(collected, looks, setting))]
+    if leaders and len(leaders) <= MANY:
+        sentences.append("Best mean among methods that are not told the clusters: " + "; ".join(leaders) + ".")
+    sentences += _against_reference(collected, looks)
+    sentences += _recovery(collected, looks)
+    return sentences
+
+
+def _name(look: Look) -> str:
+    """A title that no line break tears apart."""
+    return look.title.replace(" ", "\u00a0")
+
+
+def _count(number_: int, noun: str) -> str:
+    return f"{number_} {noun}{'' if number_ == 1 else 's'}"
+
+
+def _ended(counts: Mapping[str, int]) -> str:
+    told = {"done": "finished", "diverged": "diverged", "failed": "failed", "missing": "not run yet"}
+    return ", ".join(f"{counts[key]} {word}" for key, word in told.items() if counts[key])
+
+
+def _leader(collected: Collected, looks: Mapping[str, Look], setting: Setting) -> str:
+    means, measured = intervals(collected, setting), unit(collected, setting)
+    complete = {name for name, count in lost(collected, setting).items() if len(count) == 1}
+    best = [n for n, mark in marks(means, looks, complete, measured.higher_is_better).items() if mark == "best"]
+    if not best:
+        return ""
+    percent = " %" if measured.scale == 100 else ""
+    names = " and ".join(_name(looks[name]) for name in best)
+    return f"{setting.title}: {names} ({_told(means[best[0]], measured.digits, percent)})"
+
+
+def _told(interval: Interval, digits: int, unit_: str) -> str:
+    if interval.half_width is None:
+        return f"{number(interval.mean, digits)}{unit_}, one seed"
+    return f"{number(interval.mean, digits)} {PLUS_MINUS} {number(interval.half_width, digits)}{unit_}"
+
+
+def _against_reference(collected: Collected, looks: Mapping[str, Look]) -> list[str]:
+    if REFERENCE not in looks:
+        return []
+    better = worse = open_ = single = 0
+    for setting in collected.settings:
+        sign = 1 if unit(collected, setting).higher_is_better else -1
+        for name, difference in differences(collected, setting).items():
+            if looks[name].group != "method":
+                continue
+            if difference.low is None:
+                single += 1
+            elif not difference.excludes_zero:
+                open_ += 1
+            elif sign * difference.mean > 0:
+                better += 1
+            else:
+                worse += 1
+    decided = better + worse + open_
+    if not decided:
+        return [f"No paired interval to {looks[REFERENCE].title}: that takes two seeds of both."] if single else []
+    return [
+        f"Of {_count(decided, 'paired 95 % interval')} of another method {MINUS} {_name(looks[REFERENCE])}, {better} "
+        f"lie{'s' if better == 1 else ''} on the better side of zero, {worse} on the worse side and {open_} "
+        f"contain{'s' if open_ == 1 else ''} zero (not corrected for making several comparisons)."
+    ]
+
+
+def _recovery(collected: Collected, looks: Mapping[str, Look]) -> list[str]:
+    rows = collected.summary.filter((pl.col("status") == "done") & pl.col("ari").is_not_null())
+    learned = [name for name, look in looks.items() if look.group == "method"]
+    means = rows.filter(pl.col("contender").is_in(learned)).group_by("contender").agg(pl.col("ari").mean(), n=pl.len())
+    if means.is_empty():
+        return []
+    found = {row["contender"]: row for row in means.iter_rows(named=True)}
+    told = ", ".join(f"{_name(looks[n])} {number(found[n]['ari'], 2)}" for n in looks if n in found)
+    what = (
+        "Agreement of learned routes with the true clusters (adjusted Rand index, mean over runs; 1 perfect, 0 chance)"
+    )
+    return [f"{what}: {told}."]
+
+
+def provenance(collected: Collected) -> dict[str, Any]:
+    """Who made the results, with what, from which data; all read from the runs.
+
+    `stamp`: the last run's end, the page's only time. `facts`: name → text. `partitions`: one row for each partition.
+    `inexact`: data sets that are lossy or partial copies.
+    """
+    partitions = _partitions(collected)
+    return {
+        "stamp": collected.summary["finished_at"].max(),
+        "facts": {} if collected.costs.is_empty() else _facts(collected.costs),
+        "partitions": partitions,
+        "inexact": sorted({row["data"] for row in partitions if not row["exact"]}),
+    }
+
+
+def _facts(costs: pl.DataFrame) -> dict[str, str]:
+    machine, versions, execution = (costs[name].struct for name in ("machine", "versions", "execution"))
+    seconds = costs["seconds"].struct.field("total").sum()
+    return {
+        "Versions": ", ".join(f"{name} {_distinct(versions.field(name))}" for name in ("floral", "torch", "numpy")),
+        "Python": _distinct(machine.field("python")),
+        "Machine": f"{_distinct(machine.field('cpu'))}, {_distinct(machine.field('cores'))} cores; "
+        f"{_distinct(machine.field('platform'))}",
+        "Execution": f"{_distinct(execution.field('backend'))} on {_distinct(execution.field('device'))}, "
+        f"{_distinct(execution.field('dtype'))}",
+        "Commit": _distinct(costs["git_commit"]),
+        "Computing time": f"{seconds:,.0f} s over all runs, {_count(int(costs['resumptions'].sum()), 'resumption')}",
+    }
+
+
+def _partitions(collected: Collected) -> list[dict[str, Any]]:
+    known = collected.summary.filter(pl.col("partition_digest").is_not_null())
+    groups = known.group_by("setting", "partition_digest", maintain_order=True).agg(
+        seeds=pl.col("seed").unique().sort(), runs=pl.len(), exact=pl.col("data_exact").all()
+    )
+    settings = {setting.id: setting for setting in collected.settings}
+    rows = []
+    for row in groups.iter_rows(named=True):
+        setting = settings[row["setting"]]
+        data = setting.task.data
+        rows.append({
+            "setting": setting.title, "data": data if isinstance(data, str) else f"drawn from the seed ({data.kind})",
+            "exact": row["exact"], "seeds": ", ".join(map(str, row["seeds"])), "runs": row["runs"],
+            "digest": row["partition_digest"][:16],
+        })  # fmt: skip
+    return rows
+
+
+def _distinct(values: pl.Series) -> str:
+    return ", ".join(str(value) for value in values.drop_nulls().unique().sort()) or "unknown"

@@ -1,0 +1,196 @@
+import json
+import os
+import shutil
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import polars as pl
+import pytest
+
+from floral.config import ConfigError, Fidelity, Run, Task, Variant
+from floral.data.federation import load
+from floral.stages.fetch import fetch
+from floral.stages.partition import partition
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    fetch("digits", folder)
+    return folder
+
+
+def make_run(fidelity="corrected", variant="fedavg", seed=0, **change):
+    values = {
+        "name": "toy", "title": "Toy", "data": "digits", "clients": 20, "clusters": 4, "participation": 0.5,
+        "rounds": 1, "batch": 16, "lr": 0.1, "router_lr": 0.1, "model": {"kind": "mlp"}, **change,
+    }  # fmt: skip
+    official = fidelity == "official"
+    switches = {"subset": "per_variant" if official else "shared", "partition": "one" if official else "per_seed"}
+    return Run(
+        task=Task.model_validate(values), seed=seed, fidelity=Fidelity(name=fidelity, switches=switches),
+        variant=Variant(
+            name=variant, method="fedavg", title="", family="", source="", what=("", ""), oracle=False,
+            params={},
+        ),
+    )  # fmt: skip
+
+
+def made(run, results):
+    partition(run.partition, results, run.task.batch, run.task.epochs)
+    return load(run, results)
+
+
+def held(federation, split, client):
+    return federation.rows[split][client, : federation.counts[split][client]]
+
+
+def raw(results, name):
+    return np.load(results / "data" / "digits" / f"{name}.npy")
+
+
+def test_rows_are_those_of_the_table_under_the_shift_of_their_client(results):
+    run = make_run(shift={"kind": "rotate"}, partition={"share": 0.5})
+    federation = made(run, results)
+    table = pl.read_parquet(results / run.partition.folder / "partition.parquet")
+    assert federation.cluster.tolist() == [k % 4 for k in range(20)]
+    for split in ("train", "validation", "test"):
+        side = "test" if split == "test" else "train"
+        images, labels = raw(results, f"{side}_x"), raw(results, f"{side}_y")
+        assert federation.rows[split].shape == (20, federation.counts[split].max())
+        for client in range(20):
+            rows = table.filter((pl.col("client") == client) & (pl.col("split") == split))["row"].to_numpy()
+            mine = held(federation, split, client)
+            expected = np.rot90(images[rows], client % 4, axes=(1, 2))
+            assert np.array_equal(getattr(federation, f"{side}_x")[mine], expected)
+            assert np.array_equal(getattr(federation, f"{side}_y")[mine], labels[rows])
+    used = sum(int(federation.counts[split].sum()) for split in ("train", "validation"))
+    assert len(federation.train_x) == len(federation.train_y) == used
+    assert federation.train_x.dtype == np.uint8 and federation.train_x.flags.writeable
+    assert type(federation.train_x) is np.ndarray
+    assert (federation.classes, federation.scale, federation.exact, federation.shape) == (10, 16, True, (8, 8))
+
+
+def test_the_population_is_the_whole_test_set_under_every_shift(results):
+    images, labels = raw(results, "test_x"), raw(results, "test_y")
+    turned = made(make_run(shift={"kind": "rotate"}), results)
+    assert turned.population_x.shape == (4, 360, 8, 8) and turned.population_y.shape == (4, 360)
+    assert np.array_equal(turned.population_x[3], np.rot90(images, 3, axes=(1, 2)))
+    assert (turned.population_y == labels).all()
+    relabelled = made(make_run(shift={"kind": "label_shift"}), results)
+    assert (relabelled.population_x == images).all()
+    assert np.array_equal(relabelled.population_y[2], (labels + 2) % 10)
+    own = held(relabelled, "test", 6)
+    assert np.array_equal(np.sort(relabelled.test_y[own]), np.sort((labels[rows_of(relabelled, results, 6)] + 2) % 10))
+
+
+def rows_of(federation, results, client):
+    folder = next(
+        path.parent
+        for path in results.glob("partition/toy/*/card.json")
+        if json.loads(path.read_text())["digest"] == federation.partition_digest
+    )
+    table = pl.read_parquet(folder / "partition.parquet")
+    return table.filter((pl.col("client") == client) & (pl.col("split") == "test"))["row"].to_numpy()
+
+
+def test_every_variant_of_a_corrected_task_has_the_same_rows(results):
+    a, b = (made(make_run(variant=name, partition={"share": 0.2}), results) for name in ("fedavg", "ensemble"))
+    assert a.partition_digest == b.partition_digest and np.array_equal(a.train_x, b.train_x)
+    other_seed = made(make_run(seed=1, partition={"share": 0.2}), results)
+    assert other_seed.partition_digest != a.partition_digest
+
+
+def test_official_runs_share_the_partition_and_draw_their_own_subset(results):
+    rule = {"share": 0.2, "min_rows": 10}
+    names = ("fedavg", "ensemble", "fedavg")
+    a, b, c = (
+        made(make_run("official", name, seed, partition=rule), results)
+        for name, seed in zip(names, (0, 0, 1), strict=True)
+    )
+    assert a.partition_digest == b.partition_digest == c.partition_digest
+    assert a.counts["validation"].sum() == 0 and a.rows["validation"].shape == (20, 0)
+    assert set(a.counts["train"]) == {14}
+    for other in (b, c):
+        assert not np.array_equal(a.train_x, other.train_x) and np.array_equal(a.test_x, other.test_x)
+
+
+def test_synthetic_rows_belong_to_their_clients(results):
+    spec = {"kind": "linear", "samples_per_client": 8, "population": 32}
+    federation = made(make_run(data=spec, clusters=2), results)
+    assert federation.classes is None and federation.scale == 1 and federation.exact
+    assert set(federation.counts["train"] + federation.counts["validation"]) == {7} and set(
+        federation.counts["test"]
+    ) == {1}
+    assert federation.population_x.shape == (2, 32, 10) and federation.population_y.shape == (2, 32, 3)
+    for client in (0, 1, 7):
+        population = np.c_[federation.population_x[client % 2], np.ones(32)]
+        teacher = np.linalg.lstsq(population, federation.population_y[client % 2], rcond=None)[0]
+        mine = held(federation, "train", client)
+        np.testing.assert_allclose(
+            np.c_[federation.train_x[mine], np.ones(len(mine))] @ teacher, federation.train_y[mine], atol=1e-4
+        )
+    with pytest.raises(ConfigError, match="label_shift needs a data set"):
+        made(make_run(data=spec, shift={"kind": "label_shift"}), results)
+
+
+def test_the_card_counts_what_the_table_has(results):
+    run = make_run(partition={"share": 0.5, "validation": 0.2}, epochs=2)
+    folder = partition(run.partition, results, run.task.batch, run.task.epochs)
+    card = json.loads((folder / "card.json").read_text())
+    table = pl.read_parquet(folder / "partition.parquet")
+    assert card["rows"]["train"]["total"] == (table["split"] == "train").sum() == sum(card["rows_of_cluster"]["train"])
+    counts = np.array(card["class_counts"]["train"])
+    assert counts.shape == (20, 10) and counts.sum() == card["rows"]["train"]["total"]
+    labels = raw(results, "train_y")
+    rows = table.filter((pl.col("client") == 3) & (pl.col("split") == "train"))["row"].to_numpy()
+    assert np.array_equal(counts[3], np.bincount(labels[rows], minlength=10))
+    per_client = counts.sum(axis=1)
+    assert card["local_steps_per_round"]["max"] == 2 * -(-per_client.max() // 16)
+    assert ET.parse(folder / "card.svg").getroot().tag.endswith("svg")
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".svg"}
+    partition(run.partition, results, run.task.batch, run.task.epochs)
+    assert before == {name: (folder / name).read_bytes() for name in ("partition.parquet", "card.json")}
+
+
+def test_what_is_missing_or_altered_is_named_with_the_command_that_makes_it(results, tmp_path):
+    run = make_run(seed=9)
+    with pytest.raises(
+        ConfigError, match=r"seed9-.*not there yet; make it with: floral partition .*--task toy --seed 9"
+    ):
+        load(run, results)
+    with pytest.raises(ConfigError, match=r"'digits' is not there yet; make it with: floral fetch digits"):
+        partition(run.partition, tmp_path)
+    folder = partition(run.partition, results)
+    shutil.copytree(folder, tmp_path / run.partition.folder)
+    with pytest.raises(ConfigError, match=r"data.digits.*make it with: floral fetch digits"):
+        load(run, tmp_path)
+    pl.read_parquet(folder / "partition.parquet").with_columns(pl.col("row") + 1).write_parquet(
+        folder / "partition.parquet"
+    )
+    with pytest.raises(ConfigError, match=r"partition.parquet: altered since it was made; make it again with"):
+        load(run, results)
+    (folder / "partition.parquet").write_bytes(b"PAR1 truncated")
+    with pytest.raises(ConfigError, match=r"partition.parquet: damaged .*make it again with"):
+        load(run, results)
+
+
+def test_a_partition_of_other_data_is_refused(results):
+    run = make_run(seed=10)
+    folder = partition(run.partition, results)
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps({**card, "data_digest": "0" * 64}))
+    with pytest.raises(ConfigError, match="made for other rows than those of"):
+        load(run, results)
+
+
+def test_mnist_reduced_under_official_fidelity(tmp_path, missing):
+    if not os.environ.get("FLORAL_DATA"):
+        missing("FLORAL_DATA is not set: MNIST's files are missing")
+    fetch("mnist", tmp_path)
+    run = make_run(
+        "official", data="mnist", clients=300, partition={"share": 0.05, "min_rows": 10}, shift={"kind": "rotate"}
+    )
+    federation = made(run, tmp_path)
+    assert federation.train_x.shape == (3000, 28, 28) and set(federation.counts["train"]) == {10}
+    assert federation.test_x.shape == (10_000, 28, 28)

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+
+from floral.config import ConfigError, Synthetic
+from floral.data.synthetic import generate, rows_per_client
+
+
+def test_the_test_share_is_that_of_the_official_code():
+    assert [rows_per_client(Synthetic(kind="linear", samples_per_client=n)) for n in (8, 120)] == [(7, 1), (97, 23)]
+    with pytest.raises(ConfigError, match="samples_per_client: 5 leaves no test row"):
+        rows_per_client(Synthetic(kind="linear", samples_per_client=5))
+
+
+def test_shapes_and_types():
+    spec = Synthetic(kind="mlp", outputs=1, samples_per_client=120, population=50)
+    made = generate(spec, clients=20, clusters=4, seed=0)
+    shapes = {name: getattr(made, name).shape for name in vars(made)}
+    assert shapes == {
+        "train_x": (1940, 10), "train_y": (1940, 1), "test_x": (460, 10), "test_y": (460, 1),
+        "population_x": (4, 50, 10), "population_y": (4, 50, 1),
+    }  # fmt: skip
+    assert {getattr(made, name).dtype for name in vars(made)} == {np.dtype(np.float32)}
+
+
+def affine(x, y):
+    """The least-squares map y = [x, 1] A of rows and what it leaves over."""
+    design = np.concatenate([x, np.ones((len(x), 1))], axis=1).astype(np.float64)
+    return np.linalg.lstsq(design, y.astype(np.float64), rcond=None)[0], design
+
+
+def test_linear_clusters_are_exact_affine_maps_that_differ_by_a_matrix_of_the_given_rank():
+    spec = Synthetic(kind="linear", outputs=10, samples_per_client=100, rank=2, population=64)
+    made = generate(spec, clients=6, clusters=3, seed=5)
+    maps = [affine(x, y)[0] for x, y in zip(made.population_x, made.population_y, strict=True)]
+    for client in range(6):
+        rows = slice(client * 81, (client + 1) * 81)
+        _, design = affine(made.train_x[rows], made.train_y[rows])
+        np.testing.assert_allclose(design @ maps[client % 3], made.train_y[rows], atol=1e-4)
+    difference = maps[1][:10] - maps[0][:10]
+    assert (np.linalg.svd(difference)[1] > 1e-3).sum() == 4
+    np.testing.assert_allclose(maps[1][10], maps[0][10], atol=1e-4)
+
+
+def test_scale_zero_makes_all_clusters_equal_and_the_mlp_differs_from_the_linear_teacher():
+    spec = Synthetic(kind="linear", samples_per_client=8, scale=0.0, population=64)
+    made = generate(spec, clients=4, clusters=4, seed=1)
+    (first, _), (second, _) = (affine(made.population_x[c], made.population_y[c]) for c in (0, 3))
+    np.testing.assert_allclose(first, second, atol=1e-4)
+    mlp = generate(spec.model_copy(update={"kind": "mlp"}), clients=4, clusters=4, seed=1)
+    fitted, design = affine(mlp.population_x[0], mlp.population_y[0])
+    assert np.abs(design @ fitted - mlp.population_y[0]).max() > 0.05
+
+
+def test_weights_have_the_variances_of_the_paper():
+    spec = Synthetic(kind="linear", dimension=200, outputs=200, samples_per_client=6, population=400)
+    made = generate(spec, clients=2, clusters=2, seed=0)
+    maps = [affine(x, y)[0] for x, y in zip(made.population_x, made.population_y, strict=True)]
+    difference = maps[1][:-1] - maps[0][:-1]  # 2·(u₁v₁ᵀ − u₀v₀ᵀ): variance 2²·2/d·1
+    assert difference.var() * 200 / 8 == pytest.approx(1, rel=0.35)
+    assert maps[0][-1].var() * 200 == pytest.approx(1, rel=0.35)
+
+
+def test_label_noise_is_on_train_and_test_but_never_on_the_population():
+    spec = Synthetic(kind="linear", samples_per_client=400, population=32)
+    clean, noisy = (generate(spec.model_copy(update={"label_noise": s}), 2, 2, 0) for s in (0.0, 0.5))
+    assert np.array_equal(clean.train_x, noisy.train_x) and np.array_equal(clean.population_y, noisy.population_y)
+    for side in ("train_y", "test_y"):
+        assert (getattr(noisy, side) - getattr(clean, side)).std() == pytest.approx(0.5, rel=0.1)
+
+
+def test_seeds_differ_and_repeat():
+    spec = Synthetic(kind="mlp", samples_per_client=8)
+    a, b, c = (generate(spec, 4, 2, seed) for seed in (0, 0, 1))
+    assert np.array_equal(a.train_y, b.train_y) and not np.array_equal(a.train_y, c.train_y)
+
+
+def test_more_outputs_than_coordinates_is_a_mistake_of_the_user():
+    with pytest.raises(ConfigError, match=r"outputs: 11 is more than data\.dimension: 10"):
+        generate(Synthetic(kind="linear", outputs=11, samples_per_client=8), 2, 2, 0)

@@ -1,0 +1,76 @@
+"""What can be checked of a picture without looking at it."""
+
+import re
+from itertools import pairwise
+
+import polars as pl
+import pytest
+
+from floral import figures
+from floral.figures import Axis
+from floral.looks import Look, looks
+
+PALETTE = {"families": {"A": 20, "Control": "none"}, "variants": {"one": {"colour": "#aa0000", "short": "One"}}}
+
+
+def look(name: str, colour: str) -> Look:
+    return Look(id=name, title=name, short=name, group="method", colour=colour, dashed=False)
+
+
+TWO = [look("a", "#aa0000"), look("b", "#00aa00")]
+
+
+def line(name: str, xs: list[float], ys: list[float]) -> pl.DataFrame:
+    xs, ys = [float(x) for x in xs], [float(y) for y in ys]
+    return pl.DataFrame({"contender": [name] * len(xs), "x": xs, "mean": ys, "low": ys, "high": ys, "n": [1] * len(xs)})
+
+
+def drawn(chart: figures.Drawing, name: str = "figure") -> figures.Figure:
+    return figures.render(chart, name, "Title", "Subtitle", 'says "what" & why')
+
+
+def test_same_drawing_same_bytes_in_any_order():
+    chart = figures.curves(line("a", [0, 1, 2], [0.1, 0.2, 0.3]), TWO, Axis(title="x"), Axis(title="y"))
+    first = drawn(chart)
+    drawn(figures.curves(line("b", [0, 1], [0.1, 0.2]), TWO, Axis(title="x"), Axis(title="y")))
+    assert drawn(chart).svg == first.svg and first.pdf.startswith(b"%PDF")
+
+
+def test_inline_svg_has_its_own_ids_and_an_accessible_name():
+    chart = figures.curves(line("a", [0, 1, 2], [0.1, 0.2, 0.3]), TWO, Axis(title="x"), Axis(title="y"))
+    inline = drawn(chart, "curves_task").inline
+    assert 'aria-label="says &quot;what&quot; &amp; why"' in inline
+    assert re.findall(r'id="([^"]+)"', inline) and all(
+        i.startswith("curves_task-") for i in re.findall(r'id="([^"]+)"', inline)
+    )
+
+
+def test_what_spends_nothing_is_a_level_on_a_logarithmic_axis():
+    frame = pl.concat([line("a", [0, 10, 100], [0.1, 0.5, 0.9]), line("b", [0, 0, 0], [0.2, 0.3, 0.4])])
+    chart = figures.curves(frame, TWO, Axis(title="bytes", log=True), Axis(title="y"))
+    assert chart.data["lines"]["contender"].unique().to_list() == ["a"] and 0 not in chart.data["lines"]["x"].to_list()
+    assert chart.data["levels"]["mean"].to_list() == [0.4]
+    assert "#00aa00" in drawn(chart).svg
+
+
+def test_labels_never_overlap_and_keep_the_order_of_the_lines():
+    many = [look(f"m{i}", f"#0000{i:02x}") for i in range(12)]
+    frame = pl.concat([line(one.id, [0, 1], [0.0, 0.5 + 0.0001 * i]) for i, one in enumerate(many)])
+    labels = figures.curves(frame, many, Axis(title="x"), Axis(title="y")).data["labels"]
+    heights = labels["label_y"].to_list()
+    assert labels["contender"].to_list() == [f"m{i}" for i in reversed(range(12))]
+    gaps = [above - below for above, below in pairwise(heights)]
+    assert min(gaps) == pytest.approx(max(gaps)) and min(gaps) > 0
+
+
+def test_ticks_of_a_logarithmic_axis_are_round():
+    # 1, 2 and 5 would be six places (5 to 200): 1 and 3 are four
+    assert figures._ticks(3, 250, True) == {"values": [3, 10, 30, 100]}
+
+
+def test_no_two_contenders_share_a_colour():
+    variants = [(f"one-{i}", f"One {i}", "one", "A", False) for i in range(30)]
+    found = looks([*variants, ("c", "C", "c", "Control", False), ("u", "U", "u", "Unknown", True)], PALETTE)
+    assert len({one.colour for one in found.values()}) == 32
+    assert found["one-0"].colour == "#aa0000" and found["one-0"].short == "One"
+    assert [one.group for one in found.values()][-2:] == ["oracle", "control"]

@@ -1,0 +1,96 @@
+"""Numbers that can be checked by hand or in a table of Student's t."""
+
+import math
+
+import numpy as np
+import pytest
+
+from floral.statistics import (
+    binomial_null,
+    decile_count,
+    paired_difference,
+    t_interval,
+    worst_decile,
+    worst_mean,
+)  # fmt: skip
+
+
+def test_t_interval_of_three_values():
+    # m = 2, s = 1, t(2, 0.975) = 4.3027: half width 4.3027/√3 = 2.4842
+    interval = t_interval([1.0, 2.0, 3.0])
+    assert interval.mean == 2 and interval.n == 3
+    assert interval.half_width == pytest.approx(2.4841, abs=1e-4)
+    assert not interval.excludes_zero
+
+
+def test_t_interval_of_one_value_has_no_ends():
+    interval = t_interval([0.9])
+    assert (interval.mean, interval.low, interval.high, interval.n) == (0.9, None, None, 1)
+    assert interval.half_width is None and not interval.excludes_zero
+
+
+def test_t_interval_of_equal_values_has_width_zero():
+    interval = t_interval([0.5, 0.5])
+    assert interval.low == interval.high == 0.5 and interval.excludes_zero
+
+
+@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf]])
+def test_t_interval_refuses_what_has_no_mean(values):
+    with pytest.raises(ValueError, match="finite"):
+        t_interval(values)
+
+
+def test_paired_difference_uses_shared_seeds_only():
+    # differences 1 and 3 (seeds 0 and 1): mean 2, s = √2, t(1, 0.975) = 12.7062: half width 12.7062
+    difference = paired_difference({0: 2.0, 1: 5.0, 7: 99.0}, {0: 1.0, 1: 2.0, 8: -99.0})
+    assert difference.mean == 2 and difference.n == 2
+    assert difference.half_width == pytest.approx(12.7062, abs=1e-3)
+    assert paired_difference({0: 1.0}, {1: 1.0}) is None
+
+
+def test_paired_difference_to_itself_is_zero():
+    same = {0: 0.25, 1: 0.75}
+    assert paired_difference(same, same).low == paired_difference(same, same).high == 0
+
+
+@pytest.mark.parametrize(("clients", "count"), [(1, 1), (10, 1), (14, 1), (20, 2), (300, 30)])
+def test_decile_is_a_tenth_of_the_clients(clients, count):
+    assert decile_count(clients) == count
+
+
+def test_worst_mean_between_minimum_and_mean():
+    values = [0.9, 0.1, 0.5]
+    assert worst_mean(values, 1) == pytest.approx(0.1)
+    assert worst_mean(values, 2) == pytest.approx(0.3)
+    assert worst_mean(values, 3) == pytest.approx(0.5)
+    assert worst_decile(values) == pytest.approx(0.1)
+
+
+def test_null_of_two_coins():
+    # the lower of two fair coins is 1 only if both are: mean 1/4
+    band = binomial_null([1, 1], 0.5, 1, draws=20_000)
+    assert band.mean == pytest.approx(0.25, abs=0.01)
+    assert (band.low, band.high) == (0, 1)
+
+
+def test_null_of_all_clients_is_the_accuracy():
+    assert binomial_null([50] * 8, 0.8, 8, draws=5000).mean == pytest.approx(0.8, abs=0.005)
+
+
+def test_null_closes_on_the_accuracy_with_many_rows():
+    band = binomial_null([10_000_000] * 4, 0.7, 1)
+    assert band.low == pytest.approx(0.7, abs=1e-3) and band.high == pytest.approx(0.7, abs=1e-3)
+
+
+def test_null_is_the_same_twice_and_other_with_another_seed():
+    assert binomial_null([20] * 10, 0.6, 1) == binomial_null([20] * 10, 0.6, 1)
+    assert binomial_null([20] * 10, 0.6, 1) != binomial_null([20] * 10, 0.6, 1, seed=1)
+    assert binomial_null([20, 0, 20], 0.6, 1) == binomial_null([20, 20], 0.6, 1)
+
+
+def test_null_at_certainty():
+    assert np.isclose(binomial_null([5, 5], 1.0, 1).low, 1)
+    with pytest.raises(ValueError, match="accuracy"):
+        binomial_null([5], 1.1, 1)
+    with pytest.raises(ValueError, match="count"):
+        binomial_null([0, 0], 0.5, 1)

@@ -1,0 +1,47 @@
+"""Cells and their two scripts."""
+
+import pytest
+
+from floral.looks import Look
+from floral.statistics import t_interval
+from floral.tables import Cell, Column, amount, grid, interval_cell, latex, number, unbroken
+
+LOOK = Look(id="a", title="A <1 %> & b", short="A", group="method", colour="#aa0000", dashed=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (4810, "4.81\u2009k"), (1e6, "1\u2009M"), (2.5, "2.5"), (0.04, "0.04")]
+)
+def test_amounts_have_three_digits(value, text):
+    assert amount(value) == text
+
+
+def test_numbers_have_a_true_minus():
+    assert number(-1.25, 1) == "\u22121.2" and number(1.0, 1, sign=True) == "+1.0"
+    assert unbroken("85.4 ± 3.9 %") == "85.4\u00a0±\u00a03.9\u00a0%"
+
+
+def test_interval_cells():
+    assert interval_cell(t_interval([1.0, 2.0, 3.0]), 1, usual=3) == Cell(text="2.0 ± 2.5", order=2.0)
+    assert interval_cell(t_interval([1.0, 2.0, 3.0]), 1, usual=5).note == "n = 3"
+    assert interval_cell(t_interval([1.0]), 1, note="1 of 2 failed").note == "n = 1, no interval; 1 of 2 failed"
+
+
+def test_both_scripts_escape_what_they_must():
+    cells = {"x": Cell(text="1.0 ± 0.2", note="n < 5 & odd", order=1.0, mark="best")}
+    table = grid("t", [Column(id="x", title="X, %", spanner="S")], [(LOOK, cells)], "50 % of it")
+    assert "A &lt;1\u00a0%&gt; &amp; b" in table.html and "n &lt; 5 &amp; odd" in table.html
+    assert 'class="cell best" data-order="1"' in table.html and "<style" not in table.html
+    assert r"A <1 \%> \& b" in table.latex and r"\textbf{1.0 $\pm$ 0.2}" in table.latex
+    assert r"\caption{50 \% of it}\label{tab:t}" in table.latex
+
+
+def test_absent_cells_are_dashes():
+    table = grid("t", [Column(id="x", title="X")], [(LOOK, {})], "")
+    assert "\u2013" in table.html and "--" in table.latex
+
+
+def test_latex_specials():
+    assert latex(r"50 % of_x & {y} \ ~ ^ −1") == (
+        r"50 \% of\_x \& \{y\} \textbackslash{} \textasciitilde{} \textasciicircum{} $-$1"
+    )

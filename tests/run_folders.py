@@ -1,0 +1,148 @@
+"""A small tree of run folders as `floral train` leaves them, with results that can be checked by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+from floral import config
+from floral.config import Run
+
+CLIENTS, CLUSTERS, ROWS = 8, 2, 20
+ACCURACY = {"fedavg": 0.60, "ensemble": 0.80, "floral_1": 0.85, "floral_1_optimal": 0.95, "constant": 0.10}
+
+
+def make_run(task: str, variant: str, seed: int, fidelity: Any = "corrected", **change: Any) -> Run:
+    values = {"clients": CLIENTS, "clusters": CLUSTERS, "rounds": 4, "eval_every": 2, **change}
+    return Run(
+        task=config.task(task, values), variant=config.variant(variant), seed=seed, fidelity=config.fidelity(fidelity)
+    )
+
+
+def accuracy(run: Run) -> float:
+    """0.01 more for each seed: over seeds 0, 1, 2 the mean is the variant's plus 0.01 and s = 0.01."""
+    return ACCURACY[run.variant.name] + 0.01 * run.seed
+
+
+def write_run(results: Path, run: Run, status: str = "done") -> Path:
+    folder = results / run.folder
+    folder.mkdir(parents=True)
+    regression, routed = run.task.loss == "mse", "router" in run.variant.params
+    value = accuracy(run)
+    rows = []
+    for round_ in (0, 2, 4):
+        level = value if round_ == 4 else 0.1 * (1 + round_)
+        found = {("train", "loss"): 2 - level, ("test", "loss"): 2.1 - level}
+        if not regression:
+            found[("test", "accuracy")] = level
+            found |= {("test", f"worst_{kind}_accuracy"): level - 0.1 for kind in ("cluster", "decile")}
+        if routed:
+            found[("route", "ari")] = round_ / 4
+        rows += [
+            (round_, split, metric, v, 1000 * round_, 10 * round_, 10.0 * round_)
+            for (split, metric), v in found.items()
+        ]
+    types = [pl.Int32, pl.String, pl.String, pl.Float64, pl.Int64, pl.Int64, pl.Float64]
+    columns = ("round", "split", "metric", "value", "bytes", "client_samples", "client_passes")
+    schema = dict(zip(columns, types, strict=True))
+    pl.DataFrame(rows, schema=schema, orient="row").write_parquet(folder / "metrics.parquet")
+    write_clients(folder, value, regression, routed)
+    write_partition(results / run.partition.folder)
+    (folder / "summary.json").write_text(json.dumps(summary(run, value, status, regression, routed)))
+    (folder / "costs.json").write_text(json.dumps(COSTS))
+    (folder / "run.yaml").write_text(yaml.safe_dump({**run.model_dump(mode="json"), "hash8": run.hash8}))
+    (folder / "log.txt").write_text("first line\nlast line\n")
+    return folder
+
+
+def write_clients(folder: Path, value: float, regression: bool, routed: bool) -> None:
+    """Clients alternate between clusters; learned cluster 1 is true cluster 0, and the other way round."""
+    clients = list(range(CLIENTS))
+    routes = [[0.2, 0.8] if client % CLUSTERS == 0 else [0.9, 0.1] for client in clients]
+    none = [None] * CLIENTS
+    pl.DataFrame({
+        "client": pl.Series(clients, dtype=pl.Int32),
+        "cluster": pl.Series([client % CLUSTERS for client in clients], dtype=pl.Int32),
+        "train_rows": pl.Series([50] * CLIENTS, dtype=pl.Int32),
+        "test_rows": pl.Series([ROWS] * CLIENTS, dtype=pl.Int32),
+        "correct": pl.Series(none if regression else [round(ROWS * value)] * CLIENTS, dtype=pl.Int64),
+        "accuracy": pl.Series(none if regression else [value] * CLIENTS, dtype=pl.Float64),
+        "loss": pl.Series([2.1 - value] * CLIENTS, dtype=pl.Float64),
+        "route": pl.Series(routes if routed else none, dtype=pl.List(pl.Float64)),
+    }).write_parquet(folder / "clients.parquet")  # fmt: skip
+
+
+def write_partition(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [(k, k % CLUSTERS, "test", ROWS * k + i) for k in range(CLIENTS) for i in range(ROWS)]
+    types = {"client": pl.Int32, "cluster": pl.Int32, "split": pl.String, "row": pl.Int64}
+    pl.DataFrame(rows, schema=types, orient="row").write_parquet(folder / "partition.parquet")
+
+
+def summary(run: Run, value: float, status: str, regression: bool, routed: bool) -> dict[str, Any]:
+    done, official = status == "done", run.fidelity.name == "official"
+    return {
+        "status": status, "task": run.task.name, "variant": run.variant.name, "title": run.variant.title,
+        "method": run.variant.method, "family": run.variant.family, "fidelity": run.fidelity.name,
+        "optimal_router": run.variant.optimal_router, "oracle": run.variant.oracle, "seed": run.seed,
+        "hash8": run.hash8, "round": 4, "test_accuracy": None if regression or not done else value,
+        "test_loss": 2.1 - value if done else None, "official_score": value - 0.02 if official and done else None,
+        "own_test_accuracy": None if regression else value, "validation_accuracy": None, "validation_loss": 1.0,
+        "worst_cluster_accuracy": None, "worst_decile_accuracy": None, "ari": 1.0 if routed else None,
+        "route_entropy": None, "mismatch": None, "bytes": 4000, "client_samples": 40, "client_passes": 40.0,
+        "data_exact": True, "partition_digest": f"{run.seed:064d}", "diverged_at": None if done else 3,
+        "finished_at": f"2026-01-01T00:00:0{run.seed}+00:00",
+    }  # fmt: skip
+
+
+COSTS = {
+    "parameters": {
+        "base": 4810, "trainable_per_client": 4810, "served": 4810, "sent_down": 4810, "sent_up": 4810,
+        "kept_private": 0, "server": 4810,
+    },
+    "bytes_per_round": 1000, "passes_per_sample": 1.0,
+    "seconds": {"setup": 0.1, "train": 1.0, "evaluate": 0.2, "total": 1.3}, "peak_memory_bytes": 400_000_000,
+    "execution": {"backend": "vmap", "chunk": 4, "threads": 1, "device": "cpu", "dtype": "float32", "reason": "x"},
+    "resumptions": 0, "machine": {"python": "3.11", "torch": "2", "platform": "Linux", "cpu": "a CPU", "cores": 2},
+    "versions": {"floral": "0.1.0", "torch": "2", "numpy": "2"}, "git_commit": None,
+}  # fmt: skip
+
+FAILURE = {
+    "reason": "out of memory", "exception": "MemoryError: <none left>", "traceback": "Traceback\n  here\n",
+    "hint": "use --backend loop", "time": "2026-01-01T00:00:00+00:00", "round": 2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def write(results: Path) -> Callable[..., Path]:
+    """write(run, status): its folder under the fixture `results`."""
+    return lambda run, status="done": write_run(results, run, status)
+
+
+@pytest.fixture
+def suite_runs(results: Path) -> list[Run]:
+    """15 runs of two tasks: 12 done, one diverged, one failed, one missing."""
+    runs = [make_run("digits_rotate", v, seed) for v in ("fedavg", "ensemble", "floral_1") for seed in (0, 1, 2)]
+    runs += [make_run("digits_rotate", v, 0) for v in ("floral_1_optimal", "constant")]
+    runs += [make_run("synthetic_linear", "fedavg", seed) for seed in (0, 1)]
+    runs += [make_run("synthetic_linear", "floral_1", seed) for seed in (0, 1)]
+    special = {("fedavg", 2): "diverged", ("ensemble", 1): "failed", ("ensemble", 2): "missing"}
+    for run in runs:
+        state = special.get((run.variant.name, run.seed), "done")
+        if state == "failed":
+            (results / run.folder).mkdir(parents=True)
+            (results / run.folder / "failure.json").write_text(json.dumps(FAILURE))
+        elif state != "missing":
+            write_run(results, run, state)
+    return runs

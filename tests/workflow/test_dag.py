@@ -1,0 +1,140 @@
+"""The whole way from raw data to report, on the real thing: what is made, what is made again, what survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+from conftest import BIN, Project, environment
+
+NOTHING = "Nothing to be done"
+
+
+def planned(project: Project, rule: str, *config: str) -> list[str]:
+    """The jobs of a rule that a call would run, as their wildcards."""
+    command = ("snakemake", "--profile", "local", "--dry-run", "--quiet", "host", "--config", "suite=tiny", *config)
+    blocks = re.split(r"\n(?=\[)", project.call(*command).stdout)
+    mine = [block for block in blocks if f"rule {rule}:" in block]
+    return [line.strip() for block in mine for line in block.splitlines() if "wildcards:" in line]
+
+
+def test_everything_is_made(finished: Project) -> None:
+    assert len(finished.paths("results/train/digits_rotate/*/seed0-*/done")) == 3
+    assert finished.path("results/partition/digits_rotate/*/partition.parquet").stat().st_size
+    assert (finished.folder / "reports/tiny/index.html").stat().st_size
+    assert (finished.folder / "reports/tiny/summary.parquet").stat().st_size
+    tracked = json.loads((finished.folder / "results/track/tiny.json").read_text())
+    assert len(tracked["runs"]) == 3
+
+
+def test_a_second_call_runs_nothing(finished: Project) -> None:
+    again = finished.snakemake()
+    assert (again.returncode, NOTHING in again.stdout) == (0, True), again.stdout
+
+
+def test_a_changed_value_runs_its_method_only(copy: Project) -> None:
+    method = copy.folder / "config/methods/floral.yaml"
+    changed = method.read_text().replace("temperature: {default: 1.0", "temperature: {default: 2.0")
+    assert changed != method.read_text()
+    method.write_text(changed)
+    (job,) = planned(copy, "train")
+    assert "variant=floral_1," in job
+    assert planned(copy, "partition") == []
+    assert len(planned(copy, "report")) == 1
+
+
+def test_a_changed_title_runs_no_training(copy: Project) -> None:
+    method = copy.folder / "config/methods/fedavg.yaml"
+    method.write_text(method.read_text().replace("title: FedAvg}", "title: Federated averaging}"))
+    assert planned(copy, "train") == []
+
+
+def test_another_device_or_backend_runs_nothing(finished: Project) -> None:
+    again = finished.snakemake("backend=loop", "checkpoint_seconds=5")
+    assert NOTHING in again.stdout, again.stdout
+
+
+def test_a_new_partition_file_does_not_train_again(copy: Project) -> None:
+    table = copy.path("results/partition/digits_rotate/*/partition.parquet")
+    table.write_bytes(table.read_bytes() + b" ")
+    assert planned(copy, "train") == []
+
+
+def test_a_deleted_run_is_made_again(copy: Project) -> None:
+    copy.path("results/train/digits_rotate/local/*/done").unlink()
+    (job,) = planned(copy, "train")
+    assert "variant=local," in job
+
+
+def test_narrowing_reports_what_was_asked_for(copy: Project) -> None:
+    assert len(planned(copy, "report", "variants=[fedavg,local]")) == 1
+    assert planned(copy, "train", "variants=[fedavg,local]") == []
+
+
+def test_results_without_snakemakes_notes_are_taken_as_they_are(copy: Project) -> None:
+    subprocess.run(["rm", "-r", copy.folder / ".snakemake"], check=True)
+    again = copy.snakemake()
+    assert NOTHING in again.stdout, again.stdout
+
+
+def test_a_failed_run_leaves_its_reason_and_a_partial_report(copy: Project) -> None:
+    suite = copy.folder / "config/suites/tiny.yaml"
+    suite.write_text(suite.read_text().replace("seeds: [0]", "seeds: [0, 1]"))
+    (job,) = planned(copy, "train", "variants=[fedavg]")
+    hash8 = re.search(r"hash8=(\w+)", job)
+    assert hash8
+    in_the_way = copy.folder / f"results/train/digits_rotate/fedavg/seed1-{hash8[1]}/metrics.parquet"
+    (in_the_way / "not empty").mkdir(parents=True)
+
+    failed = copy.snakemake("variants=[fedavg]")
+    assert failed.returncode != 0
+    assert "partial report: reports/tiny/index.html" in failed.stdout, failed.stdout
+    reason = json.loads(copy.path("results/train/digits_rotate/fedavg/seed1-*/failure.json").read_text())
+    assert reason["reason"] and reason["traceback"]
+    assert len(copy.paths("results/train/digits_rotate/fedavg/seed0-*/summary.json")) == 1
+
+    shutil.rmtree(in_the_way)
+    mended = copy.snakemake("variants=[fedavg]")
+    assert mended.returncode == 0, mended.stdout
+    assert "report: reports/tiny/index.html" in mended.stdout
+    assert NOTHING in copy.snakemake("variants=[fedavg]").stdout
+
+
+def started(project: Project, pattern: str) -> subprocess.Popen[bytes]:
+    """Snakemake in a session of its own, as soon as a file of the pattern exists; it writes said.txt."""
+    command = [BIN / "snakemake", "--profile", "local", "--config", "suite=tiny", "variants=[fedavg,local]"]
+    with (project.folder / "said.txt").open("w") as said:
+        process = subprocess.Popen(
+            command, cwd=project.folder, env=environment(), start_new_session=True, stdout=said, stderr=said
+        )
+    until = time.monotonic() + 60
+    while not project.paths(pattern):
+        assert process.poll() is None and time.monotonic() < until, (project.folder / "said.txt").read_text()
+        time.sleep(0.1)
+    return process
+
+
+def test_after_a_kill_and_after_an_interrupt_the_same_call_continues(project: Project) -> None:
+    suite = project.folder / "config/suites/tiny.yaml"
+    suite.write_text(suite.read_text().replace("rounds: 2,", "rounds: 100,"))
+
+    killed = started(project, "results/train/digits_rotate/*/*/run.yaml")
+    killed.kill()  # its runs live on, and the next call waits for them
+    killed.wait()
+    (project.folder / "results/plan/tiny.json").unlink()
+
+    interrupted = started(project, "results/plan/tiny.json")
+    time.sleep(1)
+    os.killpg(interrupted.pid, signal.SIGINT)
+    assert interrupted.wait(timeout=60) != 0
+    said = (project.folder / "said.txt").read_text()
+    assert "Interrupted: finished runs are kept, and the same command continues" in said, said
+
+    done = project.snakemake("variants=[fedavg,local]")
+    assert done.returncode == 0, done.stdout
+    assert len(project.paths("results/train/digits_rotate/*/*/summary.json")) == 2

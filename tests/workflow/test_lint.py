@@ -1,0 +1,55 @@
+"""The workflow's own style, and what must stay light or pinned."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from conftest import BIN, ROOT, Project, environment
+
+
+def test_snakemake_finds_nothing_to_improve() -> None:
+    """Rules name no conda environment or container: all of them run in the one that `make setup` pins."""
+    command = [BIN / "snakemake", "--lint"]
+    said = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True).stderr
+    found = set(re.findall(r"^ +\* (.*)", said, re.MULTILINE))
+    assert found <= {"Specify a conda environment or container for each rule.:"}, said
+
+
+@pytest.mark.parametrize("profile", ["local", "gpu", "slurm"])
+def test_profiles_plan_the_whole_suite(finished: Project, profile: str) -> None:
+    said = finished.call("snakemake", "--profile", profile, "--dry-run", "--config", "suite=tiny")
+    assert said.returncode == 0, said.stdout
+
+
+def test_the_command_starts_light() -> None:
+    """A run pays for every import before its first round."""
+    heavy = {"torch", "mlflow", "altair", "sklearn", "polars", "numpy", "pandas", "snakemake"}
+    code = (
+        f"import sys, floral.cli, floral.stages.plan, floral.stages.track; print(*sorted({heavy} & set(sys.modules)))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.strip() == ""
+
+
+def test_every_dependency_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+    pinned = {normal(line.split("==")[0]) for line in lines}
+    assert {normal(re.split(r"[<>=!~\[; ]", name)[0]) for name in wanted} <= pinned
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_make_help_lists_every_target() -> None:
+    said = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {"setup", "quickstart", "test", "check", "clean"} <= set(targets)
+    assert all(f"make {target}" in said for target in targets)

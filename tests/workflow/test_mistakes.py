@@ -1,0 +1,90 @@
+"""What a user types or writes wrong: one clear line, a suggestion, exit code 2 (Snakemake: 1), no traceback."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import ROOT, Project
+
+from floral import cli
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("suite=tony", ["config/suites", "unknown suite 'tony'", "'tiny'"]),
+        ("tasks=[digits_rotat]", ["suite 'tiny'", "unknown task 'digits_rotat'", "'digits_rotate'"]),
+        ("variants=[fedavgg]", ["suite 'tiny'", "unknown variant 'fedavgg'", "'fedavg'"]),
+        ("seeds=[7]", ["suite 'tiny'", "unknown seed '7'", "known: 0"]),
+        ("seads=[0]", ["config/config.yaml or --config", "unknown key 'seads'", "'seeds'"]),
+        ("device=gpu", ["config/config.yaml or --config", "device", "'cuda'", "'gpu'"]),
+        ("checkpoint_seconds=0", ["checkpoint_seconds", "greater than 0"]),
+    ],
+)
+def test_snakemake_says_what_is_wrong(finished: Project, config: str, words: list[str]) -> None:
+    said = finished.snakemake(config)
+    assert said.returncode == 1
+    assert all(word in said.stdout for word in words), said.stdout
+    assert "Traceback" not in said.stdout
+
+
+def test_yaml_is_checked_before_anything_runs(copy: Project) -> None:
+    suite = copy.folder / "config/suites/tiny.yaml"
+    suite.write_text(suite.read_text().replace("rounds: 2,", "rounds: many,"))
+    said = copy.snakemake()
+    assert said.returncode == 1
+    assert "config/suites/tiny.yaml" in said.stdout and "rounds" in said.stdout and "'many'" in said.stdout
+    assert "Building DAG" not in said.stdout
+
+
+JOB = ["--task", "digits_rotate", "--seed", "0"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["plan", "quikstart"], ["unknown suite 'quikstart'", "'quickstart'"]),
+        (["fetch", "minst"], ["config/data.lock", "unknown data set 'minst'", "'mnist'"]),
+        (["train", "--suite", "quickstart", *JOB, "--variant", "fedavgg"], ["unknown variant 'fedavgg'", "'fedavg'"]),
+        (
+            ["train", "--suite", "quickstart", *JOB, "--variant", "fedavg", "--expect", "00000000"],
+            ["has changed since"],
+        ),
+        (["report", "quickstart", "--variants", "flora_1"], ["unknown variant 'flora_1'", "'floral_1'"]),
+        (["show", "no_such_task/fedavg/seed0"], ["unknown task of a run 'no_such_task'"]),
+        (["track"], ["name a suite"]),
+    ],
+)
+def test_floral_says_what_is_wrong(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("FLORAL_RESULTS", "results")
+    assert cli.main(arguments) == cli.MISTAKE
+    said = capsys.readouterr().err
+    assert all(word in said for word in words), said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], ["invalid choice: 'trian'", "did you mean 'train'?"]),
+        (["train", "--sute", "quickstart", *JOB], ["did you mean '--suite'?"]),
+        (["train", "--suite", "quickstart", *JOB, "--variant", "fedavg", "--threads", "0"], ["'0' is not a positive"]),
+        (["plan", "--seeds", "one"], ["'one' is not a whole number"]),
+    ],
+)
+def test_arguments_are_explained(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == cli.MISTAKE
+    said = capsys.readouterr().err
+    assert all(word in said for word in words), said
+
+
+def test_a_missing_configuration_is_named(
+    tmp_path: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(str(tmp_path))
+    assert cli.main(["plan"]) == cli.MISTAKE
+    assert "config.yaml" in capsys.readouterr().err
