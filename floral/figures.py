@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,8 +32,8 @@ STYLE = {
     "header": {"labelColor": MUTED, "labelFontSize": 10.5, "labelFontStyle": "italic", "labelPadding": 3},
 }  # fmt: skip
 
-PANEL, ROW = 222, 15
-"""Pixels: width of a panel and height of a row."""
+PANEL, ROW, LETTERS = 222, 15, 46
+"""Width of a panel and height of a row in pixels, and letters in a line of a title."""
 
 LARGEST = 1.35
 """A figure grows on a page to so many times its size: letters of 10 pixels to 13.5."""
@@ -76,7 +77,7 @@ def render(drawing: Drawing, name: str, title: str, subtitle: str, alt_text: str
     """Draw in the report's style. Equal drawings give equal bytes: clip ids count from 0 in every figure."""
     spec = drawing.chart.to_dict(validate=False)
     spec |= {
-        "title": {"text": title, "subtitle": subtitle, "anchor": "start", "frame": "group", "offset": 10},
+        "title": {"text": textwrap.wrap(title, LETTERS), "subtitle": subtitle, "anchor": "start", "offset": 10},
         "datasets": {key: frame.to_dicts() for key, frame in drawing.data.items()},
         "background": "transparent",
         "padding": 4,

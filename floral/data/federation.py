@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from floral import seeds
 from floral.config import ConfigError, Run, Synthetic
 from floral.data import partition, shifts, synthetic
 
@@ -115,7 +116,8 @@ def load(run: Run, results: Path) -> Federation:
             y if source.classes is None else shifts.apply_labels(task.shift, y, of_row, source.classes)
         )
         for split in splits:
-            rows[split], counts[split] = _padded(table.filter(pl.col("split") == split), held_rows, task.clients)
+            part = table.filter(pl.col("split") == split)
+            rows[split], counts[split] = _padded(part, held_rows, task.clients, run.partition_seed)
     return Federation(
         **shifted,
         rows=rows,
@@ -218,11 +220,17 @@ def _partition_command(run: Run) -> str:
     return f"floral partition --suite <the run's suite> --task {run.task.name} --seed {run.seed}"
 
 
-def _padded(table: pl.DataFrame, held_rows: Rows, clients: int) -> tuple[Rows, Rows]:
-    """The rows of one split as positions within `held_rows`, one line per client, filled up with 0."""
-    client = table["client"].to_numpy()
+def _padded(table: pl.DataFrame, held_rows: Rows, clients: int, seed: int) -> tuple[Rows, Rows]:
+    """The rows of one split as positions within `held_rows`, one line per client in random order, filled up with 0.
+
+    The order matters where batches are fixed or averaged: MNIST's later test images are harder, and a client's last, short
+    batch must not hold them alone.
+    """
+    client, row = table["client"].to_numpy(), table["row"].to_numpy()
+    shuffled = np.lexsort((seeds.bits(seed, "order of a client's rows", row), client))
+    client, row = client[shuffled], row[shuffled]
     counts = np.bincount(client, minlength=clients)
     position = np.arange(len(client)) - (np.cumsum(counts) - counts)[client]
     padded = np.zeros((clients, counts.max()), np.int64)
-    padded[client, position] = np.searchsorted(held_rows, table["row"].to_numpy())
+    padded[client, position] = np.searchsorted(held_rows, row)
     return padded, counts
