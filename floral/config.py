@@ -295,7 +295,8 @@ def _hash8(value: Any) -> str:
 # -------------------------------------------------------------------------------------------- reading
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping."""
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -313,7 +314,8 @@ def suggest(kind: str, name: str, known: Iterable[str], where: str | None = None
     return ConfigError(f"{where + ': ' if where else ''}unknown {kind} {name!r}{hint}")
 
 
-def _parse(model: type[Frozen], values: Any, where: str) -> Any:
+def parse(model: type[Frozen], values: Any, where: str) -> Any:
+    """Validated values, or a ConfigError that names file, key and what was found."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -359,7 +361,7 @@ def _task_values(name: str) -> dict[str, Any]:
     path = CONFIG / "tasks" / f"{name}.yaml"
     if not path.exists():
         raise suggest("task", name, names("tasks"), str(CONFIG / "tasks"))
-    values = _read(path)
+    values = read(path)
     parent = values.pop("extends", None)
     return _merge(_task_values(parent), values) if parent else values
 
@@ -367,7 +369,7 @@ def _task_values(name: str) -> dict[str, Any]:
 def task(name: str, change: Mapping[str, Any] | None = None, where: str | None = None) -> Task:
     """Read config/tasks/<name>.yaml over the task it `extends`, with `change` on top."""
     values = _merge(_task_values(name), change or {})
-    parsed: Task = _parse(Task, {**values, "name": name}, where or str(CONFIG / "tasks" / f"{name}.yaml"))
+    parsed: Task = parse(Task, {**values, "name": name}, where or str(CONFIG / "tasks" / f"{name}.yaml"))
     if parsed.model.kind not in (known := plugins("models")):
         raise suggest("model", parsed.model.kind, known, f"{CONFIG}/tasks/{name}.yaml: model.kind")
     if isinstance(parsed.data, str) and parsed.data not in (known := list(data_lock())):
@@ -384,7 +386,7 @@ def plugins(folder: str) -> list[str]:
 @cache
 def method_file(name: str) -> MethodFile:
     path = CONFIG / "methods" / f"{name}.yaml"
-    parsed: MethodFile = _parse(MethodFile, _read(path), str(path))
+    parsed: MethodFile = parse(MethodFile, read(path), str(path))
     if name not in (known := plugins("methods")):
         raise suggest("method", name, known, f"{path}: no module floral/methods/{name}.py")
     return parsed
@@ -430,7 +432,7 @@ def variant(name: str, change: Mapping[str, Any] | None = None) -> Variant:
 def switches() -> dict[str, Switch]:
     """The fidelity switches of config/fidelity.yaml, in the file's order."""
     path = CONFIG / "fidelity.yaml"
-    return {name: _parse(Switch, row, f"{path}: {name}") for name, row in _read(path).items()}
+    return {name: parse(Switch, row, f"{path}: {name}") for name, row in read(path).items()}
 
 
 def fidelity(name: Literal["official", "corrected"], change: Mapping[str, Any] | None = None, where: str = "switches") -> Fidelity:
@@ -451,7 +453,7 @@ def suite(name: str) -> Suite:
     path = CONFIG / "suites" / f"{name}.yaml"
     if not path.exists():
         raise suggest("suite", name, names("suites"), str(CONFIG / "suites"))
-    parsed: Suite = _parse(Suite, {**_read(path), "name": name}, str(path))
+    parsed: Suite = parse(Suite, {**read(path), "name": name}, str(path))
     return parsed
 
 
@@ -519,7 +521,7 @@ class DataSet(Frozen):
 def data_lock() -> dict[str, DataSet]:
     """The accepted data sets of config/data.lock."""
     path = CONFIG / "data.lock"
-    return {name: _parse(DataSet, entry, f"{path}: {name}") for name, entry in _read(path).items()}
+    return {name: parse(DataSet, entry, f"{path}: {name}") for name, entry in read(path).items()}
 
 
 def _data_digest(data: str | Synthetic) -> str | None:

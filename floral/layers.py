@@ -111,6 +111,9 @@ Layer = Linear | Conv2d | BatchNorm | Dropout
 Call = Callable[[str, Tensor], Tensor]
 """call(name, x): the named layer applied to x."""
 
+Adapt = Callable[[str, Params, Tensor], tuple[Params, Tensor | None]]
+"""adapt(name, parameters, x) → the parameters to use instead, and what is added to the layer's output, if anything."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
@@ -150,9 +153,9 @@ class Model:
         x: Tensor,
         draws: Draws | None,
         mask: Tensor | None,
-        around: Callable[[Call], Call] = lambda call: call,
+        adapt: Adapt = lambda name, params, x: (params, None),
     ) -> tuple[Tensor, Params]:
-        """Logits and the statistics after the pass; `around` wraps every layer's call (unmerged adaptors)."""
+        """Logits and the statistics after the pass; `adapt` changes a layer's parameters or adds to its output."""
         changed = dict(statistics)
 
         def call(name: str, x: Tensor) -> Tensor:
@@ -166,9 +169,11 @@ class Model:
                     changed.update({f"{name}.{key}": value for key, value in running.items()})
                     return y
                 case _:
-                    return layer(own(params, name), x)
+                    used, added = adapt(name, own(params, name), x)
+                    y = layer(used, x)
+                    return y if added is None else y + added
 
-        return self.forward(around(call), x), changed
+        return self.forward(call, x), changed
 
 
 def own(params: Params, layer: str) -> Params:

@@ -99,8 +99,8 @@ class Method:
 
     groups: Mapping[str, Group]
     predict: Predict
-    precondition: Callable[[View, View], View] | None = None
-    """(gradients, trained) → the gradients that the SGD step takes instead."""
+    precondition: Mapping[str, Callable[[Params, Params], Params]] = field(default_factory=dict)
+    """group → (its gradients, its values) → the gradients that the SGD step takes instead."""
     local_step: LocalStep | None = None
     """What replaces the SGD step on a batch: inner loops, mixed gradients, other optimisers."""
     phases: tuple[Phase, ...] | None = None

@@ -1,16 +1,15 @@
-"""Adaptors on every layer of a model that has a kind for it, and their mixture merged into the weights or beside them."""
+"""Adaptors on every layer of a model that has a kind for it; their mixture goes into the weights or beside the layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.linear import LinearAdaptor
-from floral.layers import Call, Conv2d, Linear, Model, own
+from floral.layers import Conv2d, Linear, Model, own
 from floral.spec import Draws, Params, Refused
 from floral.streams import Stream
 
@@ -21,7 +20,8 @@ class Adaptors:
 
     model: Model
     by_layer: Mapping[str, LinearAdaptor | ConvAdaptor]
-    application: Literal["merged", "unmerged"] = "merged"
+    application: str = "cheaper"
+    """"merged" into the weights, "unmerged" beside the layer, or per layer whichever takes fewer multiply-adds."""
 
     def init(self, stream: Stream) -> Params:
         """One adaptor at the start, without axis C."""
@@ -44,30 +44,18 @@ class Adaptors:
         mask: Tensor | None,
     ) -> tuple[Tensor, Params]:
         """Logits of the model with Σ_c route_c·adaptor_c in every adapted layer, and its statistics after the pass."""
-        if self.application == "merged":
-            return self.model(self.merge(base, mixture, route), statistics, x, draws, mask)
-        return self.model(base, statistics, x, draws, mask, around=self.beside(mixture, route))
+        merge = {"merged": True, "unmerged": False}.get(self.application)
 
-    def merge(self, base: Params, mixture: Params, route: Tensor) -> Params:
-        """W + Σ_c π_c B_c A_c (and biases) for every adapted layer."""
-        merged = dict(base)
-        for layer, adaptor in self.by_layer.items():
-            for key, change in adaptor.merged(own(mixture, layer), route).items():
-                merged[f"{layer}.{key}"] = base[f"{layer}.{key}"] + change
-        return merged
+        def adapt(name: str, params: Params, x: Tensor) -> tuple[Params, Tensor | None]:
+            adaptor = self.by_layer.get(name)
+            if adaptor is None:
+                return params, None
+            ours = own(mixture, name)
+            if adaptor.merging_pays(x) if merge is None else merge:
+                return params | {key: params[key] + change for key, change in adaptor.merged(ours, route).items()}, None
+            return params, adaptor.unmerged(ours, route, x)
 
-    def beside(self, mixture: Params, route: Tensor) -> Callable[[Call], Call]:
-        """Adds the adaptors' outputs to the layers' own."""
-
-        def around(call: Call) -> Call:
-            def adapted(name: str, x: Tensor) -> Tensor:
-                y = call(name, x)
-                adaptor = self.by_layer.get(name)
-                return y if adaptor is None else y + adaptor.unmerged(own(mixture, name), route, x)
-
-            return adapted
-
-        return around
+        return self.model(base, statistics, x, draws, mask, adapt)
 
     def precondition(self, gradients: Params, mixture: Params) -> Params:
         """Each adaptor's own preconditioner on the gradients of the mixture."""
@@ -85,7 +73,7 @@ def attach(
     bias: str | None,
     convolution: str = "balanced_2d",
     conv_rank: str = "elements",
-    application: Literal["merged", "unmerged"] = "merged",
+    application: str = "cheaper",
 ) -> Adaptors:
     """An adaptor on each linear layer and, unless `convolution` is "none", on each convolution (arXiv 2410.03497).
 

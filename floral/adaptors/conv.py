@@ -65,6 +65,12 @@ class ConvAdaptor:
         hidden = F.conv2d(x, down, None, *zip(*first, strict=True))
         return F.conv2d(hidden, up, route @ mixture["bias"] if self.bias else None, *zip(*second, strict=True))
 
+    def merging_pays(self, x: Tensor) -> bool:
+        """Whether composing the kernels takes fewer multiply-adds than two convolutions over all positions of x."""
+        positions = x.shape[0] * x.shape[-2:].numel()
+        both = self.layer.inputs * math.prod(self.kernel_a) + self.layer.outputs * math.prod(self.kernel_b)
+        return self.layer.inputs * self.layer.outputs * math.prod(self.layer.kernel) < positions * both
+
     def precondition(self, gradients: Params, mixture: Params) -> Params:
         """gA ← gA/(‖G_B‖ + ε), gB ← gB/(‖G_A‖ + ε), G the Gram tensor of a factor over its channels, per cluster."""
         down, up = mixture["A"], mixture["B"]

@@ -52,6 +52,11 @@ class LinearAdaptor:
         down, up = stack(mixture, route)
         return F.linear(F.linear(x, down), up, route @ mixture["bias"] if self.bias else None)
 
+    def merging_pays(self, x: Tensor) -> bool:
+        """Whether C·R·inputs·outputs multiply-adds of a merge are fewer than the C·R·(inputs + outputs) of each sample."""
+        samples = x.shape[:-1].numel()
+        return self.inputs * self.outputs < samples * (self.inputs + self.outputs)
+
     def precondition(self, gradients: Params, mixture: Params) -> Params:
         """gA ← (BᵀB + εI)⁻¹ gA and gB ← gB (AAᵀ + εI)⁻¹ per cluster (arXiv 2410.03497, preconditioned LoRA)."""
         down, up = mixture["A"], mixture["B"]

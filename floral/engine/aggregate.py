@@ -26,8 +26,6 @@ class Mean:
     """
 
     method: Method
-    rows: int
-    """Σ_k n_k over the cohort."""
     clusters: int
     sums: View = field(default_factory=dict)
     top: Tensor | None = None
@@ -35,19 +33,20 @@ class Mean:
     mass: Tensor | None = None
     """[C] Σ_k exp(log weight - top)."""
 
-    def add(self, trained: Trained, counts: Tensor, members: Tensor | None) -> None:
-        """Add a chunk: `counts` [m] are n_k, `members` [m] the fixed clusters of its clients, if the method has them."""
-        share = counts / self.rows
+    def add(self, trained: Trained, share: Tensor, members: Tensor | None) -> None:
+        """Add a chunk: `share` [m] is p(k), `members` [m] the fixed clusters of its clients, if the method has them."""
         clustered = any(self.method.groups[name].scope is Scope.CLUSTERED for name in trained.values)
         weight = rescale = None
         if clustered:
             if members is not None:
-                log_route = torch.full((len(counts), self.clusters), -math.inf, dtype=torch.float64, device=counts.device)
-                log_route[torch.arange(len(counts)), members] = 0.0
+                log_route = torch.full((len(share), self.clusters), -math.inf, dtype=torch.float64, device=share.device)
+                log_route[torch.arange(len(share)), members] = 0.0
             else:
                 assert trained.log_route is not None, "a CLUSTERED group needs a route or a member"
                 log_route = trained.log_route.double()
             weight, rescale = self._weigh(share.double().log()[:, None] + log_route)
+        for name, params in trained.sums.items():
+            self._accumulate(name, params)
         for name, params in trained.values.items():
             match self.method.groups[name].scope:
                 case Scope.SHARED:

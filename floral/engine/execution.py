@@ -44,10 +44,11 @@ def measure(simulation: Simulation, state: State, execution: Execution) -> float
     """Seconds per client of one local training, the fastest of a few; the state stays as it is."""
     trial = Simulation(simulation.method, simulation.data, simulation.settings, execution)
     learners = trial.cohort(1)[: execution.chunk]
+    share = torch.full((len(learners),), 1 / len(learners), device=simulation.device)
     times = []
     for _ in range(1 + TRIALS):
         began = time.perf_counter()
-        trial.train_chunk(state, 1, learners)
+        trial.train_chunk(state, 1, learners, share)
         if simulation.device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)

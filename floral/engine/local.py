@@ -14,16 +14,20 @@ from torch import Tensor
 from floral import seeds
 from floral.engine.rows import Plan, Rows
 from floral.engine.state import Axes, dims, one
-from floral.spec import Batch, Draws, Method, Phase, View
+from floral.spec import Batch, Draws, Method, Phase, Scope, View
 
 Loss = Literal["cross_entropy", "mse"]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a chunk of m learners gives back: its groups with a client axis in front, log-routes [m, C], mean loss [m]."""
+    """What a chunk of m learners gives back: its groups with a client axis in front, log-routes [m, C], mean loss [m].
+
+    `sums` has the SHARED groups that were summed over the chunk already, with weights p(k), instead of `values`.
+    """
 
     values: View
+    sums: View
     log_route: Tensor | None
     loss: Tensor
 
@@ -46,19 +50,30 @@ def train_chunk(
     lifted: bool,
     draw: Callable[[int, int], Draws],
     phases: Sequence[tuple[Phase, range]],
+    share: Tensor,
 ) -> Trained:
     """Every phase of local training, over its steps, for the m learners of `plan`, starting from what they see.
 
     `lifted` runs all of them in one `torch.vmap` per step; else m is 1 and the functions run as they are, without a client
     axis. A group without a client axis is still the federation's own tensor and is only read; its first step makes a
     copy per client, later ones update that copy in place.
+
+    When all of local training is one SGD step, Σ_k p(k) (w - lr·g_k) = w Σ_k p(k) - lr·Σ_k p(k) g_k: SHARED groups then need
+    no copy per client, and one backward pass of the losses weighted with `share` [m] = p(k) gives the sum.
     """
     m = plan.index.shape[0]
     assert lifted or m == 1
     values, received = dict(seen), (seen if method.penalty is not None else {})
     if not lifted:
         values, received = one(values, axes), one(received, axes)
-    client = Clients(method, loss, lifted, received, {group: axes[group] for group in received})
+    summed = frozenset[str]()
+    if lifted and method.local_step is None and sum(len(steps) for _, steps in phases) == 1:
+        summed = frozenset(
+            group
+            for group in phases[0][0].train
+            if method.groups[group].scope is Scope.SHARED and group not in method.precondition
+        )
+    client = Clients(method, loss, lifted, received, {group: axes[group] for group in received}, summed, share)
     axes = dict(axes)
     total = torch.zeros(m, dtype=rows.dtype, device=rows.x.device)
     for phase, steps in phases:
@@ -69,14 +84,15 @@ def train_chunk(
                 batch, draws = Batch(x[0], y[0], plan.mask[0, h]), {name: drawn[0] for name, drawn in draws.items()}
             changed, losses = client.step(phase, values, axes, batch, draws)
             values.update(changed)
-            axes.update(dict.fromkeys(changed, 0))
+            axes.update({group: 0 for group in changed if group not in summed})
             total = total + losses
     log_route = None if method.log_route is None else log_routes(method, values, axes, m, lifted)
     updated = {
         group: {name: with_axis(t, axes[group], m, lifted) if lifted else t[None] for name, t in values[group].items()}
         for group in (*method.trained, *method.statistics)
+        if group not in summed
     }
-    return Trained(updated, log_route, total / plan.mask.any(-1).sum(1).clamp(min=1))
+    return Trained(updated, {group: values[group] for group in summed}, log_route, total / plan.mask.any(-1).sum(1).clamp(min=1))
 
 
 @dataclass(frozen=True)
@@ -88,6 +104,10 @@ class Clients:
     lifted: bool
     received: View
     received_axes: Axes
+    summed: frozenset[str]
+    """SHARED groups that are trained as one, see `train_chunk`."""
+    share: Tensor
+    """[m] p(k)."""
 
     def step(self, phase: Phase, values: View, axes: Axes, batch: Batch, draws: Draws) -> tuple[View, Tensor]:
         """One local step; the groups that changed, with a client axis when lifted, and the losses."""
@@ -102,32 +122,47 @@ class Clients:
     def _sgd(
         self, phase: Phase, trained: View, fixed: View, axes: Axes, batch: Batch, draws: Draws
     ) -> tuple[View, Tensor]:
-        """w ← w - lr·g, in place on copies that the chunk owns."""
+        """w ← w - lr·g, in place on copies that the chunk owns; the `summed` groups as one."""
         m = len(batch.x)
-        leaves = map_groups(
-            lambda group, tensor: with_axis(tensor, axes[group], m, self.lifted).detach().requires_grad_(), trained
-        )
-        over = (dict.fromkeys(leaves, 0), dims(axes, fixed), *self._inputs(draws))
+        leaves = map_groups(lambda group, tensor: self._leaf(group, tensor, axes, m), trained)
+        own_axes: Axes = {group: None if group in self.summed else 0 for group in leaves}
+        over = (dims(own_axes, leaves), dims(axes, fixed), *self._inputs(draws))
         with torch.enable_grad():
             losses, changed = self.over_clients(self.objective, over)(
                 leaves, fixed, batch.x, batch.y, batch.mask, draws, self.received
             )
             flat = [tensor for params in leaves.values() for tensor in params.values()]
-            found = iter(torch.autograd.grad(losses.sum(), flat, materialize_grads=True))
+            total = (losses * self.share).sum() if self.summed else losses.sum()
+            found = iter(torch.autograd.grad(total, flat, materialize_grads=True))
         with torch.no_grad():
-            gradients = map_groups(lambda group, tensor: next(found), leaves)
-            if self.method.precondition is not None:
-                gradients = self.over_clients(self.method.precondition, (0, 0))(gradients, map_groups(detached, leaves))
+            gradients = map_groups(lambda group, tensor: self._unweighted(group, next(found)), leaves)
+            values = map_groups(lambda group, tensor: tensor.detach(), leaves)
+            for group, change in self.method.precondition.items():
+                if group in gradients:
+                    gradients[group] = self.over_clients(change, (0, 0))(gradients[group], values[group])
 
             def moved(group: str, name: str, tensor: Tensor) -> Tensor:
                 change, lr = gradients[group][name], -self.method.groups[group].lr
+                if group in self.summed:
+                    return (tensor * self.share.sum()).add_(change, alpha=lr)
                 return tensor.add_(change, alpha=lr) if axes[group] == 0 else tensor.add(change, alpha=lr)
 
             updated = {
-                group: {name: moved(group, name, tensor.detach()) for name, tensor in params.items()}
-                for group, params in leaves.items()
+                group: {name: moved(group, name, tensor) for name, tensor in params.items()}
+                for group, params in values.items()
             }
-            return {**updated, **map_groups(detached, changed)}, losses.detach()
+            return {**updated, **map_groups(lambda group, tensor: tensor.detach(), changed)}, losses.detach()
+
+    def _leaf(self, group: str, tensor: Tensor, axes: Axes, m: int) -> Tensor:
+        """What the backward pass differentiates by: a value per client, or one for all where they are summed."""
+        own = tensor if group in self.summed else with_axis(tensor, axes[group], m, self.lifted)
+        return own.detach().requires_grad_()
+
+    def _unweighted(self, group: str, gradient: Tensor) -> Tensor:
+        """A client's own gradient out of the weighted backward pass."""
+        if not self.summed or group in self.summed:
+            return gradient
+        return gradient / self.share.reshape(-1, *(1,) * (gradient.dim() - 1))
 
     def objective(
         self, trained: View, fixed: View, x: Tensor, y: Tensor, mask: Tensor, draws: Draws, received: View
@@ -183,11 +218,6 @@ class Clients:
 def map_groups(change: Callable[[str, Tensor], Tensor], values: View) -> View:
     """`change(group, tensor)` for every tensor of a view, in its order."""
     return {group: {name: change(group, tensor) for name, tensor in params.items()} for group, params in values.items()}
-
-
-def detached(group: str, tensor: Tensor) -> Tensor:
-    del group
-    return tensor.detach()
 
 
 def log_routes(method: Method, values: View, axes: Axes, m: int, lifted: bool = True) -> Tensor:

@@ -1,12 +1,11 @@
 """FLoRAL (arXiv 2410.03497): one shared base, C low-rank adaptors, a router per client that mixes them."""
 
-from collections.abc import Callable
 from typing import Any
 
 from floral import parts
 from floral.adaptors.attach import Adaptors, attach
 from floral.parts import Router, distinct, whole
-from floral.spec import Group, Method, Problem, Scope, View
+from floral.spec import Group, Method, Problem, Scope
 from floral.streams import Stream
 
 
@@ -45,7 +44,7 @@ def build(
             **mixer.groups,
         },
         predict=predict,
-        precondition=preconditioner(problem, adaptors, "adaptors"),
+        precondition={"adaptors": adaptors.precondition} if problem.switches["preconditioner"] else {},
         penalty=entropy_term if entropy > 0 else None,
         log_route=mixer.log_route,
         draws={**model.draws, **mixer.draws},
@@ -59,7 +58,7 @@ def adaptors_of(
     rank: float | str,
     bias: bool = True,
     convolution: str = "balanced_2d",
-    application: str = "merged",
+    application: str = "cheaper",
 ) -> Adaptors:
     """The task's model with an adaptor on every layer, under the run's fidelity switches."""
     return attach(
@@ -70,14 +69,3 @@ def adaptors_of(
         conv_rank=problem.switches["conv_rank"],
         application=application,
     )
-
-
-def preconditioner(problem: Problem, adaptors: Adaptors, group: str) -> Callable[[View, View], View] | None:
-    """Preconditions the gradients of the adaptors' factors in `group`, if the switch is on."""
-    if not problem.switches["preconditioner"]:
-        return None
-
-    def precondition(gradients, trained):
-        return {**gradients, group: adaptors.precondition(gradients[group], trained[group])}
-
-    return precondition

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from floral.methods.floral import adaptors_of, preconditioner
+from floral.methods.floral import adaptors_of
 from floral.parts import same, whole
 from floral.spec import Group, Method, Problem, Scope
 from floral.streams import Stream
@@ -31,6 +31,6 @@ def build(problem: Problem, **adaptor: Any) -> Method:
             "adaptor": Group(scope=Scope.PRIVATE, init=start, lr=problem.lr),
         },
         predict=predict,
-        precondition=preconditioner(problem, adaptors, "adaptor"),
+        precondition={"adaptor": adaptors.precondition} if problem.switches["preconditioner"] else {},
         draws=model.draws,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import inspect
 import json
@@ -43,6 +44,7 @@ def execute(
     began = time.perf_counter()
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+    keep_freed_memory()
     folder = results / run.folder
     simulation, data, state = assemble(run, results, resolve_device(device))
     record.write_run(folder, run, data.partition_digest)
@@ -81,7 +83,7 @@ def rounds(
             evaluated(simulation, state, progress, float(loss))
         if settings.sampled_evaluation and settings.last_bin(progress.round):
             began = time.perf_counter()
-            progress.official.append(simulation.sampled_score(state, progress.round))
+            progress.official.append(simulation.official_scores(state, progress.round))
             progress.seconds["evaluate"] += time.perf_counter() - began
         if stop or time.monotonic() - saved > checkpoint_seconds:
             checkpoint.write(path, state.tensors(), progress.as_json())
@@ -254,6 +256,16 @@ def resolve_execution(simulation: Simulation, state: State, folder: Path, backen
         finally:
             mine.unlink()
     return Execution(**json.loads(path.read_text()))
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large freed blocks: a round's buffers are as large as the last round's, and fetching them anew from the
+    kernel, page by page, took up to half of a round. Elsewhere than on glibc there is nothing to set."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mmap_threshold, trim_threshold = -3, -1
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, (1 << 31) - 1)
 
 
 @contextmanager

@@ -79,8 +79,8 @@ def settings(values: Mapping[str, Any] | None = None) -> Settings:
     if not path.exists():
         raise ConfigError(f"{path}: no such file; commands are typed in the project's root, where the Snakefile is")
     where = str(path) if values is None else f"{path} or --config"
-    given = config._read(path) if values is None else values
-    parsed: Settings = config._parse(Settings, given, where)
+    given = config.read(path) if values is None else values
+    parsed: Settings = config.parse(Settings, given, where)
     environment = {"results": os.environ.get("FLORAL_RESULTS"), "data_dir": os.environ.get("FLORAL_DATA")}
     return parsed.model_copy(update={key: Path(value) for key, value in environment.items() if value})
 

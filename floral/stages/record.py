@@ -52,7 +52,8 @@ class Progress:
     client_passes: float = 0.0
     metrics: list[list[Any]] = field(default_factory=list)
     routes: list[list[Any]] = field(default_factory=list)
-    official: list[float] = field(default_factory=list)
+    official: list[tuple[float, float]] = field(default_factory=list)
+    """Per round of the last bin: the official score over all clients, and over the round's sample."""
     diverged_at: int | None = None
     resumptions: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"setup": 0.0, "train": 0.0, "evaluate": 0.0})
@@ -101,7 +102,7 @@ def write_results(
     metrics = pl.DataFrame(progress.metrics, schema=METRICS, orient="row")
     routes = progress.routes[-1][1] if progress.routes else None
     atomic(folder / "metrics.parquet", parquet(metrics))
-    atomic(folder / "clients.parquet", parquet(clients_table(scores, simulation, routes)))
+    atomic(folder / "clients.parquet", parquet(clients_table(scores, last, simulation, routes)))
     if routes is not None:
         atomic(folder / "routes.parquet", parquet(routes_table(progress, data)))
     tensors = {f"{group}/{name}": t.cpu().contiguous() for group, ps in state.values.items() for name, t in ps.items()}
@@ -133,8 +134,8 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def clients_table(scores: Scores, simulation: Simulation, routes: list[list[float]] | None) -> pl.DataFrame:
-    """One row per client after the last round."""
+def clients_table(scores: Scores, own: Scores, simulation: Simulation, routes: list[list[float]] | None) -> pl.DataFrame:
+    """One row per client after the last round: the headline scores, and hits on its own test rows."""
     regression = simulation.settings.loss == "mse"
     clients = len(scores.clients)
     columns = {
@@ -145,6 +146,8 @@ def clients_table(scores: Scores, simulation: Simulation, routes: list[list[floa
         "correct": pl.Series([None] * clients if regression else scores.correct, dtype=pl.Int64),
         "accuracy": pl.Series([None] * clients if regression else scores.accuracy, dtype=pl.Float64),
         "loss": pl.Series(scores.loss, dtype=pl.Float64),
+        "own_rows": pl.Series(own.rows, dtype=pl.Int32),
+        "own_correct": pl.Series([None] * clients if regression else own.correct, dtype=pl.Int64),
         "route": pl.Series([None] * clients if routes is None else routes, dtype=pl.List(pl.Float64)),
     }
     return pl.DataFrame(columns)
@@ -210,7 +213,7 @@ def summarise(
         "round": progress.round,
         "test_accuracy": None if regression else scores.mean(scores.accuracy),
         "test_loss": scores.mean(scores.loss),
-        "official_score": official_score(simulation, scores, progress) if sampled and not diverged else None,
+        **official_scores(simulation, scores, progress, sampled and not diverged),
         "own_test_accuracy": value.get(("test", "accuracy")),
         "validation_accuracy": value.get(("validation", "accuracy")),
         "validation_loss": value.get(("validation", "loss")),
@@ -229,11 +232,15 @@ def summarise(
     }
 
 
-def official_score(simulation: Simulation, scores: Scores, progress: Progress) -> float:
-    """The published number: the mean over the last of 51 bins of rounds; a method without rounds has its one value."""
-    if progress.official:
-        return float(np.mean(progress.official))
-    return scores.mean(scores.loss if simulation.settings.loss == "mse" else scores.accuracy)
+def official_scores(simulation: Simulation, scores: Scores, progress: Progress, valid: bool) -> dict[str, float | None]:
+    """The published number, the mean over the last of 51 bins of rounds, over all clients and over the sampled ones; a
+    method without rounds has its one value."""
+    names = ("official_score", "official_score_sampled")
+    if not valid:
+        return dict.fromkeys(names)
+    if not progress.official:
+        return dict.fromkeys(names, scores.mean(scores.loss if simulation.settings.loss == "mse" else scores.accuracy))
+    return dict(zip(names, np.mean(progress.official, axis=0).tolist(), strict=True))
 
 
 def machine() -> dict[str, Any]:

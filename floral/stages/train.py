@@ -32,12 +32,13 @@ def train(run: Run, results: Path, *, device: str, backend: str, threads: int, c
                 from floral.stages.execute import execute
 
                 summary = execute(run, results, device, backend, threads, checkpoint_seconds)
-            except (ConfigError, KeyboardInterrupt):
-                raise
             except Exception as error:
-                return failed(folder, run, error)
+                failed(folder, run, error)
+                if isinstance(error, ConfigError):
+                    raise
+                return 1
         line = plan.progress_line(results, run, summary)
-        (folder / "done").write_text(f"{summary['status']}\n")
+        (folder / "done").write_text(f"{summary['status']} {summary['hash8']} {summary['finished_at']}\n")
     print(line, flush=True)
     return 0
 
@@ -66,14 +67,15 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def failed(folder: Path, run: Run, error: Exception) -> int:
-    """Leave the reason of a failure in failure.json, say it, and return exit code 1."""
+def failed(folder: Path, run: Run, error: Exception) -> None:
+    """Leave the reason of a failure in failure.json and say it."""
     reason, hint = diagnosis(error)
     failure = {
         "reason": reason,
         "exception": f"{type(error).__name__}: {error}",
         "traceback": "".join(traceback.format_exception(error)),
         "hint": hint,
+        "round": None,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     print(f"{run.task.name} {run.variant.name} seed {run.seed}: failed: {reason}: {error}\n  {hint}", flush=True)
@@ -81,13 +83,14 @@ def failed(folder: Path, run: Run, error: Exception) -> int:
         (folder / "failure.json").write_text(json.dumps(failure, indent=1))
     except OSError as full:
         print(f"{folder / 'failure.json'}: not written: {full}", flush=True)
-    return 1
 
 
 def diagnosis(error: Exception) -> tuple[str, str]:
     """A short reason and what to do about it."""
     again = "the same command continues from the last checkpoint"
     match error:
+        case ConfigError():
+            return "mistake", "mend what the message names; the same command tries again"
         case MemoryError():
             return "out of memory", f"give the job more memory, or set `backend: loop`; {again}"
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
