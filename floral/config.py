@@ -81,7 +81,7 @@ class Task(Frozen):
     title: str
     data: str | Synthetic
     shift: Shift = Shift()
-    partition: Partition = Partition()
+    partition: Partition = Field(default_factory=Partition)
     clients: int = Field(ge=1)
     clusters: int = Field(ge=1)
     participation: float = Field(gt=0, le=1)
@@ -91,7 +91,7 @@ class Task(Frozen):
     lr: float = Field(ge=0)
     router_lr: float = Field(ge=0)
     model: Model
-    server: Server = Server()
+    server: Server = Field(default_factory=Server)
     loss: Literal["cross_entropy", "mse"] = "cross_entropy"
     eval_every: int | None = Field(None, ge=1, description="rounds between evaluations; rounds/50 by default")
 
@@ -135,10 +135,14 @@ class Parameter(Frozen):
         if isinstance(value, int | float) and not isinstance(value, bool):
             if isinstance(self.default, str) and self.at_least is None and self.above is None:
                 raise ValueError(f"{value!r} is not one of {', '.join(map(str, self.choices or ()))}")
-            below = (self.at_least is not None and value < self.at_least) or (self.above is not None and value <= self.above)
+            below = (self.at_least is not None and value < self.at_least) or (
+                self.above is not None and value <= self.above
+            )
             if below or (self.at_most is not None and value > self.at_most):
                 low = f"at least {self.at_least}" if self.at_least is not None else f"above {self.above}"
-                raise ValueError(f"{value!r} is out of range: {low}, at most {self.at_most if self.at_most is not None else 'any'}")
+                raise ValueError(
+                    f"{value!r} is out of range: {low}, at most {self.at_most if self.at_most is not None else 'any'}"
+                )
         elif not isinstance(value, type(self.default)):
             raise ValueError(f"{value!r} is not a {type(self.default).__name__}")
         return value
@@ -155,7 +159,9 @@ class MethodFile(Frozen):
     family: str
     source: str
     what: tuple[str, str]
-    oracle: bool = Field(False, description="reads the true clusters in every variant: a ceiling or control, not a rival")
+    oracle: bool = Field(
+        False, description="reads the true clusters in every variant: a ceiling or control, not a rival"
+    )
     parameters: Mapping[str, Parameter] = Field(default_factory=dict)
     variants: Mapping[str, VariantEntry]
 
@@ -344,7 +350,11 @@ def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(base)
     for key, value in change.items():
         old = merged.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and value.get("kind", old.get("kind")) == old.get("kind"):
+        if (
+            isinstance(old, Mapping)
+            and isinstance(value, Mapping)
+            and value.get("kind", old.get("kind")) == old.get("kind")
+        ):
             merged[key] = _merge(old, value)
         else:
             merged[key] = value
@@ -435,7 +445,9 @@ def switches() -> dict[str, Switch]:
     return {name: parse(Switch, row, f"{path}: {name}") for name, row in read(path).items()}
 
 
-def fidelity(name: Literal["official", "corrected"], change: Mapping[str, Any] | None = None, where: str = "switches") -> Fidelity:
+def fidelity(
+    name: Literal["official", "corrected"], change: Mapping[str, Any] | None = None, where: str = "switches"
+) -> Fidelity:
     """All switches of a fidelity, with single ones changed by `change`."""
     table = switches()
     values = {key: getattr(row, name) for key, row in table.items()}
@@ -476,7 +488,10 @@ def runs(
         where = f"{CONFIG}/suites/{suite_name}.yaml"
         rules = fidelity(block.fidelity, block.switches, f"{where}: switches")
         for task_name, variant_name in itertools.product(block.tasks, block.variants):
-            resolved_task, resolved_variant = task(task_name, block.task, where if block.task else None), variant(variant_name, block.method)
+            resolved_task, resolved_variant = (
+                task(task_name, block.task, where if block.task else None),
+                variant(variant_name, block.method),
+            )
             for seed in block.seeds:
                 key = {"task": task_name, "variant": variant_name, "seed": seed}
                 for axis, value in key.items():

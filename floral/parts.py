@@ -100,8 +100,8 @@ CERTAIN = 100.0
 class Router:
     """C logits θ_k per client that mix clusters: π_k = softmax((θ_k + noise·u)/temperature).
 
-    u ~ U[0, 1)^C once per batch in training, 0 in evaluation. "learned" starts uniform and trains by SGD; "optimal" names
-    the client's true cluster and "random" one drawn at the start, both fixed.
+    u ~ U[0, 1)^C once per batch in training, 0 in evaluation. "learned" starts uniform and trains by SGD; "optimal"
+    names the client's true cluster and "random" one drawn at the start, both fixed.
     """
 
     kind: str

@@ -148,4 +148,4 @@ class Problem:
     switches: Mapping[str, Any]
     seed: int
     dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Adaptors on every layer of a model that has a kind for it; their mixture goes into the weights or beside the layer."""
+"""Adaptors on every layer of a model with a kind for it; their mixture goes into the weights or beside the layer."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class ConvAdaptor:
 
     @classmethod
     def of(cls, layer: Conv2d, rank: float | str, bias: str | None, method: str, rank_of: str) -> ConvAdaptor:
-        """The adaptor of `layer`, factorised by `method`; `rank_of` "dimensions" counts a kernel as the published code does."""
+        """The adaptor of `layer`, factorised by `method`; `rank_of` "dimensions" counts kernels as the published code."""
         kernel_a, kernel_b = factor_kernels(layer, method)
         size_a, size_b = (2, 2) if rank_of == "dimensions" else (math.prod(kernel_a), math.prod(kernel_b))
         resolved = resolve(rank, layer.inputs * size_a, layer.outputs * size_b)
@@ -59,11 +59,15 @@ class ConvAdaptor:
     def unmerged(self, mixture: Params, route: Tensor, x: Tensor) -> Tensor:
         """Change of the layer's output on x [B, inputs, H, W], the mixture as one adaptor of rank C·R."""
         down, up = stack(mixture, route)
-        in_a = tuple(length > 1 for length in self.kernel_a)
-        first = [geometry(self.layer, axis, mine) for axis, mine in enumerate(in_a)]
-        second = [geometry(self.layer, axis, not mine) for axis, mine in enumerate(in_a)]
-        hidden = F.conv2d(x, down, None, *zip(*first, strict=True))
-        return F.conv2d(hidden, up, route @ mixture["bias"] if self.bias else None, *zip(*second, strict=True))
+        bias = route @ mixture["bias"] if self.bias else None
+        vertical, horizontal = (length > 1 for length in self.kernel_a)  # the axes whose kernel, and stride, A has
+        (stride_y, stride_x), (pad_y, pad_x) = self.layer.stride, self.layer.padding
+        stride = (stride_y if vertical else 1, stride_x if horizontal else 1)
+        padding = (pad_y if vertical else 0, pad_x if horizontal else 0)
+        hidden = F.conv2d(x, down, None, stride, padding)
+        stride = (1 if vertical else stride_y, 1 if horizontal else stride_x)
+        padding = (0 if vertical else pad_y, 0 if horizontal else pad_x)
+        return F.conv2d(hidden, up, bias, stride, padding)
 
     def merging_pays(self, x: Tensor) -> bool:
         """Whether composing the kernels takes fewer multiply-adds than two convolutions over all positions of x."""
@@ -99,11 +103,6 @@ def factor_kernels(layer: Conv2d, method: str) -> tuple[Kernel, Kernel]:
         case "balanced_2d":
             return (1, whole[1]), (whole[0], 1)
     raise ValueError(f"convolution method {method!r}")
-
-
-def geometry(layer: Conv2d, axis: int, mine: bool) -> tuple[int, int]:
-    """(stride, padding) of one factor along an axis: the layer's in the factor that holds the kernel, else none."""
-    return (layer.stride[axis], layer.padding[axis]) if mine else (1, 0)
 
 
 def over_whole_kernel(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What the low-rank adaptors of all layer kinds share: the rank, the stacked factors of a mixture, the start of a bias."""
+"""What the low-rank adaptors of all layer kinds share: rank, stacked factors of a mixture, start of a bias."""
 
 import math
 
@@ -40,7 +40,7 @@ def resolve(rank: float | str, inputs: int, outputs: int) -> int:
 
 
 def stack(mixture: Params, route: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors of C adaptors as those of ONE of rank C·R: A [C·R, inputs, ...], B [outputs, C·R, ...] with π folded in."""
+    """C adaptors as ONE of rank C·R: A [C·R, inputs, ...], and B [outputs, C·R, ...] with π folded in."""
     down, up = mixture["A"], mixture["B"]
     weighted = (up * route.reshape(-1, *(1,) * (up.dim() - 1))).movedim(0, 1)
     return down.flatten(0, 1), weighted.flatten(1, 2)

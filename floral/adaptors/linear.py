@@ -14,6 +14,7 @@ from floral.layers import Linear
 from floral.spec import Params
 from floral.streams import Stream
 
+
 @dataclass(frozen=True)
 class LinearAdaptor:
     """A [R, inputs], B [outputs, R], bias [outputs]; a mixture carries a leading axis C on each."""
@@ -53,7 +54,7 @@ class LinearAdaptor:
         return F.linear(F.linear(x, down), up, route @ mixture["bias"] if self.bias else None)
 
     def merging_pays(self, x: Tensor) -> bool:
-        """Whether C·R·inputs·outputs multiply-adds of a merge are fewer than the C·R·(inputs + outputs) of each sample."""
+        """Whether a merge's C·R·inputs·outputs multiply-adds are fewer than C·R·(inputs + outputs) per sample."""
         samples = x.shape[:-1].numel()
         return self.inputs * self.outputs < samples * (self.inputs + self.outputs)
 

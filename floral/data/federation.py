@@ -223,8 +223,8 @@ def _partition_command(run: Run) -> str:
 def _padded(table: pl.DataFrame, held_rows: Rows, clients: int, seed: int) -> tuple[Rows, Rows]:
     """The rows of one split as positions within `held_rows`, one line per client in random order, filled up with 0.
 
-    The order matters where batches are fixed or averaged: MNIST's later test images are harder, and a client's last, short
-    batch must not hold them alone.
+    The order matters where batches are fixed or averaged: MNIST's later test images are harder, and a client's last,
+    short batch must not hold them alone.
     """
     client, row = table["client"].to_numpy(), table["row"].to_numpy()
     shuffled = np.lexsort((seeds.bits(seed, "order of a client's rows", row), client))

@@ -80,7 +80,7 @@ class Mean:
     def result(self, massless: Literal["keep", "average"]) -> tuple[View, Tensor | None]:
         """The mean of every SHARED and CLUSTERED group, and which clusters [C] keep their value for want of mass.
 
-        With "average" only a cluster that no client could name keeps it; else the relative weights decide, however small.
+        With "average" only a cluster without any weight keeps it; else the relative weights decide, however small.
         """
         if self.mass is None or self.top is None:
             return self.sums, None
@@ -97,7 +97,7 @@ class Mean:
 
 
 def cluster_sum(weight: Tensor, tensor: Tensor, members: Tensor | None) -> Tensor:
-    """Σ_k weight[k, c]·tensor[k, c] over a chunk: from [m, C, ...], or from [m, ...] where a client has one cluster only."""
+    """Σ_k weight[k, c]·tensor[k, c] over a chunk: from [m, C, ...], or [m, ...] where a client has one cluster."""
     weight = weight.to(tensor.dtype)
     if members is None:
         return torch.einsum("kc,kc...->c...", weight, tensor)
@@ -112,7 +112,7 @@ def along(vector: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ServerOptimiser:
-    """The server's step on the pseudo-gradient g = old - mean (arXiv 2003.00295): SGD, whose lr 1 is plain averaging, or Adam.
+    """The server's step on g = old - mean (arXiv 2003.00295): SGD, whose lr 1 is plain averaging, or Adam.
 
     Adam has β = (0.9, 0.999) and ε = 1e-8, PyTorch's defaults, as the published CIFAR-100 configuration.
     """
@@ -123,7 +123,7 @@ class ServerOptimiser:
     epsilon: float = 1e-8
 
     def step(self, state: State, means: View, kept: Tensor | None, method: Method, round: int) -> None:
-        """Replace the values of the groups in `means`, but for the clusters in `kept`; statistics take the mean as it is."""
+        """Replace the values of the groups in `means`, but for the clusters in `kept`; statistics take the mean."""
         for name, params in means.items():
             group = method.groups[name]
             lr = self.lr if group.server_lr is None else group.server_lr

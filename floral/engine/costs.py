@@ -56,12 +56,15 @@ def count(method: Method, state: State) -> Costs:
 
 
 def _sent(method: Method, held: dict[str, int]) -> dict[str, tuple[int, int]]:
-    """Floats (down, up) of one client and round by group: what is held and not its own, unless the method says otherwise."""
+    """Floats (down, up) of a client and round by group: what it holds and is not its own, unless the method says more."""
     travels = {
-        name: method.phases != () and group.scope in (Scope.SHARED, Scope.CLUSTERED) and (group.trained or group.statistic)
+        name: method.phases != ()
+        and group.scope in (Scope.SHARED, Scope.CLUSTERED)
+        and (group.trained or group.statistic)
         for name, group in method.groups.items()
     }
-    return {name: (held[name],) * 2 if travels[name] else (0, 0) for name in held} | dict(method.sends or {})
+    by_scope = {name: (held[name], held[name]) if travels[name] else (0, 0) for name in held}
+    return {**by_scope, **(method.sends or {})}
 
 
 def _held(method: Method, group: Group, params: Params) -> int:

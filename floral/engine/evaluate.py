@@ -1,4 +1,4 @@
-"""Evaluation: each client's served model on its own rows, or on all rows of its cluster; routes against true clusters."""
+"""Evaluation: each client's model on its own rows, or on all rows of its cluster; routes against true clusters."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def route_metrics(route: np.ndarray, cluster: np.ndarray, rows: np.ndarray) -> d
 
 
 def adjusted_rand_index(found: np.ndarray, true: np.ndarray) -> float:
-    """Agreement of two labellings beyond chance (Hubert and Arabie 1985): 1 when equal up to names, about 0 at random."""
+    """Agreement of two labellings beyond chance (Hubert and Arabie 1985): 1 if equal up to names, about 0 at random."""
     table = np.zeros((found.max() + 1, true.max() + 1))
     np.add.at(table, (found, true), 1)
 

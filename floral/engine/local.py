@@ -54,16 +54,21 @@ def train_chunk(
 ) -> Trained:
     """Every phase of local training, over its steps, for the m learners of `plan`, starting from what they see.
 
-    `lifted` runs all of them in one `torch.vmap` per step; else m is 1 and the functions run as they are, without a client
-    axis. A group without a client axis is still the federation's own tensor and is only read; its first step makes a
+    `lifted` runs all of them in one `torch.vmap` per step; else m is 1 and the functions run as they are, without a
+    client axis. A group without a client axis is still the federation's own tensor and is only read; its first step makes a
     copy per client, later ones update that copy in place.
 
-    When all of local training is one SGD step, Σ_k p(k) (w - lr·g_k) = w Σ_k p(k) - lr·Σ_k p(k) g_k: SHARED groups then need
-    no copy per client, and one backward pass of the losses weighted with `share` [m] = p(k) gives the sum.
+    When all of local training is one SGD step, Σ_k p(k) (w - lr·g_k) = w Σ_k p(k) - lr·Σ_k p(k) g_k: SHARED groups then
+    need no copy per client, and one backward pass of the losses weighted with `share` [m] = p(k) gives the sum.
     """
     m = plan.index.shape[0]
     assert lifted or m == 1
-    values, received = dict(seen), (seen if method.penalty is not None else {})
+    values, received = dict(seen), {}
+    if method.penalty is not None:  # the chunk's own copies are about to change in place
+        received = {
+            group: {name: t.clone() for name, t in params.items()} if axes[group] == 0 else params
+            for group, params in seen.items()
+        }
     if not lifted:
         values, received = one(values, axes), one(received, axes)
     summed = frozenset[str]()
@@ -92,12 +97,14 @@ def train_chunk(
         for group in (*method.trained, *method.statistics)
         if group not in summed
     }
-    return Trained(updated, {group: values[group] for group in summed}, log_route, total / plan.mask.any(-1).sum(1).clamp(min=1))
+    return Trained(
+        updated, {group: values[group] for group in summed}, log_route, total / plan.mask.any(-1).sum(1).clamp(min=1)
+    )
 
 
 @dataclass(frozen=True)
 class Clients:
-    """The local steps of one chunk's clients: gradients of all of them from one backward pass, since Σ_k loss_k is separable."""
+    """The local steps of one chunk's clients: one backward pass has all their gradients, for Σ_k loss_k is separable."""
 
     method: Method
     loss: Loss
@@ -229,7 +236,7 @@ def log_routes(method: Method, values: View, axes: Axes, m: int, lifted: bool = 
 
 
 def with_axis(tensor: Tensor, axis: int | None, m: int, lifted: bool) -> Tensor:
-    """The tensor with a client axis, expanded (not copied) where all clients share it; as it is when nothing is lifted."""
+    """The tensor with a client axis, expanded, not copied, where all share it; as it is when nothing is lifted."""
     return tensor.expand(m, *tensor.shape) if lifted and axis is None else tensor
 
 

@@ -16,8 +16,8 @@ from floral import seeds
 class Rows:
     """Rows of one split by holder (client or learner).
 
-    x [N, ...] as stored (uint8 images stay uint8 until they are gathered), y [N] or [N, d], index [U, n_max] row numbers
-    padded with 0, count [U].
+    x [N, ...] as stored (uint8 images stay uint8 until they are gathered), y [N] or [N, d], index [U, n_max] row
+    numbers padded with 0, count [U].
     """
 
     x: Tensor
@@ -41,7 +41,7 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientData:
-    """Everything that a simulation reads. `train` is by learner (a client, or the pool it belongs to), the rest by client."""
+    """Everything that a simulation reads; `train` is by learner (a client, or its pool), the rest by client."""
 
     train: Rows
     test: Rows

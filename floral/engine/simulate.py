@@ -1,4 +1,4 @@
-"""One simulated federation: rounds of cohort, local training, aggregation and server step, with scheduled evaluation."""
+"""A simulated federation: rounds of cohort, local training, aggregation and server step; scheduled evaluation."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Settings:
     massless: Literal["keep", "average"]
 
     def last_bin(self, round: int) -> bool:
-        """Whether a round belongs to the last of the 51 bins over which the published number is a mean: the last 1 %."""
+        """Whether a round is in the last of 51 bins, the last 1 %, over which the published number is a mean."""
         return 100 * round >= 99 * self.rounds
 
     def evaluates(self, round: int) -> bool:
@@ -65,7 +65,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured after a round: (split, metric, value) rows in a fixed order, routes [K, C], per-client scores."""
+    """What was measured after a round: (split, metric, value) in a fixed order, routes [K, C], scores per client."""
 
     metrics: list[tuple[str, str, float]]
     routes: np.ndarray | None
@@ -74,7 +74,7 @@ class Evaluation:
 
 
 class Simulation:
-    """A method on a task's data. Everything random comes from (seed, purpose, round, client): a resumed run is the same run."""
+    """A method on a task's data. All randomness is of (seed, purpose, round, client): a resumed run is the same run."""
 
     def __init__(self, method: Method, data: ClientData, settings: Settings, execution: Execution) -> None:
         if method.phases == ():
@@ -134,9 +134,7 @@ class Simulation:
         settings.server.step(state, means, kept, method, round)
         return loss, samples
 
-    def train_chunk(
-        self, state: State, round: int, learners: np.ndarray, share: Tensor
-    ) -> tuple[local.Trained, int]:
+    def train_chunk(self, state: State, round: int, learners: np.ndarray, share: Tensor) -> tuple[local.Trained, int]:
         """Local training of some learners, whose weights in the round are `share` [m]; the state is only read."""
         settings, rows = self.settings, self.data.train
         batches = plan(
@@ -172,7 +170,7 @@ class Simulation:
     # ------------------------------------------------------------------------------------------------ evaluation
 
     def evaluate(self, state: State, round: int, train_loss: float | None) -> Evaluation:
-        """Scheduled evaluation on the clients' own rows: all clients, or a fresh sample of them before the last round."""
+        """Scheduled evaluation on clients' own rows: of all, or of a fresh sample before the last round."""
         settings, data = self.settings, self.data
         everyone = np.arange(data.clients)
         sampled = settings.sampled_evaluation and round < settings.rounds
@@ -188,7 +186,9 @@ class Simulation:
             metrics += self._summary("validation", self.own_rows(state, data.validation, clients))
         routes = evaluate.served_routes(self.method, state, data.learner, data.clients)
         if routes is not None:
-            found = evaluate.route_metrics(routes, data.cluster.cpu().numpy(), data.train.count[data.learner.cpu().numpy()])
+            found = evaluate.route_metrics(
+                routes, data.cluster.cpu().numpy(), data.train.count[data.learner.cpu().numpy()]
+            )
             metrics += [("route", name, value) for name, value in found.items()]
         losses = [value for _, metric, value in metrics if metric == "loss"]
         return Evaluation(metrics, routes, test, diverged=not all(abs(value) < EXPLODED for value in losses))
@@ -244,4 +244,3 @@ class Simulation:
             (split, "worst_cluster_accuracy", float(np.nanmin(by_cluster))),
             (split, "worst_decile_accuracy", float(np.sort(scores.accuracy)[:count].mean())),
         ]
-

@@ -16,7 +16,7 @@ Axes = dict[str, int | None]
 
 @dataclass
 class State:
-    """`values`: group → its complete value (axis C, K or none, by scope). `server`: moments of the server's optimiser."""
+    """`values`: group → its complete value (axis C, K or none). `server`: moments of the server's optimiser."""
 
     values: View
     server: dict[str, Tensor] = field(default_factory=dict)

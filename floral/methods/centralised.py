@@ -1,11 +1,13 @@
 """Pooled training: what one data holder with all rows, or with all rows of one true cluster, would reach."""
 
+from typing import Literal
+
 from floral.parts import serve, whole
 from floral.spec import Method, Problem, Scope
 from floral.streams import Stream
 
 
-def build(problem: Problem, *, pool: str) -> Method:
+def build(problem: Problem, *, pool: Literal["all", "cluster"]) -> Method:
     """`pool="all"`: one model on all rows. `pool="cluster"`: one per true cluster, the ceiling of any clustering.
 
     A learner sees the participation share of its rows per round, as many as the clients of a cohort see together.

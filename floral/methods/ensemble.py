@@ -18,11 +18,11 @@ def build(problem: Problem, *, router: str) -> Method:
         return Method(groups=models, predict=serve(model), member=problem.true_cluster, draws=model.draws)
 
     mixer = Router(kind=router, problem=problem)
-    dropouts = {name: (problem.clusters, *shape) for name, shape in model.draws.items()}
+    dropouts = {name: (batch, problem.clusters, *shape) for name, (batch, *shape) in model.draws.items()}
 
     def predict(view, x, draws, mask):
         dropout = None if draws is None else {name: draws[name] for name in dropouts}
-        over_models = torch.vmap(model, in_dims=(0, 0, None, None if draws is None else 0, None))
+        over_models = torch.vmap(model, in_dims=(0, 0, None, None if draws is None else 1, None))
         logits, statistics = over_models(view["base"], view.get("statistics", {}), x, dropout, mask)
         mixed = torch.tensordot(mixer.forward(view, draws), logits, dims=1)
         return mixed, {"statistics": statistics} if statistics else {}

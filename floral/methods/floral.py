@@ -9,9 +9,7 @@ from floral.spec import Group, Method, Problem, Scope
 from floral.streams import Stream
 
 
-def build(
-    problem: Problem, *, router: str, temperature: float, noise: float, entropy: float, **adaptor: Any
-) -> Method:
+def build(problem: Problem, *, router: str, temperature: float, noise: float, entropy: float, **adaptor: Any) -> Method:
     """Base SHARED, adaptors CLUSTERED, router PRIVATE, mixed inside the layers: W + Σ_c π_kc B_c A_c.
 
     Adaptors frozen at zero are FedAvg; one client per cluster with a fixed route is Local Adaptor.

@@ -8,9 +8,7 @@ from torch import Tensor
 from floral.layers import BatchNorm, Call, Layer, Linear, Model
 
 
-def build(
-    shape: tuple[int, ...], outputs: int, *, hidden: int, batch_norm: bool = False, width: float = 1.0
-) -> Model:
+def build(shape: tuple[int, ...], outputs: int, *, hidden: int, batch_norm: bool = False, width: float = 1.0) -> Model:
     """x [B, *shape] → flatten → linear → (batch norm) → ReLU → linear → [B, outputs]."""
     hidden = round(hidden * width)
     layers: dict[str, Layer] = {"hidden": Linear(math.prod(shape), hidden)}

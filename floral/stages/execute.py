@@ -134,7 +134,8 @@ def make_problem(run: Run, data: Federation, device: torch.device, dtype: torch.
     for key in task.model.arguments:
         if key not in allowed:
             raise ConfigError(
-                f"task {task.name}: model.{key}: unknown; {task.model.kind} has {', '.join(sorted(allowed)) or 'no options'}"
+                f"task {task.name}: model.{key}: unknown; "
+                f"{task.model.kind} has {', '.join(sorted(allowed)) or 'no options'}"
             )
 
     def build_model(width: float = 1.0) -> Any:
@@ -259,8 +260,8 @@ def resolve_execution(simulation: Simulation, state: State, folder: Path, backen
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks: a round's buffers are as large as the last round's, and fetching them anew from the
-    kernel, page by page, took up to half of a round. Elsewhere than on glibc there is nothing to set."""
+    """Let glibc keep large freed blocks: a round's buffers are as large as the last round's, and fetching them anew
+    from the kernel, page by page, took up to half of a round. Elsewhere than on glibc there is nothing to set."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mmap_threshold, trim_threshold = -3, -1
@@ -270,7 +271,7 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Turns the first SIGINT or SIGTERM into an entry of the list, so that a round ends and is kept; a second one interrupts."""
+    """Turns the first SIGINT or SIGTERM into an entry of the list, so that a round ends and is kept."""
     stop: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

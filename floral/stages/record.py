@@ -1,4 +1,4 @@
-"""What a run leaves behind: its progress while it trains, its files when it is done (ARCHITECTURE: parquet is the truth)."""
+"""What a run leaves behind: its progress while it trains, its files when it is done."""
 
 from __future__ import annotations
 
@@ -134,7 +134,9 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def clients_table(scores: Scores, own: Scores, simulation: Simulation, routes: list[list[float]] | None) -> pl.DataFrame:
+def clients_table(
+    scores: Scores, own: Scores, simulation: Simulation, routes: list[list[float]] | None
+) -> pl.DataFrame:
     """One row per client after the last round: the headline scores, and hits on its own test rows."""
     regression = simulation.settings.loss == "mse"
     clients = len(scores.clients)

@@ -1,4 +1,4 @@
-"""Stage train: one run from its partition to its results, continued from where it stopped. No torch before it is needed."""
+"""Stage train: one run from its partition to its results, continued from where it stopped."""
 
 from __future__ import annotations
 
