@@ -5,6 +5,7 @@ Nothing here imports torch: Snakemake reads this module while it builds the DAG.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import itertools
@@ -40,13 +41,15 @@ class Synthetic(Frozen):
     """Data drawn from the task's seed: h = x (W + scale u_c v_cᵀ) + b (PAPER: arXiv 2410.03497, synthetic tasks)."""
 
     kind: Literal["linear", "mlp"]
-    dimension: int = Field(10, ge=1)
-    outputs: int = Field(3, ge=1)
+    dimension: int = Field(default=10, ge=1)
+    outputs: int = Field(default=3, ge=1)
     samples_per_client: int = Field(ge=2)
-    rank: int = Field(1, ge=1)
+    rank: int = Field(default=1, ge=1)
     scale: float = 2.0
-    label_noise: float = Field(0.0, ge=0)
-    population: int = Field(4096, ge=1, description="fresh rows per cluster on which the population risk is measured")
+    label_noise: float = Field(default=0.0, ge=0)
+    population: int = Field(
+        default=4096, ge=1, description="fresh rows per cluster on which the population risk is measured"
+    )
 
 
 class Shift(Frozen):
@@ -55,9 +58,11 @@ class Shift(Frozen):
 
 class Partition(Frozen):
     kind: Literal["iid"] = "iid"
-    share: float = Field(1.0, gt=0, le=1, description="share of each client's training rows that is kept")
-    min_rows: int = Field(10, ge=1, description="at least so many training rows are kept")
-    validation: float = Field(0.2, ge=0, lt=1, description="share of the kept training rows held out for tuning")
+    share: float = Field(default=1.0, gt=0, le=1, description="share of each client's training rows that is kept")
+    min_rows: int = Field(default=10, ge=1, description="at least so many training rows are kept")
+    validation: float = Field(
+        default=0.2, ge=0, lt=1, description="share of the kept training rows held out for tuning"
+    )
 
 
 class Model(Frozen):
@@ -73,7 +78,7 @@ class Model(Frozen):
 
 class Server(Frozen):
     optimiser: Literal["sgd", "adam"] = "sgd"
-    lr: float = Field(1.0, gt=0)
+    lr: float = Field(default=1.0, gt=0)
 
 
 class Task(Frozen):
@@ -81,19 +86,19 @@ class Task(Frozen):
     title: str
     data: str | Synthetic
     shift: Shift = Shift()
-    partition: Partition = Field(default_factory=Partition)
+    partition: Partition = Partition()
     clients: int = Field(ge=1)
     clusters: int = Field(ge=1)
     participation: float = Field(gt=0, le=1)
     rounds: int = Field(ge=1)
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(default=1, ge=1)
     batch: int = Field(ge=1)
     lr: float = Field(ge=0)
     router_lr: float = Field(ge=0)
     model: Model
-    server: Server = Field(default_factory=Server)
+    server: Server = Server()
     loss: Literal["cross_entropy", "mse"] = "cross_entropy"
-    eval_every: int | None = Field(None, ge=1, description="rounds between evaluations; rounds/50 by default")
+    eval_every: int | None = Field(default=None, ge=1, description="rounds between evaluations; rounds/50 by default")
 
     @model_validator(mode="after")
     def _clusters_have_clients(self) -> Task:
@@ -382,6 +387,9 @@ def task(name: str, change: Mapping[str, Any] | None = None, where: str | None =
     parsed: Task = parse(Task, {**values, "name": name}, where or str(CONFIG / "tasks" / f"{name}.yaml"))
     if parsed.model.kind not in (known := plugins("models")):
         raise suggest("model", parsed.model.kind, known, f"{CONFIG}/tasks/{name}.yaml: model.kind")
+    for key in parsed.model.arguments:
+        if key not in (known := model_options(parsed.model.kind)):
+            raise suggest("model option", key, known, f"{where or CONFIG / 'tasks' / f'{name}.yaml'}: model")
     if isinstance(parsed.data, str) and parsed.data not in (known := list(data_lock())):
         raise suggest("data set", parsed.data, known, f"{CONFIG}/tasks/{name}.yaml: data")
     return parsed
@@ -391,6 +399,14 @@ def task(name: str, change: Mapping[str, Any] | None = None, where: str | None =
 def plugins(folder: str) -> list[str]:
     """The modules of floral/<folder>: a new file is known on arrival."""
     return sorted(path.stem for path in (Path(__file__).parent / folder).glob("*.py") if path.stem != "__init__")
+
+
+@cache
+def model_options(kind: str) -> list[str]:
+    """What a task may set in `model:`, the keyword arguments of the model's `build`, read without importing torch."""
+    source = (Path(__file__).parent / "models" / f"{kind}.py").read_text(encoding="utf-8")
+    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == "build"]
+    return [argument.arg for argument in functions[0].args.kwonlyargs if argument.arg != "width"]
 
 
 @cache
@@ -519,7 +535,9 @@ class DataFile(Frozen):
 
     path: str = Field(description="path below the data folder (FLORAL_DATA or data_dir)")
     urls: tuple[str, ...] = ()
-    sha256: str | None = Field(None, description="of the unpacked content; none: recorded at first, marked unverified")
+    sha256: str | None = Field(
+        default=None, description="of the unpacked content; none: recorded at first, marked unverified"
+    )
 
 
 class DataSet(Frozen):
@@ -527,7 +545,7 @@ class DataSet(Frozen):
 
     title: str
     reader: str
-    exact: bool = Field(True, description="false: a lossy or partial copy, marked so in the report")
+    exact: bool = Field(default=True, description="false: a lossy or partial copy, marked so in the report")
     note: str = ""
     files: tuple[DataFile, ...] = ()
 

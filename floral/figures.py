@@ -23,16 +23,16 @@ STYLE = {
     "font": FONT,
     "aria": False,
     "view": {"stroke": None},
-    "title": {"fontSize": 13, "fontWeight": 600, "color": INK, "subtitleColor": MUTED, "subtitleFontSize": 11},
+    "title": {"fontSize": 12.5, "fontWeight": 600, "color": INK, "subtitleColor": MUTED, "subtitleFontSize": 11},
     "axis": {
         "labelColor": MUTED, "titleColor": MUTED, "titleFontWeight": "normal", "titleFontSize": 11,
         "labelFontSize": 10, "gridColor": RULE, "domainColor": BAND, "tickColor": BAND, "tickSize": 4,
-        "labelPadding": 4,
+        "labelPadding": 4, "labelFlush": False,
     },
     "header": {"labelColor": MUTED, "labelFontSize": 10.5, "labelFontStyle": "italic", "labelPadding": 3},
 }  # fmt: skip
 
-PANEL, ROW, LETTERS = 222, 15, 46
+PANEL, ROW, LETTERS = 222, 15, 56
 """Width of a panel and height of a row in pixels, and letters in a line of a title."""
 
 LARGEST = 1.35
@@ -73,7 +73,7 @@ class Drawing:
     data: dict[str, pl.DataFrame]
 
 
-def render(drawing: Drawing, name: str, title: str, subtitle: str, alt_text: str) -> Figure:
+def render(drawing: Drawing, name: str, title: str, subtitle: str | list[str], alt_text: str) -> Figure:
     """Draw in the report's style. Equal drawings give equal bytes: clip ids count from 0 in every figure."""
     spec = drawing.chart.to_dict(validate=False)
     spec |= {
@@ -99,11 +99,12 @@ def _colour(looks: Sequence[Look]) -> alt.Color:
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """What an axis shows: its title, a d3 number format, and whether it is logarithmic."""
+    """What an axis shows: its title, a d3 number format, whether it is logarithmic, and where values can be at all."""
 
     title: str
     format: str | None = None
     log: bool = False
+    limits: tuple[float, float] = (-math.inf, math.inf)
 
 
 def curves(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, y: Axis) -> Drawing:
@@ -118,7 +119,7 @@ def curves(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, y: Axis) -> Draw
     level = frame.filter(~spends).group_by("contender", maintain_order=True).last()
     start, stop = (float(moving["x"].min()), float(moving["x"].max())) if moving.height else (1.0, 10.0)  # type: ignore[arg-type]
     ends = pl.concat([moving.group_by("contender", maintain_order=True).last(), level.with_columns(x=pl.lit(stop))])
-    low, high = _domain(frame, y.log)
+    low, high = _domain(frame, y)
     height = max(200, 12 * len(shown) + 12)
     names = _labels(ends, shown, low, high, height, y.log)
 
@@ -172,12 +173,12 @@ def _ticks(start: float, stop: float, log: bool) -> dict[str, Any]:
     return {"values": places[:: math.ceil(len(places) / 5)]}
 
 
-def _domain(frame: pl.DataFrame, log: bool) -> tuple[float, float]:
+def _domain(frame: pl.DataFrame, axis: Axis) -> tuple[float, float]:
     low, high = float(frame["low"].min()), float(frame["high"].max())  # type: ignore[arg-type]
-    if log:
+    if axis.log:
         return low / 1.1, high * 1.1
     margin = 0.03 * (high - low) or 0.5
-    return low - margin, high + margin
+    return max(low - margin, axis.limits[0]), min(high + margin, axis.limits[1])
 
 
 def _labels(ends: pl.DataFrame, looks: Sequence[Look], low: float, high: float, height: int, log: bool) -> pl.DataFrame:
@@ -204,17 +205,18 @@ def _labels(ends: pl.DataFrame, looks: Sequence[Look], low: float, high: float, 
 # -------------------------------------------------------------------------- one row for each contender
 
 
-def rows(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, domain: tuple[float, float] | None = None) -> Drawing:
+def rows(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, domain: tuple[float, float]) -> Drawing:
     """Contenders under one another, by group; every mark that a row of `frame` asks for by its `kind`.
 
-    `frame`: contender, kind, value, value2. Kinds: `band` and `middle` (grey: chance alone), `whisker` and `box`
-    (value to value2), `interval` (value to value2), `dot`, `hollow`, `tick` and `cross`.
+    `frame`: contender, kind, value, value2, label. Kinds: `band` and `middle` (grey: chance alone), `whisker`, `box`
+    and `interval` (value to value2), `point`, `tick`, `median`, `dot` and `hollow`; `below` and `above` are the label
+    of what lies outside the domain.
     """
     about = pl.DataFrame([{"contender": k.id, "short": k.short, "group": k.group_title} for k in looks])
     frame = frame.join(about, on="contender", how="inner", maintain_order="left")
     shown = [look for look in looks if look.id in set(frame["contender"])]
     groups = list(dict.fromkeys(look.group_title for look in shown))
-    scale = alt.Scale(zero=False, nice=True) if domain is None else alt.Scale(domain=list(domain), nice=False)
+    scale = alt.Scale(domain=list(domain), nice=False)
     value = alt.X(
         "value:Q", scale=scale, axis=_axis(title=x.title, format=x.format, tickCount=5, domain=False, ticks=False)
     )
@@ -239,6 +241,8 @@ def rows(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, domain: tuple[floa
         "median": of("median").mark_tick(height=9, thickness=2, color=INK).encode(value, name),
         "dot": of("dot").mark_circle(size=46, opacity=1).encode(value, name, colour),
         "hollow": of("hollow").mark_point(size=34, opacity=1, strokeWidth=1.6).encode(value, name, colour),
+        "below": of("below").mark_text(align="left", fontSize=10).encode(value, name, colour, text="label:N"),
+        "above": of("above").mark_text(align="right", fontSize=10).encode(value, name, colour, text="label:N"),
     }
     kinds = set(frame["kind"])
     chart = alt.layer(*(layer for kind, layer in layers.items() if kind in kinds), data=alt.NamedData("marks"))

@@ -70,12 +70,6 @@ def worst_mean(values: ArrayLike, count: int) -> np.ndarray:
     return lowest.mean(axis=-1)
 
 
-def worst_decile(accuracies: ArrayLike) -> float:
-    """Mean accuracy of the decile_count(K) clients with the lowest accuracy (fraction in 0–1)."""
-    accuracies = np.asarray(accuracies, dtype=float)
-    return float(worst_mean(accuracies, decile_count(accuracies.shape[-1])))
-
-
 @dataclass(frozen=True, kw_only=True)
 class NullBand:
     """Where a worst-of-K statistic lies by chance alone: its mean and the ends of its central 95 %."""

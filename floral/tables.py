@@ -65,13 +65,11 @@ def amount(value: float) -> str:
 def interval_cell(
     interval: Interval, digits: int, sign: bool = False, note: str = "", mark: str = "", usual: int = 0
 ) -> Cell:
-    """Mean ± half width, beneath it n where it is not the `usual` one; one value says that it has no interval."""
+    """Mean ± half width, beneath it n where it is not the `usual` one; one value has no interval."""
     text = number(interval.mean, digits, sign)
-    if interval.half_width is None:
-        count = "n = 1, no interval"
-    else:
+    if interval.half_width is not None:
         text += f" {PLUS_MINUS} {number(interval.half_width, digits)}"
-        count = f"n = {interval.n}" if interval.n != usual else ""
+    count = f"n = {interval.n}" if interval.n != usual or interval.n == 1 else ""
     remark = "; ".join(filter(None, (count, note)))
     return Cell(text=text, note=remark, order=interval.mean, mark=mark)  # type: ignore[arg-type]
 

@@ -33,7 +33,7 @@ class ConvAdaptor:
 
     @classmethod
     def of(cls, layer: Conv2d, rank: float | str, bias: str | None, method: str, rank_of: str) -> ConvAdaptor:
-        """The adaptor of `layer`, factorised by `method`; `rank_of` "dimensions" counts kernels as the published code."""
+        """`layer` factorised by `method`; `rank_of` "dimensions" counts kernels as the published code does."""
         kernel_a, kernel_b = factor_kernels(layer, method)
         size_a, size_b = (2, 2) if rank_of == "dimensions" else (math.prod(kernel_a), math.prod(kernel_b))
         resolved = resolve(rank, layer.inputs * size_a, layer.outputs * size_b)

@@ -127,26 +127,39 @@ class ServerOptimiser:
         for name, params in means.items():
             group = method.groups[name]
             lr = self.lr if group.server_lr is None else group.server_lr
+            held = kept if group.scope is Scope.CLUSTERED and kept is not None and bool(kept.any()) else None
             for key, mean in params.items():
                 old = state.values[name][key]
                 if group.statistic:
                     new = mean
                 elif self.kind == "adam":
-                    new = self._adam(state.server, f"{name}/{key}", old, mean, lr, round)
+                    new = self._adam(state.server, f"{name}/{key}", old, mean, lr, round, held)
                 else:
                     new = mean if lr == 1.0 else old + lr * (mean - old)
-                if group.scope is Scope.CLUSTERED and kept is not None and bool(kept.any()):
-                    new = torch.where(along(kept, old), old, new)
-                state.values[name][key] = new
+                state.values[name][key] = unless(held, new, old)
 
-    def _adam(self, moments: dict[str, Tensor], key: str, old: Tensor, mean: Tensor, lr: float, round: int) -> Tensor:
+    def _adam(
+        self,
+        moments: dict[str, Tensor],
+        key: str,
+        old: Tensor,
+        mean: Tensor,
+        lr: float,
+        round: int,
+        held: Tensor | None,
+    ) -> Tensor:
         gradient = old - mean
-        first, second = (moments.get(f"{key}/{order}", torch.zeros_like(old)) for order in ("first", "second"))
-        first = self.betas[0] * first + (1 - self.betas[0]) * gradient
-        second = self.betas[1] * second + (1 - self.betas[1]) * gradient**2
-        moments[f"{key}/first"], moments[f"{key}/second"] = first, second
-        unbiased = [moment / (1 - beta**round) for moment, beta in zip((first, second), self.betas, strict=True)]
+        unbiased = []
+        for order, beta, power in zip(("first", "second"), self.betas, (gradient, gradient**2), strict=True):
+            before = moments.get(f"{key}/{order}", torch.zeros_like(old))
+            moments[f"{key}/{order}"] = unless(held, beta * before + (1 - beta) * power, before)
+            unbiased.append(moments[f"{key}/{order}"] / (1 - beta**round))
         return old - lr * unbiased[0] / (unbiased[1].sqrt() + self.epsilon)
+
+
+def unless(held: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
+    """`new`, but `old` for the clusters [C] that are held."""
+    return new if held is None else torch.where(along(held, old), old, new)
 
 
 def write_back(state: State, method: Method, trained: Trained, learners: Tensor) -> None:

@@ -56,7 +56,7 @@ def count(method: Method, state: State) -> Costs:
 
 
 def _sent(method: Method, held: dict[str, int]) -> dict[str, tuple[int, int]]:
-    """Floats (down, up) of a client and round by group: what it holds and is not its own, unless the method says more."""
+    """Floats (down, up) of a client and round by group: what it holds that is not its own, or what the method says."""
     travels = {
         name: method.phases != ()
         and group.scope in (Scope.SHARED, Scope.CLUSTERED)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -13,14 +14,11 @@ from floral.engine.state import State
 
 CHUNKS = (5, 30)
 """Clients that one vmap holds: few keep weights and gradients in the cache, many spend less on dispatch."""
-TRIALS = 2
-"""Timed local trainings per candidate, after one that warms up; the fastest counts."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    execution: Execution
-    seconds_per_client: float
+TRIALS = 5
+"""Timed local trainings per candidate, after one that warms up; the fastest counts, for other work on the machine only
+ever slows one down."""
+ENOUGH = 3.0
+"""Seconds after which a slow model gets no further trials."""
 
 
 def choose(simulation: Simulation, state: State, backend: Literal["auto", "loop", "vmap"]) -> Execution:
@@ -34,22 +32,33 @@ def choose(simulation: Simulation, state: State, backend: Literal["auto", "loop"
         return Execution("loop", 1, "nothing to lift over")
     chunks = sorted({min(cohort, chunk) for chunk in CHUNKS})
     candidates = [Execution("loop", 1), *(Execution("vmap", chunk) for chunk in chunks)]
-    timed = [Candidate(execution, measure(simulation, state, execution)) for execution in candidates]
-    best = min(timed, key=lambda candidate: candidate.seconds_per_client)
-    table = ", ".join(f"{c.execution.backend} {c.execution.chunk}: {1e3 * c.seconds_per_client:.2f}" for c in timed)
-    return replace(best.execution, reason=f"fastest of (ms per client): {table}")
+    found = measure(simulation, state, candidates)
+    best = min(candidates, key=lambda candidate: found[candidate])
+    table = ", ".join(f"{c.backend} {c.chunk}: {1e3 * found[c]:.2f}" for c in candidates)
+    return replace(best, reason=f"fastest of (ms per client): {table}")
 
 
-def measure(simulation: Simulation, state: State, execution: Execution) -> float:
-    """Seconds per client of one local training, the fastest of a few; the state stays as it is."""
+def measure(simulation: Simulation, state: State, candidates: list[Execution]) -> dict[Execution, float]:
+    """Seconds per client of one local training under each candidate, tried in turns; the state stays as it is."""
+    began = time.perf_counter()
+    best = dict.fromkeys(candidates, math.inf)
+    for trial in range(1 + TRIALS):
+        for candidate in candidates:
+            seconds = seconds_per_client(simulation, state, candidate)
+            if trial > 0:
+                best[candidate] = min(best[candidate], seconds)
+        if trial > 0 and time.perf_counter() - began > ENOUGH:
+            break
+    return best
+
+
+def seconds_per_client(simulation: Simulation, state: State, execution: Execution) -> float:
+    """Time of one local training of a chunk of the first cohort, per client."""
     trial = Simulation(simulation.method, simulation.data, simulation.settings, execution)
     learners = trial.cohort(1)[: execution.chunk]
     share = torch.full((len(learners),), 1 / len(learners), device=simulation.device)
-    times = []
-    for _ in range(1 + TRIALS):
-        began = time.perf_counter()
-        trial.train_chunk(state, 1, learners, share)
-        if simulation.device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return min(times[1:]) / len(learners)
+    began = time.perf_counter()
+    trial.train_chunk(state, 1, learners, share)
+    if simulation.device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - began) / len(learners)

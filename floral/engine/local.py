@@ -17,6 +17,8 @@ from floral.engine.state import Axes, dims, one
 from floral.spec import Batch, Draws, Method, Phase, Scope, View
 
 Loss = Literal["cross_entropy", "mse"]
+MOST_STEPS = 1 << 20
+"""No epoch has more steps: epoch and step make one counter."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def train_chunk(
     """Every phase of local training, over its steps, for the m learners of `plan`, starting from what they see.
 
     `lifted` runs all of them in one `torch.vmap` per step; else m is 1 and the functions run as they are, without a
-    client axis. A group without a client axis is still the federation's own tensor and is only read; its first step makes a
+    client axis. A group without a client axis is still the federation's own tensor, only read; its first step makes a
     copy per client, later ones update that copy in place.
 
     When all of local training is one SGD step, Σ_k p(k) (w - lr·g_k) = w Σ_k p(k) - lr·Σ_k p(k) g_k: SHARED groups then
@@ -104,7 +106,7 @@ def train_chunk(
 
 @dataclass(frozen=True)
 class Clients:
-    """The local steps of one chunk's clients: one backward pass has all their gradients, for Σ_k loss_k is separable."""
+    """The local steps of a chunk's clients: one backward pass has all their gradients, for Σ_k loss_k is separable."""
 
     method: Method
     loss: Loss
@@ -246,16 +248,21 @@ def make_draws(
     *,
     seed: int,
     round: int,
+    epoch: int,
     step: int,
     batch: int,
     like: Rows,
 ) -> dict[str, Tensor]:
-    """Uniform inputs [m, *shape] of one step, each from the stream (seed, name, round, client, step)."""
+    """Uniform inputs [m, *shape] of one step, each from the stream (seed, name, round, client, epoch and its step).
+
+    The step is counted within the epoch, whose length in a chunk is that of its largest client.
+    """
+    counter = epoch * MOST_STEPS + step
     made = {}
     for name, declared in shapes.items():
         shape = tuple(batch if side == "batch" else int(side) for side in declared)
         position = np.arange(int(np.prod(shape)))
-        values = seeds.uniform(seed, f"draw/{name}", round, learners[:, None], step, position)
+        values = seeds.uniform(seed, f"draw/{name}", round, learners[:, None], counter, position)
         tensor = torch.from_numpy(values).to(device=like.x.device, dtype=like.dtype)
         made[name] = tensor.reshape(len(learners), *shape)
     return made

@@ -160,7 +160,14 @@ class Simulation:
             loss=settings.loss,
             lifted=self.execution.lifted,
             draw=lambda step, size: local.make_draws(
-                self.method.draws, learners, seed=settings.seed, round=round, step=step, batch=size, like=rows
+                self.method.draws,
+                learners,
+                seed=settings.seed,
+                round=round,
+                epoch=step // steps,
+                step=step % steps,
+                batch=size,
+                like=rows,
             ),
             phases=list(zip(self.phases, ranges, strict=True)),
             share=share.to(self.dtype),

@@ -7,7 +7,7 @@ from floral.spec import Group, Method, Problem, Scope
 
 def build(problem: Problem) -> Method:
     """One output for all inputs, the log of the class frequencies over all training rows (regression: the mean of the
-    targets), which minimises the training loss among constants. Nothing is trained."""
+    targets): the least training loss of any constant, but for one count added to each class. Nothing is trained."""
 
     def fit(x, y):
         del x

@@ -6,14 +6,14 @@ import json
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
 from floral.config import ConfigError, Run, Task, Variant, fidelity
 
-CURVES = ("test/accuracy", "test/loss", "route/ari", "test/worst_cluster_accuracy", "test/worst_decile_accuracy")
-"""The metrics that the report shows over time, or at the last round on the clients' own test rows."""
+CURVES = ("test/accuracy", "test/loss", "route/ari")
+"""The metrics that the report shows over time."""
 
 IDENTITY = (
     "suite", "task", "variant", "title", "method", "family", "fidelity", "optimal_router", "oracle", "seed", "status",
@@ -22,12 +22,18 @@ IDENTITY = (
 """The first columns of summary.parquet."""
 
 METRICS = {
-    "own_test_accuracy": pl.Float64, "validation_accuracy": pl.Float64, "validation_loss": pl.Float64,
-    "worst_cluster_accuracy": pl.Float64, "worst_decile_accuracy": pl.Float64, "ari": pl.Float64,
-    "route_entropy": pl.Float64, "mismatch": pl.Float64, "bytes": pl.Int64, "client_samples": pl.Int64,
-    "client_passes": pl.Float64, "diverged_at": pl.Int64, "data_exact": pl.Boolean, "partition_digest": pl.String,
-    "finished_at": pl.String,
+    "official_score_sampled": pl.Float64, "own_test_accuracy": pl.Float64, "validation_accuracy": pl.Float64,
+    "validation_loss": pl.Float64, "worst_cluster_accuracy": pl.Float64, "worst_decile_accuracy": pl.Float64,
+    "ari": pl.Float64, "route_entropy": pl.Float64, "mismatch": pl.Float64, "bytes": pl.Int64,
+    "client_samples": pl.Int64, "client_passes": pl.Float64, "diverged_at": pl.Int64, "data_exact": pl.Boolean,
+    "partition_digest": pl.String, "finished_at": pl.String,
 }  # fmt: skip
+
+CLIENTS = ("client", "cluster", "accuracy", "loss", "own_rows", "own_correct", "route")
+"""The columns of clients.parquet that the report reads."""
+
+FAILURE = ("reason", "exception", "traceback", "hint", "time", "round")
+"""The keys of failure.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +44,7 @@ class Setting:
     title: str
     task: Task
     fidelity: str
+    diverged_runs: Literal["dropped", "reported"]
 
     @property
     def metric(self) -> str:
@@ -71,8 +78,7 @@ class Collected:
     """A suite's results. Frames share the keys `setting`, `contender` and `seed`.
 
     summary: one row per run, finished or not. curves: one row per run, metric and evaluated round.
-    clients: one row per run and client (last round). costs: one row per finished run. own_rows: one row per setting,
-    seed and client that has test rows of its own: client, cluster, rows (from the partition; empty for regression).
+    clients: one row per finished run and client (last round). costs: one row per finished run.
     """
 
     suite: str
@@ -82,7 +88,6 @@ class Collected:
     curves: pl.DataFrame
     clients: pl.DataFrame
     costs: pl.DataFrame
-    own_rows: pl.DataFrame
     unfinished: tuple[Unfinished, ...]
 
     def values(self, setting: Setting, column: str) -> dict[str, dict[int, float]]:
@@ -125,11 +130,12 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
         try:
             found, spent = _json(folder / "summary.json"), _json(folder / "costs.json")
             curves.append(_curves(folder / "metrics.parquet", keys))
-            clients.append(pl.read_parquet(folder / "clients.parquet").with_columns(**_literals(keys)))
-        except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-            raise ConfigError(f"{folder}: unreadable result ({error}); delete this folder and run it again") from None
-        measured = {key: found.get(key) for key in ("status", "round", *IDENTITY[-3:], *METRICS)}
-        summary.append({**row, **measured, **_spent(spent)})
+            clients.append(_clients(folder / "clients.parquet", keys))
+            measured = {key: found[key] for key in ("status", "round", *IDENTITY[-3:], *METRICS)}
+            summary.append({**row, **measured, **_spent(spent)})
+        except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
+            told = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ConfigError(f"{folder}: unreadable result ({told}); delete this folder and run it again") from None
         costs.append({**keys, **spent})
     return Collected(
         suite=suite,
@@ -138,7 +144,6 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
         summary=_summary_frame(summary),
         curves=pl.concat(curves) if curves else pl.DataFrame(),
         clients=pl.concat(clients) if clients else pl.DataFrame(),
-        own_rows=_own_rows(runs, settings, results),
         costs=pl.DataFrame(costs, infer_schema_length=None, strict=False),
         unfinished=tuple(unfinished),
     )
@@ -159,11 +164,26 @@ def _identity(run: Run) -> dict[str, Any]:
 def _unfinished(run: Run, folder: Path) -> Unfinished:
     if not (folder / "failure.json").exists():
         return Unfinished(run=run, status="missing", reason="not run yet", exception="", hint="", round=None)
-    failure = _json(folder / "failure.json")
-    return Unfinished(
-        run=run, status="failed", reason=failure["reason"], exception=failure["exception"], hint=failure["hint"],
-        round=failure["round"],
-    )  # fmt: skip
+    failure = read_failure(folder / "failure.json")
+    told = {key: failure[key] or "" for key in ("reason", "exception", "hint")}
+    return Unfinished(run=run, status="failed", round=failure["round"], **told)
+
+
+def read_failure(path: Path) -> dict[str, Any]:
+    """A failed run's failure.json with all of FAILURE; what it lacks is None, and its reason says so.
+
+    A process that was killed or met a full disk may have left half of it: that must not take the report down.
+    """
+    try:
+        found = _json(path)
+        if not isinstance(found, dict):
+            raise ValueError("it holds no mapping")
+    except (OSError, ValueError) as error:
+        return {**dict.fromkeys(FAILURE), "reason": f"its {path.name} is unreadable ({error})"}
+    lacking = ", ".join(key for key in FAILURE if key not in found)
+    reason = found.get("reason") or "no reason was recorded"
+    found["reason"] = f"{reason} ({path.name} lacks {lacking})" if lacking else reason
+    return {**dict.fromkeys(FAILURE), **found}
 
 
 def _spent(costs: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,22 +201,8 @@ def _curves(path: Path, keys: Mapping[str, Any]) -> pl.DataFrame:
     )
 
 
-def _own_rows(runs: list[Run], settings: Mapping[Hashable, Setting], results: Path) -> pl.DataFrame:
-    """Test rows of each client by the partition tables that exist; each is read once for a setting and seed."""
-    types = {"setting": pl.String, "seed": pl.Int32, "client": pl.Int32, "cluster": pl.Int32, "rows": pl.Int32}
-    found, seen = [pl.DataFrame(schema=types)], set()
-    for run in runs:
-        setting = settings[_setting_key(run)]
-        if (setting.id, run.seed) in seen or setting.metric == "loss":
-            continue
-        seen.add((setting.id, run.seed))
-        path = results / run.partition.folder / "partition.parquet"
-        if path.exists():
-            test = pl.read_parquet(path).filter(pl.col("split") == "test")
-            counts = test.group_by("client", "cluster").agg(rows=pl.len()).sort("client")
-            keys = _literals({"setting": setting.id, "seed": run.seed})
-            found.append(counts.with_columns(**keys).select(pl.col(name).cast(kind) for name, kind in types.items()))
-    return pl.concat(found)
+def _clients(path: Path, keys: Mapping[str, Any]) -> pl.DataFrame:
+    return pl.read_parquet(path).select(*CLIENTS, **_literals(keys))
 
 
 def _literals(keys: Mapping[str, Any]) -> dict[str, pl.Expr]:
@@ -240,7 +246,10 @@ def _settings(runs: list[Run]) -> dict[Hashable, Setting]:
     for key, run in firsts.items():
         suffix, differs = ids[key]
         title = f"{run.task.title}, {differs}" if differs else run.task.title
-        settings[key] = Setting(id=run.task.name + suffix, title=title, task=run.task, fidelity=run.fidelity.name)
+        settings[key] = Setting(
+            id=run.task.name + suffix, title=title, task=run.task, fidelity=run.fidelity.name,
+            diverged_runs=run.fidelity["diverged_runs"],
+        )  # fmt: skip
     return settings
 
 

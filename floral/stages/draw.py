@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,12 @@ from floral.tables import number
 
 FEW_CLIENTS = 60
 """Up to so many clients each is drawn as a point; beyond, quantiles say it better."""
+
+LIMITS = {"accuracy": (0.0, 100.0), "loss": (0.0, math.inf)}
+"""Where values can be; a t-interval knows nothing of that and is cut there."""
+
+CENTRES = ("dot", "hollow", "median")
+"""The kinds of mark that stand for a contender where its marks do not fit."""
 
 Looks = Mapping[str, Look]
 
@@ -48,11 +55,12 @@ def result(collected: Collected, looks: Sequence[Look], setting: Setting) -> Fig
         marks.append((name, "hollow" if interval.low is None else "dot", interval.mean, None))
         if interval.low is not None:
             marks.append((name, "interval", interval.low, interval.high))
-            marks += [(name, "tick", unit.scale * value, None) for value in values[name].values()]
-    return figures.render(
-        figures.rows(_marks(marks), looks, Axis(title=unit.title)), f"result_{setting.id}", setting.title,
-        "mean and 95 % interval; ticks: seeds; hollow: one seed", _told(unit.title, setting, looks, means, unit.digits),
-    )  # fmt: skip
+    for name, seeds in values.items():
+        if len(seeds) > 1 or name not in means:
+            marks += [(name, "tick", unit.scale * value, None) for value in seeds.values()]
+    subtitle = "mean and 95 % interval; ticks: seeds; hollow: one seed"
+    told = _told(unit.title, setting, looks, means, unit.digits)
+    return _rows(marks, looks, setting, "result", unit.title, unit.digits, subtitle, told)
 
 
 def curves(collected: Collected, looks: Sequence[Look], setting: Setting) -> dict[str, Figure | None]:
@@ -72,7 +80,7 @@ def curves(collected: Collected, looks: Sequence[Look], setting: Setting) -> dic
         names = {look.id: look.short for look in looks}
         told = f"{unit.title} against {axis.title.lower()}, {setting.title}. From best to worst at the end: "
         told += ", ".join(names[name] for name in last["contender"]) + "."
-        chart = figures.curves(frame, looks, axis, Axis(title=unit.title, log=bool(log)))
+        chart = figures.curves(frame, looks, axis, Axis(title=unit.title, log=bool(log), limits=LIMITS[setting.metric]))
         drawn[kind] = figures.render(
             chart, f"{kind}_{setting.id}", setting.title, f"{unit.title}, against {kind}", told
         )
@@ -106,7 +114,7 @@ def recovery(collected: Collected, looks: Sequence[Look], setting: Setting) -> F
     last = frame.group_by("contender", maintain_order=True).last()
     told = f"Adjusted Rand index of the routes against the true clusters, {setting.title}; at the end: "
     told += ", ".join(f"{names[row['contender']]} {number(row['mean'], 2)}" for row in last.iter_rows(named=True)) + "."
-    chart = figures.curves(frame, learned, Axis(title="Round"), Axis(title="ARI"))
+    chart = figures.curves(frame, learned, Axis(title="Round"), Axis(title="ARI", limits=(-1, 1)))
     subtitle = "adjusted Rand index: 1 recovered, 0 chance"
     return figures.render(chart, f"recovery_{setting.id}", setting.title, subtitle, told)
 
@@ -124,12 +132,9 @@ def spread(collected: Collected, looks: Sequence[Look], setting: Setting) -> Fig
         seed = rows.filter(pl.col("seed") == pl.col("seed").min())
         if setting.task.clients <= FEW_CLIENTS:
             marks += [(name, "point", value, None) for value in seed["value"].unique(maintain_order=True)]
-    title = f"{unit.title}, of single clients"
-    return figures.render(
-        figures.rows(_marks(marks), looks, Axis(title=title)), f"spread_{setting.id}", setting.title,
-        "clients of all seeds: 5, 25, 50, 75 and 95 %",
-        _told(f"Clients' {setting.metric}, median and 5 to 95 %", setting, looks, quantiles, unit.digits),
-    )  # fmt: skip
+    told = _told(f"Clients' {setting.metric}, median and 5 to 95 %", setting, looks, quantiles, unit.digits)
+    title, subtitle = f"{unit.title}, of single clients", "clients of all seeds: 5, 25, 50, 75 and 95 %"
+    return _rows(marks, looks, setting, "spread", title, unit.digits, subtitle, told)
 
 
 def worst(
@@ -152,14 +157,85 @@ def worst(
     shorts = {look.id: look.short for look in looks}
     told = f"Worst {which}, {setting.title}. Runs below what chance alone would give: "
     told += ", ".join(f"{shorts[one.contender]} {one.below_chance} of {len(one.observed)}" for one in found) + "."
-    chart = figures.rows(_marks(marks), looks, Axis(title=f"Accuracy of the worst {which}, %"))
-    subtitle = "dot: mean; ticks: seeds; grey: chance alone"
-    return figures.render(chart, f"worst_{which}_{setting.id}", setting.title, subtitle, told)
+    subtitle = "dot: mean; ticks: seeds; grey: one seed by chance alone"
+    return _rows(marks, looks, setting, f"worst_{which}", f"Accuracy of the worst {which}, %", 1, subtitle, told)
 
 
-def _marks(marks: list[tuple[object, str, float, float | None]]) -> pl.DataFrame:
-    schema = {"contender": pl.String, "kind": pl.String, "value": pl.Float64, "value2": pl.Float64}
-    return pl.DataFrame(marks, schema=schema, orient="row").with_columns(pl.col("value", "value2").round(6))
+# ------------------------------------------------------------------------------- one row for each contender
+
+Mark = tuple[str, str, float, float | None]
+"""contender, kind, value, value2: what figures.rows draws."""
+
+Range = tuple[float, float]
+
+
+def _rows(
+    marks: list[Mark], looks: Sequence[Look], setting: Setting, kind: str, title: str, digits: int, subtitle: str,
+    told: str,
+) -> Figure:  # fmt: skip
+    """The marks on an axis that tells the rivals apart; what it does not show as it is stands in the subtitle."""
+    low, high = LIMITS[setting.metric]
+    clipped: list[Mark] = [
+        (n, k, _clip(v, low, high), None if w is None else _clip(w, low, high)) for n, k, v, w in marks
+    ]
+    cut = {before[0] for before, after in zip(marks, clipped, strict=True) if before != after}
+    far = _far(_ranges(clipped), {look.id for look in looks if look.group == "control"})
+    start, stop = _round(_around(r for name, r in _ranges(clipped).items() if name not in far), low, high)
+    labels = [
+        (n, "below", start, None, f"← {number(v, digits)}")
+        if v < start
+        else (n, "above", stop, None, f"{number(v, digits)} →")
+        for n, k, v, _ in clipped
+        if n in far and k in CENTRES
+    ]
+    notes = {"outside the axis": far, f"interval cut at {'0' if high == math.inf else '0 or 100 %'}": cut}
+    lines = [
+        f"{what}: {', '.join(look.short for look in looks if look.id in who)}" for what, who in notes.items() if who
+    ]
+    types = {"contender": pl.String, "kind": pl.String, "value": pl.Float64, "value2": pl.Float64, "label": pl.String}
+    kept = [(*mark, None) for mark in clipped if mark[0] not in far]
+    frame = pl.DataFrame([*kept, *labels], schema=types, orient="row").with_columns(pl.col("value", "value2").round(6))
+    chart = figures.rows(frame, looks, Axis(title=title), (start, stop))
+    return figures.render(chart, f"{kind}_{setting.id}", setting.title, [subtitle, *lines], told)
+
+
+def _clip(value: float, low: float, high: float) -> float:
+    return min(max(value, low), high)
+
+
+def _ranges(marks: list[Mark]) -> dict[str, Range]:
+    """contender → lowest and highest of its marks."""
+    found: dict[str, list[float]] = {}
+    for name, _, *ends in marks:
+        found.setdefault(name, []).extend(end for end in ends if end is not None)
+    return {name: (min(values), max(values)) for name, values in found.items()}
+
+
+def _around(ranges: Iterable[Range]) -> Range:
+    lows, highs = zip(*ranges, strict=True)
+    return min(lows), max(highs)
+
+
+def _far(ranges: Mapping[str, Range], controls: set[str]) -> set[str]:
+    """Controls far from all rivals, if without them the others get more than twice the room."""
+    rivals = [found for name, found in ranges.items() if name not in controls]
+    if not rivals:
+        return set()
+    low, high = _around(rivals)
+    margin = (high - low) / 2
+    far = {n for n in controls & ranges.keys() if ranges[n][1] < low - margin or ranges[n][0] > high + margin}
+    (first, last), (start, stop) = _around(ranges.values()), _around(r for n, r in ranges.items() if n not in far)
+    return far if 2 * (stop - start) < last - first else set()
+
+
+def _round(ends: Range, low: float, high: float) -> Range:
+    """Both ends moved outwards to a round number, but not beyond low and high."""
+    span = ends[1] - ends[0] or abs(ends[1]) / 10 or 1.0
+    power = 10.0 ** math.floor(math.log10(span / 4))
+    step = next(factor * power for factor in (1, 2, 5, 10) if span <= 5 * factor * power)
+    margin = 0.02 * span
+    start, stop = math.floor((ends[0] - margin) / step) * step, math.ceil((ends[1] + margin) / step) * step
+    return _clip(start, low, high), _clip(stop, low, high)
 
 
 def _told(what: str, setting: Setting, looks: Sequence[Look], values: Mapping[str, Interval], digits: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import inspect
 import json
 import os
 import signal
@@ -130,13 +129,6 @@ def make_problem(run: Run, data: Federation, device: torch.device, dtype: torch.
     task = run.task
     outputs = data.classes if data.classes is not None else data.train_y.shape[1]
     module = importlib.import_module(f"floral.models.{task.model.kind}")
-    allowed = set(inspect.signature(module.build).parameters) - {"shape", "outputs", "width"}
-    for key in task.model.arguments:
-        if key not in allowed:
-            raise ConfigError(
-                f"task {task.name}: model.{key}: unknown; "
-                f"{task.model.kind} has {', '.join(sorted(allowed)) or 'no options'}"
-            )
 
     def build_model(width: float = 1.0) -> Any:
         return module.build(data.shape, outputs, **task.model.arguments, width=width)

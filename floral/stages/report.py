@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
+import polars as pl
 import yaml
 
 from floral.config import ConfigError, Run, switches
@@ -16,8 +17,8 @@ from floral.looks import Look, looks
 from floral.stages import words
 from floral.stages.collect import Collected, Setting, collect
 from floral.stages.draw import draw
-from floral.stages.summarise import REFERENCE, cost_cells, main_cells, unit, usual_seeds, worst, worst_cell
-from floral.tables import Cell, Column, Table, grid, unbroken
+from floral.stages.summarise import REFERENCE, main_cells, unit, usual_seeds, worst, worst_cell
+from floral.tables import EMPTY, Cell, Column, Table, amount, grid, unbroken
 
 TEMPLATE = Path(__file__).parents[2] / "reports" / "template"
 ACROSS = 4
@@ -51,7 +52,8 @@ def report(
         raise ConfigError(
             f"suite {suite_name!r}: {len(collected.unfinished)} of {len(runs)} runs have no result (the first: "
             f"{first.task.name}/{first.variant.name}/seed{first.seed}); finish them with "
-            f"`{words.command(suite_name)}`, or report what is there with `floral report {suite_name} --partial`"
+            f"`{words.command(suite_name, runs)}`, or report what is there with "
+            f"`{words.partial_command(suite_name, runs)}`"
         )
     final, fresh, old = (
         reports / f"{prefix}{suite_name}{end}" for prefix, end in (("", ""), (".", ".new"), (".", ".old"))
@@ -109,9 +111,10 @@ def _page(
     return environment.get_template("page.html.j2").render(
         suite=words.suite(collected.suite),
         verdict=words.verdict(collected, shown),
+        leaders=words.leaders(collected, shown),
         state=words.state(collected),
         without_result=words.without_result(collected),
-        command=words.command(collected.suite),
+        command=words.command(collected.suite, runs),
         collected=collected,
         looks=shown,
         figures=figures,
@@ -159,13 +162,35 @@ def _worst(collected: Collected, shown: Mapping[str, Look], caption: str) -> dic
 def _costs(collected: Collected, shown: Mapping[str, Look], caption: str) -> dict[str, Table]:
     tables = {}
     for setting in collected.settings:
-        cells = cost_cells(collected, setting)
+        cells = _cost_cells(collected, setting)
         columns = [Column(id=key, title=title, spanner=spanner) for key, (title, spanner) in COSTS.items()]
         rows = [(look, cells[name]) for name, look in shown.items() if name in cells]
         if rows:
             name = f"costs_{setting.id}"
             tables[setting.title] = grid(name, columns, rows, f"{setting.title}: {caption}")
     return tables
+
+
+def _cost_cells(collected: Collected, setting: Setting) -> dict[str, dict[str, Cell]]:
+    """contender → cost → cell; seconds and memory are means over the finished seeds."""
+    if collected.costs.is_empty():
+        return {}
+    costs = collected.costs.filter(pl.col("setting") == setting.id)
+    total = collected.summary.filter(pl.col("setting") == setting.id)
+    cells: dict[str, dict[str, Cell]] = {}
+    for (name,), rows in costs.group_by("contender", maintain_order=True):
+        first = rows.row(0, named=True)
+        spent = total.filter(pl.col("contender") == name)["bytes"].max()
+        values = {
+            **first["parameters"], "bytes_per_round": first["bytes_per_round"], "bytes": spent,
+            "passes_per_sample": first["passes_per_sample"],
+            "seconds": rows["seconds"].struct.field("total").mean(), "memory": rows["peak_memory_bytes"].mean(),
+        }  # fmt: skip
+        cells[str(name)] = {
+            key: EMPTY if value is None else Cell(text=amount(float(value)), order=float(value))
+            for key, value in values.items()
+        }
+    return cells
 
 
 def _tables(name, settings, shown, cells, columns, caption) -> dict[str, Table]:  # type: ignore[no-untyped-def]

@@ -14,6 +14,7 @@ import polars as pl
 import yaml
 
 from floral.config import ConfigError, suggest
+from floral.stages.collect import FAILURE, read_failure
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 60
@@ -22,8 +23,8 @@ WIDTH = 60
 LOG_LINES = 12
 CURVES = ("train/loss", "validation/accuracy", "validation/loss", "test/accuracy", "test/loss", "route/ari")
 RESULTS = (
-    "test_accuracy", "test_loss", "official_score", "own_test_accuracy", "worst_cluster_accuracy",
-    "worst_decile_accuracy", "ari",
+    "test_accuracy", "test_loss", "official_score", "official_score_sampled", "own_test_accuracy",
+    "worst_cluster_accuracy", "worst_decile_accuracy", "ari",
 )  # fmt: skip
 
 
@@ -65,7 +66,8 @@ def find(folder: Path) -> Path:
 def lines(folder: Path) -> Iterator[str]:
     """What `show` prints."""
     bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
-    run, summary, failure = _yaml(folder / "run.yaml"), _json(folder / "summary.json"), _json(folder / "failure.json")
+    run, summary = _yaml(folder / "run.yaml"), _json(folder / "summary.json")
+    failure = read_failure(folder / "failure.json") if (folder / "failure.json").exists() else None
     state = summary["status"] if summary else "failed" if failure else "unfinished"
     title = " · ".join(filter(None, (run.get("variant", {}).get("title"), run.get("task", {}).get("title"))))
     yield f"{bold}{title or folder.parent.name}{plain} · seed {run.get('seed', '?')} · {bold}{state}{plain}"
@@ -91,12 +93,10 @@ def _table(rows: Mapping[str, str]) -> list[str]:
 
 
 def _failure(failure: Mapping[str, Any]) -> list[str]:
-    rows = {"reason": failure["reason"], "exception": failure["exception"], "time": failure["time"]}
-    if failure.get("round") is not None:
-        rows["round"] = str(failure["round"])
-    if failure.get("hint"):
-        rows["hint"] = failure["hint"]
-    return [*_table(rows), *failure["traceback"].rstrip().splitlines()[-6:]]
+    rows = {key: str(failure[key]) for key in FAILURE if key != "traceback" and failure[key] is not None}
+    if failure["reason"] == "mistake":  # the message says it all
+        return _table(rows)
+    return [*_table(rows), *(failure["traceback"] or "").rstrip().splitlines()[-6:]]
 
 
 def _configuration(run: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from floral import statistics
 from floral.looks import Look
 from floral.stages.collect import Collected, Setting
 from floral.statistics import Interval, NullBand
-from floral.tables import EMPTY, Cell, amount, interval_cell, number
+from floral.tables import EMPTY, Cell, interval_cell, number
 
 REFERENCE = "floral_1"
 """The variant that all others are compared with."""
@@ -52,20 +52,39 @@ def scaled(seeds: Mapping[int, float], factor: float) -> dict[int, float]:
     return {seed: factor * value for seed, value in seeds.items()}
 
 
-def intervals(collected: Collected, setting: Setting) -> dict[str, Interval]:
-    """contender → mean and interval over the seeds that are done, in the setting's unit."""
-    shown = unit(collected, setting)
-    values = collected.values(setting, shown.column)
+def means(collected: Collected, setting: Setting, column: str, factor: float) -> dict[str, Interval]:
+    """contender → mean and interval of `column` over the seeds that are done, for all but without_mean."""
     return {
-        contender: statistics.t_interval(list(scaled(seeds, shown.scale).values()))
-        for contender, seeds in values.items()
+        name: statistics.t_interval(list(scaled(seeds, factor).values()))
+        for name, seeds in collected.values(setting, column).items()
+        if name not in without_mean(collected, setting)
     }
 
 
-def differences(collected: Collected, setting: Setting) -> dict[str, Interval]:
-    """contender → paired difference to the reference variant; empty where the reference has no result."""
+def intervals(collected: Collected, setting: Setting) -> dict[str, Interval]:
+    """contender → mean and interval of the setting's result, in its unit."""
     shown = unit(collected, setting)
-    values = {name: scaled(seeds, shown.scale) for name, seeds in collected.values(setting, shown.column).items()}
+    return means(collected, setting, shown.column, shown.scale)
+
+
+def without_mean(collected: Collected, setting: Setting) -> set[str]:
+    """Contenders of which a seed diverged, unless the fidelity switch diverged_runs drops such seeds.
+
+    A mean over the seeds that survived would flatter a method that does not always survive.
+    """
+    if setting.diverged_runs == "dropped":
+        return set()
+    return {name for name, counts in lost(collected, setting).items() if "diverged" in counts}
+
+
+def differences(collected: Collected, setting: Setting) -> dict[str, Interval]:
+    """contender → paired difference to the reference variant; empty where the reference has no mean."""
+    shown, excluded = unit(collected, setting), without_mean(collected, setting)
+    values = {
+        name: scaled(seeds, shown.scale)
+        for name, seeds in collected.values(setting, shown.column).items()
+        if name not in excluded
+    }
     if REFERENCE not in values:
         return {}
     paired = {
@@ -98,43 +117,53 @@ def usual_seeds(collected: Collected) -> int:
 
 
 def lost_note(counts: Mapping[str, int]) -> str:
-    """`1 of 3 diverged`; empty when every seed is done."""
-    return ", ".join(f"{count} of {counts['all']} {status}" for status, count in counts.items() if status != "all")
+    """`1/3 diverged`; empty when every seed is done."""
+    return ", ".join(f"{count}/{counts['all']} {status}" for status, count in counts.items() if status != "all")
 
 
-def marks(means: Mapping[str, Interval], looks: Mapping[str, Look], complete: set[str], higher: bool) -> dict[str, str]:
-    """Best and second mean among methods (no oracle, no control) of which every seed is done; ties share a mark."""
-    rivals = {name: round(v.mean, 9) for name, v in means.items() if looks[name].group == "method" and name in complete}
-    levels = sorted(set(rivals.values()), reverse=higher)[:2]
+def marks(collected: Collected, looks: Mapping[str, Look], setting: Setting) -> dict[str, str]:
+    """The best and the second mean of methods (no oracle, no control) without a diverged seed; ties share a mark.
+
+    Empty while a run of any of them is missing or failed: the first of those that happen to be done is no winner.
+    """
+    counts = {name: count for name, count in lost(collected, setting).items() if looks[name].group == "method"}
+    if any({"missing", "failed"} & count.keys() for count in counts.values()):
+        return {}
+    found = intervals(collected, setting)
+    rivals = {name: round(found[name].mean, 9) for name, count in counts.items() if "diverged" not in count}
+    levels = sorted(set(rivals.values()), reverse=unit(collected, setting).higher_is_better)[:2]
     return {name: ("best", "second")[levels.index(mean)] for name, mean in rivals.items() if mean in levels}
 
 
 def main_cells(collected: Collected, looks: Mapping[str, Look], setting: Setting) -> dict[str, dict[str, Cell]]:
-    """contender → `value`, `official`, `difference` → cell."""
+    """contender → `value`, `official`, `difference` → cell. Every row says how many of its seeds diverged."""
     shown, counts = unit(collected, setting), lost(collected, setting)
-    means, paired = intervals(collected, setting), differences(collected, setting)
-    complete = {name for name, count in counts.items() if len(count) == 1}
-    usual = usual_seeds(collected)
-    marked = marks(means, looks, complete, shown.higher_is_better)
-    official = collected.values(setting, "official_score")
-    score = 1 if setting.metric == "loss" else 100
+    results, paired = intervals(collected, setting), differences(collected, setting)
+    official = means(collected, setting, "official_score", shown.scale)
+    marked, usual = marks(collected, looks, setting), usual_seeds(collected)
     cells: dict[str, dict[str, Cell]] = {}
     for name, count in counts.items():
         note = lost_note(count)
-        if name not in means:
-            cells[name] = {"value": Cell(text=EMPTY.text, note=note)}
+        if name not in results:
+            cells[name] = {"value": _no_mean(collected.values(setting, shown.column).get(name, {}), note, shown)}
             continue
-        cells[name] = {
-            "value": interval_cell(means[name], shown.digits, note=note, mark=marked.get(name, ""), usual=usual)
-        }
+        mark = marked.get(name, "")
+        cells[name] = {"value": interval_cell(results[name], shown.digits, note=note, mark=mark, usual=usual)}
         if name in official:
-            interval = statistics.t_interval(list(scaled(official[name], score).values()))
-            cells[name]["official"] = interval_cell(interval, shown.digits, note=note, usual=usual)
+            cells[name]["official"] = interval_cell(official[name], shown.digits, note=note, usual=usual)
         if name in paired:
             cells[name]["difference"] = interval_cell(paired[name], shown.digits, sign=True, usual=usual)
-        elif name == REFERENCE and len(means) > 1:
+        elif name == REFERENCE and len(results) > 1:
             cells[name]["difference"] = Cell(text="reference")
     return cells
+
+
+def _no_mean(survivors: Mapping[int, float], note: str, shown: Unit) -> Cell:
+    """What is lost instead of a mean, and beneath it the single seeds that are done."""
+    if not survivors:
+        return Cell(text=EMPTY.text, note=note)
+    values = ", ".join(number(value, shown.digits) for value in scaled(survivors, shown.scale).values())
+    return Cell(text=note, note=f"no mean; done: {values}")
 
 
 # ------------------------------------------------------------------------------------ worst clients
@@ -156,27 +185,26 @@ class Worst:
 def worst(collected: Collected, setting: Setting, which: Literal["decile", "cluster"]) -> list[Worst]:
     """The last round's worst decile of clients, or worst true cluster, and its null.
 
-    Only own rows will do: they are disjoint, so that clients' errors are independent under the null. Its common
-    accuracy is the mean of own_test_accuracy over the seeds; its row counts are those of the first seed's partition.
+    Only own rows will do: they are disjoint, so that clients' errors are independent under the null. A decile's
+    accuracy is its clients' mean, a cluster's that of its clients' rows together. The null's common accuracy is
+    Σ hits / Σ rows over the method's seeds, its row counts are those of the first seed.
     """
-    metric, rows = f"test/worst_{which}_accuracy", collected.own_rows.filter(pl.col("setting") == setting.id)
-    if collected.curves.is_empty() or rows.is_empty():
+    rows = _done_clients(collected, setting)
+    if setting.metric == "loss" or rows.is_empty():
         return []
-    rows = rows.filter(pl.col("seed") == pl.col("seed").min())
-    by = rows if which == "decile" else rows.group_by("cluster", maintain_order=True).agg(pl.col("rows").sum())
-    count = statistics.decile_count(rows.height) if which == "decile" else 1
-    last = collected.curves.filter((pl.col("setting") == setting.id) & (pl.col("metric") == metric))
-    last = last.filter(pl.col("round") == pl.col("round").max().over("contender", "seed"))
-    values = {
-        (contender, seed): value for contender, seed, value in last.select("contender", "seed", "value").iter_rows()
-    }
+    rows = rows.filter((pl.col("own_rows") > 0) & ~pl.col("contender").is_in(without_mean(collected, setting)))
+    by = rows.group_by("contender", "seed", "client" if which == "decile" else "cluster", maintain_order=True)
+    hits = by.agg(pl.col("own_rows", "own_correct").sum())
+    hits = hits.with_columns(accuracy=pl.col("own_correct") / pl.col("own_rows"))
     found = []
-    for contender, seeds in collected.values(setting, "own_test_accuracy").items():
-        observed = {seed: values[contender, seed] for seed in seeds if (contender, seed) in values}
-        if observed:
-            common = sum(seeds.values()) / len(seeds)
-            null = statistics.binomial_null(by["rows"].to_list(), common, count, draws=1000)
-            found.append(Worst(contender=contender, observed=observed, null=null))
+    for (name,), own in hits.group_by("contender", maintain_order=True):
+        seeds = own.partition_by("seed", maintain_order=True)
+        counts = seeds[0]["own_rows"].to_list()
+        lowest = statistics.decile_count(len(counts)) if which == "decile" else 1
+        observed = {one["seed"][0]: float(statistics.worst_mean(one["accuracy"], lowest)) for one in seeds}
+        common = int(own["own_correct"].sum()) / int(own["own_rows"].sum())
+        null = statistics.binomial_null(counts, common, lowest, draws=1000)
+        found.append(Worst(contender=str(name), observed=observed, null=null))
     return found
 
 
@@ -188,11 +216,10 @@ def worst_cell(found: Worst, usual: int) -> Cell:
 
 def _done_clients(collected: Collected, setting: Setting) -> pl.DataFrame:
     done = collected.summary.filter((pl.col("setting") == setting.id) & (pl.col("status") == "done"))
+    keys = ["setting", "contender", "seed"]
     if done.is_empty():
         return collected.clients.clear()
-    return collected.clients.join(
-        done.select("setting", "contender", "seed"), on=["setting", "contender", "seed"], maintain_order="left"
-    )
+    return collected.clients.join(done.select(keys), on=keys, maintain_order="left")
 
 
 # -------------------------------------------------------------------------------------------- frames
@@ -251,28 +278,3 @@ def route_weights(collected: Collected, setting: Setting, contenders: list[str])
             })
         )  # fmt: skip
     return (pl.concat(frames) if frames else pl.DataFrame()), seeds
-
-
-# --------------------------------------------------------------------------------------------- costs
-
-
-def cost_cells(collected: Collected, setting: Setting) -> dict[str, dict[str, Cell]]:
-    """contender → cost → cell; seconds and memory are means over the finished seeds."""
-    if collected.costs.is_empty():
-        return {}
-    costs = collected.costs.filter(pl.col("setting") == setting.id)
-    total = collected.summary.filter(pl.col("setting") == setting.id)
-    cells: dict[str, dict[str, Cell]] = {}
-    for (name,), rows in costs.group_by("contender", maintain_order=True):
-        first = rows.row(0, named=True)
-        spent = total.filter(pl.col("contender") == name)["bytes"].max()
-        values = {
-            **first["parameters"], "bytes_per_round": first["bytes_per_round"], "bytes": spent,
-            "passes_per_sample": first["passes_per_sample"],
-            "seconds": rows["seconds"].struct.field("total").mean(), "memory": rows["peak_memory_bytes"].mean(),
-        }  # fmt: skip
-        cells[str(name)] = {
-            key: EMPTY if value is None else Cell(text=amount(float(value)), order=float(value))
-            for key, value in values.items()
-        }
-    return cells

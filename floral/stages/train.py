@@ -78,7 +78,8 @@ def failed(folder: Path, run: Run, error: Exception) -> None:
         "round": None,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    print(f"{run.task.name} {run.variant.name} seed {run.seed}: failed: {reason}: {error}\n  {hint}", flush=True)
+    if not isinstance(error, ConfigError):  # its message is said by the command
+        print(f"{run.task.name} {run.variant.name} seed {run.seed}: failed: {reason}: {error}\n  {hint}", flush=True)
     try:
         (folder / "failure.json").write_text(json.dumps(failure, indent=1))
     except OSError as full:

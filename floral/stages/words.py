@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import polars as pl
 
 from floral import config
+from floral.config import ConfigError, Run
 from floral.looks import Look
-from floral.stages.collect import Collected, Setting
-from floral.stages.summarise import REFERENCE, differences, intervals, lost, marks, unit
+from floral.stages.collect import Collected
+from floral.stages.summarise import REFERENCE, differences, intervals, marks, unit
 from floral.statistics import Interval
 from floral.tables import MINUS, PLUS_MINUS, number
 
@@ -18,9 +20,39 @@ MANY = 6
 """Settings that are named one by one in the summary; more are counted."""
 
 
-def command(suite_name: str) -> str:
-    """What completes a suite and rebuilds its report; typed in the project's root."""
-    return f"snakemake --profile local --config suite={suite_name}"
+def command(suite_name: str, runs: Iterable[Run]) -> str:
+    """What completes these runs of a suite and rebuilds their report; typed in the project's root."""
+    axes = [f' {axis}="[{",".join(map(str, values))}]"' for axis, values in narrowing(suite_name, runs).items()]
+    return f"snakemake --profile local --config suite={suite_name}{''.join(axes)}"
+
+
+def partial_command(suite_name: str, runs: Iterable[Run]) -> str:
+    """What reports those of these runs that are finished."""
+    axes = [f" --{axis} {' '.join(map(str, values))}" for axis, values in narrowing(suite_name, runs).items()]
+    return f"floral report {suite_name} --partial{''.join(axes)}"
+
+
+def narrowing(suite_name: str, runs: Iterable[Run]) -> dict[str, list[Any]]:
+    """The fewest of tasks, variants and seeds that narrow a suite to these runs; empty for all of them.
+
+    Empty too for runs that no narrowing of the suite gives: they were not chosen by one.
+    """
+    wanted = {run.folder: run for run in runs}
+    values = {
+        "tasks": list(dict.fromkeys(run.task.name for run in wanted.values())),
+        "variants": list(dict.fromkeys(run.variant.name for run in wanted.values())),
+        "seeds": list(dict.fromkeys(run.seed for run in wanted.values())),
+    }
+    for size in range(len(values) + 1):
+        for axes in itertools.combinations(values, size):
+            chosen = {axis: values[axis] for axis in axes}
+            try:
+                found = config.runs(suite_name, **chosen)
+            except ConfigError:  # not a task, variant or seed of this suite
+                continue
+            if {run.folder for run in found} == wanted.keys():
+                return chosen
+    return {}
 
 
 def suite(name: str) -> dict[str, str]:
@@ -57,12 +89,19 @@ def without_result(collected: Collected) -> list[dict[str, Any]]:
         }  # fmt: skip
         if lost_run.status == "failed":
             where = "" if lost_run.round is None else f" in round {lost_run.round}"
-            rows.append({**row, "reason": f"{lost_run.reason}{where}. {lost_run.hint}".rstrip(". ") + "."})
+            rows.append({**row, "reason": _sentences(f"{lost_run.reason}{where}", lost_run.hint)})
+            if lost_run.reason == "mistake":  # its message is written for the user, not for a programmer
+                message = lost_run.exception.partition(": ")[2]
+                rows[-1] |= {"reason": _sentences(f"mistake: {message}", lost_run.hint), "exception": ""}
         elif (key := (run.task.name, run.variant.name)) in missing:
             missing[key]["seeds"] += f", {run.seed}"
         else:
             missing[key] = row
     return [*rows, *missing.values()]
+
+
+def _sentences(*parts: str) -> str:
+    return " ".join(f"{part.rstrip('. ')}." for part in parts if part)
 
 
 def verdict(collected: Collected, looks: Mapping[str, Look]) -> list[str]:
@@ -74,9 +113,6 @@ def verdict(collected: Collected, looks: Mapping[str, Look]) -> list[str]:
         f"{_count(len(collected.contenders), 'method variant')} on {_count(len(collected.settings), 'task')}, "
         f"{some} seed{'s' if seeds.max() != 1 else ''} each: {counts['all']} runs, {_ended(counts)}."
     ]
-    leaders = [sentence for setting in collected.settings if (sentence := _leader(collected, looks, setting))]
-    if leaders and len(leaders) <= MANY:
-        sentences.append("Best mean among methods that are not told the clusters: " + "; ".join(leaders) + ".")
     sentences += _against_reference(collected, looks)
     sentences += _recovery(collected, looks)
     return sentences
@@ -96,15 +132,25 @@ def _ended(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{counts[key]} {word}" for key, word in told.items() if counts[key])
 
 
-def _leader(collected: Collected, looks: Mapping[str, Look], setting: Setting) -> str:
-    means, measured = intervals(collected, setting), unit(collected, setting)
-    complete = {name for name, count in lost(collected, setting).items() if len(count) == 1}
-    best = [n for n, mark in marks(means, looks, complete, measured.higher_is_better).items() if mark == "best"]
-    if not best:
-        return ""
-    percent = " %" if measured.scale == 100 else ""
-    names = " and ".join(_name(looks[name]) for name in best)
-    return f"{setting.title}: {names} ({_told(means[best[0]], measured.digits, percent)})"
+def leaders(collected: Collected, looks: Mapping[str, Look]) -> list[str]:
+    """`task: method (mean), then method (mean)` for each task of a small suite in which all methods have finished."""
+    told = []
+    for setting in collected.settings if len(collected.settings) <= MANY else ():
+        found, means, measured = (
+            marks(collected, looks, setting),
+            intervals(collected, setting),
+            unit(collected, setting),
+        )
+        percent = " %" if measured.scale == 100 else ""
+        places = []
+        for mark in ("best", "second"):
+            names = [name for name, own in found.items() if own == mark]
+            if names:
+                mean = _told(means[names[0]], measured.digits, percent)
+                places.append(f"{' and '.join(_name(looks[name]) for name in names)} ({mean})")
+        if places:
+            told.append(f"{setting.title}: {', then '.join(places)}")
+    return told
 
 
 def _told(interval: Interval, digits: int, unit_: str) -> str:

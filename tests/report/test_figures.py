@@ -9,6 +9,7 @@ import pytest
 from floral import figures
 from floral.figures import Axis
 from floral.looks import Look, looks
+from floral.stages.draw import _far, _round
 
 PALETTE = {"families": {"A": 20, "Control": "none"}, "variants": {"one": {"colour": "#aa0000", "short": "One"}}}
 
@@ -74,3 +75,30 @@ def test_no_two_contenders_share_a_colour():
     assert len({one.colour for one in found.values()}) == 32
     assert found["one-0"].colour == "#aa0000" and found["one-0"].short == "One"
     assert [one.group for one in found.values()][-2:] == ["oracle", "control"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "domain"),
+    [((81.3, 94.6), (80, 95)), ((62.0, 100.0), (60, 100)), ((10.8, 76.0), (0, 80)), ((99.98, 99.98), (98, 100))],
+)
+def test_an_axis_of_accuracies_is_round_and_ends_at_100(ends, domain):
+    assert _round(ends, 0, 100) == domain
+
+
+def test_only_a_control_far_from_all_rivals_stands_outside():
+    rivals = {"a": (82.0, 84.0), "b": (85.0, 92.0)}
+    assert _far({**rivals, "c": (8.0, 8.0)}, {"c"}) == {"c"}
+    assert _far({**rivals, "c": (8.0, 8.0)}, set()) == set()
+    assert _far({**rivals, "c": (78.0, 78.0)}, {"c"}) == set()
+    assert _far({"a": (40.0, 77.0), "c": (10.0, 10.0)}, {"c"}) == set()  # little room is gained
+    assert _far({"c": (10.0, 10.0)}, {"c"}) == set()
+
+
+def test_an_interval_is_cut_where_no_value_can_be(results, suite_runs):
+    from floral.stages.collect import collect
+    from floral.stages.draw import _rows
+
+    setting = collect("quickstart", suite_runs, results).settings[0]
+    marks = [("a", "interval", 60.0, 112.0), ("a", "dot", 87.0, None), ("b", "dot", 90.0, None)]
+    svg = _rows(marks, TWO, setting, "result", "Accuracy, %", 1, "mean", "told").svg
+    assert "interval cut at 0 or 100 %: a" in svg and ">100<" in svg and ">120<" not in svg

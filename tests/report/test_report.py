@@ -9,10 +9,16 @@ import polars as pl
 import pytest
 from run_folders import CLIENTS, make_run
 
+from floral import config
 from floral.config import ConfigError
+from floral.looks import looks
+from floral.stages import words
 from floral.stages.collect import IDENTITY, collect
-from floral.stages.report import report
+from floral.stages.draw import draw
+from floral.stages.report import _yaml, report
 from floral.stages.summarise import differences, intervals, main_cells, route_weights, worst
+from floral.statistics import binomial_null
+from floral.tables import Cell
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -48,9 +54,8 @@ def test_page_stands_alone(built):
 
 def test_page_says_what_is_lost_and_how_to_complete_it(built):
     page = (built / "index.html").read_text(encoding="utf-8")
-    for told in ("2 of 15 runs", "1 of 3 diverged", "1 of 3 failed, 1 of 3 missing", "out of memory in round 2",
-                 "MemoryError: &lt;none left&gt;", "snakemake --profile local --config suite=quickstart",
-                 "n = 1, no interval"):  # fmt: skip
+    for told in ("2 of 15 runs", "1/3 diverged", "1/3 failed, 1/3 missing", "out of memory in round 2",
+                 "MemoryError: &lt;none left&gt;", '<span class="word">suite=quickstart</span>', "n = 1;"):  # fmt: skip
         assert told in page, told
 
 
@@ -92,6 +97,48 @@ def test_last_good_report_survives_a_failure(built, results, suite_runs):
     assert contents(built) == before
 
 
+def test_needs_nothing_but_the_run_folders(tmp_path, results, suite_runs):
+    assert [path.name for path in results.iterdir()] == ["train"]
+    assert report("quickstart", suite_runs, results, tmp_path / "reports", partial=True).exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "its failure.json is unreadable (Expecting property name"),
+        ("[]", "its failure.json is unreadable (it holds no mapping)."),
+        ("{}", "no reason was recorded (failure.json lacks reason, exception, traceback, hint, time, round)."),
+        ('{"reason": "disk full", "exception": null, "traceback": "", "hint": "free space", "time": "", "round": null}',
+         "disk full. free space."),
+        ('{"reason": "mistake", "exception": "ConfigError: task x: lr: too low", "traceback": "", "hint": "mend it", '
+         '"time": "", "round": null}', "mistake: task x: lr: too low. mend it."),
+    ],
+)  # fmt: skip
+def test_whatever_a_failed_run_left_is_told(results, text, reason):
+    run = make_run("digits_rotate", "fedavg", 0)
+    (results / run.folder).mkdir(parents=True)
+    (results / run.folder / "failure.json").write_text(text)
+    (row,) = words.without_result(collect("quickstart", [run], results))
+    assert row["status"] == "failed" and row["exception"] == ""
+    assert row["reason"].startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("narrowing", "typed"),
+    [
+        ({}, ""),
+        ({"tasks": ["digits_rotate"]}, ' tasks="[digits_rotate]"'),
+        ({"variants": ["constant"], "seeds": [0]}, ' variants="[constant]"'),
+        ({"seeds": [1, 2]}, ' seeds="[1,2]"'),
+        ({"tasks": ["digits_rotate"], "variants": ["fedavg", "local"]},
+         ' tasks="[digits_rotate]" variants="[fedavg,local]"'),
+    ],
+)  # fmt: skip
+def test_the_completing_command_asks_for_the_same_runs(narrowing, typed):
+    runs = config.runs("quickstart", **narrowing)
+    assert words.command("quickstart", runs) == f"snakemake --profile local --config suite=quickstart{typed}"
+
+
 def test_nothing_finished_yet(tmp_path, results):
     page = report("quickstart", [make_run("digits_rotate", "fedavg", 0)], results, tmp_path / "reports", partial=True)
     assert "1 not run yet" in page.read_text(encoding="utf-8")
@@ -116,43 +163,67 @@ def test_intervals_and_differences_by_hand(results, suite_runs):
     # seeds 85, 86, 87 %: mean 86, s = 1, half width 4.3027/√3
     assert (floral.mean, floral.n) == (pytest.approx(86), 3) and floral.half_width == pytest.approx(2.4841, abs=1e-4)
     paired = differences(collected, setting)
-    assert paired["fedavg"].mean == pytest.approx(-25) and paired["fedavg"].half_width == pytest.approx(0, abs=1e-9)
-    assert paired["ensemble"].n == 1 and paired["ensemble"].low is None and "floral_1" not in paired
+    assert paired["constant"].mean == pytest.approx(-75) and paired["constant"].low is None
+    assert paired["ensemble"].n == 1 and "floral_1" not in paired
+    assert "fedavg" not in paired  # a seed of it diverged
+    loss = differences(collected, collected.settings[1])["fedavg"]
+    assert loss.mean == pytest.approx(0.25) and loss.half_width == pytest.approx(0, abs=1e-9) and loss.n == 2
 
 
-def test_marks_leave_out_oracles_controls_and_incomplete_methods(results, suite_runs):
-    from floral.looks import looks
-    from floral.stages.report import _yaml
+def told(collected, setting=0):
+    return main_cells(collected, shown(collected), collected.settings[setting])
 
-    collected = collect("quickstart", suite_runs, results)
-    shown = looks(
+
+def shown(collected):
+    return looks(
         [(c.id, c.title, c.id, c.variant.family, c.variant.oracle) for c in collected.contenders], _yaml("looks.yaml")
     )
-    cells = main_cells(collected, shown, collected.settings[0])
-    assert {name: row["value"].mark for name, row in cells.items() if row["value"].mark} == {"floral_1": "best"}
-    assert cells["fedavg"]["value"].note == "n = 2; 1 of 3 diverged"
+
+
+def test_marks_leave_out_oracles_controls_and_methods_that_diverged(results, write):
+    variants = {"fedavg": "diverged", "ensemble": "done", "floral_1": "done", "floral_1_optimal": "done"}
+    runs = [make_run("digits_rotate", variant, 0) for variant in (*variants, "local")]
+    for run in runs[:-1]:
+        write(run, variants[run.variant.name])
+    finished = told(collect("quickstart", runs[:-1], results))
+    assert {n: row["value"].mark for n, row in finished.items() if row["value"].mark} == {
+        "floral_1": "best",
+        "ensemble": "second",
+    }
+    assert not any(row["value"].mark for row in told(collect("quickstart", runs, results)).values())
+
+
+def test_diverged_seeds_are_counted_and_leave_a_mean_only_where_the_fidelity_drops_them(results, write):
+    runs = [make_run("digits_rotate", "fedavg", seed, name) for name in ("corrected", "official") for seed in (0, 1, 2)]
+    for run in runs:
+        write(run, "diverged" if run.seed == 2 else "done")
+    collected = collect("quickstart", runs, results)
+    corrected, official = (told(collected, setting)["fedavg"] for setting in (0, 1))
+    assert corrected == {"value": Cell(text="1/3 diverged", note="no mean; done: 60.0, 61.0")}
+    assert official["value"].text.startswith("60.5") and official["value"].note == "n = 2; 1/3 diverged"
+    assert official["official"].text.startswith("58.5") and official["official"].note == "n = 2; 1/3 diverged"
+    assert set(draw(collected, shown(collected), collected.settings[0])) >= {"rounds", "spread"}
 
 
 def test_loss_is_better_when_lower(results, suite_runs):
-    from floral.looks import looks
-    from floral.stages.report import _yaml
-
-    collected = collect("quickstart", suite_runs, results)
-    shown = looks(
-        [(c.id, c.title, c.id, c.variant.family, c.variant.oracle) for c in collected.contenders], _yaml("looks.yaml")
-    )
-    cells = main_cells(collected, shown, collected.settings[1])
+    cells = told(collect("quickstart", suite_runs, results), 1)
     assert cells["floral_1"]["value"].mark == "best" and cells["fedavg"]["value"].mark == "second"
     assert cells["floral_1"]["value"].text.startswith("1.2")  # 2.1 - 0.855
 
 
 def test_worst_of_own_rows_and_its_null(results, suite_runs):
     collected = collect("quickstart", suite_runs, results)
-    decile = {one.contender: one for one in worst(collected, collected.settings[0], "decile")}
-    assert decile["floral_1"].observed == pytest.approx({0: 0.75, 1: 0.76, 2: 0.77})
-    # 8 clients: the worst decile is the worst client, with 20 rows at p = 0.86
-    assert 0.55 <= decile["floral_1"].null.low < decile["floral_1"].null.mean < 0.86
-    assert worst(collected, collected.settings[1], "decile") == []
+    found = {
+        which: {one.contender: one for one in worst(collected, collected.settings[0], which)}
+        for which in ("decile", "cluster")
+    }
+    # hits of floral_1, each seed: 11 of client 0, 13 of the others of its cluster, 17 of the other cluster's clients
+    decile, cluster = found["decile"]["floral_1"], found["cluster"]["floral_1"]
+    assert decile.observed == {0: 11 / 20, 1: 11 / 20, 2: 11 / 20}  # 8 clients: the worst decile is the worst client
+    assert cluster.observed == {0: 50 / 80, 1: 50 / 80, 2: 50 / 80}
+    assert decile.null == binomial_null([20] * 8, 118 / 160, 1, draws=1000)
+    assert cluster.null == binomial_null([80, 80], 118 / 160, 1, draws=1000)
+    assert "fedavg" not in found["decile"] and worst(collected, collected.settings[1], "decile") == []
 
 
 def test_learned_clusters_are_renumbered_to_match(results, suite_runs):
@@ -173,6 +244,7 @@ def test_namesakes_are_told_apart(results, write):
     titles = [setting.title for setting in collected.settings]
     assert len(set(titles)) == 3 and "official" in titles[0] and "lr 0.05" in titles[2]
     assert collected.summary["official_score"].to_list() == [pytest.approx(0.58), None, None]
+    assert collected.summary["official_score_sampled"].to_list() == [pytest.approx(0.57), None, None]
 
 
 @pytest.mark.parametrize("module", ["statistics", "tables", "figures", "looks", "stages.report", "stages.show"])

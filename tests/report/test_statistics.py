@@ -10,7 +10,6 @@ from floral.statistics import (
     decile_count,
     paired_difference,
     t_interval,
-    worst_decile,
     worst_mean,
 )  # fmt: skip
 
@@ -63,7 +62,6 @@ def test_worst_mean_between_minimum_and_mean():
     assert worst_mean(values, 1) == pytest.approx(0.1)
     assert worst_mean(values, 2) == pytest.approx(0.3)
     assert worst_mean(values, 3) == pytest.approx(0.5)
-    assert worst_decile(values) == pytest.approx(0.1)
 
 
 def test_null_of_two_coins():

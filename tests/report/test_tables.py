@@ -24,7 +24,7 @@ def test_numbers_have_a_true_minus():
 def test_interval_cells():
     assert interval_cell(t_interval([1.0, 2.0, 3.0]), 1, usual=3) == Cell(text="2.0 ± 2.5", order=2.0)
     assert interval_cell(t_interval([1.0, 2.0, 3.0]), 1, usual=5).note == "n = 3"
-    assert interval_cell(t_interval([1.0]), 1, note="1 of 2 failed").note == "n = 1, no interval; 1 of 2 failed"
+    assert interval_cell(t_interval([1.0]), 1, note="1/2 failed", usual=1).note == "n = 1; 1/2 failed"
 
 
 def test_both_scripts_escape_what_they_must():

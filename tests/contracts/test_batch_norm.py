@@ -1,0 +1,149 @@
+"""Running statistics: computed without the padding, moved as PyTorch moves them, averaged or kept by their scope."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from federations import SIZES, assert_close, simulate, train, trained
+
+from floral.layers import BatchNorm, Linear
+from floral.spec import Scope
+from floral.streams import Stream
+
+NORM = BatchNorm(3)
+PARAMS = {"weight": torch.tensor([0.5, 1.0, 2.0]).double(), "bias": torch.tensor([0.1, -1.0, 0.0]).double()}
+START = {name: tensor.double() for name, tensor in NORM.statistics().items()}
+
+
+def rows(count, *space):
+    return torch.randn(count, 3, *space, generator=torch.Generator().manual_seed(count), dtype=torch.float64) * 2 + 1
+
+
+@pytest.mark.parametrize("space", [(), (4, 2)])
+def test_it_is_torchs_batch_norm(space):
+    """Outputs in training and evaluation, and running statistics, over three batches."""
+    torchs = (torch.nn.BatchNorm2d if space else torch.nn.BatchNorm1d)(3).double()
+    torchs.load_state_dict({**torchs.state_dict(), **PARAMS})
+    running = START
+    for count in (5, 2, 7):
+        x = rows(count, *space)
+        y, running = NORM(PARAMS, running, x, torch.ones(count, dtype=torch.bool))
+        torch.testing.assert_close(y, torchs(x), rtol=0, atol=1e-12)
+        torch.testing.assert_close(running["mean"], torchs.running_mean, rtol=0, atol=1e-12)
+        torch.testing.assert_close(running["variance"], torchs.running_var, rtol=0, atol=1e-12)
+    torchs.eval()
+    y, same = NORM(PARAMS, running, rows(4, *space), None)
+    torch.testing.assert_close(y, torchs(rows(4, *space)), rtol=0, atol=1e-12)
+    assert_close(same, running, 0.0)
+
+
+@pytest.mark.parametrize("space", [(), (4, 2)])
+@pytest.mark.parametrize("count", [1, 4])
+def test_padding_does_not_count(space, count):
+    """Statistics, outputs and gradients of a padded batch are those of the batch alone."""
+    x, padding = rows(count, *space), 100 + rows(3, *space)
+    both = torch.cat([x, padding]).requires_grad_()
+    alone = x.clone().requires_grad_()
+    mask = torch.arange(count + 3) < count
+    padded, running = NORM(PARAMS, START, both, mask)
+    plain, expected = NORM(PARAMS, START, alone, torch.ones(count, dtype=torch.bool))
+    torch.testing.assert_close(padded[:count], plain, rtol=0, atol=1e-12)
+    assert_close(running, expected, 1e-12)
+    (padded[:count] ** 3).sum().backward()
+    (plain**3).sum().backward()
+    torch.testing.assert_close(both.grad[:count], alone.grad, rtol=0, atol=1e-10)
+    assert bool((both.grad[count:] == 0).all())
+
+
+def by_hand(simulation, k, base, running):
+    """One local epoch of the client's running statistics and weights with torch.nn."""
+    net = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(16, 5), torch.nn.BatchNorm1d(5), torch.nn.ReLU(), torch.nn.Linear(5, 5)
+    ).double()
+    names = ["1.weight", "1.bias", "2.weight", "2.bias", "4.weight", "4.bias"]
+    state = dict(zip(names, base.values(), strict=True))
+    state |= {"2.running_mean": running["norm.mean"], "2.running_var": running["norm.variance"]}
+    net.load_state_dict({**net.state_dict(), **state})
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+    data = simulation.data.train
+    x, y = data.gather(torch.from_numpy(data.index[k, : SIZES[k]]))
+    for at in range(0, SIZES[k], 4):
+        sgd.zero_grad()
+        torch.nn.functional.cross_entropy(net(x[at : at + 4]), y[at : at + 4]).backward()
+        sgd.step()
+    end = net.state_dict()
+    return {"norm.mean": end["2.running_mean"], "norm.variance": end["2.running_var"]}
+
+
+ALL_BUT_SINGLE_ROWS = [k for k, size in enumerate(SIZES) if size % 4 != 1]  # torch refuses a batch of one row
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+def test_private_statistics_are_the_clients_own_and_kept(backend):
+    simulation = simulate("local", model="batch_norm", backend=backend, chunk=3, switches={"batches": "fixed"})
+    assert simulation.method.groups["statistics"].scope is Scope.PRIVATE
+    start = simulation.start()
+    end = train(simulation, 1)
+    cohort = simulation.cohort(1).tolist()
+    for k in ALL_BUT_SINGLE_ROWS:
+        mine = {name: tensor[k] for name, tensor in end.values["statistics"].items()}
+        received = {name: tensor[k] for name, tensor in start.values["statistics"].items()}
+        if k not in cohort:
+            assert_close(mine, received, 0.0)
+        else:
+            base = {name: tensor[k] for name, tensor in start.values["base"].items()}
+            assert_close(mine, by_hand(simulation, k, base, received), 1e-12)
+    assert any(k in cohort for k in ALL_BUT_SINGLE_ROWS)
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+def test_shared_statistics_are_averaged_as_they_are(backend):
+    """With p(k), whatever the server's lr and optimiser: a running mean is no parameter."""
+    how = {"model": "batch_norm", "backend": backend, "chunk": 3, "participation": 1.0}
+    local = trained("local", rounds=1, **how).values["statistics"]
+    adam = {"optimiser": "adam", "lr": 0.01}
+    for server in ({"optimiser": "sgd", "lr": 0.3}, adam):
+        shared = trained("fedavg", rounds=1, server=server, **how)
+        weight = torch.tensor(SIZES).double() / sum(SIZES)
+        expected = {name: torch.tensordot(weight, tensor, 1) for name, tensor in local.items()}
+        assert_close(shared.values["statistics"], expected, 1e-12)
+        assert not any("statistics" in name for name in shared.server)
+
+
+def test_clustered_statistics_are_averaged_within_the_cluster():
+    how = {"model": "batch_norm", "participation": 1.0}
+    ensemble = simulate("ensemble_optimal", **how)
+    start = ensemble.start()
+    end = train(ensemble, 1).values["statistics"]
+    local = simulate("local", **how)
+    member = ensemble.method.member
+    state = local.start()
+    for name in state.values["base"]:
+        state.values["base"][name] = start.values["base"][name][member]
+    local.train(state, 1)
+    for c in range(2):
+        mine = np.flatnonzero(member.numpy() == c)
+        weight = torch.tensor([SIZES[k] for k in mine]).double()
+        for name, tensor in state.values["statistics"].items():
+            expected = torch.tensordot(weight / weight.sum(), tensor[mine], 1)
+            torch.testing.assert_close(end[name][c], expected, rtol=0, atol=1e-12)
+
+
+def test_evaluation_uses_and_leaves_the_running_statistics():
+    simulation = simulate("fedavg", model="batch_norm")
+    state = train(simulation, 2)
+    before = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    alone = simulation.own_rows(state, simulation.data.test, np.array([1]))
+    together = simulation.own_rows(state, simulation.data.test, np.arange(7))
+    assert alone.loss[0] == pytest.approx(together.loss[1], abs=1e-12)
+    assert_close(state.tensors(), before, 0.0)
+
+
+def test_layers_start_as_torchs():
+    """U(±1/sqrt(fan_in)), PyTorch's default for weight and bias."""
+    params = Linear(100, 3000).init(Stream(0, "layer"))
+    torchs = torch.nn.Linear(100, 3000)
+    for name, tensor in (("weight", torchs.weight), ("bias", torchs.bias)):
+        assert float(params[name].var()) == pytest.approx(float(tensor.detach().var()), rel=0.1)
+        assert float(params[name].abs().max()) <= 0.1

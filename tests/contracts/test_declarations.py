@@ -1,0 +1,137 @@
+"""What config/ promises of the plugins is what floral/ has: parameters, models, tasks; a refusal has a reason."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from federations import CPU, VARIANTS, make_run
+
+from floral import config
+from floral.config import ConfigError, Run, Synthetic
+from floral.data.federation import Federation
+from floral.methods.floral import adaptors_of
+from floral.spec import Method, Problem, Scope
+from floral.stages import execute
+
+SHAPES = {"digits": ((8, 8), 10), "mnist": ((28, 28), 10)}
+"""Rows and classes of the data sets; a new one needs a line."""
+
+
+def explicit(function) -> set[str]:
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return {name for name, p in inspect.signature(function).parameters.items() if p.kind in kinds} - {"problem"}
+
+
+@pytest.mark.parametrize("name", config.plugins("methods"))
+def test_a_methods_parameters_are_those_of_its_build(name):
+    build = importlib.import_module(f"floral.methods.{name}").build
+    taken = explicit(build)
+    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(build).parameters.values()):
+        taken |= explicit(adaptors_of)  # the one function that methods hand further keywords to
+    assert taken == set(config.method_file(name).parameters)
+
+
+def test_every_method_module_has_a_file_and_the_other_way_round():
+    assert config.names("methods") == config.plugins("methods")
+
+
+def data_of(task: config.Task) -> Federation:
+    """A federation of the task's shapes without a row: what building a method looks at."""
+    if isinstance(task.data, Synthetic):
+        shape, classes, outputs = (task.data.dimension,), None, task.data.outputs
+    else:
+        shape, classes = SHAPES[task.data]
+        outputs = classes
+    x, y = np.zeros((0, *shape), np.uint8), np.zeros((0, outputs) if classes is None else 0)
+    empty = {split: np.zeros((task.clients, 0), np.int64) for split in ("train", "validation", "test")}
+    return Federation(
+        train_x=x, train_y=y, test_x=x, test_y=y, rows=empty, counts={k: v.sum(1) for k, v in empty.items()},
+        cluster=np.arange(task.clients) % task.clusters, clusters=task.clusters, classes=classes, scale=16,
+        exact=True, partition_digest="", make_population=lambda: (x, y),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_does_each_task_or_refuses_with_a_reason(variant):
+    models: set[str] = set()
+    for name, fidelity in itertools.product(config.names("tasks"), ("corrected", "official")):
+        task = config.task(name)
+        run = Run(task=task, variant=config.variant(variant), seed=0, fidelity=config.fidelity(fidelity))
+        shape = f"{task.model} {task.data} {task.clusters} {fidelity}"
+        if shape in models:
+            continue  # builds the same
+        models.add(shape)
+        problem = execute.make_problem(run, data_of(task), CPU, torch.float32)
+        try:
+            method = execute.build_method(run, problem)
+        except ConfigError as refusal:
+            start = f"{variant} cannot do {name}: "
+            assert str(refusal).startswith(start) and len(str(refusal)) > len(start) + 10
+        else:
+            assert isinstance(method, Method)
+            check(method, problem)
+
+
+def check(method: Method, problem: Problem) -> None:
+    """A declaration is complete: what it names exists, and what is averaged by route has one."""
+    assert "base" in method.groups
+    clustered = any(group.scope is Scope.CLUSTERED for group in method.groups.values())
+    assert not clustered or (method.log_route is not None) != (method.member is not None)
+    assert method.member is None or len(method.member) == problem.clients
+    for phase in method.phases or ():
+        assert set(phase.train) <= set(method.trained)
+    assert set(method.sends or {}) <= set(method.groups)
+
+
+def test_a_refusal_is_a_users_mistake_with_the_methods_own_words():
+    with pytest.raises(ConfigError, match=r"fedavg_wide cannot do synthetic_linear: .*no hidden layer"):
+        task = config.task("synthetic_linear")
+        run = Run(task=task, variant=config.variant("fedavg_wide"), seed=0, fidelity=config.fidelity("corrected"))
+        execute.build_method(run, execute.make_problem(run, data_of(task), CPU, torch.float32))
+
+
+def test_an_unknown_argument_of_the_model_is_named():
+    run = make_run()
+    task = run.task.model_copy(update={"model": config.Model(kind="mlp", hiden=3)})
+    with pytest.raises(ConfigError, match=r"model\.hiden: unknown; mlp has .*hidden"):
+        execute.make_problem(
+            run.model_copy(update={"task": task}), data_of(config.task("digits_rotate")), CPU, torch.float32
+        )
+
+
+@pytest.mark.parametrize("task", ["digits_rotate", "mnist_rotate", "synthetic_mlp"])
+def test_fedavg_wide_has_florals_parameters_and_no_model_between(task):
+    """At least |u| + C|a|, and less than one hidden unit more."""
+    values = config.task(task)
+
+    def size(variant: str) -> int:
+        run = Run(task=values, variant=config.variant(variant), seed=0, fidelity=config.fidelity("corrected"))
+        groups = execute.build_method(run, execute.make_problem(run, data_of(values), CPU, torch.float32)).groups
+        return sum(t.numel() for name, g in groups.items() if name != "router" for t in g.init().values())
+
+    data = data_of(values)
+    unit = int(np.prod(data.shape)) + 1 + (data.classes or data.train_y.shape[1])
+    assert 0 <= size("fedavg_wide") - size("floral_1") < unit
+
+
+@pytest.mark.parametrize("kind", config.plugins("models"))
+def test_a_models_build_takes_shape_outputs_and_width(kind):
+    parameters = inspect.signature(importlib.import_module(f"floral.models.{kind}").build).parameters
+    assert list(parameters)[:2] == ["shape", "outputs"]
+    assert parameters["width"].default == 1.0
+
+
+def test_all_methods_of_a_task_and_seed_read_the_same_partition():
+    """So differences between methods are paired; test_limits.py has the cohorts and the starts."""
+    for name in config.names("suites"):
+        for (task, seed), runs in itertools.groupby(config.runs(name), lambda run: (run.task.name, run.seed)):
+            partitions = {(run.partition.folder, run.fidelity.name) for run in runs}
+            assert len({folder for folder, _ in partitions}) == len({fidelity for _, fidelity in partitions}), (
+                task,
+                seed,
+            )

@@ -1,0 +1,158 @@
+"""The contracts of every method variant on every model: a new file of either is tested on arrival."""
+
+from __future__ import annotations
+
+import federations
+import pytest
+import torch
+from federations import MODELS, VARIANTS, buildable, served, simulate, train, trained
+
+from floral.engine.simulate import Simulation
+from floral.spec import Scope
+
+CASES = [pytest.param(v, m, id=f"{v}-{m}") for v in VARIANTS for m in MODELS if buildable(v, m)]
+each_variant = pytest.mark.parametrize("variant", VARIANTS)
+PRECISION = [pytest.param(torch.float32, 1e-5, id="float32"), pytest.param(torch.float64, 1e-10, id="float64")]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), PRECISION)
+@pytest.mark.parametrize(("variant", "model"), CASES)
+def test_vmap_equals_loop(variant, model, dtype, tolerance):
+    """Over 3 rounds with unequal clients, in chunks of 3 that do not divide the cohort of 5."""
+    loop = trained(variant, model=model, dtype=dtype)
+    vmap = trained(variant, model=model, dtype=dtype, backend="vmap", chunk=3)
+    federations.assert_equal_states(vmap, loop, tolerance)
+
+
+@each_variant
+def test_vmap_equals_loop_when_a_round_is_one_step(variant):
+    """One batch of all rows, which the engine may train without a copy per client."""
+    how = {"batch": 64, "clusters": 3}
+    loop = trained(variant, **how)
+    federations.assert_equal_states(trained(variant, backend="vmap", chunk=3, **how), loop, 1e-10)
+
+
+@each_variant
+def test_vmap_equals_loop_under_official_fidelity_and_a_server_adam(variant):
+    """Adam divides by the size of the gradient plus 1e-8: rounding errors of 1e-16 grow up to lr/1e-8 = 1e6 times."""
+    how = {"fidelity": "official", "epochs": 2, "server": {"optimiser": "adam", "lr": 0.01}, "clusters": 3}
+    loop = trained(variant, **how)
+    vmap = trained(variant, backend="vmap", chunk=2, **how)
+    federations.assert_equal_states(vmap, loop, 1e-8)
+
+
+@each_variant
+def test_chunks_do_not_matter(variant):
+    """Draws, too: router noise and dropout belong to (round, client, step), not to the chunk they are made for."""
+    model = "dropout" if buildable(variant, "dropout") else "mlp"
+    first, *others = (trained(variant, model=model, backend="vmap", chunk=chunk) for chunk in (1, 2, 7))
+    for other in others:
+        federations.assert_equal_states(other, first, 1e-10)
+
+
+@pytest.mark.parametrize("fidelity", ["corrected", "official"])
+@each_variant
+def test_lr_zero_leaves_every_clients_served_predictions_unchanged(variant, fidelity):
+    simulation = simulate(variant, lr=0.0, router_lr=0.0, fidelity=fidelity)
+    before = served(simulation, simulation.start())
+    after = served(simulation, train(simulation))
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-12)
+
+
+@each_variant
+def test_training_changes_the_served_predictions(variant):
+    """Else the test above would pass for a method that never trains."""
+    simulation = simulate(variant)
+    before, after = served(simulation, simulation.start()), served(simulation, train(simulation))
+    moved = [bool((a - b).abs().max() > 1e-3) for a, b in zip(after, before, strict=True)]
+    taking_part = set(simulation.cohort(1)) | set(simulation.cohort(2)) | set(simulation.cohort(3))
+    if simulation.method.phases == ():
+        assert not any(moved)
+    elif simulation.method.pool is None:
+        assert all(moved[k] for k in taking_part)
+    else:
+        assert all(moved)
+
+
+class Reversed(Simulation):
+    def cohort(self, round):
+        return super().cohort(round)[::-1].copy()
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+@each_variant
+def test_cohort_order_is_irrelevant(variant, backend):
+    how = {"backend": backend, "chunk": 3, "clusters": 3}
+    federations.assert_equal_states(trained(variant, kind=Reversed, **how), trained(variant, **how), 1e-12)
+
+
+@pytest.mark.parametrize(("variant", "model"), CASES)
+def test_absent_clients_private_state_is_untouched(variant, model):
+    simulation = simulate(variant, model=model, backend="vmap", chunk=3, participation=0.5)
+    private = {n: g for n, g in simulation.method.groups.items() if g.scope is Scope.PRIVATE}
+    state = simulation.start()
+    for round in range(1, min(2, simulation.settings.rounds) + 1):
+        before = {name: {key: t.clone() for key, t in state.values[name].items()} for name in private}
+        simulation.train(state, round)
+        cohort = set(simulation.cohort(round).tolist())
+        for name, group in private.items():
+            for key, tensor in state.values[name].items():
+                for k in range(len(tensor)):
+                    same = torch.equal(tensor[k], before[name][key][k])
+                    assert same or k in cohort, f"{name}/{key} of client {k} changed in a round without it"
+                    if k in cohort and group.trained and key.endswith("out.bias"):
+                        assert not same, f"{name}/{key} of client {k} was not written back"
+
+
+@each_variant
+def test_a_round_neither_reads_nor_writes_beyond_its_state(variant):
+    """A round is a function of (state, round): the same call on an equal state gives the same bits."""
+    simulation = simulate(variant, backend="vmap", chunk=3)
+    if simulation.method.phases == ():
+        assert simulation.settings.rounds == 0
+        return
+    state = train(simulation, 1)
+    copies = [type(state).of({name: t.clone() for name, t in state.tensors().items()}) for _ in range(2)]
+    losses = [simulation.train(copy, 2)[0] for copy in copies]
+    assert torch.equal(losses[0], losses[1])
+    federations.assert_equal_states(copies[0], copies[1], 0.0)
+
+
+@each_variant
+def test_frozen_and_fixed_groups_never_change(variant):
+    simulation = simulate(variant)
+    start, end = simulation.start(), train(simulation)
+    still = [n for n, g in simulation.method.groups.items() if g.scope is Scope.FROZEN or g.fixed]
+    for name in still:
+        for key, tensor in start.values[name].items():
+            assert torch.equal(tensor, end.values[name][key])
+
+
+@each_variant
+def test_evaluation_is_the_served_prediction_on_own_rows(variant):
+    """Both backends, against a plain loop over clients and rows."""
+    loss = torch.nn.CrossEntropyLoss()
+    for backend, chunk in (("loop", 1), ("vmap", 3)):
+        simulation = simulate(variant, backend=backend, chunk=chunk)
+        state = train(simulation, 2)
+        rows = simulation.data.test
+        scores = simulation.own_rows(state, rows, torch.arange(simulation.data.clients).numpy())
+        for k, (index, count) in enumerate(zip(rows.index, rows.count, strict=True)):
+            x, y = rows.gather(torch.from_numpy(index[:count]))
+            outputs, _ = simulation.method.predict(federations.view_of(simulation, state, k), x, None, None)
+            assert scores.loss[k] == pytest.approx(float(loss(outputs, y)), abs=1e-10)
+            assert scores.correct[k] == int((outputs.argmax(1) == y).sum())
+            assert scores.rows[k] == count
+
+
+@each_variant
+def test_population_is_every_client_on_its_clusters_rows(variant):
+    simulation = simulate(variant, clusters=3)
+    state = train(simulation, 2)
+    scores, _ = simulation.population(state)
+    for k, cluster in enumerate(simulation.data.cluster.tolist()):
+        x, y = simulation.data.population(cluster)
+        view = federations.view_of(simulation, state, k)
+        outputs, _ = simulation.method.predict(view, simulation.data.test.decode(x), None, None)
+        assert scores.loss[k] == pytest.approx(float(torch.nn.functional.cross_entropy(outputs, y)), abs=1e-10)
+        assert scores.correct[k] == int((outputs.argmax(1) == y).sum())

@@ -1,0 +1,158 @@
+"""How a run is carried out is measured once, stored, and shared by the seeds of a task and variant."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from federations import CPU, SIZES, simulate
+
+from floral.config import ConfigError
+from floral.engine import execution
+from floral.parts import fixed_logits
+from floral.stages import execute
+
+
+def test_auto_measures_once_and_all_seeds_share_its_choice(tmp_path, monkeypatch):
+    folders = [tmp_path / "floral_1" / f"seed{seed}" for seed in (0, 1)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    measured = []
+    real = execution.choose
+    monkeypatch.setattr(execution, "choose", lambda *a: measured.append(1) or real(*a))
+    chosen = []
+    for seed, folder in enumerate(folders):
+        simulation = simulate("floral_1", seed=seed)
+        chosen.append(execute.resolve_execution(simulation, simulation.start(), folder, "auto", 1))
+    assert len(measured) == 1
+    assert chosen[0] == chosen[1]
+    assert chosen[0].backend in ("loop", "vmap") and chosen[0].reason.startswith("fastest of")
+    (stored,) = (tmp_path / "floral_1").glob("execution-*.json")
+    assert json.loads(stored.read_text())["chunk"] == chosen[0].chunk
+    assert not list((tmp_path / "floral_1").glob("*.json.*"))
+
+
+@pytest.mark.parametrize("faster", ["loop", "vmap"])
+def test_auto_takes_the_fastest(monkeypatch, faster):
+    seconds = {faster: 1.0}
+    monkeypatch.setattr(execution, "seconds_per_client", lambda sim, state, tried: seconds.get(tried.backend, 2.0))
+    simulation = simulate("fedavg")
+    assert execution.choose(simulation, simulation.start(), "auto").backend == faster
+
+
+def test_measuring_leaves_the_state_as_it_is():
+    simulation = simulate("local", dtype=torch.float32)
+    state = simulation.start()
+    before = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    execution.choose(simulation, state, "auto")
+    assert all(torch.equal(before[name], tensor) for name, tensor in state.tensors().items())
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+def test_a_backend_that_was_asked_for_is_taken(tmp_path, backend):
+    folder = tmp_path / "seed0"
+    folder.mkdir()
+    simulation = simulate("fedavg")
+    assert execute.resolve_execution(simulation, simulation.start(), folder, backend, 1).backend == backend
+
+
+def test_another_choice_of_backend_or_threads_is_stored_apart(tmp_path):
+    folder = tmp_path / "seed0"
+    folder.mkdir()
+    simulation = simulate("fedavg")
+    for backend, threads in (("loop", 1), ("vmap", 1), ("loop", 2)):
+        execute.resolve_execution(simulation, simulation.start(), folder, backend, threads)
+    assert len(list(tmp_path.glob("execution-*.json"))) == 3
+
+
+def test_an_absent_gpu_is_a_users_mistake(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"cuda.*no GPU.*cpu"):
+        execute.resolve_device("cuda")
+    assert execute.resolve_device("auto") == CPU
+
+
+# ----------------------------------------------------------------------------------------- evaluation
+
+
+def test_batch_means_and_sample_means_by_hand():
+    """Client 1 has 5 test rows, batch 4: the published mean of batch means gives the last row the weight of four."""
+    means = {}
+    for weighting in ("batch_means", "sample_mean"):
+        for backend, chunk in (("loop", 1), ("vmap", 3)):
+            simulation = simulate("fedavg", switches={"client_value": weighting}, backend=backend, chunk=chunk)
+            state = simulation.start()
+            rows = simulation.data.test
+            clients = np.arange(simulation.data.clients)
+            means[weighting] = simulation.own_rows(state, rows, clients)
+            for k in clients:
+                x, y = rows.gather(torch.from_numpy(rows.index[k, : rows.count[k]]))
+                outputs, _ = simulation.method.predict(state.values, x, None, None)
+                each = torch.nn.functional.cross_entropy(outputs, y, reduction="none")
+                hit = (outputs.argmax(1) == y).double()
+                batches = [slice(at, at + 4) for at in range(0, len(y), 4)]
+                for values, found in ((each, means[weighting].loss[k]), (hit, means[weighting].accuracy[k])):
+                    by_batch = torch.stack([values[b].mean() for b in batches]).mean()
+                    assert found == pytest.approx(float(by_batch if weighting == "batch_means" else values.mean()))
+                assert means[weighting].correct[k] == int(hit.sum())
+    assert means["batch_means"].loss[1] != pytest.approx(means["sample_mean"].loss[1])
+
+
+def test_the_summary_weighs_clients_by_their_rows():
+    simulation = simulate("fedavg")
+    state = simulation.start()
+    found = {(split, name): value for split, name, value in simulation.evaluate(state, 0, None).metrics}
+    scores = simulation.own_rows(state, simulation.data.test, np.arange(7))
+    assert found["test", "loss"] == pytest.approx(np.average(scores.loss, weights=scores.rows))
+    assert found["test", "accuracy"] == pytest.approx(scores.correct.sum() / scores.rows.sum())
+    by_cluster = [scores.correct[c::2].sum() / scores.rows[c::2].sum() for c in range(2)]
+    assert found["test", "worst_cluster_accuracy"] == pytest.approx(min(by_cluster))
+    assert found["test", "worst_decile_accuracy"] == pytest.approx(scores.accuracy.min())
+
+
+def test_official_evaluation_samples_as_many_clients_as_a_cohort_apart_from_it():
+    simulation = simulate("fedavg", fidelity="official")
+    rounds = range(1, 30)
+    assert all(len(simulation.evaluated_clients(r)) == simulation.settings.cohort for r in rounds)
+    assert any(set(simulation.evaluated_clients(r)) != set(simulation.cohort(r)) for r in rounds)
+
+
+def test_a_loss_that_is_not_finite_or_explodes_is_a_divergence():
+    for lr in (1e30, 1e12):
+        simulation = simulate("fedavg", dtype=torch.float32, lr=lr, clusters=1)
+        state = simulation.start()
+        for round in (1, 2, 3):
+            loss, _ = simulation.train(state, round)
+        assert simulation.evaluate(state, 3, float(loss)).diverged
+    calm = simulate("fedavg")
+    assert not calm.evaluate(calm.start(), 0, None).diverged
+
+
+def test_the_last_bin_is_the_last_fifty_first_of_the_rounds():
+    """PAPER.md: 6 of 500 rounds, 16 of 1500."""
+    for rounds, expected in ((500, 6), (1500, 16)):
+        settings = simulate("fedavg", rounds=rounds).settings
+        assert sum(settings.last_bin(r) for r in range(1, rounds + 1)) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_route_metrics_of_perfect_uniform_and_swapped_routes(dtype):
+    true = torch.arange(7) % 2
+    for logits, ari, entropy, mismatch in (
+        (fixed_logits(true, 2), 1.0, 0.0, 0.0),
+        (fixed_logits(1 - true, 2), 1.0, 0.0, 0.0),
+        (torch.zeros(7, 2), 0.0, np.log(2), None),
+    ):
+        simulation = simulate("floral_1", dtype=dtype)
+        state = simulation.start()
+        state.values["router"]["logits"] = logits.to(dtype)
+        found = {name: value for split, name, value in simulation.evaluate(state, 0, None).metrics if split == "route"}
+        assert found["ari"] == pytest.approx(ari)
+        assert found["entropy"] == pytest.approx(entropy, abs=1e-6)
+        if mismatch is None:  # p̂(k|c) = p(k): outside of c mass 1 - p(c), inside too much of it is missing
+            p = np.array(SIZES) / sum(SIZES)
+            share = np.array([p[0::2].sum(), p[1::2].sum()])
+            mismatch = float((2 * (1 - share)).mean())
+        assert found["mismatch"] == pytest.approx(mismatch, abs=1e-6)

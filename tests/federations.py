@@ -1,0 +1,216 @@
+"""Small federations in memory: clients of unequal size, two or three clusters, every model at a tiny size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from floral import config
+from floral.config import Fidelity, Run, Task
+from floral.data.federation import Federation
+from floral.engine.simulate import Execution, Simulation
+from floral.engine.state import State
+from floral.layers import Dropout, Linear, Model
+from floral.spec import Method
+from floral.stages import execute
+
+torch.set_num_threads(1)  # tiny tensors: threads only cost, and the cores are shared
+torch.set_flush_denormal(True)  # as the train stage does
+
+CPU = torch.device("cpu")
+SIZES = (9, 4, 7, 1, 12, 6, 5)
+"""Training rows of the clients: with batch 4 from one to three steps, most of them with a short last batch."""
+CLASSES = 5
+
+SHAPES: Mapping[str, tuple[int, ...]] = {"cnn": (14, 14)}
+ARGUMENTS: Mapping[str, dict[str, Any]] = {
+    "mlp": {"hidden": 5},
+    "cnn": {"channels": (2, 3), "hidden": 4},
+    "batch_norm": {"hidden": 5, "batch_norm": True},
+    "dropout": {"hidden": 5},
+}
+"""Each model at a tiny size; a new file of floral/models is built with its defaults until it has a row here."""
+KINDS = {"batch_norm": "mlp", "dropout": "mlp"}
+MODELS = [*config.plugins("models"), *KINDS]
+"""Every file of floral/models, and what only some models have: running statistics, draws of the size of a batch."""
+VARIANTS = list(config.variant_index())
+
+
+def with_dropout(width: float = 1.0) -> Model:
+    """4×4 → 5·width → dropout → CLASSES: no model of the package has dropout yet."""
+    hidden = round(5 * width)
+
+    def forward(call, x):
+        return call("out", call("dropped", torch.relu(call("hidden", x.flatten(1)))))
+
+    layers = {"hidden": Linear(16, hidden), "dropped": Dropout((hidden,), 0.3), "out": Linear(hidden, CLASSES)}
+    return Model(layers=layers, forward=forward)
+
+
+def make_data(
+    sizes: tuple[int, ...] = SIZES,
+    *,
+    shape: tuple[int, ...] = (4, 4),
+    clusters: int = 2,
+    regression: bool = False,
+    outputs: int = CLASSES,
+    seed: int = 0,
+) -> Federation:
+    """Random rows that a model can learn: labels come from a linear teacher per cluster.
+
+    Clients have 2, 5 or 8 test rows and one validation row; a client's rows lie anywhere in the arrays.
+    """
+    random = np.random.default_rng(seed)
+    clients = len(sizes)
+    cluster = np.arange(clients) % clusters
+    teacher = random.normal(size=(clusters, int(np.prod(shape)), outputs))
+
+    def made(of_row):
+        x = random.normal(size=(len(of_row), *shape)) if regression else random.integers(0, 17, (len(of_row), *shape))
+        y = np.einsum("ni,nio->no", x.reshape(len(x), -1) / (4 if regression else 16), teacher[of_row])
+        return (x.astype(np.float32), y.astype(np.float32)) if regression else (x.astype(np.uint8), y.argmax(1))
+
+    def dealt(counts, free):
+        index = np.zeros((clients, counts.max()), np.int64)
+        for k, count in enumerate(counts):
+            index[k, :count], free = free[:count], free[count:]
+        return index, free
+
+    counts = {"train": np.array(sizes), "validation": np.ones(clients, int), "test": 2 + np.arange(clients) % 3 * 3}
+    held = int((counts["train"] + counts["validation"]).sum())
+    train_index, left = dealt(counts["train"], random.permutation(held))
+    validation_index, _ = dealt(counts["validation"], left)
+    test_index, _ = dealt(counts["test"], random.permutation(int(counts["test"].sum())))
+    rows = {"train": train_index, "validation": validation_index, "test": test_index}
+
+    def owners(splits, size):
+        of_row = np.zeros(size, int)
+        for split in splits:
+            for k in range(clients):
+                of_row[rows[split][k, : counts[split][k]]] = cluster[k]
+        return of_row
+
+    train_x, train_y = made(owners(("train", "validation"), held))
+    test_x, test_y = made(owners(("test",), int(counts["test"].sum())))
+    population = [made(np.full(11, c)) for c in range(clusters)]
+    return Federation(
+        train_x=train_x,
+        train_y=train_y,
+        test_x=test_x,
+        test_y=test_y,
+        rows=rows,
+        counts=counts,
+        cluster=cluster,
+        clusters=clusters,
+        classes=None if regression else outputs,
+        scale=1 if regression else 16,
+        exact=True,
+        partition_digest="",
+        make_population=lambda: (np.stack([x for x, _ in population]), np.stack([y for _, y in population])),
+    )
+
+
+def make_run(
+    variant: str = "fedavg",
+    *,
+    clients: int = len(SIZES),
+    clusters: int = 2,
+    model: str = "mlp",
+    fidelity: str = "corrected",
+    switches: Mapping[str, Any] | None = None,
+    params: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    **task: Any,
+) -> Run:
+    """A run on a task that only exists here; `task` changes its values."""
+    values = {"participation": 0.75, "rounds": 4, "batch": 4, "lr": 0.1, "router_lr": 0.1, "eval_every": 1, **task}
+    kind = {"kind": KINDS.get(model, model), **ARGUMENTS.get(model, {})}
+    tiny = Task(name="tiny", title="Tiny", data="none", clients=clients, clusters=clusters, model=kind, **values)
+    rules: Fidelity = config.fidelity(fidelity, switches)
+    return Run(task=tiny, variant=config.variant(variant, params), seed=seed, fidelity=rules)
+
+
+def simulate(
+    variant: str = "fedavg",
+    *,
+    model: str = "mlp",
+    data: Federation | None = None,
+    change: Callable[[Method], Method] = lambda method: method,
+    dtype: torch.dtype = torch.float64,
+    backend: str = "loop",
+    chunk: int = 1,
+    kind: type[Simulation] = Simulation,
+    **run: Any,
+) -> Simulation:
+    """The simulation of a variant, assembled as the train stage does; `change` may replace its method."""
+    if data is None:
+        data = make_data(shape=SHAPES.get(model, (4, 4)), clusters=run.get("clusters", 2))
+    run = {"clients": data.clients, "clusters": data.clusters, **run}
+    if data.classes is None:
+        run["loss"] = "mse"
+    made = make_run(variant, model=model, **run)
+    problem = execute.make_problem(made, data, CPU, dtype)
+    if model == "dropout":
+        problem = replace(problem, build_model=with_dropout)
+    method = change(execute.build_method(made, problem))
+    tensors = execute.client_data(data, method, CPU, dtype)
+    return kind(method, tensors, execute.make_settings(made), Execution(backend, chunk))
+
+
+def train(simulation: Simulation, rounds: int = 3) -> State:
+    """The state after some rounds; a method without phases has none."""
+    state = simulation.start()
+    for round in range(1, min(rounds, simulation.settings.rounds) + 1):
+        simulation.train(state, round)
+    return state
+
+
+def trained(variant: str = "fedavg", rounds: int = 3, **how: Any) -> State:
+    return train(simulate(variant, **how), rounds)
+
+
+def served(simulation: Simulation, state: State) -> list[torch.Tensor]:
+    """Every client's served outputs on one common batch of inputs."""
+    method, data = simulation.method, simulation.data
+    x = data.test.decode(data.test.x[:8])
+    with torch.no_grad():
+        return [method.predict(view_of(simulation, state, client), x, None, None)[0] for client in range(data.clients)]
+
+
+def view_of(simulation: Simulation, state: State, client: int) -> dict[str, dict[str, torch.Tensor]]:
+    """What one client sees, gathered by the rule of the scopes (ARCHITECTURE, "A method is a declaration")."""
+    method, learner = simulation.method, int(simulation.data.learner[client])
+    seen = {}
+    for name, group in method.groups.items():
+        at = {"private": learner, "clustered": None if method.member is None else int(method.member[client])}
+        row = at.get(group.scope.value)
+        seen[name] = state.values[name] if row is None else {key: t[row] for key, t in state.values[name].items()}
+    return seen
+
+
+def assert_equal_states(ours: State, other: State, tolerance: float) -> None:
+    """All tensors of both states, and the server's moments, agree."""
+    assert_close(ours.tensors(), other.tensors(), tolerance)
+
+
+def assert_close(ours: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor], tolerance: float) -> None:
+    """Every tensor agrees within `tolerance` times its largest value, or times 1 where all are smaller."""
+    assert set(ours) == set(other)
+    for name, tensor in ours.items():
+        scale = max(1.0, float(tensor.abs().max()) if tensor.numel() else 0.0)
+        torch.testing.assert_close(
+            tensor, other[name], rtol=0, atol=tolerance * scale, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def buildable(variant: str, model: str) -> bool:
+    """Whether the method can do the model; a refusal has a reason, which test_declarations.py looks at."""
+    try:
+        simulate(variant, model=model)
+    except config.ConfigError:
+        return False
+    return True

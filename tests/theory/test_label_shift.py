@@ -1,0 +1,73 @@
+"""Over the same images under every cluster's label map, a model that cannot see the cluster is right once at most."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from federations import CPU, train, view_of
+
+from floral import config
+from floral.stages import execute
+from floral.stages.fetch import fetch
+from floral.stages.partition import partition
+
+BLIND = ["fedavg", "fedavg_wide", "centralised", "constant"]
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    fetch("digits", folder)
+    return folder
+
+
+def digits(variant, clusters, results, fidelity="corrected"):
+    """The digits task with 6 clients, as the train stage assembles it."""
+    change = {"clients": 6, "clusters": clusters, "rounds": 30, "participation": 1.0, "lr": 0.5}
+    run = config.Run(
+        task=config.task("digits_label_shift", change),
+        variant=config.variant(variant),
+        seed=0,
+        fidelity=config.fidelity(fidelity),
+    )
+    if not (results / run.partition.folder).exists():
+        partition(run.partition, results)
+    simulation, _, _ = execute.assemble(run, results, CPU)
+    return simulation
+
+
+def accuracy(simulation, state):
+    """Over all clients, each on all test images under its own label map; clusters are of equal size."""
+    scores, _ = simulation.population(state)
+    return scores.mean(scores.accuracy), scores
+
+
+@pytest.mark.parametrize("clusters", [2, 3])
+@pytest.mark.parametrize("variant", BLIND)
+def test_a_cluster_blind_model_is_right_at_most_once_in_c(variant, clusters, results):
+    """Exactly: of an image's C labels it can name one, before training and after each round."""
+    simulation = digits(variant, clusters, results)
+    state = simulation.start()
+    for round in range(min(4, simulation.settings.rounds) + 1):
+        if round:
+            simulation.train(state, round)
+        value, scores = accuracy(simulation, state)
+        assert value <= 1 / clusters + 1e-12
+        images = scores.rows[0]
+        assert sum(scores.correct[:clusters]) <= images
+    # and no image is right under two maps
+    hits = np.zeros(int(images), int)
+    for c in range(clusters):
+        x, y = simulation.data.population(c)
+        outputs, _ = simulation.method.predict(
+            view_of(simulation, state, 0), simulation.data.test.decode(x), None, None
+        )
+        hits += (outputs.argmax(1) == y).numpy()
+    assert hits.max() == 1
+
+
+@pytest.mark.parametrize("variant", ["centralised_cluster", "ensemble_optimal", "floral_10_optimal"])
+def test_a_model_that_knows_the_cluster_is_not_bounded(variant, results):
+    simulation = digits(variant, 3, results)
+    value, _ = accuracy(simulation, train(simulation, 12))
+    assert value > 0.45
