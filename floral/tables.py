@@ -94,9 +94,9 @@ def _gt(
     ids = [column.id for column in columns]
     table = gt.GT(pl.DataFrame(data), rowname_col="name", groupname_col="group", id=name)
     table = table.fmt_passthrough(columns=["name", *ids], escape=False)
-    table = table.cols_label({column.id: column.title for column in columns}).cols_align("right", columns=ids)
+    table = table.cols_label({column.id: unbroken(column.title) for column in columns}).cols_align("right", columns=ids)
     for spanner in dict.fromkeys(column.spanner for column in columns if column.spanner):
-        table = table.tab_spanner(spanner, [column.id for column in columns if column.spanner == spanner])
+        table = table.tab_spanner(unbroken(spanner), [column.id for column in columns if column.spanner == spanner])
     return table
 
 
