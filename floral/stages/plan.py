@@ -181,7 +181,8 @@ def _size(name: str, runs: list[Run], results: Path) -> str:
     done = sum(finished(run, results) for run in runs)
     left = "all finished" if done == len(runs) else f"{done} finished, {len(runs) - done} to do"
     tasks, variants = len({run.task.name for run in runs}), len({run.variant.name for run in runs})
-    return f"suite {name}: {many(len(runs))} of {tasks} tasks and {variants} variants: {left}"
+    of = f"{tasks} task{'s' * (tasks != 1)} and {variants} variant{'s' * (variants != 1)}"
+    return f"suite {name}: {many(len(runs))} of {of}: {left}"
 
 
 def _existing(path: Path) -> Path:
@@ -276,8 +277,16 @@ def failures(suites: Mapping[str, list[Run]], results: Path) -> list[str]:
     for run in {run.folder: run for runs in suites.values() for run in runs}.values():
         file = results / run.folder / "failure.json"
         if not finished(run, results) and file.exists():
-            reason = json.loads(file.read_text())["exception"].splitlines()[0]
+            reason = first_line(file)
             lines.append(
                 f"failed: {run.task.name} {run.variant.name} seed {run.seed}: {reason} (floral show {file.parent})"
             )
     return lines
+
+
+def first_line(failure: Path) -> str:
+    """What a failure.json says in one line; a kill or a full disk may have torn it."""
+    try:
+        return json.loads(failure.read_text())["exception"].splitlines()[0]
+    except (ValueError, KeyError, IndexError) as error:
+        return f"{failure.name} is unreadable ({error})"
