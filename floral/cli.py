@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from floral.config import Run
     from floral.stages.plan import Settings
 
-DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes. A diverged run is done: that is a result."""
+DONE, FAILED, MISTAKE, INTERRUPTED, CUT = 0, 1, 2, 130, 141
+"""Exit codes. A diverged run is done: that is a result. CUT is what a shell says of a command that `head` ended."""
 
 Handler = Callable[[argparse.Namespace, "Settings"], int | None]
 
@@ -33,7 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from floral.stages import plan
 
-        return arguments.handler(arguments, plan.settings()) or DONE
+        code = arguments.handler(arguments, plan.settings()) or DONE
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # as in `| head`: what reads has seen enough, and Python must not complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CUT
     except ConfigError as error:
         return _say(f"floral {arguments.command}: {error}", MISTAKE)
     except KeyboardInterrupt:
@@ -78,7 +83,7 @@ def _partition(arguments: argparse.Namespace, settings: Settings) -> None:
     runs = config.runs(arguments.suite, [arguments.task], None, [arguments.seed])
     by_hash = {run.partition.hash8: run for run in runs}
     for run in _expected(by_hash, arguments.expect, every=True):
-        partition(run.partition, settings.results, run.task.batch, run.task.epochs)
+        partition(run.partition, settings.results, run.task.batch, run.task.epochs, run.task.partition)
 
 
 def _train(arguments: argparse.Namespace, settings: Settings) -> int:

@@ -10,14 +10,15 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 RESULTS_VERSION = 1
 """Raised by hand when the numerics change, so that new results never mix with old ones."""
@@ -106,6 +107,20 @@ class Task(Frozen):
             raise ValueError(f"clusters: {self.clusters} is more than clients: {self.clients}")
         return self
 
+    @model_validator(mode="after")
+    def _loss_and_shift_fit_the_data(self) -> Task:
+        if not isinstance(self.data, Synthetic):
+            if self.loss != "cross_entropy":
+                raise ValueError(f"loss: {self.loss} does not fit a data set with classes; set loss: cross_entropy")
+            return self
+        if self.loss != "mse":
+            raise ValueError(f"loss: {self.loss} does not fit synthetic data, whose targets are numbers; set loss: mse")
+        if self.shift.kind != "none":
+            raise ValueError(
+                f"shift.kind: {self.shift.kind} needs a data set; synthetic data have their own, so leave shift out"
+            )
+        return self
+
     @property
     def cohort(self) -> int:
         """M, the number of clients that take part in a round."""
@@ -138,6 +153,8 @@ class Parameter(Frozen):
         if isinstance(self.default, bool) != isinstance(value, bool):
             raise ValueError(f"{value!r} is not a {type(self.default).__name__}")
         if isinstance(value, int | float) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                raise ValueError(f"{value!r} is not a finite number")
             if isinstance(self.default, str) and self.at_least is None and self.above is None:
                 raise ValueError(f"{value!r} is not one of {', '.join(map(str, self.choices or ()))}")
             below = (self.at_least is not None and value < self.at_least) or (
@@ -198,6 +215,7 @@ class Switch(Frozen):
     choices: tuple[Any, ...]
     official: Any
     corrected: Any
+    report_only: bool = Field(default=False, description="changes how runs are summed up, not what they compute")
 
 
 class Fidelity(Frozen):
@@ -252,13 +270,14 @@ class Run(Frozen):
     @property
     def partition(self) -> PartitionJob:
         """The partition that this run reads; every method of a task, seed and fidelity reads the same."""
-        reduced = self.fidelity["subset"] == "shared"
         task = self.task
-        spec = task.partition if reduced else task.partition.model_copy(update={"share": 1.0, "validation": 0.0})
+        full = {"share": 1.0} if self.fidelity["subset"] == "per_variant" else {}
+        whole = {"validation": 0.0} if self.fidelity["validation"] == "none" else {}
         data_seed = self.seed if isinstance(task.data, Synthetic) else None
         return PartitionJob(
             task=task.name, data=task.data, data_digest=_data_digest(task.data), data_seed=data_seed,
-            clients=task.clients, clusters=task.clusters, partition=spec, seed=self.partition_seed,
+            clients=task.clients, clusters=task.clusters, partition=task.partition.model_copy(update=full | whole),
+            seed=self.partition_seed,
         )  # fmt: skip
 
     @property
@@ -271,11 +290,13 @@ class Run(Frozen):
         return Path("train") / self.task.name / self.variant.name / f"seed{self.seed}-{self.hash8}"
 
     def identity(self) -> dict[str, Any]:
-        """The values that decide the numbers: everything but titles and prose."""
+        """The values that decide the numbers: everything but titles, prose and what only the report reads."""
         task = self.task.model_dump(mode="json", exclude={"title"})
         task["model"] = {"kind": self.task.model.kind, **self.task.model.arguments}
         variant = self.variant.model_dump(mode="json", include={"name", "method", "params"})
-        return {"task": task, "variant": variant, "seed": self.seed, "fidelity": self.fidelity.model_dump(mode="json")}
+        rules = self.fidelity.model_dump(mode="json")
+        rules["switches"] = {k: v for k, v in rules["switches"].items() if not switches()[k].report_only}
+        return {"task": task, "variant": variant, "seed": self.seed, "fidelity": rules}
 
 
 class PartitionJob(Frozen):
@@ -337,7 +358,9 @@ def parse(model: type[Frozen], values: Any, where: str) -> Any:
                 fields = _fields_at(model, problem["loc"][:-1])
                 lines.append(str(suggest("key", key, fields, where)))
             else:
-                lines.append(f"{where}: {key + ': ' if key else ''}{problem['msg']} (found {problem['input']!r})")
+                # without a key the input is the whole mapping, and the message names what is wrong in it
+                found = f"{key}: {problem['msg']} (found {problem['input']!r})" if key else problem["msg"]
+                lines.append(f"{where}: {found.replace('Value error, ', '', 1)}")
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -372,26 +395,34 @@ def names(folder: str) -> list[str]:
 
 
 @cache
-def _task_values(name: str) -> dict[str, Any]:
+def _task_values(name: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The values of a task over those that it extends; `children` are the tasks that led here, the first one first."""
     path = CONFIG / "tasks" / f"{name}.yaml"
     if not path.exists():
-        raise suggest("task", name, names("tasks"), str(CONFIG / "tasks"))
+        where = f"{CONFIG}/tasks/{children[-1]}.yaml: extends" if children else str(CONFIG / "tasks")
+        raise suggest("task", name, names("tasks"), where)
     values = read(path)
     parent = values.pop("extends", None)
-    return _merge(_task_values(parent), values) if parent else values
+    if parent is None:
+        return values
+    if not isinstance(parent, str):
+        raise ConfigError(f"{path}: extends: expected the name of one task (found {parent!r})")
+    chain = (*children, name)
+    if parent in chain:
+        circle = " → ".join((*chain[chain.index(parent) :], parent))
+        raise ConfigError(f"{path}: extends: {circle} never ends; let one of these tasks extend none of the others")
+    return _merge(_task_values(parent, chain), values)
 
 
 def task(name: str, change: Mapping[str, Any] | None = None, where: str | None = None) -> Task:
     """Read config/tasks/<name>.yaml over the task it `extends`, with `change` on top."""
-    values = _merge(_task_values(name), change or {})
-    parsed: Task = parse(Task, {**values, "name": name}, where or str(CONFIG / "tasks" / f"{name}.yaml"))
+    where = where or str(CONFIG / "tasks" / f"{name}.yaml")
+    parsed: Task = parse(Task, {**_merge(_task_values(name), change or {}), "name": name}, where)
     if parsed.model.kind not in (known := plugins("models")):
-        raise suggest("model", parsed.model.kind, known, f"{CONFIG}/tasks/{name}.yaml: model.kind")
-    for key in parsed.model.arguments:
-        if key not in (known := model_options(parsed.model.kind)):
-            raise suggest("model option", key, known, f"{where or CONFIG / 'tasks' / f'{name}.yaml'}: model")
+        raise suggest("model", parsed.model.kind, known, f"{where}: model.kind")
+    parse(model_options(parsed.model.kind), parsed.model.arguments, f"{where}: model")
     if isinstance(parsed.data, str) and parsed.data not in (known := list(data_lock())):
-        raise suggest("data set", parsed.data, known, f"{CONFIG}/tasks/{name}.yaml: data")
+        raise suggest("data set", parsed.data, known, f"{where}: data")
     return parsed
 
 
@@ -401,12 +432,43 @@ def plugins(folder: str) -> list[str]:
     return sorted(path.stem for path in (Path(__file__).parent / folder).glob("*.py") if path.stem != "__init__")
 
 
+OPTION_TYPES: Mapping[str, Any] = {
+    "int": Annotated[int, Field(strict=True, gt=0)],
+    "float": Annotated[float, Field(strict=True, ge=0)],
+    "bool": Annotated[bool, Field(strict=True)],
+    "str": Annotated[str, Field(strict=True)],
+}
+"""What a model's `build` may ask of a task, and tuples of these: sizes are positive, rates are not negative."""
+
+
 @cache
-def model_options(kind: str) -> list[str]:
-    """What a task may set in `model:`, the keyword arguments of the model's `build`, read without importing torch."""
+def model_options(kind: str) -> type[Frozen]:
+    """What a task may set in `model:`, the keyword arguments of the model's `build`, read without importing torch.
+
+    Raises:
+        ConfigError: an argument of `build` has no type, or one that is not in OPTION_TYPES.
+    """
     source = (Path(__file__).parent / "models" / f"{kind}.py").read_text(encoding="utf-8")
-    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == "build"]
-    return [argument.arg for argument in functions[0].args.kwonlyargs if argument.arg != "width"]
+    body = ast.parse(source).body
+    (build,) = (node.args for node in body if isinstance(node, ast.FunctionDef) and node.name == "build")
+    fields: dict[str, Any] = {}
+    for argument, default in zip(build.kwonlyargs, build.kw_defaults, strict=True):
+        if argument.arg != "width":  # the methods' own: they widen a model
+            kind_of = _option_type(argument.annotation, f"floral/models/{kind}.py: build: {argument.arg}")
+            fields[argument.arg] = (kind_of, ... if default is None else None)
+    return create_model(f"{kind} options", __base__=Frozen, **fields)
+
+
+def _option_type(annotation: ast.expr | None, where: str) -> Any:
+    match annotation:
+        case ast.Name(id=name) if name in OPTION_TYPES:
+            return OPTION_TYPES[name]
+        case ast.Constant() if annotation.value is ...:
+            return ...
+        case ast.Subscript(value=ast.Name(id="tuple"), slice=ast.Tuple(elts=parts)):
+            return tuple[*(_option_type(part, where) for part in parts)]
+    found = "no type" if annotation is None else ast.unparse(annotation)
+    raise ConfigError(f"{where}: {found} cannot be checked; use {', '.join(OPTION_TYPES)} or a tuple of these")
 
 
 @cache
@@ -430,24 +492,23 @@ def variant_index() -> dict[str, str]:
     return index
 
 
-def variant(name: str, change: Mapping[str, Any] | None = None) -> Variant:
-    """Resolve a variant: its method's defaults, its own values, then `change`."""
+def variant(name: str, change: Mapping[str, Any] | None = None, where: str | None = None) -> Variant:
+    """Resolve a variant: its method's defaults, its own values, then `change`, which stands at `where`."""
     if name not in (index := variant_index()):
         raise suggest("variant", name, index, str(CONFIG / "methods"))
     method = index[name]
-    where = f"{CONFIG}/methods/{method}.yaml: variants.{name}"
+    own = f"{CONFIG}/methods/{method}.yaml: variants.{name}"
     file = method_file(method)
     entry = file.variants[name]
     params = {key: parameter.default for key, parameter in file.parameters.items()}
-    for key, value in {**entry.set, **(change or {})}.items():
+    origin = {**dict.fromkeys((*params, *entry.set), own), **dict.fromkeys(change or {}, where or own)}
+    for key, value in {**params, **entry.set, **(change or {})}.items():
         if key not in file.parameters:
-            raise suggest("parameter", key, file.parameters, where)
-        params[key] = value
-    for key, value in params.items():
+            raise suggest("parameter", key, file.parameters, origin[key])
         try:
-            file.parameters[key].accept(value)
+            params[key] = file.parameters[key].accept(value)
         except ValueError as error:
-            raise ConfigError(f"{where}: {key}: {error} ({file.parameters[key].doc})") from None
+            raise ConfigError(f"{origin[key]}: {key}: {error} ({file.parameters[key].doc})") from None
     return Variant(
         name=name, method=method, title=entry.title, family=file.family, source=file.source, what=file.what,
         oracle=file.oracle or params.get("router") == "optimal", params=params,
@@ -506,7 +567,7 @@ def runs(
         for task_name, variant_name in itertools.product(block.tasks, block.variants):
             resolved_task, resolved_variant = (
                 task(task_name, block.task, where if block.task else None),
-                variant(variant_name, block.method),
+                variant(variant_name, block.method, f"{where}: method"),
             )
             for seed in block.seeds:
                 key = {"task": task_name, "variant": variant_name, "seed": seed}
@@ -514,7 +575,11 @@ def runs(
                     seen[axis].add(value)
                 if all(chosen_ is None or key[axis] in chosen_ for axis, chosen_ in wanted.items()):
                     run = Run(task=resolved_task, variant=resolved_variant, seed=seed, fidelity=rules)
-                    found[run.folder] = run
+                    if found.setdefault(run.folder, run).fidelity != run.fidelity:
+                        raise ConfigError(
+                            f"{where}: switches: {task_name} {variant_name} seed {seed} stands in two blocks that"
+                            " differ in report-only switches alone; give both the same"
+                        )
     for axis, values in wanted.items():
         for value in sorted((values or set()) - seen[axis], key=str):
             raise suggest(axis, str(value), map(str, seen[axis]), f"suite {suite_name!r} ({axis}s)")

@@ -38,6 +38,10 @@ class Linear:
     def __call__(self, params: Params, x: Tensor) -> Tensor:
         return F.linear(x, params["weight"], params.get("bias"))
 
+    def multiply_adds(self, shape: torch.Size) -> int:
+        """Multiply-adds for x of `shape` [..., inputs]."""
+        return shape[:-1].numel() * self.inputs * self.outputs
+
 
 @dataclass(frozen=True)
 class Conv2d:
@@ -59,6 +63,12 @@ class Conv2d:
 
     def __call__(self, params: Params, x: Tensor) -> Tensor:
         return F.conv2d(x, params["weight"], params.get("bias"), self.stride, self.padding)
+
+    def multiply_adds(self, shape: torch.Size) -> int:
+        """Multiply-adds for x of `shape` [B, inputs, H, W]."""
+        sides = zip(shape[-2:], self.kernel, self.stride, self.padding, strict=True)
+        positions = math.prod((side + 2 * pad - kernel) // stride + 1 for side, kernel, stride, pad in sides)
+        return shape[0] * positions * self.outputs * self.inputs * math.prod(self.kernel)
 
 
 @dataclass(frozen=True)
@@ -145,6 +155,24 @@ class Model:
     def size(self) -> int:
         """|w|, the number of parameters."""
         return sum(value.numel() for value in self.init(Stream(0, "size")).values())
+
+    def inputs(self, shape: tuple[int, ...], batch: int) -> dict[str, torch.Size]:
+        """Shape of what each layer with weights gets, for x [batch, *shape]."""
+        seen: dict[str, torch.Size] = {}
+
+        def note(name: str, params: Params, x: Tensor) -> tuple[Params, None]:
+            seen[name] = x.shape
+            return params, None
+
+        with torch.no_grad():
+            self(self.init(Stream(0, "size")), self.statistics(), torch.zeros(batch, *shape), None, None, note)
+        return seen
+
+    def multiply_adds(self, shape: tuple[int, ...], batch: int) -> int:
+        """Multiply-adds of the weights in one forward pass of x [batch, *shape]."""
+        seen = self.inputs(shape, batch)
+        layers = {name: layer for name, layer in self.layers.items() if isinstance(layer, Linear | Conv2d)}
+        return sum(layer.multiply_adds(seen[name]) for name, layer in layers.items())
 
     def __call__(
         self,

@@ -117,15 +117,20 @@ class Router:
 
     def _start(self) -> Params:
         clients, clusters = self.problem.clients, self.problem.clusters
+        if self.kind == "learned":
+            return {"logits": torch.zeros(clients, clusters)}
+        return {"logits": fixed_logits(self.fixed, clusters)}
+
+    @property
+    def fixed(self) -> Tensor:
+        """The cluster [K] that a fixed route names."""
         match self.kind:
-            case "learned":
-                return {"logits": torch.zeros(clients, clusters)}
             case "optimal":
-                return {"logits": fixed_logits(self.problem.true_cluster, clusters)}
+                return self.problem.true_cluster
             case "random":
-                drawn = Stream(self.problem.seed, "random route").integers("cluster", clients, clusters)
-                return {"logits": fixed_logits(drawn, clusters)}
-        raise ValueError(f"router {self.kind!r}")
+                stream = Stream(self.problem.seed, "random route")
+                return stream.integers("cluster", self.problem.clients, self.problem.clusters).to(self.problem.device)
+        raise ValueError(f"router {self.kind!r} is not fixed")
 
     @property
     def draws(self) -> dict[str, tuple[int | str, ...]]:

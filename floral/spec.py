@@ -120,7 +120,7 @@ class Method:
     sends: Mapping[str, tuple[int, int]] | None = None
     """Floats (down, up) by group, where the scopes do not say it: router logits are PRIVATE, yet sent up."""
     passes: float = 1.0
-    """Forward-backward passes of one whole model that a sample costs its client."""
+    """What a sample costs its client, in forward-backward passes of the task's own model (by multiply-adds)."""
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -143,7 +143,10 @@ class Problem:
     """[K]; for oracle methods and for the report only."""
     lr: float
     router_lr: float
+    shape: tuple[int, ...]
+    """Of one input."""
     outputs: int
+    batch: int
     regression: bool
     switches: Mapping[str, Any]
     seed: int

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from floral import config
-from floral.config import Fidelity, Run, Task
+from floral.config import Fidelity, Run, Synthetic, Task
 from floral.data.federation import Federation
 from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
@@ -124,12 +124,13 @@ def make_run(
     switches: Mapping[str, Any] | None = None,
     params: Mapping[str, Any] | None = None,
     seed: int = 0,
+    data: str | Synthetic = "none",
     **task: Any,
 ) -> Run:
     """A run on a task that only exists here; `task` changes its values."""
     values = {"participation": 0.75, "rounds": 4, "batch": 4, "lr": 0.1, "router_lr": 0.1, "eval_every": 1, **task}
     kind = {"kind": KINDS.get(model, model), **ARGUMENTS.get(model, {})}
-    tiny = Task(name="tiny", title="Tiny", data="none", clients=clients, clusters=clusters, model=kind, **values)
+    tiny = Task(name="tiny", title="Tiny", data=data, clients=clients, clusters=clusters, model=kind, **values)
     rules: Fidelity = config.fidelity(fidelity, switches)
     return Run(task=tiny, variant=config.variant(variant, params), seed=seed, fidelity=rules)
 
@@ -151,7 +152,7 @@ def simulate(
         data = make_data(shape=SHAPES.get(model, (4, 4)), clusters=run.get("clusters", 2))
     run = {"clients": data.clients, "clusters": data.clusters, **run}
     if data.classes is None:
-        run["loss"] = "mse"
+        run |= {"loss": "mse", "data": Synthetic(kind="linear", samples_per_client=2)}
     made = make_run(variant, model=model, **run)
     problem = execute.make_problem(made, data, CPU, dtype)
     if model == "dropout":

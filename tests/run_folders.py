@@ -114,7 +114,7 @@ COSTS = {
 
 FAILURE = {
     "reason": "out of memory", "exception": "MemoryError: <none left>", "traceback": "Traceback\n  here\n",
-    "hint": "use --backend loop", "time": "2026-01-01T00:00:00+00:00", "round": 2,
+    "hint": "use --backend loop", "time": "2026-01-01T00:00:00+00:00",
 }  # fmt: skip
 
 

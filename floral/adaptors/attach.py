@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from floral.adaptors.conv import ConvAdaptor
@@ -44,18 +45,33 @@ class Adaptors:
         mask: Tensor | None,
     ) -> tuple[Tensor, Params]:
         """Logits of the model with Σ_c route_c·adaptor_c in every adapted layer, and its statistics after the pass."""
-        merge = {"merged": True, "unmerged": False}.get(self.application)
 
         def adapt(name: str, params: Params, x: Tensor) -> tuple[Params, Tensor | None]:
             adaptor = self.by_layer.get(name)
             if adaptor is None:
                 return params, None
             ours = own(mixture, name)
-            if adaptor.merging_pays(x) if merge is None else merge:
+            if self.merges(adaptor, x.shape, len(route)):
                 return params | {key: params[key] + change for key, change in adaptor.merged(ours, route).items()}, None
             return params, adaptor.unmerged(ours, route, x)
 
         return self.model(base, statistics, x, draws, mask, adapt)
+
+    def merges(self, adaptor: LinearAdaptor | ConvAdaptor, shape: torch.Size, clusters: int) -> bool:
+        """Whether a layer's adaptors go into its weights for x of `shape`."""
+        if self.application == "cheaper":
+            merged, beside = adaptor.multiply_adds(shape, clusters)
+            return merged < beside
+        return self.application == "merged"
+
+    def passes(self, shape: tuple[int, ...], batch: int, clusters: int) -> float:
+        """Multiply-adds of a pass of x [batch, *shape] with C adaptors over those of the base alone."""
+        seen = self.model.inputs(shape, batch)
+        added = sum(
+            adaptor.multiply_adds(seen[name], clusters)[0 if self.merges(adaptor, seen[name], clusters) else 1]
+            for name, adaptor in self.by_layer.items()
+        )
+        return 1 + added / self.model.multiply_adds(shape, batch)
 
     def precondition(self, gradients: Params, mixture: Params) -> Params:
         """Each adaptor's own preconditioner on the gradients of the mixture."""

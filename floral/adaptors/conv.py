@@ -30,6 +30,8 @@ class ConvAdaptor:
     kernel_b: Kernel
     rank: int
     bias: str | None
+    fan_in: int
+    """Of A, as its start takes it."""
 
     @classmethod
     def of(cls, layer: Conv2d, rank: float | str, bias: str | None, method: str, rank_of: str) -> ConvAdaptor:
@@ -37,11 +39,11 @@ class ConvAdaptor:
         kernel_a, kernel_b = factor_kernels(layer, method)
         size_a, size_b = (2, 2) if rank_of == "dimensions" else (math.prod(kernel_a), math.prod(kernel_b))
         resolved = resolve(rank, layer.inputs * size_a, layer.outputs * size_b)
-        return cls(layer, kernel_a, kernel_b, resolved, bias if layer.bias else None)
+        return cls(layer, kernel_a, kernel_b, resolved, bias if layer.bias else None, layer.inputs * size_a)
 
     def init(self, stream: Stream) -> Params:
-        """A ~ U(±sqrt(6/fan_in)) over its own fan-in, B = 0."""
-        bound = math.sqrt(6 / (self.layer.inputs * math.prod(self.kernel_a)))
+        """A ~ U(±sqrt(6/fan_in)), B = 0."""
+        bound = math.sqrt(6 / self.fan_in)
         params = {
             "A": stream.uniform("A", (self.rank, self.layer.inputs, *self.kernel_a), -bound, bound),
             "B": torch.zeros(self.layer.outputs, self.rank, *self.kernel_b),
@@ -69,11 +71,12 @@ class ConvAdaptor:
         padding = (0 if vertical else pad_y, 0 if horizontal else pad_x)
         return F.conv2d(hidden, up, bias, stride, padding)
 
-    def merging_pays(self, x: Tensor) -> bool:
-        """Whether composing the kernels takes fewer multiply-adds than two convolutions over all positions of x."""
-        positions = x.shape[0] * x.shape[-2:].numel()
-        both = self.layer.inputs * math.prod(self.kernel_a) + self.layer.outputs * math.prod(self.kernel_b)
-        return self.layer.inputs * self.layer.outputs * math.prod(self.layer.kernel) < positions * both
+    def multiply_adds(self, shape: torch.Size, clusters: int) -> tuple[int, int]:
+        """Multiply-adds of C adaptors for x of `shape`: (composing kernels, two convolutions at every position)."""
+        components, layer = clusters * self.rank, self.layer
+        positions = shape[0] * shape[-2:].numel()
+        both = layer.inputs * math.prod(self.kernel_a) + layer.outputs * math.prod(self.kernel_b)
+        return components * layer.inputs * layer.outputs * math.prod(layer.kernel), positions * components * both
 
     def precondition(self, gradients: Params, mixture: Params) -> Params:
         """gA ← gA/(‖G_B‖ + ε), gB ← gB/(‖G_A‖ + ε), G the Gram tensor of a factor over its channels, per cluster."""

@@ -53,10 +53,11 @@ class LinearAdaptor:
         down, up = stack(mixture, route)
         return F.linear(F.linear(x, down), up, route @ mixture["bias"] if self.bias else None)
 
-    def merging_pays(self, x: Tensor) -> bool:
-        """Whether a merge's C·R·inputs·outputs multiply-adds are fewer than C·R·(inputs + outputs) per sample."""
-        samples = x.shape[:-1].numel()
-        return self.inputs * self.outputs < samples * (self.inputs + self.outputs)
+    def multiply_adds(self, shape: torch.Size, clusters: int) -> tuple[int, int]:
+        """Multiply-adds that C adaptors add to the layer for x of `shape`: (merged into the weights, beside them)."""
+        components = clusters * self.rank
+        merged = components * self.inputs * self.outputs
+        return merged, shape[:-1].numel() * components * (self.inputs + self.outputs)
 
     def precondition(self, gradients: Params, mixture: Params) -> Params:
         """gA ← (BᵀB + εI)⁻¹ gA and gB ← gB (AAᵀ + εI)⁻¹ per cluster (arXiv 2410.03497, preconditioned LoRA)."""

@@ -122,7 +122,7 @@ class ServerOptimiser:
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
 
-    def step(self, state: State, means: View, kept: Tensor | None, method: Method, round: int) -> None:
+    def step(self, state: State, means: View, kept: Tensor | None, method: Method) -> None:
         """Replace the values of the groups in `means`, but for the clusters in `kept`; statistics take the mean."""
         for name, params in means.items():
             group = method.groups[name]
@@ -133,7 +133,7 @@ class ServerOptimiser:
                 if group.statistic:
                     new = mean
                 elif self.kind == "adam":
-                    new = self._adam(state.server, f"{name}/{key}", old, mean, lr, round, held)
+                    new = self._adam(state.server, f"{name}/{key}", old, mean, lr, held, group.scope is Scope.CLUSTERED)
                 else:
                     new = mean if lr == 1.0 else old + lr * (mean - old)
                 state.values[name][key] = unless(held, new, old)
@@ -145,15 +145,20 @@ class ServerOptimiser:
         old: Tensor,
         mean: Tensor,
         lr: float,
-        round: int,
         held: Tensor | None,
+        clustered: bool,
     ) -> Tensor:
+        """Moments and steps are a cluster's own: it takes none in a round in which it keeps its value."""
         gradient = old - mean
+        steps = moments.get(
+            f"{key}/steps", torch.zeros(len(old) if clustered else 1, dtype=torch.float64, device=old.device)
+        )
+        steps = moments[f"{key}/steps"] = steps + (1 if held is None else (~held).to(steps.dtype))
         unbiased = []
         for order, beta, power in zip(("first", "second"), self.betas, (gradient, gradient**2), strict=True):
             before = moments.get(f"{key}/{order}", torch.zeros_like(old))
             moments[f"{key}/{order}"] = unless(held, beta * before + (1 - beta) * power, before)
-            unbiased.append(moments[f"{key}/{order}"] / (1 - beta**round))
+            unbiased.append(moments[f"{key}/{order}"] / along(1 - beta**steps, old))
         return old - lr * unbiased[0] / (unbiased[1].sqrt() + self.epsilon)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from floral.files import atomic
 
 
 class Unreadable(Exception):
@@ -35,18 +36,3 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return {name: file.get_tensor(name).clone() for name in file.keys()}, progress  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError) as error:
         raise Unreadable(f"{path}: the checkpoint is damaged ({error}); remove it to train from the start") from error
-
-
-def atomic(path: Path, content: bytes) -> None:
-    """Replace a file in one step, durably: on a full disk the old one stays and no half-written one is left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise

@@ -39,19 +39,22 @@ def count(method: Method, state: State) -> Costs:
     held = {name: _held(method, group, state.values[name]) for name, group in method.groups.items()}
     sent = _sent(method, held)
     parts = {name: group for name, group in method.groups.items() if not group.statistic}
+    trains = method.phases != ()
     return Costs(
         base=_slice(method.groups["base"], state.values["base"]),
-        trainable_per_client=sum(held[name] for name, group in parts.items() if group.trained),
+        trainable_per_client=sum(held[name] for name, group in parts.items() if group.trained and trains),
         served=sum(held[name] for name in parts),
         sent_down=sum(down for down, _ in sent.values()),
         sent_up=sum(up for _, up in sent.values()),
-        kept_private=sum(held[name] for name, group in method.groups.items() if group.scope is Scope.PRIVATE),
+        kept_private=0
+        if method.pool
+        else sum(held[name] for name, group in method.groups.items() if group.scope is Scope.PRIVATE),
         server=sum(
             _size(state.values[name])
             for name, group in method.groups.items()
             if group.scope in (Scope.SHARED, Scope.CLUSTERED)
         ),
-        passes_per_sample=method.passes if method.trained else 0.0,
+        passes_per_sample=method.passes if trains else 0.0,
     )
 
 

@@ -148,8 +148,10 @@ def weighted(values: Tensor, weight: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------- routes
 
 
-def served_routes(method: Method, state: State, learner: Tensor, clients: int) -> np.ndarray | None:
-    """π [K, C] of all clients, None for a method without routes."""
+def served_routes(method: Method, state: State, learner: Tensor, clients: int, clusters: int) -> np.ndarray | None:
+    """π [K, C] of all clients, certain where the method fixes their clusters; None for a method without routes."""
+    if method.member is not None:
+        return (method.member.cpu().numpy()[:, None] == np.arange(clusters)).astype(float)
     if method.log_route is None:
         return None
     ids = torch.arange(clients, device=learner.device)

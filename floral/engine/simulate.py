@@ -65,11 +65,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured after a round: (split, metric, value) in a fixed order, routes [K, C], scores per client."""
+    """What was measured after a round: (split, metric, value) in a fixed order, and routes [K, C]."""
 
     metrics: list[tuple[str, str, float]]
     routes: np.ndarray | None
-    test: evaluate.Scores
     diverged: bool
 
 
@@ -131,7 +130,7 @@ class Simulation:
             loss = loss + (trained.loss * share.to(self.dtype)).sum()
             samples += processed
         means, kept = mean.result(settings.massless)
-        settings.server.step(state, means, kept, method, round)
+        settings.server.step(state, means, kept, method)
         return loss, samples
 
     def train_chunk(self, state: State, round: int, learners: np.ndarray, share: Tensor) -> tuple[local.Trained, int]:
@@ -144,7 +143,7 @@ class Simulation:
             seed=settings.seed,
             batch=settings.batch,
             epochs=sum(self.epochs),
-            reshuffle=settings.reshuffle,
+            reshuffle=settings.reshuffle or self.method.pool is not None,  # a pool has no loader to be faithful to
             share=1.0 if self.method.pool is None else settings.participation,
         )
         steps = batches.steps // sum(self.epochs)
@@ -191,14 +190,14 @@ class Simulation:
             metrics += self._worst("test", test)
         if data.validation is not None:
             metrics += self._summary("validation", self.own_rows(state, data.validation, clients))
-        routes = evaluate.served_routes(self.method, state, data.learner, data.clients)
+        routes = evaluate.served_routes(self.method, state, data.learner, data.clients, settings.clusters)
         if routes is not None:
             found = evaluate.route_metrics(
                 routes, data.cluster.cpu().numpy(), data.train.count[data.learner.cpu().numpy()]
             )
             metrics += [("route", name, value) for name, value in found.items()]
         losses = [value for _, metric, value in metrics if metric == "loss"]
-        return Evaluation(metrics, routes, test, diverged=not all(abs(value) < EXPLODED for value in losses))
+        return Evaluation(metrics, routes, diverged=not all(abs(value) < EXPLODED for value in losses))
 
     def official_scores(self, state: State, round: int) -> tuple[float, float]:
         """The published code's number for one round, over all clients and over its fresh sample of them.

@@ -12,13 +12,15 @@ WIDEST = 64.0
 
 def build(problem: Problem, *, widen: str, rank: float | str) -> Method:
     """All SHARED. `widen="floral"` is a control: the same method with FLoRAL's parameter count |u| + C|a| at `rank`."""
-    model = problem.build_model()
+    model = own = problem.build_model()
     if widen == "floral":
-        model = widened(problem, model.size + problem.clusters * adaptors_of(problem, rank=rank).size)
+        model = widened(problem, own.size + problem.clusters * adaptors_of(problem, rank=rank).size)
+    cost, own_cost = (some.multiply_adds(problem.shape, problem.batch) for some in (model, own))
     return Method(
         groups=whole(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
         predict=serve(model),
         draws=model.draws,
+        passes=cost / own_cost,
     )
 
 

@@ -33,4 +33,5 @@ def build(problem: Problem, **adaptor: Any) -> Method:
         predict=predict,
         precondition={"adaptor": adaptors.precondition} if problem.switches["preconditioner"] else {},
         draws=model.draws,
+        passes=adaptors.passes(problem.shape, problem.batch, clusters=1),
     )

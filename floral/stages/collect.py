@@ -11,6 +11,7 @@ from typing import Any, Literal
 import polars as pl
 
 from floral.config import ConfigError, Run, Task, Variant, fidelity
+from floral.stages.failure import failure, running
 
 CURVES = ("test/accuracy", "test/loss", "route/ari")
 """The metrics that the report shows over time."""
@@ -31,9 +32,6 @@ METRICS = {
 
 CLIENTS = ("client", "cluster", "accuracy", "loss", "own_rows", "own_correct", "route")
 """The columns of clients.parquet that the report reads."""
-
-FAILURE = ("reason", "exception", "traceback", "hint", "time", "round")
-"""The keys of failure.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +64,10 @@ class Unfinished:
     """A run without a result, and why."""
 
     run: Run
-    status: str
+    status: Literal["failed", "missing"]
     reason: str
-    exception: str
-    hint: str
-    round: int | None
+    exception: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +75,8 @@ class Collected:
     """A suite's results. Frames share the keys `setting`, `contender` and `seed`.
 
     summary: one row per run, finished or not. curves: one row per run, metric and evaluated round.
-    clients: one row per finished run and client (last round). costs: one row per finished run.
+    clients: one row per finished run and client (last round). costs: one row per finished run, with its status.
+    A diverged run is finished.
     """
 
     suite: str
@@ -136,7 +134,7 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
         except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
             told = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ConfigError(f"{folder}: unreadable result ({told}); delete this folder and run it again") from None
-        costs.append({**keys, **spent})
+        costs.append({**keys, "status": found["status"], **spent})
     return Collected(
         suite=suite,
         settings=tuple(settings.values()),
@@ -162,28 +160,10 @@ def _identity(run: Run) -> dict[str, Any]:
 
 
 def _unfinished(run: Run, folder: Path) -> Unfinished:
-    if not (folder / "failure.json").exists():
-        return Unfinished(run=run, status="missing", reason="not run yet", exception="", hint="", round=None)
-    failure = read_failure(folder / "failure.json")
-    told = {key: failure[key] or "" for key in ("reason", "exception", "hint")}
-    return Unfinished(run=run, status="failed", round=failure["round"], **told)
-
-
-def read_failure(path: Path) -> dict[str, Any]:
-    """A failed run's failure.json with all of FAILURE; what it lacks is None, and its reason says so.
-
-    A process that was killed or met a full disk may have left half of it: that must not take the report down.
-    """
-    try:
-        found = _json(path)
-        if not isinstance(found, dict):
-            raise ValueError("it holds no mapping")
-    except (OSError, ValueError) as error:
-        return {**dict.fromkeys(FAILURE), "reason": f"its {path.name} is unreadable ({error})"}
-    lacking = ", ".join(key for key in FAILURE if key not in found)
-    reason = found.get("reason") or "no reason was recorded"
-    found["reason"] = f"{reason} ({path.name} lacks {lacking})" if lacking else reason
-    return {**dict.fromkeys(FAILURE), **found}
+    if found := failure(folder):
+        told = {key: found[key] or "" for key in ("reason", "exception", "hint")}
+        return Unfinished(run=run, status="failed", **told)
+    return Unfinished(run=run, status="missing", reason="running now" if running(folder) else "not run yet")
 
 
 def _spent(costs: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from floral.data.federation import Federation
 from floral.engine import checkpoint, execution
 from floral.engine.aggregate import ServerOptimiser
 from floral.engine.rows import ClientData, Rows
-from floral.engine.simulate import Evaluation, Execution, Settings, Simulation
+from floral.engine.simulate import Execution, Settings, Simulation
 from floral.engine.state import State
 from floral.spec import Method, Problem, Refused
 from floral.stages import record
@@ -47,16 +47,20 @@ def execute(
     folder = results / run.folder
     simulation, data, state = assemble(run, results, resolve_device(device))
     record.write_run(folder, run, data.partition_digest)
-    chosen = resolve_execution(simulation, state, folder, backend, threads)
-    simulation = Simulation(simulation.method, simulation.data, simulation.settings, chosen)
     path = folder / "checkpoint" / "last.safetensors"
-    progress = Progress()
     if path.exists():
         state, progress = resume(path, simulation)
+        torch.set_num_threads(progress.threads)
+    else:
+        values = run.model_copy(update={"seed": 0}).hash8
+        chosen = resolve_execution(simulation, state, folder, values, backend, threads)
+        progress = Progress(threads=threads, execution=asdict(chosen))
+    chosen = Execution(**progress.execution)
+    simulation = Simulation(simulation.method, simulation.data, simulation.settings, chosen)
     progress.seconds["setup"] += time.perf_counter() - began
     with interruptible() as stop:
         rounds(simulation, state, progress, path, checkpoint_seconds, stop)
-    summary = record.write_results(folder, run, simulation, state, progress, data, threads)
+    summary = record.write_results(folder, run, simulation, state, progress, data)
     path.unlink(missing_ok=True)
     return summary
 
@@ -85,19 +89,18 @@ def rounds(
             progress.official.append(simulation.official_scores(state, progress.round))
             progress.seconds["evaluate"] += time.perf_counter() - began
         if stop or time.monotonic() - saved > checkpoint_seconds:
+            progress.peak_memory_bytes = record.peak_memory(simulation, progress)
             checkpoint.write(path, state.tensors(), progress.as_json())
             saved = time.monotonic()
         if stop:
             raise KeyboardInterrupt
 
 
-def evaluated(simulation: Simulation, state: State, progress: Progress, loss: float | None) -> Evaluation:
+def evaluated(simulation: Simulation, state: State, progress: Progress, loss: float | None) -> None:
     """Evaluate, keep the rows, and note a divergence."""
     began = time.perf_counter()
-    evaluation = simulation.evaluate(state, progress.round, loss)
-    progress.add(evaluation)
+    progress.add(simulation.evaluate(state, progress.round, loss))
     progress.seconds["evaluate"] += time.perf_counter() - began
-    return evaluation
 
 
 def resume(path: Path, simulation: Simulation) -> tuple[State, Progress]:
@@ -107,7 +110,10 @@ def resume(path: Path, simulation: Simulation) -> tuple[State, Progress]:
     except checkpoint.Unreadable as error:
         raise ConfigError(str(error)) from error
     state = State.of({name: tensor.to(simulation.device) for name, tensor in tensors.items()})
-    return state, Progress.of(progress)
+    try:
+        return state, Progress.of(progress)
+    except TypeError as error:
+        raise ConfigError(f"{path}: written by another version ({error}); remove it to train from the start") from error
 
 
 # ---------------------------------------------------------------------------------------------- assembly
@@ -140,7 +146,9 @@ def make_problem(run: Run, data: Federation, device: torch.device, dtype: torch.
         true_cluster=torch.from_numpy(data.cluster).to(device),
         lr=task.lr,
         router_lr=task.router_lr,
+        shape=data.shape,
         outputs=outputs,
+        batch=task.batch,
         regression=task.loss == "mse",
         switches=run.fidelity.switches,
         seed=run.seed,
@@ -233,11 +241,15 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def resolve_execution(simulation: Simulation, state: State, folder: Path, backend: str, threads: int) -> Execution:
-    """The execution of a run, stored before round 1 and shared by all seeds of the task and variant, so that a resumed
-    run and a repeated one are bit-equal. The first of several processes that measure at once decides for all."""
+def resolve_execution(
+    simulation: Simulation, state: State, folder: Path, values: str, backend: str, threads: int
+) -> Execution:
+    """The execution of a run: kept with its checkpoints, and beside its folder in a file that all seeds of the same
+    `values` (a hash) share, so that a repeated run is bit-equal too. Of processes that measure at once the first decides
+    for all."""
     version = torch.__version__.split("+")[0]
-    path = folder.parent / f"execution-{simulation.device.type}-{backend}-{threads}t-torch{version}.json"
+    name = f"execution-{values}-{simulation.device.type}-{backend}-{threads}t-torch{version}.json"
+    path = folder.parent / name
     if not path.exists():
         found = execution.choose(simulation, state, cast(Literal["auto", "loop", "vmap"], backend))
         mine = path.with_name(f"{path.name}.{os.getpid()}")
@@ -248,7 +260,10 @@ def resolve_execution(simulation: Simulation, state: State, folder: Path, backen
             pass  # another seed was first: its choice holds
         finally:
             mine.unlink()
-    return Execution(**json.loads(path.read_text()))
+    try:
+        return Execution(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: damaged ({error}); remove it, and the next run measures again") from error
 
 
 def keep_freed_memory() -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,8 @@ from floral import config
 from floral.data import sources
 from floral.data.federation import ARRAYS, arrays_digest
 from floral.data.readers import READERS, Labelled
+from floral.files import atomic
+from floral.stages.locks import held
 
 
 def fetch(name: str, results: Path, data_dir: Path | None = None, report: sources.Report | None = None) -> Path:
@@ -36,7 +35,7 @@ def fetch(name: str, results: Path, data_dir: Path | None = None, report: source
     dataset, folder = accepted[name], results / "data" / name
     if dataset.reader not in READERS:
         raise config.suggest("reader", dataset.reader, READERS, f"{config.CONFIG / 'data.lock'}: {name}")
-    with _alone(folder):
+    with held(folder / ".lock", "fetching it"):
         if not _is_valid(folder, dataset):
             _make(folder, name, dataset, _data_folder(data_dir), report)
     return folder
@@ -63,8 +62,7 @@ def _make(
     new = {found.file.path: found.sha256 for found in files if not found.verified}
     try:
         if new != recorded:
-            raw.mkdir(parents=True, exist_ok=True)
-            _replace(record, json.dumps(new, indent=1).encode())
+            atomic(record, json.dumps(new, indent=1).encode())
         _store(folder, arrays, card)
     except OSError as error:
         if sources.full_disk(error):
@@ -120,18 +118,3 @@ def _data_folder(data_dir: Path | None) -> Path | None:
             f"{key}: {folder} is no folder; name the folder that holds the raw data files, or unset {key}"
         )
     return folder
-
-
-def _replace(path: Path, value: bytes) -> None:
-    part = path.with_name(path.name + ".new")
-    part.write_bytes(value)
-    part.replace(path)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which dies with its process: an orphan of a killed Snakemake may still be downloading."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

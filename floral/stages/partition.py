@@ -2,47 +2,66 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from floral.config import PartitionJob, Synthetic
+from floral.config import Partition, PartitionJob, Synthetic
 from floral.data.federation import read_data
-from floral.data.partition import SPLITS, consecutive_table, digest, partition_table
+from floral.data.partition import SPLITS, consecutive_table, digest, partition_table, reduce_rows
 from floral.data.synthetic import rows_per_client
+from floral.files import atomic
+from floral.stages.locks import held
 
 if TYPE_CHECKING:  # a second of import that only the picture needs
     import altair as alt
 
 Labels = npt.NDArray[np.integer]
 
+SIZES = ("min", "median", "max")
 
-def partition(job: PartitionJob, results: Path, batch: int | None = None, epochs: int | None = None) -> Path:
-    """Write partition.parquet, card.json and card.svg into the job's folder and return it.
 
-    Equal jobs give equal bytes of table and numbers; in the picture the numbering of its gradients may differ. With
-    `batch` and `epochs` of the task, the card also has a client's local steps per round, epochs·⌈rows / batch⌉, of the
-    table as written: before the subset that official fidelity draws for each variant.
+def partition(
+    job: PartitionJob,
+    results: Path,
+    batch: int | None = None,
+    epochs: int | None = None,
+    task_rule: Partition | None = None,
+) -> Path:
+    """Write card.svg, card.json and at last partition.parquet into the job's folder and return it.
+
+    Equal jobs give equal tables; in the picture the numbering of its gradients may differ. With `batch` and `epochs` of
+    a task, the card also has a client's local steps per round, epochs·⌈rows / batch⌉, beside the values that they
+    follow from: no part of the job, so tasks that share its table may have others, and the card has the last ones. By
+    `task_rule`, the task's own, the card says which share of a full table each variant draws when it trains; the steps
+    are then those of that share.
 
     Raises:
         ConfigError: the data are missing, or there are more clients than rows.
     """
+    with held(results / job.folder / ".lock", "making this partition"):
+        return _partition(job, results, batch, epochs, task_rule)
+
+
+def _partition(
+    job: PartitionJob, results: Path, batch: int | None, epochs: int | None, task_rule: Partition | None
+) -> Path:
     if isinstance(job.data, Synthetic):
         table = consecutive_table(*rows_per_client(job.data), job.clients, job.clusters, job.partition, job.seed)
-        data_digest, held = None, table.select("client", "cluster", "split")
+        data_digest, rows = None, table.select("client", "cluster", "split")
     else:
         data, arrays = read_data(job.data, results)
         table = partition_table(
             len(arrays["train_y"]), len(arrays["test_y"]), job.clients, job.clusters, job.partition, job.seed
         )
-        data_digest, held = data["digest"], _with_labels(table, arrays["train_y"], arrays["test_y"])
-    card = {
+        data_digest, rows = data["digest"], _with_labels(table, arrays["train_y"], arrays["test_y"])
+    card: dict[str, Any] = {
         "task": job.task,
         "clients": job.clients,
         "clusters": job.clusters,
@@ -52,17 +71,25 @@ def partition(job: PartitionJob, results: Path, batch: int | None = None, epochs
         "rows": {split: _spread(_per_client(table, split, job.clients)) for split in SPLITS},
         "rows_of_cluster": {split: _per_client(table, split, job.clients, job.clusters).tolist() for split in SPLITS},
     }
+    trained = table
+    if task_rule and task_rule.share != job.partition.share:
+        card["thinned_at_training"] = {"share": task_rule.share, "min_rows": task_rule.min_rows}
+        # Which rows stay differs from variant to variant, how many does not.
+        trained = reduce_rows(table, task_rule.share, task_rule.min_rows, job.seed, "size of a subset")
     if batch and epochs:
-        card["local_steps_per_round"] = _spread(epochs * -(-_per_client(table, "train", job.clients) // batch))
-    if "class" in held.columns:
-        card["class_counts"] = {split: _class_counts(held, split, data["classes"], job.clients) for split in SPLITS}
+        steps = _spread(epochs * -(-_per_client(trained, "train", job.clients) // batch))
+        card["local_steps_per_round"] = {"batch": batch, "epochs": epochs} | {k: steps[k] for k in SIZES}
+    if "class" in rows.columns:
+        card["class_counts"] = {split: _class_counts(rows, split, data["classes"], job.clients) for split in SPLITS}
     folder = results / job.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "partition.parquet", table.write_parquet)
-    _write(folder / "card.svg", _chart(job, held, card["rows"]).save)
+    picture, parquet = io.StringIO(), io.BytesIO()
+    _chart(job, rows, card["rows"]).save(picture, format="svg")
+    table.write_parquet(parquet)
     # One line per key: the counts of hundreds of clients stay readable.
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in card.items())
-    _write(folder / "card.json", lambda path: path.write_text(f"{{\n{lines}\n}}\n"))
+    atomic(folder / "card.svg", picture.getvalue().encode())
+    atomic(folder / "card.json", f"{{\n{lines}\n}}\n".encode())
+    atomic(folder / "partition.parquet", parquet.getvalue())  # last: where it is, all is
     return folder
 
 
@@ -125,10 +152,3 @@ def _chart(job: PartitionJob, held: pl.DataFrame, rows: dict[str, dict[str, floa
 def _range(spread: dict[str, float]) -> str:
     low, high = int(spread["min"]), int(spread["max"])
     return f"{low}" if low == high else f"{low}–{high}"
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path` (same ending, which some writers read) and move it there."""
-    new = path.with_name(f".new-{path.name}")
-    write(new)
-    new.replace(path)

@@ -12,7 +12,9 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -21,6 +23,9 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from floral import config
 from floral.config import ConfigError, Frozen, Run
+from floral.files import atomic
+from floral.stages.failure import failed_since, failure, one_line
+from floral.stages.locks import held
 
 ROUGH_SECONDS = {"linear": 0.001, "mlp": 0.001}
 """Seconds of one client in one round, before anything was measured, by the model's kind."""
@@ -29,6 +34,9 @@ ROUGH_START = 4.0
 """Seconds from the start of a process to its first round."""
 ROUGH_BYTES = 1_000_000
 """Bytes of a run's folder, before anything was measured."""
+
+UNREADABLE = (ValueError, KeyError, TypeError)
+"""What reading a damaged JSON file raises: no JSON, a key that is missing, another type."""
 
 
 # ------------------------------------------------------------------------------------- what was asked for
@@ -142,13 +150,24 @@ def costs(runs: Iterable[Run], results: Path) -> dict[Path, Cost]:
 
 
 def _measured(file: Path) -> _Measured | None:
+    """What a finished run took; a damaged file costs a better estimate and not the call."""
     summary = file.with_name("summary.json")
     if not summary.exists():
         return None
-    seconds = json.loads(file.read_text())["seconds"]
-    rounds = max(1, json.loads(summary.read_text())["round"])
+    try:
+        seconds = json.loads(file.read_text())["seconds"]
+        rounds = max(1, json.loads(summary.read_text())["round"])
+        start, whole = float(seconds["setup"]), float(seconds["total"])
+    except UNREADABLE as error:
+        _warn_once(f"{file.parent}: costs.json or summary.json is damaged ({error!r}); the estimate leaves it out")
+        return None
     size = sum(path.stat().st_size for path in file.parent.iterdir() if path.is_file())
-    return _Measured(seconds["setup"], (seconds["total"] - seconds["setup"]) / rounds, size)
+    return _Measured(start, (whole - start) / rounds, size)
+
+
+@cache
+def _warn_once(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
 def _mean(near: list[_Measured], rounds: int, basis: Literal["variant", "task"]) -> Cost:
@@ -221,27 +240,23 @@ def start(suites: Mapping[str, list[Run]], results: Path) -> None:
         "seconds": {str(folder): cost.seconds for folder, cost in expected.items()},
     }
     path = results / "plan" / f"{'+'.join(suites)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(plan))
-    partial.replace(path)
+    with held(path.parent / ".lock", "writing its plan"):
+        atomic(path, json.dumps(plan).encode())
 
 
 def progress_line(results: Path, run: Run, summary: Mapping[str, Any]) -> str:
     """What a finished run says: how it ended, how far the whole is, and about how long the rest takes."""
     said = f"{run.task.name} {run.variant.name} seed {run.seed}: {_outcome(summary)}"
-    costs_file = results / run.folder / "costs.json"
-    if costs_file.exists():
-        said += f", {json.loads(costs_file.read_text())['seconds']['total']:.1f} s"
+    with suppress(FileNotFoundError, *UNREADABLE):  # the line does without it, and the report names a damaged file
+        said += f", {json.loads((results / run.folder / 'costs.json').read_text())['seconds']['total']:.1f} s"
     plan = _newest_plan(results, str(run.folder))
     if plan is None:
         return said
     done = {
         folder for folder in plan["runs"] if folder == str(run.folder) or (results / folder / "summary.json").exists()
     }
-    failed = {
-        folder for folder in plan["runs"] if folder not in done and _failed_since(results / folder, plan["started"])
-    }
+    todo = set(plan["runs"]) - done
+    failed = {folder for folder in todo if failed_since(results / folder, plan["started"])}
     made = sum(seconds for folder, seconds in plan["seconds"].items() if folder in done)
     left = sum(seconds for folder, seconds in plan["seconds"].items() if folder not in done | failed)
     count = f"[{len(done)}/{len(plan['runs'])}{f', {len(failed)} failed' if failed else ''}]"
@@ -249,14 +264,16 @@ def progress_line(results: Path, run: Run, summary: Mapping[str, Any]) -> str:
     return f"{count} {said}{rest}"
 
 
-def _failed_since(folder: Path, started: float) -> bool:
-    file = folder / "failure.json"
-    return file.exists() and file.stat().st_mtime >= started
-
-
 def _newest_plan(results: Path, folder: str) -> dict[str, Any] | None:
-    plans = [json.loads(path.read_text()) for path in (results / "plan").glob("*.json")]
-    mine = [plan for plan in plans if folder in plan["seconds"]]
+    """The newest of the plans that this run is in; a damaged one is left out: a run does not fail for its last line."""
+    mine = []
+    for path in (results / "plan").glob("*.json"):
+        try:
+            plan = json.loads(path.read_text())
+            if folder in plan["seconds"] and plan["runs"] and plan["started"]:
+                mine.append(plan)
+        except UNREADABLE as error:
+            _warn_once(f"{path}: damaged ({error!r}); left out of the line of progress")
     return max(mine, key=lambda plan: plan["started"], default=None)
 
 
@@ -272,21 +289,11 @@ def _outcome(summary: Mapping[str, Any]) -> str:
 
 
 def failures(suites: Mapping[str, list[Run]], results: Path) -> list[str]:
-    """One line for each run that is not finished and has left a reason."""
+    """One line for each run that has failed, also for one that could leave no reason."""
     lines = []
     for run in {run.folder: run for runs in suites.values() for run in runs}.values():
-        file = results / run.folder / "failure.json"
-        if not finished(run, results) and file.exists():
-            reason = first_line(file)
-            lines.append(
-                f"failed: {run.task.name} {run.variant.name} seed {run.seed}: {reason} (floral show {file.parent})"
-            )
+        folder = results / run.folder
+        if found := failure(folder):
+            name = f"{run.task.name} {run.variant.name} seed {run.seed}"
+            lines.append(f"failed: {name}: {one_line(found)} (floral show {folder})")
     return lines
-
-
-def first_line(failure: Path) -> str:
-    """What a failure.json says in one line; a kill or a full disk may have torn it."""
-    try:
-        return json.loads(failure.read_text())["exception"].splitlines()[0]
-    except (ValueError, KeyError, IndexError) as error:
-        return f"{failure.name} is unreadable ({error})"

@@ -25,10 +25,10 @@ from safetensors.torch import save
 import floral
 from floral.config import RESULTS_VERSION, Run
 from floral.data.federation import Federation
-from floral.engine.checkpoint import atomic
 from floral.engine.evaluate import Scores
 from floral.engine.simulate import Evaluation, Simulation
 from floral.engine.state import State
+from floral.files import atomic
 
 METRICS = {
     "round": pl.Int32,
@@ -56,6 +56,10 @@ class Progress:
     """Per round of the last bin: the official score over all clients, and over the round's sample."""
     diverged_at: int | None = None
     resumptions: int = 0
+    execution: dict[str, Any] = field(default_factory=dict)
+    threads: int = 1
+    """The resolved execution, chosen before round 1: a resumed run keeps it."""
+    peak_memory_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"setup": 0.0, "train": 0.0, "evaluate": 0.0})
 
     def add(self, evaluation: Evaluation) -> None:
@@ -89,7 +93,7 @@ def write_run(folder: Path, run: Run, partition_digest: str) -> None:
 
 
 def write_results(
-    folder: Path, run: Run, simulation: Simulation, state: State, progress: Progress, data: Federation, threads: int
+    folder: Path, run: Run, simulation: Simulation, state: State, progress: Progress, data: Federation
 ) -> dict[str, Any]:
     """All files of a finished or diverged run, summary.json last; returns the summary."""
     official = run.fidelity["evaluation"] == "sampled"
@@ -107,7 +111,7 @@ def write_results(
         atomic(folder / "routes.parquet", parquet(routes_table(progress, data)))
     tensors = {f"{group}/{name}": t.cpu().contiguous() for group, ps in state.values.items() for name, t in ps.items()}
     atomic(folder / "model.safetensors", save(tensors))
-    atomic(folder / "costs.json", as_bytes(costs(simulation, state, progress, threads)))
+    atomic(folder / "costs.json", as_bytes(costs(simulation, state, progress)))
     summary = summarise(run, simulation, scores, metrics, progress, data)
     atomic(folder / "summary.json", as_bytes(summary))
     return summary
@@ -165,21 +169,18 @@ def routes_table(progress: Progress, data: Federation) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=ROUTES, orient="row")
 
 
-def costs(simulation: Simulation, state: State, progress: Progress, threads: int) -> dict[str, Any]:
+def costs(simulation: Simulation, state: State, progress: Progress) -> dict[str, Any]:
     """costs.json: what the method costs by count, and what this run took on this machine."""
     counted = simulation.costs(state)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if simulation.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(simulation.device)
     return {
         "parameters": counted.parameters(),
         "bytes_per_round": counted.bytes_per_client * len(simulation.cohort(1)),
         "passes_per_sample": counted.passes_per_sample,
         "seconds": {**progress.seconds, "total": sum(progress.seconds.values())},
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": peak_memory(simulation, progress),
         "execution": {
             **asdict(simulation.execution),
-            "threads": threads,
+            "threads": progress.threads,
             "device": simulation.device.type,
             "dtype": str(simulation.dtype).removeprefix("torch."),
         },
@@ -188,6 +189,14 @@ def costs(simulation: Simulation, state: State, progress: Progress, threads: int
         "versions": {"floral": floral.__version__, "torch": torch.__version__, "numpy": np.__version__},
         "git_commit": git_commit(),
     }
+
+
+def peak_memory(simulation: Simulation, progress: Progress) -> int:
+    """The most memory of any process of the run so far: of the GPU where there is one, else of the process."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if simulation.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(simulation.device)
+    return max(peak, progress.peak_memory_bytes)
 
 
 def summarise(

@@ -17,6 +17,7 @@ from floral.looks import Look, looks
 from floral.stages import words
 from floral.stages.collect import Collected, Setting, collect
 from floral.stages.draw import draw
+from floral.stages.locks import held
 from floral.stages.summarise import REFERENCE, main_cells, unit, usual_seeds, worst, worst_cell
 from floral.tables import EMPTY, Cell, Column, Table, amount, grid, unbroken
 
@@ -46,17 +47,23 @@ def report(
         ConfigError: a run has no result (and `partial` is false), or a result is unreadable.
     """
     runs = list(runs)
-    collected = collect(suite_name, runs, results)
-    if collected.unfinished and not partial:
-        first = collected.unfinished[0].run
-        raise ConfigError(
-            f"suite {suite_name!r}: {len(collected.unfinished)} of {len(runs)} runs have no result (the first: "
-            f"{first.task.name}/{first.variant.name}/seed{first.seed}); finish them with "
-            f"`{words.command(suite_name, runs)}`, or report what is there with "
-            f"`{words.partial_command(suite_name, runs)}`"
-        )
+    with held(results / "report" / f"{suite_name}.lock", f"building the report of {suite_name}"):
+        collected = collect(suite_name, runs, results)
+        if collected.unfinished and not partial:
+            first = collected.unfinished[0].run
+            raise ConfigError(
+                f"suite {suite_name!r}: {len(collected.unfinished)} of {len(runs)} runs have no result (the first: "
+                f"{first.task.name}/{first.variant.name}/seed{first.seed}); finish them with "
+                f"`{words.command(suite_name, runs)}`, or report what is there with "
+                f"`{words.partial_command(suite_name, runs)}`"
+            )
+        _replace(collected, runs, reports)
+    return reports / suite_name / "index.html"
+
+
+def _replace(collected: Collected, runs: list[Run], reports: Path) -> None:
     final, fresh, old = (
-        reports / f"{prefix}{suite_name}{end}" for prefix, end in (("", ""), (".", ".new"), (".", ".old"))
+        reports / f"{prefix}{collected.suite}{end}" for prefix, end in (("", ""), (".", ".new"), (".", ".old"))
     )
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -66,7 +73,6 @@ def report(
         final.rename(old)
     fresh.rename(final)
     shutil.rmtree(old, ignore_errors=True)
-    return final / "index.html"
 
 
 def _build(collected: Collected, runs: list[Run], folder: Path, last: Path) -> None:
@@ -172,19 +178,19 @@ def _costs(collected: Collected, shown: Mapping[str, Look], caption: str) -> dic
 
 
 def _cost_cells(collected: Collected, setting: Setting) -> dict[str, dict[str, Cell]]:
-    """contender → cost → cell; seconds and memory are means over the finished seeds."""
+    """contender → cost → cell; seconds and memory are means over the seeds that are done, not the diverged ones."""
     if collected.costs.is_empty():
         return {}
     costs = collected.costs.filter(pl.col("setting") == setting.id)
     total = collected.summary.filter(pl.col("setting") == setting.id)
     cells: dict[str, dict[str, Cell]] = {}
     for (name,), rows in costs.group_by("contender", maintain_order=True):
-        first = rows.row(0, named=True)
+        first, done = rows.row(0, named=True), rows.filter(pl.col("status") == "done")
         spent = total.filter(pl.col("contender") == name)["bytes"].max()
         values = {
             **first["parameters"], "bytes_per_round": first["bytes_per_round"], "bytes": spent,
             "passes_per_sample": first["passes_per_sample"],
-            "seconds": rows["seconds"].struct.field("total").mean(), "memory": rows["peak_memory_bytes"].mean(),
+            "seconds": done["seconds"].struct.field("total").mean(), "memory": done["peak_memory_bytes"].mean(),
         }  # fmt: skip
         cells[str(name)] = {
             key: EMPTY if value is None else Cell(text=amount(float(value)), order=float(value))

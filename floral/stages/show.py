@@ -14,7 +14,7 @@ import polars as pl
 import yaml
 
 from floral.config import ConfigError, suggest
-from floral.stages.collect import FAILURE, read_failure
+from floral.stages.failure import FAILURE, failure, running
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 60
@@ -67,13 +67,13 @@ def lines(folder: Path) -> Iterator[str]:
     """What `show` prints."""
     bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
     run, summary = _yaml(folder / "run.yaml"), _json(folder / "summary.json")
-    failure = read_failure(folder / "failure.json") if (folder / "failure.json").exists() else None
-    state = summary["status"] if summary else "failed" if failure else "unfinished"
+    why = failure(folder)
+    state = summary["status"] if summary else "failed" if why else "running" if running(folder) else "not run yet"
     title = " · ".join(filter(None, (run.get("variant", {}).get("title"), run.get("task", {}).get("title"))))
     yield f"{bold}{title or folder.parent.name}{plain} · seed {run.get('seed', '?')} · {bold}{state}{plain}"
     yield f"{folder}"
     sections = {
-        "Failure": _failure(failure) if failure and not summary else [],
+        "Failure": _failure(why) if why else [],
         "Configuration": _configuration(run) if run else [],
         "Result": _result(summary) if summary else [],
         "Curves": _curves(folder / "metrics.parquet"),
@@ -92,11 +92,11 @@ def _table(rows: Mapping[str, str]) -> list[str]:
     return [f"{name:<{width}}  {value}" for name, value in rows.items()]
 
 
-def _failure(failure: Mapping[str, Any]) -> list[str]:
-    rows = {key: str(failure[key]) for key in FAILURE if key != "traceback" and failure[key] is not None}
-    if failure["reason"] == "mistake":  # the message says it all
+def _failure(found: Mapping[str, Any]) -> list[str]:
+    rows = {key: str(found[key]) for key in FAILURE if key != "traceback" and found[key]}
+    if found["reason"] == "mistake":  # the message says it all
         return _table(rows)
-    return [*_table(rows), *(failure["traceback"] or "").rstrip().splitlines()[-6:]]
+    return [*_table(rows), *(found["traceback"] or "").rstrip().splitlines()[-6:]]
 
 
 def _configuration(run: Mapping[str, Any]) -> list[str]:

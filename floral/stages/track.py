@@ -5,13 +5,12 @@ The only module that imports MLflow, and only when it is called: that takes seco
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,8 @@ import yaml
 
 from floral import config
 from floral.config import ConfigError, Run
+from floral.files import atomic
+from floral.stages.locks import held
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,7 +58,7 @@ def track(suite: str, runs: Iterable[Run], results: Path, tracking_uri: str | No
     """
     uri = tracking_uri or default_uri(results)
     folders = [run.folder for run in runs if (results / run.folder / "summary.json").exists()]
-    with _explained(uri):
+    with _explained(uri), _alone(suite, results):
         client = _client(uri)
         experiment = _experiment(client, suite, None if tracking_uri else results)
         known = _known(client, experiment)
@@ -65,13 +66,16 @@ def track(suite: str, runs: Iterable[Run], results: Path, tracking_uri: str | No
         for folder in folders:
             run_id, complete = known.get(str(folder), (None, False))
             tracked[str(folder)] = run_id if run_id and complete else _log(client, experiment, run_id, folder, results)
-    return _write(results, suite, {"tracking_uri": uri, "experiment_id": experiment, "runs": tracked})
+        value = {"tracking_uri": uri, "experiment_id": experiment, "runs": tracked}
+        path = results / "track" / f"{suite}.json"
+        atomic(path, (json.dumps(value, indent=1) + "\n").encode())
+    return path
 
 
 def attach(suite: str, results: Path, reports: Path, tracking_uri: str | None = None) -> str:
     """Put the suite's page, tables and figures into an MLflow run named after the suite; return that run's id."""
     uri = tracking_uri or default_uri(results)
-    with _explained(uri):
+    with _explained(uri), _alone(suite, results):
         client = _client(uri)
         experiment = _experiment(client, suite, None if tracking_uri else results)
         run_id, _ = _known(client, experiment).get(f"report/{suite}", (None, False))
@@ -154,6 +158,11 @@ def _chunks(values: list[Any], size: int) -> Iterator[list[Any]]:
 # --------------------------------------------------------------------------------------------- the store
 
 
+def _alone(suite: str, results: Path) -> AbstractContextManager[None]:
+    """Find or create, then log: two processes in one experiment would both create. Suites do not wait for another."""
+    return held(results / "track" / f"{suite}.lock", f"tracking {suite}")
+
+
 def _client(uri: str) -> MlflowClient:
     """A client of the store, whose tables exist afterwards."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -161,9 +170,7 @@ def _client(uri: str) -> MlflowClient:
     if not uri.startswith("sqlite:///"):
         return _connect(uri)
     database = Path(uri.removeprefix("sqlite:///"))
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_name(f"{database.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with held(database.with_name(f"{database.name}.lock"), "opening the MLflow store"):
         _check_database(database)
         return _connect(uri)
 
@@ -230,12 +237,3 @@ def _known(client: MlflowClient, experiment: str) -> dict[str, tuple[str, bool]]
         }
         if not (token := page.token):
             return known
-
-
-def _write(results: Path, suite: str, value: Mapping[str, Any]) -> Path:
-    path = results / "track" / f"{suite}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    partial.replace(path)
-    return path

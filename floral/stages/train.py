@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
-import os
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from floral.config import ConfigError, Run
+from floral.files import atomic
 from floral.stages import plan
+from floral.stages.failure import LOCK
+from floral.stages.locks import held
 
 
 def train(run: Run, results: Path, *, device: str, backend: str, threads: int, checkpoint_seconds: float) -> int:
     """Train a run, or say that it is finished; returns the exit code. Diverged is finished, failed is not.
 
     A run is finished when its summary.json is there: `done` is only the mark that Snakemake looks at.
+
+    Raises:
+        ConfigError: what the user wrote, or a file that was made before, cannot be used.
+        KeyboardInterrupt: asked to stop.
     """
     folder = results / run.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    with held(folder / LOCK, "training this run"):
         summary = finished(folder)
         if summary is None:
             (folder / "failure.json").unlink(missing_ok=True)
@@ -32,10 +34,11 @@ def train(run: Run, results: Path, *, device: str, backend: str, threads: int, c
                 from floral.stages.execute import execute
 
                 summary = execute(run, results, device, backend, threads, checkpoint_seconds)
+            except (ConfigError, KeyboardInterrupt) as said:  # the command says these itself
+                leave_reason(folder, said)
+                raise
             except Exception as error:
                 failed(folder, run, error)
-                if isinstance(error, ConfigError):
-                    raise
                 return 1
         line = plan.progress_line(results, run, summary)
         (folder / "done").write_text(f"{summary['status']} {summary['hash8']} {summary['finished_at']}\n")
@@ -44,54 +47,58 @@ def train(run: Run, results: Path, *, device: str, backend: str, threads: int, c
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """The summary of a finished run."""
+    """The summary of a finished run.
+
+    Raises:
+        ConfigError: summary.json is damaged.
+    """
     path = folder / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the run's folder; a second process waits and says for whom. The lock dies with its process."""
-    with (folder / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            print(
-                f"{folder}: {file.read().strip() or 'another process'} is training this run; waiting for it", flush=True
-            )
-            fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        file.flush()
-        yield
+    if not path.exists():
+        return None
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(summary, dict):
+            raise ValueError("it holds no mapping")
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: damaged ({error}); remove it, and the same command trains this run again "
+            "(from its checkpoint, if one is left)"
+        ) from None
+    return summary
 
 
 def failed(folder: Path, run: Run, error: Exception) -> None:
-    """Leave the reason of a failure in failure.json and say it."""
+    """Leave the reason of a failure and say it."""
+    leave_reason(folder, error)
     reason, hint = diagnosis(error)
+    print(f"{run.task.name} {run.variant.name} seed {run.seed}: failed: {reason}: {error}\n  {hint}", flush=True)
+
+
+def leave_reason(folder: Path, error: BaseException) -> None:
+    """Write failure.json."""
+    reason, hint = diagnosis(error)
+    asked = isinstance(error, KeyboardInterrupt)  # there is nothing to trace
     failure = {
         "reason": reason,
-        "exception": f"{type(error).__name__}: {error}",
-        "traceback": "".join(traceback.format_exception(error)),
+        "exception": "" if asked else f"{type(error).__name__}: {error}",
+        "traceback": "" if asked else "".join(traceback.format_exception(error)),
         "hint": hint,
-        "round": None,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    if not isinstance(error, ConfigError):  # its message is said by the command
-        print(f"{run.task.name} {run.variant.name} seed {run.seed}: failed: {reason}: {error}\n  {hint}", flush=True)
     try:
-        (folder / "failure.json").write_text(json.dumps(failure, indent=1))
+        atomic(folder / "failure.json", json.dumps(failure, indent=1).encode())
     except OSError as full:
         print(f"{folder / 'failure.json'}: not written: {full}", flush=True)
 
 
-def diagnosis(error: Exception) -> tuple[str, str]:
+def diagnosis(error: BaseException) -> tuple[str, str]:
     """A short reason and what to do about it."""
     again = "the same command continues from the last checkpoint"
     match error:
         case ConfigError():
             return "mistake", "mend what the message names; the same command tries again"
+        case KeyboardInterrupt():
+            return "interrupted", again
         case MemoryError():
             return "out of memory", f"give the job more memory, or set `backend: loop`; {again}"
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -71,7 +71,7 @@ def state(collected: Collected) -> dict[str, int]:
 
 
 def without_result(collected: Collected) -> list[dict[str, Any]]:
-    """Diverged and failed runs one by one, with the reason; runs that are missing together by task and variant."""
+    """Diverged and failed runs one by one, with the reason; those that are missing by task, variant and reason."""
     diverged = collected.summary.filter(pl.col("status") == "diverged")
     rows: list[dict[str, Any]] = [
         {
@@ -80,7 +80,7 @@ def without_result(collected: Collected) -> list[dict[str, Any]]:
         }
         for row in diverged.iter_rows(named=True)
     ]  # fmt: skip
-    missing: dict[tuple[str, str], dict[str, Any]] = {}
+    missing: dict[tuple[str, str, str], dict[str, Any]] = {}
     for lost_run in collected.unfinished:
         run = lost_run.run
         row = {
@@ -88,12 +88,11 @@ def without_result(collected: Collected) -> list[dict[str, Any]]:
             "reason": lost_run.reason, "exception": lost_run.exception,
         }  # fmt: skip
         if lost_run.status == "failed":
-            where = "" if lost_run.round is None else f" in round {lost_run.round}"
-            rows.append({**row, "reason": _sentences(f"{lost_run.reason}{where}", lost_run.hint)})
+            rows.append({**row, "reason": _sentences(lost_run.reason, lost_run.hint)})
             if lost_run.reason == "mistake":  # its message is written for the user, not for a programmer
                 message = lost_run.exception.partition(": ")[2]
                 rows[-1] |= {"reason": _sentences(f"mistake: {message}", lost_run.hint), "exception": ""}
-        elif (key := (run.task.name, run.variant.name)) in missing:
+        elif (key := (run.task.name, run.variant.name, lost_run.reason)) in missing:
             missing[key]["seeds"] += f", {run.seed}"
         else:
             missing[key] = row

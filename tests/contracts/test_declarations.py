@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from federations import CPU, VARIANTS, make_run
+from federations import CPU, VARIANTS
 
 from floral import config
 from floral.config import ConfigError, Run, Synthetic
@@ -93,15 +93,6 @@ def test_a_refusal_is_a_users_mistake_with_the_methods_own_words():
         task = config.task("synthetic_linear")
         run = Run(task=task, variant=config.variant("fedavg_wide"), seed=0, fidelity=config.fidelity("corrected"))
         execute.build_method(run, execute.make_problem(run, data_of(task), CPU, torch.float32))
-
-
-def test_an_unknown_argument_of_the_model_is_named():
-    run = make_run()
-    task = run.task.model_copy(update={"model": config.Model(kind="mlp", hiden=3)})
-    with pytest.raises(ConfigError, match=r"model\.hiden: unknown; mlp has .*hidden"):
-        execute.make_problem(
-            run.model_copy(update={"task": task}), data_of(config.task("digits_rotate")), CPU, torch.float32
-        )
 
 
 @pytest.mark.parametrize("task", ["digits_rotate", "mnist_rotate", "synthetic_mlp"])

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import federations
 import pytest
 import torch
 from federations import make_data, simulate, train, view_of
+
+from floral.engine.simulate import Simulation
+from floral.parts import fixed_logits
 
 
 def test_the_published_floor_gives_every_adaptor_one_percent_on_top():
     """A linear model: base + a_c + 0.01 Σ of the others, not renormalised."""
     data = make_data(shape=(4,), clusters=3)
     how = {"model": "linear", "data": data, "params": {"rank": 2}}
-    simulation = simulate("floral_1_optimal", **how)
+    simulation = simulate("floral_1", **how)
     state = train(simulation)
     x = torch.rand(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -26,7 +31,7 @@ def test_the_published_floor_gives_every_adaptor_one_percent_on_top():
     none = {name: torch.zeros_like(tensor) for name, tensor in state.values["adaptors"].items()}
     base = outputs(simulation, 0, none)
     alone = [outputs(simulation, c) - base for c in range(3)]
-    floored = simulate("floral_1_optimal", switches={"mixture_floor": 0.01}, **how)
+    floored = simulate("floral_1", switches={"mixture_floor": 0.01}, **how)
     expected = base + alone[0] + 0.01 * (alone[1] + alone[2])
     torch.testing.assert_close(outputs(floored, 0), expected, rtol=0, atol=1e-12)
     assert float(alone[1].abs().max()) > 1e-3
@@ -54,7 +59,7 @@ def test_the_sign_of_the_entropy_term(kind, sharper):
     assert bool(((after > before) if sharper else (after < before))[cohort].all())
 
 
-@pytest.mark.parametrize(("kind", "share"), [("client", 0.1), ("one", 1.0)])
+@pytest.mark.parametrize(("kind", "share"), [("client", 0.1), ("server", 1.0)])
 def test_the_published_server_moves_adaptors_by_the_clients_lr(kind, share):
     """lr 0.1: a tenth of the averaged update, the base all of it."""
     how = {"participation": 1.0, "switches": {"adaptor_server_lr": kind, "preconditioner": False}}
@@ -81,3 +86,17 @@ def test_the_preconditioner_changes_the_factors_only():
         same = torch.allclose(on["adaptors"][name], off["adaptors"][name], atol=1e-12)
         # B starts at zero, so the gradient of A is zero at the first step, preconditioned or not
         assert same is not name.endswith(".B")
+
+
+def test_a_fixed_route_needs_one_adaptor_alone():
+    """With no floor the other adaptors weigh 4e-44: holding only one's own gives the same model, and sends less."""
+    own, learned = simulate("floral_1_optimal"), simulate("floral_1")
+    given = {"logits": fixed_logits(own.data.cluster, own.settings.clusters)}
+    router = replace(learned.method.groups["router"], fixed=True, init=lambda: given)
+    method = replace(learned.method, groups={**learned.method.groups, "router": router})
+    full = Simulation(method, learned.data, learned.settings, learned.execution)
+    found, expected = train(own), train(full)
+    for group in ("base", "adaptors"):
+        for name, tensor in expected.values[group].items():
+            torch.testing.assert_close(found.values[group][name], tensor, rtol=0, atol=1e-10)
+    assert own.costs(found).sent_down < full.costs(expected).sent_down

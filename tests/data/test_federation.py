@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from floral.config import ConfigError, Fidelity, Run, Task, Variant
+from floral.config import ConfigError, Fidelity, Run, Shift, Task, Variant
 from floral.data.federation import load
 from floral.stages.fetch import fetch
 from floral.stages.partition import partition
@@ -20,13 +20,17 @@ def results(tmp_path_factory):
     return folder
 
 
-def make_run(fidelity="corrected", variant="fedavg", seed=0, **change):
+def make_run(fidelity="corrected", variant="fedavg", seed=0, switches=None, **change):
     values = {
         "name": "toy", "title": "Toy", "data": "digits", "clients": 20, "clusters": 4, "participation": 0.5,
         "rounds": 1, "batch": 16, "lr": 0.1, "router_lr": 0.1, "model": {"kind": "mlp"}, **change,
     }  # fmt: skip
     official = fidelity == "official"
-    switches = {"subset": "per_variant" if official else "shared", "partition": "one" if official else "per_seed"}
+    switches = {
+        "subset": "per_variant" if official else "shared",
+        "validation": "none" if official else "held_out",
+        "partition": "one" if official else "per_seed",
+    } | (switches or {})
     return Run(
         task=Task.model_validate(values), seed=seed, fidelity=Fidelity(name=fidelity, switches=switches),
         variant=Variant(
@@ -115,9 +119,25 @@ def test_official_runs_share_the_partition_and_draw_their_own_subset(results):
         assert not np.array_equal(a.train_x, other.train_x) and np.array_equal(a.test_x, other.test_x)
 
 
+def test_a_subset_per_variant_leaves_the_validation_rows_as_they_are(results):
+    rule, switches = {"share": 0.2, "min_rows": 5}, {"subset": "per_variant"}
+    a, b = (made(make_run(variant=name, partition=rule, switches=switches), results) for name in ("fedavg", "ensemble"))
+    full = made(make_run(), results)
+    for thinned in (a, b):
+        assert np.array_equal(thinned.counts["validation"], full.counts["validation"])
+        assert np.array_equal(thinned.counts["train"], np.rint(0.2 * full.counts["train"]))
+        assert np.array_equal(*(validation_images(federation) for federation in (thinned, full)))
+    assert not np.array_equal(a.train_x, b.train_x)
+
+
+def validation_images(federation):
+    return np.concatenate([federation.train_x[held(federation, "validation", client)] for client in range(20)])
+
+
 def test_synthetic_rows_belong_to_their_clients(results):
     spec = {"kind": "linear", "samples_per_client": 8, "population": 32}
-    federation = made(make_run(data=spec, clusters=2), results)
+    run = make_run(data=spec, clusters=2, loss="mse")
+    federation = made(run, results)
     assert federation.classes is None and federation.scale == 1 and federation.exact
     assert set(federation.counts["train"] + federation.counts["validation"]) == {7} and set(
         federation.counts["test"]
@@ -130,8 +150,9 @@ def test_synthetic_rows_belong_to_their_clients(results):
         np.testing.assert_allclose(
             np.c_[federation.train_x[mine], np.ones(len(mine))] @ teacher, federation.train_y[mine], atol=1e-4
         )
+    shifted = run.task.model_copy(update={"shift": Shift(kind="label_shift")})
     with pytest.raises(ConfigError, match="label_shift needs a data set"):
-        made(make_run(data=spec, shift={"kind": "label_shift"}), results)
+        made(run.model_copy(update={"task": shifted}), results)
 
 
 def test_the_card_counts_what_the_table_has(results):

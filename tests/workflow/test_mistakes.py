@@ -27,13 +27,21 @@ def test_snakemake_says_what_is_wrong(finished: Project, config: str, words: lis
     assert "Traceback" not in said.stdout
 
 
-def test_yaml_is_checked_before_anything_runs(copy: Project) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("rounds: many,", ["rounds", "'many'"]),
+        ("rounds: 2, model: {hidden: 0},", ["model: hidden", "greater than 0"]),
+        ("rounds: 2, loss: mse,", ["loss: mse", "set loss: cross_entropy"]),
+    ],
+)
+def test_yaml_is_checked_before_anything_runs(copy: Project, change: str, words: list[str]) -> None:
     suite = copy.folder / "config/suites/tiny.yaml"
-    suite.write_text(suite.read_text().replace("rounds: 2,", "rounds: many,"))
+    suite.write_text(suite.read_text().replace("rounds: 2,", change))
     said = copy.snakemake()
     assert said.returncode == 1
-    assert "config/suites/tiny.yaml" in said.stdout and "rounds" in said.stdout and "'many'" in said.stdout
-    assert "Building DAG" not in said.stdout
+    assert all(word in said.stdout for word in ["config/suites/tiny.yaml", *words]), said.stdout
+    assert "Building DAG" not in said.stdout and "Traceback" not in said.stdout
 
 
 JOB = ["--task", "digits_rotate", "--seed", "0"]

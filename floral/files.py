@@ -1,0 +1,38 @@
+"""Files that are whole or not there: what a killed process or a full disk may leave behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+
+def atomic(path: Path, content: bytes) -> None:
+    """Replace a file in one step, durably: on a full disk the old one stays and no half-written one is left.
+
+    One process at a time: the half-written file has one name, so that the next attempt removes what a kill left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync_names(path.parent)
+
+
+def _sync_names(folder: Path) -> None:
+    """Let the new name survive a power cut, where the file system can promise that for a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,195 @@
+"""Wrong YAML is refused while it is read, by file, key and remedy; what a run's name and partition depend on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from floral import config
+from floral.config import ConfigError, Parameter, Run
+
+ROOT = Path(__file__).parents[2]
+CACHES = [value for value in vars(config).values() if hasattr(value, "cache_clear")]
+SYNTHETIC = {"kind": "linear", "samples_per_client": 8}
+
+Write = Callable[..., None]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+    """`write("tasks/mine", key=value)`: a file in a copy of config/, which is read instead of ours."""
+    folder = tmp_path / "config"
+    shutil.copytree(ROOT / "config", folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config, "CONFIG", Path("config"))
+
+    def forget() -> None:
+        for cached in CACHES:
+            cached.cache_clear()
+
+    def write(name: str, **values: Any) -> None:
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
+        forget()
+
+    forget()
+    yield write
+    forget()
+
+
+def blocks(*changes: dict[str, Any]) -> dict[str, Any]:
+    block = {"tasks": ["digits_rotate"], "variants": ["floral_1"], "seeds": [0]}
+    return {"title": "Mine", "runs": [block | change for change in changes]}
+
+
+def refusal(suite: str = "mine") -> str:
+    with pytest.raises(ConfigError) as refused:
+        config.runs(suite)
+    return str(refused.value)
+
+
+# ---------------------------------------------------------------------------------------------- models
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"hidden": 0}, ["model: hidden", "greater than 0 (found 0)"]),
+        ({"hidden": "64"}, ["model: hidden", "valid integer (found '64')"]),
+        ({"hidden": 6.5}, ["model: hidden", "valid integer"]),
+        ({"hidden": True}, ["model: hidden", "valid integer (found True)"]),
+        ({"batch_norm": 1}, ["model: batch_norm", "valid boolean (found 1)"]),
+        ({"hiden": 64}, ["model: unknown key 'hiden'; did you mean 'hidden'?"]),
+        ({"width": 2.0}, ["model: unknown key 'width'"]),
+        ({"kind": "mlpp"}, ["model.kind: unknown model 'mlpp'; did you mean 'mlp'?"]),
+        ({"kind": "cnn", "channels": 32}, ["model: channels", "valid tuple (found 32)"]),
+        ({"kind": "cnn", "channels": [32]}, ["model: channels.1", "required"]),
+        ({"kind": "cnn", "channels": [32, -64]}, ["model: channels.1", "greater than 0 (found -64)"]),
+    ],
+)
+def test_model_options_have_the_types_of_build(write: Write, model: dict[str, Any], words: list[str]) -> None:
+    write("suites/mine", **blocks({"task": {"model": model}}))
+    said = refusal()
+    assert all(word in said for word in ["config/suites/mine.yaml: ", *words]), said
+
+
+def test_a_model_option_without_a_default_is_required(write: Write) -> None:
+    write("tasks/mine", extends="synthetic_linear", model={"kind": "mlp"})
+    with pytest.raises(ConfigError, match=r"config/tasks/mine\.yaml: model: hidden: Field required"):
+        config.task("mine")
+
+
+def test_model_options_that_fit_are_taken_as_written() -> None:
+    model = {"kind": "cnn", "channels": [32, 64]}
+    assert config.task("mnist_rotate", {"model": model}).model.arguments == {"channels": [32, 64]}
+
+
+@pytest.mark.parametrize("annotation", ["", ": Path", ": int | Path"])
+def test_a_model_author_learns_which_types_can_be_checked(
+    annotation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/strange.py").write_text(f"def build(shape, outputs, *, where{annotation}, width=1.0): ...\n")
+    monkeypatch.setattr(config, "__file__", str(tmp_path / "config.py"))
+    with pytest.raises(ConfigError, match=r"floral/models/strange\.py: build: where: .* use int, float, bool, str"):
+        config.model_options("strange")
+
+
+# ----------------------------------------------------------------------------------- tasks and methods
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"loss": "mse"}, ["loss: mse", "set loss: cross_entropy"]),
+        ({"data": SYNTHETIC, "shift": {"kind": "none"}}, ["loss: cross_entropy", "set loss: mse"]),
+        ({"data": SYNTHETIC, "loss": "mse"}, ["shift.kind: rotate", "leave shift out"]),
+        ({"lr": float("nan")}, ["lr: ", "finite number"]),
+    ],
+)
+def test_a_task_fits_its_data(write: Write, change: dict[str, Any], words: list[str]) -> None:
+    write("tasks/mine", extends="digits_rotate", **change)
+    with pytest.raises(ConfigError) as refused:
+        config.task("mine")
+    said = str(refused.value)
+    assert all(word in said for word in ["config/tasks/mine.yaml: ", *words]), said
+    assert "Value error" not in said and len(said) < 200
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_parameter_is_a_finite_number(write: Write, value: float) -> None:
+    write("suites/mine", **blocks({"method": {"temperature": value}}))
+    said = refusal()
+    assert said.startswith("config/suites/mine.yaml: method: temperature: ") and "not a finite number" in said
+    with pytest.raises(ValueError, match="not a finite number"):
+        Parameter(default=1.0, doc="").accept(value)
+
+
+def test_a_wrong_parameter_is_sought_where_it_stands(write: Write) -> None:
+    write("suites/mine", **blocks({"method": {"temprature": 2.0}}))
+    assert refusal() == "config/suites/mine.yaml: method: unknown parameter 'temprature'; did you mean 'temperature'?"
+    values = yaml.safe_load((ROOT / "config/methods/floral.yaml").read_text())
+    values["variants"]["floral_1"]["set"]["temperature"] = float("inf")
+    write("methods/floral", **values)
+    write("suites/mine", **blocks({}))
+    assert refusal().startswith("config/methods/floral.yaml: variants.floral_1: temperature: inf is not a finite")
+
+
+@pytest.mark.parametrize(
+    ("parents", "words"),
+    [
+        ({"a": "a"}, "config/tasks/a.yaml: extends: a → a never ends"),
+        ({"a": "b", "b": "c", "c": "b"}, "config/tasks/c.yaml: extends: b → c → b never ends"),
+        (
+            {"a": "digits_rotat"},
+            "config/tasks/a.yaml: extends: unknown task 'digits_rotat'; did you mean 'digits_rotate'",
+        ),
+        ({"a": ["b"]}, "config/tasks/a.yaml: extends: expected the name of one task (found ['b'])"),
+    ],
+)
+def test_extends_leads_to_a_task(write: Write, parents: dict[str, Any], words: str) -> None:
+    for name, parent in parents.items():
+        write(f"tasks/{name}", extends=parent)
+    with pytest.raises(ConfigError) as refused:
+        config.task("a")
+    assert str(refused.value).startswith(words)
+
+
+# -------------------------------------------------------------------------------------------- switches
+
+
+def run(task: str = "digits_rotate_reduced", fidelity: Any = "corrected", **switches: Any) -> Run:
+    rules = config.fidelity(fidelity, switches)
+    return Run(task=config.task(task), variant=config.variant("floral_1"), seed=3, fidelity=rules)
+
+
+def test_subset_and_validation_are_switches_of_their_own() -> None:
+    own = config.task("digits_rotate_reduced").partition
+    assert own.share < 1 and own.validation > 0
+    for subset, share in (("shared", own.share), ("per_variant", 1.0)):
+        for validation, held_out in (("held_out", own.validation), ("none", 0.0)):
+            spec = run(subset=subset, validation=validation).partition.partition
+            assert (spec.share, spec.validation, spec.min_rows) == (share, held_out, own.min_rows)
+    assert run().partition.partition == own
+    official = run(fidelity="official").partition
+    assert (official.partition.share, official.partition.validation, official.seed) == (1.0, 0.0, 42)
+
+
+def test_what_only_the_report_reads_does_not_name_a_run() -> None:
+    names = [name for name, switch in config.switches().items() if switch.report_only]
+    assert names == ["diverged_runs"]
+    for name, switch in config.switches().items():
+        hashes = {run(**{name: choice}).hash8 for choice in switch.choices}
+        assert len(hashes) == (1 if switch.report_only else len(switch.choices)), name
+
+
+def test_one_run_has_one_rule_for_the_report(write: Write) -> None:
+    write("suites/mine", **blocks({}, {"switches": {"diverged_runs": "dropped"}}))
+    said = refusal()
+    assert "config/suites/mine.yaml: switches: digits_rotate floral_1 seed 0" in said and "give both the same" in said
+    write("suites/mine", **blocks({}, {}))
+    assert len(config.runs("mine")) == 1
