@@ -173,6 +173,8 @@ class Parameter(Frozen):
 class VariantEntry(Frozen):
     title: str
     set: Mapping[str, Any] = Field(default_factory=dict)
+    what: tuple[str, str] | None = Field(default=None, description="instead of the method's two lines")
+    oracle: bool = Field(default=False, description="reads the true clusters: a ceiling or control, not a rival")
 
 
 class MethodFile(Frozen):
@@ -181,9 +183,6 @@ class MethodFile(Frozen):
     family: str
     source: str
     what: tuple[str, str]
-    oracle: bool = Field(
-        False, description="reads the true clusters in every variant: a ceiling or control, not a rival"
-    )
     parameters: Mapping[str, Parameter] = Field(default_factory=dict)
     variants: Mapping[str, VariantEntry]
 
@@ -510,8 +509,8 @@ def variant(name: str, change: Mapping[str, Any] | None = None, where: str | Non
         except ValueError as error:
             raise ConfigError(f"{origin[key]}: {key}: {error} ({file.parameters[key].doc})") from None
     return Variant(
-        name=name, method=method, title=entry.title, family=file.family, source=file.source, what=file.what,
-        oracle=file.oracle or params.get("router") == "optimal", params=params,
+        name=name, method=method, title=entry.title, family=file.family, source=file.source,
+        what=entry.what or file.what, oracle=entry.oracle or params.get("router") == "optimal", params=params,
     )  # fmt: skip
 
 

@@ -245,8 +245,8 @@ def resolve_execution(
     simulation: Simulation, state: State, folder: Path, values: str, backend: str, threads: int
 ) -> Execution:
     """The execution of a run: kept with its checkpoints, and beside its folder in a file that all seeds of the same
-    `values` (a hash) share, so that a repeated run is bit-equal too. Of processes that measure at once the first decides
-    for all."""
+    `values` (a hash) share, so that a repeated run is bit-equal too. Of processes that measure at once the first one
+    decides for all."""
     version = torch.__version__.split("+")[0]
     name = f"execution-{values}-{simulation.device.type}-{backend}-{threads}t-torch{version}.json"
     path = folder.parent / name

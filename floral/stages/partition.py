@@ -45,7 +45,7 @@ def partition(
     Raises:
         ConfigError: the data are missing, or there are more clients than rows.
     """
-    with held(results / job.folder / ".lock", "making this partition"):
+    with held(results / f"{job.folder}.lock", f"making {job.folder.name}"):
         return _partition(job, results, batch, epochs, task_rule)
 
 

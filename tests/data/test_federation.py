@@ -64,7 +64,7 @@ def test_rows_are_those_of_the_table_under_the_shift_of_their_client(results):
         assert federation.rows[split].shape == (20, federation.counts[split].max())
         for client in range(20):
             rows = table.filter((pl.col("client") == client) & (pl.col("split") == split))["row"].to_numpy()
-            mine = held(federation, split, client)
+            mine = np.sort(held(federation, split, client))
             expected = np.rot90(images[rows], client % 4, axes=(1, 2))
             assert np.array_equal(getattr(federation, f"{side}_x")[mine], expected)
             assert np.array_equal(getattr(federation, f"{side}_y")[mine], labels[rows])
@@ -73,6 +73,14 @@ def test_rows_are_those_of_the_table_under_the_shift_of_their_client(results):
     assert federation.train_x.dtype == np.uint8 and federation.train_x.flags.writeable
     assert type(federation.train_x) is np.ndarray
     assert (federation.classes, federation.scale, federation.exact, federation.shape) == (10, 16, True, (8, 8))
+
+
+def test_a_clients_rows_are_in_random_order_the_same_each_time(results):
+    """Sorted, a client's short last batch would hold its last rows alone, and MNIST's last test rows are harder."""
+    first, again = (made(make_run(), results) for _ in range(2))
+    orders = [held(first, "test", client) for client in range(20)]
+    assert sum(bool((np.diff(order) < 0).any()) for order in orders) == 20
+    assert all(np.array_equal(order, held(again, "test", client)) for client, order in enumerate(orders))
 
 
 def test_the_population_is_the_whole_test_set_under_every_shift(results):

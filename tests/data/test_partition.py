@@ -1,11 +1,14 @@
+import json
+
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from floral.config import ConfigError, Partition
+from floral.config import ConfigError, Partition, PartitionJob, Synthetic
 from floral.data.partition import SCHEMA, consecutive_table, digest, partition_table, reduce_rows
+from floral.stages.partition import partition
 
 sizes = st.tuples(st.integers(1, 12), st.integers(0, 60), st.integers(0, 60))
 rules = st.builds(
@@ -101,3 +104,26 @@ def test_synthetic_rows_are_consecutive():
     assert of_client["row"].to_list() == list(range(7, 14))
     assert table.filter(pl.col("split") == "test")["row"].to_list() == [0, 1, 2]
     assert table.filter(pl.col("client") == 2)["cluster"].unique().to_list() == [0]
+
+
+def test_the_card_says_of_which_training_its_local_steps_are(tmp_path):
+    data = Synthetic(kind="linear", samples_per_client=50)
+    job = PartitionJob(
+        task="toy", data=data, data_digest=None, data_seed=0, clients=4, clusters=2, partition=Partition(validation=0),
+        seed=0,
+    )  # fmt: skip
+
+    def card(*values):
+        return json.loads((partition(job, tmp_path, *values) / "card.json").read_text())
+
+    assert "local_steps_per_round" not in card()
+    steps = {"batch": 16, "epochs": 2, "min": 6, "median": 6, "max": 6}
+    assert card(16, 2)["local_steps_per_round"] == steps  # 2·⌈40 / 16⌉
+    table = (tmp_path / job.folder / "partition.parquet").read_bytes()
+    assert card(40, 1)["local_steps_per_round"] == {"batch": 40, "epochs": 1, "min": 1, "median": 1, "max": 1}
+    assert "thinned_at_training" not in card(16, 2, Partition(validation=0))
+    thinned = card(16, 2, Partition(share=0.25, min_rows=4))
+    assert thinned["thinned_at_training"] == {"share": 0.25, "min_rows": 4}
+    assert thinned["local_steps_per_round"] == {"batch": 16, "epochs": 2, "min": 2, "median": 2, "max": 2}
+    assert thinned["rows"]["train"]["max"] == 40  # of the table
+    assert (tmp_path / job.folder / "partition.parquet").read_bytes() == table

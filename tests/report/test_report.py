@@ -1,5 +1,6 @@
 """The report of a small suite with every kind of run in it."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from run_folders import CLIENTS, make_run
+from run_folders import CLIENTS, COSTS, make_run
 
 from floral import config
 from floral.config import ConfigError
@@ -15,10 +16,12 @@ from floral.looks import looks
 from floral.stages import words
 from floral.stages.collect import IDENTITY, collect
 from floral.stages.draw import draw
-from floral.stages.report import _yaml, report
+from floral.stages.failure import LOCK
+from floral.stages.locks import held
+from floral.stages.report import _cost_cells, _yaml, report
 from floral.stages.summarise import differences, intervals, main_cells, route_weights, worst
 from floral.statistics import binomial_null
-from floral.tables import Cell
+from floral.tables import EMPTY, Cell
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -121,6 +124,30 @@ def test_whatever_a_failed_run_left_is_told(results, text, reason):
     (row,) = words.without_result(collect("quickstart", [run], results))
     assert row["status"] == "failed" and row["exception"] == ""
     assert row["reason"].startswith(reason)
+
+
+def test_a_killed_run_has_failed_and_a_running_one_is_missing(results):
+    run = make_run("digits_rotate", "fedavg", 0)
+    (results / run.folder).mkdir(parents=True)
+    (results / run.folder / "run.yaml").write_text("{}")
+    (row,) = words.without_result(collect("quickstart", [run], results))
+    assert row["status"] == "failed"
+    assert row["reason"] == "stopped without a word: killed, out of memory or power. the same command continues."
+    with held(results / run.folder / LOCK, "training this run"):
+        (row,) = words.without_result(collect("quickstart", [run], results))
+    assert (row["status"], row["reason"]) == ("missing", "running now")
+
+
+def test_measured_costs_are_means_over_the_seeds_that_are_done(results, write):
+    runs = [make_run("digits_rotate", "fedavg", seed) for seed in (0, 1, 2)]
+    for run, status, seconds in zip(runs, ("done", "done", "diverged"), (1.0, 3.0, 90.0), strict=True):
+        spent = {**COSTS, "seconds": {**COSTS["seconds"], "total": seconds}}
+        (write(run, status) / "costs.json").write_text(json.dumps(spent))
+    found = collect("quickstart", runs, results)
+    assert _cost_cells(found, found.settings[0])["fedavg"]["seconds"].order == 2.0
+    found = collect("quickstart", runs[2:], results)
+    cells = _cost_cells(found, found.settings[0])["fedavg"]
+    assert cells["seconds"] == EMPTY and cells["served"].order == 4810
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from floral.config import ConfigError
+from floral.stages.failure import LOCK
+from floral.stages.locks import held
 from floral.stages.show import show, sparkline
 
 
@@ -30,6 +32,18 @@ def test_failed_run_says_why(capsys):
     show(Path("digits_rotate/ensemble/1"))
     told = capsys.readouterr().out
     assert "failed" in told and "out of memory" in told and "use --backend loop" in told and "Traceback" in told
+
+
+def test_killed_run_says_what_is_known(capsys, results):
+    folder = results / "train" / "digits_rotate" / "ensemble" / "seed5-01234567"
+    folder.mkdir(parents=True)
+    (folder / LOCK).touch()
+    show(Path("digits_rotate/ensemble/5"))
+    told = capsys.readouterr().out
+    assert "· failed" in told and "killed, out of memory or power" in told and "the same command continues" in told
+    with held(folder / LOCK, "training this run"):
+        show(folder)
+    assert "· running" in (told := capsys.readouterr().out) and "Failure" not in told
 
 
 def test_diverged_run_says_when(capsys):

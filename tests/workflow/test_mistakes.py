@@ -90,6 +90,19 @@ def test_arguments_are_explained(arguments: list[str], words: list[str], capsys:
     assert all(word in said for word in words), said
 
 
+def test_a_closed_pipe_is_no_error() -> None:
+    """As in `floral plan quickstart | head -0`."""
+    command = [BIN / "floral", "plan", "quickstart"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    with process.stderr as said:
+        assert said.read() == ""
+    assert process.wait() == CUT
+
+
 def test_a_missing_configuration_is_named(
     tmp_path: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -83,6 +84,46 @@ def test_a_line_of_progress_counts_and_looks_ahead(runs: list[Run], tmp_path: Pa
     assert plan.progress_line(tmp_path, runs[1], SUMMARY).startswith("[2/6, 1 failed] ")
     (line,) = plan.failures({"quickstart": runs}, tmp_path)
     assert "MemoryError: no more" in line and str(failed) in line
+
+
+def test_a_killed_run_counts_as_failed(runs: list[Run], tmp_path: Path) -> None:
+    before, since = (tmp_path / run.folder / ".lock" for run in runs[1:3])
+    for lock in (before, since):
+        lock.parent.mkdir(parents=True)
+        lock.touch()
+    os.utime(before, (0, 0))  # of an earlier call: this one has not come to it yet
+    plan.start({"quickstart": runs}, tmp_path)
+    os.utime(since, (time.time() + 1,) * 2)
+    finish(tmp_path, runs[0], 1.0)
+    assert plan.progress_line(tmp_path, runs[0], SUMMARY).startswith("[1/6, 1 failed] ")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"seconds": null}', '{"seconds": {"setup": 0, "total": null}}'])
+def test_damaged_costs_stop_no_call(
+    runs: list[Run], tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    for run in runs[:2]:
+        finish(tmp_path, run, 10.0)
+    damaged = tmp_path / runs[0].folder / "costs.json"
+    damaged.write_text(text)
+    plan.start({"quickstart": runs}, tmp_path)
+    assert "1 from" not in plan.estimate({"quickstart": runs}, tmp_path, 1)
+    assert plan.costs(runs, tmp_path)[runs[2].folder].seconds == pytest.approx(10.0)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(damaged.parent) in said and "the estimate leaves it out" in said
+    assert ", test accuracy 0.913;" in plan.progress_line(tmp_path, runs[0], SUMMARY)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"seconds": null}'])
+def test_a_damaged_plan_fails_no_finished_run(
+    runs: list[Run], tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan" / "other.json").write_text(text)
+    plan.start({"quickstart": runs}, tmp_path)
+    finish(tmp_path, runs[0], 1.0)
+    assert plan.progress_line(tmp_path, runs[0], SUMMARY).startswith("[1/6] ")
+    assert "other.json: damaged" in capsys.readouterr().err
 
 
 def test_a_line_of_progress_without_a_plan(runs: list[Run], tmp_path: Path) -> None:
