@@ -118,12 +118,12 @@ def test_the_card_says_of_which_training_its_local_steps_are(tmp_path):
 
     assert "local_steps_per_round" not in card()
     steps = {"batch": 16, "epochs": 2, "min": 6, "median": 6, "max": 6}
-    assert card(16, 2)["local_steps_per_round"] == steps  # 2·⌈40 / 16⌉
+    assert card(16, 2)["local_steps_per_round"] == steps  # 2·⌈41 / 16⌉
     table = (tmp_path / job.folder / "partition.parquet").read_bytes()
-    assert card(40, 1)["local_steps_per_round"] == {"batch": 40, "epochs": 1, "min": 1, "median": 1, "max": 1}
+    assert card(41, 1)["local_steps_per_round"] == {"batch": 41, "epochs": 1, "min": 1, "median": 1, "max": 1}
     assert "thinned_at_training" not in card(16, 2, Partition(validation=0))
     thinned = card(16, 2, Partition(share=0.25, min_rows=4))
     assert thinned["thinned_at_training"] == {"share": 0.25, "min_rows": 4}
     assert thinned["local_steps_per_round"] == {"batch": 16, "epochs": 2, "min": 2, "median": 2, "max": 2}
-    assert thinned["rows"]["train"]["max"] == 40  # of the table
+    assert thinned["rows"]["train"]["max"] == 41  # of the table
     assert (tmp_path / job.folder / "partition.parquet").read_bytes() == table

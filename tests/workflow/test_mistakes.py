@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
-from conftest import ROOT, Project
+from conftest import BIN, ROOT, Project, environment
 
 from floral import cli
 
@@ -100,7 +102,7 @@ def test_a_closed_pipe_is_no_error() -> None:
     process.stdout.close()
     with process.stderr as said:
         assert said.read() == ""
-    assert process.wait() == CUT
+    assert process.wait() == cli.CUT
 
 
 def test_a_missing_configuration_is_named(

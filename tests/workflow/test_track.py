@@ -154,3 +154,16 @@ def test_processes_that_make_the_store_at_once_do_not_collide(tmp_path: Path) ->
     said = [process.communicate(timeout=100)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert (tmp_path / "track" / "mlflow.db").stat().st_size
+
+
+def test_processes_that_track_a_suite_at_once_log_each_run_once(
+    runs: list[Run], write: Callable[..., Path], tmp_path: Path
+) -> None:
+    for run in runs:
+        write(run)
+    settings = environment(FLORAL_RESULTS=str(tmp_path))
+    command = [BIN / "floral", "track", "quickstart", "--tasks", "digits_rotate", "--seeds", "0"]
+    both = [subprocess.Popen(command, cwd=ROOT, env=settings, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=100)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sorted(run.data.tags["job_key"] for run in logged(tmp_path)) == sorted(str(run.folder) for run in runs)
