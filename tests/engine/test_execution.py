@@ -28,7 +28,7 @@ def test_auto_measures_once_and_all_seeds_share_its_choice(tmp_path, monkeypatch
         chosen.append(execute.resolve_execution(simulation, simulation.start(), folder, "0" * 8, "auto", 1))
     assert len(measured) == 1
     assert chosen[0] == chosen[1]
-    assert chosen[0].backend in ("loop", "vmap") and chosen[0].reason.startswith("fastest of")
+    assert chosen[0].backend in ("loop", "vmap") and chosen[0].reason.startswith("fastest")
     (stored,) = (tmp_path / "floral_1").glob("execution-*.json")
     assert json.loads(stored.read_text())["chunk"] == chosen[0].chunk
     assert not list((tmp_path / "floral_1").glob("*.json.*"))
@@ -40,6 +40,13 @@ def test_auto_takes_the_fastest(monkeypatch, faster):
     monkeypatch.setattr(execution, "seconds_per_client", lambda sim, state, tried: seconds.get(tried.backend, 2.0))
     simulation = simulate("fedavg")
     assert execution.choose(simulation, simulation.start(), "auto").backend == faster
+
+
+def test_near_ties_always_go_the_same_way(monkeypatch):
+    simulation = simulate("fedavg")
+    for seconds in ({"loop": 1.0, "vmap": 1.2}, {"loop": 1.2, "vmap": 1.0}):
+        monkeypatch.setattr(execution, "seconds_per_client", lambda sim, state, tried, s=seconds: s[tried.backend])
+        assert execution.choose(simulation, simulation.start(), "auto").backend == "vmap"
 
 
 def test_measuring_leaves_the_state_as_it_is():
