@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from floral import config
-from floral.config import Fidelity, Run, Synthetic, Task
+from floral.config import Run
 from floral.data.federation import Federation
 from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
 from floral.layers import Dropout, Linear, Model
+from floral.schema import Fidelity, Synthetic, Task
 from floral.spec import Method
 from floral.stages import execute
 

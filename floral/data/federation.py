@@ -15,8 +15,9 @@ import numpy.typing as npt
 import polars as pl
 
 from floral import seeds
-from floral.config import ConfigError, Run, Synthetic
+from floral.config import ConfigError, Run
 from floral.data import partition, shifts, synthetic
+from floral.schema import Synthetic
 
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import polars as pl
 
 from floral import seeds
-from floral.config import ConfigError, Partition
+from floral.config import ConfigError
+from floral.schema import Partition
 
 SPLITS = ("train", "validation", "test")
 SCHEMA = pl.Schema({"client": pl.Int32, "cluster": pl.Int32, "split": pl.String, "row": pl.Int64})

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from floral.config import ConfigError, Shift
+from floral.config import ConfigError
+from floral.schema import Shift
 
 
 def apply_inputs(

@@ -20,7 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from floral.config import ConfigError, DataFile
+from floral.config import ConfigError
+from floral.schema import DataFile
 
 BLOCK = 1 << 16
 REPORT_EVERY = 10_000_000

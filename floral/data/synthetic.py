@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from floral import seeds
-from floral.config import ConfigError, Synthetic
+from floral.config import ConfigError
+from floral.schema import Synthetic
 
 Floats = npt.NDArray[np.float32]
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import polars as pl
 
-from floral.config import ConfigError, Run, Task, Variant, fidelity
+from floral.config import ConfigError, Run, fidelity
+from floral.schema import Task, Variant
 from floral.stages.failure import failure, running
 
 CURVES = ("test/accuracy", "test/loss", "route/ari")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from floral import config
+from floral import config, schema
 from floral.data import sources
 from floral.data.federation import ARRAYS, arrays_digest
 from floral.data.readers import READERS, Labelled
@@ -42,7 +42,7 @@ def fetch(name: str, results: Path, data_dir: Path | None = None, report: source
 
 
 def _make(
-    folder: Path, name: str, dataset: config.DataSet, data_dir: Path | None, report: sources.Report | None
+    folder: Path, name: str, dataset: schema.DataSet, data_dir: Path | None, report: sources.Report | None
 ) -> None:
     raw = folder / "raw"
     record = raw / sources.RECORD
@@ -89,7 +89,7 @@ def _store(folder: Path, arrays: Labelled, card: dict[str, Any]) -> None:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _is_valid(folder: Path, dataset: config.DataSet) -> bool:
+def _is_valid(folder: Path, dataset: schema.DataSet) -> bool:
     """Whether the card says what data.lock promises and the arrays are those of the card."""
     try:
         card = json.loads((folder / "card.json").read_text())
@@ -104,7 +104,7 @@ def _is_valid(folder: Path, dataset: config.DataSet) -> bool:
     )
 
 
-def _promise(dataset: config.DataSet) -> dict[str, Any]:
+def _promise(dataset: schema.DataSet) -> dict[str, Any]:
     return dataset.model_dump(include={"title", "reader", "exact", "note"})
 
 

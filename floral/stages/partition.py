@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from floral.config import Partition, PartitionJob, Synthetic
+from floral.config import PartitionJob
 from floral.data.federation import read_data
 from floral.data.partition import SPLITS, consecutive_table, digest, partition_table, reduce_rows
 from floral.data.synthetic import rows_per_client
 from floral.files import atomic
+from floral.schema import Partition, Synthetic
 from floral.stages.locks import held
 
 if TYPE_CHECKING:  # a second of import that only the picture needs

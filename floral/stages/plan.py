@@ -22,8 +22,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from floral import config
-from floral.config import ConfigError, Frozen, Run
+from floral.config import ConfigError, Run
 from floral.files import atomic
+from floral.schema import Frozen
 from floral.stages.failure import failed_since, failure, one_line
 from floral.stages.locks import held
 

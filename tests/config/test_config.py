@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from floral import config
-from floral.config import ConfigError, Parameter, Run
+from floral.config import ConfigError, Run
+from floral.schema import Parameter
 
 ROOT = Path(__file__).parents[2]
 CACHES = [value for value in vars(config).values() if hasattr(value, "cache_clear")]

@@ -11,10 +11,11 @@ import pytest
 import torch
 from federations import CPU, VARIANTS
 
-from floral import config
-from floral.config import ConfigError, Run, Synthetic
+from floral import config, schema
+from floral.config import ConfigError, Run
 from floral.data.federation import Federation
 from floral.methods.floral import adaptors_of
+from floral.schema import Synthetic
 from floral.spec import Method, Problem, Scope
 from floral.stages import execute
 
@@ -40,7 +41,7 @@ def test_every_method_module_has_a_file_and_the_other_way_round():
     assert config.names("methods") == config.plugins("methods")
 
 
-def data_of(task: config.Task) -> Federation:
+def data_of(task: schema.Task) -> Federation:
     """A federation of the task's shapes without a row: what building a method looks at."""
     if isinstance(task.data, Synthetic):
         shape, classes, outputs = (task.data.dimension,), None, task.data.outputs

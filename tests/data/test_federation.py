@@ -7,8 +7,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from floral.config import ConfigError, Fidelity, Run, Shift, Task, Variant
+from floral.config import ConfigError, Run
 from floral.data.federation import load
+from floral.schema import Fidelity, Shift, Task, Variant
 from floral.stages.fetch import fetch
 from floral.stages.partition import partition
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from floral import config
-from floral.config import ConfigError, DataFile, DataSet
+from floral.config import ConfigError
 from floral.data.sources import DataError
+from floral.schema import DataFile, DataSet
 from floral.stages.fetch import fetch
 
 NAMES = ("train-x", "train-y", "test-x", "test-y")

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from floral.config import ConfigError, Partition, PartitionJob, Synthetic
+from floral.config import ConfigError, PartitionJob
 from floral.data.partition import SCHEMA, consecutive_table, digest, partition_table, reduce_rows
+from floral.schema import Partition, Synthetic
 from floral.stages.partition import partition
 
 sizes = st.tuples(st.integers(1, 12), st.integers(0, 60), st.integers(0, 60))

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from floral.config import ConfigError, Shift
+from floral.config import ConfigError
 from floral.data.shifts import apply_inputs, apply_labels, rotation
+from floral.schema import Shift
 
 ROTATE, LABELS, NONE = (Shift(kind=kind) for kind in ("rotate", "label_shift", "none"))
 

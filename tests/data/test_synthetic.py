@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from floral.config import ConfigError, Synthetic
+from floral.config import ConfigError
 from floral.data.synthetic import generate, rows_per_client
+from floral.schema import Synthetic
 
 
 def test_the_test_share_is_that_of_the_official_code():

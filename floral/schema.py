@@ -1,0 +1,252 @@
+"""The frozen, validated values that the YAML files hold: tasks, methods, suites, switches, data sets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
+
+
+# ---------------------------------------------------------------------------------------------- tasks
+
+
+class Synthetic(Frozen):
+    """Data drawn from the task's seed: h = x (W + scale u_c v_cᵀ) + b (PAPER: arXiv 2410.03497, synthetic tasks)."""
+
+    kind: Literal["linear", "mlp"]
+    dimension: int = Field(default=10, ge=1)
+    outputs: int = Field(default=3, ge=1)
+    samples_per_client: int = Field(ge=2)
+    rank: int = Field(default=1, ge=1)
+    scale: float = 2.0
+    label_noise: float = Field(default=0.0, ge=0)
+    population: int = Field(
+        default=4096, ge=1, description="fresh rows per cluster on which the population risk is measured"
+    )
+
+
+class Shift(Frozen):
+    kind: Literal["none", "rotate", "label_shift"] = "none"
+
+
+class Partition(Frozen):
+    kind: Literal["iid"] = "iid"
+    share: float = Field(default=1.0, gt=0, le=1, description="share of each client's training rows that is kept")
+    min_rows: int = Field(default=10, ge=1, description="at least so many training rows are kept")
+    validation: float = Field(
+        default=0.2, ge=0, lt=1, description="share of the kept training rows held out for tuning"
+    )
+
+
+class Model(Frozen):
+    """A file of floral/models and the arguments of its `build`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    kind: str
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Server(Frozen):
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    lr: float = Field(default=1.0, gt=0)
+
+
+class Task(Frozen):
+    name: str
+    title: str
+    data: str | Synthetic
+    shift: Shift = Shift()
+    partition: Partition = Partition()
+    clients: int = Field(ge=1)
+    clusters: int = Field(ge=1)
+    participation: float = Field(gt=0, le=1)
+    rounds: int = Field(ge=1)
+    epochs: int = Field(default=1, ge=1)
+    batch: int = Field(ge=1)
+    lr: float = Field(ge=0)
+    router_lr: float = Field(ge=0)
+    model: Model
+    server: Server = Server()
+    loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    eval_every: int | None = Field(default=None, ge=1, description="rounds between evaluations; rounds/50 by default")
+
+    @model_validator(mode="after")
+    def _clusters_have_clients(self) -> Task:
+        if self.clusters > self.clients:
+            raise ValueError(f"clusters: {self.clusters} is more than clients: {self.clients}")
+        return self
+
+    @model_validator(mode="after")
+    def _loss_and_shift_fit_the_data(self) -> Task:
+        if not isinstance(self.data, Synthetic):
+            if self.loss != "cross_entropy":
+                raise ValueError(f"loss: {self.loss} does not fit a data set with classes; set loss: cross_entropy")
+            return self
+        if self.loss != "mse":
+            raise ValueError(f"loss: {self.loss} does not fit synthetic data, whose targets are numbers; set loss: mse")
+        if self.shift.kind != "none":
+            raise ValueError(
+                f"shift.kind: {self.shift.kind} needs a data set; synthetic data have their own, so leave shift out"
+            )
+        return self
+
+    @property
+    def cohort(self) -> int:
+        """M, the number of clients that take part in a round."""
+        return max(1, round(self.participation * self.clients))
+
+    @property
+    def evaluation_period(self) -> int:
+        return self.eval_every or max(1, self.rounds // 50)
+
+
+# -------------------------------------------------------------------------------------------- methods
+
+
+class Parameter(Frozen):
+    """One hyper-parameter of a method: its default and what is allowed."""
+
+    default: float | int | bool | str
+    doc: str
+    choices: tuple[Any, ...] | None = None
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+
+    def accept(self, value: Any) -> Any:
+        """Return `value` if it is allowed, else raise ValueError with what is."""
+        if self.choices is not None and isinstance(value, str | bool):
+            if value not in self.choices:
+                raise ValueError(f"{value!r} is not one of {', '.join(map(str, self.choices))}")
+            return value
+        if isinstance(self.default, bool) != isinstance(value, bool):
+            raise ValueError(f"{value!r} is not a {type(self.default).__name__}")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                raise ValueError(f"{value!r} is not a finite number")
+            if isinstance(self.default, str) and self.at_least is None and self.above is None:
+                raise ValueError(f"{value!r} is not one of {', '.join(map(str, self.choices or ()))}")
+            below = (self.at_least is not None and value < self.at_least) or (
+                self.above is not None and value <= self.above
+            )
+            if below or (self.at_most is not None and value > self.at_most):
+                low = f"at least {self.at_least}" if self.at_least is not None else f"above {self.above}"
+                raise ValueError(
+                    f"{value!r} is out of range: {low}, at most {self.at_most if self.at_most is not None else 'any'}"
+                )
+        elif not isinstance(value, type(self.default)):
+            raise ValueError(f"{value!r} is not a {type(self.default).__name__}")
+        return value
+
+
+class VariantEntry(Frozen):
+    title: str
+    set: Mapping[str, Any] = Field(default_factory=dict)
+    what: tuple[str, str] | None = Field(default=None, description="instead of the method's two lines")
+    oracle: bool = Field(default=False, description="reads the true clusters: a ceiling or control, not a rival")
+
+
+class MethodFile(Frozen):
+    """One file of config/methods: a method, what it is in two lines, its hyper-parameters and named variants."""
+
+    family: str
+    source: str
+    what: tuple[str, str]
+    parameters: Mapping[str, Parameter] = Field(default_factory=dict)
+    variants: Mapping[str, VariantEntry]
+
+
+class Variant(Frozen):
+    """A method with all of its hyper-parameters resolved."""
+
+    name: str
+    method: str
+    title: str
+    family: str
+    source: str
+    what: tuple[str, str]
+    oracle: bool
+    params: Mapping[str, Any]
+
+    @property
+    def optimal_router(self) -> bool:
+        return self.params.get("router") == "optimal"
+
+
+# ------------------------------------------------------------------------------------ fidelity, suites
+
+
+class Switch(Frozen):
+    """One row of config/fidelity.yaml: what the published code does and what we do."""
+
+    doc: str
+    choices: tuple[Any, ...]
+    official: Any
+    corrected: Any
+    report_only: bool = Field(default=False, description="changes how runs are summed up, not what they compute")
+
+
+class Fidelity(Frozen):
+    name: Literal["official", "corrected"]
+    switches: Mapping[str, Any]
+
+    def __getitem__(self, switch: str) -> Any:
+        return self.switches[switch]
+
+
+class Block(Frozen):
+    """tasks × variants × seeds; `task` and `method` change values of all of them."""
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    variants: tuple[str, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    fidelity: Literal["official", "corrected"] = "corrected"
+    switches: Mapping[str, Any] = Field(default_factory=dict)
+    task: Mapping[str, Any] = Field(default_factory=dict)
+    method: Mapping[str, Any] = Field(default_factory=dict)
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_are_natural(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if any(seed < 0 for seed in seeds):
+            raise ValueError(f"seeds: {list(seeds)} must not be negative")
+        return seeds
+
+
+class Suite(Frozen):
+    name: str
+    title: str
+    about: str = ""
+    runs: tuple[Block, ...] = Field(min_length=1)
+
+
+# ----------------------------------------------------------------------------------------------- data
+
+
+class DataFile(Frozen):
+    """One raw file of a data set: where it comes from and the hash of its unpacked content."""
+
+    path: str = Field(description="path below the data folder (FLORAL_DATA or data_dir)")
+    urls: tuple[str, ...] = ()
+    sha256: str | None = Field(
+        default=None, description="of the unpacked content; none: recorded at first, marked unverified"
+    )
+
+
+class DataSet(Frozen):
+    """One entry of config/data.lock."""
+
+    title: str
+    reader: str
+    exact: bool = Field(default=True, description="false: a lossy or partial copy, marked so in the report")
+    note: str = ""
+    files: tuple[DataFile, ...] = ()
