@@ -132,16 +132,25 @@ def parse(model: type[Frozen], values: Any, where: str) -> Any:
         return model.model_validate(values)
     except ValidationError as error:
         lines = []
-        for problem in error.errors():
+        problems = error.errors()
+        # a mapping that lost an entry to a mistake is "too short" only because of it
+        told = [problem for problem in problems if problem["type"] != "too_short"] or problems
+        for problem in sorted(told, key=lambda problem: problem["type"] != "extra_forbidden"):
             key = ".".join(str(part) for part in problem["loc"])
             if problem["type"] == "extra_forbidden":
                 fields = _fields_at(model, problem["loc"][:-1])
                 lines.append(str(suggest("key", key, fields, where)))
             else:
                 # without a key the input is the whole mapping, and the message names what is wrong in it
-                found = f"{key}: {problem['msg']} (found {problem['input']!r})" if key else problem["msg"]
+                found = f"{key}: {problem['msg']} (found {shortened(problem['input'])})" if key else problem["msg"]
                 lines.append(f"{where}: {found.replace('Value error, ', '', 1)}")
         raise ConfigError("\n".join(lines)) from None
+
+
+def shortened(value: Any) -> str:
+    """What was found, in at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

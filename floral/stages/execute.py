@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import json
+import logging
 import os
 import signal
 import time
@@ -29,6 +30,10 @@ from floral.engine.state import State
 from floral.spec import Method, Problem, Refused
 from floral.stages import record
 from floral.stages.record import Progress
+
+LOG = logging.getLogger("floral.train")
+"""The run's own log, log.txt of its folder."""
+LOGGED = ("loss", "accuracy", "ari")
 
 
 def execute(
@@ -56,12 +61,14 @@ def execute(
         chosen = resolve_execution(simulation, state, folder, values, backend, threads)
         progress = Progress(threads=threads, execution=asdict(chosen))
     chosen = Execution(**progress.execution)
+    LOG.info("after round %d: %s, %d threads, %s", progress.round, chosen, progress.threads, simulation.device)
     simulation = Simulation(simulation.method, simulation.data, simulation.settings, chosen)
     progress.seconds["setup"] += time.perf_counter() - began
     with interruptible() as stop:
         rounds(simulation, state, progress, path, checkpoint_seconds, stop)
     summary = record.write_results(folder, run, simulation, state, progress, data)
     path.unlink(missing_ok=True)
+    LOG.info("%s in %.1f s", summary["status"], sum(progress.seconds.values()))
     return summary
 
 
@@ -93,14 +100,20 @@ def rounds(
             checkpoint.write(path, state.tensors(), progress.as_json())
             saved = time.monotonic()
         if stop:
+            LOG.info("asked to stop after round %d; a checkpoint is written", progress.round)
             raise KeyboardInterrupt
 
 
 def evaluated(simulation: Simulation, state: State, progress: Progress, loss: float | None) -> None:
     """Evaluate, keep the rows, and note a divergence."""
     began = time.perf_counter()
-    progress.add(simulation.evaluate(state, progress.round, loss))
+    evaluation = simulation.evaluate(state, progress.round, loss)
+    progress.add(evaluation)
     progress.seconds["evaluate"] += time.perf_counter() - began
+    values = ", ".join(
+        f"{split} {metric} {value:.4g}" for split, metric, value in evaluation.metrics if metric in LOGGED
+    )
+    LOG.info("round %d of %d: %s", progress.round, simulation.settings.rounds, values)
 
 
 def resume(path: Path, simulation: Simulation) -> tuple[State, Progress]:

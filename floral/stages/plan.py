@@ -28,7 +28,7 @@ from floral.schema import Frozen
 from floral.stages.failure import failed_since, failure, one_line
 from floral.stages.locks import held
 
-ROUGH_SECONDS = {"linear": 0.001, "mlp": 0.001}
+ROUGH_SECONDS = {"linear": 0.0005, "mlp": 0.0005}
 """Seconds of one client in one round, before anything was measured, by the model's kind."""
 ROUGH_SECONDS_OTHER = 0.02
 ROUGH_START = 4.0
@@ -113,7 +113,7 @@ class Cost:
 BASIS = {
     "variant": "finished runs of the same task and variant",
     "task": "finished runs of the same task",
-    "rough": "a rough figure: rounds × clients a round × 1 ms, 20 ms for convolutions",
+    "rough": "a rough figure: rounds × clients a round × local epochs × 0.5 ms, 20 ms for convolutions",
 }
 
 

@@ -274,9 +274,15 @@ def machine() -> dict[str, Any]:
 
 @cache
 def git_commit() -> str | None:
-    """The commit of the code, with "+" when files differ from it; None outside a checkout."""
+    """The commit of the code, with "+" when its files or config/ differ, new ones too; None outside a checkout."""
     try:
-        command = ["git", "-C", str(Path(floral.__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return _git("rev-parse", "--short=12", "HEAD") + (
+            "+" if _git("status", "--porcelain", ".", "../config") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(*command: str) -> str:
+    whole = ["git", "-C", str(Path(floral.__file__).parent), *command]
+    return subprocess.run(whole, capture_output=True, text=True, check=True).stdout.strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,8 @@ from floral.files import atomic
 from floral.stages import plan
 from floral.stages.failure import LOCK
 from floral.stages.locks import held
+
+LOG = logging.getLogger("floral.train")
 
 
 def train(run: Run, results: Path, *, device: str, backend: str, threads: int, checkpoint_seconds: float) -> int:
@@ -30,6 +33,7 @@ def train(run: Run, results: Path, *, device: str, backend: str, threads: int, c
         summary = finished(folder)
         if summary is None:
             (folder / "failure.json").unlink(missing_ok=True)
+            log_to(folder / "log.txt")
             try:
                 from floral.stages.execute import execute
 
@@ -44,6 +48,14 @@ def train(run: Run, results: Path, *, device: str, backend: str, threads: int, c
         (folder / "done").write_text(f"{summary['status']} {summary['hash8']} {summary['finished_at']}\n")
     print(line, flush=True)
     return 0
+
+
+def log_to(path: Path) -> None:
+    """Append what the run says of itself to its log, resumptions included."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
