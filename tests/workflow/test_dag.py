@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 
-from conftest import BIN, Project, environment
+from projects import BIN, Project, environment
 
 NOTHING = "Nothing to be done"
 

@@ -8,7 +8,7 @@ import sys
 import tomllib
 
 import pytest
-from conftest import BIN, ROOT, Project, environment
+from projects import BIN, ROOT, Project, environment
 
 
 def test_snakemake_finds_nothing_to_improve() -> None:

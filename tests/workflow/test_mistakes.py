@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from conftest import BIN, ROOT, Project, environment
+from projects import BIN, ROOT, Project, environment
 
 from floral import cli
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from projects import ROOT
 
 from floral import config
 from floral.config import ConfigError, Run

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
-from conftest import BIN, ROOT, environment
+from projects import BIN, ROOT, environment
 
 from floral import config
 from floral.config import ConfigError, Run
