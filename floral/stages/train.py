@@ -6,6 +6,8 @@ import errno
 import json
 import logging
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,11 +35,11 @@ def train(run: Run, results: Path, *, device: str, backend: str, threads: int, c
         summary = finished(folder)
         if summary is None:
             (folder / "failure.json").unlink(missing_ok=True)
-            log_to(folder / "log.txt")
             try:
                 from floral.stages.execute import execute
 
-                summary = execute(run, results, device, backend, threads, checkpoint_seconds)
+                with logged(folder / "log.txt"):
+                    summary = execute(run, results, device, backend, threads, checkpoint_seconds)
             except (ConfigError, KeyboardInterrupt) as said:  # the command says these itself
                 leave_reason(folder, said)
                 raise
@@ -50,12 +52,18 @@ def train(run: Run, results: Path, *, device: str, backend: str, threads: int, c
     return 0
 
 
-def log_to(path: Path) -> None:
+@contextmanager
+def logged(path: Path) -> Iterator[None]:
     """Append what the run says of itself to its log, resumptions included."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     LOG.addHandler(handler)
     LOG.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
+        handler.close()
 
 
 def finished(folder: Path) -> dict[str, Any] | None:

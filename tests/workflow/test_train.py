@@ -50,7 +50,7 @@ def test_a_failure_leaves_its_reason(
     assert train(run, tmp_path, **HOW) == 1
     written = json.loads((tmp_path / run.folder / "failure.json").read_text())
     assert tuple(sorted(written)) == tuple(sorted(failure.FAILURE)) and written["reason"] == reason
-    assert {path.name for path in (tmp_path / run.folder).iterdir()} == {".lock", "failure.json"}
+    assert {path.name for path in (tmp_path / run.folder).iterdir()} == {".lock", "failure.json", "log.txt"}
     (said,) = plan.failures({"quickstart": [run]}, tmp_path)
     assert f"seed 0: {line} (floral show " in said
 
