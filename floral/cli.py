@@ -163,6 +163,55 @@ def _plan(arguments: argparse.Namespace, settings: Settings) -> None:
     print(plan.estimate(chosen.runs(), settings.results, arguments.cores))
 
 
+# ------------------------------------------------------------------------------------------ benchmarks
+
+
+def _bench(arguments: argparse.Namespace, settings: Settings) -> None:
+    if arguments.threads > (cores := _cores()):
+        raise ConfigError(f"--threads {arguments.threads}: this process may use {cores}; give at most so many")
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read once, when torch is imported
+        os.environ[variable] = str(arguments.threads)
+    import json
+
+    from floral.bench.stdout import kept_for_the_answer
+
+    how = {"threads": arguments.threads, "rounds": arguments.rounds, "backend": arguments.backend or settings.backend}
+    with kept_for_the_answer():
+        found, text = arguments.measure(arguments, settings, how)
+    print(json.dumps(found, indent=1, ensure_ascii=False) if arguments.json else text)
+
+
+def _bench_engine(arguments: argparse.Namespace, settings: Settings, how: dict[str, Any]) -> tuple[Any, str]:
+    from floral.bench import engine
+
+    device = arguments.device or settings.device
+    found = engine.engine(
+        arguments.task, arguments.variant, results=settings.results, data_dir=settings.data_dir, device=device, **how
+    )
+    return found, engine.as_text(found)
+
+
+def _bench_report(arguments: argparse.Namespace, settings: Settings, how: dict[str, Any]) -> tuple[Any, str]:
+    del arguments
+    from floral.bench import report
+
+    rows = report.report(results=settings.results, reports=settings.reports, data_dir=settings.data_dir, **how)
+    return rows, "\n".join(map(report.line, rows))
+
+
+def _bench_scale(arguments: argparse.Namespace, settings: Settings, how: dict[str, Any]) -> tuple[Any, str]:
+    del arguments
+    from floral.bench import report
+
+    found = report.scale_report(results=settings.results, reports=settings.reports, data_dir=settings.data_dir, **how)
+    return found, "\n".join(report.scale_lines(found))
+
+
+def _cores() -> int:
+    """Those that this process may use: a job's, where a scheduler has bound it to some."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 # ------------------------------------------------------------------------------------------ arguments
 
 
@@ -209,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--expect", metavar="HASH8", help="stop if the configuration resolves to another hash")
     train.add_argument("--variant", required=True)
     train.add_argument("--device", choices=("auto", "cpu", "cuda"))
-    train.add_argument("--backend", choices=("auto", "loop", "vmap"))
+    train.add_argument("--backend", choices=("auto", "loop", "vmap", "batched"))
     train.add_argument("--threads", type=_positive(int), default=1)
     train.add_argument("--checkpoint-seconds", type=_positive(float))
 
@@ -227,6 +276,24 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--tasks", nargs="+", metavar="TASK")
         sub.add_argument("--variants", nargs="+", metavar="VARIANT")
         sub.add_argument("--seeds", nargs="+", type=_natural, metavar="SEED")
+
+    bench = command("bench", _bench, "time the engine beside the fastest bare PyTorch that we know")
+    measures = bench.add_subparsers(dest="measured", required=True, metavar="WHAT")
+    for name, measure, text in (
+        ("engine", _bench_engine, "one task and variant"),
+        ("report", _bench_report, "the fixed set of ratios with their limits, as table and figures in reports/bench"),
+        ("scale", _bench_scale, "seconds per round and memory against the number of clients"),
+    ):
+        sub = measures.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(measure=measure)
+        if name == "engine":
+            sub.add_argument("--task", required=True)
+            sub.add_argument("--variant", required=True)
+            sub.add_argument("--device", choices=("auto", "cpu", "cuda"))
+        sub.add_argument("--backend", choices=("auto", "loop", "vmap", "batched"))
+        sub.add_argument("--threads", type=_positive(int), default=_cores(), help="default: the cores that it may use")
+        sub.add_argument("--rounds", type=_positive(int), help="timed of each; default: as many as take some seconds")
+        sub.add_argument("--json", action="store_true", help="print JSON and nothing else; progress goes to stderr")
 
     show = command("show", _show, "print one run: configuration, curve, log, reason of failure")
     show.add_argument("run", type=Path, metavar="RUN", help="its folder, or task/variant/seed<k>")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
-def atomic(path: Path, content: bytes) -> None:
+def atomic(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
     """Replace a file in one step, durably: on a full disk the old one stays and no half-written one is left.
+
+    Content that is too large for memory comes in pieces.
 
     One process at a time: the half-written file has one name, so that the next attempt removes what a kill left.
     """
@@ -16,7 +19,7 @@ def atomic(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from floral import products
 from floral.spec import Draws, Params
-from floral.streams import Stream
+from floral.streams import Shapes, Stream
 
 BATCH_NORM_MOMENTUM = 0.1
 BATCH_NORM_EPSILON = 1e-5
@@ -35,8 +36,10 @@ class Linear:
             params["bias"] = stream.uniform("bias", (self.outputs,), -bound, bound)
         return params
 
-    def __call__(self, params: Params, x: Tensor) -> Tensor:
-        return F.linear(x, params["weight"], params.get("bias"))
+    def __call__(self, params: Params, x: Tensor, change: Params | None = None) -> Tensor:
+        """The layer on x [..., inputs], its parameters changed by `change`."""
+        weight, bias, delta = changed_by(params, change)
+        return products.linear(x, weight, bias, delta=delta)
 
     def multiply_adds(self, shape: torch.Size) -> int:
         """Multiply-adds for x of `shape` [..., inputs]."""
@@ -45,7 +48,10 @@ class Linear:
 
 @dataclass(frozen=True)
 class Conv2d:
-    """Cross-correlation of x [B, inputs, H, W] with W [outputs, inputs, *kernel]; start U(±1/sqrt(fan_in))."""
+    """Cross-correlation of x [B, inputs, H, W] with W [outputs, inputs, *kernel].
+
+    Start: U(±1/sqrt(fan_in)), PyTorch's default, or for normal_fan_out W ~ N(0, 2/(outputs·kernel)) and b = 0.
+    """
 
     inputs: int
     outputs: int
@@ -53,22 +59,38 @@ class Conv2d:
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     bias: bool = True
+    start: Literal["uniform", "normal_fan_out"] = "uniform"
 
     def init(self, stream: Stream) -> Params:
+        shape = (self.outputs, self.inputs, *self.kernel)
+        if self.start == "normal_fan_out":
+            deviation = math.sqrt(2 / (self.outputs * math.prod(self.kernel)))
+            params = {"weight": stream.normal("weight", shape, deviation)}
+            return params | ({"bias": torch.zeros(self.outputs)} if self.bias else {})
         bound = 1 / math.sqrt(self.inputs * math.prod(self.kernel))
-        params = {"weight": stream.uniform("weight", (self.outputs, self.inputs, *self.kernel), -bound, bound)}
+        params = {"weight": stream.uniform("weight", shape, -bound, bound)}
         if self.bias:
             params["bias"] = stream.uniform("bias", (self.outputs,), -bound, bound)
         return params
 
-    def __call__(self, params: Params, x: Tensor) -> Tensor:
-        return F.conv2d(x, params["weight"], params.get("bias"), self.stride, self.padding)
+    def __call__(self, params: Params, x: Tensor, change: Params | None = None) -> Tensor:
+        """The layer on x [B, inputs, H, W], its parameters changed by `change`."""
+        weight, bias, delta = changed_by(params, change)
+        return products.conv2d(x, weight, bias, stride=self.stride, padding=self.padding, delta=delta)
 
     def multiply_adds(self, shape: torch.Size) -> int:
         """Multiply-adds for x of `shape` [B, inputs, H, W]."""
         sides = zip(shape[-2:], self.kernel, self.stride, self.padding, strict=True)
         positions = math.prod((side + 2 * pad - kernel) // stride + 1 for side, kernel, stride, pad in sides)
         return shape[0] * positions * self.outputs * self.inputs * math.prod(self.kernel)
+
+
+def changed_by(params: Params, change: Params | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Weight, bias and the change of the weight; it is not added here, for its gradient is not the weight's."""
+    weight, bias, change = params["weight"], params.get("bias"), change or {}
+    if bias is not None and "bias" in change:
+        bias = bias + change["bias"]
+    return weight, bias, change.get("weight")
 
 
 @dataclass(frozen=True)
@@ -121,8 +143,8 @@ Layer = Linear | Conv2d | BatchNorm | Dropout
 Call = Callable[[str, Tensor], Tensor]
 """call(name, x): the named layer applied to x."""
 
-Adapt = Callable[[str, Params, Tensor], tuple[Params, Tensor | None]]
-"""adapt(name, parameters, x) → the parameters to use instead, and what is added to the layer's output, if anything."""
+Adapt = Callable[[str, Tensor], tuple[Params | None, Tensor | None]]
+"""adapt(name, x) → what changes the layer's parameters and what is added to its output, if anything."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,15 +176,15 @@ class Model:
     @property
     def size(self) -> int:
         """|w|, the number of parameters."""
-        return sum(value.numel() for value in self.init(Stream(0, "size")).values())
+        return sum(value.numel() for value in self.init(Shapes(0, "size")).values())
 
     def inputs(self, shape: tuple[int, ...], batch: int) -> dict[str, torch.Size]:
         """Shape of what each layer with weights gets, for x [batch, *shape]."""
         seen: dict[str, torch.Size] = {}
 
-        def note(name: str, params: Params, x: Tensor) -> tuple[Params, None]:
+        def note(name: str, x: Tensor) -> tuple[None, None]:
             seen[name] = x.shape
-            return params, None
+            return None, None
 
         with torch.no_grad():
             self(self.init(Stream(0, "size")), self.statistics(), torch.zeros(batch, *shape), None, None, note)
@@ -181,7 +203,7 @@ class Model:
         x: Tensor,
         draws: Draws | None,
         mask: Tensor | None,
-        adapt: Adapt = lambda name, params, x: (params, None),
+        adapt: Adapt = lambda name, x: (None, None),
     ) -> tuple[Tensor, Params]:
         """Logits and the statistics after the pass; `adapt` changes a layer's parameters or adds to its output."""
         changed = dict(statistics)
@@ -197,8 +219,8 @@ class Model:
                     changed.update({f"{name}.{key}": value for key, value in running.items()})
                     return y
                 case _:
-                    used, added = adapt(name, own(params, name), x)
-                    y = layer(used, x)
+                    change, added = adapt(name, x)
+                    y = layer(own(params, name), x, change)
                     return y if added is None else y + added
 
         return self.forward(call, x), changed

@@ -22,8 +22,8 @@ def distinct(init: Callable[[Stream], Params], stream: Stream, count: int) -> Pa
 
 
 def same(start: Params, count: int) -> Params:
-    """`count` holders with one common start: leading axis `count`."""
-    return {name: value.expand(count, *value.shape).clone() for name, value in start.items()}
+    """`count` holders with one common start: leading axis `count`, expanded: the engine makes the copies."""
+    return {name: value.expand(count, *value.shape) for name, value in start.items()}
 
 
 # ---------------------------------------------------------------------------------------- one whole model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -36,7 +36,9 @@ class Shift(Frozen):
 
 
 class Partition(Frozen):
-    kind: Literal["iid"] = "iid"
+    """iid: shuffled rows. class_groups: a row of class f goes to the clients of cluster f mod C alone."""
+
+    kind: Literal["iid", "class_groups"] = "iid"
     share: float = Field(default=1.0, gt=0, le=1, description="share of each client's training rows that is kept")
     min_rows: int = Field(default=10, ge=1, description="at least so many training rows are kept")
     validation: float = Field(
@@ -55,6 +57,19 @@ class Model(Frozen):
         return dict(self.model_extra or {})
 
 
+class Normalise(Frozen):
+    """Inputs, once scaled to [0, 1], become (x - mean) / std, channel by channel."""
+
+    mean: tuple[float, ...] = Field(min_length=1)
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+
+    @model_validator(mode="after")
+    def _one_pair_per_channel(self) -> Normalise:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}; give one of each per channel")
+        return self
+
+
 class Server(Frozen):
     optimiser: Literal["sgd", "adam"] = "sgd"
     lr: float = Field(default=1.0, gt=0)
@@ -65,7 +80,14 @@ class Task(Frozen):
     title: str
     data: str | Synthetic
     shift: Shift = Shift()
+    normalise: Normalise | None = None
+    augmentation: Literal["none", "flip_crop"] = Field(
+        default="none", description="training images are flipped and cropped at random, before the shift"
+    )
     partition: Partition = Partition()
+    published_split: Literal["train", "test"] = Field(
+        default="test", description="rows that the published accuracy of this task was measured on"
+    )
     clients: int = Field(ge=1)
     clusters: int = Field(ge=1)
     participation: float = Field(gt=0, le=1)
@@ -93,9 +115,24 @@ class Task(Frozen):
             return self
         if self.loss != "mse":
             raise ValueError(f"loss: {self.loss} does not fit synthetic data, whose targets are numbers; set loss: mse")
+        if self.normalise or self.augmentation != "none":
+            raise ValueError("normalise and augmentation need a data set of images; leave them out")
+        if self.partition.kind == "class_groups":
+            raise ValueError("partition.kind: class_groups needs a data set with classes; set partition.kind: iid")
+        if self.published_split == "train":
+            raise ValueError("published_split: train needs a data set; synthetic data have a test split: leave it out")
         if self.shift.kind != "none":
             raise ValueError(
                 f"shift.kind: {self.shift.kind} needs a data set; synthetic data have their own, so leave shift out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rotation_can_follow_augmentation(self) -> Task:
+        if self.augmentation != "none" and self.shift.kind == "rotate" and 4 % self.clusters:
+            raise ValueError(
+                f"augmentation: {self.augmentation} with shift.kind: rotate needs quarter turns (clusters: 1, 2 or 4),"
+                f" but clusters is {self.clusters}; set augmentation: none"
             )
         return self
 

@@ -12,6 +12,9 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+PERMUTED, SPARSE = 4096, 8
+"""`sample` orders all numbers when these are at most PERMUTED, or when more than one in SPARSE is drawn."""
+
 Counter = int | npt.NDArray[np.integer]
 """A counter: one integer, or an array of them that broadcasts against the other counters."""
 
@@ -56,12 +59,40 @@ def permutation(seed: int, purpose: str, *counters: Counter, size: int) -> npt.N
 def sample(seed: int, purpose: str, *counters: Counter, size: int, count: int) -> npt.NDArray[np.int64]:
     """`count` different numbers of 0 … size−1 for each counter, sorted, shape [*counters, count].
 
+    Out of many they are the first `count` different ones of a sequence of uniform numbers, which costs O(count) where a
+    permutation costs O(size); both are exactly uniform without replacement.
+
     Raises:
         ValueError: `count` is negative or more than `size`.
     """
     if not 0 <= count <= size:
         raise ValueError(f"cannot draw {count} different numbers out of {size}")
-    return np.sort(permutation(seed, purpose, *counters, size=size)[..., :count], axis=-1)
+    if size <= PERMUTED or SPARSE * count > size:
+        return np.sort(permutation(seed, purpose, *counters, size=size)[..., :count], axis=-1)
+    outer = [np.asarray(counter)[..., None] for counter in counters]
+    length = count + count // SPARSE + 8
+    while True:
+        numbers = _below(size, bits(seed, purpose, *outer, np.arange(length)))
+        taken = (numbers < size) & ~_repeats(numbers)
+        taken &= np.cumsum(taken, axis=-1) <= count
+        if (taken.sum(-1) == count).all():
+            return np.sort(numbers[taken].reshape(*numbers.shape[:-1], count))
+        length *= 2  # the sequence's beginning stays the same, so the result does not depend on the length
+
+
+def _below(size: int, random: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """Exactly uniform numbers of 0 … size−1; `size` itself for the last, incomplete run of remainders below 2⁶⁴."""
+    fair = random <= np.uint64(2**64 // size * size - 1)
+    return np.where(fair, random % np.uint64(size), np.uint64(size)).astype(np.int64)
+
+
+def _repeats(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which numbers were there before, along the last axis."""
+    order = np.argsort(numbers, axis=-1, kind="stable")
+    ordered = np.take_along_axis(numbers, order, axis=-1)
+    again = np.zeros(numbers.shape, bool)
+    np.put_along_axis(again, order[..., 1:], ordered[..., 1:] == ordered[..., :-1], axis=-1)
+    return again
 
 
 @cache

@@ -27,10 +27,11 @@ SIZES = (9, 4, 7, 1, 12, 6, 5)
 """Training rows of the clients: with batch 4 from one to three steps, most of them with a short last batch."""
 CLASSES = 5
 
-SHAPES: Mapping[str, tuple[int, ...]] = {"cnn": (14, 14)}
+SHAPES: Mapping[str, tuple[int, ...]] = {"cnn": (14, 14), "vgg8": (32, 32)}
 ARGUMENTS: Mapping[str, dict[str, Any]] = {
     "mlp": {"hidden": 5},
     "cnn": {"channels": (2, 3), "hidden": 4},
+    "vgg8": {"channels": (2, 3, 4, 5, 6), "hidden": 4},
     "batch_norm": {"hidden": 5, "batch_norm": True},
     "dropout": {"hidden": 5},
 }
@@ -145,6 +146,7 @@ def simulate(
     dtype: torch.dtype = torch.float64,
     backend: str = "loop",
     chunk: int = 1,
+    workers: int = 1,
     kind: type[Simulation] = Simulation,
     **run: Any,
 ) -> Simulation:
@@ -160,7 +162,7 @@ def simulate(
         problem = replace(problem, build_model=with_dropout)
     method = change(execute.build_method(made, problem))
     tensors = execute.client_data(data, method, CPU, dtype)
-    return kind(method, tensors, execute.make_settings(made), Execution(backend, chunk))
+    return kind(method, tensors, execute.make_settings(made), Execution(backend, chunk, workers))
 
 
 def train(simulation: Simulation, rounds: int = 3) -> State:

@@ -46,14 +46,14 @@ class Adaptors:
     ) -> tuple[Tensor, Params]:
         """Logits of the model with Σ_c route_c·adaptor_c in every adapted layer, and its statistics after the pass."""
 
-        def adapt(name: str, params: Params, x: Tensor) -> tuple[Params, Tensor | None]:
+        def adapt(name: str, x: Tensor) -> tuple[Params | None, Tensor | None]:
             adaptor = self.by_layer.get(name)
             if adaptor is None:
-                return params, None
+                return None, None
             ours = own(mixture, name)
             if self.merges(adaptor, x.shape, len(route)):
-                return params | {key: params[key] + change for key, change in adaptor.merged(ours, route).items()}, None
-            return params, adaptor.unmerged(ours, route, x)
+                return adaptor.merged(ours, route), None
+            return None, adaptor.unmerged(ours, route, x)
 
         return self.model(base, statistics, x, draws, mask, adapt)
 

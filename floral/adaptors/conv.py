@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from floral import products
 from floral.adaptors.factors import EPSILON, resolve, stack, start_bias
 from floral.layers import Conv2d
 from floral.spec import Params
@@ -60,16 +60,16 @@ class ConvAdaptor:
 
     def unmerged(self, mixture: Params, route: Tensor, x: Tensor) -> Tensor:
         """Change of the layer's output on x [B, inputs, H, W], the mixture as one adaptor of rank C·R."""
-        down, up = stack(mixture, route)
         bias = route @ mixture["bias"] if self.bias else None
         vertical, horizontal = (length > 1 for length in self.kernel_a)  # the axes whose kernel, and stride, A has
         (stride_y, stride_x), (pad_y, pad_x) = self.layer.stride, self.layer.padding
         stride = (stride_y if vertical else 1, stride_x if horizontal else 1)
         padding = (pad_y if vertical else 0, pad_x if horizontal else 0)
-        hidden = F.conv2d(x, down, None, stride, padding)
+        hidden = products.conv2d(x, mixture["A"], stride=stride, padding=padding, stacked="outputs")
+        hidden = (hidden.unflatten(1, (len(route), -1)) * route[:, None, None, None]).flatten(1, 2)
         stride = (1 if vertical else stride_y, 1 if horizontal else stride_x)
         padding = (0 if vertical else pad_y, 0 if horizontal else pad_x)
-        return F.conv2d(hidden, up, bias, stride, padding)
+        return products.conv2d(hidden, mixture["B"], bias, stride=stride, padding=padding, stacked="inputs")
 
     def multiply_adds(self, shape: torch.Size, clusters: int) -> tuple[int, int]:
         """Multiply-adds of C adaptors for x of `shape`: (composing kernels, two convolutions at every position)."""

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from floral import products
 from floral.adaptors.factors import EPSILON, resolve, stack, start_bias
 from floral.layers import Linear
 from floral.spec import Params
@@ -49,9 +49,11 @@ class LinearAdaptor:
         return change
 
     def unmerged(self, mixture: Params, route: Tensor, x: Tensor) -> Tensor:
-        """Change of the layer's output on x [B, inputs]: the mixture as ONE adaptor of rank C·R, π folded into B."""
-        down, up = stack(mixture, route)
-        return F.linear(F.linear(x, down), up, route @ mixture["bias"] if self.bias else None)
+        """Change of the layer's output on x [B, inputs]: the mixture as ONE adaptor of rank C·R, π on what is between."""
+        hidden = products.linear(x, mixture["A"], stacked="outputs")
+        hidden = (hidden.unflatten(-1, (len(route), -1)) * route[:, None]).flatten(-2)
+        bias = route @ mixture["bias"] if self.bias else None
+        return products.linear(hidden, mixture["B"], bias, stacked="inputs")
 
     def multiply_adds(self, shape: torch.Size, clusters: int) -> tuple[int, int]:
         """Multiply-adds that C adaptors add to the layer for x of `shape`: (merged into the weights, beside them)."""

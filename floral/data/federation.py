@@ -17,12 +17,14 @@ import polars as pl
 from floral import seeds
 from floral.config import ConfigError, Run
 from floral.data import partition, shifts, synthetic
-from floral.schema import Synthetic
+from floral.schema import Normalise, Synthetic, Task
 
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
+Population = tuple[Array | list[Array], Array | list[Array]]
+"""x and y of every cluster: arrays with axis C in front, or lists of C arrays where clusters have unequal many rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class Source:
     """Rows before any shift: what a data set and a synthetic teacher have in common."""
 
     arrays: Mapping[str, Array]
-    population: Callable[[], tuple[Array, Array]]
+    population: Callable[[], Population]
     classes: int | None
     scale: int
     exact: bool
@@ -44,6 +46,8 @@ class Federation:
     rows[split] [K, n_max]: row numbers within train_x (train, validation) or test_x (test), of which the first
     counts[split][k] belong to client k and the rest is padding (row 0, a valid index). cluster [K].
     Labels are int64 [N] for classification; for regression `classes` is None and they are float32 [N, outputs].
+    `test` is what clients are evaluated on: in a run for which `evaluated_on_training` holds it is each client's own
+    training shard, and test_x is train_x itself.
     """
 
     train_x: Array
@@ -58,7 +62,12 @@ class Federation:
     scale: int
     exact: bool
     partition_digest: str
-    make_population: Callable[[], tuple[Array, Array]]
+    make_population: Callable[[], Population]
+    normalise: Normalise | None = None
+    """How x / scale is normalised, channel by channel."""
+    train_turns: Array | None = None
+    """[N] quarter turns by which the shift has rotated each row of train_x, where training images are to be augmented
+    before the shift; None: they are not augmented."""
 
     @property
     def clients(self) -> int:
@@ -70,17 +79,18 @@ class Federation:
         return self.train_x.shape[1:]
 
     @property
-    def population_x(self) -> Array:
-        """[C, N, …]: the whole test set under every cluster's shift, or fresh rows of every synthetic cluster."""
+    def population_x(self) -> Array | list[Array]:
+        """[C, N, …]: the whole test set under every cluster's shift, or fresh rows of every synthetic cluster; in a
+        task with class groups, C arrays: the test rows of every cluster's classes."""
         return self._population[0]
 
     @property
-    def population_y(self) -> Array:
+    def population_y(self) -> Array | list[Array]:
         """[C, N] or [C, N, outputs]: the labels of population_x."""
         return self._population[1]
 
     @cached_property
-    def _population(self) -> tuple[Array, Array]:
+    def _population(self) -> Population:
         return self.make_population()
 
 
@@ -88,37 +98,49 @@ def load(run: Run, results: Path) -> Federation:
     """Read the run's partition and data from `results` and apply its shift.
 
     Under the fidelity switch subset = per_variant the partition is full, and the training rows are thinned here by the
-    run's seed and the variant's name; partition_digest is that of the partition as stored.
+    run's seed and the variant's name; partition_digest is that of the partition as stored. Where a task is evaluated on
+    its training shards, these are the client's training rows before that thinning, as in the published code.
 
     Raises:
         ConfigError: the partition or the data are missing, altered or do not belong together (the message has the file
-            and the command that makes it), or the shift does not fit the data.
+            and the command that makes it), or the shift or the normalisation does not fit the data.
     """
     task = run.task
     card, table = _read_partition(run, results)
+    on_training = evaluated_on_training(run)
+    shards = table.filter(pl.col("split") != "test").with_columns(split=pl.lit("test"))
     if run.fidelity["subset"] == "per_variant":
         rule = task.partition
         table = partition.reduce_rows(table, rule.share, rule.min_rows, run.seed, f"subset {run.variant.name}")
+    sides = {"train": ("train", "validation"), "test": ("test",)}
+    if on_training:
+        table, sides = pl.concat([table.filter(pl.col("split") != "test"), shards]), {"train": partition.SPLITS}
     source = (
         _teacher(run, task.data)
         if isinstance(task.data, Synthetic)
         else _stored(run, task.data, card["data_digest"], results)
     )
+    _check_images(task, source.arrays["train_x"].shape[1:])
     cluster = np.arange(task.clients) % task.clusters
+    turns = None
     shifted: dict[str, Array] = {}
     rows: dict[str, Rows] = {}
     counts: dict[str, Rows] = {}
-    for side, splits in {"train": ("train", "validation"), "test": ("test",)}.items():
-        held = table.filter(pl.col("split").is_in(splits)).sort("row")
+    for side, splits in sides.items():
+        held = table.filter(pl.col("split").is_in(splits)).unique("row").sort("row")
         held_rows, of_row = held["row"].to_numpy(), cluster[held["client"].to_numpy()]
         x, y = source.arrays[f"{side}_x"][held_rows], source.arrays[f"{side}_y"][held_rows]
         shifted[f"{side}_x"] = shifts.apply_inputs(task.shift, x, of_row, task.clusters)
         shifted[f"{side}_y"] = (
             y if source.classes is None else shifts.apply_labels(task.shift, y, of_row, source.classes)
         )
+        if side == "train" and task.augmentation != "none":
+            turns = shifts.quarter_turns(task.shift, of_row, task.clusters)
         for split in splits:
             part = table.filter(pl.col("split") == split)
             rows[split], counts[split] = _padded(part, held_rows, task.clients, run.partition_seed)
+    if on_training:
+        shifted |= {"test_x": shifted["train_x"], "test_y": shifted["train_y"]}
     return Federation(
         **shifted,
         rows=rows,
@@ -130,7 +152,17 @@ def load(run: Run, results: Path) -> Federation:
         exact=source.exact,
         partition_digest=card["digest"],
         make_population=source.population,
+        normalise=task.normalise,
+        train_turns=turns,
     )
+
+
+def evaluated_on_training(run: Run) -> bool:
+    """Whether clients are evaluated on their training shards: the published code of this task did, and so does the run.
+
+    The published CIFAR-100 numbers are accuracies on the clients' training shards.
+    """
+    return run.task.published_split == "train" and run.fidelity["eval_split"] == "train"
 
 
 def read_data(name: str, results: Path) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -168,16 +200,35 @@ def _stored(run: Run, name: str, expected_digest: str, results: Path) -> Source:
             f"{results / 'data' / name}; make it again with: {_partition_command(run)}"
         )
     task, classes = run.task, card["classes"]
+    side = "train" if evaluated_on_training(run) else "test"
 
-    def population() -> tuple[Array, Array]:
-        x, y = arrays["test_x"], arrays["test_y"]
-        every = [np.full(len(y), c) for c in range(task.clusters)]
-        return (
-            np.stack([shifts.apply_inputs(task.shift, x, cluster, task.clusters) for cluster in every]),
-            np.stack([shifts.apply_labels(task.shift, y, cluster, classes) for cluster in every]),
-        )
+    def population() -> Population:
+        every_x, every_y = [], []
+        for c in range(task.clusters):
+            x, y = arrays[f"{side}_x"], arrays[f"{side}_y"]
+            if task.partition.kind == "class_groups":
+                x, y = x[y % task.clusters == c], y[y % task.clusters == c]
+            cluster = np.full(len(y), c)
+            every_x.append(shifts.apply_inputs(task.shift, x, cluster, task.clusters))
+            every_y.append(shifts.apply_labels(task.shift, y, cluster, classes))
+        return (every_x, every_y) if task.partition.kind == "class_groups" else (np.stack(every_x), np.stack(every_y))
 
     return Source(arrays=arrays, population=population, classes=classes, scale=card["scale"], exact=card["exact"])
+
+
+def _check_images(task: Task, shape: tuple[int, ...]) -> None:
+    """Raises ConfigError where the rows have other channels than `normalise`, or are no images to be augmented."""
+    channels = shape[2] if len(shape) == 3 else 1
+    if task.normalise is not None and len(task.normalise.mean) != channels:
+        raise ConfigError(
+            f"task {task.name!r}: normalise: {len(task.normalise.mean)} means and stds, but rows of shape "
+            f"{list(shape)} have {channels} channel(s); give one of each per channel"
+        )
+    if task.augmentation != "none" and len(shape) < 2:
+        raise ConfigError(
+            f"task {task.name!r}: augmentation: {task.augmentation} needs images, but rows have shape {list(shape)}; "
+            "set augmentation: none"
+        )
 
 
 def _teacher(run: Run, spec: Synthetic) -> Source:

@@ -12,6 +12,8 @@ from floral import seeds
 from floral.config import ConfigError
 from floral.schema import Partition
 
+Labels = npt.NDArray[np.integer]
+
 SPLITS = ("train", "validation", "test")
 SCHEMA = pl.Schema({"client": pl.Int32, "cluster": pl.Int32, "split": pl.String, "row": pl.Int64})
 
@@ -34,8 +36,36 @@ def partition_table(
             raise ConfigError(
                 f"clients: {clients} is more than the {rows} {side} rows of the data; set clients to at most {rows}"
             )
-    train = _dealt(seeds.permutation(seed, "partition train", size=train_rows), clients)
-    test = _dealt(seeds.permutation(seed, "partition test", size=test_rows), clients)
+    train = _dealt(seeds.permutation(seed, "partition train", size=train_rows), np.arange(clients))
+    test = _dealt(seeds.permutation(seed, "partition test", size=test_rows), np.arange(clients))
+    return _finished(train, test, clusters, partition, seed)
+
+
+def grouped_table(
+    train_y: Labels, test_y: Labels, clients: int, clusters: int, partition: Partition, seed: int
+) -> pl.DataFrame:
+    """As `partition_table`, but a row of class f goes to the clients of cluster f mod C, who share that cluster's rows.
+
+    Raises:
+        ConfigError: a cluster has more clients than training or test rows.
+
+    Source: arXiv 2410.03497, CIFAR-100.
+    """
+
+    def dealt(y: Labels, purpose: str, side: str) -> pl.DataFrame:
+        shuffled = seeds.permutation(seed, purpose, size=len(y))
+        shards = []
+        for c in range(clusters):
+            rows, members = shuffled[y[shuffled] % clusters == c], np.arange(c, clients, clusters)
+            if len(members) > len(rows):
+                raise ConfigError(
+                    f"partition.kind: class_groups: cluster {c} has {len(members)} clients, but its classes (class mod "
+                    f"{clusters} = {c}) have {len(rows)} {side} rows; set fewer clients or clusters"
+                )
+            shards.append(_dealt(rows, members))
+        return pl.concat(shards)
+
+    train, test = dealt(train_y, "partition train", "training"), dealt(test_y, "partition test", "test")
     return _finished(train, test, clusters, partition, seed)
 
 
@@ -43,7 +73,7 @@ def consecutive_table(
     train_each: int, test_each: int, clients: int, clusters: int, partition: Partition, seed: int
 ) -> pl.DataFrame:
     """The table of data that are made per client: client k holds the k-th `train_each` and `test_each` rows."""
-    train, test = (_dealt(np.arange(clients * each), clients) for each in (train_each, test_each))
+    train, test = (_dealt(np.arange(clients * each), np.arange(clients)) for each in (train_each, test_each))
     return _finished(train, test, clusters, partition, seed)
 
 
@@ -70,9 +100,10 @@ def digest(table: pl.DataFrame) -> str:
     return content.hexdigest()
 
 
-def _dealt(rows: npt.NDArray[np.int64], clients: int) -> pl.DataFrame:
-    sizes = np.full(clients, len(rows) // clients) + (np.arange(clients) < len(rows) % clients)
-    return pl.DataFrame({"client": np.repeat(np.arange(clients, dtype=np.int32), sizes), "row": rows})
+def _dealt(rows: npt.NDArray[np.int64], clients: npt.NDArray[np.int64]) -> pl.DataFrame:
+    each, more = divmod(len(rows), len(clients))
+    sizes = each + (np.arange(len(clients)) < more)
+    return pl.DataFrame({"client": np.repeat(clients.astype(np.int32), sizes), "row": rows})
 
 
 def _finished(train: pl.DataFrame, test: pl.DataFrame, clusters: int, partition: Partition, seed: int) -> pl.DataFrame:

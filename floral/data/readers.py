@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
+from PIL import Image
 
 from floral import seeds
 from floral.data.sources import DataError, RawFile, content
@@ -59,7 +61,28 @@ def digits_csv(files: Sequence[RawFile]) -> Labelled:
     )
 
 
-READERS: dict[str, Callable[[Sequence[RawFile]], Labelled]] = {"idx": idx, "digits_csv": digits_csv}
+def image_parquet(files: Sequence[RawFile]) -> Labelled:
+    """Two parquet files, train and test, in the layout of the Hugging Face Hub: `img` = struct(bytes, path) with an
+    encoded image each, and integer labels in `label` or `fine_label` (CIFAR-100, whose coarse labels stay unread).
+
+    Raises:
+        DataError: a file is truncated, lacks a column, or has an image that cannot be decoded or is of another shape.
+    """
+    (train_x, train_y), (test_x, test_y) = (_parquet_images(raw) for raw in files)
+    if train_x.shape[1:] != test_x.shape[1:]:
+        names = " and ".join(str(raw.location) for raw in files)
+        raise DataError(f"{names}: images {list(train_x.shape[1:])} and {list(test_x.shape[1:])} do not fit together")
+    return Labelled(
+        train_x=train_x, train_y=train_y, test_x=test_x, test_y=test_y,
+        classes=int(max(train_y.max(), test_y.max())) + 1, scale=255,
+    )  # fmt: skip
+
+
+READERS: dict[str, Callable[[Sequence[RawFile]], Labelled]] = {
+    "idx": idx,
+    "digits_csv": digits_csv,
+    "image_parquet": image_parquet,
+}
 
 
 def _idx_array(raw: RawFile) -> npt.NDArray[np.uint8]:
@@ -76,3 +99,36 @@ def _idx_array(raw: RawFile) -> npt.NDArray[np.uint8]:
             f"{raw.location}: truncated: {len(data):,} bytes, but its header announces {start + math.prod(shape):,}"
         )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def _parquet_images(raw: RawFile) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Images uint8 [N, H, W] (grey) or [N, H, W, 3], and labels int64 [N], in the file's row order."""
+    remedy = "remedy: replace it by a whole copy"
+    try:
+        table = pl.read_parquet(io.BytesIO(content(raw.location)))
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{raw.location}: not a parquet file, or truncated ({error}); {remedy}") from None
+    label = next((name for name in ("label", "fine_label") if name in table.columns), None)
+    encoded = pl.Struct({"bytes": pl.Binary, "path": pl.String})
+    if label is None or table.schema.get("img") != encoded or not table.schema[label].is_integer():
+        raise DataError(
+            f"{raw.location}: expected a column img of struct(bytes, path) and one of label or fine_label, "
+            f"found {dict(table.schema)}"
+        )
+    classes = table[label].cast(pl.Int64).to_numpy()
+    if not len(classes) or table[label].null_count() or classes.min() < 0:
+        raise DataError(f"{raw.location}: no rows, or one without a class (0, 1, …) in {label}; {remedy}")
+    images: list[npt.NDArray[np.uint8]] = []
+    for row, image_file in enumerate(table["img"].struct.field("bytes")):
+        try:
+            with Image.open(io.BytesIO(image_file or b"")) as image:
+                images.append(np.asarray(image))
+        except (OSError, SyntaxError) as error:  # Pillow's words for a broken image
+            raise DataError(f"{raw.location}: row {row}: the image cannot be decoded ({error}); {remedy}") from None
+        shape, first = images[-1].shape, images[0].shape
+        if shape != first or images[-1].dtype != np.uint8 or len(shape) not in (2, 3) or shape[2:] not in ((), (3,)):
+            raise DataError(
+                f"{raw.location}: row {row}: an image of shape {list(shape)} ({images[-1].dtype}) where grey or RGB "
+                f"bytes of the first row's shape {list(first)} are expected"
+            )
+    return np.stack(images), classes

@@ -45,6 +45,14 @@ def apply_labels(
     return (y + cluster) % classes if shift.kind == "label_shift" else y
 
 
+def quarter_turns(shift: Shift, cluster: npt.NDArray[np.integer], clusters: int) -> npt.NDArray[np.int64]:
+    """By how many quarter turns `apply_inputs` rotates the rows of the clusters `cluster` [N]; 0 for other shifts."""
+    if shift.kind != "rotate":
+        return np.zeros(len(cluster), np.int64)
+    assert 4 % clusters == 0, "the task allows no other"
+    return 4 * cluster.astype(np.int64) // clusters
+
+
 def rotation(side: int, c: int, clusters: int) -> npt.NDArray[np.int64]:
     """Where each pixel of a side×side image comes from when the image is rotated by c/C of a turn; −1: from outside."""
     pixel = np.arange(side * side)

@@ -3,81 +3,80 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from floral.engine.local import Trained
 from floral.engine.state import State
-from floral.spec import Method, Params, Scope, View
+from floral.spec import Method, Scope, View
 
 MASSLESS = 1e-6
 """A cluster whose share Σ_k p(k) π_kc of a round is below this has no mass."""
 
 
-@dataclass
-class Mean:
-    """Weighted means of a round: SHARED with p(k) ∝ n_k, CLUSTERED with p(k|c) ∝ n_k·π_kc, over the cohort.
+@dataclass(frozen=True)
+class Relative:
+    """Weights p(k)·π_kc of a chunk's clients in its clusters, over the largest of each cluster.
 
-    The weights p(k|c) are kept as logarithms and rescaled by their running maximum, so a hard route (π ≈ 4e-44) neither
-    underflows nor makes denormal numbers: p(k|c) = softmax over k of (log n_k + log π_kc).
+    A hard route (π ≈ 4e-44) then neither underflows nor makes denormal numbers: p(k|c) is a softmax over k of
+    log p(k) + log π_kc, and a softmax does not mind a constant.
     """
 
-    method: Method
-    clusters: int
+    weight: Tensor
+    """[m, C] exp(log p(k) + log π_kc - top_c), in [0, 1]."""
+    top: Tensor
+    """[C] the largest logarithm."""
+
+    @classmethod
+    def of(cls, share: Tensor, log_route: Tensor) -> Relative:
+        """From p(k) [m] and log π [m, C]."""
+        log_weight = share.double().log()[:, None] + log_route.double()
+        top = log_weight.amax(0)
+        return cls(torch.exp(log_weight - finite(top)), top)
+
+
+def finite(top: Tensor) -> Tensor:
+    """A maximum of logarithms, 0 where nobody has any weight."""
+    return torch.where(top == -math.inf, 0.0, top)
+
+
+@dataclass
+class Mean:
+    """Weighted sums of a round: SHARED with p(k) ∝ n_k, CLUSTERED with p(k)·π_kc, relative to `top`, over its clients.
+
+    Sums of several chunks are added; `result` divides by the mass of each cluster.
+    """
+
     sums: View = field(default_factory=dict)
     top: Tensor | None = None
-    """[C] the largest log weight so far."""
+    """[C] the largest log weight."""
     mass: Tensor | None = None
     """[C] Σ_k exp(log weight - top)."""
 
-    def add(self, trained: Trained, share: Tensor, members: Tensor | None) -> None:
-        """Add a chunk: `share` [m] is p(k), `members` [m] the fixed clusters of its clients, if the method has them."""
-        clustered = any(self.method.groups[name].scope is Scope.CLUSTERED for name in trained.values)
-        weight = rescale = None
-        if clustered:
-            if members is not None:
-                log_route = torch.full((len(share), self.clusters), -math.inf, dtype=torch.float64, device=share.device)
-                log_route[torch.arange(len(share)), members] = 0.0
+    def add(self, other: Mean, method: Method) -> None:
+        """Add the sums of further clients, in place."""
+        ours = theirs = None
+        if other.top is not None and other.mass is not None:
+            if self.top is None or self.mass is None:
+                self.top, self.mass = other.top, other.mass
             else:
-                assert trained.log_route is not None, "a CLUSTERED group needs a route or a member"
-                log_route = trained.log_route.double()
-            weight, rescale = self._weigh(share.double().log()[:, None] + log_route)
-        for name, params in trained.sums.items():
-            self._accumulate(name, params)
-        for name, params in trained.values.items():
-            match self.method.groups[name].scope:
-                case Scope.SHARED:
-                    self._accumulate(name, {key: torch.tensordot(share.to(t.dtype), t, 1) for key, t in params.items()})
-                case Scope.CLUSTERED:
-                    assert weight is not None and rescale is not None
-                    self._accumulate(name, {key: cluster_sum(weight, t, members) for key, t in params.items()}, rescale)
+                top = torch.maximum(self.top, other.top)
+                ours, theirs = torch.exp(self.top - finite(top)), torch.exp(other.top - finite(top))
+                self.top, self.mass = top, self.mass * ours + other.mass * theirs
+        for name, params in other.sums.items():
+            if name not in self.sums:
+                self.sums[name] = params
+                continue
+            for key, value in params.items():
+                if ours is None or theirs is None or method.groups[name].scope is Scope.SHARED:
+                    self.sums[name][key].add_(value)
+                else:
+                    self.sums[name][key].mul_(along(ours, value)).addcmul_(value, along(theirs, value))
 
-    def _weigh(self, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-        """exp(log weight - top) [m, C] with the new top, and the factor [C] by which older sums shrink."""
-        top = log_weight.amax(0)
-        if self.top is not None:
-            top = torch.maximum(top, self.top)
-        safe = torch.where(top == -math.inf, 0.0, top)
-        rescale = torch.zeros_like(safe) if self.top is None else torch.exp(self.top - safe)
-        weight = torch.exp(log_weight - safe)
-        self.mass = weight.sum(0) + (0 if self.mass is None else self.mass * rescale)
-        self.top = top
-        return weight, rescale
-
-    def _accumulate(self, name: str, params: Params, rescale: Tensor | None = None) -> None:
-        sums = self.sums.setdefault(name, {})
-        for key, value in params.items():
-            if key not in sums:
-                sums[key] = value
-            elif rescale is None:
-                sums[key] = sums[key] + value
-            else:
-                sums[key] = sums[key] * along(rescale, value) + value
-
-    def result(self, massless: Literal["keep", "average"]) -> tuple[View, Tensor | None]:
+    def result(self, massless: Literal["keep", "average"], method: Method) -> tuple[View, Tensor | None]:
         """The mean of every SHARED and CLUSTERED group, and which clusters [C] keep their value for want of mass.
 
         With "average" only a cluster without any weight keeps it; else the relative weights decide, however small.
@@ -89,19 +88,42 @@ class Mean:
         kept = mass == 0 if massless == "average" else share < MASSLESS
         means = {
             name: params
-            if self.method.groups[name].scope is Scope.SHARED
+            if method.groups[name].scope is Scope.SHARED
             else {key: value / along(torch.where(mass > 0, mass, 1.0), value) for key, value in params.items()}
             for name, params in self.sums.items()
         }
         return means, kept
 
 
-def cluster_sum(weight: Tensor, tensor: Tensor, members: Tensor | None) -> Tensor:
-    """Σ_k weight[k, c]·tensor[k, c] over a chunk: from [m, C, ...], or [m, ...] where a client has one cluster."""
+def weights(method: Method, share: Tensor, log_route: Tensor | None, members: Tensor | None, clusters: int) -> Relative:
+    """The weights of a chunk in the clusters: by its fixed members [m], or by its routes [m, C]."""
+    if members is not None:
+        one = torch.where(members[:, None] == torch.arange(clusters, device=members.device), 0.0, -math.inf)
+        return Relative.of(share, one)
+    assert log_route is not None, "a CLUSTERED group needs a route or a member"
+    return Relative.of(share, log_route)
+
+
+def sum_over_clients(
+    method: Method, values: View, groups: Collection[str], share: Tensor, relative: Relative | None
+) -> View:
+    """Σ_k p(k) w_k of SHARED groups and Σ_k weight_kc w_kc of CLUSTERED ones, from values with a client axis."""
+    sums: View = {}
+    for name in groups:
+        match method.groups[name].scope:
+            case Scope.SHARED:
+                sums[name] = {key: torch.tensordot(share.to(t.dtype), t, 1) for key, t in values[name].items()}
+            case Scope.CLUSTERED:
+                assert relative is not None
+                weight, fixed = relative.weight, method.member is not None
+                sums[name] = {key: cluster_sum(weight, t, fixed) for key, t in values[name].items()}
+    return sums
+
+
+def cluster_sum(weight: Tensor, tensor: Tensor, fixed: bool) -> Tensor:
+    """Σ_k weight[k, c]·tensor[k, c] over a chunk: from [m, C, ...], or [m, ...] where clients have a fixed cluster."""
     weight = weight.to(tensor.dtype)
-    if members is None:
-        return torch.einsum("kc,kc...->c...", weight, tensor)
-    return torch.tensordot(weight.mT, tensor, 1)
+    return torch.tensordot(weight.mT, tensor, 1) if fixed else torch.einsum("kc,kc...->c...", weight, tensor)
 
 
 def along(vector: Tensor, like: Tensor) -> Tensor:
@@ -167,9 +189,19 @@ def unless(held: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
     return new if held is None else torch.where(along(held, old), old, new)
 
 
-def write_back(state: State, method: Method, trained: Trained, learners: Tensor) -> None:
+class HasValues(Protocol):
+    """What local training gives back."""
+
+    @property
+    def values(self) -> View: ...
+
+
+def write_back(state: State, method: Method, trained: HasValues, learners: Tensor) -> None:
     """PRIVATE groups return to the learners that took part; all others keep theirs."""
     for name, params in trained.values.items():
         if method.groups[name].scope is Scope.PRIVATE:
             for key, value in params.items():
-                state.values[name][key].index_copy_(0, learners, value)
+                own = state.values[name][key]
+                own.index_copy_(0, learners.to(own.device), value.to(own.device))
+    if state.store is not None:
+        state.store.mark(learners)

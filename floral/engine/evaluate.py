@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from floral.engine.state import State, dims, one, view
 from floral.spec import Method, Scope
 
 Weighting = Literal["sample_mean", "batch_means"]
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]
+"""Applies a function to items, perhaps several at once."""
 SLICE = 4096
 """Rows of a long test set that one client is evaluated on at a time."""
 
@@ -50,12 +52,13 @@ def on_own_rows(
     batch: int,
     chunk: int,
     lifted: bool,
+    map: Map,
 ) -> Scores:
     """Each client's model on its own rows. "batch_means" is the published code's mean of batch means."""
     losses, correct, accuracy = (np.zeros(len(clients)) for _ in range(3))
     count = rows.count[clients]
-    for first in range(0, len(clients), chunk):
-        now = slice(first, min(first + chunk, len(clients)))
+
+    def score(now: slice) -> None:
         ids = torch.from_numpy(clients[now]).to(rows.x.device)
         width = max(1, int(count[now].max()))
         x, y = rows.gather(torch.from_numpy(rows.index[clients[now], :width]).to(rows.x.device))
@@ -66,6 +69,8 @@ def on_own_rows(
         losses[now] = weighted(each, weight)
         accuracy[now] = weighted(hit, weight)
         correct[now] = weighted(hit, weight > 0)
+
+    map(score, [slice(first, min(first + chunk, len(clients))) for first in range(0, len(clients), chunk)])
     return Scores(clients, count, losses, accuracy, np.rint(correct).astype(np.int64))
 
 
@@ -78,16 +83,18 @@ def on_population(
     cluster: Tensor,
     *,
     loss: Loss,
+    map: Map,
 ) -> Scores:
     """Each client's model on the whole test set as its true cluster sees it; equal models are evaluated once."""
     clients = len(cluster)
     same = identical_models(method, learner, cluster)
     result = np.zeros((clients, 4))
-    for c in torch.unique(cluster).tolist():
+    of_cluster = cluster.cpu().numpy()
+    for c in np.unique(of_cluster).tolist():
         x, y = population(c)
         parts = [(decode(x[at : at + SLICE]), y[at : at + SLICE]) for at in range(0, len(x), SLICE)]
-        members = torch.nonzero(cluster == c).flatten().tolist()
-        for k in sorted({int(same[k]) for k in members}):
+
+        def score(k: int, rows: int = len(x), parts: list[tuple[Tensor, Tensor]] = parts) -> None:
             ids = torch.tensor([k], device=cluster.device)
             total = np.zeros(2)
             for some_x, some_y in parts:
@@ -95,7 +102,10 @@ def on_population(
                     outputs = predict(method, state, learner[ids], ids, some_x[None], lifted=False)
                 each, hit = sample_scores(loss, outputs, some_y[None])
                 total += float(each.double().sum()), float(hit.sum())
-            result[same == k] = len(x), total[0] / len(x), total[1] / len(x), total[1]
+            result[k] = rows, total[0] / rows, total[1] / rows, total[1]
+
+        map(score, np.unique(same[of_cluster == c]).tolist())
+    result = result[same]
     rows, losses, accuracy, correct = result.T
     return Scores(np.arange(clients), rows.astype(np.int64), losses, accuracy, np.rint(correct).astype(np.int64))
 

@@ -1,67 +1,118 @@
-"""How a run is carried out: backend and chunk, asked for or found by a short measurement on the run's own shapes."""
+"""How a run is carried out: backend, chunk and workers, asked for or found by a short measurement on its own shapes."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
+from floral.spec import Refused
 
-CHUNKS = (5, 30)
-"""Clients that one vmap holds: few keep weights and gradients in the cache, many spend less on dispatch."""
+Backend = Literal["auto", "loop", "vmap", "batched"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
+
+CHUNKS = (1, 5)
+"""Clients that one worker trains in one piece, beside an equal part of the cohort: few keep weights in the cache, many
+spend less on dispatch."""
 TRIALS = 5
 """Timed local trainings per candidate, after one that warms up; the fastest counts, for other work on the machine only
 ever slows one down."""
-TIE = 1.25
+STEPS = 4
+"""Local steps of one trial: the first, the last, and some between them."""
+TIE = 1.05
 """Candidates this close count as equal and the first is taken, so that measuring again seldom chooses otherwise."""
 ENOUGH = 3.0
 """Seconds after which a slow model gets no further trials."""
+WORTH = 3.0
+"""Seconds of training below which a run is over before recording its steps has paid."""
 
 
-def choose(simulation: Simulation, state: State, backend: Literal["auto", "loop", "vmap"]) -> Execution:
-    """The execution for a backend; "auto" times the candidates on the first cohort and takes a fastest one."""
+def choose(simulation: Simulation, state: State, backend: Backend, threads: int = 1) -> Execution:
+    """The execution for a backend on `threads` cores; "auto" times the candidates on the first cohort.
+
+    Raises:
+        Refused: the backend that was asked for cannot do the method.
+    """
     cohort = len(simulation.cohort(1))
-    if backend == "loop":
-        return Execution("loop", 1, "asked for")
-    if backend == "vmap":
-        return Execution("vmap", min(cohort, CHUNKS[-1]), "asked for")
-    if not simulation.phases or cohort == 1:
-        return Execution("loop", 1, "nothing to lift over")
-    chunks = sorted({min(cohort, chunk) for chunk in CHUNKS})
-    candidates = [*(Execution("vmap", chunk) for chunk in reversed(chunks)), Execution("loop", 1)]
-    found = measure(simulation, state, candidates)
-    fast = TIE * min(found.values())
-    best = next(candidate for candidate in candidates if found[candidate] <= fast)
-    table = ", ".join(f"{c.backend} {c.chunk}: {1e3 * found[c]:.2f}" for c in candidates)
-    return replace(best, reason=f"fastest, or first within {TIE} times of it (ms per client): {table}")
+    cores = threads if simulation.device.type == "cpu" else 1
+    if not simulation.phases or (cohort == 1 and backend != "batched"):
+        return Execution("loop", 1, threads=cores, reason="nothing to lift over")
+    plain = [Execution("vmap", min(cohort, 30), threads=cores), spread("loop", 1, cohort, cores)]
+    match backend:
+        case "loop" | "vmap":
+            return replace(next(some for some in plain if some.backend == backend), reason="asked for")
+        case "batched":
+            found = measure(simulation, state, batched(cohort, cores))
+            return fastest(found, "the fastest of the backend that was asked for")
+    found = measure(simulation, state, plain)
+    if min(found.values()) * cohort * simulation.settings.rounds * longer(simulation) < WORTH:
+        return fastest(found, "the fastest without recording, which would not pay")
+    try:
+        return fastest(measure(simulation, state, batched(cohort, cores)) | found, "the fastest")
+    except Refused as reason:
+        return fastest(found, f"not batched: {reason}; the fastest of the others")
 
 
-def measure(simulation: Simulation, state: State, candidates: list[Execution]) -> dict[Execution, float]:
+def longer(simulation: Simulation) -> float:
+    """How many times as many local steps as a trial's a client makes."""
+    steps = math.ceil(simulation.data.train.count.max() / simulation.settings.batch)
+    each = [epochs * steps for epochs in simulation.epochs]
+    return sum(each) / sum(min(count, STEPS) for count in each)
+
+
+def spread(backend: Literal["loop", "batched"], chunk: int, cohort: int, cores: int) -> Execution:
+    """Chunks spread over as many workers as there are cores, one thread each."""
+    return Execution(backend, chunk, workers=min(cores, math.ceil(cohort / chunk)))
+
+
+def batched(cohort: int, cores: int) -> list[Execution]:
+    """The candidates of the backend batched, the largest chunks first."""
+    chunks = sorted({*(min(chunk, cohort) for chunk in CHUNKS), math.ceil(cohort / cores)}, reverse=True)
+    many = [spread("batched", chunk, cohort, cores) for chunk in chunks]
+    return many if cores == 1 else [*many, Execution("batched", cohort, threads=cores)]
+
+
+def fastest(found: dict[Execution, float], why: str) -> Execution:
+    """The first candidate that is within a tie of the fastest, with the table of all as its reason."""
+    limit = TIE * min(found.values())
+    best = next(candidate for candidate, seconds in found.items() if seconds <= limit)
+    table = ", ".join(f"{c.backend} {c.chunk} × {c.workers}: {1e3 * seconds:.2f}" for c, seconds in found.items())
+    return replace(best, reason=f"{why}, or first within {TIE} times of it (ms per client, chunk × workers: {table})")
+
+
+def measure(simulation: Simulation, state: State, candidates: Sequence[Execution]) -> dict[Execution, float]:
     """Seconds per client of one local training under each candidate, tried in turns; the state stays as it is."""
     began = time.perf_counter()
+    parts = simulation.method, simulation.data, simulation.settings
+    trials = {some: Simulation(*parts, some, most_steps=STEPS) for some in candidates}
     best = dict.fromkeys(candidates, math.inf)
-    for trial in range(1 + TRIALS):
-        for candidate in candidates:
-            seconds = seconds_per_client(simulation, state, candidate)
-            if trial > 0:
-                best[candidate] = min(best[candidate], seconds)
-        if trial > 0 and time.perf_counter() - began > ENOUGH:
-            break
+    before = torch.get_num_threads()
+    try:
+        for turn in range(1 + TRIALS):
+            for candidate, trial in trials.items():
+                seconds = seconds_per_client(trial, state)
+                if turn > 0:
+                    best[candidate] = min(best[candidate], seconds)
+            if turn > 0 and time.perf_counter() - began > ENOUGH:
+                break
+    finally:
+        torch.set_num_threads(before)
     return best
 
 
-def seconds_per_client(simulation: Simulation, state: State, execution: Execution) -> float:
-    """Time of one local training of a chunk of the first cohort, per client."""
-    trial = Simulation(simulation.method, simulation.data, simulation.settings, execution)
-    learners = trial.cohort(1)[: execution.chunk]
-    share = torch.full((len(learners),), 1 / len(learners), device=simulation.device)
+def seconds_per_client(trial: Simulation, state: State) -> float:
+    """Time of the local training of as much of the first cohort as keeps all workers busy, per client."""
+    how = trial.execution
+    torch.set_num_threads(how.threads)
+    learners = trial.cohort(1)[: how.chunk * how.workers]
     began = time.perf_counter()
-    trial.train_chunk(state, 1, learners, share)
-    if simulation.device.type == "cuda":
+    trial.local_training(state, 1, learners)
+    if trial.device.type == "cuda":
         torch.cuda.synchronize()
     return (time.perf_counter() - began) / len(learners)

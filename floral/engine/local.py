@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from floral import seeds
+from floral.engine.aggregate import Mean, sum_over_clients, weights
 from floral.engine.rows import Plan, Rows
 from floral.engine.state import Axes, dims, one
 from floral.spec import Batch, Draws, Method, Phase, Scope, View
@@ -23,138 +24,167 @@ MOST_STEPS = 1 << 20
 
 @dataclass(frozen=True)
 class Trained:
-    """What a chunk of m learners gives back: its groups with a client axis in front, log-routes [m, C], mean loss [m].
-
-    `sums` has the SHARED groups that were summed over the chunk already, with weights p(k), instead of `values`.
-    """
+    """What a chunk of m learners adds to a round: PRIVATE groups [m, ...], sums of the others, its mean losses [m]."""
 
     values: View
-    sums: View
-    log_route: Tensor | None
+    mean: Mean
     loss: Tensor
+    samples: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Who trains: p(k) [m] of the learners in the round, and their fixed clusters [m] if the method has them."""
+
+    share: Tensor
+    members: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.share)
 
 
 def sample_losses(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
     """Loss of each sample [..., B]: cross-entropy of logits, or the squared error averaged over the outputs."""
     if loss == "mse":
         return ((outputs - y) ** 2).mean(-1)
-    return F.cross_entropy(outputs.movedim(-1, 1), y, reduction="none")
+    return -F.log_softmax(outputs, -1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
 
 
 def train_chunk(
-    method: Method,
+    clients: Clients,
     seen: View,
     axes: Axes,
+    chunk: Chunk,
     plan: Plan,
     rows: Rows,
     *,
-    loss: Loss,
-    lifted: bool,
     draw: Callable[[int, int], Draws],
     phases: Sequence[tuple[Phase, range]],
-    share: Tensor,
 ) -> Trained:
     """Every phase of local training, over its steps, for the m learners of `plan`, starting from what they see.
 
-    `lifted` runs all of them in one `torch.vmap` per step; else m is 1 and the functions run as they are, without a
-    client axis. A group without a client axis is still the federation's own tensor, only read; its first step makes a
-    copy per client, later ones update that copy in place.
-
-    When all of local training is one SGD step, Σ_k p(k) (w - lr·g_k) = w Σ_k p(k) - lr·Σ_k p(k) g_k: SHARED groups then
-    need no copy per client, and one backward pass of the losses weighted with `share` [m] = p(k) gives the sum.
+    A group without a client axis is still the federation's own tensor, only read; its first step makes a copy per
+    client, later ones update that copy in place.
     """
-    m = plan.index.shape[0]
-    assert lifted or m == 1
-    values, received = dict(seen), {}
-    if method.penalty is not None:  # the chunk's own copies are about to change in place
-        received = {
-            group: {name: t.clone() for name, t in params.items()} if axes[group] == 0 else params
-            for group, params in seen.items()
-        }
-    if not lifted:
-        values, received = one(values, axes), one(received, axes)
-    summed = frozenset[str]()
-    if lifted and method.local_step is None and sum(len(steps) for _, steps in phases) == 1:
-        summed = frozenset(
-            group
-            for group in phases[0][0].train
-            if method.groups[group].scope is Scope.SHARED and group not in method.precondition
-        )
-    client = Clients(method, loss, lifted, received, {group: axes[group] for group in received}, summed, share)
-    axes = dict(axes)
-    total = torch.zeros(m, dtype=rows.dtype, device=rows.x.device)
-    for phase, steps in phases:
-        for h in steps:
-            x, y = rows.gather(plan.index[:, h])
-            batch, draws = Batch(x, y, plan.mask[:, h]), draw(h, x.shape[1])
-            if not lifted:
-                batch, draws = Batch(x[0], y[0], plan.mask[0, h]), {name: drawn[0] for name, drawn in draws.items()}
-            changed, losses = client.step(phase, values, axes, batch, draws)
-            values.update(changed)
-            axes.update({group: 0 for group in changed if group not in summed})
-            total = total + losses
-    log_route = None if method.log_route is None else log_routes(method, values, axes, m, lifted)
-    updated = {
-        group: {name: with_axis(t, axes[group], m, lifted) if lifted else t[None] for name, t in values[group].items()}
-        for group in (*method.trained, *method.statistics)
-        if group not in summed
-    }
-    return Trained(
-        updated, {group: values[group] for group in summed}, log_route, total / plan.mask.any(-1).sum(1).clamp(min=1)
-    )
+    values, axes, received = clients.start(seen, axes)
+    schedule = [(phase, h) for phase, steps in phases for h in steps]
+    total = torch.zeros(len(chunk), dtype=rows.dtype, device=rows.x.device)
+    trained = None
+    for at, (phase, h) in enumerate(schedule):
+        draws = draw(h, plan.index.shape[2])
+        x, y = rows.gather(plan.index[:, h], draws)
+        batch, draws = Batch(x, y, plan.mask[:, h]), {name: draws[name] for name in clients.method.draws}
+        if at < len(schedule) - 1:
+            values, axes, losses = clients.step(phase, values, axes, batch, draws, received)
+        else:
+            trained, losses = clients.last(phase, values, axes, batch, draws, received, chunk)
+        total = total + losses
+    assert trained is not None
+    private, sums, relative = trained
+    mean = Mean(sums, *((None, None) if relative is None else relative))
+    return Trained(private, mean, total / plan.mask.any(-1).sum(1).clamp(min=1), int(plan.samples.sum()))
+
+
+Finished = tuple[View, View, tuple[Tensor, Tensor] | None]
+"""PRIVATE groups [m, ...]; sums over the chunk; top and mass [C] of its clusters, if it has any."""
 
 
 @dataclass(frozen=True)
 class Clients:
-    """The local steps of a chunk's clients: one backward pass has all their gradients, for Σ_k loss_k is separable."""
+    """The local steps of a chunk's clients: one backward pass has all their gradients, for Σ_k loss_k is separable.
+
+    `lifted` runs all of them in one `torch.vmap` per step; else a chunk is one client and the functions run as they
+    are, without a client axis.
+    """
 
     method: Method
     loss: Loss
     lifted: bool
-    received: View
-    received_axes: Axes
-    summed: frozenset[str]
-    """SHARED groups that are trained as one, see `train_chunk`."""
-    share: Tensor
-    """[m] p(k)."""
+    clusters: int
 
-    def step(self, phase: Phase, values: View, axes: Axes, batch: Batch, draws: Draws) -> tuple[View, Tensor]:
-        """One local step; the groups that changed, with a client axis when lifted, and the losses."""
-        trained = {group: params for group, params in values.items() if group in phase.train}
-        fixed = {group: params for group, params in values.items() if group not in phase.train}
+    def start(self, seen: View, axes: Axes) -> tuple[View, Axes, tuple[View, Axes]]:
+        """The values to begin with, and what the penalty compares them to (empty without one)."""
+        received: View = {}
+        if self.method.penalty is not None:  # the chunk's own copies are about to change in place
+            received = {
+                group: {name: t.clone() for name, t in params.items()} if axes[group] == 0 else params
+                for group, params in seen.items()
+            }
+        kept: Axes = {group: axes[group] for group in received}
+        if not self.lifted:
+            return one(seen, axes), dict.fromkeys(axes), (one(received, kept), dict.fromkeys(kept))
+        return dict(seen), dict(axes), (received, kept)
+
+    def step(
+        self, phase: Phase, values: View, axes: Axes, batch: Batch, draws: Draws, received: tuple[View, Axes]
+    ) -> tuple[View, Axes, Tensor]:
+        """One local step: all values after it, their axes, and the losses [m]."""
+        if not self.lifted:
+            batch, draws = Batch(batch.x[0], batch.y[0], batch.mask[0]), {key: drawn[0] for key, drawn in draws.items()}
+        trained, fixed = split(values, phase.train)
         if self.method.local_step is not None:
-            over = (dims(axes, trained), dims(axes, fixed), *self._inputs(draws))
+            over = (dims(axes, trained), dims(axes, fixed), *self._inputs(draws, received))
             own_step = self.over_clients(self._own_step(phase), over)
-            return own_step(trained, fixed, batch.x, batch.y, batch.mask, draws, self.received)
-        return self._sgd(phase, trained, fixed, axes, batch, draws)
+            changed, losses = own_step(trained, fixed, batch.x, batch.y, batch.mask, draws, received[0])
+        else:
+            changed, losses = self._sgd(trained, fixed, axes, batch, draws, received)
+        if not self.lifted:
+            return {**values, **changed}, axes, losses[None]
+        return {**values, **changed}, {**axes, **dict.fromkeys(changed, 0)}, losses
+
+    def last(
+        self,
+        phase: Phase,
+        values: View,
+        axes: Axes,
+        batch: Batch,
+        draws: Draws,
+        received: tuple[View, Axes],
+        chunk: Chunk,
+    ) -> tuple[Finished, Tensor]:
+        """The last local step, and what the chunk adds to the round."""
+        values, axes, losses = self.step(phase, values, axes, batch, draws, received)
+        if not self.lifted:
+            values, axes = (
+                {g: {n: t[None] for n, t in params.items()} for g, params in values.items()},
+                {group: 0 for group in axes},
+            )
+        return self.finish(values, axes, chunk, {}), losses
+
+    def finish(self, values: View, axes: Axes, chunk: Chunk, sums: View) -> Finished:
+        """What a chunk adds to the round, from values with a client axis; `sums` of some groups are known already."""
+        method, m = self.method, len(chunk)
+        left = [group for group in (*method.trained, *method.statistics) if group not in sums]
+        own = {group: {name: with_axis(t, axes[group], m) for name, t in values[group].items()} for group in left}
+        relative = None
+        if any(method.groups[group].scope is Scope.CLUSTERED for group in left):
+            route = log_routes(method, values, axes, m) if method.log_route is not None else None
+            relative = weights(method, chunk.share, route, chunk.members, self.clusters)
+        private = {group: params for group, params in own.items() if method.groups[group].scope is Scope.PRIVATE}
+        summed = sum_over_clients(method, own, [group for group in left if group not in private], chunk.share, relative)
+        return private, {**sums, **summed}, None if relative is None else (relative.top, relative.weight.sum(0))
 
     def _sgd(
-        self, phase: Phase, trained: View, fixed: View, axes: Axes, batch: Batch, draws: Draws
+        self, trained: View, fixed: View, axes: Axes, batch: Batch, draws: Draws, received: tuple[View, Axes]
     ) -> tuple[View, Tensor]:
-        """w ← w - lr·g, in place on copies that the chunk owns; the `summed` groups as one."""
-        m = len(batch.x)
-        leaves = map_groups(lambda group, tensor: self._leaf(group, tensor, axes, m), trained)
-        own_axes: Axes = {group: None if group in self.summed else 0 for group in leaves}
-        over = (dims(own_axes, leaves), dims(axes, fixed), *self._inputs(draws))
+        """w ← w - lr·g, in place on copies that the chunk owns."""
+        leaves = map_groups(lambda group, t: self._leaf(t, axes[group], len(batch.x)), trained)
+        over = (dict.fromkeys(leaves, 0), dims(axes, fixed), *self._inputs(draws, received))
         with torch.enable_grad():
             losses, changed = self.over_clients(self.objective, over)(
-                leaves, fixed, batch.x, batch.y, batch.mask, draws, self.received
+                leaves, fixed, batch.x, batch.y, batch.mask, draws, received[0]
             )
             flat = [tensor for params in leaves.values() for tensor in params.values()]
-            total = (losses * self.share).sum() if self.summed else losses.sum()
-            found = iter(torch.autograd.grad(total, flat, materialize_grads=True))
+            found = iter(torch.autograd.grad(losses.sum(), flat, materialize_grads=True))
         with torch.no_grad():
-            gradients = map_groups(lambda group, tensor: self._unweighted(group, next(found)), leaves)
+            gradients = map_groups(lambda group, tensor: next(found), leaves)
             values = map_groups(lambda group, tensor: tensor.detach(), leaves)
-            for group, change in self.method.precondition.items():
-                if group in gradients:
-                    gradients[group] = self.over_clients(change, (0, 0))(gradients[group], values[group])
+            gradients = self.preconditioned(gradients, values, self.lifted)
 
             def moved(group: str, name: str, tensor: Tensor) -> Tensor:
                 change, lr = gradients[group][name], -self.method.groups[group].lr
-                if group in self.summed:
-                    return (tensor * self.share.sum()).add_(change, alpha=lr)
-                return tensor.add_(change, alpha=lr) if axes[group] == 0 else tensor.add(change, alpha=lr)
+                in_place = self.lifted and axes[group] == 0
+                return tensor.add_(change, alpha=lr) if in_place else tensor.add(change, alpha=lr)
 
             updated = {
                 group: {name: moved(group, name, tensor) for name, tensor in params.items()}
@@ -162,16 +192,18 @@ class Clients:
             }
             return {**updated, **map_groups(lambda group, tensor: tensor.detach(), changed)}, losses.detach()
 
-    def _leaf(self, group: str, tensor: Tensor, axes: Axes, m: int) -> Tensor:
-        """What the backward pass differentiates by: a value per client, or one for all where they are summed."""
-        own = tensor if group in self.summed else with_axis(tensor, axes[group], m, self.lifted)
-        return own.detach().requires_grad_()
+    def _leaf(self, tensor: Tensor, axis: int | None, m: int) -> Tensor:
+        """What the backward pass differentiates by: a value per client."""
+        return (with_axis(tensor, axis, m) if self.lifted else tensor).detach().requires_grad_()
 
-    def _unweighted(self, group: str, gradient: Tensor) -> Tensor:
-        """A client's own gradient out of the weighted backward pass."""
-        if not self.summed or group in self.summed:
-            return gradient
-        return gradient / self.share.reshape(-1, *(1,) * (gradient.dim() - 1))
+    def preconditioned(self, gradients: View, values: View, per_client: bool) -> View:
+        """The gradients as the method's preconditioners change them."""
+        changed = dict(gradients)
+        for group, change in self.method.precondition.items():
+            if group in gradients:
+                change = torch.vmap(change) if per_client else change
+                changed[group] = change(gradients[group], values[group])
+        return changed
 
     def objective(
         self, trained: View, fixed: View, x: Tensor, y: Tensor, mask: Tensor, draws: Draws, received: View
@@ -219,9 +251,15 @@ class Clients:
         """`function` for one client, for all clients of the chunk."""
         return torch.vmap(function, in_dims=in_dims) if self.lifted else function
 
-    def _inputs(self, draws: Draws) -> tuple[Any, ...]:
+    def _inputs(self, draws: Draws, received: tuple[View, Axes]) -> tuple[Any, ...]:
         """`in_dims` of x, y, mask, draws and the received view."""
-        return (0, 0, 0, dict.fromkeys(draws, 0), dims(self.received_axes, self.received))
+        return (0, 0, 0, dict.fromkeys(draws, 0), dims(received[1], received[0]))
+
+
+def split(values: View, names: Sequence[str]) -> tuple[View, View]:
+    """The groups that are named, and the others."""
+    named = {group: params for group, params in values.items() if group in names}
+    return named, {group: params for group, params in values.items() if group not in names}
 
 
 def map_groups(change: Callable[[str, Tensor], Tensor], values: View) -> View:
@@ -229,17 +267,17 @@ def map_groups(change: Callable[[str, Tensor], Tensor], values: View) -> View:
     return {group: {name: change(group, tensor) for name, tensor in params.items()} for group, params in values.items()}
 
 
-def log_routes(method: Method, values: View, axes: Axes, m: int, lifted: bool = True) -> Tensor:
+def log_routes(method: Method, values: View, axes: Axes, m: int) -> Tensor:
     """log π_k [m, C] of every client of a chunk."""
     assert method.log_route is not None
-    if not lifted or all(axis is None for axis in axes.values()):
+    if all(axis is None for axis in axes.values()):
         return method.log_route(values).expand(m, -1)
     return torch.vmap(method.log_route, in_dims=(dims(axes, values),))(values)
 
 
-def with_axis(tensor: Tensor, axis: int | None, m: int, lifted: bool) -> Tensor:
-    """The tensor with a client axis, expanded, not copied, where all share it; as it is when nothing is lifted."""
-    return tensor.expand(m, *tensor.shape) if lifted and axis is None else tensor
+def with_axis(tensor: Tensor, axis: int | None, m: int) -> Tensor:
+    """The tensor with a client axis, expanded, not copied, where all share it."""
+    return tensor.expand(m, *tensor.shape) if axis is None else tensor
 
 
 def make_draws(

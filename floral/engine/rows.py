@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from floral import seeds
+from floral.spec import Draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +18,7 @@ class Rows:
     """Rows of one split by holder (client or learner).
 
     x [N, ...] as stored (uint8 images stay uint8 until they are gathered), y [N] or [N, d], index [U, n_max] row
-    numbers padded with 0, count [U].
+    numbers padded with 0, count [U]. mean, std [channels]: of inputs that are already divided by `scale`.
     """
 
     x: Tensor
@@ -26,15 +27,27 @@ class Rows:
     count: np.ndarray
     scale: float
     dtype: torch.dtype
+    mean: Tensor | None = None
+    std: Tensor | None = None
+    augment: Callable[[Tensor, Tensor, Draws], Tensor] | None = None
+    """(x [n, ...] as stored, row numbers [n], draws [n]) → x [n, ...] as stored, changed at random."""
+    augment_draws: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
+    """Shapes of the random inputs of `augment`, "batch" for the rows of one batch; empty without one."""
 
     def decode(self, x: Tensor) -> Tensor:
-        """Stored values to inputs: divided by `scale`."""
-        return x.to(self.dtype) / self.scale if self.scale != 1 else x.to(self.dtype)
+        """Stored values to inputs: divided by `scale`, and normalised where there are a mean and a std."""
+        x = x.to(self.dtype) / self.scale if self.scale != 1 else x.to(self.dtype)
+        if self.mean is None or self.std is None:
+            return x
+        return (x - self.mean) / self.std
 
-    def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """x [*index, ...] and y [*index, ...] of the rows in `index`."""
+    def gather(self, index: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
+        """x [*index, ...] and y [*index, ...] of the rows in `index`, augmented by `draws` [*index] where given."""
         flat = index.flatten()
-        x = self.decode(self.x.index_select(0, flat))
+        x = self.x.index_select(0, flat)
+        if draws is not None and self.augment is not None:
+            x = self.augment(x, flat, {name: draws[name].flatten() for name in self.augment_draws})
+        x = self.decode(x)
         y = self.y.index_select(0, flat)
         return x.reshape(*index.shape, *x.shape[1:]), y.reshape(*index.shape, *y.shape[1:])
 
@@ -105,7 +118,7 @@ def plan(
     shape = (len(learners), epochs * steps, batch)
     mask = valid.reshape(shape)
     index = np.where(mask, padded.reshape(shape), 0)
-    longest = mask.any((0, 1)).sum()  # no batch is longer than the rows: do not carry padding that nobody fills
+    longest = min(batch, int(np.ceil(share * rows.count.max())))  # no batch of anybody is longer
     device = rows.x.device
     return Plan(
         torch.from_numpy(index[..., :longest].copy()).to(device),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +16,7 @@ from torch import Tensor
 from floral import seeds
 from floral.engine import evaluate, local
 from floral.engine.aggregate import Mean, ServerOptimiser, write_back
+from floral.engine.batched import Batched
 from floral.engine.costs import Costs, count
 from floral.engine.rows import ClientData, plan
 from floral.engine.state import State, start, view
@@ -20,19 +24,26 @@ from floral.spec import Method, Phase
 
 EXPLODED = 1e8
 """A loss above this counts as diverged, like NaN."""
+EVALUATED = 5
+"""Clients that are evaluated in one piece, at least."""
 
 
 @dataclass(frozen=True)
 class Execution:
     """How the arithmetic is carried out: it changes the last bits of a result, never the method."""
 
-    backend: Literal["loop", "vmap"]
+    backend: Literal["loop", "vmap", "batched"]
     chunk: int
+    """Clients that are trained in one piece."""
+    workers: int = 1
+    """Python threads, each with its own chunks."""
+    threads: int = 1
+    """Of one worker, within one operation."""
     reason: str = ""
 
     @property
     def lifted(self) -> bool:
-        return self.backend == "vmap"
+        return self.backend != "loop"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +74,40 @@ class Settings:
         return round % self.evaluation_period == 0 or round == self.rounds
 
 
+@dataclass
+class Part:
+    """What one worker's chunks add to a round."""
+
+    mean: Mean = field(default_factory=Mean)
+    private: list[tuple[Tensor, local.Trained]] = field(default_factory=list)
+    """Learners and what they trained, to be written back."""
+    loss: Tensor | float = 0.0
+    samples: int = 0
+
+
+class Workers:
+    """Threads that each compute on their own clients, with `threads` threads within one operation.
+
+    PyTorch's operations run outside Python's lock, so that Python threads are enough.
+    """
+
+    def __init__(self, count: int, threads: int) -> None:
+        self.count, self.threads = count, threads
+        self._pool: ThreadPoolExecutor | None = None
+
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        """The results in the items' order; one worker is the thread that calls."""
+        if self.count == 1:
+            return [function(item) for item in items]
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.count, "client", initializer=self._start)
+        return list(self._pool.map(function, items))
+
+    def _start(self) -> None:
+        torch.set_num_threads(self.threads)
+        torch.set_flush_denormal(True)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What was measured after a round: (split, metric, value) in a fixed order, and routes [K, C]."""
@@ -75,20 +120,35 @@ class Evaluation:
 class Simulation:
     """A method on a task's data. All randomness is of (seed, purpose, round, client): a resumed run is the same run."""
 
-    def __init__(self, method: Method, data: ClientData, settings: Settings, execution: Execution) -> None:
+    def __init__(
+        self,
+        method: Method,
+        data: ClientData,
+        settings: Settings,
+        execution: Execution,
+        *,
+        most_steps: int | None = None,
+    ) -> None:
+        """`most_steps` cuts every phase of local training short, for trials that only take its time."""
         if method.phases == ():
             settings = replace(settings, rounds=0)
         self.method, self.data, self.settings, self.execution = method, data, settings, execution
         self.device, self.dtype = data.train.x.device, data.train.dtype
         self.phases = method.phases if method.phases is not None else (Phase(train=method.trained),)
         self.epochs = [phase.epochs or settings.epochs for phase in self.phases]
+        self.most_steps = most_steps
+        self.draws = {**method.draws, **data.train.augment_draws}
+        self.clients = local.Clients(method, settings.loss, execution.lifted, settings.clusters)
+        if execution.backend == "batched":
+            self.clients = Batched.of(self.clients)
+        self.workers = Workers(execution.workers, execution.threads)
         self._costs: Costs | None = None
 
     # ------------------------------------------------------------------------------------------------ start
 
-    def start(self) -> State:
-        """The untrained state, after the method's own preparation."""
-        state = start(self.method, self.dtype, self.device)
+    def start(self, private: Path | None = None) -> State:
+        """The untrained state, after the method's own preparation; `private` is the file for large PRIVATE groups."""
+        state = start(self.method, self.dtype, self.device, private)
         if self.method.prepare is not None:
             rows = np.concatenate([self.data.train.index[u, :n] for u, n in enumerate(self.data.train.count)])
             x, y = self.data.train.gather(torch.from_numpy(rows).to(self.device))
@@ -112,28 +172,39 @@ class Simulation:
 
     def train(self, state: State, round: int) -> tuple[Tensor, int]:
         """One round, in place: returns the cohort's mean loss (not yet synchronised) and the samples it processed."""
-        method, rows, settings = self.method, self.data.train, self.settings
-        cohort = self.cohort(round)
-        cohort = cohort[rows.count[cohort] > 0]
-        mean = Mean(method, settings.clusters)
-        total = int(rows.count[cohort].sum())
-        loss = torch.zeros((), dtype=self.dtype, device=self.device)
-        samples = 0
-        chunk = self.execution.chunk if self.execution.lifted else 1
-        for at in range(0, len(cohort), chunk):
-            some = cohort[at : at + chunk]
-            share = torch.from_numpy(rows.count[some] / total).to(self.device)
-            trained, processed = self.train_chunk(state, round, some, share)
-            ids = torch.from_numpy(some).to(self.device)
-            mean.add(trained, share, None if method.member is None else method.member[ids])
-            write_back(state, method, trained, ids)
-            loss = loss + (trained.loss * share.to(self.dtype)).sum()
-            samples += processed
-        means, kept = mean.result(settings.massless)
+        method, settings = self.method, self.settings
+        parts = self.local_training(state, round, self.cohort(round))
+        mean, loss = Mean(), torch.zeros((), dtype=self.dtype, device=self.device)
+        for part in parts:
+            mean.add(part.mean, method)
+            loss = loss + part.loss
+            for ids, trained in part.private:
+                write_back(state, method, trained, ids)
+        means, kept = mean.result(settings.massless, method)
         settings.server.step(state, means, kept, method)
-        return loss, samples
+        return loss, sum(part.samples for part in parts)
 
-    def train_chunk(self, state: State, round: int, learners: np.ndarray, share: Tensor) -> tuple[local.Trained, int]:
+    def local_training(self, state: State, round: int, cohort: np.ndarray) -> list[Part]:
+        """What each worker's share of a cohort adds to a round; the state is only read."""
+        count = self.data.train.count
+        cohort = cohort[count[cohort] > 0]
+        share = torch.from_numpy(count[cohort] / max(1, count[cohort].sum())).to(self.device)
+        size, workers = self.execution.chunk if self.execution.lifted else 1, self.execution.workers
+        chunks = [slice(at, at + size) for at in range(0, len(cohort), size)]
+
+        def work(worker: int) -> Part:
+            part = Part()
+            for at in chunks[worker::workers]:
+                trained = self.train_chunk(state, round, cohort[at], share[at])
+                part.mean.add(trained.mean, self.method)
+                part.private.append((torch.from_numpy(cohort[at]).to(self.device), trained))
+                part.loss = part.loss + (trained.loss * share[at].to(self.dtype)).sum()
+                part.samples += trained.samples
+            return part
+
+        return self.workers.map(work, range(min(workers, len(chunks))))
+
+    def train_chunk(self, state: State, round: int, learners: np.ndarray, share: Tensor) -> local.Trained:
         """Local training of some learners, whose weights in the round are `share` [m]; the state is only read."""
         settings, rows = self.settings, self.data.train
         batches = plan(
@@ -147,19 +218,19 @@ class Simulation:
             share=1.0 if self.method.pool is None else settings.participation,
         )
         steps = batches.steps // sum(self.epochs)
-        ranges = [range(first, end) for first, end in pairwise(np.cumsum([0, *self.epochs]) * steps)]
+        ends = pairwise(np.cumsum([0, *self.epochs]) * steps)
+        ranges = [range(first, end)[: self.most_steps] for first, end in ends]
         ids = torch.from_numpy(learners).to(self.device)
         seen, axes = view(self.method, state.values, ids, ids)
-        trained = local.train_chunk(
-            self.method,
+        return local.train_chunk(
+            self.clients,
             seen,
             axes,
+            local.Chunk(share, None if self.method.member is None else self.method.member[ids]),
             batches,
             rows,
-            loss=settings.loss,
-            lifted=self.execution.lifted,
             draw=lambda step, size: local.make_draws(
-                self.method.draws,
+                self.draws,
                 learners,
                 seed=settings.seed,
                 round=round,
@@ -169,9 +240,7 @@ class Simulation:
                 like=rows,
             ),
             phases=list(zip(self.phases, ranges, strict=True)),
-            share=share.to(self.dtype),
         )
-        return trained, int(batches.samples.sum())
 
     # ------------------------------------------------------------------------------------------------ evaluation
 
@@ -217,7 +286,14 @@ class Simulation:
         """Each client on the whole test set under its own shift; costly, so for the last round only."""
         data = self.data
         scores = evaluate.on_population(
-            self.method, state, data.population, data.test.decode, data.learner, data.cluster, loss=self.settings.loss
+            self.method,
+            state,
+            data.population,
+            data.test.decode,
+            data.learner,
+            data.cluster,
+            loss=self.settings.loss,
+            map=self.workers.map,
         )
         return scores, self._summary("population", scores) + self._worst("population", scores)
 
@@ -232,8 +308,9 @@ class Simulation:
             loss=self.settings.loss,
             weighting=self.settings.weighting,
             batch=self.settings.batch,
-            chunk=max(self.execution.chunk, 1),
+            chunk=max(self.execution.chunk, EVALUATED),
             lifted=self.execution.lifted,
+            map=self.workers.map,
         )
 
     def _summary(self, split: str, scores: evaluate.Scores) -> list[tuple[str, str, float]]:

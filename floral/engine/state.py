@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from floral.engine import store
+from floral.engine.store import Store
 from floral.spec import Method, Scope, View
 
 Axes = dict[str, int | None]
@@ -16,13 +19,24 @@ Axes = dict[str, int | None]
 
 @dataclass
 class State:
-    """`values`: group → its complete value (axis C, K or none). `server`: moments of the server's optimiser."""
+    """`values`: group → its complete value (axis C, K or none). `server`: moments of the server's optimiser.
+
+    PRIVATE values that are too large for memory are mapped to a file, whose changes `store` takes care of.
+    """
 
     values: View
     server: dict[str, Tensor] = field(default_factory=dict)
+    store: Store | None = None
+
+    def kept(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps: all tensors, but of those in the store only the rows that have changed."""
+        if self.store is None:
+            return self.tensors()
+        others = {group: params for group, params in self.values.items() if group not in self.store.values}
+        return State(others, self.server).tensors() | self.store.journal()
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors under flat names, as a checkpoint keeps them."""
+        """All tensors under flat names."""
         flat = {f"value/{group}/{name}": t for group, params in self.values.items() for name, t in params.items()}
         return flat | {f"server/{name}": tensor for name, tensor in self.server.items()}
 
@@ -41,13 +55,26 @@ class State:
         return cls(values, server)
 
 
-def start(method: Method, dtype: torch.dtype, device: torch.device) -> State:
-    """The untrained state; values are cast once, so that float64 runs start from the same numbers."""
+def start(method: Method, dtype: torch.dtype, device: torch.device, private: Path | None = None) -> State:
+    """The untrained state; values are cast once, so that float64 runs start from the same numbers.
+
+    PRIVATE groups that together exceed `store.BUDGET` go to the file `private`, or to a temporary one.
+    """
+    made = {name: group.init() for name, group in method.groups.items()}
+    large = {name: params for name, params in made.items() if method.groups[name].scope is Scope.PRIVATE}
+    if store.nbytes(large, dtype) <= store.BUDGET:
+        large = {}
     values = {
-        name: {key: tensor.to(device=device, dtype=dtype) for key, tensor in group.init().items()}
-        for name, group in method.groups.items()
+        name: {key: tensor.to(device=device, dtype=dtype).clone() for key, tensor in params.items()}
+        for name, params in made.items()
+        if name not in large
     }
-    return State(values)
+    if not large:
+        return State(values)
+    if private is None:
+        return State(values | store.scratch(large, dtype))
+    kept = Store.create(private, large, dtype)
+    return State(values | kept.values, store=kept)
 
 
 def view(method: Method, values: View, learners: Tensor, clients: Tensor) -> tuple[View, Axes]:
@@ -63,9 +90,14 @@ def view(method: Method, values: View, learners: Tensor, clients: Tensor) -> tup
             rows = learners
         elif group.scope is Scope.CLUSTERED and method.member is not None:
             rows = method.member[clients]
-        seen[name] = values[name] if rows is None else {key: t.index_select(0, rows) for key, t in values[name].items()}
+        seen[name] = values[name] if rows is None else {key: gather(t, rows) for key, t in values[name].items()}
         axes[name] = None if rows is None else 0
     return seen, axes
+
+
+def gather(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a tensor, on the device of `rows`: a store's tensors lie in a file whatever that is."""
+    return tensor.index_select(0, rows.to(tensor.device)).to(rows.device)
 
 
 def dims(axes: Axes, values: View) -> dict[str, dict[str, int | None]]:

@@ -20,14 +20,15 @@ import numpy as np
 import torch
 
 from floral.config import ConfigError, Run
-from floral.data import federation
+from floral.data import augment, federation
 from floral.data.federation import Federation
 from floral.engine import checkpoint, execution
 from floral.engine.aggregate import ServerOptimiser
 from floral.engine.rows import ClientData, Rows
 from floral.engine.simulate import Execution, Settings, Simulation
 from floral.engine.state import State
-from floral.spec import Method, Problem, Refused
+from floral.engine.store import JOURNAL, NAME, Store
+from floral.spec import Draws, Method, Problem, Refused
 from floral.stages import record
 from floral.stages.record import Progress
 
@@ -50,22 +51,25 @@ def execute(
     torch.set_flush_denormal(True)
     keep_freed_memory()
     folder = results / run.folder
-    simulation, data, state = assemble(run, results, resolve_device(device))
+    simulation, data = build_simulation(run, results, resolve_device(device))
     record.write_run(folder, run, data.partition_digest)
     path = folder / "checkpoint" / "last.safetensors"
     if path.exists():
-        state, progress = resume(path, simulation)
-        torch.set_num_threads(progress.threads)
+        state, progress = resume(path, simulation, folder / NAME)
     else:
+        state = simulation.start(folder / NAME)
         values = run.model_copy(update={"seed": 0}).hash8
         chosen = resolve_execution(simulation, state, folder, values, backend, threads)
-        progress = Progress(threads=threads, execution=asdict(chosen))
+        progress = Progress(execution=asdict(chosen))
     chosen = Execution(**progress.execution)
-    LOG.info("after round %d: %s, %d threads, %s", progress.round, chosen, progress.threads, simulation.device)
+    torch.set_num_threads(chosen.threads)
+    LOG.info("after round %d: %s, %s", progress.round, chosen, simulation.device)
     simulation = Simulation(simulation.method, simulation.data, simulation.settings, chosen)
     progress.seconds["setup"] += time.perf_counter() - began
     with interruptible() as stop:
         rounds(simulation, state, progress, path, checkpoint_seconds, stop)
+    if state.store is not None:
+        save(path, state, progress)  # so that the store's file is whole, and never ahead of a checkpoint
     summary = record.write_results(folder, run, simulation, state, progress, data)
     path.unlink(missing_ok=True)
     LOG.info("%s in %.1f s", summary["status"], sum(progress.seconds.values()))
@@ -95,9 +99,10 @@ def rounds(
             began = time.perf_counter()
             progress.official.append(simulation.official_scores(state, progress.round))
             progress.seconds["evaluate"] += time.perf_counter() - began
-        if stop or time.monotonic() - saved > checkpoint_seconds:
+        full = state.store is not None and state.store.full
+        if stop or full or time.monotonic() - saved > checkpoint_seconds:
             progress.peak_memory_bytes = record.peak_memory(simulation, progress)
-            checkpoint.write(path, state.tensors(), progress.as_json())
+            save(path, state, progress)
             saved = time.monotonic()
         if stop:
             LOG.info("asked to stop after round %d; a checkpoint is written", progress.round)
@@ -116,13 +121,31 @@ def evaluated(simulation: Simulation, state: State, progress: Progress, loss: fl
     LOG.info("round %d of %d: %s", progress.round, simulation.settings.rounds, values)
 
 
-def resume(path: Path, simulation: Simulation) -> tuple[State, Progress]:
-    """State and progress of the last checkpoint, on the run's device."""
+def save(path: Path, state: State, progress: Progress) -> None:
+    """Write a checkpoint, and only then what it has of the clients' private state into the store's file."""
+    kept = state.kept()
+    checkpoint.write(path, kept, progress.as_json())
+    if state.store is not None:
+        state.store.apply(kept)
+
+
+def resume(path: Path, simulation: Simulation, private: Path) -> tuple[State, Progress]:
+    """State and progress of the last checkpoint, on the run's device; `private` is the store's file, if there is one.
+
+    Raises:
+        ConfigError: one of the files is damaged.
+    """
     try:
         tensors, progress = checkpoint.read(path)
+        journal = {name: tensors.pop(name) for name in list(tensors) if name.startswith(JOURNAL)}
+        store = Store.open(private) if journal else None
     except checkpoint.Unreadable as error:
         raise ConfigError(str(error)) from error
     state = State.of({name: tensor.to(simulation.device) for name, tensor in tensors.items()})
+    if store is not None:
+        store.apply(journal)
+        state.values.update(store.values)
+        state.store = store
     try:
         return state, Progress.of(progress)
     except TypeError as error:
@@ -135,12 +158,19 @@ def resume(path: Path, simulation: Simulation) -> tuple[State, Progress]:
 def assemble(
     run: Run, results: Path, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> tuple[Simulation, Federation, State]:
-    """The simulation of a run at its start, with a plain execution."""
+    """The simulation of a run at its start, for whoever keeps nothing."""
+    simulation, data = build_simulation(run, results, device, dtype)
+    return simulation, data, simulation.start()
+
+
+def build_simulation(
+    run: Run, results: Path, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[Simulation, Federation]:
+    """The simulation of a run, with a plain execution."""
     data = federation.load(run, results)
     problem = make_problem(run, data, device, dtype)
     method = build_method(run, problem)
-    simulation = Simulation(method, client_data(data, method, device, dtype), make_settings(run), Execution("loop", 1))
-    return simulation, data, simulation.start()
+    return Simulation(method, client_data(data, method, device, dtype), make_settings(run), Execution("loop", 1)), data
 
 
 def make_problem(run: Run, data: Federation, device: torch.device, dtype: torch.dtype) -> Problem:
@@ -203,9 +233,9 @@ def make_settings(run: Run) -> Settings:
 def client_data(data: Federation, method: Method, device: torch.device, dtype: torch.dtype) -> ClientData:
     """The federation as tensors; clients that a method pools train as one learner."""
 
-    def rows(side: Literal["train", "test"], index: np.ndarray, count: np.ndarray) -> Rows:
+    def rows(side: Literal["train", "test"], index: np.ndarray, count: np.ndarray, **fields: Any) -> Rows:
         x, y = tensors[side]
-        return Rows(x=x, y=y, index=index, count=count, scale=data.scale, dtype=dtype)
+        return Rows(x=x, y=y, index=index, count=count, scale=data.scale, dtype=dtype, **normalised, **fields)
 
     def tensor(array: np.ndarray, target: bool) -> torch.Tensor:
         converted = torch.from_numpy(np.ascontiguousarray(array)).to(device)
@@ -215,17 +245,33 @@ def client_data(data: Federation, method: Method, device: torch.device, dtype: t
         "train": (tensor(data.train_x, False), tensor(data.train_y, True)),
         "test": (tensor(data.test_x, False), tensor(data.test_y, True)),
     }
+    normalised = {}
+    if data.normalise is not None:
+        values = data.normalise.model_dump()
+        normalised = {name: torch.tensor(values[name], dtype=dtype, device=device) for name in ("mean", "std")}
     learner = {None: np.arange(data.clients), "all": np.zeros(data.clients, int), "cluster": data.cluster}[method.pool]
     index, count = pooled(data.rows["train"], data.counts["train"], learner)
     held_out = data.counts["validation"]
     return ClientData(
-        train=rows("train", index, count),
+        train=rows("train", index, count, **augmented(data, device)),
         test=rows("test", data.rows["test"], data.counts["test"]),
         validation=rows("train", data.rows["validation"], held_out) if held_out.any() else None,
         population=lambda c: (tensor(data.population_x[c], False), tensor(data.population_y[c], True)),
         cluster=torch.from_numpy(data.cluster).to(device),
         learner=torch.from_numpy(learner).to(device),
     )
+
+
+def augmented(data: Federation, device: torch.device) -> dict[str, Any]:
+    """The fields of Rows that augment the training images, where the task asks for it."""
+    if data.train_turns is None:
+        return {}
+    turns = torch.from_numpy(data.train_turns).to(device)
+
+    def flip_crop(x: torch.Tensor, row: torch.Tensor, draws: Draws) -> torch.Tensor:
+        return augment.flip_crop(x, draws, turns.index_select(0, row))
+
+    return {"augment": flip_crop, "augment_draws": augment.DRAWS}
 
 
 def pooled(index: np.ndarray, count: np.ndarray, learner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -264,7 +310,10 @@ def resolve_execution(
     name = f"execution-{values}-{simulation.device.type}-{backend}-{threads}t-torch{version}.json"
     path = folder.parent / name
     if not path.exists():
-        found = execution.choose(simulation, state, cast(Literal["auto", "loop", "vmap"], backend))
+        try:
+            found = execution.choose(simulation, state, cast(execution.Backend, backend), threads)
+        except Refused as reason:
+            raise ConfigError(f"backend: {backend} cannot do this method: {reason}; set `backend: auto`") from None
         mine = path.with_name(f"{path.name}.{os.getpid()}")
         mine.write_text(json.dumps(asdict(found)))
         try:

@@ -14,7 +14,7 @@ import polars as pl
 
 from floral.config import PartitionJob
 from floral.data.federation import read_data
-from floral.data.partition import SPLITS, consecutive_table, digest, partition_table, reduce_rows
+from floral.data.partition import SPLITS, consecutive_table, digest, grouped_table, partition_table, reduce_rows
 from floral.data.synthetic import rows_per_client
 from floral.files import atomic
 from floral.schema import Partition, Synthetic
@@ -58,9 +58,11 @@ def _partition(
         data_digest, rows = None, table.select("client", "cluster", "split")
     else:
         data, arrays = read_data(job.data, results)
-        table = partition_table(
-            len(arrays["train_y"]), len(arrays["test_y"]), job.clients, job.clusters, job.partition, job.seed
-        )
+        train_y, test_y = arrays["train_y"], arrays["test_y"]
+        if job.partition.kind == "class_groups":
+            table = grouped_table(train_y, test_y, job.clients, job.clusters, job.partition, job.seed)
+        else:
+            table = partition_table(len(train_y), len(test_y), job.clients, job.clusters, job.partition, job.seed)
         data_digest, rows = data["digest"], _with_labels(table, arrays["train_y"], arrays["test_y"])
     card: dict[str, Any] = {
         "task": job.task,
@@ -130,14 +132,14 @@ def _chart(job: PartitionJob, held: pl.DataFrame, rows: dict[str, dict[str, floa
 
     sizes = ", ".join(f"{_range(rows[split])} {split}" for split in SPLITS)
     subtitle = f"{job.clients} clients in {job.clusters} clusters (client mod {job.clusters}); each has {sizes} rows"
-    axis = alt.Axis(values=list(range(0, job.clients, max(1, math.ceil(job.clients / 20)))), labelAngle=0, grid=False)
-    client = alt.X("client:O", title="client", axis=axis)
+    client = alt.X("client:O", title="client", axis=_axis(job.clients))
     if "class" in held.columns:
         held = held.filter(pl.col("split") == "train")
         title = f"{job.task}, seed {job.seed}: training rows by class (before the shift)"
         counts = held.group_by("client", "class").len("rows").sort("client", "class")
         colour = alt.Color("rows:Q", title="rows", scale=alt.Scale(range=["#ffffff", "#08519c"], domainMin=0))
-        chart = alt.Chart(counts).mark_rect().encode(client, alt.Y("class:O", title="class"), colour)
+        classes = alt.Y("class:O", title="class", axis=_axis(int(held["class"].to_numpy().max()) + 1))
+        chart = alt.Chart(counts).mark_rect().encode(client, classes, colour)
     else:
         title = f"{job.task}, seed {job.seed}: rows per client"
         place = pl.col("split").replace_strict(list(SPLITS), range(len(SPLITS)))
@@ -148,6 +150,13 @@ def _chart(job: PartitionJob, held: pl.DataFrame, rows: dict[str, dict[str, floa
     text = alt.TitleParams(title, subtitle=subtitle, anchor="start", subtitleColor="#555", offset=12)
     width = max(320, min(900, 24 * job.clients))
     return chart.properties(width=width, height=220, title=text).configure_view(stroke=None)
+
+
+def _axis(count: int) -> alt.Axis:
+    """An axis of `count` numbers, at most 20 of them written."""
+    import altair as alt
+
+    return alt.Axis(values=list(range(0, count, math.ceil(count / 20))), labelAngle=0, grid=False)
 
 
 def _range(spread: dict[str, float]) -> str:

@@ -55,7 +55,7 @@ class Settings(Frozen):
     data_dir: Path | None = None
     tracking_uri: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "cpu"
-    backend: Literal["auto", "loop", "vmap"] = "auto"
+    backend: Literal["auto", "loop", "vmap", "batched"] = "auto"
     checkpoint_seconds: float = Field(60, gt=0)
 
     @field_validator("suite", "tasks", "variants", "seeds", mode="before")

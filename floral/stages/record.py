@@ -57,7 +57,6 @@ class Progress:
     diverged_at: int | None = None
     resumptions: int = 0
     execution: dict[str, Any] = field(default_factory=dict)
-    threads: int = 1
     """The resolved execution, chosen before round 1: a resumed run keeps it."""
     peak_memory_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"setup": 0.0, "train": 0.0, "evaluate": 0.0})
@@ -109,12 +108,24 @@ def write_results(
     atomic(folder / "clients.parquet", parquet(clients_table(scores, last, simulation, routes)))
     if routes is not None:
         atomic(folder / "routes.parquet", parquet(routes_table(progress, data)))
-    tensors = {f"{group}/{name}": t.cpu().contiguous() for group, ps in state.values.items() for name, t in ps.items()}
-    atomic(folder / "model.safetensors", save(tensors))
+    atomic(folder / "model.safetensors", model(state))
     atomic(folder / "costs.json", as_bytes(costs(simulation, state, progress)))
     summary = summarise(run, simulation, scores, metrics, progress, data)
     atomic(folder / "summary.json", as_bytes(summary))
     return summary
+
+
+def model(state: State) -> bytes:
+    """model.safetensors: the final state under the names <group>/<name>. What the store holds is in its own file,
+    beside this one and of the same form; the header's `private` names it."""
+    stored = {} if state.store is None else state.store.values
+    tensors = {
+        f"{group}/{name}": tensor.cpu().contiguous()
+        for group, params in state.values.items()
+        if group not in stored
+        for name, tensor in params.items()
+    }
+    return save(tensors, metadata={"private": state.store.path.name} if state.store is not None else None)
 
 
 def parquet(table: pl.DataFrame) -> bytes:
@@ -180,7 +191,6 @@ def costs(simulation: Simulation, state: State, progress: Progress) -> dict[str,
         "peak_memory_bytes": peak_memory(simulation, progress),
         "execution": {
             **asdict(simulation.execution),
-            "threads": progress.threads,
             "device": simulation.device.type,
             "dtype": str(simulation.dtype).removeprefix("torch."),
         },

@@ -19,7 +19,12 @@ from floral.schema import Synthetic
 from floral.spec import Method, Problem, Scope
 from floral.stages import execute
 
-SHAPES = {"digits": ((8, 8), 10), "mnist": ((28, 28), 10)}
+SHAPES = {
+    "digits": ((8, 8), 10),
+    "mnist": ((28, 28), 10),
+    "cifar10_jpeg90": ((32, 32, 3), 10),
+    "cifar100_jpeg90": ((32, 32, 3), 100),
+}
 """Rows and classes of the data sets; a new one needs a line."""
 
 

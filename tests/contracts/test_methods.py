@@ -24,21 +24,46 @@ def test_vmap_equals_loop(variant, model, dtype, tolerance):
     federations.assert_equal_states(vmap, loop, tolerance)
 
 
+@pytest.mark.parametrize("batch", [4, 64])
+@pytest.mark.parametrize(("variant", "model"), CASES)
+def test_batched_equals_loop(variant, model, batch):
+    """In rounds of several steps, and of one, in which no client gets a copy of what is averaged."""
+    loop = trained(variant, model=model, batch=batch)
+    batched = trained(variant, model=model, batch=batch, backend="batched", chunk=3)
+    federations.assert_equal_states(batched, loop, 1e-10)
+
+
 @each_variant
-def test_vmap_equals_loop_when_a_round_is_one_step(variant):
-    """One batch of all rows, which the engine may train without a copy per client."""
+def test_batched_equals_loop_in_single_precision(variant):
+    loop = trained(variant, dtype=torch.float32)
+    federations.assert_equal_states(trained(variant, dtype=torch.float32, backend="batched", chunk=3), loop, 1e-5)
+
+
+@pytest.mark.parametrize("batch", [4, 64])
+@each_variant
+def test_workers_do_not_change_a_bit(variant, batch):
+    """Two threads take the chunks that one would take in turn; a worker adds its own, so the order is fixed."""
+    how = {"backend": "batched", "chunk": 2, "batch": batch, "dtype": torch.float32, "workers": 2}
+    first, second = trained(variant, **how), trained(variant, **how)
+    federations.assert_equal_states(first, second, 0.0)
+    federations.assert_equal_states(trained(variant, **{**how, "workers": 1}), first, 1e-5)
+
+
+@pytest.mark.parametrize("backend", ["vmap", "batched"])
+@each_variant
+def test_one_round_of_one_step_with_three_clusters_equals_loop(variant, backend):
     how = {"batch": 64, "clusters": 3}
     loop = trained(variant, **how)
-    federations.assert_equal_states(trained(variant, backend="vmap", chunk=3, **how), loop, 1e-10)
+    federations.assert_equal_states(trained(variant, backend=backend, chunk=3, **how), loop, 1e-10)
 
 
+@pytest.mark.parametrize("backend", ["vmap", "batched"])
 @each_variant
-def test_vmap_equals_loop_under_official_fidelity_and_a_server_adam(variant):
+def test_backends_agree_under_official_fidelity_and_a_server_adam(variant, backend):
     """Adam divides by the size of the gradient plus 1e-8: rounding errors of 1e-16 grow up to lr/1e-8 = 1e6 times."""
     how = {"fidelity": "official", "epochs": 2, "server": {"optimiser": "adam", "lr": 0.01}, "clusters": 3}
     loop = trained(variant, **how)
-    vmap = trained(variant, backend="vmap", chunk=2, **how)
-    federations.assert_equal_states(vmap, loop, 1e-8)
+    federations.assert_equal_states(trained(variant, backend=backend, chunk=2, **how), loop, 1e-8)
 
 
 @each_variant
@@ -79,7 +104,7 @@ class Reversed(Simulation):
         return super().cohort(round)[::-1].copy()
 
 
-@pytest.mark.parametrize("backend", ["loop", "vmap"])
+@pytest.mark.parametrize("backend", ["loop", "vmap", "batched"])
 @each_variant
 def test_cohort_order_is_irrelevant(variant, backend):
     how = {"backend": backend, "chunk": 3, "clusters": 3}

@@ -17,9 +17,11 @@ import pytest
 import torch
 import yaml
 from federations import VARIANTS, simulate
+from safetensors.torch import load_file
 
 from floral import config
 from floral.engine import checkpoint
+from floral.engine.store import NAME
 from floral.stages import execute, record
 from floral.stages.fetch import fetch
 from floral.stages.partition import partition
@@ -53,7 +55,7 @@ def test_a_run_stopped_after_every_round_equals_an_undisturbed_one(variant, fide
             break
         except KeyboardInterrupt:
             stops += 1
-            state, progress = execute.resume(path, fresh())
+            state, progress = execute.resume(path, fresh(), tmp_path / "none")
     assert stops == whole.settings.rounds == progress.resumptions
     assert metrics(progress) == metrics(undisturbed)
     for kept in ("official", "routes"):
@@ -67,14 +69,14 @@ def test_a_damaged_checkpoint_is_named_with_its_remedy(tmp_path):
     checkpoint.write(path, simulation.start().tensors(), Progress().as_json())
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(config.ConfigError, match=r"last\.safetensors: the checkpoint is damaged.*remove it"):
-        execute.resume(path, simulation)
+        execute.resume(path, simulation, tmp_path / "none")
 
 
 def test_a_checkpoint_holds_every_tensor_bit_for_bit(tmp_path):
     simulation = simulate("floral_1", dtype=torch.float32, server={"optimiser": "adam", "lr": 0.01})
     state = federations.train(simulation, 2)
     checkpoint.write(tmp_path / "a", state.tensors(), Progress(round=2, bytes=2**40, official=[0.1 + 0.2]).as_json())
-    again, progress = execute.resume(tmp_path / "a", simulation)
+    again, progress = execute.resume(tmp_path / "a", simulation, tmp_path / "none")
     federations.assert_equal_states(again, state, 0.0)
     assert (progress.round, progress.bytes, progress.official, progress.resumptions) == (2, 2**40, [0.1 + 0.2], 1)
     assert not list(tmp_path.glob("*.partial"))
@@ -84,6 +86,13 @@ def test_a_checkpoint_holds_every_tensor_bit_for_bit(tmp_path):
 
 TASK, VARIANT = "digits_label_shift_reduced", "floral_1"
 CHANGE = {"clients": 6, "clusters": 3, "rounds": 40}
+FLORAL = [sys.executable, "-m", "floral.cli"]
+FLORAL_WITH_STORE = [
+    sys.executable,
+    "-c",
+    "from floral.engine import store; store.BUDGET = 0; from floral.cli import main; raise SystemExit(main())",
+]
+"""The command for which nothing private fits into memory."""
 
 
 @pytest.fixture
@@ -104,10 +113,10 @@ def tiny_suite(tmp_path, monkeypatch):
     return run, killed, undisturbed
 
 
-def training(results: Path) -> subprocess.Popen[str]:
+def training(results: Path, floral: list[str] = FLORAL) -> subprocess.Popen[str]:
     """`floral train` as Snakemake starts it, with a checkpoint after every round."""
     names = ["--suite", "tiny", "--task", TASK, "--variant", VARIANT, "--seed", "0"]
-    command = [sys.executable, "-m", "floral.cli", "train", *names, "--backend", "loop", "--checkpoint-seconds", "1e-9"]
+    command = [*floral, "train", *names, "--backend", "loop", "--checkpoint-seconds", "1e-9"]
     environment = {**os.environ, "FLORAL_RESULTS": str(results)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -131,16 +140,31 @@ def kill_in_the_middle(process: subprocess.Popen[str], folder: Path) -> int:
     return progress["round"]
 
 
-def test_a_process_killed_in_the_middle_and_started_again_ends_as_an_undisturbed_one(tiny_suite):
+@pytest.mark.parametrize("floral", [FLORAL, FLORAL_WITH_STORE], ids=["memory", "store"])
+def test_a_process_killed_in_the_middle_and_started_again_ends_as_an_undisturbed_one(tiny_suite, floral):
+    """With the private state in memory or in a file; the undisturbed one has it in memory."""
     run, killed, undisturbed = tiny_suite
     folder, other = killed / run.folder, undisturbed / run.folder
     calm = training(undisturbed)
-    at = kill_in_the_middle(training(killed), folder)
+    at = kill_in_the_middle(training(killed, floral), folder)
     assert 1 <= at < CHANGE["rounds"]
-    finish(training(killed))
+    finish(training(killed, floral))
     finish(calm)
-    for name in ("metrics.parquet", "clients.parquet", "routes.parquet", "model.safetensors"):
+    for name in ("metrics.parquet", "clients.parquet", "routes.parquet"):
         assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+    assert same_model(folder, other)
+    assert (folder / NAME).exists() == (floral is FLORAL_WITH_STORE)
     assert not list((folder / "checkpoint").glob("*"))
     assert (folder / "done").read_text().startswith("done")
     assert '"resumptions": 1' in (folder / "costs.json").read_text()
+
+
+def same_model(folder: Path, other: Path) -> bool:
+    """Whether the final states are bit-equal: of one file, or of the two that a store leaves."""
+    if not (folder / NAME).exists():
+        return (folder / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    rest, private, whole = (
+        load_file(path) for path in (folder / "model.safetensors", folder / NAME, other / "model.safetensors")
+    )
+    assert not set(rest) & set(private) and set(rest | private) == set(whole)
+    return all(torch.equal((rest | private)[name], tensor) for name, tensor in whole.items())

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,81 @@ def test_samples_are_sorted_and_without_replacement():
     assert seeds.sample(5, "cohort", 0, size=30, count=30).tolist() == list(range(30))
     with pytest.raises(ValueError, match="cannot draw 4 different numbers out of 3"):
         seeds.sample(5, "cohort", size=3, count=4)
+
+
+def test_small_samples_are_as_they_always_were():
+    """The cohorts of published results: the first of a permutation, for every population that was small enough."""
+    for size in (30, seeds.PERMUTED):
+        whole = seeds.permutation(3, "cohort", 7, size=size)
+        assert np.array_equal(seeds.sample(3, "cohort", 7, size=size, count=10), np.sort(whole[:10]))
+    assert seeds.sample(0, "cohort", 1, size=300, count=6).tolist() == [57, 78, 90, 102, 276, 294]
+    assert seeds.sample(0, "cohort", 1, size=100_000, count=6).tolist() == [17415, 18925, 22341, 28439, 63776, 98723]
+
+
+def test_large_samples_are_those_of_each_counter_in_any_shape():
+    whole = seeds.sample(9, "cohort", np.arange(4)[:, None], np.arange(25), size=5000, count=600)
+    assert whole.shape == (4, 25, 600) and whole.dtype == np.int64
+    assert (np.diff(whole) > 0).all() and whole.min() >= 0 and whole.max() < 5000
+    assert np.array_equal(whole[3, 7], seeds.sample(9, "cohort", 3, 7, size=5000, count=600))
+    assert seeds.sample(9, "cohort", 3, size=5000, count=0).shape == (0,)
+    with pytest.raises(ValueError, match="cannot draw -1 different numbers out of 5000"):
+        seeds.sample(9, "cohort", 3, size=5000, count=-1)
+
+
+@pytest.mark.parametrize("size", [4097, 2**13, 116_857])
+def test_large_samples_hit_every_number_equally_often(size):
+    """Chi-square over 64 classes of equal width, with a probability of about 1e-5 to fail by chance."""
+    rounds, count, classes = 4000, 30, 64
+    drawn = seeds.sample(1, "cohort", np.arange(rounds), size=size, count=count)
+    edges = np.arange(classes + 1) * size // classes
+    expected = rounds * count * np.diff(edges) / size
+    counts = np.bincount(np.searchsorted(edges, drawn.ravel(), side="right") - 1, minlength=classes)
+    assert ((counts - expected) ** 2 / expected).sum() < 120  # 63 degrees of freedom
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_drawing_anew_gives_every_subset_equally_often(count, monkeypatch):
+    """Subsets of 0 … 5 drawn as those of large populations are: chi-square over all of them."""
+    monkeypatch.setattr(seeds, "PERMUTED", 0)
+    monkeypatch.setattr(seeds, "SPARSE", 1)
+    rounds = 60_000
+    drawn = seeds.sample(2, "subsets", np.arange(rounds), size=6, count=count)
+    _, counts = np.unique(drawn, axis=0, return_counts=True)
+    assert len(counts) == math.comb(6, count)
+    expected = rounds / len(counts)
+    assert ((counts - expected) ** 2 / expected).sum() < 60  # 5, 14, 19 and 5 degrees of freedom: at most 1e-5
+
+
+def test_a_sample_costs_its_own_size(monkeypatch):
+    """Numbers drawn for 30 out of a population: the same few however large that is, and where many must be redrawn."""
+    drawn = []
+    real = seeds.bits
+
+    def counted(*arguments):
+        drawn.append(real(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(seeds, "bits", counted)
+    for size in (10_000, 100_000, 10**12):
+        drawn.clear()
+        seeds.sample(0, "cohort", 1, size=size, count=30)
+        assert sum(random.size for random in drawn) <= 64
+    drawn.clear()
+    assert len(np.unique(seeds.sample(0, "cohort", 1, size=2**40, count=2000))) == 2000
+    assert sum(random.size for random in drawn) <= 3 * 2000
+
+
+def test_a_sequence_with_many_repeats_is_drawn_on(monkeypatch):
+    """Asked for few numbers at first, the sample is the same as when enough were asked for."""
+    real = seeds.bits
+    enough = seeds.sample(0, "cohort", np.arange(3), size=5000, count=600)
+
+    def few(seed, purpose, *counters):
+        """Of every number two, so that half of what is drawn are repeats."""
+        return real(seed, purpose, *counters[:-1], counters[-1] // 2)
+
+    monkeypatch.setattr(seeds, "bits", few)
+    assert np.array_equal(seeds.sample(0, "cohort", np.arange(3), size=5000, count=600), enough)
 
 
 def test_a_counter_that_is_no_integer_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from federations import CPU, SIZES, simulate
 
 from floral.config import ConfigError
 from floral.engine import execution
-from floral.parts import fixed_logits
+from floral.parts import fixed_logits, sgd
+from floral.spec import Refused
 from floral.stages import execute
 
 
@@ -28,25 +30,54 @@ def test_auto_measures_once_and_all_seeds_share_its_choice(tmp_path, monkeypatch
         chosen.append(execute.resolve_execution(simulation, simulation.start(), folder, "0" * 8, "auto", 1))
     assert len(measured) == 1
     assert chosen[0] == chosen[1]
-    assert chosen[0].backend in ("loop", "vmap") and chosen[0].reason.startswith("fastest")
+    assert chosen[0].backend in ("loop", "vmap") and "would not pay" in chosen[0].reason
     (stored,) = (tmp_path / "floral_1").glob("execution-*.json")
     assert json.loads(stored.read_text())["chunk"] == chosen[0].chunk
     assert not list((tmp_path / "floral_1").glob("*.json.*"))
 
 
-@pytest.mark.parametrize("faster", ["loop", "vmap"])
+@pytest.mark.parametrize("faster", ["loop", "vmap", "batched"])
 def test_auto_takes_the_fastest(monkeypatch, faster):
-    seconds = {faster: 1.0}
-    monkeypatch.setattr(execution, "seconds_per_client", lambda sim, state, tried: seconds.get(tried.backend, 2.0))
+    pretend(monkeypatch, {faster: 1.0})
     simulation = simulate("fedavg")
     assert execution.choose(simulation, simulation.start(), "auto").backend == faster
 
 
+def pretend(monkeypatch, seconds):
+    """Every trial takes the seconds of its backend, or 9."""
+    monkeypatch.setattr(execution, "seconds_per_client", lambda trial, state: seconds.get(trial.execution.backend, 9.0))
+
+
+def test_a_short_run_is_not_recorded(monkeypatch):
+    simulation = simulate("fedavg")
+    pretend(monkeypatch, {"vmap": 1e-4, "batched": 1e-6})
+    chosen = execution.choose(simulation, simulation.start(), "auto")
+    assert chosen.backend == "vmap" and "would not pay" in chosen.reason
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_no_candidate_uses_more_cores_than_it_was_given(monkeypatch, threads):
+    tried = []
+    monkeypatch.setattr(execution, "seconds_per_client", lambda trial, state: tried.append(trial.execution) or 9.0)
+    simulation = simulate("fedavg")
+    execution.choose(simulation, simulation.start(), "auto", threads)
+    assert {how.backend for how in tried} == {"loop", "vmap", "batched"}
+    assert max(how.workers * how.threads for how in tried) == threads
+
+
+def test_a_method_with_steps_of_its_own_is_not_batched():
+    simulation = simulate("fedavg", change=lambda method: replace(method, local_step=sgd()), rounds=10**6)
+    chosen = execution.choose(simulation, simulation.start(), "auto")
+    assert chosen.backend != "batched" and "not batched: the method takes its own local steps" in chosen.reason
+    with pytest.raises(Refused, match="own local steps"):
+        execution.choose(simulation, simulation.start(), "batched")
+
+
 def test_near_ties_always_go_the_same_way(monkeypatch):
     simulation = simulate("fedavg")
-    for seconds in ({"loop": 1.0, "vmap": 1.2}, {"loop": 1.2, "vmap": 1.0}):
-        monkeypatch.setattr(execution, "seconds_per_client", lambda sim, state, tried, s=seconds: s[tried.backend])
-        assert execution.choose(simulation, simulation.start(), "auto").backend == "vmap"
+    for seconds in ({"loop": 1.0, "batched": 1.04}, {"loop": 1.04, "batched": 1.0}):
+        pretend(monkeypatch, seconds)
+        assert execution.choose(simulation, simulation.start(), "auto").backend == "batched"
 
 
 def test_measuring_leaves_the_state_as_it_is():
@@ -57,7 +88,7 @@ def test_measuring_leaves_the_state_as_it_is():
     assert all(torch.equal(before[name], tensor) for name, tensor in state.tensors().items())
 
 
-@pytest.mark.parametrize("backend", ["loop", "vmap"])
+@pytest.mark.parametrize("backend", ["loop", "vmap", "batched"])
 def test_a_backend_that_was_asked_for_is_taken(tmp_path, backend):
     folder = tmp_path / "seed0"
     folder.mkdir()

@@ -1,0 +1,189 @@
+"""A function of tensors recorded once as a flat list of tensor operations, and replayed without Python's structure.
+
+`torch.vmap`, autograd, dictionaries and methods are all traversed at the recording; what remains are the operations on
+real memory, in their order. A small model's step spends most of its time in that structure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+MOST = 24
+"""Recordings that one function may have, each for other shapes; beyond them it runs as it is."""
+
+ALIASES = frozenset(
+    getattr(torch.ops.aten, name).default for name in ("detach", "alias", "expand", "view", "_unsafe_view", "permute")
+)
+"""Operations that may give back what they got."""
+
+
+class Captured:
+    """Calls functions of trees (nested dictionaries and tuples) of tensors by their recordings.
+
+    A recording holds for one `key` and one layout of the inputs. The function must be straight-line: what it does may
+    depend on shapes and on what it closes over, never on values. Inputs may be changed in place.
+    """
+
+    def __init__(self) -> None:
+        self._recorded: dict[Hashable, tuple[Callable[..., Any], Any]] = {}
+        self._lock = Lock()
+
+    def __call__(self, key: Hashable, function: Callable[..., Any], *trees: Any) -> Any:
+        flat: list[Tensor] = []
+        spec = _flatten(trees, flat)
+        full = (key, tuple([_layout(tensor) for tensor in flat]))
+        if full not in self._recorded:
+            with self._lock:
+                if len(self._recorded) >= MOST:
+                    return function(*trees)
+                if full not in self._recorded:
+                    self._recorded[full] = _record(function, spec, flat)
+        replay, of_result = self._recorded[full]
+        with torch.no_grad():
+            return _unflatten(of_result, iter(replay(*flat)))
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    """What a view depends on; the step along an axis of length 1 is nothing."""
+    shape, steps = tensor.shape, tensor.stride()
+    return (shape, steps if 1 not in shape else tuple([step for n, step in zip(shape, steps, strict=True) if n > 1]))
+
+
+def _record(function: Callable[..., Any], spec: Any, flat: list[Tensor]) -> tuple[Callable[..., Any], Any]:
+    """The recording of a function and the structure of its result; its inputs stay as they are."""
+    inputs = [tensor.detach().clone() for tensor in flat]
+    recorder = _Recorder(inputs)
+    with recorder:
+        result = function(*_unflatten(spec, iter(inputs)))
+    found: list[Tensor] = []
+    of_result = _flatten(result, found)
+    return recorder.replay(inputs, found), of_result
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down every operation, below vmap and autograd."""
+
+    def __init__(self, inputs: list[Tensor]) -> None:
+        super().__init__()
+        self.steps: list[tuple[Any, Any, dict[str, Any], list[Any]]] = []
+        """(operation, arguments, keyword arguments, results), all tensors by name."""
+        self.names = {id(tensor): f"i{number}" for number, tensor in enumerate(inputs)}
+        self.alive: list[Tensor] = list(inputs)
+        """Nobody may take the identity of a tensor that has a name."""
+        self.constants: dict[str, Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func in ALIASES and (out.shape, out.stride()) == (args[0].shape, args[0].stride()):
+            self._name(out, self._named(args[0]).name)
+            return out
+        given = _map(self._named, args), {key: _map(self._named, value) for key, value in kwargs.items()}
+        changed = out if isinstance(out, tuple | list) else (out,)
+        self.steps.append((func, *given, [self._result(some) for some in changed]))
+        return out
+
+    def _name(self, tensor: Tensor, name: str) -> None:
+        self.names[id(tensor)] = name
+        self.alive.append(tensor)
+
+    def _named(self, tensor: Tensor) -> _Name:
+        """The name of an argument; what is neither an input nor a result is a constant."""
+        if id(tensor) not in self.names:
+            self._name(tensor, f"c{len(self.constants)}")
+            self.constants[self.names[id(tensor)]] = tensor
+        return _Name(self.names[id(tensor)])
+
+    def _result(self, value: Any) -> Any:
+        """The name of a result: a new one, but for an operation in place."""
+        if isinstance(value, Tensor) and id(value) not in self.names:
+            self._name(value, f"t{len(self.alive)}")
+        return _Name(self.names[id(value)]) if isinstance(value, Tensor) else None
+
+    def replay(self, inputs: list[Tensor], results: list[Tensor]) -> Callable[..., Any]:
+        """A function of the inputs that does what was recorded and is needed for the results."""
+        wanted = {self._named(tensor).name for tensor in results}
+        lines = [f"    return [{', '.join(self.names[id(tensor)] for tensor in results)}]"]
+        namespace: dict[str, Any] = dict(self.constants)
+        for number, (func, args, kwargs, outs) in reversed(list(enumerate(self.steps))):
+            names = [out.name for out in outs if out is not None]
+            if not func._schema.is_mutable and wanted.isdisjoint(names):
+                continue
+            used = _names_in(args) | _names_in(tuple(kwargs.values()))
+            last = sorted(name for name in used - wanted if name.startswith("t"))
+            wanted |= used
+            namespace[f"f{number}"] = func._op
+            call = ", ".join([*(_code(arg, namespace) for arg in args), *_keywords(kwargs, namespace)])
+            left = ", ".join("_" if out is None else out.name for out in outs)
+            frees = f"; {' = '.join(last)} = None" if last else ""
+            lines.append(f"    {left + ' = ' if left else ''}f{number}({call}){frees}")
+        given = ", ".join(self.names[id(tensor)] for tensor in inputs)
+        exec("\n".join([f"def replay({given}):", *reversed(lines)]), namespace)  # written above, from names alone
+        return namespace["replay"]
+
+
+class _Name:
+    """A tensor among the arguments of a recorded operation."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def _map(change: Callable[[Tensor], Any], value: Any) -> Any:
+    """An argument with its tensors changed; arguments are tensors, lists of them, and plain values."""
+    if isinstance(value, Tensor):
+        return change(value)
+    return type(value)(_map(change, some) for some in value) if isinstance(value, tuple | list) else value
+
+
+def _names_in(value: Any) -> set[str]:
+    if isinstance(value, _Name):
+        return {value.name}
+    return set().union(*map(_names_in, value)) if isinstance(value, tuple | list) else set()
+
+
+def _code(value: Any, namespace: dict[str, Any]) -> str:
+    """An argument as source: names and numbers as they are, everything else as an entry of the namespace."""
+    if isinstance(value, _Name):
+        return value.name
+    if isinstance(value, list | tuple) and _names_in(value):
+        return f"[{', '.join(_code(some, namespace) for some in value)}]"
+    name = f"k{len(namespace)}"
+    namespace[name] = value
+    return name
+
+
+def _keywords(kwargs: dict[str, Any], namespace: dict[str, Any]) -> Iterator[str]:
+    return (f"{key}={_code(value, namespace)}" for key, value in kwargs.items())
+
+
+def _flatten(tree: Any, into: list[Tensor]) -> Any:
+    """The structure of a tree; its tensors are appended to `into` in order."""
+    match tree:
+        case Tensor():
+            into.append(tree)
+            return ...
+        case dict():
+            return {key: _flatten(part, into) for key, part in tree.items()}
+        case tuple():
+            return tuple([_flatten(part, into) for part in tree])
+        case None:
+            return None
+    raise TypeError(f"{type(tree).__name__} in a tree of tensors")
+
+
+def _unflatten(spec: Any, tensors: Iterator[Tensor]) -> Any:
+    """The inverse of `_flatten`."""
+    if spec is ...:
+        return next(tensors)
+    if spec is None:
+        return None
+    if isinstance(spec, dict):
+        return {key: _unflatten(part, tensors) for key, part in spec.items()}
+    return tuple([_unflatten(part, tensors) for part in spec])

@@ -1,0 +1,52 @@
+"""VGG8 of arXiv 2410.03497 (CIFAR-100): five convolutions with max-pooling, three linear layers with dropout."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from floral.layers import Call, Conv2d, Dropout, Layer, Linear, Model
+from floral.spec import Refused
+
+
+def build(
+    shape: tuple[int, ...],
+    outputs: int,
+    *,
+    channels: tuple[int, int, int, int, int] = (16, 32, 64, 128, 512),
+    hidden: int = 512,
+    dropout: float = 0.5,
+    width: float = 1.0,
+) -> Model:
+    """x [B, H, W] or [B, H, W, colours] → 5 × (conv 3×3 → pool 2) → 2 × (dropout → linear) → linear → [B, outputs].
+
+    ReLU after every layer but the last; pooling comes before it: the same values, and fewer of them to rectify.
+
+    Raises:
+        Refused: the images are too small for the five pools.
+    """
+    height, breadth, colours = (*shape, 1)[:3]
+    if min(height, breadth) < 32:
+        raise Refused(f"images of {height}×{breadth} are too small for this network: at least 32×32")
+    counts = [colours, *(round(count * width) for count in channels)]
+    hidden = round(hidden * width)
+    flat = counts[-1] * (height // 32) * (breadth // 32)
+    layers: dict[str, Layer] = {
+        f"conv{i}": Conv2d(counts[i - 1], counts[i], (3, 3), padding=(1, 1), start="normal_fan_out")
+        for i in range(1, len(counts))
+    }
+    layers |= {
+        "drop1": Dropout((flat,), dropout),
+        "hidden1": Linear(flat, hidden),
+        "drop2": Dropout((hidden,), dropout),
+        "hidden2": Linear(hidden, hidden),
+        "out": Linear(hidden, outputs),
+    }
+
+    def forward(call: Call, x: Tensor) -> Tensor:
+        x = x.unsqueeze(1) if len(shape) == 2 else x.movedim(-1, 1)
+        for i in range(1, len(counts)):
+            x = F.relu(F.max_pool2d(call(f"conv{i}", x), 2))
+        x = F.relu(call("hidden1", call("drop1", x.flatten(1))))
+        x = F.relu(call("hidden2", call("drop2", x)))
+        return call("out", x)
+
+    return Model(layers=layers, forward=forward)

@@ -1,0 +1,32 @@
+"""Small random images, and parquet files that hold them encoded."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from PIL import Image
+
+
+def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+def write(
+    path: Path, images: np.ndarray, labels: np.ndarray | list[int], column: str = "label", kind: str = "PNG"
+) -> Path:
+    """A parquet file in the layout of the Hugging Face Hub."""
+    img = [{"bytes": encoded(image, kind), "path": f"{row}.png"} for row, image in enumerate(images)]
+    schema = {"img": pl.Struct({"bytes": pl.Binary, "path": pl.String}), column: pl.Int64}
+    pl.DataFrame({"img": img, column: labels}, schema=schema).write_parquet(path)
+    return path
+
+
+def made(seed: int, count: int, shape: tuple[int, ...] = (6, 6, 3)) -> tuple[np.ndarray, np.ndarray]:
+    """Random images uint8 [count, *shape] and their labels, four classes."""
+    random = np.random.default_rng(seed)
+    return random.integers(0, 256, (count, *shape)).astype(np.uint8), random.integers(0, 4, count)
