@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 
 from floral.schema import DataSet, Fidelity, Frozen, MethodFile, Partition, Suite, Switch, Synthetic, Task, Variant
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 """Raised by hand when the numerics change, so that new results never mix with old ones."""
 
 CONFIG = Path(os.environ.get("FLORAL_CONFIG", "config"))

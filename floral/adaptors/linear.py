@@ -49,7 +49,7 @@ class LinearAdaptor:
         return change
 
     def unmerged(self, mixture: Params, route: Tensor, x: Tensor) -> Tensor:
-        """Change of the layer's output on x [B, inputs]: the mixture as ONE adaptor of rank C·R, π on what is between."""
+        """Change of the layer's output on x [B, inputs]: the mixture as ONE adaptor of rank C·R, π between A and B."""
         hidden = products.linear(x, mixture["A"], stacked="outputs")
         hidden = (hidden.unflatten(-1, (len(route), -1)) * route[:, None]).flatten(-2)
         bias = route @ mixture["bias"] if self.bias else None

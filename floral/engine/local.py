@@ -71,9 +71,10 @@ def train_chunk(
     total = torch.zeros(len(chunk), dtype=rows.dtype, device=rows.x.device)
     trained = None
     for at, (phase, h) in enumerate(schedule):
-        draws = draw(h, plan.index.shape[2])
-        x, y = rows.gather(plan.index[:, h], draws)
-        batch, draws = Batch(x, y, plan.mask[:, h]), {name: draws[name] for name in clients.method.draws}
+        width = plan.widths[h]
+        draws = draw(h, width)
+        x, y = rows.gather(plan.index[:, h, :width], draws)
+        batch, draws = Batch(x, y, plan.mask[:, h, :width]), {name: draws[name] for name in clients.method.draws}
         if at < len(schedule) - 1:
             values, axes, losses = clients.step(phase, values, axes, batch, draws, received)
         else:

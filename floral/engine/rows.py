@@ -79,6 +79,8 @@ class Plan:
     mask: Tensor
     samples: np.ndarray
     """[m] samples that each learner processes."""
+    widths: list[int]
+    """[H] the most rows that any learner of the federation has in a step: what lies behind is padding for all."""
 
     @property
     def steps(self) -> int:
@@ -118,10 +120,12 @@ def plan(
     shape = (len(learners), epochs * steps, batch)
     mask = valid.reshape(shape)
     index = np.where(mask, padded.reshape(shape), 0)
-    longest = min(batch, int(np.ceil(share * rows.count.max())))  # no batch of anybody is longer
+    most = int(np.ceil(share * rows.count.max()))
+    widths = [min(batch, max(1, most - step * batch)) for step in range(steps)] * epochs
     device = rows.x.device
     return Plan(
-        torch.from_numpy(index[..., :longest].copy()).to(device),
-        torch.from_numpy(mask[..., :longest].copy()).to(device),
+        torch.from_numpy(index).to(device),
+        torch.from_numpy(mask.copy()).to(device),
         epochs * take,
+        widths,
     )
