@@ -86,10 +86,11 @@ class Mean:
         mass = self.mass
         share = torch.where(mass > 0, self.top.exp() * mass, 0.0)
         kept = mass == 0 if massless == "average" else share < MASSLESS
+        divisor = torch.where(mass > 0, mass, 1.0)
         means = {
             name: params
             if method.groups[name].scope is Scope.SHARED
-            else {key: value / along(torch.where(mass > 0, mass, 1.0), value) for key, value in params.items()}
+            else {key: value / along(divisor, value) for key, value in params.items()}
             for name, params in self.sums.items()
         }
         return means, kept

@@ -7,6 +7,7 @@ real memory, in their order. A small model's step spends most of its time in tha
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
@@ -17,10 +18,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 MOST = 24
 """Recordings that one function may have, each for other shapes; beyond them it runs as it is."""
 
-ALIASES = frozenset(
-    getattr(torch.ops.aten, name).default for name in ("detach", "alias", "expand", "view", "_unsafe_view", "permute")
-)
-"""Operations that may give back what they got."""
+ATEN = torch.ops.aten
+VIEW = ATEN.as_strided.default
+BINDINGS: dict[Any, Callable[..., Any]] = {
+    VIEW: torch.as_strided,
+    ATEN.add.Tensor: torch.add,
+    ATEN.add_.Tensor: torch.Tensor.add_,
+    ATEN.addmm.default: torch.addmm,
+    ATEN.bmm.default: torch.bmm,
+    ATEN.div.Tensor: torch.div,
+    ATEN.mm.default: torch.mm,
+    ATEN.mul.Tensor: torch.mul,
+    ATEN.sum.dim_IntList: torch.sum,
+}
+"""The commonest operations by functions that take a third of the time to read their arguments."""
 
 
 class Captured:
@@ -77,12 +88,16 @@ class _Recorder(TorchDispatchMode):
         self.alive: list[Tensor] = list(inputs)
         """Nobody may take the identity of a tensor that has a name."""
         self.constants: dict[str, Tensor] = {}
+        self.roots: dict[str, str] = {}
+        """Of a view that begins where another tensor does, that tensor."""
+        self.views = {(f"i{n}", tuple(t.shape), t.stride()): f"i{n}" for n, t in enumerate(inputs)}
+        """Name of what begins where another tensor does, by that tensor, shape and steps; it is itself one of them."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if func in ALIASES and (out.shape, out.stride()) == (args[0].shape, args[0].stride()):
-            self._name(out, self._named(args[0]).name)
+        if not func._schema.is_mutable and args and _begins_alike(out, args[0]):
+            self._view(out, self._named(args[0]).name)
             return out
         given = _map(self._named, args), {key: _map(self._named, value) for key, value in kwargs.items()}
         changed = out if isinstance(out, tuple | list) else (out,)
@@ -92,6 +107,16 @@ class _Recorder(TorchDispatchMode):
     def _name(self, tensor: Tensor, name: str) -> None:
         self.names[id(tensor)] = name
         self.alive.append(tensor)
+
+    def _view(self, out: Tensor, of: str) -> None:
+        """A view straight of the tensor that a chain of views began with; the same view is made once."""
+        root = self.roots.get(of, of)
+        layout = (root, tuple(out.shape), out.stride())
+        if layout not in self.views:
+            name = self.views[layout] = f"t{len(self.alive)}"
+            self.steps.append((VIEW, (_Name(root), *layout[1:]), {}, [_Name(name)]))
+            self.roots[name] = root
+        self._name(out, self.views[layout])
 
     def _named(self, tensor: Tensor) -> _Name:
         """The name of an argument; what is neither an input nor a result is a constant."""
@@ -103,36 +128,82 @@ class _Recorder(TorchDispatchMode):
     def _result(self, value: Any) -> Any:
         """The name of a result: a new one, but for an operation in place."""
         if isinstance(value, Tensor) and id(value) not in self.names:
-            self._name(value, f"t{len(self.alive)}")
+            name = f"t{len(self.alive)}"
+            self._name(value, name)
+            self.views[name, tuple(value.shape), value.stride()] = name
         return _Name(self.names[id(value)]) if isinstance(value, Tensor) else None
 
     def replay(self, inputs: list[Tensor], results: list[Tensor]) -> Callable[..., Any]:
         """A function of the inputs that does what was recorded and is needed for the results."""
-        wanted = {self._named(tensor).name for tensor in results}
-        lines = [f"    return [{', '.join(self.names[id(tensor)] for tensor in results)}]"]
+        given_back = [self._named(tensor).name for tensor in results]
+        steps = self._distinct(given_back)
+        wanted = set(given_back)
+        lines = [f"    return [{', '.join(given_back)}]"]
         namespace: dict[str, Any] = dict(self.constants)
-        for number, (func, args, kwargs, outs) in reversed(list(enumerate(self.steps))):
+        for number, (func, args, kwargs, outs) in reversed(list(enumerate(steps))):
             names = [out.name for out in outs if out is not None]
             if not func._schema.is_mutable and wanted.isdisjoint(names):
                 continue
             used = _names_in(args) | _names_in(tuple(kwargs.values()))
             last = sorted(name for name in used - wanted if name.startswith("t"))
             wanted |= used
-            namespace[f"f{number}"] = func._op
+            namespace[f"f{number}"] = BINDINGS.get(func, func._op)
             call = ", ".join([*(_code(arg, namespace) for arg in args), *_keywords(kwargs, namespace)])
             left = ", ".join("_" if out is None else out.name for out in outs)
             frees = f"; {' = '.join(last)} = None" if last else ""
             lines.append(f"    {left + ' = ' if left else ''}f{number}({call}){frees}")
-        given = ", ".join(self.names[id(tensor)] for tensor in inputs)
+        given = ", ".join(f"i{number}" for number in range(len(inputs)))
         exec("\n".join([f"def replay({given}):", *reversed(lines)]), namespace)  # written above, from names alone
         return namespace["replay"]
 
+    def _distinct(self, given_back: list[str]) -> list[Any]:
+        """The steps without those that compute again what is there already.
 
+        Only of memory that nobody ever changes can that be said: no step, and no caller what it got back.
+        """
+        mutable = [(func, args, outs) for func, args, _, outs in self.steps if func._schema.is_mutable]
+        changed = {self.roots.get(n, n) for _, args, outs in mutable for n in _names_in((args, outs))}
+        changed |= {self.roots.get(name, name) for name in given_back}
+        same: dict[str, str] = {}
+        seen: dict[Any, list[Any]] = {}
+        distinct = []
+        for func, args, kwargs, outs in self.steps:
+            args, kwargs = _renamed(args, same), {key: _renamed(value, same) for key, value in kwargs.items()}
+            outs = [_renamed(out, same) for out in outs]
+            names = _names_in((args, tuple(kwargs.values()), outs))
+            if changed.isdisjoint(self.roots.get(name, name) for name in names):
+                key = (func, repr(args), repr(kwargs))
+                if key in seen:
+                    same |= {ours.name: first.name for ours, first in zip(outs, seen[key], strict=True) if ours}
+                    continue
+                seen[key] = outs
+            distinct.append((func, args, kwargs, outs))
+        return distinct
+
+
+def _begins_alike(out: Any, tensor: Any) -> bool:
+    """Whether a result is a view of an argument from its first element on."""
+    return (
+        isinstance(out, Tensor)
+        and isinstance(tensor, Tensor)
+        and out.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+        and out.storage_offset() == tensor.storage_offset()
+        and out.dtype == tensor.dtype
+    )
+
+
+@dataclass(frozen=True)
 class _Name:
     """A tensor among the arguments of a recorded operation."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    name: str
+
+
+def _renamed(value: Any, names: dict[str, str]) -> Any:
+    """An argument with other names for its tensors."""
+    if isinstance(value, _Name):
+        return _Name(names.get(value.name, value.name))
+    return type(value)(_renamed(some, names) for some in value) if isinstance(value, tuple | list) else value
 
 
 def _map(change: Callable[[Tensor], Any], value: Any) -> Any:
