@@ -172,6 +172,8 @@ class _Product(torch.autograd.Function):
         x, weight, bias, delta = ctx.saved_tensors
         how: How = ctx.how
         gradient = how.of_result(gradients[0])
+        if how.convolves and delta is None and gradient.shape[:2] == (1, 1):
+            return _convolved_back_at_once(ctx, gradient)
         to_x = to_weight = to_bias = to_delta = None
         if ctx.needs_input_grad[0]:
             back = _convolve_back if how.convolves else _multiply_back
@@ -327,9 +329,32 @@ def _convolve_back(gradient: Tensor, x: Tensor, weight: Tensor, how: How) -> Ten
 def _convolution_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, how: How, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor, ...]:
+    """Gradients of (x, weight, bias) where wanted."""
     return torch.ops.aten.convolution_backward.default(
-        gradient, x, weight, None, how.stride, how.padding, (1, 1), False, (0, 0), 1, wanted
+        gradient, x, weight, [len(weight)], how.stride, how.padding, (1, 1), False, (0, 0), 1, wanted
     )
+
+
+def _convolved_back_at_once(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    """The backward pass of ONE client's convolution: one call has all gradients, so none is left for later."""
+    x, weight, bias, _ = ctx.saved_tensors
+    how: How = ctx.how
+    lifted = how.lifted(x, 0)
+    kernel = _channels_last(_effective(weight, None, how)[0, 0])
+    to_x, to_kernel, to_bias = (
+        None if found is None else found[None, None]
+        for found in _convolution_backward(gradient[0, 0], lifted[0, 0], kernel, how, tuple(ctx.needs_input_grad[:3]))
+    )
+    to_weight = None
+    if to_kernel is not None:
+        entry = Entry(lifted, gradient, how, tuple(weight.shape), to_kernel)
+        leaf = ctx.tape.leaf(weight)
+        if leaf is None:
+            to_weight = entry.of_weight()
+        else:
+            ctx.tape.entries.setdefault(leaf, []).append(entry)
+    to_x = None if to_x is None else how.reduced(to_x, 0)
+    return to_x, to_weight, None if bias is None or to_bias is None else how.reduced(to_bias, 2), None, None, None
 
 
 def _channels_last(weight: Tensor) -> Tensor:
@@ -440,7 +465,6 @@ class Entry:
         shape = (len(weight), clusters, *(1,) * (weighed.dim() - 2))
         weighed = (weighed * weight.to(tensor.dtype).reshape(shape)).transpose(1, axis if axis > 0 else -2)
         weighed = weighed.flatten(axis, axis + 1) if axis > 0 else weighed.flatten(-2)
-        assert self.known is None, "a stacked weight has no delta"
         return (weighed, self.gradient, None) if inputs else (self.x, weighed, None)
 
     def _kernel(self, gradient: Tensor, x: Tensor) -> Tensor:

@@ -33,6 +33,19 @@ BINDINGS: dict[Any, Callable[..., Any]] = {
 }
 """The commonest operations by functions that take a third of the time to read their arguments."""
 
+OVER: dict[Any, tuple[Callable[..., Any], int, str | None]] = {
+    ATEN.add.Tensor: (torch.Tensor.add_, 0, None),
+    ATEN.max_pool2d_with_indices_backward.default: (
+        ATEN.max_pool2d_with_indices_backward.grad_input._op,
+        1,
+        "grad_input",
+    ),
+    ATEN.relu.default: (torch.relu_, 0, None),
+    ATEN.threshold_backward.default: (ATEN.threshold_backward.grad_input._op, 0, "grad_input"),
+}
+"""Operations that may write their result over an argument that nobody reads any more: how, over which, by what keyword.
+(Of the input of a max-pool its backward pass reads the shape alone.)"""
+
 
 class Captured:
     """Calls functions of trees (nested dictionaries and tuples) of tensors by their recordings.
@@ -84,14 +97,24 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.steps: list[tuple[Any, Any, dict[str, Any], list[Any]]] = []
         """(operation, arguments, keyword arguments, results), all tensors by name."""
-        self.names = {id(tensor): f"i{number}" for number, tensor in enumerate(inputs)}
-        self.alive: list[Tensor] = list(inputs)
+        self.names: dict[int, str] = {}
+        self.alive: list[Tensor] = []
         """Nobody may take the identity of a tensor that has a name."""
         self.constants: dict[str, Tensor] = {}
+        self.layouts: dict[str, tuple[Any, ...]] = {}
+        """Shape, steps and type of a name."""
+        self.memory: dict[str, int] = {}
+        """Address of the memory behind a name, which views share."""
+        self.foreign: set[int] = set()
+        """Memory of inputs and constants."""
         self.roots: dict[str, str] = {}
         """Of a view that begins where another tensor does, that tensor."""
-        self.views = {(f"i{n}", tuple(t.shape), t.stride()): f"i{n}" for n, t in enumerate(inputs)}
+        self.views: dict[tuple[Any, ...], str] = {}
         """Name of what begins where another tensor does, by that tensor, shape and steps; it is itself one of them."""
+        for number, tensor in enumerate(inputs):
+            self._name(tensor, f"i{number}")
+            self.views[f"i{number}", tuple(tensor.shape), tensor.stride()] = f"i{number}"
+            self.foreign.add(tensor.untyped_storage().data_ptr())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -107,6 +130,8 @@ class _Recorder(TorchDispatchMode):
     def _name(self, tensor: Tensor, name: str) -> None:
         self.names[id(tensor)] = name
         self.alive.append(tensor)
+        self.layouts[name] = tuple(tensor.shape), tensor.stride(), tensor.dtype
+        self.memory[name] = tensor.untyped_storage().data_ptr()
 
     def _view(self, out: Tensor, of: str) -> None:
         """A view straight of the tensor that a chain of views began with; the same view is made once."""
@@ -123,6 +148,7 @@ class _Recorder(TorchDispatchMode):
         if id(tensor) not in self.names:
             self._name(tensor, f"c{len(self.constants)}")
             self.constants[self.names[id(tensor)]] = tensor
+            self.foreign.add(tensor.untyped_storage().data_ptr())
         return _Name(self.names[id(tensor)])
 
     def _result(self, value: Any) -> Any:
@@ -146,9 +172,13 @@ class _Recorder(TorchDispatchMode):
                 continue
             used = _names_in(args) | _names_in(tuple(kwargs.values()))
             last = sorted(name for name in used - wanted if name.startswith("t"))
+            later = wanted - set(names)
             wanted |= used
-            namespace[f"f{number}"] = BINDINGS.get(func, func._op)
             call = ", ".join([*(_code(arg, namespace) for arg in args), *_keywords(kwargs, namespace)])
+            namespace[f"f{number}"] = BINDINGS.get(func, func._op)
+            if func in OVER and self._may_go_over(args[OVER[func][1]], outs[0], used, later):
+                namespace[f"f{number}"], position, keyword = OVER[func]
+                call += f", {keyword}={args[position].name}" if keyword else ""
             left = ", ".join("_" if out is None else out.name for out in outs)
             frees = f"; {' = '.join(last)} = None" if last else ""
             lines.append(f"    {left + ' = ' if left else ''}f{number}({call}){frees}")
@@ -156,14 +186,25 @@ class _Recorder(TorchDispatchMode):
         exec("\n".join([f"def replay({given}):", *reversed(lines)]), namespace)  # written above, from names alone
         return namespace["replay"]
 
+    def _may_go_over(self, arg: Any, out: _Name, used: set[str], later: set[str]) -> bool:
+        """Whether the result fits where an argument lies, whose memory nobody else reads from now on."""
+        if (
+            not isinstance(arg, _Name)
+            or not arg.name.startswith("t")
+            or self.layouts[arg.name] != self.layouts[out.name]
+        ):
+            return False
+        others = later | (used - {arg.name})
+        return self.memory[arg.name] not in {self.memory[name] for name in others} | self.foreign
+
     def _distinct(self, given_back: list[str]) -> list[Any]:
         """The steps without those that compute again what is there already.
 
         Only of memory that nobody ever changes can that be said: no step, and no caller what it got back.
         """
         mutable = [(func, args, outs) for func, args, _, outs in self.steps if func._schema.is_mutable]
-        changed = {self.roots.get(n, n) for _, args, outs in mutable for n in _names_in((args, outs))}
-        changed |= {self.roots.get(name, name) for name in given_back}
+        changed = {self.memory[name] for _, args, outs in mutable for name in _names_in((args, outs))}
+        changed |= {self.memory[name] for name in given_back}
         same: dict[str, str] = {}
         seen: dict[Any, list[Any]] = {}
         distinct = []
@@ -171,7 +212,7 @@ class _Recorder(TorchDispatchMode):
             args, kwargs = _renamed(args, same), {key: _renamed(value, same) for key, value in kwargs.items()}
             outs = [_renamed(out, same) for out in outs]
             names = _names_in((args, tuple(kwargs.values()), outs))
-            if changed.isdisjoint(self.roots.get(name, name) for name in names):
+            if changed.isdisjoint(self.memory[name] for name in names):
                 key = (func, repr(args), repr(kwargs))
                 if key in seen:
                     same |= {ours.name: first.name for ours, first in zip(outs, seen[key], strict=True) if ours}

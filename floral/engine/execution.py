@@ -25,10 +25,14 @@ TRIALS = 5
 ever slows one down."""
 STEPS = 4
 """Local steps of one trial: the first, the last, and some between them."""
+CLIENTS = 8
+"""Clients of one trial, at least."""
 TIE = 1.05
 """Candidates this close count as equal and the first is taken, so that measuring again seldom chooses otherwise."""
-ENOUGH = 3.0
-"""Seconds after which a slow model gets no further trials."""
+WORSE = 1.3
+"""A candidate that was so many times slower than the fastest gets no further trials."""
+ENOUGH = 5.0
+"""Seconds after which a slow model gets no further trials, once it has had two that count."""
 WORTH = 3.0
 """Seconds of training below which a run is over before recording its steps has paid."""
 
@@ -95,11 +99,14 @@ def measure(simulation: Simulation, state: State, candidates: Sequence[Execution
     before = torch.get_num_threads()
     try:
         for turn in range(1 + TRIALS):
+            fair = WORSE * min(best.values())
             for candidate, trial in trials.items():
+                if best[candidate] > fair:
+                    continue
                 seconds = seconds_per_client(trial, state)
                 if turn > 0:
                     best[candidate] = min(best[candidate], seconds)
-            if turn > 0 and time.perf_counter() - began > ENOUGH:
+            if turn > 1 and time.perf_counter() - began > ENOUGH:
                 break
     finally:
         torch.set_num_threads(before)
@@ -110,7 +117,8 @@ def seconds_per_client(trial: Simulation, state: State) -> float:
     """Time of the local training of as much of the first cohort as keeps all workers busy, per client."""
     how = trial.execution
     torch.set_num_threads(how.threads)
-    learners = trial.cohort(1)[: how.chunk * how.workers]
+    together = how.chunk * how.workers
+    learners = trial.cohort(1)[: together * math.ceil(CLIENTS / together)]
     began = time.perf_counter()
     trial.local_training(state, 1, learners)
     if trial.device.type == "cuda":

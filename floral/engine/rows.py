@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -40,6 +40,12 @@ class Rows:
         if self.mean is None or self.std is None:
             return x
         return (x - self.mean) / self.std
+
+    def decoded(self, budget: int) -> Rows:
+        """The same rows with their inputs decoded once, where that takes no more than `budget` bytes."""
+        if self.augment is not None or self.x.numel() * self.dtype.itemsize > budget:
+            return self
+        return replace(self, x=self.decode(self.x), scale=1, mean=None, std=None)
 
     def gather(self, index: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
         """x [*index, ...] and y [*index, ...] of the rows in `index`, augmented by `draws` [*index] where given."""

@@ -34,6 +34,8 @@ from floral.stages.record import Progress
 
 LOG = logging.getLogger("floral.train")
 """The run's own log, log.txt of its folder."""
+DECODED = 256 << 20
+"""Bytes up to which training inputs are decoded once, before round 1: a batch is then gathered and nothing else."""
 LOGGED = ("loss", "accuracy", "ari")
 
 
@@ -250,10 +252,12 @@ def client_data(data: Federation, method: Method, device: torch.device, dtype: t
         values = data.normalise.model_dump()
         normalised = {name: torch.tensor(values[name], dtype=dtype, device=device) for name in ("mean", "std")}
     learner = {None: np.arange(data.clients), "all": np.zeros(data.clients, int), "cluster": data.cluster}[method.pool]
-    index, count = pooled(data.rows["train"], data.counts["train"], learner)
+    index, count = data.rows["train"], data.counts["train"]
+    if method.pool is not None:
+        index, count = pooled(index, count, learner)
     held_out = data.counts["validation"]
     return ClientData(
-        train=rows("train", index, count, **augmented(data, device)),
+        train=rows("train", index, count, **augmented(data, device)).decoded(DECODED),
         test=rows("test", data.rows["test"], data.counts["test"]),
         validation=rows("train", data.rows["validation"], held_out) if held_out.any() else None,
         population=lambda c: (tensor(data.population_x[c], False), tensor(data.population_y[c], True)),

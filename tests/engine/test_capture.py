@@ -1,0 +1,122 @@
+"""A recording does what its function does: on other values, to its inputs, and under vmap and autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from floral.engine import capture
+from floral.engine.capture import Captured
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["add", "mul", "relu", "view", "select", "add_", "mul_", "sum", "copy"]), st.integers(0, 99)
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+def program(steps):
+    """A straight-line function of three matrices [4, 6]: each step works on tensors that are there already."""
+
+    def function(a, b, c):
+        made = [a, b, c]
+        for kind, number in steps:
+            x, y = made[number % len(made)], made[number // 7 % len(made)]
+            match kind:
+                case "add":
+                    made.append(x + y)
+                case "mul":
+                    made.append(x * y)
+                case "relu":
+                    made.append(torch.relu(x))
+                case "view":
+                    made.append(x.reshape(6, 4).mT)
+                case "select":
+                    made.append(x[number % 4].expand(4, 6))
+                case "add_":
+                    made[number % 3].add_(y.clone(), alpha=0.5)
+                case "mul_":
+                    own = x.clone()
+                    made.append(own)
+                    own[1:].mul_(y[1:])
+                case "sum":
+                    made.append(x.sum(0).expand(4, 6))
+                case "copy":
+                    made.append(x.clone())
+        return tuple(made[-4:])
+
+    return function
+
+
+@given(steps=STEPS)
+@settings(deadline=None, max_examples=150)
+def test_any_straight_line_program_is_replayed(steps):
+    function, captured = program(steps), Captured()
+    for seed in (0, 1):
+        inputs = [torch.randn(4, 6, generator=torch.Generator().manual_seed(10 * seed + n)) for n in range(3)]
+        mine, theirs = ([tensor.clone() for tensor in inputs] for _ in range(2))
+        expected = function(*theirs)
+        found = captured("program", function, *mine)
+        for ours, other in zip((*found, *mine), (*expected, *theirs), strict=True):
+            assert torch.equal(ours, other)
+    assert len(captured._recorded) == 1
+
+
+def test_gradients_under_vmap_are_replayed():
+    def function(w, x):
+        w = w.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = torch.vmap(lambda w, x: torch.tanh(x @ w).square().sum())(w, x)
+            return torch.autograd.grad(loss.sum(), w)
+
+    captured = Captured()
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        w, x = torch.randn(3, 5, 2), torch.randn(3, 4, 5)
+        torch.testing.assert_close(captured("g", function, w, x), function(w, x))
+
+
+def test_each_shape_has_its_recording_until_there_are_too_many(monkeypatch):
+    monkeypatch.setattr(capture, "MOST", 2)
+    captured = Captured()
+    for n in (3, 4, 5, 3):
+        assert captured("double", lambda x: {"twice": 2 * x, "none": None}, torch.ones(n))["twice"].sum() == 2 * n
+    assert len(captured._recorded) == 2
+
+
+def test_recording_leaves_the_inputs_to_the_first_replay():
+    x = torch.zeros(3)
+    captured = Captured()
+    for count in (1, 2):
+        captured("count", lambda x: x.add_(1), x)
+        assert x.tolist() == [count] * 3
+
+
+def test_what_is_closed_over_is_read_at_every_replay():
+    constant, captured = torch.ones(2), Captured()
+
+    def function(x):
+        return x * constant
+
+    assert captured("c", function, torch.full((2,), 3.0)).tolist() == [3, 3]
+    constant.fill_(2.0)
+    assert captured("c", function, torch.full((2,), 3.0)).tolist() == [6, 6]
+
+
+def test_a_result_is_nobody_elses_memory():
+    """Two equal results may be changed by whoever gets them."""
+    captured = Captured()
+    for _ in range(2):
+        first, second, third = captured("r", lambda x: (x + 1, x + 1, torch.relu(x + 1)), torch.zeros(2))
+        first.add_(5)
+        third.add_(7)
+        assert second.tolist() == [1, 1]
+
+
+def test_a_tree_has_tensors_dictionaries_and_tuples_alone():
+    with pytest.raises(TypeError, match="list in a tree"):
+        Captured()("l", lambda x: x, [torch.ones(1)])
