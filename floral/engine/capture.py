@@ -153,11 +153,18 @@ class _Recorder(TorchDispatchMode):
 
     def _result(self, value: Any) -> Any:
         """The name of a result: a new one, but for an operation in place."""
-        if isinstance(value, Tensor) and id(value) not in self.names:
+        if not isinstance(value, Tensor):
+            return None
+        layout = tuple(value.shape), value.stride()
+        if id(value) not in self.names:
             name = f"t{len(self.alive)}"
             self._name(value, name)
-            self.views[name, tuple(value.shape), value.stride()] = name
-        return _Name(self.names[id(value)]) if isinstance(value, Tensor) else None
+            self.views[name, *layout] = name
+        name = self.names[id(value)]
+        if self.layouts[name][:2] != layout:  # as squeeze_ does: nothing may rely on the name's layout any more
+            self.views = {key: view for key, view in self.views.items() if view != name}
+            self.layouts[name] = ()
+        return _Name(name)
 
     def replay(self, inputs: list[Tensor], results: list[Tensor]) -> Callable[..., Any]:
         """A function of the inputs that does what was recorded and is needed for the results."""

@@ -12,7 +12,7 @@ from floral.engine.capture import Captured
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["add", "mul", "relu", "view", "select", "add_", "mul_", "sum", "copy"]), st.integers(0, 99)
+        st.sampled_from(["add", "mul", "relu", "view", "select", "add_", "mul_", "sum", "copy", "row"]), st.integers(0, 99)
     ),
     min_size=1,
     max_size=25,
@@ -47,6 +47,9 @@ def program(steps):
                     made.append(x.sum(0).expand(4, 6))
                 case "copy":
                     made.append(x.clone())
+                case "row":
+                    row = x.mean(0, keepdim=True)
+                    made.append((row.squeeze_(0) + y[0] + row).expand(4, 6))
         return tuple(made[-4:])
 
     return function
