@@ -16,7 +16,7 @@ from floral.bench.floors import Batches, Floor
 from floral.config import ConfigError, Run
 from floral.engine import execution
 from floral.engine.rows import Plan, plan
-from floral.engine.simulate import Simulation
+from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
 from floral.spec import Params, Refused
 from floral.stages import execute
@@ -93,9 +93,17 @@ def settle(threads: int) -> None:
 class EngineRounds:
     """A simulation that goes on round by round, without evaluation, checkpoints or files."""
 
-    def __init__(self, simulation: Simulation, state: State, backend: str, threads: int) -> None:
+    def __init__(
+        self,
+        simulation: Simulation,
+        state: State,
+        backend: str,
+        threads: int,
+        chosen: Execution | None = None,
+    ) -> None:
+        """With the execution that the backend finds for these threads, or with one that is `chosen` already."""
         try:
-            chosen = execution.choose(simulation, state, cast(Any, backend), threads)
+            chosen = chosen or execution.choose(simulation, state, cast(Any, backend), threads)
         except Refused as reason:
             raise ConfigError(f"--backend {backend}: {reason}") from None
         self.simulation = Simulation(simulation.method, simulation.data, simulation.settings, chosen)

@@ -76,15 +76,17 @@ def federation_of(run: Run, results: Path) -> Federation:
     )
 
 
-def contender(clients: int, variant: str, results: Path, backend: str, threads: int) -> EngineRounds:
-    """The engine on K clients."""
+def contender(
+    clients: int, variant: str, results: Path, backend: str, threads: int, chosen: Execution | None = None
+) -> EngineRounds:
+    """The engine on K clients, with an execution of its own or one that is given."""
     run = scale_run(clients, variant)
     data = federation_of(run, results)
     cpu = torch.device("cpu")
     method = execute.build_method(run, execute.make_problem(run, data, cpu, torch.float32))
     tensors = execute.client_data(data, method, cpu, torch.float32)
     simulation = Simulation(method, tensors, execute.make_settings(run), Execution("loop", 1))
-    return EngineRounds(simulation, simulation.start(), backend, threads)
+    return EngineRounds(simulation, simulation.start(), backend, threads, chosen)
 
 
 # ---------------------------------------------------------------------------------------------- measured
@@ -142,9 +144,10 @@ def point(clients: int, variant: str, results: Path, backend: str, threads: int,
 def ratio(
     variant: str, results: Path, backend: str, threads: int, rounds: int | None, compared: tuple[int, int]
 ) -> dict[str, Any]:
-    """Seconds per round at the larger of two K to those at the smaller, interleaved."""
+    """Seconds per round at the larger of two K to those at the smaller, interleaved, carried out in the same way."""
     settle(threads)
-    few, many = (contender(count, variant, results, backend, threads) for count in compared)
+    few = contender(compared[0], variant, results, backend, threads)
+    many = contender(compared[1], variant, results, backend, threads, few.simulation.execution)
     pairs = timing.alternate(many, few, rounds)
     return {
         "ratio": pairs.ratio,

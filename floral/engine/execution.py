@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import median
 from typing import Literal, get_args
 
 import torch
@@ -20,9 +21,9 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 CHUNKS = (1, 5)
 """Clients that one worker trains in one piece, beside an equal part of the cohort: few keep weights in the cache, many
 spend less on dispatch."""
-TRIALS = 5
-"""Timed local trainings per candidate, after one that warms up; the fastest counts, for other work on the machine only
-ever slows one down."""
+TRIALS = 7
+"""Timed local trainings per candidate, after one that warms up; their median counts, for threads that wait for each
+other now and then do so in the run as well."""
 STEPS = 4
 """Local steps of one trial: the first, the last, and some between them."""
 CLIENTS = 8
@@ -95,22 +96,22 @@ def measure(simulation: Simulation, state: State, candidates: Sequence[Execution
     began = time.perf_counter()
     parts = simulation.method, simulation.data, simulation.settings
     trials = {some: Simulation(*parts, some, most_steps=STEPS) for some in candidates}
-    best = dict.fromkeys(candidates, math.inf)
+    found: dict[Execution, list[float]] = {some: [] for some in candidates}
     before = torch.get_num_threads()
     try:
         for turn in range(1 + TRIALS):
-            fair = WORSE * min(best.values())
+            limit = WORSE * min(map(median, found.values())) if turn > 1 else math.inf
             for candidate, trial in trials.items():
-                if best[candidate] > fair:
+                if turn > 1 and median(found[candidate]) > limit:
                     continue
                 seconds = seconds_per_client(trial, state)
                 if turn > 0:
-                    best[candidate] = min(best[candidate], seconds)
+                    found[candidate].append(seconds)
             if turn > 1 and time.perf_counter() - began > ENOUGH:
                 break
     finally:
         torch.set_num_threads(before)
-    return best
+    return {candidate: median(seconds) for candidate, seconds in found.items()}
 
 
 def seconds_per_client(trial: Simulation, state: State) -> float:
