@@ -60,14 +60,6 @@ class Group:
         return not (self.scope is Scope.FROZEN or self.statistic or self.fixed)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Phase:
-    """A stretch of local training: which groups train, for how many epochs (None: the task's)."""
-
-    train: tuple[str, ...]
-    epochs: int | None = None
-
-
 @dataclass(frozen=True)
 class Batch:
     """x [B, ...] decoded inputs, y [B] labels or [B, d] targets, mask [B]: 1 for a sample, 0 for padding."""
@@ -84,6 +76,24 @@ class Predict(Protocol):
         `draws` None is evaluation: no noise, running statistics. `mask` [B] marks the samples that are no padding.
         """
         ...
+
+
+Penalty = Callable[[View, View, Draws], Tensor]
+"""(view, received view, draws) → a scalar added to the loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A stretch of local training: which groups train, for how many epochs (None: the task's), and how.
+
+    `predict` and `penalty` replace the method's own, for methods with a second model: Ditto trains the shared model on
+    its own loss and the personal one near what was received.
+    """
+
+    train: tuple[str, ...]
+    epochs: int | None = None
+    predict: Predict | None = None
+    penalty: Penalty | None = None
 
 
 Objective = Callable[[View, View, Batch, Draws], tuple[Tensor, View]]
@@ -105,8 +115,8 @@ class Method:
     """What replaces the SGD step on a batch: inner loops, mixed gradients, other optimisers."""
     phases: tuple[Phase, ...] | None = None
     """None: all trained groups together for the task's epochs; (): nothing is trained and there are no rounds."""
-    penalty: Callable[[View, View, Draws], Tensor] | None = None
-    """(view, received view, draws) → a scalar added to the loss."""
+    penalty: Penalty | None = None
+    """What is added to the loss in every phase that has none of its own."""
     log_route: Callable[[View], Tensor] | None = None
     """log π_k [C] of one client: the weight of its update in each cluster, and what the report shows."""
     member: Tensor | None = None

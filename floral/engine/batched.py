@@ -12,6 +12,7 @@ Three things differ from a plain step (`Clients`), none of which a method can se
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -188,7 +189,7 @@ class Batched(Clients):
         tape = Tape.of(leaves)
         names = [(group, name) for group, params in leaves.items() for name in params]
         with torch.enable_grad(), tape.noting():
-            losses, changed = torch.vmap(self.objective, in_dims=over)(
+            losses, changed = torch.vmap(partial(self.objective, phase), in_dims=over)(
                 leaves, fixed, batch.x, batch.y, batch.mask, draws, received[0]
             )
             total = losses.sum() if share is None else (losses * share.to(losses.dtype)).sum()

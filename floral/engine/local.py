@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from floral import seeds
 from floral.engine.aggregate import Mean, sum_over_clients, weights
 from floral.engine.rows import Plan, Rows
 from floral.engine.state import Axes, dims, one
-from floral.spec import Batch, Draws, Method, Phase, Scope, View
+from floral.spec import Batch, Draws, Method, Penalty, Phase, Scope, View
 
 Loss = Literal["cross_entropy", "mse"]
 MOST_STEPS = 1 << 20
@@ -103,10 +104,20 @@ class Clients:
     lifted: bool
     clusters: int
 
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The method's phases, or the one that trains everything."""
+        phases = self.method.phases
+        return (Phase(train=self.method.trained),) if phases is None else phases
+
+    def penalty(self, phase: Phase) -> Penalty | None:
+        """What a phase adds to the loss."""
+        return phase.penalty or self.method.penalty
+
     def start(self, seen: View, axes: Axes) -> tuple[View, Axes, tuple[View, Axes]]:
         """The values to begin with, and what the penalty compares them to (empty without one)."""
         received: View = {}
-        if self.method.penalty is not None:  # the chunk's own copies are about to change in place
+        if any(self.penalty(phase) for phase in self.phases):  # the chunk's own copies are about to change in place
             received = {
                 group: {name: t.clone() for name, t in params.items()} if axes[group] == 0 else params
                 for group, params in seen.items()
@@ -128,7 +139,7 @@ class Clients:
             own_step = self.over_clients(self._own_step(phase), over)
             changed, losses = own_step(trained, fixed, batch.x, batch.y, batch.mask, draws, received[0])
         else:
-            changed, losses = self._sgd(trained, fixed, axes, batch, draws, received)
+            changed, losses = self._sgd(phase, trained, fixed, axes, batch, draws, received)
         if not self.lifted:
             return {**values, **changed}, axes, losses[None]
         return {**values, **changed}, {**axes, **dict.fromkeys(changed, 0)}, losses
@@ -166,13 +177,20 @@ class Clients:
         return private, {**sums, **summed}, None if relative is None else (relative.top, relative.weight.sum(0))
 
     def _sgd(
-        self, trained: View, fixed: View, axes: Axes, batch: Batch, draws: Draws, received: tuple[View, Axes]
+        self,
+        phase: Phase,
+        trained: View,
+        fixed: View,
+        axes: Axes,
+        batch: Batch,
+        draws: Draws,
+        received: tuple[View, Axes],
     ) -> tuple[View, Tensor]:
         """w ← w - lr·g, in place on copies that the chunk owns."""
         leaves = map_groups(lambda group, t: self._leaf(t, axes[group], len(batch.x)), trained)
         over = (dict.fromkeys(leaves, 0), dims(axes, fixed), *self._inputs(draws, received))
         with torch.enable_grad():
-            losses, changed = self.over_clients(self.objective, over)(
+            losses, changed = self.over_clients(partial(self.objective, phase), over)(
                 leaves, fixed, batch.x, batch.y, batch.mask, draws, received[0]
             )
             flat = [tensor for params in leaves.values() for tensor in params.values()]
@@ -207,19 +225,20 @@ class Clients:
         return changed
 
     def objective(
-        self, trained: View, fixed: View, x: Tensor, y: Tensor, mask: Tensor, draws: Draws, received: View
+        self, phase: Phase, trained: View, fixed: View, x: Tensor, y: Tensor, mask: Tensor, draws: Draws, received: View
     ) -> tuple[Tensor, View]:
         """Loss of ONE client on one batch, its mean over unmasked samples plus the penalty, and the changed statistics.
 
         Without a sample the loss is 0 whatever the parameters, so that an idle step changes nothing.
         """
         current = {**fixed, **trained}
-        outputs, changed = self.method.predict(current, x, draws, mask)
+        predict, penalty = phase.predict or self.method.predict, self.penalty(phase)
+        outputs, changed = predict(current, x, draws, mask)
         weight = mask.to(outputs.dtype)
         value = (sample_losses(self.loss, outputs, y) * weight).sum() / weight.sum().clamp(min=1)
         active = mask.any()
-        if self.method.penalty is not None:
-            value = value + active * self.method.penalty(current, received, draws)
+        if penalty is not None:
+            value = value + active * penalty(current, received, draws)
         kept = {
             group: {name: torch.where(active, new, current[group][name]) for name, new in params.items()}
             for group, params in changed.items()
@@ -236,7 +255,7 @@ class Clients:
             trained: View, fixed: View, x: Tensor, y: Tensor, mask: Tensor, draws: Draws, received: View
         ) -> tuple[View, Tensor]:
             def objective(trained: View, fixed: View, batch: Batch, draws: Draws) -> tuple[Tensor, View]:
-                return self.objective(trained, fixed, batch.x, batch.y, batch.mask, draws, received)
+                return self.objective(phase, trained, fixed, batch.x, batch.y, batch.mask, draws, received)
 
             moved, changed, value = local_step(objective, trained, fixed, Batch(x, y, mask), draws, lr)
             active = mask.any()

@@ -20,7 +20,7 @@ from floral.engine.batched import Batched
 from floral.engine.costs import Costs, count
 from floral.engine.rows import ClientData, plan
 from floral.engine.state import State, start, view
-from floral.spec import Method, Phase
+from floral.spec import Method
 
 EXPLODED = 1e8
 """A loss above this counts as diverged, like NaN."""
@@ -134,13 +134,13 @@ class Simulation:
             settings = replace(settings, rounds=0)
         self.method, self.data, self.settings, self.execution = method, data, settings, execution
         self.device, self.dtype = data.train.x.device, data.train.dtype
-        self.phases = method.phases if method.phases is not None else (Phase(train=method.trained),)
-        self.epochs = [phase.epochs or settings.epochs for phase in self.phases]
         self.most_steps = most_steps
         self.draws = {**method.draws, **data.train.augment_draws}
         self.clients = local.Clients(method, settings.loss, execution.lifted, settings.clusters)
         if execution.backend == "batched":
             self.clients = Batched.of(self.clients)
+        self.phases = self.clients.phases
+        self.epochs = [phase.epochs or settings.epochs for phase in self.phases]
         self.workers = Workers(execution.workers, execution.threads)
         self._costs: Costs | None = None
 
