@@ -109,23 +109,36 @@ def scale(
         ConfigError: MNIST's files are missing.
     """
     prepare([], results, data_dir, also=["mnist"])
-    points = []
+    points, ratios = [], {}
     for variant in VARIANTS:
+        chosen = in_own_process(execution_of, variant, results, backend, threads, compared[0])
         for count in clients:
-            points.append(in_own_process(point, count, variant, results, backend, threads, rounds))
+            points.append(in_own_process(point, count, variant, results, backend, threads, rounds, chosen))
             say(f"scale: {variant} K = {count}: {1e3 * points[-1]['seconds_per_round']:.2f} ms a round")
-    ratios = {}
-    for variant in VARIANTS:
-        ratios[variant] = in_own_process(ratio, variant, results, backend, threads, rounds, compared)
+        ratios[variant] = in_own_process(ratio, variant, results, backend, threads, rounds, compared, chosen)
         say(f"scale: {variant} K = {compared[1]} to {compared[0]}: {ratios[variant]['ratio']:.3f}")
     return {"cohort": COHORT, "clients": list(clients), "compared": list(compared), "points": points, "ratios": ratios}
 
 
-def point(clients: int, variant: str, results: Path, backend: str, threads: int, rounds: int | None) -> dict[str, Any]:
+def execution_of(variant: str, results: Path, backend: str, threads: int, clients: int) -> Execution:
+    """What `auto` finds for a method at one K: every K is carried out so, for K alone shall make a difference."""
+    settle(threads)
+    return contender(clients, variant, results, backend, threads).simulation.execution
+
+
+def point(
+    clients: int,
+    variant: str,
+    results: Path,
+    backend: str,
+    threads: int,
+    rounds: int | None,
+    chosen: Execution,
+) -> dict[str, Any]:
     """Seconds per round of the fastest block, for other work only ever slows one down; and bytes resident after the
     rounds: the process's own, and of mapped files."""
     settle(threads)
-    one = contender(clients, variant, results, backend, threads)
+    one = contender(clients, variant, results, backend, threads, chosen)
     seconds = timing.alone(one, rounds)
     if rounds is None:
         one(max(0, ROUNDS - one.round))
@@ -142,12 +155,17 @@ def point(clients: int, variant: str, results: Path, backend: str, threads: int,
 
 
 def ratio(
-    variant: str, results: Path, backend: str, threads: int, rounds: int | None, compared: tuple[int, int]
+    variant: str,
+    results: Path,
+    backend: str,
+    threads: int,
+    rounds: int | None,
+    compared: tuple[int, int],
+    chosen: Execution,
 ) -> dict[str, Any]:
     """Seconds per round at the larger of two K to those at the smaller, interleaved, carried out in the same way."""
     settle(threads)
-    few = contender(compared[0], variant, results, backend, threads)
-    many = contender(compared[1], variant, results, backend, threads, few.simulation.execution)
+    few, many = (contender(count, variant, results, backend, threads, chosen) for count in compared)
     pairs = timing.alternate(many, few, rounds)
     return {
         "ratio": pairs.ratio,

@@ -28,6 +28,8 @@ STEPS = 4
 """Local steps of one trial: the first, the last, and some between them."""
 CLIENTS = 8
 """Clients of one trial, at least."""
+SHORTEST = 0.03
+"""Seconds of one trial, at least: threads that wait for each other show it only when they go on for a while."""
 TIE = 1.05
 """Candidates this close count as equal and the first is taken, so that measuring again seldom chooses otherwise."""
 WORSE = 1.3
@@ -120,8 +122,10 @@ def seconds_per_client(trial: Simulation, state: State) -> float:
     torch.set_num_threads(how.threads)
     together = how.chunk * how.workers
     learners = trial.cohort(1)[: together * math.ceil(CLIENTS / together)]
-    began = time.perf_counter()
-    trial.local_training(state, 1, learners)
+    began, times = time.perf_counter(), 0
+    while times == 0 or time.perf_counter() - began < SHORTEST:
+        trial.local_training(state, 1, learners)
+        times += 1
     if trial.device.type == "cuda":
         torch.cuda.synchronize()
-    return (time.perf_counter() - began) / len(learners)
+    return (time.perf_counter() - began) / (times * len(learners))
