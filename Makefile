@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 LOCAL := SLURM_CONF=/dev/null
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check ui clean
+.PHONY: help setup quickstart test check bench ui clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ check: $(INSTALLED) ## style, types, direction of imports, workflow
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 	$(LOCAL) $(BIN)/pytest tests/workflow/test_lint.py
+
+bench: $(INSTALLED) ## what a round costs, beside bare PyTorch: 6 minutes, with nothing else running
+	$(BIN)/floral bench report
 
 ui: $(INSTALLED) ## open the tracked runs in MLflow at http://127.0.0.1:5000
 	@test -e results/track/mlflow.db || { echo "Nothing is tracked yet: make quickstart"; exit 1; }

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import polars as pl
 
 from floral.config import ConfigError, Run, fidelity
+from floral.data.federation import evaluated_on_training
 from floral.schema import Task, Variant
 from floral.stages.failure import failure, running
 
@@ -44,6 +45,8 @@ class Setting:
     task: Task
     fidelity: str
     diverged_runs: Literal["dropped", "reported"]
+    on_training: bool
+    """Whether clients are evaluated on rows that they trained on, as the published code of some tasks does."""
 
     @property
     def metric(self) -> str:
@@ -229,7 +232,7 @@ def _settings(runs: list[Run]) -> dict[Hashable, Setting]:
         title = f"{run.task.title}, {differs}" if differs else run.task.title
         settings[key] = Setting(
             id=run.task.name + suffix, title=title, task=run.task, fidelity=run.fidelity.name,
-            diverged_runs=run.fidelity["diverged_runs"],
+            diverged_runs=run.fidelity["diverged_runs"], on_training=evaluated_on_training(run),
         )  # fmt: skip
     return settings
 

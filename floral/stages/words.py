@@ -203,13 +203,14 @@ def provenance(collected: Collected) -> dict[str, Any]:
     """Who made the results, with what, from which data; all read from the runs.
 
     `stamp`: the last run's end, the page's only time. `facts`: name → text. `partitions`: one row for each partition.
-    `inexact`: data sets that are lossy or partial copies.
+    `inexact`: data sets that are lossy or partial copies. `on_training`: settings evaluated on rows of the training.
     """
     partitions = _partitions(collected)
     return {
         "stamp": collected.summary["finished_at"].max(),
         "facts": {} if collected.costs.is_empty() else _facts(collected.costs),
         "partitions": partitions,
+        "on_training": [setting.title for setting in collected.settings if setting.on_training],
         "inexact": sorted({row["data"] for row in partitions if not row["exact"]}),
     }
 

@@ -278,3 +278,13 @@ def test_namesakes_are_told_apart(results, write):
 def test_never_imports_torch(module):
     code = f"import sys, floral.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_task_that_is_evaluated_on_training_rows_says_so_at_the_top(tmp_path, results, write):
+    runs = [make_run(task, "fedavg", 0, "official") for task in ("cifar100_reduced", "digits_rotate")]
+    for run in runs:
+        write(run)
+    report("quickstart", runs, results, tmp_path / "reports")
+    page = (tmp_path / "reports" / "quickstart" / "index.html").read_text()
+    (notice,) = re.findall(r"<p class=\"notice\">.*?Evaluated on training rows.*?</p>", page)
+    assert "CIFAR-100" in notice and "Digits" not in notice
