@@ -147,6 +147,7 @@ def simulate(
     backend: str = "loop",
     chunk: int = 1,
     workers: int = 1,
+    device: torch.device = CPU,
     kind: type[Simulation] = Simulation,
     **run: Any,
 ) -> Simulation:
@@ -157,11 +158,11 @@ def simulate(
     if data.classes is None:
         run |= {"loss": "mse", "data": Synthetic(kind="linear", samples_per_client=2)}
     made = make_run(variant, model=model, **run)
-    problem = execute.make_problem(made, data, CPU, dtype)
+    problem = execute.make_problem(made, data, device, dtype)
     if model == "dropout":
         problem = replace(problem, build_model=with_dropout)
     method = change(execute.build_method(made, problem))
-    tensors = execute.client_data(data, method, CPU, dtype)
+    tensors = execute.client_data(data, method, device, dtype)
     return kind(method, tensors, execute.make_settings(made), Execution(backend, chunk, workers))
 
 
