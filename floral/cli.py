@@ -155,6 +155,13 @@ def _show(arguments: argparse.Namespace, settings: Settings) -> None:
     show(arguments.run)
 
 
+def _methods(arguments: argparse.Namespace, settings: Settings) -> None:
+    from floral.stages.methods import methods
+
+    del settings
+    methods(as_json=arguments.json)
+
+
 def _plan(arguments: argparse.Namespace, settings: Settings) -> None:
     from floral.stages import plan
 
@@ -297,6 +304,9 @@ def _parser() -> argparse.ArgumentParser:
 
     show = command("show", _show, "print one run: configuration, curve, log, reason of failure")
     show.add_argument("run", type=Path, metavar="RUN", help="its folder, or task/variant/seed<k>")
+
+    methods = command("methods", _methods, "list every method by family: its source, and who holds which parameters")
+    methods.add_argument("--json", action="store_true", help="print JSON and nothing else")
     return parser
 
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 
 from floral.schema import DataSet, Fidelity, Frozen, MethodFile, Partition, Suite, Switch, Synthetic, Task, Variant
 
-RESULTS_VERSION = 2
+RESULTS_VERSION = 1
 """Raised by hand when the numerics change, so that new results never mix with old ones."""
 
 CONFIG = Path(os.environ.get("FLORAL_CONFIG", "config"))
@@ -300,7 +300,8 @@ def variant(name: str, change: Mapping[str, Any] | None = None, where: str | Non
             raise ConfigError(f"{origin[key]}: {key}: {error} ({file.parameters[key].doc})") from None
     return Variant(
         name=name, method=method, title=entry.title, family=file.family, source=file.source,
-        what=entry.what or file.what, oracle=entry.oracle or params.get("router") == "optimal", params=params,
+        what=entry.what or file.what, oracle=entry.oracle or params.get("router") == "optimal",
+        global_only=entry.global_only, params=params,
     )  # fmt: skip
 
 

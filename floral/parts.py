@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from floral.layers import Model
-from floral.spec import Batch, Draws, Group, LocalStep, Objective, Params, Predict, Problem, Scope, View
+from floral.layers import Conv2d, Linear, Model
+from floral.spec import (
+    Batch,
+    Draws,
+    Group,
+    LocalStep,
+    Objective,
+    Params,
+    Penalty,
+    Predict,
+    Problem,
+    Refused,
+    Scope,
+    View,
+)
 from floral.streams import Stream
 
 # ------------------------------------------------------------------------------------------- who starts how
@@ -51,14 +66,99 @@ def whole(model: Model, scope: Scope, stream: Stream, lr: float, holders: int = 
     return groups
 
 
-def serve(model: Model) -> Predict:
-    """The prediction of one whole model, the groups of `whole`."""
+def serve(model: Model, params: str = "base", running: str = "statistics") -> Predict:
+    """The prediction of one whole model, the groups of `whole`, or those named."""
 
     def predict(view: View, x: Tensor, draws: Draws | None, mask: Tensor | None) -> tuple[Tensor, View]:
-        logits, statistics = model(view["base"], view.get("statistics", {}), x, draws, mask)
-        return logits, {"statistics": statistics} if statistics else {}
+        logits, statistics = model(view[params], view.get(running, {}), x, draws, mask)
+        return logits, {running: statistics} if statistics else {}
 
     return predict
+
+
+# ------------------------------------------------------------------------------------- a model of one's own
+
+
+def personal(model: Model, stream: Stream, lr: float, clients: int) -> dict[str, Group]:
+    """The groups of a second whole model, one per client from a common start: PRIVATE "personal" and (with batch norm)
+    "personal_statistics"."""
+    own = whole(model, Scope.PRIVATE, stream, lr, holders=clients)
+    return {"personal" if name == "base" else f"personal_{name}": group for name, group in own.items()}
+
+
+def serve_personal(model: Model) -> Predict:
+    """The prediction of a client's own model, the groups of `personal`."""
+    return serve(model, "personal", "personal_statistics")
+
+
+def proximal(group: str, weight: float, towards: str = "base") -> Penalty:
+    """weight/2·‖w - w_received‖²: w is the client's `group`, w_received the group `towards` as the round began."""
+
+    def penalty(view: View, received: View, draws: Draws) -> Tensor:
+        del draws
+        own, centre = view[group], received[towards]
+        # sorted: a checkpoint gives the names back in another order, and the order of a sum decides its last bit
+        return weight / 2 * torch.stack([(own[name] - centre[name]).square().sum() for name in sorted(own)]).sum()
+
+    return penalty
+
+
+# ---------------------------------------------------------------------------------- layers of a client's own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divided:
+    """One model of which some layers are a client's own, statistics included; the others are shared by all.
+
+    Groups: "base" SHARED, `name` PRIVATE with a common start; "statistics" and "<name>_statistics" with batch norm.
+    """
+
+    model: Model
+    layers: Collection[str]
+    """The names of the PRIVATE layers."""
+    name: str
+
+    def _part(self, params: Params, own: bool) -> Params:
+        return {key: value for key, value in params.items() if (key.rsplit(".", 1)[0] in self.layers) == own}
+
+    def groups(self, stream: Stream, lr: float, clients: int) -> dict[str, Group]:
+        """Who holds what; all start as one whole model does."""
+
+        def start(own: bool) -> Params:
+            part = self._part(self.model.init(stream), own)
+            return same(part, clients) if own else part
+
+        groups = {
+            "base": Group(scope=Scope.SHARED, init=lambda: start(False), lr=lr),
+            self.name: Group(scope=Scope.PRIVATE, init=lambda: start(True), lr=lr),
+        }
+        shared, private = (self._part(self.model.statistics(), own) for own in (False, True))
+        if shared:
+            groups["statistics"] = Group(scope=Scope.SHARED, init=lambda: shared, statistic=True)
+        if private:
+            groups[f"{self.name}_statistics"] = Group(
+                scope=Scope.PRIVATE, init=lambda: same(private, clients), statistic=True
+            )
+        return groups
+
+    def predict(self, view: View, x: Tensor, draws: Draws | None, mask: Tensor | None) -> tuple[Tensor, View]:
+        """The shared layers with the client's own in their places."""
+        running = {group: view[group] for group in ("statistics", f"{self.name}_statistics") if group in view}
+        statistics = {key: value for params in running.values() for key, value in params.items()}
+        logits, changed = self.model({**view["base"], **view[self.name]}, statistics, x, draws, mask)
+        return logits, {group: {key: changed[key] for key in params} for group, params in running.items()}
+
+
+def head(model: Model) -> str:
+    """The name of the last linear layer, which gives the outputs.
+
+    Raises:
+        Refused: no layer with weights stands before it.
+    """
+    weighty = [name for name, layer in model.layers.items() if isinstance(layer, Linear | Conv2d)]
+    if len(weighty) < 2 or not isinstance(model.layers[weighty[-1]], Linear):
+        raise Refused("the model has no body before a last linear layer: with a private head nothing would be shared")
+    return weighty[-1]
 
 
 # ------------------------------------------------------------------------------------- how a step is taken
@@ -88,6 +188,33 @@ def with_loss(objective: Objective) -> Callable[..., tuple[Tensor, tuple[Tensor,
         return loss, (loss.detach(), changed)
 
     return both
+
+
+# ------------------------------------------------------------------------------------------ what a sample loses
+
+Loss = Literal["cross_entropy", "mse"]
+
+
+def sample_losses(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
+    """Loss of each sample [..., B]: cross-entropy of logits, or the squared error averaged over the outputs."""
+    if loss == "mse":
+        return ((outputs - y) ** 2).mean(-1)
+    return -F.log_softmax(outputs, -1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
+
+
+def of_each_model(model: Model) -> Callable[[View, Tensor, Draws | None, Tensor | None], tuple[Tensor, View]]:
+    """(view, x [B, ...], draws, mask) → outputs [C, B, outputs] of C whole models on the same x, and their statistics.
+
+    Its groups are those of `whole` with C holders; dropout of the model named d has the draws [B, C, ...].
+    """
+
+    def outputs(view: View, x: Tensor, draws: Draws | None, mask: Tensor | None) -> tuple[Tensor, View]:
+        dropout = None if draws is None else {name: draws[name] for name in model.draws}
+        over_models = torch.vmap(model, in_dims=(0, 0, None, None if draws is None else 1, None))
+        found, statistics = over_models(view["base"], view.get("statistics", {}), x, dropout, mask)
+        return found, {"statistics": statistics} if statistics else {}
+
+    return outputs
 
 
 # --------------------------------------------------------------------------------- how a mixture is routed

@@ -35,6 +35,8 @@ def linear(
 ) -> Tensor:
     """x (W + delta)ᵀ + bias of ONE client: x [..., inputs], W [outputs, inputs], or C weights that are used as one."""
     tape = _TAPE.get()
+    if x.dim() == 1:
+        return linear(x[None], weight, bias, delta=delta, stacked=stacked)[0]
     if tape is None:
         return F.linear(x, _whole(weight, stacked) if delta is None else weight + delta, bias)
     return _Product.apply(x, weight, bias, delta, How(stacked=stacked), tape)  # type: ignore[no-any-return]
@@ -443,13 +445,16 @@ class Entry:
         return replace(self, gradient=divided(self.gradient), known=known)
 
     def add_to(self, own: Tensor, alpha: float) -> None:
-        """own [m, …] += alpha·g_k, in place, in one call where that is one product."""
+        """own [m, …] += alpha·g_k, in place, in one call where that is one product.
+
+        Here and where gradients are added up, a weight may have been given with further axes of length 1.
+        """
         if self.how.convolves or self.how.stacked == "inputs" or self.known is not None:
-            own.add_(self.each(), alpha=alpha)
+            own.add_(self.each().reshape(own.shape), alpha=alpha)
             return
         gradient, x = self.gradient.flatten(2, -2), self.x.flatten(2, -2)
         if gradient.shape[1] > 1 and not self.how.has(1)[1]:
-            own.add_(self.each(), alpha=alpha)
+            own.add_(self.each().reshape(own.shape), alpha=alpha)
             return
         x = x.expand(*gradient.shape[:2], *x.shape[2:])
         matrices = own.view(-1, gradient.shape[-1], x.shape[-1])

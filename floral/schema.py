@@ -190,6 +190,7 @@ class VariantEntry(Frozen):
     set: Mapping[str, Any] = Field(default_factory=dict)
     what: tuple[str, str] | None = Field(default=None, description="instead of the method's two lines")
     oracle: bool = Field(default=False, description="reads the true clusters: a ceiling or control, not a rival")
+    global_only: bool = Field(default=False, description="serves one model to all: cannot fit a concept shift")
 
 
 class MethodFile(Frozen):
@@ -212,6 +213,7 @@ class Variant(Frozen):
     source: str
     what: tuple[str, str]
     oracle: bool
+    global_only: bool = False
     params: Mapping[str, Any]
 
     @property

@@ -44,8 +44,9 @@ class Group:
     """A named group of parameters and who holds it.
 
     `init` returns the complete value: no leading axis (SHARED, FROZEN), axis C (CLUSTERED) or axis K (PRIVATE).
-    `server_lr` None is the task's. A `statistic` (a running mean) is changed by the forward pass, not by gradients; a
-    `fixed` group (a given route) has values per client or cluster that never change.
+    `server_lr` None is the task's. A `statistic` (a running mean, a responsibility) is changed by the forward pass or
+    by `Method.assign`, not by gradients; a `fixed` group (a given route) has values per client or cluster that never
+    change.
     """
 
     scope: Scope
@@ -82,6 +83,10 @@ Penalty = Callable[[View, View, Draws], Tensor]
 """(view, received view, draws) → a scalar added to the loss."""
 
 
+SampleLoss = Callable[[View, View, Batch, Draws], tuple[Tensor, View]]
+"""(view, received view, batch, draws) → loss [B] of each sample of one client, and the statistics that it changed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Phase:
     """A stretch of local training: which groups train, for how many epochs (None: the task's), and how.
@@ -99,6 +104,9 @@ class Phase:
 Objective = Callable[[View, View, Batch, Draws], tuple[Tensor, View]]
 """(trained, fixed, batch, draws) → (loss, changed statistics) of one client on one batch."""
 
+Assign = Callable[[View, Batch], View]
+"""(view, all training rows) → new values of PRIVATE groups of one client at the start of its round."""
+
 LocalStep = Callable[[Objective, View, View, Batch, Draws, Mapping[str, float]], tuple[View, View, Tensor]]
 """(objective, trained, fixed, batch, draws, lr by group) → (trained, changed statistics, loss)."""
 
@@ -109,16 +117,32 @@ class Method:
 
     groups: Mapping[str, Group]
     predict: Predict
+    assign: Assign | None = None
+    """What a client computes at the start of its round, without gradients, from ALL its training rows (decoded, not
+    augmented; `mask` tells padding) and what it sees: a chosen cluster, responsibilities. Training, upload and later
+    evaluations use the new values; `received` in a loss or a penalty still holds the old ones."""
+    assign_passes: float = 0.0
+    """What `assign` costs per training row and round, in the unit of `passes`; a forward pass alone is 1/3."""
     precondition: Mapping[str, Callable[[Params, Params], Params]] = field(default_factory=dict)
-    """group → (its gradients, its values) → the gradients that the SGD step takes instead."""
+    """group → (its gradients, its values) → the gradients that the SGD step takes instead: a linear map of the
+    gradients, so that a step without samples changes nothing and a sum over clients may be taken first. No weight decay
+    and no clipping: these belong into a penalty or a `local_step`."""
     local_step: LocalStep | None = None
     """What replaces the SGD step on a batch: inner loops, mixed gradients, other optimisers."""
     phases: tuple[Phase, ...] | None = None
     """None: all trained groups together for the task's epochs; (): nothing is trained and there are no rounds."""
+    loss: SampleLoss | None = None
+    """What replaces the task's loss of `predict` in training, in phases that have no prediction of their own."""
     penalty: Penalty | None = None
     """What is added to the loss in every phase that has none of its own."""
     log_route: Callable[[View], Tensor] | None = None
     """log π_k [C] of one client: the weight of its update in each cluster, and what the report shows."""
+    served_log_route: Callable[[View], Tensor] | None = None
+    """log π_k [C] that the report shows, where it is not the weight of the client's update."""
+    picks: bool = False
+    """A client sees all clusters, but serves and sends up no more than one slice of them; its costs count that."""
+    upload: Callable[[View], View] | None = None
+    """What a client sends after training in place of its values of averaged groups: FedSoft's one model for all C."""
     member: Tensor | None = None
     """The fixed cluster of each client [K]: it then holds, trains and sends that cluster's slice only."""
     prepare: Callable[[Tensor, Tensor], View] | None = None

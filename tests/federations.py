@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,7 @@ def make_run(
 def simulate(
     variant: str = "fedavg",
     *,
-    model: str = "mlp",
+    model: str | None = None,
     data: Federation | None = None,
     change: Callable[[Method], Method] = lambda method: method,
     dtype: torch.dtype = torch.float64,
@@ -151,7 +152,11 @@ def simulate(
     kind: type[Simulation] = Simulation,
     **run: Any,
 ) -> Simulation:
-    """The simulation of a variant, assembled as the train stage does; `change` may replace its method."""
+    """The simulation of a variant, assembled as the train stage does; `change` may replace its method.
+
+    Without a `model` it is the first that the variant can do.
+    """
+    model = model or fitting(variant)
     if data is None:
         data = make_data(shape=SHAPES.get(model, (4, 4)), clusters=run.get("clusters", 2))
     run = {"clients": data.clients, "clusters": data.clusters, **run}
@@ -210,6 +215,12 @@ def assert_close(ours: Mapping[str, torch.Tensor], other: Mapping[str, torch.Ten
         torch.testing.assert_close(
             tensor, other[name], rtol=0, atol=tolerance * scale, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+@cache
+def fitting(variant: str) -> str:
+    """The MLP where the variant can do it, else the first model that it can."""
+    return next((model for model in ("mlp", *MODELS) if buildable(variant, model)), "mlp")
 
 
 def buildable(variant: str, model: str) -> bool:

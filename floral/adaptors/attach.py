@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.linear import LinearAdaptor
 from floral.layers import Conv2d, Linear, Model, own
-from floral.spec import Draws, Params, Refused
+from floral.spec import Draws, Params, Predict, Refused, View
 from floral.streams import Stream
 
 
@@ -57,6 +58,33 @@ class Adaptors:
 
         return self.model(base, statistics, x, draws, mask, adapt)
 
+    def serve(self, *added: tuple[str, ...], base: tuple[str, ...] = ("base",)) -> Predict:
+        """The prediction with whole adaptors added, W + Σ_i B_i A_i, each without axis C.
+
+        `added` names for each adaptor, `base` for the base, the groups that its parameters lie in.
+        """
+
+        def predict(view: View, x: Tensor, draws: Draws | None, mask: Tensor | None) -> tuple[Tensor, View]:
+            ours = [gathered(view, groups) for groups in added]
+            mixture = {name: torch.stack([one[name] for one in ours]) for name in ours[0]}
+            route = x.new_ones(len(ours))
+            running = view.get("statistics", {})
+            logits, statistics = self(gathered(view, base), mixture, route, running, x, draws, mask)
+            return logits, {"statistics": statistics} if statistics else {}
+
+        return predict
+
+    def without(self, *layers: str) -> Adaptors:
+        """The same adaptors but those of some layers.
+
+        Raises:
+            Refused: no other layer has one.
+        """
+        left = {name: adaptor for name, adaptor in self.by_layer.items() if name not in layers}
+        if not left:
+            raise Refused(f"the model has no layer to adapt besides {', '.join(layers)}")
+        return replace(self, by_layer=left)
+
     def merges(self, adaptor: LinearAdaptor | ConvAdaptor, shape: torch.Size, clusters: int) -> bool:
         """Whether a layer's adaptors go into its weights for x of `shape`."""
         if self.application == "cheaper":
@@ -80,6 +108,16 @@ class Adaptors:
             ours = adaptor.precondition(own(gradients, layer), own(mixture, layer))
             changed |= {f"{layer}.{key}": value for key, value in ours.items()}
         return changed
+
+
+def gathered(view: View, groups: tuple[str, ...]) -> Params:
+    """The parameters of several groups together."""
+    return {name: value for group in groups for name, value in view[group].items()}
+
+
+def factor(adaptor: Params, which: Literal["A", "B"]) -> Params:
+    """The factors A of all layers, or their factors B with the biases, in both of which the output is linear."""
+    return {name: value for name, value in adaptor.items() if name.endswith(".A") == (which == "A")}
 
 
 def attach(

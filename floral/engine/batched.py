@@ -17,9 +17,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from floral.engine.aggregate import Relative, along, cluster_sum, weights
+from floral.engine.aggregate import Relative, along, cluster_sum
 from floral.engine.capture import Captured
-from floral.engine.local import Chunk, Clients, Finished, log_routes, map_groups, split, with_axis
+from floral.engine.local import Chunk, Clients, Finished, map_groups, split, with_axis
 from floral.engine.state import Axes, dims
 from floral.products import Entry, Leaf, Tape
 from floral.spec import Batch, Draws, Params, Phase, Refused, Scope, View
@@ -119,7 +119,7 @@ class Batched(Clients):
 
     def _finished(self, values: View, axes: Axes, found: Backward, chunk: Chunk) -> Finished:
         """Sums of what can be summed by products, then everything else as plain clients do."""
-        method, axes, values = self.method, dict(axes), dict(values)
+        axes, values = dict(axes), dict(values)
         fused = [group for group in found.leaves if self._fuses(group, axes)]
         for group in found.leaves:
             if group not in fused:
@@ -127,35 +127,23 @@ class Batched(Clients):
         for group in found.changed:
             values[group] = found.changed[group]
         axes.update({group: 0 for group in (*found.leaves, *found.changed) if group not in fused})
-        relative = None
-        if any(method.groups[group].scope is Scope.CLUSTERED for group in fused):
-            relative = weights(method, chunk.share, self._routes(values, axes, len(chunk)), None, self.clusters)
-        sums = {group: self._summed(group, values[group], axes[group], found, chunk.share, relative) for group in fused}
-        private, sums, mass = self.finish(values, axes, chunk, sums)
-        if relative is not None:
-            mass = (relative.top, relative.weight.sum(0))
-        return private, sums, mass
-
-    def _routes(self, values: View, axes: Axes, m: int) -> Tensor:
-        """log π after the step [m, C], by what is no average: those groups have no value of their own any more."""
-        method = self.method
-        own = {
-            group: params
-            for group, params in values.items()
-            if method.groups[group].scope in (Scope.PRIVATE, Scope.FROZEN)
-        }
+        own = {group: params for group, params in values.items() if group not in fused}
         try:
-            return log_routes(method, own, axes, m)
+            relative = self.relative(own, axes, chunk)
         except KeyError as missing:
-            raise Refused(f"its routes depend on the group {missing}, which is averaged") from None
+            if missing.args[0] not in fused:
+                raise
+            raise Refused(f"its routes depend on the group {missing}, of which no client has a last value") from None
+        sums = {group: self._summed(group, values[group], axes[group], found, chunk.share, relative) for group in fused}
+        return self.finish(own, axes, chunk, relative, sums)
 
     def _fuses(self, group: str, axes: Axes) -> bool:
         """Whether a group's sum over the clients is taken without their values.
 
-        A preconditioner is linear in the gradients, so it may be applied to their sum where all share its values.
+        A preconditioner is linear in the gradients (`spec.Method`), so where all share its values their sum is enough.
         """
         scope, plain = self.method.groups[group].scope, group not in self.method.precondition
-        if scope is Scope.CLUSTERED and self.method.member is not None:
+        if self.method.upload is not None or (scope is Scope.CLUSTERED and self.method.member is not None):
             return False
         return scope in (Scope.SHARED, Scope.CLUSTERED) and (plain or axes[group] is None)
 
@@ -202,10 +190,12 @@ class Batched(Clients):
     def _noted(
         self, phase: Phase, values: View, axes: Axes, batch: Batch, draws: Draws, received: tuple[View, Axes]
     ) -> frozenset[Leaf]:
-        """Which leaves of a phase are used in products alone, found by one pass."""
+        """Which leaves of a phase are used in products with the clients' own inputs alone, found by one pass."""
         if phase not in self.noted:
             found = self._backward(phase, values, axes, batch, draws, received, frozenset(), None)
-            self.noted[phase] = frozenset(leaf for leaf in found.entries if leaf not in found.gradients)
+            alone = {leaf: entries for leaf, entries in found.entries.items() if leaf not in found.gradients}
+            of_clients = (leaf for leaf, entries in alone.items() if all(entry.how.has(0)[0] for entry in entries))
+            self.noted[phase] = frozenset(of_clients)
         return self.noted[phase]
 
     # --------------------------------------------------------------------------------------------- updates
@@ -232,7 +222,8 @@ class Batched(Clients):
         gradients: Params = {}
         for name, tensor in own.items():
             gradient, entries = found.of(group, name, share)
-            parts = [entry.each() for entry in entries] + ([] if gradient is None else [gradient])
+            parts = [entry.each().reshape(tensor.shape) for entry in entries]
+            parts += [] if gradient is None else [gradient]
             gradients[name] = sum(parts[1:], parts[0]) if parts else torch.zeros_like(tensor)
         changes = self.preconditioned({group: gradients}, {group: own}, per_client=True)[group]
         return {name: tensor.add(changes[name], alpha=-lr) for name, tensor in own.items()}
@@ -248,10 +239,10 @@ class Batched(Clients):
         sums: Params = {}
         for name, tensor in values.items():
             gradient, entries = found.of(group, name)
-            parts = [entry.sum(rest) for entry in entries]
+            sums[name] = weighted(tensor, axis, share, None if relative is None else relative.weight)
+            parts = [entry.sum(rest).reshape(sums[name].shape) for entry in entries]
             if gradient is not None:
                 parts.append(gradient.sum(0) if rest is None else cluster_sum(rest, gradient, fixed=False))
-            sums[name] = weighted(tensor, axis, share, None if relative is None else relative.weight)
             gradients[name] = sum(parts[1:], parts[0]) if parts else torch.zeros_like(sums[name])
         changes = self.preconditioned({group: gradients}, {group: values}, per_client=False)[group]
         return {name: value.add_(changes[name], alpha=-self.method.groups[group].lr) for name, value in sums.items()}

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from floral.spec import Refused
 
 MOST = 24
 """Recordings that one function may have, each for other shapes; beyond them it runs as it is."""
@@ -50,38 +52,49 @@ OVER: dict[Any, tuple[Callable[..., Any], int, str | None]] = {
 class Captured:
     """Calls functions of trees (nested dictionaries and tuples) of tensors by their recordings.
 
-    A recording holds for one `key` and one layout of the inputs. The function must be straight-line: what it does may
-    depend on shapes and on what it closes over, never on values. Inputs may be changed in place.
+    A recording holds for one `key`, one structure and one layout of the inputs. The function must be straight-line:
+    what it does may depend on shapes and on what it closes over, never on values. Inputs may be changed in place.
+
+    Raises:
+        Refused: the function draws random numbers, reads a value, or changes what it closes over.
     """
 
     def __init__(self) -> None:
         self._recorded: dict[Hashable, tuple[Callable[..., Any], Any]] = {}
-        self._lock = Lock()
+        self._lock = RLock()
 
     def __call__(self, key: Hashable, function: Callable[..., Any], *trees: Any) -> Any:
         flat: list[Tensor] = []
         spec = _flatten(trees, flat)
-        full = (key, tuple([_layout(tensor) for tensor in flat]))
+        full = (key, spec, tuple([_layout(tensor) for tensor in flat]))
         if full not in self._recorded:
             with self._lock:
-                if len(self._recorded) >= MOST:
-                    return function(*trees)
-                if full not in self._recorded:
+                if full not in self._recorded and len(self._recorded) < MOST:
                     self._recorded[full] = _record(function, spec, flat)
-        replay, of_result = self._recorded[full]
         with torch.no_grad():
+            if full not in self._recorded:
+                return function(*trees)
+            replay, of_result = self._recorded[full]
             return _unflatten(of_result, iter(replay(*flat)))
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
     """What a view depends on; the step along an axis of length 1 is nothing."""
     shape, steps = tensor.shape, tensor.stride()
-    return (shape, steps if 1 not in shape else tuple([step for n, step in zip(shape, steps, strict=True) if n > 1]))
+    if 1 in shape:
+        steps = tuple([step for n, step in zip(shape, steps, strict=True) if n > 1])
+    return shape, steps, tensor.dtype
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """A copy that lies in its memory as the tensor does, gaps and repetitions included: views of it are recorded."""
+    copy = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return copy.set_(tensor.untyped_storage().clone(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 def _record(function: Callable[..., Any], spec: Any, flat: list[Tensor]) -> tuple[Callable[..., Any], Any]:
     """The recording of a function and the structure of its result; its inputs stay as they are."""
-    inputs = [tensor.detach().clone() for tensor in flat]
+    inputs = [_copy(tensor.detach()) for tensor in flat]
     recorder = _Recorder(inputs)
     with recorder:
         result = function(*_unflatten(spec, iter(inputs)))
@@ -95,8 +108,8 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self, inputs: list[Tensor]) -> None:
         super().__init__()
-        self.steps: list[tuple[Any, Any, dict[str, Any], list[Any]]] = []
-        """(operation, arguments, keyword arguments, results), all tensors by name."""
+        self.steps: list[tuple[Any, Any, dict[str, Any], list[Any], bool]] = []
+        """(operation, arguments, keyword arguments, results, whether these are several), all tensors by name."""
         self.names: dict[int, str] = {}
         self.alive: list[Tensor] = []
         """Nobody may take the identity of a tensor that has a name."""
@@ -118,13 +131,17 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags or func is ATEN._local_scalar_dense.default:
+            raise Refused(f"a step calls {func}, which a recording cannot repeat")
         out = func(*args, **kwargs)
         if not func._schema.is_mutable and args and _begins_alike(out, args[0]):
             self._view(out, self._named(args[0]).name)
             return out
         given = _map(self._named, args), {key: _map(self._named, value) for key, value in kwargs.items()}
+        if func._schema.is_mutable and any(n.startswith("c") for n in _names_in((given[0], tuple(given[1].values())))):
+            raise Refused(f"a step changes by {func} what is no input of it")
         changed = out if isinstance(out, tuple | list) else (out,)
-        self.steps.append((func, *given, [self._result(some) for some in changed]))
+        self.steps.append((func, *given, [self._result(some) for some in changed], isinstance(out, tuple | list)))
         return out
 
     def _name(self, tensor: Tensor, name: str) -> None:
@@ -139,7 +156,7 @@ class _Recorder(TorchDispatchMode):
         layout = (root, tuple(out.shape), out.stride())
         if layout not in self.views:
             name = self.views[layout] = f"t{len(self.alive)}"
-            self.steps.append((VIEW, (_Name(root), *layout[1:]), {}, [_Name(name)]))
+            self.steps.append((VIEW, (_Name(root), *layout[1:]), {}, [_Name(name)], False))
             self.roots[name] = root
         self._name(out, self.views[layout])
 
@@ -162,6 +179,8 @@ class _Recorder(TorchDispatchMode):
             self.views[name, *layout] = name
         name = self.names[id(value)]
         if self.layouts[name][:2] != layout:  # as squeeze_ does: nothing may rely on the name's layout any more
+            if name in self.roots:
+                raise Refused("a step changes the shape of a view in place")
             self.views = {key: view for key, view in self.views.items() if view != name}
             self.layouts[name] = ()
         return _Name(name)
@@ -173,7 +192,7 @@ class _Recorder(TorchDispatchMode):
         wanted = set(given_back)
         lines = [f"    return [{', '.join(given_back)}]"]
         namespace: dict[str, Any] = dict(self.constants)
-        for number, (func, args, kwargs, outs) in reversed(list(enumerate(steps))):
+        for number, (func, args, kwargs, outs, several) in reversed(list(enumerate(steps))):
             names = [out.name for out in outs if out is not None]
             if not func._schema.is_mutable and wanted.isdisjoint(names):
                 continue
@@ -186,7 +205,7 @@ class _Recorder(TorchDispatchMode):
             if func in OVER and self._may_go_over(args[OVER[func][1]], outs[0], used, later):
                 namespace[f"f{number}"], position, keyword = OVER[func]
                 call += f", {keyword}={args[position].name}" if keyword else ""
-            left = ", ".join("_" if out is None else out.name for out in outs)
+            left = ", ".join("_" if out is None else out.name for out in outs) + ("," if several else "")
             frees = f"; {' = '.join(last)} = None" if last else ""
             lines.append(f"    {left + ' = ' if left else ''}f{number}({call}){frees}")
         given = ", ".join(f"i{number}" for number in range(len(inputs)))
@@ -209,13 +228,13 @@ class _Recorder(TorchDispatchMode):
 
         Only of memory that nobody ever changes can that be said: no step, and no caller what it got back.
         """
-        mutable = [(func, args, outs) for func, args, _, outs in self.steps if func._schema.is_mutable]
+        mutable = [(func, args, outs) for func, args, _, outs, _ in self.steps if func._schema.is_mutable]
         changed = {self.memory[name] for _, args, outs in mutable for name in _names_in((args, outs))}
         changed |= {self.memory[name] for name in given_back}
         same: dict[str, str] = {}
         seen: dict[Any, list[Any]] = {}
         distinct = []
-        for func, args, kwargs, outs in self.steps:
+        for func, args, kwargs, outs, several in self.steps:
             args, kwargs = _renamed(args, same), {key: _renamed(value, same) for key, value in kwargs.items()}
             outs = [_renamed(out, same) for out in outs]
             names = _names_in((args, tuple(kwargs.values()), outs))
@@ -225,7 +244,7 @@ class _Recorder(TorchDispatchMode):
                     same |= {ours.name: first.name for ours, first in zip(outs, seen[key], strict=True) if ours}
                     continue
                 seen[key] = outs
-            distinct.append((func, args, kwargs, outs))
+            distinct.append((func, args, kwargs, outs, several))
         return distinct
 
 
@@ -283,15 +302,15 @@ def _keywords(kwargs: dict[str, Any], namespace: dict[str, Any]) -> Iterator[str
 
 
 def _flatten(tree: Any, into: list[Tensor]) -> Any:
-    """The structure of a tree; its tensors are appended to `into` in order."""
+    """The structure of a tree, (keys or None, *parts); its tensors are appended to `into` in order."""
     match tree:
         case Tensor():
             into.append(tree)
             return ...
         case dict():
-            return {key: _flatten(part, into) for key, part in tree.items()}
+            return tuple(tree), *[_flatten(part, into) for part in tree.values()]
         case tuple():
-            return tuple([_flatten(part, into) for part in tree])
+            return None, *[_flatten(part, into) for part in tree]
         case None:
             return None
     raise TypeError(f"{type(tree).__name__} in a tree of tensors")
@@ -303,6 +322,6 @@ def _unflatten(spec: Any, tensors: Iterator[Tensor]) -> Any:
         return next(tensors)
     if spec is None:
         return None
-    if isinstance(spec, dict):
-        return {key: _unflatten(part, tensors) for key, part in spec.items()}
-    return tuple([_unflatten(part, tensors) for part in spec])
+    keys, *parts = spec
+    made = [_unflatten(part, tensors) for part in parts]
+    return tuple(made) if keys is None else dict(zip(keys, made, strict=True))

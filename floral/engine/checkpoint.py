@@ -21,7 +21,7 @@ class Unreadable(Exception):
 def write(path: Path, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
     """Write, fsync, rename: a kill leaves either the old or the new checkpoint, never half of one."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    atomic(path, save(contiguous, metadata={"progress": json.dumps(progress)}))
+    atomic(path, save(contiguous, metadata={"progress": json.dumps(progress), "names": json.dumps(list(contiguous))}))
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -32,7 +32,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            progress = json.loads((file.metadata() or {})["progress"])
-            return {name: file.get_tensor(name).clone() for name in file.keys()}, progress  # noqa: SIM118
+            said = file.metadata() or {}
+            names = json.loads(said["names"])  # as they were: sums over parameters depend on the order in their last bit
+            return {name: file.get_tensor(name).clone() for name in names}, json.loads(said["progress"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise Unreadable(f"{path}: the checkpoint is damaged ({error}); remove it to train from the start") from error

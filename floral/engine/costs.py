@@ -34,16 +34,21 @@ class Costs:
         return {name: value for name, value in asdict(self).items() if name != "passes_per_sample"}
 
 
-def count(method: Method, state: State) -> Costs:
-    """Costs from scopes and shapes alone."""
+def count(method: Method, state: State, *, epochs: int = 1) -> Costs:
+    """Costs from scopes and shapes; what `assign` costs once a round is spread over the samples of `epochs` epochs."""
     held = {name: _held(method, group, state.values[name]) for name, group in method.groups.items()}
-    sent = _sent(method, held)
+    own = {
+        name: _slice(group, state.values[name]) if method.picks and group.scope is Scope.CLUSTERED else held[name]
+        for name, group in method.groups.items()
+    }
+    sent = _sent(method, held, own)
     parts = {name: group for name, group in method.groups.items() if not group.statistic}
     trains = method.phases != ()
+    trained = method.trained if method.phases is None else {name for phase in method.phases for name in phase.train}
     return Costs(
         base=_slice(method.groups["base"], state.values["base"]),
-        trainable_per_client=sum(held[name] for name, group in parts.items() if group.trained and trains),
-        served=sum(held[name] for name in parts),
+        trainable_per_client=sum(own[name] for name in trained),
+        served=sum(own[name] for name in parts),
         sent_down=sum(down for down, _ in sent.values()),
         sent_up=sum(up for _, up in sent.values()),
         kept_private=0
@@ -54,19 +59,20 @@ def count(method: Method, state: State) -> Costs:
             for name, group in method.groups.items()
             if group.scope in (Scope.SHARED, Scope.CLUSTERED)
         ),
-        passes_per_sample=method.passes if trains else 0.0,
+        passes_per_sample=method.passes + method.assign_passes / max(1, epochs) if trains else 0.0,
     )
 
 
-def _sent(method: Method, held: dict[str, int]) -> dict[str, tuple[int, int]]:
-    """Floats (down, up) of a client and round by group: what it holds that is not its own, or what the method says."""
+def _sent(method: Method, held: dict[str, int], own: dict[str, int]) -> dict[str, tuple[int, int]]:
+    """Floats (down, up) of a client and round by group: what it holds and trains that others do too, or what the
+    method says."""
     travels = {
         name: method.phases != ()
         and group.scope in (Scope.SHARED, Scope.CLUSTERED)
         and (group.trained or group.statistic)
         for name, group in method.groups.items()
     }
-    by_scope = {name: (held[name], held[name]) if travels[name] else (0, 0) for name in held}
+    by_scope = {name: (held[name], own[name]) if travels[name] else (0, 0) for name in held}
     return {**by_scope, **(method.sends or {})}
 
 

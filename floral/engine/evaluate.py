@@ -162,11 +162,12 @@ def served_routes(method: Method, state: State, learner: Tensor, clients: int, c
     """π [K, C] of all clients, certain where the method fixes their clusters; None for a method without routes."""
     if method.member is not None:
         return (method.member.cpu().numpy()[:, None] == np.arange(clusters)).astype(float)
-    if method.log_route is None:
+    log_route = method.served_log_route or method.log_route
+    if log_route is None:
         return None
     ids = torch.arange(clients, device=learner.device)
     seen, axes = view(method, state.values, learner, ids)
-    return log_routes(method, seen, axes, clients).double().exp().cpu().numpy()
+    return log_routes(log_route, seen, axes, clients).double().exp().cpu().numpy()
 
 
 def route_metrics(route: np.ndarray, cluster: np.ndarray, rows: np.ndarray) -> dict[str, float]:

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from floral import seeds
-from floral.engine.aggregate import Mean, sum_over_clients, weights
+from floral.engine.aggregate import Mean, Relative, sum_over_clients, weights
 from floral.engine.rows import Plan, Rows
 from floral.engine.state import Axes, dims, one
+from floral.parts import Loss, sample_losses
 from floral.spec import Batch, Draws, Method, Penalty, Phase, Scope, View
 
-Loss = Literal["cross_entropy", "mse"]
 MOST_STEPS = 1 << 20
 """No epoch has more steps: epoch and step make one counter."""
+ROWS_AT_ONCE = 4096
+"""Rows, of several clients together, that `assign` looks at in one piece."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,6 @@ class Chunk:
         return len(self.share)
 
 
-def sample_losses(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
-    """Loss of each sample [..., B]: cross-entropy of logits, or the squared error averaged over the outputs."""
-    if loss == "mse":
-        return ((outputs - y) ** 2).mean(-1)
-    return -F.log_softmax(outputs, -1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
-
-
 def train_chunk(
     clients: Clients,
     seen: View,
@@ -61,13 +55,17 @@ def train_chunk(
     *,
     draw: Callable[[int, int], Draws],
     phases: Sequence[tuple[Phase, range]],
+    held: Callable[[], Batch],
 ) -> Trained:
     """Every phase of local training, over its steps, for the m learners of `plan`, starting from what they see.
 
+    `held` gathers all their training rows, x [m, n, ...], for a method that assigns something to them.
     A group without a client axis is still the federation's own tensor, only read; its first step makes a copy per
     client, later ones update that copy in place.
     """
     values, axes, received = clients.start(seen, axes)
+    if clients.method.assign is not None:
+        values = {**values, **clients.assigned(values, axes, held())}
     schedule = [(phase, h) for phase, steps in phases for h in steps]
     total = torch.zeros(len(chunk), dtype=rows.dtype, device=rows.x.device)
     trained = None
@@ -115,10 +113,10 @@ class Clients:
         return phase.penalty or self.method.penalty
 
     def start(self, seen: View, axes: Axes) -> tuple[View, Axes, tuple[View, Axes]]:
-        """The values to begin with, and what the penalty compares them to (empty without one)."""
+        """The values to begin with, and what loss and penalty compare them to (empty where neither does)."""
         received: View = {}
-        if any(self.penalty(phase) for phase in self.phases):  # the chunk's own copies are about to change in place
-            received = {
+        if self.method.loss or any(self.penalty(phase) for phase in self.phases):
+            received = {  # a copy of what the chunk owns, for that is about to change in place
                 group: {name: t.clone() for name, t in params.items()} if axes[group] == 0 else params
                 for group, params in seen.items()
             }
@@ -126,6 +124,21 @@ class Clients:
         if not self.lifted:
             return one(seen, axes), dict.fromkeys(axes), (one(received, kept), dict.fromkeys(kept))
         return dict(seen), dict(axes), (received, kept)
+
+    def assigned(self, values: View, axes: Axes, held: Batch) -> View:
+        """What the method's `assign` gives to the clients, of values as `start` returns them."""
+        assign = self.method.assign
+        assert assign is not None
+        with torch.no_grad():
+            if not self.lifted:
+                return assign(values, Batch(held.x[0], held.y[0], held.mask[0]))
+
+            def client(values: View, x: Tensor, y: Tensor, mask: Tensor) -> View:
+                return assign(values, Batch(x, y, mask))
+
+            at_once = max(1, ROWS_AT_ONCE // held.mask.shape[1])
+            over = (dims(axes, values), 0, 0, 0)
+            return torch.vmap(client, in_dims=over, chunk_size=at_once)(values, held.x, held.y, held.mask)
 
     def step(
         self, phase: Phase, values: View, axes: Axes, batch: Batch, draws: Draws, received: tuple[View, Axes]
@@ -161,17 +174,25 @@ class Clients:
                 {g: {n: t[None] for n, t in params.items()} for g, params in values.items()},
                 {group: 0 for group in axes},
             )
-        return self.finish(values, axes, chunk, {}), losses
+        return self.finish(values, axes, chunk, self.relative(values, axes, chunk), {}), losses
 
-    def finish(self, values: View, axes: Axes, chunk: Chunk, sums: View) -> Finished:
+    def relative(self, values: View, axes: Axes, chunk: Chunk) -> Relative | None:
+        """The clients' weights in the clusters after the step; None for a method without CLUSTERED averages."""
+        method = self.method
+        averaged = (*method.trained, *method.statistics)
+        if not any(method.groups[group].scope is Scope.CLUSTERED for group in averaged):
+            return None
+        route = log_routes(method.log_route, values, axes, len(chunk)) if method.log_route is not None else None
+        return weights(method, chunk.share, route, chunk.members, self.clusters)
+
+    def finish(self, values: View, axes: Axes, chunk: Chunk, relative: Relative | None, sums: View) -> Finished:
         """What a chunk adds to the round, from values with a client axis; `sums` of some groups are known already."""
         method, m = self.method, len(chunk)
+        if method.upload is not None:
+            sent = torch.vmap(method.upload, in_dims=(dims(axes, values),))(values)
+            values, axes = {**values, **sent}, {**axes, **dict.fromkeys(sent, 0)}
         left = [group for group in (*method.trained, *method.statistics) if group not in sums]
         own = {group: {name: with_axis(t, axes[group], m) for name, t in values[group].items()} for group in left}
-        relative = None
-        if any(method.groups[group].scope is Scope.CLUSTERED for group in left):
-            route = log_routes(method, values, axes, m) if method.log_route is not None else None
-            relative = weights(method, chunk.share, route, chunk.members, self.clusters)
         private = {group: params for group, params in own.items() if method.groups[group].scope is Scope.PRIVATE}
         summed = sum_over_clients(method, own, [group for group in left if group not in private], chunk.share, relative)
         return private, {**sums, **summed}, None if relative is None else (relative.top, relative.weight.sum(0))
@@ -232,10 +253,14 @@ class Clients:
         Without a sample the loss is 0 whatever the parameters, so that an idle step changes nothing.
         """
         current = {**fixed, **trained}
-        predict, penalty = phase.predict or self.method.predict, self.penalty(phase)
-        outputs, changed = predict(current, x, draws, mask)
-        weight = mask.to(outputs.dtype)
-        value = (sample_losses(self.loss, outputs, y) * weight).sum() / weight.sum().clamp(min=1)
+        penalty = self.penalty(phase)
+        if self.method.loss is not None and phase.predict is None:
+            losses, changed = self.method.loss(current, received, Batch(x, y, mask), draws)
+        else:
+            outputs, changed = (phase.predict or self.method.predict)(current, x, draws, mask)
+            losses = sample_losses(self.loss, outputs, y)
+        weight = mask.to(losses.dtype)
+        value = (losses * weight).sum() / weight.sum().clamp(min=1)
         active = mask.any()
         if penalty is not None:
             value = value + active * penalty(current, received, draws)
@@ -287,12 +312,11 @@ def map_groups(change: Callable[[str, Tensor], Tensor], values: View) -> View:
     return {group: {name: change(group, tensor) for name, tensor in params.items()} for group, params in values.items()}
 
 
-def log_routes(method: Method, values: View, axes: Axes, m: int) -> Tensor:
+def log_routes(log_route: Callable[[View], Tensor], values: View, axes: Axes, m: int) -> Tensor:
     """log π_k [m, C] of every client of a chunk."""
-    assert method.log_route is not None
     if all(axis is None for axis in axes.values()):
-        return method.log_route(values).expand(m, -1)
-    return torch.vmap(method.log_route, in_dims=(dims(axes, values),))(values)
+        return log_route(values).expand(m, -1)
+    return torch.vmap(log_route, in_dims=(dims(axes, values),))(values)
 
 
 def with_axis(tensor: Tensor, axis: int | None, m: int) -> Tensor:

@@ -20,7 +20,7 @@ from floral.engine.batched import Batched
 from floral.engine.costs import Costs, count
 from floral.engine.rows import ClientData, plan
 from floral.engine.state import State, start, view
-from floral.spec import Method
+from floral.spec import Batch, Method
 
 EXPLODED = 1e8
 """A loss above this counts as diverged, like NaN."""
@@ -158,7 +158,7 @@ class Simulation:
     def costs(self, state: State) -> Costs:
         """Counted once from shapes."""
         if self._costs is None:
-            self._costs = count(self.method, state)
+            self._costs = count(self.method, state, epochs=sum(self.epochs))
         return self._costs
 
     # ------------------------------------------------------------------------------------------------ rounds
@@ -240,7 +240,16 @@ class Simulation:
                 like=rows,
             ),
             phases=list(zip(self.phases, ranges, strict=True)),
+            held=lambda: self.held(learners),
         )
+
+    def held(self, learners: np.ndarray) -> Batch:
+        """All training rows of some learners: x [m, n, ...], decoded and not augmented."""
+        rows = self.data.train
+        count = rows.count[learners, None]
+        width = max(1, int(count.max()))
+        x, y = rows.gather(torch.from_numpy(rows.index[learners, :width]).to(self.device))
+        return Batch(x, y, torch.from_numpy(np.arange(width) < count).to(self.device))
 
     # ------------------------------------------------------------------------------------------------ evaluation
 

@@ -63,7 +63,10 @@ def execute(
         values = run.model_copy(update={"seed": 0}).hash8
         chosen = resolve_execution(simulation, state, folder, values, backend, threads)
         progress = Progress(execution=asdict(chosen))
-    chosen = Execution(**progress.execution)
+    try:
+        chosen = Execution(**progress.execution)
+    except TypeError as error:
+        raise ConfigError(f"{path}: written by another version ({error}); remove it to train from the start") from error
     torch.set_num_threads(chosen.threads)
     LOG.info("after round %d: %s, %s", progress.round, chosen, simulation.device)
     simulation = Simulation(simulation.method, simulation.data, simulation.settings, chosen)
@@ -150,7 +153,7 @@ def resume(path: Path, simulation: Simulation, private: Path) -> tuple[State, Pr
         state.store = store
     try:
         return state, Progress.of(progress)
-    except TypeError as error:
+    except (TypeError, KeyError) as error:
         raise ConfigError(f"{path}: written by another version ({error}); remove it to train from the start") from error
 
 

@@ -7,9 +7,15 @@ import pytest
 import torch
 from federations import MODELS, VARIANTS, buildable, served, simulate, train, trained
 
+from floral import config
 from floral.engine.simulate import Simulation
-from floral.spec import Scope
+from floral.engine.state import view
+from floral.spec import Refused, Scope
 
+STEPPED = [variant for variant in VARIANTS if simulate(variant).method.local_step]
+"""Variants that take their own local steps: the backend batched refuses them."""
+BATCHED = [variant for variant in VARIANTS if variant not in STEPPED]
+LIFTED = [(v, backend) for v in VARIANTS for backend in ("vmap", "batched") if backend == "vmap" or v in BATCHED]
 CASES = [pytest.param(v, m, id=f"{v}-{m}") for v in VARIANTS for m in MODELS if buildable(v, m)]
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
 PRECISION = [pytest.param(torch.float32, 1e-5, id="float32"), pytest.param(torch.float64, 1e-10, id="float64")]
@@ -25,7 +31,7 @@ def test_vmap_equals_loop(variant, model, dtype, tolerance):
 
 
 @pytest.mark.parametrize("batch", [4, 64])
-@pytest.mark.parametrize(("variant", "model"), CASES)
+@pytest.mark.parametrize(("variant", "model"), [case for case in CASES if case.values[0] in BATCHED])
 def test_batched_equals_loop(variant, model, batch):
     """In rounds of several steps, and of one, in which no client gets a copy of what is averaged."""
     loop = trained(variant, model=model, batch=batch)
@@ -33,14 +39,33 @@ def test_batched_equals_loop(variant, model, batch):
     federations.assert_equal_states(batched, loop, 1e-10)
 
 
-@each_variant
+ADAPTED = [variant for variant in BATCHED if "application" in config.variant(variant).params]
+
+
+@pytest.mark.parametrize("batch", [4, 64])
+@pytest.mark.parametrize("application", ["merged", "unmerged"])
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("variant", ADAPTED)
+def test_batched_equals_loop_however_adaptors_are_applied(variant, model, application, batch):
+    how = {"model": model, "params": {"application": application}, "batch": batch}
+    loop = trained(variant, **how)
+    federations.assert_equal_states(trained(variant, backend="batched", chunk=3, **how), loop, 1e-10)
+
+
+@pytest.mark.parametrize("variant", STEPPED)
+def test_batched_refuses_steps_that_it_does_not_know(variant):
+    with pytest.raises(Refused, match="own local steps"):
+        simulate(variant, backend="batched", chunk=3)
+
+
+@pytest.mark.parametrize("variant", BATCHED)
 def test_batched_equals_loop_in_single_precision(variant):
     loop = trained(variant, dtype=torch.float32)
     federations.assert_equal_states(trained(variant, dtype=torch.float32, backend="batched", chunk=3), loop, 1e-5)
 
 
 @pytest.mark.parametrize("batch", [4, 64])
-@each_variant
+@pytest.mark.parametrize("variant", BATCHED)
 def test_workers_do_not_change_a_bit(variant, batch):
     """Two threads take the chunks that one would take in turn; a worker adds its own, so the order is fixed."""
     how = {"backend": "batched", "chunk": 2, "batch": batch, "dtype": torch.float32, "workers": 2}
@@ -49,16 +74,14 @@ def test_workers_do_not_change_a_bit(variant, batch):
     federations.assert_equal_states(trained(variant, **{**how, "workers": 1}), first, 1e-5)
 
 
-@pytest.mark.parametrize("backend", ["vmap", "batched"])
-@each_variant
+@pytest.mark.parametrize(("variant", "backend"), LIFTED)
 def test_one_round_of_one_step_with_three_clusters_equals_loop(variant, backend):
     how = {"batch": 64, "clusters": 3}
     loop = trained(variant, **how)
     federations.assert_equal_states(trained(variant, backend=backend, chunk=3, **how), loop, 1e-10)
 
 
-@pytest.mark.parametrize("backend", ["vmap", "batched"])
-@each_variant
+@pytest.mark.parametrize(("variant", "backend"), LIFTED)
 def test_backends_agree_under_official_fidelity_and_a_server_adam(variant, backend):
     """Adam divides by the size of the gradient plus 1e-8: rounding errors of 1e-16 grow up to lr/1e-8 = 1e6 times."""
     how = {"fidelity": "official", "epochs": 2, "server": {"optimiser": "adam", "lr": 0.01}, "clusters": 3}
@@ -69,7 +92,7 @@ def test_backends_agree_under_official_fidelity_and_a_server_adam(variant, backe
 @each_variant
 def test_chunks_do_not_matter(variant):
     """Draws, too: router noise and dropout belong to (round, client, step), not to the chunk they are made for."""
-    model = "dropout" if buildable(variant, "dropout") else "mlp"
+    model = "dropout" if buildable(variant, "dropout") else None
     first, *others = (trained(variant, model=model, backend="vmap", chunk=chunk) for chunk in (1, 2, 7))
     for other in others:
         federations.assert_equal_states(other, first, 1e-10)
@@ -79,8 +102,10 @@ def test_chunks_do_not_matter(variant):
 @each_variant
 def test_lr_zero_leaves_every_clients_served_predictions_unchanged(variant, fidelity):
     simulation = simulate(variant, lr=0.0, router_lr=0.0, fidelity=fidelity)
-    before = served(simulation, simulation.start())
-    after = served(simulation, train(simulation))
+    start, end = simulation.start(), train(simulation)
+    # a choice among models and running statistics depend on the rows, whatever the rate
+    end.values.update({name: start.values[name] for name in simulation.method.statistics})
+    before, after = served(simulation, start), served(simulation, end)
     torch.testing.assert_close(after, before, rtol=0, atol=1e-12)
 
 
@@ -99,13 +124,21 @@ def test_training_changes_the_served_predictions(variant):
         assert all(moved)
 
 
+@each_variant
+def test_global_only_is_said_of_those_that_serve_one_model_to_all(variant):
+    """The report says of them that they cannot fit a concept shift."""
+    model = "mlp" if buildable(variant, "mlp") else "batch_norm"
+    simulation = simulate(variant, model=model)
+    first, *others = served(simulation, train(simulation))
+    assert config.variant(variant).global_only == all(torch.equal(first, other) for other in others)
+
+
 class Reversed(Simulation):
     def cohort(self, round):
         return super().cohort(round)[::-1].copy()
 
 
-@pytest.mark.parametrize("backend", ["loop", "vmap", "batched"])
-@each_variant
+@pytest.mark.parametrize(("variant", "backend"), [*((variant, "loop") for variant in VARIANTS), *LIFTED])
 def test_cohort_order_is_irrelevant(variant, backend):
     how = {"backend": backend, "chunk": 3, "clusters": 3}
     federations.assert_equal_states(trained(variant, kind=Reversed, **how), trained(variant, **how), 1e-12)
@@ -181,3 +214,18 @@ def test_population_is_every_client_on_its_clusters_rows(variant):
         outputs, _ = simulation.method.predict(view, simulation.data.test.decode(x), None, None)
         assert scores.loss[k] == pytest.approx(float(torch.nn.functional.cross_entropy(outputs, y)), abs=1e-10)
         assert scores.correct[k] == int((outputs.argmax(1) == y).sum())
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if simulate(v).method.precondition])
+def test_preconditioners_are_linear_in_the_gradients(variant):
+    """The backend batched relies on it where it preconditions a sum over clients, and every backend in an idle step."""
+    simulation = simulate(variant)
+    seen, _ = view(simulation.method, simulation.start().values, torch.tensor([0]), torch.tensor([0]))
+    for group, change in simulation.method.precondition.items():
+        private = simulation.method.groups[group].scope is Scope.PRIVATE or simulation.method.member is not None
+        values = {name: (t[0] if private else t) + 0.1 for name, t in seen[group].items()}
+        first, second = ({name: torch.randn_like(t) for name, t in values.items()} for _ in range(2))
+        both = change({name: 2 * first[name] - second[name] for name in values}, values)
+        apart = change(first, values), change(second, values)
+        for name in values:
+            torch.testing.assert_close(both[name], 2 * apart[0][name] - apart[1][name], rtol=1e-9, atol=1e-9)

@@ -9,14 +9,19 @@ from hypothesis import strategies as st
 
 from floral.engine import capture
 from floral.engine.capture import Captured
+from floral.spec import Refused
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["add", "mul", "relu", "view", "select", "add_", "mul_", "sum", "copy", "row"]), st.integers(0, 99)
+        st.sampled_from(["add", "mul", "relu", "view", "select", "add_", "mul_", "sum", "copy", "row"]),
+        st.integers(0, 99),
     ),
     min_size=1,
     max_size=25,
 )
+
+
+TOTAL = torch.zeros(())
 
 
 def program(steps):
@@ -55,13 +60,23 @@ def program(steps):
     return function
 
 
-@given(steps=STEPS)
-@settings(deadline=None, max_examples=150)
-def test_any_straight_line_program_is_replayed(steps):
+def laid_out(lie, seed):
+    """A random matrix [4, 6] that lies in its memory densely, with gaps, transposed or behind something else."""
+    made = torch.randn(8, 12, generator=torch.Generator().manual_seed(seed))
+    return {
+        "dense": made[:4, :6].clone(),
+        "gaps": made[:4, :6],
+        "transposed": made[:6, :4].mT,
+        "behind": made[4:, 3:9],
+    }[lie]
+
+
+@given(steps=STEPS, lie=st.sampled_from(["dense", "gaps", "transposed", "behind"]))
+@settings(deadline=None, max_examples=200)
+def test_any_straight_line_program_is_replayed(steps, lie):
     function, captured = program(steps), Captured()
     for seed in (0, 1):
-        inputs = [torch.randn(4, 6, generator=torch.Generator().manual_seed(10 * seed + n)) for n in range(3)]
-        mine, theirs = ([tensor.clone() for tensor in inputs] for _ in range(2))
+        mine, theirs = ([laid_out(lie, 10 * seed + n) for n in range(3)] for _ in range(2))
         expected = function(*theirs)
         found = captured("program", function, *mine)
         for ours, other in zip((*found, *mine), (*expected, *theirs), strict=True):
@@ -123,3 +138,44 @@ def test_a_result_is_nobody_elses_memory():
 def test_a_tree_has_tensors_dictionaries_and_tuples_alone():
     with pytest.raises(TypeError, match="list in a tree"):
         Captured()("l", lambda x: x, [torch.ones(1)])
+
+
+def test_an_expanded_input_is_viewed_as_it_lies():
+    captured = Captured()
+    for value in (1.0, 2.0):
+        x = torch.full((3,), value).expand(2, 3)
+        assert captured("e", lambda x: x[:, :, None] * torch.ones(4), x).sum() == 24 * value
+
+
+def test_the_structure_and_the_type_of_inputs_belong_to_a_recording():
+    captured, one, two = Captured(), torch.ones(2), torch.full((2,), 2.0)
+    for tree in ({"a": one, "b": two}, {"b": two, "a": one}):
+        assert captured("s", lambda t: t["a"] - t["b"], tree).tolist() == [-1, -1]
+    assert captured("t", lambda x: torch.zeros_like(x), one).dtype == torch.float32
+    assert captured("t", lambda x: torch.zeros_like(x), one.double()).dtype == torch.float64
+
+
+def test_a_list_of_one_result_is_a_list():
+    captured = Captured()
+    for _ in range(2):
+        assert captured("u", lambda x: torch.unbind(x)[0] + 1, torch.zeros(1, 3)).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (lambda x: x + torch.rand(2), "aten.rand"),
+        (lambda x: x * float(x.sum()), "_local_scalar_dense"),
+        (lambda x: TOTAL.add_(x.sum()), "no input of it"),
+        (lambda x: x[:1].squeeze_(0) + x[:1], "shape of a view"),
+    ],
+)
+def test_what_cannot_be_repeated_is_refused(function, why):
+    with pytest.raises(Refused, match=why):
+        Captured()("r", function, torch.ones(2))
+
+
+def test_beyond_the_most_recordings_no_gradients_are_kept(monkeypatch):
+    monkeypatch.setattr(capture, "MOST", 0)
+    weight = torch.ones(2, requires_grad=True)
+    assert not Captured()("g", lambda x: x * weight, torch.ones(2)).requires_grad

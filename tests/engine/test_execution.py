@@ -73,6 +73,16 @@ def test_a_method_with_steps_of_its_own_is_not_batched():
         execution.choose(simulation, simulation.start(), "batched")
 
 
+@pytest.mark.parametrize("batch", [4, 64])
+def test_routes_that_depend_on_what_is_averaged_are_not_batched(batch):
+    def by_base(method):
+        return replace(method, log_route=lambda seen: torch.log_softmax(seen["base"]["out.bias"][:2], 0))
+
+    simulation = simulate("floral_1", change=by_base, batch=batch, rounds=10**6)
+    chosen = execution.choose(simulation, simulation.start(), "auto")
+    assert chosen.backend != "batched" and "its routes depend on the group 'base'" in chosen.reason
+
+
 def test_near_ties_always_go_the_same_way(monkeypatch):
     simulation = simulate("fedavg")
     for seconds in ({"loop": 1.0, "batched": 1.04}, {"loop": 1.04, "batched": 1.0}):

@@ -100,7 +100,7 @@ def test_a_penalty_on_private_state_sees_the_clients_own(how):
 
 
 @pytest.mark.parametrize("how", BACKENDS)
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "constant"])
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "constant" and simulate(v).method.local_step is None])
 def test_the_default_step_is_sgd(variant, how):
     """The engine's own step and `parts.sgd` as a method's local_step do the same, where nothing is preconditioned."""
     how = {**how, "switches": {"preconditioner": False}}

@@ -288,3 +288,14 @@ def test_a_task_that_is_evaluated_on_training_rows_says_so_at_the_top(tmp_path, 
     page = (tmp_path / "reports" / "quickstart" / "index.html").read_text()
     (notice,) = re.findall(r"<p class=\"notice\">.*?Evaluated on training rows.*?</p>", page)
     assert "CIFAR-100" in notice and "Digits" not in notice
+
+
+def test_methods_that_serve_one_model_to_all_are_marked(tmp_path, results, write):
+    runs = [make_run("digits_rotate", variant, 0) for variant in ("fedavg", "ensemble", "floral_1")]
+    for run in runs:
+        write(run)
+    report("quickstart", runs, results, tmp_path / "reports")
+    page = (tmp_path / "reports" / "quickstart" / "index.html").read_text(encoding="utf-8")
+    told = dict(re.findall(r"<code>(\w+)</code></dt>\s*<dd>(.*?)</dd>", page, re.DOTALL))
+    marked = {name for name, text in told.items() if "cannot fit a concept shift: one model for all" in text}
+    assert told.keys() == {run.variant.name for run in runs} and marked == {"fedavg"}

@@ -1,0 +1,26 @@
+"""Ditto (arXiv 2012.04221): FedAvg, and beside it a model of each client's own, held near the one it received."""
+
+from floral.parts import personal, proximal, serve, serve_personal, whole
+from floral.spec import Method, Phase, Problem, Scope
+from floral.streams import Stream
+
+
+def build(problem: Problem, *, lam: float) -> Method:
+    """w SHARED, trained as FedAvg does; v_k PRIVATE, trained on f_k(v) + lam/2·‖v - w_received‖². v_k is served.
+
+    lam = 0 is FedAvg for w and Local for v_k. Each of the two is trained for the task's epochs: a client processes
+    twice FedAvg's samples. A client that never takes part serves the start.
+    """
+    model, stream = problem.build_model(), Stream(problem.seed, "model")
+    return Method(
+        groups={
+            **whole(model, Scope.SHARED, stream, problem.lr),
+            **personal(model, stream, problem.lr, problem.clients),
+        },
+        predict=serve_personal(model),
+        draws=model.draws,
+        phases=(
+            Phase(train=("base",), predict=serve(model)),
+            Phase(train=("personal",), penalty=proximal("personal", lam)),
+        ),
+    )

@@ -1,0 +1,75 @@
+"""FedEM (arXiv 2108.10252): every client's data are a mixture of C models', its weights found by EM."""
+
+import math
+
+import torch
+
+from floral.parts import of_each_model, sample_losses, whole
+from floral.spec import Group, Method, Problem, Scope
+from floral.streams import Stream
+
+
+def build(problem: Problem) -> Method:
+    """Models CLUSTERED with distinct starts; log π_k [C] PRIVATE, uniform at the start. C = 1 is FedAvg.
+
+    E-step, at the start of a client's round over all its training rows (running statistics, no dropout):
+    q_i(c) ∝ π_kc exp(-loss(w_c; x_i, y_i)), then π_kc = mean_i q_i(c). M-step: SGD on Σ_i Σ_c q_i(c)·loss(w_c; x_i,
+    y_i) with the q of the E-step: from the received models and the π before it, on each batch anew (the same values as
+    if they had been kept per row; where rows are augmented, those of the augmented ones). All models are averaged with
+    p(k), not p(k|c).
+
+    Served is the mixture of probabilities Σ_c π_kc softmax(w_c(x)), as log-probabilities, so that the cross-entropy is
+    the mixture's negative log-likelihood. In regression q is that of Gaussians N(w_c(x), d/2·I) for d outputs, whose
+    negative log-likelihood is the squared error averaged over the outputs, and served is the mean Σ_c π_kc w_c(x).
+    A client that never took part is served the uniform mixture.
+
+    Costs: C passes per sample, and C forward passes per training row and round for the E-step, whose q a client keeps.
+    """
+    model = problem.build_model()
+    clusters = problem.clusters
+    each = of_each_model(model)
+    loss = "mse" if problem.regression else "cross_entropy"
+
+    def losses_of(outputs, y):
+        """[C, B]"""
+        return sample_losses(loss, outputs, y.expand(clusters, *y.shape))
+
+    def log_responsibilities(view, batch):
+        """log q [C, B]"""
+        outputs, _ = each(view, batch.x, None, None)
+        return torch.log_softmax(view["mixture"]["log_weights"][:, None] - losses_of(outputs, batch.y), 0)
+
+    def assign(view, held):
+        log_q = torch.where(held.mask, log_responsibilities(view, held), -math.inf)
+        return {"mixture": {"log_weights": torch.log_softmax(torch.logsumexp(log_q, -1), 0)}}
+
+    def weighted_loss(view, received, batch, draws):
+        outputs, statistics = each(view, batch.x, draws, batch.mask)
+        q = log_responsibilities(received, batch).detach().exp()
+        return (q * losses_of(outputs, batch.y)).sum(0), statistics
+
+    def predict(view, x, draws, mask):
+        outputs, statistics = each(view, x, draws, mask)
+        log_weights = view["mixture"]["log_weights"]
+        if problem.regression:
+            return torch.tensordot(log_weights.exp(), outputs, 1), statistics
+        return torch.logsumexp(log_weights[:, None, None] + torch.log_softmax(outputs, -1), 0), statistics
+
+    def uniform(view):
+        return torch.full_like(view["mixture"]["log_weights"], -math.log(clusters))
+
+    weights = torch.full((problem.clients, clusters), -math.log(clusters))
+    return Method(
+        groups={
+            **whole(model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=clusters),
+            "mixture": Group(scope=Scope.PRIVATE, init=lambda: {"log_weights": weights}, statistic=True),
+        },
+        predict=predict,
+        assign=assign,
+        assign_passes=clusters / 3,
+        loss=weighted_loss,
+        log_route=uniform,
+        served_log_route=lambda view: view["mixture"]["log_weights"],
+        draws={name: (batch, clusters, *shape) for name, (batch, *shape) in model.draws.items()},
+        passes=clusters,
+    )

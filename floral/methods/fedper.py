@@ -1,0 +1,22 @@
+"""FedPer (arXiv 1912.00818): a shared body and a head of each client's own, trained together."""
+
+from floral.parts import Divided, head
+from floral.spec import Method, Problem
+from floral.streams import Stream
+
+
+def build(problem: Problem) -> Method:
+    """The last linear layer PRIVATE with one common start, all other layers SHARED, one joint SGD step.
+
+    With a SHARED head it is FedAvg, with a PRIVATE body Local.
+
+    Raises:
+        Refused: the model has no layer before its last.
+    """
+    model = problem.build_model()
+    split = Divided(model=model, layers=[head(model)], name="head")
+    return Method(
+        groups=split.groups(Stream(problem.seed, "model"), problem.lr, problem.clients),
+        predict=split.predict,
+        draws=model.draws,
+    )

@@ -1,0 +1,41 @@
+"""FedSA-LoRA (arXiv 2410.01463): the factor A is averaged, the factor B and the classifier stay with their client."""
+
+from typing import Any
+
+from floral.adaptors.attach import factor
+from floral.methods.floral import adaptors_of
+from floral.parts import Divided, head, same
+from floral.spec import Group, Method, Problem, Scope
+from floral.streams import Stream
+
+
+def build(problem: Problem, **adaptor: Any) -> Method:
+    """A SHARED, B PRIVATE from zero, the base's last linear layer PRIVATE from one common start: (W + B_k A, head_k).
+
+    The classifier has no adaptor: it is private as a whole. A client that has never taken part serves the base with
+    B = 0 and the head's start. The adaptor's bias, which the paper has none of, goes with B. The rest of the base is
+    SHARED and joint with the adaptor, and s = 1, as in `fedit` (paper: frozen and pretrained, s = alpha/r).
+
+    The adaptor frozen at zero is FedPer.
+
+    Raises:
+        Refused: no layer that can be adapted stands before the last one.
+    """
+    every = adaptors_of(problem, **adaptor)
+    split = Divided(model=every.model, layers=[head(every.model)], name="head")
+    adaptors = every.without(*split.layers)
+    stream = Stream(problem.seed, "adaptors")
+    return Method(
+        groups={
+            **split.groups(Stream(problem.seed, "model"), problem.lr, problem.clients),
+            "A": Group(scope=Scope.SHARED, init=lambda: factor(adaptors.init(stream), "A"), lr=problem.lr),
+            "B": Group(
+                scope=Scope.PRIVATE,
+                init=lambda: same(factor(adaptors.init(stream), "B"), problem.clients),
+                lr=problem.lr,
+            ),
+        },
+        predict=adaptors.serve(("A", "B"), base=("base", "head")),
+        draws=every.model.draws,
+        passes=adaptors.passes(problem.shape, problem.batch, clusters=1),
+    )

@@ -1,0 +1,75 @@
+"""FedSoft (arXiv 2112.06053): a model of each client's own, held near C centres, which are means of these models."""
+
+import torch
+
+from floral.parts import of_each_model, personal, sample_losses, serve_personal, whole
+from floral.spec import Group, Method, Phase, Problem, Scope
+from floral.streams import Stream
+
+
+def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
+    """Centres c_s CLUSTERED with distinct starts; w_k and the importances u_k [C] PRIVATE; w_k is served.
+
+    At the start of a client's round u_ks is the share of its training rows on which c_s has the least loss of all
+    centres (running statistics, no dropout), but at least `floor`. It trains w_k on f_k(w) + lam/2 Σ_s u_ks ‖w - c_s‖²
+    and sends it once; c_s = Σ_k v_sk w_k with v_sk ∝ u_ks n_k over the clients of the round.
+
+    lam towards 0 is Local for w_k; C = 1 with `start="centres"` is FedProx with mu = lam, but for running statistics.
+    Chosen here, where accounts of the method leave it open: u is estimated in every round of a client (not every τ
+    rounds), the floor does not rescale the other importances, the cohort is the benchmark's and weighs with v (it is
+    not drawn with v), lam = 0.1, floor = 0.01, and w_k begins a round where it ended its last one (`start="own"`) or at
+    Σ_s u_ks c_s / Σ_s u_ks ("centres"). A client that never takes part serves the start.
+
+    Costs: the importances take C forward passes per training row and round; the penalty is not counted.
+    """
+    model, stream, clusters = problem.build_model(), Stream(problem.seed, "model"), problem.clusters
+    each = of_each_model(model)
+    loss = "mse" if problem.regression else "cross_entropy"
+
+    def assign(view, held):
+        outputs, _ = each(view, held.x, None, None)
+        best = sample_losses(loss, outputs, held.y.expand(clusters, *held.y.shape)).argmin(0)
+        counts = ((best == torch.arange(clusters, device=best.device)[:, None]) & held.mask).sum(-1).to(outputs.dtype)
+        weights = (counts / held.mask.sum()).clamp(min=floor)
+        changed = {"importance": {"weights": weights}}
+        if start == "centres":
+            mean = weights / weights.sum()
+            changed["personal"] = {name: torch.tensordot(mean, c, 1) for name, c in view["base"].items()}
+        return changed
+
+    def penalty(view, received, draws):
+        weights = view["importance"]["weights"]
+        distances = [(w - view["base"][name]).square().flatten(1).sum(1) for name, w in view["personal"].items()]
+        return lam / 2 * torch.dot(weights, torch.stack(distances).sum(0))
+
+    def upload(view):
+        sent = {"base": view["personal"], "statistics": view.get("personal_statistics", {})}
+        return {
+            group: {name: value.expand(clusters, *value.shape) for name, value in params.items()}
+            for group, params in sent.items()
+            if params
+        }
+
+    def served(view):
+        weights = view["importance"]["weights"]
+        return (weights / weights.sum()).log()
+
+    even = torch.full((problem.clients, clusters), 1 / clusters)
+    return Method(
+        groups={
+            **whole(model, Scope.CLUSTERED, stream, problem.lr, holders=clusters),
+            **personal(model, stream, problem.lr, problem.clients),
+            "importance": Group(scope=Scope.PRIVATE, init=lambda: {"weights": even}, statistic=True),
+        },
+        predict=serve_personal(model),
+        assign=assign,
+        assign_passes=clusters / 3,
+        phases=(Phase(train=("personal",)),),
+        penalty=penalty,
+        upload=upload,
+        log_route=lambda view: view["importance"]["weights"].log(),
+        served_log_route=served,
+        picks=True,
+        draws=model.draws,
+        sends={"importance": (0, clusters)},
+    )

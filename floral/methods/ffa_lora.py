@@ -1,0 +1,32 @@
+"""FFA-LoRA (arXiv 2403.12313): FedIT whose factor A stays at its random start; only B is trained and averaged."""
+
+from typing import Any
+
+from floral.adaptors.attach import factor
+from floral.methods.floral import adaptors_of
+from floral.parts import whole
+from floral.spec import Group, Method, Problem, Scope
+from floral.streams import Stream
+
+
+def build(problem: Problem, **adaptor: Any) -> Method:
+    """Base and B SHARED, A FROZEN, so that averaging is exact: mean(B_k A) = mean(B_k) A.
+
+    A is drawn from the run's seed, the same for all, and never sent: half of FedIT's trainables and traffic where a
+    layer is square. The adaptor's bias, which the paper has none of, goes with B: its average is exact too. Base joint
+    with the adaptor and s = 1, as in `fedit`.
+
+    B frozen at zero is FedAvg.
+    """
+    adaptors = adaptors_of(problem, **adaptor)
+    stream = Stream(problem.seed, "adaptors")
+    return Method(
+        groups={
+            **whole(adaptors.model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
+            "A": Group(scope=Scope.FROZEN, init=lambda: factor(adaptors.init(stream), "A")),
+            "B": Group(scope=Scope.SHARED, init=lambda: factor(adaptors.init(stream), "B"), lr=problem.lr),
+        },
+        predict=adaptors.serve(("A", "B")),
+        draws=adaptors.model.draws,
+        passes=adaptors.passes(problem.shape, problem.batch, clusters=1),
+    )

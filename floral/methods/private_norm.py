@@ -1,0 +1,26 @@
+"""Private norm (FedBN, arXiv 2102.07623): FedAvg but for the normalisation layers, which stay with their clients."""
+
+from floral.layers import BatchNorm
+from floral.parts import Divided
+from floral.spec import Method, Problem, Refused
+from floral.streams import Stream
+
+
+def build(problem: Problem) -> Method:
+    """Scale, shift and running statistics of every norm layer PRIVATE with one common start, all else SHARED.
+
+    With SHARED norm layers it is FedAvg, with everything PRIVATE Local.
+
+    Raises:
+        Refused: the model has no norm layer, so that the method would be FedAvg.
+    """
+    model = problem.build_model()
+    norms = [name for name, layer in model.layers.items() if isinstance(layer, BatchNorm)]
+    if not norms:
+        raise Refused("the model has no normalisation layer to keep private: it would be FedAvg")
+    split = Divided(model=model, layers=norms, name="norm")
+    return Method(
+        groups=split.groups(Stream(problem.seed, "model"), problem.lr, problem.clients),
+        predict=split.predict,
+        draws=model.draws,
+    )
