@@ -273,8 +273,8 @@ class Router:
         """π_k [C] as the forward pass mixes."""
         logits = view["router"]["logits"]
         if draws is not None and "router" in draws:
-            logits = logits + self.noise * draws["router"]
-        return torch.softmax(logits / self.temperature, dim=-1)
+            logits = torch.add(logits, draws["router"], alpha=self.noise)
+        return torch.softmax(logits if self.temperature == 1 else logits / self.temperature, dim=-1)
 
     def log_route(self, view: View) -> Tensor:
         """log π_k [C] as the server weighs with it: no noise, and no temperature under the official switch."""

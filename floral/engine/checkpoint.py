@@ -33,7 +33,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             said = file.metadata() or {}
-            names = json.loads(said["names"])  # as they were: sums over parameters depend on the order in their last bit
+            names = json.loads(said["names"])  # in the order they had, on which the last bit of a sum depends
             return {name: file.get_tensor(name).clone() for name in names}, json.loads(said["progress"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise Unreadable(f"{path}: the checkpoint is damaged ({error}); remove it to train from the start") from error

@@ -33,9 +33,11 @@ SHORTEST = 0.03
 TIE = 1.05
 """Candidates this close count as equal and the first is taken, so that measuring again seldom chooses otherwise."""
 WORSE = 1.3
-"""A candidate that was so many times slower than the fastest gets no further trials."""
+"""A candidate whose best trial was so many times slower than the best of all gets no further ones …"""
+FAIR = 3
+"""… once each has had so many: a single trial may have met other work on the machine."""
 ENOUGH = 5.0
-"""Seconds after which a slow model gets no further trials, once it has had two that count."""
+"""Seconds after which a slow model gets no further trials, once it has had FAIR that count."""
 WORTH = 3.0
 """Seconds of training below which a run is over before recording its steps has paid."""
 
@@ -102,14 +104,14 @@ def measure(simulation: Simulation, state: State, candidates: Sequence[Execution
     before = torch.get_num_threads()
     try:
         for turn in range(1 + TRIALS):
-            limit = WORSE * min(map(median, found.values())) if turn > 1 else math.inf
+            slow = WORSE * min(map(min, found.values())) if turn > FAIR else math.inf
             for candidate, trial in trials.items():
-                if turn > 1 and median(found[candidate]) > limit:
+                if turn > FAIR and min(found[candidate]) > slow:
                     continue
                 seconds = seconds_per_client(trial, state)
                 if turn > 0:
                     found[candidate].append(seconds)
-            if turn > 1 and time.perf_counter() - began > ENOUGH:
+            if turn >= FAIR and time.perf_counter() - began > ENOUGH:
                 break
     finally:
         torch.set_num_threads(before)

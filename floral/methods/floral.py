@@ -27,7 +27,8 @@ def build(problem: Problem, *, router: str, temperature: float, noise: float, en
     sign = 1.0 if problem.switches["entropy_sign"] == "minimise" else -1.0
 
     def predict(view, x, draws, mask):
-        mixture = mixer.forward(view, draws).clamp(min=floor)
+        mixture = mixer.forward(view, draws)
+        mixture = mixture.clamp(min=floor) if floor > 0 else mixture
         base, running = view["base"], view.get("statistics", {})
         logits, statistics = adaptors(base, view["adaptors"], mixture, running, x, draws, mask)
         return logits, {"statistics": statistics} if statistics else {}
