@@ -11,25 +11,25 @@ Three things differ from a plain step (`Clients`), none of which a method can se
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from floral.engine.aggregate import Relative, along, cluster_sum
 from floral.engine.capture import Captured
-from floral.engine.local import Chunk, Clients, Finished, map_groups, split, with_axis
+from floral.engine.local import Chunk, Clients, Finished, Step, map_groups, with_axis
 from floral.engine.state import Axes, dims
 from floral.products import Entry, Leaf, Tape
-from floral.spec import Batch, Draws, Params, Phase, Refused, Scope, View
+from floral.spec import Batch, Params, Phase, Refused, Scope, View
 
 
 @dataclass(frozen=True)
 class Backward:
     """One backward pass: δ-products of noted leaves, gradients of the others, new statistics, the clients' losses."""
 
-    leaves: View
     entries: dict[Leaf, list[Entry]]
     gradients: dict[Leaf, Tensor]
     changed: View
@@ -64,69 +64,42 @@ class Batched(Clients):
 
     # ---------------------------------------------------------------------------------------------- steps
 
-    def step(
-        self, phase: Phase, values: View, axes: Axes, batch: Batch, draws: Draws, received: tuple[View, Axes]
-    ) -> tuple[View, Axes, Tensor]:
+    def step(self, step: Step) -> tuple[View, Axes, Tensor]:
         """One local step that is not the last: every client's own values after it."""
-        noted = self._noted(phase, values, axes, batch, draws, received)
+        noted = self._noted(step)
 
-        def function(
-            values: View, x: Tensor, y: Tensor, mask: Tensor, draws: Draws, received: View
-        ) -> tuple[View, Tensor]:
-            found = self._backward(phase, values, axes, Batch(x, y, mask), draws, (received, axes_of), noted, None)
-            updated = {group: self._updated(group, values[group], axes, found) for group in found.leaves}
+        def function(values: View, inputs: tuple[Any, ...]) -> tuple[View, Tensor]:
+            here = renewed(step, values, inputs)
+            found = self._backward(here, noted, None)
+            updated = {group: self._updated(group, values[group], step.axes, found) for group in step.trained}
             return {**updated, **found.changed}, found.losses
 
-        axes_of = received[1]
-        key = ("step", phase, tuple(axes.items()))
-        changed, losses = self.captured(key, function, values, batch.x, batch.y, batch.mask, dict(draws), received[0])
-        return {**values, **changed}, {**axes, **dict.fromkeys(changed, 0)}, losses
+        key = ("step", step.phase, tuple(step.axes.items()))
+        changed, losses = self.captured(key, function, step.values, step.inputs)
+        return {**step.values, **changed}, {**step.axes, **dict.fromkeys(changed, 0)}, losses
 
-    def last(
-        self,
-        phase: Phase,
-        values: View,
-        axes: Axes,
-        batch: Batch,
-        draws: Draws,
-        received: tuple[View, Axes],
-        chunk: Chunk,
-    ) -> tuple[Finished, Tensor]:
+    def last(self, step: Step, chunk: Chunk) -> tuple[Finished, Tensor]:
         """The last local step, whose gradients are summed over the clients where only sums are wanted."""
-        noted = self._noted(phase, values, axes, batch, draws, received)
-        axes_of = received[1]
+        noted = self._noted(step)
+        fused = [group for group in step.trained if self._fuses(group, step.axes)]
 
         def function(
-            values: View,
-            x: Tensor,
-            y: Tensor,
-            mask: Tensor,
-            draws: Draws,
-            received: View,
-            share: Tensor,
-            members: Tensor | None,
+            values: View, inputs: tuple[Any, ...], share: Tensor, members: Tensor | None
         ) -> tuple[Finished, Tensor]:
-            now = Chunk(share, members)
-            batch = Batch(x, y, mask)
-            fuses = any(self._fuses(group, axes) for group in phase.train)
-            weight = share if fuses else None
-            found = self._backward(phase, values, axes, batch, draws, (received, axes_of), noted, weight)
-            return self._finished(values, axes, found, now), found.losses
+            here = renewed(step, values, inputs)
+            found = self._backward(here, noted, share if fused else None)
+            return self._finished(here, found, fused, Chunk(share, members)), found.losses
 
-        key = ("last", phase, tuple(axes.items()))
-        inputs = (values, batch.x, batch.y, batch.mask, dict(draws), received[0], chunk.share, chunk.members)
-        return self.captured(key, function, *inputs)
+        key = ("last", step.phase, tuple(step.axes.items()))
+        return self.captured(key, function, step.values, step.inputs, chunk.share, chunk.members)
 
-    def _finished(self, values: View, axes: Axes, found: Backward, chunk: Chunk) -> Finished:
-        """Sums of what can be summed by products, then everything else as plain clients do."""
-        axes, values = dict(axes), dict(values)
-        fused = [group for group in found.leaves if self._fuses(group, axes)]
-        for group in found.leaves:
+    def _finished(self, step: Step, found: Backward, fused: list[str], chunk: Chunk) -> Finished:
+        """Sums of the groups that are fused, by products; everything else as plain clients do it."""
+        axes, values = dict(step.axes), {**step.values, **found.changed}
+        for group, params in step.trained.items():
             if group not in fused:
-                values[group] = self._updated(group, values[group], axes, found, chunk.share if fused else None)
-        for group in found.changed:
-            values[group] = found.changed[group]
-        axes.update({group: 0 for group in (*found.leaves, *found.changed) if group not in fused})
+                values[group] = self._updated(group, params, axes, found, chunk.share if fused else None)
+        axes.update({group: 0 for group in (*step.trained, *found.changed) if group not in fused})
         own = {group: params for group, params in values.items() if group not in fused}
         try:
             relative = self.relative(own, axes, chunk)
@@ -149,23 +122,12 @@ class Batched(Clients):
 
     # ------------------------------------------------------------------------------------------ one backward
 
-    def _backward(
-        self,
-        phase: Phase,
-        values: View,
-        axes: Axes,
-        batch: Batch,
-        draws: Draws,
-        received: tuple[View, Axes],
-        noted: frozenset[Leaf],
-        share: Tensor | None,
-    ) -> Backward:
+    def _backward(self, step: Step, noted: frozenset[Leaf], share: Tensor | None) -> Backward:
         """One pass for all clients, whose losses are weighted with `share` [m] if there is one.
 
         Leaves that are noted keep the axes they have; of the others each client gets its own, to have its own gradient.
         """
-        trained, fixed = split(values, phase.train)
-        m = len(batch.x)
+        axes, trained, m = step.axes, step.trained, len(step.batch.x)
 
         def leaf(group: str, name: str, tensor: Tensor) -> Tensor:
             own = tensor if (group, name) in noted else with_axis(tensor, axes[group], m)
@@ -173,30 +135,27 @@ class Batched(Clients):
 
         leaves = {g: {name: leaf(g, name, t) for name, t in params.items()} for g, params in trained.items()}
         lifted = {g: {name: axes[g] if (g, name) in noted else 0 for name in params} for g, params in leaves.items()}
-        over = (lifted, dims(axes, fixed), *self._inputs(draws, received))
+        over = (lifted, dims(axes, step.fixed), *step.input_dims)
         tape = Tape.of(leaves)
         names = [(group, name) for group, params in leaves.items() for name in params]
         with torch.enable_grad(), tape.noting():
-            losses, changed = torch.vmap(partial(self.objective, phase), in_dims=over)(
-                leaves, fixed, batch.x, batch.y, batch.mask, draws, received[0]
-            )
+            objective = torch.vmap(partial(self.objective, step.phase), in_dims=over)
+            losses, changed = objective(leaves, step.fixed, *step.inputs)
             total = losses.sum() if share is None else (losses * share.to(losses.dtype)).sum()
             flat = [leaves[group][name] for group, name in names]
             gradients = torch.autograd.grad(total, flat, allow_unused=True)
         found = {leaf: gradient for leaf, gradient in zip(names, gradients, strict=True) if gradient is not None}
         changed = map_groups(lambda group, tensor: tensor.detach(), changed)
-        return Backward(map_groups(lambda group, t: t.detach(), leaves), tape.entries, found, changed, losses.detach())
+        return Backward(tape.entries, found, changed, losses.detach())
 
-    def _noted(
-        self, phase: Phase, values: View, axes: Axes, batch: Batch, draws: Draws, received: tuple[View, Axes]
-    ) -> frozenset[Leaf]:
+    def _noted(self, step: Step) -> frozenset[Leaf]:
         """Which leaves of a phase are used in products with the clients' own inputs alone, found by one pass."""
-        if phase not in self.noted:
-            found = self._backward(phase, values, axes, batch, draws, received, frozenset(), None)
+        if step.phase not in self.noted:
+            found = self._backward(step, frozenset(), None)
             alone = {leaf: entries for leaf, entries in found.entries.items() if leaf not in found.gradients}
             of_clients = (leaf for leaf, entries in alone.items() if all(entry.how.has(0)[0] for entry in entries))
-            self.noted[phase] = frozenset(of_clients)
-        return self.noted[phase]
+            self.noted[step.phase] = frozenset(of_clients)
+        return self.noted[step.phase]
 
     # --------------------------------------------------------------------------------------------- updates
 
@@ -246,6 +205,12 @@ class Batched(Clients):
             gradients[name] = sum(parts[1:], parts[0]) if parts else torch.zeros_like(sums[name])
         changes = self.preconditioned({group: gradients}, {group: values}, per_client=False)[group]
         return {name: value.add_(changes[name], alpha=-self.method.groups[group].lr) for name, value in sums.items()}
+
+
+def renewed(step: Step, values: View, inputs: tuple[Any, ...]) -> Step:
+    """The same step of other tensors."""
+    x, y, mask, draws, received = inputs
+    return replace(step, values=values, batch=Batch(x, y, mask), draws=draws, received=received)
 
 
 def weighted(tensor: Tensor, axis: int | None, share: Tensor, by_cluster: Tensor | None) -> Tensor:

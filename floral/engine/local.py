@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -45,6 +45,40 @@ class Chunk:
         return len(self.share)
 
 
+@dataclass(frozen=True)
+class Step:
+    """One local step of a chunk: its phase, what its clients hold and in which axes, their batch, draws, and what they
+    received, which loss and penalty compare the values to (empty where neither does)."""
+
+    phase: Phase
+    values: View
+    axes: Axes
+    batch: Batch
+    draws: Draws
+    received: View
+    received_axes: Axes
+
+    @property
+    def trained(self) -> View:
+        """The groups that the phase trains."""
+        return {group: params for group, params in self.values.items() if group in self.phase.train}
+
+    @property
+    def fixed(self) -> View:
+        """The other groups."""
+        return {group: params for group, params in self.values.items() if group not in self.phase.train}
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """What a client's step gets besides its groups: x, y, mask, draws and the received view."""
+        return self.batch.x, self.batch.y, self.batch.mask, dict(self.draws), self.received
+
+    @property
+    def input_dims(self) -> tuple[Any, ...]:
+        """`in_dims` of `inputs`."""
+        return 0, 0, 0, dict.fromkeys(self.draws, 0), dims(self.received_axes, self.received)
+
+
 def train_chunk(
     clients: Clients,
     seen: View,
@@ -63,7 +97,7 @@ def train_chunk(
     A group without a client axis is still the federation's own tensor, only read; its first step makes a copy per
     client, later ones update that copy in place.
     """
-    values, axes, received = clients.start(seen, axes)
+    values, axes, received, received_axes = clients.start(seen, axes)
     if clients.method.assign is not None:
         values = {**values, **clients.assigned(values, axes, held())}
     schedule = [(phase, h) for phase, steps in phases for h in steps]
@@ -74,10 +108,11 @@ def train_chunk(
         draws = draw(h, width)
         x, y = rows.gather(plan.index[:, h, :width], draws)
         batch, draws = Batch(x, y, plan.mask[:, h, :width]), {name: draws[name] for name in clients.method.draws}
+        step = Step(phase, values, axes, batch, draws, received, received_axes)
         if at < len(schedule) - 1:
-            values, axes, losses = clients.step(phase, values, axes, batch, draws, received)
+            values, axes, losses = clients.step(step)
         else:
-            trained, losses = clients.last(phase, values, axes, batch, draws, received, chunk)
+            trained, losses = clients.last(step, chunk)
         total = total + losses
     assert trained is not None
     private, sums, relative = trained
@@ -112,8 +147,8 @@ class Clients:
         """What a phase adds to the loss."""
         return phase.penalty or self.method.penalty
 
-    def start(self, seen: View, axes: Axes) -> tuple[View, Axes, tuple[View, Axes]]:
-        """The values to begin with, and what loss and penalty compare them to (empty where neither does)."""
+    def start(self, seen: View, axes: Axes) -> tuple[View, Axes, View, Axes]:
+        """The values to begin with and their axes, and those of what the clients received."""
         received: View = {}
         if self.method.loss or any(self.penalty(phase) for phase in self.phases):
             received = {  # a copy of what the chunk owns, for that is about to change in place
@@ -122,8 +157,8 @@ class Clients:
             }
         kept: Axes = {group: axes[group] for group in received}
         if not self.lifted:
-            return one(seen, axes), dict.fromkeys(axes), (one(received, kept), dict.fromkeys(kept))
-        return dict(seen), dict(axes), (received, kept)
+            return one(seen, axes), dict.fromkeys(axes), one(received, kept), dict.fromkeys(kept)
+        return dict(seen), dict(axes), received, kept
 
     def assigned(self, values: View, axes: Axes, held: Batch) -> View:
         """What the method's `assign` gives to the clients, of values as `start` returns them."""
@@ -140,40 +175,28 @@ class Clients:
             over = (dims(axes, values), 0, 0, 0)
             return torch.vmap(client, in_dims=over, chunk_size=at_once)(values, held.x, held.y, held.mask)
 
-    def step(
-        self, phase: Phase, values: View, axes: Axes, batch: Batch, draws: Draws, received: tuple[View, Axes]
-    ) -> tuple[View, Axes, Tensor]:
+    def step(self, step: Step) -> tuple[View, Axes, Tensor]:
         """One local step: all values after it, their axes, and the losses [m]."""
         if not self.lifted:
-            batch, draws = Batch(batch.x[0], batch.y[0], batch.mask[0]), {key: drawn[0] for key, drawn in draws.items()}
-        trained, fixed = split(values, phase.train)
+            x, y, mask = step.batch.x[0], step.batch.y[0], step.batch.mask[0]
+            draws = {key: drawn[0] for key, drawn in step.draws.items()}
+            step = replace(step, batch=Batch(x, y, mask), draws=draws)
         if self.method.local_step is not None:
-            over = (dims(axes, trained), dims(axes, fixed), *self._inputs(draws, received))
-            own_step = self.over_clients(self._own_step(phase), over)
-            changed, losses = own_step(trained, fixed, batch.x, batch.y, batch.mask, draws, received[0])
+            over = (dims(step.axes, step.trained), dims(step.axes, step.fixed), *step.input_dims)
+            own_step = self.over_clients(self._own_step(step.phase), over)
+            changed, losses = own_step(step.trained, step.fixed, *step.inputs)
         else:
-            changed, losses = self._sgd(phase, trained, fixed, axes, batch, draws, received)
+            changed, losses = self._sgd(step)
         if not self.lifted:
-            return {**values, **changed}, axes, losses[None]
-        return {**values, **changed}, {**axes, **dict.fromkeys(changed, 0)}, losses
+            return {**step.values, **changed}, step.axes, losses[None]
+        return {**step.values, **changed}, {**step.axes, **dict.fromkeys(changed, 0)}, losses
 
-    def last(
-        self,
-        phase: Phase,
-        values: View,
-        axes: Axes,
-        batch: Batch,
-        draws: Draws,
-        received: tuple[View, Axes],
-        chunk: Chunk,
-    ) -> tuple[Finished, Tensor]:
+    def last(self, step: Step, chunk: Chunk) -> tuple[Finished, Tensor]:
         """The last local step, and what the chunk adds to the round."""
-        values, axes, losses = self.step(phase, values, axes, batch, draws, received)
+        values, axes, losses = self.step(step)
         if not self.lifted:
-            values, axes = (
-                {g: {n: t[None] for n, t in params.items()} for g, params in values.items()},
-                {group: 0 for group in axes},
-            )
+            values = {group: {name: t[None] for name, t in params.items()} for group, params in values.items()}
+            axes: Axes = dict.fromkeys(axes, 0)
         return self.finish(values, axes, chunk, self.relative(values, axes, chunk), {}), losses
 
     def relative(self, values: View, axes: Axes, chunk: Chunk) -> Relative | None:
@@ -197,23 +220,14 @@ class Clients:
         summed = sum_over_clients(method, own, [group for group in left if group not in private], chunk.share, relative)
         return private, {**sums, **summed}, None if relative is None else (relative.top, relative.weight.sum(0))
 
-    def _sgd(
-        self,
-        phase: Phase,
-        trained: View,
-        fixed: View,
-        axes: Axes,
-        batch: Batch,
-        draws: Draws,
-        received: tuple[View, Axes],
-    ) -> tuple[View, Tensor]:
+    def _sgd(self, step: Step) -> tuple[View, Tensor]:
         """w ← w - lr·g, in place on copies that the chunk owns."""
-        leaves = map_groups(lambda group, t: self._leaf(t, axes[group], len(batch.x)), trained)
-        over = (dict.fromkeys(leaves, 0), dims(axes, fixed), *self._inputs(draws, received))
+        axes = step.axes
+        leaves = map_groups(lambda group, t: self._leaf(t, axes[group], len(step.batch.x)), step.trained)
+        over = (dict.fromkeys(leaves, 0), dims(axes, step.fixed), *step.input_dims)
         with torch.enable_grad():
-            losses, changed = self.over_clients(partial(self.objective, phase), over)(
-                leaves, fixed, batch.x, batch.y, batch.mask, draws, received[0]
-            )
+            objective = self.over_clients(partial(self.objective, step.phase), over)
+            losses, changed = objective(leaves, step.fixed, *step.inputs)
             flat = [tensor for params in leaves.values() for tensor in params.values()]
             found = iter(torch.autograd.grad(losses.sum(), flat, materialize_grads=True))
         with torch.no_grad():
@@ -295,16 +309,6 @@ class Clients:
     def over_clients(self, function: Callable[..., Any], in_dims: tuple[Any, ...]) -> Callable[..., Any]:
         """`function` for one client, for all clients of the chunk."""
         return torch.vmap(function, in_dims=in_dims) if self.lifted else function
-
-    def _inputs(self, draws: Draws, received: tuple[View, Axes]) -> tuple[Any, ...]:
-        """`in_dims` of x, y, mask, draws and the received view."""
-        return (0, 0, 0, dict.fromkeys(draws, 0), dims(received[1], received[0]))
-
-
-def split(values: View, names: Sequence[str]) -> tuple[View, View]:
-    """The groups that are named, and the others."""
-    named = {group: params for group, params in values.items() if group in names}
-    return named, {group: params for group, params in values.items() if group not in names}
 
 
 def map_groups(change: Callable[[str, Tensor], Tensor], values: View) -> View:
