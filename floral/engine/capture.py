@@ -133,6 +133,8 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded in func.tags or func is ATEN._local_scalar_dense.default:
             raise Refused(f"a step calls {func}, which a recording cannot repeat")
+        if torch.Tag.inplace_view in func.tags:
+            return self._relaid(func, args, kwargs)
         out = func(*args, **kwargs)
         if not func._schema.is_mutable and args and _begins_alike(out, args[0]):
             self._view(out, self._named(args[0]).name)
@@ -160,6 +162,15 @@ class _Recorder(TorchDispatchMode):
             self.roots[name] = root
         self._name(out, self.views[layout])
 
+    def _relaid(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+        """A tensor that changes its own shape, as squeeze_ does: from now on it is a view of what it was."""
+        name, before = self._named(args[0]).name, args[0].detach()
+        out = func(*args, **kwargs)
+        if not _begins_alike(out, before):
+            raise Refused(f"a step moves the beginning of a tensor by {func}")
+        self._view(out, name)
+        return out
+
     def _named(self, tensor: Tensor) -> _Name:
         """The name of an argument; what is neither an input nor a result is a constant."""
         if id(tensor) not in self.names:
@@ -172,18 +183,11 @@ class _Recorder(TorchDispatchMode):
         """The name of a result: a new one, but for an operation in place."""
         if not isinstance(value, Tensor):
             return None
-        layout = tuple(value.shape), value.stride()
         if id(value) not in self.names:
             name = f"t{len(self.alive)}"
             self._name(value, name)
-            self.views[name, *layout] = name
-        name = self.names[id(value)]
-        if self.layouts[name][:2] != layout:  # as squeeze_ does: nothing may rely on the name's layout any more
-            if name in self.roots:
-                raise Refused("a step changes the shape of a view in place")
-            self.views = {key: view for key, view in self.views.items() if view != name}
-            self.layouts[name] = ()
-        return _Name(name)
+            self.views[name, tuple(value.shape), value.stride()] = name
+        return _Name(self.names[id(value)])
 
     def replay(self, inputs: list[Tensor], results: list[Tensor]) -> Callable[..., Any]:
         """A function of the inputs that does what was recorded and is needed for the results."""
