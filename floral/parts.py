@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -215,6 +216,64 @@ def of_each_model(model: Model) -> Callable[[View, Tensor, Draws | None, Tensor 
         return found, {"statistics": statistics} if statistics else {}
 
     return outputs
+
+
+# ------------------------------------------------------------------------------- one whole model out of several
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """C whole models, the groups of `whole`, of which client k trains, sends and serves the one that its PRIVATE
+    "choice" names; the route of its update is certain. Its gradients of the other models are 0."""
+
+    model: Model
+    clusters: int
+
+    def group(self, clients: int) -> Group:
+        """The choices [K], all 0 at first; whoever chooses sets them: the client's `assign`, or the server."""
+        return Group(scope=Scope.PRIVATE, init=lambda: {"cluster": torch.zeros(clients)}, statistic=True)
+
+    def predict(self, view: View, x: Tensor, draws: Draws | None, mask: Tensor | None) -> tuple[Tensor, View]:
+        """The chosen model's outputs; only its statistics change."""
+        chosen = view["choice"]["cluster"].long().reshape(1)
+        own = {group: self.chosen(view, group) for group in ("base", "statistics") if group in view}
+        outputs, changed = serve(self.model)(own, x, draws, mask)
+        taken = torch.arange(self.clusters, device=x.device) == chosen
+        statistics = {
+            group: {
+                name: torch.where(taken.reshape(-1, *(1,) * new.dim()), new, view[group][name])
+                for name, new in params.items()
+            }
+            for group, params in changed.items()
+        }
+        return outputs, statistics
+
+    def chosen(self, view: View, group: str = "base") -> Params:
+        """The chosen slice of a group."""
+        at = view["choice"]["cluster"].long().reshape(1)
+        return {name: tensor.index_select(0, at)[0] for name, tensor in view[group].items()}
+
+    def vector(self, view: View) -> Tensor:
+        """The parameters of the chosen model as one vector [d], names sorted."""
+        own = self.chosen(view)
+        return torch.cat([own[name].flatten() for name in sorted(own)])
+
+    def log_route(self, view: View) -> Tensor:
+        """0 for the chosen model, -∞ for the others [C]."""
+        chosen = view["choice"]["cluster"]
+        return torch.where(torch.arange(self.clusters, device=chosen.device) == chosen, 0.0, -math.inf)
+
+
+def vectors(params: Params) -> Tensor:
+    """Every slice of tensors [C, ...] as a row [C, d], names sorted as in `Choice.vector`."""
+    return torch.cat([params[name].flatten(1) for name in sorted(params)], dim=1)
+
+
+def of_vectors(rows: Tensor, like: Params) -> Params:
+    """The inverse of `vectors`: rows [C, d] in the shapes of `like`."""
+    sizes = [like[name][0].numel() for name in sorted(like)]
+    parts = zip(sorted(like), rows.split(sizes, dim=1), strict=True)
+    return {name: part.reshape(len(rows), *like[name].shape[1:]) for name, part in parts}
 
 
 # --------------------------------------------------------------------------------- how a mixture is routed

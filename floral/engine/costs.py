@@ -36,9 +36,7 @@ class Costs:
         return {name: value for name, value in asdict(self).items() if name != "passes_per_sample"}
 
 
-def count(
-    method: Method, state: State, now: tuple[Phase, ...], before: tuple[Phase, ...], *, epochs: int = 1
-) -> Costs:
+def count(method: Method, state: State, now: tuple[Phase, ...], before: tuple[Phase, ...], *, epochs: int = 1) -> Costs:
     """Costs of a round with the phases `now` after one with the phases `before`, from scopes and shapes.
 
     What `assign` costs once a round is spread over the samples of `epochs` epochs.

@@ -140,6 +140,8 @@ class Simulation:
         self.workers = Workers(execution.workers, execution.threads)
         self._clients: dict[tuple[Phase, ...], local.Clients] = {}
         self._costs: dict[tuple[tuple[Phase, ...], ...], Costs] = {}
+        if settings.rounds:
+            self.clients(1)  # refuses now what the backend cannot do
 
     # ------------------------------------------------------------------------------------------------ start
 
