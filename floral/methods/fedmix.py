@@ -18,7 +18,8 @@ def build(problem: Problem, *, balance: float) -> Method:
     r_i(z) ∝ p_k(z|x_i) p(y_i|x_i, w_z) of the current values: expert z learns from row i with weight r_i(z), the gate
     learns r_i. Expert z is averaged with p(k|z) ∝ n_k·r̄_kz, where r̄_k is the mean responsibility of the client's
     training rows, by the received experts and its gate as its round begins (running statistics, no dropout). With
-    `balance` above 0 the entropy of the mean gate over each batch is rewarded, against collapse to one expert.
+    `balance` above 0 the entropy of the mean gate over each batch is rewarded: against collapse to one expert, but also
+    against a gate whose client belongs to one expert. Which experts merge depends on the starts and the gate's rate.
 
     Chosen here, where accounts of the method leave it open: the gate is linear on the flattened inputs (images averaged
     to 8×8), starts even and is trained at the router's rate; responsibilities are renewed with every step; all experts
