@@ -25,9 +25,9 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
     size = sum(value.numel() for value in start["base"].init().values())
 
     def memory():
-        """The server's: last updates [K, d], who has one since its cluster's last split, weights p(k) [K], counters."""
+        """The server's: last updates [K, d], who has one since its cluster's last split, weights p(k) [K], clusters."""
         updates = {"update": torch.zeros(problem.clients, size), "known": torch.zeros(problem.clients)}
-        return {**updates, "rows": torch.zeros(problem.clients), "used": torch.ones(()), "rounds": torch.zeros(())}
+        return {**updates, "rows": torch.zeros(problem.clients), "used": torch.ones(())}
 
     def server(served: Served) -> View:
         assert served.singles is not None
@@ -36,11 +36,10 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
         sent_from = vectors(served.before["base"])[cluster[at].long()]
         memory["update"][at] = served.singles.vectors - sent_from
         memory["known"][at], memory["rows"][at] = 1.0, served.singles.share.to(memory["rows"].dtype)
-        memory["rounds"] += 1
         after = {group: {n: t.clone() for n, t in served.after[group].items()} for group in start}
         for c in range(int(memory["used"])):
             members = (cluster == c).nonzero()[:, 0]
-            if memory["rounds"] < patience or memory["used"] >= bound or not pulled_apart(memory, members, balance):
+            if served.round < patience or memory["used"] >= bound or not pulled_apart(memory, members, balance):
                 continue
             new = int(memory["used"])
             cluster[members[second_half(memory["update"][members])]] = new

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from floral import schema
 from floral.methods.cfl import second_half
 from floral.methods.momentum_clustering import first_centres, moved
 from floral.parts import of_vectors, vectors
+from floral.spec import Scope
 
 EXACT = 1e-12
 BACKENDS = [{"backend": "loop"}, {"backend": "vmap", "chunk": 3}, {"backend": "batched", "chunk": 3}]
@@ -174,3 +177,49 @@ def test_clusters_of_the_server_are_the_same_on_every_backend(variant, how):
     params = {"balance": 1, "patience": 2} if variant == "cfl" else {}
     ours, other = (train(simulate(variant, params=params, rounds=6, **some), 6) for some in ({}, how))
     assert_close(ours.tensors(), other.tensors(), 1e-9)
+
+
+# ------------------------------------------------------------------------------------------------- FedDBE
+
+
+def without_vectors(method):
+    """A change of method: b_k stays 0."""
+    fixed = replace(method.groups["bias"], scope=Scope.FROZEN, init=lambda: {"b": torch.zeros(5)})
+    return replace(method, groups={**method.groups, "bias": fixed})
+
+
+@each_backend
+def test_feddbe_without_its_term_and_vectors_is_fedavg(unbounded, how):
+    ours = trained("feddbe", params={"kappa": 0.0}, change=without_vectors, **how)
+    assert_close(ours.values["base"], trained("fedavg", **how).values["base"], 1e-10)
+
+
+@each_backend
+def test_feddbes_consensus_is_the_mean_of_the_clients_features_in_round_one(how):
+    """With one local step of all rows: the features of the start, weighted by p(k); later rounds leave it."""
+    simulation = simulate("feddbe", batch=64, **ALL, **how)
+    state = simulation.start()
+    start = {name: tensor.clone() for name, tensor in state.values["base"].items()}
+    simulation.train(state, 1)
+    rows, total = simulation.data.train, torch.zeros(5).double()
+    for k, count in enumerate(SIZES):
+        x, _ = rows.gather(torch.from_numpy(rows.index[k, :count]))
+        total += torch.relu(x.flatten(1) @ start["hidden.weight"].mT + start["hidden.bias"]).sum(0)
+    first = {name: tensor.clone() for name, tensor in state.values["consensus"].items()}
+    torch.testing.assert_close(first["mean"], total / sum(SIZES), rtol=0, atol=1e-10)
+    assert float(first["known"]) == 1
+    simulation.train(state, 2)
+    assert all(torch.equal(tensor, state.values["consensus"][name]) for name, tensor in first.items())
+
+
+@each_backend
+def test_feddbes_term_pulls_the_features_to_the_consensus(how):
+    """Its gradient by hand: with a huge κ, one step moves the hidden layer's bias against the distance of the means."""
+    simulation = simulate("feddbe", params={"share": 1.0, "kappa": 1e6}, batch=64, lr=1e-9, **ALL, **how)
+    state = simulation.start()
+    simulation.train(state, 1)
+    state.values["consensus"]["mean"] = state.values["consensus"]["mean"] + 1.0
+    before = state.values["base"]["hidden.bias"].clone()
+    simulation.train(state, 2)
+    assert bool((state.values["base"]["hidden.bias"] >= before).all())
+    assert not torch.equal(state.values["base"]["hidden.bias"], before)
