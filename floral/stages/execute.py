@@ -199,7 +199,7 @@ def make_problem(run: Run, data: Federation, device: torch.device, dtype: torch.
         shape=data.shape,
         outputs=outputs,
         batch=task.batch,
-        regression=task.loss == "mse",
+        loss=task.loss,
         switches=run.fidelity.switches,
         seed=run.seed,
         dtype=dtype,
