@@ -22,7 +22,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from floral import config
-from floral.config import ConfigError, Run
+from floral.config import ConfigError, Run, Search
 from floral.files import atomic
 from floral.schema import Frozen
 from floral.stages.failure import failed_since, failure, one_line
@@ -80,6 +80,11 @@ class Settings(Frozen):
     def runs(self) -> dict[str, list[Run]]:
         """suite → its runs; raises ConfigError for whatever the YAML files or the narrowing have wrong."""
         return {name: config.runs(name, **self.narrowing) for name in dict.fromkeys(self.suite)}
+
+    def searches(self) -> dict[str, tuple[str, Search]]:
+        """folder → the suite that asks for it and the search; a search that two suites share is under the first."""
+        chosen = {name: config.searches(name, self.tasks, self.variants) for name in dict.fromkeys(self.suite)}
+        return {str(at): (name, one) for name in reversed(chosen) for at, one in chosen[name].items()}
 
 
 def settings(values: Mapping[str, Any] | None = None) -> Settings:
