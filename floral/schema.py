@@ -275,7 +275,7 @@ class Suite(Frozen):
 class Rates(Frozen):
     """Learning rates of a run's own, instead of its task's."""
 
-    lr: float = Field(gt=0)
+    lr: float = Field(ge=0)
     router_lr: float = Field(ge=0)
 
 
