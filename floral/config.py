@@ -421,12 +421,17 @@ def _blocks(suite_name: str) -> Iterator[tuple[Block, str, Run]]:
     for block in blocks:
         rules = fidelity(block.fidelity, block.switches, f"{where}: switches")
         for task_name, variant_name in itertools.product(block.tasks, block.variants):
-            yield block, where, Run(
+            run = Run(
                 task=task(task_name, block.task, where if block.task else None),
                 variant=variant(variant_name, block.method, f"{where}: method"),
                 seed=block.seeds[0],
                 fidelity=rules,
-            )  # fmt: skip
+            )
+            if block.tuned and (both := sorted(block.method.keys() & search_space(variant_name).values.keys())):
+                raise ConfigError(
+                    f"{where}: method: {', '.join(both)}: tuning chooses it for {variant_name!r}; leave it out"
+                )
+            yield block, where, run
 
 
 def _wanted(values: Iterable[Any] | None) -> set[Any] | None:

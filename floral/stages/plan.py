@@ -252,7 +252,8 @@ def start(suites: Mapping[str, list[Run]], results: Path) -> None:
 
 def progress_line(results: Path, run: Run, summary: Mapping[str, Any]) -> str:
     """What a finished run says: how it ended, how far the whole is, and about how long the rest takes."""
-    said = f"{run.task.name} {run.variant.name} seed {run.seed}: {_outcome(summary)}"
+    tuned = ", tuned," if run.own_rates else ""
+    said = f"{run.task.name} {run.variant.name}{tuned} seed {run.seed}: {_outcome(summary)}"
     with suppress(FileNotFoundError, *UNREADABLE):  # the line does without it, and the report names a damaged file
         said += f", {json.loads((results / run.folder / 'costs.json').read_text())['seconds']['total']:.1f} s"
     plan = _newest_plan(results, str(run.folder))

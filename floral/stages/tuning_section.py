@@ -71,9 +71,8 @@ def _cells(search: Search, entry: Tuned) -> dict[str, Cell]:
         cells["others"] = Cell(text=others, note=f"edge: {on}" if on else "")
     best = min(loss for loss in entry.losses if loss is not None)
     cells["best"] = Cell(text=_loss(best), order=best)
-    cells["default"] = (
-        Cell(text="none") if entry.default is None else Cell(text=_loss(entry.default), order=entry.default)
-    )
+    if entry.default is not None:
+        cells["default"] = Cell(text=_loss(entry.default), order=entry.default)
     ended = entry.budget - entry.losses.count(None)
     cells["ended"] = Cell(text=f"{ended} of {entry.budget}", order=ended)
     return cells
@@ -92,8 +91,8 @@ def _gains(collected: Collected, setting: Setting, tuned: Mapping[str, Contender
             "untuned": interval_cell(means[namesake], unit.digits, usual=usual),
             "tuned": interval_cell(means[id_], unit.digits, usual=usual),
         }
-        pair = (summarise.scaled(values[name], unit.scale) for name in (id_, namesake))
-        difference = statistics.paired_difference(*pair)
+        own, default = (summarise.scaled(values[name], unit.scale) for name in (id_, namesake))
+        difference = statistics.paired_difference(own, default)
         cells["gain"] = EMPTY if difference is None else interval_cell(difference, unit.digits, sign=True, usual=usual)
         found[id_] = cells
     return found

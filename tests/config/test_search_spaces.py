@@ -129,6 +129,11 @@ def test_tuning_seeds_are_not_reported(write: Write) -> None:
     assert len(config.runs("mine")) == 1
 
 
+def test_a_value_is_not_both_tuned_and_set(write: Write) -> None:
+    write("suites/mine", **tuned_suite(method={"lam": 3.0}))
+    assert "method: lam: tuning chooses it for 'ditto'" in refusal()
+
+
 def test_a_learning_rate_of_0_has_no_grid(write: Write) -> None:
     write("suites/mine", **tuned_suite(task={"lr": 0.0}))
     assert "has lr: 0, and every multiple of 0 is 0" in refusal()
@@ -150,13 +155,14 @@ def test_missing_values_are_named_with_the_command_that_finds_them(write: Write)
 def test_tuned_values_are_the_runs_and_decide_its_hash(write: Write) -> None:
     write("suites/mine", **tuned_suite())
     search = searched()
-    write("tuned/digits_rotate", ditto=entry(search, 5))
+    write("tuned/digits_rotate", ditto=entry(search, 3))
     (run,) = config.runs("mine")
-    assert run.rates == search.configurations[5].rates and run.variant.params["lam"] == 10.0
+    chosen = search.configurations[3]
+    assert run.rates == chosen.rates and run.variant.params["lam"] == chosen.params["lam"] != 1.0
     write("suites/mine", **tuned_suite(tuned=False))
     (untuned,) = config.runs("mine")
     assert untuned.hash8 != run.hash8 and "own_rates" not in untuned.identity() and untuned.own_rates is None
-    assert search.trial(SEED, search.configurations[5]).hash8 != run.hash8
+    assert search.trial(SEED, chosen).hash8 != run.hash8
 
 
 def test_a_change_of_what_was_searched_makes_values_stale(write: Write) -> None:
