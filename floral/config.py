@@ -556,21 +556,24 @@ def search_space(variant_name: str) -> Space:
         )
     file: SearchFile = parse(SearchFile, read(path), str(path))
     for name in file.variants:
-        if name not in (own := method_file(method).variants):
-            raise suggest("variant", name, own, f"{path}: variants")
-    where = f"{path}: variants.{variant_name}" if variant_name in file.variants else str(path)
+        if name not in (known := method_file(method).variants):
+            raise suggest("variant", name, known, f"{path}: variants")
+    own = variant_name in file.variants
     space = file.variants.get(variant_name, file)
-    _check_space(space, method, variant_name, where)
+    _check_space(space, variant_name, f"{path}: variants.{variant_name}" if own else str(path), own)
     return space
 
 
-def _check_space(space: Space, method: str, variant_name: str, where: str) -> None:
-    file = method_file(method)
+def _check_space(space: Space, variant_name: str, where: str, own: bool) -> None:
+    """Raises ConfigError, see `search_space`; `own`: the space is the variant's, not its method's."""
+    file = method_file(variant_index()[variant_name])
     for key, values in space.values.items():
         if key not in file.parameters:
             raise suggest("parameter", key, file.parameters, f"{where}: values")
-        if key in file.variants[variant_name].set:
-            raise ConfigError(f"{where}: values: {key} is what {variant_name!r} is told apart by; tune something else")
+        if key in file.variants[variant_name].set and not own:
+            raise ConfigError(
+                f"{where}: values: {key} is what {variant_name!r} sets; give it a space of its own under variants"
+            )
         for value in values:
             try:
                 file.parameters[key].accept(value)

@@ -100,10 +100,13 @@ def test_a_search_space_that_does_not_fit_is_refused(write: Write, space: dict[s
     assert all(word in said for word in words), said
 
 
-def test_what_tells_a_variant_apart_is_not_tuned(write: Write) -> None:
+def test_what_a_variant_sets_is_tuned_only_in_a_space_of_its_own(write: Write) -> None:
     write("suites/mine", **tuned_suite(variants=["floral_10"]))
-    write("search/floral", lr=6, values={"rank": [0.01, 0.1]})
-    assert "rank is what 'floral_10' is told apart by" in refusal()
+    ranks = {"lr": 6, "values": {"rank": [0.01, 0.1]}}
+    write("search/floral", **ranks)
+    assert "rank is what 'floral_10' sets; give it a space of its own under variants" in refusal()
+    write("search/floral", lr=12, variants={"floral_10": ranks})
+    assert searched().axes["rank"] == (0.01, 0.1)
 
 
 def test_a_method_without_a_search_space_is_refused(write: Write) -> None:
