@@ -10,5 +10,6 @@ rule train:
     params:
         job=train_job,
         execution=execution,
+        checkpoints=checkpoints,
     shell:
-        "floral train {params.job} {params.execution}"
+        "floral train {params.job} {params.execution} {params.checkpoints}"
