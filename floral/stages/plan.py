@@ -74,6 +74,7 @@ class Settings(Frozen):
         found = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "FLORAL_RESULTS": str(self.results),
+            "FLORAL_REPORTS": str(self.reports),
         }
         return found | ({"FLORAL_DATA": str(self.data_dir)} if self.data_dir else {})
 
@@ -95,7 +96,8 @@ def settings(values: Mapping[str, Any] | None = None) -> Settings:
     where = str(path) if values is None else f"{path} or --config"
     given = config.read(path) if values is None else values
     parsed: Settings = config.parse(Settings, given, where)
-    environment = {"results": os.environ.get("FLORAL_RESULTS"), "data_dir": os.environ.get("FLORAL_DATA")}
+    named = {"results": "FLORAL_RESULTS", "reports": "FLORAL_REPORTS", "data_dir": "FLORAL_DATA"}
+    environment = {key: os.environ.get(name) for key, name in named.items()}
     return parsed.model_copy(update={key: Path(value) for key, value in environment.items() if value})
 
 
