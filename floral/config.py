@@ -38,8 +38,9 @@ from floral.schema import (
     Task,
     Tuned,
     Tuning,
+    Unseen,
     Variant,
-)  # fmt: skip
+)
 
 RESULTS_VERSION = 1
 """Raised by hand when the numerics change, so that new results never mix with old ones."""
@@ -86,8 +87,8 @@ class Run(Frozen):
         data_seed = self.seed if isinstance(task.data, Synthetic) else None
         return PartitionJob(
             task=task.name, data=task.data, data_digest=_data_digest(task.data), data_seed=data_seed,
-            clients=task.clients, clusters=task.clusters, partition=task.partition.model_copy(update=full | whole),
-            seed=self.partition_seed,
+            clients=task.clients, clusters=task.concepts, partition=task.partition.model_copy(update=full | whole),
+            unseen=task.unseen, seed=self.partition_seed,
         )  # fmt: skip
 
     @property
@@ -120,11 +121,13 @@ class PartitionJob(Frozen):
     clients: int
     clusters: int
     partition: Partition
+    unseen: Unseen | None = Field(default=None, exclude_if=lambda unseen: unseen is None)
     seed: int
 
     @property
     def hash8(self) -> str:
-        return _hash8(self.model_dump(mode="json", exclude={"task"}))
+        joining = {"epochs", "samples"}  # what unseen clients do, not which rows they have
+        return _hash8(self.model_dump(mode="json", exclude={"task": True, "unseen": joining}))
 
     @property
     def folder(self) -> Path:

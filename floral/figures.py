@@ -105,6 +105,8 @@ class Axis:
     format: str | None = None
     log: bool = False
     limits: tuple[float, float] = (-math.inf, math.inf)
+    places: tuple[float, ...] = ()
+    """Ticks of an axis by the square root, which has room for 0 and for what is near it."""
 
 
 def curves(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, y: Axis) -> Drawing:
@@ -133,8 +135,13 @@ def curves(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, y: Axis) -> Draw
     y_scale = alt.Scale(domain=[low, high], type="log" if y.log else "linear", nice=False)
     horizontal = alt.X(
         "x:Q",
-        scale=alt.Scale(domain=[start, stop], type="log" if x.log else "linear", nice=False),
-        axis=_axis(title=x.title, format=x.format, grid=False, **_ticks(start, stop, x.log)),
+        scale=alt.Scale(domain=[start, stop], type="sqrt" if x.places else "log" if x.log else "linear", nice=False),
+        axis=_axis(
+            title=x.title,
+            format=x.format,
+            grid=False,
+            **({"values": list(x.places)} if x.places else _ticks(start, stop, x.log)),
+        ),
     )
     vertical = alt.Y(
         "mean:Q", scale=y_scale, axis=_axis(title=None, format=y.format, tickCount=5, domain=False, ticks=False)

@@ -13,6 +13,11 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
 
 
+def _is_none(value: object) -> bool:
+    """Of a key that is left out where it is none: what does not have it keeps its hash."""
+    return value is None
+
+
 # ---------------------------------------------------------------------------------------------- tasks
 
 
@@ -36,14 +41,53 @@ class Shift(Frozen):
 
 
 class Partition(Frozen):
-    """iid: shuffled rows. class_groups: a row of class f goes to the clients of cluster f mod C alone."""
+    """iid: shuffled rows. class_groups: a row of class f goes to the clients of cluster f mod C alone. dirichlet: the
+    rows of a class are shared out in proportions drawn from a symmetric Dirichlet(alpha) over the clients."""
 
-    kind: Literal["iid", "class_groups"] = "iid"
+    kind: Literal["iid", "class_groups", "dirichlet"] = "iid"
+    alpha: float | None = Field(
+        default=None, gt=0, exclude_if=_is_none, description="of dirichlet: small is few classes per client"
+    )
     share: float = Field(default=1.0, gt=0, le=1, description="share of each client's training rows that is kept")
     min_rows: int = Field(default=10, ge=1, description="at least so many training rows are kept")
     validation: float = Field(
         default=0.2, ge=0, lt=1, description="share of the kept training rows held out for tuning"
     )
+
+    @model_validator(mode="after")
+    def _alpha_is_of_dirichlet(self) -> Partition:
+        if (self.alpha is None) == (self.kind == "dirichlet"):
+            wrong = "needs an alpha, for example 0.1" if self.alpha is None else "has no alpha: leave it out"
+            raise ValueError(f"partition.kind: {self.kind} {wrong}")
+        return self
+
+
+class Unseen(Frozen):
+    """Clients that take no part in training and join after it, with rows of their own; those of the other clients are
+    fewer by these rows. Joining is local training of what is the client's own, by the method's own rules, while
+    everything that comes from the server stays as it is."""
+
+    seen_cluster: int = Field(default=0, ge=0, description="clients of clusters 0, 1, … in turn")
+    new_concept: int = Field(
+        default=0, ge=0, description="clients of concepts C, C + 1, … (at most C of them), which no cluster has"
+    )
+    share: float = Field(
+        default=0.2, gt=0, lt=1, description="share of all training and test rows, dealt evenly to these clients"
+    )
+    epochs: int = Field(default=30, ge=1, description="local epochs of a joining client, the same for all methods")
+    samples: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(0, 1, 5, 10, 20, 50), description="labelled samples in total; and all that a client has"
+    )
+
+    @model_validator(mode="after")
+    def _somebody_joins(self) -> Unseen:
+        if not self.clients:
+            raise ValueError("unseen: names no client; set seen_cluster or new_concept, or leave unseen out")
+        return self
+
+    @property
+    def clients(self) -> int:
+        return self.seen_cluster + self.new_concept
 
 
 class Model(Frozen):
@@ -85,6 +129,9 @@ class Task(Frozen):
         default="none", description="training images are flipped and cropped at random, before the shift"
     )
     partition: Partition = Partition()
+    unseen: Unseen | None = Field(
+        default=None, exclude_if=_is_none, description="clients that join after training; none unless the task has them"
+    )
     published_split: Literal["train", "test"] = Field(
         default="test", description="rows that the published accuracy of this task was measured on"
     )
@@ -117,8 +164,10 @@ class Task(Frozen):
             raise ValueError(f"loss: {self.loss} does not fit synthetic data, whose targets are numbers; set loss: mse")
         if self.normalise or self.augmentation != "none":
             raise ValueError("normalise and augmentation need a data set of images; leave them out")
-        if self.partition.kind == "class_groups":
-            raise ValueError("partition.kind: class_groups needs a data set with classes; set partition.kind: iid")
+        if self.partition.kind != "iid":
+            raise ValueError(
+                f"partition.kind: {self.partition.kind} needs a data set with classes; set partition.kind: iid"
+            )
         if self.published_split == "train":
             raise ValueError("published_split: train needs a data set; synthetic data have a test split: leave it out")
         if self.shift.kind != "none":
@@ -135,6 +184,27 @@ class Task(Frozen):
                 f" but clusters is {self.clusters}; set augmentation: none"
             )
         return self
+
+    @model_validator(mode="after")
+    def _somebody_can_join(self) -> Task:
+        if self.unseen is None:
+            return self
+        if isinstance(self.data, Synthetic) or self.partition.kind != "iid":
+            raise ValueError("unseen: needs a data set under partition.kind: iid; leave unseen out")
+        if self.unseen.new_concept and self.shift.kind == "none":
+            raise ValueError("unseen.new_concept: shift.kind: none has no concept but one; set new_concept: 0")
+        return self
+
+    @property
+    def concepts(self) -> int:
+        """How many true clusters there are: C, or 1 where no shift, class group or teacher tells clusters apart."""
+        apart = isinstance(self.data, Synthetic) or self.shift.kind != "none" or self.partition.kind == "class_groups"
+        return self.clusters if apart else 1
+
+    @property
+    def skewed(self) -> bool:
+        """Whether clients of one cluster have different label frequencies, so that none has those of its cluster."""
+        return self.partition.kind == "dirichlet"
 
     @property
     def cohort(self) -> int:

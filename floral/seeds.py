@@ -49,6 +49,20 @@ def normal(seed: int, purpose: str, *counters: Counter) -> npt.NDArray[np.float6
     return radius * np.cos(2.0 * np.pi * _unit(_absorb(state, 1)))
 
 
+def dirichlet(seed: int, purpose: str, *counters: Counter, alpha: float, size: int) -> npt.NDArray[np.float64]:
+    """A point of the symmetric Dirichlet(alpha) over `size` parts for each counter, shape [*counters, size].
+
+    Gamma variables by X(alpha) = X(alpha + 1)·u^(1/alpha), X(alpha + 1) by the inverse of its distribution function; in
+    logarithms, so that an alpha near 0 gives one part everything and no part is 0/0.
+    """
+    from scipy.special import gammaincinv, softmax  # a third of a second to import, and only skewed partitions need it
+
+    state = bits(seed, purpose, *(np.asarray(counter)[..., None] for counter in counters), np.arange(size))
+    inside = 2.0**-54  # moves [0, 1) into (0, 1): neither logarithm nor inverse is infinite
+    first, second = (_unit(_absorb(state, which)) + inside for which in (0, 1))
+    return softmax(np.log(gammaincinv(alpha + 1, first)) + np.log(second) / alpha, axis=-1)
+
+
 def permutation(seed: int, purpose: str, *counters: Counter, size: int) -> npt.NDArray[np.int64]:
     """A random order of 0 … size−1 for each counter, shape [*counters, size]."""
     keys = bits(seed, purpose, *(np.asarray(counter)[..., None] for counter in counters), np.arange(size))

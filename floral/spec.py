@@ -205,6 +205,9 @@ class Method:
     """Floats (down, up) by group, where the scopes do not say it: router logits are PRIVATE, yet sent up."""
     passes: float = 1.0
     """What a sample costs its client, in forward-backward passes of the task's own model (by multiply-adds)."""
+    join: Callable[[View], View] | None = None
+    """What it sees → the values of PRIVATE groups with which a client begins that joins after training, where these are
+    not those of `init`: a personal model that is held near the shared one begins at it."""
 
     @property
     def statistics(self) -> tuple[str, ...]:

@@ -52,6 +52,8 @@ def write_run(results: Path, run: Run, status: str = "done") -> Path:
     schema = dict(zip(columns, types, strict=True))
     pl.DataFrame(rows, schema=schema, orient="row").write_parquet(folder / "metrics.parquet")
     write_clients(folder, value, regression, routed)
+    if run.task.unseen and status == "done":
+        write_unseen(folder, value, run.variant.oracle)
     (folder / "summary.json").write_text(json.dumps(summary(run, value, status, regression, routed)))
     (folder / "costs.json").write_text(json.dumps(COSTS))
     (folder / "run.yaml").write_text(yaml.safe_dump({**run.model_dump(mode="json"), "hash8": run.hash8}))
@@ -98,6 +100,19 @@ def summary(run: Run, value: float, status: str, regression: bool, routed: bool)
         "data_exact": True, "partition_digest": f"{run.seed:064d}", "diverged_at": None if done else 3,
         "finished_at": f"2026-01-01T00:00:0{run.seed}+00:00",
     }  # fmt: skip
+
+
+def write_unseen(folder: Path, value: float, oracle: bool) -> None:
+    """Two clients of a seen cluster, one with 0.1 less and twice the rows, and one of a new concept at half of it."""
+    kinds = ["seen_cluster", "seen_cluster", "new_concept"][: 2 if oracle else 3]
+    rows = [
+        {"client": CLIENTS + at, "kind": kind, "concept": 2 * (at // 2), "n": n, "test_rows": ROWS * (1 + at % 2),
+         "accuracy": (value / 2 if at == 2 else value - 0.1 * at) * (n > 0), "loss": 2.0}
+        for n in (0, 1, 10)
+        for at, kind in enumerate(kinds)
+    ]  # fmt: skip
+    types = {"client": pl.Int32, "kind": pl.Enum(["seen_cluster", "new_concept"]), "n": pl.Int32, "test_rows": pl.Int32}
+    pl.DataFrame(rows).cast(types).write_parquet(folder / "unseen.parquet")
 
 
 COSTS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ class Source:
     """Rows before any shift: what a data set and a synthetic teacher have in common."""
 
     arrays: Mapping[str, Array]
-    population: Callable[[], Population]
+    population: Callable[[int], Population]
+    """How many concepts → their populations."""
     classes: int | None
     scale: int
     exact: bool
@@ -68,6 +69,9 @@ class Federation:
     train_turns: Array | None = None
     """[N] quarter turns by which the shift has rotated each row of train_x, where training images are to be augmented
     before the shift; None: they are not augmented."""
+    unseen: Federation | None = None
+    """The clients that join after training, with arrays of their own. Their `cluster` is the concept of their rows:
+    below `clusters` that of a cluster, else of none. They have no validation rows, and their images no augmentation."""
 
     @property
     def clients(self) -> int:
@@ -107,6 +111,8 @@ def load(run: Run, results: Path, *, test: bool = True) -> Federation:
     """
     task = run.task
     card, table = _read_partition(run, results)
+    joining = table.filter(pl.col("client") >= task.clients)
+    table = table.filter(pl.col("client") < task.clients)
     on_training = test and evaluated_on_training(run)
     shards = table.filter(pl.col("split") != "test").with_columns(split=pl.lit("test"))
     if run.fidelity["subset"] == "per_variant":
@@ -121,7 +127,22 @@ def load(run: Run, results: Path, *, test: bool = True) -> Federation:
         else _stored(run, task.data, card["data_digest"], results, ARRAYS if test else ARRAYS[:2])
     )
     _check_images(task, source.arrays["train_x"].shape[1:])
-    cluster = np.arange(task.clients) % task.clusters
+    cluster = np.arange(task.clients) % task.concepts
+    federation = _federation(run, source, table, sides, cluster, card["digest"])
+    if task.unseen is None or not test:
+        return federation
+    concept = partition.concepts_of(task.unseen, task.concepts)
+    _check_concepts(task, concept, source.classes)
+    joining = joining.with_columns(pl.col("client") - task.clients)
+    unseen = _federation(run, source, joining, sides, concept, card["digest"])
+    return replace(federation, unseen=replace(unseen, train_turns=None))
+
+
+def _federation(
+    run: Run, source: Source, table: pl.DataFrame, sides: Mapping[str, Sequence[str]], cluster: Rows, digest: str
+) -> Federation:
+    """The rows that `table` gives to the clients of `cluster` [K], under the shift of each."""
+    task = run.task
     turns = None
     shifted: dict[str, Array] = {}
     rows: dict[str, Rows] = {}
@@ -138,14 +159,17 @@ def load(run: Run, results: Path, *, test: bool = True) -> Federation:
             turns = shifts.quarter_turns(task.shift, of_row, task.clusters)
         for split in splits:
             part = table.filter(pl.col("split") == split)
-            rows[split], counts[split] = _padded(part, held_rows, task.clients, run.partition_seed)
-    if on_training:
+            rows[split], counts[split] = _padded(part, held_rows, len(cluster), run.partition_seed)
+    if "test" not in sides:  # clients are evaluated on training rows
         shifted |= {"test_x": shifted["train_x"], "test_y": shifted["train_y"]}
-    if not test:
+    if "test" not in rows:  # they are not evaluated
         shifted |= {"test_x": shifted["train_x"][:0], "test_y": shifted["train_y"][:0]}
-        rows["test"], counts["test"] = np.zeros((task.clients, 0), np.int64), np.zeros(task.clients, np.int64)
+        rows["test"], counts["test"] = np.zeros((len(cluster), 0), np.int64), np.zeros(len(cluster), np.int64)
     return Federation(
-        **shifted,
+        train_x=shifted["train_x"],
+        train_y=shifted["train_y"],
+        test_x=shifted["test_x"],
+        test_y=shifted["test_y"],
         rows=rows,
         counts=counts,
         cluster=cluster,
@@ -153,8 +177,8 @@ def load(run: Run, results: Path, *, test: bool = True) -> Federation:
         classes=source.classes,
         scale=source.scale,
         exact=source.exact,
-        partition_digest=card["digest"],
-        make_population=source.population,
+        partition_digest=digest,
+        make_population=lambda: source.population(max(task.concepts, int(cluster.max()) + 1)),
         normalise=task.normalise,
         train_turns=turns,
     )
@@ -205,9 +229,9 @@ def _stored(run: Run, name: str, expected_digest: str, results: Path, sides: Seq
     task, classes = run.task, card["classes"]
     side = "train" if evaluated_on_training(run) else "test"
 
-    def population() -> Population:
+    def population(concepts: int) -> Population:
         every_x, every_y = [], []
-        for c in range(task.clusters):
+        for c in range(concepts):
             x, y = arrays[f"{side}_x"], arrays[f"{side}_y"]
             if task.partition.kind == "class_groups":
                 x, y = x[y % task.clusters == c], y[y % task.clusters == c]
@@ -217,6 +241,17 @@ def _stored(run: Run, name: str, expected_digest: str, results: Path, sides: Seq
         return (every_x, every_y) if task.partition.kind == "class_groups" else (np.stack(every_x), np.stack(every_y))
 
     return Source(arrays=arrays, population=population, classes=classes, scale=card["scale"], exact=card["exact"])
+
+
+def _check_concepts(task: Task, concept: Rows, classes: int | None) -> None:
+    """Raises ConfigError where labels would move by as many as there are classes: that is a cluster's concept."""
+    most = int(concept.max())
+    if task.shift.kind == "label_shift" and classes is not None and task.clusters <= most and most >= classes:
+        left = max(0, classes - task.clusters)
+        raise ConfigError(
+            f"task {task.name!r}: unseen.new_concept: {classes} classes have {left} label shifts beside those of the "
+            f"{task.clusters} clusters; set new_concept to at most {left}"
+        )
 
 
 def _check_images(task: Task, shape: tuple[int, ...]) -> None:
@@ -243,7 +278,7 @@ def _teacher(run: Run, spec: Synthetic) -> Source:
     made = synthetic.generate(spec, task.clients, task.clusters, run.seed)
     return Source(
         arrays={side: getattr(made, side) for side in ARRAYS},
-        population=lambda: (made.population_x, made.population_y),
+        population=lambda _: (made.population_x, made.population_y),
         classes=None,
         scale=1,
         exact=True,

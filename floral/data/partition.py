@@ -10,7 +10,7 @@ import polars as pl
 
 from floral import seeds
 from floral.config import ConfigError
-from floral.schema import Partition
+from floral.schema import Partition, Unseen
 
 Labels = npt.NDArray[np.integer]
 
@@ -19,7 +19,13 @@ SCHEMA = pl.Schema({"client": pl.Int32, "cluster": pl.Int32, "split": pl.String,
 
 
 def partition_table(
-    train_rows: int, test_rows: int, clients: int, clusters: int, partition: Partition, seed: int
+    train_rows: int,
+    test_rows: int,
+    clients: int,
+    clusters: int,
+    partition: Partition,
+    seed: int,
+    unseen: Unseen | None = None,
 ) -> pl.DataFrame:
     """Deal shuffled rows to the clients, thin the training rows, hold some of them out; client k is of cluster k mod C.
 
@@ -28,17 +34,49 @@ def partition_table(
     validation split (at least 1, and never all). Sorted by client, split, row; `row` counts within train_x (train,
     validation) or test_x (test).
 
+    Clients that are `unseen` are K, K + 1, …: the last round(share·rows) shuffled rows are cut into shards for them,
+    which are neither thinned nor held out. Their "cluster" is the concept of their rows (`concepts_of`).
+
     Raises:
-        ConfigError: there are more clients than training or test rows.
+        ConfigError: there are more clients than training or test rows, or more unseen clients than rows set aside.
     """
-    for side, rows in (("training", train_rows), ("test", test_rows)):
-        if clients > rows:
+    sides, joining = [], []
+    for side, rows, purpose in (
+        ("training", train_rows, "partition train"),
+        ("test", test_rows, "partition test"),
+    ):
+        shuffled = seeds.permutation(seed, purpose, size=rows)
+        aside = 0 if unseen is None else round(unseen.share * rows)
+        if unseen is not None and unseen.clients > aside:
             raise ConfigError(
-                f"clients: {clients} is more than the {rows} {side} rows of the data; set clients to at most {rows}"
+                f"unseen: {unseen.clients} clients are more than the {aside} {side} rows set aside for them; set fewer,"
+                f" or a share above {unseen.clients / rows:.2g}"
             )
-    train = _dealt(seeds.permutation(seed, "partition train", size=train_rows), np.arange(clients))
-    test = _dealt(seeds.permutation(seed, "partition test", size=test_rows), np.arange(clients))
-    return _finished(train, test, clusters, partition, seed)
+        if clients > rows - aside:
+            raise ConfigError(
+                f"clients: {clients} is more than the {rows - aside} {side} rows of the data; set clients to at most "
+                f"{rows - aside}"
+            )
+        sides.append(_dealt(shuffled[: rows - aside], np.arange(clients)))
+        if unseen is not None:
+            joining.append(_dealt(shuffled[rows - aside :], clients + np.arange(unseen.clients)))
+    train, test = sides
+    table = _finished(train, test, clusters, partition, seed)
+    if unseen is None:
+        return table
+    later = _both(*joining)
+    concept = concepts_of(unseen, clusters)[later["client"].to_numpy() - clients]
+    later = later.with_columns(cluster=concept).select(*SCHEMA).cast(SCHEMA)
+    return pl.concat([table, later.sort("client", "split", "row")])
+
+
+def concepts_of(unseen: Unseen, clusters: int) -> npt.NDArray[np.int64]:
+    """[U] the concepts of unseen clients: clusters 0, 1, … in turn, then C, C + 1, …, of which no cluster has one.
+
+    `floral.data.shifts` says what concept C + j is.
+    """
+    seen, new = np.arange(unseen.seen_cluster) % clusters, clusters + np.arange(unseen.new_concept) % clusters
+    return np.concatenate([seen, new])
 
 
 def grouped_table(
@@ -67,6 +105,60 @@ def grouped_table(
 
     train, test = dealt(train_y, "partition train", "training"), dealt(test_y, "partition test", "test")
     return _finished(train, test, clusters, partition, seed)
+
+
+def skewed_table(
+    train_y: Labels, test_y: Labels, clients: int, clusters: int, partition: Partition, seed: int
+) -> pl.DataFrame:
+    """As `partition_table`, but the rows of each class are cut in proportions p ~ Dirichlet(alpha) over the clients,
+    the same for training and test rows: so a client's test rows have the class frequencies of its training rows, and
+    clients differ in size too.
+
+    A client has at least `min_rows` training rows and one test row: what it lacks is, row by row, of the class of which
+    it would have most, taken from the client with most rows of that class among those who can spare one. α → ∞ gives
+    every client all classes in equal shares, α → 0 gives each class to one client (but for the floor).
+
+    Raises:
+        ConfigError: not every client can have min_rows training rows and a test row.
+
+    Source: arXiv 1905.12022 (proportions per class), arXiv 2102.02079 (a floor, there by drawing again).
+    """
+    assert partition.alpha is not None, "the schema sees to it"
+    classes = int(max(train_y.max(initial=0), test_y.max(initial=0))) + 1
+    proportions = seeds.dirichlet(seed, "partition classes", np.arange(classes), alpha=partition.alpha, size=clients)
+    wish = proportions * np.bincount(train_y, minlength=classes)[:, None]
+
+    def dealt(y: Labels, purpose: str, side: str, floor: int) -> pl.DataFrame:
+        if clients * floor > len(y):
+            raise ConfigError(
+                f"clients: {clients} cannot have {floor} of the {len(y)} {side} rows each; set clients to at most "
+                f"{len(y) // floor}" + (", or a smaller partition.min_rows" if floor > 1 else "")
+            )
+        of_class = np.bincount(y, minlength=classes)
+        ends = np.rint(np.cumsum(proportions, axis=1) * of_class[:, None]).astype(np.int64)
+        ends[:, -1] = of_class
+        counts = _floored(np.diff(ends, axis=1, prepend=0), wish, floor)
+        shuffled = seeds.permutation(seed, purpose, size=len(y))
+        rows = shuffled[np.argsort(y[shuffled], kind="stable")]  # class by class
+        holder = np.repeat(np.tile(np.arange(clients, dtype=np.int32), classes), counts.ravel())
+        return pl.DataFrame({"client": holder, "row": rows})
+
+    train = dealt(train_y, "partition train", "training", partition.min_rows)
+    test = dealt(test_y, "partition test", "test", 1)
+    return _finished(train, test, clusters, partition, seed)
+
+
+def _floored(counts: npt.NDArray[np.int64], wish: npt.NDArray[np.float64], floor: int) -> npt.NDArray[np.int64]:
+    """`counts` [class, client] with at least `floor` rows of each client, as `skewed_table` says."""
+    counts, total = counts.copy(), counts.sum(0)
+    for poor in np.flatnonzero(total < floor):
+        for _ in range(floor - total[poor]):
+            spare = counts * (total > floor)
+            f = np.argmax(np.where(spare.any(1), wish[:, poor], -1))
+            rich = np.argmax(spare[f])
+            counts[f, [rich, poor]] += [-1, 1]
+            total[rich] -= 1
+    return counts
 
 
 def consecutive_table(
@@ -106,9 +198,12 @@ def _dealt(rows: npt.NDArray[np.int64], clients: npt.NDArray[np.int64]) -> pl.Da
     return pl.DataFrame({"client": np.repeat(clients.astype(np.int32), sizes), "row": rows})
 
 
+def _both(train: pl.DataFrame, test: pl.DataFrame) -> pl.DataFrame:
+    return pl.concat([train.with_columns(split=pl.lit("train")), test.with_columns(split=pl.lit("test"))])
+
+
 def _finished(train: pl.DataFrame, test: pl.DataFrame, clusters: int, partition: Partition, seed: int) -> pl.DataFrame:
-    table = pl.concat([train.with_columns(split=pl.lit("train")), test.with_columns(split=pl.lit("test"))])
-    table = table.with_columns(cluster=pl.col("client") % clusters).select(*SCHEMA).cast(SCHEMA)
+    table = _both(train, test).with_columns(cluster=pl.col("client") % clusters).select(*SCHEMA).cast(SCHEMA)
     table = reduce_rows(table, partition.share, partition.min_rows, seed, "partition subset")
     return _held_out(table, partition.validation, seed).sort("client", "split", "row")
 

@@ -1,4 +1,8 @@
-"""How clusters differ: cluster c sees the images rotated by c·360/C degrees, or the labels moved by c."""
+"""How clusters differ: cluster c sees the images rotated by c·360/C degrees, or the labels moved by c.
+
+Concepts C, C + 1, …, of clients that join later, are those of no cluster: C + j is the rotation half-way between those
+of clusters j and j + 1, or the labels moved by C + j.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +20,8 @@ def apply_inputs(
 ) -> npt.NDArray[np.uint8]:
     """Shift the inputs x [N, H, W] or [N, H, W, 3] of rows of the clusters `cluster` [N]; cluster 0 never changes.
 
-    rotate: counter-clockwise by c·360/C degrees about the centre. Multiples of 90° move pixels exactly; other
-    angles take the nearest pixel, and 0 where there is none. Other shifts return x itself.
+    rotate: counter-clockwise by c·360/C degrees about the centre, for concept C + j by (j + ½)·360/C. Multiples of 90°
+    move pixels exactly; other angles take the nearest pixel, and 0 where there is none. Other shifts return x itself.
 
     Raises:
         ConfigError: rows that are not square images are to be rotated.
@@ -30,8 +34,9 @@ def apply_inputs(
         )
     pixels = x.reshape(len(x), x.shape[1] * x.shape[2], -1)
     shifted = pixels.copy()
-    for c in range(1, clusters):
-        source = rotation(x.shape[1], c, clusters)
+    for c in np.setdiff1d(cluster, [0]).tolist():
+        half_way = 2 * (c - clusters) + 1
+        source = rotation(x.shape[1], *((c, clusters) if c < clusters else (half_way, 2 * clusters)))
         moved = np.take(pixels[cluster == c], source, axis=1)
         moved[:, source < 0] = 0
         shifted[cluster == c] = moved

@@ -1,6 +1,6 @@
 """Ditto (arXiv 2012.04221): FedAvg, and beside it a model of each client's own, held near the one it received."""
 
-from floral.parts import personal, proximal, serve, serve_personal, whole
+from floral.parts import join_at, personal, proximal, serve, serve_personal, whole
 from floral.spec import Method, Phase, Problem, Scope
 from floral.streams import Stream
 
@@ -19,6 +19,7 @@ def build(problem: Problem, *, lam: float) -> Method:
         },
         predict=serve_personal(model),
         draws=model.draws,
+        join=join_at(personal="base", personal_statistics="statistics"),
         phases=(
             Phase(train=("base",), predict=serve(model)),
             Phase(train=("personal",), penalty=proximal("personal", lam)),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from floral.parts import personal, proximal, serve_personal, sgd
+from floral.parts import join_at, personal, proximal, serve_personal, sgd
 from floral.spec import Batch, Draws, Group, Method, Objective, Problem, Scope, View
 from floral.streams import Stream
 
@@ -37,4 +37,5 @@ def build(problem: Problem, *, lam: float) -> Method:
         draws=model.draws,
         local_step=step,
         penalty=proximal("personal", lam),
+        join=join_at(personal="base"),
     )

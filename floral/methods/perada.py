@@ -3,7 +3,7 @@
 from typing import Any
 
 from floral.methods.floral import adaptors_of
-from floral.parts import proximal, same, whole
+from floral.parts import join_at, proximal, same, whole
 from floral.spec import Group, Method, Phase, Problem, Scope
 from floral.streams import Stream
 
@@ -42,4 +42,5 @@ def build(problem: Problem, *, lam: float, **adaptor: Any) -> Method:
         ),
         draws=adaptors.model.draws,
         passes=adaptors.passes(problem.shape, problem.batch, clusters=1),
+        join=join_at(private="shared"),
     )

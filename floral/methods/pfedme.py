@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from floral.parts import personal, serve_personal, whole, with_loss
+from floral.parts import join_at, personal, serve_personal, whole, with_loss
 from floral.spec import Batch, Draws, Method, Objective, Problem, Refused, Scope, View
 from floral.streams import Stream
 
@@ -53,4 +53,5 @@ def build(problem: Problem, *, lam: float, inner_steps: int) -> Method:
         draws=model.draws,
         local_step=step,
         passes=inner_steps,
+        join=join_at(personal="base"),
     )

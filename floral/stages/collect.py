@@ -82,6 +82,7 @@ class Collected:
 
     summary: one row per run, finished or not. curves: one row per run, metric and evaluated round.
     clients: one row per finished run and client (last round). costs: one row per finished run, with its status.
+    unseen: the clients of one `kind` that joined a done run with `n` samples each, their mean accuracy and loss.
     A diverged run is finished.
     """
 
@@ -92,6 +93,7 @@ class Collected:
     curves: pl.DataFrame
     clients: pl.DataFrame
     costs: pl.DataFrame
+    unseen: pl.DataFrame
     unfinished: tuple[Unfinished, ...]
 
     def values(self, setting: Setting, column: str) -> dict[str, dict[int, float]]:
@@ -118,7 +120,7 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
     """
     runs = list(runs)
     settings, contenders = _settings(runs), _contenders(runs)
-    summary, curves, clients, costs, unfinished = [], [], [], [], []
+    summary, curves, clients, costs, unseen, unfinished = [], [], [], [], [], []
     for run in runs:
         keys = {
             "setting": settings[_setting_key(run)].id,
@@ -135,6 +137,8 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
             found, spent = _json(folder / "summary.json"), _json(folder / "costs.json")
             curves.append(_curves(folder / "metrics.parquet", keys))
             clients.append(_clients(folder / "clients.parquet", keys))
+            if run.task.unseen and found["status"] == "done":
+                unseen.append(_unseen(folder / "unseen.parquet", keys))
             measured = {key: found[key] for key in ("status", "round", *IDENTITY[-3:], *METRICS)}
             summary.append({**row, **measured, **_spent(spent)})
         except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
@@ -149,6 +153,7 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
         curves=pl.concat(curves) if curves else pl.DataFrame(),
         clients=pl.concat(clients) if clients else pl.DataFrame(),
         costs=pl.DataFrame(costs, infer_schema_length=None, strict=False),
+        unseen=pl.concat(unseen) if unseen else pl.DataFrame(),
         unfinished=tuple(unfinished),
     )
 
@@ -189,6 +194,13 @@ def _curves(path: Path, keys: Mapping[str, Any]) -> pl.DataFrame:
 
 def _clients(path: Path, keys: Mapping[str, Any]) -> pl.DataFrame:
     return pl.read_parquet(path).select(*CLIENTS, **_literals(keys))
+
+
+def _unseen(path: Path, keys: Mapping[str, Any]) -> pl.DataFrame:
+    """Means over the clients by their test rows, as of all others."""
+    means = [(pl.col(name) * pl.col("test_rows")).sum() / pl.col("test_rows").sum() for name in ("accuracy", "loss")]
+    by = pl.read_parquet(path).group_by("kind", "n", maintain_order=True)
+    return by.agg(*means).cast({"kind": pl.String}).with_columns(**_literals(keys))
 
 
 def _literals(keys: Mapping[str, Any]) -> dict[str, pl.Expr]:

@@ -41,6 +41,7 @@ def draw(collected: Collected, looks: Looks, setting: Setting) -> dict[str, Figu
         "spread": spread(collected, shown, setting),
         "worst_decile": worst(collected, shown, setting, "decile"),
         "worst_cluster": worst(collected, shown, setting, "cluster"),
+        **{f"unseen_{kind}": unseen(collected, shown, setting, kind) for kind in summarise.JOINING},
     }
     return {kind: figure for kind, figure in drawn.items() if figure is not None}
 
@@ -159,6 +160,25 @@ def worst(
     told += ", ".join(f"{shorts[one.contender]} {one.below_chance} of {len(one.observed)}" for one in found) + "."
     subtitle = "dot: mean; ticks: seeds; grey: one seed by chance alone"
     return _rows(marks, looks, setting, f"worst_{which}", f"Accuracy of the worst {which}, %", 1, subtitle, told)
+
+
+def unseen(collected: Collected, looks: Sequence[Look], setting: Setting, kind: str) -> Figure | None:
+    """Accuracy of clients that join after training, against their number of samples."""
+    frame = summarise.joined(collected, setting, kind)
+    if frame.is_empty():
+        return None
+    last = frame.group_by("contender").last().sort("mean", descending=True)
+    names = {look.id: look.short for look in looks}
+    told = (
+        f"Accuracy of {summarise.JOINING[kind]} that join after training, against labelled samples, {setting.title}. "
+    )
+    told += "From best to worst with all samples: " + ", ".join(names[name] for name in last["contender"]) + "."
+    places = tuple(frame["x"].unique().sort().to_list())
+    across = Axis(title="Labelled samples of a client, in all", places=places)
+    up = Axis(title="Accuracy, %", limits=LIMITS["accuracy"])
+    chart = figures.curves(frame.drop("seeds"), looks, across, up)
+    subtitle = [f"Accuracy, %, of {summarise.JOINING[kind]}", "mean and range of the seeds"]
+    return figures.render(chart, f"unseen_{kind}_{setting.id}", setting.title, subtitle, told)
 
 
 # ------------------------------------------------------------------------------- one row for each contender

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any, Literal, cast
 
 import numpy as np
+import polars as pl
 import torch
 
 from floral.config import ConfigError, Run
@@ -29,6 +30,7 @@ from floral.engine.state import State
 from floral.engine.store import JOURNAL, NAME, Store
 from floral.spec import Draws, Method, Optimiser, Problem, Refused
 from floral.stages import record
+from floral.stages.join import unseen_table
 from floral.stages.record import Progress
 
 LOG = logging.getLogger("floral.train")
@@ -77,7 +79,8 @@ def execute(
         rounds(simulation, state, progress, path, checkpoint_seconds, stop)
     if state.store is not None:
         save(path, state, progress)  # so that the store's file is whole, and never ahead of a checkpoint
-    summary = record.write_results(folder, run, simulation, state, progress, data)
+    joined = join_unseen(run, simulation, state, progress, data) if progress.diverged_at is None else None
+    summary = record.write_results(folder, run, simulation, state, progress, data, joined)
     path.unlink(missing_ok=True)
     LOG.info("%s in %.1f s", summary["status"], sum(progress.seconds.values()))
     return summary
@@ -170,6 +173,22 @@ def assemble(
     return simulation, data, simulation.start()
 
 
+def join_unseen(
+    run: Run, simulation: Simulation, state: State, progress: Progress, data: Federation
+) -> pl.DataFrame | None:
+    """The table of the clients that join the trained run, if its task has any."""
+
+    def assembled(clients: Federation) -> tuple[Method, ClientData]:
+        device, dtype = simulation.device, simulation.dtype
+        method = build_method(run, make_problem(run, clients, device, dtype))
+        return method, client_data(clients, method, device, dtype)
+
+    began = time.perf_counter()
+    table = unseen_table(run, simulation, state, data, assembled)
+    progress.seconds["evaluate"] += time.perf_counter() - began
+    return table
+
+
 def build_simulation(
     run: Run, results: Path, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> tuple[Simulation, Federation]:
@@ -191,7 +210,7 @@ def make_problem(run: Run, data: Federation, device: torch.device, dtype: torch.
 
     return Problem(
         build_model=build_model,
-        clients=task.clients,
+        clients=data.clients,
         clusters=task.clusters,
         true_cluster=torch.from_numpy(data.cluster).to(device),
         lr=run.rates.lr,

@@ -14,7 +14,15 @@ import polars as pl
 
 from floral.config import PartitionJob
 from floral.data.federation import read_data
-from floral.data.partition import SPLITS, consecutive_table, digest, grouped_table, partition_table, reduce_rows
+from floral.data.partition import (
+    SPLITS,
+    consecutive_table,
+    digest,
+    grouped_table,
+    partition_table,
+    reduce_rows,
+    skewed_table,
+)
 from floral.data.synthetic import rows_per_client
 from floral.files import atomic
 from floral.schema import Partition, Synthetic
@@ -53,27 +61,37 @@ def partition(
 def _partition(
     job: PartitionJob, results: Path, batch: int | None, epochs: int | None, task_rule: Partition | None
 ) -> Path:
+    sizes = (job.clients, job.clusters, job.partition, job.seed)
     if isinstance(job.data, Synthetic):
-        table = consecutive_table(*rows_per_client(job.data), job.clients, job.clusters, job.partition, job.seed)
-        data_digest, rows = None, table.select("client", "cluster", "split")
+        whole = consecutive_table(*rows_per_client(job.data), *sizes)
+        data_digest, labelled = None, whole.select("client", "cluster", "split")
     else:
         data, arrays = read_data(job.data, results)
         train_y, test_y = arrays["train_y"], arrays["test_y"]
-        if job.partition.kind == "class_groups":
-            table = grouped_table(train_y, test_y, job.clients, job.clusters, job.partition, job.seed)
-        else:
-            table = partition_table(len(train_y), len(test_y), job.clients, job.clusters, job.partition, job.seed)
-        data_digest, rows = data["digest"], _with_labels(table, arrays["train_y"], arrays["test_y"])
+        match job.partition.kind:
+            case "iid":
+                whole = partition_table(len(train_y), len(test_y), *sizes, job.unseen)
+            case "class_groups":
+                whole = grouped_table(train_y, test_y, *sizes)
+            case "dirichlet":
+                whole = skewed_table(np.asarray(train_y), np.asarray(test_y), *sizes)
+        data_digest, labelled = data["digest"], _with_labels(whole, train_y, test_y)
+    table, rows = (some.filter(pl.col("client") < job.clients) for some in (whole, labelled))
     card: dict[str, Any] = {
         "task": job.task,
         "clients": job.clients,
         "clusters": job.clusters,
         "seed": job.seed,
-        "digest": digest(table),
+        "digest": digest(whole),
         "data_digest": data_digest,
         "rows": {split: _spread(_per_client(table, split, job.clients)) for split in SPLITS},
         "rows_of_cluster": {split: _per_client(table, split, job.clients, job.clusters).tolist() for split in SPLITS},
     }
+    if job.unseen is not None:
+        joining = whole.filter(pl.col("client") >= job.clients).with_columns(pl.col("client") - job.clients)
+        spread = {split: _spread(_per_client(joining, split, job.unseen.clients)) for split in ("train", "test")}
+        kinds = {"seen_cluster": job.unseen.seen_cluster, "new_concept": job.unseen.new_concept}
+        card["unseen"] = {**kinds, "first_client": job.clients, "rows": spread}
     trained = table
     if task_rule and task_rule.share != job.partition.share:
         card["thinned_at_training"] = {"share": task_rule.share, "min_rows": task_rule.min_rows}
@@ -86,8 +104,8 @@ def _partition(
         card["class_counts"] = {split: _class_counts(rows, split, data["classes"], job.clients) for split in SPLITS}
     folder = results / job.folder
     picture, parquet = io.StringIO(), io.BytesIO()
-    _chart(job, rows, card["rows"]).save(picture, format="svg")
-    table.write_parquet(parquet)
+    _chart(job, labelled, card["rows"]).save(picture, format="svg")
+    whole.write_parquet(parquet)
     # One line per key: the counts of hundreds of clients stay readable.
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in card.items())
     atomic(folder / "card.svg", picture.getvalue().encode())
@@ -131,8 +149,12 @@ def _chart(job: PartitionJob, held: pl.DataFrame, rows: dict[str, dict[str, floa
     import altair as alt
 
     sizes = ", ".join(f"{_range(rows[split])} {split}" for split in SPLITS)
-    subtitle = f"{job.clients} clients in {job.clusters} clusters (client mod {job.clusters}); each has {sizes} rows"
-    client = alt.X("client:O", title="client", axis=_axis(job.clients))
+    of = f"in {job.clusters} clusters (client mod {job.clusters})" if job.clusters > 1 else "of one concept"
+    subtitle = [f"{job.clients} clients {of}; each has {sizes} rows"]
+    if job.unseen is not None:
+        subtitle.append(f"clients from {job.clients} on join after training; their rows take no part in it")
+    shown = int(held["client"].to_numpy().max()) + 1
+    client = alt.X("client:O", title="client", axis=_axis(shown))
     if "class" in held.columns:
         held = held.filter(pl.col("split") == "train")
         title = f"{job.task}, seed {job.seed}: training rows by class (before the shift)"
@@ -148,7 +170,7 @@ def _chart(job: PartitionJob, held: pl.DataFrame, rows: dict[str, dict[str, floa
         colour = alt.Color("split:N", title=None, scale=scale)
         chart = alt.Chart(counts).mark_bar().encode(client, alt.Y("rows:Q", title="rows"), colour, order="order:Q")
     text = alt.TitleParams(title, subtitle=subtitle, anchor="start", subtitleColor="#555", offset=12)
-    width = max(320, min(900, 24 * job.clients))
+    width = max(320, min(900, 24 * shown))
     return chart.properties(width=width, height=220, title=text).configure_view(stroke=None)
 
 

@@ -92,13 +92,18 @@ def write_run(folder: Path, run: Run, partition_digest: str) -> None:
 
 
 def write_results(
-    folder: Path, run: Run, simulation: Simulation, state: State, progress: Progress, data: Federation
+    folder: Path,
+    run: Run,
+    simulation: Simulation,
+    state: State,
+    progress: Progress,
+    data: Federation,
+    joined: pl.DataFrame | None = None,
 ) -> dict[str, Any]:
-    """All files of a finished or diverged run, summary.json last; returns the summary."""
-    official = run.fidelity["evaluation"] == "sampled"
+    """All files of a finished or diverged run, summary.json last; returns the summary. `joined`: its unseen clients."""
     last = simulation.own_rows(state, simulation.data.test, np.arange(data.clients))
     scores = last
-    if not official and progress.diverged_at is None:
+    if headline(run, progress) == "population":
         scores, rows = simulation.population(state)
         spent = [progress.bytes, progress.client_samples, progress.client_passes]
         progress.metrics += [[progress.round, split, metric, value, *spent] for split, metric, value in rows]
@@ -108,11 +113,21 @@ def write_results(
     atomic(folder / "clients.parquet", parquet(clients_table(scores, last, simulation, routes)))
     if routes is not None:
         atomic(folder / "routes.parquet", parquet(routes_table(progress, data)))
+    if joined is not None:
+        atomic(folder / "unseen.parquet", parquet(joined))
     atomic(folder / "model.safetensors", model(state))
     atomic(folder / "costs.json", as_bytes(costs(simulation, state, progress)))
     summary = summarise(run, simulation, scores, metrics, progress, data)
     atomic(folder / "summary.json", as_bytes(summary))
     return summary
+
+
+def headline(run: Run, progress: Progress) -> str:
+    """The split of the result: every client on the whole test set as its cluster sees it ("population"), or on its own
+    test rows ("test") where the published code does that, where a client's labels are not distributed as its cluster's,
+    and where there is no trained state."""
+    own = run.fidelity["evaluation"] == "sampled" or run.task.skewed or progress.diverged_at is not None
+    return "test" if own else "population"
 
 
 def model(state: State) -> bytes:
@@ -217,7 +232,7 @@ def summarise(
     value = {(split, metric): number for split, metric, number in last.select("split", "metric", "value").iter_rows()}
     diverged = progress.diverged_at is not None
     sampled = run.fidelity["evaluation"] == "sampled"
-    headline = "test" if sampled or diverged else "population"
+    split = headline(run, progress)
     regression = run.task.loss == "mse"
     return {
         "status": "diverged" if diverged else "done",
@@ -238,8 +253,8 @@ def summarise(
         "own_test_accuracy": value.get(("test", "accuracy")),
         "validation_accuracy": value.get(("validation", "accuracy")),
         "validation_loss": value.get(("validation", "loss")),
-        "worst_cluster_accuracy": value.get((headline, "worst_cluster_accuracy")),
-        "worst_decile_accuracy": value.get((headline, "worst_decile_accuracy")),
+        "worst_cluster_accuracy": value.get((split, "worst_cluster_accuracy")),
+        "worst_decile_accuracy": value.get((split, "worst_decile_accuracy")),
         "ari": value.get(("route", "ari")),
         "route_entropy": value.get(("route", "entropy")),
         "mismatch": value.get(("route", "mismatch")),

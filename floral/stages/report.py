@@ -14,7 +14,7 @@ import yaml
 from floral.config import ConfigError, Run, switches
 from floral.figures import Figure
 from floral.looks import Look, looks
-from floral.stages import tuning_section, words
+from floral.stages import tuning_section, unseen_section, words
 from floral.stages.collect import Collected, Setting, collect
 from floral.stages.draw import draw
 from floral.stages.locks import held
@@ -81,9 +81,11 @@ def _build(collected: Collected, runs: list[Run], folder: Path, last: Path) -> N
     figures = {setting.id: draw(collected, shown, setting) for setting in collected.settings}
     captions = _yaml("captions.yaml")
     tuning = tuning_section.section(collected, shown, captions["tuning"]["latex"])
+    unseen = unseen_section.section(collected, shown, captions["unseen"]["latex"])
     tables = {
         "main": _main(collected, shown, captions["main"]["latex"]),
         "worst": _worst(collected, shown, captions["worst"]["latex"]),
+        "unseen": {part.title: part.table for part in unseen},
         "costs": _costs(collected, shown, captions["costs"]["latex"]),
         "tuning": {part.title: part.table for part in tuning},
     }
@@ -95,7 +97,7 @@ def _build(collected: Collected, runs: list[Run], folder: Path, last: Path) -> N
     for figure in (figure for kinds in figures.values() for figure in kinds.values()):
         (folder / "figures" / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
         (folder / "figures" / f"{figure.name}.pdf").write_bytes(_pdf(figure, last / "figures" / figure.name))
-    page = _page(collected, runs, shown, figures, tables, captions, tuning=tuning)
+    page = _page(collected, runs, shown, figures, tables, captions, unseen=unseen, tuning=tuning)
     (folder / "index.html").write_text(page, encoding="utf-8")
 
 

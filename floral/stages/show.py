@@ -106,13 +106,22 @@ def _configuration(run: Mapping[str, Any]) -> list[str]:
     model = ", ".join(f"{key} {value}" for key, value in task["model"].items())
     settings = ", ".join(f"{key} {value}" for key, value in variant["params"].items())
     return _table({
-        "data": f"{data}, shift {task['shift']['kind']}; {task['clients']} clients in {task['clusters']} clusters",
+        "data": f"{data}, shift {task['shift']['kind']}; {task['clients']} clients in {task['clusters']} clusters"
+        + _joining(task.get("unseen")),
         "model": model,
         "training": f"{task['rounds']} rounds, {task['participation']:.0%} of the clients, {task['epochs']} epoch(s), "
         f"batch {task['batch']}, lr {rates['lr']}, router lr {rates['router_lr']}{tuned}",
         "method": f"{variant['method']}{': ' if settings else ''}{settings}",
         "fidelity": fidelity["name"],
     })  # fmt: skip
+
+
+def _joining(unseen: Mapping[str, Any] | None) -> str:
+    if unseen is None:
+        return ""
+    return (
+        f"; {unseen['seen_cluster']} of seen clusters and {unseen['new_concept']} of new concepts join after training"
+    )
 
 
 def _result(summary: Mapping[str, Any]) -> list[str]:

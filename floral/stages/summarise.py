@@ -222,6 +222,26 @@ def _done_clients(collected: Collected, setting: Setting) -> pl.DataFrame:
     return collected.clients.join(done.select(keys), on=keys, maintain_order="left")
 
 
+# ------------------------------------------------------------------------------------ clients that join
+
+JOINING = {"seen_cluster": "clients of a cluster that trained", "new_concept": "clients of a concept of no cluster"}
+"""The kinds of unseen clients."""
+
+
+def joined(collected: Collected, setting: Setting, kind: str) -> pl.DataFrame:
+    """contender, x (samples), mean, low, high over the seeds, seeds (their values): accuracies of unseen clients of a
+    kind in per cent, for all but without_mean."""
+    rows = collected.unseen
+    if rows.is_empty():
+        return rows
+    rows = rows.filter((pl.col("setting") == setting.id) & (pl.col("kind") == kind) & pl.col("accuracy").is_finite())
+    rows = rows.filter(~pl.col("contender").is_in(without_mean(collected, setting)))
+    value = 100 * pl.col("accuracy")
+    return rows.group_by("contender", pl.col("n").cast(pl.Float64).alias("x"), maintain_order=True).agg(
+        mean=value.mean().round(6), low=value.min().round(6), high=value.max().round(6), seeds=value
+    )
+
+
 # -------------------------------------------------------------------------------------------- frames
 
 

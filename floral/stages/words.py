@@ -239,9 +239,11 @@ def _partitions(collected: Collected) -> list[dict[str, Any]]:
     rows = []
     for row in groups.iter_rows(named=True):
         setting = settings[row["setting"]]
-        data = setting.task.data
+        data, joining = setting.task.data, setting.task.unseen
+        clients = f"{setting.task.clients}" + (f" and {joining.clients} unseen" if joining else "")
         rows.append({
-            "setting": setting.title, "data": data if isinstance(data, str) else f"drawn from the seed ({data.kind})",
+            "setting": setting.title, "clients": clients,
+            "data": data if isinstance(data, str) else f"drawn from the seed ({data.kind})",
             "exact": row["exact"], "seeds": ", ".join(map(str, row["seeds"])), "runs": row["runs"],
             "digest": row["partition_digest"][:16],
         })  # fmt: skip

@@ -14,6 +14,7 @@ from floral.config import ConfigError, Run
 from floral.schema import Parameter
 
 ROOT = Path(__file__).parents[2]
+UNSEEN = {"seen_cluster": 1, "new_concept": 1}
 SYNTHETIC = {"kind": "linear", "samples_per_client": 8}
 
 Write = Callable[..., None]
@@ -87,6 +88,15 @@ def test_a_model_author_learns_which_types_can_be_checked(
         ({"data": SYNTHETIC, "shift": {"kind": "none"}}, ["loss: cross_entropy", "set loss: mse"]),
         ({"data": SYNTHETIC, "loss": "mse"}, ["shift.kind: rotate", "leave shift out"]),
         ({"lr": float("nan")}, ["lr: ", "finite number"]),
+        ({"partition": {"kind": "dirichlet"}}, ["partition: ", "dirichlet needs an alpha"]),
+        ({"partition": {"alpha": 0.1}}, ["partition: ", "iid has no alpha", "leave it out"]),
+        (
+            {"partition": {"kind": "dirichlet", "alpha": 0.1}, "unseen": UNSEEN},
+            ["unseen: needs", "kind: iid", "leave unseen out"],
+        ),
+        ({"shift": {"kind": "none"}, "unseen": UNSEEN}, ["unseen.new_concept: ", "set new_concept: 0"]),
+        ({"unseen": {"seen_cluster": 0, "new_concept": 0}}, ["unseen: names no client"]),
+        ({"unseen": {**UNSEEN, "share": 1.0}}, ["unseen.share: ", "less than 1"]),
     ],
 )
 def test_a_task_fits_its_data(write: Write, change: dict[str, Any], words: list[str]) -> None:
@@ -163,6 +173,16 @@ def test_what_only_the_report_reads_does_not_name_a_run() -> None:
     for name, switch in config.switches().items():
         hashes = {run(**{name: choice}).hash8 for choice in switch.choices}
         assert len(hashes) == (1 if switch.report_only else len(switch.choices)), name
+
+
+def test_a_key_that_a_task_does_not_have_is_no_part_of_its_hash() -> None:
+    """So tasks without unseen clients, and partitions without an alpha, keep the names of their folders."""
+    values = run().model_dump(mode="json")
+    assert "unseen" not in values["task"] and "alpha" not in values["task"]["partition"]
+    assert "unseen" not in run().partition.model_dump(mode="json")
+    joined = run()
+    joined = joined.model_copy(update={"task": config.task("digits_rotate", {"unseen": UNSEEN})})
+    assert "unseen" in joined.partition.model_dump(mode="json")
 
 
 def test_one_run_has_one_rule_for_the_report(write: Write) -> None:

@@ -6,10 +6,13 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
+from floral import config
 from floral.config import ConfigError, Run
 from floral.data.federation import load
 from floral.schema import Fidelity, Shift, Task, Variant
+from floral.stages import execute
 from floral.stages.fetch import fetch
 from floral.stages.partition import partition
 
@@ -212,6 +215,89 @@ def test_a_partition_of_other_data_is_refused(results):
     (folder / "card.json").write_text(json.dumps({**card, "data_digest": "0" * 64}))
     with pytest.raises(ConfigError, match="made for other rows than those of"):
         load(run, results)
+
+
+JOINING = {"seen_cluster": 3, "new_concept": 2}
+
+
+@pytest.mark.parametrize("fidelity", ["corrected", "official"])
+def test_unseen_clients_are_a_federation_of_their_own_under_their_concepts(results, fidelity):
+    run = make_run(fidelity, shift={"kind": "label_shift"}, unseen=JOINING, partition={"share": 0.5})
+    federation = made(run, results)
+    unseen = federation.unseen
+    assert unseen is not None and unseen.clients == 5 and federation.clients == 20
+    assert unseen.cluster.tolist() == [0, 1, 2, 4, 5]
+    assert unseen.counts["train"].sum() == round(0.2 * 1437) and unseen.counts["validation"].sum() == 0
+    table = pl.read_parquet(results / run.partition.folder / "partition.parquet")
+    for split in ("train", "test"):
+        images, labels = raw(results, f"{split}_x"), raw(results, f"{split}_y")
+        for client in range(5):
+            rows = table.filter((pl.col("client") == 20 + client) & (pl.col("split") == split))["row"].to_numpy()
+            mine = np.sort(held(unseen, split, client))
+            assert np.array_equal(getattr(unseen, f"{split}_x")[mine], images[rows])
+            shifted = (labels[rows] + unseen.cluster[client]) % 10
+            assert np.array_equal(getattr(unseen, f"{split}_y")[mine], shifted)
+    assert np.array_equal(unseen.population_y[5], (raw(results, "test_y") + 5) % 10)
+    assert len(federation.population_y) == 4
+
+
+def test_poisoned_rows_of_unseen_clients_leave_training_as_it_is(results, tmp_path):
+    """Bit for bit, over two rounds of FLoRAL, metrics and state."""
+    run = make_run(variant="floral_1", shift={"kind": "rotate"}, unseen=JOINING, model={"kind": "mlp", "hidden": 8})
+    run = run.model_copy(update={"variant": config.variant("floral_1"), "fidelity": config.fidelity("corrected")})
+    partition(run.partition, results)
+    shutil.copytree(results / "data", tmp_path / "data")
+    shutil.copytree(results / run.partition.folder, tmp_path / run.partition.folder)
+    table = pl.read_parquet(results / run.partition.folder / "partition.parquet").filter(pl.col("client") >= 20)
+    for side in ("train", "test"):
+        rows = table.filter(pl.col("split") == side)["row"].to_numpy()
+        for name in (f"{side}_x", f"{side}_y"):
+            array = raw(results, name).copy()
+            array[rows] = 0
+            np.save(tmp_path / "data" / "digits" / f"{name}.npy", array)
+
+    def trained(folder):
+        simulation, data, state = execute.assemble(run, folder, torch.device("cpu"))
+        losses = [simulation.train(state, round)[0] for round in (1, 2)]
+        return losses, simulation.evaluate(state, 2, 0.0).metrics, state.tensors(), data.unseen.train_x
+
+    (losses, metrics, state, rows), (*poisoned, zeros) = trained(results), trained(tmp_path)
+    assert rows.any() and not zeros.any()
+    assert [losses, metrics] == poisoned[:2]
+    assert all(torch.equal(tensor, poisoned[2][name]) for name, tensor in state.items())
+
+
+def test_the_card_and_the_digest_know_unseen_clients(results):
+    without, run = (make_run(shift={"kind": "rotate"}, **more) for more in ({}, {"unseen": JOINING}))
+    assert without.partition.folder != run.partition.folder
+    card = json.loads((partition(run.partition, results) / "card.json").read_text())
+    assert {key: card["unseen"][key] for key in JOINING} == JOINING and card["unseen"]["first_client"] == 20
+    assert card["unseen"]["rows"]["train"]["total"] + card["rows"]["train"]["total"] + card["rows"]["validation"][
+        "total"
+    ] == len(raw(results, "train_y"))
+    assert len(card["class_counts"]["train"]) == 20 and len(card["rows_of_cluster"]["train"]) == 4
+    longer = make_run(shift={"kind": "rotate"}, unseen={**JOINING, "epochs": 99, "samples": [2]})
+    assert longer.partition.folder == run.partition.folder
+
+
+def test_a_label_shift_that_a_cluster_has_is_no_new_concept(results):
+    run = make_run(shift={"kind": "label_shift"}, clusters=8, unseen={"new_concept": 3})
+    with pytest.raises(
+        ConfigError, match=r"10 classes have 2 label shifts beside those of the 8 clusters; set new_con"
+    ):
+        made(run, results)
+    assert made(make_run(shift={"kind": "label_shift"}, clusters=8, unseen={"new_concept": 2}), results).unseen
+
+
+def test_without_a_shift_all_clients_are_of_one_concept(results):
+    run = make_run(partition={"kind": "dirichlet", "alpha": 0.1})
+    federation = made(run, results)
+    assert federation.cluster.tolist() == [0] * 20 and federation.clusters == 4 and len(federation.population_x) == 1
+    assert federation.counts["test"].min() >= 1
+    labels = [np.unique(federation.train_y[held(federation, "train", client)]).size for client in range(20)]
+    assert np.median(labels) <= 5
+    shifted = made(make_run(partition={"kind": "dirichlet", "alpha": 0.1}, shift={"kind": "rotate"}), results)
+    assert shifted.cluster.tolist() == [k % 4 for k in range(20)]
 
 
 def test_mnist_reduced_under_official_fidelity(tmp_path, missing):

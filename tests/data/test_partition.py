@@ -1,4 +1,5 @@
 import json
+import time
 
 import numpy as np
 import polars as pl
@@ -7,8 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from floral.config import ConfigError, PartitionJob
-from floral.data.partition import SCHEMA, consecutive_table, digest, partition_table, reduce_rows
-from floral.schema import Partition, Synthetic
+from floral.data.partition import (
+    SCHEMA,
+    concepts_of,
+    consecutive_table,
+    digest,
+    partition_table,
+    reduce_rows,
+    skewed_table,
+)
+from floral.schema import Partition, Synthetic, Unseen
 from floral.stages.partition import partition
 
 sizes = st.tuples(st.integers(1, 12), st.integers(0, 60), st.integers(0, 60))
@@ -128,3 +137,110 @@ def test_the_card_says_of_which_training_its_local_steps_are(tmp_path):
     assert thinned["local_steps_per_round"] == {"batch": 16, "epochs": 2, "min": 2, "median": 2, "max": 2}
     assert thinned["rows"]["train"]["max"] == 41  # of the table
     assert (tmp_path / job.folder / "partition.parquet").read_bytes() == table
+
+
+# ------------------------------------------------------------------------------------------ unseen clients
+
+
+joining = st.builds(
+    Unseen, seen_cluster=st.integers(0, 5), new_concept=st.integers(1, 5), share=st.floats(0.1, 0.5)
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes, st.integers(1, 5), rules, joining, st.integers(0, 2**40))
+def test_unseen_clients_have_rows_of_their_own_and_all_of_them(size, clusters, rule, unseen, seed):
+    clients, more_train, more_test = size
+    train_rows, test_rows = 120 + clients + more_train, 120 + clients + more_test
+    table = partition_table(train_rows, test_rows, clients, clusters, rule, seed, unseen)
+    assert table.schema == SCHEMA and table.equals(table.sort("client", "split", "row"))
+    is_test = table["split"] == "test"
+    for side in (table.filter(is_test), table.filter(~is_test)):
+        assert not side["row"].is_duplicated().any()
+    later = table.filter(pl.col("client") >= clients)
+    assert later["client"].unique().sort().to_list() == list(range(clients, clients + unseen.clients))
+    assert "validation" not in later["split"].to_list()
+    for split, rows in (("train", train_rows), ("test", test_rows)):
+        held = np.bincount(later.filter(pl.col("split") == split)["client"].to_numpy() - clients)
+        assert held.sum() == round(unseen.share * rows) and held.max() - held.min() <= 1
+    concept = concepts_of(unseen, clusters)
+    assert (later["cluster"].to_numpy() == concept[later["client"].to_numpy() - clients]).all()
+    assert (concept[: unseen.seen_cluster] < clusters).all() and (concept[unseen.seen_cluster :] >= clusters).all()
+
+
+def test_more_unseen_clients_than_rows_is_a_mistake_of_the_user():
+    with pytest.raises(
+        ConfigError, match=r"unseen: 30 clients are more than the 20 training rows set aside .*above 0.3"
+    ):
+        partition_table(100, 300, 5, 2, Partition(), 0, Unseen(seen_cluster=30))
+    with pytest.raises(ConfigError, match="30 clients are more than the 20 test rows"):
+        partition_table(300, 100, 5, 2, Partition(), 0, Unseen(new_concept=30))
+    with pytest.raises(ConfigError, match="clients: 90 is more than the 80 training rows"):
+        partition_table(100, 300, 90, 2, Partition(), 0, Unseen(seen_cluster=2))
+
+
+# ------------------------------------------------------------------------------------------ few classes per client
+
+
+def labels(random, rows, classes):
+    return np.concatenate([np.arange(classes), random.integers(0, classes, rows)])
+
+
+skewed = st.builds(
+    Partition, kind=st.just("dirichlet"), alpha=st.floats(1e-3, 100), min_rows=st.integers(1, 6),
+    validation=st.one_of(st.just(0.0), st.floats(1e-6, 0.9)),
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(2, 8), skewed, st.integers(0, 2**40))
+def test_skewed_rows_are_all_dealt_once_and_every_client_has_some(clients, clusters, classes, rule, seed):
+    random = np.random.default_rng(seed)
+    train_y, test_y = labels(random, 90, classes), labels(random, 20, classes)
+    table = skewed_table(train_y, test_y, clients, clusters, rule, seed)
+    assert table.schema == SCHEMA and table.equals(table.sort("client", "split", "row"))
+    assert (table["cluster"] == table["client"] % clusters).all()
+    is_test = table["split"] == "test"
+    assert sorted(table.filter(is_test)["row"]) == list(range(len(test_y)))
+    assert sorted(table.filter(~is_test)["row"]) == list(range(len(train_y)))
+    both = counts(table, "train", clients) + counts(table, "validation", clients)
+    assert both.min() >= rule.min_rows and counts(table, "test", clients).min() >= 1
+    assert counts(table, "train", clients).min() >= 1
+    assert digest(skewed_table(train_y, test_y, clients, clusters, rule, seed)) == digest(table)
+
+
+def frequencies(table, split, y, clients):
+    chosen = table.filter(pl.col("split") == split)
+    found = np.zeros((clients, 10))
+    np.add.at(found, (chosen["client"].to_numpy(), y[chosen["row"].to_numpy()]), 1)
+    return found / found.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize(("alpha", "low", "high"), [(0.01, 0.75, 1.0), (0.1, 0.4, 0.75), (1000.0, 0.1, 0.14)])
+def test_a_small_alpha_is_few_classes_per_client_and_a_large_one_is_even(alpha, low, high):
+    """The mean over the clients of the share of their most frequent class."""
+    y = np.arange(20_000) % 10
+    rule = Partition(kind="dirichlet", alpha=alpha, validation=0)
+    table = skewed_table(y, y[:5000], 20, 1, rule, 0)
+    train, test = (frequencies(table, split, y, 20) for split in ("train", "test"))
+    assert low <= train.max(1).mean() <= high
+    many = counts(table, "test", 20) >= 100
+    assert many.sum() >= 10 and np.abs(train - test)[many].max() < 0.03
+
+
+def test_too_few_rows_for_the_floor_is_a_mistake_of_the_user():
+    y = np.arange(50) % 10
+    rule = Partition(kind="dirichlet", alpha=0.1, min_rows=10)
+    with pytest.raises(ConfigError, match=r"clients: 6 cannot have 10 of the 50 training rows each; set clients to at"):
+        skewed_table(y, y, 6, 1, rule, 0)
+    with pytest.raises(ConfigError, match=r"cannot have 1 of the 3 test rows each; set clients to at most 3$"):
+        skewed_table(y, y[:3], 5, 1, rule, 0)
+
+
+def test_sixty_thousand_rows_over_three_hundred_clients_take_less_than_a_second():
+    y = np.random.default_rng(0).integers(0, 10, 70_000)
+    rule = Partition(kind="dirichlet", alpha=0.1)
+    began = time.process_time()
+    table = skewed_table(y[:60_000], y[60_000:], 300, 4, rule, 0)
+    assert time.process_time() - began < 2  # a loaded machine
+    assert (counts(table, "train", 300) + counts(table, "validation", 300)).min() >= 10

@@ -51,6 +51,22 @@ def test_uniform_and_normal_have_their_moments():
     assert abs(np.corrcoef(u[:-1], u[1:])[0, 1]) < 0.015
 
 
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 20.0])
+def test_dirichlet_parts_have_their_moments(alpha):
+    """Mean 1/k and variance (k - 1)/(k²(kα + 1)); each point of its own counter, whatever is asked for beside it."""
+    parts = seeds.dirichlet(3, "p", np.arange(20_000), alpha=alpha, size=4)
+    np.testing.assert_allclose(parts.sum(-1), 1)
+    np.testing.assert_allclose(parts.mean(0), 0.25, atol=0.01)
+    np.testing.assert_allclose(parts.var(0), 3 / (16 * (4 * alpha + 1)), rtol=0.05)
+    assert np.array_equal(seeds.dirichlet(3, "p", 7, alpha=alpha, size=4), parts[7])
+
+
+def test_a_tiny_alpha_gives_one_part_everything():
+    parts = seeds.dirichlet(0, "p", np.arange(1000), alpha=1e-6, size=5)
+    assert np.isfinite(parts).all() and (parts.max(-1) > 0.999).mean() > 0.99
+    assert seeds.dirichlet(0, "p", 0, alpha=0.1, size=1).tolist() == [1.0]
+
+
 def test_samples_are_sorted_and_without_replacement():
     drawn = seeds.sample(5, "cohort", np.arange(200), size=30, count=3)
     assert drawn.shape == (200, 3) and (np.diff(drawn) > 0).all()

@@ -66,3 +66,13 @@ def test_labels_move_by_their_cluster_and_inputs_do_not():
 def test_only_square_images_rotate(shape):
     with pytest.raises(ConfigError, match="rotate needs square images"):
         apply_inputs(ROTATE, np.zeros(shape, np.uint8), np.array([0, 1]), 4)
+
+
+@pytest.mark.parametrize("side", [8, 9])
+def test_a_concept_of_no_cluster_is_half_way_between_two(side):
+    image = np.random.default_rng(0).integers(0, 255, (1, side, side)).astype(np.uint8)
+    for j in range(4):
+        half_way = apply_inputs(ROTATE, image, np.array([4 + j]), 4)
+        assert np.array_equal(half_way, apply_inputs(ROTATE, image, np.array([2 * j + 1]), 8))
+        assert not any(np.array_equal(half_way, apply_inputs(ROTATE, image, np.array([c]), 4)) for c in range(4))
+    assert apply_labels(LABELS, np.array([0, 9]), np.array([4, 5]), 10).tolist() == [4, 4]

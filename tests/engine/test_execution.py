@@ -11,7 +11,7 @@ import torch
 from federations import CPU, SIZES, simulate
 
 from floral.config import ConfigError
-from floral.engine import execution
+from floral.engine import evaluate, execution
 from floral.parts import fixed_logits, sgd
 from floral.spec import Refused
 from floral.stages import execute
@@ -204,3 +204,9 @@ def test_route_metrics_of_perfect_uniform_and_swapped_routes(dtype):
             share = np.array([p[0::2].sum(), p[1::2].sum()])
             mismatch = float((2 * (1 - share)).mean())
         assert found["mismatch"] == pytest.approx(mismatch, abs=1e-6)
+
+
+def test_routes_of_clients_of_one_concept_recover_nothing():
+    route = np.array([[0.5, 0.5], [1.0, 0.0]])
+    found = evaluate.route_metrics(route, np.zeros(2, int), np.ones(2))
+    assert found == {"entropy": pytest.approx(np.log(2) / 2)}

@@ -19,9 +19,11 @@ from floral.stages.draw import draw
 from floral.stages.failure import LOCK
 from floral.stages.locks import held
 from floral.stages.report import _cost_cells, _yaml, report
-from floral.stages.summarise import differences, intervals, main_cells, route_weights, worst
+from floral.stages.summarise import differences, intervals, joined, main_cells, route_weights, worst
 from floral.statistics import binomial_null
 from floral.tables import EMPTY, Cell
+
+UNSEEN = {"seen_cluster": 4, "new_concept": 4}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -299,3 +301,45 @@ def test_methods_that_serve_one_model_to_all_are_marked(tmp_path, results, write
     told = dict(re.findall(r"<code>(\w+)</code></dt>\s*<dd>(.*?)</dd>", page, re.DOTALL))
     marked = {name for name, text in told.items() if "cannot fit a concept shift: one model for all" in text}
     assert told.keys() == {run.variant.name for run in runs} and marked == {"fedavg"}
+
+
+def test_unseen_clients_are_shown_by_kind_and_number_of_samples(tmp_path, results, write):
+    variants = ("fedavg", "ensemble", "floral_1_optimal")
+    runs = [make_run("digits_rotate", variant, seed, unseen=UNSEEN) for variant in variants for seed in (0, 1)]
+    for run in runs:
+        write(run)
+    collected = collect("quickstart", runs, results)
+    (setting,) = collected.settings
+    seen = joined(collected, setting, "seen_cluster")
+    row = seen.row(by_predicate=(pl.col("contender") == "ensemble") & (pl.col("x") == 10), named=True)
+    assert row["seeds"] == pytest.approx([(80 + 2 * 70) / 3, (81 + 2 * 71) / 3])  # by test rows: 20 and 40
+    assert (row["low"], row["high"]) == pytest.approx(tuple(row["seeds"]))
+    assert joined(collected, setting, "new_concept")["contender"].unique().sort().to_list() == ["ensemble", "fedavg"]
+    report("quickstart", runs, results, tmp_path / "reports")
+    page = (tmp_path / "reports" / "quickstart" / "index.html").read_text(encoding="utf-8")
+    assert "Seen cluster, highest mean: with 1 sample Ensemble (73.8" in page
+    assert "New concept, highest mean: with 1 sample Ensemble (40.2" in page
+    assert "4 clients of seen clusters and 4 of new concepts in each seed; 30 local epochs" in page
+    assert "8 and 8 unseen" in page
+    table = (tmp_path / "reports" / "quickstart" / "tables" / "unseen_digits_rotate.tex").read_text()
+    assert table.count("n/a") == 3 and r"73.8 $\pm$" in table
+    assert (tmp_path / "reports" / "quickstart" / "figures" / "unseen_new_concept_digits_rotate.svg").exists()
+
+
+def test_a_suite_without_unseen_clients_has_no_section_on_them(tmp_path, results, write):
+    run = make_run("synthetic_linear", "fedavg", 0)
+    write(run)
+    page = report("quickstart", [run], results, tmp_path / "reports").read_text(encoding="utf-8")
+    assert 'id="unseen"' not in page
+    (results / run.folder / "summary.json").unlink()
+    lost = make_run("digits_rotate", "fedavg", 0, unseen=UNSEEN)
+    (write(lost) / "unseen.parquet").unlink()
+    with pytest.raises(ConfigError, match=r"unreadable result .*unseen\.parquet.* delete this folder and run it again"):
+        collect("quickstart", [lost], results)
+
+
+def test_a_skewed_task_says_on_which_rows_it_is_evaluated(tmp_path, results, write):
+    run = make_run("digits_dirichlet", "fedavg", 0)
+    write(run)
+    page = report("quickstart", [run], results, tmp_path / "reports").read_text(encoding="utf-8")
+    assert "each on its own test rows, weighted by their number" in page
