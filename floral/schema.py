@@ -75,10 +75,14 @@ class Server(Frozen):
     lr: float = Field(default=1.0, gt=0)
 
 
+NOTHING = "nothing"
+"""The `data` of a task whose runs read and train nothing: what they take is what the pipeline costs."""
+
+
 class Task(Frozen):
     name: str
     title: str
-    data: str | Synthetic
+    data: str | Synthetic = Field(description='a name in config/data.lock, what to draw, or "nothing"')
     shift: Shift = Shift()
     normalise: Normalise | None = None
     augmentation: Literal["none", "flip_crop"] = Field(
@@ -135,6 +139,11 @@ class Task(Frozen):
                 f" but clusters is {self.clusters}; set augmentation: none"
             )
         return self
+
+    @property
+    def noop(self) -> bool:
+        """Whether its runs do nothing."""
+        return self.data == NOTHING
 
     @property
     def cohort(self) -> int:
