@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import logging
 import os
 import sys
@@ -161,7 +162,8 @@ def _track(arguments: argparse.Namespace, settings: Settings) -> None:
         track.attach(arguments.suite, settings.results, settings.reports, settings.tracking_uri)
     else:
         runs = config.runs(arguments.suite, arguments.tasks, arguments.variants, arguments.seeds)
-        track.track(arguments.suite, runs, settings.results, settings.tracking_uri)
+        bring = track.follow if arguments.follow else track.track
+        bring(arguments.suite, runs, settings.results, settings.tracking_uri)
 
 
 def _report(arguments: argparse.Namespace, settings: Settings) -> None:
@@ -198,6 +200,15 @@ def _plan(arguments: argparse.Namespace, settings: Settings) -> None:
     print(plan.estimate(chosen.runs(), settings.results, arguments.cores))
 
 
+def _status(arguments: argparse.Namespace, settings: Settings) -> None:
+    from floral import config
+    from floral.stages import status
+
+    runs = config.runs(arguments.suite, arguments.tasks, arguments.variants, arguments.seeds)
+    found = status.status(arguments.suite, runs, settings.results)
+    print(json.dumps(found, indent=1, ensure_ascii=False) if arguments.json else status.as_text(found))
+
+
 # ------------------------------------------------------------------------------------------ benchmarks
 
 
@@ -206,8 +217,6 @@ def _bench(arguments: argparse.Namespace, settings: Settings) -> None:
         raise ConfigError(f"--threads {arguments.threads}: this process may use {cores}; give at most so many")
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read once, when torch is imported
         os.environ[variable] = str(arguments.threads)
-    import json
-
     from floral.bench.stdout import kept_for_the_answer
 
     how = {"threads": arguments.threads, "rounds": arguments.rounds, "backend": arguments.backend or settings.backend}
@@ -304,17 +313,21 @@ def _parser() -> argparse.ArgumentParser:
     plan = command("plan", _plan, "check a suite and estimate its runs, time and disk")
     plan.add_argument("suites", nargs="*", metavar="SUITE")
     plan.add_argument("--cores", type=_positive(int), default=os.cpu_count() or 1)
+    status = command("status", _status, "how far a suite is: done, running, waiting, failed, time left")
+    status.add_argument("suite")
+    status.add_argument("--json", action="store_true", help="print JSON and nothing else, with every run")
     report = command("report", _report, "make the page, tables and figures of a suite")
     report.add_argument("suite")
     report.add_argument("--partial", action="store_true", help="of what is finished, with a table of what is not")
     track = command("track", _track, "show a suite's runs in MLflow")
     track.add_argument("suite", nargs="?")
     track.add_argument("--create-store", action="store_true", help="only make the database")
+    track.add_argument("--follow", action="store_true", help="stream rounds while runs train, until all are finished")
     track.add_argument("--attach", action="store_true", help="only add the suite's report to its MLflow experiment")
-    for sub in (plan, tune, report, track):
+    for sub in (plan, status, tune, report, track):
         sub.add_argument("--tasks", nargs="+", metavar="TASK")
         sub.add_argument("--variants", nargs="+", metavar="VARIANT")
-    for sub in (plan, report, track):
+    for sub in (plan, status, report, track):
         sub.add_argument("--seeds", nargs="+", type=_natural, metavar="SEED")
 
     bench = command("bench", _bench, "time the engine beside the fastest bare PyTorch that we know")

@@ -119,10 +119,14 @@ class Server(Frozen):
     lr: float = Field(default=1.0, gt=0)
 
 
+NOTHING = "nothing"
+"""The `data` of a task whose runs read and train nothing: what they take is what the pipeline costs."""
+
+
 class Task(Frozen):
     name: str
     title: str
-    data: str | Synthetic
+    data: str | Synthetic = Field(description='a name in config/data.lock, what to draw, or "nothing"')
     shift: Shift = Shift()
     normalise: Normalise | None = None
     augmentation: Literal["none", "flip_crop"] = Field(
@@ -205,6 +209,11 @@ class Task(Frozen):
     def skewed(self) -> bool:
         """Whether clients of one cluster have different label frequencies, so that none has those of its cluster."""
         return self.partition.kind == "dirichlet"
+
+    @property
+    def noop(self) -> bool:
+        """Whether its runs do nothing."""
+        return self.data == NOTHING
 
     @property
     def cohort(self) -> int:

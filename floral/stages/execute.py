@@ -29,7 +29,7 @@ from floral.engine.simulate import Execution, Settings, Simulation
 from floral.engine.state import State
 from floral.engine.store import JOURNAL, NAME, Store
 from floral.spec import Draws, Method, Optimiser, Problem, Refused
-from floral.stages import record
+from floral.stages import record, segments, written
 from floral.stages.join import unseen_table
 from floral.stages.record import Progress
 
@@ -55,7 +55,7 @@ def execute(
     keep_freed_memory()
     folder = results / run.folder
     simulation, data = build_simulation(run, results, resolve_device(device))
-    record.write_run(folder, run, data.partition_digest)
+    written.write_run(folder, run, data.partition_digest)
     path = folder / "checkpoint" / "last.safetensors"
     if path.exists():
         state, progress = resume(path, simulation, folder / NAME)
@@ -74,6 +74,7 @@ def execute(
         simulation = Simulation(simulation.method, simulation.data, simulation.settings, chosen)
     except Refused as reason:
         raise ConfigError(f"{path}: was begun with backend {chosen.backend}, but {reason}; remove it") from None
+    progress.segment = segments.new(folder)
     progress.seconds["setup"] += time.perf_counter() - began
     with interruptible() as stop:
         rounds(simulation, state, progress, path, checkpoint_seconds, stop)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
+from floral.stages import segments
 from floral.stages.locks import busy
 
 LOCK = ".lock"
@@ -24,9 +27,21 @@ SILENT = {
 }
 
 
+FRESH = 180.0
+"""Seconds for which a segment that has grown shows that a process on another machine is at work."""
+
+
 def running(folder: Path) -> bool:
-    """Whether a process is making this run now."""
-    return busy(folder / LOCK)
+    """Whether a process is making this run now: it holds the run's lock or, where the lock is another machine's and
+    the file system may not pass it on, it has said a round of late."""
+    lock = folder / LOCK
+    if busy(lock):
+        return True
+    if not lock.exists() or lock.read_text().rpartition(" on ")[2] == os.uname().nodename:
+        return False
+    ended = any((folder / name).exists() for name in ("summary.json", "failure.json"))
+    said = segments.last_written(folder)
+    return not ended and said is not None and time.time() - said < FRESH
 
 
 def failure(folder: Path) -> dict[str, Any] | None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
-import math
 import os
 import platform
 import resource
@@ -19,26 +16,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-import yaml
 from safetensors.torch import save
 
 import floral
-from floral.config import RESULTS_VERSION, Run
+from floral.config import Run
 from floral.data.federation import Federation
 from floral.engine.evaluate import Scores
 from floral.engine.simulate import Evaluation, Simulation
 from floral.engine.state import State
 from floral.files import atomic
+from floral.stages import segments, written
+from floral.stages.written import METRICS, as_bytes, parquet
 
-METRICS = {
-    "round": pl.Int32,
-    "split": pl.String,
-    "metric": pl.String,
-    "value": pl.Float64,
-    "bytes": pl.Int64,
-    "client_samples": pl.Int64,
-    "client_passes": pl.Float64,
-}
 ROUTES = {"round": pl.Int32, "client": pl.Int32, "cluster": pl.Int32, "route": pl.List(pl.Float64)}
 
 
@@ -60,35 +49,27 @@ class Progress:
     """The resolved execution, chosen before round 1: a resumed run keeps it."""
     peak_memory_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"setup": 0.0, "train": 0.0, "evaluate": 0.0})
+    segment: Path | None = None
+    """The file in which this process says each evaluated round; no part of a checkpoint."""
 
     def add(self, evaluation: Evaluation) -> None:
         """Keep an evaluation after the present round."""
         spent = [self.bytes, self.client_samples, self.client_passes]
         self.metrics += [[self.round, split, metric, value, *spent] for split, metric, value in evaluation.metrics]
+        if self.segment is not None:
+            segments.append(self.segment, self.round, evaluation.metrics)
         if evaluation.routes is not None:
             self.routes.append([self.round, evaluation.routes.tolist()])
         if evaluation.diverged:
             self.diverged_at = self.round
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"segment": None}
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Progress:
         """A resumed run's progress."""
         return cls(**{**values, "resumptions": values["resumptions"] + 1})
-
-
-def write_run(folder: Path, run: Run, partition_digest: str) -> None:
-    """run.yaml: every value that decides the run's numbers, before its first round."""
-    resolved = run.model_dump(mode="json")
-    resolved["task"]["model"] = {"kind": run.task.model.kind, **run.task.model.arguments}
-    resolved |= {
-        "hash8": run.hash8,
-        "results_version": RESULTS_VERSION,
-        "partition": {"folder": str(run.partition.folder), "digest": partition_digest},
-    }
-    atomic(folder / "run.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True).encode())
 
 
 def write_results(
@@ -141,27 +122,6 @@ def model(state: State) -> bytes:
         for name, tensor in params.items()
     }
     return save(tensors, metadata={"private": state.store.path.name} if state.store is not None else None)
-
-
-def parquet(table: pl.DataFrame) -> bytes:
-    """The same table is the same bytes."""
-    buffer = io.BytesIO()
-    table.write_parquet(buffer, compression="zstd", statistics=False)
-    return buffer.getvalue()
-
-
-def as_bytes(value: dict[str, Any]) -> bytes:
-    """Readable JSON; NaN and infinity, which JSON lacks, become null."""
-    return (json.dumps(finite(value), indent=1) + "\n").encode()
-
-
-def finite(value: Any) -> Any:
-    """`value` with null for every number that is not finite."""
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def clients_table(
@@ -236,16 +196,7 @@ def summarise(
     regression = run.task.loss == "mse"
     return {
         "status": "diverged" if diverged else "done",
-        "task": run.task.name,
-        "variant": run.variant.name,
-        "title": run.variant.title,
-        "method": run.variant.method,
-        "family": run.variant.family,
-        "fidelity": run.fidelity.name,
-        "optimal_router": run.variant.optimal_router,
-        "oracle": run.variant.oracle,
-        "seed": run.seed,
-        "hash8": run.hash8,
+        **written.identity(run),
         "round": progress.round,
         "test_accuracy": None if regression else scores.mean(scores.accuracy),
         "test_loss": scores.mean(scores.loss),

@@ -36,10 +36,15 @@ def train(run: Run, results: Path, *, device: str, backend: str, threads: int, c
         if summary is None:
             (folder / "failure.json").unlink(missing_ok=True)
             try:
-                from floral.stages.execute import execute
-
                 with logged(folder / "log.txt"):
-                    summary = execute(run, results, device, backend, threads, checkpoint_seconds)
+                    if run.task.noop:
+                        from floral.stages.noop import noop
+
+                        summary = noop(run, results)
+                    else:
+                        from floral.stages.execute import execute
+
+                        summary = execute(run, results, device, backend, threads, checkpoint_seconds)
             except (ConfigError, KeyboardInterrupt) as said:  # the command says these itself
                 leave_reason(folder, said)
                 raise

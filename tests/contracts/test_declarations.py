@@ -68,6 +68,8 @@ def test_every_variant_does_each_task_or_refuses_with_a_reason(variant):
     for name, fidelity in itertools.product(config.names("tasks"), ("corrected", "official")):
         task = config.task(name)
         run = Run(task=task, variant=config.variant(variant), seed=0, fidelity=config.fidelity(fidelity))
+        if task.noop:
+            continue
         shape = f"{task.model} {task.data} {task.clusters} {fidelity}"
         if shape in models:
             continue  # builds the same

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from floral import config
 from floral.engine import checkpoint
 from floral.engine.store import NAME
-from floral.stages import execute, record
+from floral.stages import execute, segments, written
 from floral.stages.fetch import fetch
 from floral.stages.partition import partition
 from floral.stages.record import Progress
@@ -32,7 +32,7 @@ STOP_AT_ONCE = [signal.SIGTERM]
 
 def metrics(progress: Progress) -> bytes:
     """metrics.parquet as the train stage writes it."""
-    return record.parquet(pl.DataFrame(progress.metrics, schema=record.METRICS, orient="row"))
+    return written.parquet(pl.DataFrame(progress.metrics, schema=written.METRICS, orient="row"))
 
 
 @pytest.mark.parametrize("fidelity", ["corrected", "official"])
@@ -152,11 +152,17 @@ def test_a_process_killed_in_the_middle_and_started_again_ends_as_an_undisturbed
     finish(calm)
     for name in ("metrics.parquet", "clients.parquet", "routes.parquet"):
         assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+    assert said(folder) == said(other)
     assert same_model(folder, other)
     assert (folder / NAME).exists() == (floral is FLORAL_WITH_STORE)
     assert not list((folder / "checkpoint").glob("*"))
     assert (folder / "done").read_text().startswith("done")
     assert '"resumptions": 1' in (folder / "costs.json").read_text()
+
+
+def said(folder: Path) -> list[tuple[int, tuple[tuple[str, str, float], ...]]]:
+    """What the run's processes said of its rounds while they trained."""
+    return [(evaluated.round, evaluated.metrics) for evaluated in segments.read(folder)]
 
 
 def same_model(folder: Path, other: Path) -> bool:

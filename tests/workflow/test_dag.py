@@ -119,22 +119,35 @@ def started(project: Project, pattern: str) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_after_a_kill_and_after_an_interrupt_the_same_call_continues(project: Project) -> None:
+def test_after_the_head_was_killed_the_same_call_completes_and_no_run_is_trained_twice(project: Project) -> None:
+    suite = project.folder / "config/suites/tiny.yaml"
+    suite.write_text(suite.read_text().replace("rounds: 2,", "rounds: 100,").replace("seeds: [0]", "seeds: [0, 1]"))
+    runs = "results/train/digits_rotate/*/*"
+
+    head = started(project, f"{runs}/done")
+    head.kill()  # kill -9: whatever it had started lives on
+    head.wait()
+    finished = {path: path.stat().st_mtime_ns for path in project.paths(f"{runs}/summary.json")}
+    assert 1 <= len(finished) < 4
+
+    done = project.snakemake("variants=[fedavg,local]")
+    assert done.returncode == 0, done.stdout
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert len(project.paths(f"{runs}/summary.json")) == 4
+    # Each process that trains a run makes a segment of its own.
+    assert len(project.paths(f"{runs}/segments/*")) == 4
+
+
+def test_after_an_interrupt_the_same_call_continues(project: Project) -> None:
     suite = project.folder / "config/suites/tiny.yaml"
     suite.write_text(suite.read_text().replace("rounds: 2,", "rounds: 100,"))
-
-    killed = started(project, "results/train/digits_rotate/*/*/run.yaml")
-    killed.kill()  # its runs live on, and the next call waits for them
-    killed.wait()
-    (project.folder / "results/plan/tiny.json").unlink()
-
-    interrupted = started(project, "results/plan/tiny.json")
-    time.sleep(1)
+    interrupted = started(project, "results/train/digits_rotate/*/*/run.yaml")
     os.killpg(interrupted.pid, signal.SIGINT)
     assert interrupted.wait(timeout=60) != 0
     said = (project.folder / "said.txt").read_text()
     assert "Interrupted: finished runs are kept, and the same command continues" in said, said
 
-    done = project.snakemake("variants=[fedavg,local]")
+    config = ("--config", "suite=tiny", "variants=[fedavg,local]")
+    done = project.call("snakemake", "--profile", "local", "--until", "train", *config)
     assert done.returncode == 0, done.stdout
     assert len(project.paths("results/train/digits_rotate/*/*/summary.json")) == 2

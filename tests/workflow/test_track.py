@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,21 @@ def test_processes_that_make_the_store_at_once_do_not_collide(tmp_path: Path) ->
     said = [process.communicate(timeout=100)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert (tmp_path / "track" / "mlflow.db").stat().st_size
+
+
+def test_a_store_whose_making_was_killed_is_made_anew(tmp_path: Path) -> None:
+    command = [BIN / "floral", "track", "--create-store"]
+    settings = environment(FLORAL_RESULTS=str(tmp_path))
+    process = subprocess.Popen(command, cwd=ROOT, env=settings)
+    end = time.monotonic() + 60
+    while not any(path.stat().st_size for path in tmp_path.glob("track/mlflow.db*") if path.suffix != ".lock"):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "track" / "mlflow.db").exists()
+    track.create_store(track.default_uri(tmp_path))
+    assert {path.name for path in (tmp_path / "track").iterdir()} == {"mlflow.db", "mlflow.db.lock"}
 
 
 def test_processes_that_track_a_suite_at_once_log_each_run_once(

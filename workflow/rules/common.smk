@@ -64,8 +64,9 @@ def data_of(wildcards):
 
 
 def partition_of(wildcards):
+    """The partition that a run reads."""
     _, run = RUNS[f"train/{wildcards.task}/{wildcards.variant}/seed{wildcards.seed}-{wildcards.hash8}"]
-    return f"{RESULTS}/{run.partition.folder}/partition.parquet"
+    return [] if run.task.noop else f"{RESULTS}/{run.partition.folder}/partition.parquet"
 
 
 def search_of(wildcards):

@@ -1,0 +1,61 @@
+"""A run of a task whose data are `nothing`: files of the usual form, no work and no torch."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+import floral
+from floral.config import Run
+from floral.files import atomic
+from floral.stages import written
+
+SCORES = (
+    "official_score", "official_score_sampled", "own_test_accuracy", "validation_accuracy", "validation_loss",
+    "worst_cluster_accuracy", "worst_decile_accuracy", "ari", "route_entropy", "mismatch", "diverged_at",
+    "partition_digest",
+)  # fmt: skip
+"""What summary.json has of every run, and nothing here."""
+
+COSTS: dict[str, Any] = {
+    "parameters": {},
+    "bytes_per_round": 0,
+    "passes_per_sample": 0.0,
+    "seconds": {"setup": 0.0, "train": 0.0, "evaluate": 0.0, "total": 0.0},
+    "peak_memory_bytes": 0,
+    "execution": {"backend": "none", "device": "none", "dtype": "none"},
+    "resumptions": 0,
+    "machine": dict.fromkeys(("python", "torch", "platform", "cpu", "cores")),
+    "versions": {"floral": floral.__version__, "torch": None, "numpy": None},
+    "git_commit": None,
+}
+
+
+def noop(run: Run, results: Path) -> dict[str, Any]:
+    """Write the files of a run that scores 0 after no round, summary.json last; returns the summary."""
+    folder = results / run.folder
+    written.write_run(folder, run, None)
+    metrics = [[0, "test", metric, 0.0, 0, 0, 0.0] for metric in ("loss", "accuracy")]
+    client = {"client": 0, "cluster": 0, "train_rows": 0, "test_rows": 0, "correct": 0, "accuracy": 0.0, "loss": 0.0}
+    clients = [client | {"own_rows": 0, "own_correct": 0, "route": None}]
+    schema = {"client": pl.Int32, "cluster": pl.Int32, "route": pl.List(pl.Float64)}
+    table = pl.DataFrame(metrics, schema=written.METRICS, orient="row")
+    atomic(folder / "metrics.parquet", written.parquet(table))
+    atomic(folder / "clients.parquet", written.parquet(pl.DataFrame(clients, schema_overrides=schema)))
+    atomic(folder / "costs.json", written.as_bytes(COSTS))
+    summary = {
+        "status": "done",
+        **written.identity(run),
+        "round": 0,
+        "test_accuracy": 0.0,
+        "test_loss": 0.0,
+        **dict.fromkeys(SCORES),
+        **dict.fromkeys(("bytes", "client_samples", "client_passes"), 0),
+        "data_exact": True,
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    atomic(folder / "summary.json", written.as_bytes(summary))
+    return summary
