@@ -99,7 +99,9 @@ def _train(arguments: argparse.Namespace, settings: Settings) -> int:
         run,
         settings.results,
         device=arguments.device or settings.device,
+        runs_per_gpu=arguments.runs_per_gpu or settings.runs_per_gpu,
         backend=arguments.backend or settings.backend,
+        precision=arguments.precision or settings.precision,
         threads=arguments.threads,
         checkpoint_seconds=arguments.checkpoint_seconds or settings.checkpoint_seconds,
     )
@@ -266,6 +268,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--variant", required=True)
     train.add_argument("--device", choices=("auto", "cpu", "cuda"))
     train.add_argument("--backend", choices=("auto", "loop", "vmap", "batched"))
+    train.add_argument("--precision", choices=("fp32", "tf32", "bf16"))
+    train.add_argument("--runs-per-gpu", type=_positive(int))
     train.add_argument("--threads", type=_positive(int), default=1)
     train.add_argument("--checkpoint-seconds", type=_positive(float))
 

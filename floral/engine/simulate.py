@@ -17,7 +17,10 @@ from floral import seeds
 from floral.engine import evaluate, local
 from floral.engine.aggregate import Mean, ServerOptimiser, write_back
 from floral.engine.batched import Batched
+from floral.engine.capture import Captured
 from floral.engine.costs import Costs, count
+from floral.engine.devices import Precision
+from floral.engine.graphs import Graphs, cuda_graphs
 from floral.engine.rows import ClientData, plan
 from floral.engine.state import State, start, view
 from floral.spec import Batch, Method
@@ -39,6 +42,9 @@ class Execution:
     """Python threads, each with its own chunks."""
     threads: int = 1
     """Of one worker, within one operation."""
+    precision: Precision = "fp32"
+    graphs: bool = False
+    """Whether a GPU replays recorded steps as graphs; they have one set of buffers, hence one worker."""
     reason: str = ""
 
     @property
@@ -136,9 +142,11 @@ class Simulation:
         self.device, self.dtype = data.train.x.device, data.train.dtype
         self.most_steps = most_steps
         self.draws = {**method.draws, **data.train.augment_draws}
-        self.clients = local.Clients(method, settings.loss, execution.lifted, settings.clusters)
+        rounded = torch.bfloat16 if execution.precision == "bf16" else None
+        self.clients = local.Clients(method, settings.loss, execution.lifted, settings.clusters, rounded)
         if execution.backend == "batched":
-            self.clients = Batched.of(self.clients)
+            graphs = Graphs(cuda_graphs()) if execution.graphs and self.device.type == "cuda" else None
+            self.clients = Batched.of(self.clients, Captured(graphs))
         self.phases = self.clients.phases
         self.epochs = [phase.epochs or settings.epochs for phase in self.phases]
         self.workers = Workers(execution.workers, execution.threads)

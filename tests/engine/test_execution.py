@@ -15,6 +15,7 @@ from floral.engine import execution
 from floral.parts import fixed_logits, sgd
 from floral.spec import Refused
 from floral.stages import execute
+from floral.stages.gpus import resolve_device
 
 
 def test_auto_measures_once_and_all_seeds_share_its_choice(tmp_path, monkeypatch):
@@ -118,8 +119,8 @@ def test_another_choice_of_backend_or_threads_is_stored_apart(tmp_path):
 def test_an_absent_gpu_is_a_users_mistake(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"cuda.*no GPU.*cpu"):
-        execute.resolve_device("cuda")
-    assert execute.resolve_device("auto") == CPU
+        resolve_device("cuda")
+    assert resolve_device("auto") == CPU
 
 
 # ----------------------------------------------------------------------------------------- evaluation

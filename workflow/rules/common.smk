@@ -73,8 +73,8 @@ def train_job(wildcards, output):
 def execution(wildcards, threads, resources):
     """How a run is computed, which changes its speed and not its results: a GPU that was asked for is used."""
     device = "cuda" if resources.get("gpu") else SETTINGS.device
-    how = f"--device {device} --backend {SETTINGS.backend} --threads {threads}"
-    return f"{how} --checkpoint-seconds {SETTINGS.checkpoint_seconds:g}"
+    how = f"--device {device} --backend {SETTINGS.backend} --precision {SETTINGS.precision} --threads {threads}"
+    return f"{how} --runs-per-gpu {SETTINGS.runs_per_gpu} --checkpoint-seconds {SETTINGS.checkpoint_seconds:g}"
 
 
 def narrowing(wildcards, output):

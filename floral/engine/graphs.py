@@ -1,0 +1,110 @@
+"""Recordings as graphs of a GPU: all kernels of a step start in one call, on buffers that stay where they are."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WARM = 3
+"""Runs before a capture, in which libraries make their handles and workspaces."""
+
+Make = Callable[[Callable[[], list[Tensor]]], tuple[list[Tensor], Callable[[], Any]]]
+"""Of a function without arguments: its results, and what computes them anew in the same memory."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A recording on buffers of its own."""
+
+    inputs: list[Tensor]
+    results: list[Tensor]
+    run: Callable[[], Any]
+
+
+class Graphs:
+    """Calls recordings as graphs: inputs are copied into buffers, results are copied out of them.
+
+    What a step changes in place is the one exception, for it is as large as all clients' weights: the caller gets the
+    buffer itself and hands it to the next step, which finds it where it already is. Such buffers are shared by all
+    graphs that have an input of the same layout in the same place: a result of that kind is good until the next call.
+
+    Everything happens in the order of one stream, so one thread at a time may call.
+    """
+
+    def __init__(self, make: Make) -> None:
+        self._make = make
+        self._graphs: dict[Hashable, Graph] = {}
+        self._buffers: dict[Hashable, Tensor] = {}
+
+    def __call__(
+        self, key: Hashable, replay: Callable[..., list[Tensor]], flat: Sequence[Tensor], lasting: bool
+    ) -> list[Tensor]:
+        """The results of `replay`; with `lasting` all of them are the caller's own."""
+        graph = self._graphs.get(key)
+        if graph is None:
+            buffers = [self._buffer(place, tensor) for place, tensor in enumerate(flat)]
+            flat = [tensor.clone() for tensor in flat]  # what lies in the buffers is about to be changed
+            load(buffers, flat)
+            graph = self._graphs[key] = Graph(buffers, *self._make(lambda: replay(*buffers)))
+        load(graph.inputs, flat)
+        graph.run()
+        own = set() if lasting else {tensor.data_ptr() for tensor in graph.inputs}
+        return [tensor if tensor.data_ptr() in own else tensor.clone() for tensor in graph.results]
+
+    def _buffer(self, place: int, like: Tensor) -> Tensor:
+        """The buffer of an input, which lies in its memory as the input does: views of it were recorded."""
+        layout = (place, like.shape, like.stride(), like.dtype)
+        if layout not in self._buffers:
+            self._buffers[layout] = torch.empty_strided(
+                like.shape, like.stride(), dtype=like.dtype, device=like.device
+            )
+        return self._buffers[layout]
+
+
+def load(buffers: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+    """Copy into the buffers what does not lie in them already, in one call for each type."""
+    addresses = {buffer.data_ptr() for buffer in buffers}
+    into: dict[torch.dtype, list[Tensor]] = defaultdict(list)
+    out_of: dict[torch.dtype, list[Tensor]] = defaultdict(list)
+    for buffer, tensor in zip(buffers, given, strict=True):
+        if buffer.data_ptr() == tensor.data_ptr() or not tensor.numel():
+            continue
+        if tensor.data_ptr() in addresses:  # of another input, which is about to be written to
+            tensor = tensor.clone()
+        into[buffer.dtype].append(once(buffer))
+        out_of[buffer.dtype].append(once(tensor))
+    for dtype, those in into.items():
+        torch._foreach_copy_(those, out_of[dtype])
+
+
+def once(tensor: Tensor) -> Tensor:
+    """The tensor without the repetitions of an expanded one."""
+    for axis, (size, step) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if step == 0 and size > 1:
+            tensor = tensor.narrow(axis, 0, 1)
+    return tensor
+
+
+def cuda_graphs() -> Make:
+    """Graphs of the current CUDA device. They share memory for what lives within one replay: they run one at a time,
+    and results of different ones never lie in the same place, for all of them are kept."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def make(function: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], Any]]:
+        here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(here)
+        with torch.cuda.stream(side):
+            for _ in range(WARM):
+                function()
+        here.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            results = function()
+        return results, graph.replay
+
+    return make
