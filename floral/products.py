@@ -494,7 +494,9 @@ class Entry:
         axis = 3 if self.how.convolves else -1  # of the channels that the clusters share
         weighed = tensor.unflatten(axis, (clusters, -1)).transpose(1, axis if axis > 0 else -2)
         shape = (len(weight), clusters, *(1,) * (weighed.dim() - 2))
-        weighed = (weighed * weight.to(self.dtype).reshape(shape)).to(tensor.dtype).transpose(1, axis if axis > 0 else -2)
+        weighed = (
+            (weighed * weight.to(self.dtype).reshape(shape)).to(tensor.dtype).transpose(1, axis if axis > 0 else -2)
+        )
         weighed = weighed.flatten(axis, axis + 1) if axis > 0 else weighed.flatten(-2)
         return (weighed, self.gradient, None) if inputs else (self.x, weighed, None)
 

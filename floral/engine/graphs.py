@@ -60,9 +60,7 @@ class Graphs:
         """The buffer of an input, which lies in its memory as the input does: views of it were recorded."""
         layout = (place, like.shape, like.stride(), like.dtype)
         if layout not in self._buffers:
-            self._buffers[layout] = torch.empty_strided(
-                like.shape, like.stride(), dtype=like.dtype, device=like.device
-            )
+            self._buffers[layout] = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
         return self._buffers[layout]
 
 
@@ -76,18 +74,17 @@ def load(buffers: Sequence[Tensor], given: Sequence[Tensor]) -> None:
             continue
         if tensor.data_ptr() in addresses:  # of another input, which is about to be written to
             tensor = tensor.clone()
-        into[buffer.dtype].append(once(buffer))
-        out_of[buffer.dtype].append(once(tensor))
+        for axis in repeated(buffer):
+            buffer, tensor = buffer.narrow(axis, 0, 1), tensor.narrow(axis, 0, 1)
+        into[buffer.dtype].append(buffer)
+        out_of[buffer.dtype].append(tensor)
     for dtype, those in into.items():
         torch._foreach_copy_(those, out_of[dtype])
 
 
-def once(tensor: Tensor) -> Tensor:
-    """The tensor without the repetitions of an expanded one."""
-    for axis, (size, step) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        if step == 0 and size > 1:
-            tensor = tensor.narrow(axis, 0, 1)
-    return tensor
+def repeated(tensor: Tensor) -> list[int]:
+    """The axes along which a tensor is expanded: its entries there are one."""
+    return [axis for axis, step in enumerate(tensor.stride()) if step == 0 and tensor.shape[axis] > 1]
 
 
 def cuda_graphs() -> Make:

@@ -53,7 +53,7 @@ def execute(
     """Train a run to its end and return its summary, which is written last.
 
     Raises:
-        ConfigError: data are missing, the method cannot do the task, nor the device the precision, a damaged checkpoint.
+        ConfigError: data are missing, the method cannot do the task or the device the precision, a damaged checkpoint.
         KeyboardInterrupt: asked to stop; a checkpoint was written.
     """
     began = time.perf_counter()
