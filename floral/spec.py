@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import torch
@@ -87,7 +88,7 @@ SampleLoss = Callable[[View, View, Batch, Draws], tuple[Tensor, View]]
 """(view, received view, batch, draws) → loss [B] of each sample of one client, and the statistics that it changed."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Phase:
     """A stretch of local training: which groups train, for how many epochs (None: the task's), and how.
 
@@ -99,6 +100,11 @@ class Phase:
     epochs: int | None = None
     predict: Predict | None = None
     penalty: Penalty | None = None
+    when: Callable[[int, int], bool] | None = None
+    """(round from 1, rounds in all) → whether the phase takes place; None: in every round. Groups that no phase of a
+    round trains are neither averaged nor sent up in it, but for statistics and what `upload` makes."""
+    sends: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Floats (down, up) by group in rounds with this phase, beside `Method.sends`."""
 
 
 Objective = Callable[[View, View, Batch, Draws], tuple[Tensor, View]]
@@ -109,6 +115,38 @@ Assign = Callable[[View, Batch], View]
 
 LocalStep = Callable[[Objective, View, View, Batch, Draws, Mapping[str, float]], tuple[View, View, Tensor]]
 """(objective, trained, fixed, batch, draws, lr by group) → (trained, changed statistics, loss)."""
+
+
+@dataclass(frozen=True)
+class Singles:
+    """What the server sees of each client on its own: `vectors` [M, d] of the learners [M] of a round, in the order of
+    the cohort, and their weights p(k) `share` [M]."""
+
+    learners: Tensor
+    share: Tensor
+    vectors: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A round as the server sees it after its step: `before` has all groups complete (PRIVATE ones [K, ...] as their
+    clients left them), `means` and `after` the averaged groups of the round before and after the optimiser's step."""
+
+    before: View
+    means: View
+    after: View
+    singles: Singles | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser:
+    """The server's step on g = old - mean (arXiv 2003.00295): SGD, whose lr 1 is plain averaging, SGD with momentum β1
+    (FedAvgM, arXiv 1909.06335) or Adam with (β1, β2) and ε, by default PyTorch's and the published CIFAR-100 task's."""
+
+    kind: Literal["sgd", "momentum", "adam"]
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,10 +179,20 @@ class Method:
     """log π_k [C] that the report shows, where it is not the weight of the client's update."""
     picks: bool = False
     """A client sees all clusters, but serves and sends up no more than one slice of them; its costs count that."""
-    upload: Callable[[View], View] | None = None
-    """What a client sends after training in place of its values of averaged groups: FedSoft's one model for all C."""
+    upload: Mapping[str, Callable[[View], Params]] = field(default_factory=dict)
+    """Averaged group → what a client sends for it after training in place of its own value: FedSoft's one model for all
+    C, the product of two factors."""
+    single: Callable[[View], Tensor] | None = None
+    """A vector [d] that the server sees of each client on its own, after its training: an update to cluster by."""
+    server: Callable[[Served], View] | None = None
+    """Complete values of any groups that the server puts in place of what its step gave: exact products of factors,
+    splits of clusters."""
+    optimiser: Optimiser | None = None
+    """The server's own; None: the task's."""
     member: Tensor | None = None
     """The fixed cluster of each client [K]: it then holds, trains and sends that cluster's slice only."""
+    clusters: int | None = None
+    """C of the method's CLUSTERED groups where it is not the task's."""
     prepare: Callable[[Tensor, Tensor], View] | None = None
     """(x, y) of all training rows → initial values that replace those of `init`."""
     pool: Literal["all", "cluster"] | None = None
@@ -163,6 +211,30 @@ class Method:
     @property
     def trained(self) -> tuple[str, ...]:
         return tuple(name for name, group in self.groups.items() if group.trained)
+
+    def changing(self, phases: tuple[Phase, ...]) -> tuple[str, ...]:
+        """The groups that a round with these phases may change: trained ones, statistics, and what is uploaded."""
+        trained = {group for phase in phases for group in phase.train}
+        return tuple(
+            name for name, group in self.groups.items() if name in trained or group.statistic or name in self.upload
+        )
+
+    @cached_property
+    def _joint(self) -> tuple[Phase, ...]:
+        return (Phase(train=self.trained),)
+
+    def phases_of(self, round: int, rounds: int) -> tuple[Phase, ...]:
+        """The phases of a round: those that take place in it, or the one that trains everything.
+
+        Raises:
+            ValueError: the method has phases, and none takes place.
+        """
+        if self.phases is None:
+            return self._joint
+        found = tuple(phase for phase in self.phases if phase.when is None or phase.when(round, rounds))
+        if self.phases and not found:
+            raise ValueError(f"no phase takes place in round {round} of {rounds}")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

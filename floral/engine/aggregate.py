@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from floral.engine.state import State
-from floral.spec import Method, Scope, View
+from floral.spec import Method, Optimiser, Refused, Scope, View
 
 MASSLESS = 1e-6
 """A cluster whose share Σ_k p(k) π_kc of a round is below this has no mass."""
@@ -133,56 +133,70 @@ def along(vector: Tensor, like: Tensor) -> Tensor:
     return vector.reshape(-1, *(1,) * (like.dim() - 1))
 
 
-@dataclass(frozen=True)
-class ServerOptimiser:
-    """The server's step on g = old - mean (arXiv 2003.00295): SGD, whose lr 1 is plain averaging, or Adam.
+def server_step(optimiser: Optimiser, state: State, means: View, kept: Tensor | None, method: Method) -> View:
+    """New values of the groups in `means`; the clusters in `kept` keep theirs, statistics take the mean."""
+    after: View = {}
+    for name, params in means.items():
+        group = method.groups[name]
+        lr = optimiser.lr if group.server_lr is None else group.server_lr
+        held = kept if group.scope is Scope.CLUSTERED and kept is not None and bool(kept.any()) else None
+        for key, mean in params.items():
+            old = state.values[name][key]
+            moments = Moments(state.server, f"{name}/{key}", held)
+            if group.statistic:
+                new = mean
+            elif optimiser.kind == "adam":
+                new = old - lr * moments.adam(optimiser, old - mean, group.scope is Scope.CLUSTERED)
+            elif optimiser.kind == "momentum":
+                new = old - lr * moments.momentum(optimiser, old - mean)
+            else:
+                new = mean if lr == 1.0 else old + lr * (mean - old)
+            after.setdefault(name, {})[key] = unless(held, new, old)
+    return after
 
-    Adam has β = (0.9, 0.999) and ε = 1e-8, PyTorch's defaults, as the published CIFAR-100 configuration.
+
+def replace_values(state: State, values: View) -> None:
+    """Put complete values in the place of the server's, in the names' order of the state.
+
+    Raises:
+        Refused: a group lies in the file of large PRIVATE groups, of which single rows change alone.
     """
+    for name, params in values.items():
+        if state.store is not None and name in state.store.values:
+            raise Refused(f"the server replaces the PRIVATE group {name!r}, which is too large to be held in memory")
+        for key, value in params.items():
+            state.values[name][key] = value
 
-    kind: Literal["sgd", "adam"]
-    lr: float
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-8
 
-    def step(self, state: State, means: View, kept: Tensor | None, method: Method) -> None:
-        """Replace the values of the groups in `means`, but for the clusters in `kept`; statistics take the mean."""
-        for name, params in means.items():
-            group = method.groups[name]
-            lr = self.lr if group.server_lr is None else group.server_lr
-            held = kept if group.scope is Scope.CLUSTERED and kept is not None and bool(kept.any()) else None
-            for key, mean in params.items():
-                old = state.values[name][key]
-                if group.statistic:
-                    new = mean
-                elif self.kind == "adam":
-                    new = self._adam(state.server, f"{name}/{key}", old, mean, lr, held, group.scope is Scope.CLUSTERED)
-                else:
-                    new = mean if lr == 1.0 else old + lr * (mean - old)
-                state.values[name][key] = unless(held, new, old)
+@dataclass(frozen=True)
+class Moments:
+    """Running moments of one tensor's pseudo-gradient; a cluster's are its own, and stay while it keeps its value."""
 
-    def _adam(
-        self,
-        moments: dict[str, Tensor],
-        key: str,
-        old: Tensor,
-        mean: Tensor,
-        lr: float,
-        held: Tensor | None,
-        clustered: bool,
-    ) -> Tensor:
-        """Moments and steps are a cluster's own: it takes none in a round in which it keeps its value."""
-        gradient = old - mean
-        steps = moments.get(
-            f"{key}/steps", torch.zeros(len(old) if clustered else 1, dtype=torch.float64, device=old.device)
+    kept: dict[str, Tensor]
+    """All moments of the server, by name."""
+    key: str
+    held: Tensor | None
+    """The clusters [C] that keep their value."""
+
+    def momentum(self, optimiser: Optimiser, gradient: Tensor) -> Tensor:
+        """v ← β1 v + g."""
+        before = self.kept.get(f"{self.key}/first", torch.zeros_like(gradient))
+        self.kept[f"{self.key}/first"] = unless(self.held, optimiser.betas[0] * before + gradient, before)
+        return self.kept[f"{self.key}/first"]
+
+    def adam(self, optimiser: Optimiser, gradient: Tensor, clustered: bool) -> Tensor:
+        """m̂/(√v̂ + ε), the unbiased moments; a cluster's steps are counted apart."""
+        steps = self.kept.get(
+            f"{self.key}/steps",
+            torch.zeros(len(gradient) if clustered else 1, dtype=torch.float64, device=gradient.device),
         )
-        steps = moments[f"{key}/steps"] = steps + (1 if held is None else (~held).to(steps.dtype))
+        steps = self.kept[f"{self.key}/steps"] = steps + (1 if self.held is None else (~self.held).to(steps.dtype))
         unbiased = []
-        for order, beta, power in zip(("first", "second"), self.betas, (gradient, gradient**2), strict=True):
-            before = moments.get(f"{key}/{order}", torch.zeros_like(old))
-            moments[f"{key}/{order}"] = unless(held, beta * before + (1 - beta) * power, before)
-            unbiased.append(moments[f"{key}/{order}"] / along(1 - beta**steps, old))
-        return old - lr * unbiased[0] / (unbiased[1].sqrt() + self.epsilon)
+        for order, beta, power in zip(("first", "second"), optimiser.betas, (gradient, gradient**2), strict=True):
+            before = self.kept.get(f"{self.key}/{order}", torch.zeros_like(gradient))
+            self.kept[f"{self.key}/{order}"] = unless(self.held, beta * before + (1 - beta) * power, before)
+            unbiased.append(self.kept[f"{self.key}/{order}"] / along(1 - beta**steps, gradient))
+        return unbiased[0] / (unbiased[1].sqrt() + optimiser.epsilon)
 
 
 def unless(held: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
@@ -198,7 +212,7 @@ class HasValues(Protocol):
 
 
 def write_back(state: State, method: Method, trained: HasValues, learners: Tensor) -> None:
-    """PRIVATE groups return to the learners that took part; all others keep theirs."""
+    """PRIVATE groups return to the learners [m] that took part; all others keep theirs."""
     for name, params in trained.values.items():
         if method.groups[name].scope is Scope.PRIVATE:
             for key, value in params.items():

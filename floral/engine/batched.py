@@ -60,7 +60,8 @@ class Batched(Clients):
         """
         if clients.method.local_step is not None:
             raise Refused("the method takes its own local steps")
-        return cls(clients.method, clients.loss, True, clients.clusters, clients.rounded, captured)
+        known = clients.method, clients.phases, clients.loss, True, clients.clusters, clients.rounded
+        return cls(*known, captured)
 
     # ---------------------------------------------------------------------------------------------- steps
 
@@ -116,7 +117,8 @@ class Batched(Clients):
         A preconditioner is linear in the gradients (`spec.Method`), so where all share its values their sum is enough.
         """
         scope, plain = self.method.groups[group].scope, group not in self.method.precondition
-        if self.method.upload is not None or (scope is Scope.CLUSTERED and self.method.member is not None):
+        single = bool(self.method.upload) or self.method.single is not None
+        if single or (scope is Scope.CLUSTERED and self.method.member is not None):
             return False
         return scope in (Scope.SHARED, Scope.CLUSTERED) and (plain or axes[group] is None)
 

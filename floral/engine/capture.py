@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from floral.engine.graphs import Graphs
+from floral.engine.graphs import Graph, Graphs
 from floral.spec import Refused
 
 MOST = 24
@@ -66,7 +66,7 @@ class Captured:
 
     def __init__(self, graphs: Graphs | None = None) -> None:
         self._graphs = graphs
-        self._recorded: dict[Hashable, tuple[Callable[..., Any], Any]] = {}
+        self._recorded: dict[Hashable, tuple[Callable[..., Any] | Graph, Any]] = {}
         self._lock = RLock()
 
     def __call__(self, key: Hashable, function: Callable[..., Any], *trees: Any, lasting: bool = True) -> Any:
@@ -76,12 +76,12 @@ class Captured:
         if full not in self._recorded:
             with self._lock:
                 if full not in self._recorded and len(self._recorded) < MOST:
-                    self._recorded[full] = _record(function, spec, flat, self._graphs is not None)
+                    self._recorded[full] = _record(function, spec, flat, self._graphs)
         with torch.no_grad():
             if full not in self._recorded:
                 return function(*trees)
             replay, of_result = self._recorded[full]
-            found = replay(*flat) if self._graphs is None else self._graphs(full, replay, flat, lasting)
+            found = replay(flat, lasting) if isinstance(replay, Graph) else replay(*flat)
             return _unflatten(of_result, iter(found))
 
 
@@ -100,8 +100,8 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def _record(
-    function: Callable[..., Any], spec: Any, flat: list[Tensor], for_graph: bool
-) -> tuple[Callable[..., Any], Any]:
+    function: Callable[..., Any], spec: Any, flat: list[Tensor], graphs: Graphs | None
+) -> tuple[Callable[..., Any] | Graph, Any]:
     """The recording of a function and the structure of its result; its inputs stay as they are."""
     inputs = [_copy(tensor.detach()) for tensor in flat]
     recorder = _Recorder(inputs)
@@ -109,9 +109,11 @@ def _record(
         result = function(*_unflatten(spec, iter(inputs)))
     found: list[Tensor] = []
     of_result = _flatten(result, found)
-    if for_graph:
-        recorder.check_for_graph()
-    return recorder.replay(inputs, found), of_result
+    replay = recorder.replay(inputs, found)
+    if graphs is None:
+        return replay, of_result
+    recorder.check_for_graph()
+    return Graph(graphs, replay), of_result
 
 
 class _Recorder(TorchDispatchMode):
@@ -144,6 +146,8 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded in func.tags or func is ATEN._local_scalar_dense.default:
             raise Refused(f"a step calls {func}, which a recording cannot repeat")
+        if torch.Tag.inplace_view in func.tags:
+            return self._relaid(func, args, kwargs)
         out = func(*args, **kwargs)
         if not func._schema.is_mutable and args and _begins_alike(out, args[0]):
             self._view(out, self._named(args[0]).name)
@@ -171,6 +175,15 @@ class _Recorder(TorchDispatchMode):
             self.roots[name] = root
         self._name(out, self.views[layout])
 
+    def _relaid(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+        """A tensor that changes its own shape, as squeeze_ does: from now on it is a view of what it was."""
+        name, before = self._named(args[0]).name, args[0].detach()
+        out = func(*args, **kwargs)
+        if not _begins_alike(out, before):
+            raise Refused(f"a step moves the beginning of a tensor by {func}")
+        self._view(out, name)
+        return out
+
     def _named(self, tensor: Tensor) -> _Name:
         """The name of an argument; what is neither an input nor a result is a constant."""
         if id(tensor) not in self.names:
@@ -183,18 +196,11 @@ class _Recorder(TorchDispatchMode):
         """The name of a result: a new one, but for an operation in place."""
         if not isinstance(value, Tensor):
             return None
-        layout = tuple(value.shape), value.stride()
         if id(value) not in self.names:
             name = f"t{len(self.alive)}"
             self._name(value, name)
-            self.views[name, *layout] = name
-        name = self.names[id(value)]
-        if self.layouts[name][:2] != layout:  # as squeeze_ does: nothing may rely on the name's layout any more
-            if name in self.roots:
-                raise Refused("a step changes the shape of a view in place")
-            self.views = {key: view for key, view in self.views.items() if view != name}
-            self.layouts[name] = ()
-        return _Name(name)
+            self.views[name, tuple(value.shape), value.stride()] = name
+        return _Name(self.names[id(value)])
 
     def check_for_graph(self) -> None:
         """Raise Refused unless all tensors lie on one device: a graph has no copies from another."""

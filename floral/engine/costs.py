@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 
 from floral.engine.state import State
-from floral.spec import Group, Method, Params, Scope
+from floral.spec import Group, Method, Params, Phase, Scope
 
 BYTES_PER_FLOAT = 4
 """Everything travels as float32, whatever the simulation computes in."""
@@ -34,20 +36,21 @@ class Costs:
         return {name: value for name, value in asdict(self).items() if name != "passes_per_sample"}
 
 
-def count(method: Method, state: State, *, epochs: int = 1) -> Costs:
-    """Costs from scopes and shapes; what `assign` costs once a round is spread over the samples of `epochs` epochs."""
+def count(method: Method, state: State, now: tuple[Phase, ...], before: tuple[Phase, ...], *, epochs: int = 1) -> Costs:
+    """Costs of a round with the phases `now` after one with the phases `before`, from scopes and shapes.
+
+    What `assign` costs once a round is spread over the samples of `epochs` epochs.
+    """
     held = {name: _held(method, group, state.values[name]) for name, group in method.groups.items()}
     own = {
         name: _slice(group, state.values[name]) if method.picks and group.scope is Scope.CLUSTERED else held[name]
         for name, group in method.groups.items()
     }
-    sent = _sent(method, held, own)
+    sent = _sent(method, held, own, now, before)
     parts = {name: group for name, group in method.groups.items() if not group.statistic}
-    trains = method.phases != ()
-    trained = method.trained if method.phases is None else {name for phase in method.phases for name in phase.train}
     return Costs(
         base=_slice(method.groups["base"], state.values["base"]),
-        trainable_per_client=sum(own[name] for name in trained),
+        trainable_per_client=sum(own[name] for name in {name for phase in now for name in phase.train}),
         served=sum(own[name] for name in parts),
         sent_down=sum(down for down, _ in sent.values()),
         sent_up=sum(up for _, up in sent.values()),
@@ -59,21 +62,35 @@ def count(method: Method, state: State, *, epochs: int = 1) -> Costs:
             for name, group in method.groups.items()
             if group.scope in (Scope.SHARED, Scope.CLUSTERED)
         ),
-        passes_per_sample=method.passes + method.assign_passes / max(1, epochs) if trains else 0.0,
+        passes_per_sample=method.passes + method.assign_passes / max(1, epochs) if now else 0.0,
     )
 
 
-def _sent(method: Method, held: dict[str, int], own: dict[str, int]) -> dict[str, tuple[int, int]]:
-    """Floats (down, up) of a client and round by group: what it holds and trains that others do too, or what the
-    method says."""
-    travels = {
-        name: method.phases != ()
-        and group.scope in (Scope.SHARED, Scope.CLUSTERED)
-        and (group.trained or group.statistic)
-        for name, group in method.groups.items()
-    }
-    by_scope = {name: (held[name], own[name]) if travels[name] else (0, 0) for name in held}
-    return {**by_scope, **(method.sends or {})}
+def mean(costs: Sequence[Costs]) -> Costs:
+    """The mean of every figure, counts rounded to whole floats."""
+    if len(set(costs)) == 1:
+        return costs[0]
+    columns = {name: [getattr(one, name) for one in costs] for name in asdict(costs[0])}
+    counts = {name: round(fmean(values)) for name, values in columns.items() if name != "passes_per_sample"}
+    return Costs(**counts, passes_per_sample=fmean(columns["passes_per_sample"]))
+
+
+def _sent(
+    method: Method, held: dict[str, int], own: dict[str, int], now: tuple[Phase, ...], before: tuple[Phase, ...]
+) -> dict[str, tuple[int, int]]:
+    """Floats (down, up) of a client and round by group, or what the method says.
+
+    A client sends up the averaged groups that change in the round, and gets those that change in this one or did in the
+    one before: who joins later and fetches what has stayed the same since is not counted.
+    """
+    up = set(method.changing(now)) if now else set()
+    down = up | set(method.changing(before)) if now else up
+    sent = {}
+    for name, group in method.groups.items():
+        averaged = group.scope in (Scope.SHARED, Scope.CLUSTERED)
+        sent[name] = (held[name] if averaged and name in down else 0, own[name] if averaged and name in up else 0)
+    declared = [method.sends or {}, *(phase.sends for phase in now)]
+    return {**sent, **{name: floats for some in declared for name, floats in some.items()}}
 
 
 def _held(method: Method, group: Group, params: Params) -> int:

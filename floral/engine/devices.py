@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -36,8 +36,9 @@ def settle(device: torch.device, precision: Precision) -> None:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # its only use is to find mistakes
-    for products in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[reportAttributeAccessIssue]
+    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[reportAttributeAccessIssue]
+    for products in (torch.backends.cuda.matmul, convolutions):
         products.fp32_precision = "tf32" if precision == "tf32" else "ieee"
 
 

@@ -51,9 +51,9 @@ def choose(
     Raises:
         Refused: the backend that was asked for cannot do the method.
     """
-    cohort = len(simulation.cohort(1))
+    cohort = simulation.cohort_size
     cores = threads if simulation.device.type == "cpu" else 1
-    if not simulation.phases or (cohort == 1 and backend != "batched"):
+    if not simulation.settings.rounds or (cohort == 1 and backend != "batched"):
         return Execution("loop", 1, threads=cores, precision=precision, reason="nothing to lift over")
     found = on_cpu(cohort, cores) if simulation.device.type == "cpu" else on_gpu(cohort)
     plain, recorded = ([replace(some, precision=precision) for some in those] for those in found)
@@ -75,7 +75,7 @@ def choose(
 def longer(simulation: Simulation) -> float:
     """How many times as many local steps as a trial's a client makes."""
     steps = math.ceil(simulation.data.train.count.max() / simulation.settings.batch)
-    each = [epochs * steps for epochs in simulation.epochs]
+    each = [epochs * steps for round in simulation.kinds() for epochs in simulation.epochs(round)]
     return sum(each) / sum(min(count, STEPS) for count in each)
 
 
@@ -151,15 +151,18 @@ def with_room(simulation: Simulation, state: State, candidate: Execution) -> Sim
 
 
 def seconds_per_client(trial: Simulation, state: State) -> float:
-    """Time of the local training of as much of the first cohort as keeps all workers busy, per client."""
+    """Time of the local training of as much of the first cohort as keeps all workers busy, per client and round, over
+    all kinds of rounds."""
     how = trial.execution
     torch.set_num_threads(how.threads)
     together = how.chunk * how.workers
-    learners = trial.cohort(1)[: together * math.ceil(CLIENTS / together)]
+    cohort, share = trial.learners(1)
+    some = slice(together * math.ceil(CLIENTS / together))
     wait_for(trial.device)
-    began, times = time.perf_counter(), 0
+    began, times, kinds = time.perf_counter(), 0, trial.kinds()
     while times == 0 or time.perf_counter() - began < SHORTEST:
-        trial.local_training(state, 1, learners)
-        times += 1
+        for round in kinds:
+            trial.local_training(state, round, cohort[some], share[some])
+            times += 1
     wait_for(trial.device)
-    return (time.perf_counter() - began) / (times * len(learners))
+    return (time.perf_counter() - began) / (times * len(cohort[some]))

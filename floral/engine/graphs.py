@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,51 +17,49 @@ Make = Callable[[Callable[[], list[Tensor]]], tuple[list[Tensor], Callable[[], A
 """Of a function without arguments: its results, and what computes them anew in the same memory."""
 
 
-@dataclass(frozen=True)
-class Graph:
-    """A recording on buffers of its own."""
-
-    inputs: list[Tensor]
-    results: list[Tensor]
-    run: Callable[[], Any]
-
-
 class Graphs:
-    """Calls recordings as graphs: inputs are copied into buffers, results are copied out of them.
+    """What the graphs of a run share: how they are made, and the buffers that their inputs lie in."""
+
+    def __init__(self, make: Make) -> None:
+        self.make = make
+        self._buffers: dict[Hashable, Tensor] = {}
+
+    def buffer(self, place: int, like: Tensor) -> Tensor:
+        """The buffer of an input at this place, laid out in memory as the input is: views of it were recorded."""
+        layout = (place, like.shape, like.stride(), like.dtype)
+        if layout not in self._buffers:
+            self._buffers[layout] = torch.empty_strided(*layout[1:3], dtype=like.dtype, device=like.device)
+        return self._buffers[layout]
+
+
+@dataclass
+class Graph:
+    """A recording as a graph, made at its first call: inputs are copied into buffers, results are copied out of them.
 
     What a step changes in place is the one exception, for it is as large as all clients' weights: the caller gets the
-    buffer itself and hands it to the next step, which finds it where it already is. Such buffers are shared by all
-    graphs that have an input of the same layout in the same place: a result of that kind is good until the next call.
+    buffer itself and hands it to the next step, which finds it where it already is. All graphs that have an input of
+    this layout at this place share the buffer, so such a result is good until the next call of any of them.
 
     Everything happens in the order of one stream, so one thread at a time may call.
     """
 
-    def __init__(self, make: Make) -> None:
-        self._make = make
-        self._graphs: dict[Hashable, Graph] = {}
-        self._buffers: dict[Hashable, Tensor] = {}
+    shared: Graphs
+    replay: Callable[..., list[Tensor]]
+    inputs: list[Tensor] = field(default_factory=list)
+    results: list[Tensor] = field(default_factory=list)
+    run: Callable[[], Any] | None = None
 
-    def __call__(
-        self, key: Hashable, replay: Callable[..., list[Tensor]], flat: Sequence[Tensor], lasting: bool
-    ) -> list[Tensor]:
-        """The results of `replay`; with `lasting` all of them are the caller's own."""
-        graph = self._graphs.get(key)
-        if graph is None:
-            buffers = [self._buffer(place, tensor) for place, tensor in enumerate(flat)]
-            flat = [tensor.clone() for tensor in flat]  # what lies in the buffers is about to be changed
-            load(buffers, flat)
-            graph = self._graphs[key] = Graph(buffers, *self._make(lambda: replay(*buffers)))
-        load(graph.inputs, flat)
-        graph.run()
-        own = set() if lasting else {tensor.data_ptr() for tensor in graph.inputs}
-        return [tensor if tensor.data_ptr() in own else tensor.clone() for tensor in graph.results]
-
-    def _buffer(self, place: int, like: Tensor) -> Tensor:
-        """The buffer of an input, which lies in its memory as the input does: views of it were recorded."""
-        layout = (place, like.shape, like.stride(), like.dtype)
-        if layout not in self._buffers:
-            self._buffers[layout] = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
-        return self._buffers[layout]
+    def __call__(self, given: Sequence[Tensor], lasting: bool) -> list[Tensor]:
+        """The results of `replay(*given)`; with `lasting` all of them are the caller's own."""
+        if self.run is None:
+            self.inputs = [self.shared.buffer(place, tensor) for place, tensor in enumerate(given)]
+            given = [tensor.clone() for tensor in given]  # what lies in the buffers is about to be changed
+            load(self.inputs, given)
+            self.results, self.run = self.shared.make(lambda: self.replay(*self.inputs))
+        load(self.inputs, given)
+        self.run()
+        own = set() if lasting else {tensor.data_ptr() for tensor in self.inputs}
+        return [tensor if tensor.data_ptr() in own else tensor.clone() for tensor in self.results]
 
 
 def load(buffers: Sequence[Tensor], given: Sequence[Tensor]) -> None:
@@ -79,7 +77,7 @@ def load(buffers: Sequence[Tensor], given: Sequence[Tensor]) -> None:
         into[buffer.dtype].append(buffer)
         out_of[buffer.dtype].append(tensor)
     for dtype, those in into.items():
-        torch._foreach_copy_(those, out_of[dtype])
+        torch._foreach_copy_(those, out_of[dtype])  # type: ignore[reportPrivateImportUsage]
 
 
 def repeated(tensor: Tensor) -> list[int]:

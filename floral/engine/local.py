@@ -32,6 +32,8 @@ class Trained:
     mean: Mean
     loss: Tensor
     samples: int
+    singles: Tensor | None
+    """[m, d] for a method whose server sees single vectors."""
 
 
 @dataclass(frozen=True)
@@ -115,13 +117,14 @@ def train_chunk(
             trained, losses = clients.last(step, chunk)
         total = total + losses
     assert trained is not None
-    private, sums, relative = trained
+    private, sums, relative, singles = trained
     mean = Mean(sums, *((None, None) if relative is None else relative))
-    return Trained(private, mean, total / plan.mask.any(-1).sum(1).clamp(min=1), int(plan.samples.sum()))
+    return Trained(private, mean, total / plan.mask.any(-1).sum(1).clamp(min=1), int(plan.samples.sum()), singles)
 
 
-Finished = tuple[View, View, tuple[Tensor, Tensor] | None]
-"""PRIVATE groups [m, ...]; sums over the chunk; top and mass [C] of its clusters, if it has any."""
+Finished = tuple[View, View, tuple[Tensor, Tensor] | None, Tensor | None]
+"""PRIVATE groups [m, ...]; sums over the chunk; top and mass [C] of its clusters, if it has any; single vectors [m, d],
+if the server sees any."""
 
 
 @dataclass(frozen=True)
@@ -133,17 +136,13 @@ class Clients:
     """
 
     method: Method
+    phases: tuple[Phase, ...]
+    """Of the rounds that these steps are for."""
     loss: Loss
     lifted: bool
     clusters: int
     rounded: torch.dtype | None = None
     """What the layers' products are rounded to, if to anything."""
-
-    @property
-    def phases(self) -> tuple[Phase, ...]:
-        """The method's phases, or the one that trains everything."""
-        phases = self.method.phases
-        return (Phase(train=self.method.trained),) if phases is None else phases
 
     def penalty(self, phase: Phase) -> Penalty | None:
         """What a phase adds to the loss."""
@@ -204,8 +203,7 @@ class Clients:
     def relative(self, values: View, axes: Axes, chunk: Chunk) -> Relative | None:
         """The clients' weights in the clusters after the step; None for a method without CLUSTERED averages."""
         method = self.method
-        averaged = (*method.trained, *method.statistics)
-        if not any(method.groups[group].scope is Scope.CLUSTERED for group in averaged):
+        if not any(method.groups[group].scope is Scope.CLUSTERED for group in self.method.changing(self.phases)):
             return None
         route = log_routes(method.log_route, values, axes, len(chunk)) if method.log_route is not None else None
         return weights(method, chunk.share, route, chunk.members, self.clusters)
@@ -213,14 +211,16 @@ class Clients:
     def finish(self, values: View, axes: Axes, chunk: Chunk, relative: Relative | None, sums: View) -> Finished:
         """What a chunk adds to the round, from values with a client axis; `sums` of some groups are known already."""
         method, m = self.method, len(chunk)
-        if method.upload is not None:
-            sent = torch.vmap(method.upload, in_dims=(dims(axes, values),))(values)
-            values, axes = {**values, **sent}, {**axes, **dict.fromkeys(sent, 0)}
-        left = [group for group in (*method.trained, *method.statistics) if group not in sums]
+        singles = None if method.single is None else torch.vmap(method.single, in_dims=(dims(axes, values),))(values)
+        over = (dims(axes, values),)
+        sent = {group: torch.vmap(made, in_dims=over)(values) for group, made in method.upload.items()}
+        values, axes = {**values, **sent}, {**axes, **dict.fromkeys(sent, 0)}
+        left = [group for group in method.changing(self.phases) if group not in sums]
         own = {group: {name: with_axis(t, axes[group], m) for name, t in values[group].items()} for group in left}
         private = {group: params for group, params in own.items() if method.groups[group].scope is Scope.PRIVATE}
         summed = sum_over_clients(method, own, [group for group in left if group not in private], chunk.share, relative)
-        return private, {**sums, **summed}, None if relative is None else (relative.top, relative.weight.sum(0))
+        mass = None if relative is None else (relative.top, relative.weight.sum(0))
+        return private, {**sums, **summed}, mass, singles
 
     def _sgd(self, step: Step) -> tuple[View, Tensor]:
         """w ← w - lr·g, in place on copies that the chunk owns."""

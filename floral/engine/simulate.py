@@ -15,15 +15,15 @@ from torch import Tensor
 
 from floral import seeds
 from floral.engine import evaluate, local
-from floral.engine.aggregate import Mean, ServerOptimiser, write_back
+from floral.engine.aggregate import Mean, replace_values, server_step, write_back
 from floral.engine.batched import Batched
 from floral.engine.capture import Captured
-from floral.engine.costs import Costs, count
+from floral.engine.costs import Costs, count, mean
 from floral.engine.devices import Precision
 from floral.engine.graphs import Graphs, cuda_graphs
 from floral.engine.rows import ClientData, plan
 from floral.engine.state import State, start, view
-from floral.spec import Batch, Method
+from floral.spec import Batch, Method, Optimiser, Phase, Served, Singles
 
 EXPLODED = 1e8
 """A loss above this counts as diverged, like NaN."""
@@ -62,7 +62,7 @@ class Settings:
     epochs: int
     batch: int
     loss: local.Loss
-    server: ServerOptimiser
+    server: Optimiser
     seed: int
     evaluation_period: int
     participation: float
@@ -85,8 +85,8 @@ class Part:
     """What one worker's chunks add to a round."""
 
     mean: Mean = field(default_factory=Mean)
-    private: list[tuple[Tensor, local.Trained]] = field(default_factory=list)
-    """Learners and what they trained, to be written back."""
+    trained: list[tuple[slice, local.Trained]] = field(default_factory=list)
+    """Chunks of the cohort, and what they trained."""
     loss: Tensor | float = 0.0
     samples: int = 0
 
@@ -142,15 +142,11 @@ class Simulation:
         self.device, self.dtype = data.train.x.device, data.train.dtype
         self.most_steps = most_steps
         self.draws = {**method.draws, **data.train.augment_draws}
-        rounded = torch.bfloat16 if execution.precision == "bf16" else None
-        self.clients = local.Clients(method, settings.loss, execution.lifted, settings.clusters, rounded)
-        if execution.backend == "batched":
-            graphs = Graphs(cuda_graphs()) if execution.graphs and self.device.type == "cuda" else None
-            self.clients = Batched.of(self.clients, Captured(graphs))
-        self.phases = self.clients.phases
-        self.epochs = [phase.epochs or settings.epochs for phase in self.phases]
+        self.clusters = method.clusters or settings.clusters
+        self.graphs = Graphs(cuda_graphs()) if execution.graphs and self.device.type == "cuda" else None
         self.workers = Workers(execution.workers, execution.threads)
-        self._costs: Costs | None = None
+        self._clients: dict[tuple[Phase, ...], local.Clients] = {}
+        self._costs: dict[tuple[tuple[Phase, ...], ...], Costs] = {}
 
     # ------------------------------------------------------------------------------------------------ start
 
@@ -163,75 +159,131 @@ class Simulation:
             state.values.update(self.method.prepare(x, y))
         return state
 
+    # ------------------------------------------------------------------------------------------------ phases
+
+    def phases(self, round: int) -> tuple[Phase, ...]:
+        """The phases of local training in a round."""
+        return self.method.phases_of(round, self.settings.rounds)
+
+    def epochs(self, round: int) -> list[int]:
+        """Epochs of each phase of a round."""
+        return [phase.epochs or self.settings.epochs for phase in self.phases(round)]
+
+    def kinds(self) -> list[int]:
+        """The first round of each kind, told apart by their phases."""
+        first: dict[tuple[Phase, ...], int] = {}
+        for round in range(1, self.settings.rounds + 1):
+            first.setdefault(self.phases(round), round)
+        return list(first.values())
+
+    def clients(self, round: int) -> local.Clients:
+        """The local steps of a round's phases."""
+        phases = self.phases(round)
+        if phases not in self._clients:
+            lifted = self.execution.lifted
+            rounded = torch.bfloat16 if self.execution.precision == "bf16" else None
+            plain = local.Clients(self.method, phases, self.settings.loss, lifted, self.clusters, rounded)
+            batched = self.execution.backend == "batched"
+            self._clients[phases] = Batched.of(plain, Captured(self.graphs)) if batched else plain
+        return self._clients[phases]
+
     def costs(self, state: State) -> Costs:
-        """Counted once from shapes."""
-        if self._costs is None:
-            self._costs = count(self.method, state, epochs=sum(self.epochs))
-        return self._costs
+        """What a client costs in a round, the mean over the rounds."""
+        return mean([self.costs_of(state, round) for round in range(1, max(1, self.settings.rounds) + 1)])
+
+    def costs_of(self, state: State, round: int) -> Costs:
+        """What a client of one round costs, counted from shapes, once for every kind of round."""
+        now, before = self.phases(round), self.phases(max(1, round - 1))
+        if (now, before) not in self._costs:
+            self._costs[now, before] = count(self.method, state, now, before, epochs=sum(self.epochs(round)))
+        return self._costs[now, before]
 
     # ------------------------------------------------------------------------------------------------ rounds
 
+    @property
+    def cohort_size(self) -> int:
+        """M, the learners of a round."""
+        return self.settings.cohort if self.method.pool is None else len(self.data.train.count)
+
     def cohort(self, round: int) -> np.ndarray:
         """The learners of a round: uniform without replacement; pools always take part."""
-        learners = len(self.data.train.count)
         if self.method.pool is not None:
-            return np.arange(learners)
-        return seeds.sample(self.settings.seed, "cohort", round, size=learners, count=self.settings.cohort)
+            return np.arange(self.cohort_size)
+        size = len(self.data.train.count)
+        return seeds.sample(self.settings.seed, "cohort", round, size=size, count=self.cohort_size)
 
     def train(self, state: State, round: int) -> tuple[Tensor, int]:
         """One round, in place: returns the cohort's mean loss (not yet synchronised) and the samples it processed."""
-        method, settings = self.method, self.settings
-        parts = self.local_training(state, round, self.cohort(round))
-        mean, loss = Mean(), torch.zeros((), dtype=self.dtype, device=self.device)
+        method = self.method
+        cohort, share = self.learners(round)
+        parts = self.local_training(state, round, cohort, share)
+        total, loss = Mean(), torch.zeros((), dtype=self.dtype, device=self.device)
         for part in parts:
-            mean.add(part.mean, method)
+            total.add(part.mean, method)
             loss = loss + part.loss
-            for ids, trained in part.private:
-                write_back(state, method, trained, ids)
-        means, kept = mean.result(settings.massless, method)
-        settings.server.step(state, means, kept, method)
+            for at, trained in part.trained:
+                write_back(state, method, trained, torch.from_numpy(cohort[at]).to(self.device))
+        means, kept = total.result(self.settings.massless, method)
+        after = server_step(method.optimiser or self.settings.server, state, means, kept, method)
+        if method.server is not None:
+            seen = self.singles(cohort, share, parts)
+            after |= method.server(Served(before=state.values, means=means, after=after, singles=seen))
+        replace_values(state, after)
         return loss, sum(part.samples for part in parts)
 
-    def local_training(self, state: State, round: int, cohort: np.ndarray) -> list[Part]:
-        """What each worker's share of a cohort adds to a round; the state is only read."""
-        count = self.data.train.count
+    def learners(self, round: int) -> tuple[np.ndarray, Tensor]:
+        """The cohort's learners that have rows, and their p(k) ∝ n_k [M]."""
+        count, cohort = self.data.train.count, self.cohort(round)
         cohort = cohort[count[cohort] > 0]
-        share = torch.from_numpy(count[cohort] / max(1, count[cohort].sum())).to(self.device)
+        return cohort, torch.from_numpy(count[cohort] / max(1, count[cohort].sum())).to(self.device)
+
+    def local_training(self, state: State, round: int, cohort: np.ndarray, share: Tensor) -> list[Part]:
+        """What each worker's part of the learners `cohort` [M] adds to a round; the state is only read."""
         size, workers = self.execution.chunk if self.execution.lifted else 1, self.execution.workers
         chunks = [slice(at, at + size) for at in range(0, len(cohort), size)]
+        self.clients(round)  # made before the workers ask for it at the same time
 
         def work(worker: int) -> Part:
             part = Part()
             for at in chunks[worker::workers]:
                 trained = self.train_chunk(state, round, cohort[at], share[at])
                 part.mean.add(trained.mean, self.method)
-                part.private.append((torch.from_numpy(cohort[at]).to(self.device), trained))
+                part.trained.append((at, trained))
                 part.loss = part.loss + (trained.loss * share[at].to(self.dtype)).sum()
                 part.samples += trained.samples
             return part
 
         return self.workers.map(work, range(min(workers, len(chunks))))
 
+    def singles(self, cohort: np.ndarray, share: Tensor, parts: list[Part]) -> Singles | None:
+        """The single vectors of a round in the order of its cohort, if the method's server sees any."""
+        if self.method.single is None:
+            return None
+        chunks = sorted((chunk for part in parts for chunk in part.trained), key=lambda chunk: chunk[0].start)
+        vectors = [trained.singles for _, trained in chunks if trained.singles is not None]
+        return Singles(torch.from_numpy(cohort).to(self.device), share, torch.cat(vectors))
+
     def train_chunk(self, state: State, round: int, learners: np.ndarray, share: Tensor) -> local.Trained:
         """Local training of some learners, whose weights in the round are `share` [m]; the state is only read."""
         settings, rows = self.settings, self.data.train
+        clients, epochs = self.clients(round), self.epochs(round)
         batches = plan(
             rows,
             learners,
             round=round,
             seed=settings.seed,
             batch=settings.batch,
-            epochs=sum(self.epochs),
+            epochs=sum(epochs),
             reshuffle=settings.reshuffle or self.method.pool is not None,  # a pool has no loader to be faithful to
             share=1.0 if self.method.pool is None else settings.participation,
         )
-        steps = batches.steps // sum(self.epochs)
-        ends = pairwise(np.cumsum([0, *self.epochs]) * steps)
+        steps = batches.steps // sum(epochs)
+        ends = pairwise(np.cumsum([0, *epochs]) * steps)
         ranges = [range(first, end)[: self.most_steps] for first, end in ends]
         ids = torch.from_numpy(learners).to(self.device)
         seen, axes = view(self.method, state.values, ids, ids)
         return local.train_chunk(
-            self.clients,
+            clients,
             seen,
             axes,
             local.Chunk(share, None if self.method.member is None else self.method.member[ids]),
@@ -247,7 +299,7 @@ class Simulation:
                 batch=size,
                 like=rows,
             ),
-            phases=list(zip(self.phases, ranges, strict=True)),
+            phases=list(zip(clients.phases, ranges, strict=True)),
             held=lambda: self.held(learners),
         )
 
@@ -276,7 +328,7 @@ class Simulation:
             metrics += self._worst("test", test)
         if data.validation is not None:
             metrics += self._summary("validation", self.own_rows(state, data.validation, clients))
-        routes = evaluate.served_routes(self.method, state, data.learner, data.clients, settings.clusters)
+        routes = evaluate.served_routes(self.method, state, data.learner, data.clients, self.clusters)
         if routes is not None:
             found = evaluate.route_metrics(
                 routes, data.cluster.cpu().numpy(), data.train.count[data.learner.cpu().numpy()]

@@ -42,22 +42,18 @@ def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
         distances = [(w - view["base"][name]).square().flatten(1).sum(1) for name, w in view["personal"].items()]
         return lam / 2 * torch.dot(weights, torch.stack(distances).sum(0))
 
-    def upload(view):
-        sent = {"base": view["personal"], "statistics": view.get("personal_statistics", {})}
-        return {
-            group: {name: value.expand(clusters, *value.shape) for name, value in params.items()}
-            for group, params in sent.items()
-            if params
-        }
+    def for_all(group):
+        return lambda view: {name: value.expand(clusters, *value.shape) for name, value in view[group].items()}
 
     def served(view):
         weights = view["importance"]["weights"]
         return (weights / weights.sum()).log()
 
+    models = whole(model, Scope.CLUSTERED, stream, problem.lr, holders=clusters)
     even = torch.full((problem.clients, clusters), 1 / clusters)
     return Method(
         groups={
-            **whole(model, Scope.CLUSTERED, stream, problem.lr, holders=clusters),
+            **models,
             **personal(model, stream, problem.lr, problem.clients),
             "importance": Group(scope=Scope.PRIVATE, init=lambda: {"weights": even}, statistic=True),
         },
@@ -66,7 +62,7 @@ def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
         assign_passes=clusters / 3,
         phases=(Phase(train=("personal",)),),
         penalty=penalty,
-        upload=upload,
+        upload={group: for_all("personal" if group == "base" else f"personal_{group}") for group in models},
         log_route=lambda view: view["importance"]["weights"].log(),
         served_log_route=served,
         picks=True,

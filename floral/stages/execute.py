@@ -23,13 +23,12 @@ from floral.config import ConfigError, Run
 from floral.data import augment, federation
 from floral.data.federation import Federation
 from floral.engine import checkpoint, devices, execution
-from floral.engine.aggregate import ServerOptimiser
 from floral.engine.devices import Precision
 from floral.engine.rows import ClientData, Rows
 from floral.engine.simulate import Execution, Settings, Simulation
 from floral.engine.state import State
 from floral.engine.store import JOURNAL, NAME, Store
-from floral.spec import Draws, Method, Problem, Refused
+from floral.spec import Draws, Method, Optimiser, Problem, Refused
 from floral.stages import record
 from floral.stages.record import Progress
 
@@ -96,7 +95,6 @@ def rounds(
 ) -> None:
     """Every round that is left, evaluated on schedule; stops early when the run diverges."""
     settings = simulation.settings
-    costs = simulation.costs(state)
     saved = time.monotonic()
     if not progress.metrics:
         evaluated(simulation, state, progress, None)
@@ -104,7 +102,8 @@ def rounds(
         began = time.perf_counter()
         progress.round += 1
         loss, samples = simulation.train(state, progress.round)
-        progress.bytes += costs.bytes_per_client * len(simulation.cohort(progress.round))
+        costs = simulation.costs_of(state, progress.round)
+        progress.bytes += costs.bytes_per_client * simulation.cohort_size
         progress.client_samples += samples
         progress.client_passes += samples * costs.passes_per_sample
         progress.seconds["train"] += time.perf_counter() - began
@@ -234,7 +233,7 @@ def make_settings(run: Run) -> Settings:
         epochs=task.epochs,
         batch=task.batch,
         loss=task.loss,
-        server=ServerOptimiser(task.server.optimiser, task.server.lr),
+        server=Optimiser(kind=task.server.optimiser, lr=task.server.lr),
         seed=run.seed,
         evaluation_period=task.evaluation_period,
         participation=task.participation,

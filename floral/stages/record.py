@@ -185,7 +185,7 @@ def costs(simulation: Simulation, state: State, progress: Progress) -> dict[str,
     counted = simulation.costs(state)
     return {
         "parameters": counted.parameters(),
-        "bytes_per_round": counted.bytes_per_client * len(simulation.cohort(1)),
+        "bytes_per_round": counted.bytes_per_client * simulation.cohort_size,
         "passes_per_sample": counted.passes_per_sample,
         "seconds": {**progress.seconds, "total": sum(progress.seconds.values())},
         "peak_memory_bytes": peak_memory(simulation, progress),

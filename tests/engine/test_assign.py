@@ -140,7 +140,7 @@ def test_an_upload_is_what_the_server_averages(how):
 
     def sending(method):
         def upload(view):
-            return {"base": {name: tensor / 2 for name, tensor in view["own"].items()}}
+            return {name: tensor / 2 for name, tensor in view["own"].items()}
 
         base = method.groups["base"]
         shared = replace(base, scope=Scope.SHARED, init=lambda: {name: t[0] for name, t in base.init().items()})
@@ -149,7 +149,7 @@ def test_an_upload_is_what_the_server_averages(how):
         def predict(view, x, draws, mask):
             return method.predict({"base": view["own"]}, x, draws, mask)
 
-        return replace(method, groups=groups, upload=upload, predict=predict)
+        return replace(method, groups=groups, upload={"base": upload}, predict=predict)
 
     simulation = simulate("local", change=sending, **how)
     state = train(simulation, 1)

@@ -13,7 +13,7 @@ from floral.spec import Refused
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["add", "mul", "relu", "view", "select", "add_", "mul_", "sum", "copy", "row"]),
+        st.sampled_from(["add", "mul", "relu", "view", "select", "add_", "mul_", "sum", "copy", "row", "squeeze"]),
         st.integers(0, 99),
     ),
     min_size=1,
@@ -55,6 +55,8 @@ def program(steps):
                 case "row":
                     row = x.mean(0, keepdim=True)
                     made.append((row.squeeze_(0) + y[0] + row).expand(4, 6))
+                case "squeeze":
+                    made.append((x[number % 4 :][:1].squeeze_(0) + y[:1]).expand(4, 6))
         return tuple(made[-4:])
 
     return function
@@ -167,7 +169,7 @@ def test_a_list_of_one_result_is_a_list():
         (lambda x: x + torch.rand(2), "aten.rand"),
         (lambda x: x * float(x.sum()), "_local_scalar_dense"),
         (lambda x: TOTAL.add_(x.sum()), "no input of it"),
-        (lambda x: x[:1].squeeze_(0) + x[:1], "shape of a view"),
+        (lambda x: x.as_strided_((1,), (1,), 1) + 1, "beginning of a tensor"),
     ],
 )
 def test_what_cannot_be_repeated_is_refused(function, why):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import federations
 import pytest
 import torch
@@ -53,7 +51,7 @@ def on_graphs(variant, made=None, **how):
         return stand_in(function)
 
     simulation = simulate(variant, backend="batched", **how)
-    simulation.clients = replace(simulation.clients, captured=Captured(Graphs(make)))
+    simulation.graphs = Graphs(make)
     return simulation
 
 
@@ -144,10 +142,10 @@ def test_several_devices_are_refused():
 def test_a_step_touches_no_device_but_its_own(variant, model):
     """A graph can hold no copy from the CPU, and plain steps would wait for it: seen on the device without values."""
     simulation = simulate(variant, model=model, device=torch.device("meta"), backend="vmap", chunk=2)
-    state, inside = simulation.start(), Inside()
+    state, inside, clients = simulation.start(), Inside(), simulation.clients(1)
     for name in ("step", "last"):
-        object.__setattr__(simulation.clients, name, inside.watched(getattr(simulation.clients, name)))
-    simulation.local_training(state, 1, simulation.cohort(1)[:2])
+        object.__setattr__(clients, name, inside.watched(getattr(clients, name)))
+    simulation.local_training(state, 1, *(some[:2] for some in simulation.learners(1)))
     assert inside.kinds == {"meta"}
 
 
