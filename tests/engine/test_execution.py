@@ -273,3 +273,13 @@ def test_a_run_takes_the_gpu_of_its_place(monkeypatch, tmp_path):
         assert (first, second) == (torch.device("cuda", 0), torch.device("cuda", 1))
         assert take_place(["GPU-a", "GPU-b"], 1, tmp_path) is None
     assert chosen == [0, 1]
+
+
+def test_data_and_state_lie_on_the_device():
+    """Batches are gathered there: from the CPU come row numbers, masks and draws."""
+    meta = torch.device("meta")
+    simulation = simulate("floral_1", device=meta)
+    data = simulation.data
+    tensors = [*(tensor for rows in (data.train, data.test, data.validation) for tensor in (rows.x, rows.y))]
+    tensors += [data.cluster, data.learner, *data.population(0), *simulation.start().tensors().values()]
+    assert {tensor.device for tensor in tensors} == {meta}

@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from floral.engine.capture import Captured
 from floral.engine.graphs import Graphs
-from floral.engine.simulate import Execution, Simulation
 from floral.spec import Refused
 
 METHODS = {variant: simulate(variant).method for variant in VARIANTS}
@@ -172,7 +171,8 @@ class Inside(TorchDispatchMode):
 
 
 def test_on_a_cpu_nobody_makes_graphs_of_cuda():
-    simulation = simulate("fedavg")
-    how = Execution("batched", 3, graphs=True)  # of a run that began on a GPU
-    continued = Simulation(simulation.method, simulation.data, simulation.settings, how)
-    federations.assert_equal_states(train(continued), train(simulate("fedavg", backend="batched", chunk=3)), 0.0)
+    """As when a run that began on a GPU is continued where there is none."""
+    how = {"backend": "batched", "chunk": 3}
+    continued = simulate("fedavg", graphs=True, **how)
+    assert continued.graphs is None
+    federations.assert_equal_states(train(continued), train(simulate("fedavg", **how)), 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from federations import CPU, VARIANTS, simulate, train
 
 from floral.config import ConfigError
 from floral.engine import devices, execution
-from floral.engine.simulate import Execution, Simulation
+from floral.engine.simulate import Execution
 from floral.spec import Refused
 from floral.stages import execute, words
 
@@ -31,10 +31,8 @@ def norm(values, others):
 def two_rounds(variant, model, backend, precision):
     """The state at the start and after two rounds at a small rate: larger ones amplify any difference."""
     chunk = 1 if backend == "loop" else 3
-    how = {"lr": 0.01, "router_lr": 0.01, "dtype": torch.float32}
+    how = {"lr": 0.01, "router_lr": 0.01, "dtype": torch.float32, "precision": precision}
     simulation = simulate(variant, model=model, backend=backend, chunk=chunk, **how)
-    chosen = replace(simulation.execution, precision=precision)
-    simulation = Simulation(simulation.method, simulation.data, simulation.settings, chosen)
     return simulation.start(), train(simulation, 2)
 
 
