@@ -226,6 +226,11 @@ class Model:
         return self.forward(call, x), changed
 
 
+def units(count: int, width: float) -> int:
+    """The units of a hidden layer of `count`, widened; at least one."""
+    return max(1, round(count * width))
+
+
 def own(params: Params, layer: str) -> Params:
     """The parameters of one layer, without its name in front."""
     prefix = f"{layer}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from floral.layers import Conv2d, Linear, Model
+from floral.layers import Call, Conv2d, Layer, Linear, Model
 from floral.spec import (
     Batch,
     Draws,
@@ -82,8 +83,12 @@ def serve(model: Model, params: str = "base", running: str = "statistics") -> Pr
 def personal(model: Model, stream: Stream, lr: float, clients: int) -> dict[str, Group]:
     """The groups of a second whole model, one per client from a common start: PRIVATE "personal" and (with batch norm)
     "personal_statistics"."""
-    own = whole(model, Scope.PRIVATE, stream, lr, holders=clients)
-    return {"personal" if name == "base" else f"personal_{name}": group for name, group in own.items()}
+    return second("personal", whole(model, Scope.PRIVATE, stream, lr, holders=clients))
+
+
+def second(name: str, groups: Mapping[str, Group]) -> dict[str, Group]:
+    """The groups of `whole` under the names that a second model has: `name` and "<name>_statistics"."""
+    return {name if group == "base" else f"{name}_{group}": held for group, held in groups.items()}
 
 
 def serve_personal(model: Model) -> Predict:
@@ -161,6 +166,49 @@ def head(model: Model) -> str:
     return weighty[-1]
 
 
+def body(model: Model) -> Model:
+    """The model below its `head`: x → the features [B, head's inputs] that the head gets.
+
+    Raises:
+        Refused: the model has no head.
+    """
+    last = head(model)
+
+    def forward(call: Call, x: Tensor) -> Tensor:
+        return model.forward(lambda name, x: x if name == last else call(name, x), x)
+
+    return Model(layers={name: layer for name, layer in model.layers.items() if name != last}, forward=forward)
+
+
+# ----------------------------------------------------------------------------------------- how large it is
+
+WIDEST = 64.0
+"""The search for a width ends here."""
+
+
+def of_size(problem: Problem, size: float, low: float) -> Model:
+    """The narrowest of the task's models, from width `low` on, with at least `size` parameters, found by bisection.
+
+    Raises:
+        Refused: the model has no hidden layer, has as many parameters at width `low`, or no width up to 64 suffices.
+    """
+    high = WIDEST
+    if problem.build_model(width=high).size < size:
+        raise Refused(f"no width up to {WIDEST:g} times the model's own reaches {size:g} parameters")
+    if (least := problem.build_model(width=low).size) >= size:
+        raise Refused(f"the narrowest model has {least} parameters, and {size:g} are to be reached from below")
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (low, middle) if problem.build_model(width=middle).size >= size else (middle, high)
+    return problem.build_model(width=high)
+
+
+def passes(problem: Problem, *models: Model) -> float:
+    """What a sample costs in all of these models, in passes of the task's own, by multiply-adds."""
+    own = problem.build_model().multiply_adds(problem.shape, problem.batch)
+    return sum(model.multiply_adds(problem.shape, problem.batch) for model in models) / own
+
+
 # ------------------------------------------------------------------------------------- how a step is taken
 
 
@@ -205,7 +253,7 @@ def sample_losses(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
 def of_each_model(model: Model) -> Callable[[View, Tensor, Draws | None, Tensor | None], tuple[Tensor, View]]:
     """(view, x [B, ...], draws, mask) → outputs [C, B, outputs] of C whole models on the same x, and their statistics.
 
-    Its groups are those of `whole` with C holders; dropout of the model named d has the draws [B, C, ...].
+    Its groups are those of `whole` with C holders, its draws those of `draws_of_each_model`.
     """
 
     def outputs(view: View, x: Tensor, draws: Draws | None, mask: Tensor | None) -> tuple[Tensor, View]:
@@ -215,6 +263,69 @@ def of_each_model(model: Model) -> Callable[[View, Tensor, Draws | None, Tensor 
         return found, {"statistics": statistics} if statistics else {}
 
     return outputs
+
+
+def draws_of_each_model(model: Model, holders: int) -> dict[str, tuple[int | str, ...]]:
+    """Shapes of the draws of C models on the same x: dropout named d has [B, C, ...]."""
+    return {name: (batch, holders, *shape) for name, (batch, *shape) in model.draws.items()}
+
+
+# ------------------------------------------------------------------------------- one whole model out of several
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """C whole models, the groups of `whole`, of which client k trains, sends and serves the one that its PRIVATE
+    "choice" names; the route of its update is certain. Its gradients of the other models are 0."""
+
+    model: Model
+    clusters: int
+
+    def group(self, clients: int) -> Group:
+        """The choices [K], all 0 at first; whoever chooses sets them: the client's `assign`, or the server."""
+        return Group(scope=Scope.PRIVATE, init=lambda: {"cluster": torch.zeros(clients)}, statistic=True)
+
+    def predict(self, view: View, x: Tensor, draws: Draws | None, mask: Tensor | None) -> tuple[Tensor, View]:
+        """The chosen model's outputs; only its statistics change."""
+        chosen = view["choice"]["cluster"].long().reshape(1)
+        own = {group: self.chosen(view, group) for group in ("base", "statistics") if group in view}
+        outputs, changed = serve(self.model)(own, x, draws, mask)
+        taken = torch.arange(self.clusters, device=x.device) == chosen
+        statistics = {
+            group: {
+                name: torch.where(taken.reshape(-1, *(1,) * new.dim()), new, view[group][name])
+                for name, new in params.items()
+            }
+            for group, params in changed.items()
+        }
+        return outputs, statistics
+
+    def chosen(self, view: View, group: str = "base") -> Params:
+        """The chosen slice of a group."""
+        at = view["choice"]["cluster"].long().reshape(1)
+        return {name: tensor.index_select(0, at)[0] for name, tensor in view[group].items()}
+
+    def vector(self, view: View) -> Tensor:
+        """The parameters of the chosen model as one vector [d], names sorted."""
+        own = self.chosen(view)
+        return torch.cat([own[name].flatten() for name in sorted(own)])
+
+    def log_route(self, view: View) -> Tensor:
+        """0 for the chosen model, -∞ for the others [C]."""
+        chosen = view["choice"]["cluster"]
+        return torch.where(torch.arange(self.clusters, device=chosen.device) == chosen, 0.0, -math.inf)
+
+
+def vectors(params: Params) -> Tensor:
+    """Every slice of tensors [C, ...] as a row [C, d], names sorted as in `Choice.vector`."""
+    return torch.cat([params[name].flatten(1) for name in sorted(params)], dim=1)
+
+
+def of_vectors(rows: Tensor, like: Params) -> Params:
+    """The inverse of `vectors`: rows [C, d] in the shapes of `like`."""
+    sizes = [like[name][0].numel() for name in sorted(like)]
+    parts = zip(sorted(like), rows.split(sizes, dim=1), strict=True)
+    return {name: part.reshape(len(rows), *like[name].shape[1:]) for name, part in parts}
 
 
 # --------------------------------------------------------------------------------- how a mixture is routed
@@ -280,6 +391,60 @@ class Router:
         """log π_k [C] as the server weighs with it: no noise, and no temperature under the official switch."""
         plain = self.problem.switches["aggregation_route"] == "plain"
         return torch.log_softmax(view["router"]["logits"] / (1.0 if plain else self.temperature), dim=-1)
+
+
+GATE_SIDE = 8
+"""Pixels a side to which a gate averages larger images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """A small network of each client's own that mixes experts sample by sample: softmax over its outputs [B, experts].
+
+    x → images larger than 8×8 averaged to 8×8 → flatten → linear, or with `hidden` units linear → ReLU → linear. All
+    clients start alike, the last layer at zero: every sample begins with an even mixture.
+    """
+
+    problem: Problem
+    experts: int
+    hidden: int = 0
+
+    @property
+    def model(self) -> Model:
+        """The network, its last layer named "mix"."""
+        inputs = shrunk(torch.zeros(1, *self.problem.shape)).numel()
+        layers: dict[str, Layer] = {"hidden": Linear(inputs, self.hidden)} if self.hidden else {}
+        layers["mix"] = Linear(self.hidden or inputs, self.experts)
+
+        def forward(call: Call, x: Tensor) -> Tensor:
+            x = shrunk(x).flatten(1)
+            return call("mix", torch.relu(call("hidden", x)) if self.hidden else x)
+
+        return Model(layers=layers, forward=forward)
+
+    @property
+    def groups(self) -> dict[str, Group]:
+        """The PRIVATE group "gate", trained at the router's rate."""
+        return {"gate": Group(scope=Scope.PRIVATE, init=self._start, lr=self.problem.router_lr)}
+
+    def _start(self) -> Params:
+        start = self.model.init(Stream(self.problem.seed, "gate"))
+        even = {name: torch.zeros_like(value) if name.startswith("mix.") else value for name, value in start.items()}
+        return same(even, self.problem.clients)
+
+    def log_weights(self, view: View, x: Tensor) -> Tensor:
+        """The logarithms of the mixtures [B, experts] of x [B, ...]."""
+        return torch.log_softmax(self.model(view["gate"], {}, x, None, None)[0], -1)
+
+
+def shrunk(x: Tensor) -> Tensor:
+    """Images x [B, H, W] or [B, H, W, colours] averaged to at most 8×8; anything else as it is."""
+    if x.dim() < 3:
+        return x
+    sides = min(x.shape[1], GATE_SIDE), min(x.shape[2], GATE_SIDE)
+    if sides == x.shape[1:3]:
+        return x
+    return F.adaptive_avg_pool2d(x if x.dim() == 3 else x.movedim(-1, 1), sides)
 
 
 def fixed_logits(cluster: Tensor, clusters: int) -> Tensor:

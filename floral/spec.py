@@ -129,9 +129,11 @@ class Singles:
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """A round as the server sees it after its step: `before` has all groups complete (PRIVATE ones [K, ...] as their
-    clients left them), `means` and `after` the averaged groups of the round before and after the optimiser's step."""
+    """A round, counted from 1, as the server sees it after its step: `before` has all groups complete (PRIVATE ones
+    [K, ...] as their clients left them), `means` and `after` the averaged groups of the round before and after the
+    optimiser's step."""
 
+    round: int
     before: View
     means: View
     after: View

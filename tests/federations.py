@@ -16,7 +16,7 @@ from floral.data.federation import Federation
 from floral.engine.devices import Precision
 from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
-from floral.layers import Dropout, Linear, Model
+from floral.layers import Dropout, Linear, Model, units
 from floral.schema import Fidelity, Synthetic, Task
 from floral.spec import Method
 from floral.stages import execute
@@ -46,7 +46,7 @@ VARIANTS = list(config.variant_index())
 
 def with_dropout(width: float = 1.0) -> Model:
     """4×4 → 5·width → dropout → CLASSES: no model of the package has dropout yet."""
-    hidden = round(5 * width)
+    hidden = units(5, width)
 
     def forward(call, x):
         return call("out", call("dropped", torch.relu(call("hidden", x.flatten(1)))))

@@ -147,6 +147,8 @@ class Simulation:
         self.workers = Workers(execution.workers, execution.threads)
         self._clients: dict[tuple[Phase, ...], local.Clients] = {}
         self._costs: dict[tuple[tuple[Phase, ...], ...], Costs] = {}
+        if settings.rounds:
+            self.clients(1)  # refuses now what the backend cannot do
 
     # ------------------------------------------------------------------------------------------------ start
 
@@ -227,7 +229,7 @@ class Simulation:
         after = server_step(method.optimiser or self.settings.server, state, means, kept, method)
         if method.server is not None:
             seen = self.singles(cohort, share, parts)
-            after |= method.server(Served(before=state.values, means=means, after=after, singles=seen))
+            after |= method.server(Served(round=round, before=state.values, means=means, after=after, singles=seen))
         replace_values(state, after)
         return loss, sum(part.samples for part in parts)
 

@@ -2,36 +2,43 @@
 
 import torch
 
-from floral.parts import Router, serve, whole
+from floral.methods.floral import adaptors_of
+from floral.parts import Router, draws_of_each_model, of_each_model, of_size, passes, serve, whole
 from floral.spec import Method, Problem, Scope
 from floral.streams import Stream
 
 
-def build(problem: Problem, *, router: str) -> Method:
+def build(problem: Problem, *, router: str, size: str, rank: float | str) -> Method:
     """`router="learned"`: all models CLUSTERED, the router PRIVATE, logits Σ_c π_kc w_c(x). C = 1 is FedAvg.
 
     `router="optimal"`: a client's route names its true cluster, so it holds, trains and sends that model alone.
-    """
-    model = problem.build_model()
-    models = whole(model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=problem.clusters)
-    if router == "optimal":
-        return Method(groups=models, predict=serve(model), member=problem.true_cluster, draws=model.draws)
 
-    mixer = Router(kind=router, problem=problem)
-    dropouts = {name: (batch, problem.clusters, *shape) for name, (batch, *shape) in model.draws.items()}
+    `size="floral"` is a control: the task's model at the least width at which C of them have FLoRAL's parameter count
+    |u| + C|a| at `rank`. With C = 1 it is `fedavg` with `widen="floral"`.
+
+    Raises:
+        Refused: with `size="floral"`, the model has no hidden layer, or C of the narrowest have more parameters.
+    """
+    model, clusters = problem.build_model(), problem.clusters
+    if size == "floral":
+        model = of_size(problem, model.size / clusters + adaptors_of(problem, rank=rank).size, low=0.0)
+    cost = passes(problem, model)
+    models = whole(model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=clusters)
+    if router == "optimal":
+        member = problem.true_cluster
+        return Method(groups=models, predict=serve(model), member=member, draws=model.draws, passes=cost)
+
+    each, mixer = of_each_model(model), Router(kind=router, problem=problem)
 
     def predict(view, x, draws, mask):
-        dropout = None if draws is None else {name: draws[name] for name in dropouts}
-        over_models = torch.vmap(model, in_dims=(0, 0, None, None if draws is None else 1, None))
-        logits, statistics = over_models(view["base"], view.get("statistics", {}), x, dropout, mask)
-        mixed = torch.tensordot(mixer.forward(view, draws), logits, dims=1)
-        return mixed, {"statistics": statistics} if statistics else {}
+        logits, statistics = each(view, x, draws, mask)
+        return torch.tensordot(mixer.forward(view, draws), logits, dims=1), statistics
 
     return Method(
         groups={**models, **mixer.groups},
         predict=predict,
         log_route=mixer.log_route,
-        draws={**dropouts, **mixer.draws},
+        draws={**draws_of_each_model(model, clusters), **mixer.draws},
         sends=mixer.sends,
-        passes=problem.clusters,
+        passes=clusters * cost,
     )

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from floral.parts import of_each_model, sample_losses, whole
+from floral.parts import draws_of_each_model, of_each_model, sample_losses, whole
 from floral.spec import Group, Method, Problem, Scope
 from floral.streams import Stream
 
@@ -70,6 +70,6 @@ def build(problem: Problem) -> Method:
         loss=weighted_loss,
         log_route=uniform,
         served_log_route=lambda view: view["mixture"]["log_weights"],
-        draws={name: (batch, clusters, *shape) for name, (batch, *shape) in model.draws.items()},
+        draws=draws_of_each_model(model, clusters),
         passes=clusters,
     )

@@ -1,11 +1,7 @@
 """IFCA (arXiv 2006.04088): C models, of which a client picks, trains and sends the one with the least training loss."""
 
-import math
-
-import torch
-
-from floral.parts import of_each_model, sample_losses, serve, whole
-from floral.spec import Group, Method, Problem, Scope
+from floral.parts import Choice, of_each_model, sample_losses, whole
+from floral.spec import Method, Problem, Scope
 from floral.streams import Stream
 
 
@@ -19,9 +15,8 @@ def build(problem: Problem) -> Method:
     its least TEST loss, which looks at test labels; here a client is served the model of its last choice, and one that
     never took part is served model 0. The choice costs C forward passes per training row and round.
     """
-    model = problem.build_model()
-    clusters = problem.clusters
-    one, each = serve(model), of_each_model(model)
+    model, clusters = problem.build_model(), problem.clusters
+    choice, each = Choice(model=model, clusters=clusters), of_each_model(model)
     loss = "mse" if problem.regression else "cross_entropy"
 
     def assign(view, held):
@@ -29,37 +24,14 @@ def build(problem: Problem) -> Method:
         losses = sample_losses(loss, outputs, held.y.expand(clusters, *held.y.shape))
         return {"choice": {"cluster": (losses * held.mask).sum(-1).argmin().to(losses.dtype)}}
 
-    def predict(view, x, draws, mask):
-        chosen = view["choice"]["cluster"].long().reshape(1)
-        own = {
-            group: {name: tensor.index_select(0, chosen)[0] for name, tensor in view[group].items()} for group in models
-        }
-        outputs, changed = one(own, x, draws, mask)
-        taken = torch.arange(clusters, device=x.device) == chosen
-        statistics = {
-            group: {name: torch.where(along(taken, new), new, view[group][name]) for name, new in params.items()}
-            for group, params in changed.items()
-        }
-        return outputs, statistics
-
-    def log_route(view):
-        chosen = view["choice"]["cluster"]
-        return torch.where(torch.arange(clusters, device=chosen.device) == chosen, 0.0, -math.inf)
-
     models = whole(model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=clusters)
-    start = Group(scope=Scope.PRIVATE, init=lambda: {"cluster": torch.zeros(problem.clients)}, statistic=True)
     return Method(
-        groups={**models, "choice": start},
-        predict=predict,
+        groups={**models, "choice": choice.group(problem.clients)},
+        predict=choice.predict,
         assign=assign,
         assign_passes=clusters / 3,
-        log_route=log_route,
+        log_route=choice.log_route,
         picks=True,
         draws=model.draws,
         sends={"choice": (0, 1)},
     )
-
-
-def along(taken, new):
-    """Booleans [C] shaped to choose between tensors [C, ...] by `new` [...]."""
-    return taken.reshape(-1, *(1,) * new.dim())

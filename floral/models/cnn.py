@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from floral.layers import Call, Conv2d, Linear, Model
+from floral.layers import Call, Conv2d, Linear, Model, units
 from floral.spec import Refused
 
 
@@ -22,8 +22,8 @@ def build(
     Raises:
         Refused: the images are too small for the two convolutions and pools.
     """
-    first, second = (round(count * width) for count in channels)
-    hidden = round(hidden * width)
+    first, second = (units(count, width) for count in channels)
+    hidden = units(hidden, width)
     height, breadth, colours = (*shape, 1)[:3]
     sides = [((side - 4) // 2 - 2) // 3 for side in (height, breadth)]
     if min(sides) < 1:

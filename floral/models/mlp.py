@@ -5,12 +5,12 @@ import math
 import torch
 from torch import Tensor
 
-from floral.layers import BatchNorm, Call, Layer, Linear, Model
+from floral.layers import BatchNorm, Call, Layer, Linear, Model, units
 
 
 def build(shape: tuple[int, ...], outputs: int, *, hidden: int, batch_norm: bool = False, width: float = 1.0) -> Model:
     """x [B, *shape] → flatten → linear → (batch norm) → ReLU → linear → [B, outputs]."""
-    hidden = round(hidden * width)
+    hidden = units(hidden, width)
     layers: dict[str, Layer] = {"hidden": Linear(math.prod(shape), hidden)}
     if batch_norm:
         layers["norm"] = BatchNorm(hidden)

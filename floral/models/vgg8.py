@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from floral.layers import Call, Conv2d, Dropout, Layer, Linear, Model
+from floral.layers import Call, Conv2d, Dropout, Layer, Linear, Model, units
 from floral.spec import Refused
 
 
@@ -26,8 +26,8 @@ def build(
     height, breadth, colours = (*shape, 1)[:3]
     if min(height, breadth) < 32:
         raise Refused(f"images of {height}×{breadth} are too small for this network: at least 32×32")
-    counts = [colours, *(round(count * width) for count in channels)]
-    hidden = round(hidden * width)
+    counts = [colours, *(units(count, width) for count in channels)]
+    hidden = units(hidden, width)
     flat = counts[-1] * (height // 32) * (breadth // 32)
     layers: dict[str, Layer] = {
         f"conv{i}": Conv2d(counts[i - 1], counts[i], (3, 3), padding=(1, 1), start="normal_fan_out")

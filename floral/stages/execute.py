@@ -78,7 +78,10 @@ def execute(
     settle(device, chosen.precision)
     torch.set_num_threads(chosen.threads)
     LOG.info("after round %d: %s, %s", progress.round, chosen, simulation.device)
-    simulation = Simulation(simulation.method, simulation.data, simulation.settings, chosen)
+    try:
+        simulation = Simulation(simulation.method, simulation.data, simulation.settings, chosen)
+    except Refused as reason:
+        raise ConfigError(f"{path}: was begun with backend {chosen.backend}, but {reason}; remove it") from None
     progress.seconds["setup"] += time.perf_counter() - began
     with interruptible() as stop:
         rounds(simulation, state, progress, path, checkpoint_seconds, stop)

@@ -1,0 +1,100 @@
+"""Clustered federated learning (arXiv 1910.01991): one model, split wherever its clients' updates pull it apart."""
+
+import torch
+
+from floral.parts import Choice, same, vectors, whole
+from floral.spec import Group, Method, Problem, Scope, Served, View
+from floral.streams import Stream
+
+
+def build(problem: Problem, *, balance: float, patience: int, most: float) -> Method:
+    """Models CLUSTERED, all at one start; every client begins in cluster 0, and the server's splits move it.
+
+    A cluster is split in two when its clients still move but no longer together: ‖Σ p(k) Δ_k‖ < balance·max_k ‖Δ_k‖,
+    with Δ_k = w_k - w as the server sees it of each client on its own; the halves are the complete-linkage bipartition
+    by cosine similarity, and both begin with the cluster's mean. The published thresholds (0.4 on the mean, 1.6 on the
+    largest update) hold for one model size and rate; their ratio, 0.25, does not depend on either and stands for both.
+
+    The paper has all clients in every round. Here the server keeps each client's last update and splits once all
+    clients of the cluster have one since its last split, not before round `patience` (20 in published code), and never
+    into more than most·C models (the paper has no bound). Means are weighted with p(k). A balance of 0 is FedAvg.
+    """
+    model, bound = problem.build_model(), max(1, round(most * problem.clusters))
+    choice, stream = Choice(model=model, clusters=bound), Stream(problem.seed, "model")
+    start = whole(model, Scope.SHARED, stream, problem.lr)
+    size = sum(value.numel() for value in start["base"].init().values())
+
+    def memory():
+        """The server's: last updates [K, d], who has one since its cluster's last split, weights p(k) [K], clusters."""
+        updates = {"update": torch.zeros(problem.clients, size), "known": torch.zeros(problem.clients)}
+        return {**updates, "rows": torch.zeros(problem.clients), "used": torch.ones(())}
+
+    def server(served: Served) -> View:
+        assert served.singles is not None
+        memory = {name: tensor.clone() for name, tensor in served.before["memory"].items()}
+        cluster, at = served.before["choice"]["cluster"].clone(), served.singles.learners
+        sent_from = vectors(served.before["base"])[cluster[at].long()]
+        memory["update"][at] = served.singles.vectors - sent_from
+        memory["known"][at], memory["rows"][at] = 1.0, served.singles.share.to(memory["rows"].dtype)
+        after = {group: {n: t.clone() for n, t in served.after[group].items()} for group in start}
+        for c in range(int(memory["used"])):
+            members = (cluster == c).nonzero()[:, 0]
+            if served.round < patience or memory["used"] >= bound or not pulled_apart(memory, members, balance):
+                continue
+            new = int(memory["used"])
+            cluster[members[second_half(memory["update"][members])]] = new
+            memory["known"][members] = 0.0
+            memory["used"] += 1
+            for params in after.values():
+                for tensor in params.values():
+                    tensor[new] = tensor[c]
+        return {**after, "choice": {"cluster": cluster}, "memory": memory}
+
+    models = {
+        name: Group(
+            scope=Scope.CLUSTERED,
+            init=lambda group=group: same(group.init(), bound),
+            lr=group.lr,
+            statistic=group.statistic,
+        )
+        for name, group in start.items()
+    }
+    return Method(
+        groups={
+            **models,
+            "choice": choice.group(problem.clients),
+            "memory": Group(scope=Scope.FROZEN, init=memory, statistic=True),
+        },
+        predict=choice.predict,
+        log_route=choice.log_route,
+        single=choice.vector,
+        server=server,
+        clusters=bound,
+        picks=True,
+        draws=model.draws,
+        sends={**{name: (floats, floats) for name, floats in sizes(start).items()}, "choice": (0, 0)},
+    )
+
+
+def sizes(start: dict[str, Group]) -> dict[str, int]:
+    """Floats of each group of one model: a client gets and sends its own."""
+    return {name: sum(value.numel() for value in group.init().values()) for name, group in start.items()}
+
+
+def pulled_apart(memory: dict[str, torch.Tensor], members: torch.Tensor, balance: float) -> bool:
+    """Whether more than two clients, all with a known update, cancel out in their mean."""
+    if len(members) < 3 or not bool(memory["known"][members].all()):
+        return False
+    updates, rows = memory["update"][members], memory["rows"][members]
+    mean = torch.tensordot(rows / rows.sum(), updates, 1)
+    return bool(mean.norm() < balance * updates.norm(dim=1).max())
+
+
+def second_half(updates: torch.Tensor) -> torch.Tensor:
+    """Which clients [m] are in the second half of the complete-linkage bipartition by cosine similarity."""
+    from sklearn.cluster import AgglomerativeClustering  # only a split needs it
+
+    unit = updates / updates.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    distance = (1 - unit @ unit.mT).clamp(min=0).cpu().numpy()
+    halves = AgglomerativeClustering(2, metric="precomputed", linkage="complete").fit(distance).labels_
+    return torch.from_numpy(halves != halves[0]).to(updates.device)
