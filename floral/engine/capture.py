@@ -203,8 +203,11 @@ class _Recorder(TorchDispatchMode):
         return _Name(self.names[id(value)])
 
     def check_for_graph(self) -> None:
-        """Raise Refused unless all tensors lie on one device: a graph has no copies from another."""
-        kinds = sorted({tensor.device.type for tensor in self.alive})
+        """Raise Refused unless all tensors lie on one device: a graph has no copies from another.
+
+        A number is part of an operation wherever it lies, and of a shape without values (meta) nothing is computed.
+        """
+        kinds = sorted({tensor.device.type for tensor in self.alive if tensor.dim()} - {"meta"})
         if len(kinds) > 1:
             raise Refused(f"a step computes on several devices, {' and '.join(kinds)}")
 

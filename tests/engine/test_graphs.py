@@ -8,6 +8,7 @@ import torch
 from federations import VARIANTS, simulate, train
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from floral.engine import capture
 from floral.engine.capture import Captured
 from floral.engine.graphs import Graphs
 from floral.spec import Refused
@@ -51,6 +52,7 @@ def on_graphs(variant, made=None, **how):
 
     simulation = simulate(variant, backend="batched", **how)
     simulation.graphs = Graphs(make)
+    simulation._clients.clear()
     return simulation
 
 
@@ -132,9 +134,17 @@ def test_inputs_may_lie_in_any_way(lie):
         assert torch.equal(found[0], x * 2 + y.sum()) and torch.equal(found[1], y)
 
 
-def test_several_devices_are_refused():
-    with pytest.raises(Refused, match=r"several devices, cpu and meta"):
-        Captured(Graphs(stand_in))("f", lambda x: torch.zeros(2) + 1 if x.is_meta else x, torch.zeros(2, device="meta"))
+def test_several_devices_are_refused(monkeypatch):
+    """A CPU has no second device to compute on: its recorder is told of one."""
+
+    class Elsewhere(torch.Tensor):
+        device = torch.device("cuda")
+
+    real = capture._Recorder._name
+    elsewhere = torch.ones(2).as_subclass(Elsewhere)
+    monkeypatch.setattr(capture._Recorder, "_name", lambda self, t, n: (real(self, t, n), self.alive.append(elsewhere)))
+    with pytest.raises(Refused, match=r"several devices, cpu and cuda"):
+        Captured(Graphs(stand_in))("f", lambda x: x + 1, torch.zeros(2))
 
 
 @pytest.mark.parametrize(("variant", "model"), CASES)
@@ -165,7 +175,7 @@ class Inside(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for tensor in (*args, *(out if isinstance(out, tuple | list) else (out,))):
-            if isinstance(tensor, torch.Tensor):
+            if isinstance(tensor, torch.Tensor) and tensor.dim():  # a number is part of its operation
                 self.kinds.add(tensor.device.type)
         return out
 
