@@ -1,6 +1,6 @@
-# The way of the data:  fetch → partition → train → report
-#                                                └→ track
-# One job per data set, per partition, per run (task × variant × seed) and per suite. What is asked for stands in
+# The way of the data:  fetch → partition → (tune) → train → report
+#                                                        └→ track
+# One job per data set, partition, search (task × variant), run (task × variant × seed) and suite. What is asked for stands in
 # config/config.yaml; `--config suite=NAME` changes it for one call. Each rule is one call of the command `floral`.
 
 from snakemake.utils import min_version
@@ -16,6 +16,7 @@ configfile: str(CONFIG / "config.yaml")
 include: "workflow/rules/common.smk"
 include: "workflow/rules/fetch.smk"
 include: "workflow/rules/partition.smk"
+include: "workflow/rules/tune.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/track.smk"
@@ -24,6 +25,7 @@ include: "workflow/rules/track.smk"
 rule all:
     default_target: True
     input:
+        tuned_values_first,
         [f"{RESULTS}/{folder}/done" for folder in RUNS],
         expand(f"{RESULTS}/report/{{suite}}.complete", suite=SUITES),
         expand(f"{REPORTS}/{{suite}}/index.html", suite=SUITES),

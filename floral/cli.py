@@ -80,10 +80,39 @@ def _partition(arguments: argparse.Namespace, settings: Settings) -> None:
     from floral import config
     from floral.stages.partition import partition
 
-    runs = config.runs(arguments.suite, [arguments.task], None, [arguments.seed])
+    searches = config.searches(arguments.suite, [arguments.task]).values()
+    runs = [trial for search in searches for trial in search.references() if trial.seed == arguments.seed]
+    runs = runs or config.runs(arguments.suite, [arguments.task], None, [arguments.seed])
     by_hash = {run.partition.hash8: run for run in runs}
     for run in _expected(by_hash, arguments.expect, every=True):
         partition(run.partition, settings.results, run.task.batch, run.task.epochs, run.task.partition)
+
+
+def _tune(arguments: argparse.Namespace, settings: Settings) -> None:
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read once, when torch is imported
+        os.environ[variable] = str(arguments.threads)
+    from floral import config
+
+    if not (arguments.write or (len(arguments.tasks or ()) == len(arguments.variants or ()) == 1)):
+        raise ConfigError(
+            "give one --tasks and one --variants for one search, or --write for config/tuned; all of it at once is "
+            + config.tune_command(*arguments.suites)
+        )
+    found = [config.searches(suite, arguments.tasks, arguments.variants) for suite in arguments.suites]
+    searches = {folder: search for some in found for folder, search in some.items()}.values()
+    if not searches:
+        names = ", ".join(arguments.suites)
+        raise ConfigError(f"suite {names}: no block with `tuned: true` has these tasks and variants")
+    from floral.stages import tune
+
+    if arguments.write:
+        for path in tune.write(searches, settings.results):
+            print(f"tuned values: {path}")
+        return
+    for search in searches:
+        how = {"device": arguments.device or settings.device, "backend": arguments.backend or settings.backend}
+        places = arguments.runs_per_gpu or settings.runs_per_gpu
+        tune.tune(search, settings.results, runs_per_gpu=places, threads=arguments.threads, **how)
 
 
 def _train(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -266,11 +295,15 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--seed", required=True, type=_natural)
         sub.add_argument("--expect", metavar="HASH8", help="stop if the configuration resolves to another hash")
     train.add_argument("--variant", required=True)
-    train.add_argument("--device", choices=("auto", "cpu", "cuda"))
-    train.add_argument("--backend", choices=("auto", "loop", "vmap", "batched"))
     train.add_argument("--precision", choices=("fp32", "tf32", "bf16"))
-    train.add_argument("--runs-per-gpu", type=_positive(int))
-    train.add_argument("--threads", type=_positive(int), default=1)
+    tune = command("tune", _tune, "choose a variant's learning rates and hyper-parameters by its validation loss")
+    tune.add_argument("suites", nargs="+", metavar="SUITE")
+    tune.add_argument("--write", action="store_true", help="put what finished searches chose into config/tuned")
+    for sub in (tune, train):
+        sub.add_argument("--device", choices=("auto", "cpu", "cuda"))
+        sub.add_argument("--runs-per-gpu", type=_positive(int))
+        sub.add_argument("--backend", choices=("auto", "loop", "vmap", "batched"))
+        sub.add_argument("--threads", type=_positive(int), default=1)
     train.add_argument("--checkpoint-seconds", type=_positive(float))
 
     plan = command("plan", _plan, "check a suite and estimate its runs, time and disk")
@@ -283,9 +316,10 @@ def _parser() -> argparse.ArgumentParser:
     track.add_argument("suite", nargs="?")
     track.add_argument("--create-store", action="store_true", help="only make the database")
     track.add_argument("--attach", action="store_true", help="only add the suite's report to its MLflow experiment")
-    for sub in (plan, report, track):
+    for sub in (plan, tune, report, track):
         sub.add_argument("--tasks", nargs="+", metavar="TASK")
         sub.add_argument("--variants", nargs="+", metavar="VARIANT")
+    for sub in (plan, report, track):
         sub.add_argument("--seeds", nargs="+", type=_natural, metavar="SEED")
 
     bench = command("bench", _bench, "time the engine beside the fastest bare PyTorch that we know")

@@ -10,8 +10,9 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +20,26 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model
 
-from floral.schema import DataSet, Fidelity, Frozen, MethodFile, Partition, Suite, Switch, Synthetic, Task, Variant
+from floral import grid
+from floral.schema import (
+    Block,
+    Configuration,
+    DataSet,
+    Fidelity,
+    Frozen,
+    MethodFile,
+    Partition,
+    Rates,
+    SearchFile,
+    Space,
+    Suite,
+    Switch,
+    Synthetic,
+    Task,
+    Tuned,
+    Tuning,
+    Variant,
+)  # fmt: skip
 
 RESULTS_VERSION = 1
 """Raised by hand when the numerics change, so that new results never mix with old ones."""
@@ -32,6 +52,10 @@ class ConfigError(ValueError):
     """A value that the user wrote is wrong: the message names file, key and remedy."""
 
 
+class Untuned(ConfigError):
+    """A suite asks for tuned values that nobody has committed, or that were found in another search."""
+
+
 # ----------------------------------------------------------------------------------------------- runs
 
 
@@ -42,6 +66,12 @@ class Run(Frozen):
     variant: Variant
     seed: int
     fidelity: Fidelity
+    own_rates: Rates | None = None
+    """From tuning; None: the task's."""
+
+    @property
+    def rates(self) -> Rates:
+        return self.own_rates or Rates(lr=self.task.lr, router_lr=self.task.router_lr)
 
     @property
     def partition_seed(self) -> int:
@@ -76,7 +106,8 @@ class Run(Frozen):
         variant = self.variant.model_dump(mode="json", include={"name", "method", "params"})
         rules = self.fidelity.model_dump(mode="json")
         rules["switches"] = {k: v for k, v in rules["switches"].items() if not switches()[k].report_only}
-        return {"task": task, "variant": variant, "seed": self.seed, "fidelity": rules}
+        own = {} if self.own_rates is None else {"own_rates": self.own_rates.model_dump(mode="json")}
+        return {"task": task, "variant": variant, "seed": self.seed, "fidelity": rules, **own}
 
 
 class PartitionJob(Frozen):
@@ -346,40 +377,264 @@ def runs(
 
     Raises:
         ConfigError: a name is unknown, or the narrowing leaves nothing.
+        Untuned: some of these runs need tuned values that are not there.
     """
-    chosen = suite(suite_name)
     wanted = {"task": _wanted(tasks), "variant": _wanted(variants), "seed": _wanted(seeds)}
     found: dict[Path, Run] = {}
+    untuned: dict[str, list[str]] = {}
     seen: dict[str, set[Any]] = {key: set() for key in wanted}
-    for block in chosen.runs:
-        where = f"{CONFIG}/suites/{suite_name}.yaml"
-        rules = fidelity(block.fidelity, block.switches, f"{where}: switches")
-        for task_name, variant_name in itertools.product(block.tasks, block.variants):
-            resolved_task, resolved_variant = (
-                task(task_name, block.task, where if block.task else None),
-                variant(variant_name, block.method, f"{where}: method"),
-            )
-            for seed in block.seeds:
-                key = {"task": task_name, "variant": variant_name, "seed": seed}
-                for axis, value in key.items():
-                    seen[axis].add(value)
-                if all(chosen_ is None or key[axis] in chosen_ for axis, chosen_ in wanted.items()):
-                    run = Run(task=resolved_task, variant=resolved_variant, seed=seed, fidelity=rules)
-                    if found.setdefault(run.folder, run).fidelity != run.fidelity:
-                        raise ConfigError(
-                            f"{where}: switches: {task_name} {variant_name} seed {seed} stands in two blocks that"
-                            " differ in report-only switches alone; give both the same"
-                        )
+    for block, where, first in _blocks(suite_name):
+        asked = []
+        for seed in block.seeds:
+            key = {"task": first.task.name, "variant": first.variant.name, "seed": seed}
+            for axis, value in key.items():
+                seen[axis].add(value)
+            if all(chosen is None or key[axis] in chosen for axis, chosen in wanted.items()):
+                asked.append(seed)
+        try:
+            like = _tuned(_search(first, where), first) if block.tuned and asked else first
+        except Untuned as reason:
+            untuned.setdefault(str(reason), []).append(first.variant.name)
+            continue
+        for run in (like.model_copy(update={"seed": seed}) for seed in asked):
+            if found.setdefault(run.folder, run).fidelity != run.fidelity:
+                raise ConfigError(
+                    f"{where}: switches: {run.task.name} {run.variant.name} seed {run.seed} stands in two blocks that"
+                    " differ in report-only switches alone; give both the same"
+                )
     for axis, values in wanted.items():
         for value in sorted((values or set()) - seen[axis], key=str):
             raise suggest(axis, str(value), map(str, seen[axis]), f"suite {suite_name!r} ({axis}s)")
+    if untuned:
+        lines = [f"{reason}: {', '.join(dict.fromkeys(names))}" for reason, names in untuned.items()]
+        raise Untuned("\n".join([*lines, f"tune with: {tune_command(suite_name)}"]))
     if not found:
         raise ConfigError(f"suite {suite_name!r}: no run has these tasks, variants and seeds together")
     return list(found.values())
 
 
+def _blocks(suite_name: str) -> Iterator[tuple[Block, str, Run]]:
+    """Every block's tasks × variants: the block, where it stands, and the untuned run of its first seed."""
+    blocks, where = suite(suite_name).runs, f"{CONFIG}/suites/{suite_name}.yaml"
+    if any(block.tuned for block in blocks):
+        _check_apart(blocks, where)
+    for block in blocks:
+        rules = fidelity(block.fidelity, block.switches, f"{where}: switches")
+        for task_name, variant_name in itertools.product(block.tasks, block.variants):
+            run = Run(
+                task=task(task_name, block.task, where if block.task else None),
+                variant=variant(variant_name, block.method, f"{where}: method"),
+                seed=block.seeds[0],
+                fidelity=rules,
+            )
+            if block.tuned and (both := sorted(block.method.keys() & search_space(variant_name).values.keys())):
+                raise ConfigError(
+                    f"{where}: method: {', '.join(both)}: tuning chooses it for {variant_name!r}; leave it out"
+                )
+            yield block, where, run
+
+
 def _wanted(values: Iterable[Any] | None) -> set[Any] | None:
     return None if values is None else set(values)
+
+
+# --------------------------------------------------------------------------------------------- tuning
+
+
+class Search(Frozen):
+    """The search for a variant's values on a task: one job of the tune stage, 1 + `budget` runs per tuning seed."""
+
+    task: Task
+    """With the search's rounds, so that suites of another length share it."""
+    variant: Variant
+    fidelity: Fidelity
+    tuning: Tuning
+    axes: Mapping[str, tuple[Any, ...]]
+
+    @property
+    def configurations(self) -> list[Configuration]:
+        return grid.configurations(self.axes)
+
+    def trial(self, seed: int, configuration: Configuration | None = None) -> Run:
+        """The run of a configuration, or of the untuned values."""
+        run = Run(task=self.task, variant=self.variant, seed=seed, fidelity=self.fidelity)
+        return run if configuration is None else _with_values(run, configuration.rates, configuration.params)
+
+    def references(self) -> list[Run]:
+        """The runs of the untuned values, one for each seed."""
+        return [self.trial(seed) for seed in self.tuning.seeds]
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides what is found: the untuned run and its partitions, the grid and the seeds."""
+        runs = self.references()
+        return _hash8({
+            "run": runs[0].identity(), "partitions": [run.partition.hash8 for run in runs],
+            "axes": {name: list(values) for name, values in self.axes.items()}, "seeds": self.tuning.seeds,
+            "results_version": RESULTS_VERSION,
+        })  # fmt: skip
+
+    @property
+    def folder(self) -> Path:
+        """results/tune/<task>/<variant>/<digest>, relative to the results' parent."""
+        return Path("tune") / self.task.name / self.variant.name / self.digest
+
+
+def searches(
+    suite_name: str, tasks: Iterable[str] | None = None, variants: Iterable[str] | None = None
+) -> dict[Path, Search]:
+    """The searches that a suite's blocks with `tuned: true` rest on, by folder; `tasks` and `variants` narrow them.
+
+    Raises:
+        ConfigError: one of them cannot be made: no search space, none of the budget's size, no rows held out.
+    """
+    found: dict[tuple[str, str], Search] = {}
+    for block, where, first in _blocks(suite_name):
+        key = first.task.name, first.variant.name
+        if block.tuned and all(some is None or name in some for name, some in zip(key, (tasks, variants), strict=True)):
+            made = _search(first, where)
+            if found.setdefault(key, made) != made:
+                raise ConfigError(
+                    f"{where}: tuned: {' '.join(key)} stands in two blocks with other values; config/tuned has room for"
+                    " one search of a task and variant"
+                )
+    return {one.folder: one for one in found.values()}
+
+
+def _check_apart(blocks: Iterable[Block], where: str) -> None:
+    """Raises ConfigError where a suite with tuned values reports on the seeds that chose them."""
+    if both := sorted({seed for block in blocks for seed in block.seeds} & set(tuning().seeds)):
+        raise ConfigError(
+            f"{where}: seeds: {both} choose the tuned values ({CONFIG}/tuning.yaml), so no suite with `tuned: true` "
+            "may report on them"
+        )
+
+
+def tune_command(*suites: str) -> str:
+    """What finds and writes the values of some suites; typed in the project's root."""
+    named = suites[0] if len(suites) == 1 else f'"[{", ".join(suites)}]"'
+    return f"snakemake --profile local tuned --config suite={named}"
+
+
+def tuned_path(task_name: str) -> Path:
+    return CONFIG / "tuned" / f"{task_name}.yaml"
+
+
+@cache
+def tuned_values(task_name: str) -> dict[str, Tuned]:
+    """variant → its committed values on a task."""
+    path = tuned_path(task_name)
+    if not path.exists():
+        return {}
+    values = read(path)
+    for name in values:
+        if name not in (known := variant_index()):
+            raise suggest("variant", name, known, str(path))
+    return {name: parse(Tuned, entry, f"{path}: {name}") for name, entry in values.items()}
+
+
+@cache
+def tuning() -> Tuning:
+    path = CONFIG / "tuning.yaml"
+    parsed: Tuning = parse(Tuning, read(path), str(path))
+    return parsed
+
+
+@cache
+def search_space(variant_name: str) -> Space:
+    """The space of a variant, its own or its method's, checked against the method's parameters and the budget.
+
+    Raises:
+        ConfigError: there is none, it names or holds what the method does not take, or has another number of points.
+    """
+    method = variant_index()[variant_name]
+    path = CONFIG / "search" / f"{method}.yaml"
+    if not path.exists():
+        raise ConfigError(
+            f"{path}: no such file, so nothing says what is tuned of {method!r}; write it ({tuning().budget} "
+            f"configurations), or name {variant_name!r} in a block without `tuned: true`"
+        )
+    file: SearchFile = parse(SearchFile, read(path), str(path))
+    for name in file.variants:
+        if name not in (known := method_file(method).variants):
+            raise suggest("variant", name, known, f"{path}: variants")
+    own = variant_name in file.variants
+    space = file.variants.get(variant_name, file)
+    _check_space(space, variant_name, f"{path}: variants.{variant_name}" if own else str(path), own)
+    return space
+
+
+def _check_space(space: Space, variant_name: str, where: str, own: bool) -> None:
+    """Raises ConfigError, see `search_space`; `own`: the space is the variant's, not its method's."""
+    file = method_file(variant_index()[variant_name])
+    for key, values in space.values.items():
+        if key not in file.parameters:
+            raise suggest("parameter", key, file.parameters, f"{where}: values")
+        if key in file.variants[variant_name].set and not own:
+            raise ConfigError(
+                f"{where}: values: {key} is what {variant_name!r} sets; give it a space of its own under variants"
+            )
+        for value in values:
+            try:
+                file.parameters[key].accept(value)
+            except ValueError as error:
+                raise ConfigError(f"{where}: values: {key}: {error} ({file.parameters[key].doc})") from None
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{where}: values: {key}: {list(values)} holds a value twice")
+    sizes = {"lr": space.lr, "router_lr": space.router_lr, **{key: len(v) for key, v in space.values.items()}}
+    if (count := math.prod(sizes.values())) != (budget := tuning().budget):
+        product = " × ".join(f"{size} of {key}" for key, size in sizes.items() if size > 1) or "1"
+        raise ConfigError(
+            f"{where}: {product} {'is' if count == 1 else 'are'} {count} configuration{'s' * (count != 1)}; every "
+            f"variant has {budget} ({CONFIG}/tuning.yaml)"
+        )
+
+
+def _search(run: Run, where: str) -> Search:
+    """The search for the values of a run's task and variant; `where` is the suite's file."""
+    task, rule = run.task, tuning()
+    if run.fidelity["validation"] == "none" or task.partition.validation == 0:
+        raise ConfigError(
+            f"{where}: tuned: {task.name} holds no rows out (fidelity {run.fidelity.name}, switch validation: "
+            f"{run.fidelity['validation']}; the task's partition.validation: {task.partition.validation:g}), and test "
+            "rows must not choose anything; leave `tuned` out, or use fidelity: corrected"
+        )
+    space, rates = search_space(run.variant.name), run.rates
+    for name in grid.RATES:
+        if getattr(space, name) > 1 and getattr(rates, name) == 0:
+            raise ConfigError(f"{where}: tuned: {task.name} has {name}: 0, and every multiple of 0 is 0")
+    short = {"rounds": rule.rounds(task.rounds), "eval_every": None}
+    return Search(
+        task=task.model_copy(update=short), variant=run.variant, fidelity=run.fidelity, tuning=rule,
+        axes=grid.axes(space, rule, rates),
+    )  # fmt: skip
+
+
+def _tuned(search: Search, run: Run) -> Run:
+    """The run with its committed values.
+
+    Raises:
+        Untuned: there are none, or they were found in another search (the message ends before the variant's name).
+    """
+    name, path = search.variant.name, tuned_path(search.task.name)
+    entry = tuned_values(search.task.name).get(name)
+    if entry is None:
+        raise Untuned(f"{path}: no tuned values yet")
+    if entry.search != search.digest:
+        raise Untuned(
+            f"{path}: stale, for the task, the method's defaults, its search space or tuning.yaml has changed since"
+        )
+    if Configuration(rates=entry.rates, params=entry.params) not in search.configurations:
+        raise ConfigError(
+            f"{path}: {name}: rates, params: none of the {entry.budget} configurations of its search; do not edit what "
+            "a search has chosen, tune again"
+        )
+    return _with_values(run, entry.rates, entry.params)
+
+
+def _with_values(run: Run, rates: Rates, params: Mapping[str, Any]) -> Run:
+    tuned = run.variant.model_copy(update={"params": {**run.variant.params, **params}})
+    return run.model_copy(update={"variant": tuned, "own_rates": rates})
 
 
 # ----------------------------------------------------------------------------------------------- data

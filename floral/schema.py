@@ -252,6 +252,7 @@ class Block(Frozen):
     switches: Mapping[str, Any] = Field(default_factory=dict)
     task: Mapping[str, Any] = Field(default_factory=dict)
     method: Mapping[str, Any] = Field(default_factory=dict)
+    tuned: bool = Field(default=False, description="learning rates and hyper-parameters from config/tuned")
 
     @field_validator("seeds")
     @classmethod
@@ -266,6 +267,75 @@ class Suite(Frozen):
     title: str
     about: str = ""
     runs: tuple[Block, ...] = Field(min_length=1)
+
+
+# ---------------------------------------------------------------------------------------------- tuning
+
+
+class Rates(Frozen):
+    """Learning rates of a run's own, instead of its task's."""
+
+    lr: float = Field(ge=0)
+    router_lr: float = Field(ge=0)
+
+
+class Tuning(Frozen):
+    """config/tuning.yaml: what every method is tuned with, so that none is favoured."""
+
+    budget: int = Field(ge=1, description="configurations of every variant on every task")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        min_length=1, description="of each configuration; a suite with `tuned` may not report them"
+    )
+    share: float = Field(gt=0, le=1, description="of the task's rounds …")
+    at_most: int = Field(ge=1, description="… but no more rounds than this")
+    lowest: float = Field(gt=0, description="learning rate, as a multiple of the task's")
+    highest: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _range_has_a_width(self) -> Tuning:
+        if self.highest <= self.lowest:
+            raise ValueError(f"highest: {self.highest} must be above lowest: {self.lowest}")
+        return self
+
+    def rounds(self, of_task: int) -> int:
+        return min(self.at_most, max(1, round(self.share * of_task)))
+
+
+class Space(Frozen):
+    """What is tried of a variant: every combination of learning rates and values."""
+
+    lr: int = Field(ge=1, description="number of learning rates, on a log grid that is the same for every method")
+    router_lr: int = Field(default=1, ge=1, description="number of the router's; 1: the task's")
+    values: Mapping[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
+        default_factory=dict, description="hyper-parameter → its values, in order"
+    )
+
+
+class SearchFile(Space):
+    """One file of config/search: the space of a method, and of the variants that have one of their own."""
+
+    variants: Mapping[str, Space] = Field(default_factory=dict)
+
+
+class Configuration(Frozen):
+    """One point of a search space; `params` are those that the space names."""
+
+    rates: Rates
+    params: Mapping[str, Any]
+
+
+class Tuned(Frozen):
+    """One entry of config/tuned/<task>.yaml: the chosen values of a variant and where they come from."""
+
+    rates: Rates
+    params: Mapping[str, Any]
+    search: str = Field(description="digest of all that decided the search; another one makes the entry stale")
+    budget: int
+    seeds: tuple[int, ...]
+    rounds: int
+    commit: str | None = Field(description="of the code that searched")
+    default: float | None = Field(description="validation loss of the untuned values; null: diverged or refused")
+    losses: tuple[float | None, ...] = Field(description="validation loss of every configuration, in the grid's order")
 
 
 # ----------------------------------------------------------------------------------------------- data

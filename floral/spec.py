@@ -255,7 +255,7 @@ class Problem:
     """Of one input."""
     outputs: int
     batch: int
-    regression: bool
+    loss: Literal["cross_entropy", "mse"]
     switches: Mapping[str, Any]
     seed: int
     dtype: torch.dtype = torch.float32

@@ -94,8 +94,8 @@ class Federation:
         return self.make_population()
 
 
-def load(run: Run, results: Path) -> Federation:
-    """Read the run's partition and data from `results` and apply its shift.
+def load(run: Run, results: Path, *, test: bool = True) -> Federation:
+    """Read the run's partition and data from `results` and apply its shift; without `test`, no test row is read.
 
     Under the fidelity switch subset = per_variant the partition is full, and the training rows are thinned here by the
     run's seed and the variant's name; partition_digest is that of the partition as stored. Where a task is evaluated on
@@ -107,18 +107,18 @@ def load(run: Run, results: Path) -> Federation:
     """
     task = run.task
     card, table = _read_partition(run, results)
-    on_training = evaluated_on_training(run)
+    on_training = test and evaluated_on_training(run)
     shards = table.filter(pl.col("split") != "test").with_columns(split=pl.lit("test"))
     if run.fidelity["subset"] == "per_variant":
         rule = task.partition
         table = partition.reduce_rows(table, rule.share, rule.min_rows, run.seed, f"subset {run.variant.name}")
-    sides = {"train": ("train", "validation"), "test": ("test",)}
+    sides = {"train": ("train", "validation")} | ({"test": ("test",)} if test else {})
     if on_training:
         table, sides = pl.concat([table.filter(pl.col("split") != "test"), shards]), {"train": partition.SPLITS}
     source = (
         _teacher(run, task.data)
         if isinstance(task.data, Synthetic)
-        else _stored(run, task.data, card["data_digest"], results)
+        else _stored(run, task.data, card["data_digest"], results, ARRAYS if test else ARRAYS[:2])
     )
     _check_images(task, source.arrays["train_x"].shape[1:])
     cluster = np.arange(task.clients) % task.clusters
@@ -141,6 +141,9 @@ def load(run: Run, results: Path) -> Federation:
             rows[split], counts[split] = _padded(part, held_rows, task.clients, run.partition_seed)
     if on_training:
         shifted |= {"test_x": shifted["train_x"], "test_y": shifted["train_y"]}
+    if not test:
+        shifted |= {"test_x": shifted["train_x"][:0], "test_y": shifted["train_y"][:0]}
+        rows["test"], counts["test"] = np.zeros((task.clients, 0), np.int64), np.zeros(task.clients, np.int64)
     return Federation(
         **shifted,
         rows=rows,
@@ -165,8 +168,8 @@ def evaluated_on_training(run: Run) -> bool:
     return run.task.published_split == "train" and run.fidelity["eval_split"] == "train"
 
 
-def read_data(name: str, results: Path) -> tuple[dict[str, Any], dict[str, Array]]:
-    """The card and the memory-mapped arrays that the fetch stage made of a data set.
+def read_data(name: str, results: Path, sides: Sequence[str] = ARRAYS) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The card and the memory-mapped arrays (all, or those of `sides`) that the fetch stage made of a data set.
 
     Raises:
         ConfigError: they are missing or damaged.
@@ -174,7 +177,7 @@ def read_data(name: str, results: Path) -> tuple[dict[str, Any], dict[str, Array
     folder = results / "data" / name
     try:
         card = json.loads((folder / "card.json").read_text())
-        return card, {side: np.load(folder / f"{side}.npy", mmap_mode="r") for side in ARRAYS}
+        return card, {side: np.load(folder / f"{side}.npy", mmap_mode="r") for side in sides}
     except FileNotFoundError as error:
         raise ConfigError(
             f"{error.filename}: the data set {name!r} is not there yet; make it with: floral fetch {name}"
@@ -192,8 +195,8 @@ def arrays_digest(arrays: Sequence[Array]) -> str:
     return content.hexdigest()
 
 
-def _stored(run: Run, name: str, expected_digest: str, results: Path) -> Source:
-    card, arrays = read_data(name, results)
+def _stored(run: Run, name: str, expected_digest: str, results: Path, sides: Sequence[str]) -> Source:
+    card, arrays = read_data(name, results, sides)
     if card["digest"] != expected_digest:
         raise ConfigError(
             f"{results / run.partition.folder}: this partition was made for other rows than those of "

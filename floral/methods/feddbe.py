@@ -24,7 +24,6 @@ def build(problem: Problem, *, kappa: float, share: float) -> Method:
     """
     model, last = problem.build_model(), head(problem.build_model())
     below, width = serve(body(model)), problem.build_model().layers[last].inputs
-    loss = "mse" if problem.regression else "cross_entropy"
 
     def on_top(view: View, features):
         return model.layers[last](own(view["base"], last), features + view["bias"]["b"])
@@ -41,7 +40,7 @@ def build(problem: Problem, *, kappa: float, share: float) -> Method:
         mean = (1 - share) * seen["mean"] + share * total / count.clamp(min=1)
         term = kappa * consensus["known"] * (mean - consensus["mean"]).square().mean() / 2
         noted = {"mean": mean.detach(), "total": seen["total"] + total.detach(), "count": seen["count"] + count}
-        return sample_losses(loss, on_top(view, features), batch.y) + term, {**changed, "seen": noted}
+        return sample_losses(problem.loss, on_top(view, features), batch.y) + term, {**changed, "seen": noted}
 
     def report(view):
         seen = view["seen"]

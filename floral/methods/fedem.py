@@ -28,11 +28,10 @@ def build(problem: Problem) -> Method:
     model = problem.build_model()
     clusters = problem.clusters
     each = of_each_model(model)
-    loss = "mse" if problem.regression else "cross_entropy"
 
     def losses_of(outputs, y):
         """[C, B]"""
-        return sample_losses(loss, outputs, y.expand(clusters, *y.shape))
+        return sample_losses(problem.loss, outputs, y.expand(clusters, *y.shape))
 
     def log_responsibilities(view, batch):
         """log q [C, B]"""
@@ -51,7 +50,7 @@ def build(problem: Problem) -> Method:
     def predict(view, x, draws, mask):
         outputs, statistics = each(view, x, draws, mask)
         log_weights = view["mixture"]["log_weights"]
-        if problem.regression:
+        if problem.loss == "mse":
             return torch.tensordot(log_weights.exp(), outputs, 1), statistics
         return torch.logsumexp(log_weights[:, None, None] + torch.log_softmax(outputs, -1), 0), statistics
 

@@ -30,11 +30,10 @@ def build(problem: Problem, *, balance: float) -> Method:
     """
     model, clusters = problem.build_model(), problem.clusters
     each, gate = of_each_model(model), Gate(problem=problem, experts=clusters)
-    loss = "mse" if problem.regression else "cross_entropy"
 
     def log_joint(view, outputs, batch):
         """log p(z|x) p(y|x, w_z) [C, B], up to a constant"""
-        losses = sample_losses(loss, outputs, batch.y.expand(clusters, *batch.y.shape))
+        losses = sample_losses(problem.loss, outputs, batch.y.expand(clusters, *batch.y.shape))
         return gate.log_weights(view, batch.x).mT - losses
 
     def assign(view, held):
@@ -55,7 +54,7 @@ def build(problem: Problem, *, balance: float) -> Method:
     def predict(view, x, draws, mask):
         outputs, statistics = each(view, x, draws, mask)
         log_weights = gate.log_weights(view, x).mT.unsqueeze(-1)
-        if problem.regression:
+        if problem.loss == "mse":
             return (log_weights.exp() * outputs).sum(0), statistics
         return torch.logsumexp(log_weights + torch.log_softmax(outputs, -1), 0), statistics
 

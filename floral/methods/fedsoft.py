@@ -24,11 +24,10 @@ def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
     """
     model, stream, clusters = problem.build_model(), Stream(problem.seed, "model"), problem.clusters
     each = of_each_model(model)
-    loss = "mse" if problem.regression else "cross_entropy"
 
     def assign(view, held):
         outputs, _ = each(view, held.x, None, None)
-        best = sample_losses(loss, outputs, held.y.expand(clusters, *held.y.shape)).argmin(0)
+        best = sample_losses(problem.loss, outputs, held.y.expand(clusters, *held.y.shape)).argmin(0)
         counts = ((best == torch.arange(clusters, device=best.device)[:, None]) & held.mask).sum(-1).to(outputs.dtype)
         weights = (counts / held.mask.sum()).clamp(min=floor)
         changed = {"importance": {"weights": weights}}

@@ -17,11 +17,10 @@ def build(problem: Problem) -> Method:
     """
     model, clusters = problem.build_model(), problem.clusters
     choice, each = Choice(model=model, clusters=clusters), of_each_model(model)
-    loss = "mse" if problem.regression else "cross_entropy"
 
     def assign(view, held):
         outputs, _ = each(view, held.x, None, None)
-        losses = sample_losses(loss, outputs, held.y.expand(clusters, *held.y.shape))
+        losses = sample_losses(problem.loss, outputs, held.y.expand(clusters, *held.y.shape))
         return {"choice": {"cluster": (losses * held.mask).sum(-1).argmin().to(losses.dtype)}}
 
     models = whole(model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=clusters)

@@ -24,7 +24,6 @@ def build(problem: Problem) -> Method:
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
     gate, shared, own = Gate(problem=problem, experts=2), serve(model), serve_personal(model)
-    loss = "mse" if problem.regression else "cross_entropy"
     groups = {
         **whole(model, Scope.SHARED, stream, problem.lr),
         **personal(model, stream, problem.lr, problem.clients),
@@ -46,7 +45,7 @@ def build(problem: Problem) -> Method:
 
     def gate_loss(view, received, batch, draws):
         as_received = {group: received[group] for group in start_of.values() if group in received}
-        return sample_losses(loss, mixed({**view, **as_received}, batch.x), batch.y), {}
+        return sample_losses(problem.loss, mixed({**view, **as_received}, batch.x), batch.y), {}
 
     return Method(
         groups=groups,

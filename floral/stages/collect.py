@@ -61,6 +61,8 @@ class Contender:
     id: str
     title: str
     variant: Variant
+    tuned: bool = False
+    """Whether its learning rates and hyper-parameters are those that tuning chose, for each task its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +161,7 @@ def _identity(run: Run) -> dict[str, Any]:
     return {
         "task": run.task.name, "variant": variant.name, "title": variant.title, "method": variant.method,
         "family": variant.family, "fidelity": run.fidelity.name, "optimal_router": variant.optimal_router,
-        "oracle": variant.oracle,
+        "oracle": variant.oracle, "tuned": run.own_rates is not None,
     }  # fmt: skip
 
 
@@ -199,7 +201,7 @@ def _summary_frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
     types: dict[str, Any] = dict.fromkeys(IDENTITY, pl.String)
     types |= dict.fromkeys(("test_accuracy", "test_loss", "official_score", *seconds), pl.Float64) | METRICS
     types |= dict.fromkeys(("seed", "round", "bytes_per_round", "peak_memory_bytes"), pl.Int64)
-    types |= dict.fromkeys(("optimal_router", "oracle"), pl.Boolean)
+    types |= dict.fromkeys(("optimal_router", "oracle", "tuned"), pl.Boolean)
     types |= dict.fromkeys(("hash8", "setting", "contender"), pl.String)
     return pl.DataFrame(rows, schema=types, strict=False)
 
@@ -217,7 +219,9 @@ def _setting_key(run: Run) -> Hashable:
 
 
 def _contender_key(run: Run) -> Hashable:
-    return run.variant.name, json.dumps(dict(run.variant.params), sort_keys=True)
+    """Tuned values differ from task to task and are one contender all the same."""
+    tuned = run.own_rates is not None
+    return run.variant.name, "tuned" if tuned else json.dumps(dict(run.variant.params), sort_keys=True)
 
 
 def _settings(runs: list[Run]) -> dict[Hashable, Setting]:
@@ -244,15 +248,20 @@ def _changed(run: Run) -> dict[str, Any]:
 
 
 def _contenders(runs: list[Run]) -> dict[Hashable, Contender]:
-    firsts = {}
+    """A tuned variant is named so only where the suite also runs it untuned."""
+    firsts: dict[Hashable, Run] = {}
     for run in runs:
-        firsts.setdefault(_contender_key(run), run.variant)
-    ids = _distinct({key: v.params for key, v in firsts.items()}, {key: v.name for key, v in firsts.items()})
+        firsts.setdefault(_contender_key(run), run)
+    tuned = {key for key, run in firsts.items() if run.own_rates is not None}
+    untuned = {run.variant.name for key, run in firsts.items() if key not in tuned}
+    beside = {key for key in tuned if firsts[key].variant.name in untuned}
+    names = {key: run.variant.name + ("-tuned" if key in beside else "") for key, run in firsts.items()}
+    ids = _distinct({key: {} if key in tuned else run.variant.params for key, run in firsts.items()}, names)
     contenders = {}
-    for key, variant in firsts.items():
+    for key, run in firsts.items():
         suffix, differs = ids[key]
-        title = f"{variant.title}, {differs}" if differs else variant.title
-        contenders[key] = Contender(id=variant.name + suffix, title=title, variant=variant)
+        title = ", ".join(filter(None, (run.variant.title, "tuned" if key in beside else "", differs)))
+        contenders[key] = Contender(id=names[key] + suffix, title=title, variant=run.variant, tuned=key in tuned)
     return contenders
 
 

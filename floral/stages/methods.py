@@ -92,6 +92,6 @@ def _build(variant: Variant, batch_norm: bool) -> Method:
     problem = Problem(
         build_model=build_model, clients=CLIENTS, clusters=CLUSTERS,
         true_cluster=torch.arange(CLIENTS) % CLUSTERS, lr=0.01, router_lr=0.01, shape=SHAPE, outputs=OUTPUTS,
-        batch=4, regression=False, switches=config.fidelity("corrected").switches, seed=0,
+        batch=4, loss="cross_entropy", switches=config.fidelity("corrected").switches, seed=0,
     )  # fmt: skip
     return importlib.import_module(f"floral.methods.{variant.method}").build(problem, **variant.params)

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from floral import config
-from floral.config import ConfigError, Run
+from floral.config import ConfigError, Run, Search
 from floral.files import atomic
 from floral.schema import Frozen
 from floral.stages.failure import failed_since, failure, one_line
@@ -76,12 +76,18 @@ class Settings(Frozen):
         found = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "FLORAL_RESULTS": str(self.results),
+            "FLORAL_REPORTS": str(self.reports),
         }
         return found | ({"FLORAL_DATA": str(self.data_dir)} if self.data_dir else {})
 
     def runs(self) -> dict[str, list[Run]]:
         """suite → its runs; raises ConfigError for whatever the YAML files or the narrowing have wrong."""
         return {name: config.runs(name, **self.narrowing) for name in dict.fromkeys(self.suite)}
+
+    def searches(self) -> dict[str, tuple[str, Search]]:
+        """folder → the suite that asks for it and the search; a search that two suites share is under the first."""
+        chosen = {name: config.searches(name, self.tasks, self.variants) for name in dict.fromkeys(self.suite)}
+        return {str(at): (name, one) for name in reversed(chosen) for at, one in chosen[name].items()}
 
 
 def settings(values: Mapping[str, Any] | None = None) -> Settings:
@@ -92,7 +98,8 @@ def settings(values: Mapping[str, Any] | None = None) -> Settings:
     where = str(path) if values is None else f"{path} or --config"
     given = config.read(path) if values is None else values
     parsed: Settings = config.parse(Settings, given, where)
-    environment = {"results": os.environ.get("FLORAL_RESULTS"), "data_dir": os.environ.get("FLORAL_DATA")}
+    named = {"results": "FLORAL_RESULTS", "reports": "FLORAL_REPORTS", "data_dir": "FLORAL_DATA"}
+    environment = {key: os.environ.get(name) for key, name in named.items()}
     return parsed.model_copy(update={key: Path(value) for key, value in environment.items() if value})
 
 
@@ -249,7 +256,8 @@ def start(suites: Mapping[str, list[Run]], results: Path) -> None:
 
 def progress_line(results: Path, run: Run, summary: Mapping[str, Any]) -> str:
     """What a finished run says: how it ended, how far the whole is, and about how long the rest takes."""
-    said = f"{run.task.name} {run.variant.name} seed {run.seed}: {_outcome(summary)}"
+    tuned = ", tuned," if run.own_rates else ""
+    said = f"{run.task.name} {run.variant.name}{tuned} seed {run.seed}: {_outcome(summary)}"
     with suppress(FileNotFoundError, *UNREADABLE):  # the line does without it, and the report names a damaged file
         said += f", {json.loads((results / run.folder / 'costs.json').read_text())['seconds']['total']:.1f} s"
     plan = _newest_plan(results, str(run.folder))

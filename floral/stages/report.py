@@ -14,7 +14,7 @@ import yaml
 from floral.config import ConfigError, Run, switches
 from floral.figures import Figure
 from floral.looks import Look, looks
-from floral.stages import words
+from floral.stages import tuning_section, words
 from floral.stages.collect import Collected, Setting, collect
 from floral.stages.draw import draw
 from floral.stages.locks import held
@@ -80,10 +80,12 @@ def _build(collected: Collected, runs: list[Run], folder: Path, last: Path) -> N
     shown = looks(contenders, _yaml("looks.yaml"))
     figures = {setting.id: draw(collected, shown, setting) for setting in collected.settings}
     captions = _yaml("captions.yaml")
+    tuning = tuning_section.section(collected, shown, captions["tuning"]["latex"])
     tables = {
         "main": _main(collected, shown, captions["main"]["latex"]),
         "worst": _worst(collected, shown, captions["worst"]["latex"]),
         "costs": _costs(collected, shown, captions["costs"]["latex"]),
+        "tuning": {part.title: part.table for part in tuning},
     }
     collected.summary.drop("setting", "contender").write_parquet(folder / "summary.parquet")
     (folder / "tables").mkdir()
@@ -93,7 +95,7 @@ def _build(collected: Collected, runs: list[Run], folder: Path, last: Path) -> N
     for figure in (figure for kinds in figures.values() for figure in kinds.values()):
         (folder / "figures" / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
         (folder / "figures" / f"{figure.name}.pdf").write_bytes(_pdf(figure, last / "figures" / figure.name))
-    page = _page(collected, runs, shown, figures, tables, captions)
+    page = _page(collected, runs, shown, figures, tables, captions, tuning=tuning)
     (folder / "index.html").write_text(page, encoding="utf-8")
 
 
@@ -107,7 +109,7 @@ def _pdf(figure: Figure, last: Path) -> bytes:
 
 def _page(
     collected: Collected, runs: list[Run], shown: Mapping[str, Look], figures: Mapping[str, Mapping[str, Figure]],
-    tables: Mapping[str, Mapping[str, Table]], captions: Mapping[str, Any],
+    tables: Mapping[str, Mapping[str, Table]], captions: Mapping[str, Any], **sections: Any,
 ) -> str:  # fmt: skip
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=jinja2.select_autoescape(["html", "j2"]),
@@ -126,6 +128,7 @@ def _page(
         figures=figures,
         tables=tables,
         captions=captions,
+        **sections,
         usual=usual_seeds(collected),
         provenance=words.provenance(collected),
         switches=_switches(runs),

@@ -101,6 +101,7 @@ def _failure(found: Mapping[str, Any]) -> list[str]:
 
 def _configuration(run: Mapping[str, Any]) -> list[str]:
     task, variant, fidelity = run["task"], run["variant"], run["fidelity"]
+    rates, tuned = (run["own_rates"], " (tuned)") if run.get("own_rates") else (task, "")
     data = task["data"] if isinstance(task["data"], str) else f"synthetic {task['data']['kind']}"
     model = ", ".join(f"{key} {value}" for key, value in task["model"].items())
     settings = ", ".join(f"{key} {value}" for key, value in variant["params"].items())
@@ -108,7 +109,7 @@ def _configuration(run: Mapping[str, Any]) -> list[str]:
         "data": f"{data}, shift {task['shift']['kind']}; {task['clients']} clients in {task['clusters']} clusters",
         "model": model,
         "training": f"{task['rounds']} rounds, {task['participation']:.0%} of the clients, {task['epochs']} epoch(s), "
-        f"batch {task['batch']}, lr {task['lr']}, router lr {task['router_lr']}",
+        f"batch {task['batch']}, lr {rates['lr']}, router lr {rates['router_lr']}{tuned}",
         "method": f"{variant['method']}{': ' if settings else ''}{settings}",
         "fidelity": fidelity["name"],
     })  # fmt: skip

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +14,9 @@ from floral.config import ConfigError, Run
 from floral.schema import Parameter
 
 ROOT = Path(__file__).parents[2]
-CACHES = [value for value in vars(config).values() if hasattr(value, "cache_clear")]
 SYNTHETIC = {"kind": "linear", "samples_per_client": 8}
 
 Write = Callable[..., None]
-
-
-@pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
-    """`write("tasks/mine", key=value)`: a file in a copy of config/, which is read instead of ours."""
-    folder = tmp_path / "config"
-    shutil.copytree(ROOT / "config", folder)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(config, "CONFIG", Path("config"))
-
-    def forget() -> None:
-        for cached in CACHES:
-            cached.cache_clear()
-
-    def write(name: str, **values: Any) -> None:
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
-        forget()
-
-    forget()
-    yield write
-    forget()
 
 
 def blocks(*changes: dict[str, Any]) -> dict[str, Any]:

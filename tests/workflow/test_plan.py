@@ -136,3 +136,12 @@ def test_a_line_of_progress_without_a_plan(runs: list[Run], tmp_path: Path) -> N
 @pytest.mark.parametrize(("seconds", "words"), [(1, "5 s"), (42, "40 s"), (200, "3 min"), (9000, "2.5 h")])
 def test_durations_claim_no_more_than_is_known(seconds: float, words: str) -> None:
     assert plan.span(seconds) == words
+
+
+def test_jobs_write_where_the_call_says(monkeypatch):
+    """A job reads its folders from the environment, which the call's settings fill."""
+    given = plan.settings({"suite": "quickstart", "results": "here", "reports": "there"}).environment()
+    for name in ("FLORAL_RESULTS", "FLORAL_REPORTS"):
+        monkeypatch.setenv(name, given[name])
+    found = plan.settings()
+    assert (str(found.results), str(found.reports)) == ("here", "there")

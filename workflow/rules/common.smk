@@ -8,12 +8,16 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 import floral
-from floral.config import ConfigError
+from floral.config import ConfigError, Untuned
 from floral.stages import plan
 
 try:
     SETTINGS = plan.settings(config)
-    SUITES = SETTINGS.runs()
+    SEARCHES = SETTINGS.searches()
+    try:
+        SUITES, UNTUNED = SETTINGS.runs(), None
+    except Untuned as reason:  # what tunes them must be able to start
+        SUITES, UNTUNED = {}, reason
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
@@ -21,7 +25,8 @@ RESULTS, REPORTS = SETTINGS.results, SETTINGS.reports
 
 # A run that two suites share is made once, under the first of them.
 RUNS = {str(run.folder): (suite, run) for suite in reversed(SUITES) for run in SUITES[suite]}
-PARTITIONS = {str(run.partition.folder): (suite, run) for suite, run in RUNS.values()}
+TRIALS = [(suite, trial) for suite, search in SEARCHES.values() for trial in search.references()]
+PARTITIONS = {str(run.partition.folder): (suite, run) for suite, run in [*RUNS.values(), *TRIALS]}
 
 os.environ.update(SETTINGS.environment())
 
@@ -40,6 +45,13 @@ wildcard_constraints:
     hash8=r"[0-9a-f]{8}",
 
 
+def tuned_values_first(wildcards):
+    """No file, but an error while runs that were asked for lack their tuned values."""
+    if UNTUNED is not None:
+        raise WorkflowError(str(UNTUNED))
+    return []
+
+
 def runs_of(wildcards):
     """The finished runs of a suite."""
     return [f"{RESULTS}/{run.folder}/done" for run in SUITES[wildcards.suite]]
@@ -56,6 +68,26 @@ def partition_of(wildcards):
     return f"{RESULTS}/{run.partition.folder}/partition.parquet"
 
 
+def search_of(wildcards):
+    return SEARCHES[f"tune/{wildcards.task}/{wildcards.variant}/{wildcards.hash8}"]
+
+
+def searches_to_write(wildcards):
+    if not SEARCHES:
+        raise WorkflowError(f"{', '.join(SETTINGS.suite)}: no block says `tuned: true`, so there is nothing to tune")
+    return [f"{RESULTS}/{folder}/done" for folder in SEARCHES]
+
+
+def write_job(wildcards):
+    suites = dict.fromkeys(suite for suite, _ in SEARCHES.values())
+    return f"{' '.join(suites)} {narrowing(wildcards, None, leave_out='seeds')}"
+
+
+def partitions_of_search(wildcards):
+    _, search = search_of(wildcards)
+    return [f"{RESULTS}/{trial.partition.folder}/partition.parquet" for trial in search.references()]
+
+
 # Parameters that are functions of `output` or `resources` are no reason to make a result again, as the suite that
 # asks for a run, or the device, must not be: a path holds the hash of whatever decides its content.
 
@@ -70,22 +102,33 @@ def train_job(wildcards, output):
     return f"--suite {suite} --task {run.task.name} --variant {run.variant.name} --seed {run.seed} --expect {run.hash8}"
 
 
+def tune_job(wildcards, output):
+    suite, search = search_of(wildcards)
+    return f"{suite} --tasks {search.task.name} --variants {search.variant.name}"
+
+
 def execution(wildcards, threads, resources):
     """How a run is computed, which changes its speed and not its results: a GPU that was asked for is used."""
     device = "cuda" if resources.get("gpu") else SETTINGS.device
-    how = f"--device {device} --backend {SETTINGS.backend} --precision {SETTINGS.precision} --threads {threads}"
-    return f"{how} --runs-per-gpu {SETTINGS.runs_per_gpu} --checkpoint-seconds {SETTINGS.checkpoint_seconds:g}"
+    how = f"--device {device} --runs-per-gpu {SETTINGS.runs_per_gpu} --backend {SETTINGS.backend}"
+    return f"{how} --threads {threads}"
 
 
-def narrowing(wildcards, output):
+def training(wildcards, output):
+    """The same of a run alone: searches are in single precision and short."""
+    return f"--precision {SETTINGS.precision} --checkpoint-seconds {SETTINGS.checkpoint_seconds:g}"
+
+
+def narrowing(wildcards, output, leave_out=None):
     """The options that name the same runs to `floral`."""
-    given = {axis: values for axis, values in SETTINGS.narrowing.items() if values is not None}
+    given = {axis: values for axis, values in SETTINGS.narrowing.items() if values is not None and axis != leave_out}
     return " ".join(f"--{axis} {' '.join(map(str, values))}" for axis, values in given.items())
 
 
 onstart:
-    plan.start(SUITES, RESULTS)
-    print(plan.estimate(SUITES, RESULTS, workflow.cores or workflow.nodes), file=sys.stderr)
+    if UNTUNED is None:
+        plan.start(SUITES, RESULTS)
+        print(plan.estimate(SUITES, RESULTS, workflow.cores or workflow.nodes), file=sys.stderr)
 
 
 onerror:

@@ -10,5 +10,6 @@ rule train:
     params:
         job=train_job,
         execution=execution,
+        training=training,
     shell:
-        "floral train {params.job} {params.execution}"
+        "floral train {params.job} {params.execution} {params.training}"

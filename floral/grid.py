@@ -1,0 +1,58 @@
+"""A search space as a grid: its axes, its configurations, and which values of one lie at the grid's edge."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from floral.schema import Configuration, Rates, Space, Tuning
+
+RATES = tuple(Rates.model_fields)
+EDGELESS = 2
+"""An axis with so many values or fewer has no inside: nothing on it can be said to lie at an edge."""
+
+Axes = Mapping[str, tuple[Any, ...]]
+"""Name of a learning rate or hyper-parameter → its values, in order."""
+
+
+def axes(space: Space, tuning: Tuning, task: Rates) -> Axes:
+    """The axes of a space, learning rates first, for a task with these learning rates."""
+    counts = {"lr": space.lr, "router_lr": space.router_lr}
+    rates = {name: ladder(tuning, getattr(task, name), count) for name, count in counts.items()}
+    return {**rates, **space.values}
+
+
+def ladder(tuning: Tuning, of_task: float, count: int) -> tuple[float, ...]:
+    """`count` learning rates, evenly spaced on a log scale from lowest to highest; a single one is the task's own.
+
+    rate_i = of_task · lowest · (highest / lowest)^(i / (count - 1)), with three significant digits.
+    """
+    if count == 1:
+        return (of_task,)
+    ratio = tuning.highest / tuning.lowest
+    return tuple(float(f"{of_task * tuning.lowest * ratio ** (i / (count - 1)):.3g}") for i in range(count))
+
+
+def configurations(found: Axes) -> list[Configuration]:
+    """Every combination, the last axis fastest."""
+    points = (dict(zip(found, point, strict=True)) for point in itertools.product(*found.values()))
+    return [
+        Configuration(
+            rates=Rates(**{name: point[name] for name in RATES}),
+            params={name: value for name, value in point.items() if name not in RATES},
+        )
+        for point in points
+    ]
+
+
+def edges(found: Axes, rates: Rates, params: Mapping[str, Any]) -> list[str]:
+    """The names of the values that are the first or last of their axis, where it is of numbers and has an inside."""
+    chosen = {**rates.model_dump(), **params}
+    return [
+        name
+        for name, values in found.items()
+        if len(values) > EDGELESS
+        and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        and chosen[name] in (values[0], values[-1])
+    ]

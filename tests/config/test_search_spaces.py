@@ -1,0 +1,220 @@
+"""Equal budgets for every method, tuning seeds apart from reported ones, tuned values as they were found."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from federations import make_data, make_run
+
+from floral import config, grid
+from floral.config import ConfigError, Search, Untuned
+from floral.schema import Rates, Space
+from floral.stages import execute
+
+Write = Callable[..., None]
+TUNABLE = [name for name, method in config.variant_index().items() if method in config.names("search")]
+SEED = config.tuning().seeds[0]
+
+
+def tuned_suite(**change: Any) -> dict[str, Any]:
+    block = {"tasks": ["digits_rotate"], "variants": ["ditto"], "seeds": [0], "tuned": True}
+    return {"title": "Mine", "runs": [block | change]}
+
+
+def searched() -> Search:
+    (search,) = config.searches("mine").values()
+    return search
+
+
+def entry(search: Search, number: int = 0, **change: Any) -> dict[str, Any]:
+    chosen = search.configurations[number]
+    found = {
+        "rates": chosen.rates.model_dump(), "params": dict(chosen.params), "search": search.digest, "budget": 12,
+        "seeds": list(search.tuning.seeds), "rounds": search.task.rounds, "commit": None, "default": 0.5,
+        "losses": [0.4] * 12,
+    }  # fmt: skip
+    return found | change
+
+
+def refusal(suite: str = "mine", kind: type[ConfigError] = ConfigError) -> str:
+    with pytest.raises(kind) as refused:
+        config.runs(suite)
+    return str(refused.value)
+
+
+# ------------------------------------------------------------------------------------------ search spaces
+
+
+@pytest.mark.parametrize("variant", TUNABLE)
+def test_every_variant_has_the_budgets_configurations_on_one_range_of_learning_rates(variant: str) -> None:
+    rule, space = config.tuning(), config.search_space(variant)
+    axes = grid.axes(space, rule, Rates(lr=0.1, router_lr=0.3))
+    found = grid.configurations(axes)
+    assert len({one.model_dump_json() for one in found}) == rule.budget
+    assert (axes["lr"][0], axes["lr"][-1]) == pytest.approx((0.1 * rule.lowest, 0.1 * rule.highest), rel=0.005)
+    steps = [math.log(high / low) for low, high in zip(axes["lr"], axes["lr"][1:], strict=False)]
+    assert steps == pytest.approx([steps[0]] * len(steps), abs=0.05)
+
+
+@pytest.mark.parametrize("variant", [name for name in TUNABLE if config.search_space(name).router_lr > 1])
+def test_a_routers_learning_rate_is_tuned_only_where_something_trains_with_it(variant: str) -> None:
+    run = make_run(variant).model_copy(update={"own_rates": Rates(lr=0.1, router_lr=0.777)})
+    problem = execute.make_problem(run, make_data(), execute.resolve_device("cpu"), execute.torch.float32)
+    method = importlib.import_module(f"floral.methods.{run.variant.method}").build(problem, **run.variant.params)
+    assert 0.777 in [group.lr for group in method.groups.values()]
+
+
+def test_only_methods_that_train_nothing_have_no_search_space() -> None:
+    assert {"constant"} == {name for name in config.suite("methods").runs[0].variants if name not in TUNABLE}
+
+
+def test_edges_are_ends_of_axes_that_have_an_inside() -> None:
+    rule = config.tuning()
+    values = {"lam": (0.1, 1.0, 10.0), "two": (1, 2), "kind": ("a", "b", "c")}
+    axes = grid.axes(Space(lr=4, values=values), rule, Rates(lr=0.1, router_lr=0.1))
+    rates = Rates(lr=axes["lr"][-1], router_lr=0.1)
+    assert grid.edges(axes, rates, {"lam": 0.1, "two": 1, "kind": "a"}) == ["lr", "lam"]
+    assert grid.edges(axes, Rates(lr=axes["lr"][1], router_lr=0.1), {"lam": 1.0, "two": 2, "kind": "c"}) == []
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        ({"lr": 4}, ["config/search/ditto.yaml", "4 of lr are 4 configurations; every variant has 12"]),
+        ({"lr": 12, "values": {"lam": [1.0]}, "router_lr": 2}, ["12 of lr × 2 of router_lr are 24"]),
+        ({"lr": 6, "values": {"lamb": [1.0, 2.0]}}, ["values: unknown parameter 'lamb'; did you mean 'lam'?"]),
+        ({"lr": 6, "values": {"lam": [0.0, 2.0]}}, ["values: lam: 0.0 is out of range"]),
+        ({"lr": 6, "values": {"lam": [1.0, 1.0]}}, ["values: lam", "holds a value twice"]),
+        ({"lr": 12, "variants": {"dito": {"lr": 12}}}, ["variants: unknown variant 'dito'"]),
+        ({"lr": 12, "rounds": 3}, ["unknown key 'rounds'"]),
+    ],
+)
+def test_a_search_space_that_does_not_fit_is_refused(write: Write, space: dict[str, Any], words: list[str]) -> None:
+    write("suites/mine", **tuned_suite())
+    write("search/ditto", **space)
+    said = refusal()
+    assert all(word in said for word in words), said
+
+
+def test_what_a_variant_sets_is_tuned_only_in_a_space_of_its_own(write: Write) -> None:
+    write("suites/mine", **tuned_suite(variants=["floral_10"]))
+    ranks = {"lr": 6, "values": {"rank": [0.01, 0.1]}}
+    write("search/floral", **ranks)
+    assert "rank is what 'floral_10' sets; give it a space of its own under variants" in refusal()
+    write("search/floral", lr=12, variants={"floral_10": ranks})
+    assert searched().axes["rank"] == (0.01, 0.1)
+
+
+def test_a_method_without_a_search_space_is_refused(write: Write) -> None:
+    write("suites/mine", **tuned_suite(variants=["constant"]))
+    said = refusal()
+    assert "config/search/constant.yaml: no such file" in said and "without `tuned: true`" in said
+
+
+@pytest.mark.parametrize(
+    "change", [{"fidelity": "official"}, {"task": {"partition": {"validation": 0.0}}}], ids=["official", "no share"]
+)
+def test_without_held_out_rows_nothing_is_tuned(write: Write, change: dict[str, Any]) -> None:
+    write("suites/mine", **tuned_suite(**change))
+    said = refusal()
+    assert "holds no rows out" in said and "leave `tuned` out" in said
+
+
+def test_tuning_seeds_are_not_reported(write: Write) -> None:
+    both = {"title": "Mine", "runs": [*tuned_suite()["runs"], tuned_suite(tuned=False, seeds=[0, SEED])["runs"][0]]}
+    write("suites/mine", **both)
+    assert f"seeds: [{SEED}] choose the tuned values" in refusal()
+    write("suites/mine", **tuned_suite(tuned=False, seeds=[SEED]))
+    assert len(config.runs("mine")) == 1
+
+
+def test_a_value_is_not_both_tuned_and_set(write: Write) -> None:
+    write("suites/mine", **tuned_suite(method={"lam": 3.0}))
+    assert "method: lam: tuning chooses it for 'ditto'" in refusal()
+
+
+def test_a_learning_rate_of_0_has_no_grid(write: Write) -> None:
+    write("suites/mine", **tuned_suite(task={"lr": 0.0}))
+    assert "has lr: 0, and every multiple of 0 is 0" in refusal()
+
+
+# ------------------------------------------------------------------------------------------- tuned values
+
+
+def test_missing_values_are_named_with_the_command_that_finds_them(write: Write) -> None:
+    write("suites/mine", **tuned_suite(variants=["ditto", "floral_1"]))
+    write("tuned/digits_rotate")
+    said = refusal(kind=Untuned)
+    assert said.splitlines() == [
+        "config/tuned/digits_rotate.yaml: no tuned values yet: ditto, floral_1",
+        "tune with: snakemake --profile local tuned --config suite=mine",
+    ]
+
+
+def test_tuned_values_are_the_runs_and_decide_its_hash(write: Write) -> None:
+    write("suites/mine", **tuned_suite())
+    search = searched()
+    write("tuned/digits_rotate", ditto=entry(search, 3))
+    (run,) = config.runs("mine")
+    chosen = search.configurations[3]
+    assert run.rates == chosen.rates and run.variant.params["lam"] == chosen.params["lam"] != 1.0
+    write("suites/mine", **tuned_suite(tuned=False))
+    (untuned,) = config.runs("mine")
+    assert untuned.hash8 != run.hash8 and "own_rates" not in untuned.identity() and untuned.own_rates is None
+    assert search.trial(SEED, chosen).hash8 != run.hash8
+
+
+def test_a_change_of_what_was_searched_makes_values_stale(write: Write) -> None:
+    write("suites/mine", **tuned_suite())
+    write("tuned/digits_rotate", ditto=entry(searched()))
+    assert config.runs("mine")
+    for change in ({"batch": 8}, {"model": {"hidden": 8}}):
+        write("suites/mine", **tuned_suite(task=change))
+        assert "config/tuned/digits_rotate.yaml: stale" in refusal(kind=Untuned)
+    write("suites/mine", **tuned_suite())
+    write("search/ditto", lr=4, values={"lam": [0.1, 1.0, 9.0]})
+    assert "config/tuned/digits_rotate.yaml: stale" in refusal(kind=Untuned)
+
+
+def test_a_suite_of_other_length_shares_the_search(write: Write) -> None:
+    write("suites/mine", **tuned_suite(task={"rounds": 1000}))
+    digest, rounds = searched().digest, searched().task.rounds
+    write("suites/mine", **tuned_suite(task={"rounds": 2000, "eval_every": 7}))
+    assert (searched().digest, rounds) == (digest, config.tuning().at_most)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"loss": 1}, ["config/tuned/digits_rotate.yaml: ditto", "unknown key 'loss'"]),
+        ({"rates": {"lr": 0.123, "router_lr": 0.1}}, ["none of the 12 configurations of its search"]),
+        ({"rates": {"lr": "fast", "router_lr": 0.1}}, ["ditto", "rates.lr", "'fast'"]),
+    ],
+)
+def test_edited_values_are_refused(write: Write, change: dict[str, Any], words: list[str]) -> None:
+    write("suites/mine", **tuned_suite())
+    write("tuned/digits_rotate", ditto=entry(searched(), **change))
+    said = refusal()
+    assert all(word in said for word in words), said
+
+
+def test_an_unknown_variant_in_tuned_values_is_refused(write: Write) -> None:
+    write("suites/mine", **tuned_suite())
+    write("tuned/digits_rotate", dito=entry(searched()))
+    assert "config/tuned/digits_rotate.yaml: unknown variant 'dito'; did you mean 'ditto'?" in refusal()
+
+
+def test_two_searches_of_one_task_and_variant_have_no_room(write: Write) -> None:
+    blocks = [*tuned_suite()["runs"], *tuned_suite(task={"batch": 8})["runs"]]
+    write("suites/mine", title="Mine", runs=blocks)
+    with pytest.raises(ConfigError, match="stands in two blocks with other values"):
+        config.searches("mine")
+
+
+@pytest.mark.parametrize("suite", [name for name in config.names("suites") if config.searches(name)])
+def test_committed_values_are_current(suite: str) -> None:
+    assert config.runs(suite)
