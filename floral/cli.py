@@ -112,7 +112,8 @@ def _tune(arguments: argparse.Namespace, settings: Settings) -> None:
         return
     for search in searches:
         how = {"device": arguments.device or settings.device, "backend": arguments.backend or settings.backend}
-        tune.tune(search, settings.results, threads=arguments.threads, **how)
+        places = arguments.runs_per_gpu or settings.runs_per_gpu
+        tune.tune(search, settings.results, runs_per_gpu=places, threads=arguments.threads, **how)
 
 
 def _train(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -128,7 +129,9 @@ def _train(arguments: argparse.Namespace, settings: Settings) -> int:
         run,
         settings.results,
         device=arguments.device or settings.device,
+        runs_per_gpu=arguments.runs_per_gpu or settings.runs_per_gpu,
         backend=arguments.backend or settings.backend,
+        precision=arguments.precision or settings.precision,
         threads=arguments.threads,
         checkpoint_seconds=arguments.checkpoint_seconds or settings.checkpoint_seconds,
     )
@@ -301,11 +304,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--seed", required=True, type=_natural)
         sub.add_argument("--expect", metavar="HASH8", help="stop if the configuration resolves to another hash")
     train.add_argument("--variant", required=True)
+    train.add_argument("--precision", choices=("fp32", "tf32", "bf16"))
     tune = command("tune", _tune, "choose a variant's learning rates and hyper-parameters by its validation loss")
     tune.add_argument("suites", nargs="+", metavar="SUITE")
     tune.add_argument("--write", action="store_true", help="put what finished searches chose into config/tuned")
     for sub in (tune, train):
         sub.add_argument("--device", choices=("auto", "cpu", "cuda"))
+        sub.add_argument("--runs-per-gpu", type=_positive(int))
         sub.add_argument("--backend", choices=("auto", "loop", "vmap", "batched"))
         sub.add_argument("--threads", type=_positive(int), default=1)
     train.add_argument("--checkpoint-seconds", type=_positive(float))

@@ -136,7 +136,7 @@ class Dropout:
     rate: float = 0.5
 
     def __call__(self, x: Tensor, uniform: Tensor) -> Tensor:
-        return torch.where(uniform < self.rate, torch.zeros((), dtype=x.dtype), x / (1 - self.rate))
+        return torch.where(uniform < self.rate, torch.zeros((), dtype=x.dtype, device=x.device), x / (1 - self.rate))
 
 
 Layer = Linear | Conv2d | BatchNorm | Dropout

@@ -422,7 +422,7 @@ class Gate:
     @property
     def model(self) -> Model:
         """The network, its last layer named "mix"."""
-        inputs = shrunk(torch.zeros(1, *self.problem.shape)).numel()
+        inputs = shrunk(torch.zeros(1, *self.problem.shape, device="meta")).numel()
         layers: dict[str, Layer] = {"hidden": Linear(inputs, self.hidden)} if self.hidden else {}
         layers["mix"] = Linear(self.hidden or inputs, self.experts)
 

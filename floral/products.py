@@ -34,12 +34,13 @@ def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, delta: Tensor | None = None, stacked: Stacked = ""
 ) -> Tensor:
     """x (W + delta)ᵀ + bias of ONE client: x [..., inputs], W [outputs, inputs], or C weights that are used as one."""
-    tape = _TAPE.get()
+    tape, how = _TAPE.get(), How(stacked=stacked, dtype=_ROUNDED.get())
     if x.dim() == 1:
         return linear(x[None], weight, bias, delta=delta, stacked=stacked)[0]
     if tape is None:
-        return F.linear(x, _whole(weight, stacked) if delta is None else weight + delta, bias)
-    return _Product.apply(x, weight, bias, delta, How(stacked=stacked), tape)  # type: ignore[no-any-return]
+        weight = _whole(weight, stacked) if delta is None else weight + delta
+        return F.linear(how.rounded(x), how.rounded(weight), how.rounded(bias)).to(x.dtype)
+    return _Product.apply(x, weight, bias, delta, how, tape)  # type: ignore[no-any-return]
 
 
 def conv2d(
@@ -53,10 +54,10 @@ def conv2d(
     stacked: Stacked = "",
 ) -> Tensor:
     """Cross-correlation of x [B, inputs, H, W] of ONE client with W + delta [outputs, inputs, h, w]."""
-    tape = _TAPE.get()
+    tape, how = _TAPE.get(), How(stacked=stacked, stride=stride, padding=padding, dtype=_ROUNDED.get())
     if tape is None:
-        return F.conv2d(x, _whole(weight, stacked) if delta is None else weight + delta, bias, stride, padding)
-    how = How(stacked=stacked, stride=stride, padding=padding)
+        weight = _whole(weight, stacked) if delta is None else weight + delta
+        return F.conv2d(how.rounded(x), how.rounded(weight), how.rounded(bias), stride, padding).to(x.dtype)
     return _Product.apply(x, weight, bias, delta, how, tape)  # type: ignore[no-any-return]
 
 
@@ -93,6 +94,20 @@ class Tape:
 
 
 _TAPE: ContextVar[Tape | None] = ContextVar("tape", default=None)
+_ROUNDED: ContextVar[torch.dtype | None] = ContextVar("rounded", default=None)
+
+
+@contextmanager
+def rounded(dtype: torch.dtype | None) -> Iterator[None]:
+    """Products inside, and their gradients, have their factors and results rounded to a shorter type; None: to none.
+
+    Parameters, inputs, outputs and gradients keep the types that they have.
+    """
+    token = _ROUNDED.set(dtype)
+    try:
+        yield
+    finally:
+        _ROUNDED.reset(token)
 
 
 def _layout(tensor: Tensor) -> list[tuple[int, int]]:
@@ -113,6 +128,12 @@ class How:
     levels: tuple[tuple[bool, ...], ...] = ()
     """Of each vmap from the innermost outwards, which of (x, weight, bias, delta) carry its axis. The outermost is over
     clients, one inside it over clusters."""
+    dtype: torch.dtype | None = None
+    """What factors and results are rounded to; None: as they are."""
+
+    def rounded(self, tensor: Any) -> Any:
+        """A factor, or None, as the product takes it."""
+        return tensor if tensor is None or self.dtype is None else tensor.to(self.dtype)
 
     @property
     def convolves(self) -> bool:
@@ -151,18 +172,19 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, delta: Tensor | None, how: How, tape: Tape) -> Tensor:
-        used = _effective(weight, delta, how)
+        lifted, used = how.rounded(how.lifted(x, 0)), how.rounded(_effective(weight, delta, how))
         product = _convolve if how.convolves else _multiply
-        if bias is None:
-            return how.result(product(how.lifted(x, 0), used, None, how))
-        added = how.lifted(bias, 2)
-        if _same_for_all(added):  # the product itself can add it
-            return how.result(product(how.lifted(x, 0), used, added[0, 0], how))
-        if not how.convolves and len(used) > 1:
-            return how.result(product(how.lifted(x, 0), used, added, how))
-        out = product(how.lifted(x, 0), used, None, how)
-        out.add_(added[:, :, None, :, None, None] if how.convolves else _before_last(added, out.dim()))
-        return how.result(out)
+        added = None if bias is None else how.lifted(bias, 2)
+        if added is None:
+            out = product(lifted, used, None, how)
+        elif _same_for_all(added):  # the product itself can add it
+            out = product(lifted, used, how.rounded(added[0, 0]), how)
+        elif not how.convolves and len(used) > 1:
+            out = product(lifted, used, how.rounded(added), how)
+        else:
+            out = product(lifted, used, None, how)
+            out.add_(added[:, :, None, :, None, None] if how.convolves else _before_last(added, out.dim()))
+        return how.result(out).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -173,16 +195,18 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         x, weight, bias, delta = ctx.saved_tensors
         how: How = ctx.how
-        gradient = how.of_result(gradients[0])
+        exact = how.of_result(gradients[0])
+        gradient, lifted = how.rounded(exact), how.rounded(how.lifted(x, 0))
         if how.convolves and delta is None and gradient.shape[:2] == (1, 1):
             return _convolved_back_at_once(ctx, gradient)
         to_x = to_weight = to_bias = to_delta = None
         if ctx.needs_input_grad[0]:
             back = _convolve_back if how.convolves else _multiply_back
-            to_x = how.reduced(back(gradient, how.lifted(x, 0), _effective(weight, delta, how), how), 0)
-        entry = Entry(how.lifted(x, 0), gradient, how, tuple(weight.shape))
+            to_x = back(gradient, lifted, how.rounded(_effective(weight, delta, how)), how)
+            to_x = how.reduced(to_x.to(x.dtype), 0)
+        entry = Entry(lifted, gradient, how, tuple(weight.shape), weight.dtype)
         if delta is not None and ctx.needs_input_grad[3]:
-            each = entry.of_clients()
+            each = entry.of_clients().to(weight.dtype)
             entry = replace(entry, known=each)
             to_delta = how.reduced(each, 3)
         if ctx.needs_input_grad[1]:
@@ -192,7 +216,7 @@ class _Product(torch.autograd.Function):
             else:
                 ctx.tape.entries.setdefault(leaf, []).append(entry)
         if bias is not None and ctx.needs_input_grad[2]:
-            summed = gradient.sum((2, 4, 5)) if how.convolves else gradient.flatten(2, -2).sum(2)
+            summed = exact.sum((2, 4, 5)) if how.convolves else exact.flatten(2, -2).sum(2)
             to_bias = how.reduced(summed, 2)
         return to_x, to_weight, to_bias, to_delta, None, None
 
@@ -341,15 +365,15 @@ def _convolved_back_at_once(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     """The backward pass of ONE client's convolution: one call has all gradients, so none is left for later."""
     x, weight, bias, _ = ctx.saved_tensors
     how: How = ctx.how
-    lifted = how.lifted(x, 0)
-    kernel = _channels_last(_effective(weight, None, how)[0, 0])
+    lifted = how.rounded(how.lifted(x, 0))
+    kernel = _channels_last(how.rounded(_effective(weight, None, how)[0, 0]))
     to_x, to_kernel, to_bias = (
-        None if found is None else found[None, None]
+        None if found is None else found.to(weight.dtype)[None, None]
         for found in _convolution_backward(gradient[0, 0], lifted[0, 0], kernel, how, tuple(ctx.needs_input_grad[:3]))
     )
     to_weight = None
     if to_kernel is not None:
-        entry = Entry(lifted, gradient, how, tuple(weight.shape), to_kernel)
+        entry = Entry(lifted, gradient, how, tuple(weight.shape), weight.dtype, to_kernel)
         leaf = ctx.tape.leaf(weight)
         if leaf is None:
             to_weight = entry.of_weight()
@@ -381,6 +405,8 @@ class Entry:
     how: How
     shape: tuple[int, ...]
     """Of the weight, with the axes that it was given with."""
+    dtype: torch.dtype
+    """Of the weight, and of every gradient that leaves here; x and δ may be rounded."""
     known: Tensor | None = None
     """The gradient [m, C, outputs, inputs, …] where it had to be made for something else."""
 
@@ -417,8 +443,8 @@ class Entry:
         if weight is not None and weight.dim() == 2 and self.how.stacked:
             x, gradient, known = self._weigh_stacked(weight)
         elif weight is not None:
-            factor = weight.to(gradient.dtype).reshape(len(weight), -1, *(1,) * (gradient.dim() - 2))
-            gradient = gradient * factor
+            factor = weight.to(self.dtype).reshape(len(weight), -1, *(1,) * (gradient.dim() - 2))
+            gradient = (gradient * factor).to(gradient.dtype)
             known = None if known is None else known * factor.reshape(*factor.shape[:2], *(1,) * (known.dim() - 2))
         if known is not None:
             total = known.sum(0)
@@ -439,7 +465,7 @@ class Entry:
         """The product for losses that were not weighted with `share` [m]."""
 
         def divided(tensor: Tensor) -> Tensor:
-            return tensor / share.to(tensor.dtype).reshape(-1, *(1,) * (tensor.dim() - 1))
+            return (tensor / share.to(self.dtype).reshape(-1, *(1,) * (tensor.dim() - 1))).to(tensor.dtype)
 
         known = None if self.known is None else divided(self.known)
         return replace(self, gradient=divided(self.gradient), known=known)
@@ -449,7 +475,7 @@ class Entry:
 
         Here and where gradients are added up, a weight may have been given with further axes of length 1.
         """
-        if self.how.convolves or self.how.stacked == "inputs" or self.known is not None:
+        if self.how.convolves or self.how.stacked == "inputs" or self.known is not None or self.x.dtype != own.dtype:
             own.add_(self.each().reshape(own.shape), alpha=alpha)
             return
         gradient, x = self.gradient.flatten(2, -2), self.x.flatten(2, -2)
@@ -468,7 +494,9 @@ class Entry:
         axis = 3 if self.how.convolves else -1  # of the channels that the clusters share
         weighed = tensor.unflatten(axis, (clusters, -1)).transpose(1, axis if axis > 0 else -2)
         shape = (len(weight), clusters, *(1,) * (weighed.dim() - 2))
-        weighed = (weighed * weight.to(tensor.dtype).reshape(shape)).transpose(1, axis if axis > 0 else -2)
+        weighed = (
+            (weighed * weight.to(self.dtype).reshape(shape)).to(tensor.dtype).transpose(1, axis if axis > 0 else -2)
+        )
         weighed = weighed.flatten(axis, axis + 1) if axis > 0 else weighed.flatten(-2)
         return (weighed, self.gradient, None) if inputs else (self.x, weighed, None)
 
@@ -480,6 +508,7 @@ class Entry:
 
     def _unstacked(self, gradient: Tensor, axis: int) -> Tensor:
         """The gradient of weights used as one, of each: axis C at `axis`."""
+        gradient = gradient.to(self.dtype)
         match self.how.stacked:
             case "outputs":
                 return gradient.unflatten(axis, (self.clusters, -1))

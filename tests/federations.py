@@ -13,6 +13,7 @@ import torch
 from floral import config
 from floral.config import Run
 from floral.data.federation import Federation
+from floral.engine.devices import Precision
 from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
 from floral.layers import Dropout, Linear, Model, units
@@ -148,6 +149,8 @@ def simulate(
     backend: str = "loop",
     chunk: int = 1,
     workers: int = 1,
+    precision: Precision = "fp32",
+    graphs: bool = False,
     device: torch.device = CPU,
     kind: type[Simulation] = Simulation,
     **run: Any,
@@ -168,7 +171,8 @@ def simulate(
         problem = replace(problem, build_model=with_dropout)
     method = change(execute.build_method(made, problem))
     tensors = execute.client_data(data, method, device, dtype)
-    return kind(method, tensors, execute.make_settings(made), Execution(backend, chunk, workers))
+    how = Execution(backend, chunk, workers, precision=precision, graphs=graphs)
+    return kind(method, tensors, execute.make_settings(made), how)
 
 
 def train(simulation: Simulation, rounds: int = 3) -> State:

@@ -14,13 +14,15 @@ from floral import config
 from floral.bench import floors
 from floral.bench.floors import Batches, Floor
 from floral.config import ConfigError, Run
-from floral.engine import execution
+from floral.engine import devices, execution
+from floral.engine.devices import wait_for
 from floral.engine.rows import Plan, plan
 from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
 from floral.spec import Params, Refused
 from floral.stages import execute
 from floral.stages.fetch import fetch
+from floral.stages.gpus import resolve_device
 from floral.stages.partition import partition
 from floral.streams import Stream
 
@@ -111,7 +113,9 @@ class EngineRounds:
 
     @classmethod
     def of(cls, run: Run, results: Path, device: str, backend: str, threads: int) -> EngineRounds:
-        simulation, _, state = execute.assemble(run, results, execute.resolve_device(device), torch.float32)
+        place = resolve_device(device)
+        devices.settle(place, "fp32")
+        simulation, _, state = execute.assemble(run, results, place, torch.float32)
         return cls(simulation, state, backend, threads)
 
     def __str__(self) -> str:
@@ -124,8 +128,7 @@ class EngineRounds:
                 self.round += 1
                 _, samples = self.simulation.train(self.state, self.round)
                 self.samples += samples
-        if self.simulation.device.type == "cuda":
-            torch.cuda.synchronize()
+        wait_for(self.simulation.device)
 
 
 class FloorRounds:

@@ -52,7 +52,7 @@ class Batched(Clients):
     """The leaves of a phase that are used in products alone: no copy per client is needed to tell gradients apart."""
 
     @classmethod
-    def of(cls, clients: Clients) -> Batched:
+    def of(cls, clients: Clients, captured: Captured) -> Batched:
         """The same clients, batched.
 
         Raises:
@@ -60,7 +60,8 @@ class Batched(Clients):
         """
         if clients.method.local_step is not None:
             raise Refused("the method takes its own local steps")
-        return cls(clients.method, clients.phases, clients.loss, True, clients.clusters)
+        known = clients.method, clients.phases, clients.loss, True, clients.clusters, clients.rounded
+        return cls(*known, captured)
 
     # ---------------------------------------------------------------------------------------------- steps
 
@@ -75,7 +76,7 @@ class Batched(Clients):
             return {**updated, **found.changed}, found.losses
 
         key = ("step", step.phase, tuple(step.axes.items()))
-        changed, losses = self.captured(key, function, step.values, step.inputs)
+        changed, losses = self.captured(key, function, step.values, step.inputs, lasting=False)
         return {**step.values, **changed}, {**step.axes, **dict.fromkeys(changed, 0)}, losses
 
     def last(self, step: Step, chunk: Chunk) -> tuple[Finished, Tensor]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from floral.engine.graphs import Graph, Graphs
 from floral.spec import Refused
 
 MOST = 24
@@ -55,27 +56,33 @@ class Captured:
     A recording holds for one `key`, one structure and one layout of the inputs. The function must be straight-line:
     what it does may depend on shapes and on what it closes over, never on values. Inputs may be changed in place.
 
+    With `graphs` recordings are replayed as such. An input that is changed in place may then no longer be used: what
+    the function gives back has the change. Unless a call asks for `lasting` results, these are good until the next one.
+
     Raises:
-        Refused: the function draws random numbers, reads a value, or changes what it closes over.
+        Refused: the function draws random numbers, reads a value, or changes what it closes over; or, for graphs,
+            it computes on several devices.
     """
 
-    def __init__(self) -> None:
-        self._recorded: dict[Hashable, tuple[Callable[..., Any], Any]] = {}
+    def __init__(self, graphs: Graphs | None = None) -> None:
+        self._graphs = graphs
+        self._recorded: dict[Hashable, tuple[Callable[..., Any] | Graph, Any]] = {}
         self._lock = RLock()
 
-    def __call__(self, key: Hashable, function: Callable[..., Any], *trees: Any) -> Any:
+    def __call__(self, key: Hashable, function: Callable[..., Any], *trees: Any, lasting: bool = True) -> Any:
         flat: list[Tensor] = []
         spec = _flatten(trees, flat)
         full = (key, spec, tuple([_layout(tensor) for tensor in flat]))
         if full not in self._recorded:
             with self._lock:
                 if full not in self._recorded and len(self._recorded) < MOST:
-                    self._recorded[full] = _record(function, spec, flat)
+                    self._recorded[full] = _record(function, spec, flat, self._graphs)
         with torch.no_grad():
             if full not in self._recorded:
                 return function(*trees)
             replay, of_result = self._recorded[full]
-            return _unflatten(of_result, iter(replay(*flat)))
+            found = replay(flat, lasting) if isinstance(replay, Graph) else replay(*flat)
+            return _unflatten(of_result, iter(found))
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
@@ -92,7 +99,9 @@ def _copy(tensor: Tensor) -> Tensor:
     return copy.set_(tensor.untyped_storage().clone(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
-def _record(function: Callable[..., Any], spec: Any, flat: list[Tensor]) -> tuple[Callable[..., Any], Any]:
+def _record(
+    function: Callable[..., Any], spec: Any, flat: list[Tensor], graphs: Graphs | None
+) -> tuple[Callable[..., Any] | Graph, Any]:
     """The recording of a function and the structure of its result; its inputs stay as they are."""
     inputs = [_copy(tensor.detach()) for tensor in flat]
     recorder = _Recorder(inputs)
@@ -100,7 +109,11 @@ def _record(function: Callable[..., Any], spec: Any, flat: list[Tensor]) -> tupl
         result = function(*_unflatten(spec, iter(inputs)))
     found: list[Tensor] = []
     of_result = _flatten(result, found)
-    return recorder.replay(inputs, found), of_result
+    replay = recorder.replay(inputs, found)
+    if graphs is None:
+        return replay, of_result
+    recorder.check_for_graph()
+    return Graph(graphs, replay), of_result
 
 
 class _Recorder(TorchDispatchMode):
@@ -188,6 +201,15 @@ class _Recorder(TorchDispatchMode):
             self._name(value, name)
             self.views[name, tuple(value.shape), value.stride()] = name
         return _Name(self.names[id(value)])
+
+    def check_for_graph(self) -> None:
+        """Raise Refused unless all tensors lie on one device: a graph has no copies from another.
+
+        A number is part of an operation wherever it lies, and of a shape without values (meta) nothing is computed.
+        """
+        kinds = sorted({tensor.device.type for tensor in self.alive if tensor.dim()} - {"meta"})
+        if len(kinds) > 1:
+            raise Refused(f"a step computes on several devices, {' and '.join(kinds)}")
 
     def replay(self, inputs: list[Tensor], results: list[Tensor]) -> Callable[..., Any]:
         """A function of the inputs that does what was recorded and is needed for the results."""

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 import torch
 
+from floral.engine.devices import Precision, wait_for
 from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
 from floral.spec import Refused
@@ -42,7 +43,9 @@ WORTH = 3.0
 """Seconds of training below which a run is over before recording its steps has paid."""
 
 
-def choose(simulation: Simulation, state: State, backend: Backend, threads: int = 1) -> Execution:
+def choose(
+    simulation: Simulation, state: State, backend: Backend, threads: int = 1, precision: Precision = "fp32"
+) -> Execution:
     """The execution for a backend on `threads` cores; "auto" times the candidates on the first cohort.
 
     Raises:
@@ -51,19 +54,20 @@ def choose(simulation: Simulation, state: State, backend: Backend, threads: int 
     cohort = simulation.cohort_size
     cores = threads if simulation.device.type == "cpu" else 1
     if not simulation.settings.rounds or (cohort == 1 and backend != "batched"):
-        return Execution("loop", 1, threads=cores, reason="nothing to lift over")
-    plain = [Execution("vmap", min(cohort, 30), threads=cores), spread("loop", 1, cohort, cores)]
+        return Execution("loop", 1, threads=cores, precision=precision, reason="nothing to lift over")
+    found = on_cpu(cohort, cores) if simulation.device.type == "cpu" else on_gpu(cohort)
+    plain, recorded = ([replace(some, precision=precision) for some in those] for those in found)
     match backend:
         case "loop" | "vmap":
             return replace(next(some for some in plain if some.backend == backend), reason="asked for")
         case "batched":
-            found = measure(simulation, state, batched(cohort, cores))
+            found = measure(simulation, state, recorded)
             return fastest(found, "the fastest of the backend that was asked for")
     found = measure(simulation, state, plain)
     if min(found.values()) * cohort * simulation.settings.rounds * longer(simulation) < WORTH:
         return fastest(found, "the fastest without recording, which would not pay")
     try:
-        return fastest(measure(simulation, state, batched(cohort, cores)) | found, "the fastest")
+        return fastest(measure(simulation, state, recorded) | found, "the fastest")
     except Refused as reason:
         return fastest(found, f"not batched: {reason}; the fastest of the others")
 
@@ -80,8 +84,20 @@ def spread(backend: Literal["loop", "batched"], chunk: int, cohort: int, cores: 
     return Execution(backend, chunk, workers=min(cores, math.ceil(cohort / chunk)))
 
 
+def on_cpu(cohort: int, cores: int) -> tuple[list[Execution], list[Execution]]:
+    """The candidates without recording, and those with it."""
+    plain = [Execution("vmap", min(cohort, 30), threads=cores), spread("loop", 1, cohort, cores)]
+    return plain, batched(cohort, cores)
+
+
+def on_gpu(cohort: int) -> tuple[list[Execution], list[Execution]]:
+    """The same for a GPU, which one thread keeps busy: the whole cohort at once, or as much of it as has room."""
+    plain = [Execution("vmap", cohort), Execution("loop", 1)]
+    return plain, [Execution("batched", cohort, graphs=True)]
+
+
 def batched(cohort: int, cores: int) -> list[Execution]:
-    """The candidates of the backend batched, the largest chunks first."""
+    """Those with recording, the largest chunks first."""
     chunks = sorted({*(min(chunk, cohort) for chunk in CHUNKS), math.ceil(cohort / cores)}, reverse=True)
     many = [spread("batched", chunk, cohort, cores) for chunk in chunks]
     return many if cores == 1 else [*many, Execution("batched", cohort, threads=cores)]
@@ -98,24 +114,40 @@ def fastest(found: dict[Execution, float], why: str) -> Execution:
 def measure(simulation: Simulation, state: State, candidates: Sequence[Execution]) -> dict[Execution, float]:
     """Seconds per client of one local training under each candidate, tried in turns; the state stays as it is."""
     began = time.perf_counter()
-    parts = simulation.method, simulation.data, simulation.settings
-    trials = {some: Simulation(*parts, some, most_steps=STEPS) for some in candidates}
-    found: dict[Execution, list[float]] = {some: [] for some in candidates}
     before = torch.get_num_threads()
     try:
-        for turn in range(1 + TRIALS):
+        trials = {trial.execution: trial for trial in (with_room(simulation, state, some) for some in candidates)}
+        found: dict[Execution, list[float]] = {some: [] for some in trials}
+        for turn in range(1, 1 + TRIALS):
             slow = WORSE * min(map(min, found.values())) if turn > FAIR else math.inf
             for candidate, trial in trials.items():
-                if turn > FAIR and min(found[candidate]) > slow:
-                    continue
-                seconds = seconds_per_client(trial, state)
-                if turn > 0:
-                    found[candidate].append(seconds)
+                if turn <= FAIR or min(found[candidate]) <= slow:
+                    found[candidate].append(seconds_per_client(trial, state))
             if turn >= FAIR and time.perf_counter() - began > ENOUGH:
                 break
     finally:
         torch.set_num_threads(before)
     return {candidate: median(seconds) for candidate, seconds in found.items()}
+
+
+def with_room(simulation: Simulation, state: State, candidate: Execution) -> Simulation:
+    """A trial of the candidate that has warmed up; of half its chunk, and so on, where a GPU's memory is too small.
+
+    Raises:
+        OutOfMemoryError: not even one client at a time has room.
+    """
+    while True:
+        trial = Simulation(simulation.method, simulation.data, simulation.settings, candidate, most_steps=STEPS)
+        try:
+            seconds_per_client(trial, state)
+            return trial
+        except torch.OutOfMemoryError:
+            if candidate.chunk == 1:
+                raise
+        del trial  # and what it holds of the device's memory
+        candidate = replace(candidate, chunk=math.ceil(candidate.chunk / 2))
+        if simulation.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def seconds_per_client(trial: Simulation, state: State) -> float:
@@ -126,11 +158,11 @@ def seconds_per_client(trial: Simulation, state: State) -> float:
     together = how.chunk * how.workers
     cohort, share = trial.learners(1)
     some = slice(together * math.ceil(CLIENTS / together))
+    wait_for(trial.device)
     began, times, kinds = time.perf_counter(), 0, trial.kinds()
     while times == 0 or time.perf_counter() - began < SHORTEST:
         for round in kinds:
             trial.local_training(state, round, cohort[some], share[some])
             times += 1
-    if trial.device.type == "cuda":
-        torch.cuda.synchronize()
+    wait_for(trial.device)
     return (time.perf_counter() - began) / (times * len(cohort[some]))

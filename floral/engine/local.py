@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from floral import seeds
+from floral import products, seeds
 from floral.engine.aggregate import Mean, Relative, sum_over_clients, weights
 from floral.engine.rows import Plan, Rows
 from floral.engine.state import Axes, dims, one
@@ -141,6 +141,8 @@ class Clients:
     loss: Loss
     lifted: bool
     clusters: int
+    rounded: torch.dtype | None = None
+    """What the layers' products are rounded to, if to anything."""
 
     def penalty(self, phase: Phase) -> Penalty | None:
         """What a phase adds to the loss."""
@@ -268,11 +270,12 @@ class Clients:
         """
         current = {**fixed, **trained}
         penalty = self.penalty(phase)
-        if self.method.loss is not None and phase.predict is None:
-            losses, changed = self.method.loss(current, received, Batch(x, y, mask), draws)
-        else:
-            outputs, changed = (phase.predict or self.method.predict)(current, x, draws, mask)
-            losses = sample_losses(self.loss, outputs, y)
+        with products.rounded(self.rounded):
+            if self.method.loss is not None and phase.predict is None:
+                losses, changed = self.method.loss(current, received, Batch(x, y, mask), draws)
+            else:
+                outputs, changed = (phase.predict or self.method.predict)(current, x, draws, mask)
+                losses = sample_losses(self.loss, outputs, y)
         weight = mask.to(losses.dtype)
         value = (losses * weight).sum() / weight.sum().clamp(min=1)
         active = mask.any()

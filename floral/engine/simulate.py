@@ -17,7 +17,10 @@ from floral import seeds
 from floral.engine import evaluate, local
 from floral.engine.aggregate import Mean, replace_values, server_step, write_back
 from floral.engine.batched import Batched
+from floral.engine.capture import Captured
 from floral.engine.costs import Costs, count, mean
+from floral.engine.devices import Precision
+from floral.engine.graphs import Graphs, cuda_graphs
 from floral.engine.rows import ClientData, plan
 from floral.engine.state import State, start, view
 from floral.spec import Batch, Method, Optimiser, Phase, Served, Singles
@@ -39,6 +42,9 @@ class Execution:
     """Python threads, each with its own chunks."""
     threads: int = 1
     """Of one worker, within one operation."""
+    precision: Precision = "fp32"
+    graphs: bool = False
+    """Whether a GPU replays recorded steps as graphs; they have one set of buffers, hence one worker."""
     reason: str = ""
 
     @property
@@ -137,6 +143,7 @@ class Simulation:
         self.most_steps = most_steps
         self.draws = {**method.draws, **data.train.augment_draws}
         self.clusters = method.clusters or settings.clusters
+        self.graphs = Graphs(cuda_graphs()) if execution.graphs and self.device.type == "cuda" else None
         self.workers = Workers(execution.workers, execution.threads)
         self._clients: dict[tuple[Phase, ...], local.Clients] = {}
         self._costs: dict[tuple[tuple[Phase, ...], ...], Costs] = {}
@@ -176,8 +183,10 @@ class Simulation:
         phases = self.phases(round)
         if phases not in self._clients:
             lifted = self.execution.lifted
-            plain = local.Clients(self.method, phases, self.settings.loss, lifted, self.clusters)
-            self._clients[phases] = Batched.of(plain) if self.execution.backend == "batched" else plain
+            rounded = torch.bfloat16 if self.execution.precision == "bf16" else None
+            plain = local.Clients(self.method, phases, self.settings.loss, lifted, self.clusters, rounded)
+            batched = self.execution.backend == "batched"
+            self._clients[phases] = Batched.of(plain, Captured(self.graphs)) if batched else plain
         return self._clients[phases]
 
     def costs(self, state: State) -> Costs:

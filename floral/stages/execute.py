@@ -23,7 +23,8 @@ import torch
 from floral.config import ConfigError, Run
 from floral.data import augment, federation
 from floral.data.federation import Federation
-from floral.engine import checkpoint, execution
+from floral.engine import checkpoint, devices, execution
+from floral.engine.devices import Precision
 from floral.engine.rows import ClientData, Rows
 from floral.engine.simulate import Execution, Settings, Simulation
 from floral.engine.state import State
@@ -41,12 +42,19 @@ LOGGED = ("loss", "accuracy", "ari")
 
 
 def execute(
-    run: Run, results: Path, device: str, backend: str, threads: int, checkpoint_seconds: float
+    run: Run,
+    results: Path,
+    device: torch.device,
+    *,
+    backend: str,
+    precision: str,
+    threads: int,
+    checkpoint_seconds: float,
 ) -> dict[str, Any]:
     """Train a run to its end and return its summary, which is written last.
 
     Raises:
-        ConfigError: data are missing, the method cannot do the task, no such device, a damaged checkpoint.
+        ConfigError: data are missing, the method cannot do the task or the device the precision, a damaged checkpoint.
         KeyboardInterrupt: asked to stop; a checkpoint was written.
     """
     began = time.perf_counter()
@@ -54,7 +62,7 @@ def execute(
     torch.set_flush_denormal(True)
     keep_freed_memory()
     folder = results / run.folder
-    simulation, data = build_simulation(run, results, resolve_device(device))
+    simulation, data = build_simulation(run, results, device)
     written.write_run(folder, run, data.partition_digest)
     path = folder / "checkpoint" / "last.safetensors"
     if path.exists():
@@ -62,12 +70,14 @@ def execute(
     else:
         state = simulation.start(folder / NAME)
         values = run.model_copy(update={"seed": 0}).hash8
-        chosen = resolve_execution(simulation, state, folder, values, backend, threads)
+        settle(device, precision)
+        chosen = resolve_execution(simulation, state, folder, values, backend, threads, precision)
         progress = Progress(execution=asdict(chosen))
     try:
         chosen = Execution(**progress.execution)
     except TypeError as error:
         raise ConfigError(f"{path}: written by another version ({error}); remove it to train from the start") from error
+    settle(device, chosen.precision)
     torch.set_num_threads(chosen.threads)
     LOG.info("after round %d: %s, %s", progress.round, chosen, simulation.device)
     try:
@@ -318,29 +328,27 @@ def pooled(index: np.ndarray, count: np.ndarray, learner: np.ndarray) -> tuple[n
 # --------------------------------------------------------------------------------------------- execution
 
 
-def resolve_device(device: str) -> torch.device:
-    """The device that was asked for; "auto" takes a GPU where there is one."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "device: cuda: torch finds no GPU on this machine; use `device: cpu`, or `auto` to take what is there"
-        )
-    return torch.device(device)
-
-
 def resolve_execution(
-    simulation: Simulation, state: State, folder: Path, values: str, backend: str, threads: int
+    simulation: Simulation,
+    state: State,
+    folder: Path,
+    values: str,
+    backend: str,
+    threads: int,
+    precision: str = "fp32",
 ) -> Execution:
     """The execution of a run: kept with its checkpoints, and beside its folder in a file that all seeds of the same
     `values` (a hash) share, so that a repeated run is bit-equal too. Of processes that measure at once the first one
     decides for all."""
     version = torch.__version__.split("+")[0]
-    name = f"execution-{values}-{simulation.device.type}-{backend}-{threads}t-torch{version}.json"
+    how = backend if precision == "fp32" else f"{backend}-{precision}"
+    name = f"execution-{values}-{simulation.device.type}-{how}-{threads}t-torch{version}.json"
     path = folder.parent / name
     if not path.exists():
         try:
-            found = execution.choose(simulation, state, cast(execution.Backend, backend), threads)
+            found = execution.choose(
+                simulation, state, cast(execution.Backend, backend), threads, cast(Precision, precision)
+            )
         except Refused as reason:
             raise ConfigError(f"backend: {backend} cannot do this method: {reason}; set `backend: auto`") from None
         mine = path.with_name(f"{path.name}.{os.getpid()}")
@@ -355,6 +363,18 @@ def resolve_execution(
         return Execution(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path}: damaged ({error}); remove it, and the next run measures again") from error
+
+
+def settle(device: torch.device, precision: str) -> None:
+    """Let the device compute in that precision, and the same way every time.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        devices.settle(device, cast(Precision, precision))
+    except Refused as reason:
+        raise ConfigError(f"precision: {precision}: {reason}") from None
 
 
 def keep_freed_memory() -> None:

@@ -1,12 +1,17 @@
-"""One process at a time: an orphan of a killed Snakemake may still be at work beside the next call."""
+"""One process at a time, or as many as have room: an orphan of a killed Snakemake may still be at work beside the next
+call. All locks are the system's, which frees them when their process ends, however it ends."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+PATIENCE = 0.5
+"""Seconds between two looks at places that were all taken."""
 
 
 @contextmanager
@@ -37,3 +42,40 @@ def busy(lock: Path) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+@contextmanager
+def leased(devices: Sequence[str], places: int, folder: Path) -> Iterator[int]:
+    """Hold one of the `places` on one of the `devices`, and get the device's index; wait while all are taken.
+
+    Every device gets its first run before one gets its second. The folder lies on this machine's own disk.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    said = False
+    while (found := take_place(devices, places, folder)) is None:
+        if not said:
+            print(f"{folder}: all places are taken ({len(devices)} GPUs, {places} runs on each); waiting", flush=True)
+            said = True
+        time.sleep(PATIENCE)
+    index, descriptor = found
+    try:
+        yield index
+    finally:
+        os.close(descriptor)
+
+
+def take_place(devices: Sequence[str], places: int, folder: Path) -> tuple[int, int] | None:
+    """Lock the first place that is free: its device's index, and the open file that holds it; None if there is none."""
+    for place in range(places):
+        for index, device in enumerate(devices):
+            descriptor = os.open(folder / f"{device}-{place}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                continue
+            return index, descriptor
+    return None

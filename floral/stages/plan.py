@@ -56,6 +56,8 @@ class Settings(Frozen):
     tracking_uri: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     backend: Literal["auto", "loop", "vmap", "batched"] = "auto"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    runs_per_gpu: int = Field(1, gt=0)
     checkpoint_seconds: float = Field(60, gt=0)
 
     @field_validator("suite", "tasks", "variants", "seeds", mode="before")

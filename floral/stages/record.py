@@ -169,6 +169,7 @@ def costs(simulation: Simulation, state: State, progress: Progress) -> dict[str,
             "device": simulation.device.type,
             "dtype": str(simulation.dtype).removeprefix("torch."),
         },
+        "gpu": gpu(simulation.device),
         "resumptions": progress.resumptions,
         "machine": machine(),
         "versions": {"floral": floral.__version__, "torch": torch.__version__, "numpy": np.__version__},
@@ -178,10 +179,19 @@ def costs(simulation: Simulation, state: State, progress: Progress) -> dict[str,
 
 def peak_memory(simulation: Simulation, progress: Progress) -> int:
     """The most memory of any process of the run so far: of the GPU where there is one, else of the process."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if simulation.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(simulation.device)
+    if simulation.device.type == "cuda":  # with what is set aside: so much room the run takes beside others
+        peak = torch.cuda.max_memory_reserved(simulation.device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return max(peak, progress.peak_memory_bytes)
+
+
+def gpu(device: torch.device) -> dict[str, Any] | None:
+    """Which of the visible GPUs it was, and its memory; how much of that was used is `peak_memory_bytes`."""
+    if device.type != "cuda":
+        return None
+    found = torch.cuda.get_device_properties(device)
+    return {"index": device.index, "name": found.name, "memory_bytes": found.total_memory}
 
 
 def summarise(

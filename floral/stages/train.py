@@ -21,10 +21,11 @@ from floral.stages.locks import held
 LOG = logging.getLogger("floral.train")
 
 
-def train(run: Run, results: Path, *, device: str, backend: str, threads: int, checkpoint_seconds: float) -> int:
+def train(run: Run, results: Path, *, device: str, runs_per_gpu: int, **how: Any) -> int:
     """Train a run, or say that it is finished; returns the exit code. Diverged is finished, failed is not.
 
-    A run is finished when its summary.json is there: `done` is only the mark that Snakemake looks at.
+    A run is finished when its summary.json is there: `done` is only the mark that Snakemake looks at. `how` it is
+    computed goes to `execute`, on the device that was asked for, of which it holds one of `runs_per_gpu` places.
 
     Raises:
         ConfigError: what the user wrote, or a file that was made before, cannot be used.
@@ -43,8 +44,10 @@ def train(run: Run, results: Path, *, device: str, backend: str, threads: int, c
                         summary = noop(run, results)
                     else:
                         from floral.stages.execute import execute
+                        from floral.stages.gpus import taken
 
-                        summary = execute(run, results, device, backend, threads, checkpoint_seconds)
+                        with taken(device, runs_per_gpu) as place:
+                            summary = execute(run, results, place, **how)
             except (ConfigError, KeyboardInterrupt) as said:  # the command says these itself
                 leave_reason(folder, said)
                 raise
@@ -128,6 +131,8 @@ def diagnosis(error: BaseException) -> tuple[str, str]:
             return "out of memory", f"give the job more memory, or set `backend: loop`; {again}"
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return "disk full", f"free space on the file system of the results; {again}"
+        case RuntimeError() if "CUDA out of memory" in str(error):
+            return "out of GPU memory", f"let fewer runs share a GPU (`runs_per_gpu`), or set `backend: loop`; {again}"
         case RuntimeError() if "out of memory" in str(error) or "can't allocate memory" in str(error):
             return "out of memory", f"give the job more memory, or set `backend: loop`; {again}"
     return "exception", f"see the traceback in failure.json and log.txt; {again}"

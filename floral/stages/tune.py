@@ -31,8 +31,9 @@ from floral.stages.execute import (
     keep_freed_memory,
     make_problem,
     make_settings,
-    resolve_device,
+    settle,
 )
+from floral.stages.gpus import taken
 from floral.stages.locks import held
 from floral.stages.record import git_commit
 
@@ -42,7 +43,7 @@ HEADER = """\
 """
 
 
-def tune(search: Search, results: Path, *, device: str, backend: str, threads: int) -> Tuned:
+def tune(search: Search, results: Path, *, device: str, backend: str, threads: int, runs_per_gpu: int = 1) -> Tuned:
     """Try every configuration on every tuning seed and return the best; what is finished of it is not made again.
 
     trials.json holds a row for each configuration and seed, and is rewritten after each of them.
@@ -54,7 +55,8 @@ def tune(search: Search, results: Path, *, device: str, backend: str, threads: i
     torch.set_flush_denormal(True)
     keep_freed_memory()
     folder = results / search.folder
-    with held(folder / ".lock", "tuning"):
+    with held(folder / ".lock", "tuning"), taken(device, runs_per_gpu) as where:
+        settle(where, "fp32")
         found = read(folder) or {"commit": git_commit(), "execution": None, "trials": []}
         done = {(trial["configuration"], trial["seed"]) for trial in found["trials"]}
         for seed in search.tuning.seeds:
@@ -64,7 +66,7 @@ def tune(search: Search, results: Path, *, device: str, backend: str, threads: i
                     continue
                 data = data or federation.load(search.trial(seed), results, test=False)
                 began = time.perf_counter()
-                row = trial(search, configuration, seed, data, found, (device, backend, threads))
+                row = trial(search, configuration, seed, data, found, (where, backend, threads))
                 row = {"configuration": number, "seed": seed, **row, "seconds": round(time.perf_counter() - began, 3)}
                 found["trials"].append(row)
                 atomic(folder / "trials.json", (json.dumps(found, indent=1) + "\n").encode())
@@ -76,15 +78,14 @@ def tune(search: Search, results: Path, *, device: str, backend: str, threads: i
 
 def trial(
     search: Search, configuration: Configuration | None, seed: int, data: Federation, found: dict[str, Any],
-    how: tuple[str, str, int],
+    how: tuple[torch.device, str, int],
 ) -> dict[str, Any]:  # fmt: skip
     """Status, reason and validation loss of one configuration on one seed; None is the untuned values.
 
     The first one chooses the execution of all.
     """
     run = search.trial(seed, configuration)
-    device, backend, threads = how
-    where = resolve_device(device)
+    where, backend, threads = how
     problem = make_problem(run, data, where, torch.float32)
     try:
         method = build_method(run, problem)

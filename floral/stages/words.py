@@ -224,7 +224,7 @@ def _facts(costs: pl.DataFrame) -> dict[str, str]:
         "Machine": f"{_distinct(machine.field('cpu'))}, {_distinct(machine.field('cores'))} cores; "
         f"{_distinct(machine.field('platform'))}",
         "Execution": f"{_distinct(execution.field('backend'))} on {_distinct(execution.field('device'))}, "
-        f"{_distinct(execution.field('dtype'))}",
+        f"{_distinct(execution.field('dtype'))}{_precisions(costs['execution'])}",
         "Commit": _distinct(costs["git_commit"]),
         "Computing time": f"{seconds:,.0f} s over all runs, {_count(int(costs['resumptions'].sum()), 'resumption')}",
     }
@@ -248,6 +248,13 @@ def _partitions(collected: Collected) -> list[dict[str, Any]]:
             "digest": row["partition_digest"][:16],
         })  # fmt: skip
     return rows
+
+
+def _precisions(execution: pl.Series) -> str:
+    """Said where a run's products were not in single precision; runs of older versions had no choice."""
+    fields = execution.struct.fields
+    kinds = execution.struct.field("precision").fill_null("fp32") if "precision" in fields else pl.Series(["fp32"])
+    return f" (products in {_distinct(kinds)})" if (kinds != "fp32").any() else ""
 
 
 def _distinct(values: pl.Series) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +13,12 @@ from federations import CPU, SIZES, simulate
 
 from floral.config import ConfigError
 from floral.engine import evaluate, execution
+from floral.engine.simulate import Execution
 from floral.parts import fixed_logits, sgd
 from floral.spec import Refused
-from floral.stages import execute
+from floral.stages import execute, gpus, train
+from floral.stages.gpus import lease_folder, resolve_device, taken
+from floral.stages.locks import take_place
 
 
 def test_auto_measures_once_and_all_seeds_share_its_choice(tmp_path, monkeypatch):
@@ -118,8 +122,8 @@ def test_another_choice_of_backend_or_threads_is_stored_apart(tmp_path):
 def test_an_absent_gpu_is_a_users_mistake(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"cuda.*no GPU.*cpu"):
-        execute.resolve_device("cuda")
-    assert execute.resolve_device("auto") == CPU
+        resolve_device("cuda")
+    assert resolve_device("auto") == CPU
 
 
 # ----------------------------------------------------------------------------------------- evaluation
@@ -210,3 +214,78 @@ def test_routes_of_clients_of_one_concept_recover_nothing():
     route = np.array([[0.5, 0.5], [1.0, 0.0]])
     found = evaluate.route_metrics(route, np.zeros(2, int), np.ones(2))
     assert found == {"entropy": pytest.approx(np.log(2) / 2)}
+
+
+# ----------------------------------------------------------------------------------------------- GPUs
+
+
+def test_on_a_gpu_one_worker_takes_the_whole_cohort(monkeypatch):
+    monkeypatch.setattr(execution, "seconds_per_client", lambda trial, state: 9.0)
+    plain, recorded = execution.on_gpu(30)
+    assert [how.backend for how in plain] == ["vmap", "loop"]
+    assert recorded == [Execution("batched", 30, graphs=True)]
+    assert all(how.workers == how.threads == 1 for how in (*plain, *recorded))
+
+
+@pytest.mark.parametrize(("room", "taken"), [(5, 5), (4, 3), (2, 2), (1, 1)])
+def test_a_candidate_that_has_no_room_gets_half_its_chunk(monkeypatch, room, taken):
+    simulation = simulate("fedavg")
+
+    def seconds(trial, state):
+        if trial.execution.chunk > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 1.0
+
+    monkeypatch.setattr(execution, "seconds_per_client", seconds)
+    (found,) = execution.measure(simulation, simulation.start(), [Execution("vmap", 5)])
+    assert found == Execution("vmap", taken)
+
+
+def test_no_room_for_one_client_is_said(monkeypatch):
+    def seconds(trial, state):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(execution, "seconds_per_client", seconds)
+    simulation = simulate("fedavg")
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        execution.measure(simulation, simulation.start(), [Execution("vmap", 5)])
+    reason, hint = train.diagnosis(raised.value)
+    assert reason == "out of GPU memory" and "runs_per_gpu" in hint
+
+
+def test_leases_of_a_slurm_job_are_its_own():
+    """SLURM gave it its GPUs; other jobs of the same user may hold others of this machine."""
+    shared = lease_folder({})
+    assert lease_folder({"SLURM_JOB_ID": "7"}) == shared / "slurm-7"
+    assert str(os.getuid()) in shared.name
+
+
+def test_a_cpu_needs_no_place(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with caplog.at_level("INFO", "floral.train"), taken("auto", 1) as device:
+        assert device == CPU
+    assert "device: auto: torch finds no GPU, so it is the CPU" in caplog.text
+
+
+def test_a_run_takes_the_gpu_of_its_place(monkeypatch, tmp_path):
+    """Two GPUs that are not there, one run on each: the second run gets the second, a third would have to wait."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
+    monkeypatch.setattr(gpus, "gpus", lambda: ["GPU-a", "GPU-b"])
+    monkeypatch.setattr(gpus, "lease_folder", lambda environment: tmp_path)
+    with taken("cuda", 1) as first, taken("auto", 1) as second:
+        assert (first, second) == (torch.device("cuda", 0), torch.device("cuda", 1))
+        assert take_place(["GPU-a", "GPU-b"], 1, tmp_path) is None
+    assert chosen == [0, 1]
+
+
+def test_data_and_state_lie_on_the_device():
+    """Batches are gathered there: from the CPU come row numbers, masks and draws."""
+    meta = torch.device("meta")
+    simulation = simulate("floral_1", device=meta)
+    data = simulation.data
+    tensors = [*(tensor for rows in (data.train, data.test, data.validation) for tensor in (rows.x, rows.y))]
+    tensors += [data.cluster, data.learner, *data.population(0), *simulation.start().tensors().values()]
+    assert {tensor.device for tensor in tensors} == {meta}

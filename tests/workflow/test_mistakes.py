@@ -19,6 +19,8 @@ from floral import cli
         ("seeds=[7]", ["suite 'tiny'", "unknown seed '7'", "known: 0"]),
         ("seads=[0]", ["config/config.yaml or --config", "unknown key 'seads'", "'seeds'"]),
         ("device=gpu", ["config/config.yaml or --config", "device", "'cuda'", "'gpu'"]),
+        ("precision=fp16", ["config/config.yaml or --config", "precision", "'bf16'", "'fp16'"]),
+        ("runs_per_gpu=0", ["runs_per_gpu", "greater than 0"]),
         ("checkpoint_seconds=0", ["checkpoint_seconds", "greater than 0"]),
     ],
 )

@@ -36,7 +36,7 @@ def test_the_other_stages_take_its_runs_as_any_others(tmp_path: Path, monkeypatc
     monkeypatch.chdir(ROOT)
     runs = config.runs("noop", variants=["fedavg", "floral_1"], seeds=[0, 1])
     for run in runs:
-        assert train(run, tmp_path, device="cpu", backend="auto", threads=1, checkpoint_seconds=60) == 0
+        assert train(run, tmp_path, device="cpu", runs_per_gpu=1) == 0
     report("noop", runs, tmp_path, reports=tmp_path / "reports")
     table = pl.read_parquet(tmp_path / "reports/noop/summary.parquet")
     assert table["status"].to_list() == ["done"] * 4 and table["test_accuracy"].to_list() == [0] * 4

@@ -17,7 +17,9 @@ from floral.stages import failure, plan
 from floral.stages.locks import held
 from floral.stages.train import train
 
-HOW: dict[str, Any] = {"device": "cpu", "backend": "auto", "threads": 1, "checkpoint_seconds": 60}
+HOW: dict[str, Any] = {
+    "device": "cpu", "runs_per_gpu": 1, "backend": "auto", "precision": "fp32", "threads": 1, "checkpoint_seconds": 60,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def ends_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    def execute(*_: Any) -> None:
+    def execute(*_: Any, **how: Any) -> None:
         raise error
 
     module = ModuleType("floral.stages.execute")
@@ -39,6 +41,7 @@ def ends_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     ("error", "reason", "line"),
     [
         (MemoryError("no more"), "out of memory", "MemoryError: no more"),
+        (RuntimeError("CUDA out of memory. Tried"), "out of GPU memory", "RuntimeError: CUDA out of memory. Tried"),
         (OSError(28, "no space"), "disk full", "OSError: [Errno 28] no space"),
         (ValueError("two\nlines"), "exception", "ValueError: two"),
     ],

@@ -111,11 +111,13 @@ def tune_job(wildcards, output):
 def execution(wildcards, threads, resources):
     """How a run is computed, which changes its speed and not its results: a GPU that was asked for is used."""
     device = "cuda" if resources.get("gpu") else SETTINGS.device
-    return f"--device {device} --backend {SETTINGS.backend} --threads {threads}"
+    how = f"--device {device} --runs-per-gpu {SETTINGS.runs_per_gpu} --backend {SETTINGS.backend}"
+    return f"{how} --threads {threads}"
 
 
-def checkpoints(wildcards, output):
-    return f"--checkpoint-seconds {SETTINGS.checkpoint_seconds:g}"
+def training(wildcards, output):
+    """The same of a run alone: searches are in single precision and short."""
+    return f"--precision {SETTINGS.precision} --checkpoint-seconds {SETTINGS.checkpoint_seconds:g}"
 
 
 def narrowing(wildcards, output, leave_out=None):

@@ -10,6 +10,6 @@ rule train:
     params:
         job=train_job,
         execution=execution,
-        checkpoints=checkpoints,
+        training=training,
     shell:
-        "floral train {params.job} {params.execution} {params.checkpoints}"
+        "floral train {params.job} {params.execution} {params.training}"

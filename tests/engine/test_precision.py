@@ -1,0 +1,119 @@
+"""Products in bfloat16 are close to single precision, and everything else stays in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+
+import pytest
+import torch
+from federations import CPU, VARIANTS, simulate, train
+
+from floral.config import ConfigError
+from floral.engine import devices, execution
+from floral.engine.simulate import Execution
+from floral.spec import Refused
+from floral.stages import execute, words
+
+TOLERANCE = 0.05
+"""Of a group's movement in two rounds, in the Euclidean norm: bfloat16 has 8 bits of mantissa, each step some products
+in a row, and gradients that partly cancel. Errors found are 0.2 to 2 %."""
+PLAIN = [variant for variant in VARIANTS if simulate(variant).method.phases != ()]
+MODELS = [("fedavg", "cnn"), ("floral_1", "cnn"), ("local_adaptor", "cnn"), ("floral_1", "batch_norm")]
+
+
+def norm(values, others):
+    """Of the difference of two groups' parameters."""
+    return float(torch.cat([(values[name] - others[name]).flatten() for name in values]).norm())
+
+
+def two_rounds(variant, model, backend, precision):
+    """The state at the start and after two rounds at a small rate: larger ones amplify any difference."""
+    chunk = 1 if backend == "loop" else 3
+    how = {"lr": 0.01, "router_lr": 0.01, "dtype": torch.float32, "precision": precision}
+    simulation = simulate(variant, model=model, backend=backend, chunk=chunk, **how)
+    return simulation.start(), train(simulation, 2)
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap", "batched"])
+@pytest.mark.parametrize(("variant", "model"), [*((variant, None) for variant in PLAIN), *MODELS])
+def test_bf16_moves_the_parameters_as_fp32_does(variant, model, backend):
+    try:
+        start, exact = two_rounds(variant, model, backend, "fp32")
+    except Refused:
+        pytest.skip("the method takes its own steps, which the backend batched does not know")
+    _, rounded = two_rounds(variant, model, backend, "bf16")
+    differs = False
+    for group, params in exact.values.items():
+        distance, error = norm(params, start.values[group]), norm(params, rounded.values[group])
+        assert error <= TOLERANCE * distance + 1e-6, (group, error, distance)
+        assert all(tensor.dtype == torch.float32 for tensor in rounded.values[group].values())
+        differs |= error > 0
+    assert differs
+
+
+def test_tf32_is_refused_on_a_cpu_and_says_what_to_do():
+    with pytest.raises(ConfigError, match=r"precision: tf32: the CPU has no such products.*fp32 or bf16.*device: cuda"):
+        execute.settle(CPU, "tf32")
+
+
+@pytest.mark.parametrize("precision", devices.PRECISIONS)
+def test_a_gpu_is_told_its_precision_and_to_repeat_itself(monkeypatch, precision):
+    """The switches exist in every build of PyTorch; nothing here needs a GPU."""
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = matmul.fp32_precision, conv.fp32_precision
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    try:
+        devices.settle(torch.device("cuda", 0), precision)
+        wanted = "tf32" if precision == "tf32" else "ieee"
+        assert (matmul.fp32_precision, conv.fp32_precision) == (wanted, wanted)
+        assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+        assert not torch.backends.cudnn.benchmark
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"  # whoever set it meant it
+    finally:
+        matmul.fp32_precision, conv.fp32_precision = before
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_cpu_is_told_nothing():
+    devices.settle(CPU, "bf16")
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("backend", ["auto", "loop", "vmap", "batched"])
+def test_every_choice_of_backend_keeps_the_precision(monkeypatch, backend):
+    monkeypatch.setattr(execution, "seconds_per_client", lambda trial, state: 9.0)
+    simulation = simulate("fedavg")
+    assert execution.choose(simulation, simulation.start(), backend, 1, "bf16").precision == "bf16"
+    alone = simulate("centralised")
+    assert execution.choose(alone, alone.start(), backend, 1, "bf16").precision == "bf16"
+
+
+def test_another_precision_is_stored_apart_and_recorded(tmp_path):
+    folder = tmp_path / "seed0"
+    folder.mkdir()
+    simulation = simulate("fedavg")
+    for precision in ("fp32", "bf16"):
+        chosen = execute.resolve_execution(simulation, simulation.start(), folder, "0" * 8, "loop", 1, precision)
+        assert asdict(chosen)["precision"] == precision
+    assert sorted(json.loads(path.read_text())["precision"] for path in tmp_path.glob("*.json")) == ["bf16", "fp32"]
+
+
+def test_an_execution_of_an_older_version_was_in_single_precision():
+    assert Execution(**{"backend": "loop", "chunk": 1, "workers": 1, "threads": 1, "reason": ""}).precision == "fp32"
+
+
+def test_the_report_says_what_was_not_in_single_precision():
+    import polars as pl
+
+    old, fp32, bf16 = (
+        {"device": "cpu"},
+        {"device": "cpu", "precision": "fp32"},
+        {"device": "cpu", "precision": "bf16"},
+    )
+    for runs, said in (([old], ""), ([fp32, fp32], ""), ([fp32, bf16], " (products in bf16, fp32)")):
+        assert words._precisions(pl.Series(runs)) == said
