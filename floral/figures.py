@@ -244,9 +244,7 @@ def scatter(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, y: Axis, domain
     labels = _beside(rows, place, width, height)
     groups = list(dict.fromkeys(look.group_title for look in looks if look.id in set(frame["contender"])))
     shapes = [SHAPES[min(at, len(SHAPES) - 1)] for at in range(len(groups))]
-    ticks = (
-        [zero, *_ticks(left, stop * 1.02, True)["values"]] if zero < left else _ticks(left, stop * 1.02, True)["values"]
-    )
+    ticks = [*([zero] if zero < left else []), *_places(left, right)]
     scale = alt.Scale(domain=[zero, right], type="log", nice=False)
     y_scale = alt.Scale(domain=[low, high], type="log" if y.log else "linear", nice=False)
     label = {"labelExpr": f"datum.value < {left} ? '0' : format(datum.value, '~s')"}

@@ -108,9 +108,7 @@ def section(material: Material) -> Section | None:
     figures = material.drawn("tradeoff")
     if not parts:
         return None
-    return Section(
-        id="budgets", figures=tuple((figure,) for figure in figures), layout="wide", legend=True, parts=tuple(parts)
-    )
+    return Section(id="budgets", figures=tuple((figure,) for figure in figures), layout="wide", parts=tuple(parts))
 
 
 def _part(material: Material, setting: Setting, levels: Mapping[Budget, Level]) -> Part:

@@ -74,7 +74,9 @@ def tradeoff(collected: Collected, looks: Sequence[Look], setting: Setting) -> F
     limits, centres = LIMITS[setting.metric], {look.id: (means[look.id].mean, means[look.id].mean) for look in shown}
     far = _far(centres, {look.id for look in looks if look.group == "control"})
     low, high = _around(ends for name, ends in centres.items() if name not in far)
+    log = setting.metric == "loss" and 0 < low < high / 30
     margin = 0.12 * (high - low) or 0.1 * abs(high) or 1.0
+    domain = (low / 1.5, high * 1.5) if log else _round((low - margin, high + margin), *limits)
     rows = []
     for look in shown:
         mean, values = means[look.id], spent[look.id].values()
@@ -85,8 +87,7 @@ def tradeoff(collected: Collected, looks: Sequence[Look], setting: Setting) -> F
     frame = pl.DataFrame(rows, schema=dict(zip(names, (pl.String, *[pl.Float64] * 4), strict=True)), orient="row")
     told = _told(f"{unit.title} after the last round against bytes sent", setting, shown, means, unit.digits)
     across = Axis(title="Bytes sent by and to all clients over the whole run", log=True)
-    domain = _round((low - margin, high + margin), *limits)
-    chart = figures.scatter(frame, shown, across, Axis(title=unit.title), domain)
+    chart = figures.scatter(frame, shown, across, Axis(title=unit.title, log=log), domain)
     outside = ", ".join(f"{look.short} {number(means[look.id].mean, unit.digits)}" for look in shown if look.id in far)
     subtitle = ["mean and 95 % interval after the last round; an interval may leave the frame"]
     subtitle += [f"outside the axis: {outside}"] if outside else []

@@ -52,7 +52,6 @@ class Section:
     id: str
     figures: tuple[tuple[Figure, ...], ...] = ()
     layout: Literal["grid", "grid thirds", "wide"] = "grid"
-    legend: bool = False
     parts: tuple[Part, ...] = ()
     opened: bool = True
     """Whether the first table is in view, or below the line that opens it like the others."""

@@ -47,7 +47,7 @@ def main(material: Material) -> Section | None:
 
 
 def result(material: Material) -> Section | None:
-    return _drawn(material, "result", legend=True)
+    return _drawn(material, "result")
 
 
 def curves(material: Material) -> Section | None:
@@ -120,10 +120,10 @@ SECTIONS: tuple[Make, ...] = (
 # --------------------------------------------------------------------------------------------- parts of them
 
 
-def _drawn(material: Material, id_: str, *kinds: str, legend: bool = False) -> Section | None:
+def _drawn(material: Material, id_: str, *kinds: str) -> Section | None:
     """A section of nothing but figures, of the kind that it is named after unless it names others."""
     figures = material.drawn(*(kinds or (id_,)))
-    return Section(id=id_, figures=(figures,), legend=legend) if figures else None
+    return Section(id=id_, figures=(figures,)) if figures else None
 
 
 def _parts(
