@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from floral import config
 from floral.engine.costs import BYTES_PER_FLOAT
-from floral.engine.state import one, view
+from floral.engine.state import State, one, view
 from floral.spec import Scope
 
 CLIENT = 0
@@ -34,20 +34,9 @@ def seen_by(simulation, state):
     return one(*view(simulation.method, state.values, simulation.data.learner[ids], ids))
 
 
-def download(simulation, state):
-    """What the client cannot have from its own past: what others changed of what it sees."""
-    before = seen_by(simulation, simulation.start())
-    seen = {
-        group: {name: tensor for name, tensor in params.items() if not torch.equal(tensor, before[group][name])}
-        for group, params in seen_by(simulation, state).items()
-        if simulation.method.groups[group].scope is not Scope.PRIVATE
-    }
-    return flat(seen)
-
-
-def alone(simulation, state):
+def alone(simulation, state, round):
     """What the engine adds up in a round of the client alone, p = 1."""
-    return simulation.train_chunk(state, 4, np.array([CLIENT]), torch.ones(1, dtype=torch.float64))
+    return simulation.train_chunk(state, round, np.array([CLIENT]), torch.ones(1, dtype=torch.float64))
 
 
 def summed(method, trained):
@@ -67,82 +56,137 @@ def flat(values):
     return {f"{group}/{name}": tensor for group, params in values.items() for name, tensor in params.items()}
 
 
-def upload(simulation, state):
-    """What is added up of the client, and the PRIVATE values that its weights are a function of."""
-    method, trained = simulation.method, alone(simulation, state)
+def download(simulation, state, round):
+    """The averaged groups that others changed, of these the slices that its round depends on: made NaN, they tell."""
+    method, before, seen = simulation.method, seen_by(simulation, simulation.start()), seen_by(simulation, state)
+    usual = alone(simulation, state, round)
+    expected = {**flat(usual.values), **flat(summed(method, usual))}
+
+    def matters(group, c):
+        values = {name: tensor.clone() for name, tensor in state.values[group].items()}
+        for tensor in values.values():
+            tensor[c] = torch.nan
+        found = alone(simulation, State({**state.values, group: values}), round)
+        got = {**flat(found.values), **flat(summed(method, found))}
+        return any(not torch.equal(expected[name], got[name]) for name in expected)
+
+    message = {}
+    for group, params in seen.items():
+        scope = method.groups[group].scope
+        if scope is Scope.CLUSTERED and method.member is None:
+            held = [c for c in range(len(next(iter(params.values())))) if matters(group, c)]
+            params, start = ({n: t[held] for n, t in some.items()} for some in (params, before[group]))
+        else:
+            start = before[group]
+        changed = any(not torch.equal(tensor, start[name]) for name, tensor in params.items())
+        if scope in (Scope.SHARED, Scope.CLUSTERED) and changed:
+            message[group] = params
+    return flat(message)
+
+
+def upload(simulation, state, round):
+    """What is added up of the client, the PRIVATE values that its weights are a function of, and what the server sees
+    of it besides."""
+    method, trained = simulation.method, alone(simulation, state, round)
     sums = summed(method, trained)
     route = {
         group: trained.values[group] for group, (_, up) in (method.sends or {}).items() if up and group not in sums
     }
-    return flat(sums | route)
+    message = flat(sums | route)
+    if trained.singles is not None:
+        told = torch.cat([tensor.flatten() for tensor in message.values()])
+        if not torch.isin(trained.singles, told).all():
+            message["single"] = trained.singles
+    return message
+
+
+def played(variant, model=None):
+    """(simulation, state before the round, round) of a late round of every kind that the method has."""
+    simulation = simulate(variant, model=model, clusters=3)
+    if simulation.method.phases == ():
+        yield simulation, simulation.start(), 1
+        return
+    last = {simulation.phases(round): round for round in range(2, simulation.settings.rounds + 1)}
+    for round in last.values():
+        yield simulation, train(simulation, round - 1), round
 
 
 @pytest.mark.parametrize(("variant", "model"), CASES)
 def test_bytes_are_those_of_a_serialised_message(variant, model):
-    simulation = simulate(variant, model=model, clusters=3)
-    state = train(simulation)
-    counted = simulation.costs(state)
-    assert BYTES_PER_FLOAT * counted.sent_down == weight(download(simulation, state))
-    pooled = simulation.method.pool is not None or simulation.method.phases == ()
-    assert BYTES_PER_FLOAT * counted.sent_up == (0 if pooled else weight(upload(simulation, state)))
-    assert counted.bytes_per_client == BYTES_PER_FLOAT * (counted.sent_down + counted.sent_up)
+    for simulation, state, round in played(variant, model):
+        counted = simulation.costs_of(state, round)
+        assert counted.bytes_per_client == BYTES_PER_FLOAT * (counted.sent_down + counted.sent_up)
+        if simulation.method.phases == () or simulation.method.pool is not None:
+            assert counted.bytes_per_client == 0
+            continue
+        assert BYTES_PER_FLOAT * counted.sent_up == weight(upload(simulation, state, round))
+        assert BYTES_PER_FLOAT * counted.sent_down == weight(download(simulation, state, round))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_kept_and_trained_are_what_the_engine_keeps_and_changes(variant):
-    simulation = simulate(variant, clusters=3)
-    method, state = simulation.method, train(simulation)
-    counted, seen = simulation.costs(state), seen_by(simulation, state)
-    own = {name: params for name, params in seen.items() if method.groups[name].scope is Scope.PRIVATE}
-    assert BYTES_PER_FLOAT * counted.kept_private == (0 if method.pool else weight(flat(own)))
-    if method.phases == ():
-        assert counted.trainable_per_client == 0
-        return
-    trained = alone(simulation, state)
-    after = {name: {n: t[0] for n, t in params.items()} for name, params in trained.values.items()}
-    if method.upload is None:  # which else puts something in the place of what was trained
-        after |= summed(method, trained)
-    before = flat(seen)
-    changed = {
-        name: tensor
-        for name, tensor in flat({g: params for g, params in after.items() if not method.groups[g].statistic}).items()
-        if tensor.shape != before[name].shape or not torch.equal(tensor, before[name])
-    }
-    assert BYTES_PER_FLOAT * counted.trainable_per_client == weight(changed)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_server_weighs_with_nothing_that_was_not_sent(variant):
-    """Else a route would travel unbilled: what a client keeps is NaN here, and its weights are the same."""
-    simulation = simulate(variant, clusters=3)
-    method, state = simulation.method, train(simulation)
-    if method.log_route is None:
-        return
-    seen = seen_by(simulation, state)
-    sent = {group for group, (_, up) in (method.sends or {}).items() if up}
-    kept = {group for group in seen if method.groups[group].scope is Scope.PRIVATE and group not in sent}
-    hidden = {g: {n: t * torch.nan if g in kept else t for n, t in params.items()} for g, params in seen.items()}
-    torch.testing.assert_close(method.log_route(hidden), method.log_route(seen), rtol=0, atol=0)
+    for simulation, state, round in played(variant):
+        method, counted, seen = simulation.method, simulation.costs_of(state, round), seen_by(simulation, state)
+        own = {name: params for name, params in seen.items() if method.groups[name].scope is Scope.PRIVATE}
+        assert BYTES_PER_FLOAT * counted.kept_private == (0 if method.pool else weight(flat(own)))
+        if method.phases == ():
+            assert counted.trainable_per_client == 0
+            continue
+        trained = alone(simulation, state, round)
+        after = {name: {n: t[0] for n, t in params.items()} for name, params in trained.values.items()}
+        after |= {name: params for name, params in summed(method, trained).items() if name not in method.upload}
+        before = flat(seen)
+        parameters = flat({name: params for name, params in after.items() if not method.groups[name].statistic})
+        changed = {
+            name: tensor
+            for name, tensor in parameters.items()
+            if tensor.shape != before[name].shape or not torch.equal(tensor, before[name])
+        }
+        assert BYTES_PER_FLOAT * counted.trainable_per_client == weight(changed)
 
 
 # ------------------------------------------------------------------------------- what the server is said to see
 
 
+def weighs_with(simulation, state):
+    """The PRIVATE groups that the weights of the client's update are a function of: those that, made NaN, tell."""
+    method, seen = simulation.method, seen_by(simulation, state)
+    if method.log_route is None:
+        return set()
+    usual = method.log_route(seen)
+
+    def tells(group):
+        hidden = {name: tensor * torch.nan for name, tensor in seen[group].items()}
+        return not torch.equal(method.log_route({**seen, group: hidden}), usual)
+
+    return {group for group in seen if method.groups[group].scope is Scope.PRIVATE and tells(group)}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_server_weighs_with_nothing_that_it_was_not_sent_or_has_made(variant):
+    """Else a route would travel unbilled."""
+    for simulation, state, round in played(variant):
+        sent = {group for group, (_, up) in (simulation.method.sends or {}).items() if up}
+        for group in weighs_with(simulation, state) - sent:
+            trained, seen = alone(simulation, state, round).values, seen_by(simulation, state)[group]
+            made_by_client = group in trained and any(not torch.equal(t, trained[group][n][0]) for n, t in seen.items())
+            fixed = simulation.method.groups[group].fixed
+            assert fixed or (simulation.method.server is not None and not made_by_client), f"{group} is not sent"
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_server_is_said_to_see_what_it_is_sent(variant):
-    simulation = simulate(variant, clusters=3)
-    method, sees = simulation.method, config.variant(variant).server_sees
-    costs = simulation.costs(simulation.start())
-    private = {name for name, group in method.groups.items() if group.scope is Scope.PRIVATE}
-    sends_route = method.log_route is not None and any(
-        up for g, (_, up) in (method.sends or {}).items() if g in private
-    )
-    assert ("routes" in sees) == (sends_route or method.member is not None)
-    assert ("rows" in sees) == (method.pool is not None or method.prepare is not None)
-    assert ("sizes" in sees) == (costs.sent_up > 0), "a mean with weights p(k) takes the sizes"
-    assert sees or costs.bytes_per_client == 0
+    sees = config.variant(variant).server_sees
+    for simulation, state, _ in played(variant):
+        method, sent_up = simulation.method, simulation.costs(state).sent_up
+        assert ("routes" in sees) == (bool(weighs_with(simulation, state)) or method.member is not None)
+        assert ("updates" in sees) == (method.single is not None)
+        assert ("rows" in sees) == (method.pool is not None or method.prepare is not None)
+        assert ("sizes" in sees) == (sent_up > 0), "a mean with weights p(k) takes the sizes"
 
 
 def test_only_sums_are_compatible_with_secure_aggregation():
-    found = {name: config.variant(name).secure_aggregation for name in ("fedavg", "floral_1", "local", "centralised")}
-    assert found == {"fedavg": True, "floral_1": True, "local": True, "centralised": False}
+    found = {
+        name: config.variant(name).secure_aggregation for name in ("fedavg", "floral_1", "local", "cfl", "centralised")
+    }
+    assert found == {"fedavg": True, "floral_1": True, "local": True, "cfl": False, "centralised": False}
