@@ -27,6 +27,7 @@ COSTS = {
     "seconds": ("seconds", "Per run, measured"), "memory": ("peak bytes", "Per run, measured"),
 }  # fmt: skip
 BYTES_PER_FLOAT = 4
+"""As the engine bills them; its module would bring torch."""
 
 
 def main(material: Material) -> Section | None:

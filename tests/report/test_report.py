@@ -12,6 +12,7 @@ from run_folders import CLIENTS, COSTS, make_run
 
 from floral import config
 from floral.config import ConfigError
+from floral.engine.costs import BYTES_PER_FLOAT
 from floral.looks import looks
 from floral.stages import report as report_stage
 from floral.stages import words
@@ -275,6 +276,15 @@ def test_namesakes_are_told_apart(results, write):
     assert len(set(titles)) == 3 and "official" in titles[0] and "lr 0.05" in titles[2]
     assert collected.summary["official_score"].to_list() == [pytest.approx(0.58), None, None]
     assert collected.summary["official_score_sampled"].to_list() == [pytest.approx(0.57), None, None]
+
+
+def test_down_and_up_are_bytes_as_the_engine_bills_them(results, write):
+    run = make_run("digits_rotate", "fedavg", 0)
+    write(run)
+    found = collect("quickstart", [run], results)
+    cells = cost_cells(found, found.settings[0])["fedavg"]
+    assert cells["sent_down"].order == cells["sent_up"].order == BYTES_PER_FLOAT * 4810
+    assert cells["trainable_per_client"].order == 4810 and cells["client_passes"].order == 40
 
 
 @pytest.mark.parametrize("module", ["statistics", "tables", "figures", "looks", "stages.report", "stages.show"])
