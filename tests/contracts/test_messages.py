@@ -59,36 +59,59 @@ def flat(values):
 def download(simulation, state, round):
     """The averaged groups that others changed, of these the slices that its round depends on: made NaN, they tell."""
     method, before, seen = simulation.method, seen_by(simulation, simulation.start()), seen_by(simulation, state)
-    usual = alone(simulation, state, round)
-    expected = {**flat(usual.values), **flat(summed(method, usual))}
+    unused = ignored(simulation, state, round)
 
-    def matters(group, c):
+    def outcome(state):
+        trained = alone(simulation, state, round)
+        sums = {group: params for group, params in summed(method, trained).items() if group not in unused}
+        return {**flat(trained.values), **flat(sums)}
+
+    expected = outcome(state)
+
+    def matters(group, slice_, names):
         values = {name: tensor.clone() for name, tensor in state.values[group].items()}
-        for tensor in values.values():
-            tensor[c] = torch.nan
-        found = alone(simulation, State({**state.values, group: values}), round)
-        got = {**flat(found.values), **flat(summed(method, found))}
+        for name in names:
+            values[name][slice_] = torch.nan
+        got = outcome(State({**state.values, group: values}))
         return any(not torch.equal(expected[name], got[name]) for name in expected)
 
     message = {}
     for group, params in seen.items():
         scope = method.groups[group].scope
         if scope is Scope.CLUSTERED and method.member is None:
-            held = [c for c in range(len(next(iter(params.values())))) if matters(group, c)]
+            held = [c for c in range(len(next(iter(params.values())))) if matters(group, c, params)]
             params, start = ({n: t[held] for n, t in some.items()} for some in (params, before[group]))
         else:
             start = before[group]
         changed = any(not torch.equal(tensor, start[name]) for name, tensor in params.items())
         if scope in (Scope.SHARED, Scope.CLUSTERED) and changed:
-            message[group] = params
+            still = [name for name, tensor in params.items() if torch.equal(tensor, start[name])]
+            left = {name for name in still if scope is Scope.SHARED and not matters(group, ..., [name])}
+            message[group] = {name: tensor for name, tensor in params.items() if name not in left}
     return flat(message)
+
+
+def ignored(simulation, state, round):
+    """Groups that are said not to travel up in this round, and that it leaves as they were whoever took part."""
+    declared = dict(simulation.method.sends or {})
+    for phase in simulation.phases(round):
+        declared |= phase.sends
+    after = State.of({name: tensor.clone() for name, tensor in state.tensors().items()})
+    simulation.train(after, round)
+    before = state.values
+    return {
+        group
+        for group, (_, up) in declared.items()
+        if not up and all(torch.equal(tensor, before[group][name]) for name, tensor in after.values[group].items())
+    }
 
 
 def upload(simulation, state, round):
     """What is added up of the client, the PRIVATE values that its weights are a function of, and what the server sees
     of it besides."""
     method, trained = simulation.method, alone(simulation, state, round)
-    sums = summed(method, trained)
+    unused = ignored(simulation, state, round)
+    sums = {group: params for group, params in summed(method, trained).items() if group not in unused}
     route = {
         group: trained.values[group] for group, (_, up) in (method.sends or {}).items() if up and group not in sums
     }
@@ -135,14 +158,13 @@ def test_kept_and_trained_are_what_the_engine_keeps_and_changes(variant):
         trained = alone(simulation, state, round)
         after = {name: {n: t[0] for n, t in params.items()} for name, params in trained.values.items()}
         after |= {name: params for name, params in summed(method, trained).items() if name not in method.upload}
-        before = flat(seen)
-        parameters = flat({name: params for name, params in after.items() if not method.groups[name].statistic})
         changed = {
-            name: tensor
-            for name, tensor in parameters.items()
-            if tensor.shape != before[name].shape or not torch.equal(tensor, before[name])
+            group: params
+            for group, params in after.items()
+            if not method.groups[group].statistic
+            and any(t.shape != seen[group][n].shape or not torch.equal(t, seen[group][n]) for n, t in params.items())
         }
-        assert BYTES_PER_FLOAT * counted.trainable_per_client == weight(changed)
+        assert BYTES_PER_FLOAT * counted.trainable_per_client == weight(flat(changed))
 
 
 # ------------------------------------------------------------------------------- what the server is said to see
