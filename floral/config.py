@@ -178,8 +178,9 @@ def parse(model: type[Frozen], values: Any, where: str) -> Any:
         for problem in sorted(told, key=lambda problem: problem["type"] != "extra_forbidden"):
             key = ".".join(str(part) for part in problem["loc"])
             if problem["type"] == "extra_forbidden":
-                fields = _fields_at(model, problem["loc"][:-1])
-                lines.append(str(suggest("key", key, fields, where)))
+                lines.append(str(suggest("key", key, _fields_at(model, problem["loc"][:-1]), where)))
+            elif problem["type"] == "missing" and (wanted := _fields_at(model, problem["loc"][:-1]).get(key)):
+                lines.append(f"{where}: {key} is missing: {wanted}")
             else:
                 # without a key the input is the whole mapping, and the message names what is wrong in it
                 found = f"{key}: {problem['msg']} (found {shortened(problem['input'])})" if key else problem["msg"]
@@ -193,13 +194,14 @@ def shortened(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> dict[str, str | None]:
+    """The fields of the model at a place within another, with their descriptions."""
     for part in location:
         field = model.model_fields.get(str(part))
         inner = field.annotation if field else None
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             model = inner
-    return list(model.model_fields)
+    return {name: field.description for name, field in model.model_fields.items()}
 
 
 def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -338,10 +340,14 @@ def variant(name: str, change: Mapping[str, Any] | None = None, where: str | Non
             params[key] = file.parameters[key].accept(value)
         except ValueError as error:
             raise ConfigError(f"{origin[key]}: {key}: {error} ({file.parameters[key].doc})") from None
+    equals = (*file.equals, *entry.equals)
+    for rule in equals:
+        if rule.variant not in index:
+            raise suggest("variant", rule.variant, index, f"{own}: equals")
     return Variant(
         name=name, method=method, title=entry.title, family=file.family, source=file.source,
         what=entry.what or file.what, oracle=entry.oracle or params.get("router") == "optimal",
-        global_only=entry.global_only, params=params,
+        global_only=entry.global_only, server_sees=file.server_sees, equals=equals, params=params,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,12 +172,18 @@ def _ticks(start: float, stop: float, log: bool) -> dict[str, Any]:
     """At most five places: powers of ten on a logarithmic axis, with 2 and 5 between them while there is room."""
     if not log:
         return {"tickCount": 4}
+    return {"values": _places(start, stop, 5)}
+
+
+def _places(start: float, stop: float, most: int = 8) -> list[float]:
+    """Round numbers on a logarithmic axis, as many as there is room for."""
     powers = range(math.floor(math.log10(start)), math.ceil(math.log10(stop)) + 1)
-    for factors in ((1, 2, 5), (1, 3), (1,)):
+    places: list[float] = []
+    for factors in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))[most <= 5 :]:
         places = [value for power in powers for factor in factors if start <= (value := factor * 10.0**power) <= stop]
-        if len(places) <= 5:
-            return {"values": places}
-    return {"values": places[:: math.ceil(len(places) / 5)]}
+        if len(places) <= most:
+            return places
+    return places[:: math.ceil(len(places) / most)]
 
 
 def _domain(frame: pl.DataFrame, axis: Axis) -> tuple[float, float]:
@@ -209,6 +215,111 @@ def _labels(ends: pl.DataFrame, looks: Sequence[Look], low: float, high: float, 
     )
 
 
+# ------------------------------------------------------------------------------ one mark for each contender
+
+SHAPES = (
+    "circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left",
+    "M-1,-1L1,-1L-1,1L1,1Z", "M0,-1.2L.3,-.4L1.1,-.4L.5,.15L.7,1L0,.5L-.7,1L-.5,.15L-1.1,-.4L-.3,-.4Z",
+)  # fmt: skip
+"""One for each heading, in their order; the last stands for all further ones."""
+LINE, LETTER = 11.0, 5.7
+"""Height of a label and width of a letter of it, in pixels, as large as they get."""
+
+
+def scatter(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, y: Axis, domain: tuple[float, float]) -> Drawing:
+    """A mark for each contender with its interval, named beside it; its shape is that of its heading. Intervals are cut
+    where they leave the `domain` of y.
+
+    `frame`: contender, x, mean, low, high (the mean where there is no interval). x is logarithmic; what is at 0 stands
+    at the left edge, behind a gap.
+    """
+    positive = frame.filter(pl.col("x") > 0)["x"]
+    start, stop = (float(positive.min()), float(positive.max())) if len(positive) else (1.0, 10.0)  # type: ignore[arg-type]
+    wide = max(math.log10(stop / start), 0.3)
+    left, right = start / 10 ** (0.06 * wide), stop * 10 ** (0.2 * wide)
+    zero = left / 10 ** (0.16 * wide) if len(positive) < frame.height else left
+    low, high = domain
+    width, height = 3.6 * PANEL, max(260, min(520, 13 * frame.height))
+    rows = frame.with_columns(x=pl.when(pl.col("x") > 0).then("x").otherwise(zero))
+    rows = rows.join(_about(looks), on="contender", how="inner", maintain_order="left")
+
+    def place(row: dict[str, Any]) -> tuple[float, float]:
+        along = math.log(row["x"] / zero) / math.log(right / zero) if right > zero else 0.5
+        scale = math.log if y.log else float
+        return along * width, height * (scale(high) - scale(row["mean"])) / (scale(high) - scale(low))
+
+    labels = _beside(rows, place, width, height)
+    groups = list(dict.fromkeys(look.group_title for look in looks if look.id in set(frame["contender"])))
+    shapes = [SHAPES[min(at, len(SHAPES) - 1)] for at in range(len(groups))]
+    ticks = [*([zero] if zero < left else []), *_places(left, right)]
+    scale = alt.Scale(domain=[zero, right], type="log", nice=False)
+    y_scale = alt.Scale(domain=[low, high], type="log" if y.log else "linear", nice=False)
+    label = {"labelExpr": f"datum.value < {left} ? '0' : format(datum.value, '~s')"}
+    across = alt.X("x:Q", scale=scale, axis=_axis(title=x.title, grid=False, values=ticks, labelOverlap=False, **label))
+    up = alt.Y("mean:Q", scale=y_scale, axis=_axis(title=y.title, tickCount=6, domain=False, ticks=False))
+    colour = _colour(looks)
+    shape = alt.Shape(
+        "group:N",
+        scale=alt.Scale(domain=groups, range=shapes),
+        legend=alt.Legend(orient="top", title=None, symbolStrokeColor=MUTED, symbolFillColor=MUTED, labelColor=INK),
+    )
+    marks, names = alt.Chart(alt.NamedData("marks")), alt.Chart(alt.NamedData("labels"))
+    layers = [
+        marks.mark_rule(strokeWidth=1.4, opacity=0.45, clip=True).encode(
+            across, alt.Y("low:Q", scale=y_scale), alt.Y2("high:Q"), colour
+        ),
+        names.mark_rule(strokeWidth=0.6, opacity=0.55).encode(
+            alt.X("from_x:Q", scale=None), alt.Y("from_y:Q", scale=None), alt.X2("to_x:Q"), alt.Y2("to_y:Q"), colour
+        ),
+        marks.mark_point(filled=True, size=58, opacity=1).encode(across, up, colour, shape),
+        names.mark_text(align="left", baseline="middle", fontSize=10, color=INK).encode(
+            alt.X("text_x:Q", scale=None), alt.Y("to_y:Q", scale=None), text="short:N"
+        ),
+    ]  # fmt: skip
+    chart = alt.layer(*layers).properties(width=width, height=height)
+    return Drawing(chart=chart, data={"marks": rows, "labels": labels})
+
+
+def _beside(
+    rows: pl.DataFrame, place: Callable[[dict[str, Any]], tuple[float, float]], width: float, height: float
+) -> pl.DataFrame:
+    """A label to the right of each mark, moved up or down, then further right, to the nearest place that is free."""
+    at = [(row, *place(row)) for row in sorted(rows.iter_rows(named=True), key=lambda row: -row["mean"])]
+    taken = [(x - 5, y - 5, x + 5, y + 5) for _, x, y in at]
+    moves = sorted(
+        ((down * LINE / 2, 9.0 + right) for down in range(-40, 41) for right in (0.0, 22.0, 70.0, 118.0)),
+        key=lambda move: math.hypot(move[0], 0.6 * move[1]),
+    )
+    found = []
+    for row, x, y in at:
+        wide = LETTER * len(row["short"])
+
+        def box(move: tuple[float, float], x: float = x, y: float = y, wide: float = wide) -> tuple[float, ...]:
+            return x + move[1], y + move[0] - LINE / 2, x + move[1] + wide, y + move[0] + LINE / 2
+
+        def free(move: tuple[float, float], box: Callable[..., tuple[float, ...]] = box) -> bool:
+            left, top, right, bottom = box(move)
+            inside = right <= width + 40 and top >= -LINE / 2 and bottom <= height + LINE / 2
+            return inside and not any(
+                left < b[2] and b[0] < right and top < b[3] - 1 and b[1] + 1 < bottom for b in taken
+            )
+
+        move = next(filter(free, moves), (0.0, 9.0))
+        taken.append(box(move))  # type: ignore[arg-type]
+        found.append({
+            "contender": row["contender"], "short": row["short"], "from_x": x, "from_y": y,
+            "to_x": x + move[1] - 2, "to_y": y + move[0], "text_x": x + move[1],
+        })  # fmt: skip
+    types = {"contender": pl.String, "short": pl.String} | dict.fromkeys(
+        ("from_x", "from_y", "to_x", "to_y", "text_x"), pl.Float64
+    )
+    return pl.DataFrame(found, schema=types, orient="row").with_columns(pl.col(pl.Float64).round(2))
+
+
+def _about(looks: Sequence[Look]) -> pl.DataFrame:
+    return pl.DataFrame([{"contender": k.id, "short": k.short, "group": k.group_title} for k in looks])
+
+
 # -------------------------------------------------------------------------- one row for each contender
 
 
@@ -219,8 +330,7 @@ def rows(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, domain: tuple[floa
     and `interval` (value to value2), `point`, `tick`, `median`, `dot` and `hollow`; `below` and `above` are the label
     of what lies outside the domain.
     """
-    about = pl.DataFrame([{"contender": k.id, "short": k.short, "group": k.group_title} for k in looks])
-    frame = frame.join(about, on="contender", how="inner", maintain_order="left")
+    frame = frame.join(_about(looks), on="contender", how="inner", maintain_order="left")
     shown = [look for look in looks if look.id in set(frame["contender"])]
     groups = list(dict.fromkeys(look.group_title for look in shown))
     scale = alt.Scale(domain=list(domain), nice=False)

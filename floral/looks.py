@@ -9,12 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Group = Literal["method", "oracle", "control"]
-GROUPS: dict[Group, str] = {
-    "method": "Methods",
-    "oracle": "Told the true clusters",
-    "control": "Controls",
-}
-"""In the order of the report. Only methods are marked best or second."""
+APART: dict[Group, str] = {"oracle": "Told the true clusters", "control": "Controls"}
+"""What stands below the methods, in this order: rows that are no rivals and never marked best or second."""
 
 LIGHTNESS = (0.45, 0.62, 0.36, 0.70, 0.53)
 
@@ -24,17 +20,19 @@ class Look:
     id: str
     title: str
     short: str
+    family: str
     group: Group
     colour: str
     dashed: bool
 
     @property
     def group_title(self) -> str:
-        return GROUPS[self.group]
+        """The heading that it stands below: a method's family."""
+        return APART.get(self.group, self.family)
 
 
 def looks(variants: Iterable[tuple[str, str, str, str, bool]], palette: Mapping[str, Any]) -> dict[str, Look]:
-    """Looks of (id, title, variant name, family, oracle), by id: methods in their order, then oracles, then controls.
+    """Looks of (id, title, variant name, family, oracle), by id: methods by family, then oracles, then controls.
 
     A palette entry pins a variant's colour, short name and group; only the first id of a variant name has the pinned
     colour, so that no two share one. Others take their family's hue and the next free lightness.
@@ -51,9 +49,10 @@ def looks(variants: Iterable[tuple[str, str, str, str, bool]], palette: Mapping[
             taken.add(colour)
         default: Group = "control" if family == "Control" else "oracle" if oracle else "method"
         group: Group = pinned.get("group", default)
-        found.append(Look(id=id_, title=title, short=short, group=group, colour=colour, dashed=oracle))
-    order = list(GROUPS)
-    return {look.id: look for look in sorted(found, key=lambda look: order.index(look.group))}
+        found.append(Look(id=id_, title=title, short=short, family=family, group=group, colour=colour, dashed=oracle))
+    families = [*palette["families"], *sorted({look.family for look in found} - palette["families"].keys())]
+    order = [*families, *APART.values()]
+    return {look.id: look for look in sorted(found, key=lambda look: order.index(look.group_title))}
 
 
 def _free_colour(family: str, hues: Mapping[str, int | str], taken: set[str]) -> str:

@@ -264,12 +264,35 @@ class Parameter(Frozen):
         return value
 
 
+SERVER_SEES = {
+    "sizes": "how many training rows it has, the weight of a mean",
+    "routes": "which clusters it belongs to",
+    "updates": "what it trained, by itself and not only as part of a sum",
+    "rows": "its training rows, or statistics of them",
+}
+"""What a server may get to know of a single client."""
+
+ServerSees = tuple[Literal["sizes", "routes", "updates", "rows"], ...]
+
+
+Condition = Literal["one_local_step", "one_cluster"]
+"""What a task can be like that makes one method another; floral/stages/degenerate.py tests it."""
+
+
+class Equal(Frozen):
+    """`variant` with the same values of the parameters that both have gives the same results `when` a task is so."""
+
+    variant: str
+    when: Condition
+
+
 class VariantEntry(Frozen):
     title: str
     set: Mapping[str, Any] = Field(default_factory=dict)
     what: tuple[str, str] | None = Field(default=None, description="instead of the method's two lines")
     oracle: bool = Field(default=False, description="reads the true clusters: a ceiling or control, not a rival")
     global_only: bool = Field(default=False, description="serves one model to all: cannot fit a concept shift")
+    equals: tuple[Equal, ...] = Field(default=(), description="besides those of its method")
 
 
 class MethodFile(Frozen):
@@ -278,6 +301,10 @@ class MethodFile(Frozen):
     family: str
     source: str
     what: tuple[str, str]
+    server_sees: ServerSees = Field(
+        description=f"what the server gets to know of a single client, [] or some of: {', '.join(SERVER_SEES)}"
+    )
+    equals: tuple[Equal, ...] = Field(default=(), description="tasks on which another variant gives the same results")
     parameters: Mapping[str, Parameter] = Field(default_factory=dict)
     variants: Mapping[str, VariantEntry]
 
@@ -293,11 +320,19 @@ class Variant(Frozen):
     what: tuple[str, str]
     oracle: bool
     global_only: bool = False
+    server_sees: ServerSees
+    equals: tuple[Equal, ...] = ()
     params: Mapping[str, Any]
 
     @property
     def optimal_router(self) -> bool:
         return self.params.get("router") == "optimal"
+
+    @property
+    def secure_aggregation(self) -> bool:
+        """Whether the server needs only sums over clients (all, or those of one cluster) besides sizes and routes, so
+        that a protocol that reveals nothing but sums (Bonawitz et al. 2017) can carry the method."""
+        return not {"updates", "rows"} & set(self.server_sees)
 
 
 # ------------------------------------------------------------------------------------ fidelity, suites

@@ -19,12 +19,14 @@ MINUS, PLUS_MINUS, THIN = "\u2212", "\u00b1", "\u2009"
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A value as text with a remark below it; `order` is what the column sorts by, `mark` only ever a rival's."""
+    """A value as text with a remark below it; `order` is what the column sorts by, `mark` only ever a rival's, and a
+    `quiet` value stands back behind the others."""
 
     text: str
     note: str = ""
     order: float | None = None
     mark: Literal["", "best", "second"] = ""
+    quiet: bool = False
 
 
 EMPTY = Cell(text="\u2013")
@@ -111,7 +113,8 @@ def _html_name(look: Look) -> str:
 def _html_cell(cell: Cell) -> str:
     order = "" if cell.order is None else f' data-order="{cell.order:.6g}"'
     note = f"<small>{html.escape(cell.note)}</small>" if cell.note else ""
-    return f'<span class="cell {cell.mark}"{order}>{html.escape(cell.text)}</span>{note}'
+    kind = " quiet" if cell.quiet else f" {cell.mark}"
+    return f'<span class="cell{kind}"{order}>{html.escape(cell.text)}</span>{note}'
 
 
 def _strip(text: str) -> str:

@@ -67,5 +67,5 @@ def build(problem: Problem, *, kappa: float, share: float) -> Method:
         upload={"consensus": report},
         server=server,
         draws=model.draws,
-        sends={"consensus": (width, 0)},
+        sends={"consensus": (width + 1, 0)},
     )

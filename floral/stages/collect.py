@@ -15,8 +15,8 @@ from floral.data.federation import evaluated_on_training
 from floral.schema import Task, Variant
 from floral.stages.failure import failure, running
 
-CURVES = ("test/accuracy", "test/loss", "route/ari")
-"""The metrics that the report shows over time."""
+CURVES = ("test/accuracy", "test/loss", "validation/loss", "route/ari")
+"""The metrics that the report reads at every evaluation."""
 
 IDENTITY = (
     "suite", "task", "variant", "title", "method", "family", "fidelity", "optimal_router", "oracle", "seed", "status",
@@ -32,7 +32,7 @@ METRICS = {
     "partition_digest": pl.String, "finished_at": pl.String,
 }  # fmt: skip
 
-CLIENTS = ("client", "cluster", "accuracy", "loss", "own_rows", "own_correct", "route")
+CLIENTS = ("client", "cluster", "train_rows", "accuracy", "loss", "own_rows", "own_correct", "route")
 """The columns of clients.parquet that the report reads."""
 
 

@@ -35,6 +35,7 @@ def draw(collected: Collected, looks: Looks, setting: Setting) -> dict[str, Figu
     shown.sort(key=list(looks.values()).index)
     drawn = {
         "result": result(collected, shown, setting),
+        "tradeoff": tradeoff(collected, shown, setting),
         **curves(collected, shown, setting),
         "routes": routes(collected, shown, setting),
         "recovery": recovery(collected, shown, setting),
@@ -62,6 +63,36 @@ def result(collected: Collected, looks: Sequence[Look], setting: Setting) -> Fig
     subtitle = "mean and 95 % interval; ticks: seeds; hollow: one seed"
     told = _told(unit.title, setting, looks, means, unit.digits)
     return _rows(marks, looks, setting, "result", unit.title, unit.digits, subtitle, told)
+
+
+def tradeoff(collected: Collected, looks: Sequence[Look], setting: Setting) -> Figure | None:
+    """The setting's result against all bytes that it took."""
+    unit, means = summarise.unit(collected, setting), summarise.intervals(collected, setting)
+    spent = collected.values(setting, "bytes")
+    shown = [look for look in looks if look.id in means and look.id in spent]
+    if not shown:
+        return None
+    limits, centres = LIMITS[setting.metric], {look.id: (means[look.id].mean, means[look.id].mean) for look in shown}
+    far = _far(centres, {look.id for look in looks if look.group == "control"})
+    low, high = _around(ends for name, ends in centres.items() if name not in far)
+    log = setting.metric == "loss" and 0 < low < high / 30
+    margin = 0.12 * (high - low) or 0.1 * abs(high) or 1.0
+    domain = (low / 1.5, high * 1.5) if log else _round((low - margin, high + margin), *limits)
+    rows = []
+    for look in shown:
+        mean, values = means[look.id], spent[look.id].values()
+        ends = [mean.mean if end is None else end for end in (mean.low, mean.high)]
+        if look.id not in far:
+            rows.append((look.id, sum(values) / len(values), mean.mean, *ends))
+    names = ("contender", "x", "mean", "low", "high")
+    frame = pl.DataFrame(rows, schema=dict(zip(names, (pl.String, *[pl.Float64] * 4), strict=True)), orient="row")
+    told = _told(f"{unit.title} after the last round against bytes sent", setting, shown, means, unit.digits)
+    across = Axis(title="Bytes sent by and to all clients over the whole run", log=True)
+    chart = figures.scatter(frame, shown, across, Axis(title=unit.title, log=log), domain)
+    outside = ", ".join(f"{look.short} {number(means[look.id].mean, unit.digits)}" for look in shown if look.id in far)
+    subtitle = ["mean and 95 % interval after the last round; an interval may leave the frame"]
+    subtitle += [f"outside the axis: {outside}"] if outside else []
+    return figures.render(chart, f"tradeoff_{setting.id}", setting.title, subtitle, told)
 
 
 def curves(collected: Collected, looks: Sequence[Look], setting: Setting) -> dict[str, Figure | None]:

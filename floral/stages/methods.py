@@ -1,4 +1,4 @@
-"""config/methods → the terminal: every variant by family, its source, and who holds which group of its parameters."""
+"""config/methods → the terminal: every variant by family, its source, who holds which group, what the server sees."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ class Row:
     what: tuple[str, str]
     oracle: bool
     global_only: bool
+    server_sees: tuple[str, ...]
+    """Of a single client."""
+    secure_aggregation: bool
+    """Whether a protocol that reveals nothing but sums can carry it."""
     scopes: dict[str, str]
     """group → shared, clustered, private or frozen; empty where both models are refused."""
     refusal: str | None
@@ -37,6 +41,12 @@ class Row:
     def holders(self) -> str:
         """As in "base shared, head private"."""
         return ", ".join(f"{group} {scope}" for group, scope in self.scopes.items()) or "nothing was built"
+
+    @property
+    def seen(self) -> str:
+        """As in "server sees sizes, routes"."""
+        limit = "" if self.secure_aggregation else " (no secure aggregation)"
+        return f"server sees {', '.join(self.server_sees) or 'nothing'}{limit}"
 
 
 def methods(as_json: bool = False) -> None:
@@ -52,9 +62,9 @@ def rows() -> list[Row]:
 
 
 def text(found: list[Row]) -> str:
-    """Families with one line per variant: name, title, who holds what, source; a refusal on a line of its own."""
-    columns = [[row.variant, row.title, row.holders, row.source] for row in found]
-    widths = [max(len(cells[i]) for cells in columns) for i in range(4)]
+    """Families with one line per variant: name, title, who holds what, what is seen, source; a refusal on its own."""
+    columns = [[row.variant, row.title, row.holders, row.seen, row.source] for row in found]
+    widths = [max(map(len, column)) for column in zip(*columns, strict=True)]
     lines: list[str] = []
     for family, members in itertools.groupby(zip(found, columns, strict=True), key=lambda pair: pair[0].family):
         lines += ["", family]
@@ -79,6 +89,7 @@ def _row(variant: Variant) -> Row:
     return Row(
         variant=variant.name, title=variant.title, family=variant.family, source=variant.source, what=variant.what,
         oracle=variant.oracle, global_only=variant.global_only, refusal=refusal,
+        server_sees=variant.server_sees, secure_aggregation=variant.secure_aggregation,
         scopes={name: group.scope.value for name, group in groups.items()},
     )  # fmt: skip
 

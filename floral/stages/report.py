@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jinja2
-import polars as pl
 import yaml
 
 from floral.config import ConfigError, Run, switches
 from floral.figures import Figure
-from floral.looks import Look, looks
-from floral.stages import tuning_section, unseen_section, words
-from floral.stages.collect import Collected, Setting, collect
+from floral.looks import APART, looks
+from floral.stages import words
+from floral.stages.collect import Collected, collect
 from floral.stages.draw import draw
 from floral.stages.locks import held
-from floral.stages.summarise import REFERENCE, main_cells, unit, usual_seeds, worst, worst_cell
-from floral.tables import EMPTY, Cell, Column, Table, amount, grid, unbroken
+from floral.stages.section import Material, Section
+from floral.stages.sections import SECTIONS
+from floral.stages.summarise import usual_seeds
+from floral.tables import unbroken
 
 TEMPLATE = Path(__file__).parents[2] / "reports" / "template"
-ACROSS = 4
-"""Settings side by side in one table; more make a second table."""
-
-WORST: dict[Literal["cluster", "decile"], str] = {"cluster": "Worst cluster, %", "decile": "Worst decile, %"}
-COSTS = {
-    "served": ("served", "Parameters"), "sent_down": ("down", "Floats per client and round"),
-    "sent_up": ("up", "Floats per client and round"), "kept_private": ("private floats", "Kept by a client"),
-    "bytes_per_round": ("per round", "Bytes, all clients"), "bytes": ("in all", "Bytes, all clients"),
-    "passes_per_sample": ("passes", "Per sample"), "seconds": ("seconds", "Per run, measured"),
-    "memory": ("peak bytes", "Per run, measured"),
-}  # fmt: skip
 
 
 def report(
@@ -79,26 +69,17 @@ def _build(collected: Collected, runs: list[Run], folder: Path, last: Path) -> N
     contenders = [(c.id, c.title, c.variant.name, c.variant.family, c.variant.oracle) for c in collected.contenders]
     shown = looks(contenders, _yaml("looks.yaml"))
     figures = {setting.id: draw(collected, shown, setting) for setting in collected.settings}
-    captions = _yaml("captions.yaml")
-    tuning = tuning_section.section(collected, shown, captions["tuning"]["latex"])
-    unseen = unseen_section.section(collected, shown, captions["unseen"]["latex"])
-    tables = {
-        "main": _main(collected, shown, captions["main"]["latex"]),
-        "worst": _worst(collected, shown, captions["worst"]["latex"]),
-        "unseen": {part.title: part.table for part in unseen},
-        "costs": _costs(collected, shown, captions["costs"]["latex"]),
-        "tuning": {part.title: part.table for part in tuning},
-    }
+    material = Material(collected=collected, looks=shown, captions=_yaml("captions.yaml"), figures=figures)
+    sections = [made for make in SECTIONS if (made := make(material)) is not None]
     collected.summary.drop("setting", "contender").write_parquet(folder / "summary.parquet")
     (folder / "tables").mkdir()
-    for table in (table for group in tables.values() for table in group.values()):
+    for table in (part.table for section in sections for part in section.parts):
         (folder / "tables" / f"{table.name}.tex").write_text(table.latex, encoding="utf-8")
     (folder / "figures").mkdir()
-    for figure in (figure for kinds in figures.values() for figure in kinds.values()):
+    for figure in (figure for section in sections for row in section.figures for figure in row):
         (folder / "figures" / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
         (folder / "figures" / f"{figure.name}.pdf").write_bytes(_pdf(figure, last / "figures" / figure.name))
-    page = _page(collected, runs, shown, figures, tables, captions, unseen=unseen, tuning=tuning)
-    (folder / "index.html").write_text(page, encoding="utf-8")
+    (folder / "index.html").write_text(_page(material, sections, runs), encoding="utf-8")
 
 
 def _pdf(figure: Figure, last: Path) -> bytes:
@@ -109,10 +90,8 @@ def _pdf(figure: Figure, last: Path) -> bytes:
     return figure.pdf
 
 
-def _page(
-    collected: Collected, runs: list[Run], shown: Mapping[str, Look], figures: Mapping[str, Mapping[str, Figure]],
-    tables: Mapping[str, Mapping[str, Table]], captions: Mapping[str, Any], **sections: Any,
-) -> str:  # fmt: skip
+def _page(material: Material, sections: list[Section], runs: list[Run]) -> str:
+    collected, shown = material.collected, material.looks
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=jinja2.select_autoescape(["html", "j2"]),
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -120,111 +99,23 @@ def _page(
     environment.filters["unbroken"] = unbroken
     return environment.get_template("page.html.j2").render(
         suite=words.suite(collected.suite),
+        sections=sections,
+        captions=material.captions,
         verdict=words.verdict(collected, shown),
         leaders=words.leaders(collected, shown),
+        degenerate=words.degenerate(collected, shown),
         state=words.state(collected),
         without_result=words.without_result(collected),
         command=words.command(collected.suite, runs),
         collected=collected,
         looks=shown,
-        figures=figures,
-        tables=tables,
-        captions=captions,
-        **sections,
+        apart=list(APART.values()),
         usual=usual_seeds(collected),
         provenance=words.provenance(collected),
         switches=_switches(runs),
         style=(TEMPLATE / "style.css").read_text(encoding="utf-8"),
         script=(TEMPLATE / "script.js").read_text(encoding="utf-8"),
     )
-
-
-# -------------------------------------------------------------------------------------------- tables
-
-
-def _main(collected: Collected, shown: Mapping[str, Look], caption: str) -> dict[str, Table]:
-    def columns(setting: Setting, cells: Mapping[str, Mapping[str, Cell]]) -> dict[str, str]:
-        measured = unit(collected, setting)
-        reference = shown[REFERENCE].title if REFERENCE in shown else ""
-        titles = {
-            "value": measured.title,
-            "official": f"Official score{', %' if setting.metric == 'accuracy' else ''}",
-            "difference": f"\u2212 {reference}, {measured.difference}",
-        }
-        return {key: title for key, title in titles.items() if any(key in row for row in cells.values())}
-
-    found = {setting.id: main_cells(collected, shown, setting) for setting in collected.settings}
-    return _tables("main", collected.settings, shown, found, columns, caption)
-
-
-def _worst(collected: Collected, shown: Mapping[str, Look], caption: str) -> dict[str, Table]:
-    cells: dict[str, dict[str, dict[str, Cell]]] = {}
-    for setting in collected.settings:
-        if setting.metric == "accuracy":
-            for which in WORST:
-                for one in worst(collected, setting, which):
-                    cells.setdefault(setting.id, {}).setdefault(one.contender, {})[which] = worst_cell(
-                        one, usual_seeds(collected)
-                    )
-    settings = [setting for setting in collected.settings if setting.id in cells]
-    return _tables("worst", settings, shown, cells, lambda *_: dict(WORST), caption)
-
-
-def _costs(collected: Collected, shown: Mapping[str, Look], caption: str) -> dict[str, Table]:
-    tables = {}
-    for setting in collected.settings:
-        cells = _cost_cells(collected, setting)
-        columns = [Column(id=key, title=title, spanner=spanner) for key, (title, spanner) in COSTS.items()]
-        rows = [(look, cells[name]) for name, look in shown.items() if name in cells]
-        if rows:
-            name = f"costs_{setting.id}"
-            tables[setting.title] = grid(name, columns, rows, f"{setting.title}: {caption}")
-    return tables
-
-
-def _cost_cells(collected: Collected, setting: Setting) -> dict[str, dict[str, Cell]]:
-    """contender → cost → cell; seconds and memory are means over the seeds that are done, not the diverged ones."""
-    if collected.costs.is_empty():
-        return {}
-    costs = collected.costs.filter(pl.col("setting") == setting.id)
-    total = collected.summary.filter(pl.col("setting") == setting.id)
-    cells: dict[str, dict[str, Cell]] = {}
-    for (name,), rows in costs.group_by("contender", maintain_order=True):
-        first, done = rows.row(0, named=True), rows.filter(pl.col("status") == "done")
-        spent = total.filter(pl.col("contender") == name)["bytes"].max()
-        values = {
-            **first["parameters"], "bytes_per_round": first["bytes_per_round"], "bytes": spent,
-            "passes_per_sample": first["passes_per_sample"],
-            "seconds": done["seconds"].struct.field("total").mean(), "memory": done["peak_memory_bytes"].mean(),
-        }  # fmt: skip
-        cells[str(name)] = {
-            key: EMPTY if value is None else Cell(text=amount(float(value)), order=float(value))
-            for key, value in values.items()
-        }
-    return cells
-
-
-def _tables(name, settings, shown, cells, columns, caption) -> dict[str, Table]:  # type: ignore[no-untyped-def]
-    """Tables of ACROSS settings each, spanner by spanner; keyed by the settings' titles."""
-    tables = {}
-    for at in range(0, len(settings), ACROSS):
-        group = settings[at : at + ACROSS]
-        heads = [
-            Column(id=f"{setting.id}.{key}", title=title, spanner=setting.title)
-            for setting in group
-            for key, title in columns(setting, cells[setting.id]).items()
-        ]
-        rows = []
-        for id_, look in shown.items():
-            own = {
-                f"{setting.id}.{key}": cell for setting in group for key, cell in cells[setting.id].get(id_, {}).items()
-            }
-            if own:
-                rows.append((look, own))
-        if rows:
-            label = name if len(settings) <= ACROSS else f"{name}_{at // ACROSS + 1}"
-            tables[", ".join(setting.title for setting in group)] = grid(label, heads, rows, caption)
-    return tables
 
 
 # ----------------------------------------------------------------------------------------- small reads

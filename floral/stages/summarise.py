@@ -122,16 +122,25 @@ def lost_note(counts: Mapping[str, int]) -> str:
 
 
 def marks(collected: Collected, looks: Mapping[str, Look], setting: Setting) -> dict[str, str]:
+    """The best and the second mean of the setting's result."""
+    better = unit(collected, setting).higher_is_better
+    return best_two(intervals(collected, setting), lost(collected, setting), looks, better)
+
+
+def best_two(
+    means: Mapping[str, Interval], lost: Mapping[str, Mapping[str, int]], looks: Mapping[str, Look], higher: bool
+) -> dict[str, str]:
     """The best and the second mean of methods (no oracle, no control) without a diverged seed; ties share a mark.
 
     Empty while a run of any of them is missing or failed: the first of those that happen to be done is no winner.
     """
-    counts = {name: count for name, count in lost(collected, setting).items() if looks[name].group == "method"}
+    counts = {name: count for name, count in lost.items() if looks[name].group == "method"}
     if any({"missing", "failed"} & count.keys() for count in counts.values()):
         return {}
-    found = intervals(collected, setting)
-    rivals = {name: round(found[name].mean, 9) for name, count in counts.items() if "diverged" not in count}
-    levels = sorted(set(rivals.values()), reverse=unit(collected, setting).higher_is_better)[:2]
+    rivals = {
+        name: round(means[name].mean, 9) for name, count in counts.items() if "diverged" not in count and name in means
+    }
+    levels = sorted(set(rivals.values()), reverse=higher)[:2]
     return {name: ("best", "second")[levels.index(mean)] for name, mean in rivals.items() if mean in levels}
 
 

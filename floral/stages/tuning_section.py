@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from floral import config, statistics
 from floral.config import Search
 from floral.grid import edges
-from floral.looks import Look
 from floral.schema import Tuned
 from floral.stages import summarise
 from floral.stages.collect import Collected, Contender, Setting
-from floral.tables import EMPTY, Cell, Column, Table, grid, interval_cell, number
+from floral.stages.section import Material, Part, Section
+from floral.tables import EMPTY, Cell, Column, grid, interval_cell, number
 
 CHOSEN, VALIDATION = "Chosen", "Validation loss"
 COLUMNS = {
@@ -21,19 +20,11 @@ COLUMNS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """One setting's table and what all of its searches have in common."""
-
-    title: str
-    facts: str
-    table: Table
-
-
-def section(collected: Collected, looks: Mapping[str, Look], caption: str) -> list[Part]:
-    """A part for each setting with tuned contenders; none for a suite without."""
+def section(material: Material) -> Section | None:
+    """A table for each setting with tuned contenders, its note what all of its searches have in common."""
+    collected, looks, caption = material.collected, material.looks, material.captions["tuning"]["latex"]
     if not any(contender.tuned for contender in collected.contenders):
-        return []
+        return None
     searches = {(s.task.name, s.variant.name): s for s in config.searches(collected.suite).values()}
     parts = []
     for setting in collected.settings:
@@ -53,8 +44,8 @@ def section(collected: Collected, looks: Mapping[str, Look], caption: str) -> li
         columns = [Column(id=key, title=title, spanner=spanner) for key, (title, spanner) in heads.items()]
         rows = [(look, cells[id_]) for id_, look in looks.items() if id_ in cells]
         table = grid(f"tuning_{setting.id}", columns, rows, f"{setting.title}: {caption}")
-        parts.append(Part(title=setting.title, facts=_facts(setting, mine, entries), table=table))
-    return parts
+        parts.append(Part(title=setting.title, table=table, note=_facts(setting, mine, entries)))
+    return Section(id="tuning", parts=tuple(parts))
 
 
 def _cells(search: Search, entry: Tuned) -> dict[str, Cell]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import polars as pl
 
 from floral.looks import Look
 from floral.stages.collect import Collected, Setting
+from floral.stages.section import Material, Part, Section
 from floral.stages.summarise import JOINING, joined, usual_seeds
 from floral.statistics import t_interval
 from floral.tables import Cell, Column, Table, grid, interval_cell, number
@@ -18,24 +18,19 @@ NO_CLUSTER = Cell(text="n/a")
 SPANNERS = {"seen_cluster": "Seen cluster", "new_concept": "New concept"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """One setting's table and what it says."""
-
-    title: str
-    said: str
-    table: Table
-
-
-def section(collected: Collected, looks: Mapping[str, Look], caption: str) -> list[Part]:
-    """A part for each setting in which clients joined a run that is done."""
+def section(material: Material) -> Section | None:
+    """A row of figures and a table for each setting in which clients joined a run that is done."""
+    collected, looks, caption = material.collected, material.looks, material.captions["unseen"]["latex"]
     parts = []
     for setting in collected.settings:
         frames = {kind: joined(collected, setting, kind) for kind in JOINING}
         if any(not frame.is_empty() for frame in frames.values()):
             table = _table(collected, looks, setting, frames, f"{setting.title}: {caption}")
-            parts.append(Part(title=setting.title, said=said(frames, looks, setting), table=table))
-    return parts
+            parts.append(Part(title=setting.title, note=said(frames, looks, setting), table=table))
+    if not parts:
+        return None
+    figures = material.drawn(*(f"unseen_{kind}" for kind in JOINING))
+    return Section(id="unseen", figures=(figures,), parts=tuple(parts), opened=False)
 
 
 def said(frames: Mapping[str, pl.DataFrame], looks: Mapping[str, Look], setting: Setting) -> str:

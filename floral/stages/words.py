@@ -12,6 +12,7 @@ from floral import config
 from floral.config import ConfigError, Run
 from floral.looks import Look
 from floral.stages.collect import Collected
+from floral.stages.degenerate import equal
 from floral.stages.summarise import REFERENCE, differences, intervals, marks, unit
 from floral.statistics import Interval
 from floral.tables import MINUS, PLUS_MINUS, number
@@ -115,6 +116,16 @@ def verdict(collected: Collected, looks: Mapping[str, Look]) -> list[str]:
     sentences += _against_reference(collected, looks)
     sentences += _recovery(collected, looks)
     return sentences
+
+
+def degenerate(collected: Collected, looks: Mapping[str, Look]) -> list[str]:
+    """Where a task makes a method another one, task by task: the two rows are no two results."""
+    told = []
+    for setting in collected.settings:
+        for contender, variant, why in equal(collected, setting):
+            other = config.variant(variant).title.replace(" ", "\u00a0")
+            told.append(f"{setting.title}: {_name(looks[contender])} is {other} here, for {why}.")
+    return told
 
 
 def _name(look: Look) -> str:

@@ -1,26 +1,32 @@
 "use strict";
 
-// Sort a table's rows, group by group, by the column whose heading is pressed.
+// Sort a table's rows by the column whose heading is pressed: downwards, upwards, then as it was.
 function order(cell) {
   const marked = cell && cell.querySelector("[data-order]");
   return marked ? Number(marked.dataset.order) : NaN;
 }
 
-function sortBy(table, column, descending) {
+// Families are for reading: sorted, all methods stand in one column of ranks, and only what stands apart stays apart.
+function sortBy(table, column, direction) {
   const body = table.tBodies[0];
-  const groups = [[]];
-  for (const row of [...body.rows]) {
-    if (row.classList.contains("gt_group_heading_row")) groups.push([row]);
-    else groups.at(-1).push(row);
+  const original = table.original ||= [...body.rows];
+  const tiers = [[]];
+  for (const row of original) {
+    const heading = row.classList.contains("gt_group_heading_row");
+    row.hidden = heading && direction !== "none" && !APART.includes(row.textContent.trim());
+    if (heading && APART.includes(row.textContent.trim())) tiers.push([]);
+    tiers.at(-1).push(row);
   }
-  for (const group of groups) {
-    const heading = group[0] && group[0].classList.contains("gt_group_heading_row") ? [group.shift()] : [];
-    group.sort((a, b) => {
+  if (direction === "none") { body.append(...original); return; }
+  for (const tier of tiers) {
+    const [headings, rows] = [true, false].map(
+      (wanted) => tier.filter((row) => row.classList.contains("gt_group_heading_row") === wanted));
+    rows.sort((a, b) => {
       const [x, y] = [order(a.cells[column]), order(b.cells[column])];
       if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y);
-      return descending ? y - x : x - y;
+      return direction === "descending" ? y - x : x - y;
     });
-    body.append(...heading, ...group);
+    body.append(...headings, ...rows);
   }
 }
 
@@ -33,10 +39,11 @@ for (const table of document.querySelectorAll(".gt_table")) {
     head.tabIndex = 0;
     head.title = "Sort by this column";
     const sort = () => {
-      const descending = head.getAttribute("aria-sort") !== "descending";
+      const before = head.getAttribute("aria-sort") || "none";
+      const direction = { none: "descending", descending: "ascending", ascending: "none" }[before];
       for (const other of heads) other.removeAttribute("aria-sort");
-      head.setAttribute("aria-sort", descending ? "descending" : "ascending");
-      sortBy(table, column, descending);
+      if (direction !== "none") head.setAttribute("aria-sort", direction);
+      sortBy(table, column, direction);
     };
     head.addEventListener("click", sort);
     head.addEventListener("keydown", (event) => {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -40,6 +41,28 @@ def test_a_methods_parameters_are_those_of_its_build(name):
     if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(build).parameters.values()):
         taken |= explicit(adaptors_of)  # the one function that methods hand further keywords to
     assert taken == set(config.method_file(name).parameters)
+
+
+def test_no_number_that_disables_a_method_is_accepted_unless_it_is_named():
+    """0 (noise, entropy, …) is refused by the bounds, or the parameter's line in config/methods says what it is."""
+    for name in config.names("methods"):
+        for key, parameter in config.method_file(name).parameters.items():
+            if isinstance(parameter.default, bool | str):
+                continue
+            try:
+                parameter.accept(type(parameter.default)(0))
+            except ValueError:
+                continue
+            assert re.search(r"\b0 [a-z]*s\b", parameter.doc), (
+                f"config/methods/{name}.yaml: {key}: its doc does not say what 0 is"
+            )
+
+
+def test_a_method_that_does_not_say_what_the_server_sees_is_told_so():
+    values = config.read(config.CONFIG / "methods" / "fedavg.yaml")
+    del values["server_sees"]
+    with pytest.raises(ConfigError, match=r"fedavg\.yaml: server_sees is missing: .* sizes, routes, updates, rows"):
+        config.parse(schema.MethodFile, values, "config/methods/fedavg.yaml")
 
 
 def test_every_method_module_has_a_file_and_the_other_way_round():

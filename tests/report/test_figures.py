@@ -15,7 +15,7 @@ PALETTE = {"families": {"A": 20, "Control": "none"}, "variants": {"one": {"colou
 
 
 def look(name: str, colour: str) -> Look:
-    return Look(id=name, title=name, short=name, group="method", colour=colour, dashed=False)
+    return Look(id=name, title=name, short=name, family="A", group="method", colour=colour, dashed=False)
 
 
 TWO = [look("a", "#aa0000"), look("b", "#00aa00")]
@@ -75,6 +75,42 @@ def test_no_two_contenders_share_a_colour():
     assert len({one.colour for one in found.values()}) == 32
     assert found["one-0"].colour == "#aa0000" and found["one-0"].short == "One"
     assert [one.group for one in found.values()][-2:] == ["oracle", "control"]
+
+
+def test_methods_stand_by_family_in_the_palettes_order_and_others_below():
+    palette = {
+        "families": {"B": 1, "A": 2, "Control": "none"},
+        "variants": {"a2": {"colour": "#123456", "group": "control"}},
+    }
+    told = [("a", "A", False), ("b", "B", False), ("c", "Control", False), ("n", "New", False), ("o", "A", True)]
+    found = looks([(name, name, name, family, oracle) for name, family, oracle in [*told, ("a2", "A", False)]], palette)
+    assert [(one.id, one.group_title) for one in found.values()] == [
+        ("b", "B"), ("a", "A"), ("n", "New"), ("o", "Told the true clusters"), ("c", "Controls"), ("a2", "Controls"),
+    ]  # fmt: skip
+
+
+def test_names_of_marks_overlap_neither_each_other_nor_a_mark():
+    many = [look(f"method {i}", f"#0000{i:02x}") for i in range(30)]
+    rows = {"contender": [one.id for one in many], "x": [1e6 * (1 + i // 12) for i in range(30)]}
+    values = [50.0 + i % 5 for i in range(30)]
+    frame = pl.DataFrame({**rows, "mean": values, "low": values, "high": values})
+    drawing = figures.scatter(frame, many, Axis(title="x", log=True), Axis(title="y"), (40.0, 60.0))
+    boxes = [
+        (row["text_x"], row["to_y"], row["text_x"] + figures.LETTER * len(row["short"]))
+        for row in drawing.data["labels"].iter_rows(named=True)
+    ]
+    for at, (left, y, right) in enumerate(boxes):
+        for other_left, other_y, other_right in boxes[at + 1 :]:
+            assert abs(y - other_y) >= figures.LINE - 1 or right <= other_left or other_right <= left
+    assert len(boxes) == 30
+
+
+def test_what_sends_nothing_stands_at_the_left_edge():
+    frame = line("a", [0], [50]).vstack(line("b", [1e6], [60]))
+    drawing = figures.scatter(frame, TWO, Axis(title="bytes", log=True), Axis(title="y"), (40.0, 70.0))
+    at = dict(drawing.data["marks"].select("contender", "x").iter_rows())
+    assert 0 < at["a"] < at["b"] == 1e6
+    assert ">0<" in drawn(drawing).svg
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,20 @@ from run_folders import CLIENTS, COSTS, make_run
 
 from floral import config
 from floral.config import ConfigError
+from floral.engine.costs import BYTES_PER_FLOAT
 from floral.looks import looks
+from floral.stages import report as report_stage
 from floral.stages import words
 from floral.stages.collect import IDENTITY, collect
 from floral.stages.draw import draw
 from floral.stages.failure import LOCK
 from floral.stages.locks import held
-from floral.stages.report import _cost_cells, _yaml, report
+from floral.stages.report import _yaml, report
+from floral.stages.section import Part, Section
+from floral.stages.sections import cost_cells
 from floral.stages.summarise import differences, intervals, joined, main_cells, route_weights, worst
 from floral.statistics import binomial_null
-from floral.tables import EMPTY, Cell
+from floral.tables import EMPTY, Cell, Column, grid
 
 UNSEEN = {"seen_cluster": 4, "new_concept": 4}
 
@@ -146,9 +150,9 @@ def test_measured_costs_are_means_over_the_seeds_that_are_done(results, write):
         spent = {**COSTS, "seconds": {**COSTS["seconds"], "total": seconds}}
         (write(run, status) / "costs.json").write_text(json.dumps(spent))
     found = collect("quickstart", runs, results)
-    assert _cost_cells(found, found.settings[0])["fedavg"]["seconds"].order == 2.0
+    assert cost_cells(found, found.settings[0])["fedavg"]["seconds"].order == 2.0
     found = collect("quickstart", runs[2:], results)
-    cells = _cost_cells(found, found.settings[0])["fedavg"]
+    cells = cost_cells(found, found.settings[0])["fedavg"]
     assert cells["seconds"] == EMPTY and cells["served"].order == 4810
 
 
@@ -276,6 +280,15 @@ def test_namesakes_are_told_apart(results, write):
     assert collected.summary["official_score_sampled"].to_list() == [pytest.approx(0.57), None, None]
 
 
+def test_down_and_up_are_bytes_as_the_engine_bills_them(results, write):
+    run = make_run("digits_rotate", "fedavg", 0)
+    write(run)
+    found = collect("quickstart", [run], results)
+    cells = cost_cells(found, found.settings[0])["fedavg"]
+    assert cells["sent_down"].order == cells["sent_up"].order == BYTES_PER_FLOAT * 4810
+    assert cells["trainable_per_client"].order == 4810 and cells["client_passes"].order == 40
+
+
 @pytest.mark.parametrize("module", ["statistics", "tables", "figures", "looks", "stages.report", "stages.show"])
 def test_never_imports_torch(module):
     code = f"import sys, floral.{module}; sys.exit('torch' in sys.modules)"
@@ -343,3 +356,44 @@ def test_a_skewed_task_says_on_which_rows_it_is_evaluated(tmp_path, results, wri
     write(run)
     page = report("quickstart", [run], results, tmp_path / "reports").read_text(encoding="utf-8")
     assert "each on its own test rows, weighted by their number" in page
+
+
+def test_where_a_task_makes_a_method_another_one_the_report_warns_beside_the_table(tmp_path, results, write):
+    """Clients have 50 rows: one step of 64 a round, two of 32."""
+    for batch, warned in ((64, True), (32, False)):
+        runs = [make_run("digits_rotate", variant, 0, batch=batch, epochs=1) for variant in ("fedavg", "fedprox")]
+        for run in runs:
+            write(run)
+        report("quickstart", runs, results, tmp_path / "reports")
+        page = (tmp_path / "reports" / "quickstart" / "index.html").read_text(encoding="utf-8")
+        told = "FedProx is FedAvg here, for every client takes one local step a round."
+        assert (told in page) == ("One method under two names" in page) == warned
+
+
+def test_what_a_server_sees_stands_beside_what_uploaded_routes_give_away(built):
+    page = (built / "index.html").read_text(encoding="utf-8")
+    (section,) = re.findall(r'<section id="seen">.*?</section>', page, re.DOTALL)
+    rows = {
+        unbroken_name(row): re.findall(r'<span class="cell[^>]*>([^<]*)</span>', row)
+        for row in re.findall(r"<tr>.*?</tr>", section, re.DOTALL)
+        if "swatch" in row
+    }
+    assert rows["FLoRAL 1 %"] == ["sizes, routes", "yes", "1.00", "1.00"]
+    assert rows["FLoRAL 1 % (optimal router)"] == ["sizes, routes", "yes", "\u2013", "\u2013"]  # told, not leaked
+    assert rows["FedAvg"][:3] == ["sizes", "yes", "\u2013"] and rows["Constant"][:3] == ["rows", "no", "\u2013"]
+
+
+def unbroken_name(row: str) -> str:
+    return re.search(r"</span>([^<]*)</th>", row)[1].replace("\u00a0", " ")
+
+
+def test_a_section_is_one_function_and_what_it_makes_is_shown_and_written(tmp_path, results, write, monkeypatch):
+    def made(material):
+        table = grid("mine", [Column(id="x", title="X")], [(look, {}) for look in material.looks.values()], "")
+        return Section(id="main", parts=(Part(title="Of mine", table=table, note="A note."),))
+
+    monkeypatch.setattr(report_stage, "SECTIONS", (made,))
+    run = make_run("digits_rotate", "fedavg", 0)
+    write(run)
+    page = report("quickstart", [run], results, tmp_path / "reports").read_text(encoding="utf-8")
+    assert page.count("<section") == 1 and (tmp_path / "reports/quickstart/tables/mine.tex").exists()

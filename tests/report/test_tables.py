@@ -6,7 +6,7 @@ from floral.looks import Look
 from floral.statistics import t_interval
 from floral.tables import Cell, Column, amount, grid, interval_cell, latex, number, unbroken
 
-LOOK = Look(id="a", title="A <1 %> & b", short="A", group="method", colour="#aa0000", dashed=True)
+LOOK = Look(id="a", title="A <1 %> & b", short="A", family="F", group="method", colour="#aa0000", dashed=True)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from floral.config import Run
 from floral.looks import looks
 from floral.stages.collect import Contender, collect
 from floral.stages.report import _yaml, report
-from floral.stages.tuning_section import Part, _cells, section
+from floral.stages.section import Material, Part
+from floral.stages.tuning_section import _cells, section
 
 Write = Callable[..., Path]
 
@@ -30,10 +31,12 @@ def both(tuned: bool | None = None) -> list[Run]:
     return [run for run in runs if tuned is None or (run.own_rates is not None) == tuned]
 
 
-def made(results: Path, runs: list[Run]) -> tuple[tuple[Contender, ...], list[Part]]:
+def made(results: Path, runs: list[Run]) -> tuple[tuple[Contender, ...], tuple[Part, ...]]:
     collected = collect("tuned", runs, results)
     rows = [(one.id, one.title, one.variant.name, one.variant.family, False) for one in collected.contenders]
-    return collected.contenders, section(collected, looks(rows, _yaml("looks.yaml")), "caption")
+    shown, captions = looks(rows, _yaml("looks.yaml")), _yaml("captions.yaml")
+    found = section(Material(collected=collected, looks=shown, captions=captions, figures={}))
+    return collected.contenders, () if found is None else found.parts
 
 
 def test_default_and_tuned_stand_side_by_side(results: Path, write: Write, gained: None) -> None:
@@ -44,8 +47,8 @@ def test_default_and_tuned_stand_side_by_side(results: Path, write: Write, gaine
     assert titles["fedavg"] == ("FedAvg", False) and titles["fedavg-tuned"] == ("FedAvg, tuned", True)
     assert "+7.0 ± 0.0" in part.table.html and "60" in part.table.html
     rule = config.tuning()
-    assert part.facts.startswith(f"{rule.budget} configurations of every method, seed {rule.seeds[0]}, ")
-    assert "config/tuned/digits_rotate.yaml" in part.facts
+    assert part.note.startswith(f"{rule.budget} configurations of every method, seed {rule.seeds[0]}, ")
+    assert "config/tuned/digits_rotate.yaml" in part.note
 
 
 def test_where_all_is_tuned_names_stay_and_the_reference_too(results: Path, write: Write) -> None:
@@ -60,7 +63,7 @@ def test_nothing_tuned_is_no_section(results: Path, write: Write) -> None:
     for run in both(tuned=False):
         write(run)
     _, parts = made(results, both(tuned=False))
-    assert parts == []
+    assert parts == ()
 
 
 def test_edges_and_lost_configurations_are_marked() -> None:

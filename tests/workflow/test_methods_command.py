@@ -66,6 +66,13 @@ def test_text_and_json_of_the_command(capsys):
     (fedprox,) = [row for row in rows if row["variant"] == "fedprox"]
     assert fedprox["family"] == "Global" and fedprox["global_only"] and fedprox["scopes"] == {"base": "shared"}
     assert len(fedprox["what"]) == 2
+    assert fedprox["server_sees"] == ["sizes"] and fedprox["secure_aggregation"] is True
+
+
+def test_what_the_server_sees_is_told(found):
+    assert found["local"].seen == "server sees nothing"
+    assert found["floral_1"].seen == "server sees sizes, routes"
+    assert found["centralised"].seen == "server sees rows (no secure aggregation)"
 
 
 def test_scopes_are_those_of_the_declaration(monkeypatch, found):

@@ -1,0 +1,61 @@
+"""What a section of the report is made of, and what it is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from floral.figures import Figure
+from floral.looks import Look
+from floral.stages.collect import Collected
+from floral.tables import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """All that a section may read: the suite's results, how contenders look, the captions of captions.yaml, and the
+    figures of every setting by kind."""
+
+    collected: Collected
+    looks: Mapping[str, Look]
+    captions: Mapping[str, Any]
+    figures: Mapping[str, Mapping[str, Figure]]
+
+    def drawn(self, *kinds: str) -> tuple[Figure, ...]:
+        """The figures of these kinds, setting by setting."""
+        return tuple(
+            self.figures[setting.id][kind]
+            for setting in self.collected.settings
+            for kind in kinds
+            if kind in self.figures[setting.id]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A table below a line that opens it, and what holds for it alone."""
+
+    title: str
+    table: Table
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One part of the page, below the title that captions.yaml has for its `id`.
+
+    Its figures, in rows, and its tables are shown by reports/template/sections/default.html.j2, or as
+    sections/<id>.html.j2 says where that is there; all of them are written to files too.
+    """
+
+    id: str
+    figures: tuple[tuple[Figure, ...], ...] = ()
+    layout: Literal["grid", "grid thirds", "wide"] = "grid"
+    parts: tuple[Part, ...] = ()
+    opened: bool = True
+    """Whether the first table is in view, or below the line that opens it like the others."""
+
+
+Make = Callable[[Material], Section | None]
+"""Makes a section, or None where the suite has nothing for it."""

@@ -1,0 +1,214 @@
+"""What costs.count bills is what a real message weighs: safetensors of what one client of the engine gets and sends."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from federations import MODELS, VARIANTS, buildable, simulate, train
+from safetensors.torch import save
+
+from floral import config
+from floral.engine.costs import BYTES_PER_FLOAT
+from floral.engine.state import State, one, view
+from floral.spec import Scope
+
+CLIENT = 0
+CASES = [pytest.param(v, m, id=f"{v}-{m}") for v in VARIANTS for m in MODELS if buildable(v, m)]
+
+
+def weight(message: dict[str, torch.Tensor]) -> int:
+    """Bytes of the tensors of a serialised message: all but its header, which names them."""
+    body = save({name: tensor.to(torch.float32).contiguous() for name, tensor in message.items()})
+    header = int.from_bytes(body[:8], "little")
+    told = {name: entry for name, entry in json.loads(body[8 : 8 + header]).items() if name != "__metadata__"}
+    assert set(told) == set(message)
+    return len(body) - 8 - header
+
+
+def seen_by(simulation, state):
+    """What the client sees, as the engine gathers it."""
+    ids = torch.tensor([CLIENT])
+    return one(*view(simulation.method, state.values, simulation.data.learner[ids], ids))
+
+
+def alone(simulation, state, round):
+    """What the engine adds up in a round of the client alone, p = 1."""
+    return simulation.train_chunk(state, round, np.array([CLIENT]), torch.ones(1, dtype=torch.float64))
+
+
+def summed(method, trained):
+    """What the server is given to add: of a CLUSTERED group the slices that weigh something, each once where the method
+    sends one for several."""
+
+    def sent(group, tensor):
+        if method.groups[group].scope is not Scope.CLUSTERED:
+            return tensor
+        weighed = tensor[trained.mean.mass > 0]
+        return torch.unique(weighed, dim=0) if method.picks else weighed
+
+    return {g: {n: sent(g, tensor) for n, tensor in params.items()} for g, params in trained.mean.sums.items()}
+
+
+def flat(values):
+    return {f"{group}/{name}": tensor for group, params in values.items() for name, tensor in params.items()}
+
+
+def download(simulation, state, round):
+    """The averaged groups that others changed, of these the slices that its round depends on: made NaN, they tell."""
+    method, before, seen = simulation.method, seen_by(simulation, simulation.start()), seen_by(simulation, state)
+    unused = ignored(simulation, state, round)
+
+    def outcome(state):
+        trained = alone(simulation, state, round)
+        sums = {group: params for group, params in summed(method, trained).items() if group not in unused}
+        return {**flat(trained.values), **flat(sums)}
+
+    expected = outcome(state)
+
+    def matters(group, slice_, names):
+        values = {name: tensor.clone() for name, tensor in state.values[group].items()}
+        for name in names:
+            values[name][slice_] = torch.nan
+        got = outcome(State({**state.values, group: values}))
+        return any(not torch.equal(expected[name], got[name]) for name in expected)
+
+    message = {}
+    for group, params in seen.items():
+        scope = method.groups[group].scope
+        if scope is Scope.CLUSTERED and method.member is None:
+            held = [c for c in range(len(next(iter(params.values())))) if matters(group, c, params)]
+            params, start = ({n: t[held] for n, t in some.items()} for some in (params, before[group]))
+        else:
+            start = before[group]
+        changed = any(not torch.equal(tensor, start[name]) for name, tensor in params.items())
+        if scope in (Scope.SHARED, Scope.CLUSTERED) and changed:
+            still = [name for name, tensor in params.items() if torch.equal(tensor, start[name])]
+            left = {name for name in still if scope is Scope.SHARED and not matters(group, ..., [name])}
+            message[group] = {name: tensor for name, tensor in params.items() if name not in left}
+    return flat(message)
+
+
+def ignored(simulation, state, round):
+    """Groups that are said not to travel up in this round, and that it leaves as they were whoever took part."""
+    declared = dict(simulation.method.sends or {})
+    for phase in simulation.phases(round):
+        declared |= phase.sends
+    after = State.of({name: tensor.clone() for name, tensor in state.tensors().items()})
+    simulation.train(after, round)
+    before = state.values
+    return {
+        group
+        for group, (_, up) in declared.items()
+        if not up and all(torch.equal(tensor, before[group][name]) for name, tensor in after.values[group].items())
+    }
+
+
+def upload(simulation, state, round):
+    """What is added up of the client, the PRIVATE values that its weights are a function of, and what the server sees
+    of it besides."""
+    method, trained = simulation.method, alone(simulation, state, round)
+    unused = ignored(simulation, state, round)
+    sums = {group: params for group, params in summed(method, trained).items() if group not in unused}
+    route = {
+        group: trained.values[group] for group, (_, up) in (method.sends or {}).items() if up and group not in sums
+    }
+    message = flat(sums | route)
+    if trained.singles is not None:
+        told = torch.cat([tensor.flatten() for tensor in message.values()])
+        if not torch.isin(trained.singles, told).all():
+            message["single"] = trained.singles
+    return message
+
+
+def played(variant, model=None):
+    """(simulation, state before the round, round) of a late round of every kind that the method has."""
+    simulation = simulate(variant, model=model, clusters=3)
+    if simulation.method.phases == ():
+        yield simulation, simulation.start(), 1
+        return
+    last = {simulation.phases(round): round for round in range(2, simulation.settings.rounds + 1)}
+    for round in last.values():
+        yield simulation, train(simulation, round - 1), round
+
+
+@pytest.mark.parametrize(("variant", "model"), CASES)
+def test_bytes_are_those_of_a_serialised_message(variant, model):
+    for simulation, state, round in played(variant, model):
+        counted = simulation.costs_of(state, round)
+        assert counted.bytes_per_client == BYTES_PER_FLOAT * (counted.sent_down + counted.sent_up)
+        if simulation.method.phases == () or simulation.method.pool is not None:
+            assert counted.bytes_per_client == 0
+            continue
+        assert BYTES_PER_FLOAT * counted.sent_up == weight(upload(simulation, state, round))
+        assert BYTES_PER_FLOAT * counted.sent_down == weight(download(simulation, state, round))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_kept_and_trained_are_what_the_engine_keeps_and_changes(variant):
+    for simulation, state, round in played(variant):
+        method, counted, seen = simulation.method, simulation.costs_of(state, round), seen_by(simulation, state)
+        own = {name: params for name, params in seen.items() if method.groups[name].scope is Scope.PRIVATE}
+        assert BYTES_PER_FLOAT * counted.kept_private == (0 if method.pool else weight(flat(own)))
+        if method.phases == ():
+            assert counted.trainable_per_client == 0
+            continue
+        trained = alone(simulation, state, round)
+        after = {name: {n: t[0] for n, t in params.items()} for name, params in trained.values.items()}
+        after |= {name: params for name, params in summed(method, trained).items() if name not in method.upload}
+        changed = {
+            group: params
+            for group, params in after.items()
+            if not method.groups[group].statistic
+            and any(t.shape != seen[group][n].shape or not torch.equal(t, seen[group][n]) for n, t in params.items())
+        }
+        assert BYTES_PER_FLOAT * counted.trainable_per_client == weight(flat(changed))
+
+
+# ------------------------------------------------------------------------------- what the server is said to see
+
+
+def weighs_with(simulation, state):
+    """The PRIVATE groups that the weights of the client's update are a function of: those that, made NaN, tell."""
+    method, seen = simulation.method, seen_by(simulation, state)
+    if method.log_route is None:
+        return set()
+    usual = method.log_route(seen)
+
+    def tells(group):
+        hidden = {name: tensor * torch.nan for name, tensor in seen[group].items()}
+        return not torch.equal(method.log_route({**seen, group: hidden}), usual)
+
+    return {group for group in seen if method.groups[group].scope is Scope.PRIVATE and tells(group)}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_server_weighs_with_nothing_that_it_was_not_sent_or_has_made(variant):
+    """Else a route would travel unbilled."""
+    for simulation, state, round in played(variant):
+        sent = {group for group, (_, up) in (simulation.method.sends or {}).items() if up}
+        for group in weighs_with(simulation, state) - sent:
+            trained, seen = alone(simulation, state, round).values, seen_by(simulation, state)[group]
+            made_by_client = group in trained and any(not torch.equal(t, trained[group][n][0]) for n, t in seen.items())
+            fixed = simulation.method.groups[group].fixed
+            assert fixed or (simulation.method.server is not None and not made_by_client), f"{group} is not sent"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_server_is_said_to_see_what_it_is_sent(variant):
+    sees = config.variant(variant).server_sees
+    for simulation, state, _ in played(variant):
+        method, sent_up = simulation.method, simulation.costs(state).sent_up
+        assert ("routes" in sees) == (bool(weighs_with(simulation, state)) or method.member is not None)
+        assert ("updates" in sees) == (method.single is not None)
+        assert ("rows" in sees) == (method.pool is not None or method.prepare is not None)
+        assert ("sizes" in sees) == (sent_up > 0), "a mean with weights p(k) takes the sizes"
+
+
+def test_only_sums_are_compatible_with_secure_aggregation():
+    found = {
+        name: config.variant(name).secure_aggregation for name in ("fedavg", "floral_1", "local", "cfl", "centralised")
+    }
+    assert found == {"fedavg": True, "floral_1": True, "local": True, "cfl": False, "centralised": False}
