@@ -150,6 +150,7 @@ def simulate(
     workers: int = 1,
     device: torch.device = CPU,
     kind: type[Simulation] = Simulation,
+    heed: Callable[[], None] = lambda: None,
     **run: Any,
 ) -> Simulation:
     """The simulation of a variant, assembled as the train stage does; `change` may replace its method.
@@ -168,7 +169,7 @@ def simulate(
         problem = replace(problem, build_model=with_dropout)
     method = change(execute.build_method(made, problem))
     tensors = execute.client_data(data, method, device, dtype)
-    return kind(method, tensors, execute.make_settings(made), Execution(backend, chunk, workers))
+    return kind(method, tensors, execute.make_settings(made), Execution(backend, chunk, workers), heed=heed)
 
 
 def train(simulation: Simulation, rounds: int = 3) -> State:
