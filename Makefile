@@ -9,10 +9,10 @@ INSTALLED := $(VENV)/.installed
 LOCAL := SLURM_CONF=/dev/null
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check bench ui clean
+.PHONY: help setup quickstart test test-slurm check bench ui clean
 
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## make .venv and install every pinned package
 
@@ -32,6 +32,9 @@ quickstart: $(INSTALLED) ## compare FLoRAL with its rivals on real data: minutes
 
 test: $(INSTALLED) ## run the tests; what needs a missing tool is skipped by name
 	$(LOCAL) $(BIN)/pytest
+
+test-slurm: $(INSTALLED) ## start a SLURM of two nodes on this machine (as root) and let it kill jobs: 4 minutes
+	timeout --signal=INT 600 $(BIN)/pytest -m slurm tests/slurm
 
 check: $(INSTALLED) ## style, types, direction of imports, workflow
 	$(BIN)/ruff check .

@@ -22,6 +22,17 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/track.smk"
 
 
+# On a cluster these run where Snakemake runs: they need the network or take seconds. Training never does.
+localrules:
+    all,
+    fetch,
+    partition,
+    report,
+    store,
+    track,
+    attach,
+
+
 rule all:
     default_target: True
     input:

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from signal import SIGINT
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import floral
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from floral.config import Run
     from floral.stages.plan import Settings
 
-DONE, FAILED, MISTAKE, INTERRUPTED, CUT = 0, 1, 2, 130, 141
-"""Exit codes. A diverged run is done: that is a result. CUT is what a shell says of a command that `head` ended."""
+DONE, FAILED, MISTAKE, CONTINUE, INTERRUPTED, CUT = 0, 1, 2, 75, 130, 141
+"""Exit codes. A diverged run is done: that is a result. CONTINUE (EX_TEMPFAIL of sysexits.h): a scheduler's signal
+stopped it, a checkpoint is written, call again. CUT is what a shell says of a command that `head` ended."""
 
 Handler = Callable[[argparse.Namespace, "Settings"], int | None]
 
@@ -42,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return CUT
     except ConfigError as error:
         return _say(f"floral {arguments.command}: {error}", MISTAKE)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         return _say(
             f"floral {arguments.command}: interrupted; what is finished is kept, the same command continues",
-            INTERRUPTED,
+            INTERRUPTED if getattr(error, "by", SIGINT) == SIGINT else CONTINUE,
         )
     except Exception as error:
         traceback.print_exc()

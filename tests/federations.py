@@ -153,6 +153,7 @@ def simulate(
     graphs: bool = False,
     device: torch.device = CPU,
     kind: type[Simulation] = Simulation,
+    heed: Callable[[], None] = lambda: None,
     **run: Any,
 ) -> Simulation:
     """The simulation of a variant, assembled as the train stage does; `change` may replace its method.
@@ -172,7 +173,7 @@ def simulate(
     method = change(execute.build_method(made, problem))
     tensors = execute.client_data(data, method, device, dtype)
     how = Execution(backend, chunk, workers, precision=precision, graphs=graphs)
-    return kind(method, tensors, execute.make_settings(made), how)
+    return kind(method, tensors, execute.make_settings(made), how, heed=heed)
 
 
 def train(simulation: Simulation, rounds: int = 3) -> State:

@@ -23,7 +23,7 @@ from floral.engine.devices import Precision
 from floral.engine.graphs import Graphs, cuda_graphs
 from floral.engine.rows import ClientData, plan
 from floral.engine.state import State, start, view
-from floral.spec import Batch, Method, Optimiser, Phase, Served, Singles
+from floral.spec import Batch, Draws, Method, Optimiser, Phase, Served, Singles
 
 EXPLODED = 1e8
 """A loss above this counts as diverged, like NaN."""
@@ -97,17 +97,22 @@ class Workers:
     PyTorch's operations run outside Python's lock, so that Python threads are enough.
     """
 
-    def __init__(self, count: int, threads: int) -> None:
-        self.count, self.threads = count, threads
+    def __init__(self, count: int, threads: int, heed: Callable[[], None]) -> None:
+        self.count, self.threads, self.heed = count, threads, heed
         self._pool: ThreadPoolExecutor | None = None
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-        """The results in the items' order; one worker is the thread that calls."""
+        """The results in the items' order; one worker is the thread that calls. `heed` is called before each."""
+
+        def work(item: Any) -> Any:
+            self.heed()
+            return function(item)
+
         if self.count == 1:
-            return [function(item) for item in items]
+            return [work(item) for item in items]
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.count, "client", initializer=self._start)
-        return list(self._pool.map(function, items))
+        return list(self._pool.map(work, items))
 
     def _start(self) -> None:
         torch.set_num_threads(self.threads)
@@ -134,17 +139,19 @@ class Simulation:
         execution: Execution,
         *,
         most_steps: int | None = None,
+        heed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`most_steps` cuts every phase of local training short, for trials that only take its time."""
+        """`most_steps` cuts every phase of local training short, for trials that only take its time. `heed` is called
+        before every local step and every piece of an evaluation, where the state is only read: it may raise."""
         if method.phases == ():
             settings = replace(settings, rounds=0)
         self.method, self.data, self.settings, self.execution = method, data, settings, execution
         self.device, self.dtype = data.train.x.device, data.train.dtype
-        self.most_steps = most_steps
+        self.most_steps, self.heed = most_steps, heed
         self.draws = {**method.draws, **data.train.augment_draws}
         self.clusters = method.clusters or settings.clusters
         self.graphs = Graphs(cuda_graphs()) if execution.graphs and self.device.type == "cuda" else None
-        self.workers = Workers(execution.workers, execution.threads)
+        self.workers = Workers(execution.workers, execution.threads, heed)
         self._clients: dict[tuple[Phase, ...], local.Clients] = {}
         self._costs: dict[tuple[tuple[Phase, ...], ...], Costs] = {}
         if settings.rounds:
@@ -284,14 +291,10 @@ class Simulation:
         ranges = [range(first, end)[: self.most_steps] for first, end in ends]
         ids = torch.from_numpy(learners).to(self.device)
         seen, axes = view(self.method, state.values, ids, ids)
-        return local.train_chunk(
-            clients,
-            seen,
-            axes,
-            local.Chunk(share, None if self.method.member is None else self.method.member[ids]),
-            batches,
-            rows,
-            draw=lambda step, size: local.make_draws(
+
+        def draw(step: int, size: int) -> Draws:
+            self.heed()
+            return local.make_draws(
                 self.draws,
                 learners,
                 seed=settings.seed,
@@ -300,7 +303,16 @@ class Simulation:
                 step=step % steps,
                 batch=size,
                 like=rows,
-            ),
+            )
+
+        return local.train_chunk(
+            clients,
+            seen,
+            axes,
+            local.Chunk(share, None if self.method.member is None else self.method.member[ids]),
+            batches,
+            rows,
+            draw=draw,
             phases=list(zip(clients.phases, ranges, strict=True)),
             held=lambda: self.held(learners),
         )

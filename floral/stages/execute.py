@@ -7,13 +7,11 @@ import importlib
 import json
 import logging
 import os
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -33,6 +31,7 @@ from floral.spec import Draws, Method, Optimiser, Problem, Refused
 from floral.stages import record, segments, written
 from floral.stages.join import unseen_table
 from floral.stages.record import Progress
+from floral.stages.stops import Stop, Stopped
 
 LOG = logging.getLogger("floral.train")
 """The run's own log, log.txt of its folder."""
@@ -50,12 +49,13 @@ def execute(
     precision: str,
     threads: int,
     checkpoint_seconds: float,
+    stop: Stop,
 ) -> dict[str, Any]:
     """Train a run to its end and return its summary, which is written last.
 
     Raises:
         ConfigError: data are missing, the method cannot do the task or the device the precision, a damaged checkpoint.
-        KeyboardInterrupt: asked to stop; a checkpoint was written.
+        Stopped: asked to stop; a checkpoint was written.
     """
     began = time.perf_counter()
     torch.set_num_threads(threads)
@@ -65,7 +65,7 @@ def execute(
     simulation, data = build_simulation(run, results, device)
     written.write_run(folder, run, data.partition_digest)
     path = folder / "checkpoint" / "last.safetensors"
-    if path.exists():
+    if checkpoint.there(path):
         state, progress = resume(path, simulation, folder / NAME)
     else:
         state = simulation.start(folder / NAME)
@@ -81,65 +81,91 @@ def execute(
     torch.set_num_threads(chosen.threads)
     LOG.info("after round %d: %s, %s", progress.round, chosen, simulation.device)
     try:
-        simulation = Simulation(simulation.method, simulation.data, simulation.settings, chosen)
+        simulation = Simulation(simulation.method, simulation.data, simulation.settings, chosen, heed=stop.heed)
     except Refused as reason:
         raise ConfigError(f"{path}: was begun with backend {chosen.backend}, but {reason}; remove it") from None
     progress.segment = segments.new(folder)
     progress.seconds["setup"] += time.perf_counter() - began
-    with interruptible() as stop:
-        rounds(simulation, state, progress, path, checkpoint_seconds, stop)
+    rounds(simulation, state, progress, path, checkpoint_seconds, stop)
     if state.store is not None:
         save(path, state, progress)  # so that the store's file is whole, and never ahead of a checkpoint
-    joined = join_unseen(run, simulation, state, progress, data) if progress.diverged_at is None else None
-    summary = record.write_results(folder, run, simulation, state, progress, data, joined)
-    path.unlink(missing_ok=True)
+    with kept(path, simulation, state, progress):
+        joined = join_unseen(run, simulation, state, progress, data) if progress.diverged_at is None else None
+        summary = record.write_results(folder, run, simulation, state, progress, data, joined)
+    checkpoint.remove(path)
     LOG.info("%s in %.1f s", summary["status"], sum(progress.seconds.values()))
     return summary
 
 
 def rounds(
-    simulation: Simulation, state: State, progress: Progress, path: Path, checkpoint_seconds: float, stop: list[int]
+    simulation: Simulation, state: State, progress: Progress, path: Path, checkpoint_seconds: float, stop: Stop
 ) -> None:
-    """Every round that is left, evaluated on schedule; stops early when the run diverges."""
+    """Every round that is left, evaluated on schedule; stops early when the run diverges.
+
+    Raises:
+        Stopped: asked to stop; a checkpoint was written, of the end of a round, or of its training where it was the
+            evaluation that took too long.
+    """
     settings = simulation.settings
     saved = time.monotonic()
-    if not progress.metrics:
-        evaluated(simulation, state, progress, None)
-    while progress.round < settings.rounds and progress.diverged_at is None:
-        began = time.perf_counter()
-        progress.round += 1
-        loss, samples = simulation.train(state, progress.round)
-        costs = simulation.costs_of(state, progress.round)
-        progress.bytes += costs.bytes_per_client * simulation.cohort_size
-        progress.client_samples += samples
-        progress.client_passes += samples * costs.passes_per_sample
-        progress.seconds["train"] += time.perf_counter() - began
-        if settings.evaluates(progress.round):
-            evaluated(simulation, state, progress, float(loss))
-        if settings.sampled_evaluation and settings.last_bin(progress.round):
-            began = time.perf_counter()
-            progress.official.append(simulation.official_scores(state, progress.round))
-            progress.seconds["evaluate"] += time.perf_counter() - began
-        full = state.store is not None and state.store.full
-        if stop or full or time.monotonic() - saved > checkpoint_seconds:
-            progress.peak_memory_bytes = record.peak_memory(simulation, progress)
-            save(path, state, progress)
-            saved = time.monotonic()
-        if stop:
-            LOG.info("asked to stop after round %d; a checkpoint is written", progress.round)
-            raise KeyboardInterrupt
+    with kept(path, simulation, state, progress):
+        if not progress.metrics:
+            evaluate(simulation, state, progress)
+        while progress.diverged_at is None and (progress.owed is not None or progress.round < settings.rounds):
+            if progress.owed is None:
+                train(simulation, state, progress)
+            evaluate(simulation, state, progress)
+            if stop.by is not None:
+                raise Stopped(stop.by)
+            full = state.store is not None and state.store.full
+            if full or time.monotonic() - saved > checkpoint_seconds:
+                progress.peak_memory_bytes = record.peak_memory(simulation, progress)
+                save(path, state, progress)
+                saved = time.monotonic()
 
 
-def evaluated(simulation: Simulation, state: State, progress: Progress, loss: float | None) -> None:
-    """Evaluate, keep the rows, and note a divergence."""
-    began = time.perf_counter()
-    evaluation = simulation.evaluate(state, progress.round, loss)
-    progress.add(evaluation)
+def train(simulation: Simulation, state: State, progress: Progress) -> None:
+    """One round, after which its evaluation is owed. Given up, it leaves no trace."""
+    began, round = time.perf_counter(), progress.round + 1
+    loss, samples = simulation.train(state, round)
+    costs = simulation.costs_of(state, round)
+    progress.round, progress.owed = round, loss
+    progress.bytes += costs.bytes_per_client * simulation.cohort_size
+    progress.client_samples += samples
+    progress.client_passes += samples * costs.passes_per_sample
+    progress.seconds["train"] += time.perf_counter() - began
+
+
+def evaluate(simulation: Simulation, state: State, progress: Progress) -> None:
+    """What is due after the present round, kept when all of it is done; notes a divergence."""
+    began, settings, round = time.perf_counter(), simulation.settings, progress.round
+    evaluation, official = None, None
+    if settings.evaluates(round):
+        evaluation = simulation.evaluate(state, round, None if progress.owed is None else float(progress.owed))
+    if round and settings.sampled_evaluation and settings.last_bin(round):
+        official = simulation.official_scores(state, round)
+    progress.owed = None
+    if evaluation is not None:
+        progress.add(evaluation)
+        values = ", ".join(
+            f"{split} {metric} {value:.4g}" for split, metric, value in evaluation.metrics if metric in LOGGED
+        )
+        LOG.info("round %d of %d: %s", round, settings.rounds, values)
+    if official is not None:
+        progress.official.append(official)
     progress.seconds["evaluate"] += time.perf_counter() - began
-    values = ", ".join(
-        f"{split} {metric} {value:.4g}" for split, metric, value in evaluation.metrics if metric in LOGGED
-    )
-    LOG.info("round %d of %d: %s", progress.round, simulation.settings.rounds, values)
+
+
+@contextmanager
+def kept(path: Path, simulation: Simulation, state: State, progress: Progress) -> Iterator[None]:
+    """Writes a checkpoint when the work within is stopped."""
+    try:
+        yield
+    except Stopped as stopped:
+        progress.peak_memory_bytes = record.peak_memory(simulation, progress)
+        save(path, state, progress)
+        LOG.info("%s after round %d; a checkpoint is written", stopped, progress.round)
+        raise
 
 
 def save(path: Path, state: State, progress: Progress) -> None:
@@ -151,13 +177,13 @@ def save(path: Path, state: State, progress: Progress) -> None:
 
 
 def resume(path: Path, simulation: Simulation, private: Path) -> tuple[State, Progress]:
-    """State and progress of the last checkpoint, on the run's device; `private` is the store's file, if there is one.
+    """State and progress of the last checkpoint that is whole, on the run's device; `private` is the store's file.
 
     Raises:
-        ConfigError: one of the files is damaged.
+        ConfigError: both checkpoints are damaged, or the store's file is.
     """
     try:
-        tensors, progress = checkpoint.read(path)
+        tensors, progress = last_whole(path, private)
         journal = {name: tensors.pop(name) for name in list(tensors) if name.startswith(JOURNAL)}
         store = Store.open(private) if journal else None
     except checkpoint.Unreadable as error:
@@ -171,6 +197,25 @@ def resume(path: Path, simulation: Simulation, private: Path) -> tuple[State, Pr
         return state, Progress.of(progress)
     except (TypeError, KeyError) as error:
         raise ConfigError(f"{path}: written by another version ({error}); remove it to train from the start") from error
+
+
+def last_whole(path: Path, private: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The checkpoint, or the one before it where it is damaged.
+
+    Raises:
+        Unreadable: there is none to go back to; a store's file has moved on with the last one.
+    """
+    before = checkpoint.before(path)
+    try:
+        return checkpoint.read(path)
+    except checkpoint.Unreadable as damaged:
+        if not before.exists() or (path.exists() and private.exists()):
+            raise
+        found = checkpoint.read(before)
+        if path.exists():
+            LOG.warning("%s; the one before it, of round %d, is used", damaged, found[1]["round"])
+        before.replace(path)  # so that the next one does not take the place of the only good one
+        return found
 
 
 # ---------------------------------------------------------------------------------------------- assembly
@@ -385,22 +430,3 @@ def keep_freed_memory() -> None:
         mmap_threshold, trim_threshold = -3, -1
         mallopt(mmap_threshold, 1 << 30)
         mallopt(trim_threshold, (1 << 31) - 1)
-
-
-@contextmanager
-def interruptible() -> Iterator[list[int]]:
-    """Turns the first SIGINT or SIGTERM into an entry of the list, so that a round ends and is kept."""
-    stop: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        del frame
-        if stop:
-            raise KeyboardInterrupt
-        stop.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

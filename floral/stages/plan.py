@@ -27,6 +27,7 @@ from floral.files import atomic
 from floral.schema import Frozen
 from floral.stages.failure import failed_since, failure, one_line
 from floral.stages.locks import held
+from floral.stages.slurm import Slurm
 
 ROUGH_SECONDS = {"linear": 0.0005, "mlp": 0.0005}
 """Seconds of one client in one round, before anything was measured, by the model's kind."""
@@ -59,6 +60,7 @@ class Settings(Frozen):
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     runs_per_gpu: int = Field(1, gt=0)
     checkpoint_seconds: float = Field(60, gt=0)
+    slurm: Slurm = Slurm()
 
     @field_validator("suite", "tasks", "variants", "seeds", mode="before")
     @classmethod
@@ -116,6 +118,8 @@ class Cost:
 
     seconds: float
     bytes: float
+    memory: int | None = None
+    """The most that a finished run of the same task had in memory, in bytes."""
     basis: Literal["variant", "task", "rough"]
 
 
@@ -128,11 +132,12 @@ BASIS = {
 
 @dataclass(frozen=True)
 class _Measured:
-    """One finished run: seconds before the first round, seconds of a round, bytes on disk."""
+    """One finished run: seconds before the first round, seconds of a round, bytes on disk and in memory."""
 
     start: float
     per_round: float
     bytes: int
+    memory: int
 
 
 def costs(runs: Iterable[Run], results: Path) -> dict[Path, Cost]:
@@ -153,10 +158,15 @@ def costs(runs: Iterable[Run], results: Path) -> dict[Path, Cost]:
         elif near := by_task[task.name]:
             expected[run.folder] = _mean(near, task.rounds, "task")
         else:
-            a_round = task.cohort * task.epochs * ROUGH_SECONDS.get(task.model.kind, ROUGH_SECONDS_OTHER)
-            seconds = ROUGH_START + task.rounds * a_round
-            expected[run.folder] = Cost(seconds=seconds, bytes=ROUGH_BYTES, basis="rough")
+            expected[run.folder] = Cost(seconds=rough_seconds(run), bytes=ROUGH_BYTES, basis="rough")
     return expected
+
+
+def rough_seconds(run: Run) -> float:
+    """What a run takes, from its values alone."""
+    task = run.task
+    a_round = task.cohort * task.epochs * ROUGH_SECONDS.get(task.model.kind, ROUGH_SECONDS_OTHER)
+    return ROUGH_START + task.rounds * a_round
 
 
 def _measured(file: Path) -> _Measured | None:
@@ -165,14 +175,15 @@ def _measured(file: Path) -> _Measured | None:
     if not summary.exists():
         return None
     try:
-        seconds = json.loads(file.read_text())["seconds"]
+        costs = json.loads(file.read_text())
+        seconds, memory = costs["seconds"], int(costs["peak_memory_bytes"])
         rounds = max(1, json.loads(summary.read_text())["round"])
         start, whole = float(seconds["setup"]), float(seconds["total"])
     except UNREADABLE as error:
         _warn_once(f"{file.parent}: costs.json or summary.json is damaged ({error!r}); the estimate leaves it out")
         return None
     size = sum(path.stat().st_size for path in file.parent.iterdir() if path.is_file())
-    return _Measured(start, (whole - start) / rounds, size)
+    return _Measured(start, (whole - start) / rounds, size, memory)
 
 
 @cache
@@ -182,7 +193,8 @@ def _warn_once(message: str) -> None:
 
 def _mean(near: list[_Measured], rounds: int, basis: Literal["variant", "task"]) -> Cost:
     seconds = fmean(one.start for one in near) + rounds * fmean(one.per_round for one in near)
-    return Cost(seconds=seconds, bytes=fmean(one.bytes for one in near), basis=basis)
+    memory = max(one.memory for one in near)
+    return Cost(seconds=seconds, bytes=fmean(one.bytes for one in near), memory=memory, basis=basis)
 
 
 def estimate(suites: Mapping[str, list[Run]], results: Path, workers: int) -> str:

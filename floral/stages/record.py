@@ -43,6 +43,8 @@ class Progress:
     routes: list[list[Any]] = field(default_factory=list)
     official: list[tuple[float, float]] = field(default_factory=list)
     """Per round of the last bin: the official score over all clients, and over the round's sample."""
+    owed: torch.Tensor | float | None = None
+    """The training loss of a round that is yet to be evaluated."""
     diverged_at: int | None = None
     resumptions: int = 0
     execution: dict[str, Any] = field(default_factory=dict)
@@ -64,7 +66,8 @@ class Progress:
             self.diverged_at = self.round
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"segment": None}
+        owed = None if self.owed is None else float(self.owed)
+        return asdict(self) | {"segment": None, "owed": owed}
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Progress:

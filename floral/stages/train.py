@@ -14,9 +14,10 @@ from typing import Any
 
 from floral.config import ConfigError, Run
 from floral.files import atomic
-from floral.stages import plan
+from floral.stages import plan, slurm
 from floral.stages.failure import LOCK
 from floral.stages.locks import held
+from floral.stages.stops import Stopped, noted
 
 LOG = logging.getLogger("floral.train")
 
@@ -29,13 +30,14 @@ def train(run: Run, results: Path, *, device: str, runs_per_gpu: int, **how: Any
 
     Raises:
         ConfigError: what the user wrote, or a file that was made before, cannot be used.
-        KeyboardInterrupt: asked to stop.
+        Stopped: asked to stop.
     """
     folder = results / run.folder
     with held(folder / LOCK, "training this run"):
         summary = finished(folder)
         if summary is None:
             (folder / "failure.json").unlink(missing_ok=True)
+            slurm.begun(folder)
             try:
                 with logged(folder / "log.txt"):
                     if run.task.noop:
@@ -46,14 +48,15 @@ def train(run: Run, results: Path, *, device: str, runs_per_gpu: int, **how: Any
                         from floral.stages.execute import execute
                         from floral.stages.gpus import taken
 
-                        with taken(device, runs_per_gpu) as place:
-                            summary = execute(run, results, place, **how)
+                        with taken(device, runs_per_gpu) as place, noted() as stop:
+                            summary = execute(run, results, place, stop=stop, **how)
             except (ConfigError, KeyboardInterrupt) as said:  # the command says these itself
                 leave_reason(folder, said)
                 raise
             except Exception as error:
                 failed(folder, run, error)
                 return 1
+            slurm.ended(folder, summary["status"])
         line = plan.progress_line(results, run, summary)
         (folder / "done").write_text(f"{summary['status']} {summary['hash8']} {summary['finished_at']}\n")
     print(line, flush=True)
@@ -103,7 +106,7 @@ def failed(folder: Path, run: Run, error: Exception) -> None:
 
 
 def leave_reason(folder: Path, error: BaseException) -> None:
-    """Write failure.json."""
+    """Write failure.json, and the reason beside the job in jobs.json."""
     reason, hint = diagnosis(error)
     asked = isinstance(error, KeyboardInterrupt)  # there is nothing to trace
     failure = {
@@ -115,6 +118,7 @@ def leave_reason(folder: Path, error: BaseException) -> None:
     }
     try:
         atomic(folder / "failure.json", json.dumps(failure, indent=1).encode())
+        slurm.ended(folder, reason)
     except OSError as full:
         print(f"{folder / 'failure.json'}: not written: {full}", flush=True)
 
@@ -125,6 +129,8 @@ def diagnosis(error: BaseException) -> tuple[str, str]:
     match error:
         case ConfigError():
             return "mistake", "mend what the message names; the same command tries again"
+        case Stopped() as stopped:
+            return slurm.stopped(stopped.by), again
         case KeyboardInterrupt():
             return "interrupted", again
         case MemoryError():

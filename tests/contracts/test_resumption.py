@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -19,15 +21,16 @@ import yaml
 from federations import VARIANTS, simulate
 from safetensors.torch import load_file
 
-from floral import config
+from floral import cli, config
 from floral.engine import checkpoint
 from floral.engine.store import NAME
 from floral.stages import execute, segments, written
 from floral.stages.fetch import fetch
 from floral.stages.partition import partition
 from floral.stages.record import Progress
+from floral.stages.stops import Stop, Stopped
 
-STOP_AT_ONCE = [signal.SIGTERM]
+STOP_AT_ONCE = Stop(by=signal.SIGTERM, at=math.inf)
 
 
 def metrics(progress: Progress) -> bytes:
@@ -46,14 +49,14 @@ def test_a_run_stopped_after_every_round_equals_an_undisturbed_one(variant, fide
 
     path = tmp_path / "checkpoint" / "last.safetensors"
     whole, whole_state, undisturbed = fresh(), fresh().start(), Progress()
-    execute.rounds(whole, whole_state, undisturbed, tmp_path / "never", 1e9, [])
+    execute.rounds(whole, whole_state, undisturbed, tmp_path / "never", 1e9, Stop())
 
     state, progress, stops = fresh().start(), Progress(), 0
     while True:
         try:
-            execute.rounds(fresh(), state, progress, path, 1e9, list(STOP_AT_ONCE))
+            execute.rounds(fresh(), state, progress, path, 1e9, STOP_AT_ONCE)
             break
-        except KeyboardInterrupt:
+        except Stopped:
             stops += 1
             state, progress = execute.resume(path, fresh(), tmp_path / "none")
     assert stops == whole.settings.rounds == progress.resumptions
@@ -63,11 +66,77 @@ def test_a_run_stopped_after_every_round_equals_an_undisturbed_one(variant, fide
     federations.assert_equal_states(state, whole_state, 0.0)
 
 
-def test_a_damaged_checkpoint_is_named_with_its_remedy(tmp_path):
+@pytest.mark.parametrize("fidelity", ["corrected", "official"])
+def test_a_run_stopped_in_the_middle_of_anything_equals_an_undisturbed_one(fidelity, tmp_path):
+    """Given up before every local step and every piece of an evaluation once, each time in a simulation of its own."""
+
+    def fresh(heed):
+        return simulate("floral_1", fidelity=fidelity, dtype=torch.float32, backend="vmap", chunk=3, heed=heed)
+
+    path = tmp_path / "checkpoint" / "last.safetensors"
+    calls = itertools.count(1)
+    whole, undisturbed = fresh(lambda: next(calls)), Progress()
+    whole_state = whole.start()
+    execute.rounds(whole, whole_state, undisturbed, tmp_path / "never", 1e9, Stop())
+
+    state, progress, stops = whole.start(), Progress(), 0
+    for moment in range(1, next(calls)):
+        heeded = itertools.count(1)
+
+        def heed(heeded=heeded, moment=moment):
+            if next(heeded) == moment:
+                raise Stopped(signal.SIGUSR1)
+
+        try:
+            execute.rounds(fresh(heed), state, progress, path, 1e9, Stop())
+            break
+        except Stopped:
+            stops += 1
+            state, progress = execute.resume(path, fresh(heed), tmp_path / "none")
+    assert stops == progress.resumptions >= whole.settings.rounds
+    assert metrics(progress) == metrics(undisturbed)
+    assert json.dumps(progress.official) == json.dumps(undisturbed.official)
+    federations.assert_equal_states(state, whole_state, 0.0)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_bit, Path.unlink])
+def test_of_a_damaged_checkpoint_the_one_before_it_is_used(damage, tmp_path):
+    """Rounds 1 and 2 left checkpoints; the second is damaged, and rounds 2 to 4 are made again."""
+
+    def fresh():
+        return simulate("floral_1", dtype=torch.float32, backend="vmap", chunk=3)
+
+    path = tmp_path / "last.safetensors"
+    whole, whole_state, undisturbed = fresh(), fresh().start(), Progress()
+    execute.rounds(whole, whole_state, undisturbed, tmp_path / "never", 1e9, Stop())
+    state, progress = fresh().start(), Progress()
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            execute.rounds(fresh(), state, progress, path, 1e9, STOP_AT_ONCE)
+    damage(path)
+    state, progress = execute.resume(path, fresh(), tmp_path / "none")
+    assert progress.round == 1
+    execute.rounds(fresh(), state, progress, path, 1e9, Stop())
+    assert metrics(progress) == metrics(undisturbed)
+    federations.assert_equal_states(state, whole_state, 0.0)
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_bit])
+def test_without_one_before_it_a_damaged_checkpoint_is_named_with_its_remedy(damage, tmp_path):
     path = tmp_path / "last.safetensors"
     simulation = simulate("floral_1")
     checkpoint.write(path, simulation.start().tensors(), Progress().as_json())
-    path.write_bytes(path.read_bytes()[:-100])
+    damage(path)
     with pytest.raises(config.ConfigError, match=r"last\.safetensors: the checkpoint is damaged.*remove it"):
         execute.resume(path, simulation, tmp_path / "none")
 
@@ -135,7 +204,7 @@ def kill_in_the_middle(process: subprocess.Popen[str], folder: Path) -> int:
     process.kill()
     said, _ = process.communicate()
     assert process.returncode == -signal.SIGKILL, said
-    _, progress = checkpoint.read(path)
+    _, progress = checkpoint.read(path if path.exists() else checkpoint.before(path))
     assert not (folder / "summary.json").exists() and not (folder / "done").exists()
     return progress["round"]
 
@@ -163,6 +232,27 @@ def test_a_process_killed_in_the_middle_and_started_again_ends_as_an_undisturbed
 def said(folder: Path) -> list[tuple[int, tuple[tuple[str, str, float], ...]]]:
     """What the run's processes said of its rounds while they trained."""
     return [(evaluated.round, evaluated.metrics) for evaluated in segments.read(folder)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_scheduler_s_signal_leaves_a_checkpoint_and_the_code_that_asks_to_be_continued(tiny_suite, number):
+    run, stopped, undisturbed = tiny_suite
+    folder = stopped / run.folder
+    calm, process = training(undisturbed), training(stopped)
+    while not (folder / "checkpoint" / "last.safetensors").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    began = time.monotonic()
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert time.monotonic() - began < 5
+    assert process.returncode == cli.CONTINUE == 75, said
+    assert json.loads((folder / "failure.json").read_text())["reason"] == "interrupted"
+    finish(training(stopped))
+    finish(calm)
+    other = undisturbed / run.folder
+    assert (folder / "metrics.parquet").read_bytes() == (other / "metrics.parquet").read_bytes()
+    assert same_model(folder, other) and not (folder / "failure.json").exists()
 
 
 def same_model(folder: Path, other: Path) -> bool:

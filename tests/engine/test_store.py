@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,9 +25,11 @@ from floral.engine.store import Store
 from floral.parts import same
 from floral.stages import execute, record
 from floral.stages.record import Progress
+from floral.stages.stops import Stop
 
 VARIANTS = ["local", "local_adaptor", "floral_1"]
 ROUNDS = 4
+AT_ONCE = Stop(by=signal.SIGTERM, at=math.inf)
 
 
 @pytest.fixture
@@ -44,7 +48,7 @@ def undisturbed(variant: str, **how) -> tuple[State, Progress]:
     simulation, progress = fresh(variant, **how), Progress()
     state = simulation.start()
     assert state.store is None
-    execute.rounds(simulation, state, progress, Path("never"), 1e9, [])
+    execute.rounds(simulation, state, progress, Path("never"), 1e9, Stop())
     return state, progress
 
 
@@ -70,7 +74,7 @@ def test_a_simulation_with_a_store_is_the_one_without(variant, model, place, tmp
     monkeypatch.setattr(Store, "full", property(lambda self: False))
     simulation, progress = fresh(variant, **how), Progress()
     state = simulation.start(tmp_path / store.NAME if place == "file" else None)
-    execute.rounds(simulation, state, progress, tmp_path / "never", 1e9, [])
+    execute.rounds(simulation, state, progress, tmp_path / "never", 1e9, Stop())
     assert_same_end((state, progress), plain)
     assert (state.store is not None) == (tmp_path / store.NAME).exists() == (place == "file")
     assert not (tmp_path / "never").exists()
@@ -93,7 +97,7 @@ def test_a_run_writes_a_checkpoint_when_its_changes_fill_the_memory(tmp_path, mo
     monkeypatch.setattr(store, "BUDGET", 0)
     simulation = fresh("local")
     state = simulation.start(tmp_path / store.NAME)
-    execute.rounds(simulation, state, Progress(), tmp_path / "last.safetensors", 1e9, [])
+    execute.rounds(simulation, state, Progress(), tmp_path / "last.safetensors", 1e9, Stop())
     assert state.store is not None and not state.store.changed
     assert (tmp_path / "last.safetensors").exists()
 
@@ -149,11 +153,11 @@ def kill_before_the_checkpoint(monkeypatch):
 KILLS = [kill_before_the_checkpoint, kill_after_the_checkpoint, kill_in_the_middle_of_applying]
 
 
-def go_on(variant: str, folder: Path, stop: list[int]) -> tuple[State, Progress]:
+def go_on(variant: str, folder: Path, stop: Stop) -> tuple[State, Progress]:
     """What the train stage does when it starts: from the checkpoint if there is one, else from the start."""
     path, private = folder / "checkpoint" / "last.safetensors", folder / store.NAME
     simulation = fresh(variant)
-    if path.exists():
+    if execute.checkpoint.there(path):
         state, progress = execute.resume(path, simulation, private)
     else:
         state, progress = simulation.start(private), Progress()
@@ -171,12 +175,12 @@ def test_a_kill_at_any_moment_changes_nothing(variant, before, kill, tmp_path, m
     monkeypatch.setattr(Store, "full", property(lambda self: False))
     for _ in range(before):
         with pytest.raises(KeyboardInterrupt):
-            go_on(variant, tmp_path, [1])
+            go_on(variant, tmp_path, AT_ONCE)
     for _ in range(2):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             kill(patch)
-            go_on(variant, tmp_path, [1])
-    assert_same_end(go_on(variant, tmp_path, []), plain)
+            go_on(variant, tmp_path, AT_ONCE)
+    assert_same_end(go_on(variant, tmp_path, Stop()), plain)
 
 
 def test_changes_of_several_rounds_wait_for_one_checkpoint(no_memory, tmp_path, monkeypatch):
@@ -184,7 +188,7 @@ def test_changes_of_several_rounds_wait_for_one_checkpoint(no_memory, tmp_path, 
     rounds were written since."""
     simulation = fresh("local")
     with pytest.raises(KeyboardInterrupt):
-        go_on("local", tmp_path, [1])
+        go_on("local", tmp_path, AT_ONCE)
     at_one = (tmp_path / store.NAME).read_bytes()
     path = tmp_path / "checkpoint" / "last.safetensors"
     state, progress = execute.resume(path, simulation, tmp_path / store.NAME)
@@ -195,7 +199,7 @@ def test_changes_of_several_rounds_wait_for_one_checkpoint(no_memory, tmp_path, 
     del state, progress
     monkeypatch.undo()
     monkeypatch.setattr(Store, "full", property(lambda self: False))
-    assert_same_end(go_on("local", tmp_path, []), undisturbed("local"))
+    assert_same_end(go_on("local", tmp_path, Stop()), undisturbed("local"))
 
 
 def test_a_start_that_was_killed_is_written_again(tmp_path, monkeypatch):
@@ -203,7 +207,7 @@ def test_a_start_that_was_killed_is_written_again(tmp_path, monkeypatch):
     (tmp_path / store.NAME).write_bytes(b"half")
     (tmp_path / f"{store.NAME}.partial").write_bytes(b"a quarter")
     monkeypatch.setattr(store, "BUDGET", 0)
-    assert_same_end(go_on("local", tmp_path, []), plain)
+    assert_same_end(go_on("local", tmp_path, Stop()), plain)
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -225,12 +229,12 @@ def test_a_checkpoint_holds_the_changed_rows_alone(no_memory, tmp_path):
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: os.truncate(path, 100)])
 def test_a_missing_or_damaged_file_is_named_with_its_remedy(no_memory, damage, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        go_on("local", tmp_path, [1])
+        go_on("local", tmp_path, AT_ONCE)
     damage(tmp_path / store.NAME)
     with pytest.raises(
         config.ConfigError, match=r"private\.safetensors: .*missing or damaged.*remove the run's checkpoint"
     ):
-        go_on("local", tmp_path, [])
+        go_on("local", tmp_path, Stop())
 
 
 # ------------------------------------------------------------------------------------------- the file
@@ -239,8 +243,8 @@ def test_a_missing_or_damaged_file_is_named_with_its_remedy(no_memory, damage, t
 def test_the_file_is_the_final_state_of_the_private_groups(no_memory, tmp_path):
     """As safetensors itself reads it; model.safetensors holds the rest and names the file."""
     with pytest.raises(KeyboardInterrupt):
-        go_on("local_adaptor", tmp_path, [1])
-    state, progress = go_on("local_adaptor", tmp_path, [])
+        go_on("local_adaptor", tmp_path, AT_ONCE)
+    state, progress = go_on("local_adaptor", tmp_path, Stop())
     execute.save(tmp_path / "last", state, progress)
     (tmp_path / "model.safetensors").write_bytes(record.model(state))
     found = load_file(tmp_path / store.NAME) | load_file(tmp_path / "model.safetensors")

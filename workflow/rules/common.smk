@@ -1,15 +1,17 @@
 # What was asked for, checked before any job starts, and what is said at the start and at the end.
 
 import os
+import signal
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
-from snakemake.logging import logger
+from snakemake.logging import LogEvent, logger
 
 import floral
 from floral.config import ConfigError, Untuned
-from floral.stages import plan
+from floral.stages import plan, slurm
 
 try:
     SETTINGS = plan.settings(config)
@@ -30,9 +32,17 @@ PARTITIONS = {str(run.partition.folder): (suite, run) for suite, run in [*RUNS.v
 
 os.environ.update(SETTINGS.environment())
 
-# The scheduler's lines about each job, and what it touches, would drown the runs' lines of progress.
+CLUSTER = workflow.resource_settings.nodes is not None
+"""Whether jobs are submitted, or were, to bring us here."""
+WITHIN = "SLURM_JOB_ID" in os.environ
+"""Whether this is the Snakemake within a job, to which the profile is unknown."""
+
+# The scheduler's lines about each job, and what it touches, would drown the runs' lines of progress. What a cluster's
+# job failed of is told by nothing else, so the slurm profile is not quiet about rules.
+DROWNING = ("Select jobs to execute", "Execute ", "Touching output", "No SLURM account given", "Unable to guess SLURM")
 logger.addFilter(
-    lambda record: not str(record.msg).startswith(("Select jobs to execute", "Execute ", "Touching output"))
+    lambda record: not str(record.msg).startswith(DROWNING)
+    and not (CLUSTER and getattr(record, "event", None) in (LogEvent.JOB_INFO, LogEvent.GROUP_INFO, LogEvent.SHELLCMD))
 )
 
 
@@ -108,6 +118,51 @@ def tune_job(wildcards, output):
     return f"{suite} --tasks {search.task.name} --variants {search.variant.name}"
 
 
+# What a run's job asks a cluster for; other executors than SLURM's read mem_mb, runtime and gpu too.
+
+ASKED = SETTINGS.slurm
+
+
+@cache
+def expected():
+    return plan.costs([run for _, run in RUNS.values()], RESULTS)
+
+
+def run_of(wildcards):
+    return RUNS[f"train/{wildcards.task}/{wildcards.variant}/seed{wildcards.seed}-{wildcards.hash8}"][1]
+
+
+def memory(wildcards):
+    run = run_of(wildcards)
+    return slurm.memory(RESULTS / run.folder, ASKED, expected()[run.folder].memory)
+
+
+def minutes(wildcards):
+    run = run_of(wildcards)
+    return slurm.minutes(RESULTS / run.folder, ASKED, expected()[run.folder].seconds)
+
+
+def group_of(wildcards):
+    """Of values alone, so that whoever asks gets the same answer."""
+    if WITHIN:  # asked before anything is run; of runs that share a job, one that fails must not stop the others
+        workflow.execution_settings.keep_going = True
+    short = plan.rough_seconds(run_of(wildcards)) <= ASKED.short and not ASKED.gpu
+    return "short" if CLUSTER and short else None
+
+
+WHERE = {"slurm_partition": ASKED.partition} if ASKED.partition else {}
+WHERE |= {"slurm_account": ASKED.account} if ASKED.account else {}
+WHERE |= {"gpu": ASKED.gpu} if CLUSTER and ASKED.gpu else {}
+WHERE |= {"gpu_model": ASKED.gpu_model} if CLUSTER and ASKED.gpu and ASKED.gpu_model else {}
+TRAINING = WHERE | {"mem_mb": memory, "runtime": minutes, "slurm_extra": f"--signal=USR1@{slurm.WARNING}"}
+SEARCHING = WHERE | {"mem_mb": ASKED.memory, "runtime": ASKED.walltime}
+"""A search knows no expected time; its finished trials survive a walltime that was too short."""
+
+# SLURM warns every process of a job. Snakemake's, within it, must outlive the run that writes its checkpoint.
+if WITHIN:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 def execution(wildcards, threads, resources):
     """How a run is computed, which changes its speed and not its results: a GPU that was asked for is used."""
     device = "cuda" if resources.get("gpu") else SETTINGS.device
@@ -127,9 +182,16 @@ def narrowing(wildcards, output, leave_out=None):
 
 
 onstart:
+    if workflow.executor_plugin.name == "slurm":
+        try:
+            slurm.check(ASKED)
+            slurm.only_here(RESULTS)
+            workflow.executor_plugin.common_settings.pass_group_args = True  # else a job makes its runs one by one
+        except ConfigError as error:
+            raise WorkflowError(str(error)) from None
     if UNTUNED is None:
         plan.start(SUITES, RESULTS)
-        print(plan.estimate(SUITES, RESULTS, workflow.cores or workflow.nodes), file=sys.stderr)
+        print(plan.estimate(SUITES, RESULTS, workflow.nodes or workflow.cores), file=sys.stderr)
 
 
 onerror:

@@ -6,7 +6,11 @@ rule train:
         done=f"{RESULTS}/train/{{task}}/{{variant}}/seed{{seed}}-{{hash8}}/done",
     log:
         f"{RESULTS}/train/{{task}}/{{variant}}/seed{{seed}}-{{hash8}}/log.txt",
+    group:
+        group_of
     threads: 1
+    resources:
+        **TRAINING,
     params:
         job=train_job,
         execution=execution,

@@ -7,6 +7,8 @@ rule tune:
     log:
         f"{RESULTS}/logs/tune/{{task}}/{{variant}}-{{hash8}}.log",
     threads: 1
+    resources:
+        **SEARCHING,
     params:
         job=tune_job,
         execution=execution,
