@@ -246,6 +246,8 @@ class Problem:
     build_model: Callable[..., Any]
     """`build_model(width=1.0)` → the task's model, its hidden layers widened by `width`."""
     clients: int
+    cohort: int
+    """Clients of one round."""
     clusters: int
     true_cluster: Tensor
     """[K]; for oracle methods and for the report only."""

@@ -192,6 +192,7 @@ def make_problem(run: Run, data: Federation, device: torch.device, dtype: torch.
     return Problem(
         build_model=build_model,
         clients=task.clients,
+        cohort=task.cohort,
         clusters=task.clusters,
         true_cluster=torch.from_numpy(data.cluster).to(device),
         lr=run.rates.lr,
