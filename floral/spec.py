@@ -167,6 +167,8 @@ class Method:
     """group → (its gradients, its values) → the gradients that the SGD step takes instead: a linear map of the
     gradients, so that a step without samples changes nothing and a sum over clients may be taken first. No weight decay
     and no clipping: these belong into a penalty or a `local_step`."""
+    beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """group → further groups that its preconditioner gets the values of, together with its own: the other factor."""
     local_step: LocalStep | None = None
     """What replaces the SGD step on a batch: inner loops, mixed gradients, other optimisers."""
     phases: tuple[Phase, ...] | None = None
@@ -213,6 +215,10 @@ class Method:
     @property
     def trained(self) -> tuple[str, ...]:
         return tuple(name for name, group in self.groups.items() if group.trained)
+
+    def preconditioned_by(self, group: str) -> tuple[str, ...]:
+        """The groups whose values the preconditioner of a group gets."""
+        return (group, *self.beside.get(group, ()))
 
     def changing(self, phases: tuple[Phase, ...]) -> tuple[str, ...]:
         """The groups that a round with these phases may change: trained ones, statistics, and what is uploaded."""

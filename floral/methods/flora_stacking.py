@@ -34,7 +34,7 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
         vectors = served.singles.vectors
         merged = adaptors.products(unflat(vectors, served.means["adaptor"]), served.singles.share.to(vectors.dtype))
         held = served.after.get("base", served.before["base"])
-        drawn = adaptors.init(Stream(problem.seed, "adaptors").at(served.round))
+        drawn = adaptors.init(Stream(problem.seed, "adaptors").at(served.round, 0))
         return {
             "base": held | {name: held[name] + value for name, value in merged.items()},
             "adaptor": restarted({name: t.to(vectors) for name, t in drawn.items()}),
