@@ -168,7 +168,8 @@ class Method:
     gradients, so that a step without samples changes nothing and a sum over clients may be taken first. No weight decay
     and no clipping: these belong into a penalty or a `local_step`."""
     beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """group → further groups that its preconditioner gets the values of, together with its own: the other factor."""
+    """group → further groups, which its phases do not train, whose values its preconditioner gets beside its own: the
+    other factor."""
     local_step: LocalStep | None = None
     """What replaces the SGD step on a batch: inner loops, mixed gradients, other optimisers."""
     phases: tuple[Phase, ...] | None = None

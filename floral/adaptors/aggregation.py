@@ -38,8 +38,10 @@ def residual(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Params) 
 
 
 def decomposed(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Params) -> Params:
-    """The best factors of their rank for Σ_k weight_k B_k A_k of every layer, B = U S and A = Vᵀ (arXiv 2402.11505).
+    """The best factors of their rank for Σ_k weight_k B_k A_k = U S Vᵀ of every layer (arXiv 2402.11505).
 
+    A = D Vᵀ and B = U S D⁻¹ with D = max(1, √S): balanced where the product is large, for else the gradients of the
+    smaller factor are too large for the rate of the other, and never with an A near zero, from where B learns nothing.
     Biases, and the factors of a layer whose products are all zero, are those of `mean`. Of each pair of singular
     vectors the largest entry of V's is positive, for else a rounding error decides their sign.
     """
@@ -49,10 +51,12 @@ def decomposed(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Params
         old = own(mean, layer)
         left, size, right = torch.linalg.svd(exact[f"{layer}.weight"].flatten(1), full_matrices=False)
         rank = len(old["A"])
-        sign = right[:rank].gather(1, right[:rank].abs().argmax(1, keepdim=True)).sign()
+        left, size, right = left[:, :rank], size[:rank], right[:rank]
+        length = size.sqrt().clamp(min=1)
+        signed = length * right.gather(1, right.abs().argmax(1, keepdim=True)).sign()[:, 0]
         some = size[0] > 0
-        found[f"{layer}.A"] = torch.where(some, (sign * right[:rank]).reshape(old["A"].shape), old["A"])
-        up = left[:, :rank] * size[:rank] * sign[:, 0]
+        found[f"{layer}.A"] = torch.where(some, (signed[:, None] * right).reshape(old["A"].shape), old["A"])
+        up = left * size * signed / length**2
         found[f"{layer}.B"] = torch.where(some, up.reshape(old["B"].shape), old["B"])
     return found
 
@@ -86,7 +90,7 @@ def down(adaptors: Adaptors, clients: int, *, biases: bool) -> int:
 
 
 def sizes(adaptor: Params) -> Tensor:
-    """‖B A‖_F of a whole adaptor, over all its layers: the factors' axes are disjoint, so two Gram matrices are enough."""
+    """‖B A‖_F of an adaptor, over all its layers: the factors' axes are disjoint, so two Gram matrices are enough."""
     layers = [name.removesuffix(".A") for name in sorted(adaptor) if name.endswith(".A")]
     squares = [
         (gram(adaptor[f"{layer}.A"]) * gram(adaptor[f"{layer}.B"].movedim(1, 0))).sum().clamp(min=0) for layer in layers

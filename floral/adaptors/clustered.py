@@ -20,10 +20,10 @@ from floral.streams import Stream
 class Clustered:
     """CLUSTERED adaptors with distinct starts, whose factors are averaged with p(k|c) as `aggregation` says.
 
-    "average": A_c and B_c each by itself. "ffa": A_c stays at its start, B_c is averaged. "rolora": odd rounds train and
-    average B_c, even ones A_c. "fedex", "flexlora" and "stacking" take Σ_k p(k|c) B_kc A_kc, which the others but
-    "average" have too: "fedex" averages the factors and adds what this misses to Δ_c, "flexlora" takes the best factors
-    from an SVD, and "stacking" adds everything to Δ_c and begins with new adaptors. Δ_c is a change of the base in full
+    "average": A_c and B_c each by itself. "ffa": A_c stays at its start, B_c is averaged. "rolora": odd rounds train
+    and average B_c, even ones A_c. The others take Σ_k p(k|c) B_kc A_kc, as these two do without more: "fedex" averages
+    the factors and adds what this misses to Δ_c, "flexlora" takes the best factors from an SVD, and "stacking" adds
+    everything to Δ_c and begins with new adaptors. Δ_c is a change of the base in full
     rank that the cluster keeps, and every client adds as it adds the adaptor; it is neither trained nor averaged.
 
     A cluster without mass keeps what it has. The last three take products as they are, whatever the server's learning
@@ -63,9 +63,7 @@ class Clustered:
 
         def one(name: str) -> Group:
             fixed = name == "A" and self.aggregation == "ffa"
-            return Group(
-                scope=Scope.CLUSTERED, init=partial(start, name), lr=problem.lr, server_lr=rate, fixed=fixed
-            )
+            return Group(scope=Scope.CLUSTERED, init=partial(start, name), lr=problem.lr, server_lr=rate, fixed=fixed)
 
         groups = {name: one(name) for name in self.names}
         if self.keeps:
@@ -177,9 +175,7 @@ class Clustered:
         factors, log_route = vectors.split([vectors.shape[1] - self.problem.clusters, self.problem.clusters], dim=1)
         return unflat(factors, like), torch.softmax(share.log()[:, None] + log_route, 0)
 
-    def _exact(
-        self, clients: Params, weight: Tensor, mean: Params, cluster: int, round: int
-    ) -> tuple[Params, Params]:
+    def _exact(self, clients: Params, weight: Tensor, mean: Params, cluster: int, round: int) -> tuple[Params, Params]:
         """New factors of a cluster, where they are not the means, and what is added to its Δ_c."""
         match self.aggregation:
             case "fedex":

@@ -10,9 +10,7 @@ from floral.spec import Group, Method, Phase, Problem, Scope
 from floral.streams import Stream
 
 
-def build(
-    problem: Problem, *, rank: float | str, bias: bool, convolution: str, base: str, warmup: float
-) -> Method:
+def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, base: str, warmup: float) -> Method:
     """W x + α_1(x) (B_k A_k x + b_k) + α_2(x) (B_R A_R x + b_R) in every layer, α(x) = softmax(G_k x) of each sample.
 
     (A_k, B_k), b_k and G_k are PRIVATE; the adaptor is sent, and never overwritten. The Rest-of-World adaptor R of
@@ -34,7 +32,10 @@ def build(
             part = adaptors.by_layer.get(name)
             if part is None:
                 return None, None
-            each = [part.unmerged({key: t[None] for key, t in own(view[group], name).items()}, one, x) for group in ("own", "rest")]
+            each = [
+                part.unmerged({key: t[None] for key, t in own(view[group], name).items()}, one, x)
+                for group in ("own", "rest")
+            ]
             pooled = x.flatten(2).mean(-1) if x.dim() == 4 else x
             mix = torch.softmax(pooled @ view["mixer"][name].mT, -1)
             shape = (-1, *(1,) * (x.dim() - 1))

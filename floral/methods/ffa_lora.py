@@ -13,8 +13,8 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     """Base and B SHARED, A FROZEN, so that averaging is exact: mean(B_k A) = mean(B_k) A.
 
     A is drawn from the run's seed, the same for all, and never sent: half of FedIT's trainables and traffic where a
-    layer is square. The adaptor's bias, which the paper has none of, goes with B: its average is exact too. Base and s as
-    in `fedit`.
+    layer is square. The adaptor's bias, which the paper has none of, goes with B: its average is exact too. Base and
+    s as in `fedit`.
 
     B frozen at zero is FedAvg.
     """

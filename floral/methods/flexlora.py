@@ -10,11 +10,12 @@ from floral.spec import Method, Problem
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
-    """B A = the best approximation of Σ_k p(k) B_k A_k of the adaptor's rank, with B = U S and A = Vᵀ of its SVD.
+    """B A = the best approximation of Σ_k p(k) B_k A_k of the adaptor's rank, from its SVD U S Vᵀ.
 
-    The paper's clients have ranks of their own and get as many components; here all have the same (`hetlora` has others).
-    The split of S between the factors is free; this one gives A rows of length 1. Base and s as in `fedit`. The server
-    takes an SVD per layer and round, whatever its learning rate of the factors.
+    The paper's clients have ranks of their own and get as many components; here all have the same (`hetlora` differs).
+    How S is split between the factors is free, but decides whether they train stably (`decomposed`): with A = Vᵀ and a
+    joint base, digits diverge. Base and s as in `fedit`. The server takes an SVD per layer and round, whatever its
+    learning rate of the factors.
 
     Where the product has the adaptor's rank (one client in a round) the served model is FedIT's.
 
@@ -31,6 +32,4 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
         share = served.singles.share.to(served.singles.vectors.dtype)
         return {"adaptor": decomposed(adaptors, clients, share, mean)}
 
-    return replace(
-        shared(problem, adaptors, base, warmup), single=lambda view: flat(view["adaptor"]), server=server
-    )
+    return replace(shared(problem, adaptors, base, warmup), single=lambda view: flat(view["adaptor"]), server=server)
