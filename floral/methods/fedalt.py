@@ -51,7 +51,7 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
     def server(served):
         return {"mean": {name: t.mean(0) for name, t in served.before["own"].items()}}
 
-    mixers = {name: torch.zeros(2, adaptors.model.layers[name].inputs) for name in adaptors.by_layer}
+    mixers = {name: torch.zeros(2, start[f"{name}.A"].shape[1]) for name in adaptors.by_layer}
     nothing = {name: torch.zeros_like(t) for name, t in start.items()}
     size = adaptors.size
     return Method(
@@ -80,6 +80,6 @@ def mixed(problem: Problem, adaptors: Adaptors) -> int:
     """Multiply-adds of two adaptors and a mixer beside every layer, for one batch."""
     seen = adaptors.model.inputs(problem.shape, problem.batch)
     return sum(
-        part.multiply_adds(seen[name], 2)[1] + 2 * problem.batch * adaptors.model.layers[name].inputs
+        part.multiply_adds(seen[name], 2)[1] + 2 * problem.batch * seen[name][1]
         for name, part in adaptors.by_layer.items()
     )
