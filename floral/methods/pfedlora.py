@@ -35,7 +35,6 @@ def build(problem: Problem, *, mu: float, rank: float | str, base: str, warmup: 
         raise Refused("running statistics of the warm-up would not be those of the clients' own models; use joint")
     shared = whole(model, Scope.SHARED if base != "joint" else Scope.FROZEN, stream, problem.lr)
     zero = {name: torch.zeros_like(t) for name, t in shared["base"].init().items()}
-    loss = "mse" if problem.regression else "cross_entropy"
     one = torch.ones(1, dtype=problem.dtype, device=problem.device)
 
     def both(view, x, draws, mask):
@@ -61,7 +60,7 @@ def build(problem: Problem, *, mu: float, rank: float | str, base: str, warmup: 
 
     def mixed(view, received, batch, draws):
         mine, taught, changed = both(view, batch.x, draws, batch.mask)
-        losses = [sample_losses(loss, outputs, batch.y) for outputs in (taught, mine)]
+        losses = [sample_losses(problem.loss, outputs, batch.y) for outputs in (taught, mine)]
         return mu * losses[0] + (1 - mu) * losses[1], changed
 
     start = adapter.init(Stream(problem.seed, "adaptors").of(classifier))
