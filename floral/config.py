@@ -347,7 +347,8 @@ def variant(name: str, change: Mapping[str, Any] | None = None, where: str | Non
     return Variant(
         name=name, method=method, title=entry.title, family=file.family, source=file.source,
         what=entry.what or file.what, oracle=entry.oracle or params.get("router") == "optimal",
-        global_only=entry.global_only, server_sees=file.server_sees, equals=equals, params=params,
+        global_only=entry.global_only,
+        server_sees=file.server_sees if entry.server_sees is None else entry.server_sees, equals=equals, params=params,
     )  # fmt: skip
 
 

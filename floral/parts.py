@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -20,6 +20,7 @@ from floral.spec import (
     Objective,
     Params,
     Penalty,
+    Phase,
     Predict,
     Problem,
     Refused,
@@ -246,6 +247,37 @@ def with_loss(objective: Objective) -> Callable[..., tuple[Tensor, tuple[Tensor,
         return loss, (loss.detach(), changed)
 
     return both
+
+
+# ------------------------------------------------------------------------------------- a base that freezes
+
+
+def staged(*phases: Phase, warm: Phase, base: str, warmup: float) -> tuple[Phase, ...]:
+    """The phases of a method whose "base" is trained all along (`base="joint"`), or first alone and then never again.
+
+    "warmup_freeze": in the first R0 = round(warmup·rounds) rounds only the phase `warm` takes place, FedAvg of the base
+    as a rule; in the others the given ones, without the base. For their `when` rounds begin anew after R0.
+    """
+    if base == "joint":
+        return phases
+
+    def first(rounds: int) -> int:
+        return round(warmup * rounds)
+
+    def afterwards(phase: Phase) -> Phase:
+        def when(now: int, rounds: int) -> bool:
+            start = first(rounds)
+            return now > start and (phase.when is None or phase.when(now - start, rounds - start))
+
+        return replace(phase, train=tuple(group for group in phase.train if group != "base"), when=when)
+
+    rest = (afterwards(phase) for phase in phases)
+    return replace(warm, when=lambda now, rounds: now <= first(rounds)), *(phase for phase in rest if phase.train)
+
+
+def plain(model: Model) -> Phase:
+    """FedAvg of the group "base", a whole model."""
+    return Phase(train=("base",), predict=serve(model))
 
 
 # ------------------------------------------------------------------------------------------ what a sample loses

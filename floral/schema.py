@@ -293,6 +293,7 @@ class VariantEntry(Frozen):
     oracle: bool = Field(default=False, description="reads the true clusters: a ceiling or control, not a rival")
     global_only: bool = Field(default=False, description="serves one model to all: cannot fit a concept shift")
     equals: tuple[Equal, ...] = Field(default=(), description="besides those of its method")
+    server_sees: ServerSees | None = Field(default=None, description="where it differs from its method's")
 
 
 class MethodFile(Frozen):

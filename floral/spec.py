@@ -167,6 +167,9 @@ class Method:
     """group → (its gradients, its values) → the gradients that the SGD step takes instead: a linear map of the
     gradients, so that a step without samples changes nothing and a sum over clients may be taken first. No weight decay
     and no clipping: these belong into a penalty or a `local_step`."""
+    beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """group → further groups, which its phases do not train, whose values its preconditioner gets beside its own: the
+    other factor."""
     local_step: LocalStep | None = None
     """What replaces the SGD step on a batch: inner loops, mixed gradients, other optimisers."""
     phases: tuple[Phase, ...] | None = None
@@ -217,6 +220,10 @@ class Method:
     def trained(self) -> tuple[str, ...]:
         return tuple(name for name, group in self.groups.items() if group.trained)
 
+    def preconditioned_by(self, group: str) -> tuple[str, ...]:
+        """The groups whose values the preconditioner of a group gets."""
+        return (group, *self.beside.get(group, ()))
+
     def changing(self, phases: tuple[Phase, ...]) -> tuple[str, ...]:
         """The groups that a round with these phases may change: trained ones, statistics, and what is uploaded."""
         trained = {group for phase in phases for group in phase.train}
@@ -249,6 +256,8 @@ class Problem:
     build_model: Callable[..., Any]
     """`build_model(width=1.0)` → the task's model, its hidden layers widened by `width`."""
     clients: int
+    cohort: int
+    """Clients of one round."""
     clusters: int
     true_cluster: Tensor
     """[K]; for oracle methods and for the report only."""

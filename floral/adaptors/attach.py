@@ -30,6 +30,11 @@ class Adaptors:
         parts = {layer: adaptor.init(stream.of(layer)) for layer, adaptor in self.by_layer.items()}
         return {f"{layer}.{key}": value for layer, params in parts.items() for key, value in params.items()}
 
+    def products(self, mixture: Params, route: Tensor) -> Params:
+        """Σ_c route_c B_c A_c and Σ_c route_c b_c of every layer, as changes of the base: <layer>.<weight|bias>."""
+        changes = {layer: adaptor.merged(own(mixture, layer), route) for layer, adaptor in self.by_layer.items()}
+        return {f"{layer}.{key}": value for layer, change in changes.items() for key, value in change.items()}
+
     @property
     def size(self) -> int:
         """|a|, the parameters of one adaptor."""

@@ -72,7 +72,7 @@ class Batched(Clients):
         def function(values: View, inputs: tuple[Any, ...]) -> tuple[View, Tensor]:
             here = renewed(step, values, inputs)
             found = self._backward(here, noted, None)
-            updated = {group: self._updated(group, values[group], step.axes, found) for group in step.trained}
+            updated = {group: self._updated(group, values, step.axes, found) for group in step.trained}
             return {**updated, **found.changed}, found.losses
 
         key = ("step", step.phase, tuple(step.axes.items()))
@@ -97,9 +97,8 @@ class Batched(Clients):
     def _finished(self, step: Step, found: Backward, fused: list[str], chunk: Chunk) -> Finished:
         """Sums of the groups that are fused, by products; everything else as plain clients do it."""
         axes, values = dict(step.axes), {**step.values, **found.changed}
-        for group, params in step.trained.items():
-            if group not in fused:
-                values[group] = self._updated(group, params, axes, found, chunk.share if fused else None)
+        share = chunk.share if fused else None
+        values |= {g: self._updated(g, step.values, axes, found, share) for g in step.trained if g not in fused}
         axes.update({group: 0 for group in (*step.trained, *found.changed) if group not in fused})
         own = {group: params for group, params in values.items() if group not in fused}
         try:
@@ -108,7 +107,7 @@ class Batched(Clients):
             if missing.args[0] not in fused:
                 raise
             raise Refused(f"its routes depend on the group {missing}, of which no client has a last value") from None
-        sums = {group: self._summed(group, values[group], axes[group], found, chunk.share, relative) for group in fused}
+        sums = {group: self._summed(group, step.values, axes[group], found, chunk.share, relative) for group in fused}
         return self.finish(own, axes, chunk, relative, sums)
 
     def _fuses(self, group: str, axes: Axes) -> bool:
@@ -120,7 +119,8 @@ class Batched(Clients):
         single = bool(self.method.upload) or self.method.single is not None
         if single or (scope is Scope.CLUSTERED and self.method.member is not None):
             return False
-        return scope in (Scope.SHARED, Scope.CLUSTERED) and (plain or axes[group] is None)
+        alike = all(axes[name] is None for name in self.method.preconditioned_by(group))
+        return scope in (Scope.SHARED, Scope.CLUSTERED) and (plain or alike)
 
     # ------------------------------------------------------------------------------------------ one backward
 
@@ -161,13 +161,13 @@ class Batched(Clients):
 
     # --------------------------------------------------------------------------------------------- updates
 
-    def _updated(self, group: str, values: Params, axes: Axes, found: Backward, share: Tensor | None = None) -> Params:
+    def _updated(self, group: str, values: View, axes: Axes, found: Backward, share: Tensor | None = None) -> Params:
         """Every client's own values after the step, in place where the chunk owns them; `share` weighted the losses."""
         if group in self.method.precondition:
             return self._preconditioned_step(group, values, axes, found, share)
         lr, m = self.method.groups[group].lr, len(found.losses)
         updated: Params = {}
-        for name, tensor in values.items():
+        for name, tensor in values[group].items():
             gradient, entries = found.of(group, name, share)
             own = tensor if axes[group] == 0 else tensor.expand(m, *tensor.shape).clone()
             for entry in entries:
@@ -176,21 +176,22 @@ class Batched(Clients):
         return updated
 
     def _preconditioned_step(
-        self, group: str, values: Params, axes: Axes, found: Backward, share: Tensor | None
+        self, group: str, values: View, axes: Axes, found: Backward, share: Tensor | None
     ) -> Params:
         lr, m = self.method.groups[group].lr, len(found.losses)
-        own = {name: with_axis(tensor, axes[group], m) for name, tensor in values.items()}
+        read = {name: values[name] for name in self.method.preconditioned_by(group)}
+        own = map_groups(lambda name, tensor: with_axis(tensor, axes[name], m), read)
         gradients: Params = {}
-        for name, tensor in own.items():
+        for name, tensor in own[group].items():
             gradient, entries = found.of(group, name, share)
             parts = [entry.each().reshape(tensor.shape) for entry in entries]
             parts += [] if gradient is None else [gradient]
             gradients[name] = sum(parts[1:], parts[0]) if parts else torch.zeros_like(tensor)
-        changes = self.preconditioned({group: gradients}, {group: own}, per_client=True)[group]
-        return {name: tensor.add(changes[name], alpha=-lr) for name, tensor in own.items()}
+        changes = self.preconditioned({group: gradients}, own, per_client=True)[group]
+        return {name: tensor.add(changes[name], alpha=-lr) for name, tensor in own[group].items()}
 
     def _summed(
-        self, group: str, values: Params, axis: int | None, found: Backward, share: Tensor, relative: Relative | None
+        self, group: str, values: View, axis: int | None, found: Backward, share: Tensor, relative: Relative | None
     ) -> Params:
         """Σ_k weight_k w_k - lr·Σ_k weight_k g_k of a group; the losses were weighted with `share`."""
         if self.method.groups[group].scope is Scope.SHARED:
@@ -198,14 +199,14 @@ class Batched(Clients):
         rest = None if relative is None else relative.weight / share[:, None]  # of a cluster's weight, beside p(k)
         gradients: Params = {}
         sums: Params = {}
-        for name, tensor in values.items():
+        for name, tensor in values[group].items():
             gradient, entries = found.of(group, name)
             sums[name] = weighted(tensor, axis, share, None if relative is None else relative.weight)
             parts = [entry.sum(rest).reshape(sums[name].shape) for entry in entries]
             if gradient is not None:
                 parts.append(gradient.sum(0) if rest is None else cluster_sum(rest, gradient, fixed=False))
             gradients[name] = sum(parts[1:], parts[0]) if parts else torch.zeros_like(sums[name])
-        changes = self.preconditioned({group: gradients}, {group: values}, per_client=False)[group]
+        changes = self.preconditioned({group: gradients}, values, per_client=False)[group]
         return {name: value.add_(changes[name], alpha=-self.method.groups[group].lr) for name, value in sums.items()}
 
 

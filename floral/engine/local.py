@@ -235,7 +235,10 @@ class Clients:
         with torch.no_grad():
             gradients = map_groups(lambda group, tensor: next(found), leaves)
             values = map_groups(lambda group, tensor: tensor.detach(), leaves)
-            gradients = self.preconditioned(gradients, values, self.lifted)
+            others = map_groups(
+                lambda group, t: with_axis(t, axes[group], len(step.batch.x)) if self.lifted else t, self._beside(step)
+            )
+            gradients = self.preconditioned(gradients, {**others, **values}, self.lifted)
 
             def moved(group: str, name: str, tensor: Tensor) -> Tensor:
                 change, lr = gradients[group][name], -self.method.groups[group].lr
@@ -248,6 +251,12 @@ class Clients:
             }
             return {**updated, **map_groups(lambda group, tensor: tensor.detach(), changed)}, losses.detach()
 
+    def _beside(self, step: Step) -> View:
+        """What the preconditioners of a phase read and it does not train."""
+        method = self.method
+        read = {name for group in step.trained if group in method.precondition for name in method.beside.get(group, ())}
+        return {group: params for group, params in step.fixed.items() if group in read}
+
     def _leaf(self, tensor: Tensor, axis: int | None, m: int) -> Tensor:
         """What the backward pass differentiates by: a value per client."""
         return (with_axis(tensor, axis, m) if self.lifted else tensor).detach().requires_grad_()
@@ -258,7 +267,8 @@ class Clients:
         for group, change in self.method.precondition.items():
             if group in gradients:
                 change = torch.vmap(change) if per_client else change
-                changed[group] = change(gradients[group], values[group])
+                read = {n: t for name in self.method.preconditioned_by(group) for n, t in values[name].items()}
+                changed[group] = change(gradients[group], read)
         return changed
 
     def objective(

@@ -3,18 +3,18 @@
 from typing import Any
 
 from floral.methods.floral import adaptors_of
-from floral.parts import same, whole
-from floral.spec import Group, Method, Problem, Scope
+from floral.parts import plain, same, staged, whole
+from floral.spec import Group, Method, Phase, Problem, Scope
 from floral.streams import Stream
 
 
-def build(problem: Problem, **adaptor: Any) -> Method:
+def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
     """Base and one adaptor SHARED, one adaptor PRIVATE, all trained in one step: W + B A + B_k A_k.
 
     FDLoRA trains its two adaptors in stages and searches the weights of their sum without gradients; its text leaves
     much of that open, so here both weigh 1 and are trained jointly, each of the task's rank. The private A starts apart
-    from the shared one, or both would begin in the same row space, and alike in all clients. Base joint and s = 1, as
-    in `fedit`.
+    from the shared one, or both would begin in the same row space, and alike in all clients. Base and s as in
+    `fedit`.
 
     The private adaptor frozen at zero is FedIT, the shared one frozen at zero is Local Adaptor.
     """
@@ -29,6 +29,7 @@ def build(problem: Problem, **adaptor: Any) -> Method:
             ),
         },
         predict=adaptors.serve(("shared",), ("private",)),
+        phases=staged(Phase(train=("base", "shared", "private")), warm=plain(adaptors.model), base=base, warmup=warmup),
         draws=adaptors.model.draws,
         passes=adaptors.passes(problem.shape, problem.batch, clusters=2),
     )

@@ -2,22 +2,29 @@
 
 from typing import Any
 
+from floral.adaptors.attach import Adaptors
 from floral.methods.floral import adaptors_of
-from floral.parts import whole
-from floral.spec import Group, Method, Problem, Scope
+from floral.parts import plain, staged, whole
+from floral.spec import Group, Method, Phase, Problem, Scope
 from floral.streams import Stream
 
 
-def build(problem: Problem, **adaptor: Any) -> Method:
+def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
     """Base and adaptor SHARED: W + B A with A = Σ_k p(k) A_k and B = Σ_k p(k) B_k.
 
     The product of the means is not the mean of the products: mean(B_k A_k) - B A is the covariance of the factors over
-    the clients. The paper adapts a frozen pretrained base and scales the adaptor by s = alpha/r; here the base is
-    trained and averaged too, and s = 1, as for FLoRAL, with its start of A and without its preconditioner.
+    the clients. The paper adapts a frozen pretrained base, for which base="warmup_freeze" stands: FedAvg for the share
+    `warmup` of the rounds, then the adaptor alone; with base="joint" the base is trained and averaged too. The paper
+    scales the adaptor by s = alpha/r; here s = 1, as for FLoRAL, with its start of A and without its preconditioner.
 
-    The adaptor frozen at zero is FedAvg. It is FLoRAL with one cluster and without a preconditioner.
+    The adaptor frozen at zero is FedAvg, and so is a warm-up of all rounds. It is FLoRAL with one cluster and without a
+    preconditioner.
     """
-    adaptors = adaptors_of(problem, **adaptor)
+    return shared(problem, adaptors_of(problem, **adaptor), base, warmup)
+
+
+def shared(problem: Problem, adaptors: Adaptors, base: str, warmup: float, **adapting: Any) -> Method:
+    """FedIT, whose phase of adapting may say more; other methods start from it."""
     return Method(
         groups={
             **whole(adaptors.model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
@@ -26,6 +33,9 @@ def build(problem: Problem, **adaptor: Any) -> Method:
             ),
         },
         predict=adaptors.serve(("adaptor",)),
+        phases=staged(
+            Phase(train=("base", "adaptor"), **adapting), warm=plain(adaptors.model), base=base, warmup=warmup
+        ),
         draws=adaptors.model.draws,
         passes=adaptors.passes(problem.shape, problem.batch, clusters=1),
     )

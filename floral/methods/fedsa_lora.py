@@ -4,17 +4,18 @@ from typing import Any
 
 from floral.adaptors.attach import factor
 from floral.methods.floral import adaptors_of
-from floral.parts import Divided, head, same
-from floral.spec import Group, Method, Problem, Scope
+from floral.parts import Divided, head, same, staged
+from floral.spec import Group, Method, Phase, Problem, Scope
 from floral.streams import Stream
 
 
-def build(problem: Problem, **adaptor: Any) -> Method:
+def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
     """A SHARED, B PRIVATE from zero, the base's last linear layer PRIVATE from one common start: (W + B_k A, head_k).
 
     The classifier has no adaptor: it is private as a whole. A client that has never taken part serves the base with
-    B = 0 and the head's start. The adaptor's bias, which the paper has none of, goes with B. The rest of the base is
-    SHARED and joint with the adaptor, and s = 1, as in `fedit` (paper: frozen and pretrained, s = alpha/r).
+    B = 0 and the head's start. The adaptor's bias, which the paper has none of, goes with B. The rest of the base
+    is SHARED, and s = 1, as in `fedit` (paper: frozen and pretrained, s = alpha/r). The warm-up before a frozen base is
+    FedPer: the classifier is private from the first round.
 
     The adaptor frozen at zero is FedPer.
 
@@ -36,6 +37,12 @@ def build(problem: Problem, **adaptor: Any) -> Method:
             ),
         },
         predict=adaptors.serve(("A", "B"), base=("base", "head")),
+        phases=staged(
+            Phase(train=("base", "head", "A", "B")),
+            warm=Phase(train=("base", "head"), predict=split.predict),
+            base=base,
+            warmup=warmup,
+        ),
         draws=every.model.draws,
         passes=adaptors.passes(problem.shape, problem.batch, clusters=1),
     )

@@ -4,17 +4,17 @@ from typing import Any
 
 from floral.adaptors.attach import factor
 from floral.methods.floral import adaptors_of
-from floral.parts import whole
-from floral.spec import Group, Method, Problem, Scope
+from floral.parts import plain, staged, whole
+from floral.spec import Group, Method, Phase, Problem, Scope
 from floral.streams import Stream
 
 
-def build(problem: Problem, **adaptor: Any) -> Method:
+def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
     """Base and B SHARED, A FROZEN, so that averaging is exact: mean(B_k A) = mean(B_k) A.
 
     A is drawn from the run's seed, the same for all, and never sent: half of FedIT's trainables and traffic where a
-    layer is square. The adaptor's bias, which the paper has none of, goes with B: its average is exact too. Base joint
-    with the adaptor and s = 1, as in `fedit`.
+    layer is square. The adaptor's bias, which the paper has none of, goes with B: its average is exact too. Base and
+    s as in `fedit`.
 
     B frozen at zero is FedAvg.
     """
@@ -27,6 +27,7 @@ def build(problem: Problem, **adaptor: Any) -> Method:
             "B": Group(scope=Scope.SHARED, init=lambda: factor(adaptors.init(stream), "B"), lr=problem.lr),
         },
         predict=adaptors.serve(("A", "B")),
+        phases=staged(Phase(train=("base", "B")), warm=plain(adaptors.model), base=base, warmup=warmup),
         draws=adaptors.model.draws,
         passes=adaptors.passes(problem.shape, problem.batch, clusters=1),
     )

@@ -7,30 +7,43 @@ from torch import Tensor
 
 from floral import parts
 from floral.adaptors.attach import Adaptors, attach
-from floral.parts import Router, distinct, whole
-from floral.spec import Group, Method, Problem, Scope
+from floral.adaptors.clustered import Clustered
+from floral.parts import Router, whole
+from floral.spec import Method, Problem, Scope
 from floral.streams import Stream
 
 
-def build(problem: Problem, *, router: str, temperature: float, noise: float, entropy: float, **adaptor: Any) -> Method:
+def build(
+    problem: Problem,
+    *,
+    router: str,
+    temperature: float,
+    noise: float,
+    entropy: float,
+    aggregation: str,
+    **adaptor: Any,
+) -> Method:
     """Base SHARED, adaptors CLUSTERED, router PRIVATE, mixed inside the layers: W + Σ_c π_kc B_c A_c.
 
     Adaptors frozen at zero are FedAvg; one client per cluster with a fixed route is Local Adaptor. With a fixed route a
-    client needs one adaptor alone, unless the official floor mixes in the others.
+    client needs one adaptor alone, unless the official floor mixes in the others. How the server averages the factors
+    of a cluster is `aggregation` (`Clustered`); with one client per cluster and round all but "ffa" and "rolora" serve
+    alike after it.
     """
     adaptors = adaptors_of(problem, **adaptor)
     mixer = Router(kind=router, problem=problem, temperature=temperature, noise=noise)
     floor = problem.switches["mixture_floor"]
     if mixer.kind != "learned" and floor == 0:
-        return own_adaptor(problem, adaptors, mixer.fixed)
+        return own_adaptor(problem, adaptors, aggregation, mixer.fixed)
+    clustered = Clustered(problem=problem, adaptors=adaptors, aggregation=aggregation)
     model = adaptors.model
     sign = 1.0 if problem.switches["entropy_sign"] == "minimise" else -1.0
 
     def predict(view, x, draws, mask):
         mixture = mixer.forward(view, draws)
         mixture = mixture.clamp(min=floor) if floor > 0 else mixture
-        base, running = view["base"], view.get("statistics", {})
-        logits, statistics = adaptors(base, view["adaptors"], mixture, running, x, draws, mask)
+        base, running = clustered.base(view, mixture), view.get("statistics", {})
+        logits, statistics = adaptors(base, clustered.mixture(view), mixture, running, x, draws, mask)
         return logits, {"statistics": statistics} if statistics else {}
 
     def entropy_term(view, received, draws):
@@ -40,56 +53,45 @@ def build(problem: Problem, *, router: str, temperature: float, noise: float, en
     return Method(
         groups={
             **whole(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
-            "adaptors": clustered(problem, adaptors),
+            **clustered.groups,
             **mixer.groups,
         },
         predict=predict,
-        precondition={"adaptors": adaptors.precondition} if problem.switches["preconditioner"] else {},
+        precondition=clustered.precondition if problem.switches["preconditioner"] else {},
+        beside=clustered.beside,
+        phases=clustered.phases("base", *(name for name, group in mixer.groups.items() if group.trained)),
         penalty=entropy_term if entropy > 0 else None,
         log_route=mixer.log_route,
+        single=(lambda view: clustered.single(view, mixer.log_route(view))) if clustered.exact else None,
+        server=clustered.server if clustered.exact else None,
         draws={**model.draws, **mixer.draws},
         sends=mixer.sends,
         passes=adaptors.passes(problem.shape, problem.batch, problem.clusters),
     )
 
 
-def own_adaptor(problem: Problem, adaptors: Adaptors, member: Tensor) -> Method:
+def own_adaptor(problem: Problem, adaptors: Adaptors, aggregation: str, member: Tensor) -> Method:
     """FLoRAL whose clients hold, train and send the adaptor of their given cluster `member` [K] alone."""
+    clustered = Clustered(problem=problem, adaptors=adaptors, aggregation=aggregation, member=member)
     model = adaptors.model
     alone = torch.ones(1, dtype=problem.dtype, device=problem.device)
 
-    def as_mixture(params):
-        return {name: value[None] for name, value in params.items()}
-
     def predict(view, x, draws, mask):
-        running = view.get("statistics", {})
-        logits, statistics = adaptors(view["base"], as_mixture(view["adaptors"]), alone, running, x, draws, mask)
+        base, running = clustered.base(view, alone), view.get("statistics", {})
+        logits, statistics = adaptors(base, clustered.mixture(view), alone, running, x, draws, mask)
         return logits, {"statistics": statistics} if statistics else {}
 
-    def precondition(gradients, params):
-        changed = adaptors.precondition(as_mixture(gradients), as_mixture(params))
-        return {name: value[0] for name, value in changed.items()}
-
     return Method(
-        groups={
-            **whole(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
-            "adaptors": clustered(problem, adaptors),
-        },
+        groups={**whole(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr), **clustered.groups},
         predict=predict,
-        precondition={"adaptors": precondition} if problem.switches["preconditioner"] else {},
+        precondition=clustered.precondition if problem.switches["preconditioner"] else {},
+        beside=clustered.beside,
+        phases=clustered.phases("base"),
+        single=(lambda view: clustered.single(view, None)) if clustered.exact else None,
+        server=clustered.server if clustered.exact else None,
         member=member,
         draws=model.draws,
         passes=adaptors.passes(problem.shape, problem.batch, clusters=1),
-    )
-
-
-def clustered(problem: Problem, adaptors: Adaptors) -> Group:
-    """C adaptors with distinct starts, under the run's server rate."""
-    return Group(
-        scope=Scope.CLUSTERED,
-        init=lambda: distinct(adaptors.init, Stream(problem.seed, "adaptors"), problem.clusters),
-        lr=problem.lr,
-        server_lr=problem.lr if problem.switches["adaptor_server_lr"] == "client" else None,
     )
 
 

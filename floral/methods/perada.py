@@ -3,19 +3,19 @@
 from typing import Any
 
 from floral.methods.floral import adaptors_of
-from floral.parts import join_at, proximal, same, whole
+from floral.parts import join_at, plain, proximal, same, staged, whole
 from floral.spec import Group, Method, Phase, Problem, Scope
 from floral.streams import Stream
 
 
-def build(problem: Problem, *, lam: float, **adaptor: Any) -> Method:
+def build(problem: Problem, *, lam: float, base: str, warmup: float, **adaptor: Any) -> Method:
     """Adaptor w SHARED, adaptor v_k PRIVATE and served; both begin at one common start.
 
     A round has two phases of the task's epochs each, in the order of the paper's code: v_k on its own loss plus
     λ‖v_k - w‖² with w as received (no 1/2), beside the base as received; then base and w on their own loss. Where the
     paper averages uniformly, w is averaged with p(k), as by every method here. The server's distillation needs public
     data and is left out; norm layers and classifier, which the paper has private besides, belong to the base, whose
-    running statistics are those of the shared phase. Base joint and s = 1, as in `fedit`.
+    running statistics are those of the shared phase. Base and s as in `fedit`.
 
     Base and w are FedIT's, whatever λ is; without the penalty v_k is trained alone.
     """
@@ -36,9 +36,12 @@ def build(problem: Problem, *, lam: float, **adaptor: Any) -> Method:
             ),
         },
         predict=personal,
-        phases=(
+        phases=staged(
             Phase(train=("private",), penalty=proximal("private", 2 * lam, towards="shared")),
             Phase(train=("base", "shared"), predict=shared),
+            warm=plain(adaptors.model),
+            base=base,
+            warmup=warmup,
         ),
         draws=adaptors.model.draws,
         passes=adaptors.passes(problem.shape, problem.batch, clusters=1),

@@ -267,6 +267,7 @@ def make_problem(run: Run, data: Federation, device: torch.device, dtype: torch.
     return Problem(
         build_model=build_model,
         clients=data.clients,
+        cohort=task.cohort,
         clusters=task.clusters,
         true_cluster=torch.from_numpy(data.cluster).to(device),
         lr=run.rates.lr,

@@ -101,7 +101,7 @@ def _build(variant: Variant, batch_norm: bool) -> Method:
         return mlp.build(SHAPE, OUTPUTS, hidden=8, batch_norm=batch_norm, width=width)
 
     problem = Problem(
-        build_model=build_model, clients=CLIENTS, clusters=CLUSTERS,
+        build_model=build_model, clients=CLIENTS, cohort=CLIENTS, clusters=CLUSTERS,
         true_cluster=torch.arange(CLIENTS) % CLUSTERS, lr=0.01, router_lr=0.01, shape=SHAPE, outputs=OUTPUTS,
         batch=4, loss="cross_entropy", switches=config.fidelity("corrected").switches, seed=0,
     )  # fmt: skip

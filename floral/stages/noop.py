@@ -21,7 +21,7 @@ SCORES = (
 """What summary.json has of every run, and nothing here."""
 
 COSTS: dict[str, Any] = {
-    "parameters": {},
+    "parameters": dict.fromkeys(("trainable_per_client", "served", "kept_private", "sent_down", "sent_up"), 0),
     "bytes_per_round": 0,
     "passes_per_sample": 0.0,
     "seconds": {"setup": 0.0, "train": 0.0, "evaluate": 0.0, "total": 0.0},

@@ -1,0 +1,188 @@
+"""C adaptors of a model, one per cluster, and how the server averages their factors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from floral.adaptors.aggregation import as_matrices, decomposed, down, flat, residual, restarted, unflat
+from floral.adaptors.attach import Adaptors, factor, gathered
+from floral.parts import distinct
+from floral.spec import Group, Params, Phase, Problem, Refused, Scope, Served, Singles, View
+from floral.streams import Stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clustered:
+    """CLUSTERED adaptors with distinct starts, whose factors are averaged with p(k|c) as `aggregation` says.
+
+    "average": A_c and B_c each by itself. "ffa": A_c stays at its start, B_c is averaged. "rolora": odd rounds train
+    and average B_c, even ones A_c. The others take Σ_k p(k|c) B_kc A_kc, as these two do without more: "fedex" averages
+    the factors and adds what this misses to Δ_c, "flexlora" takes the best factors from an SVD, and "stacking" adds
+    everything to Δ_c and begins with new adaptors. Δ_c is a change of the base in full
+    rank that the cluster keeps, and every client adds as it adds the adaptor; it is neither trained nor averaged.
+
+    A cluster without mass keeps what it has. The last three take products as they are, whatever the server's learning
+    rate of the adaptors is. A fixed cluster `member` [K] of each client makes it hold, train and send that one alone.
+    """
+
+    problem: Problem
+    adaptors: Adaptors
+    aggregation: str
+    member: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.aggregation == "flexlora":
+            as_matrices(self.adaptors)
+
+    # ------------------------------------------------------------------------------------------ what clients hold
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The groups that the adaptors' parameters lie in."""
+        return ("A", "B") if self.aggregation in ("ffa", "rolora") else ("adaptors",)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the clusters have a Δ_c, the group "residual"."""
+        return self.aggregation in ("fedex", "stacking")
+
+    @property
+    def groups(self) -> dict[str, Group]:
+        """The adaptors, under the run's server rate, and Δ_c, which starts at zero."""
+        problem = self.problem
+        rate = problem.lr if problem.switches["adaptor_server_lr"] == "client" else None
+
+        def start(name: str) -> Params:
+            made = distinct(self.adaptors.init, Stream(problem.seed, "adaptors"), problem.clusters)
+            return made if name == "adaptors" else factor(made, "A" if name == "A" else "B")
+
+        def one(name: str) -> Group:
+            fixed = name == "A" and self.aggregation == "ffa"
+            return Group(scope=Scope.CLUSTERED, init=partial(start, name), lr=problem.lr, server_lr=rate, fixed=fixed)
+
+        groups = {name: one(name) for name in self.names}
+        if self.keeps:
+            groups["residual"] = Group(scope=Scope.CLUSTERED, init=lambda: self._changes(start("adaptors")))
+        return groups
+
+    def _changes(self, adaptors: Params) -> Params:
+        """Zeros [C, ...] of the shapes of the products: what Δ_c changes."""
+        nothing = self.adaptors.products(adaptors, torch.zeros(self.problem.clusters))
+        left = {name: t for name, t in nothing.items() if self.aggregation == "stacking" or name.endswith(".weight")}
+        return {name: t.new_zeros(self.problem.clusters, *t.shape) for name, t in left.items()}
+
+    def mixture(self, view: View) -> Params:
+        """The adaptors that a client holds, with an axis of clusters, of length 1 where it holds its own alone."""
+        return self._with_axis(gathered(view, self.names))
+
+    def base(self, view: View, route: Tensor) -> Params:
+        """The base with Σ_c route_c Δ_c."""
+        if not self.keeps:
+            return view["base"]
+        added = self._with_axis(view["residual"])
+        return {**view["base"], **{n: view["base"][n] + torch.tensordot(route, t, 1) for n, t in added.items()}}
+
+    def _with_axis(self, params: Params) -> Params:
+        return params if self.member is None else {name: value[None] for name, value in params.items()}
+
+    # ------------------------------------------------------------------------------------------ how they train
+
+    @property
+    def precondition(self) -> Mapping[str, Callable[[Params, Params], Params]]:
+        """The adaptors' own preconditioner, of the factor alone that a group has."""
+
+        def change(gradients: Params, values: Params) -> Params:
+            full = self._with_axis({name: torch.zeros_like(t) for name, t in values.items()} | gradients)
+            changed = self.adaptors.precondition(full, self._with_axis(values))
+            return {name: changed[name] if self.member is None else changed[name][0] for name in gradients}
+
+        return {name: change for name in self.names if not self.groups[name].fixed}
+
+    @property
+    def beside(self) -> dict[str, tuple[str, ...]]:
+        """The other factor, which a preconditioner reads."""
+        return {} if len(self.names) == 1 else {"A": ("B",), "B": ("A",)}
+
+    def phases(self, *others: str) -> tuple[Phase, ...] | None:
+        """One joint training of the adaptors and `others`, or of one factor at a time."""
+        sends = self._sends()
+        match self.aggregation:
+            case "average":
+                return None
+            case "ffa":
+                return (Phase(train=(*others, "B")),)
+            case "rolora":
+                return (
+                    Phase(train=(*others, "B"), when=lambda round, rounds: round % 2 == 1),
+                    Phase(train=(*others, "A"), when=lambda round, rounds: round % 2 == 0),
+                )
+        return (Phase(train=(*others, "adaptors"), sends=sends),)
+
+    def _sends(self) -> dict[str, tuple[int, int]]:
+        """Floats of Δ_c's change, and of new adaptors, which are zero but for A."""
+        held = self.problem.clusters if self.member is None else 1
+        if not self.keeps:
+            return {}
+        biases = self.aggregation == "stacking"
+        sends = {"residual": (held * down(self.adaptors, self.problem.cohort, biases=biases), 0)}
+        if self.aggregation == "stacking":
+            start = factor(self.adaptors.init(Stream(0, "size")), "A")
+            sends["adaptors"] = (held * sum(t.numel() for t in start.values()), held * self.adaptors.size)
+        return sends
+
+    # ------------------------------------------------------------------------------------------ what the server does
+
+    @property
+    def exact(self) -> bool:
+        """Whether the server needs the factors of every client."""
+        return self.aggregation in ("fedex", "flexlora", "stacking")
+
+    def single(self, view: View, log_route: Tensor | None) -> Tensor:
+        """The adaptors of one client and log π_k [C], if its cluster is not fixed."""
+        factors = flat(view["adaptors"])
+        return factors if log_route is None else torch.cat([factors, log_route])
+
+    def server(self, served: Served) -> View:
+        """The exact products of each cluster that has mass, where `aggregation` puts them."""
+        assert served.singles is not None
+        before, means, after = (view["adaptors"] for view in (served.before, served.means, served.after))
+        clients, weights = self._received(served.singles, before)
+        adaptors = {name: t.clone() for name, t in after.items()}
+        kept = {name: t.clone() for name, t in served.before.get("residual", {}).items()}
+        for c in range(self.problem.clusters):
+            if all(torch.equal(after[name][c], before[name][c]) for name in after):
+                continue
+            own = {name: t[:, c if self.member is None else 0] for name, t in clients.items()}
+            new, added = self._exact(own, weights[:, c], {name: t[c] for name, t in means.items()}, c, served.round)
+            for name, value in new.items():
+                adaptors[name][c] = value
+            for name, value in added.items():
+                kept[name][c] += value
+        return {"adaptors": adaptors, **({"residual": kept} if kept else {})}
+
+    def _received(self, singles: Singles, like: Params) -> tuple[Params, Tensor]:
+        """The clients' adaptors [M, C or 1, ...] and p(k|c) [M, C]."""
+        share, vectors = singles.share.to(singles.vectors.dtype), singles.vectors
+        if self.member is not None:
+            clusters = torch.arange(self.problem.clusters, device=vectors.device)
+            own = share[:, None] * (self.member[singles.learners][:, None] == clusters)
+            return unflat(vectors, {name: t[:1] for name, t in like.items()}), own / own.sum(0).clamp(min=1e-30)
+        factors, log_route = vectors.split([vectors.shape[1] - self.problem.clusters, self.problem.clusters], dim=1)
+        return unflat(factors, like), torch.softmax(share.log()[:, None] + log_route, 0)
+
+    def _exact(self, clients: Params, weight: Tensor, mean: Params, cluster: int, round: int) -> tuple[Params, Params]:
+        """New factors of a cluster, where they are not the means, and what is added to its Δ_c."""
+        match self.aggregation:
+            case "fedex":
+                return {}, residual(self.adaptors, clients, weight, mean)
+            case "flexlora":
+                return decomposed(self.adaptors, clients, weight, mean), {}
+            case "stacking":
+                drawn = self.adaptors.init(Stream(self.problem.seed, "adaptors").at(round, cluster))
+                return restarted(drawn), self.adaptors.products(clients, weight)
+        raise Refused(f"no server takes products for aggregation {self.aggregation!r}")

@@ -1,0 +1,85 @@
+"""FedALT (arXiv 2503.11880): an adaptor of one's own beside the mean of the others', mixed for every sample."""
+
+import torch
+
+from floral.adaptors.attach import Adaptors
+from floral.layers import own
+from floral.methods.floral import adaptors_of
+from floral.parts import plain, same, staged, whole
+from floral.spec import Group, Method, Phase, Problem, Scope
+from floral.streams import Stream
+
+
+def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, base: str, warmup: float) -> Method:
+    """W x + α_1(x) (B_k A_k x + b_k) + α_2(x) (B_R A_R x + b_R) in every layer, α(x) = softmax(G_k x) of each sample.
+
+    (A_k, B_k), b_k and G_k are PRIVATE; the adaptor is sent, and never overwritten. The Rest-of-World adaptor R of
+    client k is the mean of those of the K - 1 others, each factor averaged by itself, as they last sent them: K·mean of
+    all - own, over K - 1. It is held through a round, and until the client's next one; one that has not taken part yet
+    has none, and counts for the others with its start. The server keeps the last adaptor of every client and sends
+    their mean.
+
+    Chosen here: G_k starts at zero (α = ½) and sees the mean over the positions of a convolution's input; all clients
+    start with the same A; base and s as in `fedit` (paper: frozen). Own adaptors frozen at zero are FedAvg.
+    """
+    adaptors = adaptors_of(problem, rank=rank, bias=bias, convolution=convolution)
+    stream, clients = Stream(problem.seed, "adaptors"), problem.clients
+    start = adaptors.init(stream)
+    one = torch.ones(1, dtype=problem.dtype, device=problem.device)
+
+    def predict(view, x, draws, mask):
+        def adapt(name, x):
+            part = adaptors.by_layer.get(name)
+            if part is None:
+                return None, None
+            each = [
+                part.unmerged({key: t[None] for key, t in own(view[group], name).items()}, one, x)
+                for group in ("own", "rest")
+            ]
+            pooled = x.flatten(2).mean(-1) if x.dim() == 4 else x
+            mix = torch.softmax(pooled @ view["mixer"][name].mT, -1)
+            shape = (-1, *(1,) * (x.dim() - 1))
+            return None, mix[:, 0].reshape(shape) * each[0] + mix[:, 1].reshape(shape) * each[1]
+
+        logits, statistics = adaptors.model(view["base"], view.get("statistics", {}), x, draws, mask, adapt)
+        return logits, {"statistics": statistics} if statistics else {}
+
+    def assign(view, held):
+        mine, mean = view["own"], view["mean"]
+        return {"rest": {name: (clients * mean[name] - t) / max(1, clients - 1) for name, t in mine.items()}}
+
+    def server(served):
+        return {"mean": {name: t.mean(0) for name, t in served.before["own"].items()}}
+
+    mixers = {name: torch.zeros(2, start[f"{name}.A"].shape[1]) for name in adaptors.by_layer}
+    nothing = {name: torch.zeros_like(t) for name, t in start.items()}
+    size = adaptors.size
+    return Method(
+        groups={
+            **whole(adaptors.model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
+            "own": Group(scope=Scope.PRIVATE, init=lambda: same(start, clients), lr=problem.lr),
+            "mixer": Group(scope=Scope.PRIVATE, init=lambda: same(mixers, clients), lr=problem.lr),
+            "mean": Group(scope=Scope.SHARED, init=lambda: start),
+            "rest": Group(scope=Scope.PRIVATE, init=lambda: same(nothing, clients), statistic=True),
+        },
+        predict=predict,
+        assign=assign,
+        phases=staged(
+            Phase(train=("base", "own", "mixer"), sends={"own": (0, size), "mean": (size, 0)}),
+            warm=plain(adaptors.model),
+            base=base,
+            warmup=warmup,
+        ),
+        server=server,
+        draws=adaptors.model.draws,
+        passes=1 + mixed(problem, adaptors) / adaptors.model.multiply_adds(problem.shape, problem.batch),
+    )
+
+
+def mixed(problem: Problem, adaptors: Adaptors) -> int:
+    """Multiply-adds of two adaptors and a mixer beside every layer, for one batch."""
+    seen = adaptors.model.inputs(problem.shape, problem.batch)
+    return sum(
+        part.multiply_adds(seen[name], 2)[1] + 2 * problem.batch * seen[name][1]
+        for name, part in adaptors.by_layer.items()
+    )

@@ -1,0 +1,44 @@
+"""FLoRA (arXiv 2409.05976): the clients' adaptors are stacked, which is exact, and go into the base every round."""
+
+from dataclasses import replace
+from typing import Any
+
+from floral.adaptors.aggregation import down, flat, restarted, unflat
+from floral.adaptors.attach import factor
+from floral.methods.fedit import shared
+from floral.methods.floral import adaptors_of
+from floral.spec import Method, Problem
+from floral.streams import Stream
+
+
+def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
+    """W ← W + Σ_k p(k) B_k A_k, the product of the stacks [B_1 … B_M] and [p_1 A_1; …; p_M A_M]; then B = 0 and a new
+    random A, the same for all.
+
+    Biases go into the base likewise. Base and s as in `fedit`; here all clients have the same rank. A client gets the
+    stacks, M adaptors, or the sum of the products where that is smaller (`down`), and the new A; with base="joint" the
+    base travels anyway and carries the sum. The server's learning rate is that of the base; products are taken as they
+    are.
+
+    The adaptor frozen at zero is FedAvg.
+    """
+    adaptors = adaptors_of(problem, **adaptor)
+    start = adaptors.init(Stream(problem.seed, "adaptors"))
+    sends = {"adaptor": (sum(t.numel() for t in factor(start, "A").values()), adaptors.size)}
+    if base != "joint":
+        sends["base"] = (down(adaptors, problem.cohort, biases=True), 0)
+
+    def server(served):
+        if "adaptor" not in served.means:
+            return {}
+        vectors = served.singles.vectors
+        merged = adaptors.products(unflat(vectors, served.means["adaptor"]), served.singles.share.to(vectors.dtype))
+        held = served.after.get("base", served.before["base"])
+        drawn = adaptors.init(Stream(problem.seed, "adaptors").at(served.round, 0))
+        return {
+            "base": held | {name: held[name] + value for name, value in merged.items()},
+            "adaptor": restarted({name: t.to(vectors) for name, t in drawn.items()}),
+        }
+
+    method = shared(problem, adaptors, base, warmup, sends=sends)
+    return replace(method, single=lambda view: flat(view["adaptor"]), server=server)
