@@ -1,5 +1,7 @@
 """FLoRAL (arXiv 2410.03497): one shared base, C low-rank adaptors, a router per client that mixes them."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -7,53 +9,109 @@ from torch import Tensor
 
 from floral import parts
 from floral.adaptors.attach import Adaptors, attach
-from floral.parts import Router, distinct, whole
-from floral.spec import Group, Method, Problem, Scope
+from floral.parts import Router, distinct, same, sample_losses, whole
+from floral.spec import Group, Method, Phase, Problem, Refused, Scope, Served, View
 from floral.streams import Stream
 
 
-def build(problem: Problem, *, router: str, temperature: float, noise: float, entropy: float, **adaptor: Any) -> Method:
+def build(
+    problem: Problem,
+    *,
+    router: str,
+    temperature: float,
+    noise: float,
+    entropy: float,
+    top: int,
+    per_layer: bool,
+    multiplier: int,
+    centred: bool,
+    personal: bool,
+    server_lr: float | str,
+    **adaptor: Any,
+) -> Method:
     """Base SHARED, adaptors CLUSTERED, router PRIVATE, mixed inside the layers: W + Σ_c π_kc B_c A_c.
 
     Adaptors frozen at zero are FedAvg; one client per cluster with a fixed route is Local Adaptor. With a fixed route a
-    client needs one adaptor alone, unless the official floor mixes in the others.
+    client needs one adaptor alone, unless the official floor mixes in the others. Routers: `parts.Router`; one that
+    looks at losses costs C forward passes per training row and round, each with one adaptor.
+
+    `multiplier` m gives m·C adaptors, for a number of clusters that nobody knows. `centred`: `server_centres`.
+    `personal`: `with_private`. `server_lr`, where it is a number, is the server's step on the adaptors.
+
+    Raises:
+        Refused: an option that the router does not have, or adaptors that no client would be given.
     """
+    if router != "learned" and entropy > 0:
+        raise Refused(f"entropy is for router: learned, not {router}")
+    if router == "optimal" and multiplier > 1:
+        raise Refused(
+            "router: optimal names one of the true clusters: the adaptors of a multiplier would have no client"
+        )
+    problem = replace(problem, clusters=multiplier * problem.clusters)
     adaptors = adaptors_of(problem, **adaptor)
-    mixer = Router(kind=router, problem=problem, temperature=temperature, noise=noise)
-    floor = problem.switches["mixture_floor"]
-    if mixer.kind != "learned" and floor == 0:
-        return own_adaptor(problem, adaptors, mixer.fixed)
-    model = adaptors.model
+    layers = len(adaptors.by_layer) if per_layer else 0
+    mixer = Router(kind=router, problem=problem, temperature=temperature, noise=noise, top=top, layers=layers)
+    group = clustered(problem, adaptors, server_lr)
+    if mixer.given and problem.switches["mixture_floor"] == 0:
+        method = own_adaptor(problem, adaptors, group, mixer.fixed)
+    else:
+        method = routed(problem, adaptors, group, mixer, entropy)
+    method = replace(method, clusters=problem.clusters, server=server_centres(adaptors) if centred else None)
+    return with_private(problem, adaptors, method) if personal else method
+
+
+def routed(problem: Problem, adaptors: Adaptors, group: Group, mixer: Router, entropy: float) -> Method:
+    """FLoRAL whose clients see all C adaptors, mixed by a router; with an argmin router each uses and sends its choice
+    alone, unless the official floor mixes in the others."""
+    model, floor = adaptors.model, problem.switches["mixture_floor"]
+    loss = "mse" if problem.regression else "cross_entropy"
     sign = 1.0 if problem.switches["entropy_sign"] == "minimise" else -1.0
+    chooses = mixer.kind == "argmin" and floor == 0
+    one = adaptors.passes(problem.shape, problem.batch, clusters=1)
+
+    def apply(view, mixture, route, x, draws, mask):
+        logits, statistics = adaptors(view["base"], mixture, route, view.get("statistics", {}), x, draws, mask)
+        return logits, {"statistics": statistics} if statistics else {}
 
     def predict(view, x, draws, mask):
-        mixture = mixer.forward(view, draws)
-        mixture = mixture.clamp(min=floor) if floor > 0 else mixture
-        base, running = view["base"], view.get("statistics", {})
-        logits, statistics = adaptors(base, view["adaptors"], mixture, running, x, draws, mask)
-        return logits, {"statistics": statistics} if statistics else {}
+        mixture, route = view["adaptors"], mixer.forward(view, draws)
+        if chooses:
+            at = route.argmax().reshape(1)
+            mixture, route = {name: t.index_select(0, at) for name, t in mixture.items()}, torch.ones_like(route[:1])
+        return apply(view, mixture, route.clamp(min=floor) if floor > 0 else route, x, draws, mask)
+
+    def assign(view, held):
+        alone = ({name: t[c : c + 1] for name, t in view["adaptors"].items()} for c in range(problem.clusters))
+        route = torch.ones_like(held.x.flatten()[:1])
+        outputs = torch.stack([apply(view, mixture, route, held.x, None, None)[0] for mixture in alone])
+        losses = sample_losses(loss, outputs, held.y.expand(problem.clusters, *held.y.shape))
+        return mixer.assigned(view, losses, held.mask)
 
     def entropy_term(view, received, draws):
         del received
-        return sign * entropy * parts.entropy(mixer.forward(view, draws))
+        return sign * entropy * parts.entropy(mixer.soft(view, draws)).mean()
 
     return Method(
         groups={
             **whole(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
-            "adaptors": clustered(problem, adaptors),
+            "adaptors": group,
             **mixer.groups,
         },
         predict=predict,
+        assign=assign if mixer.found else None,
+        assign_passes=problem.clusters * one / 3 if mixer.found else 0.0,
         precondition={"adaptors": adaptors.precondition} if problem.switches["preconditioner"] else {},
         penalty=entropy_term if entropy > 0 else None,
         log_route=mixer.log_route,
+        served_log_route=mixer.served_log_route if mixer.top else None,
+        picks=chooses,
         draws={**model.draws, **mixer.draws},
         sends=mixer.sends,
-        passes=adaptors.passes(problem.shape, problem.batch, problem.clusters),
+        passes=one if chooses else adaptors.passes(problem.shape, problem.batch, problem.clusters),
     )
 
 
-def own_adaptor(problem: Problem, adaptors: Adaptors, member: Tensor) -> Method:
+def own_adaptor(problem: Problem, adaptors: Adaptors, group: Group, member: Tensor) -> Method:
     """FLoRAL whose clients hold, train and send the adaptor of their given cluster `member` [K] alone."""
     model = adaptors.model
     alone = torch.ones(1, dtype=problem.dtype, device=problem.device)
@@ -73,7 +131,7 @@ def own_adaptor(problem: Problem, adaptors: Adaptors, member: Tensor) -> Method:
     return Method(
         groups={
             **whole(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
-            "adaptors": clustered(problem, adaptors),
+            "adaptors": group,
         },
         predict=predict,
         precondition={"adaptors": precondition} if problem.switches["preconditioner"] else {},
@@ -83,13 +141,67 @@ def own_adaptor(problem: Problem, adaptors: Adaptors, member: Tensor) -> Method:
     )
 
 
-def clustered(problem: Problem, adaptors: Adaptors) -> Group:
-    """C adaptors with distinct starts, under the run's server rate."""
+def clustered(problem: Problem, adaptors: Adaptors, server_lr: float | str = "task") -> Group:
+    """C adaptors with distinct starts, under the given server rate or the run's."""
+    by_switch = problem.lr if problem.switches["adaptor_server_lr"] == "client" else None
     return Group(
         scope=Scope.CLUSTERED,
         init=lambda: distinct(adaptors.init, Stream(problem.seed, "adaptors"), problem.clusters),
         lr=problem.lr,
-        server_lr=problem.lr if problem.switches["adaptor_server_lr"] == "client" else None,
+        server_lr=by_switch if isinstance(server_lr, str) else server_lr,
+    )
+
+
+def server_centres(adaptors: Adaptors) -> Callable[[Served], View]:
+    """After each round the adaptors' mean product (1/C) Σ_c B_c A_c moves into the base: `Adaptors.centred`.
+
+    The published code has it for linear layers, but does not call it.
+    """
+
+    def server(served: Served) -> View:
+        if "adaptors" not in served.after:
+            return {}
+        base, mixture = adaptors.centred(served.after.get("base", served.before["base"]), served.after["adaptors"])
+        return {"base": base, "adaptors": mixture}
+
+    return server
+
+
+def with_private(problem: Problem, adaptors: Adaptors, method: Method) -> Method:
+    """FLoRAL whose client adds a PRIVATE adaptor of its own: W + Σ_c π_kc B_c A_c + B_k A_k, for the same local budget.
+
+    The paper's "personalised client" gives half of the local epochs to the private and half to the public parts; its
+    published code cannot run. Here, so that one local epoch can be halved too, they take turns by rounds: in odd rounds
+    clients train the private adaptor beside all they received and send nothing of it, in even rounds the base, the
+    adaptors and the router beside the private one. The private A starts apart from the others, alike in all clients.
+
+    Without its odd rounds it is FLoRAL.
+    """
+    alone = torch.ones(1, dtype=problem.dtype, device=problem.device)
+    predict, assign = method.predict, method.assign
+
+    def start():
+        one = adaptors.init(Stream(problem.seed, "private adaptor"))
+        return same({name: value[None] for name, value in one.items()}, problem.clients)
+
+    def added(view):
+        own = adaptors.products(view["private"], alone)
+        return {**view, "base": {name: t + own[name] if name in own else t for name, t in view["base"].items()}}
+
+    condition = {"private": adaptors.precondition} if problem.switches["preconditioner"] else {}
+    merged = replace(adaptors, application="merged")
+    return replace(
+        method,
+        groups={**method.groups, "private": Group(scope=Scope.PRIVATE, init=start, lr=problem.lr)},
+        predict=lambda view, x, draws, mask: predict(added(view), x, draws, mask),
+        assign=None if assign is None else lambda view, held: assign(added(view), held),
+        phases=(
+            Phase(train=("private",), when=lambda round, rounds: round % 2 == 1),
+            Phase(train=method.trained, when=lambda round, rounds: round % 2 == 0, sends=method.sends or {}),
+        ),
+        precondition={**method.precondition, **condition},
+        sends=None,
+        passes=method.passes + merged.passes(problem.shape, problem.batch, clusters=1) - 1,
     )
 
 
