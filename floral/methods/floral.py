@@ -64,7 +64,6 @@ def routed(problem: Problem, adaptors: Adaptors, group: Group, mixer: Router, en
     """FLoRAL whose clients see all C adaptors, mixed by a router; with an argmin router each uses and sends its choice
     alone, unless the official floor mixes in the others."""
     model, floor = adaptors.model, problem.switches["mixture_floor"]
-    loss = "mse" if problem.regression else "cross_entropy"
     sign = 1.0 if problem.switches["entropy_sign"] == "minimise" else -1.0
     chooses = mixer.kind == "argmin" and floor == 0
     one = adaptors.passes(problem.shape, problem.batch, clusters=1)
@@ -84,7 +83,7 @@ def routed(problem: Problem, adaptors: Adaptors, group: Group, mixer: Router, en
         alone = ({name: t[c : c + 1] for name, t in view["adaptors"].items()} for c in range(problem.clusters))
         route = torch.ones_like(held.x.flatten()[:1])
         outputs = torch.stack([apply(view, mixture, route, held.x, None, None)[0] for mixture in alone])
-        losses = sample_losses(loss, outputs, held.y.expand(problem.clusters, *held.y.shape))
+        losses = sample_losses(problem.loss, outputs, held.y.expand(problem.clusters, *held.y.shape))
         return mixer.assigned(view, losses, held.mask)
 
     def entropy_term(view, received, draws):
@@ -172,7 +171,7 @@ def with_private(problem: Problem, adaptors: Adaptors, method: Method) -> Method
 
     The paper's "personalised client" gives half of the local epochs to the private and half to the public parts; its
     published code cannot run. Here, so that one local epoch can be halved too, they take turns by rounds: in odd rounds
-    clients train the private adaptor beside all they received and send nothing of it, in even rounds the base, the
+    clients train the private adaptor beside all they received and send no update, in even rounds the base, the
     adaptors and the router beside the private one. The private A starts apart from the others, alike in all clients.
 
     Without its odd rounds it is FLoRAL.
