@@ -380,34 +380,68 @@ CERTAIN = 100.0
 class Router:
     """C logits θ_k per client that mix clusters: π_k = softmax((θ_k + noise·u)/temperature).
 
-    u ~ U[0, 1)^C once per batch in training, 0 in evaluation. "learned" starts uniform and trains by SGD; "optimal"
-    names the client's true cluster and "random" one drawn at the start, both fixed.
+    u ~ U[0, 1)^C once per batch in training, 0 in evaluation. Kinds:
+
+    - "learned" starts uniform and trains by SGD.
+    - "optimal" names the client's true cluster and "random" one drawn at the start, both fixed.
+    - "em", "exponential" and "argmin" are set at the start of a client's round by `assigned`, from the losses of each
+      cluster alone on all its rows.
+
+    `top` 2 is for learned routers: training and the server's weights keep the two largest π_kc, renormalised, and
+    evaluation the largest alone (as the published code); equal ones are kept together. With `layers` above 0 each layer
+    has its own logits, θ_k [L, C], and its own noise; what the server weighs with and the report shows is then the mean
+    of their routes, one π_k per client, so that the factors of one adaptor keep one weight.
+
+    Raises:
+        Refused: `top` or `layers` for a router that is not learned, or `top` 1, whose one weight has no gradient.
     """
 
     kind: str
     problem: Problem
     temperature: float = 1.0
     noise: float = 1.0
+    top: int = 0
+    layers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind != "learned" and (self.top or self.layers):
+            raise Refused(f"top and per_layer are for router: learned, not {self.kind}")
+        if self.top == 1:
+            raise Refused("top: 1 leaves one weight of 1, from which no router learns; it is 0 or 2")
 
     @property
     def groups(self) -> dict[str, Group]:
-        """The PRIVATE group "router" [K, C]."""
-        fixed = self.kind != "learned"
-        return {"router": Group(scope=Scope.PRIVATE, init=self._start, lr=self.problem.router_lr, fixed=fixed)}
+        """The PRIVATE group "router" [K, C], or [K, L, C]."""
+        how = {"fixed": self.given, "statistic": self.found}
+        return {"router": Group(scope=Scope.PRIVATE, init=self._start, lr=self.problem.router_lr, **how)}
+
+    @property
+    def given(self) -> bool:
+        """Whether the routes are fixed at the start."""
+        return self.kind in ("optimal", "random")
+
+    @property
+    def found(self) -> bool:
+        """Whether the routes come from losses."""
+        return self.kind in ("em", "exponential", "argmin")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the logits of one client."""
+        return (self.layers, self.problem.clusters) if self.layers else (self.problem.clusters,)
 
     def _start(self) -> Params:
-        clients, clusters = self.problem.clients, self.problem.clusters
-        if self.kind == "learned":
-            return {"logits": torch.zeros(clients, clusters)}
-        return {"logits": fixed_logits(self.fixed, clusters)}
+        if self.given or self.kind == "argmin":
+            return {"logits": fixed_logits(self.fixed, self.problem.clusters)}
+        return {"logits": torch.zeros(self.problem.clients, *self.shape)}
 
     @property
     def fixed(self) -> Tensor:
-        """The cluster [K] that a fixed route names."""
+        """The cluster [K] that a fixed route names, or that an argmin begins with."""
         match self.kind:
             case "optimal":
                 return self.problem.true_cluster
-            case "random":
+            case "random" | "argmin":
                 stream = Stream(self.problem.seed, "random route")
                 return stream.integers("cluster", self.problem.clients, self.problem.clusters).to(self.problem.device)
         raise ValueError(f"router {self.kind!r} is not fixed")
@@ -415,24 +449,72 @@ class Router:
     @property
     def draws(self) -> dict[str, tuple[int | str, ...]]:
         learned = self.kind == "learned" and self.noise > 0
-        return {"router": (self.problem.clusters,)} if learned else {}
+        return {"router": self.shape} if learned else {}
 
     @property
     def sends(self) -> dict[str, tuple[int, int]]:
-        """A learned route is sent up: the server weighs with it."""
-        return {"router": (0, self.problem.clusters if self.kind == "learned" else 0)}
+        """A route that changes is sent up, for the server weighs with it: C numbers, or the name of one cluster."""
+        up = {"optimal": 0, "random": 0, "argmin": 1}.get(self.kind, self.problem.clusters)
+        return {"router": (0, up)}
 
-    def forward(self, view: View, draws: Draws | None) -> Tensor:
-        """π_k [C] as the forward pass mixes."""
+    def soft(self, view: View, draws: Draws | None) -> Tensor:
+        """π_k [C] or [L, C] before any but the largest are left out."""
         logits = view["router"]["logits"]
         if draws is not None and "router" in draws:
             logits = torch.add(logits, draws["router"], alpha=self.noise)
         return torch.softmax(logits if self.temperature == 1 else logits / self.temperature, dim=-1)
 
+    def forward(self, view: View, draws: Draws | None) -> Tensor:
+        """π_k [C] or [L, C] as the forward pass mixes."""
+        route = self.soft(view, draws)
+        if not self.top:
+            return route
+        return largest(route, 1 if draws is None else self.top)
+
     def log_route(self, view: View) -> Tensor:
-        """log π_k [C] as the server weighs with it: no noise, and no temperature under the official switch."""
+        """log π_k [C] as the server weighs with it: no noise; under the official switch no temperature and no `top`."""
         plain = self.problem.switches["aggregation_route"] == "plain"
-        return torch.log_softmax(view["router"]["logits"] / (1.0 if plain else self.temperature), dim=-1)
+        if self.top and not plain:
+            return self._log_mean(largest(self.soft(view, None), self.top).log())
+        return self._log_mean(torch.log_softmax(view["router"]["logits"] / (1.0 if plain else self.temperature), -1))
+
+    def served_log_route(self, view: View) -> Tensor:
+        """log π_k [C] as evaluation mixes."""
+        return self._log_mean(self.forward(view, None).log())
+
+    def _log_mean(self, log_route: Tensor) -> Tensor:
+        """One route [C] from those of all layers."""
+        return torch.logsumexp(log_route, 0) - math.log(self.layers) if self.layers else log_route
+
+    def assigned(self, view: View, losses: Tensor, mask: Tensor) -> View:
+        """The group "router" after a look at the losses [C, n] of each cluster alone on a client's rows, `mask` [n].
+
+        - "em": π_c ← mean_i q_i(c), q_i(c) ∝ π_c exp(-loss_ic), the responsibilities of arXiv 2108.10252.
+        - "exponential": π_c ∝ π_c exp(-f_c/temperature), f_c = mean_i loss_ic: a step of entropic mirror descent on
+          Σ_c π_c f_c. With one row and temperature 1 it is "em".
+        - "argmin": the cluster of least f_c (arXiv 2006.04088), but the present one where none is better by 1e-5 of its
+          loss: adaptors start as the same function, so the first choices are those drawn at the start.
+        """
+        logits, mean = view["router"]["logits"], (losses * mask).sum(-1) / mask.sum().clamp(min=1)
+        if self.kind == "em":
+            prior = torch.log_softmax(logits / self.temperature, -1)
+            log_q = torch.where(mask, torch.log_softmax(prior[:, None] - losses, 0), -math.inf)
+            return {"router": {"logits": torch.log_softmax(torch.logsumexp(log_q, -1), 0)}}
+        if self.kind == "exponential":
+            return {"router": {"logits": torch.log_softmax(logits - mean, -1)}}
+        best = torch.arange(len(mean), device=mean.device) == mean.argmin()
+        present = (mean * torch.softmax(logits, -1)).sum()
+        better = mean.amin() < present - 1e-5 * present.abs()
+        return {"router": {"logits": torch.where(better, CERTAIN * (best.to(logits.dtype) - 1), logits)}}
+
+
+def largest(route: Tensor, count: int) -> Tensor:
+    """The `count` largest weights of routes [..., C], renormalised, with those that equal the least of them."""
+    if count >= route.shape[-1]:
+        return route
+    least = route.detach().sort(-1).values[..., -count, None]
+    kept = torch.where(route.detach() >= least, route, 0.0)
+    return kept / kept.sum(-1, keepdim=True)
 
 
 GATE_SIDE = 8

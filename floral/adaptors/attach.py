@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from floral.adaptors.conv import ConvAdaptor
+from floral.adaptors.factors import without_mean
 from floral.adaptors.linear import LinearAdaptor
 from floral.layers import Conv2d, Linear, Model, own
 from floral.spec import Draws, Params, Predict, Refused, View
@@ -35,6 +36,17 @@ class Adaptors:
         changes = {layer: adaptor.merged(own(mixture, layer), route) for layer, adaptor in self.by_layer.items()}
         return {f"{layer}.{key}": value for layer, change in changes.items() for key, value in change.items()}
 
+    def centred(self, base: Params, mixture: Params) -> tuple[Params, Params]:
+        """The base plus the mean product of the C adaptors, and adaptors without it: `factors.without_mean`."""
+        clusters = len(next(iter(mixture.values())))
+        one = next(iter(mixture.values())).new_full((clusters,), 1 / clusters)
+        mean = self.products(mixture, one)
+        left = {layer: without_mean(own(mixture, layer)) for layer in self.by_layer}
+        return (
+            {name: value + mean[name] if name in mean else value for name, value in base.items()},
+            {f"{layer}.{key}": value for layer, params in left.items() for key, value in params.items()},
+        )
+
     @property
     def size(self) -> int:
         """|a|, the parameters of one adaptor."""
@@ -50,16 +62,20 @@ class Adaptors:
         draws: Draws | None,
         mask: Tensor | None,
     ) -> tuple[Tensor, Params]:
-        """Logits of the model with Σ_c route_c·adaptor_c in every adapted layer, and its statistics after the pass."""
+        """Logits of the model with Σ_c route_c·adaptor_c in every adapted layer, and its statistics after the pass.
+
+        `route` is one for all layers, [C], or has a row for each of `by_layer`, [L, C].
+        """
+        order = list(self.by_layer)
 
         def adapt(name: str, x: Tensor) -> tuple[Params | None, Tensor | None]:
             adaptor = self.by_layer.get(name)
             if adaptor is None:
                 return None, None
-            ours = own(mixture, name)
-            if self.merges(adaptor, x.shape, len(route)):
-                return adaptor.merged(ours, route), None
-            return None, adaptor.unmerged(ours, route, x)
+            ours, weights = own(mixture, name), route if route.dim() == 1 else route[order.index(name)]
+            if self.merges(adaptor, x.shape, len(weights)):
+                return adaptor.merged(ours, weights), None
+            return None, adaptor.unmerged(ours, weights, x)
 
         return self.model(base, statistics, x, draws, mask, adapt)
 

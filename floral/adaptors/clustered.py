@@ -34,6 +34,8 @@ class Clustered:
     adaptors: Adaptors
     aggregation: str
     member: Tensor | None = None
+    server_lr: float | None = None
+    """The server's step on the adaptors; None: the task's and the fidelity's."""
 
     def __post_init__(self) -> None:
         if self.aggregation == "flexlora":
@@ -55,7 +57,8 @@ class Clustered:
     def groups(self) -> dict[str, Group]:
         """The adaptors, under the run's server rate, and Δ_c, which starts at zero."""
         problem = self.problem
-        rate = problem.lr if problem.switches["adaptor_server_lr"] == "client" else None
+        by_switch = problem.lr if problem.switches["adaptor_server_lr"] == "client" else None
+        rate = by_switch if self.server_lr is None else self.server_lr
 
         def start(name: str) -> Params:
             made = distinct(self.adaptors.init, Stream(problem.seed, "adaptors"), problem.clusters)

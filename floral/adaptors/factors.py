@@ -46,6 +46,22 @@ def stack(mixture: Params, route: Tensor) -> tuple[Tensor, Tensor]:
     return down.flatten(0, 1), weighted.flatten(1, 2)
 
 
+def without_mean(mixture: Params) -> Params:
+    """C adaptors of one layer less their mean product M = (1/C) Σ_j B_j A_j: B_c' = argmin ‖B A_c - (B_c A_c - M)‖_F.
+
+    B_c' = B_c - M A_c⁺: each A_c stays, so that an adaptor at zero still learns. What lies outside the rows of A_c is
+    lost: nothing where they span all inputs or all A_c are alike; of a low rank with unlike A_c most of M, which then
+    shrinks B_c by about 1/C. Kernels are rows and columns of the same product: those of B go with the outputs, those
+    of A with the inputs. Biases less their mean, exactly.
+    """
+    down, up = mixture["A"].flatten(2), mixture["B"].movedim(2, -1)
+    rows = up.flatten(1, -2)
+    mean = torch.einsum("cmr,crn->mn", rows, down) / len(rows)
+    left = (rows - mean @ torch.linalg.pinv(down)).reshape(up.shape).movedim(-1, 2)
+    bias = {"bias": mixture["bias"] - mixture["bias"].mean(0)} if "bias" in mixture else {}
+    return {"A": mixture["A"], "B": left, **bias}
+
+
 def start_bias(kind: str | None, stream: Stream, outputs: int, fan_in: int) -> Params:
     """The bias at the start: absent, zero, or U(±1/sqrt(fan_in)) as the published code leaves it."""
     match kind:

@@ -8,8 +8,9 @@ from floral.spec import Method, Problem, Scope
 from floral.streams import Stream
 
 
-def build(problem: Problem, *, router: str, size: str, rank: float | str) -> Method:
+def build(problem: Problem, *, router: str, top: int, size: str, rank: float | str) -> Method:
     """`router="learned"`: all models CLUSTERED, the router PRIVATE, logits Σ_c π_kc w_c(x). C = 1 is FedAvg.
+    `top` 2 mixes the two likeliest models in training and serves the likeliest, as in `parts.Router`.
 
     `router="optimal"`: a client's route names its true cluster, so it holds, trains and sends that model alone.
 
@@ -22,13 +23,13 @@ def build(problem: Problem, *, router: str, size: str, rank: float | str) -> Met
     model, clusters = problem.build_model(), problem.clusters
     if size == "floral":
         model = of_size(problem, model.size / clusters + adaptors_of(problem, rank=rank).size, low=0.0)
-    cost = passes(problem, model)
+    cost, mixer = passes(problem, model), Router(kind=router, problem=problem, top=top)
     models = whole(model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=clusters)
     if router == "optimal":
         member = problem.true_cluster
         return Method(groups=models, predict=serve(model), member=member, draws=model.draws, passes=cost)
 
-    each, mixer = of_each_model(model), Router(kind=router, problem=problem)
+    each = of_each_model(model)
 
     def predict(view, x, draws, mask):
         logits, statistics = each(view, x, draws, mask)
@@ -38,6 +39,7 @@ def build(problem: Problem, *, router: str, size: str, rank: float | str) -> Met
         groups={**models, **mixer.groups},
         predict=predict,
         log_route=mixer.log_route,
+        served_log_route=mixer.served_log_route if top else None,
         draws={**draws_of_each_model(model, clusters), **mixer.draws},
         sends=mixer.sends,
         passes=clusters * cost,

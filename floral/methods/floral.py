@@ -1,15 +1,16 @@
 """FLoRAL (arXiv 2410.03497): one shared base, C low-rank adaptors, a router per client that mixes them."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from floral import parts
 from floral.adaptors.attach import Adaptors, attach
 from floral.adaptors.clustered import Clustered
-from floral.parts import Router, whole
-from floral.spec import Method, Problem, Scope
+from floral.parts import Router, same, sample_losses, whole
+from floral.spec import Group, Method, Phase, Problem, Refused, Scope, Served, View
 from floral.streams import Stream
 
 
@@ -21,34 +22,87 @@ def build(
     noise: float,
     entropy: float,
     aggregation: str,
+    top: int,
+    per_layer: bool,
+    multiplier: int,
+    centred: bool,
+    personal: bool,
+    server_lr: float | str,
     **adaptor: Any,
 ) -> Method:
     """Base SHARED, adaptors CLUSTERED, router PRIVATE, mixed inside the layers: W + Σ_c π_kc B_c A_c.
 
     Adaptors frozen at zero are FedAvg; one client per cluster with a fixed route is Local Adaptor. With a fixed route a
-    client needs one adaptor alone, unless the official floor mixes in the others. How the server averages the factors
-    of a cluster is `aggregation` (`Clustered`); with one client per cluster and round all but "ffa" and "rolora" serve
-    alike after it.
+    client needs one adaptor alone, unless the official floor mixes in the others. Routers: `parts.Router`; one that
+    looks at losses costs C forward passes per training row and round, each with one adaptor.
+
+    How the server averages the factors of a cluster is `aggregation` (`Clustered`); with one client per cluster and
+    round all but "ffa" and "rolora" serve alike after it. `multiplier` m gives m·C adaptors, for a number of clusters
+    that nobody knows. `centred`: `server_centres`. `personal`: `with_private`. `server_lr`, where it is a number, is
+    the server's step on the adaptors.
+
+    Raises:
+        Refused: an option that the router or the aggregation does not have, or adaptors that no client would be given.
     """
+    if router != "learned" and entropy > 0:
+        raise Refused(f"entropy is for router: learned, not {router}")
+    if router == "optimal" and multiplier > 1:
+        raise Refused(
+            "router: optimal names one of the true clusters: the adaptors of a multiplier would have no client"
+        )
+    if aggregation != "average" and (centred or personal):
+        raise Refused(f"centred and personal are for aggregation: average, not {aggregation}")
+    problem = replace(problem, clusters=multiplier * problem.clusters)
     adaptors = adaptors_of(problem, **adaptor)
-    mixer = Router(kind=router, problem=problem, temperature=temperature, noise=noise)
-    floor = problem.switches["mixture_floor"]
-    if mixer.kind != "learned" and floor == 0:
-        return own_adaptor(problem, adaptors, aggregation, mixer.fixed)
-    clustered = Clustered(problem=problem, adaptors=adaptors, aggregation=aggregation)
-    model = adaptors.model
+    layers = len(adaptors.by_layer) if per_layer else 0
+    mixer = Router(kind=router, problem=problem, temperature=temperature, noise=noise, top=top, layers=layers)
+    own = mixer.given and problem.switches["mixture_floor"] == 0
+    clustered = Clustered(
+        problem=problem,
+        adaptors=adaptors,
+        aggregation=aggregation,
+        member=mixer.fixed if own else None,
+        server_lr=None if isinstance(server_lr, str) else server_lr,
+    )
+    method = own_adaptor(clustered) if own else routed(clustered, mixer, entropy)
+    method = replace(method, clusters=problem.clusters)
+    if centred:
+        method = replace(method, server=server_centres(adaptors))
+    return with_private(problem, adaptors, method) if personal else method
+
+
+def routed(clustered: Clustered, mixer: Router, entropy: float) -> Method:
+    """FLoRAL whose clients see all C adaptors, mixed by a router; with an argmin router each uses and sends its choice
+    alone, unless the official floor mixes in the others."""
+    problem, adaptors = clustered.problem, clustered.adaptors
+    model, floor, clusters = adaptors.model, problem.switches["mixture_floor"], problem.clusters
     sign = 1.0 if problem.switches["entropy_sign"] == "minimise" else -1.0
+    chooses = mixer.kind == "argmin" and floor == 0
+    one = adaptors.passes(problem.shape, problem.batch, clusters=1)
+
+    def apply(view, route, x, draws, mask, *, only=None):
+        """Outputs under a route; `only` the cluster [1] that has all of it."""
+        mixture, base = clustered.mixture(view), clustered.base(view, route)
+        if only is not None:
+            mixture, route = {name: t.index_select(0, only) for name, t in mixture.items()}, torch.ones_like(route[:1])
+        logits, statistics = adaptors(base, mixture, route, view.get("statistics", {}), x, draws, mask)
+        return logits, {"statistics": statistics} if statistics else {}
 
     def predict(view, x, draws, mask):
-        mixture = mixer.forward(view, draws)
-        mixture = mixture.clamp(min=floor) if floor > 0 else mixture
-        base, running = clustered.base(view, mixture), view.get("statistics", {})
-        logits, statistics = adaptors(base, clustered.mixture(view), mixture, running, x, draws, mask)
-        return logits, {"statistics": statistics} if statistics else {}
+        route = mixer.forward(view, draws)
+        only = route.argmax().reshape(1) if chooses else None
+        return apply(view, route.clamp(min=floor) if floor > 0 else route, x, draws, mask, only=only)
+
+    def assign(view, held):
+        certain = torch.eye(clusters, dtype=held.x.dtype, device=held.x.device)
+        at = torch.arange(clusters, device=held.x.device)
+        outputs = [apply(view, certain[c], held.x, None, None, only=at[c : c + 1])[0] for c in range(clusters)]
+        losses = sample_losses(problem.loss, torch.stack(outputs), held.y.expand(clusters, *held.y.shape))
+        return mixer.assigned(view, losses, held.mask)
 
     def entropy_term(view, received, draws):
         del received
-        return sign * entropy * parts.entropy(mixer.forward(view, draws))
+        return sign * entropy * parts.entropy(mixer.soft(view, draws)).mean()
 
     return Method(
         groups={
@@ -57,24 +111,27 @@ def build(
             **mixer.groups,
         },
         predict=predict,
+        assign=assign if mixer.found else None,
+        assign_passes=clusters * one / 3 if mixer.found else 0.0,
         precondition=clustered.precondition if problem.switches["preconditioner"] else {},
         beside=clustered.beside,
         phases=clustered.phases("base", *(name for name, group in mixer.groups.items() if group.trained)),
         penalty=entropy_term if entropy > 0 else None,
         log_route=mixer.log_route,
+        served_log_route=mixer.served_log_route if mixer.top else None,
+        picks=chooses,
         single=(lambda view: clustered.single(view, mixer.log_route(view))) if clustered.exact else None,
         server=clustered.server if clustered.exact else None,
         draws={**model.draws, **mixer.draws},
         sends=mixer.sends,
-        passes=adaptors.passes(problem.shape, problem.batch, problem.clusters),
+        passes=one if chooses else adaptors.passes(problem.shape, problem.batch, clusters),
     )
 
 
-def own_adaptor(problem: Problem, adaptors: Adaptors, aggregation: str, member: Tensor) -> Method:
-    """FLoRAL whose clients hold, train and send the adaptor of their given cluster `member` [K] alone."""
-    clustered = Clustered(problem=problem, adaptors=adaptors, aggregation=aggregation, member=member)
-    model = adaptors.model
-    alone = torch.ones(1, dtype=problem.dtype, device=problem.device)
+def own_adaptor(clustered: Clustered) -> Method:
+    """FLoRAL whose clients hold, train and send the adaptor of their given cluster alone."""
+    problem, adaptors = clustered.problem, clustered.adaptors
+    model, alone = adaptors.model, torch.ones(1, dtype=problem.dtype, device=problem.device)
 
     def predict(view, x, draws, mask):
         base, running = clustered.base(view, alone), view.get("statistics", {})
@@ -89,9 +146,62 @@ def own_adaptor(problem: Problem, adaptors: Adaptors, aggregation: str, member: 
         phases=clustered.phases("base"),
         single=(lambda view: clustered.single(view, None)) if clustered.exact else None,
         server=clustered.server if clustered.exact else None,
-        member=member,
+        member=clustered.member,
         draws=model.draws,
         passes=adaptors.passes(problem.shape, problem.batch, clusters=1),
+    )
+
+
+def server_centres(adaptors: Adaptors) -> Callable[[Served], View]:
+    """After each round the adaptors' mean product (1/C) Σ_c B_c A_c moves into the base: `Adaptors.centred`.
+
+    The published code has it for linear layers, but does not call it.
+    """
+
+    def server(served: Served) -> View:
+        if "adaptors" not in served.after:
+            return {}
+        base, mixture = adaptors.centred(served.after.get("base", served.before["base"]), served.after["adaptors"])
+        return {"base": base, "adaptors": mixture}
+
+    return server
+
+
+def with_private(problem: Problem, adaptors: Adaptors, method: Method) -> Method:
+    """FLoRAL whose client adds a PRIVATE adaptor of its own: W + Σ_c π_kc B_c A_c + B_k A_k, for the same local budget.
+
+    The paper's "personalised client" gives half of the local epochs to the private and half to the public parts; its
+    published code cannot run. Here, so that one local epoch can be halved too, they take turns by rounds: in odd rounds
+    clients train the private adaptor beside all they received and send no update, in even rounds the base, the
+    adaptors and the router beside the private one. The private A starts apart from the others, alike in all clients.
+
+    Without its odd rounds it is FLoRAL.
+    """
+    alone = torch.ones(1, dtype=problem.dtype, device=problem.device)
+    predict, assign = method.predict, method.assign
+
+    def start():
+        one = adaptors.init(Stream(problem.seed, "private adaptor"))
+        return same({name: value[None] for name, value in one.items()}, problem.clients)
+
+    def added(view):
+        own = adaptors.products(view["private"], alone)
+        return {**view, "base": {name: t + own[name] if name in own else t for name, t in view["base"].items()}}
+
+    condition = {"private": adaptors.precondition} if problem.switches["preconditioner"] else {}
+    merged = replace(adaptors, application="merged")
+    return replace(
+        method,
+        groups={**method.groups, "private": Group(scope=Scope.PRIVATE, init=start, lr=problem.lr)},
+        predict=lambda view, x, draws, mask: predict(added(view), x, draws, mask),
+        assign=None if assign is None else lambda view, held: assign(added(view), held),
+        phases=(
+            Phase(train=("private",), when=lambda round, rounds: round % 2 == 1),
+            Phase(train=method.trained, when=lambda round, rounds: round % 2 == 0, sends=method.sends or {}),
+        ),
+        precondition={**method.precondition, **condition},
+        sends=None,
+        passes=method.passes + merged.passes(problem.shape, problem.batch, clusters=1) - 1,
     )
 
 

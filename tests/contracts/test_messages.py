@@ -56,9 +56,13 @@ def flat(values):
     return {f"{group}/{name}": tensor for group, params in values.items() for name, tensor in params.items()}
 
 
-def download(simulation, state, round):
-    """The averaged groups that others changed, of these the slices that its round depends on: made NaN, they tell."""
-    method, before, seen = simulation.method, seen_by(simulation, simulation.start()), seen_by(simulation, state)
+def download(simulation, earlier, state, round):
+    """The averaged groups that others changed in the round before, or at all if this round changes them, too; of these
+    the slices that its round depends on: made NaN, they tell."""
+    method, seen = simulation.method, seen_by(simulation, state)
+    now = method.changing(simulation.phases(round))
+    start, last = (seen_by(simulation, some) for some in (simulation.start(), earlier))
+    before = {group: start[group] if group in now else last[group] for group in seen}
     unused = ignored(simulation, state, round)
 
     def outcome(state):
@@ -124,31 +128,31 @@ def upload(simulation, state, round):
 
 
 def played(variant, model=None):
-    """(simulation, state before the round, round) of a late round of every kind that the method has."""
+    """(simulation, state two rounds before and before the round, round) of a late round of every kind."""
     simulation = simulate(variant, model=model, clusters=3)
     if simulation.method.phases == ():
-        yield simulation, simulation.start(), 1
+        yield simulation, simulation.start(), simulation.start(), 1
         return
     last = {simulation.phases(round): round for round in range(2, simulation.settings.rounds + 1)}
     for round in last.values():
-        yield simulation, train(simulation, round - 1), round
+        yield simulation, train(simulation, round - 2), train(simulation, round - 1), round
 
 
 @pytest.mark.parametrize(("variant", "model"), CASES)
 def test_bytes_are_those_of_a_serialised_message(variant, model):
-    for simulation, state, round in played(variant, model):
+    for simulation, earlier, state, round in played(variant, model):
         counted = simulation.costs_of(state, round)
         assert counted.bytes_per_client == BYTES_PER_FLOAT * (counted.sent_down + counted.sent_up)
         if simulation.method.phases == () or simulation.method.pool is not None:
             assert counted.bytes_per_client == 0
             continue
         assert BYTES_PER_FLOAT * counted.sent_up == weight(upload(simulation, state, round))
-        assert BYTES_PER_FLOAT * counted.sent_down == weight(download(simulation, state, round))
+        assert BYTES_PER_FLOAT * counted.sent_down == weight(download(simulation, earlier, state, round))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_kept_and_trained_are_what_the_engine_keeps_and_changes(variant):
-    for simulation, state, round in played(variant):
+    for simulation, _, state, round in played(variant):
         method, counted, seen = simulation.method, simulation.costs_of(state, round), seen_by(simulation, state)
         own = {name: params for name, params in seen.items() if method.groups[name].scope is Scope.PRIVATE}
         assert BYTES_PER_FLOAT * counted.kept_private == (0 if method.pool else weight(flat(own)))
@@ -187,7 +191,7 @@ def weighs_with(simulation, state):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_server_weighs_with_nothing_that_it_was_not_sent_or_has_made(variant):
     """Else a route would travel unbilled."""
-    for simulation, state, round in played(variant):
+    for simulation, _, state, round in played(variant):
         sent = {group for group, (_, up) in (simulation.method.sends or {}).items() if up}
         for group in weighs_with(simulation, state) - sent:
             trained, seen = alone(simulation, state, round).values, seen_by(simulation, state)[group]
@@ -199,7 +203,7 @@ def test_the_server_weighs_with_nothing_that_it_was_not_sent_or_has_made(variant
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_server_is_said_to_see_what_it_is_sent(variant):
     sees = config.variant(variant).server_sees
-    for simulation, state, _ in played(variant):
+    for simulation, _, state, _ in played(variant):
         method, sent_up = simulation.method, simulation.costs(state).sent_up
         assert ("routes" in sees) == (bool(weighs_with(simulation, state)) or method.member is not None)
         assert ("updates" in sees) == (method.single is not None)
