@@ -31,7 +31,7 @@ quickstart: $(INSTALLED) ## compare FLoRAL with its rivals on real data: minutes
 	@echo "The MLflow UI:  make ui"
 
 test: $(INSTALLED) ## run the tests; what needs a missing tool is skipped by name
-	$(LOCAL) $(BIN)/pytest
+	$(LOCAL) $(BIN)/pytest --numprocesses auto --dist worksteal
 
 test-slurm: $(INSTALLED) ## start a SLURM of two nodes on this machine (as root) and let it kill jobs: 4 minutes
 	timeout --signal=INT 600 $(BIN)/pytest -m slurm tests/slurm

@@ -431,20 +431,27 @@ class Router:
         return (self.layers, self.problem.clusters) if self.layers else (self.problem.clusters,)
 
     def _start(self) -> Params:
-        if self.given or self.kind == "argmin":
+        if self.kind in ("random", "argmin"):
+            return {"logits": fixed_logits(self._drawn, self.problem.clusters)}
+        if self.given:
             return {"logits": fixed_logits(self.fixed, self.problem.clusters)}
         return {"logits": torch.zeros(self.problem.clients, *self.shape)}
 
     @property
     def fixed(self) -> Tensor:
-        """The cluster [K] that a fixed route names, or that an argmin begins with."""
+        """The cluster [K] that a fixed route names."""
         match self.kind:
             case "optimal":
                 return self.problem.true_cluster
-            case "random" | "argmin":
-                stream = Stream(self.problem.seed, "random route")
-                return stream.integers("cluster", self.problem.clients, self.problem.clusters).to(self.problem.device)
+            case "random":
+                return self._drawn.to(self.problem.device)
         raise ValueError(f"router {self.kind!r} is not fixed")
+
+    @property
+    def _drawn(self) -> Tensor:
+        """A random cluster for each client [K], on the CPU: "random" keeps it, "argmin" begins with it."""
+        stream = Stream(self.problem.seed, "random route")
+        return stream.integers("cluster", self.problem.clients, self.problem.clusters)
 
     @property
     def draws(self) -> dict[str, tuple[int | str, ...]]:

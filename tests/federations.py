@@ -235,3 +235,19 @@ def buildable(variant: str, model: str) -> bool:
     except config.ConfigError:
         return False
     return True
+
+
+FIRST = {name: next(iter(config.method_file(name).variants)) for name in config.plugins("methods")}
+"""Of every method the variant that meets all models; its others differ by parameters and meet one or two."""
+
+
+def cases() -> list[tuple[str, str]]:
+    """(variant, model): the first variant of a method on all models that it can do, the others on the smallest of them
+    and with running statistics."""
+    few = {variant: {fitting(variant), "batch_norm"} for variant in VARIANTS if variant not in FIRST.values()}
+    return [
+        (variant, model)
+        for variant in VARIANTS
+        for model in MODELS
+        if model in few.get(variant, MODELS) and buildable(variant, model)
+    ]

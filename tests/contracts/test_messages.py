@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from federations import MODELS, VARIANTS, buildable, simulate, train
+from federations import VARIANTS, cases, simulate, train
 from safetensors.torch import save
 
 from floral import config
@@ -16,7 +16,7 @@ from floral.engine.state import State, one, view
 from floral.spec import Scope
 
 CLIENT = 0
-CASES = [pytest.param(v, m, id=f"{v}-{m}") for v in VARIANTS for m in MODELS if buildable(v, m)]
+CASES = [pytest.param(variant, model, id=f"{variant}-{model}") for variant, model in cases()]
 
 
 def weight(message: dict[str, torch.Tensor]) -> int:

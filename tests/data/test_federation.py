@@ -38,7 +38,7 @@ def make_run(fidelity="corrected", variant="fedavg", seed=0, switches=None, **ch
     return Run(
         task=Task.model_validate(values), seed=seed, fidelity=Fidelity(name=fidelity, switches=switches),
         variant=Variant(
-            name=variant, method="fedavg", title="", family="", source="", what=("", ""), oracle=False,
+            name=variant, method="fedavg", title="", family="", source="", what=("", ""), oracle=False, server_sees=(),
             params={},
         ),
     )  # fmt: skip
