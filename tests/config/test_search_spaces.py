@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from federations import make_data, make_run
+import torch
+from federations import CPU, make_data, make_run
 
 from floral import config, grid
 from floral.config import ConfigError, Search, Untuned
@@ -63,7 +64,7 @@ def test_every_variant_has_the_budgets_configurations_on_one_range_of_learning_r
 @pytest.mark.parametrize("variant", [name for name in TUNABLE if config.search_space(name).router_lr > 1])
 def test_a_routers_learning_rate_is_tuned_only_where_something_trains_with_it(variant: str) -> None:
     run = make_run(variant).model_copy(update={"own_rates": Rates(lr=0.1, router_lr=0.777)})
-    problem = execute.make_problem(run, make_data(), execute.resolve_device("cpu"), execute.torch.float32)
+    problem = execute.make_problem(run, make_data(), CPU, torch.float32)
     method = importlib.import_module(f"floral.methods.{run.variant.method}").build(problem, **run.variant.params)
     assert 0.777 in [group.lr for group in method.groups.values()]
 
