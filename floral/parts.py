@@ -464,6 +464,12 @@ class Router:
         up = {"optimal": 0, "random": 0, "argmin": 1}.get(self.kind, self.problem.clusters)
         return {"router": (0, up)}
 
+    @property
+    def weighs(self) -> int:
+        """How many clusters may have a weight in the mean of the routes by which the server weighs."""
+        every = self.top == 0 or self.problem.switches["aggregation_route"] == "plain"
+        return self.problem.clusters if every else min(self.problem.clusters, self.top * max(1, self.layers))
+
     def soft(self, view: View, draws: Draws | None) -> Tensor:
         """π_k [C] or [L, C] before any but the largest are left out."""
         logits = view["router"]["logits"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ class Clustered:
     adaptors: Adaptors
     aggregation: str
     member: Tensor | None = None
+    sent: int | None = None
+    """How many of the adaptors a client sends up where these are averaged; None: all it holds."""
     server_lr: float | None = None
     """The server's step on the adaptors; None: the task's and the fidelity's."""
 
@@ -113,18 +116,25 @@ class Clustered:
 
     def phases(self, *others: str) -> tuple[Phase, ...] | None:
         """One joint training of the adaptors and `others`, or of one factor at a time."""
-        sends = self._sends()
         match self.aggregation:
             case "average":
-                return None
+                return (self._phase("adaptors", *others),) if self.sent else None
             case "ffa":
-                return (Phase(train=(*others, "B")),)
+                return (self._phase("B", *others),)
             case "rolora":
                 return (
-                    Phase(train=(*others, "B"), when=lambda round, rounds: round % 2 == 1),
-                    Phase(train=(*others, "A"), when=lambda round, rounds: round % 2 == 0),
+                    replace(self._phase("B", *others), when=lambda round, rounds: round % 2 == 1),
+                    replace(self._phase("A", *others), when=lambda round, rounds: round % 2 == 0),
                 )
-        return (Phase(train=(*others, "adaptors"), sends=sends),)
+        return (Phase(train=(*others, "adaptors"), sends=self._sends()),)
+
+    def _phase(self, name: Literal["adaptors", "A", "B"], *others: str) -> Phase:
+        """The training of one group of the adaptors, of which `sent` clusters travel up."""
+        if not self.sent:
+            return Phase(train=(*others, name))
+        one = self.adaptors.init(Stream(0, "size"))
+        size = sum(t.numel() for t in (one if name == "adaptors" else factor(one, name)).values())
+        return Phase(train=(*others, name), sends={name: (self.problem.clusters * size, self.sent * size)})
 
     def _sends(self) -> dict[str, tuple[int, int]]:
         """Floats of Δ_c's change, and of new adaptors, which are zero but for A."""

@@ -16,8 +16,8 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
     (A_k, B_k), b_k and G_k are PRIVATE; the adaptor is sent, and never overwritten. The Rest-of-World adaptor R of
     client k is the mean of those of the K - 1 others, each factor averaged by itself, as they last sent them: K·mean of
     all - own, over K - 1. It is held through a round, and until the client's next one; one that has not taken part yet
-    has none, and counts for the others with its start. The server keeps the last adaptor of every client and sends
-    their mean.
+    has none, and counts for the others with its start. The server sends the mean of all, to which a client adds the
+    change of its own since it was last there: a sum over the round's clients is all that it has to see.
 
     Chosen here: G_k starts at zero (α = ½) and sees the mean over the positions of a convolution's input; all clients
     start with the same A; base and s as in `fedit` (paper: frozen). Own adaptors frozen at zero are FedAvg.

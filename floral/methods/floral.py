@@ -62,6 +62,7 @@ def build(
         adaptors=adaptors,
         aggregation=aggregation,
         member=mixer.fixed if own else None,
+        sent=mixer.weighs if mixer.top else None,
         server_lr=None if isinstance(server_lr, str) else server_lr,
     )
     method = own_adaptor(clustered) if own else routed(clustered, mixer, entropy)
@@ -179,6 +180,8 @@ def with_private(problem: Problem, adaptors: Adaptors, method: Method) -> Method
     """
     alone = torch.ones(1, dtype=problem.dtype, device=problem.device)
     predict, assign = method.predict, method.assign
+    (public,) = method.phases or (Phase(train=method.trained),)
+    routes = method.sends or {}
 
     def start():
         one = adaptors.init(Stream(problem.seed, "private adaptor"))
@@ -197,7 +200,7 @@ def with_private(problem: Problem, adaptors: Adaptors, method: Method) -> Method
         assign=None if assign is None else lambda view, held: assign(added(view), held),
         phases=(
             Phase(train=("private",), when=lambda round, rounds: round % 2 == 1),
-            Phase(train=method.trained, when=lambda round, rounds: round % 2 == 0, sends=method.sends or {}),
+            replace(public, when=lambda round, rounds: round % 2 == 0, sends={**routes, **public.sends}),
         ),
         precondition={**method.precondition, **condition},
         sends=None,

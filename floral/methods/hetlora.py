@@ -23,8 +23,8 @@ def build(
     round below its start, r_k ← max(least, ⌊γ r_k⌋) from the next round on (γ = 1: neither). Chosen here, where
     accounts leave it open: the norm is that of the whole adaptor, biases are averaged with the same weights, all norms
     zero fall back to p(k), a layer of lower rank than r_k has all its components, every client is served the whole
-    adaptor, and λ = 0.01. What is sent is billed at the ranks of the start, the mean over the clients. Base and s as
-    in `fedit`.
+    adaptor, and λ = 0.01. The server takes the mean of the adaptors as it is, whatever its learning rate. What is
+    sent is billed at the ranks of the start, the mean over the clients. Base and s as in `fedit`.
 
     least = rank with γ = 1 and weights "rows" is FedIT.
     """
@@ -61,10 +61,10 @@ def build(
         began = torch.vmap(tail, in_dims=(None, 0))(served.before["adaptor"], mine)
         pruned = torch.where(ended < began, torch.floor(gamma * mine).clamp(min=least), mine)
         changed = {"rank": {"components": rank.index_copy(0, found.learners, pruned)}}
-        if weighting == "norm":
-            norms = torch.vmap(sizes)(clients)
-            weight = torch.where(norms.sum() > 0, norms / norms.sum().clamp(min=1e-30), share)
-            changed["adaptor"] = {name: torch.tensordot(weight, t, 1) for name, t in clients.items()}
+        norms = torch.vmap(sizes)(clients)
+        by_size = torch.where(norms.sum() > 0, norms / norms.sum().clamp(min=1e-30), share)
+        weight = by_size if weighting == "norm" else share
+        changed["adaptor"] = {name: torch.tensordot(weight, t, 1) for name, t in clients.items()}
         return changed
 
     sent = round(sum(truncated_size(adaptors, int(rank)) for rank in ranks) / len(ranks))
@@ -77,7 +77,6 @@ def build(
     return replace(
         method,
         groups={**method.groups, "rank": components},
-        upload={"adaptor": own},
         single=lambda view: flat(own(view)),
         server=server,
     )

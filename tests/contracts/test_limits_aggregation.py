@@ -11,6 +11,7 @@ import torch
 from federations import assert_close, assert_equal_states, make_data, served, simulate, train, trained
 
 from floral import config
+from floral.adaptors.aggregation import unflat
 from floral.config import ConfigError
 
 EXACT = 1e-10
@@ -202,12 +203,20 @@ def test_hetloras_clients_move_and_send_their_first_components_alone():
     ranks = state.values["rank"]["components"].clone()
     assert ranks.min() >= 1 and ranks.max() <= 4 and ranks.unique().numel() > 1
     for k in simulation.cohort(1):
-        sent = simulation.train_chunk(state, 1, np.array([k]), torch.ones(1)).mean.sums["adaptor"]
-        for name, t in sent.items():
+        sent = simulation.train_chunk(state, 1, np.array([k]), torch.ones(1)).singles
+        for name, (t,) in unflat(sent, state.values["adaptor"]).items():
             if not name.endswith(".bias"):
                 components = t if name.endswith(".A") else t.mT
                 assert not components[int(ranks[k]) :].any()
                 assert components[: int(ranks[k])].any()
+
+
+def test_hetlora_leaves_its_adaptor_and_ranks_alone_while_it_warms_up():
+    """Else the padding would wear A away before anyone trains it."""
+    simulation = simulate("hetlora_warmup")
+    start, state = simulation.start().values, train(simulation, 2).values
+    for group in ("adaptor", "rank"):
+        assert all(torch.equal(tensor, state[group][name]) for name, tensor in start[group].items())
 
 
 def test_hetlora_prunes_who_lost_the_last_components_and_nobody_else():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -39,14 +40,23 @@ def alone(simulation, state, round):
     return simulation.train_chunk(state, round, np.array([CLIENT]), torch.ones(1, dtype=torch.float64))
 
 
-def summed(method, trained):
-    """What the server is given to add: of a CLUSTERED group the slices that weigh something, each once where the method
-    sends one for several."""
+def declared(simulation, round):
+    """Floats (down, up) by group that the method and the phases of a round state."""
+    return dict(simulation.method.sends or {}) | {
+        group: floats for phase in simulation.phases(round) for group, floats in phase.sends.items()
+    }
+
+
+def summed(simulation, trained):
+    """What the server is given to add: of a CLUSTERED group the slices that weigh something by the engine's own rule,
+    each once where the method sends one for several."""
+    method = simulation.method
+    _, kept = trained.mean.result(simulation.settings.massless, method)
 
     def sent(group, tensor):
         if method.groups[group].scope is not Scope.CLUSTERED:
             return tensor
-        weighed = tensor[trained.mean.mass > 0]
+        weighed = tensor[~kept]
         return torch.unique(weighed, dim=0) if method.picks else weighed
 
     return {g: {n: sent(g, tensor) for n, tensor in params.items()} for g, params in trained.mean.sums.items()}
@@ -58,7 +68,7 @@ def flat(values):
 
 def download(simulation, earlier, state, round):
     """The averaged groups that others changed in the round before, or at all if this round changes them, too; of these
-    the slices that its round depends on: made NaN, they tell."""
+    the slices that its round depends on: made NaN, they tell, or where a client picks one, made better than its own."""
     method, seen = simulation.method, seen_by(simulation, state)
     now = method.changing(simulation.phases(round))
     start, last = (seen_by(simulation, some) for some in (simulation.start(), earlier))
@@ -67,69 +77,120 @@ def download(simulation, earlier, state, round):
 
     def outcome(state):
         trained = alone(simulation, state, round)
-        sums = {group: params for group, params in summed(method, trained).items() if group not in unused}
+        sums = {group: params for group, params in summed(simulation, trained).items() if group not in unused}
         return {**flat(trained.values), **flat(sums)}
 
     expected = outcome(state)
 
-    def matters(group, slice_, names):
+    def matters(group, slice_, put):
         values = {name: tensor.clone() for name, tensor in state.values[group].items()}
-        for name in names:
-            values[name][slice_] = torch.nan
+        for name, value in put.items():
+            values[name][slice_] = value
         got = outcome(State({**state.values, group: values}))
         return any(not torch.equal(expected[name], got[name]) for name in expected)
+
+    def used(group, c, params):
+        if matters(group, c, dict.fromkeys(params, torch.nan)):
+            return True
+        if not (method.picks and method.assign):
+            return False
+        trained = alone(simulation, state, round)  # one client: its sums are its values
+        best = route(simulation, state, trained).argmax()
+        return matters(group, c, {name: trained.mean.sums[group][name][best] for name in params})
 
     message = {}
     for group, params in seen.items():
         scope = method.groups[group].scope
         if scope is Scope.CLUSTERED and method.member is None:
-            held = [c for c in range(len(next(iter(params.values())))) if matters(group, c, params)]
+            held = [c for c in range(len(next(iter(params.values())))) if used(group, c, params)]
             params, start = ({n: t[held] for n, t in some.items()} for some in (params, before[group]))
         else:
             start = before[group]
         changed = any(not torch.equal(tensor, start[name]) for name, tensor in params.items())
         if scope in (Scope.SHARED, Scope.CLUSTERED) and changed:
             still = [name for name, tensor in params.items() if torch.equal(tensor, start[name])]
-            left = {name for name in still if scope is Scope.SHARED and not matters(group, ..., [name])}
+            left = {name for name in still if not params[name].any()}  # all know that adaptors begin with zeros
+            if scope is Scope.SHARED:  # where the method says what goes down, the tensors that are as they were do not
+                stated = group in declared(simulation, round)
+                left |= {name for name in still if stated or not matters(group, ..., {name: torch.nan})}
             message[group] = {name: tensor for name, tensor in params.items() if name not in left}
     return flat(message)
 
 
 def ignored(simulation, state, round):
     """Groups that are said not to travel up in this round, and that it leaves as they were whoever took part."""
-    declared = dict(simulation.method.sends or {})
-    for phase in simulation.phases(round):
-        declared |= phase.sends
     after = State.of({name: tensor.clone() for name, tensor in state.tensors().items()})
     simulation.train(after, round)
     before = state.values
     return {
         group
-        for group, (_, up) in declared.items()
+        for group, (_, up) in declared(simulation, round).items()
         if not up and all(torch.equal(tensor, before[group][name]) for name, tensor in after.values[group].items())
     }
 
 
+def route(simulation, state, trained):
+    """log π_k [C], which the server weighs the client's update with."""
+    after = {group: {n: t[0] for n, t in params.items()} for group, params in trained.values.items()}
+    return simulation.method.log_route({**seen_by(simulation, state), **after})
+
+
+def told(simulation, state, trained, group):
+    """A PRIVATE group as the server is told it: its values, or what they make of the weights where that is shorter:
+    log π_k [C], and of a client that picks one cluster the number of that."""
+    values = trained.values[group]
+    if group not in weighs_with(simulation, state):
+        return values
+    weights = route(simulation, state, trained)
+    if simulation.method.picks and weights.softmax(0).max() == 1:
+        weights = weights.argmax().reshape(1)
+    return values if sum(t.numel() for t in values.values()) <= weights.numel() else {"route": weights}
+
+
 def upload(simulation, state, round):
     """What is added up of the client, the PRIVATE values that its weights are a function of, and what the server sees
-    of it besides."""
-    method, trained = simulation.method, alone(simulation, state, round)
-    unused = ignored(simulation, state, round)
-    sums = {group: params for group, params in summed(method, trained).items() if group not in unused}
-    route = {
-        group: trained.values[group] for group, (_, up) in (method.sends or {}).items() if up and group not in sums
-    }
-    message = flat(sums | route)
+    of it besides, if neither this nor what the client received tells it."""
+    trained, unused = alone(simulation, state, round), ignored(simulation, state, round)
+    sums = {group: params for group, params in summed(simulation, trained).items() if group not in unused}
+    own = [group for group, (_, up) in declared(simulation, round).items() if up and group not in sums]
+    message = flat(sums | {group: told(simulation, state, trained, group) for group in own})
     if trained.singles is not None:
-        told = torch.cat([tensor.flatten() for tensor in message.values()])
-        if not torch.isin(trained.singles, told).all():
+        known = [tensor.flatten() for tensor in message.values()]
+        if set(own) & weighs_with(simulation, state):
+            known.append(route(simulation, state, trained))
+        received = {g: params for g, params in seen_by(simulation, state).items() if g not in trained.values}
+        known += [tensor.flatten() for tensor in flat(received).values()]
+        known.append(torch.zeros(1))  # components that the client does not have
+        if not torch.isin(trained.singles, torch.cat(known)).all():
             message["single"] = trained.singles
     return message
+
+
+TRUNCATED = ("hetlora", "hetlora_warmup")
+"""Variants whose clients get and send r_k components of an adaptor that the simulation pads with zeros; they are billed
+the mean over all clients, with the ranks of the start."""
+
+
+def truncated(message, rank):
+    """The message without the adaptor's components from `rank` on: rows of A, columns of B."""
+
+    def cut(name, tensor):
+        if not name.startswith("adaptor/") or name.endswith(".bias"):
+            return tensor
+        return tensor[:rank] if name.endswith(".A") else tensor[:, :rank]
+
+    return {name: cut(name, tensor) for name, tensor in message.items()}
+
+
+def ranks(state):
+    return state.values["rank"]["components"]
 
 
 def played(variant, model=None):
     """(simulation, state two rounds before and before the round, round) of a late round of every kind."""
     simulation = simulate(variant, model=model, clusters=3)
+    if min(Counter(map(simulation.phases, range(1, simulation.settings.rounds + 1))).values(), default=0) == 1:
+        simulation = simulate(variant, model=model, clusters=3, rounds=2 * simulation.settings.rounds)
     if simulation.method.phases == ():
         yield simulation, simulation.start(), simulation.start(), 1
         return
@@ -146,8 +207,37 @@ def test_bytes_are_those_of_a_serialised_message(variant, model):
         if simulation.method.phases == () or simulation.method.pool is not None:
             assert counted.bytes_per_client == 0
             continue
-        assert BYTES_PER_FLOAT * counted.sent_up == weight(upload(simulation, state, round))
-        assert BYTES_PER_FLOAT * counted.sent_down == weight(download(simulation, earlier, state, round))
+        for floats, message in (
+            (counted.sent_up, upload(simulation, state, round)),
+            (counted.sent_down, download(simulation, earlier, state, round)),
+        ):
+            if variant in TRUNCATED:
+                each = [weight(truncated(message, int(rank))) for rank in ranks(simulation.start())]
+                assert abs(BYTES_PER_FLOAT * floats - sum(each) / len(each)) <= BYTES_PER_FLOAT / 2
+            else:
+                assert BYTES_PER_FLOAT * floats == weight(message)
+
+
+@pytest.mark.parametrize("variant", TRUNCATED)
+def test_a_client_with_a_smaller_rank_sends_and_uses_no_further_components(variant):
+    simulation = simulate(variant)
+    state = train(simulation, simulation.settings.rounds - 1)
+    client = int(ranks(state).argmin())
+    rank, held = int(ranks(state)[client]), state.values["adaptor"]
+
+    def vector(adaptor):
+        changed = State({**state.values, "adaptor": adaptor})
+        share = torch.ones(1, dtype=torch.float64)
+        return simulation.train_chunk(changed, simulation.settings.rounds, np.array([client]), share).singles
+
+    mine = {name.removeprefix("adaptor/"): t for name, t in truncated(flat({"adaptor": held}), rank).items()}
+    assert sum(t.numel() for t in mine.values()) < sum(t.numel() for t in held.values())
+    other = {name: t + 1 for name, t in held.items()}
+    for name, tensor in mine.items():
+        other[name][tuple(map(slice, tensor.shape))] = tensor
+    sent = vector(held)
+    assert torch.equal(sent, vector(other))
+    assert int((sent != 0).sum()) <= sum(t.numel() for t in mine.values())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -161,7 +251,10 @@ def test_kept_and_trained_are_what_the_engine_keeps_and_changes(variant):
             continue
         trained = alone(simulation, state, round)
         after = {name: {n: t[0] for n, t in params.items()} for name, params in trained.values.items()}
-        after |= {name: params for name, params in summed(method, trained).items() if name not in method.upload}
+        # where a client has no slice of its own, all are trained, whatever they weigh in the end
+        one_slice = method.picks or method.member is not None
+        averaged = summed(simulation, trained) if one_slice else trained.mean.sums
+        after |= {name: params for name, params in averaged.items() if name not in method.upload}
         changed = {
             group: params
             for group, params in after.items()
@@ -192,7 +285,12 @@ def weighs_with(simulation, state):
 def test_the_server_weighs_with_nothing_that_it_was_not_sent_or_has_made(variant):
     """Else a route would travel unbilled."""
     for simulation, _, state, round in played(variant):
-        sent = {group for group, (_, up) in (simulation.method.sends or {}).items() if up}
+        method = simulation.method
+        if method.phases == () or not any(
+            method.groups[g].scope is Scope.CLUSTERED for g in alone(simulation, state, round).mean.sums
+        ):
+            continue  # nothing is weighed with a route
+        sent = {group for group, (_, up) in declared(simulation, round).items() if up}
         for group in weighs_with(simulation, state) - sent:
             trained, seen = alone(simulation, state, round).values, seen_by(simulation, state)[group]
             made_by_client = group in trained and any(not torch.equal(t, trained[group][n][0]) for n, t in seen.items())
