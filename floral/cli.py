@@ -190,6 +190,14 @@ def _show(arguments: argparse.Namespace, settings: Settings) -> None:
     show(arguments.run)
 
 
+def _merge(arguments: argparse.Namespace, settings: Settings) -> int:
+    from floral.stages.merge import merge
+
+    merged = merge(arguments.sources, settings.results)
+    print(merged)
+    return 1 if merged.conflicts else 0
+
+
 def _methods(arguments: argparse.Namespace, settings: Settings) -> None:
     from floral.stages.methods import methods
 
@@ -357,6 +365,9 @@ def _parser() -> argparse.ArgumentParser:
 
     show = command("show", _show, "print one run: configuration, curve, log, reason of failure")
     show.add_argument("run", type=Path, metavar="RUN", help="its folder, or task/variant/seed<k>")
+
+    merge = command("merge", _merge, "copy the finished runs of other machines' results into these, checked first")
+    merge.add_argument("sources", nargs="+", type=Path, metavar="RESULTS", help="a results folder of another machine")
 
     methods = command("methods", _methods, "list every method by family: its source, and who holds which parameters")
     methods.add_argument("--json", action="store_true", help="print JSON and nothing else")
