@@ -46,22 +46,20 @@ def same(start: Params, count: int) -> Params:
 # ---------------------------------------------------------------------------------------- one whole model
 
 
-def whole(model: Model, scope: Scope, stream: Stream, lr: float, holders: int = 1) -> dict[str, Group]:
+def whole(
+    model: Model, scope: Scope, stream: Stream, lr: float, holders: int = 1, *, alike: bool = False
+) -> dict[str, Group]:
     """The groups of a whole model, "base" and (with batch norm) "statistics": SHARED, one per cluster with distinct
-    starts (CLUSTERED), or one per client with a common start (PRIVATE)."""
+    starts (CLUSTERED; `alike` with a common one), or one per client with a common start (PRIVATE)."""
+    many = scope in (Scope.CLUSTERED, Scope.PRIVATE)
 
     def start() -> Params:
-        match scope:
-            case Scope.CLUSTERED:
-                return distinct(model.init, stream, holders)
-            case Scope.PRIVATE:
-                return same(model.init(stream), holders)
-            case _:
-                return model.init(stream)
+        if scope is Scope.CLUSTERED and not alike:
+            return distinct(model.init, stream, holders)
+        return same(model.init(stream), holders) if many else model.init(stream)
 
     groups = {"base": Group(scope=scope, init=start, lr=lr)}
     if running := model.statistics():
-        many = scope in (Scope.CLUSTERED, Scope.PRIVATE)
         groups["statistics"] = Group(
             scope=scope, init=lambda: same(running, holders) if many else running, statistic=True
         )

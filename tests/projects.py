@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -30,6 +31,17 @@ def environment(**more: str) -> dict[str, str]:
 @dataclass(frozen=True)
 class Project:
     folder: Path
+
+    @classmethod
+    def made(cls, folder: Path, **suites: str) -> Project:
+        """What a clean clone has for Snakemake, in an empty folder, with suites of these names and texts."""
+        for part in ("workflow", "config"):
+            shutil.copytree(ROOT / part, folder / part)
+        for part in ("Snakefile", "local", "slurm", "gpu"):
+            shutil.copy(ROOT / part, folder / part, follow_symlinks=False)
+        for name, text in suites.items():
+            (folder / "config" / "suites" / f"{name}.yaml").write_text(text)
+        return cls(folder)
 
     def call(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the project's environment in its folder; stdout and stderr come together."""

@@ -81,14 +81,16 @@ def _sent(
     """Floats (down, up) of a client and round by group, or what the method says.
 
     A client sends up the averaged groups that change in the round, and gets those that change in this one or did in the
-    one before: who joins later and fetches what has stayed the same since is not counted.
+    one before: who joins later and fetches what has stayed the same since is not counted. One slice goes down where the
+    server picks it, all of them where the client does.
     """
+    received = own if method.assign is None else held
     up = set(method.changing(now)) if now else set()
     down = up | set(method.changing(before)) if now else up
     sent = {}
     for name, group in method.groups.items():
         averaged = group.scope in (Scope.SHARED, Scope.CLUSTERED)
-        sent[name] = (held[name] if averaged and name in down else 0, own[name] if averaged and name in up else 0)
+        sent[name] = (received[name] if averaged and name in down else 0, own[name] if averaged and name in up else 0)
     declared = [method.sends or {}, *(phase.sends for phase in now)]
     return {**sent, **{name: floats for some in declared for name, floats in some.items()}}
 

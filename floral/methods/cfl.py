@@ -2,7 +2,7 @@
 
 import torch
 
-from floral.parts import Choice, same, vectors, whole
+from floral.parts import Choice, vectors, whole
 from floral.spec import Group, Method, Problem, Scope, Served, View
 from floral.streams import Stream
 
@@ -20,13 +20,12 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
     into more than most·C models (the paper has no bound). Means are weighted with p(k). A balance of 0 is FedAvg.
     """
     model, bound = problem.build_model(), max(1, round(most * problem.clusters))
-    choice, stream = Choice(model=model, clusters=bound), Stream(problem.seed, "model")
-    start = whole(model, Scope.SHARED, stream, problem.lr)
-    size = sum(value.numel() for value in start["base"].init().values())
+    choice = Choice(model=model, clusters=bound)
+    models = whole(model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=bound, alike=True)
 
     def memory():
         """The server's: last updates [K, d], who has one since its cluster's last split, weights p(k) [K], clusters."""
-        updates = {"update": torch.zeros(problem.clients, size), "known": torch.zeros(problem.clients)}
+        updates = {"update": torch.zeros(problem.clients, model.size), "known": torch.zeros(problem.clients)}
         return {**updates, "rows": torch.zeros(problem.clients), "used": torch.ones(())}
 
     def server(served: Served) -> View:
@@ -36,7 +35,7 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
         sent_from = vectors(served.before["base"])[cluster[at].long()]
         memory["update"][at] = served.singles.vectors - sent_from
         memory["known"][at], memory["rows"][at] = 1.0, served.singles.share.to(memory["rows"].dtype)
-        after = {group: {n: t.clone() for n, t in served.after[group].items()} for group in start}
+        after = {group: {n: t.clone() for n, t in served.after[group].items()} for group in models}
         for c in range(int(memory["used"])):
             members = (cluster == c).nonzero()[:, 0]
             if served.round < patience or memory["used"] >= bound or not pulled_apart(memory, members, balance):
@@ -50,15 +49,6 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
                     tensor[new] = tensor[c]
         return {**after, "choice": {"cluster": cluster}, "memory": memory}
 
-    models = {
-        name: Group(
-            scope=Scope.CLUSTERED,
-            init=lambda group=group: same(group.init(), bound),
-            lr=group.lr,
-            statistic=group.statistic,
-        )
-        for name, group in start.items()
-    }
     return Method(
         groups={
             **models,
@@ -72,13 +62,7 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
         clusters=bound,
         picks=True,
         draws=model.draws,
-        sends={**{name: (floats, floats) for name, floats in sizes(start).items()}, "choice": (0, 0)},
     )
-
-
-def sizes(start: dict[str, Group]) -> dict[str, int]:
-    """Floats of each group of one model: a client gets and sends its own."""
-    return {name: sum(value.numel() for value in group.init().values()) for name, group in start.items()}
 
 
 def pulled_apart(memory: dict[str, torch.Tensor], members: torch.Tensor, balance: float) -> bool:

@@ -1,8 +1,9 @@
 """FedRep (arXiv 2102.07078): a shared body and a head of each client's own, trained one after the other."""
 
-from floral.parts import Divided, head
+from dataclasses import replace
+
+from floral.methods import fedper
 from floral.spec import Method, Phase, Problem
-from floral.streams import Stream
 
 
 def build(problem: Problem, *, head_epochs: int) -> Method:
@@ -17,11 +18,5 @@ def build(problem: Problem, *, head_epochs: int) -> Method:
     Raises:
         Refused: the model has no layer before its last.
     """
-    model = problem.build_model()
-    split = Divided(model=model, layers=[head(model)], name="head")
-    return Method(
-        groups=split.groups(Stream(problem.seed, "model"), problem.lr, problem.clients),
-        predict=split.predict,
-        draws=model.draws,
-        phases=(Phase(train=("head",), epochs=head_epochs), Phase(train=("base",))),
-    )
+    phases = (Phase(train=("head",), epochs=head_epochs), Phase(train=("base",)))
+    return replace(fedper.build(problem), phases=phases)

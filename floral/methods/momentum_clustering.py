@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from floral.methods.cfl import sizes
-from floral.parts import Choice, of_vectors, same, vectors, whole
+from floral.parts import Choice, of_vectors, vectors, whole
 from floral.spec import Group, Method, Problem, Scope, Served, View
 from floral.streams import Stream
 
@@ -23,9 +22,7 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
     start. C = 1 with β = 0 and all clients in a round is FedAvg. Running statistics are averaged by cluster.
     """
     model, clusters = problem.build_model(), problem.clusters
-    choice, stream = Choice(model=model, clusters=clusters), Stream(problem.seed, "model")
-    start = whole(model, Scope.SHARED, stream, problem.lr)
-    size = sum(value.numel() for value in start["base"].init().values())
+    choice = Choice(model=model, clusters=clusters)
 
     def server(served: Served) -> View:
         assert served.singles is not None
@@ -49,19 +46,11 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
 
     def memory():
         """The server's: the clients' last momenta [K, d], and their weights [K] in the rounds that these are of."""
-        return {"momentum": torch.zeros(problem.clients, size), "rows": torch.zeros(problem.clients)}
+        return {"momentum": torch.zeros(problem.clients, model.size), "rows": torch.zeros(problem.clients)}
 
     return Method(
         groups={
-            **{
-                name: Group(
-                    scope=Scope.CLUSTERED,
-                    init=lambda group=group: same(group.init(), clusters),
-                    lr=group.lr,
-                    statistic=group.statistic,
-                )
-                for name, group in start.items()
-            },
+            **whole(model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=clusters, alike=True),
             "choice": choice.group(problem.clients),
             "memory": Group(scope=Scope.FROZEN, init=memory, statistic=True),
         },
@@ -71,7 +60,6 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
         server=server,
         picks=True,
         draws=model.draws,
-        sends={name: (floats, floats) for name, floats in sizes(start).items()},
     )
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from projects import ROOT, Project, environment
+from projects import environment
 
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
 NODES = ("n1", "n2")
@@ -176,20 +176,3 @@ def ended(happened: Callable[[], bool], seconds: float) -> bool:
             return False
         time.sleep(0.1)
     return True
-
-
-@pytest.fixture
-def make_project(tmp_path: Path) -> Callable[[str], Project]:
-    """A clean clone, with the suite of that text."""
-
-    def make(suite: str) -> Project:
-        folder = tmp_path / "clone"
-        folder.mkdir()
-        for part in ("workflow", "config"):
-            shutil.copytree(ROOT / part, folder / part)
-        for part in ("Snakefile", "local", "slurm", "gpu"):
-            shutil.copy(ROOT / part, folder / part, follow_symlinks=False)
-        (folder / "config" / "suites" / "small.yaml").write_text(suite)
-        return Project(folder)
-
-    return make

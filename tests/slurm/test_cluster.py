@@ -72,9 +72,14 @@ def wait(happened: Callable[[], Any], what: str) -> None:
 
 
 @pytest.fixture
-def disturbed(cluster: Cluster, make_project: Callable[[str], Project]) -> tuple[Project, dict[str, Run], str]:
+def project(tmp_path: Path) -> Project:
+    (folder := tmp_path / "clone").mkdir()
+    return Project.made(folder, small=SMALL)
+
+
+@pytest.fixture
+def disturbed(cluster: Cluster, project: Project) -> tuple[Project, dict[str, Run], str]:
     """The suite after one run was cancelled, one hit its walltime, one was preempted and one lost its node."""
-    project = make_project(SMALL)
     command = [BIN / "snakemake", "--profile", "slurm", "--slurm-init-seconds-before-status-checks", "2"]
     asked = "slurm={memory: 500, short: 4.5}"
     with (project.folder / "said.txt").open("w") as said:
@@ -130,10 +135,7 @@ def at(node: str, runs: list[Run]) -> list[Run]:
     return [run for run in runs if run.jobs[0]["node"] == node]
 
 
-def test_what_the_cluster_refuses_is_said_before_anything_is_submitted(
-    cluster: Cluster, make_project: Callable[[str], Project]
-) -> None:
-    project = make_project(SMALL)
+def test_what_the_cluster_refuses_is_said_before_anything_is_submitted(cluster: Cluster, project: Project) -> None:
 
     def said(slurm: str) -> str:
         told = project.call(
@@ -151,11 +153,10 @@ def test_what_the_cluster_refuses_is_said_before_anything_is_submitted(
 
 
 def test_a_full_scratch_is_named_and_the_run_continues_when_there_is_room(
-    cluster: Cluster, make_project: Callable[[str], Project], tmp_path: Path
+    cluster: Cluster, project: Project, tmp_path: Path
 ) -> None:
     """The results lie on a file system that is too small for the run."""
     del cluster
-    project = make_project(SMALL)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     prepared = project.call("snakemake", "--profile", "local", "--until", "partition", "--config", *COMMON, "seeds=[0]")

@@ -7,19 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from projects import ROOT, TINY, Project
+from projects import TINY, Project
 
 
 @pytest.fixture(scope="session")
 def make_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Project]:
     def make(name: str) -> Project:
-        folder = tmp_path_factory.mktemp(name)
-        for part in ("workflow", "config"):
-            shutil.copytree(ROOT / part, folder / part)
-        for part in ("Snakefile", "local", "slurm", "gpu"):
-            shutil.copy(ROOT / part, folder / part, follow_symlinks=False)
-        (folder / "config" / "suites" / "tiny.yaml").write_text(TINY)
-        return Project(folder)
+        return Project.made(tmp_path_factory.mktemp(name), tiny=TINY)
 
     return make
 
