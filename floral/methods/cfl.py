@@ -2,7 +2,8 @@
 
 import torch
 
-from floral.parts import Choice, vectors, whole
+from floral.parts import whole
+from floral.routes import Choice, vectors
 from floral.spec import Group, Method, Problem, Scope, Served, View
 from floral.streams import Stream
 

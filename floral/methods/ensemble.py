@@ -3,14 +3,15 @@
 import torch
 
 from floral.methods.floral import adaptors_of
-from floral.parts import Router, draws_of_each_model, of_each_model, of_size, passes, serve, whole
+from floral.parts import draws_of_each_model, of_each_model, of_size, passes, serve, whole
+from floral.routes import Router
 from floral.spec import Method, Problem, Scope
 from floral.streams import Stream
 
 
 def build(problem: Problem, *, router: str, top: int, size: str, rank: float | str) -> Method:
     """`router="learned"`: all models CLUSTERED, the router PRIVATE, logits Σ_c π_kc w_c(x). C = 1 is FedAvg.
-    `top` 2 mixes the two likeliest models in training and serves the likeliest, as in `parts.Router`.
+    `top` 2 mixes the two likeliest models in training and serves the likeliest, as in `routes.Router`.
 
     `router="optimal"`: a client's route names its true cluster, so it holds, trains and sends that model alone.
 

@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from floral.parts import Gate, draws_of_each_model, entropy, of_each_model, passes, sample_losses, whole
+from floral.parts import draws_of_each_model, of_each_model, passes, sample_losses, whole
+from floral.routes import Gate, entropy
 from floral.spec import Group, Method, Problem, Scope
 from floral.streams import Stream
 

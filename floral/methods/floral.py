@@ -9,7 +9,8 @@ import torch
 from floral import parts
 from floral.adaptors.attach import Adaptors, attach
 from floral.adaptors.clustered import Clustered
-from floral.parts import Router, same, sample_losses, whole
+from floral.parts import same, sample_losses, whole
+from floral.routes import Router
 from floral.spec import Group, Method, Phase, Problem, Refused, Scope, Served, View
 from floral.streams import Stream
 
@@ -33,7 +34,7 @@ def build(
     """Base SHARED, adaptors CLUSTERED, router PRIVATE, mixed inside the layers: W + Σ_c π_kc B_c A_c.
 
     Adaptors frozen at zero are FedAvg; one client per cluster with a fixed route is Local Adaptor. With a fixed route a
-    client needs one adaptor alone, unless the official floor mixes in the others. Routers: `parts.Router`; one that
+    client needs one adaptor alone, unless the official floor mixes in the others. Routers: `routes.Router`; one that
     looks at losses costs C forward passes per training row and round, each with one adaptor.
 
     How the server averages the factors of a cluster is `aggregation` (`Clustered`); with one client per cluster and

@@ -1,6 +1,7 @@
 """IFCA (arXiv 2006.04088): C models, of which a client picks, trains and sends the one with the least training loss."""
 
-from floral.parts import Choice, of_each_model, sample_losses, whole
+from floral.parts import of_each_model, sample_losses, whole
+from floral.routes import Choice
 from floral.spec import Method, Problem, Scope
 from floral.streams import Stream
 

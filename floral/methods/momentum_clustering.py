@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from floral.parts import Choice, of_vectors, vectors, whole
+from floral.parts import whole
+from floral.routes import Choice, of_vectors, vectors
 from floral.spec import Group, Method, Problem, Scope, Served, View
 from floral.streams import Stream
 

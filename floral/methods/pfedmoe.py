@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from floral.layers import Linear, own
-from floral.parts import Gate, body, head, passes, second, serve, whole
+from floral.parts import body, head, passes, second, serve, whole
+from floral.routes import Gate
 from floral.spec import Method, Problem, Scope
 from floral.streams import Stream
 

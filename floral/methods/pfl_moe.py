@@ -2,7 +2,8 @@
 
 import torch
 
-from floral.parts import Gate, passes, personal, sample_losses, serve, serve_personal, whole
+from floral.parts import passes, personal, sample_losses, serve, serve_personal, whole
+from floral.routes import Gate
 from floral.spec import Method, Phase, Problem, Scope
 from floral.streams import Stream
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from federations import MODELS, SHAPES, SIZES, VARIANTS, assert_close, buildable, make_data, simulate, train, trained
 
-from floral.parts import fixed_logits
+from floral.routes import fixed_logits
 
 EXACT = 1e-12
 CLUSTERS_AS_CLIENTS = {"data": make_data(clusters=len(SIZES)), "clusters": len(SIZES)}

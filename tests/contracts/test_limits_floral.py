@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from federations import SIZES, assert_close, assert_equal_states, make_data, served, simulate, train, trained
 
 from floral.config import ConfigError
-from floral.parts import fixed_logits, largest
+from floral.routes import fixed_logits, largest
 from floral.spec import Served
 
 EXACT = 1e-12

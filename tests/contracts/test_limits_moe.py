@@ -28,7 +28,8 @@ from federations import (
 
 from floral.engine.costs import Costs
 from floral.layers import own
-from floral.parts import body, head, shrunk
+from floral.parts import body, head
+from floral.routes import shrunk
 from floral.streams import Stream
 
 EXACT = 1e-12

@@ -12,7 +12,7 @@ from federations import MODELS, SIZES, assert_close, simulate, train, trained
 from floral import schema
 from floral.methods.cfl import second_half
 from floral.methods.momentum_clustering import first_centres, moved
-from floral.parts import of_vectors, vectors
+from floral.routes import of_vectors, vectors
 from floral.spec import Scope
 
 EXACT = 1e-12

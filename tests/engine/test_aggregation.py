@@ -12,7 +12,7 @@ import pytest
 import torch
 from federations import SIZES, make_data, simulate
 
-from floral.parts import fixed_logits
+from floral.routes import fixed_logits
 from floral.spec import Group, Method, Scope
 
 K, C, D = len(SIZES), 3, 4

@@ -14,7 +14,8 @@ from federations import CPU, SIZES, simulate
 from floral.config import ConfigError
 from floral.engine import evaluate, execution
 from floral.engine.simulate import Execution
-from floral.parts import fixed_logits, sgd
+from floral.parts import sgd
+from floral.routes import fixed_logits
 from floral.spec import Refused
 from floral.stages import execute, gpus, train
 from floral.stages.gpus import lease_folder, resolve_device, taken
