@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from floral import parts
+from floral import routes
 from floral.adaptors.attach import Adaptors, attach
 from floral.adaptors.clustered import Clustered
 from floral.parts import same, sample_losses, whole
@@ -104,7 +104,7 @@ def routed(clustered: Clustered, mixer: Router, entropy: float) -> Method:
 
     def entropy_term(view, received, draws):
         del received
-        return sign * entropy * parts.entropy(mixer.soft(view, draws)).mean()
+        return sign * entropy * routes.entropy(mixer.soft(view, draws)).mean()
 
     return Method(
         groups={
