@@ -142,6 +142,11 @@ class _Recorder(TorchDispatchMode):
             self.views[f"i{number}", tuple(tensor.shape), tensor.stride()] = f"i{number}"
             self.foreign.add(tensor.untyped_storage().data_ptr())
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Else the first recording of a process imports the compiler, which it never calls, in over a second."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded in func.tags or func is ATEN._local_scalar_dense.default:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -181,3 +184,15 @@ def test_beyond_the_most_recordings_no_gradients_are_kept(monkeypatch):
     monkeypatch.setattr(capture, "MOST", 0)
     weight = torch.ones(2, requires_grad=True)
     assert not Captured()("g", lambda x: x * weight, torch.ones(2)).requires_grad
+
+
+def test_a_recording_does_not_load_the_compiler():
+    """That takes longer than many a run does."""
+    code = """
+import sys, torch
+from floral.engine.capture import Captured
+def step(x): return (x * 2).sin().sum(0)
+Captured()("step", torch.vmap(step), torch.ones(3, 4))
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
