@@ -20,7 +20,8 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
 
     The paper has all clients in every round; here the server clusters the last momenta of all that it has seen, with
     the weights p(k) of the rounds that these are of. Momenta compare best at first, where all clients hold the common
-    start. C = 1 with β = 0 and all clients in a round is FedAvg. Running statistics are averaged by cluster.
+    start. C = 1 with β = 0 and all clients in a round is FedAvg. Running statistics are averaged by cluster. Centres are
+    kept as weights of the momenta, so that nothing of the model's size is computed but the momenta's inner products.
     """
     model, clusters = problem.build_model(), problem.clusters
     choice = Choice(model=model, clusters=clusters)
@@ -29,25 +30,30 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
         assert served.singles is not None
         at, share = served.singles.learners, served.singles.share
         cluster = served.before["choice"]["cluster"].clone()
-        momenta, rows = (served.before["memory"][name].clone() for name in ("momentum", "rows"))
+        momenta, rows, products = (served.before["memory"][name].clone() for name in ("momentum", "rows", "products"))
         models = vectors(served.before["base"])
         update = models[cluster[at].long()] - served.singles.vectors
         momenta[at], rows[at] = momentum * momenta[at] + (1 - momentum) * update, share.to(rows.dtype)
+        products[at] = momenta[at] @ momenta.T
+        products[:, at] = products[at].T
         known = rows.nonzero()[:, 0]
-        seen, weight = momenta[known], rows[known] / rows.sum()
+        seen, weight = products[known][:, known], rows[known] / rows.sum()
         centres = first_centres(seen, cluster[known], weight, clusters)
         for _ in range(iterations):
-            centres = torch.stack([moved(centre, seen, weight, clusters) for centre in centres])
-        cluster[known] = torch.cdist(seen, centres).argmin(1).to(cluster.dtype)
+            centres = moved(centres, seen, weight)
+        cluster[known] = distances(centres, seen).argmin(0).to(cluster.dtype)
         return {
-            "base": of_vectors(models - centres, served.before["base"]),
+            "base": of_vectors(models - centres @ momenta[known], served.before["base"]),
             "choice": {"cluster": cluster},
-            "memory": {"momentum": momenta, "rows": rows},
+            "memory": {"momentum": momenta, "rows": rows, "products": products},
         }
 
     def memory():
-        """The server's: the clients' last momenta [K, d], and their weights [K] in the rounds that these are of."""
-        return {"momentum": torch.zeros(problem.clients, model.size), "rows": torch.zeros(problem.clients)}
+        """The server's: the clients' last momenta [K, d], their inner products [K, K], and their weights [K] in the
+        rounds that these are of."""
+        clients = problem.clients
+        sizes = {"momentum": (clients, model.size), "products": (clients, clients), "rows": (clients,)}
+        return {name: torch.zeros(size) for name, size in sizes.items()}
 
     return Method(
         groups={
@@ -64,21 +70,29 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
     )
 
 
-def first_centres(momenta: Tensor, cluster: Tensor, weight: Tensor, clusters: int) -> Tensor:
-    """Where the centres [C, d] begin: at the mean of a cluster's momenta [m, d], else at the farthest momentum."""
-    centres: list[Tensor] = []
+def first_centres(products: Tensor, cluster: Tensor, weight: Tensor, clusters: int) -> Tensor:
+    """Where the centres begin, as weights [C, m] of the momenta whose inner products are [m, m]: at the mean of a
+    cluster's momenta, else at the farthest momentum."""
+    centres = weight.new_zeros(clusters, len(weight))
     for c in range(clusters):
         own = weight * (cluster == c)
         if own.sum() > 0:
-            centres.append(torch.tensordot(own / own.sum(), momenta, 1))
+            centres[c] = own / own.sum()
         else:
-            distance = torch.cdist(momenta, torch.stack(centres)).amin(1) if centres else momenta.norm(dim=1)
-            centres.append(momenta[distance.argmax()])
-    return torch.stack(centres)
+            farthest = distances(centres[:c], products).amin(0) if c else products.diagonal()
+            centres[c, farthest.argmax()] = 1.0
+    return centres
 
 
-def moved(centre: Tensor, momenta: Tensor, weight: Tensor, clusters: int) -> Tensor:
-    """One step of threshold clustering: the momenta within τ, the centre itself in place of the others."""
-    distance = (momenta - centre).norm(dim=1)
-    within = distance <= torch.quantile(distance, 1 / clusters)
-    return torch.tensordot(weight, torch.where(within[:, None], momenta, centre), 1)
+def moved(centres: Tensor, products: Tensor, weight: Tensor) -> Tensor:
+    """One step of threshold clustering [C, m]: the momenta within τ, the centre itself in place of the others."""
+    distance = distances(centres, products)
+    within = (distance <= torch.quantile(distance, 1 / len(centres), dim=1, keepdim=True)) * weight
+    return within + (1 - within.sum(1, keepdim=True)) * centres
+
+
+def distances(centres: Tensor, products: Tensor) -> Tensor:
+    """‖m_k - v_c‖ [C, m] of centres that are weights [C, m] of the momenta."""
+    towards = centres @ products
+    squared = products.diagonal() - 2 * towards + (towards * centres).sum(1, keepdim=True)
+    return squared.clamp(min=0).sqrt()

@@ -164,11 +164,13 @@ def test_one_momentum_cluster_without_momentum_is_fedavg(model, how):
 
 
 def test_threshold_clustering_by_hand():
-    """Of momenta 0, 1, 2, 10 with equal weights and two clusters: the half nearest to 0 are 0 and 1."""
+    """Of momenta 0, 1, 2, 10 with equal weights and two clusters: the half nearest to 0 are 0 and 1, to 10 2 and 10."""
     momenta, weight = torch.tensor([[0.0], [1.0], [2.0], [10.0]]), torch.full((4,), 0.25)
-    torch.testing.assert_close(moved(torch.zeros(1), momenta, weight, 2), torch.tensor([0.25]))
-    centres = first_centres(momenta, torch.zeros(4), weight, 2)
-    torch.testing.assert_close(centres, torch.tensor([[3.25], [10.0]]))
+    products = momenta @ momenta.T
+    centres = first_centres(products, torch.zeros(4), weight, 2)
+    torch.testing.assert_close(centres @ momenta, torch.tensor([[3.25], [10.0]]))
+    centres = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 1.0]])
+    torch.testing.assert_close(moved(centres, products, weight) @ momenta, torch.tensor([[0.25], [8.0]]))
 
 
 @pytest.mark.parametrize("how", BACKENDS[1:], ids=lambda how: how["backend"])
