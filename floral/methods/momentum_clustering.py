@@ -20,8 +20,9 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
 
     The paper has all clients in every round; here the server clusters the last momenta of all that it has seen, with
     the weights p(k) of the rounds that these are of. Momenta compare best at first, where all clients hold the common
-    start. C = 1 with β = 0 and all clients in a round is FedAvg. Running statistics are averaged by cluster. Centres are
-    kept as weights of the momenta, so that nothing of the model's size is computed but the momenta's inner products.
+    start. C = 1 with β = 0 and all clients in a round is FedAvg. Running statistics are averaged by cluster.
+
+    Centres are kept as weights of the momenta, so that the momenta's inner products are all that takes their size.
     """
     model, clusters = problem.build_model(), problem.clusters
     choice = Choice(model=model, clusters=clusters)
