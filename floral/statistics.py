@@ -59,6 +59,29 @@ def paired_difference(
     return t_interval([values[seed] - reference[seed] for seed in shared], level) if shared else None
 
 
+def welch_difference(values: Sequence[float], mean: float, deviation: float, n: int, level: float = 0.95) -> Interval:
+    """Welch's interval of the mean of `values` minus that of n others, of which mean and standard deviation are known.
+
+    d ± t(ν, (1 + level)/2)·√(s²/m + deviation²/n), ν after Welch and Satterthwaite; its n is the smaller of m and n.
+    One value has no spread and gives no interval; two samples without any spread give width 0.
+
+    Raises:
+        ValueError: there is no value, or one is not finite.
+    """
+    own = t_interval(values, level)
+    difference = own.mean - mean
+    count = min(own.n, n)
+    if own.n == 1 or n == 1:
+        return Interval(mean=difference, low=None, high=None, n=count)
+    parts = [float(np.var(values, ddof=1)) / own.n, deviation**2 / n]
+    error = math.sqrt(sum(parts))
+    half = 0.0
+    if error > 0:
+        freedom = sum(parts) ** 2 / sum(part**2 / (m - 1) for part, m in zip(parts, (own.n, n), strict=True))
+        half = float(student.ppf((1 + level) / 2, freedom)) * error
+    return Interval(mean=difference, low=difference - half, high=difference + half, n=count)
+
+
 def decile_count(clients: int) -> int:
     """How many clients the worst decile has: K/10 rounded, at least 1 (as the engine counts it)."""
     return max(1, round(clients / 10))
