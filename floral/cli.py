@@ -205,6 +205,12 @@ def _methods(arguments: argparse.Namespace, settings: Settings) -> None:
     methods(as_json=arguments.json)
 
 
+def _tasks(arguments: argparse.Namespace, settings: Settings) -> None:
+    from floral.stages.tasks import tasks
+
+    tasks(settings.results, settings.data_dir, as_json=arguments.json)
+
+
 def _plan(arguments: argparse.Namespace, settings: Settings) -> None:
     from floral.stages import plan
 
@@ -370,7 +376,9 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("sources", nargs="+", type=Path, metavar="RESULTS", help="a results folder of another machine")
 
     methods = command("methods", _methods, "list every method by family: its source, and who holds which parameters")
-    methods.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    tasks = command("tasks", _tasks, "list every task by data set: its clients and clusters, and whether it is at hand")
+    for sub in (methods, tasks):
+        sub.add_argument("--json", action="store_true", help="print JSON and nothing else")
     return parser
 
 
