@@ -178,7 +178,8 @@ def _report(arguments: argparse.Namespace, settings: Settings) -> None:
     runs = config.runs(arguments.suite, arguments.tasks, arguments.variants, arguments.seeds)
     if arguments.partial:  # Snakemake must not take what follows for the whole report
         (settings.results / "report" / f"{arguments.suite}.complete").unlink(missing_ok=True)
-    report(arguments.suite, runs, settings.results, reports=settings.reports, partial=arguments.partial)
+    how = {"partial": arguments.partial, "allow_missing": arguments.allow_missing}
+    report(arguments.suite, runs, settings.results, reports=settings.reports, **how)
     page = settings.reports / arguments.suite / "index.html"
     print(f"{'partial report' if arguments.partial else 'report'}: {page}")
 
@@ -340,6 +341,7 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", _report, "make the page, tables and figures of a suite")
     report.add_argument("suite")
     report.add_argument("--partial", action="store_true", help="of what is finished, with a table of what is not")
+    report.add_argument("--allow-missing", action="store_true", help="leave out runs whose data are not there")
     track = command("track", _track, "show a suite's runs in MLflow")
     track.add_argument("suite", nargs="?")
     track.add_argument("--create-store", action="store_true", help="only make the database")
