@@ -30,7 +30,7 @@ def test_all_tasks_are_those_of_the_folder_but_what_does_nothing(write: Callable
 @pytest.mark.parametrize("tasks", ["every", [], None])
 def test_tasks_are_names_or_all(write: Callable[..., None], tasks: object) -> None:
     write("suites/mine", title="Mine", runs=[{**BLOCK, "tasks": tasks}])
-    with pytest.raises(ConfigError, match="config/suites/mine.yaml: runs.0.tasks"):
+    with pytest.raises(ConfigError, match=r"config/suites/mine\.yaml: runs\.0\.tasks"):
         config.runs("mine")
 
 
