@@ -178,7 +178,8 @@ def _report(arguments: argparse.Namespace, settings: Settings) -> None:
     runs = config.runs(arguments.suite, arguments.tasks, arguments.variants, arguments.seeds)
     if arguments.partial:  # Snakemake must not take what follows for the whole report
         (settings.results / "report" / f"{arguments.suite}.complete").unlink(missing_ok=True)
-    report(arguments.suite, runs, settings.results, reports=settings.reports, partial=arguments.partial)
+    how = {"partial": arguments.partial, "allow_missing": arguments.allow_missing}
+    report(arguments.suite, runs, settings.results, reports=settings.reports, **how)
     page = settings.reports / arguments.suite / "index.html"
     print(f"{'partial report' if arguments.partial else 'report'}: {page}")
 
@@ -203,6 +204,12 @@ def _methods(arguments: argparse.Namespace, settings: Settings) -> None:
 
     del settings
     methods(as_json=arguments.json)
+
+
+def _tasks(arguments: argparse.Namespace, settings: Settings) -> None:
+    from floral.stages.tasks import tasks
+
+    tasks(settings.results, settings.data_dir, as_json=arguments.json)
 
 
 def _plan(arguments: argparse.Namespace, settings: Settings) -> None:
@@ -334,6 +341,7 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", _report, "make the page, tables and figures of a suite")
     report.add_argument("suite")
     report.add_argument("--partial", action="store_true", help="of what is finished, with a table of what is not")
+    report.add_argument("--allow-missing", action="store_true", help="leave out runs whose data are not there")
     track = command("track", _track, "show a suite's runs in MLflow")
     track.add_argument("suite", nargs="?")
     track.add_argument("--create-store", action="store_true", help="only make the database")
@@ -370,7 +378,9 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("sources", nargs="+", type=Path, metavar="RESULTS", help="a results folder of another machine")
 
     methods = command("methods", _methods, "list every method by family: its source, and who holds which parameters")
-    methods.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    tasks = command("tasks", _tasks, "list every task by data set: its clients and clusters, and whether it is at hand")
+    for sub in (methods, tasks):
+        sub.add_argument("--json", action="store_true", help="print JSON and nothing else")
     return parser
 
 

@@ -257,6 +257,11 @@ def task(name: str, change: Mapping[str, Any] | None = None, where: str | None =
     return parsed
 
 
+def benchmarks() -> list[str]:
+    """The names of all tasks but those that do nothing."""
+    return [name for name in names("tasks") if not task(name).noop]
+
+
 @cache
 def plugins(folder: str) -> list[str]:
     """The modules of floral/<folder>: a new file is known on arrival."""
@@ -436,7 +441,8 @@ def _blocks(suite_name: str) -> Iterator[tuple[Block, str, Run]]:
         _check_apart(blocks, where)
     for block in blocks:
         rules = fidelity(block.fidelity, block.switches, f"{where}: switches")
-        for task_name, variant_name in itertools.product(block.tasks, block.variants):
+        tasks = benchmarks() if block.tasks == "all" else block.tasks
+        for task_name, variant_name in itertools.product(tasks, block.variants):
             run = Run(
                 task=task(task_name, block.task, where if block.task else None),
                 variant=variant(variant_name, block.method, f"{where}: method"),

@@ -360,7 +360,8 @@ class Fidelity(Frozen):
 class Block(Frozen):
     """tasks × variants × seeds; `task` and `method` change values of all of them."""
 
-    tasks: tuple[str, ...] = Field(min_length=1)
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all"]
+    """Names of config/tasks, or all of them that are benchmarks: a new task is in on arrival."""
     variants: tuple[str, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(min_length=1)
     fidelity: Literal["official", "corrected"] = "corrected"

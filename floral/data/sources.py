@@ -29,6 +29,9 @@ REPORT_EVERY = 10_000_000
 TIMEOUT = 30.0
 """Seconds without a byte after which a mirror counts as dead."""
 
+PACKAGE = "package:"
+"""Before <package>/<path>: a URL of a file inside an installed Python package."""
+
 RECORD = "recorded.json"
 """In the folder of the raw files: the hashes found at the first fetch of files for which data.lock promises none."""
 
@@ -72,7 +75,7 @@ def obtain(
     problems: list[str] = []
     for url in file.urls:
         try:
-            if url.startswith("package:"):
+            if not on_the_network(url):
                 return _verified(file, _in_package(url), expected, f"install the pinned version of the package{again}")
             return _download(file, url, kept, expected, report or _to_stderr)
         except (OSError, http.client.HTTPException, DataError) as error:
@@ -83,8 +86,24 @@ def obtain(
     looked = f"looked for {data_dir / file.path}" if data_dir else "no data folder is set"
     tried = "".join(f"\n  tried {problem}" for problem in problems) or "\n  data.lock has no URL for it"
     raise DataError(
-        f"{file.path}: this data file is missing and could not be downloaded; {looked}{tried}\n"
-        f"  remedy: put {' or '.join(_packed_or_not(file.path))} into a folder, "
+        f"{file.path}: this data file is missing and could not be downloaded; {looked}{tried}\n  remedy: {advice(file)}"
+    )
+
+
+def is_there(file: DataFile, raw: Path, data_dir: Path | None = None) -> bool:
+    """Whether a copy is there, whatever its content: in `data_dir`, in `raw` or in an installed package."""
+    places = [raw / Path(file.path).name, *(data_dir / name for name in _packed_or_not(file.path) if data_dir)]
+    return any(path.is_file() for path in places) or any(map(_is_in_package, file.urls))
+
+
+def on_the_network(url: str) -> bool:
+    return not url.startswith(PACKAGE)
+
+
+def advice(file: DataFile) -> str:
+    """What to do about a file that is nowhere."""
+    return (
+        f"put {' or '.join(_packed_or_not(file.path))} into a folder, "
         "and name that folder by FLORAL_DATA, --data-dir or data_dir"
     )
 
@@ -196,7 +215,7 @@ def _transfer(url: str, part: Path, report: Report) -> None:
 
 def _in_package(url: str) -> Path:
     """The file behind package:<package>/<path>, found without importing the package."""
-    package, _, path = url.removeprefix("package:").partition("/")
+    package, _, path = url.removeprefix(PACKAGE).partition("/")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise DataError(f"the Python package {package} is not installed")
@@ -204,6 +223,13 @@ def _in_package(url: str) -> Path:
     if not location.is_file():
         raise DataError(f"the installed {package} has no file {path}")
     return location
+
+
+def _is_in_package(url: str) -> bool:
+    try:
+        return not on_the_network(url) and _in_package(url).is_file()
+    except DataError:
+        return False
 
 
 def _packed_or_not(path: str) -> tuple[str, str]:

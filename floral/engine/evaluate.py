@@ -19,25 +19,35 @@ from floral.spec import Method, Scope
 Weighting = Literal["sample_mean", "batch_means"]
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]
 """Applies a function to items, perhaps several at once."""
+TOP = 5
+"""A hit among so many likeliest classes is told too, where there are more classes."""
 SLICE = 4096
 """Rows of a long test set that one client is evaluated on at a time."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Per client: loss, accuracy and correct rows (NaN and 0 for regression), evaluated rows; all [len(clients)]."""
+    """Per client: loss, accuracy and correct rows (NaN and 0 for regression), evaluated rows; all [len(clients)].
+
+    top5 is the share of rows whose class is among the TOP likeliest; NaN where there are no more classes than these.
+    """
 
     clients: np.ndarray
     rows: np.ndarray
     loss: np.ndarray
     accuracy: np.ndarray
     correct: np.ndarray
+    top5: np.ndarray
 
     def mean(self, values: np.ndarray, of: np.ndarray | slice = slice(None)) -> float:
         """Mean over clients weighted by their rows; NaN when nobody has a row."""
         rows = self.rows[of]
         used = rows > 0
         return float(np.average(values[of][used], weights=rows[used])) if used.any() else math.nan
+
+    def by_cluster(self, values: np.ndarray, cluster: np.ndarray) -> list[float]:
+        """The mean in every true cluster, NaN where one has no row; `cluster` [len(clients)]."""
+        return [self.mean(values, cluster == c) for c in range(int(cluster.max()) + 1)]
 
 
 def on_own_rows(
@@ -56,6 +66,7 @@ def on_own_rows(
 ) -> Scores:
     """Each client's model on its own rows. "batch_means" is the published code's mean of batch means."""
     losses, correct, accuracy = (np.zeros(len(clients)) for _ in range(3))
+    top5 = np.full(len(clients), math.nan)
     count = rows.count[clients]
 
     def score(now: slice) -> None:
@@ -69,9 +80,11 @@ def on_own_rows(
         losses[now] = weighted(each, weight)
         accuracy[now] = weighted(hit, weight)
         correct[now] = weighted(hit, weight > 0)
+        if (near := near_hits(loss, outputs, y)) is not None:
+            top5[now] = weighted(near, weight)
 
     map(score, [slice(first, min(first + chunk, len(clients))) for first in range(0, len(clients), chunk)])
-    return Scores(clients, count, losses, accuracy, np.rint(correct).astype(np.int64))
+    return Scores(clients, count, losses, accuracy, np.rint(correct).astype(np.int64), top5)
 
 
 def on_population(
@@ -88,7 +101,7 @@ def on_population(
     """Each client's model on the whole test set as its true cluster sees it; equal models are evaluated once."""
     clients = len(cluster)
     same = identical_models(method, learner, cluster)
-    result = np.zeros((clients, 4))
+    result = np.zeros((clients, 5))
     of_cluster = cluster.cpu().numpy()
     for c in np.unique(of_cluster).tolist():
         x, y = population(c)
@@ -96,18 +109,19 @@ def on_population(
 
         def score(k: int, rows: int = len(x), parts: list[tuple[Tensor, Tensor]] = parts) -> None:
             ids = torch.tensor([k], device=cluster.device)
-            total = np.zeros(2)
+            total = np.zeros(3)
             for some_x, some_y in parts:
                 with torch.no_grad():
                     outputs = predict(method, state, learner[ids], ids, some_x[None], lifted=False)
                 each, hit = sample_scores(loss, outputs, some_y[None])
-                total += float(each.double().sum()), float(hit.sum())
-            result[k] = rows, total[0] / rows, total[1] / rows, total[1]
+                near = near_hits(loss, outputs, some_y[None])
+                total += float(each.double().sum()), float(hit.sum()), math.nan if near is None else float(near.sum())
+            result[k] = rows, total[0] / rows, total[1] / rows, total[1], total[2] / rows
 
         map(score, np.unique(same[of_cluster == c]).tolist())
     result = result[same]
-    rows, losses, accuracy, correct = result.T
-    return Scores(np.arange(clients), rows.astype(np.int64), losses, accuracy, np.rint(correct).astype(np.int64))
+    rows, losses, accuracy, correct, top5 = result.T
+    return Scores(np.arange(clients), rows.astype(np.int64), losses, accuracy, np.rint(correct).astype(np.int64), top5)
 
 
 def identical_models(method: Method, learner: Tensor, cluster: Tensor) -> np.ndarray:
@@ -138,6 +152,17 @@ def sample_scores(loss: Loss, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tenso
     each = sample_losses(loss, outputs.flatten(0, 1), y.flatten(0, 1)).reshape(y.shape[:2])
     hit = torch.zeros_like(each) if loss == "mse" else (outputs.argmax(-1) == y).to(each.dtype)
     return each, hit
+
+
+def near_hits(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor | None:
+    """Whether each sample's class is among the TOP likeliest, [m, B] of 0 and 1; None where that says nothing.
+
+    Counted from what is no likelier than it, so that ties count for it and a NaN does not.
+    """
+    if loss == "mse" or (classes := outputs.shape[-1]) <= TOP:
+        return None
+    below = outputs <= outputs.gather(-1, y.unsqueeze(-1))
+    return (below.sum(-1) > classes - TOP).to(outputs.dtype)
 
 
 def sample_weights(count: np.ndarray, width: int, batch: int) -> np.ndarray:

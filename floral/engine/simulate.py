@@ -398,15 +398,19 @@ class Simulation:
 
     def _summary(self, split: str, scores: evaluate.Scores) -> list[tuple[str, str, float]]:
         found = [] if self.settings.loss == "mse" else [(split, "accuracy", scores.mean(scores.accuracy))]
-        return [*found, (split, "loss", scores.mean(scores.loss))]
+        near = [] if np.isnan(scores.top5).all() else [(split, "top5_accuracy", scores.mean(scores.top5))]
+        return [*found, (split, "loss", scores.mean(scores.loss)), *near]
 
     def _worst(self, split: str, scores: evaluate.Scores) -> list[tuple[str, str, float]]:
-        if self.settings.loss == "mse":
-            return []
+        """The worst true cluster, and the mean of the tenth of the clients that is served worst."""
         cluster = self.data.cluster.cpu().numpy()
-        by_cluster = [scores.mean(scores.accuracy, cluster == c) for c in np.unique(cluster)]
         count = max(1, round(len(cluster) / 10))
+        if self.settings.loss == "mse":
+            return [
+                (split, "worst_cluster_loss", float(np.fmax.reduce(scores.by_cluster(scores.loss, cluster)))),
+                (split, "worst_decile_loss", float(np.sort(scores.loss)[-count:].mean())),
+            ]
         return [
-            (split, "worst_cluster_accuracy", float(np.nanmin(by_cluster))),
+            (split, "worst_cluster_accuracy", float(np.nanmin(scores.by_cluster(scores.accuracy, cluster)))),
             (split, "worst_decile_accuracy", float(np.sort(scores.accuracy)[:count].mean())),
         ]

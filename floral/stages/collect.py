@@ -32,6 +32,13 @@ METRICS = {
     "partition_digest": pl.String, "finished_at": pl.String,
 }  # fmt: skip
 
+LATER: dict[str, Any] = {
+    "classes": pl.Int64, "test_top5_accuracy": pl.Float64, "worst_cluster_loss": pl.Float64,
+    "worst_decile_loss": pl.Float64, "excess_risk": pl.Float64, "cluster_accuracy": pl.List(pl.Float64),
+    "cluster_loss": pl.List(pl.Float64),
+}  # fmt: skip
+"""Columns that runs of earlier versions lack: null there."""
+
 CLIENTS = ("client", "cluster", "train_rows", "accuracy", "loss", "own_rows", "own_correct", "route")
 """The columns of clients.parquet that the report reads."""
 
@@ -140,6 +147,7 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
             if run.task.unseen and found["status"] == "done":
                 unseen.append(_unseen(folder / "unseen.parquet", keys))
             measured = {key: found[key] for key in ("status", "round", *IDENTITY[-3:], *METRICS)}
+            measured |= {key: found.get(key) for key in LATER}
             summary.append({**row, **measured, **_spent(spent)})
         except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
             told = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -214,7 +222,7 @@ def _summary_frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
     types |= dict.fromkeys(("test_accuracy", "test_loss", "official_score", *seconds), pl.Float64) | METRICS
     types |= dict.fromkeys(("seed", "round", "bytes_per_round", "peak_memory_bytes"), pl.Int64)
     types |= dict.fromkeys(("optimal_router", "oracle", "tuned"), pl.Boolean)
-    types |= dict.fromkeys(("hash8", "setting", "contender"), pl.String)
+    types |= dict.fromkeys(("hash8", "setting", "contender"), pl.String) | LATER
     return pl.DataFrame(rows, schema=types, strict=False)
 
 

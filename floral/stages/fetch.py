@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,8 +37,29 @@ def fetch(name: str, results: Path, data_dir: Path | None = None, report: source
         raise config.suggest("reader", dataset.reader, READERS, f"{config.CONFIG / 'data.lock'}: {name}")
     with held(folder / ".lock", "fetching it"):
         if not _is_valid(folder, dataset):
-            _make(folder, name, dataset, _data_folder(data_dir), report)
+            _make(folder, name, dataset, data_folder(data_dir), report)
     return folder
+
+
+AtHand = Literal["no files needed", "fetched", "found", "to download", "missing"]
+
+
+def at_hand(data: str | schema.Synthetic, results: Path, data_dir: Path | None = None) -> tuple[AtHand, str]:
+    """Whether a task's data are there, and what to do where they are missing; by names alone, so at once.
+
+    A file that is found may still have the wrong content, and a URL may not answer: only `fetch` knows.
+    """
+    if not isinstance(data, str) or data == schema.NOTHING:
+        return "no files needed", ""
+    folder, place = results / "data" / data, data_folder(data_dir)
+    if (folder / "card.json").exists():
+        return "fetched", ""
+    files = config.data_lock()[data].files
+    lacking = [file for file in files if not sources.is_there(file, folder / "raw", place)]
+    without = [file for file in lacking if not any(map(sources.on_the_network, file.urls))]
+    if without:
+        return "missing", f"{', '.join(file.path for file in without)}; {sources.advice(without[0])}"
+    return ("to download", "") if lacking else ("found", "")
 
 
 def _make(
@@ -108,7 +129,8 @@ def _promise(dataset: schema.DataSet) -> dict[str, Any]:
     return dataset.model_dump(include={"title", "reader", "exact", "note"})
 
 
-def _data_folder(data_dir: Path | None) -> Path | None:
+def data_folder(data_dir: Path | None) -> Path | None:
+    """The folder that is looked into before any download: `data_dir`, or the one that FLORAL_DATA names."""
     value, key = (data_dir, "data_dir") if data_dir else (os.environ.get("FLORAL_DATA"), "FLORAL_DATA")
     if not value:
         return None

@@ -16,7 +16,8 @@ from floral.stages import written
 SCORES = (
     "official_score", "official_score_sampled", "own_test_accuracy", "validation_accuracy", "validation_loss",
     "worst_cluster_accuracy", "worst_decile_accuracy", "ari", "route_entropy", "mismatch", "diverged_at",
-    "partition_digest",
+    "partition_digest", "classes", "test_top5_accuracy", "worst_cluster_loss", "worst_decile_loss", "excess_risk",
+    "cluster_accuracy", "cluster_loss",
 )  # fmt: skip
 """What summary.json has of every run, and nothing here."""
 

@@ -60,6 +60,7 @@ class Settings(Frozen):
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     runs_per_gpu: int = Field(1, gt=0)
     checkpoint_seconds: float = Field(60, gt=0)
+    allow_missing: bool = False
     slurm: Slurm = Slurm()
 
     @field_validator("suite", "tasks", "variants", "seeds", mode="before")

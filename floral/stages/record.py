@@ -219,6 +219,7 @@ def summarise(
         "validation_loss": value.get(("validation", "loss")),
         "worst_cluster_accuracy": value.get((split, "worst_cluster_accuracy")),
         "worst_decile_accuracy": value.get((split, "worst_decile_accuracy")),
+        **further_scores(scores, value, split, data),
         "ari": value.get(("route", "ari")),
         "route_entropy": value.get(("route", "entropy")),
         "mismatch": value.get(("route", "mismatch")),
@@ -229,6 +230,24 @@ def summarise(
         "partition_digest": data.partition_digest,
         "diverged_at": progress.diverged_at,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def further_scores(scores: Scores, value: dict[tuple[str, str], float], split: str, data: Federation) -> dict[str, Any]:
+    """Top-5 accuracy, the worst served in regression, the excess risk, and the means of every true cluster.
+
+    The population of synthetic data is labelled by the teacher without noise, so that the mean squared error on it is
+    the excess risk: what the same error on noisy labels has beyond the noise's variance.
+    """
+    regression, cluster = data.classes is None, data.cluster
+    return {
+        "classes": data.classes,
+        "test_top5_accuracy": value.get((split, "top5_accuracy")),
+        "worst_cluster_loss": value.get((split, "worst_cluster_loss")),
+        "worst_decile_loss": value.get((split, "worst_decile_loss")),
+        "excess_risk": scores.mean(scores.loss) if regression and split == "population" else None,
+        "cluster_accuracy": None if regression else scores.by_cluster(scores.accuracy, cluster),
+        "cluster_loss": scores.by_cluster(scores.loss, cluster),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from floral.stages import words
 from floral.stages.collect import Collected, collect
 from floral.stages.draw import draw
 from floral.stages.locks import held
+from floral.stages.missing import split
 from floral.stages.section import Material, Section
 from floral.stages.sections import SECTIONS
 from floral.stages.summarise import usual_seeds
@@ -26,17 +27,26 @@ TEMPLATE = Path(__file__).parents[2] / "reports" / "template"
 
 
 def report(
-    suite_name: str, runs: Iterable[Run], results: Path, reports: Path = Path("reports"), partial: bool = False
+    suite_name: str,
+    runs: Iterable[Run],
+    results: Path,
+    reports: Path = Path("reports"),
+    partial: bool = False,
+    allow_missing: bool = False,
 ) -> Path:
     """Build the report of a suite from its run folders and return the path of its page.
+
+    With `allow_missing` it leaves out the runs whose data are not there, and names these.
 
     It is built in a folder beside the old one, which it replaces at the end. Built again from equal results it has
     equal bytes: its only time is the last run's.
 
     Raises:
-        ConfigError: a run has no result (and `partial` is false), or a result is unreadable.
+        ConfigError: a run has no result (and `partial` is false), or a result is unreadable, or no run is left.
     """
     runs = list(runs)
+    command = words.command(suite_name, runs, allow_missing)
+    runs, missing = split(runs, results) if allow_missing else (runs, [])
     with held(results / "report" / f"{suite_name}.lock", f"building the report of {suite_name}"):
         collected = collect(suite_name, runs, results)
         if collected.unfinished and not partial:
@@ -44,20 +54,20 @@ def report(
             raise ConfigError(
                 f"suite {suite_name!r}: {len(collected.unfinished)} of {len(runs)} runs have no result (the first: "
                 f"{first.task.name}/{first.variant.name}/seed{first.seed}); finish them with "
-                f"`{words.command(suite_name, runs)}`, or report what is there with "
+                f"`{command}`, or report what is there with "
                 f"`{words.partial_command(suite_name, runs)}`"
             )
-        _replace(collected, runs, reports)
+        _replace(collected, runs, reports, {"command": command, "missing": missing})
     return reports / suite_name / "index.html"
 
 
-def _replace(collected: Collected, runs: list[Run], reports: Path) -> None:
+def _replace(collected: Collected, runs: list[Run], reports: Path, said: Mapping[str, Any]) -> None:
     final, fresh, old = (
         reports / f"{prefix}{collected.suite}{end}" for prefix, end in (("", ""), (".", ".new"), (".", ".old"))
     )
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    _build(collected, runs, fresh, final)
+    _build(collected, runs, fresh, final, said)
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)
@@ -65,7 +75,7 @@ def _replace(collected: Collected, runs: list[Run], reports: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _build(collected: Collected, runs: list[Run], folder: Path, last: Path) -> None:
+def _build(collected: Collected, runs: list[Run], folder: Path, last: Path, said: Mapping[str, Any]) -> None:
     contenders = [(c.id, c.title, c.variant.name, c.variant.family, c.variant.oracle) for c in collected.contenders]
     shown = looks(contenders, _yaml("looks.yaml"))
     figures = {setting.id: draw(collected, shown, setting) for setting in collected.settings}
@@ -79,7 +89,7 @@ def _build(collected: Collected, runs: list[Run], folder: Path, last: Path) -> N
     for figure in (figure for section in sections for row in section.figures for figure in row):
         (folder / "figures" / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
         (folder / "figures" / f"{figure.name}.pdf").write_bytes(_pdf(figure, last / "figures" / figure.name))
-    (folder / "index.html").write_text(_page(material, sections, runs), encoding="utf-8")
+    (folder / "index.html").write_text(_page(material, sections, runs, said), encoding="utf-8")
 
 
 def _pdf(figure: Figure, last: Path) -> bytes:
@@ -90,7 +100,7 @@ def _pdf(figure: Figure, last: Path) -> bytes:
     return figure.pdf
 
 
-def _page(material: Material, sections: list[Section], runs: list[Run]) -> str:
+def _page(material: Material, sections: list[Section], runs: list[Run], said: Mapping[str, Any]) -> str:
     collected, shown = material.collected, material.looks
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=jinja2.select_autoescape(["html", "j2"]),
@@ -106,7 +116,7 @@ def _page(material: Material, sections: list[Section], runs: list[Run]) -> str:
         degenerate=words.degenerate(collected, shown),
         state=words.state(collected),
         without_result=words.without_result(collected),
-        command=words.command(collected.suite, runs),
+        **said,
         collected=collected,
         looks=shown,
         apart=list(APART.values()),

@@ -21,10 +21,11 @@ MANY = 6
 """Settings that are named one by one in the summary; more are counted."""
 
 
-def command(suite_name: str, runs: Iterable[Run]) -> str:
+def command(suite_name: str, runs: Iterable[Run], allow_missing: bool = False) -> str:
     """What completes these runs of a suite and rebuilds their report; typed in the project's root."""
+    allowing = " allow_missing=true" if allow_missing else ""
     axes = [f' {axis}="[{",".join(map(str, values))}]"' for axis, values in narrowing(suite_name, runs).items()]
-    return f"snakemake --profile local --config suite={suite_name}{''.join(axes)}"
+    return f"snakemake --profile local --config suite={suite_name}{''.join(axes)}{allowing}"
 
 
 def partial_command(suite_name: str, runs: Iterable[Run]) -> str:

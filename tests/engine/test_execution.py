@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from federations import CPU, SIZES, simulate
+from federations import CPU, SIZES, make_data, simulate, view_of
 
 from floral.config import ConfigError
 from floral.engine import evaluate, execution
@@ -163,6 +163,47 @@ def test_the_summary_weighs_clients_by_their_rows():
     by_cluster = [scores.correct[c::2].sum() / scores.rows[c::2].sum() for c in range(2)]
     assert found["test", "worst_cluster_accuracy"] == pytest.approx(min(by_cluster))
     assert found["test", "worst_decile_accuracy"] == pytest.approx(scores.accuracy.min())
+    assert ("test", "top5_accuracy") not in found  # of 3 classes
+
+
+def test_top_five_counts_what_is_among_them_and_no_nan():
+    logits = torch.tensor([9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0]).expand(1, 7, 7)
+    found = evaluate.near_hits("cross_entropy", logits, torch.arange(7)[None])
+    assert found is not None and found.tolist() == [[1, 1, 1, 1, 1, 0, 0]]
+    nan = evaluate.near_hits("cross_entropy", torch.full_like(logits, float("nan")), torch.arange(7)[None])
+    assert nan is not None and not nan.any()
+    assert evaluate.near_hits("cross_entropy", logits[..., :5], torch.zeros(1, 7, dtype=torch.int64)) is None
+    assert evaluate.near_hits("mse", logits, logits) is None
+
+
+def test_top_five_of_clients_and_of_the_population_is_that_of_topk(monkeypatch):
+    monkeypatch.setattr(evaluate, "TOP", 2)  # of the 5 classes
+    for backend, chunk in (("loop", 1), ("vmap", 3)):
+        simulation = simulate("ensemble", backend=backend, chunk=chunk)
+        state = simulation.start()
+        data = simulation.data
+        scores, metrics = simulation.population(state)
+        own = simulation.own_rows(state, data.test, np.arange(data.clients))
+        for k, cluster in enumerate(data.cluster.tolist()):
+            view = view_of(simulation, state, k)
+            x, y = data.population(cluster)
+            some = data.test.gather(torch.from_numpy(data.test.index[k, : data.test.count[k]]))
+            for found, (rows, labels) in ((scores, (data.test.decode(x), y)), (own, some)):
+                outputs, _ = simulation.method.predict(view, rows, None, None)
+                hit = (outputs.topk(2).indices == labels[:, None]).any(1)
+                assert found.top5[k] == pytest.approx(float(hit.double().mean()))
+        told = {name: value for _, name, value in metrics}
+        assert told["top5_accuracy"] == pytest.approx(np.average(scores.top5, weights=scores.rows))
+        assert told["accuracy"] < told["top5_accuracy"] < 1
+
+
+def test_the_worst_served_of_a_regression_have_the_largest_losses():
+    simulation = simulate("fedavg", data=make_data(regression=True))
+    scores, metrics = simulation.population(simulation.start())
+    told = {name: value for _, name, value in metrics}
+    assert told["worst_cluster_loss"] == pytest.approx(max(scores.loss))
+    assert told["worst_decile_loss"] == pytest.approx(max(scores.loss))
+    assert not {"accuracy", "top5_accuracy", "worst_cluster_accuracy"} & told.keys()
 
 
 def test_official_evaluation_samples_as_many_clients_as_a_cohort_apart_from_it():

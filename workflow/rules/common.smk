@@ -11,7 +11,7 @@ from snakemake.logging import LogEvent, logger
 
 import floral
 from floral.config import ConfigError, Untuned
-from floral.stages import plan, slurm
+from floral.stages import missing, plan, slurm
 
 try:
     SETTINGS = plan.settings(config)
@@ -20,6 +20,11 @@ try:
         SUITES, UNTUNED = SETTINGS.runs(), None
     except Untuned as reason:  # what tunes them must be able to start
         SUITES, UNTUNED = {}, reason
+    MISSING = []
+    if SETTINGS.allow_missing:
+        if workflow.is_main_process:  # a job has no network, and needs no data but those of its own run
+            missing.try_to_fetch(missing.tasks(SUITES, SEARCHES), SETTINGS.results, SETTINGS.data_dir)
+        SUITES, SEARCHES, MISSING = missing.leave_out(SUITES, SEARCHES, SETTINGS.results)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
@@ -44,6 +49,15 @@ logger.addFilter(
     lambda record: not str(record.msg).startswith(DROWNING)
     and not (CLUSTER and getattr(record, "event", None) in (LogEvent.JOB_INFO, LogEvent.GROUP_INFO, LogEvent.SHELLCMD))
 )
+
+
+def say_what_is_missing():
+    for line in MISSING:
+        print(line, file=sys.stderr)
+
+
+if workflow.is_main_process:
+    say_what_is_missing()
 
 
 wildcard_constraints:
@@ -181,6 +195,11 @@ def narrowing(wildcards, output, leave_out=None):
     return " ".join(f"--{axis} {' '.join(map(str, values))}" for axis, values in given.items())
 
 
+def reported(wildcards, output):
+    """The options of a report."""
+    return narrowing(wildcards, output) + (" --allow-missing" if SETTINGS.allow_missing else "")
+
+
 onstart:
     if workflow.executor_plugin.name == "slurm":
         try:
@@ -194,7 +213,12 @@ onstart:
         print(plan.estimate(SUITES, RESULTS, workflow.nodes or workflow.cores), file=sys.stderr)
 
 
+onsuccess:
+    say_what_is_missing()
+
+
 onerror:
+    say_what_is_missing()
     unfinished = {
         name: runs for name, runs in SUITES.items() if not all(plan.finished(run, RESULTS) for run in runs)
     }
@@ -204,4 +228,4 @@ onerror:
         for line in plan.failures(unfinished, RESULTS):
             print(line, file=sys.stderr)
         for suite in unfinished:
-            shell(f"floral report {suite} --partial {narrowing(None, None)} || true")
+            shell(f"floral report {suite} --partial {reported(None, None)} || true")

@@ -12,6 +12,6 @@ rule report:
     params:
         version=floral.__version__,
         runs=lambda wildcards: [str(run.folder) for run in SUITES[wildcards.suite]],
-        narrowing=narrowing,
+        reported=reported,
     shell:
-        "floral --log {log} report {wildcards.suite} {params.narrowing}"
+        "floral --log {log} report {wildcards.suite} {params.reported}"

@@ -1,0 +1,56 @@
+"""`allow_missing=true`: runs whose data cannot be had are left out and named; without it they fail as ever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from projects import TINY, Project
+from run_folders import make_run, write_run
+
+from floral.config import ConfigError
+from floral.stages import missing
+
+LACKING = "cifar10/plain_text/train-00000-of-00001.parquet"
+REMEDY = "remedy: put cifar10/plain_text/train-00000-of-00001.parquet or"
+
+
+def test_what_cannot_be_had_is_left_out_and_named_at_the_start_the_end_and_on_the_page(copy: Project) -> None:
+    some = f"{TINY}  - {{tasks: [cifar10_rotate], variants: [fedavg, floral_1], seeds: [0], task: {{rounds: 1}}}}\n"
+    (copy.folder / "config/suites/some.yaml").write_text(some)
+    call = ("snakemake", "--profile", "local", "results/report/some.complete", "--config")
+    done = copy.call(*call, "suite=some", "allow_missing=true")
+    assert done.returncode == 0, done.stdout
+    lines = [line for line in done.stdout.splitlines() if line.startswith("suite some: data missing: ")]
+    assert len(lines) == 2 and lines[0] == lines[1], done.stdout
+    assert LACKING in lines[0] and REMEDY in lines[0] and "(2 runs left out: cifar10_rotate)" in lines[0]
+    page = (copy.folder / "reports/some/index.html").read_text()
+    assert "Data missing:</strong>" in page and REMEDY in page
+    assert "allow_missing=true" in page
+    again = copy.call(*call, "suite=some", "allow_missing=true")
+    assert "Nothing to be done" in again.stdout and lines[0] in again.stdout, again.stdout
+
+
+def test_a_run_is_left_out_only_if_its_data_are_needed_and_not_there(tmp_path: Path) -> None:
+    made, drawn, lost = (
+        make_run(task, "fedavg", 0) for task in ("mnist_rotate", "synthetic_linear", "mnist_label_shift")
+    )
+    write_run(tmp_path, made)
+    kept, lines = missing.split([made, drawn, lost], tmp_path)
+    assert kept == [made, drawn]
+    assert lines == [
+        "data missing: mnist: not fetched yet; remedy: floral fetch mnist (1 run left out: mnist_label_shift)"
+    ]
+    with pytest.raises(ConfigError, match="no run is left\ndata missing: mnist"):
+        missing.split([lost], tmp_path)
+
+
+def test_the_reason_goes_once_the_data_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FLORAL_DATA", raising=False)
+    task = make_run("digits_rotate", "fedavg", 0).task
+    note = tmp_path / "data" / "digits" / missing.NOTE
+    note.parent.mkdir(parents=True)
+    note.write_text("digits/digits.csv.gz: gone\n  tried package: no\n  remedy: look again")
+    assert missing.without_data(task, tmp_path) == "digits/digits.csv.gz: gone; remedy: look again"
+    missing.try_to_fetch([task], tmp_path, None)
+    assert missing.without_data(task, tmp_path) is None and not note.exists()
