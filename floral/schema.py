@@ -42,9 +42,10 @@ class Shift(Frozen):
 
 class Partition(Frozen):
     """iid: shuffled rows. class_groups: a row of class f goes to the clients of cluster f mod C alone. dirichlet: the
-    rows of a class are shared out in proportions drawn from a symmetric Dirichlet(alpha) over the clients."""
+    rows of a class are shared out in proportions drawn from a symmetric Dirichlet(alpha) over the clients. natural: a
+    client holds the rows of one natural client of the data, for example a writer's."""
 
-    kind: Literal["iid", "class_groups", "dirichlet"] = "iid"
+    kind: Literal["iid", "class_groups", "dirichlet", "natural"] = "iid"
     alpha: float | None = Field(
         default=None, gt=0, exclude_if=_is_none, description="of dirichlet: small is few classes per client"
     )
@@ -207,8 +208,8 @@ class Task(Frozen):
 
     @property
     def skewed(self) -> bool:
-        """Whether clients of one cluster have different label frequencies, so that none has those of its cluster."""
-        return self.partition.kind == "dirichlet"
+        """Whether clients of one cluster differ in what their rows are like, so that none has those of its cluster."""
+        return self.partition.kind in ("dirichlet", "natural")
 
     @property
     def noop(self) -> bool:

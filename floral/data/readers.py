@@ -18,7 +18,11 @@ from floral.data.sources import DataError, RawFile, content
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """A classification data set: x uint8 [N, H, W] or [N, H, W, 3], y int64 [N]; x / scale lies in [0, 1]."""
+    """A classification data set: x uint8 [N, H, W] or [N, H, W, 3], y int64 [N]; x / scale lies in [0, 1].
+
+    train_client, test_client int32 [N]: the natural client (a writer, a role, a user: 0, 1, …) of each row, where the
+    data have them, and None where not.
+    """
 
     train_x: npt.NDArray[np.uint8]
     train_y: npt.NDArray[np.int64]
@@ -26,6 +30,14 @@ class Labelled:
     test_y: npt.NDArray[np.int64]
     classes: int
     scale: int
+    train_client: npt.NDArray[np.int32] | None = None
+    test_client: npt.NDArray[np.int32] | None = None
+
+    @property
+    def natural_clients(self) -> int | None:
+        """How many natural clients the data have; None: they have none."""
+        sides = [side for side in (self.train_client, self.test_client) if side is not None and len(side)]
+        return max(int(side.max()) for side in sides) + 1 if sides else None
 
 
 def idx(files: Sequence[RawFile]) -> Labelled:

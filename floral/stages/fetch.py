@@ -13,7 +13,7 @@ import numpy as np
 
 from floral import config, schema
 from floral.data import sources
-from floral.data.federation import ARRAYS, arrays_digest
+from floral.data.federation import ARRAYS, CLIENTS, arrays_digest, stored_arrays
 from floral.data.readers import READERS, Labelled
 from floral.files import atomic
 from floral.stages.locks import held
@@ -49,15 +49,17 @@ def _make(
     recorded: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
     files = [sources.obtain(file, raw, data_dir, recorded.get(file.path), report) for file in dataset.files]
     arrays = READERS[dataset.reader](files)
+    natural = {} if arrays.natural_clients is None else {"natural_clients": arrays.natural_clients}
     card = {
         "name": name,
         **_promise(dataset),
         "files": [{"path": found.file.path, "sha256": found.sha256, "verified": found.verified} for found in files],
-        "digest": arrays_digest([getattr(arrays, side) for side in ARRAYS]),
+        "digest": arrays_digest([getattr(arrays, side) for side in stored_arrays(natural)]),
         "classes": arrays.classes,
         "scale": arrays.scale,
         "shape": list(arrays.train_x.shape[1:]),
         "rows": {"train": len(arrays.train_x), "test": len(arrays.test_x)},
+        **natural,
     }
     new = {found.file.path: found.sha256 for found in files if not found.verified}
     try:
@@ -76,14 +78,16 @@ def _store(folder: Path, arrays: Labelled, card: dict[str, Any]) -> None:
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir()
-        for side in ARRAYS:
+        for side in stored_arrays(card):
             # Through memory: np.save to a file reports a full disk as an OSError without its errno.
             buffer = io.BytesIO()
             np.save(buffer, np.ascontiguousarray(getattr(arrays, side)), allow_pickle=False)
             (new / f"{side}.npy").write_bytes(buffer.getbuffer())
         (new / "card.json").write_text(json.dumps(card, indent=1))
         (folder / "card.json").unlink(missing_ok=True)
-        for file in (*(f"{side}.npy" for side in ARRAYS), "card.json"):
+        for side in (*ARRAYS, *CLIENTS):
+            (folder / f"{side}.npy").unlink(missing_ok=True)  # another version's natural clients
+        for file in (*(f"{side}.npy" for side in stored_arrays(card)), "card.json"):
             (new / file).replace(folder / file)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -93,7 +97,7 @@ def _is_valid(folder: Path, dataset: schema.DataSet) -> bool:
     """Whether the card says what data.lock promises and the arrays are those of the card."""
     try:
         card = json.loads((folder / "card.json").read_text())
-        arrays = [np.load(folder / f"{side}.npy", mmap_mode="r") for side in ARRAYS]
+        arrays = [np.load(folder / f"{side}.npy", mmap_mode="r") for side in stored_arrays(card)]
         found = [(file["path"], file["sha256"] if file["verified"] else None) for file in card["files"]]
     except (FileNotFoundError, ValueError, EOFError, KeyError, TypeError):  # never made, or damaged: made again
         return False
