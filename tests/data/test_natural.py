@@ -1,18 +1,23 @@
 """Natural clients: whose each row is, from the data to the partition's table."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import made, write_writers
 
-from floral.config import ConfigError, PartitionJob
+from floral import config
+from floral.config import ConfigError, PartitionJob, Run
 from floral.data import readers
 from floral.data.partition import natural_table
-from floral.data.readers import Labelled
-from floral.schema import DataSet, Partition
+from floral.data.readers import Labelled, apart
+from floral.data.sources import DataError, RawFile
+from floral.schema import DataFile, DataSet, Partition
 from floral.stages import fetch as fetch_stage
 from floral.stages.partition import partition
 
@@ -133,3 +138,69 @@ def test_data_without_natural_clients_cannot_be_dealt_to_them(toy, tmp_path):
     message = "task 'toy': partition.kind: natural needs data that say whose each row is, but 'toy' has no train_client"
     with pytest.raises(ConfigError, match=message):
         partition(job(), tmp_path)
+
+
+# ------------------------------------------------------------------------------------ images by writer
+
+
+def raw(path):
+    return RawFile(file=DataFile(path=path.name), location=path, sha256="", verified=False)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.floats(0.01, 0.99))
+def test_every_client_of_two_rows_has_training_and_test_rows(client, share):
+    client = np.array(client)
+    test = apart(client, share, "toy")
+    for k in np.unique(client):
+        rows, aside = (client == k).sum(), test[client == k].sum()
+        assert aside == (0 if rows == 1 else min(max(1, round(share * rows)), rows - 1))
+    assert np.array_equal(test, apart(client, share, "toy"))
+
+
+def test_images_are_read_with_their_writers_in_the_order_of_names(tmp_path):
+    images, labels = made(0, 30, (5, 5))
+    names = [f"f{row % 3:04}" for row in range(30)][::-1]
+    parts = [
+        write_writers(tmp_path / f"{at}.parquet", images[at:end], labels[at:end], names[at:end])
+        for at, end in ((0, 13), (13, 30))
+    ]  # fmt: skip
+    found = readers.writer_parquet([raw(path) for path in parts])
+    assert (found.natural_clients, found.classes, found.scale) == (3, labels.max() + 1, 255)
+    assert np.bincount(found.train_client).tolist() == [8, 8, 8]
+    assert np.bincount(found.test_client).tolist() == [2, 2, 2]
+    rows = {image.tobytes(): (label, int(name[1:])) for image, label, name in zip(images, labels, names, strict=True)}
+    for side in ("train", "test"):
+        x, y, client = (getattr(found, f"{side}_{part}") for part in ("x", "y", "client"))
+        assert all(rows.pop(image.tobytes()) == row for image, row in zip(x, zip(y, client, strict=True), strict=True))
+    assert not rows
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.drop("writer_id"), "expected the columns image of struct.*, writer_id of strings"),
+        (lambda table: table.with_columns(character=pl.lit("a")), "character of integers"),
+        (lambda table: table.with_columns(character=pl.lit(-1)), "without a class"),
+        (lambda table: table.with_columns(writer_id=pl.lit(None, pl.String)), "a row without a writer_id; remedy"),
+        (lambda table: table.unique("writer_id"), "no writer has two images, so that none is left for the test"),
+    ],
+)
+def test_a_table_of_writers_that_is_not_what_it_should_be_is_named(tmp_path, change, message):
+    path = write_writers(tmp_path / "a.parquet", *made(0, 6, (5, 5)), ["f1", "f2"] * 3)
+    change(pl.read_parquet(path)).write_parquet(path)
+    with pytest.raises(DataError, match=rf"(?s)a\.parquet: .*{message}"):
+        readers.writer_parquet([raw(path)])
+
+
+def test_digits_by_writer_are_enough_for_their_task(tmp_path, missing):
+    run = Run(
+        task=config.task("emnist_digits"), variant=config.variant("fedavg"), seed=0,
+        fidelity=config.fidelity("corrected"),
+    )  # fmt: skip
+    (file,) = config.data_lock()["emnist_digits"].files
+    if not (Path(os.environ.get("FLORAL_DATA", "none")) / file.path).is_file():
+        missing(f"FLORAL_DATA has no {file.path}")
+    card = json.loads((fetch_stage.fetch("emnist_digits", tmp_path) / "card.json").read_text())
+    assert card["natural_clients"] == 836 and sum(card["rows"].values()) == 70_000 and not card["exact"]
+    card = json.loads((partition(run.partition, tmp_path) / "card.json").read_text())
+    assert card["rows"]["train"]["min"] >= 8 and card["rows"]["test"]["min"] >= 2 and card["clients"] == 500
