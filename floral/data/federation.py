@@ -123,10 +123,11 @@ def load(run: Run, results: Path, *, test: bool = True) -> Federation:
     sides = {"train": ("train", "validation")} | ({"test": ("test",)} if test else {})
     if on_training:
         table, sides = pl.concat([table.filter(pl.col("split") != "test"), shards]), {"train": partition.SPLITS}
+    data = run.partition.data
     source = (
-        _teacher(run, task.data)
-        if isinstance(task.data, Synthetic)
-        else _stored(run, task.data, card["data_digest"], results, ARRAYS if test else ARRAYS[:2])
+        _teacher(run, data)
+        if isinstance(data, Synthetic)
+        else _stored(run, data, card["data_digest"], results, ARRAYS if test else ARRAYS[:2])
     )
     _check_images(task, source.arrays["train_x"].shape[1:])
     cluster = np.arange(task.clients) % task.concepts

@@ -12,27 +12,32 @@ from typing import Any
 import numpy as np
 
 from floral import config, schema
-from floral.data import sources
+from floral.data import own, readers, sources
 from floral.data.federation import ARRAYS, CLIENTS, arrays_digest, stored_arrays
-from floral.data.readers import READERS, Labelled
+from floral.data.readers import Labelled
 from floral.files import atomic
 from floral.stages.locks import held
 
+READERS = {**readers.READERS, **own.READERS}
 
-def fetch(name: str, results: Path, data_dir: Path | None = None, report: sources.Report | None = None) -> Path:
+
+def fetch(
+    data: str | schema.Own, results: Path, data_dir: Path | None = None, report: sources.Report | None = None
+) -> Path:
     """Make results/data/<name> and return it; a folder that is valid already is left as it is.
 
     Args:
+        data: a name in data.lock, or a task's own.
         data_dir: a folder with raw files, looked into before any download; by default the one that FLORAL_DATA names.
 
     Raises:
-        ConfigError: `name` or `data_dir` does not exist.
+        ConfigError: `data` or `data_dir` does not exist.
         DataError: a raw file is missing, truncated or altered, or the disk is full.
     """
-    accepted = config.data_lock()
-    if name not in accepted:
-        raise config.suggest("data set", name, accepted, str(config.CONFIG / "data.lock"))
-    dataset, folder = accepted[name], results / "data" / name
+    if isinstance(data, str) and data not in (accepted := config.data_lock()):
+        raise config.suggest("data set", data, accepted, str(config.CONFIG / "data.lock"))
+    name, dataset = str(config.stored_data(data)), config.data_set(data)
+    folder = results / "data" / name
     if dataset.reader not in READERS:
         raise config.suggest("reader", dataset.reader, READERS, f"{config.CONFIG / 'data.lock'}: {name}")
     with held(folder / ".lock", "fetching it"):
@@ -48,7 +53,8 @@ def _make(
     record = raw / sources.RECORD
     recorded: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
     files = [sources.obtain(file, raw, data_dir, recorded.get(file.path), report) for file in dataset.files]
-    arrays = READERS[dataset.reader](files)
+    arrays = READERS[dataset.reader](files, **dataset.options)
+    named = {} if arrays.names is None else {"class_names": list(arrays.names)}
     natural = {} if arrays.natural_clients is None else {"natural_clients": arrays.natural_clients}
     card = {
         "name": name,
@@ -59,6 +65,7 @@ def _make(
         "scale": arrays.scale,
         "shape": list(arrays.train_x.shape[1:]),
         "rows": {"train": len(arrays.train_x), "test": len(arrays.test_x)},
+        **named,
         **natural,
     }
     new = {found.file.path: found.sha256 for found in files if not found.verified}
@@ -109,7 +116,8 @@ def _is_valid(folder: Path, dataset: schema.DataSet) -> bool:
 
 
 def _promise(dataset: schema.DataSet) -> dict[str, Any]:
-    return dataset.model_dump(include={"title", "reader", "exact", "note"})
+    more = {"options"} if dataset.options else set()
+    return dataset.model_dump(include={"title", "reader", "exact", "note"} | more)
 
 
 def _data_folder(data_dir: Path | None) -> Path | None:

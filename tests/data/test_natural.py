@@ -93,7 +93,7 @@ def toy(tmp_path, monkeypatch):
         made = Labelled(
             train_x=x, train_y=y, test_x=x, test_y=y, classes=3, scale=255, **(client if natural else {})
         )  # fmt: skip
-        monkeypatch.setitem(readers.READERS, "toy", lambda files: made)
+        monkeypatch.setitem(fetch_stage.READERS, "toy", lambda files: made)
         lock = {"toy": DataSet(title="Toy", reader="toy", note=f"natural: {natural}")}
         monkeypatch.setattr(fetch_stage.config, "data_lock", lambda: lock)
         return fetch_stage.fetch("toy", tmp_path)
