@@ -74,9 +74,9 @@ def _fetch(arguments: argparse.Namespace, settings: Settings) -> None:
     from floral import config
     from floral.stages.fetch import fetch
 
-    if arguments.data not in (known := config.data_lock()):
-        raise config.suggest("data set", arguments.data, known, f"{config.CONFIG}/data.lock")
-    fetch(arguments.data, settings.results, arguments.data_dir or settings.data_dir)
+    name = arguments.data
+    data = name if name in config.data_lock() else config.own_data(name, arguments.suite)
+    fetch(data, settings.results, arguments.data_dir or settings.data_dir)
 
 
 def _partition(arguments: argparse.Namespace, settings: Settings) -> None:
@@ -309,8 +309,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(handler=handler)
         return sub
 
-    fetch = command("fetch", _fetch, "download and check a data set of config/data.lock")
-    fetch.add_argument("data")
+    fetch = command("fetch", _fetch, "download and check a data set of config/data.lock, or read a task's own data")
+    fetch.add_argument("data", help="a name in config/data.lock, or a task with data of its own")
+    fetch.add_argument("--suite", help="that sets the task's own data")
     fetch.add_argument("--data-dir", type=Path, help="a folder with the raw files already there (or FLORAL_DATA)")
 
     partition = command("partition", _partition, "divide a task's data among its clients")

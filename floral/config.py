@@ -15,20 +15,22 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic import BaseModel, Field, Tag, ValidationError, create_model
 
-from floral import grid
+from floral import files, grid
 from floral.schema import (
     NOTHING,
     Block,
     Configuration,
+    DataFile,
     DataSet,
     Fidelity,
     Frozen,
     MethodFile,
+    Own,
     Partition,
     Rates,
     SearchFile,
@@ -45,6 +47,12 @@ from floral.schema import (
 
 RESULTS_VERSION = 1
 """Raised by hand when the numerics change, so that new results never mix with old ones."""
+
+OWN = "own-"
+"""Own data are stored under this and a hash."""
+
+TAGS = {"named", "drawn", "own"}
+"""In the place of a mistake in a task's `data`: which of the kinds of data it was taken for, and no key."""
 
 CONFIG = Path(os.environ.get("FLORAL_CONFIG", "config"))
 """Folder of the YAML files, relative to the project's root, where every command is typed."""
@@ -87,7 +95,7 @@ class Run(Frozen):
         whole = {"validation": 0.0} if self.fidelity["validation"] == "none" else {}
         data_seed = self.seed if isinstance(task.data, Synthetic) else None
         return PartitionJob(
-            task=task.name, data=task.data, data_digest=_data_digest(task.data), data_seed=data_seed,
+            task=task.name, data=stored_data(task.data), data_digest=_data_digest(task.data), data_seed=data_seed,
             clients=task.clients, clusters=task.concepts, partition=task.partition.model_copy(update=full | whole),
             unseen=task.unseen, seed=self.partition_seed,
         )  # fmt: skip
@@ -104,6 +112,8 @@ class Run(Frozen):
     def identity(self) -> dict[str, Any]:
         """The values that decide the numbers: everything but titles, prose and what only the report reads."""
         task = self.task.model_dump(mode="json", exclude={"title"})
+        if isinstance(self.task.data, Own):
+            task["data"] = stored_data(self.task.data)  # their content, wherever they lie
         task["model"] = {"kind": self.task.model.kind, **self.task.model.arguments}
         variant = self.variant.model_dump(mode="json", include={"name", "method", "params"})
         rules = self.fidelity.model_dump(mode="json")
@@ -176,7 +186,7 @@ def parse(model: type[Frozen], values: Any, where: str) -> Any:
         # a mapping that lost an entry to a mistake is "too short" only because of it
         told = [problem for problem in problems if problem["type"] != "too_short"] or problems
         for problem in sorted(told, key=lambda problem: problem["type"] != "extra_forbidden"):
-            key = ".".join(str(part) for part in problem["loc"])
+            key = ".".join(str(part) for part in problem["loc"] if part not in TAGS)
             if problem["type"] == "extra_forbidden":
                 lines.append(str(suggest("key", key, _fields_at(model, problem["loc"][:-1]), where)))
             elif problem["type"] == "missing" and (wanted := _fields_at(model, problem["loc"][:-1]).get(key)):
@@ -196,9 +206,12 @@ def shortened(value: Any) -> str:
 
 def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> dict[str, str | None]:
     """The fields of the model at a place within another, with their descriptions."""
+    members: dict[str, Any] = {}
     for part in location:
         field = model.model_fields.get(str(part))
-        inner = field.annotation if field else None
+        inner = field.annotation if field else members.get(str(part))
+        tagged = (get_args(member) for member in get_args(inner))
+        members = {of[1].tag: of[0] for of in tagged if len(of) > 1 and isinstance(of[1], Tag)}
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             model = inner
     return {name: field.description for name, field in model.model_fields.items()}
@@ -252,6 +265,8 @@ def task(name: str, change: Mapping[str, Any] | None = None, where: str | None =
     if parsed.model.kind not in (known := plugins("models")):
         raise suggest("model", parsed.model.kind, known, f"{where}: model.kind")
     parse(model_options(parsed.model.kind), parsed.model.arguments, f"{where}: model")
+    if isinstance(parsed.data, Own) and not own_path(parsed.data).exists():
+        raise ConfigError(f"{where}: data.path: {own_path(parsed.data)} does not exist; name the file or folder")
     if isinstance(parsed.data, str) and not parsed.noop and parsed.data not in (known := list(data_lock())):
         raise suggest("data set", parsed.data, known, f"{where}: data")
     return parsed
@@ -669,8 +684,57 @@ def data_lock() -> dict[str, DataSet]:
     return {name: parse(DataSet, entry, f"{path}: {name}") for name, entry in read(path).items()}
 
 
-def _data_digest(data: str | Synthetic) -> str | None:
-    """What is known of the data before they are fetched: the hashes that data.lock promises."""
+def data_set(data: str | Own) -> DataSet:
+    """Where the data of a task come from: an entry of config/data.lock, or the like of one for its own."""
+    if isinstance(data, str):
+        return data_lock()[data]
+    path = own_path(data)
+    return DataSet(
+        title=f"Own data, {data.kind} {path.name}", reader=data.kind, options=data.options, own=True,
+        files=(DataFile(path=str(path), sha256=_content_sha256(path)),),
+    )  # fmt: skip
+
+
+def stored_data(data: str | Synthetic | Own) -> str | Synthetic:
+    """Under which name data are stored; own data under one that their content and their options decide."""
+    if not isinstance(data, Own):
+        return data
+    made = data_set(data)
+    return OWN + _hash8([made.reader, dict(made.options), [file.sha256 for file in made.files]])
+
+
+def own_data(name: str, suite_name: str | None = None) -> Own:
+    """A task's own data by the task's name, or by the name under which they are stored; as a suite sets them, if given.
+
+    Raises:
+        ConfigError: no task of this name has data of its own, or none has data stored so.
+    """
+    if suite_name is not None:
+        tasks = [first.task for _, _, first in _blocks(suite_name)]
+    else:
+        known = names("tasks")
+        tasks = [task(one) for one in known if one == name or name.startswith(OWN)]
+    for one in tasks:
+        if isinstance(one.data, Own) and name in (one.name, stored_data(one.data)):
+            return one.data
+    raise suggest("data set", name, data_lock(), f"{CONFIG}/data.lock")
+
+
+def own_path(data: Own) -> Path:
+    return Path(data.path).expanduser().absolute()
+
+
+@cache
+def _content_sha256(path: Path) -> str:
+    """Read once in a process: own data that change while a command runs are found changed by the next one."""
+    try:
+        return files.content_sha256(path)
+    except OSError as error:
+        raise ConfigError(f"data.path: {error.filename or path} cannot be read: {error.strerror}") from None
+
+
+def _data_digest(data: str | Synthetic | Own) -> str | None:
+    """What is known of the data before they are fetched: the hashes that data.lock promises, or that own data have."""
     if isinstance(data, Synthetic) or data == NOTHING:
         return None
-    return _hash8([data, [file.sha256 for file in data_lock()[data].files]])
+    return _hash8([stored_data(data), [file.sha256 for file in data_set(data).files]])

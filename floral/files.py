@@ -1,8 +1,9 @@
-"""Files that are whole or not there: what a killed process or a full disk may leave behind."""
+"""Files that are whole or not there: what a killed process or a full disk may leave behind; what they hold."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +28,27 @@ def atomic(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
         partial.unlink(missing_ok=True)
         raise
     _sync_names(path.parent)
+
+
+def content_sha256(path: Path) -> str:
+    """The sha256 of a file, or over the names and contents of all files below a folder but the hidden ones.
+
+    Raises:
+        OSError: there is none, or one cannot be read.
+    """
+    if not path.is_dir():
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    content = hashlib.sha256()
+    for file in visible(path):
+        content.update(f"{file.relative_to(path).as_posix()}\0{content_sha256(file)}\n".encode())
+    return content.hexdigest()
+
+
+def visible(folder: Path) -> list[Path]:
+    """All files below a folder, in order, but those that a system or an editor hides (.DS_Store, .git/…)."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def _sync_names(folder: Path) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 
 class Frozen(BaseModel):
@@ -36,15 +36,66 @@ class Synthetic(Frozen):
     )
 
 
+class Own(Frozen):
+    """Your own data, split where they are in two parts (train and test), else by `test_share`.
+
+    folder: images, one folder per class, or folders train and test of such. table: a parquet or CSV file with a row per
+    sample, or a folder of two, train.* and test.*. arrays: x and y (and client), or train_x, train_y, test_x and test_y
+    (and train_client and test_client), in an .npz file or a folder of .npy files.
+    """
+
+    kind: Literal["folder", "table", "arrays"]
+    path: str = Field(description="the file or folder, from where commands are typed; ~ is your home")
+    label: str | None = Field(default=None, description="of a table: the column of classes, integers 0, 1, … or words")
+    features: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="of a table: the columns of numbers; all others by default"
+    )
+    client: str | None = Field(default=None, description="of a table: the column that says whose each row is")
+    test_share: float = Field(default=0.2, gt=0, lt=1, description="share of test rows, of every client's if there are")
+
+    @model_validator(mode="after")
+    def _columns_are_of_tables(self) -> Own:
+        if self.kind == "table" and self.label is None:
+            raise ValueError("data.label: a table needs the name of the column that holds the classes")
+        for key in () if self.kind == "table" else ("label", "features", "client"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"data.{key}: is of kind: table alone; leave it out")
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What its reader is told."""
+        keys = {"test_share"} | ({"label", "features", "client"} if self.kind == "table" else set())
+        return self.model_dump(mode="json", include=keys)
+
+
+def _kind_of_data(data: Any) -> str | None:
+    kind = data.get("kind") if isinstance(data, Mapping) else getattr(data, "kind", None)
+    known = {"linear": "drawn", "mlp": "drawn", "folder": "own", "table": "own", "arrays": "own"}
+    return "named" if isinstance(data, str) else known.get(str(kind))
+
+
+Data = Annotated[
+    Annotated[str, Tag("named")] | Annotated[Synthetic, Tag("drawn")] | Annotated[Own, Tag("own")],
+    Discriminator(
+        _kind_of_data,
+        custom_error_type="data",
+        custom_error_message="expected a name in config/data.lock, or a kind: linear or mlp (drawn), "
+        "folder, table or arrays (your own)",
+    ),
+]
+
+
 class Shift(Frozen):
     kind: Literal["none", "rotate", "label_shift"] = "none"
 
 
 class Partition(Frozen):
     """iid: shuffled rows. class_groups: a row of class f goes to the clients of cluster f mod C alone. dirichlet: the
-    rows of a class are shared out in proportions drawn from a symmetric Dirichlet(alpha) over the clients."""
+    rows of a class are shared out in proportions drawn from a symmetric Dirichlet(alpha) over the clients. natural: a
+    client holds the rows of one natural client of the data, for example a writer's."""
 
-    kind: Literal["iid", "class_groups", "dirichlet"] = "iid"
+    kind: Literal["iid", "class_groups", "dirichlet", "natural"] = "iid"
     alpha: float | None = Field(
         default=None, gt=0, exclude_if=_is_none, description="of dirichlet: small is few classes per client"
     )
@@ -126,7 +177,7 @@ NOTHING = "nothing"
 class Task(Frozen):
     name: str
     title: str
-    data: str | Synthetic = Field(description='a name in config/data.lock, what to draw, or "nothing"')
+    data: Data = Field(description='a name in config/data.lock, what to draw, your own, or "nothing"')
     shift: Shift = Shift()
     normalise: Normalise | None = None
     augmentation: Literal["none", "flip_crop"] = Field(
@@ -207,8 +258,8 @@ class Task(Frozen):
 
     @property
     def skewed(self) -> bool:
-        """Whether clients of one cluster have different label frequencies, so that none has those of its cluster."""
-        return self.partition.kind == "dirichlet"
+        """Whether clients of one cluster differ in what their rows are like, so that none has those of its cluster."""
+        return self.partition.kind in ("dirichlet", "natural")
 
     @property
     def noop(self) -> bool:
@@ -460,7 +511,7 @@ class Tuned(Frozen):
 class DataFile(Frozen):
     """One raw file of a data set: where it comes from and the hash of its unpacked content."""
 
-    path: str = Field(description="path below the data folder (FLORAL_DATA or data_dir)")
+    path: str = Field(description="path below the data folder (FLORAL_DATA or data_dir), absolute of your own data")
     urls: tuple[str, ...] = ()
     sha256: str | None = Field(
         default=None, description="of the unpacked content; none: recorded at first, marked unverified"
@@ -468,10 +519,12 @@ class DataFile(Frozen):
 
 
 class DataSet(Frozen):
-    """One entry of config/data.lock."""
+    """One entry of config/data.lock, or a task's own data."""
 
     title: str
     reader: str
     exact: bool = Field(default=True, description="false: a lossy or partial copy, marked so in the report")
     note: str = ""
     files: tuple[DataFile, ...] = ()
+    options: Mapping[str, Any] = Field(default_factory=dict, description="keyword arguments of the reader")
+    own: bool = Field(default=False, description="declared in a task: not in data.lock, and known to nobody else")

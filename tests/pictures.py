@@ -26,6 +26,18 @@ def write(
     return path
 
 
+def write_writers(path: Path, images: np.ndarray, labels: list[int], writers: list[str]) -> Path:
+    """A parquet file in the layout of flwrlabs/femnist."""
+    image = [{"bytes": encoded(one), "path": None} for one in images]
+    schema = {
+        "image": pl.Struct({"bytes": pl.Binary, "path": pl.String}), "writer_id": pl.String, "hsf_id": pl.Int64,
+        "character": pl.Int64,
+    }  # fmt: skip
+    columns = {"image": image, "writer_id": writers, "hsf_id": [0] * len(writers), "character": labels}
+    pl.DataFrame(columns, schema=schema).write_parquet(path)
+    return path
+
+
 def made(seed: int, count: int, shape: tuple[int, ...] = (6, 6, 3)) -> tuple[np.ndarray, np.ndarray]:
     """Random images uint8 [count, *shape] and their labels, four classes."""
     random = np.random.default_rng(seed)

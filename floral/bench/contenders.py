@@ -19,6 +19,7 @@ from floral.engine.devices import wait_for
 from floral.engine.rows import Plan, plan
 from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
+from floral.schema import Own
 from floral.spec import Params, Refused
 from floral.stages import execute
 from floral.stages.fetch import fetch
@@ -49,8 +50,8 @@ def prepare(runs: Iterable[Run], results: Path, data_dir: Path | None, also: Ite
     read = (run.task.data for run in runs if isinstance(run.task.data, str))
     names = list(dict.fromkeys((*read, *also)))
     require(names, results, data_dir)
-    for name in names:
-        fetch(name, results, data_dir)
+    for data in (*names, *(run.task.data for run in runs if isinstance(run.task.data, Own))):
+        fetch(data, results, data_dir)
     for run in {run.partition.folder: run for run in runs}.values():
         if not (results / run.partition.folder / "partition.parquet").exists():
             partition(run.partition, results, run.task.batch, run.task.epochs, run.task.partition)

@@ -20,6 +20,8 @@ from floral.data import partition, shifts, synthetic
 from floral.schema import Normalise, Synthetic, Task
 
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
+CLIENTS = ("train_client", "test_client")
+"""Of a data set with natural clients: which of them each row is of."""
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
@@ -121,10 +123,11 @@ def load(run: Run, results: Path, *, test: bool = True) -> Federation:
     sides = {"train": ("train", "validation")} | ({"test": ("test",)} if test else {})
     if on_training:
         table, sides = pl.concat([table.filter(pl.col("split") != "test"), shards]), {"train": partition.SPLITS}
+    data = run.partition.data
     source = (
-        _teacher(run, task.data)
-        if isinstance(task.data, Synthetic)
-        else _stored(run, task.data, card["data_digest"], results, ARRAYS if test else ARRAYS[:2])
+        _teacher(run, data)
+        if isinstance(data, Synthetic)
+        else _stored(run, data, card["data_digest"], results, ARRAYS if test else ARRAYS[:2])
     )
     _check_images(task, source.arrays["train_x"].shape[1:])
     cluster = np.arange(task.clients) % task.concepts
@@ -192,7 +195,7 @@ def evaluated_on_training(run: Run) -> bool:
     return run.task.published_split == "train" and run.fidelity["eval_split"] == "train"
 
 
-def read_data(name: str, results: Path, sides: Sequence[str] = ARRAYS) -> tuple[dict[str, Any], dict[str, Array]]:
+def read_data(name: str, results: Path, sides: Sequence[str] | None = None) -> tuple[dict[str, Any], dict[str, Array]]:
     """The card and the memory-mapped arrays (all, or those of `sides`) that the fetch stage made of a data set.
 
     Raises:
@@ -201,13 +204,18 @@ def read_data(name: str, results: Path, sides: Sequence[str] = ARRAYS) -> tuple[
     folder = results / "data" / name
     try:
         card = json.loads((folder / "card.json").read_text())
-        return card, {side: np.load(folder / f"{side}.npy", mmap_mode="r") for side in sides}
+        return card, {side: np.load(folder / f"{side}.npy", mmap_mode="r") for side in sides or stored_arrays(card)}
     except FileNotFoundError as error:
         raise ConfigError(
             f"{error.filename}: the data set {name!r} is not there yet; make it with: floral fetch {name}"
         ) from None
     except (ValueError, EOFError) as error:
         raise ConfigError(f"{folder}: damaged ({error}); make it again with: floral fetch {name}") from None
+
+
+def stored_arrays(card: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the arrays of a data set with this card."""
+    return (*ARRAYS, *CLIENTS) if "natural_clients" in card else ARRAYS
 
 
 def arrays_digest(arrays: Sequence[Array]) -> str:

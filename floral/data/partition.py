@@ -148,6 +148,39 @@ def skewed_table(
     return _finished(train, test, clusters, partition, seed)
 
 
+def natural_table(
+    train_client: Labels, test_client: Labels, clients: int, clusters: int, partition: Partition, seed: int
+) -> pl.DataFrame:
+    """As `partition_table`, but each client holds the rows of one natural client; `train_client`, `test_client` [N]
+    say of which each row is.
+
+    Natural clients with fewer than `min_rows` training rows or without a test row are left out. Of the others, in the
+    data's order, a random choice of `clients` becomes 0, 1, …
+
+    Raises:
+        ConfigError: fewer natural clients have that many rows.
+    """
+    natural = int(max(train_client.max(initial=-1), test_client.max(initial=-1))) + 1
+    train_rows, test_rows = (np.bincount(side, minlength=natural) for side in (train_client, test_client))
+    fit = np.flatnonzero((train_rows >= partition.min_rows) & (test_rows > 0))
+    if clients > len(fit):
+        raise ConfigError(
+            f"clients: {clients} is more than the {len(fit)} of {natural} natural clients that have a test row and at "
+            f"least {partition.min_rows} training rows; set clients to at most {len(fit)}"
+            + (", or a smaller partition.min_rows" if partition.min_rows > 1 else "")
+        )
+    chosen = fit[seeds.sample(seed, "partition natural clients", size=len(fit), count=clients)]
+    place = np.full(natural, -1)
+    place[chosen] = np.arange(clients)
+
+    def held(side: Labels) -> pl.DataFrame:
+        client = place[side]
+        rows = np.flatnonzero(client >= 0)
+        return pl.DataFrame({"client": client[rows].astype(np.int32), "row": rows})
+
+    return _finished(held(train_client), held(test_client), clusters, partition, seed)
+
+
 def _floored(counts: npt.NDArray[np.int64], wish: npt.NDArray[np.float64], floor: int) -> npt.NDArray[np.int64]:
     """`counts` [class, client] with at least `floor` rows of each client, as `skewed_table` says."""
     counts, total = counts.copy(), counts.sum(0)

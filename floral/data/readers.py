@@ -15,17 +15,37 @@ from PIL import Image
 from floral import seeds
 from floral.data.sources import DataError, RawFile, content
 
+TEST_SHARE = 0.2
+"""Of the rows of a data set that has no split."""
+ENCODED = pl.Struct({"bytes": pl.Binary, "path": pl.String})
+"""An image in a parquet file of the Hugging Face Hub."""
+REPLACE = "remedy: replace it by a whole copy"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """A classification data set: x uint8 [N, H, W] or [N, H, W, 3], y int64 [N]; x / scale lies in [0, 1]."""
+    """A classification data set: x uint8 [N, H, W] or [N, H, W, 3], y int64 [N]; x / scale lies in [0, 1]. Own data may
+    have rows x float32 [N, ...] of any range, with scale 1; `names` are the words that their classes stand for.
 
-    train_x: npt.NDArray[np.uint8]
+    train_client, test_client int32 [N]: the natural client (a writer, a role, a user: 0, 1, …) of each row, where the
+    data have them, and None where not.
+    """
+
+    train_x: npt.NDArray[np.uint8] | npt.NDArray[np.float32]
     train_y: npt.NDArray[np.int64]
-    test_x: npt.NDArray[np.uint8]
+    test_x: npt.NDArray[np.uint8] | npt.NDArray[np.float32]
     test_y: npt.NDArray[np.int64]
     classes: int
     scale: int
+    train_client: npt.NDArray[np.int32] | None = None
+    test_client: npt.NDArray[np.int32] | None = None
+    names: tuple[str, ...] | None = None
+
+    @property
+    def natural_clients(self) -> int | None:
+        """How many natural clients the data have; None: they have none."""
+        sides = [side for side in (self.train_client, self.test_client) if side is not None and len(side)]
+        return max(int(side.max()) for side in sides) + 1 if sides else None
 
 
 def idx(files: Sequence[RawFile]) -> Labelled:
@@ -41,6 +61,8 @@ def idx(files: Sequence[RawFile]) -> Labelled:
             raise DataError(
                 f"{names}: images {list(images.shape)} and labels {list(labels.shape)} do not belong together"
             )
+        if not len(images):
+            raise DataError(f"{pair[0].location}: this file holds no image; {REPLACE}")
     return Labelled(
         train_x=train_x, train_y=train_y.astype(np.int64), test_x=test_x, test_y=test_y.astype(np.int64),
         classes=int(max(train_y.max(), test_y.max())) + 1, scale=255,
@@ -78,10 +100,57 @@ def image_parquet(files: Sequence[RawFile]) -> Labelled:
     )  # fmt: skip
 
 
+def writer_parquet(files: Sequence[RawFile]) -> Labelled:
+    """Parquet files in the layout of flwrlabs/femnist: `image` = struct(bytes, path) with an encoded image each, its
+    writer's `writer_id` and its class `character`. A natural client is a writer, in the order of their names.
+
+    The upstream table has no split: `apart` sets a fifth of every writer's images aside for the test.
+
+    Raises:
+        DataError: like `image_parquet`, or no writer has two images.
+    """
+    parts = []
+    for raw in files:
+        table = _parquet(raw)
+        schema = table.schema
+        texts, whole = schema.get("writer_id") == pl.String, schema.get("character", pl.String()).is_integer()
+        if schema.get("image") != ENCODED or not (texts and whole):
+            raise DataError(
+                f"{raw.location}: expected the columns image of struct(bytes, path), writer_id of strings and "
+                f"character of integers, found {dict(schema)}"
+            )
+        if table["writer_id"].null_count():
+            raise DataError(f"{raw.location}: a row without a writer_id; {REPLACE}")
+        parts.append((_decoded(raw, table["image"]), _classes(raw, table["character"]), table["writer_id"].to_numpy()))
+    images, labels, writers = (
+        np.concatenate(column) if len(files) > 1 else column[0] for column in zip(*parts, strict=True)
+    )
+    client = np.unique(writers, return_inverse=True)[1].astype(np.int32)
+    test = apart(client, TEST_SHARE, "writers split")
+    if not test.any():
+        raise DataError(f"{files[0].location}: no writer has two images, so that none is left for the test; {REPLACE}")
+    return Labelled(
+        train_x=images[~test], train_y=labels[~test], test_x=images[test], test_y=labels[test],
+        train_client=client[~test], test_client=client[test], classes=int(labels.max()) + 1, scale=255,
+    )  # fmt: skip
+
+
+def apart(client: npt.NDArray[np.integer], share: float, purpose: str) -> npt.NDArray[np.bool_]:
+    """Which rows [N] are test rows where a data set has no split: of the n rows of each client of `client` [N] a random
+    round(share·n), at least one and never all. The same for every seed; the only row of a client is a training row."""
+    order = np.lexsort((seeds.bits(0, purpose, np.arange(len(client))), client))
+    rows = np.bincount(client)
+    place = np.empty(len(client), np.int64)
+    place[order] = np.arange(len(client)) - (np.cumsum(rows) - rows)[client[order]]
+    aside = np.minimum(np.maximum(1, np.rint(share * rows)), rows - 1)
+    return place < aside[client]
+
+
 READERS: dict[str, Callable[[Sequence[RawFile]], Labelled]] = {
     "idx": idx,
     "digits_csv": digits_csv,
     "image_parquet": image_parquet,
+    "writer_parquet": writer_parquet,
 }
 
 
@@ -103,32 +172,46 @@ def _idx_array(raw: RawFile) -> npt.NDArray[np.uint8]:
 
 def _parquet_images(raw: RawFile) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Images uint8 [N, H, W] (grey) or [N, H, W, 3], and labels int64 [N], in the file's row order."""
-    remedy = "remedy: replace it by a whole copy"
-    try:
-        table = pl.read_parquet(io.BytesIO(content(raw.location)))
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"{raw.location}: not a parquet file, or truncated ({error}); {remedy}") from None
+    table = _parquet(raw)
     label = next((name for name in ("label", "fine_label") if name in table.columns), None)
-    encoded = pl.Struct({"bytes": pl.Binary, "path": pl.String})
-    if label is None or table.schema.get("img") != encoded or not table.schema[label].is_integer():
+    if label is None or table.schema.get("img") != ENCODED or not table.schema[label].is_integer():
         raise DataError(
             f"{raw.location}: expected a column img of struct(bytes, path) and one of label or fine_label, "
             f"found {dict(table.schema)}"
         )
-    classes = table[label].cast(pl.Int64).to_numpy()
-    if not len(classes) or table[label].null_count() or classes.min() < 0:
-        raise DataError(f"{raw.location}: no rows, or one without a class (0, 1, …) in {label}; {remedy}")
-    images: list[npt.NDArray[np.uint8]] = []
-    for row, image_file in enumerate(table["img"].struct.field("bytes")):
+    return _decoded(raw, table["img"]), _classes(raw, table[label])
+
+
+def _parquet(raw: RawFile) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(io.BytesIO(content(raw.location)))
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{raw.location}: not a parquet file, or truncated ({error}); {REPLACE}") from None
+
+
+def _classes(raw: RawFile, labels: pl.Series) -> npt.NDArray[np.int64]:
+    classes = labels.cast(pl.Int64).to_numpy()
+    if not len(classes) or labels.null_count() or classes.min() < 0:
+        raise DataError(f"{raw.location}: no rows, or one without a class (0, 1, …) in {labels.name}; {REPLACE}")
+    return classes
+
+
+def _decoded(raw: RawFile, images: pl.Series) -> npt.NDArray[np.uint8]:
+    """Images uint8 [N, H, W] (grey) or [N, H, W, 3] from structs of encoded bytes, all of the first one's shape."""
+    decoded = np.empty(0, np.uint8)
+    for row, image_file in enumerate(images.struct.field("bytes")):
         try:
             with Image.open(io.BytesIO(image_file or b"")) as image:
-                images.append(np.asarray(image))
+                pixels = np.asarray(image)
         except (OSError, SyntaxError) as error:  # Pillow's words for a broken image
-            raise DataError(f"{raw.location}: row {row}: the image cannot be decoded ({error}); {remedy}") from None
-        shape, first = images[-1].shape, images[0].shape
-        if shape != first or images[-1].dtype != np.uint8 or len(shape) not in (2, 3) or shape[2:] not in ((), (3,)):
+            raise DataError(f"{raw.location}: row {row}: the image cannot be decoded ({error}); {REPLACE}") from None
+        shape, first = pixels.shape, decoded.shape[1:] if row else pixels.shape
+        if shape != first or pixels.dtype != np.uint8 or len(shape) not in (2, 3) or shape[2:] not in ((), (3,)):
             raise DataError(
-                f"{raw.location}: row {row}: an image of shape {list(shape)} ({images[-1].dtype}) where grey or RGB "
+                f"{raw.location}: row {row}: an image of shape {list(shape)} ({pixels.dtype}) where grey or RGB "
                 f"bytes of the first row's shape {list(first)} are expected"
             )
-    return np.stack(images), classes
+        if not row:
+            decoded = np.empty((len(images), *shape), np.uint8)
+        decoded[row] = pixels
+    return decoded

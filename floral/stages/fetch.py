@@ -12,27 +12,32 @@ from typing import Any, Literal
 import numpy as np
 
 from floral import config, schema
-from floral.data import sources
-from floral.data.federation import ARRAYS, arrays_digest
-from floral.data.readers import READERS, Labelled
+from floral.data import own, readers, sources
+from floral.data.federation import ARRAYS, CLIENTS, arrays_digest, stored_arrays
+from floral.data.readers import Labelled
 from floral.files import atomic
 from floral.stages.locks import held
 
+READERS = {**readers.READERS, **own.READERS}
 
-def fetch(name: str, results: Path, data_dir: Path | None = None, report: sources.Report | None = None) -> Path:
+
+def fetch(
+    data: str | schema.Own, results: Path, data_dir: Path | None = None, report: sources.Report | None = None
+) -> Path:
     """Make results/data/<name> and return it; a folder that is valid already is left as it is.
 
     Args:
+        data: a name in data.lock, or a task's own.
         data_dir: a folder with raw files, looked into before any download; by default the one that FLORAL_DATA names.
 
     Raises:
-        ConfigError: `name` or `data_dir` does not exist.
+        ConfigError: `data` or `data_dir` does not exist.
         DataError: a raw file is missing, truncated or altered, or the disk is full.
     """
-    accepted = config.data_lock()
-    if name not in accepted:
-        raise config.suggest("data set", name, accepted, str(config.CONFIG / "data.lock"))
-    dataset, folder = accepted[name], results / "data" / name
+    if isinstance(data, str) and data not in (accepted := config.data_lock()):
+        raise config.suggest("data set", data, accepted, str(config.CONFIG / "data.lock"))
+    name, dataset = str(config.stored_data(data)), config.data_set(data)
+    folder = results / "data" / name
     if dataset.reader not in READERS:
         raise config.suggest("reader", dataset.reader, READERS, f"{config.CONFIG / 'data.lock'}: {name}")
     with held(folder / ".lock", "fetching it"):
@@ -69,16 +74,20 @@ def _make(
     record = raw / sources.RECORD
     recorded: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
     files = [sources.obtain(file, raw, data_dir, recorded.get(file.path), report) for file in dataset.files]
-    arrays = READERS[dataset.reader](files)
+    arrays = READERS[dataset.reader](files, **dataset.options)
+    named = {} if arrays.names is None else {"class_names": list(arrays.names)}
+    natural = {} if arrays.natural_clients is None else {"natural_clients": arrays.natural_clients}
     card = {
         "name": name,
         **_promise(dataset),
         "files": [{"path": found.file.path, "sha256": found.sha256, "verified": found.verified} for found in files],
-        "digest": arrays_digest([getattr(arrays, side) for side in ARRAYS]),
+        "digest": arrays_digest([getattr(arrays, side) for side in stored_arrays(natural)]),
         "classes": arrays.classes,
         "scale": arrays.scale,
         "shape": list(arrays.train_x.shape[1:]),
         "rows": {"train": len(arrays.train_x), "test": len(arrays.test_x)},
+        **named,
+        **natural,
     }
     new = {found.file.path: found.sha256 for found in files if not found.verified}
     try:
@@ -97,14 +106,16 @@ def _store(folder: Path, arrays: Labelled, card: dict[str, Any]) -> None:
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir()
-        for side in ARRAYS:
+        for side in stored_arrays(card):
             # Through memory: np.save to a file reports a full disk as an OSError without its errno.
             buffer = io.BytesIO()
             np.save(buffer, np.ascontiguousarray(getattr(arrays, side)), allow_pickle=False)
             (new / f"{side}.npy").write_bytes(buffer.getbuffer())
         (new / "card.json").write_text(json.dumps(card, indent=1))
         (folder / "card.json").unlink(missing_ok=True)
-        for file in (*(f"{side}.npy" for side in ARRAYS), "card.json"):
+        for side in (*ARRAYS, *CLIENTS):
+            (folder / f"{side}.npy").unlink(missing_ok=True)  # another version's natural clients
+        for file in (*(f"{side}.npy" for side in stored_arrays(card)), "card.json"):
             (new / file).replace(folder / file)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -114,7 +125,7 @@ def _is_valid(folder: Path, dataset: schema.DataSet) -> bool:
     """Whether the card says what data.lock promises and the arrays are those of the card."""
     try:
         card = json.loads((folder / "card.json").read_text())
-        arrays = [np.load(folder / f"{side}.npy", mmap_mode="r") for side in ARRAYS]
+        arrays = [np.load(folder / f"{side}.npy", mmap_mode="r") for side in stored_arrays(card)]
         found = [(file["path"], file["sha256"] if file["verified"] else None) for file in card["files"]]
     except (FileNotFoundError, ValueError, EOFError, KeyError, TypeError):  # never made, or damaged: made again
         return False
@@ -126,7 +137,8 @@ def _is_valid(folder: Path, dataset: schema.DataSet) -> bool:
 
 
 def _promise(dataset: schema.DataSet) -> dict[str, Any]:
-    return dataset.model_dump(include={"title", "reader", "exact", "note"})
+    more = {"options"} if dataset.options else set()
+    return dataset.model_dump(include={"title", "reader", "exact", "note"} | more)
 
 
 def data_folder(data_dir: Path | None) -> Path | None:

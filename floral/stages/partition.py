@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from floral.config import PartitionJob
-from floral.data.federation import read_data
+from floral.config import ConfigError, PartitionJob
+from floral.data.federation import CLIENTS, read_data
 from floral.data.partition import (
     SPLITS,
     consecutive_table,
     digest,
     grouped_table,
+    natural_table,
     partition_table,
     reduce_rows,
     skewed_table,
@@ -75,6 +77,8 @@ def _partition(
                 whole = grouped_table(train_y, test_y, *sizes)
             case "dirichlet":
                 whole = skewed_table(np.asarray(train_y), np.asarray(test_y), *sizes)
+            case "natural":
+                whole = natural_table(*_natural_clients(job, arrays), *sizes)
         data_digest, labelled = data["digest"], _with_labels(whole, train_y, test_y)
     table, rows = (some.filter(pl.col("client") < job.clients) for some in (whole, labelled))
     card: dict[str, Any] = {
@@ -112,6 +116,16 @@ def _partition(
     atomic(folder / "card.json", f"{{\n{lines}\n}}\n".encode())
     atomic(folder / "partition.parquet", parquet.getvalue())  # last: where it is, all is
     return folder
+
+
+def _natural_clients(job: PartitionJob, arrays: Mapping[str, Labels]) -> tuple[Labels, Labels]:
+    if missing := [side for side in CLIENTS if side not in arrays]:
+        raise ConfigError(
+            f"task {job.task!r}: partition.kind: natural needs data that say whose each row is, but {job.data!r} has "
+            f"no {missing[0]}; set another partition.kind"
+        )
+    train, test = (np.asarray(arrays[side]) for side in CLIENTS)
+    return train, test
 
 
 def _with_labels(table: pl.DataFrame, train_y: Labels, test_y: Labels) -> pl.DataFrame:

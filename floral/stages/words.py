@@ -11,6 +11,7 @@ import polars as pl
 from floral import config
 from floral.config import ConfigError, Run
 from floral.looks import Look
+from floral.schema import Own, Synthetic
 from floral.stages.collect import Collected
 from floral.stages.degenerate import equal
 from floral.stages.summarise import REFERENCE, differences, intervals, marks, unit
@@ -255,11 +256,20 @@ def _partitions(collected: Collected) -> list[dict[str, Any]]:
         clients = f"{setting.task.clients}" + (f" and {joining.clients} unseen" if joining else "")
         rows.append({
             "setting": setting.title, "clients": clients,
-            "data": data if isinstance(data, str) else f"drawn from the seed ({data.kind})",
+            "data": _data(data),
             "exact": row["exact"], "seeds": ", ".join(map(str, row["seeds"])), "runs": row["runs"],
             "digest": row["partition_digest"][:16],
         })  # fmt: skip
     return rows
+
+
+def _data(data: str | Synthetic | Own) -> str:
+    match data:
+        case str():
+            return data
+        case Own():
+            return f"own data ({data.kind} {data.path}), {config.stored_data(data)}"
+    return f"drawn from the seed ({data.kind})"
 
 
 def _precisions(execution: pl.Series) -> str:

@@ -11,8 +11,10 @@ from typing import Any
 import polars as pl
 import yaml
 
+from floral import config
 from floral.config import RESULTS_VERSION, Run
 from floral.files import atomic
+from floral.schema import Synthetic
 
 METRICS = {
     "round": pl.Int32,
@@ -34,6 +36,9 @@ def write_run(folder: Path, run: Run, partition_digest: str | None) -> None:
         "results_version": RESULTS_VERSION,
         "partition": {"folder": str(run.partition.folder), "digest": partition_digest},
     }
+    if not isinstance(run.task.data, Synthetic) and not run.task.noop:
+        origin = config.data_set(run.task.data).model_dump(include={"exact", "note", "own"})
+        resolved["data"] = {"name": config.stored_data(run.task.data), **origin}
     atomic(folder / "run.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True).encode())
 
 

@@ -23,6 +23,9 @@ from floral.stages import execute
 SHAPES = {
     "digits": ((8, 8), 10),
     "mnist": ((28, 28), 10),
+    "fashion_mnist": ((28, 28), 10),
+    "femnist": ((28, 28), 62),
+    "emnist_digits": ((28, 28), 10),
     "cifar10_jpeg90": ((32, 32, 3), 10),
     "cifar100_jpeg90": ((32, 32, 3), 100),
 }

@@ -101,6 +101,7 @@ def test_a_hash_that_data_lock_gains_is_checked_and_marks_the_file_verified(toy,
         (idx(np.zeros(9))[:-1], "truncated: 16 bytes, but its header announces 17"),
         (b"<html>no such file</html>", "not an IDX file of unsigned bytes; it begins with 3c 68 74 6d"),
         (b"", "it begins with nothing"),
+        (idx(np.zeros((0,))), r"images \[9, 4, 4\] and labels \[0\] do not belong together"),
         (idx(np.zeros(8)), r"images \[9, 4, 4\] and labels \[8\] do not belong together"),
     ],
 )
@@ -172,3 +173,11 @@ def test_the_data_part_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_an_empty_test_split_is_named(toy, tmp_path):
+    _, mine = toy
+    (mine / "test-x.gz").write_bytes(idx(np.zeros((0, 4, 4))))
+    (mine / "test-y.gz").write_bytes(idx(np.zeros((0,))))
+    with pytest.raises(DataError, match=r"test-x\.gz: this file holds no image; remedy: replace it"):
+        fetch("toy", tmp_path, mine)

@@ -10,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import LogEvent, logger
 
 import floral
-from floral.config import ConfigError, Untuned
+from floral.config import OWN, ConfigError, Untuned
 from floral.stages import missing, plan, slurm
 
 try:
@@ -84,7 +84,7 @@ def runs_of(wildcards):
 def data_of(wildcards):
     """The data set that is partitioned; synthetic data need no fetch."""
     _, run = PARTITIONS[f"partition/{wildcards.task}/seed{wildcards.seed}-{wildcards.hash8}"]
-    return f"{RESULTS}/data/{run.task.data}/card.json" if isinstance(run.task.data, str) else []
+    return f"{RESULTS}/data/{run.partition.data}/card.json" if isinstance(run.partition.data, str) else []
 
 
 def partition_of(wildcards):
@@ -115,6 +115,13 @@ def partitions_of_search(wildcards):
 
 # Parameters that are functions of `output` or `resources` are no reason to make a result again, as the suite that
 # asks for a run, or the device, must not be: a path holds the hash of whatever decides its content.
+
+
+def fetch_job(wildcards, output):
+    if not wildcards.data.startswith(OWN):
+        return wildcards.data
+    suite = next(suite for suite, run in PARTITIONS.values() if run.partition.data == wildcards.data)
+    return f"{wildcards.data} --suite {suite}"
 
 
 def partition_job(wildcards, output):

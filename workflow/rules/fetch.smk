@@ -3,5 +3,7 @@ rule fetch:
         f"{RESULTS}/data/{{data}}/card.json",
     log:
         f"{RESULTS}/logs/fetch/{{data}}.log",
+    params:
+        job=fetch_job,
     shell:
-        "floral --log {log} fetch {wildcards.data}"
+        "floral --log {log} fetch {params.job}"

@@ -1,0 +1,370 @@
+"""Data of one's own: declared in a task, read from a folder of images, a table or arrays, refused with a remedy."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from pictures import encoded, made
+from projects import Project
+
+from floral import config
+from floral.config import ConfigError, Run
+from floral.data import federation, own
+from floral.data.sources import DataError, RawFile
+from floral.schema import DataFile, Own
+from floral.stages.fetch import fetch
+from floral.stages.partition import partition
+
+
+def read(kind, path, **options):
+    file = RawFile(file=DataFile(path=str(path)), location=Path(path), sha256="", verified=True)
+    return own.READERS[kind]([file], **Own(kind=kind, path=str(path), **options).options)
+
+
+def pictures(root, classes=("cat", "dog"), each=5, shape=(6, 6, 3), seed=0):
+    images, _ = made(seed, len(classes) * each, shape)
+    for row, image in enumerate(images):
+        path = root / classes[row // each] / f"{row:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(image))
+    return images
+
+
+# ------------------------------------------------------------------------------------------- what is read
+
+
+def test_a_folder_of_images_by_class_is_split_and_its_classes_named(tmp_path):
+    images = pictures(tmp_path, ("dog", "cat"))
+    (tmp_path / ".DS_Store").write_text("what a system leaves behind")
+    found = read("folder", tmp_path)
+    assert (found.names, found.classes, found.scale) == (("cat", "dog"), 2, 255)
+    assert (len(found.train_x), len(found.test_x)) == (8, 2)
+    labels = {image.tobytes(): row < 5 for row, image in enumerate(images)}
+    for x, y in ((found.train_x, found.train_y), (found.test_x, found.test_y)):
+        assert x.dtype == np.uint8
+        assert [labels.pop(image.tobytes()) for image in x] == (y == 1).tolist()
+    assert not labels
+    assert np.array_equal(read("folder", tmp_path).test_x, found.test_x), "the split is fixed"
+
+
+def test_a_folder_with_train_and_test_keeps_this_split(tmp_path):
+    train, test = pictures(tmp_path / "train"), pictures(tmp_path / "test", ("dog",), each=3, seed=1)
+    found = read("folder", tmp_path)
+    assert np.array_equal(found.train_x, train) and np.array_equal(found.test_x, test)
+    assert found.train_y.tolist() == [0] * 5 + [1] * 5 and found.test_y.tolist() == [1] * 3
+
+
+def test_grey_images_stay_grey_and_among_coloured_ones_become_coloured(tmp_path):
+    pictures(tmp_path, shape=(4, 4))
+    assert read("folder", tmp_path).train_x.shape[1:] == (4, 4)
+    (tmp_path / "cat" / "999.png").write_bytes(encoded(np.zeros((4, 4, 4), np.uint8)))
+    assert read("folder", tmp_path).train_x.shape[1:] == (4, 4, 3)
+
+
+TABLE = pl.DataFrame({
+    "length": [float(value) for value in range(20)], "width": [3] * 20, "kind": ["b", "a"] * 10,
+    "site": [f"site {row // 5}" for row in range(20)],
+})  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_table_has_features_labels_and_clients(tmp_path, suffix):
+    path = tmp_path / f"flowers.{suffix}"
+    getattr(TABLE, f"write_{suffix}")(path)
+    found = read("table", path, label="kind", client="site", test_share=0.4)
+    assert (found.names, found.scale, found.natural_clients) == (("a", "b"), 1, 4)
+    assert np.bincount(found.train_client).tolist() == [3] * 4 and np.bincount(found.test_client).tolist() == [2] * 4
+    assert found.train_x.dtype == np.float32 and found.train_x.shape == (12, 2)
+    assert found.train_x.mean(0) == pytest.approx([0, 0], abs=1e-6)
+    assert found.train_x.std(0) == pytest.approx([1, 0], abs=1e-6), "a constant column is 0"
+    alone = read("table", path, label="kind", features=["length"], test_share=0.4)
+    assert alone.train_x.shape == (12, 1) and alone.train_client is None
+
+
+def test_a_table_in_two_files_keeps_this_split(tmp_path):
+    TABLE.drop("site")[:15].write_csv(tmp_path / "train.csv")
+    TABLE.drop("site")[15:].write_csv(tmp_path / "test.csv")
+    found = read("table", tmp_path, label="kind")
+    assert (len(found.train_x), len(found.test_x)) == (15, 5)
+    length = found.train_x[:, 0].astype(float)
+    assert np.allclose(np.diff(length), np.diff(length)[0]) and found.test_x[0, 0] > length.max()
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_arrays_in_one_file_or_a_folder(tmp_path, as_folder):
+    random = np.random.default_rng(0)
+    arrays = {"x": random.integers(0, 256, (30, 4, 4)).astype(np.uint8), "y": np.arange(30) % 3}
+    arrays["client"] = np.repeat(["ada", "bob", "eve"], 10)
+    path = tmp_path / "mine.npz"
+    np.savez(path, **arrays)
+    if as_folder:
+        path = tmp_path / "mine"
+        path.mkdir()
+        for name, array in arrays.items():
+            np.save(path / f"{name}.npy", array)
+    found = read("arrays", path)
+    assert (found.classes, found.scale, found.natural_clients, found.names) == (3, 255, 3, None)
+    assert np.bincount(found.test_client).tolist() == [2, 2, 2]
+    assert found.train_x.dtype == np.uint8 and len(found.train_x) == 24
+
+
+def test_arrays_keep_their_split_and_numbers_are_taken_as_they_are(tmp_path):
+    x = np.linspace(-3, 3, 12).reshape(6, 2)
+    words = np.array(["no", "yes", "no", "yes"])
+    np.savez(tmp_path / "a.npz", train_x=x[:4], train_y=words, test_x=x[4:], test_y=words[:2])
+    found = read("arrays", tmp_path / "a.npz")
+    assert np.array_equal(found.train_x, x[:4].astype(np.float32)) and found.scale == 1
+    assert (found.train_y.tolist(), found.test_y.tolist(), found.names) == ([0, 1, 0, 1], [0, 1], ("no", "yes"))
+
+
+# -------------------------------------------------------------------------------------------- what is refused
+
+
+def spoilt(root, change):
+    """A folder of images that is right but for one thing."""
+    pictures(root)
+    cat = root / "cat"
+    match change:
+        case "other size":
+            (cat / "999.png").write_bytes(encoded(np.zeros((7, 6, 3), np.uint8)))
+        case "text" | "empty file":
+            (cat / "999.png").write_bytes(b"" if change == "empty file" else b"not an image")
+        case "cut":
+            (cat / "000.png").write_bytes((cat / "000.png").read_bytes()[:-30])
+        case "empty class":
+            (root / "emu").mkdir()
+        case "loose file":
+            (root / "labels.csv").write_text("a,b")
+        case "nested":
+            (cat / "kittens").mkdir()
+            shutil.move(cat / "000.png", cat / "kittens" / "000.png")
+        case "no test":
+            shutil.move(cat, root / "train")
+        case "empty test" | "unknown class":
+            shutil.move(root / "dog", root / "other")
+            for side in ("train", "test"):
+                shutil.copytree(cat, root / side / ("cat" if side == "train" or change == "empty test" else "emu"))
+            if change == "empty test":
+                shutil.rmtree(root / "test" / "cat")
+            for name in ("cat", "other"):
+                shutil.rmtree(root / name)
+        case "one image each":
+            for name in ("cat", "dog"):
+                shutil.rmtree(root / name)
+            pictures(root, ("cat",), each=1)
+        case "file":
+            shutil.rmtree(root)
+            root.write_text("x")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "other size",
+            r"999\.png: an image of 6×7 pixels where .*000\.png has 6×6; remedy: bring all images to one size",
+        ),
+        ("text", r"999\.png: the image cannot be decoded .*remedy: replace or remove it"),
+        ("empty file", r"999\.png: the image cannot be decoded"),
+        ("cut", r"000\.png: the image cannot be decoded .*remedy"),
+        ("empty class", r"emu: the folder of a class holds images and nothing else; fill or remove it"),
+        ("loose file", r"labels\.csv: a file beside the folders of the classes; put it into one, or remove it"),
+        ("nested", r"cat: the folder of a class holds images and nothing else"),
+        ("no test", r"mine: beside train or test, both and nothing else are expected; remedy: see to 'dog'"),
+        ("empty test", r"test: no folder of a class in it; expected <class>/<image>"),
+        ("unknown class", r"test: class 'emu' has test rows, but no training row; add some"),
+        ("one image each", r"mine: no client has two rows, so that none is left for the test; add rows"),
+        ("file", r"mine: expected a folder; name the folder that holds one folder of images per class"),
+    ],
+)
+def test_a_folder_of_images_that_cannot_be_read_is_explained(tmp_path, change, message):
+    with pytest.raises(DataError, match=message):
+        read("folder", spoilt(tmp_path / "mine", change))
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({}, {"label": "sort"}, r"a\.csv: data\.label: there is no column 'sort'; there are length, width, kind, site"),
+        ({}, {"client": "place"}, r"data\.client: there is no column 'place'"),
+        ({}, {"features": ["depth"]}, r"data\.features: there is no column 'depth'"),
+        ({}, {}, r"column 'site' holds String, and features are numbers; list those that are in data\.features"),
+        ({"length": [*range(19), None]}, {"client": "site"}, r"column 'length', row 19 .*: None is no number; remedy"),
+        ({"length": [*range(19), np.nan]}, {"client": "site"}, r"column 'length', row 19 .*: nan is no number"),
+        ({"kind": [*"ab" * 9, "a", None]}, {"client": "site"}, r"column 'kind', row 19 .* is empty; fill or remove"),
+        ({"site": [None, *"ab" * 9, "a"]}, {"client": "site"}, r"column 'site', row 0 .* is empty"),
+        ({"kind": [0.5] * 20}, {"client": "site"}, r"the labels are of type float64; write classes as integers"),
+        ({"kind": [1, 2] * 10}, {"client": "site"}, r"these run from 1 to 2 with no 0; number the classes anew"),
+        ({"kind": [0, 2] * 10}, {"client": "site"}, r"these run from 0 to 2 with no 1"),
+        ({"kind": [0, -1] * 10}, {"client": "site"}, r"these run from -1 to 0 with -1"),
+        ({"site": [f"{row}" for row in range(20)]}, {"client": "site"}, r"no client has two rows"),
+        ({name: [] for name in TABLE.columns}, {"client": "site"}, r"a\.csv: .*(no row|features are numbers)"),
+    ],
+)  # fmt: skip
+def test_a_table_that_cannot_be_read_is_explained(tmp_path, change, options, message):
+    columns = TABLE.to_dict(as_series=False) | change
+    pl.DataFrame(columns, strict=False).write_csv(tmp_path / "a.csv")
+    with pytest.raises(DataError, match=message):
+        read("table", tmp_path / "a.csv", **{"label": "kind", **options})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.parquet", b"PAR1 and no more", r"a\.parquet: not a parquet file in UTF-8, or truncated .*remedy: write it"),
+        ("a.csv", b"length,kind\n1,\xff\xfe\n", r"a\.csv: not a csv file in UTF-8"),
+        ("a.csv.gz", b"\x1f\x8b cut", r"truncated or damaged"),
+        ("a.xlsx", b"", r"a\.xlsx: expected a file that ends in \.parquet or \.csv"),
+    ],
+)
+def test_a_file_that_is_no_table_is_explained(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read("table", tmp_path / name, label="kind")
+
+
+X, Y = np.zeros((6, 4, 4), np.uint8), np.arange(6) % 2
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": X}, r"found the arrays x, expected x, y; remedy: save x and y"),
+        ({"train_x": X, "train_y": Y}, r"expected train_x, train_y, test_x, test_y"),
+        ({"x": X, "y": Y[:5]}, r"labels \(y\) of shape \[5\] for 6 rows; give one for each row"),
+        ({"x": X, "y": Y, "client": Y[:1]}, r"client of shape \[1\] for 6 rows"),
+        ({"x": X, "y": np.eye(6)}, r"labels \(y\) of shape \[6, 6\] for 6 rows"),
+        ({"x": X, "y": Y / 2}, r"the labels are of type float64"),
+        ({"x": X[:0], "y": Y[:0]}, r"there is no row in it"),
+        ({"x": np.zeros(6), "y": Y}, r"x has shape \[6\]; expected rows in front"),
+        ({"x": np.zeros((6, 3, 8, 8)), "y": Y}, r"channels come last: x\.transpose\(0, 2, 3, 1\)"),
+        ({"x": np.full((6, 2), [[0, np.nan]]), "y": Y}, r"x, row 0 .* has NaN or infinity; fill or remove"),
+        ({"x": np.array([["a"]] * 6), "y": Y}, r"x is of type <U1; expected numbers"),
+        ({"x": np.array([[{}]] * 6), "y": Y}, r"not NumPy's format, truncated, or with objects in it"),
+        ({"train_x": X, "train_y": Y, "test_x": X[:, :3], "test_y": Y}, r"test rows of shape \[3, 4\].*alike"),
+        ({"train_x": X, "train_y": Y, "test_x": X[:0], "test_y": Y[:0]}, r"there is no row in it"),
+    ],
+)  # fmt: skip
+def test_arrays_that_cannot_be_read_are_explained(tmp_path, arrays, message):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=rf"(?s)a\.npz: .*{message}"):
+        read("arrays", tmp_path / "a.npz")
+
+
+def test_a_damaged_archive_is_explained(tmp_path):
+    np.savez(tmp_path / "a.npz", x=X, y=Y)
+    (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:200])
+    np.save(tmp_path / "x.npy", X)
+    for name, message in (("a.npz", "not NumPy's format, truncated"), ("x.npy", "one array; name an .npz file")):
+        with pytest.raises(DataError, match=message):
+            read("arrays", tmp_path / name)
+
+
+# ---------------------------------------------------------------------------------------- from task to run
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"kind": "folder", "path": "nowhere"}, r"data\.path: .*nowhere does not exist; name the file or folder"),
+        ({"kind": "foldr", "path": "x"}, r"data: expected a name in config/data.lock, or a kind: .*folder, table or"),
+        ({"kind": "table", "path": "x", "labl": "y"}, r"unknown key 'data\.labl'"),
+        ({"kind": "table", "path": "x"}, r"data\.label: a table needs the name of the column"),
+        ({"kind": "arrays", "path": "x", "client": "y"}, r"data\.client: is of kind: table alone; leave it out"),
+        ({"kind": "folder", "path": "x", "test_share": 1}, r"data\.test_share: .*less than 1"),
+    ],
+)  # fmt: skip
+def test_a_mistaken_declaration_names_its_key(data, message):
+    with pytest.raises(ConfigError, match=rf"config/tasks/digits_rotate\.yaml: .*{message}"):
+        config.task("digits_rotate", {"data": data})
+
+
+def run_of(path):
+    data = {"kind": "folder", "path": str(path)}
+    task = config.task("digits_rotate", {"data": data, "clients": 2, "clusters": 1, "partition": {"min_rows": 1}})
+    return Run(task=task, variant=config.variant("fedavg"), seed=0, fidelity=config.fidelity("corrected"))
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """What a new process knows: no content is remembered."""
+    return lambda: config._content_sha256.cache_clear()
+
+
+def test_content_and_options_decide_the_hash_and_the_place_does_not(tmp_path, fresh):
+    pictures(tmp_path / "mine")
+    shutil.copytree(tmp_path / "mine", tmp_path / "moved")
+    first = run_of(tmp_path / "mine")
+    assert run_of(tmp_path / "moved").hash8 == first.hash8
+    assert run_of(tmp_path / "moved").partition.folder == first.partition.folder
+    assert str(first.partition.data).startswith("own-")
+    before = first.hash8
+    (tmp_path / "mine" / "cat" / "000.png").rename(tmp_path / "mine" / "dog" / "000.png")
+    fresh()
+    assert run_of(tmp_path / "mine").hash8 != before
+    whole = config.stored_data(Own(kind="folder", path=str(tmp_path / "mine")))
+    assert config.stored_data(Own(kind="folder", path=str(tmp_path / "mine"), test_share=0.3)) != whole
+
+
+def test_a_task_of_ones_own_is_fetched_and_partitioned(tmp_path, fresh):
+    pictures(tmp_path / "mine")
+    run, results = run_of(tmp_path / "mine"), tmp_path / "results"
+    folder = fetch(run.task.data, results)
+    card = json.loads((folder / "card.json").read_text())
+    assert (folder.name, card["class_names"]) == (run.partition.data, ["cat", "dog"])
+    assert card["title"] == "Own data, folder mine" and all(file["verified"] for file in card["files"])
+    written = (folder / "train_x.npy").stat().st_mtime_ns
+    assert (fetch(run.task.data, results) / "train_x.npy").stat().st_mtime_ns == written
+    partition(run.partition, results)
+    clients = federation.load(run, results)
+    assert clients.shape == (6, 6, 3) and clients.classes == 2 and clients.clients == 2
+    (tmp_path / "mine" / "cat" / "000.png").unlink()
+    with pytest.raises(DataError, match="these data have changed since this command began; call it again"):
+        (folder / "card.json").unlink()
+        fetch(run.task.data, results)
+
+
+SUITE = """
+title: Mine
+runs:
+  - {tasks: [flowers], variants: [fedavg], seeds: [0]}
+"""
+FLOWERS = """
+title: Flowers by site
+data: {kind: table, path: flowers.csv, label: kind, client: site}
+partition: {kind: natural, min_rows: 5}
+clients: 6
+clusters: 2
+participation: 1.0
+rounds: 3
+batch: 8
+lr: 0.1
+router_lr: 0.1
+model: {kind: mlp, hidden: 8}
+"""
+
+
+def test_a_table_goes_all_the_way_to_the_report(tmp_path):
+    project = Project.made(tmp_path, tiny=SUITE)
+    (tmp_path / "config" / "tasks" / "flowers.yaml").write_text(FLOWERS)
+    random = np.random.default_rng(0)
+    length, site = random.normal(size=200), np.arange(200) % 8
+    kind = np.where(length + 0.1 * random.normal(size=200) > 0, "iris", "rose")
+    pl.DataFrame({"length": length, "width": random.normal(size=200), "kind": kind, "site": site}).write_csv(
+        tmp_path / "flowers.csv"
+    )
+    fetched = project.call("floral", "fetch", "flowers")
+    assert fetched.returncode == 0, fetched.stdout
+    done = project.snakemake("-c1")
+    assert done.returncode == 0, done.stdout
+    run = yaml.safe_load(project.path("results/train/flowers/fedavg/*/run.yaml").read_text())
+    assert run["data"]["own"] and run["data"]["name"].startswith("own-") and run["data"]["exact"]
+    summary = json.loads(project.path("results/train/flowers/fedavg/*/summary.json").read_text())
+    assert summary["status"] == "done" and summary["test_accuracy"] > 0.5
+    page = (tmp_path / "reports" / "tiny" / "index.html").read_text()
+    assert f"own data (table flowers.csv), {run['data']['name']}" in page
