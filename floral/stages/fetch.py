@@ -49,11 +49,16 @@ def fetch(
 AtHand = Literal["no files needed", "fetched", "found", "to download", "missing"]
 
 
-def at_hand(data: str | schema.Synthetic, results: Path, data_dir: Path | None = None) -> tuple[AtHand, str]:
+def at_hand(
+    data: str | schema.Synthetic | schema.Own, results: Path, data_dir: Path | None = None
+) -> tuple[AtHand, str]:
     """Whether a task's data are there, and what to do where they are missing; by names alone, so at once.
 
-    A file that is found may still have the wrong content, and a URL may not answer: only `fetch` knows.
+    A file that is found may still have the wrong content, and a URL may not answer: only `fetch` knows. A task whose
+    own data are not there is refused before it gets here.
     """
+    if isinstance(data, schema.Own):
+        return "found", ""
     if not isinstance(data, str) or data == schema.NOTHING:
         return "no files needed", ""
     folder, place = results / "data" / data, data_folder(data_dir)

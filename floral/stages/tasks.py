@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from floral import config
-from floral.schema import Frozen, Task
+from floral.schema import Frozen, Own, Synthetic, Task
 from floral.stages import fetch
 
 HEADS = ("task", "K", "C", "a round", "rounds", "model", "shift", "partition", "title")
@@ -22,7 +22,7 @@ class Row:
     task: str
     title: str
     data: str
-    """A name of config/data.lock, or what is drawn."""
+    """A name of config/data.lock, your own data, or what is drawn."""
     exact: bool
     """False: a lossy or partial copy, whose numbers are not comparable with published ones."""
     note: str
@@ -78,7 +78,13 @@ def text(found: list[Row]) -> str:
 
 def _row(task: Task, results: Path, data_dir: Path | None) -> Row:
     at_hand, remedy = fetch.at_hand(task.data, results, data_dir)
-    data = task.data if isinstance(task.data, str) else f"synthetic ({task.data.kind})"
+    match task.data:
+        case str(data):
+            pass
+        case Own(kind=kind, path=path):
+            data = f"own {kind} {path}"
+        case Synthetic(kind=kind):
+            data = f"synthetic ({kind})"
     known = config.data_lock().get(data)
     return Row(
         task=task.name, title=task.title, data=data,
