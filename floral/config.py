@@ -588,8 +588,8 @@ def search_space(variant_name: str) -> Space:
     path = CONFIG / "search" / f"{method}.yaml"
     if not path.exists():
         raise ConfigError(
-            f"{path}: no such file, so nothing says what is tuned of {method!r}; write it ({tuning().budget} "
-            f"configurations), or name {variant_name!r} in a block without `tuned: true`"
+            f"{path}: no such file, so nothing says what is tuned of {method!r}; write it ({{}} for learning rates "
+            f"alone), or name {variant_name!r} in a block without `tuned: true`"
         )
     file: SearchFile = parse(SearchFile, read(path), str(path))
     for name in file.variants:
@@ -618,12 +618,12 @@ def _check_space(space: Space, variant_name: str, where: str, own: bool) -> None
                 raise ConfigError(f"{where}: values: {key}: {error} ({file.parameters[key].doc})") from None
         if len(set(values)) < len(values):
             raise ConfigError(f"{where}: values: {key}: {list(values)} holds a value twice")
-    sizes = {"lr": space.lr, "router_lr": space.router_lr, **{key: len(v) for key, v in space.values.items()}}
-    if (count := math.prod(sizes.values())) != (budget := tuning().budget):
-        product = " × ".join(f"{size} of {key}" for key, size in sizes.items() if size > 1) or "1"
+    sizes = {"router_lr": space.router_lr, **{key: len(v) for key, v in space.values.items()}}
+    if (budget := tuning().budget) % (count := math.prod(sizes.values())):
+        product = " × ".join(f"{size} of {key}" for key, size in sizes.items() if size > 1)
         raise ConfigError(
-            f"{where}: {product} {'is' if count == 1 else 'are'} {count} configuration{'s' * (count != 1)}; every "
-            f"variant has {budget} ({CONFIG}/tuning.yaml)"
+            f"{where}: {product} make {count} combinations, which cannot share the {budget} configurations of every "
+            f"variant ({CONFIG}/tuning.yaml) equally"
         )
 
 
@@ -638,13 +638,19 @@ def _search(run: Run, where: str) -> Search:
         )
     space, rates = search_space(run.variant.name), run.rates
     for name in grid.RATES:
-        if getattr(space, name) > 1 and getattr(rates, name) == 0:
+        if (name == "lr" or space.router_lr > 1) and getattr(rates, name) == 0:
             raise ConfigError(f"{where}: tuned: {task.name} has {name}: 0, and every multiple of 0 is 0")
     short = {"rounds": rule.rounds(task.rounds), "eval_every": None}
     return Search(
         task=task.model_copy(update=short), variant=run.variant, fidelity=run.fidelity, tuning=rule,
         axes=grid.axes(space, rule, rates),
     )  # fmt: skip
+
+
+def is_current(search: Search) -> bool:
+    """Whether its values are committed, so that it need not be made again."""
+    entry = tuned_values(search.task.name).get(search.variant.name)
+    return entry is not None and entry.search == search.digest
 
 
 def _tuned(search: Search, run: Run) -> Run:

@@ -116,6 +116,20 @@ def join_at(**centre: str) -> Callable[[View], View]:
     return join
 
 
+def begin_at(**source: str) -> Callable[[View, Batch], View]:
+    """Each PRIVATE group named begins a client's round at the received value of another; an `assign`."""
+
+    def assign(view: View, held: Batch) -> View:
+        some = held.mask.any()  # a client without rows does not train
+        return {
+            group: {name: torch.where(some, view[other][name], old) for name, old in view[group].items()}
+            for group, other in source.items()
+            if group in view
+        }
+
+    return assign
+
+
 # ---------------------------------------------------------------------------------- layers of a client's own
 
 

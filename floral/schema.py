@@ -446,32 +446,38 @@ class Rates(Frozen):
     router_lr: float = Field(ge=0)
 
 
+class Range(Frozen):
+    """From the lowest to the highest learning rate, as multiples of the task's."""
+
+    lowest: float = Field(gt=0)
+    highest: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _has_a_width(self) -> Range:
+        if self.highest <= self.lowest:
+            raise ValueError(f"highest: {self.highest} must be above lowest: {self.lowest}")
+        return self
+
+
 class Tuning(Frozen):
     """config/tuning.yaml: what every method is tuned with, so that none is favoured."""
 
-    budget: int = Field(ge=1, description="configurations of every variant on every task")
+    budget: int = Field(ge=1, description="configurations of every variant on every task, one for each learning rate")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         min_length=1, description="of each configuration; a suite with `tuned` may not report them"
     )
     share: float = Field(gt=0, le=1, description="of the task's rounds …")
     at_most: int = Field(ge=1, description="… but no more rounds than this")
-    lowest: float = Field(gt=0, description="learning rate, as a multiple of the task's")
-    highest: float = Field(gt=0)
-
-    @model_validator(mode="after")
-    def _range_has_a_width(self) -> Tuning:
-        if self.highest <= self.lowest:
-            raise ValueError(f"highest: {self.highest} must be above lowest: {self.lowest}")
-        return self
+    lr: Range
+    router_lr: Range
 
     def rounds(self, of_task: int) -> int:
         return min(self.at_most, max(1, round(self.share * of_task)))
 
 
 class Space(Frozen):
-    """What is tried of a variant: every combination of learning rates and values."""
+    """What is tried of a variant beside the learning rates: each combination with equally many of these."""
 
-    lr: int = Field(ge=1, description="number of learning rates, on a log grid that is the same for every method")
     router_lr: int = Field(default=1, ge=1, description="number of the router's; 1: the task's")
     values: Mapping[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
         default_factory=dict, description="hyper-parameter → its values, in order"

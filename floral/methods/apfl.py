@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from floral.parts import personal, serve, whole, with_loss
+from floral.parts import join_at, personal, serve, whole, with_loss
 from floral.spec import Batch, Draws, Group, Method, Objective, Problem, Scope, View
 from floral.streams import Stream
 
@@ -17,7 +17,8 @@ def build(problem: Problem, *, alpha: float) -> Method:
         w ← w - lr·∇f(w),    v ← v - lr·α·∇f(v̄),    α ← clip(α - lr·⟨v - w, ∇f(v̄)⟩, 0, 1)
 
     w is FedAvg whatever α; α = 0 held there serves FedAvg, α = 1 held there trains v_k as Local. Where accounts of the
-    method differ, chosen are: v's gradient with its factor α, and a step of α with every batch, not once a round.
+    method differ, chosen are: v's gradient with its factor α, and a step of α with every batch, not once a round. A
+    client that joins after training begins with v at w.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
     mixed = serve(model, "mixed", "personal_statistics")
@@ -40,6 +41,7 @@ def build(problem: Problem, *, alpha: float) -> Method:
         draws=model.draws,
         local_step=step,
         passes=2,
+        join=join_at(personal="base", personal_statistics="statistics"),
     )
 
 

@@ -18,12 +18,15 @@ def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
     Chosen here, where accounts of the method leave it open: u is estimated in every round of a client (not every τ
     rounds), the floor does not rescale the other importances, the cohort is the benchmark's and weighs with v (it is
     not drawn with v), lam = 0.1, floor = 0.01, and w_k begins a round where it ended its last one (`start="own"`) or at
-    Σ_s u_ks c_s / Σ_s u_ks ("centres"). A client that never takes part serves the start.
+    Σ_s u_ks c_s / Σ_s u_ks ("centres"). A client that never takes part serves the start, and one that joins after
+    training begins at that mean.
 
     Costs: the importances take C forward passes per training row and round; the penalty is not counted.
     """
     model, stream, clusters = problem.build_model(), Stream(problem.seed, "model"), problem.clusters
     each = of_each_model(model)
+    models = whole(model, Scope.CLUSTERED, stream, problem.lr, holders=clusters)
+    own = {group: "personal" if group == "base" else f"personal_{group}" for group in models}
 
     def assign(view, held):
         outputs, _ = each(view, held.x, None, None)
@@ -32,9 +35,17 @@ def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
         weights = (counts / held.mask.sum()).clamp(min=floor)
         changed = {"importance": {"weights": weights}}
         if start == "centres":
-            mean = weights / weights.sum()
-            changed["personal"] = {name: torch.tensordot(mean, c, 1) for name, c in view["base"].items()}
+            changed |= {"personal": between({**view, **changed})["personal"]}
         return changed
+
+    def between(view):
+        """A personal model at the mean of the centres by importance, where the penalty alone is least."""
+        weights = view["importance"]["weights"]
+        mean = weights / weights.sum()
+        return {
+            own[group]: {name: torch.tensordot(mean, centre, 1) for name, centre in view[group].items()}
+            for group in models
+        }
 
     def penalty(view, received, draws):
         weights = view["importance"]["weights"]
@@ -48,7 +59,6 @@ def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
         weights = view["importance"]["weights"]
         return (weights / weights.sum()).log()
 
-    models = whole(model, Scope.CLUSTERED, stream, problem.lr, holders=clusters)
     even = torch.full((problem.clients, clusters), 1 / clusters)
     return Method(
         groups={
@@ -61,10 +71,11 @@ def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
         assign_passes=clusters / 3,
         phases=(Phase(train=("personal",)),),
         penalty=penalty,
-        upload={group: for_all("personal" if group == "base" else f"personal_{group}") for group in models},
+        upload={group: for_all(own[group]) for group in models},
         log_route=lambda view: view["importance"]["weights"].log(),
         served_log_route=served,
         picks=True,
         draws=model.draws,
+        join=between,
         sends={"importance": (0, clusters)},
     )

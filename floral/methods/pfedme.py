@@ -4,19 +4,19 @@ from collections.abc import Mapping
 
 import torch
 
-from floral.parts import join_at, personal, serve_personal, whole, with_loss
+from floral.parts import begin_at, join_at, personal, serve_personal, whole, with_loss
 from floral.spec import Batch, Draws, Method, Objective, Problem, Refused, Scope, View
 from floral.streams import Stream
 
 
 def build(problem: Problem, *, lam: float, inner_steps: int) -> Method:
-    """w SHARED, θ_k PRIVATE and served. On every batch θ starts at the client's w_k and takes K = `inner_steps` steps
+    """w SHARED, θ_k PRIVATE and served. θ starts a round at w, and takes K = `inner_steps` steps on every batch
 
         θ ← θ - lr·(∇f(θ) + lam·(θ - w_k)),    then    w_k ← w_k - lr·lam·(w_k - θ)
 
     K = 1 at lr·lam = 1 is FedAvg for w; many steps make θ the minimiser of f(θ) + lam/2·‖θ - w_k‖² on the batch. Where
-    accounts of the method differ, chosen are: θ starts anew at w_k with every batch (not at its last value), both rates
-    are the task's, and the server takes the plain mean (the paper's β = 1). The paper's lam = 15 belongs to a rate of
+    accounts of the method differ, chosen are: θ goes on from batch to batch (and not from w_k on each), both rates are
+    the task's, and the server takes the plain mean (the paper's β = 1). The paper's lam = 15 belongs to a rate of
     0.005; the default of 5 is chosen for rates around 0.1. A client that never takes part serves the start.
 
     Raises:
@@ -29,7 +29,7 @@ def build(problem: Problem, *, lam: float, inner_steps: int) -> Method:
     def step(
         objective: Objective, trained: View, fixed: View, batch: Batch, draws: Draws, lr: Mapping[str, float]
     ) -> tuple[View, View, torch.Tensor]:
-        w = theta = trained["base"]
+        w, theta = trained["base"], trained["personal"]
         changed: View = {}
         losses = []
         for _ in range(inner_steps):
@@ -51,6 +51,7 @@ def build(problem: Problem, *, lam: float, inner_steps: int) -> Method:
         },
         predict=serve_personal(model),
         draws=model.draws,
+        assign=begin_at(personal="base"),
         local_step=step,
         passes=inner_steps,
         join=join_at(personal="base"),

@@ -2,7 +2,7 @@
 
 import torch
 
-from floral.parts import passes, personal, sample_losses, serve, serve_personal, whole
+from floral.parts import begin_at, join_at, passes, personal, sample_losses, serve, serve_personal, whole
 from floral.routes import Gate
 from floral.spec import Method, Phase, Problem, Scope
 from floral.streams import Stream
@@ -32,14 +32,6 @@ def build(problem: Problem) -> Method:
     }
     start_of = {"personal": "base", "personal_statistics": "statistics"}
 
-    def assign(view, held):
-        some = held.mask.any()  # a client without rows does not train
-        return {
-            group: {name: torch.where(some, view[source][name], old) for name, old in view[group].items()}
-            for group, source in start_of.items()
-            if group in view
-        }
-
     def mixed(view, x):
         outputs = torch.stack([serve_one(view, x, None, None)[0] for serve_one in (shared, own)])
         return torch.einsum("bc,cbo->bo", gate.log_weights(view, x).exp(), outputs)
@@ -51,7 +43,7 @@ def build(problem: Problem) -> Method:
     return Method(
         groups=groups,
         predict=lambda view, x, draws, mask: (mixed(view, x), {}),
-        assign=assign,
+        assign=begin_at(**start_of),
         phases=(
             Phase(train=("base",), predict=shared),
             Phase(train=("personal",), predict=own),
@@ -59,5 +51,6 @@ def build(problem: Problem) -> Method:
         ),
         loss=gate_loss,
         draws=model.draws,
+        join=join_at(**start_of),
         passes=(2 + 2 / 3 + passes(problem, gate.model)) / 3,
     )

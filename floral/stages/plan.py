@@ -88,9 +88,15 @@ class Settings(Frozen):
         return {name: config.runs(name, **self.narrowing) for name in dict.fromkeys(self.suite)}
 
     def searches(self) -> dict[str, tuple[str, Search]]:
-        """folder → the suite that asks for it and the search; a search that two suites share is under the first."""
+        """folder → the suite that asks for it and the search, of all whose values are not committed; a search that two
+        suites share is under the first."""
         chosen = {name: config.searches(name, self.tasks, self.variants) for name in dict.fromkeys(self.suite)}
-        return {str(at): (name, one) for name in reversed(chosen) for at, one in chosen[name].items()}
+        return {
+            str(at): (name, one)
+            for name in reversed(chosen)
+            for at, one in chosen[name].items()
+            if not config.is_current(one)
+        }
 
 
 def settings(values: Mapping[str, Any] | None = None) -> Settings:

@@ -94,7 +94,7 @@ def _facts(setting: Setting, searches: Mapping[str, Search], entries: Mapping[st
     search = next(iter(searches.values()))
     rule = search.tuning
     seeds = f"seed{'s' * (len(rule.seeds) > 1)} {', '.join(map(str, rule.seeds))}"
-    low, high = (f"{setting.task.lr * factor:.3g}" for factor in (rule.lowest, rule.highest))
+    low, high = (f"{setting.task.lr * factor:.3g}" for factor in (rule.lr.lowest, rule.lr.highest))
     commits = ", ".join(sorted({entry.commit or "unknown" for entry in entries.values()}))
     return (
         f"{rule.budget} configurations of every method, {seeds}, {search.task.rounds} of {setting.task.rounds} rounds; "

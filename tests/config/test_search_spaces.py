@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -51,14 +52,16 @@ def refusal(suite: str = "mine", kind: type[ConfigError] = ConfigError) -> str:
 
 
 @pytest.mark.parametrize("variant", TUNABLE)
-def test_every_variant_has_the_budgets_configurations_on_one_range_of_learning_rates(variant: str) -> None:
+def test_every_variant_tries_the_same_learning_rates_one_in_each_configuration(variant: str) -> None:
     rule, space = config.tuning(), config.search_space(variant)
     axes = grid.axes(space, rule, Rates(lr=0.1, router_lr=0.3))
     found = grid.configurations(axes)
-    assert len({one.model_dump_json() for one in found}) == rule.budget
-    assert (axes["lr"][0], axes["lr"][-1]) == pytest.approx((0.1 * rule.lowest, 0.1 * rule.highest), rel=0.005)
+    assert [one.rates.lr for one in found] == list(axes["lr"]) and len(set(axes["lr"])) == rule.budget
+    assert (axes["lr"][0], axes["lr"][-1]) == pytest.approx((0.1 * rule.lr.lowest, 0.1 * rule.lr.highest), rel=0.005)
     steps = [math.log(high / low) for low, high in zip(axes["lr"], axes["lr"][1:], strict=False)]
     assert steps == pytest.approx([steps[0]] * len(steps), abs=0.05)
+    others = Counter((one.rates.router_lr, *one.params.values()) for one in found)
+    assert len(set(others.values())) == 1, "each combination has equally many learning rates"
 
 
 @pytest.mark.parametrize("variant", [name for name in TUNABLE if config.search_space(name).router_lr > 1])
@@ -78,7 +81,7 @@ def test_only_methods_that_train_nothing_have_no_search_space() -> None:
 def test_edges_are_ends_of_axes_that_have_an_inside() -> None:
     rule = config.tuning()
     values = {"lam": (0.1, 1.0, 10.0), "two": (1, 2), "kind": ("a", "b", "c")}
-    axes = grid.axes(Space(lr=4, values=values), rule, Rates(lr=0.1, router_lr=0.1))
+    axes = grid.axes(Space(values=values), rule, Rates(lr=0.1, router_lr=0.1))
     rates = Rates(lr=axes["lr"][-1], router_lr=0.1)
     assert grid.edges(axes, rates, {"lam": 0.1, "two": 1, "kind": "a"}) == ["lr", "lam"]
     assert grid.edges(axes, Rates(lr=axes["lr"][1], router_lr=0.1), {"lam": 1.0, "two": 2, "kind": "c"}) == []
@@ -87,13 +90,14 @@ def test_edges_are_ends_of_axes_that_have_an_inside() -> None:
 @pytest.mark.parametrize(
     ("space", "words"),
     [
-        ({"lr": 4}, ["config/search/ditto.yaml", "4 of lr are 4 configurations; every variant has 12"]),
-        ({"lr": 12, "values": {"lam": [1.0]}, "router_lr": 2}, ["12 of lr × 2 of router_lr are 24"]),
-        ({"lr": 6, "values": {"lamb": [1.0, 2.0]}}, ["values: unknown parameter 'lamb'; did you mean 'lam'?"]),
-        ({"lr": 6, "values": {"lam": [0.0, 2.0]}}, ["values: lam: 0.0 is out of range"]),
-        ({"lr": 6, "values": {"lam": [1.0, 1.0]}}, ["values: lam", "holds a value twice"]),
-        ({"lr": 12, "variants": {"dito": {"lr": 12}}}, ["variants: unknown variant 'dito'"]),
-        ({"lr": 12, "rounds": 3}, ["unknown key 'rounds'"]),
+        ({"router_lr": 5}, ["config/search/ditto.yaml", "5 of router_lr make 5 combinations", "the 12 configurations"]),
+        ({"values": {"lam": [1.0, 2.0, 3.0]}, "router_lr": 3}, ["3 of router_lr × 3 of lam make 9"]),
+        ({"values": {"lamb": [1.0, 2.0]}}, ["values: unknown parameter 'lamb'; did you mean 'lam'?"]),
+        ({"values": {"lam": [0.0, 2.0]}}, ["values: lam: 0.0 is out of range"]),
+        ({"values": {"lam": [1.0, 1.0]}}, ["values: lam", "holds a value twice"]),
+        ({"variants": {"dito": {}}}, ["variants: unknown variant 'dito'"]),
+        ({"lr": 4}, ["unknown key 'lr'"]),
+        ({"rounds": 3}, ["unknown key 'rounds'"]),
     ],
 )
 def test_a_search_space_that_does_not_fit_is_refused(write: Write, space: dict[str, Any], words: list[str]) -> None:
@@ -105,10 +109,10 @@ def test_a_search_space_that_does_not_fit_is_refused(write: Write, space: dict[s
 
 def test_what_a_variant_sets_is_tuned_only_in_a_space_of_its_own(write: Write) -> None:
     write("suites/mine", **tuned_suite(variants=["floral_10"]))
-    ranks = {"lr": 6, "values": {"rank": [0.01, 0.1]}}
+    ranks = {"values": {"rank": [0.01, 0.1]}}
     write("search/floral", **ranks)
     assert "rank is what 'floral_10' sets; give it a space of its own under variants" in refusal()
-    write("search/floral", lr=12, variants={"floral_10": ranks})
+    write("search/floral", variants={"floral_10": ranks})
     assert searched().axes["rank"] == (0.01, 0.1)
 
 
@@ -179,7 +183,7 @@ def test_a_change_of_what_was_searched_makes_values_stale(write: Write) -> None:
         write("suites/mine", **tuned_suite(task=change))
         assert "config/tuned/digits_rotate.yaml: stale" in refusal(kind=Untuned)
     write("suites/mine", **tuned_suite())
-    write("search/ditto", lr=4, values={"lam": [0.1, 1.0, 9.0]})
+    write("search/ditto", values={"lam": [0.1, 1.0, 9.0]})
     assert "config/tuned/digits_rotate.yaml: stale" in refusal(kind=Untuned)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,20 +14,21 @@ import pytest
 from floral import config, grid
 from floral.config import ConfigError, Search
 from floral.data import federation
-from floral.schema import Rates, Space, Tuned, Tuning
+from floral.schema import Range, Rates, Space, Tuned, Tuning
 from floral.stages import tune as stage
 from floral.stages.fetch import fetch
 from floral.stages.partition import partition
 
 TASK = {"clients": 4, "clusters": 2, "rounds": 6, "epochs": 1, "partition": {"share": 0.5}}
-RULE = Tuning(budget=4, seeds=(1000, 1001), share=0.5, at_most=10, lowest=0.5, highest=4.0)
+SPAN = Range(lowest=0.5, highest=4.0)
+RULE = Tuning(budget=4, seeds=(1000, 1001), share=0.5, at_most=10, lr=SPAN, router_lr=SPAN)
 
 
 def made(variant: str, rule: Tuning = RULE, values: Mapping[str, Any] | None = None) -> Search:
     task = config.task("digits_rotate", TASK)
     task = task.model_copy(update={"rounds": rule.rounds(task.rounds), "eval_every": None})
     values = values or {}
-    space = Space(lr=rule.budget // math.prod(map(len, values.values())), values=values)
+    space = Space(values=values)
     axes = grid.axes(space, rule, Rates(lr=task.lr, router_lr=task.router_lr))
     return Search(
         task=task, variant=config.variant(variant), fidelity=config.fidelity("corrected"), tuning=rule, axes=axes
@@ -98,7 +98,7 @@ def test_a_killed_search_makes_only_what_is_left(results: Path, copy: Path, monk
 
 
 def test_diverged_and_refused_configurations_are_results(results: Path) -> None:
-    rule = RULE.model_copy(update={"highest": 1e30, "lowest": 1.0})
+    rule = RULE.model_copy(update={"lr": Range(lowest=1.0, highest=1e30)})
     chosen, rows = tuned(made("fedavg", rule), results)
     assert chosen.losses.count(None) == 3 and chosen.rates.lr == pytest.approx(0.1)
     assert {row["status"] for row in rows} == {"done", "diverged"}
@@ -109,7 +109,7 @@ def test_diverged_and_refused_configurations_are_results(results: Path) -> None:
 
 
 def test_a_search_in_which_nothing_ends_says_so(results: Path) -> None:
-    rule = RULE.model_copy(update={"lowest": 1e20, "highest": 1e30})
+    rule = RULE.model_copy(update={"lr": Range(lowest=1e20, highest=1e30)})
     with pytest.raises(ConfigError, match=r"digits_rotate fedavg: no configuration ended: .*diverged.*another search"):
         tuned(made("fedavg", rule), results)
 

@@ -21,7 +21,7 @@ runs:
 def test_values_are_missing_then_searched_then_used(project: Project) -> None:
     config = project.folder / "config"
     (config / "suites/tiny.yaml").write_text(SUITE)
-    (config / "search/fedavg.yaml").write_text("lr: 3")
+    (config / "search/fedavg.yaml").write_text("{}")
     rule = yaml.safe_load((config / "tuning.yaml").read_text())
     (config / "tuning.yaml").write_text(yaml.safe_dump({**rule, "budget": 3}))
     committed = config / "tuned/digits_rotate.yaml"
@@ -37,6 +37,9 @@ def test_values_are_missing_then_searched_then_used(project: Project) -> None:
     entry = yaml.safe_load(committed.read_text())["fedavg"]
     assert (entry["budget"], entry["rounds"], len(entry["losses"])) == (3, 2, 3)
     assert not (project.folder / "results/train").exists()
+
+    again = project.call("snakemake", "--profile", "local", "tuned", "--config", "suite=tiny")
+    assert again.returncode != 0 and "nothing to tune" in again.stdout, again.stdout
 
     done = project.snakemake()
     assert done.returncode == 0, done.stdout

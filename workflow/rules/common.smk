@@ -99,7 +99,7 @@ def search_of(wildcards):
 
 def searches_to_write(wildcards):
     if not SEARCHES:
-        raise WorkflowError(f"{', '.join(SETTINGS.suite)}: no block says `tuned: true`, so there is nothing to tune")
+        raise WorkflowError(f"{', '.join(SETTINGS.suite)}: nothing to tune: no block says `tuned: true`, or all values are committed")
     return [f"{RESULTS}/{folder}/done" for folder in SEARCHES]
 
 
