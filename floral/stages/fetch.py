@@ -49,21 +49,19 @@ def fetch(
 AtHand = Literal["no files needed", "fetched", "found", "to download", "missing"]
 
 
-def at_hand(
-    data: str | schema.Synthetic | schema.Own, results: Path, data_dir: Path | None = None
-) -> tuple[AtHand, str]:
+def at_hand(data: schema.Data, results: Path, data_dir: Path | None = None) -> tuple[AtHand, str]:
     """Whether a task's data are there, and what to do where they are missing; by names alone, so at once.
 
-    A file that is found may still have the wrong content, and a URL may not answer: only `fetch` knows. A task whose
-    own data are not there is refused before it gets here.
+    A file that is found may still have the wrong content, and a URL may not answer: only `fetch` knows.
     """
-    if isinstance(data, schema.Own):
-        return "found", ""
-    if not isinstance(data, str) or data == schema.NOTHING:
+    name = config.stored_data(data)
+    if not isinstance(name, str) or name == schema.NOTHING:
         return "no files needed", ""
-    folder, place = results / "data" / data, data_folder(data_dir)
+    folder, place = results / "data" / name, data_folder(data_dir)
     if (folder / "card.json").exists():
         return "fetched", ""
+    if not isinstance(data, str):  # a task of whose own data there are none is refused where it is read
+        return "found", ""
     files = config.data_lock()[data].files
     lacking = [file for file in files if not sources.is_there(file, folder / "raw", place)]
     without = [file for file in lacking if not any(map(sources.on_the_network, file.urls))]

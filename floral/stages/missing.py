@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from floral import config
 from floral.config import ConfigError, Run, Search
 from floral.files import atomic
-from floral.schema import Task
+from floral.schema import Synthetic, Task
 from floral.stages.plan import finished, many
 
 NOTE = "missing.txt"
@@ -19,16 +20,17 @@ def try_to_fetch(tasks: Iterable[Task], results: Path, data_dir: Path | None) ->
 
     Nothing less than the fetch itself knows whether a mirror answers and a file has the right content.
     """
-    wanted = dict.fromkeys(task.data for task in tasks if isinstance(task.data, str) and not _there(task, results))
+    files = [task for task in tasks if not _there(task, results)]
+    wanted = {_stored(task): task.data for task in files if not isinstance(task.data, Synthetic)}
     if not wanted:
         return
     from floral.data.sources import DataError
     from floral.stages.fetch import fetch
 
-    for name in wanted:
+    for name, data in wanted.items():
         note = results / "data" / name / NOTE
         try:
-            fetch(name, results, data_dir)
+            fetch(data, results, data_dir)
         except DataError as error:
             atomic(note, str(error).encode())
         else:
@@ -39,9 +41,10 @@ def without_data(task: Task, results: Path) -> str | None:
     """The file that a task lacks and the remedy; None where its data are there, or it needs none."""
     if _there(task, results):
         return None
-    note = results / "data" / str(task.data) / NOTE
+    name = _stored(task)
+    note = results / "data" / name / NOTE
     if not note.exists():
-        return f"{task.data}: not fetched yet; remedy: floral fetch {task.data}"
+        return f"{name}: not fetched yet; remedy: floral fetch {name}"
     first, *others = note.read_text(encoding="utf-8").splitlines()
     remedies = [line.strip() for line in others if line.strip().startswith("remedy: ")]
     return "; ".join([first, *remedies])
@@ -89,4 +92,10 @@ def split(runs: Iterable[Run], results: Path) -> tuple[list[Run], list[str]]:
 
 
 def _there(task: Task, results: Path) -> bool:
-    return not isinstance(task.data, str) or task.noop or (results / "data" / task.data / "card.json").exists()
+    drawn = task.noop or isinstance(task.data, Synthetic)
+    return drawn or (results / "data" / _stored(task) / "card.json").exists()
+
+
+def _stored(task: Task) -> str:
+    """The name under which a task's data are stored."""
+    return str(config.stored_data(task.data))

@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from projects import ROOT
 
 from floral import cli, config
-from floral.stages import tasks
+from floral.stages import missing, tasks
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +62,15 @@ def test_what_is_at_hand_is_told_by_names_alone(row: Callable[..., tasks.Row], t
     card.parent.mkdir(parents=True)
     card.touch()
     assert row("cifar10_rotate").at_hand == "fetched"
+
+
+def test_your_own_data_are_found_where_the_task_says(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", x=np.zeros((2, 3)), y=np.arange(2))
+    own = {"kind": "arrays", "path": str(tmp_path / "mine.npz")}
+    task = config.task("digits_rotate", {"data": own, "shift": {"kind": "none"}})
+    row = tasks._row(task, tmp_path / "results", None)
+    assert (row.data, row.at_hand) == (f"own arrays {tmp_path / 'mine.npz'}", "found")
+    assert "floral fetch own-" in (missing.without_data(task, tmp_path / "results") or "")
 
 
 def test_text_and_json_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
