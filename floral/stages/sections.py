@@ -8,7 +8,7 @@ from typing import Literal
 import polars as pl
 
 from floral.looks import Look
-from floral.stages import budgets, published, seen, tuning_section, unseen_section
+from floral.stages import budgets, clusters_section, published, seen, tuning_section, unseen_section
 from floral.stages.collect import Collected, Setting
 from floral.stages.section import Make, Material, Part, Section
 from floral.stages.summarise import REFERENCE, main_cells, unit, usual_seeds, worst, worst_cell
@@ -38,6 +38,7 @@ def main(material: Material) -> Section | None:
         reference = shown[REFERENCE].title if REFERENCE in shown else ""
         titles = {
             "value": measured.title,
+            "top5": "Top-5, %",
             "official": f"Official score{', %' if setting.metric == 'accuracy' else ''}",
             "difference": f"\u2212 {reference}, {measured.difference}",
         }
@@ -114,7 +115,8 @@ def provenance(material: Material) -> Section | None:
 
 SECTIONS: tuple[Make, ...] = (
     main, published.section, published.claims, budgets.section, result, curves, routes, spread, worst_clients,
-    unseen_section.section, costs, seen.section, tuning_section.section, methods, failures, provenance,
+    clusters_section.section, unseen_section.section, costs, seen.section, tuning_section.section, methods, failures,
+    provenance,
 )  # fmt: skip
 
 

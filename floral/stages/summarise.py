@@ -20,6 +20,8 @@ from floral.tables import EMPTY, Cell, interval_cell, number
 
 REFERENCE = "floral_1"
 """The variant that all others are compared with."""
+MANY_CLASSES = 20
+"""From so many on the main table has the top-5 accuracy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +45,7 @@ def unit(collected: Collected, setting: Setting) -> Unit:
         value for seeds in collected.values(setting, "test_loss").values() for value in seeds.values() if value > 0
     ]
     digits = min(6, max(1, 2 - math.floor(math.log10(median(losses))))) if losses else 3
-    return Unit(
-        column="test_loss", title="Test loss", difference="loss", scale=1, digits=digits, higher_is_better=False
-    )
+    return Unit(column="test_loss", title="Test MSE", difference="loss", scale=1, digits=digits, higher_is_better=False)
 
 
 def scaled(seeds: Mapping[int, float], factor: float) -> dict[int, float]:
@@ -145,10 +145,11 @@ def best_two(
 
 
 def main_cells(collected: Collected, looks: Mapping[str, Look], setting: Setting) -> dict[str, dict[str, Cell]]:
-    """contender → `value`, `official`, `difference` → cell. Every row says how many of its seeds diverged."""
+    """contender → `value`, `top5`, `official`, `difference` → cell. Every row says how many of its seeds diverged."""
     shown, counts = unit(collected, setting), lost(collected, setting)
     results, paired = intervals(collected, setting), differences(collected, setting)
     official = means(collected, setting, "official_score", shown.scale)
+    near = means(collected, setting, "test_top5_accuracy", shown.scale) if _many_classes(collected, setting) else {}
     marked, usual = marks(collected, looks, setting), usual_seeds(collected)
     cells: dict[str, dict[str, Cell]] = {}
     for name, count in counts.items():
@@ -158,6 +159,8 @@ def main_cells(collected: Collected, looks: Mapping[str, Look], setting: Setting
             continue
         mark = marked.get(name, "")
         cells[name] = {"value": interval_cell(results[name], shown.digits, note=note, mark=mark, usual=usual)}
+        if name in near:
+            cells[name]["top5"] = interval_cell(near[name], shown.digits, usual=usual)
         if name in official:
             cells[name]["official"] = interval_cell(official[name], shown.digits, note=note, usual=usual)
         if name in paired:
@@ -165,6 +168,12 @@ def main_cells(collected: Collected, looks: Mapping[str, Look], setting: Setting
         elif name == REFERENCE and len(results) > 1:
             cells[name]["difference"] = Cell(text="reference")
     return cells
+
+
+def _many_classes(collected: Collected, setting: Setting) -> bool:
+    """Whether five classes are a small part of all, so that a hit among them says something."""
+    classes = collected.summary.filter(pl.col("setting") == setting.id)["classes"].max()
+    return isinstance(classes, int) and classes >= MANY_CLASSES
 
 
 def _no_mean(survivors: Mapping[int, float], note: str, shown: Unit) -> Cell:
