@@ -86,8 +86,59 @@ Data = Annotated[
 ]
 
 
+class Colour(Frozen):
+    """What one concept does to the pixels, in this order; values are clipped to black and white."""
+
+    channels: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None, description="the order of the channels, such as [1, 2, 0]; as they are by default"
+    )
+    gain: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(1.0,), min_length=1, description="factor of all channels, or one of each"
+    )
+    contrast: float = Field(default=1.0, gt=0, description="factor of the distance from medium grey")
+    invert: bool = False
+
+
 class Shift(Frozen):
-    kind: Literal["none", "rotate", "label_shift"] = "none"
+    """How the concepts differ; floral/data/shifts.py says what each kind does."""
+
+    kind: Literal["none", "rotate", "label_shift", "label_permutation", "colour"] = "none"
+    angles: tuple[float, ...] | None = Field(
+        default=None, exclude_if=_is_none, description="of rotate: degrees of each concept; c·360/C by default"
+    )
+    interpolation: Literal["nearest", "bilinear"] = Field(
+        default="nearest",
+        exclude_if=lambda how: how == "nearest",
+        description="of rotate by what is no multiple of 90 degrees",
+    )
+    colours: tuple[Colour, ...] | None = Field(
+        default=None, exclude_if=_is_none, description="of colour: each concept's"
+    )
+
+    @model_validator(mode="after")
+    def _keys_are_those_of_the_kind(self) -> Shift:
+        for key, kind in (("angles", "rotate"), ("colours", "colour")):
+            if getattr(self, key) is not None and self.kind != kind:
+                raise ValueError(f"shift.kind: {self.kind} has no {key}: leave it out")
+        if self.interpolation != "nearest" and self.kind != "rotate":
+            raise ValueError(f"shift.kind: {self.kind} has no interpolation: leave it out")
+        if self.kind == "colour" and self.colours is None:
+            raise ValueError("shift.kind: colour needs colours, one for each cluster, such as [{}, {invert: true}]")
+        listed = self.listed
+        if listed is not None and any(one in listed[:at] for at, one in enumerate(listed)):
+            raise ValueError(f"shift: two of its {len(listed)} concepts are the same; let each differ")
+        return self
+
+    @property
+    def listed(self) -> tuple[Any, ...] | None:
+        """The concepts, where the task lists them."""
+        return self.colours if self.angles is None else tuple(angle % 360 for angle in self.angles)
+
+    def turn(self, concept: int, clusters: int) -> tuple[float, float]:
+        """By how much rotate turns a concept: (a, b) for a/b of a full turn, counter-clockwise."""
+        if self.angles is not None:
+            return self.angles[concept], 360
+        return (concept, clusters) if concept < clusters else (2 * (concept - clusters) + 1, 2 * clusters)
 
 
 class Partition(Frozen):
@@ -338,12 +389,30 @@ class Task(Frozen):
 
     @model_validator(mode="after")
     def _rotation_can_follow_augmentation(self) -> Task:
-        if self.augmentation != "none" and self.shift.kind == "rotate" and 4 % self.clusters:
+        if self.augmentation == "none" or self.shift.kind != "rotate":
+            return self
+        turns = [self.shift.turn(c, self.clusters) for c in range(self.clusters)] if self._concepts_are_listed() else []
+        if any(4 * part % whole for part, whole in turns):
+            found = f"clusters is {self.clusters}" if self.shift.angles is None else f"angles are {self.shift.angles}"
             raise ValueError(
-                f"augmentation: {self.augmentation} with shift.kind: rotate needs quarter turns (clusters: 1, 2 or 4),"
-                f" but clusters is {self.clusters}; set augmentation: none"
+                f"augmentation: {self.augmentation} with shift.kind: rotate needs quarter turns (clusters: 1, 2 or 4,"
+                f" or angles that are multiples of 90), but {found}; set augmentation: none"
             )
         return self
+
+    @model_validator(mode="after")
+    def _every_concept_is_listed(self) -> Task:
+        if not self._concepts_are_listed():
+            new = self.unseen.new_concept if self.unseen else 0
+            raise ValueError(
+                f"shift: lists {len(self.shift.listed or ())} concepts, but clusters is {self.clusters}"
+                + (f" and unseen.new_concept {new}" if new else "")
+            )
+        return self
+
+    def _concepts_are_listed(self) -> bool:
+        listed, new = self.shift.listed, self.unseen.new_concept if self.unseen else 0
+        return listed is None or len(listed) == self.clusters + new
 
     @model_validator(mode="after")
     def _somebody_can_join(self) -> Task:

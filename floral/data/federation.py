@@ -155,9 +155,11 @@ def _federation(
         held = table.filter(pl.col("split").is_in(splits)).unique("row").sort("row")
         held_rows, of_row = held["row"].to_numpy(), held["cluster"].to_numpy()
         x, y = source.arrays[f"{side}_x"][held_rows], source.arrays[f"{side}_y"][held_rows]
-        shifted[f"{side}_x"] = shifts.apply_inputs(task.shift, x, of_row, task.clusters)
+        shifted[f"{side}_x"] = shifts.apply_inputs(task.shift, x, of_row, task.clusters, source.scale)
         shifted[f"{side}_y"] = (
-            y if source.classes is None else shifts.apply_labels(task.shift, y, of_row, source.classes)
+            y
+            if source.classes is None
+            else shifts.apply_labels(task.shift, y, of_row, source.classes, run.partition_seed)
         )
         if side == "train" and task.partition.label_noise and source.classes is not None:
             shifted["train_y"] = partition.noisy_labels(
@@ -250,8 +252,8 @@ def _stored(run: Run, name: str, expected_digest: str, results: Path, sides: Seq
                 mine = partition.group_of(y, task.partition, task.clusters) == c
                 x, y = x[mine], y[mine]
             cluster = np.full(len(y), c)
-            every_x.append(shifts.apply_inputs(task.shift, x, cluster, task.clusters))
-            every_y.append(shifts.apply_labels(task.shift, y, cluster, classes))
+            every_x.append(shifts.apply_inputs(task.shift, x, cluster, task.clusters, card["scale"]))
+            every_y.append(shifts.apply_labels(task.shift, y, cluster, classes, run.partition_seed))
         return (every_x, every_y) if task.partition.kind == "class_groups" else (np.stack(every_x), np.stack(every_y))
 
     return Source(arrays=arrays, population=population, classes=classes, scale=card["scale"], exact=card["exact"])
