@@ -88,7 +88,7 @@ def _partition(arguments: argparse.Namespace, settings: Settings) -> None:
     runs = runs or config.runs(arguments.suite, [arguments.task], None, [arguments.seed])
     by_hash = {run.partition.hash8: run for run in runs}
     for run in _expected(by_hash, arguments.expect, every=True):
-        partition(run.partition, settings.results, run.task.batch, run.task.epochs, run.task.partition)
+        partition(run.partition, settings.results, run.task)
 
 
 def _tune(arguments: argparse.Namespace, settings: Settings) -> None:

@@ -86,18 +86,100 @@ Data = Annotated[
 ]
 
 
+class Colour(Frozen):
+    """What one concept does to the pixels, in this order; values are clipped to black and white."""
+
+    channels: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None, description="the order of the channels, such as [1, 2, 0]; as they are by default"
+    )
+    gain: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(1.0,), min_length=1, description="factor of all channels, or one of each"
+    )
+    contrast: float = Field(default=1.0, gt=0, description="factor of the distance from medium grey")
+    invert: bool = False
+
+
 class Shift(Frozen):
-    kind: Literal["none", "rotate", "label_shift"] = "none"
+    """How the concepts differ; floral/data/shifts.py says what each kind does."""
+
+    kind: Literal["none", "rotate", "label_shift", "label_permutation", "colour"] = "none"
+    angles: tuple[float, ...] | None = Field(
+        default=None, exclude_if=_is_none, description="of rotate: degrees of each concept; c·360/C by default"
+    )
+    interpolation: Literal["nearest", "bilinear"] = Field(
+        default="nearest",
+        exclude_if=lambda how: how == "nearest",
+        description="of rotate by what is no multiple of 90 degrees",
+    )
+    colours: tuple[Colour, ...] | None = Field(
+        default=None, exclude_if=_is_none, description="of colour: each concept's"
+    )
+
+    @model_validator(mode="after")
+    def _keys_are_those_of_the_kind(self) -> Shift:
+        for key, kind in (("angles", "rotate"), ("colours", "colour")):
+            if getattr(self, key) is not None and self.kind != kind:
+                raise ValueError(f"shift.kind: {self.kind} has no {key}: leave it out")
+        if self.interpolation != "nearest" and self.kind != "rotate":
+            raise ValueError(f"shift.kind: {self.kind} has no interpolation: leave it out")
+        if self.kind == "colour" and self.colours is None:
+            raise ValueError("shift.kind: colour needs colours, one for each cluster, such as [{}, {invert: true}]")
+        listed = self.listed
+        if listed is not None and any(one in listed[:at] for at, one in enumerate(listed)):
+            raise ValueError(f"shift: two of its {len(listed)} concepts are the same; let each differ")
+        return self
+
+    @property
+    def listed(self) -> tuple[Any, ...] | None:
+        """The concepts, where the task lists them."""
+        return self.colours if self.angles is None else tuple(angle % 360 for angle in self.angles)
+
+    def turn(self, concept: int, clusters: int) -> tuple[float, float]:
+        """By how much rotate turns a concept: (a, b) for a/b of a full turn, counter-clockwise."""
+        if self.angles is not None:
+            return self.angles[concept], 360
+        return (concept, clusters) if concept < clusters else (2 * (concept - clusters) + 1, 2 * clusters)
 
 
 class Partition(Frozen):
-    """iid: shuffled rows. class_groups: a row of class f goes to the clients of cluster f mod C alone. dirichlet: the
-    rows of a class are shared out in proportions drawn from a symmetric Dirichlet(alpha) over the clients. natural: a
-    client holds the rows of one natural client of the data, for example a writer's."""
+    """Which rows a client holds, and of which concept they are.
 
-    kind: Literal["iid", "class_groups", "dirichlet", "natural"] = "iid"
+    iid: shuffled rows. size_skew: the same, but client sizes are in proportions drawn from a symmetric
+    Dirichlet(alpha). dirichlet: the rows of each class are shared out in such proportions. pathological: a client has
+    rows of `classes_per_client` classes alone. class_groups: a row of class f goes to the clients of cluster f mod C
+    alone, or of the cluster whose list in `groups` has f. natural: a client holds the rows of one natural client of the
+    data, for example a writer's.
+
+    A class may be missing for a client under all of them but iid and size_skew, and in small clients under these too.
+    """
+
+    kind: Literal["iid", "size_skew", "dirichlet", "pathological", "class_groups", "natural"] = "iid"
     alpha: float | None = Field(
-        default=None, gt=0, exclude_if=_is_none, description="of dirichlet: small is few classes per client"
+        default=None, gt=0, exclude_if=_is_none, description="of dirichlet and size_skew: small is very unequal"
+    )
+    classes_per_client: int | None = Field(
+        default=None, ge=1, exclude_if=_is_none, description="of pathological: classes that a client has rows of"
+    )
+    groups: tuple[Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)], ...] | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="of class_groups: the classes of each cluster; f mod C by default",
+    )
+    cluster_shares: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        default=None, exclude_if=_is_none, description="share of the clients in each cluster; equal shares by default"
+    )
+    mixed: float | None = Field(
+        default=None,
+        gt=0,
+        exclude_if=_is_none,
+        description="each client mixes all concepts, in proportions from Dirichlet(mixed); near 0: one, as without",
+    )
+    label_noise: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        exclude_if=_is_none,
+        description="share of each client's training and validation labels replaced by another class; test stays clean",
     )
     share: float = Field(default=1.0, gt=0, le=1, description="share of each client's training rows that is kept")
     min_rows: int = Field(default=10, ge=1, description="at least so many training rows are kept")
@@ -106,11 +188,52 @@ class Partition(Frozen):
     )
 
     @model_validator(mode="after")
-    def _alpha_is_of_dirichlet(self) -> Partition:
-        if (self.alpha is None) == (self.kind == "dirichlet"):
-            wrong = "needs an alpha, for example 0.1" if self.alpha is None else "has no alpha: leave it out"
-            raise ValueError(f"partition.kind: {self.kind} {wrong}")
+    def _keys_are_those_of_the_kind(self) -> Partition:
+        for key, kinds, required in (
+            ("alpha", ("dirichlet", "size_skew"), "an alpha, for example 0.1"),
+            ("classes_per_client", ("pathological",), "classes_per_client, for example 2"),
+            ("groups", ("class_groups",), None),
+        ):
+            given = getattr(self, key) is not None
+            if given and self.kind not in kinds:
+                raise ValueError(f"partition.kind: {self.kind} has no {key}: leave it out")
+            if not given and self.kind in kinds and required:
+                raise ValueError(f"partition.kind: {self.kind} needs {required}")
         return self
+
+    @model_validator(mode="after")
+    def _groups_are_apart(self) -> Partition:
+        listed = [f for group in self.groups or () for f in group]
+        if twice := sorted({f for f in listed if listed.count(f) > 1}):
+            raise ValueError(f"partition.groups: class {twice[0]} stands twice; give it to one cluster")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_are_of_one_whole(self) -> Partition:
+        if self.cluster_shares and abs(sum(self.cluster_shares) - 1) > 1e-6:
+            raise ValueError(
+                f"partition.cluster_shares: {list(self.cluster_shares)} sum to {sum(self.cluster_shares):g}; give "
+                "shares that sum to 1, such as [0.6, 0.25, 0.1, 0.05]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mixtures_have_concepts(self) -> Partition:
+        if self.mixed is not None and self.kind == "class_groups":
+            raise ValueError("partition.mixed: class_groups tell clusters apart by their classes; leave mixed out")
+        return self
+
+    def members(self, clients: int, clusters: int) -> list[int]:
+        """The number of clients of each cluster: those of client k mod C, or by `cluster_shares`, whose remainders are
+        given out one by one, the largest first."""
+        if self.cluster_shares is None:
+            return [len(range(c, clients, clusters)) for c in range(clusters)]
+        wish = [share * clients for share in self.cluster_shares]
+        count = [math.floor(some + 1e-9) for some in wish]
+        by_remainder = sorted(range(clusters), key=lambda c: count[c] - wish[c])
+        for c in by_remainder[: clients - sum(count)]:
+            count[c] += 1
+        return count
 
 
 class Unseen(Frozen):
@@ -196,6 +319,12 @@ class Task(Frozen):
     rounds: int = Field(ge=1)
     epochs: int = Field(default=1, ge=1)
     batch: int = Field(ge=1)
+    steps_per_epoch: int | None = Field(
+        default=None,
+        ge=1,
+        exclude_if=_is_none,
+        description="steps of a local epoch, whatever number of rows a client has; those of one pass by default",
+    )
     lr: float = Field(ge=0)
     router_lr: float = Field(ge=0)
     model: Model
@@ -207,6 +336,33 @@ class Task(Frozen):
     def _clusters_have_clients(self) -> Task:
         if self.clusters > self.clients:
             raise ValueError(f"clusters: {self.clusters} is more than clients: {self.clients}")
+        return self
+
+    @model_validator(mode="after")
+    def _partition_fits_the_clusters(self) -> Task:
+        rule, own = self.partition, isinstance(self.data, Synthetic)
+        if rule.groups is not None and len(rule.groups) != self.clusters:
+            raise ValueError(f"partition.groups: {len(rule.groups)} lists, but clusters is {self.clusters}")
+        if (rule.cluster_shares or rule.mixed) and self.concepts < 2:
+            key = "cluster_shares" if rule.cluster_shares else "mixed"
+            raise ValueError(
+                f"partition.{key}: this task has one concept, so no clusters: set a shift, or leave it out"
+            )
+        if rule.cluster_shares is not None:
+            if len(rule.cluster_shares) != self.clusters:
+                raise ValueError(
+                    f"partition.cluster_shares: {len(rule.cluster_shares)} shares, but clusters is {self.clusters}"
+                )
+            if 0 in (count := rule.members(self.clients, self.clusters)):
+                raise ValueError(
+                    f"partition.cluster_shares: {list(rule.cluster_shares)} of {self.clients} clients leave cluster "
+                    f"{count.index(0)} empty; raise its share, or set more clients"
+                )
+        if own and (rule.mixed or rule.label_noise):
+            key = "mixed: needs a data set" if rule.mixed else "label_noise: is data.label_noise in synthetic data"
+            raise ValueError(f"partition.{key}; leave it out")
+        if rule.label_noise and self.published_split == "train":
+            raise ValueError("partition.label_noise: published_split: train evaluates on training rows; leave one out")
         return self
 
     @model_validator(mode="after")
@@ -233,19 +389,37 @@ class Task(Frozen):
 
     @model_validator(mode="after")
     def _rotation_can_follow_augmentation(self) -> Task:
-        if self.augmentation != "none" and self.shift.kind == "rotate" and 4 % self.clusters:
+        if self.augmentation == "none" or self.shift.kind != "rotate":
+            return self
+        turns = [self.shift.turn(c, self.clusters) for c in range(self.clusters)] if self._concepts_are_listed() else []
+        if any(4 * part % whole for part, whole in turns):
+            found = f"clusters is {self.clusters}" if self.shift.angles is None else f"angles are {self.shift.angles}"
             raise ValueError(
-                f"augmentation: {self.augmentation} with shift.kind: rotate needs quarter turns (clusters: 1, 2 or 4),"
-                f" but clusters is {self.clusters}; set augmentation: none"
+                f"augmentation: {self.augmentation} with shift.kind: rotate needs quarter turns (clusters: 1, 2 or 4,"
+                f" or angles that are multiples of 90), but {found}; set augmentation: none"
             )
         return self
+
+    @model_validator(mode="after")
+    def _every_concept_is_listed(self) -> Task:
+        if not self._concepts_are_listed():
+            new = self.unseen.new_concept if self.unseen else 0
+            raise ValueError(
+                f"shift: lists {len(self.shift.listed or ())} concepts, but clusters is {self.clusters}"
+                + (f" and unseen.new_concept {new}" if new else "")
+            )
+        return self
+
+    def _concepts_are_listed(self) -> bool:
+        listed, new = self.shift.listed, self.unseen.new_concept if self.unseen else 0
+        return listed is None or len(listed) == self.clusters + new
 
     @model_validator(mode="after")
     def _somebody_can_join(self) -> Task:
         if self.unseen is None:
             return self
-        if isinstance(self.data, Synthetic) or self.partition.kind != "iid":
-            raise ValueError("unseen: needs a data set under partition.kind: iid; leave unseen out")
+        if isinstance(self.data, Synthetic) or self.partition.kind != "iid" or self.partition.mixed:
+            raise ValueError("unseen: needs a data set under partition.kind: iid, not mixed; leave unseen out")
         if self.unseen.new_concept and self.shift.kind == "none":
             raise ValueError("unseen.new_concept: shift.kind: none has no concept but one; set new_concept: 0")
         return self
@@ -259,7 +433,7 @@ class Task(Frozen):
     @property
     def skewed(self) -> bool:
         """Whether clients of one cluster differ in what their rows are like, so that none has those of its cluster."""
-        return self.partition.kind in ("dirichlet", "natural")
+        return self.partition.kind in ("dirichlet", "pathological", "natural") or self.partition.mixed is not None
 
     @property
     def noop(self) -> bool:
@@ -270,6 +444,10 @@ class Task(Frozen):
     def cohort(self) -> int:
         """M, the number of clients that take part in a round."""
         return max(1, round(self.participation * self.clients))
+
+    def local_steps(self, rows: int) -> int:
+        """Steps per round of a client with so many training rows: epochs·⌈rows / batch⌉, or by `steps_per_epoch`."""
+        return self.epochs * (self.steps_per_epoch or -(-rows // self.batch))
 
     @property
     def evaluation_period(self) -> int:

@@ -54,7 +54,7 @@ def prepare(runs: Iterable[Run], results: Path, data_dir: Path | None, also: Ite
         fetch(data, results, data_dir)
     for run in {run.partition.folder: run for run in runs}.values():
         if not (results / run.partition.folder / "partition.parquet").exists():
-            partition(run.partition, results, run.task.batch, run.task.epochs, run.task.partition)
+            partition(run.partition, results, run.task)
 
 
 def require(names: Iterable[str], results: Path, data_dir: Path | None) -> None:
@@ -186,4 +186,5 @@ def batches_of(simulation: Simulation, round: int) -> Plan:
         batch=settings.batch,
         epochs=settings.epochs,
         reshuffle=settings.reshuffle,
+        steps=simulation.fixed_steps(simulation.cohort(round)),
     )

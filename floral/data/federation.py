@@ -47,7 +47,8 @@ class Federation:
 
     train_x, train_y, test_x, test_y: the rows that some client holds, each already under that client's shift.
     rows[split] [K, n_max]: row numbers within train_x (train, validation) or test_x (test), of which the first
-    counts[split][k] belong to client k and the rest is padding (row 0, a valid index). cluster [K].
+    counts[split][k] belong to client k and the rest is padding (row 0, a valid index). cluster [K]: the concept of each
+    client's rows, of most of them where clients mix concepts.
     Labels are int64 [N] for classification; for regression `classes` is None and they are float32 [N, outputs].
     `test` is what clients are evaluated on: in a run for which `evaluated_on_training` holds it is each client's own
     training shard, and test_x is train_x itself.
@@ -115,6 +116,7 @@ def load(run: Run, results: Path, *, test: bool = True) -> Federation:
     card, table = _read_partition(run, results)
     joining = table.filter(pl.col("client") >= task.clients)
     table = table.filter(pl.col("client") < task.clients)
+    cluster = partition.main_concepts(table, task.clients)
     on_training = test and evaluated_on_training(run)
     shards = table.filter(pl.col("split") != "test").with_columns(split=pl.lit("test"))
     if run.fidelity["subset"] == "per_variant":
@@ -125,12 +127,11 @@ def load(run: Run, results: Path, *, test: bool = True) -> Federation:
         table, sides = pl.concat([table.filter(pl.col("split") != "test"), shards]), {"train": partition.SPLITS}
     data = run.partition.data
     source = (
-        _teacher(run, data)
+        _teacher(run, data, cluster)
         if isinstance(data, Synthetic)
         else _stored(run, data, card["data_digest"], results, ARRAYS if test else ARRAYS[:2])
     )
     _check_images(task, source.arrays["train_x"].shape[1:])
-    cluster = np.arange(task.clients) % task.concepts
     federation = _federation(run, source, table, sides, cluster, card["digest"])
     if task.unseen is None or not test:
         return federation
@@ -144,7 +145,7 @@ def load(run: Run, results: Path, *, test: bool = True) -> Federation:
 def _federation(
     run: Run, source: Source, table: pl.DataFrame, sides: Mapping[str, Sequence[str]], cluster: Rows, digest: str
 ) -> Federation:
-    """The rows that `table` gives to the clients of `cluster` [K], under the shift of each."""
+    """The rows that `table` gives to the clients of `cluster` [K], each row under the shift of its concept."""
     task = run.task
     turns = None
     shifted: dict[str, Array] = {}
@@ -152,12 +153,18 @@ def _federation(
     counts: dict[str, Rows] = {}
     for side, splits in sides.items():
         held = table.filter(pl.col("split").is_in(splits)).unique("row").sort("row")
-        held_rows, of_row = held["row"].to_numpy(), cluster[held["client"].to_numpy()]
+        held_rows, of_row = held["row"].to_numpy(), held["cluster"].to_numpy()
         x, y = source.arrays[f"{side}_x"][held_rows], source.arrays[f"{side}_y"][held_rows]
-        shifted[f"{side}_x"] = shifts.apply_inputs(task.shift, x, of_row, task.clusters)
+        shifted[f"{side}_x"] = shifts.apply_inputs(task.shift, x, of_row, task.clusters, source.scale)
         shifted[f"{side}_y"] = (
-            y if source.classes is None else shifts.apply_labels(task.shift, y, of_row, source.classes)
+            y
+            if source.classes is None
+            else shifts.apply_labels(task.shift, y, of_row, source.classes, run.partition_seed)
         )
+        if side == "train" and task.partition.label_noise and source.classes is not None:
+            shifted["train_y"] = partition.noisy_labels(
+                shifted["train_y"], held, task.partition.label_noise, source.classes, run.partition_seed
+            )
         if side == "train" and task.augmentation != "none":
             turns = shifts.quarter_turns(task.shift, of_row, task.clusters)
         for split in splits:
@@ -242,10 +249,11 @@ def _stored(run: Run, name: str, expected_digest: str, results: Path, sides: Seq
         for c in range(concepts):
             x, y = arrays[f"{side}_x"], arrays[f"{side}_y"]
             if task.partition.kind == "class_groups":
-                x, y = x[y % task.clusters == c], y[y % task.clusters == c]
+                mine = partition.group_of(y, task.partition, task.clusters) == c
+                x, y = x[mine], y[mine]
             cluster = np.full(len(y), c)
-            every_x.append(shifts.apply_inputs(task.shift, x, cluster, task.clusters))
-            every_y.append(shifts.apply_labels(task.shift, y, cluster, classes))
+            every_x.append(shifts.apply_inputs(task.shift, x, cluster, task.clusters, card["scale"]))
+            every_y.append(shifts.apply_labels(task.shift, y, cluster, classes, run.partition_seed))
         return (every_x, every_y) if task.partition.kind == "class_groups" else (np.stack(every_x), np.stack(every_y))
 
     return Source(arrays=arrays, population=population, classes=classes, scale=card["scale"], exact=card["exact"])
@@ -277,13 +285,13 @@ def _check_images(task: Task, shape: tuple[int, ...]) -> None:
         )
 
 
-def _teacher(run: Run, spec: Synthetic) -> Source:
+def _teacher(run: Run, spec: Synthetic, cluster: Rows) -> Source:
     task = run.task
     if task.shift.kind != "none":
         raise ConfigError(
             f"task {task.name!r}: shift.kind: {task.shift.kind} needs a data set; synthetic data have their own"
         )
-    made = synthetic.generate(spec, task.clients, task.clusters, run.seed)
+    made = synthetic.generate(spec, task.clients, task.clusters, run.seed, cluster)
     return Source(
         arrays={side: getattr(made, side) for side in ARRAYS},
         population=lambda _: (made.population_x, made.population_y),

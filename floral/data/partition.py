@@ -18,6 +18,38 @@ SPLITS = ("train", "validation", "test")
 SCHEMA = pl.Schema({"client": pl.Int32, "cluster": pl.Int32, "split": pl.String, "row": pl.Int64})
 
 
+def client_table(
+    train_y: Labels,
+    test_y: Labels,
+    clients: int,
+    clusters: int,
+    partition: Partition,
+    seed: int,
+    unseen: Unseen | None = None,
+    natural: tuple[Labels, Labels] | None = None,
+) -> pl.DataFrame:
+    """The table of a data set with these labels, and for `natural` these clients, as `partition.kind` says.
+
+    Raises:
+        ConfigError: see the function of each kind.
+    """
+    sizes = (clients, clusters, partition, seed)
+    match partition.kind:
+        case "iid":
+            return partition_table(len(train_y), len(test_y), *sizes, unseen)
+        case "size_skew":
+            return skewed_table(np.zeros_like(train_y), np.zeros_like(test_y), *sizes)
+        case "dirichlet":
+            return skewed_table(train_y, test_y, *sizes)
+        case "pathological":
+            return few_classes_table(train_y, test_y, *sizes)
+        case "class_groups":
+            return grouped_table(train_y, test_y, *sizes)
+        case "natural":
+            assert natural is not None, "the caller sees to it"
+            return natural_table(*natural, *sizes)
+
+
 def partition_table(
     train_rows: int,
     test_rows: int,
@@ -27,7 +59,7 @@ def partition_table(
     seed: int,
     unseen: Unseen | None = None,
 ) -> pl.DataFrame:
-    """Deal shuffled rows to the clients, thin the training rows, hold some of them out; client k is of cluster k mod C.
+    """Deal shuffled rows to the clients, thin the training rows, hold some of them out; of what concept: `_concepts`.
 
     Train and test rows are shuffled and cut into K contiguous shards whose sizes differ by at most one, the larger
     first. Each training shard keeps max(min_rows, round(share·n)) rows, of which round(validation·n) become the
@@ -61,7 +93,7 @@ def partition_table(
         if unseen is not None:
             joining.append(_dealt(shuffled[rows - aside :], clients + np.arange(unseen.clients)))
     train, test = sides
-    table = _finished(train, test, clusters, partition, seed)
+    table = _finished(train, test, clients, clusters, partition, seed)
     if unseen is None:
         return table
     later = _both(*joining)
@@ -82,29 +114,92 @@ def concepts_of(unseen: Unseen, clusters: int) -> npt.NDArray[np.int64]:
 def grouped_table(
     train_y: Labels, test_y: Labels, clients: int, clusters: int, partition: Partition, seed: int
 ) -> pl.DataFrame:
-    """As `partition_table`, but a row of class f goes to the clients of cluster f mod C, who share that cluster's rows.
+    """As `partition_table`, but a row goes to the clients of its class's cluster (`group_of`), who share its rows.
 
     Raises:
-        ConfigError: a cluster has more clients than training or test rows.
+        ConfigError: a cluster has more clients than training or test rows, or a class has no cluster.
 
     Source: arXiv 2410.03497, CIFAR-100.
     """
+    cluster = cluster_of_clients(partition, clients, clusters)
 
     def dealt(y: Labels, purpose: str, side: str) -> pl.DataFrame:
         shuffled = seeds.permutation(seed, purpose, size=len(y))
-        shards = []
+        group, shards = group_of(y, partition, clusters)[shuffled], []
         for c in range(clusters):
-            rows, members = shuffled[y[shuffled] % clusters == c], np.arange(c, clients, clusters)
+            rows, members = shuffled[group == c], np.flatnonzero(cluster == c)
             if len(members) > len(rows):
+                classes = f"class mod {clusters} = {c}" if partition.groups is None else f"list {c} of partition.groups"
                 raise ConfigError(
-                    f"partition.kind: class_groups: cluster {c} has {len(members)} clients, but its classes (class mod "
-                    f"{clusters} = {c}) have {len(rows)} {side} rows; set fewer clients or clusters"
+                    f"partition.kind: class_groups: cluster {c} has {len(members)} clients, but its classes ({classes})"
+                    f" have {len(rows)} {side} rows; set fewer clients or clusters"
                 )
             shards.append(_dealt(rows, members))
         return pl.concat(shards)
 
     train, test = dealt(train_y, "partition train", "training"), dealt(test_y, "partition test", "test")
-    return _finished(train, test, clusters, partition, seed)
+    return _finished(train, test, clients, clusters, partition, seed)
+
+
+def group_of(y: Labels, partition: Partition, clusters: int) -> npt.NDArray[np.int64]:
+    """[N] the cluster that holds each row's class under class_groups: y mod C, or by the lists in `groups`.
+
+    Raises:
+        ConfigError: a class stands in no list.
+    """
+    if partition.groups is None:
+        return np.asarray(y % clusters, np.int64)
+    group = np.full(max(int(y.max(initial=0)), *(max(classes) for classes in partition.groups)) + 1, -1)
+    for c, classes in enumerate(partition.groups):
+        group[list(classes)] = c
+    found = group[y]
+    if (found < 0).any():
+        raise ConfigError(f"partition.groups: class {y[found < 0].min()} of the data is in no list; add it to one")
+    return found
+
+
+def few_classes_table(
+    train_y: Labels, test_y: Labels, clients: int, clusters: int, partition: Partition, seed: int
+) -> pl.DataFrame:
+    """As `partition_table`, but a client has rows of `classes_per_client` classes alone, the same in training and test.
+
+    One client after another, in random order, takes the classes that fewest clients have so far, at random among
+    equals: every class has as many clients as any other, up to one. They share its rows evenly.
+
+    Raises:
+        ConfigError: the clients take more or fewer classes than there are, or a class has more clients than rows.
+
+    Source: arXiv 1602.05629 (there by cutting sorted rows, so that a client may have a class more).
+    """
+    each = partition.classes_per_client
+    assert each is not None, "the schema sees to it"
+    classes = np.unique(train_y)
+    if each > len(classes) or each * clients < len(classes):
+        raise ConfigError(
+            f"partition.classes_per_client: {each} for each of {clients} clients, but the training rows have "
+            f"{len(classes)} classes; set at most {len(classes)}, and enough that every class has a client"
+        )
+    holders: list[list[int]] = [[] for _ in classes]
+    for client in seeds.permutation(seed, "partition order of clients", size=clients).tolist():
+        chance = seeds.bits(seed, "partition classes of a client", client, np.arange(len(classes)))
+        for f in np.lexsort((chance, np.array([len(held) for held in holders])))[:each]:
+            holders[f].append(client)
+
+    def dealt(y: Labels, purpose: str, side: str) -> pl.DataFrame:
+        shuffled = seeds.permutation(seed, purpose, size=len(y))
+        shards = []
+        for f, held in zip(classes.tolist(), holders, strict=True):
+            rows = shuffled[y[shuffled] == f]
+            if len(rows) < len(held):
+                raise ConfigError(
+                    f"partition.kind: pathological: {len(held)} clients have class {f}, of which there are {len(rows)} "
+                    f"{side} rows; set fewer clients or fewer classes_per_client"
+                )
+            shards.append(_dealt(rows, np.array(held)))
+        return pl.concat(shards)
+
+    train, test = dealt(train_y, "partition train", "training"), dealt(test_y, "partition test", "test")
+    return _finished(train, test, clients, clusters, partition, seed)
 
 
 def skewed_table(
@@ -116,7 +211,8 @@ def skewed_table(
 
     A client has at least `min_rows` training rows and one test row: what it lacks is, row by row, of the class of which
     it would have most, taken from the client with most rows of that class among those who can spare one. α → ∞ gives
-    every client all classes in equal shares, α → 0 gives each class to one client (but for the floor).
+    every client all classes in equal shares, α → 0 gives each class to one client (but for the floor). With all labels
+    alike, clients differ in size alone: that is size_skew.
 
     Raises:
         ConfigError: not every client can have min_rows training rows and a test row.
@@ -145,7 +241,7 @@ def skewed_table(
 
     train = dealt(train_y, "partition train", "training", partition.min_rows)
     test = dealt(test_y, "partition test", "test", 1)
-    return _finished(train, test, clusters, partition, seed)
+    return _finished(train, test, clients, clusters, partition, seed)
 
 
 def natural_table(
@@ -178,7 +274,7 @@ def natural_table(
         rows = np.flatnonzero(client >= 0)
         return pl.DataFrame({"client": client[rows].astype(np.int32), "row": rows})
 
-    return _finished(held(train_client), held(test_client), clusters, partition, seed)
+    return _finished(held(train_client), held(test_client), clients, clusters, partition, seed)
 
 
 def _floored(counts: npt.NDArray[np.int64], wish: npt.NDArray[np.float64], floor: int) -> npt.NDArray[np.int64]:
@@ -199,7 +295,32 @@ def consecutive_table(
 ) -> pl.DataFrame:
     """The table of data that are made per client: client k holds the k-th `train_each` and `test_each` rows."""
     train, test = (_dealt(np.arange(clients * each), np.arange(clients)) for each in (train_each, test_each))
-    return _finished(train, test, clusters, partition, seed)
+    return _finished(train, test, clients, clusters, partition, seed)
+
+
+def cluster_of_clients(partition: Partition, clients: int, clusters: int) -> npt.NDArray[np.int64]:
+    """[K] the cluster of each client: k mod C, or by `cluster_shares` cluster 0 first, then cluster 1, …"""
+    if partition.cluster_shares is None:
+        return np.arange(clients) % clusters
+    return np.repeat(np.arange(clusters), partition.members(clients, clusters))
+
+
+def main_concepts(table: pl.DataFrame, clients: int) -> npt.NDArray[np.int64]:
+    """[K] each client's cluster: the concept of most of its training and validation rows, the first among equals."""
+    train = table.filter((pl.col("split") != "test") & (pl.col("client") < clients))
+    client, concept = train["client"].to_numpy().astype(np.int64), train["cluster"].to_numpy()
+    concepts = int(concept.max(initial=0)) + 1
+    return np.bincount(client * concepts + concept, minlength=clients * concepts).reshape(clients, -1).argmax(1)
+
+
+def noisy_labels(
+    y: npt.NDArray[np.int64], held: pl.DataFrame, share: float, classes: int, seed: int
+) -> npt.NDArray[np.int64]:
+    """The labels y [N] of the rows `held` (client, row), of which round(share·n) of each client's n are replaced by
+    another class, uniformly."""
+    chance, size = _chance_order(held, seed, "label noise")
+    other = (seeds.uniform(seed, "noisy label", held["row"].to_numpy()) * (classes - 1)).astype(np.int64)
+    return np.where(chance < np.rint(share * size), (y + 1 + other) % classes, y)
 
 
 def reduce_rows(table: pl.DataFrame, share: float, min_rows: int, seed: int, purpose: str) -> pl.DataFrame:
@@ -235,10 +356,35 @@ def _both(train: pl.DataFrame, test: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([train.with_columns(split=pl.lit("train")), test.with_columns(split=pl.lit("test"))])
 
 
-def _finished(train: pl.DataFrame, test: pl.DataFrame, clusters: int, partition: Partition, seed: int) -> pl.DataFrame:
-    table = _both(train, test).with_columns(cluster=pl.col("client") % clusters).select(*SCHEMA).cast(SCHEMA)
+def _finished(
+    train: pl.DataFrame, test: pl.DataFrame, clients: int, clusters: int, partition: Partition, seed: int
+) -> pl.DataFrame:
+    table = _both(train, test)
+    table = (
+        table.with_columns(cluster=_concepts(table, clients, clusters, partition, seed)).select(*SCHEMA).cast(SCHEMA)
+    )
     table = reduce_rows(table, partition.share, partition.min_rows, seed, "partition subset")
     return _held_out(table, partition.validation, seed).sort("client", "split", "row")
+
+
+def _concepts(
+    table: pl.DataFrame, clients: int, clusters: int, partition: Partition, seed: int
+) -> npt.NDArray[np.integer]:
+    """[N] the concept of each row: its client's cluster, or where `mixed`, drawn from the client's own proportions.
+
+    These are a draw from Dirichlet(mixed) whose largest part is moved to the client's cluster, for training and test
+    rows alike: the clusters keep their sizes, and mixed → 0 is the partition without it.
+    """
+    client, cluster = table["client"].to_numpy(), cluster_of_clients(partition, clients, clusters)
+    if partition.mixed is None:
+        return cluster[client]
+    every = np.arange(clients)
+    parts = seeds.dirichlet(seed, "partition concepts", every, alpha=partition.mixed, size=clusters)
+    largest = parts.argmax(1)
+    parts[every, largest], parts[every, cluster] = parts[every, cluster], parts[every, largest]
+    side = (table["split"] == "test").to_numpy().astype(np.int64)
+    chance = seeds.uniform(seed, "concept of a row", side, table["row"].to_numpy())
+    return (chance[:, None] >= np.cumsum(parts, axis=1)[client, :-1]).sum(1)
 
 
 def _held_out(table: pl.DataFrame, share: float, seed: int) -> pl.DataFrame:

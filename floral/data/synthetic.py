@@ -46,8 +46,12 @@ def rows_per_client(spec: Synthetic) -> tuple[int, int]:
     return spec.samples_per_client - test, test
 
 
-def generate(spec: Synthetic, clients: int, clusters: int, seed: int) -> Arrays:
-    """Draw x ~ N(0, I) and y from the teacher of the client's cluster c = k mod C: h = x (W + scale·u_c v_cᵀ) + b.
+def generate(
+    spec: Synthetic, clients: int, clusters: int, seed: int, cluster: npt.NDArray[np.int64] | None = None
+) -> Arrays:
+    """Draw x ~ N(0, I) and y from the teacher of the client's cluster c: h = x (W + scale·u_c v_cᵀ) + b.
+
+    `cluster` [K] has c for each client k; without it, c = k mod C.
 
     W [d, d] ~ N(0, 1/d), u_c [d, rank] ~ N(0, 1/d), v_c [d, rank] ~ N(0, 1/rank), b [d] ~ N(0, 1/d). linear: y is
     the first `outputs` coordinates of h; mlp: y = ReLU(h) W_out with W_out [d, outputs] ~ N(0, 1/d). Training and test
@@ -82,7 +86,7 @@ def generate(spec: Synthetic, clients: int, clusters: int, seed: int) -> Arrays:
 
     x = draw("x", clients, spec.samples_per_client, d)
     noise = spec.label_noise * draw("noise", clients, spec.samples_per_client, spec.outputs)
-    y = teach(x, np.arange(clients) % clusters) + noise
+    y = teach(x, np.arange(clients) % clusters if cluster is None else cluster) + noise
     population_x = draw("population", clusters, spec.population, d)
     population_y = teach(population_x, np.arange(clusters))
 

@@ -74,7 +74,8 @@ def choose(
 
 def longer(simulation: Simulation) -> float:
     """How many times as many local steps as a trial's a client makes."""
-    steps = math.ceil(simulation.data.train.count.max() / simulation.settings.batch)
+    settings = simulation.settings
+    steps = settings.steps_per_epoch or math.ceil(simulation.data.train.count.max() / settings.batch)
     each = [epochs * steps for round in simulation.kinds() for epochs in simulation.epochs(round)]
     return sum(each) / sum(min(count, STEPS) for count in each)
 

@@ -59,7 +59,7 @@ def personalised(
             state.values[name] = trained.values[name]
     own = [tensor for name in private(method) for tensor in state.values[name].values()]
     chunk = max(1, FLOATS_AT_ONCE // max(1, sum(tensor[0].numel() for tensor in own)))
-    simulation = Simulation(method, copies, replace(settings, epochs=1), Execution("vmap", chunk))
+    simulation = Simulation(method, copies, replace(settings, epochs=1, steps_per_epoch=None), Execution("vmap", chunk))
     learners = np.arange(copies.clients)
     chunks = [learners[at : at + chunk] for at in range(0, len(learners), chunk)]
     if method.join is not None:

@@ -103,35 +103,65 @@ def plan(
     epochs: int,
     reshuffle: bool,
     share: float = 1.0,
+    steps: np.ndarray | None = None,
 ) -> Plan:
     """Epochs of batches without replacement over ceil(share·n) rows of each learner, the last batch shorter.
 
     `reshuffle` draws a new order per epoch (a stream of (seed, round, learner, epoch)); else rows come in stored order.
+    With `steps` [m] an epoch of each learner has so many batches: see `_cycled`.
     """
-    count = rows.count[learners]
-    take = np.ceil(share * count).astype(np.int64)
-    width = rows.index.shape[1]
-    steps = -(-int(take.max()) // batch)
-    position = np.arange(width)
-    padded = np.zeros((len(learners), epochs, steps * batch), dtype=np.int64)
-    for epoch in range(epochs):
-        if reshuffle:
-            keys = seeds.bits(seed, "batches", round, learners[:, None], epoch, position) >> np.uint64(1)
-            keys[position >= count[:, None]] = np.iinfo(np.uint64).max
-            order = np.argsort(keys, axis=1)[:, : steps * batch]
-        else:
-            order = np.broadcast_to(position[: steps * batch], (len(learners), min(width, steps * batch)))
-        padded[:, epoch, : order.shape[1]] = np.take_along_axis(rows.index[learners], order, axis=1)
-    valid = np.broadcast_to((np.arange(steps * batch) < take[:, None])[:, None], padded.shape)
-    shape = (len(learners), epochs * steps, batch)
-    mask = valid.reshape(shape)
-    index = np.where(mask, padded.reshape(shape), 0)
+    take = np.ceil(share * rows.count[learners]).astype(np.int64)
     most = int(np.ceil(share * rows.count.max()))
-    widths = [min(batch, max(1, most - step * batch)) for step in range(steps)] * epochs
+    if steps is not None:
+        return _cycled(rows, learners, take, most, round, seed, batch, epochs, reshuffle, steps)
+    count = -(-int(take.max()) // batch)
+    padded = np.zeros((len(learners), epochs, count * batch), dtype=np.int64)
+    for epoch in range(epochs):
+        order = _ordered(rows, learners, round, seed, epoch, reshuffle)[:, : count * batch]
+        padded[:, epoch, : order.shape[1]] = order
+    valid = np.broadcast_to((np.arange(count * batch) < take[:, None])[:, None], padded.shape)
+    shape = (len(learners), epochs * count, batch)
+    mask = valid.reshape(shape)
+    widths = [min(batch, max(1, most - step * batch)) for step in range(count)] * epochs
+    return _plan(rows, padded.reshape(shape), mask, epochs * take, widths)
+
+
+def _cycled(
+    rows: Rows, learners: np.ndarray, take: np.ndarray, most: int,
+    round: int, seed: int, batch: int, epochs: int, reshuffle: bool, steps: np.ndarray,
+) -> Plan:  # fmt: skip
+    """Epochs of exactly `steps` [m] batches: a learner goes through its rows as often as that takes, in a new order
+    each time, and stops within the last pass. Where one pass has so many, this is the plan without `steps`."""
+    of_pass, longest = np.maximum(1, -(-take // batch)), int(steps.max())
+    step = np.arange(longest)
+    which, at = np.divmod(step, of_pass[:, None])  # [m, longest]: the pass, and the batch within it
+    which = np.where(step < steps[:, None], which, 0)
+    place = (at * batch)[:, :, None] + np.arange(batch)
+    mask = np.tile((place < take[:, None, None]) & (step < steps[:, None])[:, :, None], (1, epochs, 1))
+    learner, width = np.arange(len(learners))[:, None, None], rows.index.shape[1]
+    index = np.zeros((len(learners), epochs, longest, batch), np.int64)
+    for epoch in range(epochs):
+        # The first pass of an epoch has the order that the epoch has without `steps`.
+        orders = [
+            _ordered(rows, learners, round, seed, epoch + epochs * turn, reshuffle) for turn in range(which.max() + 1)
+        ]
+        index[:, epoch] = np.stack(orders)[which[:, :, None], learner, np.minimum(place, width - 1)]
+    index = index.reshape(mask.shape)
+    return _plan(rows, index, mask, mask.sum((1, 2)), [min(batch, max(1, most))] * (epochs * longest))
+
+
+def _ordered(rows: Rows, learners: np.ndarray, round: int, seed: int, turn: int, reshuffle: bool) -> np.ndarray:
+    """[m, n_max] row numbers of the learners, padding last: in the order of (seed, round, learner, turn), or as is."""
+    index = rows.index[learners]
+    if not reshuffle:
+        return index
+    position = np.arange(index.shape[1])
+    keys = seeds.bits(seed, "batches", round, learners[:, None], turn, position) >> np.uint64(1)
+    keys[position >= rows.count[learners, None]] = np.iinfo(np.uint64).max
+    return np.take_along_axis(index, np.argsort(keys, axis=1), axis=1)
+
+
+def _plan(rows: Rows, index: np.ndarray, mask: np.ndarray, samples: np.ndarray, widths: list[int]) -> Plan:
     device = rows.x.device
-    return Plan(
-        torch.from_numpy(index).to(device),
-        torch.from_numpy(mask.copy()).to(device),
-        epochs * take,
-        widths,
-    )
+    index = np.where(mask, index, 0)
+    return Plan(torch.from_numpy(index).to(device), torch.from_numpy(mask.copy()).to(device), samples, widths)

@@ -61,6 +61,8 @@ class Settings:
     cohort: int
     epochs: int
     batch: int
+    steps_per_epoch: int | None = None
+    """Steps of every local epoch; None: those of one pass over a client's rows."""
     loss: local.Loss
     server: Optimiser
     seed: int
@@ -285,6 +287,7 @@ class Simulation:
             epochs=sum(epochs),
             reshuffle=settings.reshuffle or self.method.pool is not None,  # a pool has no loader to be faithful to
             share=1.0 if self.method.pool is None else settings.participation,
+            steps=self.fixed_steps(learners),
         )
         steps = batches.steps // sum(epochs)
         ends = pairwise(np.cumsum([0, *epochs]) * steps)
@@ -316,6 +319,16 @@ class Simulation:
             phases=list(zip(clients.phases, ranges, strict=True)),
             held=lambda: self.held(learners),
         )
+
+    def fixed_steps(self, learners: np.ndarray) -> np.ndarray | None:
+        """[m] steps of a local epoch where the task fixes them; a pool makes those of all clients that would train."""
+        steps = self.settings.steps_per_epoch
+        if steps is None:
+            return None
+        if self.method.pool is None:
+            return np.full(len(learners), steps)
+        clients = np.bincount(self.data.learner.cpu().numpy())[learners]
+        return steps * np.ceil(self.settings.participation * clients).astype(np.int64)
 
     def held(self, learners: np.ndarray) -> Batch:
         """All training rows of some learners: x [m, n, ...], decoded and not augmented."""

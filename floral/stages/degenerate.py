@@ -12,7 +12,7 @@ from floral.stages.collect import Collected, Setting
 CONDITIONS: Mapping[Condition, tuple[str, Callable[[Task, int], bool]]] = {
     "one_local_step": (
         "every client takes one local step a round",
-        lambda task, rows: task.epochs == 1 and rows <= task.batch,
+        lambda task, rows: task.local_steps(rows) == 1,
     ),
     "one_cluster": ("there is one cluster", lambda task, rows: task.clusters == 1),
 }

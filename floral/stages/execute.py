@@ -301,6 +301,7 @@ def make_settings(run: Run) -> Settings:
         cohort=task.cohort,
         epochs=task.epochs,
         batch=task.batch,
+        steps_per_epoch=task.steps_per_epoch,
         loss=task.loss,
         server=Optimiser(kind=task.server.optimiser, lr=task.server.lr),
         seed=run.seed,

@@ -15,19 +15,10 @@ import polars as pl
 
 from floral.config import ConfigError, PartitionJob
 from floral.data.federation import CLIENTS, read_data
-from floral.data.partition import (
-    SPLITS,
-    consecutive_table,
-    digest,
-    grouped_table,
-    natural_table,
-    partition_table,
-    reduce_rows,
-    skewed_table,
-)
+from floral.data.partition import SPLITS, client_table, consecutive_table, digest, reduce_rows
 from floral.data.synthetic import rows_per_client
 from floral.files import atomic
-from floral.schema import Partition, Synthetic
+from floral.schema import Synthetic, Task
 from floral.stages.locks import held
 
 if TYPE_CHECKING:  # a second of import that only the picture needs
@@ -38,47 +29,31 @@ Labels = npt.NDArray[np.integer]
 SIZES = ("min", "median", "max")
 
 
-def partition(
-    job: PartitionJob,
-    results: Path,
-    batch: int | None = None,
-    epochs: int | None = None,
-    task_rule: Partition | None = None,
-) -> Path:
+def partition(job: PartitionJob, results: Path, task: Task | None = None) -> Path:
     """Write card.svg, card.json and at last partition.parquet into the job's folder and return it.
 
-    Equal jobs give equal tables; in the picture the numbering of its gradients may differ. With `batch` and `epochs` of
-    a task, the card also has a client's local steps per round, epochs·⌈rows / batch⌉, beside the values that they
-    follow from: no part of the job, so tasks that share its table may have others, and the card has the last ones. By
-    `task_rule`, the task's own, the card says which share of a full table each variant draws when it trains; the steps
-    are then those of that share.
+    Equal jobs give equal tables; in the picture the numbering of its gradients may differ. With a `task`, the card also
+    has a client's local steps per round, beside the values that they follow from: no part of the job, so tasks that
+    share its table may have others, and the card has the last ones. Where the task's own rule keeps a share of a full
+    table, which each variant draws when it trains, the card says so; the steps are then those of that share.
 
     Raises:
         ConfigError: the data are missing, or there are more clients than rows.
     """
     with held(results / f"{job.folder}.lock", f"making {job.folder.name}"):
-        return _partition(job, results, batch, epochs, task_rule)
+        return _partition(job, results, task)
 
 
-def _partition(
-    job: PartitionJob, results: Path, batch: int | None, epochs: int | None, task_rule: Partition | None
-) -> Path:
+def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
     sizes = (job.clients, job.clusters, job.partition, job.seed)
     if isinstance(job.data, Synthetic):
         whole = consecutive_table(*rows_per_client(job.data), *sizes)
         data_digest, labelled = None, whole.select("client", "cluster", "split")
     else:
         data, arrays = read_data(job.data, results)
-        train_y, test_y = arrays["train_y"], arrays["test_y"]
-        match job.partition.kind:
-            case "iid":
-                whole = partition_table(len(train_y), len(test_y), *sizes, job.unseen)
-            case "class_groups":
-                whole = grouped_table(train_y, test_y, *sizes)
-            case "dirichlet":
-                whole = skewed_table(np.asarray(train_y), np.asarray(test_y), *sizes)
-            case "natural":
-                whole = natural_table(*_natural_clients(job, arrays), *sizes)
+        train_y, test_y = np.asarray(arrays["train_y"]), np.asarray(arrays["test_y"])
+        natural = _natural_clients(job, arrays) if job.partition.kind == "natural" else None
+        whole = client_table(train_y, test_y, *sizes, job.unseen, natural)
         data_digest, labelled = data["digest"], _with_labels(whole, train_y, test_y)
     table, rows = (some.filter(pl.col("client") < job.clients) for some in (whole, labelled))
     card: dict[str, Any] = {
@@ -97,13 +72,16 @@ def _partition(
         kinds = {"seen_cluster": job.unseen.seen_cluster, "new_concept": job.unseen.new_concept}
         card["unseen"] = {**kinds, "first_client": job.clients, "rows": spread}
     trained = table
-    if task_rule and task_rule.share != job.partition.share:
-        card["thinned_at_training"] = {"share": task_rule.share, "min_rows": task_rule.min_rows}
+    if task and (rule := task.partition).share != job.partition.share:
+        card["thinned_at_training"] = {"share": rule.share, "min_rows": rule.min_rows}
         # Which rows stay differs from variant to variant, how many does not.
-        trained = reduce_rows(table, task_rule.share, task_rule.min_rows, job.seed, "size of a subset")
-    if batch and epochs:
-        steps = _spread(epochs * -(-_per_client(trained, "train", job.clients) // batch))
-        card["local_steps_per_round"] = {"batch": batch, "epochs": epochs} | {k: steps[k] for k in SIZES}
+        trained = reduce_rows(table, rule.share, rule.min_rows, job.seed, "size of a subset")
+    if task:
+        steps = _spread(np.array([task.local_steps(n) for n in _per_client(trained, "train", job.clients).tolist()]))
+        fixed = {"steps_per_epoch": task.steps_per_epoch} if task.steps_per_epoch else {}
+        card["local_steps_per_round"] = {"batch": task.batch, "epochs": task.epochs, **fixed} | {
+            key: steps[key] for key in SIZES
+        }
     if "class" in rows.columns:
         card["class_counts"] = {split: _class_counts(rows, split, data["classes"], job.clients) for split in SPLITS}
     folder = results / job.folder

@@ -176,7 +176,7 @@ def tiny_suite(tmp_path, monkeypatch):
     )
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     fetch("digits", killed)
-    partition(run.partition, killed, run.task.batch, run.task.epochs)
+    partition(run.partition, killed, run.task)
     shutil.copytree(killed, undisturbed)
     monkeypatch.setenv("FLORAL_CONFIG", str(folder))
     return run, killed, undisturbed

@@ -45,7 +45,7 @@ def make_run(fidelity="corrected", variant="fedavg", seed=0, switches=None, **ch
 
 
 def made(run, results):
-    partition(run.partition, results, run.task.batch, run.task.epochs)
+    partition(run.partition, results, run.task)
     return load(run, results)
 
 
@@ -169,7 +169,7 @@ def test_synthetic_rows_belong_to_their_clients(results):
 
 def test_the_card_counts_what_the_table_has(results):
     run = make_run(partition={"share": 0.5, "validation": 0.2}, epochs=2)
-    folder = partition(run.partition, results, run.task.batch, run.task.epochs)
+    folder = partition(run.partition, results, run.task)
     card = json.loads((folder / "card.json").read_text())
     table = pl.read_parquet(folder / "partition.parquet")
     assert card["rows"]["train"]["total"] == (table["split"] == "train").sum() == sum(card["rows_of_cluster"]["train"])
@@ -182,7 +182,7 @@ def test_the_card_counts_what_the_table_has(results):
     assert card["local_steps_per_round"]["max"] == 2 * -(-per_client.max() // 16)
     assert ET.parse(folder / "card.svg").getroot().tag.endswith("svg")
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".svg"}
-    partition(run.partition, results, run.task.batch, run.task.epochs)
+    partition(run.partition, results, run.task)
     assert before == {name: (folder / name).read_bytes() for name in ("partition.parquet", "card.json")}
 
 
@@ -298,6 +298,50 @@ def test_without_a_shift_all_clients_are_of_one_concept(results):
     assert np.median(labels) <= 5
     shifted = made(make_run(partition={"kind": "dirichlet", "alpha": 0.1}, shift={"kind": "rotate"}), results)
     assert shifted.cluster.tolist() == [k % 4 for k in range(20)]
+
+
+def test_rows_of_mixed_clients_are_each_under_their_own_concept(results):
+    run = make_run(shift={"kind": "label_shift"}, partition={"mixed": 0.5, "share": 0.5})
+    federation = made(run, results)
+    table = pl.read_parquet(results / run.partition.folder / "partition.parquet")
+    assert run.task.skewed and table.n_unique(["client", "cluster"]) > 40
+    for client in (0, 7, 19):
+        for split, side in (("train", "train"), ("validation", "train"), ("test", "test")):
+            mine = table.filter((pl.col("client") == client) & (pl.col("split") == split)).sort("row")
+            expected = (raw(results, f"{side}_y")[mine["row"]] + mine["cluster"].to_numpy()) % 10
+            found = getattr(federation, f"{side}_y")[np.sort(held(federation, split, client))]
+            assert np.array_equal(found, expected)
+        most = table.filter((pl.col("client") == client) & (pl.col("split") != "test"))["cluster"].mode()
+        assert federation.cluster[client] in most.to_list()
+
+
+def test_noisy_labels_are_those_of_training_rows_alone(results):
+    rules = ({}, {"label_noise": 0.25})
+    plain, noisy = (made(make_run(partition=rule, shift={"kind": "rotate"}), results) for rule in rules)
+    assert np.array_equal(plain.train_x, noisy.train_x) and np.array_equal(plain.test_y, noisy.test_y)
+    assert np.array_equal(plain.population_y, noisy.population_y)
+    wrong = plain.train_y != noisy.train_y
+    for client in range(20):
+        own = np.concatenate([held(plain, split, client) for split in ("train", "validation")])
+        assert wrong[own].sum() == round(0.25 * len(own))
+    assert 0 < wrong[held(plain, "validation", 0)].sum() < plain.counts["validation"][0]
+
+
+def test_unbalanced_clusters_reach_the_clients_the_concepts_and_the_teachers(results):
+    shares = {"cluster_shares": [0.6, 0.25, 0.1, 0.05]}
+    run = make_run(shift={"kind": "label_shift"}, partition=shares, unseen={"seen_cluster": 1, "new_concept": 1})
+    federation = made(run, results)
+    assert np.bincount(federation.cluster).tolist() == [12, 5, 2, 1] and federation.unseen.cluster.tolist() == [0, 4]
+    assert make_run(shift={"kind": "label_shift"}).partition.hash8 != run.partition.hash8
+    spec = {"kind": "linear", "samples_per_client": 8, "population": 32}
+    teachers = made(make_run(data=spec, clusters=2, loss="mse", partition={"cluster_shares": [0.9, 0.1]}), results)
+    assert np.bincount(teachers.cluster).tolist() == [18, 2]
+    for client in (1, 17, 19):
+        population = np.c_[teachers.population_x[teachers.cluster[client]], np.ones(32)]
+        teacher = np.linalg.lstsq(population, teachers.population_y[teachers.cluster[client]], rcond=None)[0]
+        mine = held(teachers, "train", client)
+        predicted = np.c_[teachers.train_x[mine], np.ones(len(mine))] @ teacher
+        np.testing.assert_allclose(predicted, teachers.train_y[mine], atol=1e-4)
 
 
 def test_mnist_reduced_under_official_fidelity(tmp_path, missing):

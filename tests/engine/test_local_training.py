@@ -220,6 +220,51 @@ def test_batches_depend_on_round_client_and_seed_only():
     assert visits([4], 0) != visits([4], 0, seed=1)
 
 
+@pytest.mark.parametrize("reshuffle", [True, False])
+def test_fixed_steps_go_through_the_rows_as_often_as_it_takes(reshuffle):
+    """Clients of 12, 9 and 1 rows take five steps of at most 4 rows in each of two epochs."""
+    rows = simulate("fedavg").data.train
+    learners = np.array([4, 0, 3])
+    batches = plan(rows, learners, round=2, seed=0, batch=4, epochs=2, reshuffle=reshuffle, steps=np.full(3, 5))
+    assert batches.steps == 10 and batches.widths == [4] * 10
+    assert batches.mask.sum(-1).tolist() == [[4] * 10, [4, 4, 1, 4, 4] * 2, [1] * 10]
+    assert batches.samples.tolist() == [40, 34, 10]
+    for position, k in enumerate(learners):
+        of_pass = -(-SIZES[k] // 4)
+        for first in (0, 5):
+            at = slice(first, first + of_pass)
+            visited = batches.index[position, at][batches.mask[position, at]].tolist()
+            assert sorted(visited) == sorted(rows.index[k, : SIZES[k]].tolist())[: 4 * 5]
+    again = batches.index[0, 3:5].flatten().tolist()
+    assert (batches.index[0, :2].flatten().tolist() == again) is not reshuffle
+
+
+def test_as_many_fixed_steps_as_one_pass_has_change_nothing():
+    rows = simulate("fedavg").data.train
+    how = {"round": 2, "seed": 0, "batch": 4, "epochs": 3, "reshuffle": True}
+    for k in range(len(SIZES)):
+        free = plan(rows, np.array([k]), **how)
+        fixed = plan(rows, np.array([k]), **how, steps=np.array([-(-SIZES[k] // 4)]))
+        assert torch.equal(free.index, fixed.index) and torch.equal(free.mask, fixed.mask)
+        assert free.samples.tolist() == fixed.samples.tolist()
+
+
+@pytest.mark.parametrize("backend", ["vmap", "batched"])
+def test_fixed_steps_are_the_same_on_every_backend(backend):
+    how = {"steps_per_epoch": 4, "epochs": 2}
+    loop, other = trained("floral_1", **how), trained("floral_1", backend=backend, chunk=3, **how)
+    assert_equal_states(loop, other, EXACT)
+    free = trained("floral_1", epochs=2)
+    assert not torch.equal(loop.values["base"]["out.weight"], free.values["base"]["out.weight"])
+
+
+def test_a_pool_makes_the_steps_of_the_clients_that_would_take_part():
+    simulation = simulate("centralised", steps_per_epoch=4, participation=0.5)
+    assert simulation.fixed_steps(simulation.cohort(1)).tolist() == [4 * 4]  # half of 7 clients, rounded up
+    assert simulate("centralised").fixed_steps(np.array([0])) is None
+    assert simulation.train(simulation.start(), 1)[1] == 22 + 22 + 4 * 4  # rows
+
+
 @pytest.mark.parametrize(
     ("variant", "model"),
     [("floral_1", "mlp"), ("ensemble", "mlp"), ("fedavg", "dropout"), ("ensemble", "dropout"), ("local", "dropout")],
