@@ -24,6 +24,8 @@ from floral.files import visible
 Array = npt.NDArray[Any]
 
 SPLITS = ("train", "test")
+MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
+"""Pillow's names of images with at most 8 bits a channel: conversion to RGB would cut others off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,8 @@ def folder(files: Sequence[RawFile], *, test_share: float) -> Labelled:
             f"{odd[0]}: an image of {odd[1][0]}×{odd[1][1]} pixels where {heads[0][0]} has "
             f"{heads[0][1][0]}×{heads[0][1][1]}; remedy: bring all images to one size"
         )
+    if deep := next((head for head in heads if head[2] not in MODES), None):
+        raise DataError(f"{deep[0]}: an image of mode {deep[2]}; remedy: save it with 8 bits a channel")
     mode = "L" if all(head[2] in ("1", "L") for head in heads) else "RGB"
     parts = [
         Part(where=place, x=_pixels(files, mode), labels=np.array([path.parent.name for path in files]))
@@ -76,9 +80,11 @@ def table(
     root = files[0].location
     stems = {path.name.split(".")[0]: path for path in _entries(root)} if root.is_dir() else {}
     places = _split_or_not(root, stems) if stems else [root]
-    if places == [root] and root.is_dir():
+    if root.is_dir() and (places == [root] or len(_entries(root)) > len(places)):
         raise DataError(f"{root}: a folder of a table holds train.* and test.* (parquet or CSV); name the file instead")
-    parts = [_columns(place, _frame(place), label, features, client) for place in places]
+    frames = [_frame(place) for place in places]
+    features = features or [name for name in frames[0].columns if name not in (label, client)]
+    parts = [_columns(*found, label, features, client) for found in zip(places, frames, strict=True)]
     made = _labelled(parts, test_share, scale=1)
     mean, std = made.train_x.mean(0), made.train_x.std(0)
     std[std == 0] = 1
@@ -90,7 +96,7 @@ def arrays(files: Sequence[RawFile], *, test_share: float) -> Labelled:
     """NumPy arrays: x [N, ...] and y [N], or train_x, train_y, test_x and test_y; client [N], or train_client and
     test_client, say whose each row is. In an .npz file, or a folder of .npy files of these names.
 
-    x of bytes is divided by 255 in training; other numbers are taken as they are.
+    x of bytes (images) is divided by 255 in training; floating-point numbers are taken as they are.
 
     Raises:
         DataError: see the module.
@@ -261,15 +267,13 @@ def _frame(path: Path) -> pl.DataFrame:
         ) from None
 
 
-def _columns(path: Path, frame: pl.DataFrame, label: str, features: Sequence[str] | None, client: str | None) -> Part:
-    named = {"label": [label], "client": [client] if client else [], "features": list(features or ())}
+def _columns(path: Path, frame: pl.DataFrame, label: str, features: Sequence[str], client: str | None) -> Part:
+    named = {"label": [label], "client": [client] if client else [], "features": features}
     for key, names in named.items():
         if missing := [name for name in names if name not in frame.columns]:
             raise DataError(
                 f"{path}: data.{key}: there is no column {missing[0]!r}; there are {', '.join(frame.columns)}"
             )
-    other = [name for name in frame.columns if name not in (label, client)]
-    features = list(features or other)
     if not features:
         raise DataError(f"{path}: no column is left as a feature beside label and client")
     for name in features:
@@ -321,9 +325,9 @@ def _numpy(root: Path) -> dict[str, Array]:
 
 
 def _rows(root: Path, name: str, x: Array) -> Array:
-    """x as it is stored: bytes stay bytes, other numbers become float32; an axis of one channel is dropped."""
-    if x.dtype.kind not in "uifb":
-        raise DataError(f"{root}: {name} is of type {x.dtype}; expected numbers")
+    """x as it is stored: bytes stay bytes, others become float32; an axis of one channel is dropped."""
+    if x.dtype.kind not in "fb" and x.dtype != np.uint8:
+        raise DataError(f"{root}: {name} is of type {x.dtype}; save images as uint8, and other numbers as float32")
     if x.ndim < 2:
         raise DataError(f"{root}: {name} has shape {list(x.shape)}; expected rows in front, [N, features] or [N, H, W]")
     if x.ndim == 4 and x.shape[3] not in (1, 3) and x.shape[1] in (1, 3):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,8 @@ TEST_SHARE = 0.2
 """Of the rows of a data set that has no split."""
 ENCODED = pl.Struct({"bytes": pl.Binary, "path": pl.String})
 """An image in a parquet file of the Hugging Face Hub."""
+SLICE = 10_000
+"""Rows of a parquet file that are in memory at a time."""
 REPLACE = "remedy: replace it by a whole copy"
 
 
@@ -109,29 +111,32 @@ def writer_parquet(files: Sequence[RawFile]) -> Labelled:
     Raises:
         DataError: like `image_parquet`, or no writer has two images.
     """
-    parts = []
+    tables, labels, writers = [], [], []
     for raw in files:
         table = _parquet(raw)
-        schema = table.schema
+        schema = table.collect_schema()
         texts, whole = schema.get("writer_id") == pl.String, schema.get("character", pl.String()).is_integer()
         if schema.get("image") != ENCODED or not (texts and whole):
             raise DataError(
                 f"{raw.location}: expected the columns image of struct(bytes, path), writer_id of strings and "
                 f"character of integers, found {dict(schema)}"
             )
-        if table["writer_id"].null_count():
+        rows = _collected(raw, table.select("writer_id", "character"))
+        if rows["writer_id"].null_count():
             raise DataError(f"{raw.location}: a row without a writer_id; {REPLACE}")
-        parts.append((_decoded(raw, table["image"]), _classes(raw, table["character"]), table["writer_id"].to_numpy()))
-    images, labels, writers = (
-        np.concatenate(column) if len(files) > 1 else column[0] for column in zip(*parts, strict=True)
-    )
-    client = np.unique(writers, return_inverse=True)[1].astype(np.int32)
+        tables.append((raw, table))
+        labels.append(_classes(raw, rows["character"]))
+        writers.append(rows["writer_id"].to_numpy())
+    y = np.concatenate(labels)
+    client = np.unique(np.concatenate(writers), return_inverse=True)[1].astype(np.int32)
     test = apart(client, TEST_SHARE, "writers split")
     if not test.any():
         raise DataError(f"{files[0].location}: no writer has two images, so that none is left for the test; {REPLACE}")
+    trained = len(y) - int(test.sum())
+    images = _decoded(tables, "image", np.where(test, trained + np.cumsum(test), np.cumsum(~test)) - 1)
     return Labelled(
-        train_x=images[~test], train_y=labels[~test], test_x=images[test], test_y=labels[test],
-        train_client=client[~test], test_client=client[test], classes=int(labels.max()) + 1, scale=255,
+        train_x=images[:trained], train_y=y[~test], test_x=images[trained:], test_y=y[test],
+        train_client=client[~test], test_client=client[test], classes=int(y.max()) + 1, scale=255,
     )  # fmt: skip
 
 
@@ -173,20 +178,36 @@ def _idx_array(raw: RawFile) -> npt.NDArray[np.uint8]:
 def _parquet_images(raw: RawFile) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Images uint8 [N, H, W] (grey) or [N, H, W, 3], and labels int64 [N], in the file's row order."""
     table = _parquet(raw)
-    label = next((name for name in ("label", "fine_label") if name in table.columns), None)
-    if label is None or table.schema.get("img") != ENCODED or not table.schema[label].is_integer():
+    schema = table.collect_schema()
+    label = next((name for name in ("label", "fine_label") if name in schema), None)
+    if label is None or schema.get("img") != ENCODED or not schema[label].is_integer():
         raise DataError(
             f"{raw.location}: expected a column img of struct(bytes, path) and one of label or fine_label, "
-            f"found {dict(table.schema)}"
+            f"found {dict(schema)}"
         )
-    return _decoded(raw, table["img"]), _classes(raw, table[label])
+    labels = _classes(raw, _collected(raw, table.select(label))[label])
+    return _decoded([(raw, table)], "img", np.arange(len(labels))), labels
 
 
-def _parquet(raw: RawFile) -> pl.DataFrame:
+def _parquet(raw: RawFile) -> pl.LazyFrame:
+    """A parquet file of which only the schema is read so far."""
     try:
-        return pl.read_parquet(io.BytesIO(content(raw.location)))
+        table = pl.scan_parquet(io.BytesIO(content(raw.location)))
+        table.collect_schema()
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"{raw.location}: not a parquet file, or truncated ({error}); {REPLACE}") from None
+        raise _broken(raw, error) from None
+    return table
+
+
+def _collected(raw: RawFile, table: pl.LazyFrame) -> pl.DataFrame:
+    try:
+        return table.collect()
+    except pl.exceptions.PolarsError as error:
+        raise _broken(raw, error) from None
+
+
+def _broken(raw: RawFile, error: Exception) -> DataError:
+    return DataError(f"{raw.location}: not a parquet file, or truncated ({error}); {REPLACE}")
 
 
 def _classes(raw: RawFile, labels: pl.Series) -> npt.NDArray[np.int64]:
@@ -196,22 +217,38 @@ def _classes(raw: RawFile, labels: pl.Series) -> npt.NDArray[np.int64]:
     return classes
 
 
-def _decoded(raw: RawFile, images: pl.Series) -> npt.NDArray[np.uint8]:
-    """Images uint8 [N, H, W] (grey) or [N, H, W, 3] from structs of encoded bytes, all of the first one's shape."""
-    decoded = np.empty(0, np.uint8)
-    for row, image_file in enumerate(images.struct.field("bytes")):
-        try:
-            with Image.open(io.BytesIO(image_file or b"")) as image:
-                pixels = np.asarray(image)
-        except (OSError, SyntaxError) as error:  # Pillow's words for a broken image
-            raise DataError(f"{raw.location}: row {row}: the image cannot be decoded ({error}); {REPLACE}") from None
-        shape, first = pixels.shape, decoded.shape[1:] if row else pixels.shape
-        if shape != first or pixels.dtype != np.uint8 or len(shape) not in (2, 3) or shape[2:] not in ((), (3,)):
-            raise DataError(
-                f"{raw.location}: row {row}: an image of shape {list(shape)} ({pixels.dtype}) where grey or RGB "
-                f"bytes of the first row's shape {list(first)} are expected"
-            )
-        if not row:
-            decoded = np.empty((len(images), *shape), np.uint8)
-        decoded[row] = pixels
+def _decoded(
+    tables: Iterable[tuple[RawFile, pl.LazyFrame]], column: str, place: npt.NDArray[np.integer]
+) -> npt.NDArray[np.uint8]:
+    """Images uint8 [N, H, W] (grey) or [N, H, W, 3] from structs of encoded bytes, all of the first one's shape.
+
+    The n-th image of the files lies at `place[n]`. Encoded images are in memory a slice of rows at a time.
+    """
+    decoded, done = np.empty(0, np.uint8), 0
+    for raw, table in tables:
+        for row, encoded in enumerate(_encoded(raw, table, column)):
+            try:
+                with Image.open(io.BytesIO(encoded or b"")) as image:
+                    pixels = np.asarray(image)
+            except (OSError, SyntaxError) as error:  # Pillow's words for a broken image
+                raise DataError(
+                    f"{raw.location}: row {row}: the image cannot be decoded ({error}); {REPLACE}"
+                ) from None
+            shape, first = pixels.shape, decoded.shape[1:] if done else pixels.shape
+            if shape != first or pixels.dtype != np.uint8 or len(shape) not in (2, 3) or shape[2:] not in ((), (3,)):
+                raise DataError(
+                    f"{raw.location}: row {row}: an image of shape {list(shape)} ({pixels.dtype}) where grey or RGB "
+                    f"bytes of the first row's shape {list(first)} are expected"
+                )
+            if not done:
+                decoded = np.empty((len(place), *shape), np.uint8)
+            decoded[place[done]] = pixels
+            done += 1
     return decoded
+
+
+def _encoded(raw: RawFile, table: pl.LazyFrame, column: str) -> Iterator[bytes | None]:
+    cells, at = table.select(pl.col(column).struct.field("bytes")), 0
+    while len(some := _collected(raw, cells.slice(at, SLICE)).to_series()):
+        yield from some
+        at += SLICE

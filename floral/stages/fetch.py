@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from floral import config, schema
 from floral.data import own, readers, sources
@@ -110,10 +111,7 @@ def _store(folder: Path, arrays: Labelled, card: dict[str, Any]) -> None:
     try:
         new.mkdir()
         for side in stored_arrays(card):
-            # Through memory: np.save to a file reports a full disk as an OSError without its errno.
-            buffer = io.BytesIO()
-            np.save(buffer, np.ascontiguousarray(getattr(arrays, side)), allow_pickle=False)
-            (new / f"{side}.npy").write_bytes(buffer.getbuffer())
+            _save(new / f"{side}.npy", np.ascontiguousarray(getattr(arrays, side)))
         (new / "card.json").write_text(json.dumps(card, indent=1))
         (folder / "card.json").unlink(missing_ok=True)
         for side in (*ARRAYS, *CLIENTS):
@@ -122,6 +120,15 @@ def _store(folder: Path, arrays: Labelled, card: dict[str, Any]) -> None:
             (new / file).replace(folder / file)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _save(path: Path, array: npt.NDArray[Any]) -> None:
+    """As np.save, which reports a full disk as an OSError without its errno."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    with path.open("wb") as file:
+        file.write(header.getbuffer())
+        file.write(array.data)
 
 
 def _is_valid(folder: Path, dataset: schema.DataSet) -> bool:

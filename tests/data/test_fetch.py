@@ -115,14 +115,14 @@ def test_a_raw_file_that_is_not_what_it_should_be_is_named(toy, tmp_path, conten
 
 def test_a_full_disk_leaves_nothing_half_written(toy, tmp_path, monkeypatch):
     _, mine = toy
-    write = Path.write_bytes
+    opened = Path.open
 
-    def fill(self, data):
+    def fill(self, *args, **options):
         if self.name == "test_x.npy":
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(self, data)
+        return opened(self, *args, **options)
 
-    monkeypatch.setattr(Path, "write_bytes", fill)
+    monkeypatch.setattr(Path, "open", fill)
     with pytest.raises(DataError, match="the disk is full, nothing was written; free space"):
         fetch("toy", tmp_path, mine)
     left = {path.name for path in (tmp_path / "data" / "toy").iterdir()}

@@ -147,6 +147,7 @@ def raw(path):
     return RawFile(file=DataFile(path=path.name), location=path, sha256="", verified=False)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.floats(0.01, 0.99))
 def test_every_client_of_two_rows_has_training_and_test_rows(client, share):
     client = np.array(client)

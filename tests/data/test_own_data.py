@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import yaml
 from pictures import encoded, made
+from PIL import Image
 from projects import Project
 
 from floral import config
@@ -87,11 +88,20 @@ def test_a_table_has_features_labels_and_clients(tmp_path, suffix):
 
 def test_a_table_in_two_files_keeps_this_split(tmp_path):
     TABLE.drop("site")[:15].write_csv(tmp_path / "train.csv")
-    TABLE.drop("site")[15:].write_csv(tmp_path / "test.csv")
+    shuffled = TABLE.drop("site")[15:].select("kind", "width", "length")
+    shuffled.write_csv(tmp_path / "test.csv")
     found = read("table", tmp_path, label="kind")
     assert (len(found.train_x), len(found.test_x)) == (15, 5)
     length = found.train_x[:, 0].astype(float)
+    assert found.test_x.shape == (5, 2), "columns are matched by name"
     assert np.allclose(np.diff(length), np.diff(length)[0]) and found.test_x[0, 0] > length.max()
+
+
+def test_a_folder_of_a_table_holds_two_files(tmp_path):
+    for name in ("train.csv", "train.parquet", "test.csv"):
+        (tmp_path / name).touch()
+        with pytest.raises(DataError, match=r"both and nothing else|holds train\.\* and test\.\*"):
+            read("table", tmp_path, label="kind")
 
 
 @pytest.mark.parametrize("as_folder", [True, False])
@@ -131,6 +141,8 @@ def spoilt(root, change):
     match change:
         case "other size":
             (cat / "999.png").write_bytes(encoded(np.zeros((7, 6, 3), np.uint8)))
+        case "deep":
+            Image.fromarray(np.zeros((6, 6), np.uint16)).save(cat / "999.png")
         case "text" | "empty file":
             (cat / "999.png").write_bytes(b"" if change == "empty file" else b"not an image")
         case "cut":
@@ -171,6 +183,7 @@ def spoilt(root, change):
         ),
         ("text", r"999\.png: the image cannot be decoded .*remedy: replace or remove it"),
         ("empty file", r"999\.png: the image cannot be decoded"),
+        ("deep", r"999\.png: an image of mode I;16; remedy: save it with 8 bits a channel"),
         ("cut", r"000\.png: the image cannot be decoded .*remedy"),
         ("empty class", r"emu: the folder of a class holds images and nothing else; fill or remove it"),
         ("loose file", r"labels\.csv: a file beside the folders of the classes; put it into one, or remove it"),
@@ -244,7 +257,8 @@ X, Y = np.zeros((6, 4, 4), np.uint8), np.arange(6) % 2
         ({"x": np.zeros(6), "y": Y}, r"x has shape \[6\]; expected rows in front"),
         ({"x": np.zeros((6, 3, 8, 8)), "y": Y}, r"channels come last: x\.transpose\(0, 2, 3, 1\)"),
         ({"x": np.full((6, 2), [[0, np.nan]]), "y": Y}, r"x, row 0 .* has NaN or infinity; fill or remove"),
-        ({"x": np.array([["a"]] * 6), "y": Y}, r"x is of type <U1; expected numbers"),
+        ({"x": np.array([["a"]] * 6), "y": Y}, r"x is of type <U1; save images as uint8, and other"),
+        ({"x": X.astype(int), "y": Y}, r"x is of type int64; save images as uint8"),
         ({"x": np.array([[{}]] * 6), "y": Y}, r"not NumPy's format, truncated, or with objects in it"),
         ({"train_x": X, "train_y": Y, "test_x": X[:, :3], "test_y": Y}, r"test rows of shape \[3, 4\].*alike"),
         ({"train_x": X, "train_y": Y, "test_x": X[:0], "test_y": Y[:0]}, r"there is no row in it"),
