@@ -464,6 +464,11 @@ def _blocks(suite_name: str) -> Iterator[tuple[Block, str, Run]]:
                 seed=block.seeds[0],
                 fidelity=rules,
             )
+            if run.variant.oracle and run.task.assumed_clusters is not None:
+                raise ConfigError(
+                    f"{where}: variants: {variant_name!r} reads the true clusters, of which it is told another number "
+                    f"(assumed_clusters: {run.task.assumed_clusters}); leave the variant out"
+                )
             if block.tuned and (both := sorted(block.method.keys() & search_space(variant_name).values.keys())):
                 raise ConfigError(
                     f"{where}: method: {', '.join(both)}: tuning chooses it for {variant_name!r}; leave it out"

@@ -30,10 +30,24 @@ class Synthetic(Frozen):
     samples_per_client: int = Field(ge=2)
     rank: int = Field(default=1, ge=1)
     scale: float = 2.0
+    simple: bool = Field(
+        default=False, exclude_if=lambda simple: not simple, description="the plainest teachers, see synthetic.generate"
+    )
+    normalised: bool = Field(
+        default=False,
+        exclude_if=lambda normalised: not normalised,
+        description="of mlp: hidden outputs have mean 0 and variance 1 within each client",
+    )
     label_noise: float = Field(default=0.0, ge=0)
     population: int = Field(
         default=4096, ge=1, description="fresh rows per cluster on which the population risk is measured"
     )
+
+    @model_validator(mode="after")
+    def _only_hidden_outputs_are_normalised(self) -> Synthetic:
+        if self.normalised and self.kind != "mlp":
+            raise ValueError(f"data.normalised: kind: {self.kind} has no hidden outputs; leave it out")
+        return self
 
 
 class Own(Frozen):
@@ -315,6 +329,9 @@ class Task(Frozen):
     )
     clients: int = Field(ge=1)
     clusters: int = Field(ge=1)
+    assumed_clusters: int | None = Field(
+        default=None, ge=1, exclude_if=_is_none, description="C that methods are told, where it is not the true number"
+    )
     participation: float = Field(gt=0, le=1)
     rounds: int = Field(ge=1)
     epochs: int = Field(default=1, ge=1)
@@ -336,6 +353,8 @@ class Task(Frozen):
     def _clusters_have_clients(self) -> Task:
         if self.clusters > self.clients:
             raise ValueError(f"clusters: {self.clusters} is more than clients: {self.clients}")
+        if self.assumed > self.clients:
+            raise ValueError(f"assumed_clusters: {self.assumed} is more than clients: {self.clients}")
         return self
 
     @model_validator(mode="after")
@@ -423,6 +442,11 @@ class Task(Frozen):
         if self.unseen.new_concept and self.shift.kind == "none":
             raise ValueError("unseen.new_concept: shift.kind: none has no concept but one; set new_concept: 0")
         return self
+
+    @property
+    def assumed(self) -> int:
+        """C, the number of clusters that methods reckon with."""
+        return self.assumed_clusters or self.clusters
 
     @property
     def concepts(self) -> int:

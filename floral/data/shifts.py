@@ -89,7 +89,7 @@ def recoloured(colour: Colour, x: Images, scale: int) -> Images:
     if sorted(order) != list(range(channels)) or len(colour.gain) not in (1, channels):
         raise ConfigError(
             f"shift.colours: rows of shape {list(x.shape[1:])} have {channels} channel(s); channels must be an order"
-            f" of {list(range(channels))} (found {colour.channels}), gain one number or {channels} (found {colour.gain})"
+            f" of {list(range(channels))} (found {colour.channels}), gain one, or one of each (found {colour.gain})"
         )
     gain = np.broadcast_to(np.array(colour.gain), channels)
     value = np.arange(256) * gain[:, None]

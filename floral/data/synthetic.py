@@ -57,8 +57,13 @@ def generate(
     the first `outputs` coordinates of h; mlp: y = ReLU(h) W_out with W_out [d, outputs] ~ N(0, 1/d). Training and test
     labels get label_noise·N(0, I); the population never does, and has cluster c's rows at index c.
 
+    simple: W = I, b = 0, W_out = 1/√d, and the r-th columns of u_c and v_c are the unit vector of coordinate
+    rank·c + r: cluster c has `rank` coordinates of its own scaled by 1 + scale. normalised: each coordinate of ReLU(h)
+    has mean 0 and variance 1 over all rows of a client, training and test together, or of a cluster's population.
+
     Raises:
-        ConfigError: a linear teacher is asked for more outputs than it has coordinates, or there are too few samples.
+        ConfigError: a linear teacher is asked for more outputs than it has coordinates, simple teachers have fewer
+            coordinates than clusters, or there are too few samples.
 
     Source: arXiv 2410.03497, synthetic tasks.
     """
@@ -78,11 +83,24 @@ def generate(
         draw("W_out", d, spec.outputs, variance=1 / d),
     )
     u, v = draw("u", clusters, d, spec.rank, variance=1 / d), draw("v", clusters, d, spec.rank, variance=1 / spec.rank)
+    if spec.simple:
+        free = spec.outputs if spec.kind == "linear" else d
+        if clusters * spec.rank > free:
+            raise ConfigError(
+                f"data.simple: {clusters} clusters of rank {spec.rank} need as many coordinates each; there are {free}"
+            )
+        base, bias, readout = np.eye(d), np.zeros(d), np.full((d, spec.outputs), 1 / np.sqrt(d))
+        u = v = np.eye(d)[:, : clusters * spec.rank].reshape(d, clusters, spec.rank).swapaxes(0, 1)
     weight = base + spec.scale * u @ v.swapaxes(1, 2)
 
     def teach(x: npt.NDArray[np.float64], cluster: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         hidden = x @ weight[cluster] + bias
-        return hidden[..., : spec.outputs] if spec.kind == "linear" else np.maximum(hidden, 0.0) @ readout
+        if spec.kind == "linear":
+            return hidden[..., : spec.outputs]
+        active = np.maximum(hidden, 0.0)
+        if spec.normalised:
+            active = (active - active.mean(-2, keepdims=True)) / np.sqrt(active.var(-2, keepdims=True) + 1e-5)
+        return active @ readout
 
     x = draw("x", clients, spec.samples_per_client, d)
     noise = spec.label_noise * draw("noise", clients, spec.samples_per_client, spec.outputs)

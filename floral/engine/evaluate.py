@@ -199,8 +199,8 @@ def route_metrics(route: np.ndarray, cluster: np.ndarray, rows: np.ndarray) -> d
     """Recovery of the true clusters by the routes [K, C]: ari of argmax π, mean entropy in nats, mismatch.
 
     mismatch = mean over clusters of ‖p̂(k|c) - p*(k|c)‖₁ with p̂ ∝ n_k π_kc and p* ∝ n_k over the true members, after
-    the relabelling of clusters that matches them best; 0 is perfect, 2 the worst. Where all clients are of one true
-    cluster there is nothing for C > 1 routes to recover: entropy alone.
+    the relabelling of clusters that matches them best; 0 is perfect, 2 the worst, 1 for a cluster without a
+    counterpart. Where all clients are of one true cluster there is nothing for C > 1 routes to recover: entropy alone.
     """
     from scipy.optimize import linear_sum_assignment  # 0.2 s to import, and only routed methods need it
 
@@ -209,6 +209,8 @@ def route_metrics(route: np.ndarray, cluster: np.ndarray, rows: np.ndarray) -> d
     spread = float(-(route * np.log(positive)).sum(1).mean())
     if clusters > 1 and (cluster == cluster[0]).all():
         return {"entropy": spread}
+    if (missing := int(cluster.max()) + 1 - clusters) > 0:  # fewer were assumed than there are
+        route, clusters = np.pad(route, ((0, 0), (0, missing))), clusters + missing
     weight = route * rows[:, None]
     truth = (cluster[:, None] == np.arange(clusters)) * rows[:, None]
     estimate, exact = (part / np.maximum(part.sum(0), 1e-300) for part in (weight, truth))

@@ -14,7 +14,7 @@ CONDITIONS: Mapping[Condition, tuple[str, Callable[[Task, int], bool]]] = {
         "every client takes one local step a round",
         lambda task, rows: task.local_steps(rows) == 1,
     ),
-    "one_cluster": ("there is one cluster", lambda task, rows: task.clusters == 1),
+    "one_cluster": ("there is one cluster", lambda task, rows: task.assumed == 1),
 }
 """condition → what it says of a task, and whether it holds where no client has more than so many training rows."""
 

@@ -268,7 +268,7 @@ def make_problem(run: Run, data: Federation, device: torch.device, dtype: torch.
         build_model=build_model,
         clients=data.clients,
         cohort=task.cohort,
-        clusters=task.clusters,
+        clusters=task.assumed,
         true_cluster=torch.from_numpy(data.cluster).to(device),
         lr=run.rates.lr,
         router_lr=run.rates.router_lr,
@@ -297,7 +297,7 @@ def make_settings(run: Run) -> Settings:
     task, rule = run.task, run.fidelity
     return Settings(
         rounds=task.rounds,
-        clusters=task.clusters,
+        clusters=task.assumed,
         cohort=task.cohort,
         epochs=task.epochs,
         batch=task.batch,

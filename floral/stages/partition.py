@@ -15,7 +15,7 @@ import polars as pl
 
 from floral.config import ConfigError, PartitionJob
 from floral.data.federation import CLIENTS, read_data
-from floral.data.partition import SPLITS, client_table, consecutive_table, digest, reduce_rows
+from floral.data.partition import SPLITS, client_table, consecutive_table, digest, main_concepts, reduce_rows
 from floral.data.synthetic import rows_per_client
 from floral.files import atomic
 from floral.schema import Synthetic, Task
@@ -65,7 +65,10 @@ def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
         "data_digest": data_digest,
         "rows": {split: _spread(_per_client(table, split, job.clients)) for split in SPLITS},
         "rows_of_cluster": {split: _per_client(table, split, job.clients, job.clusters).tolist() for split in SPLITS},
+        "clients_of_cluster": np.bincount(main_concepts(table, job.clients), minlength=job.clusters).tolist(),
     }
+    if job.partition.mixed is not None:
+        card["main_concept_share"] = _quantiles(_main_share(table, job.clients, job.clusters))
     if job.unseen is not None:
         joining = whole.filter(pl.col("client") >= job.clients).with_columns(pl.col("client") - job.clients)
         spread = {split: _spread(_per_client(joining, split, job.unseen.clients)) for split in ("train", "test")}
@@ -83,10 +86,11 @@ def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
             key: steps[key] for key in SIZES
         }
     if "class" in rows.columns:
+        card["label_skew"] = _quantiles(_label_skew(rows, data["classes"], job.clients))
         card["class_counts"] = {split: _class_counts(rows, split, data["classes"], job.clients) for split in SPLITS}
     folder = results / job.folder
     picture, parquet = io.StringIO(), io.BytesIO()
-    _chart(job, labelled, card["rows"]).save(picture, format="svg")
+    _chart(job, labelled, card).save(picture, format="svg")
     whole.write_parquet(parquet)
     # One line per key: the counts of hundreds of clients stay readable.
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in card.items())
@@ -127,6 +131,27 @@ def _class_counts(held: pl.DataFrame, split: str, classes: int, clients: int) ->
     return np.bincount(cell, minlength=clients * classes).reshape(clients, classes).tolist()
 
 
+def _label_skew(held: pl.DataFrame, classes: int, clients: int) -> npt.NDArray[np.float64]:
+    """[K] total variation distance of each client's training labels from those of all clients: 0 is equal frequencies,
+    1 no class in common."""
+    counts = np.array(_class_counts(held, "train", classes, clients), dtype=float)
+    own = counts / counts.sum(1, keepdims=True)
+    return np.abs(own - counts.sum(0) / counts.sum()).sum(1) / 2
+
+
+def _main_share(table: pl.DataFrame, clients: int, concepts: int) -> npt.NDArray[np.float64]:
+    """[K] the share of a client's training rows that are of its most frequent concept."""
+    train = table.filter(pl.col("split") == "train")
+    cell = train["client"].to_numpy().astype(np.int64) * concepts + train["cluster"].to_numpy()
+    counts = np.bincount(cell, minlength=clients * concepts).reshape(clients, concepts)
+    return counts.max(1) / counts.sum(1)
+
+
+def _quantiles(values: npt.NDArray[np.float64]) -> dict[str, float]:
+    places = zip(SIZES, (values.min(), np.median(values), values.max()), strict=True)
+    return {name: round(float(value), 4) for name, value in places}
+
+
 def _spread(values: Labels) -> dict[str, float]:
     return {
         "total": int(values.sum()),
@@ -136,13 +161,11 @@ def _spread(values: Labels) -> dict[str, float]:
     }
 
 
-def _chart(job: PartitionJob, held: pl.DataFrame, rows: dict[str, dict[str, float]]) -> alt.Chart:
+def _chart(job: PartitionJob, held: pl.DataFrame, card: dict[str, Any]) -> alt.Chart:
     """Training rows by class and client, as a heat map; for regression, rows per client and split as bars."""
     import altair as alt
 
-    sizes = ", ".join(f"{_range(rows[split])} {split}" for split in SPLITS)
-    of = f"in {job.clusters} clusters (client mod {job.clusters})" if job.clusters > 1 else "of one concept"
-    subtitle = [f"{job.clients} clients {of}; each has {sizes} rows"]
+    subtitle = _subtitle(job, card)
     if job.unseen is not None:
         subtitle.append(f"clients from {job.clients} on join after training; their rows take no part in it")
     shown = int(held["client"].to_numpy().max()) + 1
@@ -164,6 +187,26 @@ def _chart(job: PartitionJob, held: pl.DataFrame, rows: dict[str, dict[str, floa
     text = alt.TitleParams(title, subtitle=subtitle, anchor="start", subtitleColor="#555", offset=12)
     width = max(320, min(900, 24 * shown))
     return chart.properties(width=width, height=220, title=text).configure_view(stroke=None)
+
+
+def _subtitle(job: PartitionJob, card: dict[str, Any]) -> list[str]:
+    """What the numbers of the card say: clusters and sizes, then label skew, mixtures and local steps."""
+    sizes = ", ".join(f"{_range(card['rows'][split])} {split}" for split in SPLITS)
+    members = card["clients_of_cluster"]
+    which = (
+        f"of {', '.join(map(str, members))} clients" if job.partition.cluster_shares else f"client mod {job.clusters}"
+    )
+    of = f"in {job.clusters} clusters ({which})" if job.clusters > 1 else "of one concept"
+    facts = []
+    if "label_skew" in card:
+        facts.append(f"label skew {card['label_skew']['median']:.2f} (median; 0 equal, 1 no class in common)")
+    if "main_concept_share" in card:
+        facts.append(f"{card['main_concept_share']['median']:.0%} of a client's rows are of its main concept (median)")
+    if job.partition.label_noise:
+        facts.append(f"{job.partition.label_noise:.0%} of the training labels are to be replaced")
+    if "local_steps_per_round" in card:
+        facts.append(f"{_range(card['local_steps_per_round'])} local steps per round")
+    return [f"{job.clients} clients {of}; each has {sizes} rows", *(["; ".join(facts)] if facts else [])]
 
 
 def _axis(count: int) -> alt.Axis:

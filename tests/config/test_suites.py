@@ -38,3 +38,22 @@ def test_smoke_all_is_of_every_task_and_as_cheap_as_its_words_say() -> None:
     (block,) = yaml.safe_load((config.CONFIG / "suites" / "smoke_all.yaml").read_text())["runs"]
     assert block["tasks"] == "all" and len(block["variants"]) == 3 and len(block["seeds"]) == 1
     assert all(run.task.rounds == 2 for run in config.runs("smoke_all"))
+
+
+def test_a_suite_may_assume_another_number_of_clusters_but_not_with_the_true_ones(write: Callable[..., None]) -> None:
+    block = {"tasks": ["digits_rotate"], "seeds": [0], "task": {"assumed_clusters": 2}}
+    write("suites/wrong", title="Wrong", runs=[{**block, "variants": ["floral_1"]}])
+    (run,) = config.runs("wrong")
+    assert run.task.assumed == 2 and run.partition == config.runs("quickstart", ["digits_rotate"])[0].partition
+    write("suites/oracle", title="Oracle", runs=[{**block, "variants": ["floral_1_optimal"]}])
+    with pytest.raises(ConfigError, match=r"'floral_1_optimal' reads the true clusters, .*assumed_clusters: 2.*leave"):
+        config.runs("oracle")
+    write("suites/many", title="Many", runs=[{**block, "variants": ["floral_1"], "task": {"assumed_clusters": 21}}])
+    with pytest.raises(ConfigError, match="assumed_clusters: 21 is more than clients: 20"):
+        config.runs("many")
+
+
+def test_shares_of_the_scarcity_suite_have_the_same_local_steps_rounds_and_rates() -> None:
+    runs = config.runs("scarcity", ["mnist_rotate"])
+    assert {run.task.partition.share for run in runs} == {0.025, 0.05, 0.1, 0.25, 1.0}
+    assert {(run.task.local_steps(4), run.task.rounds, run.task.router_lr) for run in runs} == {(5, 500, 0.1)}

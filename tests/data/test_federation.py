@@ -186,6 +186,30 @@ def test_the_card_counts_what_the_table_has(results):
     assert before == {name: (folder / name).read_bytes() for name in ("partition.parquet", "card.json")}
 
 
+def test_the_card_shows_clusters_skew_mixtures_and_steps(results):
+    shares = [0.6, 0.25, 0.1, 0.05]
+    rule = {"kind": "pathological", "classes_per_client": 1, "cluster_shares": shares, "mixed": 0.1, "label_noise": 0.1}
+    run = make_run(shift={"kind": "rotate"}, partition=rule, steps_per_epoch=3)
+    folder = partition(run.partition, results, run.task)
+    card = json.loads((folder / "card.json").read_text())
+    assert sum(card["clients_of_cluster"]) == 20 and card["clients_of_cluster"][0] >= 10
+    assert 0.85 < card["label_skew"]["min"] < card["label_skew"]["max"] < 0.95  # one class of ten
+    assert 0.25 < card["main_concept_share"]["min"] <= card["main_concept_share"]["max"] <= 1
+    picture = (folder / "card.svg").read_text()
+    for words in (
+        "in 4 clusters (of ",
+        "label skew 0.9",
+        "of its main concept",
+        "10% of the training",
+        "3 local steps",
+    ):
+        assert words in picture
+    even = make_run(shift={"kind": "rotate"})
+    card = json.loads((partition(even.partition, results, even.task) / "card.json").read_text())
+    assert card["clients_of_cluster"] == [5] * 4 and "main_concept_share" not in card
+    assert 0 < card["label_skew"]["max"] < 0.4
+
+
 def test_what_is_missing_or_altered_is_named_with_the_command_that_makes_it(results, tmp_path):
     run = make_run(seed=9)
     with pytest.raises(

@@ -1,6 +1,8 @@
 """What holds for every kind of partition, and what a user may get wrong."""
 
+import os
 import time
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -8,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from floral import config
 from floral.config import ConfigError, parse
 from floral.data.partition import (
     SCHEMA,
@@ -151,6 +154,15 @@ def test_class_groups_may_be_listed():
     modulo = Partition(kind="class_groups", groups=((0, 2), (1, 3)))
     plain = client_table(train_y, test_y, 8, 2, Partition(kind="class_groups"), 0)
     assert client_table(train_y, test_y, 8, 2, modulo, 0).equals(plain)
+
+
+def test_the_coarse_classes_of_cifar100_are_those_of_its_files(missing):
+    path = Path(os.environ.get("FLORAL_DATA", "")) / "cifar100/cifar100/test-00000-of-00001.parquet"
+    if not path.is_file():
+        missing(f"{path}: CIFAR-100 is missing")
+    table = pl.read_parquet(path, columns=["fine_label", "coarse_label"]).unique()
+    groups = config.task("cifar100_coarse").partition.groups
+    assert sorted(table.iter_rows()) == sorted((f, c) for c, group in enumerate(groups) for f in group)
 
 
 def test_concepts_are_mixed_and_in_the_limit_each_client_has_one():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from floral.config import ConfigError
+from floral.config import ConfigError, parse
 from floral.data.synthetic import generate, rows_per_client
 from floral.schema import Synthetic
 
@@ -78,3 +78,43 @@ def test_seeds_differ_and_repeat():
 def test_more_outputs_than_coordinates_is_a_mistake_of_the_user():
     with pytest.raises(ConfigError, match=r"outputs: 11 is more than data\.dimension: 10"):
         generate(Synthetic(kind="linear", outputs=11, samples_per_client=8), 2, 2, 0)
+
+
+# ------------------------------------------------------------------------------------------- variants of the paper
+
+
+def test_the_plainest_teachers_scale_one_coordinate_each():
+    spec = Synthetic(kind="linear", samples_per_client=8, population=64, simple=True)
+    made = generate(spec, clients=4, clusters=2, seed=0)
+    for c in range(2):
+        weight, _ = affine(made.population_x[c], made.population_y[c])
+        expected = np.zeros((11, 3))
+        np.fill_diagonal(expected, 1)
+        expected[c, c] = 3  # 1 + scale
+        np.testing.assert_allclose(weight, expected, atol=1e-4)
+    relu = Synthetic(kind="mlp", outputs=1, samples_per_client=8, population=64, simple=True, rank=2)
+    made = generate(relu, clients=4, clusters=4, seed=0)
+    scaled = made.population_x[3] * np.where(np.isin(np.arange(10), (6, 7)), 3, 1)
+    np.testing.assert_allclose(made.population_y[3, :, 0], np.maximum(scaled, 0).sum(1) / np.sqrt(10), atol=1e-4)
+    with pytest.raises(ConfigError, match="simple: 4 clusters of rank 1 need as many coordinates each; there are 3"):
+        generate(spec, clients=4, clusters=4, seed=0)
+
+
+def test_normalised_teachers_have_hidden_outputs_of_mean_zero_and_variance_one_in_each_client():
+    values = {"kind": "mlp", "outputs": 1, "samples_per_client": 50, "simple": True, "population": 64}
+    plain, made = (generate(Synthetic(**values, normalised=n), 4, 2, seed=0) for n in (False, True))
+    train, test = made.train_y.reshape(4, -1), made.test_y.reshape(4, -1)
+    assert np.array_equal(plain.train_x, made.train_x)
+    np.testing.assert_allclose(np.concatenate([train, test], 1).mean(1), 0, atol=1e-6)
+    x = np.concatenate([made.train_x.reshape(4, -1, 10), made.test_x.reshape(4, -1, 10)], 1)
+    x[:, :, 0] *= np.array([3, 1, 3, 1])[:, None]
+    x[:, :, 1] *= np.array([1, 3, 1, 3])[:, None]
+    hidden = np.maximum(x, 0)
+    expected = ((hidden - hidden.mean(1, keepdims=True)) / hidden.std(1, keepdims=True)).sum(2) / np.sqrt(10)
+    np.testing.assert_allclose(np.concatenate([train, test], 1), expected, atol=1e-3)
+    with pytest.raises(ConfigError, match="normalised: kind: linear has no hidden outputs"):
+        parse(Synthetic, {"kind": "linear", "samples_per_client": 8, "normalised": True}, "toy.yaml")
+
+
+def test_what_is_not_asked_for_is_not_written_down():
+    assert not {"simple", "normalised"} & Synthetic(kind="mlp", samples_per_client=8).model_dump().keys()

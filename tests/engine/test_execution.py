@@ -258,6 +258,26 @@ def test_routes_of_clients_of_one_concept_recover_nothing():
     assert found == {"entropy": pytest.approx(np.log(2) / 2)}
 
 
+@pytest.mark.parametrize("assumed", [2, 6])
+@pytest.mark.parametrize("variant", ["ensemble", "ifca", "fedem", "momentum_clustering", "floral_1", "floral_1_double"])
+def test_methods_may_be_told_half_or_twice_the_true_number_of_clusters(variant, assumed):
+    simulation = simulate(variant, data=make_data(clusters=3), assumed_clusters=assumed)
+    state = simulation.start()
+    simulation.train(state, 1)
+    evaluation = simulation.evaluate(state, 1, None)
+    assert evaluation.routes.shape[1] == assumed * (2 if variant == "floral_1_double" else 1)
+    metrics = {(split, name): value for split, name, value in evaluation.metrics}
+    assert 0 <= metrics["route", "mismatch"] <= 2 and np.isfinite(metrics["test", "loss"])
+
+
+def test_routes_to_two_of_three_clusters_miss_the_third():
+    cluster = np.array([0, 1, 2, 0, 1])
+    route = np.eye(2)[np.minimum(cluster, 1)]
+    assert evaluate.route_metrics(route[cluster < 2], cluster[cluster < 2], np.ones(4))["mismatch"] == 0
+    # p̂(k|1) has a third on the client of cluster 2: 2·(1/3); and nobody stands for cluster 2: 1
+    assert evaluate.route_metrics(route, cluster, np.ones(5))["mismatch"] == pytest.approx((0 + 2 / 3 + 1) / 3)
+
+
 # ----------------------------------------------------------------------------------------------- GPUs
 
 
