@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from floral import products
+from floral.norms import BatchNorm, GroupNorm, LayerNorm
 from floral.spec import Draws, Params
 from floral.streams import Shapes, Stream
-
-BATCH_NORM_MOMENTUM = 0.1
-BATCH_NORM_EPSILON = 1e-5
 
 
 @dataclass(frozen=True)
@@ -94,38 +92,17 @@ def changed_by(params: Params, change: Params | None) -> tuple[Tensor, Tensor | 
 
 
 @dataclass(frozen=True)
-class BatchNorm:
-    """Batch normalisation of x [B, features, ...] over all axes but the second (arXiv 1502.03167).
+class Position:
+    """x [B, T, features] + E[:T], a trained vector for each of up to `length` places; start N(0, 0.02²)."""
 
-    In training the batch's own mean and variance over unmasked samples; in evaluation the running ones. The running
-    variance is unbiased and both move by 0.1, as in PyTorch.
-    """
-
+    length: int
     features: int
 
     def init(self, stream: Stream) -> Params:
-        del stream
-        return {"weight": torch.ones(self.features), "bias": torch.zeros(self.features)}
+        return {"weight": stream.normal("weight", (self.length, self.features), 0.02)}
 
-    def statistics(self) -> Params:
-        return {"mean": torch.zeros(self.features), "variance": torch.ones(self.features)}
-
-    def __call__(self, params: Params, running: Params, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Params]:
-        """Normalised x and the running statistics after it; `mask` None is evaluation."""
-        shape = (1, -1) + (1,) * (x.dim() - 2)
-        axes = (0, *range(2, x.dim()))
-        if mask is None:
-            mean, variance = running["mean"], running["variance"]
-        else:
-            weight = mask.to(x.dtype).reshape((-1, 1) + (1,) * (x.dim() - 2)).expand_as(x)
-            count = weight.sum(axes).clamp(min=1)
-            mean = (x * weight).sum(axes) / count
-            variance = ((x - mean.reshape(shape)) ** 2 * weight).sum(axes) / count
-            unbiased = variance * count / (count - 1).clamp(min=1)
-            moved = {"mean": mean, "variance": unbiased}
-            running = {key: old + BATCH_NORM_MOMENTUM * (moved[key].detach() - old) for key, old in running.items()}
-        scale = params["weight"] / torch.sqrt(variance + BATCH_NORM_EPSILON)
-        return (x - mean.reshape(shape)) * scale.reshape(shape) + params["bias"].reshape(shape), running
+    def __call__(self, params: Params, x: Tensor) -> Tensor:
+        return x + params["weight"][: x.shape[1]]
 
 
 @dataclass(frozen=True)
@@ -139,7 +116,7 @@ class Dropout:
         return torch.where(uniform < self.rate, torch.zeros((), dtype=x.dtype, device=x.device), x / (1 - self.rate))
 
 
-Layer = Linear | Conv2d | BatchNorm | Dropout
+Layer = Linear | Conv2d | Position | BatchNorm | GroupNorm | LayerNorm | Dropout
 Call = Callable[[str, Tensor], Tensor]
 """call(name, x): the named layer applied to x."""
 
@@ -213,9 +190,12 @@ class Model:
             match layer:
                 case Dropout():
                     return x if draws is None else layer(x, draws[name])
+                case Position():
+                    return layer(own(params, name), x)
                 case BatchNorm():
+                    change, _ = adapt(name, x)
                     running = {key: changed[f"{name}.{key}"] for key in ("mean", "variance")}
-                    y, running = layer(own(params, name), running, x, None if draws is None else mask)
+                    y, running = layer(own(params, name), running, x, None if draws is None else mask, change)
                     changed.update({f"{name}.{key}": value for key, value in running.items()})
                     return y
                 case _:
