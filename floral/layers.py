@@ -160,11 +160,12 @@ class Model:
         seen: dict[str, torch.Size] = {}
 
         def note(name: str, x: Tensor) -> tuple[None, None]:
-            seen[name] = x.shape
+            seen[name] = torch.Size((batch, *x.shape[1:]))
             return None, None
 
+        nothing = {name: torch.zeros(t.shape) for name, t in self.init(Shapes(0, "size")).items()}
         with torch.no_grad():
-            self(self.init(Stream(0, "size")), self.statistics(), torch.zeros(batch, *shape), None, None, note)
+            self(nothing, self.statistics(), torch.zeros(1, *shape), None, None, note)  # one row shows all the shapes
         return seen
 
     def multiply_adds(self, shape: tuple[int, ...], batch: int) -> int:

@@ -29,11 +29,13 @@ SIZES = (9, 4, 7, 1, 12, 6, 5)
 """Training rows of the clients: with batch 4 from one to three steps, most of them with a short last batch."""
 CLASSES = 5
 
-SHAPES: Mapping[str, tuple[int, ...]] = {"cnn": (14, 14), "vgg8": (32, 32)}
+SHAPES: Mapping[str, tuple[int, ...]] = {"cnn": (14, 14), "vgg8": (32, 32), "resnet18": (8, 8)}
 ARGUMENTS: Mapping[str, dict[str, Any]] = {
     "mlp": {"hidden": 5},
     "cnn": {"channels": (2, 3), "hidden": 4},
     "vgg8": {"channels": (2, 3, 4, 5, 6), "hidden": 4},
+    "resnet18": {"channels": (2, 2, 3, 4), "groups": 1},
+    "vit": {"patch": 2, "features": 4, "heads": 2, "depth": 1, "hidden": 5, "dropout": 0.3},
     "batch_norm": {"hidden": 5, "batch_norm": True},
     "dropout": {"hidden": 5},
 }
@@ -241,6 +243,12 @@ FIRST = {name: next(iter(config.method_file(name).variants)) for name in config.
 """Of every method the variant that meets all models; its others differ by parameters and meet one or two."""
 
 
+DEEP = ("resnet18", "vit")
+"""Models of many layers, which take seconds to record …"""
+OF_EACH_KIND = ("fedavg", "ditto", "ensemble", "floral_1", "local_adaptor", "private_norm")
+"""… and which only these variants meet."""
+
+
 def cases() -> list[tuple[str, str]]:
     """(variant, model): the first variant of a method on all models that it can do, the others on the smallest of them
     and with running statistics."""
@@ -249,5 +257,7 @@ def cases() -> list[tuple[str, str]]:
         (variant, model)
         for variant in VARIANTS
         for model in MODELS
-        if model in few.get(variant, MODELS) and buildable(variant, model)
+        if model in few.get(variant, MODELS)
+        and (model not in DEEP or variant in OF_EACH_KIND)
+        and buildable(variant, model)
     ]
