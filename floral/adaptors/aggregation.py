@@ -42,13 +42,15 @@ def decomposed(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Params
 
     A = D Vᵀ and B = U S D⁻¹ with D = max(1, √S): balanced where the product is large, for else the gradients of the
     smaller factor are too large for the rate of the other, and never with an A near zero, from where B learns nothing.
-    Biases, and the factors of a layer whose products are all zero, are those of `mean`. Of each pair of singular
+    Biases, norms, and the factors of a layer whose products are all zero, are those of `mean`. Of each pair of singular
     vectors the largest entry of V's is positive, for else a rounding error decides their sign.
     """
     exact = adaptors.products(clients, weight)
     found = dict(mean)
     for layer in adaptors.by_layer:
         old = own(mean, layer)
+        if "A" not in old:
+            continue  # of a norm, whose mean misses nothing
         left, size, right = torch.linalg.svd(exact[f"{layer}.weight"].flatten(1), full_matrices=False)
         rank = len(old["A"])
         left, size, right = left[:, :rank], size[:rank], right[:rank]

@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from federations import assert_equal_states, trained
+from federations import assert_close, assert_equal_states, simulate, trained
 
 from floral import config
 from floral.adaptors.attach import attach
 from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.factors import resolve
 from floral.adaptors.linear import LinearAdaptor
+from floral.adaptors.norm import NormAdaptor
 from floral.layers import Conv2d, Linear, Model
-from floral.models import cnn, linear, mlp
+from floral.models import cnn, linear, mlp, vit
+from floral.norms import NORMS, BatchNorm, GroupNorm, LayerNorm, instance_norm
 from floral.spec import Refused
 from floral.streams import Stream
 
@@ -61,8 +63,8 @@ def test_every_kind_of_adaptor_is_tested_here():
     found = set()
     for name in config.plugins("adaptors"):
         module = importlib.import_module(f"floral.adaptors.{name}")
-        found |= {v for v in vars(module).values() if isinstance(v, type) and hasattr(v, "unmerged")}
-    assert found == {type(adaptor_of(layer, method)) for layer, method in LAYERS}
+        found |= {v for v in vars(module).values() if isinstance(v, type) and hasattr(v, "merged")}
+    assert found == {NormAdaptor, *(type(adaptor_of(layer, method)) for layer, method in LAYERS)}
 
 
 @pytest.mark.parametrize("clusters", [1, 3])
@@ -149,6 +151,128 @@ def test_convolutions_may_stay_without_adaptors():
     assert set(adaptors.by_layer) == {"hidden", "out"}
     with pytest.raises(Refused, match="no linear or convolution"):
         attach(Model(layers={}, forward=lambda call, x: x), rank=1, bias="zero")
+
+
+# -------------------------------------------------------------------------------------------------- norms
+
+
+@pytest.mark.parametrize("layer", [GroupNorm(4, 2), instance_norm(4), LayerNorm(4)])
+def test_a_mixture_of_norm_adaptors_is_the_sum_of_the_adaptors_own_norms(layer):
+    """Σ_c π_c (γ_c x̂ + β_c) beside γ x̂ + β; zero at the start."""
+    adaptor = NormAdaptor.of(layer, own=True)
+    assert not adaptor.own and not adaptor.statistics()
+    weights, mixture = mixture_of(adaptor, 1), mixture_of(adaptor, 3, seed=1)
+    base = {name: tensor[0] for name, tensor in weights.items()}
+    route = torch.tensor([0.5, 0.2, 0.4], dtype=torch.float64)
+    x = torch.randn(2, 4, 3, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    plain = layer(base, x) + sum(route[c] * layer({n: t[c] for n, t in mixture.items()}, x) for c in range(3))
+    torch.testing.assert_close(layer(base, x, adaptor.merged(mixture, route)), plain, rtol=0, atol=1e-12)
+    start = {name: tensor[None].double() for name, tensor in adaptor.init(Stream(0, "adaptor")).items()}
+    assert torch.equal(layer(base, x, adaptor.merged(start, route[:1])), layer(base, x))
+
+
+def running_of(count, seed):
+    random = torch.Generator().manual_seed(seed)
+    return {
+        "mean": torch.randn(count, 3, generator=random, dtype=torch.float64),
+        "variance": 0.5 + torch.rand(count, 3, generator=random, dtype=torch.float64),
+    }
+
+
+def test_a_plain_batch_norm_adaptor_serves_its_own_statistics():
+    """γ_c (x - μ_c)/σ_c + β_c beside the layer, by PyTorch's batch norm; with the layer's statistics it is merged."""
+    layer, route = BatchNorm(3), torch.tensor([0.7, 0.3], dtype=torch.float64)
+    adaptor = NormAdaptor.of(layer, own=True)
+    base, mixture = {n: t[0] for n, t in mixture_of(adaptor, 1).items()}, mixture_of(adaptor, 2, seed=1)
+    running, own = {name: t[0] for name, t in running_of(1, 2).items()}, running_of(2, 3)
+    x = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    found, _ = layer(base, running, x, None, adaptor.served(mixture, route, own, running))
+    plain, _ = layer(base, running, x, None)
+    for c in range(2):
+        plain = plain + route[c] * F.batch_norm(
+            x, own["mean"][c], own["variance"][c], mixture["weight"][c], mixture["bias"][c]
+        )
+    torch.testing.assert_close(found, plain, rtol=0, atol=1e-12)
+    alike = {name: tensor.expand(2, 3) for name, tensor in running.items()}
+    assert_close(adaptor.served(mixture, route, alike, running), adaptor.merged(mixture, route), 1e-12)
+
+
+NORM_CASES = [
+    *(
+        ("floral_1", norm, model)
+        for norm in ("plain", "reparameterised")
+        for model in ("batch_norm", "resnet18", "vit")
+    ),
+    ("floral_1_optimal", "plain", "batch_norm"),
+    ("floral_1_argmin", "plain", "batch_norm"),
+    ("local_adaptor", "reparameterised", "batch_norm"),
+]
+
+
+@pytest.mark.parametrize("backend", ["vmap", "batched"])
+@pytest.mark.parametrize(("variant", "norm", "model"), NORM_CASES)
+def test_norm_adaptors_train_alike_on_every_backend(variant, norm, model, backend):
+    how = {"model": model, "params": {"norm": norm}}
+    loop = trained(variant, **how)
+    assert any(bool((t != 0).any()) for name, t in loop.tensors().items() if "/adaptor" in name and "norm" in name)
+    assert_equal_states(trained(variant, backend=backend, chunk=3, **how), loop, 1e-10)
+
+
+@pytest.mark.parametrize("variant", ["floral_1", "floral_1_optimal"])
+def test_with_one_cluster_plain_and_reparameterised_are_the_same(variant):
+    """Its own statistics are then those of the layer."""
+    plain, other = (
+        trained(variant, model="batch_norm", clusters=1, params={"norm": norm}).values
+        for norm in ("plain", "reparameterised")
+    )
+    own = {name: tensor[0] for name, tensor in plain["adaptor_statistics"].items()}
+    assert_close(own, plain["statistics"], 1e-12)
+    for group in other:
+        assert_close(plain[group], other[group], 1e-12)
+
+
+def test_own_statistics_are_averaged_within_the_cluster():
+    """All of a round's clients together have the layer's, a mean of the clusters' own."""
+    state = trained(
+        "floral_1_optimal", rounds=1, model="batch_norm", participation=1.0, params={"norm": "plain"}
+    ).values
+    own = state["adaptor_statistics"]["norm.mean"]
+    assert not torch.allclose(own[0], own[1])
+    assert bool((torch.minimum(own[0], own[1]) <= state["statistics"]["norm.mean"]).all())
+    assert bool((state["statistics"]["norm.mean"] <= torch.maximum(own[0], own[1])).all())
+
+
+@pytest.mark.parametrize("variant", ["floral_1", "local_adaptor"])
+def test_a_norm_that_the_model_does_not_have_cannot_be_adapted(variant):
+    with pytest.raises(config.ConfigError, match="no normalisation layer that norm: reparameterised could adapt"):
+        simulate(variant, model="mlp", params={"norm": "reparameterised"})
+
+
+@pytest.mark.parametrize("variant", ["floral_1_flexlora", "floral_1_fedex"])
+def test_servers_that_take_products_average_norms_as_they_are(variant):
+    """What a mean of factors misses is nothing for a norm: after a round its adaptors are those of FLoRAL."""
+    how = {"model": "batch_norm", "rounds": 1}
+    params = {"norm": "reparameterised", "convolution": "in"}
+    exact, plain = (trained(some, params=params, **how).values["adaptors"] for some in (variant, "floral_1"))
+    for name in ("norm.weight", "norm.bias"):
+        torch.testing.assert_close(exact[name], plain[name], rtol=0, atol=1e-12)
+
+
+def test_centred_norms_have_no_mean():
+    state = trained("floral_1_centred", model="batch_norm", params={"norm": "reparameterised"})
+    for name in ("norm.weight", "norm.bias"):
+        tensor = state.values["adaptors"][name]
+        assert bool((tensor != 0).any())
+        torch.testing.assert_close(tensor.mean(0), torch.zeros_like(tensor[0]), rtol=0, atol=1e-12)
+
+
+def test_every_normalisation_layer_gets_its_adaptor():
+    adaptors = attach(vit.build((4, 4), 5, patch=2, features=4, heads=2, depth=1, hidden=5), rank=1, bias="zero")
+    every = adaptors.with_norms("reparameterised").by_layer
+    assert list(every) == [name for name in adaptors.model.layers if name != "position"]
+    assert {n for n, a in every.items() if isinstance(a, NormAdaptor)} == {
+        n for n, layer in adaptors.model.layers.items() if isinstance(layer, NORMS)
+    }
 
 
 # ---------------------------------------------------------------------------------------- preconditioners
