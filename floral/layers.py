@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from floral import products
 from floral.norms import BatchNorm, GroupNorm, LayerNorm
-from floral.spec import Draws, Params
+from floral.products import Window
+from floral.spec import Draws, Params, Refused
 from floral.streams import Shapes, Stream
 
 
@@ -46,7 +47,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Conv2d:
-    """Cross-correlation of x [B, inputs, H, W] with W [outputs, inputs, *kernel].
+    """Cross-correlation of x [B, inputs, H, W] with W [outputs, inputs / groups, *kernel].
 
     Start: U(±1/sqrt(fan_in)), PyTorch's default, or for normal_fan_out W ~ N(0, 2/(outputs·kernel)) and b = 0.
     """
@@ -58,29 +59,78 @@ class Conv2d:
     padding: tuple[int, int] = (0, 0)
     bias: bool = True
     start: Literal["uniform", "normal_fan_out"] = "uniform"
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    """Neighbouring channels, inputs / groups of them, give outputs / groups channels, and these alone."""
+
+    def __post_init__(self) -> None:
+        if self.inputs % self.groups or self.outputs % self.groups:
+            raise Refused(f"{self.groups} groups do not divide {self.inputs} inputs and {self.outputs} outputs")
+
+    @property
+    def window(self) -> Window:
+        return Window(self.stride, self.padding, self.dilation, self.groups)
 
     def init(self, stream: Stream) -> Params:
-        shape = (self.outputs, self.inputs, *self.kernel)
+        shape = (self.outputs, self.inputs // self.groups, *self.kernel)
         if self.start == "normal_fan_out":
             deviation = math.sqrt(2 / (self.outputs * math.prod(self.kernel)))
             params = {"weight": stream.normal("weight", shape, deviation)}
             return params | ({"bias": torch.zeros(self.outputs)} if self.bias else {})
-        bound = 1 / math.sqrt(self.inputs * math.prod(self.kernel))
-        params = {"weight": stream.uniform("weight", shape, -bound, bound)}
-        if self.bias:
-            params["bias"] = stream.uniform("bias", (self.outputs,), -bound, bound)
-        return params
+        return uniform(stream, shape, self.outputs if self.bias else 0)
 
     def __call__(self, params: Params, x: Tensor, change: Params | None = None) -> Tensor:
         """The layer on x [B, inputs, H, W], its parameters changed by `change`."""
         weight, bias, delta = changed_by(params, change)
-        return products.conv2d(x, weight, bias, stride=self.stride, padding=self.padding, delta=delta)
+        return products.conv2d(x, weight, bias, window=self.window, delta=delta)
 
     def multiply_adds(self, shape: torch.Size) -> int:
         """Multiply-adds for x of `shape` [B, inputs, H, W]."""
-        sides = zip(shape[-2:], self.kernel, self.stride, self.padding, strict=True)
-        positions = math.prod((side + 2 * pad - kernel) // stride + 1 for side, kernel, stride, pad in sides)
-        return shape[0] * positions * self.outputs * self.inputs * math.prod(self.kernel)
+        sides = zip(shape[-2:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        positions = math.prod(
+            (side + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+            for side, kernel, stride, pad, dilation in sides
+        )
+        return shape[0] * positions * self.outputs * self.inputs // self.groups * math.prod(self.kernel)
+
+
+@dataclass(frozen=True)
+class ConvTranspose2d:
+    """Transposed convolution of x [B, inputs, H, W] with W [inputs, outputs, *kernel]: each place of x adds W to the
+    result, at steps of `stride`. Start U(±1/sqrt(outputs·kernel)), PyTorch's default."""
+
+    inputs: int
+    outputs: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    output_padding: tuple[int, int] = (0, 0)
+    bias: bool = True
+    dilation: tuple[int, int] = (1, 1)
+    groups: ClassVar[int] = 1
+
+    @property
+    def window(self) -> Window:
+        return Window(self.stride, self.padding, self.dilation, 1, True, self.output_padding)
+
+    def init(self, stream: Stream) -> Params:
+        return uniform(stream, (self.inputs, self.outputs, *self.kernel), self.outputs if self.bias else 0)
+
+    def __call__(self, params: Params, x: Tensor, change: Params | None = None) -> Tensor:
+        """The layer on x [B, inputs, H, W], its parameters changed by `change`."""
+        weight, bias, delta = changed_by(params, change)
+        return products.conv2d(x, weight, bias, window=self.window, delta=delta)
+
+    def multiply_adds(self, shape: torch.Size) -> int:
+        """Multiply-adds for x of `shape` [B, inputs, H, W]."""
+        return shape.numel() * self.outputs * math.prod(self.kernel)
+
+
+def uniform(stream: Stream, shape: tuple[int, ...], biases: int) -> Params:
+    """Weight and, of `biases` > 0, bias U(±1/sqrt(all axes of the weight but the first))."""
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    params = {"weight": stream.uniform("weight", shape, -bound, bound)}
+    return params | ({"bias": stream.uniform("bias", (biases,), -bound, bound)} if biases else {})
 
 
 def changed_by(params: Params, change: Params | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -116,7 +166,9 @@ class Dropout:
         return torch.where(uniform < self.rate, torch.zeros((), dtype=x.dtype, device=x.device), x / (1 - self.rate))
 
 
-Layer = Linear | Conv2d | Position | BatchNorm | GroupNorm | LayerNorm | Dropout
+Layer = Linear | Conv2d | ConvTranspose2d | Position | BatchNorm | GroupNorm | LayerNorm | Dropout
+WEIGHTY = Linear, Conv2d, ConvTranspose2d
+"""Layers whose products are most of the work."""
 Call = Callable[[str, Tensor], Tensor]
 """call(name, x): the named layer applied to x."""
 
@@ -171,7 +223,7 @@ class Model:
     def multiply_adds(self, shape: tuple[int, ...], batch: int) -> int:
         """Multiply-adds of the weights in one forward pass of x [batch, *shape]."""
         seen = self.inputs(shape, batch)
-        layers = {name: layer for name, layer in self.layers.items() if isinstance(layer, Linear | Conv2d)}
+        layers = {name: layer for name, layer in self.layers.items() if isinstance(layer, WEIGHTY)}
         return sum(layer.multiply_adds(seen[name]) for name, layer in layers.items())
 
     def __call__(

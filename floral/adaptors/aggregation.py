@@ -67,14 +67,28 @@ def as_matrices(adaptors: Adaptors) -> None:
     """Make sure that every product B A is one matrix product, which an SVD can take apart again.
 
     Raises:
-        Refused: the adaptor of a convolution has a part of the kernel in B.
+        Refused: the adaptor of a convolution has a part of the kernel in B, or is transposed, or has groups.
     """
+    ungrouped(adaptors)
     for layer, adaptor in adaptors.by_layer.items():
         if isinstance(adaptor, ConvAdaptor) and adaptor.kernel_b != (1, 1):
             raise Refused(
                 f"the adaptor of {layer} composes two convolutions, a product that an SVD cannot take apart;"
                 " set convolution: in"
             )
+        if isinstance(adaptor, ConvAdaptor) and adaptor.layer.window.transposed:
+            raise Refused(f"{layer} is a transposed convolution, whose product an SVD takes apart the other way round")
+
+
+def ungrouped(adaptors: Adaptors) -> None:
+    """Make sure that every product B A is a change of its layer's weight, and not only its blocks on the diagonal.
+
+    Raises:
+        Refused: a convolution has groups.
+    """
+    for layer, adaptor in adaptors.by_layer.items():
+        if isinstance(adaptor, ConvAdaptor) and adaptor.layer.groups > 1:
+            raise Refused(f"{layer} has groups: its weight is only a part of the product B A that the server looks at")
 
 
 def restarted(start: Params) -> Params:

@@ -13,7 +13,7 @@ from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.factors import without_mean
 from floral.adaptors.linear import LinearAdaptor
 from floral.adaptors.norm import NormAdaptor, moved
-from floral.layers import Conv2d, Linear, Model, own
+from floral.layers import Conv2d, ConvTranspose2d, Linear, Model, own
 from floral.norms import NORMS
 from floral.spec import Draws, Params, Predict, Refused, View
 from floral.streams import Stream
@@ -215,7 +215,7 @@ def attach(
         match layer:
             case Linear():
                 by_layer[name] = LinearAdaptor.of(layer, rank, bias)
-            case Conv2d() if convolution != "none":
+            case Conv2d() | ConvTranspose2d() if convolution != "none":
                 by_layer[name] = ConvAdaptor.of(layer, rank, bias, convolution, conv_rank)
     if not by_layer:
         raise Refused("the model has no linear or convolution layer to adapt")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from floral import routes
+from floral.adaptors.aggregation import ungrouped
 from floral.adaptors.attach import Adaptors, attach
 from floral.adaptors.clustered import Clustered
 from floral.parts import same, sample_losses, whole
@@ -70,6 +71,7 @@ def build(
     method = own_adaptor(clustered) if own else routed(clustered, mixer, entropy)
     method = replace(method, clusters=problem.clusters)
     if centred:
+        ungrouped(adaptors)
         method = replace(method, server=server_centres(adaptors))
     return with_private(problem, adaptors, method) if personal else method
 

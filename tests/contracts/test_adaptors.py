@@ -14,11 +14,11 @@ from federations import assert_close, assert_equal_states, simulate, trained
 
 from floral import config
 from floral.adaptors.attach import attach
-from floral.adaptors.conv import ConvAdaptor
+from floral.adaptors.conv import ConvAdaptor, over_whole_kernel
 from floral.adaptors.factors import resolve
 from floral.adaptors.linear import LinearAdaptor
 from floral.adaptors.norm import NormAdaptor
-from floral.layers import Conv2d, Linear, Model
+from floral.layers import Conv2d, ConvTranspose2d, Linear, Model
 from floral.models import cnn, linear, mlp, vit
 from floral.norms import NORMS, BatchNorm, GroupNorm, LayerNorm, instance_norm
 from floral.spec import Refused
@@ -34,7 +34,17 @@ CONVOLUTIONS = [
     Conv2d(3, 2, (1, 4), stride=(3, 2), padding=(0, 3)),
     Conv2d(2, 2, (4, 1), stride=(2, 3), padding=(3, 2), bias=False),
 ]
-LAYERS = [(Linear(6, 4), None), (Linear(3, 7, bias=False), None), *itertools.product(CONVOLUTIONS, FACTORISATIONS)]
+OTHERS = [
+    Conv2d(4, 6, (3, 3), padding=(1, 1), groups=2),
+    Conv2d(4, 4, (3, 2), stride=(2, 1), groups=4),
+    Conv2d(3, 2, (3, 2), padding=(2, 1), dilation=(2, 3)),
+    ConvTranspose2d(2, 4, (3, 2), (2, 3), (1, 0), (1, 2)),
+    ConvTranspose2d(4, 3, (2, 3), stride=(1, 2), dilation=(3, 2), bias=False),
+]
+"""With groups, dilated, transposed: their factors in a row are written out in a test of their own."""
+LINEAR = [(Linear(6, 4), None), (Linear(3, 7, bias=False), None)]
+PLAIN = [*LINEAR, *itertools.product(CONVOLUTIONS, FACTORISATIONS)]
+LAYERS = [*PLAIN, *itertools.product(OTHERS, FACTORISATIONS)]
 
 
 def adaptor_of(layer, factorisation, rank=2, bias="zero", conv_rank="elements"):
@@ -84,7 +94,7 @@ def test_merged_equals_unmerged_equals_the_plain_sum(layer, factorisation, clust
     torch.testing.assert_close(plain, unmerged, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize(("layer", "factorisation"), LAYERS)
+@pytest.mark.parametrize(("layer", "factorisation"), PLAIN)
 def test_one_adaptor_is_its_two_factors_in_a_row(layer, factorisation):
     """B(A x) + b written out; a convolution's stride and padding belong to the factor that holds the kernel's axis."""
     adaptor, x = adaptor_of(layer, factorisation), input_of(layer)
@@ -109,6 +119,39 @@ def test_one_adaptor_is_its_two_factors_in_a_row(layer, factorisation):
     torch.testing.assert_close(adaptor.unmerged(mixture_of(adaptor, 1), route, x), expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize(("layer", "factorisation"), list(itertools.product(OTHERS, FACTORISATIONS)))
+def test_one_adaptor_is_the_blocks_of_a_whole_kernel(layer, factorisation):
+    """K = B A of all channels, without what lies outside of the groups, in PyTorch's convolution without groups."""
+    adaptor, x = adaptor_of(layer, factorisation), input_of(layer)
+    mixture = mixture_of(adaptor, 1)
+    kernel = torch.einsum("orhw,rihw->oihw", *over_whole_kernel(mixture["B"][0], mixture["A"][0]))
+    for o, i in itertools.product(range(layer.outputs), range(layer.inputs)):
+        if o * layer.groups // layer.outputs != i * layer.groups // layer.inputs:
+            kernel[o, i] = 0
+    bias = mixture["bias"][0] if "bias" in mixture else None
+    if isinstance(layer, ConvTranspose2d):
+        expected = F.conv_transpose2d(
+            x, kernel.transpose(0, 1), bias, layer.stride, layer.padding, layer.output_padding, 1, layer.dilation
+        )
+    else:
+        expected = F.conv2d(x, kernel, bias, layer.stride, layer.padding, layer.dilation)
+    found = adaptor.unmerged(mixture, torch.ones(1, dtype=torch.float64), x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_groups_share_the_budget_of_a_rank():
+    """0.7·(8·8/4·9) = 100.8 and R·(8·3 + 8·3) = 96; each group's blocks have no more than 2·3 rows."""
+    layer = Conv2d(8, 8, (3, 3), groups=4)
+    assert adaptor_of(layer, "balanced_2d", rank=0.7).rank == int(0.7 * 8 * 8 / 4 * 9 / (2 * 8 * 3))
+    assert adaptor_of(layer, "balanced_2d", rank="full").rank == 6
+
+
+@pytest.mark.parametrize("variant", ["floral_1_centred", "floral_1_flexlora", "hetlora"])
+def test_servers_that_take_whole_products_refuse_groups(variant):
+    with pytest.raises(config.ConfigError, match="grouped has groups: its weight is only a part of the product"):
+        simulate(variant, model="convolutions")
+
+
 @pytest.mark.parametrize(("layer", "factorisation"), LAYERS)
 def test_an_adaptor_starts_at_zero_unless_its_bias_is_the_published_one(layer, factorisation):
     x, route = input_of(layer), torch.ones(1, dtype=torch.float64)
@@ -128,7 +171,7 @@ def test_the_published_bias_start_is_uniform_over_its_fan_in():
 
 
 @pytest.mark.parametrize("variant", ["floral_1", "floral_10", "local_adaptor"])
-@pytest.mark.parametrize("model", config.plugins("models"))
+@pytest.mark.parametrize("model", [*config.plugins("models"), "convolutions"])
 def test_training_merged_equals_training_unmerged(variant, model):
     applications = config.method_file(config.variant_index()[variant]).parameters["application"].choices
     first, *others = (

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from floral.attention import attend, projections
-from floral.layers import Model, Position
+from floral.layers import Conv2d, ConvTranspose2d, Model, Position
 from floral.norms import GroupNorm, LayerNorm, instance_norm
 from floral.spec import Refused
 from floral.streams import Stream
@@ -49,8 +50,47 @@ def test_norms_of_many_clients_at_once(layer, torchs):
 
 
 def test_groups_that_do_not_divide_the_features_are_refused():
+    with pytest.raises(Refused, match="3 groups do not divide 4 inputs and 6 outputs"):
+        Conv2d(4, 6, (3, 3), groups=3)
     with pytest.raises(Refused, match="6 features cannot be normalised in 4 groups"):
         GroupNorm(6, 4)
+
+
+CONVOLUTIONS = [
+    (Conv2d(4, 6, (3, 3), padding=(1, 1), groups=2), torch.nn.Conv2d(4, 6, 3, padding=1, groups=2)),
+    (Conv2d(4, 4, (3, 2), stride=(2, 1), groups=4), torch.nn.Conv2d(4, 4, (3, 2), stride=(2, 1), groups=4)),
+    (Conv2d(4, 2, (3, 2), dilation=(2, 3)), torch.nn.Conv2d(4, 2, (3, 2), dilation=(2, 3))),
+    (
+        ConvTranspose2d(4, 2, (3, 2), (2, 3), (1, 0), (1, 2), dilation=(2, 1)),
+        torch.nn.ConvTranspose2d(4, 2, (3, 2), (2, 3), (1, 0), (1, 2), dilation=(2, 1)),
+    ),
+]
+
+
+@pytest.mark.parametrize(("layer", "torchs"), CONVOLUTIONS)
+def test_convolutions_are_torchs(layer, torchs):
+    params = {name: tensor.double() for name, tensor in layer.init(Stream(0, "layer")).items()}
+    assert {name: t.shape for name, t in params.items()} == {n: t.shape for n, t in torchs.state_dict().items()}
+    for name, tensor in torchs.state_dict().items():  # both uniform within the same bound
+        assert float(params[name].abs().max()) <= 1 / math.sqrt(math.prod(torchs.weight.shape[1:]))
+        assert float(tensor.abs().max()) <= 1 / math.sqrt(math.prod(torchs.weight.shape[1:]))
+    torchs = torchs.double()
+    torchs.load_state_dict(params)
+    x = random(3, 4, 7, 8)
+    ours = layer(params, x)
+    torch.testing.assert_close(ours, torchs(x), rtol=0, atol=1e-12)
+    many = torch.vmap(layer)({name: torch.stack([t, 2 * t]) for name, t in params.items()}, torch.stack([x, x]))
+    torch.testing.assert_close(many, torch.stack([ours, 2 * ours]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("layer", "torchs"), CONVOLUTIONS)
+def test_multiply_adds_of_a_convolution_are_its_non_zero_products(layer, torchs):
+    """Each multiply-add of ones adds one, where there is no padding that would be multiplied too."""
+    del torchs
+    layer = replace(layer, padding=(0, 0), **({"output_padding": (0, 0)} if isinstance(layer, ConvTranspose2d) else {}))
+    ones = {name: torch.ones_like(t) for name, t in layer.init(Stream(0, "layer")).items() if name == "weight"}
+    x = torch.ones(3, 4, 7, 8)
+    assert layer.multiply_adds(x.shape) == int(layer(ones, x).sum())
 
 
 @pytest.mark.parametrize("causal", [False, True])
