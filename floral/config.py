@@ -116,6 +116,10 @@ class Run(Frozen):
             task["data"] = stored_data(self.task.data)  # their content, wherever they lie
         task["model"] = {"kind": self.task.model.kind, **self.task.model.arguments}
         variant = self.variant.model_dump(mode="json", include={"name", "method", "params"})
+        known = method_file(self.variant.method).parameters
+        later = {name: parameter.default for name, parameter in known.items() if parameter.later}
+        given = variant["params"].items()
+        variant["params"] = {name: value for name, value in given if name not in later or value != later[name]}
         rules = self.fidelity.model_dump(mode="json")
         rules["switches"] = {k: v for k, v in rules["switches"].items() if not switches()[k].report_only}
         own = {} if self.own_rates is None else {"own_rates": self.own_rates.model_dump(mode="json")}

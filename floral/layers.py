@@ -8,17 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from floral import products
-from floral.spec import Draws, Params
+from floral.norms import BatchNorm, GroupNorm, LayerNorm
+from floral.products import Window
+from floral.spec import Draws, Params, Refused
 from floral.streams import Shapes, Stream
-
-BATCH_NORM_MOMENTUM = 0.1
-BATCH_NORM_EPSILON = 1e-5
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Conv2d:
-    """Cross-correlation of x [B, inputs, H, W] with W [outputs, inputs, *kernel].
+    """Cross-correlation of x [B, inputs, H, W] with W [outputs, inputs / groups, *kernel].
 
     Start: U(±1/sqrt(fan_in)), PyTorch's default, or for normal_fan_out W ~ N(0, 2/(outputs·kernel)) and b = 0.
     """
@@ -60,29 +59,78 @@ class Conv2d:
     padding: tuple[int, int] = (0, 0)
     bias: bool = True
     start: Literal["uniform", "normal_fan_out"] = "uniform"
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    """Neighbouring channels, inputs / groups of them, give outputs / groups channels, and these alone."""
+
+    def __post_init__(self) -> None:
+        if self.inputs % self.groups or self.outputs % self.groups:
+            raise Refused(f"{self.groups} groups do not divide {self.inputs} inputs and {self.outputs} outputs")
+
+    @property
+    def window(self) -> Window:
+        return Window(self.stride, self.padding, self.dilation, self.groups)
 
     def init(self, stream: Stream) -> Params:
-        shape = (self.outputs, self.inputs, *self.kernel)
+        shape = (self.outputs, self.inputs // self.groups, *self.kernel)
         if self.start == "normal_fan_out":
             deviation = math.sqrt(2 / (self.outputs * math.prod(self.kernel)))
             params = {"weight": stream.normal("weight", shape, deviation)}
             return params | ({"bias": torch.zeros(self.outputs)} if self.bias else {})
-        bound = 1 / math.sqrt(self.inputs * math.prod(self.kernel))
-        params = {"weight": stream.uniform("weight", shape, -bound, bound)}
-        if self.bias:
-            params["bias"] = stream.uniform("bias", (self.outputs,), -bound, bound)
-        return params
+        return uniform(stream, shape, self.outputs if self.bias else 0)
 
     def __call__(self, params: Params, x: Tensor, change: Params | None = None) -> Tensor:
         """The layer on x [B, inputs, H, W], its parameters changed by `change`."""
         weight, bias, delta = changed_by(params, change)
-        return products.conv2d(x, weight, bias, stride=self.stride, padding=self.padding, delta=delta)
+        return products.conv2d(x, weight, bias, window=self.window, delta=delta)
 
     def multiply_adds(self, shape: torch.Size) -> int:
         """Multiply-adds for x of `shape` [B, inputs, H, W]."""
-        sides = zip(shape[-2:], self.kernel, self.stride, self.padding, strict=True)
-        positions = math.prod((side + 2 * pad - kernel) // stride + 1 for side, kernel, stride, pad in sides)
-        return shape[0] * positions * self.outputs * self.inputs * math.prod(self.kernel)
+        sides = zip(shape[-2:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        positions = math.prod(
+            (side + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+            for side, kernel, stride, pad, dilation in sides
+        )
+        return shape[0] * positions * self.outputs * self.inputs // self.groups * math.prod(self.kernel)
+
+
+@dataclass(frozen=True)
+class ConvTranspose2d:
+    """Transposed convolution of x [B, inputs, H, W] with W [inputs, outputs, *kernel]: each place of x adds W to the
+    result, at steps of `stride`. Start U(±1/sqrt(outputs·kernel)), PyTorch's default."""
+
+    inputs: int
+    outputs: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    output_padding: tuple[int, int] = (0, 0)
+    bias: bool = True
+    dilation: tuple[int, int] = (1, 1)
+    groups: ClassVar[int] = 1
+
+    @property
+    def window(self) -> Window:
+        return Window(self.stride, self.padding, self.dilation, 1, True, self.output_padding)
+
+    def init(self, stream: Stream) -> Params:
+        return uniform(stream, (self.inputs, self.outputs, *self.kernel), self.outputs if self.bias else 0)
+
+    def __call__(self, params: Params, x: Tensor, change: Params | None = None) -> Tensor:
+        """The layer on x [B, inputs, H, W], its parameters changed by `change`."""
+        weight, bias, delta = changed_by(params, change)
+        return products.conv2d(x, weight, bias, window=self.window, delta=delta)
+
+    def multiply_adds(self, shape: torch.Size) -> int:
+        """Multiply-adds for x of `shape` [B, inputs, H, W]."""
+        return shape.numel() * self.outputs * math.prod(self.kernel)
+
+
+def uniform(stream: Stream, shape: tuple[int, ...], biases: int) -> Params:
+    """Weight and, of `biases` > 0, bias U(±1/sqrt(all axes of the weight but the first))."""
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    params = {"weight": stream.uniform("weight", shape, -bound, bound)}
+    return params | ({"bias": stream.uniform("bias", (biases,), -bound, bound)} if biases else {})
 
 
 def changed_by(params: Params, change: Params | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -94,38 +142,17 @@ def changed_by(params: Params, change: Params | None) -> tuple[Tensor, Tensor | 
 
 
 @dataclass(frozen=True)
-class BatchNorm:
-    """Batch normalisation of x [B, features, ...] over all axes but the second (arXiv 1502.03167).
+class Position:
+    """x [B, T, features] + E[:T], a trained vector for each of up to `length` places; start N(0, 0.02²)."""
 
-    In training the batch's own mean and variance over unmasked samples; in evaluation the running ones. The running
-    variance is unbiased and both move by 0.1, as in PyTorch.
-    """
-
+    length: int
     features: int
 
     def init(self, stream: Stream) -> Params:
-        del stream
-        return {"weight": torch.ones(self.features), "bias": torch.zeros(self.features)}
+        return {"weight": stream.normal("weight", (self.length, self.features), 0.02)}
 
-    def statistics(self) -> Params:
-        return {"mean": torch.zeros(self.features), "variance": torch.ones(self.features)}
-
-    def __call__(self, params: Params, running: Params, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Params]:
-        """Normalised x and the running statistics after it; `mask` None is evaluation."""
-        shape = (1, -1) + (1,) * (x.dim() - 2)
-        axes = (0, *range(2, x.dim()))
-        if mask is None:
-            mean, variance = running["mean"], running["variance"]
-        else:
-            weight = mask.to(x.dtype).reshape((-1, 1) + (1,) * (x.dim() - 2)).expand_as(x)
-            count = weight.sum(axes).clamp(min=1)
-            mean = (x * weight).sum(axes) / count
-            variance = ((x - mean.reshape(shape)) ** 2 * weight).sum(axes) / count
-            unbiased = variance * count / (count - 1).clamp(min=1)
-            moved = {"mean": mean, "variance": unbiased}
-            running = {key: old + BATCH_NORM_MOMENTUM * (moved[key].detach() - old) for key, old in running.items()}
-        scale = params["weight"] / torch.sqrt(variance + BATCH_NORM_EPSILON)
-        return (x - mean.reshape(shape)) * scale.reshape(shape) + params["bias"].reshape(shape), running
+    def __call__(self, params: Params, x: Tensor) -> Tensor:
+        return x + params["weight"][: x.shape[1]]
 
 
 @dataclass(frozen=True)
@@ -139,7 +166,9 @@ class Dropout:
         return torch.where(uniform < self.rate, torch.zeros((), dtype=x.dtype, device=x.device), x / (1 - self.rate))
 
 
-Layer = Linear | Conv2d | BatchNorm | Dropout
+Layer = Linear | Conv2d | ConvTranspose2d | Position | BatchNorm | GroupNorm | LayerNorm | Dropout
+WEIGHTY = Linear, Conv2d, ConvTranspose2d
+"""Layers whose products are most of the work."""
 Call = Callable[[str, Tensor], Tensor]
 """call(name, x): the named layer applied to x."""
 
@@ -183,17 +212,18 @@ class Model:
         seen: dict[str, torch.Size] = {}
 
         def note(name: str, x: Tensor) -> tuple[None, None]:
-            seen[name] = x.shape
+            seen[name] = torch.Size((batch, *x.shape[1:]))
             return None, None
 
+        nothing = {name: torch.zeros(t.shape) for name, t in self.init(Shapes(0, "size")).items()}
         with torch.no_grad():
-            self(self.init(Stream(0, "size")), self.statistics(), torch.zeros(batch, *shape), None, None, note)
+            self(nothing, self.statistics(), torch.zeros(1, *shape), None, None, note)  # one row shows all the shapes
         return seen
 
     def multiply_adds(self, shape: tuple[int, ...], batch: int) -> int:
         """Multiply-adds of the weights in one forward pass of x [batch, *shape]."""
         seen = self.inputs(shape, batch)
-        layers = {name: layer for name, layer in self.layers.items() if isinstance(layer, Linear | Conv2d)}
+        layers = {name: layer for name, layer in self.layers.items() if isinstance(layer, WEIGHTY)}
         return sum(layer.multiply_adds(seen[name]) for name, layer in layers.items())
 
     def __call__(
@@ -213,9 +243,12 @@ class Model:
             match layer:
                 case Dropout():
                     return x if draws is None else layer(x, draws[name])
+                case Position():
+                    return layer(own(params, name), x)
                 case BatchNorm():
+                    change, _ = adapt(name, x)
                     running = {key: changed[f"{name}.{key}"] for key in ("mean", "variance")}
-                    y, running = layer(own(params, name), running, x, None if draws is None else mask)
+                    y, running = layer(own(params, name), running, x, None if draws is None else mask, change)
                     changed.update({f"{name}.{key}": value for key, value in running.items()})
                     return y
                 case _:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from floral.layers import Call, Conv2d, Linear, Model
+from floral.layers import WEIGHTY, Call, Linear, Model
 from floral.spec import (
     Batch,
     Draws,
@@ -182,7 +182,7 @@ def head(model: Model) -> str:
     Raises:
         Refused: no layer with weights stands before it.
     """
-    weighty = [name for name, layer in model.layers.items() if isinstance(layer, Linear | Conv2d)]
+    weighty = [name for name, layer in model.layers.items() if isinstance(layer, WEIGHTY)]
     if len(weighty) < 2 or not isinstance(model.layers[weighty[-1]], Linear):
         raise Refused("the model has no body before a last linear layer: with a private head nothing would be shared")
     return weighty[-1]

@@ -43,21 +43,53 @@ def linear(
     return _Product.apply(x, weight, bias, delta, how, tape)  # type: ignore[no-any-return]
 
 
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a kernel goes over an image [B, inputs, H, W]: W [outputs, inputs / groups, h, w], or of a `transposed`
+    convolution, which gives the gradient of one for its input, W [inputs, outputs / groups, h, w]."""
+
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    transposed: bool = False
+    output_padding: Pair = (0, 0)
+    """Of a transposed convolution: rows and columns at the end of its result that a stride leaves open."""
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not self.transposed:
+            return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return F.conv_transpose2d(
+            x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+        )
+
+    def backward(self, gradient: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]) -> Any:
+        """Gradients of (x, weight, bias) where wanted."""
+        where = self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
+        return torch.ops.aten.convolution_backward.default(gradient, x, weight, [gradient.shape[1]], *where, wanted)
+
+    def channels(self, inputs: int, outputs: int) -> tuple[int, int]:
+        """The first two axes of a weight."""
+        return (inputs, outputs // self.groups) if self.transposed else (outputs, inputs // self.groups)
+
+
 def conv2d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
+    window: Window,
     delta: Tensor | None = None,
     stacked: Stacked = "",
 ) -> Tensor:
-    """Cross-correlation of x [B, inputs, H, W] of ONE client with W + delta [outputs, inputs, h, w]."""
-    tape, how = _TAPE.get(), How(stacked=stacked, stride=stride, padding=padding, dtype=_ROUNDED.get())
+    """x [B, inputs, H, W] of ONE client under W + delta, as `window` says; C weights as one without groups alone."""
+    tape, how = _TAPE.get(), How(stacked=stacked, window=window, dtype=_ROUNDED.get())
     if tape is None:
         weight = _whole(weight, stacked) if delta is None else weight + delta
-        return F.conv2d(how.rounded(x), how.rounded(weight), how.rounded(bias), stride, padding).to(x.dtype)
+        return window(how.rounded(x), how.rounded(weight), how.rounded(bias)).to(x.dtype)
     return _Product.apply(x, weight, bias, delta, how, tape)  # type: ignore[no-any-return]
 
 
@@ -122,8 +154,7 @@ class How:
     """What kind of product, and over which axes it was lifted."""
 
     stacked: Stacked = ""
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] | None = None
+    window: Window | None = None
     """None: no convolution."""
     levels: tuple[tuple[bool, ...], ...] = ()
     """Of each vmap from the innermost outwards, which of (x, weight, bias, delta) carry its axis. The outermost is over
@@ -137,7 +168,7 @@ class How:
 
     @property
     def convolves(self) -> bool:
-        return self.padding is not None
+        return self.window is not None
 
     def has(self, which: int) -> tuple[bool, bool]:
         """Whether an input carries the axis of clients, and that of clusters."""
@@ -310,20 +341,17 @@ def _multiply_back(gradient: Tensor, x: Tensor, weight: Tensor, how: How) -> Ten
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, how: How) -> Tensor:
     """x [m, C or 1, B, inputs, H, W] with W [m or 1, C or 1, outputs, inputs, h, w]: one call per different weight."""
-    padding = how.padding
-    assert padding is not None
+    window = how.window
+    assert window is not None
     if weight.shape[:2] == (1, 1):
-        out = F.conv2d(x.flatten(0, 2), _channels_last(weight[0, 0]), bias, how.stride, padding)
+        out = window(x.flatten(0, 2), _channels_last(weight[0, 0]), bias)
         return out.unflatten(0, x.shape[:3])
     clients, clusters = max(len(x), len(weight)), max(x.shape[1], weight.shape[1])
     if len(weight) == 1:
-        each = [
-            F.conv2d(_at(x, 1, c).flatten(0, 1), _channels_last(weight[0, c]), bias, how.stride, padding)
-            for c in range(clusters)
-        ]
+        each = [window(_at(x, 1, c).flatten(0, 1), _channels_last(weight[0, c]), bias) for c in range(clusters)]
         return torch.stack([out.unflatten(0, (clients, -1)) for out in each], 1)
     each = [
-        F.conv2d(_at(x[k], 0, c), _channels_last(_at(weight[k], 0, c)), bias, how.stride, padding)
+        window(_at(x[k], 0, c), _channels_last(_at(weight[k], 0, c)), bias)
         for k in range(clients)
         for c in range(clusters)
     ]
@@ -356,9 +384,8 @@ def _convolution_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, how: How, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor, ...]:
     """Gradients of (x, weight, bias) where wanted."""
-    return torch.ops.aten.convolution_backward.default(
-        gradient, x, weight, [len(weight)], how.stride, how.padding, (1, 1), False, (0, 0), 1, wanted
-    )
+    assert how.window is not None
+    return how.window.backward(gradient, x, weight, wanted)
 
 
 def _convolved_back_at_once(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
@@ -502,8 +529,8 @@ class Entry:
 
     def _kernel(self, gradient: Tensor, x: Tensor) -> Tensor:
         """Gradient of one convolution's weight from δ [B, outputs, …] and x [B, inputs, …]."""
-        height, width = self.shape[-2:]
-        like = gradient.new_empty((gradient.shape[1], x.shape[1], height, width))
+        assert self.how.window is not None
+        like = gradient.new_empty((*self.how.window.channels(x.shape[1], gradient.shape[1]), *self.shape[-2:]))
         return _convolution_backward(gradient, x, _channels_last(like), self.how, NOTHING)[1]
 
     def _unstacked(self, gradient: Tensor, axis: int) -> Tensor:

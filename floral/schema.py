@@ -490,6 +490,9 @@ class Parameter(Frozen):
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
+    later: bool = Field(
+        default=False, description="younger than results that are kept: a run at the default is the one without it"
+    )
 
     def accept(self, value: Any) -> Any:
         """Return `value` if it is allowed, else raise ValueError with what is."""

@@ -16,7 +16,7 @@ from floral.data.federation import Federation
 from floral.engine.devices import Precision
 from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
-from floral.layers import Dropout, Linear, Model, units
+from floral.layers import Conv2d, ConvTranspose2d, Dropout, Linear, Model, units
 from floral.schema import Fidelity, Synthetic, Task
 from floral.spec import Method
 from floral.stages import execute
@@ -29,23 +29,27 @@ SIZES = (9, 4, 7, 1, 12, 6, 5)
 """Training rows of the clients: with batch 4 from one to three steps, most of them with a short last batch."""
 CLASSES = 5
 
-SHAPES: Mapping[str, tuple[int, ...]] = {"cnn": (14, 14), "vgg8": (32, 32)}
+SHAPES: Mapping[str, tuple[int, ...]] = {"cnn": (14, 14), "vgg8": (32, 32), "resnet18": (8, 8)}
 ARGUMENTS: Mapping[str, dict[str, Any]] = {
     "mlp": {"hidden": 5},
     "cnn": {"channels": (2, 3), "hidden": 4},
     "vgg8": {"channels": (2, 3, 4, 5, 6), "hidden": 4},
+    "resnet18": {"channels": (2, 2, 3, 4), "groups": 1},
+    "vit": {"patch": 2, "features": 4, "heads": 2, "depth": 1, "hidden": 5, "dropout": 0.3},
     "batch_norm": {"hidden": 5, "batch_norm": True},
     "dropout": {"hidden": 5},
+    "convolutions": {"hidden": 5},
 }
 """Each model at a tiny size; a new file of floral/models is built with its defaults until it has a row here."""
-KINDS = {"batch_norm": "mlp", "dropout": "mlp"}
+KINDS = {"batch_norm": "mlp", "dropout": "mlp", "convolutions": "mlp"}
 MODELS = [*config.plugins("models"), *KINDS]
-"""Every file of floral/models, and what only some models have: running statistics, draws of the size of a batch."""
+"""Every file of floral/models, and what only some models have: running statistics, draws of the size of a batch,
+convolutions with groups, dilated and transposed."""
 VARIANTS = list(config.variant_index())
 
 
 def with_dropout(width: float = 1.0) -> Model:
-    """4×4 → 5·width → dropout → CLASSES: no model of the package has dropout yet."""
+    """4×4 → 5·width → dropout → CLASSES."""
     hidden = units(5, width)
 
     def forward(call, x):
@@ -53,6 +57,27 @@ def with_dropout(width: float = 1.0) -> Model:
 
     layers = {"hidden": Linear(16, hidden), "dropped": Dropout((hidden,), 0.3), "out": Linear(hidden, CLASSES)}
     return Model(layers=layers, forward=forward)
+
+
+def with_convolutions(width: float = 1.0) -> Model:
+    """4×4 → conv → conv in two groups, dilated → transposed conv → CLASSES: kinds that no file has."""
+    channels = 2 * units(2, width)
+
+    def forward(call, x):
+        x = call("wide", torch.relu(call("grouped", torch.relu(call("conv", x.unsqueeze(1))))))
+        return call("out", torch.relu(x).flatten(1))
+
+    layers = {
+        "conv": Conv2d(1, channels, (3, 3), padding=(1, 1)),
+        "grouped": Conv2d(channels, channels, (3, 3), padding=(1, 1), dilation=(2, 2), groups=2),
+        "wide": ConvTranspose2d(channels, 2, (3, 3), stride=(3, 3)),
+        "out": Linear(2 * 6 * 6, CLASSES),
+    }
+    return Model(layers=layers, forward=forward)
+
+
+OWN = {"dropout": with_dropout, "convolutions": with_convolutions}
+"""Models that only exist here."""
 
 
 def make_data(
@@ -168,8 +193,8 @@ def simulate(
         run |= {"loss": "mse", "data": Synthetic(kind="linear", samples_per_client=2)}
     made = make_run(variant, model=model, **run)
     problem = execute.make_problem(made, data, device, dtype)
-    if model == "dropout":
-        problem = replace(problem, build_model=with_dropout)
+    if model in OWN:
+        problem = replace(problem, build_model=OWN[model])
     method = change(execute.build_method(made, problem))
     tensors = execute.client_data(data, method, device, dtype)
     how = Execution(backend, chunk, workers, precision=precision, graphs=graphs)
@@ -241,6 +266,12 @@ FIRST = {name: next(iter(config.method_file(name).variants)) for name in config.
 """Of every method the variant that meets all models; its others differ by parameters and meet one or two."""
 
 
+DEEP = ("resnet18", "vit", "convolutions")
+"""Models of many layers, which take seconds to record, or of rare ones …"""
+OF_EACH_KIND = ("fedavg", "ditto", "ensemble", "floral_1", "local_adaptor", "private_norm")
+"""… and which only these variants meet."""
+
+
 def cases() -> list[tuple[str, str]]:
     """(variant, model): the first variant of a method on all models that it can do, the others on the smallest of them
     and with running statistics."""
@@ -249,5 +280,7 @@ def cases() -> list[tuple[str, str]]:
         (variant, model)
         for variant in VARIANTS
         for model in MODELS
-        if model in few.get(variant, MODELS) and buildable(variant, model)
+        if model in few.get(variant, MODELS)
+        and (model not in DEEP or variant in OF_EACH_KIND)
+        and buildable(variant, model)
     ]

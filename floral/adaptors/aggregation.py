@@ -42,13 +42,15 @@ def decomposed(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Params
 
     A = D Vᵀ and B = U S D⁻¹ with D = max(1, √S): balanced where the product is large, for else the gradients of the
     smaller factor are too large for the rate of the other, and never with an A near zero, from where B learns nothing.
-    Biases, and the factors of a layer whose products are all zero, are those of `mean`. Of each pair of singular
+    Biases, norms, and the factors of a layer whose products are all zero, are those of `mean`. Of each pair of singular
     vectors the largest entry of V's is positive, for else a rounding error decides their sign.
     """
     exact = adaptors.products(clients, weight)
     found = dict(mean)
     for layer in adaptors.by_layer:
         old = own(mean, layer)
+        if "A" not in old:
+            continue  # of a norm, whose mean misses nothing
         left, size, right = torch.linalg.svd(exact[f"{layer}.weight"].flatten(1), full_matrices=False)
         rank = len(old["A"])
         left, size, right = left[:, :rank], size[:rank], right[:rank]
@@ -65,14 +67,28 @@ def as_matrices(adaptors: Adaptors) -> None:
     """Make sure that every product B A is one matrix product, which an SVD can take apart again.
 
     Raises:
-        Refused: the adaptor of a convolution has a part of the kernel in B.
+        Refused: the adaptor of a convolution has a part of the kernel in B, or is transposed, or has groups.
     """
+    ungrouped(adaptors)
     for layer, adaptor in adaptors.by_layer.items():
         if isinstance(adaptor, ConvAdaptor) and adaptor.kernel_b != (1, 1):
             raise Refused(
                 f"the adaptor of {layer} composes two convolutions, a product that an SVD cannot take apart;"
                 " set convolution: in"
             )
+        if isinstance(adaptor, ConvAdaptor) and adaptor.layer.window.transposed:
+            raise Refused(f"{layer} is a transposed convolution, whose product an SVD takes apart the other way round")
+
+
+def ungrouped(adaptors: Adaptors) -> None:
+    """Make sure that every product B A is a change of its layer's weight, and not only its blocks on the diagonal.
+
+    Raises:
+        Refused: a convolution has groups.
+    """
+    for layer, adaptor in adaptors.by_layer.items():
+        if isinstance(adaptor, ConvAdaptor) and adaptor.layer.groups > 1:
+            raise Refused(f"{layer} has groups: its weight is only a part of the product B A that the server looks at")
 
 
 def restarted(start: Params) -> Params:

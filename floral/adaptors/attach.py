@@ -12,23 +12,33 @@ from torch import Tensor
 from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.factors import without_mean
 from floral.adaptors.linear import LinearAdaptor
-from floral.layers import Conv2d, Linear, Model, own
+from floral.adaptors.norm import NormAdaptor, moved
+from floral.layers import Conv2d, ConvTranspose2d, Linear, Model, own
+from floral.norms import NORMS
 from floral.spec import Draws, Params, Predict, Refused, View
 from floral.streams import Stream
+
+Adaptor = LinearAdaptor | ConvAdaptor | NormAdaptor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptors:
-    """The adaptors of a model by layer; a mixture's parameters are named <layer>.<A|B|bias>, each with axis C."""
+    """The adaptors of a model by layer; a mixture's parameters are named <layer>.<A|B|bias>, or of a norm
+    <layer>.<weight|bias>, each with axis C."""
 
     model: Model
-    by_layer: Mapping[str, LinearAdaptor | ConvAdaptor]
+    by_layer: Mapping[str, Adaptor]
     application: str = "cheaper"
     """"merged" into the weights, "unmerged" beside the layer, or per layer whichever takes fewer multiply-adds."""
 
     def init(self, stream: Stream) -> Params:
         """One adaptor at the start, without axis C."""
         parts = {layer: adaptor.init(stream.of(layer)) for layer, adaptor in self.by_layer.items()}
+        return {f"{layer}.{key}": value for layer, params in parts.items() for key, value in params.items()}
+
+    def statistics(self) -> Params:
+        """Running statistics of one adaptor at the start, <layer>.<mean|variance>: its own, if it has any."""
+        parts = {name: a.statistics() for name, a in self.by_layer.items() if isinstance(a, NormAdaptor)}
         return {f"{layer}.{key}": value for layer, params in parts.items() for key, value in params.items()}
 
     def products(self, mixture: Params, route: Tensor) -> Params:
@@ -41,7 +51,12 @@ class Adaptors:
         clusters = len(next(iter(mixture.values())))
         one = next(iter(mixture.values())).new_full((clusters,), 1 / clusters)
         mean = self.products(mixture, one)
-        left = {layer: without_mean(own(mixture, layer)) for layer in self.by_layer}
+        left = {
+            layer: less_mean(own(mixture, layer))
+            if isinstance(adaptor, NormAdaptor)
+            else without_mean(own(mixture, layer))
+            for layer, adaptor in self.by_layer.items()
+        }
         return (
             {name: value + mean[name] if name in mean else value for name, value in base.items()},
             {f"{layer}.{key}": value for layer, params in left.items() for key, value in params.items()},
@@ -61,10 +76,12 @@ class Adaptors:
         x: Tensor,
         draws: Draws | None,
         mask: Tensor | None,
+        running: Params | None = None,
     ) -> tuple[Tensor, Params]:
         """Logits of the model with Σ_c route_c·adaptor_c in every adapted layer, and its statistics after the pass.
 
-        `route` is one for all layers, [C], or has a row for each of `by_layer`, [L, C].
+        `route` is one for all layers, [C], or has a row for each of `by_layer`, [L, C]. `running` has the statistics
+        [C, ...] of the adaptors' own, which evaluation reads.
         """
         order = list(self.by_layer)
 
@@ -73,11 +90,22 @@ class Adaptors:
             if adaptor is None:
                 return None, None
             ours, weights = own(mixture, name), route if route.dim() == 1 else route[order.index(name)]
-            if self.merges(adaptor, x.shape, len(weights)):
+            if isinstance(adaptor, NormAdaptor) and adaptor.own and draws is None:
+                return adaptor.served(ours, weights, own(running or {}, name), own(statistics, name)), None
+            if isinstance(adaptor, NormAdaptor) or self.merges(adaptor, x.shape, len(weights)):
                 return adaptor.merged(ours, weights), None
             return None, adaptor.unmerged(ours, weights, x)
 
         return self.model(base, statistics, x, draws, mask, adapt)
+
+    def moved(self, running: Params, before: Params, after: Params) -> Params:
+        """The adaptors' own statistics [C, ...] after a pass that moved the model's."""
+        parts = {
+            name: moved(own(running, name), own(before, name), own(after, name))
+            for name, adaptor in self.by_layer.items()
+            if isinstance(adaptor, NormAdaptor) and adaptor.own
+        }
+        return {f"{layer}.{key}": value for layer, params in parts.items() for key, value in params.items()}
 
     def serve(self, *added: tuple[str, ...], base: tuple[str, ...] = ("base",)) -> Predict:
         """The prediction with whole adaptors added, W + Σ_i B_i A_i, each without axis C.
@@ -106,8 +134,28 @@ class Adaptors:
             raise Refused(f"the model has no layer to adapt besides {', '.join(layers)}")
         return replace(self, by_layer=left)
 
-    def merges(self, adaptor: LinearAdaptor | ConvAdaptor, shape: torch.Size, clusters: int) -> bool:
+    def with_norms(self, kind: str) -> Adaptors:
+        """The same adaptors with one on each normalisation layer too, unless `kind` is "none".
+
+        Those of a batch norm have running statistics of their own if "plain", and not if "reparameterised".
+
+        Raises:
+            Refused: the model has no normalisation layer.
+        """
+        if kind == "none":
+            return self
+        norms = {name: layer for name, layer in self.model.layers.items() if isinstance(layer, NORMS)}
+        if not norms:
+            raise Refused(f"the model has no normalisation layer that norm: {kind} could adapt; set norm: none")
+        every = dict(self.by_layer) | {
+            name: NormAdaptor.of(layer, own=kind == "plain") for name, layer in norms.items()
+        }
+        return replace(self, by_layer={name: every[name] for name in self.model.layers if name in every})
+
+    def merges(self, adaptor: Adaptor, shape: torch.Size, clusters: int) -> bool:
         """Whether a layer's adaptors go into its weights for x of `shape`."""
+        if isinstance(adaptor, NormAdaptor):
+            return True
         if self.application == "cheaper":
             merged, beside = adaptor.multiply_adds(shape, clusters)
             return merged < beside
@@ -129,6 +177,11 @@ class Adaptors:
             ours = adaptor.precondition(own(gradients, layer), own(mixture, layer))
             changed |= {f"{layer}.{key}": value for key, value in ours.items()}
         return changed
+
+
+def less_mean(mixture: Params) -> Params:
+    """C adaptors of a norm less their mean."""
+    return {name: value - value.mean(0) for name, value in mixture.items()}
 
 
 def gathered(view: View, groups: tuple[str, ...]) -> Params:
@@ -157,12 +210,12 @@ def attach(
     Raises:
         Refused: the model has no layer that can be adapted.
     """
-    by_layer: dict[str, LinearAdaptor | ConvAdaptor] = {}
+    by_layer: dict[str, Adaptor] = {}
     for name, layer in model.layers.items():
         match layer:
             case Linear():
                 by_layer[name] = LinearAdaptor.of(layer, rank, bias)
-            case Conv2d() if convolution != "none":
+            case Conv2d() | ConvTranspose2d() if convolution != "none":
                 by_layer[name] = ConvAdaptor.of(layer, rank, bias, convolution, conv_rank)
     if not by_layer:
         raise Refused("the model has no linear or convolution layer to adapt")

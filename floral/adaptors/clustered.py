@@ -12,7 +12,7 @@ from torch import Tensor
 
 from floral.adaptors.aggregation import as_matrices, decomposed, down, flat, residual, restarted, unflat
 from floral.adaptors.attach import Adaptors, factor, gathered
-from floral.parts import distinct
+from floral.parts import distinct, same
 from floral.spec import Group, Params, Phase, Problem, Refused, Scope, Served, Singles, View
 from floral.streams import Stream
 
@@ -74,6 +74,10 @@ class Clustered:
         groups = {name: one(name) for name in self.names}
         if self.keeps:
             groups["residual"] = Group(scope=Scope.CLUSTERED, init=lambda: self._changes(start("adaptors")))
+        if own := self.adaptors.statistics():
+            groups["adaptor_statistics"] = Group(
+                scope=Scope.CLUSTERED, init=lambda: same(own, problem.clusters), statistic=True
+            )
         return groups
 
     def _changes(self, adaptors: Params) -> Params:
@@ -85,6 +89,20 @@ class Clustered:
     def mixture(self, view: View) -> Params:
         """The adaptors that a client holds, with an axis of clusters, of length 1 where it holds its own alone."""
         return self._with_axis(gathered(view, self.names))
+
+    def running(self, view: View) -> Params:
+        """The adaptors' own statistics, with an axis of clusters as `mixture` has."""
+        return self._with_axis(view.get("adaptor_statistics", {}))
+
+    def changed(self, view: View, statistics: Params) -> View:
+        """The groups of statistics after a pass that gave these of the model."""
+        if not statistics:
+            return {}
+        found: View = {"statistics": statistics}
+        if own := self.running(view):
+            moved = self.adaptors.moved(own, view["statistics"], statistics)
+            found["adaptor_statistics"] = moved if self.member is None else {name: t[0] for name, t in moved.items()}
+        return found
 
     def base(self, view: View, route: Tensor) -> Params:
         """The base with Σ_c route_c Δ_c."""

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from floral import products
 from floral.adaptors.factors import EPSILON, resolve, stack, start_bias
-from floral.layers import Conv2d
+from floral.layers import Conv2d, ConvTranspose2d
+from floral.products import Pair, Window
 from floral.spec import Params
 from floral.streams import Stream
-
-Kernel = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -22,24 +21,28 @@ class ConvAdaptor:
     """A [R, inputs, *kernel_a], B [outputs, R, *kernel_b], bias [outputs]; a mixture carries a leading axis C.
 
     Along each axis one of the two kernels has length 1, so their composition is one convolution whose kernel is
-    K[o, i, h, w] = Σ_r B[o, r, h, w] A[r, i, h, w] (axes of length 1 broadcast), with the layer's stride and padding.
+    K[o, i, h, w] = Σ_r B[o, r, h, w] A[r, i, h, w] (axes of length 1 broadcast), with the layer's stride, padding and
+    dilation. Of a layer with groups K has the blocks on the diagonal alone, each of rank R. Of a transposed one both
+    factors are transposed convolutions.
     """
 
-    layer: Conv2d
-    kernel_a: Kernel
-    kernel_b: Kernel
+    layer: Conv2d | ConvTranspose2d
+    kernel_a: Pair
+    kernel_b: Pair
     rank: int
     bias: str | None
     fan_in: int
     """Of A, as its start takes it."""
 
     @classmethod
-    def of(cls, layer: Conv2d, rank: float | str, bias: str | None, method: str, rank_of: str) -> ConvAdaptor:
+    def of(
+        cls, layer: Conv2d | ConvTranspose2d, rank: float | str, bias: str | None, method: str, rank_of: str
+    ) -> ConvAdaptor:
         """`layer` factorised by `method`; `rank_of` "dimensions" counts kernels as the published code does."""
         kernel_a, kernel_b = factor_kernels(layer, method)
         size_a, size_b = (2, 2) if rank_of == "dimensions" else (math.prod(kernel_a), math.prod(kernel_b))
-        resolved = resolve(rank, layer.inputs * size_a, layer.outputs * size_b)
-        return cls(layer, kernel_a, kernel_b, resolved, bias if layer.bias else None, layer.inputs * size_a)
+        inputs, outputs = layer.inputs // layer.groups * size_a, layer.outputs // layer.groups * size_b
+        return cls(layer, kernel_a, kernel_b, resolve(rank, inputs, outputs), bias if layer.bias else None, inputs)
 
     def init(self, stream: Stream) -> Params:
         """A ~ U(±sqrt(6/fan_in)), B = 0."""
@@ -53,7 +56,15 @@ class ConvAdaptor:
     def merged(self, mixture: Params, route: Tensor) -> Params:
         """Change of the layer's kernel and bias: the composed kernels of the C adaptors, weighted by π."""
         down, up = stack(mixture, route)
-        change = {"weight": torch.einsum("orhw,rihw->oihw", *over_whole_kernel(up, down))}
+        up, down = over_whole_kernel(up, down)
+        groups = self.layer.groups
+        if self.layer.window.transposed:
+            change = {"weight": torch.einsum("orhw,rihw->iohw", up, down)}
+        elif groups > 1:
+            blocks = up.unflatten(0, (groups, -1)), down.unflatten(1, (groups, -1))
+            change = {"weight": torch.einsum("gorhw,rgihw->goihw", *blocks).flatten(0, 1)}
+        else:
+            change = {"weight": torch.einsum("orhw,rihw->oihw", up, down)}
         if self.bias:
             change["bias"] = route @ mixture["bias"]
         return change
@@ -61,22 +72,50 @@ class ConvAdaptor:
     def unmerged(self, mixture: Params, route: Tensor, x: Tensor) -> Tensor:
         """Change of the layer's output on x [B, inputs, H, W], the mixture as one adaptor of rank C·R."""
         bias = route @ mixture["bias"] if self.bias else None
-        vertical, horizontal = (length > 1 for length in self.kernel_a)  # the axes whose kernel, and stride, A has
-        (stride_y, stride_x), (pad_y, pad_x) = self.layer.stride, self.layer.padding
-        stride = (stride_y if vertical else 1, stride_x if horizontal else 1)
-        padding = (pad_y if vertical else 0, pad_x if horizontal else 0)
-        hidden = products.conv2d(x, mixture["A"], stride=stride, padding=padding, stacked="outputs")
+        of_a, of_b = self._windows()
+        if of_a.transposed or of_a.groups > 1:
+            return self._unmerged_otherwise(mixture, route, x, bias)
+        hidden = products.conv2d(x, mixture["A"], window=of_a, stacked="outputs")
         hidden = (hidden.unflatten(1, (len(route), -1)) * route[:, None, None, None]).flatten(1, 2)
-        stride = (1 if vertical else stride_y, 1 if horizontal else stride_x)
-        padding = (0 if vertical else pad_y, 0 if horizontal else pad_x)
-        return products.conv2d(hidden, mixture["B"], bias, stride=stride, padding=padding, stacked="inputs")
+        return products.conv2d(hidden, mixture["B"], bias, window=of_b, stacked="inputs")
+
+    def _windows(self) -> tuple[Window, Window]:
+        """Of A and B: what the layer does along an axis is done by the factor whose kernel has it."""
+        layer = self.layer.window
+        rows, columns = (length > 1 for length in self.kernel_a)
+
+        def along(rows: bool, columns: bool) -> Window:
+            def chosen(pair: Pair, other: int) -> Pair:
+                return pair[0] if rows else other, pair[1] if columns else other
+
+            return replace(
+                layer,
+                stride=chosen(layer.stride, 1),
+                padding=chosen(layer.padding, 0),
+                dilation=chosen(layer.dilation, 1),
+                output_padding=chosen(layer.output_padding, 0),
+            )
+
+        return along(rows, columns), along(not rows, not columns)
+
+    def _unmerged_otherwise(self, mixture: Params, route: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+        """`unmerged` of a transposed convolution, or of one with groups: from factors that are laid out anew."""
+        of_a, of_b = self._windows()
+        down, up = stack(mixture, route)
+        down = down.clone()  # a tape would take a mere view for the parameter itself
+        if of_a.transposed:
+            down, up = down.transpose(0, 1), up.transpose(0, 1)
+        else:
+            down = down.unflatten(1, (of_a.groups, -1)).transpose(0, 1).flatten(0, 1)
+        return products.conv2d(products.conv2d(x, down, window=of_a), up, bias, window=of_b)
 
     def multiply_adds(self, shape: torch.Size, clusters: int) -> tuple[int, int]:
         """Multiply-adds of C adaptors for x of `shape`: (composing kernels, two convolutions at every position)."""
         components, layer = clusters * self.rank, self.layer
         positions = shape[0] * shape[-2:].numel()
         both = layer.inputs * math.prod(self.kernel_a) + layer.outputs * math.prod(self.kernel_b)
-        return components * layer.inputs * layer.outputs * math.prod(layer.kernel), positions * components * both
+        whole = layer.inputs * layer.outputs // layer.groups * math.prod(layer.kernel)
+        return components * whole, positions * components * both
 
     def precondition(self, gradients: Params, mixture: Params) -> Params:
         """gA ← gA/(‖G_B‖ + ε), gB ← gB/(‖G_A‖ + ε), G the Gram tensor of a factor over its channels, per cluster."""
@@ -89,8 +128,8 @@ class ConvAdaptor:
         return {**gradients, "A": left, "B": right}
 
 
-def factor_kernels(layer: Conv2d, method: str) -> tuple[Kernel, Kernel]:
-    """Kernels of A and B (arXiv 2410.03497, ConvLoRA methods).
+def factor_kernels(layer: Conv2d | ConvTranspose2d, method: str) -> tuple[Pair, Pair]:
+    """Pairs of A and B (arXiv 2410.03497, ConvLoRA methods).
 
     "in" puts the whole kernel into A, "out" into B, "balanced" into the one on the side with fewer channels, and
     "balanced_2d" the horizontal axis into A, the vertical one into B.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from floral import routes
+from floral.adaptors.aggregation import ungrouped
 from floral.adaptors.attach import Adaptors, attach
 from floral.adaptors.clustered import Clustered
 from floral.parts import same, sample_losses, whole
@@ -29,6 +30,7 @@ def build(
     centred: bool,
     personal: bool,
     server_lr: float | str,
+    norm: str,
     **adaptor: Any,
 ) -> Method:
     """Base SHARED, adaptors CLUSTERED, router PRIVATE, mixed inside the layers: W + Σ_c π_kc B_c A_c.
@@ -40,7 +42,7 @@ def build(
     How the server averages the factors of a cluster is `aggregation` (`Clustered`); with one client per cluster and
     round all but "ffa" and "rolora" serve alike after it. `multiplier` m gives m·C adaptors, for a number of clusters
     that nobody knows. `centred`: `server_centres`. `personal`: `with_private`. `server_lr`, where it is a number, is
-    the server's step on the adaptors.
+    the server's step on the adaptors. `norm`: `Adaptors.with_norms`.
 
     Raises:
         Refused: an option that the router or the aggregation does not have, or adaptors that no client would be given.
@@ -54,7 +56,7 @@ def build(
     if aggregation != "average" and (centred or personal):
         raise Refused(f"centred and personal are for aggregation: average, not {aggregation}")
     problem = replace(problem, clusters=multiplier * problem.clusters)
-    adaptors = adaptors_of(problem, **adaptor)
+    adaptors = adaptors_of(problem, **adaptor).with_norms(norm)
     layers = len(adaptors.by_layer) if per_layer else 0
     mixer = Router(kind=router, problem=problem, temperature=temperature, noise=noise, top=top, layers=layers)
     own = mixer.given and problem.switches["mixture_floor"] == 0
@@ -69,6 +71,7 @@ def build(
     method = own_adaptor(clustered) if own else routed(clustered, mixer, entropy)
     method = replace(method, clusters=problem.clusters)
     if centred:
+        ungrouped(adaptors)
         method = replace(method, server=server_centres(adaptors))
     return with_private(problem, adaptors, method) if personal else method
 
@@ -84,11 +87,12 @@ def routed(clustered: Clustered, mixer: Router, entropy: float) -> Method:
 
     def apply(view, route, x, draws, mask, *, only=None):
         """Outputs under a route; `only` the cluster [1] that has all of it."""
-        mixture, base = clustered.mixture(view), clustered.base(view, route)
+        mixture, own, base = clustered.mixture(view), clustered.running(view), clustered.base(view, route)
         if only is not None:
-            mixture, route = {name: t.index_select(0, only) for name, t in mixture.items()}, torch.ones_like(route[:1])
-        logits, statistics = adaptors(base, mixture, route, view.get("statistics", {}), x, draws, mask)
-        return logits, {"statistics": statistics} if statistics else {}
+            mixture, own = ({name: t.index_select(0, only) for name, t in some.items()} for some in (mixture, own))
+            route = torch.ones_like(route[:1])
+        logits, statistics = adaptors(base, mixture, route, view.get("statistics", {}), x, draws, mask, own)
+        return logits, clustered.changed(view, statistics)
 
     def predict(view, x, draws, mask):
         route = mixer.forward(view, draws)
@@ -137,8 +141,10 @@ def own_adaptor(clustered: Clustered) -> Method:
 
     def predict(view, x, draws, mask):
         base, running = clustered.base(view, alone), view.get("statistics", {})
-        logits, statistics = adaptors(base, clustered.mixture(view), alone, running, x, draws, mask)
-        return logits, {"statistics": statistics} if statistics else {}
+        logits, statistics = adaptors(
+            base, clustered.mixture(view), alone, running, x, draws, mask, clustered.running(view)
+        )
+        return logits, clustered.changed(view, statistics)
 
     return Method(
         groups={**whole(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr), **clustered.groups},

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from floral.adaptors.aggregation import flat, kept, sizes, unflat
+from floral.adaptors.aggregation import flat, kept, sizes, unflat, ungrouped
 from floral.adaptors.attach import Adaptors
 from floral.methods.fedit import shared
 from floral.methods.floral import adaptors_of
@@ -29,6 +29,7 @@ def build(
     least = rank with γ = 1 and weights "rows" is FedIT.
     """
     adaptors = adaptors_of(problem, **adaptor)
+    ungrouped(adaptors)
     most = max(len(t) for name, t in adaptors.init(Stream(0, "size")).items() if name.endswith(".A"))
     ranks = least + Stream(problem.seed, "client ranks").integers("rank", problem.clients, max(1, most - least + 1))
 

@@ -10,9 +10,9 @@ from floral.spec import Group, Method, Problem, Scope
 from floral.streams import Stream
 
 
-def build(problem: Problem, **adaptor: Any) -> Method:
+def build(problem: Problem, *, norm: str, **adaptor: Any) -> Method:
     """Base SHARED, adaptor PRIVATE with one common start. Adaptors frozen at zero are FedAvg."""
-    adaptors = adaptors_of(problem, **adaptor)
+    adaptors = adaptors_of(problem, **adaptor).with_norms(norm)
     model = adaptors.model
     alone = torch.ones(1, dtype=problem.dtype, device=problem.device)
 

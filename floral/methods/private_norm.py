@@ -1,6 +1,6 @@
 """Private norm (FedBN, arXiv 2102.07623): FedAvg but for the normalisation layers, which stay with their clients."""
 
-from floral.layers import BatchNorm
+from floral.norms import NORMS
 from floral.parts import Divided
 from floral.spec import Method, Problem, Refused
 from floral.streams import Stream
@@ -15,7 +15,7 @@ def build(problem: Problem) -> Method:
         Refused: the model has no norm layer, so that the method would be FedAvg.
     """
     model = problem.build_model()
-    norms = [name for name, layer in model.layers.items() if isinstance(layer, BatchNorm)]
+    norms = [name for name, layer in model.layers.items() if isinstance(layer, NORMS)]
     if not norms:
         raise Refused("the model has no normalisation layer to keep private: it would be FedAvg")
     split = Divided(model=model, layers=norms, name="norm")

@@ -3,7 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from floral.layers import Call, Conv2d, Linear, Model, units
+from floral.layers import Call, Conv2d, Layer, Linear, Model, units
+from floral.norms import BatchNorm
 from floral.spec import Refused
 
 
@@ -13,11 +14,13 @@ def build(
     *,
     channels: tuple[int, int] = (32, 64),
     hidden: int = 64,
+    batch_norm: bool = False,
     width: float = 1.0,
 ) -> Model:
     """x [B, H, W] or [B, H, W, colours] → conv 5×5 → pool 2 → conv 3×3 → pool 3 → linear → linear → [B, outputs].
 
-    Pooling comes before ReLU: the same values, and fewer of them to rectify.
+    `batch_norm` normalises what each convolution gives. Pooling comes before ReLU: the same values, and fewer of them
+    to rectify.
 
     Raises:
         Refused: the images are too small for the two convolutions and pools.
@@ -31,16 +34,16 @@ def build(
 
     def forward(call: Call, x: Tensor) -> Tensor:
         x = x.unsqueeze(1) if len(shape) == 2 else x.movedim(-1, 1)
-        x = F.relu(F.max_pool2d(call("conv1", x), 2))
-        x = F.relu(F.max_pool2d(call("conv2", x), 3))
+        for i, pool in ((1, 2), (2, 3)):
+            x = call(f"conv{i}", x)
+            x = F.relu(F.max_pool2d(call(f"norm{i}", x) if batch_norm else x, pool))
         return call("out", F.relu(call("hidden", x.flatten(1))))
 
-    return Model(
-        layers={
-            "conv1": Conv2d(colours, first, (5, 5)),
-            "conv2": Conv2d(first, second, (3, 3)),
-            "hidden": Linear(second * sides[0] * sides[1], hidden),
-            "out": Linear(hidden, outputs),
-        },
-        forward=forward,
-    )
+    layers: dict[str, Layer] = {
+        "conv1": Conv2d(colours, first, (5, 5)),
+        "conv2": Conv2d(first, second, (3, 3)),
+    }
+    if batch_norm:
+        layers |= {"norm1": BatchNorm(first), "norm2": BatchNorm(second)}
+    layers |= {"hidden": Linear(second * sides[0] * sides[1], hidden), "out": Linear(hidden, outputs)}
+    return Model(layers=layers, forward=forward)

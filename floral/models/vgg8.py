@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from floral.layers import Call, Conv2d, Dropout, Layer, Linear, Model, units
+from floral.norms import BatchNorm
 from floral.spec import Refused
 
 
@@ -14,11 +15,13 @@ def build(
     channels: tuple[int, int, int, int, int] = (16, 32, 64, 128, 512),
     hidden: int = 512,
     dropout: float = 0.5,
+    batch_norm: bool = False,
     width: float = 1.0,
 ) -> Model:
     """x [B, H, W] or [B, H, W, colours] → 5 × (conv 3×3 → pool 2) → 2 × (dropout → linear) → linear → [B, outputs].
 
-    ReLU after every layer but the last; pooling comes before it: the same values, and fewer of them to rectify.
+    `batch_norm` normalises what each convolution gives. ReLU after every layer but the last; pooling comes before it:
+    the same values, and fewer of them to rectify.
 
     Raises:
         Refused: the images are too small for the five pools.
@@ -33,6 +36,8 @@ def build(
         f"conv{i}": Conv2d(counts[i - 1], counts[i], (3, 3), padding=(1, 1), start="normal_fan_out")
         for i in range(1, len(counts))
     }
+    if batch_norm:
+        layers |= {f"norm{i}": BatchNorm(counts[i]) for i in range(1, len(counts))}
     layers |= {
         "drop1": Dropout((flat,), dropout),
         "hidden1": Linear(flat, hidden),
@@ -44,7 +49,8 @@ def build(
     def forward(call: Call, x: Tensor) -> Tensor:
         x = x.unsqueeze(1) if len(shape) == 2 else x.movedim(-1, 1)
         for i in range(1, len(counts)):
-            x = F.relu(F.max_pool2d(call(f"conv{i}", x), 2))
+            x = call(f"conv{i}", x)
+            x = F.relu(F.max_pool2d(call(f"norm{i}", x) if batch_norm else x, 2))
         x = F.relu(call("hidden1", call("drop1", x.flatten(1))))
         x = F.relu(call("hidden2", call("drop2", x)))
         return call("out", x)

@@ -191,3 +191,15 @@ def test_one_run_has_one_rule_for_the_report(write: Write) -> None:
     assert "config/suites/mine.yaml: switches: digits_rotate floral_1 seed 0" in said and "give both the same" in said
     write("suites/mine", **blocks({}, {}))
     assert len(config.runs("mine")) == 1
+
+
+def test_a_parameter_added_later_leaves_runs_at_its_default_as_they_were():
+    """Its other values are other runs."""
+
+    def run(**params: Any) -> Run:
+        variant = config.variant("floral_1", params)
+        return Run(task=config.task("digits_rotate"), variant=variant, seed=0, fidelity=config.fidelity("corrected"))
+
+    assert "norm" in run().variant.params and "norm" not in run().identity()["variant"]["params"]
+    assert run(norm="none").hash8 == run().hash8
+    assert run(norm="plain").identity()["variant"]["params"]["norm"] == "plain"

@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from federations import assert_equal_states, trained
+from federations import assert_close, assert_equal_states, simulate, trained
 
 from floral import config
 from floral.adaptors.attach import attach
-from floral.adaptors.conv import ConvAdaptor
+from floral.adaptors.conv import ConvAdaptor, over_whole_kernel
 from floral.adaptors.factors import resolve
 from floral.adaptors.linear import LinearAdaptor
-from floral.layers import Conv2d, Linear, Model
-from floral.models import cnn, linear, mlp
+from floral.adaptors.norm import NormAdaptor
+from floral.layers import Conv2d, ConvTranspose2d, Linear, Model
+from floral.models import cnn, linear, mlp, vit
+from floral.norms import NORMS, BatchNorm, GroupNorm, LayerNorm, instance_norm
 from floral.spec import Refused
 from floral.streams import Stream
 
@@ -32,7 +34,17 @@ CONVOLUTIONS = [
     Conv2d(3, 2, (1, 4), stride=(3, 2), padding=(0, 3)),
     Conv2d(2, 2, (4, 1), stride=(2, 3), padding=(3, 2), bias=False),
 ]
-LAYERS = [(Linear(6, 4), None), (Linear(3, 7, bias=False), None), *itertools.product(CONVOLUTIONS, FACTORISATIONS)]
+OTHERS = [
+    Conv2d(4, 6, (3, 3), padding=(1, 1), groups=2),
+    Conv2d(4, 4, (3, 2), stride=(2, 1), groups=4),
+    Conv2d(3, 2, (3, 2), padding=(2, 1), dilation=(2, 3)),
+    ConvTranspose2d(2, 4, (3, 2), (2, 3), (1, 0), (1, 2)),
+    ConvTranspose2d(4, 3, (2, 3), stride=(1, 2), dilation=(3, 2), bias=False),
+]
+"""With groups, dilated, transposed: their factors in a row are written out in a test of their own."""
+LINEAR = [(Linear(6, 4), None), (Linear(3, 7, bias=False), None)]
+PLAIN = [*LINEAR, *itertools.product(CONVOLUTIONS, FACTORISATIONS)]
+LAYERS = [*PLAIN, *itertools.product(OTHERS, FACTORISATIONS)]
 
 
 def adaptor_of(layer, factorisation, rank=2, bias="zero", conv_rank="elements"):
@@ -61,8 +73,8 @@ def test_every_kind_of_adaptor_is_tested_here():
     found = set()
     for name in config.plugins("adaptors"):
         module = importlib.import_module(f"floral.adaptors.{name}")
-        found |= {v for v in vars(module).values() if isinstance(v, type) and hasattr(v, "unmerged")}
-    assert found == {type(adaptor_of(layer, method)) for layer, method in LAYERS}
+        found |= {v for v in vars(module).values() if isinstance(v, type) and hasattr(v, "merged")}
+    assert found == {NormAdaptor, *(type(adaptor_of(layer, method)) for layer, method in LAYERS)}
 
 
 @pytest.mark.parametrize("clusters", [1, 3])
@@ -82,7 +94,7 @@ def test_merged_equals_unmerged_equals_the_plain_sum(layer, factorisation, clust
     torch.testing.assert_close(plain, unmerged, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize(("layer", "factorisation"), LAYERS)
+@pytest.mark.parametrize(("layer", "factorisation"), PLAIN)
 def test_one_adaptor_is_its_two_factors_in_a_row(layer, factorisation):
     """B(A x) + b written out; a convolution's stride and padding belong to the factor that holds the kernel's axis."""
     adaptor, x = adaptor_of(layer, factorisation), input_of(layer)
@@ -107,6 +119,39 @@ def test_one_adaptor_is_its_two_factors_in_a_row(layer, factorisation):
     torch.testing.assert_close(adaptor.unmerged(mixture_of(adaptor, 1), route, x), expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize(("layer", "factorisation"), list(itertools.product(OTHERS, FACTORISATIONS)))
+def test_one_adaptor_is_the_blocks_of_a_whole_kernel(layer, factorisation):
+    """K = B A of all channels, without what lies outside of the groups, in PyTorch's convolution without groups."""
+    adaptor, x = adaptor_of(layer, factorisation), input_of(layer)
+    mixture = mixture_of(adaptor, 1)
+    kernel = torch.einsum("orhw,rihw->oihw", *over_whole_kernel(mixture["B"][0], mixture["A"][0]))
+    for o, i in itertools.product(range(layer.outputs), range(layer.inputs)):
+        if o * layer.groups // layer.outputs != i * layer.groups // layer.inputs:
+            kernel[o, i] = 0
+    bias = mixture["bias"][0] if "bias" in mixture else None
+    if isinstance(layer, ConvTranspose2d):
+        expected = F.conv_transpose2d(
+            x, kernel.transpose(0, 1), bias, layer.stride, layer.padding, layer.output_padding, 1, layer.dilation
+        )
+    else:
+        expected = F.conv2d(x, kernel, bias, layer.stride, layer.padding, layer.dilation)
+    found = adaptor.unmerged(mixture, torch.ones(1, dtype=torch.float64), x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_groups_share_the_budget_of_a_rank():
+    """0.7·(8·8/4·9) = 100.8 and R·(8·3 + 8·3) = 96; each group's blocks have no more than 2·3 rows."""
+    layer = Conv2d(8, 8, (3, 3), groups=4)
+    assert adaptor_of(layer, "balanced_2d", rank=0.7).rank == int(0.7 * 8 * 8 / 4 * 9 / (2 * 8 * 3))
+    assert adaptor_of(layer, "balanced_2d", rank="full").rank == 6
+
+
+@pytest.mark.parametrize("variant", ["floral_1_centred", "floral_1_flexlora", "hetlora"])
+def test_servers_that_take_whole_products_refuse_groups(variant):
+    with pytest.raises(config.ConfigError, match="grouped has groups: its weight is only a part of the product"):
+        simulate(variant, model="convolutions")
+
+
 @pytest.mark.parametrize(("layer", "factorisation"), LAYERS)
 def test_an_adaptor_starts_at_zero_unless_its_bias_is_the_published_one(layer, factorisation):
     x, route = input_of(layer), torch.ones(1, dtype=torch.float64)
@@ -126,7 +171,7 @@ def test_the_published_bias_start_is_uniform_over_its_fan_in():
 
 
 @pytest.mark.parametrize("variant", ["floral_1", "floral_10", "local_adaptor"])
-@pytest.mark.parametrize("model", config.plugins("models"))
+@pytest.mark.parametrize("model", [*config.plugins("models"), "convolutions"])
 def test_training_merged_equals_training_unmerged(variant, model):
     applications = config.method_file(config.variant_index()[variant]).parameters["application"].choices
     first, *others = (
@@ -149,6 +194,128 @@ def test_convolutions_may_stay_without_adaptors():
     assert set(adaptors.by_layer) == {"hidden", "out"}
     with pytest.raises(Refused, match="no linear or convolution"):
         attach(Model(layers={}, forward=lambda call, x: x), rank=1, bias="zero")
+
+
+# -------------------------------------------------------------------------------------------------- norms
+
+
+@pytest.mark.parametrize("layer", [GroupNorm(4, 2), instance_norm(4), LayerNorm(4)])
+def test_a_mixture_of_norm_adaptors_is_the_sum_of_the_adaptors_own_norms(layer):
+    """Σ_c π_c (γ_c x̂ + β_c) beside γ x̂ + β; zero at the start."""
+    adaptor = NormAdaptor.of(layer, own=True)
+    assert not adaptor.own and not adaptor.statistics()
+    weights, mixture = mixture_of(adaptor, 1), mixture_of(adaptor, 3, seed=1)
+    base = {name: tensor[0] for name, tensor in weights.items()}
+    route = torch.tensor([0.5, 0.2, 0.4], dtype=torch.float64)
+    x = torch.randn(2, 4, 3, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    plain = layer(base, x) + sum(route[c] * layer({n: t[c] for n, t in mixture.items()}, x) for c in range(3))
+    torch.testing.assert_close(layer(base, x, adaptor.merged(mixture, route)), plain, rtol=0, atol=1e-12)
+    start = {name: tensor[None].double() for name, tensor in adaptor.init(Stream(0, "adaptor")).items()}
+    assert torch.equal(layer(base, x, adaptor.merged(start, route[:1])), layer(base, x))
+
+
+def running_of(count, seed):
+    random = torch.Generator().manual_seed(seed)
+    return {
+        "mean": torch.randn(count, 3, generator=random, dtype=torch.float64),
+        "variance": 0.5 + torch.rand(count, 3, generator=random, dtype=torch.float64),
+    }
+
+
+def test_a_plain_batch_norm_adaptor_serves_its_own_statistics():
+    """γ_c (x - μ_c)/σ_c + β_c beside the layer, by PyTorch's batch norm; with the layer's statistics it is merged."""
+    layer, route = BatchNorm(3), torch.tensor([0.7, 0.3], dtype=torch.float64)
+    adaptor = NormAdaptor.of(layer, own=True)
+    base, mixture = {n: t[0] for n, t in mixture_of(adaptor, 1).items()}, mixture_of(adaptor, 2, seed=1)
+    running, own = {name: t[0] for name, t in running_of(1, 2).items()}, running_of(2, 3)
+    x = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    found, _ = layer(base, running, x, None, adaptor.served(mixture, route, own, running))
+    plain, _ = layer(base, running, x, None)
+    for c in range(2):
+        plain = plain + route[c] * F.batch_norm(
+            x, own["mean"][c], own["variance"][c], mixture["weight"][c], mixture["bias"][c]
+        )
+    torch.testing.assert_close(found, plain, rtol=0, atol=1e-12)
+    alike = {name: tensor.expand(2, 3) for name, tensor in running.items()}
+    assert_close(adaptor.served(mixture, route, alike, running), adaptor.merged(mixture, route), 1e-12)
+
+
+NORM_CASES = [
+    *(
+        ("floral_1", norm, model)
+        for norm in ("plain", "reparameterised")
+        for model in ("batch_norm", "resnet18", "vit")
+    ),
+    ("floral_1_optimal", "plain", "batch_norm"),
+    ("floral_1_argmin", "plain", "batch_norm"),
+    ("local_adaptor", "reparameterised", "batch_norm"),
+]
+
+
+@pytest.mark.parametrize("backend", ["vmap", "batched"])
+@pytest.mark.parametrize(("variant", "norm", "model"), NORM_CASES)
+def test_norm_adaptors_train_alike_on_every_backend(variant, norm, model, backend):
+    how = {"model": model, "params": {"norm": norm}}
+    loop = trained(variant, **how)
+    assert any(bool((t != 0).any()) for name, t in loop.tensors().items() if "/adaptor" in name and "norm" in name)
+    assert_equal_states(trained(variant, backend=backend, chunk=3, **how), loop, 1e-10)
+
+
+@pytest.mark.parametrize("variant", ["floral_1", "floral_1_optimal"])
+def test_with_one_cluster_plain_and_reparameterised_are_the_same(variant):
+    """Its own statistics are then those of the layer."""
+    plain, other = (
+        trained(variant, model="batch_norm", clusters=1, params={"norm": norm}).values
+        for norm in ("plain", "reparameterised")
+    )
+    own = {name: tensor[0] for name, tensor in plain["adaptor_statistics"].items()}
+    assert_close(own, plain["statistics"], 1e-12)
+    for group in other:
+        assert_close(plain[group], other[group], 1e-12)
+
+
+def test_own_statistics_are_averaged_within_the_cluster():
+    """All of a round's clients together have the layer's, a mean of the clusters' own."""
+    state = trained(
+        "floral_1_optimal", rounds=1, model="batch_norm", participation=1.0, params={"norm": "plain"}
+    ).values
+    own = state["adaptor_statistics"]["norm.mean"]
+    assert not torch.allclose(own[0], own[1])
+    assert bool((torch.minimum(own[0], own[1]) <= state["statistics"]["norm.mean"]).all())
+    assert bool((state["statistics"]["norm.mean"] <= torch.maximum(own[0], own[1])).all())
+
+
+@pytest.mark.parametrize("variant", ["floral_1", "local_adaptor"])
+def test_a_norm_that_the_model_does_not_have_cannot_be_adapted(variant):
+    with pytest.raises(config.ConfigError, match="no normalisation layer that norm: reparameterised could adapt"):
+        simulate(variant, model="mlp", params={"norm": "reparameterised"})
+
+
+@pytest.mark.parametrize("variant", ["floral_1_flexlora", "floral_1_fedex"])
+def test_servers_that_take_products_average_norms_as_they_are(variant):
+    """What a mean of factors misses is nothing for a norm: after a round its adaptors are those of FLoRAL."""
+    how = {"model": "batch_norm", "rounds": 1}
+    params = {"norm": "reparameterised", "convolution": "in"}
+    exact, plain = (trained(some, params=params, **how).values["adaptors"] for some in (variant, "floral_1"))
+    for name in ("norm.weight", "norm.bias"):
+        torch.testing.assert_close(exact[name], plain[name], rtol=0, atol=1e-12)
+
+
+def test_centred_norms_have_no_mean():
+    state = trained("floral_1_centred", model="batch_norm", params={"norm": "reparameterised"})
+    for name in ("norm.weight", "norm.bias"):
+        tensor = state.values["adaptors"][name]
+        assert bool((tensor != 0).any())
+        torch.testing.assert_close(tensor.mean(0), torch.zeros_like(tensor[0]), rtol=0, atol=1e-12)
+
+
+def test_every_normalisation_layer_gets_its_adaptor():
+    adaptors = attach(vit.build((4, 4), 5, patch=2, features=4, heads=2, depth=1, hidden=5), rank=1, bias="zero")
+    every = adaptors.with_norms("reparameterised").by_layer
+    assert list(every) == [name for name in adaptors.model.layers if name != "position"]
+    assert {n for n, a in every.items() if isinstance(a, NormAdaptor)} == {
+        n for n, layer in adaptors.model.layers.items() if isinstance(layer, NORMS)
+    }
 
 
 # ---------------------------------------------------------------------------------------- preconditioners

@@ -7,7 +7,8 @@ import pytest
 import torch
 from federations import SIZES, assert_close, simulate, train, trained
 
-from floral.layers import BatchNorm, Linear
+from floral.layers import Linear
+from floral.norms import BatchNorm
 from floral.spec import Scope
 from floral.streams import Stream
 

@@ -1,0 +1,69 @@
+"""ResNet-18 (arXiv 1512.03385) for small images, with group norm in the place of batch norm (arXiv 1910.00189)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from floral.layers import Call, Conv2d, Layer, Linear, Model, units
+from floral.norms import GroupNorm
+from floral.spec import Refused
+
+BLOCKS = 2
+"""Of each of the four stages."""
+
+
+def build(
+    shape: tuple[int, ...],
+    outputs: int,
+    *,
+    channels: tuple[int, int, int, int] = (64, 128, 256, 512),
+    groups: int = 2,
+    width: float = 1.0,
+) -> Model:
+    """x [B, H, W] or [B, H, W, colours] → conv 3×3 → 4 stages of 2 blocks → mean over places → linear → [B, outputs].
+
+    A block is relu(x + norm(conv(relu(norm(conv(x)))))), its convolutions 3×3 without bias. Every stage but the first
+    begins with a stride of 2, and where it changes the shape of x, that goes through a convolution 1×1 and a norm. The
+    first convolution keeps the size and no pool follows it, as usual for images of 32×32.
+
+    Raises:
+        Refused: the images are too small for three halvings.
+    """
+    height, breadth, colours = (*shape, 1)[:3]
+    if min(height, breadth) < 8:
+        raise Refused(f"images of {height}×{breadth} are too small for this network: at least 8×8")
+    counts = [groups * units(round(count / groups), width) for count in channels]  # the groups divide them
+    layers: dict[str, Layer] = {"stem": conv(colours, counts[0]), "stem_norm": GroupNorm(counts[0], groups)}
+    strides: dict[str, int] = {}
+    inputs = counts[0]
+    for stage, count in enumerate(counts, start=1):
+        for number in range(1, BLOCKS + 1):
+            block = f"block{stage}_{number}"
+            strides[block] = 2 if stage > 1 and number == 1 else 1
+            layers[f"{block}.conv1"] = conv(inputs, count, stride=strides[block])
+            layers[f"{block}.norm1"] = GroupNorm(count, groups)
+            layers[f"{block}.conv2"] = conv(count, count)
+            layers[f"{block}.norm2"] = GroupNorm(count, groups)
+            if strides[block] > 1 or inputs != count:
+                layers[f"{block}.short"] = conv(inputs, count, side=1, stride=strides[block])
+                layers[f"{block}.short_norm"] = GroupNorm(count, groups)
+            inputs = count
+    layers["out"] = Linear(inputs, outputs)
+
+    def forward(call: Call, x: Tensor) -> Tensor:
+        x = x.unsqueeze(1) if len(shape) == 2 else x.movedim(-1, 1)
+        x = F.relu(call("stem_norm", call("stem", x)))
+        for block in strides:
+            y = F.relu(call(f"{block}.norm1", call(f"{block}.conv1", x)))
+            y = call(f"{block}.norm2", call(f"{block}.conv2", y))
+            if f"{block}.short" in layers:
+                x = call(f"{block}.short_norm", call(f"{block}.short", x))
+            x = F.relu(x + y)
+        return call("out", x.mean((-2, -1)))
+
+    return Model(layers=layers, forward=forward)
+
+
+def conv(inputs: int, outputs: int, *, side: int = 3, stride: int = 1) -> Conv2d:
+    """A convolution without bias that keeps the size, divided by its stride."""
+    around = (side // 2, side // 2)
+    return Conv2d(inputs, outputs, (side, side), (stride, stride), padding=around, bias=False, start="normal_fan_out")

@@ -1,0 +1,65 @@
+"""A small vision transformer (arXiv 2010.11929): patches, pre-norm blocks, and the mean over places at the end."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from floral.attention import attend, projections
+from floral.layers import Call, Conv2d, Dropout, Layer, Linear, Model, Position, units
+from floral.norms import LayerNorm
+from floral.spec import Refused
+
+
+def build(
+    shape: tuple[int, ...],
+    outputs: int,
+    *,
+    patch: int = 4,
+    features: int = 64,
+    heads: int = 4,
+    depth: int = 4,
+    hidden: int = 128,
+    dropout: float = 0.0,
+    width: float = 1.0,
+) -> Model:
+    """x [B, H, W] or [B, H, W, colours] → patches → + positions → `depth` blocks → norm → mean → [B, outputs].
+
+    A patch of patch×patch pixels is one place, embedded by a convolution of that stride. A block is x + attention(norm
+    x), then x + linear(gelu(linear(norm x))), each with dropout before it is added. A mean over places stands for the
+    class token (arXiv 2205.01580).
+
+    Raises:
+        Refused: patches do not tile the images.
+    """
+    height, breadth, colours = (*shape, 1)[:3]
+    if height % patch or breadth % patch:
+        raise Refused(f"patches of {patch}×{patch} do not tile images of {height}×{breadth}")
+    features, hidden = heads * units(round(features / heads), width), units(hidden, width)
+    places = (height // patch) * (breadth // patch)
+    layers: dict[str, Layer] = {
+        "patches": Conv2d(colours, features, (patch, patch), stride=(patch, patch)),
+        "position": Position(places, features),
+    }
+    blocks = [f"block{number}" for number in range(1, depth + 1)]
+    for block in blocks:
+        layers[f"{block}.norm1"] = LayerNorm(features)
+        layers |= projections(f"{block}.attention", features, heads)
+        layers[f"{block}.norm2"] = LayerNorm(features)
+        layers[f"{block}.up"] = Linear(features, hidden)
+        layers[f"{block}.down"] = Linear(hidden, features)
+        if dropout > 0:
+            layers |= {f"{block}.drop{half}": Dropout((places, features), dropout) for half in (1, 2)}
+    layers |= {"norm": LayerNorm(features), "out": Linear(features, outputs)}
+
+    def forward(call: Call, x: Tensor) -> Tensor:
+        def dropped(name: str, x: Tensor) -> Tensor:
+            return call(name, x) if dropout > 0 else x
+
+        x = x.unsqueeze(1) if len(shape) == 2 else x.movedim(-1, 1)
+        x = call("position", call("patches", x).flatten(2).mT)
+        for block in blocks:
+            x = x + dropped(f"{block}.drop1", attend(call, f"{block}.attention", call(f"{block}.norm1", x), heads))
+            y = call(f"{block}.down", F.gelu(call(f"{block}.up", call(f"{block}.norm2", x))))
+            x = x + dropped(f"{block}.drop2", y)
+        return call("out", call("norm", x).mean(1))
+
+    return Model(layers=layers, forward=forward)
