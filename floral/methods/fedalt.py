@@ -3,6 +3,8 @@
 import torch
 
 from floral.adaptors.attach import Adaptors
+from floral.adaptors.conv import ConvAdaptor
+from floral.adaptors.linear import LinearAdaptor
 from floral.layers import own
 from floral.methods.floral import adaptors_of
 from floral.parts import plain, same, staged, whole
@@ -30,16 +32,17 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
     def predict(view, x, draws, mask):
         def adapt(name, x):
             part = adaptors.by_layer.get(name)
-            if part is None:
+            if not isinstance(part, LinearAdaptor | ConvAdaptor):
                 return None, None
             each = [
                 part.unmerged({key: t[None] for key, t in own(view[group], name).items()}, one, x)
                 for group in ("own", "rest")
             ]
-            pooled = x.flatten(2).mean(-1) if x.dim() == 4 else x
+            images = x.dim() == 4
+            pooled = x.flatten(2).mean(-1) if images else x
             mix = torch.softmax(pooled @ view["mixer"][name].mT, -1)
-            shape = (-1, *(1,) * (x.dim() - 1))
-            return None, mix[:, 0].reshape(shape) * each[0] + mix[:, 1].reshape(shape) * each[1]
+            shares = [share[:, None, None, None] if images else share[..., None] for share in mix.unbind(-1)]
+            return None, shares[0] * each[0] + shares[1] * each[1]
 
         logits, statistics = adaptors.model(view["base"], view.get("statistics", {}), x, draws, mask, adapt)
         return logits, {"statistics": statistics} if statistics else {}
