@@ -172,7 +172,7 @@ def task(**change):
         ({"normalise": {"mean": [0.5]}}, r"normalise.std.*required"),
         (
             {"augmentation": "flip_crop", "shift": {"kind": "rotate"}, "clusters": 3},
-            r"needs quarter turns \(clusters: 1, 2 or 4\), but clusters is 3",
+            r"needs quarter turns \(clusters: 1, 2 or 4, or angles that are multiples of 90\), but clusters is 3",
         ),
     ],
 )
