@@ -6,7 +6,6 @@ Nothing here imports torch: Snakemake reads this module while it builds the DAG.
 from __future__ import annotations
 
 import ast
-import difflib
 import hashlib
 import itertools
 import json
@@ -15,12 +14,12 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, Field, Tag, ValidationError, create_model
+from pydantic import Field, create_model
 
 from floral import files, grid
+from floral.reading import ConfigError, merge, parse, read, suggest
 from floral.schema import (
     NOTHING,
     Block,
@@ -51,15 +50,8 @@ RESULTS_VERSION = 1
 OWN = "own-"
 """Own data are stored under this and a hash."""
 
-TAGS = {"named", "drawn", "own"}
-"""In the place of a mistake in a task's `data`: which of the kinds of data it was taken for, and no key."""
-
 CONFIG = Path(os.environ.get("FLORAL_CONFIG", "config"))
 """Folder of the YAML files, relative to the project's root, where every command is typed."""
-
-
-class ConfigError(ValueError):
-    """A value that the user wrote is wrong: the message names file, key and remedy."""
 
 
 class Untuned(ConfigError):
@@ -153,88 +145,7 @@ def _hash8(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
-# -------------------------------------------------------------------------------------------- reading
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping."""
-    try:
-        value = load_yaml(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys to values, found {type(value).__name__}")
-    return value
-
-
-def load_yaml(text: str) -> Any:
-    """Plain values from YAML, by libyaml where PyYAML has it: a tenth of a second less at the start of every job."""
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-
-
-def suggest(kind: str, name: str, known: Iterable[str], where: str | None = None) -> ConfigError:
-    """The error for an unknown name: what exists and what was probably meant."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known) or 'none'}"
-    return ConfigError(f"{where + ': ' if where else ''}unknown {kind} {name!r}{hint}")
-
-
-def parse(model: type[Frozen], values: Any, where: str) -> Any:
-    """Validated values, or a ConfigError that names file, key and what was found."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        lines = []
-        problems = error.errors()
-        # a mapping that lost an entry to a mistake is "too short" only because of it
-        told = [problem for problem in problems if problem["type"] != "too_short"] or problems
-        for problem in sorted(told, key=lambda problem: problem["type"] != "extra_forbidden"):
-            key = ".".join(str(part) for part in problem["loc"] if part not in TAGS)
-            if problem["type"] == "extra_forbidden":
-                lines.append(str(suggest("key", key, _fields_at(model, problem["loc"][:-1]), where)))
-            elif problem["type"] == "missing" and (wanted := _fields_at(model, problem["loc"][:-1]).get(key)):
-                lines.append(f"{where}: {key} is missing: {wanted}")
-            else:
-                # without a key the input is the whole mapping, and the message names what is wrong in it
-                found = f"{key}: {problem['msg']} (found {shortened(problem['input'])})" if key else problem["msg"]
-                lines.append(f"{where}: {found.replace('Value error, ', '', 1)}")
-        raise ConfigError("\n".join(lines)) from None
-
-
-def shortened(value: Any) -> str:
-    """What was found, in at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> dict[str, str | None]:
-    """The fields of the model at a place within another, with their descriptions."""
-    members: dict[str, Any] = {}
-    for part in location:
-        field = model.model_fields.get(str(part))
-        inner = field.annotation if field else members.get(str(part))
-        tagged = (get_args(member) for member in get_args(inner))
-        members = {of[1].tag: of[0] for of in tagged if len(of) > 1 and isinstance(of[1], Tag)}
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
-    return {name: field.description for name, field in model.model_fields.items()}
-
-
-def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`change` over `base`, mapping by mapping; a mapping with another `kind` replaces the whole."""
-    merged = dict(base)
-    for key, value in change.items():
-        old = merged.get(key)
-        if (
-            isinstance(old, Mapping)
-            and isinstance(value, Mapping)
-            and value.get("kind", old.get("kind")) == old.get("kind")
-        ):
-            merged[key] = _merge(old, value)
-        else:
-            merged[key] = value
-    return merged
+# ----------------------------------------------------------------------------------- tasks and methods
 
 
 def names(folder: str) -> list[str]:
@@ -259,13 +170,13 @@ def _task_values(name: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
     if parent in chain:
         circle = " → ".join((*chain[chain.index(parent) :], parent))
         raise ConfigError(f"{path}: extends: {circle} never ends; let one of these tasks extend none of the others")
-    return _merge(_task_values(parent, chain), values)
+    return merge(_task_values(parent, chain), values)
 
 
 def task(name: str, change: Mapping[str, Any] | None = None, where: str | None = None) -> Task:
     """Read config/tasks/<name>.yaml over the task it `extends`, with `change` on top."""
     where = where or str(CONFIG / "tasks" / f"{name}.yaml")
-    parsed: Task = parse(Task, {**_merge(_task_values(name), change or {}), "name": name}, where)
+    parsed: Task = parse(Task, {**merge(_task_values(name), change or {}), "name": name}, where)
     if parsed.model.kind not in (known := plugins("models")):
         raise suggest("model", parsed.model.kind, known, f"{where}: model.kind")
     parse(model_options(parsed.model.kind), parsed.model.arguments, f"{where}: model")

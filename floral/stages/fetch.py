@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from floral import config, schema
+from floral import config, reading, schema
 from floral.data import own, readers, sources
 from floral.data.federation import ARRAYS, CLIENTS, arrays_digest, stored_arrays
 from floral.data.readers import Labelled
@@ -36,11 +36,11 @@ def fetch(
         DataError: a raw file is missing, truncated or altered, or the disk is full.
     """
     if isinstance(data, str) and data not in (accepted := config.data_lock()):
-        raise config.suggest("data set", data, accepted, str(config.CONFIG / "data.lock"))
+        raise reading.suggest("data set", data, accepted, str(config.CONFIG / "data.lock"))
     name, dataset = str(config.stored_data(data)), config.data_set(data)
     folder = results / "data" / name
     if dataset.reader not in READERS:
-        raise config.suggest("reader", dataset.reader, READERS, f"{config.CONFIG / 'data.lock'}: {name}")
+        raise reading.suggest("reader", dataset.reader, READERS, f"{config.CONFIG / 'data.lock'}: {name}")
     with held(folder / ".lock", "fetching it"):
         if not _is_valid(folder, dataset):
             _make(folder, name, dataset, data_folder(data_dir), report)

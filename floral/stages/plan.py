@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from floral import config
+from floral import config, reading
 from floral.config import ConfigError, Run, Search
 from floral.files import atomic
 from floral.schema import Frozen
@@ -105,8 +105,8 @@ def settings(values: Mapping[str, Any] | None = None) -> Settings:
     if not path.exists():
         raise ConfigError(f"{path}: no such file; commands are typed in the project's root, where the Snakefile is")
     where = str(path) if values is None else f"{path} or --config"
-    given = config.read(path) if values is None else values
-    parsed: Settings = config.parse(Settings, given, where)
+    given = reading.read(path) if values is None else values
+    parsed: Settings = reading.parse(Settings, given, where)
     named = {"results": "FLORAL_RESULTS", "reports": "FLORAL_REPORTS", "data_dir": "FLORAL_DATA"}
     environment = {key: os.environ.get(name) for key, name in named.items()}
     return parsed.model_copy(update={key: Path(value) for key, value in environment.items() if value})

@@ -13,7 +13,8 @@ from typing import Any
 import polars as pl
 import yaml
 
-from floral.config import ConfigError, suggest
+from floral.config import ConfigError
+from floral.reading import suggest
 from floral.stages.failure import FAILURE, failure, running
 
 BARS = "▁▂▃▄▅▆▇█"

@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from floral import config
+from floral import config, reading
 from floral.config import ConfigError, Run
 from floral.files import atomic
 from floral.stages import segments
@@ -154,7 +154,7 @@ def _stream(client: MlflowClient, experiment: str, known: Known | None, folder: 
 
 def _begin(client: MlflowClient, experiment: str, folder: Path, results: Path, began: int) -> Known:
     """Make the run in the store, with what is known of it from its start."""
-    settings = config.load_yaml((results / folder / "run.yaml").read_text(encoding="utf-8"))
+    settings = reading.load_yaml((results / folder / "run.yaml").read_text(encoding="utf-8"))
     task, variant, seed = settings["task"]["name"], settings["variant"]["name"], settings["seed"]
     tags = {
         "job_key": str(folder), "task": task, "variant": variant, "method": settings["variant"]["method"],

@@ -12,7 +12,7 @@ import pytest
 import torch
 from federations import CPU, VARIANTS
 
-from floral import config, schema
+from floral import config, reading, schema
 from floral.config import ConfigError, Run
 from floral.data.federation import Federation
 from floral.methods.floral import adaptors_of
@@ -62,10 +62,10 @@ def test_no_number_that_disables_a_method_is_accepted_unless_it_is_named():
 
 
 def test_a_method_that_does_not_say_what_the_server_sees_is_told_so():
-    values = config.read(config.CONFIG / "methods" / "fedavg.yaml")
+    values = reading.read(config.CONFIG / "methods" / "fedavg.yaml")
     del values["server_sees"]
     with pytest.raises(ConfigError, match=r"fedavg\.yaml: server_sees is missing: .* sizes, routes, updates, rows"):
-        config.parse(schema.MethodFile, values, "config/methods/fedavg.yaml")
+        reading.parse(schema.MethodFile, values, "config/methods/fedavg.yaml")
 
 
 def test_every_method_module_has_a_file_and_the_other_way_round():

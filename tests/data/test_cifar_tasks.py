@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import made, write
 
-from floral import config
+from floral import config, reading
 from floral.config import ConfigError, Run
 from floral.data.augment import DRAWS, flip_crop
 from floral.data.federation import load
@@ -100,7 +100,7 @@ def made_run(results, fidelity="corrected", **change):
         "batch": 4, "lr": 0.1, "router_lr": 0.1, "model": {"kind": "linear"}, **change,
     }  # fmt: skip
     run = Run(
-        task=config.parse(Task, values, "toy.yaml"), variant=config.variant("fedavg"), seed=0,
+        task=reading.parse(Task, values, "toy.yaml"), variant=config.variant("fedavg"), seed=0,
         fidelity=config.fidelity(fidelity),
     )  # fmt: skip
     partition(run.partition, results)

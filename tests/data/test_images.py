@@ -9,7 +9,7 @@ import pytest
 import torch
 from pictures import encoded, made, write
 
-from floral import config
+from floral import config, reading
 from floral.config import ConfigError
 from floral.data import readers, sources
 from floral.data.sources import DataError, RawFile
@@ -158,7 +158,7 @@ def task(**change):
         "name": "toy", "title": "Toy", "data": "toy", "clients": 4, "clusters": 2, "participation": 1.0, "rounds": 1,
         "batch": 2, "lr": 0.1, "router_lr": 0.1, "model": {"kind": "cnn"}, **change,
     }  # fmt: skip
-    return config.parse(Task, values, "toy.yaml")
+    return reading.parse(Task, values, "toy.yaml")
 
 
 @pytest.mark.parametrize(

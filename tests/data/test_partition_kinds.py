@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from floral import config
-from floral.config import ConfigError, parse
+from floral.config import ConfigError
 from floral.data.partition import (
     SCHEMA,
     client_table,
@@ -21,6 +21,7 @@ from floral.data.partition import (
     noisy_labels,
     partition_table,
 )
+from floral.reading import parse
 from floral.schema import Partition, Task
 
 KINDS = {

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from floral.config import ConfigError, parse
+from floral.config import ConfigError
 from floral.data.synthetic import generate, rows_per_client
+from floral.reading import parse
 from floral.schema import Synthetic
 
 
