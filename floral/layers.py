@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from floral import products
@@ -22,15 +23,23 @@ from floral.streams import Shapes, Stream
 
 @dataclass(frozen=True)
 class Linear:
-    """y = x Wᵀ + b, W [outputs, inputs]; start U(±1/sqrt(inputs)), PyTorch's default."""
+    """y = x Wᵀ + b, W [outputs, inputs]; start U(±1/sqrt(inputs)), PyTorch's default.
+
+    A layer that is `tied` has no weight of its own, but that of the embedding named.
+    """
 
     inputs: int
     outputs: int
     bias: bool = True
+    steps: int = 1
+    """How often a pass of the model takes it, one step after another: a recurrence."""
+    tied: str | None = None
 
     def init(self, stream: Stream) -> Params:
         bound = 1 / math.sqrt(self.inputs)
-        params = {"weight": stream.uniform("weight", (self.outputs, self.inputs), -bound, bound)}
+        params: Params = {}
+        if self.tied is None:
+            params["weight"] = stream.uniform("weight", (self.outputs, self.inputs), -bound, bound)
         if self.bias:
             params["bias"] = stream.uniform("bias", (self.outputs,), -bound, bound)
         return params
@@ -41,8 +50,30 @@ class Linear:
         return products.linear(x, weight, bias, delta=delta)
 
     def multiply_adds(self, shape: torch.Size) -> int:
-        """Multiply-adds for x of `shape` [..., inputs]."""
-        return shape[:-1].numel() * self.inputs * self.outputs
+        """Multiply-adds of all steps for x of `shape` [..., inputs]."""
+        return self.steps * shape[:-1].numel() * self.inputs * self.outputs
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Row x of W [vocabulary, features] for each token id x [...]; start N(0, deviation²).
+
+    Ids may come as floating-point numbers, as all inputs do.
+    """
+
+    vocabulary: int
+    features: int
+    deviation: float = 1.0
+    adapted: bool = False
+    """Whether an adaptor is attached to it; the published code leaves embeddings as they are unless a task says so."""
+
+    def init(self, stream: Stream) -> Params:
+        return {"weight": stream.normal("weight", (self.vocabulary, self.features), self.deviation)}
+
+    def __call__(self, params: Params, x: Tensor, change: Params | None = None) -> Tensor:
+        """The layer on x [...] → [..., features], its parameters changed by `change`."""
+        weight, _, delta = changed_by(params, change)
+        return F.embedding(x.long(), weight if delta is None else weight + delta)
 
 
 @dataclass(frozen=True)
@@ -166,7 +197,7 @@ class Dropout:
         return torch.where(uniform < self.rate, torch.zeros((), dtype=x.dtype, device=x.device), x / (1 - self.rate))
 
 
-Layer = Linear | Conv2d | ConvTranspose2d | Position | BatchNorm | GroupNorm | LayerNorm | Dropout
+Layer = Linear | Conv2d | ConvTranspose2d | Embedding | Position | BatchNorm | GroupNorm | LayerNorm | Dropout
 WEIGHTY = Linear, Conv2d, ConvTranspose2d
 """Layers whose products are most of the work."""
 Call = Callable[[str, Tensor], Tensor]
@@ -253,7 +284,10 @@ class Model:
                     return y
                 case _:
                     change, added = adapt(name, x)
-                    y = layer(own(params, name), x, change)
+                    ours = own(params, name)
+                    if isinstance(layer, Linear) and layer.tied is not None:
+                        ours["weight"] = params[f"{layer.tied}.weight"]
+                    y = layer(ours, x, change)
                     return y if added is None else y + added
 
         return self.forward(call, x), changed

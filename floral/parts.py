@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from floral.spec import (
     Draws,
     Group,
     LocalStep,
+    Loss,
     Objective,
     Params,
     Penalty,
@@ -183,6 +183,8 @@ def head(model: Model) -> str:
         Refused: no layer with weights stands before it.
     """
     weighty = [name for name, layer in model.layers.items() if isinstance(layer, WEIGHTY)]
+    if weighty and getattr(model.layers[weighty[-1]], "tied", None):
+        raise Refused("the last layer shares its weights with the embedding: there is no head to tell from the body")
     if len(weighty) < 2 or not isinstance(model.layers[weighty[-1]], Linear):
         raise Refused("the model has no body before a last linear layer: with a private head nothing would be shared")
     return weighty[-1]
@@ -293,14 +295,14 @@ def plain(model: Model) -> Phase:
 
 # ------------------------------------------------------------------------------------------ what a sample loses
 
-Loss = Literal["cross_entropy", "mse"]
-
 
 def sample_losses(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
-    """Loss of each sample [..., B]: cross-entropy of logits, or the squared error averaged over the outputs."""
+    """Loss of each sample [..., B]: cross-entropy of logits, for text its mean over the sample's tokens, or the squared
+    error averaged over the outputs."""
     if loss == "mse":
         return ((outputs - y) ** 2).mean(-1)
-    return -F.log_softmax(outputs, -1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
+    each = -F.log_softmax(outputs, -1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
+    return each.mean(-1) if loss == "token_cross_entropy" else each
 
 
 def of_each_model(model: Model) -> Callable[[View, Tensor, Draws | None, Tensor | None], tuple[Tensor, View]]:

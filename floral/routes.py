@@ -256,6 +256,10 @@ class Gate:
     experts: int
     hidden: int = 0
 
+    def __post_init__(self) -> None:
+        if self.problem.loss == "token_cross_entropy":
+            raise Refused("its gate weighs inputs by their values, and the numbers of tokens are names")
+
     @property
     def model(self) -> Model:
         """The network, its last layer named "mix"."""

@@ -347,6 +347,11 @@ class Task(Frozen):
     model: Model
     server: Server = Server()
     loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    per: Literal["character", "token"] | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="of text: what a row is a series of; each is a label, of which loss and accuracy are means",
+    )
     eval_every: int | None = Field(default=None, ge=1, description="rounds between evaluations; rounds/50 by default")
 
     @model_validator(mode="after")
@@ -407,6 +412,20 @@ class Task(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _text_is_no_image(self) -> Task:
+        if self.per is None:
+            return self
+        if isinstance(self.data, Synthetic):
+            raise ValueError(f"per: {self.per} needs a data set of text; leave per out")
+        if self.shift.kind != "none" or self.normalise or self.augmentation != "none":
+            raise ValueError(f"per: {self.per}: text has no shift, normalise or augmentation; leave them out")
+        if self.partition.kind not in ("natural", "iid"):
+            raise ValueError(f"partition.kind: {self.partition.kind} needs a class of each row; set natural or iid")
+        if self.partition.label_noise or self.partition.mixed:
+            raise ValueError(f"per: {self.per}: text has no label_noise or mixed concepts; leave them out of partition")
+        return self
+
+    @model_validator(mode="after")
     def _rotation_can_follow_augmentation(self) -> Task:
         if self.augmentation == "none" or self.shift.kind != "rotate":
             return self
@@ -453,6 +472,11 @@ class Task(Frozen):
         """How many true clusters there are: C, or 1 where no shift, class group or teacher tells clusters apart."""
         apart = isinstance(self.data, Synthetic) or self.shift.kind != "none" or self.partition.kind == "class_groups"
         return self.clusters if apart else 1
+
+    @property
+    def objective(self) -> Literal["cross_entropy", "token_cross_entropy", "mse"]:
+        """What a sample loses."""
+        return self.loss if self.per is None else "token_cross_entropy"
 
     @property
     def skewed(self) -> bool:

@@ -14,6 +14,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+Loss = Literal["cross_entropy", "token_cross_entropy", "mse"]
+"""Of text "token_cross_entropy": a row has T labels and outputs [T, classes], and loses their mean cross-entropy."""
+
 Params = dict[str, Tensor]
 """Named tensors of one group, e.g. {"fc1.weight": ..., "fc1.bias": ...}."""
 
@@ -267,7 +270,7 @@ class Problem:
     """Of one input."""
     outputs: int
     batch: int
-    loss: Literal["cross_entropy", "mse"]
+    loss: Loss
     switches: Mapping[str, Any]
     seed: int
     dtype: torch.dtype = torch.float32

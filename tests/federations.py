@@ -29,20 +29,27 @@ SIZES = (9, 4, 7, 1, 12, 6, 5)
 """Training rows of the clients: with batch 4 from one to three steps, most of them with a short last batch."""
 CLASSES = 5
 
-SHAPES: Mapping[str, tuple[int, ...]] = {"cnn": (14, 14), "vgg8": (32, 32), "resnet18": (8, 8)}
+SHAPES: Mapping[str, tuple[int, ...]] = {
+    "cnn": (14, 14), "vgg8": (32, 32), "resnet18": (8, 8), "lstm": (3,), "tied": (3,), "transformer": (3,),
+}  # fmt: skip
+TEXT = {"lstm", "tied", "transformer"}
+"""Models of token ids."""
 ARGUMENTS: Mapping[str, dict[str, Any]] = {
     "mlp": {"hidden": 5},
     "cnn": {"channels": (2, 3), "hidden": 4},
     "vgg8": {"channels": (2, 3, 4, 5, 6), "hidden": 4},
     "resnet18": {"channels": (2, 2, 3, 4), "groups": 1},
     "vit": {"patch": 2, "features": 4, "heads": 2, "depth": 1, "hidden": 5, "dropout": 0.3},
+    "lstm": {"features": 2, "hidden": 3, "adapt_embedding": True},
+    "tied": {"features": 2, "hidden": 3, "depth": 1, "tied": True},
+    "transformer": {"features": 4, "heads": 2, "depth": 1, "hidden": 5},
     "batch_norm": {"hidden": 5, "batch_norm": True},
     "dropout": {"hidden": 5},
     "convolutions": {"hidden": 5},
 }
 """Each model at a tiny size; a new file of floral/models is built with its defaults until it has a row here."""
-KINDS = {"batch_norm": "mlp", "dropout": "mlp", "convolutions": "mlp"}
-MODELS = [*config.plugins("models"), *KINDS]
+KINDS = {"batch_norm": "mlp", "dropout": "mlp", "convolutions": "mlp", "tied": "lstm"}
+MODELS = [*config.plugins("models"), "batch_norm", "dropout", "convolutions"]
 """Every file of floral/models, and what only some models have: running statistics, draws of the size of a batch,
 convolutions with groups, dilated and transposed."""
 VARIANTS = list(config.variant_index())
@@ -86,10 +93,12 @@ def make_data(
     shape: tuple[int, ...] = (4, 4),
     clusters: int = 2,
     regression: bool = False,
+    text: bool = False,
     outputs: int = CLASSES,
     seed: int = 0,
 ) -> Federation:
-    """Random rows that a model can learn: labels come from a linear teacher per cluster.
+    """Random rows that a model can learn: labels come from a linear teacher per cluster; of text, the token x is
+    followed by x + 1 + c.
 
     Clients have 2, 5 or 8 test rows and one validation row; a client's rows lie anywhere in the arrays.
     """
@@ -99,6 +108,9 @@ def make_data(
     teacher = random.normal(size=(clusters, int(np.prod(shape)), outputs))
 
     def made(of_row):
+        if text:
+            x = random.integers(0, outputs, (len(of_row), *shape))
+            return x.astype(np.uint8), (x + 1 + of_row[:, None]) % outputs
         x = random.normal(size=(len(of_row), *shape)) if regression else random.integers(0, 17, (len(of_row), *shape))
         y = np.einsum("ni,nio->no", x.reshape(len(x), -1) / (4 if regression else 16), teacher[of_row])
         return (x.astype(np.float32), y.astype(np.float32)) if regression else (x.astype(np.uint8), y.argmax(1))
@@ -136,7 +148,7 @@ def make_data(
         cluster=cluster,
         clusters=clusters,
         classes=None if regression else outputs,
-        scale=1 if regression else 16,
+        scale=1 if regression or text else 16,
         exact=True,
         partition_digest="",
         make_population=lambda: (np.stack([x for x, _ in population]), np.stack([y for _, y in population])),
@@ -187,8 +199,10 @@ def simulate(
     """
     model = model or fitting(variant)
     if data is None:
-        data = make_data(shape=SHAPES.get(model, (4, 4)), clusters=run.get("clusters", 2))
+        data = make_data(shape=SHAPES.get(model, (4, 4)), clusters=run.get("clusters", 2), text=model in TEXT)
     run = {"clients": data.clients, "clusters": data.clusters, **run}
+    if model in TEXT:
+        run |= {"per": "token"}
     if data.classes is None:
         run |= {"loss": "mse", "data": Synthetic(kind="linear", samples_per_client=2)}
     made = make_run(variant, model=model, **run)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from floral.adaptors.attach import Adaptors
 from floral.adaptors.conv import ConvAdaptor
+from floral.adaptors.embedding import EmbeddingAdaptor
 from floral.layers import own
 from floral.spec import Params, Refused
 from floral.streams import Shapes
@@ -47,11 +48,13 @@ def decomposed(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Params
     """
     exact = adaptors.products(clients, weight)
     found = dict(mean)
-    for layer in adaptors.by_layer:
+    for layer, adaptor in adaptors.by_layer.items():
         old = own(mean, layer)
         if "A" not in old:
             continue  # of a norm, whose mean misses nothing
-        left, size, right = torch.linalg.svd(exact[f"{layer}.weight"].flatten(1), full_matrices=False)
+        change = exact[f"{layer}.weight"]
+        change = change.mT if isinstance(adaptor, EmbeddingAdaptor) else change.flatten(1)
+        left, size, right = torch.linalg.svd(change, full_matrices=False)
         rank = len(old["A"])
         left, size, right = left[:, :rank], size[:rank], right[:rank]
         length = size.sqrt().clamp(min=1)

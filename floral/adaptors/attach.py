@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from floral.adaptors.conv import ConvAdaptor
+from floral.adaptors.embedding import EmbeddingAdaptor
 from floral.adaptors.factors import without_mean
 from floral.adaptors.linear import LinearAdaptor
 from floral.adaptors.norm import NormAdaptor, moved
-from floral.layers import Conv2d, ConvTranspose2d, Linear, Model, own
+from floral.layers import Conv2d, ConvTranspose2d, Embedding, Linear, Model, own
 from floral.norms import NORMS
 from floral.spec import Draws, Params, Predict, Refused, View
 from floral.streams import Stream
 
-Adaptor = LinearAdaptor | ConvAdaptor | NormAdaptor
+Adaptor = LinearAdaptor | ConvAdaptor | EmbeddingAdaptor | NormAdaptor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ class Adaptors:
         `route` is one for all layers, [C], or has a row for each of `by_layer`, [L, C]. `running` has the statistics
         [C, ...] of the adaptors' own, which evaluation reads.
         """
-        order = list(self.by_layer)
+        order, merged = list(self.by_layer), dict[str, Params]()  # once, for a recurrence takes a layer many times
 
         def adapt(name: str, x: Tensor) -> tuple[Params | None, Tensor | None]:
             adaptor = self.by_layer.get(name)
@@ -93,7 +94,9 @@ class Adaptors:
             if isinstance(adaptor, NormAdaptor) and adaptor.own and draws is None:
                 return adaptor.served(ours, weights, own(running or {}, name), own(statistics, name)), None
             if isinstance(adaptor, NormAdaptor) or self.merges(adaptor, x.shape, len(weights)):
-                return adaptor.merged(ours, weights), None
+                if name not in merged:
+                    merged[name] = adaptor.merged(ours, weights)
+                return merged[name], None
             return None, adaptor.unmerged(ours, weights, x)
 
         return self.model(base, statistics, x, draws, mask, adapt)
@@ -203,7 +206,8 @@ def attach(
     conv_rank: str = "elements",
     application: str = "cheaper",
 ) -> Adaptors:
-    """An adaptor on each linear layer and, unless `convolution` is "none", on each convolution (arXiv 2410.03497).
+    """An adaptor on each linear layer, each embedding that asks for one and, unless `convolution` is "none", on each
+    convolution (arXiv 2410.03497). A tied layer has no weight to adapt; its embedding's adaptor changes lookups alone.
 
     `bias` None, "zero" or "uniform" is the start of the bias where the layer has one.
 
@@ -213,8 +217,10 @@ def attach(
     by_layer: dict[str, Adaptor] = {}
     for name, layer in model.layers.items():
         match layer:
-            case Linear():
+            case Linear() if layer.tied is None:
                 by_layer[name] = LinearAdaptor.of(layer, rank, bias)
+            case Embedding() if layer.adapted:
+                by_layer[name] = EmbeddingAdaptor.of(layer, rank)
             case Conv2d() | ConvTranspose2d() if convolution != "none":
                 by_layer[name] = ConvAdaptor.of(layer, rank, bias, convolution, conv_rank)
     if not by_layer:

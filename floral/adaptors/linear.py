@@ -24,12 +24,13 @@ class LinearAdaptor:
     rank: int
     bias: str | None
     """None, "zero" or "uniform": its start."""
+    steps: int = 1
+    """How often a pass takes the layer."""
 
     @classmethod
     def of(cls, layer: Linear, rank: float | str, bias: str | None) -> LinearAdaptor:
-        return cls(
-            layer.inputs, layer.outputs, resolve(rank, layer.inputs, layer.outputs), bias if layer.bias else None
-        )
+        resolved = resolve(rank, layer.inputs, layer.outputs)
+        return cls(layer.inputs, layer.outputs, resolved, bias if layer.bias else None, layer.steps)
 
     def init(self, stream: Stream) -> Params:
         """A ~ U(±sqrt(6/inputs)), B = 0, so the adaptor starts as zero but for an official "uniform" bias."""
@@ -59,7 +60,7 @@ class LinearAdaptor:
         """Multiply-adds that C adaptors add to the layer for x of `shape`: (merged into the weights, beside them)."""
         components = clusters * self.rank
         merged = components * self.inputs * self.outputs
-        return merged, shape[:-1].numel() * components * (self.inputs + self.outputs)
+        return merged, self.steps * shape[:-1].numel() * components * (self.inputs + self.outputs)
 
     def precondition(self, gradients: Params, mixture: Params) -> Params:
         """gA ← (BᵀB + εI)⁻¹ gA and gB ← gB (AAᵀ + εI)⁻¹ per cluster (arXiv 2410.03497, preconditioned LoRA)."""

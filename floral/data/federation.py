@@ -49,7 +49,8 @@ class Federation:
     rows[split] [K, n_max]: row numbers within train_x (train, validation) or test_x (test), of which the first
     counts[split][k] belong to client k and the rest is padding (row 0, a valid index). cluster [K]: the concept of each
     client's rows, of most of them where clients mix concepts.
-    Labels are int64 [N] for classification; for regression `classes` is None and they are float32 [N, outputs].
+    Labels are int64 [N] for classification, and [N, T] for text, whose x are token ids [N, T] with scale 1; for
+    regression `classes` is None and they are float32 [N, outputs].
     `test` is what clients are evaluated on: in a run for which `evaluated_on_training` holds it is each client's own
     training shard, and test_x is train_x itself.
     """
@@ -131,6 +132,7 @@ def load(run: Run, results: Path, *, test: bool = True) -> Federation:
         if isinstance(data, Synthetic)
         else _stored(run, data, card["data_digest"], results, ARRAYS if test else ARRAYS[:2])
     )
+    _check_text(task, source.arrays["train_y"].ndim == 2 and source.classes is not None)
     _check_images(task, source.arrays["train_x"].shape[1:])
     federation = _federation(run, source, table, sides, cluster, card["digest"])
     if task.unseen is None or not test:
@@ -267,6 +269,16 @@ def _check_concepts(task: Task, concept: Rows, classes: int | None) -> None:
         raise ConfigError(
             f"task {task.name!r}: unseen.new_concept: {classes} classes have {left} label shifts beside those of the "
             f"{task.clusters} clusters; set new_concept to at most {left}"
+        )
+
+
+def _check_text(task: Task, text: bool) -> None:
+    """Raises ConfigError where the task says of its rows that they are text, or not, and they are otherwise."""
+    if text and task.per is None:
+        raise ConfigError(f"task {task.name!r}: the rows of data: {task.data} are text; set per: character, or token")
+    if task.per is not None and not text:
+        raise ConfigError(
+            f"task {task.name!r}: per: {task.per} needs text, but data: {task.data} is none; leave per out"
         )
 
 

@@ -29,13 +29,16 @@ class Labelled:
     """A classification data set: x uint8 [N, H, W] or [N, H, W, 3], y int64 [N]; x / scale lies in [0, 1]. Own data may
     have rows x float32 [N, ...] of any range, with scale 1; `names` are the words that their classes stand for.
 
+    Text (`floral.data.text`): x uint8 or int32 [N, T], token ids, with scale 1; y int64 [N, T], the token that follows
+    each; `classes` is the size of the vocabulary.
+
     train_client, test_client int32 [N]: the natural client (a writer, a role, a user: 0, 1, …) of each row, where the
     data have them, and None where not.
     """
 
-    train_x: npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+    train_x: npt.NDArray[np.uint8 | np.int32 | np.float32]
     train_y: npt.NDArray[np.int64]
-    test_x: npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+    test_x: npt.NDArray[np.uint8 | np.int32 | np.float32]
     test_y: npt.NDArray[np.int64]
     classes: int
     scale: int

@@ -11,16 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from floral.engine.local import Loss, log_routes, sample_losses
+from floral.engine.local import log_routes
 from floral.engine.rows import Rows
 from floral.engine.state import State, dims, one, view
-from floral.spec import Method, Scope
+from floral.parts import sample_losses
+from floral.spec import Loss, Method, Scope
 
 Weighting = Literal["sample_mean", "batch_means"]
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]
 """Applies a function to items, perhaps several at once."""
 TOP = 5
 """A hit among so many likeliest classes is told too, where there are more classes."""
+LARGEST_EXPONENT = 700.0
 SLICE = 4096
 """Rows of a long test set that one client is evaluated on at a time."""
 
@@ -30,6 +32,7 @@ class Scores:
     """Per client: loss, accuracy and correct rows (NaN and 0 for regression), evaluated rows; all [len(clients)].
 
     top5 is the share of rows whose class is among the TOP likeliest; NaN where there are no more classes than these.
+    Of text, all of these are means over tokens, and `correct` counts tokens, of which a row has `tokens`.
     """
 
     clients: np.ndarray
@@ -38,6 +41,7 @@ class Scores:
     accuracy: np.ndarray
     correct: np.ndarray
     top5: np.ndarray
+    tokens: int = 1
 
     def mean(self, values: np.ndarray, of: np.ndarray | slice = slice(None)) -> float:
         """Mean over clients weighted by their rows; NaN when nobody has a row."""
@@ -84,7 +88,8 @@ def on_own_rows(
             top5[now] = weighted(near, weight)
 
     map(score, [slice(first, min(first + chunk, len(clients))) for first in range(0, len(clients), chunk)])
-    return Scores(clients, count, losses, accuracy, np.rint(correct).astype(np.int64), top5)
+    tokens = tokens_of(loss, rows.y)
+    return Scores(clients, count, losses, accuracy, np.rint(tokens * correct).astype(np.int64), top5, tokens)
 
 
 def on_population(
@@ -101,10 +106,11 @@ def on_population(
     """Each client's model on the whole test set as its true cluster sees it; equal models are evaluated once."""
     clients = len(cluster)
     same = identical_models(method, learner, cluster)
-    result = np.zeros((clients, 5))
+    result, tokens = np.zeros((clients, 5)), 1
     of_cluster = cluster.cpu().numpy()
     for c in np.unique(of_cluster).tolist():
         x, y = population(c)
+        tokens = tokens_of(loss, y)
         parts = [(decode(x[at : at + SLICE]), y[at : at + SLICE]) for at in range(0, len(x), SLICE)]
 
         def score(k: int, rows: int = len(x), parts: list[tuple[Tensor, Tensor]] = parts) -> None:
@@ -121,7 +127,8 @@ def on_population(
         map(score, np.unique(same[of_cluster == c]).tolist())
     result = result[same]
     rows, losses, accuracy, correct, top5 = result.T
-    return Scores(np.arange(clients), rows.astype(np.int64), losses, accuracy, np.rint(correct).astype(np.int64), top5)
+    hits = np.rint(tokens * correct).astype(np.int64)
+    return Scores(np.arange(clients), rows.astype(np.int64), losses, accuracy, hits, top5, tokens)
 
 
 def identical_models(method: Method, learner: Tensor, cluster: Tensor) -> np.ndarray:
@@ -148,21 +155,35 @@ def predict(method: Method, state: State, learners: Tensor, clients: Tensor, x: 
 
 
 def sample_scores(loss: Loss, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss and hit (0 or 1; 0 for regression) of each sample, [m, B]."""
+    """Loss and hit (0 or 1; of text, the share of tokens that are hit; 0 for regression) of each sample, [m, B]."""
     each = sample_losses(loss, outputs.flatten(0, 1), y.flatten(0, 1)).reshape(y.shape[:2])
-    hit = torch.zeros_like(each) if loss == "mse" else (outputs.argmax(-1) == y).to(each.dtype)
-    return each, hit
+    if loss == "mse":
+        return each, torch.zeros_like(each)
+    hit = (outputs.argmax(-1) == y).to(each.dtype)
+    return each, hit.mean(-1) if loss == "token_cross_entropy" else hit
+
+
+def tokens_of(loss: Loss, y: Tensor) -> int:
+    """Labels of one row of y [N, …]: T of text, else 1."""
+    return y.shape[1] if loss == "token_cross_entropy" else 1
+
+
+def perplexity(loss: float) -> float:
+    """exp of a mean cross-entropy per token; infinite where that is beyond what a float holds."""
+    return math.exp(loss) if loss < LARGEST_EXPONENT else math.inf if loss == loss else math.nan
 
 
 def near_hits(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor | None:
-    """Whether each sample's class is among the TOP likeliest, [m, B] of 0 and 1; None where that says nothing.
+    """Whether each sample's class is among the TOP likeliest, [m, B] of 0 and 1 (of text, the share of
+    tokens); None where that says nothing.
 
     Counted from what is no likelier than it, so that ties count for it and a NaN does not.
     """
     if loss == "mse" or (classes := outputs.shape[-1]) <= TOP:
         return None
     below = outputs <= outputs.gather(-1, y.unsqueeze(-1))
-    return (below.sum(-1) > classes - TOP).to(outputs.dtype)
+    near = (below.sum(-1) > classes - TOP).to(outputs.dtype)
+    return near.mean(-1) if loss == "token_cross_entropy" else near
 
 
 def sample_weights(count: np.ndarray, width: int, batch: int) -> np.ndarray:

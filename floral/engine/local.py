@@ -15,8 +15,8 @@ from floral import products, seeds
 from floral.engine.aggregate import Mean, Relative, sum_over_clients, weights
 from floral.engine.rows import Plan, Rows
 from floral.engine.state import Axes, dims, one
-from floral.parts import Loss, sample_losses
-from floral.spec import Batch, Draws, Method, Penalty, Phase, Scope, View
+from floral.parts import sample_losses
+from floral.spec import Batch, Draws, Loss, Method, Penalty, Phase, Scope, View
 
 MOST_STEPS = 1 << 20
 """No epoch has more steps: epoch and step make one counter."""

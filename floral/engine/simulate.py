@@ -23,7 +23,7 @@ from floral.engine.devices import Precision
 from floral.engine.graphs import Graphs, cuda_graphs
 from floral.engine.rows import ClientData, plan
 from floral.engine.state import State, start, view
-from floral.spec import Batch, Draws, Method, Optimiser, Phase, Served, Singles
+from floral.spec import Batch, Draws, Loss, Method, Optimiser, Phase, Served, Singles
 
 EXPLODED = 1e8
 """A loss above this counts as diverged, like NaN."""
@@ -63,7 +63,7 @@ class Settings:
     batch: int
     steps_per_epoch: int | None = None
     """Steps of every local epoch; None: those of one pass over a client's rows."""
-    loss: local.Loss
+    loss: Loss
     server: Optimiser
     seed: int
     evaluation_period: int
@@ -412,7 +412,14 @@ class Simulation:
     def _summary(self, split: str, scores: evaluate.Scores) -> list[tuple[str, str, float]]:
         found = [] if self.settings.loss == "mse" else [(split, "accuracy", scores.mean(scores.accuracy))]
         near = [] if np.isnan(scores.top5).all() else [(split, "top5_accuracy", scores.mean(scores.top5))]
-        return [*found, (split, "loss", scores.mean(scores.loss)), *near]
+        loss = scores.mean(scores.loss)
+        per_token = self.settings.loss == "token_cross_entropy"
+        return [
+            *found,
+            (split, "loss", loss),
+            *near,
+            *([(split, "perplexity", evaluate.perplexity(loss))] if per_token else []),
+        ]
 
     def _worst(self, split: str, scores: evaluate.Scores) -> list[tuple[str, str, float]]:
         """The worst true cluster, and the mean of the tenth of the clients that is served worst."""

@@ -5,7 +5,7 @@ import torch
 from floral.adaptors.attach import Adaptors
 from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.linear import LinearAdaptor
-from floral.layers import own
+from floral.layers import Embedding, own
 from floral.methods.floral import adaptors_of
 from floral.parts import plain, same, staged, whole
 from floral.spec import Group, Method, Phase, Problem, Scope
@@ -25,6 +25,8 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
     start with the same A; base and s as in `fedit` (paper: frozen). Own adaptors frozen at zero are FedAvg.
     """
     adaptors = adaptors_of(problem, rank=rank, bias=bias, convolution=convolution)
+    embeddings = [name for name, layer in adaptors.model.layers.items() if isinstance(layer, Embedding)]
+    adaptors = adaptors.without(*embeddings)  # the number of a token is nothing that a mixer could weigh
     stream, clients = Stream(problem.seed, "adaptors"), problem.clients
     start = adaptors.init(stream)
     one = torch.ones(1, dtype=problem.dtype, device=problem.device)
@@ -83,6 +85,6 @@ def mixed(problem: Problem, adaptors: Adaptors) -> int:
     """Multiply-adds of two adaptors and a mixer beside every layer, for one batch."""
     seen = adaptors.model.inputs(problem.shape, problem.batch)
     return sum(
-        part.multiply_adds(seen[name], 2)[1] + 2 * problem.batch * seen[name][1]
+        part.multiply_adds(seen[name], 2)[1] + 2 * (seen[name][:2] if len(seen[name]) == 4 else seen[name]).numel()
         for name, part in adaptors.by_layer.items()
     )

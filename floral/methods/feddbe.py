@@ -11,11 +11,12 @@ from floral.streams import Stream
 def build(problem: Problem, *, kappa: float, share: float) -> Method:
     """Body and head SHARED, b_k PRIVATE from 0; served is head(body(x) + b_k); all of them train in one joint step.
 
-    The loss has κ·mean_j ½(m_j - ḡ_j)² beside the task's: m = (1 - share)·m + share·(mean features of the batch),
-    without b_k and from 0 in every round, and ḡ the consensus, which is found once and then stays. The paper finds it
-    by an ordinary local training of all clients before the first round; here the clients of round 1, which has no such
-    term, report the means of the features that their training saw. Published code has share = 0.1 and κ = 0, which
-    switches the term off; the paper tunes κ, to about 50. Features are those that the last linear layer takes.
+    The loss has κ·mean_j ½(m_j - ḡ_j)² beside the task's: m = (1 - share)·m + share·(mean features of the batch, of
+    text over its tokens too), without b_k and from 0 in every round, and ḡ the consensus, which is found once and
+    then stays. The paper finds it by an ordinary local training of all clients before the first round; here the clients
+    of round 1, which has no such term, report the means of the features that their training saw. Published code has
+    share = 0.1 and κ = 0, which switches the term off; the paper tunes κ, to about 50. Features are those that the last
+    linear layer takes.
 
     b_k held at 0 and κ = 0 is FedAvg.
 
@@ -36,7 +37,8 @@ def build(problem: Problem, *, kappa: float, share: float) -> Method:
         del received
         features, changed = below(view, batch.x, draws, batch.mask)
         weight, seen, consensus = batch.mask.to(features.dtype), view["seen"], view["consensus"]
-        total, count = (features * weight[:, None]).sum(0), weight.sum()
+        of_samples = features.mean(1) if problem.loss == "token_cross_entropy" else features
+        total, count = (of_samples * weight[:, None]).sum(0), weight.sum()
         mean = (1 - share) * seen["mean"] + share * total / count.clamp(min=1)
         term = kappa * consensus["known"] * (mean - consensus["mean"]).square().mean() / 2
         noted = {"mean": mean.detach(), "total": seen["total"] + total.detach(), "count": seen["count"] + count}

@@ -52,7 +52,8 @@ def build(problem: Problem) -> Method:
         log_weights = view["mixture"]["log_weights"]
         if problem.loss == "mse":
             return torch.tensordot(log_weights.exp(), outputs, 1), statistics
-        return torch.logsumexp(log_weights[:, None, None] + torch.log_softmax(outputs, -1), 0), statistics
+        log_weights = log_weights.reshape(-1, *(1,) * (outputs.dim() - 1))
+        return torch.logsumexp(log_weights + torch.log_softmax(outputs, -1), 0), statistics
 
     def uniform(view):
         return torch.full_like(view["mixture"]["log_weights"], -math.log(clusters))

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from floral import config, reading, schema
-from floral.data import own, readers, sources
+from floral.data import own, readers, sources, text
 from floral.data.federation import ARRAYS, CLIENTS, arrays_digest, stored_arrays
 from floral.data.readers import Labelled
 from floral.files import atomic
 from floral.stages.locks import held
 
-READERS = {**readers.READERS, **own.READERS}
+READERS = {**readers.READERS, **own.READERS, **text.READERS}
 
 
 def fetch(

@@ -52,9 +52,14 @@ def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
     else:
         data, arrays = read_data(job.data, results)
         train_y, test_y = np.asarray(arrays["train_y"]), np.asarray(arrays["test_y"])
+        if train_y.ndim > 1 and job.partition.kind not in ("iid", "natural"):
+            raise ConfigError(
+                f"task {job.task!r}: partition.kind: {job.partition.kind} needs a class of each row, but the rows of "
+                f"{job.data!r} are text; set partition.kind: natural or iid"
+            )
         natural = _natural_clients(job, arrays) if job.partition.kind == "natural" else None
         whole = client_table(train_y, test_y, *sizes, job.unseen, natural)
-        data_digest, labelled = data["digest"], _with_labels(whole, train_y, test_y)
+        data_digest, labelled = data["digest"], _with_labels(whole, train_y, test_y) if train_y.ndim == 1 else whole
     table, rows = (some.filter(pl.col("client") < job.clients) for some in (whole, labelled))
     card: dict[str, Any] = {
         "task": job.task,
@@ -162,7 +167,7 @@ def _spread(values: Labels) -> dict[str, float]:
 
 
 def _chart(job: PartitionJob, held: pl.DataFrame, card: dict[str, Any]) -> alt.Chart:
-    """Training rows by class and client, as a heat map; for regression, rows per client and split as bars."""
+    """Training rows by class and client, as a heat map; for regression and text, rows per client and split as bars."""
     import altair as alt
 
     subtitle = _subtitle(job, card)

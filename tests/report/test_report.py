@@ -1,6 +1,7 @@
 """The report of a small suite with every kind of run in it."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from run_folders import CLIENTS, COSTS, make_run
+from run_folders import CLIENTS, COSTS, accuracy, make_run
 
 from floral import config
 from floral.config import ConfigError
@@ -356,6 +357,18 @@ def test_a_skewed_task_says_on_which_rows_it_is_evaluated(tmp_path, results, wri
     write(run)
     page = report("quickstart", [run], results, tmp_path / "reports").read_text(encoding="utf-8")
     assert "each on its own test rows, weighted by their number" in page
+
+
+def test_text_is_told_per_character_with_its_perplexity(tmp_path, results, write):
+    runs = [make_run("shakespeare_tiny", "fedavg", seed) for seed in (0, 1)]
+    for run in runs:
+        write(run)
+    page = report("quickstart", runs, results, tmp_path / "reports").read_text(encoding="utf-8")
+    losses = [2.1 - accuracy(run) for run in runs]
+    mean = sum(math.exp(loss) for loss in losses) / 2
+    assert "Accuracy\u00a0per\u00a0character" in page or "Accuracy per character" in page.replace("\u00a0", " ")
+    assert "Perplexity per character" in page.replace("\u00a0", " ")
+    assert f">{mean:.2f} " in page.replace("\u00a0", " ") and "as hard to guess" in page
 
 
 def test_where_a_task_makes_a_method_another_one_the_report_warns_beside_the_table(tmp_path, results, write):

@@ -1,0 +1,56 @@
+"""Low-rank adaptor of an embedding: token x adds B A[:, x], a lookup of A's column (arXiv 2410.03497)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from floral import products
+from floral.adaptors.factors import resolve, stack
+from floral.layers import Embedding
+from floral.spec import Params
+from floral.streams import Stream
+
+
+@dataclass(frozen=True)
+class EmbeddingAdaptor:
+    """A [R, vocabulary], B [features, R]; a mixture carries a leading axis C on each."""
+
+    vocabulary: int
+    features: int
+    rank: int
+
+    @classmethod
+    def of(cls, layer: Embedding, rank: float | str) -> EmbeddingAdaptor:
+        return cls(layer.vocabulary, layer.features, resolve(rank, layer.vocabulary, layer.features))
+
+    def init(self, stream: Stream) -> Params:
+        """A ~ N(0, 1), B = 0."""
+        return {
+            "A": stream.normal("A", (self.rank, self.vocabulary)),
+            "B": torch.zeros(self.features, self.rank),
+        }
+
+    def merged(self, mixture: Params, route: Tensor) -> Params:
+        """Change of the layer's weight [vocabulary, features], (Σ_c π_c B_c A_c)ᵀ, as one product of rank C·R."""
+        down, up = stack(mixture, route)
+        return {"weight": (up @ down).mT}
+
+    def unmerged(self, mixture: Params, route: Tensor, x: Tensor) -> Tensor:
+        """Change of the layer's output on x [...]: the columns of all A_c as one of rank C·R, π between A and B."""
+        hidden = F.embedding(x.long(), mixture["A"].flatten(0, 1).mT)
+        hidden = (hidden.unflatten(-1, (len(route), -1)) * route[:, None]).flatten(-2)
+        return products.linear(hidden, mixture["B"], stacked="inputs")
+
+    def multiply_adds(self, shape: torch.Size, clusters: int) -> tuple[int, int]:
+        """Multiply-adds of C adaptors for x of `shape`: (merged into the weights, beside them)."""
+        components = clusters * self.rank
+        return components * self.vocabulary * self.features, shape.numel() * components * self.features
+
+    def precondition(self, gradients: Params, mixture: Params) -> Params:
+        """The gradients as they are: the published code preconditions no embedding."""
+        del mixture
+        return gradients

@@ -1,0 +1,58 @@
+"""A small language model of causal attention with a tied output (arXiv 1706.03762; pre-norm, arXiv 2002.04745)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from floral.attention import attend, projections
+from floral.layers import Call, Embedding, Layer, Linear, Model, Position, units
+from floral.norms import LayerNorm
+from floral.spec import Refused
+
+DEVIATION = 0.02
+"""Of the embedding at the start: it gives the outputs too, which begin near zero."""
+
+
+def build(
+    shape: tuple[int, ...],
+    outputs: int,
+    *,
+    features: int = 128,
+    heads: int = 4,
+    depth: int = 2,
+    hidden: int = 512,
+    tied: bool = True,
+    adapt_embedding: bool = False,
+    width: float = 1.0,
+) -> Model:
+    """Token ids x [B, T] → embedding + position → `depth` blocks → norm → linear → [B, T, outputs], the next token's.
+
+    A block is x + attention(norm x), then x + linear(gelu(linear(norm x))); a place sees itself and those before it.
+    `tied`: the last layer has the embedding's weights.
+
+    Raises:
+        Refused: the rows are no text, or the heads do not divide the features.
+    """
+    if len(shape) != 1:
+        raise Refused(f"rows of shape {list(shape)} are no text: a language model needs token ids [T]")
+    features, hidden = heads * units(round(features / heads), width), units(hidden, width)
+    layers: dict[str, Layer] = {
+        "embedding": Embedding(outputs, features, DEVIATION, adapted=adapt_embedding),
+        "position": Position(shape[0], features),
+    }
+    blocks = [f"block{number}" for number in range(1, depth + 1)]
+    for block in blocks:
+        layers[f"{block}.norm1"] = LayerNorm(features)
+        layers |= projections(f"{block}.attention", features, heads)
+        layers[f"{block}.norm2"] = LayerNorm(features)
+        layers[f"{block}.up"] = Linear(features, hidden)
+        layers[f"{block}.down"] = Linear(hidden, features)
+    layers |= {"norm": LayerNorm(features), "out": Linear(features, outputs, tied="embedding" if tied else None)}
+
+    def forward(call: Call, x: Tensor) -> Tensor:
+        x = call("position", call("embedding", x))
+        for block in blocks:
+            x = x + attend(call, f"{block}.attention", call(f"{block}.norm1", x), heads, causal=True)
+            x = x + call(f"{block}.down", F.gelu(call(f"{block}.up", call(f"{block}.norm2", x))))
+        return call("out", call("norm", x))
+
+    return Model(layers=layers, forward=forward)
