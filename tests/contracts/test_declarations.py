@@ -28,6 +28,9 @@ SHAPES = {
     "emnist_digits": ((28, 28), 10),
     "cifar10_jpeg90": ((32, 32, 3), 10),
     "cifar100_jpeg90": ((32, 32, 3), 100),
+    "shakespeare_tiny": ((80,), 65),
+    "shakespeare": ((80,), 90),
+    "stackoverflow": ((20,), 10000),
 }
 """Rows and classes of the data sets; a new one needs a line."""
 
