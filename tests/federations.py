@@ -263,8 +263,8 @@ def assert_close(ours: Mapping[str, torch.Tensor], other: Mapping[str, torch.Ten
 
 @cache
 def fitting(variant: str) -> str:
-    """The MLP where the variant can do it, else the first model that it can."""
-    return next((model for model in ("mlp", *MODELS) if buildable(variant, model)), "mlp")
+    """The MLP where the variant can do it, with batch norm where it needs norm layers, else the first that it can."""
+    return next((model for model in ("mlp", "batch_norm", *MODELS) if buildable(variant, model)), "mlp")
 
 
 def buildable(variant: str, model: str) -> bool:

@@ -68,9 +68,14 @@ def test_nothing_tuned_is_no_section(results: Path, write: Write) -> None:
 
 def test_edges_and_lost_configurations_are_marked() -> None:
     search = next(iter(config.searches("tuned", ["digits_rotate"], ["ditto"]).values()))
-    last = search.configurations[-1]
+    first = search.configurations[0]
     entry = config.tuned_values("digits_rotate")["ditto"].model_copy(
-        update={"rates": last.rates, "params": last.params, "losses": (0.25, None, None, *(0.5,) * 9), "default": None}
+        update={
+            "rates": first.rates,
+            "params": first.params,
+            "losses": (0.25, None, None, *(0.5,) * 9),
+            "default": None,
+        }
     )
     cells = _cells(search, entry)
     assert cells["lr"].note == "edge" and cells["others"].note == "edge: lam" and "router_lr" not in cells
