@@ -52,6 +52,8 @@ KINDS = {"batch_norm": "mlp", "dropout": "mlp", "convolutions": "mlp", "tied": "
 MODELS = [*config.plugins("models"), "batch_norm", "dropout", "convolutions"]
 """Every file of floral/models, and what only some models have: running statistics, draws of the size of a batch,
 convolutions with groups, dilated and transposed."""
+DROPPING = ("dropout", "vgg8", "vit")
+"""Models with dropout."""
 VARIANTS = list(config.variant_index())
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import federations
 import pytest
 import torch
-from federations import MODELS, SIZES, assert_close, buildable, make_data, simulate, train, trained
+from federations import DROPPING, MODELS, SIZES, assert_close, buildable, make_data, simulate, train, trained
 
 from floral import config, schema
 from floral.config import ConfigError
@@ -17,7 +17,7 @@ EXACT = 1e-12
 IN_ORDER = {"switches": {"batches": "fixed"}}
 """Every epoch has the same batches, so that a second phase sees those that a first one would."""
 HEADED = [model for model in MODELS if buildable("fedper", model)]
-NO_DRAWS = [model for model in MODELS if model not in ("dropout", "vgg8")]
+NO_DRAWS = [model for model in MODELS if model not in DROPPING]
 """Without dropout, whose masks differ from one phase to the next."""
 
 

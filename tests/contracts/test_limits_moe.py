@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from federations import (
     ARGUMENTS,
     CLASSES,
+    DROPPING,
     KINDS,
     MODELS,
     SHAPES,
     SIZES,
+    TEXT,
     assert_close,
     make_data,
     served,
@@ -33,6 +35,8 @@ from floral.routes import shrunk
 from floral.streams import Stream
 
 EXACT = 1e-12
+IMAGES = [model for model in MODELS if model not in TEXT]
+"""Models that a gate can weigh the inputs of."""
 WHERE = [{"backend": "loop"}, {"backend": "vmap", "chunk": 3}, {"backend": "batched", "chunk": 3}]
 each_backend = pytest.mark.parametrize("how", WHERE, ids=lambda how: how["backend"])
 NEVER = -1000.0
@@ -81,7 +85,7 @@ def built(kind):
     return module.build(SHAPES.get(kind, (4, 4)), CLASSES, **ARGUMENTS.get(kind, {}))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != "linear"])
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind not in ("linear", "transformer")])
 def test_a_body_with_its_head_on_top_is_the_model(kind):
     model = built(kind)
     params, running, x = model.init(Stream(3, "test")), model.statistics(), torch.rand(6, *SHAPES.get(kind, (4, 4)))
@@ -104,7 +108,7 @@ def test_images_are_averaged_to_8_by_8_and_nothing_else_is_touched():
 
 
 @each_backend
-@pytest.mark.parametrize("model", [m for m in MODELS if m != "linear"])
+@pytest.mark.parametrize("model", [m for m in IMAGES if m != "linear"])
 def test_pfedmoe_with_a_gate_fixed_to_its_own_features_is_local(model, how):
     """Also its dropout: a client's own body has the draws of the whole model."""
     how = {"model": model, "epochs": 2, **how}
@@ -157,7 +161,7 @@ def test_pfedmoe_sends_the_extractor_alone():
 
 
 @each_backend
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", IMAGES)
 def test_pfl_moes_shared_model_is_fedavg(model, how):
     how = {"model": model, "epochs": 2, **how}
     ours, fedavg = trained("pfl_moe", **how).values, trained("fedavg", **how).values
@@ -178,7 +182,7 @@ def test_pfl_moe_with_a_fixed_gate_serves_one_of_its_models(group, logits):
 
 
 @each_backend
-@pytest.mark.parametrize("model", [m for m in MODELS if m not in ("vgg8", "dropout")])  # masks are a step's own
+@pytest.mark.parametrize("model", [m for m in IMAGES if m not in DROPPING])  # masks are a step's own
 def test_pfl_moe_fine_tunes_a_copy_of_what_it_received(model, how):
     """With one client and full batches w_k is what FedAvg makes of the received w in the same round."""
     data = make_data((9,), shape=SHAPES.get(model, (4, 4)), clusters=1)
@@ -224,7 +228,7 @@ def test_pfl_moe_sends_what_fedavg_does_and_takes_three_parts():
 
 
 @each_backend
-@pytest.mark.parametrize("model", [m for m in MODELS if m != "dropout"])  # its masks have an axis of models
+@pytest.mark.parametrize("model", [m for m in IMAGES if m != "dropout"])  # its masks have an axis of models
 def test_fedmix_with_one_expert_is_fedavg(model, how):
     how = {"model": model, "clusters": 1, **how}
     ours, fedavg = trained("fedmix", **how).values, trained("fedavg", **how).values
