@@ -46,8 +46,8 @@ def content_sha256(path: Path) -> str:
 
 
 def visible(folder: Path) -> list[Path]:
-    """All files below a folder, in order, but those that a system or an editor hides (.DS_Store, .git/…)."""
-    found = (path for path in folder.rglob("*") if path.is_file())
+    """All files below a folder, links followed, in order, but those that a system or an editor hides (.DS_Store, …)."""
+    found = (Path(at) / name for at, _, names in os.walk(folder, followlinks=True) for name in names)
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 

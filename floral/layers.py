@@ -193,6 +193,10 @@ class Dropout:
     shape: tuple[int, ...]
     rate: float = 0.5
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate < 1:
+            raise Refused(f"dropout: {self.rate:g} must be at least 0 and below 1")
+
     def __call__(self, x: Tensor, uniform: Tensor) -> Tensor:
         return torch.where(uniform < self.rate, torch.zeros((), dtype=x.dtype, device=x.device), x / (1 - self.rate))
 
@@ -291,6 +295,17 @@ class Model:
                     return y if added is None else y + added
 
         return self.forward(call, x), changed
+
+
+def image(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Height, width and channels of rows [H, W] or [H, W, channels].
+
+    Raises:
+        Refused: rows of another shape are no images.
+    """
+    if len(shape) not in (2, 3):
+        raise Refused(f"rows of shape {list(shape)} are no images [H, W] or [H, W, channels]")
+    return (*shape, 1)[:3]  # type: ignore[return-value]
 
 
 def units(count: int, width: float) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,7 +88,8 @@ def table(
     parts = [_columns(*found, label, features, client) for found in zip(places, frames, strict=True)]
     made = _labelled(parts, test_share, scale=1)
     mean, std = made.train_x.mean(0), made.train_x.std(0)
-    std[std == 0] = 1
+    constant = made.train_x.max(0) == made.train_x.min(0)  # whose std is seldom 0 in floating point
+    mean[constant], std[constant] = made.train_x[0][constant], 1
     scaled = {f"{side}_x": ((getattr(made, f"{side}_x") - mean) / std).astype(np.float32) for side in SPLITS}
     return replace(made, **scaled)
 
@@ -229,7 +231,7 @@ def _head(path: Path) -> tuple[Path, tuple[int, int], str]:
     try:
         with Image.open(path) as image:
             return path, image.size, image.mode
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _undecodable(path, error) from None
 
 
@@ -239,7 +241,7 @@ def _pixels(files: Sequence[Path], mode: str) -> npt.NDArray[np.uint8]:
         try:
             with Image.open(path) as image:
                 pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, ValueError) as error:
             raise _undecodable(path, error) from None
         if not row:
             made = np.empty((len(files), *pixels.shape), np.uint8)
@@ -317,7 +319,7 @@ def _numpy(root: Path) -> dict[str, Array]:
             found = np.load(stream, allow_pickle=False)
             if not isinstance(found, np.ndarray):
                 return {name: found[name] for name in found.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, OSError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(
             f"{root}: not NumPy's format, truncated, or with objects in it ({error}); remedy: save it again by np.savez"
         ) from None

@@ -233,7 +233,7 @@ def _decoded(
             try:
                 with Image.open(io.BytesIO(encoded or b"")) as image:
                     pixels = np.asarray(image)
-            except (OSError, SyntaxError) as error:  # Pillow's words for a broken image
+            except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for a broken image
                 raise DataError(
                     f"{raw.location}: row {row}: the image cannot be decoded ({error}); {REPLACE}"
                 ) from None

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from floral.layers import Call, Conv2d, Layer, Linear, Model, units
+from floral.layers import Call, Conv2d, Layer, Linear, Model, image, units
 from floral.norms import BatchNorm
 from floral.spec import Refused
 
@@ -27,7 +27,7 @@ def build(
     """
     first, second = (units(count, width) for count in channels)
     hidden = units(hidden, width)
-    height, breadth, colours = (*shape, 1)[:3]
+    height, breadth, colours = image(shape)
     sides = [((side - 4) // 2 - 2) // 3 for side in (height, breadth)]
     if min(sides) < 1:
         raise Refused(f"images of {height}×{breadth} are too small for this network: at least 14×14")

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from floral.layers import Call, Conv2d, Layer, Linear, Model, units
+from floral.layers import Call, Conv2d, Layer, Linear, Model, image, units
 from floral.norms import GroupNorm
 from floral.spec import Refused
 
@@ -28,10 +28,12 @@ def build(
     Raises:
         Refused: the images are too small for three halvings.
     """
-    height, breadth, colours = (*shape, 1)[:3]
+    height, breadth, colours = image(shape)
     if min(height, breadth) < 8:
         raise Refused(f"images of {height}×{breadth} are too small for this network: at least 8×8")
-    counts = [groups * units(round(count / groups), width) for count in channels]  # the groups divide them
+    if odd := [count for count in channels if count % groups]:
+        raise Refused(f"channels: {odd[0]} cannot be shared by {groups} groups")
+    counts = [groups * units(count // groups, width) for count in channels]
     layers: dict[str, Layer] = {"stem": conv(colours, counts[0]), "stem_norm": GroupNorm(counts[0], groups)}
     strides: dict[str, int] = {}
     inputs = counts[0]

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from floral.layers import Call, Conv2d, Dropout, Layer, Linear, Model, units
+from floral.layers import Call, Conv2d, Dropout, Layer, Linear, Model, image, units
 from floral.norms import BatchNorm
 from floral.spec import Refused
 
@@ -26,7 +26,7 @@ def build(
     Raises:
         Refused: the images are too small for the five pools.
     """
-    height, breadth, colours = (*shape, 1)[:3]
+    height, breadth, colours = image(shape)
     if min(height, breadth) < 32:
         raise Refused(f"images of {height}×{breadth} are too small for this network: at least 32×32")
     counts = [colours, *(units(count, width) for count in channels)]

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from floral.attention import attend, projections
-from floral.layers import Call, Conv2d, Dropout, Layer, Linear, Model, Position, units
+from floral.layers import Call, Conv2d, Dropout, Layer, Linear, Model, Position, image, units
 from floral.norms import LayerNorm
 from floral.spec import Refused
 
@@ -30,10 +30,12 @@ def build(
     Raises:
         Refused: patches do not tile the images.
     """
-    height, breadth, colours = (*shape, 1)[:3]
+    height, breadth, colours = image(shape)
     if height % patch or breadth % patch:
         raise Refused(f"patches of {patch}×{patch} do not tile images of {height}×{breadth}")
-    features, hidden = heads * units(round(features / heads), width), units(hidden, width)
+    if features % heads:
+        raise Refused(f"features: {features} cannot be shared by {heads} heads")
+    features, hidden = heads * units(features // heads, width), units(hidden, width)
     places = (height // patch) * (breadth // patch)
     layers: dict[str, Layer] = {
         "patches": Conv2d(colours, features, (patch, patch), stride=(patch, patch)),

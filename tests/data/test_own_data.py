@@ -1,5 +1,6 @@
 """Data of one's own: declared in a task, read from a folder of images, a table or arrays, refused with a remedy."""
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,10 @@ from floral import config
 from floral.config import ConfigError, Run
 from floral.data import federation, own
 from floral.data.sources import DataError, RawFile
+from floral.files import visible
+from floral.models import resnet18, vit
 from floral.schema import DataFile, Own
+from floral.spec import Refused
 from floral.stages.fetch import fetch
 from floral.stages.partition import partition
 
@@ -382,3 +386,52 @@ def test_a_table_goes_all_the_way_to_the_report(tmp_path):
     assert summary["status"] == "done" and summary["test_accuracy"] > 0.5
     page = (tmp_path / "reports" / "tiny" / "index.html").read_text()
     assert f"own data (table flowers.csv), {run['data']['name']}" in page
+
+
+# ------------------------------------------------------------------------------------------- what was once read wrongly
+
+
+def test_what_lies_behind_a_link_is_part_of_the_content(tmp_path):
+    pictures(tmp_path / "real")
+    (tmp_path / "linked").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "linked" / name).symlink_to(tmp_path / "real" / name)
+    before = visible(tmp_path / "linked")
+    assert len(before) == len(visible(tmp_path / "real")) == 10
+
+
+def test_a_constant_column_stays_zero_whatever_its_floating_point_spread(tmp_path):
+    rows = [f"{0.3},{number % 7},{'ab'[number % 2]}" for number in range(50)]
+    (tmp_path / "table.csv").write_text("constant,varying,label\n" + "\n".join(rows))
+    found = read("table", tmp_path / "table.csv", label="label")
+    assert not found.train_x[:, 0].any() and not found.test_x[:, 0].any()
+    assert abs(found.train_x[:, 1].std() - 1) < 1e-5
+
+
+def test_a_damaged_compressed_archive_is_said(tmp_path):
+    path = tmp_path / "arrays.npz"
+    np.savez_compressed(path, x=np.random.default_rng(0).normal(size=(40, 5)), y=np.arange(40) % 2)
+    whole = path.read_bytes()
+    for at in range(60, 400, 20):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+        try:
+            read("arrays", path)  # a flipped byte of what nobody reads harms nothing
+        except DataError as error:
+            assert str(path) in str(error)
+
+
+@pytest.mark.parametrize("kind", ["cnn", "vgg8", "resnet18", "vit"])
+def test_rows_that_are_no_images_are_refused_by_image_models(kind):
+    build = importlib.import_module(f"floral.models.{kind}").build
+    for shape in ((5,), (32, 32, 3, 3)):
+        with pytest.raises(Refused, match="are no images"):
+            build(shape, 3)
+
+
+def test_sizes_that_do_not_fit_are_refused_and_not_changed():
+    with pytest.raises(Refused, match="66 cannot be shared by 4 heads"):
+        vit.build((8, 8), 3, features=66, heads=4)
+    with pytest.raises(Refused, match="15 cannot be shared by 2 groups"):
+        resnet18.build((8, 8), 3, channels=(15, 30, 60, 120), groups=2)
+    with pytest.raises(Refused, match="dropout: 1 must be"):
+        vit.build((8, 8), 3, dropout=1.0)
