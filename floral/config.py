@@ -366,10 +366,10 @@ def runs(
 
 def _blocks(suite_name: str) -> Iterator[tuple[Block, str, Run]]:
     """Every block's tasks × variants: the block, where it stands, and the untuned run of its first seed."""
-    blocks, where = suite(suite_name).runs, f"{CONFIG}/suites/{suite_name}.yaml"
-    if any(block.tuned for block in blocks):
-        _check_apart(blocks, where)
-    for block in blocks:
+    blocks = list(_blocks_of_suites(suite_name))
+    if any(block.tuned for block, _ in blocks):
+        _check_apart((block for block, _ in blocks), f"{CONFIG}/suites/{suite_name}.yaml")
+    for block, where in blocks:
         rules = fidelity(block.fidelity, block.switches, f"{where}: switches")
         tasks = benchmarks() if block.tasks == "all" else block.tasks
         for task_name, variant_name in itertools.product(tasks, block.variants):
@@ -389,6 +389,17 @@ def _blocks(suite_name: str) -> Iterator[tuple[Block, str, Run]]:
                     f"{where}: method: {', '.join(both)}: tuning chooses it for {variant_name!r}; leave it out"
                 )
             yield block, where, run
+
+
+def _blocks_of_suites(suite_name: str, within: tuple[str, ...] = ()) -> Iterator[tuple[Block, str]]:
+    """The blocks of a suite, and before them those of the suites that it names; each with the file it stands in."""
+    chosen, where = suite(suite_name), f"{CONFIG}/suites/{suite_name}.yaml"
+    if suite_name in within:
+        raise ConfigError(f"{where}: suites: {' → '.join((*within, suite_name))}: a suite cannot be a part of itself")
+    for name in chosen.suites:
+        yield from _blocks_of_suites(name, (*within, suite_name))
+    for block in chosen.runs:
+        yield block, where
 
 
 def _wanted(values: Iterable[Any] | None) -> set[Any] | None:

@@ -662,7 +662,14 @@ class Suite(Frozen):
     name: str
     title: str
     about: str = ""
-    runs: tuple[Block, ...] = Field(min_length=1)
+    suites: tuple[str, ...] = Field(default=(), description="other suites, all runs of which are in this one")
+    runs: tuple[Block, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_runs(self) -> Suite:
+        if not self.runs and not self.suites:
+            raise ValueError("runs: a suite has blocks of tasks, variants and seeds, or names suites that have them")
+        return self
 
 
 # ---------------------------------------------------------------------------------------------- tuning

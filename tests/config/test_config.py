@@ -203,3 +203,24 @@ def test_a_parameter_added_later_leaves_runs_at_its_default_as_they_were():
     assert "norm" in run().variant.params and "norm" not in run().identity()["variant"]["params"]
     assert run(norm="none").hash8 == run().hash8
     assert run(norm="plain").identity()["variant"]["params"]["norm"] == "plain"
+
+
+# ---------------------------------------------------------------------------------------------- suites of suites
+
+
+def test_a_suite_of_suites_has_all_their_runs_once(write: Write) -> None:
+    write("suites/theirs", **blocks({"seeds": [0, 1]}))
+    write("suites/mine", suites=["theirs"], **blocks({"seeds": [1, 2]}))
+    assert [run.seed for run in config.runs("mine")] == [0, 1, 2]
+    write("suites/only", title="Theirs alone", suites=["theirs"])
+    assert [run.hash8 for run in config.runs("only")] == [run.hash8 for run in config.runs("theirs")]
+
+
+def test_a_suite_of_suites_that_gives_no_run_is_refused(write: Write) -> None:
+    write("suites/mine", title="Nothing")
+    assert "config/suites/mine.yaml: " in refusal() and "names suites" in refusal()
+    write("suites/mine", title="Itself", suites=["theirs"])
+    write("suites/theirs", title="Back again", suites=["mine"])
+    assert "mine → theirs → mine" in refusal()
+    write("suites/mine", title="Unknown", suites=["their"])
+    assert "'their'" in refusal() and "theirs" in refusal()
