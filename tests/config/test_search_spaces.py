@@ -222,4 +222,15 @@ def test_two_searches_of_one_task_and_variant_have_no_room(write: Write) -> None
 
 @pytest.mark.parametrize("suite", [name for name in config.names("suites") if config.searches(name)])
 def test_committed_values_are_current(suite: str) -> None:
+    found = [
+        search
+        for search in config.searches(suite).values()
+        if search.variant.name in config.tuned_values(search.task.name)
+    ]
+    assert [search.variant.name for search in found if not config.is_current(search)] == []
+
+
+@pytest.mark.parametrize("suite", ["tuned", "methods"])
+def test_values_are_committed_for_what_a_newcomer_runs(suite: str) -> None:
+    """The searches of `methods_full` take days."""
     assert config.runs(suite)
