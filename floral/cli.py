@@ -213,11 +213,13 @@ def _tasks(arguments: argparse.Namespace, settings: Settings) -> None:
 
 
 def _plan(arguments: argparse.Namespace, settings: Settings) -> None:
-    from floral.stages import plan
+    from floral.stages import known, plan
 
     named = {"suite": arguments.suites, **{axis: getattr(arguments, axis) for axis in settings.narrowing}}
     chosen = settings.model_copy(update={key: tuple(value) for key, value in named.items() if value})
-    print(plan.estimate(chosen.runs(), settings.results, arguments.cores))
+    runs = chosen.runs()
+    known.check((run.task for some in runs.values() for run in some), settings.results)
+    print(plan.estimate(runs, settings.results, arguments.cores))
 
 
 def _status(arguments: argparse.Namespace, settings: Settings) -> None:

@@ -49,6 +49,8 @@ RESULTS_VERSION = 1
 
 OWN = "own-"
 """Own data are stored under this and a hash."""
+OWN_ADVICE = "put it there, or name another in data.path of the task"
+"""What to do about own data that are not there."""
 
 CONFIG = Path(os.environ.get("FLORAL_CONFIG", "config"))
 """Folder of the YAML files, relative to the project's root, where every command is typed."""
@@ -180,8 +182,6 @@ def task(name: str, change: Mapping[str, Any] | None = None, where: str | None =
     if parsed.model.kind not in (known := plugins("models")):
         raise suggest("model", parsed.model.kind, known, f"{where}: model.kind")
     parse(model_options(parsed.model.kind), parsed.model.arguments, f"{where}: model")
-    if isinstance(parsed.data, Own) and not own_path(parsed.data).exists():
-        raise ConfigError(f"{where}: data.path: {own_path(parsed.data)} does not exist; name the file or folder")
     if isinstance(parsed.data, str) and not parsed.noop and parsed.data not in (known := list(data_lock())):
         raise suggest("data set", parsed.data, known, f"{where}: data")
     return parsed
@@ -628,16 +628,22 @@ def data_set(data: str | Own) -> DataSet:
     path = own_path(data)
     return DataSet(
         title=f"Own data, {data.kind} {path.name}", reader=data.kind, options=data.options, own=True,
-        files=(DataFile(path=str(path), sha256=_content_sha256(path)),),
+        files=(DataFile(path=str(path), sha256=_content(path)[0]),),
     )  # fmt: skip
 
 
 def stored_data(data: str | Synthetic | Own) -> str | Synthetic:
-    """Under which name data are stored; own data under one that their content and their options decide."""
+    """Under which name data are stored; own data under one that their content and their options decide (their path,
+    while they are not there)."""
     if not isinstance(data, Own):
         return data
     made = data_set(data)
-    return OWN + _hash8([made.reader, dict(made.options), [file.sha256 for file in made.files]])
+    return OWN + _hash8([made.reader, dict(made.options), [file.sha256 or file.path for file in made.files]])
+
+
+def why_unreadable(data: Own) -> str | None:
+    """Which file or folder of own data is not there or cannot be read; None where all can."""
+    return _content(own_path(data))[1]
 
 
 def own_data(name: str, suite_name: str | None = None) -> Own:
@@ -662,12 +668,17 @@ def own_path(data: Own) -> Path:
 
 
 @cache
-def _content_sha256(path: Path) -> str:
-    """Read once in a process: own data that change while a command runs are found changed by the next one."""
+def _content(path: Path) -> tuple[str | None, str | None]:
+    """The sha256 of own data, or None and why they cannot be read.
+
+    Read once in a process: own data that change while a command runs are found changed by the next one.
+    """
+    if not path.exists():
+        return None, f"{path} does not exist"
     try:
-        return files.content_sha256(path)
+        return files.content_sha256(path), None
     except OSError as error:
-        raise ConfigError(f"data.path: {error.filename or path} cannot be read: {error.strerror}") from None
+        return None, f"{error.filename or path} cannot be read: {error.strerror}"
 
 
 def _data_digest(data: str | Synthetic | Own) -> str | None:

@@ -237,6 +237,20 @@ class Partition(Frozen):
             raise ValueError("partition.mixed: class_groups tell clusters apart by their classes; leave mixed out")
         return self
 
+    def unfit(self, clients: int, clusters: int, classes: int) -> str | None:
+        """Why rows of so many classes cannot be shared out so, with key and remedy; None: they may."""
+        each = self.classes_per_client
+        if each is not None and (each > classes or each * clients < classes):
+            return (
+                f"partition.classes_per_client: {each} for each of {clients} clients, but the training rows have "
+                f"{classes} classes; set at most {classes}, and enough that every class has a client"
+            )
+        if self.kind == "class_groups" and self.groups is None and clusters > classes:
+            return f"clusters: {clusters} cannot share {classes} classes; set at most {classes}"
+        if self.groups and (left := sorted(set(range(classes)) - {f for group in self.groups for f in group})):
+            return f"partition.groups: class {left[0]} of the data is in no list; add it to one"
+        return None
+
     def members(self, clients: int, clusters: int) -> list[int]:
         """The number of clients of each cluster: those of client k mod C, or by `cluster_shares`, whose remainders are
         given out one by one, the largest first."""
@@ -768,5 +782,6 @@ class DataSet(Frozen):
     exact: bool = Field(default=True, description="false: a lossy or partial copy, marked so in the report")
     note: str = ""
     files: tuple[DataFile, ...] = ()
+    classes: int | None = Field(default=None, ge=1, description="how many; none: only known once the data are read")
     options: Mapping[str, Any] = Field(default_factory=dict, description="keyword arguments of the reader")
     own: bool = Field(default=False, description="declared in a task: not in data.lock, and known to nobody else")

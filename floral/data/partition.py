@@ -174,11 +174,8 @@ def few_classes_table(
     each = partition.classes_per_client
     assert each is not None, "the schema sees to it"
     classes = np.unique(train_y)
-    if each > len(classes) or each * clients < len(classes):
-        raise ConfigError(
-            f"partition.classes_per_client: {each} for each of {clients} clients, but the training rows have "
-            f"{len(classes)} classes; set at most {len(classes)}, and enough that every class has a client"
-        )
+    if why := partition.unfit(clients, clusters, len(classes)):
+        raise ConfigError(why)
     holders: list[list[int]] = [[] for _ in classes]
     for client in seeds.permutation(seed, "partition order of clients", size=clients).tolist():
         chance = seeds.bits(seed, "partition classes of a client", client, np.arange(len(classes)))

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from floral import files
-from floral.config import ConfigError
+from floral.config import OWN_ADVICE, ConfigError
 from floral.schema import DataFile
 
 BLOCK = 1 << 16
@@ -170,7 +170,10 @@ def _own(file: DataFile) -> RawFile:
     try:
         found = files.content_sha256(location)
     except OSError as error:
-        raise DataError(f"{error.filename or location} cannot be read: {error.strerror}") from None
+        raise DataError(
+            f"{error.filename or location}: this file of your own data cannot be read: {error.strerror}\n"
+            f"  remedy: {OWN_ADVICE}"
+        ) from None
     if found != file.sha256:
         raise DataError(f"{location}: these data have changed since this command began; call it again")
     return RawFile(file=file, location=location, sha256=found, verified=True)

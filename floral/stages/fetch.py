@@ -61,8 +61,10 @@ def at_hand(data: schema.Data, results: Path, data_dir: Path | None = None) -> t
     folder, place = results / "data" / name, data_folder(data_dir)
     if (folder / "card.json").exists():
         return "fetched", ""
-    if not isinstance(data, str):  # a task of whose own data there are none is refused where it is read
-        return "found", ""
+    if isinstance(data, schema.Own):
+        why = config.why_unreadable(data)
+        return ("found", "") if why is None else ("missing", f"{why}; {config.OWN_ADVICE}")
+    assert isinstance(data, str), "what is drawn is stored under no name"
     files = config.data_lock()[data].files
     lacking = [file for file in files if not sources.is_there(file, folder / "raw", place)]
     without = [file for file in lacking if not any(map(sources.on_the_network, file.urls))]
@@ -79,6 +81,11 @@ def _make(
     recorded: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
     files = [sources.obtain(file, raw, data_dir, recorded.get(file.path), report) for file in dataset.files]
     arrays = READERS[dataset.reader](files, **dataset.options)
+    if dataset.classes not in (None, arrays.classes):
+        raise sources.DataError(
+            f"{config.CONFIG / 'data.lock'}: {name}: classes: {dataset.classes}, but the files have {arrays.classes}; "
+            "mend the entry, or see whether these are the right files"
+        )
     named = {} if arrays.names is None else {"class_names": list(arrays.names)}
     natural = {} if arrays.natural_clients is None else {"natural_clients": arrays.natural_clients}
     card = {

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from floral import config
-from floral.config import ConfigError, Run, Search
+from floral.config import OWN_ADVICE, ConfigError, Run, Search
 from floral.files import atomic
-from floral.schema import Synthetic, Task
+from floral.schema import Own, Synthetic, Task
 from floral.stages.plan import finished, many
 
 NOTE = "missing.txt"
@@ -20,8 +20,12 @@ def try_to_fetch(tasks: Iterable[Task], results: Path, data_dir: Path | None) ->
 
     Nothing less than the fetch itself knows whether a mirror answers and a file has the right content.
     """
-    files = [task for task in tasks if not _there(task, results)]
-    wanted = {_stored(task): task.data for task in files if not isinstance(task.data, Synthetic)}
+    wanted = {
+        _stored(task): task.data
+        for task in tasks
+        if not (_there(task, results) or isinstance(task.data, Synthetic))
+        and not (isinstance(task.data, Own) and config.why_unreadable(task.data))
+    }
     if not wanted:
         return
     from floral.data.sources import DataError
@@ -41,6 +45,8 @@ def without_data(task: Task, results: Path) -> str | None:
     """The file that a task lacks and the remedy; None where its data are there, or it needs none."""
     if _there(task, results):
         return None
+    if isinstance(task.data, Own) and (why := config.why_unreadable(task.data)):
+        return f"{why}; remedy: {OWN_ADVICE}"
     name = _stored(task)
     note = results / "data" / name / NOTE
     if not note.exists():

@@ -289,7 +289,6 @@ def test_a_damaged_archive_is_explained(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"kind": "folder", "path": "nowhere"}, r"data\.path: .*nowhere does not exist; name the file or folder"),
         ({"kind": "foldr", "path": "x"}, r"data: expected a name in config/data.lock, or a kind: .*folder, table or"),
         ({"kind": "table", "path": "x", "labl": "y"}, r"unknown key 'data\.labl'"),
         ({"kind": "table", "path": "x"}, r"data\.label: a table needs the name of the column"),
@@ -311,7 +310,7 @@ def run_of(path):
 @pytest.fixture
 def fresh(monkeypatch):
     """What a new process knows: no content is remembered."""
-    return lambda: config._content_sha256.cache_clear()
+    return lambda: config._content.cache_clear()
 
 
 def test_content_and_options_decide_the_hash_and_the_place_does_not(tmp_path, fresh):

@@ -45,6 +45,34 @@ def test_a_run_is_left_out_only_if_its_data_are_needed_and_not_there(tmp_path: P
         missing.split([lost], tmp_path)
 
 
+FLOWERS = """
+title: Flowers
+data: {kind: table, path: flowers.csv, label: kind, client: site}
+partition: {kind: natural, min_rows: 1}
+clients: 3
+clusters: 1
+participation: 1.0
+rounds: 1
+batch: 8
+lr: 0.1
+router_lr: 0.1
+model: {kind: mlp, hidden: 8}
+"""
+
+
+def test_own_data_that_are_not_there_are_left_out_or_stop_the_call_before_any_job(project: Project) -> None:
+    (project.folder / "config/tasks/flowers.yaml").write_text(FLOWERS)
+    block = "{tasks: [digits_rotate, flowers], variants: [fedavg], seeds: [0]}"
+    (project.folder / "config/suites/own.yaml").write_text(f"title: Own\nruns:\n  - {block}\n")
+    call, why = ("snakemake", "-n", "--profile", "local", "--config", "suite=own"), "flowers.csv does not exist"
+    refused = project.call(*call)
+    assert refused.returncode == 1 and f"{why}; put it there" in refused.stdout, refused.stdout
+    assert "config/tasks/flowers.yaml: data.path: " in refused.stdout and "digits_rotate" not in refused.stdout
+    done = project.call(*call, "allow_missing=true")
+    assert done.returncode == 0 and f"{why}; remedy: put it there" in done.stdout, done.stdout
+    assert "suite own: data missing: " in done.stdout and "(1 run left out: flowers)" in done.stdout
+
+
 def test_the_reason_goes_once_the_data_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FLORAL_DATA", raising=False)
     task = make_run("digits_rotate", "fedavg", 0).task

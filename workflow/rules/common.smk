@@ -11,7 +11,7 @@ from snakemake.logging import LogEvent, logger
 
 import floral
 from floral.config import OWN, ConfigError, Untuned
-from floral.stages import missing, plan, slurm
+from floral.stages import known, missing, plan, slurm
 
 try:
     SETTINGS = plan.settings(config)
@@ -25,6 +25,8 @@ try:
         if workflow.is_main_process:  # a job has no network, and needs no data but those of its own run
             missing.try_to_fetch(missing.tasks(SUITES, SEARCHES), SETTINGS.results, SETTINGS.data_dir)
         SUITES, SEARCHES, MISSING = missing.leave_out(SUITES, SEARCHES, SETTINGS.results)
+    if workflow.is_main_process:
+        known.check(missing.tasks(SUITES, SEARCHES), SETTINGS.results)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 

@@ -1,0 +1,93 @@
+"""What is known of the data before anything is planned: own data that are not there, and what a task asks in vain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from floral import config
+from floral.config import ConfigError
+from floral.stages import known, missing, tasks
+
+ROWS = "length,kind,site\n" + "".join(f"{row},{'ab'[row % 2]},{row % 4}\n" for row in range(40))
+
+
+@pytest.fixture
+def flowers(write: Callable[..., None], tmp_path: Path) -> Callable[..., Path]:
+    """Writes a task of own data, a table with classes and clients that is not there yet; returns the table's path."""
+
+    def written(data: dict[str, Any] | None = None, **partition: Any) -> Path:
+        path = tmp_path / "flowers.csv"
+        table = {"kind": "table", "path": str(path), "label": "kind", "client": "site", **(data or {})}
+        write("tasks/flowers", extends="digits_dirichlet", title="Flowers", data=table, clients=3, clusters=1,
+              partition={"min_rows": 1, **partition})  # fmt: skip
+        return path
+
+    return written
+
+
+def test_own_data_that_are_not_there_stop_their_own_task_alone(
+    flowers: Callable[..., Path], write: Callable[..., None], tmp_path: Path
+) -> None:
+    path, results = flowers(kind="natural"), tmp_path / "results"
+    (row,) = (row for row in tasks.rows(results) if row.task == "flowers")
+    assert row.at_hand == "missing" and row.remedy.startswith(f"{path} does not exist; put it there, or name another")
+    runs = config.runs("smoke_all")
+    kept, lines = missing.split(runs, results)
+    assert "synthetic_linear" in {run.task.name for run in kept} and "flowers" not in {run.task.name for run in kept}
+    assert f"data missing: {path} does not exist; remedy: put it there, or name another in data.path of the task" in (
+        "".join(line for line in lines if "flowers" in line)
+    )
+    before = config.stored_data(config.task("flowers").data)
+    with pytest.raises(ConfigError, match=r"^config/tasks/flowers\.yaml.*: data\.path: .*flowers\.csv does not exist"):
+        known.check([run.task for run in runs], results)
+    path.write_text(ROWS)
+    write("tasks/other", extends="flowers")  # and whatever is remembered is forgotten
+    known.check([run.task for run in config.runs("smoke_all", tasks=["flowers"])], results)
+    assert config.stored_data(config.task("flowers").data) != before
+    assert missing.without_data(config.task("flowers"), results) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "partition", "message"),
+    [
+        ({"label": "sort"}, {"kind": "natural"}, r"data: .*flowers\.csv: data\.label: there is no column 'sort'"),
+        ({}, {"kind": "pathological", "classes_per_client": 3}, r"partition\.classes_per_client: 3 .* set at most 2"),
+        ({}, {"kind": "class_groups", "groups": [[1]]}, r"partition\.groups: class 0 of the data is in no list"),
+        (
+            {"client": None, "features": ["length"]},
+            {"kind": "natural"},
+            r"partition\.kind: natural needs .*name their column in",
+        ),
+    ],
+)
+def test_what_own_data_cannot_give_is_refused_before_anything_is_planned(
+    flowers: Callable[..., Path], tmp_path: Path, data: dict[str, Any], partition: dict[str, Any], message: str
+) -> None:
+    flowers(data, **partition).write_text(ROWS)
+    with pytest.raises(ConfigError, match=rf"^config/tasks/flowers\.yaml: {message}"):
+        known.check([config.task("flowers")], tmp_path / "results")
+
+
+def test_clients_that_own_data_lack_are_refused_too(flowers: Callable[..., Path], tmp_path: Path) -> None:
+    flowers(kind="natural").write_text(ROWS)
+    with pytest.raises(ConfigError, match=r"clients: 5 is more than the 4 natural clients of the data"):
+        known.check([config.task("flowers", {"clients": 5})], tmp_path / "results")
+
+
+@pytest.mark.usefixtures("write")
+def test_classes_are_known_from_data_lock_before_anything_is_fetched(tmp_path: Path) -> None:
+    rule = {"kind": "pathological", "classes_per_client": 11}
+    with pytest.raises(
+        ConfigError, match=r"mnist_rotate\.yaml .*: partition\.classes_per_client: 11 .* set at most 10"
+    ):
+        known.check([config.task("mnist_rotate", {"partition": rule})], tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.usefixtures("write")
+def test_every_committed_suite_asks_what_its_data_can_give(tmp_path: Path) -> None:
+    known.check([config.task(name) for name in config.names("tasks")], tmp_path / "results")
