@@ -8,9 +8,9 @@ from typing import Literal
 
 import polars as pl
 
-from floral import statistics
 from floral.looks import Look
 from floral.stages.collect import Collected, Setting
+from floral.stages.paired import Paired
 from floral.stages.section import Material, Part, Section
 from floral.stages.summarise import REFERENCE, best_two, lost, lost_note, unit, usual_seeds, without_mean
 from floral.tables import THIN, Cell, Column, amount, grid, interval_cell
@@ -143,15 +143,17 @@ def _values(material: Material, setting: Setting, readings: Readings) -> dict[st
         for name, seeds in readings.items()
         if name not in excluded
     }
-    means = {name: statistics.t_interval(list(seeds.values())) for name, seeds in values.items()}
-    marked = best_two(means, counts, material.looks, measured.higher_is_better)
+    found = Paired(values=values)
+    marked = best_two(found, counts, material.looks, measured.higher_is_better)
     cells = {name: Cell(text=lost_note(counts[name])) for name in readings if name in excluded}
-    for name, mean in means.items():
+    for name in values:
         paired = None
         if REFERENCE in values and name != REFERENCE:
-            paired = statistics.paired_difference(values[name], values[REFERENCE])
+            paired = found.difference(name, REFERENCE)
         note = interval_cell(paired, measured.digits, sign=True, usual=paired.n).text if paired else ""
-        cells[name] = interval_cell(mean, measured.digits, note=note, mark=marked.get(name, ""), usual=usual)
+        cells[name] = interval_cell(
+            found.mean(name), measured.digits, note=note, mark=marked.get(name, ""), usual=usual
+        )
     return cells
 
 

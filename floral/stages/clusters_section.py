@@ -10,7 +10,7 @@ from floral.looks import Look
 from floral.stages.collect import Collected, Setting
 from floral.stages.section import Material, Part, Section
 from floral.stages.summarise import unit, usual_seeds, without_mean
-from floral.statistics import t_interval
+from floral.statistics import interval
 from floral.tables import Cell, Column, Table, grid, interval_cell
 
 GAP, DECILE = "gap", "decile"
@@ -38,7 +38,7 @@ def cluster_cells(collected: Collected, setting: Setting) -> dict[str, dict[str,
             continue
 
         def cell(values: Sequence[float]) -> Cell:
-            return interval_cell(t_interval(list(values)), shown.digits, usual=usual)
+            return interval_cell(interval(list(values)), shown.digits, usual=usual)
 
         cells[name] = {str(c): cell(values) for c, values in enumerate(zip(*every, strict=True))}
         cells[name][GAP] = cell([max(means) - min(means) for means in every])

@@ -39,7 +39,7 @@ LATER: dict[str, Any] = {
 }  # fmt: skip
 """Columns that runs of earlier versions lack: null there."""
 
-CLIENTS = ("client", "cluster", "train_rows", "accuracy", "loss", "own_rows", "own_correct", "route")
+CLIENTS = ("client", "cluster", "train_rows", "test_rows", "accuracy", "loss", "own_rows", "own_correct", "route")
 """The columns of clients.parquet that the report reads."""
 
 
@@ -83,7 +83,7 @@ class Unfinished:
     hint: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Collected:
     """A suite's results. Frames share the keys `setting`, `contender` and `seed`.
 

@@ -21,7 +21,7 @@ FEW_CLIENTS = 60
 """Up to so many clients each is drawn as a point; beyond, quantiles say it better."""
 
 LIMITS = {"accuracy": (0.0, 100.0), "loss": (0.0, math.inf)}
-"""Where values can be; a t-interval knows nothing of that and is cut there."""
+"""Where values can be; an interval may know nothing of that and is cut there."""
 
 CENTRES = ("dot", "hollow", "median")
 """The kinds of mark that stand for a contender where its marks do not fit."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -14,8 +13,8 @@ from floral import config
 from floral.config import CONFIG, ConfigError
 from floral.stages.collect import Collected, Contender, Setting
 from floral.stages.section import Material, Part, Section
-from floral.stages.summarise import scaled, without_mean
-from floral.statistics import Interval, paired_difference, t_interval, welch_difference
+from floral.stages.summarise import results, scaled, without_mean
+from floral.statistics import Interval, t_interval, welch_difference
 from floral.tables import PLUS_MINUS, Cell, Column, grid, interval_cell, number
 
 SEEDS = 3
@@ -177,12 +176,11 @@ def _cells(found: Comparison) -> dict[str, Cell]:
 # ----------------------------------------------------------------------------------------------- claims
 
 
-def claim(values: Mapping[int, float], rival: Mapping[int, float]) -> tuple[Interval | None, Claim]:
-    """The paired difference to a rival and whether it shows that one is better: its 95 % interval excludes 0."""
-    difference = paired_difference(values, rival)
-    if difference is None or not difference.excludes_zero:
-        return difference, "undecided"
-    return difference, "holds" if difference.mean > 0 else "fails"
+def claim(difference: Interval) -> Claim:
+    """Whether a paired difference to a rival shows that one is better: its 95 % interval excludes 0."""
+    if not difference.excludes_zero:
+        return "undecided"
+    return "holds" if difference.mean > 0 else "fails"
 
 
 def claims(material: Material) -> Section | None:
@@ -196,14 +194,15 @@ def claims(material: Material) -> Section | None:
             tasks = [one for one in tasks if one.task.partition.share < 1]
         columns, cells, counts = [], {}, Counter()
         for setting in tasks:
-            values, excluded = collected.values(setting, "test_accuracy"), without_mean(collected, setting)
+            found = results(collected, setting)
             for one in ours:
                 rival = rivals[one.variant.optimal_router]
-                if {one.id, rival} & excluded or one.id not in values or rival not in values:
+                if one.id not in found.values or rival not in found.values:
                     continue
-                difference, said = claim(*(scaled(values[id_], 100) for id_ in (one.id, rival)))
+                difference = found.difference(one.id, rival)
                 if difference is None:
                     continue
+                said = claim(difference)
                 counts[one.id, said] += 1
                 quiet = said == "undecided"
                 beneath = interval_cell(difference, 1, sign=True, usual=difference.n)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import median
 from typing import Literal
 
@@ -15,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from floral import statistics
 from floral.looks import Look
 from floral.stages.collect import Collected, Setting
+from floral.stages.paired import Clients, Paired
 from floral.statistics import Interval, NullBand
 from floral.tables import EMPTY, Cell, interval_cell, number
 
@@ -22,6 +24,8 @@ REFERENCE = "floral_1"
 """The variant that all others are compared with."""
 MANY_CLASSES = 20
 """From so many on the main table has the top-5 accuracy."""
+OF_CLIENTS = {"test_accuracy": "accuracy", "test_loss": "loss"}
+"""Columns of the summary that are means over clients, and of what; the others are resampled by seeds alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +67,7 @@ def perplexities(collected: Collected, setting: Setting) -> dict[str, Interval]:
     if setting.task.per is None:
         return {}
     return {
-        name: statistics.t_interval([math.exp(loss) for loss in seeds.values()])
+        name: statistics.interval([math.exp(loss) for loss in seeds.values()])
         for name, seeds in collected.values(setting, "test_loss").items()
         if name not in without_mean(collected, setting)
     }
@@ -73,13 +77,31 @@ def scaled(seeds: Mapping[int, float], factor: float) -> dict[int, float]:
     return {seed: factor * value for seed, value in seeds.items()}
 
 
+def results(collected: Collected, setting: Setting) -> Paired:
+    """The setting's result in its unit, of all contenders but without_mean."""
+    return _paired(collected, setting.id, unit(collected, setting).column, unit(collected, setting).scale)
+
+
+@lru_cache(maxsize=256)
+def _paired(collected: Collected, id_: str, column: str, factor: float) -> Paired:
+    """Kept, since a bootstrap is drawn once for all that a page says of its means and differences."""
+    setting = next(one for one in collected.settings if one.id == id_)
+    excluded = without_mean(collected, setting)
+    found = collected.values(setting, column).items()
+    values = {name: scaled(seeds, factor) for name, seeds in found if name not in excluded}
+    clients: dict[tuple[str, int], Clients] = {}
+    if column in OF_CLIENTS and any(len(seeds) >= statistics.ENOUGH for seeds in values.values()):
+        by_run = _done_clients(collected, setting).group_by("contender", "seed", maintain_order=True)
+        for (name, seed), rows in by_run:
+            own, weights = rows[OF_CLIENTS[column]].to_numpy(), rows["test_rows"].to_numpy()
+            clients[str(name), int(seed)] = Clients(values=factor * own, weights=weights)  # type: ignore[call-overload]
+    return Paired(values=values, clients=clients)
+
+
 def means(collected: Collected, setting: Setting, column: str, factor: float) -> dict[str, Interval]:
     """contender → mean and interval of `column` over the seeds that are done, for all but without_mean."""
-    return {
-        name: statistics.t_interval(list(scaled(seeds, factor).values()))
-        for name, seeds in collected.values(setting, column).items()
-        if name not in without_mean(collected, setting)
-    }
+    found = _paired(collected, setting.id, column, factor)
+    return {name: found.mean(name) for name in found.values}
 
 
 def intervals(collected: Collected, setting: Setting) -> dict[str, Interval]:
@@ -100,19 +122,10 @@ def without_mean(collected: Collected, setting: Setting) -> set[str]:
 
 def differences(collected: Collected, setting: Setting) -> dict[str, Interval]:
     """contender → paired difference to the reference variant; empty where the reference has no mean."""
-    shown, excluded = unit(collected, setting), without_mean(collected, setting)
-    values = {
-        name: scaled(seeds, shown.scale)
-        for name, seeds in collected.values(setting, shown.column).items()
-        if name not in excluded
-    }
-    if REFERENCE not in values:
+    found = results(collected, setting)
+    if REFERENCE not in found.values:
         return {}
-    paired = {
-        name: statistics.paired_difference(seeds, values[REFERENCE])
-        for name, seeds in values.items()
-        if name != REFERENCE
-    }
+    paired = {name: found.difference(name, REFERENCE) for name in found.values if name != REFERENCE}
     return {name: difference for name, difference in paired.items() if difference is not None}
 
 
@@ -145,30 +158,41 @@ def lost_note(counts: Mapping[str, int]) -> str:
 def marks(collected: Collected, looks: Mapping[str, Look], setting: Setting) -> dict[str, str]:
     """The best and the second mean of the setting's result."""
     better = unit(collected, setting).higher_is_better
-    return best_two(intervals(collected, setting), lost(collected, setting), looks, better)
+    return best_two(results(collected, setting), lost(collected, setting), looks, better)
 
 
 def best_two(
-    means: Mapping[str, Interval], lost: Mapping[str, Mapping[str, int]], looks: Mapping[str, Look], higher: bool
+    found: Paired, lost: Mapping[str, Mapping[str, int]], looks: Mapping[str, Look], higher: bool
 ) -> dict[str, str]:
     """The best and the second mean of methods (no oracle, no control) without a diverged seed; ties share a mark.
 
-    Empty while a run of any of them is missing or failed: the first of those that happen to be done is no winner.
+    A mark needs seeds that tell its method apart from every method of a lower mean (Paired.apart), so that noise is not
+    ranked; without a best there is no second. Empty while a run of any of them is missing or failed: the first of those
+    that happen to be done is no winner.
     """
     counts = {name: count for name, count in lost.items() if looks[name].group == "method"}
     if any({"missing", "failed"} & count.keys() for count in counts.values()):
         return {}
     rivals = {
-        name: round(means[name].mean, 9) for name, count in counts.items() if "diverged" not in count and name in means
+        name: round(float(np.mean(list(found.values[name].values()))), 9)
+        for name, count in counts.items()
+        if "diverged" not in count and name in found.values
     }
-    levels = sorted(set(rivals.values()), reverse=higher)[:2]
-    return {name: ("best", "second")[levels.index(mean)] for name, mean in rivals.items() if mean in levels}
+    levels = sorted(set(rivals.values()), reverse=higher)
+    marked: dict[str, str] = {}
+    for at, mark in enumerate(("best", "second")[: len(levels)] if len(levels) > 1 else ()):
+        own = [name for name, mean in rivals.items() if mean == levels[at]]
+        below = [name for name, mean in rivals.items() if mean in levels[at + 1 :]]
+        if not all(found.apart(name, other) for name in own for other in below):
+            break
+        marked |= dict.fromkeys(own, mark)
+    return marked
 
 
 def main_cells(collected: Collected, looks: Mapping[str, Look], setting: Setting) -> dict[str, dict[str, Cell]]:
     """contender → `value`, `top5`, `perplexity`, `official`, `difference` → cell. Every row has its diverged seeds."""
     shown, counts = unit(collected, setting), lost(collected, setting)
-    results, paired = intervals(collected, setting), differences(collected, setting)
+    reached, paired = intervals(collected, setting), differences(collected, setting)
     official = means(collected, setting, "official_score", shown.scale)
     near = means(collected, setting, "test_top5_accuracy", shown.scale) if _many_classes(collected, setting) else {}
     perplexity = perplexities(collected, setting)
@@ -176,11 +200,11 @@ def main_cells(collected: Collected, looks: Mapping[str, Look], setting: Setting
     cells: dict[str, dict[str, Cell]] = {}
     for name, count in counts.items():
         note = lost_note(count)
-        if name not in results:
+        if name not in reached:
             cells[name] = {"value": _no_mean(collected.values(setting, shown.column).get(name, {}), note, shown)}
             continue
         mark = marked.get(name, "")
-        cells[name] = {"value": interval_cell(results[name], shown.digits, note=note, mark=mark, usual=usual)}
+        cells[name] = {"value": interval_cell(reached[name], shown.digits, note=note, mark=mark, usual=usual)}
         if name in near:
             cells[name]["top5"] = interval_cell(near[name], shown.digits, usual=usual)
         if name in perplexity:
@@ -189,7 +213,7 @@ def main_cells(collected: Collected, looks: Mapping[str, Look], setting: Setting
             cells[name]["official"] = interval_cell(official[name], shown.digits, note=note, usual=usual)
         if name in paired:
             cells[name]["difference"] = interval_cell(paired[name], shown.digits, sign=True, usual=usual)
-        elif name == REFERENCE and len(results) > 1:
+        elif name == REFERENCE and len(reached) > 1:
             cells[name]["difference"] = Cell(text="reference")
     return cells
 
@@ -251,7 +275,7 @@ def worst(collected: Collected, setting: Setting, which: Literal["decile", "clus
 
 
 def worst_cell(found: Worst, usual: int) -> Cell:
-    interval = statistics.t_interval([100 * value for value in found.observed.values()])
+    interval = statistics.interval([100 * value for value in found.observed.values()])
     band = f"chance {number(100 * found.null.low, 0)}\u2013{number(100 * found.null.high, 0)}"
     return interval_cell(interval, 1, note=band, usual=usual)
 

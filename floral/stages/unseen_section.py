@@ -10,7 +10,7 @@ from floral.looks import Look
 from floral.stages.collect import Collected, Setting
 from floral.stages.section import Material, Part, Section
 from floral.stages.summarise import JOINING, joined, usual_seeds
-from floral.statistics import t_interval
+from floral.statistics import interval
 from floral.tables import Cell, Column, Table, grid, interval_cell, number
 
 NO_CLUSTER = Cell(text="n/a")
@@ -66,8 +66,8 @@ def _table(
         sizes = frame["x"].unique().sort().to_list()
         columns += [Column(id=f"{kind}.{n:g}", title=f"{n:g}", spanner=f"{SPANNERS[kind]}, samples") for n in sizes]
         for row in frame.iter_rows(named=True):
-            interval = t_interval(row["seeds"])
-            cells.setdefault(row["contender"], {})[f"{kind}.{row['x']:g}"] = interval_cell(interval, 1, usual=usual)
+            mean = interval(row["seeds"])
+            cells.setdefault(row["contender"], {})[f"{kind}.{row['x']:g}"] = interval_cell(mean, 1, usual=usual)
         if kind == "new_concept":
             for name in (look.id for look in looks.values() if look.dashed and look.id in cells):
                 cells[name] |= {f"{kind}.{n:g}": NO_CLUSTER for n in sizes}
