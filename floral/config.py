@@ -30,6 +30,7 @@ from floral.schema import (
     Frozen,
     MethodFile,
     Own,
+    Parameter,
     Partition,
     Rates,
     SearchFile,
@@ -238,12 +239,22 @@ def _option_type(annotation: ast.expr | None, where: str) -> Any:
 
 
 @cache
+def common_parameters() -> dict[str, Parameter]:
+    """What every method can be asked for: config/parameters.yaml."""
+    path = CONFIG / "parameters.yaml"
+    return {name: parse(Parameter, row, f"{path}: {name}") for name, row in read(path).items()}
+
+
+@cache
 def method_file(name: str) -> MethodFile:
+    """A file of config/methods, its parameters followed by those that all methods have."""
     path = CONFIG / "methods" / f"{name}.yaml"
     parsed: MethodFile = parse(MethodFile, read(path), str(path))
     if name not in (known := plugins("methods")):
         raise suggest("method", name, known, f"{path}: no module floral/methods/{name}.py")
-    return parsed
+    if twice := sorted(parsed.parameters.keys() & common_parameters().keys()):
+        raise ConfigError(f"{path}: parameters: {twice[0]} is one of {CONFIG}/parameters.yaml; give it another name")
+    return parsed.model_copy(update={"parameters": {**parsed.parameters, **common_parameters()}})
 
 
 @cache

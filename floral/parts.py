@@ -16,6 +16,7 @@ from floral.spec import (
     Group,
     LocalStep,
     Loss,
+    Method,
     Objective,
     Params,
     Penalty,
@@ -174,6 +175,38 @@ class Divided:
         statistics = {key: value for params in running.values() for key, value in params.items()}
         logits, changed = self.model({**view["base"], **view[self.name]}, statistics, x, draws, mask)
         return logits, {group: {key: changed[key] for key in params} for group, params in running.items()}
+
+
+def with_private_statistics(method: Method, clients: int) -> Method:
+    """The method whose running statistics of batch norm, "statistics" and "<…>_statistics", are all PRIVATE: they start
+    alike and stay with their client, of every cluster that it holds; scales and shifts stay as they were.
+
+    Training does not read them, so only evaluations differ, and what a method decides by evaluating. With one client
+    nothing differs.
+
+    Raises:
+        Refused: none are averaged, or the method hands models on in a way in which they would not follow.
+    """
+    averaged = (Scope.SHARED, Scope.CLUSTERED)
+    running = {
+        name: group for name, group in method.groups.items() if name.endswith("statistics") and group.scope in averaged
+    }
+    if not running:
+        raise Refused("no running statistics are averaged, so none can be kept private; set statistics: federated")
+    if method.server is not None and "statistics" in running and running["statistics"].scope is Scope.CLUSTERED:
+        raise Refused("its server makes models out of others, with their statistics; set statistics: federated")
+    if running.keys() & method.upload.keys():
+        raise Refused("a client sends another model than its own, with its statistics; set statistics: federated")
+
+    def kept(group: Group) -> Group:
+        def start() -> Params:
+            if group.scope is Scope.CLUSTERED and method.member is not None:
+                return {name: value[method.member.cpu()] for name, value in group.init().items()}
+            return same(group.init(), clients)
+
+        return replace(group, scope=Scope.PRIVATE, init=start)
+
+    return replace(method, groups=dict(method.groups) | {name: kept(group) for name, group in running.items()})
 
 
 def head(model: Model) -> str:

@@ -55,6 +55,12 @@ def build(
         )
     if aggregation != "average" and (centred or personal):
         raise Refused(f"centred and personal are for aggregation: average, not {aggregation}")
+    adds = {"centred: true": centred, "personal: true": personal, "aggregation: stacking": aggregation == "stacking"}
+    if norm == "plain" and (asked := [key for key, value in adds.items() if value]):
+        raise Refused(
+            f"{asked[0]} adds adaptors to the base, which has not the running statistics of plain ones; set norm: "
+            "reparameterised"
+        )
     problem = replace(problem, clusters=multiplier * problem.clusters)
     adaptors = adaptors_of(problem, **adaptor).with_norms(norm)
     layers = len(adaptors.by_layer) if per_layer else 0

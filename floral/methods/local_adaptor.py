@@ -11,25 +11,33 @@ from floral.streams import Stream
 
 
 def build(problem: Problem, *, norm: str, **adaptor: Any) -> Method:
-    """Base SHARED, adaptor PRIVATE with one common start. Adaptors frozen at zero are FedAvg."""
+    """Base SHARED, adaptor PRIVATE with one common start. Adaptors frozen at zero are FedAvg.
+
+    With `norm="plain"` the adaptor's own running statistics stay with it, those of the base are averaged as it is.
+    """
     adaptors = adaptors_of(problem, **adaptor).with_norms(norm)
     model = adaptors.model
     alone = torch.ones(1, dtype=problem.dtype, device=problem.device)
 
-    def start():
-        one = {name: value[None] for name, value in adaptors.init(Stream(problem.seed, "adaptors")).items()}
-        return same(one, problem.clients)
+    def each(one):
+        return lambda: same({name: value[None] for name, value in one().items()}, problem.clients)
 
     def predict(view, x, draws, mask):
-        running = view.get("statistics", {})
-        logits, statistics = adaptors(view["base"], view["adaptor"], alone, running, x, draws, mask)
-        return logits, {"statistics": statistics} if statistics else {}
+        running, own = view.get("statistics", {}), view.get("adaptor_statistics", {})
+        logits, after = adaptors(view["base"], view["adaptor"], alone, running, x, draws, mask, own)
+        changed = {"statistics": after, "adaptor_statistics": adaptors.moved(own, running, after)}
+        return logits, {group: changed[group] for group in changed if group in view}
 
+    groups = {
+        **whole(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
+        "adaptor": Group(
+            scope=Scope.PRIVATE, init=each(lambda: adaptors.init(Stream(problem.seed, "adaptors"))), lr=problem.lr
+        ),
+    }
+    if adaptors.statistics():
+        groups["adaptor_statistics"] = Group(scope=Scope.PRIVATE, init=each(adaptors.statistics), statistic=True)
     return Method(
-        groups={
-            **whole(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
-            "adaptor": Group(scope=Scope.PRIVATE, init=start, lr=problem.lr),
-        },
+        groups=groups,
         predict=predict,
         precondition={"adaptor": adaptors.precondition} if problem.switches["preconditioner"] else {},
         draws=model.draws,

@@ -29,6 +29,7 @@ from floral.engine.state import State
 from floral.engine.store import JOURNAL, NAME, Store
 from floral.spec import Draws, Method, Optimiser, Problem, Refused
 from floral.stages import record, segments, written
+from floral.stages.build import method_of
 from floral.stages.join import unseen_table
 from floral.stages.record import Progress
 from floral.stages.stops import Stop, Stopped
@@ -285,9 +286,10 @@ def make_problem(run: Run, data: Federation, device: torch.device, dtype: torch.
 
 def build_method(run: Run, problem: Problem) -> Method:
     """The run's method, or a ConfigError with its reason to refuse the task."""
-    module = importlib.import_module(f"floral.methods.{run.variant.method}")
     try:
-        return module.build(problem, **run.variant.params)
+        if run.task.unseen and run.variant.params["statistics"] == "private":
+            raise Refused("clients that join after training have no running statistics; set statistics: federated")
+        return method_of(run.variant, problem)
     except Refused as reason:
         raise ConfigError(f"{run.variant.name} cannot do {run.task.name}: {reason}") from None
 

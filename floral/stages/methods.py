@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from floral import config
 from floral.models import mlp
 from floral.schema import Variant
 from floral.spec import Method, Problem, Refused
+from floral.stages.build import method_of
 
 CLIENTS, CLUSTERS, SHAPE, OUTPUTS = 4, 2, (4, 4), 3
 
@@ -105,4 +105,4 @@ def _build(variant: Variant, batch_norm: bool) -> Method:
         true_cluster=torch.arange(CLIENTS) % CLUSTERS, lr=0.01, router_lr=0.01, shape=SHAPE, outputs=OUTPUTS,
         batch=4, loss="cross_entropy", switches=config.fidelity("corrected").switches, seed=0,
     )  # fmt: skip
-    return importlib.import_module(f"floral.methods.{variant.method}").build(problem, **variant.params)
+    return method_of(variant, problem)

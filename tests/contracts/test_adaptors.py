@@ -250,7 +250,7 @@ NORM_CASES = [
     ),
     ("floral_1_optimal", "plain", "batch_norm"),
     ("floral_1_argmin", "plain", "batch_norm"),
-    ("local_adaptor", "reparameterised", "batch_norm"),
+    ("local_adaptor", "plain", "batch_norm"),
 ]
 
 
@@ -301,6 +301,13 @@ def test_servers_that_take_products_average_norms_as_they_are(variant):
     exact, plain = (trained(some, params=params, **how).values["adaptors"] for some in (variant, "floral_1"))
     for name in ("norm.weight", "norm.bias"):
         torch.testing.assert_close(exact[name], plain[name], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("option", [{"centred": True}, {"personal": True}, {"aggregation": "stacking"}])
+def test_adaptors_with_statistics_of_their_own_are_never_added_to_the_base(option):
+    with pytest.raises(config.ConfigError, match=r"adds adaptors to the base.*set norm: reparameterised"):
+        simulate("floral_1", model="batch_norm", params={"norm": "plain", **option})
+    assert simulate("floral_1", model="batch_norm", params={"norm": "reparameterised", **option})
 
 
 def test_centred_norms_have_no_mean():

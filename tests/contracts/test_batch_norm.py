@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from federations import SIZES, assert_close, simulate, train, trained
+from federations import FIRST, SIZES, assert_close, make_data, served, simulate, train, trained
 
+from floral import config
 from floral.layers import Linear
 from floral.norms import BatchNorm
 from floral.spec import Scope
@@ -129,6 +130,110 @@ def test_clustered_statistics_are_averaged_within_the_cluster():
         for name, tensor in state.values["statistics"].items():
             expected = torch.tensordot(weight / weight.sum(), tensor[mine], 1)
             torch.testing.assert_close(end[name][c], expected, rtol=0, atol=1e-12)
+
+
+# ------------------------------------------------------------------------------ statistics: private
+
+PRIVATE = {"statistics": "private"}
+HANDED_ON = {"cfl", "momentum_clustering", "fedsoft"}
+"""Methods in which the statistics of one model become those of another."""
+
+
+def how(variant, **params):
+    return {"variant": variant, "model": "batch_norm", "params": params}
+
+
+def keeps(variant):
+    """Whether the variant can keep its statistics private; a refusal is looked at below."""
+    try:
+        return bool(simulate(**how(variant, **PRIVATE)))
+    except config.ConfigError:
+        return False
+
+
+KEEPING = [variant for variant in FIRST.values() if keeps(variant)]
+
+
+def running(state):
+    return {name: tensor for name, tensor in state.tensors().items() if "statistics/" in name}
+
+
+def test_every_method_that_averages_statistics_keeps_them_or_says_why_not():
+    for variant in FIRST.values():
+        groups = simulate(**how(variant)).method.groups
+        if variant not in KEEPING:
+            with pytest.raises(config.ConfigError, match=r"statistics.*; set statistics: federated"):
+                simulate(**how(variant, **PRIVATE))
+        assert (
+            variant in KEEPING
+            or "statistics" not in groups
+            or variant in HANDED_ON
+            or (groups["statistics"].scope is Scope.PRIVATE)
+        )
+
+
+@pytest.mark.parametrize(("variant", "model"), [("fedavg", "mlp"), ("floral_1", "vit"), ("private_norm", "batch_norm")])
+def test_without_averaged_statistics_there_are_none_to_keep(variant, model):
+    with pytest.raises(config.ConfigError, match=r"no running statistics are averaged.*set statistics: federated"):
+        simulate(variant, model=model, params=PRIVATE)
+
+
+def test_clients_that_join_would_have_no_statistics():
+    unseen = {"seen_cluster": 1, "samples": [2]}
+    with pytest.raises(config.ConfigError, match="clients that join after training have no running statistics"):
+        simulate(**how("fedavg", **PRIVATE), unseen=unseen)
+
+
+@pytest.mark.parametrize("variant", KEEPING)
+def test_private_statistics_of_one_client_are_the_federated_ones(variant):
+    data = {"data": make_data((9,), clusters=1), "clusters": 1}
+    private, federated = (trained(**how(variant, **params), **data) for params in (PRIVATE, {}))
+    alone = {name: tensor.reshape(federated.tensors()[name].shape) for name, tensor in private.tensors().items()}
+    assert_close(alone, federated.tensors(), 0.0)
+
+
+@pytest.mark.parametrize("variant", KEEPING)
+def test_private_statistics_stay_with_their_client_and_change_no_training(variant):
+    """Training takes those of the batch, so that all else is bit-equal, unless a client decides by evaluating."""
+    private, federated = simulate(**how(variant, **PRIVATE)), simulate(**how(variant))
+    state, other = train(private, 1), train(federated, 1)
+    start, absent = private.start(), sorted(set(range(len(SIZES))) - set(private.cohort(1).tolist()))
+    assert absent
+    for name, tensor in running(state).items():
+        assert len(tensor) == len(SIZES)
+        assert torch.equal(tensor[absent], start.tensors()[name][absent])
+    assert any(not torch.equal(tensor[0], tensor[1]) for tensor in running(state).values())
+    assert private.costs_of(state, 1).bytes_per_client < federated.costs_of(other, 1).bytes_per_client
+    if federated.method.assign is None:
+        trained_alike = {name: t for name, t in state.tensors().items() if name not in running(state)}
+        assert_close(trained_alike, {name: other.tensors()[name] for name in trained_alike}, 0.0)
+
+
+@pytest.mark.parametrize("backend", ["vmap", "batched"])
+@pytest.mark.parametrize(
+    ("variant", "norm"),
+    [
+        ("fedavg", None),
+        ("ensemble", None),
+        ("floral_1", "plain"),
+        ("floral_1_optimal", "plain"),
+        ("local_adaptor", "plain"),
+    ],
+)
+def test_private_statistics_are_alike_on_every_backend(variant, norm, backend):
+    params = {**PRIVATE, **({"norm": norm} if norm else {})}
+    loop = trained(**how(variant, **params))
+    assert_close(trained(**how(variant, **params), backend=backend, chunk=3).tensors(), loop.tensors(), 1e-10)
+
+
+@pytest.mark.parametrize("variant", ["floral_1", "floral_1_optimal", "local_adaptor"])
+def test_plain_and_reparameterised_adaptors_are_the_same_with_private_statistics(variant):
+    """An adaptor's own statistics then follow the batches that the layer's do, and are kept as these are."""
+    plain, other = (simulate(**how(variant, **PRIVATE, norm=norm)) for norm in ("plain", "reparameterised"))
+    federated = simulate(**how(variant, norm="plain"))
+    ours, theirs, averaged = (served(one, train(one)) for one in (plain, other, federated))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    assert not any(torch.allclose(a, b) for a, b in zip(ours, averaged, strict=True))
 
 
 def test_evaluation_uses_and_leaves_the_running_statistics():
