@@ -49,6 +49,8 @@ RESULTS_VERSION = 1
 
 OWN = "own-"
 """Own data are stored under this and a hash."""
+OWN_VERSION = 2
+"""Raised by hand when other rows are made of the same own data, as RESULTS_VERSION is for results."""
 OWN_ADVICE = "put it there, or name another in data.path of the task"
 """What to do about own data that are not there."""
 
@@ -638,7 +640,8 @@ def stored_data(data: str | Synthetic | Own) -> str | Synthetic:
     if not isinstance(data, Own):
         return data
     made = data_set(data)
-    return OWN + _hash8([made.reader, dict(made.options), [file.sha256 or file.path for file in made.files]])
+    content = [file.sha256 or file.path for file in made.files]
+    return OWN + _hash8([OWN_VERSION, made.reader, dict(made.options), content])
 
 
 def why_unreadable(data: Own) -> str | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 
 class Frozen(BaseModel):
@@ -155,6 +155,16 @@ class Shift(Frozen):
         return (concept, clusters) if concept < clusters else (2 * (concept - clusters) + 1, 2 * clusters)
 
 
+def _can_be_drawn(alpha: float) -> float:
+    if alpha < 1e-300:  # a draw's logarithm, divided by alpha, would be no finite number
+        raise ValueError(f"{alpha:g} is too near 0; at 1e-300 one part has everything already")
+    return alpha
+
+
+Alpha = Annotated[float, Field(gt=0), AfterValidator(_can_be_drawn)]
+"""Of a symmetric Dirichlet distribution."""
+
+
 class Partition(Frozen):
     """Which rows a client holds, and of which concept they are.
 
@@ -168,8 +178,10 @@ class Partition(Frozen):
     """
 
     kind: Literal["iid", "size_skew", "dirichlet", "pathological", "class_groups", "natural"] = "iid"
-    alpha: float | None = Field(
-        default=None, gt=0, exclude_if=_is_none, description="of dirichlet and size_skew: small is very unequal"
+    alpha: Alpha | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="of dirichlet and size_skew: small is very unequal",
     )
     classes_per_client: int | None = Field(
         default=None, ge=1, exclude_if=_is_none, description="of pathological: classes that a client has rows of"
@@ -182,9 +194,8 @@ class Partition(Frozen):
     cluster_shares: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
         default=None, exclude_if=_is_none, description="share of the clients in each cluster; equal shares by default"
     )
-    mixed: float | None = Field(
+    mixed: Alpha | None = Field(
         default=None,
-        gt=0,
         exclude_if=_is_none,
         description="each client mixes all concepts, in proportions from Dirichlet(mixed); near 0: one, as without",
     )
@@ -332,7 +343,9 @@ class Task(Frozen):
     shift: Shift = Shift()
     normalise: Normalise | None = None
     augmentation: Literal["none", "flip_crop"] = Field(
-        default="none", description="training images are flipped and cropped at random, before the shift"
+        default="none",
+        description="training images are flipped and cropped at random: as if before a rotation, and after a colour "
+        "(the border of a crop stays black)",
     )
     partition: Partition = Partition()
     unseen: Unseen | None = Field(

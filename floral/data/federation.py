@@ -345,10 +345,8 @@ def _padded(table: pl.DataFrame, held_rows: Rows, clients: int, seed: int) -> tu
     short batch must not hold them alone.
     """
     client, row = table["client"].to_numpy(), table["row"].to_numpy()
-    shuffled = np.lexsort((seeds.bits(seed, "order of a client's rows", row), client))
-    client, row = client[shuffled], row[shuffled]
     counts = np.bincount(client, minlength=clients)
-    position = np.arange(len(client)) - (np.cumsum(counts) - counts)[client]
+    place, _ = seeds.ranks(seed, "order of a client's rows", row, client)
     padded = np.zeros((clients, counts.max()), np.int64)
-    padded[client, position] = np.searchsorted(held_rows, row)
+    padded[client, place] = np.searchsorted(held_rows, row)
     return padded, counts
