@@ -685,7 +685,10 @@ def _content(path: Path) -> tuple[str | None, str | None]:
 
 
 def _data_digest(data: str | Synthetic | Own) -> str | None:
-    """What is known of the data before they are fetched: the hashes that data.lock promises, or that own data have."""
+    """What is known of the data before they are fetched: the hashes that data.lock promises, or that own data have.
+    Where one is open, or the reader has options, how they are read too."""
     if isinstance(data, Synthetic) or data == NOTHING:
         return None
-    return _hash8([stored_data(data), [file.sha256 for file in data_set(data).files]])
+    made = data_set(data)
+    known: list[Any] = [stored_data(data), promised := [file.sha256 for file in made.files]]
+    return _hash8([*known, made.reader, dict(made.options)] if None in promised or made.options else known)

@@ -39,6 +39,7 @@ class Source:
     classes: int | None
     scale: int
     exact: bool
+    digest: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,8 @@ class Federation:
     train_turns: Array | None = None
     """[N] quarter turns by which the shift has rotated each row of train_x, where training images are to be augmented
     before the shift; None: they are not augmented."""
+    data_digest: str | None = None
+    """Of the stored data set; None of data that are drawn."""
     unseen: Federation | None = None
     """The clients that join after training, with arrays of their own. Their `cluster` is the concept of their rows:
     below `clusters` that of a cluster, else of none. They have no validation rows, and their images no augmentation."""
@@ -193,6 +196,7 @@ def _federation(
         make_population=lambda: source.population(max(task.concepts, int(cluster.max()) + 1)),
         normalise=task.normalise,
         train_turns=turns,
+        data_digest=source.digest,
     )
 
 
@@ -241,7 +245,7 @@ def _stored(run: Run, name: str, expected_digest: str, results: Path, sides: Seq
     if card["digest"] != expected_digest:
         raise ConfigError(
             f"{results / run.partition.folder}: this partition was made for other rows than those of "
-            f"{results / 'data' / name}; make it again with: {_partition_command(run)}"
+            f"{results / 'data' / name}; what to do is said by: {_partition_command(run)}"
         )
     task, classes = run.task, card["classes"]
     side = "train" if evaluated_on_training(run) else "test"
@@ -258,7 +262,10 @@ def _stored(run: Run, name: str, expected_digest: str, results: Path, sides: Seq
             every_y.append(shifts.apply_labels(task.shift, y, cluster, classes, run.partition_seed))
         return (every_x, every_y) if task.partition.kind == "class_groups" else (np.stack(every_x), np.stack(every_y))
 
-    return Source(arrays=arrays, population=population, classes=classes, scale=card["scale"], exact=card["exact"])
+    return Source(
+        arrays=arrays, population=population, classes=classes, scale=card["scale"], exact=card["exact"],
+        digest=card["digest"],
+    )  # fmt: skip
 
 
 def _check_concepts(task: Task, concept: Rows, classes: int | None) -> None:
@@ -310,6 +317,7 @@ def _teacher(run: Run, spec: Synthetic, cluster: Rows) -> Source:
         classes=None,
         scale=1,
         exact=True,
+        digest=None,
     )
 
 
