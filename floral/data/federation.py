@@ -136,7 +136,8 @@ def load(run: Run, results: Path, *, test: bool = True) -> Federation:
         else _stored(run, data, card["data_digest"], results, ARRAYS if test else ARRAYS[:2])
     )
     _check_text(task, source.arrays["train_y"].ndim == 2 and source.classes is not None)
-    _check_images(task, source.arrays["train_x"].shape[1:])
+    if why := task.unfit(source.arrays["train_x"].shape[1:]):
+        raise ConfigError(f"task {task.name!r}: {why}")
     federation = _federation(run, source, table, sides, cluster, card["digest"])
     if task.unseen is None or not test:
         return federation
@@ -286,21 +287,6 @@ def _check_text(task: Task, text: bool) -> None:
     if task.per is not None and not text:
         raise ConfigError(
             f"task {task.name!r}: per: {task.per} needs text, but data: {task.data} is none; leave per out"
-        )
-
-
-def _check_images(task: Task, shape: tuple[int, ...]) -> None:
-    """Raises ConfigError where the rows have other channels than `normalise`, or are no images to be augmented."""
-    channels = shape[2] if len(shape) == 3 else 1
-    if task.normalise is not None and len(task.normalise.mean) != channels:
-        raise ConfigError(
-            f"task {task.name!r}: normalise: {len(task.normalise.mean)} means and stds, but rows of shape "
-            f"{list(shape)} have {channels} channel(s); give one of each per channel"
-        )
-    if task.augmentation != "none" and len(shape) < 2:
-        raise ConfigError(
-            f"task {task.name!r}: augmentation: {task.augmentation} needs images, but rows have shape {list(shape)}; "
-            "set augmentation: none"
         )
 
 
