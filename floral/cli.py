@@ -273,6 +273,14 @@ def _bench_scale(arguments: argparse.Namespace, settings: Settings, how: dict[st
     return found, "\n".join(report.scale_lines(found))
 
 
+def _bench_data(arguments: argparse.Namespace, settings: Settings, how: dict[str, Any]) -> tuple[Any, str]:
+    from floral.bench import data
+
+    del how
+    rows = data.data(arguments.data or data.DATA, results=settings.results, data_dir=settings.data_dir)
+    return rows, "\n".join(map(data.line, rows))
+
+
 def _cores() -> int:
     """Those that this process may use: a job's, where a scheduler has bound it to some."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -362,6 +370,11 @@ def _parser() -> argparse.ArgumentParser:
         ("engine", _bench_engine, "one task and variant"),
         ("report", _bench_report, "the fixed set of ratios with their limits, as table and figures in reports/bench"),
         ("scale", _bench_scale, "seconds per round and memory against the number of clients"),
+        (
+            "data",
+            _bench_data,
+            "processor seconds and memory of reading data sets and of dividing rows, with their limits",
+        ),
     ):
         sub = measures.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.set_defaults(measure=measure)
@@ -369,9 +382,19 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--task", required=True)
             sub.add_argument("--variant", required=True)
             sub.add_argument("--device", choices=("auto", "cpu", "cuda"))
-        sub.add_argument("--backend", choices=("auto", "loop", "vmap", "batched"))
-        sub.add_argument("--threads", type=_positive(int), default=_cores(), help="default: the cores that it may use")
-        sub.add_argument("--rounds", type=_positive(int), help="timed of each; default: as many as take some seconds")
+        if name == "data":
+            sub.set_defaults(backend=None, threads=1, rounds=None)
+            sub.add_argument(
+                "--data", nargs="+", metavar="NAME", help="of config/data.lock; default: those with limits"
+            )
+        else:
+            sub.add_argument(
+                "--threads", type=_positive(int), default=_cores(), help="default: the cores that it may use"
+            )
+            sub.add_argument("--backend", choices=("auto", "loop", "vmap", "batched"))
+            sub.add_argument(
+                "--rounds", type=_positive(int), help="timed of each; default: as many as take some seconds"
+            )
         sub.add_argument("--json", action="store_true", help="print JSON and nothing else; progress goes to stderr")
 
     show = command("show", _show, "print one run: configuration, curve, log, reason of failure")

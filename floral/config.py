@@ -50,6 +50,8 @@ RESULTS_VERSION = 1
 
 OWN = "own-"
 """Own data are stored under this and a hash."""
+OWN_VERSION = 2
+"""Raised by hand when other rows are made of the same own data, as RESULTS_VERSION is for results."""
 OWN_ADVICE = "put it there, or name another in data.path of the task"
 """What to do about own data that are not there."""
 
@@ -649,7 +651,8 @@ def stored_data(data: str | Synthetic | Own) -> str | Synthetic:
     if not isinstance(data, Own):
         return data
     made = data_set(data)
-    return OWN + _hash8([made.reader, dict(made.options), [file.sha256 or file.path for file in made.files]])
+    content = [file.sha256 or file.path for file in made.files]
+    return OWN + _hash8([OWN_VERSION, made.reader, dict(made.options), content])
 
 
 def why_unreadable(data: Own) -> str | None:
@@ -693,7 +696,10 @@ def _content(path: Path) -> tuple[str | None, str | None]:
 
 
 def _data_digest(data: str | Synthetic | Own) -> str | None:
-    """What is known of the data before they are fetched: the hashes that data.lock promises, or that own data have."""
+    """What is known of the data before they are fetched: the hashes that data.lock promises, or that own data have.
+    Where one is open, or the reader has options, how they are read too."""
     if isinstance(data, Synthetic) or data == NOTHING:
         return None
-    return _hash8([stored_data(data), [file.sha256 for file in data_set(data).files]])
+    made = data_set(data)
+    known: list[Any] = [stored_data(data), promised := [file.sha256 for file in made.files]]
+    return _hash8([*known, made.reader, dict(made.options)] if None in promised or made.options else known)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 
 class Frozen(BaseModel):
@@ -74,6 +74,13 @@ class Own(Frozen):
         for key in () if self.kind == "table" else ("label", "features", "client"):
             if getattr(self, key) is not None:
                 raise ValueError(f"data.{key}: is of kind: table alone; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _a_column_has_one_use(self) -> Own:
+        used = [name for name in (self.label, self.client, *(self.features or ())) if name is not None]
+        if twice := [name for name in used if used.count(name) > 1]:
+            raise ValueError(f"data: column {twice[0]!r} stands twice in label, client and features; name it once")
         return self
 
     @property
@@ -148,11 +155,27 @@ class Shift(Frozen):
         """The concepts, where the task lists them."""
         return self.colours if self.angles is None else tuple(angle % 360 for angle in self.angles)
 
+    def unfit(self, shape: Sequence[int]) -> str | None:
+        """Why rows of this shape cannot be shifted so; None: they may."""
+        if self.kind == "rotate" and (len(shape) < 2 or shape[0] != shape[1]):
+            return f"shift.kind: rotate needs square images, but rows have shape {list(shape)}; use none or label_shift"
+        return None
+
     def turn(self, concept: int, clusters: int) -> tuple[float, float]:
         """By how much rotate turns a concept: (a, b) for a/b of a full turn, counter-clockwise."""
         if self.angles is not None:
             return self.angles[concept], 360
         return (concept, clusters) if concept < clusters else (2 * (concept - clusters) + 1, 2 * clusters)
+
+
+def _can_be_drawn(alpha: float) -> float:
+    if alpha < 1e-300:  # a draw's logarithm, divided by alpha, would be no finite number
+        raise ValueError(f"{alpha:g} is too near 0; at 1e-300 one part has everything already")
+    return alpha
+
+
+Alpha = Annotated[float, Field(gt=0), AfterValidator(_can_be_drawn)]
+"""Of a symmetric Dirichlet distribution."""
 
 
 class Partition(Frozen):
@@ -168,8 +191,10 @@ class Partition(Frozen):
     """
 
     kind: Literal["iid", "size_skew", "dirichlet", "pathological", "class_groups", "natural"] = "iid"
-    alpha: float | None = Field(
-        default=None, gt=0, exclude_if=_is_none, description="of dirichlet and size_skew: small is very unequal"
+    alpha: Alpha | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="of dirichlet and size_skew: small is very unequal",
     )
     classes_per_client: int | None = Field(
         default=None, ge=1, exclude_if=_is_none, description="of pathological: classes that a client has rows of"
@@ -182,9 +207,8 @@ class Partition(Frozen):
     cluster_shares: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
         default=None, exclude_if=_is_none, description="share of the clients in each cluster; equal shares by default"
     )
-    mixed: float | None = Field(
+    mixed: Alpha | None = Field(
         default=None,
-        gt=0,
         exclude_if=_is_none,
         description="each client mixes all concepts, in proportions from Dirichlet(mixed); near 0: one, as without",
     )
@@ -332,7 +356,9 @@ class Task(Frozen):
     shift: Shift = Shift()
     normalise: Normalise | None = None
     augmentation: Literal["none", "flip_crop"] = Field(
-        default="none", description="training images are flipped and cropped at random, before the shift"
+        default="none",
+        description="training images are flipped and cropped at random: as if before a rotation, and after a colour "
+        "(the border of a crop stays black)",
     )
     partition: Partition = Partition()
     unseen: Unseen | None = Field(
@@ -475,6 +501,23 @@ class Task(Frozen):
         if self.unseen.new_concept and self.shift.kind == "none":
             raise ValueError("unseen.new_concept: shift.kind: none has no concept but one; set new_concept: 0")
         return self
+
+    def unfit(self, shape: Sequence[int]) -> str | None:
+        """Why rows of this shape cannot be what the task makes of them, with key and remedy; None: they may."""
+        if why := self.shift.unfit(shape):
+            return why
+        channels = shape[2] if len(shape) == 3 else 1
+        if self.normalise is not None and len(self.normalise.mean) != channels:
+            return (
+                f"normalise: {len(self.normalise.mean)} means and stds, but rows of shape {list(shape)} have {channels}"
+                " channel(s); give one of each per channel"
+            )
+        if self.augmentation != "none" and len(shape) < 2:
+            return (
+                f"augmentation: {self.augmentation} needs images, but rows have shape {list(shape)}; set augmentation: "
+                "none"
+            )
+        return None
 
     @property
     def assumed(self) -> int:

@@ -70,6 +70,17 @@ def permutation(seed: int, purpose: str, *counters: Counter, size: int) -> npt.N
     return np.argsort(keys, axis=-1)
 
 
+def ranks(
+    seed: int, purpose: str, counter: npt.NDArray[np.integer], group: npt.NDArray[np.integer]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Each one's place, from 0, in a random order of its group, [N], and how many are in that group, [N]."""
+    order = np.lexsort((bits(seed, purpose, counter), group))
+    size = np.bincount(group)
+    place = np.empty(len(group), np.int64)
+    place[order] = np.arange(len(group)) - (np.cumsum(size) - size)[group[order]]
+    return place, size[group]
+
+
 def sample(seed: int, purpose: str, *counters: Counter, size: int, count: int) -> npt.NDArray[np.int64]:
     """`count` different numbers of 0 … size−1 for each counter, sorted, shape [*counters, count].
 

@@ -39,6 +39,7 @@ class Source:
     classes: int | None
     scale: int
     exact: bool
+    digest: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,8 @@ class Federation:
     train_turns: Array | None = None
     """[N] quarter turns by which the shift has rotated each row of train_x, where training images are to be augmented
     before the shift; None: they are not augmented."""
+    data_digest: str | None = None
+    """Of the stored data set; None of data that are drawn."""
     unseen: Federation | None = None
     """The clients that join after training, with arrays of their own. Their `cluster` is the concept of their rows:
     below `clusters` that of a cluster, else of none. They have no validation rows, and their images no augmentation."""
@@ -133,7 +136,8 @@ def load(run: Run, results: Path, *, test: bool = True) -> Federation:
         else _stored(run, data, card["data_digest"], results, ARRAYS if test else ARRAYS[:2])
     )
     _check_text(task, source.arrays["train_y"].ndim == 2 and source.classes is not None)
-    _check_images(task, source.arrays["train_x"].shape[1:])
+    if why := task.unfit(source.arrays["train_x"].shape[1:]):
+        raise ConfigError(f"task {task.name!r}: {why}")
     federation = _federation(run, source, table, sides, cluster, card["digest"])
     if task.unseen is None or not test:
         return federation
@@ -193,6 +197,7 @@ def _federation(
         make_population=lambda: source.population(max(task.concepts, int(cluster.max()) + 1)),
         normalise=task.normalise,
         train_turns=turns,
+        data_digest=source.digest,
     )
 
 
@@ -241,7 +246,7 @@ def _stored(run: Run, name: str, expected_digest: str, results: Path, sides: Seq
     if card["digest"] != expected_digest:
         raise ConfigError(
             f"{results / run.partition.folder}: this partition was made for other rows than those of "
-            f"{results / 'data' / name}; make it again with: {_partition_command(run)}"
+            f"{results / 'data' / name}; what to do is said by: {_partition_command(run)}"
         )
     task, classes = run.task, card["classes"]
     side = "train" if evaluated_on_training(run) else "test"
@@ -258,7 +263,10 @@ def _stored(run: Run, name: str, expected_digest: str, results: Path, sides: Seq
             every_y.append(shifts.apply_labels(task.shift, y, cluster, classes, run.partition_seed))
         return (every_x, every_y) if task.partition.kind == "class_groups" else (np.stack(every_x), np.stack(every_y))
 
-    return Source(arrays=arrays, population=population, classes=classes, scale=card["scale"], exact=card["exact"])
+    return Source(
+        arrays=arrays, population=population, classes=classes, scale=card["scale"], exact=card["exact"],
+        digest=card["digest"],
+    )  # fmt: skip
 
 
 def _check_concepts(task: Task, concept: Rows, classes: int | None) -> None:
@@ -282,21 +290,6 @@ def _check_text(task: Task, text: bool) -> None:
         )
 
 
-def _check_images(task: Task, shape: tuple[int, ...]) -> None:
-    """Raises ConfigError where the rows have other channels than `normalise`, or are no images to be augmented."""
-    channels = shape[2] if len(shape) == 3 else 1
-    if task.normalise is not None and len(task.normalise.mean) != channels:
-        raise ConfigError(
-            f"task {task.name!r}: normalise: {len(task.normalise.mean)} means and stds, but rows of shape "
-            f"{list(shape)} have {channels} channel(s); give one of each per channel"
-        )
-    if task.augmentation != "none" and len(shape) < 2:
-        raise ConfigError(
-            f"task {task.name!r}: augmentation: {task.augmentation} needs images, but rows have shape {list(shape)}; "
-            "set augmentation: none"
-        )
-
-
 def _teacher(run: Run, spec: Synthetic, cluster: Rows) -> Source:
     task = run.task
     if task.shift.kind != "none":
@@ -310,6 +303,7 @@ def _teacher(run: Run, spec: Synthetic, cluster: Rows) -> Source:
         classes=None,
         scale=1,
         exact=True,
+        digest=None,
     )
 
 
@@ -345,10 +339,8 @@ def _padded(table: pl.DataFrame, held_rows: Rows, clients: int, seed: int) -> tu
     short batch must not hold them alone.
     """
     client, row = table["client"].to_numpy(), table["row"].to_numpy()
-    shuffled = np.lexsort((seeds.bits(seed, "order of a client's rows", row), client))
-    client, row = client[shuffled], row[shuffled]
     counts = np.bincount(client, minlength=clients)
-    position = np.arange(len(client)) - (np.cumsum(counts) - counts)[client]
+    place, _ = seeds.ranks(seed, "order of a client's rows", row, client)
     padded = np.zeros((clients, counts.max()), np.int64)
-    padded[client, position] = np.searchsorted(held_rows, row)
+    padded[client, place] = np.searchsorted(held_rows, row)
     return padded, counts

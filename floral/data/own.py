@@ -6,6 +6,8 @@ Whatever is wrong with them is a DataError that names the file, the row or colum
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -132,16 +134,22 @@ READERS: dict[str, Callable[..., Labelled]] = {"folder": folder, "table": table,
 
 
 def _labelled(parts: Sequence[Part], test_share: float, scale: int) -> Labelled:
-    """One part, of which `apart` sets test rows aside, or two, training and test."""
+    """One part, of which `apart` sets test rows of every client aside, or of every class where there are no clients;
+    or two parts, training and test. Every class has a training row: where the test would have all rows of a class, the
+    first of them is trained on.
+    """
     _check(parts)
     y, names = _classes(parts)
     client = None
     if clients := [part.client for part in parts if part.client is not None]:
         client = np.unique(np.concatenate(clients), return_inverse=True)[1].astype(np.int32)
     if len(parts) == 1:
-        test = apart(np.zeros(len(y), np.int32) if client is None else client, test_share, "own data split")
+        test = apart(y if client is None else client, test_share, "own data split")
+        lost = np.setdiff1d(y[test], y[~test])
+        test[np.unique(y, return_index=True)[1][lost]] = False
         if not test.any():
-            raise DataError(f"{parts[0].where}: no client has two rows, so that none is left for the test; add rows")
+            whose = "class" if client is None else "client"
+            raise DataError(f"{parts[0].where}: no {whose} has two rows, so that none is left for the test; add rows")
         train_x, test_x = parts[0].x[~test], parts[0].x[test]
     else:
         test = np.arange(len(y)) >= len(parts[0].x)
@@ -257,16 +265,30 @@ def _undecodable(path: Path, error: Exception) -> DataError:
 
 
 def _frame(path: Path) -> pl.DataFrame:
-    kinds = {".parquet": pl.read_parquet, ".csv": lambda data: pl.read_csv(data, infer_schema_length=None)}
+    kinds = {".parquet": _parquet, ".csv": lambda data: pl.read_csv(data, infer_schema_length=None)}
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     if suffix not in kinds:
         raise DataError(f"{path}: expected a file that ends in .parquet or .csv (or .csv.gz)")
     try:
         return kinds[suffix](io.BytesIO(content(path)))
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise DataError(
             f"{path}: not a {suffix[1:]} file in UTF-8, or truncated ({error}); remedy: write it again"
         ) from None
+
+
+def _parquet(stream: io.BytesIO) -> pl.DataFrame:
+    """The table of a parquet file, read by another process first: on some damaged files polars ends its process.
+
+    Raises:
+        OSError: that process failed; its last words.
+    """
+    read = "import io, sys, polars; polars.read_parquet(io.BytesIO(sys.stdin.buffer.read()))"
+    done = subprocess.run([sys.executable, "-c", read], input=stream.getvalue(), capture_output=True)
+    if done.returncode:
+        words = done.stderr.decode(errors="replace").strip().splitlines()
+        raise OSError(words[-1] if words else f"reading it ended with exit code {done.returncode}")
+    return pl.read_parquet(stream)
 
 
 def _columns(path: Path, frame: pl.DataFrame, label: str, features: Sequence[str], client: str | None) -> Part:

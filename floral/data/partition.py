@@ -315,7 +315,7 @@ def noisy_labels(
 ) -> npt.NDArray[np.int64]:
     """The labels y [N] of the rows `held` (client, row), of which round(share·n) of each client's n are replaced by
     another class, uniformly."""
-    chance, size = _chance_order(held, seed, "label noise")
+    chance, size = seeds.ranks(seed, "label noise", held["row"].to_numpy(), held["client"].to_numpy())
     other = (seeds.uniform(seed, "noisy label", held["row"].to_numpy()) * (classes - 1)).astype(np.int64)
     return np.where(chance < np.rint(share * size), (y + 1 + other) % classes, y)
 
@@ -329,7 +329,7 @@ def reduce_rows(table: pl.DataFrame, share: float, min_rows: int, seed: int, pur
     if share == 1.0:
         return table
     train, rest = (table.filter(condition) for condition in (pl.col("split") == "train", pl.col("split") != "train"))
-    chance, size = _chance_order(train, seed, purpose)
+    chance, size = seeds.ranks(seed, purpose, train["row"].to_numpy(), train["client"].to_numpy())
     kept = np.maximum(min_rows, np.rint(share * size))
     return pl.concat([train.filter(chance < kept), rest]).sort("client", "split", "row")
 
@@ -388,18 +388,7 @@ def _held_out(table: pl.DataFrame, share: float, seed: int) -> pl.DataFrame:
     if share == 0.0:
         return table
     train, test = (table.filter(pl.col("split") == split) for split in ("train", "test"))
-    chance, size = _chance_order(train, seed, "partition validation")
+    chance, size = seeds.ranks(seed, "partition validation", train["row"].to_numpy(), train["client"].to_numpy())
     held_out = np.minimum(np.maximum(1, np.rint(share * size)), size - 1)
     split = np.where(chance < held_out, "validation", "train")
     return pl.concat([train.with_columns(split=pl.Series(split, dtype=pl.String)), test])
-
-
-def _chance_order(train: pl.DataFrame, seed: int, purpose: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Each row's place, from 0, in a random order of its client's rows, and the number of that client's rows."""
-    client, row = train["client"].to_numpy(), train["row"].to_numpy()
-    order = np.lexsort((seeds.bits(seed, purpose, row), client))
-    size = np.bincount(client)
-    first = np.cumsum(size) - size
-    place = np.empty(len(row), np.int64)
-    place[order] = np.arange(len(row)) - first[client[order]]
-    return place, size[client]

@@ -146,12 +146,8 @@ def writer_parquet(files: Sequence[RawFile]) -> Labelled:
 def apart(client: npt.NDArray[np.integer], share: float, purpose: str) -> npt.NDArray[np.bool_]:
     """Which rows [N] are test rows where a data set has no split: of the n rows of each client of `client` [N] a random
     round(share·n), at least one and never all. The same for every seed; the only row of a client is a training row."""
-    order = np.lexsort((seeds.bits(0, purpose, np.arange(len(client))), client))
-    rows = np.bincount(client)
-    place = np.empty(len(client), np.int64)
-    place[order] = np.arange(len(client)) - (np.cumsum(rows) - rows)[client[order]]
-    aside = np.minimum(np.maximum(1, np.rint(share * rows)), rows - 1)
-    return place < aside[client]
+    place, rows = seeds.ranks(0, purpose, np.arange(len(client)), client)
+    return place < np.minimum(np.maximum(1, np.rint(share * rows)), rows - 1)
 
 
 READERS: dict[str, Callable[[Sequence[RawFile]], Labelled]] = {
@@ -197,7 +193,7 @@ def _parquet(raw: RawFile) -> pl.LazyFrame:
     try:
         table = pl.scan_parquet(io.BytesIO(content(raw.location)))
         table.collect_schema()
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise _broken(raw, error) from None
     return table
 
@@ -205,7 +201,7 @@ def _parquet(raw: RawFile) -> pl.LazyFrame:
 def _collected(raw: RawFile, table: pl.LazyFrame) -> pl.DataFrame:
     try:
         return table.collect()
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise _broken(raw, error) from None
 
 

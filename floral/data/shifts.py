@@ -33,10 +33,8 @@ def apply_inputs(shift: Shift, x: Images, cluster: npt.NDArray[np.integer], clus
     """
     if shift.kind not in ("rotate", "colour"):
         return x
-    if shift.kind == "rotate" and (x.ndim < 3 or x.shape[1] != x.shape[2]):
-        raise ConfigError(
-            f"shift.kind: rotate needs square images, but rows have shape {list(x.shape[1:])}; use none or label_shift"
-        )
+    if why := shift.unfit(x.shape[1:]):
+        raise ConfigError(why)
     shifted = x.copy()
     for c in np.unique(cluster).tolist():
         mine = cluster == c

@@ -70,7 +70,7 @@ def obtain(
         return _own(file)
     expected = file.sha256 or recorded
     kept = raw / Path(file.path).name
-    again = f"; or delete {raw / RECORD} to accept this content" if recorded and not file.sha256 else ""
+    again = "; or write the sha256 that was found into data.lock, which names its runs anew" if not file.sha256 else ""
     if data_dir is not None:
         for name in _packed_or_not(file.path):
             if (data_dir / name).is_file():

@@ -113,7 +113,7 @@ def _table(raw: RawFile, columns: dict[str, type[pl.DataType] | None]) -> pl.Dat
     """The table of a parquet file, in which every column has its type (None: any) and no missing value."""
     try:
         table = pl.read_parquet(io.BytesIO(content(raw.location)))
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise DataError(
             f"{raw.location}: not a parquet file, or truncated ({error}); remedy: replace it by a whole copy"
         ) from None

@@ -64,7 +64,7 @@ def execute(
     keep_freed_memory()
     folder = results / run.folder
     simulation, data = build_simulation(run, results, device)
-    written.write_run(folder, run, data.partition_digest)
+    written.write_run(folder, run, data.partition_digest, data.data_digest)
     path = folder / "checkpoint" / "last.safetensors"
     if checkpoint.there(path):
         state, progress = resume(path, simulation, folder / NAME)

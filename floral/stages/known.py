@@ -67,6 +67,8 @@ def _hold(task: Task, facts: dict[str, Any]) -> None:
             f"{_where(task)}: clients: {task.clients} is more than the {facts['natural_clients']} natural clients of "
             "the data"
         )
+    if "shape" in facts and (why := task.unfit(facts["shape"])):
+        raise ConfigError(f"{_where(task)}: {why}")
     if "classes" in facts and (why := rule.unfit(task.clients, task.concepts, facts["classes"])):
         raise ConfigError(f"{_where(task)}: {why}")
 

@@ -51,8 +51,8 @@ class Merged:
 def merge(sources: Sequence[Path], results: Path) -> Merged:
     """Copy every finished run of `sources` that is not here yet; what is here is never replaced.
 
-    A run that is damaged, that another version of the results made, whose partition has other rows than the same one
-    here, or that is here with other numbers is a conflict, and stays where it is.
+    A run that is damaged, that another version of the results made, whose partition or data set has other rows than the
+    same one here, or that is here with other numbers is a conflict, and stays where it is.
 
     Raises:
         ConfigError: a source holds no results.
@@ -91,13 +91,13 @@ def _one(folder: Path, target: Path, digests: dict[str, str | None], merged: Mer
                 f"{run['hash8']}: {folder} and {target} have other numbers for one run; the latter stays"
             )
         return
-    partition = run["partition"]
-    if digests.get(partition["folder"], partition["digest"]) != partition["digest"]:
-        merged.conflicts.append(
-            f"{run['hash8']}: {folder}: {partition['folder']} had other rows there "
-            f"({str(partition['digest'])[:8]}) than here ({str(digests[partition['folder']])[:8]})"
-        )
-        return
+    for place, digest in _rests_on(run).items():
+        if digests.get(place, digest) != digest:
+            merged.conflicts.append(
+                f"{run['hash8']}: {folder}: {place} had other rows there ({str(digest)[:8]}) than here "
+                f"({str(digests[place])[:8]})"
+            )
+            return
     target.mkdir(parents=True, exist_ok=True)
     with held(target / LOCK, "training this run"):
         _copy(folder, target)
@@ -112,8 +112,15 @@ def _note(folder: Path, digests: dict[str, str | None], merged: Merged) -> None:
         ConfigError: it is damaged.
     """
     run, version = _checked(folder)
-    digests.setdefault(run["partition"]["folder"], run["partition"]["digest"])
+    for place, digest in _rests_on(run).items():
+        digests.setdefault(place, digest)
     merged.versions[version] = merged.versions.get(version, 0) + 1
+
+
+def _rests_on(run: dict[str, Any]) -> dict[str, str | None]:
+    """What → digest of its rows: the run's partition, and the data set that it divides, if the run says it."""
+    folder, stored = run["partition"]["folder"], run.get("data", {}).get("digest")
+    return {folder: run["partition"]["digest"]} | ({f"the data set of {folder}": stored} if stored else {})
 
 
 def _checked(folder: Path) -> tuple[dict[str, Any], str]:

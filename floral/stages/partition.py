@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from floral.config import ConfigError, PartitionJob
+from floral.config import CONFIG, ConfigError, PartitionJob
 from floral.data.federation import CLIENTS, read_data
 from floral.data.partition import SPLITS, client_table, consecutive_table, digest, main_concepts, reduce_rows
 from floral.data.synthetic import rows_per_client
@@ -38,7 +38,7 @@ def partition(job: PartitionJob, results: Path, task: Task | None = None) -> Pat
     table, which each variant draws when it trains, the card says so; the steps are then those of that share.
 
     Raises:
-        ConfigError: the data are missing, or there are more clients than rows.
+        ConfigError: the data are missing, or other ones than when it was made before; there are more clients than rows.
     """
     with held(results / f"{job.folder}.lock", f"making {job.folder.name}"):
         return _partition(job, results, task)
@@ -61,6 +61,8 @@ def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
         whole = client_table(train_y, test_y, *sizes, job.unseen, natural)
         data_digest, labelled = data["digest"], _with_labels(whole, train_y, test_y) if train_y.ndim == 1 else whole
     table, rows = (some.filter(pl.col("client") < job.clients) for some in (whole, labelled))
+    folder = results / job.folder
+    _same_rows_as_before(folder, job, data_digest)
     card: dict[str, Any] = {
         "task": job.task,
         "clients": job.clients,
@@ -93,7 +95,6 @@ def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
     if "class" in rows.columns:
         card["label_skew"] = _quantiles(_label_skew(rows, data["classes"], job.clients))
         card["class_counts"] = {split: _class_counts(rows, split, data["classes"], job.clients) for split in SPLITS}
-    folder = results / job.folder
     picture, parquet = io.StringIO(), io.BytesIO()
     _chart(job, labelled, card).save(picture, format="svg")
     whole.write_parquet(parquet)
@@ -103,6 +104,22 @@ def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
     atomic(folder / "card.json", f"{{\n{lines}\n}}\n".encode())
     atomic(folder / "partition.parquet", parquet.getvalue())  # last: where it is, all is
     return folder
+
+
+def _same_rows_as_before(folder: Path, job: PartitionJob, data_digest: str | None) -> None:
+    """Raises ConfigError where the data have become others under a hash that runs may have: data of which
+    config/data.lock promises no content, or that another reader reads."""
+    try:
+        before = json.loads((folder / "card.json").read_text())["data_digest"]
+    except (FileNotFoundError, ValueError, KeyError):  # never made, or damaged
+        return
+    if before != data_digest:
+        raise ConfigError(
+            f"{folder}: was made of other rows of {job.data!r} than are there now, and so were the runs that rest on "
+            f"it\n  remedy: bring the old files of {job.data!r} back; or write the sha256 of the new ones, which "
+            f"data/{job.data}/card.json of the results has, into {CONFIG}/data.lock, which names their runs anew; or "
+            f"remove {folder} and the runs of {job.task!r}"
+        )
 
 
 def _natural_clients(job: PartitionJob, arrays: Mapping[str, Labels]) -> tuple[Labels, Labels]:

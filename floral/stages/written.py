@@ -27,7 +27,7 @@ METRICS = {
 }
 
 
-def write_run(folder: Path, run: Run, partition_digest: str | None) -> None:
+def write_run(folder: Path, run: Run, partition_digest: str | None, data_digest: str | None = None) -> None:
     """run.yaml: every value that decides the run's numbers, before its first round. Without data there is no digest."""
     resolved = run.model_dump(mode="json")
     resolved["task"]["model"] = {"kind": run.task.model.kind, **run.task.model.arguments}
@@ -38,7 +38,7 @@ def write_run(folder: Path, run: Run, partition_digest: str | None) -> None:
     }
     if not isinstance(run.task.data, Synthetic) and not run.task.noop:
         origin = config.data_set(run.task.data).model_dump(include={"exact", "note", "own"})
-        resolved["data"] = {"name": config.stored_data(run.task.data), **origin}
+        resolved["data"] = {"name": config.stored_data(run.task.data), **origin, "digest": data_digest}
     atomic(folder / "run.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True).encode())
 
 

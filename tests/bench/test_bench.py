@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from floral.bench import cases, report, scale, timing
+from floral.bench import cases, data, report, scale, timing
 from floral.bench.cases import CASES, Case, holds
 from floral.bench.contenders import prepare, require
 from floral.bench.stdout import kept_for_the_answer
@@ -45,6 +45,18 @@ def test_without_a_floor_there_is_a_reason_and_no_ratio(tmp_path):
     found = engine("digits_rotate", "fedavg", tmp_path)
     assert found["ratio"] is None and found["spread"] is None and found["floor_seconds_per_round"] is None
     assert found["floor"].startswith("none: its clients have unequal numbers")
+
+
+def test_data_are_read_and_divided_and_each_figure_has_its_limit(tmp_path):
+    asked = ["bench", "data", "--data", "digits"]
+    said = floral(*asked, "--json", folder=tmp_path)
+    assert said.returncode == 0, said.stderr
+    read, memory, *divided = json.loads(said.stdout)
+    assert read["case"] == "digits: from its files to arrays" and read["value"] > 0 and read["limit"] is None
+    assert memory["value"] > 0 and [row["limit"] for row in divided] == [1.0] * 3
+    assert data.line({"case": "x", "value": 3.1, "unit": "s", "limit": 3.0}) == "x: 3.1 s (limit ≤ 3 s: MISSED)"
+    said = floral("bench", "data", "--data", "digts", folder=tmp_path)
+    assert said.returncode == 2 and "did you mean 'digits'?" in said.stderr
 
 
 def test_more_threads_than_cores_are_a_mistake(tmp_path):

@@ -11,7 +11,7 @@ import yaml
 
 from floral import config
 from floral.config import ConfigError, Run
-from floral.schema import Parameter
+from floral.schema import DataFile, DataSet, Parameter
 
 ROOT = Path(__file__).parents[2]
 UNSEEN = {"seen_cluster": 1, "new_concept": 1}
@@ -183,6 +183,22 @@ def test_a_key_that_a_task_does_not_have_is_no_part_of_its_hash() -> None:
     joined = run()
     joined = joined.model_copy(update={"task": config.task("digits_rotate", {"unseen": UNSEEN})})
     assert "unseen" in joined.partition.model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("sha256", "options", "counts"), [("0" * 64, {}, False), (None, {}, True), ("0" * 64, 5, True)]
+)
+def test_how_data_of_open_content_are_read_is_part_of_the_hash(
+    write: Write, monkeypatch: pytest.MonkeyPatch, sha256: str | None, options: Any, counts: bool
+) -> None:
+    """Promised content that is read without options keeps the hashes that it has."""
+    entry = DataSet(title="", reader="idx", files=(DataFile(path="x", sha256=sha256),))
+    hashes = set()
+    for reader in ("idx", "digits_csv"):
+        made = entry.model_copy(update={"reader": reader, "options": {"size": options} if options else {}})
+        monkeypatch.setattr(config, "data_lock", lambda made=made: {"digits": made})
+        hashes.add(run().hash8)
+    assert len(hashes) == (2 if counts else 1)
 
 
 def test_one_run_has_one_rule_for_the_report(write: Write) -> None:

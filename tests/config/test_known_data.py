@@ -72,6 +72,12 @@ def test_what_own_data_cannot_give_is_refused_before_anything_is_planned(
         known.check([config.task("flowers")], tmp_path / "results")
 
 
+def test_rows_that_are_no_images_are_refused_too(flowers: Callable[..., Path], tmp_path: Path) -> None:
+    flowers(kind="natural").write_text(ROWS)
+    with pytest.raises(ConfigError, match=r"rotate needs square images, but rows have shape \[1\]"):
+        known.check([config.task("flowers", {"shift": {"kind": "rotate"}, "partition": {}})], tmp_path / "results")
+
+
 def test_clients_that_own_data_lack_are_refused_too(flowers: Callable[..., Path], tmp_path: Path) -> None:
     flowers(kind="natural").write_text(ROWS)
     with pytest.raises(ConfigError, match=r"clients: 5 is more than the 4 natural clients of the data"):

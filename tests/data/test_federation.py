@@ -239,6 +239,13 @@ def test_a_partition_of_other_data_is_refused(results):
     (folder / "card.json").write_text(json.dumps({**card, "data_digest": "0" * 64}))
     with pytest.raises(ConfigError, match="made for other rows than those of"):
         load(run, results)
+    with pytest.raises(
+        ConfigError, match=r"(?s)made of other rows of 'digits'.*remedy: bring .* back; or write the sha256"
+    ):
+        partition(run.partition, results)
+    (folder / "card.json").write_text(json.dumps(card))
+    partition(run.partition, results)
+    assert load(run, results).data_digest == card["data_digest"]
 
 
 JOINING = {"seen_cluster": 3, "new_concept": 2}

@@ -73,10 +73,16 @@ def test_a_file_of_unknown_hash_is_checked_against_the_first_fetch(toy, tmp_path
     folder = fetch("toy", tmp_path, mine)
     (folder / "card.json").unlink()
     (mine / "train-y.gz").write_bytes(gzip.compress(idx(np.zeros(9))))
-    with pytest.raises(DataError, match=r"(?s)train-y.gz.*the first fetch recorded.*delete .*recorded.json"):
+    with pytest.raises(DataError, match=r"(?s)train-y.gz.*the first fetch recorded.*write the sha256 that was") as said:
         fetch("toy", tmp_path, mine)
     assert not (folder / "card.json").exists()
-    (folder / "raw" / "recorded.json").unlink()
+    lock, before = config.data_lock(), config._data_digest("toy")
+    found = str(said.value).split("found    sha256 ")[1][:64]
+    files = tuple(
+        file.model_copy(update={"sha256": found if file.path == "train-y.gz" else None}) for file in lock["toy"].files
+    )
+    lock["toy"] = lock["toy"].model_copy(update={"files": files})
+    assert config._data_digest("toy") != before, "its runs are named anew"
     assert np.load(fetch("toy", tmp_path, mine) / "train_y.npy").sum() == 0
 
 

@@ -195,7 +195,7 @@ def spoilt(root, change):
         ("no test", r"mine: beside train or test, both and nothing else are expected; remedy: see to 'dog'"),
         ("empty test", r"test: no folder of a class in it; expected <class>/<image>"),
         ("unknown class", r"test: class 'emu' has test rows, but no training row; add some"),
-        ("one image each", r"mine: no client has two rows, so that none is left for the test; add rows"),
+        ("one image each", r"mine: no class has two rows, so that none is left for the test; add rows"),
         ("file", r"mine: expected a folder; name the folder that holds one folder of images per class"),
     ],
 )
@@ -234,6 +234,8 @@ def test_a_table_that_cannot_be_read_is_explained(tmp_path, change, options, mes
     ("name", "content", "message"),
     [
         ("a.parquet", b"PAR1 and no more", r"a\.parquet: not a parquet file in UTF-8, or truncated .*remedy: write it"),
+        ("a.parquet", b"", r"a\.parquet: not a parquet file"),
+        ("a.parquet", b"length,kind\n1,a\n2,b\n3,a\n", r"a\.parquet: not a parquet file"),
         ("a.csv", b"length,kind\n1,\xff\xfe\n", r"a\.csv: not a csv file in UTF-8"),
         ("a.csv.gz", b"\x1f\x8b cut", r"truncated or damaged"),
         ("a.xlsx", b"", r"a\.xlsx: expected a file that ends in \.parquet or \.csv"),
@@ -292,6 +294,9 @@ def test_a_damaged_archive_is_explained(tmp_path):
         ({"kind": "foldr", "path": "x"}, r"data: expected a name in config/data.lock, or a kind: .*folder, table or"),
         ({"kind": "table", "path": "x", "labl": "y"}, r"unknown key 'data\.labl'"),
         ({"kind": "table", "path": "x"}, r"data\.label: a table needs the name of the column"),
+        ({"kind": "table", "path": "x", "label": "y", "features": ["a", "a"]}, r"data: column 'a' stands twice"),
+        ({"kind": "table", "path": "x", "label": "y", "features": ["a", "y"]}, r"data: column 'y' stands twice"),
+        ({"kind": "table", "path": "x", "label": "y", "client": "y"}, r"data: column 'y' stands twice"),
         ({"kind": "arrays", "path": "x", "client": "y"}, r"data\.client: is of kind: table alone; leave it out"),
         ({"kind": "folder", "path": "x", "test_share": 1}, r"data\.test_share: .*less than 1"),
     ],
@@ -417,6 +422,30 @@ def test_a_damaged_compressed_archive_is_said(tmp_path):
             read("arrays", path)  # a flipped byte of what nobody reads harms nothing
         except DataError as error:
             assert str(path) in str(error)
+
+
+@pytest.mark.parametrize(("at", "bit"), [(147, 1), (149, 1), (50, 1), (700, 8), (880, 255)])
+def test_a_damaged_parquet_file_is_said_whatever_polars_does(tmp_path, at, bit):
+    """Of these, some make polars raise an error, some panic, and some abort the process."""
+    path = tmp_path / "table.parquet"
+    pl.DataFrame({"kind": ["iris", "rose"] * 4, "length": [float(row) for row in range(8)]}).write_parquet(path)
+    whole = bytearray(path.read_bytes())
+    whole[at] ^= bit
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match=r"table\.parquet: not a parquet file .*remedy: write it again"):
+        read("table", path, label="kind")
+
+
+def test_a_class_always_has_training_rows_and_test_rows_where_it_has_two(tmp_path):
+    x, y = np.arange(80, dtype=np.float32).reshape(40, 2), np.array([0] * 19 + [1] * 18 + [2] * 2 + [3])
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    found = read("arrays", tmp_path / "a.npz")
+    assert set(found.train_y.tolist()) == {0, 1, 2, 3} and np.bincount(found.test_y).tolist() == [4, 4, 1]
+    client = np.arange(40) % 10  # ten clients, one test row each: some of classes with one row
+    for rare in range(40):
+        np.savez(tmp_path / "b.npz", x=x, y=(np.arange(40) == rare).astype(int), client=client)
+        found = read("arrays", tmp_path / "b.npz")
+        assert set(found.train_y.tolist()) == {0, 1} and len(found.train_y) in (30, 31)
 
 
 @pytest.mark.parametrize("kind", ["cnn", "vgg8", "resnet18", "vit"])

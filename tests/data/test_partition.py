@@ -192,7 +192,7 @@ def labels(random, rows, classes):
 
 
 skewed = st.builds(
-    Partition, kind=st.just("dirichlet"), alpha=st.floats(1e-3, 100), min_rows=st.integers(1, 6),
+    Partition, kind=st.just("dirichlet"), alpha=st.floats(1e-300, 1e300), min_rows=st.integers(1, 6),
     validation=st.one_of(st.just(0.0), st.floats(1e-6, 0.9)),
 )  # fmt: skip
 

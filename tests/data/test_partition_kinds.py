@@ -26,8 +26,8 @@ from floral.schema import Partition, Task
 
 KINDS = {
     "iid": {},
-    "size_skew": {"alpha": st.floats(1e-3, 100)},
-    "dirichlet": {"alpha": st.floats(1e-3, 100)},
+    "size_skew": {"alpha": st.floats(1e-300, 1e300)},
+    "dirichlet": {"alpha": st.floats(1e-300, 1e300)},
     "pathological": {"classes_per_client": st.integers(1, 4)},
     "class_groups": {"groups": st.one_of(st.none(), st.just(((1, 3), (2, 0))))},
 }
@@ -39,7 +39,7 @@ def rules(draw):
     """A rule of any kind; of three clients or more, two clusters and four classes."""
     kind = draw(st.sampled_from(sorted(KINDS)))
     own = {key: draw(values) for key, values in KINDS[kind].items()}
-    mixed = None if kind == "class_groups" else draw(st.one_of(st.none(), st.floats(1e-3, 100)))
+    mixed = None if kind == "class_groups" else draw(st.one_of(st.none(), st.floats(1e-300, 1e300)))
     return Partition(
         kind=kind, mixed=mixed, cluster_shares=draw(st.sampled_from([None, (0.7, 0.3), (0.5, 0.5)])),
         share=draw(st.one_of(st.just(1.0), st.floats(1e-6, 1.0))), min_rows=draw(st.integers(1, 6)),
@@ -219,7 +219,8 @@ def test_sixty_thousand_rows_over_three_hundred_clients_take_less_than_a_second(
     ("values", "message"),
     [
         ({"kind": "dirichlet", "alpha": 0}, "alpha: Input should be greater than 0"),
-        ({"kind": "dirichlet", "alpha": -1}, "alpha: Input should be greater than 0"),
+        ({"kind": "dirichlet", "alpha": 1e-310}, "alpha: 1e-310 is too near 0; at 1e-300 one part has"),
+        ({"mixed": 1e-310}, "mixed: 1e-310 is too near 0"),
         ({"kind": "size_skew"}, "size_skew needs an alpha"),
         ({"kind": "iid", "alpha": 1.0}, "iid has no alpha: leave it out"),
         ({"kind": "pathological"}, "pathological needs classes_per_client"),

@@ -2,6 +2,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from floral import seeds
 
@@ -59,6 +61,21 @@ def test_dirichlet_parts_have_their_moments(alpha):
     np.testing.assert_allclose(parts.mean(0), 0.25, atol=0.01)
     np.testing.assert_allclose(parts.var(0), 3 / (16 * (4 * alpha + 1)), rtol=0.05)
     assert np.array_equal(seeds.dirichlet(3, "p", 7, alpha=alpha, size=4), parts[7])
+
+
+@given(alpha=st.floats(1e-300, 1e300), size=st.integers(1, 50), seed=st.integers(0, 9))
+def test_dirichlet_parts_of_any_alpha_are_shares_of_one(alpha, size, seed):
+    parts = seeds.dirichlet(seed, "p", np.arange(8), alpha=alpha, size=size)
+    assert (parts >= 0).all() and np.allclose(parts.sum(-1), 1)
+
+
+def test_ranks_are_an_order_within_each_group():
+    group = np.array([2, 0, 2, 2, 0, 5])
+    place, size = seeds.ranks(0, "p", np.arange(6), group)
+    assert size.tolist() == [3, 2, 3, 3, 2, 1]
+    assert [sorted(place[group == g].tolist()) for g in (0, 2, 5)] == [[0, 1], [0, 1, 2], [0]]
+    order = np.argsort(seeds.bits(0, "p", np.arange(6))[group == 2])
+    assert place[group == 2][order].tolist() == [0, 1, 2]
 
 
 def test_a_tiny_alpha_gives_one_part_everything():

@@ -95,6 +95,16 @@ def test_rows_that_differ_are_a_conflict(machines):
     )
 
 
+def test_data_that_differ_under_one_name_are_a_conflict(machines):
+    """As those of which config/data.lock promises no content may."""
+    here, there, made = machines
+    other = complete(write_run(there, make_run("digits_rotate", "local", 0)), 0)
+    for folder, digest in ((made["here", 0], "mine"), (other, "theirs")):
+        change(folder / "run.yaml", data={"name": "digits", "digest": digest})
+    (said,) = merge([there], here).conflicts
+    assert "the data set of partition/digits_rotate/seed0 had other rows there (theirs) than here (mine)" in said
+
+
 @pytest.mark.parametrize(
     ("break_it", "words"),
     [
