@@ -15,7 +15,7 @@ from floral.data.federation import evaluated_on_training
 from floral.schema import Task, Variant
 from floral.stages.failure import failure, running
 
-CURVES = ("test/accuracy", "test/loss", "validation/loss", "route/ari")
+CURVES = ("test/accuracy", "test/loss", "validation/loss", "route/ari", "route/entropy", "route/mismatch")
 """The metrics that the report reads at every evaluation."""
 
 IDENTITY = (

@@ -18,6 +18,7 @@ from floral.stages import (
     unseen_section,
 )
 from floral.stages.collect import Collected, Setting
+from floral.stages.draw import RECOVERY
 from floral.stages.section import Make, Material, Part, Section
 from floral.stages.summarise import REFERENCE, main_cells, unit, usual_seeds, worst, worst_cell
 from floral.tables import EMPTY, Cell, Column, amount, grid
@@ -73,7 +74,7 @@ def curves(material: Material) -> Section | None:
 
 
 def routes(material: Material) -> Section | None:
-    return _drawn(material, "routes", "routes", "recovery")
+    return _drawn(material, "routes", "routes", *RECOVERY)
 
 
 def spread(material: Material) -> Section | None:
