@@ -11,6 +11,7 @@ from floral.looks import Look
 from floral.stages import (
     budgets,
     clusters_section,
+    corrections_section,
     decided_section,
     published,
     seen,
@@ -124,7 +125,8 @@ def provenance(material: Material) -> Section | None:
 
 
 SECTIONS: tuple[Make, ...] = (
-    main, decided_section.section, published.section, published.claims, budgets.section, result, curves, routes, spread,
+    main, decided_section.section, published.section, published.claims, corrections_section.section,
+    budgets.section, result, curves, routes, spread,
     worst_clients, clusters_section.section, unseen_section.section, costs, seen.section, tuning_section.section,
     methods, failures, provenance,
 )  # fmt: skip
