@@ -15,6 +15,7 @@ from floral.stages import (
     decided_section,
     published,
     seen,
+    target_section,
     tuning_section,
     unseen_section,
 )
@@ -125,10 +126,9 @@ def provenance(material: Material) -> Section | None:
 
 
 SECTIONS: tuple[Make, ...] = (
-    main, decided_section.section, published.section, published.claims, corrections_section.section,
-    budgets.section, result, curves, routes, spread,
-    worst_clients, clusters_section.section, unseen_section.section, costs, seen.section, tuning_section.section,
-    methods, failures, provenance,
+    main, decided_section.section, published.section, published.claims, corrections_section.section, budgets.section,
+    result, curves, routes, spread, worst_clients, clusters_section.section, unseen_section.section, costs,
+    target_section.section, seen.section, tuning_section.section, methods, failures, provenance,
 )  # fmt: skip
 
 
