@@ -369,6 +369,41 @@ def rows(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, domain: tuple[floa
     return Drawing(chart=chart, data={"marks": frame})
 
 
+# ------------------------------------------------------------------------------------------ ranks over tasks
+
+
+def ranks(frame: pl.DataFrame, looks: Sequence[Look], bars: Sequence[tuple[str, str]]) -> Drawing:
+    """A critical-difference diagram lying on its side: mean ranks from the best down, and a bar along each run of rows
+    that are not told apart.
+
+    `frame`: contender, rank; `looks` in the order of the rows; `bars`: first and last contender of a run.
+    """
+    short = {look.id: look.short for look in looks}
+    down = alt.Scale(domain=list(short.values()))
+    name = alt.Y(
+        "short:N",
+        scale=down,
+        axis=alt.Axis(title=None, domain=False, ticks=False, labelLimit=150, labelColor=INK, labelPadding=8, grid=True),
+    )
+    scale = alt.Scale(domain=[1, len(looks)], nice=False)
+    across = alt.X("rank:Q", scale=scale, axis=_axis(title="Mean rank", grid=False, tickCount=5))
+    marks, joined = alt.Chart(alt.NamedData("marks")), alt.Chart(alt.NamedData("bars"))
+    layers = [
+        marks.mark_circle(size=46, opacity=1).encode(across, name, _colour(looks)),
+        joined.mark_rule(strokeWidth=3, color=MUTED, strokeCap="round").encode(
+            alt.X("place:Q", scale=None), alt.Y("first:N", scale=down), alt.Y2("last:N")
+        ),
+    ]  # fmt: skip
+    chart = alt.layer(*layers).properties(width=PANEL, height=alt.Step(ROW))
+    rows = frame.with_columns(short=pl.col("contender").replace_strict(short), rank=pl.col("rank").round(6))
+    ends = [
+        {"first": short[first], "last": short[last], "place": PANEL + 10 + 8 * at}
+        for at, (first, last) in enumerate(bars)
+    ]
+    types = {"first": pl.String, "last": pl.String, "place": pl.Int64}
+    return Drawing(chart=chart, data={"marks": rows, "bars": pl.DataFrame(ends, schema=types)})
+
+
 # ------------------------------------------------------------------------------------- routes of clients
 
 

@@ -53,7 +53,7 @@ def level(collected: Collected, looks: Mapping[str, Look], setting: Setting, bud
     the last evaluated round within it, `selected` the one of these with the least validation loss (of equal ones the
     first): nothing is interpolated, and test rows choose nothing.
     """
-    rows = _evaluations(collected, setting)
+    rows = evaluations(collected, setting)
     readings: dict[Rule, Readings] = {"last": {}, "selected": {}}
     limits: dict[int, float] = {}
     for (seed,), of_seed in rows.group_by("seed", maintain_order=True):
@@ -75,7 +75,7 @@ def level(collected: Collected, looks: Mapping[str, Look], setting: Setting, bud
     return Level(limits=limits, readings=readings)
 
 
-def _evaluations(collected: Collected, setting: Setting) -> pl.DataFrame:
+def evaluations(collected: Collected, setting: Setting) -> pl.DataFrame:
     """One row per done run and evaluated round, in order: contender, seed, round, bytes, client_passes, value,
     validation."""
     if collected.curves.is_empty():

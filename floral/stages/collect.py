@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from floral.data.federation import evaluated_on_training
 from floral.schema import Task, Variant
 from floral.stages.failure import failure, running
 
-CURVES = ("test/accuracy", "test/loss", "validation/loss", "route/ari")
+CURVES = ("test/accuracy", "test/loss", "validation/loss", "route/ari", "route/entropy", "route/mismatch")
 """The metrics that the report reads at every evaluation."""
 
 IDENTITY = (
@@ -54,6 +54,8 @@ class Setting:
     diverged_runs: Literal["dropped", "reported"]
     on_training: bool
     """Whether clients are evaluated on rows that they trained on, as the published code of some tasks does."""
+    switches: Mapping[str, Any] = field(default_factory=dict)
+    """The switches that the suite turned away from this fidelity."""
 
     @property
     def metric(self) -> str:
@@ -257,14 +259,19 @@ def _settings(runs: list[Run]) -> dict[Hashable, Setting]:
         settings[key] = Setting(
             id=run.task.name + suffix, title=title, task=run.task, fidelity=run.fidelity.name,
             diverged_runs=run.fidelity["diverged_runs"], on_training=evaluated_on_training(run),
+            switches=_turned(run),
         )  # fmt: skip
     return settings
 
 
 def _changed(run: Run) -> dict[str, Any]:
     """The fidelity by name, and only those switches that the suite turned away from it."""
+    return {"fidelity": run.fidelity.name, **_turned(run)}
+
+
+def _turned(run: Run) -> dict[str, Any]:
     usual = fidelity(run.fidelity.name).switches
-    return {"fidelity": run.fidelity.name, **{k: v for k, v in run.fidelity.switches.items() if usual.get(k) != v}}
+    return {name: value for name, value in run.fidelity.switches.items() if usual.get(name) != value}
 
 
 def _contenders(runs: list[Run]) -> dict[Hashable, Contender]:

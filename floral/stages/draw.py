@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -38,7 +39,7 @@ def draw(collected: Collected, looks: Looks, setting: Setting) -> dict[str, Figu
         "tradeoff": tradeoff(collected, shown, setting),
         **curves(collected, shown, setting),
         "routes": routes(collected, shown, setting),
-        "recovery": recovery(collected, shown, setting),
+        **{kind: recovery(collected, shown, setting, kind) for kind in RECOVERY},
         "spread": spread(collected, shown, setting),
         "worst_decile": worst(collected, shown, setting, "decile"),
         "worst_cluster": worst(collected, shown, setting, "cluster"),
@@ -135,20 +136,47 @@ def routes(collected: Collected, looks: Sequence[Look], setting: Setting) -> Fig
     return figures.render(chart, f"routes_{setting.id}", setting.title, subtitle, told)
 
 
-def recovery(collected: Collected, looks: Sequence[Look], setting: Setting) -> Figure | None:
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """A measure of the routes over rounds: its metric, what it is, its axis and where it can be."""
+
+    metric: str
+    what: str
+    subtitle: str
+    axis: Axis
+
+
+RECOVERY = {
+    "recovery": Recovery(
+        metric="route/ari", what="Adjusted Rand index of the routes against the true clusters",
+        subtitle="adjusted Rand index: 1 recovered, 0 chance", axis=Axis(title="ARI", limits=(-1, 1)),
+    ),
+    "mismatch": Recovery(
+        metric="route/mismatch", what="Mismatch of p(k|c) with the true clusters",
+        subtitle="mismatch of p(k|c): 0 recovered, 2 the worst", axis=Axis(title="Mismatch", limits=(0, 2)),
+    ),
+    "entropy": Recovery(
+        metric="route/entropy", what="Mean entropy of the clients' routes in nats",
+        subtitle="entropy of a client's route, nats: 0 certain", axis=Axis(title="Entropy", limits=(0, math.inf)),
+    ),
+}  # fmt: skip
+
+
+def recovery(collected: Collected, looks: Sequence[Look], setting: Setting, kind: str) -> Figure | None:
+    """A measure of learned routes against rounds."""
+    of = RECOVERY[kind]
     learned = [look for look in looks if look.group != "oracle"]
-    frame = summarise.curve(collected, setting, "route/ari", "round", 1)
+    frame = summarise.curve(collected, setting, of.metric, "round", 1)
     if not frame.is_empty():
         frame = frame.filter(pl.col("contender").is_in([look.id for look in learned]))
     if frame.is_empty():
         return None
     names = {look.id: look.short for look in looks}
     last = frame.group_by("contender", maintain_order=True).last()
-    told = f"Adjusted Rand index of the routes against the true clusters, {setting.title}; at the end: "
+    told = f"{of.what}, {setting.title}; at the end: "
     told += ", ".join(f"{names[row['contender']]} {number(row['mean'], 2)}" for row in last.iter_rows(named=True)) + "."
-    chart = figures.curves(frame, learned, Axis(title="Round"), Axis(title="ARI", limits=(-1, 1)))
-    subtitle = "adjusted Rand index: 1 recovered, 0 chance"
-    return figures.render(chart, f"recovery_{setting.id}", setting.title, subtitle, told)
+    chart = figures.curves(frame, learned, Axis(title="Round"), of.axis)
+    return figures.render(chart, f"{kind}_{setting.id}", setting.title, of.subtitle, told)
 
 
 def spread(collected: Collected, looks: Sequence[Look], setting: Setting) -> Figure | None:

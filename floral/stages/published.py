@@ -98,11 +98,11 @@ def compare(values: list[float], cell: Published, comparable: bool = True) -> Co
 
 
 def comparisons(collected: Collected, setting: Setting) -> dict[str, Comparison]:
-    """contender → its comparison, where task and variant are as published: no value of the suite's own, untuned.
+    """contender → its comparison, where task, variant and switches are as published: none of the suite's own, untuned.
 
     Under official fidelity ours is the official score, the counterpart of what was published, else the accuracy.
     """
-    if setting.task != config.task(setting.task.name):
+    if setting.task != config.task(setting.task.name) or setting.switches:
         return {}
     column = "official_score" if setting.fidelity == "official" else "test_accuracy"
     comparable = setting.fidelity == "official" or setting.task.published_split == "test"

@@ -53,6 +53,8 @@ class Section:
     figures: tuple[tuple[Figure, ...], ...] = ()
     layout: Literal["grid", "grid thirds", "wide"] = "grid"
     parts: tuple[Part, ...] = ()
+    note: str = ""
+    """A remark on this suite's results, below the words of captions.yaml."""
     opened: bool = True
     """Whether the first table is in view, or below the line that opens it like the others."""
 

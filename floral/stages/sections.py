@@ -8,8 +8,19 @@ from typing import Literal
 import polars as pl
 
 from floral.looks import Look
-from floral.stages import budgets, clusters_section, published, seen, tuning_section, unseen_section
+from floral.stages import (
+    budgets,
+    clusters_section,
+    corrections_section,
+    decided_section,
+    published,
+    seen,
+    target_section,
+    tuning_section,
+    unseen_section,
+)
 from floral.stages.collect import Collected, Setting
+from floral.stages.draw import RECOVERY
 from floral.stages.section import Make, Material, Part, Section
 from floral.stages.summarise import REFERENCE, main_cells, unit, usual_seeds, worst, worst_cell
 from floral.tables import EMPTY, Cell, Column, amount, grid
@@ -65,7 +76,7 @@ def curves(material: Material) -> Section | None:
 
 
 def routes(material: Material) -> Section | None:
-    return _drawn(material, "routes", "routes", "recovery")
+    return _drawn(material, "routes", "routes", *RECOVERY)
 
 
 def spread(material: Material) -> Section | None:
@@ -115,9 +126,9 @@ def provenance(material: Material) -> Section | None:
 
 
 SECTIONS: tuple[Make, ...] = (
-    main, published.section, published.claims, budgets.section, result, curves, routes, spread, worst_clients,
-    clusters_section.section, unseen_section.section, costs, seen.section, tuning_section.section, methods, failures,
-    provenance,
+    main, decided_section.section, published.section, published.claims, corrections_section.section, budgets.section,
+    result, curves, routes, spread, worst_clients, clusters_section.section, unseen_section.section, costs,
+    target_section.section, seen.section, tuning_section.section, methods, failures, provenance,
 )  # fmt: skip
 
 
