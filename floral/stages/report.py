@@ -13,7 +13,7 @@ import yaml
 from floral.config import ConfigError, Run, switches
 from floral.figures import Figure
 from floral.looks import APART, looks
-from floral.stages import words
+from floral.stages import setup_section, words
 from floral.stages.collect import Collected, collect
 from floral.stages.draw import draw
 from floral.stages.locks import held
@@ -123,7 +123,9 @@ def _page(material: Material, sections: list[Section], runs: list[Run], said: Ma
         looks=shown,
         apart=list(APART.values()),
         usual=usual_seeds(collected),
-        provenance=words.provenance(collected),
+        provenance=(provenance := words.provenance(collected)),
+        setup=setup_section.paragraphs(collected, provenance["facts"]),
+        checklist=setup_section.checklist(collected, provenance["facts"], said["command"]),
         switches=_switches(runs),
         **{name: (TEMPLATE / file).read_text(encoding="utf-8") for name, file in EMBEDDED.items()},
     )

@@ -8,7 +8,7 @@ from typing import Literal
 import polars as pl
 
 from floral.looks import Look
-from floral.stages import budgets, clusters_section, published, seen, tuning_section, unseen_section
+from floral.stages import budgets, clusters_section, published, seen, setup_section, tuning_section, unseen_section
 from floral.stages.collect import Collected, Setting
 from floral.stages.section import Make, Material, Part, Section
 from floral.stages.summarise import REFERENCE, main_cells, unit, usual_seeds, worst, worst_cell
@@ -117,7 +117,7 @@ def provenance(material: Material) -> Section | None:
 SECTIONS: tuple[Make, ...] = (
     main, published.section, published.claims, budgets.section, result, curves, routes, spread, worst_clients,
     clusters_section.section, unseen_section.section, costs, seen.section, tuning_section.section, methods, failures,
-    provenance,
+    setup_section.section, provenance,
 )  # fmt: skip
 
 
