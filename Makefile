@@ -8,6 +8,9 @@ INSTALLED := $(VENV)/.installed
 # A machine with SLURM's commands but no answering controller would wait 9 s at each start.
 LOCAL := SLURM_CONF=/dev/null
 
+# Where `make ui` listens.
+PORT := 5000
+
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-slurm check bench ui clean
 
@@ -49,7 +52,8 @@ bench: $(INSTALLED) ## what a round costs, beside bare PyTorch: 6 minutes, with 
 
 ui: $(INSTALLED) ## open the tracked runs in MLflow at http://127.0.0.1:5000
 	@test -e results/track/mlflow.db || { echo "Nothing is tracked yet: make quickstart"; exit 1; }
-	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/results/track/mlflow.db
+	@$(BIN)/python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2>/dev/null || { echo "Port $(PORT) cannot be used: another program listens there; choose another: make ui PORT=5001"; exit 1; }
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --port $(PORT) --backend-store-uri sqlite:///$(CURDIR)/results/track/mlflow.db
 
 clean: ## remove .venv, caches and Snakemake's notes; results and reports stay
 	rm -rf $(VENV) .snakemake .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -184,6 +184,16 @@ def _report(arguments: argparse.Namespace, settings: Settings) -> None:
     print(f"{'partial report' if arguments.partial else 'report'}: {page}")
 
 
+def _reference(arguments: argparse.Namespace, settings: Settings) -> None:
+    from floral import config
+    from floral.stages import reference, words
+
+    runs = config.runs(arguments.suite)
+    command = words.command(arguments.suite, runs)
+    made = reference.make(arguments.suite, runs, settings.results, settings.reports / arguments.suite, command)
+    print(f"reference: {made}; commit it, and its runs are not repeated")
+
+
 def _show(arguments: argparse.Namespace, settings: Settings) -> None:
     from floral.stages.show import show
 
@@ -402,6 +412,9 @@ def _parser() -> argparse.ArgumentParser:
 
     merge = command("merge", _merge, "copy the finished runs of other machines' results into these, checked first")
     merge.add_argument("sources", nargs="+", type=Path, metavar="RESULTS", help="a results folder of another machine")
+
+    reference = command("reference", _reference, "put a suite's finished runs and its report into reports/reference")
+    reference.add_argument("suite")
 
     methods = command("methods", _methods, "list every method by family: its source, and who holds which parameters")
     tasks = command("tasks", _tasks, "list every task by data set: its clients and clusters, and whether it is at hand")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import html
+import json
 import math
 import re
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import altair as alt
 import polars as pl
@@ -44,36 +47,64 @@ FAINT = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A rendered figure: its file name, its SVG and what it says to those who cannot see it."""
+    """A rendered figure: its file name, its SVG, what it says to those who cannot see it, one sentence of what to see
+    in it, the data behind it, and how a page reads values off it."""
 
     name: str
     svg: str
     alt: str
+    see: str = ""
+    table: pl.DataFrame
+    plane: Plane
 
     @property
     def pdf(self) -> bytes:
         return bytes(vl_convert.svg_to_pdf(self.svg))
 
     @property
+    def csv(self) -> str:
+        return self.table.write_csv()
+
+    @property
     def inline(self) -> str:
         """The SVG for a page that holds many: an accessible name, ids of its own, and one scale for all."""
         svg = re.sub(r'(id="|url\(#)clip', rf"\g<1>{self.name}-clip", self.svg)
+        svg = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", svg)  # Vega's roles of marks have no names
         label = self.alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
         width = float(re.search(r'width="([\d.]+)"', svg)[1])  # type: ignore[index]
-        return svg.replace(
-            "<svg ", f'<svg role="img" aria-label="{label}" style="max-width:{LARGEST * width:.0f}px" ', 1
-        )
+        plane = html.escape(json.dumps(self.plane, default=dataclasses.asdict))
+        style = f"max-width:{LARGEST * width:.0f}px"
+        return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" data-plane="{plane}" style="{style}" ', 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """From values to pixels within a panel: the ends of `domain` lie at 0 and `length`, or the other way round if it is
+    `upward`."""
+
+    title: str
+    domain: tuple[float, float]
+    length: float
+    type: Literal["linear", "log", "sqrt"] = "linear"
+    upward: bool = False
+
+
+Plane = Mapping[Literal["x", "y"], Scale]
+"""The axes on which a figure's marks have values. Their pixels are exact, so that a page needs no copy of values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A chart and the frames it names: Altair copies data within a chart many times over, names it does not."""
+    """A chart and the frames it names (Altair copies data within a chart many times over, names it does not), the table
+    of what it shows, which is the first of them unless said otherwise, and its axes."""
 
     chart: Any
     data: dict[str, pl.DataFrame]
+    table: pl.DataFrame | None = None
+    plane: Plane = field(default_factory=dict)
 
 
-def render(drawing: Drawing, name: str, title: str, subtitle: str | list[str], alt_text: str) -> Figure:
+def render(drawing: Drawing, name: str, title: str, subtitle: str | list[str], alt_text: str, see: str = "") -> Figure:
     """Draw in the report's style. Equal drawings give equal bytes: clip ids count from 0 in every figure."""
     spec = drawing.chart.to_dict(validate=False)
     spec |= {
@@ -86,7 +117,8 @@ def render(drawing: Drawing, name: str, title: str, subtitle: str | list[str], a
     svg = vl_convert.vegalite_to_svg(spec)
     numbers = {found: str(at) for at, found in enumerate(dict.fromkeys(re.findall(r'id="clip(\d+)"', svg)))}
     svg = re.sub(r"((?:id=\"|url\(#)clip)(\d+)", lambda m: m[1] + numbers[m[2]], svg)
-    return Figure(name=name, svg=svg, alt=alt_text)
+    table = next(iter(drawing.data.values())) if drawing.table is None else drawing.table
+    return Figure(name=name, svg=svg, alt=alt_text, see=see, table=table, plane=drawing.plane)
 
 
 def _colour(looks: Sequence[Look]) -> alt.Color:
@@ -133,9 +165,10 @@ def curves(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, y: Axis) -> Draw
         legend=None,
     )
     y_scale = alt.Scale(domain=[low, high], type="log" if y.log else "linear", nice=False)
+    kind: Literal["linear", "log", "sqrt"] = "sqrt" if x.places else "log" if x.log else "linear"
     horizontal = alt.X(
         "x:Q",
-        scale=alt.Scale(domain=[start, stop], type="sqrt" if x.places else "log" if x.log else "linear", nice=False),
+        scale=alt.Scale(domain=[start, stop], type=kind, nice=False),
         axis=_axis(
             title=x.title,
             format=x.format,
@@ -156,12 +189,15 @@ def curves(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, y: Axis) -> Draw
         alt.Chart(alt.NamedData("levels")).mark_rule(strokeWidth=1.2, opacity=0.8).encode(vertical, colour, dash),
         labels.mark_rule(strokeWidth=0.6, opacity=0.6).encode(
             alt.X("x:Q"), alt.Y("mean:Q", scale=y_scale), alt.X2(value=PANEL + 5), alt.Y2("label_y:Q"), colour
-        ),
-        labels.mark_circle(size=26, opacity=1).encode(alt.X(value=PANEL + 8), beside, colour),
+        ).properties(name="leader"),
+        labels.mark_circle(size=26, opacity=1).encode(alt.X(value=PANEL + 8), beside, colour).properties(name="key"),
         labels.mark_text(align="left", fontSize=10, color=INK).encode(alt.X(value=PANEL + 14), beside, text="short:N"),
     ]  # fmt: skip
     chart = alt.layer(*layers).properties(width=PANEL, height=height)
-    return Drawing(chart=chart, data={"lines": moving, "levels": level, "labels": names})
+    across = Scale(title=x.title, domain=(start, stop), length=PANEL, type=kind)
+    up = Scale(title=y.title, domain=(low, high), length=height, type="log" if y.log else "linear", upward=True)
+    data = {"lines": moving, "levels": level, "labels": names}
+    return Drawing(chart=chart, data=data, table=frame, plane={"x": across, "y": up})
 
 
 def _axis(**options: Any) -> alt.Axis:
@@ -270,14 +306,19 @@ def scatter(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, y: Axis, domain
         ),
         names.mark_rule(strokeWidth=0.6, opacity=0.55).encode(
             alt.X("from_x:Q", scale=None), alt.Y("from_y:Q", scale=None), alt.X2("to_x:Q"), alt.Y2("to_y:Q"), colour
-        ),
+        ).properties(name="leader"),
         marks.mark_point(filled=True, size=58, opacity=1).encode(across, up, colour, shape),
         names.mark_text(align="left", baseline="middle", fontSize=10, color=INK).encode(
             alt.X("text_x:Q", scale=None), alt.Y("to_y:Q", scale=None), text="short:N"
         ),
     ]  # fmt: skip
     chart = alt.layer(*layers).properties(width=width, height=height)
-    return Drawing(chart=chart, data={"marks": rows, "labels": labels})
+    kind: Literal["linear", "log"] = "log" if y.log else "linear"
+    plane: Plane = {
+        "x": Scale(title=x.title, domain=(zero, right), length=width, type="log"),
+        "y": Scale(title=y.title, domain=(low, high), length=height, type=kind, upward=True),
+    }
+    return Drawing(chart=chart, data={"marks": rows, "labels": labels}, table=frame, plane=plane)
 
 
 def _beside(
@@ -366,7 +407,8 @@ def rows(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, domain: tuple[floa
     header = alt.Header(labelOrient="top", labelAnchor="start", title=None)
     chart = chart.properties(width=PANEL, height=alt.Step(ROW))
     chart = chart.facet(row=alt.Row("group:N", sort=groups, header=header), spacing=4).resolve_scale(y="independent")
-    return Drawing(chart=chart, data={"marks": frame})
+    along = Scale(title=x.title, domain=domain, length=PANEL)
+    return Drawing(chart=chart, data={"marks": frame}, table=frame.drop("short", "group"), plane={"x": along})
 
 
 # ------------------------------------------------------------------------------------------ ranks over tasks
@@ -441,4 +483,8 @@ def routes(frame: pl.DataFrame, looks: Sequence[Look], clients: int, clusters: i
     )  # fmt: skip
     chart = alt.vconcat(*panels, names.properties(width=width, height=10), spacing=8)
     data = {"cells": cells, "borders": edges.slice(1), "edges": edges, "outline": pl.DataFrame({"one": [1]})}
-    return Drawing(chart=chart, data=data)
+    plane: Plane = {
+        "x": Scale(title="client", domain=(1, clients + 1), length=width),
+        "y": Scale(title="learned cluster", domain=(1, clusters + 1), length=height),
+    }
+    return Drawing(chart=chart, data=data, table=frame, plane=plane)

@@ -5,6 +5,8 @@ Its clients send their factors one by one, `flat`; `unflat` gives them back as a
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -44,7 +46,8 @@ def decomposed(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Params
     A = D Vᵀ and B = U S D⁻¹ with D = max(1, √S): balanced where the product is large, for else the gradients of the
     smaller factor are too large for the rate of the other, and never with an A near zero, from where B learns nothing.
     Biases, norms, and the factors of a layer whose products are all zero, are those of `mean`. Of each pair of singular
-    vectors the largest entry of V's is positive, for else a rounding error decides their sign.
+    vectors the largest entry of V's is positive, for else a rounding error decides their sign. Where a product has no
+    decomposition, training has diverged, and all factors are NaN, as they would be a round later.
     """
     exact = adaptors.products(clients, weight)
     found = dict(mean)
@@ -54,7 +57,10 @@ def decomposed(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Params
             continue  # of a norm, whose mean misses nothing
         change = exact[f"{layer}.weight"]
         change = change.mT if isinstance(adaptor, EmbeddingAdaptor) else change.flatten(1)
-        left, size, right = torch.linalg.svd(change, full_matrices=False)
+        try:
+            left, size, right = torch.linalg.svd(change, full_matrices=False)
+        except torch.linalg.LinAlgError:  # not finite or nearly so  # pyright: ignore[reportPrivateImportUsage]
+            return {name: torch.full_like(tensor, math.nan) for name, tensor in mean.items()}
         rank = len(old["A"])
         left, size, right = left[:, :rank], size[:rank], right[:rank]
         length = size.sqrt().clamp(min=1)

@@ -14,6 +14,7 @@ from floral.config import ConfigError, Run, fidelity
 from floral.data.federation import evaluated_on_training
 from floral.schema import Task, Variant
 from floral.stages.failure import failure, running
+from floral.stages.reference import origin
 
 CURVES = ("test/accuracy", "test/loss", "validation/loss", "route/ari", "route/entropy", "route/mismatch")
 """The metrics that the report reads at every evaluation."""
@@ -35,7 +36,7 @@ METRICS = {
 LATER: dict[str, Any] = {
     "classes": pl.Int64, "test_top5_accuracy": pl.Float64, "worst_cluster_loss": pl.Float64,
     "worst_decile_loss": pl.Float64, "excess_risk": pl.Float64, "cluster_accuracy": pl.List(pl.Float64),
-    "cluster_loss": pl.List(pl.Float64),
+    "cluster_loss": pl.List(pl.Float64), "reference": pl.String,
 }  # fmt: skip
 """Columns that runs of earlier versions lack: null there."""
 
@@ -149,7 +150,7 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
             if run.task.unseen and found["status"] == "done":
                 unseen.append(_unseen(folder / "unseen.parquet", keys))
             measured = {key: found[key] for key in ("status", "round", *IDENTITY[-3:], *METRICS)}
-            measured |= {key: found.get(key) for key in LATER}
+            measured |= {key: found.get(key) for key in LATER} | {"reference": origin(folder)}
             summary.append({**row, **measured, **_spent(spent)})
         except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
             told = f"{error} is missing" if isinstance(error, KeyError) else str(error)

@@ -63,7 +63,10 @@ def result(collected: Collected, looks: Sequence[Look], setting: Setting) -> Fig
             marks += [(name, "tick", unit.scale * value, None) for value in seeds.values()]
     subtitle = "mean and 95 % interval; ticks: seeds; hollow: one seed"
     told = _told(unit.title, setting, looks, means, unit.digits)
-    return _rows(marks, looks, setting, "result", unit.title, unit.digits, subtitle, told)
+    ordered = {name: interval.mean for name, interval in means.items()}
+    ranked = _ranked(ordered, looks, unit.digits, unit.higher_is_better)
+    see = f"Best mean first: {ranked}{_overlap(means, unit.higher_is_better)}"
+    return _rows(marks, looks, setting, "result", unit.title, unit.digits, subtitle, told, see)
 
 
 def tradeoff(collected: Collected, looks: Sequence[Look], setting: Setting) -> Figure | None:
@@ -93,7 +96,13 @@ def tradeoff(collected: Collected, looks: Sequence[Look], setting: Setting) -> F
     outside = ", ".join(f"{look.short} {number(means[look.id].mean, unit.digits)}" for look in shown if look.id in far)
     subtitle = ["mean and 95 % interval after the last round; an interval may leave the frame"]
     subtitle += [f"outside the axis: {outside}"] if outside else []
-    return figures.render(chart, f"tradeoff_{setting.id}", setting.title, subtitle, told)
+    sign = 1 if unit.higher_is_better else -1
+    points = {
+        look.id: (sum(spent[look.id].values()) / len(spent[look.id]), sign * means[look.id].mean) for look in shown
+    }
+    front = [look.short for look in shown if not _beaten(points[look.id], points.values())]
+    see = f"No other method has a better mean for as few bytes or fewer than {', '.join(front)}."
+    return figures.render(chart, f"tradeoff_{setting.id}", setting.title, subtitle, told, see)
 
 
 def curves(collected: Collected, looks: Sequence[Look], setting: Setting) -> dict[str, Figure | None]:
@@ -114,8 +123,10 @@ def curves(collected: Collected, looks: Sequence[Look], setting: Setting) -> dic
         told = f"{unit.title} against {axis.title.lower()}, {setting.title}. From best to worst at the end: "
         told += ", ".join(names[name] for name in last["contender"]) + "."
         chart = figures.curves(frame, looks, axis, Axis(title=unit.title, log=bool(log), limits=LIMITS[setting.metric]))
+        ends = dict(last.select("contender", "mean").iter_rows())
+        see = f"At the end: {_ranked(ends, looks, unit.digits, unit.higher_is_better)}."
         drawn[kind] = figures.render(
-            chart, f"{kind}_{setting.id}", setting.title, f"{unit.title}, against {kind}", told
+            chart, f"{kind}_{setting.id}", setting.title, f"{unit.title}, against {kind}", told, see
         )
     return drawn
 
@@ -133,7 +144,8 @@ def routes(collected: Collected, looks: Sequence[Look], setting: Setting) -> Fig
     told = f"Routes of {setting.task.clients} clients, {setting.title}. Mean weight on the matched true cluster: "
     told += ", ".join(f"{names[name]} {number(weight, 2)}" for name, weight in right.iter_rows()) + "."
     subtitle = "clients by true cluster × learned clusters, seed " + ", ".join(map(str, sorted(set(seeds.values()))))
-    return figures.render(chart, f"routes_{setting.id}", setting.title, subtitle, told)
+    see = f"Mean weight on the matched true cluster: {_ranked(dict(right.iter_rows()), looks, 2)}."
+    return figures.render(chart, f"routes_{setting.id}", setting.title, subtitle, told, see)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,8 +187,9 @@ def recovery(collected: Collected, looks: Sequence[Look], setting: Setting, kind
     last = frame.group_by("contender", maintain_order=True).last()
     told = f"{of.what}, {setting.title}; at the end: "
     told += ", ".join(f"{names[row['contender']]} {number(row['mean'], 2)}" for row in last.iter_rows(named=True)) + "."
+    see = f"At the end: {_ranked(dict(last.select('contender', 'mean').iter_rows()), looks, 2)}."
     chart = figures.curves(frame, learned, Axis(title="Round"), of.axis)
-    return figures.render(chart, f"{kind}_{setting.id}", setting.title, of.subtitle, told)
+    return figures.render(chart, f"{kind}_{setting.id}", setting.title, of.subtitle, told, see)
 
 
 def spread(collected: Collected, looks: Sequence[Look], setting: Setting) -> Figure | None:
@@ -194,7 +207,12 @@ def spread(collected: Collected, looks: Sequence[Look], setting: Setting) -> Fig
             marks += [(name, "point", value, None) for value in seed["value"].unique(maintain_order=True)]
     told = _told(f"Clients' {setting.metric}, median and 5 to 95 %", setting, looks, quantiles, unit.digits)
     title, subtitle = f"{unit.title}, of single clients", "clients of all seeds: 5, 25, 50, 75 and 95 %"
-    return _rows(marks, looks, setting, "spread", title, unit.digits, subtitle, told)
+    served = {n: found.low if unit.higher_is_better else found.high for n, found in quantiles.items()}
+    ranked = _ranked(
+        {n: end for n, end in served.items() if end is not None}, looks, unit.digits, unit.higher_is_better
+    )
+    see = f"What 95 % of the clients reach at least: {ranked}."
+    return _rows(marks, looks, setting, "spread", title, unit.digits, subtitle, told, see)
 
 
 def worst(
@@ -218,7 +236,9 @@ def worst(
     told = f"Worst {which}, {setting.title}. Runs below what chance alone would give: "
     told += ", ".join(f"{shorts[one.contender]} {one.below_chance} of {len(one.observed)}" for one in found) + "."
     subtitle = "dot: mean; ticks: seeds; grey: one seed by chance alone"
-    return _rows(marks, looks, setting, f"worst_{which}", f"Accuracy of the worst {which}, %", 1, subtitle, told)
+    unlucky = [shorts[one.contender] for one in found if one.below_chance == len(one.observed)]
+    see = f"Below chance in every seed: {', '.join(unlucky) or 'none'}."
+    return _rows(marks, looks, setting, f"worst_{which}", f"Accuracy of the worst {which}, %", 1, subtitle, told, see)
 
 
 def unseen(collected: Collected, looks: Sequence[Look], setting: Setting, kind: str) -> Figure | None:
@@ -237,7 +257,34 @@ def unseen(collected: Collected, looks: Sequence[Look], setting: Setting, kind: 
     up = Axis(title="Accuracy, %", limits=LIMITS["accuracy"])
     chart = figures.curves(frame.drop("seeds"), looks, across, up)
     subtitle = [f"Accuracy, %, of {summarise.JOINING[kind]}", "mean and range of the seeds"]
-    return figures.render(chart, f"unseen_{kind}_{setting.id}", setting.title, subtitle, told)
+    see = f"With all samples: {_ranked(dict(last.select('contender', 'mean').iter_rows()), looks, 1)}."
+    return figures.render(chart, f"unseen_{kind}_{setting.id}", setting.title, subtitle, told, see)
+
+
+# ----------------------------------------------------------------------------------------- what to see
+
+
+def _ranked(values: Mapping[str, float], looks: Sequence[Look], digits: int, higher: bool = True) -> str:
+    """`A 84.3, B 83.9, C 81.0 … Z 10.2`: the first three of `values` (contender → value), best first, and the last."""
+    shorts = {look.id: look.short for look in looks}
+    ranked = sorted(((n, v) for n, v in values.items() if v is not None), key=lambda pair: pair[1], reverse=higher)
+    told = [f"{shorts[name]} {number(value, digits)}" for name, value in ranked]
+    return ", ".join(told) if len(told) <= 4 else f"{', '.join(told[:3])} … {told[-1]}"
+
+
+def _overlap(means: Mapping[str, Interval], higher: bool) -> str:
+    """How many intervals reach into that of the best mean."""
+    ranked = sorted(means.values(), key=lambda interval: interval.mean, reverse=higher)
+    if len(ranked) < 2 or ranked[0].low is None:
+        return "."
+    first, others = ranked[0], [found for found in ranked[1:] if found.low is not None]
+    reach = sum(found.high >= first.low if higher else found.low <= first.high for found in others)  # type: ignore[operator]
+    return f"; the interval of the first meets those of {reach} of {len(others)} others."
+
+
+def _beaten(point: tuple[float, float], others: Iterable[tuple[float, float]]) -> bool:
+    """Whether another spends no more and has a better result."""
+    return any(bytes_ <= point[0] and result > point[1] for bytes_, result in others)
 
 
 # ------------------------------------------------------------------------------- one row for each contender
@@ -250,7 +297,7 @@ Range = tuple[float, float]
 
 def _rows(
     marks: list[Mark], looks: Sequence[Look], setting: Setting, kind: str, title: str, digits: int, subtitle: str,
-    told: str,
+    told: str, see: str = "",
 ) -> Figure:  # fmt: skip
     """The marks on an axis that tells the rivals apart; what it does not show as it is stands in the subtitle."""
     low, high = LIMITS[setting.metric]
@@ -275,7 +322,7 @@ def _rows(
     kept = [(*mark, None) for mark in clipped if mark[0] not in far]
     frame = pl.DataFrame([*kept, *labels], schema=types, orient="row").with_columns(pl.col("value", "value2").round(6))
     chart = figures.rows(frame, looks, Axis(title=title), (start, stop))
-    return figures.render(chart, f"{kind}_{setting.id}", setting.title, [subtitle, *lines], told)
+    return figures.render(chart, f"{kind}_{setting.id}", setting.title, [subtitle, *lines], told, see)
 
 
 def _clip(value: float, low: float, high: float) -> float:

@@ -61,6 +61,7 @@ class Settings(Frozen):
     runs_per_gpu: int = Field(1, gt=0)
     checkpoint_seconds: float = Field(60, gt=0)
     allow_missing: bool = False
+    reuse: bool = True
     slurm: Slurm = Slurm()
 
     @field_validator("suite", "tasks", "variants", "seeds", mode="before")

@@ -13,7 +13,7 @@ import yaml
 from floral.config import ConfigError, Run, switches
 from floral.figures import Figure
 from floral.looks import APART, looks
-from floral.stages import words
+from floral.stages import setup_section, words
 from floral.stages.collect import Collected, collect
 from floral.stages.draw import draw
 from floral.stages.locks import held
@@ -24,6 +24,7 @@ from floral.stages.summarise import usual_seeds
 from floral.tables import unbroken
 
 TEMPLATE = Path(__file__).parents[2] / "reports" / "template"
+EMBEDDED = {"style": "style.css", "theme": "theme.js", "script": "script.js"}
 
 
 def report(
@@ -87,6 +88,7 @@ def _build(collected: Collected, runs: list[Run], folder: Path, last: Path, said
         (folder / "tables" / f"{table.name}.tex").write_text(table.latex, encoding="utf-8")
     (folder / "figures").mkdir()
     for figure in (figure for section in sections for row in section.figures for figure in row):
+        (folder / "figures" / f"{figure.name}.csv").write_text(figure.csv, encoding="utf-8")
         (folder / "figures" / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
         (folder / "figures" / f"{figure.name}.pdf").write_bytes(_pdf(figure, last / "figures" / figure.name))
     (folder / "index.html").write_text(_page(material, sections, runs, said), encoding="utf-8")
@@ -121,10 +123,11 @@ def _page(material: Material, sections: list[Section], runs: list[Run], said: Ma
         looks=shown,
         apart=list(APART.values()),
         usual=usual_seeds(collected),
-        provenance=words.provenance(collected),
+        provenance=(provenance := words.provenance(collected)),
+        setup=setup_section.paragraphs(collected, provenance["facts"]),
+        checklist=setup_section.checklist(collected, provenance["facts"], said["command"]),
         switches=_switches(runs),
-        style=(TEMPLATE / "style.css").read_text(encoding="utf-8"),
-        script=(TEMPLATE / "script.js").read_text(encoding="utf-8"),
+        **{name: (TEMPLATE / file).read_text(encoding="utf-8") for name, file in EMBEDDED.items()},
     )
 
 

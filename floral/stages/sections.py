@@ -15,6 +15,7 @@ from floral.stages import (
     decided_section,
     published,
     seen,
+    setup_section,
     target_section,
     tuning_section,
     unseen_section,
@@ -128,7 +129,7 @@ def provenance(material: Material) -> Section | None:
 SECTIONS: tuple[Make, ...] = (
     main, decided_section.section, published.section, published.claims, corrections_section.section, budgets.section,
     result, curves, routes, spread, worst_clients, clusters_section.section, unseen_section.section, costs,
-    target_section.section, seen.section, tuning_section.section, methods, failures, provenance,
+    target_section.section, seen.section, tuning_section.section, methods, failures, setup_section.section, provenance,
 )  # fmt: skip
 
 

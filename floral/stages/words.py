@@ -223,9 +223,17 @@ def provenance(collected: Collected) -> dict[str, Any]:
         "stamp": collected.summary["finished_at"].max(),
         "facts": {} if collected.costs.is_empty() else _facts(collected.costs),
         "partitions": partitions,
+        "reused": _reused(collected.summary["reference"]),
         "on_training": [setting.title for setting in collected.settings if setting.on_training],
         "inexact": sorted({row["data"] for row in partitions if not row["exact"]}),
     }
+
+
+def _reused(references: pl.Series) -> str:
+    """How many runs were not made here; empty where all were."""
+    counts = references.drop_nulls().value_counts().sort("reference")
+    told = [f"{_count(n, 'run')} of reports/reference/{name}" for name, n in counts.iter_rows()]
+    return f"not made here: {'; '.join(told)}" if told else ""
 
 
 def _facts(costs: pl.DataFrame) -> dict[str, str]:

@@ -1,73 +1,276 @@
-"use strict";
+// ---------------------------------------------------------------------------------------------------- tables
 
-// Sort a table's rows by the column whose heading is pressed: downwards, upwards, then as it was.
+// What a cell sorts by: its number, the number it begins with, or its text.
 function order(cell) {
-  const marked = cell && cell.querySelector("[data-order]");
-  return marked ? Number(marked.dataset.order) : NaN;
+  const marked = cell?.querySelector("[data-order]");
+  if (marked) return Number(marked.dataset.order);
+  const text = (cell?.textContent ?? "").trim().replace("\u2212", "-");
+  if (text === "" || text === "\u2013") return NaN;
+  return /^[-+]?\d[\d.]*(e[-+]?\d+)?(?=\s|%|$)/i.test(text) ? parseFloat(text) : text.toLowerCase();
 }
 
-// Families are for reading: sorted, all methods stand in one column of ranks, and only what stands apart stays apart.
-function sortBy(table, column, direction) {
-  const body = table.tBodies[0];
-  const original = table.original ||= [...body.rows];
+const isNumber = (x) => typeof x === "number" && !Number.isNaN(x);
+const rank = (x) => (isNumber(x) ? 0 : typeof x === "string" ? 1 : 2); // numbers, then words, then nothing
+
+function compare(x, y) {
+  if (rank(x) !== rank(y)) return { fixed: rank(x) - rank(y) };
+  if (Number.isNaN(x)) return { fixed: 0 };
+  if (typeof x === "number" && typeof y === "number") return { free: x - y };
+  return { free: String(x).localeCompare(String(y), "en", { numeric: true }) };
+}
+
+const isHeading = (row) => row.classList.contains("gt_group_heading_row");
+
+// Rows in the order and choice that a table's `state` says. Families are for reading: sorted, all methods stand in one
+// column of ranks, and only what stands apart (APART) stays apart. What has no value stays last in both directions.
+function arrange(table, state) {
+  const [body, wanted] = [table.tBodies[0], state.query.toLowerCase().split(/\s+/).filter(Boolean)];
   const tiers = [[]];
-  for (const row of original) {
-    const heading = row.classList.contains("gt_group_heading_row");
-    row.hidden = heading && direction !== "none" && !APART.includes(row.textContent.trim());
-    if (heading && APART.includes(row.textContent.trim())) tiers.push([]);
+  let family = "";
+  let found = 0;
+  let heading = null;
+  for (const row of state.rows) {
+    const apart = isHeading(row) && APART.includes(row.textContent.trim());
+    if (isHeading(row)) {
+      [heading, family] = [row, row.textContent.toLowerCase()];
+      row.hidden = true;
+      if (apart) tiers.push([]);
+    } else {
+      const text = `${family} ${row.textContent.toLowerCase()}`;
+      row.hidden = !wanted.every((word) => text.includes(word));
+      found += !row.hidden;
+      const shown = state.direction === "none" || APART.includes(heading?.textContent.trim());
+      if (heading && !row.hidden && shown) heading.hidden = false;
+    }
     tiers.at(-1).push(row);
   }
-  if (direction === "none") { body.append(...original); return; }
-  for (const tier of tiers) {
-    const [headings, rows] = [true, false].map(
-      (wanted) => tier.filter((row) => row.classList.contains("gt_group_heading_row") === wanted));
+  if (state.direction === "none") body.append(...state.rows);
+  else for (const tier of tiers) {
+    const rows = tier.filter((row) => !isHeading(row));
     rows.sort((a, b) => {
-      const [x, y] = [order(a.cells[column]), order(b.cells[column])];
-      if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y);
-      return direction === "descending" ? y - x : x - y;
+      const { fixed, free } = compare(order(a.cells[state.column]), order(b.cells[state.column]));
+      return fixed ?? (state.direction === "descending" ? -free : free);
     });
-    body.append(...headings, ...rows);
+    body.append(...tier.filter(isHeading), ...rows);
   }
+  return found;
 }
 
-for (const table of document.querySelectorAll(".gt_table")) {
-  const heads = [...table.tHead.rows].at(-1).cells;
-  const offset = table.tHead.rows.length > 1 ? 1 : 0; // the stub's heading spans both rows of the head
-  [...heads].forEach((head, at) => {
-    const column = at + offset;
-    if (column === 0) return;
-    head.tabIndex = 0;
-    head.title = "Sort by this column";
-    const sort = () => {
-      const before = head.getAttribute("aria-sort") || "none";
-      const direction = { none: "descending", descending: "ascending", ascending: "none" }[before];
+// The lowest heading above each column of the body, with headings that span rows and columns.
+function headings(table) {
+  const taken = [];
+  [...table.tHead.rows].forEach((row, at) => {
+    let column = 0;
+    for (const cell of row.cells) {
+      while (taken[at]?.[column]) column += 1;
+      for (let down = 0; down < cell.rowSpan; down += 1)
+        for (let along = 0; along < cell.colSpan; along += 1) (taken[at + down] ||= [])[column + along] = cell;
+      column += cell.colSpan;
+    }
+  });
+  return taken.at(-1);
+}
+
+const FEW = 8; // rows that are found without a search
+
+for (const table of document.querySelectorAll(".gt_table, .plain")) {
+  const state = { rows: [...table.tBodies[0].rows], query: "", column: 0, direction: "none" };
+  const heads = headings(table);
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "sort";
+    button.title = "Sort by this column";
+    button.append(...head.childNodes);
+    if (!button.textContent.trim()) button.append("Method");
+    head.append(button);
+    button.addEventListener("click", () => {
+      const turn = { none: "descending", descending: "ascending", ascending: "none" };
+      const numbers = state.rows.some((row) => !isHeading(row) && isNumber(order(row.cells[column])));
+      if (!numbers) Object.assign(turn, { none: "ascending", ascending: "descending", descending: "none" });
+      const direction = turn[head.getAttribute("aria-sort") || "none"];
       for (const other of heads) other.removeAttribute("aria-sort");
       if (direction !== "none") head.setAttribute("aria-sort", direction);
-      sortBy(table, column, direction);
-    };
-    head.addEventListener("click", sort);
-    head.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" || event.key === " ") { event.preventDefault(); sort(); }
+      Object.assign(state, { column, direction });
+      arrange(table, state);
     });
   });
+  const all = state.rows.filter((row) => !isHeading(row)).length;
+  if (all < FEW) continue;
+  const box = document.createElement("p");
+  box.className = "search";
+  box.innerHTML = '<label>Search <input type="search" autocomplete="off"></label> <span role="status"></span>';
+  const [input, told] = [box.querySelector("input"), box.querySelector("span")];
+  input.addEventListener("input", () => {
+    state.query = input.value;
+    const found = arrange(table, state);
+    told.textContent = state.query.trim() ? `${found} of ${all} rows` : "";
+  });
+  table.parentElement.before(box);
 }
 
-// Follow a method through all figures: a mark belongs to the method whose colour it has.
+// --------------------------------------------------------------------------------------------------- figures
+
+// A mark belongs to the method whose colour it has; choose a name and follow it through all figures.
 const buttons = [...document.querySelectorAll(".legend button")];
-const colours = new Set(buttons.map((button) => button.dataset.colour));
-const marks = [...document.querySelectorAll("figure svg *")].filter(
-  (mark) => colours.has(mark.getAttribute("stroke")) || colours.has(mark.getAttribute("fill")));
+const names = new Map(buttons.map((button) => [button.dataset.colour, button.textContent.trim()]));
+const owner = (mark) => [mark.getAttribute("stroke"), mark.getAttribute("fill")].find((colour) => names.has(colour));
+
 function follow() {
   const chosen = new Set(buttons.filter((b) => b.getAttribute("aria-pressed") === "true").map((b) => b.dataset.colour));
-  for (const mark of marks) {
-    const own = chosen.has(mark.getAttribute("stroke")) || chosen.has(mark.getAttribute("fill"));
-    mark.classList.toggle("dim", chosen.size > 0 && !own);
+  for (const mark of document.querySelectorAll("figure svg .role-mark *")) {
+    const own = owner(mark);
+    if (own) mark.classList.toggle("dim", chosen.size > 0 && !chosen.has(own));
   }
 }
 for (const button of buttons) {
   button.addEventListener("click", () => {
     button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") !== "true"));
     follow();
+  });
+}
+
+// From a pixel of a panel back to the value, by the scale that drew it.
+function value(scale, pixel) {
+  const share = scale.upward ? 1 - pixel / scale.length : pixel / scale.length;
+  const [there, back] = { log: [Math.log, Math.exp], sqrt: [Math.sqrt, (v) => v * v] }[scale.type] ?? [Number, Number];
+  const [low, high] = scale.domain.map((end) => there(end));
+  return back(low + share * (high - low));
+}
+const PREFIXES = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e4, "k"]];
+function written(number) {
+  const [factor, prefix] = PREFIXES.find(([size]) => Math.abs(number) >= size) ?? [1, ""];
+  const rounded = Number((number / factor).toPrecision(4));
+  return `${String(Math.abs(rounded) < 1e-9 ? 0 : rounded).replace("-", "\u2212")}${prefix && `\u2009${prefix}`}`;
+}
+
+// The places of an SVG that have a value: {mark, x, y in the mark's panel, text}.
+function places(svg) {
+  const plane = JSON.parse(svg.dataset.plane);
+  const found = [];
+  const inside = (x, y) => x >= -1 && x <= plane.x.length + 1 && (!plane.y || (y >= -1 && y <= plane.y.length + 1));
+  const add = (mark, x, y, text) => { if (inside(x, y)) found.push({ mark, x, y, text: `${names.get(owner(mark))}: ${text}` }); };
+  const point = (x, y) => plane.y
+    ? `${written(value(plane.y, y))} at ${written(value(plane.x, x))} (${plane.x.title})`
+    : written(value(plane.x, x));
+  for (const mark of svg.querySelectorAll(".role-mark:not(.leader_marks):not(.key_marks) > *")) {
+    if (!owner(mark) || mark.tagName === "text") continue;
+    const at = (mark.getAttribute("transform") ?? "").match(/translate\(([-\d.e]+),([-\d.e]+)\)/);
+    const [x, y] = at ? [Number(at[1]), Number(at[2])] : [0, 0];
+    const group = mark.parentElement.classList;
+    const path = (mark.getAttribute("d") ?? "").match(/-?[\d.]+(e-?\d+)?/g)?.map(Number) ?? [];
+    if (group.contains("mark-symbol")) add(mark, x, y, point(x, y));
+    else if (group.contains("mark-line")) for (let i = 0; i < path.length; i += 2) add(mark, path[i], path[i + 1], point(path[i], path[i + 1]));
+    else if (group.contains("mark-rule")) {
+      const [dx, dy] = ["x2", "y2"].map((name) => Number(mark.getAttribute(name)));
+      const vertical = plane.y && Math.abs(dy) > 0;
+      const [scale, ...ends] = vertical ? [plane.y, y, y + dy] : plane.y ? [plane.y, y, y] : [plane.x, x, x + dx];
+      const [low, high] = ends.map((end) => value(scale, end)).sort((a, b) => a - b).map(written);
+      if (low === high) add(mark, x + dx / 2, y + dy / 2, low);
+      else for (const share of [0, 1]) add(mark, x + share * dx, y + share * dy, `${low} to ${high}`); // the dot is between
+    } else if (group.contains("mark-rect") && plane.y) {
+      const share = Number(mark.getAttribute("opacity")) || 0;
+      const [client, cluster] = [value(plane.x, path[0]), value(plane.y, path[1])].map(Math.round);
+      add(mark, path[0] + path[2] / 2, path[1] + path[3] / 2, `${plane.x.title} ${client}, ${plane.y.title} ${cluster}: weight ${written(share)}`);
+    } else if (group.contains("mark-rect") && path.length >= 4) { // a box, or a tick that is as thin as its line
+      const [low, high] = [path[0] + x, path[0] + x + path[2]];
+      const thin = path[2] <= 2.5;
+      const middle = path[1] + y + path[3] / 2;
+      const text = [low, high].map((end) => written(value(plane.x, end))).join(" to ");
+      if (thin) add(mark, (low + high) / 2, middle, written(value(plane.x, (low + high) / 2)));
+      else for (const end of [low, high]) add(mark, end, middle, text);
+    }
+  }
+  return found;
+}
+
+const REACH = 22; // pixels from the pointer to a place
+const tip = document.getElementById("tip");
+const known = new WeakMap();
+function placesOf(svg) {
+  if (!known.has(svg)) known.set(svg, places(svg));
+  return known.get(svg);
+}
+function screen(place) {
+  const matrix = place.mark.parentElement.getScreenCTM();
+  return { x: matrix.a * place.x + matrix.e, y: matrix.d * place.y + matrix.f };
+}
+function tell(place) {
+  const { x, y } = screen(place);
+  tip.textContent = place.text;
+  tip.className = "shown";
+  const wide = tip.offsetWidth;
+  tip.style.left = `${Math.max(4, Math.min(x + 12, innerWidth - wide - 8)) + scrollX}px`;
+  tip.style.top = `${Math.max(4, y - 34) + scrollY}px`;
+}
+function hush() { tip.className = ""; tip.textContent = ""; }
+
+for (const svg of document.querySelectorAll("figure svg[data-plane]")) {
+  if (!("x" in JSON.parse(svg.dataset.plane))) continue;
+  svg.tabIndex = 0;
+  let at = -1;
+  svg.addEventListener("pointermove", (event) => {
+    let [near, least] = [null, REACH];
+    const panels = new Map();
+    for (const place of placesOf(svg)) {
+      const panel = place.mark.parentElement;
+      if (!panels.has(panel)) panels.set(panel, panel.getScreenCTM());
+      const matrix = panels.get(panel);
+      const away = Math.hypot(matrix.a * place.x + matrix.e - event.clientX, matrix.d * place.y + matrix.f - event.clientY);
+      if (away < least) [near, least] = [place, away];
+    }
+    if (near) tell(near); else hush();
+  });
+  svg.addEventListener("pointerleave", hush);
+  svg.addEventListener("blur", hush);
+  svg.addEventListener("keydown", (event) => {
+    const all = placesOf(svg);
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (event.key === "Escape") hush();
+    if (!all.length || (!step && event.key !== "Home" && event.key !== "End")) return;
+    event.preventDefault();
+    at = event.key === "Home" ? 0 : event.key === "End" ? all.length - 1 : (Math.max(at, step > 0 ? -1 : 0) + step + all.length) % all.length;
+    tell(all[at]);
+  });
+}
+
+// ------------------------------------------------------------------------------------------------------ page
+
+const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
+const seen = new IntersectionObserver((entries) => {
+  for (const entry of entries) {
+    if (!entry.isIntersecting) continue;
+    for (const link of links.values()) link.removeAttribute("aria-current");
+    links.get(entry.target.id)?.setAttribute("aria-current", "true");
+  }
+}, { rootMargin: "-10% 0px -80% 0px" });
+for (const section of document.querySelectorAll("main > section")) seen.observe(section);
+
+const switcher = document.createElement("button");
+switcher.type = "button";
+switcher.className = "theme";
+function label() { switcher.textContent = `Colours: ${document.documentElement.dataset.theme}`; }
+switcher.addEventListener("click", () => {
+  const next = THEMES[(THEMES.indexOf(document.documentElement.dataset.theme) + 1) % THEMES.length];
+  show(next);
+  keep(next);
+  label();
+});
+label();
+document.querySelector("nav").append(switcher);
+
+for (const button of document.querySelectorAll("button[data-copy]")) {
+  const told = button.textContent;
+  button.addEventListener("click", async () => {
+    const source = document.getElementById(button.dataset.copy);
+    try {
+      await navigator.clipboard.writeText(source.textContent);
+      button.textContent = "Copied";
+    } catch { // a browser that gives a local file no clipboard: the text is selected, and its own command copies
+      getSelection().selectAllChildren(source);
+      button.textContent = document.execCommand("copy") ? "Copied" : "Selected: press Ctrl-C";
+    }
+    setTimeout(() => { button.textContent = told; }, 2000);
   });
 }
 

@@ -11,6 +11,9 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from floral.stages.report import report
 
+AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
+ROWS = "[...document.querySelectorAll('%s .gt_table tbody .gt_stub')].map(cell => cell.textContent)"
+COLOUR = "[...document.querySelectorAll('.legend button')].find(b => b.textContent.trim() === '%s').dataset.colour"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 
 
@@ -79,19 +82,97 @@ def test_ink_changes_with_the_scheme(browser, address):
 
 def test_columns_sort_across_families(browser, address):
     page = opened(browser, address, 1280, "light")
-    names = "[...document.querySelectorAll('#main .gt_table tbody .gt_stub')].map(cell => cell.textContent)"
+    names = ROWS % "#main"
     heading = page.locator("#main .gt_table thead tr:last-child th").first
-    heading.click()
+    button = heading.locator("button")
+    button.click()
     assert heading.get_attribute("aria-sort") == "descending"
     assert page.evaluate(names)[:3] == ["FLoRAL 1\u00a0%", "Ensemble", "FedAvg"]
-    heading.press("Enter")
+    button.press("Enter")
     assert page.evaluate(names)[:3] == ["Ensemble", "FLoRAL 1\u00a0%", "FedAvg"]  # which has no mean, and stays last
     assert len(page.evaluate(names)) == 5
     families = "[...document.querySelectorAll('#main .gt_group_heading_row')].filter(row => !row.hidden).length"
     assert page.evaluate(families) == 2  # what stands apart does so sorted too
-    heading.press("Enter")
+    button.press("Enter")
     assert heading.get_attribute("aria-sort") is None and page.evaluate(families) == 5
     assert page.evaluate(names)[:3] == ["FedAvg", "Ensemble", "FLoRAL 1\u00a0%"]
+
+
+def test_words_sort_as_words(browser, address):
+    page = opened(browser, address, 1280, "light")
+    page.locator("#main .gt_table thead th").first.locator("button").press("Enter")
+    assert page.evaluate(ROWS % "#main")[:3] == ["Ensemble", "FedAvg", "FLoRAL 1\u00a0%"]
+
+
+def test_a_search_keeps_the_rows_that_have_every_word(browser, address):
+    page = opened(browser, address, 1280, "light")
+    page.locator("#provenance details").last.locator("summary").click()
+    box = page.locator("#provenance input[type=search]").last
+    rows = "[...document.querySelectorAll('#provenance .runs tbody tr')].filter(row => !row.hidden).length"
+    assert page.evaluate(rows) == 15
+    box.fill("digits_rotate done")
+    assert page.evaluate(rows) == 8
+    assert page.locator("#provenance .search [role=status]").last.text_content() == "8 of 15 rows"
+    page.locator("#provenance .runs th button").nth(2).click()  # a search outlives an order
+    assert page.evaluate(rows) == 8
+    box.fill("")
+    assert page.evaluate(rows) == 15
+
+
+def test_figures_tell_their_values_to_the_pointer_and_to_the_keys(browser, address):
+    page = opened(browser, address, 1280, "light")
+    tip, figure = page.locator("#tip"), page.locator("#result_digits_rotate svg")
+    colour = page.evaluate(COLOUR % "FLoRAL 1 %")
+    dot = figure.locator(f".mark-symbol [fill='{colour}']").first
+    dot.hover()
+    assert tip.text_content() == "FLoRAL 1 %: 86"  # seeds 85, 86 and 87
+    page.mouse.move(2, 2)
+    assert tip.text_content() == ""
+    curve = page.locator("#rounds_digits_rotate svg")
+    curve.focus()
+    curve.press("Home")
+    assert " at 0 (Round)" in (first := tip.text_content())
+    curve.press("ArrowRight")
+    assert tip.text_content() != first and tip.is_visible()
+    curve.press("Escape")
+    assert not tip.is_visible()
+
+
+def test_the_data_behind_every_figure_lie_beside_it(browser, address):
+    page = opened(browser, address, 1280, "light")
+    folder = Path(address.removeprefix("file://")).parent
+    figures = page.locator("figure.plot").count()
+    places = [link.get_attribute("href") for link in page.locator("figcaption a").all()]
+    assert len(places) == 3 * figures > 0
+    assert all((folder / place).stat().st_size for place in places)
+    assert all(len(told.split()) > 3 for told in page.locator("figcaption").all_text_contents())
+
+
+def test_a_chosen_scheme_wins_over_the_systems(browser, address):
+    page = opened(browser, address, 1280, "light")
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(paper)
+    switch = page.locator("button.theme")
+    switch.click()
+    assert switch.text_content() == "Colours: light" and page.evaluate(paper) == light
+    switch.press("Enter")
+    assert switch.text_content() == "Colours: dark" and page.evaluate(paper) != light
+    page.reload()
+    assert page.locator("button.theme").text_content() == "Colours: dark"
+    page.emulate_media(media="print")
+    assert page.evaluate(paper) == light
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault(browser, address, scheme, missing):
+    if not AXE.exists():
+        missing(f"axe-core: no {AXE}; .ci/setup installs it (npm ci --prefix tests/browser)")
+    page = opened(browser, address, 1280, scheme)
+    page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']}).then(result => result.violations)")
+    told = [f"{one['impact']} {one['id']}: {one['nodes'][0]['html'][:200]}" for one in found]
+    assert [line for line in told if line.startswith(("serious", "critical"))] == []
 
 
 def test_a_method_can_be_followed(browser, address):

@@ -126,6 +126,12 @@ def test_flexlora_serves_the_best_product_of_its_rank(model):
     assert truncated > 1e-6
 
 
+def test_flexlora_diverges_as_others_do():
+    """What has no decomposition is NaN and not an error: the run is reported as diverged."""
+    state = train(simulate("flexlora", lr=1e20, dtype=torch.float32, **SEVERAL_STEPS), 3)
+    assert all(t.isnan().all() for t in state.values["adaptor"].values())
+
+
 @pytest.mark.parametrize("variant", ["flexlora", "fedex_lora"])
 def test_with_one_client_a_round_serves_what_fedit_does(variant):
     ours, fedit = simulate(variant, **ALONE), simulate("fedit", **ALONE)

@@ -54,7 +54,7 @@ def test_summary_has_one_row_per_run(built, suite_runs):
 
 def test_page_stands_alone(built):
     page = (built / "index.html").read_text(encoding="utf-8")
-    assert not re.search(r'(?:src|href)="(?!#|data:,)', page)
+    assert not re.search(r'(?:src|href)="(?!#|data:,|(?:figures|tables)/[^"]*" download)', page)
     assert not re.search(r"url\((?!#)", page) and "@import" not in page
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 from projects import BIN, ROOT, Project, environment
@@ -113,3 +116,15 @@ def test_a_missing_configuration_is_named(
     monkeypatch.chdir(str(tmp_path))
     assert cli.main(["plan"]) == cli.MISTAKE
     assert "config.yaml" in capsys.readouterr().err
+
+
+def test_the_ui_says_that_its_port_is_busy(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("pyproject.toml", "constraints.txt", "results/track/mlflow.db", ".venv/.installed"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / ".venv" / "bin").symlink_to(BIN)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        said = subprocess.run(["make", "ui", f"PORT={port}"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert said.returncode != 0 and f"Port {port} cannot be used" in said.stdout

@@ -11,7 +11,7 @@ from snakemake.logging import LogEvent, logger
 
 import floral
 from floral.config import OWN, ConfigError, Untuned
-from floral.stages import known, missing, plan, slurm
+from floral.stages import known, missing, plan, reference, slurm
 
 try:
     SETTINGS = plan.settings(config)
@@ -20,6 +20,11 @@ try:
         SUITES, UNTUNED = SETTINGS.runs(), None
     except Untuned as reason:  # what tunes them must be able to start
         SUITES, UNTUNED = {}, reason
+    if workflow.is_main_process:
+        REUSED = (reference.restore if SETTINGS.reuse else reference.forget)(SUITES, SETTINGS.results)
+        if REUSED:
+            did = "taken from" if SETTINGS.reuse else "made anew and not taken from"
+            print(f"{plan.many(len(REUSED))} {did} {reference.REFERENCE}", file=sys.stderr)
     MISSING = []
     if SETTINGS.allow_missing:
         if workflow.is_main_process:  # a job has no network, and needs no data but those of its own run
@@ -101,7 +106,9 @@ def search_of(wildcards):
 
 def searches_to_write(wildcards):
     if not SEARCHES:
-        raise WorkflowError(f"{', '.join(SETTINGS.suite)}: nothing to tune: no block says `tuned: true`, or all values are committed")
+        raise WorkflowError(
+            f"{', '.join(SETTINGS.suite)}: nothing to tune: no block says `tuned: true`, or all values are committed"
+        )
     return [f"{RESULTS}/{folder}/done" for folder in SEARCHES]
 
 

@@ -1,0 +1,102 @@
+"""Committed runs are not repeated: restored bit by bit, marked as such, and only where every value is the same."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+from projects import ROOT, Project
+from run_folders import make_run, write_run
+
+from floral.config import ConfigError
+from floral.stages import reference
+from floral.stages.plan import finished
+
+SUITE = "tiny"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project's root with a page; config/ is the real one."""
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    page = tmp_path / "reports" / SUITE / "index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("page")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def made(place: Path, runs, of=()) -> Path:
+    for run in runs:
+        write_run(place / "results", run)
+    return reference.make(SUITE, [*runs, *of], place / "results", place / "reports" / SUITE, "snakemake …")
+
+
+def test_runs_come_back_bit_by_bit_and_marked(place: Path) -> None:
+    runs = [make_run("digits_rotate", "fedavg", 0), make_run("digits_rotate", "floral_1", 0)]
+    folder = made(place, runs)
+    before = {path: path.read_bytes() for run in runs for path in (place / "results" / run.folder).glob("*.parquet")}
+    shutil.rmtree(place / "results")
+    assert reference.restore({SUITE: runs}, place / "results") == runs
+    assert all(path.read_bytes() == content for path, content in before.items()) and len(before) == 4
+    assert all(finished(run, place / "results") for run in runs)
+    assert reference.origin(place / "results" / runs[0].folder) == "tiny, commit unknown"
+    assert reference.restore({SUITE: runs}, place / "results") == []  # what is there stays
+    told = yaml.safe_load((folder / "provenance.yaml").read_text())
+    assert told["runs"] == "2 of 2" and "cpu a CPU" in told["machines"][0] and (folder / "index.html").exists()
+
+
+def test_a_changed_value_is_no_reference(place: Path) -> None:
+    made(place, [make_run("digits_rotate", "fedavg", 0)])
+    shutil.rmtree(place / "results")
+    changed = make_run("digits_rotate", "fedavg", 0, rounds=5)
+    assert reference.restore({SUITE: [changed]}, place / "results") == []
+    assert not (place / "results" / changed.folder).exists()
+
+
+def test_what_was_restored_is_made_anew_on_request(place: Path) -> None:
+    runs = [make_run("digits_rotate", "fedavg", seed) for seed in (0, 1)]
+    made(place, runs)
+    shutil.rmtree(place / "results" / runs[0].folder)
+    reference.restore({SUITE: runs}, place / "results")
+    assert reference.forget({SUITE: runs}, place / "results") == runs[:1]  # the other was made here
+    assert [finished(run, place / "results") for run in runs] == [False, True]
+
+
+def test_a_partial_grid_says_so_and_equal_runs_give_equal_archives(place: Path) -> None:
+    run = make_run("digits_rotate", "fedavg", 0)
+    folder = made(place, [run], of=[make_run("digits_rotate", "fedavg", 1)])
+    assert "1 of 2: a partial grid" in (folder / "provenance.yaml").read_text()
+    first = (folder / "runs.zip").read_bytes()
+    reference.make(SUITE, [run], place / "results", place / "reports" / SUITE, "snakemake …")
+    assert (folder / "runs.zip").read_bytes() == first
+
+
+def test_a_damaged_archive_and_a_suite_without_runs_are_named(place: Path) -> None:
+    run = make_run("digits_rotate", "fedavg", 0)
+    with pytest.raises(ConfigError, match="no run is finished below results"):
+        reference.make(SUITE, [run], Path("results"), place / "reports" / SUITE, "snakemake …")
+    folder = made(place, [run])
+    (folder / "runs.zip").write_bytes(b"not a zip")
+    shutil.rmtree(place / "results")
+    with pytest.raises(ConfigError, match=r"reports/reference/tiny/runs\.zip: damaged .*reuse=false"):
+        reference.restore({SUITE: [run]}, place / "results")
+
+
+def test_a_newcomer_trains_nothing_and_gets_the_page(copy: Project) -> None:
+    assert copy.call("floral", "reference", SUITE).returncode == 0
+    page, table = copy.folder / "reports" / SUITE / "index.html", copy.folder / "reports" / SUITE / "summary.parquet"
+    before, summary = page.read_text(), pl.read_parquet(table)
+    for left in ("results/train", "results/partition", "results/report", f"reports/{SUITE}", ".snakemake"):
+        shutil.rmtree(copy.folder / left)
+    done = copy.snakemake()
+    assert done.returncode == 0, done.stdout
+    assert "3 runs taken from reports/reference" in done.stdout and not copy.paths("results/partition/*")
+    assert pl.read_parquet(table).drop("reference").equals(summary.drop("reference"))
+    assert before.count("(reference tiny") == 0 and page.read_text().count("(reference tiny") == 3
+    again = copy.snakemake("reuse=false", "seeds=[0]", "variants=[fedavg]")
+    assert again.returncode == 0, again.stdout
+    assert len(copy.paths("results/train/*/fedavg/*/model.safetensors")) == 1
