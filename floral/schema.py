@@ -289,16 +289,19 @@ class Partition(Frozen):
 
 
 class Unseen(Frozen):
-    """Clients that take no part in training and join after it, with rows of their own; those of the other clients are
-    fewer by these rows. Joining is local training of what is the client's own, by the method's own rules, while
-    everything that comes from the server stays as it is."""
+    """Clients that take no part in training and join after it, with rows of their own, by which those of the others are
+    fewer; under natural partitions they are further natural clients. Joining is local training of what is the client's
+    own, by the method's own rules, while everything that comes from the server stays as it is."""
 
     seen_cluster: int = Field(default=0, ge=0, description="clients of clusters 0, 1, … in turn")
     new_concept: int = Field(
         default=0, ge=0, description="clients of concepts C, C + 1, … (at most C of them), which no cluster has"
     )
     share: float = Field(
-        default=0.2, gt=0, lt=1, description="share of all training and test rows, dealt evenly to these clients"
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="of iid: share of all training and test rows, dealt evenly to these clients",
     )
     epochs: int = Field(default=30, ge=1, description="local epochs of a joining client, the same for all methods")
     samples: tuple[Annotated[int, Field(ge=0)], ...] = Field(
@@ -496,8 +499,12 @@ class Task(Frozen):
     def _somebody_can_join(self) -> Task:
         if self.unseen is None:
             return self
-        if isinstance(self.data, Synthetic) or self.partition.kind != "iid" or self.partition.mixed:
-            raise ValueError("unseen: needs a data set under partition.kind: iid, not mixed; leave unseen out")
+        if isinstance(self.data, Synthetic) or self.partition.kind not in ("iid", "natural") or self.partition.mixed:
+            raise ValueError(
+                "unseen: needs a data set under partition.kind: iid or natural, not mixed; leave unseen out"
+            )
+        if self.partition.kind == "natural" and "share" in self.unseen.model_fields_set:
+            raise ValueError("unseen.share: is of partition.kind: iid; natural clients keep their rows: leave it out")
         if self.unseen.new_concept and self.shift.kind == "none":
             raise ValueError("unseen.new_concept: shift.kind: none has no concept but one; set new_concept: 0")
         return self

@@ -47,7 +47,7 @@ def client_table(
             return grouped_table(train_y, test_y, *sizes)
         case "natural":
             assert natural is not None, "the caller sees to it"
-            return natural_table(*natural, *sizes)
+            return natural_table(*natural, *sizes, unseen)
 
 
 def partition_table(
@@ -94,9 +94,11 @@ def partition_table(
             joining.append(_dealt(shuffled[rows - aside :], clients + np.arange(unseen.clients)))
     train, test = sides
     table = _finished(train, test, clients, clusters, partition, seed)
-    if unseen is None:
-        return table
-    later = _both(*joining)
+    return table if unseen is None else _joined(table, _both(*joining), clients, clusters, unseen)
+
+
+def _joined(table: pl.DataFrame, later: pl.DataFrame, clients: int, clusters: int, unseen: Unseen) -> pl.DataFrame:
+    """The table, and below it the rows of the unseen clients K, K + 1, …"""
     concept = concepts_of(unseen, clusters)[later["client"].to_numpy() - clients]
     later = later.with_columns(cluster=concept).select(*SCHEMA).cast(SCHEMA)
     return pl.concat([table, later.sort("client", "split", "row")])
@@ -242,13 +244,19 @@ def skewed_table(
 
 
 def natural_table(
-    train_client: Labels, test_client: Labels, clients: int, clusters: int, partition: Partition, seed: int
+    train_client: Labels,
+    test_client: Labels,
+    clients: int,
+    clusters: int,
+    partition: Partition,
+    seed: int,
+    unseen: Unseen | None = None,
 ) -> pl.DataFrame:
     """As `partition_table`, but each client holds the rows of one natural client; `train_client`, `test_client` [N]
     say of which each row is.
 
     Natural clients with fewer than `min_rows` training rows or without a test row are left out. Of the others, in the
-    data's order, a random choice of `clients` becomes 0, 1, …
+    data's order, a random choice of `clients` becomes 0, 1, …, and of those that are left, one of the unseen clients.
 
     Raises:
         ConfigError: fewer natural clients have that many rows.
@@ -263,15 +271,26 @@ def natural_table(
             + (", or a smaller partition.min_rows" if partition.min_rows > 1 else "")
         )
     chosen = fit[seeds.sample(seed, "partition natural clients", size=len(fit), count=clients)]
-    place = np.full(natural, -1)
-    place[chosen] = np.arange(clients)
 
-    def held(side: Labels) -> pl.DataFrame:
+    def held(side: Labels, chosen: Labels, first: int = 0) -> pl.DataFrame:
+        place = np.full(natural, -1)
+        place[chosen] = first + np.arange(len(chosen))
         client = place[side]
         rows = np.flatnonzero(client >= 0)
         return pl.DataFrame({"client": client[rows].astype(np.int32), "row": rows})
 
-    return _finished(held(train_client), held(test_client), clients, clusters, partition, seed)
+    sides = (train_client, test_client)
+    table = _finished(*(held(side, chosen) for side in sides), clients, clusters, partition, seed)
+    if unseen is None:
+        return table
+    left = np.setdiff1d(fit, chosen)
+    if unseen.clients > len(left):
+        raise ConfigError(
+            f"unseen: {unseen.clients} clients are more than the {len(left)} natural clients that are left; set fewer "
+            "of them, or fewer clients"
+        )
+    joining = left[seeds.sample(seed, "partition unseen natural clients", size=len(left), count=unseen.clients)]
+    return _joined(table, _both(*(held(side, joining, clients) for side in sides)), clients, clusters, unseen)
 
 
 def _floored(counts: npt.NDArray[np.int64], wish: npt.NDArray[np.float64], floor: int) -> npt.NDArray[np.int64]:

@@ -51,7 +51,10 @@ def unseen_table(
     sizes = sizes_of(task.unseen.samples, joining.counts["train"])
     joining = _only(joining, chosen)
     method, tensors = assemble(joining)
-    scores = join(method, state, tensors, simulation.settings, sizes, task.unseen.epochs)
+    # where no client has rows like those of its cluster, its own are what it is tested on
+    own_rows = simulation.settings.sampled_evaluation or task.skewed
+    settings = replace(simulation.settings, sampled_evaluation=own_rows)
+    scores = join(method, state, tensors, settings, sizes, task.unseen.epochs)
     concept = np.tile(joining.cluster, len(sizes))
     kind = np.where(concept < task.concepts, *KINDS)
     columns = {

@@ -62,10 +62,11 @@ def _hold(task: Task, facts: dict[str, Any]) -> None:
             f"{_where(task)}: partition.kind: natural needs data that say whose each row is, and these do not{named} "
             "set another partition.kind"
         )
-    if rule.kind == "natural" and task.clients > facts.get("natural_clients", task.clients):
+    wanted = task.clients + (task.unseen.clients if task.unseen else 0)
+    if rule.kind == "natural" and wanted > facts.get("natural_clients", wanted):
         raise ConfigError(
-            f"{_where(task)}: clients: {task.clients} is more than the {facts['natural_clients']} natural clients of "
-            "the data"
+            f"{_where(task)}: clients: {wanted} (with those of unseen) is more than the {facts['natural_clients']} "
+            "natural clients of the data"
         )
     if "shape" in facts and (why := task.unfit(facts["shape"])):
         raise ConfigError(f"{_where(task)}: {why}")

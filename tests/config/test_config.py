@@ -92,9 +92,13 @@ def test_a_model_author_learns_which_types_can_be_checked(
         ({"partition": {"alpha": 0.1}}, ["partition: ", "iid has no alpha", "leave it out"]),
         (
             {"partition": {"kind": "dirichlet", "alpha": 0.1}, "unseen": UNSEEN},
-            ["unseen: needs", "kind: iid", "leave unseen out"],
+            ["unseen: needs", "kind: iid or natural", "leave unseen out"],
         ),
         ({"shift": {"kind": "none"}, "unseen": UNSEEN}, ["unseen.new_concept: ", "set new_concept: 0"]),
+        (
+            {"partition": {"kind": "natural"}, "unseen": {**UNSEEN, "share": 0.1}},
+            ["unseen.share: is of partition.kind"],
+        ),
         ({"unseen": {"seen_cluster": 0, "new_concept": 0}}, ["unseen: names no client"]),
         ({"unseen": {**UNSEEN, "share": 1.0}}, ["unseen.share: ", "less than 1"]),
     ],

@@ -80,7 +80,7 @@ def test_rows_that_are_no_images_are_refused_too(flowers: Callable[..., Path], t
 
 def test_clients_that_own_data_lack_are_refused_too(flowers: Callable[..., Path], tmp_path: Path) -> None:
     flowers(kind="natural").write_text(ROWS)
-    with pytest.raises(ConfigError, match=r"clients: 5 is more than the 4 natural clients of the data"):
+    with pytest.raises(ConfigError, match=r"clients: 5 .* is more than the 4 natural clients"):
         known.check([config.task("flowers", {"clients": 5})], tmp_path / "results")
 
 

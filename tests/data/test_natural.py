@@ -17,7 +17,7 @@ from floral.data import readers
 from floral.data.partition import natural_table
 from floral.data.readers import Labelled, apart
 from floral.data.sources import DataError, RawFile
-from floral.schema import DataFile, DataSet, Partition
+from floral.schema import DataFile, DataSet, Partition, Unseen
 from floral.stages import fetch as fetch_stage
 from floral.stages.partition import partition
 
@@ -78,6 +78,24 @@ def test_clients_without_enough_rows_or_a_test_row_are_left_out():
     message = "clients: 3 is more than the 2 of 4 natural clients that have a test row and at least 5 training rows"
     with pytest.raises(ConfigError, match=f"{message}; set clients to at most 2, or a smaller partition.min_rows"):
         natural_table(train, test, 3, 1, Partition(kind="natural", min_rows=5), 0)
+
+
+def test_unseen_natural_clients_are_others_with_all_of_their_rows_and_change_nothing_else():
+    random = np.random.default_rng(0)
+    train, test = random.integers(0, 12, 300), random.integers(0, 12, 80)
+    rule, unseen = Partition(kind="natural", min_rows=3, share=0.5), Unseen(seen_cluster=4)
+    table = natural_table(train, test, 5, 1, rule, 0, unseen)
+    assert table.filter(pl.col("client") < 5).equals(natural_table(train, test, 5, 1, rule, 0))
+    later = table.filter(pl.col("client") >= 5)
+    assert later["client"].unique().sort().to_list() == [5, 6, 7, 8]
+    seen = set(train[table.filter((pl.col("client") < 5) & (pl.col("split") != "test"))["row"].to_numpy()].tolist())
+    for client in range(5, 9):
+        for split, side in (("train", train), ("test", test)):
+            row = later.filter((pl.col("client") == client) & (pl.col("split") == split))["row"].to_numpy()
+            (whose,) = set(side[row].tolist())
+            assert whose not in seen and len(row) == (side == whose).sum(), "neither thinned nor held out"
+    with pytest.raises(ConfigError, match="unseen: 4 clients are more than the 2 natural clients that are left"):
+        natural_table(train, test, 10, 1, rule, 0, unseen)
 
 
 # --------------------------------------------------------------------------------- from the reader on
