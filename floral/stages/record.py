@@ -25,6 +25,7 @@ from floral.engine.evaluate import Scores
 from floral.engine.simulate import Evaluation, Simulation
 from floral.engine.state import State
 from floral.files import atomic
+from floral.schema import Own, Synthetic
 from floral.stages import segments, written
 from floral.stages.written import METRICS, as_bytes, parquet
 
@@ -219,7 +220,7 @@ def summarise(
         "validation_loss": value.get(("validation", "loss")),
         "worst_cluster_accuracy": value.get((split, "worst_cluster_accuracy")),
         "worst_decile_accuracy": value.get((split, "worst_decile_accuracy")),
-        **further_scores(scores, value, split, data),
+        **further_scores(scores, value, split, data, run.task.data),
         "ari": value.get(("route", "ari")),
         "route_entropy": value.get(("route", "entropy")),
         "mismatch": value.get(("route", "mismatch")),
@@ -233,19 +234,23 @@ def summarise(
     }
 
 
-def further_scores(scores: Scores, value: dict[tuple[str, str], float], split: str, data: Federation) -> dict[str, Any]:
+def further_scores(
+    scores: Scores, value: dict[tuple[str, str], float], split: str, data: Federation, source: str | Synthetic | Own
+) -> dict[str, Any]:
     """Top-5 accuracy, the worst served in regression, the excess risk, and the means of every true cluster.
 
     The population of synthetic data is labelled by the teacher without noise, so that the mean squared error on it is
-    the excess risk: what the same error on noisy labels has beyond the noise's variance.
+    the excess risk: what the same error on noisy labels has beyond the noise's variance. Not so where the labels are
+    normalised per client: a row's label then depends on the other rows of its client, which no model sees.
     """
+    excess = split == "population" and isinstance(source, Synthetic) and not source.normalised
     regression, cluster = data.classes is None, data.cluster
     return {
         "classes": data.classes,
         "test_top5_accuracy": value.get((split, "top5_accuracy")),
         "worst_cluster_loss": value.get((split, "worst_cluster_loss")),
         "worst_decile_loss": value.get((split, "worst_decile_loss")),
-        "excess_risk": scores.mean(scores.loss) if regression and split == "population" else None,
+        "excess_risk": scores.mean(scores.loss) if regression and excess else None,
         "cluster_accuracy": None if regression else scores.by_cluster(scores.accuracy, cluster),
         "cluster_loss": scores.by_cluster(scores.loss, cluster),
     }

@@ -10,7 +10,9 @@ from federations import FIRST, SIZES, assert_close, make_data, served, simulate,
 from floral import config
 from floral.layers import Linear
 from floral.norms import BatchNorm
+from floral.schema import Synthetic
 from floral.spec import Scope
+from floral.stages.record import further_scores
 from floral.streams import Stream
 
 NORM = BatchNorm(3)
@@ -253,3 +255,14 @@ def test_layers_start_as_torchs():
     for name, tensor in (("weight", torchs.weight), ("bias", torchs.bias)):
         assert float(params[name].var()) == pytest.approx(float(tensor.detach().var()), rel=0.1)
         assert float(params[name].abs().max()) <= 0.1
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_an_error_on_labels_normalised_per_client_is_no_excess_risk(normalised):
+    """A label then depends on the client's other rows, so that the teacher itself has an error on the population."""
+    data = make_data(regression=True, outputs=1)
+    source = Synthetic(kind="mlp", samples_per_client=10, normalised=normalised)
+    simulation = simulate("fedavg", model="batch_norm", data=data)
+    scores, _ = simulation.population(simulation.start())
+    found = further_scores(scores, {}, "population", data, source)["excess_risk"]
+    assert found is None if normalised else found == scores.mean(scores.loss) > 0
