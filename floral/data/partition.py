@@ -279,8 +279,7 @@ def natural_table(
         rows = np.flatnonzero(client >= 0)
         return pl.DataFrame({"client": client[rows].astype(np.int32), "row": rows})
 
-    sides = (train_client, test_client)
-    table = _finished(*(held(side, chosen) for side in sides), clients, clusters, partition, seed)
+    table = _finished(held(train_client, chosen), held(test_client, chosen), clients, clusters, partition, seed)
     if unseen is None:
         return table
     left = np.setdiff1d(fit, chosen)
@@ -290,7 +289,8 @@ def natural_table(
             "of them, or fewer clients"
         )
     joining = left[seeds.sample(seed, "partition unseen natural clients", size=len(left), count=unseen.clients)]
-    return _joined(table, _both(*(held(side, joining, clients) for side in sides)), clients, clusters, unseen)
+    theirs = _both(held(train_client, joining, clients), held(test_client, joining, clients))
+    return _joined(table, theirs, clients, clusters, unseen)
 
 
 def _floored(counts: npt.NDArray[np.int64], wish: npt.NDArray[np.float64], floor: int) -> npt.NDArray[np.int64]:
