@@ -280,7 +280,8 @@ def natural_table(
         return pl.DataFrame({"client": client[rows].astype(np.int32), "row": rows})
 
     sides = (train_client, test_client)
-    table = _finished(*(held(side, chosen) for side in sides), clients, clusters, partition, seed)
+    train, test = (held(side, chosen) for side in sides)
+    table = _finished(train, test, clients, clusters, partition, seed)
     if unseen is None:
         return table
     left = np.setdiff1d(fit, chosen)
