@@ -279,7 +279,9 @@ def natural_table(
         rows = np.flatnonzero(client >= 0)
         return pl.DataFrame({"client": client[rows].astype(np.int32), "row": rows})
 
-    table = _finished(held(train_client, chosen), held(test_client, chosen), clients, clusters, partition, seed)
+    sides = (train_client, test_client)
+    train, test = (held(side, chosen) for side in sides)
+    table = _finished(train, test, clients, clusters, partition, seed)
     if unseen is None:
         return table
     left = np.setdiff1d(fit, chosen)
@@ -289,8 +291,7 @@ def natural_table(
             "of them, or fewer clients"
         )
     joining = left[seeds.sample(seed, "partition unseen natural clients", size=len(left), count=unseen.clients)]
-    theirs = _both(held(train_client, joining, clients), held(test_client, joining, clients))
-    return _joined(table, theirs, clients, clusters, unseen)
+    return _joined(table, _both(*(held(side, joining, clients) for side in sides)), clients, clusters, unseen)
 
 
 def _floored(counts: npt.NDArray[np.int64], wish: npt.NDArray[np.float64], floor: int) -> npt.NDArray[np.int64]:
