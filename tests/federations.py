@@ -300,3 +300,12 @@ def cases() -> list[tuple[str, str]]:
         and (model not in DEEP or variant in OF_EACH_KIND)
         and buildable(variant, model)
     ]
+
+
+def few_cases() -> list[tuple[str, str]]:
+    """Those of `cases` where the model matters little: all models for OF_EACH_KIND, for the others the fewest."""
+    return [
+        (variant, model)
+        for variant, model in cases()
+        if variant in OF_EACH_KIND or model in (fitting(variant), "batch_norm")
+    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from floral import config, grid
 from floral.config import ConfigError, Search, Untuned
 from floral.schema import Rates, Space
 from floral.stages import execute
+from floral.stages.build import method_of
 
 Write = Callable[..., None]
 TUNABLE = [name for name, method in config.variant_index().items() if method in config.names("search")]
@@ -68,7 +68,7 @@ def test_every_variant_tries_the_same_learning_rates_one_in_each_configuration(v
 def test_a_routers_learning_rate_is_tuned_only_where_something_trains_with_it(variant: str) -> None:
     run = make_run(variant).model_copy(update={"own_rates": Rates(lr=0.1, router_lr=0.777)})
     problem = execute.make_problem(run, make_data(), CPU, torch.float32)
-    method = importlib.import_module(f"floral.methods.{run.variant.method}").build(problem, **run.variant.params)
+    method = method_of(run.variant, problem)
     assert 0.777 in [group.lr for group in method.groups.values()]
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from federations import VARIANTS, cases, simulate, train
+from federations import VARIANTS, few_cases, simulate, train
 from safetensors.torch import save
 
 from floral import config
@@ -17,7 +17,7 @@ from floral.engine.state import State, one, view
 from floral.spec import Scope
 
 CLIENT = 0
-CASES = [pytest.param(variant, model, id=f"{variant}-{model}") for variant, model in cases()]
+CASES = [pytest.param(variant, model, id=f"{variant}-{model}") for variant, model in few_cases()]
 
 
 def weight(message: dict[str, torch.Tensor]) -> int:
