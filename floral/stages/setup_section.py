@@ -35,10 +35,10 @@ def checklist(collected: Collected, facts: dict[str, str], command: str) -> list
         ("Is the code given, with its command?", f"Commit: {facts.get('Commit', NOT_STATED)}. Command: {command}"),
         ("Are all hyper-parameters given?", "Yes: run.yaml of every run has each value, and its hash covers them all."),
         ("How were they chosen?", _tuning(collected)),
-        ("Are the data and their splits given?", f"Yes: {partitions} partitions, each by its digest (Provenance)."
+        ("Are the data and their splits given?", f"Yes: partitions {partitions}, each by its digest (Provenance)."
          + (" Some data are inexact copies, marked on the page." if inexact else "")),
         ("Are licences of the data stated?", NOT_STATED),
-        ("Are error bars reported, and what do they vary over?", "Yes, over seeds: " + _seeds(collected)),
+        ("Are error bars reported, and what do they vary over?", _bars(collected) + _seeds(collected)),
         ("Are runs without a result reported?", f"Yes: of {lost['all']}, {lost['diverged']} diverged, {lost['failed']} "
          f"failed and {lost['missing']} have not run."),
         ("Are machine and versions stated?", f"{facts['Machine']}. {facts['Versions']}." if facts else NOT_STATED),
@@ -99,6 +99,18 @@ def _tuning(collected: Collected) -> str:
         f"{who} were tuned with {rules.budget} configurations each, on every task, by the validation loss after "
         f"{100 * rules.share:g} % of the rounds (at most {rules.at_most}), on seeds that are not reported."
     )
+
+
+def _bars(collected: Collected) -> str:
+    """No interval is made of one seed."""
+    seeds = (
+        collected.summary.filter(pl.col("status") == "done")
+        .group_by("setting", "contender")
+        .agg(pl.col("seed").n_unique())
+    )
+    if seeds.is_empty() or seeds["seed"].max() == 1:
+        return "No, for there is one seed. "
+    return "Yes, over seeds: " if seeds["seed"].min() != 1 else "Yes, over seeds, but where a method has one: "
 
 
 def _seeds(collected: Collected) -> str:
