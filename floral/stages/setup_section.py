@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import polars as pl
+
 from floral import config
 from floral.schema import Own, Synthetic, Task
 from floral.stages import words
