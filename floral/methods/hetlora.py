@@ -68,7 +68,9 @@ def build(
         changed["adaptor"] = {name: torch.tensordot(weight, t, 1) for name, t in clients.items()}
         return changed
 
-    sent = round(sum(truncated_size(adaptors, int(rank)) for rank in ranks) / len(ranks))
+    distinct, clients_of = ranks.unique(return_counts=True)
+    sizes_sent = [truncated_size(adaptors, rank) for rank in distinct.tolist()]
+    sent = round(sum(size * count for size, count in zip(sizes_sent, clients_of.tolist(), strict=True)) / len(ranks))
     penalised = penalty if gamma < 1 else None
     method = shared(
         problem, adaptors, base, warmup, predict=truncated, penalty=penalised, sends={"adaptor": (sent, sent)}
