@@ -101,5 +101,10 @@ def _changed(values: Frozen) -> dict[str, Any]:
 
 
 def _words(values: dict[str, Any]) -> str:
-    """As in "dirichlet, alpha 0.1"."""
-    return ", ".join([values["kind"], *(f"{key} {value}" for key, value in values.items() if key != "kind")])
+    """As in "dirichlet, alpha 0.1"; of a list of lists, which --json has, their number: "class_groups, 20 groups"."""
+
+    def said(key: str, value: Any) -> str:
+        nested = isinstance(value, list | tuple) and any(isinstance(one, list | tuple) for one in value)
+        return f"{len(value)} {key}" if nested else f"{key} {value}"
+
+    return ", ".join([values["kind"], *(said(key, value) for key, value in values.items() if key != "kind")])

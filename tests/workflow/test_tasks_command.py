@@ -84,3 +84,9 @@ def test_text_and_json_of_the_command(capsys: pytest.CaptureFixture[str]) -> Non
     rows = json.loads(capsys.readouterr().out)
     (mnist,) = [row for row in rows if row["task"] == "mnist_rotate"]
     assert mnist["exact"] and mnist["at_hand"] == "to download" and mnist["model"]["hidden"] == 200
+
+
+def test_lists_of_classes_are_counted_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["tasks"])
+    table = capsys.readouterr().out
+    assert "class_groups, 20 groups" in table and "[[" not in table
