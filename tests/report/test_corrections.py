@@ -50,11 +50,11 @@ def test_the_page_has_the_section_only_with_both(results, write, tmp_path):
 
 
 def test_a_corrected_switch_is_not_compared_with_the_published_table(results, write):
-    (run,) = config.runs("paper_mnist_reduced", ["mnist_rotate_reduced"], ["floral_1"], [0])
+    (run,) = config.runs("paper_cifar10_reduced", ["cifar10_rotate_reduced"], ["floral_1"], [0])
     turned = run.model_copy(update={"fidelity": config.fidelity("official", {"batches": "reshuffled"})})
     for one in (run, turned):
         write(one)
-    found = collect("paper_mnist_reduced", [run, turned], results)
+    found = collect("paper_cifar10_reduced", [run, turned], results)
     assert [len(comparisons(found, setting)) for setting in found.settings] == [1, 0]
 
 
