@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """FLORAL_DATA as an absolute path: tests change the folder, and a relative one would then name another."""
+    if folder := os.environ.get("FLORAL_DATA"):
+        os.environ["FLORAL_DATA"] = str(Path(folder).expanduser().absolute())
 
 
 @pytest.fixture

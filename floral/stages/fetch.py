@@ -166,6 +166,6 @@ def data_folder(data_dir: Path | None) -> Path | None:
     folder = Path(value).expanduser()
     if not folder.is_dir():
         raise config.ConfigError(
-            f"{key}: {folder} is no folder; name the folder that holds the raw data files, or unset {key}"
+            f"{key}: {folder.absolute()} is no folder; name the folder that holds the raw data files, or unset {key}"
         )
     return folder
