@@ -4,6 +4,7 @@ Three things differ from a plain step (`Clients`), none of which a method can se
 
 - A step is recorded once and replayed (`Captured`).
 - The weights of linear layers and convolutions are updated from the products on a `Tape`, without a gradient tensor.
+  Of a step that is the method's own nothing is known: it is recorded as it is.
 - The last step of a round never makes the clients' final SHARED and CLUSTERED values, for only their sum is wanted:
   Σ_k p(k) (w_k - lr·g_k) = Σ_k p(k) w_k - lr·Σ_k p(k) g_k, where the second sum is one product over all clients'
   samples. When local training is a single step, w_k is the server's own w and no client needs a copy.
@@ -53,13 +54,7 @@ class Batched(Clients):
 
     @classmethod
     def of(cls, clients: Clients, captured: Captured) -> Batched:
-        """The same clients, batched.
-
-        Raises:
-            Refused: the method takes its own local steps, of which nothing is known.
-        """
-        if clients.method.local_step is not None:
-            raise Refused("the method takes its own local steps")
+        """The same clients, batched."""
         known = clients.method, clients.phases, clients.loss, True, clients.clusters, clients.rounded
         return cls(*known, captured)
 
@@ -67,20 +62,29 @@ class Batched(Clients):
 
     def step(self, step: Step) -> tuple[View, Axes, Tensor]:
         """One local step that is not the last: every client's own values after it."""
-        noted = self._noted(step)
+        return self._step(step, lasting=False)
+
+    def _step(self, step: Step, lasting: bool) -> tuple[View, Axes, Tensor]:
+        own = self.method.local_step is not None
+        noted = frozenset() if own else self._noted(step)
 
         def function(values: View, inputs: tuple[Any, ...]) -> tuple[View, Tensor]:
             here = renewed(step, values, inputs)
+            if own:
+                return self.own_step(here)
             found = self._backward(here, noted, None)
             updated = {group: self._updated(group, values, step.axes, found) for group in step.trained}
             return {**updated, **found.changed}, found.losses
 
         key = ("step", step.phase, tuple(step.axes.items()))
-        changed, losses = self.captured(key, function, step.values, step.inputs, lasting=False)
+        changed, losses = self.captured(key, function, step.values, step.inputs, lasting=lasting)
         return {**step.values, **changed}, {**step.axes, **dict.fromkeys(changed, 0)}, losses
 
     def last(self, step: Step, chunk: Chunk) -> tuple[Finished, Tensor]:
         """The last local step, whose gradients are summed over the clients where only sums are wanted."""
+        if self.method.local_step is not None:
+            values, axes, losses = self._step(step, lasting=True)
+            return self.finish(values, axes, chunk, self.relative(values, axes, chunk), {}), losses
         noted = self._noted(step)
         fused = [group for group in step.trained if self._fuses(group, step.axes)]
 

@@ -182,12 +182,7 @@ class Clients:
             x, y, mask = step.batch.x[0], step.batch.y[0], step.batch.mask[0]
             draws = {key: drawn[0] for key, drawn in step.draws.items()}
             step = replace(step, batch=Batch(x, y, mask), draws=draws)
-        if self.method.local_step is not None:
-            over = (dims(step.axes, step.trained), dims(step.axes, step.fixed), *step.input_dims)
-            own_step = self.over_clients(self._own_step(step.phase), over)
-            changed, losses = own_step(step.trained, step.fixed, *step.inputs)
-        else:
-            changed, losses = self._sgd(step)
+        changed, losses = self._sgd(step) if self.method.local_step is None else self.own_step(step)
         if not self.lifted:
             return {**step.values, **changed}, step.axes, losses[None]
         return {**step.values, **changed}, {**step.axes, **dict.fromkeys(changed, 0)}, losses
@@ -297,8 +292,13 @@ class Clients:
         }
         return value, kept
 
+    def own_step(self, step: Step) -> tuple[View, Tensor]:
+        """The method's own local step of all clients: what it changes, and the losses."""
+        over = (dims(step.axes, step.trained), dims(step.axes, step.fixed), *step.input_dims)
+        return self.over_clients(self._own_step(step.phase), over)(step.trained, step.fixed, *step.inputs)
+
     def _own_step(self, phase: Phase) -> Callable[..., tuple[View, Tensor]]:
-        """The method's own local step for ONE client."""
+        """The same for ONE client."""
         local_step = self.method.local_step
         assert local_step is not None
         lr = {group: self.method.groups[group].lr for group in phase.train}

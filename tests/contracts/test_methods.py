@@ -10,12 +10,9 @@ from federations import FIRST, VARIANTS, buildable, cases, few_cases, served, si
 from floral import config
 from floral.engine.simulate import Simulation
 from floral.engine.state import view
-from floral.spec import Refused, Scope
+from floral.spec import Scope
 
-STEPPED = [variant for variant in VARIANTS if simulate(variant).method.local_step]
-"""Variants that take their own local steps: the backend batched refuses them."""
-BATCHED = [variant for variant in VARIANTS if variant not in STEPPED]
-LIFTED = [(v, backend) for v in VARIANTS for backend in ("vmap", "batched") if backend == "vmap" or v in BATCHED]
+LIFTED = [(variant, backend) for variant in VARIANTS for backend in ("vmap", "batched")]
 CASES = [pytest.param(variant, model, id=f"{variant}-{model}") for variant, model in cases()]
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
 
@@ -37,9 +34,7 @@ IN_STEPS = [pytest.param(variant, model, 4, id=f"{variant}-{model}-4") for varia
 IN_ONE = [pytest.param(variant, model, 64, id=f"{variant}-{model}-64") for variant, model in few_cases()]
 
 
-@pytest.mark.parametrize(
-    ("variant", "model", "batch"), [case for case in IN_STEPS + IN_ONE if case.values[0] in BATCHED]
-)
+@pytest.mark.parametrize(("variant", "model", "batch"), IN_STEPS + IN_ONE)
 def test_batched_equals_loop(variant, model, batch):
     """In rounds of several steps, and of one, in which no client gets a copy of what is averaged."""
     loop = trained(variant, model=model, batch=batch)
@@ -47,7 +42,7 @@ def test_batched_equals_loop(variant, model, batch):
     federations.assert_equal_states(batched, loop, 1e-10)
 
 
-ADAPTED = [variant for variant in BATCHED if "application" in config.variant(variant).params]
+ADAPTED = [variant for variant in VARIANTS if "application" in config.variant(variant).params]
 ADAPTED = [variant for variant in ADAPTED if variant in FIRST.values() or variant.startswith("floral")]
 
 
@@ -61,20 +56,14 @@ def test_batched_equals_loop_however_adaptors_are_applied(variant, model, applic
     federations.assert_equal_states(trained(variant, backend="batched", chunk=3, **how), loop, 1e-10)
 
 
-@pytest.mark.parametrize("variant", STEPPED)
-def test_batched_refuses_steps_that_it_does_not_know(variant):
-    with pytest.raises(Refused, match="own local steps"):
-        simulate(variant, backend="batched", chunk=3)
-
-
-@pytest.mark.parametrize("variant", BATCHED)
+@each_variant
 def test_batched_equals_loop_in_single_precision(variant):
     loop = trained(variant, dtype=torch.float32)
     federations.assert_equal_states(trained(variant, dtype=torch.float32, backend="batched", chunk=3), loop, 1e-5)
 
 
 @pytest.mark.parametrize("batch", [4, 64])
-@pytest.mark.parametrize("variant", BATCHED)
+@each_variant
 def test_workers_do_not_change_a_bit(variant, batch):
     """Two threads take the chunks that one would take in turn; a worker adds its own, so the order is fixed."""
     how = {"backend": "batched", "chunk": 2, "batch": batch, "dtype": torch.float32, "workers": 2}

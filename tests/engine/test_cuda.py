@@ -25,19 +25,13 @@ if not torch.cuda.is_available():
 pytestmark = pytest.mark.filterwarnings("ignore:.*deterministic.*:UserWarning")
 
 CUDA = torch.device("cuda", 0)
-STEPPED = [variant for variant in VARIANTS if simulate(variant).method.local_step]
 BACKENDS = {
     "loop": {"backend": "loop"},
     "vmap": {"backend": "vmap", "chunk": 3},
     "batched": {"backend": "batched", "chunk": 3},
     "graphs": {"backend": "batched", "chunk": 3, "graphs": True},
 }
-CASES = [
-    pytest.param(variant, backend, id=f"{variant}-{backend}")
-    for variant in VARIANTS
-    for backend in BACKENDS
-    if variant not in STEPPED or backend in ("loop", "vmap")
-]
+CASES = [pytest.param(variant, backend, id=f"{variant}-{backend}") for variant in VARIANTS for backend in BACKENDS]
 SOME = ["fedavg", "floral_1", "floral_1_optimal", "local_adaptor", "ensemble", "ditto"]
 EVERY_MODEL = [(v, m) for v in ("fedavg", "floral_1") for m in MODELS if buildable(v, m)]
 
@@ -88,7 +82,7 @@ def test_single_precision_is_single_precision(variant, backend):
 
 
 @pytest.mark.parametrize("batch", [4, 64])
-@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in STEPPED])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_graphs_change_nothing(variant, batch):
     """In rounds of several steps and of one; chunks of 3 leave a last one of 2, last batches are short.
 

@@ -70,11 +70,15 @@ def test_no_candidate_uses_more_cores_than_it_was_given(monkeypatch, threads):
     assert max(how.workers * how.threads for how in tried) == threads
 
 
-def test_a_method_with_steps_of_its_own_is_not_batched():
-    simulation = simulate("fedavg", change=lambda method: replace(method, local_step=sgd()), rounds=10**6)
+def test_a_step_that_reads_a_value_is_not_batched():
+    def step(*given):
+        moved, changed, loss = sgd()(*given)
+        return (moved, changed, loss) if float(torch.ones(())) else (moved, changed, 2 * loss)
+
+    simulation = simulate("fedavg", change=lambda method: replace(method, local_step=step), rounds=10**6)
     chosen = execution.choose(simulation, simulation.start(), "auto")
-    assert chosen.backend != "batched" and "not batched: the method takes its own local steps" in chosen.reason
-    with pytest.raises(Refused, match="own local steps"):
+    assert chosen.backend != "batched" and "not batched: a step calls aten._local_scalar_dense" in chosen.reason
+    with pytest.raises(Refused, match="which a recording cannot repeat"):
         execution.choose(simulation, simulation.start(), "batched")
 
 

@@ -39,9 +39,7 @@ WHERE = [
     (variant, model, backend)
     for variant, model in [*((variant, None) for variant in PLAIN), *MODELS]
     for backend in ("loop", "vmap", "batched")
-    if backend != "batched" or simulate(variant).method.local_step is None
 ]
-"""The backend batched does not know the steps that some methods take themselves."""
 
 
 @pytest.mark.parametrize(("variant", "model", "backend"), WHERE)
