@@ -16,7 +16,7 @@ def pytest_configure() -> None:
         os.environ["FLORAL_DATA"] = str(Path(folder).expanduser().absolute())
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def missing() -> Callable[[str], NoReturn]:
     """`missing("what is not there")`: skips the test with that reason; under CI=1 the test fails instead."""
 

@@ -152,8 +152,7 @@ def write(results: Path) -> Callable[..., Path]:
     return lambda run, status="done": write_run(results, run, status)
 
 
-@pytest.fixture
-def suite_runs(results: Path) -> list[Run]:
+def write_suite(results: Path) -> list[Run]:
     """15 runs of two tasks: 12 done, one diverged, one failed, one missing."""
     runs = [make_run("digits_rotate", v, seed) for v in ("fedavg", "ensemble", "floral_1") for seed in (0, 1, 2)]
     runs += [make_run("digits_rotate", v, 0) for v in ("floral_1_optimal", "constant")]
@@ -168,3 +167,9 @@ def suite_runs(results: Path) -> list[Run]:
         elif state != "missing":
             write_run(results, run, state)
     return runs
+
+
+@pytest.fixture
+def suite_runs(results: Path) -> list[Run]:
+    """Those of `write_suite`, under the fixture `results`."""
+    return write_suite(results)

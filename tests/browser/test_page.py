@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
+from run_folders import write_suite
 
 from floral.stages.report import report
 
@@ -17,7 +18,7 @@ COLOUR = "[...document.querySelectorAll('.legend button')].find(b => b.textConte
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def browser(missing) -> Iterator[Browser]:
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
@@ -28,9 +29,12 @@ def browser(missing) -> Iterator[Browser]:
         started.close()
 
 
-@pytest.fixture
-def address(tmp_path: Path, results: Path, suite_runs) -> str:
-    return report("quickstart", suite_runs, results, tmp_path / "reports", partial=True).as_uri()
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One page for all tests, which only read it; each opens it in a context of its own."""
+    folder = tmp_path_factory.mktemp("page")
+    runs = write_suite(folder / "results")
+    return report("quickstart", runs, folder / "results", folder / "reports", partial=True).as_uri()
 
 
 def opened(browser: Browser, address: str, width: int, scheme: str) -> Page:

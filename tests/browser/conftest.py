@@ -1,1 +1,0 @@
-from run_folders import results, suite_runs, write  # noqa: F401
