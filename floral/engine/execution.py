@@ -22,24 +22,24 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 CHUNKS = (1, 5)
 """Clients that one worker trains in one piece, beside an equal part of the cohort: few keep weights in the cache, many
 spend less on dispatch."""
-TRIALS = 7
+TRIALS = 5
 """Timed local trainings per candidate, after one that warms up; their median counts, for threads that wait for each
 other now and then do so in the run as well."""
 STEPS = 4
 """Local steps of one trial: the first, the last, and some between them."""
 CLIENTS = 8
 """Clients of one trial, at least."""
-SHORTEST = 0.03
+SHORTEST = 0.02
 """Seconds of one trial, at least: threads that wait for each other show it only when they go on for a while."""
 TIE = 1.05
 """Candidates this close count as equal and the first is taken, so that measuring again seldom chooses otherwise."""
 WORSE = 1.3
 """A candidate whose best trial was so many times slower than the best of all gets no further ones …"""
-FAIR = 3
+FAIR = 2
 """… once each has had so many: a single trial may have met other work on the machine."""
 ENOUGH = 5.0
 """Seconds after which a slow model gets no further trials, once it has had FAIR that count."""
-WORTH = 3.0
+WORTH = 1.5
 """Seconds of training below which a run is over before recording its steps has paid."""
 
 
