@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import zipfile
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import yaml
 
 from floral.config import ConfigError, Run
 from floral.files import atomic
-from floral.stages.failure import running
+from floral.stages.failure import LOCK, running
 from floral.stages.locks import held
 from floral.stages.plan import finished
 
@@ -37,7 +40,7 @@ def make(suite: str, runs: Iterable[Run], results: Path, page: Path, command: st
     The zip archive of equal runs has equal bytes: it has no times. A partial grid says so in provenance.yaml.
 
     Raises:
-        ConfigError: no run is finished, there is no report, or all of it exceeds 50 MB.
+        ConfigError: no run is finished, there is no report, it is of other runs, or all of it exceeds 50 MB.
     """
     runs = list(runs)
     done = [run for run in runs if finished(run, results)]
@@ -45,23 +48,44 @@ def make(suite: str, runs: Iterable[Run], results: Path, page: Path, command: st
         raise ConfigError(f"suite {suite!r}: no run is finished below {results}; make them with `{command}`")
     if not (page / "index.html").exists():
         raise ConfigError(f"{page}/index.html: no such file; make the report with `floral report {suite} --partial`")
+    _check_page(suite, page, done)
     final, fresh = REFERENCE / suite, REFERENCE / f".{suite}.new"
     shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(page, fresh)
-    with zipfile.ZipFile(fresh / RUNS, "w", zipfile.ZIP_DEFLATED) as archive:
-        for run in sorted(done, key=lambda run: str(run.folder)):
-            for path in (results / run.folder / name for name in KEPT):
-                if path.exists():
-                    archive.writestr(zipfile.ZipInfo(str(run.folder / path.name)), path.read_bytes())
-    told = _provenance(suite, done, len(runs), results, command)
-    (fresh / PROVENANCE).write_text(yaml.safe_dump(told, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    if (size := sum(path.stat().st_size for path in fresh.rglob("*"))) > LARGEST:
-        raise ConfigError(
-            f"{fresh}: {size / 1e6:.0f} MB are too many to commit; narrow the suite, and remove this folder"
-        )
-    shutil.rmtree(final, ignore_errors=True)
-    fresh.rename(final)
+    try:
+        shutil.copytree(page, fresh)
+        with zipfile.ZipFile(fresh / RUNS, "w") as archive:
+            for run in sorted(done, key=lambda run: str(run.folder)):
+                for path in (results / run.folder / name for name in KEPT):
+                    if path.exists():
+                        _add(archive, str(run.folder / path.name), path.read_bytes())
+        told = _provenance(suite, done, len(runs), results, command)
+        (fresh / PROVENANCE).write_text(yaml.safe_dump(told, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        if (size := sum(path.stat().st_size for path in fresh.rglob("*"))) > LARGEST:
+            raise ConfigError(f"{final}: {size / 1e6:.0f} MB are too many to commit; narrow the suite")
+        shutil.rmtree(final, ignore_errors=True)
+        fresh.rename(final)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
     return final
+
+
+def _check_page(suite: str, page: Path, done: list[Run]) -> None:
+    """Raise ConfigError unless the page is of exactly these runs."""
+    import polars as pl
+
+    told = set(pl.read_parquet(page / "summary.parquet", columns=["hash8"])["hash8"])
+    if told != {run.hash8 for run in done}:
+        raise ConfigError(
+            f"{page}: the report has {len(told)} runs and not the {len(done)} that are finished; make it anew with "
+            f"`floral report {suite} --partial`"
+        )
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    """A member without a time, readable once unpacked."""
+    member = zipfile.ZipInfo(name)
+    member.compress_type, member.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+    archive.writestr(member, content)
 
 
 def _provenance(suite: str, done: list[Run], of: int, results: Path, command: str) -> dict[str, Any]:
@@ -84,49 +108,102 @@ def _provenance(suite: str, done: list[Run], of: int, results: Path, command: st
     }
 
 
-def restore(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
-    """Put those runs into `results` that are not finished there and have an equal hash in a reference; return them.
+def available(suites: Mapping[str, list[Run]], results: Path) -> list[tuple[Path, Run]]:
+    """The runs that are not finished in `results`, nor being made, and are in a reference, with its archive.
 
     Raises:
         ConfigError: a reference's archive is damaged.
     """
-    archives = sorted(REFERENCE.glob(f"*/{RUNS}"))
     todo = {run.folder: run for runs in suites.values() for run in runs if not finished(run, results)}
     found = []
-    for path in archives if todo else []:
-        try:
-            with held(results / "reference.lock", "restoring runs"), zipfile.ZipFile(path) as archive:
-                names = set(archive.namelist())
-                for folder in [folder for folder in todo if f"{folder}/summary.json" in names]:
-                    run = todo.pop(folder)
-                    if not running(results / folder):
-                        _restore(archive, names, run, results, path.parent.name)
-                        found.append(run)
-        except (zipfile.BadZipFile, KeyError, ValueError) as error:
-            raise ConfigError(
-                f"{path}: damaged ({error}); take it from the repository again, or use `--config reuse=false`"
-            ) from None
+    for path in sorted(REFERENCE.glob(f"[!.]*/{RUNS}")) if todo else []:
+        with _read(path) as archive:
+            names = set(archive.namelist())
+        for folder in [folder for folder in todo if f"{folder}/summary.json" in names]:
+            run = todo.pop(folder)
+            if not running(results / folder):
+                found.append((path, run))
     return found
 
 
-def _restore(archive: zipfile.ZipFile, names: set[str], run: Run, results: Path, suite: str) -> None:
-    """Write a run's files, the summary last: until then it is not finished."""
-    folder = results / run.folder
-    costs = json.loads(archive.read(f"{run.folder}/costs.json"))
-    atomic(folder / MARK, (json.dumps({"suite": suite, "commit": costs["git_commit"]}) + "\n").encode())
-    for name in KEPT:
-        if f"{run.folder}/{name}" in names:
-            atomic(folder / name, archive.read(f"{run.folder}/{name}"))
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+def restore(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
+    """Put the runs that are `available` into `results`; return them.
+
+    One whose partition had other rows than the same one here is left out, and named: seeds are compared in pairs.
+
+    Raises:
+        ConfigError: a reference's archive is damaged; of the run that it is damaged in nothing is written.
+    """
+    restored = []
+    for path, run in available(suites, results):
+        with _read(path) as archive:
+            start = f"{run.folder}/"
+            files = {name: archive.read(start + name) for name in KEPT if start + name in archive.namelist()}
+            here = _rows_here(run, results)
+            there = yaml.safe_load(files["run.yaml"])["partition"]["digest"] if here else None
+        if here != there:
+            print(
+                f"{path}: {run.folder} is not taken from it: its partition had other rows ({there[:8]}) than "
+                f"{results / run.partition.folder} ({here[:8]})",
+                file=sys.stderr,
+            )
+            continue
+        with held(results / run.folder / LOCK, "training this run"):
+            if not finished(run, results):
+                _write(results / run.folder, files, path.parent.name)
+                restored.append(run)
+    return restored
+
+
+def _rows_here(run: Run, results: Path) -> str | None:
+    """The digest of the run's partition where it has been made here."""
+    card = results / run.partition.folder / "card.json"
+    return json.loads(card.read_text(encoding="utf-8"))["digest"] if card.exists() else None
+
+
+def _write(folder: Path, files: Mapping[str, bytes], suite: str) -> None:
+    """A run's files, the mark and then the summary last: until then it is not finished."""
+    for name, content in files.items():
+        if name != "summary.json":
+            atomic(folder / name, content)
+    mark = {"suite": suite, "commit": json.loads(files["costs.json"])["git_commit"]}
+    atomic(folder / MARK, (json.dumps(mark) + "\n").encode())
+    atomic(folder / "summary.json", files["summary.json"])
+    summary = json.loads(files["summary.json"])
     atomic(folder / "done", f"{summary['status']} {summary['hash8']} {summary['finished_at']}\n".encode())
 
 
+@contextmanager
+def _read(path: Path) -> Iterator[zipfile.ZipFile]:
+    """A reference's archive, open.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: damaged ({error}); take it from the repository again, or use `--config reuse=false`"
+        ) from None
+
+
+def taken(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
+    """The runs that were restored, and not made here."""
+    runs = {run.folder: run for runs in suites.values() for run in runs}
+    return [run for folder, run in runs.items() if (results / folder / MARK).exists()]
+
+
 def forget(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
-    """Remove what was restored of these runs, so that they are made here; return them."""
-    runs = {run.folder: run for runs in suites.values() for run in runs if (results / run.folder / MARK).exists()}
-    for folder in runs:
-        shutil.rmtree(results / folder)
-    return list(runs.values())
+    """Remove what was restored, and no other file, so that these runs are made here; return them."""
+    runs = taken(suites, results)
+    for run in runs:
+        folder = results / run.folder
+        with held(folder / LOCK, "training this run"):
+            for name in ("done", "summary.json", *KEPT, MARK):
+                (folder / name).unlink(missing_ok=True)
+    return runs
 
 
 def origin(folder: Path) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from floral.config import ConfigError, Run
 from floral.files import atomic
-from floral.stages import plan, slurm
+from floral.stages import plan, reference, slurm
 from floral.stages.failure import LOCK
 from floral.stages.locks import held
 from floral.stages.stops import Stopped, noted
@@ -36,7 +36,8 @@ def train(run: Run, results: Path, *, device: str, runs_per_gpu: int, **how: Any
     with held(folder / LOCK, "training this run"):
         summary = finished(folder)
         if summary is None:
-            (folder / "failure.json").unlink(missing_ok=True)
+            for old in ("failure.json", reference.MARK):
+                (folder / old).unlink(missing_ok=True)
             slurm.begun(folder)
             try:
                 with logged(folder / "log.txt"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from pathlib import Path
 
 import polars as pl
@@ -29,9 +30,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def page(place: Path, runs) -> None:
+    pl.DataFrame({"hash8": [run.hash8 for run in runs]}).write_parquet(place / f"reports/{SUITE}/summary.parquet")
+
+
 def made(place: Path, runs, of=()) -> Path:
     for run in runs:
         write_run(place / "results", run)
+    page(place, runs)
     return reference.make(SUITE, [*runs, *of], place / "results", place / "reports" / SUITE, "snakemake …")
 
 
@@ -86,12 +92,67 @@ def test_a_damaged_archive_and_a_suite_without_runs_are_named(place: Path) -> No
         reference.restore({SUITE: [run]}, place / "results")
 
 
+def test_damage_within_an_archive_leaves_nothing_behind(place: Path) -> None:
+    run = make_run("digits_rotate", "fedavg", 0)
+    archive = made(place, [run]) / "runs.zip"
+    with zipfile.ZipFile(archive) as whole:
+        member = whole.getinfo(f"{run.folder}/metrics.parquet")
+    assert member.compress_type == zipfile.ZIP_DEFLATED and member.external_attr >> 16 == 0o644
+    content = bytearray(archive.read_bytes())
+    content[member.header_offset + 200] ^= 0xFF
+    archive.write_bytes(content)
+    shutil.rmtree(place / "results")
+    with pytest.raises(ConfigError, match=r"runs\.zip: damaged"):
+        reference.restore({SUITE: [run]}, place / "results")
+    assert not (place / "results").exists()
+
+
+def test_a_page_of_other_runs_is_not_committed(place: Path) -> None:
+    run, other = (make_run("digits_rotate", "fedavg", seed) for seed in (0, 1))
+    for one in (run, other):
+        write_run(place / "results", one)
+    page(place, [run])
+    with pytest.raises(ConfigError, match=r"has 1 runs and not the 2 .*floral report tiny --partial"):
+        reference.make(SUITE, [run, other], place / "results", place / "reports" / SUITE, "snakemake …")
+
+
+def test_a_half_made_reference_is_none(place: Path) -> None:
+    run = make_run("digits_rotate", "fedavg", 0)
+    folder = made(place, [run])
+    folder.rename(folder.with_name(f".{SUITE}.new"))
+    shutil.rmtree(place / "results")
+    assert reference.restore({SUITE: [run]}, place / "results") == []
+
+
+def test_runs_on_other_rows_are_not_mixed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run("digits_rotate", "fedavg", 0)
+    made(place, [run])
+    shutil.rmtree(place / "results")
+    card = place / "results" / run.partition.folder / "card.json"
+    card.parent.mkdir(parents=True)
+    card.write_text('{"digest": "0123456789"}')
+    assert reference.restore({SUITE: [run]}, place / "results") == []
+    assert "had other rows" in capsys.readouterr().err and not (place / "results" / run.folder).exists()
+
+
+def test_what_was_made_here_beside_restored_files_stays(place: Path) -> None:
+    run = make_run("digits_rotate", "fedavg", 0)
+    made(place, [run])
+    shutil.rmtree(place / "results")
+    reference.restore({SUITE: [run]}, place / "results")
+    (place / "results" / run.folder / "notes.txt").write_text("mine")
+    assert reference.forget({SUITE: [run]}, place / "results") == [run]
+    assert sorted(path.name for path in (place / "results" / run.folder).iterdir()) == [".lock", "notes.txt"]
+
+
 def test_a_newcomer_trains_nothing_and_gets_the_page(copy: Project) -> None:
     assert copy.call("floral", "reference", SUITE).returncode == 0
     page, table = copy.folder / "reports" / SUITE / "index.html", copy.folder / "reports" / SUITE / "summary.parquet"
     before, summary = page.read_text(), pl.read_parquet(table)
     for left in ("results/train", "results/partition", "results/report", f"reports/{SUITE}", ".snakemake"):
         shutil.rmtree(copy.folder / left)
+    dry = copy.snakemake("-n")
+    assert "3 runs would be, though listed below taken from" in dry.stdout and not copy.paths("results/train/*")
     done = copy.snakemake()
     assert done.returncode == 0, done.stdout
     assert "3 runs taken from reports/reference" in done.stdout and not copy.paths("results/partition/*")

@@ -21,10 +21,13 @@ try:
     except Untuned as reason:  # what tunes them must be able to start
         SUITES, UNTUNED = {}, reason
     if workflow.is_main_process:
-        REUSED = (reference.restore if SETTINGS.reuse else reference.forget)(SUITES, SETTINGS.results)
+        # A dry run changes no result: it says what would be done.
+        look, act = (reference.available, reference.restore) if SETTINGS.reuse else (reference.taken, reference.forget)
+        REUSED = (look if workflow.dryrun else act)(SUITES, SETTINGS.results)
         if REUSED:
             did = "taken from" if SETTINGS.reuse else "made anew and not taken from"
-            print(f"{plan.many(len(REUSED))} {did} {reference.REFERENCE}", file=sys.stderr)
+            would = " would be, though listed below" if workflow.dryrun and SETTINGS.reuse else ""
+            print(f"{plan.many(len(REUSED))}{would} {did} {reference.REFERENCE}", file=sys.stderr)
     MISSING = []
     if SETTINGS.allow_missing:
         if workflow.is_main_process:  # a job has no network, and needs no data but those of its own run
