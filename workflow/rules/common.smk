@@ -23,11 +23,15 @@ try:
     if workflow.is_main_process:
         # A dry run changes no result: it says what would be done.
         look, act = (reference.available, reference.restore) if SETTINGS.reuse else (reference.taken, reference.forget)
-        REUSED = (look if workflow.dryrun else act)(SUITES, SETTINGS.results)
+        REUSED = (look if workflow.output_settings.dryrun else act)(SUITES, SETTINGS.results)
         if REUSED:
             did = "taken from" if SETTINGS.reuse else "made anew and not taken from"
-            would = " would be, though listed below" if workflow.dryrun and SETTINGS.reuse else ""
-            print(f"{plan.many(len(REUSED))}{would} {did} {reference.REFERENCE}", file=sys.stderr)
+            would = (
+                " (not in a dry run, which changes nothing and lists the results as they are)"
+                if workflow.output_settings.dryrun
+                else ""
+            )
+            print(f"{plan.many(len(REUSED))} {did} {reference.REFERENCE}{would}", file=sys.stderr)
     MISSING = []
     if SETTINGS.allow_missing:
         if workflow.is_main_process:  # a job has no network, and needs no data but those of its own run
