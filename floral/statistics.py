@@ -58,17 +58,6 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(mean=mean, low=mean - half, high=mean + half, n=int(x.size))
 
 
-def paired_difference(
-    values: Mapping[int, float], reference: Mapping[int, float], level: float = 0.95
-) -> Interval | None:
-    """`interval` of values[seed] - reference[seed] over the seeds that both have; None when they share none.
-
-    Pairing removes what a seed does to both (its partition, its order of clients). A method against itself: 0 ± 0.
-    """
-    shared = sorted(values.keys() & reference.keys())
-    return interval([values[seed] - reference[seed] for seed in shared], level) if shared else None
-
-
 def interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """The interval of a mean over seeds: t_interval below ENOUGH values, from there on the bootstrap of the seeds."""
     if len(values) < ENOUGH or not np.isfinite(values).all():
@@ -238,7 +227,9 @@ def seeds_to_decide(differences: Sequence[float], power: float = 0.8, most: int 
         edge, shift = student.ppf(0.975, n - 1), effect * math.sqrt(n)
         if shift > edge + 6:  # certain, and beyond what nct computes without trouble
             return True
-        return bool(nct.sf(edge, n - 1, shift) + nct.cdf(-edge, n - 1, shift) >= power)
+        # The other side has at most the probability Φ(-δ); far out nct gives NaN for it.
+        other = nct.cdf(-edge, n - 1, shift) if shift < 3 else 0.0
+        return bool(nct.sf(edge, n - 1, shift) + other >= power)
 
     return bisect_left(range(most + 1), True, lo=2, key=enough) if enough(most) else None
 

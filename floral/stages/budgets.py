@@ -128,7 +128,7 @@ def _part(material: Material, setting: Setting, levels: Mapping[Budget, Level]) 
                     if name in cells:
                         cells[name][f"{budget}.{rule}.round"] = _rounds(seeds)
     measured = unit(material.collected, setting)
-    rows = [(look, cells[name]) for name, look in material.looks.items() if name in cells]
+    rows = material.rows(cells)
     caption = f"{setting.title}, {measured.title}: {material.captions['budgets']['latex']}"
     table = grid(f"budgets_{setting.id}", columns, rows, caption)
     return Part(title=f"{setting.title}: {measured.title}", table=table)

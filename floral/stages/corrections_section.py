@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from floral.looks import Look
 from floral.stages.collect import Collected, Setting
 from floral.stages.paired import Paired
 from floral.stages.section import Material, Part, Section
@@ -63,9 +62,7 @@ def _part(
     spanner = f"Corrected \u2212 official, {shown.difference}"
     columns = [Column(id="official", title=f"Official: {shown.title}")]
     columns += [Column(id=what, title="all" if what == CORRECTED else what, spanner=spanner) for what in others]
-    rows: list[tuple[Look, Mapping[str, Cell]]] = [
-        (look, cells[name]) for name, look in material.looks.items() if name in cells
-    ]
+    rows = material.rows(cells)
     title = official.task.title
     table = grid(f"corrections_{official.id}", columns, rows, f"{title}: {material.captions['corrections']['latex']}")
     return Part(title=title, table=table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from floral import statistics
-from floral.looks import Look
 from floral.stages import rank_diagram
 from floral.stages.collect import Collected, Setting
 from floral.stages.section import Material, Part, Section
@@ -34,9 +33,7 @@ def _part(material: Material, setting: Setting) -> Part | None:
         *([Column(id="p", title="p, Holm")] if any("p" in row for row in cells.values()) else []),
         Column(id="more", title="More seeds to decide"),
     ]
-    rows: list[tuple[Look, dict[str, Cell]]] = [
-        (look, cells[name]) for name, look in material.looks.items() if name in cells
-    ]
+    rows = material.rows(cells)
     caption = f"{setting.title}: {material.captions['decided']['latex']}"
     table: Table = grid(f"decided_{setting.id}", columns, rows, caption)
     return Part(title=setting.title, table=table, note=_why_no_p(material.collected, setting))
@@ -54,7 +51,7 @@ def decided_cells(collected: Collected, setting: Setting) -> dict[str, dict[str,
         cells[name] = {
             "difference": interval_cell(difference, shown.digits, sign=True, usual=usual_seeds(collected)),
             "verdict": _verdict(difference, shown.higher_is_better),
-            "more": EMPTY if difference.excludes_zero else _more(pair),
+            "more": EMPTY if difference.excludes_zero or not any(pair) else _more(pair),
         }
         if statistics.attainable(len(pair), len(pairs)):
             p = corrected[name]
@@ -74,6 +71,8 @@ def _pairs(collected: Collected, setting: Setting) -> dict[str, list[float]]:
 def _verdict(difference: Interval, higher_is_better: bool) -> Cell:
     if difference.low is None:
         return Cell(text="nothing", note="one seed", quiet=True)
+    if difference.low == difference.high == 0:
+        return Cell(text="equal", note="bit by bit", quiet=True, order=0.0)
     if not difference.excludes_zero:
         return Cell(text="open", quiet=True, order=0.0)
     better = (difference.mean > 0) == higher_is_better

@@ -156,20 +156,24 @@ class Recovery:
     what: str
     subtitle: str
     axis: Axis
+    higher: bool
+    """Whether more of it is better."""
 
 
 RECOVERY = {
     "recovery": Recovery(
         metric="route/ari", what="Adjusted Rand index of the routes against the true clusters",
-        subtitle="adjusted Rand index: 1 recovered, 0 chance", axis=Axis(title="ARI", limits=(-1, 1)),
+        subtitle="adjusted Rand index: 1 recovered, 0 chance", axis=Axis(title="ARI", limits=(-1, 1)), higher=True,
     ),
     "mismatch": Recovery(
         metric="route/mismatch", what="Mismatch of p(k|c) with the true clusters",
         subtitle="mismatch of p(k|c): 0 recovered, 2 the worst", axis=Axis(title="Mismatch", limits=(0, 2)),
+        higher=False,
     ),
     "entropy": Recovery(
         metric="route/entropy", what="Mean entropy of the clients' routes in nats",
         subtitle="entropy of a client's route, nats: 0 certain", axis=Axis(title="Entropy", limits=(0, math.inf)),
+        higher=False,
     ),
 }  # fmt: skip
 
@@ -187,7 +191,7 @@ def recovery(collected: Collected, looks: Sequence[Look], setting: Setting, kind
     last = frame.group_by("contender", maintain_order=True).last()
     told = f"{of.what}, {setting.title}; at the end: "
     told += ", ".join(f"{names[row['contender']]} {number(row['mean'], 2)}" for row in last.iter_rows(named=True)) + "."
-    see = f"At the end: {_ranked(dict(last.select('contender', 'mean').iter_rows()), looks, 2)}."
+    see = f"At the end: {_ranked(dict(last.select('contender', 'mean').iter_rows()), looks, 2, of.higher)}."
     chart = figures.curves(frame, learned, Axis(title="Round"), of.axis)
     return figures.render(chart, f"{kind}_{setting.id}", setting.title, of.subtitle, told, see)
 
@@ -211,7 +215,7 @@ def spread(collected: Collected, looks: Sequence[Look], setting: Setting) -> Fig
     ranked = _ranked(
         {n: end for n, end in served.items() if end is not None}, looks, unit.digits, unit.higher_is_better
     )
-    see = f"What 95 % of the clients reach at least: {ranked}."
+    see = f"What 95 % of the clients have at {'least' if unit.higher_is_better else 'most'}: {ranked}."
     return _rows(marks, looks, setting, "spread", title, unit.digits, subtitle, told, see)
 
 

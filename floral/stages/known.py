@@ -76,6 +76,5 @@ def _hold(task: Task, facts: dict[str, Any]) -> None:
 
 def _where(task: Task) -> str:
     """The file of a task, if it is as this file says."""
-    own = config.task(task.name)
-    as_written = (own.data, own.partition, own.clients) == (task.data, task.partition, task.clients)
-    return f"{config.CONFIG}/tasks/{task.name}.yaml{'' if as_written else ' (as the suite changes it)'}"
+    changed = "" if config.task(task.name) == task else " (as the suite changes it)"
+    return f"{config.CONFIG}/tasks/{task.name}.yaml{changed}"

@@ -9,6 +9,9 @@ import numpy as np
 
 from floral.statistics import ENOUGH, Interval, expanded, resampled, t_interval
 
+MOST_CLIENTS = 1000
+"""Of a run, that are resampled: the mean of more hardly varies with them, and drawing them takes memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Clients:
@@ -23,7 +26,8 @@ class Paired:
     """contender → seed → value; and (contender, seed) → its clients, where the values are means over clients.
 
     Below ENOUGH seeds intervals are Student's. From there on they are those of one hierarchical bootstrap: the seeds,
-    and within a seed the clients, where all contenders of the seeds in question have them; all contenders alike.
+    and within a seed the clients, where all contenders of the seeds in question have them, at most MOST_CLIENTS; all
+    contenders alike.
     """
 
     values: Mapping[str, Mapping[int, float]]
@@ -75,10 +79,12 @@ class Paired:
 
 
 def _alike(found: list[Clients | None]) -> bool:
-    """Whether all are there, of one number of clients, each with a finite value and a weight."""
+    """Whether all are there, of one number of clients that is not too large, each with a finite value and a weight."""
     sizes: Set[int] = {0 if one is None else len(one.values) for one in found}
-    return len(sizes) == 1 and all(
-        one is not None and np.isfinite(one.values).all() and (one.weights > 0).all() for one in found
+    return (
+        len(sizes) == 1
+        and max(sizes) <= MOST_CLIENTS
+        and all(one is not None and np.isfinite(one.values).all() and (one.weights > 0).all() for one in found)
     )
 
 

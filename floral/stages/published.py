@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -13,7 +13,7 @@ from floral import config
 from floral.config import CONFIG, ConfigError
 from floral.stages.collect import Collected, Contender, Setting
 from floral.stages.section import Material, Part, Section
-from floral.stages.summarise import results, scaled, without_mean
+from floral.stages.summarise import means, results, scaled, without_mean
 from floral.statistics import Interval, t_interval, welch_difference
 from floral.tables import PLUS_MINUS, Cell, Column, grid, interval_cell, number
 
@@ -107,8 +107,9 @@ def comparisons(collected: Collected, setting: Setting) -> dict[str, Comparison]
     column = "official_score" if setting.fidelity == "official" else "test_accuracy"
     comparable = setting.fidelity == "official" or setting.task.published_split == "test"
     values, excluded = collected.values(setting, column), without_mean(collected, setting)
+    shown = means(collected, setting, column, 100)
     return {
-        one.id: compare(list(scaled(values[one.id], 100).values()), cell, comparable)
+        one.id: replace(compare(list(scaled(values[one.id], 100).values()), cell, comparable), ours=shown[one.id])
         for one in collected.present(setting)
         if _plain(one) and one.id in values and one.id not in excluded
         if (cell := published().get((setting.task.name, one.variant.name)))

@@ -7,10 +7,9 @@ import polars as pl
 
 from floral import figures, statistics
 from floral.figures import Figure
-from floral.looks import Look
 from floral.stages.collect import Setting
 from floral.stages.section import Material, Part
-from floral.stages.summarise import REFERENCE, results, unit
+from floral.stages.summarise import REFERENCE, lost, results, unit
 from floral.statistics import METHODS, TASKS, Ranks
 from floral.tables import Cell, Column, grid, number
 
@@ -32,6 +31,9 @@ def ranked(material: Material) -> tuple[Ranks | None, str]:
             f"Ranks over tasks are not shown: {methods} methods have a result on all {tasks} tasks, and a "
             f"critical-difference diagram takes from 3 to {METHODS}."
         )
+    counts = [lost(material.collected, setting) for setting in _tasks(material)]
+    if any({"missing", "failed"} & of_task[name].keys() for of_task in counts for name in table):
+        return None, "Ranks over tasks are not shown: some of the methods' runs are missing or failed."
     better = [unit(material.collected, setting).higher_is_better for setting in _tasks(material)]
     return statistics.ranks(table, better), ""
 
@@ -71,17 +73,18 @@ def part(material: Material, found: Ranks) -> Part:
     columns = [Column(id="rank", title="Mean rank")]
     cells = {name: {"rank": Cell(text=number(rank, 2), order=rank)} for name, rank in found.mean.items()}
     others = len(found.mean) - 1
-    if tested := REFERENCE in found.mean and statistics.attainable(found.tasks, others):
+    one_unit = len({setting.metric for setting in _tasks(material)}) == 1
+    if tested := REFERENCE in found.mean and one_unit and statistics.attainable(found.tasks, others):
         for name, p in _wilcoxon(material).items():
             cells[name]["p"] = Cell(text=number(p, 3), order=p)
         columns.append(Column(id="p", title=f"Wilcoxon to {material.looks[REFERENCE].title}: p, Holm"))
-    rows: list[tuple[Look, dict[str, Cell]]] = [
-        (look, cells[name]) for name, look in material.looks.items() if name in cells
-    ]
+    rows = material.rows(cells)
     least = min(1.0, others * statistics.least_p(found.tasks))
     note = f"{_friedman(found)}. " + (
         ""
         if tested
+        else "No p-values of single pairs: Wilcoxon's test ranks differences, and these are in several units."
+        if not one_unit
         else f"No p-values of single pairs: the least that {found.tasks} tasks can give for {others} comparisons is "
         f"{number(least, 2)}."
     )

@@ -139,15 +139,15 @@ def restore(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
         with _read(path) as archive:
             start = f"{run.folder}/"
             files = {name: archive.read(start + name) for name in KEPT if start + name in archive.namelist()}
-            here = _rows_here(run, results)
-            there = yaml.safe_load(files["run.yaml"])["partition"]["digest"] if here else None
-        if here != there:
-            print(
-                f"{path}: {run.folder} is not taken from it: its partition had other rows ({there[:8]}) than "
-                f"{results / run.partition.folder} ({here[:8]})",
-                file=sys.stderr,
-            )
-            continue
+        if here := _rows_here(run, results):
+            there = yaml.safe_load(files["run.yaml"])["partition"]["digest"]
+            if here != there:
+                print(
+                    f"{path}: {run.folder} is not taken from it: its partition had other rows ({there[:8]}) than "
+                    f"{results / run.partition.folder} ({here[:8]})",
+                    file=sys.stderr,
+                )
+                continue
         with held(results / run.folder / LOCK, "training this run"):
             if not finished(run, results):
                 _write(results / run.folder, files, path.parent.name)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from floral.figures import Figure
 from floral.looks import Look
 from floral.stages.collect import Collected
-from floral.tables import Table
+from floral.tables import Cell, Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,10 @@ class Material:
     looks: Mapping[str, Look]
     captions: Mapping[str, Any]
     figures: Mapping[str, Mapping[str, Figure]]
+
+    def rows(self, cells: Mapping[str, Mapping[str, Cell]]) -> list[tuple[Look, Mapping[str, Cell]]]:
+        """The rows of a table in the order of the looks: of the contenders that have cells."""
+        return [(look, cells[name]) for name, look in self.looks.items() if name in cells]
 
     def drawn(self, *kinds: str) -> tuple[Figure, ...]:
         """The figures of these kinds, setting by setting."""

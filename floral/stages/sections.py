@@ -106,7 +106,7 @@ def costs(material: Material) -> Section | None:
     for setting in material.collected.settings:
         cells = cost_cells(material.collected, setting)
         columns = [Column(id=key, title=title, spanner=spanner) for key, (title, spanner) in COSTS.items()]
-        rows = [(look, cells[name]) for name, look in material.looks.items() if name in cells]
+        rows = material.rows(cells)
         if rows:
             caption = f"{setting.title}: {material.captions['costs']['latex']}"
             parts.append(Part(title=setting.title, table=grid(f"costs_{setting.id}", columns, rows, caption)))

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from floral import config
-from floral.schema import Own, Synthetic, Task
+from floral.schema import Own, Server, Synthetic, Task
 from floral.stages import words
 from floral.stages.collect import Collected, Setting
 from floral.stages.section import Material, Section
@@ -67,8 +67,20 @@ def _setting(setting: Setting) -> str:
         f"{task.clusters} cluster{plural} (shift {_values(task.shift)}). In each of {task.rounds} rounds {given} train "
         f"for {local} on batches of {task.batch}, by SGD where a method says nothing else. The model is {model}. "
     )
+    told += _more(task)
     rates = f"Learning rate {task.lr:g}, of the router {task.router_lr:g}, where they are not tuned. "
     return told + rates + f"Fidelity: {setting.fidelity}."
+
+
+def _more(task: Task) -> str:
+    """What of the task is not the default and has no place in the sentences."""
+    found = [f"training images: {task.augmentation.replace('_', ' and ')}"] if task.augmentation != "none" else []
+    if task.normalise is not None:
+        found += [f"inputs normalised by mean {list(task.normalise.mean)} and deviation {list(task.normalise.std)}"]
+    if task.server != Server():
+        found += [f"the server steps by {task.server.optimiser.upper()}, rate {task.server.lr:g}"]
+    found += [f"methods are told {task.assumed_clusters} clusters"] if task.assumed_clusters is not None else []
+    return f"Also: {'; '.join(found)}. " if found else ""
 
 
 def _values(part: Any) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import polars as pl
 
-from floral.looks import Look
 from floral.stages.budgets import evaluations
 from floral.stages.collect import Collected, Setting
 from floral.stages.section import Material, Part, Section
-from floral.stages.summarise import REFERENCE, unit, without_mean
+from floral.stages.summarise import REFERENCE, lost, unit, without_mean
 from floral.tables import Cell, Column, amount, grid, number
 
 SHARE = 0.95
@@ -54,8 +53,9 @@ def target_cells(collected: Collected, setting: Setting, aim: float) -> dict[str
     share = pl.when(pl.col("last") > 0).then(pl.col("round") / pl.col("last")).otherwise(1.0)
     first = first.with_columns(seconds=pl.col("seconds_train") * share)
     cells: dict[str, dict[str, Cell]] = {}
-    for (name,), own in rows.group_by("contender", maintain_order=True):
-        reached, seeds = first.filter(pl.col("contender") == name), own["seed"].n_unique()
+    asked = lost(collected, setting)
+    for (name,), _ in rows.group_by("contender", maintain_order=True):
+        reached, seeds = first.filter(pl.col("contender") == name), asked[str(name)]["all"]
         if reached.height < seeds:
             note = f"{reached.height} of {seeds} seeds reach it" if reached.height else ""
             cells[str(name)] = {"round": Cell(text="not reached", note=note, quiet=True)}
@@ -68,9 +68,7 @@ def target_cells(collected: Collected, setting: Setting, aim: float) -> dict[str
 def _part(material: Material, setting: Setting, aim: float) -> Part:
     shown, cells = unit(material.collected, setting), target_cells(material.collected, setting, aim)
     columns = [Column(id=key, title=title, spanner="Until the target") for key, title in SPENT.items()]
-    rows: list[tuple[Look, dict[str, Cell]]] = [
-        (look, cells[name]) for name, look in material.looks.items() if name in cells
-    ]
+    rows = material.rows(cells)
     told = f"{shown.title}: {number(shown.scale * aim, shown.digits)}"
     caption = f"{setting.title}, {told}: {material.captions['target']['latex']}"
     return Part(title=f"{setting.title}, {told}", table=grid(f"target_{setting.id}", columns, rows, caption))

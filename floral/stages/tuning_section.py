@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from floral import config, statistics
+from floral import config
 from floral.config import Search
 from floral.grid import edges
 from floral.schema import Tuned
@@ -72,18 +72,17 @@ def _cells(search: Search, entry: Tuned) -> dict[str, Cell]:
 def _gains(collected: Collected, setting: Setting, tuned: Mapping[str, Contender]) -> dict[str, dict[str, Cell]]:
     """Tuned contender → its test result beside that of its untuned namesake, where the suite runs both."""
     unit, usual = summarise.unit(collected, setting), summarise.usual_seeds(collected)
-    means, values = summarise.intervals(collected, setting), collected.values(setting, unit.column)
+    reached = summarise.results(collected, setting)
     found = {}
     for id_, contender in tuned.items():
         namesake = contender.variant.name
-        if id_ == namesake or id_ not in means or namesake not in means:
+        if id_ == namesake or id_ not in reached.values or namesake not in reached.values:
             continue
         cells = {
-            "untuned": interval_cell(means[namesake], unit.digits, usual=usual),
-            "tuned": interval_cell(means[id_], unit.digits, usual=usual),
+            "untuned": interval_cell(reached.mean(namesake), unit.digits, usual=usual),
+            "tuned": interval_cell(reached.mean(id_), unit.digits, usual=usual),
         }
-        own, default = (summarise.scaled(values[name], unit.scale) for name in (id_, namesake))
-        difference = statistics.paired_difference(own, default)
+        difference = reached.difference(id_, namesake)
         cells["gain"] = EMPTY if difference is None else interval_cell(difference, unit.digits, sign=True, usual=usual)
         found[id_] = cells
     return found

@@ -9,9 +9,10 @@ import pytest
 from floral import config
 from floral.stages import published
 from floral.stages.collect import collect
+from floral.stages.paired import Paired
 from floral.stages.published import Published, claim, compare, comparisons, told
 from floral.stages.report import report
-from floral.statistics import paired_difference, welch_difference
+from floral.statistics import welch_difference
 
 
 def sample(mean: float, deviation: float) -> list[float]:
@@ -67,9 +68,13 @@ def test_swapped_labels_are_flagged():
 def test_a_claim_holds_fails_or_stays_open():
     rival = {0: 50.0, 1: 60.0, 2: 55.0}
     above = {seed: value + 2 + 0.1 * seed for seed, value in rival.items()}
-    assert claim(paired_difference(above, rival)) == "holds" and claim(paired_difference(rival, above)) == "fails"
+
+    def said(own, other):
+        return claim(Paired(values={"own": own, "other": other}).difference("own", "other"))
+
+    assert said(above, rival) == "holds" and said(rival, above) == "fails"
     for open_ in ({0: 52.0}, {0: 52.0, 1: 58.0, 2: 56.0}):
-        assert claim(paired_difference(open_, rival)) == "undecided"
+        assert said(open_, rival) == "undecided"
 
 
 def official(variants):

@@ -8,7 +8,6 @@ import pytest
 from floral.statistics import (
     binomial_null,
     decile_count,
-    paired_difference,
     t_interval,
     worst_mean,
 )  # fmt: skip
@@ -37,19 +36,6 @@ def test_t_interval_of_equal_values_has_width_zero():
 def test_t_interval_refuses_what_has_no_mean(values):
     with pytest.raises(ValueError, match="finite"):
         t_interval(values)
-
-
-def test_paired_difference_uses_shared_seeds_only():
-    # differences 1 and 3 (seeds 0 and 1): mean 2, s = √2, t(1, 0.975) = 12.7062: half width 12.7062
-    difference = paired_difference({0: 2.0, 1: 5.0, 7: 99.0}, {0: 1.0, 1: 2.0, 8: -99.0})
-    assert difference.mean == 2 and difference.n == 2
-    assert difference.half_width == pytest.approx(12.7062, abs=1e-3)
-    assert paired_difference({0: 1.0}, {1: 1.0}) is None
-
-
-def test_paired_difference_to_itself_is_zero():
-    same = {0: 0.25, 1: 0.75}
-    assert paired_difference(same, same).low == paired_difference(same, same).high == 0
 
 
 @pytest.mark.parametrize(("clients", "count"), [(1, 1), (10, 1), (14, 1), (20, 2), (300, 30)])
