@@ -37,7 +37,7 @@ class Compared:
 
     @property
     def name(self) -> str:
-        return f"{self.runs[0].task.name}/{self.runs[0].variant.name}"
+        return f"{self.runs[0].variant.name} on {self.runs[0].task.name}"
 
     def finished(self, results: Path) -> bool:
         """Whether every seed has its result."""
@@ -48,15 +48,14 @@ class Compared:
 class Means:
     """What the seeds of a Compared say together, as far as they are finished.
 
-    values: name → number, after the last round. curves: (split.metric, round, mean over seeds). summaries: of the
-    seeds that are finished.
+    values: name → number, after the last round; MLflow shows those of a prefix together. curves: (split.metric, round,
+    mean over seeds). summaries: of the seeds that are finished.
     """
 
     seeds: str
     summaries: list[dict[str, Any]]
     values: dict[str, float]
     curves: list[tuple[str, int, float]]
-    round: int
 
 
 def compared(runs: Iterable[Run]) -> dict[str, Compared]:
@@ -77,17 +76,16 @@ def means(one: Compared, results: Path) -> Means:
     counts = Counter(summary["status"] if summary else "unfinished" for summary in found.values())
     failed = sum(failure(results / folder) is not None for folder, summary in found.items() if not summary)
     values: dict[str, float] = {
-        "seeds.expected": len(found), "seeds.done": counts["done"], "seeds.diverged": counts["diverged"],
-        "seeds.failed": failed,
+        "seeds/expected": len(found), "seeds/done": counts["done"], "seeds/diverged": counts["diverged"],
+        "seeds/failed": failed,
     }  # fmt: skip
     for name in MAIN:
         values |= _over_seeds(name, [summary.get(name) for summary in done.values()])
-    last = max((summary["round"] for summary in done.values()), default=0)
     said = [f"{counts['done']} of {len(found)} seeds"]
     said += [f"{count} {what}" for what, count in (("diverged", counts["diverged"]), ("failed", failed)) if count]
     curves = list(_mean_curves(results / folder for folder in done))
     summaries = [summary for summary in found.values() if summary]
-    return Means(seeds=", ".join(said), summaries=summaries, values=values, curves=curves, round=last)
+    return Means(seeds=", ".join(said), summaries=summaries, values=values, curves=curves)
 
 
 def _summary(folder: Path) -> dict[str, Any] | None:
@@ -96,15 +94,16 @@ def _summary(folder: Path) -> dict[str, Any] | None:
 
 
 def _over_seeds(name: str, values: list[float | None]) -> dict[str, float]:
-    """<name>.mean, and <name>.low and .high where there are several seeds; nothing where a seed has no number."""
+    """mean/<name>, and its interval's mean_low/ and mean_high/<name> where there are several seeds; nothing where a
+    seed has no number."""
     from floral.statistics import interval
 
     numbers = [value for value in values if value is not None and math.isfinite(value)]
     if not numbers or len(numbers) < len(values):
         return {}
     found = interval(numbers)
-    ends = {"mean": found.mean, "low": found.low, "high": found.high}
-    return {f"{name}.{end}": value for end, value in ends.items() if value is not None}
+    ends = {"mean": found.mean, "mean_low": found.low, "mean_high": found.high}
+    return {f"{end}/{name}": value for end, value in ends.items() if value is not None}
 
 
 def _mean_curves(folders: Iterable[Path]) -> Iterator[tuple[str, int, float]]:

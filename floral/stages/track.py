@@ -426,7 +426,8 @@ def _mean_points(found: Means, end: int) -> list[Metric]:
     from mlflow.entities import Metric
 
     points = [Metric(key, value, end, step) for key, step, value in found.curves]
-    return points + [Metric(key, value, end, found.round) for key, value in found.values.items()]
+    bars = [Metric(key, value, end, 0) for key, value in found.values.items()]  # at another step MLflow draws points
+    return points + bars
 
 
 # --------------------------------------------------------------------------------------------- the store

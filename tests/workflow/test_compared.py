@@ -62,19 +62,21 @@ def test_a_parent_has_the_mean_its_interval_and_the_mean_curve(tmp_path: Path) -
         write_run(tmp_path, run)
     track.track("suite", runs, tmp_path)
     parents, children = stored(tmp_path, "mean"), stored(tmp_path, "seed")
-    assert set(parents) == {"digits_rotate/fedavg", "digits_rotate/floral_1"}
-    for name, parent in parents.items():
+    assert set(parents) == {"fedavg on digits_rotate", "floral_1 on digits_rotate"}
+    for parent in parents.values():
         below = [run for run in children.values() if run.data.tags["mlflow.parentRunId"] == parent.info.run_id]
-        assert {run.info.run_name for run in below} == {f"{name}/seed{seed}" for seed in range(3)}
-    said = parents["digits_rotate/fedavg"].data
+        assert {run.info.run_name for run in below} == {
+            f"digits_rotate/{parent.data.tags['variant']}/seed{seed}" for seed in range(3)
+        }
+    said = parents["fedavg on digits_rotate"].data
     expected = t_interval([0.60, 0.61, 0.62])
-    assert said.metrics["test_accuracy.mean"] == pytest.approx(expected.mean)
-    assert said.metrics["test_accuracy.low"] == pytest.approx(expected.low)
-    assert said.metrics["test_accuracy.high"] == pytest.approx(expected.high)
-    assert (said.metrics["seeds.done"], said.metrics["seeds.expected"]) == (3, 3)
+    assert said.metrics["mean/test_accuracy"] == pytest.approx(expected.mean)
+    assert said.metrics["mean_low/test_accuracy"] == pytest.approx(expected.low)
+    assert said.metrics["mean_high/test_accuracy"] == pytest.approx(expected.high)
+    assert (said.metrics["seeds/done"], said.metrics["seeds/expected"]) == (3, 3)
     assert (said.tags["variant"], said.tags["suite"], said.tags["family"]) == ("fedavg", "suite", "Global")
     assert said.params["task.lr"] == "0.1" and not {"seed", "hash8"} & said.params.keys()
-    points = curve(tmp_path, parents["digits_rotate/fedavg"].info.run_id, "test.accuracy")
+    points = curve(tmp_path, parents["fedavg on digits_rotate"].info.run_id, "test.accuracy")
     assert points == [(0, pytest.approx(0.1)), (2, pytest.approx(0.3)), (4, pytest.approx(0.61))]
 
 
@@ -83,15 +85,15 @@ def test_one_seed_has_no_interval_and_a_later_one_gives_it(tmp_path: Path) -> No
     write_run(tmp_path, runs[0])
     track.track("suite", runs, tmp_path)
     (first,) = stored(tmp_path, "mean").values()
-    assert first.data.metrics["test_accuracy.mean"] == 0.60
-    assert not {"test_accuracy.low", "test_accuracy.high"} & first.data.metrics.keys()
+    assert first.data.metrics["mean/test_accuracy"] == 0.60
+    assert not {"mean_low/test_accuracy", "mean_high/test_accuracy"} & first.data.metrics.keys()
     assert first.data.tags["seeds"] == "1 of 2 seeds"
     write_run(tmp_path, runs[1])
     for _ in range(2):
         track.track("suite", runs, tmp_path)
         (parent,) = stored(tmp_path, "mean").values()
-        assert parent.data.metrics["test_accuracy.mean"] == pytest.approx(0.605)
-        assert parent.data.metrics["test_accuracy.low"] < 0.60
+        assert parent.data.metrics["mean/test_accuracy"] == pytest.approx(0.605)
+        assert parent.data.metrics["mean_low/test_accuracy"] < 0.60
         points = curve(tmp_path, parent.info.run_id, "test.accuracy")
         assert points == [(0, pytest.approx(0.1)), (2, pytest.approx(0.3)), (4, pytest.approx(0.605))]
         children = stored(tmp_path, "seed").values()
@@ -107,7 +109,7 @@ def test_diverged_and_failed_seeds_are_counted_and_have_no_part_in_the_mean(tmp_
     track.track("suite", runs, tmp_path)
     (parent,) = stored(tmp_path, "mean").values()
     assert parent.data.tags["seeds"] == "1 of 4 seeds, 1 diverged, 1 failed"
-    assert parent.data.metrics["test_accuracy.mean"] == 0.60
+    assert parent.data.metrics["mean/test_accuracy"] == 0.60
     assert len(stored(tmp_path, "seed")) == 2
 
 
