@@ -250,7 +250,7 @@ def postgres(missing: Callable[[str], NoReturn]) -> Iterator[str]:
 
 
 class Server:
-    """An MLflow server that can be killed, stopped in its tracks and started again on the same port."""
+    """`make ui-server`, which can be killed, stopped in its tracks and started again on the same port."""
 
     def __init__(self, store: str, artifacts: Path, log: Path) -> None:
         with socket.socket() as free:
@@ -258,16 +258,18 @@ class Server:
             self.port = free.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self.port}"
         self.log = log
+        self.store = store
         self.command = [
-            BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
-            "--backend-store-uri", store, "--artifacts-destination", str(artifacts),
+            "make", "ui-server", f"BIN={BIN}", "INSTALLED=", f"PORT={self.port}", f"ARTIFACTS={artifacts}", "WORKERS=1",
         ]  # fmt: skip
         self.start()
 
     def start(self) -> None:
-        settings = environment(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+        settings = environment(STORE=self.store, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(self.command, env=settings, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                self.command, cwd=ROOT, env=settings, stdout=log, stderr=log, start_new_session=True
+            )
         until(self.answers)
 
     def answers(self) -> bool:
@@ -294,6 +296,20 @@ def server(postgres: str, tmp_path: Path) -> Iterator[Server]:
     finally:
         server.signal(signal.SIGCONT)
         server.kill()
+
+
+@pytest.mark.parametrize(
+    ("store", "said"),
+    [("", "STORE names no PostgreSQL database"), ("sqlite:///a.db", "STORE names no"), ("postgresql://x", "PORT=5001")],
+)
+def test_make_ui_server_says_what_to_set(store: str, said: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        command = ["make", "ui-server", f"BIN={BIN}", "INSTALLED=", f"PORT={taken.getsockname()[1]}"]
+        stopped = subprocess.run(
+            command, cwd=ROOT, env=environment(STORE=store), capture_output=True, text=True, timeout=60
+        )
+    assert stopped.returncode != 0
+    assert said in stopped.stdout
 
 
 def test_64_runs_reach_a_server_over_postgresql_that_stalls_dies_and_comes_back(
