@@ -8,11 +8,19 @@ INSTALLED := $(VENV)/.installed
 # A machine with SLURM's commands but no answering controller would wait 9 s at each start.
 LOCAL := SLURM_CONF=/dev/null
 
-# Where `make ui` listens.
+# Where `make ui` and `make ui-server` listen; the names by which others reach the server, and how many processes it has.
 PORT := 5000
+HOST := 127.0.0.1
+ALLOWED :=
+WORKERS := 4
+
+# The database of `make ui-server`. It has a password in it: handed on through the environment, where `ps` shows nothing.
+STORE ?=
+export STORE
+ARTIFACTS := $(CURDIR)/results/track/server-artifacts
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slurm check bench ui clean
+.PHONY: help setup quickstart test test-slurm check bench ui ui-server clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +62,14 @@ ui: $(INSTALLED) ## open the tracked runs in MLflow at http://127.0.0.1:5000
 	@test -e results/track/mlflow.db || { echo "Nothing is tracked yet: make quickstart"; exit 1; }
 	@$(BIN)/python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2>/dev/null || { echo "Port $(PORT) cannot be used: another program listens there; choose another: make ui PORT=5001"; exit 1; }
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --port $(PORT) --backend-store-uri sqlite:///$(CURDIR)/results/track/mlflow.db
+
+ui-server: $(INSTALLED) ## serve MLflow from PostgreSQL for many: make ui-server STORE=postgresql://user:password@host/db
+	@case "$$STORE" in postgresql://*|postgresql+*://*) ;; *) echo "STORE names no PostgreSQL database: make ui-server STORE=postgresql://user:password@host/database (docs/clusters.md)"; exit 1;; esac
+	@$(BIN)/python -c 'import psycopg2' 2>/dev/null || { echo "psycopg2 is missing: $(BIN)/pip install -c constraints.txt psycopg2-binary"; exit 1; }
+	@$(BIN)/python -c 'import socket; socket.create_server(("$(HOST)", $(PORT)))' 2>/dev/null || { echo "$(HOST):$(PORT) cannot be used: another program listens there, or the address is not this machine's; choose another: make ui-server PORT=5001 STORE=…"; exit 1; }
+	@echo "Runs reach it with tracking_uri: http://$(HOST):$(PORT) in config/config.yaml; artifacts go to $(ARTIFACTS)"
+	@MLFLOW_DISABLE_TELEMETRY=true MLFLOW_BACKEND_STORE_URI="$$STORE" exec $(BIN)/mlflow server --host $(HOST) --port $(PORT) --workers $(WORKERS) \
+		--artifacts-destination "$(ARTIFACTS)" $(if $(ALLOWED),--allowed-hosts "$(ALLOWED)")
 
 clean: ## remove .venv, caches and Snakemake's notes; results and reports stay
 	rm -rf $(VENV) .snakemake .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -168,7 +168,8 @@ def _track(arguments: argparse.Namespace, settings: Settings) -> None:
     else:
         runs = config.runs(arguments.suite, arguments.tasks, arguments.variants, arguments.seeds)
         bring = track.follow if arguments.follow else track.track
-        bring(arguments.suite, runs, settings.results, settings.tracking_uri)
+        whole = config.runs(arguments.suite, arguments.tasks, arguments.variants)
+        bring(arguments.suite, runs, settings.results, settings.tracking_uri, whole)
 
 
 def _report(arguments: argparse.Namespace, settings: Settings) -> None:

@@ -106,6 +106,13 @@ class Run(Frozen):
         """results/train/<task>/<variant>/seed<k>-<hash8>, relative to the results' parent."""
         return Path("train") / self.task.name / self.variant.name / f"seed{self.seed}-{self.hash8}"
 
+    @property
+    def siblings(self) -> Path:
+        """<task>/<variant>/<hash8> of what decides the numbers but for the seed: equal for all seeds of a variant."""
+        shared = {key: value for key, value in self.identity().items() if key != "seed"}
+        whole = {"run": shared, "data": _data_digest(self.task.data), "results_version": RESULTS_VERSION}
+        return Path(self.task.name) / self.variant.name / _hash8(whole)
+
     def identity(self) -> dict[str, Any]:
         """The values that decide the numbers: everything but titles, prose and what only the report reads."""
         task = self.task.model_dump(mode="json", exclude={"title"})

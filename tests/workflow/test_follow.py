@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import polars as pl
 import pytest
+import yaml
 from projects import BIN, ROOT, environment
 from run_folders import make_run, write_run
 
@@ -73,7 +74,8 @@ class Training:
 
 
 def logged(uri: str) -> dict[str, list[tuple[str, int, float]]]:
-    """job_key → every point of the curves that the store has, doubled ones twice; no key may stand there twice."""
+    """job_key of a seed's run → every point of the curves that the store has, doubled ones twice; no key may stand
+    there twice, and every such run is below a parent that is there."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
@@ -81,7 +83,13 @@ def logged(uri: str) -> dict[str, list[tuple[str, int, float]]]:
     if experiment is None:
         return {}
     found: dict[str, list[tuple[str, int, float]]] = {}
-    for run in client.search_runs([experiment.experiment_id], max_results=1000):
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    parents = {run.info.run_id: run.data.tags["job_key"] for run in runs if run.data.tags["kind"] == "mean"}
+    assert len(set(parents.values())) == len(parents)
+    for run in runs:
+        if run.info.run_id in parents:
+            continue
+        assert run.data.tags["mlflow.parentRunId"] in parents
         keys = [key for key in run.data.metrics if not key.startswith("costs.")]
         points = [point for key in keys for point in client.get_metric_history(run.info.run_id, key)]
         assert run.data.tags["job_key"] not in found
@@ -92,7 +100,7 @@ def logged(uri: str) -> dict[str, list[tuple[str, int, float]]]:
 @contextmanager
 def following(runs: list[Run], results: Path, uri: str | None) -> Iterator[threading.Thread]:
     """A follower in a thread, which must end by itself once all runs have ended."""
-    thread = threading.Thread(target=track.follow, args=("suite", runs, results, uri, 0.05), daemon=True)
+    thread = threading.Thread(target=track.follow, args=("suite", runs, results, uri, None, 0.05), daemon=True)
     thread.start()
     yield thread
     thread.join(PATIENCE)
@@ -164,9 +172,10 @@ def test_a_run_that_was_created_twice_is_there_once(tmp_path: Path) -> None:
     """As after a request that MLflow's client repeats because its answer was lost."""
     training = Training(tmp_path)
     training.says(0)
-    with track._experiment_of("suite", tmp_path, None) as (client, experiment):
+    with track._experiment_of("suite", tmp_path, None) as place:
+        settings = yaml.safe_load((training.folder / "run.yaml").read_text())
         for _ in range(2):
-            track._begin(client, experiment, training.run.folder, tmp_path, 0)
+            track._begin(place, "parent", training.run.folder, settings)
     training.ends()
     track.follow("suite", [training.run], tmp_path)
     assert logged(track.default_uri(tmp_path)) == {str(training.run.folder): training.expected()}
@@ -241,7 +250,7 @@ def postgres(missing: Callable[[str], NoReturn]) -> Iterator[str]:
 
 
 class Server:
-    """An MLflow server that can be killed, stopped in its tracks and started again on the same port."""
+    """`make ui-server`, which can be killed, stopped in its tracks and started again on the same port."""
 
     def __init__(self, store: str, artifacts: Path, log: Path) -> None:
         with socket.socket() as free:
@@ -249,16 +258,18 @@ class Server:
             self.port = free.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self.port}"
         self.log = log
+        self.store = store
         self.command = [
-            BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
-            "--backend-store-uri", store, "--artifacts-destination", str(artifacts),
+            "make", "ui-server", f"BIN={BIN}", "INSTALLED=", f"PORT={self.port}", f"ARTIFACTS={artifacts}", "WORKERS=1",
         ]  # fmt: skip
         self.start()
 
     def start(self) -> None:
-        settings = environment(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+        settings = environment(STORE=self.store, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(self.command, env=settings, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                self.command, cwd=ROOT, env=settings, stdout=log, stderr=log, start_new_session=True
+            )
         until(self.answers)
 
     def answers(self) -> bool:
@@ -285,6 +296,20 @@ def server(postgres: str, tmp_path: Path) -> Iterator[Server]:
     finally:
         server.signal(signal.SIGCONT)
         server.kill()
+
+
+@pytest.mark.parametrize(
+    ("store", "said"),
+    [("", "STORE names no PostgreSQL database"), ("sqlite:///a.db", "STORE names no"), ("postgresql://x", "PORT=5001")],
+)
+def test_make_ui_server_says_what_to_set(store: str, said: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        command = ["make", "ui-server", f"BIN={BIN}", "INSTALLED=", f"PORT={taken.getsockname()[1]}"]
+        stopped = subprocess.run(
+            command, cwd=ROOT, env=environment(STORE=store), capture_output=True, text=True, timeout=60
+        )
+    assert stopped.returncode != 0
+    assert said in stopped.stdout
 
 
 def test_64_runs_reach_a_server_over_postgresql_that_stalls_dies_and_comes_back(

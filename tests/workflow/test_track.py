@@ -63,13 +63,14 @@ def dump(results: Path) -> list[str]:
     return lines
 
 
-def logged(results: Path, suite: str = "quickstart") -> list[Any]:
+def logged(results: Path, suite: str = "quickstart", kind: str = "seed") -> list[Any]:
+    """The runs of a kind: those of seeds, their parents (`mean`), or that of the report."""
     from mlflow import MlflowClient
 
     client = MlflowClient(track.default_uri(results))
     experiment = client.get_experiment_by_name(suite)
     assert experiment is not None
-    return client.search_runs([experiment.experiment_id])
+    return client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'")
 
 
 def test_a_run_carries_parameters_curves_tags_and_files(
@@ -123,7 +124,7 @@ def test_the_report_is_attached_once(runs: list[Run], write: Callable[..., Path]
     track.track("quickstart", runs, tmp_path)
     first = track.attach("quickstart", tmp_path, tmp_path / "reports")
     assert track.attach("quickstart", tmp_path, tmp_path / "reports") == first
-    assert len(logged(tmp_path)) == 2
+    assert len(logged(tmp_path, kind="report")) == 1
     assert [file.read_text() for file in tmp_path.glob("track/artifacts/quickstart/*/artifacts/report/index.html")] == [
         "page"
     ]

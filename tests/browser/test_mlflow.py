@@ -1,0 +1,70 @@
+"""MLflow's own pages in a real browser: they compare methods by the means over their seeds."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from playwright.sync_api import Browser
+from projects import BIN, ROOT, environment
+from run_folders import make_run, write_run
+from test_page import browser  # noqa: F401
+
+from floral.stages import track
+
+VARIANTS = {"fedavg": "0.61", "ensemble": "0.81", "floral_1": "0.86"}
+ONLY_MEANS = "tags.kind = 'mean'"
+
+
+@pytest.fixture
+def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where MLflow shows the experiment of a suite of 3 variants × 3 seeds."""
+    monkeypatch.chdir(ROOT)
+    runs = [make_run("digits_rotate", variant, seed) for variant in VARIANTS for seed in range(3)]
+    for run in runs:
+        write_run(tmp_path, run)
+    track.track("suite", runs, tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [BIN / "mlflow", "server", "--port", str(port), "--workers", "1"]
+    settings = environment(
+        MLFLOW_BACKEND_STORE_URI=track.default_uri(tmp_path), MLFLOW_DISABLE_TELEMETRY="true",
+        MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
+    )  # fmt: skip
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(command, cwd=tmp_path, env=settings, stdout=log, stderr=log)
+    try:
+        answered(f"http://127.0.0.1:{port}/health", server, tmp_path / "log")
+        yield f"http://127.0.0.1:{port}/#/experiments/1/runs"
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def answered(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + 60
+    while True:
+        assert server.poll() is None and time.monotonic() < end, log.read_text()
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.1)
+
+
+def test_the_charts_compare_methods_by_their_means(browser: Browser, address: str) -> None:  # noqa: F811
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.goto(f"{address}?searchFilter={quote(ONLY_MEANS)}&compareRunsMode=CHART")
+    page.get_by_text("3 matching runs").wait_for(timeout=60_000)
+    for variant in VARIANTS:
+        assert page.get_by_role("link", name=f"{variant} on digits_rotate").count() == 1
+    chart = page.locator("[data-testid='experiment-view-compare-runs-card']").filter(has_text="mean/test_accuracy")
+    bars = chart.locator(".bartext")
+    bars.first.wait_for(timeout=60_000)
+    assert sorted(bars.all_text_contents()) == sorted(VARIANTS.values())
