@@ -64,7 +64,8 @@ def write_run(results: Path, run: Run, status: str = "done") -> Path:
         write_unseen(folder, value, run.variant.oracle)
     (folder / "summary.json").write_text(json.dumps(summary(run, value, status, regression, routed)))
     (folder / "costs.json").write_text(json.dumps(COSTS))
-    told = {**run.model_dump(mode="json"), "hash8": run.hash8, "partition": {"digest": "fedcba9876543210"}}
+    partition = {"folder": str(run.partition.folder), "digest": "fedcba9876543210"}
+    told = {**run.model_dump(mode="json"), "hash8": run.hash8, "partition": partition}
     (folder / "run.yaml").write_text(yaml.safe_dump(told))
     (folder / "log.txt").write_text("first line\nlast line\n")
     return folder

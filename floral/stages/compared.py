@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from floral.config import Run
 from floral.stages.failure import failure
 
@@ -67,9 +65,11 @@ def compared(runs: Iterable[Run]) -> dict[str, Compared]:
 
 
 def means(one: Compared, results: Path) -> Means:
-    """Means and 95 % intervals over the seeds that are done; one seed gives no interval, a diverged run no value.
+    """Means and 95 % intervals over the seeds that are done; one seed gives no interval.
 
-    How many seeds are expected, done, diverged and failed is always said.
+    As in the report, a method of which a seed diverged has no mean, unless the fidelity drops such seeds; its intervals
+    resample the clients too where there are 5 seeds, and these do not. How many seeds are expected, done, diverged and
+    failed is always said.
     """
     found = {run.folder: _summary(results / run.folder) for run in one.runs}
     done = {folder: summary for folder, summary in found.items() if summary and summary["status"] == "done"}
@@ -79,11 +79,12 @@ def means(one: Compared, results: Path) -> Means:
         "seeds/expected": len(found), "seeds/done": counts["done"], "seeds/diverged": counts["diverged"],
         "seeds/failed": failed,
     }  # fmt: skip
+    meant = {} if counts["diverged"] and one.runs[0].fidelity["diverged_runs"] == "reported" else done
     for name in MAIN:
-        values |= _over_seeds(name, [summary.get(name) for summary in done.values()])
+        values |= _over_seeds(name, [summary.get(name) for summary in meant.values()])
     said = [f"{counts['done']} of {len(found)} seeds"]
     said += [f"{count} {what}" for what, count in (("diverged", counts["diverged"]), ("failed", failed)) if count]
-    curves = list(_mean_curves(results / folder for folder in done))
+    curves = list(_mean_curves(results / folder for folder in meant))
     summaries = [summary for summary in found.values() if summary]
     return Means(seeds=", ".join(said), summaries=summaries, values=values, curves=curves)
 
@@ -108,6 +109,8 @@ def _over_seeds(name: str, values: list[float | None]) -> dict[str, float]:
 
 def _mean_curves(folders: Iterable[Path]) -> Iterator[tuple[str, int, float]]:
     """The mean of CURVES at each round which every seed has evaluated."""
+    import polars as pl
+
     columns = ["split", "metric", "round", "value"]
     tables = [pl.read_parquet(folder / "metrics.parquet", columns=columns) for folder in folders]
     if not tables:

@@ -82,7 +82,8 @@ class Settings(Frozen):
             "FLORAL_RESULTS": str(self.results),
             "FLORAL_REPORTS": str(self.reports),
         }
-        return found | ({"FLORAL_DATA": str(self.data_dir)} if self.data_dir else {})
+        given = {"FLORAL_DATA": self.data_dir, "FLORAL_TRACKING_URI": self.tracking_uri}
+        return found | {name: str(value) for name, value in given.items() if value}
 
     def runs(self) -> dict[str, list[Run]]:
         """suite → its runs; raises ConfigError for whatever the YAML files or the narrowing have wrong."""
@@ -109,8 +110,10 @@ def settings(values: Mapping[str, Any] | None = None) -> Settings:
     given = reading.read(path) if values is None else values
     parsed: Settings = reading.parse(Settings, given, where)
     named = {"results": "FLORAL_RESULTS", "reports": "FLORAL_REPORTS", "data_dir": "FLORAL_DATA"}
-    environment = {key: os.environ.get(name) for key, name in named.items()}
-    return parsed.model_copy(update={key: Path(value) for key, value in environment.items() if value})
+    environment: dict[str, Any] = {key: Path(value) for key, name in named.items() if (value := os.environ.get(name))}
+    if uri := os.environ.get("FLORAL_TRACKING_URI"):
+        environment["tracking_uri"] = uri
+    return parsed.model_copy(update=environment)
 
 
 def finished(run: Run, results: Path) -> bool:

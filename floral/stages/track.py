@@ -208,8 +208,8 @@ def _ready(place: Place, parent: str, folder: Path) -> Known:
     known = place.known.get(str(folder)) or _begin(place, parent, folder, settings)
     if known.parent != parent:
         place.client.set_tag(known.id, PARENT, parent)
-    if not known.data and "partition" in settings:
-        place.client.log_inputs(known.id, _data(settings, place.results))
+    if not known.data and (data := _data(settings, place.results)):
+        place.client.log_inputs(known.id, data)
     place.known[str(folder)] = replace(known, parent=parent, data=True)
     return place.known[str(folder)]
 
@@ -274,15 +274,16 @@ def _ended(summary: Mapping[str, Any]) -> int:
 
 
 def _data(settings: Mapping[str, Any], results: Path) -> list[DatasetInput]:
-    """The partition that a run trained on and, where it is stored, the data set that was shared out."""
-    task, partition = settings["task"], settings["partition"]
-    made = [_dataset(partition["folder"].removeprefix("partition/"), partition["digest"], partition["folder"])]
+    """The partition that a run trained on and the data set that it divides, as far as run.yaml says them: a task
+    without data has neither, and drawn data are part of their partition. Earlier runs leave the data to its card."""
+    partition, task = settings["partition"], settings["task"]
+    made = {partition["folder"].removeprefix("partition/"): (partition["digest"], partition["folder"])}
     card = results / partition["folder"] / "card.json"
-    digest = json.loads(card.read_text())["data_digest"] if card.exists() else None  # none: drawn with the partition
-    if digest is not None:
-        name = task["data"] if isinstance(task["data"], str) else task["name"]
-        made.append(_dataset(name, digest, f"data/{name}"))
-    return made
+    if "data" in settings:
+        made[settings["data"]["name"]] = settings["data"]["digest"], f"data/{settings['data']['name']}"
+    elif card.exists() and isinstance(task["data"], str):
+        made[task["data"]] = json.loads(card.read_text())["data_digest"], f"data/{task['data']}"
+    return [_dataset(name, digest, source) for name, (digest, source) in made.items() if digest is not None]
 
 
 def _dataset(name: str, digest: str, source: str) -> DatasetInput:

@@ -17,7 +17,7 @@ from projects import BIN, ROOT, environment
 
 from floral import config
 from floral.config import ConfigError, Run
-from floral.stages import track
+from floral.stages import plan, track
 
 
 @pytest.fixture
@@ -33,7 +33,8 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     def write(run: Run, accuracy: float = 0.5) -> Path:
         folder = tmp_path / run.folder
         folder.mkdir(parents=True)
-        (folder / "run.yaml").write_text(yaml.safe_dump(run.model_dump(mode="json") | {"hash8": run.hash8}))
+        told = {"hash8": run.hash8, "partition": {"folder": str(run.partition.folder), "digest": "0123456789abcdef"}}
+        (folder / "run.yaml").write_text(yaml.safe_dump(run.model_dump(mode="json") | told))
         rows = [(step, "test", "accuracy", accuracy + step / 100) for step in range(3)] + [(2, "test", "loss", None)]
         pl.DataFrame(rows, ["round", "split", "metric", "value"], orient="row").write_parquet(
             folder / "metrics.parquet"
@@ -184,3 +185,13 @@ def test_processes_that_track_a_suite_at_once_log_each_run_once(
     said = [process.communicate(timeout=100)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert sorted(run.data.tags["job_key"] for run in logged(tmp_path)) == sorted(str(run.folder) for run in runs)
+
+
+def test_the_store_that_snakemake_was_told_reaches_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They read config/config.yaml anew, which does not know what `--config` changed."""
+    monkeypatch.chdir(ROOT)
+    told = plan.settings({"suite": "quickstart", "tracking_uri": "http://tracker:5000"})
+    assert plan.settings().tracking_uri is None
+    for name, value in told.environment().items():
+        monkeypatch.setenv(name, value)
+    assert plan.settings().tracking_uri == "http://tracker:5000"
