@@ -488,3 +488,32 @@ def routes(frame: pl.DataFrame, looks: Sequence[Look], clients: int, clusters: i
         "y": Scale(title="learned cluster", domain=(1, clusters + 1), length=height),
     }
     return Drawing(chart=chart, data=data, table=frame, plane=plane)
+
+
+# ------------------------------------------------------------------------------------ two sizes together
+
+LIGHTEST, DARKEST = "#e8f0f8", "#0b3d78"
+"""One hue from light to dark, which every eye and a grey print can order."""
+
+
+def heat(frame: pl.DataFrame, across: Sequence[str], down: Sequence[str], higher: bool) -> Drawing:
+    """A square for each pair of `rank` (down) and `adaptors` (across) with its `text`, darker where `mean` is better.
+
+    `frame`: rank, adaptors, mean, low, high, text.
+    """
+    least, most = float(frame["mean"].min()), float(frame["mean"].max())  # type: ignore[arg-type]
+    share = (pl.col("mean") - least) / ((most - least) or 1.0)
+    cells = frame.with_columns(
+        ink=pl.when(share > 0.5 if higher else share < 0.5).then(pl.lit("#ffffff")).otherwise(pl.lit("#000000"))
+    )
+    ramp = [LIGHTEST, DARKEST] if higher else [DARKEST, LIGHTEST]
+    base = alt.Chart(alt.NamedData("cells")).encode(
+        alt.X("adaptors:N", sort=list(across), axis=_axis(title="Adaptors", labelAngle=0, domain=False, ticks=False)),
+        alt.Y("rank:N", sort=list(down), axis=_axis(title=None, domain=False, ticks=False, labelColor=INK)),
+    )
+    colour = alt.Color("mean:Q", scale=alt.Scale(domain=[least, most], range=ramp), legend=None)
+    squares = base.mark_rect().encode(colour)
+    names = base.mark_text(fontSize=11).encode(text="text:N", color=alt.Color("ink:N", scale=None))
+    chart = alt.layer(squares, names).resolve_scale(color="independent")
+    chart = chart.properties(width=PANEL, height=alt.Step(2 * ROW))
+    return Drawing(chart=chart, data={"cells": cells}, table=frame.drop("text"))

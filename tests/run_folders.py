@@ -21,6 +21,7 @@ ACCURACY = {
     "local": 0.70,
     "ensemble": 0.80,
     "floral_1": 0.85,
+    "floral_10": 0.75,
     "floral_1_optimal": 0.95,
     "constant": 0.10,
 }

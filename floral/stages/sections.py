@@ -14,6 +14,7 @@ from floral.stages import (
     corrections_section,
     decided_section,
     published,
+    rank_section,
     seen,
     setup_section,
     target_section,
@@ -35,6 +36,7 @@ COSTS = {
     "kept_private": ("kept", "Parameters"),
     "sent_down": ("down", "Bytes per client and round"), "sent_up": ("up", "Bytes per client and round"),
     "bytes": ("in all", "Bytes, all clients"),
+    "held": ("model and gradients", "Memory per client, bytes"),
     "passes_per_sample": ("per sample", "Passes"), "client_passes": ("in all", "Passes"),
     "seconds": ("seconds", "Per run, measured"), "memory": ("peak bytes", "Per run, measured"),
 }  # fmt: skip
@@ -127,9 +129,10 @@ def provenance(material: Material) -> Section | None:
 
 
 SECTIONS: tuple[Make, ...] = (
-    main, decided_section.section, published.section, published.claims, corrections_section.section, budgets.section,
-    result, curves, routes, spread, worst_clients, clusters_section.section, unseen_section.section, costs,
-    target_section.section, seen.section, tuning_section.section, methods, failures, setup_section.section, provenance,
+    main, decided_section.section, published.section, published.claims, corrections_section.section,
+    rank_section.section, budgets.section, result, curves, routes, spread, worst_clients, clusters_section.section,
+    unseen_section.section, costs, target_section.section, seen.section, tuning_section.section, methods, failures,
+    setup_section.section, provenance,
 )  # fmt: skip
 
 
@@ -182,7 +185,8 @@ def cost_cells(collected: Collected, setting: Setting) -> dict[str, dict[str, Ce
         counted = first["parameters"]
         values = {
             **counted, "sent_down": BYTES_PER_FLOAT * counted["sent_down"],
-            "sent_up": BYTES_PER_FLOAT * counted["sent_up"], "bytes": spent["bytes"].max(),
+            "sent_up": BYTES_PER_FLOAT * counted["sent_up"], "held": BYTES_PER_FLOAT * client_floats(counted),
+            "bytes": spent["bytes"].max(),
             "passes_per_sample": first["passes_per_sample"], "client_passes": spent["client_passes"].mean(),
             "seconds": done["seconds"].struct.field("total").mean(), "memory": done["peak_memory_bytes"].mean(),
         }  # fmt: skip
@@ -191,3 +195,12 @@ def cost_cells(collected: Collected, setting: Setting) -> dict[str, dict[str, Ce
             for key, value in values.items()
         }
     return cells
+
+
+def client_floats(counted: Mapping[str, int]) -> int:
+    """Floats that one client holds while it trains: all that it is sent, serves or keeps, and a gradient for each that
+    it trains. 0 where clients neither get nor keep anything, as in pooled training."""
+    if counted["sent_down"] + counted["kept_private"] == 0:
+        return 0
+    parameters = max(counted["served"], counted["sent_down"] + counted["kept_private"])
+    return parameters + counted["trainable_per_client"]

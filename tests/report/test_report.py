@@ -23,7 +23,7 @@ from floral.stages.failure import LOCK
 from floral.stages.locks import held
 from floral.stages.report import _yaml, report
 from floral.stages.section import Part, Section
-from floral.stages.sections import cost_cells
+from floral.stages.sections import client_floats, cost_cells
 from floral.stages.summarise import differences, intervals, joined, main_cells, route_weights, worst
 from floral.statistics import binomial_null
 from floral.tables import EMPTY, Cell, Column, grid
@@ -296,6 +296,22 @@ def test_down_and_up_are_bytes_as_the_engine_bills_them(results, write):
     cells = cost_cells(found, found.settings[0])["fedavg"]
     assert cells["sent_down"].order == cells["sent_up"].order == BYTES_PER_FLOAT * 4810
     assert cells["trainable_per_client"].order == 4810 and cells["client_passes"].order == 40
+    assert cells["held"].order == BYTES_PER_FLOAT * (4810 + 4810)  # the model, and a gradient for all of it
+
+
+@pytest.mark.parametrize(
+    ("served", "sent_down", "kept_private", "trained", "floats"),
+    [
+        pytest.param(10, 40, 0, 10, 50, id="gets four models, trains one"),
+        pytest.param(10, 4, 0, 4, 14, id="what is frozen is not sent again"),
+        pytest.param(12, 10, 2, 12, 24, id="a head of its own"),
+        pytest.param(20, 10, 20, 20, 50, id="a model of its own beside the shared one"),
+        pytest.param(10, 0, 0, 10, 0, id="pooled"),
+    ],
+)
+def test_a_client_holds_what_it_gets_serves_or_keeps_and_gradients(served, sent_down, kept_private, trained, floats):
+    counted = {"served": served, "sent_down": sent_down, "kept_private": kept_private, "trainable_per_client": trained}
+    assert client_floats(counted) == floats
 
 
 @pytest.mark.parametrize("module", ["statistics", "tables", "figures", "looks", "stages.report", "stages.show"])
