@@ -517,3 +517,45 @@ def heat(frame: pl.DataFrame, across: Sequence[str], down: Sequence[str], higher
     chart = alt.layer(squares, names).resolve_scale(color="independent")
     chart = chart.properties(width=PANEL, height=alt.Step(2 * ROW))
     return Drawing(chart=chart, data={"cells": cells}, table=frame.drop("text"))
+
+
+# --------------------------------------------------------------------------------------- routes over rounds
+
+HUES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c7a00", "#444b8c")
+"""Learned clusters, in hues that colour-blind readers tell apart (after Okabe and Ito)."""
+
+
+def followed(frame: pl.DataFrame, clusters: int) -> Drawing:
+    """Clients down, by true cluster, rounds across: the hue is the heaviest learned cluster, the opacity its weight.
+
+    `frame`: round, until, position, client, true_cluster, cluster (0..C-1), weight (1/C..1).
+    """
+    clients = int(frame["position"].max()) + 1  # type: ignore[arg-type]
+    start, stop = int(frame["round"].min()), int(frame["until"].max())  # type: ignore[arg-type]
+    height = max(120, 5 * clients)
+    edges = frame.group_by("true_cluster").agg(top=pl.col("position").min(), bottom=pl.col("position").max() + 1)
+    edges = edges.sort("top").with_columns(
+        middle=(pl.col("top") + pl.col("bottom")) / 2, name="true " + (pl.col("true_cluster") + 1).cast(pl.String)
+    )
+    down = alt.Scale(domain=[clients, 0], nice=False)
+    colour = alt.Color(
+        "name:N",
+        scale=alt.Scale(domain=[f"cluster {c + 1}" for c in range(clusters)], range=list(HUES[:clusters])),
+        legend=alt.Legend(orient="bottom", title=None, columns=4, labelColor=INK, symbolType="square"),
+    )
+    along = alt.Scale(domain=[start, stop], nice=False)
+    heat = alt.Chart(alt.NamedData("cells")).mark_rect().encode(
+        alt.X("round:Q", scale=along, axis=_axis(title="Round", grid=False, tickCount=4)),
+        alt.X2("until:Q"), alt.Y("position:Q", scale=down, axis=None), alt.Y2("below:Q"), colour,
+        alt.Opacity("weight:Q", scale=alt.Scale(domain=[1 / clusters, 1], range=[0.2, 1]), legend=None),
+    )  # fmt: skip
+    borders = alt.Chart(alt.NamedData("borders")).mark_rule(color=INK, strokeWidth=0.8)
+    borders = borders.encode(alt.Y("top:Q", scale=down, axis=None))
+    names = alt.Chart(alt.NamedData("edges")).mark_text(color=MUTED, fontSize=10, align="left")
+    names = names.encode(alt.X(value=PANEL + 6), alt.Y("middle:Q", scale=down, axis=None), alt.Text("name:N"))
+    chart = alt.layer(heat, borders, names).properties(width=PANEL, height=height)
+    cells = frame.select(
+        "round", "until", "position", "weight", below=pl.col("position") + 1,
+        name="cluster " + (pl.col("cluster") + 1).cast(pl.String),
+    )  # fmt: skip
+    return Drawing(chart=chart, data={"cells": cells, "borders": edges.slice(1), "edges": edges}, table=frame)

@@ -43,6 +43,9 @@ LATER: dict[str, Any] = {
 CLIENTS = ("client", "cluster", "train_rows", "test_rows", "accuracy", "loss", "own_rows", "own_correct", "route")
 """The columns of clients.parquet that the report reads."""
 
+FOLLOWED = "floral_1"
+"""The variant whose clients' routes are followed over rounds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -105,6 +108,8 @@ class Collected:
     costs: pl.DataFrame
     unseen: pl.DataFrame
     unfinished: tuple[Unfinished, ...]
+    routes: pl.DataFrame = field(default_factory=pl.DataFrame)
+    """Every recorded round and client of the first done seed of FOLLOWED: round, client, cluster (true), route."""
 
     def values(self, setting: Setting, column: str) -> dict[str, dict[int, float]]:
         """contender → seed → value of `column` in the summary, of the runs that are done and have one."""
@@ -130,7 +135,7 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
     """
     runs = list(runs)
     settings, contenders = _settings(runs), _contenders(runs)
-    summary, curves, clients, costs, unseen, unfinished = [], [], [], [], [], []
+    summary, curves, clients, costs, unseen, unfinished, routes = [], [], [], [], [], [], {}
     for run in runs:
         keys = {
             "setting": settings[_setting_key(run)].id,
@@ -149,6 +154,12 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
             clients.append(_clients(folder / "clients.parquet", keys))
             if run.task.unseen and found["status"] == "done":
                 unseen.append(_unseen(folder / "unseen.parquet", keys))
+            followed = (
+                run.variant.name == FOLLOWED and found["status"] == "done" and (folder / "routes.parquet").exists()
+            )
+            if followed and (keys["setting"], keys["contender"]) not in routes:
+                own = pl.read_parquet(folder / "routes.parquet").with_columns(**_literals(keys))
+                routes[keys["setting"], keys["contender"]] = own
             measured = {key: found[key] for key in ("status", "round", *IDENTITY[-3:], *METRICS)}
             measured |= {key: found.get(key) for key in LATER} | {"reference": origin(folder)}
             summary.append({**row, **measured, **_spent(spent)})
@@ -166,6 +177,7 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
         costs=pl.DataFrame(costs, infer_schema_length=None, strict=False),
         unseen=pl.concat(unseen) if unseen else pl.DataFrame(),
         unfinished=tuple(unfinished),
+        routes=pl.concat(routes.values()) if routes else pl.DataFrame(),
     )
 
 

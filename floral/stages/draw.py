@@ -40,6 +40,7 @@ def draw(collected: Collected, looks: Looks, setting: Setting) -> dict[str, Figu
         **curves(collected, shown, setting),
         "routes": routes(collected, shown, setting),
         **{kind: recovery(collected, shown, setting, kind) for kind in RECOVERY},
+        "followed": followed(collected, shown, setting),
         "spread": spread(collected, shown, setting),
         "worst_decile": worst(collected, shown, setting, "decile"),
         "worst_cluster": worst(collected, shown, setting, "cluster"),
@@ -146,6 +147,29 @@ def routes(collected: Collected, looks: Sequence[Look], setting: Setting) -> Fig
     subtitle = "clients by true cluster × learned clusters, seed " + ", ".join(map(str, sorted(set(seeds.values()))))
     see = f"Mean weight on the matched true cluster: {_ranked(dict(right.iter_rows()), looks, 2)}."
     return figures.render(chart, f"routes_{setting.id}", setting.title, subtitle, told, see)
+
+
+SHOWN_CLIENTS, SHOWN_ROUNDS = 10, 40
+"""Clients of each true cluster, and rounds, in a picture of routes over rounds: more are too many rectangles."""
+
+
+def followed(collected: Collected, looks: Sequence[Look], setting: Setting) -> Figure | None:
+    """Which learned cluster some clients of each true cluster weigh most, over rounds, in one run."""
+    rows = collected.routes
+    if rows.is_empty() or (rows := rows.filter(pl.col("setting") == setting.id)).is_empty():
+        return None
+    rows = rows.filter((pl.col("contender") == rows["contender"][0]) & pl.col("route").is_not_null())
+    learned = int(rows["route"].list.len().max() or 0)  # type: ignore[arg-type]
+    if not 2 <= learned <= len(figures.HUES):
+        return None
+    frame, right = summarise.followed_routes(rows, SHOWN_CLIENTS, SHOWN_ROUNDS)
+    look, seed = next(look for look in looks if look.id == rows["contender"][0]), rows["seed"][0]
+    see = f"Clients whose heaviest cluster is the one matched to their true cluster: {100 * right:.0f} % at the end."
+    told = f"Heaviest learned cluster of clients over rounds, {look.short}, {setting.title}. {see}"
+    subtitle = [f"{look.short}, seed {seed}: the heaviest learned cluster of a client,", "deeper where it weighs more"]
+    return figures.render(
+        figures.followed(frame, learned), f"followed_{setting.id}", setting.title, subtitle, told, see
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,7 +79,7 @@ def curves(material: Material) -> Section | None:
 
 
 def routes(material: Material) -> Section | None:
-    return _drawn(material, "routes", "routes", *RECOVERY)
+    return _drawn(material, "routes", "routes", "followed", *RECOVERY)
 
 
 def spread(material: Material) -> Section | None:

@@ -364,3 +364,31 @@ def route_weights(collected: Collected, setting: Setting, contenders: list[str])
             })
         )  # fmt: skip
     return (pl.concat(frames) if frames else pl.DataFrame()), seeds
+
+
+def followed_routes(rows: pl.DataFrame, clients: int, rounds: int) -> tuple[pl.DataFrame, float]:
+    """One run's routes over rounds, thinned to `rounds` of them and to the first `clients` of every true cluster, and
+    the share of all clients whose heaviest cluster at the end is the one matched to their own.
+
+    Frame: round, until (the next round shown), position (clients by true cluster), client, true_cluster, cluster
+    (renumbered as the last routes match best), weight.
+    """
+    last = rows.filter(pl.col("round") == rows["round"].max())
+    weights, truth = np.array(last["route"].to_list()), last["cluster"].to_numpy()
+    mass = np.zeros((max(int(truth.max()) + 1, weights.shape[1]), weights.shape[1]))
+    np.add.at(mass, truth, weights)
+    matched, learned = linear_sum_assignment(-mass)
+    number_of = np.argsort(learned[np.argsort(matched)])
+    right = float((number_of[weights.argmax(1)] == truth).mean())
+    recorded = rows["round"].unique().sort().to_list()
+    kept = sorted({recorded[at] for at in np.linspace(0, len(recorded) - 1, min(rounds, len(recorded))).astype(int)})
+    until = dict(zip(kept, [*kept[1:], 2 * kept[-1] - kept[max(0, len(kept) - 2)]], strict=True))
+    order = last.sort("cluster", "client").group_by("cluster", maintain_order=True).head(clients)["client"].to_list()
+    place = {client: at for at, client in enumerate(order)}
+    shown = rows.filter(pl.col("client").is_in(order) & pl.col("round").is_in(kept))
+    return shown.select(
+        "round", pl.col("round").replace_strict(until).alias("until"),
+        pl.col("client").replace_strict(place).alias("position"), "client", pl.col("cluster").alias("true_cluster"),
+        pl.col("route").list.arg_max().cast(pl.Int64).replace_strict(dict(enumerate(number_of.tolist()))).alias("cluster"),
+        pl.col("route").list.max().round(3).alias("weight"),
+    ).sort("position", "round"), right  # fmt: skip
