@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
-from run_folders import write_suite
+from run_folders import ACCURACY, make_run, write_run, write_suite
 
 from floral.stages.report import report
 
@@ -52,6 +52,19 @@ def opened(browser: Browser, address: str, width: int, scheme: str) -> Page:
     page.wait_for_load_state("load")
     assert asked == [address] and complaints == []
     return page
+
+
+def test_a_page_of_a_thousand_runs_stays_small(browser, tmp_path):
+    """Bytes and elements, which its loading time follows: 15 MB are the limit, and 20,000 elements open at once."""
+    tasks = ("digits_rotate", "digits_label_shift", "mnist_rotate", "mnist_label_shift", "fashion_rotate")
+    runs = [make_run(task, variant, seed) for task in tasks for variant in ACCURACY for seed in range(25)]
+    for run in runs:
+        write_run(tmp_path / "results", run)
+    path = report("quickstart", runs, tmp_path / "results", tmp_path / "reports")
+    assert len(runs) == 1000 and path.stat().st_size < 15e6
+    page = opened(browser, path.as_uri(), 1280, "light")
+    assert page.evaluate("document.querySelectorAll('*').length") < 60_000
+    assert "1000 runs" in page.inner_text("main").replace(",", "").replace("\u202f", "")
 
 
 @pytest.mark.parametrize("width", [1280, 390])
