@@ -461,7 +461,7 @@ def routes(frame: pl.DataFrame, looks: Sequence[Look], clients: int, clusters: i
     )
     across = alt.Scale(domain=[0, clients], nice=False)
     down = alt.Scale(domain=[clusters, 0], nice=False)
-    depth = alt.Opacity("weight:Q", scale=alt.Scale(domain=[0, 1], range=[0, 1]), legend=None)
+    depth = alt.FillOpacity("weight:Q", scale=alt.Scale(domain=[0, 1], range=[0, 1]), legend=None)
     heat = alt.Chart(alt.NamedData("cells")).encode(
         alt.X("position:Q", scale=across, axis=None), alt.X2("end:Q"),
         alt.Y("cluster:Q", scale=down, axis=None), alt.Y2("bottom:Q"), depth,
@@ -547,7 +547,7 @@ def followed(frame: pl.DataFrame, clusters: int) -> Drawing:
     heat = alt.Chart(alt.NamedData("cells")).mark_rect().encode(
         alt.X("round:Q", scale=along, axis=_axis(title="Round", grid=False, tickCount=4)),
         alt.X2("until:Q"), alt.Y("position:Q", scale=down, axis=None), alt.Y2("below:Q"), colour,
-        alt.Opacity("weight:Q", scale=alt.Scale(domain=[1 / clusters, 1], range=[0.2, 1]), legend=None),
+        alt.FillOpacity("weight:Q", scale=alt.Scale(domain=[1 / clusters, 1], range=[0.2, 1]), legend=None),
     )  # fmt: skip
     borders = alt.Chart(alt.NamedData("borders")).mark_rule(color=INK, strokeWidth=0.8)
     borders = borders.encode(alt.Y("top:Q", scale=down, axis=None))
