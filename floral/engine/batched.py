@@ -61,10 +61,7 @@ class Batched(Clients):
     # ---------------------------------------------------------------------------------------------- steps
 
     def step(self, step: Step) -> tuple[View, Axes, Tensor]:
-        """One local step that is not the last: every client's own values after it."""
-        return self._step(step, lasting=False)
-
-    def _step(self, step: Step, lasting: bool) -> tuple[View, Axes, Tensor]:
+        """One local step that is not the last, or the method's own: every client's own values after it."""
         own = self.method.local_step is not None
         noted = frozenset() if own else self._noted(step)
 
@@ -77,14 +74,13 @@ class Batched(Clients):
             return {**updated, **found.changed}, found.losses
 
         key = ("step", step.phase, tuple(step.axes.items()))
-        changed, losses = self.captured(key, function, step.values, step.inputs, lasting=lasting)
+        changed, losses = self.captured(key, function, step.values, step.inputs, lasting=own)  # the last may be one
         return {**step.values, **changed}, {**step.axes, **dict.fromkeys(changed, 0)}, losses
 
     def last(self, step: Step, chunk: Chunk) -> tuple[Finished, Tensor]:
         """The last local step, whose gradients are summed over the clients where only sums are wanted."""
         if self.method.local_step is not None:
-            values, axes, losses = self._step(step, lasting=True)
-            return self.finish(values, axes, chunk, self.relative(values, axes, chunk), {}), losses
+            return super().last(step, chunk)
         noted = self._noted(step)
         fused = [group for group in step.trained if self._fuses(group, step.axes)]
 

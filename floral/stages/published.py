@@ -130,9 +130,7 @@ def section(material: Material) -> Section | None:
     parts: list[Part] = []
     counted: set[str] = set()
     for setting in material.collected.settings:
-        rows = [
-            (look, _cells(found[setting.id][id_])) for id_, look in material.looks.items() if id_ in found[setting.id]
-        ]
+        rows = material.rows({id_: _cells(one) for id_, one in found[setting.id].items()})
         if not rows:
             continue
         note = ""
@@ -214,9 +212,7 @@ def claims(material: Material) -> Section | None:
                     quiet=quiet,
                 )
             columns.append(Column(id=setting.id, title=setting.title))
-        rows = [
-            (look, {**cells[id_], "count": _count(counts, id_)}) for id_, look in material.looks.items() if id_ in cells
-        ]
+        rows = material.rows({id_: {**own, "count": _count(counts, id_)} for id_, own in cells.items()})
         if rows:
             columns = [Column(id="count", title="Holds"), *columns]
             parts.append(

@@ -12,6 +12,8 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -136,30 +138,30 @@ def restore(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
         ConfigError: a reference's archive is damaged; of the run that it is damaged in nothing is written.
     """
     restored = []
-    for path, run in available(suites, results):
+    for path, found in groupby(available(suites, results), key=itemgetter(0)):
         with _read(path) as archive:
-            start = f"{run.folder}/"
-            files = {name: archive.read(start + name) for name in KEPT if start + name in archive.namelist()}
-        if here := _rows_here(run, results):
-            there = yaml.safe_load(files["run.yaml"])["partition"]["digest"]
-            if here != there:
-                print(
-                    f"{path}: {run.folder} is not taken from it: its partition had other rows ({there[:8]}) than "
-                    f"{results / run.partition.folder} ({here[:8]})",
-                    file=sys.stderr,
-                )
-                continue
-        with held(results / run.folder / LOCK, "training this run"):
-            if not finished(run, results):
-                _write(results / run.folder, files, path.parent.name)
-                restored.append(run)
+            names = set(archive.namelist())
+            for _, run in found:
+                members = {name: f"{run.folder}/{name}" for name in KEPT}
+                files = {name: archive.read(member) for name, member in members.items() if member in names}
+                if said := _other_rows(run, files, results):
+                    print(f"{path}: {run.folder} is not taken from it: {said}", file=sys.stderr)
+                    continue
+                with held(results / run.folder / LOCK, "restoring this run"):
+                    if not finished(run, results):
+                        _write(results / run.folder, files, path.parent.name)
+                        restored.append(run)
     return restored
 
 
-def _rows_here(run: Run, results: Path) -> str | None:
-    """The digest of the run's partition where it has been made here."""
-    card = results / run.partition.folder / "card.json"
-    return json.loads(card.read_text(encoding="utf-8"))["digest"] if card.exists() else None
+def _other_rows(run: Run, files: Mapping[str, bytes], results: Path) -> str:
+    """What is said where the run's partition has been made here and has other rows; else nothing."""
+    folder = results / run.partition.folder
+    if not (folder / "card.json").exists():
+        return ""
+    here = json.loads((folder / "card.json").read_text(encoding="utf-8"))["digest"]
+    there = yaml.safe_load(files["run.yaml"])["partition"]["digest"]
+    return "" if here == there else f"its partition had other rows ({there[:8]}) than {folder} ({here[:8]})"
 
 
 def _write(folder: Path, files: Mapping[str, bytes], suite: str) -> None:
@@ -201,7 +203,7 @@ def forget(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
     runs = taken(suites, results)
     for run in runs:
         folder = results / run.folder
-        with held(folder / LOCK, "training this run"):
+        with held(folder / LOCK, "removing this run"):
             for name in ("done", "summary.json", *KEPT, MARK):
                 (folder / name).unlink(missing_ok=True)
     return runs

@@ -352,10 +352,7 @@ def route_weights(collected: Collected, setting: Setting, contenders: list[str])
         own = own.filter(pl.col("seed") == seed).sort("cluster", "client")
         weights = np.array(own["route"].to_list())
         truth = own["cluster"].to_numpy()
-        mass = np.zeros((max(int(truth.max()) + 1, weights.shape[1]), weights.shape[1]))
-        np.add.at(mass, truth, weights)
-        matched, learned = linear_sum_assignment(-mass)
-        order = learned[np.argsort(matched)]
+        order = _matched(weights, truth)
         positions, clusters = np.indices(weights.shape)
         frames.append(
             pl.DataFrame({
@@ -364,6 +361,14 @@ def route_weights(collected: Collected, setting: Setting, contenders: list[str])
             })
         )  # fmt: skip
     return (pl.concat(frames) if frames else pl.DataFrame()), seeds
+
+
+def _matched(weights: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The learned clusters [C] in the order of the true ones that they match best: routes [K, C], true clusters [K]."""
+    mass = np.zeros((max(int(truth.max()) + 1, weights.shape[1]), weights.shape[1]))
+    np.add.at(mass, truth, weights)
+    matched, learned = linear_sum_assignment(-mass)
+    return learned[np.argsort(matched)]
 
 
 def followed_routes(rows: pl.DataFrame, clients: int, rounds: int) -> tuple[pl.DataFrame, float]:
@@ -375,10 +380,7 @@ def followed_routes(rows: pl.DataFrame, clients: int, rounds: int) -> tuple[pl.D
     """
     last = rows.filter(pl.col("round") == rows["round"].max())
     weights, truth = np.array(last["route"].to_list()), last["cluster"].to_numpy()
-    mass = np.zeros((max(int(truth.max()) + 1, weights.shape[1]), weights.shape[1]))
-    np.add.at(mass, truth, weights)
-    matched, learned = linear_sum_assignment(-mass)
-    number_of = np.argsort(learned[np.argsort(matched)])
+    number_of = np.argsort(_matched(weights, truth))
     right = float((number_of[weights.argmax(1)] == truth).mean())
     recorded = rows["round"].unique().sort().to_list()
     kept = sorted({recorded[at] for at in np.linspace(0, len(recorded) - 1, min(rounds, len(recorded))).astype(int)})

@@ -55,7 +55,7 @@ def opened(browser: Browser, address: str, width: int, scheme: str) -> Page:
 
 
 def test_a_page_of_a_thousand_runs_stays_small(browser, tmp_path):
-    """Bytes and elements, which its loading time follows: 15 MB are the limit, and 20,000 elements open at once."""
+    """Bytes and elements, which its loading time follows: 15 MB are the limit."""
     tasks = ("digits_rotate", "digits_label_shift", "mnist_rotate", "mnist_label_shift", "fashion_rotate")
     runs = [make_run(task, variant, seed) for task in tasks for variant in ACCURACY for seed in range(25)]
     for run in runs:

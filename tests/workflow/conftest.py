@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from projects import TINY, Project
+from projects import ROOT, TINY, Project
+
+from floral.stages import track
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +39,18 @@ def copy(finished: Project, tmp_path: Path) -> Project:
 @pytest.fixture
 def project(make_project: Callable[[str], Project]) -> Project:
     return make_project("project")
+
+
+@pytest.fixture(scope="session")
+def made_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables without a run: to make them takes seconds."""
+    results = tmp_path_factory.mktemp("empty")
+    track.create_store(track.default_uri(results))
+    return results / "track"
+
+
+@pytest.fixture
+def empty_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made_store: Path) -> None:
+    """A copy of it for a test that tracks from the project's root into `tmp_path`."""
+    monkeypatch.chdir(ROOT)
+    shutil.copytree(made_store, tmp_path / "track")

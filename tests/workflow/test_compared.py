@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from projects import ROOT
 from run_folders import FAILURE, make_run, write_run
 
 from floral.config import Run
@@ -20,17 +18,7 @@ from floral.statistics import t_interval
 DIGEST = "0123456789abcdef" * 4
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    results = tmp_path_factory.mktemp("empty")
-    track.create_store(track.default_uri(results))
-    return results / "track"
-
-
-@pytest.fixture(autouse=True)
-def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, empty_store: Path) -> None:
-    monkeypatch.chdir(ROOT)
-    shutil.copytree(empty_store, tmp_path / "track")
+pytestmark = pytest.mark.usefixtures("empty_store")
 
 
 def stored(results: Path, kind: str) -> dict[str, Any]:

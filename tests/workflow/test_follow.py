@@ -30,18 +30,7 @@ ROUNDS = (0, 2, 4)
 PATIENCE = 90.0
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without a run: to make its tables takes seconds."""
-    results = tmp_path_factory.mktemp("empty")
-    track.create_store(track.default_uri(results))
-    return results / "track"
-
-
-@pytest.fixture(autouse=True)
-def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, empty_store: Path) -> None:
-    monkeypatch.chdir(ROOT)
-    shutil.copytree(empty_store, tmp_path / "track")
+pytestmark = pytest.mark.usefixtures("empty_store")
 
 
 class Training:
