@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 from projects import BIN, ROOT, environment
 from run_folders import make_run, write_run
 from test_page import browser  # noqa: F401
@@ -60,11 +60,13 @@ def answered(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 def test_the_charts_compare_methods_by_their_means(browser: Browser, address: str) -> None:  # noqa: F811
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(60_000)
+    expect.set_options(timeout=60_000)
     page.goto(f"{address}?searchFilter={quote(ONLY_MEANS)}&compareRunsMode=CHART")
-    page.get_by_text("3 matching runs").wait_for(timeout=60_000)
+    expect(page.get_by_text("3 matching runs")).to_be_visible()
     for variant in VARIANTS:
-        assert page.get_by_role("link", name=f"{variant} on digits_rotate").count() == 1
+        expect(page.get_by_role("link", name=f"{variant} on digits_rotate")).to_have_count(1)
     chart = page.locator("[data-testid='experiment-view-compare-runs-card']").filter(has_text="mean/test_accuracy")
-    bars = chart.locator(".bartext")
-    bars.first.wait_for(timeout=60_000)
-    assert sorted(bars.all_text_contents()) == sorted(VARIANTS.values())
+    for accuracy in VARIANTS.values():
+        expect(chart.locator(".bartext").filter(has_text=accuracy)).to_have_count(1)
+    expect(chart.locator(".bartext")).to_have_count(len(VARIANTS))
