@@ -10,6 +10,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import LogEvent, logger
 
 import floral
+from floral import start
 from floral.config import OWN, ConfigError, Untuned
 from floral.stages import known, missing, plan, reference, slurm
 
@@ -231,6 +232,8 @@ onstart:
             workflow.executor_plugin.common_settings.pass_group_args = True  # else a job makes its runs one by one
         except ConfigError as error:
             raise WorkflowError(str(error)) from None
+    if workflow.executor_plugin.name == "local" and not WITHIN and start.Warm.possible():
+        globals()["WARM"] = start.Warm()
     if UNTUNED is None:
         plan.start(SUITES, RESULTS)
         print(plan.estimate(SUITES, RESULTS, workflow.nodes or workflow.cores), file=sys.stderr)
