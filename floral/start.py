@@ -104,13 +104,25 @@ class Warm:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="floral-"))
         environment = {key: value for key, value in os.environ.items() if key != ADDRESS} | dict.fromkeys(THREADS, "1")
-        self._process: subprocess.Popen[bytes] = subprocess.Popen(
-            [sys.executable, "-m", "floral.start", str(self.folder / "socket")],
-            stdin=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for those who ask, and they hand it on
-        )
+        with socket.socket(socket.AF_UNIX) as door:
+            door.bind(str(self.folder / "socket"))
+            door.listen(64)  # who asks now waits while torch is imported
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(
+                [sys.executable, "-m", "floral.start", str(door.fileno())],
+                stdin=subprocess.PIPE,
+                env=environment,
+                pass_fds=[door.fileno()],
+                start_new_session=True,  # Ctrl-C is for those who ask, and they hand it on
+            )
         os.environ[ADDRESS] = str(self.folder / "socket")
+
+    def close(self) -> None:
+        """Let it end; wait until it has, and its forks with it."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+        os.environ.pop(ADDRESS, None)
+        shutil.rmtree(self.folder, ignore_errors=True)  # where it was killed
 
     @staticmethod
     def possible() -> bool:
@@ -118,11 +130,9 @@ class Warm:
         return hasattr(os, "pidfd_open")
 
 
-def serve(address: str, starter: IO[Any]) -> None:
-    """Fork for everyone who asks at `address`, until `starter` is closed and the last fork has ended."""
-    with socket.socket(socket.AF_UNIX) as door, selectors.DefaultSelector() as events:
-        door.bind(address)
-        door.listen(64)  # who asks now waits while torch is imported
+def serve(door: socket.socket, starter: IO[Any]) -> None:
+    """Fork for everyone who asks at the `door`, until `starter` is closed and the last fork has ended."""
+    with door, selectors.DefaultSelector() as events:
         _import()
         events.register(door, selectors.EVENT_READ)
         events.register(starter, selectors.EVENT_READ)
@@ -133,7 +143,7 @@ def serve(address: str, starter: IO[Any]) -> None:
                 if key.fileobj is starter:
                     events.unregister(starter)
                     events.unregister(door)
-                    shutil.rmtree(Path(address).parent)
+                    shutil.rmtree(Path(door.getsockname()).parent)
                     opened = False
                 elif key.fileobj is door:
                     if opened and (asked := _begin(door)):
@@ -220,4 +230,4 @@ def _be(told: dict[str, Any], files: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], sys.stdin.buffer)
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.stdin.buffer)
