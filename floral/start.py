@@ -4,8 +4,8 @@ Importing takes longer than training a small run. So Snakemake's main process, w
 keeps one process that has imported what training needs (`Warm`); `floral train` hands its arguments, environment,
 folder and files over to it and waits for the fork's exit code. All else is as if the caller had trained itself: its
 signals reach the fork, a fork whose caller is killed is killed, and where there is nobody to ask the caller trains
-itself. Nothing is imported, seeded or opened before the fork that training would not import, so that results have
-equal bits; code that is edited is read at the next call of Snakemake, with which the process ends.
+itself, as it does on a GPU or with several threads. Nothing is seeded, computed or opened before the fork, so that
+results have equal bits. The process ends with its Snakemake: code that is edited is read at the next call.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ ADDRESS = "FLORAL_WARM"
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Read once, when torch is imported: forks compute on one thread."""
+WORTH = 4
+"""Runs from which on the process repays its own start."""
 ROOM = 8
 """Bytes of a number that is sent."""
 
@@ -35,7 +37,8 @@ ROOM = 8
 def main() -> int:
     """The command `floral`."""
     arguments, address = sys.argv[1:], os.environ.get(ADDRESS)
-    if address and arguments[:1] == ["train"] and _threads(arguments) == "1":
+    plain = _option(arguments, "--threads") == "1" and _option(arguments, "--device") == "cpu"
+    if address and arguments[:1] == ["train"] and plain:
         code = ask(address, arguments)
         if code is not None:
             return code
@@ -44,8 +47,8 @@ def main() -> int:
     return cli.main()
 
 
-def _threads(arguments: list[str]) -> str:
-    return arguments[arguments.index("--threads") + 1] if "--threads" in arguments[:-1] else "1"
+def _option(arguments: list[str], name: str) -> str | None:
+    return arguments[arguments.index(name) + 1] if name in arguments[:-1] else None
 
 
 # --------------------------------------------------------------------------------------------- who asks
@@ -144,6 +147,7 @@ def serve(door: socket.socket, starter: IO[Any]) -> None:
                     events.unregister(starter)
                     events.unregister(door)
                     shutil.rmtree(Path(door.getsockname()).parent)
+                    door.close()  # who waits at it trains itself
                     opened = False
                 elif key.fileobj is door:
                     if opened and (asked := _begin(door)):
@@ -159,14 +163,12 @@ def serve(door: socket.socket, starter: IO[Any]) -> None:
 
 
 def _import() -> None:
-    """What training needs, on one thread."""
-    import polars  # noqa: F401
-    import torch  # noqa: F401
-
+    """What training needs; not polars, which starts threads when it is imported, and a fork has none of them."""
     import floral.cli
-    import floral.stages.execute
-    import floral.stages.plan
-    import floral.stages.train  # noqa: F401
+    import floral.engine.checkpoint
+    import floral.engine.execution
+    import floral.engine.simulate
+    import floral.stages.plan  # noqa: F401
 
 
 def _begin(door: socket.socket) -> tuple[int, int, socket.socket] | None:

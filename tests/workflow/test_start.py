@@ -19,7 +19,8 @@ if not Warm.possible():
     pytest.skip("pidfd_open, which Linux has, is missing", allow_module_level=True)
 
 FOLDER = "results/train/digits_rotate/fedavg/*"
-TRAIN = ("train", "--suite", "tiny", "--task", "digits_rotate", "--variant", "fedavg", "--seed", "0", "--threads", "1")
+RUN = ("--suite", "tiny", "--task", "digits_rotate", "--variant", "fedavg", "--seed", "0")
+TRAIN = ("train", *RUN, "--threads", "1", "--device", "cpu")
 LONG = ("rounds: 2,", "rounds: 100000,")
 
 
@@ -45,7 +46,7 @@ def without_torch(tmp_path: Path) -> dict[str, str]:
     """The environment of a caller that cannot train itself."""
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "torch.py").write_text("raise ImportError('the caller is to ask a fork')\n")
-    return {"PYTHONPATH": str(tmp_path / "none")}
+    return {"PYTHONPATH": os.pathsep.join([str(tmp_path / "none"), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)}
 
 
 def long(project: Project) -> Project:
@@ -75,7 +76,14 @@ def is_held(folder: Path) -> bool:
     return busy(folder / ".lock")
 
 
+def test_the_process_has_one_thread_when_it_forks(copy: Project, warm: Warm, without_torch: dict[str, str]) -> None:
+    (copy.folder / "config/suites/tiny.yaml").write_text("runs: []\n")
+    called(copy, **without_torch).communicate(timeout=60)
+    assert len(list(Path(f"/proc/{warm.process.pid}/task").iterdir())) == 1
+
+
 def test_a_fork_writes_the_same_bytes(copy: Project, warm: Warm, without_torch: dict[str, str]) -> None:
+    """As a suite too small for a warm process."""
     before = copy.path(f"{FOLDER}/metrics.parquet").read_bytes()
     for left in ("summary.json", "metrics.parquet", "done"):
         copy.path(f"{FOLDER}/{left}").unlink()
@@ -125,6 +133,7 @@ def test_runs_go_on_when_their_snakemake_ends_and_the_process_ends_with_them(
 ) -> None:
     run = called(long(copy), **without_torch)
     folder = begun(copy)
+    assert warm.process.stdin is not None
     warm.process.stdin.close()
     until(lambda: None if Path(os.environ[ADDRESS]).exists() else folder)
     assert is_held(folder) and warm.process.poll() is None

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -232,8 +233,10 @@ onstart:
             workflow.executor_plugin.common_settings.pass_group_args = True  # else a job makes its runs one by one
         except ConfigError as error:
             raise WorkflowError(str(error)) from None
-    if workflow.executor_plugin.name == "local" and not WITHIN and start.Warm.possible():
-        globals()["WARM"] = start.Warm()
+    left = sum(not plan.finished(run, RESULTS) for _, run in RUNS.values())
+    if workflow.executor_plugin.name == "local" and not WITHIN and start.Warm.possible() and left >= start.WORTH:
+        with suppress(OSError):  # the temporary folder's path is too long for a socket: runs start cold
+            globals()["WARM"] = start.Warm()
     if UNTUNED is None:
         plan.start(SUITES, RESULTS)
         print(plan.estimate(SUITES, RESULTS, workflow.nodes or workflow.cores), file=sys.stderr)
