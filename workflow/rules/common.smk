@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import LogEvent, logger
 
 import floral
+from floral import start
 from floral.config import OWN, ConfigError, Untuned
 from floral.stages import known, missing, plan, reference, slurm
 
@@ -231,6 +233,10 @@ onstart:
             workflow.executor_plugin.common_settings.pass_group_args = True  # else a job makes its runs one by one
         except ConfigError as error:
             raise WorkflowError(str(error)) from None
+    left = sum(not plan.finished(run, RESULTS) for _, run in RUNS.values())
+    if workflow.executor_plugin.name == "local" and not WITHIN and start.Warm.possible() and left >= start.WORTH:
+        with suppress(OSError):  # the temporary folder's path is too long for a socket: runs start cold
+            globals()["WARM"] = start.Warm()
     if UNTUNED is None:
         plan.start(SUITES, RESULTS)
         print(plan.estimate(SUITES, RESULTS, workflow.nodes or workflow.cores), file=sys.stderr)

@@ -1,0 +1,235 @@
+"""How the command `floral` starts: cold, or as a fork of a process that has imported torch already.
+
+Importing takes longer than training a small run. So Snakemake's main process, where it makes runs on this machine,
+keeps one process that has imported what training needs (`Warm`); `floral train` hands its arguments, environment,
+folder and files over to it and waits for the fork's exit code. All else is as if the caller had trained itself: its
+signals reach the fork, a fork whose caller is killed is killed, and where there is nobody to ask the caller trains
+itself, as it does on a GPU or with several threads. Nothing is seeded, computed or opened before the fork, so that
+results have equal bits. The process ends with its Snakemake: code that is edited is read at the next call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO, Any
+
+ADDRESS = "FLORAL_WARM"
+"""The environment variable with the socket of the process that forks."""
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""Read once, when torch is imported: forks compute on one thread."""
+WORTH = 4
+"""Runs from which on the process repays its own start."""
+ROOM = 8
+"""Bytes of a number that is sent."""
+
+
+def main() -> int:
+    """The command `floral`."""
+    arguments, address = sys.argv[1:], os.environ.get(ADDRESS)
+    plain = _option(arguments, "--threads") == "1" and _option(arguments, "--device") == "cpu"
+    if address and arguments[:1] == ["train"] and plain:
+        code = ask(address, arguments)
+        if code is not None:
+            return code
+    from floral import cli
+
+    return cli.main()
+
+
+def _option(arguments: list[str], name: str) -> str | None:
+    return arguments[arguments.index(name) + 1] if name in arguments[:-1] else None
+
+
+# --------------------------------------------------------------------------------------------- who asks
+
+
+def ask(address: str, arguments: list[str]) -> int | None:
+    """The exit code of a fork that did the command; None where nobody took it."""
+    told = {"arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
+    content = json.dumps(told).encode()
+    with socket.socket(socket.AF_UNIX) as server:
+        try:
+            server.connect(address)
+            socket.send_fds(server, [_number(len(content))], [0, 1, 2])
+            server.sendall(content)
+            pid = _receive(server)
+        except OSError:
+            return None
+        if pid is None:
+            return None
+        for name in FORWARDED:
+            signal.signal(name, lambda number, frame: _send(pid, number))
+        code = _receive(server)
+    if code is None:  # killed, and the fork was not told
+        _send(pid, signal.SIGKILL)
+        raise SystemExit(f"floral {arguments[0]}: the process that forks ended; the same command continues")
+    return code
+
+
+def _send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        os.kill(pid, number)
+
+
+def _number(value: int) -> bytes:
+    return value.to_bytes(ROOM, "big", signed=True)
+
+
+def _receive(connection: socket.socket) -> int | None:
+    """A number; None where the other side is gone."""
+    try:
+        found = connection.recv(ROOM, socket.MSG_WAITALL)
+    except ConnectionError:
+        return None
+    return int.from_bytes(found, "big", signed=True) if len(found) == ROOM else None
+
+
+# -------------------------------------------------------------------------------------------- who forks
+
+
+class Warm:
+    """The process that forks, as its starter sees it; it ends with its starter, however that ends, and with its forks.
+
+    A fork holds no pipe of the starter, so that the end of the starter is seen while runs go on.
+    """
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="floral-"))
+        environment = {key: value for key, value in os.environ.items() if key != ADDRESS} | dict.fromkeys(THREADS, "1")
+        with socket.socket(socket.AF_UNIX) as door:
+            door.bind(str(self.folder / "socket"))
+            door.listen(64)  # who asks now waits while torch is imported
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(
+                [sys.executable, "-m", "floral.start", str(door.fileno())],
+                stdin=subprocess.PIPE,
+                env=environment,
+                pass_fds=[door.fileno()],
+                start_new_session=True,  # Ctrl-C is for those who ask, and they hand it on
+            )
+        os.environ[ADDRESS] = str(self.folder / "socket")
+
+    def close(self) -> None:
+        """Let it end; wait until it has, and its forks with it."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+        os.environ.pop(ADDRESS, None)
+        shutil.rmtree(self.folder, ignore_errors=True)  # where it was killed
+
+    @staticmethod
+    def possible() -> bool:
+        """Whether this system tells the end of a fork through a file, as Linux does."""
+        return hasattr(os, "pidfd_open")
+
+
+def serve(door: socket.socket, starter: IO[Any]) -> None:
+    """Fork for everyone who asks at the `door`, until `starter` is closed and the last fork has ended."""
+    with door, selectors.DefaultSelector() as events:
+        _import()
+        events.register(door, selectors.EVENT_READ)
+        events.register(starter, selectors.EVENT_READ)
+        forks: dict[int, tuple[int, socket.socket]] = {}  # file that tells its end → the fork, and who asked for it
+        opened = True
+        while opened or forks:
+            for key, _ in events.select():
+                if key.fileobj is starter:
+                    events.unregister(starter)
+                    events.unregister(door)
+                    shutil.rmtree(Path(door.getsockname()).parent)
+                    door.close()  # who waits at it trains itself
+                    opened = False
+                elif key.fileobj is door:
+                    if opened and (asked := _begin(door)):
+                        end, pid, connection = asked
+                        forks[end] = pid, connection
+                        events.register(end, selectors.EVENT_READ)
+                        events.register(connection, selectors.EVENT_READ, end)
+                elif key.data is None:
+                    _end(forks, key.fd, events)
+                elif key.data in forks:  # who asked is gone
+                    events.unregister(key.fileobj)
+                    _send(forks[key.data][0], signal.SIGKILL)
+
+
+def _import() -> None:
+    """What training needs; not polars, which starts threads when it is imported, and a fork has none of them."""
+    import floral.cli
+    import floral.engine.checkpoint
+    import floral.engine.execution
+    import floral.engine.simulate
+    import floral.stages.plan  # noqa: F401
+
+
+def _begin(door: socket.socket) -> tuple[int, int, socket.socket] | None:
+    """Fork for the next who asks: the file that tells its end, its process and the connection."""
+    connection, _ = door.accept()
+    try:
+        size, files, _, _ = socket.recv_fds(connection, ROOM, 3)
+        content = b""
+        length = int.from_bytes(size, "big", signed=True)
+        while len(content) < length and (part := connection.recv(length - len(content))):
+            content += part
+        told = json.loads(content)
+    except (OSError, ValueError):  # killed while it asked
+        connection.close()
+        return None
+    pid = os.fork()
+    if pid == 0:
+        _be(told, files)
+    for file in files:
+        os.close(file)
+    with contextlib.suppress(OSError):  # who asked is gone; the loop sees it
+        connection.sendall(_number(pid))
+    return os.pidfd_open(pid), pid, connection
+
+
+def _end(forks: dict[int, tuple[int, socket.socket]], end: int, events: selectors.BaseSelector) -> None:
+    """Tell who asked the exit code of a fork that has ended: of one that a signal killed as a shell says it."""
+    pid, connection = forks.pop(end)
+    events.unregister(end)
+    os.close(end)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with contextlib.suppress(KeyError):  # unregistered when who asked went away
+        events.unregister(connection)
+    with contextlib.suppress(OSError):
+        connection.sendall(_number(status if status >= 0 else 128 - status))
+    connection.close()
+
+
+def _be(told: dict[str, Any], files: list[int]) -> None:
+    """The fork: what who asked would have been."""
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        for at, file in enumerate(files):
+            os.dup2(file, at)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the others' connections among them
+        os.environ.clear()
+        os.environ.update(told["environment"])
+        os.chdir(told["folder"])
+        sys.argv = ["floral", *told["arguments"]]
+        from floral import cli
+
+        try:
+            code = cli.main()
+        except SystemExit as said:
+            code = said.code if isinstance(said.code, int) else 0 if said.code is None else 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.stdin.buffer)
