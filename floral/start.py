@@ -11,6 +11,7 @@ results have equal bits. The process ends with its Snakemake: code that is edite
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import selectors
@@ -30,6 +31,15 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Read once, when torch is imported: forks compute on one thread."""
 WORTH = 4
 """Runs from which on the process repays its own start."""
+PRELOADED = (
+    "floral.cli",
+    "floral.engine.checkpoint",
+    "floral.engine.execution",
+    "floral.engine.simulate",
+    "floral.stages.plan",
+    "scipy.optimize",
+)
+"""What training needs; not polars, which starts threads when it is imported, and a fork has none of them."""
 ROOM = 8
 """Bytes of a number that is sent."""
 
@@ -136,7 +146,8 @@ class Warm:
 def serve(door: socket.socket, starter: IO[Any]) -> None:
     """Fork for everyone who asks at the `door`, until `starter` is closed and the last fork has ended."""
     with door, selectors.DefaultSelector() as events:
-        _import()
+        for module in PRELOADED:
+            importlib.import_module(module)
         events.register(door, selectors.EVENT_READ)
         events.register(starter, selectors.EVENT_READ)
         forks: dict[int, tuple[int, socket.socket]] = {}  # file that tells its end → the fork, and who asked for it
@@ -160,15 +171,6 @@ def serve(door: socket.socket, starter: IO[Any]) -> None:
                 elif key.data in forks:  # who asked is gone
                     events.unregister(key.fileobj)
                     _send(forks[key.data][0], signal.SIGKILL)
-
-
-def _import() -> None:
-    """What training needs; not polars, which starts threads when it is imported, and a fork has none of them."""
-    import floral.cli
-    import floral.engine.checkpoint
-    import floral.engine.execution
-    import floral.engine.simulate
-    import floral.stages.plan  # noqa: F401
 
 
 def _begin(door: socket.socket) -> tuple[int, int, socket.socket] | None:
