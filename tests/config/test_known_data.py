@@ -80,7 +80,9 @@ def test_rows_that_are_no_images_are_refused_too(flowers: Callable[..., Path], t
 
 def test_clients_that_own_data_lack_are_refused_too(flowers: Callable[..., Path], tmp_path: Path) -> None:
     flowers(kind="natural").write_text(ROWS)
-    with pytest.raises(ConfigError, match=r"clients: 5 .* is more than the 4 natural clients"):
+    with pytest.raises(
+        ConfigError, match=r"flowers\.yaml \(as the suite changes it\): clients: 5 .* more than the 4 natural"
+    ):
         known.check([config.task("flowers", {"clients": 5})], tmp_path / "results")
 
 

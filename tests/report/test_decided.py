@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import polars as pl
+import pytest
 from run_folders import make_run
 
 from floral.looks import looks
@@ -15,6 +16,7 @@ from floral.stages.collect import Collected, collect
 from floral.stages.decided_section import decided_cells, section
 from floral.stages.report import _yaml, report
 from floral.stages.section import Material
+from floral.tables import EMPTY
 
 TASKS = ("digits_rotate", "digits_rotate_reduced", "digits_label_shift", "digits_label_shift_reduced", "mnist_rotate",
          "mnist_label_shift")  # fmt: skip
@@ -112,3 +114,25 @@ def test_two_methods_are_not_ranked_and_the_page_says_why(results, write, tmp_pa
     page = report("quickstart", runs, results, tmp_path / "reports").read_text(encoding="utf-8")
     (found,) = re.findall(r'<section id="decided">.*?</section>', page, re.DOTALL)
     assert "2 methods have a result on all 6 tasks" in found and "<figure" not in found
+
+
+def test_what_is_equal_bit_by_bit_is_said_and_not_open(results, write):
+    found = reached(results, write, {"floral_1": [50.0, 52.0, 54.0], "fedavg": [50.0, 52.0, 54.0]})
+    row = decided_cells(found, found.settings[0])["fedavg"]
+    assert row["verdict"].text == "equal" and row["more"] == EMPTY
+
+
+def test_an_unfinished_grid_is_not_ranked(results, write):
+    runs = [make_run(task, name, s) for task in TASKS for name in ("fedavg", "floral_1", "local") for s in (0, 1)]
+    for run in runs[:-1]:
+        write(run)
+    ranks, why = rank_diagram.ranked(material(collect("quickstart", runs, results)))
+    assert ranks is None and why.endswith("some of the methods' runs are missing or failed.")
+
+
+@pytest.mark.parametrize(("seventh", "tested"), [("fashion_rotate", True), ("synthetic_linear", False)])
+def test_wilcoxon_ranks_differences_of_one_unit_alone(results, write, seventh, tested):
+    by_seed = {"floral_1": [90.0, 91.0], "fedavg": [50.0, 51.0], "local": [70.0, 71.0]}
+    made = section(material(reached(results, write, by_seed, (*TASKS, seventh))))  # p >= 2/2⁷, of 2 comparisons 0.03
+    assert (">Wilcoxon to" in made.parts[-1].table.html) == tested
+    assert ("in several units" in made.parts[-1].note) != tested

@@ -7,7 +7,10 @@ from pathlib import Path
 import polars as pl
 from run_folders import make_run, write_run
 
-from floral.stages.report import report
+from floral.looks import looks
+from floral.stages import draw
+from floral.stages.collect import collect
+from floral.stages.report import _yaml, report
 from floral.stages.summarise import followed_routes
 
 
@@ -41,3 +44,22 @@ def test_the_first_done_seed_of_one_variant_has_a_figure(tmp_path: Path) -> None
     assert [path.name for path in page.parent.glob("figures/followed_*.csv")] == ["followed_digits_rotate.csv"]
     text = page.read_text(encoding="utf-8")
     assert "matched to their true cluster: 88 % at the end" in text and "seed 1: the heaviest" in text
+
+
+def test_less_mismatch_is_named_first_and_more_recovery(tmp_path: Path) -> None:
+    runs = [make_run("digits_rotate", name, 0) for name in ("floral_1", "floral_10")]
+    for run, ari, mismatch in zip(runs, (0.9, 0.4), (0.2, 1.5), strict=True):
+        path = write_run(tmp_path, run) / "metrics.parquet"
+        frame = pl.read_parquet(path).filter(pl.col("split") != "route")
+        rows = frame.filter(pl.col("metric") == "loss", pl.col("split") == "test").with_columns(split=pl.lit("route"))
+        more = [
+            rows.with_columns(metric=pl.lit(metric), value=pl.lit(value))
+            for metric, value in (("ari", ari), ("mismatch", mismatch))
+        ]
+        pl.concat([frame, *more]).write_parquet(path)
+    collected = collect("quickstart", runs, tmp_path)
+    contenders = [(c.id, c.title, c.variant.name, c.variant.family, c.variant.oracle) for c in collected.contenders]
+    shown = list(looks(contenders, _yaml("looks.yaml")).values())
+    for kind in ("recovery", "mismatch"):
+        figure = draw.recovery(collected, shown, collected.settings[0], kind)
+        assert figure is not None and figure.see.index("FLoRAL 1") < figure.see.index("FLoRAL 10"), figure

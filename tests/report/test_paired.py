@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from floral.looks import Look
-from floral.stages.paired import Clients, Paired
+from floral.stages.paired import MOST_CLIENTS, Clients, Paired
 from floral.stages.summarise import best_two
 from floral.statistics import expanded, interval, resampled, t_interval
 
@@ -100,3 +100,11 @@ def test_oracles_and_controls_neither_have_a_mark_nor_stand_in_the_way():
 
 def test_equal_methods_share_a_mark():
     assert marked({**BEST, "b": BEST["a"]}) == {"a": "best", "b": "best", "c": "second"}
+
+
+def test_more_clients_than_are_resampled_leave_the_seeds_alone():
+    values = {"a": seeds(1.0, 2.0, 3.0, 4.0, 5.0)}
+    for count, alone in ((MOST_CLIENTS, False), (MOST_CLIENTS + 1, True)):
+        own = clients(*np.linspace(0, 100, count))
+        found = Paired(values=values, clients={("a", seed): own for seed in SEEDS}).mean("a")
+        assert (found == Paired(values=values).mean("a")) == alone

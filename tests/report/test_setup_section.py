@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from run_folders import make_run
+
 from floral.stages import words
 from floral.stages.collect import collect
 from floral.stages.setup_section import NOT_STATED, checklist, paragraphs
@@ -28,3 +30,19 @@ def test_what_is_unknown_is_not_stated(results, suite_runs):
     assert answers["Is the computing time stated?"] == NOT_STATED
     assert answers["Are licences of the data stated?"] == NOT_STATED
     assert answers["Are runs without a result reported?"].startswith("Yes: of 1, 0 diverged")
+
+
+def test_what_differs_from_the_default_has_its_words(results, write):
+    change = {
+        "server": {"optimiser": "adam", "lr": 0.01}, "augmentation": "flip_crop", "assumed_clusters": 3,
+        "normalise": {"mean": [0.5], "std": [0.25]},
+    }  # fmt: skip
+    runs = [make_run("digits_rotate", "fedavg", 0), make_run("digits_rotate", "fedavg", 0, **change)]
+    for run in runs:
+        write(run)
+    plain, other = (paragraphs(collect("quickstart", [run], results), {})["text"] for run in runs)
+    told = (
+        "Also: training images: flip and crop; inputs normalised by mean [0.5] and deviation [0.25]; "
+        "the server steps by ADAM, rate 0.01; methods are told 3 clusters. "
+    )
+    assert told in other and "Also:" not in plain

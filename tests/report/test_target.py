@@ -49,3 +49,13 @@ def test_without_the_reference_there_is_no_target(results, write):
     write(run)
     found = collect("quickstart", [run], results)
     assert target(found, found.settings[0]) is None
+
+
+def test_a_diverged_seed_has_not_reached_the_target(results, write):
+    """Official fidelity drops it from means, and here it counts among those that were asked for."""
+    runs = [make_run("digits_rotate", "floral_1", seed, "official") for seed in (0, 1)]
+    write(runs[0])
+    write(runs[1], "diverged")
+    found = collect("quickstart", runs, results)
+    cells = target_cells(found, found.settings[0], 0.3)
+    assert cells["floral_1"]["round"].text == "not reached" and "1 of 2 seeds" in cells["floral_1"]["round"].note
