@@ -23,8 +23,8 @@ Map = Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]
 TOP = 5
 """A hit among so many likeliest classes is told too, where there are more classes."""
 LARGEST_EXPONENT = 700.0
-SLICE = 4096
-"""Rows of a long test set that one client is evaluated on at a time."""
+SLICE = 2048
+"""Rows of a long test set, summed over clients, that are evaluated at a time."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,14 @@ def on_population(
     cluster: Tensor,
     *,
     loss: Loss,
+    chunk: int,
+    lifted: bool,
     map: Map,
 ) -> Scores:
-    """Each client's model on the whole test set as its true cluster sees it; equal models are evaluated once."""
+    """Each client's model on the whole test set as its true cluster sees it; equal models are evaluated once.
+
+    Lifted clients share the rows, so that what their models have in common, as FLoRAL's base, is applied once to all.
+    """
     clients = len(cluster)
     same = identical_models(method, learner, cluster)
     result, tokens = np.zeros((clients, 5)), 1
@@ -111,20 +116,23 @@ def on_population(
     for c in np.unique(of_cluster).tolist():
         x, y = population(c)
         tokens = tokens_of(loss, y)
-        parts = [(decode(x[at : at + SLICE]), y[at : at + SLICE]) for at in range(0, len(x), SLICE)]
+        x, shown = decode(x), np.unique(same[of_cluster == c])
 
-        def score(k: int, rows: int = len(x), parts: list[tuple[Tensor, Tensor]] = parts) -> None:
-            ids = torch.tensor([k], device=cluster.device)
-            total = np.zeros(3)
-            for some_x, some_y in parts:
+        def score(some: np.ndarray, x: Tensor = x, y: Tensor = y) -> None:
+            ids = torch.from_numpy(some).to(cluster.device)
+            total, step = np.zeros((len(some), 3)), max(1, SLICE // len(some))
+            for some_x, some_y in zip(x.split(step), y.split(step), strict=True):
                 with torch.no_grad():
-                    outputs = predict(method, state, learner[ids], ids, some_x[None], lifted=False)
-                each, hit = sample_scores(loss, outputs, some_y[None])
-                near = near_hits(loss, outputs, some_y[None])
-                total += float(each.double().sum()), float(hit.sum()), math.nan if near is None else float(near.sum())
-            result[k] = rows, total[0] / rows, total[1] / rows, total[1], total[2] / rows
+                    outputs = predict(method, state, learner[ids], ids, some_x, lifted, alike=True)
+                labels = some_y.expand(len(some), *some_y.shape)
+                each, hit = sample_scores(loss, outputs, labels)
+                near = near_hits(loss, outputs, labels)
+                sums = (each.double(), hit, torch.full_like(hit, math.nan) if near is None else near)
+                total += torch.stack([found.sum(1).double() for found in sums], 1).cpu().numpy()
+            rows = np.full(len(some), len(x))
+            result[some] = np.column_stack([rows, total[:, :2] / rows[:, None], total[:, 1], total[:, 2] / rows])
 
-        map(score, np.unique(same[of_cluster == c]).tolist())
+        map(score, np.array_split(shown, -(-len(shown) // (chunk if lifted else 1))))
     result = result[same]
     rows, losses, accuracy, correct, top5 = result.T
     hits = np.rint(tokens * correct).astype(np.int64)
@@ -145,13 +153,18 @@ def identical_models(method: Method, learner: Tensor, cluster: Tensor) -> np.nda
     return first[inverse.reshape(-1)]
 
 
-def predict(method: Method, state: State, learners: Tensor, clients: Tensor, x: Tensor, lifted: bool) -> Tensor:
-    """Outputs [m, B, outputs] of m clients on x [m, B, ...]."""
+def predict(
+    method: Method, state: State, learners: Tensor, clients: Tensor, x: Tensor, lifted: bool, alike: bool = False
+) -> Tensor:
+    """Outputs [m, B, outputs] of m clients on x [m, B, ...], or on the same x [B, ...] if they are `alike` in it."""
     seen, axes = view(method, state.values, learners, clients)
     if lifted:
-        serve = torch.vmap(lambda seen, x: method.predict(seen, x, None, None)[0], in_dims=(dims(axes, seen), 0))
+        serve = torch.vmap(
+            lambda seen, x: method.predict(seen, x, None, None)[0], in_dims=(dims(axes, seen), None if alike else 0)
+        )
         return serve(seen, x)
-    return torch.stack([method.predict(one(seen, axes, k), x[k], None, None)[0] for k in range(len(clients))])
+    each = (x if alike else x[k] for k in range(len(clients)))
+    return torch.stack([method.predict(one(seen, axes, k), own, None, None)[0] for k, own in enumerate(each)])
 
 
 def sample_scores(loss: Loss, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -389,6 +389,8 @@ class Simulation:
             data.learner,
             data.cluster,
             loss=self.settings.loss,
+            chunk=max(self.execution.chunk, EVALUATED),
+            lifted=self.execution.lifted,
             map=self.workers.map,
         )
         return scores, self._summary("population", scores) + self._worst("population", scores)

@@ -43,8 +43,10 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
         for _ in range(iterations):
             centres = moved(centres, seen, weight)
         cluster[known] = distances(centres, seen).argmin(0).to(cluster.dtype)
+        of_all = centres.new_zeros(clusters, len(rows))
+        of_all[:, known] = centres
         return {
-            "base": of_vectors(models - centres @ momenta[known], served.before["base"]),
+            "base": of_vectors(models - of_all @ momenta, served.before["base"]),
             "choice": {"cluster": cluster},
             "memory": {"momentum": momenta, "rows": rows, "products": products},
         }
