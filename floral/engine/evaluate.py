@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def on_population(
     Lifted clients share the rows, so that what their models have in common, as FLoRAL's base, is applied once to all.
     """
     clients = len(cluster)
-    same = identical_models(method, learner, cluster)
+    same = identical_models(method, state, learner, cluster)
     result, tokens = np.zeros((clients, 5)), 1
     of_cluster = cluster.cpu().numpy()
     for c in np.unique(of_cluster).tolist():
@@ -139,18 +140,21 @@ def on_population(
     return Scores(np.arange(clients), rows.astype(np.int64), losses, accuracy, hits, top5, tokens)
 
 
-def identical_models(method: Method, learner: Tensor, cluster: Tensor) -> np.ndarray:
-    """[K] the first client of the same true cluster that is served the very same model."""
-    private = any(group.scope is Scope.PRIVATE for group in method.groups.values())
-    keys = np.stack(
-        [
-            cluster.cpu().numpy(),
-            learner.cpu().numpy() * private,
-            np.zeros(len(cluster), int) if method.member is None else method.member.cpu().numpy(),
-        ]
-    )
-    _, first, inverse = np.unique(keys, axis=1, return_index=True, return_inverse=True)
-    return first[inverse.reshape(-1)]
+def identical_models(method: Method, state: State, learner: Tensor, cluster: Tensor) -> np.ndarray:
+    """[K] the first client of the same true cluster that is served the very same model: one of equal PRIVATE values."""
+    groups = [state.values[name] for name, group in method.groups.items() if group.scope is Scope.PRIVATE]
+    private = [params[name] for params in groups for name in sorted(params)]
+    members = torch.zeros_like(cluster) if method.member is None else method.member
+    firsts: dict[tuple[int, int, bytes], int] = {}
+
+    def first(client: int, at: int, true: int, member: int) -> int:
+        own = hashlib.blake2b(digest_size=16)
+        for values in private:
+            own.update(values[at].reshape(-1).view(torch.uint8).cpu().numpy().data)
+        return firsts.setdefault((true, member, own.digest()), client)
+
+    clients = zip(learner.tolist(), cluster.tolist(), members.tolist(), strict=True)
+    return np.array([first(client, *of) for client, of in enumerate(clients)])
 
 
 def predict(
@@ -158,7 +162,7 @@ def predict(
 ) -> Tensor:
     """Outputs [m, B, outputs] of m clients on x [m, B, ...], or on the same x [B, ...] if they are `alike` in it."""
     seen, axes = view(method, state.values, learners, clients)
-    if lifted:
+    if lifted and not (alike and set(axes.values()) <= {None}):  # else there is one model, and nothing to lift
         serve = torch.vmap(
             lambda seen, x: method.predict(seen, x, None, None)[0], in_dims=(dims(axes, seen), None if alike else 0)
         )

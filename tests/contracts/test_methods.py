@@ -8,6 +8,7 @@ import torch
 from federations import FIRST, VARIANTS, buildable, cases, few_cases, fitting, served, simulate, train, trained
 
 from floral import config
+from floral.engine import evaluate
 from floral.engine.simulate import Simulation
 from floral.engine.state import view
 from floral.spec import Scope
@@ -209,16 +210,32 @@ def test_evaluation_is_the_served_prediction_on_own_rows(variant):
 
 
 @each_variant
-def test_population_is_every_client_on_its_clusters_rows(variant):
-    simulation = simulate(variant, clusters=3)
-    state = train(simulation, 2)
-    scores, _ = simulation.population(state)
-    for k, cluster in enumerate(simulation.data.cluster.tolist()):
-        x, y = simulation.data.population(cluster)
-        view = federations.view_of(simulation, state, k)
-        outputs, _ = simulation.method.predict(view, simulation.data.test.decode(x), None, None)
-        assert scores.loss[k] == pytest.approx(float(torch.nn.functional.cross_entropy(outputs, y)), abs=1e-10)
-        assert scores.correct[k] == int((outputs.argmax(1) == y).sum())
+def test_population_is_every_client_on_its_clusters_rows(variant, monkeypatch):
+    """Client by client and, several at a time on slices of the rows, lifted."""
+    monkeypatch.setattr(evaluate, "SLICE", 7)
+    for backend, chunk in (("loop", 1), ("vmap", 3)):
+        simulation = simulate(variant, clusters=3, backend=backend, chunk=chunk)
+        state = train(simulation, 2)
+        scores, _ = simulation.population(state)
+        for k, cluster in enumerate(simulation.data.cluster.tolist()):
+            x, y = simulation.data.population(cluster)
+            view = federations.view_of(simulation, state, k)
+            outputs, _ = simulation.method.predict(view, simulation.data.test.decode(x), None, None)
+            assert scores.loss[k] == pytest.approx(float(torch.nn.functional.cross_entropy(outputs, y)), abs=1e-10)
+            assert scores.correct[k] == int((outputs.argmax(1) == y).sum())
+
+
+@pytest.mark.parametrize(("variant", "equal"), [("fedavg", True), ("ifca", True), ("local", False)])
+def test_equal_models_are_evaluated_once(variant, equal):
+    simulation = simulate(variant, clusters=2)
+    state = train(simulation, 6)
+    same = evaluate.identical_models(simulation.method, state, simulation.data.learner, simulation.data.cluster)
+    clients, cluster = simulation.data.clients, simulation.data.cluster.numpy()
+    assert (len(set(same)) < clients) == equal and (cluster[same] == cluster).all()
+    for k, first in enumerate(same):
+        mine, other = (federations.view_of(simulation, state, int(of)) for of in (k, first))
+        served = simulation.method.groups.keys() & mine.keys()
+        assert all(torch.equal(mine[g][name], other[g][name]) for g in served for name in mine[g])
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if simulate(v).method.precondition])
