@@ -23,7 +23,8 @@ COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontr
 NODES = ("n1", "n2")
 
 # config_overrides: the nodes have the cores that are written here, whatever the machine has.
-# CR_LLN: the least loaded node first, so that both are used. filetxt: SLURM's own record of every job that ended.
+# CR_LLN: the least loaded node first, so that both are used: of four runs and one job of two cores, in whatever order
+# they come, at least one run lies on each node. filetxt: SLURM's own record of every job that ended.
 CONF = """
 ClusterName=floral
 SlurmctldHost=localhost

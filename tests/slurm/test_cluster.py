@@ -20,14 +20,14 @@ pytestmark = pytest.mark.slurm
 
 SMALL = """
 title: Small
-about: Four runs that are disturbed, one each, and three that share a job.
+about: Four runs that are disturbed, one each, and two that share a job.
 runs:
   - tasks: [digits_rotate]
     variants: [fedavg]
     seeds: [0, 1, 2, 3]
     task: {rounds: 300, clients: 4, clusters: 2}
   - tasks: [digits_rotate]
-    variants: [fedavg, local, floral_1]
+    variants: [fedavg, floral_1]
     seeds: [9]
     task: {rounds: 2, clients: 4, clusters: 2}
 """
@@ -239,10 +239,10 @@ def test_a_suite_survives_whatever_a_cluster_does_to_it(
         assert (run.folder / "metrics.parquet").read_bytes() == (calm / "metrics.parquet").read_bytes()
         assert (run.folder / "model.safetensors").read_bytes() == (calm / "model.safetensors").read_bytes()
 
-    # The three short runs shared a job, and the report has all seven.
+    # The two short runs shared a job, and the report has all six.
     short = {Run(path.parent).jobs[0]["job"] for path in project.paths("results/train/*/*/seed9-*/jobs.json")}
-    assert len(short) == 1 and "tres=cpu=3" in records[short.pop()][-1]["Tres"].lower().replace("cpu", "tres=cpu", 1)
-    assert len(pl.read_parquet(project.folder / "reports/small/summary.parquet")) == 7
+    assert len(short) == 1 and "tres=cpu=2" in records[short.pop()][-1]["Tres"].lower().replace("cpu", "tres=cpu", 1)
+    assert len(pl.read_parquet(project.folder / "reports/small/summary.parquet")) == 6
     assert (project.folder / "results/report/small.complete").exists()
     assert "report: reports/small/index.html" in said
 
