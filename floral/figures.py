@@ -35,7 +35,7 @@ STYLE = {
     "header": {"labelColor": MUTED, "labelFontSize": 10.5, "labelFontStyle": "italic", "labelPadding": 3},
 }  # fmt: skip
 
-PANEL, ROW, LETTERS = 222, 15, 56
+PANEL, ROW, LETTERS, TEXT = 222, 15, 56, 450
 """Width of a panel and height of a row in pixels, and letters in a line of a title."""
 
 LARGEST = 1.35
@@ -275,7 +275,7 @@ def scatter(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, y: Axis, domain
     left, right = start / 10 ** (0.06 * wide), stop * 10 ** (0.2 * wide)
     zero = left / 10 ** (0.16 * wide) if len(positive) < frame.height else left
     low, high = domain
-    width, height = 3.6 * PANEL, max(260, min(520, 13 * frame.height))
+    width, height = TEXT, max(240, min(620, 13 * frame.height))
     rows = frame.with_columns(x=pl.when(pl.col("x") > 0).then("x").otherwise(zero))
     rows = rows.join(_about(looks), on="contender", how="inner", maintain_order="left")
 

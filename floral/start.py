@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import IO, Any
 
@@ -227,6 +228,10 @@ def _be(told: dict[str, Any], files: list[int]) -> None:
             code = cli.main()
         except SystemExit as said:
             code = said.code if isinstance(said.code, int) else 0 if said.code is None else 1
+            if isinstance(said.code, str):
+                sys.stderr.write(f"{said.code}\n")
+        except BaseException:
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
     finally:

@@ -16,7 +16,7 @@ def build(problem: Problem, *, kappa: float, share: float) -> Method:
     then stays. The paper finds it by an ordinary local training of all clients before the first round; here the clients
     of round 1, which has no such term, report the means of the features that their training saw. Published code has
     share = 0.1 and κ = 0, which switches the term off; the paper tunes κ, to about 50. Features are those that the last
-    linear layer takes.
+    linear layer takes. Billed is the consensus down in every round, more than is needed, and not the one report up.
 
     b_k held at 0 and κ = 0 is FedAvg.
 

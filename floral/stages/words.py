@@ -112,7 +112,7 @@ def verdict(collected: Collected, looks: Mapping[str, Look]) -> list[str]:
     seeds = collected.summary.group_by("setting", "contender").agg(pl.col("seed").n_unique())["seed"]
     some = str(seeds.max()) if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
     sentences = [
-        f"{_count(len(collected.contenders), 'method variant')} on {_count(len(collected.settings), 'task')}, "
+        f"{_count(len(collected.contenders), 'method variant')} on {_tasks(collected)}, "
         f"{some} seed{'s' if seeds.max() != 1 else ''} each: {counts['all']} runs, {_ended(counts)}."
     ]
     sentences += _against_reference(collected, looks)
@@ -137,6 +137,12 @@ def _name(look: Look) -> str:
 
 def _count(number_: int, noun: str) -> str:
     return f"{number_} {noun}{'' if number_ == 1 else 's'}"
+
+
+def _tasks(collected: Collected) -> str:
+    """A task under two fidelities, or with values that the suite changes, is one task in two settings."""
+    tasks, settings = len({one.task.name for one in collected.settings}), len(collected.settings)
+    return _count(tasks, "task") + (f" in {settings} settings" if settings > tasks else "")
 
 
 def _ended(counts: Mapping[str, int]) -> str:

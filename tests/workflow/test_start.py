@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -149,3 +150,15 @@ def test_a_killed_process_that_forks_is_said(copy: Project, warm: Warm, without_
     said, _ = run.communicate(timeout=30)
     assert run.returncode == 1 and "the same command continues" in said, said
     until(lambda: None if is_held(folder) else folder)
+
+
+def test_what_nobody_catches_is_said() -> None:
+    """A fork ends at once, whatever happens in it, and not in silence."""
+    broken = (
+        "import os, floral.cli, floral.start\n"
+        "def main(): raise RuntimeError('nobody catches this')\n"
+        "floral.cli.main = main\n"
+        "floral.start._be({'environment': dict(os.environ), 'folder': '.', 'arguments': []}, [0, 1, 2])\n"
+    )
+    fork = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True, timeout=60)
+    assert fork.returncode == 1 and "RuntimeError: nobody catches this" in fork.stderr
