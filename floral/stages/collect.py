@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
 
+from floral import config
 from floral.config import ConfigError, Run, fidelity
 from floral.data.federation import evaluated_on_training
 from floral.schema import Task, Variant
@@ -39,6 +40,9 @@ LATER: dict[str, Any] = {
     "cluster_loss": pl.List(pl.Float64), "reference": pl.String,
 }  # fmt: skip
 """Columns that runs of earlier versions lack: null there."""
+
+CHANGES = ("task_changes", "method_changes", "switches")
+"""In what a run departs from its task's file, its variant (by tuning, say) and its fidelity: JSON, {} for nothing."""
 
 CLIENTS = ("client", "cluster", "train_rows", "test_rows", "accuracy", "loss", "own_rows", "own_correct", "route")
 """The columns of clients.parquet that the report reads."""
@@ -134,7 +138,7 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
         ConfigError: a finished run's file is unreadable (names it, and how to run that run again).
     """
     runs = list(runs)
-    settings, contenders = _settings(runs), _contenders(runs)
+    settings, contenders, changed = _settings(runs), _contenders(runs), _changes()
     summary, curves, clients, costs, unseen, unfinished, routes = [], [], [], [], [], [], {}
     for run in runs:
         keys = {
@@ -143,7 +147,7 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
             "seed": run.seed,
         }
         folder = results / run.folder
-        row = {"suite": suite, **_identity(run), **keys, "hash8": folder.name.rpartition("-")[2]}
+        row = {"suite": suite, **_identity(run), **keys, **changed(run), "hash8": folder.name.rpartition("-")[2]}
         if not (folder / "summary.json").exists():
             unfinished.append(_unfinished(run, folder))
             summary.append({**row, "status": unfinished[-1].status})
@@ -193,6 +197,32 @@ def _identity(run: Run) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _changes() -> Callable[[Run], dict[str, str]]:
+    """run → the columns of CHANGES."""
+    told: dict[Hashable, dict[str, str]] = {}
+
+    def changes(run: Run) -> dict[str, str]:
+        key = _setting_key(run), run.variant.name, json.dumps(dict(run.variant.params), sort_keys=True), run.own_rates
+        if key not in told:
+            usual = config.task(run.task.name).model_dump(), config.variant(run.variant.name).params
+            rates = {} if run.own_rates is None else {"rates": run.own_rates.model_dump()}
+            now = run.task.model_dump(), {**run.variant.params, **rates}
+            found = [_differing(one, other) for one, other in zip(now, usual, strict=True)]
+            told[key] = {
+                name: json.dumps(one, sort_keys=True, default=str)
+                for name, one in zip(CHANGES, (*found, _turned(run)), strict=True)
+            }
+        return told[key]
+
+    return changes
+
+
+def _differing(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, flat, that are others than usual; those that are gone are null."""
+    now, before = _flat(values), _flat(usual)
+    return {name: now.get(name) for name in {**before, **now} if now.get(name) != before.get(name)}
+
+
 def _unfinished(run: Run, folder: Path) -> Unfinished:
     if found := failure(folder):
         told = {key: found[key] or "" for key in ("reason", "exception", "hint")}
@@ -237,7 +267,7 @@ def _summary_frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
     types |= dict.fromkeys(("test_accuracy", "test_loss", "official_score", *seconds), pl.Float64) | METRICS
     types |= dict.fromkeys(("seed", "round", "bytes_per_round", "peak_memory_bytes"), pl.Int64)
     types |= dict.fromkeys(("optimal_router", "oracle", "tuned"), pl.Boolean)
-    types |= dict.fromkeys(("hash8", "setting", "contender"), pl.String) | LATER
+    types |= dict.fromkeys(("hash8", "setting", "contender", *CHANGES), pl.String) | LATER
     return pl.DataFrame(rows, schema=types, strict=False)
 
 

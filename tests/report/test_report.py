@@ -17,7 +17,7 @@ from floral.engine.costs import BYTES_PER_FLOAT
 from floral.looks import looks
 from floral.stages import report as report_stage
 from floral.stages import words
-from floral.stages.collect import IDENTITY, collect
+from floral.stages.collect import CHANGES, IDENTITY, collect
 from floral.stages.draw import draw
 from floral.stages.failure import LOCK
 from floral.stages.locks import held
@@ -50,6 +50,26 @@ def test_summary_has_one_row_per_run(built, suite_runs):
     assert summary["hash8"].to_list() == [run.hash8 for run in suite_runs]
     regression = summary.filter(pl.col("task") == "synthetic_linear")
     assert regression["test_accuracy"].null_count() == 4 and regression["test_loss"].null_count() == 0
+
+
+def test_summary_says_what_a_suite_changes(tmp_path):
+    """Rows of one task and variant are told apart by it."""
+
+    def run(task=None, method=None, switches=None):
+        return config.Run(
+            task=config.task("digits_rotate", task), variant=config.variant("floral_1", method), seed=0,
+            fidelity=config.fidelity("official", switches),
+        )  # fmt: skip
+
+    half, shuffled = {"partition": {"share": 0.5}}, {"batches": "reshuffled"}
+    runs = [run(), run(switches=shuffled), run(task=half), run(method={"rank": 4})]
+    told = collect("quickstart", runs, tmp_path).summary.select(CHANGES).rows()
+    assert told == [
+        ("{}", "{}", "{}"),
+        ("{}", "{}", '{"batches": "reshuffled"}'),
+        ('{"partition.share": 0.5}', "{}", "{}"),
+        ("{}", '{"rank": 4}', "{}"),
+    ]
 
 
 def test_page_stands_alone(built):
