@@ -35,8 +35,9 @@ STYLE = {
     "header": {"labelColor": MUTED, "labelFontSize": 10.5, "labelFontStyle": "italic", "labelPadding": 3},
 }  # fmt: skip
 
-PANEL, ROW, LETTERS, TEXT = 222, 15, 56, 450
-"""Width of a panel and height of a row in pixels, and letters in a line of a title."""
+PANEL, ROW, LETTERS, TEXT = 222, 15, 56, 430
+"""Width of a panel and height of a row, letters in a line of a title, and width of what takes both columns of a paper
+(487 pixels with its axis). In pixels, which are points in a PDF file."""
 
 LARGEST = 1.35
 """A figure grows on a page to so many times its size: letters of 10 pixels to 13.5."""
