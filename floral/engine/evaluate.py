@@ -26,6 +26,11 @@ TOP = 5
 LARGEST_EXPONENT = 700.0
 SLICE = 2048
 """Rows of a long test set, summed over clients, that are evaluated at a time."""
+ALONE = 4
+"""Clients that are evaluated on them at a time where each has a model of its own: its weights are read anew for every
+slice, so more rows are to meet them."""
+OWN = 0.1
+"""Share of what a client sees that is its own, from which on it counts as having a model of its own."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ def on_population(
     """
     clients = len(cluster)
     same = identical_models(method, state, learner, cluster)
+    together = min(chunk, ALONE) if own_share(method, state) >= OWN else chunk
     result, tokens = np.zeros((clients, 5)), 1
     of_cluster = cluster.cpu().numpy()
     for c in np.unique(of_cluster).tolist():
@@ -133,11 +139,21 @@ def on_population(
             rows = np.full(len(some), len(x))
             result[some] = np.column_stack([rows, total[:, :2] / rows[:, None], total[:, 1], total[:, 2] / rows])
 
-        map(score, np.array_split(shown, -(-len(shown) // (chunk if lifted else 1))))
+        map(score, np.array_split(shown, -(-len(shown) // (together if lifted else 1))))
     result = result[same]
     rows, losses, accuracy, correct, top5 = result.T
     hits = np.rint(tokens * correct).astype(np.int64)
     return Scores(np.arange(clients), rows.astype(np.int64), losses, accuracy, hits, top5, tokens)
+
+
+def own_share(method: Method, state: State) -> float:
+    """The share of PRIVATE values in all that a client sees."""
+    own = all_ = 0
+    for name, group in method.groups.items():
+        private = group.scope is Scope.PRIVATE
+        seen = sum(value[0].numel() if private else value.numel() for value in state.values[name].values())
+        own, all_ = own + seen * private, all_ + seen
+    return own / max(1, all_)
 
 
 def identical_models(method: Method, state: State, learner: Tensor, cluster: Tensor) -> np.ndarray:

@@ -193,7 +193,9 @@ WHERE = {"slurm_partition": ASKED.partition} if ASKED.partition else {}
 WHERE |= {"slurm_account": ASKED.account} if ASKED.account else {}
 WHERE |= {"gpu": ASKED.gpu} if CLUSTER and ASKED.gpu else {}
 WHERE |= {"gpu_model": ASKED.gpu_model} if CLUSTER and ASKED.gpu and ASKED.gpu_model else {}
-TRAINING = WHERE | {"mem_mb": memory, "runtime": minutes, "slurm_extra": f"--signal=USR1@{slurm.WARNING}"}
+ASKING = WHERE | {"mem_mb": memory, "runtime": minutes, "slurm_extra": f"--signal=USR1@{slurm.WARNING}"}
+# On one machine nobody reads them, yet the scheduler would work them out for all runs that wait, whenever one ends.
+TRAINING = {} if not CLUSTER and workflow.is_main_process else ASKING
 SEARCHING = WHERE | {"mem_mb": ASKED.memory, "runtime": ASKED.walltime}
 """A search knows no expected time; its finished trials survive a walltime that was too short."""
 
@@ -233,8 +235,11 @@ onstart:
             workflow.executor_plugin.common_settings.pass_group_args = True  # else a job makes its runs one by one
         except ConfigError as error:
             raise WorkflowError(str(error)) from None
+    here = workflow.executor_plugin.name == "local" and not WITHIN
+    if here:  # no service to spare; with a ration, every look at what waits would set a timer for one more, for ever
+        workflow.scheduler.job_rate_limiter = None
     left = sum(not plan.finished(run, RESULTS) for _, run in RUNS.values())
-    if workflow.executor_plugin.name == "local" and not WITHIN and start.Warm.possible() and left >= start.WORTH:
+    if here and start.Warm.possible() and left >= start.WORTH:
         with suppress(OSError):  # the temporary folder's path is too long for a socket: runs start cold
             globals()["WARM"] = start.Warm()
     if UNTUNED is None:
