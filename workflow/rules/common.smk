@@ -236,7 +236,8 @@ onstart:
         except ConfigError as error:
             raise WorkflowError(str(error)) from None
     here = workflow.executor_plugin.name == "local" and not WITHIN
-    if here:  # no service to spare; with a ration, every look at what waits would set a timer for one more, for ever
+    # There is no service to spare here, and with a ration every look at what waits sets a timer for one more, for ever.
+    if here:
         workflow.scheduler.job_rate_limiter = None
     left = sum(not plan.finished(run, RESULTS) for _, run in RUNS.values())
     if here and start.Warm.possible() and left >= start.WORTH:
