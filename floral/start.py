@@ -5,7 +5,7 @@ keeps one process that has imported what training needs (`Warm`); `floral train`
 folder and files over to it and waits for the fork's exit code. All else is as if the caller had trained itself: its
 signals reach the fork, a fork whose caller is killed is killed, and where there is nobody to ask the caller trains
 itself, as it does on a GPU or with several threads. Nothing is seeded, computed or opened before the fork, so that
-results have equal bits. The process ends with its Snakemake: code that is edited is read at the next call.
+results have equal bits. The process ends with its Snakemake; once the package has newer code, callers train themselves.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 ADDRESS = "FLORAL_WARM"
 """The environment variable with the socket of the process that forks."""
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-"""Read once, when torch is imported: forks compute on one thread."""
+THREADS = ("OMP", "MKL", "OPENBLAS", "GOTO", "NUMEXPR")
+"""Libraries that read <name>_NUM_THREADS once, when they are imported: forks compute on one thread."""
+PATIENCE = 10.0
+"""Seconds in which who asks is to have said what it wants; meanwhile nobody else is served."""
 WORTH = 4
 """Runs from which on the process repays its own start."""
 PRELOADED = (
@@ -117,17 +120,28 @@ class Warm:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="floral-"))
-        environment = {key: value for key, value in os.environ.items() if key != ADDRESS} | dict.fromkeys(THREADS, "1")
-        with socket.socket(socket.AF_UNIX) as door:
-            door.bind(str(self.folder / "socket"))
-            door.listen(64)  # who asks now waits while torch is imported
-            self.process: subprocess.Popen[bytes] = subprocess.Popen(
-                [sys.executable, "-m", "floral.start", str(door.fileno())],
-                stdin=subprocess.PIPE,
-                env=environment,
-                pass_fds=[door.fileno()],
-                start_new_session=True,  # Ctrl-C is for those who ask, and they hand it on
-            )
+        environment = {key: value for key, value in os.environ.items() if key != ADDRESS}
+        environment |= {f"{name}_NUM_THREADS": "1" for name in THREADS}
+        try:
+            with socket.socket(socket.AF_UNIX) as door:
+                door.bind(str(self.folder / "socket"))
+                door.listen(64)  # who asks now waits while torch is imported
+                self.process: subprocess.Popen[bytes] = subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-P",
+                        "-m",
+                        "floral.start",
+                        str(door.fileno()),
+                    ],  # -P: the package that is installed
+                    stdin=subprocess.PIPE,
+                    env=environment,
+                    pass_fds=[door.fileno()],
+                    start_new_session=True,  # Ctrl-C is for those who ask, and they hand it on
+                )
+        except OSError:
+            shutil.rmtree(self.folder)
+            raise
         os.environ[ADDRESS] = str(self.folder / "socket")
 
     def close(self) -> None:
@@ -140,12 +154,22 @@ class Warm:
 
     @staticmethod
     def possible() -> bool:
-        """Whether this system tells the end of a fork through a file, as Linux does."""
-        return hasattr(os, "pidfd_open")
+        """Whether this system tells the end of a fork through a file, as Linux does from 5.3 on where it is allowed."""
+        if not hasattr(os, "pidfd_open"):
+            return False
+        try:
+            os.close(os.pidfd_open(os.getpid()))
+        except OSError:
+            return False
+        return True
 
 
 def serve(door: socket.socket, starter: IO[Any]) -> None:
-    """Fork for everyone who asks at the `door`, until `starter` is closed and the last fork has ended."""
+    """Fork for everyone who asks at the `door`, until `starter` is closed and the last fork has ended.
+
+    A signal to all processes is for the forks, which write their checkpoints: this one waits for them.
+    """
+    read, usual = newest(), {name: signal.signal(name, lambda number, frame: None) for name in FORWARDED}
     with door, selectors.DefaultSelector() as events:
         for module in PRELOADED:
             importlib.import_module(module)
@@ -158,43 +182,61 @@ def serve(door: socket.socket, starter: IO[Any]) -> None:
                 if key.fileobj is starter:
                     events.unregister(starter)
                     events.unregister(door)
-                    shutil.rmtree(Path(door.getsockname()).parent)
+                    shutil.rmtree(Path(door.getsockname()).parent, ignore_errors=True)
                     door.close()  # who waits at it trains itself
                     opened = False
                 elif key.fileobj is door:
-                    if opened and (asked := _begin(door)):
+                    if opened and (asked := _begin(door, read, usual)):
                         end, pid, connection = asked
                         forks[end] = pid, connection
                         events.register(end, selectors.EVENT_READ)
                         events.register(connection, selectors.EVENT_READ, end)
                 elif key.data is None:
                     _end(forks, key.fd, events)
-                elif key.data in forks:  # who asked is gone
+                elif key.data in forks and forks[key.data][1] is key.fileobj:  # who asked is gone
                     events.unregister(key.fileobj)
                     _send(forks[key.data][0], signal.SIGKILL)
 
 
-def _begin(door: socket.socket) -> tuple[int, int, socket.socket] | None:
-    """Fork for the next who asks: the file that tells its end, its process and the connection."""
+def newest() -> int:
+    """When the package's code was last changed, in nanoseconds."""
+    return max(path.stat().st_mtime_ns for path in Path(__file__).parent.rglob("*.py"))
+
+
+def _begin(
+    door: socket.socket, read: int, usual: Mapping[signal.Signals, Any]
+) -> tuple[int, int, socket.socket] | None:
+    """Fork for the next who asks: the file that tells its end, its process and the connection.
+
+    Nobody is served, and trains itself, with code that is newer than what was `read`, or when there can be no fork.
+    """
     connection, _ = door.accept()
+    files: list[int] = []
     try:
+        connection.settimeout(PATIENCE)
         size, files, _, _ = socket.recv_fds(connection, ROOM, 3)
         content = b""
         length = int.from_bytes(size, "big", signed=True)
         while len(content) < length and (part := connection.recv(length - len(content))):
             content += part
         told = json.loads(content)
-    except (OSError, ValueError):  # killed while it asked
-        connection.close()
-        return None
-    pid = os.fork()
+        connection.settimeout(None)
+        signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)  # until the fork heeds them as who asked does
+        pid = os.fork() if newest() == read else None
+    except (OSError, ValueError):  # killed or stopped while it asked; or the system has no room for a process
+        pid = None
     if pid == 0:
-        _be(told, files)
+        _be(told, files, usual)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
     for file in files:
         os.close(file)
+    if pid is None:
+        connection.close()
+        return None
+    end = os.pidfd_open(pid)
     with contextlib.suppress(OSError):  # who asked is gone; the loop sees it
         connection.sendall(_number(pid))
-    return os.pidfd_open(pid), pid, connection
+    return end, pid, connection
 
 
 def _end(forks: dict[int, tuple[int, socket.socket]], end: int, events: selectors.BaseSelector) -> None:
@@ -210,31 +252,35 @@ def _end(forks: dict[int, tuple[int, socket.socket]], end: int, events: selector
     connection.close()
 
 
-def _be(told: dict[str, Any], files: list[int]) -> None:
+def _be(told: dict[str, Any], files: list[int], usual: Mapping[signal.Signals, Any]) -> None:
     """The fork: what who asked would have been."""
     code = 1
     try:
         os.setpgid(0, 0)
+        for name, handler in usual.items():
+            signal.signal(name, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
         for at, file in enumerate(files):
             os.dup2(file, at)
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the others' connections among them
+        for file in [int(path.name) for path in Path("/proc/self/fd").iterdir() if int(path.name) > 2]:
+            with contextlib.suppress(OSError):  # the one that listed them is closed
+                os.close(file)  # the others' connections among them
         os.environ.clear()
         os.environ.update(told["environment"])
         os.chdir(told["folder"])
         sys.argv = ["floral", *told["arguments"]]
         from floral import cli
 
-        try:
-            code = cli.main()
-        except SystemExit as said:
-            code = said.code if isinstance(said.code, int) else 0 if said.code is None else 1
-            if isinstance(said.code, str):
-                sys.stderr.write(f"{said.code}\n")
-        except BaseException:
-            traceback.print_exc()
+        code = cli.main()
+    except SystemExit as said:
+        code = said.code if isinstance(said.code, int) else 0 if said.code is None else 1
+        if isinstance(said.code, str):
+            sys.stderr.write(f"{said.code}\n")
+    except BaseException:
+        traceback.print_exc()
+    finally:
         sys.stdout.flush()
         sys.stderr.flush()
-    finally:
         os._exit(code)
 
 

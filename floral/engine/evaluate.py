@@ -29,6 +29,8 @@ SLICE = 2048
 ALONE = 4
 """Clients that are evaluated on them at a time where each has a model of its own: its weights are read anew for every
 slice, so more rows are to meet them."""
+MANY = 128
+"""Clients that are evaluated together at most: a slice is to have rows for each."""
 OWN = 0.1
 """Share of what a client sees that is its own, from which on it counts as having a model of its own."""
 
@@ -117,7 +119,7 @@ def on_population(
     """
     clients = len(cluster)
     same = identical_models(method, state, learner, cluster)
-    together = min(chunk, ALONE) if own_share(method, state) >= OWN else chunk
+    together = min(chunk, ALONE if own_share(method, state) >= OWN else MANY)
     result, tokens = np.zeros((clients, 5)), 1
     of_cluster = cluster.cpu().numpy()
     for c in np.unique(of_cluster).tolist():
@@ -166,7 +168,7 @@ def identical_models(method: Method, state: State, learner: Tensor, cluster: Ten
     def first(client: int, at: int, true: int, member: int) -> int:
         own = hashlib.blake2b(digest_size=16)
         for values in private:
-            own.update(values[at].reshape(-1).view(torch.uint8).cpu().numpy().data)
+            own.update(values[at].contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
         return firsts.setdefault((true, member, own.digest()), client)
 
     clients = zip(learner.tolist(), cluster.tolist(), members.tolist(), strict=True)

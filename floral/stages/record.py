@@ -7,6 +7,7 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -86,12 +87,14 @@ def write_results(
     joined: pl.DataFrame | None = None,
 ) -> dict[str, Any]:
     """All files of a finished or diverged run, summary.json last; returns the summary. `joined`: its unseen clients."""
+    began = time.perf_counter()
     last = simulation.own_rows(state, simulation.data.test, np.arange(data.clients))
     scores = last
     if headline(run, progress) == "population":
         scores, rows = simulation.population(state)
         spent = [progress.bytes, progress.client_samples, progress.client_passes]
         progress.metrics += [[progress.round, split, metric, value, *spent] for split, metric, value in rows]
+    progress.seconds["evaluate"] += time.perf_counter() - began
     metrics = pl.DataFrame(progress.metrics, schema=METRICS, orient="row")
     routes = progress.routes[-1][1] if progress.routes else None
     atomic(folder / "metrics.parquet", parquet(metrics))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from projects import BIN, Project, environment
 
-from floral.start import ADDRESS, Warm
+from floral.start import ADDRESS, Warm, ask
 
 if not Warm.possible():
     pytest.skip("pidfd_open, which Linux has, is missing", allow_module_level=True)
@@ -158,7 +159,36 @@ def test_what_nobody_catches_is_said() -> None:
         "import os, floral.cli, floral.start\n"
         "def main(): raise RuntimeError('nobody catches this')\n"
         "floral.cli.main = main\n"
-        "floral.start._be({'environment': dict(os.environ), 'folder': '.', 'arguments': []}, [0, 1, 2])\n"
+        "floral.start._be({'environment': dict(os.environ), 'folder': '.', 'arguments': []}, [0, 1, 2], {})\n"
     )
     fork = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True, timeout=60)
     assert fork.returncode == 1 and "RuntimeError: nobody catches this" in fork.stderr
+
+
+def test_a_signal_to_all_leaves_a_checkpoint(copy: Project, warm: Warm, without_torch: dict[str, str]) -> None:
+    """As when a machine shuts down: the process that forks waits for its forks."""
+    run = called(long(copy), **without_torch)
+    folder = begun(copy)
+    warm.process.terminate()
+    run.send_signal(signal.SIGTERM)
+    said, _ = run.communicate(timeout=30)
+    assert run.returncode == 75 and list(folder.glob("checkpoint/*.safetensors")), said
+
+
+def test_who_stops_in_mid_request_and_code_that_is_newer_are_not_served(tmp_path: Path) -> None:
+    (folder := tmp_path / "w").mkdir()
+    changing = (
+        "import itertools, socket, sys, floral.start\n"
+        "times = itertools.count()\n"
+        "floral.start.newest, floral.start.PATIENCE, floral.start.PRELOADED = lambda: next(times), 0.1, ()\n"
+        "floral.start.serve(socket.socket(fileno=int(sys.argv[1])), sys.stdin.buffer)\n"
+    )
+    with socket.socket(socket.AF_UNIX) as door, socket.socket(socket.AF_UNIX) as stopped:
+        door.bind(str(folder / "s"))
+        door.listen()
+        command = [sys.executable, "-c", changing, str(door.fileno())]
+        server = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[door.fileno()])
+        stopped.connect(str(folder / "s"))
+        assert ask(str(folder / "s"), ["train"]) is None
+        server.communicate(timeout=30)
+    assert server.returncode == 0 and not folder.exists()
