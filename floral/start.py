@@ -279,9 +279,11 @@ def _be(told: dict[str, Any], files: list[int], usual: Mapping[signal.Signals, A
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:  # whatever happens, nothing of the process that forks goes on in its fork
+            os._exit(code)
 
 
 if __name__ == "__main__":

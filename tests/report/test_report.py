@@ -63,8 +63,9 @@ def test_summary_says_what_a_suite_changes(tmp_path):
 
     half, shuffled = {"partition": {"share": 0.5}}, {"batches": "reshuffled"}
     runs = [run(), run(switches=shuffled), run(task=half), run(method={"rank": 4})]
-    told = collect("quickstart", runs, tmp_path).summary.select(CHANGES).rows()
-    assert told == [
+    collected = collect("quickstart", runs, tmp_path)
+    assert words._tasks(collected) == "1 task in 3 settings"
+    assert collected.summary.select(CHANGES).rows() == [
         ("{}", "{}", "{}"),
         ("{}", "{}", '{"batches": "reshuffled"}'),
         ('{"partition.share": 0.5}', "{}", "{}"),
