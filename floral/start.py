@@ -127,13 +127,8 @@ class Warm:
                 door.bind(str(self.folder / "socket"))
                 door.listen(64)  # who asks now waits while torch is imported
                 self.process: subprocess.Popen[bytes] = subprocess.Popen(
-                    [
-                        sys.executable,
-                        "-P",
-                        "-m",
-                        "floral.start",
-                        str(door.fileno()),
-                    ],  # -P: the package that is installed
+                    # -P: the package that is installed, whatever lies in this folder
+                    [sys.executable, "-P", "-m", "floral.start", str(door.fileno())],
                     stdin=subprocess.PIPE,
                     env=environment,
                     pass_fds=[door.fileno()],
