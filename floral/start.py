@@ -40,10 +40,14 @@ PRELOADED = (
     "floral.engine.checkpoint",
     "floral.engine.execution",
     "floral.engine.simulate",
+    "floral.stages.execute",
     "floral.stages.plan",
+    "floral.stages.train",
     "scipy.optimize",
 )
-"""What training needs; not polars, which starts threads when it is imported, and a fork has none of them."""
+"""What training needs, polars included: a third of what is left of a short run's start. Importing it starts a thread
+that clears up after frames too large for the memory. A fork has no such thread, and no such frame. Its allocator would
+start more (`_RJEM_MALLOC_CONF`)."""
 ROOM = 8
 """Bytes of a number that is sent."""
 
@@ -122,6 +126,7 @@ class Warm:
         self.folder = Path(tempfile.mkdtemp(prefix="floral-"))
         environment = {key: value for key, value in os.environ.items() if key != ADDRESS}
         environment |= {f"{name}_NUM_THREADS": "1" for name in THREADS}
+        environment |= {"_RJEM_MALLOC_CONF": "background_thread:false"}
         try:
             with socket.socket(socket.AF_UNIX) as door:
                 door.bind(str(self.folder / "socket"))
