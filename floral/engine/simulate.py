@@ -356,6 +356,8 @@ class Simulation:
         if data.validation is not None:
             metrics += self._summary("validation", self.own_rows(state, data.validation, clients))
         routes = evaluate.served_routes(self.method, state, data.learner, data.clients, self.clusters)
+        if routes is not None and not np.isfinite(routes).all():
+            routes = None  # of a run that has diverged: there is nothing to compare
         if routes is not None:
             found = evaluate.route_metrics(
                 routes, data.cluster.cpu().numpy(), data.train.count[data.learner.cpu().numpy()]

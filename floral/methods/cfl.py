@@ -19,6 +19,7 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
     The paper has all clients in every round. Here the server keeps each client's last update and splits once all
     clients of the cluster have one since its last split, not before round `patience` (20 in published code), and never
     into more than most·C models (the paper has no bound). Means are weighted with p(k). A balance of 0 is FedAvg.
+    Where the task's server has moments, the second half of a split begins without any.
     """
     model, bound = problem.build_model(), max(1, round(most * problem.clusters))
     choice = Choice(model=model, clusters=bound)

@@ -20,7 +20,10 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
 
     The paper has all clients in every round; here the server clusters the last momenta of all that it has seen, with
     the weights p(k) of the rounds that these are of. Momenta compare best at first, where all clients hold the common
-    start. C = 1 with β = 0 and all clients in a round is FedAvg. Running statistics are averaged by cluster.
+    start. All begin at 0, and no bias is corrected, so that of a client seen n times is 1 - βⁿ as long as it will be:
+    where few take part in a round, a client's first rounds also decide what it is near. A task's server optimiser is
+    not used, for the centres are the step. C = 1 with β = 0 and all clients in a round is FedAvg. Running statistics
+    are averaged by cluster.
 
     Centres are kept as weights of the momenta, so that the momenta's inner products are all that takes their size.
     """

@@ -37,7 +37,7 @@ def test_every_task_is_listed_once_and_those_of_a_data_set_are_together(tmp_path
 
 def test_a_task_is_told_with_what_it_asks_of_clients(row: Callable[..., tasks.Row]) -> None:
     found = row("digits_dirichlet")
-    assert (found.clients, found.clusters, found.cohort, found.rounds) == (20, 4, 10, 200)
+    assert (found.clients, found.clusters, found.cohort, found.rounds) == (20, 4, 10, 100)
     assert (found.shift, found.partition) == ({"kind": "none"}, {"kind": "dirichlet", "alpha": 0.1})
     assert found.model == {"kind": "mlp", "hidden": 64}
 
