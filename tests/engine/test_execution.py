@@ -228,6 +228,14 @@ def test_a_loss_that_is_not_finite_or_explodes_is_a_divergence():
     assert not calm.evaluate(calm.start(), 0, None).diverged
 
 
+def test_routes_that_are_not_finite_are_a_divergence():
+    simulation = simulate("floral_1")
+    state = simulation.start()
+    state.values["router"]["logits"] = torch.full_like(state.values["router"]["logits"], torch.nan)
+    found = simulation.evaluate(state, 0, None)
+    assert found.diverged and found.routes is None
+
+
 def test_the_last_bin_is_the_last_fifty_first_of_the_rounds():
     """PAPER.md: 6 of 500 rounds, 16 of 1500."""
     for rounds, expected in ((500, 6), (1500, 16)):
