@@ -490,8 +490,9 @@ def searches(
 
 
 def _check_apart(blocks: Iterable[Block], where: str) -> None:
-    """Raises ConfigError where a suite with tuned values reports on the seeds that chose them."""
-    if both := sorted({seed for block in blocks for seed in block.seeds} & set(tuning().seeds)):
+    """Raises ConfigError where a suite with tuned values reports on the seeds that chose them, of whatever task."""
+    chose = {seed for seeds in (tuning().seeds, *tuning().more_seeds.values()) for seed in seeds}
+    if both := sorted({seed for block in blocks for seed in block.seeds} & chose):
         raise ConfigError(
             f"{where}: seeds: {both} choose the tuned values ({CONFIG}/tuning.yaml), so no suite with `tuned: true` "
             "may report on them"
@@ -525,6 +526,9 @@ def tuned_values(task_name: str) -> dict[str, Tuned]:
 def tuning() -> Tuning:
     path = CONFIG / "tuning.yaml"
     parsed: Tuning = parse(Tuning, read(path), str(path))
+    for name in parsed.more_seeds:
+        if name not in (known := names("tasks")):
+            raise suggest("task", name, known, f"{path}: more_seeds")
     return parsed
 
 
@@ -580,7 +584,7 @@ def _check_space(space: Space, variant_name: str, where: str, own: bool) -> None
 
 def _search(run: Run, where: str) -> Search:
     """The search for the values of a run's task and variant; `where` is the suite's file."""
-    task, rule = run.task, tuning()
+    task, rule = run.task, tuning().of(run.task.name)
     if run.fidelity["validation"] == "none" or task.partition.validation == 0:
         raise ConfigError(
             f"{where}: tuned: {task.name} holds no rows out (fidelity {run.fidelity.name}, switch validation: "

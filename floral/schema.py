@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -766,6 +766,9 @@ class Tuning(Frozen):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         min_length=1, description="of each configuration; a suite with `tuned` may not report them"
     )
+    more_seeds: Mapping[str, tuple[Annotated[int, Field(ge=0)], ...]] = Field(
+        default_factory=dict, description="task → seeds beside `seeds`, for all its methods"
+    )
     share: float = Field(gt=0, le=1, description="of the task's rounds …")
     at_most: int = Field(ge=1, description="… but no more rounds than this")
     lr: Range
@@ -773,6 +776,17 @@ class Tuning(Frozen):
 
     def rounds(self, of_task: int) -> int:
         return min(self.at_most, max(1, round(self.share * of_task)))
+
+    def of(self, task_name: str) -> Self:
+        """The same with the seeds of a task."""
+        return self.model_copy(update={"seeds": self.seeds + self.more_seeds.get(task_name, ()), "more_seeds": {}})
+
+    @model_validator(mode="after")
+    def _no_seed_counts_twice(self) -> Self:
+        for task_name in self.more_seeds:
+            if len(set(seeds := self.of(task_name).seeds)) < len(seeds):
+                raise ValueError(f"more_seeds: {task_name}: {list(seeds)} holds a seed twice")
+        return self
 
 
 class Space(Frozen):

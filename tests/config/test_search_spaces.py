@@ -137,6 +137,35 @@ def test_tuning_seeds_are_not_reported(write: Write) -> None:
     assert len(config.runs("mine")) == 1
 
 
+def test_a_task_may_have_more_tuning_seeds_and_only_its_searches_change(write: Write) -> None:
+    write("suites/mine", **tuned_suite())
+    before, rule = searched(), config.tuning().model_dump(mode="json")
+    write("tuning", **rule | {"more_seeds": {"digits_label_shift": [7]}})
+    assert searched().digest == before.digest and searched().tuning.seeds == (SEED,)
+    write("suites/mine", **tuned_suite(seeds=[0, 7]))
+    assert "seeds: [7] choose the tuned values" in refusal()
+    write("suites/mine", **tuned_suite())
+    write("tuning", **rule | {"more_seeds": {"digits_rotate": [7]}})
+    assert searched().digest != before.digest and searched().tuning.seeds == (SEED, 7)
+    assert [run.seed for run in searched().references()] == [SEED, 7]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"digits_rotat": [7]}, "more_seeds: unknown task 'digits_rotat'; did you mean 'digits_rotate'?"),
+        ({"digits_rotate": [SEED]}, f"more_seeds: digits_rotate: [{SEED}, {SEED}] holds a seed twice"),
+        ({"digits_rotate": [-1]}, "greater than or equal to 0"),
+    ],
+)
+def test_tuning_seeds_of_no_task_or_given_twice_are_refused(write: Write, more: dict[str, Any], words: str) -> None:
+    rule = config.tuning().model_dump(mode="json")
+    write("suites/mine", **tuned_suite())
+    write("tuning", **rule | {"more_seeds": more})
+    said = refusal()
+    assert "config/tuning.yaml" in said and words in said
+
+
 def test_a_value_is_not_both_tuned_and_set(write: Write) -> None:
     write("suites/mine", **tuned_suite(method={"lam": 3.0}))
     assert "method: lam: tuning chooses it for 'ditto'" in refusal()
