@@ -71,8 +71,12 @@ class LinearAdaptor:
 
 
 def solve(gram: Tensor, right: Tensor) -> Tensor:
-    """(G + εI)⁻¹ X for Gram matrices G [C, R, R] and X [C, R, n]; a division when R is 1."""
+    """(G + εI)⁻¹ X for Gram matrices G [C, R, R] and X [C, R, n]; a division when R is 1.
+
+    NaN where G + εI is singular in this precision (factors so large that ε is lost): the run has diverged.
+    """
     if gram.shape[-1] == 1:
         return right / (gram + EPSILON)
     ridge = EPSILON * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve(gram + ridge, right)
+    solved, failed = torch.linalg.solve_ex(gram + ridge, right)
+    return torch.where((failed == 0)[..., None, None], solved, torch.nan)

@@ -17,7 +17,7 @@ from floral.adaptors.attach import attach
 from floral.adaptors.conv import ConvAdaptor, over_whole_kernel
 from floral.adaptors.embedding import EmbeddingAdaptor  # tested in test_language.py
 from floral.adaptors.factors import resolve
-from floral.adaptors.linear import LinearAdaptor
+from floral.adaptors.linear import LinearAdaptor, solve
 from floral.adaptors.norm import NormAdaptor
 from floral.layers import Conv2d, ConvTranspose2d, Linear, Model
 from floral.models import cnn, linear, mlp, vit
@@ -346,6 +346,16 @@ def test_the_linear_preconditioner_is_its_formula(rank):
 
 
 @pytest.mark.parametrize("rank", [1, 3])
+def test_a_singular_gram_matrix_spoils_its_own_cluster_alone():
+    gram = torch.diag(torch.tensor([1.0, 2.0, 3.0])).repeat(3, 1, 1)
+    gram[1] = 1e12  # of rank 1, and the ridge is lost in single precision
+    right = torch.rand(3, 3, 4)
+    found = solve(gram, right)
+    assert found[1].isnan().all() and found[[0, 2]].isfinite().all()
+    mapped = torch.func.vmap(solve)(gram[:, None], right[:, None])[:, 0]
+    torch.testing.assert_close(mapped, found, equal_nan=True)
+
+
 @pytest.mark.parametrize("factorisation", FACTORISATIONS)
 def test_the_convolution_preconditioner_is_its_formula(factorisation, rank):
     """gA ← gA/(‖G_B‖ + ε) and gB ← gB/(‖G_A‖ + ε), G the Gram matrix of a factor's rank × space entries."""
