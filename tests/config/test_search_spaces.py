@@ -139,7 +139,9 @@ def test_tuning_seeds_are_not_reported(write: Write) -> None:
 
 def test_a_task_may_have_more_tuning_seeds_and_only_its_searches_change(write: Write) -> None:
     write("suites/mine", **tuned_suite())
-    before, rule = searched(), config.tuning().model_dump(mode="json")
+    rule = config.tuning().model_dump(mode="json") | {"more_seeds": {}}
+    write("tuning", **rule)
+    before = searched()
     write("tuning", **rule | {"more_seeds": {"digits_label_shift": [7]}})
     assert searched().digest == before.digest and searched().tuning.seeds == (SEED,)
     write("suites/mine", **tuned_suite(seeds=[0, 7]))
