@@ -30,6 +30,13 @@ CENTRES = ("dot", "hollow", "median")
 Looks = Mapping[str, Look]
 
 
+def draws(collected: Collected, setting: Setting) -> bool:
+    """Whether a setting has figures: not if it is another one of the suite with a switch turned. These can be dozens,
+    and tables set them beside it."""
+    alike = (one for one in collected.settings if one.task == setting.task and one.fidelity == setting.fidelity)
+    return not setting.switches or all(one.switches for one in alike)
+
+
 def draw(collected: Collected, looks: Looks, setting: Setting) -> dict[str, Figure]:
     """kind → figure; a kind without data (no route, no finished run, regression) is absent."""
     shown = [looks[contender.id] for contender in collected.present(setting)]

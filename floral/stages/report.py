@@ -15,7 +15,7 @@ from floral.figures import Figure
 from floral.looks import APART, looks
 from floral.stages import setup_section, words
 from floral.stages.collect import Collected, collect
-from floral.stages.draw import draw
+from floral.stages.draw import draw, draws
 from floral.stages.locks import held
 from floral.stages.missing import split
 from floral.stages.section import Material, Section
@@ -79,7 +79,9 @@ def _replace(collected: Collected, runs: list[Run], reports: Path, said: Mapping
 def _build(collected: Collected, runs: list[Run], folder: Path, last: Path, said: Mapping[str, Any]) -> None:
     contenders = [(c.id, c.title, c.variant.name, c.variant.family, c.variant.oracle) for c in collected.contenders]
     shown = looks(contenders, _yaml("looks.yaml"))
-    figures = {setting.id: draw(collected, shown, setting) for setting in collected.settings}
+    figures = {
+        setting.id: draw(collected, shown, setting) for setting in collected.settings if draws(collected, setting)
+    }
     material = Material(collected=collected, looks=shown, captions=_yaml("captions.yaml"), figures=figures)
     sections = [made for make in SECTIONS if (made := make(material)) is not None]
     collected.summary.drop("setting", "contender").write_parquet(folder / "summary.parquet")

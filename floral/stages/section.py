@@ -15,7 +15,7 @@ from floral.tables import Cell, Table
 @dataclass(frozen=True, kw_only=True)
 class Material:
     """All that a section may read: the suite's results, how contenders look, the captions of captions.yaml, and the
-    figures of every setting by kind."""
+    figures by setting and kind: in the order of the settings, without those that are not drawn."""
 
     collected: Collected
     looks: Mapping[str, Look]
@@ -28,12 +28,7 @@ class Material:
 
     def drawn(self, *kinds: str) -> tuple[Figure, ...]:
         """The figures of these kinds, setting by setting."""
-        return tuple(
-            self.figures[setting.id][kind]
-            for setting in self.collected.settings
-            for kind in kinds
-            if kind in self.figures[setting.id]
-        )
+        return tuple(figures[kind] for figures in self.figures.values() for kind in kinds if kind in figures)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal
 
 import polars as pl
@@ -64,16 +65,15 @@ def main(material: Material) -> Section | None:
 
 
 def result(material: Material) -> Section | None:
-    return _drawn(material, "result")
+    section, left = _drawn(material, "result"), len(material.collected.settings) - len(material.figures)
+    said = f"Settings without figures, because they turn a switch of one that is drawn: {left}. The tables have them."
+    return replace(section, note=said) if section and left else section
 
 
 def curves(material: Material) -> Section | None:
     """A row of three for each setting."""
-    figures = material.figures
-    rows = [
-        tuple(figures[setting.id][kind] for kind in ("rounds", "bytes", "passes") if kind in figures[setting.id])
-        for setting in material.collected.settings
-    ]
+    kinds = ("rounds", "bytes", "passes")
+    rows = [tuple(drawn[kind] for kind in kinds if kind in drawn) for drawn in material.figures.values()]
     rows = [row for row in rows if row]
     return Section(id="curves", figures=tuple(rows), layout="grid thirds") if rows else None
 

@@ -49,6 +49,20 @@ def test_the_page_has_the_section_only_with_both(results, write, tmp_path):
     assert 'id="corrections"' not in page
 
 
+def test_a_turned_switch_has_tables_and_no_figures(results, write, tmp_path):
+    for run in runs():
+        write(run)
+    page = report("quickstart", runs(), results, tmp_path / "reports")
+    first, turned, last = (one.id for one in collect("quickstart", runs(), results).settings)
+    drawn = {path.stem for path in (page.parent / "figures").glob("*.svg")}
+    assert {f"result_{first}", f"result_{last}"} <= drawn and not [name for name in drawn if name.endswith(turned)]
+    assert "because they turn a switch of one that is drawn: 1." in page.read_text(encoding="utf-8")
+    report("quickstart", runs()[4:8], results, tmp_path / "reports")
+    assert list((page.parent / "figures").glob("result_*.svg")), (
+        "where no setting has the switch as it was, it is drawn"
+    )
+
+
 def test_a_corrected_switch_is_not_compared_with_the_published_table(results, write):
     (run,) = config.runs("paper_cifar10_reduced", ["cifar10_rotate_reduced"], ["floral_1"], [0])
     turned = run.model_copy(update={"fidelity": config.fidelity("official", {"batches": "reshuffled"})})
