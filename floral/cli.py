@@ -224,13 +224,14 @@ def _tasks(arguments: argparse.Namespace, settings: Settings) -> None:
 
 
 def _plan(arguments: argparse.Namespace, settings: Settings) -> None:
-    from floral.stages import known, plan
+    from floral.stages import known, plan, reference
 
     named = {"suite": arguments.suites, **{axis: getattr(arguments, axis) for axis in settings.narrowing}}
     chosen = settings.model_copy(update={key: tuple(value) for key, value in named.items() if value})
     runs = chosen.runs()
     known.check((run.task for some in runs.values() for run in some), settings.results)
-    print(plan.estimate(runs, settings.results, arguments.cores))
+    committed = {run.folder for _, run in reference.available(runs, settings.results)} if settings.reuse else set()
+    print(plan.estimate(runs, settings.results, arguments.cores, committed))
 
 
 def _status(arguments: argparse.Namespace, settings: Settings) -> None:

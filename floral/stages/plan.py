@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -208,10 +208,20 @@ def _mean(near: list[_Measured], rounds: int, basis: Literal["variant", "task"])
     return Cost(seconds=seconds, bytes=fmean(one.bytes for one in near), memory=memory, basis=basis)
 
 
-def estimate(suites: Mapping[str, list[Run]], results: Path, workers: int) -> str:
-    """Runs, time and disk of these suites, each with what the figure rests on."""
-    lines = [_size(name, runs, results) for name, runs in suites.items()]
-    todo = {run.folder: run for runs in suites.values() for run in runs if not finished(run, results)}
+def estimate(
+    suites: Mapping[str, list[Run]], results: Path, workers: int, committed: Collection[Path] = frozenset()
+) -> str:
+    """Runs, time and disk of these suites, each with what the figure rests on.
+
+    The folders `committed` are of runs that are not finished here and will be taken from a reference.
+    """
+    lines = [_size(name, runs, results, committed) for name, runs in suites.items()]
+    todo = {
+        run.folder: run
+        for runs in suites.values()
+        for run in runs
+        if run.folder not in committed and not finished(run, results)
+    }
     if not todo:
         return "\n".join(lines)
     expected = costs(todo.values(), results).values()
@@ -229,9 +239,10 @@ def estimate(suites: Mapping[str, list[Run]], results: Path, workers: int) -> st
     return "\n".join(lines)
 
 
-def _size(name: str, runs: list[Run], results: Path) -> str:
-    done = sum(finished(run, results) for run in runs)
-    left = "all finished" if done == len(runs) else f"{done} finished, {len(runs) - done} to do"
+def _size(name: str, runs: list[Run], results: Path, committed: Collection[Path]) -> str:
+    done, taken = sum(finished(run, results) for run in runs), sum(run.folder in committed for run in runs)
+    reused = f"{taken} taken from reports/reference, " if taken else ""
+    left = "all finished" if done == len(runs) else f"{done} finished, {reused}{len(runs) - done - taken} to do"
     tasks, variants = len({run.task.name for run in runs}), len({run.variant.name for run in runs})
     of = f"{tasks} task{'s' * (tasks != 1)} and {variants} variant{'s' * (variants != 1)}"
     return f"suite {name}: {many(len(runs))} of {of}: {left}"

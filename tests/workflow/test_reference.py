@@ -154,6 +154,7 @@ def test_a_newcomer_trains_nothing_and_gets_the_page(copy: Project) -> None:
     before, summary = page.read_text(), pl.read_parquet(table)
     for left in ("results/train", "results/partition", "results/report", f"reports/{SUITE}", ".snakemake"):
         shutil.rmtree(copy.folder / left)
+    assert "0 finished, 3 taken from reports/reference, 0 to do" in copy.call("floral", "plan", SUITE).stdout
     dry = copy.snakemake("-n")
     assert "3 runs taken from reports/reference (not in a dry run" in dry.stdout
     assert not copy.paths("results/train/*")
