@@ -293,7 +293,7 @@ def _settings(runs: list[Run]) -> dict[Hashable, Setting]:
     firsts: dict[Hashable, Run] = {}
     for run in runs:
         firsts.setdefault(_setting_key(run), run)
-    facts = {key: {**_changed(run), **run.task.model_dump(exclude={"title"})} for key, run in firsts.items()}
+    facts = {key: _departures(run) for key, run in firsts.items()}
     ids = _distinct(facts, {key: run.task.name for key, run in firsts.items()})
     settings = {}
     for key, run in firsts.items():
@@ -307,9 +307,10 @@ def _settings(runs: list[Run]) -> dict[Hashable, Setting]:
     return settings
 
 
-def _changed(run: Run) -> dict[str, Any]:
-    """The fidelity by name, and only those switches that the suite turned away from it."""
-    return {"fidelity": run.fidelity.name, **_turned(run)}
+def _departures(run: Run) -> dict[str, Any]:
+    """The fidelity by name, the switches that the suite turned away from it, and what it changed in the task."""
+    now, usual = (task.model_dump(exclude={"title"}) for task in (run.task, config.task(run.task.name)))
+    return {"fidelity": run.fidelity.name, **_turned(run), **_differing(now, usual)}
 
 
 def _turned(run: Run) -> dict[str, Any]:
@@ -326,7 +327,9 @@ def _contenders(runs: list[Run]) -> dict[Hashable, Contender]:
     untuned = {run.variant.name for key, run in firsts.items() if key not in tuned}
     beside = {key for key in tuned if firsts[key].variant.name in untuned}
     names = {key: run.variant.name + ("-tuned" if key in beside else "") for key, run in firsts.items()}
-    ids = _distinct({key: {} if key in tuned else run.variant.params for key, run in firsts.items()}, names)
+    usual = {key: config.variant(run.variant.name).params for key, run in firsts.items()}
+    facts = {key: {} if key in tuned else _differing(firsts[key].variant.params, usual[key]) for key in firsts}
+    ids = _distinct(facts, names)
     contenders = {}
     for key, run in firsts.items():
         suffix, differs = ids[key]
@@ -338,15 +341,15 @@ def _contenders(runs: list[Run]) -> dict[Hashable, Contender]:
 def _distinct(
     facts: Mapping[Hashable, Mapping[str, Any]], names: Mapping[Hashable, str]
 ) -> dict[Hashable, tuple[str, str]]:
-    """For each key, a suffix that makes its name unique and the values in which it differs from its namesakes."""
+    """For each key, a suffix that makes its name unique and those of its facts that its namesakes do not all share."""
     told = {}
     for name in dict.fromkeys(names.values()):
         keys = [key for key in facts if names[key] == name]
-        flat = [_flat(facts[key]) for key in keys]
-        paths = dict.fromkeys(path for values in flat for path in values)
-        varying = [path for path in paths if len({str(values.get(path)) for values in flat}) > 1]
-        for position, (key, values) in enumerate(zip(keys, flat, strict=True)):
-            differs = ", ".join(f"{path} {values.get(path, 'as usual')}" for path in varying)
+        shared = set.intersection(*({str(item) for item in facts[key].items()} for key in keys))
+        for position, key in enumerate(keys):
+            differs = ", ".join(
+                f"{path} {value}" for path, value in facts[key].items() if str((path, value)) not in shared
+            )
             told[key] = (f"-{position + 1}" if position else "", differs)
     return told
 

@@ -27,6 +27,8 @@ def test_each_correction_has_its_paired_difference(results, write):
         write(run)
     found = collect("quickstart", runs(), results)
     assert [dict(one.switches) for one in found.settings] == [{}, {"batches": "reshuffled"}, {}]
+    ends = [one.title.removeprefix(one.task.title) for one in found.settings]
+    assert ends == [", fidelity official", ", fidelity official, batches reshuffled", ", fidelity corrected"]
     second = found.settings[1].id
     more = pl.when((pl.col("setting") == second) & (pl.col("contender") == "floral_1")).then(0.1 + pl.col("seed") / 50)
     found = replace(

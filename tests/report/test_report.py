@@ -455,3 +455,15 @@ def test_a_section_is_one_function_and_what_it_makes_is_shown_and_written(tmp_pa
     write(run)
     page = report("quickstart", [run], results, tmp_path / "reports").read_text(encoding="utf-8")
     assert page.count("<section") == 1 and (tmp_path / "reports/quickstart/tables/mine.tex").exists()
+
+
+def test_titles_name_what_a_run_changes_and_nothing_else(tmp_path):
+    """A suite that changes one value at a time names that value, and what it leaves as it is stays short."""
+    runs = config.runs("paper", ["digits_rotate", "mnist_rotate_reduced"], ["floral_1"], [0])
+    found = collect("paper", runs, tmp_path)
+    titles = {one.title for one in found.contenders}
+    assert {"FLoRAL 1 %", "FLoRAL 1 %, temperature 5.0", "FLoRAL 1 %, rank full"} <= titles
+    settings = [one.title for one in found.settings]
+    assert "MNIST, rotated per cluster, 5 % of the data, fidelity official" in settings
+    assert "MNIST, rotated per cluster, 5 % of the data, fidelity corrected, router_lr 0.02" in settings
+    assert len(set(settings)) == len(settings)
