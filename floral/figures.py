@@ -375,9 +375,10 @@ def rows(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, domain: tuple[floa
     frame = frame.join(_about(looks), on="contender", how="inner", maintain_order="left")
     shown = [look for look in looks if look.id in set(frame["contender"])]
     groups = list(dict.fromkeys(look.group_title for look in shown))
-    scale = alt.Scale(domain=list(domain), nice=False)
+    kind_of: Literal["linear", "log"] = "log" if x.log else "linear"
+    scale, places = alt.Scale(domain=list(domain), nice=False, type=kind_of), _ticks(*domain, x.log)
     value = alt.X(
-        "value:Q", scale=scale, axis=_axis(title=x.title, format=x.format, tickCount=5, domain=False, ticks=False)
+        "value:Q", scale=scale, axis=_axis(title=x.title, format=x.format, domain=False, ticks=False, **places)
     )
     name = alt.Y(
         "short:N",
@@ -408,7 +409,7 @@ def rows(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, domain: tuple[floa
     header = alt.Header(labelOrient="top", labelAnchor="start", title=None)
     chart = chart.properties(width=PANEL, height=alt.Step(ROW))
     chart = chart.facet(row=alt.Row("group:N", sort=groups, header=header), spacing=4).resolve_scale(y="independent")
-    along = Scale(title=x.title, domain=domain, length=PANEL)
+    along = Scale(title=x.title, domain=domain, length=PANEL, type=kind_of)
     return Drawing(chart=chart, data={"marks": frame}, table=frame.drop("short", "group"), plane={"x": along})
 
 

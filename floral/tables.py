@@ -46,9 +46,11 @@ class Table:
     latex: str
 
 
-def number(value: float, digits: int, sign: bool = False) -> str:
-    """A number with a true minus sign, and a plus if asked for."""
-    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", MINUS)
+def number(value: float, digits: int | None, sign: bool = False) -> str:
+    """A number with a true minus sign, and a plus if asked for; `digits`: decimals, None: three significant digits."""
+    form = "#.3g" if digits is None else f".{digits}f"
+    text = f"{value:{'+' if sign else ''}{form}}".removesuffix(".")
+    return text.replace("e-0", "e-").replace("e+0", "e+").replace("-", MINUS)
 
 
 def unbroken(text: str) -> str:
@@ -65,7 +67,7 @@ def amount(value: float) -> str:
 
 
 def interval_cell(
-    interval: Interval, digits: int, sign: bool = False, note: str = "", mark: str = "", usual: int = 0
+    interval: Interval, digits: int | None, sign: bool = False, note: str = "", mark: str = "", usual: int = 0
 ) -> Cell:
     """Mean ± half width, beneath it n where it is not the `usual` one; one value has no interval."""
     text = number(interval.mean, digits, sign)

@@ -87,7 +87,7 @@ def tradeoff(collected: Collected, looks: Sequence[Look], setting: Setting) -> F
     limits, centres = LIMITS[setting.metric], {look.id: (means[look.id].mean, means[look.id].mean) for look in shown}
     far = _far(centres, {look.id for look in looks if look.group == "control"})
     low, high = _around(ends for name, ends in centres.items() if name not in far)
-    log = setting.metric == "loss" and 0 < low < high / 30
+    log = _logarithmic(setting, (low, high))
     margin = 0.12 * (high - low) or 0.1 * abs(high) or 1.0
     domain = (low / 1.5, high * 1.5) if log else _round((low - margin, high + margin), *limits)
     rows = []
@@ -125,12 +125,12 @@ def curves(collected: Collected, looks: Sequence[Look], setting: Setting) -> dic
         frame = summarise.curve(collected, setting, f"test/{setting.metric}", x, unit.scale)
         if frame.is_empty():
             continue
-        log = setting.metric == "loss" and frame["low"].min() > 0 and frame["high"].max() > 30 * frame["low"].min()  # type: ignore[operator]
+        log = _logarithmic(setting, [*frame["low"], *frame["high"]])
         last = frame.group_by("contender").last().sort("mean", descending=unit.higher_is_better)
         names = {look.id: look.short for look in looks}
         told = f"{unit.title} against {axis.title.lower()}, {setting.title}. From best to worst at the end: "
         told += ", ".join(names[name] for name in last["contender"]) + "."
-        chart = figures.curves(frame, looks, axis, Axis(title=unit.title, log=bool(log), limits=LIMITS[setting.metric]))
+        chart = figures.curves(frame, looks, axis, Axis(title=unit.title, log=log, limits=LIMITS[setting.metric]))
         ends = dict(last.select("contender", "mean").iter_rows())
         see = f"At the end: {_ranked(ends, looks, unit.digits, unit.higher_is_better)}."
         drawn[kind] = figures.render(
@@ -299,7 +299,7 @@ def unseen(collected: Collected, looks: Sequence[Look], setting: Setting, kind: 
 # ----------------------------------------------------------------------------------------- what to see
 
 
-def _ranked(values: Mapping[str, float], looks: Sequence[Look], digits: int, higher: bool = True) -> str:
+def _ranked(values: Mapping[str, float], looks: Sequence[Look], digits: int | None, higher: bool = True) -> str:
     """`A 84.3, B 83.9, C 81.0 … Z 10.2`: the first three of `values` (contender → value), best first, and the last."""
     shorts = {look.id: look.short for look in looks}
     ranked = sorted(((n, v) for n, v in values.items() if v is not None), key=lambda pair: pair[1], reverse=higher)
@@ -331,17 +331,21 @@ Range = tuple[float, float]
 
 
 def _rows(
-    marks: list[Mark], looks: Sequence[Look], setting: Setting, kind: str, title: str, digits: int, subtitle: str,
-    told: str, see: str = "",
+    marks: list[Mark], looks: Sequence[Look], setting: Setting, kind: str, title: str, digits: int | None,
+    subtitle: str, told: str, see: str = "",
 ) -> Figure:  # fmt: skip
     """The marks on an axis that tells the rivals apart; what it does not show as it is stands in the subtitle."""
     low, high = LIMITS[setting.metric]
+    measured = [end for _, k, *ends in marks if k != "interval" for end in ends if end is not None]
+    log = _logarithmic(setting, measured)
+    low = min(measured) / 1.5 if log else low
     clipped: list[Mark] = [
         (n, k, _clip(v, low, high), None if w is None else _clip(w, low, high)) for n, k, v, w in marks
     ]
     cut = {before[0] for before, after in zip(marks, clipped, strict=True) if before != after}
-    far = _far(_ranges(clipped), {look.id for look in looks if look.group == "control"})
-    start, stop = _round(_around(r for name, r in _ranges(clipped).items() if name not in far), low, high)
+    far = set() if log else _far(_ranges(clipped), {look.id for look in looks if look.group == "control"})
+    ends = _around(r for name, r in _ranges(clipped).items() if name not in far)
+    start, stop = (low, 1.5 * ends[1]) if log else _round(ends, low, high)
     labels = [
         (n, "below", start, None, f"← {number(v, digits)}")
         if v < start
@@ -349,15 +353,28 @@ def _rows(
         for n, k, v, _ in clipped
         if n in far and k in CENTRES
     ]
-    notes = {"outside the axis": far, f"interval cut at {'0' if high == math.inf else '0 or 100 %'}": cut}
-    lines = [
-        f"{what}: {', '.join(look.short for look in looks if look.id in who)}" for what, who in notes.items() if who
-    ]
+    edge = "the axis" if log else "0" if high == math.inf else "0 or 100 %"
+    notes = {"outside the axis": far, f"interval cut at {edge}": cut}
+    lines = [f"{what}: {_few(look.short for look in looks if look.id in who)}" for what, who in notes.items() if who]
     types = {"contender": pl.String, "kind": pl.String, "value": pl.Float64, "value2": pl.Float64, "label": pl.String}
     kept = [(*mark, None) for mark in clipped if mark[0] not in far]
-    frame = pl.DataFrame([*kept, *labels], schema=types, orient="row").with_columns(pl.col("value", "value2").round(6))
-    chart = figures.rows(frame, looks, Axis(title=title), (start, stop))
+    frame = pl.DataFrame([*kept, *labels], schema=types, orient="row").with_columns(
+        pl.col("value", "value2").round_sig_figs(6)
+    )
+    chart = figures.rows(frame, looks, Axis(title=title, log=log), (start, stop))
     return figures.render(chart, f"{kind}_{setting.id}", setting.title, [subtitle, *lines], told, see)
+
+
+def _logarithmic(setting: Setting, values: Iterable[float]) -> bool:
+    """Whether these are errors over more than a power and a half of ten, which a linear axis would press together."""
+    values = list(values)
+    return setting.metric == "loss" and 0 < min(values) < max(values) / 30
+
+
+def _few(names: Iterable[str]) -> str:
+    """Names while they fit into a line, else their number."""
+    names = list(names)
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} methods"
 
 
 def _clip(value: float, low: float, high: float) -> float:
@@ -399,7 +416,9 @@ def _round(ends: Range, low: float, high: float) -> Range:
     return _clip(start, low, high), _clip(stop, low, high)
 
 
-def _told(what: str, setting: Setting, looks: Sequence[Look], values: Mapping[str, Interval], digits: int) -> str:
+def _told(
+    what: str, setting: Setting, looks: Sequence[Look], values: Mapping[str, Interval], digits: int | None
+) -> str:
     told = []
     for look in looks:
         if (interval := values.get(look.id)) is not None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from statistics import median
 from typing import Literal
 
 import numpy as np
@@ -36,7 +35,8 @@ class Unit:
     title: str
     difference: str
     scale: float
-    digits: int
+    digits: int | None
+    """Decimals of an accuracy; None: three significant digits, for errors span many powers of ten."""
     higher_is_better: bool
 
 
@@ -50,11 +50,7 @@ def unit(collected: Collected, setting: Setting) -> Unit:
             digits=1,
             higher_is_better=True,
         )
-    losses = [
-        value for seeds in collected.values(setting, "test_loss").values() for value in seeds.values() if value > 0
-    ]
-    digits = min(6, max(1, 2 - math.floor(math.log10(median(losses))))) if losses else 3
-    return Unit(column="test_loss", title="Test MSE", difference="loss", scale=1, digits=digits, higher_is_better=False)
+    return Unit(column="test_loss", title="Test MSE", difference="loss", scale=1, digits=None, higher_is_better=False)
 
 
 def accuracy_title(setting: Setting) -> str:

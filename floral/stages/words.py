@@ -171,7 +171,7 @@ def leaders(collected: Collected, looks: Mapping[str, Look]) -> list[str]:
     return told
 
 
-def _told(interval: Interval, digits: int, unit_: str) -> str:
+def _told(interval: Interval, digits: int | None, unit_: str) -> str:
     if interval.half_width is None:
         return f"{number(interval.mean, digits)}{unit_}, one seed"
     return f"{number(interval.mean, digits)} {PLUS_MINUS} {number(interval.half_width, digits)}{unit_}"

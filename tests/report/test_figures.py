@@ -6,7 +6,7 @@ from itertools import pairwise
 import polars as pl
 import pytest
 
-from floral import figures
+from floral import config, figures
 from floral.figures import Axis
 from floral.looks import Look, looks
 from floral.stages.draw import _far, _round
@@ -138,3 +138,18 @@ def test_an_interval_is_cut_where_no_value_can_be(results, suite_runs):
     marks = [("a", "interval", 60.0, 112.0), ("a", "dot", 87.0, None), ("b", "dot", 90.0, None)]
     svg = _rows(marks, TWO, setting, "result", "Accuracy, %", 1, "mean", "told").svg
     assert "interval cut at 0 or 100 %: a" in svg and ">100<" in svg and ">120<" not in svg
+
+
+def test_errors_over_powers_of_ten_have_a_logarithmic_axis(tmp_path):
+    from floral.stages.collect import collect
+    from floral.stages.draw import _rows
+
+    runs = config.runs("paper_synthetic", ["synthetic_linear"], ["fedavg"], [0])
+    setting = collect("paper_synthetic", runs, tmp_path).settings[0]
+    near = [("a", "interval", -1.0, 3.0), ("a", "dot", 1.0, None), ("b", "dot", 0.5, None)]
+    far = [*near[:2], ("b", "dot", 1e-9, None)]
+    linear, log = (_rows(marks, TWO, setting, "result", "Test MSE", None, "mean", "told") for marks in (near, far))
+    assert linear.plane["x"].type == "linear" and "interval cut at 0: a" in linear.svg
+    assert log.plane["x"].type == "log" and "interval cut at the axis: a" in log.svg
+    start = log.plane["x"].domain[0]
+    assert 0 < start < 1e-9 and sorted(log.table["value"]) == pytest.approx([start, 1e-9, 1.0], rel=1e-5)
