@@ -63,7 +63,7 @@ def test_a_page_of_a_thousand_runs_stays_small(browser, tmp_path):
     path = report("quickstart", runs, tmp_path / "results", tmp_path / "reports")
     assert len(runs) == 1000 and path.stat().st_size < 15e6
     page = opened(browser, path.as_uri(), 1280, "light")
-    assert page.evaluate("document.querySelectorAll('*').length") < 60_000
+    assert page.evaluate("document.querySelectorAll('*').length") < 40_000
     assert "1000 runs" in page.inner_text("main").replace(",", "").replace("\u202f", "")
 
 
