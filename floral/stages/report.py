@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import jinja2
 import yaml
+from markupsafe import Markup, escape
 
 from floral.config import ConfigError, Run, switches
 from floral.figures import Figure
@@ -110,7 +112,7 @@ def _page(material: Material, sections: list[Section], runs: list[Run], said: Ma
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=jinja2.select_autoescape(["html", "j2"]),
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["unbroken"] = unbroken
+    environment.filters |= {"unbroken": unbroken, "code": _code}
     return environment.get_template("page.html.j2").render(
         suite=words.suite(collected.suite),
         sections=sections,
@@ -131,6 +133,11 @@ def _page(material: Material, sections: list[Section], runs: list[Run], said: Ma
         switches=_switches(runs),
         **{name: (TEMPLATE / file).read_text(encoding="utf-8") for name, file in EMBEDDED.items()},
     )
+
+
+def _code(text: str) -> Markup:
+    """What stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 # ----------------------------------------------------------------------------------------- small reads
