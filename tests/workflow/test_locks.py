@@ -109,8 +109,8 @@ def test_a_killed_run_gives_its_place_back(tmp_path: Path, capsys: pytest.Captur
 def test_of_many_runs_no_more_than_have_room_are_on_a_gpu(tmp_path: Path) -> None:
     """Six processes on two GPUs with two places each; one more is killed while it holds a place."""
     killed = lessee(tmp_path, "a b", 2)
-    others = [lessee(tmp_path, "a b", 2, seconds=0.02, turns=4) for _ in range(6)]
-    index = index_of(killed)
+    index = index_of(killed)  # before the others come: it might wait for them
+    others = [lessee(tmp_path, "a b", 2, seconds=0.1, turns=4) for _ in range(6)]
     with (tmp_path / "log").open("a") as log:
         log.write(f"{'ab'[index]} -1\n")
     kill(killed)
