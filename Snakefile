@@ -5,7 +5,7 @@
 
 from snakemake.utils import min_version
 
-from floral.config import CONFIG
+from floral.config.paths import CONFIG
 
 min_version("9.0")
 

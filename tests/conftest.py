@@ -1,13 +1,17 @@
-"""What every test shares: skips that turn into failures where all tools must be present."""
+"""Fixtures that tests of several folders share: skips that fail in CI, projects, and an empty MLflow store."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from projects import ROOT, TINY, Project
+
+from floral.tracking.store import create_store, default_uri
 
 
 def pytest_configure() -> None:
@@ -24,3 +28,47 @@ def missing() -> Callable[[str], NoReturn]:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
 
     return stop
+
+
+@pytest.fixture(scope="session")
+def make_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Project]:
+    def make(name: str) -> Project:
+        return Project.made(tmp_path_factory.mktemp(name), tiny=TINY)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished(make_project: Callable[[str], Project]) -> Project:
+    """The suite `tiny`, made once. Tests that change it take `copy`."""
+    project = make_project("finished")
+    done = project.snakemake()
+    assert done.returncode == 0, done.stdout
+    return project
+
+
+@pytest.fixture
+def copy(finished: Project, tmp_path: Path) -> Project:
+    folder = tmp_path / "project"
+    shutil.copytree(finished.folder, folder, symlinks=True)
+    return Project(folder)
+
+
+@pytest.fixture
+def project(make_project: Callable[[str], Project]) -> Project:
+    return make_project("project")
+
+
+@pytest.fixture(scope="session")
+def made_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables without a run: to make them takes seconds."""
+    results = tmp_path_factory.mktemp("empty")
+    create_store(default_uri(results))
+    return results / "track"
+
+
+@pytest.fixture
+def empty_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made_store: Path) -> None:
+    """A copy of it for a test that tracks from the project's root into `tmp_path`."""
+    monkeypatch.chdir(ROOT)
+    shutil.copytree(made_store, tmp_path / "track")

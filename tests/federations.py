@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from floral import config
-from floral.config import Run
+from floral.config import catalogue
+from floral.config.reading import ConfigError
+from floral.config.run import Run
+from floral.config.schema.data import Synthetic
+from floral.config.schema.suite import Fidelity
+from floral.config.schema.task import Task
+from floral.core.spec import Method
 from floral.data.federation import Federation
 from floral.engine.devices import Precision
 from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
-from floral.layers import Conv2d, ConvTranspose2d, Dropout, Linear, Model, units
-from floral.schema import Fidelity, Synthetic, Task
-from floral.spec import Method
+from floral.nn.layers import Conv2d, ConvTranspose2d, Dropout, Linear, Model, units
 from floral.stages import execute
 
 torch.set_num_threads(1)  # tiny tensors: threads only cost, and the cores are shared
@@ -49,12 +52,12 @@ ARGUMENTS: Mapping[str, dict[str, Any]] = {
 }
 """Each model at a tiny size; a new file of floral/models is built with its defaults until it has a row here."""
 KINDS = {"batch_norm": "mlp", "dropout": "mlp", "convolutions": "mlp", "tied": "lstm"}
-MODELS = [*config.plugins("models"), "batch_norm", "dropout", "convolutions"]
+MODELS = [*catalogue.plugins("models"), "batch_norm", "dropout", "convolutions"]
 """Every file of floral/models, and what only some models have: running statistics, draws of the size of a batch,
 convolutions with groups, dilated and transposed."""
 DROPPING = ("dropout", "vgg8", "vit")
 """Models with dropout."""
-VARIANTS = list(config.variant_index())
+VARIANTS = list(catalogue.variant_index())
 
 
 def with_dropout(width: float = 1.0) -> Model:
@@ -174,8 +177,8 @@ def make_run(
     values = {"participation": 0.75, "rounds": 4, "batch": 4, "lr": 0.1, "router_lr": 0.1, "eval_every": 1, **task}
     kind = {"kind": KINDS.get(model, model), **ARGUMENTS.get(model, {})}
     tiny = Task(name="tiny", title="Tiny", data=data, clients=clients, clusters=clusters, model=kind, **values)
-    rules: Fidelity = config.fidelity(fidelity, switches)
-    return Run(task=tiny, variant=config.variant(variant, params), seed=seed, fidelity=rules)
+    rules: Fidelity = catalogue.fidelity(fidelity, switches)
+    return Run(task=tiny, variant=catalogue.variant(variant, params), seed=seed, fidelity=rules)
 
 
 def simulate(
@@ -273,12 +276,12 @@ def buildable(variant: str, model: str) -> bool:
     """Whether the method can do the model; a refusal has a reason, which test_declarations.py looks at."""
     try:
         simulate(variant, model=model)
-    except config.ConfigError:
+    except ConfigError:
         return False
     return True
 
 
-FIRST = {name: next(iter(config.method_file(name).variants)) for name in config.plugins("methods")}
+FIRST = {name: next(iter(catalogue.method_file(name).variants)) for name in catalogue.plugins("methods")}
 """Of every method the variant that meets all models; its others differ by parameters and meet one or two."""
 
 

@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 import yaml
 
-from floral import config
-from floral.config import Run
+from floral.config import catalogue
+from floral.config.run import Run
 
 CLIENTS, CLUSTERS, ROWS = 8, 2, 20
 ACCURACY = {
@@ -30,7 +30,10 @@ ACCURACY = {
 def make_run(task: str, variant: str, seed: int, fidelity: Any = "corrected", **change: Any) -> Run:
     values = {"clients": CLIENTS, "clusters": CLUSTERS, "rounds": 4, "eval_every": 2, **change}
     return Run(
-        task=config.task(task, values), variant=config.variant(variant), seed=seed, fidelity=config.fidelity(fidelity)
+        task=catalogue.task(task, values),
+        variant=catalogue.variant(variant),
+        seed=seed,
+        fidelity=catalogue.fidelity(fidelity),
     )
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from floral.adaptors.attach import Adaptors
 from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.embedding import EmbeddingAdaptor
-from floral.layers import own
-from floral.spec import Params, Refused
-from floral.streams import Shapes
+from floral.core.spec import Params, Refused
+from floral.core.streams import Shapes
+from floral.nn.layers import own
 
 
 def flat(adaptor: Params) -> Tensor:

@@ -14,10 +14,10 @@ from floral.adaptors.embedding import EmbeddingAdaptor
 from floral.adaptors.factors import without_mean
 from floral.adaptors.linear import LinearAdaptor
 from floral.adaptors.norm import NormAdaptor, moved
-from floral.layers import Conv2d, ConvTranspose2d, Embedding, Linear, Model, own
-from floral.norms import NORMS
-from floral.spec import Draws, Params, Predict, Refused, View
-from floral.streams import Stream
+from floral.core.spec import Draws, Params, Predict, Refused, View
+from floral.core.streams import Stream
+from floral.nn.layers import Conv2d, ConvTranspose2d, Embedding, Linear, Model, own
+from floral.nn.norms import NORMS
 
 Adaptor = LinearAdaptor | ConvAdaptor | EmbeddingAdaptor | NormAdaptor
 

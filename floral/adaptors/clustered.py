@@ -12,9 +12,9 @@ from torch import Tensor
 
 from floral.adaptors.aggregation import as_matrices, decomposed, down, flat, residual, restarted, unflat
 from floral.adaptors.attach import Adaptors, factor, gathered
-from floral.parts import distinct, same
-from floral.spec import Group, Params, Phase, Problem, Refused, Scope, Served, Singles, View
-from floral.streams import Stream
+from floral.core.spec import Group, Params, Phase, Problem, Refused, Scope, Served, Singles, View
+from floral.core.streams import Stream
+from floral.toolkit.parts import distinct, same
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from floral import products
 from floral.adaptors.factors import EPSILON, resolve, stack, start_bias
-from floral.layers import Conv2d, ConvTranspose2d
-from floral.products import Pair, Window
-from floral.spec import Params
-from floral.streams import Stream
+from floral.core.spec import Params
+from floral.core.streams import Stream
+from floral.nn import products
+from floral.nn.layers import Conv2d, ConvTranspose2d
+from floral.nn.products import Pair, Window
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from floral import products
 from floral.adaptors.factors import resolve, stack
-from floral.layers import Embedding
-from floral.spec import Params
-from floral.streams import Stream
+from floral.core.spec import Params
+from floral.core.streams import Stream
+from floral.nn import products
+from floral.nn.layers import Embedding
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from floral.spec import Params, Refused
-from floral.streams import Stream
+from floral.core.spec import Params, Refused
+from floral.core.streams import Stream
 
 EPSILON = 1e-5
 """Ridge of the preconditioners."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from floral import products
 from floral.adaptors.factors import EPSILON, resolve, stack, start_bias
-from floral.layers import Linear
-from floral.spec import Params
-from floral.streams import Stream
+from floral.core.spec import Params
+from floral.core.streams import Stream
+from floral.nn import products
+from floral.nn.layers import Linear
 
 
 @dataclass(frozen=True)

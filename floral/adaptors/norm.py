@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from floral.norms import EPSILON, MOMENTUM, BatchNorm, GroupNorm, LayerNorm
-from floral.spec import Params
-from floral.streams import Stream
+from floral.core.spec import Params
+from floral.core.streams import Stream
+from floral.nn.norms import EPSILON, MOMENTUM, BatchNorm, GroupNorm, LayerNorm
 
 
 @dataclass(frozen=True)

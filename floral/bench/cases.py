@@ -11,7 +11,7 @@ import numpy as np
 
 from floral.bench import timing
 from floral.bench.contenders import EngineRounds, FloorRounds, run_of
-from floral.config import Run
+from floral.config.run import Run
 
 Direction = Literal["max", "min"]
 

@@ -10,22 +10,23 @@ from typing import Any, cast
 
 import torch
 
-from floral import config
 from floral.bench import floors
 from floral.bench.floors import Batches, Floor
-from floral.config import ConfigError, Run
+from floral.cluster.gpus import resolve_device
+from floral.config import catalogue, data_sets
+from floral.config.reading import ConfigError
+from floral.config.run import Run
+from floral.config.schema.data import Own
+from floral.core.spec import Params, Refused
+from floral.core.streams import Stream
 from floral.engine import devices, execution
 from floral.engine.devices import wait_for
 from floral.engine.rows import Plan, plan
 from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
-from floral.schema import Own
-from floral.spec import Params, Refused
 from floral.stages import execute
 from floral.stages.fetch import fetch
-from floral.stages.gpus import resolve_device
 from floral.stages.partition import partition
-from floral.streams import Stream
 
 FLOOR_ROUNDS = 8
 """Rounds whose batches the floor is given beforehand and goes through again and again."""
@@ -33,8 +34,8 @@ FLOOR_ROUNDS = 8
 
 def run_of(task: str, variant: str, change: Mapping[str, Any] | None = None) -> Run:
     """The method as described, on all of a client's rows: nothing is tuned, so nothing is held out."""
-    rules = config.fidelity("corrected", {"validation": "none"})
-    return Run(task=config.task(task, change), variant=config.variant(variant), seed=0, fidelity=rules)
+    rules = catalogue.fidelity("corrected", {"validation": "none"})
+    return Run(task=catalogue.task(task, change), variant=catalogue.variant(variant), seed=0, fidelity=rules)
 
 
 # ------------------------------------------------------------------------------------------------ data
@@ -67,7 +68,7 @@ def require(names: Iterable[str], results: Path, data_dir: Path | None) -> None:
     missing: dict[str, list[str]] = {}
     for name in names:
         folder = results / "data" / name
-        for file in () if (folder / "card.json").exists() else config.data_lock()[name].files:
+        for file in () if (folder / "card.json").exists() else data_sets.data_lock()[name].files:
             here = [given / file.path, given / file.path.removesuffix(".gz")] if given else []
             packaged = any(url.startswith("package:") for url in file.urls)
             if not packaged and not any(path.is_file() for path in (*here, folder / "raw" / Path(file.path).name)):
@@ -75,7 +76,7 @@ def require(names: Iterable[str], results: Path, data_dir: Path | None) -> None:
     if missing:
         lines = "\n".join(f"  {path}: missing ({name})" for name, paths in missing.items() for path in paths)
         where = "" if given else "; no data folder is set"
-        public = [name for name in missing if all(file.urls for file in config.data_lock()[name].files)]
+        public = [name for name in missing if all(file.urls for file in data_sets.data_lock()[name].files)]
         fetched = f"; or download with: floral fetch {' and floral fetch '.join(public)}" if public else ""
         raise ConfigError(
             f"data files are missing{where}\n{lines}\n"
@@ -145,7 +146,7 @@ class FloorRounds:
         Raises:
             Refused: this task has none.
         """
-        fedavg = run.model_copy(update={"variant": config.variant("fedavg")})
+        fedavg = run.model_copy(update={"variant": catalogue.variant("fedavg")})
         simulation, data, _ = execute.assemble(fedavg, results, torch.device("cpu"), torch.float32)
         batches = [floors.batches(batches_of(simulation, round)) for round in range(1, 1 + FLOOR_ROUNDS)]
         model = execute.make_problem(fedavg, data, torch.device("cpu"), torch.float32).build_model()

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from floral import config
 from floral.bench.processes import in_own_process
 from floral.bench.scale import resident
-from floral.config import ConfigError
+from floral.config import data_sets, paths
+from floral.config.reading import ConfigError, suggest
+from floral.config.schema.data import DataSet
+from floral.config.schema.task import Partition
 from floral.data import sources
 from floral.data.partition import client_table
-from floral.reading import suggest
-from floral.schema import DataSet, Partition
 from floral.stages.fetch import READERS, data_folder
 
 DATA = ("digits", "mnist", "cifar10_jpeg90")
@@ -44,14 +44,14 @@ def data(names: Iterable[str], *, results: Path, data_dir: Path | None) -> list[
     """
     names, place = list(names), data_folder(data_dir)
     for name in names:
-        if name not in (known := config.data_lock()):
-            raise suggest("data set", name, known, str(config.CONFIG / "data.lock"))
+        if name not in (known := data_sets.data_lock()):
+            raise suggest("data set", name, known, str(paths.CONFIG / "data.lock"))
         for file in known[name].files:
             if not sources.is_there(file, results / "data" / name / "raw", place):
                 raise ConfigError(f"{file.path}: missing ({name}); {sources.advice(file)}")
     rows = []
     for name in names:
-        entry = config.data_lock()[name]
+        entry = data_sets.data_lock()[name]
         seconds, memory = in_own_process(reading, entry, results / "data" / name / "raw", place)
         rows += [
             row(f"{name}: from its files to arrays", seconds, "s", SECONDS.get(name)),

@@ -13,8 +13,8 @@ import torch
 
 from floral.bench import timing
 from floral.bench.contenders import EngineRounds, FloorRounds, prepare, run_of, settle
-from floral.config import Run
-from floral.spec import Refused
+from floral.config.run import Run
+from floral.core.spec import Refused
 
 
 def engine(

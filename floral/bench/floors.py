@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from floral.core.spec import Params, Refused
+from floral.core.streams import Stream
 from floral.engine.rows import Plan, Rows
-from floral.layers import Linear, Model
-from floral.spec import Params, Refused
-from floral.streams import Stream
+from floral.nn.layers import Linear, Model
 
 aten = torch.ops.aten
 

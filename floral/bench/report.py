@@ -17,7 +17,7 @@ from floral.bench.cases import CASES, Case, Setting, holds, runs, scale_row
 from floral.bench.contenders import prepare, settle
 from floral.bench.processes import in_own_process
 from floral.bench.scale import scale as measure_scale
-from floral.files import atomic
+from floral.io.files import atomic
 
 FOLDER = "bench"
 Scale = Callable[..., dict[str, Any]]

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from floral import config
 from floral.bench import timing
 from floral.bench.contenders import EngineRounds, prepare, settle
 from floral.bench.processes import in_own_process
-from floral.config import Run
+from floral.config import catalogue
+from floral.config.run import Run
+from floral.config.schema.task import Task
 from floral.data.federation import Federation, read_data
 from floral.engine.simulate import Execution, Simulation
-from floral.schema import Task
 from floral.stages import execute
 
 CLIENTS = (10, 100, 1_000, 10_000, 100_000)
@@ -48,7 +48,7 @@ def scale_run(clients: int, variant: str) -> Run:
         router_lr=0.1,
         model={"kind": "mlp", "hidden": 200},  # type: ignore[arg-type]
     )
-    return Run(task=task, variant=config.variant(variant), seed=0, fidelity=config.fidelity("corrected"))
+    return Run(task=task, variant=catalogue.variant(variant), seed=0, fidelity=catalogue.fidelity("corrected"))
 
 
 def federation_of(run: Run, results: Path) -> Federation:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from floral.spec import Draws
+from floral.core.spec import Draws
 
 PADDING = 4
 """Pixels of black border out of which a crop of the image's own size is taken (arXiv 2410.03497, CIFAR)."""

@@ -14,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from floral import seeds
-from floral.config import ConfigError, Run
+from floral.config.reading import ConfigError
+from floral.config.run import Run
+from floral.config.schema.data import Synthetic
+from floral.config.schema.task import Normalise, Task
+from floral.core import seeds
 from floral.data import partition, shifts, synthetic
-from floral.schema import Normalise, Synthetic, Task
 
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 CLIENTS = ("train_client", "test_client")

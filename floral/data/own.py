@@ -22,7 +22,7 @@ from PIL import Image
 
 from floral.data.readers import Labelled, apart
 from floral.data.sources import DataError, RawFile, content
-from floral.files import visible
+from floral.io.files import visible
 
 Array = npt.NDArray[Any]
 

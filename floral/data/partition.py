@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from floral import seeds
-from floral.config import ConfigError
-from floral.schema import Partition, Unseen
+from floral.config.reading import ConfigError
+from floral.config.schema.task import Partition, Unseen
+from floral.core import seeds
 
 Labels = npt.NDArray[np.integer]
 

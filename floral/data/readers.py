@@ -12,7 +12,7 @@ import numpy.typing as npt
 import polars as pl
 from PIL import Image
 
-from floral import seeds
+from floral.core import seeds
 from floral.data.sources import DataError, RawFile, content
 
 TEST_SHARE = 0.2

@@ -11,9 +11,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from floral import seeds
-from floral.config import ConfigError
-from floral.schema import Colour, Shift
+from floral.config.reading import ConfigError
+from floral.config.schema.task import Colour, Shift
+from floral.core import seeds
 
 AT_ONCE = 4096
 """Images that are interpolated in one piece: their neighbours are numbers of 8 bytes each."""

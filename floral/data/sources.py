@@ -20,9 +20,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from floral import files
-from floral.config import OWN_ADVICE, ConfigError
-from floral.schema import DataFile
+from floral.config import data_sets
+from floral.config.reading import ConfigError
+from floral.config.schema.data import DataFile
+from floral.io import files
 
 BLOCK = 1 << 16
 REPORT_EVERY = 10_000_000
@@ -172,7 +173,7 @@ def _own(file: DataFile) -> RawFile:
     except OSError as error:
         raise DataError(
             f"{error.filename or location}: this file of your own data cannot be read: {error.strerror}\n"
-            f"  remedy: {OWN_ADVICE}"
+            f"  remedy: {data_sets.OWN_ADVICE}"
         ) from None
     if found != file.sha256:
         raise DataError(f"{location}: these data have changed since this command began; call it again")

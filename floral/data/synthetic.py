@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from floral import seeds
-from floral.config import ConfigError
-from floral.schema import Synthetic
+from floral.config.reading import ConfigError
+from floral.config.schema.data import Synthetic
+from floral.core import seeds
 
 Floats = npt.NDArray[np.float32]
 

@@ -10,8 +10,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from floral.core.spec import Method, Optimiser, Refused, Scope, View
 from floral.engine.state import State
-from floral.spec import Method, Optimiser, Refused, Scope, View
 
 MASSLESS = 1e-6
 """A cluster whose share Σ_k p(k) π_kc of a round is below this has no mass."""

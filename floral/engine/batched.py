@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from floral.core.spec import Batch, Params, Phase, Refused, Scope, View
 from floral.engine.aggregate import Relative, along, cluster_sum
 from floral.engine.capture import Captured
 from floral.engine.local import Chunk, Clients, Finished, Step, map_groups, with_axis
 from floral.engine.state import Axes, dims
-from floral.products import Entry, Leaf, Tape
-from floral.spec import Batch, Params, Phase, Refused, Scope, View
+from floral.nn.products import Entry, Leaf, Tape
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from floral.core.spec import Refused
 from floral.engine.graphs import Graph, Graphs
-from floral.spec import Refused
 
 MOST = 24
 """Recordings that one function may have, each for other shapes; beyond them it runs as it is."""

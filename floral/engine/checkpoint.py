@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from floral.files import atomic
+from floral.io.files import atomic
 
 
 class Unreadable(Exception):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
+from floral.core.spec import Group, Method, Params, Phase, Scope
 from floral.engine.state import State
-from floral.spec import Group, Method, Params, Phase, Scope
 
 BYTES_PER_FLOAT = 4
 """Everything travels as float32, whatever the simulation computes in."""

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from floral.spec import Refused
+from floral.core.spec import Refused
 
 Precision = Literal["fp32", "tf32", "bf16"]
 """Of the products in layers. fp32: single precision everywhere. tf32: a GPU's matrix units round the factors of float32

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from floral.core.spec import Loss, Method, Scope
 from floral.engine.local import log_routes
 from floral.engine.rows import Rows
 from floral.engine.state import State, dims, one, view
-from floral.parts import sample_losses
-from floral.spec import Loss, Method, Scope
+from floral.toolkit.parts import sample_losses
 
 Weighting = Literal["sample_mean", "batch_means"]
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]

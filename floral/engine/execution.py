@@ -11,10 +11,10 @@ from typing import Literal, get_args
 
 import torch
 
+from floral.core.spec import Refused
 from floral.engine.devices import Precision, wait_for
 from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
-from floral.spec import Refused
 
 Backend = Literal["auto", "loop", "vmap", "batched"]
 BACKENDS: tuple[str, ...] = get_args(Backend)

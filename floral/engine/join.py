@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from floral.core.spec import Group, Method, Params, Scope, View
 from floral.engine.aggregate import write_back
 from floral.engine.evaluate import Scores
 from floral.engine.local import Clients
 from floral.engine.rows import ClientData
 from floral.engine.simulate import Execution, Settings, Simulation
 from floral.engine.state import State, dims, start, view
-from floral.spec import Group, Method, Params, Scope, View
 
 FLOATS_AT_ONCE = 1 << 24
 """Numbers of their own that clients who join in one piece may have together: 64 MiB in single precision."""

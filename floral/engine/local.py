@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from floral import products, seeds
+from floral.core import seeds
+from floral.core.spec import Batch, Draws, Loss, Method, Penalty, Phase, Scope, View
 from floral.engine.aggregate import Mean, Relative, sum_over_clients, weights
 from floral.engine.rows import Plan, Rows
 from floral.engine.state import Axes, dims, one
-from floral.parts import sample_losses
-from floral.spec import Batch, Draws, Loss, Method, Penalty, Phase, Scope, View
+from floral.nn import products
+from floral.toolkit.parts import sample_losses
 
 MOST_STEPS = 1 << 20
 """No epoch has more steps: epoch and step make one counter."""

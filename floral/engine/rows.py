@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from floral import seeds
-from floral.spec import Draws
+from floral.core import seeds
+from floral.core.spec import Draws
 
 
 @dataclass(frozen=True, kw_only=True)

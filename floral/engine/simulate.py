@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from floral import seeds
+from floral.core import seeds
+from floral.core.spec import Batch, Draws, Loss, Method, Optimiser, Phase, Served, Singles
 from floral.engine import evaluate, local
 from floral.engine.aggregate import Mean, replace_values, server_step, write_back
 from floral.engine.batched import Batched
@@ -23,7 +24,6 @@ from floral.engine.devices import Precision
 from floral.engine.graphs import Graphs, cuda_graphs
 from floral.engine.rows import ClientData, plan
 from floral.engine.state import State, start, view
-from floral.spec import Batch, Draws, Loss, Method, Optimiser, Phase, Served, Singles
 
 EXPLODED = 1e8
 """A loss above this counts as diverged, like NaN."""

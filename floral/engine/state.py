@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from floral.core.spec import Method, Scope, View
 from floral.engine import store
 from floral.engine.store import Store
-from floral.spec import Method, Scope, View
 
 Axes = dict[str, int | None]
 """group → 0 where a view of several clients has a client axis in front, None where all see the same tensor."""

@@ -20,9 +20,9 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from floral.core.spec import View
 from floral.engine.checkpoint import Unreadable
-from floral.files import atomic
-from floral.spec import View
+from floral.io.files import atomic
 
 BUDGET = 1 << 30
 """Bytes of PRIVATE state that are held in memory. More live in a file, and changes of at most about as many wait in

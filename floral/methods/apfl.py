@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import torch
 
-from floral.parts import join_at, personal, serve, whole, with_loss
-from floral.spec import Batch, Draws, Group, Method, Objective, Problem, Scope, View
-from floral.streams import Stream
+from floral.core.spec import Batch, Draws, Group, Method, Objective, Problem, Scope, View
+from floral.core.streams import Stream
+from floral.toolkit.parts import join_at, personal, serve, whole, with_loss
 
 
 def build(problem: Problem, *, alpha: float) -> Method:

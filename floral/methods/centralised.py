@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from floral.parts import serve, whole
-from floral.spec import Method, Problem, Scope
-from floral.streams import Stream
+from floral.core.spec import Method, Problem, Scope
+from floral.core.streams import Stream
+from floral.toolkit.parts import serve, whole
 
 
 def build(problem: Problem, *, pool: Literal["all", "cluster"]) -> Method:

@@ -2,10 +2,10 @@
 
 import torch
 
-from floral.parts import whole
-from floral.routes import Choice, vectors
-from floral.spec import Group, Method, Problem, Scope, Served, View
-from floral.streams import Stream
+from floral.core.spec import Group, Method, Problem, Scope, Served, View
+from floral.core.streams import Stream
+from floral.toolkit.parts import whole
+from floral.toolkit.routes import Choice, vectors
 
 
 def build(problem: Problem, *, balance: float, patience: int, most: float) -> Method:

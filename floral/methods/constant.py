@@ -2,7 +2,7 @@
 
 import torch
 
-from floral.spec import Group, Method, Problem, Scope
+from floral.core.spec import Group, Method, Problem, Scope
 
 
 def build(problem: Problem) -> Method:

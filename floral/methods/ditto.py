@@ -1,8 +1,8 @@
 """Ditto (arXiv 2012.04221): FedAvg, and beside it a model of each client's own, held near the one it received."""
 
-from floral.parts import join_at, personal, proximal, serve, serve_personal, whole
-from floral.spec import Method, Phase, Problem, Scope
-from floral.streams import Stream
+from floral.core.spec import Method, Phase, Problem, Scope
+from floral.core.streams import Stream
+from floral.toolkit.parts import join_at, personal, proximal, serve, serve_personal, whole
 
 
 def build(problem: Problem, *, lam: float) -> Method:

@@ -2,11 +2,11 @@
 
 import torch
 
+from floral.core.spec import Method, Problem, Scope
+from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
-from floral.parts import draws_of_each_model, of_each_model, of_size, passes, serve, whole
-from floral.routes import Router
-from floral.spec import Method, Problem, Scope
-from floral.streams import Stream
+from floral.toolkit.parts import draws_of_each_model, of_each_model, of_size, passes, serve, whole
+from floral.toolkit.routes import Router
 
 
 def build(problem: Problem, *, router: str, top: int, size: str, rank: float | str) -> Method:

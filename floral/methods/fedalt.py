@@ -5,11 +5,11 @@ import torch
 from floral.adaptors.attach import Adaptors
 from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.linear import LinearAdaptor
-from floral.layers import Embedding, own
+from floral.core.spec import Group, Method, Phase, Problem, Scope
+from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
-from floral.parts import plain, same, staged, whole
-from floral.spec import Group, Method, Phase, Problem, Scope
-from floral.streams import Stream
+from floral.nn.layers import Embedding, own
+from floral.toolkit.parts import plain, same, staged, whole
 
 
 def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, base: str, warmup: float) -> Method:

@@ -1,9 +1,9 @@
 """FedAvg (arXiv 1602.05629): one model for all, averaged with p(k) ∝ n_k."""
 
+from floral.core.spec import Method, Problem, Scope
+from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
-from floral.parts import of_size, passes, serve, whole
-from floral.spec import Method, Problem, Scope
-from floral.streams import Stream
+from floral.toolkit.parts import of_size, passes, serve, whole
 
 
 def build(problem: Problem, *, widen: str, rank: float | str) -> Method:

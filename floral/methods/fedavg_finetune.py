@@ -2,9 +2,9 @@
 
 import torch
 
-from floral.parts import same, serve, whole
-from floral.spec import Group, Method, Phase, Problem, Scope
-from floral.streams import Stream
+from floral.core.spec import Group, Method, Phase, Problem, Scope
+from floral.core.streams import Stream
+from floral.toolkit.parts import same, serve, whole
 
 
 def build(problem: Problem, *, after: float) -> Method:

@@ -2,10 +2,10 @@
 
 import torch
 
-from floral.layers import own
-from floral.parts import body, head, same, sample_losses, serve, whole
-from floral.spec import Group, Method, Problem, Scope, Served, View
-from floral.streams import Stream
+from floral.core.spec import Group, Method, Problem, Scope, Served, View
+from floral.core.streams import Stream
+from floral.nn.layers import own
+from floral.toolkit.parts import body, head, same, sample_losses, serve, whole
 
 
 def build(problem: Problem, *, kappa: float, share: float) -> Method:

@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from floral.parts import draws_of_each_model, of_each_model, sample_losses, whole
-from floral.spec import Group, Method, Problem, Scope
-from floral.streams import Stream
+from floral.core.spec import Group, Method, Problem, Scope
+from floral.core.streams import Stream
+from floral.toolkit.parts import draws_of_each_model, of_each_model, sample_losses, whole
 
 
 def build(problem: Problem) -> Method:

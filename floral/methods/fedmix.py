@@ -4,10 +4,10 @@ import math
 
 import torch
 
-from floral.parts import draws_of_each_model, of_each_model, passes, sample_losses, whole
-from floral.routes import Gate, entropy
-from floral.spec import Group, Method, Problem, Scope
-from floral.streams import Stream
+from floral.core.spec import Group, Method, Problem, Scope
+from floral.core.streams import Stream
+from floral.toolkit.parts import draws_of_each_model, of_each_model, passes, sample_losses, whole
+from floral.toolkit.routes import Gate, entropy
 
 
 def build(problem: Problem, *, balance: float) -> Method:

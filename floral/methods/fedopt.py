@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import torch
 
-from floral.parts import serve, sgd, whole
-from floral.spec import Group, LocalStep, Method, Optimiser, Problem, Scope
-from floral.streams import Stream
+from floral.core.spec import Group, LocalStep, Method, Optimiser, Problem, Scope
+from floral.core.streams import Stream
+from floral.toolkit.parts import serve, sgd, whole
 
 SERVERS = {
     "momentum": Optimiser(kind="momentum", lr=1.0, betas=(0.9, 0.0)),

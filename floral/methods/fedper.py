@@ -1,8 +1,8 @@
 """FedPer (arXiv 1912.00818): a shared body and a head of each client's own, trained together."""
 
-from floral.parts import Divided, head
-from floral.spec import Method, Problem
-from floral.streams import Stream
+from floral.core.spec import Method, Problem
+from floral.core.streams import Stream
+from floral.toolkit.parts import Divided, head
 
 
 def build(problem: Problem) -> Method:

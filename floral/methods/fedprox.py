@@ -1,8 +1,8 @@
 """FedProx (arXiv 1812.06127): FedAvg whose clients stay near the model that they received."""
 
-from floral.parts import proximal, serve, whole
-from floral.spec import Method, Problem, Scope
-from floral.streams import Stream
+from floral.core.spec import Method, Problem, Scope
+from floral.core.streams import Stream
+from floral.toolkit.parts import proximal, serve, whole
 
 
 def build(problem: Problem, *, mu: float) -> Method:

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from floral.core.spec import Method, Phase, Problem
 from floral.methods import fedper
-from floral.spec import Method, Phase, Problem
 
 
 def build(problem: Problem, *, head_epochs: int) -> Method:

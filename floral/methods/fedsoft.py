@@ -2,9 +2,9 @@
 
 import torch
 
-from floral.parts import of_each_model, personal, sample_losses, serve_personal, whole
-from floral.spec import Group, Method, Phase, Problem, Scope
-from floral.streams import Stream
+from floral.core.spec import Group, Method, Phase, Problem, Scope
+from floral.core.streams import Stream
+from floral.toolkit.parts import of_each_model, personal, sample_losses, serve_personal, whole
 
 
 def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:

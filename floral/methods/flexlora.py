@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 from floral.adaptors.aggregation import as_matrices, decomposed, flat, unflat
+from floral.core.spec import Method, Problem
 from floral.methods.fedit import shared
 from floral.methods.floral import adaptors_of
-from floral.spec import Method, Problem
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:

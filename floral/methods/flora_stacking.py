@@ -5,10 +5,10 @@ from typing import Any
 
 from floral.adaptors.aggregation import down, flat, restarted, unflat
 from floral.adaptors.attach import factor
+from floral.core.spec import Method, Problem
+from floral.core.streams import Stream
 from floral.methods.fedit import shared
 from floral.methods.floral import adaptors_of
-from floral.spec import Method, Problem
-from floral.streams import Stream
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:

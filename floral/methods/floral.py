@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from floral import routes
 from floral.adaptors.aggregation import ungrouped
 from floral.adaptors.attach import Adaptors, attach
 from floral.adaptors.clustered import Clustered
-from floral.parts import same, sample_losses, whole
-from floral.routes import Router
-from floral.spec import Group, Method, Phase, Problem, Refused, Scope, Served, View
-from floral.streams import Stream
+from floral.core.spec import Group, Method, Phase, Problem, Refused, Scope, Served, View
+from floral.core.streams import Stream
+from floral.toolkit import routes
+from floral.toolkit.parts import same, sample_losses, whole
+from floral.toolkit.routes import Router
 
 
 def build(

@@ -7,10 +7,10 @@ import torch
 
 from floral.adaptors.aggregation import flat, kept, sizes, unflat, ungrouped
 from floral.adaptors.attach import Adaptors
+from floral.core.spec import Group, Method, Problem, Scope
+from floral.core.streams import Stream
 from floral.methods.fedit import shared
 from floral.methods.floral import adaptors_of
-from floral.spec import Group, Method, Problem, Scope
-from floral.streams import Stream
 
 
 def build(

@@ -1,9 +1,9 @@
 """IFCA (arXiv 2006.04088): C models, of which a client picks, trains and sends the one with the least training loss."""
 
-from floral.parts import of_each_model, sample_losses, whole
-from floral.routes import Choice
-from floral.spec import Method, Problem, Scope
-from floral.streams import Stream
+from floral.core.spec import Method, Problem, Scope
+from floral.core.streams import Stream
+from floral.toolkit.parts import of_each_model, sample_losses, whole
+from floral.toolkit.routes import Choice
 
 
 def build(problem: Problem) -> Method:

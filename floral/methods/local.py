@@ -1,8 +1,8 @@
 """Local training: every client its own model, nothing is sent; the limit of personalisation without collaboration."""
 
-from floral.parts import serve, whole
-from floral.spec import Method, Problem, Scope
-from floral.streams import Stream
+from floral.core.spec import Method, Problem, Scope
+from floral.core.streams import Stream
+from floral.toolkit.parts import serve, whole
 
 
 def build(problem: Problem) -> Method:

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
+from floral.core.spec import Group, Method, Problem, Scope
+from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
-from floral.parts import same, whole
-from floral.spec import Group, Method, Problem, Scope
-from floral.streams import Stream
+from floral.toolkit.parts import same, whole
 
 
 def build(problem: Problem, *, norm: str, **adaptor: Any) -> Method:

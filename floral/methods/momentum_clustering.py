@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from floral.parts import whole
-from floral.routes import Choice, of_vectors, vectors
-from floral.spec import Group, Method, Problem, Scope, Served, View
-from floral.streams import Stream
+from floral.core.spec import Group, Method, Problem, Scope, Served, View
+from floral.core.streams import Stream
+from floral.toolkit.parts import whole
+from floral.toolkit.routes import Choice, of_vectors, vectors
 
 
 def build(problem: Problem, *, momentum: float, iterations: int) -> Method:

@@ -3,10 +3,10 @@
 import torch
 
 from floral.adaptors.linear import LinearAdaptor
-from floral.layers import Linear
-from floral.parts import head, plain, same, sample_losses, staged, whole
-from floral.spec import Group, Method, Phase, Problem, Refused, Scope
-from floral.streams import Stream
+from floral.core.spec import Group, Method, Phase, Problem, Refused, Scope
+from floral.core.streams import Stream
+from floral.nn.layers import Linear
+from floral.toolkit.parts import head, plain, same, sample_losses, staged, whole
 
 
 def build(problem: Problem, *, mu: float, rank: float | str, base: str, warmup: float) -> Method:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import torch
 
-from floral.parts import begin_at, join_at, personal, serve_personal, whole, with_loss
-from floral.spec import Batch, Draws, Method, Objective, Problem, Refused, Scope, View
-from floral.streams import Stream
+from floral.core.spec import Batch, Draws, Method, Objective, Problem, Refused, Scope, View
+from floral.core.streams import Stream
+from floral.toolkit.parts import begin_at, join_at, personal, serve_personal, whole, with_loss
 
 
 def build(problem: Problem, *, lam: float, inner_steps: int) -> Method:

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from floral.layers import Linear, own
-from floral.parts import body, head, passes, second, serve, whole
-from floral.routes import Gate
-from floral.spec import Method, Problem, Scope
-from floral.streams import Stream
+from floral.core.spec import Method, Problem, Scope
+from floral.core.streams import Stream
+from floral.nn.layers import Linear, own
+from floral.toolkit.parts import body, head, passes, second, serve, whole
+from floral.toolkit.routes import Gate
 
 
 def build(problem: Problem, *, width: float, gate_hidden: int) -> Method:

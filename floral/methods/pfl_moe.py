@@ -2,10 +2,10 @@
 
 import torch
 
-from floral.parts import begin_at, join_at, passes, personal, sample_losses, serve, serve_personal, whole
-from floral.routes import Gate
-from floral.spec import Method, Phase, Problem, Scope
-from floral.streams import Stream
+from floral.core.spec import Method, Phase, Problem, Scope
+from floral.core.streams import Stream
+from floral.toolkit.parts import begin_at, join_at, passes, personal, sample_losses, serve, serve_personal, whole
+from floral.toolkit.routes import Gate
 
 
 def build(problem: Problem) -> Method:

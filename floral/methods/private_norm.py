@@ -1,9 +1,9 @@
 """Private norm (FedBN, arXiv 2102.07623): FedAvg but for the normalisation layers, which stay with their clients."""
 
-from floral.norms import NORMS
-from floral.parts import Divided
-from floral.spec import Method, Problem, Refused
-from floral.streams import Stream
+from floral.core.spec import Method, Problem, Refused
+from floral.core.streams import Stream
+from floral.nn.norms import NORMS
+from floral.toolkit.parts import Divided
 
 
 def build(problem: Problem) -> Method:

@@ -3,10 +3,10 @@
 from typing import Any
 
 from floral.adaptors.attach import factor
+from floral.core.spec import Group, Method, Phase, Problem, Scope
+from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
-from floral.parts import plain, staged, whole
-from floral.spec import Group, Method, Phase, Problem, Scope
-from floral.streams import Stream
+from floral.toolkit.parts import plain, staged, whole
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:

@@ -3,9 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from floral.layers import Call, Conv2d, Layer, Linear, Model, image, units
-from floral.norms import BatchNorm
-from floral.spec import Refused
+from floral.core.spec import Refused
+from floral.nn.layers import Call, Conv2d, Layer, Linear, Model, image, units
+from floral.nn.norms import BatchNorm
 
 
 def build(

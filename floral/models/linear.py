@@ -2,8 +2,8 @@
 
 import math
 
-from floral.layers import Linear, Model
-from floral.spec import Refused
+from floral.core.spec import Refused
+from floral.nn.layers import Linear, Model
 
 
 def build(shape: tuple[int, ...], outputs: int, *, width: float = 1.0) -> Model:

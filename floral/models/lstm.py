@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from floral.layers import Call, Embedding, Layer, Linear, Model, units
-from floral.spec import Refused
+from floral.core.spec import Refused
+from floral.nn.layers import Call, Embedding, Layer, Linear, Model, units
 
 OPEN = 1.0
 """Added to the forget gates: a cell begins by keeping most of what it holds (Gers et al. 2000)."""

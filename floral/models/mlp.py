@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from floral.layers import Call, Layer, Linear, Model, units
-from floral.norms import BatchNorm
+from floral.nn.layers import Call, Layer, Linear, Model, units
+from floral.nn.norms import BatchNorm
 
 
 def build(shape: tuple[int, ...], outputs: int, *, hidden: int, batch_norm: bool = False, width: float = 1.0) -> Model:

@@ -3,9 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from floral.layers import Call, Conv2d, Layer, Linear, Model, image, units
-from floral.norms import GroupNorm
-from floral.spec import Refused
+from floral.core.spec import Refused
+from floral.nn.layers import Call, Conv2d, Layer, Linear, Model, image, units
+from floral.nn.norms import GroupNorm
 
 BLOCKS = 2
 """Of each of the four stages."""

@@ -3,10 +3,10 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from floral.attention import attend, projections
-from floral.layers import Call, Embedding, Layer, Linear, Model, Position, units
-from floral.norms import LayerNorm
-from floral.spec import Refused
+from floral.core.spec import Refused
+from floral.nn.attention import attend, projections
+from floral.nn.layers import Call, Embedding, Layer, Linear, Model, Position, units
+from floral.nn.norms import LayerNorm
 
 DEVIATION = 0.02
 """Of the embedding at the start: it gives the outputs too, which begin near zero."""

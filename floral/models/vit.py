@@ -3,10 +3,10 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from floral.attention import attend, projections
-from floral.layers import Call, Conv2d, Dropout, Layer, Linear, Model, Position, image, units
-from floral.norms import LayerNorm
-from floral.spec import Refused
+from floral.core.spec import Refused
+from floral.nn.attention import attend, projections
+from floral.nn.layers import Call, Conv2d, Dropout, Layer, Linear, Model, Position, image, units
+from floral.nn.norms import LayerNorm
 
 
 def build(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 
-from floral.config import common_parameters
-from floral.parts import with_private_statistics
-from floral.schema import Variant
-from floral.spec import Method, Problem
+from floral.config import catalogue
+from floral.config.schema.method import Variant
+from floral.core.spec import Method, Problem
+from floral.toolkit.parts import with_private_statistics
 
 
 def method_of(variant: Variant, problem: Problem) -> Method:
@@ -16,7 +16,7 @@ def method_of(variant: Variant, problem: Problem) -> Method:
     Raises:
         Refused: it cannot do the problem.
     """
-    own = {name: value for name, value in variant.params.items() if name not in common_parameters()}
+    own = {name: value for name, value in variant.params.items() if name not in catalogue.common_parameters()}
     method = importlib.import_module(f"floral.methods.{variant.method}").build(problem, **own)
     private = variant.params["statistics"] == "private"
     return with_private_statistics(method, problem.clients) if private else method

@@ -18,7 +18,10 @@ import numpy as np
 import polars as pl
 import torch
 
-from floral.config import ConfigError, Run
+from floral.cluster.stops import Stop, Stopped
+from floral.config.reading import ConfigError
+from floral.config.run import Run
+from floral.core.spec import Draws, Method, Optimiser, Problem, Refused
 from floral.data import augment, federation
 from floral.data.federation import Federation
 from floral.engine import checkpoint, devices, execution
@@ -27,12 +30,11 @@ from floral.engine.rows import ClientData, Rows
 from floral.engine.simulate import Execution, Settings, Simulation
 from floral.engine.state import State
 from floral.engine.store import JOURNAL, NAME, Store
-from floral.spec import Draws, Method, Optimiser, Problem, Refused
-from floral.stages import record, segments, written
+from floral.runs import layout, segments
+from floral.stages import record
 from floral.stages.build import method_of
 from floral.stages.join import unseen_table
 from floral.stages.record import Progress
-from floral.stages.stops import Stop, Stopped
 
 LOG = logging.getLogger("floral.train")
 """The run's own log, log.txt of its folder."""
@@ -64,7 +66,7 @@ def execute(
     keep_freed_memory()
     folder = results / run.folder
     simulation, data = build_simulation(run, results, device)
-    written.write_run(folder, run, data.partition_digest, data.data_digest)
+    layout.write_run(folder, run, data.partition_digest, data.data_digest)
     path = folder / "checkpoint" / "last.safetensors"
     if checkpoint.there(path):
         state, progress = resume(path, simulation, folder / NAME)

@@ -12,19 +12,19 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from floral import config, reading, schema
+from floral.config import data_sets, paths, reading
+from floral.config.reading import ConfigError
+from floral.config.schema.data import NOTHING, Data, DataSet, Own
 from floral.data import own, readers, sources, text
 from floral.data.federation import ARRAYS, CLIENTS, arrays_digest, stored_arrays
 from floral.data.readers import Labelled
-from floral.files import atomic
-from floral.stages.locks import held
+from floral.io.files import atomic
+from floral.io.locks import held
 
 READERS = {**readers.READERS, **own.READERS, **text.READERS}
 
 
-def fetch(
-    data: str | schema.Own, results: Path, data_dir: Path | None = None, report: sources.Report | None = None
-) -> Path:
+def fetch(data: str | Own, results: Path, data_dir: Path | None = None, report: sources.Report | None = None) -> Path:
     """Make results/data/<name> and return it; a folder that is valid already is left as it is.
 
     Args:
@@ -35,12 +35,12 @@ def fetch(
         ConfigError: `data` or `data_dir` does not exist.
         DataError: a raw file is missing, truncated or altered, or the disk is full.
     """
-    if isinstance(data, str) and data not in (accepted := config.data_lock()):
-        raise reading.suggest("data set", data, accepted, str(config.CONFIG / "data.lock"))
-    name, dataset = str(config.stored_data(data)), config.data_set(data)
+    if isinstance(data, str) and data not in (accepted := data_sets.data_lock()):
+        raise reading.suggest("data set", data, accepted, str(paths.CONFIG / "data.lock"))
+    name, dataset = str(data_sets.stored_data(data)), data_sets.data_set(data)
     folder = results / "data" / name
     if dataset.reader not in READERS:
-        raise reading.suggest("reader", dataset.reader, READERS, f"{config.CONFIG / 'data.lock'}: {name}")
+        raise reading.suggest("reader", dataset.reader, READERS, f"{paths.CONFIG / 'data.lock'}: {name}")
     with held(folder / ".lock", "fetching it"):
         if not _is_valid(folder, dataset):
             _make(folder, name, dataset, data_folder(data_dir), report)
@@ -50,22 +50,22 @@ def fetch(
 AtHand = Literal["no files needed", "fetched", "found", "to download", "missing"]
 
 
-def at_hand(data: schema.Data, results: Path, data_dir: Path | None = None) -> tuple[AtHand, str]:
+def at_hand(data: Data, results: Path, data_dir: Path | None = None) -> tuple[AtHand, str]:
     """Whether a task's data are there, and what to do where they are missing; by names alone, so at once.
 
     A file that is found may still have the wrong content, and a URL may not answer: only `fetch` knows.
     """
-    name = config.stored_data(data)
-    if not isinstance(name, str) or name == schema.NOTHING:
+    name = data_sets.stored_data(data)
+    if not isinstance(name, str) or name == NOTHING:
         return "no files needed", ""
     folder, place = results / "data" / name, data_folder(data_dir)
     if (folder / "card.json").exists():
         return "fetched", ""
-    if isinstance(data, schema.Own):
-        why = config.why_unreadable(data)
-        return ("found", "") if why is None else ("missing", f"{why}; {config.OWN_ADVICE}")
+    if isinstance(data, Own):
+        why = data_sets.why_unreadable(data)
+        return ("found", "") if why is None else ("missing", f"{why}; {data_sets.OWN_ADVICE}")
     assert isinstance(data, str), "what is drawn is stored under no name"
-    files = config.data_lock()[data].files
+    files = data_sets.data_lock()[data].files
     lacking = [file for file in files if not sources.is_there(file, folder / "raw", place)]
     without = [file for file in lacking if not any(map(sources.on_the_network, file.urls))]
     if without:
@@ -73,9 +73,7 @@ def at_hand(data: schema.Data, results: Path, data_dir: Path | None = None) -> t
     return ("to download", "") if lacking else ("found", "")
 
 
-def _make(
-    folder: Path, name: str, dataset: schema.DataSet, data_dir: Path | None, report: sources.Report | None
-) -> None:
+def _make(folder: Path, name: str, dataset: DataSet, data_dir: Path | None, report: sources.Report | None) -> None:
     raw = folder / "raw"
     record = raw / sources.RECORD
     recorded: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
@@ -83,7 +81,7 @@ def _make(
     arrays = READERS[dataset.reader](files, **dataset.options)
     if dataset.classes not in (None, arrays.classes):
         raise sources.DataError(
-            f"{config.CONFIG / 'data.lock'}: {name}: classes: {dataset.classes}, but the files have {arrays.classes}; "
+            f"{paths.CONFIG / 'data.lock'}: {name}: classes: {dataset.classes}, but the files have {arrays.classes}; "
             "mend the entry, or see whether these are the right files"
         )
     named = {} if arrays.names is None else {"class_names": list(arrays.names)}
@@ -138,7 +136,7 @@ def _save(path: Path, array: npt.NDArray[Any]) -> None:
         file.write(array.data)
 
 
-def _is_valid(folder: Path, dataset: schema.DataSet) -> bool:
+def _is_valid(folder: Path, dataset: DataSet) -> bool:
     """Whether the card says what data.lock promises and the arrays are those of the card."""
     try:
         card = json.loads((folder / "card.json").read_text())
@@ -153,7 +151,7 @@ def _is_valid(folder: Path, dataset: schema.DataSet) -> bool:
     )
 
 
-def _promise(dataset: schema.DataSet) -> dict[str, Any]:
+def _promise(dataset: DataSet) -> dict[str, Any]:
     more = {"options"} if dataset.options else set()
     return dataset.model_dump(include={"title", "reader", "exact", "note"} | more)
 
@@ -165,7 +163,7 @@ def data_folder(data_dir: Path | None) -> Path | None:
         return None
     folder = Path(value).expanduser()
     if not folder.is_dir():
-        raise config.ConfigError(
+        raise ConfigError(
             f"{key}: {folder.absolute()} is no folder; name the folder that holds the raw data files, or unset {key}"
         )
     return folder

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 
-from floral.config import Run
+from floral.config.run import Run
+from floral.core.spec import Method
 from floral.data.federation import Federation
 from floral.engine.join import join, sizes_of
 from floral.engine.rows import ClientData
 from floral.engine.simulate import Simulation
 from floral.engine.state import State
-from floral.spec import Method
 
 KINDS = ("seen_cluster", "new_concept")
 UNSEEN = pl.Schema({

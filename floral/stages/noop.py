@@ -9,9 +9,9 @@ from typing import Any
 import polars as pl
 
 import floral
-from floral.config import Run
-from floral.files import atomic
-from floral.stages import written
+from floral.config.run import Run
+from floral.io.files import atomic
+from floral.runs import layout
 
 SCORES = (
     "official_score", "official_score_sampled", "own_test_accuracy", "validation_accuracy", "validation_loss",
@@ -38,18 +38,18 @@ COSTS: dict[str, Any] = {
 def noop(run: Run, results: Path) -> dict[str, Any]:
     """Write the files of a run that scores 0 after no round, summary.json last; returns the summary."""
     folder = results / run.folder
-    written.write_run(folder, run, None)
+    layout.write_run(folder, run, None)
     metrics = [[0, "test", metric, 0.0, 0, 0, 0.0] for metric in ("loss", "accuracy")]
     client = {"client": 0, "cluster": 0, "train_rows": 0, "test_rows": 0, "correct": 0, "accuracy": 0.0, "loss": 0.0}
     clients = [client | {"own_rows": 0, "own_correct": 0, "route": None}]
     schema = {"client": pl.Int32, "cluster": pl.Int32, "route": pl.List(pl.Float64)}
-    table = pl.DataFrame(metrics, schema=written.METRICS, orient="row")
-    atomic(folder / "metrics.parquet", written.parquet(table))
-    atomic(folder / "clients.parquet", written.parquet(pl.DataFrame(clients, schema_overrides=schema)))
-    atomic(folder / "costs.json", written.as_bytes(COSTS))
+    table = pl.DataFrame(metrics, schema=layout.METRICS, orient="row")
+    atomic(folder / "metrics.parquet", layout.parquet(table))
+    atomic(folder / "clients.parquet", layout.parquet(pl.DataFrame(clients, schema_overrides=schema)))
+    atomic(folder / "costs.json", layout.as_bytes(COSTS))
     summary = {
         "status": "done",
-        **written.identity(run),
+        **layout.identity(run),
         "round": 0,
         "test_accuracy": 0.0,
         "test_loss": 0.0,
@@ -58,5 +58,5 @@ def noop(run: Run, results: Path) -> dict[str, Any]:
         "data_exact": True,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    atomic(folder / "summary.json", written.as_bytes(summary))
+    atomic(folder / "summary.json", layout.as_bytes(summary))
     return summary

@@ -13,13 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from floral.config import CONFIG, ConfigError, PartitionJob
+from floral.config import paths
+from floral.config.reading import ConfigError
+from floral.config.run import PartitionJob
+from floral.config.schema.data import Synthetic
+from floral.config.schema.task import Task
 from floral.data.federation import CLIENTS, read_data
 from floral.data.partition import SPLITS, client_table, consecutive_table, digest, main_concepts, reduce_rows
 from floral.data.synthetic import rows_per_client
-from floral.files import atomic
-from floral.schema import Synthetic, Task
-from floral.stages.locks import held
+from floral.io.files import atomic
+from floral.io.locks import held
 
 if TYPE_CHECKING:  # a second of import that only the picture needs
     import altair as alt
@@ -117,8 +120,8 @@ def _same_rows_as_before(folder: Path, job: PartitionJob, data_digest: str | Non
         raise ConfigError(
             f"{folder}: was made of other rows of {job.data!r} than are there now, and so were the runs that rest on "
             f"it\n  remedy: bring the old files of {job.data!r} back; or write the sha256 of the new ones, which "
-            f"data/{job.data}/card.json of the results has, into {CONFIG}/data.lock, which names their runs anew; or "
-            f"remove {folder} and the runs of {job.task!r}"
+            f"data/{job.data}/card.json of the results has, into {paths.CONFIG}/data.lock, which names their runs "
+            f"anew; or remove {folder} and the runs of {job.task!r}"
         )
 
 

@@ -1,12 +1,8 @@
-"""Before and while runs are made: what was asked for, how long it takes, how far it is.
-
-Nothing here imports torch or polars: Snakemake reads it for the DAG, and every run prints its line of progress.
-"""
+"""Before and while runs are made: how long they take, how far they are, and which have failed."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import time
@@ -19,15 +15,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
-
-from floral import config, reading
-from floral.config import ConfigError, Run, Search
-from floral.files import atomic
-from floral.schema import Frozen
-from floral.stages.failure import failed_since, failure, one_line
-from floral.stages.locks import held
-from floral.stages.slurm import Slurm
+from floral.config import paths
+from floral.config.run import Run
+from floral.core.units import duration, file_size, run_count
+from floral.io.files import atomic
+from floral.io.locks import held
+from floral.runs.state import failed_since, failure, is_finished, one_line
 
 ROUGH_SECONDS = {"linear": 0.0005, "mlp": 0.0005}
 """Seconds of one client in one round, before anything was measured, by the model's kind."""
@@ -36,91 +29,8 @@ ROUGH_START = 4.0
 """Seconds from the start of a process to its first round."""
 ROUGH_BYTES = 1_000_000
 """Bytes of a run's folder, before anything was measured."""
-
 UNREADABLE = (ValueError, KeyError, TypeError)
 """What reading a damaged JSON file raises: no JSON, a key that is missing, another type."""
-
-
-# ------------------------------------------------------------------------------------- what was asked for
-
-
-class Settings(Frozen):
-    """config/config.yaml with what `--config` changed."""
-
-    suite: tuple[str, ...] = Field(min_length=1)
-    tasks: tuple[str, ...] | None = Field(None, min_length=1)
-    variants: tuple[str, ...] | None = Field(None, min_length=1)
-    seeds: tuple[int, ...] | None = Field(None, min_length=1)
-    results: Path = Path("results")
-    reports: Path = Path("reports")
-    data_dir: Path | None = None
-    tracking_uri: str | None = None
-    device: Literal["auto", "cpu", "cuda"] = "cpu"
-    backend: Literal["auto", "loop", "vmap", "batched"] = "auto"
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    runs_per_gpu: int = Field(1, gt=0)
-    checkpoint_seconds: float = Field(60, gt=0)
-    allow_missing: bool = False
-    reuse: bool = True
-    slurm: Slurm = Slurm()
-
-    @field_validator("suite", "tasks", "variants", "seeds", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any, info: ValidationInfo) -> Any:
-        if value in ("", []) or (value is None and info.field_name == "suite"):
-            raise ValueError("names nothing: name at least one, or leave the key out")
-        return [value] if isinstance(value, str | int) else value
-
-    @property
-    def narrowing(self) -> dict[str, tuple[Any, ...] | None]:
-        return {"tasks": self.tasks, "variants": self.variants, "seeds": self.seeds}
-
-    def environment(self) -> dict[str, str]:
-        """What jobs read: the command `floral` of this very environment, activated or not, and the chosen folders."""
-        found = {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "FLORAL_RESULTS": str(self.results),
-            "FLORAL_REPORTS": str(self.reports),
-        }
-        given = {"FLORAL_DATA": self.data_dir, "FLORAL_TRACKING_URI": self.tracking_uri}
-        return found | {name: str(value) for name, value in given.items() if value}
-
-    def runs(self) -> dict[str, list[Run]]:
-        """suite → its runs; raises ConfigError for whatever the YAML files or the narrowing have wrong."""
-        return {name: config.runs(name, **self.narrowing) for name in dict.fromkeys(self.suite)}
-
-    def searches(self) -> dict[str, tuple[str, Search]]:
-        """folder → the suite that asks for it and the search, of all whose values are not committed; a search that two
-        suites share is under the first."""
-        chosen = {name: config.searches(name, self.tasks, self.variants) for name in dict.fromkeys(self.suite)}
-        return {
-            str(at): (name, one)
-            for name in reversed(chosen)
-            for at, one in chosen[name].items()
-            if not config.is_current(one)
-        }
-
-
-def settings(values: Mapping[str, Any] | None = None) -> Settings:
-    """Check `values` (Snakemake's merged config; by default config/config.yaml) and let the environment win."""
-    path = config.CONFIG / "config.yaml"
-    if not path.exists():
-        raise ConfigError(f"{path}: no such file; commands are typed in the project's root, where the Snakefile is")
-    where = str(path) if values is None else f"{path} or --config"
-    given = reading.read(path) if values is None else values
-    parsed: Settings = reading.parse(Settings, given, where)
-    named = {"results": "FLORAL_RESULTS", "reports": "FLORAL_REPORTS", "data_dir": "FLORAL_DATA"}
-    environment: dict[str, Any] = {key: Path(value) for key, name in named.items() if (value := os.environ.get(name))}
-    if uri := os.environ.get("FLORAL_TRACKING_URI"):
-        environment["tracking_uri"] = uri
-    return parsed.model_copy(update=environment)
-
-
-def finished(run: Run, results: Path) -> bool:
-    return (results / run.folder / "summary.json").exists()
-
-
-# --------------------------------------------------------------------------------------------- estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +130,7 @@ def estimate(
         run.folder: run
         for runs in suites.values()
         for run in runs
-        if run.folder not in committed and not finished(run, results)
+        if run.folder not in committed and not is_finished(results / run.folder)
     }
     if not todo:
         return "\n".join(lines)
@@ -230,52 +140,32 @@ def estimate(
     size = sum(cost.bytes for cost in expected)
     free = shutil.disk_usage(_existing(results)).free
     counts = Counter(cost.basis for cost in expected)
-    basis = "; ".join(f"{many(counts[key])} from {words}" for key, words in BASIS.items() if counts[key])
-    rough = f"; {many(counts['rough'])} from a rough figure: 1 MB" if counts["rough"] else ""
-    lines.append(f"  time: about {span(seconds)} with {many(at_once)} at once ({basis})")
-    lines.append(f"  disk: about {megabytes(size)} in {results}/ ({megabytes(free)} free{rough})")
+    basis = "; ".join(f"{run_count(counts[key])} from {words}" for key, words in BASIS.items() if counts[key])
+    rough = f"; {run_count(counts['rough'])} from a rough figure: 1 MB" if counts["rough"] else ""
+    lines.append(f"  time: about {duration(seconds)} with {run_count(at_once)} at once ({basis})")
+    lines.append(f"  disk: about {file_size(size)} in {results}/ ({file_size(free)} free{rough})")
     if size > free:
-        lines.append(f"  WARNING: more than is free; `results:` in {config.CONFIG}/config.yaml can name another folder")
+        lines.append(f"  WARNING: more than is free; `results:` in {paths.CONFIG}/config.yaml can name another folder")
     return "\n".join(lines)
 
 
 def _size(name: str, runs: list[Run], results: Path, committed: Collection[Path]) -> str:
-    done, taken = sum(finished(run, results) for run in runs), sum(run.folder in committed for run in runs)
+    done, taken = sum(is_finished(results / run.folder) for run in runs), sum(run.folder in committed for run in runs)
     reused = f"{taken} taken from reports/reference, " if taken else ""
     left = "all finished" if done == len(runs) else f"{done} finished, {reused}{len(runs) - done - taken} to do"
     tasks, variants = len({run.task.name for run in runs}), len({run.variant.name for run in runs})
     of = f"{tasks} task{'s' * (tasks != 1)} and {variants} variant{'s' * (variants != 1)}"
-    return f"suite {name}: {many(len(runs))} of {of}: {left}"
+    return f"suite {name}: {run_count(len(runs))} of {of}: {left}"
 
 
 def _existing(path: Path) -> Path:
     return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
 
 
-def many(runs: int) -> str:
-    return f"{runs} run{'s' * (runs != 1)}"
-
-
-def span(seconds: float) -> str:
-    """A duration in words that claim no more than an estimate knows."""
-    if seconds < 55:
-        return f"{max(5, 5 * round(seconds / 5))} s"
-    if seconds < 90 * 60:
-        return f"{max(1, round(seconds / 60))} min"
-    return f"{seconds / 3600:.1f} h"
-
-
-def megabytes(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
-
-
-# --------------------------------------------------------------------------------------------- progress
-
-
 def start(suites: Mapping[str, list[Run]], results: Path) -> None:
     """Write results/plan/<suites>.json, from which every run of this call reads how far the whole is."""
     runs = {run.folder: run for runs in suites.values() for run in runs}
-    todo = {folder: run for folder, run in runs.items() if not finished(run, results)}
+    todo = {folder: run for folder, run in runs.items() if not is_finished(results / run.folder)}
     expected = costs(todo.values(), results)
     plan = {
         "suites": list(suites),
@@ -297,15 +187,13 @@ def progress_line(results: Path, run: Run, summary: Mapping[str, Any]) -> str:
     plan = _newest_plan(results, str(run.folder))
     if plan is None:
         return said
-    done = {
-        folder for folder in plan["runs"] if folder == str(run.folder) or (results / folder / "summary.json").exists()
-    }
+    done = {folder for folder in plan["runs"] if folder == str(run.folder) or is_finished(results / folder)}
     todo = set(plan["runs"]) - done
     failed = {folder for folder in todo if failed_since(results / folder, plan["started"])}
     made = sum(seconds for folder, seconds in plan["seconds"].items() if folder in done)
     left = sum(seconds for folder, seconds in plan["seconds"].items() if folder not in done | failed)
     count = f"[{len(done)}/{len(plan['runs'])}{f', {len(failed)} failed' if failed else ''}]"
-    rest = f"; about {span((time.time() - plan['started']) * left / made)} left" if left and made else ""
+    rest = f"; about {duration((time.time() - plan['started']) * left / made)} left" if left and made else ""
     return f"{count} {said}{rest}"
 
 
@@ -328,9 +216,6 @@ def _outcome(summary: Mapping[str, Any]) -> str:
     if summary["test_accuracy"] is not None:
         return f"done, test accuracy {summary['test_accuracy']:.3f}"
     return f"done, test loss {summary['test_loss']:.4g}"
-
-
-# ---------------------------------------------------------------------------------------------- failures
 
 
 def failures(suites: Mapping[str, list[Run]], results: Path) -> list[str]:

@@ -20,15 +20,15 @@ import torch
 from safetensors.torch import save
 
 import floral
-from floral.config import Run
+from floral.config.run import Run
+from floral.config.schema.data import Own, Synthetic
 from floral.data.federation import Federation
 from floral.engine.evaluate import Scores
 from floral.engine.simulate import Evaluation, Simulation
 from floral.engine.state import State
-from floral.files import atomic
-from floral.schema import Own, Synthetic
-from floral.stages import segments, written
-from floral.stages.written import METRICS, as_bytes, parquet
+from floral.io.files import atomic
+from floral.runs import layout, segments
+from floral.runs.layout import METRICS, as_bytes, parquet
 
 ROUTES = {"round": pl.Int32, "client": pl.Int32, "cluster": pl.Int32, "route": pl.List(pl.Float64)}
 
@@ -213,7 +213,7 @@ def summarise(
     regression = run.task.loss == "mse"
     return {
         "status": "diverged" if diverged else "done",
-        **written.identity(run),
+        **layout.identity(run),
         "round": progress.round,
         "test_accuracy": None if regression else scores.mean(scores.accuracy),
         "test_loss": scores.mean(scores.loss),

@@ -12,12 +12,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from floral.config import ConfigError, Run
-from floral.files import atomic
-from floral.stages import plan, reference, slurm
-from floral.stages.failure import LOCK
-from floral.stages.locks import held
-from floral.stages.stops import Stopped, noted
+from floral.cluster import slurm
+from floral.cluster.stops import Stopped, noted
+from floral.config.reading import ConfigError
+from floral.config.run import Run
+from floral.io.files import atomic
+from floral.io.locks import held
+from floral.runs import reference
+from floral.runs.state import LOCK
+from floral.stages import plan
 
 LOG = logging.getLogger("floral.train")
 
@@ -46,8 +49,8 @@ def train(run: Run, results: Path, *, device: str, runs_per_gpu: int, **how: Any
 
                         summary = noop(run, results)
                     else:
+                        from floral.cluster.gpus import taken
                         from floral.stages.execute import execute
-                        from floral.stages.gpus import taken
 
                         with taken(device, runs_per_gpu) as place, noted() as stop:
                             summary = execute(run, results, place, stop=stop, **how)

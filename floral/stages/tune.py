@@ -16,25 +16,19 @@ import numpy as np
 import torch
 import yaml
 
-from floral.config import ConfigError, Search, is_current, tuned_path, tuned_values
+from floral.cluster.gpus import taken
+from floral.config.reading import ConfigError
+from floral.config.schema.tuning import Configuration, Tuned
+from floral.config.search_space import edges
+from floral.config.tuned import Search, is_current, tuned_path, tuned_values
+from floral.core.spec import Refused
 from floral.data import federation
 from floral.data.federation import Federation
 from floral.engine import execution
 from floral.engine.simulate import EXPLODED, Execution, Simulation
-from floral.files import atomic
-from floral.grid import edges
-from floral.schema import Configuration, Tuned
-from floral.spec import Refused
-from floral.stages.execute import (
-    build_method,
-    client_data,
-    keep_freed_memory,
-    make_problem,
-    make_settings,
-    settle,
-)
-from floral.stages.gpus import taken
-from floral.stages.locks import held
+from floral.io.files import atomic
+from floral.io.locks import held
+from floral.stages.execute import build_method, client_data, keep_freed_memory, make_problem, make_settings, settle
 from floral.stages.record import git_commit
 
 HEADER = """\

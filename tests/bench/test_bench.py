@@ -13,7 +13,7 @@ from floral.bench import cases, data, report, scale, timing
 from floral.bench.cases import CASES, Case, holds
 from floral.bench.contenders import prepare, require
 from floral.bench.stdout import kept_for_the_answer
-from floral.config import ConfigError
+from floral.config.reading import ConfigError
 
 ROOT = Path(__file__).parents[2]
 

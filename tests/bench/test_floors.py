@@ -10,7 +10,7 @@ import torch
 from floral.bench import floors
 from floral.bench.contenders import batches_of
 from floral.bench.floors import Convolutions, Dense
-from floral.spec import Refused
+from floral.core.spec import Refused
 
 EQUAL = (9,) * 6
 """Rows of six clients: with batch 4 three steps, the last with a single row; with batch 32 one step."""

@@ -14,9 +14,9 @@ import pytest
 from playwright.sync_api import Browser, expect
 from projects import BIN, ROOT, environment
 from run_folders import make_run, write_run
-from test_page import browser  # noqa: F401
 
-from floral.stages import track
+from floral.tracking.track import track
+from floral.tracking.store import default_uri
 
 VARIANTS = {"fedavg": "0.61", "ensemble": "0.81", "floral_1": "0.86"}
 ONLY_MEANS = "tags.kind = 'mean'"
@@ -29,12 +29,12 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     runs = [make_run("digits_rotate", variant, seed) for variant in VARIANTS for seed in range(3)]
     for run in runs:
         write_run(tmp_path, run)
-    track.track("suite", runs, tmp_path)
+    track("suite", runs, tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [BIN / "mlflow", "server", "--port", str(port), "--workers", "1"]
     settings = environment(
-        MLFLOW_BACKEND_STORE_URI=track.default_uri(tmp_path), MLFLOW_DISABLE_TELEMETRY="true",
+        MLFLOW_BACKEND_STORE_URI=default_uri(tmp_path), MLFLOW_DISABLE_TELEMETRY="true",
         MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
     )  # fmt: skip
     with (tmp_path / "log").open("w") as log:
@@ -58,7 +58,7 @@ def answered(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
             time.sleep(0.1)
 
 
-def test_the_charts_compare_methods_by_their_means(browser: Browser, address: str) -> None:  # noqa: F811
+def test_the_charts_compare_methods_by_their_means(browser: Browser, address: str) -> None:
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.set_default_timeout(60_000)
     expect.set_options(timeout=60_000)

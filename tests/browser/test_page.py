@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from run_folders import ACCURACY, make_run, write_run, write_suite
 
-from floral.stages.report import report
+from floral.report.build import report
 
 AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
 ROWS = "[...document.querySelectorAll('%s .gt_table tbody .gt_stub')].map(cell => cell.textContent)"
 COLOUR = "[...document.querySelectorAll('.legend button')].find(b => b.textContent.trim() === '%s').dataset.colour"
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-
-
-@pytest.fixture(scope="module")
-def browser(missing) -> Iterator[Browser]:
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        missing("chromium: no program of this name on the path; .ci/setup installs it")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from floral import config
+from floral.config import catalogue, data_sets, paths, tuned
 
 ROOT = Path(__file__).parents[2]
-CACHES = [value for value in vars(config).values() if hasattr(value, "cache_clear")]
+MODULES = (catalogue, data_sets, tuned)
+CACHES = [value for module in MODULES for value in vars(module).values() if hasattr(value, "cache_clear")]
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     folder = tmp_path / "config"
     shutil.copytree(ROOT / "config", folder)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(config, "CONFIG", Path("config"))
+    monkeypatch.setattr(paths, "CONFIG", Path("config"))
 
     def forget() -> None:
         for cached in CACHES:

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from floral import config
-from floral.config import ConfigError, Run
-from floral.schema import DataFile, DataSet, Parameter
+from floral.config import catalogue, data_sets
+from floral.config.reading import ConfigError
+from floral.config.run import Run
+from floral.config.schema.data import DataFile, DataSet
+from floral.config.schema.method import Parameter
+from floral.config.suites import suite_runs
 
 ROOT = Path(__file__).parents[2]
 UNSEEN = {"seen_cluster": 1, "new_concept": 1}
@@ -27,7 +30,7 @@ def blocks(*changes: dict[str, Any]) -> dict[str, Any]:
 
 def refusal(suite: str = "mine") -> str:
     with pytest.raises(ConfigError) as refused:
-        config.runs(suite)
+        suite_runs(suite)
     return str(refused.value)
 
 
@@ -59,12 +62,12 @@ def test_model_options_have_the_types_of_build(write: Write, model: dict[str, An
 def test_a_model_option_without_a_default_is_required(write: Write) -> None:
     write("tasks/mine", extends="synthetic_linear", model={"kind": "mlp"})
     with pytest.raises(ConfigError, match=r"config/tasks/mine\.yaml: model: hidden: Field required"):
-        config.task("mine")
+        catalogue.task("mine")
 
 
 def test_model_options_that_fit_are_taken_as_written() -> None:
     model = {"kind": "cnn", "channels": [32, 64]}
-    assert config.task("mnist_rotate", {"model": model}).model.arguments == {"channels": [32, 64]}
+    assert catalogue.task("mnist_rotate", {"model": model}).model.arguments == {"channels": [32, 64]}
 
 
 @pytest.mark.parametrize("annotation", ["", ": Path", ": int | Path"])
@@ -73,9 +76,9 @@ def test_a_model_author_learns_which_types_can_be_checked(
 ) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models/strange.py").write_text(f"def build(shape, outputs, *, where{annotation}, width=1.0): ...\n")
-    monkeypatch.setattr(config, "__file__", str(tmp_path / "config.py"))
+    monkeypatch.setattr(catalogue, "__file__", str(tmp_path / "config" / "catalogue.py"))
     with pytest.raises(ConfigError, match=r"floral/models/strange\.py: build: where: .* use int, float, bool, str"):
-        config.model_options("strange")
+        catalogue.model_options("strange")
 
 
 # ----------------------------------------------------------------------------------- tasks and methods
@@ -106,7 +109,7 @@ def test_a_model_author_learns_which_types_can_be_checked(
 def test_a_task_fits_its_data(write: Write, change: dict[str, Any], words: list[str]) -> None:
     write("tasks/mine", extends="digits_rotate", **change)
     with pytest.raises(ConfigError) as refused:
-        config.task("mine")
+        catalogue.task("mine")
     said = str(refused.value)
     assert all(word in said for word in ["config/tasks/mine.yaml: ", *words]), said
     assert "Value error" not in said and len(said) < 200
@@ -147,7 +150,7 @@ def test_extends_leads_to_a_task(write: Write, parents: dict[str, Any], words: s
     for name, parent in parents.items():
         write(f"tasks/{name}", extends=parent)
     with pytest.raises(ConfigError) as refused:
-        config.task("a")
+        catalogue.task("a")
     assert str(refused.value).startswith(words)
 
 
@@ -155,12 +158,12 @@ def test_extends_leads_to_a_task(write: Write, parents: dict[str, Any], words: s
 
 
 def run(task: str = "digits_rotate_reduced", fidelity: Any = "corrected", **switches: Any) -> Run:
-    rules = config.fidelity(fidelity, switches)
-    return Run(task=config.task(task), variant=config.variant("floral_1"), seed=3, fidelity=rules)
+    rules = catalogue.fidelity(fidelity, switches)
+    return Run(task=catalogue.task(task), variant=catalogue.variant("floral_1"), seed=3, fidelity=rules)
 
 
 def test_subset_and_validation_are_switches_of_their_own() -> None:
-    own = config.task("digits_rotate_reduced").partition
+    own = catalogue.task("digits_rotate_reduced").partition
     assert own.share < 1 and own.validation > 0
     for subset, share in (("shared", own.share), ("per_variant", 1.0)):
         for validation, held_out in (("held_out", own.validation), ("none", 0.0)):
@@ -172,9 +175,9 @@ def test_subset_and_validation_are_switches_of_their_own() -> None:
 
 
 def test_what_only_the_report_reads_does_not_name_a_run() -> None:
-    names = [name for name, switch in config.switches().items() if switch.report_only]
+    names = [name for name, switch in catalogue.switches().items() if switch.report_only]
     assert names == ["diverged_runs"]
-    for name, switch in config.switches().items():
+    for name, switch in catalogue.switches().items():
         hashes = {run(**{name: choice}).hash8 for choice in switch.choices}
         assert len(hashes) == (1 if switch.report_only else len(switch.choices)), name
 
@@ -185,7 +188,7 @@ def test_a_key_that_a_task_does_not_have_is_no_part_of_its_hash() -> None:
     assert "unseen" not in values["task"] and "alpha" not in values["task"]["partition"]
     assert "unseen" not in run().partition.model_dump(mode="json")
     joined = run()
-    joined = joined.model_copy(update={"task": config.task("digits_rotate", {"unseen": UNSEEN})})
+    joined = joined.model_copy(update={"task": catalogue.task("digits_rotate", {"unseen": UNSEEN})})
     assert "unseen" in joined.partition.model_dump(mode="json")
 
 
@@ -200,7 +203,7 @@ def test_how_data_of_open_content_are_read_is_part_of_the_hash(
     hashes = set()
     for reader in ("idx", "digits_csv"):
         made = entry.model_copy(update={"reader": reader, "options": {"size": options} if options else {}})
-        monkeypatch.setattr(config, "data_lock", lambda made=made: {"digits": made})
+        monkeypatch.setattr(data_sets, "data_lock", lambda made=made: {"digits": made})
         hashes.add(run().hash8)
     assert len(hashes) == (2 if counts else 1)
 
@@ -210,15 +213,17 @@ def test_one_run_has_one_rule_for_the_report(write: Write) -> None:
     said = refusal()
     assert "config/suites/mine.yaml: switches: digits_rotate floral_1 seed 0" in said and "give both the same" in said
     write("suites/mine", **blocks({}, {}))
-    assert len(config.runs("mine")) == 1
+    assert len(suite_runs("mine")) == 1
 
 
 def test_a_parameter_added_later_leaves_runs_at_its_default_as_they_were():
     """Its other values are other runs."""
 
     def run(**params: Any) -> Run:
-        variant = config.variant("floral_1", params)
-        return Run(task=config.task("digits_rotate"), variant=variant, seed=0, fidelity=config.fidelity("corrected"))
+        variant = catalogue.variant("floral_1", params)
+        return Run(
+            task=catalogue.task("digits_rotate"), variant=variant, seed=0, fidelity=catalogue.fidelity("corrected")
+        )
 
     assert "norm" in run().variant.params and "norm" not in run().identity()["variant"]["params"]
     assert run(norm="none").hash8 == run().hash8
@@ -231,9 +236,9 @@ def test_a_parameter_added_later_leaves_runs_at_its_default_as_they_were():
 def test_a_suite_of_suites_has_all_their_runs_once(write: Write) -> None:
     write("suites/theirs", **blocks({"seeds": [0, 1]}))
     write("suites/mine", suites=["theirs"], **blocks({"seeds": [1, 2]}))
-    assert [run.seed for run in config.runs("mine")] == [0, 1, 2]
+    assert [run.seed for run in suite_runs("mine")] == [0, 1, 2]
     write("suites/only", title="Theirs alone", suites=["theirs"])
-    assert [run.hash8 for run in config.runs("only")] == [run.hash8 for run in config.runs("theirs")]
+    assert [run.hash8 for run in suite_runs("only")] == [run.hash8 for run in suite_runs("theirs")]
 
 
 def test_a_suite_of_suites_that_gives_no_run_is_refused(write: Write) -> None:

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
-from floral import config
-from floral.config import ConfigError
-from floral.stages import known, missing, tasks
+from floral.cli import tasks
+from floral.config import catalogue, data_sets
+from floral.config.reading import ConfigError
+from floral.config.suites import suite_runs
+from floral.runs.missing_data import split, without_data
+from floral.stages import check_data
 
 ROWS = "length,kind,site\n" + "".join(f"{row},{'ab'[row % 2]},{row % 4}\n" for row in range(40))
 
@@ -35,20 +38,20 @@ def test_own_data_that_are_not_there_stop_their_own_task_alone(
     path, results = flowers(kind="natural"), tmp_path / "results"
     (row,) = (row for row in tasks.rows(results) if row.task == "flowers")
     assert row.at_hand == "missing" and row.remedy.startswith(f"{path} does not exist; put it there, or name another")
-    runs = config.runs("smoke_all")
-    kept, lines = missing.split(runs, results)
+    runs = suite_runs("smoke_all")
+    kept, lines = split(runs, results)
     assert "synthetic_linear" in {run.task.name for run in kept} and "flowers" not in {run.task.name for run in kept}
     assert f"data missing: {path} does not exist; remedy: put it there, or name another in data.path of the task" in (
         "".join(line for line in lines if "flowers" in line)
     )
-    before = config.stored_data(config.task("flowers").data)
+    before = data_sets.stored_data(catalogue.task("flowers").data)
     with pytest.raises(ConfigError, match=r"^config/tasks/flowers\.yaml.*: data\.path: .*flowers\.csv does not exist"):
-        known.check([run.task for run in runs], results)
+        check_data.check([run.task for run in runs], results)
     path.write_text(ROWS)
     write("tasks/other", extends="flowers")  # and whatever is remembered is forgotten
-    known.check([run.task for run in config.runs("smoke_all", tasks=["flowers"])], results)
-    assert config.stored_data(config.task("flowers").data) != before
-    assert missing.without_data(config.task("flowers"), results) is None
+    check_data.check([run.task for run in suite_runs("smoke_all", tasks=["flowers"])], results)
+    assert data_sets.stored_data(catalogue.task("flowers").data) != before
+    assert without_data(catalogue.task("flowers"), results) is None
 
 
 @pytest.mark.parametrize(
@@ -69,13 +72,15 @@ def test_what_own_data_cannot_give_is_refused_before_anything_is_planned(
 ) -> None:
     flowers(data, **partition).write_text(ROWS)
     with pytest.raises(ConfigError, match=rf"^config/tasks/flowers\.yaml: {message}"):
-        known.check([config.task("flowers")], tmp_path / "results")
+        check_data.check([catalogue.task("flowers")], tmp_path / "results")
 
 
 def test_rows_that_are_no_images_are_refused_too(flowers: Callable[..., Path], tmp_path: Path) -> None:
     flowers(kind="natural").write_text(ROWS)
     with pytest.raises(ConfigError, match=r"rotate needs square images, but rows have shape \[1\]"):
-        known.check([config.task("flowers", {"shift": {"kind": "rotate"}, "partition": {}})], tmp_path / "results")
+        check_data.check(
+            [catalogue.task("flowers", {"shift": {"kind": "rotate"}, "partition": {}})], tmp_path / "results"
+        )
 
 
 def test_clients_that_own_data_lack_are_refused_too(flowers: Callable[..., Path], tmp_path: Path) -> None:
@@ -83,7 +88,7 @@ def test_clients_that_own_data_lack_are_refused_too(flowers: Callable[..., Path]
     with pytest.raises(
         ConfigError, match=r"flowers\.yaml \(as the suite changes it\): clients: 5 .* more than the 4 natural"
     ):
-        known.check([config.task("flowers", {"clients": 5})], tmp_path / "results")
+        check_data.check([catalogue.task("flowers", {"clients": 5})], tmp_path / "results")
 
 
 @pytest.mark.usefixtures("write")
@@ -92,13 +97,13 @@ def test_classes_are_known_from_data_lock_before_anything_is_fetched(tmp_path: P
     with pytest.raises(
         ConfigError, match=r"mnist_rotate\.yaml .*: partition\.classes_per_client: 11 .* set at most 10"
     ):
-        known.check([config.task("mnist_rotate", {"partition": rule})], tmp_path / "results")
+        check_data.check([catalogue.task("mnist_rotate", {"partition": rule})], tmp_path / "results")
     assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.usefixtures("write")
 def test_every_committed_suite_asks_what_its_data_can_give(tmp_path: Path) -> None:
-    suites = [name for name in config.names("suites") if name != "methods_full"]  # the tasks of methods, not tuned
-    asked = {run.task.model_dump_json(): run.task for name in suites for run in config.runs(name, seeds=[0])}
-    assert len(asked) > len(config.names("tasks"))
-    known.check(list(asked.values()), tmp_path / "results")
+    suites = [name for name in catalogue.names("suites") if name != "methods_full"]  # the tasks of methods, not tuned
+    asked = {run.task.model_dump_json(): run.task for name in suites for run in suite_runs(name, seeds=[0])}
+    assert len(asked) > len(catalogue.names("tasks"))
+    check_data.check(list(asked.values()), tmp_path / "results")

@@ -11,15 +11,18 @@ import pytest
 import torch
 from federations import CPU, make_data, make_run
 
-from floral import config, grid
-from floral.config import ConfigError, Search, Untuned
-from floral.schema import Rates, Space
+from floral.config import catalogue
+from floral.config.reading import ConfigError
+from floral.config.schema.tuning import Rates, Space
+from floral.config.search_space import axes_of, configurations, edges
+from floral.config.suites import suite_runs, suite_searches
+from floral.config.tuned import Search, Untuned, is_current, search_space, tuned_values, tuning
 from floral.stages import execute
 from floral.stages.build import method_of
 
 Write = Callable[..., None]
-TUNABLE = [name for name, method in config.variant_index().items() if method in config.names("search")]
-SEED = config.tuning().seeds[0]
+TUNABLE = [name for name, method in catalogue.variant_index().items() if method in catalogue.names("search")]
+SEED = tuning().seeds[0]
 
 
 def tuned_suite(**change: Any) -> dict[str, Any]:
@@ -28,7 +31,7 @@ def tuned_suite(**change: Any) -> dict[str, Any]:
 
 
 def searched() -> Search:
-    (search,) = config.searches("mine").values()
+    (search,) = suite_searches("mine").values()
     return search
 
 
@@ -44,7 +47,7 @@ def entry(search: Search, number: int = 0, **change: Any) -> dict[str, Any]:
 
 def refusal(suite: str = "mine", kind: type[ConfigError] = ConfigError) -> str:
     with pytest.raises(kind) as refused:
-        config.runs(suite)
+        suite_runs(suite)
     return str(refused.value)
 
 
@@ -53,9 +56,9 @@ def refusal(suite: str = "mine", kind: type[ConfigError] = ConfigError) -> str:
 
 @pytest.mark.parametrize("variant", TUNABLE)
 def test_every_variant_tries_the_same_learning_rates_one_in_each_configuration(variant: str) -> None:
-    rule, space = config.tuning(), config.search_space(variant)
-    axes = grid.axes(space, rule, Rates(lr=0.1, router_lr=0.3))
-    found = grid.configurations(axes)
+    rule, space = tuning(), search_space(variant)
+    axes = axes_of(space, rule, Rates(lr=0.1, router_lr=0.3))
+    found = configurations(axes)
     assert [one.rates.lr for one in found] == list(axes["lr"]) and len(set(axes["lr"])) == rule.budget
     assert (axes["lr"][0], axes["lr"][-1]) == pytest.approx((0.1 * rule.lr.lowest, 0.1 * rule.lr.highest), rel=0.005)
     steps = [math.log(high / low) for low, high in zip(axes["lr"], axes["lr"][1:], strict=False)]
@@ -64,7 +67,7 @@ def test_every_variant_tries_the_same_learning_rates_one_in_each_configuration(v
     assert len(set(others.values())) == 1, "each combination has equally many learning rates"
 
 
-@pytest.mark.parametrize("variant", [name for name in TUNABLE if config.search_space(name).router_lr > 1])
+@pytest.mark.parametrize("variant", [name for name in TUNABLE if search_space(name).router_lr > 1])
 def test_a_routers_learning_rate_is_tuned_only_where_something_trains_with_it(variant: str) -> None:
     run = make_run(variant).model_copy(update={"own_rates": Rates(lr=0.1, router_lr=0.777)})
     problem = execute.make_problem(run, make_data(), CPU, torch.float32)
@@ -73,16 +76,16 @@ def test_a_routers_learning_rate_is_tuned_only_where_something_trains_with_it(va
 
 
 def test_only_methods_that_train_nothing_have_no_search_space() -> None:
-    assert {"constant"} == {name for block in config.suite("methods").runs for name in block.variants} - set(TUNABLE)
+    assert {"constant"} == {name for block in catalogue.suite("methods").runs for name in block.variants} - set(TUNABLE)
 
 
 def test_edges_are_ends_of_axes_that_have_an_inside() -> None:
-    rule = config.tuning()
+    rule = tuning()
     values = {"lam": (0.1, 1.0, 10.0), "two": (1, 2), "kind": ("a", "b", "c")}
-    axes = grid.axes(Space(values=values), rule, Rates(lr=0.1, router_lr=0.1))
+    axes = axes_of(Space(values=values), rule, Rates(lr=0.1, router_lr=0.1))
     rates = Rates(lr=axes["lr"][-1], router_lr=0.1)
-    assert grid.edges(axes, rates, {"lam": 0.1, "two": 1, "kind": "a"}) == ["lr", "lam"]
-    assert grid.edges(axes, Rates(lr=axes["lr"][1], router_lr=0.1), {"lam": 1.0, "two": 2, "kind": "c"}) == []
+    assert edges(axes, rates, {"lam": 0.1, "two": 1, "kind": "a"}) == ["lr", "lam"]
+    assert edges(axes, Rates(lr=axes["lr"][1], router_lr=0.1), {"lam": 1.0, "two": 2, "kind": "c"}) == []
 
 
 @pytest.mark.parametrize(
@@ -134,12 +137,12 @@ def test_tuning_seeds_are_not_reported(write: Write) -> None:
     write("suites/mine", **both)
     assert f"seeds: [{SEED}] choose the tuned values" in refusal()
     write("suites/mine", **tuned_suite(tuned=False, seeds=[SEED]))
-    assert len(config.runs("mine")) == 1
+    assert len(suite_runs("mine")) == 1
 
 
 def test_a_task_may_have_more_tuning_seeds_and_only_its_searches_change(write: Write) -> None:
     write("suites/mine", **tuned_suite())
-    rule = config.tuning().model_dump(mode="json") | {"more_seeds": {}}
+    rule = tuning().model_dump(mode="json") | {"more_seeds": {}}
     write("tuning", **rule)
     before = searched()
     write("tuning", **rule | {"more_seeds": {"digits_label_shift": [7]}})
@@ -161,7 +164,7 @@ def test_a_task_may_have_more_tuning_seeds_and_only_its_searches_change(write: W
     ],
 )
 def test_tuning_seeds_of_no_task_or_given_twice_are_refused(write: Write, more: dict[str, Any], words: str) -> None:
-    rule = config.tuning().model_dump(mode="json")
+    rule = tuning().model_dump(mode="json")
     write("suites/mine", **tuned_suite())
     write("tuning", **rule | {"more_seeds": more})
     said = refusal()
@@ -195,11 +198,11 @@ def test_tuned_values_are_the_runs_and_decide_its_hash(write: Write) -> None:
     write("suites/mine", **tuned_suite())
     search = searched()
     write("tuned/digits_rotate", ditto=entry(search, 3))
-    (run,) = config.runs("mine")
+    (run,) = suite_runs("mine")
     chosen = search.configurations[3]
     assert run.rates == chosen.rates and run.variant.params["lam"] == chosen.params["lam"] != 1.0
     write("suites/mine", **tuned_suite(tuned=False))
-    (untuned,) = config.runs("mine")
+    (untuned,) = suite_runs("mine")
     assert untuned.hash8 != run.hash8 and "own_rates" not in untuned.identity() and untuned.own_rates is None
     assert search.trial(SEED, chosen).hash8 != run.hash8
 
@@ -207,7 +210,7 @@ def test_tuned_values_are_the_runs_and_decide_its_hash(write: Write) -> None:
 def test_a_change_of_what_was_searched_makes_values_stale(write: Write) -> None:
     write("suites/mine", **tuned_suite())
     write("tuned/digits_rotate", ditto=entry(searched()))
-    assert config.runs("mine")
+    assert suite_runs("mine")
     for change in ({"batch": 8}, {"model": {"hidden": 8}}):
         write("suites/mine", **tuned_suite(task=change))
         assert "config/tuned/digits_rotate.yaml: stale" in refusal(kind=Untuned)
@@ -220,7 +223,7 @@ def test_a_suite_of_other_length_shares_the_search(write: Write) -> None:
     write("suites/mine", **tuned_suite(task={"rounds": 1000}))
     digest, rounds = searched().digest, searched().task.rounds
     write("suites/mine", **tuned_suite(task={"rounds": 2000, "eval_every": 7}))
-    assert (searched().digest, rounds) == (digest, config.tuning().at_most)
+    assert (searched().digest, rounds) == (digest, tuning().at_most)
 
 
 @pytest.mark.parametrize(
@@ -248,20 +251,18 @@ def test_two_searches_of_one_task_and_variant_have_no_room(write: Write) -> None
     blocks = [*tuned_suite()["runs"], *tuned_suite(task={"batch": 8})["runs"]]
     write("suites/mine", title="Mine", runs=blocks)
     with pytest.raises(ConfigError, match="stands in two blocks with other values"):
-        config.searches("mine")
+        suite_searches("mine")
 
 
-@pytest.mark.parametrize("suite", [name for name in config.names("suites") if config.searches(name)])
+@pytest.mark.parametrize("suite", [name for name in catalogue.names("suites") if suite_searches(name)])
 def test_committed_values_are_current(suite: str) -> None:
     found = [
-        search
-        for search in config.searches(suite).values()
-        if search.variant.name in config.tuned_values(search.task.name)
+        search for search in suite_searches(suite).values() if search.variant.name in tuned_values(search.task.name)
     ]
-    assert [search.variant.name for search in found if not config.is_current(search)] == []
+    assert [search.variant.name for search in found if not is_current(search)] == []
 
 
 @pytest.mark.parametrize("suite", ["tuned", "methods"])
 def test_values_are_committed_for_what_a_newcomer_runs(suite: str) -> None:
     """The searches of `methods_full` take days."""
-    assert config.runs(suite)
+    assert suite_runs(suite)

@@ -12,12 +12,16 @@ import pytest
 import torch
 from federations import CPU, VARIANTS
 
-from floral import config, reading, schema
-from floral.config import ConfigError, Run
+from floral.config import catalogue, paths, reading
+from floral.config.reading import ConfigError
+from floral.config.run import Run
+from floral.config.schema.data import Synthetic
+from floral.config.schema.method import MethodFile
+from floral.config.schema.task import Task
+from floral.config.suites import suite_runs
+from floral.core.spec import Method, Problem, Scope
 from floral.data.federation import Federation
 from floral.methods.floral import adaptors_of
-from floral.schema import Synthetic
-from floral.spec import Method, Problem, Scope
 from floral.stages import execute
 
 SHAPES = {
@@ -40,19 +44,19 @@ def explicit(function) -> set[str]:
     return {name for name, p in inspect.signature(function).parameters.items() if p.kind in kinds} - {"problem"}
 
 
-@pytest.mark.parametrize("name", config.plugins("methods"))
+@pytest.mark.parametrize("name", catalogue.plugins("methods"))
 def test_a_methods_parameters_are_those_of_its_build(name):
     build = importlib.import_module(f"floral.methods.{name}").build
     taken = explicit(build)
     if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(build).parameters.values()):
         taken |= explicit(adaptors_of)  # the one function that methods hand further keywords to
-    assert taken == config.method_file(name).parameters.keys() - config.common_parameters().keys()
+    assert taken == catalogue.method_file(name).parameters.keys() - catalogue.common_parameters().keys()
 
 
 def test_no_number_that_disables_a_method_is_accepted_unless_it_is_named():
     """0 (noise, entropy, …) is refused by the bounds, or the parameter's line in config/methods says what it is."""
-    for name in config.names("methods"):
-        for key, parameter in config.method_file(name).parameters.items():
+    for name in catalogue.names("methods"):
+        for key, parameter in catalogue.method_file(name).parameters.items():
             if isinstance(parameter.default, bool | str):
                 continue
             try:
@@ -65,17 +69,17 @@ def test_no_number_that_disables_a_method_is_accepted_unless_it_is_named():
 
 
 def test_a_method_that_does_not_say_what_the_server_sees_is_told_so():
-    values = reading.read(config.CONFIG / "methods" / "fedavg.yaml")
+    values = reading.read(paths.CONFIG / "methods" / "fedavg.yaml")
     del values["server_sees"]
     with pytest.raises(ConfigError, match=r"fedavg\.yaml: server_sees is missing: .* sizes, routes, updates, rows"):
-        reading.parse(schema.MethodFile, values, "config/methods/fedavg.yaml")
+        reading.parse(MethodFile, values, "config/methods/fedavg.yaml")
 
 
 def test_every_method_module_has_a_file_and_the_other_way_round():
-    assert config.names("methods") == config.plugins("methods")
+    assert catalogue.names("methods") == catalogue.plugins("methods")
 
 
-def data_of(task: schema.Task) -> Federation:
+def data_of(task: Task) -> Federation:
     """A federation of the task's shapes without a row: what building a method looks at."""
     if isinstance(task.data, Synthetic):
         shape, classes, outputs = (task.data.dimension,), None, task.data.outputs
@@ -94,9 +98,9 @@ def data_of(task: schema.Task) -> Federation:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_does_each_task_or_refuses_with_a_reason(variant):
     models: set[str] = set()
-    for name, fidelity in itertools.product(config.names("tasks"), ("corrected", "official")):
-        task = config.task(name)
-        run = Run(task=task, variant=config.variant(variant), seed=0, fidelity=config.fidelity(fidelity))
+    for name, fidelity in itertools.product(catalogue.names("tasks"), ("corrected", "official")):
+        task = catalogue.task(name)
+        run = Run(task=task, variant=catalogue.variant(variant), seed=0, fidelity=catalogue.fidelity(fidelity))
         if task.noop:
             continue
         shape = f"{task.model} {task.data} {task.clusters} {fidelity}"
@@ -127,18 +131,18 @@ def check(method: Method, problem: Problem) -> None:
 
 def test_a_refusal_is_a_users_mistake_with_the_methods_own_words():
     with pytest.raises(ConfigError, match=r"fedavg_wide cannot do synthetic_linear: .*no hidden layer"):
-        task = config.task("synthetic_linear")
-        run = Run(task=task, variant=config.variant("fedavg_wide"), seed=0, fidelity=config.fidelity("corrected"))
+        task = catalogue.task("synthetic_linear")
+        run = Run(task=task, variant=catalogue.variant("fedavg_wide"), seed=0, fidelity=catalogue.fidelity("corrected"))
         execute.build_method(run, execute.make_problem(run, data_of(task), CPU, torch.float32))
 
 
 @pytest.mark.parametrize("task", ["digits_rotate", "mnist_rotate", "synthetic_mlp"])
 def test_fedavg_wide_has_florals_parameters_and_no_model_between(task):
     """At least |u| + C|a|, and less than one hidden unit more."""
-    values = config.task(task)
+    values = catalogue.task(task)
 
     def size(variant: str) -> int:
-        run = Run(task=values, variant=config.variant(variant), seed=0, fidelity=config.fidelity("corrected"))
+        run = Run(task=values, variant=catalogue.variant(variant), seed=0, fidelity=catalogue.fidelity("corrected"))
         groups = execute.build_method(run, execute.make_problem(run, data_of(values), CPU, torch.float32)).groups
         return sum(t.numel() for name, g in groups.items() if name != "router" for t in g.init().values())
 
@@ -147,7 +151,7 @@ def test_fedavg_wide_has_florals_parameters_and_no_model_between(task):
     assert 0 <= size("fedavg_wide") - size("floral_1") < unit
 
 
-@pytest.mark.parametrize("kind", config.plugins("models"))
+@pytest.mark.parametrize("kind", catalogue.plugins("models"))
 def test_a_models_build_takes_shape_outputs_and_width(kind):
     parameters = inspect.signature(importlib.import_module(f"floral.models.{kind}").build).parameters
     assert list(parameters)[:2] == ["shape", "outputs"]
@@ -156,10 +160,10 @@ def test_a_models_build_takes_shape_outputs_and_width(kind):
 
 def test_all_methods_of_a_task_and_seed_read_the_same_partition():
     """So differences between methods are paired; test_limits.py has the cohorts and the starts."""
-    for name in config.names("suites"):
+    for name in catalogue.names("suites"):
         if name == "methods_full":  # searches of days stand before its runs
             continue
-        for (task, seed), runs in itertools.groupby(config.runs(name), lambda run: (run.task.name, run.seed)):
+        for (task, seed), runs in itertools.groupby(suite_runs(name), lambda run: (run.task.name, run.seed)):
             partitions = {(run.partition.folder, run.fidelity.name) for run in runs}
             assert len({folder for folder, _ in partitions}) == len({fidelity for _, fidelity in partitions}), (
                 task,

@@ -10,7 +10,7 @@ import torch
 from federations import make_data, simulate, train, view_of
 
 from floral.engine.simulate import Simulation
-from floral.routes import fixed_logits
+from floral.toolkit.routes import fixed_logits
 
 
 def test_the_published_floor_gives_every_adaptor_one_percent_on_top():

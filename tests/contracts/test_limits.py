@@ -20,7 +20,7 @@ from federations import (
     trained,
 )
 
-from floral.routes import fixed_logits
+from floral.toolkit.routes import fixed_logits
 
 EXACT = 1e-12
 CLUSTERS_AS_CLIENTS = {"data": make_data(clusters=len(SIZES)), "clusters": len(SIZES)}

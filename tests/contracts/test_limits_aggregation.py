@@ -10,13 +10,13 @@ import pytest
 import torch
 from federations import assert_close, assert_equal_states, make_data, served, simulate, train, trained
 
-from floral import config
 from floral.adaptors.aggregation import unflat
-from floral.config import ConfigError
+from floral.config import catalogue
+from floral.config.reading import ConfigError
 
 EXACT = 1e-10
 SEVERAL_STEPS: dict[str, Any] = {"batch": 2, "epochs": 2}
-SHARED = [name for name in config.names("methods") if config.method_file(name).family == "Shared LoRA"]
+SHARED = [name for name in catalogue.names("methods") if catalogue.method_file(name).family == "Shared LoRA"]
 INTO_THE_BASE = ("fedex_lora", "flora_stacking")
 """Their servers change a frozen base: that is what they do."""
 ALONE: dict[str, Any] = {"data": make_data((13,), clusters=1), "participation": 1.0}

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from federations import MODELS, SIZES, assert_close, make_data, served, simulate, train, trained
 
+from floral.core.spec import Scope
 from floral.engine.costs import Costs
-from floral.spec import Scope
 
 EXACT = 1e-12
 WHERE = [{"backend": "loop"}, {"backend": "vmap", "chunk": 3}, {"backend": "batched", "chunk": 3}]

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from federations import SIZES, assert_close, assert_equal_states, make_data, served, simulate, train, trained
 
-from floral.config import ConfigError
-from floral.routes import fixed_logits, largest
-from floral.spec import Served
+from floral.config.reading import ConfigError
+from floral.core.spec import Served
+from floral.toolkit.routes import fixed_logits, largest
 
 EXACT = 1e-12
 WHERE = [{"backend": "loop"}, {"backend": "vmap", "chunk": 3}, {"backend": "batched", "chunk": 3}]

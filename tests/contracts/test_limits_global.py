@@ -9,9 +9,10 @@ import pytest
 import torch
 from federations import DROPPING, MODELS, SIZES, assert_close, buildable, make_data, simulate, train, trained
 
-from floral import config, schema
-from floral.config import ConfigError
-from floral.spec import Scope
+from floral.config import catalogue
+from floral.config.reading import ConfigError
+from floral.config.schema.method import Parameter
+from floral.core.spec import Scope
 
 EXACT = 1e-12
 IN_ORDER = {"switches": {"batches": "fixed"}}
@@ -24,7 +25,7 @@ NO_DRAWS = [model for model in MODELS if model not in DROPPING]
 @pytest.fixture
 def unbounded(monkeypatch):
     """The bounds of config/methods keep a user from the limits; here they are wanted."""
-    monkeypatch.setattr(schema.Parameter, "accept", lambda self, value: value)
+    monkeypatch.setattr(Parameter, "accept", lambda self, value: value)
 
 
 def with_groups(names, **values):
@@ -82,9 +83,9 @@ def merged(values, *names):
     ],
 )
 def test_zero_would_disable_the_method_and_is_refused(variant, parameter):
-    kind = type(config.variant(variant).params[parameter])
+    kind = type(catalogue.variant(variant).params[parameter])
     with pytest.raises(ConfigError, match=f"{parameter}: 0.* is out of range"):
-        config.variant(variant, {parameter: kind(0)})
+        catalogue.variant(variant, {parameter: kind(0)})
 
 
 # ------------------------------------------------------------------------------------------------- FedProx

@@ -10,8 +10,8 @@ import pytest
 import torch
 from federations import MODELS, SIZES, assert_close, assert_equal_states, make_data, served, simulate, train, trained
 
-from floral.config import ConfigError
-from floral.spec import Group, Phase, Scope
+from floral.config.reading import ConfigError
+from floral.core.spec import Group, Phase, Scope
 
 EXACT = 1e-10
 SEVERAL_STEPS: dict[str, Any] = {"batch": 2, "epochs": 2}

@@ -28,11 +28,11 @@ from federations import (
     with_dropout,
 )
 
+from floral.core.streams import Stream
 from floral.engine.costs import Costs
-from floral.layers import own
-from floral.parts import body, head
-from floral.routes import shrunk
-from floral.streams import Stream
+from floral.nn.layers import own
+from floral.toolkit.parts import body, head
+from floral.toolkit.routes import shrunk
 
 EXACT = 1e-12
 IMAGES = [model for model in MODELS if model not in TEXT]

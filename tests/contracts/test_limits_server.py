@@ -9,11 +9,11 @@ import pytest
 import torch
 from federations import MODELS, SIZES, assert_close, simulate, train, trained
 
-from floral import schema
+from floral.config.schema.method import Parameter
+from floral.core.spec import Scope
 from floral.methods.cfl import second_half
 from floral.methods.momentum_clustering import first_centres, moved
-from floral.routes import of_vectors, vectors
-from floral.spec import Scope
+from floral.toolkit.routes import of_vectors, vectors
 
 EXACT = 1e-12
 BACKENDS = [{"backend": "loop"}, {"backend": "vmap", "chunk": 3}, {"backend": "batched", "chunk": 3}]
@@ -25,7 +25,7 @@ ALL = {"participation": 1.0}
 @pytest.fixture
 def unbounded(monkeypatch):
     """The bounds of config/methods keep a user from the limits; here they are wanted."""
-    monkeypatch.setattr(schema.Parameter, "accept", lambda self, value: value)
+    monkeypatch.setattr(Parameter, "accept", lambda self, value: value)
 
 
 def cluster(values, c):

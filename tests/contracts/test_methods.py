@@ -7,11 +7,11 @@ import pytest
 import torch
 from federations import FIRST, VARIANTS, buildable, cases, few_cases, fitting, served, simulate, train, trained
 
-from floral import config
+from floral.config import catalogue
+from floral.core.spec import Scope
 from floral.engine import evaluate
 from floral.engine.simulate import Simulation
 from floral.engine.state import view
-from floral.spec import Scope
 
 LIFTED = ("vmap", "batched")
 """Backends that are compared with the backend loop, which a test runs once for both."""
@@ -46,7 +46,7 @@ def test_batched_equals_loop_in_rounds_of_one_step(variant, model):
     federations.assert_equal_states(batched, loop, 1e-10)
 
 
-ADAPTED = [variant for variant in VARIANTS if "application" in config.variant(variant).params]
+ADAPTED = [variant for variant in VARIANTS if "application" in catalogue.variant(variant).params]
 ADAPTED = [variant for variant in ADAPTED if variant in FIRST.values() or variant.startswith("floral")]
 
 
@@ -131,7 +131,7 @@ def test_global_only_is_said_of_those_that_serve_one_model_to_all(variant):
         simulation.train(state, round)
         first, *others = served(simulation, state)
         alike = alike and all(torch.equal(first, other) for other in others)
-    assert config.variant(variant).global_only == alike
+    assert catalogue.variant(variant).global_only == alike
 
 
 class Reversed(Simulation):

@@ -23,21 +23,25 @@ import yaml
 from federations import VARIANTS, simulate
 from safetensors.torch import load_file
 
-from floral import cli, config
+from floral.cli import main
+from floral.cluster.stops import Stop, Stopped
+from floral.config import catalogue, paths
+from floral.config.reading import ConfigError
+from floral.config.run import Run
 from floral.engine import checkpoint
 from floral.engine.store import NAME
-from floral.stages import execute, segments, written
+from floral.runs import layout, segments
+from floral.stages import execute
 from floral.stages.fetch import fetch
 from floral.stages.partition import partition
 from floral.stages.record import Progress
-from floral.stages.stops import Stop, Stopped
 
 STOP_AT_ONCE = Stop(by=signal.SIGTERM, at=math.inf)
 
 
 def metrics(progress: Progress) -> bytes:
     """metrics.parquet as the train stage writes it."""
-    return written.parquet(pl.DataFrame(progress.metrics, schema=written.METRICS, orient="row"))
+    return layout.parquet(pl.DataFrame(progress.metrics, schema=layout.METRICS, orient="row"))
 
 
 @pytest.mark.parametrize("fidelity", ["corrected", "official"])
@@ -139,7 +143,7 @@ def test_without_one_before_it_a_damaged_checkpoint_is_named_with_its_remedy(dam
     simulation = simulate("floral_1")
     checkpoint.write(path, simulation.start().tensors(), Progress().as_json())
     damage(path)
-    with pytest.raises(config.ConfigError, match=r"last\.safetensors: the checkpoint is damaged.*remove it"):
+    with pytest.raises(ConfigError, match=r"last\.safetensors: the checkpoint is damaged.*remove it"):
         execute.resume(path, simulation, tmp_path / "none")
 
 
@@ -157,7 +161,7 @@ def test_a_checkpoint_holds_every_tensor_bit_for_bit(tmp_path):
 
 TASK, VARIANT = "digits_label_shift_reduced", "floral_1"
 CHANGE = {"clients": 6, "clusters": 3, "rounds": 40}
-FLORAL = [sys.executable, "-m", "floral.cli"]
+FLORAL = [sys.executable, "-m", "floral.cli.main"]
 FLORAL_WITH_STORE = [
     sys.executable,
     "-c",
@@ -170,11 +174,14 @@ FLORAL_WITH_STORE = [
 def tiny_suite(tmp_path, monkeypatch):
     """A copy of config/ with the suite `tiny`, and two equal results folders with its data and partition."""
     folder = tmp_path / "config"
-    shutil.copytree(config.CONFIG, folder)
+    shutil.copytree(paths.CONFIG, folder)
     block = {"tasks": [TASK], "variants": [VARIANT], "seeds": [0], "task": CHANGE}
     (folder / "suites" / "tiny.yaml").write_text(yaml.safe_dump({"title": "Tiny", "runs": [block]}))
-    run = config.Run(
-        task=config.task(TASK, CHANGE), variant=config.variant(VARIANT), seed=0, fidelity=config.fidelity("corrected")
+    run = Run(
+        task=catalogue.task(TASK, CHANGE),
+        variant=catalogue.variant(VARIANT),
+        seed=0,
+        fidelity=catalogue.fidelity("corrected"),
     )
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     fetch("digits", killed)
@@ -248,7 +255,7 @@ def test_a_scheduler_s_signal_leaves_a_checkpoint_and_the_code_that_asks_to_be_c
     process.send_signal(number)
     said, _ = process.communicate(timeout=60)
     assert children_seconds() - before - spent < 5, "5 s of its own, on however busy a machine"
-    assert process.returncode == cli.CONTINUE == 75, said
+    assert process.returncode == main.CONTINUE == 75, said
     assert json.loads((folder / "failure.json").read_text())["reason"] == "interrupted"
     finish(training(stopped))
     finish(calm)

@@ -11,19 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import made, write
 
-from floral import config, reading
-from floral.config import ConfigError, Run
+from floral.config import catalogue, data_sets, reading
+from floral.config.reading import ConfigError
+from floral.config.run import Run
+from floral.config.schema.data import DataFile, DataSet
+from floral.config.schema.task import Partition, Task
+from floral.core.spec import Refused
+from floral.core.streams import Stream
 from floral.data.augment import DRAWS, flip_crop
 from floral.data.federation import load
 from floral.data.partition import SCHEMA, digest, grouped_table
-from floral.layers import Conv2d, Dropout
 from floral.models import vgg8
-from floral.schema import DataFile, DataSet, Partition, Task
-from floral.spec import Refused
+from floral.nn.layers import Conv2d, Dropout
 from floral.stages import execute
 from floral.stages.fetch import fetch
 from floral.stages.partition import partition
-from floral.streams import Stream
 
 # -------------------------------------------------------------------------------------- class groups
 
@@ -58,7 +60,7 @@ def test_the_shards_of_cifar100_have_the_published_sizes():
     """500 training and 100 test images of ten classes; 25 training images in the reduced task."""
     train_y, test_y = np.arange(50_000) % 100, np.arange(10_000) % 100
     for name, kept in (("cifar100", 500), ("cifar100_reduced", 25)):
-        task = config.task(name)
+        task = catalogue.task(name)
         rule = task.partition.model_copy(update={"validation": 0.0})
         table = grouped_table(train_y, test_y, task.clients, task.clusters, rule, 42)
         sizes = table.group_by("client", "split").len()
@@ -89,7 +91,7 @@ def toy(tmp_path, monkeypatch):
         write(tmp_path / f"{name}.parquet", images, np.arange(count) % 6)
     files = tuple(DataFile(path=f"{name}.parquet") for name in ("train", "test"))
     lock = {"toy": DataSet(title="Toy", reader="image_parquet", files=files)}
-    monkeypatch.setattr(config, "data_lock", lambda: lock)
+    monkeypatch.setattr(data_sets, "data_lock", lambda: lock)
     fetch("toy", tmp_path, tmp_path)
     return tmp_path
 
@@ -100,8 +102,8 @@ def made_run(results, fidelity="corrected", **change):
         "batch": 4, "lr": 0.1, "router_lr": 0.1, "model": {"kind": "linear"}, **change,
     }  # fmt: skip
     run = Run(
-        task=reading.parse(Task, values, "toy.yaml"), variant=config.variant("fedavg"), seed=0,
-        fidelity=config.fidelity(fidelity),
+        task=reading.parse(Task, values, "toy.yaml"), variant=catalogue.variant("fedavg"), seed=0,
+        fidelity=catalogue.fidelity(fidelity),
     )  # fmt: skip
     partition(run.partition, results)
     return run, load(run, results)
@@ -200,7 +202,7 @@ def test_a_task_s_normalisation_reaches_every_split(toy):
 def test_the_tasks_are_those_of_the_paper():
     names = ("cifar10_rotate", "cifar10_label_shift", "cifar100")
     for name in (*names, *(f"{name}_reduced" for name in names)):
-        task, reduced, hundred = config.task(name), name.endswith("_reduced"), "100" in name
+        task, reduced, hundred = catalogue.task(name), name.endswith("_reduced"), "100" in name
         assert (task.clients, task.clusters, task.participation) == ((100, 10, 0.5) if hundred else (20, 4, 1.0))
         assert (task.rounds, task.router_lr) == ((1500, 0.3) if reduced else (500, 0.1))
         assert (task.partition.share, task.partition.min_rows) == ((0.05 if reduced else 1.0), 10)

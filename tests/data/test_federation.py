@@ -8,10 +8,13 @@ import polars as pl
 import pytest
 import torch
 
-from floral import config
-from floral.config import ConfigError, Run
+from floral.config import catalogue
+from floral.config.reading import ConfigError
+from floral.config.run import Run
+from floral.config.schema.method import Variant
+from floral.config.schema.suite import Fidelity
+from floral.config.schema.task import Shift, Task
 from floral.data.federation import load
-from floral.schema import Fidelity, Shift, Task, Variant
 from floral.stages import execute
 from floral.stages.fetch import fetch
 from floral.stages.partition import partition
@@ -275,7 +278,7 @@ def test_unseen_clients_are_a_federation_of_their_own_under_their_concepts(resul
 def test_poisoned_rows_of_unseen_clients_leave_training_as_it_is(results, tmp_path):
     """Bit for bit, over two rounds of FLoRAL, metrics and state."""
     run = make_run(variant="floral_1", shift={"kind": "rotate"}, unseen=JOINING, model={"kind": "mlp", "hidden": 8})
-    run = run.model_copy(update={"variant": config.variant("floral_1"), "fidelity": config.fidelity("corrected")})
+    run = run.model_copy(update={"variant": catalogue.variant("floral_1"), "fidelity": catalogue.fidelity("corrected")})
     partition(run.partition, results)
     shutil.copytree(results / "data", tmp_path / "data")
     shutil.copytree(results / run.partition.folder, tmp_path / run.partition.folder)

@@ -9,12 +9,13 @@ import pytest
 import torch
 from pictures import encoded, made, write
 
-from floral import config, reading
-from floral.config import ConfigError
+from floral.config import data_sets, reading
+from floral.config.reading import ConfigError
+from floral.config.schema.data import DataFile, DataSet
+from floral.config.schema.task import Task
 from floral.data import readers, sources
 from floral.data.sources import DataError, RawFile
 from floral.engine.rows import Rows
-from floral.schema import DataFile, DataSet, Task
 from floral.stages.fetch import fetch
 
 
@@ -114,7 +115,7 @@ def test_fetch_stores_the_decoded_arrays_once(tmp_path, monkeypatch):
         write(tmp_path / "mine" / f"{name}.parquet", *part)
     files = tuple(DataFile(path=f"{name}.parquet") for name in ("train", "test"))
     entry = DataSet(title="Toy", reader="image_parquet", exact=False, note="lossy", files=files)
-    monkeypatch.setattr(config, "data_lock", lambda: {"toy": entry})
+    monkeypatch.setattr(data_sets, "data_lock", lambda: {"toy": entry})
     folder = fetch("toy", tmp_path, tmp_path / "mine")
     assert np.array_equal(np.load(folder / "train_x.npy", mmap_mode="r"), train[0])
     monkeypatch.setattr(readers.Image, "open", None)
@@ -202,11 +203,11 @@ def test_synthetic_data_have_no_images_classes_or_published_split(change):
 def test_cifar_is_verified_and_read(missing, family):
     """Whichever copy is there; of the training images only the hash, because they take seconds to decode."""
     folder = Path(os.environ.get("FLORAL_DATA", "none"))
-    test = config.data_lock()[family].files[1]
+    test = data_sets.data_lock()[family].files[1]
     if not (folder / test.path).is_file():
         missing(f"FLORAL_DATA has no {test.path}")
     digest = sources.content_sha256(folder / test.path)
-    copies = {name: config.data_lock()[name] for name in (f"{family}_jpeg90", family)}
+    copies = {name: data_sets.data_lock()[name] for name in (f"{family}_jpeg90", family)}
     (name,) = (name for name, entry in copies.items() if entry.files[1].sha256 == digest)
     assert copies[name].exact == (name == family)
     assert sources.obtain(copies[name].files[0], folder / "none", folder).verified

@@ -11,13 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import made, write_writers
 
-from floral import config
-from floral.config import ConfigError, PartitionJob, Run
+from floral.config import catalogue, data_sets
+from floral.config.reading import ConfigError
+from floral.config.run import PartitionJob, Run
+from floral.config.schema.data import DataFile, DataSet
+from floral.config.schema.task import Partition, Unseen
 from floral.data import readers
 from floral.data.partition import natural_table
 from floral.data.readers import Labelled, apart
 from floral.data.sources import DataError, RawFile
-from floral.schema import DataFile, DataSet, Partition, Unseen
 from floral.stages import fetch as fetch_stage
 from floral.stages.partition import partition
 
@@ -113,7 +115,7 @@ def toy(tmp_path, monkeypatch):
         )  # fmt: skip
         monkeypatch.setitem(fetch_stage.READERS, "toy", lambda files: made)
         lock = {"toy": DataSet(title="Toy", reader="toy", note=f"natural: {natural}")}
-        monkeypatch.setattr(fetch_stage.config, "data_lock", lambda: lock)
+        monkeypatch.setattr(data_sets, "data_lock", lambda: lock)
         return fetch_stage.fetch("toy", tmp_path)
 
     return fetched
@@ -213,10 +215,10 @@ def test_a_table_of_writers_that_is_not_what_it_should_be_is_named(tmp_path, cha
 
 def test_digits_by_writer_are_enough_for_their_task(tmp_path, missing):
     run = Run(
-        task=config.task("emnist_digits"), variant=config.variant("fedavg"), seed=0,
-        fidelity=config.fidelity("corrected"),
+        task=catalogue.task("emnist_digits"), variant=catalogue.variant("fedavg"), seed=0,
+        fidelity=catalogue.fidelity("corrected"),
     )  # fmt: skip
-    (file,) = config.data_lock()["emnist_digits"].files
+    (file,) = data_sets.data_lock()["emnist_digits"].files
     if not (Path(os.environ.get("FLORAL_DATA", "none")) / file.path).is_file():
         missing(f"FLORAL_DATA has no {file.path}")
     card = json.loads((fetch_stage.fetch("emnist_digits", tmp_path) / "card.json").read_text())

@@ -13,14 +13,15 @@ from pictures import encoded, made
 from PIL import Image
 from projects import Project
 
-from floral import config
-from floral.config import ConfigError, Run
+from floral.config import catalogue, data_sets
+from floral.config.reading import ConfigError
+from floral.config.run import Run
+from floral.config.schema.data import DataFile, Own
+from floral.core.spec import Refused
 from floral.data import federation, own
 from floral.data.sources import DataError, RawFile
-from floral.files import visible
+from floral.io.files import visible
 from floral.models import resnet18, vit
-from floral.schema import DataFile, Own
-from floral.spec import Refused
 from floral.stages.fetch import fetch
 from floral.stages.partition import partition
 
@@ -303,19 +304,19 @@ def test_a_damaged_archive_is_explained(tmp_path):
 )  # fmt: skip
 def test_a_mistaken_declaration_names_its_key(data, message):
     with pytest.raises(ConfigError, match=rf"config/tasks/digits_rotate\.yaml: .*{message}"):
-        config.task("digits_rotate", {"data": data})
+        catalogue.task("digits_rotate", {"data": data})
 
 
 def run_of(path):
     data = {"kind": "folder", "path": str(path)}
-    task = config.task("digits_rotate", {"data": data, "clients": 2, "clusters": 1, "partition": {"min_rows": 1}})
-    return Run(task=task, variant=config.variant("fedavg"), seed=0, fidelity=config.fidelity("corrected"))
+    task = catalogue.task("digits_rotate", {"data": data, "clients": 2, "clusters": 1, "partition": {"min_rows": 1}})
+    return Run(task=task, variant=catalogue.variant("fedavg"), seed=0, fidelity=catalogue.fidelity("corrected"))
 
 
 @pytest.fixture
 def fresh(monkeypatch):
     """What a new process knows: no content is remembered."""
-    return lambda: config._content.cache_clear()
+    return lambda: data_sets._content.cache_clear()
 
 
 def test_content_and_options_decide_the_hash_and_the_place_does_not(tmp_path, fresh):
@@ -329,8 +330,8 @@ def test_content_and_options_decide_the_hash_and_the_place_does_not(tmp_path, fr
     (tmp_path / "mine" / "cat" / "000.png").rename(tmp_path / "mine" / "dog" / "000.png")
     fresh()
     assert run_of(tmp_path / "mine").hash8 != before
-    whole = config.stored_data(Own(kind="folder", path=str(tmp_path / "mine")))
-    assert config.stored_data(Own(kind="folder", path=str(tmp_path / "mine"), test_share=0.3)) != whole
+    whole = data_sets.stored_data(Own(kind="folder", path=str(tmp_path / "mine")))
+    assert data_sets.stored_data(Own(kind="folder", path=str(tmp_path / "mine"), test_share=0.3)) != whole
 
 
 def test_a_task_of_ones_own_is_fetched_and_partitioned(tmp_path, fresh):

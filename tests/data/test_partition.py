@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from floral.config import ConfigError, PartitionJob
+from floral.config.reading import ConfigError
+from floral.config.run import PartitionJob
+from floral.config.schema.data import Synthetic
+from floral.config.schema.task import Model, Partition, Task, Unseen
 from floral.data.partition import (
     SCHEMA,
     concepts_of,
@@ -16,7 +19,6 @@ from floral.data.partition import (
     reduce_rows,
     skewed_table,
 )
-from floral.schema import Model, Partition, Synthetic, Task, Unseen
 from floral.stages.partition import partition
 
 sizes = st.tuples(st.integers(1, 12), st.integers(0, 60), st.integers(0, 60))

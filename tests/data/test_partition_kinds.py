@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from floral import config
-from floral.config import ConfigError
+from floral.config import catalogue
+from floral.config.reading import ConfigError, parse
+from floral.config.schema.task import Partition, Task
 from floral.data.partition import (
     SCHEMA,
     client_table,
@@ -21,8 +22,6 @@ from floral.data.partition import (
     noisy_labels,
     partition_table,
 )
-from floral.reading import parse
-from floral.schema import Partition, Task
 
 KINDS = {
     "iid": {},
@@ -162,7 +161,7 @@ def test_the_coarse_classes_of_cifar100_are_those_of_its_files(missing):
     if not path.is_file():
         missing(f"{path}: CIFAR-100 is missing")
     table = pl.read_parquet(path, columns=["fine_label", "coarse_label"]).unique()
-    groups = config.task("cifar100_coarse").partition.groups
+    groups = catalogue.task("cifar100_coarse").partition.groups
     assert sorted(table.iter_rows()) == sorted((f, c) for c, group in enumerate(groups) for f in group)
 
 

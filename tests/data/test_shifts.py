@@ -3,10 +3,9 @@ import itertools
 import numpy as np
 import pytest
 
-from floral.config import ConfigError
+from floral.config.reading import ConfigError, parse
+from floral.config.schema.task import Colour, Shift, Task
 from floral.data.shifts import AT_ONCE, apply_inputs, apply_labels, permutations, quarter_turns, rotation
-from floral.reading import parse
-from floral.schema import Colour, Shift, Task
 
 ROTATE, LABELS, NONE = (Shift(kind=kind) for kind in ("rotate", "label_shift", "none"))
 

@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
+from floral.config.schema.data import DataFile
 from floral.data import sources
 from floral.data.sources import DataError, obtain
-from floral.schema import DataFile
 
 CONTENT = bytes(range(256)) * 4000
 PACKED = gzip.compress(CONTENT, mtime=0, compresslevel=0)

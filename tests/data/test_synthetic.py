@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
 
-from floral.config import ConfigError
+from floral.config.reading import ConfigError, parse
+from floral.config.schema.data import Synthetic
 from floral.data.synthetic import generate, rows_per_client
-from floral.reading import parse
-from floral.schema import Synthetic
 
 
 def test_the_test_share_is_that_of_the_official_code():

@@ -8,11 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from floral.config import ConfigError, PartitionJob
+from floral.config import data_sets
+from floral.config.reading import ConfigError
+from floral.config.run import PartitionJob
+from floral.config.schema.data import DataFile, DataSet
+from floral.config.schema.task import Partition
 from floral.data import text
 from floral.data.sources import DataError, RawFile
 from floral.data.text import CHARACTERS, MOST_TOKENS, WORDS
-from floral.schema import DataFile, DataSet, Partition
 from floral.stages import fetch as fetch_stage
 from floral.stages.partition import partition
 
@@ -175,7 +178,7 @@ def test_from_the_file_to_natural_clients(tmp_path, monkeypatch):
     """Fetched, dealt by speaker, and refused by what needs a class for each row."""
     (tmp_path / "play.txt").write_text(play(*((f"SPEAKER {n}", f"{n} speaks. " * 60) for n in range(4))))
     entry = DataSet(title="Play", reader="speeches", files=(DataFile(path="play.txt"),))
-    monkeypatch.setattr(fetch_stage.config, "data_lock", lambda: {"play": entry})
+    monkeypatch.setattr(data_sets, "data_lock", lambda: {"play": entry})
     folder = fetch_stage.fetch("play", tmp_path / "results", tmp_path)
     card = json.loads((folder / "card.json").read_text())
     assert card["shape"] == [CHARACTERS] and card["natural_clients"] == 4 and card["scale"] == 1

@@ -12,8 +12,8 @@ import pytest
 import torch
 from federations import SIZES, make_data, simulate
 
-from floral.routes import fixed_logits
-from floral.spec import Group, Method, Scope
+from floral.core.spec import Group, Method, Scope
+from floral.toolkit.routes import fixed_logits
 
 K, C, D = len(SIZES), 3, 4
 BACKENDS = [pytest.param({"backend": "loop"}, id="loop"), pytest.param({"backend": "vmap", "chunk": 3}, id="vmap")]

@@ -8,10 +8,10 @@ import pytest
 import torch
 from federations import SIZES, assert_close, simulate, train, trained
 
+from floral.core.spec import Group, Scope
 from floral.engine import local
 from floral.engine.simulate import Simulation
-from floral.parts import sample_losses
-from floral.spec import Group, Scope
+from floral.toolkit.parts import sample_losses
 
 EXACT = 1e-12
 WHERE = [{"backend": "loop"}, {"backend": "vmap", "chunk": 3}, {"backend": "batched", "chunk": 3}]

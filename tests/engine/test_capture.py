@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from floral.core.spec import Refused
 from floral.engine import capture
 from floral.engine.capture import Captured
-from floral.spec import Refused
 
 STEPS = st.lists(
     st.tuples(

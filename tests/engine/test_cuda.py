@@ -13,9 +13,9 @@ import pytest
 import torch
 from federations import MODELS, VARIANTS, assert_close, buildable, simulate, train
 
+from floral.cluster.gpus import gpus, taken
 from floral.engine import devices, execution
 from floral.stages import execute, record
-from floral.stages.gpus import gpus, taken
 from floral.stages.record import Progress
 
 if not torch.cuda.is_available():
@@ -169,7 +169,7 @@ def test_auto_finds_an_execution_for_one_thread():
 
 
 def test_a_run_holds_a_place_and_records_its_gpu(monkeypatch, tmp_path):
-    monkeypatch.setattr("floral.stages.gpus.lease_folder", lambda environment: tmp_path)
+    monkeypatch.setattr("floral.cluster.gpus.lease_folder", lambda environment: tmp_path)
     assert len(set(gpus())) == torch.cuda.device_count()
     with taken("cuda", 1) as device:
         found = record.gpu(device)

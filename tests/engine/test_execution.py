@@ -11,15 +11,16 @@ import pytest
 import torch
 from federations import CPU, SIZES, make_data, simulate, view_of
 
-from floral.config import ConfigError
+from floral.cluster import gpus
+from floral.cluster.gpus import lease_folder, resolve_device, taken
+from floral.config.reading import ConfigError
+from floral.core.spec import Refused
 from floral.engine import evaluate, execution
 from floral.engine.simulate import Execution
-from floral.parts import sgd
-from floral.routes import fixed_logits
-from floral.spec import Refused
-from floral.stages import execute, gpus, train
-from floral.stages.gpus import lease_folder, resolve_device, taken
-from floral.stages.locks import take_place
+from floral.io.locks import take_place
+from floral.stages import execute, train
+from floral.toolkit.parts import sgd
+from floral.toolkit.routes import fixed_logits
 
 
 def test_auto_measures_once_and_all_seeds_share_its_choice(tmp_path, monkeypatch):

@@ -8,10 +8,10 @@ import torch
 from federations import VARIANTS, simulate, train
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from floral.core.spec import Refused
 from floral.engine import capture
 from floral.engine.capture import Captured
 from floral.engine.graphs import Graphs, load
-from floral.spec import Refused
 
 METHODS = {variant: simulate(variant).method for variant in VARIANTS}
 TRAINED = [variant for variant, method in METHODS.items() if method.phases != ()]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from federations import CPU, VARIANTS, fitting, make_data, make_run, simulate, train, view_of
 
-from floral import config
+from floral.config import catalogue
 from floral.engine import join
 from floral.stages import execute
 from floral.stages.record import Progress
@@ -62,7 +62,7 @@ def test_every_method_lets_clients_join_and_the_trained_state_stays_as_it_is(var
     found, again = (table(variant, simulation, state, data) for _ in range(2))
     assert found.equals(again)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.tensors().items())
-    kinds = ["seen_cluster"] if config.variant(variant).oracle else ["seen_cluster", "new_concept"]
+    kinds = ["seen_cluster"] if catalogue.variant(variant).oracle else ["seen_cluster", "new_concept"]
     assert found["n"].unique(maintain_order=True).to_list() == [0, 1, 4, 9]
     assert found["kind"].unique(maintain_order=True).to_list() == kinds
     assert found.height == 4 * 2 * len(kinds)

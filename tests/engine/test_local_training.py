@@ -10,9 +10,9 @@ import pytest
 import torch
 from federations import SIZES, VARIANTS, assert_equal_states, make_data, simulate, train, trained
 
-from floral import parts
+from floral.core.spec import Phase, Scope
 from floral.engine.rows import plan
-from floral.spec import Phase, Scope
+from floral.toolkit import parts
 
 EXACT = 1e-10
 

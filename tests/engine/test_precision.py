@@ -10,10 +10,11 @@ import pytest
 import torch
 from federations import CPU, FIRST, simulate, train
 
-from floral.config import ConfigError
+from floral.config.reading import ConfigError
 from floral.engine import devices, execution
 from floral.engine.simulate import Execution
-from floral.stages import execute, words
+from floral.report import words
+from floral.stages import execute
 
 TOLERANCE = 0.05
 """Of a group's movement in two rounds, in the Euclidean norm: bfloat16 has 8 bits of mantissa, each step some products

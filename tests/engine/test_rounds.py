@@ -8,8 +8,8 @@ import pytest
 import torch
 from federations import SIZES, assert_equal_states, simulate, train, trained
 
+from floral.core.spec import Group, Optimiser, Phase, Refused, Scope
 from floral.engine.execution import choose
-from floral.spec import Group, Optimiser, Phase, Refused, Scope
 
 EXACT = 1e-12
 WHERE = [

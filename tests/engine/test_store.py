@@ -18,14 +18,14 @@ import torch
 from federations import simulate
 from safetensors.torch import load_file
 
-from floral import config
+from floral.cluster.stops import Stop
+from floral.config.reading import ConfigError
 from floral.engine import store
 from floral.engine.state import State, view
 from floral.engine.store import Store
-from floral.parts import same
 from floral.stages import execute, record
 from floral.stages.record import Progress
-from floral.stages.stops import Stop
+from floral.toolkit.parts import same
 
 VARIANTS = ["local", "local_adaptor", "floral_1"]
 ROUNDS = 4
@@ -231,9 +231,7 @@ def test_a_missing_or_damaged_file_is_named_with_its_remedy(no_memory, damage, t
     with pytest.raises(KeyboardInterrupt):
         go_on("local", tmp_path, AT_ONCE)
     damage(tmp_path / store.NAME)
-    with pytest.raises(
-        config.ConfigError, match=r"private\.safetensors: .*missing or damaged.*remove the run's checkpoint"
-    ):
+    with pytest.raises(ConfigError, match=r"private\.safetensors: .*missing or damaged.*remove the run's checkpoint"):
         go_on("local", tmp_path, Stop())
 
 

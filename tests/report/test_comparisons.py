@@ -6,20 +6,17 @@ import numpy as np
 import pytest
 from scipy.stats import friedmanchisquare
 
-from floral.statistics import (
+from floral.core.intervals import expanded, interval, resampled, t_interval
+from floral.report.statistics import (
     Ranks,
     alike,
     attainable,
-    expanded,
     holm,
-    interval,
     least_p,
     ranks,
-    resampled,
     seeds_to_decide,
     sign_flip,
     signed_rank,
-    t_interval,
 )
 
 

@@ -6,10 +6,11 @@ from itertools import pairwise
 import polars as pl
 import pytest
 
-from floral import config, figures
-from floral.figures import Axis
-from floral.looks import Look, looks
-from floral.stages.draw import _far, _round
+from floral.config.suites import suite_runs
+from floral.report import figures
+from floral.report.draw import _far, _round
+from floral.report.figures import Axis
+from floral.report.style import Look, looks
 
 PALETTE = {"families": {"A": 20, "Control": "none"}, "variants": {"one": {"colour": "#aa0000", "short": "One"}}}
 
@@ -131,8 +132,8 @@ def test_only_a_control_far_from_all_rivals_stands_outside():
 
 
 def test_an_interval_is_cut_where_no_value_can_be(results, suite_runs):
-    from floral.stages.collect import collect
-    from floral.stages.draw import _rows
+    from floral.report.collect import collect
+    from floral.report.draw import _rows
 
     setting = collect("quickstart", suite_runs, results).settings[0]
     marks = [("a", "interval", 60.0, 112.0), ("a", "dot", 87.0, None), ("b", "dot", 90.0, None)]
@@ -141,10 +142,10 @@ def test_an_interval_is_cut_where_no_value_can_be(results, suite_runs):
 
 
 def test_errors_over_powers_of_ten_have_a_logarithmic_axis(tmp_path):
-    from floral.stages.collect import collect
-    from floral.stages.draw import _rows
+    from floral.report.collect import collect
+    from floral.report.draw import _rows
 
-    runs = config.runs("paper_synthetic", ["synthetic_linear"], ["fedavg"], [0])
+    runs = suite_runs("paper_synthetic", ["synthetic_linear"], ["fedavg"], [0])
     setting = collect("paper_synthetic", runs, tmp_path).settings[0]
     near = [("a", "interval", -1.0, 3.0), ("a", "dot", 1.0, None), ("b", "dot", 0.5, None)]
     far = [*near[:2], ("b", "dot", 1e-9, None)]

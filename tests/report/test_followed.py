@@ -7,11 +7,11 @@ from pathlib import Path
 import polars as pl
 from run_folders import make_run, write_run
 
-from floral.looks import looks
-from floral.stages import draw
-from floral.stages.collect import collect
-from floral.stages.report import _yaml, report
-from floral.stages.summarise import followed_routes
+from floral.report import draw
+from floral.report.build import _yaml, report
+from floral.report.collect import collect
+from floral.report.style import looks
+from floral.report.summarise import followed_routes
 
 
 def routes(rounds: list[int], clients: int) -> pl.DataFrame:

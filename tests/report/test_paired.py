@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from floral.looks import Look
-from floral.stages.paired import MOST_CLIENTS, Clients, Paired
-from floral.stages.summarise import best_two
-from floral.statistics import expanded, interval, resampled, t_interval
+from floral.core.intervals import expanded, interval, resampled, t_interval
+from floral.report.paired import MOST_CLIENTS, Clients, Paired
+from floral.report.style import Look
+from floral.report.summarise import best_two
 
 SEEDS = (0, 1, 2, 3, 4)
 

@@ -11,22 +11,24 @@ import polars as pl
 import pytest
 from run_folders import CLIENTS, COSTS, accuracy, make_run
 
-from floral import config
-from floral.config import ConfigError
+from floral.config import catalogue
+from floral.config.reading import ConfigError
+from floral.config.run import Run
+from floral.config.suites import suite_runs
 from floral.engine.costs import BYTES_PER_FLOAT
-from floral.looks import looks
-from floral.stages import report as report_stage
-from floral.stages import words
-from floral.stages.collect import CHANGES, IDENTITY, collect
-from floral.stages.draw import draw
-from floral.stages.failure import LOCK
-from floral.stages.locks import held
-from floral.stages.report import _yaml, report
-from floral.stages.section import Part, Section
-from floral.stages.sections import client_floats, cost_cells
-from floral.stages.summarise import differences, intervals, joined, main_cells, route_weights, worst
-from floral.statistics import binomial_null
-from floral.tables import EMPTY, Cell, Column, grid
+from floral.io.locks import held
+from floral.report import build as report_stage
+from floral.report import words
+from floral.report.build import _yaml, report
+from floral.report.collect import CHANGES, IDENTITY, collect
+from floral.report.draw import draw
+from floral.report.sections.base import Part, Section
+from floral.report.sections.registry import client_floats, cost_cells
+from floral.report.statistics import binomial_null
+from floral.report.style import looks
+from floral.report.summarise import differences, intervals, joined, main_cells, route_weights, worst
+from floral.report.tables import EMPTY, Cell, Column, grid
+from floral.runs.state import LOCK
 
 UNSEEN = {"seen_cluster": 4, "new_concept": 4}
 
@@ -56,9 +58,9 @@ def test_summary_says_what_a_suite_changes(tmp_path):
     """Rows of one task and variant are told apart by it."""
 
     def run(task=None, method=None, switches=None):
-        return config.Run(
-            task=config.task("digits_rotate", task), variant=config.variant("floral_1", method), seed=0,
-            fidelity=config.fidelity("official", switches),
+        return Run(
+            task=catalogue.task("digits_rotate", task), variant=catalogue.variant("floral_1", method), seed=0,
+            fidelity=catalogue.fidelity("official", switches),
         )  # fmt: skip
 
     half, shuffled = {"partition": {"share": 0.5}}, {"batches": "reshuffled"}
@@ -190,7 +192,7 @@ def test_measured_costs_are_means_over_the_seeds_that_are_done(results, write):
     ],
 )  # fmt: skip
 def test_the_completing_command_asks_for_the_same_runs(narrowing, typed):
-    runs = config.runs("quickstart", **narrowing)
+    runs = suite_runs("quickstart", **narrowing)
     assert words.command("quickstart", runs) == f"snakemake --profile local --config suite=quickstart{typed}"
 
 
@@ -459,7 +461,7 @@ def test_a_section_is_one_function_and_what_it_makes_is_shown_and_written(tmp_pa
 
 def test_titles_name_what_a_run_changes_and_nothing_else(tmp_path):
     """A suite that changes one value at a time names that value, and what it leaves as it is stays short."""
-    runs = config.runs("paper", ["digits_rotate", "mnist_rotate_reduced"], ["floral_1"], [0])
+    runs = suite_runs("paper", ["digits_rotate", "mnist_rotate_reduced"], ["floral_1"], [0])
     found = collect("paper", runs, tmp_path)
     titles = {one.title for one in found.contenders}
     assert {"FLoRAL 1 %", "FLoRAL 1 %, temperature 5.0", "FLoRAL 1 %, rank full"} <= titles

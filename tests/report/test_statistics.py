@@ -5,12 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from floral.statistics import (
-    binomial_null,
-    decile_count,
-    t_interval,
-    worst_mean,
-)  # fmt: skip
+from floral.core.intervals import t_interval
+from floral.report.statistics import binomial_null, decile_count, worst_mean
 
 
 def test_t_interval_of_three_values():

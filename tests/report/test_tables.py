@@ -2,9 +2,9 @@
 
 import pytest
 
-from floral.looks import Look
-from floral.statistics import t_interval
-from floral.tables import Cell, Column, amount, grid, interval_cell, latex, number, unbroken
+from floral.core.intervals import t_interval
+from floral.report.style import Look
+from floral.report.tables import Cell, Column, amount, grid, interval_cell, latex, number, unbroken
 
 LOOK = Look(id="a", title="A <1 %> & b", short="A", family="F", group="method", colour="#aa0000", dashed=True)
 

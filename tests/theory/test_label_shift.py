@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from federations import CPU, train, view_of
 
-from floral import config
+from floral.config import catalogue
+from floral.config.run import Run
 from floral.stages import execute
 from floral.stages.fetch import fetch
 from floral.stages.partition import partition
 
-BLIND = [name for name in config.variant_index() if config.variant(name).global_only]
+BLIND = [name for name in catalogue.variant_index() if catalogue.variant(name).global_only]
 
 
 @pytest.fixture(scope="session")
@@ -24,11 +25,11 @@ def results(tmp_path_factory):
 def digits(variant, clusters, results, fidelity="corrected"):
     """The digits task with 6 clients, as the train stage assembles it."""
     change = {"clients": 6, "clusters": clusters, "rounds": 30, "participation": 1.0, "lr": 0.5}
-    run = config.Run(
-        task=config.task("digits_label_shift", change),
-        variant=config.variant(variant),
+    run = Run(
+        task=catalogue.task("digits_label_shift", change),
+        variant=catalogue.variant(variant),
         seed=0,
-        fidelity=config.fidelity(fidelity),
+        fidelity=catalogue.fidelity(fidelity),
     )
     if not (results / run.partition.folder).exists():
         partition(run.partition, results)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from federations import make_data, simulate, train
 
-from floral.spec import Group, Method, Scope
+from floral.core.spec import Group, Method, Scope
 
 OUTPUTS = 2
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from projects import BIN, ROOT, Project, environment
 
-from floral import cli
+from floral.cli import main
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_floral_says_what_is_wrong(
 ) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("FLORAL_RESULTS", "results")
-    assert cli.main(arguments) == cli.MISTAKE
+    assert main.main(arguments) == main.MISTAKE
     said = capsys.readouterr().err
     assert all(word in said for word in words), said
     assert "Traceback" not in said
@@ -91,8 +91,8 @@ def test_floral_says_what_is_wrong(
 )
 def test_arguments_are_explained(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        cli.main(arguments)
-    assert stop.value.code == cli.MISTAKE
+        main.main(arguments)
+    assert stop.value.code == main.MISTAKE
     said = capsys.readouterr().err
     assert all(word in said for word in words), said
 
@@ -107,14 +107,14 @@ def test_a_closed_pipe_is_no_error() -> None:
     process.stdout.close()
     with process.stderr as said:
         assert said.read() == ""
-    assert process.wait() == cli.CUT
+    assert process.wait() == main.CUT
 
 
 def test_a_missing_configuration_is_named(
     tmp_path: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(str(tmp_path))
-    assert cli.main(["plan"]) == cli.MISTAKE
+    assert main.main(["plan"]) == main.MISTAKE
     assert "config.yaml" in capsys.readouterr().err
 
 

@@ -11,12 +11,18 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import LogEvent, logger
 
 import floral
-from floral import start
-from floral.config import OWN, ConfigError, Untuned
-from floral.stages import known, missing, plan, reference, slurm
+from floral.cluster import slurm, warm_start
+from floral.config.data_sets import OWN
+from floral.config.reading import ConfigError
+from floral.config.settings import read_settings
+from floral.config.tuned import Untuned
+from floral.core.units import run_count
+from floral.runs import missing_data, reference
+from floral.runs.state import is_finished
+from floral.stages import check_data, fetch_missing, plan
 
 try:
-    SETTINGS = plan.settings(config)
+    SETTINGS = read_settings(config)
     SEARCHES = SETTINGS.searches()
     try:
         SUITES, UNTUNED = SETTINGS.runs(), None
@@ -33,14 +39,14 @@ try:
                 if workflow.output_settings.dryrun
                 else ""
             )
-            print(f"{plan.many(len(REUSED))} {did} {reference.REFERENCE}{would}", file=sys.stderr)
+            print(f"{run_count(len(REUSED))} {did} {reference.REFERENCE}{would}", file=sys.stderr)
     MISSING = []
     if SETTINGS.allow_missing:
         if workflow.is_main_process:  # a job has no network, and needs no data but those of its own run
-            missing.try_to_fetch(missing.tasks(SUITES, SEARCHES), SETTINGS.results, SETTINGS.data_dir)
-        SUITES, SEARCHES, MISSING = missing.leave_out(SUITES, SEARCHES, SETTINGS.results)
+            fetch_missing.try_to_fetch(missing_data.tasks(SUITES, SEARCHES), SETTINGS.results, SETTINGS.data_dir)
+        SUITES, SEARCHES, MISSING = missing_data.leave_out(SUITES, SEARCHES, SETTINGS.results)
     if workflow.is_main_process:
-        known.check(missing.tasks(SUITES, SEARCHES), SETTINGS.results)
+        check_data.check(missing_data.tasks(SUITES, SEARCHES), SETTINGS.results)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
@@ -239,10 +245,10 @@ onstart:
     # There is no service to spare here, and with a ration every look at what waits sets a timer for one more, for ever.
     if here:
         workflow.scheduler.job_rate_limiter = None
-    left = sum(not plan.finished(run, RESULTS) for _, run in RUNS.values())
-    if here and start.Warm.possible() and left >= start.WORTH:
+    left = sum(not is_finished(RESULTS / run.folder) for _, run in RUNS.values())
+    if here and warm_start.Warm.possible() and left >= warm_start.WORTH:
         with suppress(OSError):  # the temporary folder's path is too long for a socket: runs start cold
-            globals()["WARM"] = start.Warm()
+            globals()["WARM"] = warm_start.Warm("floral.cli.start")
     if UNTUNED is None:
         plan.start(SUITES, RESULTS)
         print(plan.estimate(SUITES, RESULTS, workflow.nodes or workflow.cores), file=sys.stderr)
@@ -255,7 +261,7 @@ onsuccess:
 onerror:
     say_what_is_missing()
     unfinished = {
-        name: runs for name, runs in SUITES.items() if not all(plan.finished(run, RESULTS) for run in runs)
+        name: runs for name, runs in SUITES.items() if not all(is_finished(RESULTS / run.folder) for run in runs)
     }
     if "Terminating processes on user request" in "".join(map(Path.read_text, map(Path, log))):
         print("Interrupted: finished runs are kept, and the same command continues.", file=sys.stderr)

@@ -1,0 +1,209 @@
+"""One run's folder → the terminal: what it was asked, how it went, what it cost, why it failed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from floral.config.reading import ConfigError, suggest
+from floral.runs.state import FAILURE, failure, running
+
+BARS = "▁▂▃▄▅▆▇█"
+WIDTH = 60
+"""Characters of a curve at most."""
+
+LOG_LINES = 12
+CURVES = ("train/loss", "validation/accuracy", "validation/loss", "test/accuracy", "test/loss", "route/ari")
+RESULTS = (
+    "test_accuracy", "test_loss", "official_score", "official_score_sampled", "own_test_accuracy",
+    "worst_cluster_accuracy", "worst_decile_accuracy", "ari",
+)  # fmt: skip
+
+
+def show(folder: Path) -> None:
+    """Print one run; `folder` is its folder or its name task/variant/seed<k>[-<hash8>] below the results.
+
+    Raises:
+        ConfigError: there is no such run (names what is there and what was probably meant), or run.yaml is unreadable.
+    """
+    found = find(folder)
+    print("\n".join(lines(found)))
+
+
+def find(folder: Path) -> Path:
+    """The run's folder: as given, or by name below results/train; of several hashes the one that changed last."""
+    train = Path(os.environ.get("FLORAL_RESULTS", "results")) / "train"
+    for base in (folder, train / folder):
+        if (base / "run.yaml").exists() or (base / "failure.json").exists():
+            return base
+    parts = [part for part in folder.parts if part not in (os.sep, ".", "..")]
+    parts = parts[parts.index("train") + 1 :] if "train" in parts else parts
+    here = train
+    for kind, part in zip(("task", "variant", "seed"), parts, strict=False):
+        known = sorted(path.name for path in here.iterdir() if path.is_dir()) if here.is_dir() else []
+        part = f"seed{part}" if kind == "seed" and part.isdigit() else part
+        chosen = [name for name in known if name == part or (kind == "seed" and name.startswith(f"{part}-"))]
+        if not chosen:
+            raise suggest(f"{kind} of a run", part, known, str(here))
+        here /= max(chosen, key=lambda name: (here / name).stat().st_mtime)
+    if len(parts) >= 3:
+        return here
+    inside = sorted(path.name for path in here.iterdir() if path.is_dir()) if here.is_dir() else []
+    raise ConfigError(
+        f"{folder}: a run is named task/variant/seed, for example digits_rotate/floral_1/seed0; "
+        f"in {here} there is: {', '.join(inside) or 'nothing yet'}"
+    )
+
+
+def lines(folder: Path) -> Iterator[str]:
+    """What `show` prints."""
+    bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
+    run, summary = _yaml(folder / "run.yaml"), _json(folder / "summary.json")
+    why = failure(folder)
+    state = summary["status"] if summary else "failed" if why else "running" if running(folder) else "not run yet"
+    title = " · ".join(filter(None, (run.get("variant", {}).get("title"), run.get("task", {}).get("title"))))
+    yield f"{bold}{title or folder.parent.name}{plain} · seed {run.get('seed', '?')} · {bold}{state}{plain}"
+    yield f"{folder}"
+    sections = {
+        "Failure": _failure(why) if why else [],
+        "Configuration": _configuration(run) if run else [],
+        "Result": _result(summary) if summary else [],
+        "Curves": _curves(folder / "metrics.parquet"),
+        "Costs": _costs(_json(folder / "costs.json")),
+        f"Log, last {LOG_LINES} lines": _log(folder / "log.txt"),
+    }
+    for name, body in sections.items():
+        if body:
+            yield ""
+            yield f"{bold}{name}{plain}"
+            yield from (f"  {line}" for line in body)
+
+
+def _table(rows: Mapping[str, str]) -> list[str]:
+    width = max(map(len, rows), default=0)
+    return [f"{name:<{width}}  {value}" for name, value in rows.items()]
+
+
+def _failure(found: Mapping[str, Any]) -> list[str]:
+    rows = {key: str(found[key]) for key in FAILURE if key != "traceback" and found[key]}
+    if found["reason"] == "mistake":  # the message says it all
+        return _table(rows)
+    return [*_table(rows), *(found["traceback"] or "").rstrip().splitlines()[-6:]]
+
+
+def _configuration(run: Mapping[str, Any]) -> list[str]:
+    task, variant, fidelity = run["task"], run["variant"], run["fidelity"]
+    rates, tuned = (run["own_rates"], " (tuned)") if run.get("own_rates") else (task, "")
+    data = task["data"] if isinstance(task["data"], str) else f"synthetic {task['data']['kind']}"
+    model = ", ".join(f"{key} {value}" for key, value in task["model"].items())
+    settings = ", ".join(f"{key} {value}" for key, value in variant["params"].items())
+    return _table({
+        "data": f"{data}, shift {task['shift']['kind']}; {task['clients']} clients in {task['clusters']} clusters"
+        + _joining(task.get("unseen")),
+        "model": model,
+        "training": f"{task['rounds']} rounds, {task['participation']:.0%} of the clients, {task['epochs']} epoch(s), "
+        f"batch {task['batch']}, lr {rates['lr']}, router lr {rates['router_lr']}{tuned}",
+        "method": f"{variant['method']}{': ' if settings else ''}{settings}",
+        "fidelity": fidelity["name"],
+    })  # fmt: skip
+
+
+def _joining(unseen: Mapping[str, Any] | None) -> str:
+    if unseen is None:
+        return ""
+    return (
+        f"; {unseen['seen_cluster']} of seen clusters and {unseen['new_concept']} of new concepts join after training"
+    )
+
+
+def _result(summary: Mapping[str, Any]) -> list[str]:
+    rows = {"round": str(summary["round"])}
+    if summary.get("diverged_at") is not None:
+        rows["diverged"] = f"at round {summary['diverged_at']}: the loss was no longer finite, or exploded"
+    rows |= {name: f"{summary[name]:.4f}" for name in RESULTS if summary.get(name) is not None}
+    return _table(rows)
+
+
+def _curves(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    metrics = pl.read_parquet(path).with_columns(name=pl.concat_str("split", "metric", separator="/"))
+    width = min(WIDTH, max(20, shutil.get_terminal_size().columns - 50))
+    rows = {}
+    for name in CURVES:
+        values = metrics.filter(pl.col("name") == name).sort("round")["value"].to_list()
+        if len(values) > 1:
+            rows[name] = f"{sparkline(values, width)}  {_short(values[0])} → {_short(values[-1])}"
+    if rows:
+        rounds = metrics["round"]
+        rows["round"] = f"{rounds.min()} to {rounds.max()}"
+    return _table(rows)
+
+
+def sparkline(values: list[float | None], width: int) -> str:
+    """One character for each value, thinned to `width`; lowest ▁, highest █, × where a value is not finite."""
+    at = (
+        [values[round(i * (len(values) - 1) / max(1, width - 1))] for i in range(width)]
+        if len(values) > width
+        else values
+    )
+    finite = [value for value in at if _finite(value)]
+    low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)  # type: ignore[type-var]
+    span = (high - low) or 1.0  # type: ignore[operator]
+    return "".join(
+        BARS[min(len(BARS) - 1, int((value - low) / span * len(BARS)))] if _finite(value) else "×"  # type: ignore[operator]
+        for value in at
+    )
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and value == value and abs(value) != float("inf")
+
+
+def _short(value: float | None) -> str:
+    return f"{value:.4g}" if value is not None else "none"
+
+
+def _costs(costs: Mapping[str, Any]) -> list[str]:
+    if not costs:
+        return []
+    seconds, execution, size = costs["seconds"], costs["execution"], costs["parameters"]
+    memory = costs["peak_memory_bytes"]
+    return _table({
+        "seconds": f"{seconds['total']:.1f} (setup {seconds['setup']:.1f}, train {seconds['train']:.1f}, "
+        f"evaluate {seconds['evaluate']:.1f}), {costs['resumptions']} resumption(s)",
+        "memory": "unknown" if memory is None else f"{memory / 1e6:.0f} MB at the peak",
+        "parameters": ", ".join(f"{name} {value:,}" for name, value in size.items() if value is not None),
+        "sent": f"{costs['bytes_per_round']:,} bytes per round, all clients of the round, up and down",
+        "execution": ", ".join(f"{key} {value}" for key, value in execution.items()),
+    })  # fmt: skip
+
+
+def _log(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:] if path.exists() else []
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return _read(path, json.loads)
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    return _read(path, yaml.safe_load)
+
+
+def _read(path: Path, parse: Any) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        value: dict[str, Any] = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: unreadable ({error}); delete the run's folder and run it again") from None
+    return value

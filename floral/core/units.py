@@ -1,0 +1,20 @@
+"""Counts, durations and sizes as text."""
+
+from __future__ import annotations
+
+
+def run_count(runs: int) -> str:
+    return f"{runs} run{'s' * (runs != 1)}"
+
+
+def duration(seconds: float) -> str:
+    """A duration in words that claim no more than an estimate knows."""
+    if seconds < 55:
+        return f"{max(5, 5 * round(seconds / 5))} s"
+    if seconds < 90 * 60:
+        return f"{max(1, round(seconds / 60))} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def file_size(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"

@@ -1,0 +1,161 @@
+"""Cells → great_tables → HTML for the page and LaTeX for a paper. Knows no files, no runs, no torch."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import great_tables as gt
+import polars as pl
+
+from floral.core.intervals import Interval
+from floral.report.style import Look
+
+MINUS, PLUS_MINUS, THIN = "\u2212", "\u00b1", "\u2009"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A value as text with a remark below it; `order` is what the column sorts by, `mark` only ever a rival's, and a
+    `quiet` value stands back behind the others."""
+
+    text: str
+    note: str = ""
+    order: float | None = None
+    mark: Literal["", "best", "second"] = ""
+    quiet: bool = False
+
+
+EMPTY = Cell(text="\u2013")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    id: str
+    title: str
+    spanner: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    name: str
+    html: str
+    latex: str
+
+
+def number(value: float, digits: int | None, sign: bool = False) -> str:
+    """A number with a true minus sign, and a plus if asked for; `digits`: decimals, None: three significant digits."""
+    form = "#.3g" if digits is None else f".{digits}f"
+    text = f"{value:{'+' if sign else ''}{form}}".removesuffix(".")
+    return text.replace("e-0", "e-").replace("e+0", "e+").replace("-", MINUS)
+
+
+def unbroken(text: str) -> str:
+    """A number and its unit stay on one line."""
+    return text.replace(" %", "\u00a0%").replace(f" {PLUS_MINUS} ", f"\u00a0{PLUS_MINUS}\u00a0")
+
+
+def amount(value: float) -> str:
+    """Three significant digits with a decimal prefix: 38640 is 38.6 k, 0 is 0."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g}{THIN}{prefix}"
+    return f"{value:.3g}"
+
+
+def interval_cell(
+    interval: Interval, digits: int | None, sign: bool = False, note: str = "", mark: str = "", usual: int = 0
+) -> Cell:
+    """Mean ± half width, beneath it n where it is not the `usual` one; one value has no interval."""
+    text = number(interval.mean, digits, sign)
+    if interval.half_width is not None:
+        text += f" {PLUS_MINUS} {number(interval.half_width, digits)}"
+    count = f"n = {interval.n}" if interval.n != usual or interval.n == 1 else ""
+    remark = "; ".join(filter(None, (count, note)))
+    return Cell(text=text, note=remark, order=interval.mean, mark=mark)  # type: ignore[arg-type]
+
+
+def grid(name: str, columns: Sequence[Column], rows: Sequence[tuple[Look, Mapping[str, Cell]]], caption: str) -> Table:
+    """Contenders down, grouped; columns across, below spanners. An absent cell is a dash."""
+    return Table(
+        name=name,
+        html=_strip(_gt(name, columns, rows, _html_name, _html_cell).as_raw_html()),
+        latex=_caption(_gt(name, columns, rows, _latex_name, _latex_cell).as_latex(), name, caption),
+    )
+
+
+def _gt(
+    name: str, columns: Sequence[Column], rows: Sequence[tuple[Look, Mapping[str, Cell]]], naming, writing
+) -> gt.GT:  # type: ignore[no-untyped-def]
+    data = {
+        "group": [look.group_title for look, _ in rows],
+        "name": [naming(look) for look, _ in rows],
+        **{column.id: [writing(cells.get(column.id, EMPTY)) for _, cells in rows] for column in columns},
+    }
+    ids = [column.id for column in columns]
+    table = gt.GT(pl.DataFrame(data), rowname_col="name", groupname_col="group", id=name)
+    table = table.fmt_passthrough(columns=["name", *ids], escape=False)
+    table = table.cols_label({column.id: unbroken(column.title) for column in columns}).cols_align("right", columns=ids)
+    for spanner in dict.fromkeys(column.spanner for column in columns if column.spanner):
+        table = table.tab_spanner(unbroken(spanner), [column.id for column in columns if column.spanner == spanner])
+    return table
+
+
+# ----------------------------------------------------------------------------------------------- HTML
+
+
+def _html_name(look: Look) -> str:
+    kind = "swatch dashed" if look.dashed else "swatch"
+    return f'<span class="{kind}" style="--c:{look.colour}"></span>{html.escape(unbroken(look.title))}'
+
+
+def _html_cell(cell: Cell) -> str:
+    order = "" if cell.order is None else f' data-order="{cell.order:.6g}"'
+    note = f"<small>{html.escape(cell.note)}</small>" if cell.note else ""
+    kind = " quiet" if cell.quiet else f" {cell.mark}"
+    return f'<span class="cell{kind}"{order}>{html.escape(cell.text)}</span>{note}'
+
+
+def _strip(text: str) -> str:
+    """Only the table: the page brings one style sheet for all, and the wrapper's inline styles fight it."""
+    table = text[text.index("<table") : text.index("</table>") + len("</table>")]
+    return re.sub(r' (style|data-quarto-[a-z-]+)="[^"]*"(?=[^<]*<(?:thead|tr))', "", table, count=3)
+
+
+# ---------------------------------------------------------------------------------------------- LaTeX
+
+SPECIAL = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+}  # fmt: skip
+SIGNS = {
+    MINUS: "$-$", PLUS_MINUS: r"$\pm$", THIN: r"\,", "\u2013": "--", "\u00a0": "~", "Δ": r"$\Delta$", "π": r"$\pi$",
+    "×": r"$\times$",
+}  # fmt: skip
+
+
+def latex(text: str) -> str:
+    """Text with LaTeX's special characters and our signs written so that they print."""
+    return "".join((SPECIAL | SIGNS).get(character, character) for character in text)
+
+
+def _latex_name(look: Look) -> str:
+    return latex(look.title)
+
+
+def _latex_cell(cell: Cell) -> str:
+    text = latex(cell.text)
+    text = {"best": rf"\textbf{{{text}}}", "second": rf"\underline{{{text}}}"}.get(cell.mark, text)
+    return text + (rf" {{\footnotesize ({latex(cell.note)})}}" if cell.note else "")
+
+
+def _caption(text: str, name: str, caption: str) -> str:
+    """great_tables escapes special characters of headings but leaves signs, and sets a size of its own."""
+    for sign, command in SIGNS.items():
+        text = text.replace(sign, command)
+    head = f"% needs \\usepackage{{booktabs}}\n\\begin{{table}}[!t]\n\\caption{{{latex(caption)}}}\\label{{tab:{name}}}"
+    text = text.replace("\\begin{table}[!t]", head, 1).replace("\\fontsize{12.0pt}{14.4pt}\\selectfont", "\\small")
+    return re.sub(r"\n\n+", "\n", text.strip()) + "\n"

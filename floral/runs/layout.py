@@ -1,0 +1,79 @@
+"""The form of a run's files, without torch: a run that trains nothing has them too."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from floral.config import data_sets
+from floral.config.run import RESULTS_VERSION, Run
+from floral.config.schema.data import Synthetic
+from floral.io.files import atomic
+
+METRICS = {
+    "round": pl.Int32,
+    "split": pl.String,
+    "metric": pl.String,
+    "value": pl.Float64,
+    "bytes": pl.Int64,
+    "client_samples": pl.Int64,
+    "client_passes": pl.Float64,
+}
+
+
+def write_run(folder: Path, run: Run, partition_digest: str | None, data_digest: str | None = None) -> None:
+    """run.yaml: every value that decides the run's numbers, before its first round. Without data there is no digest."""
+    resolved = run.model_dump(mode="json")
+    resolved["task"]["model"] = {"kind": run.task.model.kind, **run.task.model.arguments}
+    resolved |= {
+        "hash8": run.hash8,
+        "results_version": RESULTS_VERSION,
+        "partition": {"folder": str(run.partition.folder), "digest": partition_digest},
+    }
+    if not isinstance(run.task.data, Synthetic) and not run.task.noop:
+        origin = data_sets.data_set(run.task.data).model_dump(include={"exact", "note", "own"})
+        resolved["data"] = {"name": data_sets.stored_data(run.task.data), **origin, "digest": data_digest}
+    atomic(folder / "run.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True).encode())
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """What summary.json says of the run before its numbers."""
+    return {
+        "task": run.task.name,
+        "variant": run.variant.name,
+        "title": run.variant.title,
+        "method": run.variant.method,
+        "family": run.variant.family,
+        "fidelity": run.fidelity.name,
+        "optimal_router": run.variant.optimal_router,
+        "oracle": run.variant.oracle,
+        "seed": run.seed,
+        "hash8": run.hash8,
+    }
+
+
+def parquet(table: pl.DataFrame) -> bytes:
+    """The same table is the same bytes."""
+    buffer = io.BytesIO()
+    table.write_parquet(buffer, compression="zstd", statistics=False)
+    return buffer.getvalue()
+
+
+def as_bytes(value: dict[str, Any]) -> bytes:
+    """Readable JSON; NaN and infinity, which JSON lacks, become null."""
+    return (json.dumps(finite(value), indent=1) + "\n").encode()
+
+
+def finite(value: Any) -> Any:
+    """`value` with null for every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,38 @@
+"""Fetch the data sets that are missing, where `allow_missing: true` allows runs without data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from floral.config import data_sets
+from floral.config.schema.data import Own, Synthetic
+from floral.config.schema.task import Task
+from floral.io.files import atomic
+from floral.runs.missing_data import NOTE, is_there, stored_name
+
+
+def try_to_fetch(tasks: Iterable[Task], results: Path, data_dir: Path | None) -> None:
+    """Fetch the data sets of these tasks that are not there; of one that cannot be had, keep the reason.
+
+    Nothing less than the fetch itself knows whether a mirror answers and a file has the right content.
+    """
+    wanted = {
+        stored_name(task): task.data
+        for task in tasks
+        if not (is_there(task, results) or isinstance(task.data, Synthetic))
+        and not (isinstance(task.data, Own) and data_sets.why_unreadable(task.data))
+    }
+    if not wanted:
+        return
+    from floral.data.sources import DataError
+    from floral.stages.fetch import fetch
+
+    for name, data in wanted.items():
+        note = results / "data" / name / NOTE
+        try:
+            fetch(data, results, data_dir)
+        except DataError as error:
+            atomic(note, str(error).encode())
+        else:
+            note.unlink(missing_ok=True)

@@ -1,0 +1,88 @@
+"""`floral methods`: every variant by family, with what it is built of."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from floral.cli import main, methods
+from floral.config import catalogue
+from floral.core.spec import Group, Refused, Scope
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, methods.Row]:
+    return {row.variant: row for row in methods.rows()}
+
+
+def test_every_variant_is_listed_once_and_families_are_together(found):
+    assert set(found) == set(catalogue.variant_index())
+    families = [row.family for row in methods.rows()]
+    assert families == sorted(families) and len(families) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("variant", "holders"),
+    [
+        ("fedavg", "base shared"),
+        ("local", "base private"),
+        ("fedper", "base shared, head private"),
+        ("ensemble", "base clustered, router private"),
+        ("floral_1", "base shared, adaptors clustered, router private"),
+        ("ditto", "base shared, personal private"),
+    ],
+)
+def test_who_holds_what(found, variant, holders):
+    assert found[variant].holders == holders
+    assert found[variant].refusal is None
+
+
+def test_a_refusal_is_told_with_its_reason_and_the_model_that_is_not_refused_is_shown(found):
+    row = found["private_norm"]
+    assert "no normalisation layer" in row.refusal
+    assert row.scopes == {"base": "shared", "norm": "private", "norm_statistics": "private"}
+    assert f"refuses a model without batch norm: {row.refusal}" in methods.text([row])
+
+
+def test_a_variant_that_refuses_everything_is_still_listed(monkeypatch):
+    def refuse(variant, batch_norm):
+        raise Refused("never")
+
+    monkeypatch.setattr(methods, "_build", refuse)
+    told = methods.text(methods.rows())
+    assert "nothing was built" in told and "refuses a model without batch norm: never" in told
+
+
+def test_text_and_json_of_the_command(capsys):
+    assert main.main(["methods"]) == 0
+    told = capsys.readouterr().out
+    lines = told.splitlines()
+    assert "Personalised" in lines and lines.index("Global") < lines.index("Personalised")
+    (line,) = [line for line in lines if line.strip().startswith("fedprox ")]
+    assert "FedProx" in line and "base shared" in line and line.endswith("arXiv 1812.06127")
+    assert main.main(["methods", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    (fedprox,) = [row for row in rows if row["variant"] == "fedprox"]
+    assert fedprox["family"] == "Global" and fedprox["global_only"] and fedprox["scopes"] == {"base": "shared"}
+    assert len(fedprox["what"]) == 2
+    assert fedprox["server_sees"] == ["sizes"] and fedprox["secure_aggregation"] is True
+
+
+def test_what_the_server_sees_is_told(found):
+    assert found["local"].seen == "server sees nothing"
+    assert found["floral_1"].seen == "server sees sizes, routes"
+    assert found["centralised"].seen == "server sees rows (no secure aggregation)"
+
+
+def test_scopes_are_those_of_the_declaration(monkeypatch, found):
+    """Not of a table beside it: a group that a method adds appears."""
+    real = methods._build
+
+    def with_one_more(variant, batch_norm):
+        method = real(variant, batch_norm)
+        extra = Group(scope=Scope.FROZEN, init=dict)
+        return type(method)(groups={**method.groups, "extra": extra}, predict=method.predict)
+
+    monkeypatch.setattr(methods, "_build", with_one_more)
+    assert methods._row(catalogue.variant("fedavg")).holders == "base shared, extra frozen"

@@ -1,0 +1,93 @@
+"""`floral tasks`: every task by data set, what is inexact, and which data are at hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from projects import ROOT
+
+from floral.cli import main, tasks
+from floral.config import catalogue, data_sets
+from floral.runs.missing_data import without_data
+
+
+@pytest.fixture(autouse=True)
+def nothing_at_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("FLORAL_RESULTS", str(tmp_path / "results"))
+    monkeypatch.delenv("FLORAL_DATA", raising=False)
+
+
+@pytest.fixture
+def row(tmp_path: Path) -> Callable[..., tasks.Row]:
+    def of(task: str, data_dir: Path | None = None) -> tasks.Row:
+        return {row.task: row for row in tasks.rows(tmp_path / "results", data_dir)}[task]
+
+    return of
+
+
+def test_every_task_is_listed_once_and_those_of_a_data_set_are_together(tmp_path: Path) -> None:
+    found = tasks.rows(tmp_path)
+    assert sorted(row.task for row in found) == catalogue.names("tasks")
+    assert [row.data for row in found] == sorted(row.data for row in found)
+
+
+def test_a_task_is_told_with_what_it_asks_of_clients(row: Callable[..., tasks.Row]) -> None:
+    found = row("digits_dirichlet")
+    assert (found.clients, found.clusters, found.cohort, found.rounds) == (20, 4, 10, 100)
+    assert (found.shift, found.partition) == ({"kind": "none"}, {"kind": "dirichlet", "alpha": 0.1})
+    assert found.model == {"kind": "mlp", "hidden": 64}
+
+
+def test_what_is_at_hand_is_told_by_names_alone(row: Callable[..., tasks.Row], tmp_path: Path) -> None:
+    assert row("synthetic_linear").at_hand == "no files needed"
+    assert row("digits_rotate").at_hand == "found"  # inside an installed package
+    assert row("mnist_rotate").at_hand == "to download"
+
+    first, *others = data_sets.data_lock()["cifar10_jpeg90"].files
+    (tmp_path / first.path).parent.mkdir(parents=True)
+    (tmp_path / first.path).touch()
+    lacking = row("cifar10_rotate", tmp_path)
+    assert lacking.at_hand == "missing" and lacking.exact is False
+    assert first.path not in lacking.remedy and all(file.path in lacking.remedy for file in others)
+    assert "FLORAL_DATA" in lacking.remedy
+    for file in others:
+        (tmp_path / f"{file.path}.gz").touch()
+    assert row("cifar10_rotate", tmp_path).at_hand == "found"
+
+    card = tmp_path / "results" / "data" / "cifar10_jpeg90" / "card.json"
+    card.parent.mkdir(parents=True)
+    card.touch()
+    assert row("cifar10_rotate").at_hand == "fetched"
+
+
+def test_your_own_data_are_found_where_the_task_says(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", x=np.zeros((2, 3)), y=np.arange(2))
+    own = {"kind": "arrays", "path": str(tmp_path / "mine.npz")}
+    task = catalogue.task("digits_rotate", {"data": own, "shift": {"kind": "none"}})
+    row = tasks._row(task, tmp_path / "results", None)
+    assert (row.data, row.at_hand) == (f"own arrays {tmp_path / 'mine.npz'}", "found")
+    assert "floral fetch own-" in (without_data(task, tmp_path / "results") or "")
+
+
+def test_text_and_json_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["tasks"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (head,) = [line for line in lines if line.startswith("cifar10_jpeg90: ")]
+    assert "missing: cifar10/" in head and "INEXACT: Every image was encoded once as JPEG" in head
+    (line,) = [line for line in lines if line.startswith("  mnist_rotate ")]
+    assert line.split()[1:5] == ["300", "4", "30", "500"] and line.endswith("MNIST, rotated per cluster")
+    assert main.main(["tasks", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    (mnist,) = [row for row in rows if row["task"] == "mnist_rotate"]
+    assert mnist["exact"] and mnist["at_hand"] == "to download" and mnist["model"]["hidden"] == 200
+
+
+def test_lists_of_classes_are_counted_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    main.main(["tasks"])
+    table = capsys.readouterr().out
+    assert "class_groups, 20 groups" in table and "[[" not in table

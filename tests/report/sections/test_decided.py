@@ -1,0 +1,138 @@
+"""What the seeds decide, on results that are set by hand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+import polars as pl
+import pytest
+from run_folders import make_run
+
+from floral.report.build import _yaml, report
+from floral.report.collect import Collected, collect
+from floral.report.sections import rank_diagram
+from floral.report.sections.base import Material
+from floral.report.sections.decided import decided_cells, section
+from floral.report.style import looks
+from floral.report.tables import EMPTY
+
+TASKS = ("digits_rotate", "digits_rotate_reduced", "digits_label_shift", "digits_label_shift_reduced", "mnist_rotate",
+         "mnist_label_shift")  # fmt: skip
+
+
+def reached(results, write, by_seed: Mapping[str, list[float]], tasks=("digits_rotate",)) -> Collected:
+    """Runs in which a variant has these accuracies, in per cent, of which clients know nothing."""
+    runs = [make_run(task, name, s) for task in tasks for name, own in by_seed.items() for s in range(len(own))]
+    for run in runs:
+        write(run)
+    found = collect("quickstart", runs, results)
+    values = [by_seed[run.variant.name][run.seed] / 100 for run in runs]
+    return replace(
+        found, summary=found.summary.with_columns(test_accuracy=pl.Series(values)), clients=found.clients.clear()
+    )
+
+
+def material(collected: Collected) -> Material:
+    contenders = [(c.id, c.title, c.variant.name, c.variant.family, c.variant.oracle) for c in collected.contenders]
+    shown = looks(contenders, _yaml("looks.yaml"))
+    return Material(collected=collected, looks=shown, captions=_yaml("captions.yaml"), figures={})
+
+
+def texts(cells) -> dict[str, str]:
+    return {key: cell.text for key, cell in cells.items()}
+
+
+def test_better_worse_or_open_and_how_many_more_seeds(results, write):
+    # minus floral_1: 10 ± small, -10 ± small, and -1, 1, 1 with mean 1/3
+    floral = [50.0, 52.0, 54.0]
+    found = reached(results, write, {
+        "floral_1": floral, "fedavg": [60.0, 62.1, 64.0], "local": [40.0, 41.9, 44.0], "ensemble": [49.0, 53.0, 55.0],
+    })  # fmt: skip
+    cells = decided_cells(found, found.settings[0])
+    assert {name: row["verdict"].text for name, row in cells.items()} == {
+        "fedavg": "better", "local": "worse", "ensemble": "open",
+    }  # fmt: skip
+    assert not any("p" in row for row in cells.values())
+    # effect (1/3)/1.155 = 0.289: 97 pairs have 80 % power, 3 are there
+    assert cells["ensemble"]["more"].text == "94" and cells["fedavg"]["more"].text == "\u2013"
+    (part,) = section(material(found)).parts
+    assert part.note == (
+        "No p-values: the least that 3 pairs of seeds can give, after Holm's correction for 3 comparisons, is 0.75."
+    )
+    assert "need 6 tasks, here is 1" in section(material(found)).note
+
+
+def test_one_seed_decides_nothing(results, write):
+    found = reached(results, write, {"floral_1": [50.0], "fedavg": [90.0]})
+    assert texts(decided_cells(found, found.settings[0])["fedavg"]) == {
+        "difference": "+40.0", "verdict": "nothing", "more": "unknown",
+    }  # fmt: skip
+
+
+def test_p_values_come_with_the_seeds_that_allow_them(results, write):
+    floral = [50.0 + seed for seed in range(7)]
+    others = {"fedavg": [value + 1 for value in floral], "local": [value - 5 - value % 2 for value in floral]}
+    found = reached(results, write, {"floral_1": floral, **others})
+    cells = decided_cells(found, found.settings[0])
+    assert {name: row["p"].text for name, row in cells.items()} == {"fedavg": "0.031", "local": "0.031"}  # 2 · 2/2⁷
+    five = replace(found, summary=found.summary.filter(pl.col("seed") < 5))
+    assert not any("p" in row for row in decided_cells(five, five.settings[0]).values())
+
+
+def test_without_the_reference_there_is_nothing_to_decide(results, write):
+    assert section(material(reached(results, write, {"fedavg": [50.0, 51.0]}))) is None
+
+
+def test_six_tasks_are_ranked(results, write):
+    by_seed = {"floral_1": [90.0, 91.0], "fedavg": [50.0, 51.0], "local": [70.0, 71.0], "floral_1_optimal": [99.0]}
+    found = material(reached(results, write, by_seed, TASKS))
+    ranks, why = rank_diagram.ranked(found)
+    assert why == "" and ranks.tasks == 6
+    assert ranks.mean == {"floral_1": 1.0, "local": 2.0, "fedavg": 3.0}, "no oracle is ranked"
+    made = section(found)
+    assert [figure.name for row in made.figures for figure in row] == ["ranks"]
+    # Wilcoxon on 6 tasks has p >= 2/2⁶, of 2 comparisons 0.06
+    assert "for 2 comparisons is 0.06" in made.parts[-1].note and ">p" not in made.parts[-1].table.html
+    assert made.parts[-1].note.startswith("Friedman p = 0.002")
+
+
+def test_one_task_in_two_settings_is_one_task(results, write):
+    runs = [
+        make_run("digits_rotate", name, 0, lr=0.01 * (1 + at)) for at in range(6) for name in ("fedavg", "floral_1")
+    ]
+    for run in runs:
+        write(run)
+    assert "here is 1" in rank_diagram.ranked(material(collect("quickstart", runs, results)))[1]
+
+
+def test_two_methods_are_not_ranked_and_the_page_says_why(results, write, tmp_path):
+    runs = [make_run(task, name, 0) for task in TASKS for name in ("fedavg", "floral_1")]
+    for run in runs:
+        write(run)
+    page = report("quickstart", runs, results, tmp_path / "reports").read_text(encoding="utf-8")
+    (found,) = re.findall(r'<section id="decided">.*?</section>', page, re.DOTALL)
+    assert "2 methods have a result on all 6 tasks" in found and "<figure" not in found
+
+
+def test_what_is_equal_bit_by_bit_is_said_and_not_open(results, write):
+    found = reached(results, write, {"floral_1": [50.0, 52.0, 54.0], "fedavg": [50.0, 52.0, 54.0]})
+    row = decided_cells(found, found.settings[0])["fedavg"]
+    assert row["verdict"].text == "equal" and row["more"] == EMPTY
+
+
+def test_an_unfinished_grid_is_not_ranked(results, write):
+    runs = [make_run(task, name, s) for task in TASKS for name in ("fedavg", "floral_1", "local") for s in (0, 1)]
+    for run in runs[:-1]:
+        write(run)
+    ranks, why = rank_diagram.ranked(material(collect("quickstart", runs, results)))
+    assert ranks is None and why.endswith("some of the methods' runs are missing or failed.")
+
+
+@pytest.mark.parametrize(("seventh", "tested"), [("fashion_rotate", True), ("synthetic_linear", False)])
+def test_wilcoxon_ranks_differences_of_one_unit_alone(results, write, seventh, tested):
+    by_seed = {"floral_1": [90.0, 91.0], "fedavg": [50.0, 51.0], "local": [70.0, 71.0]}
+    made = section(material(reached(results, write, by_seed, (*TASKS, seventh))))  # p >= 2/2⁷, of 2 comparisons 0.03
+    assert (">Wilcoxon to" in made.parts[-1].table.html) == tested
+    assert ("in several units" in made.parts[-1].note) != tested

@@ -1,0 +1,200 @@
+"""MLflow on its real SQLite store, over run folders that need no training."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+from projects import BIN, ROOT, environment
+
+from floral.config.reading import ConfigError
+from floral.config.run import Run
+from floral.config.settings import read_settings
+from floral.config.suites import suite_runs
+from floral.tracking.track import attach, track
+from floral.tracking.store import create_store, default_uri
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    monkeypatch.chdir(ROOT)
+    return suite_runs("quickstart", variants=["fedavg", "floral_1"], seeds=[0], tasks=["digits_rotate"])
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write a finished run's folder, as the stage train leaves it."""
+
+    def write(run: Run, accuracy: float = 0.5) -> Path:
+        folder = tmp_path / run.folder
+        folder.mkdir(parents=True)
+        told = {"hash8": run.hash8, "partition": {"folder": str(run.partition.folder), "digest": "0123456789abcdef"}}
+        (folder / "run.yaml").write_text(yaml.safe_dump(run.model_dump(mode="json") | told))
+        rows = [(step, "test", "accuracy", accuracy + step / 100) for step in range(3)] + [(2, "test", "loss", None)]
+        pl.DataFrame(rows, ["round", "split", "metric", "value"], orient="row").write_parquet(
+            folder / "metrics.parquet"
+        )
+        pl.DataFrame({"client": [0]}).write_parquet(folder / "clients.parquet")
+        costs = {
+            "parameters": {"base": 10}, "seconds": {"setup": 1.0, "total": 2.0}, "bytes_per_round": 80,
+            "passes_per_sample": 1.0, "peak_memory_bytes": 1, "resumptions": 0, "versions": {"floral": "0.1.0"},
+            "git_commit": None,
+        }  # fmt: skip
+        (folder / "costs.json").write_text(json.dumps(costs))
+        summary = {
+            "status": "done", "task": run.task.name, "variant": run.variant.name, "method": run.variant.method,
+            "family": run.variant.family, "seed": run.seed, "fidelity": run.fidelity.name, "hash8": run.hash8,
+            "round": 2, "finished_at": "2026-01-02T03:04:05+00:00",
+        }  # fmt: skip
+        (folder / "summary.json").write_text(json.dumps(summary))
+        return folder
+
+    return write
+
+
+def dump(results: Path) -> list[str]:
+    with sqlite3.connect(results / "track" / "mlflow.db") as database:
+        lines = sorted(database.iterdump())
+    database.close()
+    return lines
+
+
+def logged(results: Path, suite: str = "quickstart", kind: str = "seed") -> list[Any]:
+    """The runs of a kind: those of seeds, their parents (`mean`), or that of the report."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(default_uri(results))
+    experiment = client.get_experiment_by_name(suite)
+    assert experiment is not None
+    return client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'")
+
+
+def test_a_run_carries_parameters_curves_tags_and_files(
+    runs: list[Run], write: Callable[..., Path], tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    write(runs[0])
+    track("quickstart", runs, tmp_path)
+    (found,) = logged(tmp_path)  # the second run is not finished
+    assert found.info.run_name == "digits_rotate/fedavg/seed0"
+    assert found.data.tags["job_key"] == str(runs[0].folder)
+    assert found.data.tags["status"] == "done"
+    assert found.data.params["task.rounds"] == str(runs[0].task.rounds)
+    assert found.data.params["fidelity.name"] == "corrected"
+    assert found.data.metrics["costs.base"] == 10
+    client = MlflowClient(default_uri(tmp_path))
+    curve = client.get_metric_history(found.info.run_id, "test.accuracy")
+    assert [(point.step, point.value) for point in curve] == [(0, 0.5), (1, 0.51), (2, 0.52)]
+    files = {file.path for file in client.list_artifacts(found.info.run_id)}
+    assert files == {"run.yaml", "metrics.parquet", "clients.parquet", "summary.json", "costs.json"}
+
+
+def test_tracking_twice_changes_nothing(runs: list[Run], write: Callable[..., Path], tmp_path: Path) -> None:
+    for run in runs:
+        write(run)
+    first = track("quickstart", runs, tmp_path).read_bytes()
+    before = dump(tmp_path)
+    assert track("quickstart", runs, tmp_path).read_bytes() == first
+    assert dump(tmp_path) == before
+
+
+def test_a_run_that_was_half_logged_is_completed(runs: list[Run], write: Callable[..., Path], tmp_path: Path) -> None:
+    for run in runs:
+        write(run)
+    track("quickstart", runs, tmp_path)
+    before = dump(tmp_path)
+    with sqlite3.connect(tmp_path / "track" / "mlflow.db") as database:
+        database.execute("DELETE FROM metrics WHERE step = 2")
+        database.execute("UPDATE runs SET status = 'RUNNING', end_time = NULL")
+    database.close()
+    track("quickstart", runs, tmp_path)
+    assert dump(tmp_path) == before
+
+
+def test_the_report_is_attached_once(runs: list[Run], write: Callable[..., Path], tmp_path: Path) -> None:
+    write(runs[0])
+    page = tmp_path / "reports" / "quickstart" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("page")
+    track("quickstart", runs, tmp_path)
+    first = attach("quickstart", tmp_path, tmp_path / "reports")
+    assert attach("quickstart", tmp_path, tmp_path / "reports") == first
+    assert len(logged(tmp_path, kind="report")) == 1
+    assert [file.read_text() for file in tmp_path.glob("track/artifacts/quickstart/*/artifacts/report/index.html")] == [
+        "page"
+    ]
+
+
+def test_a_file_that_is_no_database_is_named(runs: list[Run], tmp_path: Path) -> None:
+    database = tmp_path / "track" / "mlflow.db"
+    database.parent.mkdir()
+    database.write_text("not a database, but longer than a header of SQLite would be\n" * 20)
+    with pytest.raises(ConfigError, match=r"mlflow\.db cannot be written: file is not a database.*move the file away"):
+        track("quickstart", runs, tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_named(runs: list[Run], tmp_path: Path) -> None:
+    (tmp_path / "track").write_text("a file where a folder should be")
+    with pytest.raises(ConfigError, match=r"track.*cannot be written"):
+        create_store(default_uri(tmp_path))
+
+
+def test_a_read_only_place_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"sqlite:////proc/track/mlflow\.db cannot be written.*tracking_uri"):
+        create_store(default_uri(Path("/proc")))  # read-only for root too
+
+
+def test_processes_that_make_the_store_at_once_do_not_collide(tmp_path: Path) -> None:
+    settings = environment(FLORAL_RESULTS=str(tmp_path))
+    command = [BIN / "floral", "track", "--create-store"]
+    both = [subprocess.Popen(command, cwd=ROOT, env=settings, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=100)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert (tmp_path / "track" / "mlflow.db").stat().st_size
+
+
+def test_a_store_whose_making_was_killed_is_made_anew(tmp_path: Path) -> None:
+    command = [BIN / "floral", "track", "--create-store"]
+    settings = environment(FLORAL_RESULTS=str(tmp_path))
+    process = subprocess.Popen(command, cwd=ROOT, env=settings)
+    end = time.monotonic() + 60
+    while not any(path.stat().st_size for path in tmp_path.glob("track/mlflow.db*") if path.suffix != ".lock"):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "track" / "mlflow.db").exists()
+    create_store(default_uri(tmp_path))
+    assert {path.name for path in (tmp_path / "track").iterdir()} == {"mlflow.db", "mlflow.db.lock"}
+
+
+def test_processes_that_track_a_suite_at_once_log_each_run_once(
+    runs: list[Run], write: Callable[..., Path], tmp_path: Path
+) -> None:
+    for run in runs:
+        write(run)
+    settings = environment(FLORAL_RESULTS=str(tmp_path))
+    command = [BIN / "floral", "track", "quickstart", "--tasks", "digits_rotate", "--seeds", "0"]
+    both = [subprocess.Popen(command, cwd=ROOT, env=settings, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=100)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sorted(run.data.tags["job_key"] for run in logged(tmp_path)) == sorted(str(run.folder) for run in runs)
+
+
+def test_the_store_that_snakemake_was_told_reaches_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They read config/config.yaml anew, which does not know what `--config` changed."""
+    monkeypatch.chdir(ROOT)
+    told = read_settings({"suite": "quickstart", "tracking_uri": "http://tracker:5000"})
+    assert read_settings().tracking_uri is None
+    for name, value in told.environment().items():
+        monkeypatch.setenv(name, value)
+    assert read_settings().tracking_uri == "http://tracker:5000"
