@@ -142,7 +142,7 @@ def make_data(
 
     train_x, train_y = made(owners(("train", "validation"), held))
     test_x, test_y = made(owners(("test",), int(counts["test"].sum())))
-    population = [made(np.full(11, c)) for c in range(clusters)]
+    global_test = [made(np.full(11, c)) for c in range(clusters)]
     return Federation(
         train_x=train_x,
         train_y=train_y,
@@ -156,7 +156,7 @@ def make_data(
         scale=1 if regression or text else 16,
         exact=True,
         partition_digest="",
-        make_population=lambda: (np.stack([x for x, _ in population]), np.stack([y for _, y in population])),
+        make_global_test=lambda: (np.stack([x for x, _ in global_test]), np.stack([y for _, y in global_test])),
     )
 
 
@@ -195,7 +195,7 @@ def simulate(
     graphs: bool = False,
     device: torch.device = CPU,
     kind: type[Simulation] = Simulation,
-    heed: Callable[[], None] = lambda: None,
+    check_stop: Callable[[], None] = lambda: None,
     **run: Any,
 ) -> Simulation:
     """The simulation of a variant, assembled as the train stage does; `change` may replace its method.
@@ -217,7 +217,7 @@ def simulate(
     method = change(execute.build_method(made, problem))
     tensors = execute.client_data(data, method, device, dtype)
     how = Execution(backend, chunk, workers, precision=precision, graphs=graphs)
-    return kind(method, tensors, execute.make_settings(made), how, heed=heed)
+    return kind(method, tensors, execute.make_settings(made), how, check_stop=check_stop)
 
 
 def train(simulation: Simulation, rounds: int = 3) -> State:

@@ -14,7 +14,7 @@ from floral.adaptors.embedding import EmbeddingAdaptor
 from floral.adaptors.factors import without_mean
 from floral.adaptors.linear import LinearAdaptor
 from floral.adaptors.norm import NormAdaptor, moved
-from floral.core.spec import Draws, Params, Predict, Refused, View
+from floral.core.spec import Noise, Params, Predict, Refused, View
 from floral.core.streams import Stream
 from floral.nn.layers import Conv2d, ConvTranspose2d, Embedding, Linear, Model, own
 from floral.nn.norms import NORMS
@@ -75,7 +75,7 @@ class Adaptors:
         route: Tensor,
         statistics: Params,
         x: Tensor,
-        draws: Draws | None,
+        noise: Noise | None,
         mask: Tensor | None,
         running: Params | None = None,
     ) -> tuple[Tensor, Params]:
@@ -91,7 +91,7 @@ class Adaptors:
             if adaptor is None:
                 return None, None
             ours, weights = own(mixture, name), route if route.dim() == 1 else route[order.index(name)]
-            if isinstance(adaptor, NormAdaptor) and adaptor.own and draws is None:
+            if isinstance(adaptor, NormAdaptor) and adaptor.own and noise is None:
                 return adaptor.served(ours, weights, own(running or {}, name), own(statistics, name)), None
             if isinstance(adaptor, NormAdaptor) or self.merges(adaptor, x.shape, len(weights)):
                 if name not in merged:
@@ -99,7 +99,7 @@ class Adaptors:
                 return merged[name], None
             return None, adaptor.unmerged(ours, weights, x)
 
-        return self.model(base, statistics, x, draws, mask, adapt)
+        return self.model(base, statistics, x, noise, mask, adapt)
 
     def moved(self, running: Params, before: Params, after: Params) -> Params:
         """The adaptors' own statistics [C, ...] after a pass that moved the model's."""
@@ -116,12 +116,12 @@ class Adaptors:
         `added` names for each adaptor, `base` for the base, the groups that its parameters lie in.
         """
 
-        def predict(view: View, x: Tensor, draws: Draws | None, mask: Tensor | None) -> tuple[Tensor, View]:
+        def predict(view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
             ours = [gathered(view, groups) for groups in added]
             mixture = {name: torch.stack([one[name] for one in ours]) for name in ours[0]}
             route = x.new_ones(len(ours))
             running = view.get("statistics", {})
-            logits, statistics = self(gathered(view, base), mixture, route, running, x, draws, mask)
+            logits, statistics = self(gathered(view, base), mixture, route, running, x, noise, mask)
             return logits, {"statistics": statistics} if statistics else {}
 
         return predict
@@ -164,7 +164,7 @@ class Adaptors:
             return merged < beside
         return self.application == "merged"
 
-    def passes(self, shape: tuple[int, ...], batch: int, clusters: int) -> float:
+    def forward_backward_passes(self, shape: tuple[int, ...], batch: int, clusters: int) -> float:
         """Multiply-adds of a pass of x [batch, *shape] with C adaptors over those of the base alone."""
         seen = self.model.inputs(shape, batch)
         added = sum(

@@ -16,7 +16,7 @@ from floral.cluster.gpus import resolve_device
 from floral.config import catalogue, data_sets
 from floral.config.reading import ConfigError
 from floral.config.run import Run
-from floral.config.schema.data import Own
+from floral.config.schema.data import CustomData
 from floral.core.spec import Params, Refused
 from floral.core.streams import Stream
 from floral.engine import devices, execution
@@ -51,7 +51,7 @@ def prepare(runs: Iterable[Run], results: Path, data_dir: Path | None, also: Ite
     read = (run.task.data for run in runs if isinstance(run.task.data, str))
     names = list(dict.fromkeys((*read, *also)))
     require(names, results, data_dir)
-    for data in (*names, *(run.task.data for run in runs if isinstance(run.task.data, Own))):
+    for data in (*names, *(run.task.data for run in runs if isinstance(run.task.data, CustomData))):
         fetch(data, results, data_dir)
     for run in {run.partition.folder: run for run in runs}.values():
         if not (results / run.partition.folder / "partition.parquet").exists():

@@ -72,7 +72,7 @@ def federation_of(run: Run, results: Path) -> Federation:
         scale=255,
         exact=True,
         partition_digest="",
-        make_population=lambda: (_ for _ in ()).throw(AssertionError("nothing is evaluated")),
+        make_global_test=lambda: (_ for _ in ()).throw(AssertionError("nothing is evaluated")),
     )
 
 

@@ -72,11 +72,11 @@ def _say(message: str, code: int, exc_info: bool = False) -> int:
 
 def _fetch(arguments: argparse.Namespace, settings: Settings) -> None:
     from floral.config import data_sets
-    from floral.config.suites import own_data
+    from floral.config.suites import custom_data
     from floral.stages.fetch import fetch
 
     name = arguments.data
-    data = name if name in data_sets.data_lock() else own_data(name, arguments.suite)
+    data = name if name in data_sets.data_lock() else custom_data(name, arguments.suite)
     fetch(data, settings.results, arguments.data_dir or settings.data_dir)
 
 

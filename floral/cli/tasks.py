@@ -10,7 +10,7 @@ from typing import Any
 
 from floral.config import catalogue, data_sets
 from floral.config.schema.base import Frozen
-from floral.config.schema.data import Own, Synthetic
+from floral.config.schema.data import CustomData, Synthetic
 from floral.config.schema.task import Task
 from floral.stages import fetch
 
@@ -83,7 +83,7 @@ def _row(task: Task, results: Path, data_dir: Path | None) -> Row:
     match task.data:
         case str(data):
             pass
-        case Own(kind=kind, path=path):
+        case CustomData(kind=kind, path=path):
             data = f"own {kind} {path}"
         case Synthetic(kind=kind):
             data = f"synthetic ({kind})"

@@ -42,7 +42,7 @@ class Stop:
         if self.by is None:
             self.by, self.at = number, time.monotonic()
 
-    def heed(self) -> None:
+    def check_stop(self) -> None:
         """Called wherever work can be given up without a trace.
 
         Raises:

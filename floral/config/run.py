@@ -10,7 +10,7 @@ from pydantic import Field
 from floral.config import catalogue, data_sets
 from floral.config.hashing import hash8
 from floral.config.schema.base import Frozen
-from floral.config.schema.data import Own, Synthetic
+from floral.config.schema.data import CustomData, Synthetic
 from floral.config.schema.method import Variant
 from floral.config.schema.suite import Fidelity
 from floral.config.schema.task import Partition, Task, Unseen
@@ -70,7 +70,7 @@ class Run(Frozen):
     def identity(self) -> dict[str, Any]:
         """The values that decide the numbers: everything but titles, prose and what only the report reads."""
         task = self.task.model_dump(mode="json", exclude={"title"})
-        if isinstance(self.task.data, Own):
+        if isinstance(self.task.data, CustomData):
             task["data"] = data_sets.stored_data(self.task.data)  # their content, wherever they lie
         task["model"] = {"kind": self.task.model.kind, **self.task.model.arguments}
         variant = self.variant.model_dump(mode="json", include={"name", "method", "params"})

@@ -10,7 +10,7 @@ from typing import Any
 from floral.config import catalogue, data_sets, paths
 from floral.config.reading import ConfigError, suggest
 from floral.config.run import Run
-from floral.config.schema.data import Own
+from floral.config.schema.data import CustomData
 from floral.config.schema.suite import Block
 from floral.config.tuned import Search, Untuned, search_for, search_space, tune_command, tuning, with_tuned_values
 
@@ -134,7 +134,7 @@ def _check_apart(blocks: Iterable[Block], where: str) -> None:
         )
 
 
-def own_data(name: str, suite_name: str | None = None) -> Own:
+def custom_data(name: str, suite_name: str | None = None) -> CustomData:
     """A task's own data by the task's name, or by the name under which they are stored; as a suite sets them, if given.
 
     Raises:
@@ -144,8 +144,8 @@ def own_data(name: str, suite_name: str | None = None) -> Own:
         tasks = [first.task for _, _, first in _blocks(suite_name)]
     else:
         known = catalogue.names("tasks")
-        tasks = [catalogue.task(one) for one in known if one == name or name.startswith(data_sets.OWN)]
+        tasks = [catalogue.task(one) for one in known if one == name or name.startswith(data_sets.CUSTOM_PREFIX)]
     for one in tasks:
-        if isinstance(one.data, Own) and name in (one.name, data_sets.stored_data(one.data)):
+        if isinstance(one.data, CustomData) and name in (one.name, data_sets.stored_data(one.data)):
             return one.data
     raise suggest("data set", name, data_sets.data_lock(), f"{paths.CONFIG}/data.lock")

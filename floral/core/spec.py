@@ -24,7 +24,7 @@ View = dict[str, Params]
 """What ONE client sees: group → its parameters, without a client axis; a CLUSTERED group keeps its axis C unless the
 method has a `member`, in which case it is the slice of the client's own cluster."""
 
-Draws = Mapping[str, Tensor]
+Noise = Mapping[str, Tensor]
 """Random inputs of one step, uniform on [0, 1), by name: made by the engine, so models call no random generator."""
 
 
@@ -75,19 +75,19 @@ class Batch:
 
 
 class Predict(Protocol):
-    def __call__(self, view: View, x: Tensor, draws: Draws | None, mask: Tensor | None) -> tuple[Tensor, View]:
+    def __call__(self, view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
         """Logits [B, outputs] of one client on x [B, ...], and the statistics that the pass changed.
 
-        `draws` None is evaluation: no noise, running statistics. `mask` [B] marks the samples that are no padding.
+        `noise` None is evaluation: no noise, running statistics. `mask` [B] marks the samples that are no padding.
         """
         ...
 
 
-Penalty = Callable[[View, View, Draws], Tensor]
+Penalty = Callable[[View, View, Noise], Tensor]
 """(view, received view, draws) → a scalar added to the loss."""
 
 
-SampleLoss = Callable[[View, View, Batch, Draws], tuple[Tensor, View]]
+SampleLoss = Callable[[View, View, Batch, Noise], tuple[Tensor, View]]
 """(view, received view, batch, draws) → loss [B] of each sample of one client, and the statistics that it changed."""
 
 
@@ -110,13 +110,13 @@ class Phase:
     """Floats (down, up) by group in rounds with this phase, beside `Method.sends`."""
 
 
-Objective = Callable[[View, View, Batch, Draws], tuple[Tensor, View]]
+Objective = Callable[[View, View, Batch, Noise], tuple[Tensor, View]]
 """(trained, fixed, batch, draws) → (loss, changed statistics) of one client on one batch."""
 
 Assign = Callable[[View, Batch], View]
 """(view, all training rows) → new values of PRIVATE groups of one client at the start of its round."""
 
-LocalStep = Callable[[Objective, View, View, Batch, Draws, Mapping[str, float]], tuple[View, View, Tensor]]
+LocalStep = Callable[[Objective, View, View, Batch, Noise, Mapping[str, float]], tuple[View, View, Tensor]]
 """(objective, trained, fixed, batch, draws, lr by group) → (trained, changed statistics, loss)."""
 
 
@@ -164,8 +164,8 @@ class Method:
     """What a client computes at the start of its round, without gradients, from ALL its training rows (decoded, not
     augmented; `mask` tells padding) and what it sees: a chosen cluster, responsibilities. Training, upload and later
     evaluations use the new values; `received` in a loss or a penalty still holds the old ones."""
-    assign_passes: float = 0.0
-    """What `assign` costs per training row and round, in the unit of `passes`; a forward pass alone is 1/3."""
+    assign_passes_per_sample: float = 0.0
+    """What `assign` costs per training row and round, in the unit of `passes_per_sample`; a forward pass alone is 1/3."""
     precondition: Mapping[str, Callable[[Params, Params], Params]] = field(default_factory=dict)
     """group → (its gradients, its values) → the gradients that the SGD step takes instead: a linear map of the
     gradients, so that a step without samples changes nothing and a sum over clients may be taken first. No weight decay
@@ -205,11 +205,11 @@ class Method:
     """(x, y) of all training rows → initial values that replace those of `init`."""
     pool: Literal["all", "cluster"] | None = None
     """Clients whose rows lie in one place: all, or those of one true cluster; such a learner sends nothing."""
-    draws: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
+    noise: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
     """Shapes of the random inputs of a step, "batch" for B."""
     sends: Mapping[str, tuple[int, int]] | None = None
     """Floats (down, up) by group, where the scopes do not say it: router logits are PRIVATE, yet sent up."""
-    passes: float = 1.0
+    passes_per_sample: float = 1.0
     """What a sample costs its client, in forward-backward passes of the task's own model (by multiply-adds)."""
     join: Callable[[View], View] | None = None
     """What it sees → the values of PRIVATE groups with which a client begins that joins after training, where these are

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from floral.core.spec import Draws
+from floral.core.spec import Noise
 
 PADDING = 4
 """Pixels of black border out of which a crop of the image's own size is taken (arXiv 2410.03497, CIFAR)."""
@@ -18,7 +18,7 @@ DRAWS: Mapping[str, tuple[int | str, ...]] = {
 """Shapes of the uniform inputs of `flip_crop`, "batch" for B."""
 
 
-def flip_crop(x: Tensor, draws: Draws, turns: Tensor) -> Tensor:
+def flip_crop(x: Tensor, noise: Noise, turns: Tensor) -> Tensor:
     """Images x [B, H, W] or [B, H, W, channels] as stored, of which 0 is black, flipped and cropped before their shift.
 
     Half of the images are mirrored left to right, and each is then cut at a uniform place out of itself with PADDING
@@ -31,8 +31,8 @@ def flip_crop(x: Tensor, draws: Draws, turns: Tensor) -> Tensor:
 
     draws: DRAWS, each [B], uniform on [0, 1). Under `torch.vmap` every argument may have a further axis.
     """
-    flip = draws["augment/flip"] < 0.5
-    down, right = (_offset(draws[f"augment/{name}"]) for name in ("down", "right"))
+    flip = noise["augment/flip"] < 0.5
+    down, right = (_offset(noise[f"augment/{name}"]) for name in ("down", "right"))
     across = torch.where(flip, -right, right)
     odd = turns % 2 == 1
     cosine = (turns == 0).long() - (turns == 2).long()

@@ -27,7 +27,7 @@ CLIENTS = ("train_client", "test_client")
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
-Population = tuple[Array | list[Array], Array | list[Array]]
+GlobalTest = tuple[Array | list[Array], Array | list[Array]]
 """x and y of every cluster: arrays with axis C in front, or lists of C arrays where clusters have unequal many rows."""
 
 
@@ -36,7 +36,7 @@ class Source:
     """Rows before any shift: what a data set and a synthetic teacher have in common."""
 
     arrays: Mapping[str, Array]
-    population: Callable[[int], Population]
+    global_test: Callable[[int], GlobalTest]
     """How many concepts → their populations."""
     classes: int | None
     scale: int
@@ -70,7 +70,7 @@ class Federation:
     scale: int
     exact: bool
     partition_digest: str
-    make_population: Callable[[], Population]
+    make_global_test: Callable[[], GlobalTest]
     normalise: Normalise | None = None
     """How x / scale is normalised, channel by channel."""
     train_turns: Array | None = None
@@ -92,19 +92,19 @@ class Federation:
         return self.train_x.shape[1:]
 
     @property
-    def population_x(self) -> Array | list[Array]:
+    def global_test_x(self) -> Array | list[Array]:
         """[C, N, …]: the whole test set under every cluster's shift, or fresh rows of every synthetic cluster; in a
         task with class groups, C arrays: the test rows of every cluster's classes."""
         return self._population[0]
 
     @property
-    def population_y(self) -> Array | list[Array]:
+    def global_test_y(self) -> Array | list[Array]:
         """[C, N] or [C, N, outputs]: the labels of population_x."""
         return self._population[1]
 
     @cached_property
-    def _population(self) -> Population:
-        return self.make_population()
+    def _population(self) -> GlobalTest:
+        return self.make_global_test()
 
 
 def load(run: Run, results: Path, *, test: bool = True) -> Federation:
@@ -119,7 +119,7 @@ def load(run: Run, results: Path, *, test: bool = True) -> Federation:
             and the command that makes it), or the shift or the normalisation does not fit the data.
     """
     task = run.task
-    card, table = _read_partition(run, results)
+    manifest, table = _read_partition(run, results)
     joining = table.filter(pl.col("client") >= task.clients)
     table = table.filter(pl.col("client") < task.clients)
     cluster = partition.main_concepts(table, task.clients)
@@ -135,18 +135,18 @@ def load(run: Run, results: Path, *, test: bool = True) -> Federation:
     source = (
         _teacher(run, data, cluster)
         if isinstance(data, Synthetic)
-        else _stored(run, data, card["data_digest"], results, ARRAYS if test else ARRAYS[:2])
+        else _stored(run, data, manifest["data_digest"], results, ARRAYS if test else ARRAYS[:2])
     )
     _check_text(task, source.arrays["train_y"].ndim == 2 and source.classes is not None)
     if why := task.unfit(source.arrays["train_x"].shape[1:]):
         raise ConfigError(f"task {task.name!r}: {why}")
-    federation = _federation(run, source, table, sides, cluster, card["digest"])
+    federation = _federation(run, source, table, sides, cluster, manifest["digest"])
     if task.unseen is None or not test:
         return federation
     concept = partition.concepts_of(task.unseen, task.concepts)
     _check_concepts(task, concept, source.classes)
     joining = joining.with_columns(pl.col("client") - task.clients)
-    unseen = _federation(run, source, joining, sides, concept, card["digest"])
+    unseen = _federation(run, source, joining, sides, concept, manifest["digest"])
     return replace(federation, unseen=replace(unseen, train_turns=None))
 
 
@@ -196,7 +196,7 @@ def _federation(
         scale=source.scale,
         exact=source.exact,
         partition_digest=digest,
-        make_population=lambda: source.population(max(task.concepts, int(cluster.max()) + 1)),
+        make_global_test=lambda: source.global_test(max(task.concepts, int(cluster.max()) + 1)),
         normalise=task.normalise,
         train_turns=turns,
         data_digest=source.digest,
@@ -219,8 +219,10 @@ def read_data(name: str, results: Path, sides: Sequence[str] | None = None) -> t
     """
     folder = results / "data" / name
     try:
-        card = json.loads((folder / "card.json").read_text())
-        return card, {side: np.load(folder / f"{side}.npy", mmap_mode="r") for side in sides or stored_arrays(card)}
+        manifest = json.loads((folder / "card.json").read_text())
+        return manifest, {
+            side: np.load(folder / f"{side}.npy", mmap_mode="r") for side in sides or stored_arrays(manifest)
+        }
     except FileNotFoundError as error:
         raise ConfigError(
             f"{error.filename}: the data set {name!r} is not there yet; make it with: floral fetch {name}"
@@ -229,9 +231,9 @@ def read_data(name: str, results: Path, sides: Sequence[str] | None = None) -> t
         raise ConfigError(f"{folder}: damaged ({error}); make it again with: floral fetch {name}") from None
 
 
-def stored_arrays(card: Mapping[str, Any]) -> tuple[str, ...]:
+def stored_arrays(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the arrays of a data set with this card."""
-    return (*ARRAYS, *CLIENTS) if "natural_clients" in card else ARRAYS
+    return (*ARRAYS, *CLIENTS) if "natural_clients" in manifest else ARRAYS
 
 
 def arrays_digest(arrays: Sequence[Array]) -> str:
@@ -244,16 +246,16 @@ def arrays_digest(arrays: Sequence[Array]) -> str:
 
 
 def _stored(run: Run, name: str, expected_digest: str, results: Path, sides: Sequence[str]) -> Source:
-    card, arrays = read_data(name, results, sides)
-    if card["digest"] != expected_digest:
+    manifest, arrays = read_data(name, results, sides)
+    if manifest["digest"] != expected_digest:
         raise ConfigError(
             f"{results / run.partition.folder}: this partition was made for other rows than those of "
             f"{results / 'data' / name}; what to do is said by: {_partition_command(run)}"
         )
-    task, classes = run.task, card["classes"]
+    task, classes = run.task, manifest["classes"]
     side = "train" if evaluated_on_training(run) else "test"
 
-    def population(concepts: int) -> Population:
+    def global_test(concepts: int) -> GlobalTest:
         every_x, every_y = [], []
         for c in range(concepts):
             x, y = arrays[f"{side}_x"], arrays[f"{side}_y"]
@@ -261,13 +263,13 @@ def _stored(run: Run, name: str, expected_digest: str, results: Path, sides: Seq
                 mine = partition.group_of(y, task.partition, task.clusters) == c
                 x, y = x[mine], y[mine]
             cluster = np.full(len(y), c)
-            every_x.append(shifts.apply_inputs(task.shift, x, cluster, task.clusters, card["scale"]))
+            every_x.append(shifts.apply_inputs(task.shift, x, cluster, task.clusters, manifest["scale"]))
             every_y.append(shifts.apply_labels(task.shift, y, cluster, classes, run.partition_seed))
         return (every_x, every_y) if task.partition.kind == "class_groups" else (np.stack(every_x), np.stack(every_y))
 
     return Source(
-        arrays=arrays, population=population, classes=classes, scale=card["scale"], exact=card["exact"],
-        digest=card["digest"],
+        arrays=arrays, global_test=global_test, classes=classes, scale=manifest["scale"], exact=manifest["exact"],
+        digest=manifest["digest"],
     )  # fmt: skip
 
 
@@ -301,7 +303,7 @@ def _teacher(run: Run, spec: Synthetic, cluster: Rows) -> Source:
     made = synthetic.generate(spec, task.clients, task.clusters, run.seed, cluster)
     return Source(
         arrays={side: getattr(made, side) for side in ARRAYS},
-        population=lambda _: (made.population_x, made.population_y),
+        global_test=lambda _: (made.global_test_x, made.global_test_y),
         classes=None,
         scale=1,
         exact=True,
@@ -312,9 +314,9 @@ def _teacher(run: Run, spec: Synthetic, cluster: Rows) -> Source:
 def _read_partition(run: Run, results: Path) -> tuple[dict[str, Any], pl.DataFrame]:
     folder = results / run.partition.folder
     try:
-        card = json.loads((folder / "card.json").read_text())
+        manifest = json.loads((folder / "card.json").read_text())
         table = pl.read_parquet(folder / "partition.parquet")
-        intact = partition.digest(table) == card["digest"]
+        intact = partition.digest(table) == manifest["digest"]
     except FileNotFoundError:
         raise ConfigError(
             f"{folder}: this partition is not there yet; make it with: {_partition_command(run)}"
@@ -327,7 +329,7 @@ def _read_partition(run: Run, results: Path) -> tuple[dict[str, Any], pl.DataFra
         raise ConfigError(
             f"{folder / 'partition.parquet'}: altered since it was made; make it again with: {_partition_command(run)}"
         )
-    return card, table
+    return manifest, table
 
 
 def _partition_command(run: Run) -> str:

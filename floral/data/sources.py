@@ -173,7 +173,7 @@ def _own(file: DataFile) -> RawFile:
     except OSError as error:
         raise DataError(
             f"{error.filename or location}: this file of your own data cannot be read: {error.strerror}\n"
-            f"  remedy: {data_sets.OWN_ADVICE}"
+            f"  remedy: {data_sets.CUSTOM_ADVICE}"
         ) from None
     if found != file.sha256:
         raise DataError(f"{location}: these data have changed since this command began; call it again")

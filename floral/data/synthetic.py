@@ -26,8 +26,8 @@ class Arrays:
     train_y: Floats
     test_x: Floats
     test_y: Floats
-    population_x: Floats
-    population_y: Floats
+    global_test_x: Floats
+    global_test_y: Floats
 
 
 def rows_per_client(spec: Synthetic) -> tuple[int, int]:
@@ -105,8 +105,8 @@ def generate(
     x = draw("x", clients, spec.samples_per_client, d)
     noise = spec.label_noise * draw("noise", clients, spec.samples_per_client, spec.outputs)
     y = teach(x, np.arange(clients) % clusters if cluster is None else cluster) + noise
-    population_x = draw("population", clusters, spec.population, d)
-    population_y = teach(population_x, np.arange(clusters))
+    global_test_x = draw("population", clusters, spec.population, d)
+    global_test_y = teach(global_test_x, np.arange(clusters))
 
     def rows(values: npt.NDArray[np.float64]) -> Floats:
         return values.reshape(-1, values.shape[-1]).astype(np.float32)
@@ -114,5 +114,5 @@ def generate(
     return Arrays(
         train_x=rows(x[:, :train_each]), train_y=rows(y[:, :train_each]),
         test_x=rows(x[:, train_each:]), test_y=rows(y[:, train_each:]),
-        population_x=population_x.astype(np.float32), population_y=population_y.astype(np.float32),
+        global_test_x=global_test_x.astype(np.float32), global_test_y=global_test_y.astype(np.float32),
     )  # fmt: skip

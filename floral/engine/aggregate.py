@@ -13,7 +13,7 @@ from torch import Tensor
 from floral.core.spec import Method, Optimiser, Refused, Scope, View
 from floral.engine.state import State
 
-MASSLESS = 1e-6
+EMPTY_CLUSTER_SHARE = 1e-6
 """A cluster whose share Σ_k p(k) π_kc of a round is below this has no mass."""
 
 
@@ -76,7 +76,7 @@ class Mean:
                 else:
                     self.sums[name][key].mul_(along(ours, value)).addcmul_(value, along(theirs, value))
 
-    def result(self, massless: Literal["keep", "average"], method: Method) -> tuple[View, Tensor | None]:
+    def result(self, empty_cluster: Literal["keep", "average"], method: Method) -> tuple[View, Tensor | None]:
         """The mean of every SHARED and CLUSTERED group, and which clusters [C] keep their value for want of mass.
 
         With "average" only a cluster without any weight keeps it; else the relative weights decide, however small.
@@ -85,7 +85,7 @@ class Mean:
             return self.sums, None
         mass = self.mass
         share = torch.where(mass > 0, self.top.exp() * mass, 0.0)
-        kept = mass == 0 if massless == "average" else share < MASSLESS
+        kept = mass == 0 if empty_cluster == "average" else share < EMPTY_CLUSTER_SHARE
         divisor = torch.where(mass > 0, mass, 1.0)
         means = {
             name: params

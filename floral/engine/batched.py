@@ -136,8 +136,10 @@ class Batched(Clients):
             return own.detach().requires_grad_()
 
         leaves = {g: {name: leaf(g, name, t) for name, t in params.items()} for g, params in trained.items()}
-        lifted = {g: {name: axes[g] if (g, name) in noted else 0 for name in params} for g, params in leaves.items()}
-        over = (lifted, dims(axes, step.fixed), *step.input_dims)
+        vectorised = {
+            g: {name: axes[g] if (g, name) in noted else 0 for name in params} for g, params in leaves.items()
+        }
+        over = (vectorised, dims(axes, step.fixed), *step.input_dims)
         tape = Tape.of(leaves)
         names = [(group, name) for group, params in leaves.items() for name in params]
         with torch.enable_grad(), tape.noting():
@@ -212,8 +214,8 @@ class Batched(Clients):
 
 def renewed(step: Step, values: View, inputs: tuple[Any, ...]) -> Step:
     """The same step of other tensors."""
-    x, y, mask, draws, received = inputs
-    return replace(step, values=values, batch=Batch(x, y, mask), draws=draws, received=received)
+    x, y, mask, noise, received = inputs
+    return replace(step, values=values, batch=Batch(x, y, mask), noise=noise, received=received)
 
 
 def weighted(tensor: Tensor, axis: int | None, share: Tensor, by_cluster: Tensor | None) -> Tensor:

@@ -62,7 +62,7 @@ def count(method: Method, state: State, now: tuple[Phase, ...], before: tuple[Ph
             for name, group in method.groups.items()
             if group.scope in (Scope.SHARED, Scope.CLUSTERED)
         ),
-        passes_per_sample=method.passes + method.assign_passes / max(1, epochs) if now else 0.0,
+        passes_per_sample=method.passes_per_sample + method.assign_passes_per_sample / max(1, epochs) if now else 0.0,
     )
 
 

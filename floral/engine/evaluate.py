@@ -31,7 +31,7 @@ ALONE = 4
 slice, so more rows are to meet them."""
 MANY = 128
 """Clients that are evaluated together at most: a slice is to have rows for each."""
-OWN = 0.1
+CUSTOM_PREFIX = 0.1
 """Share of what a client sees that is its own, from which on it counts as having a model of its own."""
 
 
@@ -73,7 +73,7 @@ def on_own_rows(
     weighting: Weighting,
     batch: int,
     chunk: int,
-    lifted: bool,
+    vectorised: bool,
     map: Map,
 ) -> Scores:
     """Each client's model on its own rows. "batch_means" is the published code's mean of batch means."""
@@ -86,7 +86,7 @@ def on_own_rows(
         width = max(1, int(count[now].max()))
         x, y = rows.gather(torch.from_numpy(rows.index[clients[now], :width]).to(rows.x.device))
         with torch.no_grad():
-            outputs = predict(method, state, learner[ids], ids, x, lifted)
+            outputs = predict(method, state, learner[ids], ids, x, vectorised)
         each, hit = sample_scores(loss, outputs, y)
         weight = sample_weights(count[now], width, batch if weighting == "batch_means" else width)
         losses[now] = weighted(each, weight)
@@ -103,14 +103,14 @@ def on_own_rows(
 def on_population(
     method: Method,
     state: State,
-    population: Callable[[int], tuple[Tensor, Tensor]],
+    global_test: Callable[[int], tuple[Tensor, Tensor]],
     decode: Callable[[Tensor], Tensor],
     learner: Tensor,
     cluster: Tensor,
     *,
     loss: Loss,
     chunk: int,
-    lifted: bool,
+    vectorised: bool,
     map: Map,
 ) -> Scores:
     """Each client's model on the whole test set as its true cluster sees it; equal models are evaluated once.
@@ -119,11 +119,11 @@ def on_population(
     """
     clients = len(cluster)
     same = identical_models(method, state, learner, cluster)
-    together = min(chunk, ALONE if own_share(method, state) >= OWN else MANY)
+    together = min(chunk, ALONE if own_share(method, state) >= CUSTOM_PREFIX else MANY)
     result, tokens = np.zeros((clients, 5)), 1
     of_cluster = cluster.cpu().numpy()
     for c in np.unique(of_cluster).tolist():
-        x, y = population(c)
+        x, y = global_test(c)
         tokens = tokens_of(loss, y)
         x, shown = decode(x), np.unique(same[of_cluster == c])
 
@@ -132,7 +132,7 @@ def on_population(
             total, step = np.zeros((len(some), 3)), max(1, SLICE // len(some))
             for some_x, some_y in zip(x.split(step), y.split(step), strict=True):
                 with torch.no_grad():
-                    outputs = predict(method, state, learner[ids], ids, some_x, lifted, alike=True)
+                    outputs = predict(method, state, learner[ids], ids, some_x, vectorised, alike=True)
                 labels = some_y.expand(len(some), *some_y.shape)
                 each, hit = sample_scores(loss, outputs, labels)
                 near = near_hits(loss, outputs, labels)
@@ -141,7 +141,7 @@ def on_population(
             rows = np.full(len(some), len(x))
             result[some] = np.column_stack([rows, total[:, :2] / rows[:, None], total[:, 1], total[:, 2] / rows])
 
-        map(score, np.array_split(shown, -(-len(shown) // (together if lifted else 1))))
+        map(score, np.array_split(shown, -(-len(shown) // (together if vectorised else 1))))
     result = result[same]
     rows, losses, accuracy, correct, top5 = result.T
     hits = np.rint(tokens * correct).astype(np.int64)
@@ -176,11 +176,11 @@ def identical_models(method: Method, state: State, learner: Tensor, cluster: Ten
 
 
 def predict(
-    method: Method, state: State, learners: Tensor, clients: Tensor, x: Tensor, lifted: bool, alike: bool = False
+    method: Method, state: State, learners: Tensor, clients: Tensor, x: Tensor, vectorised: bool, alike: bool = False
 ) -> Tensor:
     """Outputs [m, B, outputs] of m clients on x [m, B, ...], or on the same x [B, ...] if they are `alike` in it."""
     seen, axes = view(method, state.values, learners, clients)
-    if lifted and not (alike and set(axes.values()) <= {None}):  # else there is one model, and nothing to lift
+    if vectorised and not (alike and set(axes.values()) <= {None}):  # else there is one model, and nothing to lift
         serve = torch.vmap(
             lambda seen, x: method.predict(seen, x, None, None)[0], in_dims=(dims(axes, seen), None if alike else 0)
         )

@@ -33,7 +33,7 @@ def join(method: Method, trained: State, data: ClientData, settings: Settings, s
     """
     simulation, state = personalised(method, trained, data, settings, sizes, epochs)
     if not settings.sampled_evaluation:
-        return simulation.population(state)[0]
+        return simulation.global_test(state)[0]
     return simulation.own_rows(state, simulation.data.test, np.arange(simulation.data.clients))
 
 
@@ -119,7 +119,7 @@ def repeated(data: ClientData, sizes: list[int], pooled: bool) -> ClientData:
         train=train,
         test=replace(data.test, index=tiled(data.test.index), count=tiled(data.test.count)),
         validation=None,
-        population=data.population,
+        global_test=data.global_test,
         cluster=data.cluster.repeat(len(sizes)),
         learner=learner,
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from floral.core import seeds
-from floral.core.spec import Batch, Draws, Loss, Method, Penalty, Phase, Scope, View
+from floral.core.spec import Batch, Loss, Method, Noise, Penalty, Phase, Scope, View
 from floral.engine.aggregate import Mean, Relative, sum_over_clients, weights
 from floral.engine.rows import Plan, Rows
 from floral.engine.state import Axes, dims, one
@@ -57,7 +57,7 @@ class Step:
     values: View
     axes: Axes
     batch: Batch
-    draws: Draws
+    noise: Noise
     received: View
     received_axes: Axes
 
@@ -74,12 +74,12 @@ class Step:
     @property
     def inputs(self) -> tuple[Any, ...]:
         """What a client's step gets besides its groups: x, y, mask, draws and the received view."""
-        return self.batch.x, self.batch.y, self.batch.mask, dict(self.draws), self.received
+        return self.batch.x, self.batch.y, self.batch.mask, dict(self.noise), self.received
 
     @property
     def input_dims(self) -> tuple[Any, ...]:
         """`in_dims` of `inputs`."""
-        return 0, 0, 0, dict.fromkeys(self.draws, 0), dims(self.received_axes, self.received)
+        return 0, 0, 0, dict.fromkeys(self.noise, 0), dims(self.received_axes, self.received)
 
 
 def train_chunk(
@@ -90,7 +90,7 @@ def train_chunk(
     plan: Plan,
     rows: Rows,
     *,
-    draw: Callable[[int, int], Draws],
+    draw: Callable[[int, int], Noise],
     phases: Sequence[tuple[Phase, range]],
     held: Callable[[], Batch],
 ) -> Trained:
@@ -108,10 +108,10 @@ def train_chunk(
     trained = None
     for at, (phase, h) in enumerate(schedule):
         width = plan.widths[h]
-        draws = draw(h, width)
-        x, y = rows.gather(plan.index[:, h, :width], draws)
-        batch, draws = Batch(x, y, plan.mask[:, h, :width]), {name: draws[name] for name in clients.method.draws}
-        step = Step(phase, values, axes, batch, draws, received, received_axes)
+        noise = draw(h, width)
+        x, y = rows.gather(plan.index[:, h, :width], noise)
+        batch, noise = Batch(x, y, plan.mask[:, h, :width]), {name: noise[name] for name in clients.method.noise}
+        step = Step(phase, values, axes, batch, noise, received, received_axes)
         if at < len(schedule) - 1:
             values, axes, losses = clients.step(step)
         else:
@@ -132,7 +132,7 @@ if the server sees any."""
 class Clients:
     """The local steps of a chunk's clients: one backward pass has all their gradients, for Σ_k loss_k is separable.
 
-    `lifted` runs all of them in one `torch.vmap` per step; else a chunk is one client and the functions run as they
+    `vectorised` runs all of them in one `torch.vmap` per step; else a chunk is one client and the functions run as they
     are, without a client axis.
     """
 
@@ -140,7 +140,7 @@ class Clients:
     phases: tuple[Phase, ...]
     """Of the rounds that these steps are for."""
     loss: Loss
-    lifted: bool
+    vectorised: bool
     clusters: int
     rounded: torch.dtype | None = None
     """What the layers' products are rounded to, if to anything."""
@@ -158,7 +158,7 @@ class Clients:
                 for group, params in seen.items()
             }
         kept: Axes = {group: axes[group] for group in received}
-        if not self.lifted:
+        if not self.vectorised:
             return one(seen, axes), dict.fromkeys(axes), one(received, kept), dict.fromkeys(kept)
         return dict(seen), dict(axes), received, kept
 
@@ -167,7 +167,7 @@ class Clients:
         assign = self.method.assign
         assert assign is not None
         with torch.no_grad():
-            if not self.lifted:
+            if not self.vectorised:
                 return assign(values, Batch(held.x[0], held.y[0], held.mask[0]))
 
             def client(values: View, x: Tensor, y: Tensor, mask: Tensor) -> View:
@@ -179,19 +179,19 @@ class Clients:
 
     def step(self, step: Step) -> tuple[View, Axes, Tensor]:
         """One local step: all values after it, their axes, and the losses [m]."""
-        if not self.lifted:
+        if not self.vectorised:
             x, y, mask = step.batch.x[0], step.batch.y[0], step.batch.mask[0]
-            draws = {key: drawn[0] for key, drawn in step.draws.items()}
-            step = replace(step, batch=Batch(x, y, mask), draws=draws)
+            noise = {key: drawn[0] for key, drawn in step.noise.items()}
+            step = replace(step, batch=Batch(x, y, mask), noise=noise)
         changed, losses = self._sgd(step) if self.method.local_step is None else self.own_step(step)
-        if not self.lifted:
+        if not self.vectorised:
             return {**step.values, **changed}, step.axes, losses[None]
         return {**step.values, **changed}, {**step.axes, **dict.fromkeys(changed, 0)}, losses
 
     def last(self, step: Step, chunk: Chunk) -> tuple[Finished, Tensor]:
         """The last local step, and what the chunk adds to the round."""
         values, axes, losses = self.step(step)
-        if not self.lifted:
+        if not self.vectorised:
             values = {group: {name: t[None] for name, t in params.items()} for group, params in values.items()}
             axes: Axes = dict.fromkeys(axes, 0)
         return self.finish(values, axes, chunk, self.relative(values, axes, chunk), {}), losses
@@ -232,13 +232,14 @@ class Clients:
             gradients = map_groups(lambda group, tensor: next(found), leaves)
             values = map_groups(lambda group, tensor: tensor.detach(), leaves)
             others = map_groups(
-                lambda group, t: with_axis(t, axes[group], len(step.batch.x)) if self.lifted else t, self._beside(step)
+                lambda group, t: with_axis(t, axes[group], len(step.batch.x)) if self.vectorised else t,
+                self._beside(step),
             )
-            gradients = self.preconditioned(gradients, {**others, **values}, self.lifted)
+            gradients = self.preconditioned(gradients, {**others, **values}, self.vectorised)
 
             def moved(group: str, name: str, tensor: Tensor) -> Tensor:
                 change, lr = gradients[group][name], -self.method.groups[group].lr
-                in_place = self.lifted and axes[group] == 0
+                in_place = self.vectorised and axes[group] == 0
                 return tensor.add_(change, alpha=lr) if in_place else tensor.add(change, alpha=lr)
 
             updated = {
@@ -255,7 +256,7 @@ class Clients:
 
     def _leaf(self, tensor: Tensor, axis: int | None, m: int) -> Tensor:
         """What the backward pass differentiates by: a value per client."""
-        return (with_axis(tensor, axis, m) if self.lifted else tensor).detach().requires_grad_()
+        return (with_axis(tensor, axis, m) if self.vectorised else tensor).detach().requires_grad_()
 
     def preconditioned(self, gradients: View, values: View, per_client: bool) -> View:
         """The gradients as the method's preconditioners change them."""
@@ -268,7 +269,7 @@ class Clients:
         return changed
 
     def objective(
-        self, phase: Phase, trained: View, fixed: View, x: Tensor, y: Tensor, mask: Tensor, draws: Draws, received: View
+        self, phase: Phase, trained: View, fixed: View, x: Tensor, y: Tensor, mask: Tensor, noise: Noise, received: View
     ) -> tuple[Tensor, View]:
         """Loss of ONE client on one batch, its mean over unmasked samples plus the penalty, and the changed statistics.
 
@@ -278,15 +279,15 @@ class Clients:
         penalty = self.penalty(phase)
         with products.rounded(self.rounded):
             if self.method.loss is not None and phase.predict is None:
-                losses, changed = self.method.loss(current, received, Batch(x, y, mask), draws)
+                losses, changed = self.method.loss(current, received, Batch(x, y, mask), noise)
             else:
-                outputs, changed = (phase.predict or self.method.predict)(current, x, draws, mask)
+                outputs, changed = (phase.predict or self.method.predict)(current, x, noise, mask)
                 losses = sample_losses(self.loss, outputs, y)
         weight = mask.to(losses.dtype)
         value = (losses * weight).sum() / weight.sum().clamp(min=1)
         active = mask.any()
         if penalty is not None:
-            value = value + active * penalty(current, received, draws)
+            value = value + active * penalty(current, received, noise)
         kept = {
             group: {name: torch.where(active, new, current[group][name]) for name, new in params.items()}
             for group, params in changed.items()
@@ -305,12 +306,12 @@ class Clients:
         lr = {group: self.method.groups[group].lr for group in phase.train}
 
         def client_step(
-            trained: View, fixed: View, x: Tensor, y: Tensor, mask: Tensor, draws: Draws, received: View
+            trained: View, fixed: View, x: Tensor, y: Tensor, mask: Tensor, noise: Noise, received: View
         ) -> tuple[View, Tensor]:
-            def objective(trained: View, fixed: View, batch: Batch, draws: Draws) -> tuple[Tensor, View]:
-                return self.objective(phase, trained, fixed, batch.x, batch.y, batch.mask, draws, received)
+            def objective(trained: View, fixed: View, batch: Batch, noise: Noise) -> tuple[Tensor, View]:
+                return self.objective(phase, trained, fixed, batch.x, batch.y, batch.mask, noise, received)
 
-            moved, changed, value = local_step(objective, trained, fixed, Batch(x, y, mask), draws, lr)
+            moved, changed, value = local_step(objective, trained, fixed, Batch(x, y, mask), noise, lr)
             active = mask.any()
             kept = {
                 group: {name: torch.where(active, new, trained[group][name]) for name, new in params.items()}
@@ -322,7 +323,7 @@ class Clients:
 
     def over_clients(self, function: Callable[..., Any], in_dims: tuple[Any, ...]) -> Callable[..., Any]:
         """`function` for one client, for all clients of the chunk."""
-        return torch.vmap(function, in_dims=in_dims) if self.lifted else function
+        return torch.vmap(function, in_dims=in_dims) if self.vectorised else function
 
 
 def map_groups(change: Callable[[str, Tensor], Tensor], values: View) -> View:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from floral.core import seeds
-from floral.core.spec import Draws
+from floral.core.spec import Noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Rows:
     dtype: torch.dtype
     mean: Tensor | None = None
     std: Tensor | None = None
-    augment: Callable[[Tensor, Tensor, Draws], Tensor] | None = None
+    augment: Callable[[Tensor, Tensor, Noise], Tensor] | None = None
     """(x [n, ...] as stored, row numbers [n], draws [n]) → x [n, ...] as stored, changed at random."""
     augment_draws: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
     """Shapes of the random inputs of `augment`, "batch" for the rows of one batch; empty without one."""
@@ -47,12 +47,12 @@ class Rows:
             return self
         return replace(self, x=self.decode(self.x), scale=1, mean=None, std=None)
 
-    def gather(self, index: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
-        """x [*index, ...] and y [*index, ...] of the rows in `index`, augmented by `draws` [*index] where given."""
+    def gather(self, index: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
+        """x [*index, ...] and y [*index, ...] of the rows in `index`, augmented by `noise` [*index] where given."""
         flat = index.flatten()
         x = self.x.index_select(0, flat)
-        if draws is not None and self.augment is not None:
-            x = self.augment(x, flat, {name: draws[name].flatten() for name in self.augment_draws})
+        if noise is not None and self.augment is not None:
+            x = self.augment(x, flat, {name: noise[name].flatten() for name in self.augment_draws})
         x = self.decode(x)
         y = self.y.index_select(0, flat)
         return x.reshape(*index.shape, *x.shape[1:]), y.reshape(*index.shape, *y.shape[1:])
@@ -65,7 +65,7 @@ class ClientData:
     train: Rows
     test: Rows
     validation: Rows | None
-    population: Callable[[int], tuple[Tensor, Tensor]]
+    global_test: Callable[[int], tuple[Tensor, Tensor]]
     """cluster → (x [N, ...] as stored, y): the whole test set under that cluster's shift, or fresh synthetic rows."""
     cluster: Tensor
     """[K] true cluster."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from floral.core import seeds
-from floral.core.spec import Batch, Draws, Loss, Method, Optimiser, Phase, Served, Singles
+from floral.core.spec import Batch, Loss, Method, Noise, Optimiser, Phase, Served, Singles
 from floral.engine import evaluate, local
 from floral.engine.aggregate import Mean, replace_values, server_step, write_back
 from floral.engine.batched import Batched
@@ -48,7 +48,7 @@ class Execution:
     reason: str = ""
 
     @property
-    def lifted(self) -> bool:
+    def vectorised(self) -> bool:
         return self.backend != "loop"
 
 
@@ -71,7 +71,7 @@ class Settings:
     reshuffle: bool
     sampled_evaluation: bool
     weighting: evaluate.Weighting
-    massless: Literal["keep", "average"]
+    empty_cluster: Literal["keep", "average"]
 
     def last_bin(self, round: int) -> bool:
         """Whether a round is in the last of 51 bins, the last 1 %, over which the published number is a mean."""
@@ -99,15 +99,15 @@ class Workers:
     PyTorch's operations run outside Python's lock, so that Python threads are enough.
     """
 
-    def __init__(self, count: int, threads: int, heed: Callable[[], None]) -> None:
-        self.count, self.threads, self.heed = count, threads, heed
+    def __init__(self, count: int, threads: int, check_stop: Callable[[], None]) -> None:
+        self.count, self.threads, self.check_stop = count, threads, check_stop
         self._pool: ThreadPoolExecutor | None = None
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-        """The results in the items' order; one worker is the thread that calls. `heed` is called before each."""
+        """The results in the items' order; one worker is the thread that calls. `check_stop` is called before each."""
 
         def work(item: Any) -> Any:
-            self.heed()
+            self.check_stop()
             return function(item)
 
         if self.count == 1:
@@ -141,19 +141,19 @@ class Simulation:
         execution: Execution,
         *,
         most_steps: int | None = None,
-        heed: Callable[[], None] = lambda: None,
+        check_stop: Callable[[], None] = lambda: None,
     ) -> None:
-        """`most_steps` cuts every phase of local training short, for trials that only take its time. `heed` is called
+        """`most_steps` cuts every phase of local training short, for trials that only take its time. `check_stop` is called
         before every local step and every piece of an evaluation, where the state is only read: it may raise."""
         if method.phases == ():
             settings = replace(settings, rounds=0)
         self.method, self.data, self.settings, self.execution = method, data, settings, execution
         self.device, self.dtype = data.train.x.device, data.train.dtype
-        self.most_steps, self.heed = most_steps, heed
-        self.draws = {**method.draws, **data.train.augment_draws}
+        self.most_steps, self.check_stop = most_steps, check_stop
+        self.noise = {**method.noise, **data.train.augment_draws}
         self.clusters = method.clusters or settings.clusters
         self.graphs = Graphs(cuda_graphs()) if execution.graphs and self.device.type == "cuda" else None
-        self.workers = Workers(execution.workers, execution.threads, heed)
+        self.workers = Workers(execution.workers, execution.threads, check_stop)
         self._clients: dict[tuple[Phase, ...], local.Clients] = {}
         self._costs: dict[tuple[tuple[Phase, ...], ...], Costs] = {}
         if settings.rounds:
@@ -191,9 +191,9 @@ class Simulation:
         """The local steps of a round's phases."""
         phases = self.phases(round)
         if phases not in self._clients:
-            lifted = self.execution.lifted
+            vectorised = self.execution.vectorised
             rounded = torch.bfloat16 if self.execution.precision == "bf16" else None
-            plain = local.Clients(self.method, phases, self.settings.loss, lifted, self.clusters, rounded)
+            plain = local.Clients(self.method, phases, self.settings.loss, vectorised, self.clusters, rounded)
             batched = self.execution.backend == "batched"
             self._clients[phases] = Batched.of(plain, Captured(self.graphs)) if batched else plain
         return self._clients[phases]
@@ -234,7 +234,7 @@ class Simulation:
             loss = loss + part.loss
             for at, trained in part.trained:
                 write_back(state, method, trained, torch.from_numpy(cohort[at]).to(self.device))
-        means, kept = total.result(self.settings.massless, method)
+        means, kept = total.result(self.settings.empty_cluster, method)
         after = server_step(method.optimiser or self.settings.server, state, means, kept, method)
         if method.server is not None:
             seen = self.singles(cohort, share, parts)
@@ -250,7 +250,7 @@ class Simulation:
 
     def local_training(self, state: State, round: int, cohort: np.ndarray, share: Tensor) -> list[Part]:
         """What each worker's part of the learners `cohort` [M] adds to a round; the state is only read."""
-        size, workers = self.execution.chunk if self.execution.lifted else 1, self.execution.workers
+        size, workers = self.execution.chunk if self.execution.vectorised else 1, self.execution.workers
         chunks = [slice(at, at + size) for at in range(0, len(cohort), size)]
         self.clients(round)  # made before the workers ask for it at the same time
 
@@ -295,10 +295,10 @@ class Simulation:
         ids = torch.from_numpy(learners).to(self.device)
         seen, axes = view(self.method, state.values, ids, ids)
 
-        def draw(step: int, size: int) -> Draws:
-            self.heed()
+        def draw(step: int, size: int) -> Noise:
+            self.check_stop()
             return local.make_draws(
-                self.draws,
+                self.noise,
                 learners,
                 seed=settings.seed,
                 round=round,
@@ -380,19 +380,19 @@ class Simulation:
         size, count = self.data.clients, self.settings.cohort
         return seeds.sample(self.settings.seed, "evaluated clients", round, size=size, count=count)
 
-    def population(self, state: State) -> tuple[evaluate.Scores, list[tuple[str, str, float]]]:
+    def global_test(self, state: State) -> tuple[evaluate.Scores, list[tuple[str, str, float]]]:
         """Each client on the whole test set under its own shift; costly, so for the last round only."""
         data = self.data
         scores = evaluate.on_population(
             self.method,
             state,
-            data.population,
+            data.global_test,
             data.test.decode,
             data.learner,
             data.cluster,
             loss=self.settings.loss,
             chunk=max(self.execution.chunk, EVALUATED),
-            lifted=self.execution.lifted,
+            vectorised=self.execution.vectorised,
             map=self.workers.map,
         )
         return scores, self._summary("population", scores) + self._worst("population", scores)
@@ -409,7 +409,7 @@ class Simulation:
             weighting=self.settings.weighting,
             batch=self.settings.batch,
             chunk=max(self.execution.chunk, EVALUATED),
-            lifted=self.execution.lifted,
+            vectorised=self.execution.vectorised,
             map=self.workers.map,
         )
 

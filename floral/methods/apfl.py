@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from floral.core.spec import Batch, Draws, Group, Method, Objective, Problem, Scope, View
+from floral.core.spec import Batch, Group, Method, Noise, Objective, Problem, Scope, View
 from floral.core.streams import Stream
 from floral.toolkit.parts import join_at, personal, serve, whole, with_loss
 
@@ -23,11 +23,11 @@ def build(problem: Problem, *, alpha: float) -> Method:
     model, stream = problem.build_model(), Stream(problem.seed, "model")
     mixed = serve(model, "mixed", "personal_statistics")
 
-    def predict(view, x, draws, mask):
+    def predict(view, x, noise, mask):
         share, w, v = view["alpha"]["alpha"], view["base"], view["personal"]
         # sorted: α's gradient is a sum over the names, whose order a checkpoint does not keep
         between = {name: share * v[name] + (1 - share) * w[name] for name in sorted(w)}
-        return mixed({**view, "mixed": between}, x, draws, mask)
+        return mixed({**view, "mixed": between}, x, noise, mask)
 
     return Method(
         groups={
@@ -38,15 +38,15 @@ def build(problem: Problem, *, alpha: float) -> Method:
             ),
         },
         predict=predict,
-        draws=model.draws,
+        noise=model.noise,
         local_step=step,
-        passes=2,
+        passes_per_sample=2,
         join=join_at(personal="base", personal_statistics="statistics"),
     )
 
 
 def step(
-    objective: Objective, trained: View, fixed: View, batch: Batch, draws: Draws, lr: Mapping[str, float]
+    objective: Objective, trained: View, fixed: View, batch: Batch, noise: Noise, lr: Mapping[str, float]
 ) -> tuple[View, View, torch.Tensor]:
     """One step of w on its own loss, which is the mixture's at α = 0, and one of v and α on the mixture's."""
     gradient = torch.func.grad(with_loss(objective), has_aux=True)
@@ -54,8 +54,8 @@ def step(
     alone = {**fixed, "personal": own["personal"], "alpha": {"alpha": torch.zeros_like(own["alpha"]["alpha"])}}
     if "statistics" in fixed:
         alone["personal_statistics"] = fixed["statistics"]
-    of_w, (_, shared) = gradient({"base": trained["base"]}, alone, batch, draws)
-    of_own, (loss, changed) = gradient(own, {**fixed, "base": trained["base"]}, batch, draws)
+    of_w, (_, shared) = gradient({"base": trained["base"]}, alone, batch, noise)
+    of_own, (loss, changed) = gradient(own, {**fixed, "base": trained["base"]}, batch, noise)
     slopes = {**of_w, **of_own}
     moved = {
         group: {name: value - lr[group] * slopes[group][name] for name, value in params.items()}

@@ -17,6 +17,6 @@ def build(problem: Problem, *, pool: Literal["all", "cluster"]) -> Method:
     return Method(
         groups=whole(model, Scope.PRIVATE, Stream(problem.seed, "model"), problem.lr, holders=learners),
         predict=serve(model),
-        draws=model.draws,
+        noise=model.noise,
         pool=pool,
     )

@@ -63,7 +63,7 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
         server=server,
         clusters=bound,
         picks=True,
-        draws=model.draws,
+        noise=model.noise,
     )
 
 

@@ -18,8 +18,8 @@ def build(problem: Problem) -> Method:
         smoothed = (counts + 1) / (counts + 1).sum()  # Laplace: a class without a training row keeps a finite loss
         return {"base": {"output": smoothed.log()}}
 
-    def predict(view, x, draws, mask):
-        del draws, mask
+    def predict(view, x, noise, mask):
+        del noise, mask
         each = x.shape if problem.loss == "token_cross_entropy" else x.shape[:1]
         return view["base"]["output"].expand(*each, problem.outputs), {}
 

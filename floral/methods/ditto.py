@@ -18,7 +18,7 @@ def build(problem: Problem, *, lam: float) -> Method:
             **personal(model, stream, problem.lr, problem.clients),
         },
         predict=serve_personal(model),
-        draws=model.draws,
+        noise=model.noise,
         join=join_at(personal="base", personal_statistics="statistics"),
         phases=(
             Phase(train=("base",), predict=serve(model)),

@@ -30,6 +30,6 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
         },
         predict=adaptors.serve(("shared",), ("private",)),
         phases=staged(Phase(train=("base", "shared", "private")), warm=plain(adaptors.model), base=base, warmup=warmup),
-        draws=adaptors.model.draws,
-        passes=adaptors.passes(problem.shape, problem.batch, clusters=2),
+        noise=adaptors.model.noise,
+        passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=2),
     )

@@ -5,7 +5,7 @@ import torch
 from floral.core.spec import Method, Problem, Scope
 from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
-from floral.toolkit.parts import draws_of_each_model, of_each_model, of_size, passes, serve, whole
+from floral.toolkit.parts import forward_backward_passes, noise_of_each_model, of_each_model, of_size, serve, whole
 from floral.toolkit.routes import Router
 
 
@@ -24,24 +24,24 @@ def build(problem: Problem, *, router: str, top: int, size: str, rank: float | s
     model, clusters = problem.build_model(), problem.clusters
     if size == "floral":
         model = of_size(problem, model.size / clusters + adaptors_of(problem, rank=rank).size, low=0.0)
-    cost, mixer = passes(problem, model), Router(kind=router, problem=problem, top=top)
+    cost, mixer = forward_backward_passes(problem, model), Router(kind=router, problem=problem, top=top)
     models = whole(model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=clusters)
     if router == "optimal":
         member = problem.true_cluster
-        return Method(groups=models, predict=serve(model), member=member, draws=model.draws, passes=cost)
+        return Method(groups=models, predict=serve(model), member=member, noise=model.noise, passes_per_sample=cost)
 
     each = of_each_model(model)
 
-    def predict(view, x, draws, mask):
-        logits, statistics = each(view, x, draws, mask)
-        return torch.tensordot(mixer.forward(view, draws), logits, dims=1), statistics
+    def predict(view, x, noise, mask):
+        logits, statistics = each(view, x, noise, mask)
+        return torch.tensordot(mixer.forward(view, noise), logits, dims=1), statistics
 
     return Method(
         groups={**models, **mixer.groups},
         predict=predict,
         log_route=mixer.log_route,
         served_log_route=mixer.served_log_route if top else None,
-        draws={**draws_of_each_model(model, clusters), **mixer.draws},
+        noise={**noise_of_each_model(model, clusters), **mixer.noise},
         sends=mixer.sends,
-        passes=clusters * cost,
+        passes_per_sample=clusters * cost,
     )

@@ -31,7 +31,7 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
     start = adaptors.init(stream)
     one = torch.ones(1, dtype=problem.dtype, device=problem.device)
 
-    def predict(view, x, draws, mask):
+    def predict(view, x, noise, mask):
         def adapt(name, x):
             part = adaptors.by_layer.get(name)
             if not isinstance(part, LinearAdaptor | ConvAdaptor):
@@ -46,7 +46,7 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
             shares = [share[:, None, None, None] if images else share[..., None] for share in mix.unbind(-1)]
             return None, shares[0] * each[0] + shares[1] * each[1]
 
-        logits, statistics = adaptors.model(view["base"], view.get("statistics", {}), x, draws, mask, adapt)
+        logits, statistics = adaptors.model(view["base"], view.get("statistics", {}), x, noise, mask, adapt)
         return logits, {"statistics": statistics} if statistics else {}
 
     def assign(view, held):
@@ -76,8 +76,8 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
             warmup=warmup,
         ),
         server=server,
-        draws=adaptors.model.draws,
-        passes=1 + mixed(problem, adaptors) / adaptors.model.multiply_adds(problem.shape, problem.batch),
+        noise=adaptors.model.noise,
+        passes_per_sample=1 + mixed(problem, adaptors) / adaptors.model.multiply_adds(problem.shape, problem.batch),
     )
 
 

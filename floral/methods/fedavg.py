@@ -3,7 +3,7 @@
 from floral.core.spec import Method, Problem, Scope
 from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
-from floral.toolkit.parts import of_size, passes, serve, whole
+from floral.toolkit.parts import forward_backward_passes, of_size, serve, whole
 
 
 def build(problem: Problem, *, widen: str, rank: float | str) -> Method:
@@ -15,6 +15,6 @@ def build(problem: Problem, *, widen: str, rank: float | str) -> Method:
     return Method(
         groups=whole(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
         predict=serve(model),
-        draws=model.draws,
-        passes=passes(problem, model),
+        noise=model.noise,
+        passes_per_sample=forward_backward_passes(problem, model),
     )

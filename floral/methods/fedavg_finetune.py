@@ -21,8 +21,8 @@ def build(problem: Problem, *, after: float) -> Method:
     def own(view):
         return {name: value + view["difference"][name] for name, value in view["base"].items()}
 
-    def personal(view, x, draws, mask):
-        outputs, _ = whole_model({**view, "base": own(view)}, x, draws, mask)
+    def personal(view, x, noise, mask):
+        outputs, _ = whole_model({**view, "base": own(view)}, x, noise, mask)
         return outputs, {}
 
     def averages(round: int, rounds: int) -> bool:
@@ -41,5 +41,5 @@ def build(problem: Problem, *, after: float) -> Method:
             Phase(train=("base",), predict=whole_model, when=averages),
             Phase(train=("difference",), when=lambda round, rounds: not averages(round, rounds)),
         ),
-        draws=model.draws,
+        noise=model.noise,
     )

@@ -29,13 +29,13 @@ def build(problem: Problem, *, kappa: float, share: float) -> Method:
     def on_top(view: View, features):
         return model.layers[last](own(view["base"], last), features + view["bias"]["b"])
 
-    def predict(view, x, draws, mask):
-        features, changed = below(view, x, draws, mask)
+    def predict(view, x, noise, mask):
+        features, changed = below(view, x, noise, mask)
         return on_top(view, features), changed
 
-    def with_term(view, received, batch, draws):
+    def with_term(view, received, batch, noise):
         del received
-        features, changed = below(view, batch.x, draws, batch.mask)
+        features, changed = below(view, batch.x, noise, batch.mask)
         weight, seen, consensus = batch.mask.to(features.dtype), view["seen"], view["consensus"]
         of_samples = features.mean(1) if problem.loss == "token_cross_entropy" else features
         total, count = (of_samples * weight[:, None]).sum(0), weight.sum()
@@ -68,6 +68,6 @@ def build(problem: Problem, *, kappa: float, share: float) -> Method:
         loss=with_term,
         upload={"consensus": report},
         server=server,
-        draws=model.draws,
+        noise=model.noise,
         sends={"consensus": (width + 1, 0)},
     )

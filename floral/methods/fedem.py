@@ -6,7 +6,7 @@ import torch
 
 from floral.core.spec import Group, Method, Problem, Scope
 from floral.core.streams import Stream
-from floral.toolkit.parts import draws_of_each_model, of_each_model, sample_losses, whole
+from floral.toolkit.parts import noise_of_each_model, of_each_model, sample_losses, whole
 
 
 def build(problem: Problem) -> Method:
@@ -42,13 +42,13 @@ def build(problem: Problem) -> Method:
         log_q = torch.where(held.mask, log_responsibilities(view, held), -math.inf)
         return {"mixture": {"log_weights": torch.log_softmax(torch.logsumexp(log_q, -1), 0)}}
 
-    def weighted_loss(view, received, batch, draws):
-        outputs, statistics = each(view, batch.x, draws, batch.mask)
+    def weighted_loss(view, received, batch, noise):
+        outputs, statistics = each(view, batch.x, noise, batch.mask)
         q = log_responsibilities(received, batch).detach().exp()
         return (q * losses_of(outputs, batch.y)).sum(0), statistics
 
-    def predict(view, x, draws, mask):
-        outputs, statistics = each(view, x, draws, mask)
+    def predict(view, x, noise, mask):
+        outputs, statistics = each(view, x, noise, mask)
         log_weights = view["mixture"]["log_weights"]
         if problem.loss == "mse":
             return torch.tensordot(log_weights.exp(), outputs, 1), statistics
@@ -66,10 +66,10 @@ def build(problem: Problem) -> Method:
         },
         predict=predict,
         assign=assign,
-        assign_passes=clusters / 3,
+        assign_passes_per_sample=clusters / 3,
         loss=weighted_loss,
         log_route=uniform,
         served_log_route=lambda view: view["mixture"]["log_weights"],
-        draws=draws_of_each_model(model, clusters),
-        passes=clusters,
+        noise=noise_of_each_model(model, clusters),
+        passes_per_sample=clusters,
     )

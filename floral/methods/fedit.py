@@ -36,6 +36,6 @@ def shared(problem: Problem, adaptors: Adaptors, base: str, warmup: float, **ada
         phases=staged(
             Phase(train=("base", "adaptor"), **adapting), warm=plain(adaptors.model), base=base, warmup=warmup
         ),
-        draws=adaptors.model.draws,
-        passes=adaptors.passes(problem.shape, problem.batch, clusters=1),
+        noise=adaptors.model.noise,
+        passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1),
     )

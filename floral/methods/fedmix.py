@@ -6,7 +6,7 @@ import torch
 
 from floral.core.spec import Group, Method, Problem, Scope
 from floral.core.streams import Stream
-from floral.toolkit.parts import draws_of_each_model, of_each_model, passes, sample_losses, whole
+from floral.toolkit.parts import forward_backward_passes, noise_of_each_model, of_each_model, sample_losses, whole
 from floral.toolkit.routes import Gate, entropy
 
 
@@ -43,8 +43,8 @@ def build(problem: Problem, *, balance: float) -> Method:
         total = torch.logsumexp(torch.where(held.mask, log_r, -math.inf), -1)
         return {"responsibility": {"log_mean": torch.log_softmax(total, 0)}}
 
-    def mixture_loss(view, received, batch, draws):
-        outputs, statistics = each(view, batch.x, draws, batch.mask)
+    def mixture_loss(view, received, batch, noise):
+        outputs, statistics = each(view, batch.x, noise, batch.mask)
         losses = -torch.logsumexp(log_joint(view, outputs, batch), 0)
         if balance > 0:
             weight = batch.mask.to(losses.dtype)
@@ -52,8 +52,8 @@ def build(problem: Problem, *, balance: float) -> Method:
             losses = losses - balance * entropy(mean)
         return losses, statistics
 
-    def predict(view, x, draws, mask):
-        outputs, statistics = each(view, x, draws, mask)
+    def predict(view, x, noise, mask):
+        outputs, statistics = each(view, x, noise, mask)
         log_weights = gate.log_weights(view, x).mT.unsqueeze(-1)
         if problem.loss == "mse":
             return (log_weights.exp() * outputs).sum(0), statistics
@@ -68,10 +68,10 @@ def build(problem: Problem, *, balance: float) -> Method:
         },
         predict=predict,
         assign=assign,
-        assign_passes=clusters / 3,
+        assign_passes_per_sample=clusters / 3,
         loss=mixture_loss,
         log_route=lambda view: view["responsibility"]["log_mean"],
-        draws=draws_of_each_model(model, clusters),
+        noise=noise_of_each_model(model, clusters),
         sends={"responsibility": (0, clusters)},
-        passes=clusters + passes(problem, gate.model),
+        passes_per_sample=clusters + forward_backward_passes(problem, gate.model),
     )

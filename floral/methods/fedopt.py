@@ -39,7 +39,7 @@ def build(problem: Problem, *, server: str, server_lr: float, client: str, clien
         predict=serve(model),
         local_step={"sgd": None, "momentum": momentum_step(0.9), "adam": adam_step((0.9, 0.99), 1e-3)}[client],
         optimiser=None if server == "task" else replace(SERVERS[server], lr=server_lr),
-        draws=model.draws,
+        noise=model.noise,
     )
 
 
@@ -73,9 +73,9 @@ def with_moments(direction) -> LocalStep:
     a batch without samples changes none."""
     plain = sgd()
 
-    def step(objective, trained, fixed, batch, draws, lr):
+    def step(objective, trained, fixed, batch, noise, lr):
         unit = dict.fromkeys(lr, 1.0)
-        moved, changed, loss = plain(objective, trained, fixed, batch, draws, unit)
+        moved, changed, loss = plain(objective, trained, fixed, batch, noise, unit)
         moments, active = fixed["moments"], batch.mask.any()
         steps = moments["steps"] + 1
         updated, kept = {}, {"steps": steps}

@@ -18,5 +18,5 @@ def build(problem: Problem) -> Method:
     return Method(
         groups=split.groups(Stream(problem.seed, "model"), problem.lr, problem.clients),
         predict=split.predict,
-        draws=model.draws,
+        noise=model.noise,
     )

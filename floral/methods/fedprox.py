@@ -16,6 +16,6 @@ def build(problem: Problem, *, mu: float) -> Method:
     return Method(
         groups=whole(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
         predict=serve(model),
-        draws=model.draws,
+        noise=model.noise,
         penalty=proximal("base", mu),
     )

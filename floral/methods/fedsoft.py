@@ -47,7 +47,7 @@ def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
             for group in models
         }
 
-    def penalty(view, received, draws):
+    def penalty(view, received, noise):
         weights = view["importance"]["weights"]
         distances = [(w - view["base"][name]).square().flatten(1).sum(1) for name, w in view["personal"].items()]
         return lam / 2 * torch.dot(weights, torch.stack(distances).sum(0))
@@ -68,14 +68,14 @@ def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
         },
         predict=serve_personal(model),
         assign=assign,
-        assign_passes=clusters / 3,
+        assign_passes_per_sample=clusters / 3,
         phases=(Phase(train=("personal",)),),
         penalty=penalty,
         upload={group: for_all(own[group]) for group in models},
         log_route=lambda view: view["importance"]["weights"].log(),
         served_log_route=served,
         picks=True,
-        draws=model.draws,
+        noise=model.noise,
         join=between,
         sends={"importance": (0, clusters)},
     )

@@ -28,6 +28,6 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
         },
         predict=adaptors.serve(("A", "B")),
         phases=staged(Phase(train=("base", "B")), warm=plain(adaptors.model), base=base, warmup=warmup),
-        draws=adaptors.model.draws,
-        passes=adaptors.passes(problem.shape, problem.batch, clusters=1),
+        noise=adaptors.model.noise,
+        passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1),
     )

@@ -64,7 +64,7 @@ def build(
     problem = replace(problem, clusters=multiplier * problem.clusters)
     adaptors = adaptors_of(problem, **adaptor).with_norms(norm)
     layers = len(adaptors.by_layer) if per_layer else 0
-    mixer = Router(kind=router, problem=problem, temperature=temperature, noise=noise, top=top, layers=layers)
+    mixer = Router(kind=router, problem=problem, temperature=temperature, noise_scale=noise, top=top, layers=layers)
     own = mixer.given and problem.switches["mixture_floor"] == 0
     clustered = Clustered(
         problem=problem,
@@ -89,21 +89,21 @@ def routed(clustered: Clustered, mixer: Router, entropy: float) -> Method:
     model, floor, clusters = adaptors.model, problem.switches["mixture_floor"], problem.clusters
     sign = 1.0 if problem.switches["entropy_sign"] == "minimise" else -1.0
     chooses = mixer.kind == "argmin" and floor == 0
-    one = adaptors.passes(problem.shape, problem.batch, clusters=1)
+    one = adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)
 
-    def apply(view, route, x, draws, mask, *, only=None):
+    def apply(view, route, x, noise, mask, *, only=None):
         """Outputs under a route; `only` the cluster [1] that has all of it."""
         mixture, own, base = clustered.mixture(view), clustered.running(view), clustered.base(view, route)
         if only is not None:
             mixture, own = ({name: t.index_select(0, only) for name, t in some.items()} for some in (mixture, own))
             route = torch.ones_like(route[:1])
-        logits, statistics = adaptors(base, mixture, route, view.get("statistics", {}), x, draws, mask, own)
+        logits, statistics = adaptors(base, mixture, route, view.get("statistics", {}), x, noise, mask, own)
         return logits, clustered.changed(view, statistics)
 
-    def predict(view, x, draws, mask):
-        route = mixer.forward(view, draws)
+    def predict(view, x, noise, mask):
+        route = mixer.forward(view, noise)
         only = route.argmax().reshape(1) if chooses else None
-        return apply(view, route.clamp(min=floor) if floor > 0 else route, x, draws, mask, only=only)
+        return apply(view, route.clamp(min=floor) if floor > 0 else route, x, noise, mask, only=only)
 
     def assign(view, held):
         certain = torch.eye(clusters, dtype=held.x.dtype, device=held.x.device)
@@ -112,9 +112,9 @@ def routed(clustered: Clustered, mixer: Router, entropy: float) -> Method:
         losses = sample_losses(problem.loss, torch.stack(outputs), held.y.expand(clusters, *held.y.shape))
         return mixer.assigned(view, losses, held.mask)
 
-    def entropy_term(view, received, draws):
+    def entropy_term(view, received, noise):
         del received
-        return sign * entropy * routes.entropy(mixer.soft(view, draws)).mean()
+        return sign * entropy * routes.entropy(mixer.soft(view, noise)).mean()
 
     return Method(
         groups={
@@ -124,7 +124,7 @@ def routed(clustered: Clustered, mixer: Router, entropy: float) -> Method:
         },
         predict=predict,
         assign=assign if mixer.found else None,
-        assign_passes=clusters * one / 3 if mixer.found else 0.0,
+        assign_passes_per_sample=clusters * one / 3 if mixer.found else 0.0,
         precondition=clustered.precondition if problem.switches["preconditioner"] else {},
         beside=clustered.beside,
         phases=clustered.phases("base", *(name for name, group in mixer.groups.items() if group.trained)),
@@ -134,9 +134,9 @@ def routed(clustered: Clustered, mixer: Router, entropy: float) -> Method:
         picks=chooses,
         single=(lambda view: clustered.single(view, mixer.log_route(view))) if clustered.exact else None,
         server=clustered.server if clustered.exact else None,
-        draws={**model.draws, **mixer.draws},
+        noise={**model.noise, **mixer.noise},
         sends=mixer.sends,
-        passes=one if chooses else adaptors.passes(problem.shape, problem.batch, clusters),
+        passes_per_sample=one if chooses else adaptors.forward_backward_passes(problem.shape, problem.batch, clusters),
     )
 
 
@@ -145,10 +145,10 @@ def own_adaptor(clustered: Clustered) -> Method:
     problem, adaptors = clustered.problem, clustered.adaptors
     model, alone = adaptors.model, torch.ones(1, dtype=problem.dtype, device=problem.device)
 
-    def predict(view, x, draws, mask):
+    def predict(view, x, noise, mask):
         base, running = clustered.base(view, alone), view.get("statistics", {})
         logits, statistics = adaptors(
-            base, clustered.mixture(view), alone, running, x, draws, mask, clustered.running(view)
+            base, clustered.mixture(view), alone, running, x, noise, mask, clustered.running(view)
         )
         return logits, clustered.changed(view, statistics)
 
@@ -161,8 +161,8 @@ def own_adaptor(clustered: Clustered) -> Method:
         single=(lambda view: clustered.single(view, None)) if clustered.exact else None,
         server=clustered.server if clustered.exact else None,
         member=clustered.member,
-        draws=model.draws,
-        passes=adaptors.passes(problem.shape, problem.batch, clusters=1),
+        noise=model.noise,
+        passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1),
     )
 
 
@@ -209,7 +209,7 @@ def with_private(problem: Problem, adaptors: Adaptors, method: Method) -> Method
     return replace(
         method,
         groups={**method.groups, "private": Group(scope=Scope.PRIVATE, init=start, lr=problem.lr)},
-        predict=lambda view, x, draws, mask: predict(added(view), x, draws, mask),
+        predict=lambda view, x, noise, mask: predict(added(view), x, noise, mask),
         assign=None if assign is None else lambda view, held: assign(added(view), held),
         phases=(
             Phase(train=("private",), when=lambda round, rounds: round % 2 == 1),
@@ -217,7 +217,9 @@ def with_private(problem: Problem, adaptors: Adaptors, method: Method) -> Method
         ),
         precondition={**method.precondition, **condition},
         sends=None,
-        passes=method.passes + merged.passes(problem.shape, problem.batch, clusters=1) - 1,
+        passes_per_sample=method.passes_per_sample
+        + merged.forward_backward_passes(problem.shape, problem.batch, clusters=1)
+        - 1,
     )
 
 

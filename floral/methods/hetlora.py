@@ -36,8 +36,8 @@ def build(
     def own(view):
         return kept(view["adaptor"], 0, view["rank"]["components"])
 
-    def truncated(view, x, draws, mask):
-        return serve({**view, "adaptor": own(view)}, x, draws, mask)
+    def truncated(view, x, noise, mask):
+        return serve({**view, "adaptor": own(view)}, x, noise, mask)
 
     def tail(params, rank):
         part = kept(params, torch.floor(gamma * rank), rank)
@@ -48,7 +48,7 @@ def build(
         ]
         return torch.stack(products).sum()
 
-    def penalty(view, received, draws):
+    def penalty(view, received, noise):
         return lam * tail(view["adaptor"], view["rank"]["components"])
 
     def server(served):

@@ -29,9 +29,9 @@ def build(problem: Problem) -> Method:
         groups={**models, "choice": choice.group(problem.clients)},
         predict=choice.predict,
         assign=assign,
-        assign_passes=clusters / 3,
+        assign_passes_per_sample=clusters / 3,
         log_route=choice.log_route,
         picks=True,
-        draws=model.draws,
+        noise=model.noise,
         sends={"choice": (0, 1)},
     )

@@ -12,5 +12,5 @@ def build(problem: Problem) -> Method:
     return Method(
         groups=whole(model, Scope.PRIVATE, Stream(problem.seed, "model"), problem.lr, holders=problem.clients),
         predict=serve(model),
-        draws=model.draws,
+        noise=model.noise,
     )

@@ -22,9 +22,9 @@ def build(problem: Problem, *, norm: str, **adaptor: Any) -> Method:
     def each(one):
         return lambda: same({name: value[None] for name, value in one().items()}, problem.clients)
 
-    def predict(view, x, draws, mask):
+    def predict(view, x, noise, mask):
         running, own = view.get("statistics", {}), view.get("adaptor_statistics", {})
-        logits, after = adaptors(view["base"], view["adaptor"], alone, running, x, draws, mask, own)
+        logits, after = adaptors(view["base"], view["adaptor"], alone, running, x, noise, mask, own)
         changed = {"statistics": after, "adaptor_statistics": adaptors.moved(own, running, after)}
         return logits, {group: changed[group] for group in changed if group in view}
 
@@ -40,6 +40,6 @@ def build(problem: Problem, *, norm: str, **adaptor: Any) -> Method:
         groups=groups,
         predict=predict,
         precondition={"adaptor": adaptors.precondition} if problem.switches["preconditioner"] else {},
-        draws=model.draws,
-        passes=adaptors.passes(problem.shape, problem.batch, clusters=1),
+        noise=model.noise,
+        passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1),
     )

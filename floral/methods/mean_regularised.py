@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from floral.core.spec import Batch, Draws, Group, Method, Objective, Problem, Scope, View
+from floral.core.spec import Batch, Group, Method, Noise, Objective, Problem, Scope, View
 from floral.core.streams import Stream
 from floral.toolkit.parts import join_at, personal, proximal, serve_personal, sgd
 
@@ -22,9 +22,9 @@ def build(problem: Problem, *, lam: float) -> Method:
     take = sgd()
 
     def step(
-        objective: Objective, trained: View, fixed: View, batch: Batch, draws: Draws, lr: Mapping[str, float]
+        objective: Objective, trained: View, fixed: View, batch: Batch, noise: Noise, lr: Mapping[str, float]
     ) -> tuple[View, View, torch.Tensor]:
-        moved, changed, loss = take(objective, trained, fixed, batch, draws, lr)
+        moved, changed, loss = take(objective, trained, fixed, batch, noise, lr)
         return moved, {**changed, "base": moved["personal"]}, loss
 
     return Method(
@@ -34,7 +34,7 @@ def build(problem: Problem, *, lam: float) -> Method:
             **personal(model, stream, problem.lr, problem.clients),
         },
         predict=serve_personal(model),
-        draws=model.draws,
+        noise=model.noise,
         local_step=step,
         penalty=proximal("personal", lam),
         join=join_at(personal="base"),

@@ -72,7 +72,7 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
         single=choice.vector,
         server=server,
         picks=True,
-        draws=model.draws,
+        noise=model.noise,
     )
 
 

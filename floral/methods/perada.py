@@ -23,8 +23,8 @@ def build(problem: Problem, *, lam: float, base: str, warmup: float, **adaptor: 
     stream = Stream(problem.seed, "adaptors")
     shared, private = adaptors.serve(("shared",)), adaptors.serve(("private",))
 
-    def personal(view, x, draws, mask):
-        logits, _ = private(view, x, draws, mask)
+    def personal(view, x, noise, mask):
+        logits, _ = private(view, x, noise, mask)
         return logits, {}
 
     return Method(
@@ -43,7 +43,7 @@ def build(problem: Problem, *, lam: float, base: str, warmup: float, **adaptor: 
             base=base,
             warmup=warmup,
         ),
-        draws=adaptors.model.draws,
-        passes=adaptors.passes(problem.shape, problem.batch, clusters=1),
+        noise=adaptors.model.noise,
+        passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1),
         join=join_at(private="shared"),
     )

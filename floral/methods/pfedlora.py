@@ -37,7 +37,7 @@ def build(problem: Problem, *, mu: float, rank: float | str, base: str, warmup: 
     zero = {name: torch.zeros_like(t) for name, t in shared["base"].init().items()}
     one = torch.ones(1, dtype=problem.dtype, device=problem.device)
 
-    def both(view, x, draws, mask):
+    def both(view, x, noise, mask):
         """Outputs of the model and of the adapter on its features, and the changed statistics."""
         taught = []
 
@@ -47,19 +47,19 @@ def build(problem: Problem, *, mu: float, rank: float | str, base: str, warmup: 
             return None, None
 
         params = {name: t + view["personal"][name] for name, t in view["base"].items()}
-        outputs, statistics = model(params, view.get("statistics", {}), x, draws, mask, adapt)
+        outputs, statistics = model(params, view.get("statistics", {}), x, noise, mask, adapt)
         return outputs, taught[0], {"statistics": statistics} if statistics else {}
 
-    def predict(view, x, draws, mask):
-        outputs, _, changed = both(view, x, draws, mask)
+    def predict(view, x, noise, mask):
+        outputs, _, changed = both(view, x, noise, mask)
         return outputs, changed
 
-    def by_adapter(view, x, draws, mask):
-        _, outputs, _ = both(view, x, draws, mask)
+    def by_adapter(view, x, noise, mask):
+        _, outputs, _ = both(view, x, noise, mask)
         return outputs, {}
 
-    def mixed(view, received, batch, draws):
-        mine, taught, changed = both(view, batch.x, draws, batch.mask)
+    def mixed(view, received, batch, noise):
+        mine, taught, changed = both(view, batch.x, noise, batch.mask)
         losses = [sample_losses(problem.loss, outputs, batch.y) for outputs in (taught, mine)]
         return mu * losses[0] + (1 - mu) * losses[1], changed
 
@@ -82,5 +82,5 @@ def build(problem: Problem, *, mu: float, rank: float | str, base: str, warmup: 
             base=base,
             warmup=warmup,
         ),
-        draws=model.draws,
+        noise=model.noise,
     )

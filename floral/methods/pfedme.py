@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from floral.core.spec import Batch, Draws, Method, Objective, Problem, Refused, Scope, View
+from floral.core.spec import Batch, Method, Noise, Objective, Problem, Refused, Scope, View
 from floral.core.streams import Stream
 from floral.toolkit.parts import begin_at, join_at, personal, serve_personal, whole, with_loss
 
@@ -27,14 +27,14 @@ def build(problem: Problem, *, lam: float, inner_steps: int) -> Method:
     model, stream = problem.build_model(), Stream(problem.seed, "model")
 
     def step(
-        objective: Objective, trained: View, fixed: View, batch: Batch, draws: Draws, lr: Mapping[str, float]
+        objective: Objective, trained: View, fixed: View, batch: Batch, noise: Noise, lr: Mapping[str, float]
     ) -> tuple[View, View, torch.Tensor]:
         w, theta = trained["base"], trained["personal"]
         changed: View = {}
         losses = []
         for _ in range(inner_steps):
             slope, (loss, moved) = torch.func.grad(with_loss(objective), has_aux=True)(
-                {"personal": theta}, {**fixed, **changed}, batch, draws
+                {"personal": theta}, {**fixed, **changed}, batch, noise
             )
             changed, losses = {**changed, **moved}, [*losses, loss]
             theta = {
@@ -50,9 +50,9 @@ def build(problem: Problem, *, lam: float, inner_steps: int) -> Method:
             **personal(model, stream, problem.lr, problem.clients),
         },
         predict=serve_personal(model),
-        draws=model.draws,
+        noise=model.noise,
         assign=begin_at(personal="base"),
         local_step=step,
-        passes=inner_steps,
+        passes_per_sample=inner_steps,
         join=join_at(personal="base"),
     )

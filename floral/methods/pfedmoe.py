@@ -5,7 +5,7 @@ from dataclasses import replace
 from floral.core.spec import Method, Problem, Scope
 from floral.core.streams import Stream
 from floral.nn.layers import Linear, own
-from floral.toolkit.parts import body, head, passes, second, serve, whole
+from floral.toolkit.parts import body, forward_backward_passes, head, second, serve, whole
 from floral.toolkit.routes import Gate
 
 
@@ -34,12 +34,12 @@ def build(problem: Problem, *, width: float, gate_hidden: int) -> Method:
         **gate.groups,
     }
     own_features, shared_features = serve(local), serve(extractor, "extractor", "extractor_statistics")
-    masks = {name: f"extractor_{name}" for name in extractor.draws}
+    masks = {name: f"extractor_{name}" for name in extractor.noise}
 
-    def predict(view, x, draws, mask):
-        theirs = None if draws is None else {name: draws[drawn] for name, drawn in masks.items()}
+    def predict(view, x, noise, mask):
+        theirs = None if noise is None else {name: noise[drawn] for name, drawn in masks.items()}
         shared, of_shared = shared_features(view, x, theirs, mask)
-        ours, of_own = own_features(view, x, draws, mask)
+        ours, of_own = own_features(view, x, noise, mask)
         of_gate = gate.log_weights(view, x).exp()
         mixed = of_gate[:, :1] * shared + of_gate[:, 1:] * ours
         return model.layers[last](own(view["base"], last), mixed), {**of_shared, **of_own}
@@ -47,8 +47,8 @@ def build(problem: Problem, *, width: float, gate_hidden: int) -> Method:
     return Method(
         groups=groups,
         predict=predict,
-        draws={**model.draws, **{masks[name]: shape for name, shape in extractor.draws.items()}},
-        passes=passes(problem, model, extractor, gate.model),
+        noise={**model.noise, **{masks[name]: shape for name, shape in extractor.noise.items()}},
+        passes_per_sample=forward_backward_passes(problem, model, extractor, gate.model),
     )
 
 

@@ -4,7 +4,16 @@ import torch
 
 from floral.core.spec import Method, Phase, Problem, Scope
 from floral.core.streams import Stream
-from floral.toolkit.parts import begin_at, join_at, passes, personal, sample_losses, serve, serve_personal, whole
+from floral.toolkit.parts import (
+    begin_at,
+    forward_backward_passes,
+    join_at,
+    personal,
+    sample_losses,
+    serve,
+    serve_personal,
+    whole,
+)
 from floral.toolkit.routes import Gate
 
 
@@ -36,13 +45,13 @@ def build(problem: Problem) -> Method:
         outputs = torch.stack([serve_one(view, x, None, None)[0] for serve_one in (shared, own)])
         return torch.einsum("bc,cbo->bo", gate.log_weights(view, x).exp(), outputs)
 
-    def gate_loss(view, received, batch, draws):
+    def gate_loss(view, received, batch, noise):
         as_received = {group: received[group] for group in start_of.values() if group in received}
         return sample_losses(problem.loss, mixed({**view, **as_received}, batch.x), batch.y), {}
 
     return Method(
         groups=groups,
-        predict=lambda view, x, draws, mask: (mixed(view, x), {}),
+        predict=lambda view, x, noise, mask: (mixed(view, x), {}),
         assign=begin_at(**start_of),
         phases=(
             Phase(train=("base",), predict=shared),
@@ -50,7 +59,7 @@ def build(problem: Problem) -> Method:
             Phase(train=("gate",)),
         ),
         loss=gate_loss,
-        draws=model.draws,
+        noise=model.noise,
         join=join_at(**start_of),
-        passes=(2 + 2 / 3 + passes(problem, gate.model)) / 3,
+        passes_per_sample=(2 + 2 / 3 + forward_backward_passes(problem, gate.model)) / 3,
     )

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from floral.core.spec import Draws, Params, Refused
+from floral.core.spec import Noise, Params, Refused
 from floral.core.streams import Shapes, Stream
 from floral.nn import products
 from floral.nn.norms import BatchNorm, GroupNorm, LayerNorm
@@ -233,7 +233,7 @@ class Model:
         return {f"{name}.{key}": value for name, layer in norms.items() for key, value in layer.statistics().items()}
 
     @property
-    def draws(self) -> dict[str, tuple[int | str, ...]]:
+    def noise(self) -> dict[str, tuple[int | str, ...]]:
         dropouts = {name: layer for name, layer in self.layers.items() if isinstance(layer, Dropout)}
         return {name: ("batch", *layer.shape) for name, layer in dropouts.items()}
 
@@ -266,7 +266,7 @@ class Model:
         params: Params,
         statistics: Params,
         x: Tensor,
-        draws: Draws | None,
+        noise: Noise | None,
         mask: Tensor | None,
         adapt: Adapt = lambda name, x: (None, None),
     ) -> tuple[Tensor, Params]:
@@ -277,13 +277,13 @@ class Model:
             layer = self.layers[name]
             match layer:
                 case Dropout():
-                    return x if draws is None else layer(x, draws[name])
+                    return x if noise is None else layer(x, noise[name])
                 case Position():
                     return layer(own(params, name), x)
                 case BatchNorm():
                     change, _ = adapt(name, x)
                     running = {key: changed[f"{name}.{key}"] for key in ("mean", "variance")}
-                    y, running = layer(own(params, name), running, x, None if draws is None else mask, change)
+                    y, running = layer(own(params, name), running, x, None if noise is None else mask, change)
                     changed.update({f"{name}.{key}": value for key, value in running.items()})
                     return y
                 case _:

@@ -175,7 +175,7 @@ class How:
         inwards = [level[which] for level in reversed(self.levels)]
         return (*inwards, False, False)[:2]  # type: ignore[return-value]
 
-    def lifted(self, tensor: Tensor, which: int) -> Tensor:
+    def vectorised(self, tensor: Tensor, which: int) -> Tensor:
         """An input as [m or 1, C or 1, …]."""
         clients, clusters = self.has(which)
         tensor = tensor if clients else tensor.unsqueeze(0)
@@ -187,10 +187,10 @@ class How:
         gradient = gradient if clusters else _sum(gradient, 1)
         return gradient if clients else _sum(gradient, 0)
 
-    def result(self, lifted: Tensor) -> Tensor:
+    def result(self, vectorised: Tensor) -> Tensor:
         """[m, C, …] without the axes that nothing was lifted over."""
-        lifted = lifted if len(self.levels) > 1 else lifted[:, 0]
-        return lifted if self.levels else lifted[0]
+        vectorised = vectorised if len(self.levels) > 1 else vectorised[:, 0]
+        return vectorised if self.levels else vectorised[0]
 
     def of_result(self, gradient: Tensor) -> Tensor:
         """The inverse of `result`."""
@@ -203,17 +203,17 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, delta: Tensor | None, how: How, tape: Tape) -> Tensor:
-        lifted, used = how.rounded(how.lifted(x, 0)), how.rounded(_effective(weight, delta, how))
+        vectorised, used = how.rounded(how.vectorised(x, 0)), how.rounded(_effective(weight, delta, how))
         product = _convolve if how.convolves else _multiply
-        added = None if bias is None else how.lifted(bias, 2)
+        added = None if bias is None else how.vectorised(bias, 2)
         if added is None:
-            out = product(lifted, used, None, how)
+            out = product(vectorised, used, None, how)
         elif _same_for_all(added):  # the product itself can add it
-            out = product(lifted, used, how.rounded(added[0, 0]), how)
+            out = product(vectorised, used, how.rounded(added[0, 0]), how)
         elif not how.convolves and len(used) > 1:
-            out = product(lifted, used, how.rounded(added), how)
+            out = product(vectorised, used, how.rounded(added), how)
         else:
-            out = product(lifted, used, None, how)
+            out = product(vectorised, used, None, how)
             out.add_(added[:, :, None, :, None, None] if how.convolves else _before_last(added, out.dim()))
         return how.result(out).to(x.dtype)
 
@@ -227,15 +227,15 @@ class _Product(torch.autograd.Function):
         x, weight, bias, delta = ctx.saved_tensors
         how: How = ctx.how
         exact = how.of_result(gradients[0])
-        gradient, lifted = how.rounded(exact), how.rounded(how.lifted(x, 0))
+        gradient, vectorised = how.rounded(exact), how.rounded(how.vectorised(x, 0))
         if how.convolves and delta is None and gradient.shape[:2] == (1, 1):
             return _convolved_back_at_once(ctx, gradient)
         to_x = to_weight = to_bias = to_delta = None
         if ctx.needs_input_grad[0]:
             back = _convolve_back if how.convolves else _multiply_back
-            to_x = back(gradient, lifted, how.rounded(_effective(weight, delta, how)), how)
+            to_x = back(gradient, vectorised, how.rounded(_effective(weight, delta, how)), how)
             to_x = how.reduced(to_x.to(x.dtype), 0)
-        entry = Entry(lifted, gradient, how, tuple(weight.shape), weight.dtype)
+        entry = Entry(vectorised, gradient, how, tuple(weight.shape), weight.dtype)
         if delta is not None and ctx.needs_input_grad[3]:
             each = entry.of_clients().to(weight.dtype)
             entry = replace(entry, known=each)
@@ -280,8 +280,8 @@ def _whole(weight: Tensor, stacked: Stacked, axis: int = 0) -> Tensor:
 
 def _effective(weight: Tensor, delta: Tensor | None, how: How) -> Tensor:
     """W + delta [m or 1, C or 1, outputs, inputs, …]."""
-    used = _whole(how.lifted(weight, 1), how.stacked, 2)
-    return used if delta is None else used + how.lifted(delta, 3)
+    used = _whole(how.vectorised(weight, 1), how.stacked, 2)
+    return used if delta is None else used + how.vectorised(delta, 3)
 
 
 def _same_for_all(bias: Tensor) -> bool:
@@ -392,15 +392,17 @@ def _convolved_back_at_once(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     """The backward pass of ONE client's convolution: one call has all gradients, so none is left for later."""
     x, weight, bias, _ = ctx.saved_tensors
     how: How = ctx.how
-    lifted = how.rounded(how.lifted(x, 0))
+    vectorised = how.rounded(how.vectorised(x, 0))
     kernel = _channels_last(how.rounded(_effective(weight, None, how)[0, 0]))
     to_x, to_kernel, to_bias = (
         None if found is None else found.to(weight.dtype)[None, None]
-        for found in _convolution_backward(gradient[0, 0], lifted[0, 0], kernel, how, tuple(ctx.needs_input_grad[:3]))
+        for found in _convolution_backward(
+            gradient[0, 0], vectorised[0, 0], kernel, how, tuple(ctx.needs_input_grad[:3])
+        )
     )
     to_weight = None
     if to_kernel is not None:
-        entry = Entry(lifted, gradient, how, tuple(weight.shape), weight.dtype, to_kernel)
+        entry = Entry(vectorised, gradient, how, tuple(weight.shape), weight.dtype, to_kernel)
         leaf = ctx.tape.leaf(weight)
         if leaf is None:
             to_weight = entry.of_weight()

@@ -11,7 +11,7 @@ import polars as pl
 from floral.config import catalogue, data_sets
 from floral.config.reading import ConfigError
 from floral.config.run import Run
-from floral.config.schema.data import Own, Synthetic
+from floral.config.schema.data import CustomData, Synthetic
 from floral.config.suites import suite_runs
 from floral.core.intervals import Interval
 from floral.report.collect import Collected
@@ -279,11 +279,11 @@ def _partitions(collected: Collected) -> list[dict[str, Any]]:
     return rows
 
 
-def _data(data: str | Synthetic | Own) -> str:
+def _data(data: str | Synthetic | CustomData) -> str:
     match data:
         case str():
             return data
-        case Own():
+        case CustomData():
             return f"own data ({data.kind} {data.path}), {data_sets.stored_data(data)}"
     return f"drawn from the seed ({data.kind})"
 

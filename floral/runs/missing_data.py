@@ -8,7 +8,7 @@ from pathlib import Path
 from floral.config import data_sets
 from floral.config.reading import ConfigError
 from floral.config.run import Run
-from floral.config.schema.data import Own, Synthetic
+from floral.config.schema.data import CustomData, Synthetic
 from floral.config.schema.task import Task
 from floral.config.tuned import Search
 from floral.core.units import run_count
@@ -22,8 +22,8 @@ def without_data(task: Task, results: Path) -> str | None:
     """The file that a task lacks and the remedy; None where its data are there, or it needs none."""
     if is_there(task, results):
         return None
-    if isinstance(task.data, Own) and (why := data_sets.why_unreadable(task.data)):
-        return f"{why}; remedy: {data_sets.OWN_ADVICE}"
+    if isinstance(task.data, CustomData) and (why := data_sets.why_unreadable(task.data)):
+        return f"{why}; remedy: {data_sets.CUSTOM_ADVICE}"
     name = stored_name(task)
     note = results / "data" / name / NOTE
     if not note.exists():

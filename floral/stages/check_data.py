@@ -9,7 +9,7 @@ from typing import Any
 
 from floral.config import catalogue, data_sets, paths
 from floral.config.reading import ConfigError
-from floral.config.schema.data import Own
+from floral.config.schema.data import CustomData
 from floral.config.schema.task import Task
 
 
@@ -21,15 +21,15 @@ def check(tasks: Iterable[Task], results: Path) -> None:
         ConfigError: own data cannot be read, or do not fit their task; the message names the task's file.
     """
     for task in {task.model_dump_json(): task for task in tasks}.values():
-        if isinstance(task.data, Own):
+        if isinstance(task.data, CustomData):
             _read(task, task.data, results)
-        if isinstance(task.data, str | Own) and not task.noop:
+        if isinstance(task.data, str | CustomData) and not task.noop:
             _hold(task, _facts(task.data, results))
 
 
-def _read(task: Task, data: Own, results: Path) -> None:
+def _read(task: Task, data: CustomData, results: Path) -> None:
     if why := data_sets.why_unreadable(data):
-        raise ConfigError(f"{_where(task)}: data.path: {why}; {data_sets.OWN_ADVICE}")
+        raise ConfigError(f"{_where(task)}: data.path: {why}; {data_sets.CUSTOM_ADVICE}")
     if (results / "data" / str(data_sets.stored_data(data)) / "card.json").exists():
         return
     from floral.data.sources import DataError
@@ -41,7 +41,7 @@ def _read(task: Task, data: Own, results: Path) -> None:
         raise ConfigError(f"{_where(task)}: data: {error}") from None
 
 
-def _facts(data: str | Own, results: Path) -> dict[str, Any]:
+def _facts(data: str | CustomData, results: Path) -> dict[str, Any]:
     """The card of data that are stored, or what their entry says; a damaged card says nothing, for it is made anew."""
     dataset = data_sets.data_set(data)
     try:
@@ -56,7 +56,7 @@ def _hold(task: Task, facts: dict[str, Any]) -> None:
     if rule.kind == "natural" and "rows" in facts and "natural_clients" not in facts:
         named = (
             "; name their column in data.client, or"
-            if isinstance(task.data, Own) and task.data.kind == "table"
+            if isinstance(task.data, CustomData) and task.data.kind == "table"
             else ";"
         )
         raise ConfigError(

@@ -21,7 +21,7 @@ import torch
 from floral.cluster.stops import Stop, Stopped
 from floral.config.reading import ConfigError
 from floral.config.run import Run
-from floral.core.spec import Draws, Method, Optimiser, Problem, Refused
+from floral.core.spec import Method, Noise, Optimiser, Problem, Refused
 from floral.data import augment, federation
 from floral.data.federation import Federation
 from floral.engine import checkpoint, devices, execution
@@ -84,7 +84,9 @@ def execute(
     torch.set_num_threads(chosen.threads)
     LOG.info("after round %d: %s, %s", progress.round, chosen, simulation.device)
     try:
-        simulation = Simulation(simulation.method, simulation.data, simulation.settings, chosen, heed=stop.heed)
+        simulation = Simulation(
+            simulation.method, simulation.data, simulation.settings, chosen, check_stop=stop.check_stop
+        )
     except Refused as reason:
         raise ConfigError(f"{path}: was begun with backend {chosen.backend}, but {reason}; remove it") from None
     progress.segment = segments.new(folder)
@@ -114,8 +116,8 @@ def rounds(
     with kept(path, simulation, state, progress):
         if not progress.metrics:
             evaluate(simulation, state, progress)
-        while progress.diverged_at is None and (progress.owed is not None or progress.round < settings.rounds):
-            if progress.owed is None:
+        while progress.diverged_at is None and (progress.pending_loss is not None or progress.round < settings.rounds):
+            if progress.pending_loss is None:
                 train(simulation, state, progress)
             evaluate(simulation, state, progress)
             if stop.by is not None:
@@ -132,7 +134,7 @@ def train(simulation: Simulation, state: State, progress: Progress) -> None:
     began, round = time.perf_counter(), progress.round + 1
     loss, samples = simulation.train(state, round)
     costs = simulation.costs_of(state, round)
-    progress.round, progress.owed = round, loss
+    progress.round, progress.pending_loss = round, loss
     progress.bytes += costs.bytes_per_client * simulation.cohort_size
     progress.client_samples += samples
     progress.client_passes += samples * costs.passes_per_sample
@@ -144,10 +146,12 @@ def evaluate(simulation: Simulation, state: State, progress: Progress) -> None:
     began, settings, round = time.perf_counter(), simulation.settings, progress.round
     evaluation, official = None, None
     if settings.evaluates(round):
-        evaluation = simulation.evaluate(state, round, None if progress.owed is None else float(progress.owed))
+        evaluation = simulation.evaluate(
+            state, round, None if progress.pending_loss is None else float(progress.pending_loss)
+        )
     if round and settings.sampled_evaluation and settings.last_bin(round):
         official = simulation.official_scores(state, round)
-    progress.owed = None
+    progress.pending_loss = None
     if evaluation is not None:
         progress.add(evaluation)
         values = ", ".join(
@@ -314,7 +318,7 @@ def make_settings(run: Run) -> Settings:
         reshuffle=rule["batches"] == "reshuffled",
         sampled_evaluation=rule["evaluation"] == "sampled",
         weighting=rule["client_value"],
-        massless=rule["massless_cluster"],
+        empty_cluster=rule["massless_cluster"],
     )
 
 
@@ -346,7 +350,7 @@ def client_data(data: Federation, method: Method, device: torch.device, dtype: t
         train=rows("train", index, count, **augmented(data, device)).decoded(DECODED),
         test=rows("test", data.rows["test"], data.counts["test"]),
         validation=rows("train", data.rows["validation"], held_out) if held_out.any() else None,
-        population=lambda c: (tensor(data.population_x[c], False), tensor(data.population_y[c], True)),
+        global_test=lambda c: (tensor(data.global_test_x[c], False), tensor(data.global_test_y[c], True)),
         cluster=torch.from_numpy(data.cluster).to(device),
         learner=torch.from_numpy(learner).to(device),
     )
@@ -358,8 +362,8 @@ def augmented(data: Federation, device: torch.device) -> dict[str, Any]:
         return {}
     turns = torch.from_numpy(data.train_turns).to(device)
 
-    def flip_crop(x: torch.Tensor, row: torch.Tensor, draws: Draws) -> torch.Tensor:
-        return augment.flip_crop(x, draws, turns.index_select(0, row))
+    def flip_crop(x: torch.Tensor, row: torch.Tensor, noise: Noise) -> torch.Tensor:
+        return augment.flip_crop(x, noise, turns.index_select(0, row))
 
     return {"augment": flip_crop, "augment_draws": augment.DRAWS}
 

@@ -14,17 +14,19 @@ import numpy.typing as npt
 
 from floral.config import data_sets, paths, reading
 from floral.config.reading import ConfigError
-from floral.config.schema.data import NOTHING, Data, DataSet, Own
-from floral.data import own, readers, sources, text
+from floral.config.schema.data import NOTHING, CustomData, Data, DataSet
+from floral.data import custom, readers, sources, text
 from floral.data.federation import ARRAYS, CLIENTS, arrays_digest, stored_arrays
 from floral.data.readers import Labelled
 from floral.io.files import atomic
 from floral.io.locks import held
 
-READERS = {**readers.READERS, **own.READERS, **text.READERS}
+READERS = {**readers.READERS, **custom.READERS, **text.READERS}
 
 
-def fetch(data: str | Own, results: Path, data_dir: Path | None = None, report: sources.Report | None = None) -> Path:
+def fetch(
+    data: str | CustomData, results: Path, data_dir: Path | None = None, report: sources.Report | None = None
+) -> Path:
     """Make results/data/<name> and return it; a folder that is valid already is left as it is.
 
     Args:
@@ -61,9 +63,9 @@ def at_hand(data: Data, results: Path, data_dir: Path | None = None) -> tuple[At
     folder, place = results / "data" / name, data_folder(data_dir)
     if (folder / "card.json").exists():
         return "fetched", ""
-    if isinstance(data, Own):
+    if isinstance(data, CustomData):
         why = data_sets.why_unreadable(data)
-        return ("found", "") if why is None else ("missing", f"{why}; {data_sets.OWN_ADVICE}")
+        return ("found", "") if why is None else ("missing", f"{why}; {data_sets.CUSTOM_ADVICE}")
     assert isinstance(data, str), "what is drawn is stored under no name"
     files = data_sets.data_lock()[data].files
     lacking = [file for file in files if not sources.is_there(file, folder / "raw", place)]
@@ -86,7 +88,7 @@ def _make(folder: Path, name: str, dataset: DataSet, data_dir: Path | None, repo
         )
     named = {} if arrays.names is None else {"class_names": list(arrays.names)}
     natural = {} if arrays.natural_clients is None else {"natural_clients": arrays.natural_clients}
-    card = {
+    manifest = {
         "name": name,
         **_promise(dataset),
         "files": [{"path": found.file.path, "sha256": found.sha256, "verified": found.verified} for found in files],
@@ -102,26 +104,26 @@ def _make(folder: Path, name: str, dataset: DataSet, data_dir: Path | None, repo
     try:
         if new != recorded:
             atomic(record, json.dumps(new, indent=1).encode())
-        _store(folder, arrays, card)
+        _store(folder, arrays, manifest)
     except OSError as error:
         if sources.full_disk(error):
             raise sources.DataError(sources.disk_is_full(folder)) from None
         raise
 
 
-def _store(folder: Path, arrays: Labelled, card: dict[str, Any]) -> None:
+def _store(folder: Path, arrays: Labelled, manifest: dict[str, Any]) -> None:
     """Write everything beside its place, then move it there; the card goes first and comes last, so it never lies."""
     new = folder / "new"
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir()
-        for side in stored_arrays(card):
+        for side in stored_arrays(manifest):
             _save(new / f"{side}.npy", np.ascontiguousarray(getattr(arrays, side)))
-        (new / "card.json").write_text(json.dumps(card, indent=1))
+        (new / "card.json").write_text(json.dumps(manifest, indent=1))
         (folder / "card.json").unlink(missing_ok=True)
         for side in (*ARRAYS, *CLIENTS):
             (folder / f"{side}.npy").unlink(missing_ok=True)  # another version's natural clients
-        for file in (*(f"{side}.npy" for side in stored_arrays(card)), "card.json"):
+        for file in (*(f"{side}.npy" for side in stored_arrays(manifest)), "card.json"):
             (new / file).replace(folder / file)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -139,15 +141,15 @@ def _save(path: Path, array: npt.NDArray[Any]) -> None:
 def _is_valid(folder: Path, dataset: DataSet) -> bool:
     """Whether the card says what data.lock promises and the arrays are those of the card."""
     try:
-        card = json.loads((folder / "card.json").read_text())
-        arrays = [np.load(folder / f"{side}.npy", mmap_mode="r") for side in stored_arrays(card)]
-        found = [(file["path"], file["sha256"] if file["verified"] else None) for file in card["files"]]
+        manifest = json.loads((folder / "card.json").read_text())
+        arrays = [np.load(folder / f"{side}.npy", mmap_mode="r") for side in stored_arrays(manifest)]
+        found = [(file["path"], file["sha256"] if file["verified"] else None) for file in manifest["files"]]
     except (FileNotFoundError, ValueError, EOFError, KeyError, TypeError):  # never made, or damaged: made again
         return False
     return (
-        {key: card.get(key) for key in _promise(dataset)} == _promise(dataset)
+        {key: manifest.get(key) for key in _promise(dataset)} == _promise(dataset)
         and found == [(file.path, file.sha256) for file in dataset.files]
-        and card.get("digest") == arrays_digest(arrays)
+        and manifest.get("digest") == arrays_digest(arrays)
     )
 
 

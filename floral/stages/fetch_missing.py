@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from floral.config import data_sets
-from floral.config.schema.data import Own, Synthetic
+from floral.config.schema.data import CustomData, Synthetic
 from floral.config.schema.task import Task
 from floral.io.files import atomic
 from floral.runs.missing_data import NOTE, is_there, stored_name
@@ -21,7 +21,7 @@ def try_to_fetch(tasks: Iterable[Task], results: Path, data_dir: Path | None) ->
         stored_name(task): task.data
         for task in tasks
         if not (is_there(task, results) or isinstance(task.data, Synthetic))
-        and not (isinstance(task.data, Own) and data_sets.why_unreadable(task.data))
+        and not (isinstance(task.data, CustomData) and data_sets.why_unreadable(task.data))
     }
     if not wanted:
         return

@@ -66,7 +66,7 @@ def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
     table, rows = (some.filter(pl.col("client") < job.clients) for some in (whole, labelled))
     folder = results / job.folder
     _same_rows_as_before(folder, job, data_digest)
-    card: dict[str, Any] = {
+    manifest: dict[str, Any] = {
         "task": job.task,
         "clients": job.clients,
         "clusters": job.clusters,
@@ -78,31 +78,31 @@ def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
         "clients_of_cluster": np.bincount(main_concepts(table, job.clients), minlength=job.clusters).tolist(),
     }
     if job.partition.mixed is not None:
-        card["main_concept_share"] = _quantiles(_main_share(table, job.clients, job.clusters))
+        manifest["main_concept_share"] = _quantiles(_main_share(table, job.clients, job.clusters))
     if job.unseen is not None:
         joining = whole.filter(pl.col("client") >= job.clients).with_columns(pl.col("client") - job.clients)
         spread = {split: _spread(_per_client(joining, split, job.unseen.clients)) for split in ("train", "test")}
         kinds = {"seen_cluster": job.unseen.seen_cluster, "new_concept": job.unseen.new_concept}
-        card["unseen"] = {**kinds, "first_client": job.clients, "rows": spread}
+        manifest["unseen"] = {**kinds, "first_client": job.clients, "rows": spread}
     trained = table
     if task and (rule := task.partition).share != job.partition.share:
-        card["thinned_at_training"] = {"share": rule.share, "min_rows": rule.min_rows}
+        manifest["thinned_at_training"] = {"share": rule.share, "min_rows": rule.min_rows}
         # Which rows stay differs from variant to variant, how many does not.
         trained = reduce_rows(table, rule.share, rule.min_rows, job.seed, "size of a subset")
     if task:
         steps = _spread(np.array([task.local_steps(n) for n in _per_client(trained, "train", job.clients).tolist()]))
         fixed = {"steps_per_epoch": task.steps_per_epoch} if task.steps_per_epoch else {}
-        card["local_steps_per_round"] = {"batch": task.batch, "epochs": task.epochs, **fixed} | {
+        manifest["local_steps_per_round"] = {"batch": task.batch, "epochs": task.epochs, **fixed} | {
             key: steps[key] for key in SIZES
         }
     if "class" in rows.columns:
-        card["label_skew"] = _quantiles(_label_skew(rows, data["classes"], job.clients))
-        card["class_counts"] = {split: _class_counts(rows, split, data["classes"], job.clients) for split in SPLITS}
+        manifest["label_skew"] = _quantiles(_label_skew(rows, data["classes"], job.clients))
+        manifest["class_counts"] = {split: _class_counts(rows, split, data["classes"], job.clients) for split in SPLITS}
     picture, parquet = io.StringIO(), io.BytesIO()
-    _chart(job, labelled, card).save(picture, format="svg")
+    _chart(job, labelled, manifest).save(picture, format="svg")
     whole.write_parquet(parquet)
     # One line per key: the counts of hundreds of clients stay readable.
-    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in card.items())
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in manifest.items())
     atomic(folder / "card.svg", picture.getvalue().encode())
     atomic(folder / "card.json", f"{{\n{lines}\n}}\n".encode())
     atomic(folder / "partition.parquet", parquet.getvalue())  # last: where it is, all is
@@ -186,11 +186,11 @@ def _spread(values: Labels) -> dict[str, float]:
     }
 
 
-def _chart(job: PartitionJob, held: pl.DataFrame, card: dict[str, Any]) -> alt.Chart:
+def _chart(job: PartitionJob, held: pl.DataFrame, manifest: dict[str, Any]) -> alt.Chart:
     """Training rows by class and client, as a heat map; for regression and text, rows per client and split as bars."""
     import altair as alt
 
-    subtitle = _subtitle(job, card)
+    subtitle = _subtitle(job, manifest)
     if job.unseen is not None:
         subtitle.append(f"clients from {job.clients} on join after training; their rows take no part in it")
     shown = int(held["client"].to_numpy().max()) + 1
@@ -214,23 +214,25 @@ def _chart(job: PartitionJob, held: pl.DataFrame, card: dict[str, Any]) -> alt.C
     return chart.properties(width=width, height=220, title=text).configure_view(stroke=None)
 
 
-def _subtitle(job: PartitionJob, card: dict[str, Any]) -> list[str]:
+def _subtitle(job: PartitionJob, manifest: dict[str, Any]) -> list[str]:
     """What the numbers of the card say: clusters and sizes, then label skew, mixtures and local steps."""
-    sizes = ", ".join(f"{_range(card['rows'][split])} {split}" for split in SPLITS)
-    members = card["clients_of_cluster"]
+    sizes = ", ".join(f"{_range(manifest['rows'][split])} {split}" for split in SPLITS)
+    members = manifest["clients_of_cluster"]
     which = (
         f"of {', '.join(map(str, members))} clients" if job.partition.cluster_shares else f"client mod {job.clusters}"
     )
     of = f"in {job.clusters} clusters ({which})" if job.clusters > 1 else "of one concept"
     facts = []
-    if "label_skew" in card:
-        facts.append(f"label skew {card['label_skew']['median']:.2f} (median; 0 equal, 1 no class in common)")
-    if "main_concept_share" in card:
-        facts.append(f"{card['main_concept_share']['median']:.0%} of a client's rows are of its main concept (median)")
+    if "label_skew" in manifest:
+        facts.append(f"label skew {manifest['label_skew']['median']:.2f} (median; 0 equal, 1 no class in common)")
+    if "main_concept_share" in manifest:
+        facts.append(
+            f"{manifest['main_concept_share']['median']:.0%} of a client's rows are of its main concept (median)"
+        )
     if job.partition.label_noise:
         facts.append(f"{job.partition.label_noise:.0%} of the training labels are to be replaced")
-    if "local_steps_per_round" in card:
-        facts.append(f"{_range(card['local_steps_per_round'])} local steps per round")
+    if "local_steps_per_round" in manifest:
+        facts.append(f"{_range(manifest['local_steps_per_round'])} local steps per round")
     return [f"{job.clients} clients {of}; each has {sizes} rows", *(["; ".join(facts)] if facts else [])]
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import save
 
 import floral
 from floral.config.run import Run
-from floral.config.schema.data import Own, Synthetic
+from floral.config.schema.data import CustomData, Synthetic
 from floral.data.federation import Federation
 from floral.engine.evaluate import Scores
 from floral.engine.simulate import Evaluation, Simulation
@@ -45,7 +45,7 @@ class Progress:
     routes: list[list[Any]] = field(default_factory=list)
     official: list[tuple[float, float]] = field(default_factory=list)
     """Per round of the last bin: the official score over all clients, and over the round's sample."""
-    owed: torch.Tensor | float | None = None
+    pending_loss: torch.Tensor | float | None = None
     """The training loss of a round that is yet to be evaluated."""
     diverged_at: int | None = None
     resumptions: int = 0
@@ -68,8 +68,8 @@ class Progress:
             self.diverged_at = self.round
 
     def as_json(self) -> dict[str, Any]:
-        owed = None if self.owed is None else float(self.owed)
-        return asdict(self) | {"segment": None, "owed": owed}
+        pending_loss = None if self.pending_loss is None else float(self.pending_loss)
+        return asdict(self) | {"segment": None, "pending_loss": pending_loss}
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Progress:
@@ -91,7 +91,7 @@ def write_results(
     last = simulation.own_rows(state, simulation.data.test, np.arange(data.clients))
     scores = last
     if headline(run, progress) == "population":
-        scores, rows = simulation.population(state)
+        scores, rows = simulation.global_test(state)
         spent = [progress.bytes, progress.client_samples, progress.client_passes]
         progress.metrics += [[progress.round, split, metric, value, *spent] for split, metric, value in rows]
     progress.seconds["evaluate"] += time.perf_counter() - began
@@ -238,7 +238,11 @@ def summarise(
 
 
 def further_scores(
-    scores: Scores, value: dict[tuple[str, str], float], split: str, data: Federation, source: str | Synthetic | Own
+    scores: Scores,
+    value: dict[tuple[str, str], float],
+    split: str,
+    data: Federation,
+    source: str | Synthetic | CustomData,
 ) -> dict[str, Any]:
     """Top-5 accuracy, the worst served in regression, the excess risk, and the means of every true cluster.
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from floral.core.spec import (
     Batch,
-    Draws,
     Group,
     LocalStep,
     Loss,
     Method,
+    Noise,
     Objective,
     Params,
     Penalty,
@@ -69,8 +69,8 @@ def whole(
 def serve(model: Model, params: str = "base", running: str = "statistics") -> Predict:
     """The prediction of one whole model, the groups of `whole`, or those named."""
 
-    def predict(view: View, x: Tensor, draws: Draws | None, mask: Tensor | None) -> tuple[Tensor, View]:
-        logits, statistics = model(view[params], view.get(running, {}), x, draws, mask)
+    def predict(view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
+        logits, statistics = model(view[params], view.get(running, {}), x, noise, mask)
         return logits, {running: statistics} if statistics else {}
 
     return predict
@@ -98,8 +98,8 @@ def serve_personal(model: Model) -> Predict:
 def proximal(group: str, weight: float, towards: str = "base") -> Penalty:
     """weight/2·‖w - w_received‖²: w is the client's `group`, w_received the group `towards` as the round began."""
 
-    def penalty(view: View, received: View, draws: Draws) -> Tensor:
-        del draws
+    def penalty(view: View, received: View, noise: Noise) -> Tensor:
+        del noise
         own, centre = view[group], received[towards]
         # sorted: a checkpoint gives the names back in another order, and the order of a sum decides its last bit
         return weight / 2 * torch.stack([(own[name] - centre[name]).square().sum() for name in sorted(own)]).sum()
@@ -169,11 +169,11 @@ class Divided:
             )
         return groups
 
-    def predict(self, view: View, x: Tensor, draws: Draws | None, mask: Tensor | None) -> tuple[Tensor, View]:
+    def predict(self, view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
         """The shared layers with the client's own in their places."""
         running = {group: view[group] for group in ("statistics", f"{self.name}_statistics") if group in view}
         statistics = {key: value for params in running.values() for key, value in params.items()}
-        logits, changed = self.model({**view["base"], **view[self.name]}, statistics, x, draws, mask)
+        logits, changed = self.model({**view["base"], **view[self.name]}, statistics, x, noise, mask)
         return logits, {group: {key: changed[key] for key in params} for group, params in running.items()}
 
 
@@ -260,7 +260,7 @@ def of_size(problem: Problem, size: float, low: float) -> Model:
     return problem.build_model(width=high)
 
 
-def passes(problem: Problem, *models: Model) -> float:
+def forward_backward_passes(problem: Problem, *models: Model) -> float:
     """What a sample costs in all of these models, in passes of the task's own, by multiply-adds."""
     own = problem.build_model().multiply_adds(problem.shape, problem.batch)
     return sum(model.multiply_adds(problem.shape, problem.batch) for model in models) / own
@@ -273,9 +273,9 @@ def sgd() -> LocalStep:
     """One SGD step on a batch, w ← w - lr·g: the engine's default, written as a method's own step is."""
 
     def step(
-        objective: Objective, trained: View, fixed: View, batch: Batch, draws: Draws, lr: Mapping[str, float]
+        objective: Objective, trained: View, fixed: View, batch: Batch, noise: Noise, lr: Mapping[str, float]
     ) -> tuple[View, View, Tensor]:
-        gradients, (loss, changed) = torch.func.grad(with_loss(objective), has_aux=True)(trained, fixed, batch, draws)
+        gradients, (loss, changed) = torch.func.grad(with_loss(objective), has_aux=True)(trained, fixed, batch, noise)
         moved = {
             group: {name: value - lr[group] * gradients[group][name] for name, value in params.items()}
             for group, params in trained.items()
@@ -288,8 +288,8 @@ def sgd() -> LocalStep:
 def with_loss(objective: Objective) -> Callable[..., tuple[Tensor, tuple[Tensor, View]]]:
     """The objective in the form that `grad(has_aux=True)` wants: the loss twice, to keep its value."""
 
-    def both(trained: View, fixed: View, batch: Batch, draws: Draws) -> tuple[Tensor, tuple[Tensor, View]]:
-        loss, changed = objective(trained, fixed, batch, draws)
+    def both(trained: View, fixed: View, batch: Batch, noise: Noise) -> tuple[Tensor, tuple[Tensor, View]]:
+        loss, changed = objective(trained, fixed, batch, noise)
         return loss, (loss.detach(), changed)
 
     return both
@@ -338,21 +338,21 @@ def sample_losses(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
     return each.mean(-1) if loss == "token_cross_entropy" else each
 
 
-def of_each_model(model: Model) -> Callable[[View, Tensor, Draws | None, Tensor | None], tuple[Tensor, View]]:
+def of_each_model(model: Model) -> Callable[[View, Tensor, Noise | None, Tensor | None], tuple[Tensor, View]]:
     """(view, x [B, ...], draws, mask) → outputs [C, B, outputs] of C whole models on the same x, and their statistics.
 
-    Its groups are those of `whole` with C holders, its draws those of `draws_of_each_model`.
+    Its groups are those of `whole` with C holders, its draws those of `noise_of_each_model`.
     """
 
-    def outputs(view: View, x: Tensor, draws: Draws | None, mask: Tensor | None) -> tuple[Tensor, View]:
-        dropout = None if draws is None else {name: draws[name] for name in model.draws}
-        over_models = torch.vmap(model, in_dims=(0, 0, None, None if draws is None else 1, None))
+    def outputs(view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
+        dropout = None if noise is None else {name: noise[name] for name in model.noise}
+        over_models = torch.vmap(model, in_dims=(0, 0, None, None if noise is None else 1, None))
         found, statistics = over_models(view["base"], view.get("statistics", {}), x, dropout, mask)
         return found, {"statistics": statistics} if statistics else {}
 
     return outputs
 
 
-def draws_of_each_model(model: Model, holders: int) -> dict[str, tuple[int | str, ...]]:
+def noise_of_each_model(model: Model, holders: int) -> dict[str, tuple[int | str, ...]]:
     """Shapes of the draws of C models on the same x: dropout named d has [B, C, ...]."""
-    return {name: (batch, holders, *shape) for name, (batch, *shape) in model.draws.items()}
+    return {name: (batch, holders, *shape) for name, (batch, *shape) in model.noise.items()}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from floral.core.spec import Draws, Group, Params, Problem, Refused, Scope, View
+from floral.core.spec import Group, Noise, Params, Problem, Refused, Scope, View
 from floral.core.streams import Stream
 from floral.nn.layers import Call, Layer, Linear, Model
 from floral.toolkit.parts import same, serve
@@ -29,11 +29,11 @@ class Choice:
         """The choices [K], all 0 at first; whoever chooses sets them: the client's `assign`, or the server."""
         return Group(scope=Scope.PRIVATE, init=lambda: {"cluster": torch.zeros(clients)}, statistic=True)
 
-    def predict(self, view: View, x: Tensor, draws: Draws | None, mask: Tensor | None) -> tuple[Tensor, View]:
+    def predict(self, view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
         """The chosen model's outputs; only its statistics change."""
         chosen = view["choice"]["cluster"].long().reshape(1)
         own = {group: self.chosen(view, group) for group in ("base", "statistics") if group in view}
-        outputs, changed = serve(self.model)(own, x, draws, mask)
+        outputs, changed = serve(self.model)(own, x, noise, mask)
         taken = torch.arange(self.clusters, device=x.device) == chosen
         statistics = {
             group: {
@@ -101,7 +101,7 @@ class Router:
     kind: str
     problem: Problem
     temperature: float = 1.0
-    noise: float = 1.0
+    noise_scale: float = 1.0
     top: int = 0
     layers: int = 0
 
@@ -156,8 +156,8 @@ class Router:
         return stream.integers("cluster", self.problem.clients, self.problem.clusters)
 
     @property
-    def draws(self) -> dict[str, tuple[int | str, ...]]:
-        learned = self.kind == "learned" and self.noise > 0
+    def noise(self) -> dict[str, tuple[int | str, ...]]:
+        learned = self.kind == "learned" and self.noise_scale > 0
         return {"router": self.shape} if learned else {}
 
     @property
@@ -172,19 +172,19 @@ class Router:
         every = self.top == 0 or self.problem.switches["aggregation_route"] == "plain"
         return self.problem.clusters if every else min(self.problem.clusters, self.top * max(1, self.layers))
 
-    def soft(self, view: View, draws: Draws | None) -> Tensor:
+    def soft(self, view: View, noise: Noise | None) -> Tensor:
         """π_k [C] or [L, C] before any but the largest are left out."""
         logits = view["router"]["logits"]
-        if draws is not None and "router" in draws:
-            logits = torch.add(logits, draws["router"], alpha=self.noise)
+        if noise is not None and "router" in noise:
+            logits = torch.add(logits, noise["router"], alpha=self.noise_scale)
         return torch.softmax(logits if self.temperature == 1 else logits / self.temperature, dim=-1)
 
-    def forward(self, view: View, draws: Draws | None) -> Tensor:
+    def forward(self, view: View, noise: Noise | None) -> Tensor:
         """π_k [C] or [L, C] as the forward pass mixes."""
-        route = self.soft(view, draws)
+        route = self.soft(view, noise)
         if not self.top:
             return route
-        return largest(route, 1 if draws is None else self.top)
+        return largest(route, 1 if noise is None else self.top)
 
     def log_route(self, view: View) -> Tensor:
         """log π_k [C] as the server weighs with it: no noise; under the official switch no temperature and no `top`."""

@@ -120,11 +120,11 @@ def _data(settings: Mapping[str, Any], results: Path) -> list[DatasetInput]:
     without data has neither, and drawn data are part of their partition. Earlier runs leave the data to its card."""
     partition, task = settings["partition"], settings["task"]
     made = {partition["folder"].removeprefix("partition/"): (partition["digest"], partition["folder"])}
-    card = results / partition["folder"] / "card.json"
+    manifest = results / partition["folder"] / "card.json"
     if "data" in settings:
         made[settings["data"]["name"]] = settings["data"]["digest"], f"data/{settings['data']['name']}"
-    elif card.exists() and isinstance(task["data"], str):
-        made[task["data"]] = json.loads(card.read_text())["data_digest"], f"data/{task['data']}"
+    elif manifest.exists() and isinstance(task["data"], str):
+        made[task["data"]] = json.loads(manifest.read_text())["data_digest"], f"data/{task['data']}"
     return [_dataset(name, digest, source) for name, (digest, source) in made.items() if digest is not None]
 
 

@@ -92,6 +92,6 @@ def test_what_has_no_floor_says_why():
     simulation = small.simulate("fedavg", dtype=torch.float32)
     with pytest.raises(Refused, match="unequal numbers of training rows"):
         floors.batches(batches_of(simulation, 1))
-    rows = replace(simulation.data.train, augment=lambda x, row, draws: x)
+    rows = replace(simulation.data.train, augment=lambda x, row, noise: x)
     with pytest.raises(Refused, match="augments"):
         floors.examples(rows)

@@ -59,9 +59,9 @@ def test_what_is_at_hand_is_told_by_names_alone(row: Callable[..., tasks.Row], t
         (tmp_path / f"{file.path}.gz").touch()
     assert row("cifar10_rotate", tmp_path).at_hand == "found"
 
-    card = tmp_path / "results" / "data" / "cifar10_jpeg90" / "card.json"
-    card.parent.mkdir(parents=True)
-    card.touch()
+    manifest = tmp_path / "results" / "data" / "cifar10_jpeg90" / "card.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.touch()
     assert row("cifar10_rotate").at_hand == "fetched"
 
 

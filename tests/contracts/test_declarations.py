@@ -91,7 +91,7 @@ def data_of(task: Task) -> Federation:
     return Federation(
         train_x=x, train_y=y, test_x=x, test_y=y, rows=empty, counts={k: v.sum(1) for k, v in empty.items()},
         cluster=np.arange(task.clients) % task.clusters, clusters=task.clusters, classes=classes, scale=16,
-        exact=True, partition_digest="", make_population=lambda: (x, y),
+        exact=True, partition_digest="", make_global_test=lambda: (x, y),
     )  # fmt: skip
 
 

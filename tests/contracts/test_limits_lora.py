@@ -30,8 +30,8 @@ def in_a_second_phase(method):
     It then sees the same batches and dropout masks.
     """
 
-    def still(view, x, draws, mask):
-        logits, _ = method.predict(view, x, draws, mask)
+    def still(view, x, noise, mask):
+        logits, _ = method.predict(view, x, noise, mask)
         return logits + 0.0 * view["idle"]["nothing"], {}
 
     idle = Group(scope=Scope.PRIVATE, init=lambda: {"nothing": torch.zeros(len(SIZES), 1)}, lr=0.0)
@@ -216,9 +216,9 @@ def test_fedsa_without_a_private_part_is_fedit_below_the_classifier():
     ours = trained("fedsa_lora", **how).values
 
     def no_adaptor_on_the_classifier(method):
-        def predict(view, x, draws, mask):
+        def predict(view, x, noise, mask):
             still = {n: torch.zeros_like(t) if n.startswith("out.") else t for n, t in view["adaptor"].items()}
-            return method.predict({**view, "adaptor": still}, x, draws, mask)
+            return method.predict({**view, "adaptor": still}, x, noise, mask)
 
         return replace(method, predict=predict)
 

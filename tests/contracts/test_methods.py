@@ -22,8 +22,8 @@ each_variant = pytest.mark.parametrize("variant", VARIANTS)
 def assert_backends_equal_loop(variant, tolerance, chunk=3, **how):
     loop = trained(variant, **how).tensors()
     for backend in LIFTED:
-        lifted = trained(variant, backend=backend, chunk=chunk, **how).tensors()
-        named = [{f"{backend}: {name}": t for name, t in tensors.items()} for tensors in (lifted, loop)]
+        vectorised = trained(variant, backend=backend, chunk=chunk, **how).tensors()
+        named = [{f"{backend}: {name}": t for name, t in tensors.items()} for tensors in (vectorised, loop)]
         federations.assert_close(*named, tolerance)
 
 
@@ -216,9 +216,9 @@ def test_population_is_every_client_on_its_clusters_rows(variant, monkeypatch):
     for backend, chunk in (("loop", 1), ("vmap", 3)):
         simulation = simulate(variant, clusters=3, backend=backend, chunk=chunk)
         state = train(simulation, 2)
-        scores, _ = simulation.population(state)
+        scores, _ = simulation.global_test(state)
         for k, cluster in enumerate(simulation.data.cluster.tolist()):
-            x, y = simulation.data.population(cluster)
+            x, y = simulation.data.global_test(cluster)
             view = federations.view_of(simulation, state, k)
             outputs, _ = simulation.method.predict(view, simulation.data.test.decode(x), None, None)
             assert scores.loss[k] == pytest.approx(float(torch.nn.functional.cross_entropy(outputs, y)), abs=1e-10)

@@ -76,8 +76,10 @@ def test_a_run_stopped_after_every_round_equals_an_undisturbed_one(variant, fide
 def test_a_run_stopped_in_the_middle_of_anything_equals_an_undisturbed_one(fidelity, tmp_path):
     """Given up before every local step and every piece of an evaluation once, each time in a simulation of its own."""
 
-    def fresh(heed):
-        return simulate("floral_1", fidelity=fidelity, dtype=torch.float32, backend="vmap", chunk=3, heed=heed)
+    def fresh(check_stop):
+        return simulate(
+            "floral_1", fidelity=fidelity, dtype=torch.float32, backend="vmap", chunk=3, check_stop=check_stop
+        )
 
     path = tmp_path / "checkpoint" / "last.safetensors"
     calls = itertools.count(1)
@@ -89,16 +91,16 @@ def test_a_run_stopped_in_the_middle_of_anything_equals_an_undisturbed_one(fidel
     for moment in range(1, next(calls)):
         heeded = itertools.count(1)
 
-        def heed(heeded=heeded, moment=moment):
+        def check_stop(heeded=heeded, moment=moment):
             if next(heeded) == moment:
                 raise Stopped(signal.SIGUSR1)
 
         try:
-            execute.rounds(fresh(heed), state, progress, path, 1e9, Stop())
+            execute.rounds(fresh(check_stop), state, progress, path, 1e9, Stop())
             break
         except Stopped:
             stops += 1
-            state, progress = execute.resume(path, fresh(heed), tmp_path / "none")
+            state, progress = execute.resume(path, fresh(check_stop), tmp_path / "none")
     assert stops == progress.resumptions >= whole.settings.rounds
     assert metrics(progress) == metrics(undisturbed)
     assert json.dumps(progress.official) == json.dumps(undisturbed.official)

@@ -28,37 +28,37 @@ def plain(image, flip, down, right):
     return padded[top : top + height, left : left + width]
 
 
-def one_by_one(x, draws):
-    columns = [draws[f"augment/{name}"].tolist() for name in ("flip", "down", "right")]
+def one_by_one(x, noise):
+    columns = [noise[f"augment/{name}"].tolist() for name in ("flip", "down", "right")]
     return np.stack([plain(image, *uniform) for image, *uniform in zip(x.numpy(), *columns, strict=True)])
 
 
 @pytest.mark.parametrize("shape", [(SIDE, SIDE, 3), (SIDE, SIDE), (9, 14, 3)])
 def test_without_turns_it_is_mirror_pad_and_cut(shape):
-    x, draws = images(300, shape), drawn(300)
-    found = flip_crop(x, draws, torch.zeros(300, dtype=torch.long))
+    x, noise = images(300, shape), drawn(300)
+    found = flip_crop(x, noise, torch.zeros(300, dtype=torch.long))
     assert found.dtype == torch.uint8 and found.shape == x.shape
-    assert np.array_equal(found.numpy(), one_by_one(x, draws))
+    assert np.array_equal(found.numpy(), one_by_one(x, noise))
 
 
 def test_rotation_follows_augmentation():
     """Rows that are stored rotated come out as if they had been augmented first and rotated then."""
-    x, draws, turns = images(400), drawn(400), torch.arange(400) % 4
+    x, noise, turns = images(400), drawn(400), torch.arange(400) % 4
     stored = np.stack([np.rot90(image, q) for image, q in zip(x.numpy(), turns.tolist(), strict=True)])
-    found = flip_crop(torch.from_numpy(stored), draws, turns)
-    expected = [np.rot90(image, q) for image, q in zip(one_by_one(x, draws), turns.tolist(), strict=True)]
+    found = flip_crop(torch.from_numpy(stored), noise, turns)
+    expected = [np.rot90(image, q) for image, q in zip(one_by_one(x, noise), turns.tolist(), strict=True)]
     assert np.array_equal(found.numpy(), np.stack(expected))
 
 
 def test_a_quarter_turn_mirrors_top_to_bottom():
     x = images(1)
-    draws = {
+    noise = {
         "augment/flip": torch.zeros(1),
         "augment/down": torch.full((1,), 0.5),
         "augment/right": torch.full((1,), 0.5),
     }
     for turns, axis in ((0, 2), (1, 1), (2, 2), (3, 1)):
-        assert torch.equal(flip_crop(x, draws, torch.tensor([turns])), x.flip(axis))
+        assert torch.equal(flip_crop(x, noise, torch.tensor([turns])), x.flip(axis))
 
 
 def test_every_offset_is_reached_equally_often_and_a_draw_of_one_is_the_last():
@@ -77,19 +77,19 @@ def test_every_offset_is_reached_equally_often_and_a_draw_of_one_is_the_last():
 
 def test_half_of_the_images_are_mirrored():
     x = images(1).expand(4000, -1, -1, -1)
-    draws = drawn(4000) | {f"augment/{name}": torch.full((4000,), 0.5) for name in ("down", "right")}
-    mirrored = (flip_crop(x, draws, torch.zeros(4000, dtype=torch.long)) == x.flip(2)).flatten(1).all(1)
+    noise = drawn(4000) | {f"augment/{name}": torch.full((4000,), 0.5) for name in ("down", "right")}
+    mirrored = (flip_crop(x, noise, torch.zeros(4000, dtype=torch.long)) == x.flip(2)).flatten(1).all(1)
     assert 0.46 < mirrored.double().mean() < 0.54
 
 
 def test_lifted_over_clients_it_is_the_same():
     x, turns = images(60).reshape(5, 12, SIDE, SIDE, 3), torch.arange(60).reshape(5, 12) % 4
-    draws = {name: uniform.reshape(5, 12) for name, uniform in drawn(60).items()}
-    lifted = torch.vmap(flip_crop)(x, draws, turns)
-    flat = flip_crop(x.flatten(0, 1), {name: uniform.flatten() for name, uniform in draws.items()}, turns.flatten())
-    assert torch.equal(lifted, flat.reshape(x.shape))
+    noise = {name: uniform.reshape(5, 12) for name, uniform in drawn(60).items()}
+    vectorised = torch.vmap(flip_crop)(x, noise, turns)
+    flat = flip_crop(x.flatten(0, 1), {name: uniform.flatten() for name, uniform in noise.items()}, turns.flatten())
+    assert torch.equal(vectorised, flat.reshape(x.shape))
 
 
 def test_decoded_images_are_cut_alike():
-    x, draws, turns = images(50), drawn(50), torch.arange(50) % 4
-    assert torch.equal(flip_crop(x.double(), draws, turns), flip_crop(x, draws, turns).double())
+    x, noise, turns = images(50), drawn(50), torch.arange(50) % 4
+    assert torch.equal(flip_crop(x.double(), noise, turns), flip_crop(x, noise, turns).double())

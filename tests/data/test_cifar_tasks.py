@@ -121,8 +121,8 @@ def test_the_population_of_a_class_group_is_its_test_rows(toy):
     _, federation = made_run(toy, partition=GROUPS)
     for c in range(3):
         expected = np.flatnonzero(np.arange(70) % 6 % 3 == c)
-        assert federation.population_x[c][:, 0, 0, 0].tolist() == expected.tolist()
-        assert federation.population_y[c].tolist() == (expected % 6).tolist()
+        assert federation.global_test_x[c][:, 0, 0, 0].tolist() == expected.tolist()
+        assert federation.global_test_y[c].tolist() == (expected % 6).tolist()
         mine = np.concatenate([held(federation, "test", client) for client in (c, c + 3)])
         assert sorted(mine.tolist()) == expected.tolist()
 
@@ -138,7 +138,7 @@ def test_the_published_cifar100_numbers_are_of_the_training_shards(toy):
         assert len(shard) == 40 and {row % 3 for row in shard} == {client % 3}
         assert set(held(federation, "train", client).tolist()) < shard
     c = 1
-    assert len(federation.population_x[c]) == 80 and set(federation.population_y[c].tolist()) == {1, 4}
+    assert len(federation.global_test_x[c]) == 80 and set(federation.global_test_y[c].tolist()) == {1, 4}
     for how in ({"published_split": "test"}, {}):
         _, other = made_run(toy, "official", partition=GROUPS, **how)
         assert len(other.test_x) == 70 and other.counts["test"].sum() == 70
@@ -162,14 +162,14 @@ def test_training_rows_are_augmented_before_their_rotation_and_no_others(toy):
     for rows in (data.test, data.validation, execute.client_data(plain, method, CPU, torch.float32).train):
         assert rows.augment is None and rows.augment_draws == {}
     index = torch.from_numpy(federation.rows["train"][:, :5].copy())
-    draws = {name: torch.rand(4, 5, generator=torch.Generator().manual_seed(1)) for name in DRAWS}
-    x, y = data.train.gather(index, draws)
+    noise = {name: torch.rand(4, 5, generator=torch.Generator().manual_seed(1)) for name in DRAWS}
+    x, y = data.train.gather(index, noise)
     still, labels = data.train.gather(index)
     assert torch.equal(y, labels) and not torch.equal(x, still)
     for client in range(4):
         turns = torch.full((5,), 2 * (client % 2))  # two clusters: half a turn
         stored = data.train.x[index[client]]
-        expected = flip_crop(stored, {name: uniform[client] for name, uniform in draws.items()}, turns)
+        expected = flip_crop(stored, {name: uniform[client] for name, uniform in noise.items()}, turns)
         assert torch.equal(x[client], data.train.decode(expected))
     assert torch.equal(plain_gather(plain, method, index), still)
 
@@ -240,7 +240,7 @@ def test_vgg8_has_the_published_layers_and_start():
             assert abs(float(weight.mean())) < 5 * deviation / math.sqrt(weight.numel())
             assert float(weight.abs().max()) > 2 * deviation  # no uniform distribution reaches that far
     dropouts = [layer for layer in model.layers.values() if isinstance(layer, Dropout)]
-    assert dropouts == [Dropout((512,), 0.5)] * 2 and list(model.draws.values()) == [("batch", 512)] * 2
+    assert dropouts == [Dropout((512,), 0.5)] * 2 and list(model.noise.values()) == [("batch", 512)] * 2
 
 
 def test_vgg8_is_the_plain_network():
@@ -248,22 +248,22 @@ def test_vgg8_is_the_plain_network():
     nn = torch.nn
     model = vgg8.build((32, 32, 3), 7, channels=(3, 4, 5, 6, 8), hidden=9)
     params = {name: tensor.double() for name, tensor in model.init(Stream(1, "model")).items()}
-    draws = {"drop1": torch.rand(5, 8).double(), "drop2": torch.rand(5, 9).double()}
+    noise = {"drop1": torch.rand(5, 8).double(), "drop2": torch.rand(5, 9).double()}
     x = torch.rand(5, 32, 32, 3).double()
 
-    def reference(x, draws):
+    def reference(x, noise):
         x = x.permute(0, 3, 1, 2)
         for i in range(1, 6):
             x = nn.functional.conv2d(x, params[f"conv{i}.weight"], params[f"conv{i}.bias"], padding=1)
             x = nn.functional.max_pool2d(x.relu(), 2)
         x = x.flatten(1)
         for i in (1, 2):
-            if draws is not None:
-                x = torch.where(draws[f"drop{i}"] < 0.5, 0.0, 2 * x)
+            if noise is not None:
+                x = torch.where(noise[f"drop{i}"] < 0.5, 0.0, 2 * x)
             x = nn.functional.linear(x, params[f"hidden{i}.weight"], params[f"hidden{i}.bias"]).relu()
         return nn.functional.linear(x, params["out.weight"], params["out.bias"])
 
-    for drawn in (draws, None):
+    for drawn in (noise, None):
         outputs, _ = model(params, {}, x, drawn, None)
         torch.testing.assert_close(outputs, reference(x, drawn), rtol=0, atol=1e-12)
 

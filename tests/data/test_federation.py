@@ -93,12 +93,12 @@ def test_a_clients_rows_are_in_random_order_the_same_each_time(results):
 def test_the_population_is_the_whole_test_set_under_every_shift(results):
     images, labels = raw(results, "test_x"), raw(results, "test_y")
     turned = made(make_run(shift={"kind": "rotate"}), results)
-    assert turned.population_x.shape == (4, 360, 8, 8) and turned.population_y.shape == (4, 360)
-    assert np.array_equal(turned.population_x[3], np.rot90(images, 3, axes=(1, 2)))
-    assert (turned.population_y == labels).all()
+    assert turned.global_test_x.shape == (4, 360, 8, 8) and turned.global_test_y.shape == (4, 360)
+    assert np.array_equal(turned.global_test_x[3], np.rot90(images, 3, axes=(1, 2)))
+    assert (turned.global_test_y == labels).all()
     relabelled = made(make_run(shift={"kind": "label_shift"}), results)
-    assert (relabelled.population_x == images).all()
-    assert np.array_equal(relabelled.population_y[2], (labels + 2) % 10)
+    assert (relabelled.global_test_x == images).all()
+    assert np.array_equal(relabelled.global_test_y[2], (labels + 2) % 10)
     own = held(relabelled, "test", 6)
     assert np.array_equal(np.sort(relabelled.test_y[own]), np.sort((labels[rows_of(relabelled, results, 6)] + 2) % 10))
 
@@ -157,10 +157,10 @@ def test_synthetic_rows_belong_to_their_clients(results):
     assert set(federation.counts["train"] + federation.counts["validation"]) == {7} and set(
         federation.counts["test"]
     ) == {1}
-    assert federation.population_x.shape == (2, 32, 10) and federation.population_y.shape == (2, 32, 3)
+    assert federation.global_test_x.shape == (2, 32, 10) and federation.global_test_y.shape == (2, 32, 3)
     for client in (0, 1, 7):
-        population = np.c_[federation.population_x[client % 2], np.ones(32)]
-        teacher = np.linalg.lstsq(population, federation.population_y[client % 2], rcond=None)[0]
+        global_test = np.c_[federation.global_test_x[client % 2], np.ones(32)]
+        teacher = np.linalg.lstsq(global_test, federation.global_test_y[client % 2], rcond=None)[0]
         mine = held(federation, "train", client)
         np.testing.assert_allclose(
             np.c_[federation.train_x[mine], np.ones(len(mine))] @ teacher, federation.train_y[mine], atol=1e-4
@@ -173,16 +173,20 @@ def test_synthetic_rows_belong_to_their_clients(results):
 def test_the_card_counts_what_the_table_has(results):
     run = make_run(partition={"share": 0.5, "validation": 0.2}, epochs=2)
     folder = partition(run.partition, results, run.task)
-    card = json.loads((folder / "card.json").read_text())
+    manifest = json.loads((folder / "card.json").read_text())
     table = pl.read_parquet(folder / "partition.parquet")
-    assert card["rows"]["train"]["total"] == (table["split"] == "train").sum() == sum(card["rows_of_cluster"]["train"])
-    counts = np.array(card["class_counts"]["train"])
-    assert counts.shape == (20, 10) and counts.sum() == card["rows"]["train"]["total"]
+    assert (
+        manifest["rows"]["train"]["total"]
+        == (table["split"] == "train").sum()
+        == sum(manifest["rows_of_cluster"]["train"])
+    )
+    counts = np.array(manifest["class_counts"]["train"])
+    assert counts.shape == (20, 10) and counts.sum() == manifest["rows"]["train"]["total"]
     labels = raw(results, "train_y")
     rows = table.filter((pl.col("client") == 3) & (pl.col("split") == "train"))["row"].to_numpy()
     assert np.array_equal(counts[3], np.bincount(labels[rows], minlength=10))
     per_client = counts.sum(axis=1)
-    assert card["local_steps_per_round"]["max"] == 2 * -(-per_client.max() // 16)
+    assert manifest["local_steps_per_round"]["max"] == 2 * -(-per_client.max() // 16)
     assert ET.parse(folder / "card.svg").getroot().tag.endswith("svg")
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".svg"}
     partition(run.partition, results, run.task)
@@ -194,10 +198,10 @@ def test_the_card_shows_clusters_skew_mixtures_and_steps(results):
     rule = {"kind": "pathological", "classes_per_client": 1, "cluster_shares": shares, "mixed": 0.1, "label_noise": 0.1}
     run = make_run(shift={"kind": "rotate"}, partition=rule, steps_per_epoch=3)
     folder = partition(run.partition, results, run.task)
-    card = json.loads((folder / "card.json").read_text())
-    assert sum(card["clients_of_cluster"]) == 20 and card["clients_of_cluster"][0] >= 10
-    assert 0.85 < card["label_skew"]["min"] < card["label_skew"]["max"] < 0.95  # one class of ten
-    assert 0.25 < card["main_concept_share"]["min"] <= card["main_concept_share"]["max"] <= 1
+    manifest = json.loads((folder / "card.json").read_text())
+    assert sum(manifest["clients_of_cluster"]) == 20 and manifest["clients_of_cluster"][0] >= 10
+    assert 0.85 < manifest["label_skew"]["min"] < manifest["label_skew"]["max"] < 0.95  # one class of ten
+    assert 0.25 < manifest["main_concept_share"]["min"] <= manifest["main_concept_share"]["max"] <= 1
     picture = (folder / "card.svg").read_text()
     for words in (
         "in 4 clusters (of ",
@@ -208,9 +212,9 @@ def test_the_card_shows_clusters_skew_mixtures_and_steps(results):
     ):
         assert words in picture
     even = make_run(shift={"kind": "rotate"})
-    card = json.loads((partition(even.partition, results, even.task) / "card.json").read_text())
-    assert card["clients_of_cluster"] == [5] * 4 and "main_concept_share" not in card
-    assert 0 < card["label_skew"]["max"] < 0.4
+    manifest = json.loads((partition(even.partition, results, even.task) / "card.json").read_text())
+    assert manifest["clients_of_cluster"] == [5] * 4 and "main_concept_share" not in manifest
+    assert 0 < manifest["label_skew"]["max"] < 0.4
 
 
 def test_what_is_missing_or_altered_is_named_with_the_command_that_makes_it(results, tmp_path):
@@ -238,17 +242,17 @@ def test_what_is_missing_or_altered_is_named_with_the_command_that_makes_it(resu
 def test_a_partition_of_other_data_is_refused(results):
     run = make_run(seed=10)
     folder = partition(run.partition, results)
-    card = json.loads((folder / "card.json").read_text())
-    (folder / "card.json").write_text(json.dumps({**card, "data_digest": "0" * 64}))
+    manifest = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps({**manifest, "data_digest": "0" * 64}))
     with pytest.raises(ConfigError, match="made for other rows than those of"):
         load(run, results)
     with pytest.raises(
         ConfigError, match=r"(?s)made of other rows of 'digits'.*remedy: bring .* back; or write the sha256"
     ):
         partition(run.partition, results)
-    (folder / "card.json").write_text(json.dumps(card))
+    (folder / "card.json").write_text(json.dumps(manifest))
     partition(run.partition, results)
-    assert load(run, results).data_digest == card["data_digest"]
+    assert load(run, results).data_digest == manifest["data_digest"]
 
 
 JOINING = {"seen_cluster": 3, "new_concept": 2}
@@ -271,8 +275,8 @@ def test_unseen_clients_are_a_federation_of_their_own_under_their_concepts(resul
             assert np.array_equal(getattr(unseen, f"{split}_x")[mine], images[rows])
             shifted = (labels[rows] + unseen.cluster[client]) % 10
             assert np.array_equal(getattr(unseen, f"{split}_y")[mine], shifted)
-    assert np.array_equal(unseen.population_y[5], (raw(results, "test_y") + 5) % 10)
-    assert len(federation.population_y) == 4
+    assert np.array_equal(unseen.global_test_y[5], (raw(results, "test_y") + 5) % 10)
+    assert len(federation.global_test_y) == 4
 
 
 def test_poisoned_rows_of_unseen_clients_leave_training_as_it_is(results, tmp_path):
@@ -304,12 +308,12 @@ def test_poisoned_rows_of_unseen_clients_leave_training_as_it_is(results, tmp_pa
 def test_the_card_and_the_digest_know_unseen_clients(results):
     without, run = (make_run(shift={"kind": "rotate"}, **more) for more in ({}, {"unseen": JOINING}))
     assert without.partition.folder != run.partition.folder
-    card = json.loads((partition(run.partition, results) / "card.json").read_text())
-    assert {key: card["unseen"][key] for key in JOINING} == JOINING and card["unseen"]["first_client"] == 20
-    assert card["unseen"]["rows"]["train"]["total"] + card["rows"]["train"]["total"] + card["rows"]["validation"][
-        "total"
-    ] == len(raw(results, "train_y"))
-    assert len(card["class_counts"]["train"]) == 20 and len(card["rows_of_cluster"]["train"]) == 4
+    manifest = json.loads((partition(run.partition, results) / "card.json").read_text())
+    assert {key: manifest["unseen"][key] for key in JOINING} == JOINING and manifest["unseen"]["first_client"] == 20
+    assert manifest["unseen"]["rows"]["train"]["total"] + manifest["rows"]["train"]["total"] + manifest["rows"][
+        "validation"
+    ]["total"] == len(raw(results, "train_y"))
+    assert len(manifest["class_counts"]["train"]) == 20 and len(manifest["rows_of_cluster"]["train"]) == 4
     longer = make_run(shift={"kind": "rotate"}, unseen={**JOINING, "epochs": 99, "samples": [2]})
     assert longer.partition.folder == run.partition.folder
 
@@ -326,7 +330,7 @@ def test_a_label_shift_that_a_cluster_has_is_no_new_concept(results):
 def test_without_a_shift_all_clients_are_of_one_concept(results):
     run = make_run(partition={"kind": "dirichlet", "alpha": 0.1})
     federation = made(run, results)
-    assert federation.cluster.tolist() == [0] * 20 and federation.clusters == 4 and len(federation.population_x) == 1
+    assert federation.cluster.tolist() == [0] * 20 and federation.clusters == 4 and len(federation.global_test_x) == 1
     assert federation.counts["test"].min() >= 1
     labels = [np.unique(federation.train_y[held(federation, "train", client)]).size for client in range(20)]
     assert np.median(labels) <= 5
@@ -353,7 +357,7 @@ def test_noisy_labels_are_those_of_training_rows_alone(results):
     rules = ({}, {"label_noise": 0.25})
     plain, noisy = (made(make_run(partition=rule, shift={"kind": "rotate"}), results) for rule in rules)
     assert np.array_equal(plain.train_x, noisy.train_x) and np.array_equal(plain.test_y, noisy.test_y)
-    assert np.array_equal(plain.population_y, noisy.population_y)
+    assert np.array_equal(plain.global_test_y, noisy.global_test_y)
     wrong = plain.train_y != noisy.train_y
     for client in range(20):
         own = np.concatenate([held(plain, split, client) for split in ("train", "validation")])
@@ -371,8 +375,8 @@ def test_unbalanced_clusters_reach_the_clients_the_concepts_and_the_teachers(res
     teachers = made(make_run(data=spec, clusters=2, loss="mse", partition={"cluster_shares": [0.9, 0.1]}), results)
     assert np.bincount(teachers.cluster).tolist() == [18, 2]
     for client in (1, 17, 19):
-        population = np.c_[teachers.population_x[teachers.cluster[client]], np.ones(32)]
-        teacher = np.linalg.lstsq(population, teachers.population_y[teachers.cluster[client]], rcond=None)[0]
+        global_test = np.c_[teachers.global_test_x[teachers.cluster[client]], np.ones(32)]
+        teacher = np.linalg.lstsq(global_test, teachers.global_test_y[teachers.cluster[client]], rcond=None)[0]
         mine = held(teachers, "train", client)
         predicted = np.c_[teachers.train_x[mine], np.ones(len(mine))] @ teacher
         np.testing.assert_allclose(predicted, teachers.train_y[mine], atol=1e-4)

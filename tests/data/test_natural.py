@@ -131,8 +131,8 @@ def job(**change):
 
 def test_natural_clients_are_stored_where_there_are_any(toy, tmp_path):
     with_clients = toy(natural=True)
-    card = json.loads((with_clients / "card.json").read_text())
-    assert card["natural_clients"] == 4
+    manifest = json.loads((with_clients / "card.json").read_text())
+    assert manifest["natural_clients"] == 4
     assert np.load(with_clients / "train_client.npy").dtype == np.int32
     np.save(with_clients / "train_client.npy", np.zeros(8, np.int32))
     assert np.load(toy(natural=True) / "train_client.npy").tolist() == [0, 1, 2, 3] * 2, "damaged: made again"
@@ -141,7 +141,7 @@ def test_natural_clients_are_stored_where_there_are_any(toy, tmp_path):
         "test_x.npy", "test_y.npy", "train_x.npy", "train_y.npy",
     ]  # fmt: skip
     other = json.loads((without / "card.json").read_text())
-    assert "natural_clients" not in other and other["digest"] != card["digest"]
+    assert "natural_clients" not in other and other["digest"] != manifest["digest"]
 
 
 def test_the_stage_deals_rows_to_natural_clients(toy, tmp_path):
@@ -221,7 +221,7 @@ def test_digits_by_writer_are_enough_for_their_task(tmp_path, missing):
     (file,) = data_sets.data_lock()["emnist_digits"].files
     if not (Path(os.environ.get("FLORAL_DATA", "none")) / file.path).is_file():
         missing(f"FLORAL_DATA has no {file.path}")
-    card = json.loads((fetch_stage.fetch("emnist_digits", tmp_path) / "card.json").read_text())
-    assert card["natural_clients"] == 836 and sum(card["rows"].values()) == 70_000 and not card["exact"]
-    card = json.loads((partition(run.partition, tmp_path) / "card.json").read_text())
-    assert card["rows"]["train"]["min"] >= 8 and card["rows"]["test"]["min"] >= 2 and card["clients"] == 500
+    manifest = json.loads((fetch_stage.fetch("emnist_digits", tmp_path) / "card.json").read_text())
+    assert manifest["natural_clients"] == 836 and sum(manifest["rows"].values()) == 70_000 and not manifest["exact"]
+    manifest = json.loads((partition(run.partition, tmp_path) / "card.json").read_text())
+    assert manifest["rows"]["train"]["min"] >= 8 and manifest["rows"]["test"]["min"] >= 2 and manifest["clients"] == 500

@@ -124,25 +124,25 @@ def test_the_card_says_of_which_training_its_local_steps_are(tmp_path):
         seed=0,
     )  # fmt: skip
 
-    def card(batch=None, epochs=1, rule=job.partition, **values):
+    def manifest(batch=None, epochs=1, rule=job.partition, **values):
         task = batch and Task(
             name="toy", title="", data=data, clients=4, clusters=2, participation=1, rounds=1, lr=0.1, router_lr=0.1,
             model=Model(kind="linear"), loss="mse", batch=batch, epochs=epochs, partition=rule, **values,
         )  # fmt: skip
         return json.loads((partition(job, tmp_path, task) / "card.json").read_text())
 
-    assert "local_steps_per_round" not in card()
+    assert "local_steps_per_round" not in manifest()
     steps = {"batch": 16, "epochs": 2, "min": 6, "median": 6, "max": 6}
-    assert card(16, 2)["local_steps_per_round"] == steps  # 2·⌈41 / 16⌉
+    assert manifest(16, 2)["local_steps_per_round"] == steps  # 2·⌈41 / 16⌉
     table = (tmp_path / job.folder / "partition.parquet").read_bytes()
-    assert card(41, 1)["local_steps_per_round"] == {"batch": 41, "epochs": 1, "min": 1, "median": 1, "max": 1}
-    assert "thinned_at_training" not in card(16, 2, Partition(validation=0))
-    thinned = card(16, 2, Partition(share=0.25, min_rows=4))
+    assert manifest(41, 1)["local_steps_per_round"] == {"batch": 41, "epochs": 1, "min": 1, "median": 1, "max": 1}
+    assert "thinned_at_training" not in manifest(16, 2, Partition(validation=0))
+    thinned = manifest(16, 2, Partition(share=0.25, min_rows=4))
     assert thinned["thinned_at_training"] == {"share": 0.25, "min_rows": 4}
     assert thinned["local_steps_per_round"] == {"batch": 16, "epochs": 2, "min": 2, "median": 2, "max": 2}
     assert thinned["rows"]["train"]["max"] == 41  # of the table
     fixed = {"batch": 16, "epochs": 2, "steps_per_epoch": 5, "min": 10, "median": 10, "max": 10}
-    assert card(16, 2, steps_per_epoch=5)["local_steps_per_round"] == fixed
+    assert manifest(16, 2, steps_per_epoch=5)["local_steps_per_round"] == fixed
     assert (tmp_path / job.folder / "partition.parquet").read_bytes() == table
 
 

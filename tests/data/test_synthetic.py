@@ -32,7 +32,7 @@ def affine(x, y):
 def test_linear_clusters_are_exact_affine_maps_that_differ_by_a_matrix_of_the_given_rank():
     spec = Synthetic(kind="linear", outputs=10, samples_per_client=100, rank=2, population=64)
     made = generate(spec, clients=6, clusters=3, seed=5)
-    maps = [affine(x, y)[0] for x, y in zip(made.population_x, made.population_y, strict=True)]
+    maps = [affine(x, y)[0] for x, y in zip(made.global_test_x, made.global_test_y, strict=True)]
     for client in range(6):
         rows = slice(client * 81, (client + 1) * 81)
         _, design = affine(made.train_x[rows], made.train_y[rows])
@@ -45,17 +45,17 @@ def test_linear_clusters_are_exact_affine_maps_that_differ_by_a_matrix_of_the_gi
 def test_scale_zero_makes_all_clusters_equal_and_the_mlp_differs_from_the_linear_teacher():
     spec = Synthetic(kind="linear", samples_per_client=8, scale=0.0, population=64)
     made = generate(spec, clients=4, clusters=4, seed=1)
-    (first, _), (second, _) = (affine(made.population_x[c], made.population_y[c]) for c in (0, 3))
+    (first, _), (second, _) = (affine(made.global_test_x[c], made.global_test_y[c]) for c in (0, 3))
     np.testing.assert_allclose(first, second, atol=1e-4)
     mlp = generate(spec.model_copy(update={"kind": "mlp"}), clients=4, clusters=4, seed=1)
-    fitted, design = affine(mlp.population_x[0], mlp.population_y[0])
-    assert np.abs(design @ fitted - mlp.population_y[0]).max() > 0.05
+    fitted, design = affine(mlp.global_test_x[0], mlp.global_test_y[0])
+    assert np.abs(design @ fitted - mlp.global_test_y[0]).max() > 0.05
 
 
 def test_weights_have_the_variances_of_the_paper():
     spec = Synthetic(kind="linear", dimension=200, outputs=200, samples_per_client=6, population=400)
     made = generate(spec, clients=2, clusters=2, seed=0)
-    maps = [affine(x, y)[0] for x, y in zip(made.population_x, made.population_y, strict=True)]
+    maps = [affine(x, y)[0] for x, y in zip(made.global_test_x, made.global_test_y, strict=True)]
     difference = maps[1][:-1] - maps[0][:-1]  # 2·(u₁v₁ᵀ − u₀v₀ᵀ): variance 2²·2/d·1
     assert difference.var() * 200 / 8 == pytest.approx(1, rel=0.35)
     assert maps[0][-1].var() * 200 == pytest.approx(1, rel=0.35)
@@ -64,7 +64,7 @@ def test_weights_have_the_variances_of_the_paper():
 def test_label_noise_is_on_train_and_test_but_never_on_the_population():
     spec = Synthetic(kind="linear", samples_per_client=400, population=32)
     clean, noisy = (generate(spec.model_copy(update={"label_noise": s}), 2, 2, 0) for s in (0.0, 0.5))
-    assert np.array_equal(clean.train_x, noisy.train_x) and np.array_equal(clean.population_y, noisy.population_y)
+    assert np.array_equal(clean.train_x, noisy.train_x) and np.array_equal(clean.global_test_y, noisy.global_test_y)
     for side in ("train_y", "test_y"):
         assert (getattr(noisy, side) - getattr(clean, side)).std() == pytest.approx(0.5, rel=0.1)
 
@@ -87,15 +87,15 @@ def test_the_plainest_teachers_scale_one_coordinate_each():
     spec = Synthetic(kind="linear", samples_per_client=8, population=64, simple=True)
     made = generate(spec, clients=4, clusters=2, seed=0)
     for c in range(2):
-        weight, _ = affine(made.population_x[c], made.population_y[c])
+        weight, _ = affine(made.global_test_x[c], made.global_test_y[c])
         expected = np.zeros((11, 3))
         np.fill_diagonal(expected, 1)
         expected[c, c] = 3  # 1 + scale
         np.testing.assert_allclose(weight, expected, atol=1e-4)
     relu = Synthetic(kind="mlp", outputs=1, samples_per_client=8, population=64, simple=True, rank=2)
     made = generate(relu, clients=4, clusters=4, seed=0)
-    scaled = made.population_x[3] * np.where(np.isin(np.arange(10), (6, 7)), 3, 1)
-    np.testing.assert_allclose(made.population_y[3, :, 0], np.maximum(scaled, 0).sum(1) / np.sqrt(10), atol=1e-4)
+    scaled = made.global_test_x[3] * np.where(np.isin(np.arange(10), (6, 7)), 3, 1)
+    np.testing.assert_allclose(made.global_test_y[3, :, 0], np.maximum(scaled, 0).sum(1) / np.sqrt(10), atol=1e-4)
     with pytest.raises(ConfigError, match="simple: 4 clusters of rank 1 need as many coordinates each; there are 3"):
         generate(spec, clients=4, clusters=4, seed=0)
 

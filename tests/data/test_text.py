@@ -180,13 +180,13 @@ def test_from_the_file_to_natural_clients(tmp_path, monkeypatch):
     entry = DataSet(title="Play", reader="speeches", files=(DataFile(path="play.txt"),))
     monkeypatch.setattr(data_sets, "data_lock", lambda: {"play": entry})
     folder = fetch_stage.fetch("play", tmp_path / "results", tmp_path)
-    card = json.loads((folder / "card.json").read_text())
-    assert card["shape"] == [CHARACTERS] and card["natural_clients"] == 4 and card["scale"] == 1
+    manifest = json.loads((folder / "card.json").read_text())
+    assert manifest["shape"] == [CHARACTERS] and manifest["natural_clients"] == 4 and manifest["scale"] == 1
 
     def job(kind, **more):
         rule = Partition(kind=kind, min_rows=1, **more)
         return PartitionJob(
-            task="t", data="play", data_digest=card["digest"], data_seed=None,
+            task="t", data="play", data_digest=manifest["digest"], data_seed=None,
             clients=3, clusters=1, partition=rule, seed=0,
         )  # fmt: skip
 

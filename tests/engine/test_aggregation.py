@@ -36,10 +36,10 @@ def answering(targets=TARGETS, logits=None, member=None, clusters=C):
     if member is None:
         groups["router"] = group(Scope.PRIVATE, logits, fixed=True)
 
-    def predict(view, x, draws, mask):
+    def predict(view, x, noise, mask):
         return view["base"]["value"].new_zeros(len(x), 5), {}
 
-    def answer(objective, trained, fixed, batch, draws, lr):
+    def answer(objective, trained, fixed, batch, noise, lr):
         moved = {
             name: {"value": fixed["target"]["value"].expand_as(params["value"])} for name, params in trained.items()
         }
@@ -65,14 +65,14 @@ def after_one_round(simulation, round=1):
     return {name: params["value"] for name, params in state.values.items()}
 
 
-def expected(cohort, logits, old, massless="keep", sizes=SIZES, targets=TARGETS):
+def expected(cohort, logits, old, empty_cluster="keep", sizes=SIZES, targets=TARGETS):
     """Σ_k p(k) t_k and Σ_k p(k|c) t_k by the formula, in float64."""
     n, t = np.array(sizes, float)[cohort], targets.numpy()[cohort]
     pi = torch.softmax(logits.double(), -1).numpy()[cohort]
     share = n / n.sum()
     mass = (share[:, None] * pi).sum(0)
     models = (share[:, None] * pi / mass).T @ t
-    if massless == "keep":
+    if empty_cluster == "keep":
         models[mass < 1e-6] = old.numpy()[mass < 1e-6]
     return share @ t, models
 
@@ -91,35 +91,35 @@ def test_weights_are_p_of_k_and_p_of_k_given_c(how, dtype):
 
 @pytest.mark.parametrize("massless", ["keep", "average"])
 @pytest.mark.parametrize("how", BACKENDS)
-def test_a_cluster_without_a_client_keeps_its_value_or_takes_the_plain_average(how, massless):
+def test_a_cluster_without_a_client_keeps_its_value_or_takes_the_plain_average(how, empty_cluster):
     """Hard routes of logits 0 and -100, clusters that no client of the cohort has."""
     seen = set()
     for round in range(1, 6):
         logits = fixed_logits(torch.arange(K) % C, C)
-        switches = {"massless_cluster": massless}
+        switches = {"massless_cluster": empty_cluster}
         simulation = federate(answering(logits=logits), participation=0.3, switches=switches, **how)
         old = simulation.start().values["models"]["value"]
         cohort = simulation.cohort(round)
         got = after_one_round(simulation, round)
-        base, models = expected(cohort, logits, old, massless)
+        base, models = expected(cohort, logits, old, empty_cluster)
         absent = set(range(C)) - set((cohort % C).tolist())
         seen |= absent
         np.testing.assert_allclose(got["base"], base, atol=1e-12)
         np.testing.assert_allclose(got["models"], models, atol=1e-12)
         for c in absent:
-            plain = base if massless == "average" else old[c]
+            plain = base if empty_cluster == "average" else old[c]
             np.testing.assert_allclose(got["models"][c], plain, atol=1e-12)
     assert seen
 
 
 @pytest.mark.parametrize("massless", ["keep", "average"])
 @pytest.mark.parametrize("how", BACKENDS)
-def test_members_of_a_fixed_cluster_are_weighted_within_it(how, massless):
+def test_members_of_a_fixed_cluster_are_weighted_within_it(how, empty_cluster):
     """A cluster that no client could name keeps its value under either switch."""
     member = torch.arange(K) % C
     hard = torch.where(torch.nn.functional.one_hot(member, C).bool(), 0.0, -torch.inf)
     for round in (1, 2, 3):
-        switches = {"massless_cluster": massless}
+        switches = {"massless_cluster": empty_cluster}
         simulation = federate(answering(member=member), participation=0.3, switches=switches, **how)
         old = simulation.start().values["models"]["value"]
         got = after_one_round(simulation, round)
@@ -130,19 +130,19 @@ def test_members_of_a_fixed_cluster_are_weighted_within_it(how, massless):
 
 @pytest.mark.parametrize("massless", ["keep", "average"])
 @pytest.mark.parametrize("how", [{"backend": "loop"}, {"backend": "vmap", "chunk": 30}])
-def test_seventy_clients_of_wrong_clusters_do_not_make_nan(how, massless):
+def test_seventy_clients_of_wrong_clusters_do_not_make_nan(how, empty_cluster):
     """The published code divides underflowed masses from 55 clients on. Float32, a cluster that nobody has."""
     sizes = (3,) * 70
     targets = torch.randn(70, D, generator=torch.Generator().manual_seed(2))
     logits = fixed_logits(torch.arange(70) % 2, C)
     method = answering(targets, logits)
     simulation = federate(
-        method, sizes, participation=1.0, dtype=torch.float32, switches={"massless_cluster": massless}, **how
+        method, sizes, participation=1.0, dtype=torch.float32, switches={"massless_cluster": empty_cluster}, **how
     )
     got = after_one_round(simulation)
     assert all(torch.isfinite(t).all() for t in got.values())
     old = simulation.start().values["models"]["value"].double()
-    _, models = expected(np.arange(70), logits, old, massless, sizes, targets.double())
+    _, models = expected(np.arange(70), logits, old, empty_cluster, sizes, targets.double())
     np.testing.assert_allclose(got["models"], models, atol=1e-6)
 
 

@@ -73,7 +73,7 @@ def test_what_is_assigned_without_being_used_changes_no_training(how):
 def test_rows_are_not_augmented_for_it(how):
     simulation = simulate("fedavg", change=sums, **how)
     data = simulation.data
-    blank = replace(data.train, augment=lambda x, row, draws: torch.zeros_like(x), augment_draws={"turn": ("batch",)})
+    blank = replace(data.train, augment=lambda x, row, noise: torch.zeros_like(x), augment_draws={"turn": ("batch",)})
     augmented = Simulation(simulation.method, replace(data, train=blank), simulation.settings, simulation.execution)
     state = train(augmented, 1)
     for k in simulation.cohort(1):
@@ -94,7 +94,7 @@ def test_training_sees_the_new_value_and_what_was_received_has_the_old_one(how):
     """A penalty whose weight is new minus old, here always 1."""
 
     def tied(method):
-        def penalty(view, received, draws):
+        def penalty(view, received, noise):
             weight = view["seen"]["times"] - received["seen"]["times"]
             return weight * sum(tensor.square().sum() for tensor in view["base"].values())
 
@@ -102,7 +102,7 @@ def test_training_sees_the_new_value_and_what_was_received_has_the_old_one(how):
 
     def plain(method):
         return replace(
-            method, penalty=lambda view, received, draws: sum(t.square().sum() for t in view["base"].values())
+            method, penalty=lambda view, received, noise: sum(t.square().sum() for t in view["base"].values())
         )
 
     ours = trained("fedavg", change=tied, **how)
@@ -124,8 +124,8 @@ def test_an_own_loss_replaces_the_tasks(model, how):
     """Twice the cross-entropy is twice the rate."""
 
     def twice(method):
-        def loss(view, received, batch, draws):
-            outputs, changed = method.predict(view, batch.x, draws, batch.mask)
+        def loss(view, received, batch, noise):
+            outputs, changed = method.predict(view, batch.x, noise, batch.mask)
             return 2 * sample_losses("cross_entropy", outputs, batch.y), changed
 
         return replace(method, loss=loss)
@@ -146,8 +146,8 @@ def test_an_upload_is_what_the_server_averages(how):
         shared = replace(base, scope=Scope.SHARED, init=lambda: {name: t[0] for name, t in base.init().items()})
         groups = {"own": base, "base": shared}
 
-        def predict(view, x, draws, mask):
-            return method.predict({"base": view["own"]}, x, draws, mask)
+        def predict(view, x, noise, mask):
+            return method.predict({"base": view["own"]}, x, noise, mask)
 
         return replace(method, groups=groups, upload={"base": upload}, predict=predict)
 

@@ -51,7 +51,7 @@ def summed(simulation, trained):
     """What the server is given to add: of a CLUSTERED group the slices that weigh something by the engine's own rule,
     each once where the method sends one for several."""
     method = simulation.method
-    _, kept = trained.mean.result(simulation.settings.massless, method)
+    _, kept = trained.mean.result(simulation.settings.empty_cluster, method)
 
     def sent(group, tensor):
         if method.groups[group].scope is not Scope.CLUSTERED:

@@ -187,11 +187,11 @@ def test_top_five_of_clients_and_of_the_population_is_that_of_topk(monkeypatch):
         simulation = simulate("ensemble", backend=backend, chunk=chunk)
         state = simulation.start()
         data = simulation.data
-        scores, metrics = simulation.population(state)
+        scores, metrics = simulation.global_test(state)
         own = simulation.own_rows(state, data.test, np.arange(data.clients))
         for k, cluster in enumerate(data.cluster.tolist()):
             view = view_of(simulation, state, k)
-            x, y = data.population(cluster)
+            x, y = data.global_test(cluster)
             some = data.test.gather(torch.from_numpy(data.test.index[k, : data.test.count[k]]))
             for found, (rows, labels) in ((scores, (data.test.decode(x), y)), (own, some)):
                 outputs, _ = simulation.method.predict(view, rows, None, None)
@@ -204,7 +204,7 @@ def test_top_five_of_clients_and_of_the_population_is_that_of_topk(monkeypatch):
 
 def test_the_worst_served_of_a_regression_have_the_largest_losses():
     simulation = simulate("fedavg", data=make_data(regression=True))
-    scores, metrics = simulation.population(simulation.start())
+    scores, metrics = simulation.global_test(simulation.start())
     told = {name: value for _, name, value in metrics}
     assert told["worst_cluster_loss"] == pytest.approx(max(scores.loss))
     assert told["worst_decile_loss"] == pytest.approx(max(scores.loss))
@@ -362,5 +362,5 @@ def test_data_and_state_lie_on_the_device():
     simulation = simulate("floral_1", device=meta)
     data = simulation.data
     tensors = [*(tensor for rows in (data.train, data.test, data.validation) for tensor in (rows.x, rows.y))]
-    tensors += [data.cluster, data.learner, *data.population(0), *simulation.start().tensors().values()]
+    tensors += [data.cluster, data.learner, *data.global_test(0), *simulation.start().tensors().values()]
     assert {tensor.device for tensor in tensors} == {meta}

@@ -49,7 +49,7 @@ def of(found, n, kind=None):
 
 
 def loss_on_concept(simulation, view, data, concept):
-    x, y = torch.from_numpy(data.unseen.population_x[concept]), torch.from_numpy(data.unseen.population_y[concept])
+    x, y = torch.from_numpy(data.unseen.global_test_x[concept]), torch.from_numpy(data.unseen.global_test_y[concept])
     outputs, _ = simulation.method.predict(view, simulation.data.test.decode(x), None, None)
     return float(torch.nn.functional.cross_entropy(outputs, y))
 
@@ -103,7 +103,7 @@ def test_local_with_all_rows_is_local_training_of_so_many_epochs():
     unseen = make_data(sizes, clusters=4, seed=1)
     found, *_ = joined("local", joining=unseen, dtype=torch.float64, batch=16)
     plain = simulate("local", data=unseen, batch=16, participation=1.0, rounds=3, epochs=1)
-    scores, _ = plain.population(train(plain, 3))
+    scores, _ = plain.global_test(train(plain, 3))
     np.testing.assert_allclose(of(found, 9)["loss"], scores.loss, atol=1e-9)
 
 
@@ -152,10 +152,10 @@ def test_no_test_row_is_read_in_personalisation(variant):
         gather = decode = forbidden
 
     blind = Unread(**{name: getattr(tensors.test, name) for name in tensors.test.__dataclass_fields__})
-    tensors = replace(tensors, test=blind, population=forbidden)
+    tensors = replace(tensors, test=blind, global_test=forbidden)
     done, result = join.personalised(method, state, tensors, simulation.settings, [0, 4], 2)
     with pytest.raises(AssertionError, match="test row"):
-        done.population(result)
+        done.global_test(result)
 
 
 def test_training_is_the_same_with_and_without_clients_that_join():

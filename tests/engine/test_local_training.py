@@ -75,7 +75,7 @@ def test_fedavg_is_the_textbook_loop(how, epochs, batch):
 def test_a_penalty_is_added_to_the_loss_and_sees_what_was_received(how):
     """FedProx, defined here: mu/2·‖w - received‖², against the textbook loop; mu = 0 is FedAvg."""
 
-    def proximal(view, received, draws):
+    def proximal(view, received, noise):
         return 0.5 * 0.7 * sum(((w - received["base"][name]) ** 2).sum() for name, w in view["base"].items())
 
     simulation = simulate("fedavg", epochs=2, change=lambda m: replace(m, penalty=proximal), **HOW, **how)
@@ -88,7 +88,7 @@ def test_a_penalty_is_added_to_the_loss_and_sees_what_was_received(how):
 def test_a_penalty_on_private_state_sees_the_clients_own(how):
     """A local model tied to the value that its client began the round with: only later steps of a round differ."""
 
-    def tied(view, received, draws):
+    def tied(view, received, noise):
         return 0.5 * sum(((w - received["base"][name]) ** 2).sum() for name, w in view["base"].items())
 
     plain = trained("local", **HOW, **how)
@@ -290,10 +290,10 @@ def test_a_step_draws_anew():
     """A client's router noise differs between steps, rounds, clients and seeds: gradients of equal batches differ."""
     seen = set()
 
-    def spy(objective, trained_, fixed, batch, draws, lr):
+    def spy(objective, trained_, fixed, batch, noise, lr):
         if batch.mask.any():
-            seen.add(tuple(draws["router"].tolist()))
-        return parts.sgd()(objective, trained_, fixed, batch, draws, lr)
+            seen.add(tuple(noise["router"].tolist()))
+        return parts.sgd()(objective, trained_, fixed, batch, noise, lr)
 
     simulation = simulate("floral_1", epochs=2, change=lambda m: replace(m, local_step=spy))
     train(simulation, 2)

@@ -86,7 +86,7 @@ def test_what_a_round_sends_is_what_it_trains_and_what_changed_before_it():
 def test_a_choice_measures_every_kind_of_round():
     """A refusal in a later kind of round must be met before the run begins, not in the middle of it."""
 
-    def refuses(view, x, draws, mask):
+    def refuses(view, x, noise, mask):
         return x.flatten(1)[:, :5] * torch.rand(()) + sum(t.sum() for t in view["base"].values()), {}
 
     def change(method):

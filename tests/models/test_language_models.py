@@ -127,8 +127,8 @@ def test_text_is_scored_token_by_token():
     table = record.clients_table(scores, scores, simulation, None)
     assert table["own_rows"].to_list() == (3 * scores.rows).tolist()
     assert table["own_correct"].to_list() == scores.correct.tolist()
-    population, metrics = simulation.population(state)
-    assert population.tokens == 3 and (population.correct <= 3 * population.rows).all()
+    global_test, metrics = simulation.global_test(state)
+    assert global_test.tokens == 3 and (global_test.correct <= 3 * global_test.rows).all()
     assert "perplexity" in {name for _, name, _ in metrics}
 
 

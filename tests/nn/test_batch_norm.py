@@ -263,6 +263,6 @@ def test_an_error_on_labels_normalised_per_client_is_no_excess_risk(normalised):
     data = make_data(regression=True, outputs=1)
     source = Synthetic(kind="mlp", samples_per_client=10, normalised=normalised)
     simulation = simulate("fedavg", model="batch_norm", data=data)
-    scores, _ = simulation.population(simulation.start())
+    scores, _ = simulation.global_test(simulation.start())
     found = further_scores(scores, {}, "population", data, source)["excess_risk"]
     assert found is None if normalised else found == scores.mean(scores.loss) > 0

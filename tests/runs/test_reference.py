@@ -131,9 +131,9 @@ def test_runs_on_other_rows_are_not_mixed(place: Path, capsys: pytest.CaptureFix
     run = make_run("digits_rotate", "fedavg", 0)
     made(place, [run])
     shutil.rmtree(place / "results")
-    card = place / "results" / run.partition.folder / "card.json"
-    card.parent.mkdir(parents=True)
-    card.write_text('{"digest": "0123456789"}')
+    manifest = place / "results" / run.partition.folder / "card.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text('{"digest": "0123456789"}')
     assert reference.restore({SUITE: [run]}, place / "results") == []
     assert "had other rows" in capsys.readouterr().err and not (place / "results" / run.folder).exists()
 

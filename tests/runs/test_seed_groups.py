@@ -13,8 +13,8 @@ from run_folders import FAILURE, make_run, write_run
 
 from floral.config.run import Run
 from floral.core.intervals import t_interval
-from floral.tracking.track import track
 from floral.tracking.store import default_uri
+from floral.tracking.track import track
 
 DIGEST = "0123456789abcdef" * 4
 

@@ -49,10 +49,16 @@ def test_raw_files_become_arrays_and_a_card(toy, tmp_path):
     for side, array in zip(("train_x", "train_y", "test_x", "test_y"), arrays, strict=True):
         stored = np.load(folder / f"{side}.npy", mmap_mode="r", allow_pickle=False)
         assert np.array_equal(stored, array) and stored.dtype == (np.uint8 if side.endswith("x") else np.int64)
-    card = json.loads((folder / "card.json").read_text())
-    assert (card["name"], card["title"], card["exact"], card["classes"], card["scale"]) == ("toy", "Toy", True, 10, 255)
-    assert card["shape"] == [4, 4]
-    assert [file["verified"] for file in card["files"]] == [False] * 4
+    manifest = json.loads((folder / "card.json").read_text())
+    assert (manifest["name"], manifest["title"], manifest["exact"], manifest["classes"], manifest["scale"]) == (
+        "toy",
+        "Toy",
+        True,
+        10,
+        255,
+    )
+    assert manifest["shape"] == [4, 4]
+    assert [file["verified"] for file in manifest["files"]] == [False] * 4
     assert not (folder / "new").exists()
 
 
@@ -88,12 +94,12 @@ def test_a_file_of_unknown_hash_is_checked_against_the_first_fetch(toy, tmp_path
 
 def test_a_hash_that_data_lock_gains_is_checked_and_marks_the_file_verified(toy, tmp_path):
     _, mine = toy
-    card = json.loads((fetch("toy", tmp_path, mine) / "card.json").read_text())
+    manifest = json.loads((fetch("toy", tmp_path, mine) / "card.json").read_text())
     lock = data_sets.data_lock()
-    files = [DataFile(path=file["path"], sha256=file["sha256"]) for file in card["files"]]
+    files = [DataFile(path=file["path"], sha256=file["sha256"]) for file in manifest["files"]]
     lock["toy"] = lock["toy"].model_copy(update={"files": tuple(files)})
-    card = json.loads((fetch("toy", tmp_path, mine) / "card.json").read_text())
-    assert [file["verified"] for file in card["files"]] == [True] * 4
+    manifest = json.loads((fetch("toy", tmp_path, mine) / "card.json").read_text())
+    assert [file["verified"] for file in manifest["files"]] == [True] * 4
     lock["toy"] = lock["toy"].model_copy(
         update={"files": (*files[:3], DataFile(path=NAMES[3] + ".gz", sha256="0" * 64))}
     )
@@ -157,16 +163,16 @@ def test_digits_are_those_of_scikit_learn(tmp_path, monkeypatch):
     mine = np.lexsort(x.reshape(len(x), -1).T)
     assert np.array_equal(x.reshape(len(x), -1)[mine], images[order]) and np.array_equal(y[mine], labels[order])
     assert np.load(folder / "train_x.npy").shape == (1437, 8, 8) and np.load(folder / "test_x.npy").shape == (360, 8, 8)
-    card = json.loads((folder / "card.json").read_text())
-    assert (card["scale"], card["classes"], card["files"][0]["verified"]) == (16, 10, True)
+    manifest = json.loads((folder / "card.json").read_text())
+    assert (manifest["scale"], manifest["classes"], manifest["files"][0]["verified"]) == (16, 10, True)
 
 
 def test_mnist_is_verified_and_read(tmp_path, missing):
     if not os.environ.get("FLORAL_DATA"):
         missing("FLORAL_DATA is not set: MNIST's files are missing")
     folder = fetch("mnist", tmp_path)
-    card = json.loads((folder / "card.json").read_text())
-    assert all(file["verified"] for file in card["files"]) and card["rows"] == {"train": 60_000, "test": 10_000}
+    manifest = json.loads((folder / "card.json").read_text())
+    assert all(file["verified"] for file in manifest["files"]) and manifest["rows"] == {"train": 60_000, "test": 10_000}
     assert np.load(folder / "train_y.npy")[:5].tolist() == [5, 0, 4, 1, 9]
     assert np.bincount(np.load(folder / "test_y.npy"))[:3].tolist() == [980, 1135, 1032]
     assert np.load(folder / "train_x.npy", mmap_mode="r").mean() == pytest.approx(0.1307 * 255, rel=1e-3)

@@ -39,7 +39,7 @@ def digits(variant, clusters, results, fidelity="corrected"):
 
 def accuracy(simulation, state):
     """Over all clients, each on all test images under its own label map; clusters are of equal size."""
-    scores, _ = simulation.population(state)
+    scores, _ = simulation.global_test(state)
     return scores.mean(scores.accuracy), scores
 
 
@@ -59,7 +59,7 @@ def test_a_cluster_blind_model_is_right_at_most_once_in_c(variant, clusters, res
     # and no image is right under two maps
     hits = np.zeros(int(images), int)
     for c in range(clusters):
-        x, y = simulation.data.population(c)
+        x, y = simulation.data.global_test(c)
         outputs, _ = simulation.method.predict(
             view_of(simulation, state, 0), simulation.data.test.decode(x), None, None
         )

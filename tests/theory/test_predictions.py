@@ -52,7 +52,7 @@ def test_e3_a_fixed_mismatch_has_the_floor_eps_squared_times_the_gap(eps, epochs
     y = np.stack([np.tile(x[k] @ truth[k % 2], 2) for k in range(clients)])  # once per model
     route = torch.tensor([[1 - eps, eps], [eps, 1 - eps]])[torch.arange(clients) % 2].double().log()
 
-    def predict(view, x, draws, mask):
+    def predict(view, x, noise, mask):
         return torch.einsum("bi,cio->bco", x, view["base"]["weight"]).flatten(1), {}
 
     method = Method(
@@ -97,12 +97,12 @@ def streaming(scope, clusters, d, member=None):
     """Linear regression on a fresh batch of 4 inputs in every step, drawn by the engine; the targets are zero."""
     start = torch.linspace(-1, 1, d)
 
-    def predict(view, x, draws, mask):
-        return (2 * draws["x"] - 1) @ view["base"]["weight"][:, None], {}
+    def predict(view, x, noise, mask):
+        return (2 * noise["x"] - 1) @ view["base"]["weight"][:, None], {}
 
     holders = (clusters,) if scope is Scope.CLUSTERED else ()
     base = Group(scope=scope, init=lambda: {"weight": start.expand(*holders, d).clone()}, lr=1.0)
-    return Method(groups={"base": base}, predict=predict, draws={"x": ("batch", d)}, member=member)
+    return Method(groups={"base": base}, predict=predict, noise={"x": ("batch", d)}, member=member)
 
 
 @pytest.mark.parametrize("clusters", [2, 4])
@@ -227,8 +227,8 @@ def test_e9_full_rank_weights_conserve_the_common_part_and_the_base_gets_1_over_
         parts["out.A"] = replace(parts["out.A"], fixed=True)
         groups = {n: g for n, g in method.groups.items() if n != "adaptors"} | parts
 
-        def predict(view, x, draws, mask):
-            return method.predict({**view, "adaptors": {n: view[n][n] for n in start}}, x, draws, mask)
+        def predict(view, x, noise, mask):
+            return method.predict({**view, "adaptors": {n: view[n][n] for n in start}}, x, noise, mask)
 
         return replace(method, groups=groups, predict=predict)
 

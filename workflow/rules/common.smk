@@ -12,7 +12,7 @@ from snakemake.logging import LogEvent, logger
 
 import floral
 from floral.cluster import slurm, warm_start
-from floral.config.data_sets import OWN
+from floral.config.data_sets import CUSTOM_PREFIX
 from floral.config.reading import ConfigError
 from floral.config.settings import read_settings
 from floral.config.tuned import Untuned
@@ -142,7 +142,7 @@ def partitions_of_search(wildcards):
 
 
 def fetch_job(wildcards, output):
-    if not wildcards.data.startswith(OWN):
+    if not wildcards.data.startswith(CUSTOM_PREFIX):
         return wildcards.data
     suite = next(suite for suite, run in PARTITIONS.values() if run.partition.data == wildcards.data)
     return f"{wildcards.data} --suite {suite}"

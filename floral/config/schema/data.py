@@ -39,7 +39,7 @@ class Synthetic(Frozen):
         return self
 
 
-class Own(Frozen):
+class CustomData(Frozen):
     """Your own data, split where they are in two parts (train and test), else by `test_share`.
 
     folder: images, one folder per class, or folders train and test of such. table: a parquet or CSV file with a row per
@@ -57,7 +57,7 @@ class Own(Frozen):
     test_share: float = Field(default=0.2, gt=0, lt=1, description="share of test rows, of every client's if there are")
 
     @model_validator(mode="after")
-    def _columns_are_of_tables(self) -> Own:
+    def _columns_are_of_tables(self) -> CustomData:
         if self.kind == "table" and self.label is None:
             raise ValueError("data.label: a table needs the name of the column that holds the classes")
         for key in () if self.kind == "table" else ("label", "features", "client"):
@@ -66,7 +66,7 @@ class Own(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _a_column_has_one_use(self) -> Own:
+    def _a_column_has_one_use(self) -> CustomData:
         used = [name for name in (self.label, self.client, *(self.features or ())) if name is not None]
         if twice := [name for name in used if used.count(name) > 1]:
             raise ValueError(f"data: column {twice[0]!r} stands twice in label, client and features; name it once")
@@ -86,7 +86,7 @@ def _kind_of_data(data: Any) -> str | None:
 
 
 Data = Annotated[
-    Annotated[str, Tag("named")] | Annotated[Synthetic, Tag("drawn")] | Annotated[Own, Tag("own")],
+    Annotated[str, Tag("named")] | Annotated[Synthetic, Tag("drawn")] | Annotated[CustomData, Tag("own")],
     Discriminator(
         _kind_of_data,
         custom_error_type="data",

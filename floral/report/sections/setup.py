@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from floral.config.schema.data import Own, Synthetic
+from floral.config.schema.data import CustomData, Synthetic
 from floral.config.schema.task import Server, Task
 from floral.config.tuned import tuning
 from floral.report import words
@@ -95,7 +95,7 @@ def _data(task: Task) -> str:
     match task.data:
         case Synthetic():
             return f"synthetic data ({task.data.kind})"
-        case Own():
+        case CustomData():
             return f"own data ({task.data.kind})"
     return f"the data set {task.data}"
 

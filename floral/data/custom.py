@@ -1,4 +1,4 @@
-"""Your own data → the canonical arrays: images by class folder, tables, NumPy arrays (`floral.schema.Own`).
+"""Your own data → the canonical arrays: images by class folder, tables, NumPy arrays (`floral.schema.CustomData`).
 
 Whatever is wrong with them is a DataError that names the file, the row or column, and what to do.
 """

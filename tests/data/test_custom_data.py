@@ -16,9 +16,9 @@ from projects import Project
 from floral.config import catalogue, data_sets
 from floral.config.reading import ConfigError
 from floral.config.run import Run
-from floral.config.schema.data import DataFile, Own
+from floral.config.schema.data import CustomData, DataFile
 from floral.core.spec import Refused
-from floral.data import federation, own
+from floral.data import custom, federation
 from floral.data.sources import DataError, RawFile
 from floral.io.files import visible
 from floral.models import resnet18, vit
@@ -28,7 +28,7 @@ from floral.stages.partition import partition
 
 def read(kind, path, **options):
     file = RawFile(file=DataFile(path=str(path)), location=Path(path), sha256="", verified=True)
-    return own.READERS[kind]([file], **Own(kind=kind, path=str(path), **options).options)
+    return custom.READERS[kind]([file], **CustomData(kind=kind, path=str(path), **options).options)
 
 
 def pictures(root, classes=("cat", "dog"), each=5, shape=(6, 6, 3), seed=0):
@@ -330,17 +330,17 @@ def test_content_and_options_decide_the_hash_and_the_place_does_not(tmp_path, fr
     (tmp_path / "mine" / "cat" / "000.png").rename(tmp_path / "mine" / "dog" / "000.png")
     fresh()
     assert run_of(tmp_path / "mine").hash8 != before
-    whole = data_sets.stored_data(Own(kind="folder", path=str(tmp_path / "mine")))
-    assert data_sets.stored_data(Own(kind="folder", path=str(tmp_path / "mine"), test_share=0.3)) != whole
+    whole = data_sets.stored_data(CustomData(kind="folder", path=str(tmp_path / "mine")))
+    assert data_sets.stored_data(CustomData(kind="folder", path=str(tmp_path / "mine"), test_share=0.3)) != whole
 
 
 def test_a_task_of_ones_own_is_fetched_and_partitioned(tmp_path, fresh):
     pictures(tmp_path / "mine")
     run, results = run_of(tmp_path / "mine"), tmp_path / "results"
     folder = fetch(run.task.data, results)
-    card = json.loads((folder / "card.json").read_text())
-    assert (folder.name, card["class_names"]) == (run.partition.data, ["cat", "dog"])
-    assert card["title"] == "Own data, folder mine" and all(file["verified"] for file in card["files"])
+    manifest = json.loads((folder / "card.json").read_text())
+    assert (folder.name, manifest["class_names"]) == (run.partition.data, ["cat", "dog"])
+    assert manifest["title"] == "Own data, folder mine" and all(file["verified"] for file in manifest["files"])
     written = (folder / "train_x.npy").stat().st_mtime_ns
     assert (fetch(run.task.data, results) / "train_x.npy").stat().st_mtime_ns == written
     partition(run.partition, results)
