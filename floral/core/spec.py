@@ -165,7 +165,7 @@ class Method:
     augmented; `mask` tells padding) and what it sees: a chosen cluster, responsibilities. Training, upload and later
     evaluations use the new values; `received` in a loss or a penalty still holds the old ones."""
     assign_passes_per_sample: float = 0.0
-    """What `assign` costs per training row and round, in the unit of `passes_per_sample`; a forward pass alone is 1/3."""
+    """Cost of `assign` per training row and round, in the unit of `passes_per_sample`; a forward pass alone is 1/3."""
     precondition: Mapping[str, Callable[[Params, Params], Params]] = field(default_factory=dict)
     """group → (its gradients, its values) → the gradients that the SGD step takes instead: a linear map of the
     gradients, so that a step without samples changes nothing and a sum over clients may be taken first. No weight decay

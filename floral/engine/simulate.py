@@ -143,8 +143,8 @@ class Simulation:
         most_steps: int | None = None,
         check_stop: Callable[[], None] = lambda: None,
     ) -> None:
-        """`most_steps` cuts every phase of local training short, for trials that only take its time. `check_stop` is called
-        before every local step and every piece of an evaluation, where the state is only read: it may raise."""
+        """`most_steps` cuts every phase of local training short, for trials that only take its time. `check_stop` is
+        called before every local step and every piece of an evaluation, where the state is only read: it may raise."""
         if method.phases == ():
             settings = replace(settings, rounds=0)
         self.method, self.data, self.settings, self.execution = method, data, settings, execution

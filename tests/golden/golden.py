@@ -23,12 +23,14 @@ import polars
 import torch
 import yaml
 
-from floral import config
-from floral.config import Run, Untuned
+from floral.cluster.stops import Stop
+from floral.config import catalogue
+from floral.config.run import Run
+from floral.config.suites import suite_runs, suite_searches
+from floral.config.tuned import Untuned
 from floral.stages.execute import execute
 from floral.stages.fetch import fetch
 from floral.stages.partition import partition
-from floral.stages.stops import Stop
 
 HASHES = Path(__file__).with_name("hashes.yaml")
 METRICS = Path(__file__).with_name("metrics.json")
@@ -37,7 +39,7 @@ RENEW = "python tests/golden/renew.py"
 
 # ----------------------------------------------------------------------------------------------- hashes
 
-SUITES = config.names("suites")
+SUITES = catalogue.names("suites")
 HASHES_HEADER = f"""\
 # For each suite: sha256 (first 16 hex digits) of the folder names of its runs, partitions and searches.
 # A suite whose tuned values are not committed has no runs yet. Its digest is of its searches alone.
@@ -52,10 +54,10 @@ def digest_of_suite(suite: str) -> str:
 
 def folders_of_suite(suite: str) -> set[str]:
     """The folders of all runs, of all searches and their reference runs, and of the partitions of all these runs."""
-    searches = config.searches(suite)
+    searches = suite_searches(suite)
     runs = [run for search in searches.values() for run in search.references()]
     try:
-        runs += config.runs(suite)
+        runs += suite_runs(suite)
     except Untuned:
         assert searches, f"suite {suite} has neither runs nor searches"
     folders = [*searches, *(run.folder for run in runs), *(run.partition.folder for run in runs)]
@@ -91,7 +93,7 @@ def complaint_about_digest(suite: str) -> str | None:
 
 # ----------------------------------------------------------------------------------------- golden runs
 
-VARIANTS = list(config.variant_index())
+VARIANTS = list(catalogue.variant_index())
 OFFICIAL = ("fedavg", "local_adaptor", "ensemble", "floral_1", "floral_1_optimal", "floral_10")
 """Variants of the paper. They also run as its published code does."""
 CASES = {
@@ -111,10 +113,10 @@ def golden_run(case: str) -> Run:
     variant, fidelity = CASES[case]
     model = {"model": {"batch_norm": True}} if variant in NEEDS_BATCH_NORM else {}
     return Run(
-        task=config.task(TASK, {**CHANGES, **model}),
-        variant=config.variant(variant),
+        task=catalogue.task(TASK, {**CHANGES, **model}),
+        variant=catalogue.variant(variant),
         seed=0,
-        fidelity=config.fidelity(fidelity),
+        fidelity=catalogue.fidelity(fidelity),
     )
 
 
