@@ -1,4 +1,4 @@
-"""The fixed set of `floral bench report`: what each row compares, and the limit that it is held to."""
+"""The fixed cases of `floral bench report`: what each compares, and the limit of its result."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import Any, Literal
 import numpy as np
 
 from floral.bench import timing
-from floral.bench.contenders import EngineRounds, FloorRounds, run_of
+from floral.bench.prepare import benchmark_run
+from floral.bench.rounds import BaselineRounds, EngineRounds
 from floral.config.run import Run
 
 Direction = Literal["max", "min"]
+BASELINE = "baseline"
+"""As `Case.reference`: compare with the PyTorch baseline instead of another variant."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """How everything is carried out: folder of the results, backend, threads, and how many rounds are timed."""
+class Options:
+    """Options of a measurement: folder of the results, backend, threads, and number of timed rounds."""
 
     results: Path
     backend: str = "auto"
@@ -26,120 +29,130 @@ class Setting:
     rounds: int | None = None
 
     def engine(self, run: Run) -> EngineRounds:
+        """The engine's rounds of a run, on the CPU."""
         return EngineRounds.of(run, self.results, "cpu", self.backend, self.threads)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One row: a `measure` of a task and variant (to another one, `to`), and the limit of its ratio."""
+    """One case: a task and variant, compared with `reference`, and the limit of the ratio."""
 
     name: str
     limit: float
     direction: Direction = "max"
+    """Whether the limit is the largest or the smallest accepted value."""
     task: str
     variant: str
-    to: str = "floor"
-    measure: Callable[[Case, Setting], dict[str, Any]]
+    reference: str = BASELINE
+    """Another variant, or BASELINE."""
+    measure: Callable[[Case, Options], dict[str, Any]]
     change: Mapping[str, Any] = field(default_factory=dict)
     """Values of the task that are replaced."""
 
     @property
     def runs(self) -> list[Run]:
-        variants = [self.variant] if self.to == "floor" else [self.variant, self.to]
-        return [run_of(self.task, variant, self.change) for variant in variants]
+        """The run of the variant and, if it is another variant, that of the reference."""
+        variants = [self.variant] if self.reference == BASELINE else [self.variant, self.reference]
+        return [benchmark_run(self.task, variant, self.change) for variant in variants]
 
-    def row(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        return {"case": self.name, "ratio": None, "limit": self.limit, "direction": self.direction, **found}
+    def row(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """The case's row of the table."""
+        return {"case": self.name, "ratio": None, "limit": self.limit, "direction": self.direction, **result}
 
 
-def to_floor(case: Case, setting: Setting) -> dict[str, Any]:
-    """Seconds per round to those of the floor."""
+def to_baseline(case: Case, options: Options) -> dict[str, Any]:
+    """Seconds per round, divided by those of the PyTorch baseline."""
     (run,) = case.runs
-    return compared(setting.engine(run), FloorRounds.of(run, setting.results, setting.threads), setting)
+    return compare(options.engine(run), BaselineRounds.of(run, options.results, options.threads), options)
 
 
-def to_variant(case: Case, setting: Setting) -> dict[str, Any]:
-    """Seconds per round to those of another variant on the same task."""
-    ours, other = (setting.engine(run) for run in case.runs)
-    return compared(ours, other, setting)
+def to_variant(case: Case, options: Options) -> dict[str, Any]:
+    """Seconds per round, divided by those of another variant on the same task."""
+    measured, reference = (options.engine(run) for run in case.runs)
+    return compare(measured, reference, options)
 
 
-def to_every_cluster(case: Case, setting: Setting) -> dict[str, Any]:
-    """Seconds per round to C times those of another variant: C models for one."""
-    ours, other = (setting.engine(run) for run in case.runs)
-    return compared(ours, other, setting, times=case.runs[0].task.clusters)
+def to_every_cluster(case: Case, options: Options) -> dict[str, Any]:
+    """Seconds per round, divided by C times those of another variant, for a method that trains C models."""
+    measured, reference = (options.engine(run) for run in case.runs)
+    return compare(measured, reference, options, times=case.runs[0].task.clusters)
 
 
-def rounds_per_second(case: Case, setting: Setting) -> dict[str, Any]:
-    """Rounds per second: no ratio, but the row's number has its place."""
-    ours = setting.engine(case.runs[0])
-    rates = 1 / timing.alone(ours, setting.rounds)
+def rounds_per_second(case: Case, options: Options) -> dict[str, Any]:
+    """Rounds per second, stored in the row's column `ratio`."""
+    measured = options.engine(case.runs[0])
+    rates = 1 / timing.time_blocks(measured, options.rounds)
     return {
         "ratio": float(np.median(rates)),
-        "spread": timing.interquartile(rates),
+        "spread": timing.interquartile_range(rates),
         "seconds": [float(np.median(1 / rates))],
-        "executions": [str(ours)],
+        "executions": [str(measured)],
     }
 
 
-def compared(ours: EngineRounds, other: EngineRounds | FloorRounds, setting: Setting, times: int = 1) -> dict[str, Any]:
-    """Median ratio over interleaved pairs of blocks, its spread, and the seconds per round of both."""
-    pairs = timing.alternate(ours, other, setting.rounds)
+def compare(
+    measured: EngineRounds, reference: EngineRounds | BaselineRounds, options: Options, times: int = 1
+) -> dict[str, Any]:
+    """Time both in alternating blocks. Returns the median ratio, its spread, and the seconds per round of both.
+
+    The reference's seconds are multiplied by `times`.
+    """
+    pairs = timing.time_pairs(measured, reference, options.rounds)
     pairs = timing.Pairs(pairs.first, times * pairs.second)
     return {
         "ratio": pairs.ratio,
         "spread": pairs.spread,
         "seconds": list(pairs.seconds),
-        "executions": [str(ours), str(other)],
+        "executions": [str(measured), str(reference)],
     }
 
 
 CASES = (
     Case(
-        name="fedavg to the floor, mnist_rotate",
+        name="fedavg / PyTorch baseline, mnist_rotate",
         limit=1.5,
         task="mnist_rotate",
         variant="fedavg",
-        measure=to_floor,
+        measure=to_baseline,
     ),
     Case(
-        name="fedavg to the floor, cifar10_rotate_reduced without augmentation",
+        name="fedavg / PyTorch baseline, cifar10_rotate_reduced without augmentation",
         limit=1.15,
         task="cifar10_rotate_reduced",
         variant="fedavg",
-        measure=to_floor,
+        measure=to_baseline,
         change={"augmentation": "none"},
     ),
     Case(
-        name="floral_1 to fedavg, cifar100_reduced",
+        name="floral_1 / fedavg, cifar100_reduced",
         limit=1.6,
         task="cifar100_reduced",
         variant="floral_1",
-        to="fedavg",
+        reference="fedavg",
         measure=to_variant,
     ),
     Case(
-        name="floral_10 to fedavg, cifar100_reduced",
+        name="floral_10 / fedavg, cifar100_reduced",
         limit=2.2,
         task="cifar100_reduced",
         variant="floral_10",
-        to="fedavg",
+        reference="fedavg",
         measure=to_variant,
     ),
     Case(
-        name="floral_1 to fedavg, mnist_rotate_reduced",
+        name="floral_1 / fedavg, mnist_rotate_reduced",
         limit=1.6,
         task="mnist_rotate_reduced",
         variant="floral_1",
-        to="fedavg",
+        reference="fedavg",
         measure=to_variant,
     ),
     Case(
-        name="ensemble to C × fedavg, mnist_rotate_reduced",
+        name="ensemble / (C × fedavg), mnist_rotate_reduced",
         limit=1.1,
         task="mnist_rotate_reduced",
         variant="ensemble",
-        to="fedavg",
+        reference="fedavg",
         measure=to_every_cluster,
     ),
     Case(
@@ -152,11 +165,11 @@ CASES = (
     ),
 )
 
-SCALE_CASE, SCALE_LIMIT = "seconds per round at K = 100,000 to K = 1,000, M = 30", 1.1
+SCALE_CASE, SCALE_LIMIT = "seconds per round, K = 100,000 / K = 1,000, M = 30", 1.1
 
 
 def scale_row(scale: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of the largest ratio among the methods, with those of all."""
+    """The row of the method with the largest ratio. Column `by_variant` has the ratios of all methods."""
     ratios = scale["ratios"]
     worst = max(ratios, key=lambda variant: ratios[variant]["ratio"])
     return {
@@ -166,7 +179,7 @@ def scale_row(scale: Mapping[str, Any]) -> dict[str, Any]:
         "direction": "max",
         "spread": ratios[worst]["spread"],
         "seconds": ratios[worst]["seconds"],
-        "by_variant": {variant: found["ratio"] for variant, found in ratios.items()},
+        "by_variant": {variant: result["ratio"] for variant, result in ratios.items()},
     }
 
 
@@ -176,4 +189,5 @@ def holds(row: Mapping[str, Any]) -> bool:
 
 
 def runs(cases: Iterable[Case]) -> list[Run]:
+    """All runs of these cases."""
     return [run for case in cases for run in case.runs]

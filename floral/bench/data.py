@@ -1,6 +1,7 @@
-"""`floral bench data`: what reading a data set and dividing its rows takes, in processor seconds and in memory.
+"""`floral bench data`: processor time and memory of reading data sets and of partitioning samples.
 
-Processor seconds and not those of a clock, which other work on the machine stretches; in a process of its own each.
+Processor time is counted instead of wall-clock time, because other load on the machine does not change it.
+Each measurement runs in a new process.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from floral.bench.processes import in_own_process
-from floral.bench.scale import resident
+from floral.bench.processes import in_new_process, memory_bytes
 from floral.config import data_sets, paths
 from floral.config.reading import ConfigError, suggest
 from floral.config.schema.data import DataSet
@@ -23,12 +23,12 @@ from floral.data.partition import client_table
 from floral.stages.fetch import READERS, data_folder
 
 DATA = ("digits", "mnist", "cifar10_jpeg90")
-SECONDS: Mapping[str, float] = {"mnist": 3.0, "cifar10": 15.0, "cifar10_jpeg90": 15.0}
-"""Limits for reading a data set; others have none."""
-MEMORY = 2.5
-"""Limit for the most memory while reading, to that of the arrays."""
-ROWS, CLIENTS, DIVIDED = 60_000, 300, 1.0
-"""Rows and clients of the partitions that are timed, and the limit in seconds of each."""
+READING_LIMITS_S: Mapping[str, float] = {"mnist": 3.0, "cifar10": 15.0, "cifar10_jpeg90": 15.0}
+"""Limits in seconds for reading a data set. Other data sets have no limit."""
+MEMORY_LIMIT = 2.5
+"""Limit of the peak memory while reading, divided by the memory of the arrays."""
+SAMPLES, CLIENTS, PARTITION_LIMIT_S = 60_000, 300, 1.0
+"""Size of the timed partitions, and the limit in seconds of each."""
 PARTITIONS = (
     Partition(kind="iid"),
     Partition(kind="dirichlet", alpha=0.1),
@@ -37,57 +37,66 @@ PARTITIONS = (
 
 
 def data(names: Iterable[str], *, results: Path, data_dir: Path | None) -> list[dict[str, Any]]:
-    """A row for each figure: case, value, unit, and limit (None: it has none).
+    """Measure reading of these data sets and partitioning. Returns rows of case, value, unit and limit (or None).
 
     Raises:
-        ConfigError: a name is unknown, or raw files are missing; nothing is downloaded.
+        ConfigError: a name is unknown, or raw files are missing. Nothing is downloaded.
     """
     names, place = list(names), data_folder(data_dir)
     for name in names:
-        if name not in (known := data_sets.data_lock()):
-            raise suggest("data set", name, known, str(paths.CONFIG / "data.lock"))
-        for file in known[name].files:
+        if name not in (data_lock := data_sets.data_lock()):
+            raise suggest("data set", name, data_lock, str(paths.CONFIG / "data.lock"))
+        for file in data_lock[name].files:
             if not sources.is_there(file, results / "data" / name / "raw", place):
                 raise ConfigError(f"{file.path}: missing ({name}); {sources.advice(file)}")
     rows = []
     for name in names:
         entry = data_sets.data_lock()[name]
-        seconds, memory = in_own_process(reading, entry, results / "data" / name / "raw", place)
+        seconds, memory = in_new_process(measure_reading, entry, results / "data" / name / "raw", place)
+        memory_limit = MEMORY_LIMIT if name in READING_LIMITS_S else None
         rows += [
-            row(f"{name}: from its files to arrays", seconds, "s", SECONDS.get(name)),
-            row(f"{name}: most memory to that of its arrays", memory, "", MEMORY if name in SECONDS else None),
+            row(f"{name}: read raw files into arrays", seconds, "s", READING_LIMITS_S.get(name)),
+            row(f"{name}: peak memory / memory of the arrays", memory, "", memory_limit),
         ]
     for rule in PARTITIONS:
-        seconds = in_own_process(dividing, rule)
-        rows.append(row(f"{rule.kind}: {ROWS:,} rows over {CLIENTS} clients", seconds, "s", DIVIDED))
+        seconds = in_new_process(measure_partition, rule)
+        rows.append(row(f"{rule.kind}: {SAMPLES:,} samples over {CLIENTS} clients", seconds, "s", PARTITION_LIMIT_S))
     return rows
 
 
-def reading(entry: DataSet, raw: Path, data_dir: Path | None) -> tuple[float, float]:
-    """Processor seconds from raw files, verified, to arrays, and the most memory beside what there was, to theirs."""
-    before, began = resident("VmRSS"), time.process_time()
+def measure_reading(entry: DataSet, raw: Path, data_dir: Path | None) -> tuple[float, float]:
+    """Read raw files into arrays. Returns processor seconds, and added peak memory divided by the arrays' memory.
+
+    The time includes checking the files' hashes.
+    """
+    before, began = memory_bytes("VmRSS"), time.process_time()
     files = [sources.obtain(file, raw, data_dir) for file in entry.files]
-    made = READERS[entry.reader](files, **entry.options)
+    arrays = READERS[entry.reader](files, **entry.options)
     seconds = time.process_time() - began
-    held = sum(array.nbytes for array in (made.train_x, made.train_y, made.test_x, made.test_y))
-    return seconds, (resident("VmHWM") - before) / held
+    array_bytes = sum(array.nbytes for array in (arrays.train_x, arrays.train_y, arrays.test_x, arrays.test_y))
+    return seconds, (memory_bytes("VmHWM") - before) / array_bytes
 
 
-def dividing(rule: Partition) -> float:
-    """Processor seconds of one partition of rows of ten classes; a smaller one comes first, for it imports."""
+def measure_partition(rule: Partition) -> float:
+    """Processor seconds of partitioning SAMPLES samples of ten classes over CLIENTS clients.
+
+    A small partition comes first, so that imports are not timed.
+    """
     client_table(np.arange(400) % 10, np.arange(400) % 10, 10, 4, rule, 0)
-    labels = np.random.default_rng(0).integers(0, 10, ROWS)
+    labels = np.random.default_rng(0).integers(0, 10, SAMPLES)
     began = time.process_time()
-    client_table(labels, labels[: ROWS // 6], CLIENTS, 4, rule, 0)
+    client_table(labels, labels[: SAMPLES // 6], CLIENTS, 4, rule, 0)
     return time.process_time() - began
 
 
 def row(case: str, value: float, unit: str, limit: float | None) -> dict[str, Any]:
+    """One row of the result."""
     return {"case": case, "value": value, "unit": unit, "limit": limit}
 
 
-def line(found: Mapping[str, Any]) -> str:
-    unit, limit = found["unit"] and f" {found['unit']}", found["limit"]
-    verdict = "holds" if limit is not None and found["value"] <= limit else "MISSED"
-    told = "" if limit is None else f" (limit ≤ {limit:g}{unit}: {verdict})"
-    return f"{found['case']}: {found['value']:.3g}{unit}{told}"
+def line(row: Mapping[str, Any]) -> str:
+    """One row as text."""
+    unit, limit = row["unit"] and f" {row['unit']}", row["limit"]
+    verdict = "holds" if limit is not None and row["value"] <= limit else "MISSED"
+    with_limit = "" if limit is None else f" (limit ≤ {limit:g}{unit}: {verdict})"
+    return f"{row['case']}: {row['value']:.3g}{unit}{with_limit}"

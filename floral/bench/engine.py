@@ -1,4 +1,4 @@
-"""`floral bench engine`: one task and variant, timed beside the floor."""
+"""`floral bench engine`: time one task and variant, next to the PyTorch baseline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from floral.bench import timing
-from floral.bench.contenders import EngineRounds, FloorRounds, prepare, run_of, settle
+from floral.bench.prepare import benchmark_run, configure_process, prepare
+from floral.bench.rounds import BaselineRounds, EngineRounds
 from floral.config.run import Run
 from floral.core.spec import Refused
 
@@ -28,34 +29,38 @@ def engine(
     threads: int,
     rounds: int | None,
 ) -> dict[str, Any]:
-    """Seconds per round, samples per second, peak memory, and the ratio to the floor (null where there is none).
+    """Measure seconds per round, samples per second, peak memory, and the ratio to the PyTorch baseline.
+
+    The keys that start with `floor` describe the baseline; its numbers are None where the task has no baseline.
 
     Raises:
-        ConfigError: unknown names, missing data, a method that cannot do the task.
+        ConfigError: unknown names, missing data, or a method that does not support the task.
     """
-    run = run_of(task, variant)
+    run = benchmark_run(task, variant)
     prepare([run], results, data_dir)
-    settle(threads)
-    contender = EngineRounds.of(run, results, device, backend, threads)
-    timing.warm(contender)
-    before = contender.round, contender.samples
-    found = {"task": task, "variant": variant, "peak_memory_bytes": peak_memory(contender)}
-    found |= against_floor(run, contender, results, threads, rounds)
-    processed = (contender.samples - before[1]) / (contender.round - before[0])
-    return found | {
-        "samples_per_second": processed / found["seconds_per_round"],
+    configure_process(threads)
+    measured = EngineRounds.of(run, results, device, backend, threads)
+    timing.warm_up(measured)
+    before = measured.round, measured.samples
+    result = {"task": task, "variant": variant, "peak_memory_bytes": peak_memory_bytes(measured)}
+    result |= compare_with_baseline(run, measured, results, threads, rounds)
+    samples_per_round = (measured.samples - before[1]) / (measured.round - before[0])
+    return result | {
+        "samples_per_second": samples_per_round / result["seconds_per_round"],
         "threads": threads,
-        "execution": asdict(contender.simulation.execution),
-        "device": contender.simulation.device.type,
+        "execution": asdict(measured.simulation.execution),
+        "device": measured.simulation.device.type,
     }
 
 
-def against_floor(run: Run, contender: EngineRounds, results: Path, threads: int, rounds: int | None) -> dict[str, Any]:
-    """Seconds per round of the contender, of the floor, and their ratio; or the reason why there is no floor."""
+def compare_with_baseline(
+    run: Run, measured: EngineRounds, results: Path, threads: int, rounds: int | None
+) -> dict[str, Any]:
+    """Seconds per round of engine and baseline, and their ratio; or the reason why there is no baseline."""
     try:
-        floor = FloorRounds.of(run, results, threads)
+        baseline = BaselineRounds.of(run, results, threads)
     except Refused as reason:
-        seconds = float(np.median(timing.alone(contender, rounds)))
+        seconds = float(np.median(timing.time_blocks(measured, rounds)))
         return {
             "seconds_per_round": seconds,
             "floor_seconds_per_round": None,
@@ -63,40 +68,43 @@ def against_floor(run: Run, contender: EngineRounds, results: Path, threads: int
             "spread": None,
             "floor": f"none: {reason}",
         }
-    pairs = timing.alternate(contender, floor, rounds)
-    seconds, floor_seconds = pairs.seconds
+    pairs = timing.time_pairs(measured, baseline, rounds)
+    seconds, baseline_seconds = pairs.seconds
     return {
         "seconds_per_round": seconds,
-        "floor_seconds_per_round": floor_seconds,
+        "floor_seconds_per_round": baseline_seconds,
         "ratio": pairs.ratio,
         "spread": pairs.spread,
         "pairs": len(pairs.first),
-        "floor": f"FedAvg in bare PyTorch, {floor.floor}",
+        "floor": f"FedAvg in bare PyTorch, {baseline.baseline}",
     }
 
 
-def peak_memory(contender: EngineRounds) -> int:
-    """Bytes at most so far: of the GPU where it is one, else of the process (before there is a floor in it)."""
-    if contender.simulation.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(contender.simulation.device)
-    kilobytes = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobytes
+def peak_memory_bytes(measured: EngineRounds) -> int:
+    """Peak memory so far in bytes: of the GPU if the engine uses one, else of this process.
+
+    Call it before the baseline is built, whose memory would be counted too.
+    """
+    if measured.simulation.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(measured.simulation.device)
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
 
 
-def as_text(found: dict[str, Any]) -> str:
-    """The result in lines."""
+def as_text(result: dict[str, Any]) -> str:
+    """The result as lines of text."""
     lines = [
-        f"{found['task']} {found['variant']}, {found['threads']} thread{'s' * (found['threads'] != 1)}",
-        f"  seconds per round    {found['seconds_per_round']:.5f}",
-        f"  samples per second   {found['samples_per_second']:,.0f}",
-        f"  peak memory          {found['peak_memory_bytes'] / 1e6:,.0f} MB",
+        f"{result['task']} {result['variant']}, {result['threads']} thread{'s' * (result['threads'] != 1)}",
+        f"  seconds per round    {result['seconds_per_round']:.5f}",
+        f"  samples per second   {result['samples_per_second']:,.0f}",
+        f"  peak memory          {result['peak_memory_bytes'] / 1e6:,.0f} MB",
     ]
-    if found["ratio"] is None:
-        lines.append(f"  floor                {found['floor']}; so there is no ratio")
+    if result["ratio"] is None:
+        lines.append(f"  PyTorch baseline     {result['floor']}; there is no ratio")
     else:
-        lines.append(f"  floor                {found['floor_seconds_per_round']:.5f} s per round: {found['floor']}")
-        other = "" if found["variant"] == "fedavg" else " (of FedAvg, not of this method)"
-        lines.append(f"  ratio to the floor   {found['ratio']:.3f}, spread {found['spread']:.3f}{other}")
-    execution = found["execution"]
+        lines.append(f"  PyTorch baseline     {result['floor_seconds_per_round']:.5f} s per round: {result['floor']}")
+        note = "" if result["variant"] == "fedavg" else f" (the baseline is FedAvg, not {result['variant']})"
+        lines.append(f"  ratio to baseline    {result['ratio']:.3f}, spread {result['spread']:.3f}{note}")
+    execution = result["execution"]
     lines.append("  execution            " + ", ".join(f"{key} {value}" for key, value in execution.items() if value))
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""`floral bench report`: the fixed set, its table and its figures under reports/bench/."""
+"""`floral bench report`: measure the fixed cases, and write their table and figures to reports/bench/."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from floral.bench import pictures
-from floral.bench.cases import CASES, Case, Setting, holds, runs, scale_row
-from floral.bench.contenders import prepare, settle
-from floral.bench.processes import in_own_process
+from floral.bench import figures
+from floral.bench.cases import CASES, Case, Options, holds, runs, scale_row
+from floral.bench.prepare import configure_process, prepare
+from floral.bench.processes import in_new_process
 from floral.bench.scale import scale as measure_scale
 from floral.io.files import atomic
+from floral.report.figures import Figure
 
 FOLDER = "bench"
 Scale = Callable[..., dict[str, Any]]
@@ -37,102 +38,107 @@ def report(
     """Measure every case, write reports/bench/{bench.json, bench.md, *.svg, *.pdf}, and return the rows.
 
     Raises:
-        ConfigError: data are missing; said before anything is measured.
+        ConfigError: data are missing. It is raised before anything is measured.
     """
     cases = list(cases)
     prepare(runs(cases), results, data_dir, also=["mnist"])
-    setting = Setting(results=results, backend=backend, threads=threads, rounds=rounds)
+    options = Options(results=results, backend=backend, threads=threads, rounds=rounds)
     rows = []
     for case in cases:
         began = time.perf_counter()
-        rows.append(in_own_process(measured, case, setting))
-        say(f"{line(rows[-1])}, in {time.perf_counter() - began:.0f} s")
-    scaled = scale(results=results, data_dir=data_dir, backend=backend, threads=threads, rounds=rounds, say=say)
-    rows.append(scale_row(scaled))
-    say(line(rows[-1]))
-    write(reports / FOLDER, rows, scaled, threads)
+        rows.append(in_new_process(measure, case, options))
+        log(f"{line(rows[-1])}, in {time.perf_counter() - began:.0f} s")
+    scale_result = scale(results=results, data_dir=data_dir, backend=backend, threads=threads, rounds=rounds, log=log)
+    rows.append(scale_row(scale_result))
+    log(line(rows[-1]))
+    write(reports / FOLDER, rows, scale_result, threads)
     return rows
 
 
-def measured(case: Case, setting: Setting) -> dict[str, Any]:
-    """A case's row."""
-    settle(setting.threads)
-    return case.row(case.measure(case, setting))
+def measure(case: Case, options: Options) -> dict[str, Any]:
+    """Measure one case, and return its row."""
+    configure_process(options.threads)
+    return case.row(case.measure(case, options))
 
 
 def scale_report(
     *, results: Path, reports: Path, data_dir: Path | None, backend: str, threads: int, rounds: int | None
 ) -> dict[str, Any]:
-    """`floral bench scale`: the points, and their figure under reports/bench/."""
-    scaled = measure_scale(results=results, data_dir=data_dir, backend=backend, threads=threads, rounds=rounds, say=say)
-    draw(reports / FOLDER, [pictures.scale(scaled)])
-    atomic(reports / FOLDER / "scale.json", as_json(scaled))
-    return scaled
+    """`floral bench scale`: measure the scaling, write its JSON and figure to reports/bench/, and return it."""
+    result = measure_scale(results=results, data_dir=data_dir, backend=backend, threads=threads, rounds=rounds, log=log)
+    write_figures(reports / FOLDER, [figures.scale(result)])
+    atomic(reports / FOLDER / "scale.json", as_json(result))
+    return result
 
 
-def say(message: str) -> None:
+def log(message: str) -> None:
+    """Print a line of progress to standard error."""
     print(message, file=sys.stderr, flush=True)
 
 
 def line(row: Mapping[str, Any]) -> str:
+    """One row as text."""
     sign = "≤" if row["direction"] == "max" else "≥"
     verdict = "holds" if holds(row) else "MISSED"
     return f"{row['case']}: {row['ratio']:.4g} (limit {sign} {row['limit']:g}: {verdict})"
 
 
-def scale_lines(scaled: Mapping[str, Any]) -> list[str]:
-    few, many = scaled["compared"]
+def scale_lines(result: Mapping[str, Any]) -> list[str]:
+    """The result of `floral bench scale` as lines of text."""
+    few, many = result["compared"]
     points = [
-        f"{point['variant']} K = {point['clients']:,}: {1e3 * point['seconds_per_round']:.3g} ms a round, "
+        f"{point['variant']} K = {point['clients']:,}: {1e3 * point['seconds_per_round']:.3g} ms per round, "
         f"{point['resident_bytes'] / 1e6:.0f} MB resident, {point['mapped_bytes'] / 1e6:.0f} MB mapped"
-        for point in scaled["points"]
+        for point in result["points"]
     ]
     return points + [
-        f"{variant} K = {many:,} to K = {few:,}: {found['ratio']:.3f}, spread {found['spread']:.3f}"
-        for variant, found in scaled["ratios"].items()
+        f"{variant} K = {many:,} / K = {few:,}: {comparison['ratio']:.3f}, spread {comparison['spread']:.3f}"
+        for variant, comparison in result["ratios"].items()
     ]
 
 
 # ------------------------------------------------------------------------------------------------ files
 
 
-def write(folder: Path, rows: list[dict[str, Any]], scaled: Mapping[str, Any], threads: int) -> None:
-    """The table as JSON and as markdown, and both figures."""
-    about = {
+def write(folder: Path, rows: list[dict[str, Any]], scale_result: Mapping[str, Any], threads: int) -> None:
+    """Write the table as JSON and as Markdown, and both figures."""
+    content = {
         "machine": platform.processor() or platform.machine(),
         "threads": threads,
         "torch": torch.__version__,
         "rows": rows,
-        "scale": scaled,
+        "scale": scale_result,
     }
-    draw(folder, [pictures.ratios(rows), pictures.scale(scaled)])
-    atomic(folder / "bench.json", as_json(about))
-    atomic(folder / "bench.md", markdown(about).encode())
+    write_figures(folder, [figures.ratios(rows), figures.scale(scale_result)])
+    atomic(folder / "bench.json", as_json(content))
+    atomic(folder / "bench.md", markdown(content).encode())
 
 
-def draw(folder: Path, drawn: Iterable[Any]) -> None:
+def write_figures(folder: Path, drawn: Iterable[Figure]) -> None:
+    """Write each figure as SVG and PDF."""
     for figure in drawn:
         atomic(folder / f"{figure.name}.svg", figure.svg.encode())
         atomic(folder / f"{figure.name}.pdf", figure.pdf)
 
 
 def as_json(value: Any) -> bytes:
+    """Indented JSON in UTF-8, with a final newline."""
     return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
-def markdown(about: Mapping[str, Any]) -> str:
-    """The rows as a table: ratio, spread, limit, seconds per round of both sides."""
+def markdown(content: Mapping[str, Any]) -> str:
+    """The rows and the scaling as Markdown tables."""
     lines = [
-        f"# Rounds at the price of the arithmetic: {about['threads']} threads, torch {about['torch']}",
+        f"# Cost of a round: {content['threads']} threads, torch {content['torch']}",
         "",
         "Each ratio is the median over interleaved pairs of blocks in one process; ± is half the interquartile range.",
         "",
         "| case | measured | limit | | s per round |",
         "|---|---|---|---|---|",
     ]
-    for row in about["rows"]:
+    for row in content["rows"]:
         sign = "≤" if row["direction"] == "max" else "≥"
-        seconds = " to ".join(f"{value:.4g}" for value in row["seconds"])
+        seconds = " / ".join(f"{value:.4g}" for value in row["seconds"])
         lines.append(
             f"| {row['case']} | {row['ratio']:.3g} ± {row['spread'] / 2:.2g} | {sign} {row['limit']:g} "
             f"| {'holds' if holds(row) else '**missed**'} | {seconds} |"
@@ -141,6 +147,6 @@ def markdown(about: Mapping[str, Any]) -> str:
     lines += [
         f"| {point['clients']:,} | {point['variant']} | {1e3 * point['seconds_per_round']:.3g} "
         f"| {point['resident_bytes'] / 1e6:.0f} | {point['mapped_bytes'] / 1e6:.0f} |"
-        for point in about["scale"]["points"]
+        for point in content["scale"]["points"]
     ]
     return "\n".join(lines) + "\n"

@@ -1,12 +1,12 @@
-"""Cost of a round against the number of clients K: seconds and resident memory at one cohort size M.
+"""Cost of a round as a function of the number of clients K: seconds and resident memory, at a fixed cohort size M.
 
-The federation lives in memory and is made for this purpose: an MLP on MNIST's rows, client k holding the rows 10k …
-10k + 9 modulo 60,000. So clients share rows, which changes neither the cost of a round nor the private state.
+The task is an MLP on MNIST. Client k holds the samples 10k … 10k + 9 modulo 60,000, so clients share samples.
+That changes neither the cost of a round nor the clients' private state. The federation exists only in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from floral.bench import timing
-from floral.bench.contenders import EngineRounds, prepare, settle
-from floral.bench.processes import in_own_process
+from floral.bench.prepare import configure_process, prepare
+from floral.bench.processes import in_new_process, memory_bytes
+from floral.bench.rounds import EngineRounds
 from floral.config import catalogue
 from floral.config.run import Run
 from floral.config.schema.task import Task
@@ -25,19 +26,19 @@ from floral.stages import execute
 
 CLIENTS = (10, 100, 1_000, 10_000, 100_000)
 VARIANTS = ("fedavg", "floral_1", "local_adaptor")
-COHORT, ROWS = 30, 10
-FEW, MANY = 1_000, 100_000
+COHORT, SAMPLES_PER_CLIENT = 30, 10
+COMPARED_CLIENTS = (1_000, 100_000)
 """The two K whose seconds per round are compared."""
-ROUNDS = 30
+MEMORY_ROUNDS = 30
 """Rounds after which memory is read."""
 
 
 def scale_run(clients: int, variant: str) -> Run:
-    """A cohort of 30 (of 10 if there are no more) out of K clients; one step of ten rows each."""
+    """A run with K clients and a cohort of min(30, K). Each client takes one step of ten samples per round."""
     cohort = min(COHORT, clients)
     task = Task(
         name="scale",
-        title="MLP 784→200→10, clients that share MNIST's rows",
+        title="MLP 784→200→10, clients share MNIST's samples",
         data="mnist",
         clients=clients,
         clusters=4,
@@ -51,45 +52,45 @@ def scale_run(clients: int, variant: str) -> Run:
     return Run(task=task, variant=catalogue.variant(variant), seed=0, fidelity=catalogue.fidelity("corrected"))
 
 
-def federation_of(run: Run, results: Path) -> Federation:
-    """The rows of MNIST, dealt out again and again; every client's test row is one of 10,000."""
+def build_federation(run: Run, results: Path) -> Federation:
+    """Assign MNIST's samples to the run's clients, repeating them as needed. Each client has one test sample."""
     _, arrays = read_data("mnist", results)
     arrays = {side: np.array(array) for side, array in arrays.items()}
     clients = np.arange(run.task.clients)
-    train = (ROWS * clients[:, None] + np.arange(ROWS)) % len(arrays["train_x"])
+    train = (SAMPLES_PER_CLIENT * clients[:, None] + np.arange(SAMPLES_PER_CLIENT)) % len(arrays["train_x"])
     rows = {"train": train, "validation": train[:, :1], "test": clients[:, None] % len(arrays["test_x"])}
-    held = {"train": ROWS, "validation": 0, "test": 1}
+    samples = {"train": SAMPLES_PER_CLIENT, "validation": 0, "test": 1}
     return Federation(
         train_x=arrays["train_x"],
         train_y=arrays["train_y"],
         test_x=arrays["test_x"],
         test_y=arrays["test_y"],
         rows=rows,
-        counts={split: np.full(len(clients), count) for split, count in held.items()},
+        counts={split: np.full(len(clients), count) for split, count in samples.items()},
         cluster=clients % run.task.clusters,
         clusters=run.task.clusters,
         classes=10,
         scale=255,
         exact=True,
         partition_digest="",
-        make_global_test=lambda: (_ for _ in ()).throw(AssertionError("nothing is evaluated")),
+        make_global_test=lambda: (_ for _ in ()).throw(AssertionError("this benchmark evaluates nothing")),
     )
 
 
-def contender(
-    clients: int, variant: str, results: Path, backend: str, threads: int, chosen: Execution | None = None
+def engine_rounds(
+    clients: int, variant: str, results: Path, backend: str, threads: int, execution_plan: Execution | None = None
 ) -> EngineRounds:
-    """The engine on K clients, with an execution of its own or one that is given."""
+    """The engine's rounds with K clients. The execution is chosen here, unless `execution_plan` is given."""
     run = scale_run(clients, variant)
-    data = federation_of(run, results)
+    data = build_federation(run, results)
     cpu = torch.device("cpu")
     method = execute.build_method(run, execute.make_problem(run, data, cpu, torch.float32))
     tensors = execute.client_data(data, method, cpu, torch.float32)
     simulation = Simulation(method, tensors, execute.make_settings(run), Execution("loop", 1))
-    return EngineRounds(simulation, simulation.start(), backend, threads, chosen)
+    return EngineRounds(simulation, simulation.start(), backend, threads, execution_plan)
 
 
-# ---------------------------------------------------------------------------------------------- measured
+# --------------------------------------------------------------------------------------------- measurement
 
 
 def scale(
@@ -100,10 +101,12 @@ def scale(
     threads: int,
     rounds: int | None,
     clients: Iterable[int] = CLIENTS,
-    compared: tuple[int, int] = (FEW, MANY),
-    say: Any = print,
+    compared: tuple[int, int] = COMPARED_CLIENTS,
+    log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """{"points": one for each K and method, "ratios": seconds per round at `compared` K, by method}.
+    """Measure every K and method ("points"), and the ratio of seconds per round at the two `compared` K ("ratios").
+
+    Every K uses the execution that `auto` chooses at the smaller of the `compared` K, so that only K differs.
 
     Raises:
         ConfigError: MNIST's files are missing.
@@ -111,62 +114,69 @@ def scale(
     prepare([], results, data_dir, also=["mnist"])
     points, ratios = [], {}
     for variant in VARIANTS:
-        chosen = in_own_process(execution_of, variant, results, backend, threads, compared[0])
+        execution_plan = in_new_process(choose_execution, variant, results, backend, threads, compared[0])
         for count in clients:
-            points.append(in_own_process(point, count, variant, results, backend, threads, rounds, chosen))
-            say(f"scale: {variant} K = {count}: {1e3 * points[-1]['seconds_per_round']:.2f} ms a round")
-        ratios[variant] = in_own_process(ratio, variant, results, backend, threads, rounds, compared, chosen)
-        say(f"scale: {variant} K = {compared[1]} to {compared[0]}: {ratios[variant]['ratio']:.3f}")
+            points.append(
+                in_new_process(measure_point, count, variant, results, backend, threads, rounds, execution_plan)
+            )
+            log(f"scale: {variant} K = {count}: {1e3 * points[-1]['seconds_per_round']:.2f} ms per round")
+        ratios[variant] = in_new_process(
+            measure_ratio, variant, results, backend, threads, rounds, compared, execution_plan
+        )
+        log(f"scale: {variant} K = {compared[1]} / K = {compared[0]}: {ratios[variant]['ratio']:.3f}")
     return {"cohort": COHORT, "clients": list(clients), "compared": list(compared), "points": points, "ratios": ratios}
 
 
-def execution_of(variant: str, results: Path, backend: str, threads: int, clients: int) -> Execution:
-    """What `auto` finds for a method at one K: every K is carried out so, for K alone shall make a difference."""
-    settle(threads)
-    return contender(clients, variant, results, backend, threads).simulation.execution
+def choose_execution(variant: str, results: Path, backend: str, threads: int, clients: int) -> Execution:
+    """The execution that the engine chooses for a method with K clients."""
+    configure_process(threads)
+    return engine_rounds(clients, variant, results, backend, threads).simulation.execution
 
 
-def point(
+def measure_point(
     clients: int,
     variant: str,
     results: Path,
     backend: str,
     threads: int,
     rounds: int | None,
-    chosen: Execution,
+    execution_plan: Execution,
 ) -> dict[str, Any]:
-    """Seconds per round of the fastest block, for other work only ever slows one down; and bytes resident after the
-    rounds: the process's own, and of mapped files."""
-    settle(threads)
-    one = contender(clients, variant, results, backend, threads, chosen)
-    seconds = timing.alone(one, rounds)
+    """Measure seconds per round and memory of one method with K clients.
+
+    Seconds are those of the fastest block, because other load can only slow a block down. Memory is read after at
+    least MEMORY_ROUNDS rounds, or after `rounds` if given: the process's own bytes, and those of mapped files.
+    """
+    configure_process(threads)
+    measured = engine_rounds(clients, variant, results, backend, threads, execution_plan)
+    seconds = timing.time_blocks(measured, rounds)
     if rounds is None:
-        one(max(0, ROUNDS - one.round))
+        measured(max(0, MEMORY_ROUNDS - measured.round))
     return {
         "clients": clients,
         "variant": variant,
         "seconds_per_round": float(seconds.min()),
-        "rounds": one.round,
-        "execution": str(one),
-        "resident_bytes": resident("RssAnon"),
-        "mapped_bytes": resident("RssFile"),
-        "private_floats_per_client": private_floats(one),
+        "rounds": measured.round,
+        "execution": str(measured),
+        "resident_bytes": memory_bytes("RssAnon"),
+        "mapped_bytes": memory_bytes("RssFile"),
+        "private_floats_per_client": private_floats(measured),
     }
 
 
-def ratio(
+def measure_ratio(
     variant: str,
     results: Path,
     backend: str,
     threads: int,
     rounds: int | None,
     compared: tuple[int, int],
-    chosen: Execution,
+    execution_plan: Execution,
 ) -> dict[str, Any]:
-    """Seconds per round at the larger of two K to those at the smaller, interleaved, carried out in the same way."""
-    settle(threads)
-    few, many = (contender(count, variant, results, backend, threads, chosen) for count in compared)
-    pairs = timing.alternate(many, few, rounds)
+    """Seconds per round at the larger of two K divided by those at the smaller, timed in alternating blocks."""
+    configure_process(threads)
+    few, many = (engine_rounds(count, variant, results, backend, threads, execution_plan) for count in compared)
+    pairs = timing.time_pairs(many, few, rounds)
     return {
         "ratio": pairs.ratio,
         "spread": pairs.spread,
@@ -175,13 +185,6 @@ def ratio(
     }
 
 
-def private_floats(one: EngineRounds) -> int:
-    """Floats that each client keeps for itself."""
-    return one.simulation.costs(one.state).kept_private
-
-
-def resident(kind: str) -> int:
-    """Bytes of a kind of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith(f"{kind}:"))
-    return int(line.split()[1]) * 1024
+def private_floats(measured: EngineRounds) -> int:
+    """Number of floats in the private state of each client."""
+    return measured.simulation.costs(measured.state).kept_private

@@ -1,4 +1,4 @@
-"""Standard output kept for the answer, whatever is printed on the way."""
+"""Reserve standard output for a command's answer."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import contextmanager, redirect_stdout
 
 
 @contextmanager
-def kept_for_the_answer() -> Iterator[None]:
-    """Until the end of the block, what this process, its children and libraries write there goes to standard error."""
+def reserved_stdout() -> Iterator[None]:
+    """Redirect standard output of this process, its children and its libraries to standard error for the block."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    stdout = os.dup(1)
     os.dup2(2, 1)
     try:
         with redirect_stdout(sys.stderr):
             yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(stdout, 1)
+        os.close(stdout)

@@ -1,4 +1,4 @@
-"""Two contenders timed in turns within one process, so that whatever else the machine does slows down both alike."""
+"""Time two implementations in alternating blocks of one process, so that other load slows both down alike."""
 
 from __future__ import annotations
 
@@ -10,90 +10,93 @@ from dataclasses import dataclass
 import numpy as np
 
 Rounds = Callable[[int], None]
-"""Go through so many further rounds, and return when they are done."""
+"""Runs this number of further rounds, and returns when they are finished."""
 
-PAIRS = 15
-"""Pairs of blocks, one of each contender."""
-ENOUGH_SECONDS, ENOUGH_PAIRS = 20.0, 7
-"""After so long no further pair is begun, if there are so many; where rounds are counted there is no such end."""
-BLOCK_SECONDS = 0.25
-"""A block has as many rounds as fit into it, and at least one."""
-WARM_SECONDS = 0.5
-WARM_ROUNDS = 3
-"""Rounds before any is timed: at least so many, for at least so long."""
+MAX_PAIRS = 15
+"""Pairs of blocks, one block of each implementation."""
+TIME_LIMIT_S, MIN_PAIRS = 20.0, 7
+"""After TIME_LIMIT_S no further pair begins, once MIN_PAIRS are timed. A given number of rounds has no time limit."""
+BLOCK_S = 0.25
+"""A block holds as many rounds as fit into this time, and at least one."""
+WARM_UP_S = 0.5
+WARM_UP_ROUNDS = 3
+"""The warm-up takes at least WARM_UP_ROUNDS rounds and WARM_UP_S seconds."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Seconds per round of two contenders, by pair of blocks [P]."""
+    """Seconds per round of two implementations, by pair of blocks [P]."""
 
     first: np.ndarray
     second: np.ndarray
 
     @property
     def ratio(self) -> float:
-        """Median over pairs of the first's seconds to the second's."""
+        """Median over pairs of first / second."""
         return float(np.median(self.first / self.second))
 
     @property
     def spread(self) -> float:
-        """Interquartile range of that ratio over pairs."""
-        return interquartile(self.first / self.second)
+        """Interquartile range over pairs of first / second."""
+        return interquartile_range(self.first / self.second)
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """Median seconds per round."""
+        """Median seconds per round of each."""
         return float(np.median(self.first)), float(np.median(self.second))
 
 
-def interquartile(values: np.ndarray) -> float:
+def interquartile_range(values: np.ndarray) -> float:
+    """The 75 % quantile minus the 25 % quantile."""
     low, high = np.quantile(values, (0.25, 0.75))
     return float(high - low)
 
 
-def warm(contender: Rounds) -> float:
-    """Run until warm; the seconds of the last round."""
+def warm_up(run: Rounds) -> float:
+    """Run the warm-up rounds, and return the seconds of the last one."""
     began = time.perf_counter()
     rounds, last = 0, math.inf
-    while rounds < WARM_ROUNDS or time.perf_counter() - began < WARM_SECONDS:
-        last = timed(contender, 1)
+    while rounds < WARM_UP_ROUNDS or time.perf_counter() - began < WARM_UP_S:
+        last = time_block(run, 1)
         rounds += 1
     return last
 
 
-def timed(contender: Rounds, rounds: int) -> float:
+def time_block(run: Rounds, rounds: int) -> float:
     """Seconds per round of one block."""
     began = time.perf_counter()
-    contender(rounds)
+    run(rounds)
     return (time.perf_counter() - began) / rounds
 
 
-def blocks(seconds: float, rounds: int | None, longest: int) -> tuple[int, int]:
-    """Number of blocks and rounds in one, for `seconds` a round; `rounds` in all where it is given."""
+def block_sizes(seconds: float, rounds: int | None, max_blocks: int) -> tuple[int, int]:
+    """Number of blocks, and rounds in each block.
+
+    `seconds` is the duration of one round. `rounds`, if given, is the number of rounds in all blocks together.
+    """
     if rounds is None:
-        return longest, max(1, round(BLOCK_SECONDS / seconds))
-    count = min(longest, rounds)
+        return max_blocks, max(1, round(BLOCK_S / seconds))
+    count = min(max_blocks, rounds)
     return count, rounds // count
 
 
-def alternate(first: Rounds, second: Rounds, rounds: int | None = None) -> Pairs:
-    """Warm both up, then time blocks of rounds in turns; every other pair begins with the second.
+def time_pairs(first: Rounds, second: Rounds, rounds: int | None = None) -> Pairs:
+    """Warm up both, then time their blocks in turns. Every other pair begins with the second.
 
-    `rounds` is how many are timed of each; by default PAIRS blocks of about BLOCK_SECONDS.
+    `rounds` is the number of timed rounds of each; by default MAX_PAIRS blocks of about BLOCK_S seconds.
     """
-    seconds = warm(first), warm(second)
-    sizes = [blocks(each, rounds, PAIRS) for each in seconds]
-    found: tuple[list[float], list[float]] = [], []
+    sizes = [block_sizes(seconds, rounds, MAX_PAIRS) for seconds in (warm_up(first), warm_up(second))]
+    seconds_per_round: tuple[list[float], list[float]] = [], []
     began = time.perf_counter()
     for pair in range(min(count for count, _ in sizes)):
-        if rounds is None and pair >= ENOUGH_PAIRS and time.perf_counter() - began > ENOUGH_SECONDS:
+        if rounds is None and pair >= MIN_PAIRS and time.perf_counter() - began > TIME_LIMIT_S:
             break
         for turn in (0, 1) if pair % 2 == 0 else (1, 0):
-            found[turn].append(timed((first, second)[turn], sizes[turn][1]))
-    return Pairs(np.array(found[0]), np.array(found[1]))
+            seconds_per_round[turn].append(time_block((first, second)[turn], sizes[turn][1]))
+    return Pairs(np.array(seconds_per_round[0]), np.array(seconds_per_round[1]))
 
 
-def alone(contender: Rounds, rounds: int | None = None) -> np.ndarray:
-    """Seconds per round by block [P] of a single contender, after it is warm."""
-    count, size = blocks(warm(contender), rounds, PAIRS)
-    return np.array([timed(contender, size) for _ in range(count)])
+def time_blocks(run: Rounds, rounds: int | None = None) -> np.ndarray:
+    """Warm up one implementation, then time its blocks. Returns seconds per round by block [P]."""
+    count, size = block_sizes(warm_up(run), rounds, MAX_PAIRS)
+    return np.array([time_block(run, size) for _ in range(count)])

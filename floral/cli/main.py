@@ -256,10 +256,10 @@ def _bench(arguments: argparse.Namespace, settings: Settings) -> None:
         raise ConfigError(f"--threads {arguments.threads}: this process may use {cores}; give at most so many")
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read once, when torch is imported
         os.environ[variable] = str(arguments.threads)
-    from floral.bench.stdout import kept_for_the_answer
+    from floral.bench.stdout import reserved_stdout
 
     how = {"threads": arguments.threads, "rounds": arguments.rounds, "backend": arguments.backend or settings.backend}
-    with kept_for_the_answer():
+    with reserved_stdout():
         found, text = arguments.measure(arguments, settings, how)
     print(json.dumps(found, indent=1, ensure_ascii=False) if arguments.json else text)
 
@@ -381,16 +381,16 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (plan, status, report, track):
         sub.add_argument("--seeds", nargs="+", type=_natural, metavar="SEED")
 
-    bench = command("bench", _bench, "time the engine beside the fastest bare PyTorch that we know")
+    bench = command("bench", _bench, "time the engine and compare it with a bare PyTorch baseline")
     measures = bench.add_subparsers(dest="measured", required=True, metavar="WHAT")
     for name, measure, text in (
         ("engine", _bench_engine, "one task and variant"),
-        ("report", _bench_report, "the fixed set of ratios with their limits, as table and figures in reports/bench"),
-        ("scale", _bench_scale, "seconds per round and memory against the number of clients"),
+        ("report", _bench_report, "fixed cases with their limits, as a table and figures in reports/bench"),
+        ("scale", _bench_scale, "seconds per round and memory by number of clients"),
         (
             "data",
             _bench_data,
-            "processor seconds and memory of reading data sets and of dividing rows, with their limits",
+            "processor time and memory of reading data sets and of partitioning samples, with their limits",
         ),
     ):
         sub = measures.add_parser(name, help=text, description=text, allow_abbrev=False)

@@ -1,4 +1,4 @@
-"""The benchmark's two figures: ratios beside their limits, and the cost of a round against the number of clients."""
+"""The two figures of the benchmark: ratios with their limits, and the cost of a round by number of clients."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ from floral.report.figures import INK, MUTED, Drawing, Figure, render
 
 HOLDS, MISSED = "#12886b", "#d9531e"
 COLOURS = {"fedavg": "#3f83c9", "floral_1": "#d9531e", "local_adaptor": "#5fbf9b"}
-"""As in the report."""
+"""The same colours as in the report."""
 WIDTH, HEIGHT, ROW = 300, 190, 22
-PLACES = [factor * 10.0**power for power in range(-4, 8) for factor in (1, 2, 5)]
-"""Where logarithmic axes have their lines."""
+GRID_LINES = [factor * 10.0**power for power in range(-4, 8) for factor in (1, 2, 5)]
+"""Positions of the grid lines of logarithmic axes."""
 
 
 def ratios(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Each row as a share of its limit, on a logarithmic axis: a row holds where its dot is left of 1."""
-    shown = []
+    """Plot each ratio divided by its limit, on a logarithmic axis. A dot left of 1 is within its limit.
+
+    Where the limit is a lower bound, the limit divided by the value is plotted.
+    """
+    points = []
     for row in rows:
         share, spread = row["ratio"] / row["limit"], row["spread"] / 2 / row["limit"]
         ends = (share - spread, share + spread)
         if row["direction"] == "min":
             share, ends = 1 / share, tuple(1 / end for end in reversed(ends))
         label = f"{row['ratio']:.3g} ({'≤' if row['direction'] == 'max' else '≥'} {row['limit']:g})"
-        shown.append((row["case"], share, *ends, label, HOLDS if holds(row) else MISSED))
+        points.append((row["case"], share, *ends, label, HOLDS if holds(row) else MISSED))
     columns = ["case", "share", "low", "high", "label", "colour"]
-    frame = pl.DataFrame(shown, schema=columns, orient="row")
+    frame = pl.DataFrame(points, schema=columns, orient="row")
     low, high = float(min(0.5, *frame["low"])) / 1.1, float(max(1.3, *frame["high"])) * 1.6
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
-    axis = alt.Axis(title="measured cost / limit", values=places(low, high), domain=False, ticks=False, format="~g")
+    axis = alt.Axis(title="measured cost / limit", values=grid_lines(low, high), domain=False, ticks=False, format="~g")
     x = alt.X("share:Q", scale=scale, axis=axis)
     names = alt.Axis(title=None, domain=False, ticks=False, labelLimit=420, labelColor=INK, labelPadding=8)
     y = alt.Y("case:N", sort=None, axis=names)
@@ -52,18 +55,18 @@ def ratios(rows: Sequence[Mapping[str, Any]]) -> Figure:
         ),
     ]
     chart = alt.layer(*layers).properties(width=WIDTH, height=alt.Step(ROW))
-    told = "; ".join(f"{row['case']}: {row['ratio']:.3g}, limit {row['limit']:g}" for row in rows)
+    alt_text = "; ".join(f"{row['case']}: {row['ratio']:.3g}, limit {row['limit']:g}" for row in rows)
     return render(
         Drawing(chart=chart, data={"rows": frame, "limit": pl.DataFrame({"at": [1.0]})}),
         "bench",
         "Cost of a round",
-        "measured and (limit); left of the dashed line the limit holds; bars: interquartile range",
-        told,
+        "measured value (limit); left of the dashed line the limit holds; bars: interquartile range",
+        alt_text,
     )
 
 
-def scale(scaled: Mapping[str, Any]) -> Figure:
-    """Seconds per round and resident memory against K, both logarithmic, one line for each method."""
+def scale(result: Mapping[str, Any]) -> Figure:
+    """Plot seconds per round and resident memory against K, on logarithmic axes, with one line per method."""
     points = pl.DataFrame(
         [
             {
@@ -73,13 +76,13 @@ def scale(scaled: Mapping[str, Any]) -> Figure:
                 "megabytes": point["resident_bytes"] / 1e6,
                 "mapped": point["mapped_bytes"] / 1e6,
             }
-            for point in scaled["points"]
+            for point in result["points"]
         ]
     )
-    shown = [variant for variant in COLOURS if variant in set(points["variant"])]
+    variants = [variant for variant in COLOURS if variant in set(points["variant"])]
     colour = alt.Color(
         "variant:N",
-        scale=alt.Scale(domain=shown, range=[COLOURS[variant] for variant in shown]),
+        scale=alt.Scale(domain=variants, range=[COLOURS[variant] for variant in variants]),
         legend=alt.Legend(title=None, orient="bottom", labelColor=INK, symbolType="circle"),
     )
     counts = sorted(set(points["clients"]))
@@ -95,37 +98,38 @@ def scale(scaled: Mapping[str, Any]) -> Figure:
             colour,
             "megabytes",
             points["megabytes"],
-            "resident memory, MB: its own, and (dashed) of mapped files",
+            "resident memory in MB; dashed: mapped files",
             ["mapped"],
         ),
     ]
-    told = f"cost of a round at {', '.join(map(str, counts))} clients: " + "; ".join(
+    alt_text = f"cost of a round at {', '.join(map(str, counts))} clients: " + "; ".join(
         f"{variant}: {', '.join(f'{value:.3g} ms' for value in points.filter(variant=variant)['milliseconds'])}"
-        for variant in shown
+        for variant in variants
     )
     return render(
         Drawing(chart=alt.hconcat(*panels, spacing=36), data={"points": points}),
         "scale",
-        "Cost of a round against the number of clients",
-        f"MLP 784→200→10, {scaled['cohort']} clients a round (10 of 10), ten rows each; each point its own process",
-        told,
+        "Cost of a round by number of clients",
+        f"MLP 784→200→10, cohort {result['cohort']} (10 if K = 10), ten samples per client; one process per point",
+        alt_text,
     )
 
 
 def panel(x: alt.X, colour: alt.Color, column: str, values: pl.Series, title: str, dashed: list[str]) -> Any:
-    """Lines with dots over K; the columns `dashed` as dashed lines beside them."""
+    """Plot `column` against K as lines with dots, and the columns `dashed` as dashed lines."""
     low, high = float(values.min()) / 3, float(values.max()) * 2  # type: ignore[arg-type,operator]
     vertical = alt.Scale(type="log", domain=[low, high], nice=False)
-    axis = alt.Axis(title=None, format="~g", domain=False, ticks=False, gridOpacity=0.6, values=places(low, high))
+    axis = alt.Axis(title=None, format="~g", domain=False, ticks=False, gridOpacity=0.6, values=grid_lines(low, high))
     base = alt.Chart(alt.NamedData("points"))
     y = alt.Y(f"{column}:Q", scale=vertical, axis=axis)
     layers = [base.mark_line(strokeWidth=1.6).encode(x, y, colour), base.mark_circle(size=34).encode(x, y, colour)]
-    for other in dashed:
-        beside = alt.Y(f"{other}:Q", scale=vertical, axis=axis)
-        layers.append(base.mark_line(strokeWidth=1.2, strokeDash=[3, 3], clip=True).encode(x, beside, colour))
+    for dashed_column in dashed:
+        dashed_y = alt.Y(f"{dashed_column}:Q", scale=vertical, axis=axis)
+        layers.append(base.mark_line(strokeWidth=1.2, strokeDash=[3, 3], clip=True).encode(x, dashed_y, colour))
     above = alt.TitleParams(title, anchor="start", fontSize=11, fontWeight="normal", color=INK, offset=6)
     return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT, title=above)
 
 
-def places(low: float, high: float) -> list[float]:
-    return [place for place in PLACES if low <= place <= high]
+def grid_lines(low: float, high: float) -> list[float]:
+    """Grid lines between two values."""
+    return [value for value in GRID_LINES if low <= value <= high]

@@ -1,0 +1,76 @@
+"""Choose the baseline of a task: FedAvg's local SGD steps in bare PyTorch, as fast as we can write them.
+
+The engine is timed against it. Forward pass, backward pass and update are written by hand for two families of models.
+There is no framework, no sampling and no evaluation, and inputs are decoded once.
+Each worker is a Python thread whose tensor operations use one thread.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from floral.bench.baselines.batches import Batches, samples
+from floral.bench.baselines.convolutions import Convolutions
+from floral.bench.baselines.dense import Dense
+from floral.core.spec import Params, Refused
+from floral.core.streams import Stream
+from floral.engine.rows import Rows
+from floral.nn.layers import Linear, Model
+
+CHUNK_SIZES = (3, 5, 8, 15, 1 << 30)
+"""Numbers of clients per batched product that `fastest` tries.
+
+Few clients keep their weights in the cache; many clients cost less dispatch.
+"""
+TRIALS = 4
+"""Timed rounds of each candidate."""
+
+
+class Baseline(Protocol):
+    """FedAvg's local steps on one task."""
+
+    def __call__(self, params: Params, batches: Batches) -> Params:
+        """Train all clients from `params`, and return the unweighted mean of their models."""
+        ...
+
+    def __str__(self) -> str:
+        """Describe the implementation in words."""
+        ...
+
+
+def choose(kind: str, model: Model, rows: Rows, lr: float, batches: Batches, threads: int) -> Baseline:
+    """The baseline of a model, with the chunk size and number of workers that are fastest on these batches.
+
+    `kind` names a file of floral/models.
+
+    Raises:
+        Refused: there is no baseline for this model, this task or this device.
+    """
+    plain = all(isinstance(layer, Linear) for layer in model.layers.values())
+    if kind != "cnn" and not (kind in ("linear", "mlp") and plain):
+        raise Refused(f"there is no baseline for the model {kind}{' with batch norm' if kind == 'mlp' else ''}")
+    if rows.x.device.type != "cpu":
+        raise Refused("the baseline runs on a CPU only")
+    data = samples(rows)
+    workers = sorted({1, threads})
+    if kind == "cnn":
+        return fastest([Convolutions(data, lr, count) for count in workers], model, batches)
+    chunks = sorted({min(chunk, -(-batches.clients // count)) for chunk in CHUNK_SIZES for count in workers})
+    layers = tuple(model.layers)
+    return fastest([Dense(data, layers, lr, count, chunk) for count in workers for chunk in chunks], model, batches)
+
+
+def fastest(candidates: Sequence[Baseline], model: Model, batches: Batches) -> Baseline:
+    """The candidate with the shortest round. All take turns, after one warm-up round each."""
+    params = model.init(Stream(0, "floor"))
+    best = [math.inf] * len(candidates)
+    for trial in range(1 + TRIALS):
+        for at, candidate in enumerate(candidates):
+            began = time.perf_counter()
+            candidate(params, batches)
+            if trial > 0:
+                best[at] = min(best[at], time.perf_counter() - began)
+    return candidates[best.index(min(best))]

@@ -1,0 +1,49 @@
+"""Worker threads of a baseline, and the memory that each worker reuses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from floral.core.spec import Params
+
+
+@cache
+def pool(workers: int) -> ThreadPoolExecutor:
+    """Python threads whose tensor operations use one thread each."""
+    return ThreadPoolExecutor(workers, "baseline", initializer=torch.set_num_threads, initargs=(1,))
+
+
+def sum_over_workers(work: Callable[[int, Sequence[Tensor]], Params], chunks: Sequence[Tensor], workers: int) -> Params:
+    """Sum of work(worker, its chunks) over all workers. Worker i takes the chunks i, i + workers, i + 2·workers, …"""
+    if workers == 1:
+        return work(0, chunks)
+    totals = list(pool(workers).map(lambda worker: work(worker, chunks[worker::workers]), range(workers)))
+    for total in totals[1:]:
+        for name, value in total.items():
+            totals[0][name] += value
+    return totals[0]
+
+
+@dataclass
+class Buffers:
+    """Named memory that one worker reuses in every step."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """An uninitialised tensor of this shape, in the buffer `name`, which grows when it is too small."""
+        size = math.prod(shape)
+        if name not in self.tensors or self.tensors[name].numel() < size:
+            self.tensors[name] = torch.empty(size)
+        return self.tensors[name][:size].view(shape)
+
+    def gather(self, name: str, source: Tensor, index: Tensor) -> Tensor:
+        """Gather source[index] into the buffer `name`."""
+        return torch.index_select(source, 0, index, out=self(name, len(index), *source.shape[1:]))

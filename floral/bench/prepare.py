@@ -1,0 +1,77 @@
+"""Prepare what a benchmark measures: its run, raw data, partitions and the settings of the process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from floral.config import catalogue, data_sets
+from floral.config.reading import ConfigError
+from floral.config.run import Run
+from floral.config.schema.data import CustomData
+from floral.data import sources
+from floral.stages import execute
+from floral.stages.fetch import data_folder, fetch
+from floral.stages.partition import partition
+
+
+def benchmark_run(task: str, variant: str, change: Mapping[str, Any] | None = None) -> Run:
+    """The run of a task and variant, with corrected fidelity, seed 0 and no validation split.
+
+    Nothing is tuned here, so all of a client's samples are used for training. `change` replaces values of the task.
+    """
+    rules = catalogue.fidelity("corrected", {"validation": "none"})
+    return Run(task=catalogue.task(task, change), variant=catalogue.variant(variant), seed=0, fidelity=rules)
+
+
+def prepare(runs: Iterable[Run], results: Path, data_dir: Path | None, also: Iterable[str] = ()) -> None:
+    """Read the data sets and create the partitions of these runs, unless they exist already.
+
+    `also` names further data sets. Nothing is downloaded.
+
+    Raises:
+        ConfigError: raw files are missing. It names all of them, before any data set is read.
+    """
+    runs = list(runs)
+    used = (run.task.data for run in runs if isinstance(run.task.data, str))
+    names = list(dict.fromkeys((*used, *also)))
+    require(names, results, data_dir)
+    for data in (*names, *(run.task.data for run in runs if isinstance(run.task.data, CustomData))):
+        fetch(data, results, data_dir)
+    for run in {run.partition.folder: run for run in runs}.values():
+        if not (results / run.partition.folder / "partition.parquet").exists():
+            partition(run.partition, results, run.task)
+
+
+def require(names: Iterable[str], results: Path, data_dir: Path | None) -> None:
+    """Check that the raw files of these data sets exist. Benchmarks download nothing.
+
+    Raises:
+        ConfigError: files are missing. It names every missing file.
+    """
+    place = data_folder(data_dir)
+    missing: dict[str, list[str]] = {}
+    for name in names:
+        folder = results / "data" / name
+        for file in () if (folder / "card.json").exists() else data_sets.data_lock()[name].files:
+            if not sources.is_there(file, folder / "raw", place):
+                missing.setdefault(name, []).append(str(place / file.path if place else file.path))
+    if missing:
+        lines = "\n".join(f"  {path}: missing ({name})" for name, paths in missing.items() for path in paths)
+        where = "" if place else "; no data folder is set"
+        public = [name for name in missing if all(file.urls for file in data_sets.data_lock()[name].files)]
+        download = f", or download with: floral fetch {' and floral fetch '.join(public)}" if public else ""
+        raise ConfigError(
+            f"data files are missing{where}\n{lines}\n"
+            f"  remedy: set FLORAL_DATA or data_dir to the folder that holds them{download}"
+        )
+
+
+def configure_process(threads: int) -> None:
+    """Apply the process settings of a training run, so that engine and baseline are timed under its conditions."""
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    execute.keep_freed_memory()

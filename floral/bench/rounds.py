@@ -1,0 +1,136 @@
+"""Rounds to be timed: those of the engine, and those of the PyTorch baseline on the same batches.
+
+Both are callables: calling one with n runs n further rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from floral.bench.baselines.batches import Batches, batches
+from floral.bench.baselines.choose import Baseline, choose
+from floral.cluster.gpus import resolve_device
+from floral.config import catalogue
+from floral.config.reading import ConfigError
+from floral.config.run import Run
+from floral.core.spec import Params, Refused
+from floral.core.streams import Stream
+from floral.engine import devices, execution
+from floral.engine.devices import wait_for
+from floral.engine.rows import Plan, plan
+from floral.engine.simulate import Execution, Simulation
+from floral.engine.state import State
+from floral.stages import execute
+
+BASELINE_ROUNDS = 8
+"""Rounds whose batches are prepared for the baseline, which repeats them in turn."""
+
+
+class EngineRounds:
+    """Training rounds of the engine, without evaluation, checkpoints and files."""
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        state: State,
+        backend: str,
+        threads: int,
+        execution_plan: Execution | None = None,
+    ) -> None:
+        """Choose the execution by `backend` and `threads`, unless `execution_plan` is given.
+
+        Raises:
+            ConfigError: the backend cannot run this method.
+        """
+        try:
+            execution_plan = execution_plan or execution.choose(simulation, state, cast(Any, backend), threads)
+        except Refused as reason:
+            raise ConfigError(f"--backend {backend}: {reason}") from None
+        self.simulation = Simulation(simulation.method, simulation.data, simulation.settings, execution_plan)
+        self.state, self.round, self.samples = state, 0, 0
+
+    @classmethod
+    def of(cls, run: Run, results: Path, device: str, backend: str, threads: int) -> EngineRounds:
+        """Rounds of a run in float32. Its data and partition must exist in `results`."""
+        place = resolve_device(device)
+        devices.settle(place, "fp32")
+        simulation, _, state = execute.assemble(run, results, place, torch.float32)
+        return cls(simulation, state, backend, threads)
+
+    def __str__(self) -> str:
+        used = self.simulation.execution
+        return f"{used.backend}, chunk {used.chunk}, {used.workers} × {used.threads} threads"
+
+    def __call__(self, rounds: int) -> None:
+        with operation_threads(self.simulation.execution.threads):
+            for _ in range(rounds):
+                self.round += 1
+                _, samples = self.simulation.train(self.state, self.round)
+                self.samples += samples
+        wait_for(self.simulation.device)
+
+
+class BaselineRounds:
+    """FedAvg rounds of the PyTorch baseline, with the batches of the run's first rounds."""
+
+    def __init__(self, baseline: Baseline, params: Params, batches: list[Batches]) -> None:
+        self.baseline, self.params, self.batches, self.round = baseline, params, batches, 0
+
+    @classmethod
+    def of(cls, run: Run, results: Path, threads: int) -> BaselineRounds:
+        """The baseline of the run's task. It is FedAvg's, whatever the run's variant.
+
+        Raises:
+            Refused: the task has no baseline.
+        """
+        fedavg = run.model_copy(update={"variant": catalogue.variant("fedavg")})
+        simulation, data, _ = execute.assemble(fedavg, results, torch.device("cpu"), torch.float32)
+        prepared = [batches(engine_batches(simulation, round)) for round in range(1, 1 + BASELINE_ROUNDS)]
+        model = execute.make_problem(fedavg, data, torch.device("cpu"), torch.float32).build_model()
+        kind, lr = run.task.model.kind, run.task.lr
+        with operation_threads(1):
+            baseline = choose(kind, model, simulation.data.train, lr, prepared[0], threads)
+        return cls(baseline, model.init(Stream(run.seed, "model")), prepared)
+
+    def __str__(self) -> str:
+        return f"PyTorch baseline: {self.baseline}"
+
+    def __call__(self, rounds: int) -> None:
+        with operation_threads(1):
+            for _ in range(rounds):
+                self.params = self.baseline(self.params, self.batches[self.round % len(self.batches)])
+                self.round += 1
+
+
+@contextmanager
+def operation_threads(threads: int) -> Iterator[None]:
+    """Set the number of threads inside tensor operations for the block, and restore it afterwards.
+
+    It applies to operations of this Python thread, and to MKL's operations in all threads.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def engine_batches(simulation: Simulation, round: int) -> Plan:
+    """The engine's batches of one round, for all clients of the cohort."""
+    settings = simulation.settings
+    return plan(
+        simulation.data.train,
+        simulation.cohort(round),
+        round=round,
+        seed=settings.seed,
+        batch=settings.batch,
+        epochs=settings.epochs,
+        reshuffle=settings.reshuffle,
+        steps=simulation.fixed_steps(simulation.cohort(round)),
+    )
