@@ -23,7 +23,7 @@ from floral.report.figures import Figure
 from floral.report.sections import setup
 from floral.report.sections.base import Material, Section
 from floral.report.sections.registry import SECTIONS
-from floral.report.style import APART, looks
+from floral.report.style import APART, styles
 from floral.report.summarise import usual_seeds
 from floral.report.tables import unbroken
 from floral.runs.missing_data import split
@@ -82,12 +82,14 @@ def _replace(collected: Collected, runs: list[Run], reports: Path, said: Mapping
 
 
 def _build(collected: Collected, runs: list[Run], folder: Path, last: Path, said: Mapping[str, Any]) -> None:
-    contenders = [(c.id, c.title, c.variant.name, c.variant.family, c.variant.oracle) for c in collected.contenders]
-    shown = looks(contenders, _yaml("looks.yaml"))
+    methods = [(c.id, c.title, c.variant.name, c.variant.family, c.variant.oracle) for c in collected.methods]
+    shown = styles(methods, _yaml("styles.yaml"))
     figures = {
-        setting.id: draw(collected, shown, setting) for setting in collected.settings if draws(collected, setting)
+        configuration.id: draw(collected, shown, configuration)
+        for configuration in collected.configurations
+        if draws(collected, configuration)
     }
-    material = Material(collected=collected, looks=shown, captions=_yaml("captions.yaml"), figures=figures)
+    material = Material(collected=collected, styles=shown, captions=_yaml("captions.yaml"), figures=figures)
     sections = [made for make in SECTIONS if (made := make(material)) is not None]
     collected.summary.drop("setting", "contender").write_parquet(folder / "summary.parquet")
     (folder / "tables").mkdir()
@@ -110,7 +112,7 @@ def _pdf(figure: Figure, last: Path) -> bytes:
 
 
 def _page(material: Material, sections: list[Section], runs: list[Run], said: Mapping[str, Any]) -> str:
-    collected, shown = material.collected, material.looks
+    collected, shown = material.collected, material.styles
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=jinja2.select_autoescape(["html", "j2"]),
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -127,7 +129,7 @@ def _page(material: Material, sections: list[Section], runs: list[Run], said: Ma
         without_result=words.without_result(collected),
         **said,
         collected=collected,
-        looks=shown,
+        styles=shown,
         apart=list(APART.values()),
         usual=usual_seeds(collected),
         provenance=(provenance := words.provenance(collected)),

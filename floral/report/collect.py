@@ -54,7 +54,7 @@ FOLLOWED = "floral_1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class Configuration:
     """What methods are compared on: a task with all its values, under one fidelity. One column of the main table."""
 
     id: str
@@ -74,7 +74,7 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender:
+class MethodRow:
     """What is compared: a variant with all its values. One row of the main table, one colour everywhere."""
 
     id: str
@@ -97,7 +97,7 @@ class Unfinished:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Collected:
-    """A suite's results. Frames share the keys `setting`, `contender` and `seed`.
+    """A suite's results. Frames share the keys `configuration`, `method` and `seed`.
 
     summary: one row per run, finished or not. curves: one row per run, metric and evaluated round.
     clients: one row per finished run and client (last round). costs: one row per finished run, with its status.
@@ -106,8 +106,8 @@ class Collected:
     """
 
     suite: str
-    settings: tuple[Setting, ...]
-    contenders: tuple[Contender, ...]
+    configurations: tuple[Configuration, ...]
+    methods: tuple[MethodRow, ...]
     summary: pl.DataFrame
     curves: pl.DataFrame
     clients: pl.DataFrame
@@ -117,20 +117,20 @@ class Collected:
     routes: pl.DataFrame = field(default_factory=pl.DataFrame)
     """Every recorded round and client of the first done seed of FOLLOWED: round, client, cluster (true), route."""
 
-    def values(self, setting: Setting, column: str) -> dict[str, dict[int, float]]:
+    def values(self, configuration: Configuration, column: str) -> dict[str, dict[int, float]]:
         """contender → seed → value of `column` in the summary, of the runs that are done and have one."""
         rows = self.summary.filter(
-            (pl.col("setting") == setting.id) & (pl.col("status") == "done") & pl.col(column).is_not_null()
+            (pl.col("setting") == configuration.id) & (pl.col("status") == "done") & pl.col(column).is_not_null()
         )
         found: dict[str, dict[int, float]] = {}
-        for contender, seed, value in rows.select("contender", "seed", column).iter_rows():
-            found.setdefault(contender, {})[seed] = value
+        for method, seed, value in rows.select("contender", "seed", column).iter_rows():
+            found.setdefault(method, {})[seed] = value
         return found
 
-    def present(self, setting: Setting) -> list[Contender]:
+    def present(self, configuration: Configuration) -> list[MethodRow]:
         """The contenders that the suite runs in this setting, finished or not."""
-        ids = set(self.summary.filter(pl.col("setting") == setting.id)["contender"])
-        return [contender for contender in self.contenders if contender.id in ids]
+        ids = set(self.summary.filter(pl.col("setting") == configuration.id)["contender"])
+        return [method for method in self.methods if method.id in ids]
 
 
 def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
@@ -140,12 +140,12 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
         ConfigError: a finished run's file is unreadable (names it, and how to run that run again).
     """
     runs = list(runs)
-    settings, contenders, changed = _settings(runs), _contenders(runs), _changes()
+    configurations, methods, changed = _configurations(runs), _method_rows(runs), _changes()
     summary, curves, clients, costs, unseen, unfinished, routes = [], [], [], [], [], [], {}
     for run in runs:
         keys = {
-            "setting": settings[_setting_key(run)].id,
-            "contender": contenders[_contender_key(run)].id,
+            "setting": configurations[_configuration_key(run)].id,
+            "contender": methods[_method_key(run)].id,
             "seed": run.seed,
         }
         folder = results / run.folder
@@ -175,8 +175,8 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
         costs.append({**keys, "status": found["status"], **spent})
     return Collected(
         suite=suite,
-        settings=tuple(settings.values()),
-        contenders=tuple(contenders.values()),
+        configurations=tuple(configurations.values()),
+        methods=tuple(methods.values()),
         summary=_summary_frame(summary),
         curves=pl.concat(curves) if curves else pl.DataFrame(),
         clients=pl.concat(clients) if clients else pl.DataFrame(),
@@ -204,7 +204,12 @@ def _changes() -> Callable[[Run], dict[str, str]]:
     told: dict[Hashable, dict[str, str]] = {}
 
     def changes(run: Run) -> dict[str, str]:
-        key = _setting_key(run), run.variant.name, json.dumps(dict(run.variant.params), sort_keys=True), run.own_rates
+        key = (
+            _configuration_key(run),
+            run.variant.name,
+            json.dumps(dict(run.variant.params), sort_keys=True),
+            run.own_rates,
+        )
         if key not in told:
             usual = catalogue.task(run.task.name).model_dump(), catalogue.variant(run.variant.name).params
             rates = {} if run.own_rates is None else {"rates": run.own_rates.model_dump()}
@@ -281,32 +286,32 @@ def _json(path: Path) -> dict[str, Any]:
 # -------------------------------------------------------------------- names of what differs in a suite
 
 
-def _setting_key(run: Run) -> Hashable:
+def _configuration_key(run: Run) -> Hashable:
     return run.task.model_dump_json(), run.fidelity.model_dump_json()
 
 
-def _contender_key(run: Run) -> Hashable:
+def _method_key(run: Run) -> Hashable:
     """Tuned values differ from task to task and are one contender all the same."""
     tuned = run.own_rates is not None
     return run.variant.name, "tuned" if tuned else json.dumps(dict(run.variant.params), sort_keys=True)
 
 
-def _settings(runs: list[Run]) -> dict[Hashable, Setting]:
+def _configurations(runs: list[Run]) -> dict[Hashable, Configuration]:
     firsts: dict[Hashable, Run] = {}
     for run in runs:
-        firsts.setdefault(_setting_key(run), run)
+        firsts.setdefault(_configuration_key(run), run)
     facts = {key: _departures(run) for key, run in firsts.items()}
     ids = _distinct(facts, {key: run.task.name for key, run in firsts.items()})
-    settings = {}
+    configurations = {}
     for key, run in firsts.items():
         suffix, differs = ids[key]
         title = f"{run.task.title}, {differs}" if differs else run.task.title
-        settings[key] = Setting(
+        configurations[key] = Configuration(
             id=run.task.name + suffix, title=title, task=run.task, fidelity=run.fidelity.name,
             diverged_runs=run.fidelity["diverged_runs"], on_training=evaluated_on_training(run),
             switches=_turned(run),
         )  # fmt: skip
-    return settings
+    return configurations
 
 
 def _departures(run: Run) -> dict[str, Any]:
@@ -320,11 +325,11 @@ def _turned(run: Run) -> dict[str, Any]:
     return {name: value for name, value in run.fidelity.switches.items() if usual.get(name) != value}
 
 
-def _contenders(runs: list[Run]) -> dict[Hashable, Contender]:
+def _method_rows(runs: list[Run]) -> dict[Hashable, MethodRow]:
     """A tuned variant is named so only where the suite also runs it untuned."""
     firsts: dict[Hashable, Run] = {}
     for run in runs:
-        firsts.setdefault(_contender_key(run), run)
+        firsts.setdefault(_method_key(run), run)
     tuned = {key for key, run in firsts.items() if run.own_rates is not None}
     untuned = {run.variant.name for key, run in firsts.items() if key not in tuned}
     beside = {key for key in tuned if firsts[key].variant.name in untuned}
@@ -332,12 +337,12 @@ def _contenders(runs: list[Run]) -> dict[Hashable, Contender]:
     usual = {key: catalogue.variant(run.variant.name).params for key, run in firsts.items()}
     facts = {key: {} if key in tuned else _differing(firsts[key].variant.params, usual[key]) for key in firsts}
     ids = _distinct(facts, names)
-    contenders = {}
+    methods = {}
     for key, run in firsts.items():
         suffix, differs = ids[key]
         title = ", ".join(filter(None, (run.variant.title, "tuned" if key in beside else "", differs)))
-        contenders[key] = Contender(id=names[key] + suffix, title=title, variant=run.variant, tuned=key in tuned)
-    return contenders
+        methods[key] = MethodRow(id=names[key] + suffix, title=title, variant=run.variant, tuned=key in tuned)
+    return methods
 
 
 def _distinct(

@@ -8,7 +8,7 @@ import polars as pl
 
 from floral.config.schema.method import Condition
 from floral.config.schema.task import Task
-from floral.report.collect import Collected, Setting
+from floral.report.collect import Collected, Configuration
 
 CONDITIONS: Mapping[Condition, tuple[str, Callable[[Task, int], bool]]] = {
     "one_local_step": (
@@ -25,17 +25,17 @@ def holds(when: Condition, task: Task, rows: int) -> bool:
     return CONDITIONS[when][1](task, rows)
 
 
-def equal(collected: Collected, setting: Setting) -> list[tuple[str, str, str]]:
+def equal(collected: Collected, configuration: Configuration) -> list[tuple[str, str, str]]:
     """(contender, the variant whose results it gives, why) for every declared rule that holds in a setting; empty
     before the first run is done, which tells how many rows the clients have."""
     done = collected.clients
-    own = done if done.is_empty() else done.filter(pl.col("setting") == setting.id)
+    own = done if done.is_empty() else done.filter(pl.col("setting") == configuration.id)
     if own.is_empty():
         return []
     rows = int(own["train_rows"].max())  # type: ignore[arg-type]
     return [
-        (contender.id, rule.variant, CONDITIONS[rule.when][0])
-        for contender in collected.present(setting)
-        for rule in contender.variant.equals
-        if holds(rule.when, setting.task, rows)
+        (method.id, rule.variant, CONDITIONS[rule.when][0])
+        for method in collected.present(configuration)
+        for rule in method.variant.equals
+        if holds(rule.when, configuration.task, rows)
     ]

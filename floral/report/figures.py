@@ -16,7 +16,7 @@ import altair as alt
 import polars as pl
 import vl_convert
 
-from floral.report.style import Look
+from floral.report.style import Style
 
 INK, MUTED, RULE, BAND = "#1c2127", "#656d76", "#dfe2e6", "#c9ced4"
 """The page's style sheet recolours exactly these four for a dark screen."""
@@ -122,8 +122,8 @@ def render(drawing: Drawing, name: str, title: str, subtitle: str | list[str], a
     return Figure(name=name, svg=svg, alt=alt_text, see=see, table=table, plane=drawing.plane)
 
 
-def _colour(looks: Sequence[Look]) -> alt.Color:
-    scale = alt.Scale(domain=[look.id for look in looks], range=[look.colour for look in looks])
+def _colour(styles: Sequence[Style]) -> alt.Color:
+    scale = alt.Scale(domain=[style.id for style in styles], range=[style.colour for style in styles])
     return alt.Color("contender:N", scale=scale, legend=None)
 
 
@@ -142,13 +142,13 @@ class Axis:
     """Ticks of an axis by the square root, which has room for 0 and for what is near it."""
 
 
-def curves(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, y: Axis) -> Drawing:
+def curves(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, y: Axis) -> Drawing:
     """Mean lines with their range as bands, labelled at the right end instead of by a legend.
 
     `frame`: contender, x, mean, low, high, n. One that has a single x is drawn as a level over the whole width (it
     spends nothing of x). On a logarithmic axis, values <= 0 are left out.
     """
-    shown = [look for look in looks if look.id in set(frame["contender"])]
+    shown = [style for style in styles if style.id in set(frame["contender"])]
     spends = pl.col("x").n_unique().over("contender") > 1
     moving = frame.filter(spends & (pl.col("x") > 0) if x.log else spends)
     level = frame.filter(~spends).group_by("contender", maintain_order=True).last()
@@ -161,7 +161,7 @@ def curves(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, y: Axis) -> Draw
     dash = alt.StrokeDash(
         "contender:N",
         scale=alt.Scale(
-            domain=[look.id for look in shown], range=[[4, 2] if look.dashed else [1, 0] for look in shown]
+            domain=[style.id for style in shown], range=[[4, 2] if style.dashed else [1, 0] for style in shown]
         ),
         legend=None,
     )
@@ -231,9 +231,11 @@ def _domain(frame: pl.DataFrame, axis: Axis) -> tuple[float, float]:
     return max(low - margin, axis.limits[0]), min(high + margin, axis.limits[1])
 
 
-def _labels(ends: pl.DataFrame, looks: Sequence[Look], low: float, high: float, height: int, log: bool) -> pl.DataFrame:
+def _labels(
+    ends: pl.DataFrame, styles: Sequence[Style], low: float, high: float, height: int, log: bool
+) -> pl.DataFrame:
     """Where the names of lines stand so that none overlaps: pushed apart from the top, then back from the bottom."""
-    short = {look.id: look.short for look in looks}
+    short = {style.id: style.short for style in styles}
     scale = math.log if log else float
     bottom, span = scale(low), scale(high) - scale(low)
     rows = sorted(ends.iter_rows(named=True), key=lambda row: -row["mean"])
@@ -263,7 +265,7 @@ LINE, LETTER = 11.0, 5.7
 """Height of a label and width of a letter of it, in pixels, as large as they get."""
 
 
-def scatter(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, y: Axis, domain: tuple[float, float]) -> Drawing:
+def scatter(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, y: Axis, domain: tuple[float, float]) -> Drawing:
     """A mark for each contender with its interval, named beside it; its shape is that of its heading. Intervals are cut
     where they leave the `domain` of y.
 
@@ -278,7 +280,7 @@ def scatter(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, y: Axis, domain
     low, high = domain
     width, height = TEXT, max(240, min(620, 13 * frame.height))
     rows = frame.with_columns(x=pl.when(pl.col("x") > 0).then("x").otherwise(zero))
-    rows = rows.join(_about(looks), on="contender", how="inner", maintain_order="left")
+    rows = rows.join(_about(styles), on="contender", how="inner", maintain_order="left")
 
     def place(row: dict[str, Any]) -> tuple[float, float]:
         along = math.log(row["x"] / zero) / math.log(right / zero) if right > zero else 0.5
@@ -286,7 +288,7 @@ def scatter(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, y: Axis, domain
         return along * width, height * (scale(high) - scale(row["mean"])) / (scale(high) - scale(low))
 
     labels = _beside(rows, place, width, height)
-    groups = list(dict.fromkeys(look.group_title for look in looks if look.id in set(frame["contender"])))
+    groups = list(dict.fromkeys(style.group_title for style in styles if style.id in set(frame["contender"])))
     shapes = [SHAPES[min(at, len(SHAPES) - 1)] for at in range(len(groups))]
     ticks = [*([zero] if zero < left else []), *_places(left, right)]
     scale = alt.Scale(domain=[zero, right], type="log", nice=False)
@@ -294,7 +296,7 @@ def scatter(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, y: Axis, domain
     label = {"labelExpr": f"datum.value < {left} ? '0' : format(datum.value, '~s')"}
     across = alt.X("x:Q", scale=scale, axis=_axis(title=x.title, grid=False, values=ticks, labelOverlap=False, **label))
     up = alt.Y("mean:Q", scale=y_scale, axis=_axis(title=y.title, tickCount=6, domain=False, ticks=False))
-    colour = _colour(looks)
+    colour = _colour(styles)
     shape = alt.Shape(
         "group:N",
         scale=alt.Scale(domain=groups, range=shapes),
@@ -358,23 +360,23 @@ def _beside(
     return pl.DataFrame(found, schema=types, orient="row").with_columns(pl.col(pl.Float64).round(2))
 
 
-def _about(looks: Sequence[Look]) -> pl.DataFrame:
-    return pl.DataFrame([{"contender": k.id, "short": k.short, "group": k.group_title} for k in looks])
+def _about(styles: Sequence[Style]) -> pl.DataFrame:
+    return pl.DataFrame([{"contender": k.id, "short": k.short, "group": k.group_title} for k in styles])
 
 
 # -------------------------------------------------------------------------- one row for each contender
 
 
-def rows(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, domain: tuple[float, float]) -> Drawing:
+def rows(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, domain: tuple[float, float]) -> Drawing:
     """Contenders under one another, by group; every mark that a row of `frame` asks for by its `kind`.
 
     `frame`: contender, kind, value, value2, label. Kinds: `band` and `middle` (grey: chance alone), `whisker`, `box`
     and `interval` (value to value2), `point`, `tick`, `median`, `dot` and `hollow`; `below` and `above` are the label
     of what lies outside the domain.
     """
-    frame = frame.join(_about(looks), on="contender", how="inner", maintain_order="left")
-    shown = [look for look in looks if look.id in set(frame["contender"])]
-    groups = list(dict.fromkeys(look.group_title for look in shown))
+    frame = frame.join(_about(styles), on="contender", how="inner", maintain_order="left")
+    shown = [style for style in styles if style.id in set(frame["contender"])]
+    groups = list(dict.fromkeys(style.group_title for style in shown))
     kind_of: Literal["linear", "log"] = "log" if x.log else "linear"
     scale, places = alt.Scale(domain=list(domain), nice=False, type=kind_of), _ticks(*domain, x.log)
     value = alt.X(
@@ -382,7 +384,7 @@ def rows(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, domain: tuple[floa
     )
     name = alt.Y(
         "short:N",
-        sort=[look.short for look in shown],
+        sort=[style.short for style in shown],
         axis=alt.Axis(title=None, domain=False, ticks=False, labelLimit=150, labelColor=INK, labelPadding=8),
     )
     colour, end = _colour(shown), alt.X2("value2:Q")
@@ -416,24 +418,24 @@ def rows(frame: pl.DataFrame, looks: Sequence[Look], x: Axis, domain: tuple[floa
 # ------------------------------------------------------------------------------------------ ranks over tasks
 
 
-def ranks(frame: pl.DataFrame, looks: Sequence[Look], bars: Sequence[tuple[str, str]]) -> Drawing:
+def ranks(frame: pl.DataFrame, styles: Sequence[Style], bars: Sequence[tuple[str, str]]) -> Drawing:
     """A critical-difference diagram lying on its side: mean ranks from the best down, and a bar along each run of rows
     that are not told apart.
 
-    `frame`: contender, rank; `looks` in the order of the rows; `bars`: first and last contender of a run.
+    `frame`: contender, rank; `styles` in the order of the rows; `bars`: first and last contender of a run.
     """
-    short = {look.id: look.short for look in looks}
+    short = {style.id: style.short for style in styles}
     down = alt.Scale(domain=list(short.values()))
     name = alt.Y(
         "short:N",
         scale=down,
         axis=alt.Axis(title=None, domain=False, ticks=False, labelLimit=150, labelColor=INK, labelPadding=8, grid=True),
     )
-    scale = alt.Scale(domain=[1, len(looks)], nice=False)
+    scale = alt.Scale(domain=[1, len(styles)], nice=False)
     across = alt.X("rank:Q", scale=scale, axis=_axis(title="Mean rank", grid=False, tickCount=5))
     marks, joined = alt.Chart(alt.NamedData("marks")), alt.Chart(alt.NamedData("bars"))
     layers = [
-        marks.mark_circle(size=46, opacity=1).encode(across, name, _colour(looks)),
+        marks.mark_circle(size=46, opacity=1).encode(across, name, _colour(styles)),
         joined.mark_rule(strokeWidth=3, color=MUTED, strokeCap="round").encode(
             alt.X("place:Q", scale=None), alt.Y("first:N", scale=down), alt.Y2("last:N")
         ),
@@ -451,7 +453,7 @@ def ranks(frame: pl.DataFrame, looks: Sequence[Look], bars: Sequence[tuple[str, 
 # ------------------------------------------------------------------------------------- routes of clients
 
 
-def routes(frame: pl.DataFrame, looks: Sequence[Look], clients: int, clusters: int) -> Drawing:
+def routes(frame: pl.DataFrame, styles: Sequence[Style], clients: int, clusters: int) -> Drawing:
     """Heat maps π_kc: clients from left to right by true cluster, learned clusters from top to bottom.
 
     `frame`: contender, position (0..K-1), cluster (0..C-1), weight (0..1), true_cluster. Opacity is the weight.
@@ -472,10 +474,12 @@ def routes(frame: pl.DataFrame, looks: Sequence[Look], clients: int, clusters: i
     outline = alt.Chart(alt.NamedData("outline")).mark_rect(filled=False, stroke=BAND, strokeWidth=0.8)
     outline = outline.encode(x=alt.value(0), x2=alt.value(width), y=alt.value(0), y2=alt.value(height))
     panels: list[Any] = []
-    for look in looks:
-        if look.id in set(frame["contender"]):
-            own = heat.transform_filter(alt.datum.contender == look.id).mark_rect(color=look.colour)
-            title = alt.TitleParams(look.short, anchor="start", fontSize=10.5, fontWeight="normal", color=INK, offset=3)
+    for style in styles:
+        if style.id in set(frame["contender"]):
+            own = heat.transform_filter(alt.datum.contender == style.id).mark_rect(color=style.colour)
+            title = alt.TitleParams(
+                style.short, anchor="start", fontSize=10.5, fontWeight="normal", color=INK, offset=3
+            )
             panels.append(alt.layer(own, borders, outline).properties(width=width, height=height, title=title))
     names = alt.Chart(alt.NamedData("edges")).mark_text(color=MUTED, fontSize=10)
     names = names.encode(alt.X("middle:Q", scale=across, axis=None), alt.Text("name:N"))

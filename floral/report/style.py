@@ -16,7 +16,7 @@ LIGHTNESS = (0.45, 0.62, 0.36, 0.70, 0.53)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class Style:
     id: str
     title: str
     short: str
@@ -31,7 +31,7 @@ class Look:
         return APART.get(self.group, self.family)
 
 
-def looks(variants: Iterable[tuple[str, str, str, str, bool]], palette: Mapping[str, Any]) -> dict[str, Look]:
+def styles(variants: Iterable[tuple[str, str, str, str, bool]], palette: Mapping[str, Any]) -> dict[str, Style]:
     """Looks of (id, title, variant name, family, oracle), by id: methods by family, then oracles, then controls.
 
     A palette entry pins a variant's colour, short name and group; only the first id of a variant name has the pinned
@@ -49,10 +49,10 @@ def looks(variants: Iterable[tuple[str, str, str, str, bool]], palette: Mapping[
             taken.add(colour)
         default: Group = "control" if family == "Control" else "oracle" if oracle else "method"
         group: Group = pinned.get("group", default)
-        found.append(Look(id=id_, title=title, short=short, family=family, group=group, colour=colour, dashed=oracle))
-    families = [*palette["families"], *sorted({look.family for look in found} - palette["families"].keys())]
+        found.append(Style(id=id_, title=title, short=short, family=family, group=group, colour=colour, dashed=oracle))
+    families = [*palette["families"], *sorted({style.family for style in found} - palette["families"].keys())]
     order = [*families, *APART.values()]
-    return {look.id: look for look in sorted(found, key=lambda look: order.index(look.group_title))}
+    return {style.id: style for style in sorted(found, key=lambda style: order.index(style.group_title))}
 
 
 def _free_colour(family: str, hues: Mapping[str, int | str], taken: set[str]) -> str:

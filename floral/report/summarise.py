@@ -14,10 +14,10 @@ from scipy.optimize import linear_sum_assignment
 
 from floral.core.intervals import ENOUGH, Interval, interval
 from floral.report import statistics
-from floral.report.collect import Collected, Setting
+from floral.report.collect import Collected, Configuration
 from floral.report.paired import Clients, Paired
 from floral.report.statistics import NullBand
-from floral.report.style import Look
+from floral.report.style import Style
 from floral.report.tables import EMPTY, Cell, interval_cell, number
 
 REFERENCE = "floral_1"
@@ -41,11 +41,11 @@ class Unit:
     higher_is_better: bool
 
 
-def unit(collected: Collected, setting: Setting) -> Unit:
-    if setting.metric == "accuracy":
+def unit(collected: Collected, configuration: Configuration) -> Unit:
+    if configuration.metric == "accuracy":
         return Unit(
             column="test_accuracy",
-            title=accuracy_title(setting),
+            title=accuracy_title(configuration),
             difference="points",
             scale=100,
             digits=1,
@@ -54,19 +54,19 @@ def unit(collected: Collected, setting: Setting) -> Unit:
     return Unit(column="test_loss", title="Test MSE", difference="loss", scale=1, digits=None, higher_is_better=False)
 
 
-def accuracy_title(setting: Setting) -> str:
+def accuracy_title(configuration: Configuration) -> str:
     """What an accuracy is called: of text, one per character or token."""
-    return f"Accuracy per {setting.task.per}, %" if setting.task.per else "Accuracy, %"
+    return f"Accuracy per {configuration.task.per}, %" if configuration.task.per else "Accuracy, %"
 
 
-def perplexities(collected: Collected, setting: Setting) -> dict[str, Interval]:
+def perplexities(collected: Collected, configuration: Configuration) -> dict[str, Interval]:
     """contender → mean and interval of exp(test loss), the perplexity per character or token; empty but for text."""
-    if setting.task.per is None:
+    if configuration.task.per is None:
         return {}
     return {
         name: interval([math.exp(loss) for loss in seeds.values()])
-        for name, seeds in collected.values(setting, "test_loss").items()
-        if name not in without_mean(collected, setting)
+        for name, seeds in collected.values(configuration, "test_loss").items()
+        if name not in without_mean(collected, configuration)
     }
 
 
@@ -74,52 +74,54 @@ def scaled(seeds: Mapping[int, float], factor: float) -> dict[int, float]:
     return {seed: factor * value for seed, value in seeds.items()}
 
 
-def results(collected: Collected, setting: Setting) -> Paired:
+def results(collected: Collected, configuration: Configuration) -> Paired:
     """The setting's result in its unit, of all contenders but without_mean."""
-    return _paired(collected, setting.id, unit(collected, setting).column, unit(collected, setting).scale)
+    return _paired(
+        collected, configuration.id, unit(collected, configuration).column, unit(collected, configuration).scale
+    )
 
 
 @lru_cache(maxsize=256)
 def _paired(collected: Collected, id_: str, column: str, factor: float) -> Paired:
     """Kept, since a bootstrap is drawn once for all that a page says of its means and differences."""
-    setting = next(one for one in collected.settings if one.id == id_)
-    excluded = without_mean(collected, setting)
-    found = collected.values(setting, column).items()
+    configuration = next(one for one in collected.configurations if one.id == id_)
+    excluded = without_mean(collected, configuration)
+    found = collected.values(configuration, column).items()
     values = {name: scaled(seeds, factor) for name, seeds in found if name not in excluded}
     clients: dict[tuple[str, int], Clients] = {}
     if column in OF_CLIENTS and any(len(seeds) >= ENOUGH for seeds in values.values()):
-        by_run = _done_clients(collected, setting).group_by("contender", "seed", maintain_order=True)
+        by_run = _done_clients(collected, configuration).group_by("contender", "seed", maintain_order=True)
         for (name, seed), rows in by_run:
             own, weights = rows[OF_CLIENTS[column]].to_numpy(), rows["test_rows"].to_numpy()
             clients[str(name), int(seed)] = Clients(values=factor * own, weights=weights)  # type: ignore[call-overload]
     return Paired(values=values, clients=clients)
 
 
-def means(collected: Collected, setting: Setting, column: str, factor: float) -> dict[str, Interval]:
+def means(collected: Collected, configuration: Configuration, column: str, factor: float) -> dict[str, Interval]:
     """contender → mean and interval of `column` over the seeds that are done, for all but without_mean."""
-    found = _paired(collected, setting.id, column, factor)
+    found = _paired(collected, configuration.id, column, factor)
     return {name: found.mean(name) for name in found.values}
 
 
-def intervals(collected: Collected, setting: Setting) -> dict[str, Interval]:
+def intervals(collected: Collected, configuration: Configuration) -> dict[str, Interval]:
     """contender → mean and interval of the setting's result, in its unit."""
-    shown = unit(collected, setting)
-    return means(collected, setting, shown.column, shown.scale)
+    shown = unit(collected, configuration)
+    return means(collected, configuration, shown.column, shown.scale)
 
 
-def without_mean(collected: Collected, setting: Setting) -> set[str]:
+def without_mean(collected: Collected, configuration: Configuration) -> set[str]:
     """Contenders of which a seed diverged, unless the fidelity switch diverged_runs drops such seeds.
 
     A mean over the seeds that survived would flatter a method that does not always survive.
     """
-    if setting.diverged_runs == "dropped":
+    if configuration.diverged_runs == "dropped":
         return set()
-    return {name for name, counts in lost(collected, setting).items() if "diverged" in counts}
+    return {name for name, counts in lost(collected, configuration).items() if "diverged" in counts}
 
 
-def differences(collected: Collected, setting: Setting) -> dict[str, Interval]:
+def differences(collected: Collected, configuration: Configuration) -> dict[str, Interval]:
     """contender → paired difference to the reference variant; empty where the reference has no mean."""
-    found = results(collected, setting)
+    found = results(collected, configuration)
     if REFERENCE not in found.values:
         return {}
     paired = {name: found.difference(name, REFERENCE) for name in found.values if name != REFERENCE}
@@ -129,12 +131,12 @@ def differences(collected: Collected, setting: Setting) -> dict[str, Interval]:
 # --------------------------------------------------------------------------------------- main table
 
 
-def lost(collected: Collected, setting: Setting) -> dict[str, dict[str, int]]:
+def lost(collected: Collected, configuration: Configuration) -> dict[str, dict[str, int]]:
     """contender → status other than done → number of seeds, plus `all`: how many seeds the suite asks for."""
     found: dict[str, dict[str, int]] = {}
-    rows = collected.summary.filter(pl.col("setting") == setting.id)
-    for contender, status in rows.select("contender", "status").iter_rows():
-        counts = found.setdefault(contender, {"all": 0})
+    rows = collected.summary.filter(pl.col("setting") == configuration.id)
+    for method, status in rows.select("contender", "status").iter_rows():
+        counts = found.setdefault(method, {"all": 0})
         counts["all"] += 1
         if status != "done":
             counts[status] = counts.get(status, 0) + 1
@@ -152,14 +154,14 @@ def lost_note(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count}/{counts['all']} {status}" for status, count in counts.items() if status != "all")
 
 
-def marks(collected: Collected, looks: Mapping[str, Look], setting: Setting) -> dict[str, str]:
+def marks(collected: Collected, styles: Mapping[str, Style], configuration: Configuration) -> dict[str, str]:
     """The best and the second mean of the setting's result."""
-    better = unit(collected, setting).higher_is_better
-    return best_two(results(collected, setting), lost(collected, setting), looks, better)
+    better = unit(collected, configuration).higher_is_better
+    return best_two(results(collected, configuration), lost(collected, configuration), styles, better)
 
 
 def best_two(
-    found: Paired, lost: Mapping[str, Mapping[str, int]], looks: Mapping[str, Look], higher: bool
+    found: Paired, lost: Mapping[str, Mapping[str, int]], styles: Mapping[str, Style], higher: bool
 ) -> dict[str, str]:
     """The best and the second mean of methods (no oracle, no control) without a diverged seed; ties share a mark.
 
@@ -167,7 +169,7 @@ def best_two(
     ranked; without a best there is no second. Empty while a run of any of them is missing or failed: the first of those
     that happen to be done is no winner.
     """
-    counts = {name: count for name, count in lost.items() if looks[name].group == "method"}
+    counts = {name: count for name, count in lost.items() if styles[name].group == "method"}
     if any({"missing", "failed"} & count.keys() for count in counts.values()):
         return {}
     rivals = {
@@ -186,19 +188,25 @@ def best_two(
     return marked
 
 
-def main_cells(collected: Collected, looks: Mapping[str, Look], setting: Setting) -> dict[str, dict[str, Cell]]:
+def main_cells(
+    collected: Collected, styles: Mapping[str, Style], configuration: Configuration
+) -> dict[str, dict[str, Cell]]:
     """contender → `value`, `top5`, `perplexity`, `official`, `difference` → cell. Every row has its diverged seeds."""
-    shown, counts = unit(collected, setting), lost(collected, setting)
-    reached, paired = intervals(collected, setting), differences(collected, setting)
-    official = means(collected, setting, "official_score", shown.scale)
-    near = means(collected, setting, "test_top5_accuracy", shown.scale) if _many_classes(collected, setting) else {}
-    perplexity = perplexities(collected, setting)
-    marked, usual = marks(collected, looks, setting), usual_seeds(collected)
+    shown, counts = unit(collected, configuration), lost(collected, configuration)
+    reached, paired = intervals(collected, configuration), differences(collected, configuration)
+    official = means(collected, configuration, "official_score", shown.scale)
+    near = (
+        means(collected, configuration, "test_top5_accuracy", shown.scale)
+        if _many_classes(collected, configuration)
+        else {}
+    )
+    perplexity = perplexities(collected, configuration)
+    marked, usual = marks(collected, styles, configuration), usual_seeds(collected)
     cells: dict[str, dict[str, Cell]] = {}
     for name, count in counts.items():
         note = lost_note(count)
         if name not in reached:
-            cells[name] = {"value": _no_mean(collected.values(setting, shown.column).get(name, {}), note, shown)}
+            cells[name] = {"value": _no_mean(collected.values(configuration, shown.column).get(name, {}), note, shown)}
             continue
         mark = marked.get(name, "")
         cells[name] = {"value": interval_cell(reached[name], shown.digits, note=note, mark=mark, usual=usual)}
@@ -215,9 +223,9 @@ def main_cells(collected: Collected, looks: Mapping[str, Look], setting: Setting
     return cells
 
 
-def _many_classes(collected: Collected, setting: Setting) -> bool:
+def _many_classes(collected: Collected, configuration: Configuration) -> bool:
     """Whether five classes are a small part of all, so that a hit among them says something."""
-    classes = collected.summary.filter(pl.col("setting") == setting.id)["classes"].max()
+    classes = collected.summary.filter(pl.col("setting") == configuration.id)["classes"].max()
     return isinstance(classes, int) and classes >= MANY_CLASSES
 
 
@@ -236,7 +244,7 @@ def _no_mean(survivors: Mapping[int, float], note: str, shown: Unit) -> Cell:
 class Worst:
     """A contender's worst decile or cluster, by seed and by chance: fractions, on the clients' own test rows."""
 
-    contender: str
+    method: str
     observed: dict[int, float]
     null: NullBand
 
@@ -245,17 +253,17 @@ class Worst:
         return sum(value < self.null.low for value in self.observed.values())
 
 
-def worst(collected: Collected, setting: Setting, which: Literal["decile", "cluster"]) -> list[Worst]:
+def worst(collected: Collected, configuration: Configuration, which: Literal["decile", "cluster"]) -> list[Worst]:
     """The last round's worst decile of clients, or worst true cluster, and its null.
 
     Only own rows will do: they are disjoint, so that clients' errors are independent under the null. A decile's
     accuracy is its clients' mean, a cluster's that of its clients' rows together. The null's common accuracy is
     Σ hits / Σ rows over the method's seeds, its row counts are those of the first seed.
     """
-    rows = _done_clients(collected, setting)
-    if setting.metric == "loss" or rows.is_empty():
+    rows = _done_clients(collected, configuration)
+    if configuration.metric == "loss" or rows.is_empty():
         return []
-    rows = rows.filter((pl.col("own_rows") > 0) & ~pl.col("contender").is_in(without_mean(collected, setting)))
+    rows = rows.filter((pl.col("own_rows") > 0) & ~pl.col("contender").is_in(without_mean(collected, configuration)))
     by = rows.group_by("contender", "seed", "client" if which == "decile" else "cluster", maintain_order=True)
     hits = by.agg(pl.col("own_rows", "own_correct").sum())
     hits = hits.with_columns(accuracy=pl.col("own_correct") / pl.col("own_rows"))
@@ -267,7 +275,7 @@ def worst(collected: Collected, setting: Setting, which: Literal["decile", "clus
         observed = {one["seed"][0]: float(statistics.worst_mean(one["accuracy"], lowest)) for one in seeds}
         common = int(own["own_correct"].sum()) / int(own["own_rows"].sum())
         null = statistics.binomial_null(counts, common, lowest, draws=1000)
-        found.append(Worst(contender=str(name), observed=observed, null=null))
+        found.append(Worst(method=str(name), observed=observed, null=null))
     return found
 
 
@@ -277,8 +285,8 @@ def worst_cell(found: Worst, usual: int) -> Cell:
     return interval_cell(reached, 1, note=band, usual=usual)
 
 
-def _done_clients(collected: Collected, setting: Setting) -> pl.DataFrame:
-    done = collected.summary.filter((pl.col("setting") == setting.id) & (pl.col("status") == "done"))
+def _done_clients(collected: Collected, configuration: Configuration) -> pl.DataFrame:
+    done = collected.summary.filter((pl.col("setting") == configuration.id) & (pl.col("status") == "done"))
     keys = ["setting", "contender", "seed"]
     if done.is_empty():
         return collected.clients.clear()
@@ -291,14 +299,16 @@ JOINING = {"seen_cluster": "clients of a cluster that trained", "new_concept": "
 """The kinds of unseen clients."""
 
 
-def joined(collected: Collected, setting: Setting, kind: str) -> pl.DataFrame:
+def joined(collected: Collected, configuration: Configuration, kind: str) -> pl.DataFrame:
     """contender, x (samples), mean, low, high over the seeds, seeds (their values): accuracies of unseen clients of a
     kind in per cent, for all but without_mean."""
     rows = collected.unseen
     if rows.is_empty():
         return rows
-    rows = rows.filter((pl.col("setting") == setting.id) & (pl.col("kind") == kind) & pl.col("accuracy").is_finite())
-    rows = rows.filter(~pl.col("contender").is_in(without_mean(collected, setting)))
+    rows = rows.filter(
+        (pl.col("setting") == configuration.id) & (pl.col("kind") == kind) & pl.col("accuracy").is_finite()
+    )
+    rows = rows.filter(~pl.col("contender").is_in(without_mean(collected, configuration)))
     value = 100 * pl.col("accuracy")
     return rows.group_by("contender", pl.col("n").cast(pl.Float64).alias("x"), maintain_order=True).agg(
         mean=value.mean().round(6), low=value.min().round(6), high=value.max().round(6), seeds=value
@@ -308,12 +318,12 @@ def joined(collected: Collected, setting: Setting, kind: str) -> pl.DataFrame:
 # -------------------------------------------------------------------------------------------- frames
 
 
-def curve(collected: Collected, setting: Setting, metric: str, x: str, factor: float) -> pl.DataFrame:
+def curve(collected: Collected, configuration: Configuration, metric: str, x: str, factor: float) -> pl.DataFrame:
     """contender, x, mean, low, high, n over the seeds with a finite value at that round; times `factor`."""
     if collected.curves.is_empty():
         return pl.DataFrame()
     rows = collected.curves.filter(
-        (pl.col("setting") == setting.id) & (pl.col("metric") == metric) & pl.col("value").is_finite()
+        (pl.col("setting") == configuration.id) & (pl.col("metric") == metric) & pl.col("value").is_finite()
     )
     value = pl.col("value") * factor
     return (
@@ -324,25 +334,27 @@ def curve(collected: Collected, setting: Setting, metric: str, x: str, factor: f
     )
 
 
-def spread(collected: Collected, setting: Setting, column: str, factor: float) -> pl.DataFrame:
+def spread(collected: Collected, configuration: Configuration, column: str, factor: float) -> pl.DataFrame:
     """One row per contender, seed and client: contender, seed, value (finite only)."""
-    rows = _done_clients(collected, setting)
+    rows = _done_clients(collected, configuration)
     if rows.is_empty():
         return rows
     rows = rows.select("contender", "seed", value=pl.col(column) * factor)
     return rows.filter(pl.col("value").is_not_null() & pl.col("value").is_finite())
 
 
-def route_weights(collected: Collected, setting: Setting, contenders: list[str]) -> tuple[pl.DataFrame, dict[str, int]]:
+def route_weights(
+    collected: Collected, configuration: Configuration, methods: list[str]
+) -> tuple[pl.DataFrame, dict[str, int]]:
     """The last routes of each contender's first finished seed, long form for a heat map, and that seed.
 
     Clients are ordered by true cluster. Learned clusters carry arbitrary numbers: they are renumbered by the
     assignment to true clusters with the largest total weight.
     """
-    rows = _done_clients(collected, setting)
+    rows = _done_clients(collected, configuration)
     if rows.is_empty():
         return rows, {}
-    rows = rows.filter(pl.col("contender").is_in(contenders) & pl.col("route").is_not_null())
+    rows = rows.filter(pl.col("contender").is_in(methods) & pl.col("route").is_not_null())
     frames, seeds = [], {}
     for (name,), own in rows.group_by("contender", maintain_order=True):
         seeds[str(name)] = seed = own["seed"].min()

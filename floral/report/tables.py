@@ -12,7 +12,7 @@ import great_tables as gt
 import polars as pl
 
 from floral.core.intervals import Interval
-from floral.report.style import Look
+from floral.report.style import Style
 
 MINUS, PLUS_MINUS, THIN = "\u2212", "\u00b1", "\u2009"
 
@@ -78,7 +78,7 @@ def interval_cell(
     return Cell(text=text, note=remark, order=interval.mean, mark=mark)  # type: ignore[arg-type]
 
 
-def grid(name: str, columns: Sequence[Column], rows: Sequence[tuple[Look, Mapping[str, Cell]]], caption: str) -> Table:
+def grid(name: str, columns: Sequence[Column], rows: Sequence[tuple[Style, Mapping[str, Cell]]], caption: str) -> Table:
     """Contenders down, grouped; columns across, below spanners. An absent cell is a dash."""
     return Table(
         name=name,
@@ -88,11 +88,11 @@ def grid(name: str, columns: Sequence[Column], rows: Sequence[tuple[Look, Mappin
 
 
 def _gt(
-    name: str, columns: Sequence[Column], rows: Sequence[tuple[Look, Mapping[str, Cell]]], naming, writing
+    name: str, columns: Sequence[Column], rows: Sequence[tuple[Style, Mapping[str, Cell]]], naming, writing
 ) -> gt.GT:  # type: ignore[no-untyped-def]
     data = {
-        "group": [look.group_title for look, _ in rows],
-        "name": [naming(look) for look, _ in rows],
+        "group": [style.group_title for style, _ in rows],
+        "name": [naming(style) for style, _ in rows],
         **{column.id: [writing(cells.get(column.id, EMPTY)) for _, cells in rows] for column in columns},
     }
     ids = [column.id for column in columns]
@@ -107,9 +107,9 @@ def _gt(
 # ----------------------------------------------------------------------------------------------- HTML
 
 
-def _html_name(look: Look) -> str:
-    kind = "swatch dashed" if look.dashed else "swatch"
-    return f'<span class="{kind}" style="--c:{look.colour}"></span>{html.escape(unbroken(look.title))}'
+def _html_name(style: Style) -> str:
+    kind = "swatch dashed" if style.dashed else "swatch"
+    return f'<span class="{kind}" style="--c:{style.colour}"></span>{html.escape(unbroken(style.title))}'
 
 
 def _html_cell(cell: Cell) -> str:
@@ -142,8 +142,8 @@ def latex(text: str) -> str:
     return "".join((SPECIAL | SIGNS).get(character, character) for character in text)
 
 
-def _latex_name(look: Look) -> str:
-    return latex(look.title)
+def _latex_name(style: Style) -> str:
+    return latex(style.title)
 
 
 def _latex_cell(cell: Cell) -> str:

@@ -16,7 +16,7 @@ from floral.config.suites import suite_runs
 from floral.core.intervals import Interval
 from floral.report.collect import Collected
 from floral.report.degenerate import equal
-from floral.report.style import Look
+from floral.report.style import Style
 from floral.report.summarise import REFERENCE, differences, intervals, marks, unit
 from floral.report.tables import MINUS, PLUS_MINUS, number
 
@@ -108,33 +108,33 @@ def _sentences(*parts: str) -> str:
     return " ".join(f"{part.rstrip('. ')}." for part in parts if part)
 
 
-def verdict(collected: Collected, looks: Mapping[str, Look]) -> list[str]:
+def verdict(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
     """What the main table says, in neutral sentences."""
     counts = state(collected)
     seeds = collected.summary.group_by("setting", "contender").agg(pl.col("seed").n_unique())["seed"]
     some = str(seeds.max()) if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
     sentences = [
-        f"{_count(len(collected.contenders), 'method variant')} on {_tasks(collected)}, "
+        f"{_count(len(collected.methods), 'method variant')} on {_tasks(collected)}, "
         f"{some} seed{'s' if seeds.max() != 1 else ''} each: {counts['all']} runs, {_ended(counts)}."
     ]
-    sentences += _against_reference(collected, looks)
-    sentences += _recovery(collected, looks)
+    sentences += _against_reference(collected, styles)
+    sentences += _recovery(collected, styles)
     return sentences
 
 
-def degenerate(collected: Collected, looks: Mapping[str, Look]) -> list[str]:
+def degenerate(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
     """Where a task makes a method another one, task by task: the two rows are no two results."""
     told = []
-    for setting in collected.settings:
-        for contender, variant, why in equal(collected, setting):
+    for configuration in collected.configurations:
+        for method, variant, why in equal(collected, configuration):
             other = catalogue.variant(variant).title.replace(" ", "\u00a0")
-            told.append(f"{setting.title}: {_name(looks[contender])} is {other} here, for {why}.")
+            told.append(f"{configuration.title}: {_name(styles[method])} is {other} here, for {why}.")
     return told
 
 
-def _name(look: Look) -> str:
+def _name(style: Style) -> str:
     """A title that no line break tears apart."""
-    return look.title.replace(" ", "\u00a0")
+    return style.title.replace(" ", "\u00a0")
 
 
 def _count(number_: int, noun: str) -> str:
@@ -143,8 +143,8 @@ def _count(number_: int, noun: str) -> str:
 
 def _tasks(collected: Collected) -> str:
     """A task under two fidelities, or with values that the suite changes, is one task in two settings."""
-    tasks, settings = len({one.task.name for one in collected.settings}), len(collected.settings)
-    return _count(tasks, "task") + (f" in {settings} settings" if settings > tasks else "")
+    tasks, configurations = len({one.task.name for one in collected.configurations}), len(collected.configurations)
+    return _count(tasks, "task") + (f" in {configurations} settings" if configurations > tasks else "")
 
 
 def _ended(counts: Mapping[str, int]) -> str:
@@ -152,14 +152,14 @@ def _ended(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{counts[key]} {word}" for key, word in told.items() if counts[key])
 
 
-def leaders(collected: Collected, looks: Mapping[str, Look]) -> list[str]:
+def leaders(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
     """`task: method (mean), then method (mean)` for each task of a small suite in which all methods have finished."""
     told = []
-    for setting in collected.settings if len(collected.settings) <= MANY else ():
+    for configuration in collected.configurations if len(collected.configurations) <= MANY else ():
         found, means, measured = (
-            marks(collected, looks, setting),
-            intervals(collected, setting),
-            unit(collected, setting),
+            marks(collected, styles, configuration),
+            intervals(collected, configuration),
+            unit(collected, configuration),
         )
         percent = " %" if measured.scale == 100 else ""
         places = []
@@ -167,9 +167,9 @@ def leaders(collected: Collected, looks: Mapping[str, Look]) -> list[str]:
             names = [name for name, own in found.items() if own == mark]
             if names:
                 mean = _told(means[names[0]], measured.digits, percent)
-                places.append(f"{' and '.join(_name(looks[name]) for name in names)} ({mean})")
+                places.append(f"{' and '.join(_name(styles[name]) for name in names)} ({mean})")
         if places:
-            told.append(f"{setting.title}: {', then '.join(places)}")
+            told.append(f"{configuration.title}: {', then '.join(places)}")
     return told
 
 
@@ -179,14 +179,14 @@ def _told(interval: Interval, digits: int | None, unit_: str) -> str:
     return f"{number(interval.mean, digits)} {PLUS_MINUS} {number(interval.half_width, digits)}{unit_}"
 
 
-def _against_reference(collected: Collected, looks: Mapping[str, Look]) -> list[str]:
-    if REFERENCE not in looks:
+def _against_reference(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
+    if REFERENCE not in styles:
         return []
     better = worse = open_ = single = 0
-    for setting in collected.settings:
-        sign = 1 if unit(collected, setting).higher_is_better else -1
-        for name, difference in differences(collected, setting).items():
-            if looks[name].group != "method":
+    for configuration in collected.configurations:
+        sign = 1 if unit(collected, configuration).higher_is_better else -1
+        for name, difference in differences(collected, configuration).items():
+            if styles[name].group != "method":
                 continue
             if difference.low is None:
                 single += 1
@@ -198,22 +198,22 @@ def _against_reference(collected: Collected, looks: Mapping[str, Look]) -> list[
                 worse += 1
     decided = better + worse + open_
     if not decided:
-        return [f"No paired interval to {looks[REFERENCE].title}: that takes two seeds of both."] if single else []
+        return [f"No paired interval to {styles[REFERENCE].title}: that takes two seeds of both."] if single else []
     return [
-        f"Of {_count(decided, 'paired 95 % interval')} of another method {MINUS} {_name(looks[REFERENCE])}, {better} "
+        f"Of {_count(decided, 'paired 95 % interval')} of another method {MINUS} {_name(styles[REFERENCE])}, {better} "
         f"lie{'s' if better == 1 else ''} on the better side of zero, {worse} on the worse side and {open_} "
         f"contain{'s' if open_ == 1 else ''} zero (not corrected for making several comparisons)."
     ]
 
 
-def _recovery(collected: Collected, looks: Mapping[str, Look]) -> list[str]:
+def _recovery(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
     rows = collected.summary.filter((pl.col("status") == "done") & pl.col("ari").is_not_null())
-    learned = [name for name, look in looks.items() if look.group == "method"]
+    learned = [name for name, style in styles.items() if style.group == "method"]
     means = rows.filter(pl.col("contender").is_in(learned)).group_by("contender").agg(pl.col("ari").mean(), n=pl.len())
     if means.is_empty():
         return []
     found = {row["contender"]: row for row in means.iter_rows(named=True)}
-    told = ", ".join(f"{_name(looks[n])} {number(found[n]['ari'], 2)}" for n in looks if n in found)
+    told = ", ".join(f"{_name(styles[n])} {number(found[n]['ari'], 2)}" for n in styles if n in found)
     what = (
         "Agreement of learned routes with the true clusters (adjusted Rand index, mean over runs; 1 perfect, 0 chance)"
     )
@@ -232,7 +232,7 @@ def provenance(collected: Collected) -> dict[str, Any]:
         "facts": {} if collected.costs.is_empty() else _facts(collected.costs),
         "partitions": partitions,
         "reused": _reused(collected.summary["reference"]),
-        "on_training": [setting.title for setting in collected.settings if setting.on_training],
+        "on_training": [configuration.title for configuration in collected.configurations if configuration.on_training],
         "inexact": sorted({row["data"] for row in partitions if not row["exact"]}),
     }
 
@@ -264,14 +264,14 @@ def _partitions(collected: Collected) -> list[dict[str, Any]]:
     groups = known.group_by("setting", "partition_digest", maintain_order=True).agg(
         seeds=pl.col("seed").unique().sort(), runs=pl.len(), exact=pl.col("data_exact").all()
     )
-    settings = {setting.id: setting for setting in collected.settings}
+    configurations = {configuration.id: configuration for configuration in collected.configurations}
     rows = []
     for row in groups.iter_rows(named=True):
-        setting = settings[row["setting"]]
-        data, joining = setting.task.data, setting.task.unseen
-        clients = f"{setting.task.clients}" + (f" and {joining.clients} unseen" if joining else "")
+        configuration = configurations[row["setting"]]
+        data, joining = configuration.task.data, configuration.task.unseen
+        clients = f"{configuration.task.clients}" + (f" and {joining.clients} unseen" if joining else "")
         rows.append({
-            "setting": setting.title, "clients": clients,
+            "setting": configuration.title, "clients": clients,
             "data": _data(data),
             "exact": row["exact"], "seeds": ", ".join(map(str, row["seeds"])), "runs": row["runs"],
             "digest": row["partition_digest"][:16],

@@ -10,16 +10,16 @@ from floral.config.suites import suite_runs
 from floral.report import figures
 from floral.report.draw import _far, _round
 from floral.report.figures import Axis
-from floral.report.style import Look, looks
+from floral.report.style import Style, styles
 
 PALETTE = {"families": {"A": 20, "Control": "none"}, "variants": {"one": {"colour": "#aa0000", "short": "One"}}}
 
 
-def look(name: str, colour: str) -> Look:
-    return Look(id=name, title=name, short=name, family="A", group="method", colour=colour, dashed=False)
+def style(name: str, colour: str) -> Style:
+    return Style(id=name, title=name, short=name, family="A", group="method", colour=colour, dashed=False)
 
 
-TWO = [look("a", "#aa0000"), look("b", "#00aa00")]
+TWO = [style("a", "#aa0000"), style("b", "#00aa00")]
 
 
 def line(name: str, xs: list[float], ys: list[float]) -> pl.DataFrame:
@@ -56,7 +56,7 @@ def test_what_spends_nothing_is_a_level_on_a_logarithmic_axis():
 
 
 def test_labels_never_overlap_and_keep_the_order_of_the_lines():
-    many = [look(f"m{i}", f"#0000{i:02x}") for i in range(12)]
+    many = [style(f"m{i}", f"#0000{i:02x}") for i in range(12)]
     frame = pl.concat([line(one.id, [0, 1], [0.0, 0.5 + 0.0001 * i]) for i, one in enumerate(many)])
     labels = figures.curves(frame, many, Axis(title="x"), Axis(title="y")).data["labels"]
     heights = labels["label_y"].to_list()
@@ -72,7 +72,7 @@ def test_ticks_of_a_logarithmic_axis_are_round():
 
 def test_no_two_contenders_share_a_colour():
     variants = [(f"one-{i}", f"One {i}", "one", "A", False) for i in range(30)]
-    found = looks([*variants, ("c", "C", "c", "Control", False), ("u", "U", "u", "Unknown", True)], PALETTE)
+    found = styles([*variants, ("c", "C", "c", "Control", False), ("u", "U", "u", "Unknown", True)], PALETTE)
     assert len({one.colour for one in found.values()}) == 32
     assert found["one-0"].colour == "#aa0000" and found["one-0"].short == "One"
     assert [one.group for one in found.values()][-2:] == ["oracle", "control"]
@@ -84,14 +84,16 @@ def test_methods_stand_by_family_in_the_palettes_order_and_others_below():
         "variants": {"a2": {"colour": "#123456", "group": "control"}},
     }
     told = [("a", "A", False), ("b", "B", False), ("c", "Control", False), ("n", "New", False), ("o", "A", True)]
-    found = looks([(name, name, name, family, oracle) for name, family, oracle in [*told, ("a2", "A", False)]], palette)
+    found = styles(
+        [(name, name, name, family, oracle) for name, family, oracle in [*told, ("a2", "A", False)]], palette
+    )
     assert [(one.id, one.group_title) for one in found.values()] == [
         ("b", "B"), ("a", "A"), ("n", "New"), ("o", "Told the true clusters"), ("c", "Controls"), ("a2", "Controls"),
     ]  # fmt: skip
 
 
 def test_names_of_marks_overlap_neither_each_other_nor_a_mark():
-    many = [look(f"method {i}", f"#0000{i:02x}") for i in range(30)]
+    many = [style(f"method {i}", f"#0000{i:02x}") for i in range(30)]
     rows = {"contender": [one.id for one in many], "x": [1e6 * (1 + i // 12) for i in range(30)]}
     values = [50.0 + i % 5 for i in range(30)]
     frame = pl.DataFrame({**rows, "mean": values, "low": values, "high": values})
@@ -135,9 +137,9 @@ def test_an_interval_is_cut_where_no_value_can_be(results, suite_runs):
     from floral.report.collect import collect
     from floral.report.draw import _rows
 
-    setting = collect("quickstart", suite_runs, results).settings[0]
+    configuration = collect("quickstart", suite_runs, results).configurations[0]
     marks = [("a", "interval", 60.0, 112.0), ("a", "dot", 87.0, None), ("b", "dot", 90.0, None)]
-    svg = _rows(marks, TWO, setting, "result", "Accuracy, %", 1, "mean", "told").svg
+    svg = _rows(marks, TWO, configuration, "result", "Accuracy, %", 1, "mean", "told").svg
     assert "interval cut at 0 or 100 %: a" in svg and ">100<" in svg and ">120<" not in svg
 
 
@@ -146,10 +148,12 @@ def test_errors_over_powers_of_ten_have_a_logarithmic_axis(tmp_path):
     from floral.report.draw import _rows
 
     runs = suite_runs("paper_synthetic", ["synthetic_linear"], ["fedavg"], [0])
-    setting = collect("paper_synthetic", runs, tmp_path).settings[0]
+    configuration = collect("paper_synthetic", runs, tmp_path).configurations[0]
     near = [("a", "interval", -1.0, 3.0), ("a", "dot", 1.0, None), ("b", "dot", 0.5, None)]
     far = [*near[:2], ("b", "dot", 1e-9, None)]
-    linear, log = (_rows(marks, TWO, setting, "result", "Test MSE", None, "mean", "told") for marks in (near, far))
+    linear, log = (
+        _rows(marks, TWO, configuration, "result", "Test MSE", None, "mean", "told") for marks in (near, far)
+    )
     assert linear.plane["x"].type == "linear" and "interval cut at 0: a" in linear.svg
     assert log.plane["x"].type == "log" and "interval cut at the axis: a" in log.svg
     start = log.plane["x"].domain[0]

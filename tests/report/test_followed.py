@@ -10,7 +10,7 @@ from run_folders import make_run, write_run
 from floral.report import draw
 from floral.report.build import _yaml, report
 from floral.report.collect import collect
-from floral.report.style import looks
+from floral.report.style import styles
 from floral.report.summarise import followed_routes
 
 
@@ -58,8 +58,8 @@ def test_less_mismatch_is_named_first_and_more_recovery(tmp_path: Path) -> None:
         ]
         pl.concat([frame, *more]).write_parquet(path)
     collected = collect("quickstart", runs, tmp_path)
-    contenders = [(c.id, c.title, c.variant.name, c.variant.family, c.variant.oracle) for c in collected.contenders]
-    shown = list(looks(contenders, _yaml("looks.yaml")).values())
+    methods = [(c.id, c.title, c.variant.name, c.variant.family, c.variant.oracle) for c in collected.methods]
+    shown = list(styles(methods, _yaml("styles.yaml")).values())
     for kind in ("recovery", "mismatch"):
-        figure = draw.recovery(collected, shown, collected.settings[0], kind)
+        figure = draw.recovery(collected, shown, collected.configurations[0], kind)
         assert figure is not None and figure.see.index("FLoRAL 1") < figure.see.index("FLoRAL 10"), figure

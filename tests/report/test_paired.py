@@ -5,7 +5,7 @@ import pytest
 
 from floral.core.intervals import expanded, interval, resampled, t_interval
 from floral.report.paired import MOST_CLIENTS, Clients, Paired
-from floral.report.style import Look
+from floral.report.style import Style
 from floral.report.summarise import best_two
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -20,8 +20,8 @@ def clients(*values, weights=None):
     return Clients(values=own, weights=np.ones(len(own)) if weights is None else np.array(weights, dtype=float))
 
 
-def look(name, group="method"):
-    return Look(id=name, title=name, short=name, family="F", group=group, colour="#aa0000", dashed=False)
+def style(name, group="method"):
+    return Style(id=name, title=name, short=name, family="F", group=group, colour="#aa0000", dashed=False)
 
 
 def test_few_seeds_have_students_interval():
@@ -76,7 +76,7 @@ BEST = {"a": [9.0, 8.0, 9.5, 8.5, 9.2], "b": [5.0, 5.5, 5.2, 5.1, 4.9], "c": [2.
 
 
 def marked(values, **groups):
-    names = {name: look(name, groups.get(name, "method")) for name in values}
+    names = {name: style(name, groups.get(name, "method")) for name in values}
     found = Paired(values={name: seeds(*own) for name, own in values.items()})
     return best_two(found, {name: {"all": len(own)} for name, own in values.items()}, names, True)
 

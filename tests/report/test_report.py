@@ -25,7 +25,7 @@ from floral.report.draw import draw
 from floral.report.sections.base import Part, Section
 from floral.report.sections.registry import client_floats, cost_cells
 from floral.report.statistics import binomial_null
-from floral.report.style import looks
+from floral.report.style import styles
 from floral.report.summarise import differences, intervals, joined, main_cells, route_weights, worst
 from floral.report.tables import EMPTY, Cell, Column, grid
 from floral.runs.state import LOCK
@@ -174,9 +174,9 @@ def test_measured_costs_are_means_over_the_seeds_that_are_done(results, write):
         spent = {**COSTS, "seconds": {**COSTS["seconds"], "total": seconds}}
         (write(run, status) / "costs.json").write_text(json.dumps(spent))
     found = collect("quickstart", runs, results)
-    assert cost_cells(found, found.settings[0])["fedavg"]["seconds"].order == 2.0
+    assert cost_cells(found, found.configurations[0])["fedavg"]["seconds"].order == 2.0
     found = collect("quickstart", runs[2:], results)
-    cells = cost_cells(found, found.settings[0])["fedavg"]
+    cells = cost_cells(found, found.configurations[0])["fedavg"]
     assert cells["seconds"] == EMPTY and cells["served"].order == 4810
 
 
@@ -215,25 +215,25 @@ def test_one_seed_invents_no_interval(tmp_path, results, write):
 
 def test_intervals_and_differences_by_hand(results, suite_runs):
     collected = collect("quickstart", suite_runs, results)
-    setting = collected.settings[0]
-    floral = intervals(collected, setting)["floral_1"]
+    configuration = collected.configurations[0]
+    floral = intervals(collected, configuration)["floral_1"]
     # seeds 85, 86, 87 %: mean 86, s = 1, half width 4.3027/√3
     assert (floral.mean, floral.n) == (pytest.approx(86), 3) and floral.half_width == pytest.approx(2.4841, abs=1e-4)
-    paired = differences(collected, setting)
+    paired = differences(collected, configuration)
     assert paired["constant"].mean == pytest.approx(-75) and paired["constant"].low is None
     assert paired["ensemble"].n == 1 and "floral_1" not in paired
     assert "fedavg" not in paired  # a seed of it diverged
-    loss = differences(collected, collected.settings[1])["fedavg"]
+    loss = differences(collected, collected.configurations[1])["fedavg"]
     assert loss.mean == pytest.approx(0.25) and loss.half_width == pytest.approx(0, abs=1e-9) and loss.n == 2
 
 
-def told(collected, setting=0):
-    return main_cells(collected, shown(collected), collected.settings[setting])
+def told(collected, configuration=0):
+    return main_cells(collected, shown(collected), collected.configurations[configuration])
 
 
 def shown(collected):
-    return looks(
-        [(c.id, c.title, c.id, c.variant.family, c.variant.oracle) for c in collected.contenders], _yaml("looks.yaml")
+    return styles(
+        [(c.id, c.title, c.id, c.variant.family, c.variant.oracle) for c in collected.methods], _yaml("styles.yaml")
     )
 
 
@@ -255,11 +255,11 @@ def test_diverged_seeds_are_counted_and_leave_a_mean_only_where_the_fidelity_dro
     for run in runs:
         write(run, "diverged" if run.seed == 2 else "done")
     collected = collect("quickstart", runs, results)
-    corrected, official = (told(collected, setting)["fedavg"] for setting in (0, 1))
+    corrected, official = (told(collected, configuration)["fedavg"] for configuration in (0, 1))
     assert corrected == {"value": Cell(text="1/3 diverged", note="no mean; done: 60.0, 61.0")}
     assert official["value"].text.startswith("60.5") and official["value"].note == "n = 2; 1/3 diverged"
     assert official["official"].text.startswith("58.5") and official["official"].note == "n = 2; 1/3 diverged"
-    assert set(draw(collected, shown(collected), collected.settings[0])) >= {"rounds", "spread"}
+    assert set(draw(collected, shown(collected), collected.configurations[0])) >= {"rounds", "spread"}
 
 
 def test_loss_is_better_when_lower(results, suite_runs):
@@ -279,7 +279,7 @@ def test_loss_is_best_when_least(results, write):
 def test_worst_of_own_rows_and_its_null(results, suite_runs):
     collected = collect("quickstart", suite_runs, results)
     found = {
-        which: {one.contender: one for one in worst(collected, collected.settings[0], which)}
+        which: {one.method: one for one in worst(collected, collected.configurations[0], which)}
         for which in ("decile", "cluster")
     }
     # hits of floral_1, each seed: 11 of client 0, 13 of the others of its cluster, 17 of the other cluster's clients
@@ -288,12 +288,12 @@ def test_worst_of_own_rows_and_its_null(results, suite_runs):
     assert cluster.observed == {0: 50 / 80, 1: 50 / 80, 2: 50 / 80}
     assert decile.null == binomial_null([20] * 8, 118 / 160, 1, draws=1000)
     assert cluster.null == binomial_null([80, 80], 118 / 160, 1, draws=1000)
-    assert "fedavg" not in found["decile"] and worst(collected, collected.settings[1], "decile") == []
+    assert "fedavg" not in found["decile"] and worst(collected, collected.configurations[1], "decile") == []
 
 
 def test_learned_clusters_are_renumbered_to_match(results, suite_runs):
     collected = collect("quickstart", suite_runs, results)
-    frame, seeds = route_weights(collected, collected.settings[0], ["floral_1"])
+    frame, seeds = route_weights(collected, collected.configurations[0], ["floral_1"])
     assert seeds == {"floral_1": 0} and frame.height == 2 * CLIENTS
     matched = frame.filter(pl.col("cluster") == pl.col("true_cluster"))
     assert sorted(set(matched["weight"])) == pytest.approx([0.8, 0.9])
@@ -305,8 +305,12 @@ def test_namesakes_are_told_apart(results, write):
     for run in runs:
         write(run)
     collected = collect("quickstart", runs, results)
-    assert [setting.id for setting in collected.settings] == ["digits_rotate", "digits_rotate-2", "digits_rotate-3"]
-    titles = [setting.title for setting in collected.settings]
+    assert [configuration.id for configuration in collected.configurations] == [
+        "digits_rotate",
+        "digits_rotate-2",
+        "digits_rotate-3",
+    ]
+    titles = [configuration.title for configuration in collected.configurations]
     assert len(set(titles)) == 3 and "official" in titles[0] and "lr 0.05" in titles[2]
     assert collected.summary["official_score"].to_list() == [pytest.approx(0.58), None, None]
     assert collected.summary["official_score_sampled"].to_list() == [pytest.approx(0.57), None, None]
@@ -316,7 +320,7 @@ def test_down_and_up_are_bytes_as_the_engine_bills_them(results, write):
     run = make_run("digits_rotate", "fedavg", 0)
     write(run)
     found = collect("quickstart", [run], results)
-    cells = cost_cells(found, found.settings[0])["fedavg"]
+    cells = cost_cells(found, found.configurations[0])["fedavg"]
     assert cells["sent_down"].order == cells["sent_up"].order == BYTES_PER_FLOAT * 4810
     assert cells["trainable_per_client"].order == 4810 and cells["client_passes"].order == 40
     assert cells["held"].order == BYTES_PER_FLOAT * (4810 + 4810)  # the model, and a gradient for all of it
@@ -337,7 +341,9 @@ def test_a_client_holds_what_it_gets_serves_or_keeps_and_gradients(served, sent_
     assert client_floats(counted) == floats
 
 
-@pytest.mark.parametrize("module", ["statistics", "tables", "figures", "looks", "stages.report", "stages.show"])
+@pytest.mark.parametrize(
+    "module", ["report.statistics", "report.tables", "report.figures", "report.style", "report.build", "cli.show"]
+)
 def test_never_imports_torch(module):
     code = f"import sys, floral.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -370,12 +376,15 @@ def test_unseen_clients_are_shown_by_kind_and_number_of_samples(tmp_path, result
     for run in runs:
         write(run)
     collected = collect("quickstart", runs, results)
-    (setting,) = collected.settings
-    seen = joined(collected, setting, "seen_cluster")
+    (configuration,) = collected.configurations
+    seen = joined(collected, configuration, "seen_cluster")
     row = seen.row(by_predicate=(pl.col("contender") == "ensemble") & (pl.col("x") == 10), named=True)
     assert row["seeds"] == pytest.approx([(80 + 2 * 70) / 3, (81 + 2 * 71) / 3])  # by test rows: 20 and 40
     assert (row["low"], row["high"]) == pytest.approx(tuple(row["seeds"]))
-    assert joined(collected, setting, "new_concept")["contender"].unique().sort().to_list() == ["ensemble", "fedavg"]
+    assert joined(collected, configuration, "new_concept")["contender"].unique().sort().to_list() == [
+        "ensemble",
+        "fedavg",
+    ]
     report("quickstart", runs, results, tmp_path / "reports")
     page = (tmp_path / "reports" / "quickstart" / "index.html").read_text(encoding="utf-8")
     assert "Seen cluster, highest mean: with 1 sample Ensemble (73.8" in page
@@ -449,7 +458,7 @@ def unbroken_name(row: str) -> str:
 
 def test_a_section_is_one_function_and_what_it_makes_is_shown_and_written(tmp_path, results, write, monkeypatch):
     def made(material):
-        table = grid("mine", [Column(id="x", title="X")], [(look, {}) for look in material.looks.values()], "")
+        table = grid("mine", [Column(id="x", title="X")], [(style, {}) for style in material.styles.values()], "")
         return Section(id="main", parts=(Part(title="Of mine", table=table, note="A note."),))
 
     monkeypatch.setattr(report_stage, "SECTIONS", (made,))
@@ -463,9 +472,9 @@ def test_titles_name_what_a_run_changes_and_nothing_else(tmp_path):
     """A suite that changes one value at a time names that value, and what it leaves as it is stays short."""
     runs = suite_runs("paper", ["digits_rotate", "mnist_rotate_reduced"], ["floral_1"], [0])
     found = collect("paper", runs, tmp_path)
-    titles = {one.title for one in found.contenders}
+    titles = {one.title for one in found.methods}
     assert {"FLoRAL 1 %", "FLoRAL 1 %, temperature 5.0", "FLoRAL 1 %, rank full"} <= titles
-    settings = [one.title for one in found.settings]
-    assert "MNIST, rotated per cluster, 5 % of the data, fidelity official" in settings
-    assert "MNIST, rotated per cluster, 5 % of the data, fidelity corrected, router_lr 0.02" in settings
-    assert len(set(settings)) == len(settings)
+    configurations = [one.title for one in found.configurations]
+    assert "MNIST, rotated per cluster, 5 % of the data, fidelity official" in configurations
+    assert "MNIST, rotated per cluster, 5 % of the data, fidelity corrected, router_lr 0.02" in configurations
+    assert len(set(configurations)) == len(configurations)

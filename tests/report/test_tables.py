@@ -3,10 +3,10 @@
 import pytest
 
 from floral.core.intervals import t_interval
-from floral.report.style import Look
+from floral.report.style import Style
 from floral.report.tables import Cell, Column, amount, grid, interval_cell, latex, number, unbroken
 
-LOOK = Look(id="a", title="A <1 %> & b", short="A", family="F", group="method", colour="#aa0000", dashed=True)
+LOOK = Style(id="a", title="A <1 %> & b", short="A", family="F", group="method", colour="#aa0000", dashed=True)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from floral.report.collect import Collected
 from floral.report.figures import Figure
-from floral.report.style import Look
+from floral.report.style import Style
 from floral.report.tables import Cell, Table
 
 
@@ -18,13 +18,13 @@ class Material:
     figures by setting and kind: in the order of the settings, without those that are not drawn."""
 
     collected: Collected
-    looks: Mapping[str, Look]
+    styles: Mapping[str, Style]
     captions: Mapping[str, Any]
     figures: Mapping[str, Mapping[str, Figure]]
 
-    def rows(self, cells: Mapping[str, Mapping[str, Cell]]) -> list[tuple[Look, Mapping[str, Cell]]]:
+    def rows(self, cells: Mapping[str, Mapping[str, Cell]]) -> list[tuple[Style, Mapping[str, Cell]]]:
         """The rows of a table in the order of the looks: of the contenders that have cells."""
-        return [(look, cells[name]) for name, look in self.looks.items() if name in cells]
+        return [(style, cells[name]) for name, style in self.styles.items() if name in cells]
 
     def drawn(self, *kinds: str) -> tuple[Figure, ...]:
         """The figures of these kinds, setting by setting."""

@@ -8,10 +8,10 @@ from typing import Literal
 
 import polars as pl
 
-from floral.report.collect import Collected, Setting
+from floral.report.collect import Collected, Configuration
 from floral.report.paired import Paired
 from floral.report.sections.base import Material, Part, Section
-from floral.report.style import Look
+from floral.report.style import Style
 from floral.report.summarise import REFERENCE, best_two, lost, lost_note, unit, usual_seeds, without_mean
 from floral.report.tables import THIN, Cell, Column, amount, grid, interval_cell
 
@@ -45,7 +45,7 @@ class Level:
     readings: dict[Rule, Readings]
 
 
-def level(collected: Collected, looks: Mapping[str, Look], setting: Setting, budget: Budget) -> Level:
+def level(collected: Collected, styles: Mapping[str, Style], configuration: Configuration, budget: Budget) -> Level:
     """The largest budget that every method can spend, and the readings within it.
 
     Within a seed, where all methods have the same rows and cohorts, the budget is the least that any method has spent
@@ -53,12 +53,12 @@ def level(collected: Collected, looks: Mapping[str, Look], setting: Setting, bud
     the last evaluated round within it, `selected` the one of these with the least validation loss (of equal ones the
     first): nothing is interpolated, and test rows choose nothing.
     """
-    rows = evaluations(collected, setting)
+    rows = evaluations(collected, configuration)
     readings: dict[Rule, Readings] = {"last": {}, "selected": {}}
     limits: dict[int, float] = {}
     for (seed,), of_seed in rows.group_by("seed", maintain_order=True):
         ends = of_seed.group_by("contender", maintain_order=True).agg(pl.col(budget).max()).filter(pl.col(budget) > 0)
-        rivals = ends.filter(pl.col("contender").is_in([n for n, look in looks.items() if look.group == "method"]))
+        rivals = ends.filter(pl.col("contender").is_in([n for n, style in styles.items() if style.group == "method"]))
         if ends.is_empty():
             continue
         limit = float((ends if rivals.is_empty() else rivals)[budget].min())  # type: ignore[arg-type]
@@ -75,12 +75,12 @@ def level(collected: Collected, looks: Mapping[str, Look], setting: Setting, bud
     return Level(limits=limits, readings=readings)
 
 
-def evaluations(collected: Collected, setting: Setting) -> pl.DataFrame:
+def evaluations(collected: Collected, configuration: Configuration) -> pl.DataFrame:
     """One row per done run and evaluated round, in order: contender, seed, round, bytes, client_passes, value,
     validation."""
     if collected.curves.is_empty():
         return pl.DataFrame(schema={"seed": pl.Int64})
-    done = collected.summary.filter((pl.col("setting") == setting.id) & (pl.col("status") == "done"))
+    done = collected.summary.filter((pl.col("setting") == configuration.id) & (pl.col("status") == "done"))
     keys, spent = ["setting", "contender", "seed"], ["round", "bytes", "client_passes"]
     rows = collected.curves.join(done.select(keys), on=keys, how="semi", maintain_order="left")
 
@@ -88,7 +88,7 @@ def evaluations(collected: Collected, setting: Setting) -> pl.DataFrame:
         return rows.filter(pl.col("metric") == metric).select(*keys, *spent, pl.col("value").alias(name))
 
     validation = of("validation/loss", "validation").drop("bytes", "client_passes")
-    both = of(f"test/{setting.metric}", "value").join(validation, on=[*keys, "round"], how="left")
+    both = of(f"test/{configuration.metric}", "value").join(validation, on=[*keys, "round"], how="left")
     return both.filter(pl.col("value").is_finite()).sort("contender", "seed", "round")
 
 
@@ -98,20 +98,20 @@ def evaluations(collected: Collected, setting: Setting) -> pl.DataFrame:
 def section(material: Material) -> Section | None:
     """Beside the figure of results against bytes, a table for each setting."""
     parts = []
-    for setting in material.collected.settings:
+    for configuration in material.collected.configurations:
         levels: dict[Budget, Level] = {}
         for budget in BUDGETS:
-            if (found := level(material.collected, material.looks, setting, budget)).limits:
+            if (found := level(material.collected, material.styles, configuration, budget)).limits:
                 levels[budget] = found
         if levels:
-            parts.append(_part(material, setting, levels))
+            parts.append(_part(material, configuration, levels))
     figures = material.drawn("tradeoff")
     if not parts:
         return None
     return Section(id="budgets", figures=tuple((figure,) for figure in figures), layout="wide", parts=tuple(parts))
 
 
-def _part(material: Material, setting: Setting, levels: Mapping[Budget, Level]) -> Part:
+def _part(material: Material, configuration: Configuration, levels: Mapping[Budget, Level]) -> Part:
     cells: dict[str, dict[str, Cell]] = {}
     columns = []
     for budget, found in levels.items():
@@ -120,31 +120,35 @@ def _part(material: Material, setting: Setting, levels: Mapping[Budget, Level]) 
             if not found.readings[rule]:
                 continue
             columns.append(Column(id=f"{budget}.{rule}", title=title, spanner=spanner))
-            for name, cell in _values(material, setting, found.readings[rule]).items():
+            for name, cell in _values(material, configuration, found.readings[rule]).items():
                 cells.setdefault(name, {})[f"{budget}.{rule}"] = cell
             if budget != "round" or rule == "selected":
                 columns.append(Column(id=f"{budget}.{rule}.round", title="read at", spanner=spanner))
                 for name, seeds in found.readings[rule].items():
                     if name in cells:
                         cells[name][f"{budget}.{rule}.round"] = _rounds(seeds)
-    measured = unit(material.collected, setting)
+    measured = unit(material.collected, configuration)
     rows = material.rows(cells)
-    caption = f"{setting.title}, {measured.title}: {material.captions['budgets']['latex']}"
-    table = grid(f"budgets_{setting.id}", columns, rows, caption)
-    return Part(title=f"{setting.title}: {measured.title}", table=table)
+    caption = f"{configuration.title}, {measured.title}: {material.captions['budgets']['latex']}"
+    table = grid(f"budgets_{configuration.id}", columns, rows, caption)
+    return Part(title=f"{configuration.title}: {measured.title}", table=table)
 
 
-def _values(material: Material, setting: Setting, readings: Readings) -> dict[str, Cell]:
+def _values(material: Material, configuration: Configuration, readings: Readings) -> dict[str, Cell]:
     """contender → its mean and interval, and beneath it the paired difference to the reference."""
-    collected, measured = material.collected, unit(material.collected, setting)
-    counts, excluded, usual = lost(collected, setting), without_mean(collected, setting), usual_seeds(collected)
+    collected, measured = material.collected, unit(material.collected, configuration)
+    counts, excluded, usual = (
+        lost(collected, configuration),
+        without_mean(collected, configuration),
+        usual_seeds(collected),
+    )
     values = {
         name: {seed: measured.scale * one.value for seed, one in seeds.items()}
         for name, seeds in readings.items()
         if name not in excluded
     }
     found = Paired(values=values)
-    marked = best_two(found, counts, material.looks, measured.higher_is_better)
+    marked = best_two(found, counts, material.styles, measured.higher_is_better)
     cells = {name: Cell(text=lost_note(counts[name])) for name in readings if name in excluded}
     for name in values:
         paired = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from floral.report.collect import Collected, Setting
+from floral.report.collect import Collected, Configuration
 from floral.report.paired import Paired
 from floral.report.sections.base import Material, Part, Section
 from floral.report.summarise import results, unit, usual_seeds
@@ -16,7 +16,7 @@ CORRECTED = "corrected"
 def section(material: Material) -> Section | None:
     """A table for each task that the suite runs with official fidelity as it is, and with something of it corrected."""
     parts = []
-    for official in material.collected.settings:
+    for official in material.collected.configurations:
         if official.fidelity == "official" and not official.switches:
             others = _others(material.collected, official)
             if cells := correction_cells(material.collected, official, others):
@@ -24,9 +24,9 @@ def section(material: Material) -> Section | None:
     return Section(id="corrections", parts=tuple(parts)) if parts else None
 
 
-def _others(collected: Collected, official: Setting) -> dict[str, Setting]:
+def _others(collected: Collected, official: Configuration) -> dict[str, Configuration]:
     """What is corrected → the setting: single switches of official fidelity, then `corrected` for all of them."""
-    alike = [one for one in collected.settings if one.task == official.task]
+    alike = [one for one in collected.configurations if one.task == official.task]
     single = {
         f"{switch}: {value}": one
         for one in alike
@@ -38,14 +38,14 @@ def _others(collected: Collected, official: Setting) -> dict[str, Setting]:
 
 
 def correction_cells(
-    collected: Collected, official: Setting, others: Mapping[str, Setting]
+    collected: Collected, official: Configuration, others: Mapping[str, Configuration]
 ) -> dict[str, dict[str, Cell]]:
     """contender → `official`: its mean; and what is corrected → the difference to that, paired by seed."""
     usual, digits = usual_seeds(collected), unit(collected, official).digits
     before = results(collected, official)
     cells: dict[str, dict[str, Cell]] = {}
-    for what, setting in others.items():
-        after = results(collected, setting)
+    for what, configuration in others.items():
+        after = results(collected, configuration)
         for name in (name for name in before.values if name in after.values):
             both = Paired(values={"before": before.values[name], "after": after.values[name]})
             if (difference := both.difference("after", "before")) is not None:
@@ -56,7 +56,10 @@ def correction_cells(
 
 
 def _part(
-    material: Material, official: Setting, others: Mapping[str, Setting], cells: Mapping[str, Mapping[str, Cell]]
+    material: Material,
+    official: Configuration,
+    others: Mapping[str, Configuration],
+    cells: Mapping[str, Mapping[str, Cell]],
 ) -> Part:
     shown = unit(material.collected, official)
     spanner = f"Corrected \u2212 official, {shown.difference}"

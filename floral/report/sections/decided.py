@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from floral.core.intervals import Interval
 from floral.report import statistics
-from floral.report.collect import Collected, Setting
+from floral.report.collect import Collected, Configuration
 from floral.report.sections import rank_diagram
 from floral.report.sections.base import Material, Part, Section
 from floral.report.summarise import REFERENCE, results, unit, usual_seeds
@@ -13,7 +13,11 @@ from floral.report.tables import EMPTY, Cell, Column, Table, grid, interval_cell
 
 def section(material: Material) -> Section | None:
     """A table for each setting in which a seed has both the reference and another, and the ranks over tasks."""
-    parts = [found for setting in material.collected.settings if (found := _part(material, setting)) is not None]
+    parts = [
+        found
+        for configuration in material.collected.configurations
+        if (found := _part(material, configuration)) is not None
+    ]
     ranked, why = rank_diagram.ranked(material)
     if ranked is not None:
         parts.append(rank_diagram.part(material, ranked))
@@ -23,26 +27,26 @@ def section(material: Material) -> Section | None:
     return Section(id="decided", figures=figures, parts=tuple(parts), opened=False, note=why)
 
 
-def _part(material: Material, setting: Setting) -> Part | None:
-    shown, cells = unit(material.collected, setting), decided_cells(material.collected, setting)
+def _part(material: Material, configuration: Configuration) -> Part | None:
+    shown, cells = unit(material.collected, configuration), decided_cells(material.collected, configuration)
     if not cells:
         return None
     columns = [
-        Column(id="difference", title=f"\u2212 {material.looks[REFERENCE].title}, {shown.difference}"),
+        Column(id="difference", title=f"\u2212 {material.styles[REFERENCE].title}, {shown.difference}"),
         Column(id="verdict", title="These seeds say"),
         *([Column(id="p", title="p, Holm")] if any("p" in row for row in cells.values()) else []),
         Column(id="more", title="More seeds to decide"),
     ]
     rows = material.rows(cells)
-    caption = f"{setting.title}: {material.captions['decided']['latex']}"
-    table: Table = grid(f"decided_{setting.id}", columns, rows, caption)
-    return Part(title=setting.title, table=table, note=_why_no_p(material.collected, setting))
+    caption = f"{configuration.title}: {material.captions['decided']['latex']}"
+    table: Table = grid(f"decided_{configuration.id}", columns, rows, caption)
+    return Part(title=configuration.title, table=table, note=_why_no_p(material.collected, configuration))
 
 
-def decided_cells(collected: Collected, setting: Setting) -> dict[str, dict[str, Cell]]:
+def decided_cells(collected: Collected, configuration: Configuration) -> dict[str, dict[str, Cell]]:
     """contender → `difference`, `verdict`, `p` where one can be significant, `more` where it is open → cell."""
-    found, shown = results(collected, setting), unit(collected, setting)
-    pairs = _pairs(collected, setting)
+    found, shown = results(collected, configuration), unit(collected, configuration)
+    pairs = _pairs(collected, configuration)
     corrected = statistics.holm({name: statistics.sign_flip(pair) for name, pair in pairs.items()})
     cells: dict[str, dict[str, Cell]] = {}
     for name, pair in pairs.items():
@@ -59,9 +63,9 @@ def decided_cells(collected: Collected, setting: Setting) -> dict[str, dict[str,
     return cells
 
 
-def _pairs(collected: Collected, setting: Setting) -> dict[str, list[float]]:
+def _pairs(collected: Collected, configuration: Configuration) -> dict[str, list[float]]:
     """contender → its differences to the reference, seed by seed."""
-    found = results(collected, setting)
+    found = results(collected, configuration)
     if REFERENCE not in found.values:
         return {}
     pairs = {name: found.differences(name, REFERENCE) for name in found.values if name != REFERENCE}
@@ -88,8 +92,8 @@ def _more(pair: list[float]) -> Cell:
     return Cell(text=str(max(1, needed - len(pair))), order=float(needed - len(pair)))
 
 
-def _why_no_p(collected: Collected, setting: Setting) -> str:
-    pairs = _pairs(collected, setting)
+def _why_no_p(collected: Collected, configuration: Configuration) -> str:
+    pairs = _pairs(collected, configuration)
     most = max(len(pair) for pair in pairs.values())
     if statistics.attainable(most, len(pairs)):
         return ""

@@ -12,7 +12,7 @@ import polars as pl
 from floral.config import catalogue, paths
 from floral.config.reading import ConfigError
 from floral.core.intervals import Interval, t_interval
-from floral.report.collect import Collected, Contender, Setting
+from floral.report.collect import Collected, Configuration, MethodRow
 from floral.report.sections.base import Material, Part, Section
 from floral.report.statistics import welch_difference
 from floral.report.summarise import means, results, scaled, without_mean
@@ -98,50 +98,57 @@ def compare(values: list[float], cell: Published, comparable: bool = True) -> Co
     return Comparison(ours=t_interval(values), published=cell, difference=difference, verdict=verdict)
 
 
-def comparisons(collected: Collected, setting: Setting) -> dict[str, Comparison]:
+def comparisons(collected: Collected, configuration: Configuration) -> dict[str, Comparison]:
     """contender → its comparison, where task, variant and switches are as published: none of the suite's own, untuned.
 
     Under official fidelity ours is the official score, the counterpart of what was published, else the accuracy.
     """
-    if setting.task != catalogue.task(setting.task.name) or setting.switches:
+    if configuration.task != catalogue.task(configuration.task.name) or configuration.switches:
         return {}
-    column = "official_score" if setting.fidelity == "official" else "test_accuracy"
-    comparable = setting.fidelity == "official" or setting.task.published_split == "test"
-    values, excluded = collected.values(setting, column), without_mean(collected, setting)
-    shown = means(collected, setting, column, 100)
+    column = "official_score" if configuration.fidelity == "official" else "test_accuracy"
+    comparable = configuration.fidelity == "official" or configuration.task.published_split == "test"
+    values, excluded = collected.values(configuration, column), without_mean(collected, configuration)
+    shown = means(collected, configuration, column, 100)
     return {
         one.id: replace(compare(list(scaled(values[one.id], 100).values()), cell, comparable), ours=shown[one.id])
-        for one in collected.present(setting)
+        for one in collected.present(configuration)
         if _plain(one) and one.id in values and one.id not in excluded
-        if (cell := published().get((setting.task.name, one.variant.name)))
+        if (cell := published().get((configuration.task.name, one.variant.name)))
     }
 
 
-def _plain(one: Contender) -> bool:
+def _plain(one: MethodRow) -> bool:
     return one.id == one.variant.name and not one.tuned and one.variant == catalogue.variant(one.variant.name)
 
 
 def section(material: Material) -> Section | None:
     """A table for each setting, and the counts of all of a fidelity below its first."""
-    found = {setting.id: comparisons(material.collected, setting) for setting in material.collected.settings}
+    found = {
+        configuration.id: comparisons(material.collected, configuration)
+        for configuration in material.collected.configurations
+    }
     columns = [
         Column(id="published", title="Published, %"), Column(id="ours", title="Ours, %"),
         Column(id="difference", title="Difference, points"), Column(id="verdict", title="Verdict"),
     ]  # fmt: skip
     parts: list[Part] = []
     counted: set[str] = set()
-    for setting in material.collected.settings:
-        rows = material.rows({id_: _cells(one) for id_, one in found[setting.id].items()})
+    for configuration in material.collected.configurations:
+        rows = material.rows({id_: _cells(one) for id_, one in found[configuration.id].items()})
         if not rows:
             continue
         note = ""
-        if setting.fidelity not in counted:
-            counted.add(setting.fidelity)
-            alike = [one.id for one in material.collected.settings if one.fidelity == setting.fidelity]
-            note = told(setting.fidelity, [cell for id_ in alike for cell in found[id_].values()])
-        caption = f"{setting.title}: {material.captions['published']['latex']}"
+        if configuration.fidelity not in counted:
+            counted.add(configuration.fidelity)
+            alike = [one.id for one in material.collected.configurations if one.fidelity == configuration.fidelity]
+            note = told(configuration.fidelity, [cell for id_ in alike for cell in found[id_].values()])
+        caption = f"{configuration.title}: {material.captions['published']['latex']}"
         parts.append(
-            Part(title=setting.title, table=grid(f"published_{setting.id}", columns, rows, caption), note=note)
+            Part(
+                title=configuration.title,
+                table=grid(f"published_{configuration.id}", columns, rows, caption),
+                note=note,
+            )
         )
     return Section(id="published", parts=tuple(parts)) if parts else None
 
@@ -186,15 +193,15 @@ def claim(difference: Interval) -> Claim:
 def claims(material: Material) -> Section | None:
     """A table for each claim: FLoRAL variants down, settings across."""
     collected = material.collected
-    ours = [one for one in collected.contenders if one.variant.method == "floral" and one.id in material.looks]
+    ours = [one for one in collected.methods if one.variant.method == "floral" and one.id in material.styles]
     parts = []
     for name, (title, rivals) in CLAIMS.items():
-        tasks = [one for one in collected.settings if one.metric == "accuracy"]
+        tasks = [one for one in collected.configurations if one.metric == "accuracy"]
         if name == "scarce":
             tasks = [one for one in tasks if one.task.partition.share < 1]
         columns, cells, counts = [], {}, Counter()
-        for setting in tasks:
-            found = results(collected, setting)
+        for configuration in tasks:
+            found = results(collected, configuration)
             for one in ours:
                 rival = rivals[one.variant.optimal_router]
                 if one.id not in found.values or rival not in found.values:
@@ -206,13 +213,13 @@ def claims(material: Material) -> Section | None:
                 counts[one.id, said] += 1
                 quiet = said == "undecided"
                 beneath = interval_cell(difference, 1, sign=True, usual=difference.n)
-                cells.setdefault(one.id, {})[setting.id] = Cell(
+                cells.setdefault(one.id, {})[configuration.id] = Cell(
                     text=said,
                     note=" ".join(filter(None, (beneath.text, beneath.note))),
                     order=difference.mean,
                     quiet=quiet,
                 )
-            columns.append(Column(id=setting.id, title=setting.title))
+            columns.append(Column(id=configuration.id, title=configuration.title))
         rows = material.rows({id_: {**own, "count": _count(counts, id_)} for id_, own in cells.items()})
         if rows:
             columns = [Column(id="count", title="Holds"), *columns]

@@ -11,10 +11,10 @@ import polars as pl
 
 from floral.core.intervals import Interval
 from floral.report import figures
-from floral.report.collect import Contender, Setting
+from floral.report.collect import Configuration, MethodRow
 from floral.report.figures import Figure
 from floral.report.sections.base import Material, Part, Section
-from floral.report.style import Look
+from floral.report.style import Style
 from floral.report.summarise import Unit, intervals, unit, usual_seeds
 from floral.report.tables import Column, Table, grid, interval_cell, number
 
@@ -29,9 +29,9 @@ Rank = float | str
 class Sweep:
     """One method on one task in several sizes: (rank, adaptors) → its result, and how a row of that rank looks."""
 
-    setting: Setting
+    configuration: Configuration
     reached: dict[tuple[Rank, int], Interval]
-    rows: dict[Rank, Look]
+    rows: dict[Rank, Style]
 
     @property
     def ranks(self) -> list[Rank]:
@@ -45,15 +45,18 @@ class Sweep:
     @property
     def title(self) -> str:
         """The task without its assumed clusters, which are an axis here."""
-        turned = [f"{name} {value}" for name, value in self.setting.switches.items()]
-        return ", ".join([self.setting.task.title, f"{self.setting.fidelity} fidelity", *turned])
+        turned = [f"{name} {value}" for name, value in self.configuration.switches.items()]
+        return ", ".join([self.configuration.task.title, f"{self.configuration.fidelity} fidelity", *turned])
 
 
 def section(material: Material) -> Section | None:
     """None where no method has been run with two ranks and two numbers of adaptors on one task."""
     parts, drawn = [], []
     for at, sweep in enumerate(sweeps(material)):
-        name, measured = f"rank_clusters_{at + 1}_{sweep.setting.task.name}", unit(material.collected, sweep.setting)
+        name, measured = (
+            f"rank_clusters_{at + 1}_{sweep.configuration.task.name}",
+            unit(material.collected, sweep.configuration),
+        )
         table = _table(material, sweep, name, measured)
         parts.append(Part(title=f"{sweep.title}: {measured.title}", table=table))
         drawn.append(_figure(sweep, name, measured))
@@ -65,17 +68,17 @@ def sweeps(material: Material) -> Iterator[Sweep]:
     `assumed_clusters` are one task; tuned contenders, whose values differ by task, are left out."""
     collected = material.collected
     found: dict[tuple[str, str], Sweep] = {}
-    for setting in collected.settings:
-        means = intervals(collected, setting)
-        for contender in collected.present(setting):
-            if contender.tuned or not contender.variant.params.keys() >= SIZES or contender.id not in means:
+    for configuration in collected.configurations:
+        means = intervals(collected, configuration)
+        for method in collected.present(configuration):
+            if method.tuned or not method.variant.params.keys() >= SIZES or method.id not in means:
                 continue
-            key = (_task(setting), _method(contender))
-            sweep = found.setdefault(key, Sweep(setting=setting, reached={}, rows={}))
-            rank = contender.variant.params["rank"]
-            sweep.reached[rank, contender.variant.params["multiplier"] * setting.task.assumed] = means[contender.id]
-            look = material.looks[contender.id]
-            sweep.rows.setdefault(rank, dataclasses.replace(look, title=rank_title(rank)))
+            key = (_task(configuration), _method(method))
+            sweep = found.setdefault(key, Sweep(configuration=configuration, reached={}, rows={}))
+            rank = method.variant.params["rank"]
+            sweep.reached[rank, method.variant.params["multiplier"] * configuration.task.assumed] = means[method.id]
+            style = material.styles[method.id]
+            sweep.rows.setdefault(rank, dataclasses.replace(style, title=rank_title(rank)))
     return (sweep for sweep in found.values() if len(sweep.ranks) > 1 and len(sweep.adaptors) > 1)
 
 
@@ -83,18 +86,18 @@ def rank_title(rank: Rank) -> str:
     return f"rank {100 * rank:g} %" if isinstance(rank, float) and rank < 1 else f"rank {rank}"
 
 
-def _task(setting: Setting) -> str:
-    task = setting.task.model_dump_json(exclude={"assumed_clusters"})
-    return json.dumps([task, setting.fidelity, dict(setting.switches)], sort_keys=True, default=str)
+def _task(configuration: Configuration) -> str:
+    task = configuration.task.model_dump_json(exclude={"assumed_clusters"})
+    return json.dumps([task, configuration.fidelity, dict(configuration.switches)], sort_keys=True, default=str)
 
 
-def _method(contender: Contender) -> str:
-    others: Mapping[str, object] = {k: v for k, v in contender.variant.params.items() if k not in SIZES}
-    return json.dumps([contender.variant.method, others], sort_keys=True, default=str)
+def _method(method: MethodRow) -> str:
+    others: Mapping[str, object] = {k: v for k, v in method.variant.params.items() if k not in SIZES}
+    return json.dumps([method.variant.method, others], sort_keys=True, default=str)
 
 
 def _table(material: Material, sweep: Sweep, name: str, measured: Unit) -> Table:
-    usual, true = usual_seeds(material.collected), sweep.setting.task.clusters
+    usual, true = usual_seeds(material.collected), sweep.configuration.task.clusters
     columns = [Column(id=f"c{n}", title=str(n), spanner=f"Adaptors ({true} true clusters)") for n in sweep.adaptors]
     rows = [
         (
@@ -125,5 +128,5 @@ def _figure(sweep: Sweep, name: str, measured: Unit) -> Figure:
     told = f"{measured.title} by rank and number of adaptors, {sweep.title}: "
     told += "; ".join(f"{rank}, {n}: {text}" for rank, n, *_, text in rows) + "."
     chart = figures.heat(frame, adaptors, ranks, measured.higher_is_better)
-    subtitle = f"{measured.title}, mean; darker is better; {sweep.setting.task.clusters} true clusters"
+    subtitle = f"{measured.title}, mean; darker is better; {sweep.configuration.task.clusters} true clusters"
     return figures.render(chart, name, sweep.title, subtitle, told, see)

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from floral.report import figures, statistics
-from floral.report.collect import Setting
+from floral.report.collect import Configuration
 from floral.report.figures import Figure
 from floral.report.sections.base import Material, Part
 from floral.report.statistics import METHODS, TASKS, Ranks
@@ -31,24 +31,24 @@ def ranked(material: Material) -> tuple[Ranks | None, str]:
             f"Ranks over tasks are not shown: {methods} methods have a result on all {tasks} tasks, and a "
             f"critical-difference diagram takes from 3 to {METHODS}."
         )
-    counts = [lost(material.collected, setting) for setting in _tasks(material)]
+    counts = [lost(material.collected, configuration) for configuration in _tasks(material)]
     if any({"missing", "failed"} & of_task[name].keys() for of_task in counts for name in table):
         return None, "Ranks over tasks are not shown: some of the methods' runs are missing or failed."
-    better = [unit(material.collected, setting).higher_is_better for setting in _tasks(material)]
+    better = [unit(material.collected, configuration).higher_is_better for configuration in _tasks(material)]
     return statistics.ranks(table, better), ""
 
 
-def _tasks(material: Material) -> list[Setting]:
-    firsts: dict[str, Setting] = {}
-    for setting in material.collected.settings:
-        firsts.setdefault(setting.task.name, setting)
+def _tasks(material: Material) -> list[Configuration]:
+    firsts: dict[str, Configuration] = {}
+    for configuration in material.collected.configurations:
+        firsts.setdefault(configuration.task.name, configuration)
     return list(firsts.values())
 
 
 def _table(material: Material) -> dict[str, list[float]]:
     """method → its mean on each task, of those that have all."""
-    found = [results(material.collected, setting).values for setting in _tasks(material)]
-    rivals = [name for name, look in material.looks.items() if look.group == "method"]
+    found = [results(material.collected, configuration).values for configuration in _tasks(material)]
+    rivals = [name for name, style in material.styles.items() if style.group == "method"]
     return {
         name: [float(np.mean(list(values[name].values()))) for values in found]
         for name in rivals
@@ -58,12 +58,12 @@ def _table(material: Material) -> dict[str, list[float]]:
 
 def figure(material: Material, found: Ranks) -> Figure:
     order = sorted(found.mean, key=lambda name: found.mean[name])
-    shown = [material.looks[name] for name in order]
+    shown = [material.styles[name] for name in order]
     frame = pl.DataFrame({"contender": order, "rank": [found.mean[name] for name in order]})
     bars = [(group[0], group[-1]) for group in statistics.alike(found)]
     chart = figures.ranks(frame, shown, bars)
     told = f"Mean ranks over {found.tasks} tasks, best first: "
-    told += ", ".join(f"{look.short} {number(found.mean[look.id], 2)}" for look in shown) + "."
+    told += ", ".join(f"{style.short} {number(found.mean[style.id], 2)}" for style in shown) + "."
     subtitle = f"{_friedman(found)}; bars join methods less than {number(found.critical, 2)} ranks apart"
     return figures.render(chart, "ranks", f"Mean rank over {found.tasks} tasks (1 is best)", subtitle, told)
 
@@ -73,11 +73,11 @@ def part(material: Material, found: Ranks) -> Part:
     columns = [Column(id="rank", title="Mean rank")]
     cells = {name: {"rank": Cell(text=number(rank, 2), order=rank)} for name, rank in found.mean.items()}
     others = len(found.mean) - 1
-    one_unit = len({setting.metric for setting in _tasks(material)}) == 1
+    one_unit = len({configuration.metric for configuration in _tasks(material)}) == 1
     if tested := REFERENCE in found.mean and one_unit and statistics.attainable(found.tasks, others):
         for name, p in _wilcoxon(material).items():
             cells[name]["p"] = Cell(text=number(p, 3), order=p)
-        columns.append(Column(id="p", title=f"Wilcoxon to {material.looks[REFERENCE].title}: p, Holm"))
+        columns.append(Column(id="p", title=f"Wilcoxon to {material.styles[REFERENCE].title}: p, Holm"))
     rows = material.rows(cells)
     least = min(1.0, others * statistics.least_p(found.tasks))
     note = f"{_friedman(found)}. " + (
@@ -98,7 +98,9 @@ def _friedman(found: Ranks) -> str:
 
 def _wilcoxon(material: Material) -> dict[str, float]:
     table = _table(material)
-    signs = [1 if unit(material.collected, setting).higher_is_better else -1 for setting in _tasks(material)]
+    signs = [
+        1 if unit(material.collected, configuration).higher_is_better else -1 for configuration in _tasks(material)
+    ]
     reference = np.array(table[REFERENCE])
     return statistics.holm(
         {

@@ -8,7 +8,7 @@ from typing import Literal
 
 import polars as pl
 
-from floral.report.collect import Collected, Setting
+from floral.report.collect import Collected, Configuration
 from floral.report.draw import RECOVERY
 from floral.report.sections import (
     budgets,
@@ -24,7 +24,7 @@ from floral.report.sections import (
     unseen,
 )
 from floral.report.sections.base import Make, Material, Part, Section
-from floral.report.style import Look
+from floral.report.style import Style
 from floral.report.summarise import REFERENCE, main_cells, unit, usual_seeds, worst, worst_cell
 from floral.report.tables import EMPTY, Cell, Column, amount, grid
 
@@ -46,26 +46,28 @@ BYTES_PER_FLOAT = 4
 
 
 def main(material: Material) -> Section | None:
-    collected, shown = material.collected, material.looks
+    collected, shown = material.collected, material.styles
 
-    def columns(setting: Setting, cells: Mapping[str, Mapping[str, Cell]]) -> dict[str, str]:
-        measured = unit(collected, setting)
+    def columns(configuration: Configuration, cells: Mapping[str, Mapping[str, Cell]]) -> dict[str, str]:
+        measured = unit(collected, configuration)
         reference = shown[REFERENCE].title if REFERENCE in shown else ""
         titles = {
             "value": measured.title,
             "top5": "Top-5, %",
-            "perplexity": f"Perplexity per {setting.task.per}",
-            "official": f"Official score{', %' if setting.metric == 'accuracy' else ''}",
+            "perplexity": f"Perplexity per {configuration.task.per}",
+            "official": f"Official score{', %' if configuration.metric == 'accuracy' else ''}",
             "difference": f"\u2212 {reference}, {measured.difference}",
         }
         return {key: title for key, title in titles.items() if any(key in row for row in cells.values())}
 
-    found = {setting.id: main_cells(collected, shown, setting) for setting in collected.settings}
-    return Section(id="main", parts=_parts(material, "main", collected.settings, found, columns))
+    found = {
+        configuration.id: main_cells(collected, shown, configuration) for configuration in collected.configurations
+    }
+    return Section(id="main", parts=_parts(material, "main", collected.configurations, found, columns))
 
 
 def result(material: Material) -> Section | None:
-    section, left = _drawn(material, "result"), len(material.collected.settings) - len(material.figures)
+    section, left = _drawn(material, "result"), len(material.collected.configurations) - len(material.figures)
     said = f"Settings without figures, because they turn a switch of one that is drawn: {left}. The tables have them."
     return replace(section, note=said) if section and left else section
 
@@ -89,15 +91,17 @@ def spread(material: Material) -> Section | None:
 def worst_clients(material: Material) -> Section | None:
     collected = material.collected
     cells: dict[str, dict[str, dict[str, Cell]]] = {}
-    for setting in collected.settings:
-        if setting.metric == "accuracy":
+    for configuration in collected.configurations:
+        if configuration.metric == "accuracy":
             for which in WORST:
-                for one in worst(collected, setting, which):
-                    cells.setdefault(setting.id, {}).setdefault(one.contender, {})[which] = worst_cell(
+                for one in worst(collected, configuration, which):
+                    cells.setdefault(configuration.id, {}).setdefault(one.method, {})[which] = worst_cell(
                         one, usual_seeds(collected)
                     )
-    settings = tuple(setting for setting in collected.settings if setting.id in cells)
-    parts = _parts(material, "worst", settings, cells, lambda *_: {str(which): title for which, title in WORST.items()})
+    configurations = tuple(configuration for configuration in collected.configurations if configuration.id in cells)
+    parts = _parts(
+        material, "worst", configurations, cells, lambda *_: {str(which): title for which, title in WORST.items()}
+    )
     if not parts:
         return None
     return Section(id="worst", figures=(material.drawn("worst_cluster", "worst_decile"),), parts=parts, opened=False)
@@ -105,13 +109,15 @@ def worst_clients(material: Material) -> Section | None:
 
 def costs(material: Material) -> Section | None:
     parts = []
-    for setting in material.collected.settings:
-        cells = cost_cells(material.collected, setting)
+    for configuration in material.collected.configurations:
+        cells = cost_cells(material.collected, configuration)
         columns = [Column(id=key, title=title, spanner=spanner) for key, (title, spanner) in COSTS.items()]
         rows = material.rows(cells)
         if rows:
-            caption = f"{setting.title}: {material.captions['costs']['latex']}"
-            parts.append(Part(title=setting.title, table=grid(f"costs_{setting.id}", columns, rows, caption)))
+            caption = f"{configuration.title}: {material.captions['costs']['latex']}"
+            parts.append(
+                Part(title=configuration.title, table=grid(f"costs_{configuration.id}", columns, rows, caption))
+            )
     return Section(id="costs", parts=tuple(parts)) if parts else None
 
 
@@ -146,38 +152,41 @@ def _drawn(material: Material, id_: str, *kinds: str) -> Section | None:
 
 
 def _parts(
-    material: Material, name: str, settings: tuple[Setting, ...], cells: Mapping[str, Mapping[str, Mapping[str, Cell]]],
-    columns: Callable[[Setting, Mapping[str, Mapping[str, Cell]]], dict[str, str]],
+    material: Material, name: str, configurations: tuple[Configuration, ...],
+    cells: Mapping[str, Mapping[str, Mapping[str, Cell]]],
+    columns: Callable[[Configuration, Mapping[str, Mapping[str, Cell]]], dict[str, str]],
 ) -> tuple[Part, ...]:  # fmt: skip
     """Tables of ACROSS settings each, spanner by spanner; `cells`: setting → contender → column → cell."""
     parts = []
-    for at in range(0, len(settings), ACROSS):
-        group = settings[at : at + ACROSS]
+    for at in range(0, len(configurations), ACROSS):
+        group = configurations[at : at + ACROSS]
         heads = [
-            Column(id=f"{setting.id}.{key}", title=title, spanner=setting.title)
-            for setting in group
-            for key, title in columns(setting, cells[setting.id]).items()
+            Column(id=f"{configuration.id}.{key}", title=title, spanner=configuration.title)
+            for configuration in group
+            for key, title in columns(configuration, cells[configuration.id]).items()
         ]
-        rows: list[tuple[Look, dict[str, Cell]]] = []
-        for id_, look in material.looks.items():
+        rows: list[tuple[Style, dict[str, Cell]]] = []
+        for id_, style in material.styles.items():
             own = {
-                f"{setting.id}.{key}": cell for setting in group for key, cell in cells[setting.id].get(id_, {}).items()
+                f"{configuration.id}.{key}": cell
+                for configuration in group
+                for key, cell in cells[configuration.id].get(id_, {}).items()
             }
             if own:
-                rows.append((look, own))
+                rows.append((style, own))
         if rows:
-            label = name if len(settings) <= ACROSS else f"{name}_{at // ACROSS + 1}"
-            title = ", ".join(setting.title for setting in group)
+            label = name if len(configurations) <= ACROSS else f"{name}_{at // ACROSS + 1}"
+            title = ", ".join(configuration.title for configuration in group)
             parts.append(Part(title=title, table=grid(label, heads, rows, material.captions[name]["latex"])))
     return tuple(parts)
 
 
-def cost_cells(collected: Collected, setting: Setting) -> dict[str, dict[str, Cell]]:
+def cost_cells(collected: Collected, configuration: Configuration) -> dict[str, dict[str, Cell]]:
     """contender → cost → cell; seconds and memory are means over the seeds that are done, not the diverged ones."""
     if collected.costs.is_empty():
         return {}
-    costs = collected.costs.filter(pl.col("setting") == setting.id)
-    total = collected.summary.filter(pl.col("setting") == setting.id)
+    costs = collected.costs.filter(pl.col("setting") == configuration.id)
+    total = collected.summary.filter(pl.col("setting") == configuration.id)
     cells: dict[str, dict[str, Cell]] = {}
     for (name,), rows in costs.group_by("contender", maintain_order=True):
         first, done = rows.row(0, named=True), rows.filter(pl.col("status") == "done")

@@ -10,7 +10,7 @@ from floral.config.schema.data import CustomData, Synthetic
 from floral.config.schema.task import Server, Task
 from floral.config.tuned import tuning
 from floral.report import words
-from floral.report.collect import Collected, Setting
+from floral.report.collect import Collected, Configuration
 from floral.report.sections.base import Material, Section
 from floral.report.tables import latex
 
@@ -18,12 +18,16 @@ NOT_STATED = "not stated"
 
 
 def section(material: Material) -> Section | None:
-    return Section(id="setup") if material.collected.settings else None
+    return Section(id="setup") if material.collected.configurations else None
 
 
 def paragraphs(collected: Collected, facts: dict[str, str]) -> dict[str, str]:
     """The setup as `text` and as `latex`, with special characters escaped."""
-    sentences = [*(_setting(setting) for setting in collected.settings), _methods(collected), _tuning(collected)]
+    sentences = [
+        *(_configuration(configuration) for configuration in collected.configurations),
+        _methods(collected),
+        _tuning(collected),
+    ]
     sentences += [_seeds(collected), _made(facts)]
     text = "\n\n".join(sentence for sentence in sentences if sentence)
     return {"text": text, "latex": latex(text)}
@@ -55,8 +59,8 @@ def checklist(collected: Collected, facts: dict[str, str], command: str) -> list
     ]  # fmt: skip
 
 
-def _setting(setting: Setting) -> str:
-    task = setting.task
+def _configuration(configuration: Configuration) -> str:
+    task = configuration.task
     given = f"{task.cohort} of them ({100 * task.participation:g} %)" if task.participation < 1 else "all of them"
     local = f"{task.epochs} local epoch{'s' * (task.epochs != 1)}"
     local += f" of {task.steps_per_epoch} steps" if task.steps_per_epoch else ""
@@ -64,13 +68,13 @@ def _setting(setting: Setting) -> str:
     model = f"{task.model.kind}{f' ({model})' if model else ''}"
     plural = "s" * (task.clusters != 1)
     told = (
-        f"{setting.title}: {_data(task)}, partition {_values(task.partition)}, {task.clients} clients in "
+        f"{configuration.title}: {_data(task)}, partition {_values(task.partition)}, {task.clients} clients in "
         f"{task.clusters} cluster{plural} (shift {_values(task.shift)}). In each of {task.rounds} rounds {given} train "
         f"for {local} on batches of {task.batch}, by SGD where a method says nothing else. The model is {model}. "
     )
     told += _more(task)
     rates = f"Learning rate {task.lr:g}, of the router {task.router_lr:g}, where they are not tuned. "
-    return told + rates + f"Fidelity: {setting.fidelity}."
+    return told + rates + f"Fidelity: {configuration.fidelity}."
 
 
 def _more(task: Task) -> str:
@@ -101,15 +105,15 @@ def _data(task: Task) -> str:
 
 
 def _methods(collected: Collected) -> str:
-    return f"Methods ({len(collected.contenders)}): " + ", ".join(one.title for one in collected.contenders) + "."
+    return f"Methods ({len(collected.methods)}): " + ", ".join(one.title for one in collected.methods) + "."
 
 
 def _tuning(collected: Collected) -> str:
-    tuned = sum(one.tuned for one in collected.contenders)
+    tuned = sum(one.tuned for one in collected.methods)
     if not tuned:
         return "Nothing was tuned here: the values of the tasks and the methods' defaults."
     rules = tuning()
-    who = "All methods" if tuned == len(collected.contenders) else f"{tuned} of {len(collected.contenders)} methods"
+    who = "All methods" if tuned == len(collected.methods) else f"{tuned} of {len(collected.methods)} methods"
     return (
         f"{who} were tuned with {rules.budget} configurations each, on every task, by the validation loss after "
         f"{100 * rules.share:g} % of the rounds (at most {rules.at_most}), on seeds that are not reported."
@@ -131,7 +135,7 @@ def _bars(collected: Collected) -> str:
 def _seeds(collected: Collected) -> str:
     seeds = collected.summary["seed"].unique().sort().to_list()
     finished = words.state(collected)
-    corrected = all(setting.fidelity == "corrected" for setting in collected.settings)
+    corrected = all(configuration.fidelity == "corrected" for configuration in collected.configurations)
     return (
         f"Seeds {', '.join(map(str, seeds))}: {finished['all']} runs, of which {finished['done']} finished and "
         f"{finished['diverged']} diverged." + (" All methods of a seed share its partition." if corrected else "")

@@ -9,7 +9,7 @@ from floral.config.search_space import edges
 from floral.config.suites import suite_searches
 from floral.config.tuned import Search, tuned_path, tuned_values
 from floral.report import summarise
-from floral.report.collect import Collected, Contender, Setting
+from floral.report.collect import Collected, Configuration, MethodRow
 from floral.report.sections.base import Material, Part, Section
 from floral.report.tables import EMPTY, Cell, Column, grid, interval_cell, number
 
@@ -22,29 +22,29 @@ COLUMNS = {
 
 def section(material: Material) -> Section | None:
     """A table for each setting with tuned contenders, its note what all of its searches have in common."""
-    collected, looks, caption = material.collected, material.looks, material.captions["tuning"]["latex"]
-    if not any(contender.tuned for contender in collected.contenders):
+    collected, styles, caption = material.collected, material.styles, material.captions["tuning"]["latex"]
+    if not any(method.tuned for method in collected.methods):
         return None
     searches = {(s.task.name, s.variant.name): s for s in suite_searches(collected.suite).values()}
     parts = []
-    for setting in collected.settings:
-        tuned = {one.id: one for one in collected.present(setting) if one.tuned}
+    for configuration in collected.configurations:
+        tuned = {one.id: one for one in collected.present(configuration) if one.tuned}
         if not tuned:
             continue
-        values = tuned_values(setting.task.name)
+        values = tuned_values(configuration.task.name)
         entries = {id_: values[one.variant.name] for id_, one in tuned.items()}
-        mine = {id_: searches[setting.task.name, one.variant.name] for id_, one in tuned.items()}
-        gains = _gains(collected, setting, tuned)
+        mine = {id_: searches[configuration.task.name, one.variant.name] for id_, one in tuned.items()}
+        gains = _gains(collected, configuration, tuned)
         cells = {id_: {**_cells(mine[id_], entries[id_]), **gains.get(id_, {})} for id_ in tuned}
-        unit = summarise.unit(collected, setting)
+        unit = summarise.unit(collected, configuration)
         heads = COLUMNS | ({} if not gains else {
             "untuned": ("untuned", f"Test: {unit.title}"), "tuned": ("tuned", f"Test: {unit.title}"),
             "gain": ("difference", f"Test: {unit.title}"),
         })  # fmt: skip
         columns = [Column(id=key, title=title, spanner=spanner) for key, (title, spanner) in heads.items()]
-        rows = [(look, cells[id_]) for id_, look in looks.items() if id_ in cells]
-        table = grid(f"tuning_{setting.id}", columns, rows, f"{setting.title}: {caption}")
-        parts.append(Part(title=setting.title, table=table, note=_facts(setting, mine, entries)))
+        rows = [(style, cells[id_]) for id_, style in styles.items() if id_ in cells]
+        table = grid(f"tuning_{configuration.id}", columns, rows, f"{configuration.title}: {caption}")
+        parts.append(Part(title=configuration.title, table=table, note=_facts(configuration, mine, entries)))
     return Section(id="tuning", parts=tuple(parts))
 
 
@@ -69,13 +69,15 @@ def _cells(search: Search, entry: Tuned) -> dict[str, Cell]:
     return cells
 
 
-def _gains(collected: Collected, setting: Setting, tuned: Mapping[str, Contender]) -> dict[str, dict[str, Cell]]:
+def _gains(
+    collected: Collected, configuration: Configuration, tuned: Mapping[str, MethodRow]
+) -> dict[str, dict[str, Cell]]:
     """Tuned contender → its test result beside that of its untuned namesake, where the suite runs both."""
-    unit, usual = summarise.unit(collected, setting), summarise.usual_seeds(collected)
-    reached = summarise.results(collected, setting)
+    unit, usual = summarise.unit(collected, configuration), summarise.usual_seeds(collected)
+    reached = summarise.results(collected, configuration)
     found = {}
-    for id_, contender in tuned.items():
-        namesake = contender.variant.name
+    for id_, method in tuned.items():
+        namesake = method.variant.name
         if id_ == namesake or id_ not in reached.values or namesake not in reached.values:
             continue
         cells = {
@@ -88,16 +90,18 @@ def _gains(collected: Collected, setting: Setting, tuned: Mapping[str, Contender
     return found
 
 
-def _facts(setting: Setting, searches: Mapping[str, Search], entries: Mapping[str, Tuned]) -> str:
+def _facts(configuration: Configuration, searches: Mapping[str, Search], entries: Mapping[str, Tuned]) -> str:
     """Budget, seeds, rounds, range of the learning rates and provenance."""
     search = next(iter(searches.values()))
     rule = search.tuning
     seeds = f"seed{'s' * (len(rule.seeds) > 1)} {', '.join(map(str, rule.seeds))}"
-    low, high = (f"{setting.task.lr * factor:.3g}" for factor in (rule.lr.lowest, rule.lr.highest))
+    low, high = (f"{configuration.task.lr * factor:.3g}" for factor in (rule.lr.lowest, rule.lr.highest))
     commits = ", ".join(sorted({entry.commit or "unknown" for entry in entries.values()}))
     return (
-        f"{rule.budget} configurations of every method, {seeds}, {search.task.rounds} of {setting.task.rounds} rounds; "
-        f"learning rates from {low} to {high} (untuned: {setting.task.lr:g}). {tuned_path(setting.task.name)}, "
+        f"{rule.budget} configurations of every method, {seeds}, "
+        f"{search.task.rounds} of {configuration.task.rounds} rounds; "
+        f"learning rates from {low} to {high} (untuned: {configuration.task.lr:g}). "
+        f"{tuned_path(configuration.task.name)}, "
         f"searched at commit {commits}."
     )
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import polars as pl
 
 from floral.core.intervals import interval
-from floral.report.collect import Collected, Setting
+from floral.report.collect import Collected, Configuration
 from floral.report.sections.base import Material, Part, Section
-from floral.report.style import Look
+from floral.report.style import Style
 from floral.report.summarise import JOINING, joined, usual_seeds
 from floral.report.tables import Cell, Column, Table, grid, interval_cell, number
 
@@ -20,46 +20,52 @@ SPANNERS = {"seen_cluster": "Seen cluster", "new_concept": "New concept"}
 
 def section(material: Material) -> Section | None:
     """A row of figures and a table for each setting in which clients joined a run that is done."""
-    collected, looks, caption = material.collected, material.looks, material.captions["unseen"]["latex"]
+    collected, styles, caption = material.collected, material.styles, material.captions["unseen"]["latex"]
     parts = []
-    for setting in collected.settings:
-        frames = {kind: joined(collected, setting, kind) for kind in JOINING}
+    for configuration in collected.configurations:
+        frames = {kind: joined(collected, configuration, kind) for kind in JOINING}
         if any(not frame.is_empty() for frame in frames.values()):
-            table = _table(collected, looks, setting, frames, f"{setting.title}: {caption}")
-            parts.append(Part(title=setting.title, note=said(frames, looks, setting), table=table))
+            table = _table(collected, styles, configuration, frames, f"{configuration.title}: {caption}")
+            parts.append(Part(title=configuration.title, note=said(frames, styles, configuration), table=table))
     if not parts:
         return None
     figures = material.drawn(*(f"unseen_{kind}" for kind in JOINING))
     return Section(id="unseen", figures=(figures,), parts=tuple(parts), opened=False)
 
 
-def said(frames: Mapping[str, pl.DataFrame], looks: Mapping[str, Look], setting: Setting) -> str:
+def said(frames: Mapping[str, pl.DataFrame], styles: Mapping[str, Style], configuration: Configuration) -> str:
     """How the clients joined, and which method serves each kind best with one sample and with all."""
-    rule = setting.task.unseen
+    rule = configuration.task.unseen
     assert rule is not None, "its runs have unseen clients"
     counts = f"{rule.seen_cluster} clients of seen clusters and {rule.new_concept} of new concepts"
     sentences = [f"{counts} in each seed; {rule.epochs} local epochs on what is a client's own."]
     for kind, frame in frames.items():
-        rivals = frame.filter(pl.col("contender").is_in([look.id for look in looks.values() if look.group == "method"]))
+        rivals = frame.filter(
+            pl.col("contender").is_in([style.id for style in styles.values() if style.group == "method"])
+        )
         some = sorted(n for n in rivals["x"].unique() if n > 0) if not rivals.is_empty() else []
-        best = [_best(rivals, looks, n) for n in dict.fromkeys([some[0], some[-1]])] if some else []
+        best = [_best(rivals, styles, n) for n in dict.fromkeys([some[0], some[-1]])] if some else []
         if best:
             sentences.append(f"{SPANNERS[kind]}, highest mean: {'; '.join(best)}.")
     return " ".join(sentences)
 
 
-def _best(rivals: pl.DataFrame, looks: Mapping[str, Look], n: float) -> str:
+def _best(rivals: pl.DataFrame, styles: Mapping[str, Style], n: float) -> str:
     first = rivals.filter(pl.col("x") == n).sort("mean", descending=True, maintain_order=True).row(0, named=True)
     plural = "" if n == 1 else "s"
-    return f"with {n:g} sample{plural} {looks[first['contender']].title} ({number(first['mean'], 1)} %)"
+    return f"with {n:g} sample{plural} {styles[first['contender']].title} ({number(first['mean'], 1)} %)"
 
 
 def _table(
-    collected: Collected, looks: Mapping[str, Look], setting: Setting, frames: Mapping[str, pl.DataFrame], caption: str
+    collected: Collected,
+    styles: Mapping[str, Style],
+    configuration: Configuration,
+    frames: Mapping[str, pl.DataFrame],
+    caption: str,
 ) -> Table:
     cells: dict[str, dict[str, Cell]] = {}
     columns, usual = [], usual_seeds(collected)
-    shown = {contender.id for contender in collected.present(setting)}
+    shown = {method.id for method in collected.present(configuration)}
     for kind, frame in frames.items():
         if frame.is_empty():
             continue
@@ -69,7 +75,7 @@ def _table(
             mean = interval(row["seeds"])
             cells.setdefault(row["contender"], {})[f"{kind}.{row['x']:g}"] = interval_cell(mean, 1, usual=usual)
         if kind == "new_concept":
-            for name in (look.id for look in looks.values() if look.dashed and look.id in cells):
+            for name in (style.id for style in styles.values() if style.dashed and style.id in cells):
                 cells[name] |= {f"{kind}.{n:g}": NO_CLUSTER for n in sizes}
-    rows = [(look, cells.get(name, {})) for name, look in looks.items() if name in shown]
-    return grid(f"unseen_{setting.id}", columns, rows, caption)
+    rows = [(style, cells.get(name, {})) for name, style in styles.items() if name in shown]
+    return grid(f"unseen_{configuration.id}", columns, rows, caption)

@@ -30,7 +30,7 @@ def test_each_cluster_has_its_mean_and_the_gap_is_taken_within_a_seed(tmp_path: 
     ]
     write_run(results, runs[-1])  # of an earlier version
     collected = collect("quickstart", runs, results)
-    cells = cluster_cells(collected, collected.settings[0])
+    cells = cluster_cells(collected, collected.configurations[0])
     assert cells.keys() == {"fedavg"} and cells["fedavg"].keys() == {"0", "1", "gap"}
     assert [cells["fedavg"][key].order for key in ("0", "1", "gap")] == [62.5, 62.5, 25.0]
     page = report("quickstart", runs, results, tmp_path / "reports").read_text(encoding="utf-8")
@@ -42,7 +42,7 @@ def test_each_cluster_has_its_mean_and_the_gap_is_taken_within_a_seed(tmp_path: 
 def test_a_regression_has_the_worst_decile_too(results: Path) -> None:
     run = kept(results, make_run("synthetic_linear", "fedavg", 0), cluster_loss=[0.5, 2.0], worst_decile_loss=3.0)
     collected = collect("quickstart", [run], results)
-    (row,) = cluster_cells(collected, collected.settings[0]).values()
+    (row,) = cluster_cells(collected, collected.configurations[0]).values()
     assert [row[key].order for key in ("0", "1", "gap", "decile")] == [0.5, 2.0, 1.5, 3.0]
 
 

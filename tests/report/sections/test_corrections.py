@@ -27,17 +27,17 @@ def test_each_correction_has_its_paired_difference(results, write):
     for run in runs():
         write(run)
     found = collect("quickstart", runs(), results)
-    assert [dict(one.switches) for one in found.settings] == [{}, {"batches": "reshuffled"}, {}]
-    ends = [one.title.removeprefix(one.task.title) for one in found.settings]
+    assert [dict(one.switches) for one in found.configurations] == [{}, {"batches": "reshuffled"}, {}]
+    ends = [one.title.removeprefix(one.task.title) for one in found.configurations]
     assert ends == [", fidelity official", ", fidelity official, batches reshuffled", ", fidelity corrected"]
-    second = found.settings[1].id
+    second = found.configurations[1].id
     more = pl.when((pl.col("setting") == second) & (pl.col("contender") == "floral_1")).then(0.1 + pl.col("seed") / 50)
     found = replace(
         found, summary=found.summary.with_columns(test_accuracy=pl.col("test_accuracy") + more.otherwise(0.0))
     )
-    others = _others(found, found.settings[0])
+    others = _others(found, found.configurations[0])
     assert list(others) == ["batches: reshuffled", "corrected"]
-    cells = correction_cells(found, found.settings[0], others)
+    cells = correction_cells(found, found.configurations[0], others)
     assert cells["floral_1"]["batches: reshuffled"].text.startswith("+11.0 ±")  # 10 and 12 points
     assert cells["floral_1"]["batches: reshuffled"].quiet and cells["fedavg"]["corrected"].text == "+0.0 ± 0.0"
 
@@ -56,7 +56,7 @@ def test_a_turned_switch_has_tables_and_no_figures(results, write, tmp_path):
     for run in runs():
         write(run)
     page = report("quickstart", runs(), results, tmp_path / "reports")
-    first, turned, last = (one.id for one in collect("quickstart", runs(), results).settings)
+    first, turned, last = (one.id for one in collect("quickstart", runs(), results).configurations)
     drawn = {path.stem for path in (page.parent / "figures").glob("*.svg")}
     assert {f"result_{first}", f"result_{last}"} <= drawn and not [name for name in drawn if name.endswith(turned)]
     assert "because they turn a switch of one that is drawn: 1." in page.read_text(encoding="utf-8")
@@ -72,7 +72,7 @@ def test_a_corrected_switch_is_not_compared_with_the_published_table(results, wr
     for one in (run, turned):
         write(one)
     found = collect("paper_cifar10_reduced", [run, turned], results)
-    assert [len(comparisons(found, setting)) for setting in found.settings] == [1, 0]
+    assert [len(comparisons(found, configuration)) for configuration in found.configurations] == [1, 0]
 
 
 def test_the_suite_corrects_one_switch_at_a_time():

@@ -15,7 +15,7 @@ from floral.report.collect import Collected, collect
 from floral.report.sections import rank_diagram
 from floral.report.sections.base import Material
 from floral.report.sections.decided import decided_cells, section
-from floral.report.style import looks
+from floral.report.style import styles
 from floral.report.tables import EMPTY
 
 TASKS = ("digits_rotate", "digits_rotate_reduced", "digits_label_shift", "digits_label_shift_reduced", "mnist_rotate",
@@ -35,9 +35,9 @@ def reached(results, write, by_seed: Mapping[str, list[float]], tasks=("digits_r
 
 
 def material(collected: Collected) -> Material:
-    contenders = [(c.id, c.title, c.variant.name, c.variant.family, c.variant.oracle) for c in collected.contenders]
-    shown = looks(contenders, _yaml("looks.yaml"))
-    return Material(collected=collected, looks=shown, captions=_yaml("captions.yaml"), figures={})
+    methods = [(c.id, c.title, c.variant.name, c.variant.family, c.variant.oracle) for c in collected.methods]
+    shown = styles(methods, _yaml("styles.yaml"))
+    return Material(collected=collected, styles=shown, captions=_yaml("captions.yaml"), figures={})
 
 
 def texts(cells) -> dict[str, str]:
@@ -50,7 +50,7 @@ def test_better_worse_or_open_and_how_many_more_seeds(results, write):
     found = reached(results, write, {
         "floral_1": floral, "fedavg": [60.0, 62.1, 64.0], "local": [40.0, 41.9, 44.0], "ensemble": [49.0, 53.0, 55.0],
     })  # fmt: skip
-    cells = decided_cells(found, found.settings[0])
+    cells = decided_cells(found, found.configurations[0])
     assert {name: row["verdict"].text for name, row in cells.items()} == {
         "fedavg": "better", "local": "worse", "ensemble": "open",
     }  # fmt: skip
@@ -66,7 +66,7 @@ def test_better_worse_or_open_and_how_many_more_seeds(results, write):
 
 def test_one_seed_decides_nothing(results, write):
     found = reached(results, write, {"floral_1": [50.0], "fedavg": [90.0]})
-    assert texts(decided_cells(found, found.settings[0])["fedavg"]) == {
+    assert texts(decided_cells(found, found.configurations[0])["fedavg"]) == {
         "difference": "+40.0", "verdict": "nothing", "more": "unknown",
     }  # fmt: skip
 
@@ -75,10 +75,10 @@ def test_p_values_come_with_the_seeds_that_allow_them(results, write):
     floral = [50.0 + seed for seed in range(7)]
     others = {"fedavg": [value + 1 for value in floral], "local": [value - 5 - value % 2 for value in floral]}
     found = reached(results, write, {"floral_1": floral, **others})
-    cells = decided_cells(found, found.settings[0])
+    cells = decided_cells(found, found.configurations[0])
     assert {name: row["p"].text for name, row in cells.items()} == {"fedavg": "0.031", "local": "0.031"}  # 2 · 2/2⁷
     five = replace(found, summary=found.summary.filter(pl.col("seed") < 5))
-    assert not any("p" in row for row in decided_cells(five, five.settings[0]).values())
+    assert not any("p" in row for row in decided_cells(five, five.configurations[0]).values())
 
 
 def test_without_the_reference_there_is_nothing_to_decide(results, write):
@@ -118,7 +118,7 @@ def test_two_methods_are_not_ranked_and_the_page_says_why(results, write, tmp_pa
 
 def test_what_is_equal_bit_by_bit_is_said_and_not_open(results, write):
     found = reached(results, write, {"floral_1": [50.0, 52.0, 54.0], "fedavg": [50.0, 52.0, 54.0]})
-    row = decided_cells(found, found.settings[0])["fedavg"]
+    row = decided_cells(found, found.configurations[0])["fedavg"]
     assert row["verdict"].text == "equal" and row["more"] == EMPTY
 
 

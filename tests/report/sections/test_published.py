@@ -87,7 +87,7 @@ def test_only_what_has_the_published_values_is_compared(results, write):
     changed = [run.model_copy(update={"task": run.task.model_copy(update={"rounds": 300})}) for run in runs]
     for run in [*runs, *changed]:
         write(run)
-    (rotate, *_), (other, *_) = (collect("mine", some, results).settings for some in (runs, changed))
+    (rotate, *_), (other, *_) = (collect("mine", some, results).configurations for some in (runs, changed))
     found = comparisons(collect("mine", runs, results), rotate)
     assert set(found) == {"floral_1", "fedavg"}
     assert found["floral_1"].ours.mean == pytest.approx(84) and found["floral_1"].published.mean == 73.1

@@ -12,10 +12,10 @@ from floral.config.run import Run
 from floral.config.suites import suite_runs, suite_searches
 from floral.config.tuned import tuned_values, tuning
 from floral.report.build import _yaml, report
-from floral.report.collect import Contender, collect
+from floral.report.collect import MethodRow, collect
 from floral.report.sections.base import Material, Part
 from floral.report.sections.tuning import _cells, section
-from floral.report.style import looks
+from floral.report.style import styles
 
 Write = Callable[..., Path]
 
@@ -32,19 +32,19 @@ def both(tuned: bool | None = None) -> list[Run]:
     return [run for run in runs if tuned is None or (run.own_rates is not None) == tuned]
 
 
-def made(results: Path, runs: list[Run]) -> tuple[tuple[Contender, ...], tuple[Part, ...]]:
+def made(results: Path, runs: list[Run]) -> tuple[tuple[MethodRow, ...], tuple[Part, ...]]:
     collected = collect("tuned", runs, results)
-    rows = [(one.id, one.title, one.variant.name, one.variant.family, False) for one in collected.contenders]
-    shown, captions = looks(rows, _yaml("looks.yaml")), _yaml("captions.yaml")
-    found = section(Material(collected=collected, looks=shown, captions=captions, figures={}))
-    return collected.contenders, () if found is None else found.parts
+    rows = [(one.id, one.title, one.variant.name, one.variant.family, False) for one in collected.methods]
+    shown, captions = styles(rows, _yaml("styles.yaml")), _yaml("captions.yaml")
+    found = section(Material(collected=collected, styles=shown, captions=captions, figures={}))
+    return collected.methods, () if found is None else found.parts
 
 
 def test_default_and_tuned_stand_side_by_side(results: Path, write: Write, gained: None) -> None:
     for run in both():
         write(run)
-    contenders, (part,) = made(results, both())
-    titles = {one.id: (one.title, one.tuned) for one in contenders}
+    methods, (part,) = made(results, both())
+    titles = {one.id: (one.title, one.tuned) for one in methods}
     assert titles["fedavg"] == ("FedAvg", False) and titles["fedavg-tuned"] == ("FedAvg, tuned", True)
     assert "+7.0 ± 0.0" in part.table.html and "60" in part.table.html
     rule = tuning().of("digits_rotate")
@@ -56,8 +56,8 @@ def test_default_and_tuned_stand_side_by_side(results: Path, write: Write, gaine
 def test_where_all_is_tuned_names_stay_and_the_reference_too(results: Path, write: Write) -> None:
     for run in both(tuned=True):
         write(run)
-    contenders, (part,) = made(results, both(tuned=True))
-    assert [(one.id, one.title) for one in contenders] == [("fedavg", "FedAvg"), ("floral_1", "FLoRAL 1 %")]
+    methods, (part,) = made(results, both(tuned=True))
+    assert [(one.id, one.title) for one in methods] == [("fedavg", "FedAvg"), ("floral_1", "FLoRAL 1 %")]
     assert "difference" not in part.table.html
 
 
