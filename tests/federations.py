@@ -241,7 +241,7 @@ def served(simulation: Simulation, state: State) -> list[torch.Tensor]:
 
 
 def view_of(simulation: Simulation, state: State, client: int) -> dict[str, dict[str, torch.Tensor]]:
-    """What one client sees, gathered by the rule of the scopes (ARCHITECTURE, "A method is a declaration")."""
+    """The values that one client sees, gathered according to each group's scope."""
     method, learner = simulation.method, int(simulation.data.learner[client])
     seen = {}
     for name, group in method.groups.items():

@@ -333,7 +333,7 @@ def test_every_normalisation_layer_gets_its_adaptor():
 
 @pytest.mark.parametrize("rank", [1, 3])
 def test_the_linear_preconditioner_is_its_formula(rank):
-    """gA ← (BᵀB + εI)⁻¹ gA and gB ← gB (AAᵀ + εI)⁻¹, ε = 1e-5, per cluster (METHODS.md 3.5); the bias is left alone."""
+    """gA ← (BᵀB + εI)⁻¹ gA and gB ← gB (AAᵀ + εI)⁻¹, ε = 1e-5, per cluster; the bias is unchanged."""
     adaptor = LinearAdaptor.of(Linear(5, 4), rank, "zero")
     mixture, gradients = mixture_of(adaptor, 2), mixture_of(adaptor, 2, seed=1)
     found = adaptor.precondition(gradients, mixture)
@@ -427,7 +427,7 @@ def share(model, **adaptor):
 
 
 def test_budgets_of_the_papers_models():
-    """METHODS.md 3.3: per adaptor 0.88 % of MnistNN and 2.06 % of Cifar10CNN at 1 %, where every rank is 1."""
+    """At 1 % every rank is 1: an adaptor has 0.88 % of MnistNN's parameters and 2.06 % of Cifar10CNN's."""
     for conv_rank in ("elements", "dimensions"):
         adaptors, mnist = share(mlp.build((28, 28), 10, hidden=200), rank=0.01, conv_rank=conv_rank)
         assert (adaptors.size, round(100 * mnist, 2)) == (1404, 0.88)

@@ -1,4 +1,4 @@
-"""What the switches of METHODS.md 3.11 change in a method, by hand; those of the engine are tested with the engine."""
+"""The switches of config/fidelity.yaml that change a method. Switches of the engine are tested with the engine."""
 
 from __future__ import annotations
 

@@ -238,7 +238,7 @@ def test_routes_that_are_not_finite_are_a_divergence():
 
 
 def test_the_last_bin_is_the_last_fifty_first_of_the_rounds():
-    """PAPER.md: 6 of 500 rounds, 16 of 1500."""
+    """The published numbers (arXiv 2410.03497) are means of the last 6 of 500 rounds, and 16 of 1500."""
     for rounds, expected in ((500, 6), (1500, 16)):
         settings = simulate("fedavg", rounds=rounds).settings
         assert sum(settings.last_bin(r) for r in range(1, rounds + 1)) == expected

@@ -1,6 +1,10 @@
-"""The exact predictions E3, E6 and E9 of THEORY.md, measured on the platform's own engine.
+"""Measure on the engine what theory predicts exactly.
 
-Each method here is a declaration (groups, a prediction); local steps, aggregation and server are the engine's.
+- Mismatch: a fixed wrong route leaves an error that can be computed.
+- Variance: separate models have C times the gradient variance of a shared model.
+- Common part: base and adaptors of FLoRAL share what all clusters have in common in a fixed ratio.
+
+Each test declares its method by groups and a prediction. The engine does local steps, aggregation and server steps.
 """
 
 from __future__ import annotations
@@ -34,16 +38,16 @@ def regression(sizes, x, y, clusters):
     )
 
 
-# ------------------------------------------------------------- E3: the floor of a fixed aggregation mismatch
+# ------------------------------------------------------------- error of a fixed mismatch of the routes
 
 
 @pytest.mark.parametrize("epochs", [1, 5])
 @pytest.mark.parametrize("eps", [0.05, 0.1, 0.2, 0.4])
-def test_e3_a_fixed_mismatch_has_the_floor_eps_squared_times_the_gap(eps, epochs):
+def test_a_fixed_mismatch_leaves_the_error_eps_squared_times_the_gap(eps, epochs):
     """w_c → (1-ε) W_c + ε W_c', so ‖w_c - W_c‖² = ε² ‖W_c - W_c'‖², for any number of local steps.
 
-    Every client trains both models on its own rows, whose Gram matrix is n·I; the server gives a share ε of each
-    cluster's weight to the other cluster's clients.
+    Every client trains both models on its own samples, whose Gram matrix is n·I. In the aggregation, the other
+    cluster's clients have the share ε of each cluster's weight.
     """
     clients, d = 6, 4
     random = np.random.default_rng(0)
@@ -77,9 +81,9 @@ def test_e3_a_fixed_mismatch_has_the_floor_eps_squared_times_the_gap(eps, epochs
     learned = train(simulation, 200 // epochs).values["base"]["weight"]
     gap = ((truth[0] - truth[1]) ** 2).sum()
     for c in range(2):
-        floor = float(((learned[c] - torch.from_numpy(truth[c])) ** 2).sum())
-        assert floor == pytest.approx(eps**2 * gap, rel=1e-6)
-    # with the exact weights both optima are reached
+        error = float(((learned[c] - torch.from_numpy(truth[c])) ** 2).sum())
+        assert error == pytest.approx(eps**2 * gap, rel=1e-6)
+    # With exact routes both models reach their optimum.
     if eps == 0.4:
         exact = torch.tensor([[1.0, 1e-44], [1e-44, 1.0]], dtype=torch.float64)[torch.arange(clients) % 2].log()
         right = replace(
@@ -90,11 +94,11 @@ def test_e3_a_fixed_mismatch_has_the_floor_eps_squared_times_the_gap(eps, epochs
         torch.testing.assert_close(learned, torch.from_numpy(truth), rtol=0, atol=1e-8)
 
 
-# ---------------------------------------------------------------- E6: the variance of the base's gradient
+# --------------------------------------------------------------- variance of the base's gradient
 
 
 def streaming(scope, clusters, d, member=None):
-    """Linear regression on a fresh batch of 4 inputs in every step, drawn by the engine; the targets are zero."""
+    """Linear regression to zero targets. In every step the engine draws a new batch of 4 inputs."""
     start = torch.linspace(-1, 1, d)
 
     def predict(view, x, noise, mask):
@@ -106,10 +110,11 @@ def streaming(scope, clusters, d, member=None):
 
 
 @pytest.mark.parametrize("clusters", [2, 4])
-def test_e6_separate_models_have_c_times_the_gradient_variance_of_a_shared_base(clusters):
-    """Equal variances, balanced clusters: V_sep / V_shared = C, over 300 batches at a frozen iterate.
+def test_separate_models_have_c_times_the_gradient_variance_of_a_shared_base(clusters):
+    """V_separate / V_shared = C for balanced clusters with equal variances.
 
-    Exactly, batch by batch: the shared base's step is Σ_c p(c) of the separate models' steps.
+    The variances are taken over 300 batches, all from the same initial model.
+    In every batch, the step of the shared model is exactly Σ_c p(c) times the separate models' steps.
     """
     clients, d, rounds = 8, 6, 300
     zero = np.zeros((clients, 4, 1))
@@ -124,26 +129,26 @@ def test_e6_separate_models_have_c_times_the_gradient_variance_of_a_shared_base(
             data=data, change=lambda _, m=method: m, participation=1.0, rounds=rounds, backend="vmap", chunk=8
         )
         frozen = simulation.start().values["base"]["weight"]
-        found = []
+        changes = []
         for round in range(1, rounds + 1):
             state = simulation.start()
             simulation.train(state, round)
-            found.append(state.values["base"]["weight"] - frozen)
-        steps[name] = torch.stack(found)
+            changes.append(state.values["base"]["weight"] - frozen)
+        steps[name] = torch.stack(changes)
     torch.testing.assert_close(steps["separate"].mean(1), steps["shared"], rtol=0, atol=1e-12)
     shared = steps["shared"].var(0).sum()
     separate = steps["separate"].var(0).sum(-1).mean()
     assert float(separate / shared) == pytest.approx(clusters, rel=0.15)
 
 
-def test_e6_with_unequal_clients_variances_are_those_of_the_effective_number():
-    """V_c = s / N_eff(c) with N_eff(c) = 1 / Σ_k p(k|c)²; a client's batch is its whole set, whatever its size."""
+def test_with_unequal_clients_the_variance_follows_the_effective_number_of_clients():
+    """V_c = s / N_eff(c) with N_eff(c) = 1 / Σ_k p(k|c)². Every client takes all its samples as one batch."""
     clusters, d, rounds = 2, 6, 400
     sizes = (1, 2, 3, 2, 8, 2)
     zero = np.zeros((6, 8, 1))
     data = regression(sizes, zero, zero, clusters)
     member = torch.arange(6) % clusters
-    # the variance of a mean over n_k draws is s/n_k: V_c = s Σ_k p(k|c)²/n_k
+    # The variance of a mean over n_k samples is s/n_k, so V_c = s Σ_k p(k|c)²/n_k.
     expected = []
     for c in range(clusters):
         n = np.array([sizes[k] for k in range(6) if k % clusters == c], float)
@@ -157,16 +162,16 @@ def test_e6_with_unequal_clients_variances_are_those_of_the_effective_number():
         backend="vmap",
         chunk=4,
     )
-    found = []
+    weights = []
     for round in range(1, rounds + 1):
         state = simulation.start()
         simulation.train(state, round)
-        found.append(state.values["base"]["weight"])
-    variances = torch.stack(found).var(0).sum(-1)
+        weights.append(state.values["base"]["weight"])
+    variances = torch.stack(weights).var(0).sum(-1)
     assert float(variances[0] / variances[1]) == pytest.approx(expected[0] / expected[1], rel=0.2)
 
 
-# --------------------------------------------------------------------------- E9: who learns the common part
+# ------------------------------------------------------------------ common part of base and adaptors
 
 
 def with_adaptor_lr(s, **more):
@@ -178,17 +183,17 @@ def with_adaptor_lr(s, **more):
 
 
 def shares(simulation, clusters):
-    """p(c) = Σ of n_k over the cluster, over all rows."""
+    """p(c): the cluster's share of all training samples."""
     cluster, rows = simulation.data.cluster.numpy(), simulation.data.train.count
     return torch.tensor([rows[cluster == c].sum() / rows.sum() for c in range(clusters)])
 
 
 @pytest.mark.parametrize("backend", ["loop", "vmap"])
 @pytest.mark.parametrize("s", [1.0, 0.1, 0.03])
-def test_e9_base_and_adaptors_of_floral_conserve_the_common_part(s, backend):
+def test_base_and_adaptors_of_floral_conserve_the_common_part(s, backend):
     """u_t - u_0 = (1/s) Σ_c p(c) (a_c,t - a_c,0) for all t, with one local step and oracle routes.
 
-    FLoRAL as it is: the biases of its adaptors have full rank and no preconditioner, so they obey it in every layer.
+    The biases of FLoRAL's adaptors have full rank and no preconditioner, so the equation holds for every layer's bias.
     """
     simulation = simulate(
         "floral_10_optimal",
@@ -211,8 +216,8 @@ def test_e9_base_and_adaptors_of_floral_conserve_the_common_part(s, backend):
 
 
 @pytest.mark.parametrize("s", [1.0, 0.1, 0.03])
-def test_e9_full_rank_weights_conserve_the_common_part_and_the_base_gets_1_over_1_plus_s(s):
-    """A linear model with A = I frozen, so that B is the full matrix; no preconditioner."""
+def test_full_rank_weights_conserve_the_common_part_and_the_base_gets_1_over_1_plus_s(s):
+    """In a linear model with A = I frozen, B is the full matrix. There is no preconditioner."""
     inputs, clusters = 4, 2
     data = make_data((6, 4, 5, 7), shape=(inputs,), clusters=clusters, regression=True, outputs=5)
     frozen = {"out.A": torch.eye(inputs).expand(clusters, inputs, inputs).clone()}

@@ -11,7 +11,7 @@ from floral.config.schema.base import Frozen
 
 
 class Synthetic(Frozen):
-    """Data drawn from the task's seed: h = x (W + scale u_c v_cᵀ) + b (PAPER: arXiv 2410.03497, synthetic tasks)."""
+    """Data drawn from the task's seed: h = x (W + scale u_c v_cᵀ) + b (arXiv 2410.03497, synthetic tasks)."""
 
     kind: Literal["linear", "mlp"]
     dimension: int = Field(default=10, ge=1)
