@@ -21,7 +21,7 @@ from floral.data.federation import Federation
 from floral.engine.devices import Precision
 from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
-from floral.nn.layers import Conv2d, ConvTranspose2d, Dropout, Linear, Model, units
+from floral.nn.layers import Conv2d, ConvTranspose2d, Dropout, Linear, Model, scaled_units
 from floral.stages import execute
 
 torch.set_num_threads(1)  # tiny tensors: threads only cost, and the cores are shared
@@ -62,7 +62,7 @@ VARIANTS = list(catalogue.variant_index())
 
 def with_dropout(width: float = 1.0) -> Model:
     """4×4 → 5·width → dropout → CLASSES."""
-    hidden = units(5, width)
+    hidden = scaled_units(5, width)
 
     def forward(call, x):
         return call("out", call("dropped", torch.relu(call("hidden", x.flatten(1)))))
@@ -73,7 +73,7 @@ def with_dropout(width: float = 1.0) -> Model:
 
 def with_convolutions(width: float = 1.0) -> Model:
     """4×4 → conv → conv in two groups, dilated → transposed conv → CLASSES: kinds that no file has."""
-    channels = 2 * units(2, width)
+    channels = 2 * scaled_units(2, width)
 
     def forward(call, x):
         x = call("wide", torch.relu(call("grouped", torch.relu(call("conv", x.unsqueeze(1))))))

@@ -15,7 +15,7 @@ from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.embedding import EmbeddingAdaptor
 from floral.core.spec import Params, Refused
 from floral.core.streams import Shapes
-from floral.nn.layers import own
+from floral.nn.layers import layer_params
 
 
 def flat(adaptor: Params) -> Tensor:
@@ -52,7 +52,7 @@ def decomposed(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Params
     exact = adaptors.products(clients, weight)
     found = dict(mean)
     for layer, adaptor in adaptors.by_layer.items():
-        old = own(mean, layer)
+        old = layer_params(mean, layer)
         if "A" not in old:
             continue  # of a norm, whose mean misses nothing
         change = exact[f"{layer}.weight"]

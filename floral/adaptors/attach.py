@@ -16,7 +16,7 @@ from floral.adaptors.linear import LinearAdaptor
 from floral.adaptors.norm import NormAdaptor, moved
 from floral.core.spec import Noise, Params, Predict, Refused, View
 from floral.core.streams import Stream
-from floral.nn.layers import Conv2d, ConvTranspose2d, Embedding, Linear, Model, own
+from floral.nn.layers import Conv2d, ConvTranspose2d, Embedding, Linear, Model, layer_params
 from floral.nn.norms import NORMS
 
 Adaptor = LinearAdaptor | ConvAdaptor | EmbeddingAdaptor | NormAdaptor
@@ -44,7 +44,9 @@ class Adaptors:
 
     def products(self, mixture: Params, route: Tensor) -> Params:
         """Σ_c route_c B_c A_c and Σ_c route_c b_c of every layer, as changes of the base: <layer>.<weight|bias>."""
-        changes = {layer: adaptor.merged(own(mixture, layer), route) for layer, adaptor in self.by_layer.items()}
+        changes = {
+            layer: adaptor.merged(layer_params(mixture, layer), route) for layer, adaptor in self.by_layer.items()
+        }
         return {f"{layer}.{key}": value for layer, change in changes.items() for key, value in change.items()}
 
     def centred(self, base: Params, mixture: Params) -> tuple[Params, Params]:
@@ -53,9 +55,9 @@ class Adaptors:
         one = next(iter(mixture.values())).new_full((clusters,), 1 / clusters)
         mean = self.products(mixture, one)
         left = {
-            layer: less_mean(own(mixture, layer))
+            layer: less_mean(layer_params(mixture, layer))
             if isinstance(adaptor, NormAdaptor)
-            else without_mean(own(mixture, layer))
+            else without_mean(layer_params(mixture, layer))
             for layer, adaptor in self.by_layer.items()
         }
         return (
@@ -90,9 +92,11 @@ class Adaptors:
             adaptor = self.by_layer.get(name)
             if adaptor is None:
                 return None, None
-            ours, weights = own(mixture, name), route if route.dim() == 1 else route[order.index(name)]
-            if isinstance(adaptor, NormAdaptor) and adaptor.own and noise is None:
-                return adaptor.served(ours, weights, own(running or {}, name), own(statistics, name)), None
+            ours, weights = layer_params(mixture, name), route if route.dim() == 1 else route[order.index(name)]
+            if isinstance(adaptor, NormAdaptor) and adaptor.own_statistics and noise is None:
+                return adaptor.served(
+                    ours, weights, layer_params(running or {}, name), layer_params(statistics, name)
+                ), None
             if isinstance(adaptor, NormAdaptor) or self.merges(adaptor, x.shape, len(weights)):
                 if name not in merged:
                     merged[name] = adaptor.merged(ours, weights)
@@ -104,9 +108,9 @@ class Adaptors:
     def moved(self, running: Params, before: Params, after: Params) -> Params:
         """The adaptors' own statistics [C, ...] after a pass that moved the model's."""
         parts = {
-            name: moved(own(running, name), own(before, name), own(after, name))
+            name: moved(layer_params(running, name), layer_params(before, name), layer_params(after, name))
             for name, adaptor in self.by_layer.items()
-            if isinstance(adaptor, NormAdaptor) and adaptor.own
+            if isinstance(adaptor, NormAdaptor) and adaptor.own_statistics
         }
         return {f"{layer}.{key}": value for layer, params in parts.items() for key, value in params.items()}
 
@@ -151,7 +155,7 @@ class Adaptors:
         if not norms:
             raise Refused(f"the model has no normalisation layer that norm: {kind} could adapt; set norm: none")
         every = dict(self.by_layer) | {
-            name: NormAdaptor.of(layer, own=kind == "plain") for name, layer in norms.items()
+            name: NormAdaptor.of(layer, own_statistics=kind == "plain") for name, layer in norms.items()
         }
         return replace(self, by_layer={name: every[name] for name in self.model.layers if name in every})
 
@@ -177,7 +181,7 @@ class Adaptors:
         """Each adaptor's own preconditioner on the gradients of the mixture."""
         changed: Params = {}
         for layer, adaptor in self.by_layer.items():
-            ours = adaptor.precondition(own(gradients, layer), own(mixture, layer))
+            ours = adaptor.precondition(layer_params(gradients, layer), layer_params(mixture, layer))
             changed |= {f"{layer}.{key}": value for key, value in ours.items()}
         return changed
 

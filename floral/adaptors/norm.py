@@ -24,12 +24,12 @@ class NormAdaptor:
     """
 
     features: int
-    own: bool = False
+    own_statistics: bool = False
 
     @classmethod
-    def of(cls, layer: BatchNorm | GroupNorm | LayerNorm, *, own: bool) -> NormAdaptor:
+    def of(cls, layer: BatchNorm | GroupNorm | LayerNorm, *, own_statistics: bool) -> NormAdaptor:
         """`own`: with running statistics, if the layer has any."""
-        return cls(layer.features, own and isinstance(layer, BatchNorm))
+        return cls(layer.features, own_statistics and isinstance(layer, BatchNorm))
 
     def init(self, stream: Stream) -> Params:
         del stream
@@ -37,7 +37,9 @@ class NormAdaptor:
 
     def statistics(self) -> Params:
         """Running statistics at the start; empty unless it has its own."""
-        return {"mean": torch.zeros(self.features), "variance": torch.ones(self.features)} if self.own else {}
+        return (
+            {"mean": torch.zeros(self.features), "variance": torch.ones(self.features)} if self.own_statistics else {}
+        )
 
     def merged(self, mixture: Params, route: Tensor) -> Params:
         """Change of the layer's scale and shift."""

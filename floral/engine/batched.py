@@ -24,24 +24,24 @@ from floral.engine.aggregate import Relative, along, cluster_sum
 from floral.engine.capture import Captured
 from floral.engine.local import Chunk, Clients, Finished, Step, map_groups, with_axis
 from floral.engine.state import Axes, dims
-from floral.nn.products import Entry, Leaf, Tape
+from floral.nn.products import Leaf, PendingGradient, Tape
 
 
 @dataclass(frozen=True)
 class Backward:
     """One backward pass: δ-products of noted leaves, gradients of the others, new statistics, the clients' losses."""
 
-    entries: dict[Leaf, list[Entry]]
+    entries: dict[Leaf, list[PendingGradient]]
     gradients: dict[Leaf, Tensor]
     changed: View
     losses: Tensor
 
-    def of(self, group: str, name: str, share: Tensor | None = None) -> tuple[Tensor | None, list[Entry]]:
+    def of(self, group: str, name: str, share: Tensor | None = None) -> tuple[Tensor | None, list[PendingGradient]]:
         """A leaf's gradient and products, without the weights `share` [m] of the losses."""
         gradient, entries = self.gradients.get((group, name)), self.entries.get((group, name), [])
         if share is None:
             return gradient, entries
-        return None if gradient is None else gradient / along(share, gradient), [e.over(share) for e in entries]
+        return None if gradient is None else gradient / along(share, gradient), [e.divided_by(share) for e in entries]
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Batched(Clients):
         over = (vectorised, dims(axes, step.fixed), *step.input_dims)
         tape = Tape.of(leaves)
         names = [(group, name) for group, params in leaves.items() for name in params]
-        with torch.enable_grad(), tape.noting():
+        with torch.enable_grad(), tape.recording():
             objective = torch.vmap(partial(self.objective, step.phase), in_dims=over)
             losses, changed = objective(leaves, step.fixed, *step.inputs)
             total = losses.sum() if share is None else (losses * share.to(losses.dtype)).sum()
@@ -157,7 +157,7 @@ class Batched(Clients):
         if step.phase not in self.noted:
             found = self._backward(step, frozenset(), None)
             alone = {leaf: entries for leaf, entries in found.entries.items() if leaf not in found.gradients}
-            of_clients = (leaf for leaf, entries in alone.items() if all(entry.how.has(0)[0] for entry in entries))
+            of_clients = (leaf for leaf, entries in alone.items() if all(entry.x_per_client for entry in entries))
             self.noted[step.phase] = frozenset(of_clients)
         return self.noted[step.phase]
 
@@ -186,7 +186,7 @@ class Batched(Clients):
         gradients: Params = {}
         for name, tensor in own[group].items():
             gradient, entries = found.of(group, name, share)
-            parts = [entry.each().reshape(tensor.shape) for entry in entries]
+            parts = [entry.per_client().reshape(tensor.shape) for entry in entries]
             parts += [] if gradient is None else [gradient]
             gradients[name] = sum(parts[1:], parts[0]) if parts else torch.zeros_like(tensor)
         changes = self.preconditioned({group: gradients}, own, per_client=True)[group]

@@ -8,7 +8,7 @@ from floral.adaptors.linear import LinearAdaptor
 from floral.core.spec import Group, Method, Phase, Problem, Scope
 from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
-from floral.nn.layers import Embedding, own
+from floral.nn.layers import Embedding, layer_params
 from floral.toolkit.parts import plain, same, staged, whole
 
 
@@ -37,7 +37,7 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
             if not isinstance(part, LinearAdaptor | ConvAdaptor):
                 return None, None
             each = [
-                part.unmerged({key: t[None] for key, t in own(view[group], name).items()}, one, x)
+                part.unmerged({key: t[None] for key, t in layer_params(view[group], name).items()}, one, x)
                 for group in ("own", "rest")
             ]
             images = x.dim() == 4

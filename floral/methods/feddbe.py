@@ -4,7 +4,7 @@ import torch
 
 from floral.core.spec import Group, Method, Problem, Scope, Served, View
 from floral.core.streams import Stream
-from floral.nn.layers import own
+from floral.nn.layers import layer_params
 from floral.toolkit.parts import body, head, same, sample_losses, serve, whole
 
 
@@ -27,7 +27,7 @@ def build(problem: Problem, *, kappa: float, share: float) -> Method:
     below, width = serve(body(model)), problem.build_model().layers[last].inputs
 
     def on_top(view: View, features):
-        return model.layers[last](own(view["base"], last), features + view["bias"]["b"])
+        return model.layers[last](layer_params(view["base"], last), features + view["bias"]["b"])
 
     def predict(view, x, noise, mask):
         features, changed = below(view, x, noise, mask)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from floral.core.spec import Method, Problem, Scope
 from floral.core.streams import Stream
-from floral.nn.layers import Linear, own
+from floral.nn.layers import Linear, layer_params
 from floral.toolkit.parts import body, forward_backward_passes, head, second, serve, whole
 from floral.toolkit.routes import Gate
 
@@ -42,7 +42,7 @@ def build(problem: Problem, *, width: float, gate_hidden: int) -> Method:
         ours, of_own = own_features(view, x, noise, mask)
         of_gate = gate.log_weights(view, x).exp()
         mixed = of_gate[:, :1] * shared + of_gate[:, 1:] * ours
-        return model.layers[last](own(view["base"], last), mixed), {**of_shared, **of_own}
+        return model.layers[last](layer_params(view["base"], last), mixed), {**of_shared, **of_own}
 
     return Method(
         groups=groups,

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from floral.core.spec import Refused
-from floral.nn.layers import Call, Conv2d, Layer, Linear, Model, image, units
+from floral.nn.layers import Call, Conv2d, Layer, Linear, Model, image_size, scaled_units
 from floral.nn.norms import BatchNorm
 
 
@@ -25,9 +25,9 @@ def build(
     Raises:
         Refused: the images are too small for the two convolutions and pools.
     """
-    first, second = (units(count, width) for count in channels)
-    hidden = units(hidden, width)
-    height, breadth, colours = image(shape)
+    first, second = (scaled_units(count, width) for count in channels)
+    hidden = scaled_units(hidden, width)
+    height, breadth, colours = image_size(shape)
     sides = [((side - 4) // 2 - 2) // 3 for side in (height, breadth)]
     if min(sides) < 1:
         raise Refused(f"images of {height}×{breadth} are too small for this network: at least 14×14")

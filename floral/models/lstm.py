@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from floral.core.spec import Refused
-from floral.nn.layers import Call, Embedding, Layer, Linear, Model, units
+from floral.nn.layers import Call, Embedding, Layer, Linear, Model, scaled_units
 
 OPEN = 1.0
 """Added to the forget gates: a cell begins by keeping most of what it holds (Gers et al. 2000)."""
@@ -32,7 +32,7 @@ def build(
     """
     if len(shape) != 1 or shape[0] < 2:
         raise Refused(f"rows of shape {list(shape)} are no text: a language model needs token ids [T], T at least 2")
-    (length,), hidden = shape, units(hidden, width)
+    (length,), hidden = shape, scaled_units(hidden, width)
     layers: dict[str, Layer] = {"embedding": Embedding(outputs, features, adapted=adapt_embedding)}
     for i in range(1, depth + 1):
         layers[f"input{i}"] = Linear(features if i == 1 else hidden, 4 * hidden)

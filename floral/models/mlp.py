@@ -5,13 +5,13 @@ import math
 import torch
 from torch import Tensor
 
-from floral.nn.layers import Call, Layer, Linear, Model, units
+from floral.nn.layers import Call, Layer, Linear, Model, scaled_units
 from floral.nn.norms import BatchNorm
 
 
 def build(shape: tuple[int, ...], outputs: int, *, hidden: int, batch_norm: bool = False, width: float = 1.0) -> Model:
     """x [B, *shape] → flatten → linear → (batch norm) → ReLU → linear → [B, outputs]."""
-    hidden = units(hidden, width)
+    hidden = scaled_units(hidden, width)
     layers: dict[str, Layer] = {"hidden": Linear(math.prod(shape), hidden)}
     if batch_norm:
         layers["norm"] = BatchNorm(hidden)

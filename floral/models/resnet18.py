@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from floral.core.spec import Refused
-from floral.nn.layers import Call, Conv2d, Layer, Linear, Model, image, units
+from floral.nn.layers import Call, Conv2d, Layer, Linear, Model, image_size, scaled_units
 from floral.nn.norms import GroupNorm
 
 BLOCKS = 2
@@ -28,12 +28,12 @@ def build(
     Raises:
         Refused: the images are too small for three halvings.
     """
-    height, breadth, colours = image(shape)
+    height, breadth, colours = image_size(shape)
     if min(height, breadth) < 8:
         raise Refused(f"images of {height}×{breadth} are too small for this network: at least 8×8")
     if odd := [count for count in channels if count % groups]:
         raise Refused(f"channels: {odd[0]} cannot be shared by {groups} groups")
-    counts = [groups * units(count // groups, width) for count in channels]
+    counts = [groups * scaled_units(count // groups, width) for count in channels]
     layers: dict[str, Layer] = {"stem": conv(colours, counts[0]), "stem_norm": GroupNorm(counts[0], groups)}
     strides: dict[str, int] = {}
     inputs = counts[0]

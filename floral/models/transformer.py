@@ -5,7 +5,7 @@ from torch import Tensor
 
 from floral.core.spec import Refused
 from floral.nn.attention import attend, projections
-from floral.nn.layers import Call, Embedding, Layer, Linear, Model, Position, units
+from floral.nn.layers import Call, Embedding, Layer, Linear, Model, Position, scaled_units
 from floral.nn.norms import LayerNorm
 
 DEVIATION = 0.02
@@ -34,7 +34,7 @@ def build(
     """
     if len(shape) != 1:
         raise Refused(f"rows of shape {list(shape)} are no text: a language model needs token ids [T]")
-    features, hidden = heads * units(round(features / heads), width), units(hidden, width)
+    features, hidden = heads * scaled_units(round(features / heads), width), scaled_units(hidden, width)
     layers: dict[str, Layer] = {
         "embedding": Embedding(outputs, features, DEVIATION, adapted=adapt_embedding),
         "position": Position(shape[0], features),

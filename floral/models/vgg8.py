@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from floral.core.spec import Refused
-from floral.nn.layers import Call, Conv2d, Dropout, Layer, Linear, Model, image, units
+from floral.nn.layers import Call, Conv2d, Dropout, Layer, Linear, Model, image_size, scaled_units
 from floral.nn.norms import BatchNorm
 
 
@@ -26,11 +26,11 @@ def build(
     Raises:
         Refused: the images are too small for the five pools.
     """
-    height, breadth, colours = image(shape)
+    height, breadth, colours = image_size(shape)
     if min(height, breadth) < 32:
         raise Refused(f"images of {height}×{breadth} are too small for this network: at least 32×32")
-    counts = [colours, *(units(count, width) for count in channels)]
-    hidden = units(hidden, width)
+    counts = [colours, *(scaled_units(count, width) for count in channels)]
+    hidden = scaled_units(hidden, width)
     flat = counts[-1] * (height // 32) * (breadth // 32)
     layers: dict[str, Layer] = {
         f"conv{i}": Conv2d(counts[i - 1], counts[i], (3, 3), padding=(1, 1), start="normal_fan_out")

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from floral.core.spec import Refused
 from floral.nn.attention import attend, projections
-from floral.nn.layers import Call, Conv2d, Dropout, Layer, Linear, Model, Position, image, units
+from floral.nn.layers import Call, Conv2d, Dropout, Layer, Linear, Model, Position, image_size, scaled_units
 from floral.nn.norms import LayerNorm
 
 
@@ -30,12 +30,12 @@ def build(
     Raises:
         Refused: patches do not tile the images.
     """
-    height, breadth, colours = image(shape)
+    height, breadth, colours = image_size(shape)
     if height % patch or breadth % patch:
         raise Refused(f"patches of {patch}×{patch} do not tile images of {height}×{breadth}")
     if features % heads:
         raise Refused(f"features: {features} cannot be shared by {heads} heads")
-    features, hidden = heads * units(features // heads, width), units(hidden, width)
+    features, hidden = heads * scaled_units(features // heads, width), scaled_units(hidden, width)
     places = (height // patch) * (breadth // patch)
     layers: dict[str, Layer] = {
         "patches": Conv2d(colours, features, (patch, patch), stride=(patch, patch)),

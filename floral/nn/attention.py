@@ -1,4 +1,4 @@
-"""Multi-head self-attention (arXiv 1706.03762) of declared linear layers, so that its projections can be adapted."""
+"""Multi-head self-attention (arXiv 1706.03762) from declared linear layers, so that adaptors can attach to them."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from floral.nn.layers import Call, Linear
 
 
 def projections(name: str, width: int, heads: int) -> dict[str, Linear]:
-    """The four layers of one attention: <name>.query, .key, .value and .merge.
+    """Declare the four layers of one attention: <name>.query, .key, .value and .merge.
 
     Raises:
-        Refused: the heads do not divide the width.
+        Refused: the number of heads does not divide the width.
     """
     if width % heads:
-        raise Refused(f"{heads} heads do not divide the width {width}")
+        raise Refused(f"{heads} heads do not divide the width {width}; set heads to a divisor of {width}")
     return {f"{name}.{part}": Linear(width, width) for part in ("query", "key", "value", "merge")}
 
 
 def attend(call: Call, name: str, x: Tensor, heads: int, *, causal: bool = False) -> Tensor:
-    """x [B, T, width] → [B, T, width]: softmax(Q Kᵀ / sqrt(width / heads)) V of each head, side by side, then merged.
+    """Apply one attention to x [B, T, width] → [B, T, width].
 
-    `causal`: place t looks at places up to t alone.
+    Each head computes softmax(Q Kᵀ / sqrt(width / heads)) V. The heads are concatenated and merged by a linear layer.
+
+    `causal`: position t attends only to positions up to t.
     """
     query, key, value = (
         call(f"{name}.{part}", x).unflatten(-1, (heads, -1)).transpose(1, 2) for part in ("query", "key", "value")

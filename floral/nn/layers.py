@@ -1,6 +1,6 @@
-"""Declared layers: what a model is made of, what an adaptor attaches to, what a backend may batch by hand.
+"""Declared layers: models consist of them, adaptors attach to them, and the engine batches their products.
 
-A layer knows the shapes of its parameters and how ONE client applies it to x [B, ...]; it holds no tensor.
+A layer knows the shapes of its parameters and how ONE client applies it to x [B, ...]. It holds no tensor.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ from floral.nn.products import Window
 
 @dataclass(frozen=True)
 class Linear:
-    """y = x Wᵀ + b, W [outputs, inputs]; start U(±1/sqrt(inputs)), PyTorch's default.
+    """Linear layer y = x Wᵀ + b with W [outputs, inputs].
 
-    A layer that is `tied` has no weight of its own, but that of the embedding named.
+    Start: U(±1/sqrt(inputs)), PyTorch's default.
+
+    A `tied` layer has no weight: it uses the weight of the embedding with that name.
     """
 
     inputs: int
     outputs: int
     bias: bool = True
     steps: int = 1
-    """How often a pass of the model takes it, one step after another: a recurrence."""
+    """How often one forward pass applies the layer; above 1 in a recurrent network."""
     tied: str | None = None
 
     def init(self, stream: Stream) -> Params:
@@ -45,8 +47,8 @@ class Linear:
         return params
 
     def __call__(self, params: Params, x: Tensor, change: Params | None = None) -> Tensor:
-        """The layer on x [..., inputs], its parameters changed by `change`."""
-        weight, bias, delta = changed_by(params, change)
+        """The layer applied to x [..., inputs], with `change` added to its parameters."""
+        weight, bias, delta = weight_bias_delta(params, change)
         return products.linear(x, weight, bias, delta=delta)
 
     def multiply_adds(self, shape: torch.Size) -> int:
@@ -56,31 +58,33 @@ class Linear:
 
 @dataclass(frozen=True)
 class Embedding:
-    """Row x of W [vocabulary, features] for each token id x [...]; start N(0, deviation²).
+    """Embedding: row x of W [vocabulary, features] for each token id x [...].
 
-    Ids may come as floating-point numbers, as all inputs do.
+    Start: N(0, deviation²).
+
+    Ids may be floating-point numbers, because all inputs of a model are.
     """
 
     vocabulary: int
     features: int
     deviation: float = 1.0
     adapted: bool = False
-    """Whether an adaptor is attached to it; the published code leaves embeddings as they are unless a task says so."""
+    """Whether an adaptor is attached; by default none is, as in the published code."""
 
     def init(self, stream: Stream) -> Params:
         return {"weight": stream.normal("weight", (self.vocabulary, self.features), self.deviation)}
 
     def __call__(self, params: Params, x: Tensor, change: Params | None = None) -> Tensor:
-        """The layer on x [...] → [..., features], its parameters changed by `change`."""
-        weight, _, delta = changed_by(params, change)
+        """The layer applied to x [...] → [..., features], with `change` added to its parameters."""
+        weight, _, delta = weight_bias_delta(params, change)
         return F.embedding(x.long(), weight if delta is None else weight + delta)
 
 
 @dataclass(frozen=True)
 class Conv2d:
-    """Cross-correlation of x [B, inputs, H, W] with W [outputs, inputs / groups, *kernel].
+    """Convolution of x [B, inputs, H, W] with W [outputs, inputs / groups, *kernel].
 
-    Start: U(±1/sqrt(fan_in)), PyTorch's default, or for normal_fan_out W ~ N(0, 2/(outputs·kernel)) and b = 0.
+    Start "uniform": U(±1/sqrt(fan_in)), PyTorch's default. Start "normal_fan_out": W ~ N(0, 2/(outputs·kernel)), b = 0.
     """
 
     inputs: int
@@ -92,11 +96,13 @@ class Conv2d:
     start: Literal["uniform", "normal_fan_out"] = "uniform"
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
-    """Neighbouring channels, inputs / groups of them, give outputs / groups channels, and these alone."""
+    """Number of groups: each maps inputs / groups neighbouring channels to outputs / groups channels."""
 
     def __post_init__(self) -> None:
         if self.inputs % self.groups or self.outputs % self.groups:
-            raise Refused(f"{self.groups} groups do not divide {self.inputs} inputs and {self.outputs} outputs")
+            raise Refused(
+                f"{self.groups} groups do not divide {self.inputs} inputs and {self.outputs} outputs; change groups"
+            )
 
     @property
     def window(self) -> Window:
@@ -108,11 +114,11 @@ class Conv2d:
             deviation = math.sqrt(2 / (self.outputs * math.prod(self.kernel)))
             params = {"weight": stream.normal("weight", shape, deviation)}
             return params | ({"bias": torch.zeros(self.outputs)} if self.bias else {})
-        return uniform(stream, shape, self.outputs if self.bias else 0)
+        return uniform_start(stream, shape, self.outputs if self.bias else 0)
 
     def __call__(self, params: Params, x: Tensor, change: Params | None = None) -> Tensor:
-        """The layer on x [B, inputs, H, W], its parameters changed by `change`."""
-        weight, bias, delta = changed_by(params, change)
+        """The layer applied to x [B, inputs, H, W], with `change` added to its parameters."""
+        weight, bias, delta = weight_bias_delta(params, change)
         return products.conv2d(x, weight, bias, window=self.window, delta=delta)
 
     def multiply_adds(self, shape: torch.Size) -> int:
@@ -127,8 +133,12 @@ class Conv2d:
 
 @dataclass(frozen=True)
 class ConvTranspose2d:
-    """Transposed convolution of x [B, inputs, H, W] with W [inputs, outputs, *kernel]: each place of x adds W to the
-    result, at steps of `stride`. Start U(±1/sqrt(outputs·kernel)), PyTorch's default."""
+    """Transposed convolution of x [B, inputs, H, W] with W [inputs, outputs, *kernel].
+
+    Each position of x adds its multiple of W to the result; positions are `stride` apart.
+
+    Start: U(±1/sqrt(outputs·kernel)), PyTorch's default.
+    """
 
     inputs: int
     outputs: int
@@ -145,11 +155,11 @@ class ConvTranspose2d:
         return Window(self.stride, self.padding, self.dilation, 1, True, self.output_padding)
 
     def init(self, stream: Stream) -> Params:
-        return uniform(stream, (self.inputs, self.outputs, *self.kernel), self.outputs if self.bias else 0)
+        return uniform_start(stream, (self.inputs, self.outputs, *self.kernel), self.outputs if self.bias else 0)
 
     def __call__(self, params: Params, x: Tensor, change: Params | None = None) -> Tensor:
-        """The layer on x [B, inputs, H, W], its parameters changed by `change`."""
-        weight, bias, delta = changed_by(params, change)
+        """The layer applied to x [B, inputs, H, W], with `change` added to its parameters."""
+        weight, bias, delta = weight_bias_delta(params, change)
         return products.conv2d(x, weight, bias, window=self.window, delta=delta)
 
     def multiply_adds(self, shape: torch.Size) -> int:
@@ -157,15 +167,21 @@ class ConvTranspose2d:
         return shape.numel() * self.outputs * math.prod(self.kernel)
 
 
-def uniform(stream: Stream, shape: tuple[int, ...], biases: int) -> Params:
-    """Weight and, of `biases` > 0, bias U(±1/sqrt(all axes of the weight but the first))."""
+def uniform_start(stream: Stream, shape: tuple[int, ...], biases: int) -> Params:
+    """Draw a weight and, if `biases` > 0, a bias from U(±1/sqrt(n)).
+
+    n is the product of all axes of the weight except the first.
+    """
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     params = {"weight": stream.uniform("weight", shape, -bound, bound)}
     return params | ({"bias": stream.uniform("bias", (biases,), -bound, bound)} if biases else {})
 
 
-def changed_by(params: Params, change: Params | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Weight, bias and the change of the weight; it is not added here, for its gradient is not the weight's."""
+def weight_bias_delta(params: Params, change: Params | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Weight, changed bias, and the change of the weight.
+
+    The weight's change is not added here, because its gradient must stay separate from the weight's gradient.
+    """
     weight, bias, change = params["weight"], params.get("bias"), change or {}
     if bias is not None and "bias" in change:
         bias = bias + change["bias"]
@@ -174,7 +190,10 @@ def changed_by(params: Params, change: Params | None) -> tuple[Tensor, Tensor | 
 
 @dataclass(frozen=True)
 class Position:
-    """x [B, T, features] + E[:T], a trained vector for each of up to `length` places; start N(0, 0.02²)."""
+    """Position embedding: x [B, T, features] + E[:T] with one trained vector for each of `length` positions.
+
+    Start: N(0, 0.02²).
+    """
 
     length: int
     features: int
@@ -188,7 +207,10 @@ class Position:
 
 @dataclass(frozen=True)
 class Dropout:
-    """Zeroes entries of x [B, *shape] with probability `rate` in training and divides the rest by 1 - rate."""
+    """Dropout: in training, set entries of x [B, *shape] to 0 with probability `rate`.
+
+    The other entries are divided by 1 - rate.
+    """
 
     shape: tuple[int, ...]
     rate: float = 0.5
@@ -202,24 +224,24 @@ class Dropout:
 
 
 Layer = Linear | Conv2d | ConvTranspose2d | Embedding | Position | BatchNorm | GroupNorm | LayerNorm | Dropout
-WEIGHTY = Linear, Conv2d, ConvTranspose2d
-"""Layers whose products are most of the work."""
+WEIGHT_LAYERS = Linear, Conv2d, ConvTranspose2d
+"""Layers whose products are most of a model's cost."""
 Call = Callable[[str, Tensor], Tensor]
-"""call(name, x): the named layer applied to x."""
+"""call(name, x) applies the named layer to x."""
 
 Adapt = Callable[[str, Tensor], tuple[Params | None, Tensor | None]]
-"""adapt(name, x) → what changes the layer's parameters and what is added to its output, if anything."""
+"""adapt(name, x) → (change of the layer's parameters, change of its output); each may be None."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """Declared layers and how x [B, ...] flows through them to logits [B, outputs]."""
+    """A model: declared layers, and a forward function from x [B, ...] to logits [B, outputs]."""
 
     layers: Mapping[str, Layer]
     forward: Callable[[Call, Tensor], Tensor]
 
     def init(self, stream: Stream) -> Params:
-        """Parameters at the start, named <layer>.<parameter>; equal streams give equal parameters."""
+        """Initial parameters, named <layer>.<parameter>; equal streams give equal parameters."""
         return {
             f"{name}.{key}": value
             for name, layer in self.layers.items()
@@ -228,12 +250,13 @@ class Model:
         }
 
     def statistics(self) -> Params:
-        """Running statistics at the start; empty without batch norm."""
+        """Initial running statistics; empty without batch norm."""
         norms = {name: layer for name, layer in self.layers.items() if isinstance(layer, BatchNorm)}
         return {f"{name}.{key}": value for name, layer in norms.items() for key, value in layer.statistics().items()}
 
     @property
     def noise(self) -> dict[str, tuple[int | str, ...]]:
+        """Shapes of the random inputs of the dropout layers; "batch" stands for B."""
         dropouts = {name: layer for name, layer in self.layers.items() if isinstance(layer, Dropout)}
         return {name: ("batch", *layer.shape) for name, layer in dropouts.items()}
 
@@ -243,23 +266,25 @@ class Model:
         return sum(value.numel() for value in self.init(Shapes(0, "size")).values())
 
     def inputs(self, shape: tuple[int, ...], batch: int) -> dict[str, torch.Size]:
-        """Shape of what each layer with weights gets, for x [batch, *shape]."""
-        seen: dict[str, torch.Size] = {}
+        """The input shape of each layer with parameters, for x [batch, *shape]."""
+        shapes: dict[str, torch.Size] = {}
 
-        def note(name: str, x: Tensor) -> tuple[None, None]:
-            seen[name] = torch.Size((batch, *x.shape[1:]))
+        def record(name: str, x: Tensor) -> tuple[None, None]:
+            shapes[name] = torch.Size((batch, *x.shape[1:]))
             return None, None
 
-        nothing = {name: torch.zeros(t.shape) for name, t in self.init(Shapes(0, "size")).items()}
+        zeros = {name: torch.zeros(t.shape) for name, t in self.init(Shapes(0, "size")).items()}
         with torch.no_grad():
-            self(nothing, self.statistics(), torch.zeros(1, *shape), None, None, note)  # one row shows all the shapes
-        return seen
+            self(
+                zeros, self.statistics(), torch.zeros(1, *shape), None, None, record
+            )  # one sample shows all the shapes
+        return shapes
 
     def multiply_adds(self, shape: tuple[int, ...], batch: int) -> int:
         """Multiply-adds of the weights in one forward pass of x [batch, *shape]."""
-        seen = self.inputs(shape, batch)
-        layers = {name: layer for name, layer in self.layers.items() if isinstance(layer, WEIGHTY)}
-        return sum(layer.multiply_adds(seen[name]) for name, layer in layers.items())
+        inputs = self.inputs(shape, batch)
+        layers = {name: layer for name, layer in self.layers.items() if isinstance(layer, WEIGHT_LAYERS)}
+        return sum(layer.multiply_adds(inputs[name]) for name, layer in layers.items())
 
     def __call__(
         self,
@@ -270,7 +295,11 @@ class Model:
         mask: Tensor | None,
         adapt: Adapt = lambda name, x: (None, None),
     ) -> tuple[Tensor, Params]:
-        """Logits and the statistics after the pass; `adapt` changes a layer's parameters or adds to its output."""
+        """Logits, and the running statistics after the pass.
+
+        `noise` None means evaluation. `mask` [B] marks the samples that are no padding. `adapt` changes a layer's
+        parameters or adds to its output.
+        """
         changed = dict(statistics)
 
         def call(name: str, x: Tensor) -> Tensor:
@@ -279,41 +308,41 @@ class Model:
                 case Dropout():
                     return x if noise is None else layer(x, noise[name])
                 case Position():
-                    return layer(own(params, name), x)
+                    return layer(layer_params(params, name), x)
                 case BatchNorm():
                     change, _ = adapt(name, x)
                     running = {key: changed[f"{name}.{key}"] for key in ("mean", "variance")}
-                    y, running = layer(own(params, name), running, x, None if noise is None else mask, change)
+                    y, running = layer(layer_params(params, name), running, x, None if noise is None else mask, change)
                     changed.update({f"{name}.{key}": value for key, value in running.items()})
                     return y
                 case _:
                     change, added = adapt(name, x)
-                    ours = own(params, name)
+                    of_layer = layer_params(params, name)
                     if isinstance(layer, Linear) and layer.tied is not None:
-                        ours["weight"] = params[f"{layer.tied}.weight"]
-                    y = layer(ours, x, change)
+                        of_layer["weight"] = params[f"{layer.tied}.weight"]
+                    y = layer(of_layer, x, change)
                     return y if added is None else y + added
 
         return self.forward(call, x), changed
 
 
-def image(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Height, width and channels of rows [H, W] or [H, W, channels].
+def image_size(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Height, width and channels of samples [H, W] or [H, W, channels].
 
     Raises:
-        Refused: rows of another shape are no images.
+        Refused: samples of another shape are no images.
     """
     if len(shape) not in (2, 3):
-        raise Refused(f"rows of shape {list(shape)} are no images [H, W] or [H, W, channels]")
+        raise Refused(f"samples of shape {list(shape)} are no images; this model needs [H, W] or [H, W, channels]")
     return (*shape, 1)[:3]  # type: ignore[return-value]
 
 
-def units(count: int, width: float) -> int:
-    """The units of a hidden layer of `count`, widened; at least one."""
+def scaled_units(count: int, width: float) -> int:
+    """`count` hidden units multiplied by `width` and rounded; at least 1."""
     return max(1, round(count * width))
 
 
-def own(params: Params, layer: str) -> Params:
-    """The parameters of one layer, without its name in front."""
+def layer_params(params: Params, layer: str) -> Params:
+    """The parameters of one layer, named without the layer's name: "fc1.weight" becomes "weight"."""
     prefix = f"{layer}."
     return {key.removeprefix(prefix): value for key, value in params.items() if key.startswith(prefix)}

@@ -1,6 +1,6 @@
-"""Normalisation layers: statistics over a batch, over groups of channels of a sample, or over its features.
+"""Normalisation layers: batch norm, group norm and layer norm.
 
-Each ends in a scale γ and a shift β per feature, both of which an adaptor may change.
+Each ends with a scale γ and a shift β per feature. An adaptor may change both.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from floral.core.spec import Params, Refused
 from floral.core.streams import Stream
 
 MOMENTUM = 0.1
+"""Weight of a batch in the running statistics, as in PyTorch."""
+
 EPSILON = 1e-5
+"""Added to every variance, as in PyTorch."""
 
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """Batch normalisation of x [B, features, ...] over all axes but the second (arXiv 1502.03167).
+    """Batch normalisation of x [B, features, ...] over all axes except the second (arXiv 1502.03167).
 
-    In training the batch's own mean and variance over unmasked samples; in evaluation the running ones. The running
-    variance is unbiased and both move by 0.1, as in PyTorch.
+    Training uses the mean and variance of the batch's unmasked samples. Evaluation uses the running statistics. The
+    running variance is unbiased, and both statistics move by `MOMENTUM`, as in PyTorch.
     """
 
     features: int
@@ -38,7 +41,7 @@ class BatchNorm:
     def __call__(
         self, params: Params, running: Params, x: Tensor, mask: Tensor | None, change: Params | None = None
     ) -> tuple[Tensor, Params]:
-        """Normalised x and the running statistics after it; `mask` None is evaluation."""
+        """Normalised x and the running statistics after the pass; `mask` None means evaluation."""
         weight, bias = scale_and_shift(params, change)
         shape = (1, -1) + (1,) * (x.dim() - 2)
         axes = (0, *range(2, x.dim()))
@@ -58,9 +61,9 @@ class BatchNorm:
 
 @dataclass(frozen=True)
 class GroupNorm:
-    """Normalisation of x [B, features, ...] within each sample over groups of neighbouring channels (arXiv 1803.08494).
+    """Normalisation of x [B, features, ...] per sample and group of neighbouring channels (arXiv 1803.08494).
 
-    With as many groups as features it is instance normalisation (arXiv 1607.08022).
+    With one group per feature this is instance normalisation (arXiv 1607.08022).
     """
 
     features: int
@@ -68,23 +71,25 @@ class GroupNorm:
 
     def __post_init__(self) -> None:
         if self.features % self.groups:
-            raise Refused(f"{self.features} features cannot be normalised in {self.groups} groups of equal size")
+            raise Refused(
+                f"{self.features} features cannot be normalised in {self.groups} groups of equal size; change groups"
+            )
 
     def init(self, stream: Stream) -> Params:
         del stream
-        return unscaled(self.features)
+        return identity_start(self.features)
 
     def __call__(self, params: Params, x: Tensor, change: Params | None = None) -> Tensor:
-        """The layer on x [B, features, ...], its scale and shift changed by `change`."""
+        """The layer applied to x [B, features, ...], with `change` added to its scale and shift."""
         weight, bias = scale_and_shift(params, change)
         shape = (-1, *(1,) * (x.dim() - 2))
-        return standardised(x.unflatten(1, (self.groups, -1)), 2).reshape(x.shape) * weight.reshape(
+        return standardise(x.unflatten(1, (self.groups, -1)), 2).reshape(x.shape) * weight.reshape(
             shape
         ) + bias.reshape(shape)
 
 
 def instance_norm(features: int) -> GroupNorm:
-    """Each channel of each sample normalised by itself, with a scale and a shift."""
+    """Instance normalisation: each channel of each sample on its own (arXiv 1607.08022)."""
     return GroupNorm(features, groups=features)
 
 
@@ -96,28 +101,31 @@ class LayerNorm:
 
     def init(self, stream: Stream) -> Params:
         del stream
-        return unscaled(self.features)
+        return identity_start(self.features)
 
     def __call__(self, params: Params, x: Tensor, change: Params | None = None) -> Tensor:
-        """The layer on x [..., features], its scale and shift changed by `change`."""
+        """The layer applied to x [..., features], with `change` added to its scale and shift."""
         weight, bias = scale_and_shift(params, change)
-        return standardised(x, -1) * weight + bias
+        return standardise(x, -1) * weight + bias
 
 
 NORMS = BatchNorm, GroupNorm, LayerNorm
 
 
-def standardised(x: Tensor, first: int) -> Tensor:
-    """x less its mean over the axes from `first` on, over their deviation: one operation, which vmap batches."""
+def standardise(x: Tensor, first: int) -> Tensor:
+    """Standardise x over its axes from `first` on: subtract the mean, divide by the standard deviation.
+
+    This is one operation, which vmap can batch.
+    """
     return F.layer_norm(x, x.shape[first:], eps=EPSILON)
 
 
-def unscaled(features: int) -> Params:
-    """γ = 1 and β = 0."""
+def identity_start(features: int) -> Params:
+    """Scale γ = 1 and shift β = 0."""
     return {"weight": torch.ones(features), "bias": torch.zeros(features)}
 
 
 def scale_and_shift(params: Params, change: Params | None) -> tuple[Tensor, Tensor]:
-    """γ and β, changed by `change`."""
+    """Scale γ and shift β with `change` added."""
     weight, bias = params["weight"], params["bias"]
     return (weight, bias) if change is None else (weight + change["weight"], bias + change["bias"])

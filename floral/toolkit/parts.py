@@ -27,7 +27,7 @@ from floral.core.spec import (
     View,
 )
 from floral.core.streams import Stream
-from floral.nn.layers import WEIGHTY, Call, Linear, Model
+from floral.nn.layers import WEIGHT_LAYERS, Call, Linear, Model
 
 # ------------------------------------------------------------------------------------------- who starts how
 
@@ -215,7 +215,7 @@ def head(model: Model) -> str:
     Raises:
         Refused: no layer with weights stands before it.
     """
-    weighty = [name for name, layer in model.layers.items() if isinstance(layer, WEIGHTY)]
+    weighty = [name for name, layer in model.layers.items() if isinstance(layer, WEIGHT_LAYERS)]
     if weighty and getattr(model.layers[weighty[-1]], "tied", None):
         raise Refused("the last layer shares its weights with the embedding: there is no head to tell from the body")
     if len(weighty) < 2 or not isinstance(model.layers[weighty[-1]], Linear):

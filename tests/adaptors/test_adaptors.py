@@ -205,7 +205,7 @@ def test_convolutions_may_stay_without_adaptors():
 @pytest.mark.parametrize("layer", [GroupNorm(4, 2), instance_norm(4), LayerNorm(4)])
 def test_a_mixture_of_norm_adaptors_is_the_sum_of_the_adaptors_own_norms(layer):
     """Σ_c π_c (γ_c x̂ + β_c) beside γ x̂ + β; zero at the start."""
-    adaptor = NormAdaptor.of(layer, own=True)
+    adaptor = NormAdaptor.of(layer, own_statistics=True)
     assert not adaptor.own and not adaptor.statistics()
     weights, mixture = mixture_of(adaptor, 1), mixture_of(adaptor, 3, seed=1)
     base = {name: tensor[0] for name, tensor in weights.items()}
@@ -228,7 +228,7 @@ def running_of(count, seed):
 def test_a_plain_batch_norm_adaptor_serves_its_own_statistics():
     """γ_c (x - μ_c)/σ_c + β_c beside the layer, by PyTorch's batch norm; with the layer's statistics it is merged."""
     layer, route = BatchNorm(3), torch.tensor([0.7, 0.3], dtype=torch.float64)
-    adaptor = NormAdaptor.of(layer, own=True)
+    adaptor = NormAdaptor.of(layer, own_statistics=True)
     base, mixture = {n: t[0] for n, t in mixture_of(adaptor, 1).items()}, mixture_of(adaptor, 2, seed=1)
     running, own = {name: t[0] for name, t in running_of(1, 2).items()}, running_of(2, 3)
     x = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)

@@ -30,7 +30,7 @@ from federations import (
 
 from floral.core.streams import Stream
 from floral.engine.costs import Costs
-from floral.nn.layers import own
+from floral.nn.layers import layer_params
 from floral.toolkit.parts import body, head
 from floral.toolkit.routes import shrunk
 
@@ -90,7 +90,7 @@ def test_a_body_with_its_head_on_top_is_the_model(kind):
     model = built(kind)
     params, running, x = model.init(Stream(3, "test")), model.statistics(), torch.rand(6, *SHAPES.get(kind, (4, 4)))
     features, _ = body(model)(params, running, x, None, None)
-    found = model.layers[head(model)](own(params, head(model)), features)
+    found = model.layers[head(model)](layer_params(params, head(model)), features)
     torch.testing.assert_close(found, model(params, running, x, None, None)[0], rtol=0, atol=0)
     assert head(model) not in body(model).layers
 

@@ -1,0 +1,116 @@
+"""The weight gradient of one product, kept as its two factors until its use is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from floral.nn.products.matrix_product import MatrixProduct
+from floral.nn.products.spec import WEIGHT, ProductSpec, X, split_stack, sum_axis
+
+
+@dataclass(frozen=True)
+class PendingGradient:
+    """x [m, C or 1, …] and δ [m, C, …] of one product, not yet multiplied to the gradient of its weight."""
+
+    x: Tensor
+    gradient: Tensor
+    """δ, the gradient of the product's output."""
+    spec: ProductSpec
+    shape: tuple[int, ...]
+    """Shape of the weight as it was passed to the product."""
+    dtype: torch.dtype
+    """Type of the weight, and of every gradient returned here; x and δ may be rounded to a shorter type."""
+    computed: Tensor | None = None
+    """The gradient [m, C, outputs, inputs, …], where it was already needed for something else."""
+
+    @property
+    def x_per_client(self) -> bool:
+        """Whether each client has its own x."""
+        return self.spec.axes(X)[0]
+
+    @property
+    def clusters(self) -> int:
+        """C of a stacked weight."""
+        return self.shape[1 if self.spec.axes(WEIGHT)[0] else 0]
+
+    def per_client_and_cluster(self) -> Tensor:
+        """The gradient of every client [m, C or 1, outputs, inputs, …]; stacked weights are still joined to one."""
+        if self.computed is not None:
+            return self.computed
+        return self.spec.operation.weight_gradients(self.gradient, self.x, self.shape)
+
+    def of_weight(self) -> Tensor:
+        """The gradient in the shape of the weight: summed over the axes that the weight does not have."""
+        summed = self.spec.reduced(self.per_client_and_cluster(), WEIGHT)
+        return self._in_weight_shape(summed, 1 if self.spec.axes(WEIGHT)[0] else 0)
+
+    def per_client(self) -> Tensor:
+        """The gradient of every client [m, …], in the shape of the weight behind the client axis."""
+        gradients = self.per_client_and_cluster()
+        return self._in_weight_shape(gradients if self.spec.axes(WEIGHT)[1] else sum_axis(gradients, 1), 1)
+
+    def sum(self, weight: Tensor | None) -> Tensor:
+        """The weighted sum over clients: Σ_k weight_k·g_k for weights [m].
+
+        Weights [m, C] give Σ_k weight_kc·g_kc for each cluster. With None, every client weighs 1.
+        """
+        x, gradient, computed = self.x, self.gradient, self.computed
+        if weight is not None and weight.dim() == 2 and self.spec.stacked:
+            x, gradient, computed = self._weigh_stacked(weight)
+        elif weight is not None:
+            factor = weight.to(self.dtype).reshape(len(weight), -1, *(1,) * (gradient.dim() - 2))
+            gradient = (gradient * factor).to(gradient.dtype)
+            if computed is not None:
+                computed = computed * factor.reshape(*factor.shape[:2], *(1,) * (computed.dim() - 2))
+        if computed is not None:
+            total = computed.sum(0)
+        else:
+            total = self.spec.operation.summed_weight_gradient(gradient, x, self.shape)
+        return self._in_weight_shape(total if self.spec.axes(WEIGHT)[1] else sum_axis(total, 0), 0)
+
+    def divided_by(self, share: Tensor) -> PendingGradient:
+        """The gradient of the unweighted losses, where the losses were multiplied by `share` [m]."""
+
+        def divided(tensor: Tensor) -> Tensor:
+            return (tensor / share.to(self.dtype).reshape(-1, *(1,) * (tensor.dim() - 1))).to(tensor.dtype)
+
+        computed = None if self.computed is None else divided(self.computed)
+        return replace(self, gradient=divided(self.gradient), computed=computed)
+
+    def add_to(self, values: Tensor, alpha: float) -> None:
+        """Add alpha·g_k to each client's values [m, …] in place, in one call where the gradient is one matrix product.
+
+        Here and where gradients are summed, the weight may have had further axes of length 1.
+        """
+        is_matrix = isinstance(self.spec.operation, MatrixProduct) and self.spec.stacked != "inputs"
+        if not is_matrix or self.computed is not None or self.x.dtype != values.dtype:
+            values.add_(self.per_client().reshape(values.shape), alpha=alpha)
+            return
+        gradient, x = self.gradient.flatten(2, -2), self.x.flatten(2, -2)
+        if gradient.shape[1] > 1 and not self.spec.axes(WEIGHT)[1]:
+            values.add_(self.per_client().reshape(values.shape), alpha=alpha)
+            return
+        x = x.expand(*gradient.shape[:2], *x.shape[2:])
+        matrices = values.view(-1, gradient.shape[-1], x.shape[-1])
+        matrices.baddbmm_(gradient.flatten(0, 1).mT, x.flatten(0, 1), alpha=alpha)
+
+    def _weigh_stacked(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x, δ and the computed gradient, with client k's part of cluster c multiplied by weight_kc."""
+        clusters = weight.shape[1]
+        inputs = self.spec.stacked == "inputs"
+        tensor = self.x if inputs else self.gradient
+        axis = self.spec.operation.channel_axis  # the clusters share the channels
+        weighed = tensor.unflatten(axis, (clusters, -1)).transpose(1, axis if axis > 0 else -2)
+        shape = (len(weight), clusters, *(1,) * (weighed.dim() - 2))
+        weighed = (
+            (weighed * weight.to(self.dtype).reshape(shape)).to(tensor.dtype).transpose(1, axis if axis > 0 else -2)
+        )
+        weighed = weighed.flatten(axis, axis + 1) if axis > 0 else weighed.flatten(-2)
+        return (weighed, self.gradient, None) if inputs else (self.x, weighed, None)
+
+    def _in_weight_shape(self, gradient: Tensor, axis: int) -> Tensor:
+        """The gradient in the weight's type, and of a stacked weight with its axis C at `axis`."""
+        return split_stack(gradient.to(self.dtype), self.spec.stacked, self.clusters, axis)

@@ -1,0 +1,81 @@
+"""The tape of weight gradients, and the type to which products are rounded: both hold inside a `with` block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from floral.nn.products.pending import PendingGradient
+
+Leaf = tuple[str, str]
+"""(group, name) of a trained parameter."""
+
+
+@dataclass(frozen=True)
+class Tape:
+    """The trained parameters whose gradients are recorded, and the gradients recorded for each."""
+
+    leaves: dict[int, tuple[Leaf, Tensor]]
+    """Memory address → name and value of a parameter, with or without a leading client axis."""
+    entries: dict[Leaf, list[PendingGradient]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: dict[str, dict[str, Tensor]]) -> Tape:
+        """A tape for all parameters in `values`, group → name → value."""
+        named = [((group, name), tensor) for group, params in values.items() for name, tensor in params.items()]
+        return cls({tensor.data_ptr(): (leaf, tensor) for leaf, tensor in named})
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record every product computed inside the block on this tape."""
+        token = _TAPE.set(self)
+        try:
+            yield
+        finally:
+            _TAPE.reset(token)
+
+    def leaf(self, weight: Tensor) -> Leaf | None:
+        """The parameter that is this weight, up to axes of length 1; None for a weight computed from parameters."""
+        entry = self.leaves.get(weight.data_ptr())
+        return entry[0] if entry is not None and _layout(entry[1]) == _layout(weight) else None
+
+    def record(self, leaf: Leaf, gradient: PendingGradient) -> None:
+        """Add one pending gradient of a parameter."""
+        self.entries.setdefault(leaf, []).append(gradient)
+
+
+_TAPE: ContextVar[Tape | None] = ContextVar("tape", default=None)
+_ROUNDING: ContextVar[torch.dtype | None] = ContextVar("rounded", default=None)
+
+
+def active() -> Tape | None:
+    """The tape that records at present, if any."""
+    return _TAPE.get()
+
+
+def rounding() -> torch.dtype | None:
+    """The type to which products are rounded at present; None: no rounding."""
+    return _ROUNDING.get()
+
+
+@contextmanager
+def rounded(dtype: torch.dtype | None) -> Iterator[None]:
+    """Round the factors and results of products inside the block, and those of their gradients, to `dtype`.
+
+    With None nothing is rounded. Parameters, inputs, outputs and gradients keep their types.
+    """
+    token = _ROUNDING.set(dtype)
+    try:
+        yield
+    finally:
+        _ROUNDING.reset(token)
+
+
+def _layout(tensor: Tensor) -> list[tuple[int, int]]:
+    """(length, stride) of all axes longer than 1."""
+    return [(size, step) for size, step in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
