@@ -5,12 +5,12 @@
 
 from snakemake.utils import min_version
 
-from floral.config.paths import CONFIG
+from floral.config.paths import CONFIG_FOLDER
 
 min_version("9.0")
 
 
-configfile: str(CONFIG / "config.yaml")
+configfile: str(CONFIG_FOLDER / "config.yaml")
 
 
 include: "workflow/rules/common.smk"

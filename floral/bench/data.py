@@ -17,7 +17,7 @@ from floral.bench.processes import in_new_process, memory_bytes
 from floral.config import data_sets, paths
 from floral.config.reading import ConfigError, suggest
 from floral.config.schema.data import DataSet
-from floral.config.schema.task import Partition
+from floral.config.schema.partition import Partition
 from floral.data import sources
 from floral.data.partition import client_table
 from floral.stages.fetch import READERS, data_folder
@@ -45,7 +45,7 @@ def data(names: Iterable[str], *, results: Path, data_dir: Path | None) -> list[
     names, place = list(names), data_folder(data_dir)
     for name in names:
         if name not in (data_lock := data_sets.data_lock()):
-            raise suggest("data set", name, data_lock, str(paths.CONFIG / "data.lock"))
+            raise suggest("data set", name, data_lock, str(paths.CONFIG_FOLDER / "data.lock"))
         for file in data_lock[name].files:
             if not sources.is_there(file, results / "data" / name / "raw", place):
                 raise ConfigError(f"{file.path}: missing ({name}); {sources.advice(file)}")

@@ -1,4 +1,4 @@
-"""What exists by name: tasks, methods, variants, suites and fidelity switches, read from YAML."""
+"""Tasks, methods, variants, suites and fidelity switches by name, read from YAML."""
 
 from __future__ import annotations
 
@@ -19,16 +19,23 @@ from floral.config.schema.task import Task
 
 
 def names(folder: str) -> list[str]:
-    """The names of the YAML files in a folder of config/."""
-    return sorted(path.stem for path in (paths.CONFIG / folder).glob("*.yaml"))
+    """Return the names of the YAML files in a folder of config/."""
+    return sorted(path.stem for path in (paths.CONFIG_FOLDER / folder).glob("*.yaml"))
 
 
 @cache
 def _task_values(name: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The values of a task over those that it extends; `children` are the tasks that led here, the first one first."""
-    path = paths.CONFIG / "tasks" / f"{name}.yaml"
+    """Return the values of a task, merged over those of the task that it extends.
+
+    `children` are the tasks whose `extends` led to this one, the first task first.
+    """
+    path = paths.CONFIG_FOLDER / "tasks" / f"{name}.yaml"
     if not path.exists():
-        where = f"{paths.CONFIG}/tasks/{children[-1]}.yaml: extends" if children else str(paths.CONFIG / "tasks")
+        where = (
+            f"{paths.CONFIG_FOLDER}/tasks/{children[-1]}.yaml: extends"
+            if children
+            else str(paths.CONFIG_FOLDER / "tasks")
+        )
         raise suggest("task", name, names("tasks"), where)
     values = read(path)
     parent = values.pop("extends", None)
@@ -39,30 +46,34 @@ def _task_values(name: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
     chain = (*children, name)
     if parent in chain:
         circle = " → ".join((*chain[chain.index(parent) :], parent))
-        raise ConfigError(f"{path}: extends: {circle} never ends; let one of these tasks extend none of the others")
+        raise ConfigError(f"{path}: extends: {circle} never ends; remove `extends` from one of these tasks")
     return merge(_task_values(parent, chain), values)
 
 
 def task(name: str, change: Mapping[str, Any] | None = None, where: str | None = None) -> Task:
-    """Read config/tasks/<name>.yaml over the task it `extends`, with `change` on top."""
-    where = where or str(paths.CONFIG / "tasks" / f"{name}.yaml")
+    """Read a task, with the values of `change` on top; `where` names the file for messages.
+
+    Raises:
+        ConfigError: the task, its model or its data set is unknown, or a value is wrong.
+    """
+    where = where or str(paths.CONFIG_FOLDER / "tasks" / f"{name}.yaml")
     parsed: Task = parse(Task, {**merge(_task_values(name), change or {}), "name": name}, where)
-    if parsed.model.kind not in (known := plugins("models")):
-        raise suggest("model", parsed.model.kind, known, f"{where}: model.kind")
+    if parsed.model.kind not in (models := plugins("models")):
+        raise suggest("model", parsed.model.kind, models, f"{where}: model.kind")
     parse(model_options(parsed.model.kind), parsed.model.arguments, f"{where}: model")
-    if isinstance(parsed.data, str) and not parsed.noop and parsed.data not in (known := list(data_sets.data_lock())):
-        raise suggest("data set", parsed.data, known, f"{where}: data")
+    if isinstance(parsed.data, str) and not parsed.noop and parsed.data not in (accepted := data_sets.data_lock()):
+        raise suggest("data set", parsed.data, accepted, f"{where}: data")
     return parsed
 
 
 def benchmarks() -> list[str]:
-    """The names of all tasks but those that do nothing."""
+    """Return the names of all tasks that train something."""
     return [name for name in names("tasks") if not task(name).noop]
 
 
 @cache
 def plugins(folder: str) -> list[str]:
-    """The modules of floral/<folder>: a new file is known on arrival."""
+    """Return the names of the modules in floral/<folder>. A new module needs no registration."""
     return sorted(path.stem for path in (Path(__file__).parents[1] / folder).glob("*.py") if path.stem != "__init__")
 
 
@@ -72,24 +83,24 @@ OPTION_TYPES: Mapping[str, Any] = {
     "bool": Annotated[bool, Field(strict=True)],
     "str": Annotated[str, Field(strict=True)],
 }
-"""What a model's `build` may ask of a task, and tuples of these: sizes are positive, rates are not negative."""
+"""Allowed argument types of a model's `build`, beside tuples of them: positive ints, floats from 0, bools, words."""
 
 
 @cache
 def model_options(kind: str) -> type[Frozen]:
-    """What a task may set in `model:`, the keyword arguments of the model's `build`, read without importing torch.
+    """Return the model of a task's `model:` keys: the keyword arguments of `build`, read without importing torch.
 
     Raises:
-        ConfigError: an argument of `build` has no type, or one that is not in OPTION_TYPES.
+        ConfigError: an argument of `build` has no type, or a type that is not in OPTION_TYPES.
     """
     source = (Path(__file__).parents[1] / "models" / f"{kind}.py").read_text(encoding="utf-8")
     body = ast.parse(source).body
     (build,) = (node.args for node in body if isinstance(node, ast.FunctionDef) and node.name == "build")
     fields: dict[str, Any] = {}
     for argument, default in zip(build.kwonlyargs, build.kw_defaults, strict=True):
-        if argument.arg != "width":  # the methods' own: they widen a model
-            kind_of = _option_type(argument.annotation, f"floral/models/{kind}.py: build: {argument.arg}")
-            fields[argument.arg] = (kind_of, ... if default is None else None)
+        if argument.arg != "width":  # set by methods that widen a model, not by tasks
+            option_type = _option_type(argument.annotation, f"floral/models/{kind}.py: build: {argument.arg}")
+            fields[argument.arg] = (option_type, ... if default is None else None)
     return create_model(f"{kind} options", __base__=Frozen, **fields)
 
 
@@ -101,66 +112,80 @@ def _option_type(annotation: ast.expr | None, where: str) -> Any:
             return ...
         case ast.Subscript(value=ast.Name(id="tuple"), slice=ast.Tuple(elts=parts)):
             return tuple[*(_option_type(part, where) for part in parts)]
-    found = "no type" if annotation is None else ast.unparse(annotation)
-    raise ConfigError(f"{where}: {found} cannot be checked; use {', '.join(OPTION_TYPES)} or a tuple of these")
+    text = "no type" if annotation is None else ast.unparse(annotation)
+    raise ConfigError(f"{where}: {text} cannot be checked; use {', '.join(OPTION_TYPES)} or a tuple of these")
 
 
 @cache
 def common_parameters() -> dict[str, Parameter]:
-    """What every method can be asked for: config/parameters.yaml."""
-    path = paths.CONFIG / "parameters.yaml"
+    """Read the parameters that all methods have, from config/parameters.yaml."""
+    path = paths.CONFIG_FOLDER / "parameters.yaml"
     return {name: parse(Parameter, row, f"{path}: {name}") for name, row in read(path).items()}
 
 
 @cache
 def method_file(name: str) -> MethodFile:
-    """A file of config/methods, its parameters followed by those that all methods have."""
-    path = paths.CONFIG / "methods" / f"{name}.yaml"
+    """Read a file of config/methods. The parameters that all methods have are appended.
+
+    Raises:
+        ConfigError: a value is wrong, the method has no module, or a parameter has a reserved name.
+    """
+    path = paths.CONFIG_FOLDER / "methods" / f"{name}.yaml"
     parsed: MethodFile = parse(MethodFile, read(path), str(path))
-    if name not in (known := plugins("methods")):
-        raise suggest("method", name, known, f"{path}: no module floral/methods/{name}.py")
-    if twice := sorted(parsed.parameters.keys() & common_parameters().keys()):
+    if name not in (modules := plugins("methods")):
+        raise suggest("method", name, modules, f"{path}: no module floral/methods/{name}.py")
+    if reserved := sorted(parsed.parameters.keys() & common_parameters().keys()):
         raise ConfigError(
-            f"{path}: parameters: {twice[0]} is one of {paths.CONFIG}/parameters.yaml; give it another name"
+            f"{path}: parameters: {reserved[0]} is already in {paths.CONFIG_FOLDER}/parameters.yaml; "
+            "give it another name"
         )
     return parsed.model_copy(update={"parameters": {**parsed.parameters, **common_parameters()}})
 
 
 @cache
 def variant_index() -> dict[str, str]:
-    """variant name → method name, over every file of config/methods."""
+    """Return variant → method for all files of config/methods.
+
+    Raises:
+        ConfigError: two methods have a variant with the same name.
+    """
     index: dict[str, str] = {}
     for method in names("methods"):
         for name in method_file(method).variants:
             if name in index:
                 raise ConfigError(
-                    f"{paths.CONFIG}/methods/{method}.yaml: variant {name!r} stands in {index[name]}.yaml too"
+                    f"{paths.CONFIG_FOLDER}/methods/{method}.yaml: variant {name!r} is in {index[name]}.yaml "
+                    "too; rename one"
                 )
             index[name] = method
     return index
 
 
 def variant(name: str, change: Mapping[str, Any] | None = None, where: str | None = None) -> Variant:
-    """Resolve a variant: its method's defaults, its own values, then `change`, which stands at `where`."""
+    """Return a variant: its method's defaults, updated by its own values and then by `change`, written at `where`.
+
+    Raises:
+        ConfigError: the variant or a parameter is unknown, or a value is not allowed.
+    """
     if name not in (index := variant_index()):
-        raise suggest("variant", name, index, str(paths.CONFIG / "methods"))
+        raise suggest("variant", name, index, str(paths.CONFIG_FOLDER / "methods"))
     method = index[name]
-    own = f"{paths.CONFIG}/methods/{method}.yaml: variants.{name}"
+    entry_place = f"{paths.CONFIG_FOLDER}/methods/{method}.yaml: variants.{name}"
     file = method_file(method)
     entry = file.variants[name]
     params = {key: parameter.default for key, parameter in file.parameters.items()}
-    origin = {**dict.fromkeys((*params, *entry.set), own), **dict.fromkeys(change or {}, where or own)}
+    place_of = dict.fromkeys((*params, *entry.set), entry_place) | dict.fromkeys(change or {}, where or entry_place)
     for key, value in {**params, **entry.set, **(change or {})}.items():
         if key not in file.parameters:
-            raise suggest("parameter", key, file.parameters, origin[key])
+            raise suggest("parameter", key, file.parameters, place_of[key])
         try:
             params[key] = file.parameters[key].accept(value)
         except ValueError as error:
-            raise ConfigError(f"{origin[key]}: {key}: {error} ({file.parameters[key].doc})") from None
+            raise ConfigError(f"{place_of[key]}: {key}: {error} ({file.parameters[key].doc})") from None
     equals = (*file.equals, *entry.equals)
     for rule in equals:
         if rule.variant not in index:
-            raise suggest("variant", rule.variant, index, f"{own}: equals")
+            raise suggest("variant", rule.variant, index, f"{entry_place}: equals")
     return Variant(
         name=name, method=method, title=entry.title, family=file.family, source=file.source,
         what=entry.what or file.what, oracle=entry.oracle or params.get("router") == "optimal",
@@ -171,15 +196,19 @@ def variant(name: str, change: Mapping[str, Any] | None = None, where: str | Non
 
 @cache
 def switches() -> dict[str, Switch]:
-    """The fidelity switches of config/fidelity.yaml, in the file's order."""
-    path = paths.CONFIG / "fidelity.yaml"
+    """Read the fidelity switches of config/fidelity.yaml, in the order of the file."""
+    path = paths.CONFIG_FOLDER / "fidelity.yaml"
     return {name: parse(Switch, row, f"{path}: {name}") for name, row in read(path).items()}
 
 
 def fidelity(
     name: Literal["official", "corrected"], change: Mapping[str, Any] | None = None, where: str = "switches"
 ) -> Fidelity:
-    """All switches of a fidelity, with single ones changed by `change`."""
+    """Return a fidelity with the value of every switch. `change` changes single switches.
+
+    Raises:
+        ConfigError: a switch is unknown, or a value is not allowed.
+    """
     table = switches()
     values = {key: getattr(row, name) for key, row in table.items()}
     for key, value in (change or {}).items():
@@ -193,8 +222,13 @@ def fidelity(
 
 @cache
 def suite(name: str) -> Suite:
-    path = paths.CONFIG / "suites" / f"{name}.yaml"
+    """Read a suite.
+
+    Raises:
+        ConfigError: the suite is unknown, or a value is wrong.
+    """
+    path = paths.CONFIG_FOLDER / "suites" / f"{name}.yaml"
     if not path.exists():
-        raise suggest("suite", name, names("suites"), str(paths.CONFIG / "suites"))
+        raise suggest("suite", name, names("suites"), str(paths.CONFIG_FOLDER / "suites"))
     parsed: Suite = parse(Suite, {**read(path), "name": name}, str(path))
     return parsed

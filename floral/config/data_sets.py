@@ -1,4 +1,4 @@
-"""Data sets: the entries of config/data.lock, and the user's own files, with the hashes of their content."""
+"""Data sets: the entries of config/data.lock and custom data, with the hashes of their content."""
 
 from __future__ import annotations
 
@@ -13,55 +13,58 @@ from floral.config.schema.data import NOTHING, CustomData, DataFile, DataSet, Sy
 from floral.io import files
 
 CUSTOM_PREFIX = "own-"
-"""Own data are stored under this and a hash."""
+"""Prefix of the name under which custom data are stored. A hash follows it."""
 CUSTOM_VERSION = 2
-"""Raised by hand when other rows are made of the same own data, as RESULTS_VERSION is for results."""
+"""Version of the custom-data readers. Increase it when they produce other samples from the same files."""
 CUSTOM_ADVICE = "put it there, or name another in data.path of the task"
-"""What to do about own data that are not there."""
+"""Remedy for missing custom data."""
 
 
 @cache
 def data_lock() -> dict[str, DataSet]:
-    """The accepted data sets of config/data.lock."""
-    path = paths.CONFIG / "data.lock"
+    """Read the data sets of config/data.lock by name."""
+    path = paths.CONFIG_FOLDER / "data.lock"
     return {name: parse(DataSet, entry, f"{path}: {name}") for name, entry in read(path).items()}
 
 
 def data_set(data: str | CustomData) -> DataSet:
-    """Where the data of a task come from: an entry of config/data.lock, or the like of one for its own."""
+    """Return the data set of a task: an entry of config/data.lock, or an equivalent one for custom data."""
     if isinstance(data, str):
         return data_lock()[data]
     path = custom_path(data)
     return DataSet(
-        title=f"Own data, {data.kind} {path.name}", reader=data.kind, options=data.options, own=True,
+        title=f"Custom data, {data.kind} {path.name}", reader=data.kind, options=data.options, own=True,
         files=(DataFile(path=str(path), sha256=_content(path)[0]),),
     )  # fmt: skip
 
 
 def stored_data(data: str | Synthetic | CustomData) -> str | Synthetic:
-    """Under which name data are stored; own data under one that their content and their options decide (their path,
-    while they are not there)."""
+    """Return the name under which data are stored.
+
+    For custom data it has a hash of their content and options, or of their path while they do not exist.
+    """
     if not isinstance(data, CustomData):
         return data
-    made = data_set(data)
-    content = [file.sha256 or file.path for file in made.files]
-    return CUSTOM_PREFIX + hash8([CUSTOM_VERSION, made.reader, dict(made.options), content])
+    entry = data_set(data)
+    content = [file.sha256 or file.path for file in entry.files]
+    return CUSTOM_PREFIX + hash8([CUSTOM_VERSION, entry.reader, dict(entry.options), content])
 
 
 def why_unreadable(data: CustomData) -> str | None:
-    """Which file or folder of own data is not there or cannot be read; None where all can."""
+    """Return which file or folder of custom data is missing or unreadable, or None if all can be read."""
     return _content(custom_path(data))[1]
 
 
 def custom_path(data: CustomData) -> Path:
+    """Return the absolute path of custom data."""
     return Path(data.path).expanduser().absolute()
 
 
 @cache
 def _content(path: Path) -> tuple[str | None, str | None]:
-    """The sha256 of own data, or None and why they cannot be read.
+    """Return (SHA-256, None) of custom data, or (None, why they cannot be read).
 
-    Read once in a process: own data that change while a command runs are found changed by the next one.
+    A process reads them once. If they change while a command runs, the next command notices it.
     """
     if not path.exists():
         return None, f"{path} does not exist"
@@ -72,10 +75,13 @@ def _content(path: Path) -> tuple[str | None, str | None]:
 
 
 def data_digest(data: str | Synthetic | CustomData) -> str | None:
-    """What is known of the data before they are fetched: the hashes that data.lock promises, or that own data have.
-    Where one is open, or the reader has options, how they are read too."""
+    """Return a digest of the data that is known before they are fetched; None for synthetic or no data.
+
+    It covers the hashes in data.lock, or those of custom data. It also covers the reader and its options if a hash is
+    null or the reader has options.
+    """
     if isinstance(data, Synthetic) or data == NOTHING:
         return None
-    made = data_set(data)
-    known: list[Any] = [stored_data(data), promised := [file.sha256 for file in made.files]]
-    return hash8([*known, made.reader, dict(made.options)] if None in promised or made.options else known)
+    entry = data_set(data)
+    content: list[Any] = [stored_data(data), hashes := [file.sha256 for file in entry.files]]
+    return hash8([*content, entry.reader, dict(entry.options)] if None in hashes or entry.options else content)

@@ -1,4 +1,4 @@
-"""The hash that names folders."""
+"""The hash in the names of folders."""
 
 from __future__ import annotations
 
@@ -8,4 +8,5 @@ from typing import Any
 
 
 def hash8(value: Any) -> str:
+    """Return the first 8 hex digits of the SHA-256 of a value's JSON with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,9 +1,9 @@
-"""Where the YAML files are."""
+"""The folder of the YAML files."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-CONFIG = Path(os.environ.get("FLORAL_CONFIG", "config"))
-"""Folder of the YAML files, relative to the project's root, where every command is typed."""
+CONFIG_FOLDER = Path(os.environ.get("FLORAL_CONFIG", "config"))
+"""Folder of the YAML files, relative to the project's root, in which every command is called."""

@@ -1,9 +1,9 @@
-"""YAML files read and validated, with errors that name file, key and remedy."""
+"""Read and validate YAML files, with errors that name file, key and remedy."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,81 +12,109 @@ from pydantic import BaseModel, Tag, ValidationError
 
 from floral.config.schema.base import Frozen
 
-TAGS = {"named", "drawn", "own"}
-"""In the place of a mistake in a task's `data`: which of the kinds of data it was taken for, and no key."""
+TAGS = {"named", "synthetic", "custom"}
+"""Tags of the kinds of `data`. Pydantic puts them into the location of an error, but they are not keys."""
 
 
 class ConfigError(ValueError):
-    """A value that the user wrote is wrong: the message names file, key and remedy."""
+    """A value written by the user is wrong. The message names file, key and remedy."""
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping."""
+    """Read a YAML file that contains a mapping.
+
+    Raises:
+        ConfigError: the file is not valid YAML, or contains something else.
+    """
     try:
         value = load_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+        raise ConfigError(f"{path}: not valid YAML; correct it: {error}") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values, found {type(value).__name__}")
     return value
 
 
 def load_yaml(text: str) -> Any:
-    """Plain values from YAML, by libyaml where PyYAML has it: a tenth of a second less at the start of every job."""
+    """Parse YAML into plain values.
+
+    libyaml is used where PyYAML has it. It saves a tenth of a second at the start of every job.
+    """
     return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def suggest(kind: str, name: str, known: Iterable[str], where: str | None = None) -> ConfigError:
-    """The error for an unknown name: what exists and what was probably meant."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known) or 'none'}"
+    """Return the error for an unknown name, with the closest known name or else all of them."""
+    candidates = sorted(known)
+    near = difflib.get_close_matches(name, candidates, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(candidates) or 'none'}"
     return ConfigError(f"{where + ': ' if where else ''}unknown {kind} {name!r}{hint}")
 
 
 def parse(model: type[Frozen], values: Any, where: str) -> Any:
-    """Validated values, or a ConfigError that names file, key and what was found."""
+    """Validate values against a model.
+
+    Raises:
+        ConfigError: a value is wrong; the message names file, key and value.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
         lines = []
         problems = error.errors()
-        # a mapping that lost an entry to a mistake is "too short" only because of it
-        told = [problem for problem in problems if problem["type"] != "too_short"] or problems
-        for problem in sorted(told, key=lambda problem: problem["type"] != "extra_forbidden"):
-            key = ".".join(str(part) for part in problem["loc"] if part not in TAGS)
+        # a mapping with a wrong entry is also reported as too short, although the wrong entry is the only mistake
+        reported = [problem for problem in problems if problem["type"] != "too_short"] or problems
+        for problem in sorted(reported, key=lambda problem: problem["type"] != "extra_forbidden"):
+            *parents, name = problem["loc"] or ("",)
+            key = _key(problem["loc"])
             if problem["type"] == "extra_forbidden":
-                lines.append(str(suggest("key", key, _fields_at(model, problem["loc"][:-1]), where)))
-            elif problem["type"] == "missing" and (wanted := _fields_at(model, problem["loc"][:-1]).get(key)):
-                lines.append(f"{where}: {key} is missing: {wanted}")
+                place = f"{where}: {_key(parents)}" if parents else where
+                lines.append(str(suggest("key", str(name), _descriptions_at(model, parents), place)))
+            elif problem["type"] == "missing" and (description := _descriptions_at(model, parents).get(str(name))):
+                lines.append(f"{where}: {key} is missing: {description} Add this key.")
             else:
-                # without a key the input is the whole mapping, and the message names what is wrong in it
-                found = f"{key}: {problem['msg']} (found {shortened(problem['input'])})" if key else problem["msg"]
-                lines.append(f"{where}: {found.replace('Value error, ', '', 1)}")
+                # without a key the input is the whole mapping, which would only repeat the file
+                text = f"{key}: {problem['msg']} (found {shortened(problem['input'])})" if key else problem["msg"]
+                lines.append(f"{where}: {text.replace('Value error, ', '', 1)}")
         raise ConfigError("\n".join(lines)) from None
 
 
+def _key(location: Sequence[Any]) -> str:
+    return ".".join(str(part) for part in location if part not in TAGS)
+
+
 def shortened(value: Any) -> str:
-    """What was found, in at most 60 characters."""
+    """Return the text of a value in at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> dict[str, str | None]:
-    """The fields of the model at a place within another, with their descriptions."""
-    members: dict[str, Any] = {}
+def _descriptions_at(model: type[BaseModel], location: Sequence[Any]) -> dict[str, str | None]:
+    """Return field → description for the model at a location within another model."""
+    members: dict[str | None, type[BaseModel]] = {}
     for part in location:
-        field = model.model_fields.get(str(part))
-        inner = field.annotation if field else members.get(str(part))
-        tagged = (get_args(member) for member in get_args(inner))
-        members = {of[1].tag: of[0] for of in tagged if len(of) > 1 and isinstance(of[1], Tag)}
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
+        if field := model.model_fields.get(str(part)):
+            members = _models_in(field.annotation)
+            model = members.get(None, model)
+        else:  # the tag of a kind of data, an index or a name
+            model = members.get(str(part), model)
     return {name: field.description for name, field in model.model_fields.items()}
 
 
+def _models_in(annotation: Any) -> dict[str | None, type[BaseModel]]:
+    """Return tag → model for the models within a type; the tag is None where there is no Tag."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {None: annotation}
+    models: dict[str | None, type[BaseModel]] = {}
+    for member in get_args(annotation):
+        tag = next((extra.tag for extra in get_args(member) if isinstance(extra, Tag)), None)
+        for model in _models_in(member).values():
+            models[tag] = model
+    return models
+
+
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`change` over `base`, mapping by mapping; a mapping with another `kind` replaces the whole."""
+    """Return `base` updated by `change`, recursively. A mapping with another `kind` replaces the old mapping."""
     merged = dict(base)
     for key, value in change.items():
         old = merged.get(key)

@@ -1,4 +1,4 @@
-"""A run and its partition: the values that decide the numbers, and the hashes that name the folders."""
+"""A run and its partition: the values that determine the results, and the hashes that name the folders."""
 
 from __future__ import annotations
 
@@ -9,99 +9,105 @@ from pydantic import Field
 
 from floral.config import catalogue, data_sets
 from floral.config.hashing import hash8
-from floral.config.schema.base import Frozen
+from floral.config.schema.base import Frozen, is_none
 from floral.config.schema.data import CustomData, Synthetic
 from floral.config.schema.method import Variant
+from floral.config.schema.partition import Partition, Unseen
 from floral.config.schema.suite import Fidelity
-from floral.config.schema.task import Partition, Task, Unseen
+from floral.config.schema.task import Task
 from floral.config.schema.tuning import Rates
 
 RESULTS_VERSION = 1
-"""Raised by hand when the numerics change, so that new results never mix with old ones."""
+"""Version of the results. Increase it when the numerics change, so that new results never mix with old ones."""
 
 
 class Run(Frozen):
-    """One job: a task, a variant and a seed, fully resolved. Equal runs share their folder, whatever the suite."""
+    """A training run: task × variant × seed, with all values resolved. Equal runs of several suites share a folder."""
 
-    task: Task
-    variant: Variant
-    seed: int
-    fidelity: Fidelity
-    own_rates: Rates | None = None
-    """From tuning; None: the task's."""
+    task: Task = Field(description="Task with all its values.")
+    variant: Variant = Field(description="Variant with the value of every hyper-parameter.")
+    seed: int = Field(description="Seed of the run.")
+    fidelity: Fidelity = Field(description="Fidelity with the value of every switch.")
+    own_rates: Rates | None = Field(default=None, description="Tuned learning rates; None for those of the task.")
 
     @property
     def rates(self) -> Rates:
+        """The learning rates of the run, tuned or those of the task."""
         return self.own_rates or Rates(lr=self.task.lr, router_lr=self.task.router_lr)
 
     @property
     def partition_seed(self) -> int:
+        """The seed of the partition: the run's seed, or 42 where all seeds share a partition."""
         return 42 if self.fidelity["partition"] == "one" else self.seed
 
     @property
     def partition(self) -> PartitionJob:
-        """The partition that this run reads; every method of a task, seed and fidelity reads the same."""
+        """The partition that this run reads. All methods of a task, seed and fidelity share it."""
         task = self.task
-        full = {"share": 1.0} if self.fidelity["subset"] == "per_variant" else {}
-        whole = {"validation": 0.0} if self.fidelity["validation"] == "none" else {}
+        full_share = {"share": 1.0} if self.fidelity["subset"] == "per_variant" else {}
+        no_validation = {"validation": 0.0} if self.fidelity["validation"] == "none" else {}
         data_seed = self.seed if isinstance(task.data, Synthetic) else None
         return PartitionJob(
             task=task.name, data=data_sets.stored_data(task.data), data_digest=data_sets.data_digest(task.data),
             data_seed=data_seed, clients=task.clients, clusters=task.concepts,
-            partition=task.partition.model_copy(update=full | whole), unseen=task.unseen, seed=self.partition_seed,
+            partition=task.partition.model_copy(update=full_share | no_validation), unseen=task.unseen,
+            seed=self.partition_seed,
         )  # fmt: skip
 
     @property
     def hash8(self) -> str:
+        """The hash of everything that determines the results of the run."""
         return hash8({"run": self.identity(), "partition": self.partition.hash8, "results_version": RESULTS_VERSION})
 
     @property
     def folder(self) -> Path:
-        """results/train/<task>/<variant>/seed<k>-<hash8>, relative to the results' parent."""
+        """The run's folder, train/<task>/<variant>/seed<k>-<hash8>, relative to the folder of results."""
         return Path("train") / self.task.name / self.variant.name / f"seed{self.seed}-{self.hash8}"
 
     @property
     def siblings(self) -> Path:
-        """<task>/<variant>/<hash8> of what decides the numbers but for the seed: equal for all seeds of a variant."""
+        """<task>/<variant>/<hash8>, equal for runs that differ only in their seed."""
         shared = {key: value for key, value in self.identity().items() if key != "seed"}
-        whole = {"run": shared, "data": data_sets.data_digest(self.task.data), "results_version": RESULTS_VERSION}
-        return Path(self.task.name) / self.variant.name / hash8(whole)
+        content = {"run": shared, "data": data_sets.data_digest(self.task.data), "results_version": RESULTS_VERSION}
+        return Path(self.task.name) / self.variant.name / hash8(content)
 
     def identity(self) -> dict[str, Any]:
-        """The values that decide the numbers: everything but titles, prose and what only the report reads."""
+        """Return the values that determine the results: all but titles, prose and report-only switches."""
         task = self.task.model_dump(mode="json", exclude={"title"})
         if isinstance(self.task.data, CustomData):
-            task["data"] = data_sets.stored_data(self.task.data)  # their content, wherever they lie
+            task["data"] = data_sets.stored_data(self.task.data)  # names their content, not their path
         task["model"] = {"kind": self.task.model.kind, **self.task.model.arguments}
         variant = self.variant.model_dump(mode="json", include={"name", "method", "params"})
-        known = catalogue.method_file(self.variant.method).parameters
-        later = {name: parameter.default for name, parameter in known.items() if parameter.later}
-        given = variant["params"].items()
-        variant["params"] = {name: value for name, value in given if name not in later or value != later[name]}
+        parameters = catalogue.method_file(self.variant.method).parameters
+        later = {name: parameter.default for name, parameter in parameters.items() if parameter.later}
+        params = variant["params"].items()
+        variant["params"] = {name: value for name, value in params if name not in later or value != later[name]}
         rules = self.fidelity.model_dump(mode="json")
         rules["switches"] = {k: v for k, v in rules["switches"].items() if not catalogue.switches()[k].report_only}
-        own = {} if self.own_rates is None else {"own_rates": self.own_rates.model_dump(mode="json")}
-        return {"task": task, "variant": variant, "seed": self.seed, "fidelity": rules, **own}
+        rates = {} if self.own_rates is None else {"own_rates": self.own_rates.model_dump(mode="json")}
+        return {"task": task, "variant": variant, "seed": self.seed, "fidelity": rules, **rates}
 
 
 class PartitionJob(Frozen):
-    """What decides a partition table: one job of the partition stage."""
+    """The values that determine a partition: one job of the partition stage."""
 
-    task: str
-    data: str | Synthetic
-    data_digest: str | None
-    data_seed: int | None
-    clients: int
-    clusters: int
-    partition: Partition
-    unseen: Unseen | None = Field(default=None, exclude_if=lambda unseen: unseen is None)
-    seed: int
+    task: str = Field(description="Name of the task.")
+    data: str | Synthetic = Field(description="Name of the stored data set, or the values of synthetic data.")
+    data_digest: str | None = Field(description="Digest of the data; None for synthetic data.")
+    data_seed: int | None = Field(description="Seed of synthetic data; None for data sets.")
+    clients: int = Field(description="Number of clients that take part in training, K.")
+    clusters: int = Field(description="Number of true clusters, C.")
+    partition: Partition = Field(description="How samples are assigned to clients.")
+    unseen: Unseen | None = Field(default=None, exclude_if=is_none, description="Clients that join after training.")
+    seed: int = Field(description="Seed of the partition.")
 
     @property
     def hash8(self) -> str:
-        joining = {"epochs", "samples"}  # what unseen clients do, not which rows they have
-        return hash8(self.model_dump(mode="json", exclude={"task": True, "unseen": joining}))
+        """The hash of everything that determines the partition."""
+        training = {"epochs", "samples"}  # these decide how unseen clients train, not which samples they hold
+        return hash8(self.model_dump(mode="json", exclude={"task": True, "unseen": training}))
 
     @property
     def folder(self) -> Path:
+        """The partition's folder, partition/<task>/seed<k>-<hash8>, relative to the folder of results."""
         return Path("partition") / self.task / f"seed{self.seed}-{self.hash8}"

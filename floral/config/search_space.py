@@ -1,4 +1,4 @@
-"""A search space: its axes, its configurations, and which values of one lie at an edge."""
+"""The axes and configurations of a search space, and the chosen values at its edges."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from floral.config.schema.tuning import Configuration, Range, Rates, Space, Tuni
 
 RATES = tuple(Rates.model_fields)
 STRIDE = 7
-"""Combinations between those of neighbouring learning rates, so that none grows with the learning rate."""
-EDGELESS = 2
-"""An axis with so many values or fewer has no inside: nothing on it can be said to lie at an edge."""
+"""Step between the combinations of neighbouring learning rates, so that no value grows with the learning rate."""
+MAX_VALUES_WITHOUT_INTERIOR = 2
+"""An axis with at most this many values has no interior, so that its values are not reported as edges."""
 
 Axes = Mapping[str, tuple[Any, ...]]
 """Name of a learning rate or hyper-parameter → its values, in order."""
 
 
 def axes_of(space: Space, tuning: Tuning, task: Rates) -> Axes:
-    """The axes of a space, learning rates first, for a task with these learning rates."""
+    """Return the axes of a search space, learning rates first, for a task with the learning rates `task`."""
     lr = ladder(tuning.lr, task.lr, tuning.budget)
     return {"lr": lr, "router_lr": ladder(tuning.router_lr, task.router_lr, space.router_lr), **space.values}
 
 
 def ladder(span: Range, of_task: float, count: int) -> tuple[float, ...]:
-    """`count` learning rates, evenly spaced on a log scale from lowest to highest; a single one is the task's own.
+    """Return `count` learning rates, evenly spaced on a log scale; a single one is the task's learning rate.
 
     rate_i = of_task · lowest · (highest / lowest)^(i / (count - 1)), with three significant digits.
     """
@@ -35,17 +35,17 @@ def ladder(span: Range, of_task: float, count: int) -> tuple[float, ...]:
     return tuple(float(f"{of_task * span.lowest * ratio ** (i / (count - 1)):.3g}") for i in range(count))
 
 
-def configurations(found: Axes) -> list[Configuration]:
-    """One for each learning rate, so that all methods try the same; the combinations of the other axes take turns.
+def configurations(axes: Axes) -> list[Configuration]:
+    """Return one configuration for each learning rate, while the combinations of the other axes take turns.
 
-    A full grid would leave a method with a hyper-parameter of its own a third of the learning rates, and it would lose
-    to one without by the gaps between these alone.
+    So all methods try the same learning rates. With a full grid of the same size, a method with a three-valued
+    hyper-parameter would try only a third of them, and could lose by the wider gaps alone.
     """
-    first, *others = found
-    combinations = list(itertools.product(*(found[name] for name in others)))
+    lr, *remaining = axes
+    combinations = list(itertools.product(*(axes[name] for name in remaining)))
     points = [
-        {first: value, **dict(zip(others, combinations[STRIDE * i % len(combinations)], strict=True))}
-        for i, value in enumerate(found[first])
+        {lr: value, **dict(zip(remaining, combinations[STRIDE * i % len(combinations)], strict=True))}
+        for i, value in enumerate(axes[lr])
     ]
     return [
         Configuration(
@@ -56,13 +56,13 @@ def configurations(found: Axes) -> list[Configuration]:
     ]
 
 
-def edges(found: Axes, rates: Rates, params: Mapping[str, Any]) -> list[str]:
-    """The names of the values that are the first or last of their axis, where it is of numbers and has an inside."""
-    chosen = {**rates.model_dump(), **params}
+def edges(axes: Axes, rates: Rates, params: Mapping[str, Any]) -> list[str]:
+    """Return the names of the values that are the first or last on a numeric axis with an interior."""
+    point = {**rates.model_dump(), **params}
     return [
         name
-        for name, values in found.items()
-        if len(values) > EDGELESS
+        for name, values in axes.items()
+        if len(values) > MAX_VALUES_WITHOUT_INTERIOR
         and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-        and chosen[name] in (values[0], values[-1])
+        and point[name] in (values[0], values[-1])
     ]

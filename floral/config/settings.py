@@ -1,4 +1,4 @@
-"""Settings of one call: config/config.yaml, what `--config` changed, and the environment."""
+"""Settings of one call, from config/config.yaml, `--config` and the environment."""
 
 from __future__ import annotations
 
@@ -14,86 +14,139 @@ from floral.config import paths, reading
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.schema.base import Frozen
+from floral.config.searches import Search
 from floral.config.suites import suite_runs, suite_searches
-from floral.config.tuned import Search, is_current
+from floral.config.tuned import is_current
 
 
 class Slurm(Frozen):
-    """The key `slurm` of config/config.yaml: what a job asks its cluster for."""
+    """The key `slurm` of config/config.yaml: resources that jobs request from a SLURM cluster."""
 
-    partition: str | None = None
-    account: str | None = None
-    walltime: int = Field(default=1440, ge=1)
-    memory: int = Field(default=2000, ge=100)
-    gpu: int = Field(default=0, ge=0)
-    gpu_model: str | None = None
-    short: float = Field(default=120, ge=0)
+    partition: str | None = Field(
+        default=None, description="SLURM partition of the jobs; null for the default of the cluster."
+    )
+    account: str | None = Field(default=None, description="SLURM account of the jobs; null for your default account.")
+    walltime: int = Field(
+        default=1440,
+        ge=1,
+        description="Maximum time limit of a job in minutes; jobs request 3 times the expected time.",
+    )
+    memory: int = Field(
+        default=2000, ge=100, description="Memory of a job in MB, until a finished run of its task shows the need."
+    )
+    gpu: int = Field(default=0, ge=0, description="Number of GPUs of each training run; 0 trains on the CPU.")
+    gpu_model: str | None = Field(default=None, description="GPU model by its name on the cluster; null for any model.")
+    short: float = Field(default=120, ge=0, description="Runs estimated to take at most this many seconds share a job.")
 
 
 class Settings(Frozen):
-    """config/config.yaml with what `--config` changed."""
+    """The settings of config/config.yaml. Every key can be changed for one call by `--config KEY=VALUE`."""
 
-    suite: tuple[str, ...] = Field(min_length=1)
-    tasks: tuple[str, ...] | None = Field(None, min_length=1)
-    variants: tuple[str, ...] | None = Field(None, min_length=1)
-    seeds: tuple[int, ...] | None = Field(None, min_length=1)
-    results: Path = Path("results")
-    reports: Path = Path("reports")
-    data_dir: Path | None = None
-    tracking_uri: str | None = None
-    device: Literal["auto", "cpu", "cuda"] = "cpu"
-    backend: Literal["auto", "loop", "vmap", "batched"] = "auto"
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    runs_per_gpu: int = Field(1, gt=0)
-    checkpoint_seconds: float = Field(60, gt=0)
-    allow_missing: bool = False
-    reuse: bool = True
-    slurm: Slurm = Slurm()
+    suite: tuple[str, ...] = Field(
+        min_length=1, description="Suite to run: a file of config/suites, or a list of several."
+    )
+    tasks: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="Tasks to which the suite is narrowed; null for all."
+    )
+    variants: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="Variants to which the suite is narrowed; null for all."
+    )
+    seeds: tuple[int, ...] | None = Field(
+        default=None, min_length=1, description="Seeds to which the suite is narrowed; null for all."
+    )
+    results: Path = Field(
+        default=Path("results"), description="Folder of runs, partitions and data; FLORAL_RESULTS overrides it."
+    )
+    reports: Path = Field(default=Path("reports"), description="Folder of the reports; FLORAL_REPORTS overrides it.")
+    data_dir: Path | None = Field(
+        default=None, description="Folder with raw data files that are already there; FLORAL_DATA overrides it."
+    )
+    tracking_uri: str | None = Field(
+        default=None,
+        description="MLflow server or database; null for SQLite in results; FLORAL_TRACKING_URI overrides it.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="cpu", description="Device of training; auto is a GPU if there is one."
+    )
+    backend: Literal["auto", "loop", "vmap", "batched"] = Field(
+        default="auto", description="How clients are simulated; it changes the speed, not the results."
+    )
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        default="fp32", description="Precision of matrix products; tf32 and bf16 change the results slightly."
+    )
+    runs_per_gpu: int = Field(
+        default=1, gt=0, description="Maximum number of runs on one GPU at the same time; further runs wait."
+    )
+    checkpoint_seconds: float = Field(
+        default=60, gt=0, description="Time between checkpoints of a run in seconds, the most that a killed run loses."
+    )
+    allow_missing: bool = Field(
+        default=False, description="Whether runs with unavailable data are skipped and listed, instead of an error."
+    )
+    reuse: bool = Field(default=True, description="Whether available results of reports/reference replace new runs.")
+    slurm: Slurm = Field(default=Slurm(), description="Resources that jobs request from a SLURM cluster.")
 
     @field_validator("suite", "tasks", "variants", "seeds", mode="before")
     @classmethod
-    def _one_is_a_list(cls, value: Any, info: ValidationInfo) -> Any:
+    def _wrap_single_value(cls, value: Any, info: ValidationInfo) -> Any:
         if value in ("", []) or (value is None and info.field_name == "suite"):
-            raise ValueError("names nothing: name at least one, or leave the key out")
+            raise ValueError("this key names nothing; name at least one, or leave the key out")
         return [value] if isinstance(value, str | int) else value
 
     @property
     def narrowing(self) -> dict[str, tuple[Any, ...] | None]:
+        """The tasks, variants and seeds to which the suites are narrowed; None for all."""
         return {"tasks": self.tasks, "variants": self.variants, "seeds": self.seeds}
 
     def environment(self) -> dict[str, str]:
-        """What jobs read: the command `floral` of this very environment, activated or not, and the chosen folders."""
-        found = {
+        """Return the environment variables of jobs: a PATH with this environment's `floral`, and the folders."""
+        variables = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "FLORAL_RESULTS": str(self.results),
             "FLORAL_REPORTS": str(self.reports),
         }
-        given = {"FLORAL_DATA": self.data_dir, "FLORAL_TRACKING_URI": self.tracking_uri}
-        return found | {name: str(value) for name, value in given.items() if value}
+        optional = {"FLORAL_DATA": self.data_dir, "FLORAL_TRACKING_URI": self.tracking_uri}
+        return variables | {name: str(value) for name, value in optional.items() if value}
 
     def runs(self) -> dict[str, list[Run]]:
-        """suite → its runs; raises ConfigError for whatever the YAML files or the narrowing have wrong."""
+        """Return suite → its runs.
+
+        Raises:
+            ConfigError: the YAML files or the narrowing are wrong.
+        """
         return {name: suite_runs(name, **self.narrowing) for name in dict.fromkeys(self.suite)}
 
     def searches(self) -> dict[str, tuple[str, Search]]:
-        """folder → the suite that asks for it and the search, of all whose values are not committed; a search that two
-        suites share is under the first."""
-        chosen = {name: suite_searches(name, self.tasks, self.variants) for name in dict.fromkeys(self.suite)}
+        """Return the searches without committed values: folder → (suite, search).
+
+        A search that two suites share is listed with the first suite.
+        """
+        by_suite = {name: suite_searches(name, self.tasks, self.variants) for name in dict.fromkeys(self.suite)}
         return {
-            str(at): (name, one) for name in reversed(chosen) for at, one in chosen[name].items() if not is_current(one)
+            str(folder): (name, search)
+            for name in reversed(by_suite)
+            for folder, search in by_suite[name].items()
+            if not is_current(search)
         }
 
 
 def read_settings(values: Mapping[str, Any] | None = None) -> Settings:
-    """Check `values` (Snakemake's merged config; by default config/config.yaml) and let the environment win."""
-    path = paths.CONFIG / "config.yaml"
+    """Validate `values` (by default config/config.yaml), overridden by environment variables.
+
+    Snakemake passes the file merged with `--config`.
+
+    Raises:
+        ConfigError: the file is missing, or a value is wrong.
+    """
+    path = paths.CONFIG_FOLDER / "config.yaml"
     if not path.exists():
-        raise ConfigError(f"{path}: no such file; commands are typed in the project's root, where the Snakefile is")
+        raise ConfigError(
+            f"{path}: no such file; call floral and snakemake in the project's root, where the Snakefile is"
+        )
     where = str(path) if values is None else f"{path} or --config"
-    given = reading.read(path) if values is None else values
-    parsed: Settings = reading.parse(Settings, given, where)
-    named = {"results": "FLORAL_RESULTS", "reports": "FLORAL_REPORTS", "data_dir": "FLORAL_DATA"}
-    environment: dict[str, Any] = {key: Path(value) for key, name in named.items() if (value := os.environ.get(name))}
+    parsed: Settings = reading.parse(Settings, reading.read(path) if values is None else values, where)
+    folders = {"results": "FLORAL_RESULTS", "reports": "FLORAL_REPORTS", "data_dir": "FLORAL_DATA"}
+    environment: dict[str, Any] = {key: Path(value) for key, name in folders.items() if (value := os.environ.get(name))}
     if uri := os.environ.get("FLORAL_TRACKING_URI"):
         environment["tracking_uri"] = uri
     return parsed.model_copy(update=environment)

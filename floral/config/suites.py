@@ -12,7 +12,8 @@ from floral.config.reading import ConfigError, suggest
 from floral.config.run import Run
 from floral.config.schema.data import CustomData
 from floral.config.schema.suite import Block
-from floral.config.tuned import Search, Untuned, search_for, search_space, tune_command, tuning, with_tuned_values
+from floral.config.searches import Search, search_for, search_space, tuning
+from floral.config.tuned import Untuned, tune_command, with_tuned_values
 
 
 def suite_runs(
@@ -21,64 +22,111 @@ def suite_runs(
     variants: Iterable[str] | None = None,
     seeds: Iterable[int] | None = None,
 ) -> list[Run]:
-    """All runs of a suite, in its order; `tasks`, `variants` and `seeds` narrow it.
+    """Return all runs of a suite in its order, narrowed to `tasks`, `variants` and `seeds`.
 
     Raises:
-        ConfigError: a name is unknown, or the narrowing leaves nothing.
-        Untuned: some of these runs need tuned values that are not there.
+        ConfigError: a name is unknown, or no run is left after narrowing.
+        Untuned: some of these runs need tuned values that are not committed.
     """
-    wanted = {"task": _wanted(tasks), "variant": _wanted(variants), "seed": _wanted(seeds)}
-    found: dict[Path, Run] = {}
+    narrowed = {"task": tasks, "variant": variants, "seed": seeds}
+    selected = {axis: None if values is None else set(values) for axis, values in narrowed.items()}
+    runs: dict[Path, Run] = {}
     untuned: dict[str, list[str]] = {}
-    seen: dict[str, set[Any]] = {key: set() for key in wanted}
+    known: dict[str, set[Any]] = {axis: set() for axis in selected}
     for block, where, first in _blocks(suite_name):
-        asked = []
+        block_seeds = []
         for seed in block.seeds:
             key = {"task": first.task.name, "variant": first.variant.name, "seed": seed}
             for axis, value in key.items():
-                seen[axis].add(value)
-            if all(chosen is None or key[axis] in chosen for axis, chosen in wanted.items()):
-                asked.append(seed)
+                known[axis].add(value)
+            if all(values is None or key[axis] in values for axis, values in selected.items()):
+                block_seeds.append(seed)
         try:
-            like = with_tuned_values(search_for(first, where), first) if block.tuned and asked else first
+            tuned = block.tuned and block_seeds
+            template = with_tuned_values(search_for(first, where), first) if tuned else first
         except Untuned as reason:
             untuned.setdefault(str(reason), []).append(first.variant.name)
             continue
-        for run in (like.model_copy(update={"seed": seed}) for seed in asked):
-            if found.setdefault(run.folder, run).fidelity != run.fidelity:
+        for run in (template.model_copy(update={"seed": seed}) for seed in block_seeds):
+            if runs.setdefault(run.folder, run).fidelity != run.fidelity:
                 raise ConfigError(
-                    f"{where}: switches: {run.task.name} {run.variant.name} seed {run.seed} stands in two blocks that"
-                    " differ in report-only switches alone; give both the same"
+                    f"{where}: switches: {run.task.name} {run.variant.name} seed {run.seed} is in two blocks that "
+                    "differ in report-only switches alone; give both the same"
                 )
-    for axis, values in wanted.items():
-        for value in sorted((values or set()) - seen[axis], key=str):
-            raise suggest(axis, str(value), map(str, seen[axis]), f"suite {suite_name!r} ({axis}s)")
+    for axis, values in selected.items():
+        for value in sorted((values or set()) - known[axis], key=str):
+            raise suggest(axis, str(value), map(str, known[axis]), f"suite {suite_name!r} ({axis}s)")
     if untuned:
         lines = [f"{reason}: {', '.join(dict.fromkeys(names))}" for reason, names in untuned.items()]
         raise Untuned("\n".join([*lines, f"tune with: {tune_command(suite_name)}"]))
-    if not found:
-        raise ConfigError(f"suite {suite_name!r}: no run has these tasks, variants and seeds together")
-    return list(found.values())
+    if not runs:
+        raise ConfigError(
+            f"suite {suite_name!r}: no run has these tasks, variants and seeds together; name fewer of them"
+        )
+    return list(runs.values())
+
+
+def suite_searches(
+    suite_name: str, tasks: Iterable[str] | None = None, variants: Iterable[str] | None = None
+) -> dict[Path, Search]:
+    """Return the searches behind the blocks with `tuned: true` of a suite: folder → search.
+
+    `tasks` and `variants` narrow them.
+
+    Raises:
+        ConfigError: a variant has no search space that fits the budget, or a task has no validation samples.
+    """
+    searches: dict[tuple[str, str], Search] = {}
+    for block, where, first in _blocks(suite_name):
+        key = first.task.name, first.variant.name
+        selected = all(names is None or name in names for name, names in zip(key, (tasks, variants), strict=True))
+        if block.tuned and selected:
+            search = search_for(first, where)
+            if searches.setdefault(key, search) != search:
+                raise ConfigError(
+                    f"{where}: tuned: {' '.join(key)} is in two blocks with other values; keep one of them, because "
+                    "config/tuned has a single entry for a task and variant"
+                )
+    return {search.folder: search for search in searches.values()}
+
+
+def custom_data(name: str, suite_name: str | None = None) -> CustomData:
+    """Return custom data by the name of their task, or by the name under which they are stored.
+
+    With a suite's name, the task is taken as the suite changes it.
+
+    Raises:
+        ConfigError: no task has custom data with this name.
+    """
+    if suite_name is not None:
+        tasks = [first.task for _, _, first in _blocks(suite_name)]
+    else:
+        any_task = name.startswith(data_sets.CUSTOM_PREFIX)
+        tasks = [catalogue.task(task) for task in catalogue.names("tasks") if any_task or task == name]
+    for task in tasks:
+        if isinstance(task.data, CustomData) and name in (task.name, data_sets.stored_data(task.data)):
+            return task.data
+    raise suggest("data set", name, data_sets.data_lock(), f"{paths.CONFIG_FOLDER}/data.lock")
 
 
 def _blocks(suite_name: str) -> Iterator[tuple[Block, str, Run]]:
-    """Every block's tasks × variants: the block, where it stands, and the untuned run of its first seed."""
+    """Yield (block, its file, untuned run of its first seed) for all tasks × variants of all blocks of a suite."""
     blocks = list(_blocks_of_suites(suite_name))
     if any(block.tuned for block, _ in blocks):
-        _check_apart((block for block, _ in blocks), f"{paths.CONFIG}/suites/{suite_name}.yaml")
+        _check_seeds((block for block, _ in blocks), f"{paths.CONFIG_FOLDER}/suites/{suite_name}.yaml")
     for block, where in blocks:
-        rules = catalogue.fidelity(block.fidelity, block.switches, f"{where}: switches")
+        fidelity = catalogue.fidelity(block.fidelity, block.switches, f"{where}: switches")
         tasks = catalogue.benchmarks() if block.tasks == "all" else block.tasks
         for task_name, variant_name in itertools.product(tasks, block.variants):
             run = Run(
                 task=catalogue.task(task_name, block.task, where if block.task else None),
                 variant=catalogue.variant(variant_name, block.method, f"{where}: method"),
                 seed=block.seeds[0],
-                fidelity=rules,
+                fidelity=fidelity,
             )
             if run.variant.oracle and run.task.assumed_clusters is not None:
                 raise ConfigError(
-                    f"{where}: variants: {variant_name!r} reads the true clusters, of which it is told another number "
+                    f"{where}: variants: {variant_name!r} reads the true clusters, so it cannot assume another number "
                     f"(assumed_clusters: {run.task.assumed_clusters}); leave the variant out"
                 )
             if block.tuned and (both := sorted(block.method.keys() & search_space(variant_name).values.keys())):
@@ -88,64 +136,26 @@ def _blocks(suite_name: str) -> Iterator[tuple[Block, str, Run]]:
             yield block, where, run
 
 
-def _blocks_of_suites(suite_name: str, within: tuple[str, ...] = ()) -> Iterator[tuple[Block, str]]:
-    """The blocks of a suite, and before them those of the suites that it names; each with the file it stands in."""
-    chosen, where = catalogue.suite(suite_name), f"{paths.CONFIG}/suites/{suite_name}.yaml"
-    if suite_name in within:
-        raise ConfigError(f"{where}: suites: {' → '.join((*within, suite_name))}: a suite cannot be a part of itself")
-    for name in chosen.suites:
-        yield from _blocks_of_suites(name, (*within, suite_name))
-    for block in chosen.runs:
+def _blocks_of_suites(suite_name: str, including: tuple[str, ...] = ()) -> Iterator[tuple[Block, str]]:
+    """Yield (block, its file) for the suites that a suite includes, then for its own blocks.
+
+    `including` are the suites that led to this one.
+    """
+    suite, where = catalogue.suite(suite_name), f"{paths.CONFIG_FOLDER}/suites/{suite_name}.yaml"
+    if suite_name in including:
+        circle = " → ".join((*including, suite_name))
+        raise ConfigError(f"{where}: suites: {circle}: a suite cannot include itself; leave one of them out")
+    for name in suite.suites:
+        yield from _blocks_of_suites(name, (*including, suite_name))
+    for block in suite.runs:
         yield block, where
 
 
-def _wanted(values: Iterable[Any] | None) -> set[Any] | None:
-    return None if values is None else set(values)
-
-
-def suite_searches(
-    suite_name: str, tasks: Iterable[str] | None = None, variants: Iterable[str] | None = None
-) -> dict[Path, Search]:
-    """The searches that a suite's blocks with `tuned: true` rest on, by folder; `tasks` and `variants` narrow them.
-
-    Raises:
-        ConfigError: one of them cannot be made: no search space, none of the budget's size, no rows held out.
-    """
-    found: dict[tuple[str, str], Search] = {}
-    for block, where, first in _blocks(suite_name):
-        key = first.task.name, first.variant.name
-        if block.tuned and all(some is None or name in some for name, some in zip(key, (tasks, variants), strict=True)):
-            made = search_for(first, where)
-            if found.setdefault(key, made) != made:
-                raise ConfigError(
-                    f"{where}: tuned: {' '.join(key)} stands in two blocks with other values; config/tuned has room for"
-                    " one search of a task and variant"
-                )
-    return {one.folder: one for one in found.values()}
-
-
-def _check_apart(blocks: Iterable[Block], where: str) -> None:
-    """Raises ConfigError where a suite with tuned values reports on the seeds that chose them, of whatever task."""
-    chose = {seed for seeds in (tuning().seeds, *tuning().more_seeds.values()) for seed in seeds}
-    if both := sorted({seed for block in blocks for seed in block.seeds} & chose):
+def _check_seeds(blocks: Iterable[Block], where: str) -> None:
+    """Raise ConfigError if a suite with tuned values reports on a tuning seed of any task."""
+    tuning_seeds = {seed for seeds in (tuning().seeds, *tuning().more_seeds.values()) for seed in seeds}
+    if both := sorted({seed for block in blocks for seed in block.seeds} & tuning_seeds):
         raise ConfigError(
-            f"{where}: seeds: {both} choose the tuned values ({paths.CONFIG}/tuning.yaml), so no suite with "
-            "`tuned: true` may report on them"
+            f"{where}: seeds: {both} choose the tuned values ({paths.CONFIG_FOLDER}/tuning.yaml), so no suite with "
+            "`tuned: true` may report on them; use other seeds"
         )
-
-
-def custom_data(name: str, suite_name: str | None = None) -> CustomData:
-    """A task's own data by the task's name, or by the name under which they are stored; as a suite sets them, if given.
-
-    Raises:
-        ConfigError: no task of this name has data of its own, or none has data stored so.
-    """
-    if suite_name is not None:
-        tasks = [first.task for _, _, first in _blocks(suite_name)]
-    else:
-        known = catalogue.names("tasks")
-        tasks = [catalogue.task(one) for one in known if one == name or name.startswith(data_sets.CUSTOM_PREFIX)]
-    for one in tasks:
-        if isinstance(one.data, CustomData) and name in (one.name, data_sets.stored_data(one.data)):
-            return one.data
-    raise suggest("data set", name, data_sets.data_lock(), f"{paths.CONFIG}/data.lock")

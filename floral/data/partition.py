@@ -9,7 +9,7 @@ import numpy.typing as npt
 import polars as pl
 
 from floral.config.reading import ConfigError
-from floral.config.schema.task import Partition, Unseen
+from floral.config.schema.partition import Partition, Unseen
 from floral.core import seeds
 
 Labels = npt.NDArray[np.integer]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from floral.config.reading import ConfigError
-from floral.config.schema.task import Colour, Shift
+from floral.config.schema.shift import Colour, Shift
 from floral.core import seeds
 
 AT_ONCE = 4096

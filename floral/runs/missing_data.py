@@ -10,7 +10,7 @@ from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.schema.data import CustomData, Synthetic
 from floral.config.schema.task import Task
-from floral.config.tuned import Search
+from floral.config.searches import Search
 from floral.core.units import run_count
 from floral.runs.state import is_finished
 

@@ -78,4 +78,4 @@ def _hold(task: Task, facts: dict[str, Any]) -> None:
 def _where(task: Task) -> str:
     """The file of a task, if it is as this file says."""
     changed = "" if catalogue.task(task.name) == task else " (as the suite changes it)"
-    return f"{paths.CONFIG}/tasks/{task.name}.yaml{changed}"
+    return f"{paths.CONFIG_FOLDER}/tasks/{task.name}.yaml{changed}"

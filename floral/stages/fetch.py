@@ -38,11 +38,11 @@ def fetch(
         DataError: a raw file is missing, truncated or altered, or the disk is full.
     """
     if isinstance(data, str) and data not in (accepted := data_sets.data_lock()):
-        raise reading.suggest("data set", data, accepted, str(paths.CONFIG / "data.lock"))
+        raise reading.suggest("data set", data, accepted, str(paths.CONFIG_FOLDER / "data.lock"))
     name, dataset = str(data_sets.stored_data(data)), data_sets.data_set(data)
     folder = results / "data" / name
     if dataset.reader not in READERS:
-        raise reading.suggest("reader", dataset.reader, READERS, f"{paths.CONFIG / 'data.lock'}: {name}")
+        raise reading.suggest("reader", dataset.reader, READERS, f"{paths.CONFIG_FOLDER / 'data.lock'}: {name}")
     with held(folder / ".lock", "fetching it"):
         if not _is_valid(folder, dataset):
             _make(folder, name, dataset, data_folder(data_dir), report)
@@ -83,8 +83,8 @@ def _make(folder: Path, name: str, dataset: DataSet, data_dir: Path | None, repo
     arrays = READERS[dataset.reader](files, **dataset.options)
     if dataset.classes not in (None, arrays.classes):
         raise sources.DataError(
-            f"{paths.CONFIG / 'data.lock'}: {name}: classes: {dataset.classes}, but the files have {arrays.classes}; "
-            "mend the entry, or see whether these are the right files"
+            f"{paths.CONFIG_FOLDER / 'data.lock'}: {name}: classes: {dataset.classes}, but the files have "
+            f"{arrays.classes}; mend the entry, or see whether these are the right files"
         )
     named = {} if arrays.names is None else {"class_names": list(arrays.names)}
     natural = {} if arrays.natural_clients is None else {"natural_clients": arrays.natural_clients}

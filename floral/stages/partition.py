@@ -120,8 +120,8 @@ def _same_rows_as_before(folder: Path, job: PartitionJob, data_digest: str | Non
         raise ConfigError(
             f"{folder}: was made of other rows of {job.data!r} than are there now, and so were the runs that rest on "
             f"it\n  remedy: bring the old files of {job.data!r} back; or write the sha256 of the new ones, which "
-            f"data/{job.data}/card.json of the results has, into {paths.CONFIG}/data.lock, which names their runs "
-            f"anew; or remove {folder} and the runs of {job.task!r}"
+            f"data/{job.data}/card.json of the results has, into {paths.CONFIG_FOLDER}/data.lock, which names their "
+            f"runs anew; or remove {folder} and the runs of {job.task!r}"
         )
 
 

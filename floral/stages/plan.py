@@ -145,7 +145,9 @@ def estimate(
     lines.append(f"  time: about {duration(seconds)} with {run_count(at_once)} at once ({basis})")
     lines.append(f"  disk: about {file_size(size)} in {results}/ ({file_size(free)} free{rough})")
     if size > free:
-        lines.append(f"  WARNING: more than is free; `results:` in {paths.CONFIG}/config.yaml can name another folder")
+        lines.append(
+            f"  WARNING: more than is free; `results:` in {paths.CONFIG_FOLDER}/config.yaml can name another folder"
+        )
     return "\n".join(lines)
 
 

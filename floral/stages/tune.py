@@ -20,7 +20,8 @@ from floral.cluster.gpus import taken
 from floral.config.reading import ConfigError
 from floral.config.schema.tuning import Configuration, Tuned
 from floral.config.search_space import edges
-from floral.config.tuned import Search, is_current, tuned_path, tuned_values
+from floral.config.searches import Search
+from floral.config.tuned import is_current, tuned_path, tuned_values
 from floral.core.spec import Refused
 from floral.data import federation
 from floral.data.federation import Federation

@@ -145,7 +145,8 @@ def _unusable(uri: str, error: Exception) -> ConfigError:
     kind = Silent if _may_pass(error) else ConfigError
     return kind(
         f"the MLflow store {uri} cannot be written: {reason}; make it writable or move the file away (it is "
-        f"rebuilt from the run folders), or set tracking_uri in {paths.CONFIG}/config.yaml (the report needs none)"
+        f"rebuilt from the run folders), or set tracking_uri in {paths.CONFIG_FOLDER}/config.yaml "
+        "(the report needs none)"
     )
 
 

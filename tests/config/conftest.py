@@ -1,4 +1,4 @@
-"""A copy of config/ that a test may write into, and that is read instead of ours."""
+"""A copy of config/ that a test may change, and that is read instead of the real folder."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 import yaml
 
-from floral.config import catalogue, data_sets, paths, tuned
+from floral.config import catalogue, data_sets, paths, searches, tuned
 
 ROOT = Path(__file__).parents[2]
-MODULES = (catalogue, data_sets, tuned)
+MODULES = (catalogue, data_sets, searches, tuned)
 CACHES = [value for module in MODULES for value in vars(module).values() if hasattr(value, "cache_clear")]
 
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """`write("tasks/mine", key=value)`: a file in the copy."""
+    """Return a function that writes a file into the copy, such as `write("tasks/mine", key=value)`."""
     folder = tmp_path / "config"
     shutil.copytree(ROOT / "config", folder)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(paths, "CONFIG", Path("config"))
+    monkeypatch.setattr(paths, "CONFIG_FOLDER", Path("config"))
 
     def forget() -> None:
         for cached in CACHES:

@@ -100,7 +100,7 @@ def test_a_model_author_learns_which_types_can_be_checked(
         ({"shift": {"kind": "none"}, "unseen": UNSEEN}, ["unseen.new_concept: ", "set new_concept: 0"]),
         (
             {"partition": {"kind": "natural"}, "unseen": {**UNSEEN, "share": 0.1}},
-            ["unseen.share: is of partition.kind"],
+            ["unseen.share: is for partition.kind: iid"],
         ),
         ({"unseen": {"seen_cluster": 0, "new_concept": 0}}, ["unseen: names no client"]),
         ({"unseen": {**UNSEEN, "share": 1.0}}, ["unseen.share: ", "less than 1"]),
@@ -243,7 +243,7 @@ def test_a_suite_of_suites_has_all_their_runs_once(write: Write) -> None:
 
 def test_a_suite_of_suites_that_gives_no_run_is_refused(write: Write) -> None:
     write("suites/mine", title="Nothing")
-    assert "config/suites/mine.yaml: " in refusal() and "names suites" in refusal()
+    assert "config/suites/mine.yaml: " in refusal() and "name other suites" in refusal()
     write("suites/mine", title="Itself", suites=["theirs"])
     write("suites/theirs", title="Back again", suites=["mine"])
     assert "mine → theirs → mine" in refusal()

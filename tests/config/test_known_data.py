@@ -77,7 +77,7 @@ def test_what_own_data_cannot_give_is_refused_before_anything_is_planned(
 
 def test_rows_that_are_no_images_are_refused_too(flowers: Callable[..., Path], tmp_path: Path) -> None:
     flowers(kind="natural").write_text(ROWS)
-    with pytest.raises(ConfigError, match=r"rotate needs square images, but rows have shape \[1\]"):
+    with pytest.raises(ConfigError, match=r"rotate needs square images, but samples have shape \[1\]"):
         check_data.check(
             [catalogue.task("flowers", {"shift": {"kind": "rotate"}, "partition": {}})], tmp_path / "results"
         )

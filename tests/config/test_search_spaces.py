@@ -15,8 +15,9 @@ from floral.config import catalogue
 from floral.config.reading import ConfigError
 from floral.config.schema.tuning import Rates, Space
 from floral.config.search_space import axes_of, configurations, edges
+from floral.config.searches import Search, search_space, tuning
 from floral.config.suites import suite_runs, suite_searches
-from floral.config.tuned import Search, Untuned, is_current, search_space, tuned_values, tuning
+from floral.config.tuned import Untuned, is_current, tuned_values
 from floral.stages import execute
 from floral.stages.build import method_of
 
@@ -95,7 +96,7 @@ def test_edges_are_ends_of_axes_that_have_an_inside() -> None:
         ({"values": {"lam": [1.0, 2.0, 3.0]}, "router_lr": 3}, ["3 of router_lr × 3 of lam make 9"]),
         ({"values": {"lamb": [1.0, 2.0]}}, ["values: unknown parameter 'lamb'; did you mean 'lam'?"]),
         ({"values": {"lam": [0.0, 2.0]}}, ["values: lam: 0.0 is out of range"]),
-        ({"values": {"lam": [1.0, 1.0]}}, ["values: lam", "holds a value twice"]),
+        ({"values": {"lam": [1.0, 1.0]}}, ["values: lam", "contains a value twice"]),
         ({"variants": {"dito": {}}}, ["variants: unknown variant 'dito'"]),
         ({"lr": 4}, ["unknown key 'lr'"]),
         ({"rounds": 3}, ["unknown key 'rounds'"]),
@@ -112,7 +113,7 @@ def test_what_a_variant_sets_is_tuned_only_in_a_space_of_its_own(write: Write) -
     write("suites/mine", **tuned_suite(variants=["floral_10"]))
     ranks = {"values": {"rank": [0.01, 0.1]}}
     write("search/floral", **ranks)
-    assert "rank is what 'floral_10' sets; give it a space of its own under variants" in refusal()
+    assert "'floral_10' sets rank itself; give this variant a search space under variants" in refusal()
     write("search/floral", variants={"floral_10": ranks})
     assert searched().axes["rank"] == (0.01, 0.1)
 
@@ -129,7 +130,7 @@ def test_a_method_without_a_search_space_is_refused(write: Write) -> None:
 def test_without_held_out_rows_nothing_is_tuned(write: Write, change: dict[str, Any]) -> None:
     write("suites/mine", **tuned_suite(**change))
     said = refusal()
-    assert "holds no rows out" in said and "leave `tuned` out" in said
+    assert "has no validation samples" in said and "leave `tuned` out" in said
 
 
 def test_tuning_seeds_are_not_reported(write: Write) -> None:
@@ -159,7 +160,7 @@ def test_a_task_may_have_more_tuning_seeds_and_only_its_searches_change(write: W
     ("more", "words"),
     [
         ({"digits_rotat": [7]}, "more_seeds: unknown task 'digits_rotat'; did you mean 'digits_rotate'?"),
-        ({"digits_rotate": [SEED]}, f"more_seeds: digits_rotate: [{SEED}, {SEED}] holds a seed twice"),
+        ({"digits_rotate": [SEED]}, f"more_seeds: digits_rotate: [{SEED}, {SEED}] contains a seed twice"),
         ({"digits_rotate": [-1]}, "greater than or equal to 0"),
     ],
 )
@@ -250,7 +251,7 @@ def test_an_unknown_variant_in_tuned_values_is_refused(write: Write) -> None:
 def test_two_searches_of_one_task_and_variant_have_no_room(write: Write) -> None:
     blocks = [*tuned_suite()["runs"], *tuned_suite(task={"batch": 8})["runs"]]
     write("suites/mine", title="Mine", runs=blocks)
-    with pytest.raises(ConfigError, match="stands in two blocks with other values"):
+    with pytest.raises(ConfigError, match="is in two blocks with other values"):
         suite_searches("mine")
 
 

@@ -36,7 +36,7 @@ def test_tasks_are_names_or_all(write: Callable[..., None], tasks: object) -> No
 
 
 def test_smoke_all_is_of_every_task_and_as_cheap_as_its_words_say() -> None:
-    (block,) = yaml.safe_load((paths.CONFIG / "suites" / "smoke_all.yaml").read_text())["runs"]
+    (block,) = yaml.safe_load((paths.CONFIG_FOLDER / "suites" / "smoke_all.yaml").read_text())["runs"]
     assert block["tasks"] == "all" and len(block["variants"]) == 3 and len(block["seeds"]) == 1
     assert all(run.task.rounds == 2 for run in suite_runs("smoke_all"))
 

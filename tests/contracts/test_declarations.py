@@ -69,7 +69,7 @@ def test_no_number_that_disables_a_method_is_accepted_unless_it_is_named():
 
 
 def test_a_method_that_does_not_say_what_the_server_sees_is_told_so():
-    values = reading.read(paths.CONFIG / "methods" / "fedavg.yaml")
+    values = reading.read(paths.CONFIG_FOLDER / "methods" / "fedavg.yaml")
     del values["server_sees"]
     with pytest.raises(ConfigError, match=r"fedavg\.yaml: server_sees is missing: .* sizes, routes, updates, rows"):
         reading.parse(MethodFile, values, "config/methods/fedavg.yaml")

@@ -176,7 +176,7 @@ FLORAL_WITH_STORE = [
 def tiny_suite(tmp_path, monkeypatch):
     """A copy of config/ with the suite `tiny`, and two equal results folders with its data and partition."""
     folder = tmp_path / "config"
-    shutil.copytree(paths.CONFIG, folder)
+    shutil.copytree(paths.CONFIG_FOLDER, folder)
     block = {"tasks": [TASK], "variants": [VARIANT], "seeds": [0], "task": CHANGE}
     (folder / "suites" / "tiny.yaml").write_text(yaml.safe_dump({"title": "Tiny", "runs": [block]}))
     run = Run(

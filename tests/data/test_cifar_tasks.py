@@ -15,7 +15,8 @@ from floral.config import catalogue, data_sets, reading
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.schema.data import DataFile, DataSet
-from floral.config.schema.task import Partition, Task
+from floral.config.schema.partition import Partition
+from floral.config.schema.task import Task
 from floral.core.spec import Refused
 from floral.core.streams import Stream
 from floral.data.augment import DRAWS, flip_crop

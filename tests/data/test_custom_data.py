@@ -293,7 +293,7 @@ def test_a_damaged_archive_is_explained(tmp_path):
     ("data", "message"),
     [
         ({"kind": "foldr", "path": "x"}, r"data: expected a name in config/data.lock, or a kind: .*folder, table or"),
-        ({"kind": "table", "path": "x", "labl": "y"}, r"unknown key 'data\.labl'"),
+        ({"kind": "table", "path": "x", "labl": "y"}, r"data: unknown key 'labl'; did you mean 'label'"),
         ({"kind": "table", "path": "x"}, r"data\.label: a table needs the name of the column"),
         ({"kind": "table", "path": "x", "label": "y", "features": ["a", "a"]}, r"data: column 'a' stands twice"),
         ({"kind": "table", "path": "x", "label": "y", "features": ["a", "y"]}, r"data: column 'y' stands twice"),
@@ -340,7 +340,7 @@ def test_a_task_of_ones_own_is_fetched_and_partitioned(tmp_path, fresh):
     folder = fetch(run.task.data, results)
     manifest = json.loads((folder / "card.json").read_text())
     assert (folder.name, manifest["class_names"]) == (run.partition.data, ["cat", "dog"])
-    assert manifest["title"] == "Own data, folder mine" and all(file["verified"] for file in manifest["files"])
+    assert manifest["title"] == "Custom data, folder mine" and all(file["verified"] for file in manifest["files"])
     written = (folder / "train_x.npy").stat().st_mtime_ns
     assert (fetch(run.task.data, results) / "train_x.npy").stat().st_mtime_ns == written
     partition(run.partition, results)

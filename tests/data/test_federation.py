@@ -12,8 +12,9 @@ from floral.config import catalogue
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.schema.method import Variant
+from floral.config.schema.shift import Shift
 from floral.config.schema.suite import Fidelity
-from floral.config.schema.task import Shift, Task
+from floral.config.schema.task import Task
 from floral.data.federation import load
 from floral.stages import execute
 from floral.stages.fetch import fetch

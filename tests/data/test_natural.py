@@ -15,7 +15,7 @@ from floral.config import catalogue, data_sets
 from floral.config.reading import ConfigError
 from floral.config.run import PartitionJob, Run
 from floral.config.schema.data import DataFile, DataSet
-from floral.config.schema.task import Partition, Unseen
+from floral.config.schema.partition import Partition, Unseen
 from floral.data import readers
 from floral.data.partition import natural_table
 from floral.data.readers import Labelled, apart

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from floral.config.reading import ConfigError
 from floral.config.run import PartitionJob
 from floral.config.schema.data import Synthetic
-from floral.config.schema.task import Model, Partition, Task, Unseen
+from floral.config.schema.partition import Partition, Unseen
+from floral.config.schema.task import Model, Task
 from floral.data.partition import (
     SCHEMA,
     concepts_of,

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from floral.config import catalogue
 from floral.config.reading import ConfigError, parse
-from floral.config.schema.task import Partition, Task
+from floral.config.schema.partition import Partition
+from floral.config.schema.task import Task
 from floral.data.partition import (
     SCHEMA,
     client_table,
@@ -227,7 +228,7 @@ def test_sixty_thousand_rows_over_three_hundred_clients_take_less_than_a_second(
         ({"groups": [[0], [1]]}, "iid has no groups"),
         ({"kind": "class_groups", "groups": [[0, 1], [1]]}, "class 1 stands twice"),
         ({"kind": "class_groups", "groups": [[0, 1], []]}, "groups.1: "),
-        ({"kind": "class_groups", "mixed": 0.5}, "mixed: class_groups tell clusters apart by their classes"),
+        ({"kind": "class_groups", "mixed": 0.5}, "mixed: class_groups distinguishes clusters by their classes"),
         ({"mixed": 0}, "mixed: Input should be greater than 0"),
         ({"cluster_shares": [0.5, 0.4]}, r"\[0.5, 0.4\] sum to 0.9; give shares that sum to 1"),
         ({"cluster_shares": [60, 40]}, "sum to 100; give shares that sum to 1"),

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from floral.config.reading import ConfigError, parse
-from floral.config.schema.task import Colour, Shift, Task
+from floral.config.schema.shift import Colour, Shift
+from floral.config.schema.task import Task
 from floral.data.shifts import AT_ONCE, apply_inputs, apply_labels, permutations, quarter_turns, rotation
 
 ROTATE, LABELS, NONE = (Shift(kind=kind) for kind in ("rotate", "label_shift", "none"))

@@ -12,7 +12,7 @@ from floral.config import data_sets
 from floral.config.reading import ConfigError
 from floral.config.run import PartitionJob
 from floral.config.schema.data import DataFile, DataSet
-from floral.config.schema.task import Partition
+from floral.config.schema.partition import Partition
 from floral.data import text
 from floral.data.sources import DataError, RawFile
 from floral.data.text import CHARACTERS, MOST_TOKENS, WORDS

@@ -14,7 +14,8 @@ import pytest
 from floral.config import catalogue, search_space
 from floral.config.reading import ConfigError
 from floral.config.schema.tuning import Range, Rates, Space, Tuned, Tuning
-from floral.config.tuned import Search, tuned_values
+from floral.config.searches import Search
+from floral.config.tuned import tuned_values
 from floral.data import federation
 from floral.stages import tune as stage
 from floral.stages.fetch import fetch

@@ -6,9 +6,11 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
+    """Immutable values that refuse unknown keys, NaN and infinity. The description of a field documents its key."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
 
 
 def is_none(value: object) -> bool:
-    """Of a key that is left out where it is none: what does not have it keeps its hash."""
+    """Return whether a value is None. Such keys are not dumped, so that runs without them keep their hash."""
     return value is None

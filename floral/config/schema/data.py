@@ -11,25 +11,34 @@ from floral.config.schema.base import Frozen
 
 
 class Synthetic(Frozen):
-    """Data drawn from the task's seed: h = x (W + scale u_c v_cᵀ) + b (arXiv 2410.03497, synthetic tasks)."""
+    """Synthetic regression data, generated from the run's seed by the teacher h = x (W + scale u_c v_cᵀ) + b.
 
-    kind: Literal["linear", "mlp"]
-    dimension: int = Field(default=10, ge=1)
-    outputs: int = Field(default=3, ge=1)
-    samples_per_client: int = Field(ge=2)
-    rank: int = Field(default=1, ge=1)
-    scale: float = 2.0
+    Source: arXiv 2410.03497, synthetic tasks.
+    """
+
+    kind: Literal["linear", "mlp"] = Field(description="Teacher: linear, or mlp with one hidden ReLU layer.")
+    dimension: int = Field(default=10, ge=1, description="Number of input features, d.")
+    outputs: int = Field(default=3, ge=1, description="Number of regression targets of a sample.")
+    samples_per_client: int = Field(
+        ge=2, description="Number of samples of each client, training and test (a fifth) together."
+    )
+    rank: int = Field(default=1, ge=1, description="Rank of the shift u_c v_cᵀ of each cluster.")
+    scale: float = Field(default=2.0, description="Factor of the shift u_c v_cᵀ of each cluster.")
     simple: bool = Field(
-        default=False, exclude_if=lambda simple: not simple, description="the plainest teachers, see synthetic.generate"
+        default=False,
+        exclude_if=lambda simple: not simple,
+        description="Whether W is the identity, b is 0, and each cluster scales `rank` coordinates by 1 + scale.",
     )
     normalised: bool = Field(
         default=False,
         exclude_if=lambda normalised: not normalised,
-        description="of mlp: hidden outputs have mean 0 and variance 1 within each client",
+        description="For mlp: whether hidden outputs have mean 0 and variance 1 within each client.",
     )
-    label_noise: float = Field(default=0.0, ge=0)
+    label_noise: float = Field(
+        default=0.0, ge=0, description="Standard deviation of Gaussian noise added to training and test targets."
+    )
     population: int = Field(
-        default=4096, ge=1, description="fresh rows per cluster on which the population risk is measured"
+        default=4096, ge=1, description="Number of noise-free samples in the global test set of each cluster."
     )
 
     @model_validator(mode="after")
@@ -40,82 +49,105 @@ class Synthetic(Frozen):
 
 
 class CustomData(Frozen):
-    """Your own data, split where they are in two parts (train and test), else by `test_share`.
+    """Custom data: files of the user, with their own training and test parts or split by `test_share`.
 
-    folder: images, one folder per class, or folders train and test of such. table: a parquet or CSV file with a row per
-    sample, or a folder of two, train.* and test.*. arrays: x and y (and client), or train_x, train_y, test_x and test_y
-    (and train_client and test_client), in an .npz file or a folder of .npy files.
+    folder: images in one folder per class, or folders train and test that contain such folders. table: a parquet or CSV
+    file with one row per sample, or a folder with two such files, train.* and test.*. arrays: x, y and optionally
+    client, or train_x, train_y, test_x, test_y and optionally train_client and test_client, in an .npz file or a folder
+    of .npy files.
     """
 
-    kind: Literal["folder", "table", "arrays"]
-    path: str = Field(description="the file or folder, from where commands are typed; ~ is your home")
-    label: str | None = Field(default=None, description="of a table: the column of classes, integers 0, 1, … or words")
-    features: tuple[str, ...] | None = Field(
-        default=None, min_length=1, description="of a table: the columns of numbers; all others by default"
+    kind: Literal["folder", "table", "arrays"] = Field(
+        description="Format: a folder of images by class, a parquet or CSV table, or NumPy arrays."
     )
-    client: str | None = Field(default=None, description="of a table: the column that says whose each row is")
-    test_share: float = Field(default=0.2, gt=0, lt=1, description="share of test rows, of every client's if there are")
+    path: str = Field(
+        description="File or folder, absolute or relative to the project's root; ~ is your home directory."
+    )
+    label: str | None = Field(
+        default=None, description="For a table: column of the class, with integers 0, 1, … or words."
+    )
+    features: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="For a table: numeric input columns; by default all remaining columns."
+    )
+    client: str | None = Field(default=None, description="For a table: column of the natural client of each sample.")
+    test_share: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="Share of test samples of each client (of each class without clients), if the data have no split.",
+    )
 
     @model_validator(mode="after")
-    def _columns_are_of_tables(self) -> CustomData:
+    def _only_tables_have_columns(self) -> CustomData:
         if self.kind == "table" and self.label is None:
-            raise ValueError("data.label: a table needs the name of the column that holds the classes")
+            raise ValueError("data.label: a table needs the name of the column with the classes; add it")
         for key in () if self.kind == "table" else ("label", "features", "client"):
             if getattr(self, key) is not None:
-                raise ValueError(f"data.{key}: is of kind: table alone; leave it out")
+                raise ValueError(f"data.{key}: is for kind: table only; leave it out")
         return self
 
     @model_validator(mode="after")
     def _a_column_has_one_use(self) -> CustomData:
         used = [name for name in (self.label, self.client, *(self.features or ())) if name is not None]
-        if twice := [name for name in used if used.count(name) > 1]:
-            raise ValueError(f"data: column {twice[0]!r} stands twice in label, client and features; name it once")
+        if repeated := [name for name in used if used.count(name) > 1]:
+            raise ValueError(f"data: column {repeated[0]!r} is named twice in label, client and features; name it once")
         return self
 
     @property
     def options(self) -> dict[str, Any]:
-        """What its reader is told."""
+        """Keyword arguments of the reader."""
         keys = {"test_share"} | ({"label", "features", "client"} if self.kind == "table" else set())
         return self.model_dump(mode="json", include=keys)
 
 
 def _kind_of_data(data: Any) -> str | None:
     kind = data.get("kind") if isinstance(data, Mapping) else getattr(data, "kind", None)
-    known = {"linear": "drawn", "mlp": "drawn", "folder": "own", "table": "own", "arrays": "own"}
-    return "named" if isinstance(data, str) else known.get(str(kind))
+    tags = {"linear": "synthetic", "mlp": "synthetic", "folder": "custom", "table": "custom", "arrays": "custom"}
+    return "named" if isinstance(data, str) else tags.get(str(kind))
 
 
 Data = Annotated[
-    Annotated[str, Tag("named")] | Annotated[Synthetic, Tag("drawn")] | Annotated[CustomData, Tag("own")],
+    Annotated[str, Tag("named")] | Annotated[Synthetic, Tag("synthetic")] | Annotated[CustomData, Tag("custom")],
     Discriminator(
         _kind_of_data,
         custom_error_type="data",
-        custom_error_message="expected a name in config/data.lock, or a kind: linear or mlp (drawn), "
-        "folder, table or arrays (your own)",
+        custom_error_message="expected a name in config/data.lock, or a kind: linear or mlp (synthetic data), "
+        "folder, table or arrays (custom data)",
     ),
 ]
 NOTHING = "nothing"
-"""The `data` of a task whose runs read and train nothing: what they take is what the pipeline costs."""
+"""Value of `data` in a task whose runs read and train nothing. Their time is the overhead of the pipeline."""
 
 
 class DataFile(Frozen):
-    """One raw file of a data set: where it comes from and the hash of its unpacked content."""
+    """A raw file of a data set: its sources and the hash of its unpacked content."""
 
-    path: str = Field(description="path below the data folder (FLORAL_DATA or data_dir), absolute of your own data")
-    urls: tuple[str, ...] = ()
+    path: str = Field(
+        description="Path relative to the data folder (FLORAL_DATA, --data-dir or data_dir); absolute for custom data."
+    )
+    urls: tuple[str, ...] = Field(
+        default=(), description="Sources, tried in order: https URLs, or package:<package>/<path> for installed files."
+    )
     sha256: str | None = Field(
-        default=None, description="of the unpacked content; none: recorded at first, marked unverified"
+        default=None,
+        description="SHA-256 of the unpacked content; if null, the first fetch records it and marks it unverified.",
     )
 
 
 class DataSet(Frozen):
-    """One entry of config/data.lock, or a task's own data."""
+    """A data set: an entry of config/data.lock, or the custom data of a task."""
 
-    title: str
-    reader: str
-    exact: bool = Field(default=True, description="false: a lossy or partial copy, marked so in the report")
-    note: str = ""
-    files: tuple[DataFile, ...] = ()
-    classes: int | None = Field(default=None, ge=1, description="how many; none: only known once the data are read")
-    options: Mapping[str, Any] = Field(default_factory=dict, description="keyword arguments of the reader")
-    own: bool = Field(default=False, description="declared in a task: not in data.lock, and known to nobody else")
+    title: str = Field(description="Title of the data set in reports.")
+    reader: str = Field(description="Name of the function in floral/data that reads the files.")
+    exact: bool = Field(
+        default=True, description="Whether the data are the original; a lossy or partial copy is marked in the report."
+    )
+    note: str = Field(default="", description="Remark on the data, printed in the report.")
+    files: tuple[DataFile, ...] = Field(default=(), description="Raw files, in the order that the reader expects.")
+    classes: int | None = Field(
+        default=None, ge=1, description="Number of classes; if null, it is known only after the data are read."
+    )
+    options: Mapping[str, Any] = Field(default_factory=dict, description="Keyword arguments of the reader.")
+    own: bool = Field(
+        default=False, description="Whether these are custom data, declared in a task and not in data.lock."
+    )

@@ -12,20 +12,25 @@ from floral.config.schema.base import Frozen
 
 
 class Parameter(Frozen):
-    """One hyper-parameter of a method: its default and what is allowed."""
+    """A hyper-parameter of a method: its default and its allowed values."""
 
-    default: float | int | bool | str
-    doc: str
-    choices: tuple[Any, ...] | None = None
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
+    default: float | int | bool | str = Field(description="Default value of the parameter.")
+    doc: str = Field(description="Meaning of the parameter, in one sentence with its unit.")
+    choices: tuple[Any, ...] | None = Field(default=None, description="Allowed words or switches.")
+    at_least: float | None = Field(default=None, description="Smallest allowed number, inclusive.")
+    above: float | None = Field(default=None, description="Lower bound of allowed numbers, exclusive.")
+    at_most: float | None = Field(default=None, description="Largest allowed number, inclusive.")
     later: bool = Field(
-        default=False, description="younger than results that are kept: a run at the default is the one without it"
+        default=False,
+        description="Whether the parameter was added after the first results; at its default, runs keep their hash.",
     )
 
     def accept(self, value: Any) -> Any:
-        """Return `value` if it is allowed, else raise ValueError with what is."""
+        """Return `value` if it is allowed.
+
+        Raises:
+            ValueError: it is not; the message lists the allowed values.
+        """
         if self.choices is not None and isinstance(value, str | bool):
             if value not in self.choices:
                 raise ValueError(f"{value!r} is not one of {', '.join(map(str, self.choices))}")
@@ -51,50 +56,68 @@ class Parameter(Frozen):
 
 
 SERVER_SEES = {
-    "sizes": "how many training rows it has, the weight of a mean",
-    "routes": "which clusters it belongs to",
-    "updates": "what it trained, by itself and not only as part of a sum",
-    "rows": "its training rows, or statistics of them",
+    "sizes": "its number of training samples, used as a weight",
+    "routes": "its clusters, or its weights of the clusters",
+    "updates": "its own update, not only a sum over clients",
+    "rows": "its training samples, or statistics of them",
 }
-"""What a server may get to know of a single client."""
+"""What a server may learn about a single client → the meaning of the word."""
 ServerSees = tuple[Literal["sizes", "routes", "updates", "rows"], ...]
 Condition = Literal["one_local_step", "one_cluster"]
-"""What a task can be like that makes one method another; floral/stages/degenerate.py tests it."""
+"""Property of a task under which two methods coincide. floral/report/degenerate.py tests it."""
 
 
 class Equal(Frozen):
-    """`variant` with the same values of the parameters that both have gives the same results `when` a task is so."""
+    """Another variant that gives the same results on some tasks, with equal values of all shared parameters."""
 
-    variant: str
-    when: Condition
+    variant: str = Field(description="Name of the variant with the same results.")
+    when: Condition = Field(description="Property of the tasks on which the results are the same.")
 
 
 class VariantEntry(Frozen):
-    title: str
-    set: Mapping[str, Any] = Field(default_factory=dict)
-    what: tuple[str, str] | None = Field(default=None, description="instead of the method's two lines")
-    oracle: bool = Field(default=False, description="reads the true clusters: a ceiling or control, not a rival")
-    global_only: bool = Field(default=False, description="serves one model to all: cannot fit a concept shift")
-    equals: tuple[Equal, ...] = Field(default=(), description="besides those of its method")
-    server_sees: ServerSees | None = Field(default=None, description="where it differs from its method's")
+    """A named variant of a method in config/methods: the values that differ from the method's defaults."""
+
+    title: str = Field(description="Title of the variant in reports.")
+    set: Mapping[str, Any] = Field(
+        default_factory=dict, description="Values of hyper-parameters that differ from the method's defaults."
+    )
+    what: tuple[str, str] | None = Field(
+        default=None, description="Description in two lines; by default that of the method."
+    )
+    oracle: bool = Field(
+        default=False, description="Whether the variant reads the true clusters, so that it is only a reference."
+    )
+    global_only: bool = Field(
+        default=False, description="Whether all clients get the same model, which cannot fit a concept shift."
+    )
+    equals: tuple[Equal, ...] = Field(
+        default=(), description="Further variants with the same results on some tasks, beside those of the method."
+    )
+    server_sees: ServerSees | None = Field(
+        default=None, description="What the server learns about a single client; by default that of the method."
+    )
 
 
 class MethodFile(Frozen):
-    """One file of config/methods: a method, what it is in two lines, its hyper-parameters and named variants."""
+    """A file of config/methods: a method's description, hyper-parameters and named variants."""
 
-    family: str
-    source: str
-    what: tuple[str, str]
+    family: str = Field(description="Family of the method, under which reports group it.")
+    source: str = Field(description="Publication of the method, such as an arXiv number.")
+    what: tuple[str, str] = Field(description="Description of the method in two lines: model, then training.")
     server_sees: ServerSees = Field(
-        description=f"what the server gets to know of a single client, [] or some of: {', '.join(SERVER_SEES)}"
+        description=f"What the server learns about a single client: a list of {', '.join(SERVER_SEES)}; [] for nothing."
     )
-    equals: tuple[Equal, ...] = Field(default=(), description="tasks on which another variant gives the same results")
-    parameters: Mapping[str, Parameter] = Field(default_factory=dict)
-    variants: Mapping[str, VariantEntry]
+    equals: tuple[Equal, ...] = Field(
+        default=(), description="Variants of other methods with the same results on some tasks."
+    )
+    parameters: Mapping[str, Parameter] = Field(
+        default_factory=dict, description="Hyper-parameters of the method by name."
+    )
+    variants: Mapping[str, VariantEntry] = Field(description="Variants of the method by name.")
 
 
 class Variant(Frozen):
-    """A method with all of its hyper-parameters resolved."""
+    """A variant with the value of every hyper-parameter."""
 
     name: str
     method: str
@@ -110,10 +133,14 @@ class Variant(Frozen):
 
     @property
     def optimal_router(self) -> bool:
+        """Whether the router is fixed to the true cluster of each client."""
         return self.params.get("router") == "optimal"
 
     @property
     def secure_aggregation(self) -> bool:
-        """Whether the server needs only sums over clients (all, or those of one cluster) besides sizes and routes, so
-        that a protocol that reveals nothing but sums (Bonawitz et al. 2017) can carry the method."""
+        """Whether secure aggregation can carry the method.
+
+        The server then needs only sizes, routes and sums over all clients or over the clients of one cluster. Secure
+        aggregation reveals nothing but sums (Bonawitz et al. 2017).
+        """
         return not {"updates", "rows"} & set(self.server_sees)

@@ -11,53 +11,73 @@ from floral.config.schema.base import Frozen
 
 
 class Switch(Frozen):
-    """One row of config/fidelity.yaml: what the published code does and what we do."""
+    """An entry of config/fidelity.yaml: a difference between the published code and the published method."""
 
-    doc: str
-    choices: tuple[Any, ...]
-    official: Any
-    corrected: Any
-    report_only: bool = Field(default=False, description="changes how runs are summed up, not what they compute")
+    doc: str = Field(description="Explanation of the difference.")
+    choices: tuple[Any, ...] = Field(description="Allowed values of the switch.")
+    official: Any = Field(description="Value under fidelity official, as in the published code.")
+    corrected: Any = Field(description="Value under fidelity corrected, as in the method's description.")
+    report_only: bool = Field(
+        default=False, description="Whether the switch changes only how the report summarises runs, not the runs."
+    )
 
 
 class Fidelity(Frozen):
-    name: Literal["official", "corrected"]
-    switches: Mapping[str, Any]
+    """A fidelity with the value of every switch."""
+
+    name: Literal["official", "corrected"] = Field(description="Name of the fidelity.")
+    switches: Mapping[str, Any] = Field(description="Switch → its value.")
 
     def __getitem__(self, switch: str) -> Any:
         return self.switches[switch]
 
 
 class Block(Frozen):
-    """tasks × variants × seeds; `task` and `method` change values of all of them."""
+    """The runs of all combinations of tasks, variants and seeds, with common changes."""
 
-    tasks: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all"]
-    """Names of config/tasks, or all of them that are benchmarks: a new task is in on arrival."""
-    variants: tuple[str, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1)
-    fidelity: Literal["official", "corrected"] = "corrected"
-    switches: Mapping[str, Any] = Field(default_factory=dict)
-    task: Mapping[str, Any] = Field(default_factory=dict)
-    method: Mapping[str, Any] = Field(default_factory=dict)
-    tuned: bool = Field(default=False, description="learning rates and hyper-parameters from config/tuned")
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all"] = Field(
+        description="Names of tasks in config/tasks, or `all` for every task that trains something."
+    )
+    variants: tuple[str, ...] = Field(min_length=1, description="Names of variants in config/methods.")
+    seeds: tuple[int, ...] = Field(min_length=1, description="Seeds, integers from 0; each seed is one run.")
+    fidelity: Literal["official", "corrected"] = Field(
+        default="corrected",
+        description="Whether runs follow the published code (official) or the method as described (corrected).",
+    )
+    switches: Mapping[str, Any] = Field(
+        default_factory=dict, description="Single fidelity switches with values that differ from the fidelity's."
+    )
+    task: Mapping[str, Any] = Field(
+        default_factory=dict, description="Keys of the task with values that differ from those in config/tasks."
+    )
+    method: Mapping[str, Any] = Field(
+        default_factory=dict, description="Hyper-parameters with values that differ from those in config/methods."
+    )
+    tuned: bool = Field(
+        default=False, description="Whether learning rates and hyper-parameters are taken from config/tuned."
+    )
 
     @field_validator("seeds")
     @classmethod
     def _seeds_are_natural(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if any(seed < 0 for seed in seeds):
-            raise ValueError(f"seeds: {list(seeds)} must not be negative")
+            raise ValueError(f"seeds: {list(seeds)} contains a negative number; use 0, 1, …")
         return seeds
 
 
 class Suite(Frozen):
-    name: str
-    title: str
-    about: str = ""
-    suites: tuple[str, ...] = Field(default=(), description="other suites, all runs of which are in this one")
-    runs: tuple[Block, ...] = ()
+    """A named set of runs, for which one report is written."""
+
+    name: str = Field(description="Name of the suite, taken from the name of its file.")
+    title: str = Field(description="Title of the report.")
+    about: str = Field(default="", description="Introduction of the report.")
+    suites: tuple[str, ...] = Field(default=(), description="Names of other suites whose runs this suite includes.")
+    runs: tuple[Block, ...] = Field(default=(), description="Blocks of runs: tasks × variants × seeds.")
 
     @model_validator(mode="after")
     def _has_runs(self) -> Suite:
         if not self.runs and not self.suites:
-            raise ValueError("runs: a suite has blocks of tasks, variants and seeds, or names suites that have them")
+            raise ValueError(
+                "runs: this suite has no runs; add blocks of tasks, variants and seeds, or name other suites in suites"
+            )
         return self

@@ -56,7 +56,7 @@ def published() -> dict[tuple[str, str], Published]:
     Raises:
         ConfigError: the file is missing or lacks a column.
     """
-    path = paths.CONFIG / "published.csv"
+    path = paths.CONFIG_FOLDER / "published.csv"
     try:
         rows = pl.read_csv(path, comment_prefix="#").select("task", "method", "optimal_router", "mean", "std")
     except (OSError, pl.exceptions.PolarsError) as error:

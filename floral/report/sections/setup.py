@@ -8,7 +8,7 @@ import polars as pl
 
 from floral.config.schema.data import CustomData, Synthetic
 from floral.config.schema.task import Server, Task
-from floral.config.tuned import tuning
+from floral.config.searches import tuning
 from floral.report import words
 from floral.report.collect import Collected, Configuration
 from floral.report.sections.base import Material, Section

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from floral.config.schema.tuning import Tuned
 from floral.config.search_space import edges
+from floral.config.searches import Search
 from floral.config.suites import suite_searches
-from floral.config.tuned import Search, tuned_path, tuned_values
+from floral.config.tuned import tuned_path, tuned_values
 from floral.report import summarise
 from floral.report.collect import Collected, Configuration, MethodRow
 from floral.report.sections.base import Material, Part, Section

@@ -9,8 +9,9 @@ import pytest
 import run_folders
 
 from floral.config.run import Run
+from floral.config.searches import tuning
 from floral.config.suites import suite_runs, suite_searches
-from floral.config.tuned import tuned_values, tuning
+from floral.config.tuned import tuned_values
 from floral.report.build import _yaml, report
 from floral.report.collect import MethodRow, collect
 from floral.report.sections.base import Material, Part

@@ -1,0 +1,178 @@
+"""Values of a task's partition: which samples each client holds, and which clients join after training."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from floral.config.schema.base import Frozen, is_none
+
+
+def _not_too_small(alpha: float) -> float:
+    if alpha < 1e-300:  # the logarithm of a gamma variate, divided by alpha, would overflow
+        raise ValueError(f"{alpha:g} is too close to 0; set at least 1e-300, where one part already gets everything")
+    return alpha
+
+
+Alpha = Annotated[float, Field(gt=0), AfterValidator(_not_too_small)]
+"""Concentration of a symmetric Dirichlet distribution."""
+
+
+class Partition(Frozen):
+    """Assignment of samples to clients, and the concept of each client.
+
+    iid: shuffled samples in equal shares. size_skew: shuffled samples in shares from a symmetric Dirichlet(alpha).
+    dirichlet: the samples of each class in such shares. pathological: a client has samples of `classes_per_client`
+    classes only. class_groups: samples of class f go to the clients of cluster f mod C, or of the cluster whose list in
+    `groups` contains f. natural: a client holds the samples of one natural client of the data, such as a writer.
+
+    A client may lack a class. Under iid and size_skew this happens only in small clients.
+    """
+
+    kind: Literal["iid", "size_skew", "dirichlet", "pathological", "class_groups", "natural"] = Field(
+        default="iid", description="Rule that assigns samples to clients."
+    )
+    alpha: Alpha | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="For dirichlet and size_skew: concentration of the Dirichlet distribution; small is very unequal.",
+    )
+    classes_per_client: int | None = Field(
+        default=None, ge=1, exclude_if=is_none, description="For pathological: number of classes of each client."
+    )
+    groups: tuple[Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)], ...] | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="For class_groups: list of the classes of each cluster; by default class f is in cluster f mod C.",
+    )
+    cluster_shares: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="Share of the clients in each cluster, summing to 1; by default the shares are equal.",
+    )
+    mixed: Alpha | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="Concentration of the Dirichlet mixture of concepts within each client; unset: one concept each.",
+    )
+    label_noise: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        exclude_if=is_none,
+        description="Share of each client's training and validation labels replaced by another class; not test labels.",
+    )
+    share: float = Field(default=1.0, gt=0, le=1, description="Share of each client's training samples that is kept.")
+    min_rows: int = Field(
+        default=10, ge=1, description="Minimum number of training samples (rows) kept for each client."
+    )
+    validation: float = Field(
+        default=0.2, ge=0, lt=1, description="Share of each client's kept training samples held out for validation."
+    )
+
+    @model_validator(mode="after")
+    def _keys_fit_the_kind(self) -> Partition:
+        for key, kinds, required in (
+            ("alpha", ("dirichlet", "size_skew"), "an alpha, for example 0.1"),
+            ("classes_per_client", ("pathological",), "classes_per_client, for example 2"),
+            ("groups", ("class_groups",), None),
+        ):
+            is_set = getattr(self, key) is not None
+            if is_set and self.kind not in kinds:
+                raise ValueError(f"partition.kind: {self.kind} has no {key}: leave it out")
+            if not is_set and self.kind in kinds and required:
+                raise ValueError(f"partition.kind: {self.kind} needs {required}")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_are_disjoint(self) -> Partition:
+        listed = [f for group in self.groups or () for f in group]
+        if repeated := sorted({f for f in listed if listed.count(f) > 1}):
+            raise ValueError(f"partition.groups: class {repeated[0]} is listed twice; give it to one cluster")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_sum_to_1(self) -> Partition:
+        if self.cluster_shares and abs(sum(self.cluster_shares) - 1) > 1e-6:
+            raise ValueError(
+                f"partition.cluster_shares: {list(self.cluster_shares)} sum to {sum(self.cluster_shares):g}; give "
+                "shares that sum to 1, such as [0.6, 0.25, 0.1, 0.05]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mixtures_have_concepts(self) -> Partition:
+        if self.mixed is not None and self.kind == "class_groups":
+            raise ValueError("partition.mixed: class_groups distinguishes clusters by their classes; leave mixed out")
+        return self
+
+    def unfit(self, clients: int, clusters: int, classes: int) -> str | None:
+        """Return why this number of classes cannot be partitioned, with key and remedy, or None if it can."""
+        each = self.classes_per_client
+        if each is not None and (each > classes or each * clients < classes):
+            return (
+                f"partition.classes_per_client: {each} for each of {clients} clients, but the training samples have "
+                f"{classes} classes; set at most {classes}, and enough that every class has a client"
+            )
+        if self.kind == "class_groups" and self.groups is None and clusters > classes:
+            return f"clusters: {clusters} clusters cannot share {classes} classes; set clusters to at most {classes}"
+        if self.groups and (missing := sorted(set(range(classes)) - {f for group in self.groups for f in group})):
+            return f"partition.groups: class {missing[0]} of the data is in no list; add it to one"
+        return None
+
+    def members(self, clients: int, clusters: int) -> list[int]:
+        """Return the number of clients in each cluster.
+
+        Client k is in cluster k mod C by default. `cluster_shares` are rounded down, and the remaining clients go to
+        the clusters with the largest remainders.
+        """
+        if self.cluster_shares is None:
+            return [len(range(c, clients, clusters)) for c in range(clusters)]
+        target = [share * clients for share in self.cluster_shares]
+        count = [math.floor(size + 1e-9) for size in target]
+        by_remainder = sorted(range(clusters), key=lambda c: count[c] - target[c])
+        for c in by_remainder[: clients - sum(count)]:
+            count[c] += 1
+        return count
+
+
+class Unseen(Frozen):
+    """Clients that take no part in training and join after it.
+
+    Under iid their samples are taken from the samples of all clients. Under natural partitions they are further natural
+    clients. A joining client trains its private parameters by the method's rules. Everything that comes from the server
+    stays unchanged.
+    """
+
+    seen_cluster: int = Field(
+        default=0, ge=0, description="Number of joining clients from the existing clusters 0, 1, … in turn."
+    )
+    new_concept: int = Field(
+        default=0, ge=0, description="Number of joining clients of new concepts C, C + 1, …, at most C concepts."
+    )
+    share: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="For iid: share of all training and test samples that is dealt evenly to the joining clients.",
+    )
+    epochs: int = Field(
+        default=30, ge=1, description="Number of local epochs that a joining client trains for, in all methods."
+    )
+    samples: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(0, 1, 5, 10, 20, 50),
+        description="Numbers of labelled samples for joining clients; all samples of the smallest client are added.",
+    )
+
+    @model_validator(mode="after")
+    def _has_clients(self) -> Unseen:
+        if not self.clients:
+            raise ValueError("unseen: names no client; set seen_cluster or new_concept, or leave unseen out")
+        return self
+
+    @property
+    def clients(self) -> int:
+        """U, the number of joining clients."""
+        return self.seen_cluster + self.new_concept

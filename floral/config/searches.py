@@ -1,0 +1,160 @@
+"""The hyper-parameter search of a variant on a task: its rule, its search space and its runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from floral.config import catalogue, paths
+from floral.config.hashing import hash8
+from floral.config.reading import ConfigError, parse, read, suggest
+from floral.config.run import RESULTS_VERSION, Run
+from floral.config.schema.base import Frozen
+from floral.config.schema.method import Variant
+from floral.config.schema.suite import Fidelity
+from floral.config.schema.task import Task
+from floral.config.schema.tuning import Configuration, Rates, SearchFile, Space, Tuning
+from floral.config.search_space import RATES, axes_of, configurations
+
+
+class Search(Frozen):
+    """A hyper-parameter search of a variant on a task: one job of the tune stage, 1 + `budget` runs per tuning seed."""
+
+    task: Task = Field(
+        description="Task with the rounds of tuning runs, so that suites of any length share the search."
+    )
+    variant: Variant = Field(description="Variant with untuned hyper-parameters.")
+    fidelity: Fidelity = Field(description="Fidelity of the runs.")
+    tuning: Tuning = Field(description="Rule of the search, with the seeds of the task.")
+    axes: Mapping[str, tuple[Any, ...]] = Field(description="Learning rate or hyper-parameter → the values to try.")
+
+    @property
+    def configurations(self) -> list[Configuration]:
+        """The points of the search space, in order of the learning rate."""
+        return configurations(self.axes)
+
+    def trial(self, seed: int, configuration: Configuration | None = None) -> Run:
+        """Return the run of a configuration, or of the untuned values."""
+        run = Run(task=self.task, variant=self.variant, seed=seed, fidelity=self.fidelity)
+        return run if configuration is None else with_values(run, configuration.rates, configuration.params)
+
+    def references(self) -> list[Run]:
+        """Return the runs of the untuned values, one for each tuning seed."""
+        return [self.trial(seed) for seed in self.tuning.seeds]
+
+    @property
+    def digest(self) -> str:
+        """The hash of everything that determines the search: untuned run, partitions, axes and seeds."""
+        runs = self.references()
+        return hash8({
+            "run": runs[0].identity(), "partitions": [run.partition.hash8 for run in runs],
+            "axes": {name: list(values) for name, values in self.axes.items()}, "seeds": self.tuning.seeds,
+            "results_version": RESULTS_VERSION,
+        })  # fmt: skip
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the search, tune/<task>/<variant>/<digest>, relative to the folder of results."""
+        return Path("tune") / self.task.name / self.variant.name / self.digest
+
+
+def search_for(run: Run, where: str) -> Search:
+    """Return the search for the values of a run's task and variant; `where` is the suite's file for messages.
+
+    Raises:
+        ConfigError: the task has no validation samples, a learning rate is 0, or the search space is wrong.
+    """
+    task, rule = run.task, tuning().of(run.task.name)
+    if run.fidelity["validation"] == "none" or task.partition.validation == 0:
+        raise ConfigError(
+            f"{where}: tuned: {task.name} has no validation samples (fidelity {run.fidelity.name}, switch validation: "
+            f"{run.fidelity['validation']}; the task's partition.validation: {task.partition.validation:g}), and test "
+            "samples must not choose hyper-parameters; leave `tuned` out, or use fidelity: corrected"
+        )
+    space, rates = search_space(run.variant.name), run.rates
+    for name in RATES:
+        if (name == "lr" or space.router_lr > 1) and getattr(rates, name) == 0:
+            raise ConfigError(
+                f"{where}: tuned: {task.name} has {name}: 0, and every multiple of 0 is 0; set a positive {name}"
+            )
+    short = {"rounds": rule.rounds(task.rounds), "eval_every": None}
+    return Search(
+        task=task.model_copy(update=short), variant=run.variant, fidelity=run.fidelity, tuning=rule,
+        axes=axes_of(space, rule, rates),
+    )  # fmt: skip
+
+
+def with_values(run: Run, rates: Rates, params: Mapping[str, Any]) -> Run:
+    """Return the run with other learning rates and hyper-parameters."""
+    variant = run.variant.model_copy(update={"params": {**run.variant.params, **params}})
+    return run.model_copy(update={"variant": variant, "own_rates": rates})
+
+
+@cache
+def tuning() -> Tuning:
+    """Read config/tuning.yaml.
+
+    Raises:
+        ConfigError: a value is wrong, or `more_seeds` names an unknown task.
+    """
+    path = paths.CONFIG_FOLDER / "tuning.yaml"
+    parsed: Tuning = parse(Tuning, read(path), str(path))
+    for name in parsed.more_seeds:
+        if name not in (tasks := catalogue.names("tasks")):
+            raise suggest("task", name, tasks, f"{path}: more_seeds")
+    return parsed
+
+
+@cache
+def search_space(variant_name: str) -> Space:
+    """Return the search space of a variant: its own, or that of its method.
+
+    Raises:
+        ConfigError: the method has no search space, or the space fits neither its parameters nor the budget.
+    """
+    method = catalogue.variant_index()[variant_name]
+    path = paths.CONFIG_FOLDER / "search" / f"{method}.yaml"
+    if not path.exists():
+        raise ConfigError(
+            f"{path}: no such file, so {method!r} has no search space; write it ({{}} to tune learning rates only), "
+            f"or put {variant_name!r} into a block without `tuned: true`"
+        )
+    file: SearchFile = parse(SearchFile, read(path), str(path))
+    for name in file.variants:
+        if name not in (variants := catalogue.method_file(method).variants):
+            raise suggest("variant", name, variants, f"{path}: variants")
+    separate = variant_name in file.variants
+    space = file.variants.get(variant_name, file)
+    _check_space(space, variant_name, f"{path}: variants.{variant_name}" if separate else str(path), separate)
+    return space
+
+
+def _check_space(space: Space, variant_name: str, where: str, separate: bool) -> None:
+    """Raise ConfigError as `search_space` does; `separate`: the space is that of the variant, not of its method."""
+    file = catalogue.method_file(catalogue.variant_index()[variant_name])
+    for key, values in space.values.items():
+        if key not in file.parameters:
+            raise suggest("parameter", key, file.parameters, f"{where}: values")
+        if key in file.variants[variant_name].set and not separate:
+            raise ConfigError(
+                f"{where}: values: {variant_name!r} sets {key} itself; give this variant a search space under variants"
+            )
+        for value in values:
+            try:
+                file.parameters[key].accept(value)
+            except ValueError as error:
+                raise ConfigError(f"{where}: values: {key}: {error} ({file.parameters[key].doc})") from None
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{where}: values: {key}: {list(values)} contains a value twice; name it once")
+    sizes = {"router_lr": space.router_lr, **{key: len(values) for key, values in space.values.items()}}
+    if (budget := tuning().budget) % (count := math.prod(sizes.values())):
+        product = " × ".join(f"{size} of {key}" for key, size in sizes.items() if size > 1)
+        raise ConfigError(
+            f"{where}: {product} make {count} combinations, which does not divide the {budget} configurations of every "
+            f"variant ({paths.CONFIG_FOLDER}/tuning.yaml); list fewer or more values"
+        )
