@@ -245,7 +245,8 @@ def view_of(simulation: Simulation, state: State, client: int) -> dict[str, dict
     method, learner = simulation.method, int(simulation.data.learner[client])
     seen = {}
     for name, group in method.groups.items():
-        at = {"private": learner, "clustered": None if method.member is None else int(method.member[client])}
+        clusters = method.routing.cluster_of_client
+        at = {"private": learner, "clustered": None if clusters is None else int(clusters[client])}
         row = at.get(group.scope.value)
         seen[name] = state.values[name] if row is None else {key: t[row] for key, t in state.values[name].items()}
     return seen

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from floral.adaptors.aggregation import as_matrices, decomposed, down, flat, residual, restarted, unflat
 from floral.adaptors.attach import Adaptors, factor, gathered
-from floral.core.spec import Group, Params, Phase, Problem, Refused, Scope, Served, Singles, View
+from floral.core.spec import ClientVectors, Group, Params, Phase, Problem, Refused, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
 from floral.toolkit.parts import distinct, same
 
@@ -128,7 +128,7 @@ class Clustered:
         return {name: change for name in self.names if not self.groups[name].fixed}
 
     @property
-    def beside(self) -> dict[str, tuple[str, ...]]:
+    def preconditioner_inputs(self) -> dict[str, tuple[str, ...]]:
         """The other factor, which a preconditioner reads."""
         return {} if len(self.names) == 1 else {"A": ("B",), "B": ("A",)}
 
@@ -144,7 +144,7 @@ class Clustered:
                     replace(self._phase("B", *others), when=lambda round, rounds: round % 2 == 1),
                     replace(self._phase("A", *others), when=lambda round, rounds: round % 2 == 0),
                 )
-        return (Phase(train=(*others, "adaptors"), sends=self._sends()),)
+        return (Phase(train=(*others, "adaptors"), floats_sent=self._floats_sent()),)
 
     def _phase(self, name: Literal["adaptors", "A", "B"], *others: str) -> Phase:
         """The training of one group of the adaptors, of which `sent` clusters travel up."""
@@ -152,37 +152,41 @@ class Clustered:
             return Phase(train=(*others, name))
         one = self.adaptors.init(Stream(0, "size"))
         size = sum(t.numel() for t in (one if name == "adaptors" else factor(one, name)).values())
-        return Phase(train=(*others, name), sends={name: (self.problem.clusters * size, self.sent * size)})
+        return Phase(train=(*others, name), floats_sent={name: (self.problem.clusters * size, self.sent * size)})
 
-    def _sends(self) -> dict[str, tuple[int, int]]:
+    def _floats_sent(self) -> dict[str, tuple[int, int]]:
         """Floats of Δ_c's change, and of new adaptors, which are zero but for A."""
         held = self.problem.clusters if self.member is None else 1
         if not self.keeps:
             return {}
         biases = self.aggregation == "stacking"
-        sends = {"residual": (held * down(self.adaptors, self.problem.cohort, biases=biases), 0)}
+        floats_sent = {"residual": (held * down(self.adaptors, self.problem.cohort, biases=biases), 0)}
         if self.aggregation == "stacking":
             start = factor(self.adaptors.init(Stream(0, "size")), "A")
-            sends["adaptors"] = (held * sum(t.numel() for t in start.values()), held * self.adaptors.size)
-        return sends
+            floats_sent["adaptors"] = (held * sum(t.numel() for t in start.values()), held * self.adaptors.size)
+        return floats_sent
 
     # ------------------------------------------------------------------------------------------ what the server does
 
-    @property
-    def exact(self) -> bool:
-        """Whether the server needs the factors of every client."""
-        return self.aggregation in ("fedex", "flexlora", "stacking")
+    def server_step(self, log_route: Callable[[View], Tensor] | None) -> ServerStep:
+        """Exact products, where `aggregation` needs the factors of every client; FedAvg's means otherwise.
 
-    def single(self, view: View, log_route: Tensor | None) -> Tensor:
-        """The adaptors of one client and log π_k [C], if its cluster is not fixed."""
-        factors = flat(view["adaptors"])
-        return factors if log_route is None else torch.cat([factors, log_route])
+        Clients send their adaptors, followed by log π_k [C] from `log_route`. None: their clusters are fixed.
+        """
+        if self.aggregation not in ("fedex", "flexlora", "stacking"):
+            return ServerStep()
 
-    def server(self, served: Served) -> View:
+        def client_vector(view: View) -> Tensor:
+            factors = flat(view["adaptors"])
+            return factors if log_route is None else torch.cat([factors, log_route(view)])
+
+        return ServerStep(client_vector=client_vector, update=self.exact_products)
+
+    def exact_products(self, served: ServerView) -> View:
         """The exact products of each cluster that has mass, where `aggregation` puts them."""
-        assert served.singles is not None
+        assert served.client_vectors is not None
         before, means, after = (view["adaptors"] for view in (served.before, served.means, served.after))
-        clients, weights = self._received(served.singles, before)
+        clients, weights = self._received(served.client_vectors, before)
         adaptors = {name: t.clone() for name, t in after.items()}
         kept = {name: t.clone() for name, t in served.before.get("residual", {}).items()}
         for c in range(self.problem.clusters):
@@ -196,12 +200,12 @@ class Clustered:
                 kept[name][c] += value
         return {"adaptors": adaptors, **({"residual": kept} if kept else {})}
 
-    def _received(self, singles: Singles, like: Params) -> tuple[Params, Tensor]:
+    def _received(self, sent: ClientVectors, like: Params) -> tuple[Params, Tensor]:
         """The clients' adaptors [M, C or 1, ...] and p(k|c) [M, C]."""
-        share, vectors = singles.share.to(singles.vectors.dtype), singles.vectors
+        share, vectors = sent.share.to(sent.vectors.dtype), sent.vectors
         if self.member is not None:
             clusters = torch.arange(self.problem.clusters, device=vectors.device)
-            own = share[:, None] * (self.member[singles.learners][:, None] == clusters)
+            own = share[:, None] * (self.member[sent.clients][:, None] == clusters)
             return unflat(vectors, {name: t[:1] for name, t in like.items()}), own / own.sum(0).clamp(min=1e-30)
         factors, log_route = vectors.split([vectors.shape[1] - self.problem.clusters, self.problem.clusters], dim=1)
         return unflat(factors, like), torch.softmax(share.log()[:, None] + log_route, 0)

@@ -22,7 +22,7 @@ Params = dict[str, Tensor]
 
 View = dict[str, Params]
 """What ONE client sees: group → its parameters, without a client axis; a CLUSTERED group keeps its axis C unless the
-method has a `member`, in which case it is the slice of the client's own cluster."""
+method has a `Routing.cluster_of_client`, in which case it is the slice of the client's own cluster."""
 
 Noise = Mapping[str, Tensor]
 """Random inputs of one step, uniform on [0, 1), by name: made by the engine, so models call no random generator."""
@@ -105,9 +105,9 @@ class Phase:
     penalty: Penalty | None = None
     when: Callable[[int, int], bool] | None = None
     """(round from 1, rounds in all) → whether the phase takes place; None: in every round. Groups that no phase of a
-    round trains are neither averaged nor sent up in it, but for statistics and what `upload` makes."""
-    sends: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """Floats (down, up) by group in rounds with this phase, beside `Method.sends`."""
+    round trains are neither averaged nor sent up in it, but for statistics and what `ServerStep.upload` makes."""
+    floats_sent: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Group → floats (down, up) in rounds with this phase, in addition to `Cost.floats_sent`."""
 
 
 Objective = Callable[[View, View, Batch, Noise], tuple[Tensor, View]]
@@ -121,26 +121,31 @@ LocalStep = Callable[[Objective, View, View, Batch, Noise, Mapping[str, float]],
 
 
 @dataclass(frozen=True)
-class Singles:
-    """What the server sees of each client on its own: `vectors` [M, d] of the learners [M] of a round, in the order of
-    the cohort, and their weights p(k) `share` [M]."""
+class ClientVectors:
+    """One vector per client of a round, which the server reads one by one, not only in a sum.
 
-    learners: Tensor
+    `clients` [M] are the clients of the round in the order of the cohort, `share` [M] their weights p(k), `vectors`
+    [M, d] what they sent.
+    """
+
+    clients: Tensor
     share: Tensor
     vectors: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Served:
-    """A round, counted from 1, as the server sees it after its step: `before` has all groups complete (PRIVATE ones
-    [K, ...] as their clients left them), `means` and `after` the averaged groups of the round before and after the
-    optimiser's step."""
+class ServerView:
+    """A round as the server sees it after its optimiser's step; rounds count from 1.
+
+    `before` has all groups complete (PRIVATE ones [K, ...] as their clients left them). `means` and `after` have the
+    averaged groups of the round, before and after the optimiser's step.
+    """
 
     round: int
     before: View
     means: View
     after: View
-    singles: Singles | None
+    client_vectors: ClientVectors | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,65 +160,98 @@ class Optimiser:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Routing:
+    """How clients belong to the clusters of CLUSTERED groups. A method without such groups needs nothing here.
+
+    A CLUSTERED group that is averaged needs `log_route` or `cluster_of_client`.
+    """
+
+    log_route: Callable[[View], Tensor] | None = None
+    """log π_k [C] of one client: the weight of its update in each cluster. The report shows it too."""
+    served_log_route: Callable[[View], Tensor] | None = None
+    """log π_k [C] for the report, where evaluation mixes by other weights than the server."""
+    serves_one_cluster: bool = False
+    """A client sees all clusters, but predicts with and sends at most one of them. Its costs count one."""
+    cluster_of_client: Tensor | None = None
+    """[K] the fixed cluster of each client, which then holds, trains and sends the slice of that cluster only."""
+    clusters: int | None = None
+    """C of the method's CLUSTERED groups. None: the task's number of clusters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerStep:
+    """What the server receives and does, where that is not FedAvg's mean and the task's optimiser."""
+
+    upload: Mapping[str, Callable[[View], Params]] = field(default_factory=dict)
+    """Averaged group → the parameters that a client sends for it after training, in place of its own values.
+    FedSoft sends one model for all C clusters."""
+    client_vector: Callable[[View], Tensor] | None = None
+    """A vector [d] of each client after its training, which the server reads one by one, e.g. its update."""
+    optimiser: Optimiser | None = None
+    """The method's own server optimiser. None: the task's."""
+    update: Callable[[ServerView], View] | None = None
+    """Runs after the optimiser's step and returns complete values of any groups, which replace the present ones.
+    Examples: exact products of factors, splits of clusters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What training costs a client, where that is not one pass of the task's model and the groups' own sizes."""
+
+    passes_per_sample: float = 1.0
+    """Cost of one sample in forward-backward passes of the task's own model, by multiply-adds."""
+    assign_passes_per_sample: float = 0.0
+    """Cost of `Method.assign` per training sample and round, in the same unit. A forward pass alone is 1/3."""
+    floats_sent: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Group → floats (down, up) per client and round, where the scope does not say it. Router logits are PRIVATE, yet
+    clients send them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
-    """A method is its groups and small functions for ONE client; every slot defaults to FedAvg's."""
+    """A method: its groups of parameters and small functions for ONE client. Every default is FedAvg's."""
 
     groups: Mapping[str, Group]
     predict: Predict
-    assign: Assign | None = None
-    """What a client computes at the start of its round, without gradients, from ALL its training rows (decoded, not
-    augmented; `mask` tells padding) and what it sees: a chosen cluster, responsibilities. Training, upload and later
-    evaluations use the new values; `received` in a loss or a penalty still holds the old ones."""
-    assign_passes_per_sample: float = 0.0
-    """Cost of `assign` per training row and round, in the unit of `passes_per_sample`; a forward pass alone is 1/3."""
-    precondition: Mapping[str, Callable[[Params, Params], Params]] = field(default_factory=dict)
-    """group → (its gradients, its values) → the gradients that the SGD step takes instead: a linear map of the
-    gradients, so that a step without samples changes nothing and a sum over clients may be taken first. No weight decay
-    and no clipping: these belong into a penalty or a `local_step`."""
-    beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """group → further groups, which its phases do not train, whose values its preconditioner gets beside its own: the
-    other factor."""
-    local_step: LocalStep | None = None
-    """What replaces the SGD step on a batch: inner loops, mixed gradients, other optimisers."""
-    phases: tuple[Phase, ...] | None = None
-    """None: all trained groups together for the task's epochs; (): nothing is trained and there are no rounds."""
-    loss: SampleLoss | None = None
-    """What replaces the task's loss of `predict` in training, in phases that have no prediction of their own."""
-    penalty: Penalty | None = None
-    """What is added to the loss in every phase that has none of its own."""
-    log_route: Callable[[View], Tensor] | None = None
-    """log π_k [C] of one client: the weight of its update in each cluster, and what the report shows."""
-    served_log_route: Callable[[View], Tensor] | None = None
-    """log π_k [C] that the report shows, where it is not the weight of the client's update."""
-    picks: bool = False
-    """A client sees all clusters, but serves and sends up no more than one slice of them; its costs count that."""
-    upload: Mapping[str, Callable[[View], Params]] = field(default_factory=dict)
-    """Averaged group → what a client sends for it after training in place of its own value: FedSoft's one model for all
-    C, the product of two factors."""
-    single: Callable[[View], Tensor] | None = None
-    """A vector [d] that the server sees of each client on its own, after its training: an update to cluster by."""
-    server: Callable[[Served], View] | None = None
-    """Complete values of any groups that the server puts in place of what its step gave: exact products of factors,
-    splits of clusters."""
-    optimiser: Optimiser | None = None
-    """The server's own; None: the task's."""
-    member: Tensor | None = None
-    """The fixed cluster of each client [K]: it then holds, trains and sends that cluster's slice only."""
-    clusters: int | None = None
-    """C of the method's CLUSTERED groups where it is not the task's."""
-    prepare: Callable[[Tensor, Tensor], View] | None = None
-    """(x, y) of all training rows → initial values that replace those of `init`."""
-    pool: Literal["all", "cluster"] | None = None
-    """Clients whose rows lie in one place: all, or those of one true cluster; such a learner sends nothing."""
     noise: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
-    """Shapes of the random inputs of a step, "batch" for B."""
-    sends: Mapping[str, tuple[int, int]] | None = None
-    """Floats (down, up) by group, where the scopes do not say it: router logits are PRIVATE, yet sent up."""
-    passes_per_sample: float = 1.0
-    """What a sample costs its client, in forward-backward passes of the task's own model (by multiply-adds)."""
+    """Shapes of the random inputs of a step, by name; "batch" stands for B."""
+
+    # local training
+    phases: tuple[Phase, ...] | None = None
+    """None: all trained groups train together for the task's epochs. (): nothing trains and there are no rounds."""
+    loss: SampleLoss | None = None
+    """Replaces the task's loss of `predict` in training, in phases without a prediction of their own."""
+    penalty: Penalty | None = None
+    """Added to the loss in every phase without a penalty of its own."""
+    local_step: LocalStep | None = None
+    """Replaces the SGD step on a batch: inner loops, mixed gradients, other optimisers."""
+    precondition: Mapping[str, Callable[[Params, Params], Params]] = field(default_factory=dict)
+    """Group → function of (its gradients, its values) that returns the gradients for the SGD step.
+
+    The function is linear in the gradients: a step without samples then changes nothing, and gradients may be summed
+    over clients first. Weight decay and clipping are not linear; write them as a penalty or a `local_step`."""
+    preconditioner_inputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Group → further groups whose values its preconditioner also gets, e.g. the other factor. Its phases do not train
+    them."""
+    assign: Assign | None = None
+    """Sets PRIVATE values of a client at the start of its round, without gradients: a cluster, responsibilities.
+
+    It reads the client's view and ALL its training samples (decoded, not augmented; `mask` marks padding). Training,
+    upload and later evaluations use the new values; `received` in a loss or a penalty holds the old ones."""
+
+    # clusters, server, cost
+    routing: Routing = Routing()
+    server: ServerStep = ServerStep()
+    cost: Cost = Cost()
+
+    # before and after the rounds
+    prepare: Callable[[Tensor, Tensor], View] | None = None
+    """(x, y) of all training samples → initial values that replace those of `init`."""
+    pool: Literal["all", "cluster"] | None = None
+    """Trains on pooled data: of all clients, or of the clients of one true cluster. A pool sends nothing."""
     join: Callable[[View], View] | None = None
-    """What it sees → the values of PRIVATE groups with which a client begins that joins after training, where these are
-    not those of `init`: a personal model that is held near the shared one begins at it."""
+    """View of a client that joins after training → the PRIVATE values it starts with. None: those of `init`.
+    A personal model that is held near the shared model starts at it."""
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -225,14 +263,13 @@ class Method:
 
     def preconditioned_by(self, group: str) -> tuple[str, ...]:
         """The groups whose values the preconditioner of a group gets."""
-        return (group, *self.beside.get(group, ()))
+        return (group, *self.preconditioner_inputs.get(group, ()))
 
     def changing(self, phases: tuple[Phase, ...]) -> tuple[str, ...]:
         """The groups that a round with these phases may change: trained ones, statistics, and what is uploaded."""
         trained = {group for phase in phases for group in phase.train}
-        return tuple(
-            name for name, group in self.groups.items() if name in trained or group.statistic or name in self.upload
-        )
+        changing = trained | set(self.statistics) | set(self.server.upload)
+        return tuple(name for name in self.groups if name in changing)
 
     @cached_property
     def _joint(self) -> tuple[Phase, ...]:

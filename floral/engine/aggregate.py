@@ -101,7 +101,7 @@ def weights(method: Method, share: Tensor, log_route: Tensor | None, members: Te
     if members is not None:
         one = torch.where(members[:, None] == torch.arange(clusters, device=members.device), 0.0, -math.inf)
         return Relative.of(share, one)
-    assert log_route is not None, "a CLUSTERED group needs a route or a member"
+    assert log_route is not None, "a CLUSTERED group needs routing.log_route or routing.cluster_of_client"
     return Relative.of(share, log_route)
 
 
@@ -116,7 +116,7 @@ def sum_over_clients(
                 sums[name] = {key: torch.tensordot(share.to(t.dtype), t, 1) for key, t in values[name].items()}
             case Scope.CLUSTERED:
                 assert relative is not None
-                weight, fixed = relative.weight, method.member is not None
+                weight, fixed = relative.weight, method.routing.cluster_of_client is not None
                 sums[name] = {key: cluster_sum(weight, t, fixed) for key, t in values[name].items()}
     return sums
 

@@ -116,8 +116,9 @@ class Batched(Clients):
         A preconditioner is linear in the gradients (`spec.Method`), so where all share its values their sum is enough.
         """
         scope, plain = self.method.groups[group].scope, group not in self.method.precondition
-        single = bool(self.method.upload) or self.method.single is not None
-        if single or (scope is Scope.CLUSTERED and self.method.member is not None):
+        server, cluster_of_client = self.method.server, self.method.routing.cluster_of_client
+        needs_each = bool(server.upload) or server.client_vector is not None
+        if needs_each or (scope is Scope.CLUSTERED and cluster_of_client is not None):
             return False
         alike = all(axes[name] is None for name in self.method.preconditioned_by(group))
         return scope in (Scope.SHARED, Scope.CLUSTERED) and (plain or alike)

@@ -42,11 +42,13 @@ def count(method: Method, state: State, now: tuple[Phase, ...], before: tuple[Ph
     What `assign` costs once a round is spread over the samples of `epochs` epochs.
     """
     held = {name: _held(method, group, state.values[name]) for name, group in method.groups.items()}
+    one_cluster = method.routing.serves_one_cluster
     own = {
-        name: _slice(group, state.values[name]) if method.picks and group.scope is Scope.CLUSTERED else held[name]
+        name: _slice(group, state.values[name]) if one_cluster and group.scope is Scope.CLUSTERED else held[name]
         for name, group in method.groups.items()
     }
     sent = _sent(method, held, own, now, before)
+    passes = method.cost.passes_per_sample + method.cost.assign_passes_per_sample / max(1, epochs)
     parts = {name: group for name, group in method.groups.items() if not group.statistic}
     return Costs(
         base=_slice(method.groups["base"], state.values["base"]),
@@ -62,7 +64,7 @@ def count(method: Method, state: State, now: tuple[Phase, ...], before: tuple[Ph
             for name, group in method.groups.items()
             if group.scope in (Scope.SHARED, Scope.CLUSTERED)
         ),
-        passes_per_sample=method.passes_per_sample + method.assign_passes_per_sample / max(1, epochs) if now else 0.0,
+        passes_per_sample=passes if now else 0.0,
     )
 
 
@@ -91,13 +93,14 @@ def _sent(
     for name, group in method.groups.items():
         averaged = group.scope in (Scope.SHARED, Scope.CLUSTERED)
         sent[name] = (received[name] if averaged and name in down else 0, own[name] if averaged and name in up else 0)
-    declared = [method.sends or {}, *(phase.sends for phase in now)]
+    declared = [method.cost.floats_sent, *(phase.floats_sent for phase in now)]
     return {**sent, **{name: floats for some in declared for name, floats in some.items()}}
 
 
 def _held(method: Method, group: Group, params: Params) -> int:
     """Floats of a group that one client holds: all clusters, unless its cluster is fixed."""
-    return _size(params) if group.scope is Scope.CLUSTERED and method.member is None else _slice(group, params)
+    holds_all = group.scope is Scope.CLUSTERED and method.routing.cluster_of_client is None
+    return _size(params) if holds_all else _slice(group, params)
 
 
 def _slice(group: Group, params: Params) -> int:

@@ -162,7 +162,8 @@ def identical_models(method: Method, state: State, learner: Tensor, cluster: Ten
     """[K] the first client of the same true cluster that is served the very same model: one of equal PRIVATE values."""
     groups = [state.values[name] for name, group in method.groups.items() if group.scope is Scope.PRIVATE]
     private = [params[name] for params in groups for name in sorted(params)]
-    members = torch.zeros_like(cluster) if method.member is None else method.member
+    fixed = method.routing.cluster_of_client
+    members = torch.zeros_like(cluster) if fixed is None else fixed
     firsts: dict[tuple[int, int, bytes], int] = {}
 
     def first(client: int, at: int, true: int, member: int) -> int:
@@ -241,9 +242,9 @@ def weighted(values: Tensor, weight: np.ndarray) -> np.ndarray:
 
 def served_routes(method: Method, state: State, learner: Tensor, clients: int, clusters: int) -> np.ndarray | None:
     """π [K, C] of all clients, certain where the method fixes their clusters; None for a method without routes."""
-    if method.member is not None:
-        return (method.member.cpu().numpy()[:, None] == np.arange(clusters)).astype(float)
-    log_route = method.served_log_route or method.log_route
+    if method.routing.cluster_of_client is not None:
+        return (method.routing.cluster_of_client.cpu().numpy()[:, None] == np.arange(clusters)).astype(float)
+    log_route = method.routing.served_log_route or method.routing.log_route
     if log_route is None:
         return None
     ids = torch.arange(clients, device=learner.device)

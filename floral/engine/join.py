@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from floral.core.spec import Group, Method, Params, Scope, View
+from floral.core.spec import Group, Method, Params, Scope, ServerStep, View
 from floral.engine.aggregate import write_back
 from floral.engine.evaluate import Scores
 from floral.engine.local import Clients
@@ -91,8 +91,11 @@ def held_by_server(method: Method, copies: int, rounds: int) -> Method:
             train = phase.train if method.local_step else own
             phases.append(replace(phase, train=train, epochs=None, when=None))
     groups = {name: held(group) for name, group in method.groups.items()}
-    member = None if method.member is None else method.member.repeat(copies)
-    return replace(method, groups=groups, phases=tuple(phases), upload={}, single=None, server=None, member=member)
+    cluster_of_client = method.routing.cluster_of_client
+    if cluster_of_client is not None:
+        cluster_of_client = cluster_of_client.repeat(copies)
+    routing = replace(method.routing, cluster_of_client=cluster_of_client)
+    return replace(method, groups=groups, phases=tuple(phases), routing=routing, server=ServerStep())
 
 
 def private(method: Method) -> list[str]:

@@ -33,7 +33,7 @@ class Trained:
     mean: Mean
     loss: Tensor
     samples: int
-    singles: Tensor | None
+    client_vectors: Tensor | None
     """[m, d] for a method whose server sees single vectors."""
 
 
@@ -118,9 +118,11 @@ def train_chunk(
             trained, losses = clients.last(step, chunk)
         total = total + losses
     assert trained is not None
-    private, sums, relative, singles = trained
+    private, sums, relative, client_vectors = trained
     mean = Mean(sums, *((None, None) if relative is None else relative))
-    return Trained(private, mean, total / plan.mask.any(-1).sum(1).clamp(min=1), int(plan.samples.sum()), singles)
+    return Trained(
+        private, mean, total / plan.mask.any(-1).sum(1).clamp(min=1), int(plan.samples.sum()), client_vectors
+    )
 
 
 Finished = tuple[View, View, tuple[Tensor, Tensor] | None, Tensor | None]
@@ -201,22 +203,23 @@ class Clients:
         method = self.method
         if not any(method.groups[group].scope is Scope.CLUSTERED for group in self.method.changing(self.phases)):
             return None
-        route = log_routes(method.log_route, values, axes, len(chunk)) if method.log_route is not None else None
+        log_route = method.routing.log_route
+        route = log_routes(log_route, values, axes, len(chunk)) if log_route is not None else None
         return weights(method, chunk.share, route, chunk.members, self.clusters)
 
     def finish(self, values: View, axes: Axes, chunk: Chunk, relative: Relative | None, sums: View) -> Finished:
         """What a chunk adds to the round, from values with a client axis; `sums` of some groups are known already."""
         method, m = self.method, len(chunk)
-        singles = None if method.single is None else torch.vmap(method.single, in_dims=(dims(axes, values),))(values)
-        over = (dims(axes, values),)
-        sent = {group: torch.vmap(made, in_dims=over)(values) for group, made in method.upload.items()}
+        over, client_vector = (dims(axes, values),), method.server.client_vector
+        client_vectors = None if client_vector is None else torch.vmap(client_vector, in_dims=over)(values)
+        sent = {group: torch.vmap(made, in_dims=over)(values) for group, made in method.server.upload.items()}
         values, axes = {**values, **sent}, {**axes, **dict.fromkeys(sent, 0)}
         left = [group for group in method.changing(self.phases) if group not in sums]
         own = {group: {name: with_axis(t, axes[group], m) for name, t in values[group].items()} for group in left}
         private = {group: params for group, params in own.items() if method.groups[group].scope is Scope.PRIVATE}
         summed = sum_over_clients(method, own, [group for group in left if group not in private], chunk.share, relative)
         mass = None if relative is None else (relative.top, relative.weight.sum(0))
-        return private, {**sums, **summed}, mass, singles
+        return private, {**sums, **summed}, mass, client_vectors
 
     def _sgd(self, step: Step) -> tuple[View, Tensor]:
         """w ← w - lr·g, in place on copies that the chunk owns."""
@@ -250,8 +253,8 @@ class Clients:
 
     def _beside(self, step: Step) -> View:
         """What the preconditioners of a phase read and it does not train."""
-        method = self.method
-        read = {name for group in step.trained if group in method.precondition for name in method.beside.get(group, ())}
+        preconditioned = [group for group in step.trained if group in self.method.precondition]
+        read = {name for group in preconditioned for name in self.method.preconditioner_inputs.get(group, ())}
         return {group: params for group, params in step.fixed.items() if group in read}
 
     def _leaf(self, tensor: Tensor, axis: int | None, m: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from floral.core import seeds
-from floral.core.spec import Batch, Loss, Method, Noise, Optimiser, Phase, Served, Singles
+from floral.core.spec import Batch, ClientVectors, Loss, Method, Noise, Optimiser, Phase, ServerView
 from floral.engine import evaluate, local
 from floral.engine.aggregate import Mean, replace_values, server_step, write_back
 from floral.engine.batched import Batched
@@ -151,7 +151,7 @@ class Simulation:
         self.device, self.dtype = data.train.x.device, data.train.dtype
         self.most_steps, self.check_stop = most_steps, check_stop
         self.noise = {**method.noise, **data.train.augment_draws}
-        self.clusters = method.clusters or settings.clusters
+        self.clusters = method.routing.clusters or settings.clusters
         self.graphs = Graphs(cuda_graphs()) if execution.graphs and self.device.type == "cuda" else None
         self.workers = Workers(execution.workers, execution.threads, check_stop)
         self._clients: dict[tuple[Phase, ...], local.Clients] = {}
@@ -235,10 +235,12 @@ class Simulation:
             for at, trained in part.trained:
                 write_back(state, method, trained, torch.from_numpy(cohort[at]).to(self.device))
         means, kept = total.result(self.settings.empty_cluster, method)
-        after = server_step(method.optimiser or self.settings.server, state, means, kept, method)
-        if method.server is not None:
-            seen = self.singles(cohort, share, parts)
-            after |= method.server(Served(round=round, before=state.values, means=means, after=after, singles=seen))
+        after = server_step(method.server.optimiser or self.settings.server, state, means, kept, method)
+        if method.server.update is not None:
+            sent = self.client_vectors(cohort, share, parts)
+            after |= method.server.update(
+                ServerView(round=round, before=state.values, means=means, after=after, client_vectors=sent)
+            )
         replace_values(state, after)
         return loss, sum(part.samples for part in parts)
 
@@ -266,13 +268,13 @@ class Simulation:
 
         return self.workers.map(work, range(min(workers, len(chunks))))
 
-    def singles(self, cohort: np.ndarray, share: Tensor, parts: list[Part]) -> Singles | None:
-        """The single vectors of a round in the order of its cohort, if the method's server sees any."""
-        if self.method.single is None:
+    def client_vectors(self, cohort: np.ndarray, share: Tensor, parts: list[Part]) -> ClientVectors | None:
+        """The vectors that a round's clients send, in the order of the cohort; None if the server reads none."""
+        if self.method.server.client_vector is None:
             return None
         chunks = sorted((chunk for part in parts for chunk in part.trained), key=lambda chunk: chunk[0].start)
-        vectors = [trained.singles for _, trained in chunks if trained.singles is not None]
-        return Singles(torch.from_numpy(cohort).to(self.device), share, torch.cat(vectors))
+        vectors = [trained.client_vectors for _, trained in chunks if trained.client_vectors is not None]
+        return ClientVectors(torch.from_numpy(cohort).to(self.device), share, torch.cat(vectors))
 
     def train_chunk(self, state: State, round: int, learners: np.ndarray, share: Tensor) -> local.Trained:
         """Local training of some learners, whose weights in the round are `share` [m]; the state is only read."""
@@ -293,6 +295,7 @@ class Simulation:
         ends = pairwise(np.cumsum([0, *epochs]) * steps)
         ranges = [range(first, end)[: self.most_steps] for first, end in ends]
         ids = torch.from_numpy(learners).to(self.device)
+        clusters = self.method.routing.cluster_of_client
         seen, axes = view(self.method, state.values, ids, ids)
 
         def draw(step: int, size: int) -> Noise:
@@ -312,7 +315,7 @@ class Simulation:
             clients,
             seen,
             axes,
-            local.Chunk(share, None if self.method.member is None else self.method.member[ids]),
+            local.Chunk(share, None if clusters is None else clusters[ids]),
             batches,
             rows,
             draw=draw,

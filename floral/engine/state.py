@@ -88,8 +88,8 @@ def view(method: Method, values: View, learners: Tensor, clients: Tensor) -> tup
         rows = None
         if group.scope is Scope.PRIVATE:
             rows = learners
-        elif group.scope is Scope.CLUSTERED and method.member is not None:
-            rows = method.member[clients]
+        elif group.scope is Scope.CLUSTERED and method.routing.cluster_of_client is not None:
+            rows = method.routing.cluster_of_client[clients]
         seen[name] = values[name] if rows is None else {key: gather(t, rows) for key, t in values[name].items()}
         axes[name] = None if rows is None else 0
     return seen, axes

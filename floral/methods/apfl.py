@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from floral.core.spec import Batch, Group, Method, Noise, Objective, Problem, Scope, View
+from floral.core.spec import Batch, Cost, Group, Method, Noise, Objective, Problem, Scope, View
 from floral.core.streams import Stream
 from floral.toolkit.parts import join_at, personal, serve, whole, with_loss
 
@@ -40,7 +40,7 @@ def build(problem: Problem, *, alpha: float) -> Method:
         predict=predict,
         noise=model.noise,
         local_step=step,
-        passes_per_sample=2,
+        cost=Cost(passes_per_sample=2),
         join=join_at(personal="base", personal_statistics="statistics"),
     )
 

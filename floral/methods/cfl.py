@@ -2,7 +2,7 @@
 
 import torch
 
-from floral.core.spec import Group, Method, Problem, Scope, Served, View
+from floral.core.spec import Group, Method, Problem, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
 from floral.toolkit.parts import whole
 from floral.toolkit.routes import Choice, vectors
@@ -30,13 +30,14 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
         updates = {"update": torch.zeros(problem.clients, model.size), "known": torch.zeros(problem.clients)}
         return {**updates, "rows": torch.zeros(problem.clients), "used": torch.ones(())}
 
-    def server(served: Served) -> View:
-        assert served.singles is not None
+    def split(served: ServerView) -> View:
+        assert served.client_vectors is not None
         memory = {name: tensor.clone() for name, tensor in served.before["memory"].items()}
-        cluster, at = served.before["choice"]["cluster"].clone(), served.singles.learners
+        cluster, at = served.before["choice"]["cluster"].clone(), served.client_vectors.clients
         sent_from = vectors(served.before["base"])[cluster[at].long()]
-        memory["update"][at] = served.singles.vectors - sent_from
-        memory["known"][at], memory["rows"][at] = 1.0, served.singles.share.to(memory["rows"].dtype)
+        memory["update"][at] = served.client_vectors.vectors - sent_from
+        memory["known"][at] = 1.0
+        memory["rows"][at] = served.client_vectors.share.to(memory["rows"].dtype)
         after = {group: {n: t.clone() for n, t in served.after[group].items()} for group in models}
         for c in range(int(memory["used"])):
             members = (cluster == c).nonzero()[:, 0]
@@ -58,11 +59,8 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
             "memory": Group(scope=Scope.FROZEN, init=memory, statistic=True),
         },
         predict=choice.predict,
-        log_route=choice.log_route,
-        single=choice.vector,
-        server=server,
-        clusters=bound,
-        picks=True,
+        routing=choice.routing,
+        server=ServerStep(client_vector=choice.vector, update=split),
         noise=model.noise,
     )
 

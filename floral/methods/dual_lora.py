@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from floral.core.spec import Group, Method, Phase, Problem, Scope
+from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope
 from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
 from floral.toolkit.parts import plain, same, staged, whole
@@ -31,5 +31,5 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
         predict=adaptors.serve(("shared",), ("private",)),
         phases=staged(Phase(train=("base", "shared", "private")), warm=plain(adaptors.model), base=base, warmup=warmup),
         noise=adaptors.model.noise,
-        passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=2),
+        cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=2)),
     )

@@ -2,7 +2,7 @@
 
 import torch
 
-from floral.core.spec import Method, Problem, Scope
+from floral.core.spec import Cost, Method, Problem, Routing, Scope
 from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
 from floral.toolkit.parts import forward_backward_passes, noise_of_each_model, of_each_model, of_size, serve, whole
@@ -24,11 +24,16 @@ def build(problem: Problem, *, router: str, top: int, size: str, rank: float | s
     model, clusters = problem.build_model(), problem.clusters
     if size == "floral":
         model = of_size(problem, model.size / clusters + adaptors_of(problem, rank=rank).size, low=0.0)
-    cost, mixer = forward_backward_passes(problem, model), Router(kind=router, problem=problem, top=top)
+    passes, mixer = forward_backward_passes(problem, model), Router(kind=router, problem=problem, top=top)
     models = whole(model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=clusters)
     if router == "optimal":
-        member = problem.true_cluster
-        return Method(groups=models, predict=serve(model), member=member, noise=model.noise, passes_per_sample=cost)
+        return Method(
+            groups=models,
+            predict=serve(model),
+            routing=Routing(cluster_of_client=problem.true_cluster),
+            noise=model.noise,
+            cost=Cost(passes_per_sample=passes),
+        )
 
     each = of_each_model(model)
 
@@ -39,9 +44,7 @@ def build(problem: Problem, *, router: str, top: int, size: str, rank: float | s
     return Method(
         groups={**models, **mixer.groups},
         predict=predict,
-        log_route=mixer.log_route,
-        served_log_route=mixer.served_log_route if top else None,
+        routing=mixer.routing,
         noise={**noise_of_each_model(model, clusters), **mixer.noise},
-        sends=mixer.sends,
-        passes_per_sample=clusters * cost,
+        cost=Cost(passes_per_sample=clusters * passes, floats_sent=mixer.floats_sent),
     )

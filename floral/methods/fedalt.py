@@ -5,7 +5,7 @@ import torch
 from floral.adaptors.attach import Adaptors
 from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.linear import LinearAdaptor
-from floral.core.spec import Group, Method, Phase, Problem, Scope
+from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope, ServerStep
 from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
 from floral.nn.layers import Embedding, layer_params
@@ -53,12 +53,12 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
         mine, mean = view["own"], view["mean"]
         return {"rest": {name: (clients * mean[name] - t) / max(1, clients - 1) for name, t in mine.items()}}
 
-    def server(served):
+    def mean_of_all(served):
         return {"mean": {name: t.mean(0) for name, t in served.before["own"].items()}}
 
     mixers = {name: torch.zeros(2, start[f"{name}.A"].shape[1]) for name in adaptors.by_layer}
     nothing = {name: torch.zeros_like(t) for name, t in start.items()}
-    size = adaptors.size
+    size, model_multiply_adds = adaptors.size, adaptors.model.multiply_adds(problem.shape, problem.batch)
     return Method(
         groups={
             **whole(adaptors.model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
@@ -70,14 +70,14 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
         predict=predict,
         assign=assign,
         phases=staged(
-            Phase(train=("base", "own", "mixer"), sends={"own": (0, size), "mean": (size, 0)}),
+            Phase(train=("base", "own", "mixer"), floats_sent={"own": (0, size), "mean": (size, 0)}),
             warm=plain(adaptors.model),
             base=base,
             warmup=warmup,
         ),
-        server=server,
+        server=ServerStep(update=mean_of_all),
         noise=adaptors.model.noise,
-        passes_per_sample=1 + mixed(problem, adaptors) / adaptors.model.multiply_adds(problem.shape, problem.batch),
+        cost=Cost(passes_per_sample=1 + mixed(problem, adaptors) / model_multiply_adds),
     )
 
 

@@ -1,6 +1,6 @@
 """FedAvg (arXiv 1602.05629): one model for all, averaged with p(k) ∝ n_k."""
 
-from floral.core.spec import Method, Problem, Scope
+from floral.core.spec import Cost, Method, Problem, Scope
 from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
 from floral.toolkit.parts import forward_backward_passes, of_size, serve, whole
@@ -16,5 +16,5 @@ def build(problem: Problem, *, widen: str, rank: float | str) -> Method:
         groups=whole(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
         predict=serve(model),
         noise=model.noise,
-        passes_per_sample=forward_backward_passes(problem, model),
+        cost=Cost(passes_per_sample=forward_backward_passes(problem, model)),
     )

@@ -2,7 +2,7 @@
 
 import torch
 
-from floral.core.spec import Group, Method, Problem, Scope, Served, View
+from floral.core.spec import Cost, Group, Method, Problem, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
 from floral.nn.layers import layer_params
 from floral.toolkit.parts import body, head, same, sample_losses, serve, whole
@@ -48,7 +48,7 @@ def build(problem: Problem, *, kappa: float, share: float) -> Method:
         seen = view["seen"]
         return {"mean": seen["total"] / seen["count"].clamp(min=1), "known": torch.ones_like(seen["count"])}
 
-    def server(served: Served) -> View:
+    def keep_consensus(served: ServerView) -> View:
         return {} if served.round == 1 else {"consensus": served.before["consensus"]}
 
     def nothing_seen():
@@ -66,8 +66,7 @@ def build(problem: Problem, *, kappa: float, share: float) -> Method:
         },
         predict=predict,
         loss=with_term,
-        upload={"consensus": report},
-        server=server,
+        server=ServerStep(upload={"consensus": report}, update=keep_consensus),
         noise=model.noise,
-        sends={"consensus": (width + 1, 0)},
+        cost=Cost(floats_sent={"consensus": (width + 1, 0)}),
     )

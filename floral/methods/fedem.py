@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from floral.core.spec import Group, Method, Problem, Scope
+from floral.core.spec import Cost, Group, Method, Problem, Routing, Scope
 from floral.core.streams import Stream
 from floral.toolkit.parts import noise_of_each_model, of_each_model, sample_losses, whole
 
@@ -66,10 +66,8 @@ def build(problem: Problem) -> Method:
         },
         predict=predict,
         assign=assign,
-        assign_passes_per_sample=clusters / 3,
         loss=weighted_loss,
-        log_route=uniform,
-        served_log_route=lambda view: view["mixture"]["log_weights"],
+        routing=Routing(log_route=uniform, served_log_route=lambda view: view["mixture"]["log_weights"]),
         noise=noise_of_each_model(model, clusters),
-        passes_per_sample=clusters,
+        cost=Cost(passes_per_sample=clusters, assign_passes_per_sample=clusters / 3),
     )

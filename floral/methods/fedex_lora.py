@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from floral.adaptors.aggregation import down, flat, residual, unflat
-from floral.core.spec import Method, Problem
+from floral.core.spec import Method, Problem, ServerStep
 from floral.methods.fedit import shared
 from floral.methods.floral import adaptors_of
 
@@ -21,16 +21,16 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     With one client in a round the residual is zero: FedIT.
     """
     adaptors = adaptors_of(problem, **adaptor)
-    sends = {} if base == "joint" else {"base": (down(adaptors, problem.cohort, biases=False), 0)}
+    floats_sent = {} if base == "joint" else {"base": (down(adaptors, problem.cohort, biases=False), 0)}
 
-    def server(served):
+    def add_residual(served):
         if "adaptor" not in served.means:
             return {}
-        clients, mean = unflat(served.singles.vectors, served.means["adaptor"]), served.means["adaptor"]
-        share = served.singles.share.to(served.singles.vectors.dtype)
+        clients, mean = unflat(served.client_vectors.vectors, served.means["adaptor"]), served.means["adaptor"]
+        share = served.client_vectors.share.to(served.client_vectors.vectors.dtype)
         held = served.after.get("base", served.before["base"])
         missed = residual(adaptors, clients, share, mean)
         return {"base": held | {name: held[name] + value for name, value in missed.items()}}
 
-    method = shared(problem, adaptors, base, warmup, sends=sends)
-    return replace(method, single=lambda view: flat(view["adaptor"]), server=server)
+    method = shared(problem, adaptors, base, warmup, floats_sent=floats_sent)
+    return replace(method, server=ServerStep(client_vector=lambda view: flat(view["adaptor"]), update=add_residual))

@@ -3,7 +3,7 @@
 from typing import Any
 
 from floral.adaptors.attach import Adaptors
-from floral.core.spec import Group, Method, Phase, Problem, Scope
+from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope
 from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
 from floral.toolkit.parts import plain, staged, whole
@@ -37,5 +37,5 @@ def shared(problem: Problem, adaptors: Adaptors, base: str, warmup: float, **ada
             Phase(train=("base", "adaptor"), **adapting), warm=plain(adaptors.model), base=base, warmup=warmup
         ),
         noise=adaptors.model.noise,
-        passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1),
+        cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
     )

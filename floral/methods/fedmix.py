@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from floral.core.spec import Group, Method, Problem, Scope
+from floral.core.spec import Cost, Group, Method, Problem, Routing, Scope
 from floral.core.streams import Stream
 from floral.toolkit.parts import forward_backward_passes, noise_of_each_model, of_each_model, sample_losses, whole
 from floral.toolkit.routes import Gate, entropy
@@ -68,10 +68,12 @@ def build(problem: Problem, *, balance: float) -> Method:
         },
         predict=predict,
         assign=assign,
-        assign_passes_per_sample=clusters / 3,
         loss=mixture_loss,
-        log_route=lambda view: view["responsibility"]["log_mean"],
+        routing=Routing(log_route=lambda view: view["responsibility"]["log_mean"]),
         noise=noise_of_each_model(model, clusters),
-        sends={"responsibility": (0, clusters)},
-        passes_per_sample=clusters + forward_backward_passes(problem, gate.model),
+        cost=Cost(
+            passes_per_sample=clusters + forward_backward_passes(problem, gate.model),
+            assign_passes_per_sample=clusters / 3,
+            floats_sent={"responsibility": (0, clusters)},
+        ),
     )

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from floral.core.spec import Group, LocalStep, Method, Optimiser, Problem, Scope
+from floral.core.spec import Group, LocalStep, Method, Optimiser, Problem, Scope, ServerStep
 from floral.core.streams import Stream
 from floral.toolkit.parts import serve, sgd, whole
 
@@ -38,7 +38,7 @@ def build(problem: Problem, *, server: str, server_lr: float, client: str, clien
         groups=groups,
         predict=serve(model),
         local_step={"sgd": None, "momentum": momentum_step(0.9), "adam": adam_step((0.9, 0.99), 1e-3)}[client],
-        optimiser=None if server == "task" else replace(SERVERS[server], lr=server_lr),
+        server=ServerStep(optimiser=None if server == "task" else replace(SERVERS[server], lr=server_lr)),
         noise=model.noise,
     )
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from floral.core.spec import Group, Method, Phase, Problem, Scope
+from floral.core.spec import Cost, Group, Method, Phase, Problem, Routing, Scope, ServerStep
 from floral.core.streams import Stream
 from floral.toolkit.parts import of_each_model, personal, sample_losses, serve_personal, whole
 
@@ -68,14 +68,13 @@ def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
         },
         predict=serve_personal(model),
         assign=assign,
-        assign_passes_per_sample=clusters / 3,
         phases=(Phase(train=("personal",)),),
         penalty=penalty,
-        upload={group: for_all(own[group]) for group in models},
-        log_route=lambda view: view["importance"]["weights"].log(),
-        served_log_route=served,
-        picks=True,
+        server=ServerStep(upload={group: for_all(own[group]) for group in models}),
+        routing=Routing(
+            log_route=lambda view: view["importance"]["weights"].log(), served_log_route=served, serves_one_cluster=True
+        ),
         noise=model.noise,
         join=between,
-        sends={"importance": (0, clusters)},
+        cost=Cost(assign_passes_per_sample=clusters / 3, floats_sent={"importance": (0, clusters)}),
     )

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from floral.adaptors.aggregation import as_matrices, decomposed, flat, unflat
-from floral.core.spec import Method, Problem
+from floral.core.spec import Method, Problem, ServerStep
 from floral.methods.fedit import shared
 from floral.methods.floral import adaptors_of
 
@@ -25,11 +25,12 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     adaptors = adaptors_of(problem, **adaptor)
     as_matrices(adaptors)
 
-    def server(served):
+    def decompose(served):
         if "adaptor" not in served.means:
             return {}
-        clients, mean = unflat(served.singles.vectors, served.means["adaptor"]), served.means["adaptor"]
-        share = served.singles.share.to(served.singles.vectors.dtype)
+        clients, mean = unflat(served.client_vectors.vectors, served.means["adaptor"]), served.means["adaptor"]
+        share = served.client_vectors.share.to(served.client_vectors.vectors.dtype)
         return {"adaptor": decomposed(adaptors, clients, share, mean)}
 
-    return replace(shared(problem, adaptors, base, warmup), single=lambda view: flat(view["adaptor"]), server=server)
+    method = shared(problem, adaptors, base, warmup)
+    return replace(method, server=ServerStep(client_vector=lambda view: flat(view["adaptor"]), update=decompose))

@@ -5,7 +5,7 @@ from typing import Any
 
 from floral.adaptors.aggregation import down, flat, restarted, unflat
 from floral.adaptors.attach import factor
-from floral.core.spec import Method, Problem
+from floral.core.spec import Method, Problem, ServerStep
 from floral.core.streams import Stream
 from floral.methods.fedit import shared
 from floral.methods.floral import adaptors_of
@@ -24,15 +24,15 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     """
     adaptors = adaptors_of(problem, **adaptor)
     start = adaptors.init(Stream(problem.seed, "adaptors"))
-    sends = {"adaptor": (sum(t.numel() for t in factor(start, "A").values()), adaptors.size)}
+    floats_sent = {"adaptor": (sum(t.numel() for t in factor(start, "A").values()), adaptors.size)}
     if base != "joint":
-        sends["base"] = (down(adaptors, problem.cohort, biases=True), 0)
+        floats_sent["base"] = (down(adaptors, problem.cohort, biases=True), 0)
 
-    def server(served):
+    def stack(served):
         if "adaptor" not in served.means:
             return {}
-        vectors = served.singles.vectors
-        merged = adaptors.products(unflat(vectors, served.means["adaptor"]), served.singles.share.to(vectors.dtype))
+        vectors, share = served.client_vectors.vectors, served.client_vectors.share
+        merged = adaptors.products(unflat(vectors, served.means["adaptor"]), share.to(vectors.dtype))
         held = served.after.get("base", served.before["base"])
         drawn = adaptors.init(Stream(problem.seed, "adaptors").at(served.round, 0))
         return {
@@ -40,5 +40,5 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
             "adaptor": restarted({name: t.to(vectors) for name, t in drawn.items()}),
         }
 
-    method = shared(problem, adaptors, base, warmup, sends=sends)
-    return replace(method, single=lambda view: flat(view["adaptor"]), server=server)
+    method = shared(problem, adaptors, base, warmup, floats_sent=floats_sent)
+    return replace(method, server=ServerStep(client_vector=lambda view: flat(view["adaptor"]), update=stack))

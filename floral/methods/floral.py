@@ -9,7 +9,7 @@ import torch
 from floral.adaptors.aggregation import ungrouped
 from floral.adaptors.attach import Adaptors, attach
 from floral.adaptors.clustered import Clustered
-from floral.core.spec import Group, Method, Phase, Problem, Refused, Scope, Served, View
+from floral.core.spec import Cost, Group, Method, Phase, Problem, Refused, Routing, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
 from floral.toolkit import routes
 from floral.toolkit.parts import same, sample_losses, whole
@@ -75,10 +75,9 @@ def build(
         server_lr=None if isinstance(server_lr, str) else server_lr,
     )
     method = own_adaptor(clustered) if own else routed(clustered, mixer, entropy)
-    method = replace(method, clusters=problem.clusters)
     if centred:
         ungrouped(adaptors)
-        method = replace(method, server=server_centres(adaptors))
+        method = replace(method, server=ServerStep(update=server_centres(adaptors)))
     return with_private(problem, adaptors, method) if personal else method
 
 
@@ -89,7 +88,7 @@ def routed(clustered: Clustered, mixer: Router, entropy: float) -> Method:
     model, floor, clusters = adaptors.model, problem.switches["mixture_floor"], problem.clusters
     sign = 1.0 if problem.switches["entropy_sign"] == "minimise" else -1.0
     chooses = mixer.kind == "argmin" and floor == 0
-    one = adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)
+    one, all_clusters = (adaptors.forward_backward_passes(problem.shape, problem.batch, c) for c in (1, clusters))
 
     def apply(view, route, x, noise, mask, *, only=None):
         """Outputs under a route; `only` the cluster [1] that has all of it."""
@@ -124,19 +123,18 @@ def routed(clustered: Clustered, mixer: Router, entropy: float) -> Method:
         },
         predict=predict,
         assign=assign if mixer.found else None,
-        assign_passes_per_sample=clusters * one / 3 if mixer.found else 0.0,
         precondition=clustered.precondition if problem.switches["preconditioner"] else {},
-        beside=clustered.beside,
+        preconditioner_inputs=clustered.preconditioner_inputs,
         phases=clustered.phases("base", *(name for name, group in mixer.groups.items() if group.trained)),
         penalty=entropy_term if entropy > 0 else None,
-        log_route=mixer.log_route,
-        served_log_route=mixer.served_log_route if mixer.top else None,
-        picks=chooses,
-        single=(lambda view: clustered.single(view, mixer.log_route(view))) if clustered.exact else None,
-        server=clustered.server if clustered.exact else None,
+        routing=replace(mixer.routing, serves_one_cluster=chooses),
+        server=clustered.server_step(mixer.log_route),
         noise={**model.noise, **mixer.noise},
-        sends=mixer.sends,
-        passes_per_sample=one if chooses else adaptors.forward_backward_passes(problem.shape, problem.batch, clusters),
+        cost=Cost(
+            passes_per_sample=one if chooses else all_clusters,
+            assign_passes_per_sample=clusters * one / 3 if mixer.found else 0.0,
+            floats_sent=mixer.floats_sent,
+        ),
     )
 
 
@@ -156,23 +154,22 @@ def own_adaptor(clustered: Clustered) -> Method:
         groups={**whole(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr), **clustered.groups},
         predict=predict,
         precondition=clustered.precondition if problem.switches["preconditioner"] else {},
-        beside=clustered.beside,
+        preconditioner_inputs=clustered.preconditioner_inputs,
         phases=clustered.phases("base"),
-        single=(lambda view: clustered.single(view, None)) if clustered.exact else None,
-        server=clustered.server if clustered.exact else None,
-        member=clustered.member,
+        routing=Routing(cluster_of_client=clustered.member, clusters=problem.clusters),
+        server=clustered.server_step(None),
         noise=model.noise,
-        passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1),
+        cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
     )
 
 
-def server_centres(adaptors: Adaptors) -> Callable[[Served], View]:
+def server_centres(adaptors: Adaptors) -> Callable[[ServerView], View]:
     """After each round the adaptors' mean product (1/C) Σ_c B_c A_c moves into the base: `Adaptors.centred`.
 
     The published code has it for linear layers, but does not call it.
     """
 
-    def server(served: Served) -> View:
+    def server(served: ServerView) -> View:
         if "adaptors" not in served.after:
             return {}
         base, mixture = adaptors.centred(served.after.get("base", served.before["base"]), served.after["adaptors"])
@@ -194,7 +191,7 @@ def with_private(problem: Problem, adaptors: Adaptors, method: Method) -> Method
     alone = torch.ones(1, dtype=problem.dtype, device=problem.device)
     predict, assign = method.predict, method.assign
     (public,) = method.phases or (Phase(train=method.trained),)
-    routes = method.sends or {}
+    routes = method.cost.floats_sent
 
     def start():
         one = adaptors.init(Stream(problem.seed, "private adaptor"))
@@ -206,6 +203,7 @@ def with_private(problem: Problem, adaptors: Adaptors, method: Method) -> Method
 
     condition = {"private": adaptors.precondition} if problem.switches["preconditioner"] else {}
     merged = replace(adaptors, application="merged")
+    with_one = merged.forward_backward_passes(problem.shape, problem.batch, clusters=1)
     return replace(
         method,
         groups={**method.groups, "private": Group(scope=Scope.PRIVATE, init=start, lr=problem.lr)},
@@ -213,13 +211,10 @@ def with_private(problem: Problem, adaptors: Adaptors, method: Method) -> Method
         assign=None if assign is None else lambda view, held: assign(added(view), held),
         phases=(
             Phase(train=("private",), when=lambda round, rounds: round % 2 == 1),
-            replace(public, when=lambda round, rounds: round % 2 == 0, sends={**routes, **public.sends}),
+            replace(public, when=lambda round, rounds: round % 2 == 0, floats_sent={**routes, **public.floats_sent}),
         ),
         precondition={**method.precondition, **condition},
-        sends=None,
-        passes_per_sample=method.passes_per_sample
-        + merged.forward_backward_passes(problem.shape, problem.batch, clusters=1)
-        - 1,
+        cost=replace(method.cost, passes_per_sample=method.cost.passes_per_sample + with_one - 1, floats_sent={}),
     )
 
 

@@ -7,7 +7,7 @@ import torch
 
 from floral.adaptors.aggregation import flat, kept, sizes, unflat, ungrouped
 from floral.adaptors.attach import Adaptors
-from floral.core.spec import Group, Method, Problem, Scope
+from floral.core.spec import Group, Method, Problem, Scope, ServerStep
 from floral.core.streams import Stream
 from floral.methods.fedit import shared
 from floral.methods.floral import adaptors_of
@@ -51,17 +51,17 @@ def build(
     def penalty(view, received, noise):
         return lam * tail(view["adaptor"], view["rank"]["components"])
 
-    def server(served):
+    def prune_and_average(served):
         if "adaptor" not in served.means:
             return {}
-        found = served.singles
-        clients, share = unflat(found.vectors, served.means["adaptor"]), found.share.to(found.vectors.dtype)
+        sent = served.client_vectors
+        clients, share = unflat(sent.vectors, served.means["adaptor"]), sent.share.to(sent.vectors.dtype)
         rank = served.before["rank"]["components"]
-        mine = rank[found.learners]
+        mine = rank[sent.clients]
         ended = torch.vmap(tail)(clients, mine)
         began = torch.vmap(tail, in_dims=(None, 0))(served.before["adaptor"], mine)
         pruned = torch.where(ended < began, torch.floor(gamma * mine).clamp(min=least), mine)
-        changed = {"rank": {"components": rank.index_copy(0, found.learners, pruned)}}
+        changed = {"rank": {"components": rank.index_copy(0, sent.clients, pruned)}}
         norms = torch.vmap(sizes)(clients)
         by_size = torch.where(norms.sum() > 0, norms / norms.sum().clamp(min=1e-30), share)
         weight = by_size if weighting == "norm" else share
@@ -70,18 +70,24 @@ def build(
 
     distinct, clients_of = ranks.unique(return_counts=True)
     sizes_sent = [truncated_size(adaptors, rank) for rank in distinct.tolist()]
-    sent = round(sum(size * count for size, count in zip(sizes_sent, clients_of.tolist(), strict=True)) / len(ranks))
+    total_size = sum(size * count for size, count in zip(sizes_sent, clients_of.tolist(), strict=True))
+    sent = (round(total_size / len(ranks)),) * 2
     penalised = penalty if gamma < 1 else None
     method = shared(
-        problem, adaptors, base, warmup, predict=truncated, penalty=penalised, sends={"adaptor": (sent, sent)}
+        problem,
+        adaptors,
+        base,
+        warmup,
+        predict=truncated,
+        penalty=penalised,
+        floats_sent={"adaptor": sent},
     )
     serve = method.predict
     components = Group(scope=Scope.PRIVATE, init=lambda: {"components": ranks.float()}, statistic=True)
     return replace(
         method,
         groups={**method.groups, "rank": components},
-        single=lambda view: flat(own(view)),
-        server=server,
+        server=ServerStep(client_vector=lambda view: flat(own(view)), update=prune_and_average),
     )
 
 

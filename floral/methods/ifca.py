@@ -1,6 +1,6 @@
 """IFCA (arXiv 2006.04088): C models, of which a client picks, trains and sends the one with the least training loss."""
 
-from floral.core.spec import Method, Problem, Scope
+from floral.core.spec import Cost, Method, Problem, Scope
 from floral.core.streams import Stream
 from floral.toolkit.parts import of_each_model, sample_losses, whole
 from floral.toolkit.routes import Choice
@@ -29,9 +29,7 @@ def build(problem: Problem) -> Method:
         groups={**models, "choice": choice.group(problem.clients)},
         predict=choice.predict,
         assign=assign,
-        assign_passes_per_sample=clusters / 3,
-        log_route=choice.log_route,
-        picks=True,
+        routing=choice.routing,
+        cost=Cost(assign_passes_per_sample=clusters / 3, floats_sent={"choice": (0, 1)}),
         noise=model.noise,
-        sends={"choice": (0, 1)},
     )

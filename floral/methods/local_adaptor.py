@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from floral.core.spec import Group, Method, Problem, Scope
+from floral.core.spec import Cost, Group, Method, Problem, Scope
 from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
 from floral.toolkit.parts import same, whole
@@ -41,5 +41,5 @@ def build(problem: Problem, *, norm: str, **adaptor: Any) -> Method:
         predict=predict,
         precondition={"adaptor": adaptors.precondition} if problem.switches["preconditioner"] else {},
         noise=model.noise,
-        passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1),
+        cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
     )

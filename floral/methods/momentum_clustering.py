@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from floral.core.spec import Group, Method, Problem, Scope, Served, View
+from floral.core.spec import Group, Method, Problem, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
 from floral.toolkit.parts import whole
 from floral.toolkit.routes import Choice, of_vectors, vectors
@@ -30,13 +30,13 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
     model, clusters = problem.build_model(), problem.clusters
     choice = Choice(model=model, clusters=clusters)
 
-    def server(served: Served) -> View:
-        assert served.singles is not None
-        at, share = served.singles.learners, served.singles.share
+    def step_with_centres(served: ServerView) -> View:
+        assert served.client_vectors is not None
+        at, share = served.client_vectors.clients, served.client_vectors.share
         cluster = served.before["choice"]["cluster"].clone()
         momenta, rows, products = (served.before["memory"][name].clone() for name in ("momentum", "rows", "products"))
         models = vectors(served.before["base"])
-        update = models[cluster[at].long()] - served.singles.vectors
+        update = models[cluster[at].long()] - served.client_vectors.vectors
         momenta[at], rows[at] = momentum * momenta[at] + (1 - momentum) * update, share.to(rows.dtype)
         products[at] = momenta[at] @ momenta.T
         products[:, at] = products[at].T
@@ -68,10 +68,8 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
             "memory": Group(scope=Scope.FROZEN, init=memory, statistic=True),
         },
         predict=choice.predict,
-        log_route=choice.log_route,
-        single=choice.vector,
-        server=server,
-        picks=True,
+        routing=choice.routing,
+        server=ServerStep(client_vector=choice.vector, update=step_with_centres),
         noise=model.noise,
     )
 

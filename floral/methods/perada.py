@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from floral.core.spec import Group, Method, Phase, Problem, Scope
+from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope
 from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
 from floral.toolkit.parts import join_at, plain, proximal, same, staged, whole
@@ -44,6 +44,6 @@ def build(problem: Problem, *, lam: float, base: str, warmup: float, **adaptor: 
             warmup=warmup,
         ),
         noise=adaptors.model.noise,
-        passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1),
+        cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
         join=join_at(private="shared"),
     )

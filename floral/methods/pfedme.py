@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from floral.core.spec import Batch, Method, Noise, Objective, Problem, Refused, Scope, View
+from floral.core.spec import Batch, Cost, Method, Noise, Objective, Problem, Refused, Scope, View
 from floral.core.streams import Stream
 from floral.toolkit.parts import begin_at, join_at, personal, serve_personal, whole, with_loss
 
@@ -53,6 +53,6 @@ def build(problem: Problem, *, lam: float, inner_steps: int) -> Method:
         noise=model.noise,
         assign=begin_at(personal="base"),
         local_step=step,
-        passes_per_sample=inner_steps,
+        cost=Cost(passes_per_sample=inner_steps),
         join=join_at(personal="base"),
     )

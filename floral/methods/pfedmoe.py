@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from floral.core.spec import Method, Problem, Scope
+from floral.core.spec import Cost, Method, Problem, Scope
 from floral.core.streams import Stream
 from floral.nn.layers import Linear, layer_params
 from floral.toolkit.parts import body, forward_backward_passes, head, second, serve, whole
@@ -48,7 +48,7 @@ def build(problem: Problem, *, width: float, gate_hidden: int) -> Method:
         groups=groups,
         predict=predict,
         noise={**model.noise, **{masks[name]: shape for name, shape in extractor.noise.items()}},
-        passes_per_sample=forward_backward_passes(problem, model, extractor, gate.model),
+        cost=Cost(passes_per_sample=forward_backward_passes(problem, model, extractor, gate.model)),
     )
 
 

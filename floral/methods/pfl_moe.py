@@ -2,7 +2,7 @@
 
 import torch
 
-from floral.core.spec import Method, Phase, Problem, Scope
+from floral.core.spec import Cost, Method, Phase, Problem, Scope
 from floral.core.streams import Stream
 from floral.toolkit.parts import (
     begin_at,
@@ -61,5 +61,5 @@ def build(problem: Problem) -> Method:
         loss=gate_loss,
         noise=model.noise,
         join=join_at(**start_of),
-        passes_per_sample=(2 + 2 / 3 + forward_backward_passes(problem, gate.model)) / 3,
+        cost=Cost(passes_per_sample=(2 + 2 / 3 + forward_backward_passes(problem, gate.model)) / 3),
     )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from floral.adaptors.attach import factor
-from floral.core.spec import Group, Method, Phase, Problem, Scope
+from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope
 from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
 from floral.toolkit.parts import plain, staged, whole
@@ -35,5 +35,5 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
             warmup=warmup,
         ),
         noise=adaptors.model.noise,
-        passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1),
+        cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
     )

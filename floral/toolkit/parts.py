@@ -193,15 +193,17 @@ def with_private_statistics(method: Method, clients: int) -> Method:
     }
     if not running:
         raise Refused("no running statistics are averaged, so none can be kept private; set statistics: federated")
-    if method.server is not None and "statistics" in running and running["statistics"].scope is Scope.CLUSTERED:
+    if method.server.update is not None and "statistics" in running and running["statistics"].scope is Scope.CLUSTERED:
         raise Refused("its server makes models out of others, with their statistics; set statistics: federated")
-    if running.keys() & method.upload.keys():
+    if running.keys() & method.server.upload.keys():
         raise Refused("a client sends another model than its own, with its statistics; set statistics: federated")
+
+    cluster_of_client = method.routing.cluster_of_client
 
     def kept(group: Group) -> Group:
         def start() -> Params:
-            if group.scope is Scope.CLUSTERED and method.member is not None:
-                return {name: value[method.member.cpu()] for name, value in group.init().items()}
+            if group.scope is Scope.CLUSTERED and cluster_of_client is not None:
+                return {name: value[cluster_of_client.cpu()] for name, value in group.init().items()}
             return same(group.init(), clients)
 
         return replace(group, scope=Scope.PRIVATE, init=start)

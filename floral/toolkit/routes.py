@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from floral.core.spec import Group, Noise, Params, Problem, Refused, Scope, View
+from floral.core.spec import Group, Noise, Params, Problem, Refused, Routing, Scope, View
 from floral.core.streams import Stream
 from floral.nn.layers import Call, Layer, Linear, Model
 from floral.toolkit.parts import same, serve
@@ -53,6 +53,11 @@ class Choice:
         """The parameters of the chosen model as one vector [d], names sorted."""
         own = self.chosen(view)
         return torch.cat([own[name].flatten() for name in sorted(own)])
+
+    @property
+    def routing(self) -> Routing:
+        """The server averages each model over the clients that chose it."""
+        return Routing(log_route=self.log_route, serves_one_cluster=True, clusters=self.clusters)
 
     def log_route(self, view: View) -> Tensor:
         """0 for the chosen model, -∞ for the others [C]."""
@@ -161,7 +166,7 @@ class Router:
         return {"router": self.shape} if learned else {}
 
     @property
-    def sends(self) -> dict[str, tuple[int, int]]:
+    def floats_sent(self) -> dict[str, tuple[int, int]]:
         """A route that changes is sent up, for the server weighs with it: C numbers, or the name of one cluster."""
         up = {"optimal": 0, "random": 0, "argmin": 1}.get(self.kind, self.problem.clusters)
         return {"router": (0, up)}
@@ -185,6 +190,12 @@ class Router:
         if not self.top:
             return route
         return largest(route, 1 if noise is None else self.top)
+
+    @property
+    def routing(self) -> Routing:
+        """The weights for the server, and other ones for evaluation where `top` makes them differ."""
+        served = self.served_log_route if self.top else None
+        return Routing(log_route=self.log_route, served_log_route=served, clusters=self.problem.clusters)
 
     def log_route(self, view: View) -> Tensor:
         """log π_k [C] as the server weighs with it: no noise; under the official switch no temperature and no `top`."""

@@ -122,11 +122,11 @@ def check(method: Method, problem: Problem) -> None:
     """A declaration is complete: what it names exists, and what is averaged by route has one."""
     assert "base" in method.groups
     clustered = any(group.scope is Scope.CLUSTERED for group in method.groups.values())
-    assert not clustered or (method.log_route is not None) != (method.member is not None)
-    assert method.member is None or len(method.member) == problem.clients
+    assert not clustered or (method.routing.log_route is not None) != (method.routing.cluster_of_client is not None)
+    assert method.routing.cluster_of_client is None or len(method.routing.cluster_of_client) == problem.clients
     for phase in method.phases or ():
         assert set(phase.train) <= set(method.trained)
-    assert set(method.sends or {}) <= set(method.groups)
+    assert set(method.cost.floats_sent) <= set(method.groups)
 
 
 def test_a_refusal_is_a_users_mistake_with_the_methods_own_words():

@@ -41,7 +41,7 @@ def test_the_published_floor_gives_every_adaptor_one_percent_on_top():
 def test_the_published_aggregation_ignores_the_temperature(kind, divisor):
     simulation = simulate("floral_1", params={"temperature": 4.0}, switches={"aggregation_route": kind}, clusters=3)
     logits = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
-    found = simulation.method.log_route({"router": {"logits": logits}})
+    found = simulation.method.routing.log_route({"router": {"logits": logits}})
     torch.testing.assert_close(found, torch.log_softmax(logits / divisor, -1))
 
 

@@ -209,7 +209,7 @@ def test_hetloras_clients_move_and_send_their_first_components_alone():
     ranks = state.values["rank"]["components"].clone()
     assert ranks.min() >= 1 and ranks.max() <= 4 and ranks.unique().numel() > 1
     for k in simulation.cohort(1):
-        sent = simulation.train_chunk(state, 1, np.array([k]), torch.ones(1)).singles
+        sent = simulation.train_chunk(state, 1, np.array([k]), torch.ones(1)).client_vectors
         for name, (t,) in unflat(sent, state.values["adaptor"]).items():
             if not name.endswith(".bias"):
                 components = t if name.endswith(".A") else t.mT
@@ -359,10 +359,10 @@ def test_a_clusters_products_are_averaged_without_error(aggregation, router):
             found = simulation.train_chunk(state, round, np.array([k]), torch.ones(1))
             values, _ = found.mean.result("keep", method)
             means.append({**state.values, **values})
-            if method.member is None:
+            if method.routing.cluster_of_client is None:
                 log_weights.append(torch.log_softmax(found.values["router"]["logits"][0], -1))
             else:
-                one = torch.nn.functional.one_hot(method.member[k], 2).double()
+                one = torch.nn.functional.one_hot(method.routing.cluster_of_client[k], 2).double()
                 log_weights.append(one.log())
         weight = torch.softmax(share.log()[:, None] + torch.stack(log_weights), 0)
         kept = {n: t.clone() for n, t in state.values.get("residual", {}).items()}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from federations import SIZES, assert_close, assert_equal_states, make_data, served, simulate, train, trained
 
 from floral.config.reading import ConfigError
-from floral.core.spec import Served
+from floral.core.spec import ServerView
 from floral.toolkit.routes import fixed_logits, largest
 
 EXACT = 1e-12
@@ -65,8 +65,8 @@ def test_the_largest_weights_are_kept_and_renormalised():
 def test_top_2_serves_the_largest_and_weighs_with_two(switch, kept):
     simulation = simulate("floral_1_top2", clusters=3, switches={"aggregation_route": switch})
     view = {"router": {"logits": torch.tensor([1.0, -2.0, 0.5])}}
-    assert simulation.method.served_log_route(view).exp().tolist() == [1.0, 0.0, 0.0]
-    assert simulation.method.log_route(view).exp().nonzero()[:, 0].tolist() == kept
+    assert simulation.method.routing.served_log_route(view).exp().tolist() == [1.0, 0.0, 0.0]
+    assert simulation.method.routing.log_route(view).exp().nonzero()[:, 0].tolist() == kept
 
 
 def test_top_2_with_an_entropy_term_has_gradients():
@@ -98,7 +98,7 @@ def test_routers_per_layer_learn_apart_and_are_weighed_by_their_mean():
     simulation = simulate("floral_1_per_layer", clusters=3)
     logits = train(simulation).values["router"]["logits"][0]
     assert logits.shape == (2, 3) and not torch.allclose(logits[0], logits[1])
-    found = simulation.method.log_route({"router": {"logits": logits}}).exp()
+    found = simulation.method.routing.log_route({"router": {"logits": logits}}).exp()
     torch.testing.assert_close(found, torch.softmax(logits, -1).mean(0))
 
 
@@ -189,7 +189,9 @@ def centring(model, convolution, alike):
         else:
             tensor.normal_(generator=random)
     values = {group: dict(params) for group, params in state.values.items()}
-    after = simulation.method.server(Served(round=1, before=values, means={}, after=values, singles=None))
+    after = simulation.method.server.update(
+        ServerView(round=1, before=values, means={}, after=values, client_vectors=None)
+    )
     return simulation, state, replace(state, values={**values, **after})
 
 

@@ -28,6 +28,7 @@ from federations import (
     with_dropout,
 )
 
+from floral.core.spec import Routing
 from floral.core.streams import Stream
 from floral.engine.costs import Costs
 from floral.nn.layers import layer_params
@@ -252,7 +253,10 @@ def test_fedmix_with_constant_gates_and_plain_means_is_fedem_with_fixed_weights(
         return replace(method, assign=None, groups={**method.groups, "mixture": mixture})
 
     def plain(method):
-        return replace(gate_fixed(log_weights)(method), log_route=lambda view: view["responsibility"]["log_mean"] * 0)
+        return replace(
+            gate_fixed(log_weights)(method),
+            routing=Routing(log_route=lambda view: view["responsibility"]["log_mean"] * 0),
+        )
 
     mix, em = simulate("fedmix", change=plain, **how), simulate("fedem", change=held, **how)
     ours, fedem = train(mix), train(em)

@@ -150,7 +150,7 @@ def test_cohort_order_is_irrelevant(variant, backend):
 def test_absent_clients_private_state_is_untouched(variant, model):
     simulation = simulate(variant, model=model, backend="vmap", chunk=3, participation=0.5)
     private = {n: g for n, g in simulation.method.groups.items() if g.scope is Scope.PRIVATE}
-    if simulation.method.server is not None:  # which may put any client into another cluster
+    if simulation.method.server.update is not None:  # which may put any client into another cluster
         private = {n: g for n, g in private.items() if not g.statistic}
     state = simulation.start()
     for round in range(1, min(2, simulation.settings.rounds) + 1):
@@ -244,7 +244,10 @@ def test_preconditioners_are_linear_in_the_gradients(variant):
     simulation = simulate(variant)
     seen, _ = view(simulation.method, simulation.start().values, torch.tensor([0]), torch.tensor([0]))
     for group, change in simulation.method.precondition.items():
-        private = simulation.method.groups[group].scope is Scope.PRIVATE or simulation.method.member is not None
+        private = (
+            simulation.method.groups[group].scope is Scope.PRIVATE
+            or simulation.method.routing.cluster_of_client is not None
+        )
         read = {n: t for name in simulation.method.preconditioned_by(group) for n, t in seen[name].items()}
         values = {name: (t[0] if private else t) + 0.1 for name, t in read.items()}
         first, second = ({name: torch.randn_like(values[name]) for name in seen[group]} for _ in range(2))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from federations import SIZES, make_data, simulate
 
-from floral.core.spec import Group, Method, Scope
+from floral.core.spec import Group, Method, Routing, Scope
 from floral.toolkit.routes import fixed_logits
 
 K, C, D = len(SIZES), 3, 4
@@ -49,8 +49,10 @@ def answering(targets=TARGETS, logits=None, member=None, clusters=C):
         groups=groups,
         predict=predict,
         local_step=answer,
-        member=member,
-        log_route=None if member is not None else lambda view: torch.log_softmax(view["router"]["value"], -1),
+        routing=Routing(
+            cluster_of_client=member,
+            log_route=None if member is not None else lambda view: torch.log_softmax(view["router"]["value"], -1),
+        ),
     )
 
 

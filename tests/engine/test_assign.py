@@ -8,7 +8,7 @@ import pytest
 import torch
 from federations import SIZES, assert_close, simulate, train, trained
 
-from floral.core.spec import Group, Scope
+from floral.core.spec import Cost, Group, Scope, ServerStep
 from floral.engine import local
 from floral.engine.simulate import Simulation
 from floral.toolkit.parts import sample_losses
@@ -35,7 +35,9 @@ def sums(method):
 
     names = ("x", "y", "rows", "model", "times")
     group = Group(scope=Scope.PRIVATE, init=lambda: dict.fromkeys(names, torch.zeros(len(SIZES))), statistic=True)
-    return replace(method, groups={**method.groups, "seen": group}, assign=assign, assign_passes=0.5)
+    return replace(
+        method, groups={**method.groups, "seen": group}, assign=assign, cost=Cost(assign_passes_per_sample=0.5)
+    )
 
 
 def expected(simulation, k):
@@ -149,7 +151,7 @@ def test_an_upload_is_what_the_server_averages(how):
         def predict(view, x, noise, mask):
             return method.predict({"base": view["own"]}, x, noise, mask)
 
-        return replace(method, groups=groups, upload={"base": upload}, predict=predict)
+        return replace(method, groups=groups, server=ServerStep(upload={"base": upload}), predict=predict)
 
     simulation = simulate("local", change=sending, **how)
     state = train(simulation, 1)

@@ -42,8 +42,8 @@ def alone(simulation, state, round):
 
 def declared(simulation, round):
     """Floats (down, up) by group that the method and the phases of a round state."""
-    return dict(simulation.method.sends or {}) | {
-        group: floats for phase in simulation.phases(round) for group, floats in phase.sends.items()
+    return dict(simulation.method.cost.floats_sent) | {
+        group: floats for phase in simulation.phases(round) for group, floats in phase.floats_sent.items()
     }
 
 
@@ -57,7 +57,7 @@ def summed(simulation, trained):
         if method.groups[group].scope is not Scope.CLUSTERED:
             return tensor
         weighed = tensor[~kept]
-        return torch.unique(weighed, dim=0) if method.picks else weighed
+        return torch.unique(weighed, dim=0) if method.routing.serves_one_cluster else weighed
 
     return {g: {n: sent(g, tensor) for n, tensor in params.items()} for g, params in trained.mean.sums.items()}
 
@@ -92,7 +92,7 @@ def download(simulation, earlier, state, round):
     def used(group, c, params):
         if matters(group, c, dict.fromkeys(params, torch.nan)):
             return True
-        if not (method.picks and method.assign):
+        if not (method.routing.serves_one_cluster and method.assign):
             return False
         trained = alone(simulation, state, round)  # one client: its sums are its values
         best = route(simulation, state, trained).argmax()
@@ -101,7 +101,7 @@ def download(simulation, earlier, state, round):
     message = {}
     for group, params in seen.items():
         scope = method.groups[group].scope
-        if scope is Scope.CLUSTERED and method.member is None:
+        if scope is Scope.CLUSTERED and method.routing.cluster_of_client is None:
             held = [c for c in range(len(next(iter(params.values())))) if used(group, c, params)]
             params, start = ({n: t[held] for n, t in some.items()} for some in (params, before[group]))
         else:
@@ -132,7 +132,7 @@ def ignored(simulation, state, round):
 def route(simulation, state, trained):
     """log π_k [C], which the server weighs the client's update with."""
     after = {group: {n: t[0] for n, t in params.items()} for group, params in trained.values.items()}
-    return simulation.method.log_route({**seen_by(simulation, state), **after})
+    return simulation.method.routing.log_route({**seen_by(simulation, state), **after})
 
 
 def told(simulation, state, trained, group):
@@ -142,7 +142,7 @@ def told(simulation, state, trained, group):
     if group not in weighs_with(simulation, state):
         return values
     weights = route(simulation, state, trained)
-    if simulation.method.picks and weights.softmax(0).max() == 1:
+    if simulation.method.routing.serves_one_cluster and weights.softmax(0).max() == 1:
         weights = weights.argmax().reshape(1)
     return values if sum(t.numel() for t in values.values()) <= weights.numel() else {"route": weights}
 
@@ -154,15 +154,15 @@ def upload(simulation, state, round):
     sums = {group: params for group, params in summed(simulation, trained).items() if group not in unused}
     own = [group for group, (_, up) in declared(simulation, round).items() if up and group not in sums]
     message = flat(sums | {group: told(simulation, state, trained, group) for group in own})
-    if trained.singles is not None:
+    if trained.client_vectors is not None:
         known = [tensor.flatten() for tensor in message.values()]
         if set(own) & weighs_with(simulation, state):
             known.append(route(simulation, state, trained))
         received = {g: params for g, params in seen_by(simulation, state).items() if g not in trained.values}
         known += [tensor.flatten() for tensor in flat(received).values()]
         known.append(torch.zeros(1))  # components that the client does not have
-        if not torch.isin(trained.singles, torch.cat(known)).all():
-            message["single"] = trained.singles
+        if not torch.isin(trained.client_vectors, torch.cat(known)).all():
+            message["client_vector"] = trained.client_vectors
     return message
 
 
@@ -228,7 +228,7 @@ def test_a_client_with_a_smaller_rank_sends_and_uses_no_further_components(varia
     def vector(adaptor):
         changed = State({**state.values, "adaptor": adaptor})
         share = torch.ones(1, dtype=torch.float64)
-        return simulation.train_chunk(changed, simulation.settings.rounds, np.array([client]), share).singles
+        return simulation.train_chunk(changed, simulation.settings.rounds, np.array([client]), share).client_vectors
 
     mine = {name.removeprefix("adaptor/"): t for name, t in truncated(flat({"adaptor": held}), rank).items()}
     assert sum(t.numel() for t in mine.values()) < sum(t.numel() for t in held.values())
@@ -252,9 +252,9 @@ def test_kept_and_trained_are_what_the_engine_keeps_and_changes(variant):
         trained = alone(simulation, state, round)
         after = {name: {n: t[0] for n, t in params.items()} for name, params in trained.values.items()}
         # where a client has no slice of its own, all are trained, whatever they weigh in the end
-        one_slice = method.picks or method.member is not None
+        one_slice = method.routing.serves_one_cluster or method.routing.cluster_of_client is not None
         averaged = summed(simulation, trained) if one_slice else trained.mean.sums
-        after |= {name: params for name, params in averaged.items() if name not in method.upload}
+        after |= {name: params for name, params in averaged.items() if name not in method.server.upload}
         changed = {
             group: params
             for group, params in after.items()
@@ -270,13 +270,13 @@ def test_kept_and_trained_are_what_the_engine_keeps_and_changes(variant):
 def weighs_with(simulation, state):
     """The PRIVATE groups that the weights of the client's update are a function of: those that, made NaN, tell."""
     method, seen = simulation.method, seen_by(simulation, state)
-    if method.log_route is None:
+    if method.routing.log_route is None:
         return set()
-    usual = method.log_route(seen)
+    usual = method.routing.log_route(seen)
 
     def tells(group):
         hidden = {name: tensor * torch.nan for name, tensor in seen[group].items()}
-        return not torch.equal(method.log_route({**seen, group: hidden}), usual)
+        return not torch.equal(method.routing.log_route({**seen, group: hidden}), usual)
 
     return {group for group in seen if method.groups[group].scope is Scope.PRIVATE and tells(group)}
 
@@ -295,7 +295,7 @@ def test_the_server_weighs_with_nothing_that_it_was_not_sent_or_has_made(variant
             trained, seen = alone(simulation, state, round).values, seen_by(simulation, state)[group]
             made_by_client = group in trained and any(not torch.equal(t, trained[group][n][0]) for n, t in seen.items())
             fixed = simulation.method.groups[group].fixed
-            assert fixed or (simulation.method.server is not None and not made_by_client), f"{group} is not sent"
+            assert fixed or (simulation.method.server.update is not None and not made_by_client), f"{group} is not sent"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -303,9 +303,13 @@ def test_the_server_is_said_to_see_what_it_is_sent(variant):
     sees = catalogue.variant(variant).server_sees
     for simulation, _, state, _ in played(variant):
         method, sent_up = simulation.method, simulation.costs(state).sent_up
-        assert ("routes" in sees) == (bool(weighs_with(simulation, state)) or method.member is not None)
-        in_many_means = method.picks and bool(method.upload)  # one model sent, which each mean weighs otherwise
-        assert ("updates" in sees) == (method.single is not None or in_many_means)
+        assert ("routes" in sees) == (
+            bool(weighs_with(simulation, state)) or method.routing.cluster_of_client is not None
+        )
+        in_many_means = method.routing.serves_one_cluster and bool(
+            method.server.upload
+        )  # one model sent, which each mean weighs otherwise
+        assert ("updates" in sees) == (method.server.client_vector is not None or in_many_means)
         assert ("rows" in sees) == (method.pool is not None or method.prepare is not None)
         assert ("sizes" in sees) == (sent_up > 0), "a mean with weights p(k) takes the sizes"
 

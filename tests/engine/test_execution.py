@@ -14,7 +14,7 @@ from federations import CPU, SIZES, make_data, simulate, view_of
 from floral.cluster import gpus
 from floral.cluster.gpus import lease_folder, resolve_device, taken
 from floral.config.reading import ConfigError
-from floral.core.spec import Refused
+from floral.core.spec import Refused, Routing
 from floral.engine import evaluate, execution
 from floral.engine.simulate import Execution
 from floral.io.locks import take_place
@@ -86,7 +86,9 @@ def test_a_step_that_reads_a_value_is_not_batched():
 @pytest.mark.parametrize("batch", [4, 64])
 def test_routes_that_depend_on_what_is_averaged_are_not_batched(batch):
     def by_base(method):
-        return replace(method, log_route=lambda seen: torch.log_softmax(seen["base"]["out.bias"][:2], 0))
+        return replace(
+            method, routing=Routing(log_route=lambda seen: torch.log_softmax(seen["base"]["out.bias"][:2], 0))
+        )
 
     simulation = simulate("floral_1", change=by_base, batch=batch, rounds=10**6)
     chosen = execution.choose(simulation, simulation.start(), "auto")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from federations import SIZES, assert_equal_states, simulate, train, trained
 
-from floral.core.spec import Group, Optimiser, Phase, Refused, Scope
+from floral.core.spec import Group, Optimiser, Phase, Refused, Scope, ServerStep
 from floral.engine.execution import choose
 
 EXACT = 1e-12
@@ -115,7 +115,9 @@ def spying(seen):
         bias = next(name for name in method.groups["base"].init() if name.endswith("bias"))
         noted = Group(scope=Scope.FROZEN, init=lambda: {"times": torch.zeros(())})
         groups = {**method.groups, "noted": noted}
-        return replace(method, groups=groups, single=lambda view: view["base"][bias] + 0, server=server)
+        return replace(
+            method, groups=groups, server=ServerStep(client_vector=lambda view: view["base"][bias] + 0, update=server)
+        )
 
     return change
 
@@ -128,12 +130,12 @@ def test_the_server_sees_every_client_in_the_cohorts_order(how):
     state = train(simulation, 2)
     assert float(state.values["noted"]["times"]) == 2
     for round, served in enumerate(seen, start=1):
-        assert served.singles.learners.tolist() == simulation.cohort(round).tolist()
+        assert served.client_vectors.clients.tolist() == simulation.cohort(round).tolist()
         name = next(name for name in served.means["base"] if name.endswith("bias"))
-        mean = served.singles.share @ served.singles.vectors
+        mean = served.client_vectors.share @ served.client_vectors.vectors
         torch.testing.assert_close(mean, served.means["base"][name], rtol=0, atol=EXACT)
-        sizes = torch.tensor(SIZES)[served.singles.learners].double()
-        torch.testing.assert_close(served.singles.share, sizes / sizes.sum(), rtol=0, atol=EXACT)
+        sizes = torch.tensor(SIZES)[served.client_vectors.clients].double()
+        torch.testing.assert_close(served.client_vectors.share, sizes / sizes.sum(), rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("how", WHERE[1:], ids=lambda how: how["backend"])
@@ -149,7 +151,10 @@ def test_server_momentum_is_torch_momentum_on_the_pseudo_gradient():
 
     def change(method):
         optimiser = Optimiser(kind="momentum", lr=0.7, betas=(0.8, 0.0))
-        return replace(method, optimiser=optimiser, server=lambda served: means.append(served.means["base"]) or {})
+        return replace(
+            method,
+            server=ServerStep(optimiser=optimiser, update=lambda served: means.append(served.means["base"]) or {}),
+        )
 
     simulation = simulate("fedavg", change=change)
     state = simulation.start()

@@ -121,7 +121,7 @@ def test_clustered_statistics_are_averaged_within_the_cluster():
     start = ensemble.start()
     end = train(ensemble, 1).values["statistics"]
     local = simulate("local", **how)
-    member = ensemble.method.member
+    member = ensemble.method.routing.cluster_of_client
     state = local.start()
     for name in state.values["base"]:
         state.values["base"][name] = start.values["base"][name][member]

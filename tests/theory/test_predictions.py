@@ -16,7 +16,7 @@ import pytest
 import torch
 from federations import make_data, simulate, train
 
-from floral.core.spec import Group, Method, Scope
+from floral.core.spec import Group, Method, Routing, Scope
 
 OUTPUTS = 2
 
@@ -65,7 +65,7 @@ def test_a_fixed_mismatch_leaves_the_error_eps_squared_times_the_gap(eps, epochs
             "route": Group(scope=Scope.PRIVATE, init=lambda: {"log": route}, fixed=True),
         },
         predict=predict,
-        log_route=lambda view: view["route"]["log"],
+        routing=Routing(log_route=lambda view: view["route"]["log"]),
     )
     data = regression((8,) * clients, x.astype(np.float64), y.astype(np.float64), 2)
     simulation = simulate(
@@ -106,7 +106,9 @@ def streaming(scope, clusters, d, member=None):
 
     holders = (clusters,) if scope is Scope.CLUSTERED else ()
     base = Group(scope=scope, init=lambda: {"weight": start.expand(*holders, d).clone()}, lr=1.0)
-    return Method(groups={"base": base}, predict=predict, noise={"x": ("batch", d)}, member=member)
+    return Method(
+        groups={"base": base}, predict=predict, noise={"x": ("batch", d)}, routing=Routing(cluster_of_client=member)
+    )
 
 
 @pytest.mark.parametrize("clusters", [2, 4])
