@@ -91,7 +91,7 @@ def test_weights_are_p_of_k_and_p_of_k_given_c(how, dtype):
     np.testing.assert_allclose(got["models"], models, atol=tolerance)
 
 
-@pytest.mark.parametrize("massless", ["keep", "average"])
+@pytest.mark.parametrize("empty_cluster", ["keep", "average"])
 @pytest.mark.parametrize("how", BACKENDS)
 def test_a_cluster_without_a_client_keeps_its_value_or_takes_the_plain_average(how, empty_cluster):
     """Hard routes of logits 0 and -100, clusters that no client of the cohort has."""
@@ -114,7 +114,7 @@ def test_a_cluster_without_a_client_keeps_its_value_or_takes_the_plain_average(h
     assert seen
 
 
-@pytest.mark.parametrize("massless", ["keep", "average"])
+@pytest.mark.parametrize("empty_cluster", ["keep", "average"])
 @pytest.mark.parametrize("how", BACKENDS)
 def test_members_of_a_fixed_cluster_are_weighted_within_it(how, empty_cluster):
     """A cluster that no client could name keeps its value under either switch."""
@@ -130,7 +130,7 @@ def test_members_of_a_fixed_cluster_are_weighted_within_it(how, empty_cluster):
         np.testing.assert_allclose(got["models"], models, atol=1e-12)
 
 
-@pytest.mark.parametrize("massless", ["keep", "average"])
+@pytest.mark.parametrize("empty_cluster", ["keep", "average"])
 @pytest.mark.parametrize("how", [{"backend": "loop"}, {"backend": "vmap", "chunk": 30}])
 def test_seventy_clients_of_wrong_clusters_do_not_make_nan(how, empty_cluster):
     """The published code divides underflowed masses from 55 clients on. Float32, a cluster that nobody has."""
