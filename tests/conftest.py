@@ -1,4 +1,4 @@
-"""Fixtures that tests of several folders share: skips that fail in CI, projects, and an empty MLflow store."""
+"""Fixtures for tests of several folders: skips that fail in CI, projects, and an empty MLflow store."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from floral.tracking.store import create_store, default_uri
 
 
 def pytest_configure() -> None:
-    """FLORAL_DATA as an absolute path: tests change the folder, and a relative one would then name another."""
+    """Make FLORAL_DATA absolute, because tests change the working directory."""
     if folder := os.environ.get("FLORAL_DATA"):
         os.environ["FLORAL_DATA"] = str(Path(folder).expanduser().absolute())
 
 
 @pytest.fixture(scope="session")
 def missing() -> Callable[[str], NoReturn]:
-    """`missing("what is not there")`: skips the test with that reason; under CI=1 the test fails instead."""
+    """A function that skips the test and says what is missing. With CI=1 the test fails instead."""
 
     def stop(what: str) -> NoReturn:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
@@ -40,7 +40,7 @@ def make_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pr
 
 @pytest.fixture(scope="session")
 def finished(make_project: Callable[[str], Project]) -> Project:
-    """The suite `tiny`, made once. Tests that change it take `copy`."""
+    """A project with the finished suite `tiny`, shared by all tests. A test that changes it uses the fixture `copy`."""
     project = make_project("finished")
     done = project.snakemake()
     assert done.returncode == 0, done.stdout
@@ -61,7 +61,7 @@ def project(make_project: Callable[[str], Project]) -> Project:
 
 @pytest.fixture(scope="session")
 def made_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables without a run: to make them takes seconds."""
+    """An MLflow store without runs. Creating one takes seconds, so all tests share it."""
     results = tmp_path_factory.mktemp("empty")
     create_store(default_uri(results))
     return results / "track"
@@ -69,6 +69,6 @@ def made_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def empty_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made_store: Path) -> None:
-    """A copy of it for a test that tracks from the project's root into `tmp_path`."""
+    """Copy the empty store to `tmp_path`, for a test that tracks from the project's root."""
     monkeypatch.chdir(ROOT)
     shutil.copytree(made_store, tmp_path / "track")

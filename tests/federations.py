@@ -1,4 +1,4 @@
-"""Small federations in memory: clients of unequal size, two or three clusters, every model at a tiny size."""
+"""Small federations in memory: clients of unequal size, two or three clusters, tiny models."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from floral.engine.state import State
 from floral.nn.layers import Conv2d, ConvTranspose2d, Dropout, Linear, Model, scaled_units
 from floral.stages import execute
 
-torch.set_num_threads(1)  # tiny tensors: threads only cost, and the cores are shared
+torch.set_num_threads(1)  # With tiny tensors threads only cost time.
 torch.set_flush_denormal(True)  # as the train stage does
 
 CPU = torch.device("cpu")
 SIZES = (9, 4, 7, 1, 12, 6, 5)
-"""Training rows of the clients: with batch 4 from one to three steps, most of them with a short last batch."""
+"""Training samples of the clients. Batch size 4 gives one to three steps, most with a short last batch."""
 CLASSES = 5
 
 SHAPES: Mapping[str, tuple[int, ...]] = {
     "cnn": (14, 14), "vgg8": (32, 32), "resnet18": (8, 8), "lstm": (3,), "tied": (3,), "transformer": (3,),
 }  # fmt: skip
 TEXT = {"lstm", "tied", "transformer"}
-"""Models of token ids."""
+"""Models whose inputs are token ids."""
 ARGUMENTS: Mapping[str, dict[str, Any]] = {
     "mlp": {"hidden": 5},
     "cnn": {"channels": (2, 3), "hidden": 4},
@@ -50,11 +50,11 @@ ARGUMENTS: Mapping[str, dict[str, Any]] = {
     "dropout": {"hidden": 5},
     "convolutions": {"hidden": 5},
 }
-"""Each model at a tiny size; a new file of floral/models is built with its defaults until it has a row here."""
+"""Arguments for a tiny size of each model. A model without a row here is built with its defaults."""
 KINDS = {"batch_norm": "mlp", "dropout": "mlp", "convolutions": "mlp", "tied": "lstm"}
 MODELS = [*catalogue.plugins("models"), "batch_norm", "dropout", "convolutions"]
-"""Every file of floral/models, and what only some models have: running statistics, draws of the size of a batch,
-convolutions with groups, dilated and transposed."""
+"""Every file of floral/models, and models with running statistics, with noise per sample, and with grouped, dilated and
+transposed convolutions."""
 DROPPING = ("dropout", "vgg8", "vit")
 """Models with dropout."""
 VARIANTS = list(catalogue.variant_index())
@@ -72,7 +72,7 @@ def with_dropout(width: float = 1.0) -> Model:
 
 
 def with_convolutions(width: float = 1.0) -> Model:
-    """4×4 → conv → conv in two groups, dilated → transposed conv → CLASSES: kinds that no file has."""
+    """4×4 → conv → grouped and dilated conv → transposed conv → CLASSES. No file of floral/models has such layers."""
     channels = 2 * scaled_units(2, width)
 
     def forward(call, x):
@@ -89,7 +89,7 @@ def with_convolutions(width: float = 1.0) -> Model:
 
 
 OWN = {"dropout": with_dropout, "convolutions": with_convolutions}
-"""Models that only exist here."""
+"""Models that exist in the tests only."""
 
 
 def make_data(
@@ -102,10 +102,10 @@ def make_data(
     outputs: int = CLASSES,
     seed: int = 0,
 ) -> Federation:
-    """Random rows that a model can learn: labels come from a linear teacher per cluster; of text, the token x is
-    followed by x + 1 + c.
+    """A federation of random samples with learnable labels, which a linear teacher per cluster gives.
 
-    Clients have 2, 5 or 8 test rows and one validation row; a client's rows lie anywhere in the arrays.
+    In text, token x is followed by x + 1 + c in cluster c.
+    Clients have 2, 5 or 8 test samples and one validation sample. A client's samples lie anywhere in the arrays.
     """
     random = np.random.default_rng(seed)
     clients = len(sizes)
@@ -173,7 +173,7 @@ def make_run(
     data: str | Synthetic = "none",
     **task: Any,
 ) -> Run:
-    """A run on a task that only exists here; `task` changes its values."""
+    """A run on a task that exists in the tests only. `task` changes its values."""
     values = {"participation": 0.75, "rounds": 4, "batch": 4, "lr": 0.1, "router_lr": 0.1, "eval_every": 1, **task}
     kind = {"kind": KINDS.get(model, model), **ARGUMENTS.get(model, {})}
     tiny = Task(name="tiny", title="Tiny", data=data, clients=clients, clusters=clusters, model=kind, **values)
@@ -198,9 +198,9 @@ def simulate(
     check_stop: Callable[[], None] = lambda: None,
     **run: Any,
 ) -> Simulation:
-    """The simulation of a variant, assembled as the train stage does; `change` may replace its method.
+    """The simulation of a variant, assembled as the train stage does.
 
-    Without a `model` it is the first that the variant can do.
+    `change` may replace the method. The default model is the first that the method supports.
     """
     model = model or fitting(variant)
     if data is None:
@@ -221,7 +221,7 @@ def simulate(
 
 
 def train(simulation: Simulation, rounds: int = 3) -> State:
-    """The state after some rounds; a method without phases has none."""
+    """Train for `rounds` rounds, or for all rounds of the task if it has fewer. Returns the state."""
     state = simulation.start()
     for round in range(1, min(rounds, simulation.settings.rounds) + 1):
         simulation.train(state, round)
@@ -233,7 +233,7 @@ def trained(variant: str = "fedavg", rounds: int = 3, **how: Any) -> State:
 
 
 def served(simulation: Simulation, state: State) -> list[torch.Tensor]:
-    """Every client's served outputs on one common batch of inputs."""
+    """Every client's outputs on a common batch of inputs."""
     method, data = simulation.method, simulation.data
     x = data.test.decode(data.test.x[:8])
     with torch.no_grad():
@@ -253,12 +253,12 @@ def view_of(simulation: Simulation, state: State, client: int) -> dict[str, dict
 
 
 def assert_equal_states(ours: State, other: State, tolerance: float) -> None:
-    """All tensors of both states, and the server's moments, agree."""
+    """Check that all tensors of both states agree, including the server's moments."""
     assert_close(ours.tensors(), other.tensors(), tolerance)
 
 
 def assert_close(ours: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor], tolerance: float) -> None:
-    """Every tensor agrees within `tolerance` times its largest value, or times 1 where all are smaller."""
+    """Check that every tensor agrees within `tolerance` · max(1, its largest absolute value)."""
     assert set(ours) == set(other)
     for name, tensor in ours.items():
         scale = max(1.0, float(tensor.abs().max()) if tensor.numel() else 0.0)
@@ -269,12 +269,12 @@ def assert_close(ours: Mapping[str, torch.Tensor], other: Mapping[str, torch.Ten
 
 @cache
 def fitting(variant: str) -> str:
-    """The MLP where the variant can do it, with batch norm where it needs norm layers, else the first that it can."""
+    """The first model that the variant supports; MLP and MLP with batch norm come first."""
     return next((model for model in ("mlp", "batch_norm", *MODELS) if buildable(variant, model)), "mlp")
 
 
 def buildable(variant: str, model: str) -> bool:
-    """Whether the method can do the model; a refusal has a reason, which test_declarations.py looks at."""
+    """Whether the method supports the model. test_declarations.py checks the reasons of refusals."""
     try:
         simulate(variant, model=model)
     except ConfigError:
@@ -283,18 +283,20 @@ def buildable(variant: str, model: str) -> bool:
 
 
 FIRST = {name: next(iter(catalogue.method_file(name).variants)) for name in catalogue.plugins("methods")}
-"""Of every method the variant that meets all models; its others differ by parameters and meet one or two."""
+"""The variant of each method that is tested on all models. Its other variants differ by parameters only."""
 
 
 DEEP = ("resnet18", "vit", "convolutions")
-"""Models of many layers, which take seconds to record, or of rare ones …"""
+"""Models that take seconds to record, or have rare layers. Only OF_EACH_KIND is tested on them."""
 OF_EACH_KIND = ("fedavg", "ditto", "ensemble", "floral_1", "local_adaptor", "private_norm")
-"""… and which only these variants meet."""
+"""The variants that are tested on the models of DEEP."""
 
 
 def cases() -> list[tuple[str, str]]:
-    """(variant, model): the first variant of a method on all models that it can do, the others on the smallest of them
-    and with running statistics."""
+    """Pairs (variant, model): the first variant of each method on all models that it supports.
+
+    Its other variants are tested on one small model and on `batch_norm`.
+    """
     few = {variant: {fitting(variant), "batch_norm"} for variant in VARIANTS if variant not in FIRST.values()}
     return [
         (variant, model)
@@ -307,7 +309,7 @@ def cases() -> list[tuple[str, str]]:
 
 
 def few_cases() -> list[tuple[str, str]]:
-    """Those of `cases` where the model matters little: all models for OF_EACH_KIND, for the others the fewest."""
+    """Fewer pairs than `cases`, for tests that depend little on the model: all models for OF_EACH_KIND only."""
     return [
         (variant, model)
         for variant, model in cases()

@@ -1,4 +1,4 @@
-"""A project of its own for a test: where it lies, how its commands are called."""
+"""A separate project for a test: its folder, and how its commands are called."""
 
 from __future__ import annotations
 
@@ -23,9 +23,12 @@ runs:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Ours without what would lead a command to other folders; SLURM's commands must not wait for a controller."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("FLORAL_")}
-    return kept | {"SLURM_CONF": "/dev/null"} | more
+    """The environment of a command: without FLORAL_ variables, which name folders of other projects.
+
+    SLURM_CONF is empty, so that SLURM's commands do not wait for a controller.
+    """
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("FLORAL_")}
+    return inherited | {"SLURM_CONF": "/dev/null"} | more
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Project:
 
     @classmethod
     def made(cls, folder: Path, **suites: str) -> Project:
-        """What a clean clone has for Snakemake, in an empty folder, with suites of these names and texts."""
+        """Copy what Snakemake needs into an empty folder, and add suites by name and text."""
         for part in ("workflow", "config"):
             shutil.copytree(ROOT / part, folder / part)
         for part in ("Snakefile", "local", "slurm", "gpu"):
@@ -44,7 +47,7 @@ class Project:
         return cls(folder)
 
     def call(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of the project's environment in its folder; stdout and stderr come together."""
+        """Run a command in the project's folder. stdout has its standard error too."""
         return subprocess.run(
             [BIN / command[0], *command[1:]], cwd=self.folder, env=environment(**more), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=170,
@@ -54,9 +57,9 @@ class Project:
         return self.call("snakemake", "--profile", "local", "--config", "suite=tiny", *config, **more)
 
     def path(self, pattern: str) -> Path:
-        """The one file or folder of this pattern."""
-        (found,) = self.folder.glob(pattern)
-        return found
+        """The only file or folder that matches the pattern."""
+        (path,) = self.folder.glob(pattern)
+        return path
 
     def paths(self, pattern: str) -> list[Path]:
         return sorted(self.folder.glob(pattern))

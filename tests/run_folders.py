@@ -1,4 +1,4 @@
-"""A small tree of run folders as `floral train` leaves them, with results that can be checked by hand."""
+"""Run folders as `floral train` writes them, with results that can be checked by hand."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def make_run(task: str, variant: str, seed: int, fidelity: Any = "corrected", **
 
 
 def accuracy(run: Run) -> float:
-    """0.01 more for each seed: over seeds 0, 1, 2 the mean is the variant's plus 0.01 and s = 0.01."""
+    """ACCURACY + 0.01·seed. Over seeds 0, 1, 2 the mean is ACCURACY + 0.01 and the standard deviation is 0.01."""
     return ACCURACY[run.variant.name] + 0.01 * run.seed
 
 
@@ -50,14 +50,14 @@ def write_run(results: Path, run: Run, status: str = "done") -> Path:
     rows = []
     for round_ in (0, 2, 4):
         level = value if round_ == 4 else 0.1 * (1 + round_)
-        found = {("train", "loss"): 2 - level, ("test", "loss"): 2.1 - level, ("validation", "loss"): 2.2 - level}
+        metrics = {("train", "loss"): 2 - level, ("test", "loss"): 2.1 - level, ("validation", "loss"): 2.2 - level}
         if not regression:
-            found[("test", "accuracy")] = level
+            metrics[("test", "accuracy")] = level
         if routed:
-            found[("route", "ari")] = round_ / 4
+            metrics[("route", "ari")] = round_ / 4
         rows += [
             (round_, split, metric, v, 1000 * round_, 10 * round_, 10.0 * round_)
-            for (split, metric), v in found.items()
+            for (split, metric), v in metrics.items()
         ]
     types = [pl.Int32, pl.String, pl.String, pl.Float64, pl.Int64, pl.Int64, pl.Float64]
     columns = ("round", "split", "metric", "value", "bytes", "client_samples", "client_passes")
@@ -69,14 +69,14 @@ def write_run(results: Path, run: Run, status: str = "done") -> Path:
     (folder / "summary.json").write_text(json.dumps(summary(run, value, status, regression, routed)))
     (folder / "costs.json").write_text(json.dumps(COSTS))
     partition = {"folder": str(run.partition.folder), "digest": "fedcba9876543210"}
-    told = {**run.model_dump(mode="json"), "hash8": run.hash8, "partition": partition}
-    (folder / "run.yaml").write_text(yaml.safe_dump(told))
+    run_yaml = {**run.model_dump(mode="json"), "hash8": run.hash8, "partition": partition}
+    (folder / "run.yaml").write_text(yaml.safe_dump(run_yaml))
     (folder / "log.txt").write_text("first line\nlast line\n")
     return folder
 
 
 def write_clients(folder: Path, value: float, regression: bool, routed: bool) -> None:
-    """Clients alternate between clusters; learned cluster 1 is true cluster 0, and the other way round."""
+    """Write clients.parquet. Clients alternate between clusters; the learned clusters are the true ones, swapped."""
     clients = list(range(CLIENTS))
     routes = [[0.2, 0.8] if client % CLUSTERS == 0 else [0.9, 0.1] for client in clients]
     none = [None] * CLIENTS
@@ -95,7 +95,10 @@ def write_clients(folder: Path, value: float, regression: bool, routed: bool) ->
 
 
 def hits(value: float) -> list[int]:
-    """h = round(20 · value) of a client's 20 rows; h - 4 in true cluster 0, but h - 6 for client 0; none below 0."""
+    """Correct samples of each client, of 20 test samples: h = round(20 · value).
+
+    Clients of true cluster 0 have h - 4, and client 0 has h - 6. No number is below 0.
+    """
     return [max(0, round(ROWS * value) - 4 * (k % CLUSTERS == 0) - 2 * (k == 0)) for k in range(CLIENTS)]
 
 
@@ -117,7 +120,11 @@ def summary(run: Run, value: float, status: str, regression: bool, routed: bool)
 
 
 def write_unseen(folder: Path, value: float, oracle: bool) -> None:
-    """Two clients of a seen cluster, one with 0.1 less and twice the rows, and one of a new concept at half of it."""
+    """Write unseen.parquet: two clients of a seen cluster, and one of a new concept.
+
+    The second client has an accuracy lower by 0.1 and twice the samples. The client of the new concept has half the
+    accuracy.
+    """
     kinds = ["seen_cluster", "seen_cluster", "new_concept"][: 2 if oracle else 3]
     rows = [
         {"client": CLIENTS + at, "kind": kind, "concept": 2 * (at // 2), "n": n, "test_rows": ROWS * (1 + at % 2),
@@ -154,7 +161,7 @@ def results(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def write(results: Path) -> Callable[..., Path]:
-    """write(run, status): its folder under the fixture `results`."""
+    """write(run, status) writes a run folder under the fixture `results`, and returns it."""
     return lambda run, status="done": write_run(results, run, status)
 
 
@@ -177,5 +184,5 @@ def write_suite(results: Path) -> list[Run]:
 
 @pytest.fixture
 def suite_runs(results: Path) -> list[Run]:
-    """Those of `write_suite`, under the fixture `results`."""
+    """The runs of `write_suite`, written under the fixture `results`."""
     return write_suite(results)
