@@ -39,7 +39,7 @@ def configurations(axes: Axes) -> list[Configuration]:
     """Return one configuration for each learning rate, while the combinations of the other axes take turns.
 
     So all methods try the same learning rates. With a full grid of the same size, a method with a three-valued
-    hyper-parameter would try only a third of them, and could lose by the wider gaps alone.
+    hyper-parameter would try only a third of the learning rates, and could lose for that reason alone.
     """
     lr, *remaining = axes
     combinations = list(itertools.product(*(axes[name] for name in remaining)))

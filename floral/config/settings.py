@@ -90,7 +90,7 @@ class Settings(Frozen):
     @classmethod
     def _wrap_single_value(cls, value: Any, info: ValidationInfo) -> Any:
         if value in ("", []) or (value is None and info.field_name == "suite"):
-            raise ValueError("this key names nothing; name at least one, or leave the key out")
+            raise ValueError("this list is empty; give at least one entry, or leave the key out")
         return [value] if isinstance(value, str | int) else value
 
     @property

@@ -45,7 +45,7 @@ def test_settings_take_one_or_many() -> None:
 
 @pytest.mark.parametrize("values", [{"suite": None}, {"suite": []}, {"suite": "a", "tasks": []}])
 def test_settings_that_name_nothing_are_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="names nothing"):
+    with pytest.raises(ConfigError, match="this list is empty"):
         read_settings(values)
 
 
