@@ -20,7 +20,7 @@ export STORE
 ARTIFACTS := $(CURDIR)/results/track/server-artifacts
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slurm check bench ui ui-server clean
+.PHONY: help setup quickstart test test-slurm check docs bench ui ui-server clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,7 +32,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; $(PYTHON) is " + sys.version.split()[0] + " (choose another: make setup PYTHON=python3.12)")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python -m venv failed: on Debian and Ubuntu it needs the package python3-venv"; exit 1; }
 	@echo "Installing into $(VENV) (some minutes the first time)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,docs]"
 	@touch $@
 
 quickstart: $(INSTALLED) ## compare FLoRAL with its rivals on real data: minutes on a laptop
@@ -55,6 +55,10 @@ check: $(INSTALLED) ## style, types, direction of imports, workflow
 	$(BIN)/pyright
 	$(LOCAL) $(BIN)/pytest tests/workflow/test_lint.py
 
+docs: $(INSTALLED) ## build the documentation into site/; a broken link or anchor is an error
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+	@echo "The documentation: site/index.html"
+
 bench: $(INSTALLED) ## what a round costs, beside bare PyTorch: 6 minutes, with nothing else running
 	$(BIN)/floral bench report
 
@@ -64,7 +68,7 @@ ui: $(INSTALLED) ## open the tracked runs in MLflow at http://127.0.0.1:5000
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --port $(PORT) --backend-store-uri sqlite:///$(CURDIR)/results/track/mlflow.db
 
 ui-server: $(INSTALLED) ## serve MLflow from PostgreSQL for many: make ui-server STORE=postgresql://user:password@host/db
-	@case "$$STORE" in postgresql://*|postgresql+*://*) ;; *) echo "STORE names no PostgreSQL database: make ui-server STORE=postgresql://user:password@host/database (docs/clusters.md)"; exit 1;; esac
+	@case "$$STORE" in postgresql://*|postgresql+*://*) ;; *) echo "STORE names no PostgreSQL database: make ui-server STORE=postgresql://user:password@host/database (docs/how-to/mlflow.md)"; exit 1;; esac
 	@$(BIN)/python -c 'import psycopg2' 2>/dev/null || { echo "psycopg2 is missing: $(BIN)/pip install -c constraints.txt psycopg2-binary"; exit 1; }
 	@$(BIN)/python -c 'import socket; socket.create_server(("$(HOST)", $(PORT)))' 2>/dev/null || { echo "$(HOST):$(PORT) cannot be used: another program listens there, or the address is not this machine's; choose another: make ui-server PORT=5001 STORE=…"; exit 1; }
 	@echo "Runs reach it with tracking_uri: http://$(HOST):$(PORT) in config/config.yaml; artifacts go to $(ARTIFACTS)"
@@ -72,6 +76,6 @@ ui-server: $(INSTALLED) ## serve MLflow from PostgreSQL for many: make ui-server
 		--artifacts-destination "$(ARTIFACTS)" $(if $(ALLOWED),--allowed-hosts "$(ALLOWED)")
 
 clean: ## remove .venv, caches and Snakemake's notes; results and reports stay
-	rm -rf $(VENV) .snakemake .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) site .snakemake .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
 	find floral tests -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "Kept: results/ and reports/. Remove them by hand to start from nothing."
