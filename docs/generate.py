@@ -1,222 +1,152 @@
-"""Reference pages that mkdocs makes from the code: keys of the YAML files, commands, methods, tasks, suites, switches.
+"""Fills the reference pages from the code while mkdocs builds the site: mkdocs.yml names this file under `hooks`.
 
-mkdocs.yml names this file under `hooks`; nothing that it makes is committed. `python docs/generate.py` prints the keys
-and options without a description.
+A line `<!-- table: NAME -->` or `<!-- table: NAME ARGUMENT -->` of a page is replaced by what TABLES[NAME] returns.
+`python docs/generate.py` prints the keys and options that have no description.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import enum
 import inspect
 import itertools
 import re
-import sys
 import textwrap
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import annotated_types as limits
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
-from floral import config
-from floral import schema as keys
+from floral import config, schema
 from floral.cli import _parser
+from floral.schema import Parameter, Switch
 from floral.stages import methods, tasks
 from floral.stages.plan import Settings
 from floral.stages.slurm import Slurm
 
-SECTIONS: Mapping[str, tuple[str, str, tuple[tuple[str, type[BaseModel]], ...]]] = {
-    "settings": (
-        "Settings",
-        "The keys of `config/config.yaml`. Each can be changed for one call: `--config KEY=VALUE`.",
-        (("settings", Settings), ("slurm", Slurm)),
-    ),
-    "task": (
-        "Keys of a task",
-        "A task is a file `config/tasks/NAME.yaml`. `extends: OTHER` takes the values of another task; "
-        "the keys beside it replace them.",
-        (
-            ("task", keys.Task), ("model", keys.Model), ("shift", keys.Shift), ("shift.colours", keys.Colour),
-            ("normalise", keys.Normalise), ("unseen", keys.Unseen), ("server", keys.Server),
-            ("data: custom data", keys.Own), ("data: synthetic", keys.Synthetic),
-        ),
-    ),
-    "partition": (
-        "Keys of a partition",
-        "The key `partition` of a task says which client holds which samples.",
-        (("partition", keys.Partition),),
-    ),
-    "suite": (
-        "Keys of a suite",
-        "A suite is a file `config/suites/NAME.yaml`: blocks of tasks × variants × seeds.",
-        (("suite", keys.Suite), ("runs", keys.Block)),
-    ),
-    "method": (
-        "Keys of a method",
-        "A method is a module `floral/methods/NAME.py` and a file `config/methods/NAME.yaml`. "
-        "`config/search/NAME.yaml` holds its search space, `config/tuning.yaml` the budget of all searches.",
-        (
-            ("method", keys.MethodFile), ("parameters", keys.Parameter), ("variants", keys.VariantEntry),
-            ("equals", keys.Equal), ("search", keys.SearchFile), ("search space", keys.Space),
-            ("tuning", keys.Tuning), ("range", keys.Range),
-        ),
-    ),
-    "data": (
-        "Keys of a data set",
-        "`config/data.lock` has an entry for each data set: its files and their hashes.",
-        (("data set", keys.DataSet), ("files", keys.DataFile)),
-    ),
-}  # fmt: skip
-"""page → its title, its first sentence, and the schemas under their headings."""
+REFERENCE = Path(__file__).parent / "reference"
+PLACE = re.compile(r"^<!-- table: (\w+) ?(\w*) -->$", re.MULTILINE)
+SIGNS = {limits.Ge: "≥ {.ge}", limits.Gt: "> {.gt}", limits.Le: "≤ {.le}", limits.Lt: "< {.lt}"}
+WORDS = {int: "integer", float: "number", str: "text", bool: "`true` or `false`", Path: "path", Any: "any value"}
 
-missing: list[str] = []
-"""Keys and options without a description, as the pages come upon them."""
+undocumented: list[str] = []
+"""Keys and options without a description, as the tables come upon them."""
 
 
-def pages() -> dict[str, str]:
-    """Path below docs/ → Markdown of every generated page."""
-    missing.clear()
-    made = {name: _keys(*page) for name, page in SECTIONS.items()}
-    made |= {"commands": _commands(), "methods": _methods(), "tasks": _tasks(), "suites": _suites()}
-    made |= {"switches": _switches(), "data-sets": _data_sets()}
-    return {f"reference/{name}.md": text for name, text in made.items()}
-
-
-def on_files(files: Any, config: Any) -> Any:
-    """mkdocs: add the generated pages to those of docs/."""
-    from mkdocs.structure.files import File
-
-    for path, text in pages().items():
-        files.append(File.generated(config, path, content=text))
-    return files
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """mkdocs: the page with its tables."""
+    return PLACE.sub(lambda place: TABLES[place[1]](*filter(None, [place[2]])), markdown)
 
 
 # ------------------------------------------------------------------------------------------------ keys
 
 
-def _keys(title: str, about: str, sections: tuple[tuple[str, type[BaseModel]], ...]) -> str:
-    parts = [f"# {title}", about]
-    for heading, model in sections:
-        parts += [f"## {heading}", *_paragraphs(inspect.cleandoc(vars(model).get("__doc__") or ""))]
-        rows = [_key_row(model, name, field) for name, field in model.model_fields.items() if name != "name"]
-        parts.append(_table(("Key", "Type", "Default", "Meaning"), rows))
-        if model is keys.Model:
-            parts.append(_table(("Model", "Arguments"), _model_rows()))
-        if model is keys.MethodFile:
-            seen = [(f"`{word}`", _text(meaning)) for word, meaning in keys.SERVER_SEES.items()]
-            parts += ["Values of `server_sees`:", _table(("Value", "The server sees of one client"), seen)]
-    return "\n\n".join(parts) + "\n"
+def of_keys(name: str) -> str:
+    """The keys of a schema, below the docstring of its class."""
+    model, rows = _schema(name), []
+    for key, field in model.model_fields.items():
+        meaning = field.description or _attribute_docs(model).get(key) or _comments(model).get(key, "")
+        if key != "name":  # the file's own
+            if not meaning:
+                undocumented.append(f"{name}.{key}")
+            rows.append((f"`{key}`", _type(field.annotation, field.metadata), _default(field), _text(meaning)))
+    about = inspect.cleandoc(vars(model).get("__doc__") or "").split("\n\n")
+    return "\n\n".join([*map(_text, about), _table(("Key", "Type", "Default", "Meaning"), rows)])
 
 
-def _key_row(model: type[BaseModel], name: str, field: FieldInfo) -> tuple[str, str, str, str]:
-    doc = field.description or _attribute_docs(model).get(name) or _comments(model).get(name) or ""
-    if not doc:
-        missing.append(f"{model.__name__}.{name}")
-    return f"`{name}`", _type(field.annotation, field.metadata), _default(field), _text(doc)
+def _schema(name: str) -> type[BaseModel]:
+    return {"Settings": Settings, "Slurm": Slurm}.get(name) or getattr(schema, name)
 
 
 def _attribute_docs(model: type[BaseModel]) -> dict[str, str]:
-    """field → the string below it in the source of its class."""
+    """key → the string below it in the source of its class."""
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
-    found: dict[str, str] = {}
-    for node, below in itertools.pairwise(getattr(body, "body", ())):
-        text = getattr(getattr(below, "value", None), "value", None)
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(text, str):
-            found[node.target.id] = inspect.cleandoc(text).replace("\n", " ")
-    return found
+    pairs = itertools.pairwise(getattr(body, "body", ()))
+    return {
+        key.target.id: str(below.value.value) for key, below in pairs
+        if isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name)
+        and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+    }  # fmt: skip
 
 
 def _comments(model: type[BaseModel]) -> dict[str, str]:
-    """key → its comment in config/config.yaml, which documents the settings where they are edited."""
-    if model not in (Settings, Slurm):
-        return {}
-    indent = "  " if model is Slurm else ""
+    """key → its comment in config/config.yaml, which documents the settings where they are changed."""
+    indent = {Settings: "", Slurm: "  "}.get(model)
     text = (config.CONFIG / "config.yaml").read_text(encoding="utf-8")
-    return dict(re.findall(rf"^{indent}(\w+):.*?#\s+(.+)$", text, re.MULTILINE))
+    return {} if indent is None else dict(re.findall(rf"^{indent}(\w+):.*?# +(.+)$", text, re.MULTILINE))
 
 
 def _default(field: FieldInfo) -> str:
-    if field.is_required():
-        return "required"
-    value = field.get_default(call_default_factory=True)
-    if isinstance(value, BaseModel):
-        return "see there"
-    if value is None or value is PydanticUndefined:
-        return "none"
-    plain = list(value) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else value
-    return f"`{plain}`" if plain != "" else "empty"
+    value = None if field.is_required() else field.get_default(call_default_factory=True)
+    if field.is_required() or value is None:
+        return "required" if field.is_required() else "none"
+    return "its defaults" if isinstance(value, BaseModel) else _code(list(value) if isinstance(value, tuple) else value)
 
 
-def _type(annotation: Any, metadata: Any = ()) -> str:
+def _type(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     """The type of a value in words, with its range."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is typing.Annotated:
-        return _type(inner[0], [*inner[1:], *metadata])
+        return _type(inner[0], [*metadata, *inner[1:]])
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return _links().get(annotation.__name__, "mapping")
     if origin in (typing.Union, types.UnionType):
-        return _range(" or ".join(dict.fromkeys(_type(one) for one in inner if one is not type(None))), metadata)
-    if origin is typing.Literal:
-        return " \\| ".join(f"`{value}`" for value in inner)
-    if origin is tuple:
-        return _range("list of " + _type(inner[0]), metadata)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return _link(annotation)
-    names = {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path", Any: "any value"}
-    return _range(names.get(annotation, "mapping" if origin else str(annotation)), metadata)
+        words = " or ".join(dict.fromkeys(_type(part) for part in inner if part is not type(None)))
+    elif origin is typing.Literal:
+        words = ", ".join(map(_code, inner))
+    elif origin is not None:
+        words = f"list of {_type(inner[0])}" if origin is tuple else f"mapping of names to {_type(inner[1])}"
+    else:
+        words = WORDS.get(annotation, str(annotation))
+    bounds = [bound for one in metadata for bound in (one.metadata if isinstance(one, FieldInfo) else [one])]
+    ranges = [SIGNS[type(bound)].format(bound) for bound in bounds if type(bound) in SIGNS]
+    return ", ".join([words, *ranges, *["at least one" for bound in bounds if isinstance(bound, limits.MinLen)]])
 
 
-def _range(words: str, metadata: Any) -> str:
-    signs = {limits.Ge: "≥ {.ge}", limits.Gt: "> {.gt}", limits.Le: "≤ {.le}", limits.Lt: "< {.lt}"}
-    found = [signs[type(one)].format(one) for one in metadata if type(one) in signs]
-    nonempty = any(isinstance(one, limits.MinLen) for one in metadata)
-    return ", ".join([words, *found, *(["at least one"] if nonempty else [])])
+@cache
+def _links() -> dict[str, str]:
+    """Schema → a link to the heading above its table."""
+    found = {}
+    for page in sorted(REFERENCE.glob("*.md")):
+        heading = ""
+        for line in page.read_text(encoding="utf-8").splitlines():
+            heading = line.lstrip("# ") if line.startswith("#") else heading
+            if line.startswith("<!-- table: keys "):
+                found[line.split()[3]] = f"[{heading}]({page.name}#{heading.lower().replace(' ', '-')})"
+    return found
 
 
-def _link(model: type[BaseModel]) -> str:
-    for page, (_, _, sections) in SECTIONS.items():
-        for heading, one in sections:
-            if one is model:
-                return f"[{heading}]({page}.md#{slug(heading)})"
-    return "mapping"
-
-
-def slug(heading: str) -> str:
-    """The anchor that Markdown gives a heading."""
-    return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading.lower())).strip("-")
-
-
-def _model_rows() -> list[tuple[str, str]]:
+def of_models() -> str:
+    """The kinds of models and what a task may set of them."""
     rows = []
     for kind in config.plugins("models"):
         fields = config.model_options(kind).model_fields.items()
-        said = [f"`{name}`: {_type(f.annotation)}{', required' if f.is_required() else ''}" for name, f in fields]
-        rows.append((f"`{kind}`", "; ".join(said) or "none"))
-    return rows
+        said = [f"`{key}`: {_type(f.annotation)}{', required' if f.is_required() else ''}" for key, f in fields]
+        rows.append((f"`{kind}`", "; ".join(said)))
+    return _table(("Kind", "Arguments"), rows)
 
 
 # -------------------------------------------------------------------------------------------- commands
 
 
-def _commands() -> str:
-    parts = [
-        "# Commands",
-        "In the virtual environment (`source .venv/bin/activate`). `floral COMMAND --help` prints the same.",
-    ]
+def of_commands() -> str:
+    """A section for each command of `floral`."""
+    parts = []
     for parser in _leaves(_parser()):
         rows = [row for action in parser._actions if (row := _option(parser, action))]
-        parts += [f"## {parser.prog}", _sentence(parser.description)]
-        parts.append(_table(("Argument", "Values", "Default", "Meaning"), rows) if rows else "No arguments.")
-    return "\n\n".join(parts) + "\n"
+        parts += [f"## {parser.prog}", _text(_sentence(parser.description or ""))]
+        parts.append(_table(("Argument", "Values", "Default", "Meaning"), rows) if rows else "It has no arguments.")
+    return "\n\n".join(parts)
 
 
 def _leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """The parser and those of its subcommands; of one that only leads to others, these alone."""
+    """The parsers of the commands, below those that only lead to others."""
     below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     if not below or any(_option(parser, action) for action in parser._actions):
         yield parser
@@ -225,128 +155,105 @@ def _leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
             yield from _leaves(sub)
 
 
-def _option(parser: argparse.ArgumentParser, action: argparse.Action) -> tuple[str, str, str, str] | None:
+def _option(parser: argparse.ArgumentParser, action: argparse.Action) -> tuple[str, ...] | None:
     if isinstance(action, argparse._HelpAction | argparse._VersionAction | argparse._SubParsersAction):
         return None
-    if not action.help:
-        missing.append(f"{parser.prog} {action.option_strings[0] if action.option_strings else action.dest}")
     name = ", ".join(action.option_strings) or str(action.metavar or action.dest)
-    values = " \\| ".join(f"`{choice}`" for choice in action.choices or ()) or (
-        "" if action.nargs == 0 else str(action.metavar or "")
-    )
+    if not action.help:
+        undocumented.append(f"{parser.prog} {name}")
+    values = ", ".join(map(_code, action.choices or ())) or (str(action.metavar or "") if action.option_strings else "")
     needed = action.required if action.option_strings else action.nargs not in ("?", "*")
-    default = (
-        "required" if needed else "" if action.default in (None, False, argparse.SUPPRESS) else f"`{action.default}`"
-    )
-    return (
-        f"`{name}`",
-        values,
-        "the machine's cores" if action.dest in ("cores", "threads") and action.default != 1 else default,
-        _text(action.help or ""),
-    )
+    if action.dest in ("cores", "threads") and action.default != 1:
+        default = "the cores"  # of the machine that builds the page, otherwise
+    else:
+        default = _code(action.default) if action.default not in (None, False, argparse.SUPPRESS) else ""
+    return f"`{name}`", values, "required" if needed else default, _text(action.help or "")
 
 
-# ---------------------------------------------------------------------------- methods, tasks, suites, switches
+# ---------------------------------------------------------------------------------- what config/ has
 
 
-def _methods() -> str:
-    parts = [
-        "# Methods",
-        "The variants of every method, by family. `floral methods` prints the same. *Told the clusters*: it reads the true clusters, so it is a ceiling or a control and not a rival.",
-    ]
-    shown: set[str] = set()
+def of_methods() -> str:
+    """Every variant by family, and the parameters of its method below the first one."""
+    parts, shown = [], set()
     for family, rows in itertools.groupby(methods.rows(), key=lambda row: row.family):
-        parts += [f"## {family}"]
+        parts.append(f"## {family}")
         for row in rows:
-            held = ", ".join(f"{group} {scope}" for group, scope in row.scopes.items())
-            marks = ["told the clusters"] * row.oracle + ["one model for all clients"] * row.global_only
-            facts = [
-                f"Source: {row.source}",
-                f"parameters: {held}",
-                f"the server sees {', '.join(row.server_sees) or 'nothing'} of a client",
-                "secure aggregation is possible" if row.secure_aggregation else "no secure aggregation",
-                *marks,
+            facts = [f"Source: {row.source}", row.holders, row.seen, *["told the true clusters"] * row.oracle]
+            facts += [
+                *["one model for all"] * row.global_only,
+                *[f"needs batch norm ({row.refusal})"] * bool(row.refusal),
             ]
             parts += [f"### `{row.variant}`: {row.title}", *map(_text, row.what), _text("; ".join(facts)) + "."]
-            if row.refusal:
-                parts.append(f"Needs a model with batch norm: {_text(row.refusal)}.")
             if (method := config.variant(row.variant).method) not in shown:
-                shown.add(method)
-                parts += _parameters(method)
-    return "\n\n".join(parts) + "\n"
+                own = {key: one for key, one in config.method_file(method).parameters.items() if key not in common()}
+                parts += [f"Parameters of `{method}`:", _parameters(own)] if own else []
+            shown.add(method)
+    return "\n\n".join(parts)
 
 
-def _parameters(method: str) -> list[str]:
+common: Callable[[], dict[str, Parameter]] = config.common_parameters
+
+
+def _parameters(found: dict[str, Parameter]) -> str:
     rows = []
-    for name, one in config.method_file(method).parameters.items():
-        bounds = [
-            f"≥ {one.at_least:g}" if one.at_least is not None else "",
-            f"> {one.above:g}" if one.above is not None else "",
-            f"≤ {one.at_most:g}" if one.at_most is not None else "",
-        ]
-        allowed = [f"`{choice}`" for choice in one.choices or ()] + [", ".join(filter(None, bounds))]
-        rows.append((f"`{name}`", f"`{one.default}`", " \\| ".join(filter(None, allowed)), _text(one.doc)))
-    return [f"Parameters of the method `{method}`:", _table(("Parameter", "Default", "Values", "Meaning"), rows)]
+    for key, one in found.items():
+        bounds = {"≥": one.at_least, ">": one.above, "≤": one.at_most}
+        ranges = [f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None]
+        rows.append(
+            (f"`{key}`", _code(one.default), ", ".join([*ranges, *map(_code, one.choices or ())]), _text(one.doc))
+        )
+    return _table(("Parameter", "Default", "Values", "Meaning"), rows)
 
 
-def _tasks() -> str:
-    parts = [
-        "# Tasks",
-        "K clients, of which some take part in a round; C clusters. `floral tasks` also says whether the data are at hand.",
-    ]
+def of_tasks() -> str:
+    """Every task by data set."""
+    parts = []
     for data, rows in itertools.groupby(tasks.rows(Path("results")), key=lambda row: row.data):
-        together = list(rows)
-        parts += [f"## {data}", *([] if together[0].exact else [f"Not exact: {_text(together[0].note)}"])]
-        cells = [(f"`{row.task}`", row.title, *row.cells[1:8]) for row in together]
-        parts.append(_table(("Task", "Title", "K", "C", "A round", "Rounds", "Model", "Shift", "Partition"), cells))
-    return "\n\n".join(parts) + "\n"
-
-
-def _suites() -> str:
-    rows = []
-    for name in config.names("suites"):
-        suite = config.suite(name)
-        rows.append((f"`{name}`", _text(suite.title), _text(suite.about)))
-    return (
-        "# Suites\n\nA suite is one experiment: tasks × variants × seeds. `floral plan NAME` counts its runs.\n\n"
-        + _table(("Suite", "Title", "About"), rows)
-        + "\n"
-    )
-
-
-def _switches() -> str:
-    """One section per row of config/fidelity.yaml."""
-    parts = [
-        "# Fidelity switches",
-        "Each switch is one difference between the published code and the method as described. `fidelity: official` and `fidelity: corrected` set all of them; a block of a suite may set single ones under `switches`.",
-    ]
-    for name, switch in config.switches().items():
+        cells = [(f"`{row.task}`", row.title, *row.cells[1:8]) for row in rows]
         parts += [
-            f"## {name}",
-            _text(switch.doc),
-            f"Official: `{switch.official}`. Corrected: `{switch.corrected}`. Values: {', '.join(f'`{one}`' for one in switch.choices)}.",
+            f"## {data}",
+            _table(("Task", "Title", "K", "C", "A round", "Rounds", "Model", "Shift", "Partition"), cells),
         ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
-def _data_sets() -> str:
-    rows = [
-        (f"`{name}`", _text(one.title), "yes" if one.exact else "no", _text(one.note))
-        for name, one in config.data_lock().items()
-    ]
-    return (
-        "# Data sets\n\nThe entries of `config/data.lock`. An inexact data set is a lossy or partial copy; the report marks it.\n\n"
-        + _table(("Name", "Title", "Exact", "Note"), rows)
-        + "\n"
-    )
+def of_suites() -> str:
+    """Every suite of config/suites."""
+    found = map(config.suite, config.names("suites"))
+    return _table(("Suite", "Title", "About"), [(f"`{one.name}`", _text(one.title), _text(one.about)) for one in found])
+
+
+def of_switches() -> str:
+    """A section for each row of config/fidelity.yaml."""
+
+    def section(name: str, one: Switch) -> str:
+        values = f"Official: {_code(one.official)}. Corrected: {_code(one.corrected)}."
+        return f"## {name}\n\n{_text(one.doc)}\n\n{values} Values: {', '.join(map(_code, one.choices))}."
+
+    return "\n\n".join(section(*item) for item in config.switches().items())
+
+
+def of_data_sets() -> str:
+    """The entries of config/data.lock."""
+    found = config.data_lock().items()
+    rows = [(f"`{name}`", _text(one.title), "yes" if one.exact else "no", _text(one.note)) for name, one in found]
+    return _table(("Name", "Title", "Exact", "Note"), rows)
 
 
 # ------------------------------------------------------------------------------------------------ text
 
 
-def _table(heads: tuple[str, ...], rows: list[Any]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (heads, ("---",) * len(heads), *rows))
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:].rstrip('.')}."
+
+
+def _code(value: object) -> str:
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`" if value != "" else "empty"
 
 
 def _text(words: str) -> str:
@@ -354,14 +261,13 @@ def _text(words: str) -> str:
     return re.sub(r"\s+", " ", words).replace("<", "&lt;").replace("|", "\\|").replace("*", "\\*").strip()
 
 
-def _paragraphs(docstring: str | None) -> list[str]:
-    return [_text(part) for part in (docstring or "").split("\n\n") if part]
-
-
-def _sentence(text: str | None) -> str:
-    return _text(f"{(text or '')[:1].upper()}{(text or '')[1:]}.")
-
+TABLES: dict[str, Callable[..., str]] = {
+    "keys": of_keys, "models": of_models, "commands": of_commands, "methods": of_methods,
+    "common_parameters": lambda: _parameters(dict(common())), "tasks": of_tasks, "suites": of_suites,
+    "switches": of_switches, "data_sets": of_data_sets,
+}  # fmt: skip
 
 if __name__ == "__main__":
-    pages()
-    print("\n".join(missing) or "every key and option has a description", file=sys.stdout)
+    for page in sorted(REFERENCE.glob("*.md")):
+        on_page_markdown(page.read_text(encoding="utf-8"))
+    print("\n".join(undocumented) or "every key and option has a description")
