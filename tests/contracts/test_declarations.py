@@ -15,7 +15,7 @@ from federations import CPU, VARIANTS
 from floral.config import catalogue, paths, reading
 from floral.config.reading import ConfigError
 from floral.config.run import Run
-from floral.config.schema.data import Synthetic
+from floral.config.schema.data import CustomData, Synthetic
 from floral.config.schema.method import MethodFile
 from floral.config.schema.task import Task
 from floral.config.suites import suite_runs
@@ -101,7 +101,7 @@ def test_every_variant_does_each_task_or_refuses_with_a_reason(variant):
     for name, fidelity in itertools.product(catalogue.names("tasks"), ("corrected", "official")):
         task = catalogue.task(name)
         run = Run(task=task, variant=catalogue.variant(variant), seed=0, fidelity=catalogue.fidelity(fidelity))
-        if task.noop:
+        if task.noop or isinstance(task.data, CustomData):  # the shape and classes of custom data are in their files
             continue
         shape = f"{task.model} {task.data} {task.clusters} {fidelity}"
         if shape in models:
