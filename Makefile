@@ -56,8 +56,8 @@ check: $(INSTALLED) ## style, types, direction of imports, workflow
 	$(LOCAL) $(BIN)/pytest tests/workflow/test_lint.py
 
 docs: $(INSTALLED) ## build the documentation into site/; a broken link or anchor is an error
-	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
-	@echo "The documentation: site/index.html"
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+	@echo "The documentation: site/index.html (its search needs a server: $(BIN)/mkdocs serve)"
 
 bench: $(INSTALLED) ## what a round costs, beside bare PyTorch: 6 minutes, with nothing else running
 	$(BIN)/floral bench report
