@@ -23,12 +23,13 @@ import annotated_types as limits
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from floral import config, schema
-from floral.cli import _parser
-from floral.schema import Parameter, Switch
-from floral.stages import methods, tasks
-from floral.stages.plan import Settings
-from floral.stages.slurm import Slurm
+from floral.cli import methods, tasks
+from floral.cli.main import _parser
+from floral.config import catalogue, data_sets, paths
+from floral.config.schema import data, method, partition, shift, suite, task, tuning
+from floral.config.schema.method import Parameter
+from floral.config.schema.suite import Switch
+from floral.config.settings import Settings, Slurm
 
 REFERENCE = Path(__file__).parent / "reference"
 PLACE = re.compile(r"^<!-- table: (\w+) ?(\w*) -->$", re.MULTILINE)
@@ -61,7 +62,10 @@ def of_keys(name: str) -> str:
 
 
 def _schema(name: str) -> type[BaseModel]:
-    return {"Settings": Settings, "Slurm": Slurm}.get(name) or getattr(schema, name)
+    classes = {"Settings": Settings, "Slurm": Slurm}
+    for module in (data, method, partition, shift, suite, task, tuning):
+        classes |= vars(module)
+    return classes[name]
 
 
 def _attribute_docs(model: type[BaseModel]) -> dict[str, str]:
@@ -78,7 +82,7 @@ def _attribute_docs(model: type[BaseModel]) -> dict[str, str]:
 def _comments(model: type[BaseModel]) -> dict[str, str]:
     """key → its comment in config/config.yaml, which documents the settings where they are changed."""
     indent = {Settings: "", Slurm: "  "}.get(model)
-    text = (config.CONFIG / "config.yaml").read_text(encoding="utf-8")
+    text = (paths.CONFIG_FOLDER / "config.yaml").read_text(encoding="utf-8")
     return {} if indent is None else dict(re.findall(rf"^{indent}(\w+):.*?# +(.+)$", text, re.MULTILINE))
 
 
@@ -125,8 +129,8 @@ def _links() -> dict[str, str]:
 def of_models() -> str:
     """The kinds of models and what a task may set of them."""
     rows = []
-    for kind in config.plugins("models"):
-        fields = config.model_options(kind).model_fields.items()
+    for kind in catalogue.plugins("models"):
+        fields = catalogue.model_options(kind).model_fields.items()
         said = [f"`{key}`: {_type(f.annotation)}{', required' if f.is_required() else ''}" for key, f in fields]
         rows.append((f"`{kind}`", "; ".join(said)))
     return _table(("Kind", "Arguments"), rows)
@@ -185,14 +189,14 @@ def of_methods() -> str:
                 *[f"needs batch norm ({row.refusal})"] * bool(row.refusal),
             ]
             parts += [f"### `{row.variant}`: {row.title}", *map(_text, row.what), _text("; ".join(facts)) + "."]
-            if (method := config.variant(row.variant).method) not in shown:
-                own = {key: one for key, one in config.method_file(method).parameters.items() if key not in common()}
+            if (method := catalogue.variant(row.variant).method) not in shown:
+                own = {key: one for key, one in catalogue.method_file(method).parameters.items() if key not in common()}
                 parts += [f"Parameters of `{method}`:", _parameters(own)] if own else []
             shown.add(method)
     return "\n\n".join(parts)
 
 
-common: Callable[[], dict[str, Parameter]] = config.common_parameters
+common: Callable[[], dict[str, Parameter]] = catalogue.common_parameters
 
 
 def _parameters(found: dict[str, Parameter]) -> str:
@@ -209,10 +213,10 @@ def _parameters(found: dict[str, Parameter]) -> str:
 def of_tasks() -> str:
     """Every task by data set."""
     parts = []
-    for data, rows in itertools.groupby(tasks.rows(Path("results")), key=lambda row: row.data):
+    for data_set, rows in itertools.groupby(tasks.rows(Path("results")), key=lambda row: row.data):
         cells = [(f"`{row.task}`", row.title, *row.cells[1:8]) for row in rows]
         parts += [
-            f"## {data}",
+            f"## {data_set}",
             _table(("Task", "Title", "K", "C", "A round", "Rounds", "Model", "Shift", "Partition"), cells),
         ]
     return "\n\n".join(parts)
@@ -220,7 +224,7 @@ def of_tasks() -> str:
 
 def of_suites() -> str:
     """Every suite of config/suites."""
-    found = map(config.suite, config.names("suites"))
+    found = map(catalogue.suite, catalogue.names("suites"))
     return _table(("Suite", "Title", "About"), [(f"`{one.name}`", _text(one.title), _text(one.about)) for one in found])
 
 
@@ -231,12 +235,12 @@ def of_switches() -> str:
         values = f"Official: {_code(one.official)}. Corrected: {_code(one.corrected)}."
         return f"## {name}\n\n{_text(one.doc)}\n\n{values} Values: {', '.join(map(_code, one.choices))}."
 
-    return "\n\n".join(section(*item) for item in config.switches().items())
+    return "\n\n".join(section(*item) for item in catalogue.switches().items())
 
 
 def of_data_sets() -> str:
     """The entries of config/data.lock."""
-    found = config.data_lock().items()
+    found = data_sets.data_lock().items()
     rows = [(f"`{name}`", _text(one.title), "yes" if one.exact else "no", _text(one.note)) for name, one in found]
     return _table(("Name", "Title", "Exact", "Note"), rows)
 

@@ -13,11 +13,12 @@ import yaml
 from pages import BLOCKS, FILES, PAGES, Block, inline, prose
 from projects import ROOT
 
-from floral import config, reading
-from floral.cli import _parser
-from floral.config import ConfigError
-from floral.schema import SearchFile, Task
-from floral.stages import plan
+from floral.cli.main import _parser
+from floral.config import catalogue, data_sets, paths, reading
+from floral.config.reading import ConfigError
+from floral.config.schema.task import Task
+from floral.config.schema.tuning import SearchFile
+from floral.config.settings import read_settings
 
 LANGUAGES = {"bash", "yaml", "python", "text", "bibtex"}
 OTHERS = {
@@ -82,7 +83,7 @@ def test_commands_in_sentences_exist(page: Path) -> None:
 def test_files_in_sentences_exist(page: Path) -> None:
     """Paths of the project; one with capitals, a star or a comma stands for several."""
     for code in inline(page):
-        if re.fullmatch(r"(config|docs|tests|workflow|reports/(reference|template))/[\w./+-]*", code):
+        if re.fullmatch(r"(config|docs|floral|tests|workflow|reports/(reference|template))/[\w./+-]*", code):
             made = code in FILES or re.search(r"[A-Z]{2}", code)
             assert made or (ROOT / code).exists(), f"{page.name}: {code}"
 
@@ -107,7 +108,7 @@ def test_keys_in_sentences_are_valid(page: Path) -> None:
 def check_piece(values: dict[str, object]) -> None:
     """Keys of a task, which must fit a usual one, or of a search space."""
     if values.keys() <= Task.model_fields.keys():
-        base = reading.read(config.CONFIG / "tasks" / "digits_rotate.yaml")
+        base = reading.read(paths.CONFIG_FOLDER / "tasks" / "digits_rotate.yaml")
         if (values.get("partition") or {}).get("kind") == "natural" or isinstance(values.get("data"), dict):
             base["shift"] = {"kind": "none"}
         reading.parse(Task, {**base, **values, "name": "piece"}, "piece")
@@ -149,7 +150,7 @@ def check_floral(words: list[str]) -> None:
         exist(kind, told.get(kind))
         exist(kind, told.get(f"{kind}s"))
     if told["command"] == "fetch":
-        assert told["data"] in {*config.data_lock(), *names("task")}
+        assert told["data"] in {*data_sets.data_lock(), *names("task")}
 
 
 def check_make(words: list[str]) -> None:
@@ -171,7 +172,7 @@ def check_snakemake(words: list[str]) -> None:
     assert set(told.targets) <= RULES, told.targets
     given = {key: yaml.safe_load(value) for key, value in (one.split("=", 1) for one in told.config)}
     try:
-        settings = plan.settings({**reading.read(config.CONFIG / "config.yaml"), **given})
+        settings = read_settings({**reading.read(paths.CONFIG_FOLDER / "config.yaml"), **given})
     except ConfigError as error:
         pytest.fail(str(error))
     for kind, asked in (("suite", settings.suite), ("task", settings.tasks), ("variant", settings.variants)):
@@ -188,6 +189,6 @@ def names(kind: str) -> set[str]:
     """Those of config/ and of the files that the pages define."""
     if kind == "variant":
         defined = [yaml.safe_load(one.text) for title, one in FILES.items() if title.startswith("config/methods/")]
-        return {*config.variant_index(), *(variant for values in defined for variant in values["variants"])}
+        return {*catalogue.variant_index(), *(variant for values in defined for variant in values["variants"])}
     folder = f"config/{kind}s/"
-    return {*config.names(f"{kind}s"), *(Path(title).stem for title in FILES if title.startswith(folder))}
+    return {*catalogue.names(f"{kind}s"), *(Path(title).stem for title in FILES if title.startswith(folder))}

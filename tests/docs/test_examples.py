@@ -12,11 +12,6 @@ from pages import FILES
 from projects import ROOT, Project
 
 SUITES = sorted(Path(title).stem for title in FILES if title.startswith("config/suites/"))
-MOVED = {} if (ROOT / "floral" / "core").exists() else {
-    "floral.core.spec": "floral.spec", "floral.core.streams": "floral.streams", "floral.toolkit.parts": "floral.parts",
-    "noise=model.noise": "draws=model.draws",
-}  # fmt: skip
-"""Names that the pages use already and the code has not yet."""
 
 
 @pytest.fixture(scope="session")
@@ -26,8 +21,6 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Project:
     shutil.copytree(ROOT / "floral", project.folder / "floral", ignore=shutil.ignore_patterns("__pycache__"))
     for title, block in FILES.items():
         path, text = project.folder / title, block.text
-        for new, old in MOVED.items():
-            text = text.replace(new, old)
         if title.startswith("config/suites/"):  # two rounds of one seed
             path.with_stem(f"short_{path.stem}").write_text(
                 re.sub(r"seeds: \[.*?\]", "seeds: [0], task: {rounds: 2}", text)

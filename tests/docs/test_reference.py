@@ -14,7 +14,8 @@ import polars as pl
 import pytest
 from projects import ROOT
 
-from floral.stages import record, written
+from floral.runs import layout
+from floral.stages import record
 
 PAGE = (ROOT / "docs/reference/run-files.md").read_text(encoding="utf-8")
 LONGEST = 150
@@ -62,7 +63,7 @@ def test_a_run_has_the_columns_that_are_described() -> None:
         }
         records = {one: json.loads(runs.read(f"{folder}{one}.json")) for one in ("summary", "costs")}
     columns = {one: {key: kind(value) for key, value in table.schema.items()} for one, table in tables.items()}
-    columns |= {"metrics": {key: str(kind()) for key, kind in written.METRICS.items()}}
+    columns |= {"metrics": {key: str(kind()) for key, kind in layout.METRICS.items()}}
     columns |= {
         "routes": {key: str(kind if isinstance(kind, pl.DataType) else kind()) for key, kind in record.ROUTES.items()}
     }
