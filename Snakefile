@@ -1,7 +1,10 @@
-# The way of the data:  fetch → partition → (tune) → train → report
-#                                                        └→ track
-# One job per data set, partition, search (task × variant), run (task × variant × seed) and suite. What is asked for stands in
-# config/config.yaml; `--config suite=NAME` changes it for one call. Each rule is one call of the command `floral`.
+# The stages:  fetch → partition → (tune) → train → report
+#                                              └→ track
+# One job per data set, partition, search (task × variant), run (task × variant × seed) and suite. Each rule calls the
+# command `floral` once. config/config.yaml names the suites; `--config suite=NAME` names another one for one call.
+#
+# Profiles are in workflow/profiles. The links `local`, `gpu` and `slurm` beside this file are there because Snakemake
+# looks for `--profile local` in the working directory and in the user's configuration, and not in workflow/profiles.
 
 from snakemake.utils import min_version
 
@@ -22,7 +25,7 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/track.smk"
 
 
-# On a cluster these run where Snakemake runs: they need the network or take seconds. Training never does.
+# On a cluster these rules run where Snakemake runs: they need the network or take seconds. Training never runs there.
 localrules:
     all,
     fetch,
@@ -36,9 +39,9 @@ localrules:
 rule all:
     default_target: True
     input:
-        tuned_values_first,
-        [f"{RESULTS}/{folder}/done" for folder in RUNS],
-        expand(f"{RESULTS}/report/{{suite}}.complete", suite=SUITES),
-        expand(f"{REPORTS}/{{suite}}/index.html", suite=SUITES),
-        expand(f"{REPORTS}/{{suite}}/summary.parquet", suite=SUITES),
-        expand(f"{RESULTS}/track/{{suite}}.attached", suite=SUITES),
+        RULES.all_input,
+        [f"{RESULTS}/{folder}/done" for folder in WORK.runs],
+        expand(f"{RESULTS}/report/{{suite}}.complete", suite=WORK.suites),
+        expand(f"{REPORTS}/{{suite}}/index.html", suite=WORK.suites),
+        expand(f"{REPORTS}/{{suite}}/summary.parquet", suite=WORK.suites),
+        expand(f"{RESULTS}/track/{{suite}}.attached", suite=WORK.suites),

@@ -4,6 +4,6 @@ rule fetch:
     log:
         f"{RESULTS}/logs/fetch/{{data}}.log",
     params:
-        job=fetch_job,
+        data=never_a_reason_to_rerun(RULES.fetch_options),
     shell:
-        "floral --log {log} fetch {params.job}"
+        "floral --log {log} fetch {params.data}"

@@ -1,11 +1,11 @@
 rule partition:
     input:
-        data_of,
+        RULES.partition_input,
     output:
         table=f"{RESULTS}/partition/{{task}}/seed{{seed}}-{{hash8}}/partition.parquet",
     log:
         f"{RESULTS}/logs/partition/{{task}}/seed{{seed}}-{{hash8}}.log",
     params:
-        job=partition_job,
+        partition=never_a_reason_to_rerun(RULES.partition_options),
     shell:
-        "floral --log {log} partition {params.job}"
+        "floral --log {log} partition {params.partition}"

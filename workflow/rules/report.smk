@@ -1,8 +1,8 @@
-# update(): the last good page stays until the new one replaces it. `complete` is missing after a partial report, so
-# that the next call makes a whole one.
+# update() keeps the last good page until the new one replaces it. A partial report removes `complete`, so that the next
+# call builds the whole report.
 rule report:
     input:
-        runs_of,
+        RULES.report_input,
     output:
         update(f"{REPORTS}/{{suite}}/index.html"),
         update(f"{REPORTS}/{{suite}}/summary.parquet"),
@@ -11,7 +11,7 @@ rule report:
         f"{RESULTS}/logs/report/{{suite}}.log",
     params:
         version=floral.__version__,
-        runs=lambda wildcards: [str(run.folder) for run in SUITES[wildcards.suite]],
-        reported=reported,
+        runs=RULES.run_folders,
+        options=never_a_reason_to_rerun(RULES.report_options),
     shell:
-        "floral --log {log} report {wildcards.suite} {params.reported}"
+        "floral --log {log} report {wildcards.suite} {params.options}"

@@ -1,6 +1,7 @@
-# Views of the run folders in MLflow; none of this holds up the report.
+# Views of the run folders in MLflow. The report does not wait for them.
 #
-# Two processes that open a missing database at once crash in its migration: it is made before any suite is tracked.
+# The database is created once, before any suite is tracked: two processes that open a missing database at once crash in
+# its migration.
 rule store:
     output:
         touch(f"{RESULTS}/track/store"),
@@ -14,7 +15,7 @@ rule store:
 
 rule track:
     input:
-        runs_of,
+        RULES.report_input,
         store=ancient(f"{RESULTS}/track/store"),
     output:
         f"{RESULTS}/track/{{suite}}.json",
@@ -22,11 +23,11 @@ rule track:
         f"{RESULTS}/logs/track/{{suite}}.log",
     params:
         version=floral.__version__,
-        runs=lambda wildcards: [str(run.folder) for run in SUITES[wildcards.suite]],
+        runs=RULES.run_folders,
         uri=SETTINGS.tracking_uri,
-        narrowing=narrowing,
+        options=never_a_reason_to_rerun(RULES.track_options),
     shell:
-        "floral --log {log} track {wildcards.suite} {params.narrowing}"
+        "floral --log {log} track {wildcards.suite} {params.options}"
 
 
 rule attach:

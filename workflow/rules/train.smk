@@ -1,19 +1,20 @@
-# `done` is the only declared output, for Snakemake deletes those before it runs a job: the run itself must survive.
+# `done` is the only declared output. Snakemake deletes declared outputs before it starts a job, and the other files of a
+# run must survive: the run continues from its checkpoint.
 rule train:
     input:
-        ancient(partition_of),
+        ancient(RULES.train_input),
     output:
         done=f"{RESULTS}/train/{{task}}/{{variant}}/seed{{seed}}-{{hash8}}/done",
     log:
         f"{RESULTS}/train/{{task}}/{{variant}}/seed{{seed}}-{{hash8}}/log.txt",
     group:
-        group_of
+        train_group
     threads: 1
     resources:
-        **TRAINING,
+        **TRAIN_RESOURCES,
     params:
-        job=train_job,
-        execution=execution,
-        training=training,
+        run=never_a_reason_to_rerun(RULES.train_options),
+        execution=never_a_reason_to_rerun(RULES.execution_options),
+        precision=never_a_reason_to_rerun(RULES.precision_options),
     shell:
-        "floral train {params.job} {params.execution} {params.training}"
+        "floral train {params.run} {params.execution} {params.precision}"

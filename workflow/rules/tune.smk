@@ -1,30 +1,30 @@
-# One job per task and variant; `done` is the only declared output, as in rule train: finished trials must survive.
+# One job per task and variant. `done` is the only declared output, as in rule train: finished trials must survive.
 rule tune:
     input:
-        ancient(partitions_of_search),
+        ancient(RULES.tune_input),
     output:
         done=f"{RESULTS}/tune/{{task}}/{{variant}}/{{hash8}}/done",
     log:
         f"{RESULTS}/logs/tune/{{task}}/{{variant}}-{{hash8}}.log",
     threads: 1
     resources:
-        **SEARCHING,
+        **TUNE_RESOURCES,
     params:
-        job=tune_job,
-        execution=execution,
+        search=never_a_reason_to_rerun(RULES.tune_options),
+        execution=never_a_reason_to_rerun(RULES.execution_options),
     shell:
-        "floral --log {log} tune {params.job} {params.execution}"
+        "floral --log {log} tune {params.search} {params.execution}"
 
 
-# The target that tunes: `snakemake --profile local tuned --config suite=NAME`. It has no output, for what it writes is
-# committed: config/tuned/*.yaml is read before any job is planned, as every other value is.
+# The target that tunes: `snakemake --profile local tuned --config suite=NAME`. It has no output in the results: it writes
+# config/tuned/*.yaml, which is committed and read before any job is planned.
 rule tuned:
     input:
-        searches_to_write,
+        RULES.tuned_input,
     log:
         f"{RESULTS}/logs/tune/write.log",
     localrule: True
     params:
-        job=write_job,
+        suites=RULES.tuned_options,
     shell:
-        "floral --log {log} tune --write {params.job}"
+        "floral --log {log} tune --write {params.suites}"

@@ -1,0 +1,74 @@
+"""What each job requests of a cluster: memory, time, place, and whether it shares a job with other short runs."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from floral.cluster import slurm
+from floral.stages import plan
+from floral.workflow.rules import Rules
+
+
+class Requests:
+    """Requests of `train` and `tune` jobs. SLURM's executor reads them; others read mem_mb, runtime and gpu too.
+
+    `submits` is whether jobs go to a cluster.
+    """
+
+    def __init__(self, rules: Rules, submits: bool) -> None:
+        self.rules, self.submits, self.slurm = rules, submits, rules.settings.slurm
+
+    @property
+    def train(self) -> dict[str, Any]:
+        """Resources of the rule `train`."""
+        return self._place | {
+            "mem_mb": self.memory,
+            "runtime": self.minutes,
+            "slurm_extra": f"--signal=USR1@{slurm.WARNING}",
+        }
+
+    @property
+    def tune(self) -> dict[str, Any]:
+        """Resources of the rule `tune`.
+
+        A search has no expected time, so it requests the whole walltime. Its finished trials survive a walltime that
+        was too short.
+        """
+        return self._place | {"mem_mb": self.slurm.memory, "runtime": self.slurm.walltime}
+
+    def memory(self, wildcards: Any) -> int:
+        """Memory of a run's next job, in MB."""
+        folder, cost = self._run(wildcards)
+        return slurm.memory(self.rules.results / folder, self.slurm, cost.memory)
+
+    def minutes(self, wildcards: Any) -> int:
+        """Walltime of a run's next job, in minutes."""
+        folder, cost = self._run(wildcards)
+        return slurm.minutes(self.rules.results / folder, self.slurm, cost.seconds)
+
+    def group(self, wildcards: Any) -> str | None:
+        """The group of runs that share a job: "short", or None for a job of the run's own.
+
+        It depends on configuration values only, so that Snakemake gets the same answer within a job as outside.
+        """
+        _, run = self.rules.run(wildcards)
+        short = plan.rough_seconds(run) <= self.slurm.short and not self.slurm.gpu
+        return "short" if self.submits and short else None
+
+    @property
+    def _place(self) -> dict[str, Any]:
+        """Partition, account and GPU, where the configuration names them."""
+        place: dict[str, Any] = {"slurm_partition": self.slurm.partition, "slurm_account": self.slurm.account}
+        if self.submits and self.slurm.gpu:
+            place |= {"gpu": self.slurm.gpu, "gpu_model": self.slurm.gpu_model}
+        return {name: value for name, value in place.items() if value}
+
+    def _run(self, wildcards: Any) -> tuple[Path, plan.Cost]:
+        _, run = self.rules.run(wildcards)
+        return run.folder, self._costs[run.folder]
+
+    @cached_property
+    def _costs(self) -> dict[Path, plan.Cost]:
+        return plan.costs([run for _, run in self.rules.work.runs.values()], self.rules.results)

@@ -1,0 +1,137 @@
+"""Input files and command-line options of the rules in workflow/rules, from the wildcards of a job.
+
+A method that returns the input of a rule is named `<rule>_input`; one that returns options of `floral` is named
+`<rule>_options`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from floral.config.data_sets import CUSTOM_PREFIX
+from floral.config.reading import ConfigError
+from floral.config.run import Run
+from floral.config.tuned import Search
+from floral.workflow.work import Work
+
+
+class Rules:
+    """The inputs and options of all rules, for the runs, searches and partitions of `work`."""
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.settings, self.results = work, work.settings, work.settings.results
+
+    # ------------------------------------------------------------------------------------ what a job makes
+
+    def run(self, wildcards: Any) -> tuple[str, Run]:
+        """The suite and the run of a `train` job."""
+        folder = f"train/{wildcards.task}/{wildcards.variant}/seed{wildcards.seed}-{wildcards.hash8}"
+        return self.work.runs[folder]
+
+    def partition(self, wildcards: Any) -> tuple[str, Run]:
+        """The suite and a run of a `partition` job."""
+        return self.work.partitions[f"partition/{wildcards.task}/seed{wildcards.seed}-{wildcards.hash8}"]
+
+    def search(self, wildcards: Any) -> tuple[str, Search]:
+        """The suite and the search of a `tune` job."""
+        return self.work.searches[f"tune/{wildcards.task}/{wildcards.variant}/{wildcards.hash8}"]
+
+    # ------------------------------------------------------------------------------------ inputs
+
+    def all_input(self, wildcards: Any) -> list[str]:
+        """No file. Raises Untuned while tuned values are missing."""
+        del wildcards
+        if self.work.untuned is not None:
+            raise self.work.untuned
+        return []
+
+    def partition_input(self, wildcards: Any) -> list[str]:
+        """The manifest of the data set; synthetic data have none."""
+        data = self.partition(wildcards)[1].partition.data
+        return [f"{self.results}/data/{data}/card.json"] if isinstance(data, str) else []
+
+    def tune_input(self, wildcards: Any) -> list[str]:
+        """The partitions of all tuning seeds."""
+        _, search = self.search(wildcards)
+        return [self._table(trial) for trial in search.references()]
+
+    def tuned_input(self, wildcards: Any) -> list[str]:
+        """The finished searches. Raises ConfigError where there is nothing to tune."""
+        del wildcards
+        if not self.work.searches:
+            names = ", ".join(self.settings.suite)
+            raise ConfigError(f"{names}: nothing to tune: no block says `tuned: true`, or all values are committed")
+        return [f"{self.results}/{folder}/done" for folder in self.work.searches]
+
+    def train_input(self, wildcards: Any) -> list[str]:
+        """The partition that the run reads."""
+        _, run = self.run(wildcards)
+        return [] if run.task.noop else [self._table(run)]
+
+    def report_input(self, wildcards: Any) -> list[str]:
+        """The finished runs of a suite."""
+        return [f"{self.results}/{folder}/done" for folder in self.run_folders(wildcards)]
+
+    def _table(self, run: Run) -> str:
+        return f"{self.results}/{run.partition.folder}/partition.parquet"
+
+    # ------------------------------------------------------------------------------------ options
+
+    def fetch_options(self, wildcards: Any) -> str:
+        """The data set; for custom data also a suite whose task declares them."""
+        data = wildcards.data
+        if not data.startswith(CUSTOM_PREFIX):
+            return data
+        suite = next(suite for suite, run in self.work.partitions.values() if run.partition.data == data)
+        return f"{data} --suite {suite}"
+
+    def partition_options(self, wildcards: Any) -> str:
+        """The suite, task, seed and hash of a partition."""
+        suite, run = self.partition(wildcards)
+        return f"--suite {suite} --task {run.task.name} --seed {run.seed} --expect {wildcards.hash8}"
+
+    def tune_options(self, wildcards: Any) -> str:
+        """The suite, task and variant of a search."""
+        suite, search = self.search(wildcards)
+        return f"{suite} --tasks {search.task.name} --variants {search.variant.name}"
+
+    def tuned_options(self, wildcards: Any) -> str:
+        """The suites whose tuned values are written."""
+        del wildcards
+        suites = dict.fromkeys(suite for suite, _ in self.work.searches.values())
+        return f"{' '.join(suites)} {self._narrowing('tasks', 'variants')}"
+
+    def train_options(self, wildcards: Any) -> str:
+        """The suite, task, variant, seed and hash of a run."""
+        suite, run = self.run(wildcards)
+        names = f"--suite {suite} --task {run.task.name} --variant {run.variant.name} --seed {run.seed}"
+        return f"{names} --expect {run.hash8}"
+
+    def report_options(self, wildcards: Any = None) -> str:
+        """The runs of a report, and whether runs without data are left out."""
+        return self.track_options(wildcards) + (" --allow-missing" if self.settings.allow_missing else "")
+
+    def track_options(self, wildcards: Any = None) -> str:
+        """The tasks, variants and seeds to which config.yaml or `--config` narrows the suites."""
+        del wildcards
+        return self._narrowing("tasks", "variants", "seeds")
+
+    def run_folders(self, wildcards: Any) -> list[str]:
+        """The folders of a suite's runs."""
+        return [str(run.folder) for run in self.work.suites[wildcards.suite]]
+
+    def execution_options(self, wildcards: Any, threads: int, resources: Any) -> str:
+        """Options that change the speed of a run and not its results. A job with a GPU uses it."""
+        del wildcards
+        device = "cuda" if resources.get("gpu") else self.settings.device
+        where = f"--device {device} --runs-per-gpu {self.settings.runs_per_gpu}"
+        return f"{where} --backend {self.settings.backend} --threads {threads}"
+
+    def precision_options(self, wildcards: Any) -> str:
+        """Options of runs, but not of searches: those compute in single precision, and are short."""
+        del wildcards
+        return f"--precision {self.settings.precision} --checkpoint-seconds {self.settings.checkpoint_seconds:g}"
+
+    def _narrowing(self, *axes: str) -> str:
+        values = {axis: self.settings.narrowing[axis] for axis in axes}
+        return " ".join(f"--{axis} {' '.join(map(str, names))}" for axis, names in values.items() if names is not None)

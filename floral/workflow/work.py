@@ -1,0 +1,97 @@
+"""The runs, searches and partitions of one Snakemake call, checked before any job starts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from floral.config.run import Run
+from floral.config.settings import Settings, read_settings
+from floral.config.tuned import Search, Untuned
+from floral.core.units import run_count
+from floral.runs import missing_data, reference
+from floral.runs.state import is_finished
+from floral.stages import check_data, fetch_missing
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything that a Snakemake call makes. Runs whose data are missing are left out under `allow_missing`."""
+
+    settings: Settings
+    suites: Mapping[str, list[Run]]
+    """suite → its runs"""
+    searches: Mapping[str, tuple[str, Search]]
+    """folder of a search below the results → suite and search"""
+    untuned: Untuned | None = None
+    """The error that names the tuned values that the suites lack. Then `suites` is empty, and only tuning can start."""
+    missing: tuple[str, ...] = ()
+    """One line for each reason why runs were left out."""
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any], main_process: bool, dry_run: bool) -> Work:
+        """Resolve Snakemake's `config`, and check it against the data.
+
+        Only the main process restores runs from the reference results and downloads data: a job may have no network.
+
+        Raises:
+            ConfigError: a value of the configuration is wrong, or does not fit the data, or no run is left.
+        """
+        settings = read_settings(config)
+        searches: Mapping[str, tuple[str, Search]] = settings.searches()
+        suites: Mapping[str, list[Run]] = {}
+        untuned, missing = None, []
+        try:
+            suites = settings.runs()
+        except Untuned as error:  # raised later, so that the call that tunes can start
+            untuned = error
+        if main_process:
+            _use_reference(suites, settings, dry_run)
+        if settings.allow_missing:
+            if main_process:
+                tasks = missing_data.tasks(suites, searches)
+                fetch_missing.try_to_fetch(tasks, settings.results, settings.data_dir)
+            suites, searches, missing = missing_data.leave_out(suites, searches, settings.results)
+        if main_process:
+            check_data.check(missing_data.tasks(suites, searches), settings.results)
+        return cls(settings, suites, searches, untuned, tuple(missing))
+
+    @cached_property
+    def runs(self) -> dict[str, tuple[str, Run]]:
+        """Folder of a run → suite and run; a run that two suites share belongs to the first."""
+        return {str(run.folder): (suite, run) for suite in reversed(list(self.suites)) for run in self.suites[suite]}
+
+    @cached_property
+    def partitions(self) -> dict[str, tuple[str, Run]]:
+        """Folder of a partition → suite and one of the runs or trials that read it."""
+        trials = [(suite, trial) for suite, search in self.searches.values() for trial in search.references()]
+        return {str(run.partition.folder): (suite, run) for suite, run in [*self.runs.values(), *trials]}
+
+    @property
+    def unfinished_runs(self) -> list[Run]:
+        """The runs without a result."""
+        return [run for _, run in self.runs.values() if not is_finished(self.settings.results / run.folder)]
+
+    @property
+    def unfinished_suites(self) -> dict[str, list[Run]]:
+        """The suites with at least one run without a result, with all their runs."""
+        unfinished = {run.folder for run in self.unfinished_runs}
+        return {name: runs for name, runs in self.suites.items() if unfinished & {run.folder for run in runs}}
+
+
+def _use_reference(suites: Mapping[str, list[Run]], settings: Settings, dry_run: bool) -> None:
+    """Restore finished runs from reports/reference; with `reuse: false`, remove the runs that were restored earlier.
+
+    A dry run changes no file, and only prints the number of these runs.
+    """
+    if settings.reuse:
+        verb, count, apply = "taken from", reference.available, reference.restore
+    else:
+        verb, count, apply = "made anew and not taken from", reference.taken, reference.forget
+    runs = (count if dry_run else apply)(suites, settings.results)
+    if runs:
+        note = " (not in a dry run, which changes nothing and lists the results as they are)" if dry_run else ""
+        print(f"{run_count(len(runs))} {verb} {reference.REFERENCE}{note}", file=sys.stderr)

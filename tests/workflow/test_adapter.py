@@ -1,0 +1,275 @@
+"""Each change of Snakemake's own behaviour, alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from projects import ROOT
+from snakemake.common import get_function_params
+from snakemake.exceptions import WorkflowError
+from snakemake.logging import LogEvent
+from snakemake.rules import Rule
+from snakemake.scheduling.job_scheduler import JobScheduler
+from snakemake.settings.types import ExecutionSettings
+from snakemake_interface_executor_plugins.settings import CommonSettings
+
+from floral.cluster import slurm, warm_start
+from floral.config.reading import ConfigError
+from floral.config.settings import Settings
+from floral.config.suites import suite_runs
+from floral.workflow import adapter
+from floral.workflow.rules import Rules
+from floral.workflow.work import Work
+
+
+@pytest.fixture(autouse=True)
+def outside_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+
+
+@pytest.fixture
+def within_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+
+
+@pytest.fixture
+def logger() -> logging.Logger:
+    return logging.Logger("snakemake")
+
+
+@pytest.fixture
+def messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> adapter.Messages:
+    """Of a suite of three runs, none of which is finished."""
+    monkeypatch.chdir(ROOT)
+    runs = suite_runs("quickstart", tasks=["digits_rotate"], variants=["fedavg"])
+    settings = Settings(suite=("quickstart",), seeds=(0, 1, 2), results=tmp_path)
+    return adapter.Messages(Rules(Work(settings, {"quickstart": runs}, {}, missing=("data missing: mnist",))))
+
+
+def call(executor: str, **attributes: Any) -> SimpleNamespace:
+    """A stand-in for Snakemake's `workflow`."""
+    plugin = SimpleNamespace(name=executor, common_settings=SimpleNamespace(pass_group_args=False))
+    scheduler = SimpleNamespace(job_rate_limiter="10 jobs per second")
+    return SimpleNamespace(executor_plugin=plugin, scheduler=scheduler, nodes=None, cores=2, **attributes)
+
+
+def record(message: str, event: LogEvent | None = None) -> logging.LogRecord:
+    made = logging.LogRecord("snakemake", logging.INFO, "", 0, message, None, None)
+    made.event = event
+    return made
+
+
+# ------------------------------------------------------------------------------------ provenance
+
+
+def test_snakemake_does_not_compare_a_hidden_parameter() -> None:
+    def options(wildcards: Any) -> str:
+        return f"--suite {wildcards}"
+
+    hidden = adapter.never_a_reason_to_rerun(options)
+    assert not Rule._is_deriving_function(options) and Rule._is_deriving_function(hidden)
+    assert hidden("tiny", output=["results/…/done"]) == "--suite tiny"
+
+
+def test_a_hidden_parameter_gets_the_arguments_of_its_function_and_no_others() -> None:
+    """Snakemake works out the resources of every waiting job for a function that takes `resources`."""
+
+    def execution(wildcards: Any, threads: int, resources: dict[str, Any]) -> str:
+        return f"{wildcards} {threads} {resources['gpu']}"
+
+    hidden = adapter.never_a_reason_to_rerun(execution)
+    assert hidden("run", output=[], threads=2, resources={"gpu": 1}) == "run 2 1"
+    assert set(get_function_params(hidden)) == {"wildcards", "threads", "resources", "output"}
+    assert set(get_function_params(adapter.never_a_reason_to_rerun(lambda wildcards: ""))) == {"wildcards", "output"}
+
+
+# ------------------------------------------------------------------------------------ log
+
+
+@pytest.mark.parametrize("line", adapter.SCHEDULER_LINES)
+def test_lines_of_the_scheduler_are_hidden(logger: logging.Logger, line: str) -> None:
+    adapter.hide_scheduler_lines(logger, submits=False)
+    assert not logger.filter(record(f"{line}…"))
+    assert logger.filter(record("Building DAG of jobs..."))
+
+
+@pytest.mark.parametrize("event", adapter.JOB_EVENTS)
+def test_the_start_of_a_job_is_hidden_only_where_jobs_are_submitted(logger: logging.Logger, event: LogEvent) -> None:
+    adapter.hide_scheduler_lines(logger, submits=False)
+    assert logger.filter(record("rule train:", event))
+    adapter.hide_scheduler_lines(logger, submits=True)
+    assert not logger.filter(record("rule train:", event))
+    assert logger.filter(record("Error in rule train:", LogEvent.JOB_ERROR))
+
+
+# ------------------------------------------------------------------------------------ within a job
+
+
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    handler = signal.getsignal(signal.SIGUSR1)
+    yield
+    signal.signal(signal.SIGUSR1, handler)
+
+
+def test_snakemake_within_a_job_survives_the_warning(usual_signals: None, within_a_job: None) -> None:
+    adapter.ignore_walltime_warning()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+
+
+def test_outside_of_a_job_the_signal_keeps_its_meaning(usual_signals: None) -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    adapter.ignore_walltime_warning()
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_runs_of_a_shared_job_go_on_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    workflow = SimpleNamespace(execution_settings=ExecutionSettings())
+    adapter.keep_going_within_job(workflow)
+    assert workflow.execution_settings.keep_going is False
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    adapter.keep_going_within_job(workflow)
+    assert workflow.execution_settings.keep_going is True
+
+
+def test_jobs_are_submitted_where_snakemake_counts_nodes() -> None:
+    assert adapter.submits_jobs(SimpleNamespace(resource_settings=SimpleNamespace(nodes=100)))
+    assert not adapter.submits_jobs(SimpleNamespace(resource_settings=SimpleNamespace(nodes=None)))
+
+
+# ------------------------------------------------------------------------------------ start
+
+
+def test_a_job_makes_the_runs_of_its_group_side_by_side() -> None:
+    settings = CommonSettings(non_local_exec=True, implies_no_shared_fs=False, job_deploy_sources=False)
+    assert settings.pass_group_args is False
+    adapter.run_group_in_parallel(SimpleNamespace(executor_plugin=SimpleNamespace(common_settings=settings)))
+    assert settings.pass_group_args is True
+
+
+def test_local_jobs_have_no_rate_limit() -> None:
+    """Snakemake's scheduler starts all free jobs where `job_rate_limiter` is None."""
+    workflow = call("local")
+    adapter.remove_rate_limit(workflow)
+    assert workflow.scheduler.job_rate_limiter is None
+    assert "job_rate_limiter" in JobScheduler.__init__.__code__.co_names
+
+
+def test_few_runs_start_without_a_warm_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm_start, "Warm", Warm)
+    assert adapter.warm_process(warm_start.WORTH - 1) is None
+    process = adapter.warm_process(warm_start.WORTH)
+    assert isinstance(process, Warm) and process.module == "floral.cli.start"
+
+
+def test_without_room_for_a_socket_runs_start_without_a_warm_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(module: str) -> Warm:
+        raise OSError("AF_UNIX path too long")
+
+    refuse.possible = lambda: True  # type: ignore[attr-defined]
+    monkeypatch.setattr(warm_start, "Warm", refuse)
+    assert adapter.warm_process(warm_start.WORTH) is None
+
+
+class Warm:
+    """A stand-in that starts no process."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+
+    @staticmethod
+    def possible() -> bool:
+        return True
+
+
+def test_the_start_on_this_machine_prints_the_estimate(
+    messages: adapter.Messages, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(warm_start, "WORTH", 3)
+    monkeypatch.setattr(warm_start, "Warm", Warm)
+    workflow = call("local")
+    messages.start(workflow)
+    assert "suite quickstart: 3 runs of 1 task and 1 variant: 0 finished, 3 to do" in capsys.readouterr().err
+    assert (messages.results / "plan/quickstart.json").exists()
+    assert workflow.scheduler.job_rate_limiter is None and isinstance(messages.warm, Warm)
+
+
+def test_the_start_within_a_job_leaves_snakemake_as_it_is(messages: adapter.Messages, within_a_job: None) -> None:
+    workflow = call("local")
+    messages.start(workflow)
+    assert workflow.scheduler.job_rate_limiter and messages.warm is None
+
+
+def test_the_start_on_a_cluster_checks_it_first(messages: adapter.Messages, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks: list[Any] = []
+    monkeypatch.setattr(slurm, "check", checks.append)
+    monkeypatch.setattr(slurm, "only_here", checks.append)
+    workflow = call("slurm")
+    messages.start(workflow)
+    assert checks == [messages.work.settings.slurm, messages.results]
+    assert workflow.executor_plugin.common_settings.pass_group_args is True
+    assert workflow.scheduler.job_rate_limiter and messages.warm is None
+
+
+def test_a_cluster_that_refuses_is_an_error_of_snakemake(
+    messages: adapter.Messages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Any) -> None:
+        raise ConfigError("slurm: partition: unknown partition 'gpu'")
+
+    monkeypatch.setattr(slurm, "check", refuse)
+    with pytest.raises(WorkflowError, match="unknown partition 'gpu'"):
+        messages.start(call("slurm"))
+    assert not (messages.results / "plan").exists()
+
+
+# ------------------------------------------------------------------------------------ end
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands that were called, and were not run."""
+    calls: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: calls.append(command))
+    return calls
+
+
+@pytest.fixture
+def snakemake_log(tmp_path: Path) -> Callable[[str], list[str]]:
+    def write(text: str) -> list[str]:
+        (tmp_path / "snakemake.log").write_text(text)
+        return [str(tmp_path / "snakemake.log")]
+
+    return write
+
+
+def test_failed_runs_are_named_and_reported(
+    messages: adapter.Messages, commands: list[list[str]], snakemake_log: Callable[[str], list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run = messages.work.unfinished_runs[0]
+    (messages.results / run.folder).mkdir(parents=True)
+    (messages.results / run.folder / "failure.json").write_text(
+        '{"reason": "crash", "exception": "ValueError: no", "traceback": "", "hint": "", "time": "now"}'
+    )
+    messages.failed(snakemake_log("Error in rule train"))
+    printed = capsys.readouterr().err
+    assert "data missing: mnist" in printed and "failed: digits_rotate fedavg seed 0: " in printed
+    assert commands == [["floral", "report", "quickstart", "--partial", "--seeds", "0", "1", "2"]]
+
+
+def test_after_an_interrupt_nothing_is_reported(
+    messages: adapter.Messages, commands: list[list[str]], snakemake_log: Callable[[str], list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    messages.failed(snakemake_log(f"{adapter.INTERRUPTED}, this might take some time."))
+    assert "Interrupted: finished runs are kept" in capsys.readouterr().err and not commands
