@@ -1,10 +1,10 @@
-"""config/methods → the terminal: every variant by family, its source, who holds which group, what the server sees."""
+"""List all variants by family: their source, their parameter scopes, and what the server sees."""
 
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -15,11 +15,12 @@ from floral.models import mlp
 from floral.stages.build import method_of
 
 CLIENTS, CLUSTERS, SHAPE, OUTPUTS = 4, 2, (4, 4), 3
+"""The small problem on which variants are built. Its size does not change the scope of a parameter group."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A variant as it is on a small MLP; on one with batch norm where it refuses the plain one."""
+    """A variant, built on a small MLP. If the variant refuses that, the MLP has batch norm."""
 
     variant: str
     title: str
@@ -29,44 +30,46 @@ class Row:
     oracle: bool
     global_only: bool
     server_sees: tuple[str, ...]
-    """Of a single client."""
+    """What the server sees of a single client."""
     secure_aggregation: bool
-    """Whether a protocol that reveals nothing but sums can carry it."""
+    """Whether the server needs only sums over clients, so that secure aggregation is possible."""
     scopes: dict[str, str]
-    """group → shared, clustered, private or frozen; empty where both models are refused."""
+    """Parameter group → shared, clustered, private or frozen. Empty if the variant refuses both models."""
     refusal: str | None
-    """Why it refuses the plain model."""
+    """Why the variant refuses the MLP without batch norm; None if it does not."""
 
     @property
-    def holders(self) -> str:
-        """As in "base shared, head private"."""
+    def scopes_text(self) -> str:
+        """The scopes as text: "base shared, head private"."""
         return ", ".join(f"{group} {scope}" for group, scope in self.scopes.items()) or "nothing was built"
 
     @property
-    def seen(self) -> str:
-        """As in "server sees sizes, routes"."""
+    def server_text(self) -> str:
+        """What the server sees, as text: "server sees sizes, routes"."""
         limit = "" if self.secure_aggregation else " (no secure aggregation)"
         return f"server sees {', '.join(self.server_sees) or 'nothing'}{limit}"
 
-
-def methods(as_json: bool = False) -> None:
-    """Print every variant of config/methods."""
-    found = rows()
-    print(json.dumps([asdict(row) for row in found], indent=1, ensure_ascii=False) if as_json else text(found))
+    @property
+    def values(self) -> dict[str, Any]:
+        """The columns for `--json`."""
+        return asdict(self)
 
 
 def rows() -> list[Row]:
-    """All variants, by family."""
-    found = [_row(catalogue.variant(name)) for name in catalogue.variant_index()]
-    return sorted(found, key=lambda row: row.family)
+    """All variants of config/methods, sorted by family."""
+    variants = [_row(catalogue.variant(name)) for name in catalogue.variant_index()]
+    return sorted(variants, key=lambda row: row.family)
 
 
-def text(found: list[Row]) -> str:
-    """Families with one line per variant: name, title, who holds what, what is seen, source; a refusal on its own."""
-    columns = [[row.variant, row.title, row.holders, row.seen, row.source] for row in found]
+def text(rows: list[Row]) -> str:
+    """A table with one line per variant below the name of its family: name, title, scopes, what is seen, source.
+
+    A refusal has a line of its own.
+    """
+    columns = [[row.variant, row.title, row.scopes_text, row.server_text, row.source] for row in rows]
     widths = [max(map(len, column)) for column in zip(*columns, strict=True)]
     lines: list[str] = []
-    for family, members in itertools.groupby(zip(found, columns, strict=True), key=lambda pair: pair[0].family):
+    for family, members in itertools.groupby(zip(rows, columns, strict=True), key=lambda pair: pair[0].family):
         lines += ["", family]
         for row, cells in members:
             padded = (f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
@@ -95,7 +98,7 @@ def _row(variant: Variant) -> Row:
 
 
 def _build(variant: Variant, batch_norm: bool) -> Method:
-    """The variant on a problem of a few clients; nothing of its size matters for who holds what."""
+    """Build the variant on a problem of a few clients."""
 
     def build_model(width: float = 1.0):
         return mlp.build(SHAPE, OUTPUTS, hidden=8, batch_norm=batch_norm, width=width)

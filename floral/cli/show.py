@@ -1,4 +1,4 @@
-"""One run's folder → the terminal: what it was asked, how it went, what it cost, why it failed."""
+"""Print one run: its configuration, result, curves, costs and log, and why it failed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from floral.config.reading import ConfigError, suggest
 from floral.runs.state import FAILURE, failure, running
 
 BARS = "▁▂▃▄▅▆▇█"
-WIDTH = 60
-"""Characters of a curve at most."""
+MAX_WIDTH = 60
+"""Most characters of a curve."""
 
 LOG_LINES = 12
 CURVES = ("train/loss", "validation/accuracy", "validation/loss", "test/accuracy", "test/loss", "route/ari")
@@ -28,19 +28,22 @@ RESULTS = (
 )  # fmt: skip
 
 
-def show(folder: Path) -> None:
+def show(folder: Path, results: Path) -> None:
     """Print one run; `folder` is its folder or its name task/variant/seed<k>[-<hash8>] below the results.
 
     Raises:
-        ConfigError: there is no such run (names what is there and what was probably meant), or run.yaml is unreadable.
+        ConfigError: there is no such run (the message suggests one), or a file of the run is unreadable.
     """
-    found = find(folder)
-    print("\n".join(lines(found)))
+    print("\n".join(lines(find(folder, results))))
 
 
-def find(folder: Path) -> Path:
-    """The run's folder: as given, or by name below results/train; of several hashes the one that changed last."""
-    train = Path(os.environ.get("FLORAL_RESULTS", "results")) / "train"
+def find(folder: Path, results: Path) -> Path:
+    """The folder of a run, given as a path or by its name. Of several hashes, the one that changed last.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    train = results / "train"
     for base in (folder, train / folder):
         if (base / "run.yaml").exists() or (base / "failure.json").exists():
             return base
@@ -48,32 +51,35 @@ def find(folder: Path) -> Path:
     parts = parts[parts.index("train") + 1 :] if "train" in parts else parts
     here = train
     for kind, part in zip(("task", "variant", "seed"), parts, strict=False):
-        known = sorted(path.name for path in here.iterdir() if path.is_dir()) if here.is_dir() else []
+        names = _subfolders(here)
         part = f"seed{part}" if kind == "seed" and part.isdigit() else part
-        chosen = [name for name in known if name == part or (kind == "seed" and name.startswith(f"{part}-"))]
-        if not chosen:
-            raise suggest(f"{kind} of a run", part, known, str(here))
-        here /= max(chosen, key=lambda name: (here / name).stat().st_mtime)
+        matches = [name for name in names if name == part or (kind == "seed" and name.startswith(f"{part}-"))]
+        if not matches:
+            raise suggest(f"{kind} of a run", part, names, str(here))
+        here /= max(matches, key=lambda name: (here / name).stat().st_mtime)
     if len(parts) >= 3:
         return here
-    inside = sorted(path.name for path in here.iterdir() if path.is_dir()) if here.is_dir() else []
     raise ConfigError(
-        f"{folder}: a run is named task/variant/seed, for example digits_rotate/floral_1/seed0; "
-        f"in {here} there is: {', '.join(inside) or 'nothing yet'}"
+        f"{folder}: name a run as task/variant/seed, for example digits_rotate/floral_1/seed0; "
+        f"in {here} there is: {', '.join(_subfolders(here)) or 'nothing yet'}"
     )
 
 
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
 def lines(folder: Path) -> Iterator[str]:
-    """What `show` prints."""
+    """The lines that `show` prints."""
     bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
     run, summary = _yaml(folder / "run.yaml"), _json(folder / "summary.json")
-    why = failure(folder)
-    state = summary["status"] if summary else "failed" if why else "running" if running(folder) else "not run yet"
+    error = failure(folder)
+    state = summary["status"] if summary else "failed" if error else "running" if running(folder) else "not run yet"
     title = " · ".join(filter(None, (run.get("variant", {}).get("title"), run.get("task", {}).get("title"))))
     yield f"{bold}{title or folder.parent.name}{plain} · seed {run.get('seed', '?')} · {bold}{state}{plain}"
     yield f"{folder}"
     sections = {
-        "Failure": _failure(why) if why else [],
+        "Failure": _failure(error) if error else [],
         "Configuration": _configuration(run) if run else [],
         "Result": _result(summary) if summary else [],
         "Curves": _curves(folder / "metrics.parquet"),
@@ -92,11 +98,11 @@ def _table(rows: Mapping[str, str]) -> list[str]:
     return [f"{name:<{width}}  {value}" for name, value in rows.items()]
 
 
-def _failure(found: Mapping[str, Any]) -> list[str]:
-    rows = {key: str(found[key]) for key in FAILURE if key != "traceback" and found[key]}
-    if found["reason"] == "mistake":  # the message says it all
+def _failure(error: Mapping[str, Any]) -> list[str]:
+    rows = {key: str(error[key]) for key in FAILURE if key != "traceback" and error[key]}
+    if error["reason"] == "mistake":  # a wrong configuration: the traceback adds nothing to the message
         return _table(rows)
-    return [*_table(rows), *(found["traceback"] or "").rstrip().splitlines()[-6:]]
+    return [*_table(rows), *(error["traceback"] or "").rstrip().splitlines()[-6:]]
 
 
 def _configuration(run: Mapping[str, Any]) -> list[str]:
@@ -136,7 +142,7 @@ def _curves(path: Path) -> list[str]:
     if not path.exists():
         return []
     metrics = pl.read_parquet(path).with_columns(name=pl.concat_str("split", "metric", separator="/"))
-    width = min(WIDTH, max(20, shutil.get_terminal_size().columns - 50))
+    width = min(MAX_WIDTH, max(20, shutil.get_terminal_size().columns - 50))
     rows = {}
     for name in CURVES:
         values = metrics.filter(pl.col("name") == name).sort("round")["value"].to_list()
@@ -149,18 +155,18 @@ def _curves(path: Path) -> list[str]:
 
 
 def sparkline(values: list[float | None], width: int) -> str:
-    """One character for each value, thinned to `width`; lowest ▁, highest █, × where a value is not finite."""
-    at = (
+    """A curve of at most `width` characters, from ▁ (lowest value) to █ (highest); × is a value that is not finite."""
+    points = (
         [values[round(i * (len(values) - 1) / max(1, width - 1))] for i in range(width)]
         if len(values) > width
         else values
     )
-    finite = [value for value in at if _finite(value)]
+    finite = [value for value in points if _finite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)  # type: ignore[type-var]
     span = (high - low) or 1.0  # type: ignore[operator]
     return "".join(
         BARS[min(len(BARS) - 1, int((value - low) / span * len(BARS)))] if _finite(value) else "×"  # type: ignore[operator]
-        for value in at
+        for value in points
     )
 
 
@@ -182,7 +188,7 @@ def _costs(costs: Mapping[str, Any]) -> list[str]:
         f"evaluate {seconds['evaluate']:.1f}), {costs['resumptions']} resumption(s)",
         "memory": "unknown" if memory is None else f"{memory / 1e6:.0f} MB at the peak",
         "parameters": ", ".join(f"{name} {value:,}" for name, value in size.items() if value is not None),
-        "sent": f"{costs['bytes_per_round']:,} bytes per round, all clients of the round, up and down",
+        "sent": f"{costs['bytes_per_round']:,} bytes per round, summed over the cohort, up and down",
         "execution": ", ".join(f"{key} {value}" for key, value in execution.items()),
     })  # fmt: skip
 

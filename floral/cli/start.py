@@ -1,4 +1,4 @@
-"""The command `floral`: asks a process that has imported torch to train, where there is one; else calls cli/main.py."""
+"""Start the command `floral`. A training run starts faster as a fork of a process that has imported torch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,19 @@ PRELOADED = (
     "floral.stages.train",
     "scipy.optimize",
 )
-"""What training needs, polars included: a third of what is left of a short run's start. Importing it starts a thread
-that clears up after frames too large for the memory. A fork has no such thread, and no such frame. Its allocator would
-start more (`_RJEM_MALLOC_CONF`)."""
+"""Modules that training needs. The process imports them before it forks.
+
+polars is among them, because its import takes a third of a short run's start. The import starts a thread that frees
+memory of very large frames. A fork does not have this thread, and has no such frames. `warm_start` sets
+_RJEM_MALLOC_CONF, so that the allocator of polars starts no further threads.
+"""
 
 
 def main() -> int:
-    """The command `floral`."""
+    """Run the command `floral` and return its exit code.
+
+    Training with one CPU thread runs in a fork if Snakemake has started the process for it (see cluster/warm_start.py).
+    """
     arguments, address = sys.argv[1:], os.environ.get(ADDRESS)
     one_cpu_thread = _option(arguments, "--threads") == "1" and _option(arguments, "--device") == "cpu"
     if address and arguments[:1] == ["train"] and one_cpu_thread:
@@ -35,7 +41,7 @@ def main() -> int:
 
 
 def run_command() -> int:
-    """The command in this process; what it needs is imported only here."""
+    """Run the command in this process. Its modules are imported only here."""
     from floral.cli.main import main as run
 
     return run()

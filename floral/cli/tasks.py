@@ -1,9 +1,8 @@
-"""config/tasks → the terminal: every task by data set, what it asks of clients, and whether its data are at hand."""
+"""List all tasks by data set: their clients, rounds and model, and whether their data are at hand."""
 
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,19 @@ HEADS = ("task", "K", "C", "a round", "rounds", "model", "shift", "partition", "
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A task with all its values resolved."""
+    """A task, with defaults filled in."""
 
     task: str
     title: str
     data: str
-    """A name of config/data.lock, your own data, or what is drawn."""
+    """A name in config/data.lock, the path of custom data, or the kind of synthetic data."""
     exact: bool
-    """False: a lossy or partial copy, whose numbers are not comparable with published ones."""
+    """False for a lossy or partial copy: its results are not comparable with published ones."""
     note: str
     at_hand: str
-    """`fetch.AtHand`: whether a file that is found is the right one, or a URL answers, only fetching tells."""
+    """State of the data, one of `fetch.AtHand`. Only `floral fetch` checks a file's content, or that a URL answers."""
     remedy: str
-    """Where it is missing: which file, and what to do."""
+    """If the data are missing: which file, and what to do."""
     clients: int
     clusters: int
     cohort: int
@@ -43,38 +42,38 @@ class Row:
     partition: dict[str, Any]
 
     @property
+    def values(self) -> dict[str, Any]:
+        """The columns for `--json`."""
+        return asdict(self)
+
+    @property
     def cells(self) -> list[str]:
+        """The cells of the table, in the order of HEADS."""
         counts = [str(count) for count in (self.clients, self.clusters, self.cohort, self.rounds)]
-        return [self.task, *counts, *map(_words, (self.model, self.shift, self.partition)), self.title]
-
-
-def tasks(results: Path, data_dir: Path | None, as_json: bool = False) -> None:
-    """Print every task of config/tasks."""
-    found = rows(results, data_dir)
-    print(json.dumps([asdict(row) for row in found], indent=1, ensure_ascii=False) if as_json else text(found))
+        return [self.task, *counts, *map(_value_text, (self.model, self.shift, self.partition)), self.title]
 
 
 def rows(results: Path, data_dir: Path | None = None) -> list[Row]:
-    """All tasks, those of one data set together."""
-    found = [_row(catalogue.task(name), results, data_dir) for name in catalogue.names("tasks")]
-    return sorted(found, key=lambda row: row.data)
+    """All tasks of config/tasks, sorted by data set."""
+    tasks = [_row(catalogue.task(name), results, data_dir) for name in catalogue.names("tasks")]
+    return sorted(tasks, key=lambda row: row.data)
 
 
-def text(found: list[Row]) -> str:
-    """Data sets with one line per task, below a line that says whether they are exact and at hand."""
-    columns = [row.cells for row in found]
+def text(rows: list[Row]) -> str:
+    """A table with one line per task, below a line for its data set: its state, and whether it is exact."""
+    columns = [row.cells for row in rows]
     widths = [max(map(len, column)) for column in zip(HEADS, *columns, strict=True)]
 
     def line(cells: list[str] | tuple[str, ...]) -> str:
         return "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
 
     lines = [line(HEADS)]
-    for _, members in itertools.groupby(zip(found, columns, strict=True), key=lambda pair: pair[0].data):
-        together = list(members)
-        first = together[0][0]
+    for _, members in itertools.groupby(zip(rows, columns, strict=True), key=lambda pair: pair[0].data):
+        tasks = list(members)
+        first = tasks[0][0]
         inexact = f"; INEXACT: {first.note or 'a lossy or partial copy'}" if not first.exact else ""
         remedy = f": {first.remedy}" if first.remedy else ""
-        lines += ["", f"{first.data}: {first.at_hand}{remedy}{inexact}", *(line(cells) for _, cells in together)]
+        lines += ["", f"{first.data}: {first.at_hand}{remedy}{inexact}", *(line(cells) for _, cells in tasks)]
     return "\n".join(lines)
 
 
@@ -87,26 +86,26 @@ def _row(task: Task, results: Path, data_dir: Path | None) -> Row:
             data = f"own {kind} {path}"
         case Synthetic(kind=kind):
             data = f"synthetic ({kind})"
-    known = data_sets.data_lock().get(data)
+    lock = data_sets.data_lock().get(data)  # None for custom and synthetic data
     return Row(
         task=task.name, title=task.title, data=data,
-        exact=known is None or known.exact, note="" if known is None else known.note, at_hand=at_hand, remedy=remedy,
+        exact=lock is None or lock.exact, note="" if lock is None else lock.note, at_hand=at_hand, remedy=remedy,
         clients=task.clients, clusters=task.clusters, cohort=task.cohort, rounds=task.rounds, epochs=task.epochs,
-        batch=task.batch, model={"kind": task.model.kind, **task.model.arguments}, shift=_changed(task.shift),
-        partition=_changed(task.partition),
+        batch=task.batch, model={"kind": task.model.kind, **task.model.arguments}, shift=_non_default(task.shift),
+        partition=_non_default(task.partition),
     )  # fmt: skip
 
 
-def _changed(values: Frozen) -> dict[str, Any]:
-    """Its kind, and whatever is not as usual."""
+def _non_default(values: Frozen) -> dict[str, Any]:
+    """The kind, and the values that differ from their defaults."""
     return {"kind": values.model_dump()["kind"], **values.model_dump(mode="json", exclude_defaults=True)}
 
 
-def _words(values: dict[str, Any]) -> str:
-    """As in "dirichlet, alpha 0.1"; of a list of lists, which --json has, their number: "class_groups, 20 groups"."""
+def _value_text(values: dict[str, Any]) -> str:
+    """Values as text: "dirichlet, alpha 0.1". For a list of lists, only its length: "class_groups, 20 groups"."""
 
-    def said(key: str, value: Any) -> str:
-        nested = isinstance(value, list | tuple) and any(isinstance(one, list | tuple) for one in value)
-        return f"{len(value)} {key}" if nested else f"{key} {value}"
+    def item(key: str, value: Any) -> str:
+        is_nested = isinstance(value, list | tuple) and any(isinstance(member, list | tuple) for member in value)
+        return f"{len(value)} {key}" if is_nested else f"{key} {value}"
 
-    return ", ".join([values["kind"], *(said(key, value) for key, value in values.items() if key != "kind")])
+    return ", ".join([values["kind"], *(item(key, value) for key, value in values.items() if key != "kind")])

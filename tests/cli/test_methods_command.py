@@ -12,14 +12,14 @@ from floral.core.spec import Group, Refused, Scope
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, methods.Row]:
+def rows_by_name() -> dict[str, methods.Row]:
     return {row.variant: row for row in methods.rows()}
 
 
-def test_every_variant_is_listed_once_and_families_are_together(found):
-    assert set(found) == set(catalogue.variant_index())
+def test_every_variant_is_listed_once_and_families_are_together(rows_by_name):
+    assert set(rows_by_name) == set(catalogue.variant_index())
     families = [row.family for row in methods.rows()]
-    assert families == sorted(families) and len(families) == len(found)
+    assert families == sorted(families) and len(families) == len(rows_by_name)
 
 
 @pytest.mark.parametrize(
@@ -33,13 +33,13 @@ def test_every_variant_is_listed_once_and_families_are_together(found):
         ("ditto", "base shared, personal private"),
     ],
 )
-def test_who_holds_what(found, variant, holders):
-    assert found[variant].holders == holders
-    assert found[variant].refusal is None
+def test_who_holds_what(rows_by_name, variant, holders):
+    assert rows_by_name[variant].scopes_text == holders
+    assert rows_by_name[variant].refusal is None
 
 
-def test_a_refusal_is_told_with_its_reason_and_the_model_that_is_not_refused_is_shown(found):
-    row = found["private_norm"]
+def test_a_refusal_is_told_with_its_reason_and_the_model_that_is_not_refused_is_shown(rows_by_name):
+    row = rows_by_name["private_norm"]
     assert "no normalisation layer" in row.refusal
     assert row.scopes == {"base": "shared", "norm": "private", "norm_statistics": "private"}
     assert f"refuses a model without batch norm: {row.refusal}" in methods.text([row])
@@ -69,13 +69,13 @@ def test_text_and_json_of_the_command(capsys):
     assert fedprox["server_sees"] == ["sizes"] and fedprox["secure_aggregation"] is True
 
 
-def test_what_the_server_sees_is_told(found):
-    assert found["local"].seen == "server sees nothing"
-    assert found["floral_1"].seen == "server sees sizes, routes"
-    assert found["centralised"].seen == "server sees rows (no secure aggregation)"
+def test_what_the_server_sees_is_told(rows_by_name):
+    assert rows_by_name["local"].server_text == "server sees nothing"
+    assert rows_by_name["floral_1"].server_text == "server sees sizes, routes"
+    assert rows_by_name["centralised"].server_text == "server sees rows (no secure aggregation)"
 
 
-def test_scopes_are_those_of_the_declaration(monkeypatch, found):
+def test_scopes_are_those_of_the_declaration(monkeypatch, rows_by_name):
     """Not of a table beside it: a group that a method adds appears."""
     real = methods._build
 
@@ -85,4 +85,4 @@ def test_scopes_are_those_of_the_declaration(monkeypatch, found):
         return type(method)(groups={**method.groups, "extra": extra}, predict=method.predict)
 
     monkeypatch.setattr(methods, "_build", with_one_more)
-    assert methods._row(catalogue.variant("fedavg")).holders == "base shared, extra frozen"
+    assert methods._row(catalogue.variant("fedavg")).scopes_text == "base shared, extra frozen"

@@ -4,37 +4,39 @@ from pathlib import Path
 
 import pytest
 
-from floral.cli.show import show, sparkline
+from floral.cli.show import show as show_run
+from floral.cli.show import sparkline
 from floral.config.reading import ConfigError
 from floral.io.locks import held
 from floral.runs.state import LOCK
 
 
-@pytest.fixture(autouse=True)
-def _here(monkeypatch, results, suite_runs):
-    monkeypatch.setenv("FLORAL_RESULTS", str(results))
+@pytest.fixture
+def show(results, suite_runs):
+    """`show` with these results, in which the runs of the suite lie."""
+    return lambda folder: show_run(folder, results)
 
 
 @pytest.mark.parametrize("name", ["digits_rotate/floral_1/seed0", "digits_rotate/floral_1/0"])
-def test_by_name(capsys, name):
+def test_by_name(capsys, name, show):
     show(Path(name))
     told = capsys.readouterr().out
     for words in ("FLoRAL 1 %", "· done", "rank 0.01", "test_accuracy", "0.8500", "█", "last line", "400 MB"):
         assert words in told
 
 
-def test_by_folder(capsys, results, suite_runs):
+def test_by_folder(capsys, results, suite_runs, show):
     show(results / suite_runs[0].folder)
     assert "FedAvg" in capsys.readouterr().out
 
 
-def test_failed_run_says_why(capsys):
+def test_failed_run_says_why(capsys, show):
     show(Path("digits_rotate/ensemble/1"))
     told = capsys.readouterr().out
     assert "failed" in told and "out of memory" in told and "use --backend loop" in told and "Traceback" in told
 
 
-def test_killed_run_says_what_is_known(capsys, results):
+def test_killed_run_says_what_is_known(capsys, results, show):
     folder = results / "train" / "digits_rotate" / "ensemble" / "seed5-01234567"
     folder.mkdir(parents=True)
     (folder / LOCK).touch()
@@ -46,7 +48,7 @@ def test_killed_run_says_what_is_known(capsys, results):
     assert "· running" in (told := capsys.readouterr().out) and "Failure" not in told
 
 
-def test_diverged_run_says_when(capsys):
+def test_diverged_run_says_when(capsys, show):
     show(Path("digits_rotate/fedavg/2"))
     assert "diverged  at round 3" in " ".join(capsys.readouterr().out.split()).replace("diverged at", "diverged  at")
 
@@ -60,12 +62,12 @@ def test_diverged_run_says_when(capsys):
         ("digits_rotate", "there is: constant, ensemble"),
     ],
 )
-def test_unknown_names_suggest(name, words):
+def test_unknown_names_suggest(name, words, show):
     with pytest.raises(ConfigError, match=words):
         show(Path(name))
 
 
-def test_torn_summary_names_the_file(results, suite_runs):
+def test_torn_summary_names_the_file(results, suite_runs, show):
     (results / suite_runs[0].folder / "summary.json").write_text("{")
     with pytest.raises(ConfigError, match=r"summary\.json: unreadable"):
         show(results / suite_runs[0].folder)

@@ -1,0 +1,315 @@
+"""One function per command of `floral`, from parsed arguments to the stage that does the work.
+
+Each function imports what it needs when it is called, because a run must start at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from floral.config.reading import ConfigError
+
+if TYPE_CHECKING:
+    from floral.config.run import Run
+    from floral.config.settings import Settings
+
+Handler = Callable[[Namespace, "Settings"], int | None]
+"""The function of a command. It returns an exit code, or None for success."""
+
+
+# --------------------------------------------------------------------------------------------- stages
+
+
+def fetch(arguments: Namespace, settings: Settings) -> None:
+    from floral.config import data_sets
+    from floral.config.suites import custom_data
+    from floral.stages.fetch import fetch
+
+    name = arguments.data
+    data = name if name in data_sets.data_lock() else custom_data(name, arguments.suite)
+    fetch(data, settings.results, arguments.data_dir or settings.data_dir)
+
+
+def partition(arguments: Namespace, settings: Settings) -> None:
+    from floral.config.suites import suite_runs, suite_searches
+    from floral.stages.partition import partition
+
+    searches = suite_searches(arguments.suite, [arguments.task]).values()
+    runs = [trial for search in searches for trial in search.references() if trial.seed == arguments.seed]
+    runs = runs or suite_runs(arguments.suite, [arguments.task], None, [arguments.seed])
+    by_hash = {run.partition.hash8: run for run in runs}
+    partitioned = by_hash.values() if arguments.expect is None else [_with_hash(by_hash, arguments.expect)]
+    for run in partitioned:
+        partition(run.partition, settings.results, run.task)
+
+
+def tune(arguments: Namespace, settings: Settings) -> None:
+    _set_threads(arguments.threads)
+    from floral.config.suites import suite_searches
+    from floral.config.tuned import tune_command
+
+    if not (arguments.write or (len(arguments.tasks or ()) == len(arguments.variants or ()) == 1)):
+        raise ConfigError(
+            "give one --tasks and one --variants to run one search, or --write to write config/tuned; "
+            f"to run all searches and write their values: {tune_command(*arguments.suites)}"
+        )
+    searches = {}
+    for suite in arguments.suites:
+        searches |= suite_searches(suite, arguments.tasks, arguments.variants)
+    if not searches:
+        names = ", ".join(arguments.suites)
+        raise ConfigError(f"suite {names}: no block with `tuned: true` has these tasks and variants")
+    from floral.stages import tune
+
+    if arguments.write:
+        for path in tune.write(searches.values(), settings.results):
+            print(f"tuned values: {path}")
+        return
+    for search in searches.values():
+        tune.tune(
+            search,
+            settings.results,
+            device=arguments.device or settings.device,
+            runs_per_gpu=arguments.runs_per_gpu or settings.runs_per_gpu,
+            backend=arguments.backend or settings.backend,
+            threads=arguments.threads,
+        )
+
+
+def train(arguments: Namespace, settings: Settings) -> int:
+    _set_threads(arguments.threads)
+    from floral.config.suites import suite_runs
+
+    runs = suite_runs(arguments.suite, [arguments.task], [arguments.variant], [arguments.seed])
+    run = _with_hash({run.hash8: run for run in runs}, arguments.expect)
+    from floral.stages.train import train
+
+    return train(
+        run,
+        settings.results,
+        device=arguments.device or settings.device,
+        runs_per_gpu=arguments.runs_per_gpu or settings.runs_per_gpu,
+        backend=arguments.backend or settings.backend,
+        precision=arguments.precision or settings.precision,
+        threads=arguments.threads,
+        checkpoint_seconds=arguments.checkpoint_seconds or settings.checkpoint_seconds,
+    )
+
+
+def _with_hash(by_hash: dict[str, Run], expect: str | None) -> Run:
+    """The run with the hash `expect`, which may be None where there is only one run.
+
+    A suite may hold several runs of one task, variant and seed, with other values or another fidelity.
+    """
+    if expect is None:
+        if len(by_hash) > 1:
+            raise ConfigError(
+                f"several runs have this task, variant and seed; choose one with --expect {' | '.join(by_hash)}"
+            )
+        (expect,) = by_hash
+    if expect not in by_hash:
+        raise ConfigError(
+            f"--expect {expect}: the configuration gives {' or '.join(by_hash)}; "
+            "the configuration or the code has changed since this job was planned: start Snakemake again"
+        )
+    return by_hash[expect]
+
+
+def track(arguments: Namespace, settings: Settings) -> None:
+    from floral.config.suites import suite_runs
+    from floral.tracking.store import create_store, default_uri
+    from floral.tracking.track import attach, follow, track
+
+    if arguments.create_store:
+        create_store(settings.tracking_uri or default_uri(settings.results))
+    elif arguments.suite is None:
+        raise ConfigError("name a suite, or give --create-store")
+    elif arguments.attach:
+        attach(arguments.suite, settings.results, settings.reports, settings.tracking_uri)
+    else:
+        runs = suite_runs(arguments.suite, arguments.tasks, arguments.variants, arguments.seeds)
+        runs_of_all_seeds = suite_runs(arguments.suite, arguments.tasks, arguments.variants)
+        send = follow if arguments.follow else track
+        send(arguments.suite, runs, settings.results, settings.tracking_uri, runs_of_all_seeds)
+
+
+def report(arguments: Namespace, settings: Settings) -> None:
+    from floral.config.suites import suite_runs
+    from floral.report.build import report
+
+    suite, reports = arguments.suite, arguments.reports or settings.reports
+    runs = suite_runs(suite, arguments.tasks, arguments.variants, arguments.seeds)
+    if arguments.reference:
+        _report_reference(suite, runs, reports)
+        return
+    if arguments.partial:  # so that Snakemake does not take the partial report for the whole one
+        (settings.results / "report" / f"{suite}.complete").unlink(missing_ok=True)
+    page = report(suite, runs, settings.results, reports, arguments.partial, arguments.allow_missing)
+    print(f"{'partial report' if arguments.partial else 'report'}: {page}")
+
+
+def _report_reference(suite: str, runs: list[Run], reports: Path) -> None:
+    """Build the report of the committed runs of a suite, from results in a temporary folder."""
+    from floral.report.build import report
+    from floral.runs.reference import restore_archive
+    from floral.runs.state import is_finished
+
+    with TemporaryDirectory(prefix="floral-") as folder:
+        results = Path(folder)
+        restore_archive(suite, results)
+        finished = [run for run in runs if is_finished(results / run.folder)]
+        if not finished:
+            raise ConfigError(
+                f"suite {suite!r}: reports/reference/{suite} has none of its runs; "
+                "the suite or these options have changed since they were committed"
+            )
+        page = report(suite, runs, results, reports, partial=len(finished) < len(runs))
+    print(f"report of the reference results: {page}")
+
+
+def reference(arguments: Namespace, settings: Settings) -> None:
+    from floral.config.suites import suite_runs
+    from floral.report import words
+    from floral.runs import reference
+
+    runs = suite_runs(arguments.suite)
+    command = words.command(arguments.suite, runs)
+    folder = reference.make(arguments.suite, runs, settings.results, settings.reports / arguments.suite, command)
+    print(f"reference: {folder}; commit this folder, and nobody needs to repeat its runs")
+
+
+# --------------------------------------------------------------------------------------------- suites and runs
+
+
+def plan(arguments: Namespace, settings: Settings) -> None:
+    from floral.runs import reference
+    from floral.stages import check_data, plan
+
+    options = {"suite": arguments.suites, **{axis: getattr(arguments, axis) for axis in settings.narrowing}}
+    narrowed = settings.model_copy(update={key: tuple(names) for key, names in options.items() if names})
+    suites = narrowed.runs()
+    check_data.check((run.task for runs in suites.values() for run in runs), settings.results)
+    committed = {run.folder for _, run in reference.available(suites, settings.results)} if settings.reuse else set()
+    print(plan.estimate(suites, settings.results, arguments.cores, committed))
+
+
+def status(arguments: Namespace, settings: Settings) -> None:
+    from floral.cli import status
+    from floral.config.suites import suite_runs
+
+    runs = suite_runs(arguments.suite, arguments.tasks, arguments.variants, arguments.seeds)
+    progress = status.status(arguments.suite, runs, settings.results)
+    print(_json(progress) if arguments.json else status.as_text(progress))
+
+
+def show(arguments: Namespace, settings: Settings) -> None:
+    from floral.cli.show import show
+
+    show(arguments.run, settings.results)
+
+
+def merge(arguments: Namespace, settings: Settings) -> int:
+    from floral.runs.merge import merge
+
+    merged = merge(arguments.sources, settings.results)
+    print(merged)
+    return 1 if merged.conflicts else 0
+
+
+def methods(arguments: Namespace, settings: Settings) -> None:
+    from floral.cli import methods
+
+    del settings
+    rows = methods.rows()
+    print(_json([row.values for row in rows]) if arguments.json else methods.text(rows))
+
+
+def tasks(arguments: Namespace, settings: Settings) -> None:
+    from floral.cli import tasks
+
+    rows = tasks.rows(settings.results, settings.data_dir)
+    print(_json([row.values for row in rows]) if arguments.json else tasks.text(rows))
+
+
+# ------------------------------------------------------------------------------------------ benchmarks
+
+
+def bench(arguments: Namespace, settings: Settings) -> None:
+    """Measure, with standard output reserved for the result."""
+    if arguments.threads > (cores := usable_cores()):
+        raise ConfigError(f"--threads {arguments.threads}: this process may use {cores} cores; give at most {cores}")
+    _set_threads(arguments.threads)
+    from floral.bench.stdout import reserved_stdout
+
+    with reserved_stdout():
+        values, text = BENCHMARKS[arguments.measured](arguments, settings)
+    print(_json(values) if arguments.json else text)
+
+
+def _bench_engine(arguments: Namespace, settings: Settings) -> tuple[Any, str]:
+    from floral.bench import engine
+
+    device = arguments.device or settings.device
+    result = engine.engine(
+        arguments.task, arguments.variant, results=settings.results, data_dir=settings.data_dir, device=device,
+        **_timing(arguments, settings),
+    )  # fmt: skip
+    return result, engine.as_text(result)
+
+
+def _bench_report(arguments: Namespace, settings: Settings) -> tuple[Any, str]:
+    from floral.bench import report
+
+    rows = report.report(
+        results=settings.results, reports=settings.reports, data_dir=settings.data_dir, **_timing(arguments, settings)
+    )
+    return rows, "\n".join(map(report.line, rows))
+
+
+def _bench_scale(arguments: Namespace, settings: Settings) -> tuple[Any, str]:
+    from floral.bench import report
+
+    result = report.scale_report(
+        results=settings.results, reports=settings.reports, data_dir=settings.data_dir, **_timing(arguments, settings)
+    )
+    return result, "\n".join(report.scale_lines(result))
+
+
+def _bench_data(arguments: Namespace, settings: Settings) -> tuple[Any, str]:
+    from floral.bench import data
+
+    rows = data.data(arguments.data or data.DATA, results=settings.results, data_dir=settings.data_dir)
+    return rows, "\n".join(map(data.line, rows))
+
+
+BENCHMARKS = {"engine": _bench_engine, "report": _bench_report, "scale": _bench_scale, "data": _bench_data}
+"""Name of a benchmark → a function that returns its result, for JSON and as text."""
+
+
+def _timing(arguments: Namespace, settings: Settings) -> dict[str, Any]:
+    backend = arguments.backend or settings.backend
+    return {"threads": arguments.threads, "rounds": arguments.rounds, "backend": backend}
+
+
+# ------------------------------------------------------------------------------------------ shared
+
+
+def usable_cores() -> int:
+    """The number of cores that this process may use; a scheduler may have bound it to a part of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _set_threads(count: int) -> None:
+    """Set the number of CPU threads. Call it before torch is imported, which reads these variables once."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = str(count)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False)
