@@ -73,9 +73,7 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--cores", type=_positive(int), default=os.cpu_count() or 1, help="number of runs at once (default: all cores)"
     )
-    status = command(
-        "status", commands.status, "count done, running, waiting and failed runs; estimate the time left"
-    )
+    status = command("status", commands.status, "count done, running, waiting and failed runs; estimate the time left")
     status.add_argument("suite", metavar="SUITE")
     show = command("show", commands.show, "print one run: configuration, result, curves, costs, log, and why it failed")
     show.add_argument("run", type=Path, metavar="RUN", help="its folder, or task/variant/seed<k>")

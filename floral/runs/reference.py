@@ -6,6 +6,7 @@ Nothing here imports torch or polars at once: Snakemake restores runs before it 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import zipfile
@@ -19,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from floral.config.reading import ConfigError
+from floral.config.reading import ConfigError, suggest
 from floral.config.run import Run
 from floral.io.files import atomic
 from floral.io.locks import held
@@ -54,7 +55,10 @@ def make(suite: str, runs: Iterable[Run], results: Path, page: Path, command: st
     final, fresh = REFERENCE / suite, REFERENCE / f".{suite}.new"
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        shutil.copytree(page, fresh)
+        fresh.mkdir(parents=True)
+        shutil.copy(page / "summary.parquet", fresh)
+        committed = committed_page((page / "index.html").read_text(encoding="utf-8"), suite)
+        (fresh / "index.html").write_text(committed, encoding="utf-8")
         with zipfile.ZipFile(fresh / RUNS, "w") as archive:
             for run in sorted(done, key=lambda run: str(run.folder)):
                 for path in (results / run.folder / name for name in KEPT):
@@ -69,6 +73,20 @@ def make(suite: str, runs: Iterable[Run], results: Path, page: Path, command: st
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return final
+
+
+def committed_page(html: str, suite: str) -> str:
+    """The page of a report without links to its figure and table files, which are not committed.
+
+    The figures themselves are part of the page. The footer names the command that builds the files from runs.zip.
+    """
+    html = re.sub(r'\s*<(p|span) class="files">.*?</\1>', "", html, flags=re.DOTALL)
+    footer = (
+        "<footer>\n<p>Beside this page: <code>summary.parquet</code> (one row per run) and <code>runs.zip</code> (the "
+        f"runs). <code>floral report {suite} --reference</code> builds from them this page, its tables as LaTeX "
+        "and its figures as SVG, PDF and CSV.</p>\n</footer>"
+    )
+    return re.sub(r"<footer>.*?</footer>", lambda _: footer, html, flags=re.DOTALL)
 
 
 def _check_page(suite: str, page: Path, done: list[Run]) -> None:
@@ -152,6 +170,28 @@ def restore(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
                         _write(results / run.folder, files, path.parent.name)
                         restored.append(run)
     return restored
+
+
+def restore_archive(suite: str, results: Path) -> list[Path]:
+    """Unpack all committed runs of a suite into `results`; return their folders. Finished runs there are kept.
+
+    Raises:
+        ConfigError: there is no such reference, or its archive is damaged.
+    """
+    path = REFERENCE / suite / RUNS
+    if not path.exists():
+        names = sorted(found.parent.name for found in REFERENCE.glob(f"[!.]*/{RUNS}"))
+        raise suggest("reference", suite, names, str(REFERENCE))
+    with _read(path) as archive:
+        members: dict[Path, dict[str, str]] = {}
+        for member in archive.namelist():
+            folder, _, name = member.rpartition("/")
+            if name in KEPT:
+                members.setdefault(results / folder, {})[name] = member
+        for folder, names in members.items():
+            if not is_finished(folder):
+                _write(folder, {name: archive.read(member) for name, member in names.items()}, suite)
+    return list(members)
 
 
 def _other_rows(run: Run, files: Mapping[str, bytes], results: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -17,6 +18,16 @@ from floral.runs import reference
 from floral.runs.state import is_finished
 
 SUITE = "tiny"
+PAGE = """<main>
+<p class="files"><a href="tables/main.tex">LaTeX</a></p>
+<figure><svg></svg>
+<figcaption>A caption. <span class="files"><a href="figures/a.csv">CSV</a> · <a href="figures/a.pdf">PDF</a></span>\
+</figcaption>
+</figure>
+<footer>
+<p>Beside this page: <code>tables/*.tex</code></p>
+</footer>
+</main>"""
 
 
 @pytest.fixture
@@ -25,7 +36,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "config").symlink_to(ROOT / "config")
     page = tmp_path / "reports" / SUITE / "index.html"
     page.parent.mkdir(parents=True)
-    page.write_text("page")
+    page.write_text(PAGE)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -117,6 +128,38 @@ def test_a_page_of_other_runs_is_not_committed(place: Path) -> None:
     page(place, [run])
     with pytest.raises(ConfigError, match=r"has 1 runs and not the 2 .*floral report tiny --partial"):
         reference.make(SUITE, [run, other], place / "results", place / "reports" / SUITE, "snakemake …")
+
+
+def test_figure_and_table_files_are_not_committed_and_no_link_leads_to_them(place: Path) -> None:
+    for name in ("figures/curve.pdf", "tables/main.tex"):
+        file = place / "reports" / SUITE / name
+        file.parent.mkdir()
+        file.touch()
+    folder = made(place, [make_run("digits_rotate", "fedavg", 0)])
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "index.html", "provenance.yaml", "runs.zip", "summary.parquet",
+    ]  # fmt: skip
+    html = (folder / "index.html").read_text()
+    assert "href=" not in html and "<figcaption>A caption.</figcaption>" in html and "<svg></svg>" in html
+    assert "floral report tiny --reference" in html
+
+
+@pytest.mark.parametrize(
+    "html", sorted((ROOT / "reports/reference").glob("*/index.html")), ids=lambda path: path.parent.name
+)
+def test_committed_pages_link_to_no_file(html: Path) -> None:
+    targets = set(re.findall(r'\b(?:href|src)="([^"]*)"', html.read_text(encoding="utf-8")))
+    assert {target for target in targets if not target.startswith(("#", "data:"))} == set()
+
+
+def test_an_archive_is_unpacked_whole(place: Path) -> None:
+    runs = [make_run("digits_rotate", "fedavg", seed) for seed in (0, 1)]
+    made(place, runs)
+    here = place / "elsewhere"
+    assert sorted(reference.restore_archive(SUITE, here)) == sorted(here / run.folder for run in runs)
+    assert all(is_finished(here / run.folder) for run in runs)
+    with pytest.raises(ConfigError, match="unknown reference 'tin'; did you mean 'tiny'"):
+        reference.restore_archive("tin", here)
 
 
 def test_a_half_made_reference_is_none(place: Path) -> None:

@@ -1,0 +1,43 @@
+"""`floral report --reference`: the page, figures and tables of committed runs, built from their archive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+from projects import ROOT
+
+from floral.cli import main
+
+SUITE = "paper_cifar10_reduced"
+"""The smallest reference: 3 of 54 runs."""
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("FLORAL_RESULTS", str(tmp_path / "results"))
+    monkeypatch.delenv("FLORAL_REPORTS", raising=False)
+
+
+def test_a_reference_is_reported_from_its_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["report", "--reference", SUITE, "--reports", str(tmp_path)]) == 0
+    folder = tmp_path / SUITE
+    assert capsys.readouterr().out == f"report of the reference results: {folder}/index.html\n"
+    committed = pl.read_parquet(ROOT / "reports/reference" / SUITE / "summary.parquet")
+    rebuilt = pl.read_parquet(folder / "summary.parquet")
+    assert set(rebuilt.filter(pl.col("status") == "done")["reference"]) == {f"{SUITE}, commit c831a9a2ba7b"}
+    assert rebuilt.drop("reference").equals(committed.drop("reference"))
+    for kind in ("csv", "svg", "pdf"):
+        assert list((folder / "figures").glob(f"tradeoff_*.{kind}"))
+    assert (folder / "tables/main.tex").stat().st_size
+    assert "51 of 54 runs have no result yet" in (folder / "index.html").read_text(encoding="utf-8")
+    assert not (tmp_path / "results").exists()  # the archive is unpacked elsewhere
+
+
+def test_an_unknown_reference_and_other_runs_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["report", "--reference", "quickstart"]) == main.MISTAKE
+    assert "reports/reference: unknown reference 'quickstart'" in capsys.readouterr().err
+    assert main.main(["report", "--reference", SUITE, "--variants", "ensemble"]) == main.MISTAKE
+    assert f"reports/reference/{SUITE} has none of its runs" in capsys.readouterr().err
