@@ -22,7 +22,7 @@ from floral.engine.devices import Precision
 from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
 from floral.nn.layers import Conv2d, ConvTranspose2d, Dropout, Linear, Model, scaled_units
-from floral.stages import execute
+from floral.stages.assemble import build_method, client_data, make_problem, make_settings
 
 torch.set_num_threads(1)  # With tiny tensors threads only cost time.
 torch.set_flush_denormal(True)  # as the train stage does
@@ -211,13 +211,13 @@ def simulate(
     if data.classes is None:
         run |= {"loss": "mse", "data": Synthetic(kind="linear", samples_per_client=2)}
     made = make_run(variant, model=model, **run)
-    problem = execute.make_problem(made, data, device, dtype)
+    problem = make_problem(made, data, device, dtype)
     if model in OWN:
         problem = replace(problem, build_model=OWN[model])
-    method = change(execute.build_method(made, problem))
-    tensors = execute.client_data(data, method, device, dtype)
+    method = change(build_method(made, problem))
+    tensors = client_data(data, method, device, dtype)
     how = Execution(backend, chunk, workers, precision=precision, graphs=graphs)
-    return kind(method, tensors, execute.make_settings(made), how, check_stop=check_stop)
+    return kind(method, tensors, make_settings(made), how, check_stop=check_stop)
 
 
 def train(simulation: Simulation, rounds: int = 3) -> State:

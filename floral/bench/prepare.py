@@ -6,14 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from floral.config import catalogue, data_sets
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.schema.data import CustomData
 from floral.data import sources
-from floral.stages import execute
+from floral.stages.choose_execution import configure_process
 from floral.stages.fetch import data_folder, fetch
 from floral.stages.partition import partition
 
@@ -72,6 +70,4 @@ def require(names: Iterable[str], results: Path, data_dir: Path | None) -> None:
 
 def configure_process(threads: int) -> None:
     """Apply the process settings of a training run, so that engine and baseline are timed under its conditions."""
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
-    execute.keep_freed_memory()
+    configure_process(threads)

@@ -25,7 +25,7 @@ from floral.engine.devices import wait_for
 from floral.engine.rows import Plan, plan
 from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
-from floral.stages import execute
+from floral.stages.assemble import assemble, make_problem
 
 BASELINE_ROUNDS = 8
 """Rounds whose batches are prepared for the baseline, which repeats them in turn."""
@@ -59,7 +59,7 @@ class EngineRounds:
         """Rounds of a run in float32. Its data and partition must exist in `results`."""
         place = resolve_device(device)
         devices.settle(place, "fp32")
-        simulation, _, state = execute.assemble(run, results, place, torch.float32)
+        simulation, _, state = assemble(run, results, place, torch.float32)
         return cls(simulation, state, backend, threads)
 
     def __str__(self) -> str:
@@ -89,9 +89,9 @@ class BaselineRounds:
             Refused: the task has no baseline.
         """
         fedavg = run.model_copy(update={"variant": catalogue.variant("fedavg")})
-        simulation, data, _ = execute.assemble(fedavg, results, torch.device("cpu"), torch.float32)
+        simulation, data, _ = assemble(fedavg, results, torch.device("cpu"), torch.float32)
         prepared = [batches(engine_batches(simulation, round)) for round in range(1, 1 + BASELINE_ROUNDS)]
-        model = execute.make_problem(fedavg, data, torch.device("cpu"), torch.float32).build_model()
+        model = make_problem(fedavg, data, torch.device("cpu"), torch.float32).build_model()
         kind, lr = run.task.model.kind, run.task.lr
         with operation_threads(1):
             baseline = choose(kind, model, simulation.data.train, lr, prepared[0], threads)

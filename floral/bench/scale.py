@@ -22,7 +22,7 @@ from floral.config.run import Run
 from floral.config.schema.task import Task
 from floral.data.federation import Federation, read_data
 from floral.engine.simulate import Execution, Simulation
-from floral.stages import execute
+from floral.stages.assemble import build_method, client_data, make_problem, make_settings
 
 CLIENTS = (10, 100, 1_000, 10_000, 100_000)
 VARIANTS = ("fedavg", "floral_1", "local_adaptor")
@@ -84,9 +84,9 @@ def engine_rounds(
     run = scale_run(clients, variant)
     data = build_federation(run, results)
     cpu = torch.device("cpu")
-    method = execute.build_method(run, execute.make_problem(run, data, cpu, torch.float32))
-    tensors = execute.client_data(data, method, cpu, torch.float32)
-    simulation = Simulation(method, tensors, execute.make_settings(run), Execution("loop", 1))
+    method = build_method(run, make_problem(run, data, cpu, torch.float32))
+    tensors = client_data(data, method, cpu, torch.float32)
+    simulation = Simulation(method, tensors, make_settings(run), Execution("loop", 1))
     return EngineRounds(simulation, simulation.start(), backend, threads, execution_plan)
 
 

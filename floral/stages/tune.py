@@ -22,15 +22,14 @@ from floral.config.schema.tuning import Configuration, Tuned
 from floral.config.search_space import edges
 from floral.config.searches import Search
 from floral.config.tuned import is_current, tuned_path, tuned_values
-from floral.core.spec import Refused
 from floral.data import federation
 from floral.data.federation import Federation
-from floral.engine import execution
 from floral.engine.simulate import EXPLODED, Execution, Simulation
 from floral.io.files import atomic
 from floral.io.locks import held
-from floral.stages.execute import build_method, client_data, keep_freed_memory, make_problem, make_settings, settle
-from floral.stages.record import git_commit
+from floral.stages.assemble import build_method, client_data, make_problem, make_settings
+from floral.stages.choose_execution import configure_device, configure_process, measure_execution
+from floral.stages.provenance import git_commit
 
 HEADER = """\
 # Written by the stage tune (floral tune SUITE --write), one entry for each variant; not to be edited by hand.
@@ -46,12 +45,10 @@ def tune(search: Search, results: Path, *, device: str, backend: str, threads: i
     Raises:
         ConfigError: data are missing, the method refuses the task or every configuration, no such device.
     """
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
-    keep_freed_memory()
+    configure_process(threads)
     folder = results / search.folder
     with held(folder / ".lock", "tuning"), taken(device, runs_per_gpu) as where:
-        settle(where, "fp32")
+        configure_device(where, "fp32")
         found = read(folder) or {"commit": git_commit(), "execution": None, "trials": []}
         done = {(trial["configuration"], trial["seed"]) for trial in found["trials"]}
         for seed in search.tuning.seeds:
@@ -91,11 +88,7 @@ def trial(
     )
     state = plain.start()
     if found["execution"] is None:
-        try:
-            chosen = execution.choose(plain, state, cast(execution.Backend, backend), threads)
-        except Refused as reason:
-            raise ConfigError(f"backend: {backend} cannot do this method: {reason}; set `backend: auto`") from None
-        found["execution"] = asdict(chosen)
+        found["execution"] = asdict(measure_execution(plain, state, backend, threads))
     simulation = Simulation(method, plain.data, plain.settings, Execution(**found["execution"]))
     torch.set_num_threads(simulation.execution.threads)
     for round in range(1, simulation.settings.rounds + 1):

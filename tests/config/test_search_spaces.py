@@ -18,7 +18,7 @@ from floral.config.search_space import axes_of, configurations, edges
 from floral.config.searches import Search, search_space, tuning
 from floral.config.suites import suite_runs, suite_searches
 from floral.config.tuned import Untuned, is_current, tuned_values
-from floral.stages import execute
+from floral.stages.assemble import make_problem
 from floral.stages.build import method_of
 
 Write = Callable[..., None]
@@ -71,7 +71,7 @@ def test_every_variant_tries_the_same_learning_rates_one_in_each_configuration(v
 @pytest.mark.parametrize("variant", [name for name in TUNABLE if search_space(name).router_lr > 1])
 def test_a_routers_learning_rate_is_tuned_only_where_something_trains_with_it(variant: str) -> None:
     run = make_run(variant).model_copy(update={"own_rates": Rates(lr=0.1, router_lr=0.777)})
-    problem = execute.make_problem(run, make_data(), CPU, torch.float32)
+    problem = make_problem(run, make_data(), CPU, torch.float32)
     method = method_of(run.variant, problem)
     assert 0.777 in [group.lr for group in method.groups.values()]
 

@@ -22,7 +22,7 @@ from floral.config.suites import suite_runs
 from floral.core.spec import Method, Problem, Scope
 from floral.data.federation import Federation
 from floral.methods.floral import adaptors_of
-from floral.stages import execute
+from floral.stages.assemble import build_method, make_problem
 
 SHAPES = {
     "digits": ((8, 8), 10),
@@ -107,9 +107,9 @@ def test_every_variant_does_each_task_or_refuses_with_a_reason(variant):
         if shape in models:
             continue  # builds the same
         models.add(shape)
-        problem = execute.make_problem(run, data_of(task), CPU, torch.float32)
+        problem = make_problem(run, data_of(task), CPU, torch.float32)
         try:
-            method = execute.build_method(run, problem)
+            method = build_method(run, problem)
         except ConfigError as refusal:
             start = f"{variant} cannot do {name}: "
             assert str(refusal).startswith(start) and len(str(refusal)) > len(start) + 10
@@ -133,7 +133,7 @@ def test_a_refusal_is_a_users_mistake_with_the_methods_own_words():
     with pytest.raises(ConfigError, match=r"fedavg_wide cannot do synthetic_linear: .*no hidden layer"):
         task = catalogue.task("synthetic_linear")
         run = Run(task=task, variant=catalogue.variant("fedavg_wide"), seed=0, fidelity=catalogue.fidelity("corrected"))
-        execute.build_method(run, execute.make_problem(run, data_of(task), CPU, torch.float32))
+        build_method(run, make_problem(run, data_of(task), CPU, torch.float32))
 
 
 @pytest.mark.parametrize("task", ["digits_rotate", "mnist_rotate", "synthetic_mlp"])
@@ -143,7 +143,7 @@ def test_fedavg_wide_has_florals_parameters_and_no_model_between(task):
 
     def size(variant: str) -> int:
         run = Run(task=values, variant=catalogue.variant(variant), seed=0, fidelity=catalogue.fidelity("corrected"))
-        groups = execute.build_method(run, execute.make_problem(run, data_of(values), CPU, torch.float32)).groups
+        groups = build_method(run, make_problem(run, data_of(values), CPU, torch.float32)).groups
         return sum(t.numel() for name, g in groups.items() if name != "router" for t in g.init().values())
 
     data = data_of(values)

@@ -31,10 +31,10 @@ from floral.config.run import Run
 from floral.engine import checkpoint
 from floral.engine.store import NAME
 from floral.runs import layout, segments
-from floral.stages import execute
 from floral.stages.fetch import fetch
 from floral.stages.partition import partition
-from floral.stages.record import Progress
+from floral.stages.progress import Progress
+from floral.stages.rounds import read_checkpoint, run_rounds
 
 STOP_AT_ONCE = Stop(by=signal.SIGTERM, at=math.inf)
 
@@ -55,16 +55,16 @@ def test_a_run_stopped_after_every_round_equals_an_undisturbed_one(variant, fide
 
     path = tmp_path / "checkpoint" / "last.safetensors"
     whole, whole_state, undisturbed = fresh(), fresh().start(), Progress()
-    execute.rounds(whole, whole_state, undisturbed, tmp_path / "never", 1e9, Stop())
+    run_rounds(whole, whole_state, undisturbed, tmp_path / "never", 1e9, Stop())
 
     state, progress, stops = fresh().start(), Progress(), 0
     while True:
         try:
-            execute.rounds(fresh(), state, progress, path, 1e9, STOP_AT_ONCE)
+            run_rounds(fresh(), state, progress, path, 1e9, STOP_AT_ONCE)
             break
         except Stopped:
             stops += 1
-            state, progress = execute.resume(path, fresh(), tmp_path / "none")
+            state, progress = read_checkpoint(path, fresh(), tmp_path / "none")
     assert stops == whole.settings.rounds == progress.resumptions
     assert metrics(progress) == metrics(undisturbed)
     for kept in ("official", "routes"):
@@ -85,7 +85,7 @@ def test_a_run_stopped_in_the_middle_of_anything_equals_an_undisturbed_one(fidel
     calls = itertools.count(1)
     whole, undisturbed = fresh(lambda: next(calls)), Progress()
     whole_state = whole.start()
-    execute.rounds(whole, whole_state, undisturbed, tmp_path / "never", 1e9, Stop())
+    run_rounds(whole, whole_state, undisturbed, tmp_path / "never", 1e9, Stop())
 
     state, progress, stops = whole.start(), Progress(), 0
     for moment in range(1, next(calls)):
@@ -96,11 +96,11 @@ def test_a_run_stopped_in_the_middle_of_anything_equals_an_undisturbed_one(fidel
                 raise Stopped(signal.SIGUSR1)
 
         try:
-            execute.rounds(fresh(check_stop), state, progress, path, 1e9, Stop())
+            run_rounds(fresh(check_stop), state, progress, path, 1e9, Stop())
             break
         except Stopped:
             stops += 1
-            state, progress = execute.resume(path, fresh(check_stop), tmp_path / "none")
+            state, progress = read_checkpoint(path, fresh(check_stop), tmp_path / "none")
     assert stops == progress.resumptions >= whole.settings.rounds
     assert metrics(progress) == metrics(undisturbed)
     assert json.dumps(progress.official) == json.dumps(undisturbed.official)
@@ -126,15 +126,15 @@ def test_of_a_damaged_checkpoint_the_one_before_it_is_used(damage, tmp_path):
 
     path = tmp_path / "last.safetensors"
     whole, whole_state, undisturbed = fresh(), fresh().start(), Progress()
-    execute.rounds(whole, whole_state, undisturbed, tmp_path / "never", 1e9, Stop())
+    run_rounds(whole, whole_state, undisturbed, tmp_path / "never", 1e9, Stop())
     state, progress = fresh().start(), Progress()
     for _ in range(2):
         with pytest.raises(Stopped):
-            execute.rounds(fresh(), state, progress, path, 1e9, STOP_AT_ONCE)
+            run_rounds(fresh(), state, progress, path, 1e9, STOP_AT_ONCE)
     damage(path)
-    state, progress = execute.resume(path, fresh(), tmp_path / "none")
+    state, progress = read_checkpoint(path, fresh(), tmp_path / "none")
     assert progress.round == 1
-    execute.rounds(fresh(), state, progress, path, 1e9, Stop())
+    run_rounds(fresh(), state, progress, path, 1e9, Stop())
     assert metrics(progress) == metrics(undisturbed)
     federations.assert_equal_states(state, whole_state, 0.0)
 
@@ -146,14 +146,14 @@ def test_without_one_before_it_a_damaged_checkpoint_is_named_with_its_remedy(dam
     checkpoint.write(path, simulation.start().tensors(), Progress().as_json())
     damage(path)
     with pytest.raises(ConfigError, match=r"last\.safetensors: the checkpoint is damaged.*remove it"):
-        execute.resume(path, simulation, tmp_path / "none")
+        read_checkpoint(path, simulation, tmp_path / "none")
 
 
 def test_a_checkpoint_holds_every_tensor_bit_for_bit(tmp_path):
     simulation = simulate("floral_1", dtype=torch.float32, server={"optimiser": "adam", "lr": 0.01})
     state = federations.train(simulation, 2)
     checkpoint.write(tmp_path / "a", state.tensors(), Progress(round=2, bytes=2**40, official=[0.1 + 0.2]).as_json())
-    again, progress = execute.resume(tmp_path / "a", simulation, tmp_path / "none")
+    again, progress = read_checkpoint(tmp_path / "a", simulation, tmp_path / "none")
     federations.assert_equal_states(again, state, 0.0)
     assert (progress.round, progress.bytes, progress.official, progress.resumptions) == (2, 2**40, [0.1 + 0.2], 1)
     assert not list(tmp_path.glob("*.partial"))
@@ -167,7 +167,7 @@ FLORAL = [sys.executable, "-m", "floral.cli.main"]
 FLORAL_WITH_STORE = [
     sys.executable,
     "-c",
-    "from floral.engine import store; store.BUDGET = 0; from floral.cli import main; raise SystemExit(main())",
+    "from floral.engine import store; store.BUDGET = 0; from floral.cli.main import main; raise SystemExit(main())",
 ]
 """The command for which nothing private fits into memory."""
 

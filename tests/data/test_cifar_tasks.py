@@ -24,7 +24,7 @@ from floral.data.federation import load
 from floral.data.partition import SCHEMA, digest, grouped_table
 from floral.models import vgg8
 from floral.nn.layers import Conv2d, Dropout
-from floral.stages import execute
+from floral.stages.assemble import build_method, client_data, make_problem
 from floral.stages.fetch import fetch
 from floral.stages.partition import partition
 
@@ -157,10 +157,10 @@ def test_training_rows_are_augmented_before_their_rotation_and_no_others(toy):
     run, federation = made_run(toy, clusters=2, clients=4, shift={"kind": "rotate"}, augmentation="flip_crop")
     _, plain = made_run(toy, clusters=2, clients=4, shift={"kind": "rotate"})
     assert np.array_equal(federation.train_x, plain.train_x) and plain.train_turns is None
-    method = execute.build_method(run, execute.make_problem(run, federation, CPU, torch.float32))
-    data = execute.client_data(federation, method, CPU, torch.float32)
+    method = build_method(run, make_problem(run, federation, CPU, torch.float32))
+    data = client_data(federation, method, CPU, torch.float32)
     assert data.train.augment is not None and dict(data.train.augment_draws) == dict(DRAWS)
-    for rows in (data.test, data.validation, execute.client_data(plain, method, CPU, torch.float32).train):
+    for rows in (data.test, data.validation, client_data(plain, method, CPU, torch.float32).train):
         assert rows.augment is None and rows.augment_draws == {}
     index = torch.from_numpy(federation.rows["train"][:, :5].copy())
     noise = {name: torch.rand(4, 5, generator=torch.Generator().manual_seed(1)) for name in DRAWS}
@@ -176,14 +176,14 @@ def test_training_rows_are_augmented_before_their_rotation_and_no_others(toy):
 
 
 def plain_gather(federation, method, index):
-    return execute.client_data(federation, method, CPU, torch.float32).train.gather(index)[0]
+    return client_data(federation, method, CPU, torch.float32).train.gather(index)[0]
 
 
 def test_a_task_s_normalisation_reaches_every_split(toy):
     channels = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
     run, federation = made_run(toy, normalise=channels)
-    method = execute.build_method(run, execute.make_problem(run, federation, CPU, torch.float32))
-    data = execute.client_data(federation, method, CPU, torch.float32)
+    method = build_method(run, make_problem(run, federation, CPU, torch.float32))
+    data = client_data(federation, method, CPU, torch.float32)
     for rows, stored in (
         (data.train, federation.train_x),
         (data.test, federation.test_x),

@@ -16,7 +16,7 @@ from floral.config.schema.shift import Shift
 from floral.config.schema.suite import Fidelity
 from floral.config.schema.task import Task
 from floral.data.federation import load
-from floral.stages import execute
+from floral.stages.assemble import assemble
 from floral.stages.fetch import fetch
 from floral.stages.partition import partition
 
@@ -296,7 +296,7 @@ def test_poisoned_rows_of_unseen_clients_leave_training_as_it_is(results, tmp_pa
             np.save(tmp_path / "data" / "digits" / f"{name}.npy", array)
 
     def trained(folder):
-        simulation, data, state = execute.assemble(run, folder, torch.device("cpu"))
+        simulation, data, state = assemble(run, folder, torch.device("cpu"))
         losses = [simulation.train(state, round)[0] for round in (1, 2)]
         return losses, simulation.evaluate(state, 2, 0.0).metrics, state.tensors(), data.unseen.train_x
 

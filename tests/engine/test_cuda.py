@@ -15,8 +15,9 @@ from federations import MODELS, VARIANTS, assert_close, buildable, simulate, tra
 
 from floral.cluster.gpus import gpus, taken
 from floral.engine import devices, execution
-from floral.stages import execute, record
-from floral.stages.record import Progress
+from floral.stages import provenance
+from floral.stages.progress import Progress
+from floral.stages.rounds import read_checkpoint, save_checkpoint
 
 if not torch.cuda.is_available():
     pytest.skip("a CUDA GPU is missing", allow_module_level=True)
@@ -126,8 +127,8 @@ def test_a_resumed_run_is_the_same_run(variant, backend, tmp_path):
     path, state = tmp_path / "checkpoint" / "last.safetensors", fresh().start()
     for round in (1, 2, 3):
         fresh().train(state, round)
-        execute.save(path, state, Progress(round=round))
-        state, _ = execute.resume(path, fresh(), tmp_path / "none")
+        save_checkpoint(path, state, Progress(round=round))
+        state, _ = read_checkpoint(path, fresh(), tmp_path / "none")
     federations.assert_equal_states(state, whole, 0.0)
 
 
@@ -172,8 +173,8 @@ def test_a_run_holds_a_place_and_records_its_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr("floral.cluster.gpus.lease_folder", lambda environment: tmp_path)
     assert len(set(gpus())) == torch.cuda.device_count()
     with taken("cuda", 1) as device:
-        found = record.gpu(device)
+        found = provenance.gpu(device)
         assert found and found["index"] == 0 and found["name"] == torch.cuda.get_device_name(0)
         simulation = simulate("fedavg", device=device)
         train(simulation)
-        assert 0 < record.peak_memory(simulation, Progress()) <= found["memory_bytes"]
+        assert 0 < provenance.peak_memory(device) <= found["memory_bytes"]

@@ -18,7 +18,8 @@ from floral.core.spec import Refused, Routing
 from floral.engine import evaluate, execution
 from floral.engine.simulate import Execution
 from floral.io.locks import take_place
-from floral.stages import execute, train
+from floral.stages import train
+from floral.stages.choose_execution import resolve_execution
 from floral.toolkit.parts import sgd
 from floral.toolkit.routes import fixed_logits
 
@@ -33,7 +34,7 @@ def test_auto_measures_once_and_all_seeds_share_its_choice(tmp_path, monkeypatch
     chosen = []
     for seed, folder in enumerate(folders):
         simulation = simulate("floral_1", seed=seed)
-        chosen.append(execute.resolve_execution(simulation, simulation.start(), folder, "0" * 8, "auto", 1))
+        chosen.append(resolve_execution(simulation, simulation.start(), folder, "0" * 8, "auto", 1))
     assert len(measured) == 1
     assert chosen[0] == chosen[1]
     assert chosen[0].backend in ("loop", "vmap") and "would not pay" in chosen[0].reason
@@ -115,7 +116,7 @@ def test_a_backend_that_was_asked_for_is_taken(tmp_path, backend):
     folder = tmp_path / "seed0"
     folder.mkdir()
     simulation = simulate("fedavg")
-    assert execute.resolve_execution(simulation, simulation.start(), folder, "0" * 8, backend, 1).backend == backend
+    assert resolve_execution(simulation, simulation.start(), folder, "0" * 8, backend, 1).backend == backend
 
 
 def test_another_choice_of_backend_or_threads_is_stored_apart(tmp_path):
@@ -123,7 +124,7 @@ def test_another_choice_of_backend_or_threads_is_stored_apart(tmp_path):
     folder.mkdir()
     simulation = simulate("fedavg")
     for backend, threads in (("loop", 1), ("vmap", 1), ("loop", 2)):
-        execute.resolve_execution(simulation, simulation.start(), folder, "0" * 8, backend, threads)
+        resolve_execution(simulation, simulation.start(), folder, "0" * 8, backend, threads)
     assert len(list(tmp_path.glob("execution-*.json"))) == 3
 
 

@@ -12,8 +12,9 @@ from federations import CPU, VARIANTS, fitting, make_data, make_run, simulate, t
 
 from floral.config import catalogue
 from floral.engine import join
-from floral.stages import execute
-from floral.stages.record import Progress
+from floral.stages.assemble import build_method, client_data, make_problem
+from floral.stages.execute import join_unseen
+from floral.stages.progress import Progress
 
 SIZES = (12, 9, 15, 10)
 """Training rows of the clients that join; concepts 0 and 1 are clusters, 2 and 3 are new."""
@@ -34,7 +35,7 @@ def trained(variant, *, joining=None, rounds=2, **task):
 def table(variant, simulation, state, data, **task):
     model = fitting(variant)
     run = make_run(variant, model=model, **{**TASK, **task})
-    return execute.join_unseen(run, simulation, state, Progress(), data)
+    return join_unseen(run, simulation, state, Progress(), data)
 
 
 def joined(variant, **how):
@@ -142,8 +143,8 @@ def test_chunks_do_not_matter(variant, monkeypatch):
 def test_no_test_row_is_read_in_personalisation(variant):
     simulation, state, data = trained(variant)
     run = make_run(variant, model=fitting(variant), **TASK)
-    method = execute.build_method(run, execute.make_problem(run, data.unseen, CPU, torch.float64))
-    tensors = execute.client_data(data.unseen, method, CPU, torch.float64)
+    method = build_method(run, make_problem(run, data.unseen, CPU, torch.float64))
+    tensors = client_data(data.unseen, method, CPU, torch.float64)
 
     def forbidden(*_):
         raise AssertionError("a test row was read")

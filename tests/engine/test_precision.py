@@ -14,7 +14,7 @@ from floral.config.reading import ConfigError
 from floral.engine import devices, execution
 from floral.engine.simulate import Execution
 from floral.report import words
-from floral.stages import execute
+from floral.stages.choose_execution import configure_device, resolve_execution
 
 TOLERANCE = 0.05
 """Of a group's movement in two rounds, in the Euclidean norm: bfloat16 has 8 bits of mantissa, each step some products
@@ -58,7 +58,7 @@ def test_bf16_moves_the_parameters_as_fp32_does(variant, model, backend):
 
 def test_tf32_is_refused_on_a_cpu_and_says_what_to_do():
     with pytest.raises(ConfigError, match=r"precision: tf32: the CPU has no such products.*fp32 or bf16.*device: cuda"):
-        execute.settle(CPU, "tf32")
+        configure_device(CPU, "tf32")
 
 
 @pytest.mark.parametrize("precision", devices.PRECISIONS)
@@ -101,7 +101,7 @@ def test_another_precision_is_stored_apart_and_recorded(tmp_path):
     folder.mkdir()
     simulation = simulate("fedavg")
     for precision in ("fp32", "bf16"):
-        chosen = execute.resolve_execution(simulation, simulation.start(), folder, "0" * 8, "loop", 1, precision)
+        chosen = resolve_execution(simulation, simulation.start(), folder, "0" * 8, "loop", 1, precision)
         assert asdict(chosen)["precision"] == precision
     assert sorted(json.loads(path.read_text())["precision"] for path in tmp_path.glob("*.json")) == ["bf16", "fp32"]
 

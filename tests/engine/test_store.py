@@ -20,11 +20,12 @@ from safetensors.torch import load_file
 
 from floral.cluster.stops import Stop
 from floral.config.reading import ConfigError
-from floral.engine import store
+from floral.engine import checkpoint, store
 from floral.engine.state import State, view
 from floral.engine.store import Store
-from floral.stages import execute, record
-from floral.stages.record import Progress
+from floral.stages import record
+from floral.stages.progress import Progress
+from floral.stages.rounds import read_checkpoint, run_rounds, save_checkpoint
 from floral.toolkit.parts import same
 
 VARIANTS = ["local", "local_adaptor", "floral_1"]
@@ -48,7 +49,7 @@ def undisturbed(variant: str, **how) -> tuple[State, Progress]:
     simulation, progress = fresh(variant, **how), Progress()
     state = simulation.start()
     assert state.store is None
-    execute.rounds(simulation, state, progress, Path("never"), 1e9, Stop())
+    run_rounds(simulation, state, progress, Path("never"), 1e9, Stop())
     return state, progress
 
 
@@ -74,7 +75,7 @@ def test_a_simulation_with_a_store_is_the_one_without(variant, model, place, tmp
     monkeypatch.setattr(Store, "full", property(lambda self: False))
     simulation, progress = fresh(variant, **how), Progress()
     state = simulation.start(tmp_path / store.NAME if place == "file" else None)
-    execute.rounds(simulation, state, progress, tmp_path / "never", 1e9, Stop())
+    run_rounds(simulation, state, progress, tmp_path / "never", 1e9, Stop())
     assert_same_end((state, progress), plain)
     assert (state.store is not None) == (tmp_path / store.NAME).exists() == (place == "file")
     assert not (tmp_path / "never").exists()
@@ -97,7 +98,7 @@ def test_a_run_writes_a_checkpoint_when_its_changes_fill_the_memory(tmp_path, mo
     monkeypatch.setattr(store, "BUDGET", 0)
     simulation = fresh("local")
     state = simulation.start(tmp_path / store.NAME)
-    execute.rounds(simulation, state, Progress(), tmp_path / "last.safetensors", 1e9, Stop())
+    run_rounds(simulation, state, Progress(), tmp_path / "last.safetensors", 1e9, Stop())
     assert state.store is not None and not state.store.changed
     assert (tmp_path / "last.safetensors").exists()
 
@@ -147,7 +148,7 @@ def kill_before_the_checkpoint(monkeypatch):
     def never(path, tensors, progress):
         raise Killed
 
-    monkeypatch.setattr(execute.checkpoint, "write", never)
+    monkeypatch.setattr(checkpoint, "write", never)
 
 
 KILLS = [kill_before_the_checkpoint, kill_after_the_checkpoint, kill_in_the_middle_of_applying]
@@ -157,11 +158,11 @@ def go_on(variant: str, folder: Path, stop: Stop) -> tuple[State, Progress]:
     """What the train stage does when it starts: from the checkpoint if there is one, else from the start."""
     path, private = folder / "checkpoint" / "last.safetensors", folder / store.NAME
     simulation = fresh(variant)
-    if execute.checkpoint.there(path):
-        state, progress = execute.resume(path, simulation, private)
+    if checkpoint.there(path):
+        state, progress = read_checkpoint(path, simulation, private)
     else:
         state, progress = simulation.start(private), Progress()
-    execute.rounds(simulation, state, progress, path, 1e9, stop)
+    run_rounds(simulation, state, progress, path, 1e9, stop)
     return state, progress
 
 
@@ -191,7 +192,7 @@ def test_changes_of_several_rounds_wait_for_one_checkpoint(no_memory, tmp_path, 
         go_on("local", tmp_path, AT_ONCE)
     at_one = (tmp_path / store.NAME).read_bytes()
     path = tmp_path / "checkpoint" / "last.safetensors"
-    state, progress = execute.resume(path, simulation, tmp_path / store.NAME)
+    state, progress = read_checkpoint(path, simulation, tmp_path / store.NAME)
     for round in (2, 3):
         simulation.train(state, round)
     assert state.store is not None and len(state.store.changed) > simulation.settings.cohort
@@ -222,7 +223,7 @@ def test_a_checkpoint_holds_the_changed_rows_alone(no_memory, tmp_path):
     assert not [name for name in kept if name.startswith("value/adaptor")]
     for name, tensor in state.values["adaptor"].items():
         assert torch.equal(kept[f"private/adaptor/{name}"], tensor[cohort])
-    execute.save(tmp_path / "last", state, Progress(round=1))
+    save_checkpoint(tmp_path / "last", state, Progress(round=1))
     assert state.kept()[store.ROWS].tolist() == []
 
 
@@ -243,7 +244,7 @@ def test_the_file_is_the_final_state_of_the_private_groups(no_memory, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         go_on("local_adaptor", tmp_path, AT_ONCE)
     state, progress = go_on("local_adaptor", tmp_path, Stop())
-    execute.save(tmp_path / "last", state, progress)
+    save_checkpoint(tmp_path / "last", state, progress)
     (tmp_path / "model.safetensors").write_bytes(record.model(state))
     found = load_file(tmp_path / store.NAME) | load_file(tmp_path / "model.safetensors")
     plain, _ = undisturbed_values("local_adaptor")

@@ -8,7 +8,7 @@ from federations import CPU, train, view_of
 
 from floral.config import catalogue
 from floral.config.run import Run
-from floral.stages import execute
+from floral.stages.assemble import assemble
 from floral.stages.fetch import fetch
 from floral.stages.partition import partition
 
@@ -33,7 +33,7 @@ def digits(variant, clusters, results, fidelity="corrected"):
     )
     if not (results / run.partition.folder).exists():
         partition(run.partition, results)
-    simulation, _, _ = execute.assemble(run, results, CPU)
+    simulation, _, _ = assemble(run, results, CPU)
     return simulation
 
 

@@ -1,0 +1,168 @@
+"""Assemble the simulation of a run: its data, problem, method and settings."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from floral.config.reading import ConfigError
+from floral.config.run import Run
+from floral.core.spec import Method, Noise, Optimiser, Problem, Refused
+from floral.data import augment, federation
+from floral.data.federation import Federation
+from floral.engine.rows import ClientData, Rows
+from floral.engine.simulate import Execution, Settings, Simulation
+from floral.engine.state import State
+from floral.stages.build import method_of
+
+MAX_DECODED_BYTES = 256 << 20
+"""Training inputs up to this size in bytes are decoded once, before round 1."""
+
+
+def assemble(
+    run: Run, results: Path, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[Simulation, Federation, State]:
+    """Build a run's simulation, load its data and make its initial state; nothing is written."""
+    simulation, data = build_simulation(run, results, device, dtype)
+    return simulation, data, simulation.start()
+
+
+def build_simulation(
+    run: Run, results: Path, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[Simulation, Federation]:
+    """Build a run's simulation with the plainest execution (one client at a time), and load its data."""
+    data = federation.load(run, results)
+    problem = make_problem(run, data, device, dtype)
+    method = build_method(run, problem)
+    return Simulation(method, client_data(data, method, device, dtype), make_settings(run), Execution("loop", 1)), data
+
+
+def make_problem(run: Run, data: Federation, device: torch.device, dtype: torch.dtype) -> Problem:
+    """Describe the run's task to its method."""
+    task = run.task
+    outputs = data.classes if data.classes is not None else data.train_y.shape[1]
+    module = importlib.import_module(f"floral.models.{task.model.kind}")
+
+    def build_model(width: float = 1.0) -> Any:
+        return module.build(data.shape, outputs, **task.model.arguments, width=width)
+
+    return Problem(
+        build_model=build_model,
+        clients=data.clients,
+        cohort=task.cohort,
+        clusters=task.assumed,
+        true_cluster=torch.from_numpy(data.cluster).to(device),
+        lr=run.rates.lr,
+        router_lr=run.rates.router_lr,
+        shape=data.shape,
+        outputs=outputs,
+        batch=task.batch,
+        loss=task.objective,
+        switches=run.fidelity.switches,
+        seed=run.seed,
+        dtype=dtype,
+        device=device,
+    )
+
+
+def build_method(run: Run, problem: Problem) -> Method:
+    """Build the run's method.
+
+    Raises:
+        ConfigError: the method refuses the task; the message has its reason.
+    """
+    try:
+        if run.task.unseen and run.variant.params["statistics"] == "private":
+            raise Refused("clients that join after training have no running statistics; set `statistics: federated`")
+        return method_of(run.variant, problem)
+    except Refused as reason:
+        raise ConfigError(f"{run.variant.name} cannot do {run.task.name}: {reason}") from None
+
+
+def make_settings(run: Run) -> Settings:
+    """Derive the simulation's settings from the task and the run's fidelity."""
+    task, rule = run.task, run.fidelity
+    return Settings(
+        rounds=task.rounds,
+        clusters=task.assumed,
+        cohort=task.cohort,
+        epochs=task.epochs,
+        batch=task.batch,
+        steps_per_epoch=task.steps_per_epoch,
+        loss=task.objective,
+        server=Optimiser(kind=task.server.optimiser, lr=task.server.lr),
+        seed=run.seed,
+        evaluation_period=task.evaluation_period,
+        participation=task.participation,
+        reshuffle=rule["batches"] == "reshuffled",
+        sampled_evaluation=rule["evaluation"] == "sampled",
+        weighting=rule["client_value"],
+        empty_cluster=rule["massless_cluster"],
+    )
+
+
+def client_data(data: Federation, method: Method, device: torch.device, dtype: torch.dtype) -> ClientData:
+    """Move the federation to the device as tensors.
+
+    Where the method pools clients (all of them, or those of a true cluster), a pool trains as one learner.
+    """
+
+    def split_rows(side: Literal["train", "test"], index: np.ndarray, count: np.ndarray, **fields: Any) -> Rows:
+        x, y = tensors[side]
+        return Rows(x=x, y=y, index=index, count=count, scale=data.scale, dtype=dtype, **normalised, **fields)
+
+    def tensor(array: np.ndarray, target: bool) -> torch.Tensor:
+        converted = torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        return converted.to(dtype) if target and data.classes is None else converted
+
+    tensors = {
+        "train": (tensor(data.train_x, False), tensor(data.train_y, True)),
+        "test": (tensor(data.test_x, False), tensor(data.test_y, True)),
+    }
+    normalised = {}
+    if data.normalise is not None:
+        values = data.normalise.model_dump()
+        normalised = {name: torch.tensor(values[name], dtype=dtype, device=device) for name in ("mean", "std")}
+    learner = {None: np.arange(data.clients), "all": np.zeros(data.clients, int), "cluster": data.cluster}[method.pool]
+    index, count = data.rows["train"], data.counts["train"]
+    if method.pool is not None:
+        index, count = pool_samples(index, count, learner)
+    held_out = data.counts["validation"]
+    return ClientData(
+        train=split_rows("train", index, count, **augmentation(data, device)).decoded(MAX_DECODED_BYTES),
+        test=split_rows("test", data.rows["test"], data.counts["test"]),
+        validation=split_rows("train", data.rows["validation"], held_out) if held_out.any() else None,
+        global_test=lambda c: (tensor(data.global_test_x[c], False), tensor(data.global_test_y[c], True)),
+        cluster=torch.from_numpy(data.cluster).to(device),
+        learner=torch.from_numpy(learner).to(device),
+    )
+
+
+def augmentation(data: Federation, device: torch.device) -> dict[str, Any]:
+    """Return the fields of Rows that augment training images; empty where the task augments nothing."""
+    if data.train_turns is None:
+        return {}
+    turns = torch.from_numpy(data.train_turns).to(device)
+
+    def flip_crop(x: torch.Tensor, row: torch.Tensor, noise: Noise) -> torch.Tensor:
+        return augment.flip_crop(x, noise, turns.index_select(0, row))
+
+    return {"augment": flip_crop, "augment_draws": augment.DRAWS}
+
+
+def pool_samples(index: np.ndarray, count: np.ndarray, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give every pool the samples of all its clients.
+
+    index [K, n_max] sample numbers padded with 0, count [K], pool [K] the pool of each client → index [U, n'_max] and
+    count [U] of the U pools.
+    """
+    samples = [np.concatenate([index[k, : count[k]] for k in np.flatnonzero(pool == u)]) for u in range(pool.max() + 1)]
+    counts = np.array([len(numbers) for numbers in samples])
+    padded = np.zeros((len(samples), counts.max()), np.int64)
+    for u, numbers in enumerate(samples):
+        padded[u, : len(numbers)] = numbers
+    return padded, counts

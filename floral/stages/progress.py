@@ -1,0 +1,59 @@
+"""The progress of a run: what its checkpoint holds beside the tensors."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from floral.engine.simulate import Evaluation
+from floral.runs import segments
+
+
+@dataclass
+class Progress:
+    """Rounds, costs and evaluations of a run so far."""
+
+    round: int = 0
+    bytes: int = 0
+    client_samples: int = 0
+    client_passes: float = 0.0
+    metrics: list[list[Any]] = field(default_factory=list)
+    """Rows of metrics.parquet."""
+    routes: list[list[Any]] = field(default_factory=list)
+    """[round, route of every client] of each evaluation."""
+    official: list[tuple[float, float]] = field(default_factory=list)
+    """Per round of the last bin: the official score over all clients, and over the round's sample."""
+    pending_loss: torch.Tensor | float | None = None
+    """The training loss of a round that is still to be evaluated."""
+    diverged_at: int | None = None
+    resumptions: int = 0
+    execution: dict[str, Any] = field(default_factory=dict)
+    """The execution, chosen before round 1; a resumed run uses the same."""
+    peak_memory_bytes: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: {"setup": 0.0, "train": 0.0, "evaluate": 0.0})
+    segment: Path | None = None
+    """The file to which this process appends each evaluated round; checkpoints leave it out."""
+
+    def add(self, evaluation: Evaluation) -> None:
+        """Add an evaluation after the present round."""
+        costs = [self.bytes, self.client_samples, self.client_passes]
+        self.metrics += [[self.round, split, metric, value, *costs] for split, metric, value in evaluation.metrics]
+        if self.segment is not None:
+            segments.append(self.segment, self.round, evaluation.metrics)
+        if evaluation.routes is not None:
+            self.routes.append([self.round, evaluation.routes.tolist()])
+        if evaluation.diverged:
+            self.diverged_at = self.round
+
+    def as_json(self) -> dict[str, Any]:
+        """The values for a checkpoint."""
+        pending_loss = None if self.pending_loss is None else float(self.pending_loss)
+        return asdict(self) | {"segment": None, "pending_loss": pending_loss}
+
+    @classmethod
+    def resumed(cls, values: dict[str, Any]) -> Progress:
+        """Restore the progress from a checkpoint and count the resumption."""
+        return cls(**{**values, "resumptions": values["resumptions"] + 1})

@@ -1,0 +1,70 @@
+"""Where a run was computed: machine, GPU, memory and the commit of the code."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import floral
+
+
+def peak_memory(device: torch.device, earlier: int = 0) -> int:
+    """Peak memory of the run in bytes: of the GPU where there is one, else of the process.
+
+    `earlier` is the peak of the processes that worked on the run before.
+    """
+    if device.type == "cuda":  # reserved memory, because other runs cannot use it
+        peak = torch.cuda.max_memory_reserved(device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return max(peak, earlier)
+
+
+def gpu(device: torch.device) -> dict[str, Any] | None:
+    """Index, name and memory of the GPU; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    return {"index": device.index, "name": properties.name, "memory_bytes": properties.total_memory}
+
+
+def machine() -> dict[str, Any]:
+    """Python, PyTorch, platform and CPU of this machine."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = models[0] if models else model
+    return {
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+    }
+
+
+@cache
+def git_commit() -> str | None:
+    """The commit of the code, followed by "+" if floral/ or config/ differ from it; None outside a checkout."""
+    try:
+        return _git("rev-parse", "--short=12", "HEAD") + (
+            "+" if _git("status", "--porcelain", ".", "../config") else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(floral.__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

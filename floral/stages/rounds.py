@@ -1,0 +1,156 @@
+"""Go through the rounds of a run: train, evaluate on schedule, write checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from floral.cluster.stops import Stop, Stopped
+from floral.config.reading import ConfigError
+from floral.engine import checkpoint
+from floral.engine.simulate import Simulation
+from floral.engine.state import State
+from floral.engine.store import JOURNAL, Store
+from floral.stages.progress import Progress
+from floral.stages.provenance import peak_memory
+
+LOG = logging.getLogger("floral.train")
+LOGGED_METRICS = ("loss", "accuracy", "ari")
+
+
+def run_rounds(
+    simulation: Simulation, state: State, progress: Progress, path: Path, checkpoint_seconds: float, stop: Stop
+) -> None:
+    """Train the remaining rounds and evaluate on schedule; a run that diverges ends early.
+
+    Raises:
+        Stopped: the run was asked to stop. A checkpoint was written after the round, or after its training where the
+            evaluation took too long.
+    """
+    saved = time.monotonic()
+    with checkpoint_if_stopped(path, simulation, state, progress):
+        if not progress.metrics:
+            evaluate_round(simulation, state, progress)
+        while progress.diverged_at is None and (
+            progress.pending_loss is not None or progress.round < simulation.settings.rounds
+        ):
+            if progress.pending_loss is None:
+                train_round(simulation, state, progress)
+            evaluate_round(simulation, state, progress)
+            if stop.by is not None:
+                raise Stopped(stop.by)
+            full = state.store is not None and state.store.full
+            if full or time.monotonic() - saved > checkpoint_seconds:
+                progress.peak_memory_bytes = peak_memory(simulation.device, progress.peak_memory_bytes)
+                save_checkpoint(path, state, progress)
+                saved = time.monotonic()
+
+
+def train_round(simulation: Simulation, state: State, progress: Progress) -> None:
+    """Train one round; its evaluation is then pending. A round that is given up changes nothing."""
+    began, round = time.perf_counter(), progress.round + 1
+    loss, samples = simulation.train(state, round)
+    costs = simulation.costs_of(state, round)
+    progress.round, progress.pending_loss = round, loss
+    progress.bytes += costs.bytes_per_client * simulation.cohort_size
+    progress.client_samples += samples
+    progress.client_passes += samples * costs.passes_per_sample
+    progress.seconds["train"] += time.perf_counter() - began
+
+
+def evaluate_round(simulation: Simulation, state: State, progress: Progress) -> None:
+    """Evaluate the present round where the schedule says so, and note a divergence.
+
+    Progress changes only after all evaluations are complete, so that an interrupted one can be repeated.
+    """
+    began, settings, round = time.perf_counter(), simulation.settings, progress.round
+    evaluation, official = None, None
+    if settings.evaluates(round):
+        train_loss = None if progress.pending_loss is None else float(progress.pending_loss)
+        evaluation = simulation.evaluate(state, round, train_loss)
+    if round and settings.sampled_evaluation and settings.last_bin(round):
+        official = simulation.official_scores(state, round)
+    progress.pending_loss = None
+    if evaluation is not None:
+        progress.add(evaluation)
+        values = ", ".join(
+            f"{split} {metric} {value:.4g}" for split, metric, value in evaluation.metrics if metric in LOGGED_METRICS
+        )
+        LOG.info("round %d of %d: %s", round, settings.rounds, values)
+    if official is not None:
+        progress.official.append(official)
+    progress.seconds["evaluate"] += time.perf_counter() - began
+
+
+# ------------------------------------------------------------------------------------------- checkpoints
+
+
+@contextmanager
+def checkpoint_if_stopped(path: Path, simulation: Simulation, state: State, progress: Progress) -> Iterator[None]:
+    """Write a checkpoint when the enclosed work is stopped, and pass the exception on."""
+    try:
+        yield
+    except Stopped as stopped:
+        progress.peak_memory_bytes = peak_memory(simulation.device, progress.peak_memory_bytes)
+        save_checkpoint(path, state, progress)
+        LOG.info("%s after round %d; checkpoint written", stopped, progress.round)
+        raise
+
+
+def save_checkpoint(path: Path, state: State, progress: Progress) -> None:
+    """Write a checkpoint, and then copy its private client state into the store's file."""
+    tensors = state.kept()
+    checkpoint.write(path, tensors, progress.as_json())
+    if state.store is not None:
+        state.store.apply(tensors)
+
+
+def read_checkpoint(path: Path, simulation: Simulation, private: Path) -> tuple[State, Progress]:
+    """Read state and progress from the last undamaged checkpoint; `private` is the store's file.
+
+    The tensors go to the simulation's device.
+
+    Raises:
+        ConfigError: both checkpoints are damaged, or the store's file is.
+    """
+    try:
+        tensors, progress = _last_undamaged(path, private)
+        journal = {name: tensors.pop(name) for name in list(tensors) if name.startswith(JOURNAL)}
+        store = Store.open(private) if journal else None
+    except checkpoint.Unreadable as error:
+        raise ConfigError(str(error)) from error
+    state = State.of({name: tensor.to(simulation.device) for name, tensor in tensors.items()})
+    if store is not None:
+        store.apply(journal)
+        state.values.update(store.values)
+        state.store = store
+    try:
+        return state, Progress.resumed(progress)
+    except (TypeError, KeyError) as error:
+        raise ConfigError(f"{path}: written by another version ({error}); remove it to train from the start") from error
+
+
+def _last_undamaged(path: Path, private: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read the last checkpoint, or the one before it where the last is damaged.
+
+    Raises:
+        Unreadable: there is no usable checkpoint. With a store's file the one before is of no use, because the file has
+            changed since.
+    """
+    before = checkpoint.before(path)
+    try:
+        return checkpoint.read(path)
+    except checkpoint.Unreadable as damaged:
+        if not before.exists() or (path.exists() and private.exists()):
+            raise
+        tensors, progress = checkpoint.read(before)
+        if path.exists():
+            LOG.warning("%s; using the one before it, of round %d", damaged, progress["round"])
+        before.replace(path)  # otherwise the next checkpoint would replace the only undamaged one
+        return tensors, progress
