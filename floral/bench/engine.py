@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from floral.bench import timing
-from floral.bench.prepare import benchmark_run, configure_process, prepare
+from floral.bench.prepare import benchmark_run, prepare
 from floral.bench.rounds import BaselineRounds, EngineRounds
 from floral.config.run import Run
 from floral.core.spec import Refused
+from floral.stages.choose_execution import configure_process
 
 
 def engine(

@@ -11,7 +11,6 @@ from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.schema.data import CustomData
 from floral.data import sources
-from floral.stages.choose_execution import configure_process
 from floral.stages.fetch import data_folder, fetch
 from floral.stages.partition import partition
 
@@ -66,8 +65,3 @@ def require(names: Iterable[str], results: Path, data_dir: Path | None) -> None:
             f"data files are missing{where}\n{lines}\n"
             f"  remedy: set FLORAL_DATA or data_dir to the folder that holds them{download}"
         )
-
-
-def configure_process(threads: int) -> None:
-    """Apply the process settings of a training run, so that engine and baseline are timed under its conditions."""
-    configure_process(threads)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from floral.bench import timing
-from floral.bench.prepare import configure_process, prepare
+from floral.bench.prepare import prepare
 from floral.bench.processes import in_new_process, memory_bytes
 from floral.bench.rounds import EngineRounds
 from floral.config import catalogue
@@ -23,6 +23,7 @@ from floral.config.schema.task import Task
 from floral.data.federation import Federation, read_data
 from floral.engine.simulate import Execution, Simulation
 from floral.stages.assemble import build_method, client_data, make_problem, make_settings
+from floral.stages.choose_execution import configure_process
 
 CLIENTS = (10, 100, 1_000, 10_000, 100_000)
 VARIANTS = ("fedavg", "floral_1", "local_adaptor")
