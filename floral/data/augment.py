@@ -1,4 +1,4 @@
-"""Random flips and crops of training images: a pure function of the images and of uniform draws."""
+"""Random flips and crops of training images, as a pure function of images and uniform noise."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from torch import Tensor
 from floral.core.spec import Noise
 
 PADDING = 4
-"""Pixels of black border out of which a crop of the image's own size is taken (arXiv 2410.03497, CIFAR)."""
+"""Width in pixels of the black border that is added before a crop of the original size (arXiv 2410.03497, CIFAR)."""
 
 DRAWS: Mapping[str, tuple[int | str, ...]] = {
     "augment/flip": ("batch",), "augment/down": ("batch",), "augment/right": ("batch",),
 }  # fmt: skip
-"""Shapes of the uniform inputs of `flip_crop`, "batch" for B."""
+"""Shapes of the uniform noise that `flip_crop` reads; "batch" stands for B."""
 
 
 def flip_crop(x: Tensor, noise: Noise, turns: Tensor) -> Tensor:
-    """Images x [B, H, W] or [B, H, W, channels] as stored, of which 0 is black, flipped and cropped before their shift.
+    """Flip and crop images x [B, H, W] or [B, H, W, channels] at random; 0 is black.
 
-    Half of the images are mirrored left to right, and each is then cut at a uniform place out of itself with PADDING
-    black pixels around it: out(i, j) = mirrored(i + down, j + right), both uniform on -PADDING … PADDING.
+    Half of the images are mirrored left to right. Then each image gets a border of PADDING black pixels, and a crop of
+    the original size is taken at a uniform position: out(i, j) = mirrored(i + down, j + right), with down and right
+    uniform on -PADDING … PADDING.
 
-    The rows of a rotated cluster are stored rotated, by `turns` [B] quarter turns counter-clockwise (H = W), and
-    rotation follows augmentation: T = R∘A∘R⁻¹, where A is the above. With centred pixels p, A takes the pixel from
-    Φ(p + t), Φ = diag(1, ±1), t = (down, right), so T takes it from R⁻¹ΦR p + R⁻¹Φt: after an odd number of turns the
-    image is mirrored top to bottom, and the offset turns too. One gather does it all. Without turns T is A.
+    Images of a rotated cluster are stored rotated, by `turns` [B] quarter turns counter-clockwise (H = W). The
+    augmentation acts as if before the rotation: T = R∘A∘R⁻¹, where A is the augmentation above. With centred pixels p,
+    A takes the pixel from Φ(p + t), Φ = diag(1, ±1), t = (down, right), so T takes it from R⁻¹ΦR p + R⁻¹Φt. After an
+    odd number of turns the image is mirrored top to bottom, and the offset is rotated too. Without turns, T is A.
 
-    draws: DRAWS, each [B], uniform on [0, 1). Under `torch.vmap` every argument may have a further axis.
+    noise: the entries of DRAWS, each [B], uniform on [0, 1). Under `torch.vmap` every argument may have another axis.
     """
     flip = noise["augment/flip"] < 0.5
     down, right = (_offset(noise[f"augment/{name}"]) for name in ("down", "right"))
@@ -43,18 +44,18 @@ def flip_crop(x: Tensor, noise: Noise, turns: Tensor) -> Tensor:
     inside = ((row >= 0) & (row < height))[:, :, None] & ((column >= 0) & (column < width))[:, None, :]
     first = torch.arange(len(x), device=x.device)[:, None, None] * height * width
     pixels = x.flatten(0, 2)
-    pixels = torch.cat([pixels, torch.zeros_like(pixels[:1])])  # the last one is what lies outside
+    pixels = torch.cat([pixels, torch.zeros_like(pixels[:1])])  # the last pixel stands for the border
     pixel = torch.where(inside, first + (row * width)[:, :, None] + column[:, None, :], len(pixels) - 1)
     return pixels.index_select(0, pixel.flatten()).reshape(x.shape)
 
 
 def _offset(uniform: Tensor) -> Tensor:
-    """Integers, uniform on -PADDING … PADDING; a uniform draw that was rounded up to 1 counts as just below."""
-    places = 2 * PADDING + 1
-    return (uniform * places).long().clamp(max=places - 1) - PADDING
+    """Map uniform noise to integers on -PADDING … PADDING. Noise that was rounded up to 1 gives PADDING."""
+    offsets = 2 * PADDING + 1
+    return (uniform * offsets).long().clamp(max=offsets - 1) - PADDING
 
 
 def _source(size: int, mirrored: Tensor, offset: Tensor) -> Tensor:
-    """[B, size]: the line of the image that each line of the result comes from."""
+    """Return the source line [B, size] of each line of the result."""
     line = torch.arange(size, device=offset.device)
     return torch.where(mirrored[:, None], size - 1 - line, line) + offset[:, None]

@@ -1,4 +1,4 @@
-"""Raw files → the canonical arrays of a data set; data.lock names one of these functions as `reader`."""
+"""Readers: functions that turn raw files into the arrays of a data set. An entry of data.lock names its `reader`."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from floral.core import seeds
 from floral.data.sources import DataError, RawFile, content
 
 TEST_SHARE = 0.2
-"""Of the rows of a data set that has no split."""
+"""Share of test samples where a data set has no split."""
 ENCODED = pl.Struct({"bytes": pl.Binary, "path": pl.String})
-"""An image in a parquet file of the Hugging Face Hub."""
-SLICE = 10_000
-"""Rows of a parquet file that are in memory at a time."""
-REPLACE = "remedy: replace it by a whole copy"
+"""Type of an image column in parquet files of the Hugging Face Hub."""
+ROWS_PER_SLICE = 10_000
+"""Number of rows of a parquet file in memory at a time."""
+REPLACE = "remedy: replace it by a complete copy"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """A classification data set: x uint8 [N, H, W] or [N, H, W, 3], y int64 [N]; x / scale lies in [0, 1]. Own data may
-    have rows x float32 [N, ...] of any range, with scale 1; `names` are the words that their classes stand for.
+    """A classification data set: x uint8 [N, H, W] or [N, H, W, 3] with x / scale in [0, 1], and y int64 [N].
 
-    Text (`floral.data.text`): x uint8 or int32 [N, T], token ids, with scale 1; y int64 [N, T], the token that follows
-    each; `classes` is the size of the vocabulary.
+    Custom data may have x float32 [N, ...] of any range, with scale 1. `names` are the words for their classes.
 
-    train_client, test_client int32 [N]: the natural client (a writer, a role, a user: 0, 1, …) of each row, where the
-    data have them, and None where not.
+    Text (`floral.data.text`) has token ids x uint8 or int32 [N, T] with scale 1, and the next token of each,
+    y int64 [N, T]. `classes` is the size of the vocabulary.
+
+    train_client, test_client int32 [N]: the natural client 0, 1, … (writer, role or user) of each sample, or None.
     """
 
     train_x: npt.NDArray[np.uint8 | np.int32 | np.float32]
@@ -48,26 +48,27 @@ class Labelled:
 
     @property
     def natural_clients(self) -> int | None:
-        """How many natural clients the data have; None: they have none."""
+        """The number of natural clients, or None if the data have none."""
         sides = [side for side in (self.train_client, self.test_client) if side is not None and len(side)]
         return max(int(side.max()) for side in sides) + 1 if sides else None
 
 
 def idx(files: Sequence[RawFile]) -> Labelled:
-    """The IDX files of MNIST and its kin, in the order train images, train labels, test images, test labels.
+    """Read IDX files (MNIST, Fashion-MNIST): training images, training labels, test images, test labels.
 
     Raises:
-        DataError: a file is no IDX file of bytes, is truncated, or images and labels differ in number.
+        DataError: a file is not an IDX file of bytes, is truncated, or images and labels differ in number.
     """
     train_x, train_y, test_x, test_y = (_idx_array(raw) for raw in files)
     for images, labels, pair in ((train_x, train_y, files[:2]), (test_x, test_y, files[2:])):
         if len(images) != len(labels) or images.ndim != 3 or labels.ndim != 1:
             names = " and ".join(str(raw.location) for raw in pair)
             raise DataError(
-                f"{names}: images {list(images.shape)} and labels {list(labels.shape)} do not belong together"
+                f"{names}: images {list(images.shape)} and labels {list(labels.shape)} do not match; "
+                "remedy: replace both files by complete copies"
             )
         if not len(images):
-            raise DataError(f"{pair[0].location}: this file holds no image; {REPLACE}")
+            raise DataError(f"{pair[0].location}: this file has no image; {REPLACE}")
     return Labelled(
         train_x=train_x, train_y=train_y.astype(np.int64), test_x=test_x, test_y=test_y.astype(np.int64),
         classes=int(max(train_y.max(), test_y.max())) + 1, scale=255,
@@ -75,9 +76,9 @@ def idx(files: Sequence[RawFile]) -> Labelled:
 
 
 def digits_csv(files: Sequence[RawFile]) -> Labelled:
-    """The 1797 digits of 8×8 pixels from 0 to 16 that scikit-learn ships: rows of 64 pixels and a label.
+    """Read the 1797 digits of scikit-learn: 8×8 pixels with values from 0 to 16, and a label.
 
-    The upstream file has no split: a fixed shuffle cuts it into 1437 training and 360 test rows.
+    The original file has no split. A fixed shuffle splits it into 1437 training and 360 test samples.
     """
     table = np.loadtxt(io.BytesIO(content(files[0].location)), delimiter=",")
     order = seeds.permutation(0, "digits split", size=len(table))
@@ -89,16 +90,18 @@ def digits_csv(files: Sequence[RawFile]) -> Labelled:
 
 
 def image_parquet(files: Sequence[RawFile]) -> Labelled:
-    """Two parquet files, train and test, in the layout of the Hugging Face Hub: `img` = struct(bytes, path) with an
-    encoded image each, and integer labels in `label` or `fine_label` (CIFAR-100, whose coarse labels stay unread).
+    """Read two parquet files of the Hugging Face Hub, train and test (CIFAR-10, CIFAR-100).
+
+    The column `img` of struct(bytes, path) has encoded images. The column `label` or `fine_label` has integer classes.
+    The coarse labels of CIFAR-100 are not read.
 
     Raises:
-        DataError: a file is truncated, lacks a column, or has an image that cannot be decoded or is of another shape.
+        DataError: a file is truncated, lacks a column, or has an image that cannot be decoded or has another shape.
     """
     (train_x, train_y), (test_x, test_y) = (_parquet_images(raw) for raw in files)
     if train_x.shape[1:] != test_x.shape[1:]:
         names = " and ".join(str(raw.location) for raw in files)
-        raise DataError(f"{names}: images {list(train_x.shape[1:])} and {list(test_x.shape[1:])} do not fit together")
+        raise DataError(f"{names}: images {list(train_x.shape[1:])} and {list(test_x.shape[1:])} differ; {REPLACE}")
     return Labelled(
         train_x=train_x, train_y=train_y, test_x=test_x, test_y=test_y,
         classes=int(max(train_y.max(), test_y.max())) + 1, scale=255,
@@ -106,35 +109,38 @@ def image_parquet(files: Sequence[RawFile]) -> Labelled:
 
 
 def writer_parquet(files: Sequence[RawFile]) -> Labelled:
-    """Parquet files in the layout of flwrlabs/femnist: `image` = struct(bytes, path) with an encoded image each, its
-    writer's `writer_id` and its class `character`. A natural client is a writer, in the order of their names.
+    """Read parquet files in the layout of flwrlabs/femnist, with writers as natural clients.
 
-    The upstream table has no split: `apart` sets a fifth of every writer's images aside for the test.
+    The column `image` of struct(bytes, path) has encoded images, `writer_id` their writers and `character` their
+    classes. Writers are numbered in the order of their names.
+
+    The original table has no split. `select_test` selects a fifth of the images of each writer for the test.
 
     Raises:
-        DataError: like `image_parquet`, or no writer has two images.
+        DataError: a file is truncated, lacks a column or has an image that cannot be decoded, or no writer has two
+            images.
     """
     tables, labels, writers = [], [], []
     for raw in files:
         table = _parquet(raw)
         schema = table.collect_schema()
-        texts, whole = schema.get("writer_id") == pl.String, schema.get("character", pl.String()).is_integer()
-        if schema.get("image") != ENCODED or not (texts and whole):
+        columns = schema.get("image"), schema.get("writer_id"), schema.get("character", pl.String()).is_integer()
+        if columns != (ENCODED, pl.String, True):
             raise DataError(
                 f"{raw.location}: expected the columns image of struct(bytes, path), writer_id of strings and "
                 f"character of integers, found {dict(schema)}"
             )
         rows = _collected(raw, table.select("writer_id", "character"))
         if rows["writer_id"].null_count():
-            raise DataError(f"{raw.location}: a row without a writer_id; {REPLACE}")
+            raise DataError(f"{raw.location}: a row has no writer_id; {REPLACE}")
         tables.append((raw, table))
         labels.append(_classes(raw, rows["character"]))
         writers.append(rows["writer_id"].to_numpy())
     y = np.concatenate(labels)
     client = np.unique(np.concatenate(writers), return_inverse=True)[1].astype(np.int32)
-    test = apart(client, TEST_SHARE, "writers split")
+    test = select_test(client, TEST_SHARE, "writers split")
     if not test.any():
-        raise DataError(f"{files[0].location}: no writer has two images, so that none is left for the test; {REPLACE}")
+        raise DataError(f"{files[0].location}: no writer has two images, so the test split is empty; {REPLACE}")
     trained = len(y) - int(test.sum())
     images = _decoded(tables, "image", np.where(test, trained + np.cumsum(test), np.cumsum(~test)) - 1)
     return Labelled(
@@ -143,11 +149,14 @@ def writer_parquet(files: Sequence[RawFile]) -> Labelled:
     )  # fmt: skip
 
 
-def apart(client: npt.NDArray[np.integer], share: float, purpose: str) -> npt.NDArray[np.bool_]:
-    """Which rows [N] are test rows where a data set has no split: of the n rows of each client of `client` [N] a random
-    round(share·n), at least one and never all. The same for every seed; the only row of a client is a training row."""
-    place, rows = seeds.ranks(0, purpose, np.arange(len(client)), client)
-    return place < np.minimum(np.maximum(1, np.rint(share * rows)), rows - 1)
+def select_test(client: npt.NDArray[np.integer], share: float, purpose: str) -> npt.NDArray[np.bool_]:
+    """Return which samples [N] are test samples, for a data set without a split; the same for every seed.
+
+    They are a random round(share·n) of the n samples of each client in `client` [N], at least one and never all. A
+    client with a single sample keeps it for training.
+    """
+    rank, size = seeds.ranks(0, purpose, np.arange(len(client)), client)
+    return rank < np.minimum(np.maximum(1, np.rint(share * size)), size - 1)
 
 
 READERS: dict[str, Callable[[Sequence[RawFile]], Labelled]] = {
@@ -159,23 +168,28 @@ READERS: dict[str, Callable[[Sequence[RawFile]], Labelled]] = {
 
 
 def _idx_array(raw: RawFile) -> npt.NDArray[np.uint8]:
-    """IDX: two zero bytes, a type (8: unsigned byte), the number of axes, their sizes as big-endian int32, values."""
+    """Read an IDX file: two zero bytes, a type (8: unsigned byte), the number of axes, their sizes, the values.
+
+    Sizes are big-endian int32.
+    """
     data = content(raw.location)
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
         raise DataError(
-            f"{raw.location}: not an IDX file of unsigned bytes; it begins with {data[:4].hex(' ') or 'nothing'}"
+            f"{raw.location}: not an IDX file of unsigned bytes; it begins with {data[:4].hex(' ') or 'nothing'}; "
+            f"{REPLACE}"
         )
     start = 4 + 4 * data[3]
     shape = [int.from_bytes(data[at : at + 4]) for at in range(4, start, 4)]
     if len(data) != start + math.prod(shape):
         raise DataError(
-            f"{raw.location}: truncated: {len(data):,} bytes, but its header announces {start + math.prod(shape):,}"
+            f"{raw.location}: truncated: {len(data):,} bytes, but its header announces {start + math.prod(shape):,}; "
+            f"{REPLACE}"
         )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
 def _parquet_images(raw: RawFile) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Images uint8 [N, H, W] (grey) or [N, H, W, 3], and labels int64 [N], in the file's row order."""
+    """Read images uint8 [N, H, W] (grey) or [N, H, W, 3] and labels int64 [N], in the order of the file."""
     table = _parquet(raw)
     schema = table.collect_schema()
     label = next((name for name in ("label", "fine_label") if name in schema), None)
@@ -189,7 +203,7 @@ def _parquet_images(raw: RawFile) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np
 
 
 def _parquet(raw: RawFile) -> pl.LazyFrame:
-    """A parquet file of which only the schema is read so far."""
+    """Open a parquet file. Only its schema is read."""
     try:
         table = pl.scan_parquet(io.BytesIO(content(raw.location)))
         table.collect_schema()
@@ -212,16 +226,16 @@ def _broken(raw: RawFile, error: Exception) -> DataError:
 def _classes(raw: RawFile, labels: pl.Series) -> npt.NDArray[np.int64]:
     classes = labels.cast(pl.Int64).to_numpy()
     if not len(classes) or labels.null_count() or classes.min() < 0:
-        raise DataError(f"{raw.location}: no rows, or one without a class (0, 1, …) in {labels.name}; {REPLACE}")
+        raise DataError(f"{raw.location}: column {labels.name} is empty or lacks classes (0, 1, …); {REPLACE}")
     return classes
 
 
 def _decoded(
     tables: Iterable[tuple[RawFile, pl.LazyFrame]], column: str, place: npt.NDArray[np.integer]
 ) -> npt.NDArray[np.uint8]:
-    """Images uint8 [N, H, W] (grey) or [N, H, W, 3] from structs of encoded bytes, all of the first one's shape.
+    """Decode images to uint8 [N, H, W] (grey) or [N, H, W, 3]. All must have the shape of the first one.
 
-    The n-th image of the files lies at `place[n]`. Encoded images are in memory a slice of rows at a time.
+    The n-th image of the files is written to index `place[n]`. One slice of encoded rows is in memory at a time.
     """
     decoded, done = np.empty(0, np.uint8), 0
     for raw, table in tables:
@@ -229,7 +243,7 @@ def _decoded(
             try:
                 with Image.open(io.BytesIO(encoded or b"")) as image:
                     pixels = np.asarray(image)
-            except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for a broken image
+            except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a broken image
                 raise DataError(
                     f"{raw.location}: row {row}: the image cannot be decoded ({error}); {REPLACE}"
                 ) from None
@@ -247,7 +261,7 @@ def _decoded(
 
 
 def _encoded(raw: RawFile, table: pl.LazyFrame, column: str) -> Iterator[bytes | None]:
-    cells, at = table.select(pl.col(column).struct.field("bytes")), 0
-    while len(some := _collected(raw, cells.slice(at, SLICE)).to_series()):
-        yield from some
-        at += SLICE
+    cells, start = table.select(pl.col(column).struct.field("bytes")), 0
+    while len(chunk := _collected(raw, cells.slice(start, ROWS_PER_SLICE)).to_series()):
+        yield from chunk
+        start += ROWS_PER_SLICE

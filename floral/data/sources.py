@@ -1,7 +1,7 @@
-"""Raw files: found in the data folder, or downloaded from the first mirror that delivers, and always verified.
+"""Find raw files in the data folder or download them from the first working mirror, and verify them.
 
-The download is a small loop over urllib because pooch, the obvious library, cannot resume a partial file. What is
-hashed is the unpacked content: copies that were gzipped again are as good as the original.
+The download is a small loop over urllib, because pooch, the common library, cannot resume a partial file. Hashes are
+of the unpacked content, so that copies that were gzipped again are accepted.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from floral.config.reading import ConfigError
 from floral.config.schema.data import DataFile
 from floral.io import files
 
-BLOCK = 1 << 16
-REPORT_EVERY = 10_000_000
-"""Bytes between two lines of progress where a mirror does not tell the size; else one line per tenth."""
-TIMEOUT = 30.0
-"""Seconds without a byte after which a mirror counts as dead."""
+BLOCK_BYTES = 1 << 16
+PROGRESS_BYTES = 10_000_000
+"""Bytes between two progress lines if the size of a download is unknown; else there is one line per tenth."""
+MIRROR_TIMEOUT_S = 30.0
+"""Seconds without a byte after which a mirror is given up."""
 
 PACKAGE = "package:"
-"""Before <package>/<path>: a URL of a file inside an installed Python package."""
+"""Prefix of URLs for files inside installed Python packages, package:<package>/<path>."""
 
 RECORD = "recorded.json"
-"""In the folder of the raw files: the hashes found at the first fetch of files for which data.lock promises none."""
+"""File in the folder of raw files with the hashes that the first fetch recorded where data.lock has null."""
 
 Report = Callable[[str], None]
 
 
 class DataError(ConfigError):
-    """A raw file is missing, damaged, altered or cannot be stored: the message names the file and the remedy."""
+    """A raw file is missing, damaged or altered, or cannot be stored. The message names the file and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawFile:
-    """A verified raw file: its place, the hash of its unpacked content, and whether data.lock promises that hash."""
+    """A verified raw file: its location, the hash of its unpacked content, and whether data.lock has that hash."""
 
     file: DataFile
     location: Path
@@ -57,36 +57,36 @@ class RawFile:
 def obtain(
     file: DataFile, raw: Path, data_dir: Path | None = None, recorded: str | None = None, report: Report | None = None
 ) -> RawFile:
-    """Find `file` in `data_dir`, else in `raw`, else download it into `raw`; the first copy found must be right.
+    """Find a file in `data_dir` or in `raw`, else download it into `raw`, and verify the first copy found.
 
-    A file of absolute path, or a folder, is somebody's own: it is read where it lies.
+    A file with an absolute path belongs to custom data and is read in place.
 
     Args:
-        recorded: the hash of an earlier fetch, which stands in for the one that data.lock leaves open.
+        recorded: the hash recorded by an earlier fetch, used where data.lock has null.
 
     Raises:
-        DataError: the file is nowhere, damaged, or has another content; or the disk is full.
+        DataError: the file cannot be found, is damaged or has other content, or the disk is full.
     """
     if Path(file.path).is_absolute():
-        return _own(file)
+        return _custom(file)
     expected = file.sha256 or recorded
-    kept = raw / Path(file.path).name
-    again = "; or write the sha256 that was found into data.lock, which names its runs anew" if not file.sha256 else ""
+    target = raw / Path(file.path).name
+    again = "; or write the found sha256 into data.lock, which renames its runs" if not file.sha256 else ""
     if data_dir is not None:
         for name in _packed_or_not(file.path):
             if (data_dir / name).is_file():
                 return _verified(file, data_dir / name, expected, f"replace it, or remove it to download it{again}")
-    if kept.is_file():
-        return _verified(file, kept, expected, f"delete it: the next fetch downloads it again{again}")
+    if target.is_file():
+        return _verified(file, target, expected, f"delete it: the next fetch downloads it again{again}")
     problems: list[str] = []
     for url in file.urls:
         try:
             if not on_the_network(url):
                 return _verified(file, _in_package(url), expected, f"install the pinned version of the package{again}")
-            return _download(file, url, kept, expected, report or _to_stderr)
+            return _download(file, url, target, expected, report or _to_stderr)
         except (OSError, http.client.HTTPException, DataError) as error:
             if full_disk(error):
-                kept.with_name(kept.name + ".part").unlink(missing_ok=True)
+                target.with_name(target.name + ".part").unlink(missing_ok=True)
                 raise DataError(disk_is_full(raw)) from None
             problems.append(f"{url}: {error}")
     looked = f"looked for {data_dir / file.path}" if data_dir else "no data folder is set"
@@ -97,17 +97,18 @@ def obtain(
 
 
 def is_there(file: DataFile, raw: Path, data_dir: Path | None = None) -> bool:
-    """Whether a copy is there, whatever its content: in `data_dir`, in `raw` or in an installed package."""
-    places = [raw / Path(file.path).name, *(data_dir / name for name in _packed_or_not(file.path) if data_dir)]
-    return any(path.is_file() for path in places) or any(map(_is_in_package, file.urls))
+    """Return whether a copy exists in `data_dir`, `raw` or an installed package. Its content is not checked."""
+    paths = [raw / Path(file.path).name, *(data_dir / name for name in _packed_or_not(file.path) if data_dir)]
+    return any(path.is_file() for path in paths) or any(map(_is_in_package, file.urls))
 
 
 def on_the_network(url: str) -> bool:
+    """Return whether a URL needs the network, unlike those of installed packages."""
     return not url.startswith(PACKAGE)
 
 
 def advice(file: DataFile) -> str:
-    """What to do about a file that is nowhere."""
+    """Return the remedy for a missing file."""
     return (
         f"put {' or '.join(_packed_or_not(file.path))} into a folder, "
         "and name that folder by FLORAL_DATA, --data-dir or data_dir"
@@ -115,14 +116,17 @@ def advice(file: DataFile) -> str:
 
 
 def unpacked(path: Path) -> io.BufferedIOBase:
-    """Open a raw file for reading its content, gunzipped where its first bytes say so (names lie: browsers unpack)."""
+    """Open a raw file for reading, and unpack it if it is gzipped.
+
+    The first bytes decide, because browsers unpack files without renaming them.
+    """
     with path.open("rb") as stream:
         packed = stream.read(2) == b"\x1f\x8b"
     return gzip.open(path) if packed else path.open("rb")
 
 
 def content(path: Path) -> bytes:
-    """The unpacked content of a raw file.
+    """Return the unpacked content of a raw file.
 
     Raises:
         DataError: the gzip stream is truncated or damaged.
@@ -135,7 +139,11 @@ def content(path: Path) -> bytes:
 
 
 def content_sha256(path: Path) -> str:
-    """The sha256 of a raw file's unpacked content; raises like `content`."""
+    """Return the SHA-256 of a raw file's unpacked content.
+
+    Raises:
+        DataError: the gzip stream is truncated or damaged.
+    """
     try:
         with unpacked(path) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -144,45 +152,45 @@ def content_sha256(path: Path) -> str:
 
 
 def full_disk(error: BaseException) -> bool:
-    """Whether an operation failed because the disk or the quota is full."""
+    """Return whether an operation failed because the disk or the quota is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def disk_is_full(folder: Path) -> str:
-    """The message for a full disk: names the folder and the remedy."""
+    """Return the message for a full disk, with the folder and the remedy."""
     return f"{folder}: the disk is full, nothing was written; free space, or set FLORAL_RESULTS to another disk"
 
 
 def _verified(file: DataFile, location: Path, expected: str | None, remedy: str, name: str = "") -> RawFile:
-    found = content_sha256(location)
-    if expected is not None and found != expected:
-        promise = "data.lock promises" if file.sha256 else "the first fetch recorded"
+    sha256 = content_sha256(location)
+    if expected is not None and sha256 != expected:
+        origin = "from data.lock" if file.sha256 else "recorded by the first fetch"
         raise DataError(
             f"{name or location}: the content of {file.path} is not the accepted one\n"
-            f"  expected sha256 {expected} ({promise} it)\n"
-            f"  found    sha256 {found} (of the unpacked content)\n"
+            f"  expected sha256 {expected} ({origin})\n"
+            f"  found    sha256 {sha256} (of the unpacked content)\n"
             f"  remedy: {remedy}"
         )
-    return RawFile(file=file, location=location, sha256=found, verified=file.sha256 is not None)
+    return RawFile(file=file, location=location, sha256=sha256, verified=file.sha256 is not None)
 
 
-def _own(file: DataFile) -> RawFile:
+def _custom(file: DataFile) -> RawFile:
     location = Path(file.path)
     try:
-        found = files.content_sha256(location)
+        sha256 = files.content_sha256(location)
     except OSError as error:
         raise DataError(
-            f"{error.filename or location}: this file of your own data cannot be read: {error.strerror}\n"
+            f"{error.filename or location}: this file of custom data cannot be read: {error.strerror}\n"
             f"  remedy: {data_sets.CUSTOM_ADVICE}"
         ) from None
-    if found != file.sha256:
+    if sha256 != file.sha256:
         raise DataError(f"{location}: these data have changed since this command began; call it again")
-    return RawFile(file=file, location=location, sha256=found, verified=True)
+    return RawFile(file=file, location=location, sha256=sha256, verified=True)
 
 
-def _download(file: DataFile, url: str, kept: Path, expected: str | None, report: Report) -> RawFile:
-    """Fetch `url` into `<kept>.part`, on top of what an earlier call left there, and rename it once it is verified."""
-    part = kept.with_name(kept.name + ".part")
+def _download(file: DataFile, url: str, target: Path, expected: str | None, report: Report) -> RawFile:
+    """Download `url` into `<target>.part`, resume an earlier download, and rename the file once it is verified."""
+    part = target.with_name(target.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     inherited = _size(part) > 0
     while True:
@@ -193,7 +201,7 @@ def _download(file: DataFile, url: str, kept: Path, expected: str | None, report
             break
         except DataError:
             part.unlink()
-            # An inherited part may come from another mirror, whose gzip wrapping differs: once more, from the start.
+            # A part from an earlier call may come from another mirror with another gzip header: try from the start.
             if not inherited:
                 raise
             inherited = False
@@ -201,40 +209,48 @@ def _download(file: DataFile, url: str, kept: Path, expected: str | None, report
             if full_disk(error) or _size(part) <= before:
                 raise
             report(f"{url}: {error}; resuming at {_size(part):,} bytes")
-    part.replace(kept)
-    return RawFile(file=file, location=kept, sha256=raw.sha256, verified=raw.verified)
+    part.replace(target)
+    return RawFile(file=file, location=target, sha256=raw.sha256, verified=raw.verified)
 
 
 def _transfer(url: str, part: Path, report: Report) -> None:
-    """Append the rest of `url` to `part`; raises OSError or HTTPException where the connection ends early."""
+    """Append the rest of `url` to `part`.
+
+    Raises:
+        OSError, HTTPException: the connection ended early.
+    """
     start = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+        response = urllib.request.urlopen(request, timeout=MIRROR_TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if start and error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return  # `part` is whole already, or too long: its hash decides
+            return  # `part` is complete or too long; its hash decides
         raise
     with response:
         if response.status != http.client.PARTIAL_CONTENT:
             start = 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
-        done, shown = start, -1
+        done, reported = start, -1
         with part.open("ab" if start else "wb") as stream:
-            while block := response.read(BLOCK):
+            while block := response.read(BLOCK_BYTES):
                 stream.write(block)
                 done += len(block)
-                tenths = 10 * done // total if total else done // REPORT_EVERY
-                if tenths > shown:
-                    shown = tenths
+                steps = 10 * done // total if total else done // PROGRESS_BYTES
+                if steps > reported:
+                    reported = steps
                     report(f"{url}: {done:,} of {f'{total:,}' if total else 'unknown'} bytes")
     if total is not None and done < total:
         raise ConnectionError(f"the connection ended after {done:,} of {total:,} bytes")
 
 
 def _in_package(url: str) -> Path:
-    """The file behind package:<package>/<path>, found without importing the package."""
+    """Return the path of a file package:<package>/<path>, without importing the package.
+
+    Raises:
+        DataError: the package or the file is missing.
+    """
     package, _, path = url.removeprefix(PACKAGE).partition("/")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -258,7 +274,7 @@ def _packed_or_not(path: str) -> tuple[str, str]:
 
 
 def _damaged(path: Path, error: BaseException) -> str:
-    return f"{path}: this gzip file is truncated or damaged ({error}); remedy: replace it by a whole copy"
+    return f"{path}: this gzip file is truncated or damaged ({error}); remedy: replace it by a complete copy"
 
 
 def _size(path: Path) -> int:

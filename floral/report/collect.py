@@ -15,7 +15,7 @@ from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.schema.method import Variant
 from floral.config.schema.task import Task
-from floral.data.federation import evaluated_on_training
+from floral.data.samples import evaluated_on_training
 from floral.runs.reference import origin
 from floral.runs.state import failure, is_finished, running
 

@@ -16,8 +16,8 @@ from floral.config import data_sets, paths, reading
 from floral.config.reading import ConfigError
 from floral.config.schema.data import NOTHING, CustomData, Data, DataSet
 from floral.data import custom, readers, sources, text
-from floral.data.federation import ARRAYS, CLIENTS, arrays_digest, stored_arrays
 from floral.data.readers import Labelled
+from floral.data.stored import ARRAYS, CLIENTS, arrays_digest, stored_arrays
 from floral.io.files import atomic
 from floral.io.locks import held
 

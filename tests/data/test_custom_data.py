@@ -105,7 +105,7 @@ def test_a_table_in_two_files_keeps_this_split(tmp_path):
 def test_a_folder_of_a_table_holds_two_files(tmp_path):
     for name in ("train.csv", "train.parquet", "test.csv"):
         (tmp_path / name).touch()
-        with pytest.raises(DataError, match=r"both and nothing else|holds train\.\* and test\.\*"):
+        with pytest.raises(DataError, match=r"both and nothing else|must have train\.\* and test\.\*"):
             read("table", tmp_path, label="kind")
 
 
@@ -184,19 +184,19 @@ def spoilt(root, change):
     [
         (
             "other size",
-            r"999\.png: an image of 6×7 pixels where .*000\.png has 6×6; remedy: bring all images to one size",
+            r"999\.png: an image of 6×7 pixels, but .*000\.png has 6×6; remedy: resize all images to one size",
         ),
         ("text", r"999\.png: the image cannot be decoded .*remedy: replace or remove it"),
         ("empty file", r"999\.png: the image cannot be decoded"),
-        ("deep", r"999\.png: an image of mode I;16; remedy: save it with 8 bits a channel"),
+        ("deep", r"999\.png: an image of mode I;16; remedy: save it with 8 bits per channel"),
         ("cut", r"000\.png: the image cannot be decoded .*remedy"),
-        ("empty class", r"emu: the folder of a class holds images and nothing else; fill or remove it"),
-        ("loose file", r"labels\.csv: a file beside the folders of the classes; put it into one, or remove it"),
-        ("nested", r"cat: the folder of a class holds images and nothing else"),
-        ("no test", r"mine: beside train or test, both and nothing else are expected; remedy: see to 'dog'"),
-        ("empty test", r"test: no folder of a class in it; expected <class>/<image>"),
-        ("unknown class", r"test: class 'emu' has test rows, but no training row; add some"),
-        ("one image each", r"mine: no class has two rows, so that none is left for the test; add rows"),
+        ("empty class", r"emu: a class folder must contain images and nothing else; fill or remove it"),
+        ("loose file", r"labels\.csv: a file next to the class folders; move it into one of them, or remove it"),
+        ("nested", r"cat: a class folder must contain images and nothing else"),
+        ("no test", r"mine: a folder with train or test needs both and nothing else; remedy: remove 'dog'"),
+        ("empty test", r"test: no class folder in it; add images as <class>/<image>"),
+        ("unknown class", r"test: class 'emu' has test samples, but no training sample; add some"),
+        ("one image each", r"mine: no class has two samples, so the test split is empty; add samples"),
         ("file", r"mine: expected a folder; name the folder that holds one folder of images per class"),
     ],
 )
@@ -208,20 +208,20 @@ def test_a_folder_of_images_that_cannot_be_read_is_explained(tmp_path, change, m
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        ({}, {"label": "sort"}, r"a\.csv: data\.label: there is no column 'sort'; there are length, width, kind, site"),
+        ({}, {"label": "sort"}, r"a\.csv: data\.label: .* no column 'sort'; name one of length, width, kind, site"),
         ({}, {"client": "place"}, r"data\.client: there is no column 'place'"),
         ({}, {"features": ["depth"]}, r"data\.features: there is no column 'depth'"),
-        ({}, {}, r"column 'site' holds String, and features are numbers; list those that are in data\.features"),
-        ({"length": [*range(19), None]}, {"client": "site"}, r"column 'length', row 19 .*: None is no number; remedy"),
-        ({"length": [*range(19), np.nan]}, {"client": "site"}, r"column 'length', row 19 .*: nan is no number"),
+        ({}, {}, r"column 'site' has String, but features must be numbers; list numeric ones in data\.features"),
+        ({"length": [*range(19), None]}, {"client": "site"}, r"column 'length', row 19 .*: None is not a finite"),
+        ({"length": [*range(19), np.nan]}, {"client": "site"}, r"column 'length', row 19 .*: nan is not a finite"),
         ({"kind": [*"ab" * 9, "a", None]}, {"client": "site"}, r"column 'kind', row 19 .* is empty; fill or remove"),
         ({"site": [None, *"ab" * 9, "a"]}, {"client": "site"}, r"column 'site', row 0 .* is empty"),
         ({"kind": [0.5] * 20}, {"client": "site"}, r"the labels are of type float64; write classes as integers"),
-        ({"kind": [1, 2] * 10}, {"client": "site"}, r"these run from 1 to 2 with no 0; number the classes anew"),
+        ({"kind": [1, 2] * 10}, {"client": "site"}, r"these run from 1 to 2 with no 0; number the classes again"),
         ({"kind": [0, 2] * 10}, {"client": "site"}, r"these run from 0 to 2 with no 1"),
         ({"kind": [0, -1] * 10}, {"client": "site"}, r"these run from -1 to 0 with -1"),
-        ({"site": [f"{row}" for row in range(20)]}, {"client": "site"}, r"no client has two rows"),
-        ({name: [] for name in TABLE.columns}, {"client": "site"}, r"a\.csv: .*(no row|features are numbers)"),
+        ({"site": [f"{row}" for row in range(20)]}, {"client": "site"}, r"no client has two samples"),
+        ({name: [] for name in TABLE.columns}, {"client": "site"}, r"a\.csv: .*(no samples|features must be numbers)"),
     ],
 )  # fmt: skip
 def test_a_table_that_cannot_be_read_is_explained(tmp_path, change, options, message):
@@ -239,7 +239,7 @@ def test_a_table_that_cannot_be_read_is_explained(tmp_path, change, options, mes
         ("a.parquet", b"length,kind\n1,a\n2,b\n3,a\n", r"a\.parquet: not a parquet file"),
         ("a.csv", b"length,kind\n1,\xff\xfe\n", r"a\.csv: not a csv file in UTF-8"),
         ("a.csv.gz", b"\x1f\x8b cut", r"truncated or damaged"),
-        ("a.xlsx", b"", r"a\.xlsx: expected a file that ends in \.parquet or \.csv"),
+        ("a.xlsx", b"", r"a\.xlsx: the file name must end in \.parquet, \.csv"),
     ],
 )
 def test_a_file_that_is_no_table_is_explained(tmp_path, name, content, message):
@@ -256,19 +256,19 @@ X, Y = np.zeros((6, 4, 4), np.uint8), np.arange(6) % 2
     [
         ({"x": X}, r"found the arrays x, expected x, y; remedy: save x and y"),
         ({"train_x": X, "train_y": Y}, r"expected train_x, train_y, test_x, test_y"),
-        ({"x": X, "y": Y[:5]}, r"labels \(y\) of shape \[5\] for 6 rows; give one for each row"),
-        ({"x": X, "y": Y, "client": Y[:1]}, r"client of shape \[1\] for 6 rows"),
-        ({"x": X, "y": np.eye(6)}, r"labels \(y\) of shape \[6, 6\] for 6 rows"),
+        ({"x": X, "y": Y[:5]}, r"labels \(y\) of shape \[5\] for 6 samples; give one per sample"),
+        ({"x": X, "y": Y, "client": Y[:1]}, r"client of shape \[1\] for 6 samples"),
+        ({"x": X, "y": np.eye(6)}, r"labels \(y\) of shape \[6, 6\] for 6 samples"),
         ({"x": X, "y": Y / 2}, r"the labels are of type float64"),
-        ({"x": X[:0], "y": Y[:0]}, r"there is no row in it"),
-        ({"x": np.zeros(6), "y": Y}, r"x has shape \[6\]; expected rows in front"),
-        ({"x": np.zeros((6, 3, 8, 8)), "y": Y}, r"channels come last: x\.transpose\(0, 2, 3, 1\)"),
+        ({"x": X[:0], "y": Y[:0]}, r"there are no samples in it"),
+        ({"x": np.zeros(6), "y": Y}, r"x has shape \[6\]; expected \[N, features\]"),
+        ({"x": np.zeros((6, 3, 8, 8)), "y": Y}, r"put channels last: x\.transpose\(0, 2, 3, 1\)"),
         ({"x": np.full((6, 2), [[0, np.nan]]), "y": Y}, r"x, row 0 .* has NaN or infinity; fill or remove"),
         ({"x": np.array([["a"]] * 6), "y": Y}, r"x is of type <U1; save images as uint8, and other"),
         ({"x": X.astype(int), "y": Y}, r"x is of type int64; save images as uint8"),
         ({"x": np.array([[{}]] * 6), "y": Y}, r"not NumPy's format, truncated, or with objects in it"),
-        ({"train_x": X, "train_y": Y, "test_x": X[:, :3], "test_y": Y}, r"test rows of shape \[3, 4\].*alike"),
-        ({"train_x": X, "train_y": Y, "test_x": X[:0], "test_y": Y[:0]}, r"there is no row in it"),
+        ({"train_x": X, "train_y": Y, "test_x": X[:, :3], "test_y": Y}, r"test samples of shape \[3, 4\].*equal"),
+        ({"train_x": X, "train_y": Y, "test_x": X[:0], "test_y": Y[:0]}, r"there are no samples in it"),
     ],
 )  # fmt: skip
 def test_arrays_that_cannot_be_read_are_explained(tmp_path, arrays, message):
@@ -281,7 +281,7 @@ def test_a_damaged_archive_is_explained(tmp_path):
     np.savez(tmp_path / "a.npz", x=X, y=Y)
     (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:200])
     np.save(tmp_path / "x.npy", X)
-    for name, message in (("a.npz", "not NumPy's format, truncated"), ("x.npy", "one array; name an .npz file")):
+    for name, message in (("a.npz", "not NumPy's format, truncated"), ("x.npy", "a single array; name an .npz file")):
         with pytest.raises(DataError, match=message):
             read("arrays", tmp_path / name)
 
@@ -295,10 +295,10 @@ def test_a_damaged_archive_is_explained(tmp_path):
         ({"kind": "foldr", "path": "x"}, r"data: expected a name in config/data.lock, or a kind: .*folder, table or"),
         ({"kind": "table", "path": "x", "labl": "y"}, r"data: unknown key 'labl'; did you mean 'label'"),
         ({"kind": "table", "path": "x"}, r"data\.label: a table needs the name of the column"),
-        ({"kind": "table", "path": "x", "label": "y", "features": ["a", "a"]}, r"data: column 'a' stands twice"),
-        ({"kind": "table", "path": "x", "label": "y", "features": ["a", "y"]}, r"data: column 'y' stands twice"),
-        ({"kind": "table", "path": "x", "label": "y", "client": "y"}, r"data: column 'y' stands twice"),
-        ({"kind": "arrays", "path": "x", "client": "y"}, r"data\.client: is of kind: table alone; leave it out"),
+        ({"kind": "table", "path": "x", "label": "y", "features": ["a", "a"]}, r"data: column 'a' is named twice"),
+        ({"kind": "table", "path": "x", "label": "y", "features": ["a", "y"]}, r"data: column 'y' is named twice"),
+        ({"kind": "table", "path": "x", "label": "y", "client": "y"}, r"data: column 'y' is named twice"),
+        ({"kind": "arrays", "path": "x", "client": "y"}, r"data\.client: is for kind: table only; leave it out"),
         ({"kind": "folder", "path": "x", "test_share": 1}, r"data\.test_share: .*less than 1"),
     ],
 )  # fmt: skip

@@ -220,11 +220,9 @@ def test_the_card_shows_clusters_skew_mixtures_and_steps(results):
 
 def test_what_is_missing_or_altered_is_named_with_the_command_that_makes_it(results, tmp_path):
     run = make_run(seed=9)
-    with pytest.raises(
-        ConfigError, match=r"seed9-.*not there yet; make it with: floral partition .*--task toy --seed 9"
-    ):
+    with pytest.raises(ConfigError, match=r"seed9-.*is missing; make it with: floral partition .*--task toy --seed 9"):
         load(run, results)
-    with pytest.raises(ConfigError, match=r"'digits' is not there yet; make it with: floral fetch digits"):
+    with pytest.raises(ConfigError, match=r"'digits' is missing; make it with: floral fetch digits"):
         partition(run.partition, tmp_path)
     folder = partition(run.partition, results)
     shutil.copytree(folder, tmp_path / run.partition.folder)
@@ -245,7 +243,7 @@ def test_a_partition_of_other_data_is_refused(results):
     folder = partition(run.partition, results)
     manifest = json.loads((folder / "card.json").read_text())
     (folder / "card.json").write_text(json.dumps({**manifest, "data_digest": "0" * 64}))
-    with pytest.raises(ConfigError, match="made for other rows than those of"):
+    with pytest.raises(ConfigError, match="made for other samples than those in"):
         load(run, results)
     with pytest.raises(
         ConfigError, match=r"(?s)made of other rows of 'digits'.*remedy: bring .* back; or write the sha256"

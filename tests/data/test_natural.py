@@ -17,8 +17,8 @@ from floral.config.run import PartitionJob, Run
 from floral.config.schema.data import DataFile, DataSet
 from floral.config.schema.partition import Partition, Unseen
 from floral.data import readers
-from floral.data.partition import natural_table
-from floral.data.readers import Labelled, apart
+from floral.data.partition_kinds import natural_table
+from floral.data.readers import Labelled, select_test
 from floral.data.sources import DataError, RawFile
 from floral.stages import fetch as fetch_stage
 from floral.stages.partition import partition
@@ -77,8 +77,10 @@ def test_clients_without_enough_rows_or_a_test_row_are_left_out():
     assert set(train[rows(table, "train")[1]]) == {0, 3}
     one_sample = natural_table(train, test, 3, 1, Partition(kind="natural", min_rows=1, validation=0.5), 0)
     assert (np.bincount(rows(one_sample, "train")[0]) > 0).all(), "the only row of a client is never held out"
-    message = "clients: 3 is more than the 2 of 4 natural clients that have a test row and at least 5 training rows"
-    with pytest.raises(ConfigError, match=f"{message}; set clients to at most 2, or a smaller partition.min_rows"):
+    message = "clients: 3 is more than the 2 of 4 natural clients that have a test sample and at least 5 training"
+    with pytest.raises(
+        ConfigError, match=f"{message} samples; set clients to at most 2, or a smaller partition.min_rows"
+    ):
         natural_table(train, test, 3, 1, Partition(kind="natural", min_rows=5), 0)
 
 
@@ -96,7 +98,7 @@ def test_unseen_natural_clients_are_others_with_all_of_their_rows_and_change_not
             row = later.filter((pl.col("client") == client) & (pl.col("split") == split))["row"].to_numpy()
             (whose,) = set(side[row].tolist())
             assert whose not in seen and len(row) == (side == whose).sum(), "neither thinned nor held out"
-    with pytest.raises(ConfigError, match="unseen: 4 clients are more than the 2 natural clients that are left"):
+    with pytest.raises(ConfigError, match="unseen: 4 clients are more than the 2 remaining natural clients"):
         natural_table(train, test, 10, 1, rule, 0, unseen)
 
 
@@ -171,11 +173,11 @@ def raw(path):
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.floats(0.01, 0.99))
 def test_every_client_of_two_rows_has_training_and_test_rows(client, share):
     client = np.array(client)
-    test = apart(client, share, "toy")
+    test = select_test(client, share, "toy")
     for k in np.unique(client):
         rows, aside = (client == k).sum(), test[client == k].sum()
         assert aside == (0 if rows == 1 else min(max(1, round(share * rows)), rows - 1))
-    assert np.array_equal(test, apart(client, share, "toy"))
+    assert np.array_equal(test, select_test(client, share, "toy"))
 
 
 def test_images_are_read_with_their_writers_in_the_order_of_names(tmp_path):
@@ -201,9 +203,9 @@ def test_images_are_read_with_their_writers_in_the_order_of_names(tmp_path):
     [
         (lambda table: table.drop("writer_id"), "expected the columns image of struct.*, writer_id of strings"),
         (lambda table: table.with_columns(character=pl.lit("a")), "character of integers"),
-        (lambda table: table.with_columns(character=pl.lit(-1)), "without a class"),
-        (lambda table: table.with_columns(writer_id=pl.lit(None, pl.String)), "a row without a writer_id; remedy"),
-        (lambda table: table.unique("writer_id"), "no writer has two images, so that none is left for the test"),
+        (lambda table: table.with_columns(character=pl.lit(-1)), "lacks classes"),
+        (lambda table: table.with_columns(writer_id=pl.lit(None, pl.String)), "a row has no writer_id; remedy"),
+        (lambda table: table.unique("writer_id"), "no writer has two images, so the test split is empty"),
     ],
 )
 def test_a_table_of_writers_that_is_not_what_it_should_be_is_named(tmp_path, change, message):

@@ -11,15 +11,9 @@ from floral.config.run import PartitionJob
 from floral.config.schema.data import Synthetic
 from floral.config.schema.partition import Partition, Unseen
 from floral.config.schema.task import Model, Task
-from floral.data.partition import (
-    SCHEMA,
-    concepts_of,
-    consecutive_table,
-    digest,
-    partition_table,
-    reduce_rows,
-    skewed_table,
-)
+from floral.data.partition import digest
+from floral.data.partition_kinds import consecutive_table, iid_table, skewed_table
+from floral.data.partition_steps import SCHEMA, concepts_of, reduce_rows
 from floral.stages.partition import partition
 
 sizes = st.tuples(st.integers(1, 12), st.integers(0, 60), st.integers(0, 60))
@@ -40,7 +34,7 @@ def counts(table, split, clients):
 def test_every_row_is_dealt_at_most_once_and_shards_have_their_sizes(size, clusters, rule, seed):
     clients, more_train, more_test = size
     train_rows, test_rows = clients + more_train, clients + more_test
-    table = partition_table(train_rows, test_rows, clients, clusters, rule, seed)
+    table = iid_table(train_rows, test_rows, clients, clusters, rule, seed)
     assert table.schema == SCHEMA
     assert table.equals(table.sort("client", "split", "row"))
     assert (table["cluster"] == table["client"] % clusters).all()
@@ -60,12 +54,12 @@ def test_every_row_is_dealt_at_most_once_and_shards_have_their_sizes(size, clust
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 1000))
 def test_equal_seeds_give_equal_tables_and_others_do_not(seed):
-    made = [partition_table(200, 50, 5, 2, Partition(share=0.5), s) for s in (seed, seed, seed + 1)]
+    made = [iid_table(200, 50, 5, 2, Partition(share=0.5), s) for s in (seed, seed, seed + 1)]
     assert digest(made[0]) == digest(made[1]) != digest(made[2])
 
 
 def test_the_digest_is_that_of_the_content_alone(tmp_path):
-    table = partition_table(200, 50, 5, 2, Partition(), 0)
+    table = iid_table(200, 50, 5, 2, Partition(), 0)
     table.write_parquet(tmp_path / "a.parquet", compression="uncompressed")
     assert digest(pl.read_parquet(tmp_path / "a.parquet")) == digest(table) == digest(table.with_columns(pl.col("row")))
     for change in (
@@ -78,11 +72,11 @@ def test_the_digest_is_that_of_the_content_alone(tmp_path):
 
 def test_the_table_of_a_seed_is_frozen():
     expected = "346b3200894c21ade832923a39ae0bec14daab87d4dafe461d9045dbee0c92a1"
-    assert digest(partition_table(1437, 360, 20, 4, Partition(share=0.5), 0)) == expected
+    assert digest(iid_table(1437, 360, 20, 4, Partition(share=0.5), 0)) == expected
 
 
 def test_a_smaller_share_keeps_a_subset_and_every_purpose_another():
-    full = partition_table(2000, 500, 10, 4, Partition(validation=0), 3)
+    full = iid_table(2000, 500, 10, 4, Partition(validation=0), 3)
     rows = {
         (share, name): set(reduce_rows(full, share, 10, 3, name).filter(pl.col("split") == "train")["row"])
         for share in (0.05, 0.5)
@@ -96,18 +90,18 @@ def test_a_smaller_share_keeps_a_subset_and_every_purpose_another():
 
 
 def test_the_reduced_tasks_of_the_paper_have_their_sizes():
-    table = partition_table(60_000, 10_000, 300, 4, Partition(share=0.05, min_rows=10, validation=0), 42)
+    table = iid_table(60_000, 10_000, 300, 4, Partition(share=0.05, min_rows=10, validation=0), 42)
     assert (counts(table, "train", 300) == 10).all()
     assert set(counts(table, "test", 300)) == {33, 34}
 
 
 def test_more_clients_than_rows_is_a_mistake_of_the_user():
     with pytest.raises(
-        ConfigError, match="clients: 30 is more than the 20 training rows of the data; set clients to at most 20"
+        ConfigError, match="clients: 30 is more than the 20 training samples of the data; set clients to at most 20"
     ):
-        partition_table(20, 100, 30, 2, Partition(), 0)
-    with pytest.raises(ConfigError, match="30 is more than the 20 test rows"):
-        partition_table(100, 20, 30, 2, Partition(), 0)
+        iid_table(20, 100, 30, 2, Partition(), 0)
+    with pytest.raises(ConfigError, match="30 is more than the 20 test samples"):
+        iid_table(100, 20, 30, 2, Partition(), 0)
 
 
 def test_synthetic_rows_are_consecutive():
@@ -160,7 +154,7 @@ joining = st.builds(
 def test_unseen_clients_have_rows_of_their_own_and_all_of_them(size, clusters, rule, unseen, seed):
     clients, more_train, more_test = size
     train_rows, test_rows = 120 + clients + more_train, 120 + clients + more_test
-    table = partition_table(train_rows, test_rows, clients, clusters, rule, seed, unseen)
+    table = iid_table(train_rows, test_rows, clients, clusters, rule, seed, unseen)
     assert table.schema == SCHEMA and table.equals(table.sort("client", "split", "row"))
     is_test = table["split"] == "test"
     for side in (table.filter(is_test), table.filter(~is_test)):
@@ -178,13 +172,13 @@ def test_unseen_clients_have_rows_of_their_own_and_all_of_them(size, clusters, r
 
 def test_more_unseen_clients_than_rows_is_a_mistake_of_the_user():
     with pytest.raises(
-        ConfigError, match=r"unseen: 30 clients are more than the 20 training rows set aside .*above 0.3"
+        ConfigError, match=r"unseen: 30 clients are more than the 20 training samples set aside .*above 0.3"
     ):
-        partition_table(100, 300, 5, 2, Partition(), 0, Unseen(seen_cluster=30))
-    with pytest.raises(ConfigError, match="30 clients are more than the 20 test rows"):
-        partition_table(300, 100, 5, 2, Partition(), 0, Unseen(new_concept=30))
-    with pytest.raises(ConfigError, match="clients: 90 is more than the 80 training rows"):
-        partition_table(100, 300, 90, 2, Partition(), 0, Unseen(seen_cluster=2))
+        iid_table(100, 300, 5, 2, Partition(), 0, Unseen(seen_cluster=30))
+    with pytest.raises(ConfigError, match="30 clients are more than the 20 test samples"):
+        iid_table(300, 100, 5, 2, Partition(), 0, Unseen(new_concept=30))
+    with pytest.raises(ConfigError, match="clients: 90 is more than the 80 training samples"):
+        iid_table(100, 300, 90, 2, Partition(), 0, Unseen(seen_cluster=2))
 
 
 # ------------------------------------------------------------------------------------------ few classes per client
@@ -239,7 +233,9 @@ def test_a_small_alpha_is_few_classes_per_client_and_a_large_one_is_even(alpha, 
 def test_too_few_rows_for_the_floor_is_a_mistake_of_the_user():
     y = np.arange(50) % 10
     rule = Partition(kind="dirichlet", alpha=0.1, min_rows=10)
-    with pytest.raises(ConfigError, match=r"clients: 6 cannot have 10 of the 50 training rows each; set clients to at"):
+    with pytest.raises(
+        ConfigError, match=r"clients: 6 cannot have 10 of the 50 training samples each; set clients to at"
+    ):
         skewed_table(y, y, 6, 1, rule, 0)
-    with pytest.raises(ConfigError, match=r"cannot have 1 of the 3 test rows each; set clients to at most 3$"):
+    with pytest.raises(ConfigError, match=r"cannot have 1 of the 3 test samples each; set clients to at most 3$"):
         skewed_table(y, y[:3], 5, 1, rule, 0)

@@ -14,15 +14,9 @@ from floral.config import catalogue
 from floral.config.reading import ConfigError, parse
 from floral.config.schema.partition import Partition
 from floral.config.schema.task import Task
-from floral.data.partition import (
-    SCHEMA,
-    client_table,
-    cluster_of_clients,
-    digest,
-    main_concepts,
-    noisy_labels,
-    partition_table,
-)
+from floral.data.partition import client_table, digest, main_concepts, noisy_labels
+from floral.data.partition_kinds import iid_table
+from floral.data.partition_steps import SCHEMA, cluster_of_clients
 
 KINDS = {
     "iid": {},
@@ -167,10 +161,10 @@ def test_the_coarse_classes_of_cifar100_are_those_of_its_files(missing):
 
 
 def test_concepts_are_mixed_and_in_the_limit_each_client_has_one():
-    plain = partition_table(4000, 1000, 20, 4, Partition(), 0)
-    assert partition_table(4000, 1000, 20, 4, Partition(mixed=1e-9), 0).equals(plain)
+    plain = iid_table(4000, 1000, 20, 4, Partition(), 0)
+    assert iid_table(4000, 1000, 20, 4, Partition(mixed=1e-9), 0).equals(plain)
     for alpha, low, high in ((0.1, 0.7, 0.99), (1.0, 0.4, 0.7), (1e6, 0.25, 0.35)):
-        table = partition_table(4000, 1000, 20, 4, Partition(mixed=alpha), 0)
+        table = iid_table(4000, 1000, 20, 4, Partition(mixed=alpha), 0)
         assert table.drop("cluster").equals(plain.drop("cluster"))
         parts = {"train": np.zeros((20, 4)), "test": np.zeros((20, 4))}
         for client, concept, split in table.select("client", "cluster", "split").iter_rows():
@@ -179,11 +173,11 @@ def test_concepts_are_mixed_and_in_the_limit_each_client_has_one():
         shares = {side: counts / counts.sum(1, keepdims=True) for side, counts in parts.items()}
         assert low <= shares["train"].max(1).mean() <= high
         assert np.abs(shares["train"] - shares["test"]).max() < 0.35  # 50 test rows
-    assert (main_concepts(partition_table(4000, 1000, 20, 4, Partition(mixed=0.1), 0), 20) == np.arange(20) % 4).all()
+    assert (main_concepts(iid_table(4000, 1000, 20, 4, Partition(mixed=0.1), 0), 20) == np.arange(20) % 4).all()
 
 
 def test_label_noise_replaces_its_share_of_each_clients_labels_by_other_classes():
-    table = partition_table(2000, 100, 10, 2, Partition(), 0).filter(pl.col("split") != "test")
+    table = iid_table(2000, 100, 10, 2, Partition(), 0).filter(pl.col("split") != "test")
     y = labels(0, 200, 10)[table["row"].to_numpy()]
     noisy = noisy_labels(y, table, 0.3, 10, 0)
     client = table["client"].to_numpy()
@@ -219,14 +213,14 @@ def test_sixty_thousand_rows_over_three_hundred_clients_take_less_than_a_second(
     ("values", "message"),
     [
         ({"kind": "dirichlet", "alpha": 0}, "alpha: Input should be greater than 0"),
-        ({"kind": "dirichlet", "alpha": 1e-305}, "alpha: 1e-305 is too near 0; at 1e-300 one part has"),
-        ({"mixed": 1e-305}, "mixed: 1e-305 is too near 0"),
+        ({"kind": "dirichlet", "alpha": 1e-305}, "alpha: 1e-305 is too close to 0; set at least 1e-300"),
+        ({"mixed": 1e-305}, "mixed: 1e-305 is too close to 0"),
         ({"kind": "size_skew"}, "size_skew needs an alpha"),
         ({"kind": "iid", "alpha": 1.0}, "iid has no alpha: leave it out"),
         ({"kind": "pathological"}, "pathological needs classes_per_client"),
         ({"kind": "dirichlet", "alpha": 1, "classes_per_client": 2}, "dirichlet has no classes_per_client"),
         ({"groups": [[0], [1]]}, "iid has no groups"),
-        ({"kind": "class_groups", "groups": [[0, 1], [1]]}, "class 1 stands twice"),
+        ({"kind": "class_groups", "groups": [[0, 1], [1]]}, "class 1 is listed twice"),
         ({"kind": "class_groups", "groups": [[0, 1], []]}, "groups.1: "),
         ({"kind": "class_groups", "mixed": 0.5}, "mixed: class_groups distinguishes clusters by their classes"),
         ({"mixed": 0}, "mixed: Input should be greater than 0"),
@@ -256,14 +250,14 @@ SYNTHETIC = {"data": {"kind": "linear", "samples_per_client": 8}, "loss": "mse",
     ("change", "message"),
     [
         ({"partition": {"cluster_shares": [0.5, 0.3, 0.2]}}, "3 shares, but clusters is 2"),
-        ({"partition": {"cluster_shares": [0.99, 0.01]}}, "10 clients leave cluster 1 empty; raise its share"),
-        ({"partition": {"cluster_shares": [0.5, 0.5]}, "shift": {}}, "cluster_shares: this task has one concept"),
-        ({"partition": {"mixed": 0.5}, "shift": {}}, "mixed: this task has one concept"),
+        ({"partition": {"cluster_shares": [0.99, 0.01]}}, "10 clients leave cluster 1 without a client; raise"),
+        ({"partition": {"cluster_shares": [0.5, 0.5]}, "shift": {}}, "cluster_shares: this task has a single concept"),
+        ({"partition": {"mixed": 0.5}, "shift": {}}, "mixed: this task has a single concept"),
         ({"partition": {"kind": "class_groups", "groups": [[0], [1], [2]]}}, "3 lists, but clusters is 2"),
-        ({"partition": {"mixed": 0.5}, "unseen": {"seen_cluster": 1}}, "unseen: needs .* not mixed"),
+        ({"partition": {"mixed": 0.5}, "unseen": {"seen_cluster": 1}}, "unseen: needs .* without mixed"),
         ({"partition": {"label_noise": 0.1}, **SYNTHETIC}, "label_noise: is data.label_noise in synthetic data"),
         ({"partition": {"mixed": 0.1}, **SYNTHETIC}, "mixed: needs a data set"),
-        ({"partition": {"label_noise": 0.1}, "published_split": "train"}, "evaluates on training rows"),
+        ({"partition": {"label_noise": 0.1}, "published_split": "train"}, "evaluates on training samples"),
         ({"steps_per_epoch": 0}, "steps_per_epoch: Input should be greater than or equal to 1"),
     ],
 )
@@ -279,15 +273,15 @@ Y = np.arange(40) % 4
 @pytest.mark.parametrize(
     ("rule", "clients", "train_y", "test_y", "message"),
     [
-        ({}, 50, Y, Y, "clients: 50 is more than the 40 training rows"),
-        ({"kind": "size_skew", "alpha": 1, "min_rows": 5}, 9, Y, Y, "9 cannot have 5 of the 40 training rows each"),
-        ({"kind": "dirichlet", "alpha": 1, "min_rows": 1}, 50, Y, Y, "50 cannot have 1 of the 40 training rows each"),
+        ({}, 50, Y, Y, "clients: 50 is more than the 40 training samples"),
+        ({"kind": "size_skew", "alpha": 1, "min_rows": 5}, 9, Y, Y, "9 cannot have 5 of the 40 training samples each"),
+        ({"kind": "dirichlet", "alpha": 1, "min_rows": 1}, 50, Y, Y, "50 cannot have 1 of the 40 training samples"),
         ({"kind": "pathological", "classes_per_client": 5}, 8, Y, Y, "5 for each of 8 clients, but .* 4 classes; set"),
         ({"kind": "pathological", "classes_per_client": 1}, 3, Y, Y, "1 for each of 3 clients, but .* 4 classes; set"),
-        ({"kind": "pathological", "classes_per_client": 2}, 22, Y, Y, "11 clients have class .* 10 training rows; set"),
-        ({"kind": "pathological", "classes_per_client": 2}, 8, Y, Y[:8], "4 clients have class .* 2 test rows"),
+        ({"kind": "pathological", "classes_per_client": 2}, 22, Y, Y, "11 clients have class .* 10 training samples"),
+        ({"kind": "pathological", "classes_per_client": 2}, 8, Y, Y[:8], "4 clients have class .* 2 test samples"),
         ({"kind": "class_groups", "groups": ((0, 1), (2,))}, 8, Y, Y, "class 3 of the data is in no list"),
-        ({"kind": "class_groups"}, 50, Y, Y, r"cluster 0 has 25 clients, but its classes .* have 20 training rows"),
+        ({"kind": "class_groups"}, 50, Y, Y, r"cluster 0 has 25 clients, but its classes .* have 20 training samples"),
     ],
 )
 def test_a_rule_that_the_rows_cannot_meet_is_named_with_its_remedy(rule, clients, train_y, test_y, message):

@@ -6,7 +6,7 @@ import pytest
 from floral.config.reading import ConfigError, parse
 from floral.config.schema.shift import Colour, Shift
 from floral.config.schema.task import Task
-from floral.data.shifts import AT_ONCE, apply_inputs, apply_labels, permutations, quarter_turns, rotation
+from floral.data.shifts import IMAGES_PER_CHUNK, apply_inputs, apply_labels, permutations, quarter_turns, rotation
 
 ROTATE, LABELS, NONE = (Shift(kind=kind) for kind in ("rotate", "label_shift", "none"))
 
@@ -109,7 +109,7 @@ def test_interpolation_is_exact_where_the_image_is_a_plane_and_leaves_quarter_tu
     assert np.abs(turned - expected)[middle].max() <= 0.5 + 1e-9
     assert turned[0, 0] == 0
     assert np.array_equal(apply_inputs(smooth, plane, np.array([2]), 3)[0], np.rot90(plane[0]))
-    many = np.random.default_rng(0).integers(0, 255, (AT_ONCE + 3, 4, 4)).astype(np.uint8)
+    many = np.random.default_rng(0).integers(0, 255, (IMAGES_PER_CHUNK + 3, 4, 4)).astype(np.uint8)
     whole = apply_inputs(smooth, many, np.ones(len(many), int), 3)
     assert np.array_equal(whole[-3:], apply_inputs(smooth, many[-3:], np.ones(3, int), 3))
 
@@ -131,7 +131,7 @@ def test_colours_are_reordered_stretched_clipped_and_inverted():
     inverted = apply_inputs(Shift(kind="colour", colours=(Colour(invert=True),)), grey, np.array([0]), 1, scale=16)
     assert inverted.tolist() == [[[16, 12], [8, 0]]]
     wrong = Shift(kind="colour", colours=(Colour(channels=(1, 0)),))
-    with pytest.raises(ConfigError, match=r"have 3 channel\(s\); channels must be an order of \[0, 1, 2\]"):
+    with pytest.raises(ConfigError, match=r"have 3 channel\(s\); set channels to a permutation of \[0, 1, 2\]"):
         apply_inputs(wrong, image, np.array([0]), 1)
 
 
@@ -155,8 +155,8 @@ def test_every_concept_has_a_permutation_of_its_own():
         ({"kind": "rotate", "colours": [{}, {"invert": True}]}, "rotate has no colours"),
         ({"kind": "colour"}, "colour needs colours, one for each cluster"),
         ({"kind": "none", "interpolation": "bilinear"}, "none has no interpolation"),
-        ({"kind": "rotate", "angles": [0, 360]}, "two of its 2 concepts are the same"),
-        ({"kind": "colour", "colours": [{}, {}]}, "two of its 2 concepts are the same"),
+        ({"kind": "rotate", "angles": [0, 360]}, "two of its 2 concepts are equal"),
+        ({"kind": "colour", "colours": [{}, {}]}, "two of its 2 concepts are equal"),
         ({"kind": "colour", "colours": [{"gain": [0]}]}, "gain.0: Input should be greater than 0"),
     ],
 )
@@ -167,7 +167,7 @@ def test_a_wrong_shift_is_named_with_its_remedy(values, message):
 
 def test_a_list_has_one_concept_for_each_cluster_and_new_client(task_values):
     angles = {"kind": "rotate", "angles": [0, 20, 40]}
-    with pytest.raises(ConfigError, match=r"shift: lists 3 concepts, but clusters is 2$"):
+    with pytest.raises(ConfigError, match=r"shift: lists 3 concepts, but clusters is 2;"):
         parse(Task, {**task_values, "shift": angles}, "toy.yaml")
     assert parse(Task, {**task_values, "shift": angles, "unseen": {"new_concept": 1}}, "toy.yaml")
     augmented = {**task_values, "clusters": 3, "shift": angles, "augmentation": "flip_crop"}

@@ -8,7 +8,7 @@ from floral.data.synthetic import generate, rows_per_client
 
 def test_the_test_share_is_that_of_the_official_code():
     assert [rows_per_client(Synthetic(kind="linear", samples_per_client=n)) for n in (8, 120)] == [(7, 1), (97, 23)]
-    with pytest.raises(ConfigError, match="samples_per_client: 5 leaves no test row"):
+    with pytest.raises(ConfigError, match="samples_per_client: 5 leaves no test sample"):
         rows_per_client(Synthetic(kind="linear", samples_per_client=5))
 
 
@@ -18,7 +18,7 @@ def test_shapes_and_types():
     shapes = {name: getattr(made, name).shape for name in vars(made)}
     assert shapes == {
         "train_x": (1940, 10), "train_y": (1940, 1), "test_x": (460, 10), "test_y": (460, 1),
-        "population_x": (4, 50, 10), "population_y": (4, 50, 1),
+        "global_test_x": (4, 50, 10), "global_test_y": (4, 50, 1),
     }  # fmt: skip
     assert {getattr(made, name).dtype for name in vars(made)} == {np.dtype(np.float32)}
 
@@ -96,7 +96,7 @@ def test_the_plainest_teachers_scale_one_coordinate_each():
     made = generate(relu, clients=4, clusters=4, seed=0)
     scaled = made.global_test_x[3] * np.where(np.isin(np.arange(10), (6, 7)), 3, 1)
     np.testing.assert_allclose(made.global_test_y[3, :, 0], np.maximum(scaled, 0).sum(1) / np.sqrt(10), atol=1e-4)
-    with pytest.raises(ConfigError, match="simple: 4 clusters of rank 1 need as many coordinates each; there are 3"):
+    with pytest.raises(ConfigError, match="simple: 4 clusters of rank 1 need 4 coordinates, but there are 3"):
         generate(spec, clients=4, clusters=4, seed=0)
 
 

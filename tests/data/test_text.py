@@ -15,7 +15,7 @@ from floral.config.schema.data import DataFile, DataSet
 from floral.config.schema.partition import Partition
 from floral.data import text
 from floral.data.sources import DataError, RawFile
-from floral.data.text import CHARACTERS, MOST_TOKENS, WORDS
+from floral.data.text import CHARACTERS, MAX_TOKENS, WORDS
 from floral.stages import fetch as fetch_stage
 from floral.stages.partition import partition
 
@@ -86,7 +86,7 @@ def test_the_first_four_fifths_train_and_later_windows_test(tmp_path):
     ("content", "message"),
     [
         (b"ROMEO:\nsoft\n\xff\xfe", "not UTF-8 text: byte 0xff at position 12 .line 3"),
-        ("just words\nand words", "no speaker found; a line NAME: is expected"),
+        ("just words\nand words", "no speaker found; write a line NAME:"),
         ("", "no speaker found"),
         (play(("ROMEO", "short")), "none of 1 clients has text for two windows of 80 tokens"),
     ],
@@ -151,10 +151,10 @@ def test_posts_of_a_user_are_one_text(tmp_path_factory, users):
     [
         ("token_table", {"user": [1], "tokens": [[1]]}, r"expected the columns user_id, tokens \(List\), found"),
         ("token_table", {"user_id": [1], "tokens": [1]}, "expected the columns"),
-        ("token_table", {"user_id": [1], "tokens": [["a"]]}, "tokens must be lists of integers"),
+        ("token_table", {"user_id": [1], "tokens": [["a"]]}, "column tokens has .*; save lists of integers"),
         ("token_table", {"user_id": [1, None], "tokens": [[1], [2]]}, "column user_id: 1 rows have no value"),
         ("token_table", {"user_id": [1], "tokens": [[5, -1]]}, "token id -1 is out of range"),
-        ("token_table", {"user_id": [1], "tokens": [[MOST_TOKENS]]}, "token id 1048576 is out of range"),
+        ("token_table", {"user_id": [1], "tokens": [[MAX_TOKENS]]}, "token id 1048576 is out of range"),
         ("character_table", {"character_id": ["A"], "text": ["b"]}, r"expected the columns character_id \(String\), x"),
         ("character_table", {"character_id": [1], "x": ["b"]}, "expected the columns"),
         ("character_table", {"character_id": ["A"], "x": ["b"]}, "none of 1 clients has text for two windows"),

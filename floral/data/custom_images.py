@@ -1,0 +1,91 @@
+"""Custom data: images in one folder per class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from floral.data.custom_parts import Part, entries_of, labelled, split_or_not
+from floral.data.readers import Labelled
+from floral.data.sources import DataError, RawFile
+from floral.io.files import visible
+
+MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
+"""Pillow modes with at most 8 bits per channel. Conversion of other modes to RGB would clip values."""
+
+
+def folder(files: Sequence[RawFile], *, test_share: float) -> Labelled:
+    """Read images by class: <path>/<class>/<image>, or <path>/train/<class>/<image> and <path>/test/<class>/<image>.
+
+    Classes are numbered in the order of their names. All images must have the same size. They are [N, H, W] if all are
+    grey, else [N, H, W, 3], with palettes and transparency converted to RGB.
+
+    Raises:
+        DataError: the folders have another structure, or images are unreadable or differ in size.
+    """
+    root = files[0].location
+    places = split_or_not(root, {path.name: path for path in entries_of(root)})
+    images = [(place, _image_files(place)) for place in places]
+    headers = [header for _, paths in images for header in map(_header, paths)]
+    first, (width, height), _ = headers[0]
+    for path, size, mode in headers:
+        if size != (width, height):
+            raise DataError(
+                f"{path}: an image of {size[0]}×{size[1]} pixels, but {first} has {width}×{height}; remedy: resize all "
+                "images to one size"
+            )
+        if mode not in MODES:
+            raise DataError(f"{path}: an image of mode {mode}; remedy: save it with 8 bits per channel")
+    mode = "L" if all(mode in ("1", "L") for _, _, mode in headers) else "RGB"
+    parts = [
+        Part(where=place, x=_pixels(paths, mode), labels=np.array([path.parent.name for path in paths]))
+        for place, paths in images
+    ]
+    return labelled(parts, test_share, scale=255)
+
+
+def _image_files(root: Path) -> list[Path]:
+    """Return the image files of all classes, class by class."""
+    paths: list[Path] = []
+    for entry in entries_of(root):
+        if not entry.is_dir():
+            raise DataError(f"{entry}: a file next to the class folders; move it into one of them, or remove it")
+        of_class = visible(entry)
+        if not of_class or any(path.parent != entry for path in of_class):
+            raise DataError(f"{entry}: a class folder must contain images and nothing else; fill or remove it")
+        paths += of_class
+    if not paths:
+        raise DataError(f"{root}: no class folder in it; add images as <class>/<image>")
+    return paths
+
+
+def _header(path: Path) -> tuple[Path, tuple[int, int], str]:
+    """Return an image's path, (width, height) and mode, without decoding it."""
+    try:
+        with Image.open(path) as image:
+            return path, image.size, image.mode
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _undecodable(path, error) from None
+
+
+def _pixels(paths: Sequence[Path], mode: str) -> npt.NDArray[np.uint8]:
+    """Decode images of one size to [N, H, W] (mode L) or [N, H, W, 3] (mode RGB)."""
+    decoded = np.empty(0, np.uint8)
+    for row, path in enumerate(paths):
+        try:
+            with Image.open(path) as image:
+                pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise _undecodable(path, error) from None
+        if not row:
+            decoded = np.empty((len(paths), *pixels.shape), np.uint8)
+        decoded[row] = pixels
+    return decoded
+
+
+def _undecodable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: the image cannot be decoded ({error}); remedy: replace or remove it")

@@ -1,0 +1,272 @@
+"""One function for each kind of partition. It deals the samples of a data set to the clients."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from floral.config.reading import ConfigError
+from floral.config.schema.partition import Partition, Unseen
+from floral.core import seeds
+from floral.data.partition_steps import append_unseen, both_sides, cluster_of_clients, deal, finish
+
+Labels = npt.NDArray[np.integer]
+
+
+def iid_table(
+    train_rows: int,
+    test_rows: int,
+    clients: int,
+    clusters: int,
+    partition: Partition,
+    seed: int,
+    unseen: Unseen | None = None,
+) -> pl.DataFrame:
+    """Deal shuffled samples to the clients in equal shares (kind iid).
+
+    Training and test samples are shuffled and cut into K contiguous shards whose sizes differ by at most one, the
+    larger first. Each training shard keeps max(min_rows, round(share·n)) samples. Of these, round(validation·n) become
+    the validation split, at least 1 and never all. The table is sorted by client, split and row.
+
+    Clients that are `unseen` are K, K + 1, …: the last round(share·N) of the N shuffled samples of a side are cut into
+    shards for them, which are neither thinned nor held out. Their column `cluster` is the concept of their samples
+    (`concepts_of`).
+
+    Raises:
+        ConfigError: there are more clients than training or test samples, or more unseen clients than samples that are
+            set aside for them.
+    """
+    sides, joining = [], []
+    for side, rows, purpose in (
+        ("training", train_rows, "partition train"),
+        ("test", test_rows, "partition test"),
+    ):
+        shuffled = seeds.permutation(seed, purpose, size=rows)
+        aside = 0 if unseen is None else round(unseen.share * rows)
+        if unseen is not None and unseen.clients > aside:
+            raise ConfigError(
+                f"unseen: {unseen.clients} clients are more than the {aside} {side} samples set aside for them; set "
+                f"fewer, or a share above {unseen.clients / rows:.2g}"
+            )
+        if clients > rows - aside:
+            raise ConfigError(
+                f"clients: {clients} is more than the {rows - aside} {side} samples of the data; set clients to at "
+                f"most {rows - aside}"
+            )
+        sides.append(deal(shuffled[: rows - aside], np.arange(clients)))
+        if unseen is not None:
+            joining.append(deal(shuffled[rows - aside :], clients + np.arange(unseen.clients)))
+    train, test = sides
+    table = finish(train, test, clients, clusters, partition, seed)
+    return table if unseen is None else append_unseen(table, both_sides(*joining), clients, clusters, unseen)
+
+
+def grouped_table(
+    train_y: Labels, test_y: Labels, clients: int, clusters: int, partition: Partition, seed: int
+) -> pl.DataFrame:
+    """Deal the samples of each class to the clients of its cluster (kind class_groups); else as `iid_table`.
+
+    Raises:
+        ConfigError: a cluster has more clients than training or test samples, or a class has no cluster.
+
+    Source: arXiv 2410.03497, CIFAR-100.
+    """
+    cluster = cluster_of_clients(partition, clients, clusters)
+
+    def dealt(y: Labels, purpose: str, side: str) -> pl.DataFrame:
+        shuffled = seeds.permutation(seed, purpose, size=len(y))
+        group, shards = group_of(y, partition, clusters)[shuffled], []
+        for c in range(clusters):
+            rows, members = shuffled[group == c], np.flatnonzero(cluster == c)
+            if len(members) > len(rows):
+                classes = f"class mod {clusters} = {c}" if partition.groups is None else f"list {c} of partition.groups"
+                raise ConfigError(
+                    f"partition.kind: class_groups: cluster {c} has {len(members)} clients, but its classes ({classes})"
+                    f" have {len(rows)} {side} samples; set fewer clients or clusters"
+                )
+            shards.append(deal(rows, members))
+        return pl.concat(shards)
+
+    train, test = dealt(train_y, "partition train", "training"), dealt(test_y, "partition test", "test")
+    return finish(train, test, clients, clusters, partition, seed)
+
+
+def group_of(y: Labels, partition: Partition, clusters: int) -> npt.NDArray[np.int64]:
+    """Return the cluster [N] of each sample's class under class_groups: y mod C, or by the lists in `groups`.
+
+    Raises:
+        ConfigError: a class is in no list.
+    """
+    if partition.groups is None:
+        return np.asarray(y % clusters, np.int64)
+    group = np.full(max(int(y.max(initial=0)), *(max(classes) for classes in partition.groups)) + 1, -1)
+    for c, classes in enumerate(partition.groups):
+        group[list(classes)] = c
+    group_of_sample = group[y]
+    if (missing := group_of_sample < 0).any():
+        raise ConfigError(f"partition.groups: class {y[missing].min()} of the data is in no list; add it to one")
+    return group_of_sample
+
+
+def few_classes_table(
+    train_y: Labels, test_y: Labels, clients: int, clusters: int, partition: Partition, seed: int
+) -> pl.DataFrame:
+    """Deal samples of `classes_per_client` classes to each client (kind pathological); else as `iid_table`.
+
+    A client has the same classes in training and test. One client after another, in random order, takes the classes
+    that the fewest clients have so far, with random ties. So the numbers of clients of two classes differ by at most
+    one. The clients of a class share its samples evenly.
+
+    Raises:
+        ConfigError: classes_per_client is above the number of classes or leaves a class without a client, or a class
+            has more clients than samples.
+
+    Source: arXiv 1602.05629, which cuts sorted samples instead, so that a client may have one more class.
+    """
+    each = partition.classes_per_client
+    assert each is not None, "the schema requires it"
+    classes = np.unique(train_y)
+    if why := partition.unfit(clients, clusters, len(classes)):
+        raise ConfigError(why)
+    holders: list[list[int]] = [[] for _ in classes]
+    for client in seeds.permutation(seed, "partition order of clients", size=clients).tolist():
+        tie_break = seeds.bits(seed, "partition classes of a client", client, np.arange(len(classes)))
+        for f in np.lexsort((tie_break, np.array([len(members) for members in holders])))[:each]:
+            holders[f].append(client)
+
+    def dealt(y: Labels, purpose: str, side: str) -> pl.DataFrame:
+        shuffled = seeds.permutation(seed, purpose, size=len(y))
+        shards = []
+        for f, members in zip(classes.tolist(), holders, strict=True):
+            rows = shuffled[y[shuffled] == f]
+            if len(rows) < len(members):
+                raise ConfigError(
+                    f"partition.kind: pathological: {len(members)} clients have class {f}, but it has {len(rows)} "
+                    f"{side} samples; set fewer clients or fewer classes_per_client"
+                )
+            shards.append(deal(rows, np.array(members)))
+        return pl.concat(shards)
+
+    train, test = dealt(train_y, "partition train", "training"), dealt(test_y, "partition test", "test")
+    return finish(train, test, clients, clusters, partition, seed)
+
+
+def skewed_table(
+    train_y: Labels, test_y: Labels, clients: int, clusters: int, partition: Partition, seed: int
+) -> pl.DataFrame:
+    """Deal the samples of each class in proportions from Dirichlet(alpha) (kind dirichlet); else as `iid_table`.
+
+    Training and test samples have the same proportions. So the test samples of a client have the class frequencies of
+    its training samples. Clients also differ in size. With equal labels, they differ in size only (kind size_skew).
+
+    A client has at least `min_rows` training samples and one test sample. A missing sample is of the class with the
+    largest expected count for this client. It comes from the client with most samples of that class, among the clients
+    above the minimum.
+
+    Limiting cases: α → ∞ gives every client equal shares of all classes. α → 0 gives each class to one client, apart
+    from the minimum.
+
+    Raises:
+        ConfigError: there are too few samples for min_rows training samples and one test sample per client.
+
+    Source: arXiv 1905.12022 (proportions per class), arXiv 2102.02079 (a minimum, there by sampling again).
+    """
+    assert partition.alpha is not None, "the schema requires it"
+    classes = int(max(train_y.max(initial=0), test_y.max(initial=0))) + 1
+    proportions = seeds.dirichlet(seed, "partition classes", np.arange(classes), alpha=partition.alpha, size=clients)
+    expected = proportions * np.bincount(train_y, minlength=classes)[:, None]
+
+    def dealt(y: Labels, purpose: str, side: str, floor: int) -> pl.DataFrame:
+        if clients * floor > len(y):
+            raise ConfigError(
+                f"clients: {clients} cannot have {floor} of the {len(y)} {side} samples each; set clients to at most "
+                f"{len(y) // floor}" + (", or a smaller partition.min_rows" if floor > 1 else "")
+            )
+        of_class = np.bincount(y, minlength=classes)
+        ends = np.rint(np.cumsum(proportions, axis=1) * of_class[:, None]).astype(np.int64)
+        ends[:, -1] = of_class
+        counts = _with_minimum(np.diff(ends, axis=1, prepend=0), expected, floor)
+        shuffled = seeds.permutation(seed, purpose, size=len(y))
+        rows = shuffled[np.argsort(y[shuffled], kind="stable")]  # sorted by class
+        holder = np.repeat(np.tile(np.arange(clients, dtype=np.int32), classes), counts.ravel())
+        return pl.DataFrame({"client": holder, "row": rows})
+
+    train = dealt(train_y, "partition train", "training", partition.min_rows)
+    test = dealt(test_y, "partition test", "test", 1)
+    return finish(train, test, clients, clusters, partition, seed)
+
+
+def natural_table(
+    train_client: Labels,
+    test_client: Labels,
+    clients: int,
+    clusters: int,
+    partition: Partition,
+    seed: int,
+    unseen: Unseen | None = None,
+) -> pl.DataFrame:
+    """Give each client the samples of one natural client (kind natural); else as `iid_table`.
+
+    `train_client` and `test_client` [N] have the natural client of each sample. Natural clients with fewer than
+    `min_rows` training samples or without a test sample are skipped. A random choice of `clients` of the remaining
+    ones, in the order of the data, becomes clients 0, 1, … The unseen clients are chosen from the rest.
+
+    Raises:
+        ConfigError: too few natural clients have that many samples.
+    """
+    natural = int(max(train_client.max(initial=-1), test_client.max(initial=-1))) + 1
+    train_rows, test_rows = (np.bincount(side, minlength=natural) for side in (train_client, test_client))
+    eligible = np.flatnonzero((train_rows >= partition.min_rows) & (test_rows > 0))
+    if clients > len(eligible):
+        raise ConfigError(
+            f"clients: {clients} is more than the {len(eligible)} of {natural} natural clients that have a test sample "
+            f"and at least {partition.min_rows} training samples; set clients to at most {len(eligible)}"
+            + (", or a smaller partition.min_rows" if partition.min_rows > 1 else "")
+        )
+    training = eligible[seeds.sample(seed, "partition natural clients", size=len(eligible), count=clients)]
+
+    def samples_of(members: Labels, side: Labels, first: int = 0) -> pl.DataFrame:
+        number = np.full(natural, -1)
+        number[members] = first + np.arange(len(members))
+        client = number[side]
+        rows = np.flatnonzero(client >= 0)
+        return pl.DataFrame({"client": client[rows].astype(np.int32), "row": rows})
+
+    sides = (train_client, test_client)
+    train, test = (samples_of(training, side) for side in sides)
+    table = finish(train, test, clients, clusters, partition, seed)
+    if unseen is None:
+        return table
+    rest = np.setdiff1d(eligible, training)
+    if unseen.clients > len(rest):
+        raise ConfigError(
+            f"unseen: {unseen.clients} clients are more than the {len(rest)} remaining natural clients; set fewer "
+            "unseen clients, or fewer clients"
+        )
+    joining = rest[seeds.sample(seed, "partition unseen natural clients", size=len(rest), count=unseen.clients)]
+    later = both_sides(*(samples_of(joining, side, clients) for side in sides))
+    return append_unseen(table, later, clients, clusters, unseen)
+
+
+def _with_minimum(
+    counts: npt.NDArray[np.int64], expected: npt.NDArray[np.float64], minimum: int
+) -> npt.NDArray[np.int64]:
+    """Return `counts` [class, client] with at least `minimum` samples per client, by the rule of `skewed_table`."""
+    counts, total = counts.copy(), counts.sum(0)
+    for receiver in np.flatnonzero(total < minimum):
+        for _ in range(minimum - total[receiver]):
+            spare = counts * (total > minimum)
+            f = np.argmax(np.where(spare.any(1), expected[:, receiver], -1))
+            giver = np.argmax(spare[f])
+            counts[f, [giver, receiver]] += [-1, 1]
+            total[giver] -= 1
+    return counts
+
+
+def consecutive_table(
+    train_each: int, test_each: int, clients: int, clusters: int, partition: Partition, seed: int
+) -> pl.DataFrame:
+    """Return the table of data generated per client: client k holds the k-th block of training and test samples."""
+    train, test = (deal(np.arange(clients * each), np.arange(clients)) for each in (train_each, test_each))
+    return finish(train, test, clients, clusters, partition, seed)

@@ -1,0 +1,108 @@
+"""Steps that all kinds of partition share: deal samples, assign concepts, thin, hold out a validation split."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from floral.config.schema.partition import Partition, Unseen
+from floral.core import seeds
+
+SPLITS = ("train", "validation", "test")
+SCHEMA = pl.Schema({"client": pl.Int32, "cluster": pl.Int32, "split": pl.String, "row": pl.Int64})
+"""Columns of a partition table. `row` is an index into train_x (splits train, validation) or test_x (split test)."""
+
+
+def deal(rows: npt.NDArray[np.int64], clients: npt.NDArray[np.int64]) -> pl.DataFrame:
+    """Cut `rows` into contiguous shards, one per client. Sizes differ by at most one, the larger shards first."""
+    each, remainder = divmod(len(rows), len(clients))
+    sizes = each + (np.arange(len(clients)) < remainder)
+    return pl.DataFrame({"client": np.repeat(clients.astype(np.int32), sizes), "row": rows})
+
+
+def both_sides(train: pl.DataFrame, test: pl.DataFrame) -> pl.DataFrame:
+    """Concatenate training and test samples into one table with a column `split`."""
+    return pl.concat([train.with_columns(split=pl.lit("train")), test.with_columns(split=pl.lit("test"))])
+
+
+def finish(
+    train: pl.DataFrame, test: pl.DataFrame, clients: int, clusters: int, partition: Partition, seed: int
+) -> pl.DataFrame:
+    """Return the table of dealt samples, with concepts, thinned and with a validation split, sorted."""
+    table = both_sides(train, test)
+    table = (
+        table.with_columns(cluster=_concepts(table, clients, clusters, partition, seed)).select(*SCHEMA).cast(SCHEMA)
+    )
+    table = reduce_rows(table, partition.share, partition.min_rows, seed, "partition subset")
+    return _hold_out(table, partition.validation, seed).sort("client", "split", "row")
+
+
+def append_unseen(
+    table: pl.DataFrame, joining: pl.DataFrame, clients: int, clusters: int, unseen: Unseen
+) -> pl.DataFrame:
+    """Append the samples of the unseen clients K, K + 1, … to a table."""
+    concept = concepts_of(unseen, clusters)[joining["client"].to_numpy() - clients]
+    joining = joining.with_columns(cluster=concept).select(*SCHEMA).cast(SCHEMA)
+    return pl.concat([table, joining.sort("client", "split", "row")])
+
+
+def concepts_of(unseen: Unseen, clusters: int) -> npt.NDArray[np.int64]:
+    """Return the concepts [U] of unseen clients: clusters 0, 1, … in turn, then new concepts C, C + 1, …
+
+    `floral.data.shifts` defines concept C + j.
+    """
+    seen, new = np.arange(unseen.seen_cluster) % clusters, clusters + np.arange(unseen.new_concept) % clusters
+    return np.concatenate([seen, new])
+
+
+def cluster_of_clients(partition: Partition, clients: int, clusters: int) -> npt.NDArray[np.int64]:
+    """Return the cluster [K] of each client: k mod C, or consecutive clients by `cluster_shares`."""
+    if partition.cluster_shares is None:
+        return np.arange(clients) % clusters
+    return np.repeat(np.arange(clusters), partition.members(clients, clusters))
+
+
+def reduce_rows(table: pl.DataFrame, share: float, min_rows: int, seed: int, purpose: str) -> pl.DataFrame:
+    """Keep max(min_rows, round(share·n)) of each client's n training samples (at most n), and all other samples.
+
+    The kept samples depend on (seed, purpose) only. A smaller share keeps a subset of the samples of a larger share.
+    Share 1 changes nothing.
+    """
+    if share == 1.0:
+        return table
+    train, rest = (table.filter(condition) for condition in (pl.col("split") == "train", pl.col("split") != "train"))
+    rank, size = seeds.ranks(seed, purpose, train["row"].to_numpy(), train["client"].to_numpy())
+    count = np.maximum(min_rows, np.rint(share * size))
+    return pl.concat([train.filter(rank < count), rest]).sort("client", "split", "row")
+
+
+def _concepts(
+    table: pl.DataFrame, clients: int, clusters: int, partition: Partition, seed: int
+) -> npt.NDArray[np.integer]:
+    """Return the concept [N] of each sample: its client's cluster, or random by the client's mixture if `mixed`.
+
+    The mixture is a Dirichlet(mixed) vector whose largest part is moved to the client's cluster. It holds for training
+    and test samples alike. So the clusters keep their sizes, and mixed → 0 is the partition without mixing.
+    """
+    client, cluster = table["client"].to_numpy(), cluster_of_clients(partition, clients, clusters)
+    if partition.mixed is None:
+        return cluster[client]
+    every = np.arange(clients)
+    parts = seeds.dirichlet(seed, "partition concepts", every, alpha=partition.mixed, size=clusters)
+    largest = parts.argmax(1)
+    parts[every, largest], parts[every, cluster] = parts[every, cluster], parts[every, largest]
+    side = (table["split"] == "test").to_numpy().astype(np.int64)
+    uniform = seeds.uniform(seed, "concept of a row", side, table["row"].to_numpy())
+    return (uniform[:, None] >= np.cumsum(parts, axis=1)[client, :-1]).sum(1)
+
+
+def _hold_out(table: pl.DataFrame, share: float, seed: int) -> pl.DataFrame:
+    """Turn round(share·n) of each client's n training samples into the validation split: at least 1, never all."""
+    if share == 0.0:
+        return table
+    train, test = (table.filter(pl.col("split") == split) for split in ("train", "test"))
+    rank, size = seeds.ranks(seed, "partition validation", train["row"].to_numpy(), train["client"].to_numpy())
+    count = np.minimum(np.maximum(1, np.rint(share * size)), size - 1)
+    split = np.where(rank < count, "validation", "train")
+    return pl.concat([train.with_columns(split=pl.Series(split, dtype=pl.String)), test])

@@ -1,0 +1,86 @@
+"""Read the data sets and partitions that the stages fetch and partition stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from floral.config.reading import ConfigError
+from floral.config.run import Run
+from floral.data import partition
+
+Array = npt.NDArray[Any]
+
+ARRAYS = ("train_x", "train_y", "test_x", "test_y")
+CLIENTS = ("train_client", "test_client")
+"""Arrays of a data set with natural clients: the natural client of each sample."""
+
+
+def read_data(name: str, results: Path, sides: Sequence[str] | None = None) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Read a stored data set: its manifest, and its memory-mapped arrays (all, or those named in `sides`).
+
+    Raises:
+        ConfigError: the data set is missing or damaged.
+    """
+    folder = results / "data" / name
+    try:
+        manifest = json.loads((folder / "card.json").read_text())
+        return manifest, {
+            side: np.load(folder / f"{side}.npy", mmap_mode="r") for side in sides or stored_arrays(manifest)
+        }
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{error.filename}: the data set {name!r} is missing; make it with: floral fetch {name}"
+        ) from None
+    except (ValueError, EOFError) as error:
+        raise ConfigError(f"{folder}: damaged ({error}); make it again with: floral fetch {name}") from None
+
+
+def stored_arrays(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the arrays of the data set with this manifest."""
+    return (*ARRAYS, *CLIENTS) if "natural_clients" in manifest else ARRAYS
+
+
+def arrays_digest(arrays: Sequence[Array]) -> str:
+    """Return the SHA-256 of the types, shapes and bytes of arrays, which identifies the content of a data set."""
+    content = hashlib.sha256()
+    for array in arrays:
+        content.update(f"{array.dtype.str}{array.shape}".encode())
+        content.update(np.ascontiguousarray(array).data)
+    return content.hexdigest()
+
+
+def read_partition(run: Run, results: Path) -> tuple[dict[str, Any], pl.DataFrame]:
+    """Read the manifest and the table of a run's partition.
+
+    Raises:
+        ConfigError: the partition is missing, damaged or altered.
+    """
+    folder = results / run.partition.folder
+    try:
+        manifest = json.loads((folder / "card.json").read_text())
+        table = pl.read_parquet(folder / "partition.parquet")
+        intact = partition.digest(table) == manifest["digest"]
+    except FileNotFoundError:
+        raise ConfigError(f"{folder}: this partition is missing; make it with: {partition_command(run)}") from None
+    except (pl.exceptions.PolarsError, ValueError) as error:
+        raise ConfigError(
+            f"{folder / 'partition.parquet'}: damaged ({error}); make it again with: {partition_command(run)}"
+        ) from None
+    if not intact:
+        raise ConfigError(
+            f"{folder / 'partition.parquet'}: altered since it was made; make it again with: {partition_command(run)}"
+        )
+    return manifest, table
+
+
+def partition_command(run: Run) -> str:
+    """Return the command that makes the partition of a run."""
+    return f"floral partition --suite <the run's suite> --task {run.task.name} --seed {run.seed}"
