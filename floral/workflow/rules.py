@@ -11,7 +11,7 @@ from typing import Any
 from floral.config.data_sets import CUSTOM_PREFIX
 from floral.config.reading import ConfigError
 from floral.config.run import Run
-from floral.config.tuned import Search
+from floral.config.searches import Search
 from floral.workflow.work import Work
 
 

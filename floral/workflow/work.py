@@ -9,8 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from floral.config.run import Run
+from floral.config.searches import Search
 from floral.config.settings import Settings, read_settings
-from floral.config.tuned import Search, Untuned
+from floral.config.tuned import Untuned
 from floral.core.units import run_count
 from floral.runs import missing_data, reference
 from floral.runs.state import is_finished
