@@ -1,20 +1,20 @@
-# FLoRAL-Bench. `make` alone prints what there is.
+# FLoRAL-Bench. `make` without a target prints all targets.
 
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON := $(shell command -v python3 || command -v python)
 INSTALLED := $(VENV)/.installed
 
-# A machine with SLURM's commands but no answering controller would wait 9 s at each start.
+# Without this, each start waits 9 s on a machine that has SLURM's commands but no controller that answers.
 LOCAL := SLURM_CONF=/dev/null
 
-# Where `make ui` and `make ui-server` listen; the names by which others reach the server, and how many processes it has.
+# Address of `make ui` and `make ui-server`. For the server also: host names that clients may use, and its processes.
 PORT := 5000
 HOST := 127.0.0.1
 ALLOWED :=
 WORKERS := 4
 
-# The database of `make ui-server`. It has a password in it: handed on through the environment, where `ps` shows nothing.
+# Database of `make ui-server`. It contains a password, so it goes through the environment, which `ps` does not show.
 STORE ?=
 export STORE
 ARTIFACTS := $(CURDIR)/results/track/server-artifacts
@@ -22,10 +22,10 @@ ARTIFACTS := $(CURDIR)/results/track/server-artifacts
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-slurm check docs bench ui ui-server clean
 
-help: ## print this
+help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(INSTALLED) ## make .venv and install every pinned package
+setup: $(INSTALLED) ## create .venv and install every pinned package
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python is missing: install Python 3.11 or newer"; exit 1; }
@@ -35,16 +35,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,docs]"
 	@touch $@
 
-quickstart: $(INSTALLED) ## compare FLoRAL with its rivals on real data: minutes on a laptop
+quickstart: $(INSTALLED) ## compare FLoRAL with other methods on real data: minutes on a laptop
 	$(LOCAL) $(BIN)/snakemake --profile local --config suite=quickstart
 	@echo
 	@echo "The report:     reports/quickstart/index.html"
 	@echo "The MLflow UI:  make ui"
 
-test: $(INSTALLED) ## run the tests; what needs a missing tool is skipped by name
+test: $(INSTALLED) ## run the tests; a test whose tool is missing is skipped, with the tool's name
 	$(LOCAL) $(BIN)/pytest --numprocesses auto --dist worksteal
 
-test-slurm: $(INSTALLED) ## start a SLURM of two nodes on this machine (as root) and let it kill jobs: 4 minutes
+test-slurm: $(INSTALLED) ## start SLURM with two nodes on this machine (as root) and let it kill jobs: 4 minutes
 	timeout --signal=INT 600 $(BIN)/pytest -m slurm tests/slurm
 
 check: $(INSTALLED) ## style, types, direction of imports, workflow
@@ -59,15 +59,15 @@ docs: $(INSTALLED) ## build the documentation into site/; a broken link or ancho
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 	@echo "The documentation: site/index.html (its search needs a server: $(BIN)/mkdocs serve)"
 
-bench: $(INSTALLED) ## what a round costs, beside bare PyTorch: 6 minutes, with nothing else running
+bench: $(INSTALLED) ## time a round against bare PyTorch: 6 minutes, with nothing else running
 	$(BIN)/floral bench report
 
-ui: $(INSTALLED) ## open the tracked runs in MLflow at http://127.0.0.1:5000
-	@test -e results/track/mlflow.db || { echo "Nothing is tracked yet: make quickstart"; exit 1; }
+ui: $(INSTALLED) ## show the tracked runs in MLflow at http://127.0.0.1:5000
+	@test -e results/track/mlflow.db || { echo "No run is tracked yet; call: make quickstart"; exit 1; }
 	@$(BIN)/python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2>/dev/null || { echo "Port $(PORT) cannot be used: another program listens there; choose another: make ui PORT=5001"; exit 1; }
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --port $(PORT) --backend-store-uri sqlite:///$(CURDIR)/results/track/mlflow.db
 
-ui-server: $(INSTALLED) ## serve MLflow from PostgreSQL for many: make ui-server STORE=postgresql://user:password@host/db
+ui-server: $(INSTALLED) ## serve MLflow from PostgreSQL to several users: make ui-server STORE=postgresql://user:password@host/db
 	@case "$$STORE" in postgresql://*|postgresql+*://*) ;; *) echo "STORE names no PostgreSQL database: make ui-server STORE=postgresql://user:password@host/database (docs/how-to/mlflow.md)"; exit 1;; esac
 	@$(BIN)/python -c 'import psycopg2' 2>/dev/null || { echo "psycopg2 is missing: $(BIN)/pip install -c constraints.txt psycopg2-binary"; exit 1; }
 	@$(BIN)/python -c 'import socket; socket.create_server(("$(HOST)", $(PORT)))' 2>/dev/null || { echo "$(HOST):$(PORT) cannot be used: another program listens there, or the address is not this machine's; choose another: make ui-server PORT=5001 STORE=…"; exit 1; }
@@ -75,7 +75,7 @@ ui-server: $(INSTALLED) ## serve MLflow from PostgreSQL for many: make ui-server
 	@MLFLOW_DISABLE_TELEMETRY=true MLFLOW_BACKEND_STORE_URI="$$STORE" exec $(BIN)/mlflow server --host $(HOST) --port $(PORT) --workers $(WORKERS) \
 		--artifacts-destination "$(ARTIFACTS)" $(if $(ALLOWED),--allowed-hosts "$(ALLOWED)")
 
-clean: ## remove .venv, caches and Snakemake's notes; results and reports stay
+clean: ## remove .venv, caches and Snakemake's records; results and reports stay
 	rm -rf $(VENV) site .snakemake .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
 	find floral tests -name __pycache__ -type d -prune -exec rm -rf {} +
-	@echo "Kept: results/ and reports/. Remove them by hand to start from nothing."
+	@echo "results/ and reports/ are kept; remove them by hand to start anew."

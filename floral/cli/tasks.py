@@ -83,7 +83,7 @@ def _row(task: Task, results: Path, data_dir: Path | None) -> Row:
         case str(data):
             pass
         case CustomData(kind=kind, path=path):
-            data = f"own {kind} {path}"
+            data = f"custom {kind} {path}"
         case Synthetic(kind=kind):
             data = f"synthetic ({kind})"
     lock = data_sets.data_lock().get(data)  # None for custom and synthetic data

@@ -1,4 +1,4 @@
-"""`floral methods`: every variant by family, with what it is built of."""
+"""`floral methods`: all variants by family, with their parameter scopes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_who_holds_what(rows_by_name, variant, holders):
     assert rows_by_name[variant].refusal is None
 
 
-def test_a_refusal_is_told_with_its_reason_and_the_model_that_is_not_refused_is_shown(rows_by_name):
+def test_a_refusal_is_printed_with_its_reason_and_the_scopes_on_the_accepted_model(rows_by_name):
     row = rows_by_name["private_norm"]
     assert "no normalisation layer" in row.refusal
     assert row.scopes == {"base": "shared", "norm": "private", "norm_statistics": "private"}
@@ -50,14 +50,14 @@ def test_a_variant_that_refuses_everything_is_still_listed(monkeypatch):
         raise Refused("never")
 
     monkeypatch.setattr(methods, "_build", refuse)
-    told = methods.text(methods.rows())
-    assert "nothing was built" in told and "refuses a model without batch norm: never" in told
+    output = methods.text(methods.rows())
+    assert "nothing was built" in output and "refuses a model without batch norm: never" in output
 
 
 def test_text_and_json_of_the_command(capsys):
     assert main.main(["methods"]) == 0
-    told = capsys.readouterr().out
-    lines = told.splitlines()
+    output = capsys.readouterr().out
+    lines = output.splitlines()
     assert "Personalised" in lines and lines.index("Global") < lines.index("Personalised")
     (line,) = [line for line in lines if line.strip().startswith("fedprox ")]
     assert "FedProx" in line and "base shared" in line and line.endswith("arXiv 1812.06127")
@@ -69,14 +69,14 @@ def test_text_and_json_of_the_command(capsys):
     assert fedprox["server_sees"] == ["sizes"] and fedprox["secure_aggregation"] is True
 
 
-def test_what_the_server_sees_is_told(rows_by_name):
+def test_what_the_server_sees_is_printed(rows_by_name):
     assert rows_by_name["local"].server_text == "server sees nothing"
     assert rows_by_name["floral_1"].server_text == "server sees sizes, routes"
     assert rows_by_name["centralised"].server_text == "server sees rows (no secure aggregation)"
 
 
 def test_scopes_are_those_of_the_declaration(monkeypatch, rows_by_name):
-    """Not of a table beside it: a group that a method adds appears."""
+    """A group that a method adds appears in the list."""
     real = methods._build
 
     def with_one_more(variant, batch_norm):

@@ -20,9 +20,9 @@ def show(results, suite_runs):
 @pytest.mark.parametrize("name", ["digits_rotate/floral_1/seed0", "digits_rotate/floral_1/0"])
 def test_by_name(capsys, name, show):
     show(Path(name))
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for words in ("FLoRAL 1 %", "· done", "rank 0.01", "test_accuracy", "0.8500", "█", "last line", "400 MB"):
-        assert words in told
+        assert words in output
 
 
 def test_by_folder(capsys, results, suite_runs, show):
@@ -32,20 +32,22 @@ def test_by_folder(capsys, results, suite_runs, show):
 
 def test_failed_run_says_why(capsys, show):
     show(Path("digits_rotate/ensemble/1"))
-    told = capsys.readouterr().out
-    assert "failed" in told and "out of memory" in told and "use --backend loop" in told and "Traceback" in told
+    output = capsys.readouterr().out
+    assert "failed" in output and "out of memory" in output and "use --backend loop" in output and "Traceback" in output
 
 
-def test_killed_run_says_what_is_known(capsys, results, show):
+def test_a_killed_run_is_failed_unless_its_lock_is_held(capsys, results, show):
     folder = results / "train" / "digits_rotate" / "ensemble" / "seed5-01234567"
     folder.mkdir(parents=True)
     (folder / LOCK).touch()
     show(Path("digits_rotate/ensemble/5"))
-    told = capsys.readouterr().out
-    assert "· failed" in told and "killed, out of memory or power" in told and "the same command continues" in told
+    output = capsys.readouterr().out
+    assert (
+        "· failed" in output and "killed, out of memory or power" in output and "the same command continues" in output
+    )
     with held(folder / LOCK, "training this run"):
         show(folder)
-    assert "· running" in (told := capsys.readouterr().out) and "Failure" not in told
+    assert "· running" in (output := capsys.readouterr().out) and "Failure" not in output
 
 
 def test_diverged_run_says_when(capsys, show):

@@ -1,4 +1,4 @@
-"""`floral status`: how far a suite is, by what stands in the run folders."""
+"""`floral status`: progress of a suite, read from its run folders."""
 
 from __future__ import annotations
 
@@ -49,24 +49,24 @@ def test_each_run_is_counted_once_and_the_time_left_follows_from_the_finished_on
     fail(stopped, reason="interrupted", exception="")
     segments.append(segments.new(training), 50, [("test", "accuracy", 0.5)])
     with held(training / LOCK, "training this run"):
-        found = status("quickstart", runs, tmp_path)
-    assert {state: found[state] for state in ("total", "done", "running", "waiting", "failed")} == {
+        progress = status("quickstart", runs, tmp_path)
+    assert {state: progress[state] for state in ("total", "done", "running", "waiting", "failed")} == {
         "total": 6, "done": 1, "running": 1, "waiting": 1 + len(waiting), "failed": 1,
     }  # fmt: skip
-    assert found["seconds_of_work"] == found["seconds_left"] == pytest.approx(100.0 * (0.75 + 1 + len(waiting)))
-    text = as_text(found)
+    assert progress["seconds_of_work"] == progress["seconds_left"] == pytest.approx(100.0 * (0.75 + 1 + len(waiting)))
+    text = as_text(progress)
     assert "round 50 of 200" in text and "MemoryError: <none left>" in text and "left with 1 run at once" in text
 
 
 def test_a_finished_suite_needs_no_time(runs: list[Run], tmp_path: Path) -> None:
     for run in runs:
         finish(tmp_path / run.folder, 1.0)
-    found = status("quickstart", runs, tmp_path)
-    assert (found["done"], found["seconds_of_work"], found["seconds_left"]) == (6, 0, None)
-    assert as_text(found) == "suite quickstart: 6 runs: 6 done, 0 running, 0 waiting, 0 failed"
+    progress = status("quickstart", runs, tmp_path)
+    assert (progress["done"], progress["seconds_of_work"], progress["seconds_left"]) == (6, 0, None)
+    assert as_text(progress) == "suite quickstart: 6 runs: 6 done, 0 running, 0 waiting, 0 failed"
 
 
-def test_a_run_on_another_machine_runs_as_long_as_it_speaks(tmp_path: Path) -> None:
+def test_a_run_on_another_machine_is_running_while_it_writes_segments(tmp_path: Path) -> None:
     segment = segments.new(tmp_path)
     segments.append(segment, 0, [("test", "loss", 1.0)])
     (tmp_path / LOCK).write_text("process 7 on another-node")
@@ -86,6 +86,6 @@ def test_the_command_prints_json(
 ) -> None:
     monkeypatch.setenv("FLORAL_RESULTS", str(tmp_path))
     assert main.main(["status", "quickstart", "--tasks", "digits_rotate", "--variants", "fedavg", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["total"], found["waiting"], found["seconds_left"]) == (3, 3, None)
-    assert found["runs"][0]["run"] == str(runs[0].folder)
+    progress = json.loads(capsys.readouterr().out)
+    assert (progress["total"], progress["waiting"], progress["seconds_left"]) == (3, 3, None)
+    assert progress["runs"][0]["run"] == str(runs[0].folder)

@@ -30,20 +30,20 @@ def row(tmp_path: Path) -> Callable[..., tasks.Row]:
     return of
 
 
-def test_every_task_is_listed_once_and_those_of_a_data_set_are_together(tmp_path: Path) -> None:
-    found = tasks.rows(tmp_path)
-    assert sorted(row.task for row in found) == catalogue.names("tasks")
-    assert [row.data for row in found] == sorted(row.data for row in found)
+def test_every_task_is_listed_once_sorted_by_data_set(tmp_path: Path) -> None:
+    rows = tasks.rows(tmp_path)
+    assert sorted(row.task for row in rows) == catalogue.names("tasks")
+    assert [row.data for row in rows] == sorted(row.data for row in rows)
 
 
-def test_a_task_is_told_with_what_it_asks_of_clients(row: Callable[..., tasks.Row]) -> None:
-    found = row("digits_dirichlet")
-    assert (found.clients, found.clusters, found.cohort, found.rounds) == (20, 4, 10, 100)
-    assert (found.shift, found.partition) == ({"kind": "none"}, {"kind": "dirichlet", "alpha": 0.1})
-    assert found.model == {"kind": "mlp", "hidden": 64}
+def test_a_task_is_listed_with_its_clients_rounds_and_model(row: Callable[..., tasks.Row]) -> None:
+    digits = row("digits_dirichlet")
+    assert (digits.clients, digits.clusters, digits.cohort, digits.rounds) == (20, 4, 10, 100)
+    assert (digits.shift, digits.partition) == ({"kind": "none"}, {"kind": "dirichlet", "alpha": 0.1})
+    assert digits.model == {"kind": "mlp", "hidden": 64}
 
 
-def test_what_is_at_hand_is_told_by_names_alone(row: Callable[..., tasks.Row], tmp_path: Path) -> None:
+def test_data_are_at_hand_if_files_of_their_names_exist(row: Callable[..., tasks.Row], tmp_path: Path) -> None:
     assert row("synthetic_linear").at_hand == "no files needed"
     assert row("digits_rotate").at_hand == "found"  # inside an installed package
     assert row("mnist_rotate").at_hand == "to download"
@@ -65,12 +65,12 @@ def test_what_is_at_hand_is_told_by_names_alone(row: Callable[..., tasks.Row], t
     assert row("cifar10_rotate").at_hand == "fetched"
 
 
-def test_your_own_data_are_found_where_the_task_says(tmp_path: Path) -> None:
+def test_custom_data_are_found_at_the_path_of_the_task(tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", x=np.zeros((2, 3)), y=np.arange(2))
     own = {"kind": "arrays", "path": str(tmp_path / "mine.npz")}
     task = catalogue.task("digits_rotate", {"data": own, "shift": {"kind": "none"}})
     row = tasks._row(task, tmp_path / "results", None)
-    assert (row.data, row.at_hand) == (f"own arrays {tmp_path / 'mine.npz'}", "found")
+    assert (row.data, row.at_hand) == (f"custom arrays {tmp_path / 'mine.npz'}", "found")
     assert "floral fetch own-" in (without_data(task, tmp_path / "results") or "")
 
 

@@ -1,4 +1,4 @@
-"""The whole way from raw data to report, on the real thing: what is made, what is made again, what survives."""
+"""Snakemake from raw data to report: which jobs run, which run again after a change, and what survives an interrupt."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ NOTHING = "Nothing to be done"
 
 
 def planned(project: Project, rule: str, *config: str) -> list[str]:
-    """The jobs of a rule that a call would run, as their wildcards."""
+    """Wildcards of the jobs of `rule` that a call would run."""
     command = ("snakemake", "--profile", "local", "--dry-run", "--quiet", "host", "--config", "suite=tiny", *config)
     blocks = re.split(r"\n(?=\[)", project.call(*command).stdout)
-    mine = [block for block in blocks if f"rule {rule}:" in block]
-    return [line.strip() for block in mine for line in block.splitlines() if "wildcards:" in line]
+    jobs = [block for block in blocks if f"rule {rule}:" in block]
+    return [line.strip() for block in jobs for line in block.splitlines() if "wildcards:" in line]
 
 
-def test_everything_is_made(finished: Project) -> None:
+def test_a_call_makes_runs_report_and_tracking(finished: Project) -> None:
     assert len(finished.paths("results/train/digits_rotate/*/seed0-*/done")) == 3
     assert finished.path("results/partition/digits_rotate/*/partition.parquet").stat().st_size
     assert (finished.folder / "reports/tiny/index.html").stat().st_size
@@ -71,12 +71,12 @@ def test_a_deleted_run_is_made_again(copy: Project) -> None:
     assert "variant=local," in job
 
 
-def test_narrowing_reports_what_was_asked_for(copy: Project) -> None:
+def test_a_narrower_call_makes_the_report_again_and_no_run(copy: Project) -> None:
     assert len(planned(copy, "report", "variants=[fedavg,local]")) == 1
     assert planned(copy, "train", "variants=[fedavg,local]") == []
 
 
-def test_results_without_snakemakes_notes_are_taken_as_they_are(copy: Project) -> None:
+def test_results_without_snakemakes_records_are_up_to_date(copy: Project) -> None:
     subprocess.run(["rm", "-r", copy.folder / ".snakemake"], check=True)
     again = copy.snakemake()
     assert NOTHING in again.stdout, again.stdout
@@ -99,22 +99,22 @@ def test_a_failed_run_leaves_its_reason_and_a_partial_report(copy: Project) -> N
     assert len(copy.paths("results/train/digits_rotate/fedavg/seed0-*/summary.json")) == 1
 
     shutil.rmtree(in_the_way)
-    mended = copy.snakemake("variants=[fedavg]")
-    assert mended.returncode == 0, mended.stdout
-    assert "report: reports/tiny/index.html" in mended.stdout
+    second = copy.snakemake("variants=[fedavg]")
+    assert second.returncode == 0, second.stdout
+    assert "report: reports/tiny/index.html" in second.stdout
     assert NOTHING in copy.snakemake("variants=[fedavg]").stdout
 
 
 def started(project: Project, pattern: str) -> subprocess.Popen[bytes]:
-    """Snakemake in a session of its own, as soon as a file of the pattern exists; it writes said.txt."""
+    """Start Snakemake in a new session and wait for a file of this pattern. Its output goes to output.txt."""
     command = [BIN / "snakemake", "--profile", "local", "--config", "suite=tiny", "variants=[fedavg,local]"]
-    with (project.folder / "said.txt").open("w") as said:
+    with (project.folder / "output.txt").open("w") as output:
         process = subprocess.Popen(
-            command, cwd=project.folder, env=environment(), start_new_session=True, stdout=said, stderr=said
+            command, cwd=project.folder, env=environment(), start_new_session=True, stdout=output, stderr=output
         )
     until = time.monotonic() + 60
     while not project.paths(pattern):
-        assert process.poll() is None and time.monotonic() < until, (project.folder / "said.txt").read_text()
+        assert process.poll() is None and time.monotonic() < until, (project.folder / "output.txt").read_text()
         time.sleep(0.1)
     return process
 
@@ -125,7 +125,7 @@ def test_after_the_head_was_killed_the_same_call_completes_and_no_run_is_trained
     runs = "results/train/digits_rotate/*/*"
 
     head = started(project, f"{runs}/done")
-    head.kill()  # kill -9: whatever it had started lives on
+    head.kill()  # kill -9: its jobs go on
     head.wait()
     finished = {path: path.stat().st_mtime_ns for path in project.paths(f"{runs}/summary.json")}
     assert 1 <= len(finished) < 4
@@ -134,7 +134,7 @@ def test_after_the_head_was_killed_the_same_call_completes_and_no_run_is_trained
     assert done.returncode == 0, done.stdout
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert len(project.paths(f"{runs}/summary.json")) == 4
-    # Each process that trains a run makes a segment of its own.
+    # Each process that trains a run writes one segment.
     assert len(project.paths(f"{runs}/segments/*")) == 4
 
 
@@ -144,8 +144,8 @@ def test_after_an_interrupt_the_same_call_continues(project: Project) -> None:
     interrupted = started(project, "results/train/digits_rotate/*/*/run.yaml")
     os.killpg(interrupted.pid, signal.SIGINT)
     assert interrupted.wait(timeout=60) != 0
-    said = (project.folder / "said.txt").read_text()
-    assert "Interrupted: finished runs are kept, and the same command continues" in said, said
+    output = (project.folder / "output.txt").read_text()
+    assert "Interrupted: finished runs are kept, and the same command continues" in output, output
 
     config = ("--config", "suite=tiny", "variants=[fedavg,local]")
     done = project.call("snakemake", "--profile", "local", "--until", "train", *config)

@@ -1,4 +1,4 @@
-"""The workflow's own style, and what must stay light or pinned."""
+"""Style of the workflow, light imports, pinned dependencies, and the list of make targets."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from projects import BIN, ROOT, Project, environment
 
 
 def test_snakemake_finds_nothing_to_improve() -> None:
-    """Rules name no conda environment or container: all of them run in the one that `make setup` pins."""
+    """Rules name no conda environment: all of them run in the environment that `make setup` pins."""
     command = [BIN / "snakemake", "--lint"]
-    said = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True).stderr
-    found = set(re.findall(r"^ +\* (.*)", said, re.MULTILINE))
-    assert found <= {"Specify a conda environment or container for each rule.:"}, said
+    output = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True).stderr
+    advice = set(re.findall(r"^ +\* (.*)", output, re.MULTILINE))
+    assert advice <= {"Specify a conda environment or container for each rule.:"}, output
 
 
 @pytest.mark.parametrize("profile", ["local", "gpu", "slurm"])
 def test_profiles_plan_the_whole_suite(finished: Project, profile: str) -> None:
-    said = finished.call("snakemake", "--profile", profile, "--dry-run", "--config", "suite=tiny")
-    assert said.returncode == 0, said.stdout
+    dry_run = finished.call("snakemake", "--profile", profile, "--dry-run", "--config", "suite=tiny")
+    assert dry_run.returncode == 0, dry_run.stdout
 
 
 def test_the_command_starts_light() -> None:
-    """A run pays for every import before its first round."""
+    """Each import delays the first round of every run."""
     heavy = {"torch", "mlflow", "altair", "sklearn", "polars", "numpy", "pandas", "snakemake"}
     modules = "floral.cli.main, floral.cli.start, floral.stages.plan, floral.tracking.track, floral.workflow.work"
     code = f"import sys, {modules}; print(*sorted({heavy} & set(sys.modules)))"
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert said.strip() == ""
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert output.strip() == ""
 
 
 def test_every_dependency_is_pinned() -> None:
@@ -49,7 +49,7 @@ def normal(name: str) -> str:
 
 
 def test_make_help_lists_every_target() -> None:
-    said = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {"setup", "quickstart", "test", "check", "clean"} <= set(targets)
-    assert all(f"make {target}" in said for target in targets)
+    assert all(f"make {target}" in output for target in targets)

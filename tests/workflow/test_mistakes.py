@@ -1,4 +1,4 @@
-"""What a user types or writes wrong: one clear line, a suggestion, exit code 2 (Snakemake: 1), no traceback."""
+"""Mistakes in commands and YAML files: one clear message, a suggestion, exit code 2 (Snakemake: 1), no traceback."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from floral.cli import main
     ],
 )
 def test_snakemake_says_what_is_wrong(finished: Project, config: str, words: list[str]) -> None:
-    said = finished.snakemake(config)
-    assert said.returncode == 1
-    assert all(word in said.stdout for word in words), said.stdout
-    assert "Traceback" not in said.stdout
+    call = finished.snakemake(config)
+    assert call.returncode == 1
+    assert all(word in call.stdout for word in words), call.stdout
+    assert "Traceback" not in call.stdout
 
 
 @pytest.mark.parametrize(
@@ -45,10 +45,10 @@ def test_snakemake_says_what_is_wrong(finished: Project, config: str, words: lis
 def test_yaml_is_checked_before_anything_runs(copy: Project, change: str, words: list[str]) -> None:
     suite = copy.folder / "config/suites/tiny.yaml"
     suite.write_text(suite.read_text().replace("rounds: 2,", change))
-    said = copy.snakemake()
-    assert said.returncode == 1
-    assert all(word in said.stdout for word in ["config/suites/tiny.yaml", *words]), said.stdout
-    assert "Building DAG" not in said.stdout and "Traceback" not in said.stdout
+    call = copy.snakemake()
+    assert call.returncode == 1
+    assert all(word in call.stdout for word in ["config/suites/tiny.yaml", *words]), call.stdout
+    assert "Building DAG" not in call.stdout and "Traceback" not in call.stdout
 
 
 JOB = ["--task", "digits_rotate", "--seed", "0"]
@@ -75,9 +75,9 @@ def test_floral_says_what_is_wrong(
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("FLORAL_RESULTS", "results")
     assert main.main(arguments) == main.MISTAKE
-    said = capsys.readouterr().err
-    assert all(word in said for word in words), said
-    assert "Traceback" not in said
+    error = capsys.readouterr().err
+    assert all(word in error for word in words), error
+    assert "Traceback" not in error
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_arguments_are_explained(arguments: list[str], words: list[str], capsys:
     with pytest.raises(SystemExit) as stop:
         main.main(arguments)
     assert stop.value.code == main.MISTAKE
-    said = capsys.readouterr().err
-    assert all(word in said for word in words), said
+    error = capsys.readouterr().err
+    assert all(word in error for word in words), error
 
 
 def test_a_closed_pipe_is_no_error() -> None:
@@ -105,8 +105,8 @@ def test_a_closed_pipe_is_no_error() -> None:
     )
     assert process.stdout and process.stderr
     process.stdout.close()
-    with process.stderr as said:
-        assert said.read() == ""
+    with process.stderr as errors:
+        assert errors.read() == ""
     assert process.wait() == main.CUT
 
 
@@ -126,5 +126,5 @@ def test_the_ui_says_that_its_port_is_busy(tmp_path: Path) -> None:
     (tmp_path / ".venv" / "bin").symlink_to(BIN)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        said = subprocess.run(["make", "ui", f"PORT={port}"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert said.returncode != 0 and f"Port {port} cannot be used" in said.stdout
+        call = subprocess.run(["make", "ui", f"PORT={port}"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert call.returncode != 0 and f"Port {port} cannot be used" in call.stdout
