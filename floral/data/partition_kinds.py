@@ -29,8 +29,8 @@ def iid_table(
     larger first. Each training shard keeps max(min_rows, round(share·n)) samples. Of these, round(validation·n) become
     the validation split, at least 1 and never all. The table is sorted by client, split and row.
 
-    Clients that are `unseen` are K, K + 1, …: the last round(share·N) of the N shuffled samples of a side are cut into
-    shards for them, which are neither thinned nor held out. Their column `cluster` is the concept of their samples
+    The unseen clients are K, K + 1, …. The last round(share·N) of the N shuffled samples of each side belong to them.
+    Their shards are not thinned and have no validation split. Their column `cluster` is the concept of their samples
     (`concepts_of`).
 
     Raises:

@@ -184,7 +184,7 @@ def _custom(file: DataFile) -> RawFile:
             f"  remedy: {data_sets.CUSTOM_ADVICE}"
         ) from None
     if sha256 != file.sha256:
-        raise DataError(f"{location}: these data have changed since this command began; call it again")
+        raise DataError(f"{location}: these data changed while this command was running; run the command again")
     return RawFile(file=file, location=location, sha256=sha256, verified=True)
 
 

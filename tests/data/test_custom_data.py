@@ -347,7 +347,7 @@ def test_a_task_of_ones_own_is_fetched_and_partitioned(tmp_path, fresh):
     clients = federation.load(run, results)
     assert clients.shape == (6, 6, 3) and clients.classes == 2 and clients.clients == 2
     (tmp_path / "mine" / "cat" / "000.png").unlink()
-    with pytest.raises(DataError, match="these data have changed since this command began; call it again"):
+    with pytest.raises(DataError, match="these data changed while this command was running; run the command again"):
         (folder / "card.json").unlink()
         fetch(run.task.data, results)
 
