@@ -1,7 +1,7 @@
-"""Changes of Snakemake's own behaviour, one function each. Nothing else in FLoRAL-Bench reaches into Snakemake.
+"""All changes of Snakemake's own behaviour, one function each, and the hooks at the start and end of a call.
 
-Snakemake's name for the object that holds the whole call is `workflow`; its attributes are no stable interface, so
-each function here has a test in tests/workflow/test_adapter.py.
+`workflow` is Snakemake's object for the whole call. Its attributes are not a stable interface, so each function here
+has a test in tests/workflow/test_adapter.py.
 """
 
 from __future__ import annotations
@@ -36,22 +36,23 @@ INTERRUPTED = "Terminating processes on user request"
 
 
 def submits_jobs(workflow: Any) -> bool:
-    """Whether jobs go to a cluster; also true in the Snakemake that runs within such a job."""
+    """Whether jobs go to a cluster. This is also true in the Snakemake that runs within such a job."""
     return workflow.resource_settings.nodes is not None
 
 
 def is_within_job() -> bool:
-    """Whether this is the Snakemake that SLURM started within a job. It does not know the profile."""
+    """Whether this Snakemake runs within a SLURM job. It then does not know the profile."""
     return "SLURM_JOB_ID" in os.environ
 
 
 def never_a_reason_to_rerun(parameter: Callable[..., str]) -> Callable[..., str]:
     """Hide a rule's parameter from Snakemake's provenance, so that another value does not repeat a finished job.
 
-    Snakemake compares parameters with those of the last call, except functions that take `output`: it assumes that
-    those are derived from the output's path. So this adds an unused argument `output` to a function of wildcards.
-    It is right for the suite that asks for a run and for the device: they do not change a result, and the path of an
-    output already holds the hash of everything that does.
+    Snakemake repeats a job if a parameter differs from the last call's. It ignores functions that take `output`,
+    because their value follows from the path of the output. So this decorator adds an unused argument `output`.
+
+    Use it for values that do not change a result, such as the device, or the suite that names a run. Everything that
+    does change a result is part of the hash in the path of the output.
     """
     signature = inspect.signature(parameter)
 
@@ -65,10 +66,10 @@ def never_a_reason_to_rerun(parameter: Callable[..., str]) -> Callable[..., str]
 
 
 def hide_scheduler_lines(logger: logging.Logger, submits: bool) -> None:
-    """Hide the scheduler's lines about each job, between which the progress lines of the runs would be lost.
+    """Hide the scheduler's lines about each job, so that the progress lines of the runs stay visible.
 
-    The slurm profile prints rules, because nothing else names the cause of a failed job; so the start of each job is
-    hidden here where jobs are submitted.
+    The slurm profile is not quiet about rules, because only these lines name the cause of a failed job. Where jobs are
+    submitted, this function hides the lines about the start of a job.
     """
 
     def is_shown(record: logging.LogRecord) -> bool:
@@ -91,15 +92,15 @@ def ignore_walltime_warning() -> None:
 def keep_going_within_job(workflow: Any) -> None:
     """Let the other runs of a shared job go on after one has failed.
 
-    It is called from the function that gives a run its group, because Snakemake sets `execution_settings` after it has
-    read the rules, and reads `keep_going` after it has grouped the jobs.
+    The right time to call this is when Snakemake groups the jobs: it sets `execution_settings` after it has read the
+    rules, and reads `keep_going` after it has grouped the jobs.
     """
     if is_within_job():
         workflow.execution_settings.keep_going = True
 
 
 def run_group_in_parallel(workflow: Any) -> None:
-    """Hand the options about groups on to SLURM jobs; otherwise a job makes the runs of its group one by one."""
+    """Pass the options about groups to SLURM jobs. Without them, a job makes the runs of its group one by one."""
     workflow.executor_plugin.common_settings.pass_group_args = True
 
 
@@ -113,9 +114,9 @@ def remove_rate_limit(workflow: Any) -> None:
 
 
 def warm_process(unfinished: int) -> warm_start.Warm | None:
-    """Start the process from which runs are forked, if so many unfinished runs repay its own start.
+    """Start the process from which runs are forked; None if there are too few unfinished runs to repay its start.
 
-    The caller keeps the returned object: the process ends when it is deleted.
+    The caller must keep the returned object, because the process ends when it is deleted.
     """
     if not warm_start.Warm.possible() or unfinished < warm_start.WORTH:
         return None
@@ -124,19 +125,19 @@ def warm_process(unfinished: int) -> warm_start.Warm | None:
     return None
 
 
-class Messages:
-    """What Snakemake does and prints at the start and at the end of a call."""
+class Hooks:
+    """Actions at the start and at the end of a Snakemake call."""
 
     def __init__(self, rules: Rules) -> None:
         self.work, self.results, self.rules = rules.work, rules.results, rules
         self.warm: warm_start.Warm | None = None
 
-    def missing(self) -> None:
+    def print_missing(self) -> None:
         """Print which runs were left out because their data are missing."""
         for line in self.work.missing:
             print(line, file=sys.stderr)
 
-    def start(self, workflow: Any) -> None:
+    def on_start(self, workflow: Any) -> None:
         """Check the cluster, prepare this machine, and print the estimate of time and disk.
 
         Raises:
@@ -157,12 +158,12 @@ class Messages:
             plan.start(self.work.suites, self.results)
             print(plan.estimate(self.work.suites, self.results, workflow.nodes or workflow.cores), file=sys.stderr)
 
-    def failed(self, log: Iterable[str]) -> None:
-        """Print the failed runs and make partial reports. After Ctrl-C, only say that the call can be repeated.
+    def on_error(self, log: Iterable[str]) -> None:
+        """Print the failed runs and build partial reports. After Ctrl-C, only print how to continue.
 
         `log` holds the paths of Snakemake's log files.
         """
-        self.missing()
+        self.print_missing()
         if any(INTERRUPTED in Path(path).read_text() for path in log):
             print("Interrupted: finished runs are kept, and the same command continues.", file=sys.stderr)
             return

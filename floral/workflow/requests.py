@@ -1,4 +1,4 @@
-"""What each job requests of a cluster: memory, time, place, and whether it shares a job with other short runs."""
+"""Cluster resources of each job: memory, time, partition, GPU, and the group of short runs that share a job."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from floral.workflow.rules import Rules
 
 
 class Requests:
-    """Requests of `train` and `tune` jobs. SLURM's executor reads them; others read mem_mb, runtime and gpu too.
+    """Resources of `train` and `tune` jobs. SLURM's executor reads all, others at least mem_mb, runtime and gpu.
 
-    `submits` is whether jobs go to a cluster.
+    `submits`: whether jobs go to a cluster.
     """
 
     def __init__(self, rules: Rules, submits: bool) -> None:
@@ -49,9 +49,9 @@ class Requests:
         return slurm.minutes(self.rules.results / folder, self.slurm, cost.seconds)
 
     def group(self, wildcards: Any) -> str | None:
-        """The group of runs that share a job: "short", or None for a job of the run's own.
+        """The group of runs that share a job: "short", or None for a separate job.
 
-        It depends on configuration values only, so that Snakemake gets the same answer within a job as outside.
+        It depends on configuration values only, so that Snakemake gets the same answer inside a job as outside.
         """
         _, run = self.rules.run(wildcards)
         short = plan.rough_seconds(run) <= self.slurm.short and not self.slurm.gpu
@@ -59,7 +59,7 @@ class Requests:
 
     @property
     def _place(self) -> dict[str, Any]:
-        """Partition, account and GPU, where the configuration names them."""
+        """Partition, account and GPU, if the configuration names them."""
         place: dict[str, Any] = {"slurm_partition": self.slurm.partition, "slurm_account": self.slurm.account}
         if self.submits and self.slurm.gpu:
             place |= {"gpu": self.slurm.gpu, "gpu_model": self.slurm.gpu_model}

@@ -51,7 +51,7 @@ class Rules:
         return [f"{self.results}/data/{data}/card.json"] if isinstance(data, str) else []
 
     def tune_input(self, wildcards: Any) -> list[str]:
-        """The partitions of all tuning seeds."""
+        """The partition of each tuning seed."""
         _, search = self.search(wildcards)
         return [self._table(trial) for trial in search.references()]
 
@@ -108,7 +108,7 @@ class Rules:
         return f"{names} --expect {run.hash8}"
 
     def report_options(self, wildcards: Any = None) -> str:
-        """The runs of a report, and whether runs without data are left out."""
+        """The narrowing of a report, and whether runs without data are left out."""
         return self.track_options(wildcards) + (" --allow-missing" if self.settings.allow_missing else "")
 
     def track_options(self, wildcards: Any = None) -> str:
@@ -121,14 +121,14 @@ class Rules:
         return [str(run.folder) for run in self.work.suites[wildcards.suite]]
 
     def execution_options(self, wildcards: Any, threads: int, resources: Any) -> str:
-        """Options that change the speed of a run and not its results. A job with a GPU uses it."""
+        """Options that change the speed of a run and not its results. A job with a GPU computes on it."""
         del wildcards
         device = "cuda" if resources.get("gpu") else self.settings.device
         where = f"--device {device} --runs-per-gpu {self.settings.runs_per_gpu}"
         return f"{where} --backend {self.settings.backend} --threads {threads}"
 
     def precision_options(self, wildcards: Any) -> str:
-        """Options of runs, but not of searches: those compute in single precision, and are short."""
+        """Options of runs only: searches always compute in single precision, and are short."""
         del wildcards
         return f"--precision {self.settings.precision} --checkpoint-seconds {self.settings.checkpoint_seconds:g}"
 

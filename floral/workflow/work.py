@@ -20,7 +20,7 @@ from floral.stages import check_data, fetch_missing
 
 @dataclass(frozen=True)
 class Work:
-    """Everything that a Snakemake call makes. Runs whose data are missing are left out under `allow_missing`."""
+    """Everything that a Snakemake call makes. With `allow_missing`, runs without data are left out."""
 
     settings: Settings
     suites: Mapping[str, list[Run]]
@@ -28,13 +28,13 @@ class Work:
     searches: Mapping[str, tuple[str, Search]]
     """folder of a search below the results → suite and search"""
     untuned: Untuned | None = None
-    """The error that names the tuned values that the suites lack. Then `suites` is empty, and only tuning can start."""
+    """The error about missing tuned values, or None. With this error, `suites` is empty and only tuning can start."""
     missing: tuple[str, ...] = ()
     """One line for each reason why runs were left out."""
 
     @classmethod
     def read(cls, config: Mapping[str, Any], main_process: bool, dry_run: bool) -> Work:
-        """Resolve Snakemake's `config`, and check it against the data.
+        """Read Snakemake's `config`, and check it against the data.
 
         Only the main process restores runs from the reference results and downloads data: a job may have no network.
 

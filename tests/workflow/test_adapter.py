@@ -46,12 +46,12 @@ def logger() -> logging.Logger:
 
 
 @pytest.fixture
-def messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> adapter.Messages:
+def hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> adapter.Hooks:
     """Of a suite of three runs, none of which is finished."""
     monkeypatch.chdir(ROOT)
     runs = suite_runs("quickstart", tasks=["digits_rotate"], variants=["fedavg"])
     settings = Settings(suite=("quickstart",), seeds=(0, 1, 2), results=tmp_path)
-    return adapter.Messages(Rules(Work(settings, {"quickstart": runs}, {}, missing=("data missing: mnist",))))
+    return adapter.Hooks(Rules(Work(settings, {"quickstart": runs}, {}, missing=("data missing: mnist",))))
 
 
 def call(executor: str, **attributes: Any) -> SimpleNamespace:
@@ -192,44 +192,42 @@ class Warm:
 
 
 def test_the_start_on_this_machine_prints_the_estimate(
-    messages: adapter.Messages, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hooks: adapter.Hooks, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(warm_start, "WORTH", 3)
     monkeypatch.setattr(warm_start, "Warm", Warm)
     workflow = call("local")
-    messages.start(workflow)
+    hooks.on_start(workflow)
     assert "suite quickstart: 3 runs of 1 task and 1 variant: 0 finished, 3 to do" in capsys.readouterr().err
-    assert (messages.results / "plan/quickstart.json").exists()
-    assert workflow.scheduler.job_rate_limiter is None and isinstance(messages.warm, Warm)
+    assert (hooks.results / "plan/quickstart.json").exists()
+    assert workflow.scheduler.job_rate_limiter is None and isinstance(hooks.warm, Warm)
 
 
-def test_the_start_within_a_job_leaves_snakemake_as_it_is(messages: adapter.Messages, within_a_job: None) -> None:
+def test_the_start_within_a_job_leaves_snakemake_as_it_is(hooks: adapter.Hooks, within_a_job: None) -> None:
     workflow = call("local")
-    messages.start(workflow)
-    assert workflow.scheduler.job_rate_limiter and messages.warm is None
+    hooks.on_start(workflow)
+    assert workflow.scheduler.job_rate_limiter and hooks.warm is None
 
 
-def test_the_start_on_a_cluster_checks_it_first(messages: adapter.Messages, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_start_on_a_cluster_checks_it_first(hooks: adapter.Hooks, monkeypatch: pytest.MonkeyPatch) -> None:
     checks: list[Any] = []
     monkeypatch.setattr(slurm, "check", checks.append)
     monkeypatch.setattr(slurm, "only_here", checks.append)
     workflow = call("slurm")
-    messages.start(workflow)
-    assert checks == [messages.work.settings.slurm, messages.results]
+    hooks.on_start(workflow)
+    assert checks == [hooks.work.settings.slurm, hooks.results]
     assert workflow.executor_plugin.common_settings.pass_group_args is True
-    assert workflow.scheduler.job_rate_limiter and messages.warm is None
+    assert workflow.scheduler.job_rate_limiter and hooks.warm is None
 
 
-def test_a_cluster_that_refuses_is_an_error_of_snakemake(
-    messages: adapter.Messages, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cluster_that_refuses_is_an_error_of_snakemake(hooks: adapter.Hooks, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: Any) -> None:
         raise ConfigError("slurm: partition: unknown partition 'gpu'")
 
     monkeypatch.setattr(slurm, "check", refuse)
     with pytest.raises(WorkflowError, match="unknown partition 'gpu'"):
-        messages.start(call("slurm"))
-    assert not (messages.results / "plan").exists()
+        hooks.on_start(call("slurm"))
+    assert not (hooks.results / "plan").exists()
 
 
 # ------------------------------------------------------------------------------------ end
@@ -253,23 +251,23 @@ def snakemake_log(tmp_path: Path) -> Callable[[str], list[str]]:
 
 
 def test_failed_runs_are_named_and_reported(
-    messages: adapter.Messages, commands: list[list[str]], snakemake_log: Callable[[str], list[str]],
+    hooks: adapter.Hooks, commands: list[list[str]], snakemake_log: Callable[[str], list[str]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    run = messages.work.unfinished_runs[0]
-    (messages.results / run.folder).mkdir(parents=True)
-    (messages.results / run.folder / "failure.json").write_text(
+    run = hooks.work.unfinished_runs[0]
+    (hooks.results / run.folder).mkdir(parents=True)
+    (hooks.results / run.folder / "failure.json").write_text(
         '{"reason": "crash", "exception": "ValueError: no", "traceback": "", "hint": "", "time": "now"}'
     )
-    messages.failed(snakemake_log("Error in rule train"))
+    hooks.on_error(snakemake_log("Error in rule train"))
     printed = capsys.readouterr().err
     assert "data missing: mnist" in printed and "failed: digits_rotate fedavg seed 0: " in printed
     assert commands == [["floral", "report", "quickstart", "--partial", "--seeds", "0", "1", "2"]]
 
 
 def test_after_an_interrupt_nothing_is_reported(
-    messages: adapter.Messages, commands: list[list[str]], snakemake_log: Callable[[str], list[str]],
+    hooks: adapter.Hooks, commands: list[list[str]], snakemake_log: Callable[[str], list[str]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    messages.failed(snakemake_log(f"{adapter.INTERRUPTED}, this might take some time."))
+    hooks.on_error(snakemake_log(f"{adapter.INTERRUPTED}, this might take some time."))
     assert "Interrupted: finished runs are kept" in capsys.readouterr().err and not commands

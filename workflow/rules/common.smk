@@ -28,13 +28,13 @@ SUBMITS = adapter.submits_jobs(workflow)
 
 RULES = Rules(WORK)
 REQUESTS = Requests(RULES, SUBMITS)
-MESSAGES = adapter.Messages(RULES)
+HOOKS = adapter.Hooks(RULES)
 
 os.environ.update(SETTINGS.environment())
 adapter.hide_scheduler_lines(logger, SUBMITS)
 adapter.ignore_walltime_warning()
 if workflow.is_main_process:
-    MESSAGES.missing()
+    HOOKS.print_missing()
 
 # On one machine nothing reads the requests, and the scheduler would compute them for all waiting runs whenever one ends.
 TRAIN_RESOURCES = REQUESTS.train if SUBMITS or not workflow.is_main_process else {}
@@ -57,12 +57,12 @@ wildcard_constraints:
 
 
 onstart:
-    MESSAGES.start(workflow)
+    HOOKS.on_start(workflow)
 
 
 onsuccess:
-    MESSAGES.missing()
+    HOOKS.print_missing()
 
 
 onerror:
-    MESSAGES.failed(log)
+    HOOKS.on_error(log)
