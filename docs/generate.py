@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from floral.cli import methods, tasks
-from floral.cli.main import _parser
+from floral.cli.parser import parser as command_parser
 from floral.config import catalogue, data_sets, paths
 from floral.config.schema import data, method, partition, shift, suite, task, tuning
 from floral.config.schema.method import Parameter
@@ -142,7 +142,7 @@ def of_models() -> str:
 def of_commands() -> str:
     """A section for each command of `floral`."""
     parts = []
-    for parser in _leaves(_parser()):
+    for parser in _leaves(command_parser()):
         rows = [row for action in parser._actions if (row := _option(parser, action))]
         parts += [f"## {parser.prog}", _text(_sentence(parser.description or ""))]
         parts.append(_table(("Argument", "Values", "Default", "Meaning"), rows) if rows else "It has no arguments.")

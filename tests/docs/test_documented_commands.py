@@ -13,7 +13,7 @@ import yaml
 from pages import BLOCKS, FILES, PAGES, Block, inline, prose
 from projects import ROOT
 
-from floral.cli.main import _parser
+from floral.cli.parser import parser as command_parser
 from floral.config import catalogue, data_sets, paths, reading
 from floral.config.reading import ConfigError
 from floral.config.schema.task import Task
@@ -69,7 +69,7 @@ def test_commands_exist(block: Block) -> None:
 @relative
 def test_commands_in_sentences_exist(page: Path) -> None:
     """Of these only the verb is checked: options may be left out, names may stand for others."""
-    verbs = {name for action in _parser()._actions for name in action.choices or ()}
+    verbs = {name for action in command_parser()._actions for name in action.choices or ()}
     for code in inline(page):
         program, _, rest = code.removeprefix(".venv/bin/").partition(" ")
         first = rest.split(" ")[0]
@@ -140,7 +140,7 @@ def check(words: list[str]) -> None:
 
 def check_floral(words: list[str]) -> None:
     try:
-        told = vars(_parser().parse_args(words))
+        told = vars(command_parser().parse_args(words))
     except SystemExit as error:
         pytest.fail(f"floral {shlex.join(words)}: exit {error.code}")
     if "run" in told:
