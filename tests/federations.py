@@ -242,11 +242,11 @@ def served(simulation: Simulation, state: State) -> list[torch.Tensor]:
 
 def view_of(simulation: Simulation, state: State, client: int) -> dict[str, dict[str, torch.Tensor]]:
     """The values that one client sees, gathered according to each group's scope."""
-    method, learner = simulation.method, int(simulation.data.learner[client])
+    method, pool = simulation.method, int(simulation.data.pool_of_client[client])
     seen = {}
     for name, group in method.groups.items():
         clusters = method.routing.cluster_of_client
-        at = {"private": learner, "clustered": None if clusters is None else int(clusters[client])}
+        at = {"private": pool, "clustered": None if clusters is None else int(clusters[client])}
         row = at.get(group.scope.value)
         seen[name] = state.values[name] if row is None else {key: t[row] for key, t in state.values[name].items()}
     return seen

@@ -15,8 +15,8 @@ from floral.bench import timing
 from floral.bench.prepare import benchmark_run, prepare
 from floral.bench.rounds import BaselineRounds, EngineRounds
 from floral.config.run import Run
+from floral.core.process import configure_process
 from floral.core.spec import Refused
-from floral.stages.choose_execution import configure_process
 
 
 def engine(

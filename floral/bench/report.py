@@ -17,9 +17,9 @@ from floral.bench.cases import CASES, Case, Options, holds, runs, scale_row
 from floral.bench.prepare import prepare
 from floral.bench.processes import in_new_process
 from floral.bench.scale import scale as measure_scale
+from floral.core.process import configure_process
 from floral.io.files import atomic
 from floral.report.figures import Figure
-from floral.stages.choose_execution import configure_process
 
 FOLDER = "bench"
 Scale = Callable[..., dict[str, Any]]

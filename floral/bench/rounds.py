@@ -5,8 +5,6 @@ Both are callables: calling one with n runs n further rounds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +16,7 @@ from floral.cluster.gpus import resolve_device
 from floral.config import catalogue
 from floral.config.reading import ConfigError
 from floral.config.run import Run
+from floral.core.process import operation_threads
 from floral.core.spec import Params, Refused
 from floral.core.streams import Stream
 from floral.engine import devices, execution
@@ -105,20 +104,6 @@ class BaselineRounds:
             for _ in range(rounds):
                 self.params = self.baseline(self.params, self.batches[self.round % len(self.batches)])
                 self.round += 1
-
-
-@contextmanager
-def operation_threads(threads: int) -> Iterator[None]:
-    """Set the number of threads inside tensor operations for the block, and restore it afterwards.
-
-    It applies to operations of this Python thread, and to MKL's operations in all threads.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def engine_batches(simulation: Simulation, round: int) -> Plan:

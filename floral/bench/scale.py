@@ -20,11 +20,11 @@ from floral.bench.rounds import EngineRounds
 from floral.config import catalogue
 from floral.config.run import Run
 from floral.config.schema.task import Task
+from floral.core.process import configure_process
 from floral.data.federation import Federation
 from floral.data.stored import read_data
 from floral.engine.simulate import Execution, Simulation
 from floral.stages.assemble import build_method, client_data, make_problem, make_settings
-from floral.stages.choose_execution import configure_process
 
 CLIENTS = (10, 100, 1_000, 10_000, 100_000)
 VARIANTS = ("fedavg", "floral_1", "local_adaptor")

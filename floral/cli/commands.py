@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from floral.config.reading import ConfigError
+from floral.core.process import set_library_threads
 
 if TYPE_CHECKING:
     from floral.config.run import Run
@@ -50,7 +51,7 @@ def partition(arguments: Namespace, settings: Settings) -> None:
 
 
 def tune(arguments: Namespace, settings: Settings) -> None:
-    _set_threads(arguments.threads)
+    set_library_threads(arguments.threads)  # before torch is imported
     from floral.config.suites import suite_searches
     from floral.config.tuned import tune_command
 
@@ -83,7 +84,7 @@ def tune(arguments: Namespace, settings: Settings) -> None:
 
 
 def train(arguments: Namespace, settings: Settings) -> int:
-    _set_threads(arguments.threads)
+    set_library_threads(arguments.threads)  # before torch is imported
     from floral.config.suites import suite_runs
 
     runs = suite_runs(arguments.suite, [arguments.task], [arguments.variant], [arguments.seed])
@@ -244,7 +245,7 @@ def bench(arguments: Namespace, settings: Settings) -> None:
     """Measure, with standard output reserved for the result."""
     if arguments.threads > (cores := usable_cores()):
         raise ConfigError(f"--threads {arguments.threads}: this process may use {cores} cores; give at most {cores}")
-    _set_threads(arguments.threads)
+    set_library_threads(arguments.threads)  # before torch is imported
     from floral.bench.stdout import reserved_stdout
 
     with reserved_stdout():
@@ -303,12 +304,6 @@ def _timing(arguments: Namespace, settings: Settings) -> dict[str, Any]:
 def usable_cores() -> int:
     """The number of cores that this process may use; a scheduler may have bound it to a part of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _set_threads(count: int) -> None:
-    """Set the number of CPU threads. Call it before torch is imported, which reads these variables once."""
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = str(count)
 
 
 def _json(value: Any) -> str:

@@ -26,11 +26,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from floral.core.process import library_threads
+
 ADDRESS = "FLORAL_WARM"
 """The environment variable with the socket of the process that forks."""
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-THREADS = ("OMP", "MKL", "OPENBLAS", "GOTO", "NUMEXPR")
-"""Libraries that read <name>_NUM_THREADS once, when they are imported: forks compute on one thread."""
 PATIENCE = 10.0
 """Seconds in which who asks is to have said what it wants; meanwhile nobody else is served."""
 WORTH = 4
@@ -96,7 +96,7 @@ class Warm:
         """`module` calls `serve` with the number of its socket, when it is run with `python -m`."""
         self.folder = Path(tempfile.mkdtemp(prefix="floral-"))
         environment = {key: value for key, value in os.environ.items() if key != ADDRESS}
-        environment |= {f"{name}_NUM_THREADS": "1" for name in THREADS}
+        environment |= library_threads(1)  # forks compute on one thread
         environment |= {"_RJEM_MALLOC_CONF": "background_thread:false"}
         try:
             with socket.socket(socket.AF_UNIX) as door:

@@ -1,6 +1,9 @@
-"""Counts, durations and sizes as text."""
+"""Units of sizes, and counts, durations and sizes as text."""
 
 from __future__ import annotations
+
+BYTES_PER_FLOAT = 4
+"""Models travel as float32, whatever type the simulation computes in."""
 
 
 def run_count(runs: int) -> str:

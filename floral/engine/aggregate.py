@@ -211,12 +211,12 @@ class HasValues(Protocol):
     def values(self) -> View: ...
 
 
-def write_back(state: State, method: Method, trained: HasValues, learners: Tensor) -> None:
+def write_back(state: State, method: Method, trained: HasValues, pools: Tensor) -> None:
     """PRIVATE groups return to the learners [m] that took part; all others keep theirs."""
     for name, params in trained.values.items():
         if method.groups[name].scope is Scope.PRIVATE:
             for key, value in params.items():
                 own = state.values[name][key]
-                own.index_copy_(0, learners.to(own.device), value.to(own.device))
+                own.index_copy_(0, pools.to(own.device), value.to(own.device))
     if state.store is not None:
-        state.store.mark(learners)
+        state.store.mark(pools)

@@ -7,10 +7,8 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 
 from floral.core.spec import Group, Method, Params, Phase, Scope
+from floral.core.units import BYTES_PER_FLOAT
 from floral.engine.state import State
-
-BYTES_PER_FLOAT = 4
-"""Everything travels as float32, whatever the simulation computes in."""
 
 
 @dataclass(frozen=True, kw_only=True)

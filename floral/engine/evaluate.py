@@ -66,7 +66,7 @@ def on_own_rows(
     method: Method,
     state: State,
     rows: Rows,
-    learner: Tensor,
+    pool_of_client: Tensor,
     clients: np.ndarray,
     *,
     loss: Loss,
@@ -86,7 +86,7 @@ def on_own_rows(
         width = max(1, int(count[now].max()))
         x, y = rows.gather(torch.from_numpy(rows.index[clients[now], :width]).to(rows.x.device))
         with torch.no_grad():
-            outputs = predict(method, state, learner[ids], ids, x, vectorised)
+            outputs = predict(method, state, pool_of_client[ids], ids, x, vectorised)
         each, hit = sample_scores(loss, outputs, y)
         weight = sample_weights(count[now], width, batch if weighting == "batch_means" else width)
         losses[now] = weighted(each, weight)
@@ -105,7 +105,7 @@ def on_population(
     state: State,
     global_test: Callable[[int], tuple[Tensor, Tensor]],
     decode: Callable[[Tensor], Tensor],
-    learner: Tensor,
+    pool_of_client: Tensor,
     cluster: Tensor,
     *,
     loss: Loss,
@@ -118,7 +118,7 @@ def on_population(
     Lifted clients share the rows, so that what their models have in common, as FLoRAL's base, is applied once to all.
     """
     clients = len(cluster)
-    same = identical_models(method, state, learner, cluster)
+    same = identical_models(method, state, pool_of_client, cluster)
     together = min(chunk, ALONE if own_share(method, state) >= CUSTOM_PREFIX else MANY)
     result, tokens = np.zeros((clients, 5)), 1
     of_cluster = cluster.cpu().numpy()
@@ -132,7 +132,7 @@ def on_population(
             total, step = np.zeros((len(some), 3)), max(1, SLICE // len(some))
             for some_x, some_y in zip(x.split(step), y.split(step), strict=True):
                 with torch.no_grad():
-                    outputs = predict(method, state, learner[ids], ids, some_x, vectorised, alike=True)
+                    outputs = predict(method, state, pool_of_client[ids], ids, some_x, vectorised, alike=True)
                 labels = some_y.expand(len(some), *some_y.shape)
                 each, hit = sample_scores(loss, outputs, labels)
                 near = near_hits(loss, outputs, labels)
@@ -158,7 +158,7 @@ def own_share(method: Method, state: State) -> float:
     return own / max(1, all_)
 
 
-def identical_models(method: Method, state: State, learner: Tensor, cluster: Tensor) -> np.ndarray:
+def identical_models(method: Method, state: State, pool_of_client: Tensor, cluster: Tensor) -> np.ndarray:
     """[K] the first client of the same true cluster that is served the very same model: one of equal PRIVATE values."""
     groups = [state.values[name] for name, group in method.groups.items() if group.scope is Scope.PRIVATE]
     private = [params[name] for params in groups for name in sorted(params)]
@@ -172,15 +172,15 @@ def identical_models(method: Method, state: State, learner: Tensor, cluster: Ten
             own.update(values[at].contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
         return firsts.setdefault((true, member, own.digest()), client)
 
-    clients = zip(learner.tolist(), cluster.tolist(), members.tolist(), strict=True)
+    clients = zip(pool_of_client.tolist(), cluster.tolist(), members.tolist(), strict=True)
     return np.array([first(client, *of) for client, of in enumerate(clients)])
 
 
 def predict(
-    method: Method, state: State, learners: Tensor, clients: Tensor, x: Tensor, vectorised: bool, alike: bool = False
+    method: Method, state: State, pools: Tensor, clients: Tensor, x: Tensor, vectorised: bool, alike: bool = False
 ) -> Tensor:
     """Outputs [m, B, outputs] of m clients on x [m, B, ...], or on the same x [B, ...] if they are `alike` in it."""
-    seen, axes = view(method, state.values, learners, clients)
+    seen, axes = view(method, state.values, pools, clients)
     if vectorised and not (alike and set(axes.values()) <= {None}):  # else there is one model, and nothing to lift
         serve = torch.vmap(
             lambda seen, x: method.predict(seen, x, None, None)[0], in_dims=(dims(axes, seen), None if alike else 0)
@@ -240,15 +240,17 @@ def weighted(values: Tensor, weight: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------- routes
 
 
-def served_routes(method: Method, state: State, learner: Tensor, clients: int, clusters: int) -> np.ndarray | None:
+def served_routes(
+    method: Method, state: State, pool_of_client: Tensor, clients: int, clusters: int
+) -> np.ndarray | None:
     """π [K, C] of all clients, certain where the method fixes their clusters; None for a method without routes."""
     if method.routing.cluster_of_client is not None:
         return (method.routing.cluster_of_client.cpu().numpy()[:, None] == np.arange(clusters)).astype(float)
     log_route = method.routing.served_log_route or method.routing.log_route
     if log_route is None:
         return None
-    ids = torch.arange(clients, device=learner.device)
-    seen, axes = view(method, state.values, learner, ids)
+    ids = torch.arange(clients, device=pool_of_client.device)
+    seen, axes = view(method, state.values, pool_of_client, ids)
     return log_routes(log_route, seen, axes, clients).double().exp().cpu().numpy()
 
 

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 import torch
 
+from floral.core.process import operation_threads, set_threads
 from floral.core.spec import Refused
 from floral.engine.devices import Precision, wait_for
 from floral.engine.simulate import Execution, Simulation
@@ -115,8 +116,7 @@ def fastest(found: dict[Execution, float], why: str) -> Execution:
 def measure(simulation: Simulation, state: State, candidates: Sequence[Execution]) -> dict[Execution, float]:
     """Seconds per client of one local training under each candidate, tried in turns; the state stays as it is."""
     began = time.perf_counter()
-    before = torch.get_num_threads()
-    try:
+    with operation_threads():
         trials = {trial.execution: trial for trial in (with_room(simulation, state, some) for some in candidates)}
         found: dict[Execution, list[float]] = {some: [] for some in trials}
         for turn in range(1, 1 + TRIALS):
@@ -126,8 +126,6 @@ def measure(simulation: Simulation, state: State, candidates: Sequence[Execution
                     found[candidate].append(seconds_per_client(trial, state))
             if turn >= FAIR and time.perf_counter() - began > ENOUGH:
                 break
-    finally:
-        torch.set_num_threads(before)
     return {candidate: median(seconds) for candidate, seconds in found.items()}
 
 
@@ -155,9 +153,9 @@ def seconds_per_client(trial: Simulation, state: State) -> float:
     """Time of the local training of as much of the first cohort as keeps all workers busy, per client and round, over
     all kinds of rounds."""
     how = trial.execution
-    torch.set_num_threads(how.threads)
+    set_threads(how.threads)
     together = how.chunk * how.workers
-    cohort, share = trial.learners(1)
+    cohort, share = trial.pools(1)
     some = slice(together * math.ceil(CLIENTS / together))
     wait_for(trial.device)
     began, times, kinds = time.perf_counter(), 0, trial.kinds()

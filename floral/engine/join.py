@@ -60,8 +60,8 @@ def personalised(
     own = [tensor for name in private(method) for tensor in state.values[name].values()]
     chunk = max(1, FLOATS_AT_ONCE // max(1, sum(tensor[0].numel() for tensor in own)))
     simulation = Simulation(method, copies, replace(settings, epochs=1, steps_per_epoch=None), Execution("vmap", chunk))
-    learners = np.arange(copies.clients)
-    chunks = [learners[at : at + chunk] for at in range(0, len(learners), chunk)]
+    pools = np.arange(copies.clients)
+    chunks = [pools[at : at + chunk] for at in range(0, len(pools), chunk)]
     if method.join is not None:
         for some in chunks:
             begin(method, state, torch.from_numpy(some).to(simulation.device))
@@ -113,39 +113,39 @@ def repeated(data: ClientData, sizes: list[int], pooled: bool) -> ClientData:
     def tiled(index: np.ndarray) -> np.ndarray:
         return np.tile(index, (len(sizes), *(1,) * (index.ndim - 1)))
 
-    train, learner, copies = data.train, data.learner.repeat(len(sizes)), len(sizes) * data.clients
+    train, pool_of_client, copies = data.train, data.pool_of_client.repeat(len(sizes)), len(sizes) * data.clients
     if not pooled:
         limited = np.minimum(tiled(train.count), np.repeat(sizes, data.clients))
         train = replace(train, index=tiled(train.index), count=limited)
-        learner = torch.arange(copies, device=learner.device)
+        pool_of_client = torch.arange(copies, device=pool_of_client.device)
     return ClientData(
         train=train,
         test=replace(data.test, index=tiled(data.test.index), count=tiled(data.test.count)),
         validation=None,
         global_test=data.global_test,
         cluster=data.cluster.repeat(len(sizes)),
-        learner=learner,
+        pool_of_client=pool_of_client,
     )
 
 
-def begin(method: Method, state: State, learners: Tensor) -> None:
+def begin(method: Method, state: State, pools: Tensor) -> None:
     """Give some learners what `Method.join` starts them with."""
     assert method.join is not None
-    seen, axes = view(method, state.values, learners, learners)
+    seen, axes = view(method, state.values, pools, pools)
     started = torch.vmap(method.join, in_dims=(dims(axes, seen),))(seen)
-    write_back(state, method, _Values(started), learners)
+    write_back(state, method, _Values(started), pools)
 
 
-def personalise(simulation: Simulation, state: State, round: int, learners: np.ndarray) -> None:
+def personalise(simulation: Simulation, state: State, round: int, pools: np.ndarray) -> None:
     """One round of some learners, in place."""
-    method, settings, ids = simulation.method, simulation.settings, torch.from_numpy(learners).to(simulation.device)
-    share = torch.ones(len(learners), device=simulation.device) / len(learners)
+    method, settings, ids = simulation.method, simulation.settings, torch.from_numpy(pools).to(simulation.device)
+    share = torch.ones(len(pools), device=simulation.device) / len(pools)
     if method.phases:
-        write_back(state, method, simulation.train_chunk(state, round, learners, share), ids)
+        write_back(state, method, simulation.train_chunk(state, round, pools, share), ids)
     elif method.assign is not None:
         seen, axes = view(method, state.values, ids, ids)
         clients = Clients(method, (), settings.loss, True, simulation.clusters)
-        write_back(state, method, _Values(clients.assigned(seen, axes, simulation.held(learners))), ids)
+        write_back(state, method, _Values(clients.assigned(seen, axes, simulation.held(pools))), ids)
 
 
 @dataclass(frozen=True)

@@ -348,7 +348,7 @@ def with_axis(tensor: Tensor, axis: int | None, m: int) -> Tensor:
 
 def make_draws(
     shapes: Mapping[str, tuple[int | str, ...]],
-    learners: np.ndarray,
+    pools: np.ndarray,
     *,
     seed: int,
     round: int,
@@ -366,7 +366,7 @@ def make_draws(
     for name, declared in shapes.items():
         shape = tuple(batch if side == "batch" else int(side) for side in declared)
         position = np.arange(int(np.prod(shape)))
-        values = seeds.uniform(seed, f"draw/{name}", round, learners[:, None], counter, position)
+        values = seeds.uniform(seed, f"draw/{name}", round, pools[:, None], counter, position)
         tensor = torch.from_numpy(values).to(device=like.x.device, dtype=like.dtype)
-        made[name] = tensor.reshape(len(learners), *shape)
+        made[name] = tensor.reshape(len(pools), *shape)
     return made

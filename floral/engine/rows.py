@@ -69,7 +69,7 @@ class ClientData:
     """cluster → (x [N, ...] as stored, y): the whole test set under that cluster's shift, or fresh synthetic rows."""
     cluster: Tensor
     """[K] true cluster."""
-    learner: Tensor
+    pool_of_client: Tensor
     """[K] the learner that trains for a client."""
 
     @property
@@ -95,7 +95,7 @@ class Plan:
 
 def plan(
     rows: Rows,
-    learners: np.ndarray,
+    pools: np.ndarray,
     *,
     round: int,
     seed: int,
@@ -110,24 +110,24 @@ def plan(
     `reshuffle` draws a new order per epoch (a stream of (seed, round, learner, epoch)); else rows come in stored order.
     With `steps` [m] an epoch of each learner has so many batches: see `_cycled`.
     """
-    take = np.ceil(share * rows.count[learners]).astype(np.int64)
+    take = np.ceil(share * rows.count[pools]).astype(np.int64)
     most = int(np.ceil(share * rows.count.max()))
     if steps is not None:
-        return _cycled(rows, learners, take, most, round, seed, batch, epochs, reshuffle, steps)
+        return _cycled(rows, pools, take, most, round, seed, batch, epochs, reshuffle, steps)
     count = -(-int(take.max()) // batch)
-    padded = np.zeros((len(learners), epochs, count * batch), dtype=np.int64)
+    padded = np.zeros((len(pools), epochs, count * batch), dtype=np.int64)
     for epoch in range(epochs):
-        order = _ordered(rows, learners, round, seed, epoch, reshuffle)[:, : count * batch]
+        order = _ordered(rows, pools, round, seed, epoch, reshuffle)[:, : count * batch]
         padded[:, epoch, : order.shape[1]] = order
     valid = np.broadcast_to((np.arange(count * batch) < take[:, None])[:, None], padded.shape)
-    shape = (len(learners), epochs * count, batch)
+    shape = (len(pools), epochs * count, batch)
     mask = valid.reshape(shape)
     widths = [min(batch, max(1, most - step * batch)) for step in range(count)] * epochs
     return _plan(rows, padded.reshape(shape), mask, epochs * take, widths)
 
 
 def _cycled(
-    rows: Rows, learners: np.ndarray, take: np.ndarray, most: int,
+    rows: Rows, pools: np.ndarray, take: np.ndarray, most: int,
     round: int, seed: int, batch: int, epochs: int, reshuffle: bool, steps: np.ndarray,
 ) -> Plan:  # fmt: skip
     """Epochs of exactly `steps` [m] batches: a learner goes through its rows as often as that takes, in a new order
@@ -138,26 +138,26 @@ def _cycled(
     which = np.where(step < steps[:, None], which, 0)
     place = (at * batch)[:, :, None] + np.arange(batch)
     mask = np.tile((place < take[:, None, None]) & (step < steps[:, None])[:, :, None], (1, epochs, 1))
-    learner, width = np.arange(len(learners))[:, None, None], rows.index.shape[1]
-    index = np.zeros((len(learners), epochs, longest, batch), np.int64)
+    pool, width = np.arange(len(pools))[:, None, None], rows.index.shape[1]
+    index = np.zeros((len(pools), epochs, longest, batch), np.int64)
     for epoch in range(epochs):
         # The first pass of an epoch has the order that the epoch has without `steps`.
         orders = [
-            _ordered(rows, learners, round, seed, epoch + epochs * turn, reshuffle) for turn in range(which.max() + 1)
+            _ordered(rows, pools, round, seed, epoch + epochs * turn, reshuffle) for turn in range(which.max() + 1)
         ]
-        index[:, epoch] = np.stack(orders)[which[:, :, None], learner, np.minimum(place, width - 1)]
+        index[:, epoch] = np.stack(orders)[which[:, :, None], pool, np.minimum(place, width - 1)]
     index = index.reshape(mask.shape)
     return _plan(rows, index, mask, mask.sum((1, 2)), [min(batch, max(1, most))] * (epochs * longest))
 
 
-def _ordered(rows: Rows, learners: np.ndarray, round: int, seed: int, turn: int, reshuffle: bool) -> np.ndarray:
+def _ordered(rows: Rows, pools: np.ndarray, round: int, seed: int, turn: int, reshuffle: bool) -> np.ndarray:
     """[m, n_max] row numbers of the learners, padding last: in the order of (seed, round, learner, turn), or as is."""
-    index = rows.index[learners]
+    index = rows.index[pools]
     if not reshuffle:
         return index
     position = np.arange(index.shape[1])
-    keys = seeds.bits(seed, "batches", round, learners[:, None], turn, position) >> np.uint64(1)
-    keys[position >= rows.count[learners, None]] = np.iinfo(np.uint64).max
+    keys = seeds.bits(seed, "batches", round, pools[:, None], turn, position) >> np.uint64(1)
+    keys[position >= rows.count[pools, None]] = np.iinfo(np.uint64).max
     return np.take_along_axis(index, np.argsort(keys, axis=1), axis=1)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from floral.core import seeds
+from floral.core.process import set_threads
 from floral.core.spec import Batch, ClientVectors, Loss, Method, Noise, Optimiser, Phase, ServerView
 from floral.engine import evaluate, local
 from floral.engine.aggregate import Mean, replace_values, server_step, write_back
@@ -117,8 +118,7 @@ class Workers:
         return list(self._pool.map(work, items))
 
     def _start(self) -> None:
-        torch.set_num_threads(self.threads)
-        torch.set_flush_denormal(True)
+        set_threads(self.threads)
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ class Simulation:
     def train(self, state: State, round: int) -> tuple[Tensor, int]:
         """One round, in place: returns the cohort's mean loss (not yet synchronised) and the samples it processed."""
         method = self.method
-        cohort, share = self.learners(round)
+        cohort, share = self.pools(round)
         parts = self.local_training(state, round, cohort, share)
         total, loss = Mean(), torch.zeros((), dtype=self.dtype, device=self.device)
         for part in parts:
@@ -244,7 +244,7 @@ class Simulation:
         replace_values(state, after)
         return loss, sum(part.samples for part in parts)
 
-    def learners(self, round: int) -> tuple[np.ndarray, Tensor]:
+    def pools(self, round: int) -> tuple[np.ndarray, Tensor]:
         """The cohort's learners that have rows, and their p(k) ∝ n_k [M]."""
         count, cohort = self.data.train.count, self.cohort(round)
         cohort = cohort[count[cohort] > 0]
@@ -276,25 +276,25 @@ class Simulation:
         vectors = [trained.client_vectors for _, trained in chunks if trained.client_vectors is not None]
         return ClientVectors(torch.from_numpy(cohort).to(self.device), share, torch.cat(vectors))
 
-    def train_chunk(self, state: State, round: int, learners: np.ndarray, share: Tensor) -> local.Trained:
+    def train_chunk(self, state: State, round: int, pools: np.ndarray, share: Tensor) -> local.Trained:
         """Local training of some learners, whose weights in the round are `share` [m]; the state is only read."""
         settings, rows = self.settings, self.data.train
         clients, epochs = self.clients(round), self.epochs(round)
         batches = plan(
             rows,
-            learners,
+            pools,
             round=round,
             seed=settings.seed,
             batch=settings.batch,
             epochs=sum(epochs),
             reshuffle=settings.reshuffle or self.method.pool is not None,  # a pool has no loader to be faithful to
             share=1.0 if self.method.pool is None else settings.participation,
-            steps=self.fixed_steps(learners),
+            steps=self.fixed_steps(pools),
         )
         steps = batches.steps // sum(epochs)
         ends = pairwise(np.cumsum([0, *epochs]) * steps)
         ranges = [range(first, end)[: self.most_steps] for first, end in ends]
-        ids = torch.from_numpy(learners).to(self.device)
+        ids = torch.from_numpy(pools).to(self.device)
         clusters = self.method.routing.cluster_of_client
         seen, axes = view(self.method, state.values, ids, ids)
 
@@ -302,7 +302,7 @@ class Simulation:
             self.check_stop()
             return local.make_draws(
                 self.noise,
-                learners,
+                pools,
                 seed=settings.seed,
                 round=round,
                 epoch=step // steps,
@@ -320,25 +320,25 @@ class Simulation:
             rows,
             draw=draw,
             phases=list(zip(clients.phases, ranges, strict=True)),
-            held=lambda: self.held(learners),
+            held=lambda: self.held(pools),
         )
 
-    def fixed_steps(self, learners: np.ndarray) -> np.ndarray | None:
+    def fixed_steps(self, pools: np.ndarray) -> np.ndarray | None:
         """[m] steps of a local epoch where the task fixes them; a pool makes those of all clients that would train."""
         steps = self.settings.steps_per_epoch
         if steps is None:
             return None
         if self.method.pool is None:
-            return np.full(len(learners), steps)
-        clients = np.bincount(self.data.learner.cpu().numpy())[learners]
+            return np.full(len(pools), steps)
+        clients = np.bincount(self.data.pool_of_client.cpu().numpy())[pools]
         return steps * np.ceil(self.settings.participation * clients).astype(np.int64)
 
-    def held(self, learners: np.ndarray) -> Batch:
+    def held(self, pools: np.ndarray) -> Batch:
         """All training rows of some learners: x [m, n, ...], decoded and not augmented."""
         rows = self.data.train
-        count = rows.count[learners, None]
+        count = rows.count[pools, None]
         width = max(1, int(count.max()))
-        x, y = rows.gather(torch.from_numpy(rows.index[learners, :width]).to(self.device))
+        x, y = rows.gather(torch.from_numpy(rows.index[pools, :width]).to(self.device))
         return Batch(x, y, torch.from_numpy(np.arange(width) < count).to(self.device))
 
     # ------------------------------------------------------------------------------------------------ evaluation
@@ -358,12 +358,12 @@ class Simulation:
             metrics += self._worst("test", test)
         if data.validation is not None:
             metrics += self._summary("validation", self.own_rows(state, data.validation, clients))
-        routes = evaluate.served_routes(self.method, state, data.learner, data.clients, self.clusters)
+        routes = evaluate.served_routes(self.method, state, data.pool_of_client, data.clients, self.clusters)
         if routes is not None and not np.isfinite(routes).all():
             routes = None  # of a run that has diverged: there is nothing to compare
         if routes is not None:
             found = evaluate.route_metrics(
-                routes, data.cluster.cpu().numpy(), data.train.count[data.learner.cpu().numpy()]
+                routes, data.cluster.cpu().numpy(), data.train.count[data.pool_of_client.cpu().numpy()]
             )
             metrics += [("route", name, value) for name, value in found.items()]
         losses = [value for _, metric, value in metrics if metric == "loss"]
@@ -391,7 +391,7 @@ class Simulation:
             state,
             data.global_test,
             data.test.decode,
-            data.learner,
+            data.pool_of_client,
             data.cluster,
             loss=self.settings.loss,
             chunk=max(self.execution.chunk, EVALUATED),
@@ -406,7 +406,7 @@ class Simulation:
             self.method,
             state,
             rows,
-            self.data.learner,
+            self.data.pool_of_client,
             clients,
             loss=self.settings.loss,
             weighting=self.settings.weighting,

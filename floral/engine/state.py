@@ -77,8 +77,8 @@ def start(method: Method, dtype: torch.dtype, device: torch.device, private: Pat
     return State(values | kept.values, store=kept)
 
 
-def view(method: Method, values: View, learners: Tensor, clients: Tensor) -> tuple[View, Axes]:
-    """What `clients` (trained by `learners`) see, with the axis each group has.
+def view(method: Method, values: View, pools: Tensor, clients: Tensor) -> tuple[View, Axes]:
+    """What `clients` (trained by `pools`) see, with the axis each group has.
 
     PRIVATE groups are gathered, CLUSTERED ones too when the method fixes its clients' clusters; the rest is not copied.
     """
@@ -87,7 +87,7 @@ def view(method: Method, values: View, learners: Tensor, clients: Tensor) -> tup
     for name, group in method.groups.items():
         rows = None
         if group.scope is Scope.PRIVATE:
-            rows = learners
+            rows = pools
         elif group.scope is Scope.CLUSTERED and method.routing.cluster_of_client is not None:
             rows = method.routing.cluster_of_client[clients]
         seen[name] = values[name] if rows is None else {key: gather(t, rows) for key, t in values[name].items()}

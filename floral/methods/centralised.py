@@ -10,12 +10,12 @@ from floral.toolkit.parts import serve, whole
 def build(problem: Problem, *, pool: Literal["all", "cluster"]) -> Method:
     """`pool="all"`: one model on all rows. `pool="cluster"`: one per true cluster, the ceiling of any clustering.
 
-    A learner sees the participation share of its rows per round, as many as the clients of a cohort see together.
+    A pool sees the participation share of its rows per round, as many as the clients of a cohort see together.
     """
     model = problem.build_model()
-    learners = 1 if pool == "all" else problem.clusters
+    pools = 1 if pool == "all" else problem.clusters
     return Method(
-        groups=whole(model, Scope.PRIVATE, Stream(problem.seed, "model"), problem.lr, holders=learners),
+        groups=whole(model, Scope.PRIVATE, Stream(problem.seed, "model"), problem.lr, holders=pools),
         predict=serve(model),
         noise=model.noise,
         pool=pool,

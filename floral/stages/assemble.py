@@ -108,7 +108,7 @@ def make_settings(run: Run) -> Settings:
 def client_data(data: Federation, method: Method, device: torch.device, dtype: torch.dtype) -> ClientData:
     """Move the federation to the device as tensors.
 
-    Where the method pools clients (all of them, or those of a true cluster), a pool trains as one learner.
+    Where the method pools clients (all of them, or those of a true cluster), a pool trains as one client.
     """
 
     def split_rows(side: Literal["train", "test"], index: np.ndarray, count: np.ndarray, **fields: Any) -> Rows:
@@ -127,10 +127,12 @@ def client_data(data: Federation, method: Method, device: torch.device, dtype: t
     if data.normalise is not None:
         values = data.normalise.model_dump()
         normalised = {name: torch.tensor(values[name], dtype=dtype, device=device) for name in ("mean", "std")}
-    learner = {None: np.arange(data.clients), "all": np.zeros(data.clients, int), "cluster": data.cluster}[method.pool]
+    pool_of_client = {None: np.arange(data.clients), "all": np.zeros(data.clients, int), "cluster": data.cluster}[
+        method.pool
+    ]
     index, count = data.rows["train"], data.counts["train"]
     if method.pool is not None:
-        index, count = pool_samples(index, count, learner)
+        index, count = pool_samples(index, count, pool_of_client)
     held_out = data.counts["validation"]
     return ClientData(
         train=split_rows("train", index, count, **augmentation(data, device)).decoded(MAX_DECODED_BYTES),
@@ -138,7 +140,7 @@ def client_data(data: Federation, method: Method, device: torch.device, dtype: t
         validation=split_rows("train", data.rows["validation"], held_out) if held_out.any() else None,
         global_test=lambda c: (tensor(data.global_test_x[c], False), tensor(data.global_test_y[c], True)),
         cluster=torch.from_numpy(data.cluster).to(device),
-        learner=torch.from_numpy(learner).to(device),
+        pool_of_client=torch.from_numpy(pool_of_client).to(device),
     )
 
 

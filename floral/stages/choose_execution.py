@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 from dataclasses import asdict
@@ -71,13 +70,6 @@ def measure_execution(
         raise ConfigError(f"backend: {backend} cannot do this method: {reason}; set `backend: auto`") from None
 
 
-def configure_process(threads: int) -> None:
-    """Set the number of CPU threads, flush denormal numbers to 0 and keep freed memory."""
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
-    keep_freed_memory()
-
-
 def configure_device(device: torch.device, precision: str) -> None:
     """Set the device's precision and deterministic algorithms.
 
@@ -88,15 +80,3 @@ def configure_device(device: torch.device, precision: str) -> None:
         devices.settle(device, cast(Precision, precision))
     except Refused as reason:
         raise ConfigError(f"precision: {precision}: {reason}") from None
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks; other C libraries are left as they are.
-
-    Every round needs buffers of the same sizes. Requesting them anew from the kernel took up to half of a round.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mmap_threshold, trim_threshold = -3, -1
-        mallopt(mmap_threshold, 1 << 30)
-        mallopt(trim_threshold, (1 << 31) - 1)

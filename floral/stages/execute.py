@@ -14,6 +14,7 @@ import torch
 from floral.cluster.stops import Stop
 from floral.config.reading import ConfigError
 from floral.config.run import Run
+from floral.core.process import configure_process, set_threads
 from floral.core.spec import Method, Refused
 from floral.data.federation import Federation
 from floral.engine import checkpoint
@@ -24,7 +25,7 @@ from floral.engine.store import NAME
 from floral.runs import layout, segments
 from floral.stages import record
 from floral.stages.assemble import build_method, build_simulation, client_data, make_problem
-from floral.stages.choose_execution import configure_device, configure_process, resolve_execution
+from floral.stages.choose_execution import configure_device, resolve_execution
 from floral.stages.join import unseen_table
 from floral.stages.progress import Progress
 from floral.stages.rounds import checkpoint_if_stopped, read_checkpoint, run_rounds, save_checkpoint
@@ -86,7 +87,7 @@ def _with_execution(simulation: Simulation, progress: Progress, path: Path, stop
     except TypeError as error:
         raise ConfigError(f"{path}: written by another version ({error}); remove it to train from the start") from error
     configure_device(simulation.device, begun_with.precision)
-    torch.set_num_threads(begun_with.threads)
+    set_threads(begun_with.threads)
     LOG.info("after round %d: %s, %s", progress.round, begun_with, simulation.device)
     try:
         return Simulation(

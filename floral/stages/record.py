@@ -105,7 +105,9 @@ def clients_table(
     columns = {
         "client": pl.Series(scores.clients, dtype=pl.Int32),
         "cluster": pl.Series(simulation.data.cluster.cpu().numpy(), dtype=pl.Int32),
-        "train_rows": pl.Series(simulation.data.train.count[simulation.data.learner.cpu().numpy()], dtype=pl.Int32),
+        "train_rows": pl.Series(
+            simulation.data.train.count[simulation.data.pool_of_client.cpu().numpy()], dtype=pl.Int32
+        ),
         "test_rows": pl.Series(scores.rows, dtype=pl.Int32),
         "correct": pl.Series([None] * clients if regression else scores.correct, dtype=pl.Int64),
         "accuracy": pl.Series([None] * clients if regression else scores.accuracy, dtype=pl.Float64),

@@ -22,13 +22,14 @@ from floral.config.schema.tuning import Configuration, Tuned
 from floral.config.search_space import edges
 from floral.config.searches import Search
 from floral.config.tuned import is_current, tuned_path, tuned_values
+from floral.core.process import configure_process, set_threads
 from floral.data import federation
 from floral.data.federation import Federation
 from floral.engine.simulate import EXPLODED, Execution, Simulation
 from floral.io.files import atomic
 from floral.io.locks import held
 from floral.stages.assemble import build_method, client_data, make_problem, make_settings
-from floral.stages.choose_execution import configure_device, configure_process, measure_execution
+from floral.stages.choose_execution import configure_device, measure_execution
 from floral.stages.provenance import git_commit
 
 HEADER = """\
@@ -90,7 +91,7 @@ def trial(
     if found["execution"] is None:
         found["execution"] = asdict(measure_execution(plain, state, backend, threads))
     simulation = Simulation(method, plain.data, plain.settings, Execution(**found["execution"]))
-    torch.set_num_threads(simulation.execution.threads)
+    set_threads(simulation.execution.threads)
     for round in range(1, simulation.settings.rounds + 1):
         loss, _ = simulation.train(state, round)
         if not abs(float(loss)) < EXPLODED:

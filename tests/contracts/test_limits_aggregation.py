@@ -76,7 +76,7 @@ def products(params, groups=("adaptor",)):
 
 def alone(simulation, state, round):
     """p(k) [M] of a round, and what each of its clients has trained."""
-    cohort, share = simulation.learners(round)
+    cohort, share = simulation.pools(round)
     found = [simulation.train_chunk(state, round, np.array([k]), torch.ones(1)).mean.sums for k in cohort]
     received = {group: dict(params) for group, params in state.values.items()}
     return share, [{**received, **values} for values in found]
@@ -310,7 +310,7 @@ def test_pfedloras_adapter_learns_beside_models_that_are_held():
     simulation = simulate("pfedlora", change=still, batch=64, lr=0.1)
     state = simulation.start()
     x_of = simulation.held(simulation.cohort(1))
-    share = simulation.learners(1)[1]
+    share = simulation.pools(1)[1]
     start, base = ({n: t.clone() for n, t in state.values[g].items()} for g in ("adapter", "base"))
     simulation.train(state, 1)
     assert not any(t.any() for t in state.values["personal"].values())
@@ -353,7 +353,7 @@ def test_a_clusters_products_are_averaged_without_error(aggregation, router):
     simulation = simulate("floral_1", params=params, **SEVERAL_STEPS)
     method, state, errors = simulation.method, train(simulation, 1), []
     for round in (2, 3):
-        cohort, share = simulation.learners(round)
+        cohort, share = simulation.pools(round)
         means, log_weights = [], []
         for k in cohort:
             found = simulation.train_chunk(state, round, np.array([k]), torch.ones(1))

@@ -229,7 +229,7 @@ def test_population_is_every_client_on_its_clusters_rows(variant, monkeypatch):
 def test_equal_models_are_evaluated_once(variant, equal):
     simulation = simulate(variant, clusters=2)
     state = train(simulation, 6)
-    same = evaluate.identical_models(simulation.method, state, simulation.data.learner, simulation.data.cluster)
+    same = evaluate.identical_models(simulation.method, state, simulation.data.pool_of_client, simulation.data.cluster)
     clients, cluster = simulation.data.clients, simulation.data.cluster.numpy()
     assert (len(set(same)) < clients) == equal and (cluster[same] == cluster).all()
     for k, first in enumerate(same):

@@ -365,5 +365,5 @@ def test_data_and_state_lie_on_the_device():
     simulation = simulate("floral_1", device=meta)
     data = simulation.data
     tensors = [*(tensor for rows in (data.train, data.test, data.validation) for tensor in (rows.x, rows.y))]
-    tensors += [data.cluster, data.learner, *data.global_test(0), *simulation.start().tensors().values()]
+    tensors += [data.cluster, data.pool_of_client, *data.global_test(0), *simulation.start().tensors().values()]
     assert {tensor.device for tensor in tensors} == {meta}

@@ -154,7 +154,7 @@ def test_a_step_touches_no_device_but_its_own(variant, model):
     state, inside, clients = simulation.start(), Inside(), simulation.clients(1)
     for name in ("step", "last"):
         object.__setattr__(clients, name, inside.watched(getattr(clients, name)))
-    simulation.local_training(state, 1, *(some[:2] for some in simulation.learners(1)))
+    simulation.local_training(state, 1, *(some[:2] for some in simulation.pools(1)))
     assert inside.kinds == {"meta"}
 
 

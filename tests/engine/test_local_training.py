@@ -185,11 +185,11 @@ def scaled_base(method):
 @pytest.mark.parametrize("reshuffle", [True, False])
 def test_every_epoch_visits_every_row_of_a_client_once(reshuffle):
     rows = simulate("fedavg").data.train
-    learners = np.array([4, 0, 3])
-    batches = plan(rows, learners, round=2, seed=0, batch=4, epochs=3, reshuffle=reshuffle)
+    pools = np.array([4, 0, 3])
+    batches = plan(rows, pools, round=2, seed=0, batch=4, epochs=3, reshuffle=reshuffle)
     per_epoch = batches.steps // 3
     orders = []
-    for position, k in enumerate(learners):
+    for position, k in enumerate(pools):
         for epoch in range(3):
             at = slice(epoch * per_epoch, (epoch + 1) * per_epoch)
             visited = batches.index[position, at][batches.mask[position, at]].tolist()
@@ -199,16 +199,16 @@ def test_every_epoch_visits_every_row_of_a_client_once(reshuffle):
         expected = [4] * (SIZES[k] // 4) + [SIZES[k] % 4] * (SIZES[k] % 4 > 0)
         assert sizes[sizes > 0].tolist() == expected * 3
     assert (len(set(orders[:3])) == 1) is not reshuffle
-    assert batches.samples.tolist() == [3 * SIZES[k] for k in learners]
+    assert batches.samples.tolist() == [3 * SIZES[k] for k in pools]
 
 
 def test_batches_depend_on_round_client_and_seed_only():
     """Not on who else is in the chunk: the batches of client 4 alone and among others."""
     rows = simulate("fedavg").data.train
 
-    def visits(learners, position, **how):
+    def visits(pools, position, **how):
         how = {"round": 1, "seed": 0, **how}
-        made = plan(rows, np.array(learners), batch=4, epochs=2, reshuffle=True, **how)
+        made = plan(rows, np.array(pools), batch=4, epochs=2, reshuffle=True, **how)
         return [
             made.index[position, h][made.mask[position, h]].tolist()
             for h in range(made.steps)
@@ -224,12 +224,12 @@ def test_batches_depend_on_round_client_and_seed_only():
 def test_fixed_steps_go_through_the_rows_as_often_as_it_takes(reshuffle):
     """Clients of 12, 9 and 1 rows take five steps of at most 4 rows in each of two epochs."""
     rows = simulate("fedavg").data.train
-    learners = np.array([4, 0, 3])
-    batches = plan(rows, learners, round=2, seed=0, batch=4, epochs=2, reshuffle=reshuffle, steps=np.full(3, 5))
+    pools = np.array([4, 0, 3])
+    batches = plan(rows, pools, round=2, seed=0, batch=4, epochs=2, reshuffle=reshuffle, steps=np.full(3, 5))
     assert batches.steps == 10 and batches.widths == [4] * 10
     assert batches.mask.sum(-1).tolist() == [[4] * 10, [4, 4, 1, 4, 4] * 2, [1] * 10]
     assert batches.samples.tolist() == [40, 34, 10]
-    for position, k in enumerate(learners):
+    for position, k in enumerate(pools):
         of_pass = -(-SIZES[k] // 4)
         for first in (0, 5):
             at = slice(first, first + of_pass)

@@ -15,7 +15,7 @@ from floral.config import catalogue
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.suites import suite_runs
-from floral.engine.costs import BYTES_PER_FLOAT
+from floral.core.units import BYTES_PER_FLOAT
 from floral.io.locks import held
 from floral.report import build as report_stage
 from floral.report import words

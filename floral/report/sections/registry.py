@@ -8,6 +8,7 @@ from typing import Literal
 
 import polars as pl
 
+from floral.core.units import BYTES_PER_FLOAT
 from floral.report.collect import Collected, Configuration
 from floral.report.draw import RECOVERY
 from floral.report.sections import (
@@ -41,8 +42,6 @@ COSTS = {
     "passes_per_sample": ("per sample", "Passes"), "client_passes": ("in all", "Passes"),
     "seconds": ("seconds", "Per run, measured"), "memory": ("peak bytes", "Per run, measured"),
 }  # fmt: skip
-BYTES_PER_FLOAT = 4
-"""As the engine bills them; its module would bring torch."""
 
 
 def main(material: Material) -> Section | None:
