@@ -58,7 +58,7 @@ def configure_process(threads: int) -> None:
 def keep_freed_memory() -> None:
     """Let glibc keep large freed blocks of memory for the next round, whose buffers have the same sizes.
 
-    Fetching them anew from the kernel, page by page, took up to half of a round. With another C library it does nothing.
+    Fetching them anew from the kernel, page by page, took up to half of a round. Other C libraries lack this option.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
