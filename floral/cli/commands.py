@@ -146,11 +146,12 @@ def report(arguments: Namespace, settings: Settings) -> None:
 
     suite, reports = arguments.suite, arguments.reports or settings.reports
     runs = suite_runs(suite, arguments.tasks, arguments.variants, arguments.seeds)
+    if reports == settings.reports and (arguments.partial or arguments.reference):
+        # Without this file, Snakemake's next call replaces this report by that of all runs in the results.
+        (settings.results / "report" / f"{suite}.complete").unlink(missing_ok=True)
     if arguments.reference:
         _report_reference(suite, runs, reports)
         return
-    if arguments.partial:  # so that Snakemake does not take the partial report for the whole one
-        (settings.results / "report" / f"{suite}.complete").unlink(missing_ok=True)
     page = report(suite, runs, settings.results, reports, arguments.partial, arguments.allow_missing)
     print(f"{'partial report' if arguments.partial else 'report'}: {page}")
 

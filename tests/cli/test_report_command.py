@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from projects import ROOT
 
-from floral.cli import main
+from floral.cli import commands, main
 
 SUITE = "paper_cifar10_reduced"
 """The smallest reference: 3 of 54 runs."""
@@ -34,6 +34,20 @@ def test_a_reference_is_reported_from_its_archive(tmp_path: Path, capsys: pytest
     assert (folder / "tables/main.tex").stat().st_size
     assert "51 of 54 runs have no result yet" in (folder / "index.html").read_text(encoding="utf-8")
     assert not (tmp_path / "results").exists()  # the archive is unpacked elsewhere
+
+
+@pytest.mark.parametrize(("options", "is_complete"), [([], False), (["--reports", "elsewhere"], True)])
+def test_snakemake_replaces_the_page_of_a_reference(
+    options: list[str], is_complete: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page in the folder that Snakemake writes is not taken for the page of the results."""
+    pages: list[Path] = []
+    monkeypatch.setattr(commands, "_report_reference", lambda suite, runs, reports: pages.append(reports))
+    complete = tmp_path / "results/report" / f"{SUITE}.complete"
+    complete.parent.mkdir(parents=True)
+    complete.touch()
+    assert main.main(["report", "--reference", SUITE, *options]) == 0
+    assert pages == [Path(*options[1:] or ["reports"])] and complete.exists() == is_complete
 
 
 def test_an_unknown_reference_and_other_runs_are_named(capsys: pytest.CaptureFixture[str]) -> None:
