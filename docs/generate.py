@@ -183,7 +183,12 @@ def of_methods() -> str:
     for family, rows in itertools.groupby(methods.rows(), key=lambda row: row.family):
         parts.append(f"## {family}")
         for row in rows:
-            facts = [f"Source: {row.source}", row.scopes_text, row.server_text, *["knows the true clusters"] * row.oracle]
+            facts = [
+                f"Source: {row.source}",
+                row.scopes_text,
+                row.server_text,
+                *["knows the true clusters"] * row.oracle,
+            ]
             facts += [
                 *["one model for all"] * row.global_only,
                 *[f"needs batch norm ({row.refusal})"] * bool(row.refusal),
