@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 
 from floral.core.spec import Refused
 from floral.engine import capture
-from floral.engine.capture import Captured
+from floral.engine.capture import Captured, emit
+from floral.engine.capture import captured as captured_calls
+from floral.engine.capture.emit import source_of
 
 STEPS = st.lists(
     st.tuples(
@@ -104,7 +107,7 @@ def test_gradients_under_vmap_are_replayed():
 
 
 def test_each_shape_has_its_recording_until_there_are_too_many(monkeypatch):
-    monkeypatch.setattr(capture, "MOST", 2)
+    monkeypatch.setattr(captured_calls, "MAX_RECORDINGS", 2)
     captured = Captured()
     for n in (3, 4, 5, 3):
         assert captured("double", lambda x: {"twice": 2 * x, "none": None}, torch.ones(n))["twice"].sum() == 2 * n
@@ -171,7 +174,7 @@ def test_a_list_of_one_result_is_a_list():
     [
         (lambda x: x + torch.rand(2), "aten.rand"),
         (lambda x: x * float(x.sum()), "_local_scalar_dense"),
-        (lambda x: TOTAL.add_(x.sum()), "no input of it"),
+        (lambda x: TOTAL.add_(x.sum()), "not one of its inputs"),
         (lambda x: x.as_strided_((1,), (1,), 1) + 1, "beginning of a tensor"),
     ],
 )
@@ -181,7 +184,7 @@ def test_what_cannot_be_repeated_is_refused(function, why):
 
 
 def test_beyond_the_most_recordings_no_gradients_are_kept(monkeypatch):
-    monkeypatch.setattr(capture, "MOST", 0)
+    monkeypatch.setattr(captured_calls, "MAX_RECORDINGS", 0)
     weight = torch.ones(2, requires_grad=True)
     assert not Captured()("g", lambda x: x * weight, torch.ones(2)).requires_grad
 
@@ -196,3 +199,20 @@ Captured()("step", torch.vmap(step), torch.ones(3, 4))
 sys.exit("torch._dynamo" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_example_of_the_documentation_is_a_real_replay(monkeypatch):
+    """The replay printed in the docstring of `floral.engine.capture` is the one of its step."""
+    sources = []
+
+    def noted(*arguments):
+        source, namespace = source_of(*arguments)
+        sources.append(source)
+        return source, namespace
+
+    monkeypatch.setattr(emit, "source_of", noted)
+    begin, end = capture.__doc__.index("    def step"), capture.__doc__.index("Its replay")
+    namespace = {"torch": torch}
+    exec(textwrap.dedent(capture.__doc__[begin:end]), namespace)
+    Captured()("step", namespace["step"], torch.ones(3, 5), torch.ones(3, 5))
+    assert textwrap.indent(sources[0], "    ") in capture.__doc__

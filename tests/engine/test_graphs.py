@@ -9,8 +9,8 @@ from federations import VARIANTS, simulate, train
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from floral.core.spec import Refused
-from floral.engine import capture
 from floral.engine.capture import Captured
+from floral.engine.capture.recorder import Recorder
 from floral.engine.graphs import Graphs, load
 
 METHODS = {variant: simulate(variant).method for variant in VARIANTS}
@@ -140,9 +140,9 @@ def test_several_devices_are_refused(monkeypatch):
     class Elsewhere(torch.Tensor):
         device = torch.device("cuda")
 
-    real = capture._Recorder._name
+    real = Recorder._name
     elsewhere = torch.ones(2).as_subclass(Elsewhere)
-    monkeypatch.setattr(capture._Recorder, "_name", lambda self, t, n: (real(self, t, n), self.alive.append(elsewhere)))
+    monkeypatch.setattr(Recorder, "_name", lambda self, t, n: (real(self, t, n), self.alive.append(elsewhere)))
     with pytest.raises(Refused, match=r"several devices, cpu and cuda"):
         Captured(Graphs(stand_in))("f", lambda x: x + 1, torch.zeros(2))
 

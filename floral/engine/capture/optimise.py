@@ -1,0 +1,104 @@
+"""From a recording to the instructions of its replay: fewer operations, and memory used again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from floral.engine.capture.recording import ATEN, Name, Operation, Recording, names_in, renamed
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """A form of an operation that writes its result over an argument."""
+
+    function: Callable[..., Any]
+    position: int
+    """Of the argument that is overwritten."""
+    keyword: str | None = None
+    """Under which the argument is passed a second time, as the place of the result."""
+
+
+IN_PLACE: dict[Any, InPlace] = {
+    ATEN.add.Tensor: InPlace(torch.Tensor.add_, 0),
+    # the backward pass of a max-pool reads only the shape of the input
+    ATEN.max_pool2d_with_indices_backward.default: InPlace(
+        ATEN.max_pool2d_with_indices_backward.grad_input._op, 1, "grad_input"
+    ),
+    ATEN.relu.default: InPlace(torch.relu_, 0),
+    ATEN.threshold_backward.default: InPlace(ATEN.threshold_backward.grad_input._op, 0, "grad_input"),
+}
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One operation of a replay."""
+
+    operation: Operation
+    in_place: InPlace | None
+    """The form that overwrites an argument, where nothing reads this argument afterwards."""
+    frees: list[str]
+    """Names of results that nothing reads afterwards: their memory is freed."""
+
+
+def instructions(recording: Recording, results: list[str]) -> list[Instruction]:
+    """The operations that the `results` need, in their order, each computed once."""
+    kept: list[Instruction] = []
+    needed = set(results)
+    for operation in reversed(without_repeats(recording, results)):
+        if not operation.mutates and needed.isdisjoint(operation.writes):
+            continue
+        reads = operation.reads
+        frees = sorted(name for name in reads - needed if name.startswith("t"))
+        needed_later = needed - set(operation.writes)
+        needed |= reads
+        kept.append(Instruction(operation, in_place(recording, operation, needed_later), frees))
+    return kept[::-1]
+
+
+def in_place(recording: Recording, operation: Operation, needed_later: set[str]) -> InPlace | None:
+    """The form of an operation that overwrites an argument; None if there is none, or its memory is still needed."""
+    form = IN_PLACE.get(operation.function)
+    if form is None:
+        return None
+    argument, result = operation.args[form.position], operation.results[0]
+    if not isinstance(argument, Name) or not argument.text.startswith("t") or result is None:
+        return None
+    if recording.layouts[argument.text] != recording.layouts[result.text]:
+        return None
+    needed = needed_later | (operation.reads - {argument.text})
+    occupied = {recording.memory[name] for name in needed} | recording.callers_memory
+    return None if recording.memory[argument.text] in occupied else form
+
+
+def without_repeats(recording: Recording, results: list[str]) -> list[Operation]:
+    """The operations without those that compute again what an earlier one has computed.
+
+    Only operations on memory that never changes are compared: no operation changes it, and it is not part of a result,
+    which a caller may change.
+    """
+    mutating = [operation for operation in recording.operations if operation.mutates]
+    changed = {recording.memory[name] for one in mutating for name in names_in((one.args, one.results))}
+    changed |= {recording.memory[name] for name in results}
+    same: dict[str, str] = {}
+    first_results: dict[Any, list[Name | None]] = {}
+    distinct = []
+    for operation in recording.operations:
+        operation = replace(
+            operation,
+            args=renamed(operation.args, same),
+            kwargs={key: renamed(value, same) for key, value in operation.kwargs.items()},
+            results=renamed(operation.results, same),
+        )
+        if changed.isdisjoint(recording.memory[name] for name in operation.reads | set(operation.writes)):
+            key = (operation.function, repr(operation.args), repr(operation.kwargs))
+            if key in first_results:
+                pairs = zip(operation.results, first_results[key], strict=True)
+                same |= {ours.text: first.text for ours, first in pairs if ours is not None and first is not None}
+                continue
+            first_results[key] = operation.results
+        distinct.append(operation)
+    return distinct

@@ -1,0 +1,87 @@
+"""The operations of a recording, with names in place of tensors.
+
+Names begin with a letter that says where the tensor comes from: i0, i1 … are inputs of the function, c0, c1 …
+constants that the function closes over, t5, t6 … results of operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ATEN = torch.ops.aten
+VIEW = ATEN.as_strided.default
+
+
+@dataclass(frozen=True)
+class Name:
+    """A tensor among the arguments or results of a recorded operation."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One call of a PyTorch operation."""
+
+    function: Any
+    args: Any
+    kwargs: dict[str, Any]
+    results: list[Name | None]
+    """None for a result that is not a tensor."""
+    returns_several: bool
+    """Whether the operation returns a tuple or list."""
+
+    @property
+    def mutates(self) -> bool:
+        """Whether it changes one of its arguments in place."""
+        return self.function._schema.is_mutable
+
+    @property
+    def reads(self) -> set[str]:
+        """The names among its arguments."""
+        return names_in(self.args) | names_in(tuple(self.kwargs.values()))
+
+    @property
+    def writes(self) -> list[str]:
+        """The names of its results."""
+        return [result.text for result in self.results if result is not None]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Everything that a call of a function did, in its order."""
+
+    operations: list[Operation] = field(default_factory=list)
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    layouts: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Name → shape, strides and type."""
+    memory: dict[str, int] = field(default_factory=dict)
+    """Name → address of its memory, which views share."""
+    callers_memory: set[int] = field(default_factory=set)
+    """Addresses of the memory of inputs and constants."""
+
+
+def names_in(value: Any) -> set[str]:
+    """The names in an argument: a name, a plain value, or nested lists of these."""
+    if isinstance(value, Name):
+        return {value.text}
+    return set().union(*map(names_in, value)) if isinstance(value, tuple | list) else set()
+
+
+def renamed(value: Any, names: dict[str, str]) -> Any:
+    """An argument with some of its names replaced, old → new."""
+    if isinstance(value, Name):
+        return Name(names.get(value.text, value.text))
+    return type(value)(renamed(part, names) for part in value) if isinstance(value, tuple | list) else value
+
+
+def map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:
+    """An argument with `change` applied to its tensors: a tensor, a plain value, or nested lists of these."""
+    if isinstance(value, Tensor):
+        return change(value)
+    return type(value)(map_tensors(change, part) for part in value) if isinstance(value, tuple | list) else value
