@@ -9,7 +9,7 @@ import altair as alt
 import polars as pl
 
 from floral.bench.cases import holds
-from floral.report.figures import INK, MUTED, Drawing, Figure, render
+from floral.report.charts.render import INK, MUTED, Drawing, Figure, render
 
 HOLDS, MISSED = "#12886b", "#d9531e"
 COLOURS = {"fedavg": "#3f83c9", "floral_1": "#d9531e", "local_adaptor": "#5fbf9b"}

@@ -19,7 +19,7 @@ from floral.bench.processes import in_new_process
 from floral.bench.scale import scale as measure_scale
 from floral.core.process import configure_process
 from floral.io.files import atomic
-from floral.report.figures import Figure
+from floral.report.charts.render import Figure
 
 FOLDER = "bench"
 Scale = Callable[..., dict[str, Any]]

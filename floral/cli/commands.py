@@ -177,11 +177,11 @@ def _report_reference(suite: str, runs: list[Run], reports: Path) -> None:
 
 def reference(arguments: Namespace, settings: Settings) -> None:
     from floral.config.suites import suite_runs
-    from floral.report import words
+    from floral.report import commands as report_commands
     from floral.runs import reference
 
     runs = suite_runs(arguments.suite)
-    command = words.command(arguments.suite, runs)
+    command = report_commands.command(arguments.suite, runs)
     folder = reference.make(arguments.suite, runs, settings.results, settings.reports / arguments.suite, command)
     print(f"reference: {folder}; commit this folder, and nobody needs to repeat its runs")
 

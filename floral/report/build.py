@@ -1,4 +1,4 @@
-"""Run folders → reports/<suite>/: one page that stands alone, summary.parquet, tables for LaTeX, vector figures."""
+"""Build reports/<suite>/ from run folders: a page, summary.parquet, LaTeX tables and vector figures."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ from floral.config import catalogue
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.io.locks import held
-from floral.report import words
+from floral.report import commands, sentences
+from floral.report.charts.render import Figure
 from floral.report.collect import Collected, collect
-from floral.report.draw import draw, draws
-from floral.report.figures import Figure
+from floral.report.draw import draw, has_figures
 from floral.report.sections import setup
 from floral.report.sections.base import Material, Section
+from floral.report.sections.failures import without_result
+from floral.report.sections.provenance import provenance
 from floral.report.sections.registry import SECTIONS
-from floral.report.style import APART, styles
+from floral.report.style import UNRANKED_GROUPS, method_styles
 from floral.report.summarise import usual_seeds
 from floral.report.tables import unbroken
 from floral.runs.missing_data import split
 
 TEMPLATE = Path(__file__).parents[2] / "reports" / "template"
 EMBEDDED = {"style": "style.css", "theme": "theme.js", "script": "script.js"}
+"""Files that are copied into the page."""
 
 
 def report(
@@ -42,16 +45,17 @@ def report(
 ) -> Path:
     """Build the report of a suite from its run folders and return the path of its page.
 
-    With `allow_missing` it leaves out the runs whose data are not there, and names these.
+    With `partial`, unfinished runs are allowed. With `allow_missing`, runs without their data are left out, and the
+    page names them.
 
-    It is built in a folder beside the old one, which it replaces at the end. Built again from equal results it has
-    equal bytes: its only time is the last run's.
+    The report is built in a temporary folder, which replaces the old report at the end. Equal results give equal bytes:
+    the page's only time is that of the last run.
 
     Raises:
-        ConfigError: a run has no result (and `partial` is false), or a result is unreadable, or no run is left.
+        ConfigError: a run has no result (without `partial`), a result is unreadable, or there is no run.
     """
     runs = list(runs)
-    command = words.command(suite_name, runs, allow_missing)
+    command = commands.command(suite_name, runs, allow_missing)
     runs, missing = split(runs, results) if allow_missing else (runs, [])
     with held(results / "report" / f"{suite_name}.lock", f"building the report of {suite_name}"):
         collected = collect(suite_name, runs, results)
@@ -60,20 +64,21 @@ def report(
             raise ConfigError(
                 f"suite {suite_name!r}: {len(collected.unfinished)} of {len(runs)} runs have no result (the first: "
                 f"{first.task.name}/{first.variant.name}/seed{first.seed}); finish them with "
-                f"`{command}`, or report what is there with "
-                f"`{words.partial_command(suite_name, runs)}`"
+                f"`{command}`, or report the finished runs with "
+                f"`{commands.partial_command(suite_name, runs)}`"
             )
         _replace(collected, runs, reports, {"command": command, "missing": missing})
     return reports / suite_name / "index.html"
 
 
-def _replace(collected: Collected, runs: list[Run], reports: Path, said: Mapping[str, Any]) -> None:
+def _replace(collected: Collected, runs: list[Run], reports: Path, texts: Mapping[str, Any]) -> None:
+    """Build the new report beside the old one, then replace it. texts: further values for the page's template."""
     final, fresh, old = (
         reports / f"{prefix}{collected.suite}{end}" for prefix, end in (("", ""), (".", ".new"), (".", ".old"))
     )
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    _build(collected, runs, fresh, final, said)
+    _build(collected, runs, fresh, final, texts)
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)
@@ -81,16 +86,16 @@ def _replace(collected: Collected, runs: list[Run], reports: Path, said: Mapping
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _build(collected: Collected, runs: list[Run], folder: Path, last: Path, said: Mapping[str, Any]) -> None:
-    methods = [(c.id, c.title, c.variant.name, c.variant.family, c.variant.oracle) for c in collected.methods]
-    shown = styles(methods, _yaml("styles.yaml"))
+def _build(collected: Collected, runs: list[Run], folder: Path, last: Path, texts: Mapping[str, Any]) -> None:
+    styles = method_styles(collected.methods, template_yaml("styles.yaml"))
     figures = {
-        configuration.id: draw(collected, shown, configuration)
+        configuration.id: draw(collected, styles, configuration)
         for configuration in collected.configurations
-        if draws(collected, configuration)
+        if has_figures(collected, configuration)
     }
-    material = Material(collected=collected, styles=shown, captions=_yaml("captions.yaml"), figures=figures)
-    sections = [made for make in SECTIONS if (made := make(material)) is not None]
+    captions = template_yaml("captions.yaml")
+    material = Material(collected=collected, styles=styles, captions=captions, figures=figures)
+    sections = [section for make in SECTIONS if (section := make(material)) is not None]
     collected.summary.drop("setting", "contender").write_parquet(folder / "summary.parquet")
     (folder / "tables").mkdir()
     for table in (part.table for section in sections for part in section.parts):
@@ -100,65 +105,67 @@ def _build(collected: Collected, runs: list[Run], folder: Path, last: Path, said
         (folder / "figures" / f"{figure.name}.csv").write_text(figure.csv, encoding="utf-8")
         (folder / "figures" / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
         (folder / "figures" / f"{figure.name}.pdf").write_bytes(_pdf(figure, last / "figures" / figure.name))
-    (folder / "index.html").write_text(_page(material, sections, runs, said), encoding="utf-8")
+    (folder / "index.html").write_text(_page(material, sections, runs, texts), encoding="utf-8")
 
 
 def _pdf(figure: Figure, last: Path) -> bytes:
-    """The last report's file if it shows the same picture: the converter orders fonts at random, bytes would differ."""
-    same = [last.with_suffix(suffix) for suffix in (".svg", ".pdf")]
-    if all(path.exists() for path in same) and same[0].read_text(encoding="utf-8") == figure.svg:
-        return same[1].read_bytes()
+    """The figure as PDF, copied from the last report if the figure is unchanged.
+
+    The converter embeds fonts in random order, so that a new conversion would change the bytes.
+    """
+    svg, pdf = (last.with_suffix(suffix) for suffix in (".svg", ".pdf"))
+    if svg.exists() and pdf.exists() and svg.read_text(encoding="utf-8") == figure.svg:
+        return pdf.read_bytes()
     return figure.pdf
 
 
-def _page(material: Material, sections: list[Section], runs: list[Run], said: Mapping[str, Any]) -> str:
-    collected, shown = material.collected, material.styles
+def _page(material: Material, sections: list[Section], runs: list[Run], texts: Mapping[str, Any]) -> str:
+    collected, styles = material.collected, material.styles
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=jinja2.select_autoescape(["html", "j2"]),
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"unbroken": unbroken, "code": _code}
+    origin = provenance(collected)
     return environment.get_template("page.html.j2").render(
-        suite=words.suite(collected.suite),
+        suite=sentences.suite(collected.suite),
         sections=sections,
         captions=material.captions,
-        verdict=words.verdict(collected, shown),
-        leaders=words.leaders(collected, shown),
-        degenerate=words.degenerate(collected, shown),
-        state=words.state(collected),
-        without_result=words.without_result(collected),
-        **said,
+        verdict=sentences.verdict(collected, styles),
+        leaders=sentences.leaders(collected, styles),
+        degenerate=sentences.degenerate(collected, styles),
+        state=sentences.state(collected),
+        without_result=without_result(collected),
+        **texts,
         collected=collected,
-        styles=shown,
-        apart=list(APART.values()),
+        styles=styles,
+        unranked_groups=list(UNRANKED_GROUPS.values()),
         usual=usual_seeds(collected),
-        provenance=(provenance := words.provenance(collected)),
-        setup=setup.paragraphs(collected, provenance["facts"]),
-        checklist=setup.checklist(collected, provenance["facts"], said["command"]),
+        provenance=origin,
+        setup=setup.paragraphs(collected, origin["facts"]),
+        checklist=setup.checklist(collected, origin["facts"], texts["command"]),
         switches=_switches(runs),
         **{name: (TEMPLATE / file).read_text(encoding="utf-8") for name, file in EMBEDDED.items()},
     )
 
 
 def _code(text: str) -> Markup:
-    """What stands between backticks as code."""
+    """Turn text between backticks into <code> elements."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-# ----------------------------------------------------------------------------------------- small reads
-
-
-def _yaml(name: str) -> dict[str, Any]:
+def template_yaml(name: str) -> dict[str, Any]:
+    """Read a YAML file of reports/template."""
     value: dict[str, Any] = yaml.safe_load((TEMPLATE / name).read_text(encoding="utf-8"))
     return value
 
 
 def _switches(runs: list[Run]) -> list[dict[str, Any]]:
-    """Every fidelity switch with the values that the suite's runs have, and its line of config/fidelity.yaml."""
+    """Every fidelity switch, with its values in these runs and its documentation in config/fidelity.yaml."""
     documented = catalogue.switches()
     used: dict[str, set[str]] = {}
-    for rules in {run.fidelity.model_dump_json(): run.fidelity for run in runs}.values():
-        for name, value in rules.switches.items():
+    for fidelity in {run.fidelity.model_dump_json(): run.fidelity for run in runs}.values():
+        for name, value in fidelity.switches.items():
             used.setdefault(name, set()).add(str(value))
     return [
         {

@@ -1,4 +1,4 @@
-"""Where a task makes a method another one: `equals` of config/methods → sentences beside the main table."""
+"""Find methods that a task makes equal to another method, from the rules `equals` of config/methods."""
 
 from __future__ import annotations
 
@@ -8,34 +8,37 @@ import polars as pl
 
 from floral.config.schema.method import Condition
 from floral.config.schema.task import Task
-from floral.report.collect import Collected, Configuration
+from floral.report.collect import Collected
+from floral.report.compared import Configuration
 
 CONDITIONS: Mapping[Condition, tuple[str, Callable[[Task, int], bool]]] = {
     "one_local_step": (
-        "every client takes one local step a round",
-        lambda task, rows: task.local_steps(rows) == 1,
+        "every client takes one local step per round",
+        lambda task, samples: task.local_steps(samples) == 1,
     ),
-    "one_cluster": ("there is one cluster", lambda task, rows: task.assumed == 1),
+    "one_cluster": ("there is one cluster", lambda task, samples: task.assumed == 1),
 }
-"""condition → what it says of a task, and whether it holds where no client has more than so many training rows."""
+"""condition → its sentence, and a test of a task whose largest client has this number of training samples."""
 
 
-def holds(when: Condition, task: Task, rows: int) -> bool:
-    """Whether a condition holds on a task of which no client has more than `rows` training rows."""
-    return CONDITIONS[when][1](task, rows)
+def holds(condition: Condition, task: Task, samples: int) -> bool:
+    """Whether a condition holds on a task whose largest client has this number of training samples."""
+    return CONDITIONS[condition][1](task, samples)
 
 
-def equal(collected: Collected, configuration: Configuration) -> list[tuple[str, str, str]]:
-    """(contender, the variant whose results it gives, why) for every declared rule that holds in a setting; empty
-    before the first run is done, which tells how many rows the clients have."""
-    done = collected.clients
-    own = done if done.is_empty() else done.filter(pl.col("setting") == configuration.id)
-    if own.is_empty():
+def equal_methods(collected: Collected, configuration: Configuration) -> list[tuple[str, str, str]]:
+    """Return (method, the variant with the same results, reason) for every declared rule that holds here.
+
+    Empty before the first run is finished, because only a finished run tells the clients' numbers of samples.
+    """
+    clients = collected.clients
+    clients = clients if clients.is_empty() else clients.filter(pl.col("setting") == configuration.id)
+    if clients.is_empty():
         return []
-    rows = int(own["train_rows"].max())  # type: ignore[arg-type]
+    samples = int(clients["train_rows"].max())  # type: ignore[arg-type]
     return [
         (method.id, rule.variant, CONDITIONS[rule.when][0])
-        for method in collected.present(configuration)
+        for method in collected.methods_on(configuration)
         for rule in method.variant.equals
-        if holds(rule.when, configuration.task, rows)
+        if holds(rule.when, configuration.task, samples)
     ]

@@ -1,4 +1,4 @@
-"""Tests of differences, ranks, and what noise alone would give: the statistics of the report."""
+"""Statistics of the report: tests of differences, ranks over tasks, and worst-of-K results under equal skill."""
 
 from __future__ import annotations
 
@@ -14,70 +14,73 @@ from scipy.stats import t as student
 
 from floral.core.intervals import Interval, t_interval
 
-SIGNIFICANT = 0.05
-FLIPS = 14
-"""Differences whose signs are flipped in all ways; of more, 2^FLIPS ways are drawn."""
-TASKS, METHODS = 6, 15
-"""Fewest tasks and most methods of a comparison by ranks: the ranks of fewer tasks cannot be significant, and the
-critical difference of more methods (3.1 ranks of 15 on 48 tasks) leaves nothing apart."""
+SIGNIFICANCE_LEVEL = 0.05
+MAX_EXACT_FLIPS = 14
+"""Up to this number of differences, all 2^n sign flips are counted; for more, 2^MAX_EXACT_FLIPS flips are sampled."""
+MIN_RANKED_TASKS = 6
+"""With fewer tasks, no difference of ranks can be significant."""
+MAX_RANKED_METHODS = 15
+"""With more methods, the critical difference is too large to separate any (15 methods on 48 tasks: 3.1 ranks)."""
 
 
 def welch_difference(values: Sequence[float], mean: float, deviation: float, n: int, level: float = 0.95) -> Interval:
-    """Welch's interval of the mean of `values` minus that of n others, of which mean and standard deviation are known.
+    """Welch's interval for the mean of `values` minus the mean of n others with the given standard deviation.
 
-    d ± t(ν, (1 + level)/2)·√(s²/m + deviation²/n), ν after Welch and Satterthwaite; its n is the smaller of m and n.
-    One value has no spread and gives no interval; two samples without any spread give width 0.
+    d ± t(ν, (1 + level)/2)·√(s²/m + deviation²/n), with ν after Welch and Satterthwaite and m = len(values). The
+    interval's n is min(m, n). With m = 1 or n = 1 there is no interval; without any spread its width is 0.
 
     Raises:
-        ValueError: there is no value, or one is not finite.
+        ValueError: `values` is empty, or a value is not finite.
     """
-    own = t_interval(values, level)
-    difference = own.mean - mean
-    count = min(own.n, n)
-    if own.n == 1 or n == 1:
+    sample = t_interval(values, level)
+    difference = sample.mean - mean
+    count = min(sample.n, n)
+    if sample.n == 1 or n == 1:
         return Interval(mean=difference, low=None, high=None, n=count)
-    parts = [float(np.var(values, ddof=1)) / own.n, deviation**2 / n]
+    parts = [float(np.var(values, ddof=1)) / sample.n, deviation**2 / n]
     error = math.sqrt(sum(parts))
     half = 0.0
     if error > 0:
-        freedom = sum(parts) ** 2 / sum(part**2 / (m - 1) for part, m in zip(parts, (own.n, n), strict=True))
+        freedom = sum(parts) ** 2 / sum(part**2 / (m - 1) for part, m in zip(parts, (sample.n, n), strict=True))
         half = float(student.ppf((1 + level) / 2, freedom)) * error
     return Interval(mean=difference, low=difference - half, high=difference + half, n=count)
 
 
 def decile_count(clients: int) -> int:
-    """How many clients the worst decile has: K/10 rounded, at least 1 (as the engine counts it)."""
+    """Number of clients in the worst decile: K/10 rounded, at least 1, as in the engine."""
     return max(1, round(clients / 10))
 
 
 def worst_mean(values: ArrayLike, count: int) -> np.ndarray:
-    """Mean of the `count` lowest values along the last axis. count = 1 is the minimum, count = K the mean."""
+    """Mean of the `count` lowest values along the last axis; count = 1 is the minimum, count = K the mean."""
     lowest = np.sort(np.asarray(values, dtype=float), axis=-1)[..., :count]
     return lowest.mean(axis=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NullBand:
-    """Where a worst-of-K statistic lies by chance alone: its mean and the ends of its central 95 %."""
+    """Distribution of a worst-of-K statistic under equal skill: its mean and the ends of its central 95 %."""
 
     mean: float
     low: float
     high: float
 
 
-def binomial_null(rows: Sequence[int], accuracy: float, count: int, draws: int = 2000, seed: int = 0) -> NullBand:
-    """Worst-of-K under equal skill: the mean of the `count` lowest X_k/n_k, X_k ~ Bin(n_k, p) independent.
+def binomial_null(samples: Sequence[int], accuracy: float, count: int, draws: int = 2000, seed: int = 0) -> NullBand:
+    """Simulate worst-of-K under equal skill: the mean of the `count` lowest X_k/n_k, X_k ~ Bin(n_k, p) independent.
 
-    `rows` are the test rows n_k (of clients, or of whole clusters) and `accuracy` is the common p = ΣX_k/Σn_k. The
-    law is drawn `draws` times from Philox(seed), so equal arguments give equal bands. As n_k → ∞ the band closes on
-    p; count = K has mean p. Entries without rows are left out.
+    `samples` are the numbers n_k of test samples (of clients or of clusters); `accuracy` is the common p = ΣX_k/Σn_k.
+    Entries with n_k = 0 are left out. Simulated `draws` times from Philox(seed): equal arguments give equal bands.
+    As n_k → ∞ the band shrinks to p. For count = K its mean is p.
 
     Raises:
-        ValueError: p is outside 0–1, or fewer than `count` entries have rows.
+        ValueError: p is outside 0–1, or fewer than `count` entries have samples.
     """
-    n = np.asarray([row for row in rows if row > 0])
+    n = np.asarray([number for number in samples if number > 0])
     if not 0 <= accuracy <= 1 or not 1 <= count <= n.size:
-        raise ValueError(f"binomial_null: accuracy {accuracy} in 0–1 and 1 <= count {count} <= {n.size} are needed")
+        raise ValueError(
+            f"binomial_null: accuracy is {accuracy} and must be in 0–1; count is {count} and must be in 1–{n.size}"
+        )
     generator = np.random.Generator(np.random.Philox(seed))
     lowest = worst_mean(generator.binomial(n, accuracy, size=(draws, n.size)) / n, count)
     low, high = np.quantile(lowest, [0.025, 0.975])
@@ -85,49 +88,52 @@ def binomial_null(rows: Sequence[int], accuracy: float, count: int, draws: int =
 
 
 def least_p(n: int) -> float:
-    """The least two-sided p that flipping the signs of n differences can give, 2/2^n: of 5 it is 0.0625."""
+    """Smallest two-sided p of a sign-flip test with n differences: 2/2^n, for example 0.0625 with n = 5."""
     return min(1.0, 2.0 ** (1 - n))
 
 
 def attainable(n: int, comparisons: int = 1) -> bool:
-    """Whether one of so many comparisons of n pairs can be significant after Holm's correction; else no p is shown."""
-    return comparisons * least_p(n) <= SIGNIFICANT
+    """Whether any comparison of n pairs can be significant after Holm's correction for this number of comparisons."""
+    return comparisons * least_p(n) <= SIGNIFICANCE_LEVEL
 
 
 def sign_flip(differences: Sequence[float]) -> float:
-    """Two-sided p of paired differences under the null that both methods are exchangeable within a seed.
+    """Two-sided p of paired differences, under the null hypothesis that both methods are exchangeable within a seed.
 
-    Then every d_i has either sign with equal chance: p is the share of the 2^n signs s with |Σ s_i d_i| ≥ |Σ d_i|, the
-    signs as they are among them. Exact up to FLIPS differences, else over 2^FLIPS signs from Philox(0).
+    Under this hypothesis every d_i is positive or negative with equal probability. p is the share of the 2^n sign
+    vectors s with |Σ s_i d_i| ≥ |Σ d_i|, including the observed signs. Exact for at most MAX_EXACT_FLIPS differences,
+    otherwise estimated from 2^MAX_EXACT_FLIPS sign vectors from Philox(0).
     """
     x = np.asarray(differences, dtype=float)
-    if x.size <= FLIPS:
+    if x.size <= MAX_EXACT_FLIPS:
         signs = 1.0 - 2.0 * (np.arange(2**x.size)[:, None] >> np.arange(x.size) & 1)
     else:
-        signs = np.random.Generator(np.random.Philox(0)).choice([-1.0, 1.0], size=(2**FLIPS, x.size))
+        signs = np.random.Generator(np.random.Philox(0)).choice([-1.0, 1.0], size=(2**MAX_EXACT_FLIPS, x.size))
         signs[0] = 1.0
     sums = np.abs(signs @ x)
     return float(np.mean(sums >= sums[0] - 1e-9 * np.abs(x).sum()))
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down correction of m p-values: the i-th least (from 0) times m - i, at most 1 and in order.
+    """Holm's step-down correction of m p-values.
 
-    Rejecting what is at most α then has a familywise error of at most α, whatever the dependence (Holm 1979).
+    The i-th smallest value (counted from 0) is multiplied by m - i, capped at 1, and made at least as large as the one
+    before. Rejecting corrected values ≤ α has a familywise error ≤ α under any dependence. Source: Holm 1979.
     """
-    found: dict[str, float] = {}
-    least = 0.0
+    corrected: dict[str, float] = {}
+    largest = 0.0
     for rank, name in enumerate(sorted(p, key=lambda name: p[name])):
-        least = max(least, min(1.0, (len(p) - rank) * p[name]))
-        found[name] = least
-    return {name: found[name] for name in p}
+        largest = max(largest, min(1.0, (len(p) - rank) * p[name]))
+        corrected[name] = largest
+    return {name: corrected[name] for name in p}
 
 
 def seeds_to_decide(differences: Sequence[float], power: float = 0.8, most: int = 1000) -> int | None:
-    """Least number of seeds at which a two-sided paired t-test at 5 % finds a difference like this one with `power`.
+    """Smallest number N of seeds at which a two-sided paired t-test at 5 % detects this difference with `power`.
 
-    It takes their mean m and standard deviation s for the true ones: with δ = √N·m/s, the power is
-    P(|T| > t(N - 1, 0.975)) for T noncentral t(N - 1, δ). None: more than `most`, or fewer than two differences.
+    The mean m and standard deviation s of the differences are taken as the true ones. With δ = √N·m/s, the power is
+    P(|T| > t(N - 1, 0.975)) for T noncentral t(N - 1, δ).
+    None if N exceeds `most`, if there are fewer than two differences, if one is not finite, or if m = 0.
     """
     x = np.asarray(differences, dtype=float)
     if x.size < 2 or not np.isfinite(x).all() or x.mean() == 0:
@@ -138,18 +144,18 @@ def seeds_to_decide(differences: Sequence[float], power: float = 0.8, most: int 
 
     def enough(n: int) -> bool:
         edge, shift = student.ppf(0.975, n - 1), effect * math.sqrt(n)
-        if shift > edge + 6:  # certain, and beyond what nct computes without trouble
+        if shift > edge + 6:  # power ≈ 1; scipy's nct is unreliable this far out
             return True
-        # The other side has at most the probability Φ(-δ); far out nct gives NaN for it.
-        other = nct.cdf(-edge, n - 1, shift) if shift < 3 else 0.0
-        return bool(nct.sf(edge, n - 1, shift) + other >= power)
+        # The probability of the opposite tail is at most Φ(-δ); scipy's nct returns NaN there for large δ.
+        opposite = nct.cdf(-edge, n - 1, shift) if shift < 3 else 0.0
+        return bool(nct.sf(edge, n - 1, shift) + opposite >= power)
 
     return bisect_left(range(most + 1), True, lo=2, key=enough) if enough(most) else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """Methods' mean ranks over tasks (1 is best), Friedman's p, and the critical difference of two mean ranks."""
+    """Mean ranks of methods over tasks (1 is best), Friedman's p, and the critical difference of two mean ranks."""
 
     mean: dict[str, float]
     p: float
@@ -158,42 +164,50 @@ class Ranks:
 
 
 def ranks(results: Mapping[str, Sequence[float]], higher_is_better: Sequence[bool]) -> Ranks:
-    """Friedman's test and Nemenyi's critical difference; `results`: method → its result on each of N tasks.
+    """Friedman's test and Nemenyi's critical difference.
 
-    Ranks r within a task, ties sharing their mean. χ² = (k - 1)·Σ_j (R_j - N(k + 1)/2)² / (Σ r² - N·k(k + 1)²/4) with
-    the rank sums R_j of k methods has k - 1 degrees of freedom. Two mean ranks differ at 5 % if they are further apart
-    than q(0.05, k, ∞)/√2 · √(k(k + 1)/(6N)). Source: Demšar, JMLR 7 (2006).
+    results: method → its result on each of N tasks. higher_is_better: one flag per task.
+    Methods are ranked within a task; tied methods share their mean rank r. With the rank sums R_j of k methods,
+    χ² = (k - 1)·Σ_j (R_j - N(k + 1)/2)² / (Σ r² - N·k(k + 1)²/4) has k - 1 degrees of freedom.
+    Two mean ranks differ at 5 % if their distance exceeds q(0.05, k, ∞)/√2 · √(k(k + 1)/(6N)).
+    Source: Demšar, JMLR 7 (2006).
 
     Raises:
-        ValueError: fewer than TASKS tasks, more than METHODS methods or fewer than three.
+        ValueError: fewer than MIN_RANKED_TASKS tasks, fewer than 3 or more than MAX_RANKED_METHODS methods.
     """
     sign = np.where(higher_is_better, -1.0, 1.0)
     table = np.array([np.asarray(row, dtype=float) * sign for row in results.values()])
     k, count = table.shape if table.ndim == 2 else (len(results), 0)
-    if count < TASKS or not 3 <= k <= METHODS:
-        raise ValueError(f"ranks: {k} methods on {count} tasks; 3 to {METHODS} on at least {TASKS} are needed")
+    if count < MIN_RANKED_TASKS or not 3 <= k <= MAX_RANKED_METHODS:
+        raise ValueError(
+            f"ranks: got {k} methods on {count} tasks; give 3 to {MAX_RANKED_METHODS} methods on at least "
+            f"{MIN_RANKED_TASKS} tasks"
+        )
     ranked = rankdata(table, axis=0)
     spread = float((ranked**2).sum()) - count * k * (k + 1) ** 2 / 4
     between = float(((ranked.sum(1) - count * (k + 1) / 2) ** 2).sum())
     p = float(chi2.sf((k - 1) * between / spread, k - 1)) if spread > 0 else 1.0
-    critical = float(studentized_range.ppf(1 - SIGNIFICANT, k, np.inf)) / math.sqrt(2)
+    critical = float(studentized_range.ppf(1 - SIGNIFICANCE_LEVEL, k, np.inf)) / math.sqrt(2)
     critical *= math.sqrt(k * (k + 1) / (6 * count))
     means = dict(zip(results, ranked.mean(1).tolist(), strict=True))
     return Ranks(mean=means, p=p, critical=critical, tasks=count)
 
 
-def alike(found: Ranks) -> list[tuple[str, ...]]:
-    """The largest runs of methods, in order of mean rank, whose ends are no critical difference apart."""
-    order = sorted(found.mean, key=lambda name: found.mean[name])
-    runs: list[tuple[str, ...]] = []
-    for at, first in enumerate(order):
-        run = [name for name in order[at:] if found.mean[name] - found.mean[first] <= found.critical]
-        if len(run) > 1 and not any(set(run) <= set(other) for other in runs):
-            runs.append(tuple(run))
-    return runs
+def indistinguishable(ranks: Ranks) -> list[tuple[str, ...]]:
+    """The largest groups of methods, neighbours in mean rank, that all lie within one critical difference."""
+    order = sorted(ranks.mean, key=lambda name: ranks.mean[name])
+    groups: list[tuple[str, ...]] = []
+    for position, first in enumerate(order):
+        group = [name for name in order[position:] if ranks.mean[name] - ranks.mean[first] <= ranks.critical]
+        if len(group) > 1 and not any(set(group) <= set(larger) for larger in groups):
+            groups.append(tuple(group))
+    return groups
 
 
 def signed_rank(differences: Sequence[float]) -> float:
-    """Wilcoxon's two-sided signed-rank p of a difference on each task; zeros are split (Pratt), all zero gives 1."""
+    """Wilcoxon's two-sided signed-rank p of one difference per task; 1 if all are zero.
+
+    Zero differences are ranked too, and their ranks are split equally between both signs.
+    """
     x = np.asarray(differences, dtype=float)
     return float(wilcoxon(x, zero_method="zsplit")[1]) if x.any() else 1.0  # type: ignore[arg-type]

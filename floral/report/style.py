@@ -1,4 +1,4 @@
-"""How a contender looks wherever it appears: one colour, one short name, one group. Tables and figures share it."""
+"""Style of a method in all tables and figures: colour, short name and group."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from floral.report.compared import MethodRow
+
 Group = Literal["method", "oracle", "control"]
-APART: dict[Group, str] = {"oracle": "Told the true clusters", "control": "Controls"}
-"""What stands below the methods, in this order: rows that are no rivals and never marked best or second."""
+UNRANKED_GROUPS: dict[Group, str] = {"oracle": "Told the true clusters", "control": "Controls"}
+"""Groups below the methods, in this order, and their headings. They are never marked as best or second best."""
 
 LIGHTNESS = (0.45, 0.62, 0.36, 0.70, 0.53)
+HUE_STEP_DEGREES = 9
+MAX_HUE_STEPS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,44 +31,54 @@ class Style:
 
     @property
     def group_title(self) -> str:
-        """The heading that it stands below: a method's family."""
-        return APART.get(self.group, self.family)
+        """The table heading that the method is listed below: its family, unless it is an oracle or a control."""
+        return UNRANKED_GROUPS.get(self.group, self.family)
 
 
-def styles(variants: Iterable[tuple[str, str, str, str, bool]], palette: Mapping[str, Any]) -> dict[str, Style]:
-    """Looks of (id, title, variant name, family, oracle), by id: methods by family, then oracles, then controls.
+def method_styles(methods: Iterable[MethodRow], palette: Mapping[str, Any]) -> dict[str, Style]:
+    """Assign a style to each method, by id, in the order of the tables: families, then oracles, then controls."""
+    return assign_styles(
+        [(row.id, row.title, row.variant.name, row.variant.family, row.variant.oracle) for row in methods], palette
+    )
 
-    A palette entry pins a variant's colour, short name and group; only the first id of a variant name has the pinned
-    colour, so that no two share one. Others take their family's hue and the next free lightness.
+
+def assign_styles(variants: Iterable[tuple[str, str, str, str, bool]], palette: Mapping[str, Any]) -> dict[str, Style]:
+    """Assign a style to each (id, title, variant name, family, oracle), as in `method_styles`.
+
+    The palette fixes the colour, short name and group of some variants. Only the first id of a variant gets this colour
+    and short name, so that no two methods share a colour. Others get a free shade of their family's hue.
     """
-    found, taken = [], {entry["colour"] for entry in palette["variants"].values()}
-    pinned_used: set[str] = set()
+    styles, used_colours = [], {entry["colour"] for entry in palette["variants"].values()}
+    fixed_names: set[str] = set()
     for id_, title, name, family, oracle in variants:
-        pinned = palette["variants"].get(name, {})
-        if pinned and name not in pinned_used:
-            colour, short = pinned["colour"], pinned.get("short", title)
-            pinned_used.add(name)
+        entry = palette["variants"].get(name, {})
+        if entry and name not in fixed_names:
+            colour, short = entry["colour"], entry.get("short", title)
+            fixed_names.add(name)
         else:
-            colour, short = _free_colour(family, palette["families"], taken), title
-            taken.add(colour)
+            colour, short = _free_colour(family, palette["families"], used_colours), title
+            used_colours.add(colour)
         default: Group = "control" if family == "Control" else "oracle" if oracle else "method"
-        group: Group = pinned.get("group", default)
-        found.append(Style(id=id_, title=title, short=short, family=family, group=group, colour=colour, dashed=oracle))
-    families = [*palette["families"], *sorted({style.family for style in found} - palette["families"].keys())]
-    order = [*families, *APART.values()]
-    return {style.id: style for style in sorted(found, key=lambda style: order.index(style.group_title))}
+        group: Group = entry.get("group", default)
+        styles.append(Style(id=id_, title=title, short=short, family=family, group=group, colour=colour, dashed=oracle))
+    families = [*palette["families"], *sorted({style.family for style in styles} - palette["families"].keys())]
+    order = [*families, *UNRANKED_GROUPS.values()]
+    return {style.id: style for style in sorted(styles, key=lambda style: order.index(style.group_title))}
 
 
-def _free_colour(family: str, hues: Mapping[str, int | str], taken: set[str]) -> str:
-    """The first shade of the family's hue that nobody has; the hue moves on by 9° when all its shades are taken."""
+def _free_colour(family: str, hues: Mapping[str, int | str], used_colours: set[str]) -> str:
+    """Return the first unused shade of the family's hue; if all its shades are used, move on to the next hue."""
     hue = hues.get(family, zlib.crc32(family.encode()) % 360)
     saturation = 0.0 if hue == "none" else 0.6
     start = 0.0 if hue == "none" else float(hue)
-    for step in range(40):
+    for step in range(MAX_HUE_STEPS):
         for lightness in LIGHTNESS:
-            turned = (start + 9 * step) % 360 / 360
+            turned = (start + HUE_STEP_DEGREES * step) % 360 / 360
             red, green, blue = colorsys.hls_to_rgb(turned, lightness, saturation or 0.05 * step)
             colour = "#" + "".join(f"{round(255 * part):02x}" for part in (red, green, blue))
-            if colour not in taken:
+            if colour not in used_colours:
                 return colour
-    raise ValueError(f"no colour is left for family {family!r}: 200 are taken")
+    raise ValueError(
+        f"no free colour for family {family!r}: all {MAX_HUE_STEPS * len(LIGHTNESS)} shades are used; "
+        "fix a colour for its variants in reports/template/styles.yaml"
+    )

@@ -1,4 +1,4 @@
-"""Cells → great_tables → HTML for the page and LaTeX for a paper. Knows no files, no runs, no torch."""
+"""Render cells as HTML for the page and as LaTeX for a paper, with great_tables."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ MINUS, PLUS_MINUS, THIN = "\u2212", "\u00b1", "\u2009"
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A value as text with a remark below it; `order` is what the column sorts by, `mark` only ever a rival's, and a
-    `quiet` value stands back behind the others."""
+    """The text of a table cell and a note below it."""
 
     text: str
     note: str = ""
     order: float | None = None
+    """The number that the column is sorted by."""
     mark: Literal["", "best", "second"] = ""
     quiet: bool = False
+    """Whether it is printed in grey."""
 
 
 EMPTY = Cell(text="\u2013")
@@ -47,19 +48,22 @@ class Table:
 
 
 def number(value: float, digits: int | None, sign: bool = False) -> str:
-    """A number with a true minus sign, and a plus if asked for; `digits`: decimals, None: three significant digits."""
+    """Format a number with a true minus sign, and with a plus sign if `sign`.
+
+    digits: number of decimals, or None for three significant digits.
+    """
     form = "#.3g" if digits is None else f".{digits}f"
     text = f"{value:{'+' if sign else ''}{form}}".removesuffix(".")
     return text.replace("e-0", "e-").replace("e+0", "e+").replace("-", MINUS)
 
 
 def unbroken(text: str) -> str:
-    """A number and its unit stay on one line."""
+    """Join numbers and units by no-break spaces, so that they stay on one line."""
     return text.replace(" %", "\u00a0%").replace(f" {PLUS_MINUS} ", f"\u00a0{PLUS_MINUS}\u00a0")
 
 
 def amount(value: float) -> str:
-    """Three significant digits with a decimal prefix: 38640 is 38.6 k, 0 is 0."""
+    """Format with three significant digits and a decimal prefix: 38640 is 38.6 k, 0 is 0."""
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= factor:
             return f"{value / factor:.3g}{THIN}{prefix}"
@@ -69,17 +73,16 @@ def amount(value: float) -> str:
 def interval_cell(
     interval: Interval, digits: int | None, sign: bool = False, note: str = "", mark: str = "", usual: int = 0
 ) -> Cell:
-    """Mean ± half width, beneath it n where it is not the `usual` one; one value has no interval."""
+    """Mean ± half width, with n below it if n is 1 or differs from `usual`. A single value has no interval."""
     text = number(interval.mean, digits, sign)
     if interval.half_width is not None:
         text += f" {PLUS_MINUS} {number(interval.half_width, digits)}"
     count = f"n = {interval.n}" if interval.n != usual or interval.n == 1 else ""
-    remark = "; ".join(filter(None, (count, note)))
-    return Cell(text=text, note=remark, order=interval.mean, mark=mark)  # type: ignore[arg-type]
+    return Cell(text=text, note="; ".join(filter(None, (count, note))), order=interval.mean, mark=mark)  # type: ignore[arg-type]
 
 
 def grid(name: str, columns: Sequence[Column], rows: Sequence[tuple[Style, Mapping[str, Cell]]], caption: str) -> Table:
-    """Contenders down, grouped; columns across, below spanners. An absent cell is a dash."""
+    """Build a table with one row per method, grouped by family. Absent cells are dashes."""
     return Table(
         name=name,
         html=_strip(_gt(name, columns, rows, _html_name, _html_cell).as_raw_html()),
@@ -88,12 +91,12 @@ def grid(name: str, columns: Sequence[Column], rows: Sequence[tuple[Style, Mappi
 
 
 def _gt(
-    name: str, columns: Sequence[Column], rows: Sequence[tuple[Style, Mapping[str, Cell]]], naming, writing
+    name: str, columns: Sequence[Column], rows: Sequence[tuple[Style, Mapping[str, Cell]]], format_name, format_cell
 ) -> gt.GT:  # type: ignore[no-untyped-def]
     data = {
         "group": [style.group_title for style, _ in rows],
-        "name": [naming(style) for style, _ in rows],
-        **{column.id: [writing(cells.get(column.id, EMPTY)) for _, cells in rows] for column in columns},
+        "name": [format_name(style) for style, _ in rows],
+        **{column.id: [format_cell(cells.get(column.id, EMPTY)) for _, cells in rows] for column in columns},
     }
     ids = [column.id for column in columns]
     table = gt.GT(pl.DataFrame(data), rowname_col="name", groupname_col="group", id=name)
@@ -120,7 +123,7 @@ def _html_cell(cell: Cell) -> str:
 
 
 def _strip(text: str) -> str:
-    """Only the table: the page brings one style sheet for all, and the wrapper's inline styles fight it."""
+    """Keep only the table, because inline styles of great_tables would override the page's style sheet."""
     table = text[text.index("<table") : text.index("</table>") + len("</table>")]
     return re.sub(r' (style|data-quarto-[a-z-]+)="[^"]*"(?=[^<]*<(?:thead|tr))', "", table, count=3)
 
@@ -138,7 +141,7 @@ SIGNS = {
 
 
 def latex(text: str) -> str:
-    """Text with LaTeX's special characters and our signs written so that they print."""
+    """Escape LaTeX's special characters and replace Unicode signs by commands."""
     return "".join((SPECIAL | SIGNS).get(character, character) for character in text)
 
 
@@ -153,7 +156,7 @@ def _latex_cell(cell: Cell) -> str:
 
 
 def _caption(text: str, name: str, caption: str) -> str:
-    """great_tables escapes special characters of headings but leaves signs, and sets a size of its own."""
+    """Add caption and label, and replace what great_tables leaves: Unicode signs and a fixed font size."""
     for sign, command in SIGNS.items():
         text = text.replace(sign, command)
     head = f"% needs \\usepackage{{booktabs}}\n\\begin{{table}}[!t]\n\\caption{{{latex(caption)}}}\\label{{tab:{name}}}"

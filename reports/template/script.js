@@ -1,6 +1,6 @@
 // ---------------------------------------------------------------------------------------------------- tables
 
-// What a cell sorts by: its number, the number it begins with, or its text.
+// The sort key of a cell: its data-order, the number at the start of its text, or its text.
 function order(cell) {
   const marked = cell?.querySelector("[data-order]");
   if (marked) return Number(marked.dataset.order);
@@ -10,7 +10,7 @@ function order(cell) {
 }
 
 const isNumber = (x) => typeof x === "number" && !Number.isNaN(x);
-const rank = (x) => (isNumber(x) ? 0 : typeof x === "string" ? 1 : 2); // numbers, then words, then nothing
+const rank = (x) => (isNumber(x) ? 0 : typeof x === "string" ? 1 : 2); // numbers first, then text, then empty cells
 
 function compare(x, y) {
   if (rank(x) !== rank(y)) return { fixed: rank(x) - rank(y) };
@@ -21,26 +21,26 @@ function compare(x, y) {
 
 const isHeading = (row) => row.classList.contains("gt_group_heading_row");
 
-// Rows in the order and choice that a table's `state` says. Families are for reading: sorted, all methods stand in one
-// column of ranks, and only what stands apart (APART) stays apart. What has no value stays last in both directions.
+// Filter and sort a table's rows as its `state` says. A sorted table drops the families and lists all methods together;
+// only UNRANKED_GROUPS stay below them. Empty cells are last in both directions. Returns the number of matching rows.
 function arrange(table, state) {
-  const [body, wanted] = [table.tBodies[0], state.query.toLowerCase().split(/\s+/).filter(Boolean)];
+  const [body, words] = [table.tBodies[0], state.query.toLowerCase().split(/\s+/).filter(Boolean)];
   const tiers = [[]];
   let family = "";
-  let found = 0;
+  let matches = 0;
   let heading = null;
   for (const row of state.rows) {
-    const apart = isHeading(row) && APART.includes(row.textContent.trim());
+    const unranked = isHeading(row) && UNRANKED_GROUPS.includes(row.textContent.trim());
     if (isHeading(row)) {
       [heading, family] = [row, row.textContent.toLowerCase()];
       row.hidden = true;
-      if (apart) tiers.push([]);
+      if (unranked) tiers.push([]);
     } else {
       const text = `${family} ${row.textContent.toLowerCase()}`;
-      row.hidden = !wanted.every((word) => text.includes(word));
-      found += !row.hidden;
-      const shown = state.direction === "none" || APART.includes(heading?.textContent.trim());
-      if (heading && !row.hidden && shown) heading.hidden = false;
+      row.hidden = !words.every((word) => text.includes(word));
+      matches += !row.hidden;
+      const withHeading = state.direction === "none" || UNRANKED_GROUPS.includes(heading?.textContent.trim());
+      if (heading && !row.hidden && withHeading) heading.hidden = false;
     }
     tiers.at(-1).push(row);
   }
@@ -53,10 +53,10 @@ function arrange(table, state) {
     });
     body.append(...tier.filter(isHeading), ...rows);
   }
-  return found;
+  return matches;
 }
 
-// The lowest heading above each column of the body, with headings that span rows and columns.
+// The lowest heading cell above each column, where headings may span rows and columns.
 function headings(table) {
   const taken = [];
   [...table.tHead.rows].forEach((row, at) => {
@@ -71,7 +71,7 @@ function headings(table) {
   return taken.at(-1);
 }
 
-const FEW = 8; // rows that are found without a search
+const MIN_ROWS_FOR_SEARCH = 8;
 
 for (const table of document.querySelectorAll(".gt_table, .plain")) {
   const state = { rows: [...table.tBodies[0].rows], query: "", column: 0, direction: "none" };
@@ -89,38 +89,38 @@ for (const table of document.querySelectorAll(".gt_table, .plain")) {
       const numbers = state.rows.some((row) => !isHeading(row) && isNumber(order(row.cells[column])));
       if (!numbers) Object.assign(turn, { none: "ascending", ascending: "descending", descending: "none" });
       const direction = turn[head.getAttribute("aria-sort") || "none"];
-      for (const other of heads) other.removeAttribute("aria-sort");
+      for (const head of heads) head.removeAttribute("aria-sort");
       if (direction !== "none") head.setAttribute("aria-sort", direction);
       Object.assign(state, { column, direction });
       arrange(table, state);
     });
   });
   const all = state.rows.filter((row) => !isHeading(row)).length;
-  if (all < FEW) continue;
+  if (all < MIN_ROWS_FOR_SEARCH) continue;
   const box = document.createElement("p");
   box.className = "search";
   box.innerHTML = '<label>Search <input type="search" autocomplete="off"></label> <span role="status"></span>';
-  const [input, told] = [box.querySelector("input"), box.querySelector("span")];
+  const [input, status] = [box.querySelector("input"), box.querySelector("span")];
   input.addEventListener("input", () => {
     state.query = input.value;
-    const found = arrange(table, state);
-    told.textContent = state.query.trim() ? `${found} of ${all} rows` : "";
+    const matches = arrange(table, state);
+    status.textContent = state.query.trim() ? `${matches} of ${all} rows` : "";
   });
   table.parentElement.before(box);
 }
 
 // --------------------------------------------------------------------------------------------------- figures
 
-// A mark belongs to the method whose colour it has; choose a name and follow it through all figures.
+// The colour of a mark is that of its method. Choosing a method in the legend dims all other marks in all figures.
 const buttons = [...document.querySelectorAll(".legend button")];
 const names = new Map(buttons.map((button) => [button.dataset.colour, button.textContent.trim()]));
 const owner = (mark) => [mark.getAttribute("stroke"), mark.getAttribute("fill")].find((colour) => names.has(colour));
 
 function follow() {
-  const chosen = new Set(buttons.filter((b) => b.getAttribute("aria-pressed") === "true").map((b) => b.dataset.colour));
+  const selected = new Set(buttons.filter((b) => b.getAttribute("aria-pressed") === "true").map((b) => b.dataset.colour));
   for (const mark of document.querySelectorAll("figure svg .role-mark *")) {
-    const own = owner(mark);
-    if (own) mark.classList.toggle("dim", chosen.size > 0 && !chosen.has(own));
+    const colour = owner(mark);
+    if (colour) mark.classList.toggle("dim", selected.size > 0 && !selected.has(colour));
   }
 }
 for (const button of buttons) {
@@ -130,12 +130,12 @@ for (const button of buttons) {
   });
 }
 
-// From a pixel of a panel back to the value, by the scale that drew it.
+// The value at a pixel of a panel, by the inverse of its scale.
 function value(scale, pixel) {
   const share = scale.upward ? 1 - pixel / scale.length : pixel / scale.length;
-  const [there, back] = { log: [Math.log, Math.exp], sqrt: [Math.sqrt, (v) => v * v] }[scale.type] ?? [Number, Number];
-  const [low, high] = scale.domain.map((end) => there(end));
-  return back(low + share * (high - low));
+  const [forward, inverse] = { log: [Math.log, Math.exp], sqrt: [Math.sqrt, (v) => v * v] }[scale.type] ?? [Number, Number];
+  const [low, high] = scale.domain.map((end) => forward(end));
+  return inverse(low + share * (high - low));
 }
 const PREFIXES = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e4, "k"]];
 function written(number) {
@@ -144,12 +144,12 @@ function written(number) {
   return `${String(Math.abs(rounded) < 1e-9 ? 0 : rounded).replace("-", "\u2212")}${prefix && `\u2009${prefix}`}`;
 }
 
-// The places of an SVG that have a value: {mark, x, y in the mark's panel, text}.
+// The points of an SVG that have a value: {mark, x and y in the mark's panel, text}.
 function places(svg) {
   const plane = JSON.parse(svg.dataset.plane);
-  const found = [];
+  const points = [];
   const inside = (x, y) => x >= -1 && x <= plane.x.length + 1 && (!plane.y || (y >= -1 && y <= plane.y.length + 1));
-  const add = (mark, x, y, text) => { if (inside(x, y)) found.push({ mark, x, y, text: `${names.get(owner(mark))}: ${text}` }); };
+  const add = (mark, x, y, text) => { if (inside(x, y)) points.push({ mark, x, y, text: `${names.get(owner(mark))}: ${text}` }); };
   const point = (x, y) => plane.y
     ? `${written(value(plane.y, y))} at ${written(value(plane.x, x))} (${plane.x.title})`
     : written(value(plane.x, x));
@@ -167,12 +167,12 @@ function places(svg) {
       const [scale, ...ends] = vertical ? [plane.y, y, y + dy] : plane.y ? [plane.y, y, y] : [plane.x, x, x + dx];
       const [low, high] = ends.map((end) => value(scale, end)).sort((a, b) => a - b).map(written);
       if (low === high) add(mark, x + dx / 2, y + dy / 2, low);
-      else for (const share of [0, 1]) add(mark, x + share * dx, y + share * dy, `${low} to ${high}`); // the dot is between
+      else for (const share of [0, 1]) add(mark, x + share * dx, y + share * dy, `${low} to ${high}`); // its middle is under the dot
     } else if (group.contains("mark-rect") && plane.y) {
       const share = Number(mark.getAttribute("opacity")) || 0;
       const [client, cluster] = [value(plane.x, path[0]), value(plane.y, path[1])].map(Math.round);
       add(mark, path[0] + path[2] / 2, path[1] + path[3] / 2, `${plane.x.title} ${client}, ${plane.y.title} ${cluster}: weight ${written(share)}`);
-    } else if (group.contains("mark-rect") && path.length >= 4) { // a box, or a tick that is as thin as its line
+    } else if (group.contains("mark-rect") && path.length >= 4) { // a box, or a tick as thin as a line
       const [low, high] = [path[0] + x, path[0] + x + path[2]];
       const thin = path[2] <= 2.5;
       const middle = path[1] + y + path[3] / 2;
@@ -181,21 +181,21 @@ function places(svg) {
       else for (const end of [low, high]) add(mark, end, middle, text);
     }
   }
-  return found;
+  return points;
 }
 
-const REACH = 22; // pixels from the pointer to a place
+const REACH_PX = 22; // largest distance from the pointer to a point
 const tip = document.getElementById("tip");
-const known = new WeakMap();
+const cachedPlaces = new WeakMap();
 function placesOf(svg) {
-  if (!known.has(svg)) known.set(svg, places(svg));
-  return known.get(svg);
+  if (!cachedPlaces.has(svg)) cachedPlaces.set(svg, places(svg));
+  return cachedPlaces.get(svg);
 }
 function screen(place) {
   const matrix = place.mark.parentElement.getScreenCTM();
   return { x: matrix.a * place.x + matrix.e, y: matrix.d * place.y + matrix.f };
 }
-function tell(place) {
+function showTip(place) {
   const { x, y } = screen(place);
   tip.textContent = place.text;
   tip.className = "shown";
@@ -203,34 +203,34 @@ function tell(place) {
   tip.style.left = `${Math.max(4, Math.min(x + 12, innerWidth - wide - 8)) + scrollX}px`;
   tip.style.top = `${Math.max(4, y - 34) + scrollY}px`;
 }
-function hush() { tip.className = ""; tip.textContent = ""; }
+function hideTip() { tip.className = ""; tip.textContent = ""; }
 
 for (const svg of document.querySelectorAll("figure svg[data-plane]")) {
   if (!("x" in JSON.parse(svg.dataset.plane))) continue;
   svg.tabIndex = 0;
   let at = -1;
   svg.addEventListener("pointermove", (event) => {
-    let [near, least] = [null, REACH];
+    let [nearest, distance] = [null, REACH_PX];
     const panels = new Map();
     for (const place of placesOf(svg)) {
       const panel = place.mark.parentElement;
       if (!panels.has(panel)) panels.set(panel, panel.getScreenCTM());
       const matrix = panels.get(panel);
       const away = Math.hypot(matrix.a * place.x + matrix.e - event.clientX, matrix.d * place.y + matrix.f - event.clientY);
-      if (away < least) [near, least] = [place, away];
+      if (away < distance) [nearest, distance] = [place, away];
     }
-    if (near) tell(near); else hush();
+    if (nearest) showTip(nearest); else hideTip();
   });
-  svg.addEventListener("pointerleave", hush);
-  svg.addEventListener("blur", hush);
+  svg.addEventListener("pointerleave", hideTip);
+  svg.addEventListener("blur", hideTip);
   svg.addEventListener("keydown", (event) => {
     const all = placesOf(svg);
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (event.key === "Escape") hush();
+    if (event.key === "Escape") hideTip();
     if (!all.length || (!step && event.key !== "Home" && event.key !== "End")) return;
     event.preventDefault();
     at = event.key === "Home" ? 0 : event.key === "End" ? all.length - 1 : (Math.max(at, step > 0 ? -1 : 0) + step + all.length) % all.length;
-    tell(all[at]);
+    showTip(all[at]);
   });
 }
 
@@ -253,28 +253,28 @@ function label() { switcher.textContent = `Colours: ${document.documentElement.d
 switcher.addEventListener("click", () => {
   const next = THEMES[(THEMES.indexOf(document.documentElement.dataset.theme) + 1) % THEMES.length];
   show(next);
-  keep(next);
+  storeTheme(next);
   label();
 });
 label();
 document.querySelector("nav").append(switcher);
 
 for (const button of document.querySelectorAll("button[data-copy]")) {
-  const told = button.textContent;
+  const label = button.textContent;
   button.addEventListener("click", async () => {
     const source = document.getElementById(button.dataset.copy);
     try {
       await navigator.clipboard.writeText(source.textContent);
       button.textContent = "Copied";
-    } catch { // a browser that gives a local file no clipboard: the text is selected, and its own command copies
+    } catch { // no clipboard for local files in this browser: select the text, so that its copy command works
       getSelection().selectAllChildren(source);
       button.textContent = document.execCommand("copy") ? "Copied" : "Selected: press Ctrl-C";
     }
-    setTimeout(() => { button.textContent = told; }, 2000);
+    setTimeout(() => { button.textContent = label; }, 2000);
   });
 }
 
-// Paper has no disclosure triangles: print everything, then close what was closed.
+// Print with all blocks unfolded, then fold them again.
 let closed = [];
 addEventListener("beforeprint", () => {
   closed = [...document.querySelectorAll("details:not([open])")];

@@ -13,7 +13,7 @@ from federations import CPU, FIRST, simulate, train
 from floral.config.reading import ConfigError
 from floral.engine import devices, execution
 from floral.engine.simulate import Execution
-from floral.report import words
+from floral.report.sections.provenance import matmul_precisions
 from floral.stages.choose_execution import configure_device, resolve_execution
 
 TOLERANCE = 0.05
@@ -119,4 +119,4 @@ def test_the_report_says_what_was_not_in_single_precision():
         {"device": "cpu", "precision": "bf16"},
     )
     for runs, said in (([old], ""), ([fp32, fp32], ""), ([fp32, bf16], " (products in bf16, fp32)")):
-        assert words._precisions(pl.Series(runs)) == said
+        assert matmul_precisions(pl.Series(runs)) == said

@@ -9,9 +9,9 @@ from scipy.stats import friedmanchisquare
 from floral.core.intervals import expanded, interval, resampled, t_interval
 from floral.report.statistics import (
     Ranks,
-    alike,
     attainable,
     holm,
+    indistinguishable,
     least_p,
     ranks,
     seeds_to_decide,
@@ -164,11 +164,11 @@ def test_too_few_tasks_or_too_many_methods_are_not_ranked():
             ranks({str(m): [float(m)] * tasks for m in range(methods)}, [True] * tasks)
 
 
-def test_methods_within_the_critical_difference_are_alike():
+def test_methods_within_the_critical_difference_are_indistinguishable():
     found = Ranks(mean={"d": 4.0, "a": 1.0, "b": 2.0, "c": 2.9}, p=0.01, critical=1.5, tasks=6)
-    assert alike(found) == [("a", "b"), ("b", "c"), ("c", "d")]
-    assert alike(Ranks(mean=found.mean, p=0.01, critical=0.1, tasks=6)) == []
-    assert alike(Ranks(mean=found.mean, p=0.01, critical=9, tasks=6)) == [("a", "b", "c", "d")]
+    assert indistinguishable(found) == [("a", "b"), ("b", "c"), ("c", "d")]
+    assert indistinguishable(Ranks(mean=found.mean, p=0.01, critical=0.1, tasks=6)) == []
+    assert indistinguishable(Ranks(mean=found.mean, p=0.01, critical=9, tasks=6)) == [("a", "b", "c", "d")]
 
 
 def test_signed_rank_of_six_tasks_of_one_sign():

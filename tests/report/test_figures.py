@@ -7,10 +7,12 @@ import polars as pl
 import pytest
 
 from floral.config.suites import suite_runs
-from floral.report import figures
-from floral.report.draw import _far, _round
-from floral.report.figures import Axis
-from floral.report.style import Style, styles
+from floral.report.charts import axes, render, scatter
+from floral.report.charts.axes import Axis
+from floral.report.charts.curves import curves
+from floral.report.figures.axis_range import far_controls, round_outwards
+from floral.report.figures.method_rows import method_rows
+from floral.report.style import Style, assign_styles
 
 PALETTE = {"families": {"A": 20, "Control": "none"}, "variants": {"one": {"colour": "#aa0000", "short": "One"}}}
 
@@ -27,19 +29,19 @@ def line(name: str, xs: list[float], ys: list[float]) -> pl.DataFrame:
     return pl.DataFrame({"contender": [name] * len(xs), "x": xs, "mean": ys, "low": ys, "high": ys, "n": [1] * len(xs)})
 
 
-def drawn(chart: figures.Drawing, name: str = "figure") -> figures.Figure:
-    return figures.render(chart, name, "Title", "Subtitle", 'says "what" & why')
+def drawn(chart: render.Drawing, name: str = "figure") -> render.Figure:
+    return render.render(chart, name, "Title", "Subtitle", 'says "what" & why')
 
 
 def test_same_drawing_same_bytes_in_any_order():
-    chart = figures.curves(line("a", [0, 1, 2], [0.1, 0.2, 0.3]), TWO, Axis(title="x"), Axis(title="y"))
+    chart = curves(line("a", [0, 1, 2], [0.1, 0.2, 0.3]), TWO, Axis(title="x"), Axis(title="y"))
     first = drawn(chart)
-    drawn(figures.curves(line("b", [0, 1], [0.1, 0.2]), TWO, Axis(title="x"), Axis(title="y")))
+    drawn(curves(line("b", [0, 1], [0.1, 0.2]), TWO, Axis(title="x"), Axis(title="y")))
     assert drawn(chart).svg == first.svg and first.pdf.startswith(b"%PDF")
 
 
 def test_inline_svg_has_its_own_ids_and_an_accessible_name():
-    chart = figures.curves(line("a", [0, 1, 2], [0.1, 0.2, 0.3]), TWO, Axis(title="x"), Axis(title="y"))
+    chart = curves(line("a", [0, 1, 2], [0.1, 0.2, 0.3]), TWO, Axis(title="x"), Axis(title="y"))
     inline = drawn(chart, "curves_task").inline
     assert 'aria-label="says &quot;what&quot; &amp; why"' in inline
     assert re.findall(r'id="([^"]+)"', inline) and all(
@@ -49,7 +51,7 @@ def test_inline_svg_has_its_own_ids_and_an_accessible_name():
 
 def test_what_spends_nothing_is_a_level_on_a_logarithmic_axis():
     frame = pl.concat([line("a", [0, 10, 100], [0.1, 0.5, 0.9]), line("b", [0, 0, 0], [0.2, 0.3, 0.4])])
-    chart = figures.curves(frame, TWO, Axis(title="bytes", log=True), Axis(title="y"))
+    chart = curves(frame, TWO, Axis(title="bytes", log=True), Axis(title="y"))
     assert chart.data["lines"]["contender"].unique().to_list() == ["a"] and 0 not in chart.data["lines"]["x"].to_list()
     assert chart.data["levels"]["mean"].to_list() == [0.4]
     assert "#00aa00" in drawn(chart).svg
@@ -58,21 +60,21 @@ def test_what_spends_nothing_is_a_level_on_a_logarithmic_axis():
 def test_labels_never_overlap_and_keep_the_order_of_the_lines():
     many = [style(f"m{i}", f"#0000{i:02x}") for i in range(12)]
     frame = pl.concat([line(one.id, [0, 1], [0.0, 0.5 + 0.0001 * i]) for i, one in enumerate(many)])
-    labels = figures.curves(frame, many, Axis(title="x"), Axis(title="y")).data["labels"]
+    labels = curves(frame, many, Axis(title="x"), Axis(title="y")).data["labels"]
     heights = labels["label_y"].to_list()
     assert labels["contender"].to_list() == [f"m{i}" for i in reversed(range(12))]
     gaps = [above - below for above, below in pairwise(heights)]
     assert min(gaps) == pytest.approx(max(gaps)) and min(gaps) > 0
 
 
-def test_ticks_of_a_logarithmic_axis_are_round():
+def test_ticks_of_a_logarithmic_axis_areround_outwards():
     # 1, 2 and 5 would be six places (5 to 200): 1 and 3 are four
-    assert figures._ticks(3, 250, True) == {"values": [3, 10, 30, 100]}
+    assert axes.tick_options(3, 250, True) == {"values": [3, 10, 30, 100]}
 
 
 def test_no_two_contenders_share_a_colour():
     variants = [(f"one-{i}", f"One {i}", "one", "A", False) for i in range(30)]
-    found = styles([*variants, ("c", "C", "c", "Control", False), ("u", "U", "u", "Unknown", True)], PALETTE)
+    found = assign_styles([*variants, ("c", "C", "c", "Control", False), ("u", "U", "u", "Unknown", True)], PALETTE)
     assert len({one.colour for one in found.values()}) == 32
     assert found["one-0"].colour == "#aa0000" and found["one-0"].short == "One"
     assert [one.group for one in found.values()][-2:] == ["oracle", "control"]
@@ -84,7 +86,7 @@ def test_methods_stand_by_family_in_the_palettes_order_and_others_below():
         "variants": {"a2": {"colour": "#123456", "group": "control"}},
     }
     told = [("a", "A", False), ("b", "B", False), ("c", "Control", False), ("n", "New", False), ("o", "A", True)]
-    found = styles(
+    found = assign_styles(
         [(name, name, name, family, oracle) for name, family, oracle in [*told, ("a2", "A", False)]], palette
     )
     assert [(one.id, one.group_title) for one in found.values()] == [
@@ -97,20 +99,20 @@ def test_names_of_marks_overlap_neither_each_other_nor_a_mark():
     rows = {"contender": [one.id for one in many], "x": [1e6 * (1 + i // 12) for i in range(30)]}
     values = [50.0 + i % 5 for i in range(30)]
     frame = pl.DataFrame({**rows, "mean": values, "low": values, "high": values})
-    drawing = figures.scatter(frame, many, Axis(title="x", log=True), Axis(title="y"), (40.0, 60.0))
+    drawing = scatter.scatter(frame, many, Axis(title="x", log=True), Axis(title="y"), (40.0, 60.0))
     boxes = [
-        (row["text_x"], row["to_y"], row["text_x"] + figures.LETTER * len(row["short"]))
+        (row["text_x"], row["to_y"], row["text_x"] + scatter.LETTER_WIDTH_PX * len(row["short"]))
         for row in drawing.data["labels"].iter_rows(named=True)
     ]
     for at, (left, y, right) in enumerate(boxes):
         for other_left, other_y, other_right in boxes[at + 1 :]:
-            assert abs(y - other_y) >= figures.LINE - 1 or right <= other_left or other_right <= left
+            assert abs(y - other_y) >= scatter.LABEL_HEIGHT_PX - 1 or right <= other_left or other_right <= left
     assert len(boxes) == 30
 
 
 def test_what_sends_nothing_stands_at_the_left_edge():
     frame = line("a", [0], [50]).vstack(line("b", [1e6], [60]))
-    drawing = figures.scatter(frame, TWO, Axis(title="bytes", log=True), Axis(title="y"), (40.0, 70.0))
+    drawing = scatter.scatter(frame, TWO, Axis(title="bytes", log=True), Axis(title="y"), (40.0, 70.0))
     at = dict(drawing.data["marks"].select("contender", "x").iter_rows())
     assert 0 < at["a"] < at["b"] == 1e6
     assert ">0<" in drawn(drawing).svg
@@ -121,40 +123,38 @@ def test_what_sends_nothing_stands_at_the_left_edge():
     [((81.3, 94.6), (80, 95)), ((62.0, 100.0), (60, 100)), ((10.8, 76.0), (0, 80)), ((99.98, 99.98), (98, 100))],
 )
 def test_an_axis_of_accuracies_is_round_and_ends_at_100(ends, domain):
-    assert _round(ends, 0, 100) == domain
+    assert round_outwards(ends, 0, 100) == domain
 
 
 def test_only_a_control_far_from_all_rivals_stands_outside():
     rivals = {"a": (82.0, 84.0), "b": (85.0, 92.0)}
-    assert _far({**rivals, "c": (8.0, 8.0)}, {"c"}) == {"c"}
-    assert _far({**rivals, "c": (8.0, 8.0)}, set()) == set()
-    assert _far({**rivals, "c": (78.0, 78.0)}, {"c"}) == set()
-    assert _far({"a": (40.0, 77.0), "c": (10.0, 10.0)}, {"c"}) == set()  # little room is gained
-    assert _far({"c": (10.0, 10.0)}, {"c"}) == set()
+    assert far_controls({**rivals, "c": (8.0, 8.0)}, {"c"}) == {"c"}
+    assert far_controls({**rivals, "c": (8.0, 8.0)}, set()) == set()
+    assert far_controls({**rivals, "c": (78.0, 78.0)}, {"c"}) == set()
+    assert far_controls({"a": (40.0, 77.0), "c": (10.0, 10.0)}, {"c"}) == set()  # little room is gained
+    assert far_controls({"c": (10.0, 10.0)}, {"c"}) == set()
 
 
 def test_an_interval_is_cut_where_no_value_can_be(results, suite_runs):
     from floral.report.collect import collect
-    from floral.report.draw import _rows
 
     configuration = collect("quickstart", suite_runs, results).configurations[0]
     marks = [("a", "interval", 60.0, 112.0), ("a", "dot", 87.0, None), ("b", "dot", 90.0, None)]
-    svg = _rows(marks, TWO, configuration, "result", "Accuracy, %", 1, "mean", "told").svg
+    svg = method_rows(marks, TWO, configuration, "result", "Accuracy, %", 1, "mean", "told").svg
     assert "interval cut at 0 or 100 %: a" in svg and ">100<" in svg and ">120<" not in svg
 
 
 def test_errors_over_powers_of_ten_have_a_logarithmic_axis(tmp_path):
     from floral.report.collect import collect
-    from floral.report.draw import _rows
 
     runs = suite_runs("paper_synthetic", ["synthetic_linear"], ["fedavg"], [0])
     configuration = collect("paper_synthetic", runs, tmp_path).configurations[0]
     near = [("a", "interval", -1.0, 3.0), ("a", "dot", 1.0, None), ("b", "dot", 0.5, None)]
     far = [*near[:2], ("b", "dot", 1e-9, None)]
     linear, log = (
-        _rows(marks, TWO, configuration, "result", "Test MSE", None, "mean", "told") for marks in (near, far)
+        method_rows(marks, TWO, configuration, "result", "Test MSE", None, "mean", "told") for marks in (near, far)
     )
     assert linear.plane["x"].type == "linear" and "interval cut at 0: a" in linear.svg
-    assert log.plane["x"].type == "log" and "interval cut at the axis: a" in log.svg
+    assert log.plane["x"].type == "log" and "interval cut at the end of the axis: a" in log.svg
     start = log.plane["x"].domain[0]
     assert 0 < start < 1e-9 and sorted(log.table["value"]) == pytest.approx([start, 1e-9, 1.0], rel=1e-5)

@@ -7,11 +7,11 @@ from pathlib import Path
 import polars as pl
 from run_folders import make_run, write_run
 
-from floral.report import draw
-from floral.report.build import _yaml, report
+from floral.report.build import report, template_yaml
 from floral.report.collect import collect
-from floral.report.style import styles
-from floral.report.summarise import followed_routes
+from floral.report.figures.routes import recovery
+from floral.report.route_frames import routes_over_rounds
+from floral.report.style import method_styles
 
 
 def routes(rounds: list[int], clients: int) -> pl.DataFrame:
@@ -27,7 +27,7 @@ def routes(rounds: list[int], clients: int) -> pl.DataFrame:
 
 
 def test_clusters_are_matched_by_all_clients_and_shown_ones_thinned() -> None:
-    frame, right = followed_routes(routes([0, 2, 4, 6, 8], 8), clients=3, rounds=3)
+    frame, right = routes_over_rounds(routes([0, 2, 4, 6, 8], 8), clients=3, rounds=3)
     assert right == 7 / 8
     assert sorted(frame["round"].unique()) == [0, 4, 8] and frame["until"].max() == 12
     ends = frame.filter(pl.col("round") == 8)
@@ -43,7 +43,7 @@ def test_the_first_done_seed_of_one_variant_has_a_figure(tmp_path: Path) -> None
     page = report("quickstart", runs, tmp_path / "results", tmp_path / "reports")
     assert [path.name for path in page.parent.glob("figures/followed_*.csv")] == ["followed_digits_rotate.csv"]
     text = page.read_text(encoding="utf-8")
-    assert "matched to their true cluster: 88 % at the end" in text and "seed 1: the heaviest" in text
+    assert "matched to their true cluster: 88 % at the end" in text and "seed 1: learned cluster" in text
 
 
 def test_less_mismatch_is_named_first_and_more_recovery(tmp_path: Path) -> None:
@@ -58,8 +58,7 @@ def test_less_mismatch_is_named_first_and_more_recovery(tmp_path: Path) -> None:
         ]
         pl.concat([frame, *more]).write_parquet(path)
     collected = collect("quickstart", runs, tmp_path)
-    methods = [(c.id, c.title, c.variant.name, c.variant.family, c.variant.oracle) for c in collected.methods]
-    shown = list(styles(methods, _yaml("styles.yaml")).values())
+    shown = list(method_styles(collected.methods, template_yaml("styles.yaml")).values())
     for kind in ("recovery", "mismatch"):
-        figure = draw.recovery(collected, shown, collected.configurations[0], kind)
+        figure = recovery(collected, shown, collected.configurations[0], kind)
         assert figure is not None and figure.see.index("FLoRAL 1") < figure.see.index("FLoRAL 10"), figure

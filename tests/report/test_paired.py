@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from floral.core.intervals import expanded, interval, resampled, t_interval
-from floral.report.paired import MOST_CLIENTS, Clients, Paired
+from floral.report.paired import MAX_RESAMPLED_CLIENTS, Clients, Paired
 from floral.report.style import Style
 from floral.report.summarise import best_two
 
@@ -28,7 +28,7 @@ def test_few_seeds_have_students_interval():
     found = Paired(values={"a": seeds(1.0, 2.0, 4.0), "b": seeds(1.0, 1.0), "c": {7: 1.0}})
     assert found.mean("a") == t_interval([1.0, 2.0, 4.0])
     assert found.difference("a", "b") == t_interval([0.0, 1.0]) and found.difference("a", "c") is None
-    assert not found.apart("a", "b")
+    assert not found.is_separated("a", "b")
 
 
 def test_without_clients_enough_seeds_are_bootstrapped_alone():
@@ -104,7 +104,7 @@ def test_equal_methods_share_a_mark():
 
 def test_more_clients_than_are_resampled_leave_the_seeds_alone():
     values = {"a": seeds(1.0, 2.0, 3.0, 4.0, 5.0)}
-    for count, alone in ((MOST_CLIENTS, False), (MOST_CLIENTS + 1, True)):
+    for count, alone in ((MAX_RESAMPLED_CLIENTS, False), (MAX_RESAMPLED_CLIENTS + 1, True)):
         own = clients(*np.linspace(0, 100, count))
         found = Paired(values=values, clients={("a", seed): own for seed in SEEDS}).mean("a")
         assert (found == Paired(values=values).mean("a")) == alone

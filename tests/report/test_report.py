@@ -18,16 +18,22 @@ from floral.config.suites import suite_runs
 from floral.core.units import BYTES_PER_FLOAT
 from floral.io.locks import held
 from floral.report import build as report_stage
-from floral.report import words
-from floral.report.build import _yaml, report
-from floral.report.collect import CHANGES, IDENTITY, collect
+from floral.report import commands, sentences
+from floral.report.build import report, template_yaml
+from floral.report.collect import IDENTITY, collect
+from floral.report.compared import CHANGES
 from floral.report.draw import draw
+from floral.report.frames import unseen_accuracy
+from floral.report.route_frames import last_routes
 from floral.report.sections.base import Part, Section
-from floral.report.sections.registry import client_floats, cost_cells
+from floral.report.sections.costs import client_floats, cost_cells
+from floral.report.sections.failures import without_result
+from floral.report.sections.main import main_cells
 from floral.report.statistics import binomial_null
-from floral.report.style import styles
-from floral.report.summarise import differences, intervals, joined, main_cells, route_weights, worst
+from floral.report.style import method_styles
+from floral.report.summarise import differences, intervals
 from floral.report.tables import EMPTY, Cell, Column, grid
+from floral.report.worst_clients import worst
 from floral.runs.state import LOCK
 
 UNSEEN = {"seen_cluster": 4, "new_concept": 4}
@@ -66,7 +72,7 @@ def test_summary_says_what_a_suite_changes(tmp_path):
     half, shuffled = {"partition": {"share": 0.5}}, {"batches": "reshuffled"}
     runs = [run(), run(switches=shuffled), run(task=half), run(method={"rank": 4})]
     collected = collect("quickstart", runs, tmp_path)
-    assert words._tasks(collected) == "1 task in 3 settings"
+    assert sentences.tasks(collected) == "1 task in 3 configurations"
     assert collected.summary.select(CHANGES).rows() == [
         ("{}", "{}", "{}"),
         ("{}", "{}", '{"batches": "reshuffled"}'),
@@ -151,7 +157,7 @@ def test_whatever_a_failed_run_left_is_told(results, text, reason):
     run = make_run("digits_rotate", "fedavg", 0)
     (results / run.folder).mkdir(parents=True)
     (results / run.folder / "failure.json").write_text(text)
-    (row,) = words.without_result(collect("quickstart", [run], results))
+    (row,) = without_result(collect("quickstart", [run], results))
     assert row["status"] == "failed" and row["exception"] == ""
     assert row["reason"].startswith(reason)
 
@@ -160,11 +166,11 @@ def test_a_killed_run_has_failed_and_a_running_one_is_missing(results):
     run = make_run("digits_rotate", "fedavg", 0)
     (results / run.folder).mkdir(parents=True)
     (results / run.folder / "run.yaml").write_text("{}")
-    (row,) = words.without_result(collect("quickstart", [run], results))
+    (row,) = without_result(collect("quickstart", [run], results))
     assert row["status"] == "failed"
     assert row["reason"] == "stopped without a word: killed, out of memory or power. the same command continues."
     with held(results / run.folder / LOCK, "training this run"):
-        (row,) = words.without_result(collect("quickstart", [run], results))
+        (row,) = without_result(collect("quickstart", [run], results))
     assert (row["status"], row["reason"]) == ("missing", "running now")
 
 
@@ -193,7 +199,7 @@ def test_measured_costs_are_means_over_the_seeds_that_are_done(results, write):
 )  # fmt: skip
 def test_the_completing_command_asks_for_the_same_runs(narrowing, typed):
     runs = suite_runs("quickstart", **narrowing)
-    assert words.command("quickstart", runs) == f"snakemake --profile local --config suite=quickstart{typed}"
+    assert commands.command("quickstart", runs) == f"snakemake --profile local --config suite=quickstart{typed}"
 
 
 def test_nothing_finished_yet(tmp_path, results):
@@ -232,9 +238,7 @@ def told(collected, configuration=0):
 
 
 def shown(collected):
-    return styles(
-        [(c.id, c.title, c.id, c.variant.family, c.variant.oracle) for c in collected.methods], _yaml("styles.yaml")
-    )
+    return method_styles(collected.methods, template_yaml("styles.yaml"))
 
 
 def test_marks_leave_out_oracles_controls_and_methods_that_diverged(results, write):
@@ -293,7 +297,7 @@ def test_worst_of_own_rows_and_its_null(results, suite_runs):
 
 def test_learned_clusters_are_renumbered_to_match(results, suite_runs):
     collected = collect("quickstart", suite_runs, results)
-    frame, seeds = route_weights(collected, collected.configurations[0], ["floral_1"])
+    frame, seeds = last_routes(collected, collected.configurations[0], ["floral_1"])
     assert seeds == {"floral_1": 0} and frame.height == 2 * CLIENTS
     matched = frame.filter(pl.col("cluster") == pl.col("true_cluster"))
     assert sorted(set(matched["weight"])) == pytest.approx([0.8, 0.9])
@@ -342,7 +346,7 @@ def test_a_client_holds_what_it_gets_serves_or_keeps_and_gradients(served, sent_
 
 
 @pytest.mark.parametrize(
-    "module", ["report.statistics", "report.tables", "report.figures", "report.style", "report.build", "cli.show"]
+    "module", ["report.statistics", "report.tables", "report.charts.render", "report.style", "report.build", "cli.show"]
 )
 def test_never_imports_torch(module):
     code = f"import sys, floral.{module}; sys.exit('torch' in sys.modules)"
@@ -355,7 +359,7 @@ def test_a_task_that_is_evaluated_on_training_rows_says_so_at_the_top(tmp_path, 
         write(run)
     report("quickstart", runs, results, tmp_path / "reports")
     page = (tmp_path / "reports" / "quickstart" / "index.html").read_text()
-    (notice,) = re.findall(r"<p class=\"notice\">.*?Evaluated on training rows.*?</p>", page)
+    (notice,) = re.findall(r"<p class=\"notice\">.*?Evaluated on training samples.*?</p>", page)
     assert "CIFAR-100" in notice and "Digits" not in notice
 
 
@@ -366,7 +370,9 @@ def test_methods_that_serve_one_model_to_all_are_marked(tmp_path, results, write
     report("quickstart", runs, results, tmp_path / "reports")
     page = (tmp_path / "reports" / "quickstart" / "index.html").read_text(encoding="utf-8")
     told = dict(re.findall(r"<code>(\w+)</code></dt>\s*<dd>(.*?)</dd>", page, re.DOTALL))
-    marked = {name for name, text in told.items() if "cannot fit a concept shift: one model for all" in text}
+    marked = {
+        name for name, text in told.items() if "serves one model to all clients and cannot fit a concept shift" in text
+    }
     assert told.keys() == {run.variant.name for run in runs} and marked == {"fedavg"}
 
 
@@ -377,11 +383,11 @@ def test_unseen_clients_are_shown_by_kind_and_number_of_samples(tmp_path, result
         write(run)
     collected = collect("quickstart", runs, results)
     (configuration,) = collected.configurations
-    seen = joined(collected, configuration, "seen_cluster")
+    seen = unseen_accuracy(collected, configuration, "seen_cluster")
     row = seen.row(by_predicate=(pl.col("contender") == "ensemble") & (pl.col("x") == 10), named=True)
     assert row["seeds"] == pytest.approx([(80 + 2 * 70) / 3, (81 + 2 * 71) / 3])  # by test rows: 20 and 40
     assert (row["low"], row["high"]) == pytest.approx(tuple(row["seeds"]))
-    assert joined(collected, configuration, "new_concept")["contender"].unique().sort().to_list() == [
+    assert unseen_accuracy(collected, configuration, "new_concept")["contender"].unique().sort().to_list() == [
         "ensemble",
         "fedavg",
     ]
@@ -412,7 +418,7 @@ def test_a_skewed_task_says_on_which_rows_it_is_evaluated(tmp_path, results, wri
     run = make_run("digits_dirichlet", "fedavg", 0)
     write(run)
     page = report("quickstart", [run], results, tmp_path / "reports").read_text(encoding="utf-8")
-    assert "each on its own test rows, weighted by their number" in page
+    assert "on its own test samples, and clients are weighted by their number" in page
 
 
 def test_text_is_told_per_character_with_its_perplexity(tmp_path, results, write):
@@ -435,7 +441,7 @@ def test_where_a_task_makes_a_method_another_one_the_report_warns_beside_the_tab
             write(run)
         report("quickstart", runs, results, tmp_path / "reports")
         page = (tmp_path / "reports" / "quickstart" / "index.html").read_text(encoding="utf-8")
-        told = "FedProx is FedAvg here, for every client takes one local step a round."
+        told = "FedProx is identical to FedAvg here, because every client takes one local step per round."
         assert (told in page) == ("One method under two names" in page) == warned
 
 

@@ -1,4 +1,4 @@
-"""What a section of the report is made of, and what it is made from."""
+"""Building blocks of the report's sections."""
 
 from __future__ import annotations
 
@@ -6,34 +6,42 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from floral.report.charts.render import Figure
 from floral.report.collect import Collected
-from floral.report.figures import Figure
+from floral.report.compared import Configuration
 from floral.report.style import Style
-from floral.report.tables import Cell, Table
+from floral.report.tables import Cell, Column, Table, grid
+
+CONFIGURATIONS_PER_TABLE = 4
+"""Largest number of configurations side by side in one table; further ones get a second table."""
+
+Cells = Mapping[str, Mapping[str, Cell]]
+"""method → column → cell"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """All that a section may read: the suite's results, how contenders look, the captions of captions.yaml, and the
-    figures by setting and kind: in the order of the settings, without those that are not drawn."""
+    """Everything that a section may read."""
 
     collected: Collected
     styles: Mapping[str, Style]
     captions: Mapping[str, Any]
+    """The contents of captions.yaml."""
     figures: Mapping[str, Mapping[str, Figure]]
+    """configuration → kind → figure, in the order of the configurations and without those that have no figures."""
 
-    def rows(self, cells: Mapping[str, Mapping[str, Cell]]) -> list[tuple[Style, Mapping[str, Cell]]]:
-        """The rows of a table in the order of the looks: of the contenders that have cells."""
-        return [(style, cells[name]) for name, style in self.styles.items() if name in cells]
+    def rows(self, cells: Cells) -> list[tuple[Style, Mapping[str, Cell]]]:
+        """The rows of a table, in the order of the styles, for methods with cells."""
+        return [(style, cells[method]) for method, style in self.styles.items() if method in cells]
 
-    def drawn(self, *kinds: str) -> tuple[Figure, ...]:
-        """The figures of these kinds, setting by setting."""
+    def figures_of(self, *kinds: str) -> tuple[Figure, ...]:
+        """The figures of these kinds, one configuration after the other."""
         return tuple(figures[kind] for figures in self.figures.values() for kind in kinds if kind in figures)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A table below a line that opens it, and what holds for it alone."""
+    """A table in a foldable block, with the block's title and a note below the table."""
 
     title: str
     table: Table
@@ -42,21 +50,61 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One part of the page, below the title that captions.yaml has for its `id`.
+    """One section of the page. captions.yaml holds its title and texts under its `id`.
 
-    Its figures, in rows, and its tables are shown by reports/template/sections/default.html.j2, or as
-    sections/<id>.html.j2 says where that is there; all of them are written to files too.
+    The template is reports/template/sections/<id>.html.j2 if it exists, otherwise default.html.j2. All figures and
+    tables are also written to files.
     """
 
     id: str
     figures: tuple[tuple[Figure, ...], ...] = ()
+    """Rows of figures."""
     layout: Literal["grid", "grid thirds", "wide"] = "grid"
     parts: tuple[Part, ...] = ()
     note: str = ""
-    """A remark on this suite's results, below the words of captions.yaml."""
+    """A remark on this suite's results, below the caption."""
     opened: bool = True
-    """Whether the first table is in view, or below the line that opens it like the others."""
+    """Whether the first table is unfolded. All others are folded."""
 
 
 Make = Callable[[Material], Section | None]
-"""Makes a section, or None where the suite has nothing for it."""
+"""Makes a section; returns None if the suite has no data for it."""
+
+
+def figures_section(material: Material, id_: str, *kinds: str) -> Section | None:
+    """A section with only figures, of these kinds; None if there is no such figure."""
+    figures = material.figures_of(*kinds)
+    return Section(id=id_, figures=(figures,)) if figures else None
+
+
+def side_by_side(
+    material: Material, name: str, configurations: tuple[Configuration, ...], cells: Mapping[str, Cells],
+    columns: Callable[[Configuration, Cells], dict[str, str]],
+) -> tuple[Part, ...]:  # fmt: skip
+    """Tables with up to CONFIGURATIONS_PER_TABLE configurations side by side.
+
+    cells: configuration → method → column → cell. columns: returns column → title for a configuration.
+    """
+    parts = []
+    for start in range(0, len(configurations), CONFIGURATIONS_PER_TABLE):
+        group = configurations[start : start + CONFIGURATIONS_PER_TABLE]
+        heads = [
+            Column(id=f"{configuration.id}.{key}", title=title, spanner=configuration.title)
+            for configuration in group
+            for key, title in columns(configuration, cells[configuration.id]).items()
+        ]
+        rows: list[tuple[Style, dict[str, Cell]]] = []
+        for method, style in material.styles.items():
+            row = {
+                f"{configuration.id}.{key}": cell
+                for configuration in group
+                for key, cell in cells[configuration.id].get(method, {}).items()
+            }
+            if row:
+                rows.append((style, row))
+        if rows:
+            several = len(configurations) > CONFIGURATIONS_PER_TABLE
+            label = f"{name}_{start // CONFIGURATIONS_PER_TABLE + 1}" if several else name
+            title = ", ".join(configuration.title for configuration in group)
+            parts.append(Part(title=title, table=grid(label, heads, rows, material.captions[name]["latex"])))
+    return tuple(parts)

@@ -1,4 +1,4 @@
-"""The report's section on true clusters, one by one: a table for each setting that has several."""
+"""Section with the result of each true cluster, one table for each configuration with several clusters."""
 
 from __future__ import annotations
 
@@ -7,68 +7,62 @@ from collections.abc import Sequence
 import polars as pl
 
 from floral.core.intervals import interval
-from floral.report.collect import Collected, Configuration
+from floral.report.collect import Collected
+from floral.report.compared import Configuration
 from floral.report.sections.base import Material, Part, Section
-from floral.report.style import Style
-from floral.report.summarise import unit, usual_seeds, without_mean
+from floral.report.summarise import methods_without_mean, result_unit, usual_seeds
 from floral.report.tables import Cell, Column, Table, grid, interval_cell
 
 GAP, DECILE = "gap", "decile"
 
 
 def section(material: Material) -> Section | None:
-    """None where no setting has two true clusters, or all runs are of a version that did not keep their means."""
+    """None if no configuration has two true clusters, or if no run stores their means (earlier versions)."""
     caption = material.captions["clusters"]["latex"]
     parts = []
     for configuration in material.collected.configurations:
-        if found := cluster_cells(material.collected, configuration):
-            table = _table(material, configuration, found, f"{configuration.title}: {caption}")
-            parts.append(Part(title=configuration.title, note=_sizes(material.collected, configuration), table=table))
+        if cells := cluster_cells(material.collected, configuration):
+            table = _table(material, configuration, cells, f"{configuration.title}: {caption}")
+            note = _cluster_sizes(material.collected, configuration)
+            parts.append(Part(title=configuration.title, note=note, table=table))
     return Section(id="clusters", parts=tuple(parts), opened=False) if parts else None
 
 
 def cluster_cells(collected: Collected, configuration: Configuration) -> dict[str, dict[str, Cell]]:
-    """contender → true cluster, or `gap`, or `decile` in regression → cell, over the seeds that are done."""
-    shown, usual, excluded = (
-        unit(collected, configuration),
-        usual_seeds(collected),
-        without_mean(collected, configuration),
-    )
+    """method → column → cell, over done seeds. Columns: each true cluster, `gap`, and for regression `decile`."""
+    unit, usual = result_unit(configuration), usual_seeds(collected)
+    excluded = methods_without_mean(collected, configuration)
     deciles = collected.values(configuration, "worst_decile_loss")
     cells: dict[str, dict[str, Cell]] = {}
-    for name, seeds in collected.values(configuration, f"cluster_{configuration.metric}").items():
-        every = [[shown.scale * value for value in means] for means in seeds.values() if None not in means]  # type: ignore[attr-defined]
-        if name in excluded or not every or len(every[0]) < 2:
+    for method, by_seed in collected.values(configuration, f"cluster_{configuration.metric}").items():
+        seeds = [[unit.scale * value for value in means] for means in by_seed.values() if None not in means]  # type: ignore[attr-defined]
+        if method in excluded or not seeds or len(seeds[0]) < 2:
             continue
 
         def cell(values: Sequence[float]) -> Cell:
-            return interval_cell(interval(list(values)), shown.digits, usual=usual)
+            return interval_cell(interval(list(values)), unit.digits, usual=usual)
 
-        cells[name] = {str(c): cell(values) for c, values in enumerate(zip(*every, strict=True))}
-        cells[name][GAP] = cell([max(means) - min(means) for means in every])
-        if name in deciles:
-            cells[name][DECILE] = cell(list(deciles[name].values()))
+        cells[method] = {str(c): cell(values) for c, values in enumerate(zip(*seeds, strict=True))}
+        cells[method][GAP] = cell([max(means) - min(means) for means in seeds])
+        if method in deciles:
+            cells[method][DECILE] = cell(list(deciles[method].values()))
     return cells
 
 
 def _table(material: Material, configuration: Configuration, cells: dict[str, dict[str, Cell]], caption: str) -> Table:
-    shown = unit(material.collected, configuration)
+    unit = result_unit(configuration)
     keys = list(dict.fromkeys(key for row in cells.values() for key in row))
-    titles = {GAP: f"Best \u2212 worst, {shown.difference}", DECILE: "Worst decile of clients"}
+    titles = {GAP: f"Best \u2212 worst, {unit.difference}", DECILE: "Worst decile of clients"}
     columns = [
-        Column(id=f"c{key}", title=titles.get(key, key), spanner="" if key in titles else f"{shown.title}, of cluster")
+        Column(id=f"c{key}", title=titles.get(key, key), spanner="" if key in titles else f"{unit.title}, of cluster")
         for key in keys
     ]
-    rows: list[tuple[Style, dict[str, Cell]]] = [
-        (style, {f"c{key}": cell for key, cell in cells[name].items()})
-        for name, style in material.styles.items()
-        if name in cells
-    ]
-    return grid(f"clusters_{configuration.id}", columns, rows, caption)
+    prefixed = {method: {f"c{key}": cell for key, cell in row.items()} for method, row in cells.items()}
+    return grid(f"clusters_{configuration.id}", columns, material.rows(prefixed), caption)
 
 
-def _sizes(collected: Collected, configuration: Configuration) -> str:
-    """How many clients the clusters have, in the first run."""
+def _cluster_sizes(collected: Collected, configuration: Configuration) -> str:
+    """State the number of clients in each cluster, from the first run."""
     rows = collected.clients.filter(pl.col("setting") == configuration.id)
     first = rows.filter((pl.col("contender") == rows["contender"][0]) & (pl.col("seed") == rows["seed"][0]))
     counts = first.group_by("cluster").len().sort("cluster")["len"].to_list()

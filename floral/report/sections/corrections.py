@@ -1,71 +1,71 @@
-"""The report's section on fidelity: official, with one switch corrected at a time, and corrected, side by side."""
+"""Section that compares official fidelity with each single correction and with all corrections."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from floral.report.collect import Collected, Configuration
+from floral.report.collect import Collected
+from floral.report.compared import Configuration
 from floral.report.paired import Paired
-from floral.report.sections.base import Material, Part, Section
-from floral.report.summarise import results, unit, usual_seeds
+from floral.report.sections.base import Cells, Material, Part, Section
+from floral.report.summarise import result_unit, results, usual_seeds
 from floral.report.tables import Cell, Column, grid, interval_cell
 
-CORRECTED = "corrected"
+ALL_CORRECTIONS = "corrected"
 
 
 def section(material: Material) -> Section | None:
-    """A table for each task that the suite runs with official fidelity as it is, and with something of it corrected."""
+    """One table for each task that the suite runs with official fidelity and with a correction of it."""
     parts = []
     for official in material.collected.configurations:
         if official.fidelity == "official" and not official.switches:
-            others = _others(material.collected, official)
-            if cells := correction_cells(material.collected, official, others):
-                parts.append(_part(material, official, others, cells))
+            corrected = corrected_configurations(material.collected, official)
+            if cells := correction_cells(material.collected, official, corrected):
+                parts.append(_part(material, official, corrected, cells))
     return Section(id="corrections", parts=tuple(parts)) if parts else None
 
 
-def _others(collected: Collected, official: Configuration) -> dict[str, Configuration]:
-    """What is corrected → the setting: single switches of official fidelity, then `corrected` for all of them."""
-    alike = [one for one in collected.configurations if one.task == official.task]
+def corrected_configurations(collected: Collected, official: Configuration) -> dict[str, Configuration]:
+    """`switch: value` → official fidelity with this switch changed; last, `corrected` → corrected fidelity."""
+    same_task = [item for item in collected.configurations if item.task == official.task]
     single = {
-        f"{switch}: {value}": one
-        for one in alike
-        if one.fidelity == "official" and len(one.switches) == 1
-        for switch, value in one.switches.items()
+        f"{switch}: {value}": item
+        for item in same_task
+        if item.fidelity == "official" and len(item.switches) == 1
+        for switch, value in item.switches.items()
     }
-    whole = [one for one in alike if one.fidelity == "corrected" and not one.switches]
-    return {**single, **({CORRECTED: whole[0]} if whole else {})}
+    corrected = [item for item in same_task if item.fidelity == "corrected" and not item.switches]
+    return {**single, **({ALL_CORRECTIONS: corrected[0]} if corrected else {})}
 
 
 def correction_cells(
-    collected: Collected, official: Configuration, others: Mapping[str, Configuration]
+    collected: Collected, official: Configuration, corrected: Mapping[str, Configuration]
 ) -> dict[str, dict[str, Cell]]:
-    """contender → `official`: its mean; and what is corrected → the difference to that, paired by seed."""
-    usual, digits = usual_seeds(collected), unit(collected, official).digits
+    """method → column → cell: `official` has the mean, each correction its difference to it, paired by seed."""
+    usual, digits = usual_seeds(collected), result_unit(official).digits
     before = results(collected, official)
     cells: dict[str, dict[str, Cell]] = {}
-    for what, configuration in others.items():
+    for correction, configuration in corrected.items():
         after = results(collected, configuration)
-        for name in (name for name in before.values if name in after.values):
-            both = Paired(values={"before": before.values[name], "after": after.values[name]})
-            if (difference := both.difference("after", "before")) is not None:
-                row = cells.setdefault(name, {"official": interval_cell(before.mean(name), digits, usual=usual)})
+        for method in (method for method in before.values if method in after.values):
+            paired = Paired(values={"before": before.values[method], "after": after.values[method]})
+            if (difference := paired.difference("after", "before")) is not None:
+                mean = interval_cell(before.mean(method), digits, usual=usual)
+                row = cells.setdefault(method, {"official": mean})
                 cell = interval_cell(difference, digits, sign=True, usual=usual)
-                row[what] = Cell(text=cell.text, note=cell.note, order=cell.order, quiet=not difference.excludes_zero)
+                quiet = not difference.excludes_zero
+                row[correction] = Cell(text=cell.text, note=cell.note, order=cell.order, quiet=quiet)
     return cells
 
 
-def _part(
-    material: Material,
-    official: Configuration,
-    others: Mapping[str, Configuration],
-    cells: Mapping[str, Mapping[str, Cell]],
-) -> Part:
-    shown = unit(material.collected, official)
-    spanner = f"Corrected \u2212 official, {shown.difference}"
-    columns = [Column(id="official", title=f"Official: {shown.title}")]
-    columns += [Column(id=what, title="all" if what == CORRECTED else what, spanner=spanner) for what in others]
-    rows = material.rows(cells)
+def _part(material: Material, official: Configuration, corrected: Mapping[str, Configuration], cells: Cells) -> Part:
+    unit = result_unit(official)
+    spanner = f"Corrected \u2212 official, {unit.difference}"
+    columns = [Column(id="official", title=f"Official: {unit.title}")]
+    columns += [
+        Column(id=correction, title="all" if correction == ALL_CORRECTIONS else correction, spanner=spanner)
+        for correction in corrected
+    ]
     title = official.task.title
-    table = grid(f"corrections_{official.id}", columns, rows, f"{title}: {material.captions['corrections']['latex']}")
-    return Part(title=title, table=table)
+    caption = f"{title}: {material.captions['corrections']['latex']}"
+    return Part(title=title, table=grid(f"corrections_{official.id}", columns, material.rows(cells), caption))

@@ -1,4 +1,4 @@
-"""The published table beside ours, cell by cell, and which of the paper's claims hold (arXiv 2410.03497)."""
+"""Section that compares each result with the published table (arXiv 2410.03497)."""
 
 from __future__ import annotations
 
@@ -12,46 +12,41 @@ import polars as pl
 from floral.config import catalogue, paths
 from floral.config.reading import ConfigError
 from floral.core.intervals import Interval, t_interval
-from floral.report.collect import Collected, Configuration, MethodRow
+from floral.report.collect import Collected
+from floral.report.compared import Configuration, MethodRow
 from floral.report.sections.base import Material, Part, Section
 from floral.report.statistics import welch_difference
-from floral.report.summarise import means, results, scaled, without_mean
+from floral.report.summarise import means, methods_without_mean, scaled
 from floral.report.tables import PLUS_MINUS, Cell, Column, grid, interval_cell, number
 
-SEEDS = 3
-"""Of every published mean; the publication names them for one task and they are taken to be the same for all."""
-CLOSE = 3.0
-"""Points within which a difference counts as none."""
-CLEAR = 1.0
-"""Points that a difference must exceed to count as one."""
+PUBLISHED_SEEDS = 3
+"""Seeds of every published mean. The publication states them for one task; they are assumed for all."""
+EQUIVALENCE_POINTS = 3.0
+"""Differences up to this many points count as equivalent."""
+MIN_DIFFERENCE_POINTS = 1.0
+"""Smaller differences never count as different."""
 
 Verdict = Literal["agrees", "differs", "inconclusive", "not comparable"]
-Claim = Literal["holds", "fails", "undecided"]
-
-CLAIMS = {
-    "scarce": ("Better than a mixture of full models where data are scarce", ("ensemble", "ensemble_optimal")),
-    "local": ("Better than an adaptor of each client's own", ("local_adaptor", "local_adaptor")),
-}
-"""claim → what it says, and the rival of FLoRAL with a learned and with the optimal router."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A cell of the published table, in per cent: mean and standard deviation over SEEDS seeds."""
+    """A cell of the published table, in per cent: mean and standard deviation over PUBLISHED_SEEDS seeds."""
 
     mean: float
     deviation: float
 
     @property
     def undecidable(self) -> bool:
-        """Whether no number of seeds of ours could show agreement: its own 90 % interval is wider than CLOSE allows."""
-        half = welch_difference([self.mean, self.mean], self.mean, self.deviation, SEEDS, 0.9).half_width
-        return half is not None and half > CLOSE
+        """Whether agreement is impossible with any number of our seeds, because the published spread is too wide."""
+        same = [self.mean, self.mean]
+        half = welch_difference(same, self.mean, self.deviation, PUBLISHED_SEEDS, 0.9).half_width
+        return half is not None and half > EQUIVALENCE_POINTS
 
 
 @cache
 def published() -> dict[tuple[str, str], Published]:
-    """(task, variant) → the published cell, from config/published.csv.
+    """Read config/published.csv: (task, variant) → the published cell.
 
     Raises:
         ConfigError: the file is missing or lacks a column.
@@ -67,66 +62,65 @@ def published() -> dict[tuple[str, str], Published]:
     }
 
 
-# ------------------------------------------------------------------------------------------ cell by cell
-
-
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Our mean of a published cell: the difference in points with Welch's 95 % interval, and what follows from it."""
+    """Our mean beside a published cell: the difference in points with Welch's 95 % interval, and the verdict."""
 
-    ours: Interval
+    mean: Interval
     published: Published
     difference: Interval
     verdict: Verdict
 
 
 def compare(values: list[float], cell: Published, comparable: bool = True) -> Comparison:
-    """`values` in per cent, one of each seed, against a published cell.
+    """Compare one value in per cent per seed with a published cell.
 
-    agrees: the 90 % interval of the difference lies within ±CLOSE points. differs: its 95 % interval excludes 0 and it
-    exceeds CLEAR points. Else, and with one seed, inconclusive.
+    agrees: the 90 % interval of the difference lies within ±EQUIVALENCE_POINTS.
+    differs: its 95 % interval excludes 0, and the difference exceeds MIN_DIFFERENCE_POINTS.
+    inconclusive: otherwise, and always with one seed.
     """
-    difference = welch_difference(values, cell.mean, cell.deviation, SEEDS)
-    narrow = welch_difference(values, cell.mean, cell.deviation, SEEDS, 0.9)
+    difference = welch_difference(values, cell.mean, cell.deviation, PUBLISHED_SEEDS)
+    narrow = welch_difference(values, cell.mean, cell.deviation, PUBLISHED_SEEDS, 0.9)
     verdict: Verdict = "inconclusive"
     if not comparable:
         verdict = "not comparable"
-    elif narrow.low is not None and narrow.high is not None and max(-narrow.low, narrow.high) <= CLOSE:
+    elif narrow.low is not None and narrow.high is not None and max(-narrow.low, narrow.high) <= EQUIVALENCE_POINTS:
         verdict = "agrees"
-    elif difference.excludes_zero and abs(difference.mean) > CLEAR:
+    elif difference.excludes_zero and abs(difference.mean) > MIN_DIFFERENCE_POINTS:
         verdict = "differs"
-    return Comparison(ours=t_interval(values), published=cell, difference=difference, verdict=verdict)
+    return Comparison(mean=t_interval(values), published=cell, difference=difference, verdict=verdict)
 
 
 def comparisons(collected: Collected, configuration: Configuration) -> dict[str, Comparison]:
-    """contender → its comparison, where task, variant and switches are as published: none of the suite's own, untuned.
+    """method → its comparison, for methods and tasks with exactly the published values; untuned, no changed switch.
 
-    Under official fidelity ours is the official score, the counterpart of what was published, else the accuracy.
+    Under official fidelity our value is the official score, which is measured as the published one; under corrected
+    fidelity it is the accuracy.
     """
     if configuration.task != catalogue.task(configuration.task.name) or configuration.switches:
         return {}
     column = "official_score" if configuration.fidelity == "official" else "test_accuracy"
     comparable = configuration.fidelity == "official" or configuration.task.published_split == "test"
-    values, excluded = collected.values(configuration, column), without_mean(collected, configuration)
-    shown = means(collected, configuration, column, 100)
-    return {
-        one.id: replace(compare(list(scaled(values[one.id], 100).values()), cell, comparable), ours=shown[one.id])
-        for one in collected.present(configuration)
-        if _plain(one) and one.id in values and one.id not in excluded
-        if (cell := published().get((configuration.task.name, one.variant.name)))
-    }
+    values, excluded = collected.values(configuration, column), methods_without_mean(collected, configuration)
+    mean = means(collected, configuration, column, 100)
+    cells = published()
+    compared = {}
+    for method in collected.methods_on(configuration):
+        cell = cells.get((configuration.task.name, method.variant.name))
+        if cell and _has_published_values(method) and method.id in values and method.id not in excluded:
+            by_seed = list(scaled(values[method.id], 100).values())
+            compared[method.id] = replace(compare(by_seed, cell, comparable), mean=mean[method.id])
+    return compared
 
 
-def _plain(one: MethodRow) -> bool:
-    return one.id == one.variant.name and not one.tuned and one.variant == catalogue.variant(one.variant.name)
+def _has_published_values(method: MethodRow) -> bool:
+    name = method.variant.name
+    return method.id == name and not method.tuned and method.variant == catalogue.variant(name)
 
 
 def section(material: Material) -> Section | None:
-    """A table for each setting, and the counts of all of a fidelity below its first."""
-    found = {
-        configuration.id: comparisons(material.collected, configuration)
-        for configuration in material.collected.configurations
-    }
+    """One table for each configuration. The first table of each fidelity is followed by the counts of all verdicts."""
+    by_configuration = {item.id: comparisons(material.collected, item) for item in material.collected.configurations}
     columns = [
         Column(id="published", title="Published, %"), Column(id="ours", title="Ours, %"),
         Column(id="difference", title="Difference, points"), Column(id="verdict", title="Verdict"),
@@ -134,101 +128,44 @@ def section(material: Material) -> Section | None:
     parts: list[Part] = []
     counted: set[str] = set()
     for configuration in material.collected.configurations:
-        rows = material.rows({id_: _cells(one) for id_, one in found[configuration.id].items()})
+        rows = material.rows({method: _cells(item) for method, item in by_configuration[configuration.id].items()})
         if not rows:
             continue
         note = ""
-        if configuration.fidelity not in counted:
-            counted.add(configuration.fidelity)
-            alike = [one.id for one in material.collected.configurations if one.fidelity == configuration.fidelity]
-            note = told(configuration.fidelity, [cell for id_ in alike for cell in found[id_].values()])
+        fidelity = configuration.fidelity
+        if fidelity not in counted:
+            counted.add(fidelity)
+            ids = [item.id for item in material.collected.configurations if item.fidelity == fidelity]
+            note = verdict_counts(fidelity, [item for id_ in ids for item in by_configuration[id_].values()])
         caption = f"{configuration.title}: {material.captions['published']['latex']}"
-        parts.append(
-            Part(
-                title=configuration.title,
-                table=grid(f"published_{configuration.id}", columns, rows, caption),
-                note=note,
-            )
-        )
+        table = grid(f"published_{configuration.id}", columns, rows, caption)
+        parts.append(Part(title=configuration.title, table=table, note=note))
     return Section(id="published", parts=tuple(parts)) if parts else None
 
 
-def told(fidelity: str, cells: list[Comparison]) -> str:
-    """The counts of all verdicts, and how many cells no experiment can decide."""
+def verdict_counts(fidelity: str, cells: list[Comparison]) -> str:
+    """State the number of cells with each verdict, and of cells that no experiment can decide."""
     counts = Counter(cell.verdict for cell in cells)
-    said = ", ".join(f"{counts[name]} {name}" for name in ("agrees", "differs", "inconclusive") if cells)
-    apart = f", {counts['not comparable']} not comparable" if counts["not comparable"] else ""
-    hopeless = sum(cell.published.undecidable for cell in cells)
-    why = (
-        f" In {hopeless} of them the published spread alone is too wide for agreement, whatever is measured here."
-        if hopeless
+    text = ", ".join(f"{counts[name]} {name}" for name in ("agrees", "differs", "inconclusive") if cells)
+    if counts["not comparable"]:
+        text += f", {counts['not comparable']} not comparable"
+    undecidable = sum(cell.published.undecidable for cell in cells)
+    reason = (
+        f" In {undecidable} of them the published spread is too wide for agreement with any number of seeds."
+        if undecidable
         else ""
     )
-    return f"Of {len(cells)} published cells in this report under {fidelity} fidelity: {said}{apart}.{why}"
+    return f"Of {len(cells)} published cells in this report under {fidelity} fidelity: {text}.{reason}"
 
 
-def _cells(found: Comparison) -> dict[str, Cell]:
-    cell = found.published
-    note = "too wide to agree with" if cell.undecidable else ""
+def _cells(comparison: Comparison) -> dict[str, Cell]:
+    cell = comparison.published
+    note = "spread too wide for agreement" if cell.undecidable else ""
+    text = f"{number(cell.mean, 1)} {PLUS_MINUS} {number(cell.deviation, 1)}"
+    quiet = comparison.verdict in ("inconclusive", "not comparable")
     return {
-        "published": Cell(
-            text=f"{number(cell.mean, 1)} {PLUS_MINUS} {number(cell.deviation, 1)}", note=note, order=cell.mean
-        ),
-        "ours": interval_cell(found.ours, 1, usual=SEEDS),
-        "difference": interval_cell(found.difference, 1, sign=True, usual=SEEDS),
-        "verdict": Cell(text=found.verdict, quiet=found.verdict in ("inconclusive", "not comparable")),
+        "published": Cell(text=text, note=note, order=cell.mean),
+        "ours": interval_cell(comparison.mean, 1, usual=PUBLISHED_SEEDS),
+        "difference": interval_cell(comparison.difference, 1, sign=True, usual=PUBLISHED_SEEDS),
+        "verdict": Cell(text=comparison.verdict, quiet=quiet),
     }
-
-
-# ----------------------------------------------------------------------------------------------- claims
-
-
-def claim(difference: Interval) -> Claim:
-    """Whether a paired difference to a rival shows that one is better: its 95 % interval excludes 0."""
-    if not difference.excludes_zero:
-        return "undecided"
-    return "holds" if difference.mean > 0 else "fails"
-
-
-def claims(material: Material) -> Section | None:
-    """A table for each claim: FLoRAL variants down, settings across."""
-    collected = material.collected
-    ours = [one for one in collected.methods if one.variant.method == "floral" and one.id in material.styles]
-    parts = []
-    for name, (title, rivals) in CLAIMS.items():
-        tasks = [one for one in collected.configurations if one.metric == "accuracy"]
-        if name == "scarce":
-            tasks = [one for one in tasks if one.task.partition.share < 1]
-        columns, cells, counts = [], {}, Counter()
-        for configuration in tasks:
-            found = results(collected, configuration)
-            for one in ours:
-                rival = rivals[one.variant.optimal_router]
-                if one.id not in found.values or rival not in found.values:
-                    continue
-                difference = found.difference(one.id, rival)
-                if difference is None:
-                    continue
-                said = claim(difference)
-                counts[one.id, said] += 1
-                quiet = said == "undecided"
-                beneath = interval_cell(difference, 1, sign=True, usual=difference.n)
-                cells.setdefault(one.id, {})[configuration.id] = Cell(
-                    text=said,
-                    note=" ".join(filter(None, (beneath.text, beneath.note))),
-                    order=difference.mean,
-                    quiet=quiet,
-                )
-            columns.append(Column(id=configuration.id, title=configuration.title))
-        rows = material.rows({id_: {**own, "count": _count(counts, id_)} for id_, own in cells.items()})
-        if rows:
-            columns = [Column(id="count", title="Holds"), *columns]
-            parts.append(
-                Part(title=title, table=grid(f"claim_{name}", columns, rows, material.captions["claims"]["latex"]))
-            )
-    return Section(id="claims", parts=tuple(parts)) if parts else None
-
-
-def _count(counts: Counter[tuple[str, Claim]], id_: str) -> Cell:
-    of = sum(count for (name, _), count in counts.items() if name == id_)
-    return Cell(text=f"{counts[id_, 'holds']} of {of}", order=counts[id_, "holds"])

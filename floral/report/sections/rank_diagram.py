@@ -1,44 +1,46 @@
-"""Methods' ranks over the tasks of a suite: who takes part, the critical-difference diagram, and its table."""
+"""Ranks of methods over the tasks of a suite: critical-difference diagram and table."""
 
 from __future__ import annotations
 
 import numpy as np
 import polars as pl
 
-from floral.report import figures, statistics
-from floral.report.collect import Configuration
-from floral.report.figures import Figure
+from floral.report import statistics
+from floral.report.charts.render import Figure, render
+from floral.report.charts.rows import ranks as ranks_chart
+from floral.report.compared import Configuration
 from floral.report.sections.base import Material, Part
-from floral.report.statistics import METHODS, TASKS, Ranks
-from floral.report.summarise import REFERENCE, lost, results, unit
+from floral.report.statistics import MAX_RANKED_METHODS, MIN_RANKED_TASKS, Ranks
+from floral.report.summarise import REFERENCE, result_unit, results, seed_counts
 from floral.report.tables import Cell, Column, grid, number
 
 
 def ranked(material: Material) -> tuple[Ranks | None, str]:
-    """The ranks of the methods (no oracle, no control) that have a mean on every task, or None and why there are none.
+    """The ranks of all methods with a mean on every task, or None and the reason why there are none.
 
-    A task counts once, in the first of its settings.
+    Oracles and controls are left out. A task counts once, in its first configuration.
     """
-    table = _table(material)
-    tasks, methods = len(_tasks(material)), len(table)
-    if tasks < TASKS:
+    table, configurations = _table(material), _first_configurations(material)
+    tasks, methods = len(configurations), len(table)
+    if tasks < MIN_RANKED_TASKS:
         return None, (
-            f"Ranks over tasks (Friedman's test, Wilcoxon's, a critical-difference diagram) are not shown: they need "
-            f"{TASKS} tasks, here {'is' if tasks == 1 else 'are'} {tasks}."
+            f"Ranks over tasks (Friedman's and Wilcoxon's test, critical-difference diagram) are not shown: "
+            f"they require {MIN_RANKED_TASKS} tasks, and this suite has {tasks}."
         )
-    if not 3 <= methods <= METHODS:
+    if not 3 <= methods <= MAX_RANKED_METHODS:
         return None, (
             f"Ranks over tasks are not shown: {methods} methods have a result on all {tasks} tasks, and a "
-            f"critical-difference diagram takes from 3 to {METHODS}."
+            f"critical-difference diagram requires 3 to {MAX_RANKED_METHODS}."
         )
-    counts = [lost(material.collected, configuration) for configuration in _tasks(material)]
-    if any({"missing", "failed"} & of_task[name].keys() for of_task in counts for name in table):
+    counts = [seed_counts(material.collected, configuration) for configuration in configurations]
+    if any({"missing", "failed"} & of_task[method].keys() for of_task in counts for method in table):
         return None, "Ranks over tasks are not shown: some of the methods' runs are missing or failed."
-    better = [unit(material.collected, configuration).higher_is_better for configuration in _tasks(material)]
+    better = [result_unit(configuration).higher_is_better for configuration in configurations]
     return statistics.ranks(table, better), ""
 
 
-def _tasks(material: Material) -> list[Configuration]:
+def _first_configurations(material: Material) -> list[Configuration]:
+    """The first configuration of each task."""
     firsts: dict[str, Configuration] = {}
     for configuration in material.collected.configurations:
         firsts.setdefault(configuration.task.name, configuration)
@@ -46,66 +48,63 @@ def _tasks(material: Material) -> list[Configuration]:
 
 
 def _table(material: Material) -> dict[str, list[float]]:
-    """method → its mean on each task, of those that have all."""
-    found = [results(material.collected, configuration).values for configuration in _tasks(material)]
-    rivals = [name for name, style in material.styles.items() if style.group == "method"]
+    """method → its mean on each task, for methods with a mean on all tasks."""
+    by_task = [results(material.collected, item).values for item in _first_configurations(material)]
+    methods = [method for method, style in material.styles.items() if style.group == "method"]
     return {
-        name: [float(np.mean(list(values[name].values()))) for values in found]
-        for name in rivals
-        if all(name in values for values in found)
+        method: [float(np.mean(list(values[method].values()))) for values in by_task]
+        for method in methods
+        if all(method in values for values in by_task)
     }
 
 
-def figure(material: Material, found: Ranks) -> Figure:
-    order = sorted(found.mean, key=lambda name: found.mean[name])
-    shown = [material.styles[name] for name in order]
-    frame = pl.DataFrame({"contender": order, "rank": [found.mean[name] for name in order]})
-    bars = [(group[0], group[-1]) for group in statistics.alike(found)]
-    chart = figures.ranks(frame, shown, bars)
-    told = f"Mean ranks over {found.tasks} tasks, best first: "
-    told += ", ".join(f"{style.short} {number(found.mean[style.id], 2)}" for style in shown) + "."
-    subtitle = f"{_friedman(found)}; bars join methods less than {number(found.critical, 2)} ranks apart"
-    return figures.render(chart, "ranks", f"Mean rank over {found.tasks} tasks (1 is best)", subtitle, told)
+def figure(material: Material, ranks: Ranks) -> Figure:
+    order = sorted(ranks.mean, key=lambda method: ranks.mean[method])
+    styles = [material.styles[method] for method in order]
+    frame = pl.DataFrame({"contender": order, "rank": [ranks.mean[method] for method in order]})
+    bars = [(group[0], group[-1]) for group in statistics.indistinguishable(ranks)]
+    chart = ranks_chart(frame, styles, bars)
+    alt_text = f"Mean ranks over {ranks.tasks} tasks, best first: "
+    alt_text += ", ".join(f"{style.short} {number(ranks.mean[style.id], 2)}" for style in styles) + "."
+    subtitle = f"{_friedman(ranks)}; bars join methods less than {number(ranks.critical, 2)} ranks apart"
+    return render(chart, "ranks", f"Mean rank over {ranks.tasks} tasks (1 is best)", subtitle, alt_text)
 
 
-def part(material: Material, found: Ranks) -> Part:
-    """Mean ranks, and Wilcoxon's p to the reference where one can be significant."""
+def part(material: Material, ranks: Ranks) -> Part:
+    """The mean ranks, and Wilcoxon's p against the reference if it can be significant."""
     columns = [Column(id="rank", title="Mean rank")]
-    cells = {name: {"rank": Cell(text=number(rank, 2), order=rank)} for name, rank in found.mean.items()}
-    others = len(found.mean) - 1
-    one_unit = len({configuration.metric for configuration in _tasks(material)}) == 1
-    if tested := REFERENCE in found.mean and one_unit and statistics.attainable(found.tasks, others):
-        for name, p in _wilcoxon(material).items():
-            cells[name]["p"] = Cell(text=number(p, 3), order=p)
+    cells = {method: {"rank": Cell(text=number(rank, 2), order=rank)} for method, rank in ranks.mean.items()}
+    comparisons = len(ranks.mean) - 1
+    same_unit = len({configuration.metric for configuration in _first_configurations(material)}) == 1
+    note = f"{_friedman(ranks)}."
+    if not same_unit:
+        note += " No p-values of single pairs: Wilcoxon's test ranks differences, and here their units differ."
+    elif REFERENCE in ranks.mean and statistics.attainable(ranks.tasks, comparisons):
+        for method, p in _wilcoxon(material).items():
+            cells[method]["p"] = Cell(text=number(p, 3), order=p)
         columns.append(Column(id="p", title=f"Wilcoxon to {material.styles[REFERENCE].title}: p, Holm"))
-    rows = material.rows(cells)
-    least = min(1.0, others * statistics.least_p(found.tasks))
-    note = f"{_friedman(found)}. " + (
-        ""
-        if tested
-        else "No p-values of single pairs: Wilcoxon's test ranks differences, and these are in several units."
-        if not one_unit
-        else f"No p-values of single pairs: the least that {found.tasks} tasks can give for {others} comparisons is "
-        f"{number(least, 2)}."
-    )
-    table = grid("ranks", columns, rows, f"Mean ranks over {found.tasks} tasks, 1 is best.")
-    return Part(title=f"Mean ranks over {found.tasks} tasks", table=table, note=note.strip())
+    else:
+        smallest = min(1.0, comparisons * statistics.least_p(ranks.tasks))
+        note += (
+            f" No p-values of single pairs: with {ranks.tasks} tasks and {comparisons} comparisons, the smallest "
+            f"possible p is {number(smallest, 2)}."
+        )
+    table = grid("ranks", columns, material.rows(cells), f"Mean ranks over {ranks.tasks} tasks, 1 is best.")
+    return Part(title=f"Mean ranks over {ranks.tasks} tasks", table=table, note=note)
 
 
-def _friedman(found: Ranks) -> str:
-    return f"Friedman p {'< 0.001' if found.p < 0.001 else f'= {number(found.p, 3)}'}"
+def _friedman(ranks: Ranks) -> str:
+    return f"Friedman p {'< 0.001' if ranks.p < 0.001 else f'= {number(ranks.p, 3)}'}"
 
 
 def _wilcoxon(material: Material) -> dict[str, float]:
     table = _table(material)
-    signs = [
-        1 if unit(material.collected, configuration).higher_is_better else -1 for configuration in _tasks(material)
-    ]
+    signs = [1 if result_unit(item).higher_is_better else -1 for item in _first_configurations(material)]
     reference = np.array(table[REFERENCE])
     return statistics.holm(
         {
-            name: statistics.signed_rank(((np.array(values) - reference) * signs).tolist())
-            for name, values in table.items()
-            if name != REFERENCE
+            method: statistics.signed_rank(((np.array(values) - reference) * signs).tolist())
+            for method, values in table.items()
+            if method != REFERENCE
         }
     )

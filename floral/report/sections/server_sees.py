@@ -1,22 +1,23 @@
-"""What the server gets to know of single clients, as declared, and what the routes that it is told give away."""
+"""Section on privacy: what the server sees of single clients, and what the routes sent to it reveal."""
 
 from __future__ import annotations
 
 import polars as pl
 
-from floral.report.collect import Collected, Configuration, MethodRow
+from floral.report.collect import Collected
+from floral.report.compared import Configuration, MethodRow
 from floral.report.sections.base import Material, Part, Section
 from floral.report.tables import EMPTY, Cell, Column, grid, number
 
 
-def section(material: Material) -> Section | None:
-    """One table over all settings."""
+def section(material: Material) -> Section:
+    """One table over all configurations."""
     collected = material.collected
-    methods = {one.id: one for one in collected.methods}
+    methods = {method.id: method for method in collected.methods}
     leaks = {configuration.id: leakage(collected, configuration) for configuration in collected.configurations}
     columns = [Column(id="sees", title="Server sees"), Column(id="sums", title="Secure aggregation")]
     columns += [
-        Column(id=configuration.id, title=configuration.title, spanner="Leakage: ARI of what it is told of routes")
+        Column(id=configuration.id, title=configuration.title, spanner="Leakage: ARI of the routes sent to the server")
         for configuration in collected.configurations
         if leaks[configuration.id]
     ]
@@ -24,34 +25,34 @@ def section(material: Material) -> Section | None:
         (
             style,
             {
-                **_declared(methods[name]),
-                **{id_: _leak(found[name]) for id_, found in leaks.items() if name in found},
+                **_declared_cells(methods[method]),
+                **{id_: _leak_cell(values[method]) for id_, values in leaks.items() if method in values},
             },
         )
-        for name, style in material.styles.items()
+        for method, style in material.styles.items()
     ]
     table = grid("seen", columns, rows, material.captions["seen"]["latex"])
     return Section(id="seen", parts=(Part(title="", table=table),))
 
 
 def leakage(collected: Collected, configuration: Configuration) -> dict[str, float]:
-    """contender → mean ARI, over the seeds that are done, of the routes that the server is told.
+    """method → mean adjusted Rand index, over done seeds, of the routes that clients send to the server.
 
-    Methods that tell it none leak none; those that were told the true clusters themselves have nothing to leak.
+    Methods that send no routes are left out, and so are oracles, which know the true clusters anyway.
     """
     rows = collected.summary.filter(
         (pl.col("setting") == configuration.id) & (pl.col("status") == "done") & pl.col("ari").is_not_null()
     )
     means = dict(rows.group_by("contender", maintain_order=True).agg(pl.col("ari").mean()).iter_rows())
-    told = {
-        one.id
-        for one in collected.present(configuration)
-        if "routes" in one.variant.server_sees and not one.variant.oracle
+    sending = {
+        method.id
+        for method in collected.methods_on(configuration)
+        if "routes" in method.variant.server_sees and not method.variant.oracle
     }
-    return {name: value for name, value in means.items() if name in told}
+    return {method: value for method, value in means.items() if method in sending}
 
 
-def _declared(method: MethodRow) -> dict[str, Cell]:
+def _declared_cells(method: MethodRow) -> dict[str, Cell]:
     variant = method.variant
     sums = "yes" if variant.secure_aggregation else "no"
     return {
@@ -60,5 +61,5 @@ def _declared(method: MethodRow) -> dict[str, Cell]:
     }
 
 
-def _leak(value: float) -> Cell:
+def _leak_cell(value: float) -> Cell:
     return Cell(text=number(value, 2), order=value)

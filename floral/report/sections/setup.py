@@ -1,4 +1,4 @@
-"""The experimental setup in words and a reproducibility checklist, ready to paste: all of it read from the runs."""
+"""Section with the experimental setup in words and a reproducibility checklist, ready to paste."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import polars as pl
 from floral.config.schema.data import CustomData, Synthetic
 from floral.config.schema.task import Server, Task
 from floral.config.searches import tuning
-from floral.report import words
-from floral.report.collect import Collected, Configuration
+from floral.report.collect import Collected
+from floral.report.compared import Configuration
 from floral.report.sections.base import Material, Section
+from floral.report.sentences import state
 from floral.report.tables import latex
 
 NOT_STATED = "not stated"
@@ -22,76 +23,73 @@ def section(material: Material) -> Section | None:
 
 
 def paragraphs(collected: Collected, facts: dict[str, str]) -> dict[str, str]:
-    """The setup as `text` and as `latex`, with special characters escaped."""
-    sentences = [
-        *(_configuration(configuration) for configuration in collected.configurations),
-        _methods(collected),
-        _tuning(collected),
-    ]
-    sentences += [_seeds(collected), _made(facts)]
+    """The setup as plain `text`, and as `latex` with special characters escaped."""
+    sentences = [*(_configuration(configuration) for configuration in collected.configurations), _methods(collected)]
+    sentences += [_tuning(collected), _seeds(collected), _versions(facts)]
     text = "\n\n".join(sentence for sentence in sentences if sentence)
     return {"text": text, "latex": latex(text)}
 
 
 def checklist(collected: Collected, facts: dict[str, str], command: str) -> list[tuple[str, str]]:
-    """(question, answer from the runs, or `not stated`), after the questions that conferences ask."""
+    """The questions that conferences ask, each with its answer from the runs or `not stated`."""
     partitions = collected.summary["partition_digest"].drop_nulls().n_unique()
     inexact = not collected.summary["data_exact"].fill_null(True).all()
-    lost = words.state(collected)
+    counts = state(collected)
     return [
         ("Is the code given, with its command?", f"Commit: {facts.get('Commit', NOT_STATED)}. Command: {command}"),
         ("Are all hyper-parameters given?", "Yes: run.yaml of every run has each value, and its hash covers them all."),
-        ("How were they chosen?", _tuning(collected)),
+        ("How were they selected?", _tuning(collected)),
         ("Are the data and their splits given?", f"Yes: partitions {partitions}, each by its digest (Provenance)."
-         + (" Some data are inexact copies, marked on the page." if inexact else "")),
+         + (" Some data are inexact copies, as noted on the page." if inexact else "")),
         ("Are licences of the data stated?", NOT_STATED),
-        ("Are error bars reported, and what do they vary over?", _bars(collected) + _seeds(collected)),
-        ("Are runs without a result reported?", f"Yes: of {lost['all']}, {lost['diverged']} diverged, {lost['failed']} "
-         f"failed and {lost['missing']} have not run."),
+        ("Are error bars reported, and over what do they vary?", _error_bars(collected) + _seeds(collected)),
+        ("Are runs without a result reported?", f"Yes: of {counts['all']}, {counts['diverged']} diverged, "
+         f"{counts['failed']} failed and {counts['missing']} have not run."),
         ("Are machine and versions stated?", f"{facts['Machine']}. {facts['Versions']}." if facts else NOT_STATED),
         ("Is the computing time stated?", facts.get("Computing time", NOT_STATED)),
         ("Is the computing time of failed and preliminary experiments stated?", NOT_STATED),
-        ("Are results deterministic?", "For the same execution and versions, byte for byte; else up to rounding. "
+        ("Are results deterministic?", "For the same execution and versions, byte for byte; otherwise up to rounding. "
          f"Execution: {facts.get('Execution', NOT_STATED)}."),
-        ("Are risks to the clients' privacy discussed?", "What the server sees of a client is declared for every "
-         "method (Privacy)."),
+        ("Are risks to the clients' privacy discussed?", "Every method declares what the server sees of a client "
+         "(Privacy)."),
         ("Are broader impacts discussed?", NOT_STATED),
     ]  # fmt: skip
 
 
 def _configuration(configuration: Configuration) -> str:
     task = configuration.task
-    given = f"{task.cohort} of them ({100 * task.participation:g} %)" if task.participation < 1 else "all of them"
+    cohort = f"{task.cohort} of them ({100 * task.participation:g} %)" if task.participation < 1 else "all of them"
     local = f"{task.epochs} local epoch{'s' * (task.epochs != 1)}"
     local += f" of {task.steps_per_epoch} steps" if task.steps_per_epoch else ""
     model = ", ".join(f"{key} {value}" for key, value in task.model.arguments.items())
     model = f"{task.model.kind}{f' ({model})' if model else ''}"
     plural = "s" * (task.clusters != 1)
-    told = (
+    return (
         f"{configuration.title}: {_data(task)}, partition {_values(task.partition)}, {task.clients} clients in "
-        f"{task.clusters} cluster{plural} (shift {_values(task.shift)}). In each of {task.rounds} rounds {given} train "
-        f"for {local} on batches of {task.batch}, by SGD where a method says nothing else. The model is {model}. "
+        f"{task.clusters} cluster{plural} (shift {_values(task.shift)}). In each of {task.rounds} rounds {cohort} "
+        f"train for {local} on batches of {task.batch}, with SGD unless a method states another optimiser. The model "
+        f"is {model}. {_changed_defaults(task)}Learning rate {task.lr:g}, of the router {task.router_lr:g}, "
+        f"unless tuned. Fidelity: {configuration.fidelity}."
     )
-    told += _more(task)
-    rates = f"Learning rate {task.lr:g}, of the router {task.router_lr:g}, where they are not tuned. "
-    return told + rates + f"Fidelity: {configuration.fidelity}."
 
 
-def _more(task: Task) -> str:
-    """What of the task is not the default and has no place in the sentences."""
-    found = [f"training images: {task.augmentation.replace('_', ' and ')}"] if task.augmentation != "none" else []
+def _changed_defaults(task: Task) -> str:
+    """Values of the task that differ from the defaults and do not occur in the other sentences."""
+    changes = [f"training images: {task.augmentation.replace('_', ' and ')}"] if task.augmentation != "none" else []
     if task.normalise is not None:
-        found += [f"inputs normalised by mean {list(task.normalise.mean)} and deviation {list(task.normalise.std)}"]
+        mean, std = list(task.normalise.mean), list(task.normalise.std)
+        changes += [f"inputs normalised with mean {mean} and standard deviation {std}"]
     if task.server != Server():
-        found += [f"the server steps by {task.server.optimiser.upper()}, rate {task.server.lr:g}"]
-    found += [f"methods are told {task.assumed_clusters} clusters"] if task.assumed_clusters is not None else []
-    return f"Also: {'; '.join(found)}. " if found else ""
+        changes += [f"server optimiser {task.server.optimiser.upper()} with learning rate {task.server.lr:g}"]
+    if task.assumed_clusters is not None:
+        changes += [f"methods assume {task.assumed_clusters} clusters"]
+    return f"Also: {'; '.join(changes)}. " if changes else ""
 
 
 def _values(part: Any) -> str:
-    """`kind (key value, …)` of those values that were set."""
-    found = {key: value for key, value in part.model_dump(exclude_defaults=True).items() if key != "kind"}
-    inner = ", ".join(f"{key} {value}" for key, value in found.items() if not isinstance(value, dict))
+    """`kind (key value, …)` with the values that differ from the defaults."""
+    values = {key: value for key, value in part.model_dump(exclude_defaults=True).items() if key != "kind"}
+    inner = ", ".join(f"{key} {value}" for key, value in values.items() if not isinstance(value, dict))
     return f"{part.kind}{f' ({inner})' if inner else ''}".replace("_", " ")
 
 
@@ -100,50 +98,50 @@ def _data(task: Task) -> str:
         case Synthetic():
             return f"synthetic data ({task.data.kind})"
         case CustomData():
-            return f"own data ({task.data.kind})"
+            return f"custom data ({task.data.kind})"
     return f"the data set {task.data}"
 
 
 def _methods(collected: Collected) -> str:
-    return f"Methods ({len(collected.methods)}): " + ", ".join(one.title for one in collected.methods) + "."
+    return f"Methods ({len(collected.methods)}): " + ", ".join(method.title for method in collected.methods) + "."
 
 
 def _tuning(collected: Collected) -> str:
-    tuned = sum(one.tuned for one in collected.methods)
+    tuned = sum(method.tuned for method in collected.methods)
     if not tuned:
-        return "Nothing was tuned here: the values of the tasks and the methods' defaults."
+        return "No values were tuned: tasks and methods have their default values."
     rules = tuning()
-    who = "All methods" if tuned == len(collected.methods) else f"{tuned} of {len(collected.methods)} methods"
+    subject = "All methods" if tuned == len(collected.methods) else f"{tuned} of {len(collected.methods)} methods"
     return (
-        f"{who} were tuned with {rules.budget} configurations each, on every task, by the validation loss after "
+        f"{subject} were tuned with {rules.budget} candidates each, on every task, by the validation loss after "
         f"{100 * rules.share:g} % of the rounds (at most {rules.at_most}), on seeds that are not reported."
     )
 
 
-def _bars(collected: Collected) -> str:
-    """No interval is made of one seed."""
+def _error_bars(collected: Collected) -> str:
+    """Whether means have intervals, which requires at least two seeds."""
     seeds = (
         collected.summary.filter(pl.col("status") == "done")
         .group_by("setting", "contender")
         .agg(pl.col("seed").n_unique())
     )
     if seeds.is_empty() or seeds["seed"].max() == 1:
-        return "No, for there is one seed. "
-    return "Yes, over seeds: " if seeds["seed"].min() != 1 else "Yes, over seeds, but where a method has one: "
+        return "No, because there is one seed. "
+    return "Yes, over seeds: " if seeds["seed"].min() != 1 else "Yes, over seeds, except for methods with one seed: "
 
 
 def _seeds(collected: Collected) -> str:
     seeds = collected.summary["seed"].unique().sort().to_list()
-    finished = words.state(collected)
+    counts = state(collected)
     corrected = all(configuration.fidelity == "corrected" for configuration in collected.configurations)
     return (
-        f"Seeds {', '.join(map(str, seeds))}: {finished['all']} runs, of which {finished['done']} finished and "
-        f"{finished['diverged']} diverged." + (" All methods of a seed share its partition." if corrected else "")
+        f"Seeds {', '.join(map(str, seeds))}: {counts['all']} runs, of which {counts['done']} finished and "
+        f"{counts['diverged']} diverged." + (" All methods of a seed share its partition." if corrected else "")
     )
 
 
-def _made(facts: dict[str, str]) -> str:
+def _versions(facts: dict[str, str]) -> str:
     if not facts:
         return ""
-    made = f"Made with {facts['Versions']} (Python {facts['Python']}) on {facts['Machine']}"
-    return f"{made}, {facts['Execution']}, commit {facts['Commit']}."
+    text = f"Computed with {facts['Versions']} (Python {facts['Python']}) on {facts['Machine']}"
+    return f"{text}, {facts['Execution']}, commit {facts['Commit']}."

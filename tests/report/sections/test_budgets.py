@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from run_folders import make_run
 
-from floral.report.build import _yaml
+from floral.report.build import template_yaml
 from floral.report.collect import collect
 from floral.report.sections.base import Material
 from floral.report.sections.budgets import RULES, Reading, level, section
@@ -23,7 +23,7 @@ def style(name):
     return Style(id=name, title=name, short=name, family="F", group=group, colour="#aa0000", dashed=False)
 
 
-LOOKS = {name: style(name) for name in BYTES}
+STYLES = {name: style(name) for name in BYTES}
 
 
 def accuracy(name, round_, seed):
@@ -75,7 +75,7 @@ def rounds(found, rule):
 
 def test_everyone_is_read_at_the_last_evaluation_within_what_the_thriftiest_method_spends(collected):
     """fedavg ends at 4000 bytes (8000 in seed 1): floral_1 has sent 3000 at round 10 and 6000 at round 20."""
-    found = level(collected, LOOKS, collected.configurations[0], "bytes")
+    found = level(collected, STYLES, collected.configurations[0], "bytes")
     assert found.limits == {0: 4000.0, 1: 8000.0}
     assert rounds(found, "last") == {
         "fedavg": {0: 40, 1: 40}, "floral_1": {0: 10, 1: 10}, "ensemble": {0: 10, 1: 10},
@@ -89,17 +89,17 @@ def test_a_budget_that_ends_on_an_evaluation_includes_it_whatever_the_rounding(c
     moved = replace(
         collected, curves=collected.curves.with_columns(client_passes=slightly.otherwise(pl.col("client_passes")))
     )
-    found = level(moved, LOOKS, moved.configurations[0], "client_passes")
+    found = level(moved, STYLES, moved.configurations[0], "client_passes")
     assert {round_ for seeds in rounds(found, "last").values() for round_ in seeds.values()} == {40}
 
 
 def test_the_selected_round_has_the_least_validation_loss_within_the_budget_and_the_first_of_equals(collected):
     """Not the best test accuracy, which is that of round 20."""
-    found = level(collected, LOOKS, collected.configurations[0], "round")
+    found = level(collected, STYLES, collected.configurations[0], "round")
     assert {round_ for seeds in rounds(found, "selected").values() for round_ in seeds.values()} == {10}
     later = pl.when(pl.col("metric") == "validation/loss").then(-pl.col("round").cast(pl.Float64))
     worse = replace(collected, curves=collected.curves.with_columns(value=later.otherwise(pl.col("value"))))
-    found = level(worse, LOOKS, worse.configurations[0], "bytes")
+    found = level(worse, STYLES, worse.configurations[0], "bytes")
     assert rounds(found, "selected") == rounds(found, "last")
 
 
@@ -108,19 +108,21 @@ def test_test_rows_select_nothing(collected):
     upside_down = pl.when(pl.col("metric") == "test/accuracy").then(1 - pl.col("value")).otherwise(pl.col("value"))
     other = replace(collected, curves=collected.curves.with_columns(value=upside_down))
     for budget in ("round", "bytes", "client_passes"):
-        ours, theirs = (level(one, LOOKS, one.configurations[0], budget) for one in (collected, other))
+        ours, theirs = (level(one, STYLES, one.configurations[0], budget) for one in (collected, other))
         assert [rounds(ours, rule) for rule in RULES] == [rounds(theirs, rule) for rule in RULES]
         assert ours.readings["last"]["fedavg"] != theirs.readings["last"]["fedavg"]
 
 
 def parts(collected):
     figures = {"digits_rotate": {}}
-    return section(Material(collected=collected, styles=LOOKS, captions=_yaml("captions.yaml"), figures=figures)).parts
+    return section(
+        Material(collected=collected, styles=STYLES, captions=template_yaml("captions.yaml"), figures=figures)
+    ).parts
 
 
 def test_the_table_has_all_budgets_both_rounds_and_paired_differences(collected):
     material = Material(
-        collected=collected, styles=LOOKS, captions=_yaml("captions.yaml"), figures={"digits_rotate": {}}
+        collected=collected, styles=STYLES, captions=template_yaml("captions.yaml"), figures={"digits_rotate": {}}
     )
     (part,) = section(material).parts
     for told in ("Equal rounds: 40", "Equal bytes: 4\u2009k to 8\u2009kB", "Equal client compute: 400 passes"):

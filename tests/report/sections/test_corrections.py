@@ -12,7 +12,7 @@ from floral.config import catalogue
 from floral.config.suites import suite_runs
 from floral.report.build import report
 from floral.report.collect import collect
-from floral.report.sections.corrections import _others, correction_cells
+from floral.report.sections.corrections import corrected_configurations, correction_cells
 from floral.report.sections.published import comparisons
 
 
@@ -35,7 +35,7 @@ def test_each_correction_has_its_paired_difference(results, write):
     found = replace(
         found, summary=found.summary.with_columns(test_accuracy=pl.col("test_accuracy") + more.otherwise(0.0))
     )
-    others = _others(found, found.configurations[0])
+    others = corrected_configurations(found, found.configurations[0])
     assert list(others) == ["batches: reshuffled", "corrected"]
     cells = correction_cells(found, found.configurations[0], others)
     assert cells["floral_1"]["batches: reshuffled"].text.startswith("+11.0 ±")  # 10 and 12 points
@@ -47,7 +47,7 @@ def test_the_page_has_the_section_only_with_both(results, write, tmp_path):
         write(run)
     page = report("quickstart", runs(), results, tmp_path / "reports").read_text(encoding="utf-8")
     (section,) = re.findall(r'<section id="corrections">.*?</section>', page, re.DOTALL)
-    assert "batches: reshuffled" in section and "<code>evaluation</code> changes which rows are counted" in section
+    assert "batches: reshuffled" in section and "<code>evaluation</code> changes which samples are counted" in section
     page = report("quickstart", runs()[:4], results, tmp_path / "reports").read_text(encoding="utf-8")
     assert 'id="corrections"' not in page
 
@@ -59,7 +59,7 @@ def test_a_turned_switch_has_tables_and_no_figures(results, write, tmp_path):
     first, turned, last = (one.id for one in collect("quickstart", runs(), results).configurations)
     drawn = {path.stem for path in (page.parent / "figures").glob("*.svg")}
     assert {f"result_{first}", f"result_{last}"} <= drawn and not [name for name in drawn if name.endswith(turned)]
-    assert "because they turn a switch of one that is drawn: 1." in page.read_text(encoding="utf-8")
+    assert "because they change switches of a configuration with figures: 1." in page.read_text(encoding="utf-8")
     report("quickstart", runs()[4:8], results, tmp_path / "reports")
     assert list((page.parent / "figures").glob("result_*.svg")), (
         "where no setting has the switch as it was, it is drawn"

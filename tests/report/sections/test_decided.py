@@ -10,12 +10,12 @@ import polars as pl
 import pytest
 from run_folders import make_run
 
-from floral.report.build import _yaml, report
+from floral.report.build import report, template_yaml
 from floral.report.collect import Collected, collect
 from floral.report.sections import rank_diagram
 from floral.report.sections.base import Material
 from floral.report.sections.decided import decided_cells, section
-from floral.report.style import styles
+from floral.report.style import method_styles
 from floral.report.tables import EMPTY
 
 TASKS = ("digits_rotate", "digits_rotate_reduced", "digits_label_shift", "digits_label_shift_reduced", "mnist_rotate",
@@ -35,9 +35,8 @@ def reached(results, write, by_seed: Mapping[str, list[float]], tasks=("digits_r
 
 
 def material(collected: Collected) -> Material:
-    methods = [(c.id, c.title, c.variant.name, c.variant.family, c.variant.oracle) for c in collected.methods]
-    shown = styles(methods, _yaml("styles.yaml"))
-    return Material(collected=collected, styles=shown, captions=_yaml("captions.yaml"), figures={})
+    shown = method_styles(collected.methods, template_yaml("styles.yaml"))
+    return Material(collected=collected, styles=shown, captions=template_yaml("captions.yaml"), figures={})
 
 
 def texts(cells) -> dict[str, str]:
@@ -59,15 +58,15 @@ def test_better_worse_or_open_and_how_many_more_seeds(results, write):
     assert cells["ensemble"]["more"].text == "94" and cells["fedavg"]["more"].text == "\u2013"
     (part,) = section(material(found)).parts
     assert part.note == (
-        "No p-values: the least that 3 pairs of seeds can give, after Holm's correction for 3 comparisons, is 0.75."
+        "No p-values: with 3 pairs of seeds and Holm's correction for 3 comparisons, the smallest possible p is 0.75."
     )
-    assert "need 6 tasks, here is 1" in section(material(found)).note
+    assert "require 6 tasks, and this suite has 1." in section(material(found)).note
 
 
 def test_one_seed_decides_nothing(results, write):
     found = reached(results, write, {"floral_1": [50.0], "fedavg": [90.0]})
     assert texts(decided_cells(found, found.configurations[0])["fedavg"]) == {
-        "difference": "+40.0", "verdict": "nothing", "more": "unknown",
+        "difference": "+40.0", "verdict": "no interval", "more": "unknown",
     }  # fmt: skip
 
 
@@ -94,7 +93,10 @@ def test_six_tasks_are_ranked(results, write):
     made = section(found)
     assert [figure.name for row in made.figures for figure in row] == ["ranks"]
     # Wilcoxon on 6 tasks has p >= 2/2⁶, of 2 comparisons 0.06
-    assert "for 2 comparisons is 0.06" in made.parts[-1].note and ">p" not in made.parts[-1].table.html
+    assert (
+        "2 comparisons, the smallest possible p is 0.06" in made.parts[-1].note
+        and ">p" not in made.parts[-1].table.html
+    )
     assert made.parts[-1].note.startswith("Friedman p = 0.002")
 
 
@@ -104,7 +106,7 @@ def test_one_task_in_two_settings_is_one_task(results, write):
     ]
     for run in runs:
         write(run)
-    assert "here is 1" in rank_diagram.ranked(material(collect("quickstart", runs, results)))[1]
+    assert "this suite has 1" in rank_diagram.ranked(material(collect("quickstart", runs, results)))[1]
 
 
 def test_two_methods_are_not_ranked_and_the_page_says_why(results, write, tmp_path):
@@ -135,4 +137,4 @@ def test_wilcoxon_ranks_differences_of_one_unit_alone(results, write, seventh, t
     by_seed = {"floral_1": [90.0, 91.0], "fedavg": [50.0, 51.0], "local": [70.0, 71.0]}
     made = section(material(reached(results, write, by_seed, (*TASKS, seventh))))  # p >= 2/2⁷, of 2 comparisons 0.03
     assert (">Wilcoxon to" in made.parts[-1].table.html) == tested
-    assert ("in several units" in made.parts[-1].note) != tested
+    assert ("their units differ" in made.parts[-1].note) != tested

@@ -11,7 +11,8 @@ from floral.report.build import report
 from floral.report.collect import collect
 from floral.report.paired import Paired
 from floral.report.sections import published
-from floral.report.sections.published import Published, claim, compare, comparisons, told
+from floral.report.sections.claims import claim
+from floral.report.sections.published import Published, compare, comparisons, verdict_counts
 from floral.report.statistics import welch_difference
 
 
@@ -90,9 +91,11 @@ def test_only_what_has_the_published_values_is_compared(results, write):
     (rotate, *_), (other, *_) = (collect("mine", some, results).configurations for some in (runs, changed))
     found = comparisons(collect("mine", runs, results), rotate)
     assert set(found) == {"floral_1", "fedavg"}
-    assert found["floral_1"].ours.mean == pytest.approx(84) and found["floral_1"].published.mean == 73.1
+    assert found["floral_1"].mean.mean == pytest.approx(84) and found["floral_1"].published.mean == 73.1
     assert comparisons(collect("mine", changed, results), other) == {}
-    assert told("official", list(found.values())).startswith("Of 2 published cells in this report under official")
+    assert verdict_counts("official", list(found.values())).startswith(
+        "Of 2 published cells in this report under official"
+    )
 
 
 def test_the_page_has_both_tables(results, write, tmp_path):

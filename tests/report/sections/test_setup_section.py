@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from run_folders import make_run
 
-from floral.report import words
 from floral.report.collect import collect
+from floral.report.sections.provenance import provenance
 from floral.report.sections.setup import NOT_STATED, checklist, paragraphs
 
 
 def test_the_setup_has_the_values_of_the_runs(results, suite_runs):
     collected = collect("quickstart", suite_runs, results)
-    made = paragraphs(collected, words.provenance(collected)["facts"])
+    made = paragraphs(collected, provenance(collected)["facts"])
     for fact in (
         "8 clients in 2 clusters",
         "In each of 4 rounds",
@@ -21,7 +21,7 @@ def test_the_setup_has_the_values_of_the_runs(results, suite_runs):
         "torch 2",
     ):
         assert fact in made["text"], fact
-    assert "Nothing was tuned here" in made["text"]
+    assert "No values were tuned" in made["text"]
     assert "%" not in made["latex"].replace(r"\%", "") and "_" not in made["latex"].replace(r"\_", "")
 
 
@@ -42,7 +42,7 @@ def test_what_differs_from_the_default_has_its_words(results, write):
         write(run)
     plain, other = (paragraphs(collect("quickstart", [run], results), {})["text"] for run in runs)
     told = (
-        "Also: training images: flip and crop; inputs normalised by mean [0.5] and deviation [0.25]; "
-        "the server steps by ADAM, rate 0.01; methods are told 3 clusters. "
+        "Also: training images: flip and crop; inputs normalised with mean [0.5] and standard deviation [0.25]; "
+        "server optimiser ADAM with learning rate 0.01; methods assume 3 clusters. "
     )
     assert told in other and "Also:" not in plain

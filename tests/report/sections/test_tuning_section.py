@@ -12,11 +12,12 @@ from floral.config.run import Run
 from floral.config.searches import tuning
 from floral.config.suites import suite_runs, suite_searches
 from floral.config.tuned import tuned_values
-from floral.report.build import _yaml, report
-from floral.report.collect import MethodRow, collect
+from floral.report.build import report, template_yaml
+from floral.report.collect import collect
+from floral.report.compared import MethodRow
 from floral.report.sections.base import Material, Part
 from floral.report.sections.tuning import _cells, section
-from floral.report.style import styles
+from floral.report.style import method_styles
 
 Write = Callable[..., Path]
 
@@ -35,8 +36,7 @@ def both(tuned: bool | None = None) -> list[Run]:
 
 def made(results: Path, runs: list[Run]) -> tuple[tuple[MethodRow, ...], tuple[Part, ...]]:
     collected = collect("tuned", runs, results)
-    rows = [(one.id, one.title, one.variant.name, one.variant.family, False) for one in collected.methods]
-    shown, captions = styles(rows, _yaml("styles.yaml")), _yaml("captions.yaml")
+    shown, captions = method_styles(collected.methods, template_yaml("styles.yaml")), template_yaml("captions.yaml")
     found = section(Material(collected=collected, styles=shown, captions=captions, figures={}))
     return collected.methods, () if found is None else found.parts
 
@@ -50,7 +50,7 @@ def test_default_and_tuned_stand_side_by_side(results: Path, write: Write, gaine
     assert "+7.0 ± 0.0" in part.table.html and "60" in part.table.html
     rule = tuning().of("digits_rotate")
     seeds = "seeds " + ", ".join(map(str, rule.seeds))
-    assert len(rule.seeds) > 1 and part.note.startswith(f"{rule.budget} configurations of every method, {seeds}, ")
+    assert len(rule.seeds) > 1 and part.note.startswith(f"{rule.budget} candidates for every method, {seeds}, ")
     assert "config/tuned/digits_rotate.yaml" in part.note
 
 
@@ -81,7 +81,7 @@ def test_edges_and_lost_configurations_are_marked() -> None:
         }
     )
     cells = _cells(search, entry)
-    assert cells["lr"].note == "edge" and cells["others"].note == "edge: lam" and "router_lr" not in cells
+    assert cells["lr"].note == "edge" and cells["params"].note == "edge: lam" and "router_lr" not in cells
     assert (cells["ended"].text, cells["best"].text, "default" in cells) == ("10 of 12", "0.250", False)
 
 

@@ -1,0 +1,39 @@
+"""Heat map of a method's result by rank and number of adaptors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import altair as alt
+import polars as pl
+
+from floral.report.charts.axes import vega_axis
+from floral.report.charts.render import INK, PANEL_PX, ROW_HEIGHT_PX, Drawing
+
+LIGHTEST, DARKEST = "#e8f0f8", "#0b3d78"
+"""One hue from light to dark, readable for colour-blind readers and in grey print."""
+
+
+def heat(frame: pl.DataFrame, across: Sequence[str], down: Sequence[str], higher: bool) -> Drawing:
+    """Draw a square with its `text` for each rank (down) and number of adaptors (across); darker is a better mean.
+
+    frame: rank, adaptors, mean, low, high, text.
+    """
+    lowest, highest = float(frame["mean"].min()), float(frame["mean"].max())  # type: ignore[arg-type]
+    share = (pl.col("mean") - lowest) / ((highest - lowest) or 1.0)
+    cells = frame.with_columns(
+        ink=pl.when(share > 0.5 if higher else share < 0.5).then(pl.lit("#ffffff")).otherwise(pl.lit("#000000"))
+    )
+    ramp = [LIGHTEST, DARKEST] if higher else [DARKEST, LIGHTEST]
+    base = alt.Chart(alt.NamedData("cells")).encode(
+        alt.X(
+            "adaptors:N", sort=list(across), axis=vega_axis(title="Adaptors", labelAngle=0, domain=False, ticks=False)
+        ),
+        alt.Y("rank:N", sort=list(down), axis=vega_axis(title=None, domain=False, ticks=False, labelColor=INK)),
+    )
+    colour = alt.Color("mean:Q", scale=alt.Scale(domain=[lowest, highest], range=ramp), legend=None)
+    squares = base.mark_rect().encode(colour)
+    names = base.mark_text(fontSize=11).encode(text="text:N", color=alt.Color("ink:N", scale=None))
+    chart = alt.layer(squares, names).resolve_scale(color="independent")
+    chart = chart.properties(width=PANEL_PX, height=alt.Step(2 * ROW_HEIGHT_PX))
+    return Drawing(chart=chart, data={"cells": cells}, table=frame.drop("text"))

@@ -1,0 +1,103 @@
+"""Charts with one row per method: values with their marks, and mean ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import altair as alt
+import polars as pl
+
+from floral.report.charts.axes import Axis, tick_options, vega_axis
+from floral.report.charts.render import (
+    BAND,
+    INK,
+    MUTED,
+    PANEL_PX,
+    ROW_HEIGHT_PX,
+    Drawing,
+    Scale,
+    method_colour,
+    style_frame,
+)
+from floral.report.style import Style
+
+
+def rows(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, domain: tuple[float, float]) -> Drawing:
+    """Draw one line of marks per method, grouped by family.
+
+    frame: one row per mark, with contender, kind, value, value2, label. Kinds: `band` and `middle` (grey: equal skill
+    of all clients), `whisker`, `box` and `interval` (from value to value2), `point`, `tick`, `median`, `dot`,
+    `hollow`, and `below` and `above` (labels of values outside the domain).
+    """
+    frame = frame.join(style_frame(styles), on="contender", how="inner", maintain_order="left")
+    drawn = [style for style in styles if style.id in set(frame["contender"])]
+    groups = list(dict.fromkeys(style.group_title for style in drawn))
+    kind_of: Literal["linear", "log"] = "log" if x.log else "linear"
+    scale, places = alt.Scale(domain=list(domain), nice=False, type=kind_of), tick_options(*domain, x.log)
+    value = alt.X(
+        "value:Q", scale=scale, axis=vega_axis(title=x.title, format=x.format, domain=False, ticks=False, **places)
+    )
+    name = alt.Y(
+        "short:N",
+        sort=[style.short for style in drawn],
+        axis=alt.Axis(title=None, domain=False, ticks=False, labelLimit=150, labelColor=INK, labelPadding=8),
+    )
+    colour, end = method_colour(drawn), alt.X2("value2:Q")
+
+    def marks(kind: str) -> alt.Chart:
+        return alt.Chart().transform_filter(alt.datum.kind == kind)
+
+    layers = {
+        "band": marks("band").mark_bar(height=11, color=BAND, opacity=0.65).encode(value, name, end),
+        "middle": marks("middle").mark_tick(height=11, thickness=1, color=MUTED).encode(value, name),
+        "whisker": marks("whisker").mark_rule(strokeWidth=1).encode(value, name, end, colour),
+        "box": marks("box").mark_bar(height=6, opacity=0.75).encode(value, name, end, colour),
+        "point": marks("point").mark_circle(size=9, opacity=0.45).encode(value, name, colour),
+        "interval": marks("interval").mark_rule(strokeWidth=2.2, opacity=0.8).encode(value, name, end, colour),
+        "tick": marks("tick").mark_tick(height=9, thickness=1, opacity=0.9).encode(value, name, colour),
+        "median": marks("median").mark_tick(height=9, thickness=2, color=INK).encode(value, name),
+        "dot": marks("dot").mark_circle(size=46, opacity=1).encode(value, name, colour),
+        "hollow": marks("hollow").mark_point(size=34, opacity=1, strokeWidth=1.6).encode(value, name, colour),
+        "below": marks("below").mark_text(align="left", fontSize=10).encode(value, name, colour, text="label:N"),
+        "above": marks("above").mark_text(align="right", fontSize=10).encode(value, name, colour, text="label:N"),
+    }
+    kinds = set(frame["kind"])
+    chart = alt.layer(*(layer for kind, layer in layers.items() if kind in kinds), data=alt.NamedData("marks"))
+    header = alt.Header(labelOrient="top", labelAnchor="start", title=None)
+    chart = chart.properties(width=PANEL_PX, height=alt.Step(ROW_HEIGHT_PX))
+    chart = chart.facet(row=alt.Row("group:N", sort=groups, header=header), spacing=4).resolve_scale(y="independent")
+    along = Scale(title=x.title, domain=domain, length=PANEL_PX, type=kind_of)
+    return Drawing(chart=chart, data={"marks": frame}, table=frame.drop("short", "group"), plane={"x": along})
+
+
+def ranks(frame: pl.DataFrame, styles: Sequence[Style], bars: Sequence[tuple[str, str]]) -> Drawing:
+    """Draw a critical-difference diagram with one row per method, best mean rank first.
+
+    frame: contender, rank. styles: in the order of the rows. bars: first and last method of each group that the
+    critical difference does not separate; a vertical bar joins its rows.
+    """
+    short = {style.id: style.short for style in styles}
+    down = alt.Scale(domain=list(short.values()))
+    name = alt.Y(
+        "short:N",
+        scale=down,
+        axis=alt.Axis(title=None, domain=False, ticks=False, labelLimit=150, labelColor=INK, labelPadding=8, grid=True),
+    )
+    scale = alt.Scale(domain=[1, len(styles)], nice=False)
+    across = alt.X("rank:Q", scale=scale, axis=vega_axis(title="Mean rank", grid=False, tickCount=5))
+    marks, joined = alt.Chart(alt.NamedData("marks")), alt.Chart(alt.NamedData("bars"))
+    layers = [
+        marks.mark_circle(size=46, opacity=1).encode(across, name, method_colour(styles)),
+        joined.mark_rule(strokeWidth=3, color=MUTED, strokeCap="round").encode(
+            alt.X("place:Q", scale=None), alt.Y("first:N", scale=down), alt.Y2("last:N")
+        ),
+    ]  # fmt: skip
+    chart = alt.layer(*layers).properties(width=PANEL_PX, height=alt.Step(ROW_HEIGHT_PX))
+    rows = frame.with_columns(short=pl.col("contender").replace_strict(short), rank=pl.col("rank").round(6))
+    ends = [
+        {"first": short[first], "last": short[last], "place": PANEL_PX + 10 + 8 * number}
+        for number, (first, last) in enumerate(bars)
+    ]
+    types = {"first": pl.String, "last": pl.String, "place": pl.Int64}
+    return Drawing(chart=chart, data={"marks": rows, "bars": pl.DataFrame(ends, schema=types)})

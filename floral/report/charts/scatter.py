@@ -1,0 +1,123 @@
+"""Scatter plot of methods: one labelled mark per method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import altair as alt
+import polars as pl
+
+from floral.report.charts.axes import Axis, round_numbers, vega_axis
+from floral.report.charts.render import INK, MUTED, WIDE_PANEL_PX, Drawing, Plane, Scale, method_colour, style_frame
+from floral.report.style import Style
+
+SHAPES = (
+    "circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left",
+    "M-1,-1L1,-1L-1,1L1,1Z", "M0,-1.2L.3,-.4L1.1,-.4L.5,.15L.7,1L0,.5L-.7,1L-.5,.15L-1.1,-.4L-.3,-.4Z",
+)  # fmt: skip
+"""Shapes of the groups in their order. All groups beyond the last shape share it."""
+LABEL_HEIGHT_PX, LETTER_WIDTH_PX = 11.0, 5.7
+"""Upper bounds on the size of a label."""
+
+
+def scatter(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, y: Axis, domain: tuple[float, float]) -> Drawing:
+    """Draw one labelled mark per method with its interval. Its shape shows the group of the method.
+
+    frame: contender, x, mean, low, high (both equal to the mean if there is no interval). Intervals are cut at the
+    `domain` of y. x is logarithmic; x = 0 is drawn at the left edge, behind a gap.
+    """
+    positive = frame.filter(pl.col("x") > 0)["x"]
+    start, stop = (float(positive.min()), float(positive.max())) if len(positive) else (1.0, 10.0)  # type: ignore[arg-type]
+    wide = max(math.log10(stop / start), 0.3)
+    left, right = start / 10 ** (0.06 * wide), stop * 10 ** (0.2 * wide)
+    zero = left / 10 ** (0.16 * wide) if len(positive) < frame.height else left
+    low, high = domain
+    width, height = WIDE_PANEL_PX, max(240, min(620, 13 * frame.height))
+    rows = frame.with_columns(x=pl.when(pl.col("x") > 0).then("x").otherwise(zero))
+    rows = rows.join(style_frame(styles), on="contender", how="inner", maintain_order="left")
+
+    def place(row: dict[str, Any]) -> tuple[float, float]:
+        along = math.log(row["x"] / zero) / math.log(right / zero) if right > zero else 0.5
+        scale = math.log if y.log else float
+        return along * width, height * (scale(high) - scale(row["mean"])) / (scale(high) - scale(low))
+
+    labels = _place_labels(rows, place, width, height)
+    groups = list(dict.fromkeys(style.group_title for style in styles if style.id in set(frame["contender"])))
+    shapes = [SHAPES[min(position, len(SHAPES) - 1)] for position in range(len(groups))]
+    ticks = [*([zero] if zero < left else []), *round_numbers(left, right)]
+    scale = alt.Scale(domain=[zero, right], type="log", nice=False)
+    y_scale = alt.Scale(domain=[low, high], type="log" if y.log else "linear", nice=False)
+    label = {"labelExpr": f"datum.value < {left} ? '0' : format(datum.value, '~s')"}
+    across = alt.X(
+        "x:Q", scale=scale, axis=vega_axis(title=x.title, grid=False, values=ticks, labelOverlap=False, **label)
+    )
+    up = alt.Y("mean:Q", scale=y_scale, axis=vega_axis(title=y.title, tickCount=6, domain=False, ticks=False))
+    colour = method_colour(styles)
+    shape = alt.Shape(
+        "group:N",
+        scale=alt.Scale(domain=groups, range=shapes),
+        legend=alt.Legend(orient="top", title=None, symbolStrokeColor=MUTED, symbolFillColor=MUTED, labelColor=INK),
+    )
+    marks, names = alt.Chart(alt.NamedData("marks")), alt.Chart(alt.NamedData("labels"))
+    layers = [
+        marks.mark_rule(strokeWidth=1.4, opacity=0.45, clip=True).encode(
+            across, alt.Y("low:Q", scale=y_scale), alt.Y2("high:Q"), colour
+        ),
+        names.mark_rule(strokeWidth=0.6, opacity=0.55).encode(
+            alt.X("from_x:Q", scale=None), alt.Y("from_y:Q", scale=None), alt.X2("to_x:Q"), alt.Y2("to_y:Q"), colour
+        ).properties(name="leader"),
+        marks.mark_point(filled=True, size=58, opacity=1).encode(across, up, colour, shape),
+        names.mark_text(align="left", baseline="middle", fontSize=10, color=INK).encode(
+            alt.X("text_x:Q", scale=None), alt.Y("to_y:Q", scale=None), text="short:N"
+        ),
+    ]  # fmt: skip
+    chart = alt.layer(*layers).properties(width=width, height=height)
+    kind: Literal["linear", "log"] = "log" if y.log else "linear"
+    plane: Plane = {
+        "x": Scale(title=x.title, domain=(zero, right), length=width, type="log"),
+        "y": Scale(title=y.title, domain=(low, high), length=height, type=kind, upward=True),
+    }
+    return Drawing(chart=chart, data={"marks": rows, "labels": labels}, table=frame, plane=plane)
+
+
+def _place_labels(
+    rows: pl.DataFrame, place: Callable[[dict[str, Any]], tuple[float, float]], width: float, height: float
+) -> pl.DataFrame:
+    """Put a label to the right of each mark, at the nearest free place up, down or further right."""
+    marks = [(row, *place(row)) for row in sorted(rows.iter_rows(named=True), key=lambda row: -row["mean"])]
+    occupied = [(x - 5, y - 5, x + 5, y + 5) for _, x, y in marks]
+    moves = sorted(
+        ((down * LABEL_HEIGHT_PX / 2, 9.0 + right) for down in range(-40, 41) for right in (0.0, 22.0, 70.0, 118.0)),
+        key=lambda move: math.hypot(move[0], 0.6 * move[1]),
+    )
+    labels = []
+    for row, x, y in marks:
+        text_width = LETTER_WIDTH_PX * len(row["short"])
+
+        def box(move: tuple[float, float], x: float = x, y: float = y, width: float = text_width) -> tuple[float, ...]:
+            return (
+                x + move[1],
+                y + move[0] - LABEL_HEIGHT_PX / 2,
+                x + move[1] + width,
+                y + move[0] + LABEL_HEIGHT_PX / 2,
+            )
+
+        def free(move: tuple[float, float], box: Callable[..., tuple[float, ...]] = box) -> bool:
+            left, top, right, bottom = box(move)
+            inside = right <= width + 40 and top >= -LABEL_HEIGHT_PX / 2 and bottom <= height + LABEL_HEIGHT_PX / 2
+            return inside and not any(
+                left < b[2] and b[0] < right and top < b[3] - 1 and b[1] + 1 < bottom for b in occupied
+            )
+
+        move = next(filter(free, moves), (0.0, 9.0))
+        occupied.append(box(move))  # type: ignore[arg-type]
+        labels.append({
+            "contender": row["contender"], "short": row["short"], "from_x": x, "from_y": y,
+            "to_x": x + move[1] - 2, "to_y": y + move[0], "text_x": x + move[1],
+        })  # fmt: skip
+    types = {"contender": pl.String, "short": pl.String} | dict.fromkeys(
+        ("from_x", "from_y", "to_x", "to_y", "text_x"), pl.Float64
+    )
+    return pl.DataFrame(labels, schema=types, orient="row").with_columns(pl.col(pl.Float64).round(2))

@@ -1,0 +1,47 @@
+"""Commands that the page shows: complete the suite's runs, or report the finished ones."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+from floral.config.reading import ConfigError
+from floral.config.run import Run
+from floral.config.suites import suite_runs
+
+
+def command(suite_name: str, runs: Iterable[Run], allow_missing: bool = False) -> str:
+    """The command that completes these runs of a suite and rebuilds their report, for the project's root folder."""
+    allowing = " allow_missing=true" if allow_missing else ""
+    axes = [f' {axis}="[{",".join(map(str, values))}]"' for axis, values in narrowing(suite_name, runs).items()]
+    return f"snakemake --profile local --config suite={suite_name}{''.join(axes)}{allowing}"
+
+
+def partial_command(suite_name: str, runs: Iterable[Run]) -> str:
+    """The command that reports the finished ones of these runs."""
+    axes = [f" --{axis} {' '.join(map(str, values))}" for axis, values in narrowing(suite_name, runs).items()]
+    return f"floral report {suite_name} --partial{''.join(axes)}"
+
+
+def narrowing(suite_name: str, runs: Iterable[Run]) -> dict[str, list[Any]]:
+    """The shortest choice of tasks, variants and seeds that narrows a suite to exactly these runs.
+
+    Empty if the runs are the whole suite, or if no choice of tasks, variants and seeds gives them.
+    """
+    by_folder = {run.folder: run for run in runs}
+    values = {
+        "tasks": list(dict.fromkeys(run.task.name for run in by_folder.values())),
+        "variants": list(dict.fromkeys(run.variant.name for run in by_folder.values())),
+        "seeds": list(dict.fromkeys(run.seed for run in by_folder.values())),
+    }
+    for size in range(len(values) + 1):
+        for axes in itertools.combinations(values, size):
+            choice = {axis: values[axis] for axis in axes}
+            try:
+                selected = suite_runs(suite_name, **choice)
+            except ConfigError:  # a task, variant or seed is not in this suite
+                continue
+            if {run.folder for run in selected} == by_folder.keys():
+                return choice
+    return {}

@@ -1,0 +1,168 @@
+"""The configurations and methods that a suite compares, each with a unique id and a title."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from floral.config import catalogue
+from floral.config.run import Run
+from floral.config.schema.method import Variant
+from floral.config.schema.task import Task
+from floral.data.samples import evaluated_on_training
+
+CHANGES = ("task_changes", "method_changes", "switches")
+"""Columns of summary.parquet: what a run changes in the files of its task, variant and fidelity. JSON, {} for nothing.
+
+Tuned values count as changes of the variant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """A task with all its values under one fidelity: what methods are compared on, one column of the main table."""
+
+    id: str
+    title: str
+    task: Task
+    fidelity: str
+    diverged_runs: Literal["dropped", "reported"]
+    on_training: bool
+    """Whether clients are evaluated on their training samples, as the published code of some tasks does."""
+    switches: Mapping[str, Any] = field(default_factory=dict)
+    """The fidelity switches that the suite sets to another value than this fidelity has."""
+
+    @property
+    def metric(self) -> str:
+        """`accuracy` (higher is better), or `loss` for regression (lower is better)."""
+        return "loss" if self.task.loss == "mse" else "accuracy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRow:
+    """A method variant with all its values: one row of the main table, one colour in all figures."""
+
+    id: str
+    title: str
+    variant: Variant
+    tuned: bool = False
+    """Whether its learning rates and hyper-parameters were tuned, for each task separately."""
+
+
+def configuration_key(run: Run) -> Hashable:
+    return run.task.model_dump_json(), run.fidelity.model_dump_json()
+
+
+def method_key(run: Run) -> Hashable:
+    """A tuned variant is one method, although its tuned values differ between tasks."""
+    tuned = run.own_rates is not None
+    return run.variant.name, "tuned" if tuned else json.dumps(dict(run.variant.params), sort_keys=True)
+
+
+def configurations(runs: list[Run]) -> dict[Hashable, Configuration]:
+    """The configurations of these runs by `configuration_key`, in the order of their first runs."""
+    firsts: dict[Hashable, Run] = {}
+    for run in runs:
+        firsts.setdefault(configuration_key(run), run)
+    facts = {key: _configuration_facts(run) for key, run in firsts.items()}
+    ids = _unique_ids(facts, {key: run.task.name for key, run in firsts.items()})
+    result = {}
+    for key, run in firsts.items():
+        suffix, differs = ids[key]
+        title = f"{run.task.title}, {differs}" if differs else run.task.title
+        result[key] = Configuration(
+            id=run.task.name + suffix, title=title, task=run.task, fidelity=run.fidelity.name,
+            diverged_runs=run.fidelity["diverged_runs"], on_training=evaluated_on_training(run),
+            switches=_changed_switches(run),
+        )  # fmt: skip
+    return result
+
+
+def methods(runs: list[Run]) -> dict[Hashable, MethodRow]:
+    """The methods of these runs by `method_key`, in the order of their first runs.
+
+    A tuned variant is called `tuned` only if the suite also runs it untuned.
+    """
+    firsts: dict[Hashable, Run] = {}
+    for run in runs:
+        firsts.setdefault(method_key(run), run)
+    tuned = {key for key, run in firsts.items() if run.own_rates is not None}
+    untuned_names = {run.variant.name for key, run in firsts.items() if key not in tuned}
+    called_tuned = {key for key in tuned if firsts[key].variant.name in untuned_names}
+    names = {key: run.variant.name + ("-tuned" if key in called_tuned else "") for key, run in firsts.items()}
+    defaults = {key: catalogue.variant(run.variant.name).params for key, run in firsts.items()}
+    facts = {key: {} if key in tuned else _changed_values(firsts[key].variant.params, defaults[key]) for key in firsts}
+    ids = _unique_ids(facts, names)
+    result = {}
+    for key, run in firsts.items():
+        suffix, differs = ids[key]
+        title = ", ".join(filter(None, (run.variant.title, "tuned" if key in called_tuned else "", differs)))
+        result[key] = MethodRow(id=names[key] + suffix, title=title, variant=run.variant, tuned=key in tuned)
+    return result
+
+
+def change_columns() -> Callable[[Run], dict[str, str]]:
+    """Return a function from a run to its columns CHANGES. It compares runs with equal values only once."""
+    known: dict[Hashable, dict[str, str]] = {}
+
+    def columns(run: Run) -> dict[str, str]:
+        params = json.dumps(dict(run.variant.params), sort_keys=True)
+        key = configuration_key(run), run.variant.name, params, run.own_rates
+        if key not in known:
+            rates = {} if run.own_rates is None else {"rates": run.own_rates.model_dump()}
+            task = _changed_values(run.task.model_dump(), catalogue.task(run.task.name).model_dump())
+            method = _changed_values({**run.variant.params, **rates}, catalogue.variant(run.variant.name).params)
+            known[key] = {
+                name: json.dumps(values, sort_keys=True, default=str)
+                for name, values in zip(CHANGES, (task, method, _changed_switches(run)), strict=True)
+            }
+        return known[key]
+
+    return columns
+
+
+# ------------------------------------------------------------------------------------------ differences
+
+
+def _configuration_facts(run: Run) -> dict[str, Any]:
+    """The name of the fidelity, the changed switches, and the changed values of the task."""
+    task, default = (task.model_dump(exclude={"title"}) for task in (run.task, catalogue.task(run.task.name)))
+    return {"fidelity": run.fidelity.name, **_changed_switches(run), **_changed_values(task, default)}
+
+
+def _changed_switches(run: Run) -> dict[str, Any]:
+    defaults = catalogue.fidelity(run.fidelity.name).switches
+    return {name: value for name, value in run.fidelity.switches.items() if defaults.get(name) != value}
+
+
+def _changed_values(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that differ from the defaults, by dotted path. A default that `values` lacks has the value None."""
+    now, before = _flat(values), _flat(defaults)
+    return {name: now.get(name) for name in {**before, **now} if now.get(name) != before.get(name)}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _unique_ids(
+    facts: Mapping[Hashable, Mapping[str, Any]], names: Mapping[Hashable, str]
+) -> dict[Hashable, tuple[str, str]]:
+    """For each key, a suffix that makes its name unique, and the facts in which it differs from keys of equal name.
+
+    Facts that all keys of one name share are left out.
+    """
+    ids = {}
+    for name in dict.fromkeys(names.values()):
+        keys = [key for key in facts if names[key] == name]
+        shared = set.intersection(*({str(item) for item in facts[key].items()} for key in keys))
+        for position, key in enumerate(keys):
+            differs = ", ".join(
+                f"{path} {value}" for path, value in facts[key].items() if str((path, value)) not in shared
+            )
+            ids[key] = (f"-{position + 1}" if position else "", differs)
+    return ids

@@ -1,0 +1,114 @@
+"""Figures of the clients' routes: at the last round, over rounds, and compared with the true clusters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from floral.report.charts import routes as charts
+from floral.report.charts.axes import Axis
+from floral.report.charts.curves import curves
+from floral.report.charts.render import Figure, render
+from floral.report.collect import Collected
+from floral.report.compared import Configuration
+from floral.report.figures.wording import ranking
+from floral.report.frames import curve
+from floral.report.route_frames import last_routes, routes_over_rounds
+from floral.report.style import Style
+from floral.report.tables import number
+
+MAX_CLIENTS_PER_CLUSTER, MAX_ROUNDS = 10, 40
+"""Largest numbers of clients and rounds in the figure of routes over rounds: it has a rectangle for each pair."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """A measure of the routes that is plotted over rounds."""
+
+    metric: str
+    title: str
+    subtitle: str
+    axis: Axis
+    higher_is_better: bool
+
+
+RECOVERY = {
+    "recovery": Recovery(
+        metric="route/ari", title="Adjusted Rand index of the routes against the true clusters",
+        subtitle="adjusted Rand index: 1 recovered, 0 chance", axis=Axis(title="ARI", limits=(-1, 1)),
+        higher_is_better=True,
+    ),
+    "mismatch": Recovery(
+        metric="route/mismatch", title="Mismatch of p(k|c) with the true clusters",
+        subtitle="mismatch of p(k|c): 0 recovered, 2 the worst", axis=Axis(title="Mismatch", limits=(0, 2)),
+        higher_is_better=False,
+    ),
+    "entropy": Recovery(
+        metric="route/entropy", title="Mean entropy of the clients' routes in nats",
+        subtitle="entropy of a client's route, nats: 0 certain", axis=Axis(title="Entropy", limits=(0, math.inf)),
+        higher_is_better=False,
+    ),
+}  # fmt: skip
+
+
+def routes(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> Figure | None:
+    """The routes of all clients at the last round, for each method that learns them."""
+    learned = [style.id for style in styles if style.group == "method"]
+    frame, seeds = last_routes(collected, configuration, learned)
+    if frame.is_empty():
+        return None
+    clients, clusters = configuration.task.clients, int(frame["cluster"].max()) + 1  # type: ignore[call-overload]
+    chart = charts.routes(frame, styles, clients, clusters)
+    names = {style.id: style.short for style in styles}
+    matched = frame.group_by("contender", maintain_order=True).agg(
+        pl.col("weight").filter(pl.col("cluster") == pl.col("true_cluster")).mean()
+    )
+    alt_text = f"Routes of {clients} clients, {configuration.title}. Mean weight on the matched true cluster: "
+    alt_text += ", ".join(f"{names[method]} {number(weight, 2)}" for method, weight in matched.iter_rows()) + "."
+    subtitle = "clients by true cluster × learned clusters, seed " + ", ".join(map(str, sorted(set(seeds.values()))))
+    see = f"Mean weight on the matched true cluster: {ranking(dict(matched.iter_rows()), styles, 2)}."
+    return render(chart, f"routes_{configuration.id}", configuration.title, subtitle, alt_text, see)
+
+
+def over_rounds(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> Figure | None:
+    """The learned cluster with the largest weight over rounds, for some clients of each true cluster, in one run."""
+    rows = collected.routes
+    if rows.is_empty() or (rows := rows.filter(pl.col("setting") == configuration.id)).is_empty():
+        return None
+    rows = rows.filter((pl.col("contender") == rows["contender"][0]) & pl.col("route").is_not_null())
+    clusters = int(rows["route"].list.len().max() or 0)  # type: ignore[arg-type]
+    if not 2 <= clusters <= len(charts.HUES):
+        return None
+    frame, matched_share = routes_over_rounds(rows, MAX_CLIENTS_PER_CLUSTER, MAX_ROUNDS)
+    style, seed = next(style for style in styles if style.id == rows["contender"][0]), rows["seed"][0]
+    see = f"Clients that give the most weight to the cluster matched to their true cluster: {100 * matched_share:.0f} %"
+    see += " at the end."
+    alt_text = f"Cluster with the largest weight over rounds, {style.short}, {configuration.title}. {see}"
+    subtitle = [
+        f"{style.short}, seed {seed}: learned cluster with the largest weight,",
+        "darker for a larger weight",
+    ]
+    chart = charts.routes_over_rounds(frame, clusters)
+    return render(chart, f"followed_{configuration.id}", configuration.title, subtitle, alt_text, see)
+
+
+def recovery(collected: Collected, styles: Sequence[Style], configuration: Configuration, kind: str) -> Figure | None:
+    """A measure of RECOVERY against rounds, for all methods but oracles."""
+    measure = RECOVERY[kind]
+    learned = [style for style in styles if style.group != "oracle"]
+    frame = curve(collected, configuration, measure.metric, "round", 1)
+    if not frame.is_empty():
+        frame = frame.filter(pl.col("contender").is_in([style.id for style in learned]))
+    if frame.is_empty():
+        return None
+    names = {style.id: style.short for style in styles}
+    last = frame.group_by("contender", maintain_order=True).last()
+    ends = dict(last.select("contender", "mean").iter_rows())
+    alt_text = f"{measure.title}, {configuration.title}; at the end: "
+    alt_text += ", ".join(f"{names[method]} {number(value, 2)}" for method, value in ends.items()) + "."
+    see = f"At the end: {ranking(ends, styles, 2, measure.higher_is_better)}."
+    chart = curves(frame, learned, Axis(title="Round"), measure.axis)
+    return render(chart, f"{kind}_{configuration.id}", configuration.title, measure.subtitle, alt_text, see)

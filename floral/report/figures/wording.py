@@ -1,0 +1,53 @@
+"""Sentences of figures: rankings for captions, and values for alternative texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from floral.core.intervals import Interval
+from floral.report.compared import Configuration
+from floral.report.style import Style
+from floral.report.tables import number
+
+MAX_NAMED = 3
+
+
+def ranking(values: Mapping[str, float], styles: Sequence[Style], digits: int | None, higher: bool = True) -> str:
+    """`A 84.3, B 83.9, C 81.0 … Z 10.2`: the best three methods and the last. values: method → value."""
+    names = {style.id: style.short for style in styles}
+    ranked = sorted(((n, v) for n, v in values.items() if v is not None), key=lambda pair: pair[1], reverse=higher)
+    texts = [f"{names[method]} {number(value, digits)}" for method, value in ranked]
+    return ", ".join(texts) if len(texts) <= MAX_NAMED + 1 else f"{', '.join(texts[:MAX_NAMED])} … {texts[-1]}"
+
+
+def overlap(means: Mapping[str, Interval], higher: bool) -> str:
+    """State how many intervals overlap the interval of the best mean; only `.` without intervals."""
+    ranked = sorted(means.values(), key=lambda interval: interval.mean, reverse=higher)
+    if len(ranked) < 2 or ranked[0].low is None:
+        return "."
+    best, rest = ranked[0], [interval for interval in ranked[1:] if interval.low is not None]
+    count = sum(item.high >= best.low if higher else item.low <= best.high for item in rest)  # type: ignore[operator]
+    return f"; {count} of the other {len(rest)} intervals overlap the first."
+
+
+def values_text(
+    quantity: str, configuration: Configuration, styles: Sequence[Style], values: Mapping[str, Interval],
+    digits: int | None,
+) -> str:  # fmt: skip
+    """`quantity, configuration: A 84.3 (83.1 to 85.5); B …`: all values with their intervals."""
+    texts = []
+    for style in styles:
+        if (interval := values.get(style.id)) is not None:
+            ends = (
+                ""
+                if interval.low is None or interval.high is None
+                else f" ({number(interval.low, digits)} to {number(interval.high, digits)})"
+            )
+            texts.append(f"{style.short} {number(interval.mean, digits)}{ends}")
+    return f"{quantity}, {configuration.title}: {'; '.join(texts)}."
+
+
+def name_few(names: Iterable[str]) -> str:
+    """The names, or only their number if they would not fit into a line."""
+    names = list(names)
+    return ", ".join(names) if len(names) <= MAX_NAMED else f"{len(names)} methods"

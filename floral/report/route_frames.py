@@ -1,0 +1,82 @@
+"""Frames of clients' routes, with learned clusters renumbered to match the true clusters."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from scipy.optimize import linear_sum_assignment
+
+from floral.report.collect import Collected
+from floral.report.compared import Configuration
+from floral.report.summarise import done_clients
+
+
+def last_routes(
+    collected: Collected, configuration: Configuration, methods: list[str]
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The last routes of each method's first done seed, in long form, and that seed by method.
+
+    Columns: contender, position (of the client, sorted by true cluster), cluster, weight, true_cluster.
+    Learned clusters have arbitrary numbers. They are renumbered by the assignment to true
+    clusters with the largest total weight.
+    """
+    rows = done_clients(collected, configuration)
+    if rows.is_empty():
+        return rows, {}
+    rows = rows.filter(pl.col("contender").is_in(methods) & pl.col("route").is_not_null())
+    frames, seeds = [], {}
+    for (method,), clients in rows.group_by("contender", maintain_order=True):
+        seeds[str(method)] = seed = clients["seed"].min()
+        clients = clients.filter(pl.col("seed") == seed).sort("cluster", "client")
+        weights = np.array(clients["route"].to_list())
+        truth = clients["cluster"].to_numpy()
+        order = _matched_order(weights, truth)
+        positions, clusters = np.indices(weights.shape)
+        frames.append(
+            pl.DataFrame({
+                "contender": [str(method)] * weights.size, "position": positions.ravel(), "cluster": clusters.ravel(),
+                "weight": weights[:, order].ravel(), "true_cluster": np.repeat(truth, weights.shape[1]),
+            })
+        )  # fmt: skip
+    return (pl.concat(frames) if frames else pl.DataFrame()), seeds
+
+
+def routes_over_rounds(rows: pl.DataFrame, clients: int, rounds: int) -> tuple[pl.DataFrame, float]:
+    """One run's routes over rounds, and the share of all clients that end in the cluster matched to their true cluster.
+
+    rows: round, client, cluster (true), route. At most `rounds` rounds and the first `clients` clients of each true
+    cluster are kept. A client is in the cluster with its largest weight.
+
+    Columns: round, until (the next round kept), position (of the client, sorted by true cluster), client, true_cluster,
+    cluster (renumbered to match the last routes), weight (of this cluster).
+    """
+    last = rows.filter(pl.col("round") == rows["round"].max())
+    weights, truth = np.array(last["route"].to_list()), last["cluster"].to_numpy()
+    new_numbers = np.argsort(_matched_order(weights, truth))
+    matched_share = float((new_numbers[weights.argmax(1)] == truth).mean())
+    recorded = rows["round"].unique().sort().to_list()
+    positions = np.linspace(0, len(recorded) - 1, min(rounds, len(recorded))).astype(int)
+    thinned = sorted({recorded[position] for position in positions})
+    end = 2 * thinned[-1] - thinned[max(0, len(thinned) - 2)]
+    until = dict(zip(thinned, [*thinned[1:], end], strict=True))
+    order = last.sort("cluster", "client").group_by("cluster", maintain_order=True).head(clients)["client"].to_list()
+    place = {client: position for position, client in enumerate(order)}
+    selected = rows.filter(pl.col("client").is_in(order) & pl.col("round").is_in(thinned))
+    heaviest = pl.col("route").list.arg_max().cast(pl.Int64)
+    return selected.select(
+        "round", pl.col("round").replace_strict(until).alias("until"),
+        pl.col("client").replace_strict(place).alias("position"), "client", pl.col("cluster").alias("true_cluster"),
+        heaviest.replace_strict(dict(enumerate(new_numbers.tolist()))).alias("cluster"),
+        pl.col("route").list.max().round(3).alias("weight"),
+    ).sort("position", "round"), matched_share  # fmt: skip
+
+
+def _matched_order(weights: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Learned clusters [C], in the order of the true clusters that they match best.
+
+    weights: routes [K, C]. truth: true cluster of each client [K].
+    """
+    total = np.zeros((max(int(truth.max()) + 1, weights.shape[1]), weights.shape[1]))
+    np.add.at(total, truth, weights)
+    true, learned = linear_sum_assignment(-total)
+    return learned[np.argsort(true)]

@@ -1,0 +1,75 @@
+"""Section with the costs of one run: parameters, bytes, memory, forward-backward passes and seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import polars as pl
+
+from floral.core.units import BYTES_PER_FLOAT
+from floral.report.collect import Collected
+from floral.report.compared import Configuration
+from floral.report.sections.base import Material, Part, Section
+from floral.report.tables import EMPTY, Cell, Column, amount, grid
+
+COLUMNS = {
+    "trainable_per_client": ("trained", "Parameters"), "served": ("served", "Parameters"),
+    "kept_private": ("private", "Parameters"),
+    "sent_down": ("down", "Bytes per client and round"), "sent_up": ("up", "Bytes per client and round"),
+    "bytes": ("in all", "Bytes, all clients"),
+    "held": ("model and gradients", "Memory per client, bytes"),
+    "passes_per_sample": ("per sample", "Forward-backward passes"),
+    "client_passes": ("in all", "Forward-backward passes"),
+    "seconds": ("seconds", "Per run, measured"), "memory": ("peak bytes", "Per run, measured"),
+}  # fmt: skip
+"""column → its title and its spanner"""
+
+
+def section(material: Material) -> Section | None:
+    parts = []
+    for configuration in material.collected.configurations:
+        cells = cost_cells(material.collected, configuration)
+        columns = [Column(id=key, title=title, spanner=spanner) for key, (title, spanner) in COLUMNS.items()]
+        rows = material.rows(cells)
+        if rows:
+            caption = f"{configuration.title}: {material.captions['costs']['latex']}"
+            table = grid(f"costs_{configuration.id}", columns, rows, caption)
+            parts.append(Part(title=configuration.title, table=table))
+    return Section(id="costs", parts=tuple(parts)) if parts else None
+
+
+def cost_cells(collected: Collected, configuration: Configuration) -> dict[str, dict[str, Cell]]:
+    """method → cost → cell. Seconds and memory are means over done seeds; diverged seeds are left out."""
+    if collected.costs.is_empty():
+        return {}
+    costs = collected.costs.filter(pl.col("setting") == configuration.id)
+    summary = collected.summary.filter(pl.col("setting") == configuration.id)
+    cells: dict[str, dict[str, Cell]] = {}
+    for (method,), rows in costs.group_by("contender", maintain_order=True):
+        first, done = rows.row(0, named=True), rows.filter(pl.col("status") == "done")
+        runs = summary.filter(pl.col("contender") == method)
+        parameters = first["parameters"]
+        values = {
+            **parameters, "sent_down": BYTES_PER_FLOAT * parameters["sent_down"],
+            "sent_up": BYTES_PER_FLOAT * parameters["sent_up"], "held": BYTES_PER_FLOAT * client_floats(parameters),
+            "bytes": runs["bytes"].max(),
+            "passes_per_sample": first["passes_per_sample"], "client_passes": runs["client_passes"].mean(),
+            "seconds": done["seconds"].struct.field("total").mean(), "memory": done["peak_memory_bytes"].mean(),
+        }  # fmt: skip
+        cells[str(method)] = {
+            key: EMPTY if value is None else Cell(text=amount(float(value)), order=float(value))
+            for key, value in values.items()
+        }
+    return cells
+
+
+def client_floats(parameters: Mapping[str, int]) -> int:
+    """Number of floats that one client holds in memory during training.
+
+    These are all parameters that it receives, serves or keeps private, and one gradient per trained parameter. 0 in
+    pooled training, where clients neither receive nor keep anything.
+    """
+    if parameters["sent_down"] + parameters["kept_private"] == 0:
+        return 0
+    held = max(parameters["served"], parameters["sent_down"] + parameters["kept_private"])
+    return held + parameters["trainable_per_client"]

@@ -1,0 +1,14 @@
+"""Section with learning curves."""
+
+from __future__ import annotations
+
+from floral.report.sections.base import Material, Section
+
+KINDS = ("rounds", "bytes", "passes")
+
+
+def section(material: Material) -> Section | None:
+    """One row of figures for each configuration."""
+    rows = [tuple(figures[kind] for kind in KINDS if kind in figures) for figures in material.figures.values()]
+    rows = [row for row in rows if row]
+    return Section(id="curves", figures=tuple(rows), layout="grid thirds") if rows else None

@@ -1,0 +1,48 @@
+"""Section with the runs that have no result, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from floral.report.collect import Collected
+from floral.report.sections.base import Material, Section
+
+
+def section(material: Material) -> Section | None:
+    lost = {"diverged", "failed", "missing"} & set(material.collected.summary["status"])
+    return Section(id="failures") if lost else None
+
+
+def without_result(collected: Collected) -> list[dict[str, Any]]:
+    """One row for each diverged and failed run, and one for all missing runs of equal task, variant and reason."""
+    diverged = collected.summary.filter(pl.col("status") == "diverged")
+    rows: list[dict[str, Any]] = [
+        {
+            "task": row["task"], "variant": row["variant"], "seeds": str(row["seed"]), "status": "diverged",
+            "reason": f"at round {row['diverged_at']}: the loss was no longer finite, or exploded", "exception": "",
+        }
+        for row in diverged.iter_rows(named=True)
+    ]  # fmt: skip
+    missing: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for item in collected.unfinished:
+        run = item.run
+        row = {
+            "task": run.task.name, "variant": run.variant.name, "seeds": str(run.seed), "status": item.status,
+            "reason": item.reason, "exception": item.exception,
+        }  # fmt: skip
+        if item.status == "failed":
+            rows.append({**row, "reason": _sentences(item.reason, item.hint)})
+            if item.reason == "mistake":  # the message of a ConfigError is written for users, without a traceback
+                message = item.exception.partition(": ")[2]
+                rows[-1] |= {"reason": _sentences(f"mistake: {message}", item.hint), "exception": ""}
+        elif (key := (run.task.name, run.variant.name, item.reason)) in missing:
+            missing[key]["seeds"] += f", {run.seed}"
+        else:
+            missing[key] = row
+    return [*rows, *missing.values()]
+
+
+def _sentences(*parts: str) -> str:
+    return " ".join(f"{part.rstrip('. ')}." for part in parts if part)

@@ -1,0 +1,97 @@
+"""Section with the main table: the result of every method on every configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import polars as pl
+
+from floral.report.collect import Collected
+from floral.report.compared import Configuration
+from floral.report.sections.base import Cells, Material, Section, side_by_side
+from floral.report.style import Style
+from floral.report.summarise import (
+    REFERENCE,
+    Unit,
+    differences,
+    intervals,
+    marks,
+    means,
+    perplexities,
+    result_unit,
+    scaled,
+    seed_counts,
+    seed_note,
+    usual_seeds,
+)
+from floral.report.tables import EMPTY, Cell, interval_cell, number
+
+MIN_CLASSES_FOR_TOP5 = 20
+"""With fewer classes, five of them are too large a share for a top-5 accuracy to be informative."""
+
+
+def section(material: Material) -> Section:
+    collected, styles = material.collected, material.styles
+
+    def columns(configuration: Configuration, cells: Cells) -> dict[str, str]:
+        unit = result_unit(configuration)
+        reference = styles[REFERENCE].title if REFERENCE in styles else ""
+        titles = {
+            "value": unit.title,
+            "top5": "Top-5, %",
+            "perplexity": f"Perplexity per {configuration.task.per}",
+            "official": f"Official score{', %' if configuration.metric == 'accuracy' else ''}",
+            "difference": f"\u2212 {reference}, {unit.difference}",
+        }
+        return {key: title for key, title in titles.items() if any(key in row for row in cells.values())}
+
+    cells = {item.id: main_cells(collected, styles, item) for item in collected.configurations}
+    return Section(id="main", parts=side_by_side(material, "main", collected.configurations, cells, columns))
+
+
+def main_cells(
+    collected: Collected, styles: Mapping[str, Style], configuration: Configuration
+) -> dict[str, dict[str, Cell]]:
+    """method → `value`, `top5`, `perplexity`, `official`, `difference` → cell. Cells name the diverged seeds."""
+    unit, counts = result_unit(configuration), seed_counts(collected, configuration)
+    result, paired = intervals(collected, configuration), differences(collected, configuration)
+    official = means(collected, configuration, "official_score", unit.scale)
+    with_top5 = _number_of_classes(collected, configuration) >= MIN_CLASSES_FOR_TOP5
+    top5 = means(collected, configuration, "test_top5_accuracy", unit.scale) if with_top5 else {}
+    perplexity = perplexities(collected, configuration)
+    marked, usual = marks(collected, styles, configuration), usual_seeds(collected)
+    cells: dict[str, dict[str, Cell]] = {}
+    for method, count in counts.items():
+        note = seed_note(count)
+        if method not in result:
+            cells[method] = {
+                "value": _without_mean(collected.values(configuration, unit.column).get(method, {}), note, unit)
+            }
+            continue
+        mark = marked.get(method, "")
+        cells[method] = {"value": interval_cell(result[method], unit.digits, note=note, mark=mark, usual=usual)}
+        if method in top5:
+            cells[method]["top5"] = interval_cell(top5[method], unit.digits, usual=usual)
+        if method in perplexity:
+            cells[method]["perplexity"] = interval_cell(perplexity[method], 2, note=note, usual=usual)
+        if method in official:
+            cells[method]["official"] = interval_cell(official[method], unit.digits, note=note, usual=usual)
+        if method in paired:
+            cells[method]["difference"] = interval_cell(paired[method], unit.digits, sign=True, usual=usual)
+        elif method == REFERENCE and len(result) > 1:
+            cells[method]["difference"] = Cell(text="reference")
+    return cells
+
+
+def _number_of_classes(collected: Collected, configuration: Configuration) -> int:
+    """0 if no run states it, as for regression and for runs of earlier versions."""
+    classes = collected.summary.filter(pl.col("setting") == configuration.id)["classes"].max()
+    return classes if isinstance(classes, int) else 0
+
+
+def _without_mean(done: Mapping[int, float], note: str, unit: Unit) -> Cell:
+    """The numbers of lost seeds instead of a mean, with the values of the done seeds below."""
+    if not done:
+        return Cell(text=EMPTY.text, note=note)
+    values = ", ".join(number(value, unit.digits) for value in scaled(done, unit.scale).values())
+    return Cell(text=note, note=f"no mean; done: {values}")

@@ -1,0 +1,97 @@
+"""Section on provenance: versions, machine, commit, data and partitions, read from the runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from floral.config import data_sets
+from floral.config.schema.data import CustomData, Synthetic
+from floral.report.collect import Collected
+from floral.report.sections.base import Material, Section
+from floral.report.sentences import count
+
+
+def section(material: Material) -> Section:
+    return Section(id="provenance")
+
+
+def provenance(collected: Collected) -> dict[str, Any]:
+    """Collect the facts of the section and of the notices at the top of the page.
+
+    stamp: time at which the last run finished, the page's only time. facts: name → text. partitions: one row each.
+    reused: runs taken from reference results. on_training: configurations evaluated on training samples.
+    inexact: data sets that are lossy or partial copies.
+    """
+    partitions = _partitions(collected)
+    return {
+        "stamp": collected.summary["finished_at"].max(),
+        "facts": {} if collected.costs.is_empty() else _facts(collected.costs),
+        "partitions": partitions,
+        "reused": _reused(collected.summary["reference"]),
+        "on_training": [configuration.title for configuration in collected.configurations if configuration.on_training],
+        "inexact": sorted({row["data"] for row in partitions if not row["exact"]}),
+    }
+
+
+def _reused(references: pl.Series) -> str:
+    """Number of runs taken from each reference; empty if all runs were made here."""
+    counts = references.drop_nulls().value_counts().sort("reference")
+    texts = [f"{count(n, 'run')} of reports/reference/{name}" for name, n in counts.iter_rows()]
+    return f"not run here, but reused: {'; '.join(texts)}" if texts else ""
+
+
+def _facts(costs: pl.DataFrame) -> dict[str, str]:
+    machine, versions, execution = (costs[name].struct for name in ("machine", "versions", "execution"))
+    seconds = costs["seconds"].struct.field("total").sum()
+    return {
+        "Versions": ", ".join(f"{name} {_distinct(versions.field(name))}" for name in ("floral", "torch", "numpy")),
+        "Python": _distinct(machine.field("python")),
+        "Machine": f"{_distinct(machine.field('cpu'))}, {_distinct(machine.field('cores'))} cores; "
+        f"{_distinct(machine.field('platform'))}",
+        "Execution": f"{_distinct(execution.field('backend'))} on {_distinct(execution.field('device'))}, "
+        f"{_distinct(execution.field('dtype'))}{matmul_precisions(costs['execution'])}",
+        "Commit": _distinct(costs["git_commit"]),
+        "Computing time": f"{seconds:,.0f} s over all runs, {count(int(costs['resumptions'].sum()), 'resumption')}",
+    }
+
+
+def _partitions(collected: Collected) -> list[dict[str, Any]]:
+    finished = collected.summary.filter(pl.col("partition_digest").is_not_null())
+    groups = finished.group_by("setting", "partition_digest", maintain_order=True).agg(
+        seeds=pl.col("seed").unique().sort(), runs=pl.len(), exact=pl.col("data_exact").all()
+    )
+    configurations = {configuration.id: configuration for configuration in collected.configurations}
+    rows = []
+    for row in groups.iter_rows(named=True):
+        configuration = configurations[row["setting"]]
+        data, joining = configuration.task.data, configuration.task.unseen
+        clients = f"{configuration.task.clients}" + (f" and {joining.clients} unseen" if joining else "")
+        rows.append({
+            "configuration": configuration.title, "clients": clients,
+            "data": _data(data),
+            "exact": row["exact"], "seeds": ", ".join(map(str, row["seeds"])), "runs": row["runs"],
+            "digest": row["partition_digest"][:16],
+        })  # fmt: skip
+    return rows
+
+
+def _data(data: str | Synthetic | CustomData) -> str:
+    match data:
+        case str():
+            return data
+        case CustomData():
+            return f"custom data ({data.kind} {data.path}), {data_sets.stored_data(data)}"
+    return f"generated from the seed ({data.kind})"
+
+
+def matmul_precisions(execution: pl.Series) -> str:
+    """The precision of matrix products, if a run did not use single precision. Earlier versions always used it."""
+    fields = execution.struct.fields
+    kinds = execution.struct.field("precision").fill_null("fp32") if "precision" in fields else pl.Series(["fp32"])
+    return f" (products in {_distinct(kinds)})" if (kinds != "fp32").any() else ""
+
+
+def _distinct(values: pl.Series) -> str:
+    return ", ".join(str(value) for value in values.drop_nulls().unique().sort()) or "unknown"

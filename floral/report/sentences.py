@@ -1,0 +1,146 @@
+"""Sentences at the top of the page: runs by state, leading methods, differences to the reference, route recovery."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import polars as pl
+
+from floral.config import catalogue
+from floral.core.intervals import Interval
+from floral.report.collect import Collected
+from floral.report.degenerate import equal_methods
+from floral.report.style import Style
+from floral.report.summarise import REFERENCE, differences, intervals, marks, result_unit
+from floral.report.tables import MINUS, PLUS_MINUS, number
+
+MAX_NAMED_CONFIGURATIONS = 6
+"""With more configurations, the leading methods are not named one by one."""
+
+
+def suite(name: str) -> dict[str, str]:
+    """The suite's name, title and description from config/suites."""
+    file = catalogue.suite(name)
+    return {"name": file.name, "title": file.title, "about": file.about}
+
+
+def state(collected: Collected) -> dict[str, int]:
+    """status → number of runs, and the number of all runs under `all`."""
+    counts = dict(collected.summary["status"].value_counts(sort=True).iter_rows())
+    return {
+        "all": collected.summary.height,
+        **{key: counts.get(key, 0) for key in ("done", "diverged", "failed", "missing")},
+    }
+
+
+def verdict(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
+    """Summarise the main table in neutral sentences."""
+    counts = state(collected)
+    seeds = collected.summary.group_by("setting", "contender").agg(pl.col("seed").n_unique())["seed"]
+    number_of_seeds = str(seeds.max()) if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    sentences = [
+        f"{count(len(collected.methods), 'method variant')} on {tasks(collected)}, "
+        f"{number_of_seeds} seed{'s' if seeds.max() != 1 else ''} each: {counts['all']} runs, {_states(counts)}."
+    ]
+    sentences += _against_reference(collected, styles)
+    sentences += _recovery(collected, styles)
+    return sentences
+
+
+def degenerate(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
+    """Name the methods that a task makes equal to another method, so that their rows are not read as two results."""
+    sentences = []
+    for configuration in collected.configurations:
+        for method, variant, reason in equal_methods(collected, configuration):
+            same = catalogue.variant(variant).title.replace(" ", "\u00a0")
+            sentences.append(
+                f"{configuration.title}: {_title(styles[method])} is identical to {same} here, because {reason}."
+            )
+    return sentences
+
+
+def leaders(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
+    """`task: method (mean), then method (mean)` for each configuration with marks, in a small suite."""
+    lines = []
+    few = len(collected.configurations) <= MAX_NAMED_CONFIGURATIONS
+    for configuration in collected.configurations if few else ():
+        marked = marks(collected, styles, configuration)
+        means, unit = intervals(collected, configuration), result_unit(configuration)
+        percent = " %" if unit.scale == 100 else ""
+        places = []
+        for place in ("best", "second"):
+            methods = [method for method, mark in marked.items() if mark == place]
+            if methods:
+                mean = _mean_text(means[methods[0]], unit.digits, percent)
+                places.append(f"{' and '.join(_title(styles[method]) for method in methods)} ({mean})")
+        if places:
+            lines.append(f"{configuration.title}: {', then '.join(places)}")
+    return lines
+
+
+def count(number_: int, noun: str) -> str:
+    return f"{number_} {noun}{'' if number_ == 1 else 's'}"
+
+
+def tasks(collected: Collected) -> str:
+    """Number of tasks, and of configurations if a task has several."""
+    number_of_tasks = len({configuration.task.name for configuration in collected.configurations})
+    configurations = len(collected.configurations)
+    text = count(number_of_tasks, "task")
+    return text + (f" in {configurations} configurations" if configurations > number_of_tasks else "")
+
+
+def _title(style: Style) -> str:
+    """The title with no-break spaces."""
+    return style.title.replace(" ", "\u00a0")
+
+
+def _states(counts: Mapping[str, int]) -> str:
+    words = {"done": "finished", "diverged": "diverged", "failed": "failed", "missing": "not run yet"}
+    return ", ".join(f"{counts[status]} {word}" for status, word in words.items() if counts[status])
+
+
+def _mean_text(interval: Interval, digits: int | None, unit: str) -> str:
+    if interval.half_width is None:
+        return f"{number(interval.mean, digits)}{unit}, one seed"
+    return f"{number(interval.mean, digits)} {PLUS_MINUS} {number(interval.half_width, digits)}{unit}"
+
+
+def _against_reference(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
+    if REFERENCE not in styles:
+        return []
+    better = worse = undecided = without_interval = 0
+    for configuration in collected.configurations:
+        sign = 1 if result_unit(configuration).higher_is_better else -1
+        for method, difference in differences(collected, configuration).items():
+            if styles[method].group != "method":
+                continue
+            if difference.low is None:
+                without_interval += 1
+            elif not difference.excludes_zero:
+                undecided += 1
+            elif sign * difference.mean > 0:
+                better += 1
+            else:
+                worse += 1
+    total = better + worse + undecided
+    reference = _title(styles[REFERENCE])
+    if not total:
+        sentence = f"No paired interval to {styles[REFERENCE].title}: it requires two seeds of both methods."
+        return [sentence] if without_interval else []
+    return [
+        f"Of {count(total, 'paired 95 % interval')} of a method {MINUS} {reference}: {better} better, {worse} worse, "
+        f"{undecided} with zero inside (not corrected for multiple comparisons)."
+    ]
+
+
+def _recovery(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
+    rows = collected.summary.filter((pl.col("status") == "done") & pl.col("ari").is_not_null())
+    learned = [method for method, style in styles.items() if style.group == "method"]
+    means = rows.filter(pl.col("contender").is_in(learned)).group_by("contender").agg(pl.col("ari").mean())
+    if means.is_empty():
+        return []
+    by_method = dict(means.select("contender", "ari").iter_rows())
+    values = ", ".join(f"{_title(styles[n])} {number(by_method[n], 2)}" for n in styles if n in by_method)
+    measure = "adjusted Rand index, mean over runs; 1 perfect, 0 chance"
+    return [f"Agreement of learned routes with the true clusters ({measure}): {values}."]
