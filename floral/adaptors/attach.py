@@ -1,4 +1,7 @@
-"""Adaptors on every layer of a model with a kind for it; their mixture goes into the weights or beside the layer."""
+"""Attach adaptors to the layers of a model, and apply a mixture of C adaptors in its forward pass.
+
+A mixture is merged into a layer's weights or applied beside the layer.
+"""
 
 from __future__ import annotations
 
@@ -24,50 +27,58 @@ Adaptor = LinearAdaptor | ConvAdaptor | EmbeddingAdaptor | NormAdaptor
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptors:
-    """The adaptors of a model by layer; a mixture's parameters are named <layer>.<A|B|bias>, or of a norm
-    <layer>.<weight|bias>, each with axis C."""
+    """The adaptors of a model, by layer.
+
+    The parameters of a mixture have axis C and are named <layer>.<A|B|bias>, or <layer>.<weight|bias> on a norm layer.
+    """
 
     model: Model
     by_layer: Mapping[str, Adaptor]
     application: str = "cheaper"
-    """"merged" into the weights, "unmerged" beside the layer, or per layer whichever takes fewer multiply-adds."""
+    """Where a mixture is applied: "merged" into the weights, or "unmerged" beside the layer.
+
+    "cheaper" chooses per layer the one with fewer multiply-adds.
+    """
 
     def init(self, stream: Stream) -> Params:
-        """One adaptor at the start, without axis C."""
+        """The initial parameters of one adaptor, without axis C."""
         parts = {layer: adaptor.init(stream.of(layer)) for layer, adaptor in self.by_layer.items()}
         return {f"{layer}.{key}": value for layer, params in parts.items() for key, value in params.items()}
 
     def statistics(self) -> Params:
-        """Running statistics of one adaptor at the start, <layer>.<mean|variance>: its own, if it has any."""
+        """The initial running statistics of one adaptor, <layer>.<mean|variance>; empty if it has none."""
         parts = {name: a.statistics() for name, a in self.by_layer.items() if isinstance(a, NormAdaptor)}
         return {f"{layer}.{key}": value for layer, params in parts.items() for key, value in params.items()}
 
     def products(self, mixture: Params, route: Tensor) -> Params:
-        """Σ_c route_c B_c A_c and Σ_c route_c b_c of every layer, as changes of the base: <layer>.<weight|bias>."""
+        """The mixture as a change of the base, <layer>.<weight|bias>: Σ_c route_c B_c A_c and Σ_c route_c b_c."""
         changes = {
             layer: adaptor.merged(layer_params(mixture, layer), route) for layer, adaptor in self.by_layer.items()
         }
         return {f"{layer}.{key}": value for layer, change in changes.items() for key, value in change.items()}
 
     def centred(self, base: Params, mixture: Params) -> tuple[Params, Params]:
-        """The base plus the mean product of the C adaptors, and adaptors without it: `factors.without_mean`."""
+        """Move the mean product of the C adaptors into the base.
+
+        Returns the new base and the adaptors without their mean (see `factors.without_mean`).
+        """
         clusters = len(next(iter(mixture.values())))
-        one = next(iter(mixture.values())).new_full((clusters,), 1 / clusters)
-        mean = self.products(mixture, one)
-        left = {
-            layer: less_mean(layer_params(mixture, layer))
+        even_route = next(iter(mixture.values())).new_full((clusters,), 1 / clusters)
+        mean = self.products(mixture, even_route)
+        centred = {
+            layer: subtract_mean(layer_params(mixture, layer))
             if isinstance(adaptor, NormAdaptor)
             else without_mean(layer_params(mixture, layer))
             for layer, adaptor in self.by_layer.items()
         }
         return (
             {name: value + mean[name] if name in mean else value for name, value in base.items()},
-            {f"{layer}.{key}": value for layer, params in left.items() for key, value in params.items()},
+            {f"{layer}.{key}": value for layer, params in centred.items() for key, value in params.items()},
         )
 
     @property
     def size(self) -> int:
-        """|a|, the parameters of one adaptor."""
+        """|a|, the number of parameters of one adaptor."""
         return sum(value.numel() for value in self.init(Stream(0, "size")).values())
 
     def __call__(
@@ -81,32 +92,33 @@ class Adaptors:
         mask: Tensor | None,
         running: Params | None = None,
     ) -> tuple[Tensor, Params]:
-        """Logits of the model with Σ_c route_c·adaptor_c in every adapted layer, and its statistics after the pass.
+        """Logits of the model with Σ_c route_c·adaptor_c in every adapted layer, and the model's statistics after the
+        pass.
 
-        `route` is one for all layers, [C], or has a row for each of `by_layer`, [L, C]. `running` has the statistics
-        [C, ...] of the adaptors' own, which evaluation reads.
+        `route` is [C] for all layers, or [L, C] with one row for each layer of `by_layer`. `running` holds the
+        adaptors' own running statistics [C, ...], which evaluation reads.
         """
-        order, merged = list(self.by_layer), dict[str, Params]()  # once, for a recurrence takes a layer many times
+        order, merged = list(self.by_layer), dict[str, Params]()  # merged once: a recurrence applies a layer many times
 
         def adapt(name: str, x: Tensor) -> tuple[Params | None, Tensor | None]:
             adaptor = self.by_layer.get(name)
             if adaptor is None:
                 return None, None
-            ours, weights = layer_params(mixture, name), route if route.dim() == 1 else route[order.index(name)]
+            factors, weights = layer_params(mixture, name), route if route.dim() == 1 else route[order.index(name)]
             if isinstance(adaptor, NormAdaptor) and adaptor.own_statistics and noise is None:
-                return adaptor.served(
-                    ours, weights, layer_params(running or {}, name), layer_params(statistics, name)
+                return adaptor.merged_in_evaluation(
+                    factors, weights, layer_params(running or {}, name), layer_params(statistics, name)
                 ), None
             if isinstance(adaptor, NormAdaptor) or self.merges(adaptor, x.shape, len(weights)):
                 if name not in merged:
-                    merged[name] = adaptor.merged(ours, weights)
+                    merged[name] = adaptor.merged(factors, weights)
                 return merged[name], None
-            return None, adaptor.unmerged(ours, weights, x)
+            return None, adaptor.unmerged(factors, weights, x)
 
         return self.model(base, statistics, x, noise, mask, adapt)
 
     def moved(self, running: Params, before: Params, after: Params) -> Params:
-        """The adaptors' own statistics [C, ...] after a pass that moved the model's."""
+        """The adaptors' own statistics [C, ...] after a pass that changed the model's from `before` to `after`."""
         parts = {
             name: moved(layer_params(running, name), layer_params(before, name), layer_params(after, name))
             for name, adaptor in self.by_layer.items()
@@ -115,36 +127,36 @@ class Adaptors:
         return {f"{layer}.{key}": value for layer, params in parts.items() for key, value in params.items()}
 
     def serve(self, *added: tuple[str, ...], base: tuple[str, ...] = ("base",)) -> Predict:
-        """The prediction with whole adaptors added, W + Σ_i B_i A_i, each without axis C.
+        """The prediction of W + Σ_i B_i A_i, with every adaptor i at weight 1.
 
-        `added` names for each adaptor, `base` for the base, the groups that its parameters lie in.
+        `added` names the groups that hold each adaptor's parameters (without axis C), `base` those of the base.
         """
 
         def predict(view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
-            ours = [gathered(view, groups) for groups in added]
-            mixture = {name: torch.stack([one[name] for one in ours]) for name in ours[0]}
-            route = x.new_ones(len(ours))
+            adaptors = [merge_groups(view, groups) for groups in added]
+            mixture = {name: torch.stack([adaptor[name] for adaptor in adaptors]) for name in adaptors[0]}
+            route = x.new_ones(len(adaptors))
             running = view.get("statistics", {})
-            logits, statistics = self(gathered(view, base), mixture, route, running, x, noise, mask)
+            logits, statistics = self(merge_groups(view, base), mixture, route, running, x, noise, mask)
             return logits, {"statistics": statistics} if statistics else {}
 
         return predict
 
     def without(self, *layers: str) -> Adaptors:
-        """The same adaptors but those of some layers.
+        """These adaptors without those of the named layers.
 
         Raises:
-            Refused: no other layer has one.
+            Refused: no other layer has an adaptor.
         """
-        left = {name: adaptor for name, adaptor in self.by_layer.items() if name not in layers}
-        if not left:
+        remaining = {name: adaptor for name, adaptor in self.by_layer.items() if name not in layers}
+        if not remaining:
             raise Refused(f"the model has no layer to adapt besides {', '.join(layers)}")
-        return replace(self, by_layer=left)
+        return replace(self, by_layer=remaining)
 
     def with_norms(self, kind: str) -> Adaptors:
-        """The same adaptors with one on each normalisation layer too, unless `kind` is "none".
+        """These adaptors plus one on each normalisation layer, unless `kind` is "none".
 
-        Those of a batch norm have running statistics of their own if "plain", and not if "reparameterised".
+        On batch norm, "plain" adaptors have their own running statistics and "reparameterised" ones do not.
 
         Raises:
             Refused: the model has no normalisation layer.
@@ -154,13 +166,13 @@ class Adaptors:
         norms = {name: layer for name, layer in self.model.layers.items() if isinstance(layer, NORMS)}
         if not norms:
             raise Refused(f"the model has no normalisation layer that norm: {kind} could adapt; set norm: none")
-        every = dict(self.by_layer) | {
+        adapted = dict(self.by_layer) | {
             name: NormAdaptor.of(layer, own_statistics=kind == "plain") for name, layer in norms.items()
         }
-        return replace(self, by_layer={name: every[name] for name in self.model.layers if name in every})
+        return replace(self, by_layer={name: adapted[name] for name in self.model.layers if name in adapted})
 
     def merges(self, adaptor: Adaptor, shape: torch.Size, clusters: int) -> bool:
-        """Whether a layer's adaptors go into its weights for x of `shape`."""
+        """Whether a layer's adaptors are merged into its weights for x of `shape`."""
         if isinstance(adaptor, NormAdaptor):
             return True
         if self.application == "cheaper":
@@ -169,35 +181,41 @@ class Adaptors:
         return self.application == "merged"
 
     def forward_backward_passes(self, shape: tuple[int, ...], batch: int, clusters: int) -> float:
-        """Multiply-adds of a pass of x [batch, *shape] with C adaptors over those of the base alone."""
-        seen = self.model.inputs(shape, batch)
+        """The cost of one pass with C adaptors, in forward-backward passes of the base alone.
+
+        Counted in multiply-adds for x [batch, *shape].
+        """
+        inputs = self.model.inputs(shape, batch)
         added = sum(
-            adaptor.multiply_adds(seen[name], clusters)[0 if self.merges(adaptor, seen[name], clusters) else 1]
+            adaptor.multiply_adds(inputs[name], clusters)[0 if self.merges(adaptor, inputs[name], clusters) else 1]
             for name, adaptor in self.by_layer.items()
         )
         return 1 + added / self.model.multiply_adds(shape, batch)
 
     def precondition(self, gradients: Params, mixture: Params) -> Params:
-        """Each adaptor's own preconditioner on the gradients of the mixture."""
+        """Apply each adaptor's preconditioner to the gradients of the mixture."""
         changed: Params = {}
         for layer, adaptor in self.by_layer.items():
-            ours = adaptor.precondition(layer_params(gradients, layer), layer_params(mixture, layer))
-            changed |= {f"{layer}.{key}": value for key, value in ours.items()}
+            new = adaptor.precondition(layer_params(gradients, layer), layer_params(mixture, layer))
+            changed |= {f"{layer}.{key}": value for key, value in new.items()}
         return changed
 
 
-def less_mean(mixture: Params) -> Params:
-    """C adaptors of a norm less their mean."""
+def subtract_mean(mixture: Params) -> Params:
+    """C adaptors of a norm layer minus their mean."""
     return {name: value - value.mean(0) for name, value in mixture.items()}
 
 
-def gathered(view: View, groups: tuple[str, ...]) -> Params:
-    """The parameters of several groups together."""
+def merge_groups(view: View, groups: tuple[str, ...]) -> Params:
+    """The parameters of several groups in one dictionary."""
     return {name: value for group in groups for name, value in view[group].items()}
 
 
 def factor(adaptor: Params, which: Literal["A", "B"]) -> Params:
-    """The factors A of all layers, or their factors B with the biases, in both of which the output is linear."""
+    """The factors A of all layers, or the factors B with the biases.
+
+    The output is linear in each of the two.
+    """
     return {name: value for name, value in adaptor.items() if name.endswith(".A") == (which == "A")}
 
 
@@ -210,10 +228,12 @@ def attach(
     conv_rank: str = "elements",
     application: str = "cheaper",
 ) -> Adaptors:
-    """An adaptor on each linear layer, each embedding that asks for one and, unless `convolution` is "none", on each
-    convolution (arXiv 2410.03497). A tied layer has no weight to adapt; its embedding's adaptor changes lookups alone.
+    """Attach an adaptor to each layer that can have one (arXiv 2410.03497).
 
-    `bias` None, "zero" or "uniform" is the start of the bias where the layer has one.
+    These are linear layers, embeddings with `adapted`, and convolutions unless `convolution` is "none". A tied layer
+    has no weight to adapt; the adaptor of its embedding changes lookups only.
+
+    `bias` is the start of the adaptor's bias where the layer has a bias: None (no bias), "zero" or "uniform".
 
     Raises:
         Refused: the model has no layer that can be adapted.
@@ -228,5 +248,5 @@ def attach(
             case Conv2d() | ConvTranspose2d() if convolution != "none":
                 by_layer[name] = ConvAdaptor.of(layer, rank, bias, convolution, conv_rank)
     if not by_layer:
-        raise Refused("the model has no linear or convolution layer to adapt")
+        raise Refused("the model has no linear or convolution layer to adapt; choose another model")
     return Adaptors(model=model, by_layer=by_layer, application=application)

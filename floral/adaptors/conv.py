@@ -1,4 +1,4 @@
-"""Low-rank adaptors of a convolution: two convolutions in a row, B after A, with R channels between them."""
+"""Low-rank adaptor of a convolution: convolution A to R channels, then convolution B (arXiv 2410.03497)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ from floral.nn.products import Pair, Window
 
 @dataclass(frozen=True)
 class ConvAdaptor:
-    """A [R, inputs, *kernel_a], B [outputs, R, *kernel_b], bias [outputs]; a mixture carries a leading axis C.
+    """Convolution adaptor: A [R, inputs, *kernel_a], B [outputs, R, *kernel_b], bias [outputs].
 
-    Along each axis one of the two kernels has length 1, so their composition is one convolution whose kernel is
-    K[o, i, h, w] = Σ_r B[o, r, h, w] A[r, i, h, w] (axes of length 1 broadcast), with the layer's stride, padding and
-    dilation. Of a layer with groups K has the blocks on the diagonal alone, each of rank R. Of a transposed one both
+    A mixture has a leading axis C on each.
+
+    Along each axis of the image one of the two kernels has length 1. So their composition is one convolution with
+    kernel K[o, i, h, w] = Σ_r B[o, r, h, w] A[r, i, h, w], where axes of length 1 broadcast. It has the layer's stride,
+    padding and dilation.
+
+    For a layer with groups, K consists of the diagonal blocks only, each of rank R. For a transposed convolution, both
     factors are transposed convolutions.
     """
 
@@ -32,20 +36,24 @@ class ConvAdaptor:
     rank: int
     bias: str | None
     fan_in: int
-    """Of A, as its start takes it."""
+    """Fan-in of A, for its initialisation."""
 
     @classmethod
     def of(
         cls, layer: Conv2d | ConvTranspose2d, rank: float | str, bias: str | None, method: str, rank_of: str
     ) -> ConvAdaptor:
-        """`layer` factorised by `method`; `rank_of` "dimensions" counts kernels as the published code does."""
+        """Build the adaptor of `layer`, with its kernel split by `method` (see `factor_kernels`).
+
+        `rank_of` "elements" computes a relative rank from the kernel's elements, "dimensions" from its number of
+        dimensions, as the published code does.
+        """
         kernel_a, kernel_b = factor_kernels(layer, method)
         size_a, size_b = (2, 2) if rank_of == "dimensions" else (math.prod(kernel_a), math.prod(kernel_b))
         inputs, outputs = layer.inputs // layer.groups * size_a, layer.outputs // layer.groups * size_b
         return cls(layer, kernel_a, kernel_b, resolve(rank, inputs, outputs), bias if layer.bias else None, inputs)
 
     def init(self, stream: Stream) -> Params:
-        """A ~ U(±sqrt(6/fan_in)), B = 0."""
+        """Initial parameters: A ~ U(±sqrt(6/fan_in)), B = 0."""
         bound = math.sqrt(6 / self.fan_in)
         params = {
             "A": stream.uniform("A", (self.rank, self.layer.inputs, *self.kernel_a), -bound, bound),
@@ -54,9 +62,9 @@ class ConvAdaptor:
         return params | start_bias(self.bias, stream, self.layer.outputs, self.rank * math.prod(self.kernel_b))
 
     def merged(self, mixture: Params, route: Tensor) -> Params:
-        """Change of the layer's kernel and bias: the composed kernels of the C adaptors, weighted by π."""
+        """The change of the layer's kernel and bias: the composed kernels of the C adaptors, weighted by π."""
         down, up = stack(mixture, route)
-        up, down = over_whole_kernel(up, down)
+        up, down = expand_to_kernel(up, down)
         groups = self.layer.groups
         if self.layer.window.transposed:
             change = {"weight": torch.einsum("orhw,rihw->iohw", up, down)}
@@ -70,39 +78,39 @@ class ConvAdaptor:
         return change
 
     def unmerged(self, mixture: Params, route: Tensor, x: Tensor) -> Tensor:
-        """Change of the layer's output on x [B, inputs, H, W], the mixture as one adaptor of rank C·R."""
+        """The change of the layer's output on x [B, inputs, H, W], computed as one adaptor of rank C·R."""
         bias = route @ mixture["bias"] if self.bias else None
         of_a, of_b = self._windows()
         if of_a.transposed or of_a.groups > 1:
-            return self._unmerged_otherwise(mixture, route, x, bias)
+            return self._unmerged_rearranged(mixture, route, x, bias)
         hidden = products.conv2d(x, mixture["A"], window=of_a, stacked="outputs")
         hidden = (hidden.unflatten(1, (len(route), -1)) * route[:, None, None, None]).flatten(1, 2)
         return products.conv2d(hidden, mixture["B"], bias, window=of_b, stacked="inputs")
 
     def _windows(self) -> tuple[Window, Window]:
-        """Of A and B: what the layer does along an axis is done by the factor whose kernel has it."""
+        """Windows of A and B. Along each axis, the factor with the longer kernel has the layer's stride and padding."""
         layer = self.layer.window
         rows, columns = (length > 1 for length in self.kernel_a)
 
         def along(rows: bool, columns: bool) -> Window:
-            def chosen(pair: Pair, other: int) -> Pair:
-                return pair[0] if rows else other, pair[1] if columns else other
+            def along_axes(pair: Pair, neutral: int) -> Pair:
+                return pair[0] if rows else neutral, pair[1] if columns else neutral
 
             return replace(
                 layer,
-                stride=chosen(layer.stride, 1),
-                padding=chosen(layer.padding, 0),
-                dilation=chosen(layer.dilation, 1),
-                output_padding=chosen(layer.output_padding, 0),
+                stride=along_axes(layer.stride, 1),
+                padding=along_axes(layer.padding, 0),
+                dilation=along_axes(layer.dilation, 1),
+                output_padding=along_axes(layer.output_padding, 0),
             )
 
         return along(rows, columns), along(not rows, not columns)
 
-    def _unmerged_otherwise(self, mixture: Params, route: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-        """`unmerged` of a transposed convolution, or of one with groups: from factors that are laid out anew."""
+    def _unmerged_rearranged(self, mixture: Params, route: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+        """`unmerged` for a transposed convolution or one with groups, whose factors must be rearranged first."""
         of_a, of_b = self._windows()
         down, up = stack(mixture, route)
-        down = down.clone()  # a tape would take a mere view for the parameter itself
+        down = down.clone()  # a tape would confuse a view with the parameter itself
         if of_a.transposed:
             down, up = down.transpose(0, 1), up.transpose(0, 1)
         else:
@@ -110,44 +118,52 @@ class ConvAdaptor:
         return products.conv2d(products.conv2d(x, down, window=of_a), up, bias, window=of_b)
 
     def multiply_adds(self, shape: torch.Size, clusters: int) -> tuple[int, int]:
-        """Multiply-adds of C adaptors for x of `shape`: (composing kernels, two convolutions at every position)."""
+        """Multiply-adds of C adaptors for x of `shape`: (merged, beside the layer).
+
+        Merging composes the kernels. Beside the layer, two convolutions are computed at every position.
+        """
         components, layer = clusters * self.rank, self.layer
         positions = shape[0] * shape[-2:].numel()
         both = layer.inputs * math.prod(self.kernel_a) + layer.outputs * math.prod(self.kernel_b)
-        whole = layer.inputs * layer.outputs // layer.groups * math.prod(layer.kernel)
-        return components * whole, positions * components * both
+        weight = layer.inputs * layer.outputs // layer.groups * math.prod(layer.kernel)
+        return components * weight, positions * components * both
 
     def precondition(self, gradients: Params, mixture: Params) -> Params:
-        """gA ← gA/(‖G_B‖ + ε), gB ← gB/(‖G_A‖ + ε), G the Gram tensor of a factor over its channels, per cluster."""
+        """Precondition the gradients of each cluster: gA ← gA/(‖G_B‖ + ε), gB ← gB/(‖G_A‖ + ε).
+
+        G is the Gram tensor of a factor over its channels.
+        """
         down, up = mixture["A"], mixture["B"]
         gram_a = torch.einsum("crihw,csiuv->crshwuv", down, down).flatten(1).norm(dim=1)
         gram_b = torch.einsum("corhw,cosuv->crshwuv", up, up).flatten(1).norm(dim=1)
         shape = (-1, 1, 1, 1, 1)
-        left = gradients["A"] / (gram_b.reshape(shape) + EPSILON)
-        right = gradients["B"] / (gram_a.reshape(shape) + EPSILON)
-        return {**gradients, "A": left, "B": right}
+        of_a = gradients["A"] / (gram_b.reshape(shape) + EPSILON)
+        of_b = gradients["B"] / (gram_a.reshape(shape) + EPSILON)
+        return {**gradients, "A": of_a, "B": of_b}
 
 
 def factor_kernels(layer: Conv2d | ConvTranspose2d, method: str) -> tuple[Pair, Pair]:
-    """Pairs of A and B (arXiv 2410.03497, ConvLoRA methods).
+    """The kernel sizes of A and B (arXiv 2410.03497, ConvLoRA methods).
 
-    "in" puts the whole kernel into A, "out" into B, "balanced" into the one on the side with fewer channels, and
-    "balanced_2d" the horizontal axis into A, the vertical one into B.
+    - "in": A has the kernel.
+    - "out": B has the kernel.
+    - "balanced": the factor on the side with fewer channels has the kernel.
+    - "balanced_2d": A has the horizontal axis, B the vertical axis.
     """
-    whole, one = layer.kernel, (1, 1)
+    kernel, point = layer.kernel, (1, 1)
     match method:
         case "in":
-            return whole, one
+            return kernel, point
         case "out":
-            return one, whole
+            return point, kernel
         case "balanced":
-            return (one, whole) if layer.inputs > layer.outputs else (whole, one)
+            return (point, kernel) if layer.inputs > layer.outputs else (kernel, point)
         case "balanced_2d":
-            return (1, whole[1]), (whole[0], 1)
-    raise ValueError(f"convolution method {method!r}")
+            return (1, kernel[1]), (kernel[0], 1)
+    raise ValueError(f"unknown convolution method {method!r}; use in, out, balanced or balanced_2d")
 
 
-def over_whole_kernel(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    """Both factors over the whole kernel."""
+def expand_to_kernel(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """Both factors expanded to the kernel's height and width."""
     height, width = (max(a, b) for a, b in zip(up.shape[2:], down.shape[2:], strict=True))
     return up.expand(-1, -1, height, width), down.expand(-1, -1, height, width)

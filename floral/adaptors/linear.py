@@ -1,4 +1,4 @@
-"""Low-rank adaptor of a linear layer: y += B A x + b (arXiv 2106.09685; mixed as in arXiv 2410.03497)."""
+"""Low-rank adaptor of a linear layer: y += B A x + b (arXiv 2106.09685; mixtures: arXiv 2410.03497)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from floral.nn.layers import Linear
 
 @dataclass(frozen=True)
 class LinearAdaptor:
-    """A [R, inputs], B [outputs, R], bias [outputs]; a mixture carries a leading axis C on each."""
+    """Linear adaptor: A [R, inputs], B [outputs, R], bias [outputs]. A mixture has a leading axis C on each."""
 
     inputs: int
     outputs: int
     rank: int
     bias: str | None
-    """None, "zero" or "uniform": its start."""
+    """Start of the bias: None (no bias), "zero" or "uniform"."""
     steps: int = 1
-    """How often a pass takes the layer."""
+    """How often one forward pass applies the layer."""
 
     @classmethod
     def of(cls, layer: Linear, rank: float | str, bias: str | None) -> LinearAdaptor:
@@ -33,7 +33,10 @@ class LinearAdaptor:
         return cls(layer.inputs, layer.outputs, resolved, bias if layer.bias else None, layer.steps)
 
     def init(self, stream: Stream) -> Params:
-        """A ~ U(±sqrt(6/inputs)), B = 0, so the adaptor starts as zero but for an official "uniform" bias."""
+        """Initial parameters: A ~ U(±sqrt(6/inputs)), B = 0.
+
+        The adaptor starts as zero, unless the bias has the official "uniform" start.
+        """
         bound = math.sqrt(6 / self.inputs)
         params = {
             "A": stream.uniform("A", (self.rank, self.inputs), -bound, bound),
@@ -42,7 +45,7 @@ class LinearAdaptor:
         return params | start_bias(self.bias, stream, self.outputs, fan_in=self.rank)
 
     def merged(self, mixture: Params, route: Tensor) -> Params:
-        """Change of the layer's weight and bias, Σ_c π_c B_c A_c and Σ_c π_c b_c, as one product of rank C·R."""
+        """The change of the layer's weight and bias: Σ_c π_c B_c A_c and Σ_c π_c b_c, as one product of rank C·R."""
         down, up = stack(mixture, route)
         change = {"weight": up @ down}
         if self.bias:
@@ -50,30 +53,34 @@ class LinearAdaptor:
         return change
 
     def unmerged(self, mixture: Params, route: Tensor, x: Tensor) -> Tensor:
-        """Change of the layer's output on x [B, inputs]: the mixture as ONE adaptor of rank C·R, π between A and B."""
+        """The change of the layer's output on x [B, inputs], as one adaptor of rank C·R with π between A and B."""
         hidden = products.linear(x, mixture["A"], stacked="outputs")
         hidden = (hidden.unflatten(-1, (len(route), -1)) * route[:, None]).flatten(-2)
         bias = route @ mixture["bias"] if self.bias else None
         return products.linear(hidden, mixture["B"], bias, stacked="inputs")
 
     def multiply_adds(self, shape: torch.Size, clusters: int) -> tuple[int, int]:
-        """Multiply-adds that C adaptors add to the layer for x of `shape`: (merged into the weights, beside them)."""
+        """Multiply-adds of C adaptors for x of `shape`: (merged, beside the layer)."""
         components = clusters * self.rank
         merged = components * self.inputs * self.outputs
         return merged, self.steps * shape[:-1].numel() * components * (self.inputs + self.outputs)
 
     def precondition(self, gradients: Params, mixture: Params) -> Params:
-        """gA ← (BᵀB + εI)⁻¹ gA and gB ← gB (AAᵀ + εI)⁻¹ per cluster (arXiv 2410.03497, preconditioned LoRA)."""
+        """Precondition the gradients of each cluster: gA ← (BᵀB + εI)⁻¹ gA, gB ← gB (AAᵀ + εI)⁻¹.
+
+        Source: arXiv 2410.03497, preconditioned LoRA.
+        """
         down, up = mixture["A"], mixture["B"]
-        left = solve(up.mT @ up, gradients["A"])
-        right = solve(down @ down.mT, gradients["B"].mT).mT
-        return {**gradients, "A": left, "B": right}
+        of_a = solve(up.mT @ up, gradients["A"])
+        of_b = solve(down @ down.mT, gradients["B"].mT).mT
+        return {**gradients, "A": of_a, "B": of_b}
 
 
 def solve(gram: Tensor, right: Tensor) -> Tensor:
-    """(G + εI)⁻¹ X for Gram matrices G [C, R, R] and X [C, R, n]; a division when R is 1.
+    """Solve (G + εI) Y = X for Gram matrices G [C, R, R] and X [C, R, n]; for R = 1 this is a division.
 
-    NaN where G + εI is singular in this precision (factors so large that ε is lost): the run has diverged.
+    The result is NaN where G + εI is singular in this precision. Then the factors are so large that ε is lost, and the
+    run has diverged.
     """
     if gram.shape[-1] == 1:
         return right / (gram + EPSILON)

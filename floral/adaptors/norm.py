@@ -1,4 +1,4 @@
-"""Adaptor of a normalisation layer: an additive change of its scale and shift, both zero at the start."""
+"""Adaptor of a normalisation layer: a change of its scale and shift, which starts at zero."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from floral.nn.norms import EPSILON, MOMENTUM, BatchNorm, GroupNorm, LayerNorm
 
 @dataclass(frozen=True)
 class NormAdaptor:
-    """γ_c and β_c [features]: y = (γ + Σ_c π_c γ_c) x̂ + β + Σ_c π_c β_c; a mixture carries a leading axis C on each.
+    """Norm adaptor: scale γ_c and shift β_c, both [features]. A mixture has a leading axis C on each.
 
-    It always goes into the layer's own scale and shift: beside the layer, x would be normalised a second time.
+    The adapted layer computes y = (γ + Σ_c π_c γ_c) x̂ + β + Σ_c π_c β_c.
 
-    An adaptor of a batch norm may have running statistics of its `own`, μ_c and σ_c². In evaluation it then adds
-    γ_c (x - μ_c)/σ_c + β_c, as the published code does; without, both it and the layer take the layer's, which is what
-    the published reparameterisation is after. In training both take those of the batch and are the same.
+    The adaptor is always merged into the layer's scale and shift: beside the layer, x would be normalised twice.
+
+    With `own_statistics`, the adaptor of a batch norm has running statistics μ_c and σ_c². In evaluation it then adds
+    γ_c (x - μ_c)/σ_c + β_c, as the published code does. Without them it uses the layer's statistics, which is the aim
+    of the published reparameterisation. In training both use the statistics of the batch and are equal.
     """
 
     features: int
@@ -28,7 +30,7 @@ class NormAdaptor:
 
     @classmethod
     def of(cls, layer: BatchNorm | GroupNorm | LayerNorm, *, own_statistics: bool) -> NormAdaptor:
-        """`own`: with running statistics, if the layer has any."""
+        """Build the adaptor of `layer`; `own_statistics` has an effect on batch norm only."""
         return cls(layer.features, own_statistics and isinstance(layer, BatchNorm))
 
     def init(self, stream: Stream) -> Params:
@@ -36,33 +38,40 @@ class NormAdaptor:
         return {"weight": torch.zeros(self.features), "bias": torch.zeros(self.features)}
 
     def statistics(self) -> Params:
-        """Running statistics at the start; empty unless it has its own."""
+        """The initial running statistics; empty without `own_statistics`."""
         return (
             {"mean": torch.zeros(self.features), "variance": torch.ones(self.features)} if self.own_statistics else {}
         )
 
     def merged(self, mixture: Params, route: Tensor) -> Params:
-        """Change of the layer's scale and shift."""
+        """The change of the layer's scale and shift."""
         return {name: route @ mixture[name] for name in ("weight", "bias")}
 
-    def served(self, mixture: Params, route: Tensor, own: Params, running: Params) -> Params:
-        """The same in evaluation for statistics [C, features] of the adaptors' own: of x̂ normalised by the layer's."""
-        scale = mixture["weight"] / torch.sqrt(own["variance"] + EPSILON)
-        shift = mixture["bias"] + scale * (running["mean"] - own["mean"])
+    def merged_in_evaluation(self, mixture: Params, route: Tensor, statistics: Params, running: Params) -> Params:
+        """The change of the layer's scale and shift in evaluation, for adaptors with their own statistics.
+
+        `statistics` [C, features] are the adaptors', `running` [features] the layer's, by which x̂ is normalised.
+        """
+        scale = mixture["weight"] / torch.sqrt(statistics["variance"] + EPSILON)
+        shift = mixture["bias"] + scale * (running["mean"] - statistics["mean"])
         return {"weight": route @ scale * torch.sqrt(running["variance"] + EPSILON), "bias": route @ shift}
 
     def multiply_adds(self, shape: torch.Size, clusters: int) -> tuple[int, int]:
-        """Multiply-adds of C adaptors, which are always merged."""
+        """Multiply-adds of C adaptors: (merged, beside the layer). Norm adaptors are always merged."""
         del shape
         return 2 * clusters * self.features, 2 * clusters * self.features
 
     def precondition(self, gradients: Params, mixture: Params) -> Params:
-        """The gradients as they are: there is no product to condition."""
+        """The unchanged gradients: there is no product to precondition."""
         del mixture
         return gradients
 
 
-def moved(own: Params, before: Params, after: Params) -> Params:
-    """Statistics of adaptors [C, features] after a pass that moved the layer's towards those of the batch by the
-    momentum: the same step from where they are."""
-    return {name: old + (after[name] - before[name]) + MOMENTUM * (before[name] - old) for name, old in own.items()}
+def moved(statistics: Params, before: Params, after: Params) -> Params:
+    """Move the adaptors' statistics [C, features] by the momentum step that the layer's statistics made.
+
+    `before` and `after` [features] are the layer's, from which the statistics of the batch follow.
+    """
+    return {
+        name: old + (after[name] - before[name]) + MOMENTUM * (before[name] - old) for name, old in statistics.items()
+    }

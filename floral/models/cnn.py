@@ -17,20 +17,24 @@ def build(
     batch_norm: bool = False,
     width: float = 1.0,
 ) -> Model:
-    """x [B, H, W] or [B, H, W, colours] → conv 5×5 → pool 2 → conv 3×3 → pool 3 → linear → linear → [B, outputs].
+    """Build a CNN with two convolutions and two linear layers.
 
-    `batch_norm` normalises what each convolution gives. Pooling comes before ReLU: the same values, and fewer of them
-    to rectify.
+    x [B, H, W] or [B, H, W, colours] → conv 5×5 → pool 2 → conv 3×3 → pool 3 → linear → linear → [B, outputs].
+
+    `batch_norm` normalises the output of each convolution. Pooling comes before ReLU: this gives the same values and is
+    cheaper.
 
     Raises:
-        Refused: the images are too small for the two convolutions and pools.
+        Refused: the images are too small for the convolutions and pools.
     """
     first, second = (scaled_units(count, width) for count in channels)
     hidden = scaled_units(hidden, width)
     height, breadth, colours = image_size(shape)
     sides = [((side - 4) // 2 - 2) // 3 for side in (height, breadth)]
     if min(sides) < 1:
-        raise Refused(f"images of {height}×{breadth} are too small for this network: at least 14×14")
+        raise Refused(
+            f"images of {height}×{breadth} are too small for this network: at least 14×14; choose another model"
+        )
 
     def forward(call: Call, x: Tensor) -> Tensor:
         x = x.unsqueeze(1) if len(shape) == 2 else x.movedim(-1, 1)

@@ -1,4 +1,4 @@
-"""One hidden layer with ReLU, optionally batch-normalised: the MLP of the MNIST, digits and synthetic tasks."""
+"""Multi-layer perceptron with one hidden layer, used by the MNIST, digits and synthetic tasks."""
 
 import math
 
@@ -10,7 +10,7 @@ from floral.nn.norms import BatchNorm
 
 
 def build(shape: tuple[int, ...], outputs: int, *, hidden: int, batch_norm: bool = False, width: float = 1.0) -> Model:
-    """x [B, *shape] → flatten → linear → (batch norm) → ReLU → linear → [B, outputs]."""
+    """Build an MLP: x [B, *shape] → flatten → linear → (batch norm) → ReLU → linear → [B, outputs]."""
     hidden = scaled_units(hidden, width)
     layers: dict[str, Layer] = {"hidden": Linear(math.prod(shape), hidden)}
     if batch_norm:

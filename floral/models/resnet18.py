@@ -1,4 +1,4 @@
-"""ResNet-18 (arXiv 1512.03385) for small images, with group norm in the place of batch norm (arXiv 1910.00189)."""
+"""ResNet-18 (arXiv 1512.03385) for small images, with group norm instead of batch norm (arXiv 1910.00189)."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,7 +8,7 @@ from floral.nn.layers import Call, Conv2d, Layer, Linear, Model, image_size, sca
 from floral.nn.norms import GroupNorm
 
 BLOCKS = 2
-"""Of each of the four stages."""
+"""Number of blocks in each of the four stages."""
 
 
 def build(
@@ -19,20 +19,24 @@ def build(
     groups: int = 2,
     width: float = 1.0,
 ) -> Model:
-    """x [B, H, W] or [B, H, W, colours] → conv 3×3 → 4 stages of 2 blocks → mean over places → linear → [B, outputs].
+    """Build a ResNet-18.
 
-    A block is relu(x + norm(conv(relu(norm(conv(x)))))), its convolutions 3×3 without bias. Every stage but the first
-    begins with a stride of 2, and where it changes the shape of x, that goes through a convolution 1×1 and a norm. The
-    first convolution keeps the size and no pool follows it, as usual for images of 32×32.
+    x [B, H, W] or [B, H, W, colours] → conv 3×3 → 4 stages of 2 blocks → mean over positions → linear → [B, outputs].
+
+    A block computes relu(x + norm(conv(relu(norm(conv(x)))))) with 3×3 convolutions without bias. Every stage except
+    the first starts with a stride of 2. Where a block changes the shape, its skip connection is a 1×1 convolution and a
+    norm. The first convolution keeps the image size and no pooling follows, as usual for 32×32 images.
 
     Raises:
-        Refused: the images are too small for three halvings.
+        Refused: the images are too small to be halved three times, or `groups` does not divide the channels.
     """
     height, breadth, colours = image_size(shape)
     if min(height, breadth) < 8:
-        raise Refused(f"images of {height}×{breadth} are too small for this network: at least 8×8")
+        raise Refused(
+            f"images of {height}×{breadth} are too small for this network: at least 8×8; choose another model"
+        )
     if odd := [count for count in channels if count % groups]:
-        raise Refused(f"channels: {odd[0]} cannot be shared by {groups} groups")
+        raise Refused(f"channels: {odd[0]} cannot be shared by {groups} groups; use multiples of {groups}")
     counts = [groups * scaled_units(count // groups, width) for count in channels]
     layers: dict[str, Layer] = {"stem": conv(colours, counts[0]), "stem_norm": GroupNorm(counts[0], groups)}
     strides: dict[str, int] = {}
@@ -66,6 +70,6 @@ def build(
 
 
 def conv(inputs: int, outputs: int, *, side: int = 3, stride: int = 1) -> Conv2d:
-    """A convolution without bias that keeps the size, divided by its stride."""
+    """A convolution without bias, padded so that only its stride changes the image size."""
     around = (side // 2, side // 2)
     return Conv2d(inputs, outputs, (side, side), (stride, stride), padding=around, bias=False, start="normal_fan_out")

@@ -1,4 +1,4 @@
-"""A small language model of causal attention with a tied output (arXiv 1706.03762; pre-norm, arXiv 2002.04745)."""
+"""Small transformer language model with causal attention (arXiv 1706.03762; pre-norm: arXiv 2002.04745)."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,8 +8,8 @@ from floral.nn.attention import attend, projections
 from floral.nn.layers import Call, Embedding, Layer, Linear, Model, Position, scaled_units
 from floral.nn.norms import LayerNorm
 
-DEVIATION = 0.02
-"""Of the embedding at the start: it gives the outputs too, which begin near zero."""
+EMBEDDING_DEVIATION = 0.02
+"""Standard deviation of the initial embedding. It is small because a tied embedding also computes the logits."""
 
 
 def build(
@@ -24,19 +24,21 @@ def build(
     adapt_embedding: bool = False,
     width: float = 1.0,
 ) -> Model:
-    """Token ids x [B, T] → embedding + position → `depth` blocks → norm → linear → [B, T, outputs], the next token's.
+    """Build a transformer language model that predicts the next token.
 
-    A block is x + attention(norm x), then x + linear(gelu(linear(norm x))); a place sees itself and those before it.
-    `tied`: the last layer has the embedding's weights.
+    Token ids x [B, T] → embedding + position → `depth` blocks → norm → linear → [B, T, outputs].
+
+    A block computes x + attention(norm x), then x + linear(gelu(linear(norm x))). A position attends to itself and
+    earlier positions. With `tied`, the last layer uses the embedding's weights.
 
     Raises:
-        Refused: the rows are no text, or the heads do not divide the features.
+        Refused: the samples are not texts, or the heads do not divide the features.
     """
     if len(shape) != 1:
-        raise Refused(f"rows of shape {list(shape)} are no text: a language model needs token ids [T]")
+        raise Refused(f"samples of shape {list(shape)} are no text; a language model needs token ids [T]")
     features, hidden = heads * scaled_units(round(features / heads), width), scaled_units(hidden, width)
     layers: dict[str, Layer] = {
-        "embedding": Embedding(outputs, features, DEVIATION, adapted=adapt_embedding),
+        "embedding": Embedding(outputs, features, EMBEDDING_DEVIATION, adapted=adapt_embedding),
         "position": Position(shape[0], features),
     }
     blocks = [f"block{number}" for number in range(1, depth + 1)]

@@ -18,17 +18,21 @@ def build(
     batch_norm: bool = False,
     width: float = 1.0,
 ) -> Model:
-    """x [B, H, W] or [B, H, W, colours] → 5 × (conv 3×3 → pool 2) → 2 × (dropout → linear) → linear → [B, outputs].
+    """Build a VGG8 with five convolutions and three linear layers.
 
-    `batch_norm` normalises what each convolution gives. ReLU after every layer but the last; pooling comes before it:
-    the same values, and fewer of them to rectify.
+    x [B, H, W] or [B, H, W, colours] → 5 × (conv 3×3 → pool 2) → 2 × (dropout → linear) → linear → [B, outputs].
+
+    `batch_norm` normalises the output of each convolution. ReLU follows every layer except the last. Pooling comes
+    before ReLU: this gives the same values and is cheaper.
 
     Raises:
         Refused: the images are too small for the five pools.
     """
     height, breadth, colours = image_size(shape)
     if min(height, breadth) < 32:
-        raise Refused(f"images of {height}×{breadth} are too small for this network: at least 32×32")
+        raise Refused(
+            f"images of {height}×{breadth} are too small for this network: at least 32×32; choose another model"
+        )
     counts = [colours, *(scaled_units(count, width) for count in channels)]
     hidden = scaled_units(hidden, width)
     flat = counts[-1] * (height // 32) * (breadth // 32)

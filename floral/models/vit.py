@@ -1,4 +1,4 @@
-"""A small vision transformer (arXiv 2010.11929): patches, pre-norm blocks, and the mean over places at the end."""
+"""Small vision transformer (arXiv 2010.11929) with pre-norm blocks and mean pooling."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,20 +21,24 @@ def build(
     dropout: float = 0.0,
     width: float = 1.0,
 ) -> Model:
-    """x [B, H, W] or [B, H, W, colours] → patches → + positions → `depth` blocks → norm → mean → [B, outputs].
+    """Build a vision transformer.
 
-    A patch of patch×patch pixels is one place, embedded by a convolution of that stride. A block is x + attention(norm
-    x), then x + linear(gelu(linear(norm x))), each with dropout before it is added. A mean over places stands for the
-    class token (arXiv 2205.01580).
+    x [B, H, W] or [B, H, W, colours] → patches → + positions → `depth` blocks → norm → mean → [B, outputs].
+
+    Each patch of patch×patch pixels is one position, embedded by a convolution with that stride. A block computes
+    x + attention(norm x), then x + linear(gelu(linear(norm x))), with dropout before each addition. The mean over
+    positions replaces the class token (arXiv 2205.01580).
 
     Raises:
-        Refused: patches do not tile the images.
+        Refused: the patches do not tile the images, or the heads do not divide the features.
     """
     height, breadth, colours = image_size(shape)
     if height % patch or breadth % patch:
-        raise Refused(f"patches of {patch}×{patch} do not tile images of {height}×{breadth}")
+        raise Refused(
+            f"patches of {patch}×{patch} do not tile images of {height}×{breadth}; set patch to a common divisor"
+        )
     if features % heads:
-        raise Refused(f"features: {features} cannot be shared by {heads} heads")
+        raise Refused(f"features: {features} cannot be shared by {heads} heads; use a multiple of {heads}")
     features, hidden = heads * scaled_units(features // heads, width), scaled_units(hidden, width)
     places = (height // patch) * (breadth // patch)
     layers: dict[str, Layer] = {
