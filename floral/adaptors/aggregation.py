@@ -1,7 +1,7 @@
 """Server-side aggregation of the factors of many clients: means of products, residuals, SVDs.
 
-Each client sends its adaptor as one vector (`flat`). `unflat` turns the vectors of M clients into a mixture with axis
-M.
+Each client sends its adaptor as one vector (`flatten`). `unflatten` turns the vectors of M clients into a mixture with
+axis M.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from floral.core.streams import Shapes
 from floral.nn.layers import layer_params
 
 
-def flat(adaptor: Params) -> Tensor:
+def flatten(adaptor: Params) -> Tensor:
     """The parameters of an adaptor as one vector [d], names sorted."""
     return torch.cat([adaptor[name].flatten() for name in sorted(adaptor)])
 
 
-def unflat(vectors: Tensor, like: Params) -> Params:
-    """The inverse of `flat` for vectors [M, d]: parameters [M, *shape] with the shapes of `like`."""
+def unflatten(vectors: Tensor, like: Params) -> Params:
+    """The inverse of `flatten` for vectors [M, d]: parameters [M, *shape] with the shapes of `like`."""
     names = sorted(like)
     parts = vectors.split([like[name].numel() for name in names], dim=1)
     return {name: part.reshape(-1, *like[name].shape) for name, part in zip(names, parts, strict=True)}
 
 
-def residual(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Params) -> Params:
+def averaging_error(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Params) -> Params:
     """The error of averaging the factors of every layer: Σ_k weight_k B_k A_k - B A (arXiv 2410.09432).
 
     `clients` [M, ...] holds B_k and A_k, `mean` holds B and A. Biases are left out, because their mean is exact.
@@ -41,7 +41,7 @@ def residual(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Params) 
     return {name: exact[name] - averaged[name] for name in exact if name.endswith(".weight")}
 
 
-def decomposed(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Params) -> Params:
+def svd_factors(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Params) -> Params:
     """The best factors of the adaptor's rank for Σ_k weight_k B_k A_k = U S Vᵀ of every layer (arXiv 2402.11505).
 
     The factors are A = D Vᵀ and B = U S D⁻¹ with D = max(1, √S). Where the product is large they are balanced;
@@ -76,13 +76,13 @@ def decomposed(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Params
     return factors
 
 
-def as_matrices(adaptors: Adaptors) -> None:
+def require_matrix_products(adaptors: Adaptors) -> None:
     """Check that every product B A is one matrix product, so that an SVD can give new factors.
 
     Raises:
         Refused: the adaptor of a convolution has part of the kernel in B, or its layer is transposed or has groups.
     """
-    ungrouped(adaptors)
+    require_no_groups(adaptors)
     for layer, adaptor in adaptors.by_layer.items():
         if isinstance(adaptor, ConvAdaptor) and adaptor.kernel_b != (1, 1):
             raise Refused(
@@ -94,7 +94,7 @@ def as_matrices(adaptors: Adaptors) -> None:
             )
 
 
-def ungrouped(adaptors: Adaptors) -> None:
+def require_no_groups(adaptors: Adaptors) -> None:
     """Check that every product B A has the shape of its layer's weight.
 
     With groups, the weight holds only the diagonal blocks of the product.
@@ -110,12 +110,12 @@ def ungrouped(adaptors: Adaptors) -> None:
             )
 
 
-def restarted(start: Params) -> Params:
+def restart(start: Params) -> Params:
     """The factors A of `start` with B = 0 and zero biases: an adaptor whose product is zero."""
     return {name: t if name.endswith(".A") else torch.zeros_like(t) for name, t in start.items()}
 
 
-def down(adaptors: Adaptors, clients: int, *, biases: bool) -> int:
+def download_floats(adaptors: Adaptors, clients: int, *, biases: bool) -> int:
     """Floats sent to a client for the change of its base.
 
     The server sends the factors of all clients, or the sum of their products where that is smaller.
@@ -126,7 +126,7 @@ def down(adaptors: Adaptors, clients: int, *, biases: bool) -> int:
     return min(clients * adaptors.size, dense)
 
 
-def sizes(adaptor: Params) -> Tensor:
+def product_norm(adaptor: Params) -> Tensor:
     """‖B A‖_F of an adaptor over all its layers, computed from the Gram matrices of its factors."""
     layers = [name.removesuffix(".A") for name in sorted(adaptor) if name.endswith(".A")]
     squares = [
@@ -140,7 +140,7 @@ def gram(factor: Tensor) -> Tensor:
     return factor.flatten(1) @ factor.flatten(1).mT
 
 
-def kept(adaptor: Params, first: Tensor | float, last: Tensor) -> Params:
+def keep_components(adaptor: Params, first: Tensor | float, last: Tensor) -> Params:
     """Set all components of an adaptor to zero except first ≤ i < last; biases do not change."""
 
     def masked(name: str, tensor: Tensor) -> Tensor:

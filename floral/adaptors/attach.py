@@ -126,7 +126,7 @@ class Adaptors:
         }
         return {f"{layer}.{key}": value for layer, params in parts.items() for key, value in params.items()}
 
-    def serve(self, *added: tuple[str, ...], base: tuple[str, ...] = ("base",)) -> Predict:
+    def predictor(self, *added: tuple[str, ...], base: tuple[str, ...] = ("base",)) -> Predict:
         """The prediction of W + Σ_i B_i A_i, with every adaptor i at weight 1.
 
         `added` names the groups that hold each adaptor's parameters (without axis C), `base` those of the base.

@@ -10,15 +10,23 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from floral.adaptors.aggregation import as_matrices, decomposed, down, flat, residual, restarted, unflat
+from floral.adaptors.aggregation import (
+    averaging_error,
+    download_floats,
+    flatten,
+    require_matrix_products,
+    restart,
+    svd_factors,
+    unflatten,
+)
 from floral.adaptors.attach import Adaptors, factor, merge_groups
 from floral.core.spec import ClientVectors, Group, Params, Phase, Problem, Refused, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
-from floral.toolkit.parts import distinct, same
+from floral.toolkit.parts import distinct_starts, repeated_start
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clustered:
+class ClusteredAdaptors:
     """CLUSTERED adaptors with distinct starts, aggregated by the server with weights p(k|c).
 
     `aggregation` is one of:
@@ -42,24 +50,24 @@ class Clustered:
     adaptors: Adaptors
     aggregation: str
     member: Tensor | None = None
-    sent: int | None = None
+    sent_clusters: int | None = None
     """Number of adaptors that a client uploads under "average", "ffa" and "rolora"; None: all that it holds."""
     server_lr: float | None = None
     """The server's learning rate of the adaptors; None: that of the task and the fidelity switch."""
 
     def __post_init__(self) -> None:
         if self.aggregation == "flexlora":
-            as_matrices(self.adaptors)
+            require_matrix_products(self.adaptors)
 
     # ---------------------------------------------------------------------------------------------- parameters
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def group_names(self) -> tuple[str, ...]:
         """The groups that hold the adaptors' parameters."""
         return ("A", "B") if self.aggregation in ("ffa", "rolora") else ("adaptors",)
 
     @property
-    def keeps(self) -> bool:
+    def has_residual(self) -> bool:
         """Whether each cluster has a Δ_c, the group "residual"."""
         return self.aggregation in ("fedex", "stacking")
 
@@ -71,19 +79,19 @@ class Clustered:
         rate = by_switch if self.server_lr is None else self.server_lr
 
         def start(name: str) -> Params:
-            adaptors = distinct(self.adaptors.init, Stream(problem.seed, "adaptors"), problem.clusters)
+            adaptors = distinct_starts(self.adaptors.init, Stream(problem.seed, "adaptors"), problem.clusters)
             return adaptors if name == "adaptors" else factor(adaptors, "A" if name == "A" else "B")
 
         def group(name: str) -> Group:
             fixed = name == "A" and self.aggregation == "ffa"
             return Group(scope=Scope.CLUSTERED, init=partial(start, name), lr=problem.lr, server_lr=rate, fixed=fixed)
 
-        groups = {name: group(name) for name in self.names}
-        if self.keeps:
+        groups = {name: group(name) for name in self.group_names}
+        if self.has_residual:
             groups["residual"] = Group(scope=Scope.CLUSTERED, init=lambda: self._zero_residual(start("adaptors")))
         if statistics := self.adaptors.statistics():
             groups["adaptor_statistics"] = Group(
-                scope=Scope.CLUSTERED, init=lambda: same(statistics, problem.clusters), statistic=True
+                scope=Scope.CLUSTERED, init=lambda: repeated_start(statistics, problem.clusters), statistic=True
             )
         return groups
 
@@ -95,7 +103,7 @@ class Clustered:
 
     def mixture(self, view: View) -> Params:
         """The adaptors that a client holds, with a cluster axis; its length is 1 if the client holds one adaptor."""
-        return self._with_axis(merge_groups(view, self.names))
+        return self._with_axis(merge_groups(view, self.group_names))
 
     def running(self, view: View) -> Params:
         """The adaptors' own running statistics, with a cluster axis as in `mixture`."""
@@ -113,7 +121,7 @@ class Clustered:
 
     def base(self, view: View, route: Tensor) -> Params:
         """The base plus Σ_c route_c Δ_c."""
-        if not self.keeps:
+        if not self.has_residual:
             return view["base"]
         added = self._with_axis(view["residual"])
         return {**view["base"], **{n: view["base"][n] + torch.tensordot(route, t, 1) for n, t in added.items()}}
@@ -133,18 +141,18 @@ class Clustered:
             changed = self.adaptors.precondition(full, self._with_axis(values))
             return {name: changed[name] if self.member is None else changed[name][0] for name in gradients}
 
-        return {name: change for name in self.names if not self.groups[name].fixed}
+        return {name: change for name in self.group_names if not self.groups[name].fixed}
 
     @property
     def preconditioner_inputs(self) -> dict[str, tuple[str, ...]]:
         """The group of the other factor, which the preconditioner reads."""
-        return {} if len(self.names) == 1 else {"A": ("B",), "B": ("A",)}
+        return {} if len(self.group_names) == 1 else {"A": ("B",), "B": ("A",)}
 
     def phases(self, *groups: str) -> tuple[Phase, ...] | None:
         """The phases that train the adaptors, or one factor at a time, together with `groups`."""
         match self.aggregation:
             case "average":
-                return (self._phase("adaptors", *groups),) if self.sent else None
+                return (self._phase("adaptors", *groups),) if self.sent_clusters else None
             case "ffa":
                 return (self._phase("B", *groups),)
             case "rolora":
@@ -156,19 +164,21 @@ class Clustered:
 
     def _phase(self, name: Literal["adaptors", "A", "B"], *groups: str) -> Phase:
         """The phase that trains one group of the adaptors; a client uploads `sent` clusters of it."""
-        if not self.sent:
+        if not self.sent_clusters:
             return Phase(train=(*groups, name))
         adaptor = self.adaptors.init(Stream(0, "size"))
         size = sum(t.numel() for t in (adaptor if name == "adaptors" else factor(adaptor, name)).values())
-        return Phase(train=(*groups, name), floats_sent={name: (self.problem.clusters * size, self.sent * size)})
+        return Phase(
+            train=(*groups, name), floats_sent={name: (self.problem.clusters * size, self.sent_clusters * size)}
+        )
 
     def _floats_sent(self) -> dict[str, tuple[int, int]]:
         """Floats (down, up) for the change of Δ_c and, under "stacking", for the new adaptors (only A is sent down)."""
         held = self.problem.clusters if self.member is None else 1
-        if not self.keeps:
+        if not self.has_residual:
             return {}
         biases = self.aggregation == "stacking"
-        floats_sent = {"residual": (held * down(self.adaptors, self.problem.cohort, biases=biases), 0)}
+        floats_sent = {"residual": (held * download_floats(self.adaptors, self.problem.cohort, biases=biases), 0)}
         if self.aggregation == "stacking":
             start = factor(self.adaptors.init(Stream(0, "size")), "A")
             floats_sent["adaptors"] = (held * sum(t.numel() for t in start.values()), held * self.adaptors.size)
@@ -186,7 +196,7 @@ class Clustered:
             return ServerStep()
 
         def client_vector(view: View) -> Tensor:
-            factors = flat(view["adaptors"])
+            factors = flatten(view["adaptors"])
             return factors if log_route is None else torch.cat([factors, log_route(view)])
 
         return ServerStep(client_vector=client_vector, update=self.exact_products)
@@ -215,18 +225,20 @@ class Clustered:
         if self.member is not None:
             clusters = torch.arange(self.problem.clusters, device=vectors.device)
             weights = share[:, None] * (self.member[sent.clients][:, None] == clusters)
-            return unflat(vectors, {name: t[:1] for name, t in like.items()}), weights / weights.sum(0).clamp(min=1e-30)
+            return unflatten(vectors, {name: t[:1] for name, t in like.items()}), weights / weights.sum(0).clamp(
+                min=1e-30
+            )
         factors, log_route = vectors.split([vectors.shape[1] - self.problem.clusters, self.problem.clusters], dim=1)
-        return unflat(factors, like), torch.softmax(share.log()[:, None] + log_route, 0)
+        return unflatten(factors, like), torch.softmax(share.log()[:, None] + log_route, 0)
 
     def _exact(self, clients: Params, weight: Tensor, mean: Params, cluster: int, round: int) -> tuple[Params, Params]:
         """The new factors of a cluster, where these are not the means, and the change of its Δ_c."""
         match self.aggregation:
             case "fedex":
-                return {}, residual(self.adaptors, clients, weight, mean)
+                return {}, averaging_error(self.adaptors, clients, weight, mean)
             case "flexlora":
-                return decomposed(self.adaptors, clients, weight, mean), {}
+                return svd_factors(self.adaptors, clients, weight, mean), {}
             case "stacking":
                 drawn = self.adaptors.init(Stream(self.problem.seed, "adaptors").at(round, cluster))
-                return restarted(drawn), self.adaptors.products(clients, weight)
+                return restart(drawn), self.adaptors.products(clients, weight)
         raise Refused(f"aggregation: {self.aggregation} has no exact products; use fedex, flexlora or stacking")

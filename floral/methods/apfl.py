@@ -6,7 +6,7 @@ import torch
 
 from floral.core.spec import Batch, Cost, Group, Method, Noise, Objective, Problem, Scope, View
 from floral.core.streams import Stream
-from floral.toolkit.parts import join_at, personal, serve, whole, with_loss
+from floral.toolkit.parts import join_from, model_groups, personal_groups, predictor, with_loss
 
 
 def build(problem: Problem, *, alpha: float) -> Method:
@@ -21,7 +21,7 @@ def build(problem: Problem, *, alpha: float) -> Method:
     client that joins after training begins with v at w.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
-    mixed = serve(model, "mixed", "personal_statistics")
+    mixed = predictor(model, "mixed", "personal_statistics")
 
     def predict(view, x, noise, mask):
         share, w, v = view["alpha"]["alpha"], view["base"], view["personal"]
@@ -31,8 +31,8 @@ def build(problem: Problem, *, alpha: float) -> Method:
 
     return Method(
         groups={
-            **whole(model, Scope.SHARED, stream, problem.lr),
-            **personal(model, stream, problem.lr, problem.clients),
+            **model_groups(model, Scope.SHARED, stream, problem.lr),
+            **personal_groups(model, stream, problem.lr, problem.clients),
             "alpha": Group(
                 scope=Scope.PRIVATE, init=lambda: {"alpha": torch.full((problem.clients,), alpha)}, lr=problem.lr
             ),
@@ -41,7 +41,7 @@ def build(problem: Problem, *, alpha: float) -> Method:
         noise=model.noise,
         local_step=step,
         cost=Cost(passes_per_sample=2),
-        join=join_at(personal="base", personal_statistics="statistics"),
+        join=join_from(personal="base", personal_statistics="statistics"),
     )
 
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from floral.core.spec import Method, Problem, Scope
 from floral.core.streams import Stream
-from floral.toolkit.parts import serve, whole
+from floral.toolkit.parts import model_groups, predictor
 
 
 def build(problem: Problem, *, pool: Literal["all", "cluster"]) -> Method:
@@ -15,8 +15,8 @@ def build(problem: Problem, *, pool: Literal["all", "cluster"]) -> Method:
     model = problem.build_model()
     pools = 1 if pool == "all" else problem.clusters
     return Method(
-        groups=whole(model, Scope.PRIVATE, Stream(problem.seed, "model"), problem.lr, holders=pools),
-        predict=serve(model),
+        groups=model_groups(model, Scope.PRIVATE, Stream(problem.seed, "model"), problem.lr, holders=pools),
+        predict=predictor(model),
         noise=model.noise,
         pool=pool,
     )

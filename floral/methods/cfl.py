@@ -4,8 +4,8 @@ import torch
 
 from floral.core.spec import Group, Method, Problem, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
-from floral.toolkit.parts import whole
-from floral.toolkit.routes import Choice, vectors
+from floral.toolkit.parts import model_groups
+from floral.toolkit.routes import ModelChoice, cluster_vectors
 
 
 def build(problem: Problem, *, balance: float, patience: int, most: float) -> Method:
@@ -22,8 +22,10 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
     Where the task's server has moments, the second half of a split begins without any.
     """
     model, bound = problem.build_model(), max(1, round(most * problem.clusters))
-    choice = Choice(model=model, clusters=bound)
-    models = whole(model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=bound, alike=True)
+    choice = ModelChoice(model=model, clusters=bound)
+    models = model_groups(
+        model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=bound, same_start=True
+    )
 
     def memory():
         """The server's: last updates [K, d], who has one since its cluster's last split, weights p(k) [K], clusters."""
@@ -34,7 +36,7 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
         assert served.client_vectors is not None
         memory = {name: tensor.clone() for name, tensor in served.before["memory"].items()}
         cluster, at = served.before["choice"]["cluster"].clone(), served.client_vectors.clients
-        sent_from = vectors(served.before["base"])[cluster[at].long()]
+        sent_from = cluster_vectors(served.before["base"])[cluster[at].long()]
         memory["update"][at] = served.client_vectors.vectors - sent_from
         memory["known"][at] = 1.0
         memory["rows"][at] = served.client_vectors.share.to(memory["rows"].dtype)
@@ -60,7 +62,7 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
         },
         predict=choice.predict,
         routing=choice.routing,
-        server=ServerStep(client_vector=choice.vector, update=split),
+        server=ServerStep(client_vector=choice.chosen_vector, update=split),
         noise=model.noise,
     )
 

@@ -2,7 +2,14 @@
 
 from floral.core.spec import Method, Phase, Problem, Scope
 from floral.core.streams import Stream
-from floral.toolkit.parts import join_at, personal, proximal, serve, serve_personal, whole
+from floral.toolkit.parts import (
+    join_from,
+    model_groups,
+    personal_groups,
+    personal_predictor,
+    predictor,
+    proximal_penalty,
+)
 
 
 def build(problem: Problem, *, lam: float) -> Method:
@@ -14,14 +21,14 @@ def build(problem: Problem, *, lam: float) -> Method:
     model, stream = problem.build_model(), Stream(problem.seed, "model")
     return Method(
         groups={
-            **whole(model, Scope.SHARED, stream, problem.lr),
-            **personal(model, stream, problem.lr, problem.clients),
+            **model_groups(model, Scope.SHARED, stream, problem.lr),
+            **personal_groups(model, stream, problem.lr, problem.clients),
         },
-        predict=serve_personal(model),
+        predict=personal_predictor(model),
         noise=model.noise,
-        join=join_at(personal="base", personal_statistics="statistics"),
+        join=join_from(personal="base", personal_statistics="statistics"),
         phases=(
-            Phase(train=("base",), predict=serve(model)),
-            Phase(train=("personal",), penalty=proximal("personal", lam)),
+            Phase(train=("base",), predict=predictor(model)),
+            Phase(train=("personal",), penalty=proximal_penalty("personal", lam)),
         ),
     )

@@ -5,7 +5,7 @@ from typing import Any
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope
 from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
-from floral.toolkit.parts import plain, same, staged, whole
+from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup, repeated_start
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
@@ -22,14 +22,21 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     stream = Stream(problem.seed, "adaptors")
     return Method(
         groups={
-            **whole(adaptors.model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
+            **model_groups(adaptors.model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
             "shared": Group(scope=Scope.SHARED, init=lambda: adaptors.init(stream), lr=problem.lr),
             "private": Group(
-                scope=Scope.PRIVATE, init=lambda: same(adaptors.init(stream.at(1)), problem.clients), lr=problem.lr
+                scope=Scope.PRIVATE,
+                init=lambda: repeated_start(adaptors.init(stream.at(1)), problem.clients),
+                lr=problem.lr,
             ),
         },
-        predict=adaptors.serve(("shared",), ("private",)),
-        phases=staged(Phase(train=("base", "shared", "private")), warm=plain(adaptors.model), base=base, warmup=warmup),
+        predict=adaptors.predictor(("shared",), ("private",)),
+        phases=phases_with_warmup(
+            Phase(train=("base", "shared", "private")),
+            warmup_phase=fedavg_phase(adaptors.model),
+            base=base,
+            warmup=warmup,
+        ),
         noise=adaptors.model.noise,
         cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=2)),
     )

@@ -5,7 +5,14 @@ import torch
 from floral.core.spec import Cost, Method, Problem, Routing, Scope
 from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
-from floral.toolkit.parts import forward_backward_passes, noise_of_each_model, of_each_model, of_size, serve, whole
+from floral.toolkit.parts import (
+    forward_backward_passes,
+    model_groups,
+    model_of_size,
+    noise_of_each_model,
+    outputs_of_each_model,
+    predictor,
+)
 from floral.toolkit.routes import Router
 
 
@@ -23,23 +30,23 @@ def build(problem: Problem, *, router: str, top: int, size: str, rank: float | s
     """
     model, clusters = problem.build_model(), problem.clusters
     if size == "floral":
-        model = of_size(problem, model.size / clusters + adaptors_of(problem, rank=rank).size, low=0.0)
+        model = model_of_size(problem, model.size / clusters + adaptors_of(problem, rank=rank).size, low=0.0)
     passes, mixer = forward_backward_passes(problem, model), Router(kind=router, problem=problem, top=top)
-    models = whole(model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=clusters)
+    models = model_groups(model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=clusters)
     if router == "optimal":
         return Method(
             groups=models,
-            predict=serve(model),
+            predict=predictor(model),
             routing=Routing(cluster_of_client=problem.true_cluster),
             noise=model.noise,
             cost=Cost(passes_per_sample=passes),
         )
 
-    each = of_each_model(model)
+    each = outputs_of_each_model(model)
 
     def predict(view, x, noise, mask):
         logits, statistics = each(view, x, noise, mask)
-        return torch.tensordot(mixer.forward(view, noise), logits, dims=1), statistics
+        return torch.tensordot(mixer.mixing_route(view, noise), logits, dims=1), statistics
 
     return Method(
         groups={**models, **mixer.groups},

@@ -9,7 +9,7 @@ from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope, ServerS
 from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
 from floral.nn.layers import Embedding, layer_params
-from floral.toolkit.parts import plain, same, staged, whole
+from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup, repeated_start
 
 
 def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, base: str, warmup: float) -> Method:
@@ -61,17 +61,17 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
     size, model_multiply_adds = adaptors.size, adaptors.model.multiply_adds(problem.shape, problem.batch)
     return Method(
         groups={
-            **whole(adaptors.model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
-            "own": Group(scope=Scope.PRIVATE, init=lambda: same(start, clients), lr=problem.lr),
-            "mixer": Group(scope=Scope.PRIVATE, init=lambda: same(mixers, clients), lr=problem.lr),
+            **model_groups(adaptors.model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
+            "own": Group(scope=Scope.PRIVATE, init=lambda: repeated_start(start, clients), lr=problem.lr),
+            "mixer": Group(scope=Scope.PRIVATE, init=lambda: repeated_start(mixers, clients), lr=problem.lr),
             "mean": Group(scope=Scope.SHARED, init=lambda: start),
-            "rest": Group(scope=Scope.PRIVATE, init=lambda: same(nothing, clients), statistic=True),
+            "rest": Group(scope=Scope.PRIVATE, init=lambda: repeated_start(nothing, clients), statistic=True),
         },
         predict=predict,
         assign=assign,
-        phases=staged(
+        phases=phases_with_warmup(
             Phase(train=("base", "own", "mixer"), floats_sent={"own": (0, size), "mean": (size, 0)}),
-            warm=plain(adaptors.model),
+            warmup_phase=fedavg_phase(adaptors.model),
             base=base,
             warmup=warmup,
         ),

@@ -3,7 +3,7 @@
 from floral.core.spec import Cost, Method, Problem, Scope
 from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
-from floral.toolkit.parts import forward_backward_passes, of_size, serve, whole
+from floral.toolkit.parts import forward_backward_passes, model_groups, model_of_size, predictor
 
 
 def build(problem: Problem, *, widen: str, rank: float | str) -> Method:
@@ -11,10 +11,10 @@ def build(problem: Problem, *, widen: str, rank: float | str) -> Method:
     model = problem.build_model()
     if widen == "floral":
         size = model.size + problem.clusters * adaptors_of(problem, rank=rank).size
-        model = of_size(problem, size, low=1.0)
+        model = model_of_size(problem, size, low=1.0)
     return Method(
-        groups=whole(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
-        predict=serve(model),
+        groups=model_groups(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
+        predict=predictor(model),
         noise=model.noise,
         cost=Cost(passes_per_sample=forward_backward_passes(problem, model)),
     )

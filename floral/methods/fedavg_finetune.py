@@ -4,7 +4,7 @@ import torch
 
 from floral.core.spec import Group, Method, Phase, Problem, Scope
 from floral.core.streams import Stream
-from floral.toolkit.parts import same, serve, whole
+from floral.toolkit.parts import model_groups, predictor, repeated_start
 
 
 def build(problem: Problem, *, after: float) -> Method:
@@ -16,7 +16,7 @@ def build(problem: Problem, *, after: float) -> Method:
     0.8 of the rounds; its code never does. `after` = 1 is FedAvg.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
-    whole_model = serve(model)
+    whole_model = predictor(model)
 
     def own(view):
         return {name: value + view["difference"][name] for name, value in view["base"].items()}
@@ -33,8 +33,10 @@ def build(problem: Problem, *, after: float) -> Method:
 
     return Method(
         groups={
-            **whole(model, Scope.SHARED, stream, problem.lr),
-            "difference": Group(scope=Scope.PRIVATE, init=lambda: same(zeros(), problem.clients), lr=problem.lr),
+            **model_groups(model, Scope.SHARED, stream, problem.lr),
+            "difference": Group(
+                scope=Scope.PRIVATE, init=lambda: repeated_start(zeros(), problem.clients), lr=problem.lr
+            ),
         },
         predict=personal,
         phases=(

@@ -5,7 +5,7 @@ import torch
 from floral.core.spec import Cost, Group, Method, Problem, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
 from floral.nn.layers import layer_params
-from floral.toolkit.parts import body, head, same, sample_losses, serve, whole
+from floral.toolkit.parts import body_model, head_name, model_groups, predictor, repeated_start, sample_losses
 
 
 def build(problem: Problem, *, kappa: float, share: float) -> Method:
@@ -23,8 +23,8 @@ def build(problem: Problem, *, kappa: float, share: float) -> Method:
     Raises:
         Refused: the model has no body below a last linear layer.
     """
-    model, last = problem.build_model(), head(problem.build_model())
-    below, width = serve(body(model)), problem.build_model().layers[last].inputs
+    model, last = problem.build_model(), head_name(problem.build_model())
+    below, width = predictor(body_model(model)), problem.build_model().layers[last].inputs
 
     def on_top(view: View, features):
         return model.layers[last](layer_params(view["base"], last), features + view["bias"]["b"])
@@ -57,9 +57,11 @@ def build(problem: Problem, *, kappa: float, share: float) -> Method:
     unknown = {"mean": torch.zeros(width), "known": torch.zeros(())}
     return Method(
         groups={
-            **whole(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
+            **model_groups(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
             "bias": Group(
-                scope=Scope.PRIVATE, init=lambda: same({"b": torch.zeros(width)}, problem.clients), lr=problem.lr
+                scope=Scope.PRIVATE,
+                init=lambda: repeated_start({"b": torch.zeros(width)}, problem.clients),
+                lr=problem.lr,
             ),
             "consensus": Group(scope=Scope.SHARED, init=lambda: unknown, statistic=True),
             "seen": Group(scope=Scope.FROZEN, init=nothing_seen, statistic=True),

@@ -6,7 +6,7 @@ import torch
 
 from floral.core.spec import Cost, Group, Method, Problem, Routing, Scope
 from floral.core.streams import Stream
-from floral.toolkit.parts import noise_of_each_model, of_each_model, sample_losses, whole
+from floral.toolkit.parts import model_groups, noise_of_each_model, outputs_of_each_model, sample_losses
 
 
 def build(problem: Problem) -> Method:
@@ -27,7 +27,7 @@ def build(problem: Problem) -> Method:
     """
     model = problem.build_model()
     clusters = problem.clusters
-    each = of_each_model(model)
+    each = outputs_of_each_model(model)
 
     def losses_of(outputs, y):
         """[C, B]"""
@@ -61,7 +61,7 @@ def build(problem: Problem) -> Method:
     weights = torch.full((problem.clients, clusters), -math.log(clusters))
     return Method(
         groups={
-            **whole(model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=clusters),
+            **model_groups(model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=clusters),
             "mixture": Group(scope=Scope.PRIVATE, init=lambda: {"log_weights": weights}, statistic=True),
         },
         predict=predict,

@@ -6,7 +6,7 @@ from floral.adaptors.attach import Adaptors
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope
 from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
-from floral.toolkit.parts import plain, staged, whole
+from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
@@ -27,14 +27,17 @@ def shared(problem: Problem, adaptors: Adaptors, base: str, warmup: float, **ada
     """FedIT, whose phase of adapting may say more; other methods start from it."""
     return Method(
         groups={
-            **whole(adaptors.model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
+            **model_groups(adaptors.model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
             "adaptor": Group(
                 scope=Scope.SHARED, init=lambda: adaptors.init(Stream(problem.seed, "adaptors")), lr=problem.lr
             ),
         },
-        predict=adaptors.serve(("adaptor",)),
-        phases=staged(
-            Phase(train=("base", "adaptor"), **adapting), warm=plain(adaptors.model), base=base, warmup=warmup
+        predict=adaptors.predictor(("adaptor",)),
+        phases=phases_with_warmup(
+            Phase(train=("base", "adaptor"), **adapting),
+            warmup_phase=fedavg_phase(adaptors.model),
+            base=base,
+            warmup=warmup,
         ),
         noise=adaptors.model.noise,
         cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),

@@ -6,7 +6,13 @@ import torch
 
 from floral.core.spec import Cost, Group, Method, Problem, Routing, Scope
 from floral.core.streams import Stream
-from floral.toolkit.parts import forward_backward_passes, noise_of_each_model, of_each_model, sample_losses, whole
+from floral.toolkit.parts import (
+    forward_backward_passes,
+    model_groups,
+    noise_of_each_model,
+    outputs_of_each_model,
+    sample_losses,
+)
 from floral.toolkit.routes import Gate, entropy
 
 
@@ -30,7 +36,7 @@ def build(problem: Problem, *, balance: float) -> Method:
     Costs: C passes per sample, and C forward passes per training row and round for r̄_k.
     """
     model, clusters = problem.build_model(), problem.clusters
-    each, gate = of_each_model(model), Gate(problem=problem, experts=clusters)
+    each, gate = outputs_of_each_model(model), Gate(problem=problem, experts=clusters)
 
     def log_joint(view, outputs, batch):
         """log p(z|x) p(y|x, w_z) [C, B], up to a constant"""
@@ -62,7 +68,7 @@ def build(problem: Problem, *, balance: float) -> Method:
     even = torch.full((problem.clients, clusters), -math.log(clusters))
     return Method(
         groups={
-            **whole(model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=clusters),
+            **model_groups(model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=clusters),
             **gate.groups,
             "responsibility": Group(scope=Scope.PRIVATE, init=lambda: {"log_mean": even}, statistic=True),
         },

@@ -6,7 +6,7 @@ import torch
 
 from floral.core.spec import Group, LocalStep, Method, Optimiser, Problem, Scope, ServerStep
 from floral.core.streams import Stream
-from floral.toolkit.parts import serve, sgd, whole
+from floral.toolkit.parts import model_groups, predictor, sgd_step
 
 SERVERS = {
     "momentum": Optimiser(kind="momentum", lr=1.0, betas=(0.9, 0.0)),
@@ -24,7 +24,7 @@ def build(problem: Problem, *, server: str, server_lr: float, client: str, clien
     default, which makes steps of SGD's size in the long run. The task's server and clients with SGD are FedAvg.
     """
     model = problem.build_model()
-    groups = whole(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr * client_lr)
+    groups = model_groups(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr * client_lr)
     if client != "sgd":
         orders = ("first", "second") if client == "adam" else ("first",)
 
@@ -36,7 +36,7 @@ def build(problem: Problem, *, server: str, server_lr: float, client: str, clien
         groups["moments"] = Group(scope=Scope.FROZEN, init=zeros, statistic=True)
     return Method(
         groups=groups,
-        predict=serve(model),
+        predict=predictor(model),
         local_step={"sgd": None, "momentum": momentum_step(0.9), "adam": adam_step((0.9, 0.99), 1e-3)}[client],
         server=ServerStep(optimiser=None if server == "task" else replace(SERVERS[server], lr=server_lr)),
         noise=model.noise,
@@ -71,7 +71,7 @@ def adam_step(betas: tuple[float, float], epsilon: float) -> LocalStep:
 def with_moments(direction) -> LocalStep:
     """A step along `direction(name, gradient, moments, steps)` of the group "base", which also gives the new moments;
     a batch without samples changes none."""
-    plain = sgd()
+    plain = sgd_step()
 
     def step(objective, trained, fixed, batch, noise, lr):
         unit = dict.fromkeys(lr, 1.0)

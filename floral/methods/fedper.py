@@ -2,7 +2,7 @@
 
 from floral.core.spec import Method, Problem
 from floral.core.streams import Stream
-from floral.toolkit.parts import Divided, head
+from floral.toolkit.parts import SplitModel, head_name
 
 
 def build(problem: Problem) -> Method:
@@ -14,7 +14,7 @@ def build(problem: Problem) -> Method:
         Refused: the model has no layer before its last.
     """
     model = problem.build_model()
-    split = Divided(model=model, layers=[head(model)], name="head")
+    split = SplitModel(model=model, private_layers=[head_name(model)], name="head")
     return Method(
         groups=split.groups(Stream(problem.seed, "model"), problem.lr, problem.clients),
         predict=split.predict,

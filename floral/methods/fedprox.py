@@ -2,7 +2,7 @@
 
 from floral.core.spec import Method, Problem, Scope
 from floral.core.streams import Stream
-from floral.toolkit.parts import proximal, serve, whole
+from floral.toolkit.parts import model_groups, predictor, proximal_penalty
 
 
 def build(problem: Problem, *, mu: float) -> Method:
@@ -14,8 +14,8 @@ def build(problem: Problem, *, mu: float) -> Method:
     """
     model = problem.build_model()
     return Method(
-        groups=whole(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
-        predict=serve(model),
+        groups=model_groups(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
+        predict=predictor(model),
         noise=model.noise,
-        penalty=proximal("base", mu),
+        penalty=proximal_penalty("base", mu),
     )

@@ -6,7 +6,7 @@ from floral.adaptors.attach import factor
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope
 from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
-from floral.toolkit.parts import Divided, head, same, staged
+from floral.toolkit.parts import SplitModel, head_name, phases_with_warmup, repeated_start
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
@@ -23,8 +23,8 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
         Refused: no layer that can be adapted stands before the last one.
     """
     every = adaptors_of(problem, **adaptor)
-    split = Divided(model=every.model, layers=[head(every.model)], name="head")
-    adaptors = every.without(*split.layers)
+    split = SplitModel(model=every.model, private_layers=[head_name(every.model)], name="head")
+    adaptors = every.without(*split.private_layers)
     stream = Stream(problem.seed, "adaptors")
     return Method(
         groups={
@@ -32,14 +32,14 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
             "A": Group(scope=Scope.SHARED, init=lambda: factor(adaptors.init(stream), "A"), lr=problem.lr),
             "B": Group(
                 scope=Scope.PRIVATE,
-                init=lambda: same(factor(adaptors.init(stream), "B"), problem.clients),
+                init=lambda: repeated_start(factor(adaptors.init(stream), "B"), problem.clients),
                 lr=problem.lr,
             ),
         },
-        predict=adaptors.serve(("A", "B"), base=("base", "head")),
-        phases=staged(
+        predict=adaptors.predictor(("A", "B"), base=("base", "head")),
+        phases=phases_with_warmup(
             Phase(train=("base", "head", "A", "B")),
-            warm=Phase(train=("base", "head"), predict=split.predict),
+            warmup_phase=Phase(train=("base", "head"), predict=split.predict),
             base=base,
             warmup=warmup,
         ),

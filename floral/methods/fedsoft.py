@@ -4,7 +4,7 @@ import torch
 
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Routing, Scope, ServerStep
 from floral.core.streams import Stream
-from floral.toolkit.parts import of_each_model, personal, sample_losses, serve_personal, whole
+from floral.toolkit.parts import model_groups, outputs_of_each_model, personal_groups, personal_predictor, sample_losses
 
 
 def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
@@ -24,8 +24,8 @@ def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
     Costs: the importances take C forward passes per training row and round; the penalty is not counted.
     """
     model, stream, clusters = problem.build_model(), Stream(problem.seed, "model"), problem.clusters
-    each = of_each_model(model)
-    models = whole(model, Scope.CLUSTERED, stream, problem.lr, holders=clusters)
+    each = outputs_of_each_model(model)
+    models = model_groups(model, Scope.CLUSTERED, stream, problem.lr, holders=clusters)
     own = {group: "personal" if group == "base" else f"personal_{group}" for group in models}
 
     def assign(view, held):
@@ -63,10 +63,10 @@ def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
     return Method(
         groups={
             **models,
-            **personal(model, stream, problem.lr, problem.clients),
+            **personal_groups(model, stream, problem.lr, problem.clients),
             "importance": Group(scope=Scope.PRIVATE, init=lambda: {"weights": even}, statistic=True),
         },
-        predict=serve_personal(model),
+        predict=personal_predictor(model),
         assign=assign,
         phases=(Phase(train=("personal",)),),
         penalty=penalty,

@@ -6,7 +6,7 @@ from floral.adaptors.attach import factor
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope
 from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
-from floral.toolkit.parts import plain, staged, whole
+from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
@@ -22,12 +22,14 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     stream = Stream(problem.seed, "adaptors")
     return Method(
         groups={
-            **whole(adaptors.model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
+            **model_groups(adaptors.model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
             "A": Group(scope=Scope.FROZEN, init=lambda: factor(adaptors.init(stream), "A")),
             "B": Group(scope=Scope.SHARED, init=lambda: factor(adaptors.init(stream), "B"), lr=problem.lr),
         },
-        predict=adaptors.serve(("A", "B")),
-        phases=staged(Phase(train=("base", "B")), warm=plain(adaptors.model), base=base, warmup=warmup),
+        predict=adaptors.predictor(("A", "B")),
+        phases=phases_with_warmup(
+            Phase(train=("base", "B")), warmup_phase=fedavg_phase(adaptors.model), base=base, warmup=warmup
+        ),
         noise=adaptors.model.noise,
         cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
     )

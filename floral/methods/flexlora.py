@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from floral.adaptors.aggregation import as_matrices, decomposed, flat, unflat
+from floral.adaptors.aggregation import flatten, require_matrix_products, svd_factors, unflatten
 from floral.core.spec import Method, Problem, ServerStep
 from floral.methods.fedit import shared
 from floral.methods.floral import adaptors_of
@@ -13,7 +13,7 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     """B A = the best approximation of Σ_k p(k) B_k A_k of the adaptor's rank, from its SVD U S Vᵀ.
 
     The paper's clients have ranks of their own and get as many components; here all have the same (`hetlora` differs).
-    How S is split between the factors is free, but decides whether they train stably (`decomposed`): with A = Vᵀ and a
+    How S is split between the factors is free, but decides whether they train stably (`svd_factors`): with A = Vᵀ and a
     joint base, digits diverge. Base and s as in `fedit`. The server takes an SVD per layer and round, whatever its
     learning rate of the factors.
 
@@ -23,14 +23,14 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
         Refused: a convolution's adaptor is not one matrix product.
     """
     adaptors = adaptors_of(problem, **adaptor)
-    as_matrices(adaptors)
+    require_matrix_products(adaptors)
 
     def decompose(served):
         if "adaptor" not in served.means:
             return {}
-        clients, mean = unflat(served.client_vectors.vectors, served.means["adaptor"]), served.means["adaptor"]
+        clients, mean = unflatten(served.client_vectors.vectors, served.means["adaptor"]), served.means["adaptor"]
         share = served.client_vectors.share.to(served.client_vectors.vectors.dtype)
-        return {"adaptor": decomposed(adaptors, clients, share, mean)}
+        return {"adaptor": svd_factors(adaptors, clients, share, mean)}
 
     method = shared(problem, adaptors, base, warmup)
-    return replace(method, server=ServerStep(client_vector=lambda view: flat(view["adaptor"]), update=decompose))
+    return replace(method, server=ServerStep(client_vector=lambda view: flatten(view["adaptor"]), update=decompose))

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from floral.adaptors.aggregation import down, flat, restarted, unflat
+from floral.adaptors.aggregation import download_floats, flatten, restart, unflatten
 from floral.adaptors.attach import factor
 from floral.core.spec import Method, Problem, ServerStep
 from floral.core.streams import Stream
@@ -16,7 +16,7 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     random A, the same for all.
 
     Biases go into the base likewise. Base and s as in `fedit`; here all clients have the same rank. A client gets the
-    stacks, M adaptors, or the sum of the products where that is smaller (`down`), and the new A; with base="joint" the
+    stacks, M adaptors, or the sum of the products where that is smaller (`download_floats`), and the new A; with base="joint" the
     base travels anyway and carries the sum. The server's learning rate is that of the base; products are taken as they
     are.
 
@@ -26,19 +26,19 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     start = adaptors.init(Stream(problem.seed, "adaptors"))
     floats_sent = {"adaptor": (sum(t.numel() for t in factor(start, "A").values()), adaptors.size)}
     if base != "joint":
-        floats_sent["base"] = (down(adaptors, problem.cohort, biases=True), 0)
+        floats_sent["base"] = (download_floats(adaptors, problem.cohort, biases=True), 0)
 
     def stack(served):
         if "adaptor" not in served.means:
             return {}
         vectors, share = served.client_vectors.vectors, served.client_vectors.share
-        merged = adaptors.products(unflat(vectors, served.means["adaptor"]), share.to(vectors.dtype))
+        merged = adaptors.products(unflatten(vectors, served.means["adaptor"]), share.to(vectors.dtype))
         held = served.after.get("base", served.before["base"])
         drawn = adaptors.init(Stream(problem.seed, "adaptors").at(served.round, 0))
         return {
             "base": held | {name: held[name] + value for name, value in merged.items()},
-            "adaptor": restarted({name: t.to(vectors) for name, t in drawn.items()}),
+            "adaptor": restart({name: t.to(vectors) for name, t in drawn.items()}),
         }
 
     method = shared(problem, adaptors, base, warmup, floats_sent=floats_sent)
-    return replace(method, server=ServerStep(client_vector=lambda view: flat(view["adaptor"]), update=stack))
+    return replace(method, server=ServerStep(client_vector=lambda view: flatten(view["adaptor"]), update=stack))

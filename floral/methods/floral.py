@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from floral.adaptors.aggregation import ungrouped
+from floral.adaptors.aggregation import require_no_groups
 from floral.adaptors.attach import Adaptors, attach
-from floral.adaptors.clustered import Clustered
+from floral.adaptors.clustered import ClusteredAdaptors
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Refused, Routing, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
 from floral.toolkit import routes
-from floral.toolkit.parts import same, sample_losses, whole
+from floral.toolkit.parts import model_groups, repeated_start, sample_losses
 from floral.toolkit.routes import Router
 
 
@@ -39,7 +39,7 @@ def build(
     client needs one adaptor alone, unless the official floor mixes in the others. Routers: `routes.Router`; one that
     looks at losses costs C forward passes per training row and round, each with one adaptor.
 
-    How the server averages the factors of a cluster is `aggregation` (`Clustered`); with one client per cluster and
+    How the server averages the factors of a cluster is `aggregation` (`ClusteredAdaptors`); with one client per cluster and
     round all but "ffa" and "rolora" serve alike after it. `multiplier` m gives m·C adaptors, for a number of clusters
     that nobody knows. `centred`: `server_centres`. `personal`: `with_private`. `server_lr`, where it is a number, is
     the server's step on the adaptors. `norm`: `Adaptors.with_norms`.
@@ -65,23 +65,23 @@ def build(
     adaptors = adaptors_of(problem, **adaptor).with_norms(norm)
     layers = len(adaptors.by_layer) if per_layer else 0
     mixer = Router(kind=router, problem=problem, temperature=temperature, noise_scale=noise, top=top, layers=layers)
-    own = mixer.given and problem.switches["mixture_floor"] == 0
-    clustered = Clustered(
+    own = mixer.is_fixed and problem.switches["mixture_floor"] == 0
+    clustered = ClusteredAdaptors(
         problem=problem,
         adaptors=adaptors,
         aggregation=aggregation,
-        member=mixer.fixed if own else None,
-        sent=mixer.weighs if mixer.top else None,
+        member=mixer.fixed_clusters if own else None,
+        sent_clusters=mixer.weighed_clusters if mixer.top else None,
         server_lr=None if isinstance(server_lr, str) else server_lr,
     )
     method = own_adaptor(clustered) if own else routed(clustered, mixer, entropy)
     if centred:
-        ungrouped(adaptors)
+        require_no_groups(adaptors)
         method = replace(method, server=ServerStep(update=server_centres(adaptors)))
     return with_private(problem, adaptors, method) if personal else method
 
 
-def routed(clustered: Clustered, mixer: Router, entropy: float) -> Method:
+def routed(clustered: ClusteredAdaptors, mixer: Router, entropy: float) -> Method:
     """FLoRAL whose clients see all C adaptors, mixed by a router; with an argmin router each uses and sends its choice
     alone, unless the official floor mixes in the others."""
     problem, adaptors = clustered.problem, clustered.adaptors
@@ -100,7 +100,7 @@ def routed(clustered: Clustered, mixer: Router, entropy: float) -> Method:
         return logits, clustered.changed(view, statistics)
 
     def predict(view, x, noise, mask):
-        route = mixer.forward(view, noise)
+        route = mixer.mixing_route(view, noise)
         only = route.argmax().reshape(1) if chooses else None
         return apply(view, route.clamp(min=floor) if floor > 0 else route, x, noise, mask, only=only)
 
@@ -109,20 +109,20 @@ def routed(clustered: Clustered, mixer: Router, entropy: float) -> Method:
         at = torch.arange(clusters, device=held.x.device)
         outputs = [apply(view, certain[c], held.x, None, None, only=at[c : c + 1])[0] for c in range(clusters)]
         losses = sample_losses(problem.loss, torch.stack(outputs), held.y.expand(clusters, *held.y.shape))
-        return mixer.assigned(view, losses, held.mask)
+        return mixer.route_from_losses(view, losses, held.mask)
 
     def entropy_term(view, received, noise):
         del received
-        return sign * entropy * routes.entropy(mixer.soft(view, noise)).mean()
+        return sign * entropy * routes.entropy(mixer.full_route(view, noise)).mean()
 
     return Method(
         groups={
-            **whole(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
+            **model_groups(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
             **clustered.groups,
             **mixer.groups,
         },
         predict=predict,
-        assign=assign if mixer.found else None,
+        assign=assign if mixer.uses_losses else None,
         precondition=clustered.precondition if problem.switches["preconditioner"] else {},
         preconditioner_inputs=clustered.preconditioner_inputs,
         phases=clustered.phases("base", *(name for name, group in mixer.groups.items() if group.trained)),
@@ -132,13 +132,13 @@ def routed(clustered: Clustered, mixer: Router, entropy: float) -> Method:
         noise={**model.noise, **mixer.noise},
         cost=Cost(
             passes_per_sample=one if chooses else all_clusters,
-            assign_passes_per_sample=clusters * one / 3 if mixer.found else 0.0,
+            assign_passes_per_sample=clusters * one / 3 if mixer.uses_losses else 0.0,
             floats_sent=mixer.floats_sent,
         ),
     )
 
 
-def own_adaptor(clustered: Clustered) -> Method:
+def own_adaptor(clustered: ClusteredAdaptors) -> Method:
     """FLoRAL whose clients hold, train and send the adaptor of their given cluster alone."""
     problem, adaptors = clustered.problem, clustered.adaptors
     model, alone = adaptors.model, torch.ones(1, dtype=problem.dtype, device=problem.device)
@@ -151,7 +151,7 @@ def own_adaptor(clustered: Clustered) -> Method:
         return logits, clustered.changed(view, statistics)
 
     return Method(
-        groups={**whole(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr), **clustered.groups},
+        groups={**model_groups(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr), **clustered.groups},
         predict=predict,
         precondition=clustered.precondition if problem.switches["preconditioner"] else {},
         preconditioner_inputs=clustered.preconditioner_inputs,
@@ -195,7 +195,7 @@ def with_private(problem: Problem, adaptors: Adaptors, method: Method) -> Method
 
     def start():
         one = adaptors.init(Stream(problem.seed, "private adaptor"))
-        return same({name: value[None] for name, value in one.items()}, problem.clients)
+        return repeated_start({name: value[None] for name, value in one.items()}, problem.clients)
 
     def added(view):
         own = adaptors.products(view["private"], alone)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from floral.adaptors.aggregation import flat, kept, sizes, unflat, ungrouped
+from floral.adaptors.aggregation import flatten, keep_components, product_norm, require_no_groups, unflatten
 from floral.adaptors.attach import Adaptors
 from floral.core.spec import Group, Method, Problem, Scope, ServerStep
 from floral.core.streams import Stream
@@ -29,18 +29,18 @@ def build(
     least = rank with γ = 1 and weights "rows" is FedIT.
     """
     adaptors = adaptors_of(problem, **adaptor)
-    ungrouped(adaptors)
+    require_no_groups(adaptors)
     most = max(len(t) for name, t in adaptors.init(Stream(0, "size")).items() if name.endswith(".A"))
     ranks = least + Stream(problem.seed, "client ranks").integers("rank", problem.clients, max(1, most - least + 1))
 
     def own(view):
-        return kept(view["adaptor"], 0, view["rank"]["components"])
+        return keep_components(view["adaptor"], 0, view["rank"]["components"])
 
     def truncated(view, x, noise, mask):
         return serve({**view, "adaptor": own(view)}, x, noise, mask)
 
     def tail(params, rank):
-        part = kept(params, torch.floor(gamma * rank), rank)
+        part = keep_components(params, torch.floor(gamma * rank), rank)
         products = [
             torch.linalg.vector_norm(part[name]) * torch.linalg.vector_norm(part[f"{name.removesuffix('.A')}.B"])
             for name in sorted(part)
@@ -55,14 +55,14 @@ def build(
         if "adaptor" not in served.means:
             return {}
         sent = served.client_vectors
-        clients, share = unflat(sent.vectors, served.means["adaptor"]), sent.share.to(sent.vectors.dtype)
+        clients, share = unflatten(sent.vectors, served.means["adaptor"]), sent.share.to(sent.vectors.dtype)
         rank = served.before["rank"]["components"]
         mine = rank[sent.clients]
         ended = torch.vmap(tail)(clients, mine)
         began = torch.vmap(tail, in_dims=(None, 0))(served.before["adaptor"], mine)
         pruned = torch.where(ended < began, torch.floor(gamma * mine).clamp(min=least), mine)
         changed = {"rank": {"components": rank.index_copy(0, sent.clients, pruned)}}
-        norms = torch.vmap(sizes)(clients)
+        norms = torch.vmap(product_norm)(clients)
         by_size = torch.where(norms.sum() > 0, norms / norms.sum().clamp(min=1e-30), share)
         weight = by_size if weighting == "norm" else share
         changed["adaptor"] = {name: torch.tensordot(weight, t, 1) for name, t in clients.items()}
@@ -87,7 +87,7 @@ def build(
     return replace(
         method,
         groups={**method.groups, "rank": components},
-        server=ServerStep(client_vector=lambda view: flat(own(view)), update=prune_and_average),
+        server=ServerStep(client_vector=lambda view: flatten(own(view)), update=prune_and_average),
     )
 
 

@@ -2,8 +2,8 @@
 
 from floral.core.spec import Cost, Method, Problem, Scope
 from floral.core.streams import Stream
-from floral.toolkit.parts import of_each_model, sample_losses, whole
-from floral.toolkit.routes import Choice
+from floral.toolkit.parts import model_groups, outputs_of_each_model, sample_losses
+from floral.toolkit.routes import ModelChoice
 
 
 def build(problem: Problem) -> Method:
@@ -17,14 +17,14 @@ def build(problem: Problem) -> Method:
     never took part is served model 0. The choice costs C forward passes per training row and round.
     """
     model, clusters = problem.build_model(), problem.clusters
-    choice, each = Choice(model=model, clusters=clusters), of_each_model(model)
+    choice, each = ModelChoice(model=model, clusters=clusters), outputs_of_each_model(model)
 
     def assign(view, held):
         outputs, _ = each(view, held.x, None, None)
         losses = sample_losses(problem.loss, outputs, held.y.expand(clusters, *held.y.shape))
         return {"choice": {"cluster": (losses * held.mask).sum(-1).argmin().to(losses.dtype)}}
 
-    models = whole(model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=clusters)
+    models = model_groups(model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=clusters)
     return Method(
         groups={**models, "choice": choice.group(problem.clients)},
         predict=choice.predict,

@@ -2,7 +2,7 @@
 
 from floral.core.spec import Method, Problem, Scope
 from floral.core.streams import Stream
-from floral.toolkit.parts import serve, whole
+from floral.toolkit.parts import model_groups, predictor
 
 
 def build(problem: Problem) -> Method:
@@ -10,7 +10,7 @@ def build(problem: Problem) -> Method:
     spend the same client compute; a client that is never drawn keeps the start."""
     model = problem.build_model()
     return Method(
-        groups=whole(model, Scope.PRIVATE, Stream(problem.seed, "model"), problem.lr, holders=problem.clients),
-        predict=serve(model),
+        groups=model_groups(model, Scope.PRIVATE, Stream(problem.seed, "model"), problem.lr, holders=problem.clients),
+        predict=predictor(model),
         noise=model.noise,
     )

@@ -7,7 +7,7 @@ import torch
 from floral.core.spec import Cost, Group, Method, Problem, Scope
 from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
-from floral.toolkit.parts import same, whole
+from floral.toolkit.parts import model_groups, repeated_start
 
 
 def build(problem: Problem, *, norm: str, **adaptor: Any) -> Method:
@@ -20,7 +20,7 @@ def build(problem: Problem, *, norm: str, **adaptor: Any) -> Method:
     alone = torch.ones(1, dtype=problem.dtype, device=problem.device)
 
     def each(one):
-        return lambda: same({name: value[None] for name, value in one().items()}, problem.clients)
+        return lambda: repeated_start({name: value[None] for name, value in one().items()}, problem.clients)
 
     def predict(view, x, noise, mask):
         running, own = view.get("statistics", {}), view.get("adaptor_statistics", {})
@@ -29,7 +29,7 @@ def build(problem: Problem, *, norm: str, **adaptor: Any) -> Method:
         return logits, {group: changed[group] for group in changed if group in view}
 
     groups = {
-        **whole(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
+        **model_groups(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
         "adaptor": Group(
             scope=Scope.PRIVATE, init=each(lambda: adaptors.init(Stream(problem.seed, "adaptors"))), lr=problem.lr
         ),

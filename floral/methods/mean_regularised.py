@@ -6,7 +6,7 @@ import torch
 
 from floral.core.spec import Batch, Group, Method, Noise, Objective, Problem, Scope, View
 from floral.core.streams import Stream
-from floral.toolkit.parts import join_at, personal, proximal, serve_personal, sgd
+from floral.toolkit.parts import join_from, personal_groups, personal_predictor, proximal_penalty, sgd_step
 
 
 def build(problem: Problem, *, lam: float) -> Method:
@@ -19,7 +19,7 @@ def build(problem: Problem, *, lam: float) -> Method:
     that they serve, and the server's optimiser has no part in it. A client that never takes part serves the start.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
-    take = sgd()
+    take = sgd_step()
 
     def step(
         objective: Objective, trained: View, fixed: View, batch: Batch, noise: Noise, lr: Mapping[str, float]
@@ -31,11 +31,11 @@ def build(problem: Problem, *, lam: float) -> Method:
         groups={
             # a statistic: m is the mean itself, whatever optimiser the task's server has
             "base": Group(scope=Scope.SHARED, init=lambda: model.init(stream), statistic=True),
-            **personal(model, stream, problem.lr, problem.clients),
+            **personal_groups(model, stream, problem.lr, problem.clients),
         },
-        predict=serve_personal(model),
+        predict=personal_predictor(model),
         noise=model.noise,
         local_step=step,
-        penalty=proximal("personal", lam),
-        join=join_at(personal="base"),
+        penalty=proximal_penalty("personal", lam),
+        join=join_from(personal="base"),
     )

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from floral.core.spec import Group, Method, Problem, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
-from floral.toolkit.parts import whole
-from floral.toolkit.routes import Choice, of_vectors, vectors
+from floral.toolkit.parts import model_groups
+from floral.toolkit.routes import ModelChoice, cluster_vectors, params_of_vectors
 
 
 def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
@@ -28,14 +28,14 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
     Centres are kept as weights of the momenta, so that the momenta's inner products are all that takes their size.
     """
     model, clusters = problem.build_model(), problem.clusters
-    choice = Choice(model=model, clusters=clusters)
+    choice = ModelChoice(model=model, clusters=clusters)
 
     def step_with_centres(served: ServerView) -> View:
         assert served.client_vectors is not None
         at, share = served.client_vectors.clients, served.client_vectors.share
         cluster = served.before["choice"]["cluster"].clone()
         momenta, rows, products = (served.before["memory"][name].clone() for name in ("momentum", "rows", "products"))
-        models = vectors(served.before["base"])
+        models = cluster_vectors(served.before["base"])
         update = models[cluster[at].long()] - served.client_vectors.vectors
         momenta[at], rows[at] = momentum * momenta[at] + (1 - momentum) * update, share.to(rows.dtype)
         products[at] = momenta[at] @ momenta.T
@@ -49,7 +49,7 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
         of_all = centres.new_zeros(clusters, len(rows))
         of_all[:, known] = centres
         return {
-            "base": of_vectors(models - of_all @ momenta, served.before["base"]),
+            "base": params_of_vectors(models - of_all @ momenta, served.before["base"]),
             "choice": {"cluster": cluster},
             "memory": {"momentum": momenta, "rows": rows, "products": products},
         }
@@ -63,13 +63,15 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
 
     return Method(
         groups={
-            **whole(model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=clusters, alike=True),
+            **model_groups(
+                model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=clusters, same_start=True
+            ),
             "choice": choice.group(problem.clients),
             "memory": Group(scope=Scope.FROZEN, init=memory, statistic=True),
         },
         predict=choice.predict,
         routing=choice.routing,
-        server=ServerStep(client_vector=choice.vector, update=step_with_centres),
+        server=ServerStep(client_vector=choice.chosen_vector, update=step_with_centres),
         noise=model.noise,
     )
 

@@ -5,7 +5,14 @@ from typing import Any
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope
 from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
-from floral.toolkit.parts import join_at, plain, proximal, same, staged, whole
+from floral.toolkit.parts import (
+    fedavg_phase,
+    join_from,
+    model_groups,
+    phases_with_warmup,
+    proximal_penalty,
+    repeated_start,
+)
 
 
 def build(problem: Problem, *, lam: float, base: str, warmup: float, **adaptor: Any) -> Method:
@@ -21,7 +28,7 @@ def build(problem: Problem, *, lam: float, base: str, warmup: float, **adaptor: 
     """
     adaptors = adaptors_of(problem, **adaptor)
     stream = Stream(problem.seed, "adaptors")
-    shared, private = adaptors.serve(("shared",)), adaptors.serve(("private",))
+    shared, private = adaptors.predictor(("shared",)), adaptors.predictor(("private",))
 
     def personal(view, x, noise, mask):
         logits, _ = private(view, x, noise, mask)
@@ -29,21 +36,21 @@ def build(problem: Problem, *, lam: float, base: str, warmup: float, **adaptor: 
 
     return Method(
         groups={
-            **whole(adaptors.model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
+            **model_groups(adaptors.model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
             "shared": Group(scope=Scope.SHARED, init=lambda: adaptors.init(stream), lr=problem.lr),
             "private": Group(
-                scope=Scope.PRIVATE, init=lambda: same(adaptors.init(stream), problem.clients), lr=problem.lr
+                scope=Scope.PRIVATE, init=lambda: repeated_start(adaptors.init(stream), problem.clients), lr=problem.lr
             ),
         },
         predict=personal,
-        phases=staged(
-            Phase(train=("private",), penalty=proximal("private", 2 * lam, towards="shared")),
+        phases=phases_with_warmup(
+            Phase(train=("private",), penalty=proximal_penalty("private", 2 * lam, towards="shared")),
             Phase(train=("base", "shared"), predict=shared),
-            warm=plain(adaptors.model),
+            warmup_phase=fedavg_phase(adaptors.model),
             base=base,
             warmup=warmup,
         ),
         noise=adaptors.model.noise,
         cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
-        join=join_at(private="shared"),
+        join=join_from(private="shared"),
     )

@@ -6,7 +6,14 @@ from floral.adaptors.linear import LinearAdaptor
 from floral.core.spec import Group, Method, Phase, Problem, Refused, Scope
 from floral.core.streams import Stream
 from floral.nn.layers import Linear
-from floral.toolkit.parts import head, plain, same, sample_losses, staged, whole
+from floral.toolkit.parts import (
+    fedavg_phase,
+    head_name,
+    model_groups,
+    phases_with_warmup,
+    repeated_start,
+    sample_losses,
+)
 
 
 def build(problem: Problem, *, mu: float, rank: float | str, base: str, warmup: float) -> Method:
@@ -26,14 +33,14 @@ def build(problem: Problem, *, mu: float, rank: float | str, base: str, warmup: 
         Refused: the model has no body before its classifier, or running statistics together with a warm-up.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
-    classifier = head(model)
+    classifier = head_name(model)
     layer = model.layers[classifier]
     assert isinstance(layer, Linear)
     adapter = LinearAdaptor.of(layer, rank, "zero")
     running = model.statistics()
     if running and base != "joint":
         raise Refused("running statistics of the warm-up would not be those of the clients' own models; use joint")
-    shared = whole(model, Scope.SHARED if base != "joint" else Scope.FROZEN, stream, problem.lr)
+    shared = model_groups(model, Scope.SHARED if base != "joint" else Scope.FROZEN, stream, problem.lr)
     zero = {name: torch.zeros_like(t) for name, t in shared["base"].init().items()}
     one = torch.ones(1, dtype=problem.dtype, device=problem.device)
 
@@ -66,19 +73,21 @@ def build(problem: Problem, *, mu: float, rank: float | str, base: str, warmup: 
     start = adapter.init(Stream(problem.seed, "adaptors").of(classifier))
     groups = {
         "base": shared["base"],
-        "personal": Group(scope=Scope.PRIVATE, init=lambda: same(zero, problem.clients), lr=problem.lr),
+        "personal": Group(scope=Scope.PRIVATE, init=lambda: repeated_start(zero, problem.clients), lr=problem.lr),
         "adapter": Group(scope=Scope.SHARED, init=lambda: start, lr=problem.lr),
     }
     if running:
-        groups["statistics"] = Group(scope=Scope.PRIVATE, init=lambda: same(running, problem.clients), statistic=True)
+        groups["statistics"] = Group(
+            scope=Scope.PRIVATE, init=lambda: repeated_start(running, problem.clients), statistic=True
+        )
     return Method(
         groups=groups,
         predict=predict,
         loss=mixed,
-        phases=staged(
+        phases=phases_with_warmup(
             Phase(train=("personal",)),
             Phase(train=("adapter",), predict=by_adapter),
-            warm=plain(model),
+            warmup_phase=fedavg_phase(model),
             base=base,
             warmup=warmup,
         ),

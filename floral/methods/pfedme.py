@@ -6,7 +6,14 @@ import torch
 
 from floral.core.spec import Batch, Cost, Method, Noise, Objective, Problem, Refused, Scope, View
 from floral.core.streams import Stream
-from floral.toolkit.parts import begin_at, join_at, personal, serve_personal, whole, with_loss
+from floral.toolkit.parts import (
+    begin_round_from,
+    join_from,
+    model_groups,
+    personal_groups,
+    personal_predictor,
+    with_loss,
+)
 
 
 def build(problem: Problem, *, lam: float, inner_steps: int) -> Method:
@@ -46,13 +53,13 @@ def build(problem: Problem, *, lam: float, inner_steps: int) -> Method:
 
     return Method(
         groups={
-            "base": whole(model, Scope.SHARED, stream, problem.lr)["base"],
-            **personal(model, stream, problem.lr, problem.clients),
+            "base": model_groups(model, Scope.SHARED, stream, problem.lr)["base"],
+            **personal_groups(model, stream, problem.lr, problem.clients),
         },
-        predict=serve_personal(model),
+        predict=personal_predictor(model),
         noise=model.noise,
-        assign=begin_at(personal="base"),
+        assign=begin_round_from(personal="base"),
         local_step=step,
         cost=Cost(passes_per_sample=inner_steps),
-        join=join_at(personal="base"),
+        join=join_from(personal="base"),
     )

@@ -5,7 +5,7 @@ from dataclasses import replace
 from floral.core.spec import Cost, Method, Problem, Scope
 from floral.core.streams import Stream
 from floral.nn.layers import Linear, layer_params
-from floral.toolkit.parts import body, forward_backward_passes, head, second, serve, whole
+from floral.toolkit.parts import body_model, forward_backward_passes, head_name, model_groups, predictor, renamed_groups
 from floral.toolkit.routes import Gate
 
 
@@ -25,15 +25,17 @@ def build(problem: Problem, *, width: float, gate_hidden: int) -> Method:
         Refused: the model has no body below a last linear layer, whose features could be mixed.
     """
     model, small = problem.build_model(), problem.build_model(width=width)
-    last, local, gate = head(model), body(model), Gate(problem=problem, experts=2, hidden=gate_hidden)
+    last, local, gate = head_name(model), body_model(model), Gate(problem=problem, experts=2, hidden=gate_hidden)
     features = Linear(body_width(small), body_width(model))
-    extractor = replace(small, layers={**small.layers, head(small): features})
+    extractor = replace(small, layers={**small.layers, head_name(small): features})
     groups = {
-        **whole(model, Scope.PRIVATE, Stream(problem.seed, "model"), problem.lr, holders=problem.clients),
-        **second("extractor", whole(extractor, Scope.SHARED, Stream(problem.seed, "extractor"), problem.lr)),
+        **model_groups(model, Scope.PRIVATE, Stream(problem.seed, "model"), problem.lr, holders=problem.clients),
+        **renamed_groups(
+            "extractor", model_groups(extractor, Scope.SHARED, Stream(problem.seed, "extractor"), problem.lr)
+        ),
         **gate.groups,
     }
-    own_features, shared_features = serve(local), serve(extractor, "extractor", "extractor_statistics")
+    own_features, shared_features = predictor(local), predictor(extractor, "extractor", "extractor_statistics")
     masks = {name: f"extractor_{name}" for name in extractor.noise}
 
     def predict(view, x, noise, mask):
@@ -54,4 +56,4 @@ def build(problem: Problem, *, width: float, gate_hidden: int) -> Method:
 
 def body_width(model):
     """Features that the model's head takes."""
-    return model.layers[head(model)].inputs
+    return model.layers[head_name(model)].inputs

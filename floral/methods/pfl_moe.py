@@ -5,14 +5,14 @@ import torch
 from floral.core.spec import Cost, Method, Phase, Problem, Scope
 from floral.core.streams import Stream
 from floral.toolkit.parts import (
-    begin_at,
+    begin_round_from,
     forward_backward_passes,
-    join_at,
-    personal,
+    join_from,
+    model_groups,
+    personal_groups,
+    personal_predictor,
+    predictor,
     sample_losses,
-    serve,
-    serve_personal,
-    whole,
 )
 from floral.toolkit.routes import Gate
 
@@ -33,10 +33,10 @@ def build(problem: Problem) -> Method:
     Costs: thrice FedAvg's samples, the last third of them without gradients of the two models.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
-    gate, shared, own = Gate(problem=problem, experts=2), serve(model), serve_personal(model)
+    gate, shared, own = Gate(problem=problem, experts=2), predictor(model), personal_predictor(model)
     groups = {
-        **whole(model, Scope.SHARED, stream, problem.lr),
-        **personal(model, stream, problem.lr, problem.clients),
+        **model_groups(model, Scope.SHARED, stream, problem.lr),
+        **personal_groups(model, stream, problem.lr, problem.clients),
         **gate.groups,
     }
     start_of = {"personal": "base", "personal_statistics": "statistics"}
@@ -52,7 +52,7 @@ def build(problem: Problem) -> Method:
     return Method(
         groups=groups,
         predict=lambda view, x, noise, mask: (mixed(view, x), {}),
-        assign=begin_at(**start_of),
+        assign=begin_round_from(**start_of),
         phases=(
             Phase(train=("base",), predict=shared),
             Phase(train=("personal",), predict=own),
@@ -60,6 +60,6 @@ def build(problem: Problem) -> Method:
         ),
         loss=gate_loss,
         noise=model.noise,
-        join=join_at(**start_of),
+        join=join_from(**start_of),
         cost=Cost(passes_per_sample=(2 + 2 / 3 + forward_backward_passes(problem, gate.model)) / 3),
     )

@@ -3,7 +3,7 @@
 from floral.core.spec import Method, Problem, Refused
 from floral.core.streams import Stream
 from floral.nn.norms import NORMS
-from floral.toolkit.parts import Divided
+from floral.toolkit.parts import SplitModel
 
 
 def build(problem: Problem) -> Method:
@@ -18,7 +18,7 @@ def build(problem: Problem) -> Method:
     norms = [name for name, layer in model.layers.items() if isinstance(layer, NORMS)]
     if not norms:
         raise Refused("the model has no normalisation layer to keep private: it would be FedAvg")
-    split = Divided(model=model, layers=norms, name="norm")
+    split = SplitModel(model=model, private_layers=norms, name="norm")
     return Method(
         groups=split.groups(Stream(problem.seed, "model"), problem.lr, problem.clients),
         predict=split.predict,

@@ -6,7 +6,7 @@ from floral.adaptors.attach import factor
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope
 from floral.core.streams import Stream
 from floral.methods.floral import adaptors_of
-from floral.toolkit.parts import plain, staged, whole
+from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
@@ -22,15 +22,15 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     stream = Stream(problem.seed, "adaptors")
     return Method(
         groups={
-            **whole(adaptors.model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
+            **model_groups(adaptors.model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
             "A": Group(scope=Scope.SHARED, init=lambda: factor(adaptors.init(stream), "A"), lr=problem.lr),
             "B": Group(scope=Scope.SHARED, init=lambda: factor(adaptors.init(stream), "B"), lr=problem.lr),
         },
-        predict=adaptors.serve(("A", "B")),
-        phases=staged(
+        predict=adaptors.predictor(("A", "B")),
+        phases=phases_with_warmup(
             Phase(train=("base", "B"), when=lambda round, rounds: round % 2 == 1),
             Phase(train=("base", "A"), when=lambda round, rounds: round % 2 == 0),
-            warm=plain(adaptors.model),
+            warmup_phase=fedavg_phase(adaptors.model),
             base=base,
             warmup=warmup,
         ),

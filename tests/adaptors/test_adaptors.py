@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from federations import assert_close, assert_equal_states, simulate, trained
 
 from floral.adaptors.attach import attach
-from floral.adaptors.conv import ConvAdaptor, over_whole_kernel
+from floral.adaptors.conv import ConvAdaptor, expand_to_kernel
 from floral.adaptors.embedding import EmbeddingAdaptor
 from floral.adaptors.factors import resolve
 from floral.adaptors.linear import LinearAdaptor, solve
@@ -127,7 +127,7 @@ def test_one_adaptor_is_the_blocks_of_a_whole_kernel(layer, factorisation):
     """K = B A of all channels, without what lies outside of the groups, in PyTorch's convolution without groups."""
     adaptor, x = adaptor_of(layer, factorisation), input_of(layer)
     mixture = mixture_of(adaptor, 1)
-    kernel = torch.einsum("orhw,rihw->oihw", *over_whole_kernel(mixture["B"][0], mixture["A"][0]))
+    kernel = torch.einsum("orhw,rihw->oihw", *expand_to_kernel(mixture["B"][0], mixture["A"][0]))
     for o, i in itertools.product(range(layer.outputs), range(layer.inputs)):
         if o * layer.groups // layer.outputs != i * layer.groups // layer.inputs:
             kernel[o, i] = 0

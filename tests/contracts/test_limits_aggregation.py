@@ -10,7 +10,7 @@ import pytest
 import torch
 from federations import assert_close, assert_equal_states, make_data, served, simulate, train, trained
 
-from floral.adaptors.aggregation import unflat
+from floral.adaptors.aggregation import unflatten
 from floral.config import catalogue
 from floral.config.reading import ConfigError
 
@@ -210,7 +210,7 @@ def test_hetloras_clients_move_and_send_their_first_components_alone():
     assert ranks.min() >= 1 and ranks.max() <= 4 and ranks.unique().numel() > 1
     for k in simulation.cohort(1):
         sent = simulation.train_chunk(state, 1, np.array([k]), torch.ones(1)).client_vectors
-        for name, (t,) in unflat(sent, state.values["adaptor"]).items():
+        for name, (t,) in unflatten(sent, state.values["adaptor"]).items():
             if not name.endswith(".bias"):
                 components = t if name.endswith(".A") else t.mT
                 assert not components[int(ranks[k]) :].any()

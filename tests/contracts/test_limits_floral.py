@@ -11,7 +11,7 @@ from federations import SIZES, assert_close, assert_equal_states, make_data, ser
 
 from floral.config.reading import ConfigError
 from floral.core.spec import ServerView
-from floral.toolkit.routes import fixed_logits, largest
+from floral.toolkit.routes import fixed_logits, keep_largest
 
 EXACT = 1e-12
 WHERE = [{"backend": "loop"}, {"backend": "vmap", "chunk": 3}, {"backend": "batched", "chunk": 3}]
@@ -56,9 +56,9 @@ def test_the_two_largest_of_two_are_all(variant, how):
 
 def test_the_largest_weights_are_kept_and_renormalised():
     route = torch.tensor([0.1, 0.4, 0.2, 0.3])
-    torch.testing.assert_close(largest(route, 2), torch.tensor([0.0, 4 / 7, 0.0, 3 / 7]))
-    torch.testing.assert_close(largest(route, 1), torch.tensor([0.0, 1.0, 0.0, 0.0]))
-    torch.testing.assert_close(largest(torch.ones(3) / 3, 2), torch.ones(3) / 3)
+    torch.testing.assert_close(keep_largest(route, 2), torch.tensor([0.0, 4 / 7, 0.0, 3 / 7]))
+    torch.testing.assert_close(keep_largest(route, 1), torch.tensor([0.0, 1.0, 0.0, 0.0]))
+    torch.testing.assert_close(keep_largest(torch.ones(3) / 3, 2), torch.ones(3) / 3)
 
 
 @pytest.mark.parametrize(("switch", "kept"), [("forward", [0, 2]), ("plain", [0, 1, 2])])

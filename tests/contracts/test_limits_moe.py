@@ -32,8 +32,8 @@ from floral.core.spec import Routing
 from floral.core.streams import Stream
 from floral.engine.costs import Costs
 from floral.nn.layers import layer_params
-from floral.toolkit.parts import body, head
-from floral.toolkit.routes import shrunk
+from floral.toolkit.parts import body_model, head_name
+from floral.toolkit.routes import downsample
 
 EXACT = 1e-12
 IMAGES = [model for model in MODELS if model not in TEXT]
@@ -90,19 +90,19 @@ def built(kind):
 def test_a_body_with_its_head_on_top_is_the_model(kind):
     model = built(kind)
     params, running, x = model.init(Stream(3, "test")), model.statistics(), torch.rand(6, *SHAPES.get(kind, (4, 4)))
-    features, _ = body(model)(params, running, x, None, None)
-    found = model.layers[head(model)](layer_params(params, head(model)), features)
+    features, _ = body_model(model)(params, running, x, None, None)
+    found = model.layers[head_name(model)](layer_params(params, head_name(model)), features)
     torch.testing.assert_close(found, model(params, running, x, None, None)[0], rtol=0, atol=0)
-    assert head(model) not in body(model).layers
+    assert head_name(model) not in body_model(model).layers
 
 
 def test_images_are_averaged_to_8_by_8_and_nothing_else_is_touched():
     rows, small, wide = torch.rand(2, 300), torch.rand(2, 8, 5), torch.rand(2, 4, 16)
-    assert shrunk(rows) is rows and shrunk(small) is small
-    torch.testing.assert_close(shrunk(wide), (wide[..., ::2] + wide[..., 1::2]) / 2)
+    assert downsample(rows) is rows and downsample(small) is small
+    torch.testing.assert_close(downsample(wide), (wide[..., ::2] + wide[..., 1::2]) / 2)
     colours = torch.rand(2, 32, 32, 3)
     means = colours.reshape(2, 8, 4, 8, 4, 3).mean((2, 4))
-    torch.testing.assert_close(shrunk(colours), means.movedim(-1, 1))
+    torch.testing.assert_close(downsample(colours), means.movedim(-1, 1))
 
 
 # -------------------------------------------------------------------------------------------------- pFedMoE

@@ -13,7 +13,7 @@ from floral.config.schema.method import Parameter
 from floral.core.spec import Scope
 from floral.methods.cfl import second_half
 from floral.methods.momentum_clustering import first_centres, moved
-from floral.toolkit.routes import of_vectors, vectors
+from floral.toolkit.routes import cluster_vectors, params_of_vectors
 
 EXACT = 1e-12
 BACKENDS = [{"backend": "loop"}, {"backend": "vmap", "chunk": 3}, {"backend": "batched", "chunk": 3}]
@@ -117,7 +117,7 @@ def test_a_clients_moments_are_forgotten(kind, how):
 
 def test_rows_of_vectors_are_the_models_again():
     params = {"b": torch.randn(3, 2), "a": torch.randn(3, 2, 4)}
-    back = of_vectors(vectors(params), params)
+    back = params_of_vectors(cluster_vectors(params), params)
     assert all(torch.equal(back[name], params[name]) for name in params)
 
 

@@ -20,7 +20,7 @@ from floral.engine.simulate import Execution
 from floral.io.locks import take_place
 from floral.stages import train
 from floral.stages.choose_execution import resolve_execution
-from floral.toolkit.parts import sgd
+from floral.toolkit.parts import sgd_step
 from floral.toolkit.routes import fixed_logits
 
 
@@ -74,7 +74,7 @@ def test_no_candidate_uses_more_cores_than_it_was_given(monkeypatch, threads):
 
 def test_a_step_that_reads_a_value_is_not_batched():
     def step(*given):
-        moved, changed, loss = sgd()(*given)
+        moved, changed, loss = sgd_step()(*given)
         return (moved, changed, loss) if float(torch.ones(())) else (moved, changed, 2 * loss)
 
     simulation = simulate("fedavg", change=lambda method: replace(method, local_step=step), rounds=10**6)

@@ -102,10 +102,10 @@ def test_a_penalty_on_private_state_sees_the_clients_own(how):
 @pytest.mark.parametrize("how", BACKENDS)
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "constant" and simulate(v).method.local_step is None])
 def test_the_default_step_is_sgd(variant, how):
-    """The engine's own step and `parts.sgd` as a method's local_step do the same, where nothing is preconditioned."""
+    """Without preconditioning, the engine's step and `parts.sgd_step` as a method's local step give the same result."""
     how = {**how, "switches": {"preconditioner": False}}
     plain = trained(variant, **how)
-    own = trained(variant, change=lambda m: replace(m, local_step=parts.sgd()), **how)
+    own = trained(variant, change=lambda m: replace(m, local_step=parts.sgd_step()), **how)
     assert_equal_states(own, plain, EXACT)
 
 
@@ -113,7 +113,7 @@ def test_the_default_step_is_sgd(variant, how):
 def test_an_own_step_with_statistics_is_the_default_too(how):
     plain, own = (
         trained("fedavg", model="batch_norm", change=lambda m, s=s: replace(m, local_step=s), **how)
-        for s in (None, parts.sgd())
+        for s in (None, parts.sgd_step())
     )
     assert_equal_states(own, plain, EXACT)
 
@@ -293,7 +293,7 @@ def test_a_step_draws_anew():
     def spy(objective, trained_, fixed, batch, noise, lr):
         if batch.mask.any():
             seen.add(tuple(noise["router"].tolist()))
-        return parts.sgd()(objective, trained_, fixed, batch, noise, lr)
+        return parts.sgd_step()(objective, trained_, fixed, batch, noise, lr)
 
     simulation = simulate("floral_1", epochs=2, change=lambda m: replace(m, local_step=spy))
     train(simulation, 2)

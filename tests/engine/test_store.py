@@ -26,7 +26,7 @@ from floral.engine.store import Store
 from floral.stages import record
 from floral.stages.progress import Progress
 from floral.stages.rounds import read_checkpoint, run_rounds, save_checkpoint
-from floral.toolkit.parts import same
+from floral.toolkit.parts import repeated_start
 
 VARIANTS = ["local", "local_adaptor", "floral_1"]
 ROUNDS = 4
@@ -264,7 +264,10 @@ def undisturbed_values(variant: str) -> tuple[dict[str, torch.Tensor], Progress]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_start_is_cast_and_written_in_blocks(dtype, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "BLOCK", 64)
-    values = {"a": same({"w.x": torch.randn(3, 5), "s": torch.tensor(2.5)}, 11), "b": {"v": torch.randn(11, 4)}}
+    values = {
+        "a": repeated_start({"w.x": torch.randn(3, 5), "s": torch.tensor(2.5)}, 11),
+        "b": {"v": torch.randn(11, 4)},
+    }
     made = Store.create(tmp_path / "p", values, dtype).values
     temporary = store.scratch(values, dtype)
     for group, params in values.items():
@@ -276,7 +279,7 @@ def test_a_start_is_cast_and_written_in_blocks(dtype, tmp_path, monkeypatch):
 
 def test_a_full_disk_is_named_with_what_was_needed(tmp_path):
     """A file that may not grow beyond 1 MB stands for a disk that is full."""
-    values = {"base": same({"w": torch.zeros(1000)}, 1000)}
+    values = {"base": repeated_start({"w": torch.zeros(1000)}, 1000)}
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
     try:
@@ -344,7 +347,7 @@ def test_neither_the_start_nor_the_rounds_hold_a_copy_per_client(place, tmp_path
 
 def test_a_common_start_is_one_tensor_until_the_engine_needs_more():
     start = {"w": torch.arange(3.0)}
-    many = same(start, 1000)
+    many = repeated_start(start, 1000)
     assert many["w"].shape == (1000, 3) and many["w"].untyped_storage().nbytes() == start["w"].nbytes
 
 
