@@ -206,7 +206,7 @@ def test_convolutions_may_stay_without_adaptors():
 def test_a_mixture_of_norm_adaptors_is_the_sum_of_the_adaptors_own_norms(layer):
     """Σ_c π_c (γ_c x̂ + β_c) beside γ x̂ + β; zero at the start."""
     adaptor = NormAdaptor.of(layer, own_statistics=True)
-    assert not adaptor.own and not adaptor.statistics()
+    assert not adaptor.own_statistics and not adaptor.statistics()
     weights, mixture = mixture_of(adaptor, 1), mixture_of(adaptor, 3, seed=1)
     base = {name: tensor[0] for name, tensor in weights.items()}
     route = torch.tensor([0.5, 0.2, 0.4], dtype=torch.float64)
@@ -232,7 +232,7 @@ def test_a_plain_batch_norm_adaptor_serves_its_own_statistics():
     base, mixture = {n: t[0] for n, t in mixture_of(adaptor, 1).items()}, mixture_of(adaptor, 2, seed=1)
     running, own = {name: t[0] for name, t in running_of(1, 2).items()}, running_of(2, 3)
     x = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    found, _ = layer(base, running, x, None, adaptor.served(mixture, route, own, running))
+    found, _ = layer(base, running, x, None, adaptor.merged_in_evaluation(mixture, route, own, running))
     plain, _ = layer(base, running, x, None)
     for c in range(2):
         plain = plain + route[c] * F.batch_norm(
@@ -240,7 +240,7 @@ def test_a_plain_batch_norm_adaptor_serves_its_own_statistics():
         )
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-12)
     alike = {name: tensor.expand(2, 3) for name, tensor in running.items()}
-    assert_close(adaptor.served(mixture, route, alike, running), adaptor.merged(mixture, route), 1e-12)
+    assert_close(adaptor.merged_in_evaluation(mixture, route, alike, running), adaptor.merged(mixture, route), 1e-12)
 
 
 NORM_CASES = [
