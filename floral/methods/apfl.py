@@ -1,4 +1,4 @@
-"""APFL (arXiv 2003.13461): each client serves a mixture, in parameter space, of the shared model and its own."""
+"""APFL (arXiv 2003.13461): each client serves a mixture of the shared model and its own model, in parameter space."""
 
 from collections.abc import Mapping
 
@@ -10,24 +10,29 @@ from floral.toolkit.parts import join_from, model_groups, personal_groups, predi
 
 
 def build(problem: Problem, *, alpha: float) -> Method:
-    """w SHARED; v_k and α_k PRIVATE; served is v̄ = α_k·v_k + (1 - α_k)·w, with running statistics of its own.
+    """APFL: mix the shared model w with a personal model v_k in parameter space.
 
-    On every batch, all gradients at the values before it:
+    w is SHARED, v_k and α_k are PRIVATE. A client serves v̄ = α_k·v_k + (1 - α_k)·w, which has its own running
+    statistics.
+
+    On every batch, all gradients are taken before the step:
 
         w ← w - lr·∇f(w),    v ← v - lr·α·∇f(v̄),    α ← clip(α - lr·⟨v - w, ∇f(v̄)⟩, 0, 1)
 
-    w is FedAvg whatever α; α = 0 held there serves FedAvg, α = 1 held there trains v_k as Local. Where accounts of the
-    method differ, chosen are: v's gradient with its factor α, and a step of α with every batch, not once a round. A
-    client that joins after training begins with v at w.
+    Limiting cases: w is FedAvg for any α. With α fixed at 0 the served model is FedAvg. With α fixed at 1, v_k is
+    Local.
+
+    Choices, where descriptions of the method differ: the gradient of v has its factor α, and α makes a step on every
+    batch, not once a round. A client that joins after training starts v at w.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
     mixed = predictor(model, "mixed", "personal_statistics")
 
     def predict(view, x, noise, mask):
         share, w, v = view["alpha"]["alpha"], view["base"], view["personal"]
-        # sorted: α's gradient is a sum over the names, whose order a checkpoint does not keep
-        between = {name: share * v[name] + (1 - share) * w[name] for name in sorted(w)}
-        return mixed({**view, "mixed": between}, x, noise, mask)
+        # Sorted: α's gradient is a sum over the names, and a checkpoint may restore them in another order.
+        mixture = {name: share * v[name] + (1 - share) * w[name] for name in sorted(w)}
+        return mixed({**view, "mixed": mixture}, x, noise, mask)
 
     return Method(
         groups={
@@ -48,17 +53,21 @@ def build(problem: Problem, *, alpha: float) -> Method:
 def step(
     objective: Objective, trained: View, fixed: View, batch: Batch, noise: Noise, lr: Mapping[str, float]
 ) -> tuple[View, View, torch.Tensor]:
-    """One step of w on its own loss, which is the mixture's at α = 0, and one of v and α on the mixture's."""
+    """One step of w on its own loss (the mixture's loss at α = 0), and one of v and α on the mixture's loss."""
     gradient = torch.func.grad(with_loss(objective), has_aux=True)
-    own = {name: trained[name] for name in ("personal", "alpha")}
-    alone = {**fixed, "personal": own["personal"], "alpha": {"alpha": torch.zeros_like(own["alpha"]["alpha"])}}
+    private = {name: trained[name] for name in ("personal", "alpha")}
+    at_zero = {
+        **fixed,
+        "personal": private["personal"],
+        "alpha": {"alpha": torch.zeros_like(private["alpha"]["alpha"])},
+    }
     if "statistics" in fixed:
-        alone["personal_statistics"] = fixed["statistics"]
-    of_w, (_, shared) = gradient({"base": trained["base"]}, alone, batch, noise)
-    of_own, (loss, changed) = gradient(own, {**fixed, "base": trained["base"]}, batch, noise)
-    slopes = {**of_w, **of_own}
+        at_zero["personal_statistics"] = fixed["statistics"]
+    of_w, (_, shared) = gradient({"base": trained["base"]}, at_zero, batch, noise)
+    of_private, (loss, changed) = gradient(private, {**fixed, "base": trained["base"]}, batch, noise)
+    gradients = {**of_w, **of_private}
     moved = {
-        group: {name: value - lr[group] * slopes[group][name] for name, value in params.items()}
+        group: {name: value - lr[group] * gradients[group][name] for name, value in params.items()}
         for group, params in trained.items()
     }
     moved["alpha"] = {"alpha": moved["alpha"]["alpha"].clamp(0, 1)}

@@ -1,4 +1,4 @@
-"""Pooled training: what one data holder with all rows, or with all rows of one true cluster, would reach."""
+"""Centralised training: train on pooled data, as an upper bound for federated methods."""
 
 from typing import Literal
 
@@ -8,9 +8,12 @@ from floral.toolkit.parts import model_groups, predictor
 
 
 def build(problem: Problem, *, pool: Literal["all", "cluster"]) -> Method:
-    """`pool="all"`: one model on all rows. `pool="cluster"`: one per true cluster, the ceiling of any clustering.
+    """Centralised training: one model on all samples (`pool="all"`), or one per true cluster (`pool="cluster"`).
 
-    A pool sees the participation share of its rows per round, as many as the clients of a cohort see together.
+    One model per true cluster is an upper bound for any clustering.
+
+    In each round a pool trains on a share of its samples equal to the participation: as many samples as the clients of
+    a cohort have together.
     """
     model = problem.build_model()
     pools = 1 if pool == "all" else problem.clusters

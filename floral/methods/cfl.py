@@ -1,4 +1,4 @@
-"""Clustered federated learning (arXiv 1910.01991): one model, split wherever its clients' updates pull it apart."""
+"""Clustered federated learning (arXiv 1910.01991): split a cluster when the updates of its clients diverge."""
 
 import torch
 
@@ -9,17 +9,26 @@ from floral.toolkit.routes import ModelChoice, cluster_vectors
 
 
 def build(problem: Problem, *, balance: float, patience: int, most: float) -> Method:
-    """Models CLUSTERED, all at one start; every client begins in cluster 0, and the server's splits move it.
+    """CFL: start with one cluster and split a cluster in two when the updates of its clients diverge.
 
-    A cluster is split in two when its clients still move but no longer together: ‖Σ p(k) Δ_k‖ < balance·max_k ‖Δ_k‖,
-    with Δ_k = w_k - w as the server sees it of each client on its own; the halves are the complete-linkage bipartition
-    by cosine similarity, and both begin with the cluster's mean. The published thresholds (0.4 on the mean, 1.6 on the
-    largest update) hold for one model size and rate; their ratio, 0.25, does not depend on either and stands for both.
+    The models are CLUSTERED with one common start. Every client starts in cluster 0, and the server's splits move it.
 
-    The paper has all clients in every round. Here the server keeps each client's last update and splits once all
-    clients of the cluster have one since its last split, not before round `patience` (20 in published code), and never
-    into more than most·C models (the paper has no bound). Means are weighted with p(k). A balance of 0 is FedAvg.
-    Where the task's server has moments, the second half of a split begins without any.
+    The server splits a cluster if ‖Σ p(k) Δ_k‖ < balance·max_k ‖Δ_k‖: its clients still move, but not together. Δ_k =
+    w_k - w is the update of client k. The halves are the complete-linkage bipartition by cosine similarity. Both start
+    at the cluster's mean.
+
+    Limiting case: balance = 0 is FedAvg.
+
+    Differences from the paper:
+
+    - The published thresholds (0.4 on the mean update, 1.6 on the largest) fit one model size and learning rate. Their
+      ratio 0.25 does not depend on either, and replaces both as `balance`.
+    - In the paper all clients take part in every round. Here the server keeps each client's last update. It splits a
+      cluster when all its clients have sent one since its last split, but not before round `patience` (20 in the
+      published code).
+    - The number of models is at most most·C; the paper has no bound.
+    - Means are weighted with p(k). If the task's server optimiser has moments, the second half of a split starts
+      without any.
     """
     model, bound = problem.build_model(), max(1, round(most * problem.clusters))
     choice = ModelChoice(model=model, clusters=bound)
@@ -28,11 +37,14 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
     )
 
     def memory():
-        """The server's: last updates [K, d], who has one since its cluster's last split, weights p(k) [K], clusters."""
+        """The server's memory: last updates [K, d], whether each is newer than the last split, weights p(k) [K],
+        clusters in use.
+        """
         updates = {"update": torch.zeros(problem.clients, model.size), "known": torch.zeros(problem.clients)}
         return {**updates, "rows": torch.zeros(problem.clients), "used": torch.ones(())}
 
     def split(served: ServerView) -> View:
+        """Split every cluster whose updates diverge."""
         assert served.client_vectors is not None
         memory = {name: tensor.clone() for name, tensor in served.before["memory"].items()}
         cluster, at = served.before["choice"]["cluster"].clone(), served.client_vectors.clients
@@ -68,7 +80,7 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
 
 
 def pulled_apart(memory: dict[str, torch.Tensor], members: torch.Tensor, balance: float) -> bool:
-    """Whether more than two clients, all with a known update, cancel out in their mean."""
+    """Whether the updates of at least three clients cancel in their mean; False while an update is missing."""
     if len(members) < 3 or not bool(memory["known"][members].all()):
         return False
     updates, rows = memory["update"][members], memory["rows"][members]
@@ -77,8 +89,8 @@ def pulled_apart(memory: dict[str, torch.Tensor], members: torch.Tensor, balance
 
 
 def second_half(updates: torch.Tensor) -> torch.Tensor:
-    """Which clients [m] are in the second half of the complete-linkage bipartition by cosine similarity."""
-    from sklearn.cluster import AgglomerativeClustering  # only a split needs it
+    """Which clients [m] belong to the second half of the complete-linkage bipartition by cosine similarity."""
+    from sklearn.cluster import AgglomerativeClustering  # imported here: slow, and only a split needs it
 
     unit = updates / updates.norm(dim=1, keepdim=True).clamp(min=1e-12)
     distance = (1 - unit @ unit.mT).clamp(min=0).cpu().numpy()

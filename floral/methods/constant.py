@@ -1,4 +1,4 @@
-"""The best prediction that does not look at the input: what any method must beat."""
+"""The best constant prediction, which ignores the input: the lower bound for every method."""
 
 import torch
 
@@ -6,22 +6,25 @@ from floral.core.spec import Group, Method, Problem, Scope
 
 
 def build(problem: Problem) -> Method:
-    """One output for all inputs, the log of the class frequencies over all training rows (of text, of its tokens;
-    regression: the mean of the targets): the least training loss of any constant, but for one count added to each
-    class. Nothing is trained."""
+    """Predict one constant output for all inputs; nothing is trained.
+
+    In classification it is the logarithm of the class frequencies over all training samples (for text: over all
+    tokens), with one count added to each class. In regression it is the mean of the targets. Apart from the added
+    count, no constant has a smaller training loss.
+    """
 
     def fit(x, y):
         del x
         if problem.loss == "mse":
             return {"base": {"output": y.mean(0)}}
         counts = torch.bincount(y.flatten(), minlength=problem.outputs).to(problem.dtype)
-        smoothed = (counts + 1) / (counts + 1).sum()  # Laplace: a class without a training row keeps a finite loss
+        smoothed = (counts + 1) / (counts + 1).sum()  # Laplace: a class without training samples has a finite loss
         return {"base": {"output": smoothed.log()}}
 
     def predict(view, x, noise, mask):
         del noise, mask
-        each = x.shape if problem.loss == "token_cross_entropy" else x.shape[:1]
-        return view["base"]["output"].expand(*each, problem.outputs), {}
+        leading = x.shape if problem.loss == "token_cross_entropy" else x.shape[:1]
+        return view["base"]["output"].expand(*leading, problem.outputs), {}
 
     base = Group(scope=Scope.SHARED, init=lambda: {"output": torch.zeros(problem.outputs)})
     return Method(groups={"base": base}, predict=predict, prepare=fit, phases=())

@@ -1,4 +1,4 @@
-"""Ditto (arXiv 2012.04221): FedAvg, and beside it a model of each client's own, held near the one it received."""
+"""Ditto (arXiv 2012.04221): FedAvg, and a personal model per client with a proximal penalty."""
 
 from floral.core.spec import Method, Phase, Problem, Scope
 from floral.core.streams import Stream
@@ -13,10 +13,14 @@ from floral.toolkit.parts import (
 
 
 def build(problem: Problem, *, lam: float) -> Method:
-    """w SHARED, trained as FedAvg does; v_k PRIVATE, trained on f_k(v) + lam/2·‖v - w_received‖². v_k is served.
+    """Ditto: train a shared model by FedAvg, and a personal model that stays near it.
 
-    lam = 0 is FedAvg for w and Local for v_k. Each of the two is trained for the task's epochs: a client processes
-    twice FedAvg's samples. A client that never takes part serves the start.
+    w is SHARED and trained by FedAvg. v_k is PRIVATE, trained on f_k(v) + lam/2·‖v - w_received‖², and served.
+
+    Limiting case: with lam = 0, w is FedAvg and v_k is Local.
+
+    Both models train for the task's epochs, so a client processes twice as many samples as in FedAvg. A client that
+    never takes part serves the start.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
     return Method(

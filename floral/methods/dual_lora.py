@@ -1,4 +1,4 @@
-"""Dual LoRA (the simple form of FDLoRA, arXiv 2406.07925): a shared and a private low-rank adaptor, both added."""
+"""Dual LoRA (the simple form of FDLoRA, arXiv 2406.07925): add a shared and a private low-rank adaptor."""
 
 from typing import Any
 
@@ -9,14 +9,17 @@ from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup,
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
-    """Base and one adaptor SHARED, one adaptor PRIVATE, all trained in one step: W + B A + B_k A_k.
+    """Dual LoRA: add a shared and a private low-rank adaptor to the base, W + B A + B_k A_k.
 
-    FDLoRA trains its two adaptors in stages and searches the weights of their sum without gradients; its text leaves
-    much of that open, so here both weigh 1 and are trained jointly, each of the task's rank. The private A starts apart
-    from the shared one, or both would begin in the same row space, and alike in all clients. Base and s as in
-    `fedit`.
+    The base and one adaptor are SHARED, the other adaptor is PRIVATE. All of them train in one step.
 
-    The private adaptor frozen at zero is FedIT, the shared one frozen at zero is Local Adaptor.
+    Limiting cases: with the private adaptor frozen at zero it is FedIT, with the shared one frozen at zero Local
+    Adaptor.
+
+    Differences from the paper: FDLoRA trains its adaptors in stages and searches the weights of their sum without
+    gradients; its text leaves much of this open. Here both adaptors have weight 1 and the task's rank, and train
+    jointly. The private A has another start than the shared one, or both would start in the same row space; it is equal
+    for all clients. Base and scale s as in `fedit`.
     """
     adaptors = adaptors_of(problem, **adaptor)
     stream = Stream(problem.seed, "adaptors")

@@ -1,4 +1,4 @@
-"""Ensemble (the mixture of full models of arXiv 2410.03497): C models, logits mixed by a router per client."""
+"""Ensemble (the mixture of full models of arXiv 2410.03497): mix the logits of C models with a router per client."""
 
 import torch
 
@@ -17,16 +17,20 @@ from floral.toolkit.routes import Router
 
 
 def build(problem: Problem, *, router: str, top: int, size: str, rank: float | str) -> Method:
-    """`router="learned"`: all models CLUSTERED, the router PRIVATE, logits Σ_c π_kc w_c(x). C = 1 is FedAvg.
-    `top` 2 mixes the two likeliest models in training and serves the likeliest, as in `routes.Router`.
+    """Ensemble: mix the logits of C full models with the client's route, Σ_c π_kc w_c(x).
 
-    `router="optimal"`: a client's route names its true cluster, so it holds, trains and sends that model alone.
+    - `router="learned"`: all models are CLUSTERED and the router is PRIVATE. `top` 2 mixes the two models of largest
+      weight in training and serves the one of largest weight, as in `routes.Router`.
+    - `router="optimal"`: the route selects the client's true cluster. The client holds, trains and sends only that
+      model.
 
-    `size="floral"` is a control: the task's model at the least width at which C of them have FLoRAL's parameter count
-    |u| + C|a| at `rank`. With C = 1 it is `fedavg` with `widen="floral"`.
+    `size="floral"` is a control with FLoRAL's number of parameters |u| + C|a| at `rank`: the task's model at the
+    smallest width at which C models have that many.
+
+    Limiting cases: C = 1 is FedAvg. With `size="floral"`, C = 1 is `fedavg` with `widen="floral"`.
 
     Raises:
-        Refused: with `size="floral"`, the model has no hidden layer, or C of the narrowest have more parameters.
+        Refused: with `size="floral"`, the model has no hidden layer, or C of the narrowest models have more parameters.
     """
     model, clusters = problem.build_model(), problem.clusters
     if size == "floral":
@@ -42,10 +46,10 @@ def build(problem: Problem, *, router: str, top: int, size: str, rank: float | s
             cost=Cost(passes_per_sample=passes),
         )
 
-    each = outputs_of_each_model(model)
+    outputs_of = outputs_of_each_model(model)
 
     def predict(view, x, noise, mask):
-        logits, statistics = each(view, x, noise, mask)
+        logits, statistics = outputs_of(view, x, noise, mask)
         return torch.tensordot(mixer.mixing_route(view, noise), logits, dims=1), statistics
 
     return Method(

@@ -1,4 +1,4 @@
-"""FedALT (arXiv 2503.11880): an adaptor of one's own beside the mean of the others', mixed for every sample."""
+"""FedALT (arXiv 2503.11880): mix the client's own adaptor with the mean adaptor of the other clients, per sample."""
 
 import torch
 
@@ -13,51 +13,55 @@ from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup,
 
 
 def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, base: str, warmup: float) -> Method:
-    """W x + α_1(x) (B_k A_k x + b_k) + α_2(x) (B_R A_R x + b_R) in every layer, α(x) = softmax(G_k x) of each sample.
+    """FedALT: mix the client's own adaptor with the mean of the other clients' adaptors, with weights per sample.
 
-    (A_k, B_k), b_k and G_k are PRIVATE; the adaptor is sent, and never overwritten. The Rest-of-World adaptor R of
-    client k is the mean of those of the K - 1 others, each factor averaged by itself, as they last sent them: K·mean of
-    all - own, over K - 1. It is held through a round, and until the client's next one; one that has not taken part yet
-    has none, and counts for the others with its start. The server sends the mean of all, to which a client adds the
-    change of its own since it was last there: a sum over the round's clients is all that it has to see.
+    Every layer computes W x + α_1(x) (B_k A_k x + b_k) + α_2(x) (B_R A_R x + b_R) with α(x) = softmax(G_k x).
 
-    Chosen here: G_k starts at zero (α = ½) and sees the mean over the positions of a convolution's input; all clients
-    start with the same A; base and s as in `fedit` (paper: frozen). Own adaptors frozen at zero are FedAvg.
+    (A_k, B_k), b_k and G_k are PRIVATE. The client sends its adaptor, which is never overwritten. R, the Rest-of-World
+    adaptor of client k, is the mean of the adaptors of the K - 1 other clients as they last sent them, each factor
+    averaged separately: (K·mean of all - own) / (K - 1). R does not change until the client's next round. A client that
+    has not taken part has no R, and counts for the others with its start. The server sends the mean of all, and needs
+    only a sum over the round's clients.
+
+    Limiting case: with the own adaptors frozen at zero it is FedAvg.
+
+    Choices: G_k starts at zero (α = ½) and reads the mean over the positions of a convolution's input. All clients
+    start with the same A. Base and scale s as in `fedit` (paper: frozen base).
     """
     adaptors = adaptors_of(problem, rank=rank, bias=bias, convolution=convolution)
     embeddings = [name for name, layer in adaptors.model.layers.items() if isinstance(layer, Embedding)]
-    adaptors = adaptors.without(*embeddings)  # the number of a token is nothing that a mixer could weigh
+    adaptors = adaptors.without(*embeddings)  # a mixer needs numeric inputs, but token ids are names
     stream, clients = Stream(problem.seed, "adaptors"), problem.clients
     start = adaptors.init(stream)
-    one = torch.ones(1, dtype=problem.dtype, device=problem.device)
+    full_weight = torch.ones(1, dtype=problem.dtype, device=problem.device)
 
     def predict(view, x, noise, mask):
         def adapt(name, x):
             part = adaptors.by_layer.get(name)
             if not isinstance(part, LinearAdaptor | ConvAdaptor):
                 return None, None
-            each = [
-                part.unmerged({key: t[None] for key, t in layer_params(view[group], name).items()}, one, x)
+            outputs = [
+                part.unmerged({key: t[None] for key, t in layer_params(view[group], name).items()}, full_weight, x)
                 for group in ("own", "rest")
             ]
             images = x.dim() == 4
             pooled = x.flatten(2).mean(-1) if images else x
             mix = torch.softmax(pooled @ view["mixer"][name].mT, -1)
             shares = [share[:, None, None, None] if images else share[..., None] for share in mix.unbind(-1)]
-            return None, shares[0] * each[0] + shares[1] * each[1]
+            return None, shares[0] * outputs[0] + shares[1] * outputs[1]
 
         logits, statistics = adaptors.model(view["base"], view.get("statistics", {}), x, noise, mask, adapt)
         return logits, {"statistics": statistics} if statistics else {}
 
     def assign(view, held):
-        mine, mean = view["own"], view["mean"]
-        return {"rest": {name: (clients * mean[name] - t) / max(1, clients - 1) for name, t in mine.items()}}
+        adaptor, mean = view["own"], view["mean"]
+        return {"rest": {name: (clients * mean[name] - t) / max(1, clients - 1) for name, t in adaptor.items()}}
 
     def mean_of_all(served):
         return {"mean": {name: t.mean(0) for name, t in served.before["own"].items()}}
 
     mixers = {name: torch.zeros(2, start[f"{name}.A"].shape[1]) for name in adaptors.by_layer}
-    nothing = {name: torch.zeros_like(t) for name, t in start.items()}
+    zero = {name: torch.zeros_like(t) for name, t in start.items()}
     size, model_multiply_adds = adaptors.size, adaptors.model.multiply_adds(problem.shape, problem.batch)
     return Method(
         groups={
@@ -65,7 +69,7 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
             "own": Group(scope=Scope.PRIVATE, init=lambda: repeated_start(start, clients), lr=problem.lr),
             "mixer": Group(scope=Scope.PRIVATE, init=lambda: repeated_start(mixers, clients), lr=problem.lr),
             "mean": Group(scope=Scope.SHARED, init=lambda: start),
-            "rest": Group(scope=Scope.PRIVATE, init=lambda: repeated_start(nothing, clients), statistic=True),
+            "rest": Group(scope=Scope.PRIVATE, init=lambda: repeated_start(zero, clients), statistic=True),
         },
         predict=predict,
         assign=assign,
@@ -77,14 +81,15 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
         ),
         server=ServerStep(update=mean_of_all),
         noise=adaptors.model.noise,
-        cost=Cost(passes_per_sample=1 + mixed(problem, adaptors) / model_multiply_adds),
+        cost=Cost(passes_per_sample=1 + adaptor_multiply_adds(problem, adaptors) / model_multiply_adds),
     )
 
 
-def mixed(problem: Problem, adaptors: Adaptors) -> int:
+def adaptor_multiply_adds(problem: Problem, adaptors: Adaptors) -> int:
     """Multiply-adds of two adaptors and a mixer beside every layer, for one batch."""
-    seen = adaptors.model.inputs(problem.shape, problem.batch)
+    inputs = adaptors.model.inputs(problem.shape, problem.batch)
     return sum(
-        part.multiply_adds(seen[name], 2)[1] + 2 * (seen[name][:2] if len(seen[name]) == 4 else seen[name]).numel()
+        part.multiply_adds(inputs[name], 2)[1]
+        + 2 * (inputs[name][:2] if len(inputs[name]) == 4 else inputs[name]).numel()
         for name, part in adaptors.by_layer.items()
     )

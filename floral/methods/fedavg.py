@@ -1,4 +1,4 @@
-"""FedAvg (arXiv 1602.05629): one model for all, averaged with p(k) ∝ n_k."""
+"""FedAvg (arXiv 1602.05629): train one model for all clients, averaged with weights p(k) ∝ n_k."""
 
 from floral.core.spec import Cost, Method, Problem, Scope
 from floral.core.streams import Stream
@@ -7,7 +7,10 @@ from floral.toolkit.parts import forward_backward_passes, model_groups, model_of
 
 
 def build(problem: Problem, *, widen: str, rank: float | str) -> Method:
-    """All SHARED. `widen="floral"` is a control: the same method with FLoRAL's parameter count |u| + C|a| at `rank`."""
+    """FedAvg: all parameters are SHARED.
+
+    `widen="floral"` is a control: FedAvg of a wider model with FLoRAL's number of parameters |u| + C|a| at `rank`.
+    """
     model = problem.build_model()
     if widen == "floral":
         size = model.size + problem.clusters * adaptors_of(problem, rank=rank).size

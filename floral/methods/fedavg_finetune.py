@@ -1,4 +1,4 @@
-"""FedAvg and fine-tuning: one model is averaged for most of the rounds; then every client trains a copy of its own."""
+"""FedAvg with fine-tuning: most rounds average one model; in the last ones every client trains its own copy."""
 
 import torch
 
@@ -8,21 +8,26 @@ from floral.toolkit.parts import model_groups, predictor, repeated_start
 
 
 def build(problem: Problem, *, after: float) -> Method:
-    """Base SHARED, trained in the first `after` of the rounds; then it stays as it is, and client k trains d_k PRIVATE
-    from 0 and serves base + d_k, which is SGD on a copy of the base.
+    """FedAvg with fine-tuning: average one model first, then train a copy of it per client.
 
-    The rounds of fine-tuning come out of the budget: a client that takes part in one makes the task's local epochs.
-    One that never does serves the base. Running statistics are the base's. The published configuration fine-tunes after
-    0.8 of the rounds; its code never does. `after` = 1 is FedAvg.
+    In the first `after` of the rounds the base is SHARED and trained. Then the base is fixed. Client k trains a PRIVATE
+    difference d_k, which starts at 0, and serves base + d_k. This is SGD on a copy of the base.
+
+    Limiting case: after = 1 is FedAvg.
+
+    The fine-tuning rounds are part of the budget: a client that takes part in one trains for the task's local epochs. A
+    client that never does serves the base. Running statistics are the base's.
+
+    Source: arXiv 2410.03497. Its configuration fine-tunes after 0.8 of the rounds; its published code never does.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
-    whole_model = predictor(model)
+    predict_base = predictor(model)
 
-    def own(view):
+    def personal_params(view):
         return {name: value + view["difference"][name] for name, value in view["base"].items()}
 
     def personal(view, x, noise, mask):
-        outputs, _ = whole_model({**view, "base": own(view)}, x, noise, mask)
+        outputs, _ = predict_base({**view, "base": personal_params(view)}, x, noise, mask)
         return outputs, {}
 
     def averages(round: int, rounds: int) -> bool:
@@ -40,7 +45,7 @@ def build(problem: Problem, *, after: float) -> Method:
         },
         predict=personal,
         phases=(
-            Phase(train=("base",), predict=whole_model, when=averages),
+            Phase(train=("base",), predict=predict_base, when=averages),
             Phase(train=("difference",), when=lambda round, rounds: not averages(round, rounds)),
         ),
         noise=model.noise,

@@ -1,4 +1,4 @@
-"""FedDBE (arXiv 2311.14975): a vector of each client's own on the features takes up what is its own in their mean."""
+"""FedDBE (arXiv 2311.14975): a private vector added to the features absorbs the client's bias in their mean."""
 
 import torch
 
@@ -9,19 +9,26 @@ from floral.toolkit.parts import body_model, head_name, model_groups, predictor,
 
 
 def build(problem: Problem, *, kappa: float, share: float) -> Method:
-    """Body and head SHARED, b_k PRIVATE from 0; served is head(body(x) + b_k); all of them train in one joint step.
+    """FedDBE: add a private vector b_k to the features, and pull their mean towards a consensus.
 
-    The loss has κ·mean_j ½(m_j - ḡ_j)² beside the task's: m = (1 - share)·m + share·(mean features of the batch, of
-    text over its tokens too), without b_k and from 0 in every round, and ḡ the consensus, which is found once and
-    then stays. The paper finds it by an ordinary local training of all clients before the first round; here the clients
-    of round 1, which has no such term, report the means of the features that their training saw. Published code has
-    share = 0.1 and κ = 0, which switches the term off; the paper tunes κ, to about 50. Features are those that the last
-    linear layer takes. Billed is the consensus down in every round, more than is needed, and not the one report up.
+    Body and head are SHARED, b_k is PRIVATE and starts at 0. A client serves head(body(x) + b_k). All train in one
+    step.
 
-    b_k held at 0 and κ = 0 is FedAvg.
+    The loss has the additional term κ·mean_j ½(m_j - ḡ_j)². m is a running mean of the features without b_k: m ← (1 -
+    share)·m + share·(mean features of the batch), 0 at the start of every round; for text the mean includes the tokens.
+    ḡ is the consensus, which is computed once. Features are the inputs of the last linear layer.
+
+    Limiting case: b_k fixed at 0 and κ = 0 is FedAvg.
+
+    Differences from the paper: the paper computes ḡ in a local training of all clients before the first round. Here the
+    clients of round 1, which has no such term, report the means of the features in their training. The published code
+    has share = 0.1 and κ = 0, which removes the term; the paper tunes κ to about 50.
+
+    Costs: the consensus is counted as sent down in every round, which is more than needed. The single upload is not
+    counted.
 
     Raises:
-        Refused: the model has no body below a last linear layer.
+        Refused: the model has no body before a last linear layer.
     """
     model, last = problem.build_model(), head_name(problem.build_model())
     below, width = predictor(body_model(model)), problem.build_model().layers[last].inputs
@@ -41,8 +48,8 @@ def build(problem: Problem, *, kappa: float, share: float) -> Method:
         total, count = (of_samples * weight[:, None]).sum(0), weight.sum()
         mean = (1 - share) * seen["mean"] + share * total / count.clamp(min=1)
         term = kappa * consensus["known"] * (mean - consensus["mean"]).square().mean() / 2
-        noted = {"mean": mean.detach(), "total": seen["total"] + total.detach(), "count": seen["count"] + count}
-        return sample_losses(problem.loss, on_top(view, features), batch.y) + term, {**changed, "seen": noted}
+        sums = {"mean": mean.detach(), "total": seen["total"] + total.detach(), "count": seen["count"] + count}
+        return sample_losses(problem.loss, on_top(view, features), batch.y) + term, {**changed, "seen": sums}
 
     def report(view):
         seen = view["seen"]
@@ -51,7 +58,7 @@ def build(problem: Problem, *, kappa: float, share: float) -> Method:
     def keep_consensus(served: ServerView) -> View:
         return {} if served.round == 1 else {"consensus": served.before["consensus"]}
 
-    def nothing_seen():
+    def no_features_seen():
         return {"mean": torch.zeros(width), "total": torch.zeros(width), "count": torch.zeros(())}
 
     unknown = {"mean": torch.zeros(width), "known": torch.zeros(())}
@@ -64,7 +71,7 @@ def build(problem: Problem, *, kappa: float, share: float) -> Method:
                 lr=problem.lr,
             ),
             "consensus": Group(scope=Scope.SHARED, init=lambda: unknown, statistic=True),
-            "seen": Group(scope=Scope.FROZEN, init=nothing_seen, statistic=True),
+            "seen": Group(scope=Scope.FROZEN, init=no_features_seen, statistic=True),
         },
         predict=predict,
         loss=with_term,

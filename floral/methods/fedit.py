@@ -1,4 +1,4 @@
-"""FedIT (arXiv 2305.05644): one low-rank adaptor for all, its factors A and B averaged each by itself."""
+"""FedIT (arXiv 2305.05644): train one shared low-rank adaptor, with factors A and B averaged separately."""
 
 from typing import Any
 
@@ -10,21 +10,25 @@ from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
-    """Base and adaptor SHARED: W + B A with A = Σ_k p(k) A_k and B = Σ_k p(k) B_k.
+    """FedIT: train one SHARED low-rank adaptor on a SHARED base, W + B A.
 
-    The product of the means is not the mean of the products: mean(B_k A_k) - B A is the covariance of the factors over
-    the clients. The paper adapts a frozen pretrained base, for which base="warmup_freeze" stands: FedAvg for the share
-    `warmup` of the rounds, then the adaptor alone; with base="joint" the base is trained and averaged too. The paper
-    scales the adaptor by s = alpha/r; here s = 1, as for FLoRAL, with its start of A and without its preconditioner.
+    The factors are averaged separately, A = Σ_k p(k) A_k and B = Σ_k p(k) B_k. The product of the means is not the mean
+    of the products: mean(B_k A_k) - B A is the covariance of the factors over the clients.
 
-    The adaptor frozen at zero is FedAvg, and so is a warm-up of all rounds. It is FLoRAL with one cluster and without a
+    Limiting cases: FedAvg with the adaptor frozen at zero, or with a warm-up of all rounds. It is FLoRAL with one
+    cluster and without a preconditioner.
+
+    The paper adapts a frozen pretrained base. The corresponding option is base="warmup_freeze": FedAvg for the share
+    `warmup` of the rounds, then only the adaptor trains. With base="joint" the base is trained and averaged too.
+
+    The paper scales the adaptor by s = alpha/r. Here s = 1, as in FLoRAL, with FLoRAL's start of A and without its
     preconditioner.
     """
-    return shared(problem, adaptors_of(problem, **adaptor), base, warmup)
+    return fedit_method(problem, adaptors_of(problem, **adaptor), base, warmup)
 
 
-def shared(problem: Problem, adaptors: Adaptors, base: str, warmup: float, **adapting: Any) -> Method:
-    """FedIT, whose phase of adapting may say more; other methods start from it."""
+def fedit_method(problem: Problem, adaptors: Adaptors, base: str, warmup: float, **phase: Any) -> Method:
+    """FedIT, with further arguments `phase` for the phase that trains the adaptor. Other methods extend it."""
     return Method(
         groups={
             **model_groups(adaptors.model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
@@ -34,7 +38,7 @@ def shared(problem: Problem, adaptors: Adaptors, base: str, warmup: float, **ada
         },
         predict=adaptors.predictor(("adaptor",)),
         phases=phases_with_warmup(
-            Phase(train=("base", "adaptor"), **adapting),
+            Phase(train=("base", "adaptor"), **phase),
             warmup_phase=fedavg_phase(adaptors.model),
             base=base,
             warmup=warmup,

@@ -1,4 +1,4 @@
-"""FedMix (arXiv 2107.06724): C shared experts, mixed sample by sample by a gate of each client's own."""
+"""FedMix (arXiv 2107.06724): mix C shared experts with a private gate, per sample."""
 
 import math
 
@@ -17,40 +17,48 @@ from floral.toolkit.routes import Gate, entropy
 
 
 def build(problem: Problem, *, balance: float) -> Method:
-    """Experts CLUSTERED with distinct starts; gate p_k(z|x) PRIVATE; p_k(y|x) = Σ_z p_k(z|x) p(y|x, w_z). C = 1 is
-    FedAvg. One local step a round from a constant gate p_k(z|x) = π_kz is FedEM's with these weights, but for the
-    server's weights.
+    """FedMix: mix C shared experts with weights that a private gate computes for each sample.
 
-    SGD on the mixture's negative log-likelihood, whose gradients are those of the EM bound with the responsibilities
-    r_i(z) ∝ p_k(z|x_i) p(y_i|x_i, w_z) of the current values: expert z learns from row i with weight r_i(z), the gate
-    learns r_i. Expert z is averaged with p(k|z) ∝ n_k·r̄_kz, where r̄_k is the mean responsibility of the client's
-    training rows, by the received experts and its gate as its round begins (running statistics, no dropout). With
-    `balance` above 0 the entropy of the mean gate over each batch is rewarded: against collapse to one expert, but also
-    against a gate whose client belongs to one expert. Which experts merge depends on the starts and the gate's rate.
+    The experts are CLUSTERED with distinct starts, the gate p_k(z|x) is PRIVATE: p_k(y|x) = Σ_z p_k(z|x) p(y|x, w_z).
 
-    Chosen here, where accounts of the method leave it open: the gate is linear on the flattened inputs (images averaged
-    to 8×8), starts even and is trained at the router's rate; responsibilities are renewed with every step; all experts
-    are sent, also those of little responsibility; `balance` is 0. Regression as in `fedem`: Gaussians N(w_z(x), d/2·I),
-    served is the mean. A client that never takes part is served the even mixture.
+    Training is SGD on the mixture's negative log-likelihood. Its gradients are those of the EM bound with the
+    responsibilities r_i(z) ∝ p_k(z|x_i) p(y_i|x_i, w_z) of the current values: expert z learns from sample i with
+    weight r_i(z), and the gate learns r_i.
 
-    Costs: C passes per sample, and C forward passes per training row and round for r̄_k.
+    Expert z is averaged with p(k|z) ∝ n_k·r̄_kz. r̄_k is the mean responsibility over the client's training samples,
+    computed from the received experts and its gate at the start of its round (running statistics, no dropout).
+
+    `balance` > 0 rewards the entropy of the mean gate over each batch. This prevents a collapse to one expert, but also
+    penalises a gate whose client belongs to one expert. Which experts merge depends on the starts and on the gate's
+    learning rate.
+
+    Limiting cases: C = 1 is FedAvg. One local step per round with a constant gate p_k(z|x) = π_kz is FedEM with these
+    weights, except for the server's weights.
+
+    Choices, where descriptions of the method leave them open: the gate is linear on the flattened inputs (images
+    averaged to 8×8), starts with equal weights and is trained at the router's learning rate; responsibilities are
+    recomputed in every step; all experts are sent, also those of small responsibility; `balance` is 0. Regression as in
+    `fedem`: Gaussians N(w_z(x), d/2·I), and the mean is served. A client that never takes part serves the mixture of
+    equal weights.
+
+    Costs: C passes per sample, and C forward passes per training sample and round for r̄_k.
     """
     model, clusters = problem.build_model(), problem.clusters
-    each, gate = outputs_of_each_model(model), Gate(problem=problem, experts=clusters)
+    outputs_of, gate = outputs_of_each_model(model), Gate(problem=problem, experts=clusters)
 
     def log_joint(view, outputs, batch):
-        """log p(z|x) p(y|x, w_z) [C, B], up to a constant"""
+        """log p(z|x) p(y|x, w_z) [C, B], up to a constant."""
         losses = sample_losses(problem.loss, outputs, batch.y.expand(clusters, *batch.y.shape))
         return gate.log_weights(view, batch.x).mT - losses
 
     def assign(view, held):
-        outputs, _ = each(view, held.x, None, None)
+        outputs, _ = outputs_of(view, held.x, None, None)
         log_r = torch.log_softmax(log_joint(view, outputs, held), 0)
         total = torch.logsumexp(torch.where(held.mask, log_r, -math.inf), -1)
         return {"responsibility": {"log_mean": torch.log_softmax(total, 0)}}
 
     def mixture_loss(view, received, batch, noise):
-        outputs, statistics = each(view, batch.x, noise, batch.mask)
+        outputs, statistics = outputs_of(view, batch.x, noise, batch.mask)
         losses = -torch.logsumexp(log_joint(view, outputs, batch), 0)
         if balance > 0:
             weight = batch.mask.to(losses.dtype)
@@ -59,7 +67,7 @@ def build(problem: Problem, *, balance: float) -> Method:
         return losses, statistics
 
     def predict(view, x, noise, mask):
-        outputs, statistics = each(view, x, noise, mask)
+        outputs, statistics = outputs_of(view, x, noise, mask)
         log_weights = gate.log_weights(view, x).mT.unsqueeze(-1)
         if problem.loss == "mse":
             return (log_weights.exp() * outputs).sum(0), statistics

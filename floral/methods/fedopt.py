@@ -1,4 +1,4 @@
-"""FedOpt (arXiv 2003.00295): FedAvg with another optimiser at the server, or at the clients."""
+"""FedOpt (arXiv 2003.00295): FedAvg with another optimiser on the server or on the clients."""
 
 from dataclasses import replace
 
@@ -15,13 +15,18 @@ SERVERS = {
 
 
 def build(problem: Problem, *, server: str, server_lr: float, client: str, client_lr: float) -> Method:
-    """All SHARED. The server's step is the task's own, or with momentum 0.9 (FedAvgM, arXiv 1909.06335) or Adam with
-    β = (0.9, 0.99) and ε = 1e-3 (FedAdam) and the rate `server_lr`. A client's steps are SGD, SGD with momentum 0.9 or
-    the same Adam with `client_lr` times the task's rate; its moments begin at 0 in every round.
+    """FedOpt: FedAvg with momentum or Adam on the server or on the clients; all parameters are SHARED.
 
-    The paper gives the server ε = 1e-3; the clients have it too, for with 1e-8 a gradient that is 0 but for rounding
-    (a bias below batch norm) makes whole steps. The paper's rates are tuned; here momentum has a tenth of the rate by
-    default, which makes steps of SGD's size in the long run. The task's server and clients with SGD are FedAvg.
+    - `server`: the task's own optimiser, momentum 0.9 (FedAvgM, arXiv 1909.06335) or Adam with β = (0.9, 0.99) and ε =
+      1e-3 (FedAdam), at the learning rate `server_lr`.
+    - `client`: SGD, SGD with momentum 0.9, or the same Adam, at `client_lr` times the task's learning rate. A client's
+      moments start at 0 in every round.
+
+    Limiting case: the task's server optimiser with clients that use SGD is FedAvg.
+
+    The paper's ε = 1e-3 is the server's. Here the clients use it too: with 1e-8, a gradient that is 0 up to rounding (a
+    bias before batch norm) would cause full steps. The paper tunes its rates. Here momentum has a tenth of the rate by
+    default, so that its steps have the size of SGD's in the long run.
     """
     model = problem.build_model()
     groups = model_groups(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr * client_lr)
@@ -44,7 +49,7 @@ def build(problem: Problem, *, server: str, server_lr: float, client: str, clien
 
 
 def momentum_step(beta: float) -> LocalStep:
-    """v ← β v + g, w ← w - lr·v."""
+    """SGD with momentum: v ← β v + g, w ← w - lr·v."""
 
     def direction(name, gradient, moments, steps):
         del steps
@@ -55,35 +60,37 @@ def momentum_step(beta: float) -> LocalStep:
 
 
 def adam_step(betas: tuple[float, float], epsilon: float) -> LocalStep:
-    """Adam (arXiv 1412.6980)."""
+    """Adam with bias correction (arXiv 1412.6980)."""
 
     def direction(name, gradient, moments, steps):
-        kept, unbiased = {}, []
+        new, unbiased = {}, []
         for order, beta, power in zip(("first", "second"), betas, (gradient, gradient.square()), strict=True):
             key = f"{order}/{name}"
-            kept[key] = beta * moments[key] + (1 - beta) * power
-            unbiased.append(kept[key] / (1 - beta**steps))
-        return unbiased[0] / (unbiased[1].sqrt() + epsilon), kept
+            new[key] = beta * moments[key] + (1 - beta) * power
+            unbiased.append(new[key] / (1 - beta**steps))
+        return unbiased[0] / (unbiased[1].sqrt() + epsilon), new
 
     return with_moments(direction)
 
 
 def with_moments(direction) -> LocalStep:
-    """A step along `direction(name, gradient, moments, steps)` of the group "base", which also gives the new moments;
-    a batch without samples changes none."""
-    plain = sgd_step()
+    """A local step w ← w - lr·d on the group "base", where `direction` computes d and the new moments.
+
+    `direction(name, gradient, moments, steps)` returns both for one parameter. A batch without samples changes nothing.
+    """
+    sgd = sgd_step()
 
     def step(objective, trained, fixed, batch, noise, lr):
-        unit = dict.fromkeys(lr, 1.0)
-        moved, changed, loss = plain(objective, trained, fixed, batch, noise, unit)
+        unit = dict.fromkeys(lr, 1.0)  # a step of rate 1 gives the gradient
+        moved, changed, loss = sgd(objective, trained, fixed, batch, noise, unit)
         moments, active = fixed["moments"], batch.mask.any()
         steps = moments["steps"] + 1
-        updated, kept = {}, {"steps": steps}
+        updated, new_moments = {}, {"steps": steps}
         for name, value in trained["base"].items():
-            along, new = direction(name, value - moved["base"][name], moments, steps)
-            updated[name] = value - lr["base"] * along
-            kept |= new
-        kept = {name: torch.where(active, tensor, moments[name]) for name, tensor in kept.items()}
-        return {"base": updated}, {**changed, "moments": kept}, loss
+            step_direction, new = direction(name, value - moved["base"][name], moments, steps)
+            updated[name] = value - lr["base"] * step_direction
+            new_moments |= new
+        new_moments = {name: torch.where(active, tensor, moments[name]) for name, tensor in new_moments.items()}
+        return {"base": updated}, {**changed, "moments": new_moments}, loss
 
     return step

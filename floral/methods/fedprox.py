@@ -1,4 +1,4 @@
-"""FedProx (arXiv 1812.06127): FedAvg whose clients stay near the model that they received."""
+"""FedProx (arXiv 1812.06127): FedAvg with a proximal penalty that keeps clients near the received model."""
 
 from floral.core.spec import Method, Problem, Scope
 from floral.core.streams import Stream
@@ -6,11 +6,13 @@ from floral.toolkit.parts import model_groups, predictor, proximal_penalty
 
 
 def build(problem: Problem, *, mu: float) -> Method:
-    """All SHARED, with mu/2·‖w - w_received‖² added to the loss.
+    """FedProx: FedAvg with the penalty mu/2·‖w - w_received‖² in the clients' loss; all parameters are SHARED.
 
-    mu = 0 is FedAvg; so is any mu where a client takes one step a round, for the first step starts where the penalty
-    has no slope. Running statistics are no parameters and are not held back. The paper's grid is 0.001 to 1, code
-    published by others takes 0.01 or 1; 0.1 is chosen here.
+    Limiting cases: mu = 0 is FedAvg. So is any mu if a client makes one step per round, because the penalty has no
+    gradient at the received model.
+
+    The penalty does not include running statistics. The paper's grid of mu is 0.001 to 1, other published code uses
+    0.01 or 1. The default here is 0.1.
     """
     model = problem.build_model()
     return Method(

@@ -1,4 +1,4 @@
-"""FedSA-LoRA (arXiv 2410.01463): the factor A is averaged, the factor B and the classifier stay with their client."""
+"""FedSA-LoRA (arXiv 2410.01463): average the factor A; factor B and the classifier stay with their client."""
 
 from typing import Any
 
@@ -10,21 +10,23 @@ from floral.toolkit.parts import SplitModel, head_name, phases_with_warmup, repe
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
-    """A SHARED, B PRIVATE from zero, the base's last linear layer PRIVATE from one common start: (W + B_k A, head_k).
+    """FedSA-LoRA: share the factor A, and keep the factor B and the classifier private, (W + B_k A, head_k).
 
-    The classifier has no adaptor: it is private as a whole. A client that has never taken part serves the base with
-    B = 0 and the head's start. The adaptor's bias, which the paper has none of, goes with B. The rest of the base
-    is SHARED, and s = 1, as in `fedit` (paper: frozen and pretrained, s = alpha/r). The warm-up before a frozen base is
-    FedPer: the classifier is private from the first round.
+    A is SHARED. B is PRIVATE and starts at zero. The base's last linear layer is PRIVATE with one common start and has
+    no adaptor. The rest of the base is SHARED.
 
-    The adaptor frozen at zero is FedPer.
+    Limiting case: with the adaptor frozen at zero it is FedPer.
+
+    A client that never takes part serves the base with B = 0 and the head's start. The adaptor's bias, which the paper
+    does not have, belongs to B. Here s = 1, as in `fedit` (paper: frozen pretrained base, s = alpha/r). The warm-up
+    before a frozen base is FedPer: the classifier is private from the first round.
 
     Raises:
-        Refused: no layer that can be adapted stands before the last one.
+        Refused: no layer that can have an adaptor comes before the last layer.
     """
-    every = adaptors_of(problem, **adaptor)
-    split = SplitModel(model=every.model, private_layers=[head_name(every.model)], name="head")
-    adaptors = every.without(*split.private_layers)
+    all_adaptors = adaptors_of(problem, **adaptor)
+    split = SplitModel(model=all_adaptors.model, private_layers=[head_name(all_adaptors.model)], name="head")
+    adaptors = all_adaptors.without(*split.private_layers)
     stream = Stream(problem.seed, "adaptors")
     return Method(
         groups={
@@ -43,6 +45,6 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
             base=base,
             warmup=warmup,
         ),
-        noise=every.model.noise,
+        noise=all_adaptors.model.noise,
         cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
     )

@@ -1,4 +1,4 @@
-"""FedSoft (arXiv 2112.06053): a model of each client's own, held near C centres, which are means of these models."""
+"""FedSoft (arXiv 2112.06053): personal models that stay near C cluster centres, which are means of these models."""
 
 import torch
 
@@ -8,42 +8,52 @@ from floral.toolkit.parts import model_groups, outputs_of_each_model, personal_g
 
 
 def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
-    """Centres c_s CLUSTERED with distinct starts; w_k and the importances u_k [C] PRIVATE; w_k is served.
+    """FedSoft: train a personal model per client with a proximal penalty to C cluster centres.
 
-    At the start of a client's round u_ks is the share of its training rows on which c_s has the least loss of all
-    centres (running statistics, no dropout), but at least `floor`. It trains w_k on f_k(w) + lam/2 Σ_s u_ks ‖w - c_s‖²
-    and sends it once; c_s = Σ_k v_sk w_k with v_sk ∝ u_ks n_k over the clients of the round.
+    The centres c_s are CLUSTERED with distinct starts. The model w_k and the importances u_k [C] are PRIVATE, and w_k
+    is served.
 
-    lam towards 0 is Local for w_k; C = 1 with `start="centres"` is FedProx with mu = lam, but for running statistics.
-    Chosen here, where accounts of the method leave it open: u is estimated in every round of a client (not every τ
-    rounds), the floor does not rescale the other importances, the cohort is the benchmark's and weighs with v (it is
-    not drawn with v), lam = 0.1, floor = 0.01, and w_k begins a round where it ended its last one (`start="own"`) or at
-    Σ_s u_ks c_s / Σ_s u_ks ("centres"). A client that never takes part serves the start, and one that joins after
-    training begins at that mean.
+    At the start of a client's round, u_ks is the share of its training samples on which c_s has the smallest loss of
+    all centres (running statistics, no dropout), but at least `floor`. The client trains w_k on f_k(w) + lam/2 Σ_s u_ks
+    ‖w - c_s‖² and sends it once. The server computes c_s = Σ_k v_sk w_k with v_sk ∝ u_ks n_k over the clients of the
+    round.
 
-    Costs: the importances take C forward passes per training row and round; the penalty is not counted.
+    Limiting cases: for lam → 0, w_k is Local. C = 1 with `start="centres"` is FedProx with mu = lam, except for running
+    statistics.
+
+    Choices, where descriptions of the method leave them open:
+
+    - u is estimated in every round of a client, not every τ rounds, and the floor does not rescale the other
+      importances.
+    - The cohort is sampled as in all methods here and weighed with v; it is not sampled with v.
+    - lam = 0.1 and floor = 0.01.
+    - w_k starts a round at its last value (`start="own"`) or at Σ_s u_ks c_s / Σ_s u_ks (`start="centres"`).
+    - A client that never takes part serves the start. One that joins after training starts at the weighted mean of the
+      centres.
+
+    Costs: the importances take C forward passes per training sample and round; the penalty is not counted.
     """
     model, stream, clusters = problem.build_model(), Stream(problem.seed, "model"), problem.clusters
-    each = outputs_of_each_model(model)
+    outputs_of = outputs_of_each_model(model)
     models = model_groups(model, Scope.CLUSTERED, stream, problem.lr, holders=clusters)
-    own = {group: "personal" if group == "base" else f"personal_{group}" for group in models}
+    personal_name = {group: "personal" if group == "base" else f"personal_{group}" for group in models}
 
     def assign(view, held):
-        outputs, _ = each(view, held.x, None, None)
+        outputs, _ = outputs_of(view, held.x, None, None)
         best = sample_losses(problem.loss, outputs, held.y.expand(clusters, *held.y.shape)).argmin(0)
         counts = ((best == torch.arange(clusters, device=best.device)[:, None]) & held.mask).sum(-1).to(outputs.dtype)
         weights = (counts / held.mask.sum()).clamp(min=floor)
         changed = {"importance": {"weights": weights}}
         if start == "centres":
-            changed |= {"personal": between({**view, **changed})["personal"]}
+            changed |= {"personal": mean_of_centres({**view, **changed})["personal"]}
         return changed
 
-    def between(view):
-        """A personal model at the mean of the centres by importance, where the penalty alone is least."""
+    def mean_of_centres(view):
+        """A personal model at the mean of the centres, weighted by importance; it minimises the penalty."""
         weights = view["importance"]["weights"]
         mean = weights / weights.sum()
         return {
-            own[group]: {name: torch.tensordot(mean, centre, 1) for name, centre in view[group].items()}
+            personal_name[group]: {name: torch.tensordot(mean, centre, 1) for name, centre in view[group].items()}
             for group in models
         }
 
@@ -52,7 +62,7 @@ def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
         distances = [(w - view["base"][name]).square().flatten(1).sum(1) for name, w in view["personal"].items()]
         return lam / 2 * torch.dot(weights, torch.stack(distances).sum(0))
 
-    def for_all(group):
+    def expand_to_centres(group):
         return lambda view: {name: value.expand(clusters, *value.shape) for name, value in view[group].items()}
 
     def served(view):
@@ -70,11 +80,11 @@ def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
         assign=assign,
         phases=(Phase(train=("personal",)),),
         penalty=penalty,
-        server=ServerStep(upload={group: for_all(own[group]) for group in models}),
+        server=ServerStep(upload={group: expand_to_centres(personal_name[group]) for group in models}),
         routing=Routing(
             log_route=lambda view: view["importance"]["weights"].log(), served_log_route=served, serves_one_cluster=True
         ),
         noise=model.noise,
-        join=between,
+        join=mean_of_centres,
         cost=Cost(assign_passes_per_sample=clusters / 3, floats_sent={"importance": (0, clusters)}),
     )

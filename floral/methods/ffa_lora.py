@@ -1,4 +1,4 @@
-"""FFA-LoRA (arXiv 2403.12313): FedIT whose factor A stays at its random start; only B is trained and averaged."""
+"""FFA-LoRA (arXiv 2403.12313): FedIT with a frozen factor A; only B is trained and averaged."""
 
 from typing import Any
 
@@ -10,13 +10,15 @@ from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
-    """Base and B SHARED, A FROZEN, so that averaging is exact: mean(B_k A) = mean(B_k) A.
+    """FFA-LoRA: freeze the factor A at its random start, and train and average B.
 
-    A is drawn from the run's seed, the same for all, and never sent: half of FedIT's trainables and traffic where a
-    layer is square. The adaptor's bias, which the paper has none of, goes with B: its average is exact too. Base and
-    s as in `fedit`.
+    Base and B are SHARED, A is FROZEN. So the average is exact: mean(B_k A) = mean(B_k) A.
 
-    B frozen at zero is FedAvg.
+    Limiting case: with B frozen at zero it is FedAvg.
+
+    A is computed from the run's seed, is equal for all clients and is never sent. This halves FedIT's trained
+    parameters and traffic where a layer is square. The adaptor's bias, which the paper does not have, belongs to B; its
+    average is exact too. Base and scale s as in `fedit`.
     """
     adaptors = adaptors_of(problem, **adaptor)
     stream = Stream(problem.seed, "adaptors")

@@ -1,4 +1,4 @@
-"""FLoRA (arXiv 2409.05976): the clients' adaptors are stacked, which is exact, and go into the base every round."""
+"""FLoRA (arXiv 2409.05976): stack the clients' adaptors and add their product to the base in every round."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,20 +7,23 @@ from floral.adaptors.aggregation import download_floats, flatten, restart, unfla
 from floral.adaptors.attach import factor
 from floral.core.spec import Method, Problem, ServerStep
 from floral.core.streams import Stream
-from floral.methods.fedit import shared
+from floral.methods.fedit import fedit_method
 from floral.methods.floral import adaptors_of
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
-    """W ← W + Σ_k p(k) B_k A_k, the product of the stacks [B_1 … B_M] and [p_1 A_1; …; p_M A_M]; then B = 0 and a new
-    random A, the same for all.
+    """FLoRA: add the exact mean product of the clients' adaptors to the base in every round, then start new adaptors.
 
-    Biases go into the base likewise. Base and s as in `fedit`; here all clients have the same rank. A client gets the
-    stacks, M adaptors, or the sum of the products where that is smaller (`download_floats`), and the new A; with base="joint" the
-    base travels anyway and carries the sum. The server's learning rate is that of the base; products are taken as they
-    are.
+    W ← W + Σ_k p(k) B_k A_k, the product of the stacks [B_1 … B_M] and [p_1 A_1; …; p_M A_M]. Then B = 0, with a new
+    random A that is equal for all clients. Biases are added to the base in the same way.
 
-    The adaptor frozen at zero is FedAvg.
+    Limiting case: with the adaptor frozen at zero it is FedAvg.
+
+    Base and scale s as in `fedit`. Here all clients have the same rank. The server's learning rate applies to the base
+    only, not to the products.
+
+    Costs: a client downloads the new A and the stacks of M adaptors, or the sum of their products if that is smaller
+    (`download_floats`). With base="joint" the base is sent anyway and contains the sum.
     """
     adaptors = adaptors_of(problem, **adaptor)
     start = adaptors.init(Stream(problem.seed, "adaptors"))
@@ -33,12 +36,12 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
             return {}
         vectors, share = served.client_vectors.vectors, served.client_vectors.share
         merged = adaptors.products(unflatten(vectors, served.means["adaptor"]), share.to(vectors.dtype))
-        held = served.after.get("base", served.before["base"])
+        base_params = served.after.get("base", served.before["base"])
         drawn = adaptors.init(Stream(problem.seed, "adaptors").at(served.round, 0))
         return {
-            "base": held | {name: held[name] + value for name, value in merged.items()},
+            "base": base_params | {name: base_params[name] + value for name, value in merged.items()},
             "adaptor": restart({name: t.to(vectors) for name, t in drawn.items()}),
         }
 
-    method = shared(problem, adaptors, base, warmup, floats_sent=floats_sent)
+    method = fedit_method(problem, adaptors, base, warmup, floats_sent=floats_sent)
     return replace(method, server=ServerStep(client_vector=lambda view: flatten(view["adaptor"]), update=stack))

@@ -1,4 +1,4 @@
-"""FLoRAL (arXiv 2410.03497): one shared base, C low-rank adaptors, a router per client that mixes them."""
+"""FLoRAL (arXiv 2410.03497): one shared base, C low-rank adaptors, and a router per client that mixes them."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,48 +33,57 @@ def build(
     norm: str,
     **adaptor: Any,
 ) -> Method:
-    """Base SHARED, adaptors CLUSTERED, router PRIVATE, mixed inside the layers: W + Σ_c π_kc B_c A_c.
+    """FLoRAL: mix C shared low-rank adaptors with the client's route inside every layer, W + Σ_c π_kc B_c A_c.
 
-    Adaptors frozen at zero are FedAvg; one client per cluster with a fixed route is Local Adaptor. With a fixed route a
-    client needs one adaptor alone, unless the official floor mixes in the others. Routers: `routes.Router`; one that
-    looks at losses costs C forward passes per training row and round, each with one adaptor.
+    The base is SHARED, the adaptors are CLUSTERED, the router is PRIVATE.
 
-    How the server averages the factors of a cluster is `aggregation` (`ClusteredAdaptors`); with one client per cluster and
-    round all but "ffa" and "rolora" serve alike after it. `multiplier` m gives m·C adaptors, for a number of clusters
-    that nobody knows. `centred`: `server_centres`. `personal`: `with_private`. `server_lr`, where it is a number, is
-    the server's step on the adaptors. `norm`: `Adaptors.with_norms`.
+    Limiting cases: with adaptors frozen at zero it is FedAvg. With one client per cluster and a fixed route it is Local
+    Adaptor.
+
+    Options:
+
+    - `router`: see `routes.Router`. With a fixed route a client needs only one adaptor, unless the official floor mixes
+      in the others. A router that uses losses costs C forward passes per training sample and round, each with one
+      adaptor.
+    - `aggregation`: how the server averages the factors of a cluster, see `ClusteredAdaptors`. With one client per
+      cluster and round, all kinds except "ffa" and "rolora" give the same served model.
+    - `multiplier` m: m·C adaptors, for an unknown number of clusters.
+    - `centred`: see `server_centres`. `personal`: see `with_private`. `norm`: see `Adaptors.with_norms`.
+    - `server_lr`: a number is the server's learning rate of the adaptors.
 
     Raises:
-        Refused: an option that the router or the aggregation does not have, or adaptors that no client would be given.
+        Refused: the router or the aggregation does not have an option, or an adaptor would have no client.
     """
     if router != "learned" and entropy > 0:
-        raise Refused(f"entropy is for router: learned, not {router}")
+        raise Refused(f"entropy needs router: learned, but the router is {router}; set entropy: 0")
     if router == "optimal" and multiplier > 1:
         raise Refused(
-            "router: optimal names one of the true clusters: the adaptors of a multiplier would have no client"
+            "router: optimal selects a true cluster, so further adaptors would have no client; set multiplier: 1"
         )
     if aggregation != "average" and (centred or personal):
-        raise Refused(f"centred and personal are for aggregation: average, not {aggregation}")
-    adds = {"centred: true": centred, "personal: true": personal, "aggregation: stacking": aggregation == "stacking"}
-    if norm == "plain" and (asked := [key for key, value in adds.items() if value]):
         raise Refused(
-            f"{asked[0]} adds adaptors to the base, which has not the running statistics of plain ones; set norm: "
-            "reparameterised"
+            f"centred and personal need aggregation: average, but aggregation is {aggregation}; set both to false"
+        )
+    adds = {"centred: true": centred, "personal: true": personal, "aggregation: stacking": aggregation == "stacking"}
+    if norm == "plain" and (conflicts := [key for key, value in adds.items() if value]):
+        raise Refused(
+            f"{conflicts[0]} adds adaptors to the base, which has no running statistics for norm: plain;"
+            " set norm: reparameterised"
         )
     problem = replace(problem, clusters=multiplier * problem.clusters)
     adaptors = adaptors_of(problem, **adaptor).with_norms(norm)
     layers = len(adaptors.by_layer) if per_layer else 0
     mixer = Router(kind=router, problem=problem, temperature=temperature, noise_scale=noise, top=top, layers=layers)
-    own = mixer.is_fixed and problem.switches["mixture_floor"] == 0
+    holds_one = mixer.is_fixed and problem.switches["mixture_floor"] == 0
     clustered = ClusteredAdaptors(
         problem=problem,
         adaptors=adaptors,
         aggregation=aggregation,
-        member=mixer.fixed_clusters if own else None,
+        member=mixer.fixed_clusters if holds_one else None,
         sent_clusters=mixer.weighed_clusters if mixer.top else None,
         server_lr=None if isinstance(server_lr, str) else server_lr,
     )
-    method = own_adaptor(clustered) if own else routed(clustered, mixer, entropy)
+    method = own_adaptor(clustered) if holds_one else routed(clustered, mixer, entropy)
     if centred:
         require_no_groups(adaptors)
         method = replace(method, server=ServerStep(update=server_centres(adaptors)))
@@ -82,21 +91,28 @@ def build(
 
 
 def routed(clustered: ClusteredAdaptors, mixer: Router, entropy: float) -> Method:
-    """FLoRAL whose clients see all C adaptors, mixed by a router; with an argmin router each uses and sends its choice
-    alone, unless the official floor mixes in the others."""
+    """FLoRAL in which a client receives all C adaptors and mixes them with its router.
+
+    With an argmin router a client uses and sends only its chosen adaptor, unless the official floor mixes in the
+    others.
+    """
     problem, adaptors = clustered.problem, clustered.adaptors
     model, floor, clusters = adaptors.model, problem.switches["mixture_floor"], problem.clusters
     sign = 1.0 if problem.switches["entropy_sign"] == "minimise" else -1.0
     chooses = mixer.kind == "argmin" and floor == 0
-    one, all_clusters = (adaptors.forward_backward_passes(problem.shape, problem.batch, c) for c in (1, clusters))
+    one_adaptor, all_adaptors = (
+        adaptors.forward_backward_passes(problem.shape, problem.batch, c) for c in (1, clusters)
+    )
 
     def apply(view, route, x, noise, mask, *, only=None):
-        """Outputs under a route; `only` the cluster [1] that has all of it."""
-        mixture, own, base = clustered.mixture(view), clustered.running(view), clustered.base(view, route)
+        """Outputs under a route. `only` [1] is the index of the cluster that has the full weight, if there is one."""
+        mixture, running, base = clustered.mixture(view), clustered.running(view), clustered.base(view, route)
         if only is not None:
-            mixture, own = ({name: t.index_select(0, only) for name, t in some.items()} for some in (mixture, own))
+            mixture, running = (
+                {name: t.index_select(0, only) for name, t in params.items()} for params in (mixture, running)
+            )
             route = torch.ones_like(route[:1])
-        logits, statistics = adaptors(base, mixture, route, view.get("statistics", {}), x, noise, mask, own)
+        logits, statistics = adaptors(base, mixture, route, view.get("statistics", {}), x, noise, mask, running)
         return logits, clustered.changed(view, statistics)
 
     def predict(view, x, noise, mask):
@@ -105,9 +121,11 @@ def routed(clustered: ClusteredAdaptors, mixer: Router, entropy: float) -> Metho
         return apply(view, route.clamp(min=floor) if floor > 0 else route, x, noise, mask, only=only)
 
     def assign(view, held):
-        certain = torch.eye(clusters, dtype=held.x.dtype, device=held.x.device)
-        at = torch.arange(clusters, device=held.x.device)
-        outputs = [apply(view, certain[c], held.x, None, None, only=at[c : c + 1])[0] for c in range(clusters)]
+        routes_to_one = torch.eye(clusters, dtype=held.x.dtype, device=held.x.device)
+        indices = torch.arange(clusters, device=held.x.device)
+        outputs = [
+            apply(view, routes_to_one[c], held.x, None, None, only=indices[c : c + 1])[0] for c in range(clusters)
+        ]
         losses = sample_losses(problem.loss, torch.stack(outputs), held.y.expand(clusters, *held.y.shape))
         return mixer.route_from_losses(view, losses, held.mask)
 
@@ -131,22 +149,22 @@ def routed(clustered: ClusteredAdaptors, mixer: Router, entropy: float) -> Metho
         server=clustered.server_step(mixer.log_route),
         noise={**model.noise, **mixer.noise},
         cost=Cost(
-            passes_per_sample=one if chooses else all_clusters,
-            assign_passes_per_sample=clusters * one / 3 if mixer.uses_losses else 0.0,
+            passes_per_sample=one_adaptor if chooses else all_adaptors,
+            assign_passes_per_sample=clusters * one_adaptor / 3 if mixer.uses_losses else 0.0,
             floats_sent=mixer.floats_sent,
         ),
     )
 
 
 def own_adaptor(clustered: ClusteredAdaptors) -> Method:
-    """FLoRAL whose clients hold, train and send the adaptor of their given cluster alone."""
+    """FLoRAL with fixed routes: a client holds, trains and sends only the adaptor of its cluster."""
     problem, adaptors = clustered.problem, clustered.adaptors
-    model, alone = adaptors.model, torch.ones(1, dtype=problem.dtype, device=problem.device)
+    model, full_weight = adaptors.model, torch.ones(1, dtype=problem.dtype, device=problem.device)
 
     def predict(view, x, noise, mask):
-        base, running = clustered.base(view, alone), view.get("statistics", {})
+        base, running = clustered.base(view, full_weight), view.get("statistics", {})
         logits, statistics = adaptors(
-            base, clustered.mixture(view), alone, running, x, noise, mask, clustered.running(view)
+            base, clustered.mixture(view), full_weight, running, x, noise, mask, clustered.running(view)
         )
         return logits, clustered.changed(view, statistics)
 
@@ -164,9 +182,9 @@ def own_adaptor(clustered: ClusteredAdaptors) -> Method:
 
 
 def server_centres(adaptors: Adaptors) -> Callable[[ServerView], View]:
-    """After each round the adaptors' mean product (1/C) Σ_c B_c A_c moves into the base: `Adaptors.centred`.
+    """After each round, move the adaptors' mean product (1/C) Σ_c B_c A_c into the base (`Adaptors.centred`).
 
-    The published code has it for linear layers, but does not call it.
+    The published code contains this step for linear layers, but does not call it.
     """
 
     def server(served: ServerView) -> View:
@@ -179,41 +197,45 @@ def server_centres(adaptors: Adaptors) -> Callable[[ServerView], View]:
 
 
 def with_private(problem: Problem, adaptors: Adaptors, method: Method) -> Method:
-    """FLoRAL whose client adds a PRIVATE adaptor of its own: W + Σ_c π_kc B_c A_c + B_k A_k, for the same local budget.
+    """Add a PRIVATE adaptor to each client of FLoRAL: W + Σ_c π_kc B_c A_c + B_k A_k, with the same local budget.
 
-    The paper's "personalised client" gives half of the local epochs to the private and half to the public parts; its
-    published code cannot run. Here, so that one local epoch can be halved too, they take turns by rounds: in odd rounds
-    clients train the private adaptor beside all they received and send no update, in even rounds the base, the
-    adaptors and the router beside the private one. The private A starts apart from the others, alike in all clients.
+    Odd rounds train the private adaptor, with all received parameters fixed, and send no update. Even rounds train the
+    base, the adaptors and the router, with the private adaptor fixed. The private A has another start than the others,
+    which is equal for all clients.
 
-    Without its odd rounds it is FLoRAL.
+    Limiting case: without its odd rounds it is FLoRAL.
+
+    The paper's "personalised client" spends half of the local epochs on the private part and half on the public part;
+    its published code does not run. Alternating rounds are used here because one local epoch cannot be halved.
     """
-    alone = torch.ones(1, dtype=problem.dtype, device=problem.device)
+    full_weight = torch.ones(1, dtype=problem.dtype, device=problem.device)
     predict, assign = method.predict, method.assign
     (public,) = method.phases or (Phase(train=method.trained),)
-    routes = method.cost.floats_sent
+    router_floats = method.cost.floats_sent
 
     def start():
-        one = adaptors.init(Stream(problem.seed, "private adaptor"))
-        return repeated_start({name: value[None] for name, value in one.items()}, problem.clients)
+        adaptor = adaptors.init(Stream(problem.seed, "private adaptor"))
+        return repeated_start({name: value[None] for name, value in adaptor.items()}, problem.clients)
 
-    def added(view):
-        own = adaptors.products(view["private"], alone)
-        return {**view, "base": {name: t + own[name] if name in own else t for name, t in view["base"].items()}}
+    def with_change(view):
+        change = adaptors.products(view["private"], full_weight)
+        return {**view, "base": {name: t + change[name] if name in change else t for name, t in view["base"].items()}}
 
-    condition = {"private": adaptors.precondition} if problem.switches["preconditioner"] else {}
+    preconditioner = {"private": adaptors.precondition} if problem.switches["preconditioner"] else {}
     merged = replace(adaptors, application="merged")
     with_one = merged.forward_backward_passes(problem.shape, problem.batch, clusters=1)
     return replace(
         method,
         groups={**method.groups, "private": Group(scope=Scope.PRIVATE, init=start, lr=problem.lr)},
-        predict=lambda view, x, noise, mask: predict(added(view), x, noise, mask),
-        assign=None if assign is None else lambda view, held: assign(added(view), held),
+        predict=lambda view, x, noise, mask: predict(with_change(view), x, noise, mask),
+        assign=None if assign is None else lambda view, held: assign(with_change(view), held),
         phases=(
             Phase(train=("private",), when=lambda round, rounds: round % 2 == 1),
-            replace(public, when=lambda round, rounds: round % 2 == 0, floats_sent={**routes, **public.floats_sent}),
+            replace(
+                public, when=lambda round, rounds: round % 2 == 0, floats_sent={**router_floats, **public.floats_sent}
+            ),
         ),
-        precondition={**method.precondition, **condition},
+        precondition={**method.precondition, **preconditioner},
         cost=replace(method.cost, passes_per_sample=method.cost.passes_per_sample + with_one - 1, floats_sent={}),
     )
 

@@ -1,4 +1,4 @@
-"""HetLoRA (arXiv 2401.06432): adaptors of different rank, weighed by the size of their products."""
+"""HetLoRA (arXiv 2401.06432): adaptors of different ranks, averaged with weights from the norms of their products."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,37 +9,45 @@ from floral.adaptors.aggregation import flatten, keep_components, product_norm, 
 from floral.adaptors.attach import Adaptors
 from floral.core.spec import Group, Method, Problem, Scope, ServerStep
 from floral.core.streams import Stream
-from floral.methods.fedit import shared
+from floral.methods.fedit import fedit_method
 from floral.methods.floral import adaptors_of
 
 
 def build(
     problem: Problem, *, least: int, lam: float, gamma: float, weighting: str, base: str, warmup: float, **adaptor: Any
 ) -> Method:
-    """Client k trains the first r_k components of the shared adaptor, r_k drawn from {least, …, rank}, and sends them;
-    the server pads with zeros and averages A and B by themselves, with weights ∝ ‖B_k A_k‖_F ("norm") or p(k) ("rows").
+    """HetLoRA: clients train adaptors of different ranks, and the server pads and averages them.
 
-    Training adds λ Σ_layers ‖B[:, γr:]‖_F ‖A[γr:, :]‖_F over the components γr_k ≤ i < r_k; where this product ends a
-    round below its start, r_k ← max(least, ⌊γ r_k⌋) from the next round on (γ = 1: neither). Chosen here, where
-    accounts leave it open: the norm is that of the whole adaptor, biases are averaged with the same weights, all norms
-    zero fall back to p(k), a layer of lower rank than r_k has all its components, every client is served the whole
-    adaptor, and λ = 0.01. The server takes the mean of the adaptors as it is, whatever its learning rate. What is
-    sent is billed at the ranks of the start, the mean over the clients. Base and s as in `fedit`.
+    Client k trains and sends the first r_k components of the shared adaptor. r_k is drawn from {least, …, rank}. The
+    server pads with zeros and averages A and B separately, with weights ∝ ‖B_k A_k‖_F (`weighting="norm"`) or p(k)
+    ("rows").
 
-    least = rank with γ = 1 and weights "rows" is FedIT.
+    The loss has the penalty λ Σ_layers ‖B[:, γr:]‖_F ‖A[γr:, :]‖_F over the components γr_k ≤ i < r_k. If this product
+    is smaller at the end of a round than at its start, r_k ← max(least, ⌊γ r_k⌋) from the next round on. With γ = 1
+    there is neither penalty nor pruning.
+
+    Limiting case: least = rank with γ = 1 and weighting "rows" is FedIT.
+
+    Choices, where descriptions leave them open: the norm is that of all layers together; biases are averaged with the
+    same weights; if all norms are zero, the weights are p(k); a layer of lower rank than r_k has all its components;
+    every client is served the full adaptor; λ = 0.01. The server does not apply its learning rate to the mean of the
+    adaptors. Base and scale s as in `fedit`.
+
+    Costs: the traffic is counted at the initial ranks, as their mean over the clients.
     """
     adaptors = adaptors_of(problem, **adaptor)
     require_no_groups(adaptors)
     most = max(len(t) for name, t in adaptors.init(Stream(0, "size")).items() if name.endswith(".A"))
     ranks = least + Stream(problem.seed, "client ranks").integers("rank", problem.clients, max(1, most - least + 1))
 
-    def own(view):
+    def truncated_adaptor(view):
         return keep_components(view["adaptor"], 0, view["rank"]["components"])
 
-    def truncated(view, x, noise, mask):
-        return serve({**view, "adaptor": own(view)}, x, noise, mask)
+    def predict_truncated(view, x, noise, mask):
+        return predict_full({**view, "adaptor": truncated_adaptor(view)}, x, noise, mask)
 
     def tail(params, rank):
+        """The norm of the components from γr to r, as in the penalty."""
         part = keep_components(params, torch.floor(gamma * rank), rank)
         products = [
             torch.linalg.vector_norm(part[name]) * torch.linalg.vector_norm(part[f"{name.removesuffix('.A')}.B"])
@@ -57,10 +65,10 @@ def build(
         sent = served.client_vectors
         clients, share = unflatten(sent.vectors, served.means["adaptor"]), sent.share.to(sent.vectors.dtype)
         rank = served.before["rank"]["components"]
-        mine = rank[sent.clients]
-        ended = torch.vmap(tail)(clients, mine)
-        began = torch.vmap(tail, in_dims=(None, 0))(served.before["adaptor"], mine)
-        pruned = torch.where(ended < began, torch.floor(gamma * mine).clamp(min=least), mine)
+        old = rank[sent.clients]
+        ended = torch.vmap(tail)(clients, old)
+        began = torch.vmap(tail, in_dims=(None, 0))(served.before["adaptor"], old)
+        pruned = torch.where(ended < began, torch.floor(gamma * old).clamp(min=least), old)
         changed = {"rank": {"components": rank.index_copy(0, sent.clients, pruned)}}
         norms = torch.vmap(product_norm)(clients)
         by_size = torch.where(norms.sum() > 0, norms / norms.sum().clamp(min=1e-30), share)
@@ -68,31 +76,31 @@ def build(
         changed["adaptor"] = {name: torch.tensordot(weight, t, 1) for name, t in clients.items()}
         return changed
 
-    distinct, clients_of = ranks.unique(return_counts=True)
-    sizes_sent = [truncated_size(adaptors, rank) for rank in distinct.tolist()]
-    total_size = sum(size * count for size, count in zip(sizes_sent, clients_of.tolist(), strict=True))
+    rank_values, counts = ranks.unique(return_counts=True)
+    sizes_sent = [truncated_size(adaptors, rank) for rank in rank_values.tolist()]
+    total_size = sum(size * count for size, count in zip(sizes_sent, counts.tolist(), strict=True))
     sent = (round(total_size / len(ranks)),) * 2
     penalised = penalty if gamma < 1 else None
-    method = shared(
+    method = fedit_method(
         problem,
         adaptors,
         base,
         warmup,
-        predict=truncated,
+        predict=predict_truncated,
         penalty=penalised,
         floats_sent={"adaptor": sent},
     )
-    serve = method.predict
+    predict_full = method.predict
     components = Group(scope=Scope.PRIVATE, init=lambda: {"components": ranks.float()}, statistic=True)
     return replace(
         method,
         groups={**method.groups, "rank": components},
-        server=ServerStep(client_vector=lambda view: flatten(own(view)), update=prune_and_average),
+        server=ServerStep(client_vector=lambda view: flatten(truncated_adaptor(view)), update=prune_and_average),
     )
 
 
 def truncated_size(adaptors: Adaptors, rank: int) -> int:
-    """Floats of an adaptor with no more than `rank` components in a layer."""
+    """Number of parameters of an adaptor with at most `rank` components per layer."""
     start = adaptors.init(Stream(0, "size"))
     return sum(
         t.numel() if name.endswith(".bias") else t.numel() // r * min(rank, r)

@@ -1,4 +1,4 @@
-"""IFCA (arXiv 2006.04088): C models, of which a client picks, trains and sends the one with the least training loss."""
+"""IFCA (arXiv 2006.04088): each client trains and sends the one of C models with the smallest training loss."""
 
 from floral.core.spec import Cost, Method, Problem, Scope
 from floral.core.streams import Stream
@@ -7,20 +7,26 @@ from floral.toolkit.routes import ModelChoice
 
 
 def build(problem: Problem) -> Method:
-    """Models CLUSTERED with distinct starts; the choice c(k) = argmin_c Σ_i loss(w_c; x_i, y_i) PRIVATE, made anew at
-    the start of each of the client's rounds over all its training rows (running statistics, no dropout). C = 1 is
-    FedAvg.
+    """IFCA: each client selects the model with the smallest loss on its training samples, trains it and sends it.
 
-    Model c is averaged over the clients that chose it with p(k|c) ∝ n_k, this project's weights (the authors' code
-    takes the plain mean); a model that nobody chose keeps its value. The authors' code tests a client on the model of
-    its least TEST loss, which looks at test labels; here a client is served the model of its last choice, and one that
-    never took part is served model 0. The choice costs C forward passes per training row and round.
+    The models are CLUSTERED with distinct starts. The choice c(k) = argmin_c Σ_i loss(w_c; x_i, y_i) is PRIVATE. It is
+    made at the start of each of the client's rounds over all its training samples (running statistics, no dropout).
+
+    Limiting case: C = 1 is FedAvg.
+
+    Model c is averaged over the clients that chose it, with p(k|c) ∝ n_k (the authors' code uses the plain mean). A
+    model without clients does not change.
+
+    The authors' code tests a client on the model with the smallest TEST loss, which uses test labels. Here a client is
+    served the model of its last choice, or model 0 if it never took part.
+
+    Costs: the choice takes C forward passes per training sample and round.
     """
     model, clusters = problem.build_model(), problem.clusters
-    choice, each = ModelChoice(model=model, clusters=clusters), outputs_of_each_model(model)
+    choice, outputs_of = ModelChoice(model=model, clusters=clusters), outputs_of_each_model(model)
 
     def assign(view, held):
-        outputs, _ = each(view, held.x, None, None)
+        outputs, _ = outputs_of(view, held.x, None, None)
         losses = sample_losses(problem.loss, outputs, held.y.expand(clusters, *held.y.shape))
         return {"choice": {"cluster": (losses * held.mask).sum(-1).argmin().to(losses.dtype)}}
 

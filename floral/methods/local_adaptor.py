@@ -1,4 +1,4 @@
-"""Local Adaptor (the baseline of arXiv 2410.03497): a shared base and one low-rank adaptor per client."""
+"""Local Adaptor (a baseline of arXiv 2410.03497): a shared base and one private low-rank adaptor per client."""
 
 from typing import Any
 
@@ -11,31 +11,34 @@ from floral.toolkit.parts import model_groups, repeated_start
 
 
 def build(problem: Problem, *, norm: str, **adaptor: Any) -> Method:
-    """Base SHARED, adaptor PRIVATE with one common start. Adaptors frozen at zero are FedAvg.
+    """Local Adaptor: the base is SHARED, the adaptor is PRIVATE with one common start.
 
-    With `norm="plain"` the adaptor's own running statistics stay with it, those of the base are averaged as it is.
+    Limiting case: with adaptors frozen at zero it is FedAvg.
+
+    With `norm="plain"`, the adaptor's own running statistics are PRIVATE, and those of the base are averaged with the
+    base.
     """
     adaptors = adaptors_of(problem, **adaptor).with_norms(norm)
     model = adaptors.model
-    alone = torch.ones(1, dtype=problem.dtype, device=problem.device)
+    full_weight = torch.ones(1, dtype=problem.dtype, device=problem.device)
 
-    def each(one):
-        return lambda: repeated_start({name: value[None] for name, value in one().items()}, problem.clients)
+    def per_client(init):
+        return lambda: repeated_start({name: value[None] for name, value in init().items()}, problem.clients)
 
     def predict(view, x, noise, mask):
-        running, own = view.get("statistics", {}), view.get("adaptor_statistics", {})
-        logits, after = adaptors(view["base"], view["adaptor"], alone, running, x, noise, mask, own)
-        changed = {"statistics": after, "adaptor_statistics": adaptors.moved(own, running, after)}
+        running, adaptor_running = view.get("statistics", {}), view.get("adaptor_statistics", {})
+        logits, after = adaptors(view["base"], view["adaptor"], full_weight, running, x, noise, mask, adaptor_running)
+        changed = {"statistics": after, "adaptor_statistics": adaptors.moved(adaptor_running, running, after)}
         return logits, {group: changed[group] for group in changed if group in view}
 
     groups = {
         **model_groups(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
         "adaptor": Group(
-            scope=Scope.PRIVATE, init=each(lambda: adaptors.init(Stream(problem.seed, "adaptors"))), lr=problem.lr
+            scope=Scope.PRIVATE, init=per_client(lambda: adaptors.init(Stream(problem.seed, "adaptors"))), lr=problem.lr
         ),
     }
     if adaptors.statistics():
-        groups["adaptor_statistics"] = Group(scope=Scope.PRIVATE, init=each(adaptors.statistics), statistic=True)
+        groups["adaptor_statistics"] = Group(scope=Scope.PRIVATE, init=per_client(adaptors.statistics), statistic=True)
     return Method(
         groups=groups,
         predict=predict,

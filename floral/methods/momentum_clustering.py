@@ -1,4 +1,4 @@
-"""Momentum clustering (arXiv 2306.08393): the server clusters the clients' momenta, and each steps with its centre."""
+"""Momentum clustering (arXiv 2306.08393): cluster the clients' momenta, and step each model with its centre."""
 
 import torch
 from torch import Tensor
@@ -10,22 +10,28 @@ from floral.toolkit.routes import ModelChoice, cluster_vectors, params_of_vector
 
 
 def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
-    """Models CLUSTERED, all at one start; client k's momentum m_k ← β m_k + (1-β) (w_c(k) - w_k), its update standing
-    for the paper's gradient; centre v_c by threshold clustering; then w_c ← w_c - v_c.
+    """Momentum clustering: the server clusters the clients' momenta and moves each model by its cluster's centre.
 
-    Threshold clustering repeats v ← Σ_k p(k) (m_k if ‖m_k - v‖ ≤ τ else v) over the clients, τ the 1/C quantile of
-    their distances to v (published code: 10 times, the 10 % quantile with 10 clusters). A centre begins at its clients'
-    mean momentum, that of a cluster nobody is in at the momentum farthest from the other centres. A client is then in
-    the cluster whose centre is nearest to its momentum.
+    The models are CLUSTERED with one common start. The momentum of client k is m_k ← β m_k + (1-β) (w_c(k) - w_k); its
+    update replaces the paper's gradient. The server computes the centres v_c by threshold clustering, then w_c ← w_c -
+    v_c.
 
-    The paper has all clients in every round; here the server clusters the last momenta of all that it has seen, with
-    the weights p(k) of the rounds that these are of. Momenta compare best at first, where all clients hold the common
-    start. All begin at 0, and no bias is corrected, so that of a client seen n times is 1 - βⁿ as long as it will be:
-    where few take part in a round, a client's first rounds also decide what it is near. A task's server optimiser is
-    not used, for the centres are the step. C = 1 with β = 0 and all clients in a round is FedAvg. Running statistics
-    are averaged by cluster.
+    Threshold clustering repeats v ← Σ_k p(k) (m_k if ‖m_k - v‖ ≤ τ else v) over the clients. τ is the 1/C quantile of
+    their distances to v (published code: 10 iterations, the 10 % quantile with 10 clusters). A centre starts at the
+    mean momentum of its clients; the centre of an empty cluster starts at the momentum farthest from the other centres.
+    Each client then belongs to the cluster of the nearest centre.
 
-    Centres are kept as weights of the momenta, so that the momenta's inner products are all that takes their size.
+    Limiting case: C = 1 with β = 0 and all clients in every round is FedAvg.
+
+    In the paper all clients take part in every round. Here the server clusters the last momenta of all clients seen so
+    far, with the weights p(k) of the rounds of these momenta. Momenta start at 0 without bias correction, so after n
+    updates the momentum of a client has 1 - βⁿ of its final length. If few clients take part per round, this length
+    influences the cluster of a new client. Momenta are most comparable in early rounds, when all models are near the
+    common start.
+
+    The task's server optimiser is not used, because the centres are the step. Running statistics are averaged by
+    cluster. Centres are stored as weights of the momenta, so only the inner products of momenta are computed in their
+    full size.
     """
     model, clusters = problem.build_model(), problem.clusters
     choice = ModelChoice(model=model, clusters=clusters)
@@ -40,14 +46,14 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
         momenta[at], rows[at] = momentum * momenta[at] + (1 - momentum) * update, share.to(rows.dtype)
         products[at] = momenta[at] @ momenta.T
         products[:, at] = products[at].T
-        known = rows.nonzero()[:, 0]
-        seen, weight = products[known][:, known], rows[known] / rows.sum()
-        centres = first_centres(seen, cluster[known], weight, clusters)
+        clients_seen = rows.nonzero()[:, 0]
+        seen_products, weight = products[clients_seen][:, clients_seen], rows[clients_seen] / rows.sum()
+        centres = first_centres(seen_products, cluster[clients_seen], weight, clusters)
         for _ in range(iterations):
-            centres = moved(centres, seen, weight)
-        cluster[known] = distances(centres, seen).argmin(0).to(cluster.dtype)
+            centres = moved(centres, seen_products, weight)
+        cluster[clients_seen] = distances(centres, seen_products).argmin(0).to(cluster.dtype)
         of_all = centres.new_zeros(clusters, len(rows))
-        of_all[:, known] = centres
+        of_all[:, clients_seen] = centres
         return {
             "base": params_of_vectors(models - of_all @ momenta, served.before["base"]),
             "choice": {"cluster": cluster},
@@ -55,8 +61,9 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
         }
 
     def memory():
-        """The server's: the clients' last momenta [K, d], their inner products [K, K], and their weights [K] in the
-        rounds that these are of."""
+        """The server's memory: the clients' last momenta [K, d], their inner products [K, K] and their weights p(k)
+        [K].
+        """
         clients = problem.clients
         sizes = {"momentum": (clients, model.size), "products": (clients, clients), "rows": (clients,)}
         return {name: torch.zeros(size) for name, size in sizes.items()}
@@ -77,13 +84,15 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
 
 
 def first_centres(products: Tensor, cluster: Tensor, weight: Tensor, clusters: int) -> Tensor:
-    """Where the centres begin, as weights [C, m] of the momenta whose inner products are [m, m]: at the mean of a
-    cluster's momenta, else at the farthest momentum."""
+    """The initial centres as weights [C, m] of momenta whose inner products are [m, m].
+
+    A centre is the mean of its cluster's momenta, or of an empty cluster the momentum farthest from the other centres.
+    """
     centres = weight.new_zeros(clusters, len(weight))
     for c in range(clusters):
-        own = weight * (cluster == c)
-        if own.sum() > 0:
-            centres[c] = own / own.sum()
+        members = weight * (cluster == c)
+        if members.sum() > 0:
+            centres[c] = members / members.sum()
         else:
             farthest = distances(centres[:c], products).amin(0) if c else products.diagonal()
             centres[c, farthest.argmax()] = 1.0
@@ -91,14 +100,14 @@ def first_centres(products: Tensor, cluster: Tensor, weight: Tensor, clusters: i
 
 
 def moved(centres: Tensor, products: Tensor, weight: Tensor) -> Tensor:
-    """One step of threshold clustering [C, m]: the momenta within τ, the centre itself in place of the others."""
+    """One step of threshold clustering on centres [C, m]; the centre replaces all momenta outside τ."""
     distance = distances(centres, products)
     within = (distance <= torch.quantile(distance, 1 / len(centres), dim=1, keepdim=True)) * weight
     return within + (1 - within.sum(1, keepdim=True)) * centres
 
 
 def distances(centres: Tensor, products: Tensor) -> Tensor:
-    """‖m_k - v_c‖ [C, m] of centres that are weights [C, m] of the momenta."""
+    """The distances ‖m_k - v_c‖ [C, m] for centres given as weights [C, m] of the momenta."""
     towards = centres @ products
     squared = products.diagonal() - 2 * towards + (towards * centres).sum(1, keepdim=True)
     return squared.clamp(min=0).sqrt()

@@ -1,4 +1,4 @@
-"""PerAda without distillation (arXiv 2302.06637): an averaged adaptor, and a private one that is pulled towards it."""
+"""PerAda without distillation (arXiv 2302.06637): an averaged adaptor, and a private adaptor pulled towards it."""
 
 from typing import Any
 
@@ -16,15 +16,18 @@ from floral.toolkit.parts import (
 
 
 def build(problem: Problem, *, lam: float, base: str, warmup: float, **adaptor: Any) -> Method:
-    """Adaptor w SHARED, adaptor v_k PRIVATE and served; both begin at one common start.
+    """PerAda: train a shared adaptor, and a private adaptor with a proximal penalty towards it.
 
-    A round has two phases of the task's epochs each, in the order of the paper's code: v_k on its own loss plus
-    λ‖v_k - w‖² with w as received (no 1/2), beside the base as received; then base and w on their own loss. Where the
-    paper averages uniformly, w is averaged with p(k), as by every method here. The server's distillation needs public
-    data and is left out; norm layers and classifier, which the paper has private besides, belong to the base, whose
-    running statistics are those of the shared phase. Base and s as in `fedit`.
+    Adaptor w is SHARED. Adaptor v_k is PRIVATE and served. Both have one common start.
 
-    Base and w are FedIT's, whatever λ is; without the penalty v_k is trained alone.
+    A round has two phases of the task's epochs each, in the order of the paper's code. First v_k trains on its own loss
+    plus λ‖v_k - w‖² (without 1/2), with the received w and base fixed. Then the base and w train on their own loss.
+
+    Limiting cases: base and w are those of FedIT for any λ. Without the penalty, v_k trains independently of w.
+
+    Differences from the paper: w is averaged with p(k), not uniformly. The server's distillation is left out, because
+    it needs public data. Norm layers and classifier, which are private in the paper, belong to the base; its running
+    statistics are those of the shared phase. Base and scale s as in `fedit`.
     """
     adaptors = adaptors_of(problem, **adaptor)
     stream = Stream(problem.seed, "adaptors")

@@ -1,4 +1,4 @@
-"""pFedMe (arXiv 2006.08848): personal models near the shared one, which follows them (Moreau envelopes)."""
+"""pFedMe (arXiv 2006.08848): personal models as minimisers of Moreau envelopes around the shared model."""
 
 from collections.abc import Mapping
 
@@ -17,17 +17,22 @@ from floral.toolkit.parts import (
 
 
 def build(problem: Problem, *, lam: float, inner_steps: int) -> Method:
-    """w SHARED, θ_k PRIVATE and served. θ starts a round at w, and takes K = `inner_steps` steps on every batch
+    """pFedMe: train personal models near the shared model, which follows them.
+
+    w is SHARED. θ_k is PRIVATE and served. θ starts a round at w, and on every batch makes K = `inner_steps` steps:
 
         θ ← θ - lr·(∇f(θ) + lam·(θ - w_k)),    then    w_k ← w_k - lr·lam·(w_k - θ)
 
-    K = 1 at lr·lam = 1 is FedAvg for w; many steps make θ the minimiser of f(θ) + lam/2·‖θ - w_k‖² on the batch. Where
-    accounts of the method differ, chosen are: θ goes on from batch to batch (and not from w_k on each), both rates are
-    the task's, and the server takes the plain mean (the paper's β = 1). The paper's lam = 15 belongs to a rate of
-    0.005; the default of 5 is chosen for rates around 0.1. A client that never takes part serves the start.
+    Limiting cases: K = 1 with lr·lam = 1 is FedAvg for w. For many steps θ minimises f(θ) + lam/2·‖θ - w_k‖² on the
+    batch.
+
+    Choices, where descriptions of the method differ: θ continues from batch to batch and does not restart at w_k; both
+    learning rates are the task's; the server takes the plain mean (the paper's β = 1). The paper's lam = 15 belongs to
+    a learning rate of 0.005; the default of 5 is chosen for rates around 0.1. A client that never takes part serves the
+    start.
 
     Raises:
-        Refused: lr·lam ≥ 1, where w_k would pass its θ, and θ might not settle.
+        Refused: lr·lam ≥ 1, where w_k would overshoot θ and θ might not converge.
     """
     if problem.lr * lam >= 1:
         raise Refused(f"lr·lam = {problem.lr * lam:g} must stay below 1: choose lam below {1 / problem.lr:g}")
@@ -40,12 +45,12 @@ def build(problem: Problem, *, lam: float, inner_steps: int) -> Method:
         changed: View = {}
         losses = []
         for _ in range(inner_steps):
-            slope, (loss, moved) = torch.func.grad(with_loss(objective), has_aux=True)(
+            gradient, (loss, moved) = torch.func.grad(with_loss(objective), has_aux=True)(
                 {"personal": theta}, {**fixed, **changed}, batch, noise
             )
             changed, losses = {**changed, **moved}, [*losses, loss]
             theta = {
-                name: value - lr["personal"] * (slope["personal"][name] + lam * (value - w[name]))
+                name: value - lr["personal"] * (gradient["personal"][name] + lam * (value - w[name]))
                 for name, value in theta.items()
             }
         base = {name: value - lr["base"] * lam * (value - theta[name]) for name, value in w.items()}

@@ -1,4 +1,4 @@
-"""pFedMoE (arXiv 2402.01350): features of a client's own body and of a small shared one, mixed sample by sample."""
+"""pFedMoE (arXiv 2402.01350): mix the features of a private body and of a small shared extractor, per sample."""
 
 from dataclasses import replace
 
@@ -10,19 +10,28 @@ from floral.toolkit.routes import Gate
 
 
 def build(problem: Problem, *, width: float, gate_hidden: int) -> Method:
-    """Body F_k and header PRIVATE, together the task's model from one common start; extractor G SHARED; gate PRIVATE.
+    """pFedMoE: mix the features of a private body and of a small shared extractor with weights per sample.
 
-    Features a_g·G(x) + a_l·F_k(x) with (a_g, a_l) the gate's softmax for each sample, header on top, one joint SGD
-    step on all of them; G alone is sent. A gate fixed to (0, 1) is Local. A client that never takes part serves the
-    start under the latest G.
+    Body F_k and header are PRIVATE; together they are the task's model with one common start. The extractor G is
+    SHARED. The gate is PRIVATE.
 
-    Chosen here, where accounts of the method leave it open: all clients have the task's model; G is its body at
-    `width` with a linear layer to the features that the header takes; the gate is linear → ReLU → linear of
-    `gate_hidden` units on the flattened inputs (images averaged to 8×8), without their normalisation by batch or layer,
-    and starts even; it is trained at the router's rate, all else at the task's.
+    The header gets the features a_g·G(x) + a_l·F_k(x), where (a_g, a_l) is the softmax of the gate for each sample. All
+    parts train in one joint SGD step. Only G is sent.
+
+    Limiting case: a gate fixed to (0, 1) is Local.
+
+    Choices, where descriptions of the method leave them open:
+
+    - All clients have the task's model. G is its body at `width`, with a linear layer to the features that the header
+      takes.
+    - The gate is linear → ReLU → linear with `gate_hidden` units on the flattened inputs (images averaged to 8×8),
+      without normalisation by batch or layer, and starts with equal weights.
+    - The gate trains at the router's learning rate, all other parts at the task's.
+
+    A client that never takes part serves the start with the latest G.
 
     Raises:
-        Refused: the model has no body below a last linear layer, whose features could be mixed.
+        Refused: the model has no body before a last linear layer.
     """
     model, small = problem.build_model(), problem.build_model(width=width)
     last, local, gate = head_name(model), body_model(model), Gate(problem=problem, experts=2, hidden=gate_hidden)
@@ -35,16 +44,16 @@ def build(problem: Problem, *, width: float, gate_hidden: int) -> Method:
         ),
         **gate.groups,
     }
-    own_features, shared_features = predictor(local), predictor(extractor, "extractor", "extractor_statistics")
+    private_features, shared_features = predictor(local), predictor(extractor, "extractor", "extractor_statistics")
     masks = {name: f"extractor_{name}" for name in extractor.noise}
 
     def predict(view, x, noise, mask):
-        theirs = None if noise is None else {name: noise[drawn] for name, drawn in masks.items()}
-        shared, of_shared = shared_features(view, x, theirs, mask)
-        ours, of_own = own_features(view, x, noise, mask)
+        extractor_noise = None if noise is None else {name: noise[drawn] for name, drawn in masks.items()}
+        shared, of_shared = shared_features(view, x, extractor_noise, mask)
+        private, of_private = private_features(view, x, noise, mask)
         of_gate = gate.log_weights(view, x).exp()
-        mixed = of_gate[:, :1] * shared + of_gate[:, 1:] * ours
-        return model.layers[last](layer_params(view["base"], last), mixed), {**of_shared, **of_own}
+        mixed = of_gate[:, :1] * shared + of_gate[:, 1:] * private
+        return model.layers[last](layer_params(view["base"], last), mixed), {**of_shared, **of_private}
 
     return Method(
         groups=groups,
@@ -55,5 +64,5 @@ def build(problem: Problem, *, width: float, gate_hidden: int) -> Method:
 
 
 def body_width(model):
-    """Features that the model's head takes."""
+    """Number of features that the model's head takes."""
     return model.layers[head_name(model)].inputs

@@ -1,4 +1,4 @@
-"""PFL-MoE (arXiv 2012.15589): outputs of FedAvg's model and of its fine-tuned copy, mixed sample by sample."""
+"""PFL-MoE (arXiv 2012.15589): mix the outputs of FedAvg's model and of its fine-tuned copy, per sample."""
 
 import torch
 
@@ -18,22 +18,27 @@ from floral.toolkit.routes import Gate
 
 
 def build(problem: Problem) -> Method:
-    """w SHARED, trained as FedAvg does; w_k and the gate PRIVATE. Served is g_k(x)·w_k(x) + (1 - g_k(x))·w(x).
+    """PFL-MoE: mix the outputs of FedAvg's model and of its fine-tuned copy with weights per sample.
 
-    A round of a client, each part for the task's epochs: it trains its copy of w, which it sends; it fine-tunes all of
-    w_k from the received w on its own loss; it trains g_k with the received w and w_k held (running statistics, no
-    dropout). w is FedAvg whatever the gate; a gate fixed to 0 serves FedAvg, one fixed to 1 the fine-tuned w_k.
+    w is SHARED and trained by FedAvg. The fine-tuned w_k and the gate are PRIVATE. Served is g_k(x)·w_k(x) + (1 -
+    g_k(x))·w(x).
 
-    Chosen here, where accounts of the method leave it open: fine-tuning and gate belong to every round, so that each
-    round's model is the method's (not once, after the last); all layers are fine-tuned; w_k starts anew at w; g_k is
-    linear on the flattened inputs (images averaged to 8×8), starts at 1/2 and is trained at the router's rate, on the
-    training rows; mixed are the models' outputs, which are logits in classification. A client that never takes part
-    serves the mean of the start and w.
+    A round of a client has three phases, each of the task's epochs. It trains its copy of w, which it sends. It
+    fine-tunes all of w_k, from the received w, on its own loss. It trains g_k with the received w and w_k fixed
+    (running statistics, no dropout).
 
-    Costs: thrice FedAvg's samples, the last third of them without gradients of the two models.
+    Limiting cases: w is FedAvg for any gate. A gate fixed to 0 serves FedAvg, one fixed to 1 the fine-tuned w_k.
+
+    Choices, where descriptions of the method leave them open: fine-tuning and gate training belong to every round, not
+    only after the last one, so that each round gives the method's model; all layers are fine-tuned; w_k restarts at w;
+    g_k is linear on the flattened inputs (images averaged to 8×8), starts at 1/2 and trains at the router's learning
+    rate on the training samples; the mixed outputs are logits in classification. A client that never takes part serves
+    the mean of the start and w.
+
+    Costs: three times FedAvg's samples, the last third of them without gradients of the two models.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
-    gate, shared, own = Gate(problem=problem, experts=2), predictor(model), personal_predictor(model)
+    gate, shared, private = Gate(problem=problem, experts=2), predictor(model), personal_predictor(model)
     groups = {
         **model_groups(model, Scope.SHARED, stream, problem.lr),
         **personal_groups(model, stream, problem.lr, problem.clients),
@@ -42,7 +47,7 @@ def build(problem: Problem) -> Method:
     start_of = {"personal": "base", "personal_statistics": "statistics"}
 
     def mixed(view, x):
-        outputs = torch.stack([serve_one(view, x, None, None)[0] for serve_one in (shared, own)])
+        outputs = torch.stack([predict(view, x, None, None)[0] for predict in (shared, private)])
         return torch.einsum("bc,cbo->bo", gate.log_weights(view, x).exp(), outputs)
 
     def gate_loss(view, received, batch, noise):
@@ -55,7 +60,7 @@ def build(problem: Problem) -> Method:
         assign=begin_round_from(**start_of),
         phases=(
             Phase(train=("base",), predict=shared),
-            Phase(train=("personal",), predict=own),
+            Phase(train=("personal",), predict=private),
             Phase(train=("gate",)),
         ),
         loss=gate_loss,

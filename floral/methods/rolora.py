@@ -1,4 +1,4 @@
-"""RoLoRA (arXiv 2502.01755): the factors take turns, so that each round averages one of them and is exact."""
+"""RoLoRA (arXiv 2502.01755): train and average one factor per round, so that the average is exact."""
 
 from typing import Any
 
@@ -10,13 +10,17 @@ from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
-    """A and B SHARED; odd rounds train and average B with A held, even rounds A with B held: mean(B_k A) = mean(B_k) A.
+    """RoLoRA: train and average the factors in turns, which makes the average exact.
 
-    B is first, for it starts at zero, where A has no gradient. The adaptor's bias, which the paper has none of, goes
-    with B. A client sends one factor a round, and gets it and the one of the round before. Base and s as in `fedit`: a
-    joint base is trained in every round.
+    A and B are SHARED. Odd rounds train and average B with A fixed, even rounds A with B fixed: mean(B_k A) = mean(B_k)
+    A.
 
-    The factor A frozen at its start is FFA-LoRA, but for its rounds; in its first round it is FFA-LoRA.
+    Limiting cases: in its first round it is FFA-LoRA. With A frozen at its start it is FFA-LoRA, except that even
+    rounds do not train B.
+
+    B is first because it starts at zero, where A has no gradient. The adaptor's bias, which the paper does not have,
+    belongs to B. A client uploads one factor per round, and downloads it and the factor of the previous round. Base and
+    scale s as in `fedit`: a joint base trains in every round.
     """
     adaptors = adaptors_of(problem, **adaptor)
     stream = Stream(problem.seed, "adaptors")

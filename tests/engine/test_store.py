@@ -302,9 +302,9 @@ from pathlib import Path
 import torch
 from floral.engine import store
 from floral.engine.state import State, gather, start
-from floral.parts import same
-from floral.spec import Group, Method, Scope
+from floral.core.spec import Group, Method, Scope
 from floral.engine.aggregate import write_back
+from floral.toolkit.parts import repeated_start
 from types import SimpleNamespace
 
 def anonymous():
@@ -314,7 +314,7 @@ def anonymous():
 clients, floats, place = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 store.BUDGET = 1 << 20
 method = Method(
-    groups={"base": Group(scope=Scope.PRIVATE, init=lambda: same({"w": torch.zeros(floats)}, clients))}, predict=None
+    groups={"base": Group(scope=Scope.PRIVATE, init=lambda: repeated_start({"w": torch.zeros(floats)}, clients))}, predict=None
 )
 torch.zeros(floats).clone()
 before, most = anonymous(), 0

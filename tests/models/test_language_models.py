@@ -42,7 +42,7 @@ def test_the_lstm_is_pytorchs_with_open_forget_gates():
             getattr(theirs, f"weight_ih_l{i - 1}").copy_(reordered(params[f"input{i}.weight"]))
             getattr(theirs, f"weight_hh_l{i - 1}").copy_(reordered(params[f"recurrent{i}.weight"]))
             getattr(theirs, f"bias_ih_l{i - 1}").copy_(reordered(params[f"input{i}.bias"]))
-            getattr(theirs, f"bias_hh_l{i - 1}").zero_()[6:12] = lstm.OPEN
+            getattr(theirs, f"bias_hh_l{i - 1}").zero_()[6:12] = lstm.FORGET_BIAS
         expected = F.linear(theirs(params["embedding.weight"][TOKENS])[0], params["out.weight"], params["out.bias"])
     for x in (TOKENS, TOKENS.double()):  # inputs come as numbers of the run's type
         torch.testing.assert_close(model(params, {}, x, None, None)[0], expected, rtol=0, atol=1e-12)
@@ -180,9 +180,9 @@ def test_text_is_not_shifted(change, message):
 
 
 @pytest.mark.parametrize(("variant", "model", "why"), [
-    ("pfedmoe", "lstm", "numbers of tokens are names"),
-    ("pfl_moe", "lstm", "numbers of tokens are names"),
-    ("fedmix", "lstm", "numbers of tokens are names"),
+    ("pfedmoe", "lstm", "token ids are names"),
+    ("pfl_moe", "lstm", "token ids are names"),
+    ("fedmix", "lstm", "token ids are names"),
     ("fedper", "tied", "shares its weights with the embedding"),
 ])  # fmt: skip
 def test_what_text_cannot_have_is_refused_with_a_reason(variant, model, why):
