@@ -62,16 +62,16 @@ def svd_factors(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Param
         change = exact[f"{layer}.weight"]
         change = change.mT if isinstance(adaptor, EmbeddingAdaptor) else change.flatten(1)
         try:
-            left, size, right = torch.linalg.svd(change, full_matrices=False)
-        except torch.linalg.LinAlgError:  # not finite or nearly so  # pyright: ignore[reportPrivateImportUsage]
+            u, s, v = torch.linalg.svd(change, full_matrices=False)
+        except torch.linalg.LinAlgError:  # not finite, or almost  # pyright: ignore[reportPrivateImportUsage]
             return {name: torch.full_like(tensor, math.nan) for name, tensor in mean.items()}
         rank = len(old["A"])
-        left, size, right = left[:, :rank], size[:rank], right[:rank]
-        length = size.sqrt().clamp(min=1)
-        signed = length * right.gather(1, right.abs().argmax(1, keepdim=True)).sign()[:, 0]
-        nonzero = size[0] > 0
-        factors[f"{layer}.A"] = torch.where(nonzero, (signed[:, None] * right).reshape(old["A"].shape), old["A"])
-        up = left * size * signed / length**2
+        u, s, v = u[:, :rank], s[:rank], v[:rank]
+        length = s.sqrt().clamp(min=1)
+        signed = length * v.gather(1, v.abs().argmax(1, keepdim=True)).sign()[:, 0]
+        nonzero = s[0] > 0
+        factors[f"{layer}.A"] = torch.where(nonzero, (signed[:, None] * v).reshape(old["A"].shape), old["A"])
+        up = u * s * signed / length**2
         factors[f"{layer}.B"] = torch.where(nonzero, up.reshape(old["B"].shape), old["B"])
     return factors
 

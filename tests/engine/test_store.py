@@ -314,7 +314,8 @@ def anonymous():
 clients, floats, place = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 store.BUDGET = 1 << 20
 method = Method(
-    groups={"base": Group(scope=Scope.PRIVATE, init=lambda: repeated_start({"w": torch.zeros(floats)}, clients))}, predict=None
+    groups={"base": Group(scope=Scope.PRIVATE, init=lambda: repeated_start({"w": torch.zeros(floats)}, clients))},
+    predict=None,
 )
 torch.zeros(floats).clone()
 before, most = anonymous(), 0
