@@ -188,7 +188,7 @@ def test_a_controller_that_is_silent_is_not_waited_for(commands: Commands, monke
 HOLD = """
 import sys, time
 from pathlib import Path
-from floral.stages.slurm import only_here
+from floral.cluster.slurm import only_here
 only_here(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)

@@ -15,7 +15,7 @@ from floral.io.locks import busy, held, leased, take_place
 HOLD = """
 import sys, time
 from pathlib import Path
-from floral.stages.locks import held
+from floral.io.locks import held
 with held(Path(sys.argv[1]), "at work"):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
@@ -56,7 +56,7 @@ def test_a_lock_dies_with_its_process(tmp_path: Path, capsys: pytest.CaptureFixt
 LEASE = """
 import os, sys, time
 from pathlib import Path
-from floral.stages import locks
+from floral.io import locks
 locks.PATIENCE = 0.01
 folder, devices, places, seconds, turns = sys.argv[1:]
 log = os.open(Path(folder) / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
