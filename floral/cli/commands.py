@@ -191,14 +191,14 @@ def reference(arguments: Namespace, settings: Settings) -> None:
 
 def plan(arguments: Namespace, settings: Settings) -> None:
     from floral.runs import reference
-    from floral.stages import check_data, plan
+    from floral.stages import check_data, estimate
 
     options = {"suite": arguments.suites, **{axis: getattr(arguments, axis) for axis in settings.narrowing}}
     narrowed = settings.model_copy(update={key: tuple(names) for key, names in options.items() if names})
     suites = narrowed.runs()
     check_data.check((run.task for runs in suites.values() for run in runs), settings.results)
     committed = {run.folder for _, run in reference.available(suites, settings.results)} if settings.reuse else set()
-    print(plan.estimate(suites, settings.results, arguments.cores, committed))
+    print(estimate.estimate(suites, settings.results, arguments.cores, committed))
 
 
 def status(arguments: Namespace, settings: Settings) -> None:

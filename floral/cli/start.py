@@ -14,7 +14,7 @@ PRELOADED = (
     "floral.engine.execution",
     "floral.engine.simulate",
     "floral.stages.execute",
-    "floral.stages.plan",
+    "floral.stages.progress_line",
     "floral.stages.train",
     "scipy.optimize",
 )

@@ -12,7 +12,7 @@ from floral.config.run import Run
 from floral.core.units import duration, run_count
 from floral.runs import segments
 from floral.runs.state import failure, is_finished, one_line, running
-from floral.stages import plan
+from floral.stages import estimate
 
 State = Literal["done", "running", "waiting", "failed"]
 STATES: tuple[State, ...] = ("done", "running", "waiting", "failed")
@@ -44,7 +44,7 @@ def status(suite: str, runs: Iterable[Run], results: Path) -> dict[str, Any]:
     once as run now; it is null if no run is running. Failed runs are in neither, because they may fail again.
     """
     runs = list(runs)
-    expected = plan.costs(runs, results)
+    expected = estimate.expected_costs(runs, results)
     progress = [_progress(run, results, expected[run.folder].seconds) for run in runs]
     counts = Counter(run.state for run in progress)
     seconds = [run.seconds_left for run in progress]

@@ -1,11 +1,10 @@
-"""What a run and SLURM have to say to each other: which job worked on it, why that ended, what the next one asks for.
+"""SLURM jobs of a run: record each job and why it ended, and derive the memory and time that the next job requests.
 
-Nothing here imports torch: Snakemake reads it for the DAG.
+This module does not import torch, because Snakemake calls it for every job of the DAG.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -21,22 +20,23 @@ from typing import Any
 from floral.config.reading import ConfigError
 from floral.config.settings import Slurm
 from floral.io.files import atomic
+from floral.io.locks import hold_until_exit
 from floral.runs.state import is_finished
 
 JOBS = "jobs.json"
-"""In a run's folder: every SLURM job that worked on it, in order, with the reason why it ended."""
+"""The file in a run's folder that lists its SLURM jobs in order, each with the reason why it ended."""
 
-WARNING = 60
-"""Seconds before the end of its walltime at which SLURM warns a job with SIGUSR1."""
-ANSWER = 10.0
-"""Seconds that SLURM's commands may take."""
-LEAST = 10
-"""Minutes that a job asks for at least: reading files and starting takes its time on a busy cluster."""
-MARGIN = 3.0
-"""Times the expected seconds that a job asks for, as another node may be slower."""
+WARNING_SECONDS = 60
+"""SLURM sends SIGUSR1 to a job this many seconds before the end of its walltime."""
+COMMAND_TIMEOUT_SECONDS = 10.0
+"""Timeout in seconds of a SLURM command."""
+MIN_MINUTES = 10
+"""Minimum minutes that a job requests, because starting and reading files is slow on a busy cluster."""
+TIME_FACTOR = 3.0
+"""A job requests this many times the expected time, because another node may be slower."""
 
 TIMEOUT, MEMORY = "walltime", "out of memory"
-"""The reasons after which a run asks for more: of that, and of nothing else."""
+"""After these reasons the next job requests more time or more memory, respectively."""
 REASONS = {
     "TIMEOUT": TIMEOUT,
     "DEADLINE": TIMEOUT,
@@ -46,203 +46,204 @@ REASONS = {
     "PREEMPTED": "preempted",
     "CANCELLED": "cancelled",
 }
-"""SLURM's state of a job that has ended → the reason of a run that could not leave one itself."""
-ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "STOPPED")
+"""SLURM's state of an ended job → the reason, for a run that could not write one itself."""
+NOT_ENDED = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "STOPPED")
 
 
-# ---------------------------------------------------------------------------------- within a job
+# --------------------------------------------------------------------------------- inside a job
 
 
-def begun(folder: Path) -> None:
-    """Note that this job works on the run from now on. A job that appears twice was requeued by SLURM."""
-    if (mine := os.environ.get("SLURM_JOB_ID")) is None:
+def record_start(folder: Path) -> None:
+    """Record that this job starts to work on the run; outside SLURM nothing is recorded.
+
+    A job with two entries in a row was requeued by SLURM.
+    """
+    if (this_job := os.environ.get("SLURM_JOB_ID")) is None:
         return
-    jobs = read(folder)
-    if jobs and jobs[-1]["job"] == mine:
+    jobs = read_jobs(folder)
+    if jobs and jobs[-1]["job"] == this_job:
         jobs[-1]["reason"] = "requeued"
     node = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
-    write(folder, [*jobs, {"job": mine, "node": node, "began": time.time(), "reason": None}])
+    write_jobs(folder, [*jobs, {"job": this_job, "node": node, "began": time.time(), "reason": None}])
 
 
-def ended(folder: Path, reason: str) -> None:
-    """Note why this job's work on the run is over."""
-    jobs = read(folder)
+def record_end(folder: Path, reason: str) -> None:
+    """Record why this job stopped working on the run."""
+    jobs = read_jobs(folder)
     if jobs and jobs[-1]["job"] == os.environ.get("SLURM_JOB_ID"):
         jobs[-1]["reason"] = reason
-        write(folder, jobs)
+        write_jobs(folder, jobs)
 
 
-def stopped(by: int) -> str:
-    """Why a run of this job was asked to stop with that signal: "walltime", "preempted" or "interrupted".
+def stop_reason(by: int) -> str:
+    """Why SLURM or the user stopped this job with the signal `by`: "walltime", "preempted" or "interrupted".
 
-    A job that was warned although it has time left is being preempted, and would end as one that failed: it is put
-    back into the queue here. With SIGTERM SLURM ends the job itself, and knows whether to requeue it.
+    SIGUSR1 with time left means preemption. SLURM would count the job as failed, so it is requeued here. After SIGTERM
+    SLURM ends the job, and requeues it if configured.
     """
-    mine = os.environ.get("SLURM_JOB_ID")
-    if mine is None or by == signal.SIGINT:
+    this_job = os.environ.get("SLURM_JOB_ID")
+    if this_job is None or by == signal.SIGINT:
         return "interrupted"
-    if seconds_left(mine) <= 1.5 * WARNING:
+    if seconds_left(this_job) <= 1.5 * WARNING_SECONDS:
         return TIMEOUT
     if by != signal.SIGUSR1:
         return "interrupted"
-    return "interrupted" if ask("scontrol", "requeue", mine) is None else "preempted"
+    return "interrupted" if output_of("scontrol", "requeue", this_job) is None else "preempted"
 
 
 def seconds_left(job: str) -> float:
-    """Of the job's walltime: none where SLURM says something that is no time, as it does when the limit is over."""
-    said = (ask("squeue", "--noheader", "--job", job, "--format", "%L") or "").strip()
-    if said in ("UNLIMITED", "NOT_SET", ""):
+    """Remaining walltime of a job in seconds: infinite without a limit, 0 after the limit."""
+    output = (output_of("squeue", "--noheader", "--job", job, "--format", "%L") or "").strip()
+    if output in ("UNLIMITED", "NOT_SET", ""):
         return math.inf
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", said)
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0, 0)
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", output)
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0, 0)
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-# ---------------------------------------------------------------------------------- where Snakemake runs
+# --------------------------------------------------------------------------------- where Snakemake runs
 
 
-def memory(folder: Path, slurm: Slurm, measured: int | None) -> int:
-    """MB that a run's next job asks for: half more than a finished run of its task took, and twice as much after each
-    time that it was not enough."""
-    usual = slurm.memory if measured is None else max(500, math.ceil(1.5 * measured / 1e6))
-    return usual << reasons(folder)[MEMORY]
+def memory_mb(folder: Path, slurm: Slurm, measured_bytes: int | None) -> int:
+    """MB that a run's next job requests: 1.5 times the peak of finished runs of its task, or the configured memory.
+
+    It doubles after each job that ran out of memory.
+    """
+    usual = slurm.memory if measured_bytes is None else max(500, math.ceil(1.5 * measured_bytes / 1e6))
+    return usual << end_reasons(folder)[MEMORY]
 
 
 def minutes(folder: Path, slurm: Slurm, seconds: float) -> int:
-    """Minutes that it asks for: MARGIN times the run's expected seconds, and twice as much after each time that it was
-    not enough; at most `walltime`."""
-    return min(max(LEAST, math.ceil(MARGIN * seconds / 60)) << reasons(folder)[TIMEOUT], slurm.walltime)
+    """Minutes that a run's next job requests: TIME_FACTOR times the expected `seconds`, at most `walltime`.
+
+    It doubles after each job that ran out of time.
+    """
+    usual = max(MIN_MINUTES, math.ceil(TIME_FACTOR * seconds / 60))
+    return min(usual << end_reasons(folder)[TIMEOUT], slurm.walltime)
 
 
-def reasons(folder: Path) -> Counter[str]:
-    """How often each reason ended a job that worked on this run. Where the last one could leave none, SLURM is asked,
-    and what it says is written into jobs.json and failure.json."""
-    jobs = read(folder)
+def end_reasons(folder: Path) -> Counter[str]:
+    """Count the reasons why jobs of this run ended.
+
+    If the last job wrote none, its state in SLURM gives the reason, which goes to jobs.json and failure.json.
+    """
+    jobs = read_jobs(folder)
     last = jobs[-1] if jobs else None
     if last is not None and last["reason"] is None and last["job"] != os.environ.get("SLURM_JOB_ID"):
-        state = state_of(last["job"])
-        if state not in ALIVE:
+        state = job_state(last["job"])
+        if state not in NOT_ENDED:
             last["reason"] = REASONS.get(state or "", "killed")
-            write(folder, jobs)
-            leave_reason(folder, last, state)
-    return Counter(one["reason"] for one in jobs)
+            write_jobs(folder, jobs)
+            write_failure(folder, last, state)
+    return Counter(job["reason"] for job in jobs)
 
 
-def state_of(job: str) -> str | None:
-    """SLURM's state of a job, from its controller or, when that has forgotten it, from its accounting."""
-    said = ask("scontrol", "show", "job", "--oneliner", job) or ""
-    if found := re.search(r"\bJobState=(\w+)", said):
-        return found[1]
-    words = (ask("sacct", "-nXP", "-j", job, "-o", "State") or "").split()
+def job_state(job: str) -> str | None:
+    """SLURM's state of a job: from the controller, or from the accounting once the controller has dropped the job."""
+    output = output_of("scontrol", "show", "job", "--oneliner", job) or ""
+    if match := re.search(r"\bJobState=(\w+)", output):
+        return match[1]
+    words = (output_of("sacct", "-nXP", "-j", job, "-o", "State") or "").split()
     return words[0] if words else None
 
 
-def leave_reason(folder: Path, last: dict[str, Any], state: str | None) -> None:
-    """Write the failure.json that a killed run could not write."""
+def write_failure(folder: Path, job: dict[str, Any], state: str | None) -> None:
+    """Write failure.json for a run whose killed process could not write it."""
     path = folder / "failure.json"
     if path.exists() or is_finished(folder):
         return
-    said = f"SLURM's job {last['job']} on {last['node']} ended as {state or 'unknown'}, and the run left no word"
+    ended = f"SLURM's job {job['job']} on {job['node']} ended as {state or 'unknown'}, and the run wrote no reason"
     failure = {
-        "reason": last["reason"],
+        "reason": job["reason"],
         "exception": "",
         "traceback": "",
-        "hint": f"{said}; the same command continues from the last checkpoint",
+        "hint": f"{ended}; the same command continues from the last checkpoint",
         "time": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
     }
     atomic(path, json.dumps(failure, indent=1).encode())
 
 
-# ---------------------------------------------------------------------------------- before anything is submitted
+# --------------------------------------------------------------------------------- before any job is submitted
 
 
-def check(slurm: Slurm) -> None:
-    """Whether this cluster would take our jobs.
+def check_cluster(slurm: Slurm) -> None:
+    """Check that this cluster would accept jobs with these settings.
 
     Raises:
-        ConfigError: no SLURM here, no controller that answers, no such partition, an account that is refused.
+        ConfigError: SLURM is not installed, its controller does not answer, the partition is unknown, or SLURM refuses
+            the account.
     """
     elsewhere = "run this on the cluster's login node, or use --profile local"
     if missing := [name for name in ("sbatch", "squeue", "scontrol", "scancel", "sinfo") if shutil.which(name) is None]:
         raise ConfigError(f"--profile slurm: no SLURM on this machine ({', '.join(missing)} not found): {elsewhere}")
-    told = run("sinfo", "--noheader", "--format", "%R")
-    if told.returncode:
+    result = run_command("sinfo", "--noheader", "--format", "%R")
+    if result.returncode:
         raise ConfigError(
-            f"--profile slurm: SLURM's controller does not answer ({last_line(told.stderr)}): "
+            f"--profile slurm: SLURM's controller does not answer ({last_line(result.stderr)}): "
             f"try `scontrol ping`, ask the administrators, or {elsewhere}"
         )
-    known = sorted(set(told.stdout.split()))
-    if slurm.partition is not None and slurm.partition not in known:
+    partitions = sorted(set(result.stdout.split()))
+    if slurm.partition is not None and slurm.partition not in partitions:
         raise ConfigError(
-            f"slurm: partition: unknown partition {slurm.partition!r}; this cluster has {', '.join(known)} "
-            '(config/config.yaml, or --config slurm="{partition: NAME}")'
+            f"slurm: partition: unknown partition {slurm.partition!r}; this cluster has {', '.join(partitions)} "
+            '(set it in config/config.yaml, or by --config slurm="{partition: NAME}")'
         )
     options = [f"--partition={slurm.partition}"] if slurm.partition else []
     options += [f"--account={slurm.account}"] if slurm.account else []
-    told = run("sbatch", "--test-only", *options, "--time=1", "--mem=100", "--wrap=true")
-    if told.returncode:
+    result = run_command("sbatch", "--test-only", *options, "--time=1", "--mem=100", "--wrap=true")
+    if result.returncode:
         raise ConfigError(
             f"slurm: SLURM refuses a job of account {slurm.account or '(default)'} in partition "
-            f"{slurm.partition or '(default)'}: {last_line(told.stderr)}; "
-            "set `account` and `partition` under `slurm:` in config/config.yaml (`sacctmgr show user $USER -s` or the "
-            "administrators know which you may use)"
+            f"{slurm.partition or '(default)'}: {last_line(result.stderr)}; "
+            "set `account` and `partition` under `slurm:` in config/config.yaml (list yours with `sacctmgr show user "
+            "$USER -s`, or ask the administrators)"
         )
 
 
-def only_here(results: Path) -> None:
-    """Hold the results against a second call that would submit everything twice, until this process ends: however it
-    ends, nothing is left to be removed by hand.
+def refuse_second_call(results: Path) -> None:
+    """Lock the results until this process ends, so that no second call submits the same jobs.
 
     Raises:
-        ConfigError: another call is at work.
+        ConfigError: another call holds the lock.
     """
     path = results / ".slurm.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        holder = lock.read().strip() or "another process"
-        lock.close()
+    if (holder := hold_until_exit(path)) is not None:
         raise ConfigError(
             f"{path}: {holder} is submitting the jobs of these results; wait for it or end it "
-            "(if that machine is gone, remove the file)"
-        ) from None
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {os.uname().nodename}")
-    lock.flush()
-    HELD.append(lock)
-
-
-HELD: list[Any] = []
-"""Open for as long as the process lives."""
+            "(if its machine is gone, remove the file)"
+        )
 
 
 def last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no word"])[-1]
+    """The last line of a command's output."""
+    return (text.strip().splitlines() or ["no message"])[-1]
 
 
-def ask(*command: str) -> str | None:
-    """What a command of SLURM's says; None where it fails."""
-    told = run(*command)
-    return None if told.returncode else told.stdout
+def output_of(*command: str) -> str | None:
+    """Run a SLURM command and return its output; None if it fails."""
+    result = run_command(*command)
+    return None if result.returncode else result.stdout
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
+def run_command(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a SLURM command. A timeout or a missing command gives exit code 1 and a message in stderr."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=ANSWER, stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_SECONDS, stdin=subprocess.DEVNULL
+        )
     except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 1, "", f"{command[0]}: no answer within {ANSWER:g} s")
+        return subprocess.CompletedProcess(
+            command, 1, "", f"{command[0]}: no answer within {COMMAND_TIMEOUT_SECONDS:g} s"
+        )
     except OSError as error:
         return subprocess.CompletedProcess(command, 1, "", str(error))
 
 
-# ---------------------------------------------------------------------------------- jobs.json
+# --------------------------------------------------------------------------------- jobs.json
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    """The jobs that worked on a run; none where it was never in SLURM.
+def read_jobs(folder: Path) -> list[dict[str, Any]]:
+    """The jobs that worked on a run; empty for a run without SLURM.
 
     Raises:
         ConfigError: the file is damaged.
@@ -250,12 +251,13 @@ def read(folder: Path) -> list[dict[str, Any]]:
     path = folder / JOBS
     try:
         jobs = json.loads(path.read_text(encoding="utf-8"))
-        return [{key: one[key] for key in ("job", "node", "began", "reason")} for one in jobs]
+        return [{key: job[key] for key in ("job", "node", "began", "reason")} for job in jobs]
     except FileNotFoundError:
         return []
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{path}: damaged ({error!r}); remove it: it is only a record") from error
 
 
-def write(folder: Path, jobs: list[dict[str, Any]]) -> None:
+def write_jobs(folder: Path, jobs: list[dict[str, Any]]) -> None:
+    """Write jobs.json."""
     atomic(folder / JOBS, json.dumps(jobs, indent=1).encode())

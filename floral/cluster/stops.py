@@ -1,4 +1,4 @@
-"""Being asked to stop: a run ends its round or gives it up, keeps what it has and says that it can be continued."""
+"""Stop a run on a signal: it ends or gives up its round, writes a checkpoint, and can be continued later."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-PATIENCE = 2.0
-"""Seconds after the signal in which the present round may still end; then it is given up, to be made again later."""
+GRACE_SECONDS = 2.0
+"""Seconds after the signal in which the current round may still end; then it is given up and repeated later."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Ctrl-C; a scheduler that takes the machine away; one that warns beforehand."""
+"""SIGINT: Ctrl-C. SIGTERM: a scheduler ends the job. SIGUSR1: SLURM warns that it will end the job."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A run was asked to stop, and did."""
+    """A run was asked to stop, and stopped."""
 
     def __init__(self, by: int) -> None:
         super().__init__(f"asked to stop by {signal.Signals(by).name}")
@@ -25,7 +25,7 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass
 class Stop:
-    """Whether a run was asked to stop: true from the first signal on."""
+    """The first signal that asks a run to stop, and its time (monotonic seconds); true after it."""
 
     by: int | None = None
     at: float = 0.0
@@ -33,9 +33,11 @@ class Stop:
     def __bool__(self) -> bool:
         return self.by is not None
 
-    def note(self, number: int, frame: FrameType | None) -> None:
-        """The handler. A scheduler may signal a process several times, and each time means the same; a second Ctrl-C
-        ends it at once."""
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Record the first signal; the handler of all SIGNALS.
+
+        Further signals of a scheduler change nothing. A second Ctrl-C ends the process at once.
+        """
         del frame
         if number == signal.SIGINT and self.by == signal.SIGINT:
             raise KeyboardInterrupt
@@ -43,22 +45,24 @@ class Stop:
             self.by, self.at = number, time.monotonic()
 
     def check_stop(self) -> None:
-        """Called wherever work can be given up without a trace.
+        """End the current round if the signal is older than GRACE_SECONDS.
+
+        It is called where the work so far can be given up without a trace.
 
         Raises:
-            Stopped: the signal came more than PATIENCE ago.
+            Stopped: the signal is older than that.
         """
-        if self.by is not None and time.monotonic() - self.at > PATIENCE:
+        if self.by is not None and time.monotonic() - self.at > GRACE_SECONDS:
             raise Stopped(self.by)
 
 
 @contextmanager
-def noted() -> Iterator[Stop]:
-    """Turns the first of SIGNALS into a Stop, which the work heeds."""
+def catch_signals() -> Iterator[Stop]:
+    """Yield a Stop that records the first of SIGNALS; restore the earlier handlers afterwards."""
     stop = Stop()
-    before = {number: signal.signal(number, stop.note) for number in SIGNALS}
+    handlers = {number: signal.signal(number, stop.on_signal) for number in SIGNALS}
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

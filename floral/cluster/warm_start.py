@@ -1,11 +1,13 @@
-"""How the command `floral` starts: cold, or as a fork of a process that has imported torch already.
+"""Start training as a fork of a process that has already imported torch, because the imports outlast a small run.
 
-Importing takes longer than training a small run. So Snakemake's main process, where it makes runs on this machine,
-keeps one process that has imported what training needs (`Warm`); `floral train` hands its arguments, environment,
-folder and files over to it and waits for the fork's exit code. All else is as if the caller had trained itself: its
-signals reach the fork, a fork whose caller is killed is killed, and where there is nobody to ask the caller trains
-itself, as it does on a GPU or with several threads. Nothing is seeded, computed or opened before the fork, so that
-results have equal bits. The process ends with its Snakemake; once the package has newer code, callers train themselves.
+Snakemake's main process starts one such server (`WarmStart`) if it makes several runs on this machine. `floral train`
+sends it the arguments, environment, folder and open files, and waits for the exit code of the fork (`ask`). All else is
+as without a fork. Signals to `floral train` reach the fork, and a fork is killed when its client is killed. If no
+server answers, `floral train` trains in its own process, as it does on a GPU and with several threads. Nothing is
+seeded, computed or opened before the fork, so that results have equal bits. The server ends with its Snakemake. After a
+change of the package's code it forks no more.
+
+Server: the process that forks. Client: a `floral train` that asks for a fork.
 """
 
 from __future__ import annotations
@@ -29,86 +31,87 @@ from typing import IO, Any
 from floral.core.process import library_threads
 
 ADDRESS = "FLORAL_WARM"
-"""The environment variable with the socket of the process that forks."""
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-PATIENCE = 10.0
-"""Seconds in which who asks is to have said what it wants; meanwhile nobody else is served."""
-WORTH = 4
-"""Runs from which on the process repays its own start."""
-ROOM = 8
-"""Bytes of a number that is sent."""
+"""The environment variable with the path of the server's socket."""
+FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+REQUEST_TIMEOUT_S = 10.0
+"""Timeout in seconds for reading one client's request; other clients wait meanwhile."""
+MIN_RUNS_FOR_WARM_START = 4
+"""With fewer runs, the start of the server costs more time than it saves."""
+LENGTH_PREFIX_BYTES = 8
+"""Bytes of each integer that is sent through the socket."""
 
 
-# --------------------------------------------------------------------------------------------- who asks
+# --------------------------------------------------------------------------------------------- client
 
 
 def ask(address: str, arguments: list[str]) -> int | None:
-    """The exit code of a fork that did the command; None where nobody took it."""
-    told = {"arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
-    content = json.dumps(told).encode()
+    """Run the command in a fork of the server and return its exit code; None if no server took the request."""
+    request = {"arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
+    content = json.dumps(request).encode()
     with socket.socket(socket.AF_UNIX) as server:
         try:
             server.connect(address)
-            socket.send_fds(server, [_number(len(content))], [0, 1, 2])
+            socket.send_fds(server, [_encode(len(content))], [0, 1, 2])
             server.sendall(content)
-            pid = _receive(server)
+            pid = _receive_number(server)
         except OSError:
             return None
         if pid is None:
             return None
-        for name in FORWARDED:
-            signal.signal(name, lambda number, frame: _send(pid, number))
-        code = _receive(server)
-    if code is None:  # killed, and the fork was not told
-        _send(pid, signal.SIGKILL)
-        raise SystemExit(f"floral {arguments[0]}: the process that forks ended; the same command continues")
+        for name in FORWARDED_SIGNALS:
+            signal.signal(name, lambda number, frame: _send_signal(pid, number))
+        code = _receive_number(server)
+    if code is None:  # the server was killed, so it could not end the fork
+        _send_signal(pid, signal.SIGKILL)
+        raise SystemExit(f"floral {arguments[0]}: the warm start process was killed; call the same command to continue")
     return code
 
 
-def _send(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it has just ended
+def _send_signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # the process has just ended
         os.kill(pid, number)
 
 
-def _number(value: int) -> bytes:
-    return value.to_bytes(ROOM, "big", signed=True)
+def _encode(value: int) -> bytes:
+    return value.to_bytes(LENGTH_PREFIX_BYTES, "big", signed=True)
 
 
-def _receive(connection: socket.socket) -> int | None:
-    """A number; None where the other side is gone."""
+def _receive_number(connection: socket.socket) -> int | None:
+    """Receive an integer; None if the other side closed the connection."""
     try:
-        found = connection.recv(ROOM, socket.MSG_WAITALL)
+        content = connection.recv(LENGTH_PREFIX_BYTES, socket.MSG_WAITALL)
     except ConnectionError:
         return None
-    return int.from_bytes(found, "big", signed=True) if len(found) == ROOM else None
+    return int.from_bytes(content, "big", signed=True) if len(content) == LENGTH_PREFIX_BYTES else None
 
 
-# -------------------------------------------------------------------------------------------- who forks
+# --------------------------------------------------------------------------------------------- server
 
 
-class Warm:
-    """The process that forks, as its starter sees it; it ends with its starter, however that ends, and with its forks.
+class WarmStart:
+    """A running server, as seen from the process that started it.
 
-    A fork holds no pipe of the starter, so that the end of the starter is seen while runs go on.
+    The server ends when its starter has ended, for whatever reason, and the last fork has ended. Forks hold no pipe of
+    the starter, so that the server sees the end of its starter while runs continue.
     """
 
     def __init__(self, module: str) -> None:
-        """`module` calls `serve` with the number of its socket, when it is run with `python -m`."""
+        """Start the server with `python -m module`; the module calls `serve` with the file number of its socket."""
         self.folder = Path(tempfile.mkdtemp(prefix="floral-"))
         environment = {key: value for key, value in os.environ.items() if key != ADDRESS}
         environment |= library_threads(1)  # forks compute on one thread
         environment |= {"_RJEM_MALLOC_CONF": "background_thread:false"}
         try:
-            with socket.socket(socket.AF_UNIX) as door:
-                door.bind(str(self.folder / "socket"))
-                door.listen(64)  # who asks now waits while torch is imported
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(str(self.folder / "socket"))
+                listener.listen(64)  # clients wait while the server imports torch
                 self.process: subprocess.Popen[bytes] = subprocess.Popen(
-                    # -P: the package that is installed, whatever lies in this folder
-                    [sys.executable, "-P", "-m", module, str(door.fileno())],
+                    # -P: import the installed package, not modules of the current folder
+                    [sys.executable, "-P", "-m", module, str(listener.fileno())],
                     stdin=subprocess.PIPE,
                     env=environment,
-                    pass_fds=[door.fileno()],
-                    start_new_session=True,  # Ctrl-C is for those who ask, and they hand it on
+                    pass_fds=[listener.fileno()],
+                    start_new_session=True,  # Ctrl-C reaches the clients only, which forward it
                 )
         except OSError:
             shutil.rmtree(self.folder)
@@ -116,16 +119,16 @@ class Warm:
         os.environ[ADDRESS] = str(self.folder / "socket")
 
     def close(self) -> None:
-        """Let it end; wait until it has, and its forks with it."""
+        """End the server and wait until it and its forks have ended."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
         os.environ.pop(ADDRESS, None)
-        shutil.rmtree(self.folder, ignore_errors=True)  # where it was killed
+        shutil.rmtree(self.folder, ignore_errors=True)  # left over if the server was killed
 
     @staticmethod
     def possible() -> bool:
-        """Whether this system tells the end of a fork through a file, as Linux does from 5.3 on where it is allowed."""
+        """Whether the system has pidfd_open, by which the server learns of a fork's end: Linux 5.3 and later."""
         if not hasattr(os, "pidfd_open"):
             return False
         try:
@@ -135,123 +138,124 @@ class Warm:
         return True
 
 
-def serve(door: socket.socket, starter: IO[Any], preload: Sequence[str], command: Callable[[], int]) -> None:
-    """Fork for everyone who asks at the `door`, until `starter` is closed and the last fork has ended.
+def serve(listener: socket.socket, starter: IO[Any], preload: Sequence[str], command: Callable[[], int]) -> None:
+    """Import the modules `preload`, and fork for every client until `starter` is closed and the last fork has ended.
 
-    A signal to all processes is for the forks, which write their checkpoints: this one waits for them.
+    Signals to the whole process group are left to the forks, which write their checkpoints; the server waits for them.
     """
-    read, usual = newest(), {name: signal.signal(name, lambda number, frame: None) for name in FORWARDED}
-    with door, selectors.DefaultSelector() as events:
+    loaded, handlers = newest(), {name: signal.signal(name, lambda number, frame: None) for name in FORWARDED_SIGNALS}
+    with listener, selectors.DefaultSelector() as events:
         for module in preload:
             importlib.import_module(module)
-        events.register(door, selectors.EVENT_READ)
+        events.register(listener, selectors.EVENT_READ)
         events.register(starter, selectors.EVENT_READ)
-        forks: dict[int, tuple[int, socket.socket]] = {}  # file that tells its end → the fork, and who asked for it
-        opened = True
-        while opened or forks:
+        forks: dict[int, tuple[int, socket.socket]] = {}  # pidfd of a fork → its process id and the client's connection
+        accepting = True
+        while accepting or forks:
             for key, _ in events.select():
                 if key.fileobj is starter:
                     events.unregister(starter)
-                    events.unregister(door)
-                    shutil.rmtree(Path(door.getsockname()).parent, ignore_errors=True)
-                    door.close()  # who waits at it trains itself
-                    opened = False
-                elif key.fileobj is door:
-                    if opened and (asked := _begin(door, read, usual, command)):
-                        end, pid, connection = asked
-                        forks[end] = pid, connection
-                        events.register(end, selectors.EVENT_READ)
-                        events.register(connection, selectors.EVENT_READ, end)
+                    events.unregister(listener)
+                    shutil.rmtree(Path(listener.getsockname()).parent, ignore_errors=True)
+                    listener.close()  # clients that wait will train in their own process
+                    accepting = False
+                elif key.fileobj is listener:
+                    if accepting and (fork := _fork(listener, loaded, handlers, command)):
+                        pidfd, pid, connection = fork
+                        forks[pidfd] = pid, connection
+                        events.register(pidfd, selectors.EVENT_READ)
+                        events.register(connection, selectors.EVENT_READ, pidfd)
                 elif key.data is None:
-                    _end(forks, key.fd, events)
-                elif key.data in forks and forks[key.data][1] is key.fileobj:  # who asked is gone
+                    _report_end(forks, key.fd, events)
+                elif key.data in forks and forks[key.data][1] is key.fileobj:  # the client was killed
                     events.unregister(key.fileobj)
-                    _send(forks[key.data][0], signal.SIGKILL)
+                    _send_signal(forks[key.data][0], signal.SIGKILL)
 
 
 def newest() -> int:
-    """When the package's code was last changed, in nanoseconds."""
+    """Time of the last change of the package's code, in nanoseconds since 1970."""
     return max(path.stat().st_mtime_ns for path in Path(__file__).parents[1].rglob("*.py"))
 
 
-def _begin(
-    door: socket.socket, read: int, usual: Mapping[signal.Signals, Any], command: Callable[[], int]
+def _fork(
+    listener: socket.socket, loaded: int, handlers: Mapping[signal.Signals, Any], command: Callable[[], int]
 ) -> tuple[int, int, socket.socket] | None:
-    """Fork for the next who asks: the file that tells its end, its process and the connection.
+    """Fork for the next client: the fork's pidfd, its process id and the client's connection.
 
-    Nobody is served, and trains itself, with code that is newer than what was `read`, or when there can be no fork.
+    None without a fork: the request failed, the system allows no further process, or the code has changed since the
+    server `loaded` it. The client then trains in its own process.
     """
-    connection, _ = door.accept()
+    connection, _ = listener.accept()
     files: list[int] = []
     try:
-        connection.settimeout(PATIENCE)
-        size, files, _, _ = socket.recv_fds(connection, ROOM, 3)
+        connection.settimeout(REQUEST_TIMEOUT_S)
+        size, files, _, _ = socket.recv_fds(connection, LENGTH_PREFIX_BYTES, 3)
         content = b""
         length = int.from_bytes(size, "big", signed=True)
         while len(content) < length and (part := connection.recv(length - len(content))):
             content += part
-        told = json.loads(content)
+        request = json.loads(content)
         connection.settimeout(None)
-        signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)  # until the fork heeds them as who asked does
-        pid = os.fork() if newest() == read else None
-    except (OSError, ValueError):  # killed or stopped while it asked; or the system has no room for a process
+        signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED_SIGNALS)  # until the fork has its own handlers
+        pid = os.fork() if newest() == loaded else None
+    except (OSError, ValueError):  # the client was killed or stopped, or the system allows no further process
         pid = None
     if pid == 0:
-        _be(told, files, usual, command)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+        _run_fork(request, files, handlers, command)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED_SIGNALS)
     for file in files:
         os.close(file)
     if pid is None:
         connection.close()
         return None
-    end = os.pidfd_open(pid)
-    with contextlib.suppress(OSError):  # who asked is gone; the loop sees it
-        connection.sendall(_number(pid))
-    return end, pid, connection
+    pidfd = os.pidfd_open(pid)
+    with contextlib.suppress(OSError):  # the client was killed; `serve` notices it
+        connection.sendall(_encode(pid))
+    return pidfd, pid, connection
 
 
-def _end(forks: dict[int, tuple[int, socket.socket]], end: int, events: selectors.BaseSelector) -> None:
-    """Tell who asked the exit code of a fork that has ended: of one that a signal killed as a shell says it."""
-    pid, connection = forks.pop(end)
-    events.unregister(end)
-    os.close(end)
+def _report_end(forks: dict[int, tuple[int, socket.socket]], pidfd: int, events: selectors.BaseSelector) -> None:
+    """Send a client the exit code of its fork; as in a shell, a fork killed by signal n has the code 128 + n."""
+    pid, connection = forks.pop(pidfd)
+    events.unregister(pidfd)
+    os.close(pidfd)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    with contextlib.suppress(KeyError):  # unregistered when who asked went away
+    with contextlib.suppress(KeyError):  # unregistered when the client was killed
         events.unregister(connection)
     with contextlib.suppress(OSError):
-        connection.sendall(_number(status if status >= 0 else 128 - status))
+        connection.sendall(_encode(status if status >= 0 else 128 - status))
     connection.close()
 
 
-def _be(
-    told: dict[str, Any], files: list[int], usual: Mapping[signal.Signals, Any], command: Callable[[], int]
+def _run_fork(
+    request: dict[str, Any], files: list[int], handlers: Mapping[signal.Signals, Any], command: Callable[[], int]
 ) -> None:
-    """The fork: what who asked would have been."""
+    """Run the command in the fork, with the client's arguments, environment, folder and files, and exit."""
     code = 1
     try:
         os.setpgid(0, 0)
-        for name, handler in usual.items():
+        for name, handler in handlers.items():
             signal.signal(name, handler)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
-        for at, file in enumerate(files):
-            os.dup2(file, at)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED_SIGNALS)
+        for number, file in enumerate(files):
+            os.dup2(file, number)
         for file in [int(path.name) for path in Path("/proc/self/fd").iterdir() if int(path.name) > 2]:
-            with contextlib.suppress(OSError):  # the one that listed them is closed
-                os.close(file)  # the others' connections among them
+            with contextlib.suppress(OSError):  # the file that listed them is closed already
+                os.close(file)  # among them the connections of other clients
         os.environ.clear()
-        os.environ.update(told["environment"])
-        os.chdir(told["folder"])
-        sys.argv = ["floral", *told["arguments"]]
+        os.environ.update(request["environment"])
+        os.chdir(request["folder"])
+        sys.argv = ["floral", *request["arguments"]]
         code = command()
-    except SystemExit as said:
-        code = said.code if isinstance(said.code, int) else 0 if said.code is None else 1
-        if isinstance(said.code, str):
-            sys.stderr.write(f"{said.code}\n")
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        if isinstance(error.code, str):
+            sys.stderr.write(f"{error.code}\n")
     except BaseException:
         traceback.print_exc()
     finally:
         try:
             sys.stdout.flush()
             sys.stderr.flush()
-        finally:  # whatever happens, nothing of the process that forks goes on in its fork
+        finally:  # no code of the server may continue in its fork
             os._exit(code)

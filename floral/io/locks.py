@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 PATIENCE = 0.5
 """Seconds between two looks at places that were all taken."""
@@ -22,14 +23,41 @@ def held(lock: Path, doing: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            print(f"{lock.parent}: {holder} is {doing}; waiting for it", flush=True)
+            print(f"{lock.parent}: {_read_holder(file)} is {doing}; waiting for it", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        file.flush()
+        _write_holder(file)
         yield
+
+
+def hold_until_exit(lock: Path) -> str | None:
+    """Lock the file until this process ends; if another process holds it, return that process in words instead."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    file = lock.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with file:
+            return _read_holder(file)
+    _write_holder(file)
+    HELD_UNTIL_EXIT.append(file)
+    return None
+
+
+HELD_UNTIL_EXIT: list[IO[str]] = []
+"""Open lock files; closing one frees its lock."""
+
+
+def _read_holder(file: IO[str]) -> str:
+    """The process that holds the lock file, in words."""
+    file.seek(0)
+    return file.read().strip() or "another process"
+
+
+def _write_holder(file: IO[str]) -> None:
+    """Write this process into its lock file."""
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {os.uname().nodename}")
+    file.flush()
 
 
 def busy(lock: Path) -> bool:

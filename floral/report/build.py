@@ -28,7 +28,7 @@ from floral.report.sections.registry import SECTIONS
 from floral.report.style import UNRANKED_GROUPS, method_styles
 from floral.report.summarise import usual_seeds
 from floral.report.tables import unbroken
-from floral.runs.missing_data import split
+from floral.runs.missing_data import split_by_data
 
 TEMPLATE = Path(__file__).parents[2] / "reports" / "template"
 EMBEDDED = {"style": "style.css", "theme": "theme.js", "script": "script.js"}
@@ -56,7 +56,7 @@ def report(
     """
     runs = list(runs)
     command = commands.command(suite_name, runs, allow_missing)
-    runs, missing = split(runs, results) if allow_missing else (runs, [])
+    runs, missing = split_by_data(runs, results) if allow_missing else (runs, [])
     with held(results / "report" / f"{suite_name}.lock", f"building the report of {suite_name}"):
         collected = collect(suite_name, runs, results)
         if collected.unfinished and not partial:

@@ -1,4 +1,4 @@
-"""The form of a run's files, without torch: a run that trains nothing has them too."""
+"""The format of a run's files. It needs no torch, because runs without training write the same files."""
 
 from __future__ import annotations
 
@@ -25,10 +25,14 @@ METRICS = {
     "client_samples": pl.Int64,
     "client_passes": pl.Float64,
 }
+"""Columns of metrics.parquet."""
 
 
 def write_run(folder: Path, run: Run, partition_digest: str | None, data_digest: str | None = None) -> None:
-    """run.yaml: every value that decides the run's numbers, before its first round. Without data there is no digest."""
+    """Write run.yaml: every value that determines the run's results.
+
+    It is written before round 1. A run without data has no digests (None).
+    """
     resolved = run.model_dump(mode="json")
     resolved["task"]["model"] = {"kind": run.task.model.kind, **run.task.model.arguments}
     resolved |= {
@@ -43,7 +47,7 @@ def write_run(folder: Path, run: Run, partition_digest: str | None, data_digest:
 
 
 def identity(run: Run) -> dict[str, Any]:
-    """What summary.json says of the run before its numbers."""
+    """The values that identify a run, as summary.json and the report's table have them."""
     return {
         "task": run.task.name,
         "variant": run.variant.name,
@@ -58,22 +62,22 @@ def identity(run: Run) -> dict[str, Any]:
     }
 
 
-def parquet(table: pl.DataFrame) -> bytes:
-    """The same table is the same bytes."""
+def parquet_bytes(table: pl.DataFrame) -> bytes:
+    """The table as Parquet; equal tables give equal bytes."""
     buffer = io.BytesIO()
     table.write_parquet(buffer, compression="zstd", statistics=False)
     return buffer.getvalue()
 
 
-def as_bytes(value: dict[str, Any]) -> bytes:
-    """Readable JSON; NaN and infinity, which JSON lacks, become null."""
-    return (json.dumps(finite(value), indent=1) + "\n").encode()
+def json_bytes(value: dict[str, Any]) -> bytes:
+    """The value as indented JSON; NaN and infinity become null, because JSON lacks them."""
+    return (json.dumps(_finite(value), indent=1) + "\n").encode()
 
 
-def finite(value: Any) -> Any:
-    """`value` with null for every number that is not finite."""
+def _finite(value: Any) -> Any:
+    """The value with None for every number that is not finite."""
     if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
+        return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
+        return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""Results that were made on several machines: finished runs of other folders join those of this one, checked first."""
+"""Merge results of several machines: check finished runs of other folders and copy them into this one."""
 
 from __future__ import annotations
 
@@ -18,142 +18,151 @@ from floral.io.files import atomic
 from floral.io.locks import held
 from floral.runs.state import LOCK, is_finished
 
-LAST = ("summary.json", "done")
-"""Written after all else: a run is finished when its summary is there."""
+FINISHED_FILES = ("summary.json", "done")
+"""Copied after all other files, because they mark the run as finished."""
 CHECKPOINT = "checkpoint"
-PIECE = 1 << 24
-"""Bytes that are copied at a time."""
+CHUNK_BYTES = 1 << 24
+"""Bytes copied at a time."""
 
 
 @dataclass
 class Merged:
-    """What became of the runs of the other folders, by their folders below `train`, and what is wrong with them."""
+    """The outcome of a merge: runs (folders below `train`) by what was done with them, and conflicts in words."""
 
     copied: list[Path] = field(default_factory=list)
-    here: list[Path] = field(default_factory=list)
-    """Finished here, too, with the same numbers."""
+    identical: list[Path] = field(default_factory=list)
+    """Finished in both folders with the same metrics."""
     unfinished: list[Path] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
     versions: dict[str, int] = field(default_factory=dict)
-    """Runs by the version of the code that made them, of those copied and their namesakes here."""
+    """Version of the code → number of finished runs in the merged folder."""
 
     def __str__(self) -> str:
         lines = [
-            f"{len(self.copied)} copied, {len(self.here)} already here with the same numbers, "
+            f"{len(self.copied)} copied, {len(self.identical)} already here with the same numbers, "
             f"{len(self.unfinished)} unfinished and left out, {len(self.conflicts)} in conflict"
         ]
-        lines += [f"conflict: {said}" for said in self.conflicts]
+        lines += [f"conflict: {message}" for message in self.conflicts]
         if len(self.versions) > 1:
-            found = ", ".join(f"{version} ({count})" for version, count in sorted(self.versions.items()))
-            lines.append(f"WARNING: runs of several versions of the code: {found}; compare only what one of them made")
+            counts = ", ".join(f"{version} ({count})" for version, count in sorted(self.versions.items()))
+            lines.append(f"WARNING: runs of several versions of the code: {counts}; compare runs of one version only")
         return "\n".join(lines)
 
 
 def merge(sources: Sequence[Path], results: Path) -> Merged:
-    """Copy every finished run of `sources` that is not here yet; what is here is never replaced.
+    """Copy every finished run of `sources` that `results` lacks; finished runs are never replaced.
 
-    A run that is damaged, that another version of the results made, whose partition or data set has other rows than the
-    same one here, or that is here with other numbers is a conflict, and stays where it is.
+    These runs are conflicts and are not copied: damaged runs; runs of another results version; runs whose partition or
+    data set has the same name and other samples than in `results`; runs that are in `results` with other metrics.
 
     Raises:
-        ConfigError: a source holds no results.
+        ConfigError: a source holds no results, or is the results folder itself.
     """
     merged = Merged()
     digests: dict[str, str | None] = {}
     for folder in sorted((results / "train").glob("*/*/seed*")):
         if is_finished(folder):
-            _note(folder, digests, merged)
+            _record(folder, digests, merged)
     for source in sources:
         if not (source / "train").is_dir():
-            raise ConfigError(f"{source}: holds no results (there is no folder train in it); name a results folder")
+            raise ConfigError(f"{source}: holds no results (it has no folder `train`); name a results folder")
         if source.resolve() == results.resolve():
-            raise ConfigError(f"{source}: is the folder that the others are merged into; name another")
+            raise ConfigError(f"{source}: is the folder that the others are merged into; name another source")
         for folder in sorted((source / "train").glob("*/*/seed*")):
-            _one(folder, results / folder.relative_to(source), digests, merged)
+            _merge_run(folder, results / folder.relative_to(source), digests, merged)
     return merged
 
 
-def _one(folder: Path, target: Path, digests: dict[str, str | None], merged: Merged) -> None:
-    """One run of another folder."""
+def _merge_run(folder: Path, target: Path, digests: dict[str, str | None], merged: Merged) -> None:
+    """Copy one run into the folder `target`, or record why not."""
     name = Path(*folder.parts[-3:])
     if not is_finished(folder):
         merged.unfinished.append(name)
         return
     try:
-        run, _ = _checked(folder)
-    except ConfigError as wrong:
-        merged.conflicts.append(str(wrong))
+        run, _ = _read_checked(folder)
+    except ConfigError as error:
+        merged.conflicts.append(str(error))
         return
     if is_finished(target):
-        if _numbers(folder) == _numbers(target):
-            merged.here.append(name)
+        if _metrics_hash(folder) == _metrics_hash(target):
+            merged.identical.append(name)
         else:
             merged.conflicts.append(
-                f"{run['hash8']}: {folder} and {target} have other numbers for one run; the latter stays"
+                f"{run['hash8']}: {folder} and {target} have different metrics for the same run; the latter is kept"
             )
         return
-    for place, digest in _rests_on(run).items():
-        if digests.get(place, digest) != digest:
+    for name_of_data, digest in _data_digests(run).items():
+        if digests.get(name_of_data, digest) != digest:
             merged.conflicts.append(
-                f"{run['hash8']}: {folder}: {place} had other rows there ({str(digest)[:8]}) than here "
-                f"({str(digests[place])[:8]})"
+                f"{run['hash8']}: {folder}: {name_of_data} has other samples there ({str(digest)[:8]}) than here "
+                f"({str(digests[name_of_data])[:8]})"
             )
             return
     target.mkdir(parents=True, exist_ok=True)
     with held(target / LOCK, "training this run"):
         _copy(folder, target)
     merged.copied.append(name)
-    _note(target, digests, merged)
+    _record(target, digests, merged)
 
 
-def _note(folder: Path, digests: dict[str, str | None], merged: Merged) -> None:
-    """Remember the partition and the version of a run that is here.
+def _record(folder: Path, digests: dict[str, str | None], merged: Merged) -> None:
+    """Record the digests and the code version of a run in the merged folder.
 
     Raises:
-        ConfigError: it is damaged.
+        ConfigError: the run is damaged.
     """
-    run, version = _checked(folder)
-    for place, digest in _rests_on(run).items():
-        digests.setdefault(place, digest)
+    run, version = _read_checked(folder)
+    for name, digest in _data_digests(run).items():
+        digests.setdefault(name, digest)
     merged.versions[version] = merged.versions.get(version, 0) + 1
 
 
-def _rests_on(run: dict[str, Any]) -> dict[str, str | None]:
-    """What → digest of its rows: the run's partition, and the data set that it divides, if the run says it."""
+def _data_digests(run: dict[str, Any]) -> dict[str, str | None]:
+    """Name → digest of the samples: the run's partition, and its data set if run.yaml names one."""
     folder, stored = run["partition"]["folder"], run.get("data", {}).get("digest")
     return {folder: run["partition"]["digest"]} | ({f"the data set of {folder}": stored} if stored else {})
 
 
-def _checked(folder: Path) -> tuple[dict[str, Any], str]:
-    """run.yaml of a finished run and the version of the code that made it, once its files agree with one another."""
+def _read_checked(folder: Path) -> tuple[dict[str, Any], str]:
+    """Read run.yaml and the code version of a finished run.
+
+    Raises:
+        ConfigError: a file is damaged, the files belong to different runs, or the results version differs.
+    """
     try:
         run = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         costs = json.loads((folder / "costs.json").read_text(encoding="utf-8"))
-        told = {f"seed{run['seed']}-{run['hash8']}", f"seed{summary['seed']}-{summary['hash8']}"}
-        version, made = run["results_version"], f"{costs['versions']['floral']} {costs['git_commit']}"
-        _ = run["partition"]["folder"], run["partition"]["digest"], _numbers(folder)
+        names = {f"seed{run['seed']}-{run['hash8']}", f"seed{summary['seed']}-{summary['hash8']}"}
+        results_version, code_version = run["results_version"], f"{costs['versions']['floral']} {costs['git_commit']}"
+        _ = run["partition"]["folder"], run["partition"]["digest"], _metrics_hash(folder)
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise ConfigError(f"{folder}: damaged ({error!r}); train it again where it was made") from None
-    if told != {folder.name}:
-        raise ConfigError(f"{folder}: its files are of {' and '.join(sorted(told))}; the folder was renamed or mixed")
-    if version != RESULTS_VERSION:
-        raise ConfigError(f"{folder}: results version {version}, here {RESULTS_VERSION}; it does not compare")
-    return run, made
+    if names != {folder.name}:
+        raise ConfigError(
+            f"{folder}: its files belong to {' and '.join(sorted(names))}; the folder was renamed or mixed; restore it"
+        )
+    if results_version != RESULTS_VERSION:
+        raise ConfigError(
+            f"{folder}: results version {results_version}, here {RESULTS_VERSION}; their results cannot be compared; "
+            "train it again with this version"
+        )
+    return run, code_version
 
 
-def _numbers(folder: Path) -> str:
-    """Hash of what the run measured."""
+def _metrics_hash(folder: Path) -> str:
+    """The SHA-256 hash of metrics.parquet."""
     return hashlib.sha256((folder / "metrics.parquet").read_bytes()).hexdigest()
 
 
 def _copy(folder: Path, target: Path) -> None:
-    """Every file in one piece, the marks of a finished run last; what an unfinished one left here goes."""
+    """Copy all files except the checkpoint, FINISHED_FILES last; the checkpoint and failure.json of the target go."""
     if (target / CHECKPOINT).is_dir():
         shutil.rmtree(target / CHECKPOINT)
     (target / "failure.json").unlink(missing_ok=True)
-    found = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    ordinary = [path for path in found if path.parts[0] not in (CHECKPOINT, LOCK, *LAST)]
-    for path in (*ordinary, *(Path(name) for name in LAST if Path(name) in found)):
+    files = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    ordinary = [path for path in files if path.parts[0] not in (CHECKPOINT, LOCK, *FINISHED_FILES)]
+    for path in (*ordinary, *(Path(name) for name in FINISHED_FILES if Path(name) in files)):
         with (folder / path).open("rb") as file:
-            atomic(target / path, iter(lambda file=file: file.read(PIECE), b""))
+            atomic(target / path, iter(lambda file=file: file.read(CHUNK_BYTES), b""))

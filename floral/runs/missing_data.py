@@ -1,4 +1,4 @@
-"""Runs whose data are not there: which they are, and why."""
+"""Leave out the runs whose data are missing, and name the missing files."""
 
 from __future__ import annotations
 
@@ -14,69 +14,77 @@ from floral.config.searches import Search
 from floral.core.units import run_count
 from floral.runs.state import is_finished
 
-NOTE = "missing.txt"
-"""In the folder of a data set: why it could not be fetched."""
+FETCH_ERROR = "missing.txt"
+"""The file in a data set's folder with the error of the last attempt to fetch it."""
+
+Suites = Mapping[str, list[Run]]
+"""Suite → its runs."""
+Searches = Mapping[str, tuple[str, Search]]
+"""Folder → suite and search, as in Settings.searches."""
 
 
-def without_data(task: Task, results: Path) -> str | None:
-    """The file that a task lacks and the remedy; None where its data are there, or it needs none."""
-    if is_there(task, results):
+def why_missing(task: Task, results: Path) -> str | None:
+    """Name the file that a task lacks, and the remedy; None if its data are available or it needs none."""
+    if has_data(task, results):
         return None
     if isinstance(task.data, CustomData) and (why := data_sets.why_unreadable(task.data)):
         return f"{why}; remedy: {data_sets.CUSTOM_ADVICE}"
     name = stored_name(task)
-    note = results / "data" / name / NOTE
-    if not note.exists():
+    error = results / "data" / name / FETCH_ERROR
+    if not error.exists():
         return f"{name}: not fetched yet; remedy: floral fetch {name}"
-    first, *others = note.read_text(encoding="utf-8").splitlines()
-    remedies = [line.strip() for line in others if line.strip().startswith("remedy: ")]
+    first, *rest = error.read_text(encoding="utf-8").splitlines()
+    remedies = [line.strip() for line in rest if line.strip().startswith("remedy: ")]
     return "; ".join([first, *remedies])
 
 
-Suites = Mapping[str, list[Run]]
-Searches = Mapping[str, tuple[str, Search]]
-"""As plan.Settings has them."""
-
-
-def tasks(suites: Suites, searches: Searches) -> list[Task]:
+def tasks_of(suites: Suites, searches: Searches) -> list[Task]:
+    """The tasks of all runs and searches."""
     return [run.task for runs in suites.values() for run in runs] + [search.task for _, search in searches.values()]
 
 
-def leave_out(suites: Suites, searches: Searches, results: Path) -> tuple[Suites, Searches, list[str]]:
-    """What can be made of all that was asked for, and a line for each reason why the rest cannot.
+def leave_out_missing(suites: Suites, searches: Searches, results: Path) -> tuple[Suites, Searches, list[str]]:
+    """Keep the runs and searches that can be made, and write a line for each reason that excludes runs.
 
     Raises:
         ConfigError: no run of a suite is left.
     """
-    parts = {name: split(runs, results) for name, runs in suites.items()}
-    made = {name: kept for name, (kept, _) in parts.items()}
-    lines = [f"suite {name}: {line}" for name, (_, lost) in parts.items() for line in lost]
-    return made, {at: one for at, one in searches.items() if without_data(one[1].task, results) is None}, lines
+    parts = {name: split_by_data(runs, results) for name, runs in suites.items()}
+    possible = {name: runs for name, (runs, _) in parts.items()}
+    lines = [f"suite {name}: {line}" for name, (_, reasons) in parts.items() for line in reasons]
+    possible_searches = {
+        folder: (suite, search)
+        for folder, (suite, search) in searches.items()
+        if why_missing(search.task, results) is None
+    }
+    return possible, possible_searches, lines
 
 
-def split(runs: Iterable[Run], results: Path) -> tuple[list[Run], list[str]]:
-    """The runs that are finished or can be made, and a line for each reason why the others cannot.
+def split_by_data(runs: Iterable[Run], results: Path) -> tuple[list[Run], list[str]]:
+    """Keep the runs that are finished or have their data, and write a line for each reason that excludes runs.
 
     Raises:
-        ConfigError: none of them can be made.
+        ConfigError: no run is left.
     """
-    kept: list[Run] = []
-    lost: dict[str, list[Run]] = {}
+    possible: list[Run] = []
+    excluded: dict[str, list[Run]] = {}
     for run in runs:
-        why = None if is_finished(results / run.folder) else without_data(run.task, results)
-        (kept if why is None else lost.setdefault(why, [])).append(run)
+        why = None if is_finished(results / run.folder) else why_missing(run.task, results)
+        (possible if why is None else excluded.setdefault(why, [])).append(run)
     lines = [
-        f"data missing: {why} ({run_count(len(of))} left out: {', '.join(dict.fromkeys(run.task.name for run in of))})"
-        for why, of in lost.items()
+        f"data missing: {why} ({run_count(len(group))} left out: "
+        f"{', '.join(dict.fromkeys(run.task.name for run in group))})"
+        for why, group in excluded.items()
     ]
-    if not kept:
+    if not possible:
         raise ConfigError("\n".join(["no run is left", *lines]))
-    return kept, lines
+    return possible, lines
 
 
-def is_there(task: Task, results: Path) -> bool:
-    drawn = task.noop or isinstance(task.data, Synthetic)
-    return drawn or (results / "data" / stored_name(task) / "card.json").exists()
+def has_data(task: Task, results: Path) -> bool:
+    """Whether the task's data set is stored, or the task needs none."""
+    synthetic = task.noop or isinstance(task.data, Synthetic)
+    return synthetic or (results / "data" / stored_name(task) / "card.json").exists()
 
 
 def stored_name(task: Task) -> str:

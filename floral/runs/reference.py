@@ -1,6 +1,6 @@
-"""Committed results, reports/reference/<suite>/: finished runs that nobody needs to repeat, and the page made of them.
+"""Reference results: finished runs and their report, committed in reports/reference/<suite>/.
 
-Nothing here imports torch or polars at once: Snakemake restores runs before it plans any job.
+Snakemake restores these runs before it plans any job, so this module does not import torch, and polars only on use.
 """
 
 from __future__ import annotations
@@ -27,28 +27,29 @@ from floral.io.locks import held
 from floral.runs.state import LOCK, is_finished, running
 
 REFERENCE = Path("reports") / "reference"
-"""Below the project's root, where all commands are typed."""
+"""Relative to the project's root, in which all commands are called."""
 RUNS, PROVENANCE = "runs.zip", "provenance.yaml"
-MARK = "reference.json"
-"""In the folder of a run that was restored and not made here: from which reference, and the commit that made it."""
-KEPT = ("run.yaml", "metrics.parquet", "clients.parquet", "unseen.parquet", "costs.json", "summary.json")
-"""What a report and MLflow read of a run. Its model and the routes of every round are not kept: they are large."""
-LARGEST = 50_000_000
-"""Bytes of a reference: it is committed."""
+RESTORED = "reference.json"
+"""The file that marks a restored run; it has the suite of the reference and the commit of the code."""
+RUN_FILES = ("run.yaml", "metrics.parquet", "clients.parquet", "unseen.parquet", "costs.json", "summary.json")
+"""The files of a run that reports and MLflow read. Its model and routes.parquet are left out: they are large."""
+MAX_BYTES = 50_000_000
+"""Maximum size of a reference folder in bytes, because it is committed."""
 
 
 def make(suite: str, runs: Iterable[Run], results: Path, page: Path, command: str) -> Path:
-    """Write reports/reference/<suite>/ from the finished runs of a suite and its report, the folder `page`.
+    """Write reports/reference/<suite>/ from the finished runs of a suite and its report in the folder `page`.
 
-    The zip archive of equal runs has equal bytes: it has no times. A partial grid says so in provenance.yaml.
+    It has runs.zip, summary.parquet, index.html and provenance.yaml, which says whether the grid is partial. Equal runs
+    give equal bytes of runs.zip, because it has no file times.
 
     Raises:
-        ConfigError: no run is finished, there is no report, it is of other runs, or all of it exceeds 50 MB.
+        ConfigError: no run is finished, the report is missing or has other runs, or the folder exceeds 50 MB.
     """
     runs = list(runs)
     done = [run for run in runs if is_finished(results / run.folder)]
     if not done:
-        raise ConfigError(f"suite {suite!r}: no run is finished below {results}; make them with `{command}`")
+        raise ConfigError(f"suite {suite!r}: no run is finished below {results}; make the runs with `{command}`")
     if not (page / "index.html").exists():
         raise ConfigError(f"{page}/index.html: no such file; make the report with `floral report {suite} --partial`")
     _check_page(suite, page, done)
@@ -61,13 +62,15 @@ def make(suite: str, runs: Iterable[Run], results: Path, page: Path, command: st
         (fresh / "index.html").write_text(committed, encoding="utf-8")
         with zipfile.ZipFile(fresh / RUNS, "w") as archive:
             for run in sorted(done, key=lambda run: str(run.folder)):
-                for path in (results / run.folder / name for name in KEPT):
+                for path in (results / run.folder / name for name in RUN_FILES):
                     if path.exists():
                         _add(archive, str(run.folder / path.name), path.read_bytes())
-        told = _provenance(suite, done, len(runs), results, command)
-        (fresh / PROVENANCE).write_text(yaml.safe_dump(told, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        if (size := sum(path.stat().st_size for path in fresh.rglob("*"))) > LARGEST:
-            raise ConfigError(f"{final}: {size / 1e6:.0f} MB are too many to commit; narrow the suite")
+        provenance = _provenance(suite, done, len(runs), results, command)
+        (fresh / PROVENANCE).write_text(
+            yaml.safe_dump(provenance, sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
+        if (size := sum(path.stat().st_size for path in fresh.rglob("*"))) > MAX_BYTES:
+            raise ConfigError(f"{final}: {size / 1e6:.0f} MB are too large to commit; reduce the suite")
         shutil.rmtree(final, ignore_errors=True)
         fresh.rename(final)
     finally:
@@ -76,7 +79,7 @@ def make(suite: str, runs: Iterable[Run], results: Path, page: Path, command: st
 
 
 def committed_page(html: str, suite: str) -> str:
-    """The page of a report without links to its figure and table files, which are not committed.
+    """Remove the links to figure and table files from a report's page, because these files are not committed.
 
     The figures themselves are part of the page. The footer names the command that builds the files from runs.zip.
     """
@@ -90,168 +93,171 @@ def committed_page(html: str, suite: str) -> str:
 
 
 def _check_page(suite: str, page: Path, done: list[Run]) -> None:
-    """Raise ConfigError unless the page is of exactly these runs."""
+    """Raise ConfigError unless the report has exactly these runs."""
     import polars as pl
 
     rows = pl.read_parquet(page / "summary.parquet", columns=["hash8", "status"])
-    told = set(rows.filter(pl.col("status").is_in(["done", "diverged"]))["hash8"])
-    if told != {run.hash8 for run in done}:
+    reported = set(rows.filter(pl.col("status").is_in(["done", "diverged"]))["hash8"])
+    if reported != {run.hash8 for run in done}:
         raise ConfigError(
-            f"{page}: the report has {len(told)} runs and not the {len(done)} that are finished; make it anew with "
-            f"`floral report {suite} --partial`"
+            f"{page}: the report has {len(reported)} runs and not the {len(done)} that are finished; make it again "
+            f"with `floral report {suite} --partial`"
         )
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    """A member without a time, readable once unpacked."""
+    """Add a file without its time, so that equal runs give equal bytes; once unpacked it is readable by all."""
     member = zipfile.ZipInfo(name)
     member.compress_type, member.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
     archive.writestr(member, content)
 
 
-def _provenance(suite: str, done: list[Run], of: int, results: Path, command: str) -> dict[str, Any]:
-    """Who made these runs, with what; read from the runs."""
+def _provenance(suite: str, done: list[Run], total: int, results: Path, command: str) -> dict[str, Any]:
+    """Commits, commands, machines and versions of the runs, read from their costs.json."""
     costs = [json.loads((results / run.folder / "costs.json").read_text(encoding="utf-8")) for run in done]
     ends = [
         json.loads((results / run.folder / "summary.json").read_text(encoding="utf-8"))["finished_at"] for run in done
     ]
-    machines = [", ".join(f"{key} {value}" for key, value in one["machine"].items()) for one in costs]
-    versions = [", ".join(f"{key} {value}" for key, value in one["versions"].items()) for one in costs]
+    machines = [", ".join(f"{key} {value}" for key, value in cost["machine"].items()) for cost in costs]
+    versions = [", ".join(f"{key} {value}" for key, value in cost["versions"].items()) for cost in costs]
     return {
         "suite": suite,
-        "runs": f"{len(done)} of {of}" + ("" if len(done) == of else ": a partial grid"),
+        "runs": f"{len(done)} of {total}" + ("" if len(done) == total else ": a partial grid"),
         "last_result": max(ends),
-        "commits": sorted({str(one["git_commit"] or "unknown") for one in costs}),
+        "commits": sorted({str(cost["git_commit"] or "unknown") for cost in costs}),
         "commands": [command, f"floral reference {suite}"],
         "machines": sorted(set(machines)),
         "versions": sorted(set(versions)),
-        "seconds": round(sum(one["seconds"]["total"] for one in costs)),
+        "seconds": round(sum(cost["seconds"]["total"] for cost in costs)),
     }
 
 
 def available(suites: Mapping[str, list[Run]], results: Path) -> list[tuple[Path, Run]]:
-    """The runs that are not finished in `results`, nor being made, and are in a reference, with its archive.
+    """List the unfinished runs that reference results have, each with the path of the archive.
+
+    Runs that are in progress are left out.
 
     Raises:
-        ConfigError: a reference's archive is damaged.
+        ConfigError: an archive is damaged.
     """
     todo = {run.folder: run for runs in suites.values() for run in runs if not is_finished(results / run.folder)}
-    found = []
+    restorable = []
     for path in sorted(REFERENCE.glob(f"[!.]*/{RUNS}")) if todo else []:
-        with _read(path) as archive:
+        with _open_archive(path) as archive:
             names = set(archive.namelist())
         for folder in [folder for folder in todo if f"{folder}/summary.json" in names]:
             run = todo.pop(folder)
             if not running(results / folder):
-                found.append((path, run))
-    return found
+                restorable.append((path, run))
+    return restorable
 
 
 def restore(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
-    """Put the runs that are `available` into `results`; return them.
+    """Unpack the available runs into `results` and return them.
 
-    One whose partition had other rows than the same one here is left out, and named: seeds are compared in pairs.
+    A run whose partition differs from the one in `results` is left out with a message, because methods are compared in
+    pairs on the same partition.
 
     Raises:
-        ConfigError: a reference's archive is damaged; of the run that it is damaged in nothing is written.
+        ConfigError: an archive is damaged; no file of the damaged run is written.
     """
     restored = []
-    for path, found in groupby(available(suites, results), key=itemgetter(0)):
-        with _read(path) as archive:
+    for path, in_archive in groupby(available(suites, results), key=itemgetter(0)):
+        with _open_archive(path) as archive:
             names = set(archive.namelist())
-            for _, run in found:
-                members = {name: f"{run.folder}/{name}" for name in KEPT}
+            for _, run in in_archive:
+                members = {name: f"{run.folder}/{name}" for name in RUN_FILES}
                 files = {name: archive.read(member) for name, member in members.items() if member in names}
-                if said := _other_rows(run, files, results):
-                    print(f"{path}: {run.folder} is not taken from it: {said}", file=sys.stderr)
+                if difference := _partition_difference(run, files, results):
+                    print(f"{path}: {run.folder} is not restored: {difference}", file=sys.stderr)
                     continue
                 with held(results / run.folder / LOCK, "restoring this run"):
                     if not is_finished(results / run.folder):
-                        _write(results / run.folder, files, path.parent.name)
+                        _write_run(results / run.folder, files, path.parent.name)
                         restored.append(run)
     return restored
 
 
 def restore_archive(suite: str, results: Path) -> list[Path]:
-    """Unpack all committed runs of a suite into `results`; return their folders. Finished runs there are kept.
+    """Unpack all runs of a suite's reference into `results` and return their folders; finished runs are kept.
 
     Raises:
         ConfigError: there is no such reference, or its archive is damaged.
     """
     path = REFERENCE / suite / RUNS
     if not path.exists():
-        names = sorted(found.parent.name for found in REFERENCE.glob(f"[!.]*/{RUNS}"))
+        names = sorted(archive.parent.name for archive in REFERENCE.glob(f"[!.]*/{RUNS}"))
         raise suggest("reference", suite, names, str(REFERENCE))
-    with _read(path) as archive:
+    with _open_archive(path) as archive:
         members: dict[Path, dict[str, str]] = {}
         for member in archive.namelist():
             folder, _, name = member.rpartition("/")
-            if name in KEPT:
+            if name in RUN_FILES:
                 members.setdefault(results / folder, {})[name] = member
         for folder, names in members.items():
             if not is_finished(folder):
-                _write(folder, {name: archive.read(member) for name, member in names.items()}, suite)
+                _write_run(folder, {name: archive.read(member) for name, member in names.items()}, suite)
     return list(members)
 
 
-def _other_rows(run: Run, files: Mapping[str, bytes], results: Path) -> str:
-    """What is said where the run's partition has been made here and has other rows; else nothing."""
+def _partition_difference(run: Run, files: Mapping[str, bytes], results: Path) -> str:
+    """Describe how the run's partition differs from the one in `results`; empty if it is equal or not made yet."""
     folder = results / run.partition.folder
     if not (folder / "card.json").exists():
         return ""
     here = json.loads((folder / "card.json").read_text(encoding="utf-8"))["digest"]
     there = yaml.safe_load(files["run.yaml"])["partition"]["digest"]
-    return "" if here == there else f"its partition had other rows ({there[:8]}) than {folder} ({here[:8]})"
+    return "" if here == there else f"its partition has other samples ({there[:8]}) than {folder} ({here[:8]})"
 
 
-def _write(folder: Path, files: Mapping[str, bytes], suite: str) -> None:
-    """A run's files, the mark and then the summary last: until then it is not finished."""
+def _write_run(folder: Path, files: Mapping[str, bytes], suite: str) -> None:
+    """Write a run's files, and summary.json last, because it marks the run as finished."""
     for name, content in files.items():
         if name != "summary.json":
             atomic(folder / name, content)
     mark = {"suite": suite, "commit": json.loads(files["costs.json"])["git_commit"]}
-    atomic(folder / MARK, (json.dumps(mark) + "\n").encode())
+    atomic(folder / RESTORED, (json.dumps(mark) + "\n").encode())
     atomic(folder / "summary.json", files["summary.json"])
     summary = json.loads(files["summary.json"])
     atomic(folder / "done", f"{summary['status']} {summary['hash8']} {summary['finished_at']}\n".encode())
 
 
 @contextmanager
-def _read(path: Path) -> Iterator[zipfile.ZipFile]:
-    """A reference's archive, open.
+def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open an archive.
 
     Raises:
-        ConfigError: it is damaged.
+        ConfigError: the archive is damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except (zipfile.BadZipFile, zlib.error, KeyError, ValueError) as error:
         raise ConfigError(
-            f"{path}: damaged ({error}); take it from the repository again, or use `--config reuse=false`"
+            f"{path}: damaged ({error}); check it out of the repository again, or use `--config reuse=false`"
         ) from None
 
 
-def taken(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
-    """The runs that were restored, and not made here."""
+def restored_runs(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
+    """List the runs that were restored from reference results."""
     runs = {run.folder: run for runs in suites.values() for run in runs}
-    return [run for folder, run in runs.items() if (results / folder / MARK).exists()]
+    return [run for folder, run in runs.items() if (results / folder / RESTORED).exists()]
 
 
-def forget(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
-    """Remove what was restored, and no other file, so that these runs are made here; return them."""
-    runs = taken(suites, results)
+def remove_restored(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
+    """Remove the restored files of runs, so that these runs are trained; return the runs. Other files are kept."""
+    runs = restored_runs(suites, results)
     for run in runs:
         folder = results / run.folder
         with held(folder / LOCK, "removing this run"):
-            for name in ("done", "summary.json", *KEPT, MARK):
+            for name in ("done", "summary.json", *RUN_FILES, RESTORED):
                 (folder / name).unlink(missing_ok=True)
     return runs
 
 
 def origin(folder: Path) -> str | None:
-    """The reference that a run's folder was restored from, and the commit that made it; None where it was made here."""
-    path = folder / MARK
+    """Suite and commit of the reference from which a run was restored; None for a run that was trained."""
+    path = folder / RESTORED
     if not path.exists():
         return None
     mark = json.loads(path.read_text(encoding="utf-8"))

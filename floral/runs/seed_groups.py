@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone: what they share, and their means. What MLflow's parent runs say."""
+"""Group runs that differ only in their seed, and average their results. MLflow shows each group as a parent run."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 from floral.config.run import Run
 from floral.runs.state import failure, is_finished
 
-MAIN = (
+SUMMARY_VALUES = (
     "test_accuracy", "test_loss", "official_score", "own_test_accuracy", "worst_cluster_accuracy",
     "worst_decile_accuracy", "excess_risk", "bytes",
 )  # fmt: skip
-"""The values of summary.json whose mean over seeds is taken."""
+"""The values of summary.json that are averaged over seeds."""
 CURVES = ("test.accuracy", "test.loss", "validation.loss", "train.loss")
-"""split.metric whose mean learning curve is taken."""
+"""The curves (split.metric) that are averaged over seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compared:
-    """A task × variant with all its values, and its runs: one for each seed that the suite asks for."""
+class SeedGroup:
+    """The runs of one task × variant, one per seed of the suite; all their other values are equal."""
 
     key: str
     runs: tuple[Run, ...]
@@ -38,16 +38,16 @@ class Compared:
         return f"{self.runs[0].variant.name} on {self.runs[0].task.name}"
 
     def finished(self, results: Path) -> bool:
-        """Whether every seed has its result."""
+        """Whether the runs of all seeds are finished."""
         return all(is_finished(results / run.folder) for run in self.runs)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Means:
-    """What the seeds of a Compared say together, as far as they are finished.
+class SeedMeans:
+    """Means over the finished runs of a SeedGroup.
 
-    values: name → number, after the last round; MLflow shows those of a prefix together. curves: (split.metric, round,
-    mean over seeds). summaries: of the seeds that are finished.
+    seeds: the counts in words. summaries: summary.json of the finished runs. values: name → number after the last
+    round. curves: (split.metric, round, mean over seeds).
     """
 
     seeds: str
@@ -56,59 +56,61 @@ class Means:
     curves: list[tuple[str, int, float]]
 
 
-def compared(runs: Iterable[Run]) -> dict[str, Compared]:
-    """Runs by what they share, in the order of their first: the key is the same for all seeds of a task × variant."""
-    found: dict[str, dict[Path, Run]] = {}
+def group_by_seed(runs: Iterable[Run]) -> dict[str, SeedGroup]:
+    """Group runs by all values except the seed; the keys keep the order of the first runs."""
+    groups: dict[str, dict[Path, Run]] = {}
     for run in runs:
-        found.setdefault(str(run.siblings), {})[run.folder] = run
-    return {key: Compared(key=key, runs=tuple(members.values())) for key, members in found.items()}
+        groups.setdefault(str(run.siblings), {})[run.folder] = run
+    return {key: SeedGroup(key=key, runs=tuple(members.values())) for key, members in groups.items()}
 
 
-def means(one: Compared, results: Path) -> Means:
-    """Means and 95 % intervals over the seeds that are done; one seed gives no interval.
+def seed_means(group: SeedGroup, results: Path) -> SeedMeans:
+    """Means and 95 % intervals over the seeds that are done; a single seed has no interval.
 
-    As in the report, a method of which a seed diverged has no mean, unless the fidelity drops such seeds; its intervals
-    resample the clients too where there are 5 seeds, and these do not. How many seeds are expected, done, diverged and
-    failed is always said.
+    As in the report, there is no mean if a seed diverged, unless the fidelity drops diverged runs. The report's
+    intervals also resample the clients where there are 5 seeds; these intervals do not. The counts of expected, done,
+    diverged and failed seeds are always included.
     """
-    found = {run.folder: _summary(results / run.folder) for run in one.runs}
-    done = {folder: summary for folder, summary in found.items() if summary and summary["status"] == "done"}
-    counts = Counter(summary["status"] if summary else "unfinished" for summary in found.values())
-    failed = sum(failure(results / folder) is not None for folder, summary in found.items() if not summary)
+    summaries = {run.folder: _summary(results / run.folder) for run in group.runs}
+    done = {folder: summary for folder, summary in summaries.items() if summary and summary["status"] == "done"}
+    counts = Counter(summary["status"] if summary else "unfinished" for summary in summaries.values())
+    failed = sum(failure(results / folder) is not None for folder, summary in summaries.items() if not summary)
     values: dict[str, float] = {
-        "seeds/expected": len(found), "seeds/done": counts["done"], "seeds/diverged": counts["diverged"],
+        "seeds/expected": len(summaries), "seeds/done": counts["done"], "seeds/diverged": counts["diverged"],
         "seeds/failed": failed,
     }  # fmt: skip
-    meant = {} if counts["diverged"] and one.runs[0].fidelity["diverged_runs"] == "reported" else done
-    for name in MAIN:
-        values |= _over_seeds(name, [summary.get(name) for summary in meant.values()])
-    said = [f"{counts['done']} of {len(found)} seeds"]
-    said += [f"{count} {what}" for what, count in (("diverged", counts["diverged"]), ("failed", failed)) if count]
-    curves = list(_mean_curves(results / folder for folder in meant))
-    summaries = [summary for summary in found.values() if summary]
-    return Means(seeds=", ".join(said), summaries=summaries, values=values, curves=curves)
+    averaged = {} if counts["diverged"] and group.runs[0].fidelity["diverged_runs"] == "reported" else done
+    for name in SUMMARY_VALUES:
+        values |= _mean_with_interval(name, [summary.get(name) for summary in averaged.values()])
+    words = [f"{counts['done']} of {len(summaries)} seeds"]
+    words += [f"{count} {state}" for state, count in (("diverged", counts["diverged"]), ("failed", failed)) if count]
+    return SeedMeans(
+        seeds=", ".join(words),
+        summaries=[summary for summary in summaries.values() if summary],
+        values=values,
+        curves=list(_mean_curves(results / folder for folder in averaged)),
+    )
 
 
 def _summary(folder: Path) -> dict[str, Any] | None:
-    path = folder / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    """summary.json of a finished run, else None."""
+    return json.loads((folder / "summary.json").read_text()) if is_finished(folder) else None
 
 
-def _over_seeds(name: str, values: list[float | None]) -> dict[str, float]:
-    """mean/<name>, and its interval's mean_low/ and mean_high/<name> where there are several seeds; nothing where a
-    seed has no number."""
+def _mean_with_interval(name: str, values: list[float | None]) -> dict[str, float]:
+    """mean/<name>, and for several seeds mean_low/<name> and mean_high/<name>; empty if a seed has no finite value."""
     from floral.core.intervals import interval
 
     numbers = [value for value in values if value is not None and math.isfinite(value)]
     if not numbers or len(numbers) < len(values):
         return {}
-    found = interval(numbers)
-    ends = {"mean": found.mean, "mean_low": found.low, "mean_high": found.high}
+    over_seeds = interval(numbers)
+    ends = {"mean": over_seeds.mean, "mean_low": over_seeds.low, "mean_high": over_seeds.high}
     return {f"{end}/{name}": value for end, value in ends.items() if value is not None}
 
 
 def _mean_curves(folders: Iterable[Path]) -> Iterator[tuple[str, int, float]]:
-    """The mean of CURVES at each round which every seed has evaluated."""
+    """The mean of CURVES at each round that all seeds have evaluated."""
     import polars as pl
 
     columns = ["split", "metric", "round", "value"]

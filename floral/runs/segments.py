@@ -1,11 +1,11 @@
-"""The rounds that a run has evaluated, as they come: small files which others read while it trains.
+"""Evaluated rounds of a run in small files, which other processes read while the run trains.
 
-segments/0000.jsonl, 0001.jsonl …, one for each process that has worked on the run, a line for each evaluated round:
+Every process that works on the run writes one file (segments/0000.jsonl, 0001.jsonl, …), a line per evaluated round:
 
     {"round": 20, "time": 1767322805000, "metrics": [["test", "accuracy", 0.91], …]}    (milliseconds since 1970)
 
-A kill leaves at most a half-written last line, and a resumed run says those rounds again that its checkpoint did not
-have. So a reader takes whole lines only, and of each round the first. metrics.parquet remains the truth.
+A killed process leaves at most one incomplete last line. A resumed run repeats the rounds after its checkpoint. So a
+reader takes complete lines only, and the first line of each round. The results of the run are in metrics.parquet.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FOLDER = "segments"
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One evaluated round: when (milliseconds since 1970), and (split, metric, value) of every finite value."""
+    """An evaluated round: its time (milliseconds since 1970) and (split, metric, value) of every finite value."""
 
     round: int
     time: int
@@ -30,12 +30,12 @@ class Evaluated:
 
 
 def new(folder: Path) -> Path:
-    """The segment of a process that begins or resumes the run: no line of it can follow a half-written one."""
+    """The file for a process that starts or resumes the run; no earlier process has written to it."""
     return folder / FOLDER / f"{len(_segments(folder)):04d}.jsonl"
 
 
 def append(segment: Path, round: int, metrics: Iterable[tuple[str, str, float]]) -> None:
-    """Add a round in one write."""
+    """Append a round in a single write."""
     finite = [row for row in metrics if math.isfinite(row[2])]
     line = json.dumps({"round": round, "time": time.time_ns() // 1_000_000, "metrics": finite})
     segment.parent.mkdir(parents=True, exist_ok=True)
@@ -44,22 +44,22 @@ def append(segment: Path, round: int, metrics: Iterable[tuple[str, str, float]])
 
 
 def read(folder: Path) -> list[Evaluated]:
-    """Every round that the run has evaluated so far, once, in order."""
-    found: dict[int, Evaluated] = {}
+    """All rounds that the run has evaluated so far, each once, in order."""
+    by_round: dict[int, Evaluated] = {}
     for segment in _segments(folder):
         for line in segment.read_bytes().splitlines(keepends=True):
-            if (evaluated := _parsed(line)) is not None:
-                found.setdefault(evaluated.round, evaluated)
-    return [found[round] for round in sorted(found)]
+            if (evaluated := _parse(line)) is not None:
+                by_round.setdefault(evaluated.round, evaluated)
+    return [by_round[round] for round in sorted(by_round)]
 
 
 def size(folder: Path) -> int:
-    """Bytes of all segments: as long as it stays the same there is nothing new to read."""
+    """Total bytes of all segments; it grows with every evaluated round."""
     return sum(segment.stat().st_size for segment in _segments(folder))
 
 
 def last_written(folder: Path) -> float | None:
-    """When the newest segment grew, in seconds since 1970; None if there is none."""
+    """Time of the last write to a segment in seconds since 1970; None without segments."""
     return max((segment.stat().st_mtime for segment in _segments(folder)), default=None)
 
 
@@ -67,8 +67,8 @@ def _segments(folder: Path) -> list[Path]:
     return sorted((folder / FOLDER).glob("*.jsonl"))
 
 
-def _parsed(line: bytes) -> Evaluated | None:
-    """A line's round; None for half a line, or for one that a power cut has damaged: metrics.parquet will have it."""
+def _parse(line: bytes) -> Evaluated | None:
+    """Parse the line of a round; None if it is incomplete or damaged."""
     try:
         value = json.loads(line) if line.endswith(b"\n") else None
         if value is None:

@@ -9,7 +9,7 @@ from floral.config import data_sets
 from floral.config.schema.data import CustomData, Synthetic
 from floral.config.schema.task import Task
 from floral.io.files import atomic
-from floral.runs.missing_data import NOTE, is_there, stored_name
+from floral.runs.missing_data import FETCH_ERROR, has_data, stored_name
 
 
 def try_to_fetch(tasks: Iterable[Task], results: Path, data_dir: Path | None) -> None:
@@ -20,7 +20,7 @@ def try_to_fetch(tasks: Iterable[Task], results: Path, data_dir: Path | None) ->
     wanted = {
         stored_name(task): task.data
         for task in tasks
-        if not (is_there(task, results) or isinstance(task.data, Synthetic))
+        if not (has_data(task, results) or isinstance(task.data, Synthetic))
         and not (isinstance(task.data, CustomData) and data_sets.why_unreadable(task.data))
     }
     if not wanted:
@@ -29,7 +29,7 @@ def try_to_fetch(tasks: Iterable[Task], results: Path, data_dir: Path | None) ->
     from floral.stages.fetch import fetch
 
     for name, data in wanted.items():
-        note = results / "data" / name / NOTE
+        note = results / "data" / name / FETCH_ERROR
         try:
             fetch(data, results, data_dir)
         except DataError as error:

@@ -44,9 +44,9 @@ def noop(run: Run, results: Path) -> dict[str, Any]:
     clients = [client | {"own_rows": 0, "own_correct": 0, "route": None}]
     schema = {"client": pl.Int32, "cluster": pl.Int32, "route": pl.List(pl.Float64)}
     table = pl.DataFrame(metrics, schema=layout.METRICS, orient="row")
-    atomic(folder / "metrics.parquet", layout.parquet(table))
-    atomic(folder / "clients.parquet", layout.parquet(pl.DataFrame(clients, schema_overrides=schema)))
-    atomic(folder / "costs.json", layout.as_bytes(COSTS))
+    atomic(folder / "metrics.parquet", layout.parquet_bytes(table))
+    atomic(folder / "clients.parquet", layout.parquet_bytes(pl.DataFrame(clients, schema_overrides=schema)))
+    atomic(folder / "costs.json", layout.json_bytes(COSTS))
     summary = {
         "status": "done",
         **layout.identity(run),
@@ -58,5 +58,5 @@ def noop(run: Run, results: Path) -> dict[str, Any]:
         "data_exact": True,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    atomic(folder / "summary.json", layout.as_bytes(summary))
+    atomic(folder / "summary.json", layout.json_bytes(summary))
     return summary

@@ -22,7 +22,7 @@ from floral.engine.simulate import Simulation
 from floral.engine.state import State
 from floral.io.files import atomic
 from floral.runs import layout
-from floral.runs.layout import METRICS, as_bytes, parquet
+from floral.runs.layout import METRICS, json_bytes, parquet_bytes
 from floral.stages.progress import Progress
 from floral.stages.provenance import git_commit, gpu, machine, peak_memory
 
@@ -52,16 +52,16 @@ def write_results(
     progress.seconds["evaluate"] += time.perf_counter() - began
     metrics = pl.DataFrame(progress.metrics, schema=METRICS, orient="row")
     routes = progress.routes[-1][1] if progress.routes else None
-    atomic(folder / "metrics.parquet", parquet(metrics))
-    atomic(folder / "clients.parquet", parquet(clients_table(scores, local_scores, simulation, routes)))
+    atomic(folder / "metrics.parquet", parquet_bytes(metrics))
+    atomic(folder / "clients.parquet", parquet_bytes(clients_table(scores, local_scores, simulation, routes)))
     if routes is not None:
-        atomic(folder / "routes.parquet", parquet(routes_table(progress, data)))
+        atomic(folder / "routes.parquet", parquet_bytes(routes_table(progress, data)))
     if joined is not None:
-        atomic(folder / "unseen.parquet", parquet(joined))
+        atomic(folder / "unseen.parquet", parquet_bytes(joined))
     atomic(folder / "model.safetensors", model(state))
-    atomic(folder / "costs.json", as_bytes(costs(simulation, state, progress)))
+    atomic(folder / "costs.json", json_bytes(costs(simulation, state, progress)))
     summary = summarise(run, simulation, scores, metrics, progress, data)
-    atomic(folder / "summary.json", as_bytes(summary))
+    atomic(folder / "summary.json", json_bytes(summary))
     return summary
 
 

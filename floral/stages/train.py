@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from floral.cluster import slurm
-from floral.cluster.stops import Stopped, noted
+from floral.cluster.stops import Stopped, catch_signals
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.io.files import atomic
 from floral.io.locks import held
 from floral.runs import reference
 from floral.runs.state import LOCK
-from floral.stages import plan
+from floral.stages import progress_line
 
 LOG = logging.getLogger("floral.train")
 
@@ -39,9 +39,9 @@ def train(run: Run, results: Path, *, device: str, runs_per_gpu: int, **how: Any
     with held(folder / LOCK, "training this run"):
         summary = finished(folder)
         if summary is None:
-            for old in ("failure.json", reference.MARK):
+            for old in ("failure.json", reference.RESTORED):
                 (folder / old).unlink(missing_ok=True)
-            slurm.begun(folder)
+            slurm.record_start(folder)
             try:
                 with logged(folder / "log.txt"):
                     if run.task.noop:
@@ -49,10 +49,10 @@ def train(run: Run, results: Path, *, device: str, runs_per_gpu: int, **how: Any
 
                         summary = noop(run, results)
                     else:
-                        from floral.cluster.gpus import taken
+                        from floral.cluster.gpus import hold_device
                         from floral.stages.execute import execute
 
-                        with taken(device, runs_per_gpu) as place, noted() as stop:
+                        with hold_device(device, runs_per_gpu) as place, catch_signals() as stop:
                             summary = execute(run, results, place, stop=stop, **how)
             except (ConfigError, KeyboardInterrupt) as said:  # the command says these itself
                 leave_reason(folder, said)
@@ -60,8 +60,8 @@ def train(run: Run, results: Path, *, device: str, runs_per_gpu: int, **how: Any
             except Exception as error:
                 failed(folder, run, error)
                 return 1
-            slurm.ended(folder, summary["status"])
-        line = plan.progress_line(results, run, summary)
+            slurm.record_end(folder, summary["status"])
+        line = progress_line.progress_line(results, run, summary)
         (folder / "done").write_text(f"{summary['status']} {summary['hash8']} {summary['finished_at']}\n")
     print(line, flush=True)
     return 0
@@ -122,7 +122,7 @@ def leave_reason(folder: Path, error: BaseException) -> None:
     }
     try:
         atomic(folder / "failure.json", json.dumps(failure, indent=1).encode())
-        slurm.ended(folder, reason)
+        slurm.record_end(folder, reason)
     except OSError as full:
         print(f"{folder / 'failure.json'}: not written: {full}", flush=True)
 
@@ -134,7 +134,7 @@ def diagnosis(error: BaseException) -> tuple[str, str]:
         case ConfigError():
             return "mistake", "mend what the message names; the same command tries again"
         case Stopped() as stopped:
-            return slurm.stopped(stopped.by), again
+            return slurm.stop_reason(stopped.by), again
         case KeyboardInterrupt():
             return "interrupted", again
         case MemoryError():

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import yaml
 
-from floral.cluster.gpus import taken
+from floral.cluster.gpus import hold_device
 from floral.config.reading import ConfigError
 from floral.config.schema.tuning import Configuration, Tuned
 from floral.config.search_space import edges
@@ -48,7 +48,7 @@ def tune(search: Search, results: Path, *, device: str, backend: str, threads: i
     """
     configure_process(threads)
     folder = results / search.folder
-    with held(folder / ".lock", "tuning"), taken(device, runs_per_gpu) as where:
+    with held(folder / ".lock", "tuning"), hold_device(device, runs_per_gpu) as where:
         configure_device(where, "fp32")
         found = read(folder) or {"commit": git_commit(), "execution": None, "trials": []}
         done = {(trial["configuration"], trial["seed"]) for trial in found["trials"]}

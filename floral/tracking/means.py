@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from floral.config.run import Run
-from floral.runs.seed_groups import Compared, Means, compared, means
+from floral.runs.seed_groups import SeedGroup, SeedMeans, group_by_seed, seed_means
 from floral.tracking.runs import METRICS_A_CALL, PARAMS_A_CALL, began_ms, chunks, ended_ms, params_of
 from floral.tracking.store import MEANS, PARENT, Known, Place
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 
-def siblings_of(runs: Iterable[Run]) -> dict[Path, Compared]:
+def siblings_of(runs: Iterable[Run]) -> dict[Path, SeedGroup]:
     """The folder of each run → the runs that differ from it in their seed alone."""
-    return {run.folder: one for one in compared(runs).values() for run in one.runs}
+    return {run.folder: one for one in group_by_seed(runs).values() for run in one.runs}
 
 
-def distinct(siblings: Mapping[Path, Compared], folders: Iterable[Path]) -> Collection[Compared]:
+def distinct(siblings: Mapping[Path, SeedGroup], folders: Iterable[Path]) -> Collection[SeedGroup]:
     return {siblings[folder].key: siblings[folder] for folder in folders}.values()
 
 
-def parent_of(place: Place, one: Compared) -> str | None:
+def parent_of(place: Place, one: SeedGroup) -> str | None:
     """The parent run of all seeds of a task × variant, made if it is missing; None before any has said anything."""
     if found := place.known.get(one.job_key):
         return found.id
@@ -38,7 +38,7 @@ def parent_of(place: Place, one: Compared) -> str | None:
     return place.known[one.job_key].id
 
 
-def _make_parent(place: Place, one: Compared, began: int) -> str:
+def _make_parent(place: Place, one: SeedGroup, began: int) -> str:
     run = one.runs[0]
     tags = {
         "job_key": one.job_key, "kind": "mean", "suite": place.suite, "task": run.task.name,
@@ -51,10 +51,10 @@ def _make_parent(place: Place, one: Compared, began: int) -> str:
     return run_id
 
 
-def log_means(place: Place, one: Compared) -> None:
+def log_means(place: Place, one: SeedGroup) -> None:
     """Log the means over the finished seeds to their parent; if it says others, it is made anew, for MLflow keeps
     every point of a curve."""
-    found = means(one, place.results)
+    found = seed_means(one, place.results)
     digest = hashlib.sha256(json.dumps(asdict(found), sort_keys=True).encode()).hexdigest()[:8]
     known = place.known[one.job_key]
     if known.means == digest and known.complete:
@@ -71,7 +71,7 @@ def log_means(place: Place, one: Compared) -> None:
     place.client.set_terminated(known.id, "FINISHED", end)
 
 
-def _replaced(place: Place, one: Compared, old: Known) -> Known:
+def _replaced(place: Place, one: SeedGroup, old: Known) -> Known:
     """A new parent of the same children."""
     del place.known[one.job_key]
     new = parent_of(place, one)
@@ -84,7 +84,7 @@ def _replaced(place: Place, one: Compared, old: Known) -> Known:
     return place.known[one.job_key]
 
 
-def _mean_points(found: Means, end: int) -> list[Metric]:
+def _mean_points(found: SeedMeans, end: int) -> list[Metric]:
     from mlflow.entities import Metric
 
     points = [Metric(key, value, end, step) for key, step, value in found.curves]

@@ -23,7 +23,8 @@ from snakemake.logging import LogEvent
 
 from floral.cluster import slurm, warm_start
 from floral.config.reading import ConfigError
-from floral.stages import plan
+from floral.runs.state import failure_lines
+from floral.stages import estimate, progress_line
 from floral.workflow.rules import Rules
 
 SCHEDULER_LINES = (
@@ -113,15 +114,15 @@ def remove_rate_limit(workflow: Any) -> None:
     workflow.scheduler.job_rate_limiter = None
 
 
-def warm_process(unfinished: int) -> warm_start.Warm | None:
+def warm_process(unfinished: int) -> warm_start.WarmStart | None:
     """Start the process from which runs are forked; None if there are too few unfinished runs to repay its start.
 
     The caller must keep the returned object, because the process ends when it is deleted.
     """
-    if not warm_start.Warm.possible() or unfinished < warm_start.WORTH:
+    if not warm_start.WarmStart.possible() or unfinished < warm_start.MIN_RUNS_FOR_WARM_START:
         return None
     with suppress(OSError):  # the path of the temporary folder is too long for a socket: runs import torch themselves
-        return warm_start.Warm("floral.cli.start")
+        return warm_start.WarmStart("floral.cli.start")
     return None
 
 
@@ -130,7 +131,7 @@ class Hooks:
 
     def __init__(self, rules: Rules) -> None:
         self.work, self.results, self.rules = rules.work, rules.results, rules
-        self.warm: warm_start.Warm | None = None
+        self.warm: warm_start.WarmStart | None = None
 
     def print_missing(self) -> None:
         """Print which runs were left out because their data are missing."""
@@ -146,8 +147,8 @@ class Hooks:
         executor = workflow.executor_plugin.name
         if executor == "slurm":
             try:
-                slurm.check(self.work.settings.slurm)
-                slurm.only_here(self.results)
+                slurm.check_cluster(self.work.settings.slurm)
+                slurm.refuse_second_call(self.results)
             except ConfigError as error:
                 raise WorkflowError(str(error)) from None
             run_group_in_parallel(workflow)
@@ -155,8 +156,8 @@ class Hooks:
             remove_rate_limit(workflow)
             self.warm = warm_process(len(self.work.unfinished_runs))
         if self.work.untuned is None:
-            plan.start(self.work.suites, self.results)
-            print(plan.estimate(self.work.suites, self.results, workflow.nodes or workflow.cores), file=sys.stderr)
+            progress_line.write_plan(self.work.suites, self.results)
+            print(estimate.estimate(self.work.suites, self.results, workflow.nodes or workflow.cores), file=sys.stderr)
 
     def on_error(self, log: Iterable[str]) -> None:
         """Print the failed runs and build partial reports. After Ctrl-C, only print how to continue.
@@ -168,7 +169,7 @@ class Hooks:
             print("Interrupted: finished runs are kept, and the same command continues.", file=sys.stderr)
             return
         unfinished = self.work.unfinished_suites
-        for line in plan.failures(unfinished, self.results):
+        for line in failure_lines(unfinished, self.results):
             print(line, file=sys.stderr)
         for suite in unfinished:
             subprocess.run(

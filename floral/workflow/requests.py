@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from floral.cluster import slurm
-from floral.stages import plan
+from floral.stages import estimate
 from floral.workflow.rules import Rules
 
 
@@ -26,7 +26,7 @@ class Requests:
         return self._place | {
             "mem_mb": self.memory,
             "runtime": self.minutes,
-            "slurm_extra": f"--signal=USR1@{slurm.WARNING}",
+            "slurm_extra": f"--signal=USR1@{slurm.WARNING_SECONDS}",
         }
 
     @property
@@ -41,7 +41,7 @@ class Requests:
     def memory(self, wildcards: Any) -> int:
         """Memory of a run's next job, in MB."""
         folder, cost = self._run(wildcards)
-        return slurm.memory(self.rules.results / folder, self.slurm, cost.memory)
+        return slurm.memory_mb(self.rules.results / folder, self.slurm, cost.memory)
 
     def minutes(self, wildcards: Any) -> int:
         """Walltime of a run's next job, in minutes."""
@@ -54,7 +54,7 @@ class Requests:
         It depends on configuration values only, so that Snakemake gets the same answer inside a job as outside.
         """
         _, run = self.rules.run(wildcards)
-        short = plan.rough_seconds(run) <= self.slurm.short and not self.slurm.gpu
+        short = estimate.rough_seconds(run) <= self.slurm.short and not self.slurm.gpu
         return "short" if self.submits and short else None
 
     @property
@@ -65,10 +65,10 @@ class Requests:
             place |= {"gpu": self.slurm.gpu, "gpu_model": self.slurm.gpu_model}
         return {name: value for name, value in place.items() if value}
 
-    def _run(self, wildcards: Any) -> tuple[Path, plan.Cost]:
+    def _run(self, wildcards: Any) -> tuple[Path, estimate.Cost]:
         _, run = self.rules.run(wildcards)
         return run.folder, self._costs[run.folder]
 
     @cached_property
-    def _costs(self) -> dict[Path, plan.Cost]:
-        return plan.costs([run for _, run in self.rules.work.runs.values()], self.rules.results)
+    def _costs(self) -> dict[Path, estimate.Cost]:
+        return estimate.expected_costs([run for _, run in self.rules.work.runs.values()], self.rules.results)

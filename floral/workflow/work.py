@@ -53,11 +53,11 @@ class Work:
             _use_reference(suites, settings, dry_run)
         if settings.allow_missing:
             if main_process:
-                tasks = missing_data.tasks(suites, searches)
+                tasks = missing_data.tasks_of(suites, searches)
                 fetch_missing.try_to_fetch(tasks, settings.results, settings.data_dir)
-            suites, searches, missing = missing_data.leave_out(suites, searches, settings.results)
+            suites, searches, missing = missing_data.leave_out_missing(suites, searches, settings.results)
         if main_process:
-            check_data.check(missing_data.tasks(suites, searches), settings.results)
+            check_data.check(missing_data.tasks_of(suites, searches), settings.results)
         return cls(settings, suites, searches, untuned, tuple(missing))
 
     @cached_property
@@ -91,7 +91,7 @@ def _use_reference(suites: Mapping[str, list[Run]], settings: Settings, dry_run:
     if settings.reuse:
         verb, count, apply = "taken from", reference.available, reference.restore
     else:
-        verb, count, apply = "made anew and not taken from", reference.taken, reference.forget
+        verb, count, apply = "made anew and not taken from", reference.restored_runs, reference.remove_restored
     runs = (count if dry_run else apply)(suites, settings.results)
     if runs:
         note = " (not in a dry run, which changes nothing and lists the results as they are)" if dry_run else ""

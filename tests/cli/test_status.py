@@ -18,7 +18,7 @@ from floral.config.run import Run
 from floral.config.suites import suite_runs
 from floral.io.locks import held
 from floral.runs import segments
-from floral.runs.state import FRESH, LOCK, running
+from floral.runs.state import FRESH_SECONDS, LOCK, running
 
 SUMMARY = {"status": "done", "round": 200}
 
@@ -71,7 +71,7 @@ def test_a_run_on_another_machine_is_running_while_it_writes_segments(tmp_path: 
     segments.append(segment, 0, [("test", "loss", 1.0)])
     (tmp_path / LOCK).write_text("process 7 on another-node")
     assert running(tmp_path)
-    os.utime(segment, (time.time() - 2 * FRESH,) * 2)
+    os.utime(segment, (time.time() - 2 * FRESH_SECONDS,) * 2)
     assert not running(tmp_path)
 
 

@@ -12,7 +12,7 @@ from projects import ROOT
 
 from floral.cli import main, tasks
 from floral.config import catalogue, data_sets
-from floral.runs.missing_data import without_data
+from floral.runs.missing_data import why_missing
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ def test_custom_data_are_found_at_the_path_of_the_task(tmp_path: Path) -> None:
     task = catalogue.task("digits_rotate", {"data": own, "shift": {"kind": "none"}})
     row = tasks._row(task, tmp_path / "results", None)
     assert (row.data, row.at_hand) == (f"custom arrays {tmp_path / 'mine.npz'}", "found")
-    assert "floral fetch own-" in (without_data(task, tmp_path / "results") or "")
+    assert "floral fetch own-" in (why_missing(task, tmp_path / "results") or "")
 
 
 def test_text_and_json_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from floral.cluster import slurm
 from floral.config.reading import ConfigError
 from floral.config.settings import Slurm
+from floral.io.locks import HELD_UNTIL_EXIT
 
 ASKED = Slurm(memory=1000, walltime=100)
 Commands = Callable[..., Path]
@@ -38,7 +39,9 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
 
 def worked(folder: Path, *reasons: str | None) -> None:
     folder.mkdir(exist_ok=True)
-    slurm.write(folder, [{"job": str(at), "node": "n1", "began": 0.0, "reason": one} for at, one in enumerate(reasons)])
+    slurm.write_jobs(
+        folder, [{"job": str(at), "node": "n1", "began": 0.0, "reason": one} for at, one in enumerate(reasons)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,11 +57,11 @@ def worked(folder: Path, *reasons: str | None) -> None:
 )
 def test_only_its_own_cause_raises_a_limit(tmp_path: Path, reasons: list[str], memory: int, minutes: int) -> None:
     worked(tmp_path, *reasons)
-    assert (slurm.memory(tmp_path, ASKED, None), slurm.minutes(tmp_path, ASKED, 20.0)) == (memory, minutes)
+    assert (slurm.memory_mb(tmp_path, ASKED, None), slurm.minutes(tmp_path, ASKED, 20.0)) == (memory, minutes)
 
 
 def test_a_run_asks_for_what_its_task_was_measured_to_need(tmp_path: Path) -> None:
-    assert slurm.memory(tmp_path, ASKED, 2_000_000_000) == 3000
+    assert slurm.memory_mb(tmp_path, ASKED, 2_000_000_000) == 3000
     assert slurm.minutes(tmp_path, ASKED, 1000.0) == 50
 
 
@@ -76,32 +79,32 @@ def test_a_run_asks_for_what_its_task_was_measured_to_need(tmp_path: Path) -> No
 def test_slurm_says_why_a_run_ended_that_could_not(tmp_path: Path, commands: Commands, said: str, reason: str) -> None:
     commands(scontrol=said)
     worked(tmp_path / "run", None)
-    assert slurm.reasons(tmp_path / "run") == {reason: 1}
+    assert slurm.end_reasons(tmp_path / "run") == {reason: 1}
     failure = json.loads((tmp_path / "run" / "failure.json").read_text())
     assert failure["reason"] == reason and "job 0 on n1" in failure["hint"]
-    assert slurm.read(tmp_path / "run")[0]["reason"] == reason
+    assert slurm.read_jobs(tmp_path / "run")[0]["reason"] == reason
 
 
 def test_slurms_accounting_knows_what_its_controller_has_forgotten(tmp_path: Path, commands: Commands) -> None:
     commands(sacct="echo OUT_OF_MEMORY")
     worked(tmp_path / "run", None)
-    assert slurm.memory(tmp_path / "run", ASKED, None) == 2000
+    assert slurm.memory_mb(tmp_path / "run", ASKED, None) == 2000
 
 
 def test_a_job_that_is_alive_has_no_reason_yet(tmp_path: Path, commands: Commands) -> None:
     commands(scontrol="echo JobState=RUNNING")
     worked(tmp_path / "run", None)
-    assert slurm.reasons(tmp_path / "run") == {None: 1}
+    assert slurm.end_reasons(tmp_path / "run") == {None: 1}
     assert not (tmp_path / "run" / "failure.json").exists()
 
 
 def test_a_job_that_is_requeued_appears_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    slurm.begun(tmp_path)
-    slurm.ended(tmp_path, "interrupted")
-    slurm.begun(tmp_path)
-    slurm.ended(tmp_path, "done")
-    assert [(one["job"], one["reason"]) for one in slurm.read(tmp_path)] == [("7", "requeued"), ("7", "done")]
+    slurm.record_start(tmp_path)
+    slurm.record_end(tmp_path, "interrupted")
+    slurm.record_start(tmp_path)
+    slurm.record_end(tmp_path, "done")
+    assert [(one["job"], one["reason"]) for one in slurm.read_jobs(tmp_path)] == [("7", "requeued"), ("7", "done")]
 
 
 @pytest.mark.parametrize(
@@ -122,20 +125,20 @@ def test_a_warning_with_time_left_is_a_preemption_and_requeues(
 ) -> None:
     called = commands(squeue=f"echo {left}", scontrol="exit 0")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert slurm.stopped(by) == reason
+    assert slurm.stop_reason(by) == reason
     assert ("scontrol requeue 7" in (called.read_text() if called.exists() else "")) == requeued
 
 
 def test_without_slurm_a_signal_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert slurm.stopped(signal.SIGTERM) == "interrupted"
+    assert slurm.stop_reason(signal.SIGTERM) == "interrupted"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '[{"job": "1"}]'])
 def test_a_damaged_record_is_named_with_its_remedy(tmp_path: Path, text: str) -> None:
     (tmp_path / slurm.JOBS).write_text(text)
     with pytest.raises(ConfigError, match=r"jobs\.json: damaged .*remove it"):
-        slurm.reasons(tmp_path)
+        slurm.end_reasons(tmp_path)
 
 
 # --------------------------------------------------------------------------------------------- the cluster
@@ -143,7 +146,7 @@ def test_a_damaged_record_is_named_with_its_remedy(tmp_path: Path, text: str) ->
 
 def test_a_cluster_that_takes_our_jobs(commands: Commands) -> None:
     called = commands(sinfo="echo main; echo gpu", sbatch="exit 0")
-    slurm.check(Slurm(partition="gpu", account="lab"))
+    slurm.check_cluster(Slurm(partition="gpu", account="lab"))
     assert "sbatch --test-only --partition=gpu --account=lab" in called.read_text()
 
 
@@ -169,27 +172,27 @@ def test_what_is_wrong_with_a_cluster_is_said_with_the_remedy(
 ) -> None:
     commands(**scripts)
     with pytest.raises(ConfigError, match=message):
-        slurm.check(Slurm(**asked))
+        slurm.check_cluster(Slurm(**asked))
 
 
 def test_no_slurm_at_all_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=r"no SLURM on this machine \(sbatch, .*login node, or use --profile local"):
-        slurm.check(Slurm())
+        slurm.check_cluster(Slurm())
 
 
 def test_a_controller_that_is_silent_is_not_waited_for(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     commands(sinfo="exec /bin/sleep 60")
-    monkeypatch.setattr(slurm, "ANSWER", 0.2)
+    monkeypatch.setattr(slurm, "COMMAND_TIMEOUT_SECONDS", 0.2)
     with pytest.raises(ConfigError, match=r"does not answer \(sinfo: no answer within 0\.2 s\)"):
-        slurm.check(Slurm())
+        slurm.check_cluster(Slurm())
 
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from floral.cluster.slurm import only_here
-only_here(Path(sys.argv[1]))
+from floral.cluster.slurm import refuse_second_call
+refuse_second_call(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
 """
@@ -199,8 +202,8 @@ def test_a_second_call_is_refused_and_a_dead_one_leaves_no_lock(tmp_path: Path) 
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout and first.stdout.readline() == "held\n"
         with pytest.raises(ConfigError, match=rf"process {first.pid} on .* is submitting .*wait for it or end it"):
-            slurm.only_here(tmp_path)
+            slurm.refuse_second_call(tmp_path)
         first.kill()
         first.wait()
-    slurm.only_here(tmp_path)
-    slurm.HELD.pop().close()
+    slurm.refuse_second_call(tmp_path)
+    HELD_UNTIL_EXIT.pop().close()

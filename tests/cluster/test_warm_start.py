@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from projects import BIN, Project, environment
 
-from floral.cluster.warm_start import ADDRESS, Warm, ask
+from floral.cluster.warm_start import ADDRESS, WarmStart, ask
 
-if not Warm.possible():
+if not WarmStart.possible():
     pytest.skip("pidfd_open, which Linux has, is missing", allow_module_level=True)
 
 FOLDER = "results/train/digits_rotate/fedavg/*"
@@ -27,10 +27,10 @@ LONG = ("rounds: 2,", "rounds: 100000,")
 
 
 @pytest.fixture
-def warm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Warm]:
+def warm(monkeypatch: pytest.MonkeyPatch) -> Iterator[WarmStart]:
     """A process that forks, whose address the environment has."""
     monkeypatch.delenv(ADDRESS, raising=False)
-    process = Warm("floral.cli.start")
+    process = WarmStart("floral.cli.start")
     yield process
     process.close()
 
@@ -78,7 +78,9 @@ def is_held(folder: Path) -> bool:
     return busy(folder / ".lock")
 
 
-def test_a_fork_lacks_no_thread_but_the_one_of_polars(copy: Project, warm: Warm, without_torch: dict[str, str]) -> None:
+def test_a_fork_lacks_no_thread_but_the_one_of_polars(
+    copy: Project, warm: WarmStart, without_torch: dict[str, str]
+) -> None:
     (copy.folder / "config/suites/tiny.yaml").write_text("runs: []\n")
     called(copy, **without_torch).communicate(timeout=60)
     threads = Path(f"/proc/{warm.process.pid}/task").iterdir()
@@ -86,7 +88,7 @@ def test_a_fork_lacks_no_thread_but_the_one_of_polars(copy: Project, warm: Warm,
     assert names == ["polars-ooc-clea"]  # Linux keeps 15 characters
 
 
-def test_a_fork_writes_the_same_bytes(copy: Project, warm: Warm, without_torch: dict[str, str]) -> None:
+def test_a_fork_writes_the_same_bytes(copy: Project, warm: WarmStart, without_torch: dict[str, str]) -> None:
     """As a suite too small for a warm process."""
     before = copy.path(f"{FOLDER}/metrics.parquet").read_bytes()
     for left in ("summary.json", "metrics.parquet", "done"):
@@ -97,7 +99,9 @@ def test_a_fork_writes_the_same_bytes(copy: Project, warm: Warm, without_torch: 
     assert copy.path(f"{FOLDER}/metrics.parquet").read_bytes() == before
 
 
-def test_a_mistake_has_its_words_and_its_exit_code(copy: Project, warm: Warm, without_torch: dict[str, str]) -> None:
+def test_a_mistake_has_its_words_and_its_exit_code(
+    copy: Project, warm: WarmStart, without_torch: dict[str, str]
+) -> None:
     (copy.folder / "config/suites/tiny.yaml").write_text("runs: []\n")
     run = called(copy, **without_torch)
     said, _ = run.communicate(timeout=60)
@@ -111,7 +115,9 @@ def test_where_nobody_answers_the_caller_trains_itself(copy: Project, tmp_path: 
     assert run.returncode == 0 and "fedavg seed 0: done" in said, said
 
 
-def test_a_signal_to_the_caller_leaves_a_checkpoint(copy: Project, warm: Warm, without_torch: dict[str, str]) -> None:
+def test_a_signal_to_the_caller_leaves_a_checkpoint(
+    copy: Project, warm: WarmStart, without_torch: dict[str, str]
+) -> None:
     run = called(long(copy), **without_torch)
     folder = begun(copy)
     run.send_signal(signal.SIGTERM)
@@ -121,7 +127,7 @@ def test_a_signal_to_the_caller_leaves_a_checkpoint(copy: Project, warm: Warm, w
 
 
 def test_a_caller_that_is_killed_takes_its_fork_with_it(
-    copy: Project, warm: Warm, without_torch: dict[str, str]
+    copy: Project, warm: WarmStart, without_torch: dict[str, str]
 ) -> None:
     run = called(long(copy), **without_torch)
     folder = begun(copy)
@@ -133,7 +139,7 @@ def test_a_caller_that_is_killed_takes_its_fork_with_it(
 
 
 def test_runs_go_on_when_their_snakemake_ends_and_the_process_ends_with_them(
-    copy: Project, warm: Warm, without_torch: dict[str, str]
+    copy: Project, warm: WarmStart, without_torch: dict[str, str]
 ) -> None:
     run = called(long(copy), **without_torch)
     folder = begun(copy)
@@ -146,7 +152,7 @@ def test_runs_go_on_when_their_snakemake_ends_and_the_process_ends_with_them(
     assert run.returncode == 75 and warm.process.wait(timeout=30) == 0
 
 
-def test_a_killed_process_that_forks_is_said(copy: Project, warm: Warm, without_torch: dict[str, str]) -> None:
+def test_a_killed_process_that_forks_is_said(copy: Project, warm: WarmStart, without_torch: dict[str, str]) -> None:
     run = called(long(copy), **without_torch)
     folder = begun(copy)
     warm.process.kill()
@@ -161,13 +167,14 @@ def test_what_nobody_catches_is_said() -> None:
         "import os\nfrom floral.cluster import warm_start\n"
         "def main(): raise RuntimeError('nobody catches this')\n"
         "command = main\n"
-        "warm_start._be({'environment': dict(os.environ), 'folder': '.', 'arguments': []}, [0, 1, 2], {}, command)\n"
+        "request = {'environment': dict(os.environ), 'folder': '.', 'arguments': []}\n"
+        "warm_start._run_fork(request, [0, 1, 2], {}, command)\n"
     )
     fork = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True, timeout=60)
     assert fork.returncode == 1 and "RuntimeError: nobody catches this" in fork.stderr
 
 
-def test_a_signal_to_all_leaves_a_checkpoint(copy: Project, warm: Warm, without_torch: dict[str, str]) -> None:
+def test_a_signal_to_all_leaves_a_checkpoint(copy: Project, warm: WarmStart, without_torch: dict[str, str]) -> None:
     """As when a machine shuts down: the process that forks waits for its forks."""
     run = called(long(copy), **without_torch)
     folder = begun(copy)

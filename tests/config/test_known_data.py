@@ -12,7 +12,7 @@ from floral.cli import tasks
 from floral.config import catalogue, data_sets
 from floral.config.reading import ConfigError
 from floral.config.suites import suite_runs
-from floral.runs.missing_data import split, without_data
+from floral.runs.missing_data import split_by_data, why_missing
 from floral.stages import check_data
 
 ROWS = "length,kind,site\n" + "".join(f"{row},{'ab'[row % 2]},{row % 4}\n" for row in range(40))
@@ -39,7 +39,7 @@ def test_own_data_that_are_not_there_stop_their_own_task_alone(
     (row,) = (row for row in tasks.rows(results) if row.task == "flowers")
     assert row.at_hand == "missing" and row.remedy.startswith(f"{path} does not exist; put it there, or name another")
     runs = suite_runs("smoke_all")
-    kept, lines = split(runs, results)
+    kept, lines = split_by_data(runs, results)
     assert "synthetic_linear" in {run.task.name for run in kept} and "flowers" not in {run.task.name for run in kept}
     assert f"data missing: {path} does not exist; remedy: put it there, or name another in data.path of the task" in (
         "".join(line for line in lines if "flowers" in line)
@@ -51,7 +51,7 @@ def test_own_data_that_are_not_there_stop_their_own_task_alone(
     write("tasks/other", extends="flowers")  # and whatever is remembered is forgotten
     check_data.check([run.task for run in suite_runs("smoke_all", tasks=["flowers"])], results)
     assert data_sets.stored_data(catalogue.task("flowers").data) != before
-    assert without_data(catalogue.task("flowers"), results) is None
+    assert why_missing(catalogue.task("flowers"), results) is None
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ STOP_AT_ONCE = Stop(by=signal.SIGTERM, at=math.inf)
 
 def metrics(progress: Progress) -> bytes:
     """metrics.parquet as the train stage writes it."""
-    return layout.parquet(pl.DataFrame(progress.metrics, schema=layout.METRICS, orient="row"))
+    return layout.parquet_bytes(pl.DataFrame(progress.metrics, schema=layout.METRICS, orient="row"))
 
 
 @pytest.mark.parametrize("fidelity", ["corrected", "official"])

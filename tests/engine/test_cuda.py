@@ -13,7 +13,7 @@ import pytest
 import torch
 from federations import MODELS, VARIANTS, assert_close, buildable, simulate, train
 
-from floral.cluster.gpus import gpus, taken
+from floral.cluster.gpus import gpu_ids, hold_device
 from floral.engine import devices, execution
 from floral.stages import provenance
 from floral.stages.progress import Progress
@@ -171,8 +171,8 @@ def test_auto_finds_an_execution_for_one_thread():
 
 def test_a_run_holds_a_place_and_records_its_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr("floral.cluster.gpus.lease_folder", lambda environment: tmp_path)
-    assert len(set(gpus())) == torch.cuda.device_count()
-    with taken("cuda", 1) as device:
+    assert len(set(gpu_ids())) == torch.cuda.device_count()
+    with hold_device("cuda", 1) as device:
         found = provenance.gpu(device)
         assert found and found["index"] == 0 and found["name"] == torch.cuda.get_device_name(0)
         simulation = simulate("fedavg", device=device)

@@ -12,7 +12,7 @@ import torch
 from federations import CPU, SIZES, make_data, simulate, view_of
 
 from floral.cluster import gpus
-from floral.cluster.gpus import lease_folder, resolve_device, taken
+from floral.cluster.gpus import hold_device, lease_folder, resolve_device
 from floral.config.reading import ConfigError
 from floral.core.spec import Refused, Routing
 from floral.engine import evaluate, execution
@@ -340,7 +340,7 @@ def test_leases_of_a_slurm_job_are_its_own():
 
 def test_a_cpu_needs_no_place(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with caplog.at_level("INFO", "floral.train"), taken("auto", 1) as device:
+    with caplog.at_level("INFO", "floral.train"), hold_device("auto", 1) as device:
         assert device == CPU
     assert "device: auto: torch finds no GPU, so it is the CPU" in caplog.text
 
@@ -353,7 +353,7 @@ def test_a_run_takes_the_gpu_of_its_place(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
     monkeypatch.setattr(gpus, "gpus", lambda: ["GPU-a", "GPU-b"])
     monkeypatch.setattr(gpus, "lease_folder", lambda environment: tmp_path)
-    with taken("cuda", 1) as first, taken("auto", 1) as second:
+    with hold_device("cuda", 1) as first, hold_device("auto", 1) as second:
         assert (first, second) == (torch.device("cuda", 0), torch.device("cuda", 1))
         assert take_place(["GPU-a", "GPU-b"], 1, tmp_path) is None
     assert chosen == [0, 1]

@@ -57,7 +57,7 @@ def test_finished_runs_are_copied_once(machines):
     (target / "failure.json").write_text("{}")
     merged = merge([there], here)
     assert [path.name for path in merged.copied] == [new.name]
-    assert [path.name for path in merged.here] == [made["there", 1].name] and not merged.conflicts
+    assert [path.name for path in merged.identical] == [made["there", 1].name] and not merged.conflicts
     for path in new.rglob("*"):
         if path.is_file() and "checkpoint" not in path.parts:
             assert (target / path.relative_to(new)).read_bytes() == path.read_bytes()
@@ -81,7 +81,7 @@ def test_other_numbers_for_one_run_are_a_conflict_and_those_here_stay(machines, 
     assert main.main(["merge", str(there)]) == 1
     said = capsys.readouterr().out
     assert "1 copied, 0 already here with the same numbers, 0 unfinished and left out, 1 in conflict" in said
-    assert f"{made['here', 1].name.split('-')[1]}: " in said and "have other numbers for one run" in said
+    assert f"{made['here', 1].name.split('-')[1]}: " in said and "have different metrics for the same run" in said
     assert (made["here", 1] / "metrics.parquet").read_bytes() == before
 
 
@@ -92,7 +92,7 @@ def test_rows_that_differ_are_a_conflict(machines):
     (said,) = merge([there], here).conflicts
     assert (
         other.name.split("-")[1] in said
-        and "partition/digits_rotate/seed0 had other rows there (others) than here (rows 0)" in said
+        and "partition/digits_rotate/seed0 has other samples there (others) than here (rows 0)" in said
     )
 
 
@@ -103,7 +103,7 @@ def test_data_that_differ_under_one_name_are_a_conflict(machines):
     for folder, digest in ((made["here", 0], "mine"), (other, "theirs")):
         change(folder / "run.yaml", data={"name": "digits", "digest": digest})
     (said,) = merge([there], here).conflicts
-    assert "the data set of partition/digits_rotate/seed0 had other rows there (theirs) than here (mine)" in said
+    assert "the data set of partition/digits_rotate/seed0 has other samples there (theirs) than here (mine)" in said
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_what_was_restored_is_made_anew_on_request(place: Path) -> None:
     made(place, runs)
     shutil.rmtree(place / "results" / runs[0].folder)
     reference.restore({SUITE: runs}, place / "results")
-    assert reference.forget({SUITE: runs}, place / "results") == runs[:1]  # the other was made here
+    assert reference.remove_restored({SUITE: runs}, place / "results") == runs[:1]  # the other was made here
     assert [is_finished(place / "results" / run.folder) for run in runs] == [False, True]
 
 
@@ -178,7 +178,7 @@ def test_runs_on_other_rows_are_not_mixed(place: Path, capsys: pytest.CaptureFix
     manifest.parent.mkdir(parents=True)
     manifest.write_text('{"digest": "0123456789"}')
     assert reference.restore({SUITE: [run]}, place / "results") == []
-    assert "had other rows" in capsys.readouterr().err and not (place / "results" / run.folder).exists()
+    assert "has other samples" in capsys.readouterr().err and not (place / "results" / run.folder).exists()
 
 
 def test_what_was_made_here_beside_restored_files_stays(place: Path) -> None:
@@ -187,7 +187,7 @@ def test_what_was_made_here_beside_restored_files_stays(place: Path) -> None:
     shutil.rmtree(place / "results")
     reference.restore({SUITE: [run]}, place / "results")
     (place / "results" / run.folder / "notes.txt").write_text("mine")
-    assert reference.forget({SUITE: [run]}, place / "results") == [run]
+    assert reference.remove_restored({SUITE: [run]}, place / "results") == [run]
     assert sorted(path.name for path in (place / "results" / run.folder).iterdir()) == [".lock", "notes.txt"]
 
 

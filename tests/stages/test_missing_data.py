@@ -9,7 +9,7 @@ from projects import TINY, Project
 from run_folders import make_run, write_run
 
 from floral.config.reading import ConfigError
-from floral.runs.missing_data import NOTE, split, without_data
+from floral.runs.missing_data import FETCH_ERROR, split_by_data, why_missing
 from floral.stages import fetch_missing
 
 LACKING = "cifar10/plain_text/train-00000-of-00001.parquet"
@@ -37,13 +37,13 @@ def test_a_run_is_left_out_only_if_its_data_are_needed_and_not_there(tmp_path: P
         make_run(task, "fedavg", 0) for task in ("mnist_rotate", "synthetic_linear", "mnist_label_shift")
     )
     write_run(tmp_path, made)
-    kept, lines = split([made, drawn, lost], tmp_path)
+    kept, lines = split_by_data([made, drawn, lost], tmp_path)
     assert kept == [made, drawn]
     assert lines == [
         "data missing: mnist: not fetched yet; remedy: floral fetch mnist (1 run left out: mnist_label_shift)"
     ]
     with pytest.raises(ConfigError, match="no run is left\ndata missing: mnist"):
-        split([lost], tmp_path)
+        split_by_data([lost], tmp_path)
 
 
 FLOWERS = """
@@ -77,9 +77,9 @@ def test_own_data_that_are_not_there_are_left_out_or_stop_the_call_before_any_jo
 def test_the_reason_goes_once_the_data_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FLORAL_DATA", raising=False)
     task = make_run("digits_rotate", "fedavg", 0).task
-    note = tmp_path / "data" / "digits" / NOTE
+    note = tmp_path / "data" / "digits" / FETCH_ERROR
     note.parent.mkdir(parents=True)
     note.write_text("digits/digits.csv.gz: gone\n  tried package: no\n  remedy: look again")
-    assert without_data(task, tmp_path) == "digits/digits.csv.gz: gone; remedy: look again"
+    assert why_missing(task, tmp_path) == "digits/digits.csv.gz: gone; remedy: look again"
     fetch_missing.try_to_fetch([task], tmp_path, None)
-    assert without_data(task, tmp_path) is None and not note.exists()
+    assert why_missing(task, tmp_path) is None and not note.exists()

@@ -17,7 +17,8 @@ from floral.config.run import Run
 from floral.config.settings import read_settings
 from floral.config.suites import suite_runs
 from floral.core.units import duration
-from floral.stages import plan
+from floral.runs.state import failure_lines
+from floral.stages import estimate, progress_line
 
 SUMMARY = {"status": "done", "test_accuracy": 0.9134, "test_loss": 0.3, "round": 200, "diverged_at": None}
 
@@ -57,46 +58,46 @@ def test_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_costs_come_from_the_nearest_finished_runs(runs: list[Run], tmp_path: Path) -> None:
     fedavg = [run for run in runs if run.variant.name == "fedavg"]
     local = [run for run in runs if run.variant.name == "local"]
-    assert {cost.basis for cost in plan.costs(runs, tmp_path).values()} == {"rough"}
+    assert {cost.basis for cost in estimate.expected_costs(runs, tmp_path).values()} == {"rough"}
     finish(tmp_path, fedavg[0], 10.0)
-    costs = plan.costs(runs, tmp_path)
+    costs = estimate.expected_costs(runs, tmp_path)
     assert (costs[fedavg[1].folder].basis, costs[local[0].folder].basis) == ("variant", "task")
     assert costs[fedavg[1].folder].seconds == pytest.approx(10.0)
     shorter = fedavg[1].model_copy(update={"task": fedavg[1].task.model_copy(update={"rounds": 100})})
-    assert plan.costs([shorter], tmp_path)[shorter.folder].seconds == pytest.approx(5.0)
+    assert estimate.expected_costs([shorter], tmp_path)[shorter.folder].seconds == pytest.approx(5.0)
 
 
 def test_the_estimate_says_what_it_rests_on(runs: list[Run], tmp_path: Path) -> None:
-    text = plan.estimate({"quickstart": runs}, tmp_path, 2)
+    text = estimate.estimate({"quickstart": runs}, tmp_path, 2)
     assert "6 runs" in text and "0 finished, 6 to do" in text and "a rough figure" in text and "free" in text
     for run in runs:
         finish(tmp_path, run, 10.0)
-    assert plan.estimate({"quickstart": runs}, tmp_path, 2).endswith("all finished")
+    assert estimate.estimate({"quickstart": runs}, tmp_path, 2).endswith("all finished")
 
 
 def test_what_a_reference_has_is_not_to_do(runs: list[Run], tmp_path: Path) -> None:
     finish(tmp_path, runs[0], 10.0)
     committed = [run.folder for run in runs[1:4]]
-    text = plan.estimate({"quickstart": runs}, tmp_path, 2, committed)
+    text = estimate.estimate({"quickstart": runs}, tmp_path, 2, committed)
     assert "1 finished, 3 taken from reports/reference, 2 to do" in text and "(2 runs from" in text
-    text = plan.estimate({"quickstart": runs}, tmp_path, 2, [run.folder for run in runs[1:]])
+    text = estimate.estimate({"quickstart": runs}, tmp_path, 2, [run.folder for run in runs[1:]])
     assert text.endswith("1 finished, 5 taken from reports/reference, 0 to do")
 
 
 def test_a_line_of_progress_counts_and_looks_ahead(runs: list[Run], tmp_path: Path) -> None:
     finish(tmp_path, runs[0], 60.0)
-    plan.start({"quickstart": runs}, tmp_path)
+    progress_line.write_plan({"quickstart": runs}, tmp_path)
     time.sleep(0.01)
     finish(tmp_path, runs[1], 3.44)
-    line = plan.progress_line(tmp_path, runs[1], SUMMARY)
+    line = progress_line.progress_line(tmp_path, runs[1], SUMMARY)
     assert re.fullmatch(
         r"\[2/6\] digits_rotate \w+ seed \d: done, test accuracy 0\.913, 3\.4 s; about \d+ s left", line
     )
     failed = tmp_path / runs[2].folder
     failed.mkdir(parents=True)
     (failed / "failure.json").write_text(json.dumps({"exception": "MemoryError: no more\n"}))
-    assert plan.progress_line(tmp_path, runs[1], SUMMARY).startswith("[2/6, 1 failed] ")
-    (line,) = plan.failures({"quickstart": runs}, tmp_path)
+    assert progress_line.progress_line(tmp_path, runs[1], SUMMARY).startswith("[2/6, 1 failed] ")
+    (line,) = failure_lines({"quickstart": runs}, tmp_path)
     assert "MemoryError: no more" in line and str(failed) in line
 
 
@@ -106,10 +107,10 @@ def test_a_killed_run_counts_as_failed(runs: list[Run], tmp_path: Path) -> None:
         lock.parent.mkdir(parents=True)
         lock.touch()
     os.utime(before, (0, 0))  # of an earlier call: this one has not come to it yet
-    plan.start({"quickstart": runs}, tmp_path)
+    progress_line.write_plan({"quickstart": runs}, tmp_path)
     os.utime(since, (time.time() + 1,) * 2)
     finish(tmp_path, runs[0], 1.0)
-    assert plan.progress_line(tmp_path, runs[0], SUMMARY).startswith("[1/6, 1 failed] ")
+    assert progress_line.progress_line(tmp_path, runs[0], SUMMARY).startswith("[1/6, 1 failed] ")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"seconds": null}', '{"seconds": {"setup": 0, "total": null}}'])
@@ -120,12 +121,12 @@ def test_damaged_costs_stop_no_call(
         finish(tmp_path, run, 10.0)
     damaged = tmp_path / runs[0].folder / "costs.json"
     damaged.write_text(text)
-    plan.start({"quickstart": runs}, tmp_path)
-    assert "1 from" not in plan.estimate({"quickstart": runs}, tmp_path, 1)
-    assert plan.costs(runs, tmp_path)[runs[2].folder].seconds == pytest.approx(10.0)
+    progress_line.write_plan({"quickstart": runs}, tmp_path)
+    assert "1 from" not in estimate.estimate({"quickstart": runs}, tmp_path, 1)
+    assert estimate.expected_costs(runs, tmp_path)[runs[2].folder].seconds == pytest.approx(10.0)
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and str(damaged.parent) in said and "the estimate leaves it out" in said
-    assert plan.progress_line(tmp_path, runs[0], SUMMARY).endswith("done, test accuracy 0.913")
+    assert progress_line.progress_line(tmp_path, runs[0], SUMMARY).endswith("done, test accuracy 0.913")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"seconds": null}'])
@@ -134,17 +135,19 @@ def test_a_damaged_plan_fails_no_finished_run(
 ) -> None:
     (tmp_path / "plan").mkdir()
     (tmp_path / "plan" / "other.json").write_text(text)
-    plan.start({"quickstart": runs}, tmp_path)
+    progress_line.write_plan({"quickstart": runs}, tmp_path)
     finish(tmp_path, runs[0], 1.0)
-    assert plan.progress_line(tmp_path, runs[0], SUMMARY).startswith("[1/6] ")
+    assert progress_line.progress_line(tmp_path, runs[0], SUMMARY).startswith("[1/6] ")
     assert "other.json: damaged" in capsys.readouterr().err
 
 
 def test_a_line_of_progress_without_a_plan(runs: list[Run], tmp_path: Path) -> None:
     diverged = SUMMARY | {"status": "diverged", "diverged_at": 12}
-    assert plan.progress_line(tmp_path, runs[0], diverged) == "digits_rotate fedavg seed 0: diverged at round 12"
+    assert (
+        progress_line.progress_line(tmp_path, runs[0], diverged) == "digits_rotate fedavg seed 0: diverged at round 12"
+    )
     regression = SUMMARY | {"test_accuracy": None, "test_loss": 0.012345}
-    assert plan.progress_line(tmp_path, runs[0], regression).endswith("done, test loss 0.01235")
+    assert progress_line.progress_line(tmp_path, runs[0], regression).endswith("done, test loss 0.01235")
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(1, "5 s"), (42, "40 s"), (200, "3 min"), (9000, "2.5 h")])

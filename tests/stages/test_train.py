@@ -16,7 +16,7 @@ from floral.config.run import Run
 from floral.config.suites import suite_runs
 from floral.io.locks import held
 from floral.runs import state
-from floral.stages import plan
+from floral.runs.state import failure_lines
 from floral.stages.train import train
 
 HOW: dict[str, Any] = {
@@ -56,7 +56,7 @@ def test_a_failure_leaves_its_reason(
     written = json.loads((tmp_path / run.folder / "failure.json").read_text())
     assert tuple(sorted(written)) == tuple(sorted(state.FAILURE)) and written["reason"] == reason
     assert {path.name for path in (tmp_path / run.folder).iterdir()} == {".lock", "failure.json", "log.txt"}
-    (said,) = plan.failures({"quickstart": [run]}, tmp_path)
+    (said,) = failure_lines({"quickstart": [run]}, tmp_path)
     assert f"seed 0: {line} (floral show " in said
 
 
@@ -64,7 +64,7 @@ def test_an_interrupted_run_says_so(run: Run, tmp_path: Path, monkeypatch: pytes
     ends_with(monkeypatch, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         train(run, tmp_path, **HOW)
-    (said,) = plan.failures({"quickstart": [run]}, tmp_path)
+    (said,) = failure_lines({"quickstart": [run]}, tmp_path)
     assert "seed 0: interrupted; the same command continues" in said
 
 
@@ -93,7 +93,7 @@ def test_a_killed_run_has_failed(run: Run, tmp_path: Path, mark: str) -> None:
     assert state.failure(folder) is None
     (folder / mark).parent.mkdir(parents=True, exist_ok=True)
     (folder / mark).write_text("")
-    (said,) = plan.failures({"quickstart": [run]}, tmp_path)
+    (said,) = failure_lines({"quickstart": [run]}, tmp_path)
     assert "seed 0: stopped without a word: killed, out of memory or power; the same command continues" in said
     with held(folder / state.LOCK, "training this run"):
         assert state.running(folder) and state.failure(folder) is None

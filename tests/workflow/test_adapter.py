@@ -165,9 +165,9 @@ def test_local_jobs_have_no_rate_limit() -> None:
 
 
 def test_few_runs_start_without_a_warm_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warm_start, "Warm", Warm)
-    assert adapter.warm_process(warm_start.WORTH - 1) is None
-    process = adapter.warm_process(warm_start.WORTH)
+    monkeypatch.setattr(warm_start, "WarmStart", Warm)
+    assert adapter.warm_process(warm_start.MIN_RUNS_FOR_WARM_START - 1) is None
+    process = adapter.warm_process(warm_start.MIN_RUNS_FOR_WARM_START)
     assert isinstance(process, Warm) and process.module == "floral.cli.start"
 
 
@@ -176,8 +176,8 @@ def test_without_room_for_a_socket_runs_start_without_a_warm_process(monkeypatch
         raise OSError("AF_UNIX path too long")
 
     refuse.possible = lambda: True  # type: ignore[attr-defined]
-    monkeypatch.setattr(warm_start, "Warm", refuse)
-    assert adapter.warm_process(warm_start.WORTH) is None
+    monkeypatch.setattr(warm_start, "WarmStart", refuse)
+    assert adapter.warm_process(warm_start.MIN_RUNS_FOR_WARM_START) is None
 
 
 class Warm:
@@ -194,8 +194,8 @@ class Warm:
 def test_the_start_on_this_machine_prints_the_estimate(
     hooks: adapter.Hooks, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(warm_start, "WORTH", 3)
-    monkeypatch.setattr(warm_start, "Warm", Warm)
+    monkeypatch.setattr(warm_start, "MIN_RUNS_FOR_WARM_START", 3)
+    monkeypatch.setattr(warm_start, "WarmStart", Warm)
     workflow = call("local")
     hooks.on_start(workflow)
     assert "suite quickstart: 3 runs of 1 task and 1 variant: 0 finished, 3 to do" in capsys.readouterr().err
@@ -211,8 +211,8 @@ def test_the_start_within_a_job_leaves_snakemake_as_it_is(hooks: adapter.Hooks, 
 
 def test_the_start_on_a_cluster_checks_it_first(hooks: adapter.Hooks, monkeypatch: pytest.MonkeyPatch) -> None:
     checks: list[Any] = []
-    monkeypatch.setattr(slurm, "check", checks.append)
-    monkeypatch.setattr(slurm, "only_here", checks.append)
+    monkeypatch.setattr(slurm, "check_cluster", checks.append)
+    monkeypatch.setattr(slurm, "refuse_second_call", checks.append)
     workflow = call("slurm")
     hooks.on_start(workflow)
     assert checks == [hooks.work.settings.slurm, hooks.results]
@@ -224,7 +224,7 @@ def test_a_cluster_that_refuses_is_an_error_of_snakemake(hooks: adapter.Hooks, m
     def refuse(_: Any) -> None:
         raise ConfigError("slurm: partition: unknown partition 'gpu'")
 
-    monkeypatch.setattr(slurm, "check", refuse)
+    monkeypatch.setattr(slurm, "check_cluster", refuse)
     with pytest.raises(WorkflowError, match="unknown partition 'gpu'"):
         hooks.on_start(call("slurm"))
     assert not (hooks.results / "plan").exists()

@@ -28,7 +28,7 @@ def test_profiles_plan_the_whole_suite(finished: Project, profile: str) -> None:
 def test_the_command_starts_light() -> None:
     """Each import delays the first round of every run."""
     heavy = {"torch", "mlflow", "altair", "sklearn", "polars", "numpy", "pandas", "snakemake"}
-    modules = "floral.cli.main, floral.cli.start, floral.stages.plan, floral.tracking.track, floral.workflow.work"
+    modules = "floral.cli.main, floral.cli.start, floral.stages.estimate, floral.tracking.track, floral.workflow.work"
     code = f"import sys, {modules}; print(*sorted({heavy} & set(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert output.strip() == ""

@@ -1,0 +1,168 @@
+"""Estimate the time, disk space and memory of runs before they are made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+from typing import Literal
+
+from floral.config import paths
+from floral.config.run import Run
+from floral.core.units import duration, file_size, run_count
+from floral.runs.state import is_finished
+
+ROUGH_SECONDS = {"linear": 0.0005, "mlp": 0.0005}
+"""Model kind → assumed seconds per client and round, used until a run of the task is finished."""
+ROUGH_SECONDS_OTHER = 0.02
+"""The same for all other models."""
+ROUGH_START_SECONDS = 4.0
+"""Assumed seconds from the start of a process to its first round."""
+ROUGH_BYTES = 1_000_000
+"""Assumed size of a run's folder in bytes."""
+DAMAGED_JSON = (ValueError, KeyError, TypeError)
+"""Exceptions when a damaged JSON file is read: invalid JSON, a missing key, a wrong type."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """The expected cost of one run, and the basis of the estimate."""
+
+    seconds: float
+    bytes: float
+    memory: int | None = None
+    """Peak memory in bytes of the finished runs of the same task."""
+    basis: Literal["variant", "task", "rough"]
+
+
+BASIS = {
+    "variant": "finished runs of the same task and variant",
+    "task": "finished runs of the same task",
+    "rough": "a rough figure: rounds × clients a round × local epochs × 0.5 ms, 20 ms for convolutions",
+}
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """Costs of a finished run: seconds before round 1 and per round, bytes on disk and of memory."""
+
+    start: float
+    per_round: float
+    bytes: int
+    memory: int
+
+
+def expected_costs(runs: Iterable[Run], results: Path) -> dict[Path, Cost]:
+    """Estimate the cost of every run (folder → cost) from finished runs of its variant, or else of its task."""
+    by_task: dict[str, list[_Measurement]] = {}
+    by_variant: dict[tuple[str, str], list[_Measurement]] = defaultdict(list)
+    expected: dict[Path, Cost] = {}
+    for run in runs:
+        task, variant = run.task, run.variant.name
+        if task.name not in by_task:
+            by_task[task.name] = []
+            for file in sorted((results / "train" / task.name).glob("*/*/costs.json")):
+                if measurement := _measurement(file):
+                    by_task[task.name].append(measurement)
+                    by_variant[task.name, file.parts[-3]].append(measurement)
+        if measurements := by_variant.get((task.name, variant)):
+            expected[run.folder] = _mean(measurements, task.rounds, "variant")
+        elif measurements := by_task[task.name]:
+            expected[run.folder] = _mean(measurements, task.rounds, "task")
+        else:
+            expected[run.folder] = Cost(seconds=rough_seconds(run), bytes=ROUGH_BYTES, basis="rough")
+    return expected
+
+
+def rough_seconds(run: Run) -> float:
+    """Estimate the seconds of a run from its configuration alone."""
+    task = run.task
+    per_round = task.cohort * task.epochs * ROUGH_SECONDS.get(task.model.kind, ROUGH_SECONDS_OTHER)
+    return ROUGH_START_SECONDS + task.rounds * per_round
+
+
+def _measurement(file: Path) -> _Measurement | None:
+    """Read the costs of a finished run; None for an unfinished one, and with a warning for a damaged file."""
+    if not is_finished(file.parent):
+        return None
+    try:
+        costs = json.loads(file.read_text())
+        seconds, memory = costs["seconds"], int(costs["peak_memory_bytes"])
+        rounds = max(1, json.loads(file.with_name("summary.json").read_text())["round"])
+        start, total = float(seconds["setup"]), float(seconds["total"])
+    except DAMAGED_JSON as error:
+        warn_once(f"{file.parent}: costs.json or summary.json is damaged ({error!r}); the estimate leaves this run out")
+        return None
+    size = sum(path.stat().st_size for path in file.parent.iterdir() if path.is_file())
+    return _Measurement(start, (total - start) / rounds, size, memory)
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Print a warning to stderr, the first time only."""
+    print(message, file=sys.stderr)
+
+
+def _mean(measurements: list[_Measurement], rounds: int, basis: Literal["variant", "task"]) -> Cost:
+    """Mean time and size, and the largest memory."""
+    start, per_round = (fmean(m.start for m in measurements), fmean(m.per_round for m in measurements))
+    return Cost(
+        seconds=start + rounds * per_round,
+        bytes=fmean(m.bytes for m in measurements),
+        memory=max(m.memory for m in measurements),
+        basis=basis,
+    )
+
+
+def estimate(
+    suites: Mapping[str, list[Run]], results: Path, workers: int, committed: Collection[Path] = frozenset()
+) -> str:
+    """Describe the runs, time and disk space of these suites, with the basis of each estimate.
+
+    `committed` are the folders of unfinished runs that will be restored from reference results.
+    """
+    lines = [_suite_line(name, runs, results, committed) for name, runs in suites.items()]
+    todo = {
+        run.folder: run
+        for runs in suites.values()
+        for run in runs
+        if run.folder not in committed and not is_finished(results / run.folder)
+    }
+    if not todo:
+        return "\n".join(lines)
+    expected = expected_costs(todo.values(), results).values()
+    at_once = min(workers, len(todo))
+    seconds = max(sum(cost.seconds for cost in expected) / at_once, max(cost.seconds for cost in expected))
+    size = sum(cost.bytes for cost in expected)
+    free = shutil.disk_usage(_existing_parent(results)).free
+    counts = Counter(cost.basis for cost in expected)
+    basis = "; ".join(f"{run_count(counts[key])} from {words}" for key, words in BASIS.items() if counts[key])
+    rough = f"; {run_count(counts['rough'])} from a rough figure: 1 MB" if counts["rough"] else ""
+    lines.append(f"  time: about {duration(seconds)} with {run_count(at_once)} at once ({basis})")
+    lines.append(f"  disk: about {file_size(size)} in {results}/ ({file_size(free)} free{rough})")
+    if size > free:
+        config = f"{paths.CONFIG_FOLDER}/config.yaml"
+        lines.append(f"  WARNING: more than is free; set `results:` in {config} to another folder")
+    return "\n".join(lines)
+
+
+def _suite_line(name: str, runs: list[Run], results: Path, committed: Collection[Path]) -> str:
+    """Count a suite's tasks, variants and runs: finished, in reference results, and to do."""
+    done = sum(is_finished(results / run.folder) for run in runs)
+    in_reference = sum(run.folder in committed for run in runs)
+    reused = f"{in_reference} taken from reports/reference, " if in_reference else ""
+    todo = "all finished" if done == len(runs) else f"{done} finished, {reused}{len(runs) - done - in_reference} to do"
+    tasks, variants = len({run.task.name for run in runs}), len({run.variant.name for run in runs})
+    size = f"{tasks} task{'s' * (tasks != 1)} and {variants} variant{'s' * (variants != 1)}"
+    return f"suite {name}: {run_count(len(runs))} of {size}: {todo}"
+
+
+def _existing_parent(path: Path) -> Path:
+    """The path, or its nearest parent folder that exists."""
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
