@@ -79,7 +79,7 @@ def test_a_file_of_unknown_hash_is_checked_against_the_first_fetch(toy, tmp_path
     folder = fetch("toy", tmp_path, mine)
     (folder / "card.json").unlink()
     (mine / "train-y.gz").write_bytes(gzip.compress(idx(np.zeros(9))))
-    with pytest.raises(DataError, match=r"(?s)train-y.gz.*the first fetch recorded.*write the sha256 that was") as said:
+    with pytest.raises(DataError, match=r"(?s)train-y.gz.*recorded by the first fetch.*write the found sha256") as said:
         fetch("toy", tmp_path, mine)
     assert not (folder / "card.json").exists()
     lock, before = data_sets.data_lock(), data_sets.data_digest("toy")
@@ -113,8 +113,8 @@ def test_a_hash_that_data_lock_gains_is_checked_and_marks_the_file_verified(toy,
         (idx(np.zeros(9))[:-1], "truncated: 16 bytes, but its header announces 17"),
         (b"<html>no such file</html>", "not an IDX file of unsigned bytes; it begins with 3c 68 74 6d"),
         (b"", "it begins with nothing"),
-        (idx(np.zeros((0,))), r"images \[9, 4, 4\] and labels \[0\] do not belong together"),
-        (idx(np.zeros(8)), r"images \[9, 4, 4\] and labels \[8\] do not belong together"),
+        (idx(np.zeros((0,))), r"images \[9, 4, 4\] and labels \[0\] do not match"),
+        (idx(np.zeros(8)), r"images \[9, 4, 4\] and labels \[8\] do not match"),
     ],
 )
 def test_a_raw_file_that_is_not_what_it_should_be_is_named(toy, tmp_path, content, message):
@@ -180,7 +180,7 @@ def test_mnist_is_verified_and_read(tmp_path, missing):
 
 def test_the_data_part_imports_nothing_heavy():
     code = (
-        "import sys, floral.seeds, floral.stages.fetch, floral.stages.partition, floral.data.federation; "
+        "import sys, floral.core.seeds, floral.stages.fetch, floral.stages.partition, floral.data.federation; "
         "print(*sorted({'torch', 'sklearn', 'altair', 'mlflow', 'pandas'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -191,5 +191,5 @@ def test_an_empty_test_split_is_named(toy, tmp_path):
     _, mine = toy
     (mine / "test-x.gz").write_bytes(idx(np.zeros((0, 4, 4))))
     (mine / "test-y.gz").write_bytes(idx(np.zeros((0,))))
-    with pytest.raises(DataError, match=r"test-x\.gz: this file holds no image; remedy: replace it"):
+    with pytest.raises(DataError, match=r"test-x\.gz: this file has no image; remedy: replace it"):
         fetch("toy", tmp_path, mine)

@@ -19,7 +19,7 @@ from floral.tracking.track import track
 
 JOB = """
 import sys
-from floral.cli import main
+from floral.cli.main import main
 code = main(["train", "--suite", "noop", "--task", "noop", "--variant", "floral_1", "--seed", "0"])
 loaded = {"torch", "mlflow", "altair"} & set(sys.modules)
 sys.exit(f"{loaded} imported" if loaded else code)

@@ -31,7 +31,7 @@ def made(variant: str, rule: Tuning = RULE, values: Mapping[str, Any] | None = N
     task = task.model_copy(update={"rounds": rule.rounds(task.rounds), "eval_every": None})
     values = values or {}
     space = Space(values=values)
-    axes = search_space.axes(space, rule, Rates(lr=task.lr, router_lr=task.router_lr))
+    axes = search_space.axes_of(space, rule, Rates(lr=task.lr, router_lr=task.router_lr))
     return Search(
         task=task, variant=catalogue.variant(variant), fidelity=catalogue.fidelity("corrected"), tuning=rule, axes=axes
     )
