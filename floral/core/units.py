@@ -1,4 +1,4 @@
-"""Units of sizes, and counts, durations and sizes as text."""
+"""Units of sizes, and counts, durations and sizes as text; the number of clients in the worst decile."""
 
 from __future__ import annotations
 
@@ -21,3 +21,8 @@ def duration(seconds: float) -> str:
 
 def file_size(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
+
+
+def decile_count(clients: int) -> int:
+    """Number of clients in the worst decile: a tenth of the clients, rounded, at least 1."""
+    return max(1, round(clients / 10))

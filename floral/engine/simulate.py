@@ -16,6 +16,7 @@ from torch import Tensor
 from floral.core import seeds
 from floral.core.process import set_threads
 from floral.core.spec import Batch, ClientVectors, Loss, Method, Noise, Optimiser, Phase, ServerView
+from floral.core.units import decile_count
 from floral.engine import evaluate, local
 from floral.engine.aggregate import Mean, replace_values, server_step, write_back
 from floral.engine.batched import Batched
@@ -429,9 +430,9 @@ class Simulation:
         ]
 
     def _worst(self, split: str, scores: evaluate.Scores) -> list[tuple[str, str, float]]:
-        """The worst true cluster, and the mean of the tenth of the clients that is served worst."""
+        """The worst true cluster's score, and the mean score of the worst decile of clients."""
         cluster = self.data.cluster.cpu().numpy()
-        count = max(1, round(len(cluster) / 10))
+        count = decile_count(len(cluster))
         if self.settings.loss == "mse":
             return [
                 (split, "worst_cluster_loss", float(np.fmax.reduce(scores.by_cluster(scores.loss, cluster)))),

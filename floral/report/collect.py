@@ -14,6 +14,7 @@ from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.report import compared
 from floral.report.compared import CHANGES, Configuration, MethodRow
+from floral.runs.layout import identity
 from floral.runs.reference import origin
 from floral.runs.state import failure, is_finished, running
 
@@ -117,7 +118,7 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
             "seed": run.seed,
         }
         folder = results / run.folder
-        row = {"suite": suite, **_identity(run), **keys, **changes(run), "hash8": folder.name.rpartition("-")[2]}
+        row = {"suite": suite, **identity(run), **keys, **changes(run), "tuned": run.own_rates is not None}
         if not is_finished(folder):
             unfinished.append(_unfinished(run, folder))
             summary.append({**row, "status": unfinished[-1].status})
@@ -152,15 +153,6 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
 
 
 # -------------------------------------------------------------------------------------------- one run
-
-
-def _identity(run: Run) -> dict[str, Any]:
-    variant = run.variant
-    return {
-        "task": run.task.name, "variant": variant.name, "title": variant.title, "method": variant.method,
-        "family": variant.family, "fidelity": run.fidelity.name, "optimal_router": variant.optimal_router,
-        "oracle": variant.oracle, "tuned": run.own_rates is not None,
-    }  # fmt: skip
 
 
 def _metrics(result: Mapping[str, Any]) -> dict[str, Any]:

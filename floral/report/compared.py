@@ -11,6 +11,7 @@ from floral.config import catalogue
 from floral.config.run import Run
 from floral.config.schema.method import Variant
 from floral.config.schema.task import Task
+from floral.core.nested import dotted_keys
 from floral.data.samples import evaluated_on_training
 
 CHANGES = ("task_changes", "method_changes", "switches")
@@ -138,15 +139,10 @@ def _changed_switches(run: Run) -> dict[str, Any]:
 
 def _changed_values(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The values that differ from the defaults, by dotted path. A default that `values` lacks has the value None."""
-    now, before = _flat(values), _flat(defaults)
+    now, before = (
+        {name: value for name, value in dotted_keys(nested).items() if value != {}} for nested in (values, defaults)
+    )
     return {name: now.get(name) for name in {**before, **now} if now.get(name) != before.get(name)}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _unique_ids(

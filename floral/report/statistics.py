@@ -46,11 +46,6 @@ def welch_difference(values: Sequence[float], mean: float, deviation: float, n: 
     return Interval(mean=difference, low=difference - half, high=difference + half, n=count)
 
 
-def decile_count(clients: int) -> int:
-    """Number of clients in the worst decile: K/10 rounded, at least 1, as in the engine."""
-    return max(1, round(clients / 10))
-
-
 def worst_mean(values: ArrayLike, count: int) -> np.ndarray:
     """Mean of the `count` lowest values along the last axis; count = 1 is the minimum, count = K the mean."""
     lowest = np.sort(np.asarray(values, dtype=float), axis=-1)[..., :count]

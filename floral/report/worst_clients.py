@@ -7,6 +7,7 @@ from typing import Literal
 
 import polars as pl
 
+from floral.core.units import decile_count
 from floral.report import statistics
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
@@ -53,7 +54,7 @@ def worst(collected: Collected, configuration: Configuration, kind: WorstOf) -> 
     for (method,), method_hits in hits.group_by("contender", maintain_order=True):
         seeds = method_hits.partition_by("seed", maintain_order=True)
         samples = seeds[0]["own_rows"].to_list()
-        lowest = statistics.decile_count(len(samples)) if kind == "decile" else 1
+        lowest = decile_count(len(samples)) if kind == "decile" else 1
         observed = {frame["seed"][0]: float(statistics.worst_mean(frame["accuracy"], lowest)) for frame in seeds}
         common = int(method_hits["own_correct"].sum()) / int(method_hits["own_rows"].sum())
         null = statistics.binomial_null(samples, common, lowest, draws=1000)

@@ -1,4 +1,4 @@
-"""One run in the store: its parameters, data, curves and costs."""
+"""Log one run to MLflow: its parameters, data, curves and costs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from floral.config import reading
+from floral.core.nested import dotted_keys
 from floral.runs import segments
 from floral.runs.segments import Evaluated
 from floral.runs.state import is_finished
-from floral.tracking.store import PARENT, STREAMED, Known, Place
+from floral.tracking.store import PARENT, STREAMED, Experiment, StoredRun
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,163 +23,171 @@ if TYPE_CHECKING:
 
 
 ARTIFACTS = ("run.yaml", "metrics.parquet", "clients.parquet", "routes.parquet", "summary.json", "costs.json")
-METRICS_A_CALL, PARAMS_A_CALL = 1000, 100
-"""MLflow's limits for one log_batch."""
-LONGEST_PARAM = 6000
-LONGEST_DIGEST = 36
-"""MLflow's limit; a dataset's profile has the whole digest."""
+MAX_METRICS_PER_CALL, MAX_PARAMS_PER_CALL = 1000, 100
+"""MLflow's limits for one call of log_batch."""
+MAX_PARAM_CHARACTERS = 6000
+"""MLflow's limit for the value of a parameter."""
+MAX_DIGEST_CHARACTERS = 36
+"""MLflow's limit for the digest of a data set; the full digest is in the data set's profile."""
 
 
-def stream(place: Place, parent: str | None, folder: Path) -> None:
-    """Log the rounds that a run has evaluated since the last time."""
-    known, found = place.known.get(str(folder)), segments.read(place.results / folder)
-    if parent is None or not found or (known and (known.complete or found[-1].round <= known.streamed)):
+def stream(experiment: Experiment, parent: str | None, folder: Path) -> None:
+    """Log the rounds that a run has evaluated since the last call."""
+    stored, rounds = experiment.stored.get(str(folder)), segments.read(experiment.results / folder)
+    if parent is None or not rounds or (stored and (stored.complete or rounds[-1].round <= stored.streamed)):
         return
     from mlflow.entities import RunTag
 
-    known = ready(place, parent, folder)
-    points = _points(evaluated for evaluated in found if evaluated.round > known.streamed)
-    for metrics in chunks(points, METRICS_A_CALL):
-        place.client.log_batch(known.id, metrics=metrics)
-    last = [RunTag(STREAMED, str(found[-1].round))]  # said last: until then the rounds are logged again
-    place.client.log_batch(known.id, tags=last)
+    stored = ready(experiment, parent, folder)
+    points = _points(evaluated for evaluated in rounds if evaluated.round > stored.streamed)
+    for metrics in chunks(points, MAX_METRICS_PER_CALL):
+        experiment.client.log_batch(stored.id, metrics=metrics)
+    last_round = RunTag(
+        STREAMED, str(rounds[-1].round)
+    )  # after the points: if this call is killed, they are logged again
+    experiment.client.log_batch(stored.id, tags=[last_round])
 
 
-def ready(place: Place, parent: str, folder: Path) -> Known:
-    """A run in the store, below its parent and with its data; it is made with what is known from its start."""
-    settings = reading.load_yaml((place.results / folder / "run.yaml").read_text(encoding="utf-8"))
-    known = place.known.get(str(folder)) or _begin(place, parent, folder, settings)
-    if known.parent != parent:
-        place.client.set_tag(known.id, PARENT, parent)
-    if not known.data and (data := _data(settings, place.results)):
-        place.client.log_inputs(known.id, data)
-    place.known[str(folder)] = replace(known, parent=parent, data=True)
-    return place.known[str(folder)]
+def ready(experiment: Experiment, parent: str, folder: Path) -> StoredRun:
+    """Make sure that the store has the run, with its parent and data, and return it."""
+    settings = reading.load_yaml((experiment.results / folder / "run.yaml").read_text(encoding="utf-8"))
+    stored = experiment.stored.get(str(folder)) or _create_run(experiment, parent, folder, settings)
+    if stored.parent != parent:
+        experiment.client.set_tag(stored.id, PARENT, parent)
+    if not stored.data and (data := _data(settings, experiment.results)):
+        experiment.client.log_inputs(stored.id, data)
+    experiment.stored[str(folder)] = replace(stored, parent=parent, data=True)
+    return experiment.stored[str(folder)]
 
 
-def _begin(place: Place, parent: str, folder: Path, settings: Mapping[str, Any]) -> Known:
+def _create_run(experiment: Experiment, parent: str, folder: Path, settings: Mapping[str, Any]) -> StoredRun:
+    """Create the run in the store, with the parameters of its run.yaml."""
     task, variant, seed = settings["task"]["name"], settings["variant"]["name"], settings["seed"]
     tags = {
-        "job_key": str(folder), "kind": "seed", "suite": place.suite, "task": task, "variant": variant,
+        "job_key": str(folder), "kind": "seed", "suite": experiment.suite, "task": task, "variant": variant,
         "method": settings["variant"]["method"], "family": settings["variant"]["family"], "seed": str(seed),
         "fidelity": settings["fidelity"]["name"], "status": "running", "hash8": settings["hash8"], PARENT: parent,
     }  # fmt: skip
-    run_id = place.create(f"{task}/{variant}/seed{seed}", tags, began_ms(place.results / folder))
-    for params in chunks(params_of(settings), PARAMS_A_CALL):
-        place.client.log_batch(run_id, params=params)
-    return Known(run_id, parent=parent)
+    run_id = experiment.create(f"{task}/{variant}/seed{seed}", tags, began_ms(experiment.results / folder))
+    for params in chunks(params_of(settings), MAX_PARAMS_PER_CALL):
+        experiment.client.log_batch(run_id, params=params)
+    return StoredRun(run_id, parent=parent)
 
 
-def log(place: Place, parent: str | None, folder: Path) -> str:
-    """Log what the store lacks of a finished run; returns its id there.
+def log(experiment: Experiment, parent: str | None, folder: Path) -> str:
+    """Log what the store lacks of a finished run, and return the run's id in the store.
 
-    Should the store hold other values, because the run was trained anew with other code, it is logged anew.
+    If the store has other values, because the run was trained again with other code, it is deleted there and logged
+    again.
     """
-    assert parent is not None  # a finished run has a beginning
-    known, client = place.known.get(str(folder)), place.client
-    if known and known.complete:
-        return ready(place, parent, folder).id if known.parent != parent or not known.data else known.id
+    assert parent is not None  # parent_of returns None only before the first evaluated round
+    stored, client = experiment.stored.get(str(folder)), experiment.client
+    if stored and stored.complete:
+        return ready(experiment, parent, folder).id if stored.parent != parent or not stored.data else stored.id
     from mlflow.entities import RunTag
 
-    source = place.results / folder
+    source = experiment.results / folder
     summary, costs = (json.loads((source / name).read_text()) for name in ("summary.json", "costs.json"))
     end = ended_ms(summary)
     curves = _curves(source, end)
-    has = _logged(client, known.id, curves) if known else {}
-    if known and any(_differs(has.get((point.key, point.step)), point.value) for point in curves):
-        client.delete_run(known.id)
-        del place.known[str(folder)]
-        has = {}
-    known = ready(place, parent, folder)
-    lacking = [point for point in curves if (point.key, point.step) not in has]
-    for metrics in chunks(lacking + _costs(costs, summary["round"], end), METRICS_A_CALL):
-        client.log_batch(known.id, metrics=metrics)
+    logged = _logged(client, stored.id, curves) if stored else {}
+    if stored and any(_differs(logged.get((point.key, point.step)), point.value) for point in curves):
+        client.delete_run(stored.id)
+        del experiment.stored[str(folder)]
+        logged = {}
+    stored = ready(experiment, parent, folder)
+    missing = [point for point in curves if (point.key, point.step) not in logged]
+    for metrics in chunks(missing + _costs(costs, summary["round"], end), MAX_METRICS_PER_CALL):
+        client.log_batch(stored.id, metrics=metrics)
     tags = {"status": summary["status"], "git_commit": costs["git_commit"], "version": costs["versions"]["floral"]}
-    client.log_batch(known.id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+    client.log_batch(stored.id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
     for name in ARTIFACTS:
         if (source / name).exists():
-            client.log_artifact(known.id, str(source / name))
-    client.set_terminated(known.id, "FINISHED", end)
-    return known.id
+            client.log_artifact(stored.id, str(source / name))
+    client.set_terminated(stored.id, "FINISHED", end)
+    return stored.id
 
 
 def began_ms(source: Path) -> int | None:
-    """When a run was begun, in ms; None before it has said anything."""
+    """The start of a run in milliseconds since 1970; None before its first evaluated round."""
     if is_finished(source):
         summary, costs = (json.loads((source / name).read_text()) for name in ("summary.json", "costs.json"))
         return ended_ms(summary) - int(1000 * costs["seconds"]["total"])
-    found = segments.read(source)
-    return found[0].time if found else None
+    rounds = segments.read(source)
+    return rounds[0].time if rounds else None
 
 
 def ended_ms(summary: Mapping[str, Any]) -> int:
+    """The end of a run in milliseconds since 1970."""
     return int(datetime.fromisoformat(summary["finished_at"]).timestamp() * 1000)
 
 
 def _data(settings: Mapping[str, Any], results: Path) -> list[DatasetInput]:
-    """The partition that a run trained on and the data set that it divides, as far as run.yaml says them: a task
-    without data has neither, and drawn data are part of their partition. Earlier runs leave the data to its card."""
+    """The run's partition and its data set, as MLflow's inputs.
+
+    A task without data has neither. Synthetic data have no data set of their own: the partition determines them. A
+    run.yaml of an earlier version does not name the data set; then the partition's card.json gives the digest.
+    """
     partition, task = settings["partition"], settings["task"]
-    made = {partition["folder"].removeprefix("partition/"): (partition["digest"], partition["folder"])}
+    digests = {partition["folder"].removeprefix("partition/"): (partition["digest"], partition["folder"])}
     manifest = results / partition["folder"] / "card.json"
     if "data" in settings:
-        made[settings["data"]["name"]] = settings["data"]["digest"], f"data/{settings['data']['name']}"
+        digests[settings["data"]["name"]] = settings["data"]["digest"], f"data/{settings['data']['name']}"
     elif manifest.exists() and isinstance(task["data"], str):
-        made[task["data"]] = json.loads(manifest.read_text())["data_digest"], f"data/{task['data']}"
-    return [_dataset(name, digest, source) for name, (digest, source) in made.items() if digest is not None]
+        digests[task["data"]] = json.loads(manifest.read_text())["data_digest"], f"data/{task['data']}"
+    return [_dataset(name, digest, source) for name, (digest, source) in digests.items() if digest is not None]
 
 
 def _dataset(name: str, digest: str, source: str) -> DatasetInput:
-    """`source` is a folder of the results."""
+    """Describe a data set or partition; `source` is its folder, relative to the results."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     profile = json.dumps({"digest": digest})
-    data = Dataset(name, digest[:LONGEST_DIGEST], "local", json.dumps({"uri": source}), profile=profile)
+    data = Dataset(name, digest[:MAX_DIGEST_CHARACTERS], "local", json.dumps({"uri": source}), profile=profile)
     return DatasetInput(data, [InputTag("mlflow.data.context", "training")])
 
 
 def _differs(logged: float | None, value: float) -> bool:
-    """Whether the store has another value; what is not finite it may keep in a form of its own."""
+    """Whether the store has a different value. Values that are not finite are not compared: MLflow may convert them."""
     return logged is not None and math.isfinite(value) and logged != value
 
 
 def params_of(settings: Mapping[str, Any]) -> list[Any]:
+    """Nested settings as MLflow parameters with dotted names; values other than strings are JSON."""
     from mlflow.entities import Param
 
-    return [Param(key, value[:LONGEST_PARAM]) for key, value in _flat(settings)]
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in dotted_keys(settings).items()
+    }
+    return [Param(key, text[:MAX_PARAM_CHARACTERS]) for key, text in texts.items()]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested mappings as dotted keys; a list is one JSON value."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
-
-
-def _points(evaluated: Iterable[Evaluated]) -> list[Metric]:
+def _points(rounds: Iterable[Evaluated]) -> list[Metric]:
     from mlflow.entities import Metric
 
     return [
-        Metric(f"{split}.{metric}", value, one.time, one.round)
-        for one in evaluated
-        for split, metric, value in one.metrics
+        Metric(f"{split}.{metric}", value, round.time, round.round)
+        for round in rounds
+        for split, metric, value in round.metrics
     ]
 
 
 def _curves(source: Path, end: int) -> list[Metric]:
-    """metrics.parquet: each point at the time at which the run said it, or at the run's end."""
+    """The points of metrics.parquet, each with the time of its segment line, or else with the run's end.
+
+    `end` is in milliseconds since 1970.
+    """
     import polars as pl
     from mlflow.entities import Metric
 
-    said = {(point.key, point.step): point.timestamp for point in _points(segments.read(source))}
+    times = {(point.key, point.step): point.timestamp for point in _points(segments.read(source))}
     table = pl.read_parquet(source / "metrics.parquet", columns=["split", "metric", "value", "round"]).drop_nulls()
     rows = ((f"{split}.{metric}", value, step) for split, metric, value, step in table.iter_rows())
-    return [Metric(key, value, said.get((key, step), end), step) for key, value, step in rows]
+    return [Metric(key, value, times.get((key, step), end), step) for key, value, step in rows]
 
 
 def _costs(costs: Mapping[str, Any], last: int, end: int) -> list[Metric]:
+    """The numbers of costs.json as metrics at the last round."""
     from mlflow.entities import Metric
 
     numbers = {**costs["parameters"], **{f"seconds_{key}": value for key, value in costs["seconds"].items()}}
@@ -187,10 +196,11 @@ def _costs(costs: Mapping[str, Any], last: int, end: int) -> list[Metric]:
 
 
 def _logged(client: MlflowClient, run_id: str, curves: list[Metric]) -> dict[tuple[str, int], float]:
-    """The points of these curves that the store has already."""
+    """The points of these curves that the store already has: (key, round) → value."""
     keys = dict.fromkeys(point.key for point in curves)
     return {(key, point.step): point.value for key in keys for point in client.get_metric_history(run_id, key)}
 
 
 def chunks(values: list[Any], size: int) -> Iterator[list[Any]]:
+    """Split a list into parts of at most `size` values."""
     return (values[start : start + size] for start in range(0, len(values), size))

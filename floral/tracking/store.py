@@ -1,4 +1,4 @@
-"""The MLflow store: it is opened here, and a suite's experiment in it."""
+"""Open the MLflow store and a suite's experiment in it."""
 
 from __future__ import annotations
 
@@ -20,20 +20,25 @@ if TYPE_CHECKING:
 
 
 STREAMED = "streamed"
-"""The tag with the last round that was logged while the run trained."""
+"""Tag of a run: the last round that was logged while the run trained."""
 MEANS = "means"
-"""The tag of a parent run with the hash of the means that were logged, or were about to be."""
+"""Tag of a parent run: the hash of its means, set before the means are logged."""
 PARENT = "mlflow.parentRunId"
-"""By this tag MLflow's UI shows a run below its parent."""
+"""Tag of a run: the id of its parent, below which MLflow's UI shows the run."""
 
 
 def default_uri(results: Path) -> str:
-    """The SQLite store of a results folder, absolute: MLflow resolves a relative one against each process's folder."""
+    """The URI of the SQLite store in a results folder.
+
+    It is absolute, because MLflow resolves a relative path against the current folder of each process.
+    """
     return f"sqlite:///{(results / 'track' / 'mlflow.db').absolute()}"
 
 
 def create_store(uri: str) -> None:
-    """Make the store's tables if they are missing, one process at a time: MLflow's migration does not bear two.
+    """Create the store's tables if they are missing.
+
+    One process at a time does so, because two migrations by MLflow at once would fail.
 
     Raises:
         ConfigError: the store cannot be opened or written.
@@ -43,46 +48,56 @@ def create_store(uri: str) -> None:
 
 
 @dataclass(frozen=True)
-class Known:
-    """What the store has of a run: its id there, whether it is whole, the last round that was streamed, its parent,
-    whether its data are said and, of a parent, the hash of its means."""
+class StoredRun:
+    """A run as the store has it."""
 
     id: str
+    """MLflow's id of the run."""
     complete: bool = False
+    """Whether all its values are logged."""
     streamed: int = -1
+    """The last round that was logged while the run trained; -1 before the first."""
     parent: str | None = None
+    """MLflow's id of the parent run."""
     data: bool = False
+    """Whether its partition and data set are logged."""
     means: str | None = None
+    """The hash of the means, for a parent run."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """A suite's experiment in the store, what it holds (job_key → Known), and the results that it shows."""
+class Experiment:
+    """A suite's experiment in the store, with its runs and the results folder that they come from."""
 
     client: MlflowClient
-    experiment: str
+    id: str
+    """MLflow's id of the experiment."""
     suite: str
     results: Path
-    known: dict[str, Known]
+    stored: dict[str, StoredRun]
+    """job_key → run."""
 
     def create(self, name: str, tags: dict[str, str], began: int | None) -> str:
-        return self.client.create_run(self.experiment, began, tags, name).info.run_id
+        """Create a run that `began` at this time (milliseconds since 1970), and return its id."""
+        return self.client.create_run(self.id, began, tags, name).info.run_id
 
 
 @contextmanager
-def experiment_of(suite: str, results: Path, tracking_uri: str | None) -> Iterator[Place]:
-    """The suite's experiment and what it holds, for one process at a time: two would both find nothing and both create.
-    Suites do not wait for one another."""
+def experiment_of(suite: str, results: Path, tracking_uri: str | None) -> Iterator[Experiment]:
+    """Yield the suite's experiment, locked: otherwise two processes could both create the same run.
+
+    Each suite has a lock of its own.
+    """
     uri = tracking_uri or default_uri(results)
     with explained(uri), held(results / "track" / f"{suite}.lock", f"tracking {suite}"):
         client = client_of(uri)
-        experiment = _experiment(client, suite, None if tracking_uri else results)
-        known = _known(client, experiment)
-        yield Place(client=client, experiment=experiment, suite=suite, results=results, known=known)
+        experiment = _experiment_id(client, suite, None if tracking_uri else results)
+        stored = _stored_runs(client, experiment)
+        yield Experiment(client=client, id=experiment, suite=suite, results=results, stored=stored)
 
 
 def client_of(uri: str) -> MlflowClient:
-    """A client of the store, whose tables exist afterwards."""
+    """Connect to the store; a missing SQLite store is created first."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     if not uri.startswith("sqlite:///"):
@@ -96,10 +111,10 @@ def client_of(uri: str) -> MlflowClient:
 
 
 def _make_database(database: Path) -> None:
-    """Make the tables under another name: MLflow cannot go on with a migration that was killed in the middle."""
+    """Create the tables in a temporary file and rename it: MLflow cannot resume a migration that was killed."""
     partial = database.with_name(f"{database.name}.partial")
-    for left in (partial, partial.with_name(f"{partial.name}-journal")):
-        left.unlink(missing_ok=True)
+    for path in (partial, partial.with_name(f"{partial.name}-journal")):
+        path.unlink(missing_ok=True)
     _check_database(partial)
     _connect(f"sqlite:///{partial}").search_experiments(max_results=1)
     partial.rename(database)
@@ -108,13 +123,13 @@ def _make_database(database: Path) -> None:
 def _connect(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
-    for name in ("mlflow", "alembic"):  # they announce every step of the migration
+    for name in ("mlflow", "alembic"):  # they log every step of the migration
         logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri)
 
 
 def _check_database(database: Path) -> None:
-    """Raise sqlite3.Error at once for what MLflow would try again for minutes."""
+    """Raise sqlite3.Error at once if the database is unusable; MLflow would retry for minutes."""
     connection = sqlite3.connect(database, timeout=30)
     try:
         connection.execute("BEGIN IMMEDIATE")
@@ -124,12 +139,13 @@ def _check_database(database: Path) -> None:
         connection.close()
 
 
-class Silent(ConfigError):
-    """The store does not answer now, and may later."""
+class Unreachable(ConfigError):
+    """The store does not answer at present, for example because its server is down."""
 
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
+    """Turn errors of the store into a ConfigError that says what to do; Unreachable if a retry may succeed."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
@@ -142,50 +158,55 @@ def explained(uri: str) -> Iterator[None]:
 
 def _unusable(uri: str, error: Exception) -> ConfigError:
     reason = str(error).strip().splitlines()[0]
-    kind = Silent if _may_pass(error) else ConfigError
+    kind = Unreachable if _is_temporary(error) else ConfigError
     return kind(
-        f"the MLflow store {uri} cannot be written: {reason}; make it writable or move the file away (it is "
-        f"rebuilt from the run folders), or set tracking_uri in {paths.CONFIG_FOLDER}/config.yaml "
-        "(the report needs none)"
+        f"the MLflow store {uri} cannot be written: {reason}; make it writable, or move the file away (it is rebuilt "
+        f"from the run folders), or set tracking_uri in {paths.CONFIG_FOLDER}/config.yaml"
     )
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether it is worth to ask again: a server that is down or busy, a locked database; not what a user can mend."""
+def _is_temporary(error: Exception) -> bool:
+    """Whether a retry may succeed: the server is down or busy, or the database is locked."""
     if isinstance(error, OSError | sqlite3.OperationalError):
         return True
-    status = getattr(error, "get_http_status_code", None)  # MLflow's errors have it, also those without a server
+    status = getattr(error, "get_http_status_code", None)  # all errors of MLflow have it, also without a server
     return type(error).__name__ == "OperationalError" or (status is not None and status() >= 500)
 
 
-def _experiment(client: MlflowClient, suite: str, results: Path | None) -> str:
-    """The suite's experiment, made or taken out of MLflow's bin; a server chooses the place of artifacts itself."""
-    found = client.get_experiment_by_name(suite)
-    if found is None:
-        place = (results / "track" / "artifacts" / suite).absolute().as_uri() if results else None
-        return client.create_experiment(suite, artifact_location=place)
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return found.experiment_id
+def _experiment_id(client: MlflowClient, suite: str, results: Path | None) -> str:
+    """Return the id of the suite's experiment; create it, or restore it if it was deleted in MLflow.
+
+    Artifacts are stored below `results`; with None, the MLflow server chooses their place.
+    """
+    experiment = client.get_experiment_by_name(suite)
+    if experiment is None:
+        location = (results / "track" / "artifacts" / suite).absolute().as_uri() if results else None
+        return client.create_experiment(suite, artifact_location=location)
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return experiment.experiment_id
 
 
-def _known(client: MlflowClient, experiment: str) -> dict[str, Known]:
-    """job_key → its MLflow run. Of several, which a request leaves whose answer was lost, one stays."""
-    known: dict[str, Known] = {}
-    doubled, token = [], None
+def _stored_runs(client: MlflowClient, experiment: str) -> dict[str, StoredRun]:
+    """Read the runs of an experiment (job_key → run), and delete duplicates.
+
+    A duplicate arises if the answer to a create request is lost and the request is repeated.
+    """
+    stored: dict[str, StoredRun] = {}
+    duplicates, token = [], None
     while True:
         page = client.search_runs([experiment], max_results=1000, order_by=["attributes.start_time"], page_token=token)
         for run in page:
             tags = run.data.tags
-            if (key := tags.get("job_key")) in known:
-                doubled.append(run.info.run_id)
+            if (key := tags.get("job_key")) in stored:
+                duplicates.append(run.info.run_id)
             elif key is not None:
-                known[key] = Known(
+                stored[key] = StoredRun(
                     run.info.run_id, complete=run.info.status == "FINISHED", streamed=int(tags.get(STREAMED, -1)),
                     parent=tags.get(PARENT), data=bool(run.inputs and run.inputs.dataset_inputs), means=tags.get(MEANS),
                 )  # fmt: skip
         if not (token := page.token):
             break
-    for run_id in doubled:
+    for run_id in duplicates:
         client.delete_run(run_id)
-    return known
+    return stored

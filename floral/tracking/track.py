@@ -1,4 +1,4 @@
-"""Stage track: a suite's runs as MLflow runs. A view of the run folders, which can be rebuilt at any time."""
+"""Stage track: log a suite's runs to MLflow. The store can be rebuilt from the run folders at any time."""
 
 from __future__ import annotations
 
@@ -6,22 +6,17 @@ import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from floral.config.run import Run
 from floral.io.files import atomic
 from floral.runs import segments
 from floral.runs.state import is_finished
-from floral.tracking.means import distinct, log_means, parent_of, siblings_of
+from floral.tracking.means import distinct_groups, groups_by_folder, log_means, parent_of
 from floral.tracking.runs import log, stream
-from floral.tracking.store import Silent, default_uri, experiment_of
+from floral.tracking.store import Unreachable, default_uri, experiment_of
 
-if TYPE_CHECKING:
-    pass
-
-
-EVERY = 5.0
-"""Seconds between two looks at the runs."""
+POLL_SECONDS = 5.0
+"""`follow` looks for new rounds every so many seconds."""
 
 
 def track(
@@ -29,14 +24,13 @@ def track(
     runs: Iterable[Run],
     results: Path,
     tracking_uri: str | None = None,
-    whole: Iterable[Run] | None = None,
+    all_runs: Iterable[Run] | None = None,
 ) -> Path:
-    """Log each finished run that the suite's MLflow experiment does not hold yet, and the means over the seeds of each
-    task × variant; write results/track/<suite>.json.
+    """Log the finished runs that the suite's MLflow experiment lacks, and the means over seeds of each task × variant.
 
-    Times are those of the runs, so tracking twice changes nothing. A run of which only a part was logged, because
-    tracking was killed or followed it while it trained, is completed. Where `runs` are some of a suite's, `whole` are
-    all of them: means are over all seeds.
+    It writes results/track/<suite>.json and returns its path. Tracking twice changes nothing, because all times are
+    those of the runs. A run that is logged in part is completed: tracking was killed, or `follow` logged the run while
+    it trained. If `runs` are only some runs of the suite, `all_runs` are all of them, for the means over all seeds.
 
     Raises:
         ConfigError: the store cannot be opened or written.
@@ -44,12 +38,12 @@ def track(
     uri = tracking_uri or default_uri(results)
     runs = list(runs)
     finished = [run.folder for run in runs if is_finished(results / run.folder)]
-    siblings = siblings_of(whole or runs)
-    with experiment_of(suite, results, tracking_uri) as place:
-        tracked = {str(folder): log(place, parent_of(place, siblings[folder]), folder) for folder in finished}
-        for one in distinct(siblings, finished):
-            log_means(place, one)
-        value = {"tracking_uri": uri, "experiment_id": place.experiment, "runs": tracked}
+    groups = groups_by_folder(all_runs or runs)
+    with experiment_of(suite, results, tracking_uri) as experiment:
+        tracked = {str(folder): log(experiment, parent_of(experiment, groups[folder]), folder) for folder in finished}
+        for group in distinct_groups(groups, finished):
+            log_means(experiment, group)
+        value = {"tracking_uri": uri, "experiment_id": experiment.id, "runs": tracked}
         path = results / "track" / f"{suite}.json"
         atomic(path, (json.dumps(value, indent=1) + "\n").encode())
     return path
@@ -60,58 +54,61 @@ def follow(
     runs: Iterable[Run],
     results: Path,
     tracking_uri: str | None = None,
-    whole: Iterable[Run] | None = None,
-    every: float = EVERY,
+    all_runs: Iterable[Run] | None = None,
+    poll_seconds: float = POLL_SECONDS,
 ) -> None:
-    """Log the rounds of all runs as they come, until every run is finished and logged whole.
+    """Log every round soon after its evaluation, until every run is finished and fully logged.
 
-    Means over seeds come when the last of them has ended; `whole` is that of `track`. What the store has is asked anew
-    whenever there is something to log, and other processes may track the same suite meanwhile: so a store that dies
-    and comes back, or this process, lose and double nothing.
+    Means over seeds are logged when all seeds are finished. `all_runs` is as in `track`. The state of the store is read
+    again before each write. So nothing is lost or logged twice if the store or this process is restarted, or if another
+    process tracks the same suite.
 
     Raises:
-        ConfigError: the store refuses; one that does not answer is tried again, and that is said once.
+        ConfigError: the store refuses the connection or a write. If the store does not answer, `follow` prints a
+            message once and tries again.
     """
     runs = list(runs)
-    siblings = siblings_of(whole or runs)
+    groups = groups_by_folder(all_runs or runs)
     todo = {run.folder: run for run in runs}
-    seen: dict[Path, tuple[int, bool]] = {}
-    silent = False
+    logged: dict[Path, tuple[int, bool]] = {}  # folder → (bytes of its segments, whether it is finished) when logged
+    unreachable = False
     while True:
-        news = {}
+        changed = {}
         for folder in todo:
-            mark = segments.size(results / folder), is_finished(results / folder)
-            if mark != (0, False) and mark != seen.get(folder):
-                news[folder] = mark
+            state = segments.size(results / folder), is_finished(results / folder)
+            if state != (0, False) and state != logged.get(folder):
+                changed[folder] = state
         try:
-            if news:
-                with experiment_of(suite, results, tracking_uri) as place:
-                    for folder, (_, finished) in news.items():
-                        bring = log if finished else stream
-                        bring(place, parent_of(place, siblings[folder]), folder)
-                    for one in distinct(siblings, news):
-                        if one.finished(results):
-                            log_means(place, one)
-                seen |= news
-            silent = False
-        except Silent as error:
-            if not silent:
-                print(f"{error}\ntrying again every {every:g} s; Ctrl-C ends this, and no run notices", flush=True)
-            silent = True
-        for folder, (_, finished) in seen.items():
+            if changed:
+                with experiment_of(suite, results, tracking_uri) as experiment:
+                    for folder, (_, finished) in changed.items():
+                        send = log if finished else stream
+                        send(experiment, parent_of(experiment, groups[folder]), folder)
+                    for group in distinct_groups(groups, changed):
+                        if group.finished(results):
+                            log_means(experiment, group)
+                logged |= changed
+            unreachable = False
+        except Unreachable as error:
+            if not unreachable:
+                print(
+                    f"{error}\ntrying again every {poll_seconds:g} s; Ctrl-C ends this, no run is affected", flush=True
+                )
+            unreachable = True
+        for folder, (_, finished) in logged.items():
             if finished:
                 todo.pop(folder, None)
         if not todo:
             return
-        time.sleep(every)
+        time.sleep(poll_seconds)
 
 
 def attach(suite: str, results: Path, reports: Path, tracking_uri: str | None = None) -> str:
-    """Put the suite's page, tables and figures into an MLflow run named after the suite; return that run's id."""
-    with experiment_of(suite, results, tracking_uri) as place:
-        found = place.known.get(f"report/{suite}")
+    """Attach the suite's page, tables and figures to an MLflow run named `report of <suite>`; return the run's id."""
+    with experiment_of(suite, results, tracking_uri) as experiment:
+        stored = experiment.stored.get(f"report/{suite}")
         tags = {"job_key": f"report/{suite}", "kind": "report", "suite": suite}
-        run_id = found.id if found else place.create(f"report of {suite}", tags, None)
-        place.client.log_artifacts(run_id, str(reports / suite), "report")
-        place.client.set_terminated(run_id)
+        run_id = stored.id if stored else experiment.create(f"report of {suite}", tags, None)
+        experiment.client.log_artifacts(run_id, str(reports / suite), "report")
+        experiment.client.set_terminated(run_id)
     return run_id

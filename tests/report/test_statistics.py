@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from floral.core.intervals import t_interval
-from floral.report.statistics import binomial_null, decile_count, worst_mean
+from floral.core.units import decile_count
+from floral.report.statistics import binomial_null, worst_mean
 
 
 def test_t_interval_of_three_values():

@@ -110,7 +110,7 @@ def test_runs_of_a_part_of_the_suite_leave_the_means_over_all_seeds(tmp_path: Pa
         write_run(tmp_path, run)
     track("suite", runs, tmp_path)
     before = stored(tmp_path, "mean")
-    track("suite", runs[:1], tmp_path, whole=runs)
+    track("suite", runs[:1], tmp_path, all_runs=runs)
     assert {name: run.to_dictionary() for name, run in stored(tmp_path, "mean").items()} == {
         name: run.to_dictionary() for name, run in before.items()
     }

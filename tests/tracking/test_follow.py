@@ -166,10 +166,10 @@ def test_a_run_that_was_created_twice_is_there_once(tmp_path: Path) -> None:
     """As after a request that MLflow's client repeats because its answer was lost."""
     training = Training(tmp_path)
     training.says(0)
-    with store.experiment_of("suite", tmp_path, None) as place:
+    with store.experiment_of("suite", tmp_path, None) as experiment:
         settings = yaml.safe_load((training.folder / "run.yaml").read_text())
         for _ in range(2):
-            tracked_runs._begin(place, "parent", training.run.folder, settings)
+            tracked_runs._create_run(experiment, "parent", training.run.folder, settings)
     training.ends()
     follow("suite", [training.run], tmp_path)
     assert logged(default_uri(tmp_path)) == {str(training.run.folder): training.expected()}
