@@ -28,7 +28,7 @@ class Row:
     """False for a lossy or partial copy: its results are not comparable with published ones."""
     note: str
     at_hand: str
-    """State of the data, one of `fetch.AtHand`. Only `floral fetch` checks a file's content, or that a URL answers."""
+    """State of the data, one of `fetch.Availability`; only `floral fetch` checks contents and URLs."""
     remedy: str
     """If the data are missing: which file, and what to do."""
     clients: int
@@ -78,7 +78,7 @@ def text(rows: list[Row]) -> str:
 
 
 def _row(task: Task, results: Path, data_dir: Path | None) -> Row:
-    at_hand, remedy = fetch.at_hand(task.data, results, data_dir)
+    at_hand, remedy = fetch.availability(task.data, results, data_dir)
     match task.data:
         case str(data):
             pass

@@ -1,4 +1,4 @@
-"""A variant on a problem: its module's `build`, and then what every method can be asked for."""
+"""Build a variant's method for a problem."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from floral.toolkit.parts import with_private_statistics
 
 
 def method_of(variant: Variant, problem: Problem) -> Method:
-    """The variant's method.
+    """Build the variant's method, with the parameters that all methods share.
 
     Raises:
-        Refused: it cannot do the problem.
+        Refused: the method cannot do the problem.
     """
-    own = {name: value for name, value in variant.params.items() if name not in catalogue.common_parameters()}
-    method = importlib.import_module(f"floral.methods.{variant.method}").build(problem, **own)
+    method_params = {name: value for name, value in variant.params.items() if name not in catalogue.common_parameters()}
+    method = importlib.import_module(f"floral.methods.{variant.method}").build(problem, **method_params)
     private = variant.params["statistics"] == "private"
     return with_private_statistics(method, problem.clients) if private else method

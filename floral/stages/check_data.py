@@ -1,4 +1,4 @@
-"""What is known of the data before anything is planned: what they cannot give is refused then, and not in a job."""
+"""Check before any job is planned that the data fit the tasks, so that no job fails for this reason."""
 
 from __future__ import annotations
 
@@ -14,20 +14,27 @@ from floral.config.schema.task import Task
 
 
 def check(tasks: Iterable[Task], results: Path) -> None:
-    """Read own data that are not stored yet, and hold every task against the card of its data, or their entry in
-    config/data.lock: own data lie here, and whatever is wrong with them is known at once.
+    """Check that the data of each task can be read and fit the task.
+
+    Facts about the data come from their card.json, or else from their entry in config/data.lock. Custom data that are
+    not stored yet are read and stored first.
 
     Raises:
-        ConfigError: own data cannot be read, or do not fit their task; the message names the task's file.
+        ConfigError: custom data cannot be read, or data do not fit their task; the message names the task's file.
     """
     for task in {task.model_dump_json(): task for task in tasks}.values():
         if isinstance(task.data, CustomData):
-            _read(task, task.data, results)
+            _store_custom(task, task.data, results)
         if isinstance(task.data, str | CustomData) and not task.noop:
-            _hold(task, _facts(task.data, results))
+            _check_fit(task, _facts(task.data, results))
 
 
-def _read(task: Task, data: CustomData, results: Path) -> None:
+def _store_custom(task: Task, data: CustomData, results: Path) -> None:
+    """Read and store a task's custom data, unless they are stored already.
+
+    Raises:
+        ConfigError: the data cannot be read.
+    """
     if why := data_sets.why_unreadable(data):
         raise ConfigError(f"{_where(task)}: data.path: {why}; {data_sets.CUSTOM_ADVICE}")
     if (results / "data" / str(data_sets.stored_data(data)) / "card.json").exists():
@@ -42,7 +49,10 @@ def _read(task: Task, data: CustomData, results: Path) -> None:
 
 
 def _facts(data: str | CustomData, results: Path) -> dict[str, Any]:
-    """The card of data that are stored, or what their entry says; a damaged card says nothing, for it is made anew."""
+    """Read the facts about data from their card.json, or else from data.lock.
+
+    A damaged card.json counts as missing, because `fetch` rewrites it.
+    """
     dataset = data_sets.data_set(data)
     try:
         return json.loads((results / "data" / str(data_sets.stored_data(data)) / "card.json").read_text())
@@ -50,24 +60,21 @@ def _facts(data: str | CustomData, results: Path) -> dict[str, Any]:
         return {} if dataset.classes is None else {"classes": dataset.classes}
 
 
-def _hold(task: Task, facts: dict[str, Any]) -> None:
-    """Raises ConfigError where data of these `facts` cannot be shared out as the task says."""
+def _check_fit(task: Task, facts: dict[str, Any]) -> None:
+    """Raise ConfigError if data with these facts cannot be partitioned as the task requires."""
     rule = task.partition
     if rule.kind == "natural" and "rows" in facts and "natural_clients" not in facts:
-        named = (
-            "; name their column in data.client, or"
-            if isinstance(task.data, CustomData) and task.data.kind == "table"
-            else ";"
-        )
+        is_table = isinstance(task.data, CustomData) and task.data.kind == "table"
+        remedy = "name the column of clients in data.client, or " if is_table else ""
         raise ConfigError(
-            f"{_where(task)}: partition.kind: natural needs data that say whose each row is, and these do not{named} "
-            "set another partition.kind"
+            f"{_where(task)}: partition.kind: natural needs data that name the client of each sample, and these data "
+            f"do not; {remedy}set another partition.kind"
         )
-    wanted = task.clients + (task.unseen.clients if task.unseen else 0)
-    if rule.kind == "natural" and wanted > facts.get("natural_clients", wanted):
+    clients = task.clients + (task.unseen.clients if task.unseen else 0)
+    if rule.kind == "natural" and clients > facts.get("natural_clients", clients):
         raise ConfigError(
-            f"{_where(task)}: clients: {wanted} (with those of unseen) is more than the {facts['natural_clients']} "
-            "natural clients of the data"
+            f"{_where(task)}: clients: {clients} (unseen clients included) is more than the "
+            f"{facts['natural_clients']} natural clients of the data; set fewer clients"
         )
     if "shape" in facts and (why := task.unfit(facts["shape"])):
         raise ConfigError(f"{_where(task)}: {why}")
@@ -76,6 +83,6 @@ def _hold(task: Task, facts: dict[str, Any]) -> None:
 
 
 def _where(task: Task) -> str:
-    """The file of a task, if it is as this file says."""
+    """Name the file of a task, and say whether the suite changes its values."""
     changed = "" if catalogue.task(task.name) == task else " (as the suite changes it)"
     return f"{paths.CONFIG_FOLDER}/tasks/{task.name}.yaml{changed}"

@@ -45,7 +45,7 @@ def resolve_execution(
         try:
             os.link(private, path)
         except FileExistsError:
-            pass  # another seed was first: its choice holds
+            pass  # another seed was first; its choice is used
         finally:
             private.unlink()
     try:

@@ -1,4 +1,4 @@
-"""Stage fetch: the raw files of a data set, verified, become results/data/<name>/*.npy and a card."""
+"""Stage fetch: verify the raw files of a data set and convert them to arrays and a manifest in results/data/<name>."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ READERS = {**readers.READERS, **custom.READERS, **text.READERS}
 def fetch(
     data: str | CustomData, results: Path, data_dir: Path | None = None, report: sources.Report | None = None
 ) -> Path:
-    """Make results/data/<name> and return it; a folder that is valid already is left as it is.
+    """Make results/data/<name> and return it; a folder that is already valid is not changed.
 
     Args:
-        data: a name in data.lock, or a task's own.
-        data_dir: a folder with raw files, looked into before any download; by default the one that FLORAL_DATA names.
+        data: a name in data.lock, or a task's custom data.
+        data_dir: a folder that is searched for raw files before any download; by default the folder in FLORAL_DATA.
 
     Raises:
         ConfigError: `data` or `data_dir` does not exist.
@@ -49,33 +49,35 @@ def fetch(
     return folder
 
 
-AtHand = Literal["no files needed", "fetched", "found", "to download", "missing"]
+Availability = Literal["no files needed", "fetched", "found", "to download", "missing"]
 
 
-def at_hand(data: Data, results: Path, data_dir: Path | None = None) -> tuple[AtHand, str]:
-    """Whether a task's data are there, and what to do where they are missing; by names alone, so at once.
+def availability(data: Data, results: Path, data_dir: Path | None = None) -> tuple[Availability, str]:
+    """Say whether a task's data are available, and what to do if they are missing.
 
-    A file that is found may still have the wrong content, and a URL may not answer: only `fetch` knows.
+    This is fast, because only the names of files are checked. `fetch` may still find wrong content, or a URL that does
+    not answer.
     """
     name = data_sets.stored_data(data)
     if not isinstance(name, str) or name == NOTHING:
         return "no files needed", ""
-    folder, place = results / "data" / name, data_folder(data_dir)
+    folder, raw_folder = results / "data" / name, data_folder(data_dir)
     if (folder / "card.json").exists():
         return "fetched", ""
     if isinstance(data, CustomData):
         why = data_sets.why_unreadable(data)
         return ("found", "") if why is None else ("missing", f"{why}; {data_sets.CUSTOM_ADVICE}")
-    assert isinstance(data, str), "what is drawn is stored under no name"
+    assert isinstance(data, str), "synthetic data are not stored"
     files = data_sets.data_lock()[data].files
-    lacking = [file for file in files if not sources.is_there(file, folder / "raw", place)]
-    without = [file for file in lacking if not any(map(sources.on_the_network, file.urls))]
-    if without:
-        return "missing", f"{', '.join(file.path for file in without)}; {sources.advice(without[0])}"
-    return ("to download", "") if lacking else ("found", "")
+    absent = [file for file in files if not sources.is_there(file, folder / "raw", raw_folder)]
+    no_url = [file for file in absent if not any(map(sources.on_the_network, file.urls))]
+    if no_url:
+        return "missing", f"{', '.join(file.path for file in no_url)}; {sources.advice(no_url[0])}"
+    return ("to download", "") if absent else ("found", "")
 
 
 def _make(folder: Path, name: str, dataset: DataSet, data_dir: Path | None, report: sources.Report | None) -> None:
+    """Obtain the raw files, read them, and store the arrays and the manifest."""
     raw = folder / "raw"
     record = raw / sources.RECORD
     recorded: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
@@ -84,14 +86,16 @@ def _make(folder: Path, name: str, dataset: DataSet, data_dir: Path | None, repo
     if dataset.classes not in (None, arrays.classes):
         raise sources.DataError(
             f"{paths.CONFIG_FOLDER / 'data.lock'}: {name}: classes: {dataset.classes}, but the files have "
-            f"{arrays.classes}; mend the entry, or see whether these are the right files"
+            f"{arrays.classes}; correct the entry, or check that these are the right files"
         )
     named = {} if arrays.names is None else {"class_names": list(arrays.names)}
     natural = {} if arrays.natural_clients is None else {"natural_clients": arrays.natural_clients}
     manifest = {
         "name": name,
-        **_promise(dataset),
-        "files": [{"path": found.file.path, "sha256": found.sha256, "verified": found.verified} for found in files],
+        **_locked_values(dataset),
+        "files": [
+            {"path": raw_file.file.path, "sha256": raw_file.sha256, "verified": raw_file.verified} for raw_file in files
+        ],
         "digest": arrays_digest([getattr(arrays, side) for side in stored_arrays(natural)]),
         "classes": arrays.classes,
         "scale": arrays.scale,
@@ -100,10 +104,10 @@ def _make(folder: Path, name: str, dataset: DataSet, data_dir: Path | None, repo
         **named,
         **natural,
     }
-    new = {found.file.path: found.sha256 for found in files if not found.verified}
+    unverified = {raw_file.file.path: raw_file.sha256 for raw_file in files if not raw_file.verified}
     try:
-        if new != recorded:
-            atomic(record, json.dumps(new, indent=1).encode())
+        if unverified != recorded:
+            atomic(record, json.dumps(unverified, indent=1).encode())
         _store(folder, arrays, manifest)
     except OSError as error:
         if sources.full_disk(error):
@@ -112,7 +116,10 @@ def _make(folder: Path, name: str, dataset: DataSet, data_dir: Path | None, repo
 
 
 def _store(folder: Path, arrays: Labelled, manifest: dict[str, Any]) -> None:
-    """Write everything beside its place, then move it there; the card goes first and comes last, so it never lies."""
+    """Write all files to a temporary folder, then move them to their place.
+
+    The old card.json is removed first and the new one is moved last, so that it never describes other arrays.
+    """
     new = folder / "new"
     shutil.rmtree(new, ignore_errors=True)
     try:
@@ -122,7 +129,7 @@ def _store(folder: Path, arrays: Labelled, manifest: dict[str, Any]) -> None:
         (new / "card.json").write_text(json.dumps(manifest, indent=1))
         (folder / "card.json").unlink(missing_ok=True)
         for side in (*ARRAYS, *CLIENTS):
-            (folder / f"{side}.npy").unlink(missing_ok=True)  # another version's natural clients
+            (folder / f"{side}.npy").unlink(missing_ok=True)  # an earlier version may have had natural clients
         for file in (*(f"{side}.npy" for side in stored_arrays(manifest)), "card.json"):
             (new / file).replace(folder / file)
     finally:
@@ -130,7 +137,7 @@ def _store(folder: Path, arrays: Labelled, manifest: dict[str, Any]) -> None:
 
 
 def _save(path: Path, array: npt.NDArray[Any]) -> None:
-    """As np.save, which reports a full disk as an OSError without its errno."""
+    """Write an array in the format of np.save, whose OSError on a full disk has no errno."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
     with path.open("wb") as file:
@@ -139,33 +146,38 @@ def _save(path: Path, array: npt.NDArray[Any]) -> None:
 
 
 def _is_valid(folder: Path, dataset: DataSet) -> bool:
-    """Whether the card says what data.lock promises and the arrays are those of the card."""
+    """Whether card.json agrees with data.lock, and the arrays with card.json."""
     try:
         manifest = json.loads((folder / "card.json").read_text())
         arrays = [np.load(folder / f"{side}.npy", mmap_mode="r") for side in stored_arrays(manifest)]
-        found = [(file["path"], file["sha256"] if file["verified"] else None) for file in manifest["files"]]
-    except (FileNotFoundError, ValueError, EOFError, KeyError, TypeError):  # never made, or damaged: made again
+        files = [(file["path"], file["sha256"] if file["verified"] else None) for file in manifest["files"]]
+    except (FileNotFoundError, ValueError, EOFError, KeyError, TypeError):  # not made yet, or damaged
         return False
     return (
-        {key: manifest.get(key) for key in _promise(dataset)} == _promise(dataset)
-        and found == [(file.path, file.sha256) for file in dataset.files]
+        {key: manifest.get(key) for key in _locked_values(dataset)} == _locked_values(dataset)
+        and files == [(file.path, file.sha256) for file in dataset.files]
         and manifest.get("digest") == arrays_digest(arrays)
     )
 
 
-def _promise(dataset: DataSet) -> dict[str, Any]:
-    more = {"options"} if dataset.options else set()
-    return dataset.model_dump(include={"title", "reader", "exact", "note"} | more)
+def _locked_values(dataset: DataSet) -> dict[str, Any]:
+    """The values of data.lock that card.json repeats."""
+    options = {"options"} if dataset.options else set()
+    return dataset.model_dump(include={"title", "reader", "exact", "note"} | options)
 
 
 def data_folder(data_dir: Path | None) -> Path | None:
-    """The folder that is looked into before any download: `data_dir`, or the one that FLORAL_DATA names."""
+    """Return the folder that is searched for raw files before any download: `data_dir`, or the folder in FLORAL_DATA.
+
+    Raises:
+        ConfigError: the folder does not exist.
+    """
     value, key = (data_dir, "data_dir") if data_dir else (os.environ.get("FLORAL_DATA"), "FLORAL_DATA")
     if not value:
         return None
     folder = Path(value).expanduser()
     if not folder.is_dir():
         raise ConfigError(
-            f"{key}: {folder.absolute()} is no folder; name the folder that holds the raw data files, or unset {key}"
+            f"{key}: {folder.absolute()} is no folder; name the folder with the raw data files, or unset {key}"
         )
     return folder

@@ -13,22 +13,22 @@ from floral.runs.missing_data import FETCH_ERROR, has_data, stored_name
 
 
 def try_to_fetch(tasks: Iterable[Task], results: Path, data_dir: Path | None) -> None:
-    """Fetch the data sets of these tasks that are not there; of one that cannot be had, keep the reason.
+    """Try to fetch the missing data sets of these tasks; if a fetch fails, write the reason to FETCH_ERROR.
 
-    Nothing less than the fetch itself knows whether a mirror answers and a file has the right content.
+    Only a fetch shows whether a mirror answers and a file has the right content.
     """
-    wanted = {
+    missing = {
         stored_name(task): task.data
         for task in tasks
         if not (has_data(task, results) or isinstance(task.data, Synthetic))
         and not (isinstance(task.data, CustomData) and data_sets.why_unreadable(task.data))
     }
-    if not wanted:
+    if not missing:
         return
     from floral.data.sources import DataError
     from floral.stages.fetch import fetch
 
-    for name, data in wanted.items():
+    for name, data in missing.items():
         note = results / "data" / name / FETCH_ERROR
         try:
             fetch(data, results, data_dir)

@@ -1,4 +1,4 @@
-"""What a trained run gives to clients that join after it: unseen.parquet of its folder."""
+"""Evaluate a trained run on clients that join after training: the table unseen.parquet."""
 
 from __future__ import annotations
 
@@ -35,33 +35,33 @@ def unseen_table(
     data: Federation,
     assemble: Callable[[Federation], tuple[Method, ClientData]],
 ) -> pl.DataFrame | None:
-    """One row per unseen client and number of samples n; None for a task without such clients.
+    """Make a table with one row per unseen client and number of samples n; None for a task without unseen clients.
 
-    `assemble` gives the run's method as it is for those who join, and their data. An oracle is told the cluster of a
-    client: those of a new concept have none to be told, and no row.
+    `assemble` builds the run's method for the joining clients, and their data. An oracle needs the true cluster of each
+    client. Clients of a new concept have no such cluster, so an oracle has no rows for them.
     """
     task, joining = run.task, data.unseen
     if task.unseen is None or joining is None:
         return None
-    chosen = np.arange(len(joining.cluster))
+    clients = np.arange(len(joining.cluster))
     if run.variant.oracle:
-        chosen = np.flatnonzero(joining.cluster < task.concepts)
-        if not len(chosen):
+        clients = np.flatnonzero(joining.cluster < task.concepts)
+        if not len(clients):
             return pl.DataFrame(schema=UNSEEN)
     sizes = sizes_of(task.unseen.samples, joining.counts["train"])
-    joining = _only(joining, chosen)
+    joining = _select(joining, clients)
     method, tensors = assemble(joining)
-    # where no client has rows like those of its cluster, its own are what it is tested on
+    # clients of one cluster have different distributions in a skewed task, so each is tested on its own samples
     own_rows = simulation.settings.sampled_evaluation or task.skewed
     settings = replace(simulation.settings, sampled_evaluation=own_rows)
     scores = join(method, state, tensors, settings, sizes, task.unseen.epochs)
     concept = np.tile(joining.cluster, len(sizes))
     kind = np.where(concept < task.concepts, *KINDS)
     columns = {
-        "client": task.clients + np.tile(chosen, len(sizes)),
+        "client": task.clients + np.tile(clients, len(sizes)),
         "kind": kind,
         "concept": concept,
-        "n": np.repeat(sizes, len(chosen)),
+        "n": np.repeat(sizes, len(clients)),
         "test_rows": scores.rows,
         "accuracy": scores.accuracy,
         "loss": scores.loss,
@@ -69,9 +69,10 @@ def unseen_table(
     return pl.DataFrame({name: pl.Series(column) for name, column in columns.items()}).cast(UNSEEN)
 
 
-def _only(joining: Federation, chosen: np.ndarray) -> Federation:
-    """Some of the clients."""
+def _select(joining: Federation, clients: np.ndarray) -> Federation:
+    """Keep only the clients with these numbers."""
     rows, counts = (
-        {split: by_client[chosen] for split, by_client in some.items()} for some in (joining.rows, joining.counts)
+        {split: by_client[clients] for split, by_client in by_split.items()}
+        for by_split in (joining.rows, joining.counts)
     )
-    return replace(joining, rows=rows, counts=counts, cluster=joining.cluster[chosen])
+    return replace(joining, rows=rows, counts=counts, cluster=joining.cluster[clients])

@@ -1,4 +1,4 @@
-"""A run of a task whose data are `nothing`: files of the usual form, no work and no torch."""
+"""Write the files of a run without data (`data: nothing`): no training and no import of torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCORES = (
     "partition_digest", "classes", "test_top5_accuracy", "worst_cluster_loss", "worst_decile_loss", "excess_risk",
     "cluster_accuracy", "cluster_loss",
 )  # fmt: skip
-"""What summary.json has of every run, and nothing here."""
+"""Values of summary.json that a run without data lacks (null)."""
 
 COSTS: dict[str, Any] = {
     "parameters": dict.fromkeys(("trainable_per_client", "served", "kept_private", "sent_down", "sent_up"), 0),
@@ -36,7 +36,7 @@ COSTS: dict[str, Any] = {
 
 
 def noop(run: Run, results: Path) -> dict[str, Any]:
-    """Write the files of a run that scores 0 after no round, summary.json last; returns the summary."""
+    """Write the files of a run with 0 rounds and score 0, summary.json last, and return the summary."""
     folder = results / run.folder
     layout.write_run(folder, run, None)
     metrics = [[0, "test", metric, 0.0, 0, 0, 0.0] for metric in ("loss", "accuracy")]

@@ -1,4 +1,4 @@
-"""Stage partition: the table of who holds which rows, with a card of its sizes and a picture of its classes."""
+"""Stage partition: assign samples to clients, and write the table, a manifest (card.json) and a figure (card.svg)."""
 
 from __future__ import annotations
 
@@ -32,48 +32,52 @@ if TYPE_CHECKING:  # a second of import that only the picture needs
 Labels = npt.NDArray[np.integer]
 
 SIZES = ("min", "median", "max")
+"""The quantiles that the manifest has of sizes and shares over clients."""
 
 
 def partition(job: PartitionJob, results: Path, task: Task | None = None) -> Path:
-    """Write card.svg, card.json and at last partition.parquet into the job's folder and return it.
+    """Write card.svg, card.json and finally partition.parquet to the job's folder, and return the folder.
 
-    Equal jobs give equal tables; in the picture the numbering of its gradients may differ. With a `task`, the card also
-    has a client's local steps per round, beside the values that they follow from: no part of the job, so tasks that
-    share its table may have others, and the card has the last ones. Where the task's own rule keeps a share of a full
-    table, which each variant draws when it trains, the card says so; the steps are then those of that share.
+    Equal jobs give equal tables; only the ids of gradients in card.svg may differ.
+
+    With a `task`, the manifest also has the local steps per round. Tasks that share the table can have different steps;
+    the manifest has those of the last task. If the task trains on a share of the table, which each variant draws when
+    it trains, the manifest has the share, and the local steps are for that share.
 
     Raises:
-        ConfigError: the data are missing, or other ones than when it was made before; there are more clients than rows.
+        ConfigError: the data are missing, or differ from those of an earlier call; there are more clients than samples.
     """
     with held(results / f"{job.folder}.lock", f"making {job.folder.name}"):
         return _partition(job, results, task)
 
 
 def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
+    """Make the table and write all files; see `partition`."""
     sizes = (job.clients, job.clusters, job.partition, job.seed)
     if isinstance(job.data, Synthetic):
-        whole = consecutive_table(*rows_per_client(job.data), *sizes)
-        data_digest, labelled = None, whole.select("client", "cluster", "split")
+        full_table = consecutive_table(*rows_per_client(job.data), *sizes)
+        data_digest, labelled = None, full_table.select("client", "cluster", "split")
     else:
         data, arrays = read_data(job.data, results)
         train_y, test_y = np.asarray(arrays["train_y"]), np.asarray(arrays["test_y"])
         if train_y.ndim > 1 and job.partition.kind not in ("iid", "natural"):
             raise ConfigError(
-                f"task {job.task!r}: partition.kind: {job.partition.kind} needs a class of each row, but the rows of "
-                f"{job.data!r} are text; set partition.kind: natural or iid"
+                f"task {job.task!r}: partition.kind: {job.partition.kind} needs a class for each sample, but the "
+                f"samples of {job.data!r} are text; set partition.kind: natural or iid"
             )
         natural = _natural_clients(job, arrays) if job.partition.kind == "natural" else None
-        whole = client_table(train_y, test_y, *sizes, job.unseen, natural)
-        data_digest, labelled = data["digest"], _with_labels(whole, train_y, test_y) if train_y.ndim == 1 else whole
-    table, rows = (some.filter(pl.col("client") < job.clients) for some in (whole, labelled))
+        full_table = client_table(train_y, test_y, *sizes, job.unseen, natural)
+        data_digest = data["digest"]
+        labelled = _with_labels(full_table, train_y, test_y) if train_y.ndim == 1 else full_table
+    table, rows = (frame.filter(pl.col("client") < job.clients) for frame in (full_table, labelled))
     folder = results / job.folder
-    _same_rows_as_before(folder, job, data_digest)
+    _check_same_data(folder, job, data_digest)
     manifest: dict[str, Any] = {
         "task": job.task,
         "clients": job.clients,
         "clusters": job.clusters,
         "seed": job.seed,
-        "digest": digest(whole),
+        "digest": digest(full_table),
         "data_digest": data_digest,
         "rows": {split: _spread(_per_client(table, split, job.clients)) for split in SPLITS},
         "rows_of_cluster": {split: _per_client(table, split, job.clients, job.clusters).tolist() for split in SPLITS},
@@ -82,14 +86,14 @@ def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
     if job.partition.mixed is not None:
         manifest["main_concept_share"] = _quantiles(_main_share(table, job.clients, job.clusters))
     if job.unseen is not None:
-        joining = whole.filter(pl.col("client") >= job.clients).with_columns(pl.col("client") - job.clients)
+        joining = full_table.filter(pl.col("client") >= job.clients).with_columns(pl.col("client") - job.clients)
         spread = {split: _spread(_per_client(joining, split, job.unseen.clients)) for split in ("train", "test")}
         kinds = {"seen_cluster": job.unseen.seen_cluster, "new_concept": job.unseen.new_concept}
         manifest["unseen"] = {**kinds, "first_client": job.clients, "rows": spread}
     trained = table
     if task and (rule := task.partition).share != job.partition.share:
         manifest["thinned_at_training"] = {"share": rule.share, "min_rows": rule.min_rows}
-        # Which rows stay differs from variant to variant, how many does not.
+        # Variants keep different samples, but the same number of samples.
         trained = reduce_rows(table, rule.share, rule.min_rows, job.seed, "size of a subset")
     if task:
         steps = _spread(np.array([task.local_steps(n) for n in _per_client(trained, "train", job.clients).tolist()]))
@@ -102,43 +106,49 @@ def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
         manifest["class_counts"] = {split: _class_counts(rows, split, data["classes"], job.clients) for split in SPLITS}
     picture, parquet = io.StringIO(), io.BytesIO()
     _chart(job, labelled, manifest).save(picture, format="svg")
-    whole.write_parquet(parquet)
+    full_table.write_parquet(parquet)
     # One line per key: the counts of hundreds of clients stay readable.
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in manifest.items())
     atomic(folder / "card.svg", picture.getvalue().encode())
     atomic(folder / "card.json", f"{{\n{lines}\n}}\n".encode())
-    atomic(folder / "partition.parquet", parquet.getvalue())  # last: where it is, all is
+    atomic(folder / "partition.parquet", parquet.getvalue())  # last, because it marks the folder as complete
     return folder
 
 
-def _same_rows_as_before(folder: Path, job: PartitionJob, data_digest: str | None) -> None:
-    """Raises ConfigError where the data have become others under a hash that runs may have: data of which
-    config/data.lock promises no content, or that another reader reads."""
+def _check_same_data(folder: Path, job: PartitionJob, data_digest: str | None) -> None:
+    """Raise ConfigError if the folder's partition was made from other data, because existing runs may use it.
+
+    This happens if config/data.lock has no sha256 of the files, or if the reader has changed.
+    """
     try:
         before = json.loads((folder / "card.json").read_text())["data_digest"]
-    except (FileNotFoundError, ValueError, KeyError):  # never made, or damaged
+    except (FileNotFoundError, ValueError, KeyError):  # not made yet, or damaged
         return
     if before != data_digest:
         raise ConfigError(
-            f"{folder}: was made of other rows of {job.data!r} than are there now, and so were the runs that rest on "
-            f"it\n  remedy: bring the old files of {job.data!r} back; or write the sha256 of the new ones, which "
-            f"data/{job.data}/card.json of the results has, into {paths.CONFIG_FOLDER}/data.lock, which names their "
-            f"runs anew; or remove {folder} and the runs of {job.task!r}"
+            f"{folder}: was made from other files of {job.data!r} than the present ones\n"
+            f"  remedy: restore the old files; or copy the new sha256 from data/{job.data}/card.json in the results to "
+            f"{paths.CONFIG_FOLDER}/data.lock; or remove {folder} and the runs of {job.task!r}"
         )
 
 
 def _natural_clients(job: PartitionJob, arrays: Mapping[str, Labels]) -> tuple[Labels, Labels]:
+    """Return the natural client of each training and of each test sample.
+
+    Raises:
+        ConfigError: the data name no clients.
+    """
     if missing := [side for side in CLIENTS if side not in arrays]:
         raise ConfigError(
-            f"task {job.task!r}: partition.kind: natural needs data that say whose each row is, but {job.data!r} has "
-            f"no {missing[0]}; set another partition.kind"
+            f"task {job.task!r}: partition.kind: natural needs data that name the client of each sample, but "
+            f"{job.data!r} has no {missing[0]}; set another partition.kind"
         )
     train, test = (np.asarray(arrays[side]) for side in CLIENTS)
     return train, test
 
 
 def _with_labels(table: pl.DataFrame, train_y: Labels, test_y: Labels) -> pl.DataFrame:
-    """The table with the class of each row, as the data set labels it (before any shift)."""
+    """Add a column with the class of each sample, as the data set labels it (before any shift)."""
     row, is_test = table["row"].to_numpy(), (table["split"] == "test").to_numpy()
     labels = np.empty(len(table), np.int64)
     labels[is_test], labels[~is_test] = test_y[row[is_test]], train_y[row[~is_test]]
@@ -146,28 +156,30 @@ def _with_labels(table: pl.DataFrame, train_y: Labels, test_y: Labels) -> pl.Dat
 
 
 def _per_client(table: pl.DataFrame, split: str, clients: int, clusters: int | None = None) -> Labels:
-    """Rows of a split per client, or per cluster where `clusters` is given."""
-    chosen = table.filter(pl.col("split") == split)
-    return np.bincount(chosen["cluster" if clusters else "client"].to_numpy(), minlength=clusters or clients)
+    """Count the samples of a split per client, or per cluster if `clusters` is given."""
+    in_split = table.filter(pl.col("split") == split)
+    return np.bincount(in_split["cluster" if clusters else "client"].to_numpy(), minlength=clusters or clients)
 
 
-def _class_counts(held: pl.DataFrame, split: str, classes: int, clients: int) -> list[list[int]]:
-    """Rows of a split as counts [client][class]."""
-    chosen = held.filter(pl.col("split") == split)
-    cell = chosen["client"].to_numpy() * classes + chosen["class"].to_numpy()
+def _class_counts(table: pl.DataFrame, split: str, classes: int, clients: int) -> list[list[int]]:
+    """Count the samples of a split: counts [client][class]."""
+    in_split = table.filter(pl.col("split") == split)
+    cell = in_split["client"].to_numpy() * classes + in_split["class"].to_numpy()
     return np.bincount(cell, minlength=clients * classes).reshape(clients, classes).tolist()
 
 
-def _label_skew(held: pl.DataFrame, classes: int, clients: int) -> npt.NDArray[np.float64]:
-    """[K] total variation distance of each client's training labels from those of all clients: 0 is equal frequencies,
-    1 no class in common."""
-    counts = np.array(_class_counts(held, "train", classes, clients), dtype=float)
-    own = counts / counts.sum(1, keepdims=True)
-    return np.abs(own - counts.sum(0) / counts.sum()).sum(1) / 2
+def _label_skew(table: pl.DataFrame, classes: int, clients: int) -> npt.NDArray[np.float64]:
+    """Total variation distance [K] between the training label frequencies of each client and of all clients together.
+
+    0 means equal frequencies, 1 means no class in common.
+    """
+    counts = np.array(_class_counts(table, "train", classes, clients), dtype=float)
+    frequencies = counts / counts.sum(1, keepdims=True)
+    return np.abs(frequencies - counts.sum(0) / counts.sum()).sum(1) / 2
 
 
 def _main_share(table: pl.DataFrame, clients: int, concepts: int) -> npt.NDArray[np.float64]:
-    """[K] the share of a client's training rows that are of its most frequent concept."""
+    """The share [K] of each client's training samples that belong to its most frequent concept."""
     train = table.filter(pl.col("split") == "train")
     cell = train["client"].to_numpy().astype(np.int64) * concepts + train["cluster"].to_numpy()
     counts = np.bincount(cell, minlength=clients * concepts).reshape(clients, concepts)
@@ -175,11 +187,13 @@ def _main_share(table: pl.DataFrame, clients: int, concepts: int) -> npt.NDArray
 
 
 def _quantiles(values: npt.NDArray[np.float64]) -> dict[str, float]:
-    places = zip(SIZES, (values.min(), np.median(values), values.max()), strict=True)
-    return {name: round(float(value), 4) for name, value in places}
+    """Minimum, median and maximum, rounded to 4 decimals."""
+    named = zip(SIZES, (values.min(), np.median(values), values.max()), strict=True)
+    return {name: round(float(value), 4) for name, value in named}
 
 
 def _spread(values: Labels) -> dict[str, float]:
+    """Total, minimum, median and maximum of counts."""
     return {
         "total": int(values.sum()),
         "min": int(values.min()),
@@ -188,63 +202,67 @@ def _spread(values: Labels) -> dict[str, float]:
     }
 
 
-def _chart(job: PartitionJob, held: pl.DataFrame, manifest: dict[str, Any]) -> alt.Chart:
-    """Training rows by class and client, as a heat map; for regression and text, rows per client and split as bars."""
+def _chart(job: PartitionJob, table: pl.DataFrame, manifest: dict[str, Any]) -> alt.Chart:
+    """Plot the training samples by class and client as a heat map.
+
+    For regression and text, plot the samples per client and split as bars.
+    """
     import altair as alt
 
     subtitle = _subtitle(job, manifest)
     if job.unseen is not None:
-        subtitle.append(f"clients from {job.clients} on join after training; their rows take no part in it")
-    shown = int(held["client"].to_numpy().max()) + 1
-    client = alt.X("client:O", title="client", axis=_axis(shown))
-    if "class" in held.columns:
-        held = held.filter(pl.col("split") == "train")
-        title = f"{job.task}, seed {job.seed}: training rows by class (before the shift)"
-        counts = held.group_by("client", "class").len("rows").sort("client", "class")
-        colour = alt.Color("rows:Q", title="rows", scale=alt.Scale(range=["#ffffff", "#08519c"], domainMin=0))
-        classes = alt.Y("class:O", title="class", axis=_axis(int(held["class"].to_numpy().max()) + 1))
+        subtitle.append(f"clients from {job.clients} on join after training; their samples are not used in training")
+    clients = int(table["client"].to_numpy().max()) + 1
+    client = alt.X("client:O", title="client", axis=_axis(clients))
+    if "class" in table.columns:
+        table = table.filter(pl.col("split") == "train")
+        title = f"{job.task}, seed {job.seed}: training samples by class (before the shift)"
+        counts = table.group_by("client", "class").len("rows").sort("client", "class")
+        colour = alt.Color("rows:Q", title="samples", scale=alt.Scale(range=["#ffffff", "#08519c"], domainMin=0))
+        classes = alt.Y("class:O", title="class", axis=_axis(int(table["class"].to_numpy().max()) + 1))
         chart = alt.Chart(counts).mark_rect().encode(client, classes, colour)
     else:
-        title = f"{job.task}, seed {job.seed}: rows per client"
-        place = pl.col("split").replace_strict(list(SPLITS), range(len(SPLITS)))
-        counts = held.group_by("client", "split").len("rows").with_columns(order=place).sort("client", "order")
+        title = f"{job.task}, seed {job.seed}: samples per client"
+        order = pl.col("split").replace_strict(list(SPLITS), range(len(SPLITS)))
+        counts = table.group_by("client", "split").len("rows").with_columns(order=order).sort("client", "order")
         scale = alt.Scale(domain=list(SPLITS), range=["#08519c", "#6baed6", "#bdbdbd"])
         colour = alt.Color("split:N", title=None, scale=scale)
-        chart = alt.Chart(counts).mark_bar().encode(client, alt.Y("rows:Q", title="rows"), colour, order="order:Q")
+        chart = alt.Chart(counts).mark_bar().encode(client, alt.Y("rows:Q", title="samples"), colour, order="order:Q")
     text = alt.TitleParams(title, subtitle=subtitle, anchor="start", subtitleColor="#555", offset=12)
-    width = max(320, min(900, 24 * shown))
+    width = max(320, min(900, 24 * clients))
     return chart.properties(width=width, height=220, title=text).configure_view(stroke=None)
 
 
 def _subtitle(job: PartitionJob, manifest: dict[str, Any]) -> list[str]:
-    """What the numbers of the card say: clusters and sizes, then label skew, mixtures and local steps."""
+    """Describe the partition in one or two lines: clusters and sizes; label skew, mixtures and local steps."""
     sizes = ", ".join(f"{_range(manifest['rows'][split])} {split}" for split in SPLITS)
     members = manifest["clients_of_cluster"]
-    which = (
+    members_text = (
         f"of {', '.join(map(str, members))} clients" if job.partition.cluster_shares else f"client mod {job.clusters}"
     )
-    of = f"in {job.clusters} clusters ({which})" if job.clusters > 1 else "of one concept"
+    clusters = f"in {job.clusters} clusters ({members_text})" if job.clusters > 1 else "of one concept"
     facts = []
     if "label_skew" in manifest:
         facts.append(f"label skew {manifest['label_skew']['median']:.2f} (median; 0 equal, 1 no class in common)")
     if "main_concept_share" in manifest:
         facts.append(
-            f"{manifest['main_concept_share']['median']:.0%} of a client's rows are of its main concept (median)"
+            f"{manifest['main_concept_share']['median']:.0%} of a client's samples belong to its main concept (median)"
         )
     if job.partition.label_noise:
-        facts.append(f"{job.partition.label_noise:.0%} of the training labels are to be replaced")
+        facts.append(f"{job.partition.label_noise:.0%} of the training labels will be replaced at random")
     if "local_steps_per_round" in manifest:
         facts.append(f"{_range(manifest['local_steps_per_round'])} local steps per round")
-    return [f"{job.clients} clients {of}; each has {sizes} rows", *(["; ".join(facts)] if facts else [])]
+    return [f"{job.clients} clients {clusters}; each has {sizes} samples", *(["; ".join(facts)] if facts else [])]
 
 
 def _axis(count: int) -> alt.Axis:
-    """An axis of `count` numbers, at most 20 of them written."""
+    """An axis of `count` numbers, with at most 20 labels."""
     import altair as alt
 
     return alt.Axis(values=list(range(0, count, math.ceil(count / 20))), labelAngle=0, grid=False)
 
 
 def _range(spread: dict[str, float]) -> str:
+    """Minimum and maximum as text, or a single number if they are equal."""
     low, high = int(spread["min"]), int(spread["max"])
     return f"{low}" if low == high else f"{low}–{high}"

@@ -1,4 +1,4 @@
-"""The progress of a run: what its checkpoint holds beside the tensors."""
+"""The progress of a run, which its checkpoint stores beside the tensors."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Progress:
     routes: list[list[Any]] = field(default_factory=list)
     """[round, route of every client] of each evaluation."""
     official: list[tuple[float, float]] = field(default_factory=list)
-    """Per round of the last bin: the official score over all clients, and over the round's sample."""
+    """Per round of the last bin: the official score over all clients, and over the clients sampled for evaluation."""
     pending_loss: torch.Tensor | float | None = None
-    """The training loss of a round that is still to be evaluated."""
+    """The training loss of a trained round that is not evaluated yet."""
     diverged_at: int | None = None
     resumptions: int = 0
     execution: dict[str, Any] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Progress:
     """The file to which this process appends each evaluated round; checkpoints leave it out."""
 
     def add(self, evaluation: Evaluation) -> None:
-        """Add an evaluation after the present round."""
+        """Add the evaluation of the current round."""
         costs = [self.bytes, self.client_samples, self.client_passes]
         self.metrics += [[self.round, split, metric, value, *costs] for split, metric, value in evaluation.metrics]
         if self.segment is not None:

@@ -154,7 +154,7 @@ def costs(simulation: Simulation, state: State, progress: Progress) -> dict[str,
 def summarise(
     run: Run, simulation: Simulation, scores: Scores, metrics: pl.DataFrame, progress: Progress, data: Federation
 ) -> dict[str, Any]:
-    """Content of summary.json: the scores after the last round, and the total costs."""
+    """Content of summary.json: the scores after the last round, and the total costs of training."""
     last = metrics.filter(pl.col("round") == progress.round)
     value = {(split, metric): number for split, metric, number in last.select("split", "metric", "value").iter_rows()}
     diverged = progress.diverged_at is not None
@@ -194,7 +194,7 @@ def further_scores(
     data: Federation,
     source: str | Synthetic | CustomData,
 ) -> dict[str, Any]:
-    """Top-5 accuracy, the worst clients and cluster in regression, the excess risk, and the mean of every true cluster.
+    """Top-5 accuracy, the losses of the worst cluster and decile, the excess risk, and the mean of every true cluster.
 
     Excess risk is the mean squared error minus the variance of the label noise. The global test set of synthetic data
     has noiseless labels, so that the mean squared error on it is the excess risk. Labels that are normalised per client
@@ -214,9 +214,9 @@ def further_scores(
 
 
 def official_scores(simulation: Simulation, scores: Scores, progress: Progress, valid: bool) -> dict[str, float | None]:
-    """The score of the published code, over all clients and over the sampled ones; None where it is not `valid`.
+    """The score as the published code computes it, over all clients and over a sample of them; None if not `valid`.
 
-    It is the mean over the last of 51 bins of rounds. A method without rounds has a single value.
+    It is the mean over the last of 51 bins of rounds. A method without rounds has the score after its only evaluation.
     """
     names = ("official_score", "official_score_sampled")
     if not valid:

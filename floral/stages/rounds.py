@@ -22,6 +22,7 @@ from floral.stages.provenance import peak_memory
 
 LOG = logging.getLogger("floral.train")
 LOGGED_METRICS = ("loss", "accuracy", "ari")
+"""The metrics that are written to log.txt."""
 
 
 def run_rounds(
@@ -53,7 +54,7 @@ def run_rounds(
 
 
 def train_round(simulation: Simulation, state: State, progress: Progress) -> None:
-    """Train one round; its evaluation is then pending. A round that is given up changes nothing."""
+    """Train one round; its evaluation is then pending. An interrupted round changes nothing."""
     began, round = time.perf_counter(), progress.round + 1
     loss, samples = simulation.train(state, round)
     costs = simulation.costs_of(state, round)
@@ -65,7 +66,7 @@ def train_round(simulation: Simulation, state: State, progress: Progress) -> Non
 
 
 def evaluate_round(simulation: Simulation, state: State, progress: Progress) -> None:
-    """Evaluate the present round where the schedule says so, and note a divergence.
+    """Evaluate the current round if the schedule requires it, and record a divergence.
 
     Progress changes only after all evaluations are complete, so that an interrupted one can be repeated.
     """
@@ -140,8 +141,8 @@ def _last_undamaged(path: Path, private: Path) -> tuple[dict[str, torch.Tensor],
     """Read the last checkpoint, or the one before it where the last is damaged.
 
     Raises:
-        Unreadable: there is no usable checkpoint. With a store's file the one before is of no use, because the file has
-            changed since.
+        Unreadable: there is no usable checkpoint. If the run has a store's file, the earlier checkpoint cannot be used,
+            because the file has changed since.
     """
     before = checkpoint.before(path)
     try:

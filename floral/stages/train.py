@@ -1,4 +1,4 @@
-"""Stage train: one run from its partition to its results, continued from where it stopped."""
+"""Stage train: train one run, or continue it from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ LOG = logging.getLogger("floral.train")
 
 
 def train(run: Run, results: Path, *, device: str, runs_per_gpu: int, **how: Any) -> int:
-    """Train a run, or say that it is finished; returns the exit code. Diverged is finished, failed is not.
+    """Train a run unless it is finished, print one line, and return the exit code: 0 if finished, 1 if failed.
 
-    A run is finished when its summary.json is there: `done` is only the mark that Snakemake looks at. `how` it is
-    computed goes to `execute`, on the device that was asked for, of which it holds one of `runs_per_gpu` places.
+    A diverged run is finished. A run is finished when its summary.json exists; the file `done` is only for Snakemake. A
+    run on a GPU holds one of its `runs_per_gpu` places. The arguments `how` go to `execute`.
 
     Raises:
-        ConfigError: what the user wrote, or a file that was made before, cannot be used.
-        Stopped: asked to stop.
+        ConfigError: the configuration or an existing file cannot be used.
+        Stopped: the run was asked to stop.
     """
     folder = results / run.folder
     with held(folder / LOCK, "training this run"):
@@ -52,10 +52,10 @@ def train(run: Run, results: Path, *, device: str, runs_per_gpu: int, **how: Any
                         from floral.cluster.gpus import hold_device
                         from floral.stages.execute import execute
 
-                        with hold_device(device, runs_per_gpu) as place, catch_signals() as stop:
-                            summary = execute(run, results, place, stop=stop, **how)
-            except (ConfigError, KeyboardInterrupt) as said:  # the command says these itself
-                leave_reason(folder, said)
+                        with hold_device(device, runs_per_gpu) as resolved, catch_signals() as stop:
+                            summary = execute(run, results, resolved, stop=stop, **how)
+            except (ConfigError, KeyboardInterrupt) as error:  # `floral` prints these errors
+                leave_reason(folder, error)
                 raise
             except Exception as error:
                 failed(folder, run, error)
@@ -69,7 +69,7 @@ def train(run: Run, results: Path, *, device: str, runs_per_gpu: int, **how: Any
 
 @contextmanager
 def logged(path: Path) -> Iterator[None]:
-    """Append what the run says of itself to its log, resumptions included."""
+    """Append the log messages of the run to this file; a resumed run continues the same file."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     LOG.addHandler(handler)
@@ -82,7 +82,7 @@ def logged(path: Path) -> Iterator[None]:
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """The summary of a finished run.
+    """Read the summary of a finished run; None for an unfinished one.
 
     Raises:
         ConfigError: summary.json is damaged.
@@ -103,20 +103,20 @@ def finished(folder: Path) -> dict[str, Any] | None:
 
 
 def failed(folder: Path, run: Run, error: Exception) -> None:
-    """Leave the reason of a failure and say it."""
+    """Record the reason of a failure and print it."""
     leave_reason(folder, error)
     reason, hint = diagnosis(error)
     print(f"{run.task.name} {run.variant.name} seed {run.seed}: failed: {reason}: {error}\n  {hint}", flush=True)
 
 
 def leave_reason(folder: Path, error: BaseException) -> None:
-    """Write failure.json, and the reason beside the job in jobs.json."""
+    """Write failure.json, and the reason into the job's entry of jobs.json."""
     reason, hint = diagnosis(error)
-    asked = isinstance(error, KeyboardInterrupt)  # there is nothing to trace
+    stopped = isinstance(error, KeyboardInterrupt)  # a traceback would not help
     failure = {
         "reason": reason,
-        "exception": "" if asked else f"{type(error).__name__}: {error}",
-        "traceback": "" if asked else "".join(traceback.format_exception(error)),
+        "exception": "" if stopped else f"{type(error).__name__}: {error}",
+        "traceback": "" if stopped else "".join(traceback.format_exception(error)),
         "hint": hint,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -128,11 +128,11 @@ def leave_reason(folder: Path, error: BaseException) -> None:
 
 
 def diagnosis(error: BaseException) -> tuple[str, str]:
-    """A short reason and what to do about it."""
+    """Return a short reason for the error, and what to do about it."""
     again = "the same command continues from the last checkpoint"
     match error:
         case ConfigError():
-            return "mistake", "mend what the message names; the same command tries again"
+            return "mistake", "correct what the message names; then repeat the same command"
         case Stopped() as stopped:
             return slurm.stop_reason(stopped.by), again
         case KeyboardInterrupt():

@@ -1,6 +1,6 @@
-"""Stage tune: every configuration of a search in one process, judged by its validation loss; values for config/tuned.
+"""Stage tune: train every configuration of a search and choose the one with the lowest validation loss.
 
-No test row is read: the federation is loaded without them.
+One process trains all configurations. No test sample is read: the federation is loaded without them.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ HEADER = """\
 
 
 def tune(search: Search, results: Path, *, device: str, backend: str, threads: int, runs_per_gpu: int = 1) -> Tuned:
-    """Try every configuration on every tuning seed and return the best; what is finished of it is not made again.
+    """Train every configuration on every tuning seed and return the best one; finished trials are reused.
 
-    trials.json holds a row for each configuration and seed, and is rewritten after each of them.
+    A trial is one configuration on one seed. trials.json has an entry for each trial and is rewritten after each trial.
 
     Raises:
-        ConfigError: data are missing, the method refuses the task or every configuration, no such device.
+        ConfigError: data are missing, the method refuses the task, no configuration finishes, or the device is missing.
     """
     configure_process(threads)
     folder = results / search.folder
-    with held(folder / ".lock", "tuning"), hold_device(device, runs_per_gpu) as where:
-        configure_device(where, "fp32")
-        found = read(folder) or {"commit": git_commit(), "execution": None, "trials": []}
-        done = {(trial["configuration"], trial["seed"]) for trial in found["trials"]}
+    with held(folder / ".lock", "tuning"), hold_device(device, runs_per_gpu) as torch_device:
+        configure_device(torch_device, "fp32")
+        record = read(folder) or {"commit": git_commit(), "execution": None, "trials": []}
+        done = {(trial["configuration"], trial["seed"]) for trial in record["trials"]}
         for seed in search.tuning.seeds:
             data: Federation | None = None
             for number, configuration in enumerate([None, *search.configurations]):
@@ -59,44 +59,45 @@ def tune(search: Search, results: Path, *, device: str, backend: str, threads: i
                     continue
                 data = data or federation.load(search.trial(seed), results, test=False)
                 began = time.perf_counter()
-                row = trial(search, configuration, seed, data, found, (where, backend, threads))
+                row = trial(search, configuration, seed, data, record, (torch_device, backend, threads))
                 row = {"configuration": number, "seed": seed, **row, "seconds": round(time.perf_counter() - began, 3)}
-                found["trials"].append(row)
-                atomic(folder / "trials.json", (json.dumps(found, indent=1) + "\n").encode())
-        chosen = choose(search, found)
-        (folder / "done").write_text(f"{found['commit']}\n")
-    print(told(search, chosen, found), flush=True)
-    return chosen
+                record["trials"].append(row)
+                atomic(folder / "trials.json", (json.dumps(record, indent=1) + "\n").encode())
+        tuned = choose(search, record)
+        (folder / "done").write_text(f"{record['commit']}\n")
+    print(summary_line(search, tuned, record), flush=True)
+    return tuned
 
 
 def trial(
-    search: Search, configuration: Configuration | None, seed: int, data: Federation, found: dict[str, Any],
+    search: Search, configuration: Configuration | None, seed: int, data: Federation, record: dict[str, Any],
     how: tuple[torch.device, str, int],
 ) -> dict[str, Any]:  # fmt: skip
-    """Status, reason and validation loss of one configuration on one seed; None is the untuned values.
+    """Train one configuration on one seed; return its status, reason and validation loss.
 
-    The first one chooses the execution of all.
+    The configuration None stands for the untuned values. The first trial of a search measures the execution, which all
+    later trials use.
     """
     run = search.trial(seed, configuration)
-    where, backend, threads = how
-    problem = make_problem(run, data, where, torch.float32)
+    torch_device, backend, threads = how
+    problem = make_problem(run, data, torch_device, torch.float32)
     try:
         method = build_method(run, problem)
     except ConfigError as refusal:
         return {"status": "refused", "reason": str(refusal), "validation_loss": None}
     plain = Simulation(
-        method, client_data(data, method, where, torch.float32), make_settings(run), Execution("loop", 1)
+        method, client_data(data, method, torch_device, torch.float32), make_settings(run), Execution("loop", 1)
     )
     state = plain.start()
-    if found["execution"] is None:
-        found["execution"] = asdict(measure_execution(plain, state, backend, threads))
-    simulation = Simulation(method, plain.data, plain.settings, Execution(**found["execution"]))
+    if record["execution"] is None:
+        record["execution"] = asdict(measure_execution(plain, state, backend, threads))
+    simulation = Simulation(method, plain.data, plain.settings, Execution(**record["execution"]))
     set_threads(simulation.execution.threads)
     for round in range(1, simulation.settings.rounds + 1):
         loss, _ = simulation.train(state, round)
         if not abs(float(loss)) < EXPLODED:
             return {"status": "diverged", "reason": f"at round {round}", "validation_loss": None}
-    assert simulation.data.validation is not None, "a search without rows held out is refused by config"
+    assert simulation.data.validation is not None, "config refuses a search without validation samples"
     scores = simulation.own_rows(state, simulation.data.validation, np.arange(data.clients))
     value = scores.mean(scores.loss)
     if not abs(value) < EXPLODED:
@@ -105,7 +106,7 @@ def trial(
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The trials of a search that was begun.
+    """Read the trials of a search; None if it has not started.
 
     Raises:
         ConfigError: trials.json is damaged.
@@ -114,85 +115,87 @@ def read(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        [(row["configuration"], row["seed"], row["validation_loss"]) for row in found["trials"]]
-        return {key: found[key] for key in ("commit", "execution", "trials")}
+        record = json.loads(path.read_text(encoding="utf-8"))
+        [(row["configuration"], row["seed"], row["validation_loss"]) for row in record["trials"]]
+        return {key: record[key] for key in ("commit", "execution", "trials")}
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: damaged ({error!r}); remove it, and the same command tunes again") from None
 
 
-def choose(search: Search, found: dict[str, Any]) -> Tuned:
-    """The configuration with the least validation loss (mean over clients by their rows, then over seeds).
+def choose(search: Search, record: dict[str, Any]) -> Tuned:
+    """Choose the configuration with the lowest mean validation loss.
 
-    One that diverged or was refused on any seed is out; of equal ones the first is taken.
+    The mean is over clients, weighted by their samples, and then over seeds. A configuration that diverged or was
+    refused on any seed is excluded. Of several with equal loss, the first is chosen.
 
     Raises:
-        ConfigError: none is left.
+        ConfigError: all configurations are excluded.
     """
     seeds, configurations = search.tuning.seeds, search.configurations
-    rows = {(row["configuration"], row["seed"]): row for row in found["trials"]}
+    rows = {(row["configuration"], row["seed"]): row for row in record["trials"]}
     means: list[float | None] = []
     for number in range(1 + len(configurations)):
         losses = [rows[number, seed]["validation_loss"] for seed in seeds]
         means.append(None if None in losses else float(f"{sum(losses) / len(losses):.6g}"))
     default, *losses = means
-    left = [number for number, loss in enumerate(losses) if loss is not None]
-    if not left:
-        reasons = dict.fromkeys(f"{row['status']} {row['reason']}" for row in found["trials"])
+    candidates = [number for number, loss in enumerate(losses) if loss is not None]
+    if not candidates:
+        reasons = dict.fromkeys(f"{row['status']} {row['reason']}" for row in record["trials"])
         raise ConfigError(
-            f"{search.task.name} {search.variant.name}: no configuration ended: {'; '.join(reasons)}; give it another "
+            f"{search.task.name} {search.variant.name}: no configuration finished: {'; '.join(reasons)}; set another "
             "search space"
         )
-    best = configurations[min(left, key=lambda number: cast(float, losses[number]))]
+    best = configurations[min(candidates, key=lambda number: cast(float, losses[number]))]
     return Tuned(
         rates=best.rates, params=best.params, search=search.digest, budget=len(configurations), seeds=seeds,
-        rounds=search.task.rounds, commit=found["commit"], default=default, losses=tuple(losses),
+        rounds=search.task.rounds, commit=record["commit"], default=default, losses=tuple(losses),
     )  # fmt: skip
 
 
-def told(search: Search, chosen: Tuned, found: dict[str, Any]) -> str:
-    """One line: what was chosen, and how."""
+def summary_line(search: Search, tuned: Tuned, record: dict[str, Any]) -> str:
+    """Describe in one line the tuned values, their validation loss and the cost of the search."""
     values = {
-        name: value for name, value in {**chosen.rates.model_dump(), **chosen.params}.items() if name in search.axes
+        name: value for name, value in {**tuned.rates.model_dump(), **tuned.params}.items() if name in search.axes
     }
-    at_edge = edges(search.axes, chosen.rates, chosen.params)
-    said = ", ".join(
+    at_edge = edges(search.axes, tuned.rates, tuned.params)
+    values_text = ", ".join(
         f"{name} {value:g}{' (edge)' if name in at_edge else ''}" if isinstance(value, float) else f"{name} {value}"
         for name, value in values.items()
         if len(search.axes[name]) > 1
     )
-    best = min(loss for loss in chosen.losses if loss is not None)
-    default = "diverged" if chosen.default is None else f"{chosen.default:.4g}"
-    seconds = sum(row["seconds"] for row in found["trials"])
+    best = min(loss for loss in tuned.losses if loss is not None)
+    default = "diverged" if tuned.default is None else f"{tuned.default:.4g}"
+    seconds = sum(row["seconds"] for row in record["trials"])
     return (
-        f"{search.task.name} {search.variant.name}: {said}; validation loss {best:.4g}, untuned {default}; "
-        f"{chosen.losses.count(None)} of {chosen.budget} did not end; {seconds:.1f} s"
+        f"{search.task.name} {search.variant.name}: {values_text}; validation loss {best:.4g}, untuned {default}; "
+        f"{tuned.losses.count(None)} of {tuned.budget} configurations did not finish; {seconds:.1f} s"
     )
 
 
 def write(searches: Iterable[Search], results: Path) -> list[Path]:
-    """Put what finished searches have chosen into config/tuned/<task>.yaml, beside other entries; returns the files.
-    What is committed already stays where its search is not here.
+    """Write the values that finished searches chose to config/tuned/<task>.yaml, and return these files.
+
+    Other entries of the files are kept. A search that is not in these results is skipped if its entry is current.
 
     Raises:
-        ConfigError: a search is not finished, or another one is of the same task and variant.
+        ConfigError: a search is not finished, or two searches have the same task and variant.
     """
-    fresh: dict[str, dict[str, Tuned]] = {}
+    entries_by_task: dict[str, dict[str, Tuned]] = {}
     for search in searches:
-        if search.variant.name in fresh.get(search.task.name, {}):
+        if search.variant.name in entries_by_task.get(search.task.name, {}):
             raise ConfigError(
-                f"{search.task.name} {search.variant.name}: two suites tune it with other values, and config/tuned has "
-                "room for one; give both suites the same"
+                f"{search.task.name} {search.variant.name}: two suites tune it with different values, but "
+                "config/tuned has one entry for it; set the same values in both suites"
             )
-        found = read(results / search.folder)
-        if found is None or not (results / search.folder / "done").exists():
+        record = read(results / search.folder)
+        if record is None or not (results / search.folder / "done").exists():
             if is_current(search):
                 continue
             raise ConfigError(f"{results / search.folder}: {search.task.name} {search.variant.name} is not tuned yet")
-        fresh.setdefault(search.task.name, {})[search.variant.name] = choose(search, found)
-    for task, entries in fresh.items():
+        entries_by_task.setdefault(search.task.name, {})[search.variant.name] = choose(search, record)
+    for task, entries in entries_by_task.items():
         merged = {**tuned_values(task), **entries}
         plain = {name: merged[name].model_dump(mode="json") for name in sorted(merged)}
         text = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=120)
         atomic(tuned_path(task), (HEADER + text).encode())
-    return [tuned_path(task) for task in fresh]
+    return [tuned_path(task) for task in entries_by_task]

@@ -63,7 +63,7 @@ def test_own_data_that_are_not_there_stop_their_own_task_alone(
         (
             {"client": None, "features": ["length"]},
             {"kind": "natural"},
-            r"partition\.kind: natural needs .*name their column in",
+            r"partition\.kind: natural needs .*name the column of clients in",
         ),
     ],
 )

@@ -112,7 +112,9 @@ def test_diverged_and_refused_configurations_are_results(results: Path) -> None:
 
 def test_a_search_in_which_nothing_ends_says_so(results: Path) -> None:
     rule = RULE.model_copy(update={"lr": Range(lowest=1e20, highest=1e30)})
-    with pytest.raises(ConfigError, match=r"digits_rotate fedavg: no configuration ended: .*diverged.*another search"):
+    with pytest.raises(
+        ConfigError, match=r"digits_rotate fedavg: no configuration finished: .*diverged.*another search"
+    ):
         tuned(made("fedavg", rule), results)
 
 
@@ -140,5 +142,5 @@ def test_values_are_written_beside_others(copy: Path, tmp_path: Path, monkeypatc
         assert stage.write([search], copy) == [path]
     assert tuned_values.__wrapped__("digits_rotate") == entries
     assert entries["ditto"].search == searches["ditto"].digest != searches["fedavg"].digest
-    with pytest.raises(ConfigError, match="two suites tune it with other values"):
+    with pytest.raises(ConfigError, match="two suites tune it with different values"):
         stage.write([searches["fedavg"], made("fedavg", RULE.model_copy(update={"seeds": (1001,)}))], copy)
