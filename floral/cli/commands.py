@@ -183,7 +183,7 @@ def reference(arguments: Namespace, settings: Settings) -> None:
     runs = suite_runs(arguments.suite)
     command = report_commands.command(arguments.suite, runs)
     folder = reference.make(arguments.suite, runs, settings.results, settings.reports / arguments.suite, command)
-    print(f"reference: {folder}; commit this folder, and nobody needs to repeat its runs")
+    print(f"reference: {folder}; commit this folder, so that its runs need not be repeated")
 
 
 # --------------------------------------------------------------------------------------------- suites and runs
@@ -243,7 +243,7 @@ def tasks(arguments: Namespace, settings: Settings) -> None:
 
 
 def bench(arguments: Namespace, settings: Settings) -> None:
-    """Measure, with standard output reserved for the result."""
+    """Run a benchmark and print its result; standard output has nothing else."""
     if arguments.threads > (cores := usable_cores()):
         raise ConfigError(f"--threads {arguments.threads}: this process may use {cores} cores; give at most {cores}")
     set_library_threads(arguments.threads)  # before torch is imported

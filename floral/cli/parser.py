@@ -82,9 +82,9 @@ def parser() -> argparse.ArgumentParser:
     reference = command("reference", commands.reference, "put a suite's finished runs and page into reports/reference")
     reference.add_argument("suite", metavar="SUITE")
 
-    # What there is.
+    # Lists of methods and tasks.
     methods = command("methods", commands.methods, "list all variants by family, with source and parameter scopes")
-    tasks = command("tasks", commands.tasks, "list all tasks by data set, and whether the data are at hand")
+    tasks = command("tasks", commands.tasks, "list all tasks by data set, and whether the data are available")
 
     _add_bench(command("bench", commands.bench, "time the engine and compare it with a bare PyTorch baseline"))
 

@@ -18,9 +18,9 @@ from floral.runs.state import FAILURE, failure, running
 
 BARS = "▁▂▃▄▅▆▇█"
 MAX_WIDTH = 60
-"""Most characters of a curve."""
-
+"""Maximum number of characters of a curve."""
 LOG_LINES = 12
+"""Number of lines of the log that are printed."""
 CURVES = ("train/loss", "validation/accuracy", "validation/loss", "test/accuracy", "test/loss", "route/ari")
 RESULTS = (
     "test_accuracy", "test_loss", "official_score", "official_score_sampled", "own_test_accuracy",
@@ -38,7 +38,7 @@ def show(folder: Path, results: Path) -> None:
 
 
 def find(folder: Path, results: Path) -> Path:
-    """The folder of a run, given as a path or by its name. Of several hashes, the one that changed last.
+    """Find the folder of a run, given as a path or by its name; of several hashes, the one that changed last.
 
     Raises:
         ConfigError: there is no such run.

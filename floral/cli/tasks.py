@@ -1,4 +1,4 @@
-"""List all tasks by data set: their clients, rounds and model, and whether their data are at hand."""
+"""List all tasks by data set: their clients, rounds and model, and whether their data are available."""
 
 from __future__ import annotations
 

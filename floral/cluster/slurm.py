@@ -31,7 +31,7 @@ WARNING_SECONDS = 60
 COMMAND_TIMEOUT_SECONDS = 10.0
 """Timeout in seconds of a SLURM command."""
 MIN_MINUTES = 10
-"""Minimum minutes that a job requests, because starting and reading files is slow on a busy cluster."""
+"""A job requests at least this many minutes, because starting and reading files is slow on a busy cluster."""
 TIME_FACTOR = 3.0
 """A job requests this many times the expected time, because another node may be slower."""
 

@@ -25,7 +25,7 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass
 class Stop:
-    """The first signal that asks a run to stop, and its time (monotonic seconds); true after it."""
+    """The first signal that asked a run to stop, and its time (monotonic seconds); false before any signal."""
 
     by: int | None = None
     at: float = 0.0

@@ -14,7 +14,7 @@ from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.report import compared
 from floral.report.compared import CHANGES, Configuration, MethodRow
-from floral.runs.layout import identity
+from floral.runs.layout import identifying_columns
 from floral.runs.reference import origin
 from floral.runs.state import failure, is_finished, running
 
@@ -118,7 +118,7 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
             "seed": run.seed,
         }
         folder = results / run.folder
-        row = {"suite": suite, **identity(run), **keys, **changes(run), "tuned": run.own_rates is not None}
+        row = {"suite": suite, **identifying_columns(run), **keys, **changes(run), "tuned": run.own_rates is not None}
         if not is_finished(folder):
             unfinished.append(_unfinished(run, folder))
             summary.append({**row, "status": unfinished[-1].status})

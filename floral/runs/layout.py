@@ -46,8 +46,8 @@ def write_run(folder: Path, run: Run, partition_digest: str | None, data_digest:
     atomic(folder / "run.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True).encode())
 
 
-def identity(run: Run) -> dict[str, Any]:
-    """The values that identify a run, as summary.json and the report's table have them."""
+def identifying_columns(run: Run) -> dict[str, Any]:
+    """The names, seed and hash of a run, as in summary.json and in the report's table."""
     return {
         "task": run.task.name,
         "variant": run.variant.name,

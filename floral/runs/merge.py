@@ -157,7 +157,7 @@ def _metrics_hash(folder: Path) -> str:
 
 
 def _copy(folder: Path, target: Path) -> None:
-    """Copy all files except the checkpoint, FINISHED_FILES last; the checkpoint and failure.json of the target go."""
+    """Copy all files except the checkpoint, FINISHED_FILES last; remove the target's checkpoint and failure.json."""
     if (target / CHECKPOINT).is_dir():
         shutil.rmtree(target / CHECKPOINT)
     (target / "failure.json").unlink(missing_ok=True)

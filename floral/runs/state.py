@@ -24,7 +24,7 @@ STARTED = (LOCK, "run.yaml", "checkpoint/last.safetensors")
 
 KILLED = {
     **dict.fromkeys(FAILURE),
-    "reason": "stopped without a word: killed, out of memory or power",
+    "reason": "ended without a message: killed, out of memory, or power failure",
     "hint": "the same command continues",
 }
 """The failure of a run whose process could not write failure.json."""

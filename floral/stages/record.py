@@ -163,7 +163,7 @@ def summarise(
     regression = run.task.loss == "mse"
     return {
         "status": "diverged" if diverged else "done",
-        **layout.identity(run),
+        **layout.identifying_columns(run),
         "round": progress.round,
         "test_accuracy": None if regression else scores.mean(scores.accuracy),
         "test_loss": scores.mean(scores.loss),

@@ -56,11 +56,11 @@ class Rules:
         return [self._table(trial) for trial in search.references()]
 
     def tuned_input(self, wildcards: Any) -> list[str]:
-        """The finished searches. Raises ConfigError where there is nothing to tune."""
+        """The finished searches. Raises ConfigError if there is nothing to tune."""
         del wildcards
         if not self.work.searches:
             names = ", ".join(self.settings.suite)
-            raise ConfigError(f"{names}: nothing to tune: no block says `tuned: true`, or all values are committed")
+            raise ConfigError(f"{names}: nothing to tune: no block has `tuned: true`, or all values are committed")
         return [f"{self.results}/{folder}/done" for folder in self.work.searches]
 
     def train_input(self, wildcards: Any) -> list[str]:

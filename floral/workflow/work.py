@@ -91,8 +91,8 @@ def _use_reference(suites: Mapping[str, list[Run]], settings: Settings, dry_run:
     if settings.reuse:
         verb, count, apply = "taken from", reference.available, reference.restore
     else:
-        verb, count, apply = "made anew and not taken from", reference.restored_runs, reference.remove_restored
+        verb, count, apply = "trained again and not taken from", reference.restored_runs, reference.remove_restored
     runs = (count if dry_run else apply)(suites, settings.results)
     if runs:
-        note = " (not in a dry run, which changes nothing and lists the results as they are)" if dry_run else ""
+        note = " (not in a dry run, which changes no file)" if dry_run else ""
         print(f"{run_count(len(runs))} {verb} {reference.REFERENCE}{note}", file=sys.stderr)

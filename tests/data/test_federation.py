@@ -246,7 +246,8 @@ def test_a_partition_of_other_data_is_refused(results):
     with pytest.raises(ConfigError, match="made for other samples than those in"):
         load(run, results)
     with pytest.raises(
-        ConfigError, match=r"(?s)made of other rows of 'digits'.*remedy: bring .* back; or write the sha256"
+        ConfigError,
+        match=r"(?s)made from other files of 'digits'.*remedy: restore the old files; or copy the new sha256",
     ):
         partition(run.partition, results)
     (folder / "card.json").write_text(json.dumps(manifest))

@@ -168,7 +168,9 @@ def test_a_killed_run_has_failed_and_a_running_one_is_missing(results):
     (results / run.folder / "run.yaml").write_text("{}")
     (row,) = without_result(collect("quickstart", [run], results))
     assert row["status"] == "failed"
-    assert row["reason"] == "stopped without a word: killed, out of memory or power. the same command continues."
+    assert (
+        row["reason"] == "ended without a message: killed, out of memory, or power failure. the same command continues."
+    )
     with held(results / run.folder / LOCK, "training this run"):
         (row,) = without_result(collect("quickstart", [run], results))
     assert (row["status"], row["reason"]) == ("missing", "running now")

@@ -94,7 +94,9 @@ def test_a_killed_run_has_failed(run: Run, tmp_path: Path, mark: str) -> None:
     (folder / mark).parent.mkdir(parents=True, exist_ok=True)
     (folder / mark).write_text("")
     (said,) = failure_lines({"quickstart": [run]}, tmp_path)
-    assert "seed 0: stopped without a word: killed, out of memory or power; the same command continues" in said
+    assert (
+        "seed 0: ended without a message: killed, out of memory, or power failure; the same command continues" in said
+    )
     with held(folder / state.LOCK, "training this run"):
         assert state.running(folder) and state.failure(folder) is None
     (folder / "summary.json").write_text("{}")
