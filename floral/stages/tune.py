@@ -1,6 +1,6 @@
-"""Stage tune: train every configuration of a search and choose the one with the lowest validation loss.
+"""Stage tune: train every candidate of a search and choose the one with the lowest validation loss.
 
-One process trains all configurations. No test sample is read: the federation is loaded without them.
+A candidate is one set of learning rates and parameters. One process trains all candidates. No test sample is read: the federation is loaded without them.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ HEADER = """\
 
 
 def tune(search: Search, results: Path, *, device: str, backend: str, threads: int, runs_per_gpu: int = 1) -> Tuned:
-    """Train every configuration on every tuning seed and return the best one; finished trials are reused.
+    """Train every candidate on every tuning seed and return the best one; finished trials are reused.
 
-    A trial is one configuration on one seed. trials.json has an entry for each trial and is rewritten after each trial.
+    A trial is one candidate on one seed. trials.json has an entry for each trial and is rewritten after each trial.
 
     Raises:
-        ConfigError: data are missing, the method refuses the task, no configuration finishes, or the device is missing.
+        ConfigError: data are missing, the method refuses the task, no candidate finishes, or the device is missing.
     """
     configure_process(threads)
     folder = results / search.folder
@@ -73,9 +73,9 @@ def trial(
     search: Search, configuration: Configuration | None, seed: int, data: Federation, record: dict[str, Any],
     how: tuple[torch.device, str, int],
 ) -> dict[str, Any]:  # fmt: skip
-    """Train one configuration on one seed; return its status, reason and validation loss.
+    """Train one candidate on one seed; return its status, reason and validation loss.
 
-    The configuration None stands for the untuned values. The first trial of a search measures the execution, which all
+    `configuration` is the candidate; None stands for the untuned values. The first trial of a search measures the execution, which all
     later trials use.
     """
     run = search.trial(seed, configuration)
@@ -123,13 +123,13 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def choose(search: Search, record: dict[str, Any]) -> Tuned:
-    """Choose the configuration with the lowest mean validation loss.
+    """Choose the candidate with the lowest mean validation loss.
 
-    The mean is over clients, weighted by their samples, and then over seeds. A configuration that diverged or was
+    The mean is over clients, weighted by their samples, and then over seeds. A candidate that diverged or was
     refused on any seed is excluded. Of several with equal loss, the first is chosen.
 
     Raises:
-        ConfigError: all configurations are excluded.
+        ConfigError: all candidates are excluded.
     """
     seeds, configurations = search.tuning.seeds, search.configurations
     rows = {(row["configuration"], row["seed"]): row for row in record["trials"]}
@@ -138,14 +138,14 @@ def choose(search: Search, record: dict[str, Any]) -> Tuned:
         losses = [rows[number, seed]["validation_loss"] for seed in seeds]
         means.append(None if None in losses else float(f"{sum(losses) / len(losses):.6g}"))
     default, *losses = means
-    candidates = [number for number, loss in enumerate(losses) if loss is not None]
-    if not candidates:
+    finished = [number for number, loss in enumerate(losses) if loss is not None]
+    if not finished:
         reasons = dict.fromkeys(f"{row['status']} {row['reason']}" for row in record["trials"])
         raise ConfigError(
-            f"{search.task.name} {search.variant.name}: no configuration finished: {'; '.join(reasons)}; set another "
+            f"{search.task.name} {search.variant.name}: no candidate finished: {'; '.join(reasons)}; set another "
             "search space"
         )
-    best = configurations[min(candidates, key=lambda number: cast(float, losses[number]))]
+    best = configurations[min(finished, key=lambda number: cast(float, losses[number]))]
     return Tuned(
         rates=best.rates, params=best.params, search=search.digest, budget=len(configurations), seeds=seeds,
         rounds=search.task.rounds, commit=record["commit"], default=default, losses=tuple(losses),
@@ -168,7 +168,7 @@ def summary_line(search: Search, tuned: Tuned, record: dict[str, Any]) -> str:
     seconds = sum(row["seconds"] for row in record["trials"])
     return (
         f"{search.task.name} {search.variant.name}: {values_text}; validation loss {best:.4g}, untuned {default}; "
-        f"{tuned.losses.count(None)} of {tuned.budget} configurations did not finish; {seconds:.1f} s"
+        f"{tuned.losses.count(None)} of {tuned.budget} candidates did not finish; {seconds:.1f} s"
     )
 
 

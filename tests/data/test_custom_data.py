@@ -390,7 +390,7 @@ def test_a_table_goes_all_the_way_to_the_report(tmp_path):
     summary = json.loads(project.path("results/train/flowers/fedavg/*/summary.json").read_text())
     assert summary["status"] == "done" and summary["test_accuracy"] > 0.5
     page = (tmp_path / "reports" / "tiny" / "index.html").read_text()
-    assert f"own data (table flowers.csv), {run['data']['name']}" in page
+    assert f"custom data (table flowers.csv), {run['data']['name']}" in page
 
 
 # ------------------------------------------------------------------------------------------- what was once read wrongly

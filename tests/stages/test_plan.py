@@ -125,7 +125,7 @@ def test_damaged_costs_stop_no_call(
     assert "1 from" not in estimate.estimate({"quickstart": runs}, tmp_path, 1)
     assert estimate.expected_costs(runs, tmp_path)[runs[2].folder].seconds == pytest.approx(10.0)
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and str(damaged.parent) in said and "the estimate leaves it out" in said
+    assert said.count("\n") == 1 and str(damaged.parent) in said and "the estimate leaves this run out" in said
     assert progress_line.progress_line(tmp_path, runs[0], SUMMARY).endswith("done, test accuracy 0.913")
 
 

@@ -48,4 +48,4 @@ def test_values_are_missing_then_searched_then_used(project: Project) -> None:
     runs = [yaml.safe_load(path.read_text()) for path in project.paths("results/train/*/fedavg/*/run.yaml")]
     assert [run["own_rates"] for run in runs if run["own_rates"]] == [entry["rates"]]
     page = (project.folder / "reports/tiny/index.html").read_text()
-    assert 'id="tuning"' in page and "3 configurations of every method, seed 1000, 2 of 4 rounds" in page
+    assert 'id="tuning"' in page and "3 candidates for every method, seed 1000, 2 of 4 rounds" in page

@@ -112,9 +112,7 @@ def test_diverged_and_refused_configurations_are_results(results: Path) -> None:
 
 def test_a_search_in_which_nothing_ends_says_so(results: Path) -> None:
     rule = RULE.model_copy(update={"lr": Range(lowest=1e20, highest=1e30)})
-    with pytest.raises(
-        ConfigError, match=r"digits_rotate fedavg: no configuration finished: .*diverged.*another search"
-    ):
+    with pytest.raises(ConfigError, match=r"digits_rotate fedavg: no candidate finished: .*diverged.*another search"):
         tuned(made("fedavg", rule), results)
 
 
