@@ -1,6 +1,7 @@
 """Stage tune: train every candidate of a search and choose the one with the lowest validation loss.
 
-A candidate is one set of learning rates and parameters. One process trains all candidates. No test sample is read: the federation is loaded without them.
+A candidate is one set of learning rates and parameters. One process trains all candidates. No test sample is
+read: the federation is loaded without them.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def trial(
 ) -> dict[str, Any]:  # fmt: skip
     """Train one candidate on one seed; return its status, reason and validation loss.
 
-    `configuration` is the candidate; None stands for the untuned values. The first trial of a search measures the execution, which all
-    later trials use.
+    `configuration` is the candidate; None stands for the untuned values. The first trial of a search
+    measures the execution, which all later trials use.
     """
     run = search.trial(seed, configuration)
     torch_device, backend, threads = how
