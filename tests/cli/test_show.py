@@ -43,7 +43,9 @@ def test_a_killed_run_is_failed_unless_its_lock_is_held(capsys, results, show):
     show(Path("digits_rotate/ensemble/5"))
     output = capsys.readouterr().out
     assert (
-        "· failed" in output and "killed, out of memory, or power failure" in output and "the same command continues" in output
+        "· failed" in output
+        and "killed, out of memory, or power failure" in output
+        and "the same command continues" in output
     )
     with held(folder / LOCK, "training this run"):
         show(folder)

@@ -342,7 +342,7 @@ def test_a_cpu_needs_no_place(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with caplog.at_level("INFO", "floral.train"), hold_device("auto", 1) as device:
         assert device == CPU
-    assert "device: auto: torch finds no GPU, so it is the CPU" in caplog.text
+    assert "device: auto: torch finds no GPU; using the CPU" in caplog.text
 
 
 def test_a_run_takes_the_gpu_of_its_place(monkeypatch, tmp_path):
@@ -351,7 +351,7 @@ def test_a_run_takes_the_gpu_of_its_place(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
-    monkeypatch.setattr(gpus, "gpus", lambda: ["GPU-a", "GPU-b"])
+    monkeypatch.setattr(gpus, "gpu_ids", lambda: ["GPU-a", "GPU-b"])
     monkeypatch.setattr(gpus, "lease_folder", lambda environment: tmp_path)
     with hold_device("cuda", 1) as first, hold_device("auto", 1) as second:
         assert (first, second) == (torch.device("cuda", 0), torch.device("cuda", 1))

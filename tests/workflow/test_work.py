@@ -56,14 +56,19 @@ def test_finished_runs_are_not_counted_as_unfinished(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("reuse", "dry_run", "function"),
-    [(True, False, "restore"), (True, True, "available"), (False, False, "forget"), (False, True, "taken")],
+    [
+        (True, False, "restore"),
+        (True, True, "available"),
+        (False, False, "remove_restored"),
+        (False, True, "restored_runs"),
+    ],
 )
 def test_a_dry_run_changes_no_result(
     reuse: bool, dry_run: bool, function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     called: list[str] = []
-    for name in ("restore", "available", "forget", "taken"):
+    for name in ("restore", "available", "remove_restored", "restored_runs"):
         monkeypatch.setattr(reference, name, lambda suites, results, name=name: called.append(name) or [1])
     work(tmp_path, dry_run=dry_run, reuse=reuse)
     assert called == [function]
