@@ -58,7 +58,7 @@ def svd_factors(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Param
     for layer, adaptor in adaptors.by_layer.items():
         old = layer_params(mean, layer)
         if "A" not in old:
-            continue  # a norm layer: its mean is exact
+            continue  # This is a norm layer, whose mean is exact.
         change = exact[f"{layer}.weight"]
         change = change.mT if isinstance(adaptor, EmbeddingAdaptor) else change.flatten(1)
         try:

@@ -98,7 +98,10 @@ class Adaptors:
         `route` is [C] for all layers, or [L, C] with one row for each layer of `by_layer`. `running` holds the
         adaptors' own running statistics [C, ...], which evaluation reads.
         """
-        order, merged = list(self.by_layer), dict[str, Params]()  # merged once: a recurrence applies a layer many times
+        order, merged = (
+            list(self.by_layer),
+            dict[str, Params](),
+        )  # A recurrence applies a layer many times, so its weights are merged once.
 
         def adapt(name: str, x: Tensor) -> tuple[Params | None, Tensor | None]:
             adaptor = self.by_layer.get(name)
@@ -143,7 +146,7 @@ class Adaptors:
         return predict
 
     def without(self, *layers: str) -> Adaptors:
-        """These adaptors without those of the named layers.
+        """Return the adaptors without those of the named layers.
 
         Raises:
             Refused: no other layer has an adaptor.
@@ -154,7 +157,7 @@ class Adaptors:
         return replace(self, by_layer=remaining)
 
     def with_norms(self, kind: str) -> Adaptors:
-        """These adaptors plus one on each normalisation layer, unless `kind` is "none".
+        """Return the adaptors plus one on each normalisation layer, unless `kind` is "none".
 
         On batch norm, "plain" adaptors have their own running statistics and "reparameterised" ones do not.
 

@@ -110,7 +110,7 @@ class ConvAdaptor:
         """`unmerged` for a transposed convolution or one with groups, whose factors must be rearranged first."""
         of_a, of_b = self._windows()
         down, up = stack(mixture, route)
-        down = down.clone()  # a tape would confuse a view with the parameter itself
+        down = down.clone()  # A tape would treat a view as the parameter itself.
         if of_a.transposed:
             down, up = down.transpose(0, 1), up.transpose(0, 1)
         else:

@@ -27,7 +27,7 @@ def names(folder: str) -> list[str]:
 def _task_values(name: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the values of a task, merged over those of the task that it extends.
 
-    `children` are the tasks whose `extends` led to this one, the first task first.
+    `children` are the tasks that led here by their keys `extends`, in order.
     """
     path = paths.CONFIG_FOLDER / "tasks" / f"{name}.yaml"
     if not path.exists():
@@ -51,7 +51,7 @@ def _task_values(name: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def task(name: str, change: Mapping[str, Any] | None = None, where: str | None = None) -> Task:
-    """Read a task, with the values of `change` on top; `where` names the file for messages.
+    """Read a task and update it by the values in `change`. Error messages name the file `where`.
 
     Raises:
         ConfigError: the task, its model or its data set is unknown, or a value is wrong.
@@ -88,7 +88,9 @@ OPTION_TYPES: Mapping[str, Any] = {
 
 @cache
 def model_options(kind: str) -> type[Frozen]:
-    """Return the model of a task's `model:` keys: the keyword arguments of `build`, read without importing torch.
+    """Return a class that validates a task's `model:` keys.
+
+    The keys are the keyword arguments of `build`, read from the source without importing torch.
 
     Raises:
         ConfigError: an argument of `build` has no type, or a type that is not in OPTION_TYPES.
@@ -98,7 +100,7 @@ def model_options(kind: str) -> type[Frozen]:
     (build,) = (node.args for node in body if isinstance(node, ast.FunctionDef) and node.name == "build")
     fields: dict[str, Any] = {}
     for argument, default in zip(build.kwonlyargs, build.kw_defaults, strict=True):
-        if argument.arg != "width":  # set by methods that widen a model, not by tasks
+        if argument.arg != "width":  # Methods set this argument to widen a model; tasks do not.
             option_type = _option_type(argument.annotation, f"floral/models/{kind}.py: build: {argument.arg}")
             fields[argument.arg] = (option_type, ... if default is None else None)
     return create_model(f"{kind} options", __base__=Frozen, **fields)
@@ -162,7 +164,9 @@ def variant_index() -> dict[str, str]:
 
 
 def variant(name: str, change: Mapping[str, Any] | None = None, where: str | None = None) -> Variant:
-    """Return a variant: its method's defaults, updated by its own values and then by `change`, written at `where`.
+    """Return a variant: the defaults of its method, updated by its own values and then by `change`.
+
+    Error messages about `change` name the place `where`.
 
     Raises:
         ConfigError: the variant or a parameter is unknown, or a value is not allowed.

@@ -41,7 +41,7 @@ def data_set(data: str | CustomData) -> DataSet:
 def stored_data(data: str | Synthetic | CustomData) -> str | Synthetic:
     """Return the name under which data are stored.
 
-    For custom data it has a hash of their content and options, or of their path while they do not exist.
+    The name of custom data contains a hash of their content and options, or of their path if they do not exist yet.
     """
     if not isinstance(data, CustomData):
         return data
@@ -64,7 +64,7 @@ def custom_path(data: CustomData) -> Path:
 def _content(path: Path) -> tuple[str | None, str | None]:
     """Return (SHA-256, None) of custom data, or (None, why they cannot be read).
 
-    A process reads them once. If they change while a command runs, the next command notices it.
+    A process reads the data only once, so changes made while a command runs are found by the next command.
     """
     if not path.exists():
         return None, f"{path} does not exist"
@@ -77,8 +77,8 @@ def _content(path: Path) -> tuple[str | None, str | None]:
 def data_digest(data: str | Synthetic | CustomData) -> str | None:
     """Return a digest of the data that is known before they are fetched; None for synthetic or no data.
 
-    It covers the hashes in data.lock, or those of custom data. It also covers the reader and its options if a hash is
-    null or the reader has options.
+    It is computed from the hashes in data.lock, or from those of custom data. If a hash is null or the reader has
+    options, the name and options of the reader are included.
     """
     if isinstance(data, Synthetic) or data == NOTHING:
         return None

@@ -1,4 +1,4 @@
-"""The hash in the names of folders."""
+"""The hash that is part of folder names."""
 
 from __future__ import annotations
 

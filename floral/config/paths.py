@@ -1,4 +1,4 @@
-"""The folder of the YAML files."""
+"""The folder that contains the YAML files."""
 
 from __future__ import annotations
 

@@ -38,14 +38,14 @@ def read(path: Path) -> dict[str, Any]:
 def load_yaml(text: str) -> Any:
     """Parse YAML into plain values.
 
-    libyaml is used where PyYAML has it. It saves a tenth of a second at the start of every job.
+    libyaml is used if PyYAML was built with it. It saves a tenth of a second at the start of every job.
     """
     return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
-def suggest(kind: str, name: str, known: Iterable[str], where: str | None = None) -> ConfigError:
-    """Return the error for an unknown name, with the closest known name or else all of them."""
-    candidates = sorted(known)
+def suggest(kind: str, name: str, valid_names: Iterable[str], where: str | None = None) -> ConfigError:
+    """Return the error for an unknown name. It suggests the closest valid name or lists all valid names."""
+    candidates = sorted(valid_names)
     near = difflib.get_close_matches(name, candidates, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(candidates) or 'none'}"
     return ConfigError(f"{where + ': ' if where else ''}unknown {kind} {name!r}{hint}")
@@ -62,7 +62,7 @@ def parse(model: type[Frozen], values: Any, where: str) -> Any:
     except ValidationError as error:
         lines = []
         problems = error.errors()
-        # a mapping with a wrong entry is also reported as too short, although the wrong entry is the only mistake
+        # Pydantic also reports a mapping with a wrong entry as too short, although the entry is the only mistake.
         reported = [problem for problem in problems if problem["type"] != "too_short"] or problems
         for problem in sorted(reported, key=lambda problem: problem["type"] != "extra_forbidden"):
             *parents, name = problem["loc"] or ("",)
@@ -73,7 +73,7 @@ def parse(model: type[Frozen], values: Any, where: str) -> Any:
             elif problem["type"] == "missing" and (description := _descriptions_at(model, parents).get(str(name))):
                 lines.append(f"{where}: {key} is missing: {description} Add this key.")
             else:
-                # without a key the input is the whole mapping, which would only repeat the file
+                # Without a key, the input is the whole mapping; printing it would only repeat the file.
                 text = f"{key}: {problem['msg']} (found {shortened(problem['input'])})" if key else problem["msg"]
                 lines.append(f"{where}: {text.replace('Value error, ', '', 1)}")
         raise ConfigError("\n".join(lines)) from None
@@ -96,13 +96,13 @@ def _descriptions_at(model: type[BaseModel], location: Sequence[Any]) -> dict[st
         if field := model.model_fields.get(str(part)):
             members = _models_in(field.annotation)
             model = members.get(None, model)
-        else:  # the tag of a kind of data, an index or a name
+        else:  # This entry is the tag of a kind of data, an index or a name.
             model = members.get(str(part), model)
     return {name: field.description for name, field in model.model_fields.items()}
 
 
 def _models_in(annotation: Any) -> dict[str | None, type[BaseModel]]:
-    """Return tag → model for the models within a type; the tag is None where there is no Tag."""
+    """Return the models within a type by tag. The tag is None for a model without Tag."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return {None: annotation}
     models: dict[str | None, type[BaseModel]] = {}

@@ -22,7 +22,7 @@ RESULTS_VERSION = 1
 
 
 class Run(Frozen):
-    """A training run: task × variant × seed, with all values resolved. Equal runs of several suites share a folder."""
+    """A training run: task × variant × seed, with all values resolved. Equal runs of several suites have one folder."""
 
     task: Task = Field(description="Task with all its values.")
     variant: Variant = Field(description="Variant with the value of every hyper-parameter.")
@@ -32,12 +32,12 @@ class Run(Frozen):
 
     @property
     def rates(self) -> Rates:
-        """The learning rates of the run, tuned or those of the task."""
+        """The learning rates of the run: the tuned ones, or those of the task."""
         return self.own_rates or Rates(lr=self.task.lr, router_lr=self.task.router_lr)
 
     @property
     def partition_seed(self) -> int:
-        """The seed of the partition: the run's seed, or 42 where all seeds share a partition."""
+        """The seed of the partition: the run's seed, or 42 if all seeds share one partition."""
         return 42 if self.fidelity["partition"] == "one" else self.seed
 
     @property
@@ -72,10 +72,12 @@ class Run(Frozen):
         return Path(self.task.name) / self.variant.name / hash8(content)
 
     def identity(self) -> dict[str, Any]:
-        """Return the values that determine the results: all but titles, prose and report-only switches."""
+        """Return the values that determine the results: all except titles, descriptions and report-only switches."""
         task = self.task.model_dump(mode="json", exclude={"title"})
         if isinstance(self.task.data, CustomData):
-            task["data"] = data_sets.stored_data(self.task.data)  # names their content, not their path
+            task["data"] = data_sets.stored_data(
+                self.task.data
+            )  # The stored name depends on the content of the data, not on their path.
         task["model"] = {"kind": self.task.model.kind, **self.task.model.arguments}
         variant = self.variant.model_dump(mode="json", include={"name", "method", "params"})
         parameters = catalogue.method_file(self.variant.method).parameters
@@ -104,7 +106,10 @@ class PartitionJob(Frozen):
     @property
     def hash8(self) -> str:
         """The hash of everything that determines the partition."""
-        training = {"epochs", "samples"}  # these decide how unseen clients train, not which samples they hold
+        training = {
+            "epochs",
+            "samples",
+        }  # These values determine how unseen clients train, not which samples they hold.
         return hash8(self.model_dump(mode="json", exclude={"task": True, "unseen": training}))
 
     @property

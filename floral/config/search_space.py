@@ -25,7 +25,7 @@ def axes_of(space: Space, tuning: Tuning, task: Rates) -> Axes:
 
 
 def ladder(span: Range, of_task: float, count: int) -> tuple[float, ...]:
-    """Return `count` learning rates, evenly spaced on a log scale; a single one is the task's learning rate.
+    """Return `count` learning rates, evenly spaced on a log scale. If `count` is 1, return the task's learning rate.
 
     rate_i = of_task · lowest · (highest / lowest)^(i / (count - 1)), with three significant digits.
     """
@@ -36,7 +36,7 @@ def ladder(span: Range, of_task: float, count: int) -> tuple[float, ...]:
 
 
 def configurations(axes: Axes) -> list[Configuration]:
-    """Return one configuration for each learning rate, while the combinations of the other axes take turns.
+    """Return one configuration for each learning rate. The combinations of the other axes are cycled through.
 
     So all methods try the same learning rates. With a full grid of the same size, a method with a three-valued
     hyper-parameter would try only a third of the learning rates, and could lose for that reason alone.
@@ -57,7 +57,10 @@ def configurations(axes: Axes) -> list[Configuration]:
 
 
 def edges(axes: Axes, rates: Rates, params: Mapping[str, Any]) -> list[str]:
-    """Return the names of the values that are the first or last on a numeric axis with an interior."""
+    """Return the names of the chosen values at an edge of a numeric axis.
+
+    An edge is the first or the last of at least three values.
+    """
     point = {**rates.model_dump(), **params}
     return [
         name

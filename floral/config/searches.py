@@ -23,7 +23,10 @@ from floral.config.search_space import RATES, axes_of, configurations
 
 
 class Search(Frozen):
-    """A hyper-parameter search of a variant on a task: one job of the tune stage, 1 + `budget` runs per tuning seed."""
+    """A hyper-parameter search of a variant on a task, which is one job of the stage tune.
+
+    It consists of 1 + `budget` runs per tuning seed.
+    """
 
     task: Task = Field(
         description="Task with the rounds of tuning runs, so that suites of any length share the search."
@@ -64,7 +67,7 @@ class Search(Frozen):
 
 
 def search_for(run: Run, where: str) -> Search:
-    """Return the search for the values of a run's task and variant; `where` is the suite's file for messages.
+    """Return the search for the task and variant of a run. Error messages name the suite's file `where`.
 
     Raises:
         ConfigError: the task has no validation samples, a learning rate is 0, or the search space is wrong.
@@ -135,7 +138,10 @@ def search_space(variant_name: str) -> Space:
 
 
 def _check_space(space: Space, variant_name: str, where: str, separate: bool) -> None:
-    """Raise ConfigError as `search_space` does; `separate`: the space is that of the variant, not of its method."""
+    """Raise ConfigError if a search space is wrong, as described in `search_space`.
+
+    `separate` says that the space belongs to the variant and not to its method.
+    """
     file = catalogue.method_file(catalogue.variant_index()[variant_name])
     for key, values in space.values.items():
         if key not in file.parameters:

@@ -95,7 +95,7 @@ class Settings(Frozen):
 
     @property
     def narrowing(self) -> dict[str, tuple[Any, ...] | None]:
-        """The tasks, variants and seeds to which the suites are narrowed; None for all."""
+        """The tasks, variants and seeds to which suites are restricted; None for all."""
         return {"tasks": self.tasks, "variants": self.variants, "seeds": self.seeds}
 
     def environment(self) -> dict[str, str]:
@@ -117,7 +117,7 @@ class Settings(Frozen):
         return {name: suite_runs(name, **self.narrowing) for name in dict.fromkeys(self.suite)}
 
     def searches(self) -> dict[str, tuple[str, Search]]:
-        """Return the searches without committed values: folder → (suite, search).
+        """Return the searches that have no committed values, as folder → (suite, search).
 
         A search that two suites share is listed with the first suite.
         """

@@ -32,13 +32,13 @@ def suite_runs(
     selected = {axis: None if values is None else set(values) for axis, values in narrowed.items()}
     runs: dict[Path, Run] = {}
     untuned: dict[str, list[str]] = {}
-    known: dict[str, set[Any]] = {axis: set() for axis in selected}
+    values_in_suite: dict[str, set[Any]] = {axis: set() for axis in selected}
     for block, where, first in _blocks(suite_name):
         block_seeds = []
         for seed in block.seeds:
             key = {"task": first.task.name, "variant": first.variant.name, "seed": seed}
             for axis, value in key.items():
-                known[axis].add(value)
+                values_in_suite[axis].add(value)
             if all(values is None or key[axis] in values for axis, values in selected.items()):
                 block_seeds.append(seed)
         try:
@@ -54,8 +54,8 @@ def suite_runs(
                     "differ in report-only switches alone; give both the same"
                 )
     for axis, values in selected.items():
-        for value in sorted((values or set()) - known[axis], key=str):
-            raise suggest(axis, str(value), map(str, known[axis]), f"suite {suite_name!r} ({axis}s)")
+        for value in sorted((values or set()) - values_in_suite[axis], key=str):
+            raise suggest(axis, str(value), map(str, values_in_suite[axis]), f"suite {suite_name!r} ({axis}s)")
     if untuned:
         lines = [f"{reason}: {', '.join(dict.fromkeys(names))}" for reason, names in untuned.items()]
         raise Untuned("\n".join([*lines, f"tune with: {tune_command(suite_name)}"]))
@@ -69,7 +69,7 @@ def suite_runs(
 def suite_searches(
     suite_name: str, tasks: Iterable[str] | None = None, variants: Iterable[str] | None = None
 ) -> dict[Path, Search]:
-    """Return the searches behind the blocks with `tuned: true` of a suite: folder → search.
+    """Return the searches that the blocks with `tuned: true` of a suite need, by folder.
 
     `tasks` and `variants` narrow them.
 
@@ -93,7 +93,7 @@ def suite_searches(
 def custom_data(name: str, suite_name: str | None = None) -> CustomData:
     """Return custom data by the name of their task, or by the name under which they are stored.
 
-    With a suite's name, the task is taken as the suite changes it.
+    If a suite is named, its changes of the task apply.
 
     Raises:
         ConfigError: no task has custom data with this name.

@@ -17,7 +17,7 @@ class Untuned(ConfigError):
 
 
 def tune_command(*suites: str) -> str:
-    """Return the command that finds and writes the tuned values of suites, to be typed in the project's root."""
+    """Return the command, for the project's root, that searches and writes the tuned values of suites."""
     named = suites[0] if len(suites) == 1 else f'"[{", ".join(suites)}]"'
     return f"snakemake --profile local tuned --config suite={named}"
 
@@ -29,7 +29,7 @@ def tuned_path(task_name: str) -> Path:
 
 @cache
 def tuned_values(task_name: str) -> dict[str, Tuned]:
-    """Return variant → its committed values on a task.
+    """Read the committed values of a task, by variant.
 
     Raises:
         ConfigError: the file names an unknown variant, or a value is wrong.
@@ -45,7 +45,7 @@ def tuned_values(task_name: str) -> dict[str, Tuned]:
 
 
 def is_current(search: Search) -> bool:
-    """Return whether the values of this very search are committed."""
+    """Return whether the committed values are those of this search."""
     entry = tuned_values(search.task.name).get(search.variant.name)
     return entry is not None and entry.search == search.digest
 

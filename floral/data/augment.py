@@ -44,13 +44,13 @@ def flip_crop(x: Tensor, noise: Noise, turns: Tensor) -> Tensor:
     inside = ((row >= 0) & (row < height))[:, :, None] & ((column >= 0) & (column < width))[:, None, :]
     first = torch.arange(len(x), device=x.device)[:, None, None] * height * width
     pixels = x.flatten(0, 2)
-    pixels = torch.cat([pixels, torch.zeros_like(pixels[:1])])  # the last pixel stands for the border
+    pixels = torch.cat([pixels, torch.zeros_like(pixels[:1])])  # The last pixel is the black border.
     pixel = torch.where(inside, first + (row * width)[:, :, None] + column[:, None, :], len(pixels) - 1)
     return pixels.index_select(0, pixel.flatten()).reshape(x.shape)
 
 
 def _offset(uniform: Tensor) -> Tensor:
-    """Map uniform noise to integers on -PADDING … PADDING. Noise that was rounded up to 1 gives PADDING."""
+    """Map uniform noise to integers from -PADDING to PADDING. Noise rounded up to 1 gives PADDING."""
     offsets = 2 * PADDING + 1
     return (uniform * offsets).long().clamp(max=offsets - 1) - PADDING
 

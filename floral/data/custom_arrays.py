@@ -17,9 +17,9 @@ from floral.data.sources import DataError, RawFile
 def arrays(files: Sequence[RawFile], *, test_share: float) -> Labelled:
     """Read NumPy arrays: x [N, ...] and y [N], or train_x, train_y, test_x and test_y.
 
-    Optionally client [N], or train_client and test_client, has the natural client of each sample. The arrays are in an
-    .npz file, or in a folder of .npy files with these names. x of type uint8 (images) is divided by 255 in training;
-    floating-point numbers are used unchanged.
+    The optional array client [N] (or train_client and test_client) holds the natural client of each sample. The arrays
+    are in an .npz file, or in a folder of .npy files with these names. x of type uint8 (images) is divided by 255 in
+    training; floating-point numbers are used unchanged.
 
     Raises:
         DataError: a file is unreadable, arrays are missing or superfluous, or have wrong shapes, types or values.

@@ -21,8 +21,8 @@ MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 def folder(files: Sequence[RawFile], *, test_share: float) -> Labelled:
     """Read images by class: <path>/<class>/<image>, or <path>/train/<class>/<image> and <path>/test/<class>/<image>.
 
-    Classes are numbered in the order of their names. All images must have the same size. They are [N, H, W] if all are
-    grey, else [N, H, W, 3], with palettes and transparency converted to RGB.
+    Classes are numbered in the order of their names. All images must have the same size. The result is [N, H, W] if all
+    images are grey, otherwise [N, H, W, 3]. Palettes and transparency are converted to RGB.
 
     Raises:
         DataError: the folders have another structure, or images are unreadable or differ in size.

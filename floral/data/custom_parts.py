@@ -1,4 +1,4 @@
-"""What all formats of custom data share: checks, class numbers and the split into training and test samples."""
+"""Steps shared by all formats of custom data: checks, class numbers, and the split into training and test samples."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ class Part:
 
 
 def labelled(parts: Sequence[Part], test_share: float, scale: int) -> Labelled:
-    """Return the data set of one part, or of two parts, training and test.
+    """Return the data set made of one part, or of a training and a test part.
 
-    One part is split by `select_test`, within each client, or within each class without clients. Every class keeps a
-    training sample. If the test would get all samples of a class, the first one stays in training.
+    A single part is split by `select_test` within each client, or within each class if there are no clients. Every
+    class keeps a training sample: if all samples of a class were selected for the test, the first one stays in
+    training.
 
     Raises:
         DataError: parts are empty or do not match, labels are wrong, or a class has only test samples.
@@ -81,7 +82,7 @@ def _check(parts: Sequence[Part]) -> None:
 
 
 def _classes(parts: Sequence[Part]) -> tuple[npt.NDArray[np.int64], tuple[str, ...] | None]:
-    """Return the labels [N] of all parts as 0, 1, …, and their words in sorted order (None for integer labels)."""
+    """Return the labels [N] of all parts as 0, 1, …, and the class names in sorted order (None for integer labels)."""
     where, labels = parts[0].where, np.concatenate([part.labels for part in parts])
     if labels.dtype.kind in "UST":
         names, y = np.unique(labels, return_inverse=True)
@@ -101,7 +102,7 @@ def _classes(parts: Sequence[Part]) -> tuple[npt.NDArray[np.int64], tuple[str, .
 
 
 def split_or_not(root: Path, entries: Mapping[str, Path]) -> list[Path]:
-    """Return the training and the test entry if there are such, else `root` itself.
+    """Return the training and the test entry of a folder if it has them, otherwise `root` itself.
 
     `entries` has the files and folders in `root` by name.
     """

@@ -40,7 +40,7 @@ def table(
     parts = [_columns(place, frame, label, features, client) for place, frame in zip(places, frames, strict=True)]
     data = labelled(parts, test_share, scale=1)
     mean, std = data.train_x.mean(0), data.train_x.std(0)
-    constant = data.train_x.max(0) == data.train_x.min(0)  # their std is rarely exactly 0 in floating point
+    constant = data.train_x.max(0) == data.train_x.min(0)  # The computed std of a constant feature is rarely exactly 0.
     mean[constant], std[constant] = data.train_x[0][constant], 1
     scaled = {f"{side}_x": ((getattr(data, f"{side}_x") - mean) / std).astype(np.float32) for side in SPLITS}
     return replace(data, **scaled)
@@ -110,7 +110,7 @@ def _columns(path: Path, frame: pl.DataFrame, label: str, features: Sequence[str
 
 
 def _values(column: pl.Series) -> Array:
-    """Return numbers unchanged and all other values as words."""
+    """Return numbers unchanged, and all other values as text."""
     if column.dtype.is_numeric():
         return column.to_numpy()
     return column.cast(pl.String).to_numpy().astype(np.str_)

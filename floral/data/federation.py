@@ -26,7 +26,7 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Federation:
-    """K clients of C clusters and their samples.
+    """The samples of K clients in C clusters.
 
     train_x, train_y, test_x, test_y: the samples that clients hold, each under the shift of its client. Images are
     uint8 [N, H, W] or [N, H, W, 3], and x / scale is in [0, 1]. Labels are int64 [N]. Text has token ids x [N, T] with
@@ -35,10 +35,10 @@ class Federation:
     rows[split] [K, n_max]: indices into train_x (train, validation) or test_x (test). The first counts[split][k]
     belong to client k. The rest is padding with the valid index 0.
 
-    cluster [K]: the concept of each client's samples, or of most of them where clients mix concepts.
+    cluster [K]: the concept of each client's samples; where clients mix concepts, the concept of most samples.
 
-    Clients are evaluated on the split test. Where `evaluated_on_training` holds, it has each client's training samples,
-    and test_x is train_x.
+    Clients are evaluated on the split test. If `evaluated_on_training` is set, this split contains each client's
+    training samples, and test_x is train_x.
     """
 
     train_x: Array
@@ -104,10 +104,11 @@ def load(run: Run, results: Path, *, test: bool = True) -> Federation:
 
     With test=False, no test sample is read.
 
-    Under the fidelity switch subset = per_variant the stored partition is full. Then the training samples are thinned
-    here, by the run's seed and the variant's name. `partition_digest` is the digest of the stored partition.
+    Under the fidelity switch subset = per_variant, the stored partition contains all samples. The training samples are
+    then reduced here, by the run's seed and the variant's name. `partition_digest` is the digest of the stored
+    partition.
 
-    Where clients are evaluated on their training samples, these are the samples before thinning, as in the published
+    If clients are evaluated on their training samples, these are the samples before this reduction, as in the published
     code.
 
     Raises:
@@ -151,7 +152,7 @@ def _federation(
 ) -> Federation:
     """Return the clients of the clusters `cluster` [K] with their samples in `table`, shifted by concept.
 
-    `sides` has the splits whose samples come from train_x and from test_x.
+    `sides` maps train and test to the splits whose samples come from train_x and test_x.
     """
     task = run.task
     turns = None
@@ -205,7 +206,7 @@ def _federation(
 def _check_concepts(task: Task, concept: Rows, classes: int | None) -> None:
     """Raise ConfigError if a new concept would shift labels by a multiple of the number of classes.
 
-    Then it would be the concept of an existing cluster.
+    The new concept would then equal the concept of an existing cluster.
     """
     most = int(concept.max())
     if task.shift.kind == "label_shift" and classes is not None and task.clusters <= most and most >= classes:
@@ -229,8 +230,8 @@ def _check_text(task: Task, is_text: bool) -> None:
 def _padded(table: pl.DataFrame, present_rows: Rows, clients: int, seed: int) -> tuple[Rows, Rows]:
     """Return the samples of one split as rows [K, n_max] and counts [K].
 
-    Entries are positions in `present_rows`, in random order, padded with 0. The order matters where batches are fixed
-    or averaged: MNIST's later test images are harder, and the last, short batch of a client must not hold only these.
+    Entries are positions in `present_rows`, in random order, padded with 0. The order must be random where batches are
+    fixed or averaged: MNIST's later test images are harder, and the last, short batch must not contain only these.
     """
     client, row = table["client"].to_numpy(), table["row"].to_numpy()
     counts = np.bincount(client, minlength=clients)

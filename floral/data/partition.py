@@ -1,4 +1,4 @@
-"""The partition of a data set: a table of (client, cluster, split, row), computed from labels and a seed."""
+"""The partition of a data set as a table of (client, cluster, split, row), computed from labels and a seed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def client_table(
 def main_concepts(table: pl.DataFrame, clients: int) -> npt.NDArray[np.int64]:
     """Return the cluster [K] of each client: the concept of most of its training and validation samples.
 
-    Of equally frequent concepts, it is the first.
+    If concepts are equally frequent, the first is returned.
     """
     train = table.filter((pl.col("split") != "test") & (pl.col("client") < clients))
     client, concept = train["client"].to_numpy().astype(np.int64), train["cluster"].to_numpy()

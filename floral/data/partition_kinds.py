@@ -1,4 +1,4 @@
-"""One function for each kind of partition. It deals the samples of a data set to the clients."""
+"""One function for each kind of partition, which assigns the samples of a data set to clients."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ def iid_table(
     """Deal shuffled samples to the clients in equal shares (kind iid).
 
     Training and test samples are shuffled and cut into K contiguous shards whose sizes differ by at most one, the
-    larger first. Each training shard keeps max(min_rows, round(share·n)) samples. Of these, round(validation·n) become
-    the validation split, at least 1 and never all. The table is sorted by client, split and row.
+    larger first. Each training shard keeps max(min_rows, round(share·n)) samples. Of these n samples,
+    round(validation·n) become the validation split: at least one, never all. The table is sorted by client, split and
+    row.
 
     The unseen clients are K, K + 1, …. The last round(share·N) of the N shuffled samples of each side belong to them.
-    Their shards are not thinned and have no validation split. Their column `cluster` is the concept of their samples
+    Their shards are not reduced and have no validation split. Their column `cluster` holds the concept of their samples
     (`concepts_of`).
 
     Raises:
@@ -65,7 +66,7 @@ def iid_table(
 def grouped_table(
     train_y: Labels, test_y: Labels, clients: int, clusters: int, partition: Partition, seed: int
 ) -> pl.DataFrame:
-    """Deal the samples of each class to the clients of its cluster (kind class_groups); else as `iid_table`.
+    """Deal the samples of each class to the clients of its cluster (kind class_groups); otherwise as `iid_table`.
 
     Raises:
         ConfigError: a cluster has more clients than training or test samples, or a class has no cluster.
@@ -112,7 +113,7 @@ def group_of(y: Labels, partition: Partition, clusters: int) -> npt.NDArray[np.i
 def few_classes_table(
     train_y: Labels, test_y: Labels, clients: int, clusters: int, partition: Partition, seed: int
 ) -> pl.DataFrame:
-    """Deal samples of `classes_per_client` classes to each client (kind pathological); else as `iid_table`.
+    """Deal samples of `classes_per_client` classes to each client (kind pathological); otherwise as `iid_table`.
 
     A client has the same classes in training and test. One client after another, in random order, takes the classes
     that the fewest clients have so far, with random ties. So the numbers of clients of two classes differ by at most
@@ -155,14 +156,15 @@ def few_classes_table(
 def skewed_table(
     train_y: Labels, test_y: Labels, clients: int, clusters: int, partition: Partition, seed: int
 ) -> pl.DataFrame:
-    """Deal the samples of each class in proportions from Dirichlet(alpha) (kind dirichlet); else as `iid_table`.
+    """Deal the samples of each class in proportions from Dirichlet(alpha) (kind dirichlet); otherwise as `iid_table`.
 
-    Training and test samples have the same proportions. So the test samples of a client have the class frequencies of
-    its training samples. Clients also differ in size. With equal labels, they differ in size only (kind size_skew).
+    Training and test samples have the same proportions, so the test samples of a client have the class frequencies of
+    its training samples. Clients also differ in size. If all labels are equal, they differ only in size (kind
+    size_skew).
 
-    A client has at least `min_rows` training samples and one test sample. A missing sample is of the class with the
-    largest expected count for this client. It comes from the client with most samples of that class, among the clients
-    above the minimum.
+    A client has at least `min_rows` training samples and one test sample. If samples are missing, the client receives
+    samples of the class with the largest expected count for it. They are taken from the client with most samples of
+    that class, among the clients above the minimum.
 
     Limiting cases: α → ∞ gives every client equal shares of all classes. α → 0 gives each class to one client, apart
     from the minimum.
@@ -206,7 +208,7 @@ def natural_table(
     seed: int,
     unseen: Unseen | None = None,
 ) -> pl.DataFrame:
-    """Give each client the samples of one natural client (kind natural); else as `iid_table`.
+    """Give each client the samples of one natural client (kind natural); otherwise as `iid_table`.
 
     `train_client` and `test_client` [N] have the natural client of each sample. Natural clients with fewer than
     `min_rows` training samples or without a test sample are skipped. A random choice of `clients` of the remaining

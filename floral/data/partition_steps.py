@@ -1,4 +1,4 @@
-"""Steps that all kinds of partition share: deal samples, assign concepts, thin, hold out a validation split."""
+"""Steps of all kinds of partition: deal samples, assign concepts, reduce samples, hold out a validation split."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def both_sides(train: pl.DataFrame, test: pl.DataFrame) -> pl.DataFrame:
 def finish(
     train: pl.DataFrame, test: pl.DataFrame, clients: int, clusters: int, partition: Partition, seed: int
 ) -> pl.DataFrame:
-    """Return the table of dealt samples, with concepts, thinned and with a validation split, sorted."""
+    """Return the sorted partition table: assign concepts, reduce the samples and hold out a validation split."""
     table = both_sides(train, test)
     table = (
         table.with_columns(cluster=_concepts(table, clients, clusters, partition, seed)).select(*SCHEMA).cast(SCHEMA)
@@ -80,10 +80,11 @@ def reduce_rows(table: pl.DataFrame, share: float, min_rows: int, seed: int, pur
 def _concepts(
     table: pl.DataFrame, clients: int, clusters: int, partition: Partition, seed: int
 ) -> npt.NDArray[np.integer]:
-    """Return the concept [N] of each sample: its client's cluster, or random by the client's mixture if `mixed`.
+    """Return the concept [N] of each sample.
 
-    The mixture is a Dirichlet(mixed) vector whose largest part is moved to the client's cluster. It holds for training
-    and test samples alike. So the clusters keep their sizes, and mixed → 0 is the partition without mixing.
+    It is the client's cluster or, if `mixed` is set, drawn at random from the client's mixture. The mixture is a
+    Dirichlet(mixed) vector whose largest entry is moved to the client's cluster. It is the same for training and test
+    samples. So the clusters keep their sizes, and mixed → 0 is the partition without mixing.
     """
     client, cluster = table["client"].to_numpy(), cluster_of_clients(partition, clients, clusters)
     if partition.mixed is None:
@@ -98,7 +99,7 @@ def _concepts(
 
 
 def _hold_out(table: pl.DataFrame, share: float, seed: int) -> pl.DataFrame:
-    """Turn round(share·n) of each client's n training samples into the validation split: at least 1, never all."""
+    """Move round(share·n) of each client's n training samples to the validation split: at least one, never all."""
     if share == 0.0:
         return table
     train, test = (table.filter(pl.col("split") == split) for split in ("train", "test"))

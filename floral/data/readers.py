@@ -1,4 +1,4 @@
-"""Readers: functions that turn raw files into the arrays of a data set. An entry of data.lock names its `reader`."""
+"""Readers, which turn raw files into the arrays of a data set. Each entry of data.lock names its `reader`."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ REPLACE = "remedy: replace it by a complete copy"
 class Labelled:
     """A classification data set: x uint8 [N, H, W] or [N, H, W, 3] with x / scale in [0, 1], and y int64 [N].
 
-    Custom data may have x float32 [N, ...] of any range, with scale 1. `names` are the words for their classes.
+    Custom data may have x float32 [N, ...] of any range, with scale 1. `names` are the names of the classes.
 
-    Text (`floral.data.text`) has token ids x uint8 or int32 [N, T] with scale 1, and the next token of each,
-    y int64 [N, T]. `classes` is the size of the vocabulary.
+    Text (`floral.data.text`) has token ids x uint8 or int32 [N, T] with scale 1. The labels y int64 [N, T] are the next
+    token of each position. `classes` is the size of the vocabulary.
 
     train_client, test_client int32 [N]: the natural client 0, 1, … (writer, role or user) of each sample, or None.
     """
@@ -150,10 +150,10 @@ def writer_parquet(files: Sequence[RawFile]) -> Labelled:
 
 
 def select_test(client: npt.NDArray[np.integer], share: float, purpose: str) -> npt.NDArray[np.bool_]:
-    """Return which samples [N] are test samples, for a data set without a split; the same for every seed.
+    """Select the test samples [N] of a data set without a split. The selection is the same for every seed.
 
-    They are a random round(share·n) of the n samples of each client in `client` [N], at least one and never all. A
-    client with a single sample keeps it for training.
+    For each client in `client` [N] with n samples, round(share·n) random samples are selected: at least one, never all.
+    A client with a single sample keeps it for training.
     """
     rank, size = seeds.ranks(0, purpose, np.arange(len(client)), client)
     return rank < np.minimum(np.maximum(1, np.rint(share * size)), size - 1)
@@ -168,8 +168,9 @@ READERS: dict[str, Callable[[Sequence[RawFile]], Labelled]] = {
 
 
 def _idx_array(raw: RawFile) -> npt.NDArray[np.uint8]:
-    """Read an IDX file: two zero bytes, a type (8: unsigned byte), the number of axes, their sizes, the values.
+    """Read an IDX file of unsigned bytes.
 
+    The file consists of two zero bytes, the type (8: unsigned byte), the number of axes, their sizes and the values.
     Sizes are big-endian int32.
     """
     data = content(raw.location)
@@ -235,7 +236,7 @@ def _decoded(
 ) -> npt.NDArray[np.uint8]:
     """Decode images to uint8 [N, H, W] (grey) or [N, H, W, 3]. All must have the shape of the first one.
 
-    The n-th image of the files is written to index `place[n]`. One slice of encoded rows is in memory at a time.
+    The n-th image of the files is written to index `place[n]`. Only one slice of encoded rows is in memory at a time.
     """
     decoded, done = np.empty(0, np.uint8), 0
     for raw, table in tables:
@@ -243,7 +244,7 @@ def _decoded(
             try:
                 with Image.open(io.BytesIO(encoded or b"")) as image:
                     pixels = np.asarray(image)
-            except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a broken image
+            except (OSError, SyntaxError, ValueError) as error:  # These are raised by Pillow for a broken image.
                 raise DataError(
                     f"{raw.location}: row {row}: the image cannot be decoded ({error}); {REPLACE}"
                 ) from None

@@ -43,7 +43,7 @@ class Samples:
 def evaluated_on_training(run: Run) -> bool:
     """Return whether clients are evaluated on their training samples.
 
-    The published CIFAR-100 accuracies were measured so. The fidelity switch eval_split decides whether the run follows.
+    The published CIFAR-100 accuracies were measured in this way. The fidelity switch eval_split selects it.
     """
     return run.task.published_split == "train" and run.fidelity["eval_split"] == "train"
 
@@ -85,7 +85,7 @@ def synthetic_samples(run: Run, spec: Synthetic, cluster: npt.NDArray[np.int64])
     """Generate synthetic samples for clients of the clusters `cluster` [K].
 
     Raises:
-        ConfigError: the task has a shift, or the values do not fit together.
+        ConfigError: the task has a shift, or the values of the synthetic data contradict each other.
     """
     task = run.task
     if task.shift.kind != "none":

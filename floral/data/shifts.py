@@ -1,8 +1,8 @@
 """Apply the shift of each concept: rotated or recoloured images, cyclically moved or permuted labels.
 
-Concept c < C is that of cluster c. Concepts C, C + 1, … belong to clients that join after training, and to no cluster.
-Concept C + j is the rotation half-way between clusters j and j + 1, the labels moved by C + j, or the next permutation.
-Where the task lists concepts, it is the next one in the list.
+Concept c < C belongs to cluster c. Concepts C, C + 1, … belong to clients that join after training, and to no cluster.
+Concept C + j is the rotation half-way between clusters j and j + 1, the label shift C + j, or the next permutation. If
+the task lists its concepts, concept C + j is the next one in the list.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Images = npt.NDArray[np.uint8]
 
 
 def apply_inputs(shift: Shift, x: Images, cluster: npt.NDArray[np.integer], clusters: int, scale: int = 255) -> Images:
-    """Shift the inputs x [N, H, W] or [N, H, W, 3] of samples of the concepts `cluster` [N]; `scale` is white.
+    """Shift the inputs x [N, H, W] or [N, H, W, 3] of samples with the concepts `cluster` [N]; white is `scale`.
 
     rotate: counter-clockwise about the centre by c·360/C degrees, for concept C + j by (j + ½)·360/C, or by the task's
     angles. Multiples of 90° move pixels exactly. Other angles take the nearest pixel, or interpolate between the four
@@ -106,7 +106,7 @@ def recoloured(colour: Colour, x: Images, scale: int) -> Images:
 def apply_labels(
     shift: Shift, y: npt.NDArray[np.int64], cluster: npt.NDArray[np.integer], classes: int, seed: int = 0
 ) -> npt.NDArray[np.int64]:
-    """Shift the labels y [N] of samples of the concepts `cluster` [N].
+    """Shift the labels y [N] of samples with the concepts `cluster` [N].
 
     label_shift: (y + c) mod classes. label_permutation: the c-th permutation of the seed. Other shifts return y itself.
 

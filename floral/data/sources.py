@@ -62,7 +62,7 @@ def obtain(
     A file with an absolute path belongs to custom data and is read in place.
 
     Args:
-        recorded: the hash recorded by an earlier fetch, used where data.lock has null.
+        recorded: the hash recorded by an earlier fetch. It is used if data.lock has null.
 
     Raises:
         DataError: the file cannot be found, is damaged or has other content, or the disk is full.
@@ -97,7 +97,7 @@ def obtain(
 
 
 def is_there(file: DataFile, raw: Path, data_dir: Path | None = None) -> bool:
-    """Return whether a copy exists in `data_dir`, `raw` or an installed package. Its content is not checked."""
+    """Return whether a copy of a file exists in `data_dir`, `raw` or an installed package, without checking it."""
     paths = [raw / Path(file.path).name, *(data_dir / name for name in _packed_or_not(file.path) if data_dir)]
     return any(path.is_file() for path in paths) or any(map(_is_in_package, file.urls))
 
@@ -118,7 +118,7 @@ def advice(file: DataFile) -> str:
 def unpacked(path: Path) -> io.BufferedIOBase:
     """Open a raw file for reading, and unpack it if it is gzipped.
 
-    The first bytes decide, because browsers unpack files without renaming them.
+    The first bytes show whether it is gzipped. The name does not, because browsers unpack files without renaming them.
     """
     with path.open("rb") as stream:
         packed = stream.read(2) == b"\x1f\x8b"
@@ -201,7 +201,7 @@ def _download(file: DataFile, url: str, target: Path, expected: str | None, repo
             break
         except DataError:
             part.unlink()
-            # A part from an earlier call may come from another mirror with another gzip header: try from the start.
+            # The part may come from another mirror with another gzip header, so the download starts again.
             if not inherited:
                 raise
             inherited = False
@@ -225,7 +225,7 @@ def _transfer(url: str, part: Path, report: Report) -> None:
         response = urllib.request.urlopen(request, timeout=MIRROR_TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if start and error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return  # `part` is complete or too long; its hash decides
+            return  # `part` is complete or too long; the hash check follows.
         raise
     with response:
         if response.status != http.client.PARTIAL_CONTENT:

@@ -18,8 +18,8 @@ Floats = npt.NDArray[np.float32]
 class Arrays:
     """Synthetic samples of the clients, and the global test set of each cluster.
 
-    train_x [K·n, d] and train_y [K·n, outputs] have the samples of client k as their k-th block. test_x and test_y are
-    alike. global_test_x [C, N, d] and global_test_y [C, N, outputs] have fresh samples of each cluster.
+    The k-th block of train_x [K·n, d] and train_y [K·n, outputs] has the samples of client k. The same holds for test_x
+    and test_y. global_test_x [C, N, d] and global_test_y [C, N, outputs] have fresh samples of each cluster.
     """
 
     train_x: Floats
@@ -52,7 +52,7 @@ def generate(
 ) -> Arrays:
     """Generate x ~ N(0, I) and y from the teacher of each client's cluster c, with h = x (W + scale·u_c v_cᵀ) + b.
 
-    `cluster` [K] has c for each client k; without it, c = k mod C.
+    `cluster` [K] holds the cluster c of each client k; without it, c = k mod C.
 
     W [d, d] ~ N(0, 1/d), u_c [d, rank] ~ N(0, 1/d), v_c [d, rank] ~ N(0, 1/rank), b [d] ~ N(0, 1/d).
     linear: y is the first `outputs` coordinates of h. mlp: y = ReLU(h) W_out with W_out [d, outputs] ~ N(0, 1/d).

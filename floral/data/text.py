@@ -1,4 +1,6 @@
-"""Readers of text: windows of tokens per speaker or user, x [N, T] token ids and y [N, T] the next tokens.
+"""Readers of text, which cut the text of each speaker or user into windows of tokens.
+
+x [N, T] holds token ids, and y [N, T] the next token of each position.
 
 The windows of a client neither overlap nor leave gaps, and no window mixes clients. The end of a text that is too short
 for a window is dropped, so that no position needs a mask. In the order of the text, the first 80 % of the windows of a
@@ -37,7 +39,7 @@ Tokens = npt.NDArray[np.int64]
 def speeches(files: Sequence[RawFile]) -> Labelled:
     """Read UTF-8 text with a line `NAME:` before each speech, by characters; each name is a natural client.
 
-    The text of a client is its speeches in order, one per line, without the names.
+    The text of a client consists of its speeches in order, one per line, without the names.
 
     Raises:
         DataError: the text is not UTF-8, has no speaker, or no speaker has text for two windows.
@@ -128,7 +130,7 @@ def _table(raw: RawFile, columns: dict[str, type[pl.DataType] | None]) -> pl.Dat
 
 
 def _rejoined(rows: Sequence[str], follows: Sequence[str | None]) -> list[str]:
-    """Join overlapping windows, each moved by one character, to texts.
+    """Join overlapping windows, each moved by one character, into texts.
 
     `follows` has the character after each window.
     """
@@ -148,7 +150,7 @@ def _rejoined(rows: Sequence[str], follows: Sequence[str | None]) -> list[str]:
 
 
 def _characters(clients: Sequence[Sequence[str]], place: str) -> Labelled:
-    """Return windows of the texts of each client. The id of a character is its rank in the sorted vocabulary."""
+    """Cut the texts of each client into windows. The id of a character is its position in the sorted vocabulary."""
     vocabulary = sorted(set().union(*(text for texts in clients for text in texts)))
     id_of = {character: rank for rank, character in enumerate(vocabulary)}
     ids = [[np.array([id_of[character] for character in text], np.int64) for text in texts] for texts in clients]
@@ -156,9 +158,9 @@ def _characters(clients: Sequence[Sequence[str]], place: str) -> Labelled:
 
 
 def _cut(clients: Sequence[Sequence[Tokens]], length: int, vocabulary: int, place: str) -> Labelled:
-    """Return the samples of all clients with at least two windows of `length` tokens.
+    """Cut texts into samples, for all clients with at least two windows of `length` tokens.
 
-    A token follows each window.
+    A window needs a token that follows it, because labels are the next tokens.
     """
     kind = np.uint8 if vocabulary <= 256 else np.int32
     sides: dict[str, list[Tokens]] = {name: [] for name in ("train_x", "train_y", "test_x", "test_y")}
@@ -191,7 +193,8 @@ def _cut(clients: Sequence[Sequence[Tokens]], length: int, vocabulary: int, plac
 def _windows(text: Tokens, length: int, moved: int) -> Tokens:
     """Return windows [n, length] of the text from position `moved` (0 or 1) on.
 
-    There are as many as have a following token at position 0, so that windows at 0 and 1 match.
+    The number of windows is that of `moved` = 0 with a token after each window, so that inputs (0) and labels (1)
+    match.
     """
     count = max(0, len(text) - 1) // length
     return text[moved : moved + count * length].reshape(count, length)

@@ -12,7 +12,7 @@ from floral.methods.floral import adaptors_of
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
-    """FLoRA: add the exact mean product of the clients' adaptors to the base in every round, then start new adaptors.
+    """FLoRA: add the exact mean product of the clients' adaptors to the base in every round, and start new adaptors.
 
     W ← W + Σ_k p(k) B_k A_k, the product of the stacks [B_1 … B_M] and [p_1 A_1; …; p_M A_M]. Then B = 0, with a new
     random A that is equal for all clients. Biases are added to the base in the same way.

@@ -62,7 +62,7 @@ class Embedding:
 
     Start: N(0, deviation²).
 
-    Ids may be floating-point numbers, because all inputs of a model are.
+    Ids may be stored as floating-point numbers, because all inputs of a model are stored so.
     """
 
     vocabulary: int
@@ -277,7 +277,7 @@ class Model:
         with torch.no_grad():
             self(
                 zeros, self.statistics(), torch.zeros(1, *shape), None, None, record
-            )  # one sample shows all the shapes
+            )  # One sample is enough to record all shapes.
         return shapes
 
     def multiply_adds(self, shape: tuple[int, ...], batch: int) -> int:

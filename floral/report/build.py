@@ -1,4 +1,4 @@
-"""Build reports/<suite>/ from run folders: a page, summary.parquet, LaTeX tables and vector figures."""
+"""Build the folder reports/<suite>/ from run folders: a page, summary.parquet, LaTeX tables and vector figures."""
 
 from __future__ import annotations
 
@@ -45,14 +45,13 @@ def report(
 ) -> Path:
     """Build the report of a suite from its run folders and return the path of its page.
 
-    With `partial`, unfinished runs are allowed. With `allow_missing`, runs without their data are left out, and the
-    page names them.
+    `partial` allows unfinished runs. `allow_missing` leaves out runs whose data are missing; the page names them.
 
     The report is built in a temporary folder, which replaces the old report at the end. Equal results give equal bytes:
-    the page's only time is that of the last run.
+    the only time on the page is the time at which the last run finished.
 
     Raises:
-        ConfigError: a run has no result (without `partial`), a result is unreadable, or there is no run.
+        ConfigError: a result is unreadable, no run has a result, or (without `partial`) a run has no result.
     """
     runs = list(runs)
     command = commands.command(suite_name, runs, allow_missing)
@@ -72,7 +71,10 @@ def report(
 
 
 def _replace(collected: Collected, runs: list[Run], reports: Path, texts: Mapping[str, Any]) -> None:
-    """Build the new report beside the old one, then replace it. texts: further values for the page's template."""
+    """Build the new report beside the old one, then replace the old one.
+
+    texts: further values for the template of the page.
+    """
     final, fresh, old = (
         reports / f"{prefix}{collected.suite}{end}" for prefix, end in (("", ""), (".", ".new"), (".", ".old"))
     )
@@ -96,7 +98,7 @@ def _build(collected: Collected, runs: list[Run], folder: Path, last: Path, text
     captions = template_yaml("captions.yaml")
     material = Material(collected=collected, styles=styles, captions=captions, figures=figures)
     sections = [section for make in SECTIONS if (section := make(material)) is not None]
-    collected.summary.drop("setting", "contender").write_parquet(folder / "summary.parquet")
+    collected.summary.drop("configuration", "method_id").write_parquet(folder / "summary.parquet")
     (folder / "tables").mkdir()
     for table in (part.table for section in sections for part in section.parts):
         (folder / "tables" / f"{table.name}.tex").write_text(table.latex, encoding="utf-8")
@@ -109,9 +111,9 @@ def _build(collected: Collected, runs: list[Run], folder: Path, last: Path, text
 
 
 def _pdf(figure: Figure, last: Path) -> bytes:
-    """The figure as PDF, copied from the last report if the figure is unchanged.
+    """Return the figure as PDF. If the figure is unchanged, the PDF of the last report is reused.
 
-    The converter embeds fonts in random order, so that a new conversion would change the bytes.
+    The converter embeds fonts in random order. A new conversion would therefore change the bytes.
     """
     svg, pdf = (last.with_suffix(suffix) for suffix in (".svg", ".pdf"))
     if svg.exists() and pdf.exists() and svg.read_text(encoding="utf-8") == figure.svg:
@@ -150,7 +152,7 @@ def _page(material: Material, sections: list[Section], runs: list[Run], texts: M
 
 
 def _code(text: str) -> Markup:
-    """Turn text between backticks into <code> elements."""
+    """Replace text between backticks by <code> elements."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
@@ -161,7 +163,7 @@ def template_yaml(name: str) -> dict[str, Any]:
 
 
 def _switches(runs: list[Run]) -> list[dict[str, Any]]:
-    """Every fidelity switch, with its values in these runs and its documentation in config/fidelity.yaml."""
+    """List every fidelity switch with its values in these runs and its description from config/fidelity.yaml."""
     documented = catalogue.switches()
     used: dict[str, set[str]] = {}
     for fidelity in {run.fidelity.model_dump_json(): run.fidelity for run in runs}.values():

@@ -1,4 +1,4 @@
-"""Read a suite's run folders into polars frames. Nothing is written."""
+"""Read a suite's run folders into polars frames."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ FOLLOWED = "floral_1"
 
 @dataclass(frozen=True, kw_only=True)
 class Unfinished:
-    """A run without a result, and why."""
+    """A run without a result, and the reason."""
 
     run: Run
     status: Literal["failed", "missing"]
@@ -63,15 +63,15 @@ class Unfinished:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Collected:
-    """A suite's results. All frames have the key columns setting (configuration), contender (method) and seed.
+    """The results of a suite. All frames have the key columns configuration, method_id and seed.
 
     summary: one row per run, finished or not.
     curves: one row per run, metric and evaluated round.
     clients: one row per finished run and client, at the last round.
     costs: one row per finished run, with its status.
-    unseen: one row per done run, kind of unseen client and number n of samples: their mean accuracy and loss.
+    unseen: mean accuracy and loss of unseen clients, one row per done run, kind of client and number n of samples.
 
-    A diverged run is finished, but not done.
+    A run is done if it finished without diverging.
     """
 
     suite: str
@@ -87,23 +87,23 @@ class Collected:
     """Routes at every recorded round, for the first done seed of FOLLOWED: round, client, cluster (true), route."""
 
     def values(self, configuration: Configuration, column: str) -> dict[str, dict[int, float]]:
-        """method → seed → value of a summary column, for done runs that have this value."""
+        """Return the values of a summary column, as method → seed → value, for done runs that have a value."""
         rows = self.summary.filter(
-            (pl.col("setting") == configuration.id) & (pl.col("status") == "done") & pl.col(column).is_not_null()
+            (pl.col("configuration") == configuration.id) & (pl.col("status") == "done") & pl.col(column).is_not_null()
         )
         values: dict[str, dict[int, float]] = {}
-        for method, seed, value in rows.select("contender", "seed", column).iter_rows():
+        for method, seed, value in rows.select("method_id", "seed", column).iter_rows():
             values.setdefault(method, {})[seed] = value
         return values
 
     def methods_on(self, configuration: Configuration) -> list[MethodRow]:
-        """The methods that the suite runs on this configuration, finished or not."""
-        ids = set(self.summary.filter(pl.col("setting") == configuration.id)["contender"])
+        """Return the methods that the suite runs on this configuration, whether their runs are finished or not."""
+        ids = set(self.summary.filter(pl.col("configuration") == configuration.id)["method_id"])
         return [method for method in self.methods if method.id in ids]
 
 
 def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
-    """Read every run's folder below `results`.
+    """Read the run folders of a suite below `results`.
 
     Raises:
         ConfigError: a finished run has an unreadable file. The message names the folder.
@@ -113,8 +113,8 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
     summary, curves, clients, costs, unseen, unfinished, routes = [], [], [], [], [], [], {}
     for run in runs:
         keys = {
-            "setting": configurations[compared.configuration_key(run)].id,
-            "contender": methods[compared.method_key(run)].id,
+            "configuration": configurations[compared.configuration_key(run)].id,
+            "method_id": methods[compared.method_key(run)].id,
             "seed": run.seed,
         }
         folder = results / run.folder
@@ -130,7 +130,7 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
             done = result["status"] == "done"
             if run.task.unseen and done:
                 unseen.append(_unseen(folder / "unseen.parquet", keys))
-            key = keys["setting"], keys["contender"]
+            key = keys["configuration"], keys["method_id"]
             if done and run.variant.name == FOLLOWED and (folder / "routes.parquet").exists() and key not in routes:
                 routes[key] = pl.read_parquet(folder / "routes.parquet").with_columns(**_literals(keys))
             summary.append({**row, **_metrics(result), "reference": origin(folder), **_cost_columns(cost)})
@@ -187,7 +187,7 @@ def _clients(path: Path, keys: Mapping[str, Any]) -> pl.DataFrame:
 
 
 def _unseen(path: Path, keys: Mapping[str, Any]) -> pl.DataFrame:
-    """Means over unseen clients, weighted by their numbers of test samples, as for all other clients."""
+    """Read the means over unseen clients, weighted by the clients' numbers of test samples."""
     means = [(pl.col(name) * pl.col("test_rows")).sum() / pl.col("test_rows").sum() for name in ("accuracy", "loss")]
     by_kind = pl.read_parquet(path).group_by("kind", "n", maintain_order=True)
     return by_kind.agg(*means).cast({"kind": pl.String}).with_columns(**_literals(keys))
@@ -204,7 +204,7 @@ def _summary_frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
     types |= dict.fromkeys(("test_accuracy", "test_loss", "official_score", *seconds), pl.Float64) | METRICS
     types |= dict.fromkeys(("seed", "round", "bytes_per_round", "peak_memory_bytes"), pl.Int64)
     types |= dict.fromkeys(("optimal_router", "oracle", "tuned"), pl.Boolean)
-    types |= dict.fromkeys(("hash8", "setting", "contender", *CHANGES), pl.String) | OPTIONAL_METRICS
+    types |= dict.fromkeys(("hash8", "configuration", "method_id", *CHANGES), pl.String) | OPTIONAL_METRICS
     return pl.DataFrame(rows, schema=types, strict=False)
 
 

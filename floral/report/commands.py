@@ -1,4 +1,4 @@
-"""Commands that the page shows: complete the suite's runs, or report the finished ones."""
+"""Commands shown on the page, which complete the suite's runs or report the finished runs."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from floral.config.suites import suite_runs
 
 
 def command(suite_name: str, runs: Iterable[Run], allow_missing: bool = False) -> str:
-    """The command that completes these runs of a suite and rebuilds their report, for the project's root folder."""
+    """Return the command that completes these runs and rebuilds their report, for the project's root folder."""
     allowing = " allow_missing=true" if allow_missing else ""
     axes = [f' {axis}="[{",".join(map(str, values))}]"' for axis, values in narrowing(suite_name, runs).items()]
     return f"snakemake --profile local --config suite={suite_name}{''.join(axes)}{allowing}"
 
 
 def partial_command(suite_name: str, runs: Iterable[Run]) -> str:
-    """The command that reports the finished ones of these runs."""
+    """Return the command that reports only the finished runs among these runs."""
     axes = [f" --{axis} {' '.join(map(str, values))}" for axis, values in narrowing(suite_name, runs).items()]
     return f"floral report {suite_name} --partial{''.join(axes)}"
 
 
 def narrowing(suite_name: str, runs: Iterable[Run]) -> dict[str, list[Any]]:
-    """The shortest choice of tasks, variants and seeds that narrows a suite to exactly these runs.
+    """Return the shortest choice of tasks, variants and seeds that narrows a suite to exactly these runs.
 
-    Empty if the runs are the whole suite, or if no choice of tasks, variants and seeds gives them.
+    The choice is empty if the runs are the whole suite, or if no choice gives exactly these runs.
     """
     by_folder = {run.folder: run for run in runs}
     values = {

@@ -22,7 +22,10 @@ Tuned values count as changes of the variant."""
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """A task with all its values under one fidelity: what methods are compared on, one column of the main table."""
+    """A task with all its values under one fidelity, on which methods are compared.
+
+    It is one column of the main table.
+    """
 
     id: str
     title: str
@@ -42,7 +45,7 @@ class Configuration:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRow:
-    """A method variant with all its values: one row of the main table, one colour in all figures."""
+    """A method variant with all its values. It is one row of the main table and has one colour in all figures."""
 
     id: str
     title: str
@@ -56,13 +59,16 @@ def configuration_key(run: Run) -> Hashable:
 
 
 def method_key(run: Run) -> Hashable:
-    """A tuned variant is one method, although its tuned values differ between tasks."""
+    """Return the key of a run's method.
+
+    A tuned variant has a single key, although its tuned values differ between tasks.
+    """
     tuned = run.own_rates is not None
     return run.variant.name, "tuned" if tuned else json.dumps(dict(run.variant.params), sort_keys=True)
 
 
 def configurations(runs: list[Run]) -> dict[Hashable, Configuration]:
-    """The configurations of these runs by `configuration_key`, in the order of their first runs."""
+    """Return the configurations of these runs by `configuration_key`, in the order of their first runs."""
     firsts: dict[Hashable, Run] = {}
     for run in runs:
         firsts.setdefault(configuration_key(run), run)
@@ -81,9 +87,9 @@ def configurations(runs: list[Run]) -> dict[Hashable, Configuration]:
 
 
 def methods(runs: list[Run]) -> dict[Hashable, MethodRow]:
-    """The methods of these runs by `method_key`, in the order of their first runs.
+    """Return the methods of these runs by `method_key`, in the order of their first runs.
 
-    A tuned variant is called `tuned` only if the suite also runs it untuned.
+    The title of a tuned variant contains `tuned` only if the suite also runs the variant untuned.
     """
     firsts: dict[Hashable, Run] = {}
     for run in runs:
@@ -104,21 +110,24 @@ def methods(runs: list[Run]) -> dict[Hashable, MethodRow]:
 
 
 def change_columns() -> Callable[[Run], dict[str, str]]:
-    """Return a function from a run to its columns CHANGES. It compares runs with equal values only once."""
-    known: dict[Hashable, dict[str, str]] = {}
+    """Return a function that computes the columns CHANGES of a run.
+
+    The function caches its results, so that runs with equal values are compared only once.
+    """
+    cache: dict[Hashable, dict[str, str]] = {}
 
     def columns(run: Run) -> dict[str, str]:
         params = json.dumps(dict(run.variant.params), sort_keys=True)
         key = configuration_key(run), run.variant.name, params, run.own_rates
-        if key not in known:
+        if key not in cache:
             rates = {} if run.own_rates is None else {"rates": run.own_rates.model_dump()}
             task = _changed_values(run.task.model_dump(), catalogue.task(run.task.name).model_dump())
             method = _changed_values({**run.variant.params, **rates}, catalogue.variant(run.variant.name).params)
-            known[key] = {
+            cache[key] = {
                 name: json.dumps(values, sort_keys=True, default=str)
                 for name, values in zip(CHANGES, (task, method, _changed_switches(run)), strict=True)
             }
-        return known[key]
+        return cache[key]
 
     return columns
 
@@ -127,7 +136,7 @@ def change_columns() -> Callable[[Run], dict[str, str]]:
 
 
 def _configuration_facts(run: Run) -> dict[str, Any]:
-    """The name of the fidelity, the changed switches, and the changed values of the task."""
+    """Return the name of the fidelity, the changed switches and the changed values of the task."""
     task, default = (task.model_dump(exclude={"title"}) for task in (run.task, catalogue.task(run.task.name)))
     return {"fidelity": run.fidelity.name, **_changed_switches(run), **_changed_values(task, default)}
 
@@ -138,7 +147,10 @@ def _changed_switches(run: Run) -> dict[str, Any]:
 
 
 def _changed_values(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that differ from the defaults, by dotted path. A default that `values` lacks has the value None."""
+    """Return the values that differ from the defaults, by dotted path.
+
+    The value is None for a default that `values` does not contain.
+    """
     now, before = (
         {name: value for name, value in dotted_keys(nested).items() if value != {}} for nested in (values, defaults)
     )
@@ -148,9 +160,9 @@ def _changed_values(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> d
 def _unique_ids(
     facts: Mapping[Hashable, Mapping[str, Any]], names: Mapping[Hashable, str]
 ) -> dict[Hashable, tuple[str, str]]:
-    """For each key, a suffix that makes its name unique, and the facts in which it differs from keys of equal name.
+    """Return a suffix for each key that makes its name unique, and the facts that distinguish it.
 
-    Facts that all keys of one name share are left out.
+    Facts that all keys of equal name share do not distinguish them and are left out.
     """
     ids = {}
     for name in dict.fromkeys(names.values()):

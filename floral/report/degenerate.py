@@ -1,4 +1,4 @@
-"""Find methods that a task makes equal to another method, from the rules `equals` of config/methods."""
+"""Find methods that equal another method on a task, by the rules `equals` of config/methods."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ CONDITIONS: Mapping[Condition, tuple[str, Callable[[Task, int], bool]]] = {
 
 
 def holds(condition: Condition, task: Task, samples: int) -> bool:
-    """Whether a condition holds on a task whose largest client has this number of training samples."""
+    """Return whether a condition holds on a task whose largest client has this number of training samples."""
     return CONDITIONS[condition][1](task, samples)
 
 
 def equal_methods(collected: Collected, configuration: Configuration) -> list[tuple[str, str, str]]:
     """Return (method, the variant with the same results, reason) for every declared rule that holds here.
 
-    Empty before the first run is finished, because only a finished run tells the clients' numbers of samples.
+    The list is empty until a run is finished, because the numbers of samples are read from a finished run.
     """
     clients = collected.clients
-    clients = clients if clients.is_empty() else clients.filter(pl.col("setting") == configuration.id)
+    clients = clients if clients.is_empty() else clients.filter(pl.col("configuration") == configuration.id)
     if clients.is_empty():
         return []
     samples = int(clients["train_rows"].max())  # type: ignore[arg-type]

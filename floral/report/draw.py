@@ -13,9 +13,9 @@ from floral.report.style import Style
 
 
 def has_figures(collected: Collected, configuration: Configuration) -> bool:
-    """Whether a configuration is drawn. If it only changes switches of another configuration, only tables show it.
+    """Return whether a configuration has figures.
 
-    A suite can have dozens of such configurations.
+    A configuration that only changes switches of another one has only tables, because a suite can have dozens of them.
     """
     same = [
         item
@@ -26,7 +26,10 @@ def has_figures(collected: Collected, configuration: Configuration) -> bool:
 
 
 def draw(collected: Collected, styles: Mapping[str, Style], configuration: Configuration) -> dict[str, Figure]:
-    """Return the figures by kind. Kinds without data (no routes, no finished run, regression) are left out."""
+    """Draw the figures of a configuration, by kind.
+
+    Kinds without data are left out: without routes, without a finished run, or for regression.
+    """
     ids = {method.id for method in collected.methods_on(configuration)}
     drawn = [style for method, style in styles.items() if method in ids]
     arguments = (collected, drawn, configuration)

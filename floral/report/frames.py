@@ -13,46 +13,49 @@ UNSEEN_KINDS = {"seen_cluster": "clients of a cluster seen in training", "new_co
 
 
 def curve(collected: Collected, configuration: Configuration, metric: str, x: str, factor: float) -> pl.DataFrame:
-    """Mean and range over seeds of a metric times `factor`, at every evaluated round.
+    """Return the mean and range over seeds of a metric times `factor`, at every evaluated round.
 
-    Columns: contender, x, mean, low, high, n (number of seeds with a finite value at that round).
+    Columns: method_id, x, mean, low, high, n (number of seeds with a finite value at that round).
     """
     if collected.curves.is_empty():
         return pl.DataFrame()
     rows = collected.curves.filter(
-        (pl.col("setting") == configuration.id) & (pl.col("metric") == metric) & pl.col("value").is_finite()
+        (pl.col("configuration") == configuration.id) & (pl.col("metric") == metric) & pl.col("value").is_finite()
     )
     value = pl.col("value") * factor
     return (
-        rows.group_by("contender", "round", maintain_order=True)
+        rows.group_by("method_id", "round", maintain_order=True)
         .agg(x=pl.col(x).mean(), mean=value.mean(), low=value.min(), high=value.max(), n=pl.len())
-        .sort("contender", "round")
-        .select("contender", pl.col("x", "mean", "low", "high").cast(pl.Float64).round_sig_figs(6), "n")
+        .sort("method_id", "round")
+        .select("method_id", pl.col("x", "mean", "low", "high").cast(pl.Float64).round_sig_figs(6), "n")
     )
 
 
 def spread(collected: Collected, configuration: Configuration, column: str, factor: float) -> pl.DataFrame:
-    """One row per method, seed and client with a finite value: contender, seed, value (times `factor`)."""
+    """Return one row per method, seed and client with a finite value.
+
+    Columns: method_id, seed, value (times `factor`).
+    """
     rows = done_clients(collected, configuration)
     if rows.is_empty():
         return rows
-    rows = rows.select("contender", "seed", value=pl.col(column) * factor)
+    rows = rows.select("method_id", "seed", value=pl.col(column) * factor)
     return rows.filter(pl.col("value").is_not_null() & pl.col("value").is_finite())
 
 
 def unseen_accuracy(collected: Collected, configuration: Configuration, kind: str) -> pl.DataFrame:
-    """Accuracy in per cent of one kind of unseen clients against their number x of labelled samples.
+    """Return the accuracy in per cent of one kind of unseen clients by their number x of labelled samples.
 
-    Columns: contender, x, mean, low and high over the seeds, seeds (the list of their values). Methods without a mean
+    Columns: method_id, x, mean, low and high over the seeds, seeds (the list of their values). Methods without a mean
     are left out.
     """
     rows = collected.unseen
     if rows.is_empty():
         return rows
-    is_kind = (pl.col("setting") == configuration.id) & (pl.col("kind") == kind)
+    is_kind = (pl.col("configuration") == configuration.id) & (pl.col("kind") == kind)
     rows = rows.filter(is_kind & pl.col("accuracy").is_finite())
-    rows = rows.filter(~pl.col("contender").is_in(methods_without_mean(collected, configuration)))
+    rows = rows.filter(~pl.col("method_id").is_in(methods_without_mean(collected, configuration)))
     value = 100 * pl.col("accuracy")
-    return rows.group_by("contender", pl.col("n").cast(pl.Float64).alias("x"), maintain_order=True).agg(
+    return rows.group_by("method_id", pl.col("n").cast(pl.Float64).alias("x"), maintain_order=True).agg(
         mean=value.mean().round(6), low=value.min().round(6), high=value.max().round(6), seeds=value
     )

@@ -1,4 +1,4 @@
-"""Means and paired differences of methods over seeds, with the intervals that the number of seeds allows."""
+"""Means and paired differences of methods over seeds, with 95 % intervals if there are enough seeds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_RESAMPLED_CLIENTS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Clients:
-    """Values of one run's clients [K], and the weights [K] whose weighted mean is the run's value."""
+    """The values [K] of one run's clients and their weights [K]. The weighted mean is the run's value."""
 
     values: np.ndarray
     weights: np.ndarray
@@ -23,11 +23,11 @@ class Clients:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Paired:
-    """Values by method and seed, and the clients' values by (method, seed) where a value is a mean over clients.
+    """Values by method and seed. Where a value is a mean over clients, also the clients' values by (method, seed).
 
-    With fewer than ENOUGH seeds, intervals are Student's. Otherwise they come from one hierarchical bootstrap, which
-    resamples seeds and, within a seed, clients. Clients are resampled only if every method in question has at most
-    MAX_RESAMPLED_CLIENTS of them for these seeds. All methods share the same resampled seeds and clients.
+    With fewer than ENOUGH seeds, intervals are Student's t-intervals. Otherwise they come from a hierarchical
+    bootstrap, which resamples seeds and, within a seed, clients. Clients are resampled only if all compared methods
+    have at most MAX_RESAMPLED_CLIENTS clients for these seeds. All methods share the same resampled seeds and clients.
     """
 
     values: Mapping[str, Mapping[int, float]]
@@ -42,11 +42,11 @@ class Paired:
         return expanded(self._resampled_means(seeds)[method], float(np.mean(list(by_seed.values()))), len(seeds))
 
     def differences(self, method: str, baseline: str) -> list[float]:
-        """method − baseline for each seed that both have."""
+        """Return method − baseline for each seed that both have."""
         return [self.values[method][seed] - self.values[baseline][seed] for seed in self._shared(method, baseline)]
 
     def difference(self, method: str, baseline: str) -> Interval | None:
-        """Mean of `differences`; None if no seed is shared."""
+        """Return the mean of `differences`; None if the methods share no seed."""
         by_seed = self.differences(method, baseline)
         if len(by_seed) < ENOUGH:
             return t_interval(by_seed) if by_seed else None
@@ -54,7 +54,7 @@ class Paired:
         return expanded(means[method] - means[baseline], float(np.mean(by_seed)), len(by_seed))
 
     def is_separated(self, method: str, baseline: str) -> bool:
-        """Whether the 95 % interval of the difference excludes 0, with at least ENOUGH shared seeds."""
+        """Return whether the 95 % interval of the difference excludes 0. This needs at least ENOUGH shared seeds."""
         difference = self.difference(method, baseline)
         return difference is not None and difference.n >= ENOUGH and difference.excludes_zero
 
@@ -62,7 +62,7 @@ class Paired:
         return tuple(sorted(self.values[method].keys() & self.values[baseline].keys()))
 
     def _resampled_means(self, seeds: tuple[int, ...]) -> dict[str, np.ndarray]:
-        """Resampled means over these seeds, for all methods that have every one of them."""
+        """Return resampled means over these seeds, for all methods that have a value for each of the seeds."""
         if seeds not in self._resampled_by_seeds:
             methods = [method for method, by_seed in self.values.items() if by_seed.keys() >= set(seeds)]
             values, weights = self._arrays(methods, seeds)
@@ -71,9 +71,9 @@ class Paired:
         return self._resampled_by_seeds[seeds]
 
     def _arrays(self, methods: list[str], seeds: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None]:
-        """Values [seeds, clients, methods] and weights [seeds, clients].
+        """Return values [seeds, clients, methods] and weights [seeds, clients].
 
-        Without comparable clients: values [seeds, 1, methods] and no weights.
+        If clients cannot be resampled, return values [seeds, 1, methods] and no weights.
         """
         runs = [[self.clients.get((method, seed)) for method in methods] for seed in seeds]
         if _can_resample([run for row in runs for run in row]) and all(_same_weights(row) for row in runs):
@@ -83,7 +83,10 @@ class Paired:
 
 
 def _can_resample(runs: list[Clients | None]) -> bool:
-    """Whether all runs have the same number of clients, at most the maximum, with finite values and weights > 0."""
+    """Return whether clients can be resampled.
+
+    All runs must have the same number of clients, at most MAX_RESAMPLED_CLIENTS, with finite values and weights > 0.
+    """
     sizes: Set[int] = {0 if run is None else len(run.values) for run in runs}
     return (
         len(sizes) == 1

@@ -14,18 +14,18 @@ from floral.report.summarise import done_clients
 def last_routes(
     collected: Collected, configuration: Configuration, methods: list[str]
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The last routes of each method's first done seed, in long form, and that seed by method.
+    """Return the last routes of each method's first done seed in long form, and these seeds by method.
 
-    Columns: contender, position (of the client, sorted by true cluster), cluster, weight, true_cluster.
+    Columns: method_id, position (of the client, sorted by true cluster), cluster, weight, true_cluster.
     Learned clusters have arbitrary numbers. They are renumbered by the assignment to true
     clusters with the largest total weight.
     """
     rows = done_clients(collected, configuration)
     if rows.is_empty():
         return rows, {}
-    rows = rows.filter(pl.col("contender").is_in(methods) & pl.col("route").is_not_null())
+    rows = rows.filter(pl.col("method_id").is_in(methods) & pl.col("route").is_not_null())
     frames, seeds = [], {}
-    for (method,), clients in rows.group_by("contender", maintain_order=True):
+    for (method,), clients in rows.group_by("method_id", maintain_order=True):
         seeds[str(method)] = seed = clients["seed"].min()
         clients = clients.filter(pl.col("seed") == seed).sort("cluster", "client")
         weights = np.array(clients["route"].to_list())
@@ -34,7 +34,7 @@ def last_routes(
         positions, clusters = np.indices(weights.shape)
         frames.append(
             pl.DataFrame({
-                "contender": [str(method)] * weights.size, "position": positions.ravel(), "cluster": clusters.ravel(),
+                "method_id": [str(method)] * weights.size, "position": positions.ravel(), "cluster": clusters.ravel(),
                 "weight": weights[:, order].ravel(), "true_cluster": np.repeat(truth, weights.shape[1]),
             })
         )  # fmt: skip
@@ -42,10 +42,10 @@ def last_routes(
 
 
 def routes_over_rounds(rows: pl.DataFrame, clients: int, rounds: int) -> tuple[pl.DataFrame, float]:
-    """One run's routes over rounds, and the share of all clients that end in the cluster matched to their true cluster.
+    """Return one run's routes over rounds, and the share of clients whose last cluster matches their true cluster.
 
-    rows: round, client, cluster (true), route. At most `rounds` rounds and the first `clients` clients of each true
-    cluster are kept. A client is in the cluster with its largest weight.
+    Columns of rows: round, client, cluster (true), route. At most `rounds` rounds and the first `clients` clients of
+    each true cluster are kept. A client is in the cluster with its largest weight.
 
     Columns: round, until (the next round kept), position (of the client, sorted by true cluster), client, true_cluster,
     cluster (renumbered to match the last routes), weight (of this cluster).
@@ -72,7 +72,7 @@ def routes_over_rounds(rows: pl.DataFrame, clients: int, rounds: int) -> tuple[p
 
 
 def _matched_order(weights: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Learned clusters [C], in the order of the true clusters that they match best.
+    """Return the learned clusters [C] in the order of the true clusters that they match best.
 
     weights: routes [K, C]. truth: true cluster of each client [K].
     """

@@ -1,4 +1,4 @@
-"""Sentences at the top of the page: runs by state, leading methods, differences to the reference, route recovery."""
+"""Sentences at the top of the page: states of the runs, leading methods, differences, and recovered clusters."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ MAX_NAMED_CONFIGURATIONS = 6
 
 
 def suite(name: str) -> dict[str, str]:
-    """The suite's name, title and description from config/suites."""
+    """Return the name, title and description of the suite from config/suites."""
     file = catalogue.suite(name)
     return {"name": file.name, "title": file.title, "about": file.about}
 
 
 def state(collected: Collected) -> dict[str, int]:
-    """status → number of runs, and the number of all runs under `all`."""
+    """Return the number of runs by status, and the number of all runs under `all`."""
     counts = dict(collected.summary["status"].value_counts(sort=True).iter_rows())
     return {
         "all": collected.summary.height,
@@ -36,7 +36,7 @@ def state(collected: Collected) -> dict[str, int]:
 def verdict(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
     """Summarise the main table in neutral sentences."""
     counts = state(collected)
-    seeds = collected.summary.group_by("setting", "contender").agg(pl.col("seed").n_unique())["seed"]
+    seeds = collected.summary.group_by("configuration", "method_id").agg(pl.col("seed").n_unique())["seed"]
     number_of_seeds = str(seeds.max()) if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
     sentences = [
         f"{count(len(collected.methods), 'method variant')} on {tasks(collected)}, "
@@ -48,7 +48,7 @@ def verdict(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
 
 
 def degenerate(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
-    """Name the methods that a task makes equal to another method, so that their rows are not read as two results."""
+    """Name the methods that equal another method on a task, so that readers do not count them as two results."""
     sentences = []
     for configuration in collected.configurations:
         for method, variant, reason in equal_methods(collected, configuration):
@@ -60,7 +60,10 @@ def degenerate(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
 
 
 def leaders(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
-    """`task: method (mean), then method (mean)` for each configuration with marks, in a small suite."""
+    """Name the best two methods of each configuration with marks, if the suite is small.
+
+    The form is `task: method (mean), then method (mean)`.
+    """
     lines = []
     few = len(collected.configurations) <= MAX_NAMED_CONFIGURATIONS
     for configuration in collected.configurations if few else ():
@@ -83,7 +86,7 @@ def count(number_: int, noun: str) -> str:
 
 
 def tasks(collected: Collected) -> str:
-    """Number of tasks, and of configurations if a task has several."""
+    """State the number of tasks, and of configurations if a task has several."""
     number_of_tasks = len({configuration.task.name for configuration in collected.configurations})
     configurations = len(collected.configurations)
     text = count(number_of_tasks, "task")
@@ -91,7 +94,7 @@ def tasks(collected: Collected) -> str:
 
 
 def _title(style: Style) -> str:
-    """The title with no-break spaces."""
+    """Return the title with no-break spaces."""
     return style.title.replace(" ", "\u00a0")
 
 
@@ -137,10 +140,10 @@ def _against_reference(collected: Collected, styles: Mapping[str, Style]) -> lis
 def _recovery(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
     rows = collected.summary.filter((pl.col("status") == "done") & pl.col("ari").is_not_null())
     learned = [method for method, style in styles.items() if style.group == "method"]
-    means = rows.filter(pl.col("contender").is_in(learned)).group_by("contender").agg(pl.col("ari").mean())
+    means = rows.filter(pl.col("method_id").is_in(learned)).group_by("method_id").agg(pl.col("ari").mean())
     if means.is_empty():
         return []
-    by_method = dict(means.select("contender", "ari").iter_rows())
+    by_method = dict(means.select("method_id", "ari").iter_rows())
     values = ", ".join(f"{_title(styles[n])} {number(by_method[n], 2)}" for n in styles if n in by_method)
     measure = "adjusted Rand index, mean over runs; 1 perfect, 0 chance"
     return [f"Agreement of learned routes with the true clusters ({measure}): {values}."]

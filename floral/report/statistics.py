@@ -1,4 +1,4 @@
-"""Statistics of the report: tests of differences, ranks over tasks, and worst-of-K results under equal skill."""
+"""Statistics of the report: tests of differences, ranks over tasks, and the worst of K clients by chance."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ MAX_RANKED_METHODS = 15
 
 
 def welch_difference(values: Sequence[float], mean: float, deviation: float, n: int, level: float = 0.95) -> Interval:
-    """Welch's interval for the mean of `values` minus the mean of n others with the given standard deviation.
+    """Return Welch's interval for the mean of `values` minus a mean of n values with this standard deviation.
 
     d ± t(ν, (1 + level)/2)·√(s²/m + deviation²/n), with ν after Welch and Satterthwaite and m = len(values). The
-    interval's n is min(m, n). With m = 1 or n = 1 there is no interval; without any spread its width is 0.
+    interval's n is min(m, n). With m = 1 or n = 1 there is no interval. If both standard deviations are 0, its width is
+    0.
 
     Raises:
         ValueError: `values` is empty, or a value is not finite.
@@ -47,14 +48,17 @@ def welch_difference(values: Sequence[float], mean: float, deviation: float, n: 
 
 
 def worst_mean(values: ArrayLike, count: int) -> np.ndarray:
-    """Mean of the `count` lowest values along the last axis; count = 1 is the minimum, count = K the mean."""
+    """Return the mean of the `count` lowest values along the last axis.
+
+    Limiting cases: count = 1 is the minimum, count = K the mean.
+    """
     lowest = np.sort(np.asarray(values, dtype=float), axis=-1)[..., :count]
     return lowest.mean(axis=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NullBand:
-    """Distribution of a worst-of-K statistic under equal skill: its mean and the ends of its central 95 %."""
+    """The distribution of a worst-of-K statistic if all are equally accurate: mean and ends of the central 95 %."""
 
     mean: float
     low: float
@@ -62,11 +66,13 @@ class NullBand:
 
 
 def binomial_null(samples: Sequence[int], accuracy: float, count: int, draws: int = 2000, seed: int = 0) -> NullBand:
-    """Simulate worst-of-K under equal skill: the mean of the `count` lowest X_k/n_k, X_k ~ Bin(n_k, p) independent.
+    """Simulate the mean of the `count` lowest X_k/n_k for independent X_k ~ Bin(n_k, p).
+
+    This is the worst of K clients or clusters if all of them have the same accuracy p.
 
     `samples` are the numbers n_k of test samples (of clients or of clusters); `accuracy` is the common p = ΣX_k/Σn_k.
-    Entries with n_k = 0 are left out. Simulated `draws` times from Philox(seed): equal arguments give equal bands.
-    As n_k → ∞ the band shrinks to p. For count = K its mean is p.
+    Entries with n_k = 0 are left out. There are `draws` simulations from Philox(seed), so equal arguments give equal
+    bands. As n_k → ∞ the band shrinks to p. For count = K its mean is p.
 
     Raises:
         ValueError: p is outside 0–1, or fewer than `count` entries have samples.
@@ -83,21 +89,22 @@ def binomial_null(samples: Sequence[int], accuracy: float, count: int, draws: in
 
 
 def least_p(n: int) -> float:
-    """Smallest two-sided p of a sign-flip test with n differences: 2/2^n, for example 0.0625 with n = 5."""
+    """Return the smallest possible two-sided p of a sign-flip test with n differences: 2/2^n, or 0.0625 for n = 5."""
     return min(1.0, 2.0 ** (1 - n))
 
 
 def attainable(n: int, comparisons: int = 1) -> bool:
-    """Whether any comparison of n pairs can be significant after Holm's correction for this number of comparisons."""
+    """Return whether a comparison of n pairs can be significant after Holm's correction for all comparisons."""
     return comparisons * least_p(n) <= SIGNIFICANCE_LEVEL
 
 
 def sign_flip(differences: Sequence[float]) -> float:
-    """Two-sided p of paired differences, under the null hypothesis that both methods are exchangeable within a seed.
+    """Return the two-sided p of paired differences by a sign-flip test.
 
-    Under this hypothesis every d_i is positive or negative with equal probability. p is the share of the 2^n sign
-    vectors s with |Σ s_i d_i| ≥ |Σ d_i|, including the observed signs. Exact for at most MAX_EXACT_FLIPS differences,
-    otherwise estimated from 2^MAX_EXACT_FLIPS sign vectors from Philox(0).
+    The null hypothesis is that both methods are exchangeable within a seed. Then every d_i is positive or negative with
+    equal probability. p is the share of the 2^n sign vectors s with |Σ s_i d_i| ≥ |Σ d_i|, including the observed
+    signs. p is exact for at most MAX_EXACT_FLIPS differences, otherwise estimated from 2^MAX_EXACT_FLIPS sign vectors
+    from Philox(0).
     """
     x = np.asarray(differences, dtype=float)
     if x.size <= MAX_EXACT_FLIPS:
@@ -110,7 +117,7 @@ def sign_flip(differences: Sequence[float]) -> float:
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down correction of m p-values.
+    """Correct m p-values by Holm's step-down method.
 
     The i-th smallest value (counted from 0) is multiplied by m - i, capped at 1, and made at least as large as the one
     before. Rejecting corrected values ≤ α has a familywise error ≤ α under any dependence. Source: Holm 1979.
@@ -124,11 +131,11 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 
 
 def seeds_to_decide(differences: Sequence[float], power: float = 0.8, most: int = 1000) -> int | None:
-    """Smallest number N of seeds at which a two-sided paired t-test at 5 % detects this difference with `power`.
+    """Return the smallest number N of seeds with which a paired t-test detects this difference with `power`.
 
-    The mean m and standard deviation s of the differences are taken as the true ones. With δ = √N·m/s, the power is
-    P(|T| > t(N - 1, 0.975)) for T noncentral t(N - 1, δ).
-    None if N exceeds `most`, if there are fewer than two differences, if one is not finite, or if m = 0.
+    The test is two-sided at 5 %. The mean m and standard deviation s of the differences are taken as the true ones.
+    With δ = √N·m/s, the power is P(|T| > t(N - 1, 0.975)) for T noncentral t(N - 1, δ). The result is None if N exceeds
+    `most`, if there are fewer than two differences, if one is not finite, or if m = 0.
     """
     x = np.asarray(differences, dtype=float)
     if x.size < 2 or not np.isfinite(x).all() or x.mean() == 0:
@@ -159,7 +166,7 @@ class Ranks:
 
 
 def ranks(results: Mapping[str, Sequence[float]], higher_is_better: Sequence[bool]) -> Ranks:
-    """Friedman's test and Nemenyi's critical difference.
+    """Rank methods over tasks by Friedman's test, with Nemenyi's critical difference.
 
     results: method → its result on each of N tasks. higher_is_better: one flag per task.
     Methods are ranked within a task; tied methods share their mean rank r. With the rank sums R_j of k methods,
@@ -189,7 +196,7 @@ def ranks(results: Mapping[str, Sequence[float]], higher_is_better: Sequence[boo
 
 
 def indistinguishable(ranks: Ranks) -> list[tuple[str, ...]]:
-    """The largest groups of methods, neighbours in mean rank, that all lie within one critical difference."""
+    """Return the largest groups of methods whose mean ranks all lie within one critical difference."""
     order = sorted(ranks.mean, key=lambda name: ranks.mean[name])
     groups: list[tuple[str, ...]] = []
     for position, first in enumerate(order):
@@ -200,7 +207,7 @@ def indistinguishable(ranks: Ranks) -> list[tuple[str, ...]]:
 
 
 def signed_rank(differences: Sequence[float]) -> float:
-    """Wilcoxon's two-sided signed-rank p of one difference per task; 1 if all are zero.
+    """Return the two-sided p of Wilcoxon's signed-rank test for one difference per task; 1 if all are zero.
 
     Zero differences are ranked too, and their ranks are split equally between both signs.
     """

@@ -31,12 +31,12 @@ class Style:
 
     @property
     def group_title(self) -> str:
-        """The table heading that the method is listed below: its family, unless it is an oracle or a control."""
+        """The heading of the method in tables: its family, or the group of oracles or of controls."""
         return UNRANKED_GROUPS.get(self.group, self.family)
 
 
 def method_styles(methods: Iterable[MethodRow], palette: Mapping[str, Any]) -> dict[str, Style]:
-    """Assign a style to each method, by id, in the order of the tables: families, then oracles, then controls."""
+    """Assign a style to each method, in the order of the tables: families, then oracles, then controls."""
     return assign_styles(
         [(row.id, row.title, row.variant.name, row.variant.family, row.variant.oracle) for row in methods], palette
     )
@@ -46,7 +46,7 @@ def assign_styles(variants: Iterable[tuple[str, str, str, str, bool]], palette: 
     """Assign a style to each (id, title, variant name, family, oracle), as in `method_styles`.
 
     The palette fixes the colour, short name and group of some variants. Only the first id of a variant gets this colour
-    and short name, so that no two methods share a colour. Others get a free shade of their family's hue.
+    and short name, so that no two methods share a colour. All other methods get a free shade of their family's hue.
     """
     styles, used_colours = [], {entry["colour"] for entry in palette["variants"].values()}
     fixed_names: set[str] = set()

@@ -24,7 +24,7 @@ CLIENT_COLUMNS = {"test_accuracy": "accuracy", "test_loss": "loss"}
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """How a configuration's result is shown: accuracies in per cent, losses unscaled."""
+    """The unit in which a configuration's result is shown: accuracy in per cent, losses unscaled."""
 
     column: str
     title: str
@@ -45,7 +45,7 @@ def result_unit(configuration: Configuration) -> Unit:
 
 
 def accuracy_title(configuration: Configuration) -> str:
-    """`Accuracy, %`; for text, the accuracy per character or per token."""
+    """Return the title `Accuracy, %`; for text, with `per character` or `per token`."""
     return f"Accuracy per {configuration.task.per}, %" if configuration.task.per else "Accuracy, %"
 
 
@@ -57,21 +57,24 @@ def scaled(by_seed: Mapping[int, float], factor: float) -> dict[int, float]:
 
 
 def results(collected: Collected, configuration: Configuration) -> Paired:
-    """The configuration's result in its unit, for all methods that have a mean."""
+    """Return the configuration's results in their unit, for all methods that have a mean."""
     unit = result_unit(configuration)
     return _paired(collected, configuration.id, unit.column, unit.scale)
 
 
 @lru_cache(maxsize=256)
 def _paired(collected: Collected, configuration_id: str, column: str, factor: float) -> Paired:
-    """A summary column times `factor`. Cached, so that all its means and differences share one bootstrap."""
+    """Return a summary column times `factor`.
+
+    It is cached, so that all its means and differences use the same bootstrap samples.
+    """
     configuration = next(item for item in collected.configurations if item.id == configuration_id)
     excluded = methods_without_mean(collected, configuration)
     by_method = collected.values(configuration, column).items()
     values = {method: scaled(by_seed, factor) for method, by_seed in by_method if method not in excluded}
     clients: dict[tuple[str, int], Clients] = {}
     if column in CLIENT_COLUMNS and any(len(by_seed) >= ENOUGH for by_seed in values.values()):
-        by_run = done_clients(collected, configuration).group_by("contender", "seed", maintain_order=True)
+        by_run = done_clients(collected, configuration).group_by("method_id", "seed", maintain_order=True)
         for (method, seed), rows in by_run:
             client_values, weights = rows[CLIENT_COLUMNS[column]].to_numpy(), rows["test_rows"].to_numpy()
             clients[str(method), int(seed)] = Clients(values=factor * client_values, weights=weights)  # type: ignore[call-overload]
@@ -79,28 +82,28 @@ def _paired(collected: Collected, configuration_id: str, column: str, factor: fl
 
 
 def done_clients(collected: Collected, configuration: Configuration) -> pl.DataFrame:
-    """The client rows of all done runs of a configuration."""
-    done = collected.summary.filter((pl.col("setting") == configuration.id) & (pl.col("status") == "done"))
-    keys = ["setting", "contender", "seed"]
+    """Return the client rows of all done runs of a configuration."""
+    done = collected.summary.filter((pl.col("configuration") == configuration.id) & (pl.col("status") == "done"))
+    keys = ["configuration", "method_id", "seed"]
     if done.is_empty():
         return collected.clients.clear()
     return collected.clients.join(done.select(keys), on=keys, maintain_order="left")
 
 
 def means(collected: Collected, configuration: Configuration, column: str, factor: float) -> dict[str, Interval]:
-    """method → mean and interval over done seeds of a summary column times `factor`, for methods that have a mean."""
+    """Return mean and interval of a summary column times `factor` over done seeds, for methods that have a mean."""
     paired = _paired(collected, configuration.id, column, factor)
     return {method: paired.mean(method) for method in paired.values}
 
 
 def intervals(collected: Collected, configuration: Configuration) -> dict[str, Interval]:
-    """method → mean and interval of the configuration's result, in its unit."""
+    """Return mean and interval of the configuration's result for each method, in its unit."""
     unit = result_unit(configuration)
     return means(collected, configuration, unit.column, unit.scale)
 
 
 def perplexities(collected: Collected, configuration: Configuration) -> dict[str, Interval]:
-    """method → mean and interval of exp(test loss), the perplexity per character or token. Empty if not text."""
+    """Return mean and interval of the perplexity exp(test loss) for each method. Empty if the data are not text."""
     if configuration.task.per is None:
         return {}
     excluded = methods_without_mean(collected, configuration)
@@ -112,7 +115,7 @@ def perplexities(collected: Collected, configuration: Configuration) -> dict[str
 
 
 def differences(collected: Collected, configuration: Configuration) -> dict[str, Interval]:
-    """method → paired difference to the reference variant. Empty if the reference has no mean."""
+    """Return the paired difference of each method to the reference. Empty if the reference has no mean."""
     paired = results(collected, configuration)
     if REFERENCE not in paired.values:
         return {}
@@ -124,10 +127,10 @@ def differences(collected: Collected, configuration: Configuration) -> dict[str,
 
 
 def seed_counts(collected: Collected, configuration: Configuration) -> dict[str, dict[str, int]]:
-    """method → number of seeds by status other than done, and under `all` the number of seeds in the suite."""
+    """Return for each method the number of seeds by status (without done), and under `all` the suite's seeds."""
     by_method: dict[str, dict[str, int]] = {}
-    rows = collected.summary.filter(pl.col("setting") == configuration.id)
-    for method, status in rows.select("contender", "status").iter_rows():
+    rows = collected.summary.filter(pl.col("configuration") == configuration.id)
+    for method, status in rows.select("method_id", "status").iter_rows():
         counts = by_method.setdefault(method, {"all": 0})
         counts["all"] += 1
         if status != "done":
@@ -136,18 +139,18 @@ def seed_counts(collected: Collected, configuration: Configuration) -> dict[str,
 
 
 def seed_note(counts: Mapping[str, int]) -> str:
-    """`1/3 diverged`, from the counts of one method; empty if every seed is done."""
+    """Return a note such as `1/3 diverged` from the counts of one method. It is empty if every seed is done."""
     return ", ".join(f"{count}/{counts['all']} {status}" for status, count in counts.items() if status != "all")
 
 
 def usual_seeds(collected: Collected) -> int:
-    """The largest number of seeds that the suite has for one cell. Cells with another n show it."""
-    seeds = collected.summary.group_by("setting", "contender").len()["len"]
+    """Return the largest number of seeds of a cell. Cells with another number of seeds show their n."""
+    seeds = collected.summary.group_by("configuration", "method_id").len()["len"]
     return int(seeds.max())  # type: ignore[arg-type]
 
 
 def methods_without_mean(collected: Collected, configuration: Configuration) -> set[str]:
-    """Methods with a diverged seed, unless the fidelity switch diverged_runs drops such seeds.
+    """Return the methods with a diverged seed, unless the fidelity switch diverged_runs drops such seeds.
 
     A mean over the remaining seeds would favour a method that sometimes diverges.
     """
@@ -160,7 +163,7 @@ def methods_without_mean(collected: Collected, configuration: Configuration) -> 
 
 
 def marks(collected: Collected, styles: Mapping[str, Style], configuration: Configuration) -> dict[str, str]:
-    """method → `best` or `second`, by the mean of the configuration's result."""
+    """Mark the best and the second method by the mean of the configuration's result."""
     higher = result_unit(configuration).higher_is_better
     return best_two(results(collected, configuration), seed_counts(collected, configuration), styles, higher)
 
@@ -168,11 +171,11 @@ def marks(collected: Collected, styles: Mapping[str, Style], configuration: Conf
 def best_two(
     paired: Paired, counts: Mapping[str, Mapping[str, int]], styles: Mapping[str, Style], higher: bool
 ) -> dict[str, str]:
-    """Mark the best and the second mean of methods; oracles, controls and diverged methods are left out.
+    """Mark the best and the second mean. Oracles, controls and methods with a diverged seed are left out.
 
     A mark requires that its method is separated from every method with a worse mean (Paired.is_separated), so that
-    noise is not ranked. Without a best there is no second. Equal means share a mark. There are no marks while a run of
-    any of these methods is missing or failed, because the finished ones may not include the winner.
+    differences by chance are not ranked. Without a best there is no second. Equal means share a mark. There are no
+    marks while a run of these methods is missing or failed, because that run could be the best.
     """
     ranked = {method: count for method, count in counts.items() if styles[method].group == "method"}
     if any({"missing", "failed"} & count.keys() for count in ranked.values()):

@@ -19,7 +19,7 @@ MINUS, PLUS_MINUS, THIN = "\u2212", "\u00b1", "\u2009"
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """The text of a table cell and a note below it."""
+    """A table cell: its text and a note below it."""
 
     text: str
     note: str = ""
@@ -48,7 +48,7 @@ class Table:
 
 
 def number(value: float, digits: int | None, sign: bool = False) -> str:
-    """Format a number with a true minus sign, and with a plus sign if `sign`.
+    """Format a number with the minus sign U+2212, and with a plus sign if `sign` is set.
 
     digits: number of decimals, or None for three significant digits.
     """
@@ -63,7 +63,7 @@ def unbroken(text: str) -> str:
 
 
 def amount(value: float) -> str:
-    """Format with three significant digits and a decimal prefix: 38640 is 38.6 k, 0 is 0."""
+    """Format a number with three significant digits and a decimal prefix: 38640 becomes 38.6 k."""
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= factor:
             return f"{value / factor:.3g}{THIN}{prefix}"
@@ -73,7 +73,7 @@ def amount(value: float) -> str:
 def interval_cell(
     interval: Interval, digits: int | None, sign: bool = False, note: str = "", mark: str = "", usual: int = 0
 ) -> Cell:
-    """Mean ± half width, with n below it if n is 1 or differs from `usual`. A single value has no interval."""
+    """Format mean ± half width, with n below it if n is 1 or differs from `usual`. One value has no interval."""
     text = number(interval.mean, digits, sign)
     if interval.half_width is not None:
         text += f" {PLUS_MINUS} {number(interval.half_width, digits)}"
@@ -82,7 +82,7 @@ def interval_cell(
 
 
 def grid(name: str, columns: Sequence[Column], rows: Sequence[tuple[Style, Mapping[str, Cell]]], caption: str) -> Table:
-    """Build a table with one row per method, grouped by family. Absent cells are dashes."""
+    """Build a table with one row per method, grouped by family. Missing cells show a dash."""
     return Table(
         name=name,
         html=_strip(_gt(name, columns, rows, _html_name, _html_cell).as_raw_html()),
@@ -123,7 +123,7 @@ def _html_cell(cell: Cell) -> str:
 
 
 def _strip(text: str) -> str:
-    """Keep only the table, because inline styles of great_tables would override the page's style sheet."""
+    """Remove the styles of great_tables, which would override the style sheet of the page."""
     table = text[text.index("<table") : text.index("</table>") + len("</table>")]
     return re.sub(r' (style|data-quarto-[a-z-]+)="[^"]*"(?=[^<]*<(?:thead|tr))', "", table, count=3)
 
@@ -156,7 +156,7 @@ def _latex_cell(cell: Cell) -> str:
 
 
 def _caption(text: str, name: str, caption: str) -> str:
-    """Add caption and label, and replace what great_tables leaves: Unicode signs and a fixed font size."""
+    """Add caption and label, and replace the Unicode signs and the fixed font size of great_tables."""
     for sign, command in SIGNS.items():
         text = text.replace(sign, command)
     head = f"% needs \\usepackage{{booktabs}}\n\\begin{{table}}[!t]\n\\caption{{{latex(caption)}}}\\label{{tab:{name}}}"

@@ -77,7 +77,7 @@ def model_groups(
 
 
 def predictor(model: Model, params: str = "base", running: str = "statistics") -> Predict:
-    """The prediction of one model, whose groups are those of `model_groups` or the ones named here."""
+    """Return the prediction of one model, whose groups are those of `model_groups` or the named groups."""
 
     def predict(view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
         logits, statistics = model(view[params], view.get(running, {}), x, noise, mask)
@@ -335,7 +335,10 @@ def sgd_step() -> LocalStep:
 
 
 def with_loss(objective: Objective) -> Callable[..., tuple[Tensor, tuple[Tensor, View]]]:
-    """The objective for `torch.func.grad(has_aux=True)`: it returns the loss twice, so that its value is kept."""
+    """Return an objective for `torch.func.grad(has_aux=True)`.
+
+    It returns the loss twice, because `grad` drops the value of the objective.
+    """
 
     def with_value(trained: View, fixed: View, batch: Batch, noise: Noise) -> tuple[Tensor, tuple[Tensor, View]]:
         loss, changed = objective(trained, fixed, batch, noise)

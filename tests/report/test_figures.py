@@ -26,7 +26,7 @@ TWO = [style("a", "#aa0000"), style("b", "#00aa00")]
 
 def line(name: str, xs: list[float], ys: list[float]) -> pl.DataFrame:
     xs, ys = [float(x) for x in xs], [float(y) for y in ys]
-    return pl.DataFrame({"contender": [name] * len(xs), "x": xs, "mean": ys, "low": ys, "high": ys, "n": [1] * len(xs)})
+    return pl.DataFrame({"method_id": [name] * len(xs), "x": xs, "mean": ys, "low": ys, "high": ys, "n": [1] * len(xs)})
 
 
 def drawn(chart: render.Drawing, name: str = "figure") -> render.Figure:
@@ -52,7 +52,7 @@ def test_inline_svg_has_its_own_ids_and_an_accessible_name():
 def test_what_spends_nothing_is_a_level_on_a_logarithmic_axis():
     frame = pl.concat([line("a", [0, 10, 100], [0.1, 0.5, 0.9]), line("b", [0, 0, 0], [0.2, 0.3, 0.4])])
     chart = curves(frame, TWO, Axis(title="bytes", log=True), Axis(title="y"))
-    assert chart.data["lines"]["contender"].unique().to_list() == ["a"] and 0 not in chart.data["lines"]["x"].to_list()
+    assert chart.data["lines"]["method_id"].unique().to_list() == ["a"] and 0 not in chart.data["lines"]["x"].to_list()
     assert chart.data["levels"]["mean"].to_list() == [0.4]
     assert "#00aa00" in drawn(chart).svg
 
@@ -62,7 +62,7 @@ def test_labels_never_overlap_and_keep_the_order_of_the_lines():
     frame = pl.concat([line(one.id, [0, 1], [0.0, 0.5 + 0.0001 * i]) for i, one in enumerate(many)])
     labels = curves(frame, many, Axis(title="x"), Axis(title="y")).data["labels"]
     heights = labels["label_y"].to_list()
-    assert labels["contender"].to_list() == [f"m{i}" for i in reversed(range(12))]
+    assert labels["method_id"].to_list() == [f"m{i}" for i in reversed(range(12))]
     gaps = [above - below for above, below in pairwise(heights)]
     assert min(gaps) == pytest.approx(max(gaps)) and min(gaps) > 0
 
@@ -72,7 +72,7 @@ def test_ticks_of_a_logarithmic_axis_areround_outwards():
     assert axes.tick_options(3, 250, True) == {"values": [3, 10, 30, 100]}
 
 
-def test_no_two_contenders_share_a_colour():
+def test_no_two_methods_share_a_colour():
     variants = [(f"one-{i}", f"One {i}", "one", "A", False) for i in range(30)]
     found = assign_styles([*variants, ("c", "C", "c", "Control", False), ("u", "U", "u", "Unknown", True)], PALETTE)
     assert len({one.colour for one in found.values()}) == 32
@@ -96,7 +96,7 @@ def test_methods_stand_by_family_in_the_palettes_order_and_others_below():
 
 def test_names_of_marks_overlap_neither_each_other_nor_a_mark():
     many = [style(f"method {i}", f"#0000{i:02x}") for i in range(30)]
-    rows = {"contender": [one.id for one in many], "x": [1e6 * (1 + i // 12) for i in range(30)]}
+    rows = {"method_id": [one.id for one in many], "x": [1e6 * (1 + i // 12) for i in range(30)]}
     values = [50.0 + i % 5 for i in range(30)]
     frame = pl.DataFrame({**rows, "mean": values, "low": values, "high": values})
     drawing = scatter.scatter(frame, many, Axis(title="x", log=True), Axis(title="y"), (40.0, 60.0))
@@ -113,7 +113,7 @@ def test_names_of_marks_overlap_neither_each_other_nor_a_mark():
 def test_what_sends_nothing_stands_at_the_left_edge():
     frame = line("a", [0], [50]).vstack(line("b", [1e6], [60]))
     drawing = scatter.scatter(frame, TWO, Axis(title="bytes", log=True), Axis(title="y"), (40.0, 70.0))
-    at = dict(drawing.data["marks"].select("contender", "x").iter_rows())
+    at = dict(drawing.data["marks"].select("method_id", "x").iter_rows())
     assert 0 < at["a"] < at["b"] == 1e6
     assert ">0<" in drawn(drawing).svg
 

@@ -66,7 +66,7 @@ def test_where_one_run_has_no_clients_or_others_all_are_resampled_by_seeds():
     assert Paired(values=values, clients={("a", 0): clients(1.0)}).mean("a") == by_seeds
 
 
-def test_a_contender_with_other_seeds_disturbs_nobody():
+def test_a_method_with_other_seeds_does_not_change_the_others():
     values = {"a": seeds(1.0, 2.0, 3.0, 4.0, 6.0), "b": seeds(0.5, 2.0, 3.0, 4.0, 5.0)}
     more = {**values, "c": {seed: 1.0 for seed in range(20)}}
     assert Paired(values=more).difference("a", "b") == Paired(values=values).difference("a", "b")

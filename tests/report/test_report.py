@@ -386,10 +386,10 @@ def test_unseen_clients_are_shown_by_kind_and_number_of_samples(tmp_path, result
     collected = collect("quickstart", runs, results)
     (configuration,) = collected.configurations
     seen = unseen_accuracy(collected, configuration, "seen_cluster")
-    row = seen.row(by_predicate=(pl.col("contender") == "ensemble") & (pl.col("x") == 10), named=True)
+    row = seen.row(by_predicate=(pl.col("method_id") == "ensemble") & (pl.col("x") == 10), named=True)
     assert row["seeds"] == pytest.approx([(80 + 2 * 70) / 3, (81 + 2 * 71) / 3])  # by test rows: 20 and 40
     assert (row["low"], row["high"]) == pytest.approx(tuple(row["seeds"]))
-    assert unseen_accuracy(collected, configuration, "new_concept")["contender"].unique().sort().to_list() == [
+    assert unseen_accuracy(collected, configuration, "new_concept")["method_id"].unique().sort().to_list() == [
         "ensemble",
         "fedavg",
     ]

@@ -12,5 +12,5 @@ class Frozen(BaseModel):
 
 
 def is_none(value: object) -> bool:
-    """Return whether a value is None. Such keys are not dumped, so that runs without them keep their hash."""
+    """Return whether a value is None. Keys with None are not dumped, so that runs without them keep their hash."""
     return value is None

@@ -49,7 +49,7 @@ class Synthetic(Frozen):
 
 
 class CustomData(Frozen):
-    """Custom data: files of the user, with their own training and test parts or split by `test_share`.
+    """Custom data: files of the user, with separate training and test parts or split by `test_share`.
 
     folder: images in one folder per class, or folders train and test that contain such folders. table: a parquet or CSV
     file with one row per sample, or a folder with two such files, train.* and test.*. arrays: x, y and optionally

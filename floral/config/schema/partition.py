@@ -11,8 +11,10 @@ from floral.config.schema.base import Frozen, is_none
 
 
 def _not_too_small(alpha: float) -> float:
-    if alpha < 1e-300:  # the logarithm of a gamma variate, divided by alpha, would overflow
-        raise ValueError(f"{alpha:g} is too close to 0; set at least 1e-300, where one part already gets everything")
+    if alpha < 1e-300:  # With a smaller alpha, the logarithm of a gamma sample divided by alpha would overflow.
+        raise ValueError(
+            f"{alpha:g} is too close to 0; set at least 1e-300 (at this value, one client already gets all samples)"
+        )
     return alpha
 
 
@@ -21,7 +23,7 @@ Alpha = Annotated[float, Field(gt=0), AfterValidator(_not_too_small)]
 
 
 class Partition(Frozen):
-    """Assignment of samples to clients, and the concept of each client.
+    """The assignment of samples to clients, and the concept of each client.
 
     iid: shuffled samples in equal shares. size_skew: shuffled samples in shares from a symmetric Dirichlet(alpha).
     dirichlet: the samples of each class in such shares. pathological: a client has samples of `classes_per_client`

@@ -27,7 +27,7 @@ class Model(Frozen):
 
 
 class Normalise(Frozen):
-    """Normalisation of the inputs: once scaled to [0, 1], they become (x - mean) / std in each channel."""
+    """Normalisation of the inputs x, after scaling to [0, 1], to (x - mean) / std in each channel."""
 
     mean: tuple[float, ...] = Field(min_length=1, description="Mean of each channel, for inputs scaled to [0, 1].")
     std: tuple[Annotated[float, Field(gt=0)], ...] = Field(
@@ -271,7 +271,7 @@ class Task(Frozen):
     def skewed(self) -> bool:
         """Whether clients of one cluster have different data distributions.
 
-        Then the distribution of the cluster is not that of any of its clients.
+        The data of a cluster then have another distribution than the data of any of its clients.
         """
         return self.partition.kind in ("dirichlet", "pathological", "natural") or self.partition.mixed is not None
 

@@ -11,7 +11,7 @@ from floral.config.schema.base import Frozen
 
 
 class Rates(Frozen):
-    """Learning rates of a run. They replace those of its task."""
+    """Learning rates of a run, which replace those of its task."""
 
     lr: float = Field(ge=0, description="Learning rate of local SGD for model parameters.")
     router_lr: float = Field(ge=0, description="Learning rate of local SGD for router logits.")
@@ -55,7 +55,7 @@ class Tuning(Frozen):
         return min(self.at_most, max(1, round(self.share * of_task)))
 
     def of(self, task_name: str) -> Self:
-        """Return the tuning rule of a task: `seeds` followed by the task's `more_seeds`."""
+        """Return the tuning values for a task, with `seeds` followed by the task's `more_seeds`."""
         return self.model_copy(update={"seeds": self.seeds + self.more_seeds.get(task_name, ()), "more_seeds": {}})
 
     @model_validator(mode="after")

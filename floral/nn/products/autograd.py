@@ -1,4 +1,4 @@
-"""The product whose backward pass leaves the weight's gradient on the tape."""
+"""The product whose backward pass records the weight's gradient on the tape."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from floral.nn.products.tape import Tape
 
 
 class Product(torch.autograd.Function):
-    """One product x (W + delta)ᵀ + bias, or the convolution in its place.
+    """One product x (W + delta)ᵀ + bias, or one convolution with W + delta.
 
     Each vmap adds a level to the spec, so the computation sees all axes at once.
     """
@@ -30,7 +30,7 @@ class Product(torch.autograd.Function):
         biases = None if bias is None else spec.vectorised(bias, BIAS)
         if biases is None:
             out = operation.forward(inputs, used, None)
-        elif _same_for_all(biases):  # the operation itself can add it
+        elif _same_for_all(biases):  # The operation adds this bias itself.
             out = operation.forward(inputs, used, spec.rounded(biases[0, 0]))
         elif operation.takes_client_bias(used):
             out = operation.forward(inputs, used, spec.rounded(biases))
@@ -79,7 +79,7 @@ class Product(torch.autograd.Function):
 
 
 def _backward_of_one_convolution(ctx: Any, convolution: Convolution, gradient: Tensor) -> tuple[Any, ...]:
-    """The backward pass of ONE client's convolution: one call gives all gradients, so none is computed later."""
+    """Compute the backward pass of ONE client's convolution. One call gives all gradients, so none is deferred."""
     x, weight, bias, _ = ctx.saved_tensors
     spec: ProductSpec = ctx.spec
     inputs = spec.rounded(spec.vectorised(x, X))

@@ -81,7 +81,7 @@ class Convolution:
         return torch.stack(outs).unflatten(0, (clients, clusters))
 
     def takes_client_bias(self, weight: Tensor) -> bool:
-        """Whether `forward` can add a bias that differs between clients: never."""
+        """Return whether `forward` can add a bias that differs between clients. A convolution never can."""
         del weight
         return False
 
@@ -147,5 +147,5 @@ def channels_last(weight: Tensor) -> Tensor:
 
 
 def _at(tensor: Tensor, axis: int, position: int) -> Tensor:
-    """The slice of `axis` at `position`, or the only slice of an axis of length 1."""
+    """Return the slice of `axis` at `position`, or the only slice if the axis has length 1."""
     return tensor.select(axis, position if tensor.shape[axis] > 1 else 0)

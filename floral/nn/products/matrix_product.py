@@ -42,7 +42,7 @@ class MatrixProduct:
         return out.reshape(clusters, clients, *middle, -1).transpose(0, 1)
 
     def takes_client_bias(self, weight: Tensor) -> bool:
-        """Whether `forward` can add a bias that differs between clients: it can where the weights differ too."""
+        """Return whether `forward` can add a bias that differs between clients: only if the weights differ too."""
         return len(weight) > 1
 
     def add_bias(self, out: Tensor, bias: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The weight gradient of one product, kept as its two factors until its use is known."""
+"""The weight gradient of one product, stored as two factors until the engine knows how it is used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from floral.nn.products.spec import WEIGHT, ProductSpec, X, split_stack, sum_axi
 
 @dataclass(frozen=True)
 class PendingGradient:
-    """x [m, C or 1, …] and δ [m, C, …] of one product, not yet multiplied to the gradient of its weight."""
+    """The factors x [m, C or 1, …] and δ [m, C, …] of one weight gradient, which are not multiplied yet."""
 
     x: Tensor
     gradient: Tensor

@@ -1,4 +1,4 @@
-"""Which operation a product is, and over which axes it is vectorised."""
+"""The description of a product: its operation, and the axes over which it is vectorised."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ProductSpec:
     """Type to which factors and results are rounded; None: no rounding."""
 
     def rounded(self, tensor: Any) -> Any:
-        """A factor (or None) in the type in which the product takes it."""
+        """Return a factor (or None) in the type in which the product is computed."""
         return tensor if tensor is None or self.dtype is None else tensor.to(self.dtype)
 
     def axes(self, position: int) -> tuple[bool, bool]:
@@ -51,13 +51,13 @@ class ProductSpec:
         return tensor if clusters else tensor.unsqueeze(1)
 
     def reduced(self, gradient: Tensor, position: int) -> Tensor:
-        """A gradient [m, C, …] summed to the axes that the input at `position` has."""
+        """Return a gradient [m, C, …] summed over the axes that the input at `position` does not have."""
         clients, clusters = self.axes(position)
         gradient = gradient if clusters else sum_axis(gradient, 1)
         return gradient if clients else sum_axis(gradient, 0)
 
     def result(self, vectorised: Tensor) -> Tensor:
-        """An output [m, C, …] without the axes over which nothing is vectorised."""
+        """Return an output [m, C, …] without the axes over which the product is not vectorised."""
         vectorised = vectorised if len(self.levels) > 1 else vectorised[:, 0]
         return vectorised if self.levels else vectorised[0]
 

@@ -1,4 +1,4 @@
-"""The tape of weight gradients, and the type to which products are rounded: both hold inside a `with` block."""
+"""The tape of weight gradients, and the type to which products are rounded. Each applies inside a `with` block."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Tape:
             _TAPE.reset(token)
 
     def leaf(self, weight: Tensor) -> Leaf | None:
-        """The parameter that is this weight, up to axes of length 1; None for a weight computed from parameters."""
+        """Return the parameter that equals this weight up to axes of length 1. None if the weight is computed."""
         entry = self.leaves.get(weight.data_ptr())
         return entry[0] if entry is not None and _layout(entry[1]) == _layout(weight) else None
 

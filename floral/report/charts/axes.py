@@ -12,7 +12,7 @@ import polars as pl
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """How values are plotted along an axis."""
+    """The title, scale and limits of an axis."""
 
     title: str
     format: str | None = None
@@ -29,14 +29,14 @@ def vega_axis(**options: Any) -> alt.Axis:
 
 
 def tick_options(start: float, stop: float, log: bool) -> dict[str, Any]:
-    """Vega options for at most five ticks, at round numbers."""
+    """Return Vega options that put at most five ticks at round numbers."""
     if not log:
         return {"tickCount": 4}
     return {"values": round_numbers(start, stop, 5)}
 
 
 def round_numbers(start: float, stop: float, most: int = 8) -> list[float]:
-    """At most `most` round numbers from `start` to `stop`, for a logarithmic axis."""
+    """Return at most `most` round numbers between `start` and `stop`, for the ticks of a logarithmic axis."""
     powers = range(math.floor(math.log10(start)), math.ceil(math.log10(stop)) + 1)
     numbers: list[float] = []
     for factors in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))[most <= 5 :]:
@@ -47,7 +47,7 @@ def round_numbers(start: float, stop: float, most: int = 8) -> list[float]:
 
 
 def value_domain(frame: pl.DataFrame, axis: Axis) -> tuple[float, float]:
-    """The range of the columns low and high with a small margin, within the axis limits."""
+    """Return the range of the columns low and high with a small margin, cut at the limits of the axis."""
     low, high = float(frame["low"].min()), float(frame["high"].max())  # type: ignore[arg-type]
     if axis.log:
         return low / 1.1, high * 1.1

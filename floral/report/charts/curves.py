@@ -1,4 +1,4 @@
-"""Lines over rounds, bytes or forward-backward passes."""
+"""Line charts over rounds, bytes or forward-backward passes."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ LABEL_GAP_PX = 11.5
 def curves(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, y: Axis) -> Drawing:
     """Draw mean lines with their range as bands, each labelled at its right end.
 
-    frame: contender, x, mean, low, high, n. A method with a single x spends nothing of x. It is drawn as a horizontal
-    line over the whole width. On a logarithmic axis, values <= 0 are left out.
+    Columns of frame: method_id, x, mean, low, high, n. A method with a single value of x is drawn as a horizontal line
+    over the whole width, because it spends nothing of x. On a logarithmic axis, values <= 0 are left out.
     """
-    drawn = [style for style in styles if style.id in set(frame["contender"])]
-    has_several_x = pl.col("x").n_unique().over("contender") > 1
+    drawn = [style for style in styles if style.id in set(frame["method_id"])]
+    has_several_x = pl.col("x").n_unique().over("method_id") > 1
     moving = frame.filter(has_several_x & (pl.col("x") > 0) if x.log else has_several_x)
-    level = frame.filter(~has_several_x).group_by("contender", maintain_order=True).last()
+    level = frame.filter(~has_several_x).group_by("method_id", maintain_order=True).last()
     start, stop = (float(moving["x"].min()), float(moving["x"].max())) if moving.height else (1.0, 10.0)  # type: ignore[arg-type]
-    ends = pl.concat([moving.group_by("contender", maintain_order=True).last(), level.with_columns(x=pl.lit(stop))])
+    ends = pl.concat([moving.group_by("method_id", maintain_order=True).last(), level.with_columns(x=pl.lit(stop))])
     low, high = value_domain(frame, y)
     height = max(200, 12 * len(drawn) + 12)
     names = _labels(ends, drawn, low, high, height, y.log)
 
     dash = alt.StrokeDash(
-        "contender:N",
+        "method_id:N",
         scale=alt.Scale(
             domain=[style.id for style in drawn], range=[[4, 2] if style.dashed else [1, 0] for style in drawn]
         ),
@@ -81,7 +81,10 @@ def curves(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, y: Axis) -> Dr
 def _labels(
     ends: pl.DataFrame, styles: Sequence[Style], low: float, high: float, height: int, log: bool
 ) -> pl.DataFrame:
-    """Place the line labels without overlap: first moved down from the top, then up from the bottom edge."""
+    """Place the labels of the lines without overlap.
+
+    Labels are moved down, from the top one on. Then labels below the bottom edge are moved up.
+    """
     short = {style.id: style.short for style in styles}
     scale = math.log if log else float
     bottom, span = scale(low), scale(high) - scale(low)
@@ -97,5 +100,5 @@ def _labels(
     moved = [bottom + span * (1 - place / height) for place in places]
     values = [math.exp(value) if log else value for value in moved]
     return pl.DataFrame(rows, schema=ends.schema).with_columns(
-        label_y=pl.Series(values, dtype=pl.Float64), short=pl.col("contender").replace_strict(short)
+        label_y=pl.Series(values, dtype=pl.Float64), short=pl.col("method_id").replace_strict(short)
     )

@@ -15,9 +15,9 @@ LIGHTEST, DARKEST = "#e8f0f8", "#0b3d78"
 
 
 def heat(frame: pl.DataFrame, across: Sequence[str], down: Sequence[str], higher: bool) -> Drawing:
-    """Draw a square with its `text` for each rank (down) and number of adaptors (across); darker is a better mean.
+    """Draw one square per rank (down) and number of adaptors (across); darker squares have a better mean.
 
-    frame: rank, adaptors, mean, low, high, text.
+    Each square shows its `text`. Columns of frame: rank, adaptors, mean, low, high, text.
     """
     lowest, highest = float(frame["mean"].min()), float(frame["mean"].max())  # type: ignore[arg-type]
     share = (pl.col("mean") - lowest) / ((highest - lowest) or 1.0)

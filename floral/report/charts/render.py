@@ -67,11 +67,12 @@ class Figure:
 
     @property
     def csv(self) -> str:
-        return self.table.write_csv()
+        # files of earlier reports have this column name
+        return self.table.rename({"method_id": "contender"}, strict=False).write_csv()
 
     @property
     def inline(self) -> str:
-        """The SVG for a page with several figures: an accessible name, ids unique on the page, and one common scale."""
+        """Return the SVG for a page: with an accessible name, ids that are unique on the page, and the common scale."""
         svg = re.sub(r'(id="|url\(#)clip', rf"\g<1>{self.name}-clip", self.svg)
         svg = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", svg)  # Vega sets roles on marks without names
         label = self.alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
@@ -83,7 +84,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """An axis of a panel: `domain` is mapped to the pixels 0 to `length`, or from `length` to 0 if `upward`."""
+    """The scale of a panel's axis: it maps `domain` to the pixels 0 to `length`, or `length` to 0 if `upward`."""
 
     title: str
     domain: tuple[float, float]
@@ -109,7 +110,10 @@ class Drawing:
 
 
 def render(drawing: Drawing, name: str, title: str, subtitle: str | list[str], alt_text: str, see: str = "") -> Figure:
-    """Render in the report's style. Equal drawings give equal bytes, because clip ids are numbered from 0 in each."""
+    """Render a drawing in the report's style.
+
+    Equal drawings give equal bytes, because clip ids are numbered from 0 in each figure.
+    """
     spec = drawing.chart.to_dict(validate=False)
     spec |= {
         "title": {"text": textwrap.wrap(title, TITLE_LETTERS), "subtitle": subtitle, "anchor": "start", "offset": 10},
@@ -127,9 +131,9 @@ def render(drawing: Drawing, name: str, title: str, subtitle: str | list[str], a
 
 def method_colour(styles: Sequence[Style]) -> alt.Color:
     scale = alt.Scale(domain=[style.id for style in styles], range=[style.colour for style in styles])
-    return alt.Color("contender:N", scale=scale, legend=None)
+    return alt.Color("method_id:N", scale=scale, legend=None)
 
 
 def style_frame(styles: Sequence[Style]) -> pl.DataFrame:
-    """Columns contender, short (name) and group, to join with the data of a chart."""
-    return pl.DataFrame([{"contender": style.id, "short": style.short, "group": style.group_title} for style in styles])
+    """Return the columns method_id, short (short name) and group, to be joined to the data of a chart."""
+    return pl.DataFrame([{"method_id": style.id, "short": style.short, "group": style.group_title} for style in styles])

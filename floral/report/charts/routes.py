@@ -20,9 +20,10 @@ HUES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c7a
 
 
 def routes(frame: pl.DataFrame, styles: Sequence[Style], clients: int, clusters: int) -> Drawing:
-    """Draw one heat map of the routes π_kc per method: clients across, sorted by true cluster; learned clusters down.
+    """Draw one heat map of the routes π_kc per method, with clients across and learned clusters down.
 
-    frame: contender, position (0..K-1), cluster (0..C-1), weight (0..1), true_cluster. The opacity is the weight.
+    Clients are sorted by true cluster. Columns of frame: method_id, position (0..K-1), cluster (0..C-1), weight (0..1),
+    true_cluster. The opacity is the weight.
     """
     width, height = PANEL_PX + 90, 13 * clusters
     edges = frame.group_by("true_cluster").agg(start=pl.col("position").min(), end=pl.col("position").max() + 1)
@@ -41,8 +42,8 @@ def routes(frame: pl.DataFrame, styles: Sequence[Style], clients: int, clusters:
     outline = outline.encode(x=alt.value(0), x2=alt.value(width), y=alt.value(0), y2=alt.value(height))
     panels: list[Any] = []
     for style in styles:
-        if style.id in set(frame["contender"]):
-            cells_of_method = heat.transform_filter(alt.datum.contender == style.id).mark_rect(color=style.colour)
+        if style.id in set(frame["method_id"]):
+            cells_of_method = heat.transform_filter(alt.datum.method_id == style.id).mark_rect(color=style.colour)
             title = alt.TitleParams(
                 style.short, anchor="start", fontSize=10.5, fontWeight="normal", color=INK, offset=3
             )
@@ -52,7 +53,7 @@ def routes(frame: pl.DataFrame, styles: Sequence[Style], clients: int, clusters:
     names = alt.Chart(alt.NamedData("edges")).mark_text(color=MUTED, fontSize=10)
     names = names.encode(alt.X("middle:Q", scale=across, axis=None), alt.Text("name:N"))
     cells = frame.filter(pl.col("weight") >= MIN_DRAWN_WEIGHT).select(
-        "contender", "position", "cluster", pl.col("weight").round(3),
+        "method_id", "position", "cluster", pl.col("weight").round(3),
         end=pl.col("position") + 1, bottom=pl.col("cluster") + 1,
     )  # fmt: skip
     chart = alt.vconcat(*panels, names.properties(width=width, height=10), spacing=8)
@@ -65,10 +66,10 @@ def routes(frame: pl.DataFrame, styles: Sequence[Style], clients: int, clusters:
 
 
 def routes_over_rounds(frame: pl.DataFrame, clusters: int) -> Drawing:
-    """Draw one heat map: clients down, sorted by true cluster; rounds across.
+    """Draw a heat map of one run's routes, with clients down (sorted by true cluster) and rounds across.
 
     The hue is the learned cluster with the largest weight, the opacity is this weight.
-    frame: round, until, position, client, true_cluster, cluster (0..C-1), weight (1/C..1).
+    Columns of frame: round, until, position, client, true_cluster, cluster (0..C-1), weight (1/C..1).
     """
     clients = int(frame["position"].max()) + 1  # type: ignore[arg-type]
     start, stop = int(frame["round"].min()), int(frame["until"].max())  # type: ignore[arg-type]

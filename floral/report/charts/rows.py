@@ -26,12 +26,12 @@ from floral.report.style import Style
 def rows(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, domain: tuple[float, float]) -> Drawing:
     """Draw one line of marks per method, grouped by family.
 
-    frame: one row per mark, with contender, kind, value, value2, label. Kinds: `band` and `middle` (grey: equal skill
-    of all clients), `whisker`, `box` and `interval` (from value to value2), `point`, `tick`, `median`, `dot`,
-    `hollow`, and `below` and `above` (labels of values outside the domain).
+    frame: one row per mark, with columns method_id, kind, value, value2, label. Kinds: `band` and `middle` (grey: the
+    range and mean if all clients had equal accuracy), `whisker`, `box` and `interval` (from value to value2), `point`,
+    `tick`, `median`, `dot`, `hollow`, and `below` and `above` (labels of values outside the domain).
     """
-    frame = frame.join(style_frame(styles), on="contender", how="inner", maintain_order="left")
-    drawn = [style for style in styles if style.id in set(frame["contender"])]
+    frame = frame.join(style_frame(styles), on="method_id", how="inner", maintain_order="left")
+    drawn = [style for style in styles if style.id in set(frame["method_id"])]
     groups = list(dict.fromkeys(style.group_title for style in drawn))
     kind_of: Literal["linear", "log"] = "log" if x.log else "linear"
     scale, places = alt.Scale(domain=list(domain), nice=False, type=kind_of), tick_options(*domain, x.log)
@@ -74,8 +74,8 @@ def rows(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, domain: tuple[fl
 def ranks(frame: pl.DataFrame, styles: Sequence[Style], bars: Sequence[tuple[str, str]]) -> Drawing:
     """Draw a critical-difference diagram with one row per method, best mean rank first.
 
-    frame: contender, rank. styles: in the order of the rows. bars: first and last method of each group that the
-    critical difference does not separate; a vertical bar joins its rows.
+    Columns of frame: method_id, rank. The rows are in the order of `styles`. `bars` has the first and last method of
+    each group that the critical difference does not separate; a vertical bar joins the rows of a group.
     """
     short = {style.id: style.short for style in styles}
     down = alt.Scale(domain=list(short.values()))
@@ -94,7 +94,7 @@ def ranks(frame: pl.DataFrame, styles: Sequence[Style], bars: Sequence[tuple[str
         ),
     ]  # fmt: skip
     chart = alt.layer(*layers).properties(width=PANEL_PX, height=alt.Step(ROW_HEIGHT_PX))
-    rows = frame.with_columns(short=pl.col("contender").replace_strict(short), rank=pl.col("rank").round(6))
+    rows = frame.with_columns(short=pl.col("method_id").replace_strict(short), rank=pl.col("rank").round(6))
     ends = [
         {"first": short[first], "last": short[last], "place": PANEL_PX + 10 + 8 * number}
         for number, (first, last) in enumerate(bars)

@@ -1,4 +1,4 @@
-"""Scatter plot of methods: one labelled mark per method."""
+"""Scatter plot with one labelled mark per method."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ LABEL_HEIGHT_PX, LETTER_WIDTH_PX = 11.0, 5.7
 
 
 def scatter(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, y: Axis, domain: tuple[float, float]) -> Drawing:
-    """Draw one labelled mark per method with its interval. Its shape shows the group of the method.
+    """Draw one labelled mark per method with its interval. The shape of a mark shows the group of the method.
 
-    frame: contender, x, mean, low, high (both equal to the mean if there is no interval). Intervals are cut at the
-    `domain` of y. x is logarithmic; x = 0 is drawn at the left edge, behind a gap.
+    Columns of frame: method_id, x, mean, low, high (low = high = mean if there is no interval). Intervals are cut at
+    the `domain` of y. x is logarithmic; x = 0 is drawn at the left edge, behind a gap.
     """
     positive = frame.filter(pl.col("x") > 0)["x"]
     start, stop = (float(positive.min()), float(positive.max())) if len(positive) else (1.0, 10.0)  # type: ignore[arg-type]
     wide = max(math.log10(stop / start), 0.3)
-    left, right = start / 10 ** (0.06 * wide), stop * 10 ** (0.2 * wide)
-    zero = left / 10 ** (0.16 * wide) if len(positive) < frame.height else left
+    x_min, x_max = start / 10 ** (0.06 * wide), stop * 10 ** (0.2 * wide)
+    zero = x_min / 10 ** (0.16 * wide) if len(positive) < frame.height else x_min
     low, high = domain
     width, height = WIDE_PANEL_PX, max(240, min(620, 13 * frame.height))
     rows = frame.with_columns(x=pl.when(pl.col("x") > 0).then("x").otherwise(zero))
-    rows = rows.join(style_frame(styles), on="contender", how="inner", maintain_order="left")
+    rows = rows.join(style_frame(styles), on="method_id", how="inner", maintain_order="left")
 
     def place(row: dict[str, Any]) -> tuple[float, float]:
-        along = math.log(row["x"] / zero) / math.log(right / zero) if right > zero else 0.5
+        along = math.log(row["x"] / zero) / math.log(x_max / zero) if x_max > zero else 0.5
         scale = math.log if y.log else float
         return along * width, height * (scale(high) - scale(row["mean"])) / (scale(high) - scale(low))
 
     labels = _place_labels(rows, place, width, height)
-    groups = list(dict.fromkeys(style.group_title for style in styles if style.id in set(frame["contender"])))
+    groups = list(dict.fromkeys(style.group_title for style in styles if style.id in set(frame["method_id"])))
     shapes = [SHAPES[min(position, len(SHAPES) - 1)] for position in range(len(groups))]
-    ticks = [*([zero] if zero < left else []), *round_numbers(left, right)]
-    scale = alt.Scale(domain=[zero, right], type="log", nice=False)
+    ticks = [*([zero] if zero < x_min else []), *round_numbers(x_min, x_max)]
+    scale = alt.Scale(domain=[zero, x_max], type="log", nice=False)
     y_scale = alt.Scale(domain=[low, high], type="log" if y.log else "linear", nice=False)
-    label = {"labelExpr": f"datum.value < {left} ? '0' : format(datum.value, '~s')"}
+    label = {"labelExpr": f"datum.value < {x_min} ? '0' : format(datum.value, '~s')"}
     across = alt.X(
         "x:Q", scale=scale, axis=vega_axis(title=x.title, grid=False, values=ticks, labelOverlap=False, **label)
     )
@@ -76,7 +76,7 @@ def scatter(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, y: Axis, doma
     chart = alt.layer(*layers).properties(width=width, height=height)
     kind: Literal["linear", "log"] = "log" if y.log else "linear"
     plane: Plane = {
-        "x": Scale(title=x.title, domain=(zero, right), length=width, type="log"),
+        "x": Scale(title=x.title, domain=(zero, x_max), length=width, type="log"),
         "y": Scale(title=y.title, domain=(low, high), length=height, type=kind, upward=True),
     }
     return Drawing(chart=chart, data={"marks": rows, "labels": labels}, table=frame, plane=plane)
@@ -105,19 +105,19 @@ def _place_labels(
             )
 
         def free(move: tuple[float, float], box: Callable[..., tuple[float, ...]] = box) -> bool:
-            left, top, right, bottom = box(move)
-            inside = right <= width + 40 and top >= -LABEL_HEIGHT_PX / 2 and bottom <= height + LABEL_HEIGHT_PX / 2
+            x_min, top, x_max, bottom = box(move)
+            inside = x_max <= width + 40 and top >= -LABEL_HEIGHT_PX / 2 and bottom <= height + LABEL_HEIGHT_PX / 2
             return inside and not any(
-                left < b[2] and b[0] < right and top < b[3] - 1 and b[1] + 1 < bottom for b in occupied
+                x_min < b[2] and b[0] < x_max and top < b[3] - 1 and b[1] + 1 < bottom for b in occupied
             )
 
         move = next(filter(free, moves), (0.0, 9.0))
         occupied.append(box(move))  # type: ignore[arg-type]
         labels.append({
-            "contender": row["contender"], "short": row["short"], "from_x": x, "from_y": y,
+            "method_id": row["method_id"], "short": row["short"], "from_x": x, "from_y": y,
             "to_x": x + move[1] - 2, "to_y": y + move[0], "text_x": x + move[1],
         })  # fmt: skip
-    types = {"contender": pl.String, "short": pl.String} | dict.fromkeys(
+    types = {"method_id": pl.String, "short": pl.String} | dict.fromkeys(
         ("from_x", "from_y", "to_x", "to_y", "text_x"), pl.Float64
     )
     return pl.DataFrame(labels, schema=types, orient="row").with_columns(pl.col(pl.Float64).round(2))

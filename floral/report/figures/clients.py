@@ -1,4 +1,4 @@
-"""Figures of single clients: their spread, the worst of them, and clients that join after training."""
+"""Figures of clients: spread of their results, the worst clients, and clients that join after training."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ MAX_CLIENT_POINTS = 60
 
 
 def spread(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> Figure | None:
-    """Quantiles of the clients' results for each method."""
+    """Plot quantiles of the clients' results for each method."""
     unit = result_unit(configuration)
     clients = spread_frame(collected, configuration, configuration.metric, unit.scale)
     if clients.is_empty():
         return None
     marks, quantiles = [], {}
-    for (method,), rows in clients.group_by("contender", maintain_order=True):
+    for (method,), rows in clients.group_by("method_id", maintain_order=True):
         low, first, median, third, high = np.quantile(rows["value"].to_numpy(), [0.05, 0.25, 0.5, 0.75, 0.95]).tolist()
         quantiles[str(method)] = Interval(mean=median, low=low, high=high, n=rows.height)
         marks += [(method, "whisker", low, high), (method, "box", first, third), (method, "median", median, None)]
@@ -53,7 +53,7 @@ def spread(collected: Collected, styles: Sequence[Style], configuration: Configu
 
 
 def worst(collected: Collected, styles: Sequence[Style], configuration: Configuration, kind: WorstOf) -> Figure | None:
-    """Accuracy of the worst decile or cluster for each method, beside its distribution under equal skill."""
+    """Plot each method's accuracy on the worst decile or cluster, beside its distribution if all clients were equal."""
     if configuration.metric == "loss":
         return None
     by_method = worst_of(collected, configuration, kind)
@@ -80,19 +80,19 @@ def worst(collected: Collected, styles: Sequence[Style], configuration: Configur
 
 
 def unseen(collected: Collected, styles: Sequence[Style], configuration: Configuration, kind: str) -> Figure | None:
-    """Accuracy of clients that join after training, against their number of labelled samples."""
+    """Plot the accuracy of clients that join after training against their number of labelled samples."""
     frame = unseen_accuracy(collected, configuration, kind)
     if frame.is_empty():
         return None
-    last = frame.group_by("contender", maintain_order=True).last()
+    last = frame.group_by("method_id", maintain_order=True).last()
     last = last.sort("mean", descending=True, maintain_order=True)
     names = {style.id: style.short for style in styles}
     alt_text = f"Accuracy of {UNSEEN_KINDS[kind]} that join after training, against labelled samples, "
     alt_text += f"{configuration.title}. From best to worst with all samples: "
-    alt_text += ", ".join(names[method] for method in last["contender"]) + "."
+    alt_text += ", ".join(names[method] for method in last["method_id"]) + "."
     across = Axis(title="Labelled samples of a client, in all", ticks=tuple(frame["x"].unique().sort().to_list()))
     up = Axis(title="Accuracy, %", limits=LIMITS["accuracy"])
     chart = curves(frame.drop("seeds"), styles, across, up)
     subtitle = [f"Accuracy, %, of {UNSEEN_KINDS[kind]}", "mean and range of the seeds"]
-    see = f"With all samples: {ranking(dict(last.select('contender', 'mean').iter_rows()), styles, 1)}."
+    see = f"With all samples: {ranking(dict(last.select('method_id', 'mean').iter_rows()), styles, 1)}."
     return render(chart, f"unseen_{kind}_{configuration.id}", configuration.title, subtitle, alt_text, see)

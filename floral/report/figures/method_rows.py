@@ -1,4 +1,4 @@
-"""Figure with one row of marks per method, on an axis that shows the differences between methods."""
+"""Figure with one row of marks per method. The axis covers only the range in which methods differ."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def method_rows(
     marks: list[Mark], styles: Sequence[Style], configuration: Configuration, kind: str, title: str,
     digits: int | None, subtitle: str, alt_text: str, see: str = "",
 ) -> Figure:  # fmt: skip
-    """Plot the marks of each method. The subtitle names cut intervals and methods outside the axis."""
+    """Plot the marks of each method in a row. The subtitle names cut intervals and methods outside the axis."""
     low, high = LIMITS[configuration.metric]
     measured = [end for _, mark_kind, *ends in marks if mark_kind != "interval" for end in ends if end is not None]
     log = is_logarithmic(configuration, measured)
@@ -62,7 +62,7 @@ def method_rows(
         for note, methods in notes.items()
         if methods
     ]
-    types = {"contender": pl.String, "kind": pl.String, "value": pl.Float64, "value2": pl.Float64, "label": pl.String}
+    types = {"method_id": pl.String, "kind": pl.String, "value": pl.Float64, "value2": pl.Float64, "label": pl.String}
     inside = [(*mark, None) for mark in clipped if mark[0] not in far]
     frame = pl.DataFrame([*inside, *labels], schema=types, orient="row").with_columns(
         pl.col("value", "value2").round_sig_figs(6)
@@ -72,7 +72,7 @@ def method_rows(
 
 
 def _ranges(marks: list[Mark]) -> dict[str, Range]:
-    """method → lowest and highest value of its marks."""
+    """Return the lowest and highest value of each method's marks."""
     values: dict[str, list[float]] = {}
     for method, _, *ends in marks:
         values.setdefault(method, []).extend(end for end in ends if end is not None)

@@ -22,7 +22,7 @@ from floral.report.tables import number
 
 
 def result(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> Figure | None:
-    """The mean of each method with its 95 % interval, and every seed."""
+    """Plot each method's mean with its 95 % interval, and the value of every seed."""
     unit, means = result_unit(configuration), intervals(collected, configuration)
     if not means:
         return None
@@ -44,7 +44,7 @@ def result(collected: Collected, styles: Sequence[Style], configuration: Configu
 
 
 def tradeoff(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> Figure | None:
-    """The result of each method against all bytes sent in its runs."""
+    """Plot the result of each method against the bytes sent in a whole run."""
     unit, means = result_unit(configuration), intervals(collected, configuration)
     sent = collected.values(configuration, "bytes")
     drawn = [style for style in styles if style.id in means and style.id in sent]
@@ -62,7 +62,7 @@ def tradeoff(collected: Collected, styles: Sequence[Style], configuration: Confi
         ends = [mean.mean if end is None else end for end in (mean.low, mean.high)]
         if style.id not in far:
             rows.append((style.id, sum(values) / len(values), mean.mean, *ends))
-    names = ("contender", "x", "mean", "low", "high")
+    names = ("method_id", "x", "mean", "low", "high")
     frame = pl.DataFrame(rows, schema=dict(zip(names, (pl.String, *[pl.Float64] * 4), strict=True)), orient="row")
     alt_text = values_text(
         f"{unit.title} after the last round against bytes sent", configuration, drawn, means, unit.digits
@@ -80,12 +80,12 @@ def tradeoff(collected: Collected, styles: Sequence[Style], configuration: Confi
 
 
 def _dominated(point: tuple[float, float], points: Iterable[tuple[float, float]]) -> bool:
-    """Whether another (bytes, score) point has a better score with as few bytes or fewer. Higher scores are better."""
+    """Return whether another (bytes, score) point has a higher score with at most as many bytes."""
     return any(sent <= point[0] and score > point[1] for sent, score in points)
 
 
 def curves(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> dict[str, Figure | None]:
-    """Learning curves against rounds, bytes and forward-backward passes, by kind."""
+    """Plot learning curves against rounds, bytes and forward-backward passes. Return the figures by kind."""
     unit = result_unit(configuration)
     names = {style.id: style.short for style in styles}
     horizontal = {
@@ -99,12 +99,12 @@ def curves(collected: Collected, styles: Sequence[Style], configuration: Configu
         if frame.is_empty():
             continue
         log = is_logarithmic(configuration, [*frame["low"], *frame["high"]])
-        last = frame.group_by("contender", maintain_order=True).last()
+        last = frame.group_by("method_id", maintain_order=True).last()
         last = last.sort("mean", descending=unit.higher_is_better, maintain_order=True)
         alt_text = f"{unit.title} against {axis.title.lower()}, {configuration.title}. From best to worst at the end: "
-        alt_text += ", ".join(names[method] for method in last["contender"]) + "."
+        alt_text += ", ".join(names[method] for method in last["method_id"]) + "."
         vertical = Axis(title=unit.title, log=log, limits=LIMITS[configuration.metric])
-        ends = dict(last.select("contender", "mean").iter_rows())
+        ends = dict(last.select("method_id", "mean").iter_rows())
         see = f"At the end: {ranking(ends, styles, unit.digits, unit.higher_is_better)}."
         chart = curves_chart(frame, styles, axis, vertical)
         name, subtitle = f"{kind}_{configuration.id}", f"{unit.title}, against {kind}"

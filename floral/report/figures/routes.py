@@ -1,4 +1,4 @@
-"""Figures of the clients' routes: at the last round, over rounds, and compared with the true clusters."""
+"""Figures of the clients' routes: at the last round, over rounds, and in comparison with the true clusters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_CLIENTS_PER_CLUSTER, MAX_ROUNDS = 10, 40
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """A measure of the routes that is plotted over rounds."""
+    """A measure of the routes, plotted over rounds."""
 
     metric: str
     title: str
@@ -55,7 +55,7 @@ RECOVERY = {
 
 
 def routes(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> Figure | None:
-    """The routes of all clients at the last round, for each method that learns them."""
+    """Plot the routes of all clients at the last round, for each method that learns routes."""
     learned = [style.id for style in styles if style.group == "method"]
     frame, seeds = last_routes(collected, configuration, learned)
     if frame.is_empty():
@@ -63,7 +63,7 @@ def routes(collected: Collected, styles: Sequence[Style], configuration: Configu
     clients, clusters = configuration.task.clients, int(frame["cluster"].max()) + 1  # type: ignore[call-overload]
     chart = charts.routes(frame, styles, clients, clusters)
     names = {style.id: style.short for style in styles}
-    matched = frame.group_by("contender", maintain_order=True).agg(
+    matched = frame.group_by("method_id", maintain_order=True).agg(
         pl.col("weight").filter(pl.col("cluster") == pl.col("true_cluster")).mean()
     )
     alt_text = f"Routes of {clients} clients, {configuration.title}. Mean weight on the matched true cluster: "
@@ -74,16 +74,16 @@ def routes(collected: Collected, styles: Sequence[Style], configuration: Configu
 
 
 def over_rounds(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> Figure | None:
-    """The learned cluster with the largest weight over rounds, for some clients of each true cluster, in one run."""
+    """Plot over rounds the cluster with the largest weight, for some clients of each true cluster in one run."""
     rows = collected.routes
-    if rows.is_empty() or (rows := rows.filter(pl.col("setting") == configuration.id)).is_empty():
+    if rows.is_empty() or (rows := rows.filter(pl.col("configuration") == configuration.id)).is_empty():
         return None
-    rows = rows.filter((pl.col("contender") == rows["contender"][0]) & pl.col("route").is_not_null())
+    rows = rows.filter((pl.col("method_id") == rows["method_id"][0]) & pl.col("route").is_not_null())
     clusters = int(rows["route"].list.len().max() or 0)  # type: ignore[arg-type]
     if not 2 <= clusters <= len(charts.HUES):
         return None
     frame, matched_share = routes_over_rounds(rows, MAX_CLIENTS_PER_CLUSTER, MAX_ROUNDS)
-    style, seed = next(style for style in styles if style.id == rows["contender"][0]), rows["seed"][0]
+    style, seed = next(style for style in styles if style.id == rows["method_id"][0]), rows["seed"][0]
     see = f"Clients that give the most weight to the cluster matched to their true cluster: {100 * matched_share:.0f} %"
     see += " at the end."
     alt_text = f"Cluster with the largest weight over rounds, {style.short}, {configuration.title}. {see}"
@@ -96,17 +96,17 @@ def over_rounds(collected: Collected, styles: Sequence[Style], configuration: Co
 
 
 def recovery(collected: Collected, styles: Sequence[Style], configuration: Configuration, kind: str) -> Figure | None:
-    """A measure of RECOVERY against rounds, for all methods but oracles."""
+    """Plot one measure of RECOVERY against rounds, for all methods except oracles."""
     measure = RECOVERY[kind]
     learned = [style for style in styles if style.group != "oracle"]
     frame = curve(collected, configuration, measure.metric, "round", 1)
     if not frame.is_empty():
-        frame = frame.filter(pl.col("contender").is_in([style.id for style in learned]))
+        frame = frame.filter(pl.col("method_id").is_in([style.id for style in learned]))
     if frame.is_empty():
         return None
     names = {style.id: style.short for style in styles}
-    last = frame.group_by("contender", maintain_order=True).last()
-    ends = dict(last.select("contender", "mean").iter_rows())
+    last = frame.group_by("method_id", maintain_order=True).last()
+    ends = dict(last.select("method_id", "mean").iter_rows())
     alt_text = f"{measure.title}, {configuration.title}; at the end: "
     alt_text += ", ".join(f"{names[method]} {number(value, 2)}" for method, value in ends.items()) + "."
     see = f"At the end: {ranking(ends, styles, 2, measure.higher_is_better)}."

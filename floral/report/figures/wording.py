@@ -13,7 +13,10 @@ MAX_NAMED = 3
 
 
 def ranking(values: Mapping[str, float], styles: Sequence[Style], digits: int | None, higher: bool = True) -> str:
-    """`A 84.3, B 83.9, C 81.0 … Z 10.2`: the best three methods and the last. values: method → value."""
+    """Return the best three methods and the last, such as `A 84.3, B 83.9, C 81.0 … Z 10.2`.
+
+    values: method → value.
+    """
     names = {style.id: style.short for style in styles}
     ranked = sorted(((n, v) for n, v in values.items() if v is not None), key=lambda pair: pair[1], reverse=higher)
     texts = [f"{names[method]} {number(value, digits)}" for method, value in ranked]
@@ -21,7 +24,7 @@ def ranking(values: Mapping[str, float], styles: Sequence[Style], digits: int | 
 
 
 def overlap(means: Mapping[str, Interval], higher: bool) -> str:
-    """State how many intervals overlap the interval of the best mean; only `.` without intervals."""
+    """State how many intervals overlap the interval of the best mean. Without intervals, return a full stop."""
     ranked = sorted(means.values(), key=lambda interval: interval.mean, reverse=higher)
     if len(ranked) < 2 or ranked[0].low is None:
         return "."
@@ -34,7 +37,7 @@ def values_text(
     quantity: str, configuration: Configuration, styles: Sequence[Style], values: Mapping[str, Interval],
     digits: int | None,
 ) -> str:  # fmt: skip
-    """`quantity, configuration: A 84.3 (83.1 to 85.5); B …`: all values with their intervals."""
+    """Return all values with their intervals, such as `quantity, configuration: A 84.3 (83.1 to 85.5); B …`."""
     texts = []
     for style in styles:
         if (interval := values.get(style.id)) is not None:
@@ -48,6 +51,6 @@ def values_text(
 
 
 def name_few(names: Iterable[str]) -> str:
-    """The names, or only their number if they would not fit into a line."""
+    """Return the names, or only their number if the names would not fit into a line."""
     names = list(names)
     return ", ".join(names) if len(names) <= MAX_NAMED else f"{len(names)} methods"

@@ -21,7 +21,7 @@ Cells = Mapping[str, Mapping[str, Cell]]
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """Everything that a section may read."""
+    """The input of every section: results, styles, captions and figures."""
 
     collected: Collected
     styles: Mapping[str, Style]
@@ -31,11 +31,11 @@ class Material:
     """configuration → kind → figure, in the order of the configurations and without those that have no figures."""
 
     def rows(self, cells: Cells) -> list[tuple[Style, Mapping[str, Cell]]]:
-        """The rows of a table, in the order of the styles, for methods with cells."""
+        """Return the rows of a table for all methods with cells, in the order of the styles."""
         return [(style, cells[method]) for method, style in self.styles.items() if method in cells]
 
     def figures_of(self, *kinds: str) -> tuple[Figure, ...]:
-        """The figures of these kinds, one configuration after the other."""
+        """Return the figures of these kinds, one configuration after the other."""
         return tuple(figures[kind] for figures in self.figures.values() for kind in kinds if kind in figures)
 
 
@@ -72,7 +72,7 @@ Make = Callable[[Material], Section | None]
 
 
 def figures_section(material: Material, id_: str, *kinds: str) -> Section | None:
-    """A section with only figures, of these kinds; None if there is no such figure."""
+    """Build a section that has only figures of these kinds. Return None if there is no such figure."""
     figures = material.figures_of(*kinds)
     return Section(id=id_, figures=(figures,)) if figures else None
 
@@ -81,9 +81,10 @@ def side_by_side(
     material: Material, name: str, configurations: tuple[Configuration, ...], cells: Mapping[str, Cells],
     columns: Callable[[Configuration, Cells], dict[str, str]],
 ) -> tuple[Part, ...]:  # fmt: skip
-    """Tables with up to CONFIGURATIONS_PER_TABLE configurations side by side.
+    """Build tables with up to CONFIGURATIONS_PER_TABLE configurations side by side.
 
-    cells: configuration → method → column → cell. columns: returns column → title for a configuration.
+    cells: configuration → method → column → cell.
+    columns: function that returns column → title for a configuration.
     """
     parts = []
     for start in range(0, len(configurations), CONFIGURATIONS_PER_TABLE):

@@ -36,7 +36,7 @@ RELATIVE_TOLERANCE = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """A run's result on its clients' own test samples at one evaluated round."""
+    """The result of a run on its clients' own test samples at one evaluated round."""
 
     value: float
     round: int
@@ -48,35 +48,35 @@ Readings = dict[str, dict[int, Reading]]
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """One budget on one configuration: its limit by seed, and what each method reaches within it."""
+    """A budget on one configuration: its limit for each seed, and the result of each method within it."""
 
     limits: dict[int, float]
     readings: dict[Rule, Readings]
 
 
 def level(collected: Collected, styles: Mapping[str, Style], configuration: Configuration, budget: Budget) -> Level:
-    """Find the largest budget that every method can spend, and read every method within it.
+    """Find the largest budget that every method can spend, and the result of every method within it.
 
     The budget of a seed is the smallest amount that any method has spent at its end. Methods that spend nothing,
-    oracles and controls do not set it, but are read as well. All methods of a seed share samples and cohorts.
+    oracles and controls do not set the budget, but have a result too. All methods of a seed share samples and cohorts.
 
-    Rule `last` reads the last evaluated round within the budget. Rule `selected` reads the evaluated round within the
-    budget with the smallest validation loss, the first of equal ones. Nothing is interpolated, and test samples select
-    nothing.
+    Rule `last` takes the last evaluated round within the budget. Rule `selected` takes the evaluated round within the
+    budget with the smallest validation loss; of equal losses, the first round. Nothing is interpolated. Test samples
+    are not used to select a round.
     """
     rows = evaluations(collected, configuration)
     methods = [method for method, style in styles.items() if style.group == "method"]
     readings: dict[Rule, Readings] = {"last": {}, "selected": {}}
     limits: dict[int, float] = {}
     for (seed,), of_seed in rows.group_by("seed", maintain_order=True):
-        totals = of_seed.group_by("contender", maintain_order=True).agg(pl.col(budget).max()).filter(pl.col(budget) > 0)
-        of_methods = totals.filter(pl.col("contender").is_in(methods))
+        totals = of_seed.group_by("method_id", maintain_order=True).agg(pl.col(budget).max()).filter(pl.col(budget) > 0)
+        of_methods = totals.filter(pl.col("method_id").is_in(methods))
         if totals.is_empty():
             continue
         limit = float((totals if of_methods.is_empty() else of_methods)[budget].min())  # type: ignore[arg-type]
         limits[int(seed)] = limit  # type: ignore[call-overload]
         within = of_seed.filter(pl.col(budget) <= limit * (1 + RELATIVE_TOLERANCE))
-        for (method,), evaluated in within.group_by("contender", maintain_order=True):
+        for (method,), evaluated in within.group_by("method_id", maintain_order=True):
             selection = {"last": evaluated.row(-1, named=True)}
             valid = evaluated.filter(pl.col("validation").is_finite())
             if not valid.is_empty():
@@ -89,14 +89,14 @@ def level(collected: Collected, styles: Mapping[str, Style], configuration: Conf
 
 
 def evaluations(collected: Collected, configuration: Configuration) -> pl.DataFrame:
-    """One row per done run and evaluated round, in order.
+    """Return one row per done run and evaluated round, sorted.
 
-    Columns: contender, seed, round, bytes, client_passes, value (on test samples), validation (loss).
+    Columns: method_id, seed, round, bytes, client_passes, value (on test samples), validation (loss).
     """
     if collected.curves.is_empty():
         return pl.DataFrame(schema={"seed": pl.Int64})
-    done = collected.summary.filter((pl.col("setting") == configuration.id) & (pl.col("status") == "done"))
-    keys, spent = ["setting", "contender", "seed"], ["round", "bytes", "client_passes"]
+    done = collected.summary.filter((pl.col("configuration") == configuration.id) & (pl.col("status") == "done"))
+    keys, spent = ["configuration", "method_id", "seed"], ["round", "bytes", "client_passes"]
     rows = collected.curves.join(done.select(keys), on=keys, how="semi", maintain_order="left")
 
     def values_of(metric: str, name: str) -> pl.DataFrame:
@@ -105,14 +105,14 @@ def evaluations(collected: Collected, configuration: Configuration) -> pl.DataFr
     validation = values_of("validation/loss", "validation").drop("bytes", "client_passes")
     test = values_of(f"test/{configuration.metric}", "value")
     joined = test.join(validation, on=[*keys, "round"], how="left")
-    return joined.filter(pl.col("value").is_finite()).sort("contender", "seed", "round")
+    return joined.filter(pl.col("value").is_finite()).sort("method_id", "seed", "round")
 
 
 # ------------------------------------------------------------------------------------------------ the table
 
 
 def section(material: Material) -> Section | None:
-    """The figures of results against bytes, and one table for each configuration."""
+    """Build the section: figures of results against bytes, and one table for each configuration."""
     parts = []
     for configuration in material.collected.configurations:
         levels: dict[Budget, Level] = {}
@@ -152,7 +152,7 @@ def _part(material: Material, configuration: Configuration, levels: Mapping[Budg
 
 
 def _value_cells(material: Material, configuration: Configuration, readings: Readings) -> dict[str, Cell]:
-    """method → its mean and interval, with the paired difference to the reference below."""
+    """Return a cell for each method: mean and interval, and below them the paired difference to the reference."""
     collected, unit = material.collected, result_unit(configuration)
     counts, usual = seed_counts(collected, configuration), usual_seeds(collected)
     excluded = methods_without_mean(collected, configuration)

@@ -20,14 +20,17 @@ CLAIMS = {
 
 
 def claim(difference: Interval) -> Claim:
-    """Whether FLoRAL − other shows that FLoRAL is better (holds) or worse (fails): the 95 % interval excludes 0."""
+    """Return `holds`, `fails` or `undecided` for the claim that FLoRAL is better than another method.
+
+    The claim is decided if the 95 % interval of FLoRAL − other excludes 0.
+    """
     if not difference.excludes_zero:
         return "undecided"
     return "holds" if difference.mean > 0 else "fails"
 
 
 def section(material: Material) -> Section | None:
-    """One table for each claim: FLoRAL variants down, configurations across."""
+    """Build the section: one table for each claim, with FLoRAL variants down and configurations across."""
     parts = [part for name in CLAIMS if (part := _part(material, name)) is not None]
     return Section(id="claims", parts=tuple(parts)) if parts else None
 

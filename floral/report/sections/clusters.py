@@ -17,7 +17,11 @@ GAP, DECILE = "gap", "decile"
 
 
 def section(material: Material) -> Section | None:
-    """None if no configuration has two true clusters, or if no run stores their means (earlier versions)."""
+    """Build the section.
+
+    Return None if no configuration has two true clusters. Return None too if no run stores the means of clusters, as
+    in runs of earlier versions.
+    """
     caption = material.captions["clusters"]["latex"]
     parts = []
     for configuration in material.collected.configurations:
@@ -29,7 +33,10 @@ def section(material: Material) -> Section | None:
 
 
 def cluster_cells(collected: Collected, configuration: Configuration) -> dict[str, dict[str, Cell]]:
-    """method → column → cell, over done seeds. Columns: each true cluster, `gap`, and for regression `decile`."""
+    """Return the cells over done seeds, as method → column → cell.
+
+    Columns: each true cluster, `gap`, and for regression `decile`.
+    """
     unit, usual = result_unit(configuration), usual_seeds(collected)
     excluded = methods_without_mean(collected, configuration)
     deciles = collected.values(configuration, "worst_decile_loss")
@@ -62,9 +69,9 @@ def _table(material: Material, configuration: Configuration, cells: dict[str, di
 
 
 def _cluster_sizes(collected: Collected, configuration: Configuration) -> str:
-    """State the number of clients in each cluster, from the first run."""
-    rows = collected.clients.filter(pl.col("setting") == configuration.id)
-    first = rows.filter((pl.col("contender") == rows["contender"][0]) & (pl.col("seed") == rows["seed"][0]))
+    """State the number of clients in each cluster of the first run."""
+    rows = collected.clients.filter(pl.col("configuration") == configuration.id)
+    first = rows.filter((pl.col("method_id") == rows["method_id"][0]) & (pl.col("seed") == rows["seed"][0]))
     counts = first.group_by("cluster").len().sort("cluster")["len"].to_list()
     if len(set(counts)) == 1:
         return f"{counts[0]} clients in each cluster."

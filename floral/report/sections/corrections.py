@@ -15,7 +15,7 @@ ALL_CORRECTIONS = "corrected"
 
 
 def section(material: Material) -> Section | None:
-    """One table for each task that the suite runs with official fidelity and with a correction of it."""
+    """Build the section: one table for each task that runs with official fidelity and with a corrected switch."""
     parts = []
     for official in material.collected.configurations:
         if official.fidelity == "official" and not official.switches:
@@ -26,7 +26,10 @@ def section(material: Material) -> Section | None:
 
 
 def corrected_configurations(collected: Collected, official: Configuration) -> dict[str, Configuration]:
-    """`switch: value` → official fidelity with this switch changed; last, `corrected` → corrected fidelity."""
+    """Return the configurations that correct official fidelity, by title.
+
+    A title is `switch: value` if one switch is changed. The last one is `corrected`, for corrected fidelity.
+    """
     same_task = [item for item in collected.configurations if item.task == official.task]
     single = {
         f"{switch}: {value}": item
@@ -41,7 +44,10 @@ def corrected_configurations(collected: Collected, official: Configuration) -> d
 def correction_cells(
     collected: Collected, official: Configuration, corrected: Mapping[str, Configuration]
 ) -> dict[str, dict[str, Cell]]:
-    """method → column → cell: `official` has the mean, each correction its difference to it, paired by seed."""
+    """Return the cells as method → column → cell.
+
+    The column `official` has the mean. The column of each correction has the difference to it, paired by seed.
+    """
     usual, digits = usual_seeds(collected), result_unit(official).digits
     before = results(collected, official)
     cells: dict[str, dict[str, Cell]] = {}

@@ -39,15 +39,15 @@ def section(material: Material) -> Section | None:
 
 
 def cost_cells(collected: Collected, configuration: Configuration) -> dict[str, dict[str, Cell]]:
-    """method → cost → cell. Seconds and memory are means over done seeds; diverged seeds are left out."""
+    """Return the cells as method → cost → cell. Seconds and memory are means over done seeds."""
     if collected.costs.is_empty():
         return {}
-    costs = collected.costs.filter(pl.col("setting") == configuration.id)
-    summary = collected.summary.filter(pl.col("setting") == configuration.id)
+    costs = collected.costs.filter(pl.col("configuration") == configuration.id)
+    summary = collected.summary.filter(pl.col("configuration") == configuration.id)
     cells: dict[str, dict[str, Cell]] = {}
-    for (method,), rows in costs.group_by("contender", maintain_order=True):
+    for (method,), rows in costs.group_by("method_id", maintain_order=True):
         first, done = rows.row(0, named=True), rows.filter(pl.col("status") == "done")
-        runs = summary.filter(pl.col("contender") == method)
+        runs = summary.filter(pl.col("method_id") == method)
         parameters = first["parameters"]
         values = {
             **parameters, "sent_down": BYTES_PER_FLOAT * parameters["sent_down"],
@@ -64,10 +64,10 @@ def cost_cells(collected: Collected, configuration: Configuration) -> dict[str, 
 
 
 def client_floats(parameters: Mapping[str, int]) -> int:
-    """Number of floats that one client holds in memory during training.
+    """Return the number of floats that one client holds in memory during training.
 
-    These are all parameters that it receives, serves or keeps private, and one gradient per trained parameter. 0 in
-    pooled training, where clients neither receive nor keep anything.
+    These are all parameters that it receives, serves or stores privately, and one gradient per trained parameter. The
+    number is 0 in pooled training, where clients do not hold parameters.
     """
     if parameters["sent_down"] + parameters["kept_private"] == 0:
         return 0

@@ -13,7 +13,10 @@ from floral.report.tables import EMPTY, Cell, Column, Table, grid, interval_cell
 
 
 def section(material: Material) -> Section | None:
-    """One table for each configuration in which a method shares a seed with the reference, and ranks over tasks."""
+    """Build the section: differences to the reference, one table for each configuration, and ranks over tasks.
+
+    A configuration has a table if a method shares a seed with the reference.
+    """
     parts = [part for item in material.collected.configurations if (part := _part(material, item)) is not None]
     ranks, reason = rank_diagram.ranked(material)
     if ranks is not None:
@@ -40,7 +43,10 @@ def _part(material: Material, configuration: Configuration) -> Part | None:
 
 
 def decided_cells(collected: Collected, configuration: Configuration) -> dict[str, dict[str, Cell]]:
-    """method → column → cell. Columns: `difference`, `verdict`, `more`, and `p` if it can be significant."""
+    """Return the cells as method → column → cell.
+
+    Columns: `difference`, `verdict`, `more`, and `p` if it can be below 0.05 with this number of seeds.
+    """
     paired, unit = results(collected, configuration), result_unit(configuration)
     by_method = _differences(collected, configuration)
     corrected = statistics.holm({method: statistics.sign_flip(by_seed) for method, by_seed in by_method.items()})
@@ -60,7 +66,7 @@ def decided_cells(collected: Collected, configuration: Configuration) -> dict[st
 
 
 def _differences(collected: Collected, configuration: Configuration) -> dict[str, list[float]]:
-    """method → its differences to the reference, seed by seed."""
+    """Return the differences of each method to the reference, one for each shared seed."""
     paired = results(collected, configuration)
     if REFERENCE not in paired.values:
         return {}

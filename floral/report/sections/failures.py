@@ -1,4 +1,4 @@
-"""Section with the runs that have no result, and why."""
+"""Section that lists the runs without a result, with the reasons."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ def section(material: Material) -> Section | None:
 
 
 def without_result(collected: Collected) -> list[dict[str, Any]]:
-    """One row for each diverged and failed run, and one for all missing runs of equal task, variant and reason."""
+    """Return one row for each diverged or failed run, and one row for all missing runs of a task and variant.
+
+    Missing runs with different reasons have separate rows.
+    """
     diverged = collected.summary.filter(pl.col("status") == "diverged")
     rows: list[dict[str, Any]] = [
         {
@@ -34,7 +37,9 @@ def without_result(collected: Collected) -> list[dict[str, Any]]:
         }  # fmt: skip
         if item.status == "failed":
             rows.append({**row, "reason": _sentences(item.reason, item.hint)})
-            if item.reason == "mistake":  # the message of a ConfigError is written for users, without a traceback
+            if (
+                item.reason == "mistake"
+            ):  # The message of a ConfigError says what to do, so users do not need the traceback.
                 message = item.exception.partition(": ")[2]
                 rows[-1] |= {"reason": _sentences(f"mistake: {message}", item.hint), "exception": ""}
         elif (key := (run.task.name, run.variant.name, item.reason)) in missing:

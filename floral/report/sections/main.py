@@ -52,7 +52,10 @@ def section(material: Material) -> Section:
 def main_cells(
     collected: Collected, styles: Mapping[str, Style], configuration: Configuration
 ) -> dict[str, dict[str, Cell]]:
-    """method → `value`, `top5`, `perplexity`, `official`, `difference` → cell. Cells name the diverged seeds."""
+    """Return the cells as method → column → cell. Cells state the number of diverged seeds.
+
+    Columns: `value`, `top5`, `perplexity`, `official`, `difference`.
+    """
     unit, counts = result_unit(configuration), seed_counts(collected, configuration)
     result, paired = intervals(collected, configuration), differences(collected, configuration)
     official = means(collected, configuration, "official_score", unit.scale)
@@ -84,13 +87,13 @@ def main_cells(
 
 
 def _number_of_classes(collected: Collected, configuration: Configuration) -> int:
-    """0 if no run states it, as for regression and for runs of earlier versions."""
-    classes = collected.summary.filter(pl.col("setting") == configuration.id)["classes"].max()
+    """Return the number of classes. It is 0 for regression, and for runs of earlier versions, which do not store it."""
+    classes = collected.summary.filter(pl.col("configuration") == configuration.id)["classes"].max()
     return classes if isinstance(classes, int) else 0
 
 
 def _without_mean(done: Mapping[int, float], note: str, unit: Unit) -> Cell:
-    """The numbers of lost seeds instead of a mean, with the values of the done seeds below."""
+    """Return a cell without a mean: the number of diverged seeds, and below it the values of the done seeds."""
     if not done:
         return Cell(text=EMPTY.text, note=note)
     values = ", ".join(number(value, unit.digits) for value in scaled(done, unit.scale).values())

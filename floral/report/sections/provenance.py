@@ -20,9 +20,9 @@ def section(material: Material) -> Section:
 def provenance(collected: Collected) -> dict[str, Any]:
     """Collect the facts of the section and of the notices at the top of the page.
 
-    stamp: time at which the last run finished, the page's only time. facts: name → text. partitions: one row each.
-    reused: runs taken from reference results. on_training: configurations evaluated on training samples.
-    inexact: data sets that are lossy or partial copies.
+    stamp: time at which the last run finished; the page shows no other time.
+    facts: name → text. partitions: one row for each partition. reused: number of runs from reference results.
+    on_training: configurations evaluated on training samples. inexact: data sets that are lossy or partial copies.
     """
     partitions = _partitions(collected)
     return {
@@ -36,7 +36,7 @@ def provenance(collected: Collected) -> dict[str, Any]:
 
 
 def _reused(references: pl.Series) -> str:
-    """Number of runs taken from each reference; empty if all runs were made here."""
+    """State the number of runs taken from each reference. The text is empty if there are none."""
     counts = references.drop_nulls().value_counts().sort("reference")
     texts = [f"{count(n, 'run')} of reports/reference/{name}" for name, n in counts.iter_rows()]
     return f"not run here, but reused: {'; '.join(texts)}" if texts else ""
@@ -59,13 +59,13 @@ def _facts(costs: pl.DataFrame) -> dict[str, str]:
 
 def _partitions(collected: Collected) -> list[dict[str, Any]]:
     finished = collected.summary.filter(pl.col("partition_digest").is_not_null())
-    groups = finished.group_by("setting", "partition_digest", maintain_order=True).agg(
+    groups = finished.group_by("configuration", "partition_digest", maintain_order=True).agg(
         seeds=pl.col("seed").unique().sort(), runs=pl.len(), exact=pl.col("data_exact").all()
     )
     configurations = {configuration.id: configuration for configuration in collected.configurations}
     rows = []
     for row in groups.iter_rows(named=True):
-        configuration = configurations[row["setting"]]
+        configuration = configurations[row["configuration"]]
         data, joining = configuration.task.data, configuration.task.unseen
         clients = f"{configuration.task.clients}" + (f" and {joining.clients} unseen" if joining else "")
         rows.append({
@@ -87,7 +87,10 @@ def _data(data: str | Synthetic | CustomData) -> str:
 
 
 def matmul_precisions(execution: pl.Series) -> str:
-    """The precision of matrix products, if a run did not use single precision. Earlier versions always used it."""
+    """Return the precisions of matrix products, if a run did not use single precision.
+
+    Runs of earlier versions do not store the precision; they used single precision.
+    """
     fields = execution.struct.fields
     kinds = execution.struct.field("precision").fill_null("fp32") if "precision" in fields else pl.Series(["fp32"])
     return f" (products in {_distinct(kinds)})" if (kinds != "fp32").any() else ""

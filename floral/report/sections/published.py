@@ -31,14 +31,14 @@ Verdict = Literal["agrees", "differs", "inconclusive", "not comparable"]
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A cell of the published table, in per cent: mean and standard deviation over PUBLISHED_SEEDS seeds."""
+    """A cell of the published table: mean and standard deviation over PUBLISHED_SEEDS seeds, in per cent."""
 
     mean: float
     deviation: float
 
     @property
     def undecidable(self) -> bool:
-        """Whether agreement is impossible with any number of our seeds, because the published spread is too wide."""
+        """Whether the published spread is so wide that no number of our seeds can show agreement."""
         same = [self.mean, self.mean]
         half = welch_difference(same, self.mean, self.deviation, PUBLISHED_SEEDS, 0.9).half_width
         return half is not None and half > EQUIVALENCE_POINTS
@@ -64,7 +64,7 @@ def published() -> dict[tuple[str, str], Published]:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Our mean beside a published cell: the difference in points with Welch's 95 % interval, and the verdict."""
+    """The comparison of our mean with a published cell: difference in points, Welch's 95 % interval, and verdict."""
 
     mean: Interval
     published: Published
@@ -92,10 +92,10 @@ def compare(values: list[float], cell: Published, comparable: bool = True) -> Co
 
 
 def comparisons(collected: Collected, configuration: Configuration) -> dict[str, Comparison]:
-    """method → its comparison, for methods and tasks with exactly the published values; untuned, no changed switch.
+    """Return the comparison for each method whose values and task are exactly the published ones.
 
-    Under official fidelity our value is the official score, which is measured as the published one; under corrected
-    fidelity it is the accuracy.
+    Tuned methods and configurations with a changed switch are left out. Under official fidelity our value is the
+    official score, which is measured as in the paper. Under corrected fidelity it is the accuracy.
     """
     if configuration.task != catalogue.task(configuration.task.name) or configuration.switches:
         return {}
@@ -119,7 +119,10 @@ def _has_published_values(method: MethodRow) -> bool:
 
 
 def section(material: Material) -> Section | None:
-    """One table for each configuration. The first table of each fidelity is followed by the counts of all verdicts."""
+    """Build the section: one table for each configuration.
+
+    The note of the first table of each fidelity counts all verdicts of this fidelity.
+    """
     by_configuration = {item.id: comparisons(material.collected, item) for item in material.collected.configurations}
     columns = [
         Column(id="published", title="Published, %"), Column(id="ours", title="Ours, %"),
@@ -144,7 +147,7 @@ def section(material: Material) -> Section | None:
 
 
 def verdict_counts(fidelity: str, cells: list[Comparison]) -> str:
-    """State the number of cells with each verdict, and of cells that no experiment can decide."""
+    """State how many cells have each verdict, and how many can never agree because their spread is too wide."""
     counts = Counter(cell.verdict for cell in cells)
     text = ", ".join(f"{counts[name]} {name}" for name in ("agrees", "differs", "inconclusive") if cells)
     if counts["not comparable"]:

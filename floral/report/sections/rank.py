@@ -1,4 +1,4 @@
-"""Section with a method's result by rank and number of its adaptors."""
+"""Section that shows the result of a method by the rank and the number of its adaptors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Rank = float | str
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """One method on one task in several sizes."""
+    """One method on one task, with several ranks and numbers of adaptors."""
 
     configuration: Configuration
     results: dict[tuple[Rank, int], Interval]
@@ -37,7 +37,7 @@ class Sweep:
 
     @property
     def ranks(self) -> list[Rank]:
-        """Shares and numbers in increasing order, then rules."""
+        """The ranks in order: shares and numbers increasing, then rules such as `full`."""
         return sorted({rank for rank, _ in self.results}, key=lambda rank: (isinstance(rank, str), rank))
 
     @property
@@ -46,13 +46,13 @@ class Sweep:
 
     @property
     def title(self) -> str:
-        """The task's title without assumed clusters, which are an axis of this section."""
+        """The title of the task. It omits the assumed clusters, which are an axis of the figure."""
         switches = [f"{name} {value}" for name, value in self.configuration.switches.items()]
         return ", ".join([self.configuration.task.title, f"{self.configuration.fidelity} fidelity", *switches])
 
 
 def section(material: Material) -> Section | None:
-    """None if no method was run with two ranks and two numbers of adaptors on one task."""
+    """Build the section. Return None if no method has two ranks and two numbers of adaptors on one task."""
     parts, figures = [], []
     for position, sweep in enumerate(sweeps(material)):
         name = f"rank_clusters_{position + 1}_{sweep.configuration.task.name}"
@@ -63,7 +63,7 @@ def section(material: Material) -> Section | None:
 
 
 def sweeps(material: Material) -> Iterator[Sweep]:
-    """Every method and task with two ranks and two numbers of adaptors.
+    """Return a sweep for every method and task with two ranks and two numbers of adaptors.
 
     Configurations that differ only in `assumed_clusters` count as one task. Tuned methods are left out, because their
     values differ between tasks.

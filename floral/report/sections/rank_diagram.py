@@ -1,4 +1,4 @@
-"""Ranks of methods over the tasks of a suite: critical-difference diagram and table."""
+"""Ranks of methods over the tasks of a suite, as critical-difference diagram and as table."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from floral.report.tables import Cell, Column, grid, number
 
 
 def ranked(material: Material) -> tuple[Ranks | None, str]:
-    """The ranks of all methods with a mean on every task, or None and the reason why there are none.
+    """Return the ranks of all methods that have a mean on every task; if there are none, None and the reason.
 
-    Oracles and controls are left out. A task counts once, in its first configuration.
+    Oracles and controls are left out. Each task counts once, with its first configuration.
     """
     table, configurations = _table(material), _first_configurations(material)
     tasks, methods = len(configurations), len(table)
@@ -40,7 +40,7 @@ def ranked(material: Material) -> tuple[Ranks | None, str]:
 
 
 def _first_configurations(material: Material) -> list[Configuration]:
-    """The first configuration of each task."""
+    """Return the first configuration of each task."""
     firsts: dict[str, Configuration] = {}
     for configuration in material.collected.configurations:
         firsts.setdefault(configuration.task.name, configuration)
@@ -48,7 +48,7 @@ def _first_configurations(material: Material) -> list[Configuration]:
 
 
 def _table(material: Material) -> dict[str, list[float]]:
-    """method → its mean on each task, for methods with a mean on all tasks."""
+    """Return the means of each method on the tasks, for methods with a mean on all tasks."""
     by_task = [results(material.collected, item).values for item in _first_configurations(material)]
     methods = [method for method, style in material.styles.items() if style.group == "method"]
     return {
@@ -61,7 +61,7 @@ def _table(material: Material) -> dict[str, list[float]]:
 def figure(material: Material, ranks: Ranks) -> Figure:
     order = sorted(ranks.mean, key=lambda method: ranks.mean[method])
     styles = [material.styles[method] for method in order]
-    frame = pl.DataFrame({"contender": order, "rank": [ranks.mean[method] for method in order]})
+    frame = pl.DataFrame({"method_id": order, "rank": [ranks.mean[method] for method in order]})
     bars = [(group[0], group[-1]) for group in statistics.indistinguishable(ranks)]
     chart = ranks_chart(frame, styles, bars)
     alt_text = f"Mean ranks over {ranks.tasks} tasks, best first: "
@@ -71,7 +71,7 @@ def figure(material: Material, ranks: Ranks) -> Figure:
 
 
 def part(material: Material, ranks: Ranks) -> Part:
-    """The mean ranks, and Wilcoxon's p against the reference if it can be significant."""
+    """Build the table of mean ranks, with Wilcoxon's p against the reference if p can be below 0.05."""
     columns = [Column(id="rank", title="Mean rank")]
     cells = {method: {"rank": Cell(text=number(rank, 2), order=rank)} for method, rank in ranks.mean.items()}
     comparisons = len(ranks.mean) - 1

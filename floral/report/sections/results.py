@@ -1,4 +1,4 @@
-"""Section with a figure of all results for each configuration."""
+"""Section with one figure for each configuration, which shows the results of all methods."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from floral.report.sections.base import Material, Section, figures_section
 
 
 def section(material: Material) -> Section | None:
-    made = figures_section(material, "result", "result")
+    figures = figures_section(material, "result", "result")
     without = len(material.collected.configurations) - len(material.figures)
     note = (
         f"Configurations shown only in tables, because they change switches of a configuration with figures: {without}."
     )
-    return replace(made, note=note) if made and without else made
+    return replace(figures, note=note) if figures and without else figures

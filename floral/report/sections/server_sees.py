@@ -1,4 +1,4 @@
-"""Section on privacy: what the server sees of single clients, and what the routes sent to it reveal."""
+"""Section on privacy: what the server sees of single clients, and what their routes reveal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from floral.report.tables import EMPTY, Cell, Column, grid, number
 
 
 def section(material: Material) -> Section:
-    """One table over all configurations."""
+    """Build the section: one table for all configurations."""
     collected = material.collected
     methods = {method.id: method for method in collected.methods}
     leaks = {configuration.id: leakage(collected, configuration) for configuration in collected.configurations}
@@ -36,14 +36,14 @@ def section(material: Material) -> Section:
 
 
 def leakage(collected: Collected, configuration: Configuration) -> dict[str, float]:
-    """method → mean adjusted Rand index, over done seeds, of the routes that clients send to the server.
+    """Return the adjusted Rand index of the routes that clients send to the server, as mean over done seeds by method.
 
-    Methods that send no routes are left out, and so are oracles, which know the true clusters anyway.
+    Methods that send no routes are left out. Oracles are left out too, because they know the true clusters.
     """
     rows = collected.summary.filter(
-        (pl.col("setting") == configuration.id) & (pl.col("status") == "done") & pl.col("ari").is_not_null()
+        (pl.col("configuration") == configuration.id) & (pl.col("status") == "done") & pl.col("ari").is_not_null()
     )
-    means = dict(rows.group_by("contender", maintain_order=True).agg(pl.col("ari").mean()).iter_rows())
+    means = dict(rows.group_by("method_id", maintain_order=True).agg(pl.col("ari").mean()).iter_rows())
     sending = {
         method.id
         for method in collected.methods_on(configuration)

@@ -23,7 +23,7 @@ def section(material: Material) -> Section | None:
 
 
 def paragraphs(collected: Collected, facts: dict[str, str]) -> dict[str, str]:
-    """The setup as plain `text`, and as `latex` with special characters escaped."""
+    """Return the setup as plain `text`, and as `latex` with special characters escaped."""
     sentences = [*(_configuration(configuration) for configuration in collected.configurations), _methods(collected)]
     sentences += [_tuning(collected), _seeds(collected), _versions(facts)]
     text = "\n\n".join(sentence for sentence in sentences if sentence)
@@ -31,7 +31,7 @@ def paragraphs(collected: Collected, facts: dict[str, str]) -> dict[str, str]:
 
 
 def checklist(collected: Collected, facts: dict[str, str], command: str) -> list[tuple[str, str]]:
-    """The questions that conferences ask, each with its answer from the runs or `not stated`."""
+    """Return the questions of conference checklists, each with its answer from the runs or with `not stated`."""
     partitions = collected.summary["partition_digest"].drop_nulls().n_unique()
     inexact = not collected.summary["data_exact"].fill_null(True).all()
     counts = state(collected)
@@ -74,7 +74,7 @@ def _configuration(configuration: Configuration) -> str:
 
 
 def _changed_defaults(task: Task) -> str:
-    """Values of the task that differ from the defaults and do not occur in the other sentences."""
+    """State the values of the task that differ from the defaults and that no other sentence states."""
     changes = [f"training images: {task.augmentation.replace('_', ' and ')}"] if task.augmentation != "none" else []
     if task.normalise is not None:
         mean, std = list(task.normalise.mean), list(task.normalise.std)
@@ -87,7 +87,7 @@ def _changed_defaults(task: Task) -> str:
 
 
 def _values(part: Any) -> str:
-    """`kind (key value, …)` with the values that differ from the defaults."""
+    """Return `kind (key value, …)`, with only the values that differ from the defaults."""
     values = {key: value for key, value in part.model_dump(exclude_defaults=True).items() if key != "kind"}
     inner = ", ".join(f"{key} {value}" for key, value in values.items() if not isinstance(value, dict))
     return f"{part.kind}{f' ({inner})' if inner else ''}".replace("_", " ")
@@ -119,10 +119,10 @@ def _tuning(collected: Collected) -> str:
 
 
 def _error_bars(collected: Collected) -> str:
-    """Whether means have intervals, which requires at least two seeds."""
+    """State whether means have intervals. Intervals need at least two seeds."""
     seeds = (
         collected.summary.filter(pl.col("status") == "done")
-        .group_by("setting", "contender")
+        .group_by("configuration", "method_id")
         .agg(pl.col("seed").n_unique())
     )
     if seeds.is_empty() or seeds["seed"].max() == 1:

@@ -1,4 +1,4 @@
-"""Section with the costs until a target that is fixed by the reference method."""
+"""Section with the costs until a target result. The reference method sets the target."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COSTS = {
 
 
 def section(material: Material) -> Section | None:
-    """One table for each configuration in which the reference has a mean."""
+    """Build the section: one table for each configuration in which the reference has a mean."""
     parts = []
     for configuration in material.collected.configurations:
         if (goal := target(material.collected, configuration)) is not None:
@@ -29,36 +29,36 @@ def section(material: Material) -> Section | None:
 
 
 def target(collected: Collected, configuration: Configuration) -> float | None:
-    """TARGET_SHARE of the mean over seeds of the reference's last evaluation; None if it has no mean."""
+    """Return the target: TARGET_SHARE of the reference's last value, averaged over seeds. None if it has no mean."""
     if REFERENCE in methods_without_mean(collected, configuration):
         return None
     rows = evaluations(collected, configuration)
-    if rows.is_empty() or (reference := rows.filter(pl.col("contender") == REFERENCE)).is_empty():
+    if rows.is_empty() or (reference := rows.filter(pl.col("method_id") == REFERENCE)).is_empty():
         return None
     last = float(reference.group_by("seed", maintain_order=True).last()["value"].mean())  # type: ignore[arg-type]
     return TARGET_SHARE * last if configuration.metric == "accuracy" else last / TARGET_SHARE
 
 
 def target_cells(collected: Collected, configuration: Configuration, goal: float) -> dict[str, dict[str, Cell]]:
-    """method → cost → cell: the mean over seeds of the costs at the first evaluation that reaches the goal.
+    """Return the mean costs until the first evaluation that reaches the target, as method → cost → cell.
 
-    If a seed does not reach the goal, the number of seeds that do is shown instead of means. Seconds are those of
-    training, assumed to be equal for all rounds of a run.
+    If a seed does not reach the target, the cell shows the number of seeds that do, instead of a mean. Seconds count
+    training only and are assumed to be equal for all rounds of a run.
     """
-    keys = ["contender", "seed"]
+    keys = ["method_id", "seed"]
     excluded = methods_without_mean(collected, configuration)
-    rows = evaluations(collected, configuration).filter(~pl.col("contender").is_in(excluded))
+    rows = evaluations(collected, configuration).filter(~pl.col("method_id").is_in(excluded))
     good = pl.col("value") >= goal if configuration.metric == "accuracy" else pl.col("value") <= goal
     first = rows.filter(good).group_by(keys, maintain_order=True).first()
-    runs = collected.summary.filter(pl.col("setting") == configuration.id)
+    runs = collected.summary.filter(pl.col("configuration") == configuration.id)
     runs = runs.select(*keys, "seconds_train", last=pl.col("round"))
     first = first.join(runs, on=keys, how="left", maintain_order="left")
     share = pl.when(pl.col("last") > 0).then(pl.col("round") / pl.col("last")).otherwise(1.0)
     first = first.with_columns(seconds=pl.col("seconds_train") * share)
     cells: dict[str, dict[str, Cell]] = {}
     counts = seed_counts(collected, configuration)
-    for (method,), _ in rows.group_by("contender", maintain_order=True):
-        successes, seeds = first.filter(pl.col("contender") == method), counts[str(method)]["all"]
+    for (method,), _ in rows.group_by("method_id", maintain_order=True):
+        successes, seeds = first.filter(pl.col("method_id") == method), counts[str(method)]["all"]
         if successes.height < seeds:
             note = f"{successes.height} of {seeds} seeds reach it" if successes.height else ""
             cells[str(method)] = {"round": Cell(text="not reached", note=note, quiet=True)}

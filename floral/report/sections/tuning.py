@@ -25,7 +25,10 @@ COLUMNS = {
 
 
 def section(material: Material) -> Section | None:
-    """One table for each configuration with tuned methods. Its note states what all searches of it share."""
+    """Build the section: one table for each configuration with tuned methods.
+
+    The note of a table states what all searches of the configuration share.
+    """
     collected, caption = material.collected, material.captions["tuning"]["latex"]
     if not any(method.tuned for method in collected.methods):
         return None
@@ -53,7 +56,7 @@ def section(material: Material) -> Section | None:
 
 
 def _cells(search: Search, entry: Tuned) -> dict[str, Cell]:
-    """The selected values, with a note if they lie at the edge of the search space, and their validation losses."""
+    """Return the cells: selected values, a note if they lie at the edge of the search space, and validation losses."""
     at_edge = edges(search.axes, entry.rates, entry.params)
     cells = {
         name: Cell(text=f"{rate:.3g}", note="edge" if name in at_edge else "", order=rate)
@@ -76,7 +79,7 @@ def _cells(search: Search, entry: Tuned) -> dict[str, Cell]:
 def _gains(
     collected: Collected, configuration: Configuration, tuned: Mapping[str, MethodRow]
 ) -> dict[str, dict[str, Cell]]:
-    """Tuned method → its test result beside the same variant untuned, if the suite runs both."""
+    """Return the test results of each tuned method and of its untuned variant, if the suite runs both."""
     unit, usual = result_unit(configuration), usual_seeds(collected)
     paired = results(collected, configuration)
     gains = {}
@@ -95,7 +98,7 @@ def _gains(
 
 
 def _note(configuration: Configuration, searches: Mapping[str, Search], entries: Mapping[str, Tuned]) -> str:
-    """State budget, seeds, rounds, range of learning rates, and file and commit of the tuned values."""
+    """State the budget, seeds, rounds and learning rates of the searches, and the file of the tuned values."""
     search = next(iter(searches.values()))
     rule, task = search.tuning, configuration.task
     seeds = f"seed{'s' * (len(rule.seeds) > 1)} {', '.join(map(str, rule.seeds))}"

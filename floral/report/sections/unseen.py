@@ -1,4 +1,4 @@
-"""Section on clients that join after training: figures, and a table and a note for each configuration."""
+"""Section on clients that join after training: figures, and one table with a note for each configuration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPANNERS = {"seen_cluster": "Seen cluster", "new_concept": "New concept"}
 
 
 def section(material: Material) -> Section | None:
-    """A row of figures, and one table for each configuration in which clients joined a done run."""
+    """Build the section: a row of figures, and one table for each configuration in which clients joined a done run."""
     collected, styles, caption = material.collected, material.styles, material.captions["unseen"]["latex"]
     parts = []
     for configuration in collected.configurations:
@@ -36,14 +36,14 @@ def section(material: Material) -> Section | None:
 
 
 def _note(frames: Mapping[str, pl.DataFrame], styles: Mapping[str, Style], configuration: Configuration) -> str:
-    """State how clients joined, and the best method for each kind with the fewest and with the most samples."""
+    """State how clients joined, and for each kind of client the best method with the fewest and the most samples."""
     rule = configuration.task.unseen
     assert rule is not None, "its runs have unseen clients"
     counts = f"{rule.seen_cluster} clients of seen clusters and {rule.new_concept} of new concepts"
     sentences = [f"{counts} in each seed; {rule.epochs} local epochs on each client's private parameters."]
     methods = [style.id for style in styles.values() if style.group == "method"]
     for kind, frame in frames.items():
-        of_methods = frame if frame.is_empty() else frame.filter(pl.col("contender").is_in(methods))
+        of_methods = frame if frame.is_empty() else frame.filter(pl.col("method_id").is_in(methods))
         sizes = sorted(n for n in of_methods["x"].unique() if n > 0) if not of_methods.is_empty() else []
         best = [_best(of_methods, styles, n) for n in dict.fromkeys([sizes[0], sizes[-1]])] if sizes else []
         if best:
@@ -54,7 +54,7 @@ def _note(frames: Mapping[str, pl.DataFrame], styles: Mapping[str, Style], confi
 def _best(frame: pl.DataFrame, styles: Mapping[str, Style], n: float) -> str:
     first = frame.filter(pl.col("x") == n).sort("mean", descending=True, maintain_order=True).row(0, named=True)
     plural = "" if n == 1 else "s"
-    return f"with {n:g} sample{plural} {styles[first['contender']].title} ({number(first['mean'], 1)} %)"
+    return f"with {n:g} sample{plural} {styles[first['method_id']].title} ({number(first['mean'], 1)} %)"
 
 
 def _table(
@@ -70,7 +70,7 @@ def _table(
         columns += [Column(id=f"{kind}.{n:g}", title=f"{n:g}", spanner=f"{SPANNERS[kind]}, samples") for n in sizes]
         for row in frame.iter_rows(named=True):
             cell = interval_cell(interval(row["seeds"]), 1, usual=usual)
-            cells.setdefault(row["contender"], {})[f"{kind}.{row['x']:g}"] = cell
+            cells.setdefault(row["method_id"], {})[f"{kind}.{row['x']:g}"] = cell
         if kind == "new_concept":
             for method in (style.id for style in styles.values() if style.dashed and style.id in cells):
                 cells[method] |= {f"{kind}.{n:g}": NO_CLUSTER for n in sizes}

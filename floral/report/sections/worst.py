@@ -1,4 +1,4 @@
-"""Section with the worst cluster and the worst decile of clients, beside what chance gives."""
+"""Section with the worst cluster and the worst decile of clients, in comparison with chance."""
 
 from __future__ import annotations
 

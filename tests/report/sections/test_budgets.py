@@ -63,9 +63,9 @@ def collected(results, write):
         )
     ]
     found = collect("quickstart", runs, results)
-    types = {"contender": pl.String, "seed": found.curves["seed"].dtype, "metric": pl.String, "round": pl.Int32,
+    types = {"method_id": pl.String, "seed": found.curves["seed"].dtype, "metric": pl.String, "round": pl.Int32,
              "bytes": pl.Int64, "client_passes": pl.Float64, "value": pl.Float64}  # fmt: skip
-    curves = pl.DataFrame(rows, schema=types, orient="row").with_columns(setting=pl.lit("digits_rotate"))
+    curves = pl.DataFrame(rows, schema=types, orient="row").with_columns(configuration=pl.lit("digits_rotate"))
     return replace(found, curves=curves)
 
 
@@ -85,7 +85,7 @@ def test_everyone_is_read_at_the_last_evaluation_within_what_the_thriftiest_meth
 
 
 def test_a_budget_that_ends_on_an_evaluation_includes_it_whatever_the_rounding(collected):
-    slightly = pl.when(pl.col("contender") == "ensemble").then(pl.col("client_passes") * (1 + 1e-12))
+    slightly = pl.when(pl.col("method_id") == "ensemble").then(pl.col("client_passes") * (1 + 1e-12))
     moved = replace(
         collected, curves=collected.curves.with_columns(client_passes=slightly.otherwise(pl.col("client_passes")))
     )

@@ -31,7 +31,9 @@ def test_each_correction_has_its_paired_difference(results, write):
     ends = [one.title.removeprefix(one.task.title) for one in found.configurations]
     assert ends == [", fidelity official", ", fidelity official, batches reshuffled", ", fidelity corrected"]
     second = found.configurations[1].id
-    more = pl.when((pl.col("setting") == second) & (pl.col("contender") == "floral_1")).then(0.1 + pl.col("seed") / 50)
+    more = pl.when((pl.col("configuration") == second) & (pl.col("method_id") == "floral_1")).then(
+        0.1 + pl.col("seed") / 50
+    )
     found = replace(
         found, summary=found.summary.with_columns(test_accuracy=pl.col("test_accuracy") + more.otherwise(0.0))
     )
