@@ -1,4 +1,4 @@
-"""Intervals of a mean over seeds: Student's, and the bootstrap of seeds."""
+"""Confidence intervals of a mean over seeds: Student's t-interval, and a bootstrap over seeds and clients."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import numpy as np
 from scipy.stats import norm
 from scipy.stats import t as student
 
-ENOUGH = 5
-"""From so many seeds on means are bootstrapped and methods ranked; fewer have a t-interval and no ranking."""
-DRAWS = 10_000
-"""Of a bootstrap. With ENOUGH seeds an expanded interval ends at its tenth lowest and highest draw."""
+MIN_SEEDS_FOR_BOOTSTRAP = 5
+"""Minimum number of seeds for bootstrap intervals and for a ranking of methods. Fewer seeds give a t-interval and no
+ranking."""
+BOOTSTRAP_DRAWS = 10_000
+"""Number of draws of a bootstrap. With MIN_SEEDS_FOR_BOOTSTRAP seeds, an expanded interval ends at the tenth lowest and
+the tenth highest draw."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean of n values and the ends of its interval, in the values' unit; no ends when n gives none."""
+    """A mean of n values and its interval [low, high], in the unit of the values; low and high are None for n = 1."""
 
     mean: float
     low: float | None
@@ -27,25 +29,26 @@ class Interval:
 
     @property
     def half_width(self) -> float | None:
+        """Half the length of the interval; None without an interval."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
     @property
     def excludes_zero(self) -> bool:
-        """False too when there is no interval: one value decides nothing."""
+        """Whether the interval lies above or below 0. False without an interval."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Student's interval of a mean, m ± t(n - 1, (1 + level)/2) · s/√n, with s² = Σ(x - m)²/(n - 1).
 
-    It assumes independent, roughly normal values. n = 1: no interval; equal values: width 0.
+    It assumes independent, approximately normal values. One value gives no interval; equal values give width 0.
 
     Raises:
-        ValueError: there is no value, or one is not finite (a diverged run has no mean).
+        ValueError: there are no values, or a value is not finite (a diverged run has no mean).
     """
     x = np.asarray(values, dtype=float)
     if x.size == 0 or not np.isfinite(x).all():
-        raise ValueError(f"t_interval needs finite values, at least one: {list(values)}")
+        raise ValueError(f"t_interval needs at least one value, and all finite: {list(values)}")
     mean = float(x.mean())
     if x.size == 1:
         return Interval(mean=mean, low=None, high=None, n=1)
@@ -54,47 +57,56 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """The interval of a mean over seeds: t_interval below ENOUGH values, from there on the bootstrap of the seeds."""
-    if len(values) < ENOUGH or not np.isfinite(values).all():
+    """The interval of a mean over seeds.
+
+    With fewer than MIN_SEEDS_FOR_BOOTSTRAP seeds it is the t-interval, otherwise the expanded bootstrap interval.
+    """
+    if len(values) < MIN_SEEDS_FOR_BOOTSTRAP or not np.isfinite(values).all():
         return t_interval(values, level)
     x = np.asarray(values, dtype=float)
     return expanded(resampled(x[:, None, None])[:, 0], float(x.mean()), x.size, level)
 
 
-def resampled(values: np.ndarray, weights: np.ndarray | None = None, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+def resampled(
+    values: np.ndarray, weights: np.ndarray | None = None, draws: int = BOOTSTRAP_DRAWS, seed: int = 0
+) -> np.ndarray:
     """Hierarchical paired bootstrap of means: `values` [seeds S, clients K, methods M] → [draws, M].
 
-    A draw takes S seeds with replacement, and of each of these K clients with replacement, all methods the same; it is
-    the mean over its seeds of Σ_k n_k v_k / Σ_k n_k, with `weights` n > 0 [S, K] (none: equal). A seed taken twice has
-    its clients drawn twice. Differences of columns are paired draws of the difference. K = 1 resamples seeds alone.
-    Drawn from Philox(seed): equal arguments give equal draws.
+    Each draw takes S seeds with replacement, and K clients with replacement from each of these seeds. All methods use
+    the same seeds and clients, so differences of columns are paired draws of the difference. A seed that is taken twice
+    has its clients drawn twice. The draw is the mean over its seeds of Σ_k n_k v_k / Σ_k n_k, with `weights` n > 0
+    [S, K]; None means equal weights. K = 1 resamples only seeds. Random numbers come from Philox(seed), so equal
+    arguments give equal draws.
 
-    With equal weights the draws have the variance (S - 1)/S · s²/S + v/(S·K), for s² the variance of the S means (by
-    S - 1) and v the mean over seeds of the clients' variance (by K). s² has v/K in it already, so that the second term
-    errs towards wide intervals (Davison and Hinkley 1997, section 3.8).
+    With equal weights, the variance of the draws is (S - 1)/S · s²/S + v/(S·K). Here s² is the variance of the S means
+    (divided by S - 1), and v is the mean over seeds of the variance of the clients (divided by K). s² already contains
+    v/K, so the second term makes intervals slightly too wide (Davison and Hinkley 1997, section 3.8).
     """
     count, clients, methods = values.shape
     weights = np.ones((count, clients)) if weights is None else weights
     generator = np.random.Generator(np.random.Philox(seed))
-    found = np.zeros((draws, methods))
+    sum_of_means = np.zeros((draws, methods))
     of_seed = np.concatenate([values * weights[:, :, None], weights[:, :, None]], axis=2)
-    for taken in generator.integers(count, size=(count, draws)):  # in each draw one seed, taken[draw]
+    for taken in generator.integers(count, size=(count, draws)):  # taken[draw] is one seed of each draw
         at = generator.integers(clients, size=(draws, clients)) + clients * np.arange(draws)[:, None]
         times = np.bincount(at.ravel(), minlength=draws * clients).reshape(draws, clients).astype(float)
-        for one in range(count):
-            rows = taken == one
-            sums = times[rows] @ of_seed[one]
-            found[rows] += sums[:, :-1] / sums[:, -1:]
-    return found / count
+        for index in range(count):
+            rows = taken == index
+            sums = times[rows] @ of_seed[index]
+            sum_of_means[rows] += sums[:, :-1] / sums[:, -1:]
+    return sum_of_means / count
 
 
 def expanded(draws: np.ndarray, mean: float, n: int, level: float = 0.95) -> Interval:
     """Hesterberg's expanded percentile interval of a mean of n seeds from its bootstrap `draws` [D].
 
-    The draws' quantiles at Φ(-√(n/(n - 1))·t(n - 1, (1 + level)/2)) and 1 minus that: of normal values, whose plain
-    percentiles are too narrow by √((n - 1)/n) and by z for t, it is the t-interval. No draw is beyond the extreme
-    seeds, so that 5 seeds with like clients cover 0.92 instead of 0.95. Source: Hesterberg, The American Statistician
-    69 (2015), section 4.4.
+    Its ends are the draws' quantiles at α = Φ(-√(n/(n - 1))·t(n - 1, (1 + level)/2)) and at 1 - α. For normal values,
+    this is the t-interval. Plain percentiles are narrower, by the factor √((n - 1)/n) and by using z in place of t.
+
+    No draw is beyond the extreme seeds. With 5 seeds whose clients are similar, the coverage is therefore 0.92 instead
+    of 0.95.
+
+    Source: Hesterberg, The American Statistician 69 (2015), section 4.4.
     """
     tail = float(norm.cdf(-math.sqrt(n / (n - 1)) * student.ppf((1 + level) / 2, n - 1)))
     low, high = np.quantile(draws, [tail, 1 - tail]).tolist()

@@ -1,7 +1,7 @@
-"""One root seed, many named random streams: every draw is a pure function of (seed, purpose, counters).
+"""Named random streams from one root seed: every random number is a pure function of (seed, purpose, counters).
 
-Nothing is ever advanced, so a draw depends neither on the order nor on the shape in which it is asked for: round 7 of
-client 12 is the same after a resumption, in another chunk of clients and on another backend.
+There is no generator state, so a number depends neither on the order nor on the shape of the calls. Round 7 of client
+12 gets the same numbers after a resumption, in another chunk of clients, and on another backend.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-PERMUTED, SPARSE = 4096, 8
-"""`sample` orders all numbers when these are at most PERMUTED, or when more than one in SPARSE is drawn."""
+MAX_PERMUTED, SPARSE_RATIO = 4096, 8
+"""`sample` permutes all `size` numbers if size ≤ MAX_PERMUTED or count > size/SPARSE_RATIO."""
 
 Counter = int | npt.NDArray[np.integer]
 """A counter: one integer, or an array of them that broadcasts against the other counters."""
@@ -24,10 +24,11 @@ _27, _30, _31, _11, _ONE = (np.uint64(value) for value in (27, 30, 31, 11, 1))
 
 
 def bits(seed: int, purpose: str, *counters: Counter) -> npt.NDArray[np.uint64]:
-    """64 random bits per counter: SplitMix64, started at the hash of `purpose`, absorbs the seed and then each counter.
+    """64 random bits per counter, in the shape of the broadcast counters.
 
-    z ← mix(z + γ·(counter + 1)) for each counter, so that the last counter walks SplitMix64's own sequence and two
-    different last counters never give the same bits. Shape: that of the broadcast counters.
+    SplitMix64 starts at the hash of `purpose`, and absorbs the seed and then each counter by
+    z ← mix(z + γ·(counter + 1)). The last counter therefore walks through SplitMix64's own sequence, and two different
+    last counters never give the same bits.
 
     Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
     """
@@ -52,13 +53,14 @@ def normal(seed: int, purpose: str, *counters: Counter) -> npt.NDArray[np.float6
 def dirichlet(seed: int, purpose: str, *counters: Counter, alpha: float, size: int) -> npt.NDArray[np.float64]:
     """A point of the symmetric Dirichlet(alpha) over `size` parts for each counter, shape [*counters, size].
 
-    Gamma variables by X(alpha) = X(alpha + 1)·u^(1/alpha), X(alpha + 1) by the inverse of its distribution function; in
-    logarithms, so that an alpha near 0 gives one part everything and no part is 0/0.
+    Normalised gamma variables X(alpha) = X(alpha + 1)·u^(1/alpha), where X(alpha + 1) comes from the inverse of its
+    distribution function. They are computed in logarithms. For alpha near 0, one part then gets everything, and there
+    is no 0/0.
     """
-    from scipy.special import gammaincinv, softmax  # a third of a second to import, and only skewed partitions need it
+    from scipy.special import gammaincinv, softmax  # takes 0.3 s to import, and only skewed partitions need it
 
     state = bits(seed, purpose, *(np.asarray(counter)[..., None] for counter in counters), np.arange(size))
-    inside = 2.0**-54  # moves [0, 1) into (0, 1): neither logarithm nor inverse is infinite
+    inside = 2.0**-54  # moves [0, 1) into (0, 1), so that logarithm and inverse are finite
     first, second = (_unit(_absorb(state, which)) + inside for which in (0, 1))
     return softmax(np.log(gammaincinv(alpha + 1, first)) + np.log(second) / alpha, axis=-1)
 
@@ -66,14 +68,14 @@ def dirichlet(seed: int, purpose: str, *counters: Counter, alpha: float, size: i
 def permutation(seed: int, purpose: str, *counters: Counter, size: int) -> npt.NDArray[np.int64]:
     """A random order of 0 … size−1 for each counter, shape [*counters, size]."""
     keys = bits(seed, purpose, *(np.asarray(counter)[..., None] for counter in counters), np.arange(size))
-    # Keys that differ in the last counter only are never equal, so that every sorting algorithm gives this one order.
+    # Keys that differ only in the last counter are never equal, so every sorting algorithm gives the same order.
     return np.argsort(keys, axis=-1)
 
 
 def ranks(
     seed: int, purpose: str, counter: npt.NDArray[np.integer], group: npt.NDArray[np.integer]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Each one's place, from 0, in a random order of its group, [N], and how many are in that group, [N]."""
+    """For each of N items, its rank from 0 in a random order of its group, and the size of its group, both [N]."""
     order = np.lexsort((bits(seed, purpose, counter), group))
     size = np.bincount(group)
     place = np.empty(len(group), np.int64)
@@ -84,35 +86,38 @@ def ranks(
 def sample(seed: int, purpose: str, *counters: Counter, size: int, count: int) -> npt.NDArray[np.int64]:
     """`count` different numbers of 0 … size−1 for each counter, sorted, shape [*counters, count].
 
-    Out of many they are the first `count` different ones of a sequence of uniform numbers, which costs O(count) where a
-    permutation costs O(size); both are exactly uniform without replacement.
+    If `size` is large, these are the first `count` different numbers of a uniform sequence. This takes O(count) time,
+    and a permutation takes O(size). Both are exactly uniform without replacement.
 
     Raises:
         ValueError: `count` is negative or more than `size`.
     """
     if not 0 <= count <= size:
         raise ValueError(f"cannot draw {count} different numbers out of {size}")
-    if size <= PERMUTED or SPARSE * count > size:
+    if size <= MAX_PERMUTED or SPARSE_RATIO * count > size:
         return np.sort(permutation(seed, purpose, *counters, size=size)[..., :count], axis=-1)
     outer = [np.asarray(counter)[..., None] for counter in counters]
-    length = count + count // SPARSE + 8
+    length = count + count // SPARSE_RATIO + 8
     while True:
         numbers = _below(size, bits(seed, purpose, *outer, np.arange(length)))
         taken = (numbers < size) & ~_repeats(numbers)
         taken &= np.cumsum(taken, axis=-1) <= count
         if (taken.sum(-1) == count).all():
             return np.sort(numbers[taken].reshape(*numbers.shape[:-1], count))
-        length *= 2  # the sequence's beginning stays the same, so the result does not depend on the length
+        length *= 2  # the sequence starts with the same numbers, so the result does not depend on the length
 
 
 def _below(size: int, random: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Exactly uniform numbers of 0 … size−1; `size` itself for the last, incomplete run of remainders below 2⁶⁴."""
+    """Exactly uniform numbers of 0 … size−1 from 64 random bits each, by rejection; rejected entries are `size`.
+
+    Values from the largest multiple of `size` up to 2⁶⁴ are rejected, because they would make some numbers more likely.
+    """
     fair = random <= np.uint64(2**64 // size * size - 1)
     return np.where(fair, random % np.uint64(size), np.uint64(size)).astype(np.int64)
 
 
 def _repeats(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Which numbers were there before, along the last axis."""
+    """Mask of the numbers that occur earlier along the last axis."""
     order = np.argsort(numbers, axis=-1, kind="stable")
     ordered = np.take_along_axis(numbers, order, axis=-1)
     again = np.zeros(numbers.shape, bool)

@@ -1,4 +1,4 @@
-"""A named random stream that gives tensors: the start of a model, the draws of a step."""
+"""Named random streams of tensors, e.g. for the initial values of a model."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from floral.core import seeds
 
 @dataclass(frozen=True)
 class Stream:
-    """Random numbers that depend on (seed, purpose, counters) alone, never on what was drawn before."""
+    """Random tensors that depend only on (seed, purpose, counters), not on earlier draws."""
 
     seed: int
     purpose: str
     counters: tuple[int, ...] = ()
 
     def of(self, name: str) -> Stream:
-        """The stream of a part: a layer, an adaptor."""
+        """The stream for a named part, e.g. a layer or an adaptor."""
         return replace(self, purpose=f"{self.purpose}/{name}")
 
     def at(self, *counters: int) -> Stream:
-        """The stream of one holder: a cluster, a client."""
+        """The stream for one cluster or client, given by its counters."""
         return replace(self, counters=(*self.counters, *counters))
 
     def uniform(self, name: str, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Tensor:
-        """float32 of `shape`, uniform on [low, high)."""
+        """A float32 tensor of `shape`, uniform on [low, high)."""
         index = np.arange(math.prod(shape), dtype=np.uint64)
         values = seeds.uniform(self.seed, f"{self.purpose}/{name}", *self.counters, index)
         return torch.from_numpy((low + (high - low) * values).astype(np.float32)).reshape(shape)
 
     def normal(self, name: str, shape: tuple[int, ...], deviation: float = 1.0) -> Tensor:
-        """float32 of `shape`, normal with mean 0."""
+        """A float32 tensor of `shape`, normal with mean 0 and the given standard deviation."""
         index = np.arange(math.prod(shape), dtype=np.uint64)
         values = seeds.normal(self.seed, f"{self.purpose}/{name}", *self.counters, index)
         return torch.from_numpy((deviation * values).astype(np.float32)).reshape(shape)
 
     def integers(self, name: str, count: int, high: int) -> Tensor:
-        """int64 [count], uniform on 0 … high - 1."""
+        """An int64 tensor [count], uniform on 0 … high - 1."""
         return (self.uniform(name, (count,)).double() * high).long().clamp(max=high - 1)
 
 
 class Shapes(Stream):
-    """A stream for whoever only counts: tensors of the right shapes without numbers, which cost no time or memory."""
+    """A stream of tensors without values, on the device "meta", for counting parameters without time or memory."""
 
     def uniform(self, name: str, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Tensor:
         del name, low, high

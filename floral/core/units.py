@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 BYTES_PER_FLOAT = 4
-"""Models travel as float32, whatever type the simulation computes in."""
+"""Bytes per sent parameter. Models are sent as float32, even if the simulation computes in another type."""
 
 
 def run_count(runs: int) -> str:
+    """A number of runs as text, e.g. "1 run" or "2 runs"."""
     return f"{runs} run{'s' * (runs != 1)}"
 
 
 def duration(seconds: float) -> str:
-    """A duration in words that claim no more than an estimate knows."""
+    """A duration as rounded text, e.g. "25 s", "3 min" or "1.5 h"."""
     if seconds < 55:
         return f"{max(5, 5 * round(seconds / 5))} s"
     if seconds < 90 * 60:
@@ -20,6 +21,7 @@ def duration(seconds: float) -> str:
 
 
 def file_size(size: float) -> str:
+    """A size in bytes as text, e.g. "3 MB" or "1.2 GB"."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
 
 

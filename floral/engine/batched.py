@@ -1,13 +1,13 @@
-"""Local steps whose weight gradients are products taken last: fused with the update, or with the average.
+"""Local steps that compute weight gradients as matrix products, fused with the update or with the average.
 
-Three things differ from a plain step (`Clients`), none of which a method can see:
+They give the same result as plain steps (`Clients`), up to rounding. Three things differ:
 
 - A step is recorded once and replayed (`Captured`).
 - The weights of linear layers and convolutions are updated from the products on a `Tape`, without a gradient tensor.
-  Of a step that is the method's own nothing is known: it is recorded as it is.
-- The last step of a round never makes the clients' final SHARED and CLUSTERED values, for only their sum is wanted:
-  Σ_k p(k) (w_k - lr·g_k) = Σ_k p(k) w_k - lr·Σ_k p(k) g_k, where the second sum is one product over all clients'
-  samples. When local training is a single step, w_k is the server's own w and no client needs a copy.
+  A method's own local step (`Method.local_step`) is recorded without this change.
+- The last step of a round does not compute the clients' final SHARED and CLUSTERED values, because the server needs
+  only their sum: Σ_k p(k) (w_k - lr·g_k) = Σ_k p(k) w_k - lr·Σ_k p(k) g_k. The second sum is one product over the
+  samples of all clients. If local training is a single step, w_k is the server's w, and no client needs a copy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from floral.nn.products import Leaf, PendingGradient, Tape
 
 @dataclass(frozen=True)
 class Backward:
-    """One backward pass: δ-products of noted leaves, gradients of the others, new statistics, the clients' losses."""
+    """Results of one backward pass: gradients of the leaves, new statistics, and the clients' losses [m].
+
+    Gradients of weights that are used in matrix products are pending products (`entries`).
+    """
 
     entries: dict[Leaf, list[PendingGradient]]
     gradients: dict[Leaf, Tensor]
@@ -37,7 +40,7 @@ class Backward:
     losses: Tensor
 
     def of(self, group: str, name: str, share: Tensor | None = None) -> tuple[Tensor | None, list[PendingGradient]]:
-        """A leaf's gradient and products, without the weights `share` [m] of the losses."""
+        """A leaf's gradient and pending products, both divided by the loss weights `share` [m] unless it is None."""
         gradient, entries = self.gradients.get((group, name)), self.entries.get((group, name), [])
         if share is None:
             return gradient, entries
@@ -46,39 +49,40 @@ class Backward:
 
 @dataclass(frozen=True)
 class Batched(Clients):
-    """Clients whose steps are recorded, with products on a tape."""
+    """Clients whose steps are recorded, with weight gradients as products on a tape."""
 
     captured: Captured = field(default_factory=Captured)
     noted: dict[Phase, frozenset[Leaf]] = field(default_factory=dict)
-    """The leaves of a phase that are used in products alone: no copy per client is needed to tell gradients apart."""
+    """Phase → leaves that are used only in products. Products are per client, so the leaves need no copy per client."""
 
     @classmethod
     def of(cls, clients: Clients, captured: Captured) -> Batched:
         """The same clients, batched."""
-        known = clients.method, clients.phases, clients.loss, True, clients.clusters, clients.rounded
-        return cls(*known, captured)
+        fields = clients.method, clients.phases, clients.loss, True, clients.clusters, clients.rounded
+        return cls(*fields, captured)
 
     # ---------------------------------------------------------------------------------------------- steps
 
     def step(self, step: Step) -> tuple[View, Axes, Tensor]:
-        """One local step that is not the last, or the method's own: every client's own values after it."""
-        own = self.method.local_step is not None
-        noted = frozenset() if own else self._noted(step)
+        """Do one local step that is not the last one, or a `Method.local_step`; returns the values of every client."""
+        method_step = self.method.local_step is not None
+        noted = frozenset() if method_step else self._noted(step)
 
         def function(values: View, inputs: tuple[Any, ...]) -> tuple[View, Tensor]:
             here = renewed(step, values, inputs)
-            if own:
+            if method_step:
                 return self.own_step(here)
-            found = self._backward(here, noted, None)
-            updated = {group: self._updated(group, values, step.axes, found) for group in step.trained}
-            return {**updated, **found.changed}, found.losses
+            backward = self._backward(here, noted, None)
+            updated = {group: self._updated(group, values, step.axes, backward) for group in step.trained}
+            return {**updated, **backward.changed}, backward.losses
 
         key = ("step", step.phase, tuple(step.axes.items()))
-        changed, losses = self.captured(key, function, step.values, step.inputs, lasting=own)  # the last may be one
+        # A method's own step may be the last one, whose results must outlive the next call.
+        changed, losses = self.captured(key, function, step.values, step.inputs, lasting=method_step)
         return {**step.values, **changed}, {**step.axes, **dict.fromkeys(changed, 0)}, losses
 
     def last(self, step: Step, chunk: Chunk) -> tuple[Finished, Tensor]:
-        """The last local step, whose gradients are summed over the clients where only sums are wanted."""
+        """The last local step; gradients are summed over the clients where the server needs only the sum."""
         if self.method.local_step is not None:
             return super().last(step, chunk)
         noted = self._noted(step)
@@ -88,32 +92,35 @@ class Batched(Clients):
             values: View, inputs: tuple[Any, ...], share: Tensor, members: Tensor | None
         ) -> tuple[Finished, Tensor]:
             here = renewed(step, values, inputs)
-            found = self._backward(here, noted, share if fused else None)
-            return self._finished(here, found, fused, Chunk(share, members)), found.losses
+            backward = self._backward(here, noted, share if fused else None)
+            return self._finished(here, backward, fused, Chunk(share, members)), backward.losses
 
         key = ("last", step.phase, tuple(step.axes.items()))
         return self.captured(key, function, step.values, step.inputs, chunk.share, chunk.members)
 
-    def _finished(self, step: Step, found: Backward, fused: list[str], chunk: Chunk) -> Finished:
-        """Sums of the groups that are fused, by products; everything else as plain clients do it."""
-        axes, values = dict(step.axes), {**step.values, **found.changed}
+    def _finished(self, step: Step, backward: Backward, fused: list[str], chunk: Chunk) -> Finished:
+        """The chunk's contribution to the round: `fused` groups are summed by products, the others as in `Clients`."""
+        axes, values = dict(step.axes), {**step.values, **backward.changed}
         share = chunk.share if fused else None
-        values |= {g: self._updated(g, step.values, axes, found, share) for g in step.trained if g not in fused}
-        axes.update({group: 0 for group in (*step.trained, *found.changed) if group not in fused})
-        own = {group: params for group, params in values.items() if group not in fused}
+        values |= {g: self._updated(g, step.values, axes, backward, share) for g in step.trained if g not in fused}
+        axes.update({group: 0 for group in (*step.trained, *backward.changed) if group not in fused})
+        per_client = {group: params for group, params in values.items() if group not in fused}
         try:
-            relative = self.relative(own, axes, chunk)
+            relative = self.relative(per_client, axes, chunk)
         except KeyError as missing:
             if missing.args[0] not in fused:
                 raise
-            raise Refused(f"its routes depend on the group {missing}, of which no client has a last value") from None
-        sums = {group: self._summed(group, step.values, axes[group], found, chunk.share, relative) for group in fused}
-        return self.finish(own, axes, chunk, relative, sums)
+            raise Refused(f"the routes depend on the group {missing}, whose final values are not computed") from None
+        sums = {
+            group: self._summed(group, step.values, axes[group], backward, chunk.share, relative) for group in fused
+        }
+        return self.finish(per_client, axes, chunk, relative, sums)
 
     def _fuses(self, group: str, axes: Axes) -> bool:
-        """Whether a group's sum over the clients is taken without their values.
+        """Whether the last step computes only the sum of a group over the clients, not the values of each client.
 
-        A preconditioner is linear in the gradients (`spec.Method`), so where all share its values their sum is enough.
+        A preconditioner is linear in the gradients (`spec.Method`). The sum of the gradients is therefore enough if all
+        clients have the same values of the groups that the preconditioner reads.
         """
         scope, plain = self.method.groups[group].scope, group not in self.method.precondition
         server, cluster_of_client = self.method.server, self.method.routing.cluster_of_client
@@ -126,15 +133,15 @@ class Batched(Clients):
     # ------------------------------------------------------------------------------------------ one backward
 
     def _backward(self, step: Step, noted: frozenset[Leaf], share: Tensor | None) -> Backward:
-        """One pass for all clients, whose losses are weighted with `share` [m] if there is one.
+        """Do one backward pass for all clients; their losses are weighted with `share` [m] unless it is None.
 
-        Leaves that are noted keep the axes they have; of the others each client gets its own, to have its own gradient.
+        `noted` leaves are not expanded. Other leaves get a client axis, so that each client has a gradient.
         """
         axes, trained, m = step.axes, step.trained, len(step.batch.x)
 
         def leaf(group: str, name: str, tensor: Tensor) -> Tensor:
-            own = tensor if (group, name) in noted else with_axis(tensor, axes[group], m)
-            return own.detach().requires_grad_()
+            expanded = tensor if (group, name) in noted else with_axis(tensor, axes[group], m)
+            return expanded.detach().requires_grad_()
 
         leaves = {g: {name: leaf(g, name, t) for name, t in params.items()} for g, params in trained.items()}
         vectorised = {
@@ -149,61 +156,67 @@ class Batched(Clients):
             total = losses.sum() if share is None else (losses * share.to(losses.dtype)).sum()
             flat = [leaves[group][name] for group, name in names]
             gradients = torch.autograd.grad(total, flat, allow_unused=True)
-        found = {leaf: gradient for leaf, gradient in zip(names, gradients, strict=True) if gradient is not None}
+        by_leaf = {leaf: gradient for leaf, gradient in zip(names, gradients, strict=True) if gradient is not None}
         changed = map_groups(lambda group, tensor: tensor.detach(), changed)
-        return Backward(tape.entries, found, changed, losses.detach())
+        return Backward(tape.entries, by_leaf, changed, losses.detach())
 
     def _noted(self, step: Step) -> frozenset[Leaf]:
-        """Which leaves of a phase are used in products with the clients' own inputs alone, found by one pass."""
+        """The leaves of a phase that are used only in products with per-client inputs; one backward pass finds them."""
         if step.phase not in self.noted:
-            found = self._backward(step, frozenset(), None)
-            alone = {leaf: entries for leaf, entries in found.entries.items() if leaf not in found.gradients}
-            of_clients = (leaf for leaf, entries in alone.items() if all(entry.x_per_client for entry in entries))
-            self.noted[step.phase] = frozenset(of_clients)
+            backward = self._backward(step, frozenset(), None)
+            self.noted[step.phase] = frozenset(
+                leaf
+                for leaf, entries in backward.entries.items()
+                if leaf not in backward.gradients and all(entry.x_per_client for entry in entries)
+            )
         return self.noted[step.phase]
 
     # --------------------------------------------------------------------------------------------- updates
 
-    def _updated(self, group: str, values: View, axes: Axes, found: Backward, share: Tensor | None = None) -> Params:
-        """Every client's own values after the step, in place where the chunk owns them; `share` weighted the losses."""
+    def _updated(self, group: str, values: View, axes: Axes, backward: Backward, share: Tensor | None = None) -> Params:
+        """Values [m, ...] of a group after the step, one per client.
+
+        Values that already have a client axis are updated in place. `share` [m] are the weights of the losses.
+        """
         if group in self.method.precondition:
-            return self._preconditioned_step(group, values, axes, found, share)
-        lr, m = self.method.groups[group].lr, len(found.losses)
+            return self._preconditioned_step(group, values, axes, backward, share)
+        lr, m = self.method.groups[group].lr, len(backward.losses)
         updated: Params = {}
         for name, tensor in values[group].items():
-            gradient, entries = found.of(group, name, share)
-            own = tensor if axes[group] == 0 else tensor.expand(m, *tensor.shape).clone()
+            gradient, entries = backward.of(group, name, share)
+            per_client = tensor if axes[group] == 0 else tensor.expand(m, *tensor.shape).clone()
             for entry in entries:
-                entry.add_to(own, -lr)
-            updated[name] = own if gradient is None else own.add_(gradient, alpha=-lr)
+                entry.add_to(per_client, -lr)
+            updated[name] = per_client if gradient is None else per_client.add_(gradient, alpha=-lr)
         return updated
 
     def _preconditioned_step(
-        self, group: str, values: View, axes: Axes, found: Backward, share: Tensor | None
+        self, group: str, values: View, axes: Axes, backward: Backward, share: Tensor | None
     ) -> Params:
-        lr, m = self.method.groups[group].lr, len(found.losses)
+        lr, m = self.method.groups[group].lr, len(backward.losses)
         read = {name: values[name] for name in self.method.preconditioned_by(group)}
-        own = map_groups(lambda name, tensor: with_axis(tensor, axes[name], m), read)
+        per_client = map_groups(lambda name, tensor: with_axis(tensor, axes[name], m), read)
         gradients: Params = {}
-        for name, tensor in own[group].items():
-            gradient, entries = found.of(group, name, share)
+        for name, tensor in per_client[group].items():
+            gradient, entries = backward.of(group, name, share)
             parts = [entry.per_client().reshape(tensor.shape) for entry in entries]
             parts += [] if gradient is None else [gradient]
             gradients[name] = sum(parts[1:], parts[0]) if parts else torch.zeros_like(tensor)
-        changes = self.preconditioned({group: gradients}, own, per_client=True)[group]
-        return {name: tensor.add(changes[name], alpha=-lr) for name, tensor in own[group].items()}
+        changes = self.preconditioned({group: gradients}, per_client, per_client=True)[group]
+        return {name: tensor.add(changes[name], alpha=-lr) for name, tensor in per_client[group].items()}
 
     def _summed(
-        self, group: str, values: View, axis: int | None, found: Backward, share: Tensor, relative: Relative | None
+        self, group: str, values: View, axis: int | None, backward: Backward, share: Tensor, relative: Relative | None
     ) -> Params:
-        """Σ_k weight_k w_k - lr·Σ_k weight_k g_k of a group; the losses were weighted with `share`."""
+        """Σ_k weight_k w_k - lr·Σ_k weight_k g_k of a group; the losses were weighted with `share` [m]."""
         if self.method.groups[group].scope is Scope.SHARED:
             relative = None
-        rest = None if relative is None else relative.weight / share[:, None]  # of a cluster's weight, beside p(k)
+        # The gradients already contain the factor p(k), so only the other factor of the cluster weight is applied.
+        rest = None if relative is None else relative.weight / share[:, None]
         gradients: Params = {}
         sums: Params = {}
         for name, tensor in values[group].items():
-            gradient, entries = found.of(group, name)
+            gradient, entries = backward.of(group, name)
             sums[name] = weighted(tensor, axis, share, None if relative is None else relative.weight)
             parts = [entry.sum(rest).reshape(sums[name].shape) for entry in entries]
             if gradient is not None:
@@ -214,13 +227,13 @@ class Batched(Clients):
 
 
 def renewed(step: Step, values: View, inputs: tuple[Any, ...]) -> Step:
-    """The same step of other tensors."""
+    """The same step with other tensors."""
     x, y, mask, noise, received = inputs
     return replace(step, values=values, batch=Batch(x, y, mask), noise=noise, received=received)
 
 
 def weighted(tensor: Tensor, axis: int | None, share: Tensor, by_cluster: Tensor | None) -> Tensor:
-    """Σ_k weight_k w_k of values [m, ...], or of one value for all."""
+    """Σ_k weight_k w_k of values [m, ...], or of one value that all clients share (`axis` None)."""
     if by_cluster is None:
         share = share.to(tensor.dtype)
         return tensor * share.sum() if axis is None else torch.tensordot(share, tensor, 1)

@@ -1,4 +1,4 @@
-"""Atomic checkpoints: one safetensors file that holds the tensors and, in its header, the progress and a checksum."""
+"""Atomic checkpoints: a safetensors file with the tensors, and with the progress and a checksum in its header."""
 
 from __future__ import annotations
 
@@ -21,51 +21,54 @@ class Unreadable(Exception):
 
 
 def before(path: Path) -> Path:
-    """The checkpoint before the one of this name."""
+    """Path of the previous checkpoint, which lies beside the checkpoint `path`."""
     return path.with_name(f"before-{path.name}")
 
 
 def there(path: Path) -> bool:
-    """Whether the run has a checkpoint, this one or the one before it."""
+    """Whether the checkpoint or the previous one exists."""
     return path.exists() or before(path).exists()
 
 
 def remove(path: Path) -> None:
-    """Both of them."""
-    for one in (path, before(path)):
-        one.unlink(missing_ok=True)
+    """Remove the checkpoint and the previous one."""
+    for checkpoint in (path, before(path)):
+        checkpoint.unlink(missing_ok=True)
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
-    """Write, fsync, rename: a kill leaves a whole checkpoint, never half of one. The one before stays beside it."""
+    """Write a checkpoint atomically; the previous one is kept beside it.
+
+    A killed process leaves a complete checkpoint, because the file is written under another name and then renamed.
+    """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    said = {"progress": json.dumps(progress), "names": json.dumps(list(contiguous))}
+    header = {"progress": json.dumps(progress), "names": json.dumps(list(contiguous))}
     if path.exists():
         path.replace(before(path))
-    atomic(path, save(contiguous, metadata={**said, "checksum": checksum(contiguous, said)}))
+    atomic(path, save(contiguous, metadata={**header, "checksum": checksum(contiguous, header)}))
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and progress.
+    """Read the tensors and the progress.
 
     Raises:
         Unreadable: the file is missing, half-written or damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            said = file.metadata() or {}
-            names = json.loads(said["names"])  # in the order they had, on which the last bit of a sum depends
+            header = file.metadata() or {}
+            names = json.loads(header["names"])  # in the written order, because the last bit of a sum depends on it
             tensors = {name: file.get_tensor(name).clone() for name in names}
-        if said["checksum"] != checksum(tensors, said):
-            raise ValueError("its checksum is not that of its content")
-        return tensors, json.loads(said["progress"])
+        if header["checksum"] != checksum(tensors, header):
+            raise ValueError("its checksum does not match its content")
+        return tensors, json.loads(header["progress"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise Unreadable(f"{path}: the checkpoint is damaged ({error}); remove it to train from the start") from error
 
 
-def checksum(tensors: Mapping[str, Tensor], said: Mapping[str, str]) -> str:
-    """CRC-32 of the header's words and all bytes."""
-    crc = zlib.crc32((said["progress"] + said["names"]).encode())
+def checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    """CRC-32 of the header's progress and names, and of the bytes of all tensors."""
+    crc = zlib.crc32((header["progress"] + header["names"]).encode())
     for tensor in tensors.values():
         crc = zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data, crc)
     return f"{crc:08x}"

@@ -1,4 +1,4 @@
-"""What a method costs, counted from its declaration: floats held, sent and served, passes per sample."""
+"""Costs of a method, counted from its declaration: floats held, sent and served, and passes per sample."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from floral.engine.state import State
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Floats per client (and round, where sent); `server` is what the server holds."""
+    """Numbers of floats per client, and forward-backward passes per sample.
+
+    `sent_down` and `sent_up` are per client and round. `server` counts the floats that the server holds.
+    """
 
     base: int
     trainable_per_client: int
@@ -35,23 +38,23 @@ class Costs:
 
 
 def count(method: Method, state: State, now: tuple[Phase, ...], before: tuple[Phase, ...], *, epochs: int = 1) -> Costs:
-    """Costs of a round with the phases `now` after one with the phases `before`, from scopes and shapes.
+    """Count the costs of a round with the phases `now`, after a round with the phases `before`.
 
-    What `assign` costs once a round is spread over the samples of `epochs` epochs.
+    `assign` runs once a round, so its cost is divided by the number of local epochs.
     """
     held = {name: _held(method, group, state.values[name]) for name, group in method.groups.items()}
     one_cluster = method.routing.serves_one_cluster
-    own = {
+    used = {
         name: _slice(group, state.values[name]) if one_cluster and group.scope is Scope.CLUSTERED else held[name]
         for name, group in method.groups.items()
     }
-    sent = _sent(method, held, own, now, before)
+    sent = _sent(method, held, used, now, before)
     passes = method.cost.passes_per_sample + method.cost.assign_passes_per_sample / max(1, epochs)
     parts = {name: group for name, group in method.groups.items() if not group.statistic}
     return Costs(
         base=_slice(method.groups["base"], state.values["base"]),
-        trainable_per_client=sum(own[name] for name in {name for phase in now for name in phase.train}),
-        served=sum(own[name] for name in parts),
+        trainable_per_client=sum(used[name] for name in {name for phase in now for name in phase.train}),
+        served=sum(used[name] for name in parts),
         sent_down=sum(down for down, _ in sent.values()),
         sent_up=sum(up for _, up in sent.values()),
         kept_private=0
@@ -67,42 +70,43 @@ def count(method: Method, state: State, now: tuple[Phase, ...], before: tuple[Ph
 
 
 def mean(costs: Sequence[Costs]) -> Costs:
-    """The mean of every figure, counts rounded to whole floats."""
+    """The mean of each cost; numbers of floats are rounded to integers."""
     if len(set(costs)) == 1:
         return costs[0]
-    columns = {name: [getattr(one, name) for one in costs] for name in asdict(costs[0])}
+    columns = {name: [getattr(cost, name) for cost in costs] for name in asdict(costs[0])}
     counts = {name: round(fmean(values)) for name, values in columns.items() if name != "passes_per_sample"}
     return Costs(**counts, passes_per_sample=fmean(columns["passes_per_sample"]))
 
 
 def _sent(
-    method: Method, held: dict[str, int], own: dict[str, int], now: tuple[Phase, ...], before: tuple[Phase, ...]
+    method: Method, held: dict[str, int], used: dict[str, int], now: tuple[Phase, ...], before: tuple[Phase, ...]
 ) -> dict[str, tuple[int, int]]:
-    """Floats (down, up) of a client and round by group, or what the method says.
+    """Group → floats (down, up) that a client receives and sends in a round; `Cost.floats_sent` overrides the count.
 
-    A client sends up the averaged groups that change in the round, and gets those that change in this one or did in the
-    one before: who joins later and fetches what has stayed the same since is not counted. One slice goes down where the
-    server picks it, all of them where the client does.
+    A client sends the averaged groups that change in this round. It receives the averaged groups that change in this
+    round or changed in the previous one. Not counted: a client that takes part for the first time and fetches groups
+    that have not changed since. A client receives one cluster if the server picks it, and all clusters if the client
+    picks one (`Method.assign`).
     """
-    received = own if method.assign is None else held
+    received = used if method.assign is None else held
     up = set(method.changing(now)) if now else set()
     down = up | set(method.changing(before)) if now else up
     sent = {}
     for name, group in method.groups.items():
         averaged = group.scope in (Scope.SHARED, Scope.CLUSTERED)
-        sent[name] = (received[name] if averaged and name in down else 0, own[name] if averaged and name in up else 0)
+        sent[name] = (received[name] if averaged and name in down else 0, used[name] if averaged and name in up else 0)
     declared = [method.cost.floats_sent, *(phase.floats_sent for phase in now)]
-    return {**sent, **{name: floats for some in declared for name, floats in some.items()}}
+    return {**sent, **{name: floats for floats_sent in declared for name, floats in floats_sent.items()}}
 
 
 def _held(method: Method, group: Group, params: Params) -> int:
-    """Floats of a group that one client holds: all clusters, unless its cluster is fixed."""
+    """Floats of a group that one client holds: all clusters, or one if its cluster is fixed."""
     holds_all = group.scope is Scope.CLUSTERED and method.routing.cluster_of_client is None
     return _size(params) if holds_all else _slice(group, params)
 
 
 def _slice(group: Group, params: Params) -> int:
-    """Floats of one holder: the whole value, or one slice of the axis C or K."""
+    """Floats of one cluster (CLUSTERED) or one client (PRIVATE); otherwise of the complete value."""
     holders = len(next(iter(params.values()))) if group.scope in (Scope.CLUSTERED, Scope.PRIVATE) else 1
     return _size(params) // holders
 

@@ -1,4 +1,4 @@
-"""What a device is told before a run: in which precision to multiply, and to do the same thing every time."""
+"""Settings of the device before a run: precision of products, and deterministic algorithms."""
 
 from __future__ import annotations
 
@@ -10,27 +10,31 @@ import torch
 from floral.core.spec import Refused
 
 Precision = Literal["fp32", "tf32", "bf16"]
-"""Of the products in layers. fp32: single precision everywhere. tf32: a GPU's matrix units round the factors of float32
-products to 10 bits of mantissa, in training and in evaluation. bf16: local training rounds the factors and results of
-the layers' products to bfloat16; weights, losses, updates, averages and evaluation stay in single precision."""
+"""Precision of the products in layers.
+
+- fp32: single precision everywhere.
+- tf32: a GPU rounds the factors of float32 products to 10 bits of mantissa, in training and in evaluation.
+- bf16: local training rounds the factors and results of products to bfloat16. Weights, losses, updates, averages and
+  evaluation stay in single precision.
+"""
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 WORKSPACE = ":4096:8"
-"""CUBLAS_WORKSPACE_CONFIG with which cuBLAS gives the same bits in every stream; it is read at the first product."""
+"""Value of CUBLAS_WORKSPACE_CONFIG that makes cuBLAS deterministic. cuBLAS reads it at the first product."""
 
 
 def settle(device: torch.device, precision: Precision) -> None:
-    """Switches of the whole process; on a CPU there are none, so that nothing there depends on this module.
+    """Set precision and deterministic algorithms for the whole process. On a CPU, this changes nothing.
 
-    On a GPU: no choice of algorithms by their speed of the day, no convolution or sum whose order of additions varies.
-    Where PyTorch has no such version of an operation it warns with the operation's name.
+    On a GPU, algorithms are not chosen by measured speed, and the order of additions in convolutions and sums is fixed.
+    PyTorch warns, with the name of the operation, where it has no deterministic algorithm.
 
     Raises:
         Refused: the device cannot compute in that precision.
     """
     if device.type != "cuda":
         if precision == "tf32":
-            raise Refused("the CPU has no such products; use fp32 or bf16 there, or `device: cuda`")
+            raise Refused("a CPU cannot compute in tf32; set `precision` to fp32 or bf16, or set `device: cuda`")
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", WORKSPACE)
     torch.backends.cudnn.benchmark = False
@@ -43,6 +47,6 @@ def settle(device: torch.device, precision: Precision) -> None:
 
 
 def wait_for(device: torch.device) -> None:
-    """Until everything that was asked of the device is done: a GPU works behind the program's back."""
+    """Wait until the device has finished all operations, because a GPU runs them asynchronously."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

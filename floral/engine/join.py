@@ -1,4 +1,4 @@
-"""Clients that join after training: what is their own is trained on a few samples, what the server gave stays."""
+"""Clients that join after training: PRIVATE values are trained on a few samples, all other values stay fixed."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from floral.engine.rows import ClientData
 from floral.engine.simulate import Execution, Settings, Simulation
 from floral.engine.state import State, dims, start, view
 
-FLOATS_AT_ONCE = 1 << 24
-"""Numbers of their own that clients who join in one piece may have together: 64 MiB in single precision."""
+MAX_CHUNK_FLOATS = 1 << 24
+"""Maximum number of PRIVATE values in one chunk of joining clients: 64 MiB in single precision."""
 
 
 def sizes_of(samples: Sequence[int], rows: np.ndarray) -> list[int]:
-    """The numbers of samples that every client has, of those asked for, and at last all rows of the smallest client."""
+    """The requested numbers of samples that every client has, then the number of samples of the smallest client."""
     most = int(rows.min())
     return [*sorted({n for n in samples if n < most}), most]
 
 
 def join(method: Method, trained: State, data: ClientData, settings: Settings, sizes: list[int], epochs: int) -> Scores:
-    """Scores of the U clients of `data` that join as `personalised` says, on the whole test set under their own concept
-    or, where the evaluation is a sampled one, on their own test rows.
+    """Let the U clients of `data` join as in `personalised`, and evaluate them.
+
+    They are evaluated on the global test set under their own shift, or with `sampled_evaluation` on their own test
+    samples.
     """
     simulation, state = personalised(method, trained, data, settings, sizes, epochs)
     if not settings.sampled_evaluation:
@@ -40,14 +42,15 @@ def join(method: Method, trained: State, data: ClientData, settings: Settings, s
 def personalised(
     method: Method, trained: State, data: ClientData, settings: Settings, sizes: list[int], epochs: int
 ) -> tuple[Simulation, State]:
-    """Let the U clients of `data` join once for each of `sizes`, with their first so many training rows.
+    """Let the U clients of `data` join once per entry n of `sizes`, each time with their first n training samples.
 
-    Client u with sizes[s] samples is number s·U + u of what is returned. `method` is the trained one, built for U
-    clients; `trained` has its SHARED, CLUSTERED and FROZEN values. PRIVATE groups begin as `init` or `Method.join`
-    says. Clients without samples stay there; the others take `epochs` rounds of local training of one epoch each,
-    without sending anything: `assign`, then each phase in as far as it trains PRIVATE groups (one epoch even if the
-    phase has a number of its own, so that all methods have as many). A method that pools its clients, or has nothing of
-    their own, serves what it has. No test row is read.
+    Client u with sizes[s] samples has the number s·U + u in the result. `method` is built for U clients; `trained` has
+    its trained SHARED, CLUSTERED and FROZEN values. PRIVATE groups start as `Method.join` or `init` defines.
+
+    Clients with samples then do `epochs` rounds of local training: `assign`, then the phases that train PRIVATE groups,
+    for one epoch each, so that all methods train for the same number of epochs. They send nothing. Clients without
+    samples keep their start values. A method that pools its clients, or has no PRIVATE groups, trains nothing. Test
+    samples are not read.
     """
     copies = repeated(data, sizes, method.pool is not None)
     if method.pool is not None:
@@ -57,26 +60,27 @@ def personalised(
     for name, group in method.groups.items():
         if group.scope is not Scope.PRIVATE:
             state.values[name] = trained.values[name]
-    own = [tensor for name in private(method) for tensor in state.values[name].values()]
-    chunk = max(1, FLOATS_AT_ONCE // max(1, sum(tensor[0].numel() for tensor in own)))
+    private_values = [tensor for name in private(method) for tensor in state.values[name].values()]
+    chunk = max(1, MAX_CHUNK_FLOATS // max(1, sum(tensor[0].numel() for tensor in private_values)))
     simulation = Simulation(method, copies, replace(settings, epochs=1, steps_per_epoch=None), Execution("vmap", chunk))
     pools = np.arange(copies.clients)
     chunks = [pools[at : at + chunk] for at in range(0, len(pools), chunk)]
     if method.join is not None:
-        for some in chunks:
-            begin(method, state, torch.from_numpy(some).to(simulation.device))
-    chunks = [kept for some in chunks if len(kept := some[copies.train.count[some] > 0])]
-    for round in range(settings.rounds + 1, settings.rounds + 1 + epochs):  # random numbers that no round has had
-        for some in chunks:
-            personalise(simulation, state, round, some)
+        for joining in chunks:
+            begin(method, state, torch.from_numpy(joining).to(simulation.device))
+    chunks = [with_samples for joining in chunks if len(with_samples := joining[copies.train.count[joining] > 0])]
+    # New round numbers give random numbers that training has not used.
+    for round in range(settings.rounds + 1, settings.rounds + 1 + epochs):
+        for joining in chunks:
+            personalise(simulation, state, round, joining)
     return simulation, state
 
 
 def held_by_server(method: Method, copies: int, rounds: int) -> Method:
-    """The method as `copies` of each joining client run it: all that is not PRIVATE has rate 0 and is never sent.
+    """The method for `copies` copies of each joining client: groups that are not PRIVATE have learning rate 0.
 
-    Phases are those that would take place in a round after the last. A method's own local step gets all of their
-    groups, and moves the server's by nothing; an SGD step does without these.
+    The phases are those of a round after the last one. An SGD step trains only their PRIVATE groups. A
+    `Method.local_step` gets all groups of the phase, and its learning rate of 0 leaves the other groups unchanged.
     """
 
     def held(group: Group) -> Group:
@@ -86,9 +90,9 @@ def held_by_server(method: Method, copies: int, rounds: int) -> Method:
 
     phases = []
     for phase in method.phases_of(rounds + 1, rounds):
-        own = tuple(name for name in phase.train if name in private(method))
-        if own:
-            train = phase.train if method.local_step else own
+        private_groups = tuple(name for name in phase.train if name in private(method))
+        if private_groups:
+            train = phase.train if method.local_step else private_groups
             phases.append(replace(phase, train=train, epochs=None, when=None))
     groups = {name: held(group) for name, group in method.groups.items()}
     cluster_of_client = method.routing.cluster_of_client
@@ -99,7 +103,7 @@ def held_by_server(method: Method, copies: int, rounds: int) -> Method:
 
 
 def private(method: Method) -> list[str]:
-    """The groups that are a client's own."""
+    """The names of the PRIVATE groups."""
     return [name for name, group in method.groups.items() if group.scope is Scope.PRIVATE]
 
 
@@ -108,7 +112,10 @@ def _copied(params: Params, copies: int) -> Params:
 
 
 def repeated(data: ClientData, sizes: list[int], pooled: bool) -> ClientData:
-    """The clients once for each size, limited to their first so many training rows; the rows of pools as they are."""
+    """Copy the clients once per entry n of `sizes`, with their first n training samples.
+
+    With `pooled`, the training samples stay unchanged.
+    """
 
     def tiled(index: np.ndarray) -> np.ndarray:
         return np.tile(index, (len(sizes), *(1,) * (index.ndim - 1)))
@@ -129,7 +136,7 @@ def repeated(data: ClientData, sizes: list[int], pooled: bool) -> ClientData:
 
 
 def begin(method: Method, state: State, pools: Tensor) -> None:
-    """Give some learners what `Method.join` starts them with."""
+    """Set the PRIVATE values of the clients `pools` [m] to their start values from `Method.join`, in place."""
     assert method.join is not None
     seen, axes = view(method, state.values, pools, pools)
     started = torch.vmap(method.join, in_dims=(dims(axes, seen),))(seen)
@@ -137,7 +144,7 @@ def begin(method: Method, state: State, pools: Tensor) -> None:
 
 
 def personalise(simulation: Simulation, state: State, round: int, pools: np.ndarray) -> None:
-    """One round of some learners, in place."""
+    """Train the clients `pools` [m] for one round, in place."""
     method, settings, ids = simulation.method, simulation.settings, torch.from_numpy(pools).to(simulation.device)
     share = torch.ones(len(pools), device=simulation.device) / len(pools)
     if method.phases:
@@ -150,6 +157,6 @@ def personalise(simulation: Simulation, state: State, round: int, pools: np.ndar
 
 @dataclass(frozen=True)
 class _Values:
-    """Values with a learner axis, to be written back."""
+    """Values [m, ...] of several clients, for `write_back`."""
 
     values: View

@@ -1,4 +1,4 @@
-"""Local training: pure functions for ONE client and ONE batch, lifted over a chunk of clients."""
+"""Local training: pure functions for ONE client and ONE batch, vectorised over a chunk of clients."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from floral.core import seeds
 from floral.core.spec import Batch, Loss, Method, Noise, Penalty, Phase, Scope, View
 from floral.engine.aggregate import Mean, Relative, sum_over_clients, weights
 from floral.engine.rows import Plan, Rows
-from floral.engine.state import Axes, dims, one
+from floral.engine.state import Axes, client_view, dims
 from floral.nn import products
 from floral.toolkit.parts import sample_losses
 
-MOST_STEPS = 1 << 20
-"""No epoch has more steps: epoch and step make one counter."""
-ROWS_AT_ONCE = 4096
-"""Rows, of several clients together, that `assign` looks at in one piece."""
+MAX_STEPS_PER_EPOCH = 1 << 20
+"""Maximum number of steps of an epoch: the random counter of a step is epoch · MAX_STEPS_PER_EPOCH + step."""
+MAX_ASSIGN_SAMPLES = 4096
+"""Maximum number of samples, over several clients, that `assign` processes in one piece."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a chunk of m learners adds to a round: PRIVATE groups [m, ...], sums of the others, its mean losses [m]."""
+    """Result of a chunk of m clients: PRIVATE groups [m, ...], weighted sums of the other groups, mean losses [m]."""
 
     values: View
     mean: Mean
     loss: Tensor
     samples: int
     client_vectors: Tensor | None
-    """[m, d] for a method whose server sees single vectors."""
+    """[m, d] for a method with `ServerStep.client_vector`, otherwise None."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Who trains: p(k) [m] of the learners in the round, and their fixed clusters [m] if the method has them."""
+    """Weights p(k) [m] of a chunk's clients in the round, and their fixed clusters [m] if the method has them."""
 
     share: Tensor
     members: Tensor | None
@@ -50,8 +50,11 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Step:
-    """One local step of a chunk: its phase, what its clients hold and in which axes, their batch, draws, and what they
-    received, which loss and penalty compare the values to (empty where neither does)."""
+    """The inputs of one local step of a chunk: phase, values and their axes, batch, noise, and received values.
+
+    `received` holds the values that the clients got from the server, for losses and penalties that compare with them.
+    It is empty if the method has no such loss or penalty.
+    """
 
     phase: Phase
     values: View
@@ -68,17 +71,17 @@ class Step:
 
     @property
     def fixed(self) -> View:
-        """The other groups."""
+        """The groups that the phase does not train."""
         return {group: params for group, params in self.values.items() if group not in self.phase.train}
 
     @property
     def inputs(self) -> tuple[Any, ...]:
-        """What a client's step gets besides its groups: x, y, mask, draws and the received view."""
+        """The inputs of a client's step besides its groups: x, y, mask, noise and the received view."""
         return self.batch.x, self.batch.y, self.batch.mask, dict(self.noise), self.received
 
     @property
     def input_dims(self) -> tuple[Any, ...]:
-        """`in_dims` of `inputs`."""
+        """`in_dims` of `torch.vmap` for `inputs`."""
         return 0, 0, 0, dict.fromkeys(self.noise, 0), dims(self.received_axes, self.received)
 
 
@@ -94,11 +97,12 @@ def train_chunk(
     phases: Sequence[tuple[Phase, range]],
     held: Callable[[], Batch],
 ) -> Trained:
-    """Every phase of local training, over its steps, for the m learners of `plan`, starting from what they see.
+    """Do all local steps of all phases for the m clients of `plan`, starting from the values `seen`.
 
-    `held` gathers all their training rows, x [m, n, ...], for a method that assigns something to them.
-    A group without a client axis is still the federation's own tensor, only read; its first step makes a copy per
-    client, later ones update that copy in place.
+    `held` returns all their training samples, x [m, n, ...], for a method with `assign`.
+
+    A group without a client axis is the tensor of the state, and is only read. Its first step makes a copy per client,
+    and later steps update the copy in place.
     """
     values, axes, received, received_axes = clients.start(seen, axes)
     if clients.method.assign is not None:
@@ -126,46 +130,48 @@ def train_chunk(
 
 
 Finished = tuple[View, View, tuple[Tensor, Tensor] | None, Tensor | None]
-"""PRIVATE groups [m, ...]; sums over the chunk; top and mass [C] of its clusters, if it has any; single vectors [m, d],
-if the server sees any."""
+"""(PRIVATE groups [m, ...], sums over the chunk, (top, mass) [C] of the clusters or None, client vectors [m, d] or
+None)."""
 
 
 @dataclass(frozen=True)
 class Clients:
-    """The local steps of a chunk's clients: one backward pass has all their gradients, for Σ_k loss_k is separable.
+    """The local steps of a chunk's clients.
 
-    `vectorised` runs all of them in one `torch.vmap` per step; else a chunk is one client and the functions run as they
-    are, without a client axis.
+    One backward pass of Σ_k loss_k gives the gradients of all clients, because loss_k depends only on client k's
+    values. With `vectorised`, all clients run in one `torch.vmap` per step. Otherwise, a chunk is one client, and its
+    values have no client axis.
     """
 
     method: Method
     phases: tuple[Phase, ...]
-    """Of the rounds that these steps are for."""
+    """The phases of the rounds in which these steps are used."""
     loss: Loss
     vectorised: bool
     clusters: int
     rounded: torch.dtype | None = None
-    """What the layers' products are rounded to, if to anything."""
+    """Type to which the layers' products are rounded. None: they are not rounded."""
 
     def penalty(self, phase: Phase) -> Penalty | None:
-        """What a phase adds to the loss."""
+        """The penalty that is added to the loss in a phase: that of the phase, or else that of the method."""
         return phase.penalty or self.method.penalty
 
     def start(self, seen: View, axes: Axes) -> tuple[View, Axes, View, Axes]:
-        """The values to begin with and their axes, and those of what the clients received."""
+        """The start values and their axes, and the received values and their axes."""
         received: View = {}
         if self.method.loss or any(self.penalty(phase) for phase in self.phases):
-            received = {  # a copy of what the chunk owns, for that is about to change in place
+            received = {  # values with a client axis are copied, because steps change them in place
                 group: {name: t.clone() for name, t in params.items()} if axes[group] == 0 else params
                 for group, params in seen.items()
             }
-        kept: Axes = {group: axes[group] for group in received}
-        if not self.vectorised:
-            return one(seen, axes), dict.fromkeys(axes), one(received, kept), dict.fromkeys(kept)
-        return dict(seen), dict(axes), received, kept
+        received_axes: Axes = {group: axes[group] for group in received}
+        if self.vectorised:
+            return dict(seen), dict(axes), received, received_axes
+        one_seen, one_received = client_view(seen, axes), client_view(received, received_axes)
+        return one_seen, dict.fromkeys(axes), one_received, dict.fromkeys(received_axes)
 
     def assigned(self, values: View, axes: Axes, held: Batch) -> View:
-        """What the method's `assign` gives to the clients, of values as `start` returns them."""
+        """The new PRIVATE values from the method's `assign`, given `values` as `start` returns them."""
         assign = self.method.assign
         assert assign is not None
         with torch.no_grad():
@@ -175,12 +181,12 @@ class Clients:
             def client(values: View, x: Tensor, y: Tensor, mask: Tensor) -> View:
                 return assign(values, Batch(x, y, mask))
 
-            at_once = max(1, ROWS_AT_ONCE // held.mask.shape[1])
+            at_once = max(1, MAX_ASSIGN_SAMPLES // held.mask.shape[1])
             over = (dims(axes, values), 0, 0, 0)
             return torch.vmap(client, in_dims=over, chunk_size=at_once)(values, held.x, held.y, held.mask)
 
     def step(self, step: Step) -> tuple[View, Axes, Tensor]:
-        """One local step: all values after it, their axes, and the losses [m]."""
+        """Do one local step; returns all values after it, their axes, and the losses [m]."""
         if not self.vectorised:
             x, y, mask = step.batch.x[0], step.batch.y[0], step.batch.mask[0]
             noise = {key: drawn[0] for key, drawn in step.noise.items()}
@@ -191,7 +197,7 @@ class Clients:
         return {**step.values, **changed}, {**step.axes, **dict.fromkeys(changed, 0)}, losses
 
     def last(self, step: Step, chunk: Chunk) -> tuple[Finished, Tensor]:
-        """The last local step, and what the chunk adds to the round."""
+        """Do the last local step; returns the chunk's contribution to the round, and the losses [m]."""
         values, axes, losses = self.step(step)
         if not self.vectorised:
             values = {group: {name: t[None] for name, t in params.items()} for group, params in values.items()}
@@ -208,21 +214,27 @@ class Clients:
         return weights(method, chunk.share, route, chunk.members, self.clusters)
 
     def finish(self, values: View, axes: Axes, chunk: Chunk, relative: Relative | None, sums: View) -> Finished:
-        """What a chunk adds to the round, from values with a client axis; `sums` of some groups are known already."""
+        """The chunk's contribution to the round, from values with a client axis.
+
+        Groups in `sums` have been summed already, and are not summed again.
+        """
         method, m = self.method, len(chunk)
         over, client_vector = (dims(axes, values),), method.server.client_vector
         client_vectors = None if client_vector is None else torch.vmap(client_vector, in_dims=over)(values)
-        sent = {group: torch.vmap(made, in_dims=over)(values) for group, made in method.server.upload.items()}
+        sent = {group: torch.vmap(upload, in_dims=over)(values) for group, upload in method.server.upload.items()}
         values, axes = {**values, **sent}, {**axes, **dict.fromkeys(sent, 0)}
-        left = [group for group in method.changing(self.phases) if group not in sums]
-        own = {group: {name: with_axis(t, axes[group], m) for name, t in values[group].items()} for group in left}
-        private = {group: params for group, params in own.items() if method.groups[group].scope is Scope.PRIVATE}
-        summed = sum_over_clients(method, own, [group for group in left if group not in private], chunk.share, relative)
+        pending = [group for group in method.changing(self.phases) if group not in sums]
+        expanded = {
+            group: {name: with_axis(t, axes[group], m) for name, t in values[group].items()} for group in pending
+        }
+        private = {group: params for group, params in expanded.items() if method.groups[group].scope is Scope.PRIVATE}
+        averaged = [group for group in pending if group not in private]
+        summed = sum_over_clients(method, expanded, averaged, chunk.share, relative)
         mass = None if relative is None else (relative.top, relative.weight.sum(0))
         return private, {**sums, **summed}, mass, client_vectors
 
     def _sgd(self, step: Step) -> tuple[View, Tensor]:
-        """w ← w - lr·g, in place on copies that the chunk owns."""
+        """Do an SGD step, w ← w - lr·g. Values with a client axis are updated in place."""
         axes = step.axes
         leaves = map_groups(lambda group, t: self._leaf(t, axes[group], len(step.batch.x)), step.trained)
         over = (dict.fromkeys(leaves, 0), dims(axes, step.fixed), *step.input_dims)
@@ -230,15 +242,15 @@ class Clients:
             objective = self.over_clients(partial(self.objective, step.phase), over)
             losses, changed = objective(leaves, step.fixed, *step.inputs)
             flat = [tensor for params in leaves.values() for tensor in params.values()]
-            found = iter(torch.autograd.grad(losses.sum(), flat, materialize_grads=True))
+            flat_gradients = iter(torch.autograd.grad(losses.sum(), flat, materialize_grads=True))
         with torch.no_grad():
-            gradients = map_groups(lambda group, tensor: next(found), leaves)
+            gradients = map_groups(lambda group, tensor: next(flat_gradients), leaves)
             values = map_groups(lambda group, tensor: tensor.detach(), leaves)
-            others = map_groups(
+            inputs = map_groups(
                 lambda group, t: with_axis(t, axes[group], len(step.batch.x)) if self.vectorised else t,
-                self._beside(step),
+                self._preconditioner_inputs(step),
             )
-            gradients = self.preconditioned(gradients, {**others, **values}, self.vectorised)
+            gradients = self.preconditioned(gradients, {**inputs, **values}, self.vectorised)
 
             def moved(group: str, name: str, tensor: Tensor) -> Tensor:
                 change, lr = gradients[group][name], -self.method.groups[group].lr
@@ -251,18 +263,18 @@ class Clients:
             }
             return {**updated, **map_groups(lambda group, tensor: tensor.detach(), changed)}, losses.detach()
 
-    def _beside(self, step: Step) -> View:
-        """What the preconditioners of a phase read and it does not train."""
+    def _preconditioner_inputs(self, step: Step) -> View:
+        """The groups that preconditioners of a phase read but the phase does not train."""
         preconditioned = [group for group in step.trained if group in self.method.precondition]
         read = {name for group in preconditioned for name in self.method.preconditioner_inputs.get(group, ())}
         return {group: params for group, params in step.fixed.items() if group in read}
 
     def _leaf(self, tensor: Tensor, axis: int | None, m: int) -> Tensor:
-        """What the backward pass differentiates by: a value per client."""
+        """The leaf of a tensor for the backward pass, with a client axis if vectorised."""
         return (with_axis(tensor, axis, m) if self.vectorised else tensor).detach().requires_grad_()
 
     def preconditioned(self, gradients: View, values: View, per_client: bool) -> View:
-        """The gradients as the method's preconditioners change them."""
+        """Apply the method's preconditioners to the gradients."""
         changed = dict(gradients)
         for group, change in self.method.precondition.items():
             if group in gradients:
@@ -274,9 +286,9 @@ class Clients:
     def objective(
         self, phase: Phase, trained: View, fixed: View, x: Tensor, y: Tensor, mask: Tensor, noise: Noise, received: View
     ) -> tuple[Tensor, View]:
-        """Loss of ONE client on one batch, its mean over unmasked samples plus the penalty, and the changed statistics.
+        """Loss of ONE client on one batch (mean over unmasked samples, plus the penalty), and the changed statistics.
 
-        Without a sample the loss is 0 whatever the parameters, so that an idle step changes nothing.
+        Without samples, the loss is 0 for all parameters, so the step changes nothing.
         """
         current = {**fixed, **trained}
         penalty = self.penalty(phase)
@@ -291,19 +303,19 @@ class Clients:
         active = mask.any()
         if penalty is not None:
             value = value + active * penalty(current, received, noise)
-        kept = {
+        statistics = {
             group: {name: torch.where(active, new, current[group][name]) for name, new in params.items()}
             for group, params in changed.items()
         }
-        return value, kept
+        return value, statistics
 
     def own_step(self, step: Step) -> tuple[View, Tensor]:
-        """The method's own local step of all clients: what it changes, and the losses."""
+        """Do the method's `local_step` for all clients; returns the changed groups and the losses."""
         over = (dims(step.axes, step.trained), dims(step.axes, step.fixed), *step.input_dims)
         return self.over_clients(self._own_step(step.phase), over)(step.trained, step.fixed, *step.inputs)
 
     def _own_step(self, phase: Phase) -> Callable[..., tuple[View, Tensor]]:
-        """The same for ONE client."""
+        """The method's `local_step` as a function for ONE client. A step without samples changes nothing."""
         local_step = self.method.local_step
         assert local_step is not None
         lr = {group: self.method.groups[group].lr for group in phase.train}
@@ -316,37 +328,37 @@ class Clients:
 
             moved, changed, value = local_step(objective, trained, fixed, Batch(x, y, mask), noise, lr)
             active = mask.any()
-            kept = {
+            updated = {
                 group: {name: torch.where(active, new, trained[group][name]) for name, new in params.items()}
                 for group, params in moved.items()
             }
-            return {**kept, **changed}, torch.where(active, value, 0.0)
+            return {**updated, **changed}, torch.where(active, value, 0.0)
 
         return client_step
 
     def over_clients(self, function: Callable[..., Any], in_dims: tuple[Any, ...]) -> Callable[..., Any]:
-        """`function` for one client, for all clients of the chunk."""
+        """Vectorise a function for one client over all clients of the chunk."""
         return torch.vmap(function, in_dims=in_dims) if self.vectorised else function
 
 
 def map_groups(change: Callable[[str, Tensor], Tensor], values: View) -> View:
-    """`change(group, tensor)` for every tensor of a view, in its order."""
+    """Apply `change(group, tensor)` to every tensor of a view, in its order."""
     return {group: {name: change(group, tensor) for name, tensor in params.items()} for group, params in values.items()}
 
 
 def log_routes(log_route: Callable[[View], Tensor], values: View, axes: Axes, m: int) -> Tensor:
-    """log π_k [m, C] of every client of a chunk."""
+    """log π_k [m, C] of all clients of a chunk."""
     if all(axis is None for axis in axes.values()):
         return log_route(values).expand(m, -1)
     return torch.vmap(log_route, in_dims=(dims(axes, values),))(values)
 
 
 def with_axis(tensor: Tensor, axis: int | None, m: int) -> Tensor:
-    """The tensor with a client axis, expanded, not copied, where all share it."""
+    """The tensor with a client axis. A tensor that all clients share (`axis` None) is expanded without a copy."""
     return tensor.expand(m, *tensor.shape) if axis is None else tensor
 
 
-def make_draws(
+def make_noise(
     shapes: Mapping[str, tuple[int | str, ...]],
     pools: np.ndarray,
     *,
@@ -357,16 +369,16 @@ def make_draws(
     batch: int,
     like: Rows,
 ) -> dict[str, Tensor]:
-    """Uniform inputs [m, *shape] of one step, each from the stream (seed, name, round, client, epoch and its step).
+    """Random inputs [m, *shape] of one step, uniform on [0, 1), by (seed, name, round, client, epoch, step).
 
-    The step is counted within the epoch, whose length in a chunk is that of its largest client.
+    `step` is counted within the epoch. All clients of a chunk count the steps of the client with the longest epoch.
     """
-    counter = epoch * MOST_STEPS + step
-    made = {}
+    counter = epoch * MAX_STEPS_PER_EPOCH + step
+    noise = {}
     for name, declared in shapes.items():
         shape = tuple(batch if side == "batch" else int(side) for side in declared)
         position = np.arange(int(np.prod(shape)))
         values = seeds.uniform(seed, f"draw/{name}", round, pools[:, None], counter, position)
         tensor = torch.from_numpy(values).to(device=like.x.device, dtype=like.dtype)
-        made[name] = tensor.reshape(len(pools), *shape)
-    return made
+        noise[name] = tensor.reshape(len(pools), *shape)
+    return noise

@@ -1,4 +1,4 @@
-"""The clients' rows as tensors on the device: batches are index gathers, clients of unequal size are masked."""
+"""The clients' samples as tensors on the device: batches are gathered by index, and padding is masked."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from floral.core.spec import Noise
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows of one split by holder (client or learner).
+    """The samples of one split, by client or pool of clients (U of them).
 
-    x [N, ...] as stored (uint8 images stay uint8 until they are gathered), y [N] or [N, d], index [U, n_max] row
-    numbers padded with 0, count [U]. mean, std [channels]: of inputs that are already divided by `scale`.
+    x [N, ...] as stored (uint8 images stay uint8 until they are gathered), y [N] or [N, d], index [U, n_max] numbers of
+    samples padded with 0, count [U] numbers of samples per client. mean and std [channels] are those of inputs divided
+    by `scale`.
     """
 
     x: Tensor
@@ -30,25 +31,28 @@ class Rows:
     mean: Tensor | None = None
     std: Tensor | None = None
     augment: Callable[[Tensor, Tensor, Noise], Tensor] | None = None
-    """(x [n, ...] as stored, row numbers [n], draws [n]) → x [n, ...] as stored, changed at random."""
+    """(x [n, ...] as stored, sample numbers [n], noise [n]) → randomly augmented x [n, ...], as stored."""
     augment_draws: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
-    """Shapes of the random inputs of `augment`, "batch" for the rows of one batch; empty without one."""
+    """Shapes of the random inputs of `augment`; "batch" stands for the batch size. Empty without `augment`."""
 
     def decode(self, x: Tensor) -> Tensor:
-        """Stored values to inputs: divided by `scale`, and normalised where there are a mean and a std."""
+        """Convert stored values to inputs: divide by `scale`, and normalise with `mean` and `std` if given."""
         x = x.to(self.dtype) / self.scale if self.scale != 1 else x.to(self.dtype)
         if self.mean is None or self.std is None:
             return x
         return (x - self.mean) / self.std
 
     def decoded(self, budget: int) -> Rows:
-        """The same rows with their inputs decoded once, where that takes no more than `budget` bytes."""
+        """Decode all inputs once if they then take at most `budget` bytes; otherwise return the rows unchanged."""
         if self.augment is not None or self.x.numel() * self.dtype.itemsize > budget:
             return self
         return replace(self, x=self.decode(self.x), scale=1, mean=None, std=None)
 
     def gather(self, index: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
-        """x [*index, ...] and y [*index, ...] of the rows in `index`, augmented by `noise` [*index] where given."""
+        """Inputs x and labels y, both [*index, ...], of the samples in `index`.
+
+        With `noise`, each entry [*index], they are augmented.
+        """
         flat = index.flatten()
         x = self.x.index_select(0, flat)
         if noise is not None and self.augment is not None:
@@ -60,17 +64,17 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientData:
-    """Everything that a simulation reads; `train` is by learner (a client, or its pool), the rest by client."""
+    """The data of a simulation. `train` is by client, or by pool for pooled methods; the other splits are by client."""
 
     train: Rows
     test: Rows
     validation: Rows | None
     global_test: Callable[[int], tuple[Tensor, Tensor]]
-    """cluster → (x [N, ...] as stored, y): the whole test set under that cluster's shift, or fresh synthetic rows."""
+    """cluster → (x [N, ...] as stored, y): the global test set under the cluster's shift, or new synthetic samples."""
     cluster: Tensor
     """[K] true cluster."""
     pool_of_client: Tensor
-    """[K] the learner that trains for a client."""
+    """[K] the number of each client's pool; the client itself for methods that do not pool."""
 
     @property
     def clients(self) -> int:
@@ -79,14 +83,17 @@ class ClientData:
 
 @dataclass(frozen=True)
 class Plan:
-    """The batches of a chunk of learners in one round: index and mask [m, H, B]; a step without samples is idle."""
+    """The batches of a chunk of m clients in one round of H steps: index and mask [m, H, B].
+
+    A step without unmasked samples changes nothing.
+    """
 
     index: Tensor
     mask: Tensor
     samples: np.ndarray
-    """[m] samples that each learner processes."""
+    """[m] samples that each client processes."""
     widths: list[int]
-    """[H] the most rows that any learner of the federation has in a step: what lies behind is padding for all."""
+    """[H] the largest batch of any client of the federation in each step; later columns of a step are padding."""
 
     @property
     def steps(self) -> int:
@@ -105,10 +112,11 @@ def plan(
     share: float = 1.0,
     steps: np.ndarray | None = None,
 ) -> Plan:
-    """Epochs of batches without replacement over ceil(share·n) rows of each learner, the last batch shorter.
+    """Plan the batches of a round: in each epoch, each client draws ceil(share·n) samples without replacement.
 
-    `reshuffle` draws a new order per epoch (a stream of (seed, round, learner, epoch)); else rows come in stored order.
-    With `steps` [m] an epoch of each learner has so many batches: see `_cycled`.
+    The last batch of an epoch may be smaller. `reshuffle` draws a new order per epoch, from the stream (seed, round,
+    client, epoch); otherwise samples come in stored order. With `steps` [m], an epoch of client k has exactly steps[k]
+    batches, see `_cycled`.
     """
     take = np.ceil(share * rows.count[pools]).astype(np.int64)
     most = int(np.ceil(share * rows.count.max()))
@@ -130,8 +138,11 @@ def _cycled(
     rows: Rows, pools: np.ndarray, take: np.ndarray, most: int,
     round: int, seed: int, batch: int, epochs: int, reshuffle: bool, steps: np.ndarray,
 ) -> Plan:  # fmt: skip
-    """Epochs of exactly `steps` [m] batches: a learner goes through its rows as often as that takes, in a new order
-    each time, and stops within the last pass. Where one pass has so many, this is the plan without `steps`."""
+    """Plan epochs of exactly `steps` [m] batches per client.
+
+    A client passes through its samples repeatedly, in a new order each time, and stops in the middle of the last pass.
+    If one pass has exactly `steps` batches, the plan is the same as without `steps`.
+    """
     of_pass, longest = np.maximum(1, -(-take // batch)), int(steps.max())
     step = np.arange(longest)
     which, at = np.divmod(step, of_pass[:, None])  # [m, longest]: the pass, and the batch within it
@@ -141,7 +152,7 @@ def _cycled(
     pool, width = np.arange(len(pools))[:, None, None], rows.index.shape[1]
     index = np.zeros((len(pools), epochs, longest, batch), np.int64)
     for epoch in range(epochs):
-        # The first pass of an epoch has the order that the epoch has without `steps`.
+        # The first pass of an epoch has the same order as the epoch of a plan without `steps`.
         orders = [
             _ordered(rows, pools, round, seed, epoch + epochs * turn, reshuffle) for turn in range(which.max() + 1)
         ]
@@ -151,7 +162,10 @@ def _cycled(
 
 
 def _ordered(rows: Rows, pools: np.ndarray, round: int, seed: int, turn: int, reshuffle: bool) -> np.ndarray:
-    """[m, n_max] row numbers of the learners, padding last: in the order of (seed, round, learner, turn), or as is."""
+    """Sample numbers [m, n_max] of the clients, with the padding last.
+
+    The order is random, from the stream (seed, round, client, turn), or the stored one without `reshuffle`.
+    """
     index = rows.index[pools]
     if not reshuffle:
         return index
@@ -162,6 +176,7 @@ def _ordered(rows: Rows, pools: np.ndarray, round: int, seed: int, turn: int, re
 
 
 def _plan(rows: Rows, index: np.ndarray, mask: np.ndarray, samples: np.ndarray, widths: list[int]) -> Plan:
+    """Move the plan to the device of the rows; padded entries of `index` become 0."""
     device = rows.x.device
     index = np.where(mask, index, 0)
     return Plan(torch.from_numpy(index).to(device), torch.from_numpy(mask.copy()).to(device), samples, widths)

@@ -1,4 +1,4 @@
-"""A simulated federation: rounds of cohort, local training, aggregation and server step; scheduled evaluation."""
+"""Simulation of a federation: rounds (cohort, local training, aggregation, server step) and scheduled evaluation."""
 
 from __future__ import annotations
 
@@ -27,27 +27,28 @@ from floral.engine.graphs import Graphs, cuda_graphs
 from floral.engine.rows import ClientData, plan
 from floral.engine.state import State, start, view
 
-EXPLODED = 1e8
-"""A loss above this counts as diverged, like NaN."""
-EVALUATED = 5
-"""Clients that are evaluated in one piece, at least."""
+DIVERGED_LOSS = 1e8
+"""A loss from this value on counts as diverged, like NaN."""
+MIN_EVALUATION_CHUNK = 5
+"""Minimum number of clients that are evaluated in one piece."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How the arithmetic is carried out: it changes the last bits of a result, never the method."""
+    """How the computations of a run are carried out. It changes only the last bits of a result."""
 
     backend: Literal["loop", "vmap", "batched"]
     chunk: int
     """Clients that are trained in one piece."""
     workers: int = 1
-    """Python threads, each with its own chunks."""
+    """Number of Python threads, each with its own chunks."""
     threads: int = 1
-    """Of one worker, within one operation."""
+    """Number of threads of one worker within one tensor operation."""
     precision: Precision = "fp32"
     graphs: bool = False
-    """Whether a GPU replays recorded steps as graphs; they have one set of buffers, hence one worker."""
+    """Whether a GPU replays recorded steps as CUDA graphs. The graphs share buffers, so there is one worker."""
     reason: str = ""
+    """Why this execution was chosen."""
 
     @property
     def vectorised(self) -> bool:
@@ -56,7 +57,7 @@ class Execution:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the task and the fidelity fix about a federation's rounds."""
+    """Settings of a federation's rounds, from the task and the fidelity."""
 
     rounds: int
     clusters: int
@@ -64,7 +65,7 @@ class Settings:
     epochs: int
     batch: int
     steps_per_epoch: int | None = None
-    """Steps of every local epoch; None: those of one pass over a client's rows."""
+    """Steps of each local epoch. None: one pass over a client's samples."""
     loss: Loss
     server: Optimiser
     seed: int
@@ -76,29 +77,29 @@ class Settings:
     empty_cluster: Literal["keep", "average"]
 
     def last_bin(self, round: int) -> bool:
-        """Whether a round is in the last of 51 bins, the last 1 %, over which the published number is a mean."""
+        """Whether a round is in the last 1 % of rounds, the last of 51 bins. The published score is its mean."""
         return 100 * round >= 99 * self.rounds
 
     def evaluates(self, round: int) -> bool:
-        """Scheduled evaluation: every period and the last round."""
+        """Whether a round is evaluated: once per evaluation period, and the last round."""
         return round % self.evaluation_period == 0 or round == self.rounds
 
 
 @dataclass
 class Part:
-    """What one worker's chunks add to a round."""
+    """Contribution of one worker's chunks to a round."""
 
     mean: Mean = field(default_factory=Mean)
     trained: list[tuple[slice, local.Trained]] = field(default_factory=list)
-    """Chunks of the cohort, and what they trained."""
+    """Chunks of the cohort, and their results."""
     loss: Tensor | float = 0.0
     samples: int = 0
 
 
 class Workers:
-    """Threads that each compute on their own clients, with `threads` threads within one operation.
+    """`count` Python threads that each train their own clients, with `threads` threads within one tensor operation.
 
-    PyTorch's operations run outside Python's lock, so that Python threads are enough.
+    Python threads run in parallel here, because PyTorch's operations release Python's global lock.
     """
 
     def __init__(self, count: int, threads: int, check_stop: Callable[[], None]) -> None:
@@ -106,7 +107,10 @@ class Workers:
         self._pool: ThreadPoolExecutor | None = None
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-        """The results in the items' order; one worker is the thread that calls. `check_stop` is called before each."""
+        """Apply a function to the items; returns the results in the order of the items.
+
+        `check_stop` is called before each item. A single worker runs in the calling thread.
+        """
 
         def work(item: Any) -> Any:
             self.check_stop()
@@ -124,7 +128,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured after a round: (split, metric, value) in a fixed order, and routes [K, C]."""
+    """Result of an evaluation after a round: (split, metric, value) in a fixed order, and the routes [K, C]."""
 
     metrics: list[tuple[str, str, float]]
     routes: np.ndarray | None
@@ -132,7 +136,10 @@ class Evaluation:
 
 
 class Simulation:
-    """A method on a task's data. All randomness is of (seed, purpose, round, client): a resumed run is the same run."""
+    """A method on a task's data.
+
+    Random numbers depend only on (seed, purpose, round, client), so a resumed run gives the same results.
+    """
 
     def __init__(
         self,
@@ -144,8 +151,14 @@ class Simulation:
         most_steps: int | None = None,
         check_stop: Callable[[], None] = lambda: None,
     ) -> None:
-        """`most_steps` cuts every phase of local training short, for trials that only take its time. `check_stop` is
-        called before every local step and every piece of an evaluation, where the state is only read: it may raise."""
+        """Prepare a simulation.
+
+        `most_steps` limits the local steps of each phase, for trials that measure time. `check_stop` is called before
+        each local step and each piece of an evaluation. It may raise, because the state is not changed there.
+
+        Raises:
+            Refused: the backend cannot run the method.
+        """
         if method.phases == ():
             settings = replace(settings, rounds=0)
         self.method, self.data, self.settings, self.execution = method, data, settings, execution
@@ -158,12 +171,12 @@ class Simulation:
         self._clients: dict[tuple[Phase, ...], local.Clients] = {}
         self._costs: dict[tuple[tuple[Phase, ...], ...], Costs] = {}
         if settings.rounds:
-            self.clients(1)  # refuses now what the backend cannot do
+            self.clients(1)  # raises Refused now rather than in the first round
 
     # ------------------------------------------------------------------------------------------------ start
 
     def start(self, private: Path | None = None) -> State:
-        """The untrained state, after the method's own preparation; `private` is the file for large PRIVATE groups."""
+        """Make the untrained state and apply the method's `prepare`; `private` is the file for large PRIVATE groups."""
         state = start(self.method, self.dtype, self.device, private)
         if self.method.prepare is not None:
             rows = np.concatenate([self.data.train.index[u, :n] for u, n in enumerate(self.data.train.count)])
@@ -178,18 +191,18 @@ class Simulation:
         return self.method.phases_of(round, self.settings.rounds)
 
     def epochs(self, round: int) -> list[int]:
-        """Epochs of each phase of a round."""
+        """Number of epochs of each phase of a round."""
         return [phase.epochs or self.settings.epochs for phase in self.phases(round)]
 
     def kinds(self) -> list[int]:
-        """The first round of each kind, told apart by their phases."""
+        """The first round of each kind. Rounds are of the same kind if they have the same phases."""
         first: dict[tuple[Phase, ...], int] = {}
         for round in range(1, self.settings.rounds + 1):
             first.setdefault(self.phases(round), round)
         return list(first.values())
 
     def clients(self, round: int) -> local.Clients:
-        """The local steps of a round's phases."""
+        """The local steps for a round's phases; made once for each kind of round."""
         phases = self.phases(round)
         if phases not in self._clients:
             vectorised = self.execution.vectorised
@@ -200,11 +213,11 @@ class Simulation:
         return self._clients[phases]
 
     def costs(self, state: State) -> Costs:
-        """What a client costs in a round, the mean over the rounds."""
+        """Costs of a client in a round, as a mean over all rounds."""
         return mean([self.costs_of(state, round) for round in range(1, max(1, self.settings.rounds) + 1)])
 
     def costs_of(self, state: State, round: int) -> Costs:
-        """What a client of one round costs, counted from shapes, once for every kind of round."""
+        """Costs of a client in one round, counted from shapes. Rounds of the same kind are counted once."""
         now, before = self.phases(round), self.phases(max(1, round - 1))
         if (now, before) not in self._costs:
             self._costs[now, before] = count(self.method, state, now, before, epochs=sum(self.epochs(round)))
@@ -214,18 +227,21 @@ class Simulation:
 
     @property
     def cohort_size(self) -> int:
-        """M, the learners of a round."""
+        """M, the number of clients (or pools) of a round."""
         return self.settings.cohort if self.method.pool is None else len(self.data.train.count)
 
     def cohort(self, round: int) -> np.ndarray:
-        """The learners of a round: uniform without replacement; pools always take part."""
+        """The clients of a round, drawn uniformly without replacement. Pools take part in every round."""
         if self.method.pool is not None:
             return np.arange(self.cohort_size)
         size = len(self.data.train.count)
         return seeds.sample(self.settings.seed, "cohort", round, size=size, count=self.cohort_size)
 
     def train(self, state: State, round: int) -> tuple[Tensor, int]:
-        """One round, in place: returns the cohort's mean loss (not yet synchronised) and the samples it processed."""
+        """Do one round, in place; returns the cohort's mean loss and the number of samples that it processed.
+
+        The loss is a tensor on the device, whose value may not have been computed yet.
+        """
         method = self.method
         cohort, share = self.pools(round)
         parts = self.local_training(state, round, cohort, share)
@@ -235,8 +251,8 @@ class Simulation:
             loss = loss + part.loss
             for at, trained in part.trained:
                 write_back(state, method, trained, torch.from_numpy(cohort[at]).to(self.device))
-        means, kept = total.result(self.settings.empty_cluster, method)
-        after = server_step(method.server.optimiser or self.settings.server, state, means, kept, method)
+        means, empty = total.result(self.settings.empty_cluster, method)
+        after = server_step(method.server.optimiser or self.settings.server, state, means, empty, method)
         if method.server.update is not None:
             sent = self.client_vectors(cohort, share, parts)
             after |= method.server.update(
@@ -246,16 +262,16 @@ class Simulation:
         return loss, sum(part.samples for part in parts)
 
     def pools(self, round: int) -> tuple[np.ndarray, Tensor]:
-        """The cohort's learners that have rows, and their p(k) ∝ n_k [M]."""
+        """The clients (or pools) of the cohort that have samples, and their weights p(k) ∝ n_k [M]."""
         count, cohort = self.data.train.count, self.cohort(round)
         cohort = cohort[count[cohort] > 0]
         return cohort, torch.from_numpy(count[cohort] / max(1, count[cohort].sum())).to(self.device)
 
     def local_training(self, state: State, round: int, cohort: np.ndarray, share: Tensor) -> list[Part]:
-        """What each worker's part of the learners `cohort` [M] adds to a round; the state is only read."""
+        """Train the clients `cohort` [M] and return the contribution of each worker. The state is not changed."""
         size, workers = self.execution.chunk if self.execution.vectorised else 1, self.execution.workers
         chunks = [slice(at, at + size) for at in range(0, len(cohort), size)]
-        self.clients(round)  # made before the workers ask for it at the same time
+        self.clients(round)  # made here, because workers would make it several times
 
         def work(worker: int) -> Part:
             part = Part()
@@ -270,7 +286,7 @@ class Simulation:
         return self.workers.map(work, range(min(workers, len(chunks))))
 
     def client_vectors(self, cohort: np.ndarray, share: Tensor, parts: list[Part]) -> ClientVectors | None:
-        """The vectors that a round's clients send, in the order of the cohort; None if the server reads none."""
+        """The vectors that a round's clients send, in cohort order; None without `ServerStep.client_vector`."""
         if self.method.server.client_vector is None:
             return None
         chunks = sorted((chunk for part in parts for chunk in part.trained), key=lambda chunk: chunk[0].start)
@@ -278,7 +294,7 @@ class Simulation:
         return ClientVectors(torch.from_numpy(cohort).to(self.device), share, torch.cat(vectors))
 
     def train_chunk(self, state: State, round: int, pools: np.ndarray, share: Tensor) -> local.Trained:
-        """Local training of some learners, whose weights in the round are `share` [m]; the state is only read."""
+        """Train the clients `pools` [m], whose weights in the round are `share` [m]. The state is not changed."""
         settings, rows = self.settings, self.data.train
         clients, epochs = self.clients(round), self.epochs(round)
         batches = plan(
@@ -288,7 +304,7 @@ class Simulation:
             seed=settings.seed,
             batch=settings.batch,
             epochs=sum(epochs),
-            reshuffle=settings.reshuffle or self.method.pool is not None,  # a pool has no loader to be faithful to
+            reshuffle=settings.reshuffle or self.method.pool is not None,  # the published code has no pools
             share=1.0 if self.method.pool is None else settings.participation,
             steps=self.fixed_steps(pools),
         )
@@ -301,7 +317,7 @@ class Simulation:
 
         def draw(step: int, size: int) -> Noise:
             self.check_stop()
-            return local.make_draws(
+            return local.make_noise(
                 self.noise,
                 pools,
                 seed=settings.seed,
@@ -325,7 +341,10 @@ class Simulation:
         )
 
     def fixed_steps(self, pools: np.ndarray) -> np.ndarray | None:
-        """[m] steps of a local epoch where the task fixes them; a pool makes those of all clients that would train."""
+        """Steps of a local epoch [m] if the task fixes them, otherwise None.
+
+        A pool does the steps of all its clients that would take part in a round.
+        """
         steps = self.settings.steps_per_epoch
         if steps is None:
             return None
@@ -335,7 +354,7 @@ class Simulation:
         return steps * np.ceil(self.settings.participation * clients).astype(np.int64)
 
     def held(self, pools: np.ndarray) -> Batch:
-        """All training rows of some learners: x [m, n, ...], decoded and not augmented."""
+        """All training samples of the clients `pools` [m]: x [m, n, ...], decoded and not augmented."""
         rows = self.data.train
         count = rows.count[pools, None]
         width = max(1, int(count.max()))
@@ -345,7 +364,10 @@ class Simulation:
     # ------------------------------------------------------------------------------------------------ evaluation
 
     def evaluate(self, state: State, round: int, train_loss: float | None) -> Evaluation:
-        """Scheduled evaluation on clients' own rows: of all, or of a fresh sample before the last round."""
+        """Do the scheduled evaluation of clients on their own samples.
+
+        With `sampled_evaluation`, a new sample of clients is drawn in each round, and all are evaluated in the last.
+        """
         settings, data = self.settings, self.data
         everyone = np.arange(data.clients)
         sampled = settings.sampled_evaluation and round < settings.rounds
@@ -361,33 +383,33 @@ class Simulation:
             metrics += self._summary("validation", self.own_rows(state, data.validation, clients))
         routes = evaluate.served_routes(self.method, state, data.pool_of_client, data.clients, self.clusters)
         if routes is not None and not np.isfinite(routes).all():
-            routes = None  # of a run that has diverged: there is nothing to compare
+            routes = None  # the run has diverged
         if routes is not None:
-            found = evaluate.route_metrics(
+            scores = evaluate.route_metrics(
                 routes, data.cluster.cpu().numpy(), data.train.count[data.pool_of_client.cpu().numpy()]
             )
-            metrics += [("route", name, value) for name, value in found.items()]
+            metrics += [("route", name, value) for name, value in scores.items()]
         losses = [value for _, metric, value in metrics if metric == "loss"]
-        return Evaluation(metrics, routes, diverged=not all(abs(value) < EXPLODED for value in losses))
+        return Evaluation(metrics, routes, diverged=not all(abs(value) < DIVERGED_LOSS for value in losses))
 
     def official_scores(self, state: State, round: int) -> tuple[float, float]:
-        """The published code's number for one round, over all clients and over its fresh sample of them.
+        """The published code's score for one round: as a mean over all clients, and over a new sample of clients.
 
-        Both have the same expectation; the sample adds noise (0.8 points a seed on the reduced MNIST tasks).
+        Both have the same expectation, but the sample adds noise (0.8 points per seed on the reduced MNIST tasks).
         """
         scores = self.own_rows(state, self.data.test, np.arange(self.data.clients))
         values = scores.loss if self.settings.loss == "mse" else scores.accuracy
         return scores.mean(values), scores.mean(values, self.evaluated_clients(round))
 
     def evaluated_clients(self, round: int) -> np.ndarray:
-        """The clients that the published code evaluates after a round, drawn apart from the cohort."""
+        """The clients that the published code evaluates after a round. They are drawn independently of the cohort."""
         size, count = self.data.clients, self.settings.cohort
         return seeds.sample(self.settings.seed, "evaluated clients", round, size=size, count=count)
 
     def global_test(self, state: State) -> tuple[evaluate.Scores, list[tuple[str, str, float]]]:
-        """Each client on the whole test set under its own shift; costly, so for the last round only."""
+        """Evaluate each client on the global test set under its own shift; slow, so only for the last round."""
         data = self.data
-        scores = evaluate.on_population(
+        scores = evaluate.on_global_test_set(
             self.method,
             state,
             data.global_test,
@@ -395,14 +417,14 @@ class Simulation:
             data.pool_of_client,
             data.cluster,
             loss=self.settings.loss,
-            chunk=max(self.execution.chunk, EVALUATED),
+            chunk=max(self.execution.chunk, MIN_EVALUATION_CHUNK),
             vectorised=self.execution.vectorised,
             map=self.workers.map,
         )
         return scores, self._summary("population", scores) + self._worst("population", scores)
 
     def own_rows(self, state: State, rows: Any, clients: np.ndarray) -> evaluate.Scores:
-        """Scores of some clients on their own rows of a split."""
+        """Scores of the given clients on their own samples of a split."""
         return evaluate.on_own_rows(
             self.method,
             state,
@@ -412,18 +434,19 @@ class Simulation:
             loss=self.settings.loss,
             weighting=self.settings.weighting,
             batch=self.settings.batch,
-            chunk=max(self.execution.chunk, EVALUATED),
+            chunk=max(self.execution.chunk, MIN_EVALUATION_CHUNK),
             vectorised=self.execution.vectorised,
             map=self.workers.map,
         )
 
     def _summary(self, split: str, scores: evaluate.Scores) -> list[tuple[str, str, float]]:
-        found = [] if self.settings.loss == "mse" else [(split, "accuracy", scores.mean(scores.accuracy))]
+        """Mean scores over the clients: accuracy, loss, top-5 accuracy and perplexity, as far as the task has them."""
+        accuracy = [] if self.settings.loss == "mse" else [(split, "accuracy", scores.mean(scores.accuracy))]
         near = [] if np.isnan(scores.top5).all() else [(split, "top5_accuracy", scores.mean(scores.top5))]
         loss = scores.mean(scores.loss)
         per_token = self.settings.loss == "token_cross_entropy"
         return [
-            *found,
+            *accuracy,
             (split, "loss", loss),
             *near,
             *([(split, "perplexity", evaluate.perplexity(loss))] if per_token else []),

@@ -1,4 +1,4 @@
-"""The state of a federation: every group's value, who sees what of it, and the server's momenta."""
+"""The state of a federation: values of all groups, and moments of the server optimiser; views of it by clients."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ from floral.engine import store
 from floral.engine.store import Store
 
 Axes = dict[str, int | None]
-"""group → 0 where a view of several clients has a client axis in front, None where all see the same tensor."""
+"""Group → 0 if its tensors in a view of several clients start with a client axis, None if all clients share them."""
 
 
 @dataclass
 class State:
-    """`values`: group → its complete value (axis C, K or none). `server`: moments of the server's optimiser.
+    """The values of all groups, and the moments of the server optimiser.
 
-    PRIVATE values that are too large for memory are mapped to a file, whose changes `store` takes care of.
+    `values` maps each group to its complete value, with axis C (CLUSTERED), K (PRIVATE) or no leading axis. PRIVATE
+    values that are too large for memory are mapped to a file, which `store` manages.
     """
 
     values: View
     server: dict[str, Tensor] = field(default_factory=dict)
     store: Store | None = None
 
-    def kept(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps: all tensors, but of those in the store only the rows that have changed."""
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        """The tensors of a checkpoint: all tensors, but only the changed rows of tensors in the store."""
         if self.store is None:
             return self.tensors()
-        others = {group: params for group, params in self.values.items() if group not in self.store.values}
-        return State(others, self.server).tensors() | self.store.journal()
+        in_memory = {group: params for group, params in self.values.items() if group not in self.store.values}
+        return State(in_memory, self.server).tensors() | self.store.journal()
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors under flat names."""
+        """All tensors by flat names: value/<group>/<name> and server/<name>."""
         flat = {f"value/{group}/{name}": t for group, params in self.values.items() for name, t in params.items()}
         return flat | {f"server/{name}": tensor for name, tensor in self.server.items()}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> State:
-        """The inverse of `tensors`."""
+        """Make a state from flat names; the inverse of `tensors`."""
         values: View = {}
         server: dict[str, Tensor] = {}
         for flat, tensor in tensors.items():
@@ -56,31 +57,34 @@ class State:
 
 
 def start(method: Method, dtype: torch.dtype, device: torch.device, private: Path | None = None) -> State:
-    """The untrained state; values are cast once, so that float64 runs start from the same numbers.
+    """Make the untrained state on the device.
 
-    PRIVATE groups that together exceed `store.BUDGET` go to the file `private`, or to a temporary one.
+    Initial values are cast to `dtype` after they are drawn, so float32 and float64 runs start from the same numbers.
+    If the PRIVATE groups together exceed `store.MEMORY_BUDGET_BYTES`, they go to the file `private`, or to a temporary
+    file.
     """
-    made = {name: group.init() for name, group in method.groups.items()}
-    large = {name: params for name, params in made.items() if method.groups[name].scope is Scope.PRIVATE}
-    if store.nbytes(large, dtype) <= store.BUDGET:
+    initial = {name: group.init() for name, group in method.groups.items()}
+    large = {name: params for name, params in initial.items() if method.groups[name].scope is Scope.PRIVATE}
+    if store.nbytes(large, dtype) <= store.MEMORY_BUDGET_BYTES:
         large = {}
     values = {
         name: {key: tensor.to(device=device, dtype=dtype).clone() for key, tensor in params.items()}
-        for name, params in made.items()
+        for name, params in initial.items()
         if name not in large
     }
     if not large:
         return State(values)
     if private is None:
         return State(values | store.scratch(large, dtype))
-    kept = Store.create(private, large, dtype)
-    return State(values | kept.values, store=kept)
+    created = Store.create(private, large, dtype)
+    return State(values | created.values, store=created)
 
 
 def view(method: Method, values: View, pools: Tensor, clients: Tensor) -> tuple[View, Axes]:
-    """What `clients` (trained by `pools`) see, with the axis each group has.
+    """The values that `clients` [m] see, and the axis of each group; `pools` [m] are the clients' pools.
 
-    PRIVATE groups are gathered, CLUSTERED ones too when the method fixes its clients' clusters; the rest is not copied.
+    PRIVATE groups are gathered, and CLUSTERED groups too if the method fixes its clients' clusters. Other groups are
+    not copied.
     """
     seen: View = {}
     axes: Axes = {}
@@ -96,7 +100,7 @@ def view(method: Method, values: View, pools: Tensor, clients: Tensor) -> tuple[
 
 
 def gather(tensor: Tensor, rows: Tensor) -> Tensor:
-    """Rows of a tensor, on the device of `rows`: a store's tensors lie in a file whatever that is."""
+    """Rows of a tensor, moved to the device of `rows`, because tensors of a store are always on the CPU."""
     return tensor.index_select(0, rows.to(tensor.device)).to(rows.device)
 
 
@@ -105,8 +109,8 @@ def dims(axes: Axes, values: View) -> dict[str, dict[str, int | None]]:
     return {group: dict.fromkeys(params, axes[group]) for group, params in values.items()}
 
 
-def one(values: View, axes: Axes, position: int = 0) -> View:
-    """The view of a single client out of several."""
+def client_view(values: View, axes: Axes, position: int = 0) -> View:
+    """The view of one client, at `position`, taken from a view of several clients."""
     return {
         group: params if axes[group] is None else {name: tensor[position] for name, tensor in params.items()}
         for group, params in values.items()

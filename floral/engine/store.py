@@ -1,7 +1,8 @@
-"""PRIVATE state that is too large for memory: one safetensors file of all clients' values, mapped.
+"""PRIVATE values that are too large for memory, in one memory-mapped safetensors file.
 
-Its tensors are ordinary ones, and gathering a cohort's rows touches these rows alone. What was read counts as the
-process's resident memory until the system wants it back; what it must not lose is RssAnon in /proc/self/status.
+Its tensors are used like any others, and gathering a cohort's rows reads only these rows. Pages that were read count as
+the process's resident memory until the system needs the memory. The memory that is really needed is RssAnon in
+/proc/self/status.
 """
 
 from __future__ import annotations
@@ -24,33 +25,34 @@ from floral.core.spec import View
 from floral.engine.checkpoint import Unreadable
 from floral.io.files import atomic
 
-BUDGET = 1 << 30
-"""Bytes of PRIVATE state that are held in memory. More live in a file, and changes of at most about as many wait in
-memory for the next checkpoint."""
-BLOCK = 1 << 24
-"""Bytes of the start that are made and written at a time."""
+MEMORY_BUDGET_BYTES = 1 << 30
+"""Maximum size in bytes of PRIVATE values in memory. Larger values go to a file, and a checkpoint is due when about as
+many bytes have changed."""
+BLOCK_BYTES = 1 << 24
+"""Number of bytes of the initial values that are made and written at a time."""
 NAME = "private.safetensors"
-"""The file in the run's folder: it stays there as a part of the final state."""
+"""Name of the file in the run's folder. It is part of the final state."""
 JOURNAL = "private/"
-"""What the names of a checkpoint's changed rows begin with: private/<group>/<name> [n, ...], and ROWS."""
+"""Prefix of the changed rows in a checkpoint: private/<group>/<name> [n, ...], and ROWS."""
 ROWS = JOURNAL + "rows"
-"""[n] the holders whose rows have changed."""
+"""Name of the tensor [n] of the clients (or pools) whose rows have changed."""
 
 CODES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16"}
 NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)  # not in Python before 3.13
-"""A mapping larger than memory is refused without it, although only changed pages will ever take any."""
+"""Flag for mappings larger than memory. Without it the system refuses them, although only changed pages need memory."""
 
 Layout = dict[str, tuple[torch.dtype, list[int], int]]
-"""<group>/<name> → type, shape and first byte in the file."""
+"""<group>/<name> → type, shape and position of the first byte in the file."""
 
 
 @dataclass
 class Store:
-    """The mapped file of a run that can be resumed.
+    """The memory-mapped file of PRIVATE values of a run.
 
-    It is mapped copy-on-write: what training writes stays in memory, page by page, and every read sees it. A checkpoint
-    holds the changed rows as its journal. Once that is in place, `apply` writes them into the file, and a resumption
-    does so again, for nobody knows how far a killed process came: the file is never ahead of its checkpoint.
+    The file is mapped copy-on-write: changes stay in memory, page by page, and every read sees them. A checkpoint
+    contains the changed rows as its journal. After the checkpoint is written, `apply` writes the rows into the file.
+    A resumed run applies the journal again, because a killed process may have written only some rows. The file is
+    therefore never newer than its checkpoint.
     """
 
     path: Path
@@ -58,11 +60,11 @@ class Store:
     layout: Layout
     values: View
     changed: set[int] = field(default_factory=set)
-    """Holders whose rows differ from the file's."""
+    """Clients (or pools) whose rows differ from the file's."""
 
     @classmethod
     def create(cls, path: Path, values: View, dtype: torch.dtype) -> Store:
-        """Write the start, which may be an expanded view of one holder's, and map it.
+        """Write the initial values to the file and map it. They may be an expanded view of one client's values.
 
         Raises:
             OSError: the disk is full; no half-written file is left.
@@ -76,10 +78,10 @@ class Store:
 
     @classmethod
     def open(cls, path: Path) -> Store:
-        """Map the file that is there.
+        """Map an existing file.
 
         Raises:
-            Unreadable: it is missing or damaged.
+            Unreadable: the file is missing or damaged.
         """
         try:
             with path.open("rb") as file:
@@ -95,18 +97,18 @@ class Store:
         return cls(path, mapping, layout, mapped(mapping, layout))
 
     def mark(self, holders: Tensor) -> None:
-        """Note that these holders' rows were changed."""
+        """Mark the rows of these clients (or pools) as changed."""
         self.changed.update(holders.tolist())
 
     @property
     def full(self) -> bool:
-        """Whether the changed rows, in whole pages, are more than memory should hold: time for a checkpoint."""
+        """Whether the changed pages exceed the memory budget, so that a checkpoint is due."""
         tensors = (tensor for params in self.values.values() for tensor in params.values())
         pages = sum(tensor.nbytes // len(tensor) // mmap.PAGESIZE + 2 for tensor in tensors)
-        return len(self.changed) * pages * mmap.PAGESIZE > BUDGET
+        return len(self.changed) * pages * mmap.PAGESIZE > MEMORY_BUDGET_BYTES
 
     def journal(self) -> dict[str, Tensor]:
-        """The changed rows, as the next checkpoint keeps them."""
+        """The changed rows, for the next checkpoint."""
         rows = torch.tensor(sorted(self.changed), dtype=torch.int64)
         return {
             ROWS: rows,
@@ -118,7 +120,7 @@ class Store:
         }
 
     def apply(self, journal: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint's rows into the file, durably, and free the memory that the changes took.
+        """Write a checkpoint's rows durably into the file, and free the memory of the changed pages.
 
         Raises:
             OSError: the disk is full; the next resumption writes the same rows again.
@@ -132,13 +134,15 @@ class Store:
                 os.fsync(file.fileno())
         except OSError as error:
             raise no_room(error, self.path, sum(tensor.nbytes for tensor in journal.values())) from error
-        self.mapping.madvise(mmap.MADV_DONTNEED)  # reads now see the file, which has them all
+        self.mapping.madvise(mmap.MADV_DONTNEED)  # reads now see the file, which has all changes
         self.changed.clear()
 
 
 def scratch(values: View, dtype: torch.dtype) -> View:
-    """The values mapped to a nameless temporary file, for a simulation without a folder: nothing to resume, so writes
-    go to the file at once. The system removes it when the last tensor is gone, however the process ends.
+    """Map the values to an unnamed temporary file, for a simulation without a run folder.
+
+    Such a simulation cannot be resumed, so changes go directly to the file. The system removes the file when the last
+    tensor is deleted or the process ends.
 
     Raises:
         OSError: the disk of temporary files is full.
@@ -150,18 +154,18 @@ def scratch(values: View, dtype: torch.dtype) -> View:
             mapping = mmap.mmap(file.fileno(), 0)
     except OSError as error:
         folder = Path(tempfile.gettempdir())
-        raise no_room(error, folder, nbytes(values, dtype), "; or let TMPDIR name another disk") from error
+        raise no_room(error, folder, nbytes(values, dtype), ", or set TMPDIR to a folder on another disk") from error
     return mapped(mapping, read_layout(mapping))
 
 
 def nbytes(values: View, dtype: torch.dtype) -> int:
-    """Bytes of the values once they have that type."""
+    """Size in bytes of the values after they are cast to `dtype`."""
     return sum(tensor.numel() for params in values.values() for tensor in params.values()) * dtype.itemsize
 
 
 def no_room(error: OSError, path: Path, size: int, otherwise: str = "") -> OSError:
-    """The same error, which now names the file, what was to be written and the remedy."""
-    remedy = f"{size / 1e9:.2g} GB of clients' private state go there; free space on its file system{otherwise}"
+    """The same error with a message that names the file, the size and the remedy."""
+    remedy = f"cannot write {size / 1e9:.2g} GB of PRIVATE values; free space on this file system{otherwise}"
     return OSError(error.errno, f"{error.strerror}: {remedy}", str(path))
 
 
@@ -169,7 +173,7 @@ def no_room(error: OSError, path: Path, size: int, otherwise: str = "") -> OSErr
 
 
 def header(values: View, dtype: torch.dtype) -> bytes:
-    """The beginning of a safetensors file: the length of the JSON that follows, and where each tensor lies."""
+    """The header of a safetensors file: the length of the JSON text, then the JSON with the position of each tensor."""
     entries, end = {}, 0
     for group, params in values.items():
         for name, tensor in params.items():
@@ -185,27 +189,32 @@ def header(values: View, dtype: torch.dtype) -> bytes:
 
 
 def blocks(values: View, dtype: torch.dtype) -> Iterator[memoryview]:
-    """The bytes of all tensors, of which a few holders' rows at a time are made."""
+    """The bytes of all tensors, in blocks of a few rows, so that not all values are in memory at once."""
     for params in values.values():
         for tensor in params.values():
-            rows = max(1, BLOCK // max(1, tensor[0].numel() * dtype.itemsize))
-            for some in tensor.split(rows):
-                yield as_bytes(some.to(device="cpu", dtype=dtype))
+            rows = max(1, BLOCK_BYTES // max(1, tensor[0].numel() * dtype.itemsize))
+            for block in tensor.split(rows):
+                yield as_bytes(block.to(device="cpu", dtype=dtype))
 
 
 def overwrite(file: BinaryIO, begin: int, rows: Sequence[int], values: Tensor) -> None:
-    """Replace rows of a tensor that begins at that byte: `values` [n, ...] are those of `rows` [n]."""
+    """Overwrite the rows `rows` [n] of a tensor in the file with `values` [n, ...]; the tensor starts at `begin`."""
     for row, value in zip(rows, values, strict=True):
         file.seek(begin + row * value.nbytes)
         file.write(as_bytes(value))
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor on the CPU."""
     return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def read_layout(mapping: mmap.mmap) -> Layout:
-    """Where the tensors lie, read from what `header` wrote."""
+    """Read the layout from the header.
+
+    Raises:
+        ValueError: the file has the wrong size.
+    """
     start = 8 + int.from_bytes(mapping[:8], "little")
     types = {code: dtype for dtype, code in CODES.items()}
     layout, end = {}, start
@@ -213,12 +222,12 @@ def read_layout(mapping: mmap.mmap) -> Layout:
         begin, end = (start + offset for offset in entry["data_offsets"])
         layout[name] = types[entry["dtype"]], entry["shape"], begin
     if end != len(mapping):
-        raise ValueError(f"it has {len(mapping)} bytes instead of {end}")
+        raise ValueError(f"the file has {len(mapping)} bytes instead of {end}")
     return layout
 
 
 def mapped(mapping: mmap.mmap, layout: Layout) -> View:
-    """The tensors that lie in the mapping, which lives as long as they do."""
+    """The tensors in the mapping. The mapping stays open as long as a tensor exists."""
     values: View = {}
     for name, (dtype, shape, begin) in layout.items():
         group, key = name.split("/", 1)

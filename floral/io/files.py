@@ -1,4 +1,4 @@
-"""Files that are whole or not there: what a killed process or a full disk may leave behind; what they hold."""
+"""Atomic writes, content hashes and listings of files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 
 
 def atomic(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
-    """Replace a file in one step, durably: on a full disk the old one stays and no half-written one is left.
+    """Write a file atomically and durably: after an error the old file is unchanged, and no partial file is left.
 
-    Content that is too large for memory comes in pieces.
+    `content` may be an iterator of pieces, if it is too large for memory. Only one process at a time may write a file:
+    the partial file always has the same name, so that the next attempt overwrites what a killed process left.
 
-    One process at a time: the half-written file has one name, so that the next attempt removes what a kill left.
+    Raises:
+        OSError: the disk is full, or the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -31,10 +33,10 @@ def atomic(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
 
 
 def content_sha256(path: Path) -> str:
-    """The sha256 of a file, or over the names and contents of all files below a folder but the hidden ones.
+    """The sha256 of a file, or of the names and contents of all files below a folder except hidden ones.
 
     Raises:
-        OSError: there is none, or one cannot be read.
+        OSError: the path does not exist, or a file cannot be read.
     """
     if not path.is_dir():
         with path.open("rb") as stream:
@@ -46,13 +48,13 @@ def content_sha256(path: Path) -> str:
 
 
 def visible(folder: Path) -> list[Path]:
-    """All files below a folder, links followed, in order, but those that a system or an editor hides (.DS_Store, …)."""
-    found = (Path(at) / name for at, _, names in os.walk(folder, followlinks=True) for name in names)
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    """All files below a folder, sorted, except hidden ones such as .DS_Store. Links are followed."""
+    paths = (Path(at) / name for at, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def _sync_names(folder: Path) -> None:
-    """Let the new name survive a power cut, where the file system can promise that for a folder."""
+    """Write a folder's file names to disk, so that they survive a power cut, if the file system supports it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,5 +1,8 @@
-"""One process at a time, or as many as have room: an orphan of a killed Snakemake may still be at work beside the next
-call. All locks are the system's, which frees them when their process ends, however it ends."""
+"""Locks between processes: one process at a time, or a limited number of processes per GPU.
+
+They are needed because a child process of a killed Snakemake may still run beside the next call. The operating system
+frees a lock when its process ends, also when the process is killed.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-PATIENCE = 0.5
-"""Seconds between two looks at places that were all taken."""
+POLL_INTERVAL_S = 0.5
+"""Time in seconds between two attempts to take a place."""
 
 
 @contextmanager
 def held(lock: Path, doing: str) -> Iterator[None]:
-    """Hold the lock file; a second process says who is `doing` it and waits. The lock dies with its process."""
+    """Hold the lock file during the block; wait if another process holds it.
+
+    While waiting, a message names the other process and what it is `doing`.
+    """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+") as file:
         try:
@@ -30,7 +36,7 @@ def held(lock: Path, doing: str) -> Iterator[None]:
 
 
 def hold_until_exit(lock: Path) -> str | None:
-    """Lock the file until this process ends; if another process holds it, return that process in words instead."""
+    """Lock the file until this process ends; returns None, or the name of the process that holds the lock already."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     file = lock.open("a+")
     try:
@@ -48,20 +54,20 @@ HELD_UNTIL_EXIT: list[IO[str]] = []
 
 
 def _read_holder(file: IO[str]) -> str:
-    """The process that holds the lock file, in words."""
+    """The name of the process that holds the lock file."""
     file.seek(0)
     return file.read().strip() or "another process"
 
 
 def _write_holder(file: IO[str]) -> None:
-    """Write this process into its lock file."""
+    """Write the name of this process into its lock file."""
     file.truncate(0)
     file.write(f"process {os.getpid()} on {os.uname().nodename}")
     file.flush()
 
 
 def busy(lock: Path) -> bool:
-    """Whether some process holds the lock file now."""
+    """Whether a process holds the lock file now."""
     try:
         with lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -74,21 +80,22 @@ def busy(lock: Path) -> bool:
 
 @contextmanager
 def leased(devices: Sequence[str], places: int, folder: Path) -> Iterator[int]:
-    """Hold one of the `places` on one of the `devices`, and get the device's index; wait while all are taken.
+    """Take one of the `places` on one of the `devices` during the block; yields the device's index.
 
-    Every device gets its first run before one gets its second. The folder lies on this machine's own disk.
+    It waits while all places are taken. Each device gets a first run before any device gets a second run. The lock
+    files lie in `folder`, which must be on a local disk.
 
     Raises:
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    said = False
-    while (found := take_place(devices, places, folder)) is None:
-        if not said:
+    has_printed = False
+    while (place := take_place(devices, places, folder)) is None:
+        if not has_printed:
             print(f"{folder}: all places are taken ({len(devices)} GPUs, {places} runs on each); waiting", flush=True)
-            said = True
-        time.sleep(PATIENCE)
-    index, descriptor = found
+            has_printed = True
+        time.sleep(POLL_INTERVAL_S)
+    index, descriptor = place
     try:
         yield index
     finally:
@@ -96,7 +103,7 @@ def leased(devices: Sequence[str], places: int, folder: Path) -> Iterator[int]:
 
 
 def take_place(devices: Sequence[str], places: int, folder: Path) -> tuple[int, int] | None:
-    """Lock the first place that is free: its device's index, and the open file that holds it; None if there is none."""
+    """Lock the first free place; returns its device's index and the open lock file, or None if all are taken."""
     for place in range(places):
         for index, device in enumerate(devices):
             descriptor = os.open(folder / f"{device}-{place}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from floral.core.intervals import ENOUGH, Interval, expanded, resampled, t_interval
+from floral.core.intervals import MIN_SEEDS_FOR_BOOTSTRAP, Interval, expanded, resampled, t_interval
 
 MAX_RESAMPLED_CLIENTS = 1000
 """Runs with more clients are resampled by seeds alone: their mean hardly varies with clients, and it saves memory."""
@@ -25,9 +25,7 @@ class Clients:
 class Paired:
     """Values by method and seed. Where a value is a mean over clients, also the clients' values by (method, seed).
 
-    With fewer than ENOUGH seeds, intervals are Student's t-intervals. Otherwise they come from a hierarchical
-    bootstrap, which resamples seeds and, within a seed, clients. Clients are resampled only if all compared methods
-    have at most MAX_RESAMPLED_CLIENTS clients for these seeds. All methods share the same resampled seeds and clients.
+        """Return whether the 95 % interval of the difference excludes 0, with at least MIN_SEEDS_FOR_BOOTSTRAP shared seeds."""
     """
 
     values: Mapping[str, Mapping[int, float]]
@@ -36,7 +34,7 @@ class Paired:
 
     def mean(self, method: str) -> Interval:
         by_seed = self.values[method]
-        if len(by_seed) < ENOUGH:
+        if len(by_seed) < MIN_SEEDS_FOR_BOOTSTRAP:
             return t_interval(list(by_seed.values()))
         seeds = tuple(sorted(by_seed))
         return expanded(self._resampled_means(seeds)[method], float(np.mean(list(by_seed.values()))), len(seeds))
@@ -48,15 +46,15 @@ class Paired:
     def difference(self, method: str, baseline: str) -> Interval | None:
         """Return the mean of `differences`; None if the methods share no seed."""
         by_seed = self.differences(method, baseline)
-        if len(by_seed) < ENOUGH:
+        if len(by_seed) < MIN_SEEDS_FOR_BOOTSTRAP:
             return t_interval(by_seed) if by_seed else None
         means = self._resampled_means(self._shared(method, baseline))
         return expanded(means[method] - means[baseline], float(np.mean(by_seed)), len(by_seed))
 
     def is_separated(self, method: str, baseline: str) -> bool:
-        """Return whether the 95 % interval of the difference excludes 0. This needs at least ENOUGH shared seeds."""
+        """Return whether the 95 % interval of the difference excludes 0, with at least MIN_SEEDS_FOR_BOOTSTRAP shared seeds."""
         difference = self.difference(method, baseline)
-        return difference is not None and difference.n >= ENOUGH and difference.excludes_zero
+        return difference is not None and difference.n >= MIN_SEEDS_FOR_BOOTSTRAP and difference.excludes_zero
 
     def _shared(self, method: str, baseline: str) -> tuple[int, ...]:
         return tuple(sorted(self.values[method].keys() & self.values[baseline].keys()))

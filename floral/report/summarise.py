@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 import polars as pl
 
-from floral.core.intervals import ENOUGH, Interval, interval
+from floral.core.intervals import MIN_SEEDS_FOR_BOOTSTRAP, Interval, interval
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
 from floral.report.paired import Clients, Paired
@@ -73,7 +73,7 @@ def _paired(collected: Collected, configuration_id: str, column: str, factor: fl
     by_method = collected.values(configuration, column).items()
     values = {method: scaled(by_seed, factor) for method, by_seed in by_method if method not in excluded}
     clients: dict[tuple[str, int], Clients] = {}
-    if column in CLIENT_COLUMNS and any(len(by_seed) >= ENOUGH for by_seed in values.values()):
+    if column in CLIENT_COLUMNS and any(len(by_seed) >= MIN_SEEDS_FOR_BOOTSTRAP for by_seed in values.values()):
         by_run = done_clients(collected, configuration).group_by("method_id", "seed", maintain_order=True)
         for (method, seed), rows in by_run:
             client_values, weights = rows[CLIENT_COLUMNS[column]].to_numpy(), rows["test_rows"].to_numpy()

@@ -106,7 +106,7 @@ def checkpoint_if_stopped(path: Path, simulation: Simulation, state: State, prog
 
 def save_checkpoint(path: Path, state: State, progress: Progress) -> None:
     """Write a checkpoint, and then copy its private client state into the store's file."""
-    tensors = state.kept()
+    tensors = state.checkpoint_tensors()
     checkpoint.write(path, tensors, progress.as_json())
     if state.store is not None:
         state.store.apply(tensors)

@@ -26,7 +26,7 @@ from floral.config.tuned import is_current, tuned_path, tuned_values
 from floral.core.process import configure_process, set_threads
 from floral.data import federation
 from floral.data.federation import Federation
-from floral.engine.simulate import EXPLODED, Execution, Simulation
+from floral.engine.simulate import DIVERGED_LOSS, Execution, Simulation
 from floral.io.files import atomic
 from floral.io.locks import held
 from floral.stages.assemble import build_method, client_data, make_problem, make_settings
@@ -96,12 +96,12 @@ def trial(
     set_threads(simulation.execution.threads)
     for round in range(1, simulation.settings.rounds + 1):
         loss, _ = simulation.train(state, round)
-        if not abs(float(loss)) < EXPLODED:
+        if not abs(float(loss)) < DIVERGED_LOSS:
             return {"status": "diverged", "reason": f"at round {round}", "validation_loss": None}
     assert simulation.data.validation is not None, "config refuses a search without validation samples"
     scores = simulation.own_rows(state, simulation.data.validation, np.arange(data.clients))
     value = scores.mean(scores.loss)
-    if not abs(value) < EXPLODED:
+    if not abs(value) < DIVERGED_LOSS:
         return {"status": "diverged", "reason": "after the last round", "validation_loss": None}
     return {"status": "done", "reason": None, "validation_loss": value}
 

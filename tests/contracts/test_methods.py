@@ -212,7 +212,7 @@ def test_evaluation_is_the_served_prediction_on_own_rows(variant):
 @each_variant
 def test_population_is_every_client_on_its_clusters_rows(variant, monkeypatch):
     """Client by client and, several at a time on slices of the rows, lifted."""
-    monkeypatch.setattr(evaluate, "SLICE", 7)
+    monkeypatch.setattr(evaluate, "SLICE_SAMPLES", 7)
     for backend, chunk in (("loop", 1), ("vmap", 3)):
         simulation = simulate(variant, clusters=3, backend=backend, chunk=chunk)
         state = train(simulation, 2)

@@ -167,7 +167,8 @@ FLORAL = [sys.executable, "-m", "floral.cli.main"]
 FLORAL_WITH_STORE = [
     sys.executable,
     "-c",
-    "from floral.engine import store; store.BUDGET = 0; from floral.cli.main import main; raise SystemExit(main())",
+    "from floral.engine import store; store.MEMORY_BUDGET_BYTES = 0; "
+    "from floral.cli.main import main; raise SystemExit(main())",
 ]
 """The command for which nothing private fits into memory."""
 

@@ -95,7 +95,7 @@ def test_samples_are_sorted_and_without_replacement():
 
 def test_small_samples_are_as_they_always_were():
     """The cohorts of published results: the first of a permutation, for every population that was small enough."""
-    for size in (30, seeds.PERMUTED):
+    for size in (30, seeds.MAX_PERMUTED):
         whole = seeds.permutation(3, "cohort", 7, size=size)
         assert np.array_equal(seeds.sample(3, "cohort", 7, size=size, count=10), np.sort(whole[:10]))
     assert seeds.sample(0, "cohort", 1, size=300, count=6).tolist() == [57, 78, 90, 102, 276, 294]
@@ -126,8 +126,8 @@ def test_large_samples_hit_every_number_equally_often(size):
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_drawing_anew_gives_every_subset_equally_often(count, monkeypatch):
     """Subsets of 0 … 5 drawn as those of large populations are: chi-square over all of them."""
-    monkeypatch.setattr(seeds, "PERMUTED", 0)
-    monkeypatch.setattr(seeds, "SPARSE", 1)
+    monkeypatch.setattr(seeds, "MAX_PERMUTED", 0)
+    monkeypatch.setattr(seeds, "SPARSE_RATIO", 1)
     rounds = 60_000
     drawn = seeds.sample(2, "subsets", np.arange(rounds), size=6, count=count)
     _, counts = np.unique(drawn, axis=0, return_counts=True)

@@ -207,7 +207,7 @@ def test_the_card_shows_clusters_skew_mixtures_and_steps(results):
     for words in (
         "in 4 clusters (of ",
         "label skew 0.9",
-        "of its main concept",
+        "belong to its main concept",
         "10% of the training",
         "3 local steps",
     ):

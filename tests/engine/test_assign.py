@@ -86,7 +86,7 @@ def test_rows_are_not_augmented_for_it(how):
 @pytest.mark.parametrize("at_once", [1, 20, 1000])
 def test_clients_are_taken_in_pieces_of_few_rows(at_once, monkeypatch):
     whole = trained("fedavg", change=sums, backend="vmap", chunk=5)
-    monkeypatch.setattr(local, "ROWS_AT_ONCE", at_once)
+    monkeypatch.setattr(local, "MAX_ASSIGN_SAMPLES", at_once)
     pieces = trained("fedavg", change=sums, backend="vmap", chunk=5)
     assert_close(pieces.tensors(), whole.tensors(), EXACT)
 

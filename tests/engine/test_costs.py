@@ -14,7 +14,7 @@ from safetensors.torch import save
 from floral.config import catalogue
 from floral.core.spec import Scope
 from floral.core.units import BYTES_PER_FLOAT
-from floral.engine.state import State, one, view
+from floral.engine.state import State, client_view, view
 
 CLIENT = 0
 CASES = [pytest.param(variant, model, id=f"{variant}-{model}") for variant, model in few_cases()]
@@ -32,7 +32,7 @@ def weight(message: dict[str, torch.Tensor]) -> int:
 def seen_by(simulation, state):
     """What the client sees, as the engine gathers it."""
     ids = torch.tensor([CLIENT])
-    return one(*view(simulation.method, state.values, simulation.data.pool_of_client[ids], ids))
+    return client_view(*view(simulation.method, state.values, simulation.data.pool_of_client[ids], ids))
 
 
 def alone(simulation, state, round):

@@ -37,7 +37,7 @@ def test_auto_measures_once_and_all_seeds_share_its_choice(tmp_path, monkeypatch
         chosen.append(resolve_execution(simulation, simulation.start(), folder, "0" * 8, "auto", 1))
     assert len(measured) == 1
     assert chosen[0] == chosen[1]
-    assert chosen[0].backend in ("loop", "vmap") and "would not pay" in chosen[0].reason
+    assert chosen[0].backend in ("loop", "vmap") and "recording takes longer" in chosen[0].reason
     (stored,) = (tmp_path / "floral_1").glob("execution-*.json")
     assert json.loads(stored.read_text())["chunk"] == chosen[0].chunk
     assert not list((tmp_path / "floral_1").glob("*.json.*"))
@@ -59,7 +59,7 @@ def test_a_short_run_is_not_recorded(monkeypatch):
     simulation = simulate("fedavg")
     pretend(monkeypatch, {"vmap": 1e-4, "batched": 1e-6})
     chosen = execution.choose(simulation, simulation.start(), "auto")
-    assert chosen.backend == "vmap" and "would not pay" in chosen.reason
+    assert chosen.backend == "vmap" and "recording takes longer" in chosen.reason
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -93,7 +93,7 @@ def test_routes_that_depend_on_what_is_averaged_are_not_batched(batch):
 
     simulation = simulate("floral_1", change=by_base, batch=batch, rounds=10**6)
     chosen = execution.choose(simulation, simulation.start(), "auto")
-    assert chosen.backend != "batched" and "its routes depend on the group 'base'" in chosen.reason
+    assert chosen.backend != "batched" and "the routes depend on the group 'base'" in chosen.reason
 
 
 def test_near_ties_always_go_the_same_way(monkeypatch):
@@ -185,7 +185,7 @@ def test_top_five_counts_what_is_among_them_and_no_nan():
 
 
 def test_top_five_of_clients_and_of_the_population_is_that_of_topk(monkeypatch):
-    monkeypatch.setattr(evaluate, "TOP", 2)  # of the 5 classes
+    monkeypatch.setattr(evaluate, "TOP_K", 2)  # of the 5 classes
     for backend, chunk in (("loop", 1), ("vmap", 3)):
         simulation = simulate("ensemble", backend=backend, chunk=chunk)
         state = simulation.start()

@@ -135,7 +135,7 @@ def test_ifca_chooses_the_model_of_least_loss_on_the_samples():
 def test_chunks_do_not_matter(variant, monkeypatch):
     simulation, state, data = trained(variant, dtype=torch.float64)
     whole = table(variant, simulation, state, data)
-    monkeypatch.setattr(join, "FLOATS_AT_ONCE", 1)
+    monkeypatch.setattr(join, "MAX_CHUNK_FLOATS", 1)
     np.testing.assert_allclose(table(variant, simulation, state, data)["loss"], whole["loss"], atol=1e-9)
 
 

@@ -36,7 +36,7 @@ AT_ONCE = Stop(by=signal.SIGTERM, at=math.inf)
 @pytest.fixture
 def no_memory(monkeypatch):
     """Whatever is private goes to a file, and changes wait for the checkpoint that a test makes."""
-    monkeypatch.setattr(store, "BUDGET", 0)
+    monkeypatch.setattr(store, "MEMORY_BUDGET_BYTES", 0)
     monkeypatch.setattr(Store, "full", property(lambda self: False))
 
 
@@ -71,7 +71,7 @@ def test_a_simulation_with_a_store_is_the_one_without(variant, model, place, tmp
     """Rounds with evaluations that see rows of the file and rows that changed since; the cohort is a part of all."""
     how = {"model": model, "fidelity": "official", "participation": 0.4}
     plain = undisturbed(variant, **how)
-    monkeypatch.setattr(store, "BUDGET", 0)
+    monkeypatch.setattr(store, "MEMORY_BUDGET_BYTES", 0)
     monkeypatch.setattr(Store, "full", property(lambda self: False))
     simulation, progress = fresh(variant, **how), Progress()
     state = simulation.start(tmp_path / store.NAME if place == "file" else None)
@@ -85,9 +85,9 @@ def test_what_is_in_memory_never_exceeds_the_budget_unnoticed(tmp_path, monkeypa
     """A store appears when the private state is larger than the budget, and is full when its changes are."""
     simulation = fresh("local")
     size = sum(tensor.nbytes for tensor in simulation.start().values["base"].values())
-    monkeypatch.setattr(store, "BUDGET", size)
+    monkeypatch.setattr(store, "MEMORY_BUDGET_BYTES", size)
     assert simulation.start(tmp_path / "a").store is None and not (tmp_path / "a").exists()
-    monkeypatch.setattr(store, "BUDGET", size - 1)
+    monkeypatch.setattr(store, "MEMORY_BUDGET_BYTES", size - 1)
     state = simulation.start(tmp_path / "b")
     assert state.store is not None and not state.store.full
     simulation.train(state, 1)
@@ -95,7 +95,7 @@ def test_what_is_in_memory_never_exceeds_the_budget_unnoticed(tmp_path, monkeypa
 
 
 def test_a_run_writes_a_checkpoint_when_its_changes_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "BUDGET", 0)
+    monkeypatch.setattr(store, "MEMORY_BUDGET_BYTES", 0)
     simulation = fresh("local")
     state = simulation.start(tmp_path / store.NAME)
     run_rounds(simulation, state, Progress(), tmp_path / "last.safetensors", 1e9, Stop())
@@ -172,7 +172,7 @@ def go_on(variant: str, folder: Path, stop: Stop) -> tuple[State, Progress]:
 def test_a_kill_at_any_moment_changes_nothing(variant, before, kill, tmp_path, monkeypatch):
     """`before` rounds, each with its checkpoint, then a round whose checkpoint is killed, twice; then to the end."""
     plain = undisturbed(variant)
-    monkeypatch.setattr(store, "BUDGET", 0)
+    monkeypatch.setattr(store, "MEMORY_BUDGET_BYTES", 0)
     monkeypatch.setattr(Store, "full", property(lambda self: False))
     for _ in range(before):
         with pytest.raises(KeyboardInterrupt):
@@ -207,7 +207,7 @@ def test_a_start_that_was_killed_is_written_again(tmp_path, monkeypatch):
     plain = undisturbed("local")
     (tmp_path / store.NAME).write_bytes(b"half")
     (tmp_path / f"{store.NAME}.partial").write_bytes(b"a quarter")
-    monkeypatch.setattr(store, "BUDGET", 0)
+    monkeypatch.setattr(store, "MEMORY_BUDGET_BYTES", 0)
     assert_same_end(go_on("local", tmp_path, Stop()), plain)
     assert not list(tmp_path.glob("*.partial"))
 
@@ -217,14 +217,14 @@ def test_a_checkpoint_holds_the_changed_rows_alone(no_memory, tmp_path):
     simulation = fresh("local_adaptor", participation=0.3)
     state = simulation.start(tmp_path / store.NAME)
     simulation.train(state, 1)
-    kept = state.kept()
+    kept = state.checkpoint_tensors()
     cohort = simulation.cohort(1)
     assert kept[store.ROWS].tolist() == cohort.tolist()
     assert not [name for name in kept if name.startswith("value/adaptor")]
     for name, tensor in state.values["adaptor"].items():
         assert torch.equal(kept[f"private/adaptor/{name}"], tensor[cohort])
     save_checkpoint(tmp_path / "last", state, Progress(round=1))
-    assert state.kept()[store.ROWS].tolist() == []
+    assert state.checkpoint_tensors()[store.ROWS].tolist() == []
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: os.truncate(path, 100)])
@@ -256,14 +256,14 @@ def test_the_file_is_the_final_state_of_the_private_groups(no_memory, tmp_path):
 def undisturbed_values(variant: str) -> tuple[dict[str, torch.Tensor], Progress]:
     """model.safetensors of a run without a store, by name."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "BUDGET", 1 << 30)
+        patch.setattr(store, "MEMORY_BUDGET_BYTES", 1 << 30)
         state, progress = undisturbed(variant)
     return {f"{group}/{name}": t for group, params in state.values.items() for name, t in params.items()}, progress
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_start_is_cast_and_written_in_blocks(dtype, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "BLOCK", 64)
+    monkeypatch.setattr(store, "BLOCK_BYTES", 64)
     values = {
         "a": repeated_start({"w.x": torch.randn(3, 5), "s": torch.tensor(2.5)}, 11),
         "b": {"v": torch.randn(11, 4)},
@@ -283,7 +283,7 @@ def test_a_full_disk_is_named_with_what_was_needed(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
     try:
-        with pytest.raises(OSError, match=r"0\.004 GB of clients' private state go there; free space.*p'") as raised:
+        with pytest.raises(OSError, match=r"0\.004 GB of PRIVATE values; free space.*p'") as raised:
             Store.create(tmp_path / "p", values, torch.float32)
         with pytest.raises(OSError, match="TMPDIR"):
             store.scratch(values, torch.float32)
@@ -312,7 +312,7 @@ def anonymous():
     return int(line.split()[1]) * 1024
 
 clients, floats, place = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-store.BUDGET = 1 << 20
+store.MEMORY_BUDGET_BYTES = 1 << 20
 method = Method(
     groups={"base": Group(scope=Scope.PRIVATE, init=lambda: repeated_start({"w": torch.zeros(floats)}, clients))},
     predict=None,

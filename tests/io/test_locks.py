@@ -57,7 +57,7 @@ LEASE = """
 import os, sys, time
 from pathlib import Path
 from floral.io import locks
-locks.PATIENCE = 0.01
+locks.POLL_INTERVAL_S = 0.01
 folder, devices, places, seconds, turns = sys.argv[1:]
 log = os.open(Path(folder) / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 for _ in range(int(turns)):
@@ -128,7 +128,7 @@ def test_of_many_runs_no_more_than_have_room_are_on_a_gpu(tmp_path: Path) -> Non
 
 
 def test_who_waits_for_a_place_says_so_once(tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(locks, "PATIENCE", 0.01)
+    monkeypatch.setattr(locks, "POLL_INTERVAL_S", 0.01)
     with lessee(tmp_path, "a", 1, seconds=0.3) as first:
         assert index_of(first) == 0
         with leased(["a"], 1, tmp_path):

@@ -1,7 +1,7 @@
 """Record a function of tensors once as a flat list of operations, and replay the list without Python's structure.
 
-`torch.vmap`, autograd, dictionaries and methods are traversed only while recording. A replay calls PyTorch's operations
-on real memory, one after the other. A small model's step spends most of its time in that structure.
+Without a recording, a small model's step spends most of its time in `torch.vmap`, autograd, dictionaries and methods.
+A replay skips them and calls only PyTorch's operations, one after the other.
 
 Example. A step of m clients, w [m, d] and x [m, d]:
 
@@ -33,7 +33,7 @@ Modules, in reading order:
 - `captured`: what callers use.
 - `trees`: nested dictionaries and tuples of tensors as flat lists, and back.
 - `recording`: the operations of a recording, with names in place of tensors.
-- `recorder`: writes down every operation of a call.
+- `recorder`: records every operation of a call.
 - `optimise`: drops operations, and reuses memory.
 - `emit`: writes the Python function that replays the rest.
 """

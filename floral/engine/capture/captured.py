@@ -1,4 +1,4 @@
-"""Calls of functions by their recordings."""
+"""`Captured`, which calls functions by replaying recordings of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from floral.engine.capture.trees import copy_with_layout, flatten, layout, unfla
 from floral.engine.graphs import Graph, Graphs
 
 MAX_RECORDINGS = 24
-"""Recordings of one `Captured`, one for each combination of shapes. Calls with further shapes are not recorded."""
+"""Maximum number of recordings of one `Captured`, one for each combination of shapes. Calls with further shapes run
+without a recording."""
 
 
 class Captured:
@@ -60,7 +61,13 @@ class Captured:
 def record(
     function: Callable[..., Any], structure: Any, inputs: list[Tensor], graphs: Graphs | None
 ) -> tuple[Callable[..., Any] | Graph, Any]:
-    """The replay of a function, and the structure of its result. The inputs do not change; copies are used."""
+    """Record a function; returns its replay and the structure of its result.
+
+    The function runs on copies, so the inputs do not change.
+
+    Raises:
+        Refused: see `Captured`.
+    """
     copies = [copy_with_layout(tensor.detach()) for tensor in inputs]
     recorder = Recorder(copies)
     with recorder:

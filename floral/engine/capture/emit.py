@@ -1,4 +1,4 @@
-"""The Python function that replays a recording."""
+"""Generate the Python function that replays a recording."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def statement(instruction: Instruction, namespace: dict[str, Any]) -> str:
         arguments.append(f"{in_place.keyword}={operation.args[in_place.position].text}")
     function = f"{operation.function._opname}{'_over' if in_place else ''}_{len(namespace)}"
     namespace[function] = in_place.function if in_place else FASTER.get(operation.function, operation.function._op)
-    left = ", ".join("_" if result is None else result.text for result in operation.results)
-    left += "," if operation.returns_several else ""
+    targets = ", ".join("_" if result is None else result.text for result in operation.results)
+    targets += "," if operation.returns_several else ""
     frees = f"; {' = '.join(instruction.frees)} = None" if instruction.frees else ""
-    return f"{left + ' = ' if left else ''}{function}({', '.join(arguments)}){frees}"
+    return f"{targets + ' = ' if targets else ''}{function}({', '.join(arguments)}){frees}"
 
 
 def code(value: Any, namespace: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""From a recording to the instructions of its replay: fewer operations, and memory used again."""
+"""Turn a recording into the instructions of its replay: drop operations, and reuse memory."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class InPlace:
 
     function: Callable[..., Any]
     position: int
-    """Of the argument that is overwritten."""
+    """Position of the argument that is overwritten."""
     keyword: str | None = None
-    """Under which the argument is passed a second time, as the place of the result."""
+    """Keyword under which the argument is passed a second time, as the memory for the result."""
 
 
 IN_PLACE: dict[Any, InPlace] = {
@@ -45,8 +45,8 @@ class Instruction:
 
 
 def instructions(recording: Recording, results: list[str]) -> list[Instruction]:
-    """The operations that the `results` need, in their order, each computed once."""
-    kept: list[Instruction] = []
+    """The operations that the `results` need, in order; repeated operations are dropped."""
+    reversed_instructions: list[Instruction] = []
     needed = set(results)
     for operation in reversed(without_repeats(recording, results)):
         if not operation.mutates and needed.isdisjoint(operation.writes):
@@ -55,12 +55,13 @@ def instructions(recording: Recording, results: list[str]) -> list[Instruction]:
         frees = sorted(name for name in reads - needed if name.startswith("t"))
         needed_later = needed - set(operation.writes)
         needed |= reads
-        kept.append(Instruction(operation, in_place(recording, operation, needed_later), frees))
-    return kept[::-1]
+        form = in_place(recording, operation, needed_later)
+        reversed_instructions.append(Instruction(operation, form, frees))
+    return reversed_instructions[::-1]
 
 
 def in_place(recording: Recording, operation: Operation, needed_later: set[str]) -> InPlace | None:
-    """The form of an operation that overwrites an argument; None if there is none, or its memory is still needed."""
+    """The in-place form of an operation; None if there is none, or if the argument's memory is still needed."""
     form = IN_PLACE.get(operation.function)
     if form is None:
         return None
@@ -75,13 +76,15 @@ def in_place(recording: Recording, operation: Operation, needed_later: set[str])
 
 
 def without_repeats(recording: Recording, results: list[str]) -> list[Operation]:
-    """The operations without those that compute again what an earlier one has computed.
+    """The operations without those that repeat an earlier operation on the same arguments.
 
-    Only operations on memory that never changes are compared: no operation changes it, and it is not part of a result,
-    which a caller may change.
+    Operations are compared only if their memory never changes: no operation changes it in place, and it is not part of
+    a result, because a caller may change results.
     """
     mutating = [operation for operation in recording.operations if operation.mutates]
-    changed = {recording.memory[name] for one in mutating for name in names_in((one.args, one.results))}
+    changed = {
+        recording.memory[name] for operation in mutating for name in names_in((operation.args, operation.results))
+    }
     changed |= {recording.memory[name] for name in results}
     same: dict[str, str] = {}
     first_results: dict[Any, list[Name | None]] = {}
@@ -97,7 +100,7 @@ def without_repeats(recording: Recording, results: list[str]) -> list[Operation]
             key = (operation.function, repr(operation.args), repr(operation.kwargs))
             if key in first_results:
                 pairs = zip(operation.results, first_results[key], strict=True)
-                same |= {ours.text: first.text for ours, first in pairs if ours is not None and first is not None}
+                same |= {again.text: first.text for again, first in pairs if again is not None and first is not None}
                 continue
             first_results[key] = operation.results
         distinct.append(operation)

@@ -1,4 +1,4 @@
-"""The recorder: writes down every operation of a call, below vmap and autograd."""
+"""Record every PyTorch operation of a call, below vmap and autograd."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from floral.engine.capture.recording import ATEN, VIEW, Name, Operation, Recordi
 class Recorder(TorchDispatchMode):
     """Records the operations inside a `with` block, with a name for each tensor.
 
-    Views become `as_strided` of the tensor whose memory they begin in, and equal views are made once: a chain of
-    reshapes and transposes is then a single operation.
+    A chain of views, such as reshapes and transposes, becomes a single `as_strided` of the tensor whose memory they
+    share. Equal views are made once.
     """
 
     def __init__(self, inputs: list[Tensor]) -> None:
         super().__init__()
         self.recording = Recording()
         self.alive: list[Tensor] = []
-        """Tensors with a name. Kept alive, because their identities are keys of `_names`."""
+        """Tensors with a name. They are kept alive, because their identities are keys of `_names`."""
         self._names: dict[int, str] = {}
         """Identity of a tensor → its name."""
         self._roots: dict[str, str] = {}
-        """View → the tensor that it begins with."""
+        """Name of a view → name of the tensor that it is a view of. Both have the same first element."""
         self._views: dict[tuple[Any, ...], str] = {}
-        """(tensor, shape, strides) → the view of the tensor from its beginning; a tensor is a view of itself."""
+        """(tensor, shape, strides) → name of this view of the tensor. A tensor is a view of itself."""
         for number, tensor in enumerate(inputs):
             self._name(tensor, f"i{number}")
             self._views[f"i{number}", tuple(tensor.shape), tensor.stride()] = f"i{number}"
@@ -37,7 +37,7 @@ class Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """PyTorch asks this. True would import its compiler, unused, for over a second in every process."""
+        """Return False, so that PyTorch does not import its compiler, which takes over a second and is not used."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -60,7 +60,7 @@ class Recorder(TorchDispatchMode):
             {key: map_tensors(self.name_of, value) for key, value in kwargs.items()},
         )
         if func._schema.is_mutable and any(n.startswith("c") for n in names_in((named[0], tuple(named[1].values())))):
-            raise Refused(f"a step changes by {func} a tensor that is not one of its inputs")
+            raise Refused(f"a step changes a tensor that is not one of its inputs, by {func}")
         several = isinstance(out, tuple | list)
         results = [self._result(result) for result in (out if several else (out,))]
         self.recording.operations.append(Operation(func, *named, results, several))
@@ -75,9 +75,10 @@ class Recorder(TorchDispatchMode):
         return Name(self._names[id(tensor)])
 
     def check_for_graph(self) -> None:
-        """Check that all tensors are on one device, because a graph cannot copy from another.
+        """Check that all tensors are on one device, because a CUDA graph cannot copy from another device.
 
-        Numbers (0 axes) are part of their operation. Tensors on "meta" have no values, so nothing is computed there.
+        Tensors without axes are not checked, because they are passed as numbers. Tensors on the device "meta" have no
+        values and are not checked either.
 
         Raises:
             Refused: the tensors are on several devices.
@@ -121,7 +122,7 @@ class Recorder(TorchDispatchMode):
         name, before = self.name_of(args[0]).text, args[0].detach()
         out = func(*args, **kwargs)
         if not begins_with(out, before):
-            raise Refused(f"a step moves the beginning of a tensor by {func}")
+            raise Refused(f"a step changes a tensor in place by {func} so that its first element is another one")
         self._view(out, name)
         return out
 

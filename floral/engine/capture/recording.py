@@ -1,7 +1,7 @@
 """The operations of a recording, with names in place of tensors.
 
-Names begin with a letter that says where the tensor comes from: i0, i1 … are inputs of the function, c0, c1 …
-constants that the function closes over, t5, t6 … results of operations.
+The first letter of a name gives the origin of the tensor: i0, i1 … are inputs of the function, c0, c1 … are constants
+that the function closes over, and t5, t6 … are results of operations.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Recording:
-    """Everything that a call of a function did, in its order."""
+    """All operations of one call of a function, in order."""
 
     operations: list[Operation] = field(default_factory=list)
     constants: dict[str, Tensor] = field(default_factory=dict)
