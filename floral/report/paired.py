@@ -25,7 +25,9 @@ class Clients:
 class Paired:
     """Values by method and seed. Where a value is a mean over clients, also the clients' values by (method, seed).
 
-        """Return whether the 95 % interval of the difference excludes 0, with at least MIN_SEEDS_FOR_BOOTSTRAP shared seeds."""
+    With fewer than MIN_SEEDS_FOR_BOOTSTRAP seeds, intervals are Student's t-intervals. Otherwise they come from a
+    hierarchical bootstrap, which resamples seeds and, within a seed, clients. Clients are resampled only if all compared methods
+    have at most MAX_RESAMPLED_CLIENTS clients for these seeds. All methods share the same resampled seeds and clients.
     """
 
     values: Mapping[str, Mapping[int, float]]
@@ -52,7 +54,10 @@ class Paired:
         return expanded(means[method] - means[baseline], float(np.mean(by_seed)), len(by_seed))
 
     def is_separated(self, method: str, baseline: str) -> bool:
-        """Return whether the 95 % interval of the difference excludes 0, with at least MIN_SEEDS_FOR_BOOTSTRAP shared seeds."""
+        """Return whether the 95 % interval of the difference excludes 0.
+
+        This needs at least MIN_SEEDS_FOR_BOOTSTRAP shared seeds.
+        """
         difference = self.difference(method, baseline)
         return difference is not None and difference.n >= MIN_SEEDS_FOR_BOOTSTRAP and difference.excludes_zero
 
