@@ -20,7 +20,7 @@ Counter = int | npt.NDArray[np.integer]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_27, _30, _31, _11, _ONE = (np.uint64(value) for value in (27, 30, 31, 11, 1))
+_27, _30, _31, _11 = (np.uint64(value) for value in (27, 30, 31, 11))
 
 
 def bits(seed: int, purpose: str, *counters: Counter) -> npt.NDArray[np.uint64]:
@@ -135,7 +135,7 @@ def _absorb(state: npt.NDArray[np.uint64], counter: Counter) -> npt.NDArray[np.u
     values = np.asarray(counter)
     if values.dtype.kind not in "iu":
         raise TypeError(f"a counter must be an integer or an array of integers, not {values.dtype}")
-    mixed = state + (values.astype(np.uint64) + _ONE) * _GOLDEN
+    mixed = state + (values.astype(np.uint64) + np.uint64(1)) * _GOLDEN
     mixed = (mixed ^ (mixed >> _30)) * _FIRST
     mixed = (mixed ^ (mixed >> _27)) * _SECOND
     return mixed ^ (mixed >> _31)

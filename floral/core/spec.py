@@ -283,10 +283,10 @@ class Method:
         """
         if self.phases is None:
             return self._joint
-        found = tuple(phase for phase in self.phases if phase.when is None or phase.when(round, rounds))
-        if self.phases and not found:
+        phases = tuple(phase for phase in self.phases if phase.when is None or phase.when(round, rounds))
+        if self.phases and not phases:
             raise ValueError(f"no phase takes place in round {round} of {rounds}")
-        return found
+        return phases
 
 
 @dataclass(frozen=True, kw_only=True)

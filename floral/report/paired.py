@@ -26,8 +26,9 @@ class Paired:
     """Values by method and seed. Where a value is a mean over clients, also the clients' values by (method, seed).
 
     With fewer than MIN_SEEDS_FOR_BOOTSTRAP seeds, intervals are Student's t-intervals. Otherwise they come from a
-    hierarchical bootstrap, which resamples seeds and, within a seed, clients. Clients are resampled only if all compared methods
-    have at most MAX_RESAMPLED_CLIENTS clients for these seeds. All methods share the same resampled seeds and clients.
+    hierarchical bootstrap, which resamples seeds and, within a seed, clients. Clients are resampled only if all
+    compared methods have at most MAX_RESAMPLED_CLIENTS clients for these seeds. All methods share the same resampled
+    seeds and clients.
     """
 
     values: Mapping[str, Mapping[int, float]]
