@@ -11,7 +11,7 @@ from typing import NoReturn
 import pytest
 from projects import ROOT, TINY, Project
 
-from floral.tracking.store import create_store, default_uri
+from floral.tracking.mlflow_store import create_store, default_uri
 
 
 def pytest_configure() -> None:

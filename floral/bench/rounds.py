@@ -20,8 +20,8 @@ from floral.core.process import operation_threads
 from floral.core.spec import Params, Refused
 from floral.core.streams import Stream
 from floral.engine import devices, execution
+from floral.engine.client_data import Plan, plan
 from floral.engine.devices import wait_for
-from floral.engine.rows import Plan, plan
 from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
 from floral.stages.assemble import assemble, make_problem

@@ -124,7 +124,7 @@ def _with_hash(by_hash: dict[str, Run], expect: str | None) -> Run:
 
 def track(arguments: Namespace, settings: Settings) -> None:
     from floral.config.suites import suite_runs
-    from floral.tracking.store import create_store, default_uri
+    from floral.tracking.mlflow_store import create_store, default_uri
     from floral.tracking.track import attach, follow, track
 
     if arguments.create_store:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from floral.core.spec import Loss, Method, Scope
+from floral.engine.client_data import Rows
 from floral.engine.local import log_routes
-from floral.engine.rows import Rows
 from floral.engine.state import State, client_view, dims, view
 from floral.toolkit.parts import sample_losses
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from floral.core import seeds
 from floral.core.spec import Batch, Loss, Method, Noise, Penalty, Phase, Scope, View
 from floral.engine.aggregate import Mean, Relative, sum_over_clients, weights
-from floral.engine.rows import Plan, Rows
+from floral.engine.client_data import Plan, Rows
 from floral.engine.state import Axes, client_view, dims
 from floral.nn import products
 from floral.toolkit.parts import sample_losses

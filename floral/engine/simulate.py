@@ -21,10 +21,10 @@ from floral.engine import evaluate, local
 from floral.engine.aggregate import Mean, replace_values, server_step, write_back
 from floral.engine.batched import Batched
 from floral.engine.capture import Captured
+from floral.engine.client_data import ClientData, plan
 from floral.engine.costs import Costs, count, mean
 from floral.engine.devices import Precision
 from floral.engine.graphs import Graphs, cuda_graphs
-from floral.engine.rows import ClientData, plan
 from floral.engine.state import State, start, view
 
 DIVERGED_LOSS = 1e8

@@ -14,7 +14,7 @@ from floral.config.run import Run
 from floral.core.spec import Method, Noise, Optimiser, Problem, Refused
 from floral.data import augment, federation
 from floral.data.federation import Federation
-from floral.engine.rows import ClientData, Rows
+from floral.engine.client_data import ClientData, Rows
 from floral.engine.simulate import Execution, Settings, Simulation
 from floral.engine.state import State
 from floral.stages.build import method_of

@@ -18,7 +18,7 @@ from floral.core.process import configure_process, set_threads
 from floral.core.spec import Method, Refused
 from floral.data.federation import Federation
 from floral.engine import checkpoint
-from floral.engine.rows import ClientData
+from floral.engine.client_data import ClientData
 from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
 from floral.engine.store import NAME
@@ -26,9 +26,9 @@ from floral.runs import layout, segments
 from floral.stages import record
 from floral.stages.assemble import build_method, build_simulation, client_data, make_problem
 from floral.stages.choose_execution import configure_device, resolve_execution
-from floral.stages.join import unseen_table
 from floral.stages.progress import Progress
 from floral.stages.rounds import checkpoint_if_stopped, read_checkpoint, run_rounds, save_checkpoint
+from floral.stages.unseen import unseen_table
 
 LOG = logging.getLogger("floral.train")
 """Writes to log.txt in the run's folder."""

@@ -11,9 +11,9 @@ from floral.config.run import Run
 from floral.io.files import atomic
 from floral.runs import segments
 from floral.runs.state import is_finished
-from floral.tracking.means import distinct_groups, groups_by_folder, log_means, parent_of
-from floral.tracking.runs import log, stream
-from floral.tracking.store import Unreachable, default_uri, experiment_of
+from floral.tracking.mlflow_means import distinct_groups, groups_by_folder, log_means, parent_of
+from floral.tracking.mlflow_runs import log, stream
+from floral.tracking.mlflow_store import Unreachable, default_uri, experiment_of
 
 POLL_SECONDS = 5.0
 """`follow` looks for new rounds every so many seconds."""

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, expect
 from projects import BIN, ROOT, environment
 from run_folders import make_run, write_run
 
-from floral.tracking.store import default_uri
+from floral.tracking.mlflow_store import default_uri
 from floral.tracking.track import track
 
 VARIANTS = {"fedavg": "0.61", "ensemble": "0.81", "floral_1": "0.86"}

@@ -15,7 +15,7 @@ from floral.config.schema.data import DataFile, DataSet
 from floral.config.schema.task import Task
 from floral.data import readers, sources
 from floral.data.sources import DataError, RawFile
-from floral.engine.rows import Rows
+from floral.engine.client_data import Rows
 from floral.stages.fetch import fetch
 
 

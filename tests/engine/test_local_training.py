@@ -11,7 +11,7 @@ import torch
 from federations import SIZES, VARIANTS, assert_equal_states, make_data, simulate, train, trained
 
 from floral.core.spec import Phase, Scope
-from floral.engine.rows import plan
+from floral.engine.client_data import plan
 from floral.toolkit import parts
 
 EXACT = 1e-10

@@ -28,7 +28,7 @@ from floral.report.route_frames import last_routes
 from floral.report.sections.base import Part, Section
 from floral.report.sections.costs import client_floats, cost_cells
 from floral.report.sections.failures import without_result
-from floral.report.sections.main import main_cells
+from floral.report.sections.main_table import main_cells
 from floral.report.statistics import binomial_null
 from floral.report.style import method_styles
 from floral.report.summarise import differences, intervals

@@ -13,7 +13,7 @@ from run_folders import FAILURE, make_run, write_run
 
 from floral.config.run import Run
 from floral.core.intervals import t_interval
-from floral.tracking.store import default_uri
+from floral.tracking.mlflow_store import default_uri
 from floral.tracking.track import track
 
 DIGEST = "0123456789abcdef" * 4

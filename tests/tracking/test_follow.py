@@ -28,7 +28,7 @@ from floral.config.run import Run
 from floral.runs import segments
 from floral.tracking import runs as tracked_runs
 from floral.tracking import store
-from floral.tracking.store import default_uri
+from floral.tracking.mlflow_store import default_uri
 from floral.tracking.track import follow, track
 
 ROUNDS = (0, 2, 4)

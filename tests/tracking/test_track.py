@@ -19,7 +19,7 @@ from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.settings import read_settings
 from floral.config.suites import suite_runs
-from floral.tracking.store import create_store, default_uri
+from floral.tracking.mlflow_store import create_store, default_uri
 from floral.tracking.track import attach, track
 
 

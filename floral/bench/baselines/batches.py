@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from floral.core.spec import Params, Refused
-from floral.engine.rows import Plan, Rows
+from floral.engine.client_data import Plan, Rows
 
 
 @dataclass(frozen=True)

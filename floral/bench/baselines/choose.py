@@ -17,7 +17,7 @@ from floral.bench.baselines.convolutions import Convolutions
 from floral.bench.baselines.dense import Dense
 from floral.core.spec import Params, Refused
 from floral.core.streams import Stream
-from floral.engine.rows import Rows
+from floral.engine.client_data import Rows
 from floral.nn.layers import Linear, Model
 
 CHUNK_SIZES = (3, 5, 8, 15, 1 << 30)

@@ -6,7 +6,7 @@ from floral.core.intervals import Interval
 from floral.report import statistics
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
-from floral.report.sections import rank_diagram
+from floral.report.sections import method_ranks
 from floral.report.sections.base import Material, Part, Section
 from floral.report.summarise import REFERENCE, result_unit, results, usual_seeds
 from floral.report.tables import EMPTY, Cell, Column, Table, grid, interval_cell, number
@@ -18,12 +18,12 @@ def section(material: Material) -> Section | None:
     A configuration has a table if a method shares a seed with the reference.
     """
     parts = [part for item in material.collected.configurations if (part := _part(material, item)) is not None]
-    ranks, reason = rank_diagram.ranked(material)
+    ranks, reason = method_ranks.ranked(material)
     if ranks is not None:
-        parts.append(rank_diagram.part(material, ranks))
+        parts.append(method_ranks.part(material, ranks))
     if not parts:
         return None
-    figures = () if ranks is None else ((rank_diagram.figure(material, ranks),),)
+    figures = () if ranks is None else ((method_ranks.figure(material, ranks),),)
     return Section(id="decided", figures=figures, parts=tuple(parts), opened=False, note=reason)
 
 

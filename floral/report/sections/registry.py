@@ -6,6 +6,7 @@ To add a section, write a module with a function `section`, list it here, and ad
 from __future__ import annotations
 
 from floral.report.sections import (
+    adaptor_rank,
     budgets,
     claims,
     clusters,
@@ -14,11 +15,10 @@ from floral.report.sections import (
     curves,
     decided,
     failures,
-    main,
+    main_table,
     methods,
     provenance,
     published,
-    rank,
     results,
     routes,
     server_sees,
@@ -32,8 +32,8 @@ from floral.report.sections import (
 from floral.report.sections.base import Make
 
 SECTIONS: tuple[Make, ...] = (
-    main.section, decided.section, published.section, claims.section, corrections.section,
-    rank.section, budgets.section, results.section, curves.section, routes.section, spread.section, worst.section,
-    clusters.section, unseen.section, costs.section, target.section, server_sees.section, tuning.section,
-    methods.section, failures.section, setup.section, provenance.section,
+    main_table.section, decided.section, published.section, claims.section, corrections.section,
+    adaptor_rank.section, budgets.section, results.section, curves.section, routes.section, spread.section,
+    worst.section, clusters.section, unseen.section, costs.section, target.section, server_sees.section,
+    tuning.section, methods.section, failures.section, setup.section, provenance.section,
 )  # fmt: skip

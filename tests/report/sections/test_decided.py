@@ -12,7 +12,7 @@ from run_folders import make_run
 
 from floral.report.build import report, template_yaml
 from floral.report.collect import Collected, collect
-from floral.report.sections import rank_diagram
+from floral.report.sections import method_ranks
 from floral.report.sections.base import Material
 from floral.report.sections.decided import decided_cells, section
 from floral.report.style import method_styles
@@ -87,7 +87,7 @@ def test_without_the_reference_there_is_nothing_to_decide(results, write):
 def test_six_tasks_are_ranked(results, write):
     by_seed = {"floral_1": [90.0, 91.0], "fedavg": [50.0, 51.0], "local": [70.0, 71.0], "floral_1_optimal": [99.0]}
     found = material(reached(results, write, by_seed, TASKS))
-    ranks, why = rank_diagram.ranked(found)
+    ranks, why = method_ranks.ranked(found)
     assert why == "" and ranks.tasks == 6
     assert ranks.mean == {"floral_1": 1.0, "local": 2.0, "fedavg": 3.0}, "no oracle is ranked"
     made = section(found)
@@ -106,7 +106,7 @@ def test_one_task_in_two_settings_is_one_task(results, write):
     ]
     for run in runs:
         write(run)
-    assert "this suite has 1" in rank_diagram.ranked(material(collect("quickstart", runs, results)))[1]
+    assert "this suite has 1" in method_ranks.ranked(material(collect("quickstart", runs, results)))[1]
 
 
 def test_two_methods_are_not_ranked_and_the_page_says_why(results, write, tmp_path):
@@ -128,7 +128,7 @@ def test_an_unfinished_grid_is_not_ranked(results, write):
     runs = [make_run(task, name, s) for task in TASKS for name in ("fedavg", "floral_1", "local") for s in (0, 1)]
     for run in runs[:-1]:
         write(run)
-    ranks, why = rank_diagram.ranked(material(collect("quickstart", runs, results)))
+    ranks, why = method_ranks.ranked(material(collect("quickstart", runs, results)))
     assert ranks is None and why.endswith("some of the methods' runs are missing or failed.")
 
 

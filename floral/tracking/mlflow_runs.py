@@ -15,7 +15,7 @@ from floral.core.nested import dotted_keys
 from floral.runs import segments
 from floral.runs.segments import Evaluated
 from floral.runs.state import is_finished
-from floral.tracking.store import PARENT, STREAMED, Experiment, StoredRun
+from floral.tracking.mlflow_store import PARENT, STREAMED, Experiment, StoredRun
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -11,10 +11,10 @@ import polars as pl
 from floral.config.run import Run
 from floral.core.spec import Method
 from floral.data.federation import Federation
-from floral.engine.join import join, sizes_of
-from floral.engine.rows import ClientData
+from floral.engine.client_data import ClientData
 from floral.engine.simulate import Simulation
 from floral.engine.state import State
+from floral.engine.unseen import join, sizes_of
 
 KINDS = ("seen_cluster", "new_concept")
 UNSEEN = pl.Schema({

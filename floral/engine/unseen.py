@@ -11,9 +11,9 @@ from torch import Tensor
 
 from floral.core.spec import Group, Method, Params, Scope, ServerStep, View
 from floral.engine.aggregate import write_back
+from floral.engine.client_data import ClientData
 from floral.engine.evaluate import Scores
 from floral.engine.local import Clients
-from floral.engine.rows import ClientData
 from floral.engine.simulate import Execution, Settings, Simulation
 from floral.engine.state import State, dims, start, view
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from floral.config.run import Run
 from floral.runs.seed_groups import SeedGroup, SeedMeans, group_by_seed, seed_means
-from floral.tracking.runs import MAX_METRICS_PER_CALL, MAX_PARAMS_PER_CALL, began_ms, chunks, ended_ms, params_of
-from floral.tracking.store import MEANS, PARENT, Experiment, StoredRun
+from floral.tracking.mlflow_runs import MAX_METRICS_PER_CALL, MAX_PARAMS_PER_CALL, began_ms, chunks, ended_ms, params_of
+from floral.tracking.mlflow_store import MEANS, PARENT, Experiment, StoredRun
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
