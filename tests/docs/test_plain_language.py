@@ -123,5 +123,13 @@ def test_cited_sources_exist(folder: str) -> None:
             assert source is None, f"{path.relative_to(ROOT)}: {source and source.group()}"
 
 
+DOUBLED_WORDS = re.compile(r"\b(?:(\w{4,})|(\w+ of)) (?:\1|\2)\b")
+
+
+def test_yaml_files_and_pages_double_no_word() -> None:
+    paths = [*(ROOT / "config").rglob("*.yaml"), *(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
+    assert not {str(path): match.group() for path in paths if (match := DOUBLED_WORDS.search(path.read_text("utf-8")))}
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MAX_LINES_OF_README
