@@ -89,7 +89,7 @@ def test_a_model_author_learns_which_types_can_be_checked(
     [
         ({"loss": "mse"}, ["loss: mse", "set loss: cross_entropy"]),
         ({"data": SYNTHETIC, "shift": {"kind": "none"}}, ["loss: cross_entropy", "set loss: mse"]),
-        ({"data": SYNTHETIC, "loss": "mse"}, ["shift.kind: rotate", "leave shift out"]),
+        ({"data": SYNTHETIC, "loss": "mse"}, ["shift.kind: rotate", "remove the key `shift`"]),
         ({"lr": float("nan")}, ["lr: ", "finite number"]),
         ({"partition": {"kind": "dirichlet"}}, ["partition: ", "dirichlet needs an alpha"]),
         ({"partition": {"alpha": 0.1}}, ["partition: ", "iid has no alpha", "leave it out"]),

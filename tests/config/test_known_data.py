@@ -57,9 +57,9 @@ def test_own_data_that_are_not_there_stop_their_own_task_alone(
 @pytest.mark.parametrize(
     ("data", "partition", "message"),
     [
-        ({"label": "sort"}, {"kind": "natural"}, r"data: .*flowers\.csv: data\.label: there is no column 'sort'"),
+        ({"label": "sort"}, {"kind": "natural"}, r"data: .*flowers\.csv: `data\.label` names the column 'sort'"),
         ({}, {"kind": "pathological", "classes_per_client": 3}, r"partition\.classes_per_client: 3 .* set at most 2"),
-        ({}, {"kind": "class_groups", "groups": [[1]]}, r"partition\.groups: class 0 of the data is in no list"),
+        ({}, {"kind": "class_groups", "groups": [[1]]}, r"`partition\.groups`: class 0 of the data is in no list"),
         (
             {"client": None, "features": ["length"]},
             {"kind": "natural"},

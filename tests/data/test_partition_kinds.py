@@ -273,15 +273,27 @@ Y = np.arange(40) % 4
 @pytest.mark.parametrize(
     ("rule", "clients", "train_y", "test_y", "message"),
     [
-        ({}, 50, Y, Y, "clients: 50 is more than the 40 training samples"),
-        ({"kind": "size_skew", "alpha": 1, "min_rows": 5}, 9, Y, Y, "9 cannot have 5 of the 40 training samples each"),
-        ({"kind": "dirichlet", "alpha": 1, "min_rows": 1}, 50, Y, Y, "50 cannot have 1 of the 40 training samples"),
+        ({}, 50, Y, Y, "clients: 50` is more than the number of training samples, 40"),
+        (
+            {"kind": "size_skew", "alpha": 1, "min_rows": 5},
+            9,
+            Y,
+            Y,
+            "9`: there are 40 training samples, but each client",
+        ),
+        ({"kind": "dirichlet", "alpha": 1, "min_rows": 1}, 50, Y, Y, "50`: there are 40 training samples, but"),
         ({"kind": "pathological", "classes_per_client": 5}, 8, Y, Y, "5 for each of 8 clients, but .* 4 classes; set"),
         ({"kind": "pathological", "classes_per_client": 1}, 3, Y, Y, "1 for each of 3 clients, but .* 4 classes; set"),
         ({"kind": "pathological", "classes_per_client": 2}, 22, Y, Y, "11 clients have class .* 10 training samples"),
         ({"kind": "pathological", "classes_per_client": 2}, 8, Y, Y[:8], "4 clients have class .* 2 test samples"),
         ({"kind": "class_groups", "groups": ((0, 1), (2,))}, 8, Y, Y, "class 3 of the data is in no list"),
-        ({"kind": "class_groups"}, 50, Y, Y, r"cluster 0 has 25 clients, but its classes .* have 20 training samples"),
+        (
+            {"kind": "class_groups"},
+            50,
+            Y,
+            Y,
+            r"cluster 0 has 25 clients, but its classes .* have only 20 training samples",
+        ),
     ],
 )
 def test_a_rule_that_the_rows_cannot_meet_is_named_with_its_remedy(rule, clients, train_y, test_y, message):

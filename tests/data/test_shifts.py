@@ -131,7 +131,7 @@ def test_colours_are_reordered_stretched_clipped_and_inverted():
     inverted = apply_inputs(Shift(kind="colour", colours=(Colour(invert=True),)), grey, np.array([0]), 1, scale=16)
     assert inverted.tolist() == [[[16, 12], [8, 0]]]
     wrong = Shift(kind="colour", colours=(Colour(channels=(1, 0)),))
-    with pytest.raises(ConfigError, match=r"have 3 channel\(s\); set channels to a permutation of \[0, 1, 2\]"):
+    with pytest.raises(ConfigError, match=r"have 3 channel\(s\); set `channels` to a permutation of \[0, 1, 2\]"):
         apply_inputs(wrong, image, np.array([0]), 1)
 
 
@@ -144,7 +144,7 @@ def test_every_concept_has_a_permutation_of_its_own():
     assert together.tolist() == [7, seen[2][7], seen[5][7]]
     assert apply_labels(shift, labels, np.full(10, 1), 10, seed=4).tolist() != seen[1]
     assert sorted(map(tuple, permutations(6, 3, 0).tolist())) == sorted(itertools.permutations(range(3)))
-    with pytest.raises(ConfigError, match="2 classes have 2 permutations, fewer than the 3 concepts; set fewer"):
+    with pytest.raises(ConfigError, match="2 classes have 2 permutations, but 3 concepts need one each; set fewer"):
         permutations(3, 2, 0)
 
 

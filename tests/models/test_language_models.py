@@ -69,7 +69,7 @@ def test_no_place_of_the_transformer_sees_a_later_one():
     before, after = (model(params, {}, x, None, None)[0] for x in (TOKENS, changed.double()))
     assert torch.equal(before[:, :2], after[:, :2])
     assert (before[:, 2:] != after[:, 2:]).any(-1).all()
-    with pytest.raises(Refused, match="are no text"):
+    with pytest.raises(Refused, match="are not text"):
         transformer.build((4, 4), CLASSES)
 
 
@@ -150,14 +150,14 @@ def test_the_constant_answer_to_text_is_the_frequencies_of_its_tokens():
 
 
 def test_images_are_no_text_and_text_no_images():
-    with pytest.raises(Refused, match=r"shape \[4, 4\] are no text"):
+    with pytest.raises(Refused, match=r"shape \[4, 4\] are not text"):
         lstm.build((4, 4), CLASSES)
     with pytest.raises(Refused, match="T at least 2"):
         lstm.build((1,), CLASSES)
 
 
 @pytest.mark.parametrize(
-    ("per", "text", "message"), [(None, True, "set per: character"), ("token", False, "leave per")]
+    ("per", "text", "message"), [(None, True, "set `per: character`"), ("token", False, "remove the key `per`")]
 )
 def test_a_task_says_whether_its_rows_are_text(per, text, message):
     with pytest.raises(ConfigError, match=message):
