@@ -1,4 +1,4 @@
-"""Functions with which the server aggregates the low-rank factors A and B of many clients.
+"""Aggregate the low-rank factors A and B of many clients on the server.
 
 Each client sends its adaptor as one vector (`flatten`). `unflatten` turns the vectors of M clients back into parameters
 with a leading axis M.
@@ -35,7 +35,7 @@ def unflatten(vectors: Tensor, like: Params) -> Params:
 
 
 def averaging_error(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Params) -> Params:
-    """Return the error of averaging the factors A and B of a layer instead of their products, for every layer.
+    """Return, for every layer, the error of averaging the factors A and B instead of their product B A.
 
     The error is Σ_k weight_k B_k A_k - B A. `clients` [M, ...] holds the factors B_k and A_k of client k, `weight` [M]
     the clients' weights, and `mean` the averaged factors B and A. Biases are left out, because averaging them causes no
@@ -49,14 +49,14 @@ def averaging_error(adaptors: Adaptors, clients: Params, weight: Tensor, mean: P
 
 
 def svd_factors(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Params) -> Params:
-    """Return the factors A and B whose product B A is closest to the clients' weighted mean product, for every layer.
+    """Return, for every layer, the factors A and B whose product B A is closest to the weighted mean of the clients'
+    products.
 
     The mean product is Σ_k weight_k B_k A_k over the clients k. Let U S Vᵀ be its singular value decomposition, cut to
     the adaptor's rank. The factors are A = D Vᵀ and B = U S D⁻¹ with D = max(1, √S).
 
-    If a singular value is above 1, both factors get its square root. Otherwise the gradient of the smaller factor would
-    be too large for the common learning rate. If it is below 1, only B shrinks, because B learns nothing while A is
-    near zero.
+    If a singular value is above 1, both factors get its square root, so that one learning rate suits both. If it is
+    below 1, it goes to B alone, because B learns nothing while A is near zero.
 
     Biases, normalisation layers, and layers whose mean product is zero get the values of `mean`. The sign of a singular
     vector is arbitrary. It is chosen so that the entry of V with the largest absolute value is positive.
@@ -90,9 +90,9 @@ def svd_factors(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Param
 
 
 def require_matrix_products(adaptors: Adaptors) -> None:
-    """Raise Refused if the product B A of an adaptor is not one matrix product.
+    """Raise Refused if the product B A of a layer is not one matrix product.
 
-    `svd_factors` can give new factors only for a matrix.
+    An SVD can give new factors A and B only for a product of two matrices.
 
     Raises:
         Refused: the adaptor of a convolution has part of the kernel in B, or the convolution is transposed or has
@@ -134,7 +134,7 @@ def restart(start: Params) -> Params:
 
 
 def download_floats(adaptors: Adaptors, clients: int, *, biases: bool) -> int:
-    """Return the number of floats that the server sends to a client to update the client's base.
+    """Return the number of floats that the server sends to a client to update the client's base model.
 
     The server sends the adaptors of all clients or the sum of their products B A, whichever has fewer floats. With
     `biases`, the sum includes the biases of the layers.

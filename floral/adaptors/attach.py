@@ -37,9 +37,9 @@ class Adaptors:
     model: Model
     by_layer: Mapping[str, Adaptor]
     application: str = "cheaper"
-    """Where a mixture is applied: "merged" into the weights, or "unmerged" beside the layer.
+    """How a mixture is applied: "merged" into the layer's weight, or "unmerged", as separate adaptors.
 
-    "cheaper" chooses per layer the one with fewer multiply-adds.
+    "cheaper" chooses for each layer the way with fewer multiply-adds.
     """
 
     def init(self, stream: Stream) -> Params:
@@ -56,10 +56,10 @@ class Adaptors:
         return {f"{layer}.{key}": value for layer, params in parts.items() for key, value in params.items()}
 
     def products(self, mixture: Params, route: Tensor) -> Params:
-        """Return the change of the base model's parameters that the mixture makes, named <layer>.<weight|bias>.
+        """Return the mixture as a change of the base model's parameters, named <layer>.<weight|bias>.
 
-        `route` [C] holds the weights of the C adaptors. The change of a weight is Σ_c route_c B_c A_c, and the change
-        of a bias is Σ_c route_c b_c, where B_c, A_c and b_c are the parameters of adaptor c.
+        `route` [C] holds the weights of the C adaptors in the mixture. A weight of the base changes by Σ_c route_c B_c
+        A_c, and a bias by Σ_c route_c b_c, where B_c, A_c and b_c are the parameters of adaptor c.
         """
         changes = {
             layer: adaptor.merged(layer_params(mixture, layer), route) for layer, adaptor in self.by_layer.items()
@@ -192,7 +192,10 @@ class Adaptors:
         return replace(self, by_layer={name: adapted[name] for name in self.model.layers if name in adapted})
 
     def merges(self, adaptor: Adaptor, shape: torch.Size, clusters: int) -> bool:
-        """Return whether the C adaptors of a layer are merged into the layer's weight for an input of `shape`."""
+        """Return whether the C adaptors of a layer are merged into the layer's weight.
+
+        If `application` is "cheaper", the answer depends on the shape of the layer's input.
+        """
         if isinstance(adaptor, NormAdaptor):
             return True
         if self.application == "cheaper":
@@ -203,7 +206,7 @@ class Adaptors:
     def forward_backward_passes(self, shape: tuple[int, ...], batch: int, clusters: int) -> float:
         """Return the cost of one pass with C adaptors, as a multiple of one pass of the base without adaptors.
 
-        The cost is the number of multiply-adds for an input x [batch, *shape].
+        The cost is counted in multiply-adds, for an input x [batch, *shape].
         """
         inputs = self.model.inputs(shape, batch)
         added = sum(
@@ -213,7 +216,9 @@ class Adaptors:
         return 1 + added / self.model.multiply_adds(shape, batch)
 
     def precondition(self, gradients: Params, mixture: Params) -> Params:
-        """Return the gradients of the mixture after the preconditioner of each layer's adaptors."""
+        """Apply the preconditioner of each layer's adaptors to the gradients of the mixture, and return the new
+        gradients.
+        """
         changed: Params = {}
         for layer, adaptor in self.by_layer.items():
             new = adaptor.precondition(layer_params(gradients, layer), layer_params(mixture, layer))
@@ -234,7 +239,7 @@ def merge_groups(view: View, groups: tuple[str, ...]) -> Params:
 def factor(adaptor: Params, which: Literal["A", "B"]) -> Params:
     """Return one part of an adaptor: the factors A of all layers, or the factors B together with the biases.
 
-    For a fixed other part, the layers' outputs are linear in each part.
+    If one part is fixed, the output of a layer is linear in the other part.
     """
     return {name: value for name, value in adaptor.items() if name.endswith(".A") == (which == "A")}
 

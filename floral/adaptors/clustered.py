@@ -145,7 +145,7 @@ class ClusteredAdaptors:
 
     @property
     def precondition(self) -> Mapping[str, Callable[[Params, Params], Params]]:
-        """The adaptors' preconditioner, by trained group.
+        """A function for each trained group that preconditions the group's gradients.
 
         A group holds both factors A and B, or only one of them.
         """
@@ -159,13 +159,17 @@ class ClusteredAdaptors:
 
     @property
     def preconditioner_inputs(self) -> dict[str, tuple[str, ...]]:
-        """For each factor in a group of its own, the group of the other factor, whose values the preconditioner also
-        needs.
+        """The other group that the preconditioner of a group reads: B for A, and A for B.
+
+        It is empty if both factors are in one group.
         """
         return {} if len(self.group_names) == 1 else {"A": ("B",), "B": ("A",)}
 
     def phases(self, *groups: str) -> tuple[Phase, ...] | None:
-        """Return the phases of local training, which train the adaptors (or one of their factors) and `groups`."""
+        """Return the phases of local training, which train the adaptors (or one of their factors) and `groups`.
+
+        None stands for a single phase that trains all groups.
+        """
         match self.aggregation:
             case "average":
                 return (self._phase("adaptors", *groups),) if self.sent_clusters else None
@@ -193,10 +197,10 @@ class ClusteredAdaptors:
         )
 
     def _floats_sent(self) -> dict[str, tuple[int, int]]:
-        """Return the numbers of floats that a client receives and sends in a round, by group.
+        """Return, for each group, how many floats a client receives and sends in a round.
 
-        They count the updates of Δ_c and, under "stacking", the new adaptors. Of a new adaptor, a client receives only
-        A.
+        The numbers count the updates of Δ_c and, under "stacking", the new adaptors. Of a new adaptor, a client
+        receives only A.
         """
         held = self.problem.clusters if self.member is None else 1
         if not self.has_residual:

@@ -45,8 +45,8 @@ class ConvAdaptor:
     ) -> ConvAdaptor:
         """Build the adaptor of `layer`; `method` says how the kernel is split between A and B (see `factor_kernels`).
 
-        `rank_of` says how a relative rank becomes a number: "elements" counts the elements of the kernel, and
-        "dimensions" counts its dimensions, as the published code does.
+        `rank_of` matters if the rank is a share of the weights. "elements" then counts the elements of the kernels of A
+        and B, and "dimensions" counts two for each kernel, the number of its dimensions, as the published code does.
         """
         kernel_a, kernel_b = factor_kernels(layer, method)
         size_a, size_b = (2, 2) if rank_of == "dimensions" else (math.prod(kernel_a), math.prod(kernel_b))

@@ -77,7 +77,7 @@ def interval(values: Sequence[float], level: float = 0.95) -> Interval:
 def resampled(
     values: np.ndarray, weights: np.ndarray | None = None, draws: int = BOOTSTRAP_DRAWS, seed: int = 0
 ) -> np.ndarray:
-    """Return bootstrap draws [draws, M] of the means over seeds of M methods.
+    """Return bootstrap draws [draws, M] of the mean over seeds, for M methods.
 
     `values` [S, K, M] holds one value for each of S seeds, K clients and M methods. Each draw takes S seeds with
     replacement, and then K clients with replacement from each of these seeds. All methods get the same seeds and

@@ -28,7 +28,7 @@ def set_library_threads(threads: int) -> None:
 def set_threads(threads: int) -> None:
     """Set the number of threads inside one tensor operation, and replace denormal numbers by zero.
 
-    Both settings hold for operations of the calling Python thread. Operations of the library MKL use the number that
+    Both settings apply to operations of the calling Python thread. Operations of the library MKL use the number that
     any Python thread set last.
     """
     import torch
@@ -41,7 +41,7 @@ def set_threads(threads: int) -> None:
 def operation_threads(threads: int | None = None) -> Iterator[None]:
     """Set the number of threads inside one tensor operation for a `with` block, and restore the old number afterwards.
 
-    With `threads` None, the number is restored only.
+    If `threads` is None, the block starts with the old number, which is restored in case the block changes it.
     """
     import torch
 

@@ -27,9 +27,9 @@ _27, _30, _31, _11 = (np.uint64(value) for value in (27, 30, 31, 11))
 def bits(seed: int, purpose: str, *counters: Counter) -> npt.NDArray[np.uint64]:
     """Return 64 random bits for each counter, in the shape to which the counters broadcast.
 
-    The hash of `purpose` is the start state. The seed and then each counter change the state by z ← mix(z + γ·(counter
-    + 1)), where mix and the constant γ are those of SplitMix64. For consecutive values of the last counter, this is
-    SplitMix64's own sequence. So two different values of the last counter never give the same bits.
+    The bits are a state z, which starts as the hash of `purpose`. The seed and then each counter change it by z ← mix(z
+    + γ·(counter + 1)), where mix and the constant γ are those of SplitMix64. For consecutive values of the last
+    counter, this is SplitMix64's own sequence. So two different values of the last counter never give the same bits.
 
     Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
     """
@@ -102,7 +102,9 @@ def sample(seed: int, purpose: str, *counters: Counter, size: int, count: int) -
         ValueError: `count` is negative or more than `size`.
     """
     if not 0 <= count <= size:
-        raise ValueError(f"cannot draw {count} different numbers out of {size}; set `count` to 0 … {size}")
+        raise ValueError(
+            f"cannot draw {count} different numbers out of {size}; set `count` to a number from 0 to {size}"
+        )
     if size <= MAX_PERMUTED or SPARSE_RATIO * count > size:
         return np.sort(permutation(seed, purpose, *counters, size=size)[..., :count], axis=-1)
     outer = [np.asarray(counter)[..., None] for counter in counters]

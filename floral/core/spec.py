@@ -22,8 +22,8 @@ Params = dict[str, Tensor]
 """Named tensors of one group, e.g. {"fc1.weight": ..., "fc1.bias": ...}."""
 
 View = dict[str, Params]
-"""What ONE client sees: group → its parameters, without a client axis; a CLUSTERED group keeps its axis C unless the
-method has a `Routing.cluster_of_client`, in which case it is the slice of the client's own cluster."""
+"""What ONE client sees: the parameters of each group, without a client axis. A CLUSTERED group keeps its axis C, unless
+the method has `Routing.cluster_of_client`: then it holds the values of the client's own cluster only."""
 
 Noise = Mapping[str, Tensor]
 """Random inputs of one local step by name, uniform on [0, 1). The engine makes them, so models call no random
@@ -54,7 +54,7 @@ class Group:
 
     `init` returns the initial values of all clients or clusters together. They have axis C if the scope is CLUSTERED,
     axis K if it is PRIVATE, and no leading axis otherwise. If `server_lr` is None, the task's server learning rate
-    holds.
+    applies.
 
     A `statistic`, such as a running mean, is changed by the forward pass or by `Method.assign`, and gets no gradients.
     A `fixed` group has values per client or cluster that never change, for example given cluster weights.
@@ -110,7 +110,7 @@ SampleLoss = Callable[[View, View, Batch, Noise], tuple[Tensor, View]]
 class Phase:
     """A part of the local training of a round: which groups train, for how many epochs, and with which loss.
 
-    If `epochs` is None, the task's number of epochs holds. `predict` and `penalty` replace those of the method. A
+    If `epochs` is None, the task's number of epochs applies. `predict` and `penalty` replace those of the method. A
     method needs this if its clients have two models. For example, Ditto trains the shared model on its own loss. It
     then trains the personal model, with a penalty for its distance from the received model.
     """
@@ -122,8 +122,8 @@ class Phase:
     when: Callable[[int, int], bool] | None = None
     """(round, number of rounds) → whether the phase takes place; None: in every round. Rounds are counted from 1.
 
-    In a round, a group is averaged and sent to the server only if a phase of the round trains it. Statistics and the
-    groups of `ServerStep.upload` are sent in every round."""
+    A group that no phase of a round trains is neither averaged nor sent to the server in this round, except for
+    statistics and the groups of `ServerStep.upload`."""
     floats_sent: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Group → floats (down, up) in rounds with this phase, in addition to `Cost.floats_sent`."""
 
@@ -243,7 +243,7 @@ class Cost:
 class Method:
     """A federated method: its groups of parameters, and functions that the engine calls for ONE client.
 
-    Every default is that of FedAvg.
+    Fields that a method does not set are those of FedAvg.
     """
 
     groups: Mapping[str, Group]

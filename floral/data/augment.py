@@ -1,6 +1,6 @@
-"""Random flips and crops of training images.
+"""Flip and crop training images at random.
 
-The result is a function of the images and of uniform noise that the engine gives.
+The result depends only on the images and on uniform noise, which the engine makes.
 """
 
 from __future__ import annotations

@@ -89,8 +89,8 @@ def _inputs(root: Path, name: str, x: Array) -> Array:
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         row = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))[0])
         raise DataError(
-            f"{root}: {name}, row {row} (counted from 0) has NaN or infinity; give such rows finite values, or remove "
-            "them"
+            f"{root}: the array {name}, row {row} (counted from 0) has NaN or infinity; give such rows finite values, "
+            "or remove them"
         )
     x = x if x.dtype == np.uint8 else x.astype(np.float32)
     return x[..., 0] if x.ndim == 4 and x.shape[3] == 1 else x

@@ -124,7 +124,9 @@ def split_or_not(root: Path, entries: Mapping[str, Path]) -> list[Path]:
     if set(entries) != set(SPLITS):
         extra = sorted(set(entries) - set(SPLITS))
         remedy = f"remove {extra[0]!r}" if extra else f"add {next(iter(set(SPLITS) - set(entries)))!r}"
-        raise DataError(f"{root}: a folder with one of train and test needs both, and nothing else; remedy: {remedy}")
+        raise DataError(
+            f"{root}: a folder with an entry train or test must contain both, and nothing else; remedy: {remedy}"
+        )
     return [entries[side] for side in SPLITS]
 
 

@@ -63,9 +63,9 @@ def _frame(path: Path) -> pl.DataFrame:
 
 
 def _parquet(stream: io.BytesIO) -> pl.DataFrame:
-    """Read a parquet table, after a first try in another process.
+    """Read a parquet table, but first try to read it in another process.
 
-    On some damaged files polars aborts its process. Then only the other process ends.
+    Polars aborts its process on some damaged files. Then only the other process ends.
 
     Raises:
         OSError: the other process failed; the message is its last line.

@@ -25,10 +25,10 @@ def iid_table(
 ) -> pl.DataFrame:
     """Deal shuffled samples to the clients in equal shares (kind iid).
 
-    The training samples and the test samples are shuffled. Each are cut into K shards, whose sizes differ by at most
-    one. The larger shards come first. Of a training shard with n samples, max(min_rows, round(share·n)) are kept. The
-    share `validation` of the kept samples becomes the validation split: rounded, at least one sample, never all. The
-    table is sorted by client, split and row.
+    The training samples are shuffled and cut into K shards, whose sizes differ by at most one. The larger shards come
+    first. The test samples are dealt in the same way. Of a training shard with n samples, max(min_rows, round(share·n))
+    are kept. The share `validation` of the kept samples becomes the validation split: rounded, at least one sample,
+    never all. The table is sorted by client, split and row.
 
     Unseen clients have the numbers K, K + 1, …. They get the last round(unseen.share·N) of the N shuffled training
     samples, and the same share of the test samples. Their shards are not reduced and have no validation split. Their
@@ -68,7 +68,7 @@ def grouped_table(
 ) -> pl.DataFrame:
     """Deal the samples of each class to the clients of the class's cluster (kind class_groups).
 
-    Apart from this, the table is as that of `iid_table`.
+    All else is as in `iid_table`.
 
     Raises:
         ConfigError: a cluster has more clients than training or test samples, or a class has no cluster.
@@ -123,7 +123,7 @@ def few_classes_table(
 ) -> pl.DataFrame:
     """Deal samples of only `classes_per_client` classes to each client (kind pathological).
 
-    Apart from this, the table is as that of `iid_table`.
+    All else is as in `iid_table`.
 
     A client has the same classes in training and test. One client after another, in random order, takes the classes
     that the fewest clients have so far. Ties are broken at random. So the numbers of clients of two classes differ by
@@ -168,7 +168,7 @@ def skewed_table(
 ) -> pl.DataFrame:
     """Deal the samples of each class to the clients in random proportions from Dirichlet(alpha) (kind dirichlet).
 
-    Apart from this, the table is as that of `iid_table`.
+    All else is as in `iid_table`.
 
     The proportions are the same for training and test samples. So a client's test samples have the class frequencies of
     its training samples. Clients also differ in size. If all labels are equal, they differ in size only (kind
@@ -222,7 +222,7 @@ def natural_table(
 ) -> pl.DataFrame:
     """Give each client the samples of one natural client, for example one writer (kind natural).
 
-    Apart from this, the table is as that of `iid_table`.
+    All else is as in `iid_table`.
 
     `train_client` and `test_client` [N] hold the natural client of each sample. Natural clients with fewer than
     `min_rows` training samples or without a test sample are skipped. Of the others, `clients` are chosen at random.

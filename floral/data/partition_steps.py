@@ -56,8 +56,8 @@ def append_unseen(
 def concepts_of(unseen: Unseen, clusters: int) -> npt.NDArray[np.int64]:
     """Return the concept [U] of each of the U unseen clients.
 
-    First come the clients whose concept is that of a cluster 0, 1, …, C - 1, in turn. Then come the clients with new
-    concepts C, C + 1, …, which `floral.data.shifts` defines.
+    First come the clients with the concept of a cluster: 0, 1, …, C - 1, 0, 1, … in turn. Then come the clients with
+    new concepts C, C + 1, …, which `floral.data.shifts` defines.
     """
     seen, new = np.arange(unseen.seen_cluster) % clusters, clusters + np.arange(unseen.new_concept) % clusters
     return np.concatenate([seen, new])
@@ -93,10 +93,10 @@ def _concepts(
 ) -> npt.NDArray[np.integer]:
     """Return the concept [N] of each sample.
 
-    Without `mixed`, it is the cluster of the sample's client. With `mixed`, it is drawn at random with the client's
-    probabilities of the concepts. These are a Dirichlet(mixed) vector, in which the largest entry is moved to the
-    client's cluster. They are the same for training and test samples. So the clusters keep their sizes, and for mixed →
-    0 the result is that without `mixed`.
+    Without `mixed`, it is the cluster of the sample's client. With `mixed`, it is drawn at random, and each client has
+    its own probabilities of the concepts. These are a Dirichlet(mixed) vector, in which the largest entry is moved to
+    the client's cluster. They are the same for training and test samples. So the clusters keep their sizes. For mixed →
+    0, the result is the same as without `mixed`.
     """
     client, cluster = table["client"].to_numpy(), cluster_of_clients(partition, clients, clusters)
     if partition.mixed is None:

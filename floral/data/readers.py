@@ -59,7 +59,7 @@ class Labelled:
 
 
 def idx(files: Sequence[RawFile]) -> Labelled:
-    """Read four IDX files, as of MNIST: training images, training labels, test images and test labels.
+    """Read four IDX files, such as those of MNIST: training images, training labels, test images and test labels.
 
     Raises:
         DataError: a file is not an IDX file of bytes, is truncated, or images and labels differ in number.
@@ -95,8 +95,7 @@ def digits_csv(files: Sequence[RawFile]) -> Labelled:
 
 
 def image_parquet(files: Sequence[RawFile]) -> Labelled:
-    """Read a training and a test file of images in parquet format, as of CIFAR-10 and CIFAR-100 on the Hugging Face
-    Hub.
+    """Read a training and a test file of images in parquet format, such as those of CIFAR-10 on the Hugging Face Hub.
 
     The column `img`, a struct of bytes and path, holds encoded images. The column `label` or `fine_label` holds integer
     classes. The coarse labels of CIFAR-100 are not read.
@@ -162,7 +161,7 @@ def select_test(client: npt.NDArray[np.integer], share: float, purpose: str) -> 
     """Return which samples [N] of a data set without a split are test samples. The choice is the same for every seed.
 
     `client` [N] holds the client of each sample. Of a client's n samples, round(share·n) random ones are test samples:
-    at least one, never all. The single sample of a client is a training sample.
+    at least one, never all. If a client has only one sample, it is a training sample.
     """
     rank, size = seeds.ranks(0, purpose, np.arange(len(client)), client)
     return rank < np.minimum(np.maximum(1, np.rint(share * size)), size - 1)

@@ -18,7 +18,7 @@ from floral.data.stored import ARRAYS, Array, partition_command, read_data
 GlobalTest = tuple[Array | list[Array], Array | list[Array]]
 """x and y of the global test set of every cluster.
 
-Arrays have a leading axis C. They are lists of C arrays where clusters have different numbers of samples.
+Arrays have a leading axis C. If clusters have different numbers of samples, they are lists of C arrays instead.
 """
 
 
@@ -27,15 +27,15 @@ class Samples:
     """The samples of a run before any shift, and a function that makes the global test sets."""
 
     arrays: Mapping[str, Array]
-    """train_x, train_y and, where they are read, test_x, test_y."""
+    """The arrays train_x and train_y, and also test_x and test_y if they are read."""
     global_test: Callable[[int], GlobalTest]
-    """Number of concepts → their global test sets, shifted."""
+    """Number of concepts → the global test set of each concept, after its shift."""
     classes: int | None
     """Number of classes; None for regression."""
     scale: int
-    """Value of white; x / scale is in [0, 1] for images."""
+    """Pixel value of white; for images, x / scale is in [0, 1]."""
     exact: bool
-    """Whether the data are the original, not a lossy or partial copy."""
+    """Whether the data are the original, and not a lossy or partial copy of it."""
     digest: str | None
     """Digest of the stored data set; None for synthetic data."""
 

@@ -24,9 +24,9 @@ def build(
     x [B, H, W] or [B, H, W, colours] → conv 3×3 → 4 stages of 2 blocks → mean over positions → linear → [B, outputs].
 
     A block computes relu(x + norm(conv(relu(norm(conv(x)))))) with 3×3 convolutions without bias. Every stage except
-    the first starts with a convolution of stride 2. If a block changes the shape of x, a 1×1 convolution and a norm
-    change the x of this sum in the same way. The first convolution keeps the image size and no pooling follows, as
-    usual for 32×32 images.
+    the first starts with a convolution of stride 2. If the convolutions of a block change the shape, a 1×1 convolution
+    and a norm give the first term x the same shape. The first convolution keeps the image size and no pooling follows,
+    as usual for 32×32 images.
 
     Raises:
         Refused: the images are too small to be halved three times, or `groups` does not divide the numbers of channels.
@@ -74,6 +74,6 @@ def build(
 
 
 def conv(inputs: int, outputs: int, *, side: int = 3, stride: int = 1) -> Conv2d:
-    """Return a convolution without bias whose padding keeps the image size, except for its stride."""
+    """Return a convolution without bias, whose padding keeps the image size if the stride is 1."""
     around = (side // 2, side // 2)
     return Conv2d(inputs, outputs, (side, side), (stride, stride), padding=around, bias=False, start="normal_fan_out")

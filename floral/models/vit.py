@@ -26,8 +26,8 @@ def build(
     x [B, H, W] or [B, H, W, colours] → patches → + positions → `depth` blocks → norm → mean → linear → [B, outputs].
 
     A convolution turns each patch of patch×patch pixels into one position. A block computes x + attention(norm x), then
-    x + linear(gelu(linear(norm x))). With `dropout`, it is applied to the second term of each sum. The mean over
-    positions replaces the class token (arXiv 2205.01580).
+    x + linear(gelu(linear(norm x))). Dropout is applied to the second term of each sum. The mean over positions
+    replaces the class token (arXiv 2205.01580).
 
     Raises:
         Refused: the image size is not a multiple of the patch size, or `features` is not a multiple of `heads`.
