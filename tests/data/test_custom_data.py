@@ -302,13 +302,13 @@ def test_a_damaged_archive_is_explained(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"kind": "foldr", "path": "x"}, r"data: expected a name in config/data.lock, or a kind: .*folder, table or"),
+        ({"kind": "foldr", "path": "x"}, r"data: expected a name in config/data.lock, or a mapping .*folder, table or"),
         ({"kind": "table", "path": "x", "labl": "y"}, r"data: unknown key 'labl'; did you mean 'label'"),
-        ({"kind": "table", "path": "x"}, r"data\.label: a table needs the name of the column"),
+        ({"kind": "table", "path": "x"}, r"`data\.label` is missing; set it to the name of the table's column"),
         ({"kind": "table", "path": "x", "label": "y", "features": ["a", "a"]}, r"data: column 'a' is named twice"),
         ({"kind": "table", "path": "x", "label": "y", "features": ["a", "y"]}, r"data: column 'y' is named twice"),
         ({"kind": "table", "path": "x", "label": "y", "client": "y"}, r"data: column 'y' is named twice"),
-        ({"kind": "arrays", "path": "x", "client": "y"}, r"data\.client: is for kind: table only; leave it out"),
+        ({"kind": "arrays", "path": "x", "client": "y"}, r"`data\.client` is for `kind: table` only; remove"),
         ({"kind": "folder", "path": "x", "test_share": 1}, r"data\.test_share: .*less than 1"),
     ],
 )  # fmt: skip

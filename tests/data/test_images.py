@@ -170,13 +170,13 @@ def task(**change):
     [
         (
             {"normalise": {"mean": [0.5], "std": [0.5, 0.5]}},
-            "mean has 1 values and std 2; give one of each per channel",
+            "`mean` has 1 values and `std` has 2; give each one value per channel",
         ),
         ({"normalise": {"mean": [0.5], "std": [0.0]}}, r"normalise.std.0.*greater than 0"),
-        ({"normalise": {"mean": [0.5]}}, r"normalise.std is missing"),
+        ({"normalise": {"mean": [0.5]}}, r"`normalise.std` is missing"),
         (
             {"augmentation": "flip_crop", "shift": {"kind": "rotate"}, "clusters": 3},
-            r"needs quarter turns \(clusters: 1, 2 or 4, or angles that are multiples of 90\), but clusters is 3",
+            r"quarter turns \(1, 2 or 4 `clusters`, or `angles` that are multiples of 90\), but `clusters` is 3",
         ),
     ],
 )

@@ -167,10 +167,10 @@ def test_a_task_says_whether_its_rows_are_text(per, text, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shift": {"kind": "label_shift"}}, "text has no shift"),
-        ({"augmentation": "flip_crop"}, "text has no shift, normalise or augmentation"),
-        ({"partition": {"kind": "dirichlet", "alpha": 0.1}}, "set natural or iid"),
-        ({"partition": {"label_noise": 0.1}}, "text has no label_noise"),
+        ({"shift": {"kind": "label_shift"}}, "means text, so remove the keys `shift`"),
+        ({"augmentation": "flip_crop"}, "remove the keys `shift`, `normalise` and `augmentation`"),
+        ({"partition": {"kind": "dirichlet", "alpha": 0.1}}, "set `partition.kind` to natural or iid"),
+        ({"partition": {"label_noise": 0.1}}, "means text, so remove the keys `partition.label_noise`"),
     ],
 )
 def test_text_is_not_shifted(change, message):
@@ -180,9 +180,9 @@ def test_text_is_not_shifted(change, message):
 
 
 @pytest.mark.parametrize(("variant", "model", "why"), [
-    ("pfedmoe", "lstm", "token ids are names"),
-    ("pfl_moe", "lstm", "token ids are names"),
-    ("fedmix", "lstm", "token ids are names"),
+    ("pfedmoe", "lstm", "tokens of a text are only names"),
+    ("pfl_moe", "lstm", "tokens of a text are only names"),
+    ("fedmix", "lstm", "tokens of a text are only names"),
     ("fedper", "tied", "shares its weights with the embedding"),
 ])  # fmt: skip
 def test_what_text_cannot_have_is_refused_with_a_reason(variant, model, why):
