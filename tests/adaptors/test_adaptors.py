@@ -306,7 +306,7 @@ def test_servers_that_take_products_average_norms_as_they_are(variant):
 
 @pytest.mark.parametrize("option", [{"centred": True}, {"personal": True}, {"aggregation": "stacking"}])
 def test_adaptors_with_statistics_of_their_own_are_never_added_to_the_base(option):
-    with pytest.raises(ConfigError, match=r"adds adaptors to the base.*set norm: reparameterised"):
+    with pytest.raises(ConfigError, match=r"adds adaptors to the base.*set `norm: reparameterised`"):
         simulate("floral_1", model="batch_norm", params={"norm": "plain", **option})
     assert simulate("floral_1", model="batch_norm", params={"norm": "reparameterised", **option})
 
