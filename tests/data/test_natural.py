@@ -157,7 +157,7 @@ def test_the_stage_deals_rows_to_natural_clients(toy, tmp_path):
 
 def test_data_without_natural_clients_cannot_be_dealt_to_them(toy, tmp_path):
     toy(natural=False)
-    message = "partition.kind: natural needs data that name the client of each sample, but 'toy' has no train_client"
+    message = "`partition.kind: natural` needs data that name the client of each sample, but 'toy' has no train_client"
     with pytest.raises(ConfigError, match=message):
         partition(job(), tmp_path)
 

@@ -145,10 +145,10 @@ def test_a_full_disk_leaves_nothing_half_written(toy, tmp_path, monkeypatch):
 def test_unknown_names_and_folders_are_explained(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="unknown data set 'mnits'; did you mean 'mnist'"):
         fetch("mnits", tmp_path)
-    with pytest.raises(ConfigError, match=r"data_dir: .*nowhere is no folder"):
+    with pytest.raises(ConfigError, match=r"data_dir: .*nowhere is not a folder"):
         fetch("mnist", tmp_path, tmp_path / "nowhere")
     monkeypatch.setenv("FLORAL_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigError, match=r"FLORAL_DATA: .*nowhere is no folder"):
+    with pytest.raises(ConfigError, match=r"FLORAL_DATA: .*nowhere is not a folder"):
         fetch("mnist", tmp_path)
 
 
