@@ -25,8 +25,8 @@ class Relative:
     """The weights p(k)·π_kc of a chunk's clients k in each cluster c, divided by the largest weight in the cluster.
 
     p(k) is the client's weight in the round, and π_kc is its route to cluster c. The division avoids underflow and
-    denormal numbers, because hard routes can be as small as 4e-44. It changes no mean, because each mean is divided by
-    the sum of the same weights.
+    denormal numbers, because a route can be as small as 4e-44. The means stay the same, because each of them is divided
+    by the sum of the same weights.
     """
 
     weight: Tensor
@@ -36,14 +36,14 @@ class Relative:
 
     @classmethod
     def of(cls, share: Tensor, log_route: Tensor) -> Relative:
-        """Compute the relative weights of m clients from their weights p(k) [m] and log routes log π [m, C]."""
+        """Compute the relative weights of m clients from their weights p(k) [m] and their log routes [m, C]."""
         log_weight = share.double().log()[:, None] + log_route.double()
         top = log_weight.amax(0)
         return cls(torch.exp(log_weight - finite(top)), top)
 
 
 def finite(top: Tensor) -> Tensor:
-    """Return the largest log weight of each cluster, with 0 in place of -∞. It is -∞ if all weights are 0."""
+    """Return the largest log weight of each cluster, with 0 in place of -∞ (all weights of the cluster are 0)."""
     return torch.where(top == -math.inf, 0.0, top)
 
 
@@ -86,9 +86,9 @@ class Mean:
     def result(self, empty_cluster: Literal["keep", "average"], method: Method) -> tuple[View, Tensor | None]:
         """Return the means of all SHARED and CLUSTERED groups, and a mask [C] that is True for empty clusters.
 
-        The server keeps the old values of empty clusters. With "keep", a cluster is empty if its share of the round's
-        weights is below EMPTY_CLUSTER_SHARE. With "average", it is empty only if all its weights are 0. The mask is
-        None if no group has clusters.
+        The server keeps the old values of empty clusters. With `empty_cluster` "keep", a cluster is empty if the
+        weights of its clients sum to less than EMPTY_CLUSTER_SHARE. With "average", it is empty only if all these
+        weights are 0. The mask is None if no group has clusters.
         """
         if self.mass is None or self.top is None:
             return self.sums, None

@@ -46,8 +46,8 @@ class Backward:
     def of(self, group: str, name: str, share: Tensor | None = None) -> tuple[Tensor | None, list[PendingGradient]]:
         """Return the gradient and the pending products of one trained parameter.
 
-        If the losses were multiplied by weights `share` [m], the results are divided by these weights. None: they were
-        not.
+        If the losses were multiplied by weights `share` [m], the results are divided by these weights. Pass None if
+        they were not.
         """
         gradient, entries = self.gradients.get((group, name)), self.entries.get((group, name), [])
         if share is None:
@@ -132,8 +132,8 @@ class Batched(Clients):
             if missing.args[0] not in fused:
                 raise
             raise Refused(
-                f"the routes depend on the group {missing}, but `batched` computes only its mean over the "
-                "clients; use the backend `vmap` or `loop`"
+                f"the routes depend on the group {missing}, but `batched` computes only the mean of "
+                "this group over the clients; use the backend `vmap` or `loop`"
             ) from None
         sums = {
             group: self._summed(group, step.values, axes[group], backward, chunk.share, relative) for group in fused
@@ -143,8 +143,10 @@ class Batched(Clients):
     def _fuses(self, group: str, axes: Axes) -> bool:
         """Return whether the last local step computes only a group's sum over the clients, not each client's values.
 
-        A preconditioner (`Method.precondition`) is linear in the gradients. The sum of the gradients is therefore
-        enough if all clients have the same values of the groups that the preconditioner reads.
+        This is possible for SHARED and CLUSTERED groups, unless the server needs the values of single clients, or the
+        clients have fixed clusters. If the group has a preconditioner, all clients must have the same values of the
+        groups that it reads. The sum of the gradients is then enough, because a preconditioner is linear in the
+        gradients.
         """
         scope, plain = self.method.groups[group].scope, group not in self.method.precondition
         server, cluster_of_client = self.method.server, self.method.routing.cluster_of_client
@@ -187,7 +189,7 @@ class Batched(Clients):
         return Backward(tape.entries, by_leaf, changed, losses.detach())
 
     def _noted(self, step: Step) -> frozenset[Leaf]:
-        """Return the parameters of a phase that are used only in products with inputs that differ between clients.
+        """Return the parameters of a phase that are used only in products whose other factor differs between clients.
 
         The first call for a phase finds them by one backward pass.
         """
@@ -238,7 +240,7 @@ class Batched(Clients):
     def _summed(
         self, group: str, values: View, axis: int | None, backward: Backward, share: Tensor, relative: Relative | None
     ) -> Params:
-        """Return the sum of a group's parameters over a chunk's clients, as it is after the last local step.
+        """Return the weighted sum of a group's parameters over a chunk's clients, as it is after the last local step.
 
         The sum is Σ_k weight_k·w_k - lr·Σ_k weight_k·g_k over the clients k. Here w_k are the values before the step,
         g_k the gradients and lr the learning rate. For a SHARED group, weight_k is the client's weight p(k) in the

@@ -1,4 +1,4 @@
-"""Read and write checkpoints atomically.
+"""Read checkpoints, and write them atomically.
 
 A checkpoint is a safetensors file with the tensors. Its header contains the progress of the run and a checksum.
 """
@@ -64,7 +64,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             names = json.loads(header["names"])  # in the written order, because the last bit of a sum depends on it
             tensors = {name: file.get_tensor(name).clone() for name in names}
         if header["checksum"] != checksum(tensors, header):
-            raise ValueError("its checksum does not match its content, so its bytes have changed since it was written")
+            raise ValueError(
+                "the checksum in the header does not match the tensors, so the file has changed since it was written"
+            )
         return tensors, json.loads(header["progress"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise Unreadable(f"{path}: the checkpoint is damaged ({error}); remove it to train from the start") from error

@@ -85,7 +85,7 @@ def mean(costs: Sequence[Costs]) -> Costs:
 def _sent(
     method: Method, held: dict[str, int], used: dict[str, int], now: tuple[Phase, ...], before: tuple[Phase, ...]
 ) -> dict[str, tuple[int, int]]:
-    """Return, for each group, the floats (down, up) that one client receives and sends in a round.
+    """Return a pair (down, up) for each group: the floats that one client receives and sends in a round.
 
     A client sends the averaged groups that change in this round. It receives the averaged groups that change in this
     round or changed in the round before. Older changes are not counted, although a client that takes part for the first

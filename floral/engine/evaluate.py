@@ -128,7 +128,7 @@ def on_global_test_set(
 ) -> Scores:
     """Evaluate each client's model on the global test set, under the shift of the client's true cluster.
 
-    If clients of one true cluster have equal models, only one of them is evaluated. Vectorised clients use the same
+    If clients of one true cluster have equal models, the model is evaluated only once. Vectorised clients use the same
     samples at the same time. The part that their models have in common, e.g. FLoRAL's base, is therefore applied only
     once.
     """
@@ -175,7 +175,7 @@ def private_share(method: Method, state: State) -> float:
 
 
 def identical_models(method: Method, state: State, pool_of_client: Tensor, cluster: Tensor) -> np.ndarray:
-    """Return, for each of the K clients, the first client of the same true cluster with an identical model, as [K].
+    """Return an array [K]: for each client, the first client of the same true cluster with an identical model.
 
     Models are identical if their PRIVATE values and their fixed clusters are equal.
     """
@@ -243,8 +243,9 @@ def perplexity(loss: float) -> float:
 def near_hits(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor | None:
     """Return for each sample [m, B] whether its class has one of the 5 largest logits: 1 if it has, otherwise 0.
 
-    For text, the result is the share of tokens. It is None for regression, and for tasks with at most 5 classes. If two
-    logits are equal, the label wins. If a logit is NaN, the result is 0.
+    For text, the result is the share of tokens for which this is so. It is None for regression, and for tasks with at
+    most 5 classes. Logits that are equal to that of the class do not count as larger. If the logit of the class is NaN,
+    the result is 0.
     """
     if loss == "mse" or (classes := outputs.shape[-1]) <= TOP_K:
         return None
@@ -254,10 +255,11 @@ def near_hits(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor | None:
 
 
 def sample_weights(count: np.ndarray, width: int, batch: int) -> np.ndarray:
-    """Return the weights [m, width] of each client's samples in the client's mean score. They sum to 1 for each client.
+    """Return the weights [m, width] of each client's samples in the client's mean score.
 
-    Each batch has the same total weight, also a smaller last batch. With `batch` = `width`, all samples have the same
-    weight. `count` [m] are the clients' numbers of samples.
+    The weights of a client sum to 1. Each batch has the same total weight, also a smaller last batch. With `batch` =
+    `width`, all samples have the same weight. `count` [m] are the clients' numbers of samples; the weights of the
+    remaining columns are 0.
     """
     position = np.arange(width)
     within = np.clip(
@@ -333,9 +335,9 @@ def route_metrics(route: np.ndarray, cluster: np.ndarray, rows: np.ndarray) -> d
 
 
 def adjusted_rand_index(predicted: np.ndarray, true: np.ndarray) -> float:
-    """Return the adjusted Rand index of two labellings: 1 if they are equal up to the names, about 0 if random.
+    """Return the adjusted Rand index of two labellings, which is 1 if they differ only in the names of the labels.
 
-    Source: Hubert and Arabie 1985.
+    It is about 0 for random labellings. Source: Hubert and Arabie 1985.
     """
     table = np.zeros((predicted.max() + 1, true.max() + 1))
     np.add.at(table, (predicted, true), 1)

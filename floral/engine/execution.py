@@ -50,8 +50,8 @@ def choose(
 ) -> Execution:
     """Choose how a run is computed with the requested backend on `threads` cores.
 
-    With "auto", the candidates of all backends are timed on clients of the first cohort; with "batched", only those of
-    this backend.
+    With "auto", the candidates of all backends are timed on clients of the first cohort. With "batched", only the
+    candidates of this backend are timed. With "loop" and "vmap", nothing is timed.
 
     Raises:
         Refused: the requested backend cannot run the method.
@@ -128,7 +128,7 @@ def batched(cohort: int, cores: int) -> list[Execution]:
 def fastest(measured: dict[Execution, float], why: str) -> Execution:
     """Return the first candidate whose time is at most TIE_FACTOR times the shortest time.
 
-    `measured` has the seconds per client of each candidate. The `reason` of the result lists them all.
+    `measured` has the seconds per client of each candidate. The `reason` of the result lists all these times.
     """
     limit = TIE_FACTOR * min(measured.values())
     best = next(candidate for candidate, seconds in measured.items() if seconds <= limit)

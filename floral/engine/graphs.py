@@ -76,7 +76,7 @@ class Graph:
 def load(buffers: Sequence[Tensor], arguments: Sequence[Tensor]) -> None:
     """Copy the arguments into the buffers, with one call per data type.
 
-    An argument that already is its own buffer is skipped.
+    An argument that already is the buffer for its position is not copied.
     """
     addresses = {buffer.data_ptr() for buffer in buffers}
     into: dict[torch.dtype, list[Tensor]] = defaultdict(list)

@@ -46,7 +46,10 @@ class Trained:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The clients of a chunk: their weights p(k) [m] in the round, and their fixed clusters [m] or None."""
+    """The clients of a chunk: their weights p(k) [m] in the round, and their fixed clusters [m].
+
+    `members` is None if the method does not fix the clusters of its clients.
+    """
 
     share: Tensor
     members: Tensor | None
@@ -299,7 +302,7 @@ class Clients:
     def preconditioned(self, gradients: View, values: View, per_client: bool) -> View:
         """Apply the method's preconditioners to the gradients of their groups, and return the gradients of all groups.
 
-        `per_client`: the gradients and values have a client axis.
+        With `per_client`, the gradients and the values have a client axis.
         """
         changed = dict(gradients)
         for group, change in self.method.precondition.items():
@@ -367,7 +370,10 @@ class Clients:
         return client_step
 
     def over_clients(self, function: Callable[..., Any], in_dims: tuple[Any, ...]) -> Callable[..., Any]:
-        """Return a function for one client, vectorised over all clients of the chunk if `vectorised` is set."""
+        """Return a function for one client, vectorised over all clients of the chunk.
+
+        Without `vectorised`, the function is returned unchanged.
+        """
         return torch.vmap(function, in_dims=in_dims) if self.vectorised else function
 
 

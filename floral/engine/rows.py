@@ -20,9 +20,9 @@ from floral.core.spec import Noise
 class Rows:
     """The samples of one split, with the numbers of the samples that belong to each of U clients (or pools of clients).
 
-    `x` [N, ...] are the inputs as stored (images stay uint8), and `y` [N] or [N, d] the labels. `index` [U, n_max] has
-    the sample numbers of each client, padded with 0, and `count` [U] their number. `mean` and `std` [channels]
-    normalise the inputs after they are divided by `scale`.
+    `x` [N, ...] are the inputs as stored (images stay uint8), and `y` [N] or [N, d] are the labels. `index` [U, n_max]
+    has the sample numbers of each client, padded with 0. `count` [U] has each client's number of samples. `mean` and
+    `std` [channels] normalise the inputs after they are divided by `scale`.
     """
 
     x: Tensor
@@ -46,7 +46,7 @@ class Rows:
         return (x - self.mean) / self.std
 
     def decoded(self, budget: int) -> Rows:
-        """Return a copy in which all inputs are already decoded, if these take at most `budget` bytes.
+        """Return a copy in which all inputs are already decoded, if the decoded inputs take at most `budget` bytes.
 
         Otherwise, and for inputs that are augmented, return the object unchanged; `gather` then decodes each batch.
         """
@@ -57,8 +57,8 @@ class Rows:
     def gather(self, index: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         """Return the inputs x and the labels y of the samples whose numbers are in `index`.
 
-        Both have the axes of `index` first. With `noise`, the inputs are augmented; each tensor in `noise` has the
-        shape of `index`.
+        The shapes of both begin with the axes of `index`. With `noise`, the inputs are augmented; each tensor in
+        `noise` has the shape of `index`.
         """
         flat = index.flatten()
         x = self.x.index_select(0, flat)
@@ -96,8 +96,8 @@ class ClientData:
 class Plan:
     """The batches of a chunk of m clients in one round of H local steps.
 
-    `index` [m, H, B] has the numbers of the samples, and `mask` [m, H, B] is False for padding. A step without unmasked
-    samples changes nothing.
+    `index` [m, H, B] has the numbers of the samples, and `mask` [m, H, B] is False for padding. If all samples of a
+    client in a step are padding, the step changes nothing for this client.
     """
 
     index: Tensor
@@ -176,8 +176,8 @@ def _cycled(
 def _ordered(rows: Rows, pools: np.ndarray, round: int, seed: int, turn: int, reshuffle: bool) -> np.ndarray:
     """Return the sample numbers [m, n_max] of the clients `pools` in the order of one pass, with the padding last.
 
-    With `reshuffle`, the order is random, from the random stream (seed, round, client, turn). Otherwise, it is the
-    stored order.
+    With `reshuffle`, the order is random, from the random stream (seed, round, client, turn), where `turn` is the
+    number of the pass. Otherwise, it is the stored order.
     """
     index = rows.index[pools]
     if not reshuffle:

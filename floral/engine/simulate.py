@@ -103,7 +103,7 @@ class Part:
 
 
 class Workers:
-    """A number of Python threads, `count`, that each train their own clients.
+    """Python threads, `count` in number, each of which trains its own clients.
 
     Each of them uses `threads` threads within one tensor operation. The Python threads run in parallel, because
     PyTorch's operations release Python's global lock.
@@ -370,7 +370,7 @@ class Simulation:
     def fixed_steps(self, pools: np.ndarray) -> np.ndarray | None:
         """Return the number of local steps per epoch [m] of the clients `pools`, or None if the task does not fix it.
 
-        A pool does as many steps as its clients would do in a round, all together.
+        A pool does as many steps as all of its clients together that would take part in a round.
         """
         steps = self.settings.steps_per_epoch
         if steps is None:
@@ -381,7 +381,10 @@ class Simulation:
         return steps * np.ceil(self.settings.participation * clients).astype(np.int64)
 
     def held(self, pools: np.ndarray) -> Batch:
-        """Return all training samples of the clients `pools` [m]: x [m, n, ...] is decoded, but not augmented."""
+        """Return all training samples of the clients `pools` [m]: inputs x [m, n, ...], labels and mask.
+
+        The inputs are decoded, but not augmented.
+        """
         rows = self.data.train
         count = rows.count[pools, None]
         width = max(1, int(count.max()))
@@ -459,7 +462,7 @@ class Simulation:
         return scores, self._summary("population", scores) + self._worst("population", scores)
 
     def own_rows(self, state: State, rows: Any, clients: np.ndarray) -> evaluate.Scores:
-        """Return the scores of the given clients on their own samples `rows` of one split."""
+        """Return the scores of the given clients on their own samples of one split, which are in `rows`."""
         return evaluate.on_own_rows(
             self.method,
             state,

@@ -1,8 +1,8 @@
 """The file for PRIVATE values that are too large for memory: a safetensors file that is mapped into memory.
 
-Its tensors are used like all other tensors. Only the values of the clients that are needed are read. Pages that were
-read count as memory of the process until the system needs the memory. The memory that the process really needs is
-RssAnon in /proc/self/status.
+Its tensors are used like all other tensors. Only the values of the clients that take part in a round are read from the
+file. Pages that were read count as memory of the process until the system needs the memory. The memory that the process
+really needs is RssAnon in /proc/self/status.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def nbytes(values: View, dtype: torch.dtype) -> int:
 
 
 def no_room(error: OSError, path: Path, size: int, remedy: str = "free space on this file system") -> OSError:
-    """Return the same error with a message that names the file and the needed size, and says what to do."""
+    """Return an error like `error`, with a message that names the file and the needed size, and says what to do."""
     message = f"{error.strerror}: cannot write {size / 1e9:.2g} GB of PRIVATE values; {remedy}"
     return OSError(error.errno, message, str(path))
 
@@ -231,7 +231,7 @@ def read_layout(mapping: mmap.mmap) -> Layout:
         begin, end = (start + offset for offset in entry["data_offsets"])
         layout[name] = types[entry["dtype"]], entry["shape"], begin
     if end != len(mapping):
-        raise ValueError(f"the file has {len(mapping)} bytes, but by its header it must have {end} bytes")
+        raise ValueError(f"the file has {len(mapping)} bytes, but its header describes a file of {end} bytes")
     return layout
 
 

@@ -26,8 +26,8 @@ from floral.nn.products import Window
 class Linear:
     """A linear layer y = x Wᵀ + b with the weight W [outputs, inputs] and the bias b [outputs].
 
-    Initial values are uniform between ±1/sqrt(inputs), as is PyTorch's default. If `tied` names an embedding layer, the
-    linear layer has no weight and uses that of the embedding.
+    Initial values are uniform between ±1/sqrt(inputs), which is PyTorch's default. If `tied` names an embedding layer,
+    the linear layer has no weight of its own and uses that of the embedding.
     """
 
     inputs: int
@@ -86,8 +86,9 @@ class Embedding:
 class Conv2d:
     """A convolution of x [B, inputs, H, W] with a weight [outputs, inputs / groups, *kernel].
 
-    `start` sets the initial values. "uniform": uniform between ±1/sqrt(inputs / groups · kernel area), as is PyTorch's
-    default. "normal_fan_out": the weight is normal with variance 2/(outputs · kernel area), and the bias is 0.
+    `start` sets the initial values. With "uniform", they are uniform between ±1/sqrt(inputs / groups · kernel area),
+    which is PyTorch's default. With "normal_fan_out", the weight is normal with variance 2/(outputs · kernel area), and
+    the bias is 0.
     """
 
     inputs: int
@@ -139,8 +140,8 @@ class Conv2d:
 class ConvTranspose2d:
     """A transposed convolution of x [B, inputs, H, W] with a weight [inputs, outputs, *kernel].
 
-    Each position of x adds a multiple of the weight to the output; neighbouring positions add it `stride` apart.
-    Initial values are uniform between ±1/sqrt(outputs · kernel area), as is PyTorch's default.
+    Each position of x adds a multiple of the weight to the output. In the output, the places of neighbouring positions
+    are `stride` apart. Initial values are uniform between ±1/sqrt(outputs · kernel area), which is PyTorch's default.
     """
 
     inputs: int
@@ -341,14 +342,14 @@ def image_size(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """
     if len(shape) not in (2, 3):
         raise Refused(
-            f"samples of shape {list(shape)} are no images of shape [H, W] or [H, W, channels], which this model "
-            "needs; choose a `model` for other samples"
+            f"samples of shape {list(shape)} are no images, but this model needs images [H, W] or [H, W, channels]; "
+            "use another `model` for these data"
         )
     return (*shape, 1)[:3]  # type: ignore[return-value]
 
 
 def scaled_units(count: int, width: float) -> int:
-    """Return the number of hidden units `count`, multiplied by `width` and rounded. It is at least 1."""
+    """Return `count` hidden units multiplied by the factor `width`, rounded to an integer of at least 1."""
     return max(1, round(count * width))
 
 

@@ -62,10 +62,10 @@ class BatchNorm:
 
 @dataclass(frozen=True)
 class GroupNorm:
-    """Group normalisation of x [B, features, ...]: each sample and group of neighbouring features on its own.
+    """Group normalisation of x [B, features, ...] over groups of neighbouring features (arXiv 1803.08494).
 
-    With one feature per group, it is instance normalisation. Sources: arXiv 1803.08494 and, for instance normalisation,
-    arXiv 1607.08022.
+    Each group of each sample is normalised on its own. With one feature per group, this is instance normalisation
+    (arXiv 1607.08022).
     """
 
     features: int

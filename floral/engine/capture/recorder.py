@@ -93,9 +93,8 @@ class Recorder(TorchDispatchMode):
         """
         devices = sorted({tensor.device.type for tensor in self.alive if tensor.dim()} - {"meta"})
         if len(devices) > 1:
-            raise Refused(
-                f"a step computes on several devices, {' and '.join(devices)}; put all its tensors on one device"
-            )
+            names = " and ".join(devices)
+            raise Refused(f"a step computes on several devices, {names}; put all tensors of the step on one device")
 
     def _name(self, tensor: Tensor, name: str) -> None:
         self._names[id(tensor)] = name

@@ -42,7 +42,7 @@ class PendingGradient:
     def per_client_and_cluster(self) -> Tensor:
         """Return the gradient of the weight for every client and cluster, [m, C or 1, outputs, inputs, …].
 
-        For a stacked weight, C weights are used as one. Their gradient is then also one, and the axis has length 1.
+        For a stacked weight, C weights are used as one. Their gradient is then also one, and axis C has length 1.
         """
         if self.computed is not None:
             return self.computed

@@ -57,7 +57,10 @@ class ProductSpec:
         return tensor if clusters else tensor.unsqueeze(1)
 
     def reduced(self, gradient: Tensor, position: int) -> Tensor:
-        """Return a gradient [m, C, …], summed over the clients or clusters that share the input at `position`."""
+        """Return a gradient [m, C, …], summed over the axes that the input at `position` does not have.
+
+        The axes are m clients and C clusters.
+        """
         clients, clusters = self.axes(position)
         gradient = gradient if clusters else sum_axis(gradient, 1)
         return gradient if clients else sum_axis(gradient, 0)
