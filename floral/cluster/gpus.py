@@ -1,4 +1,7 @@
-"""Choose the device of a run: the CPU, or a GPU. A GPU has `runs_per_gpu` places, and the run holds one of them."""
+"""Choose the device of a run: the CPU or a GPU.
+
+A GPU has `runs_per_gpu` places, and each run on the GPU holds one place.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ LOG = logging.getLogger("floral.train")
 def hold_device(device: str, runs_per_gpu: int) -> Iterator[torch.device]:
     """Yield the device of a run. On a GPU, wait for a free place, and hold the place until the context ends.
 
-    A GPU has `runs_per_gpu` places.
+    A GPU has `runs_per_gpu` places, so that at most this number of runs share the GPU.
 
     Raises:
         ConfigError: `device` is "cuda" and there is no GPU.

@@ -1,6 +1,6 @@
 """Record the SLURM jobs of a run and why they ended; compute the memory and time that the next job requests.
 
-Snakemake calls this module for every job in its graph. The module does not import torch, so that the calls are fast.
+Snakemake calls this module for every job that it plans. The module does not import torch, so that the calls are fast.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ NOT_ENDED = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "RE
 def record_start(folder: Path) -> None:
     """Record in jobs.json that this SLURM job starts to work on the run. Outside SLURM, do nothing.
 
-    If the last entry is of the same job, SLURM has requeued the job. That entry then gets the reason "requeued".
+    If the last entry is of the same job, SLURM has requeued the job. The old entry then gets the reason "requeued".
     """
     if (this_job := os.environ.get("SLURM_JOB_ID")) is None:
         return
@@ -111,8 +111,8 @@ def seconds_left(job: str) -> float:
 def memory_mb(folder: Path, slurm: Slurm, measured_bytes: int | None) -> int:
     """Return the memory in MB that the next job of a run requests.
 
-    This is 1.5 times `measured_bytes`, the peak memory of finished runs of the same task. Without such runs, it is the
-    configured memory. The memory is doubled for each job of this run that ran out of memory.
+    This is 1.5 times `measured_bytes`, the peak memory of finished runs of the same task. Without such runs, the
+    configured memory is used. The memory is doubled for each job of this run that ran out of memory.
     """
     usual = slurm.memory if measured_bytes is None else max(500, math.ceil(1.5 * measured_bytes / 1e6))
     return usual << end_reasons(folder)[MEMORY]
@@ -122,7 +122,7 @@ def minutes(folder: Path, slurm: Slurm, seconds: float) -> int:
     """Return the minutes that the next job of a run requests.
 
     This is TIME_FACTOR times the expected `seconds`, and at least MIN_MINUTES. The time is doubled for each job of this
-    run that ran out of time. It is never more than the configured `walltime`.
+    run that ran out of time. The time is never more than the configured `walltime`.
     """
     usual = max(MIN_MINUTES, math.ceil(TIME_FACTOR * seconds / 60))
     return min(usual << end_reasons(folder)[TIMEOUT], slurm.walltime)
@@ -180,8 +180,8 @@ def check_cluster(slurm: Slurm) -> None:
     """Check that this cluster would accept jobs with these settings.
 
     Raises:
-        ConfigError: SLURM is not installed, its controller does not answer, the partition is unknown, or SLURM refuses
-            the account.
+        ConfigError: SLURM is not installed, SLURM's controller does not answer, the partition is unknown, or SLURM
+            refuses the account.
     """
     elsewhere = "run the command on the cluster's login node, or use `--profile local`"
     if missing := [name for name in ("sbatch", "squeue", "scontrol", "scancel", "sinfo") if shutil.which(name) is None]:

@@ -30,7 +30,7 @@ class Stopped(KeyboardInterrupt):
 class Stop:
     """The first signal that asked a run to stop: its number `by`, and the time `at` in seconds of the monotonic clock.
 
-    As a truth value, the object is false until a signal arrives.
+    `bool(stop)` is false until a signal arrives.
     """
 
     by: int | None = None

@@ -95,8 +95,8 @@ def _receive_number(connection: socket.socket) -> int | None:
 class WarmStart:
     """A running server, as an object in the process that started it (the starter).
 
-    The server ends after the starter and the last fork have ended, even if the starter was killed. Forks do not inherit
-    the starter's pipe. So the server notices the end of the starter although forks are still running.
+    The server ends after the starter and the last fork have ended, even if the starter was killed. A pipe to the server
+    closes when the starter ends. Forks do not inherit this pipe, so that it closes although forks are still running.
     """
 
     def __init__(self, module: str) -> None:
@@ -135,9 +135,9 @@ class WarmStart:
 
     @staticmethod
     def possible() -> bool:
-        """Return whether this system has pidfd_open, which Linux has since 5.3.
+        """Return whether this system has pidfd_open, as Linux 5.3 and later.
 
-        It tells the server when a fork has ended.
+        pidfd_open tells the server when a fork has ended.
         """
         if not hasattr(os, "pidfd_open"):
             return False

@@ -1,6 +1,6 @@
-"""Define the content of a run's files.
+"""Define the format of a run's files, for runs with and without training.
 
-This module does not import torch, because runs without training write the same files and should start fast.
+This module does not import torch, so that runs without training start fast.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def write_run(folder: Path, run: Run, partition_digest: str | None, data_digest:
 
 
 def identifying_columns(run: Run) -> dict[str, Any]:
-    """Return the names, the seed and the hash of a run. They are part of summary.json and of the report's table."""
+    """Return the names, the seed and the hash of a run, which summary.json and the report's table contain."""
     return {
         "task": run.task.name,
         "variant": run.variant.name,

@@ -31,7 +31,7 @@ REFERENCE = Path("reports") / "reference"
 """Relative to the project's root, in which all commands are called."""
 RUNS, PROVENANCE = "runs.zip", "provenance.yaml"
 RESTORED = "reference.json"
-"""The file that marks a restored run; it has the suite of the reference and the commit of the code."""
+"""The file that marks a restored run; the file has the suite of the reference results and the commit of the code."""
 RUN_FILES = ("run.yaml", "metrics.parquet", "clients.parquet", "unseen.parquet", "costs.json", "summary.json")
 """The files of a run that reports and MLflow read. Its model and routes.parquet are left out: they are large."""
 MAX_BYTES = 50_000_000
@@ -161,7 +161,7 @@ def available(suites: Mapping[str, list[Run]], results: Path) -> list[tuple[Path
 
 
 def restore(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
-    """Unpack all `available` runs of these suites into `results`, and return the runs that were unpacked.
+    """Unpack the runs that `available` returns into `results`, and return the runs that were unpacked.
 
     A run is left out, with a message, if its partition differs from the one in `results`, because methods are compared
     in pairs on the same partition.
@@ -224,7 +224,10 @@ def _partition_difference(run: Run, files: Mapping[str, bytes], results: Path) -
 
 
 def _write_run(folder: Path, files: Mapping[str, bytes], suite: str) -> None:
-    """Write the files of a run. The results end with summary.json, because this file marks the run as finished."""
+    """Write the files of a run.
+
+    The file summary.json follows after the other results, because it marks the run as finished.
+    """
     for name, content in files.items():
         if name != "summary.json":
             atomic(folder / name, content)

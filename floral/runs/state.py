@@ -45,8 +45,8 @@ def is_finished(folder: Path) -> bool:
 def running(folder: Path) -> bool:
     """Return whether a process is working on this run now.
 
-    On this machine, the lock file of the run shows this. Some file systems do not show the locks of other machines. If
-    the lock was taken on another machine, the run counts as running if it has evaluated a round in the last
+    If the process is on this machine, it holds the run's lock file. The locks of other machines may be invisible here.
+    If the lock was taken on another machine, the run counts as running if it has evaluated a round in the last
     FRESH_SECONDS.
     """
     lock = folder / LOCK

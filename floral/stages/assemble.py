@@ -45,7 +45,7 @@ def build_simulation(
 
 
 def make_problem(run: Run, data: Federation, device: torch.device, dtype: torch.dtype) -> Problem:
-    """Return the `Problem` of a run: everything that a method must know about the task to be built."""
+    """Return the `Problem` of a run: the facts about the task and the data from which its method is built."""
     task = run.task
     outputs = data.classes if data.classes is not None else data.train_y.shape[1]
     module = importlib.import_module(f"floral.models.{task.model.kind}")
@@ -151,7 +151,10 @@ def client_data(data: Federation, method: Method, device: torch.device, dtype: t
 
 
 def augmentation(data: Federation, device: torch.device) -> dict[str, Any]:
-    """Return the fields of `Rows` that augment training images. The result is empty if the task augments nothing."""
+    """Return the arguments that let `Rows` augment training images.
+
+    The dictionary is empty if the task augments nothing.
+    """
     if data.train_turns is None:
         return {}
     turns = torch.from_numpy(data.train_turns).to(device)

@@ -1,4 +1,4 @@
-"""Check that the data fit the tasks. This is done before any job is planned, so that no job fails for this reason."""
+"""Check that the data fit the tasks before any job is planned, so that no job fails because of its data."""
 
 from __future__ import annotations
 

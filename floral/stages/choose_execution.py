@@ -29,8 +29,8 @@ def resolve_execution(
 ) -> Execution:
     """Return the execution of a run: the backend, the number of clients per chunk and the threads.
 
-    The first run measures the best execution and writes it to a file; later runs read the file. The file is in the
-    parent of the run's folder. All runs with equal `values` (a hash of everything but the seed) share the file, so that
+    The first run measures which execution is fastest and writes the result to a file in the parent of the run's folder;
+    later runs read the file. All runs with equal `values` (a hash of everything but the seed) share the file, so that
     repeated runs have bit-identical results. If several processes measure at the same time, all of them use the result
     that is written first.
 

@@ -21,7 +21,7 @@ from floral.runs.state import is_finished
 ROUGH_SECONDS = {"linear": 0.0005, "mlp": 0.0005}
 """Model kind → assumed seconds per client and round, used until a run of the task is finished."""
 ROUGH_SECONDS_OTHER = 0.02
-"""The same for all other models."""
+"""Assumed seconds per client and round for all other model kinds."""
 ROUGH_START_SECONDS = 4.0
 """Assumed seconds from the start of a process to its first round."""
 ROUGH_BYTES = 1_000_000
@@ -65,8 +65,8 @@ class _Measurement:
 def expected_costs(runs: Iterable[Run], results: Path) -> dict[Path, Cost]:
     """Return the expected cost of every run, as folder → cost.
 
-    The cost is the mean of finished runs of the same task and variant. If there are none, it is the mean of finished
-    runs of the task, or else a rough figure from the configuration.
+    The cost is the mean of finished runs of the same task and variant. Without such runs, it is the mean of all
+    finished runs of the task. Without these too, the cost is a rough figure that is computed from the configuration.
     """
     by_task: dict[str, list[_Measurement]] = {}
     by_variant: dict[tuple[str, str], list[_Measurement]] = defaultdict(list)
@@ -170,7 +170,7 @@ def estimate(
 def _suite_line(name: str, runs: list[Run], results: Path, committed: Collection[Path]) -> str:
     """Return a line with the numbers of tasks, variants and runs of a suite.
 
-    The line says how many runs are finished, how many are taken from reference results, and how many are to do.
+    The line says how many runs are finished, how many are taken from reference results, and how many must be trained.
     """
     done = sum(is_finished(results / run.folder) for run in runs)
     in_reference = sum(run.folder in committed for run in runs)

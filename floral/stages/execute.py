@@ -88,7 +88,8 @@ def _with_execution(simulation: Simulation, progress: Progress, path: Path, stop
     A resumed run thus has the same execution as before.
 
     Raises:
-        ConfigError: the checkpoint `path` is of another version, or this device does not support the execution.
+        ConfigError: another version of the code wrote the checkpoint `path`, or this device does not support the
+            execution.
     """
     try:
         begun_with = Execution(**progress.execution)

@@ -37,9 +37,9 @@ def unseen_table(
 ) -> pl.DataFrame | None:
     """Return the scores of the unseen clients, one row for each client and each number of training samples n.
 
-    Return None for a task without unseen clients. `assemble` returns the run's method and its tensors for the joining
-    clients. An oracle needs the true cluster of each client. A client of a new concept belongs to no trained cluster,
-    so the table of an oracle has no row for this client.
+    Return None for a task without unseen clients. `assemble` returns the run's method and the tensors of the joining
+    clients. An oracle is a variant that knows the true cluster of each client. Clients of a new concept belong to no
+    cluster of the training, so the table of an oracle has no rows for them.
     """
     task, joining = run.task, data.unseen
     if task.unseen is None or joining is None:

@@ -39,9 +39,9 @@ def partition(job: PartitionJob, results: Path, task: Task | None = None) -> Pat
     """Write card.svg, card.json and finally partition.parquet to the folder of the job, and return this folder.
 
     partition.parquet has the client of every sample. Equal jobs give equal tables; only the ids of gradients in
-    card.svg may differ. With a `task`, card.json also has the number of local steps per round. If several tasks share
-    the table, card.json has the steps of the last one. A task may train on a share of the table, which each variant
-    draws when it trains. Then card.json has this share, and the local steps are those on the share.
+    card.svg may differ. If `task` is given, card.json also has the number of local steps per round. If several tasks
+    share the table, card.json has the steps of the last task. A task may train on a share of the table, which each
+    variant draws when it trains. Then card.json has this share, and the local steps are counted on the share.
 
     Raises:
         ConfigError: the data are missing, the data differ from those of an earlier call, the data lack the classes or
@@ -52,7 +52,7 @@ def partition(job: PartitionJob, results: Path, task: Task | None = None) -> Pat
 
 
 def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
-    """Do the work of `partition`, which holds the lock of the folder meanwhile."""
+    """Make the partition and write all files. The caller holds the lock of the folder."""
     sizes = (job.clients, job.clusters, job.partition, job.seed)
     if isinstance(job.data, Synthetic):
         full_table = consecutive_table(*rows_per_client(job.data), *sizes)
@@ -116,10 +116,10 @@ def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
 
 
 def _check_same_data(folder: Path, job: PartitionJob, data_digest: str | None) -> None:
-    """Raise ConfigError if the folder has a partition of other data, because existing runs may use that partition.
+    """Raise ConfigError if the folder has a partition that was made from other data, because existing runs may use it.
 
-    The data of a name can change if config/data.lock has no sha256 of the files, or if the code that reads them
-    changes.
+    Data can change under the same name if config/data.lock has no sha256 of the files, or if the code that reads the
+    files changes.
     """
     try:
         before = json.loads((folder / "card.json").read_text())["data_digest"]
@@ -157,7 +157,10 @@ def _with_labels(table: pl.DataFrame, train_y: Labels, test_y: Labels) -> pl.Dat
 
 
 def _per_client(table: pl.DataFrame, split: str, clients: int, clusters: int | None = None) -> Labels:
-    """Return the number of samples of a split for each client. If `clusters` is given, return it for each cluster."""
+    """Return the number of samples of a split for each client.
+
+    If the number of clusters is given, return the number of samples for each cluster instead.
+    """
     in_split = table.filter(pl.col("split") == split)
     return np.bincount(in_split["cluster" if clusters else "client"].to_numpy(), minlength=clusters or clients)
 
@@ -208,9 +211,9 @@ def _spread(values: Labels) -> dict[str, float]:
 
 
 def _chart(job: PartitionJob, table: pl.DataFrame, manifest: dict[str, Any]) -> alt.Chart:
-    """Plot a heat map of the training samples: classes by clients.
+    """Plot the training samples as a heat map, with one row per class and one column per client.
 
-    Regression and text have no classes. For them, plot a bar of the number of samples for each client and split.
+    Regression and text have no classes. For them, plot the number of samples of each client and split as bars.
     """
     import altair as alt
 
@@ -247,12 +250,16 @@ def _subtitle(job: PartitionJob, manifest: dict[str, Any]) -> list[str]:
     sizes = ", ".join(f"{_range(manifest['rows'][split])} {split}" for split in SPLITS)
     members = manifest["clients_of_cluster"]
     members_text = (
-        f"of {', '.join(map(str, members))} clients" if job.partition.cluster_shares else f"client mod {job.clusters}"
+        f"of {', '.join(map(str, members))} clients"
+        if job.partition.cluster_shares
+        else f"cluster = client mod {job.clusters}"
     )
     clusters = f"in {job.clusters} clusters ({members_text})" if job.clusters > 1 else "of one concept"
     facts = []
     if "label_skew" in manifest:
-        facts.append(f"label skew {manifest['label_skew']['median']:.2f} (median; 0 equal, 1 no class in common)")
+        facts.append(
+            f"label skew {manifest['label_skew']['median']:.2f} (median; 0: equal frequencies, 1: no class in common)"
+        )
     if "main_concept_share" in manifest:
         facts.append(
             f"{manifest['main_concept_share']['median']:.0%} of a client's samples belong to its main concept (median)"

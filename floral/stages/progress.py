@@ -25,7 +25,7 @@ class Progress:
     routes: list[list[Any]] = field(default_factory=list)
     """[round, route of every client] of each evaluation."""
     official: list[tuple[float, float]] = field(default_factory=list)
-    """Per round of the last bin: the official score over all clients, and over the clients sampled for evaluation."""
+    """For each round of the last of 51 bins: the official score over all clients, and over a sample of the clients."""
     pending_loss: torch.Tensor | float | None = None
     """The training loss of a trained round that is not evaluated yet."""
     diverged_at: int | None = None

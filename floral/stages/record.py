@@ -68,9 +68,9 @@ def write_results(
 def headline(run: Run, progress: Progress) -> str:
     """Return the split whose scores are the result of the run: "population" or "test".
 
-    "population" is the global test set: every client is evaluated on all its samples, with the shift of the client's
-    cluster. "test": every client is evaluated only on its own test samples. "test" is the result if the published code
-    uses it, if clients of one cluster have different label distributions, or if the run diverged.
+    "population" is the global test set: every client is evaluated on all samples of this set, after the shift of the
+    client's cluster. "test": every client is evaluated only on its own test samples. "test" is the result if the
+    published code uses it, if clients of one cluster have different label distributions, or if the run diverged.
     """
     local = run.fidelity["evaluation"] == "sampled" or run.task.skewed or progress.diverged_at is not None
     return "test" if local else "population"
@@ -98,7 +98,7 @@ def clients_table(
     """Return a table of the scores after the last round, with one row per client.
 
     `scores` are the scores on the split that `headline` returns. `local_scores` are the scores on each client's own
-    test samples; from them the table has the columns `own_rows` (number of samples, or of tokens) and `own_correct`.
+    test samples. They give the columns `own_rows` (number of samples, or of tokens) and `own_correct`.
     """
     regression = simulation.settings.loss == "mse"
     clients = len(scores.clients)
@@ -120,7 +120,10 @@ def clients_table(
 
 
 def routes_table(progress: Progress, data: Federation) -> pl.DataFrame:
-    """Return a table of routes: one row for each client and evaluated round."""
+    """Return a table of routes, with one row per client and evaluated round.
+
+    The route of a client is a list of its weights of the clusters.
+    """
     rows = [
         [round, client, int(data.cluster[client]), route]
         for round, by_client in progress.routes
@@ -200,8 +203,9 @@ def further_scores(
     """Return the scores that only some runs have, such as top-5 accuracy, and the mean of each true cluster.
 
     The excess risk is the mean squared error minus the variance of the label noise. For synthetic data it is the mean
-    squared error on the global test set, because the labels of this set have no noise. It is None if labels are
-    normalised per client: such a label depends on other samples of the client, which no model sees.
+    squared error on the global test set, because the labels of this set have no noise. The excess risk is None for
+    other data. It is also None if labels are normalised per client: such a label depends on other samples of the
+    client, which no model sees.
     """
     excess = split == "population" and isinstance(source, Synthetic) and not source.normalised
     regression, cluster = data.classes is None, data.cluster
@@ -219,8 +223,8 @@ def further_scores(
 def official_scores(simulation: Simulation, scores: Scores, progress: Progress, valid: bool) -> dict[str, float | None]:
     """Return the score as the published code computes it, over all clients and over a sample of the clients.
 
-    This score is the mean over the last of 51 bins of rounds. A method without rounds is evaluated only once; then that
-    evaluation is the score. If not `valid`, both scores are None.
+    The published code divides the rounds into 51 bins, and the score is the mean over the last bin. A method without
+    rounds is evaluated only once, and this evaluation gives the score. If not `valid`, both scores are None.
     """
     names = ("official_score", "official_score_sampled")
     if not valid:

@@ -34,7 +34,7 @@ def run_rounds(
 
     Raises:
         Stopped: a signal asked the run to stop. A checkpoint was written after the evaluation of the round, or before
-            the evaluation if it took too long.
+            the evaluation if the evaluation took too long.
     """
     saved = time.monotonic()
     with checkpoint_if_stopped(path, simulation, state, progress):
@@ -111,7 +111,10 @@ def checkpoint_if_stopped(path: Path, simulation: Simulation, state: State, prog
 
 
 def save_checkpoint(path: Path, state: State, progress: Progress) -> None:
-    """Write a checkpoint. Then copy the private values that have changed from the checkpoint to private.safetensors."""
+    """Write a checkpoint, then write the changed private values of clients to private.safetensors.
+
+    Only a run whose private values are too large for memory has private.safetensors.
+    """
     tensors = state.checkpoint_tensors()
     checkpoint.write(path, tensors, progress.as_json())
     if state.store is not None:
@@ -125,8 +128,8 @@ def read_checkpoint(path: Path, simulation: Simulation, private: Path) -> tuple[
     are moved to the device of the simulation.
 
     Raises:
-        ConfigError: both checkpoints are damaged, private.safetensors is damaged, or the checkpoint is of another
-            version.
+        ConfigError: both checkpoints are damaged, private.safetensors is damaged, or another version of the code wrote
+            the checkpoint.
     """
     try:
         tensors, progress = _last_undamaged(path, private)
@@ -149,11 +152,11 @@ def read_checkpoint(path: Path, simulation: Simulation, private: Path) -> tuple[
 
 
 def _last_undamaged(path: Path, private: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return the tensors and the progress of the last checkpoint, or of the one before if the last is damaged.
+    """Return the tensors and the progress of the last checkpoint. If it is damaged, use the previous checkpoint.
 
     Raises:
-        Unreadable: no checkpoint can be used. If the run has the file `private`, only the last checkpoint can be used,
-            because the file has changed since the checkpoint before.
+        Unreadable: no checkpoint can be used. If private.safetensors exists, the previous checkpoint cannot be used,
+            because private.safetensors has changed since then.
     """
     before = checkpoint.before(path)
     try:

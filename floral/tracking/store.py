@@ -49,7 +49,7 @@ def create_store(uri: str) -> None:
 
 @dataclass(frozen=True)
 class StoredRun:
-    """What the MLflow store has of a run."""
+    """A run as it is recorded in the MLflow store."""
 
     id: str
     """MLflow's id of the run."""
@@ -116,7 +116,8 @@ def client_of(uri: str) -> MlflowClient:
 def _make_database(database: Path) -> None:
     """Create the tables in a temporary file, then give the file its final name.
 
-    If MLflow is killed while it creates the tables, it cannot continue later. So a partial database is never used.
+    If MLflow is killed while it creates the tables, MLflow cannot continue later. The temporary file prevents that such
+    a partial database is used.
     """
     partial = database.with_name(f"{database.name}.partial")
     for path in (partial, partial.with_name(f"{partial.name}-journal")):

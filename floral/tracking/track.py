@@ -31,7 +31,7 @@ def track(
     The function writes results/track/<suite>.json and returns the path of this file. A second call changes nothing,
     because all logged times come from the run folders. A run that is only partly in MLflow is completed. This happens
     if tracking was killed, or if `follow` logged the run while it trained. If `runs` are only a part of the suite,
-    `all_runs` must have all its runs, so that the means include all seeds.
+    `all_runs` must have all runs of the suite, so that the means include all seeds.
 
     Raises:
         ConfigError: the MLflow store cannot be opened or written.
@@ -61,8 +61,8 @@ def follow(
     """Log every round to MLflow soon after its evaluation, until all runs are finished and completely logged.
 
     Means over seeds are logged when all seeds are finished. If `runs` are only a part of the suite, `all_runs` must
-    have all its runs. The state of the MLflow store is read again before each write. So nothing is lost or logged twice
-    if the store or this process is restarted, or if another process tracks the same suite.
+    have all runs of the suite. The state of the MLflow store is read again before each write. So nothing is lost or
+    logged twice if the store or this process is restarted, or if another process tracks the same suite.
 
     Raises:
         ConfigError: the MLflow store refuses the connection or a write. If the store does not answer, `follow` prints a
