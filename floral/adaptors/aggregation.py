@@ -1,7 +1,7 @@
-"""Server-side aggregation of the factors of many clients: means of products, residuals, SVDs.
+"""Aggregate the low-rank factors A and B of many clients on the server.
 
-Each client sends its adaptor as one vector (`flatten`). `unflatten` turns the vectors of M clients into a mixture with
-axis M.
+Each client sends its adaptor as one vector (`flatten`). `unflatten` turns the vectors of M clients back into parameters
+with a leading axis M.
 """
 
 from __future__ import annotations
@@ -20,21 +20,28 @@ from floral.nn.layers import layer_params
 
 
 def flatten(adaptor: Params) -> Tensor:
-    """The parameters of an adaptor as one vector [d], names sorted."""
+    """Return the parameters of an adaptor as one vector [d], in the order of the sorted parameter names."""
     return torch.cat([adaptor[name].flatten() for name in sorted(adaptor)])
 
 
 def unflatten(vectors: Tensor, like: Params) -> Params:
-    """The inverse of `flatten` for vectors [M, d]: parameters [M, *shape] with the shapes of `like`."""
+    """Return the parameters [M, *shape] of M adaptors from their vectors [M, d].
+
+    This is the inverse of `flatten`. `like` is an adaptor that gives the names and shapes of the parameters.
+    """
     names = sorted(like)
     parts = vectors.split([like[name].numel() for name in names], dim=1)
     return {name: part.reshape(-1, *like[name].shape) for name, part in zip(names, parts, strict=True)}
 
 
 def averaging_error(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Params) -> Params:
-    """The error of averaging the factors of every layer: Σ_k weight_k B_k A_k - B A (arXiv 2410.09432).
+    """Return, for every layer, the error of averaging the factors A and B instead of their product B A.
 
-    `clients` [M, ...] holds B_k and A_k, `mean` holds B and A. Biases are left out, because their mean is exact.
+    The error is Σ_k weight_k B_k A_k - B A. `clients` [M, ...] holds the factors B_k and A_k of client k, `weight` [M]
+    the clients' weights, and `mean` the averaged factors B and A. Biases are left out, because averaging them causes no
+    error.
+
+    Source: arXiv 2410.09432.
     """
     exact = adaptors.products(clients, weight)
     averaged = adaptors.products({name: t[None] for name, t in mean.items()}, torch.ones_like(weight[:1]))
@@ -42,16 +49,22 @@ def averaging_error(adaptors: Adaptors, clients: Params, weight: Tensor, mean: P
 
 
 def svd_factors(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Params) -> Params:
-    """The best factors of the adaptor's rank for Σ_k weight_k B_k A_k = U S Vᵀ of every layer (arXiv 2402.11505).
+    """Return, for every layer, the factors A and B whose product B A is closest to the weighted mean of the clients'
+    products.
 
-    The factors are A = D Vᵀ and B = U S D⁻¹ with D = max(1, √S). Where the product is large they are balanced;
-    otherwise the gradients of the smaller factor would be too large for the learning rate of the other. A is never near
-    zero, because B learns nothing from such an A.
+    The mean product is Σ_k weight_k B_k A_k over the clients k. Let U S Vᵀ be its singular value decomposition, cut to
+    the adaptor's rank. The factors are A = D Vᵀ and B = U S D⁻¹ with D = max(1, √S).
 
-    Biases, norms, and the factors of a layer whose products are all zero are taken from `mean`. The sign of each pair
-    of singular vectors makes the largest entry of V's vector positive; otherwise a rounding error would decide it.
+    If a singular value is above 1, both factors get its square root, so that one learning rate suits both. If it is
+    below 1, it goes to B alone, because B learns nothing while A is near zero.
 
-    If a product has no decomposition, training has diverged. All factors are then NaN, as they would be a round later.
+    Biases, normalisation layers, and layers whose mean product is zero get the values of `mean`. The sign of a singular
+    vector is arbitrary. It is chosen so that the entry of V with the largest absolute value is positive.
+
+    If a mean product has no decomposition, training has diverged. All factors are then NaN, as they would be after the
+    next round.
+
+    Source: arXiv 2402.11505.
     """
     exact = adaptors.products(clients, weight)
     factors = dict(mean)
@@ -77,27 +90,32 @@ def svd_factors(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Param
 
 
 def require_matrix_products(adaptors: Adaptors) -> None:
-    """Check that every product B A is one matrix product, so that an SVD can give new factors.
+    """Raise Refused if the product B A of a layer is not one matrix product.
+
+    An SVD can give new factors A and B only for a product of two matrices.
 
     Raises:
-        Refused: the adaptor of a convolution has part of the kernel in B, or its layer is transposed or has groups.
+        Refused: the adaptor of a convolution has part of the kernel in B, or the convolution is transposed or has
+            groups.
     """
     require_no_groups(adaptors)
     for layer, adaptor in adaptors.by_layer.items():
         if isinstance(adaptor, ConvAdaptor) and adaptor.kernel_b != (1, 1):
             raise Refused(
-                f"the adaptor of {layer} composes two convolutions, which an SVD cannot factorise; set convolution: in"
+                f"the adaptor of layer {layer} consists of two convolutions, which an SVD cannot factorise; "
+                "set `convolution: in`"
             )
         if isinstance(adaptor, ConvAdaptor) and adaptor.layer.window.transposed:
             raise Refused(
-                f"{layer} is a transposed convolution, which this SVD cannot factorise; set convolution: none"
+                f"layer {layer} is a transposed convolution, whose adaptor an SVD cannot factorise; "
+                "set `convolution: none`"
             )
 
 
 def require_no_groups(adaptors: Adaptors) -> None:
-    """Check that every product B A has the shape of its layer's weight.
+    """Raise Refused if a convolution with an adaptor has groups.
 
-    With groups, the weight holds only the diagonal blocks of the product.
+    The server needs the complete product B A. With groups, the layer's weight holds only the diagonal blocks of B A.
 
     Raises:
         Refused: a convolution has groups.
@@ -105,20 +123,21 @@ def require_no_groups(adaptors: Adaptors) -> None:
     for layer, adaptor in adaptors.by_layer.items():
         if isinstance(adaptor, ConvAdaptor) and adaptor.layer.groups > 1:
             raise Refused(
-                f"{layer} has groups: its weight is only a part of the product B A that the server needs;"
-                " set convolution: none"
+                f"convolution {layer} has groups, so its weight holds only a part of the product B A that the server "
+                "needs; set `convolution: none`"
             )
 
 
 def restart(start: Params) -> Params:
-    """The factors A of `start` with B = 0 and zero biases: an adaptor whose product is zero."""
+    """Return an adaptor whose product B A is zero: it has the factors A of `start`, B = 0 and zero biases."""
     return {name: t if name.endswith(".A") else torch.zeros_like(t) for name, t in start.items()}
 
 
 def download_floats(adaptors: Adaptors, clients: int, *, biases: bool) -> int:
-    """Floats sent to a client for the change of its base.
+    """Return the number of floats that the server sends to a client to update the client's base model.
 
-    The server sends the factors of all clients, or the sum of their products where that is smaller.
+    The server sends the adaptors of all clients or the sum of their products B A, whichever has fewer floats. With
+    `biases`, the sum includes the biases of the layers.
     """
     model = adaptors.model.init(Shapes(0, "size"))
     ending = ("weight", "bias") if biases else ("weight",)
@@ -127,7 +146,10 @@ def download_floats(adaptors: Adaptors, clients: int, *, biases: bool) -> int:
 
 
 def product_norm(adaptor: Params) -> Tensor:
-    """‖B A‖_F of an adaptor over all its layers, computed from the Gram matrices of its factors."""
+    """Return the Frobenius norm of the products B A of an adaptor, over all its layers together.
+
+    The norm is computed from the Gram matrices of A and B.
+    """
     layers = [name.removesuffix(".A") for name in sorted(adaptor) if name.endswith(".A")]
     squares = [
         (gram(adaptor[f"{layer}.A"]) * gram(adaptor[f"{layer}.B"].movedim(1, 0))).sum().clamp(min=0) for layer in layers
@@ -136,12 +158,15 @@ def product_norm(adaptor: Params) -> Tensor:
 
 
 def gram(factor: Tensor) -> Tensor:
-    """The Gram matrix [R, R] of a factor [R, ...]."""
+    """Return the Gram matrix [R, R] of a factor [R, ...]: the inner products of its R rows."""
     return factor.flatten(1) @ factor.flatten(1).mT
 
 
 def keep_components(adaptor: Params, first: Tensor | float, last: Tensor) -> Params:
-    """Set all components of an adaptor to zero except first ≤ i < last; biases do not change."""
+    """Set every component i of an adaptor to zero, except those with first ≤ i < last.
+
+    Component i is the i-th row of A and the i-th column of B. Biases do not change.
+    """
 
     def masked(name: str, tensor: Tensor) -> Tensor:
         if name.endswith(".bias"):

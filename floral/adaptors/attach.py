@@ -1,6 +1,7 @@
-"""Attach adaptors to the layers of a model, and apply a mixture of C adaptors in its forward pass.
+"""Attach adaptors to the layers of a model, and run the model with a mixture of C adaptors.
 
-A mixture is merged into a layer's weights or applied beside the layer.
+In each layer the mixture is either merged into the layer's weight, or applied separately to the layer's input and added
+to the layer's output.
 """
 
 from __future__ import annotations
@@ -27,40 +28,48 @@ Adaptor = LinearAdaptor | ConvAdaptor | EmbeddingAdaptor | NormAdaptor
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptors:
-    """The adaptors of a model, by layer.
+    """The adaptors of a model, one for each adapted layer.
 
-    The parameters of a mixture have axis C and are named <layer>.<A|B|bias>, or <layer>.<weight|bias> on a norm layer.
+    The parameters are named <layer>.<A|B|bias>, or <layer>.<weight|bias> on a normalisation layer. In a mixture of C
+    adaptors they have a leading axis C.
     """
 
     model: Model
     by_layer: Mapping[str, Adaptor]
     application: str = "cheaper"
-    """Where a mixture is applied: "merged" into the weights, or "unmerged" beside the layer.
+    """How a mixture is applied: "merged" into the layer's weight, or "unmerged", as separate adaptors.
 
-    "cheaper" chooses per layer the one with fewer multiply-adds.
+    "cheaper" chooses for each layer the way with fewer multiply-adds.
     """
 
     def init(self, stream: Stream) -> Params:
-        """The initial parameters of one adaptor, without axis C."""
+        """Return the initial parameters of one adaptor, without the axis C of a mixture."""
         parts = {layer: adaptor.init(stream.of(layer)) for layer, adaptor in self.by_layer.items()}
         return {f"{layer}.{key}": value for layer, params in parts.items() for key, value in params.items()}
 
     def statistics(self) -> Params:
-        """The initial running statistics of one adaptor, <layer>.<mean|variance>; empty if it has none."""
+        """Return the initial running statistics of one adaptor, named <layer>.<mean|variance>.
+
+        The result is empty if no layer's adaptor has running statistics.
+        """
         parts = {name: a.statistics() for name, a in self.by_layer.items() if isinstance(a, NormAdaptor)}
         return {f"{layer}.{key}": value for layer, params in parts.items() for key, value in params.items()}
 
     def products(self, mixture: Params, route: Tensor) -> Params:
-        """The mixture as a change of the base, <layer>.<weight|bias>: Σ_c route_c B_c A_c and Σ_c route_c b_c."""
+        """Return the mixture as a change of the base model's parameters, named <layer>.<weight|bias>.
+
+        `route` [C] holds the weights of the C adaptors in the mixture. A weight of the base changes by Σ_c route_c B_c
+        A_c, and a bias by Σ_c route_c b_c, where B_c, A_c and b_c are the parameters of adaptor c.
+        """
         changes = {
             layer: adaptor.merged(layer_params(mixture, layer), route) for layer, adaptor in self.by_layer.items()
         }
         return {f"{layer}.{key}": value for layer, change in changes.items() for key, value in change.items()}
 
     def centred(self, base: Params, mixture: Params) -> tuple[Params, Params]:
-        """Move the mean product of the C adaptors into the base.
+        """Move the mean of the C adaptors' products B A into the base.
 
-        Returns the new base and the adaptors without their mean (see `factors.without_mean`).
+        Return the new base, and the adaptors after their mean is subtracted (see `factors.without_mean`).
         """
         clusters = len(next(iter(mixture.values())))
         even_route = next(iter(mixture.values())).new_full((clusters,), 1 / clusters)
@@ -78,7 +87,7 @@ class Adaptors:
 
     @property
     def size(self) -> int:
-        """|a|, the number of parameters of one adaptor."""
+        """The number of parameters of one adaptor."""
         return sum(value.numel() for value in self.init(Stream(0, "size")).values())
 
     def __call__(
@@ -92,11 +101,11 @@ class Adaptors:
         mask: Tensor | None,
         running: Params | None = None,
     ) -> tuple[Tensor, Params]:
-        """Logits of the model with Σ_c route_c·adaptor_c in every adapted layer, and the model's statistics after the
-        pass.
+        """Return the logits of the model with its adaptors, and the model's running statistics after the pass.
 
-        `route` is [C] for all layers, or [L, C] with one row for each layer of `by_layer`. `running` holds the
-        adaptors' own running statistics [C, ...], which evaluation reads.
+        Every adapted layer uses the mixture Σ_c route_c·adaptor_c. `route` [C] holds the weights of all layers. It may
+        also be [L, C], with one row for each of the L layers of `by_layer`. `running` [C, ...] holds the adaptors' own
+        running statistics, which are read in evaluation only. `noise` None means evaluation.
         """
         order, merged = (
             list(self.by_layer),
@@ -121,7 +130,11 @@ class Adaptors:
         return self.model(base, statistics, x, noise, mask, adapt)
 
     def moved(self, running: Params, before: Params, after: Params) -> Params:
-        """The adaptors' own statistics [C, ...] after a pass that changed the model's from `before` to `after`."""
+        """Return the adaptors' own running statistics [C, ...] after a training pass.
+
+        `running` holds them before the pass. `before` and `after` are the model's running statistics before and after
+        the pass.
+        """
         parts = {
             name: moved(layer_params(running, name), layer_params(before, name), layer_params(after, name))
             for name, adaptor in self.by_layer.items()
@@ -130,9 +143,10 @@ class Adaptors:
         return {f"{layer}.{key}": value for layer, params in parts.items() for key, value in params.items()}
 
     def predictor(self, *added: tuple[str, ...], base: tuple[str, ...] = ("base",)) -> Predict:
-        """The prediction of W + Σ_i B_i A_i, with every adaptor i at weight 1.
+        """Return a function that predicts with the sum of the base and several adaptors, each with weight 1.
 
-        `added` names the groups that hold each adaptor's parameters (without axis C), `base` those of the base.
+        Each argument in `added` names the groups that hold the parameters of one adaptor, without an axis C. `base`
+        names the groups that hold the parameters of the base.
         """
 
         def predict(view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
@@ -146,20 +160,23 @@ class Adaptors:
         return predict
 
     def without(self, *layers: str) -> Adaptors:
-        """Return the adaptors without those of the named layers.
+        """Return the adaptors of all layers except the named ones.
 
         Raises:
             Refused: no other layer has an adaptor.
         """
         remaining = {name: adaptor for name, adaptor in self.by_layer.items() if name not in layers}
         if not remaining:
-            raise Refused(f"the model has no layer to adapt besides {', '.join(layers)}")
+            raise Refused(
+                f"the model has no layer that can be adapted except {', '.join(layers)}; choose another model"
+            )
         return replace(self, by_layer=remaining)
 
     def with_norms(self, kind: str) -> Adaptors:
-        """Return the adaptors plus one on each normalisation layer, unless `kind` is "none".
+        """Return the adaptors plus an adaptor for each normalisation layer, unless `kind` is "none".
 
-        On batch norm, "plain" adaptors have their own running statistics and "reparameterised" ones do not.
+        On batch norm, "plain" adaptors have running statistics of their own; "reparameterised" adaptors use the
+        layer's.
 
         Raises:
             Refused: the model has no normalisation layer.
@@ -168,14 +185,17 @@ class Adaptors:
             return self
         norms = {name: layer for name, layer in self.model.layers.items() if isinstance(layer, NORMS)}
         if not norms:
-            raise Refused(f"the model has no normalisation layer that norm: {kind} could adapt; set norm: none")
+            raise Refused(f"the model has no normalisation layer that `norm: {kind}` could adapt; set `norm: none`")
         adapted = dict(self.by_layer) | {
             name: NormAdaptor.of(layer, own_statistics=kind == "plain") for name, layer in norms.items()
         }
         return replace(self, by_layer={name: adapted[name] for name in self.model.layers if name in adapted})
 
     def merges(self, adaptor: Adaptor, shape: torch.Size, clusters: int) -> bool:
-        """Whether a layer's adaptors are merged into its weights for x of `shape`."""
+        """Return whether the C adaptors of a layer are merged into the layer's weight.
+
+        If `application` is "cheaper", the answer depends on the shape of the layer's input.
+        """
         if isinstance(adaptor, NormAdaptor):
             return True
         if self.application == "cheaper":
@@ -184,9 +204,9 @@ class Adaptors:
         return self.application == "merged"
 
     def forward_backward_passes(self, shape: tuple[int, ...], batch: int, clusters: int) -> float:
-        """The cost of one pass with C adaptors, in forward-backward passes of the base alone.
+        """Return the cost of one pass with C adaptors, as a multiple of one pass of the base without adaptors.
 
-        Counted in multiply-adds for x [batch, *shape].
+        The cost is counted in multiply-adds, for an input x [batch, *shape].
         """
         inputs = self.model.inputs(shape, batch)
         added = sum(
@@ -196,7 +216,9 @@ class Adaptors:
         return 1 + added / self.model.multiply_adds(shape, batch)
 
     def precondition(self, gradients: Params, mixture: Params) -> Params:
-        """Apply each adaptor's preconditioner to the gradients of the mixture."""
+        """Apply the preconditioner of each layer's adaptors to the gradients of the mixture, and return the new
+        gradients.
+        """
         changed: Params = {}
         for layer, adaptor in self.by_layer.items():
             new = adaptor.precondition(layer_params(gradients, layer), layer_params(mixture, layer))
@@ -205,19 +227,19 @@ class Adaptors:
 
 
 def subtract_mean(mixture: Params) -> Params:
-    """C adaptors of a norm layer minus their mean."""
+    """Return the C adaptors of a normalisation layer after their mean is subtracted."""
     return {name: value - value.mean(0) for name, value in mixture.items()}
 
 
 def merge_groups(view: View, groups: tuple[str, ...]) -> Params:
-    """The parameters of several groups in one dictionary."""
+    """Return the parameters of several groups in one dictionary."""
     return {name: value for group in groups for name, value in view[group].items()}
 
 
 def factor(adaptor: Params, which: Literal["A", "B"]) -> Params:
-    """The factors A of all layers, or the factors B with the biases.
+    """Return one part of an adaptor: the factors A of all layers, or the factors B together with the biases.
 
-    The output is linear in each of the two.
+    If one part is fixed, the output of a layer is linear in the other part.
     """
     return {name: value for name, value in adaptor.items() if name.endswith(".A") == (which == "A")}
 
@@ -231,12 +253,13 @@ def attach(
     conv_rank: str = "elements",
     application: str = "cheaper",
 ) -> Adaptors:
-    """Attach an adaptor to each layer that can have one (arXiv 2410.03497).
+    """Attach an adaptor to each linear layer, embedding and convolution of a model (arXiv 2410.03497).
 
-    These are linear layers, embeddings with `adapted`, and convolutions unless `convolution` is "none". A tied layer
-    has no weight to adapt; the adaptor of its embedding changes lookups only.
+    Embeddings get an adaptor only if they have `adapted`. Convolutions get none if `convolution` is "none". A linear
+    layer that is tied to an embedding gets none, because it has no weight. The embedding's adaptor does not change the
+    tied layer.
 
-    `bias` is the start of the adaptor's bias where the layer has a bias: None (no bias), "zero" or "uniform".
+    `bias` is the initial bias of an adaptor whose layer has a bias: None (no bias), "zero" or "uniform".
 
     Raises:
         Refused: the model has no layer that can be adapted.

@@ -1,4 +1,4 @@
-"""C adaptors of a model, one per cluster, and how the server aggregates their factors."""
+"""C adaptors of a model, one per cluster, and how the server aggregates their factors A and B."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from floral.toolkit.parts import distinct_starts, repeated_start
 
 @dataclass(frozen=True, kw_only=True)
 class ClusteredAdaptors:
-    """CLUSTERED adaptors with distinct starts, aggregated by the server with weights p(k|c).
+    """One adaptor per cluster, each with a different random start, and how the server aggregates them.
 
-    `aggregation` is one of:
+    The server gives client k the weight p(k|c) in cluster c. `aggregation` is one of:
 
-    - "average": A_c and B_c are averaged separately.
-    - "ffa": A_c stays at its start, B_c is averaged. This average is exact.
-    - "rolora": odd rounds train and average B_c, even rounds A_c. This average is exact.
-    - "fedex": the factors are averaged, and the error of this average is added to Δ_c.
-    - "flexlora": the factors are the best ones for Σ_k p(k|c) B_kc A_kc, from an SVD.
-    - "stacking": Σ_k p(k|c) B_kc A_kc is added to Δ_c, and new adaptors start.
+    - "average": the factors A_c and B_c are averaged separately.
+    - "ffa": A_c keeps its initial value, and B_c is averaged. So B_c A_c becomes the exact mean product.
+    - "rolora": odd rounds train and average B_c, even rounds A_c. So B_c A_c becomes the exact mean product.
+    - "fedex": the factors are averaged, and the error of the averaged product is added to Δ_c.
+    - "flexlora": an SVD gives the factors whose product is closest to the mean product Σ_k p(k|c) B_kc A_kc.
+    - "stacking": the mean product Σ_k p(k|c) B_kc A_kc is added to Δ_c, and new adaptors start.
 
-    Δ_c is a change of the base in full rank. Each cluster has one, and a client applies it as it applies the adaptor.
-    It is neither trained nor averaged.
+    Δ_c is a full-rank change of the base for cluster c. Clients use it with the same weights as the adaptor of cluster
+    c. Δ_c is neither trained nor averaged.
 
-    An empty cluster does not change. "fedex", "flexlora" and "stacking" use the products without the server's learning
-    rate of the adaptors. With a fixed cluster `member` [K] per client, a client holds, trains and sends only that
-    cluster's adaptor.
+    An empty cluster does not change. "fedex", "flexlora" and "stacking" ignore the server's learning rate of the
+    adaptors. If `member` [K] gives each client a fixed cluster, a client holds, trains and sends only that cluster's
+    adaptor.
     """
 
     problem: Problem
@@ -63,17 +63,20 @@ class ClusteredAdaptors:
 
     @property
     def group_names(self) -> tuple[str, ...]:
-        """The groups that hold the adaptors' parameters."""
+        """The names of the groups that hold the adaptors' parameters."""
         return ("A", "B") if self.aggregation in ("ffa", "rolora") else ("adaptors",)
 
     @property
     def has_residual(self) -> bool:
-        """Whether each cluster has a Δ_c, the group "residual"."""
+        """Whether each cluster has a full-rank change Δ_c of the base, in the group "residual"."""
         return self.aggregation in ("fedex", "stacking")
 
     @property
     def groups(self) -> dict[str, Group]:
-        """The groups of the adaptors, of Δ_c (which starts at zero) and of the adaptors' own running statistics."""
+        """The groups that hold the adaptors, the changes Δ_c and the adaptors' running statistics.
+
+        Each Δ_c starts at zero.
+        """
         problem = self.problem
         by_switch = problem.lr if problem.switches["adaptor_server_lr"] == "client" else None
         rate = by_switch if self.server_lr is None else self.server_lr
@@ -96,21 +99,29 @@ class ClusteredAdaptors:
         return groups
 
     def _zero_residual(self, adaptors: Params) -> Params:
-        """Δ_c = 0 [C, ...] with the shapes of the products."""
+        """Return Δ_c = 0 for all C clusters: zeros [C, ...] with the shapes of the products B A."""
         zero = self.adaptors.products(adaptors, torch.zeros(self.problem.clusters))
         changed = {name: t for name, t in zero.items() if self.aggregation == "stacking" or name.endswith(".weight")}
         return {name: t.new_zeros(self.problem.clusters, *t.shape) for name, t in changed.items()}
 
     def mixture(self, view: View) -> Params:
-        """The adaptors that a client holds, with a cluster axis; its length is 1 if the client holds one adaptor."""
+        """Return the adaptors that a client holds, with a leading cluster axis.
+
+        The axis has length 1 if the client holds the adaptor of one cluster only.
+        """
         return self._with_axis(merge_groups(view, self.group_names))
 
     def running(self, view: View) -> Params:
-        """The adaptors' own running statistics, with a cluster axis as in `mixture`."""
+        """Return the running statistics of the adaptors that a client holds, with a leading cluster axis as in
+        `mixture`.
+        """
         return self._with_axis(view.get("adaptor_statistics", {}))
 
     def changed(self, view: View, statistics: Params) -> View:
-        """All groups of running statistics after a pass in which the model's became `statistics`."""
+        """Return all running statistics after a training pass, those of the model and those of the adaptors.
+
+        `statistics` holds the model's running statistics after the pass, and `view` all statistics before the pass.
+        """
         if not statistics:
             return {}
         groups: View = {"statistics": statistics}
@@ -120,21 +131,24 @@ class ClusteredAdaptors:
         return groups
 
     def base(self, view: View, route: Tensor) -> Params:
-        """The base plus Σ_c route_c Δ_c."""
+        """Return the base model plus Σ_c route_c Δ_c, where `route` holds a client's cluster weights."""
         if not self.has_residual:
             return view["base"]
         added = self._with_axis(view["residual"])
         return {**view["base"], **{n: view["base"][n] + torch.tensordot(route, t, 1) for n, t in added.items()}}
 
     def _with_axis(self, params: Params) -> Params:
-        """Parameters with a cluster axis."""
+        """Return the parameters with a leading cluster axis."""
         return params if self.member is None else {name: value[None] for name, value in params.items()}
 
     # ------------------------------------------------------------------------------------------------ training
 
     @property
     def precondition(self) -> Mapping[str, Callable[[Params, Params], Params]]:
-        """The adaptors' preconditioner for each trained group; a group may hold only one of the factors."""
+        """A function for each trained group that preconditions the group's gradients.
+
+        A group holds both factors A and B, or only one of them.
+        """
 
         def change(gradients: Params, values: Params) -> Params:
             full = self._with_axis({name: torch.zeros_like(t) for name, t in values.items()} | gradients)
@@ -145,11 +159,17 @@ class ClusteredAdaptors:
 
     @property
     def preconditioner_inputs(self) -> dict[str, tuple[str, ...]]:
-        """The group of the other factor, which the preconditioner reads."""
+        """The other group that the preconditioner of a group reads: B for A, and A for B.
+
+        It is empty if both factors are in one group.
+        """
         return {} if len(self.group_names) == 1 else {"A": ("B",), "B": ("A",)}
 
     def phases(self, *groups: str) -> tuple[Phase, ...] | None:
-        """The phases that train the adaptors, or one factor at a time, together with `groups`."""
+        """Return the phases of local training, which train the adaptors (or one of their factors) and `groups`.
+
+        None stands for a single phase that trains all groups.
+        """
         match self.aggregation:
             case "average":
                 return (self._phase("adaptors", *groups),) if self.sent_clusters else None
@@ -163,7 +183,11 @@ class ClusteredAdaptors:
         return (Phase(train=(*groups, "adaptors"), floats_sent=self._floats_sent()),)
 
     def _phase(self, name: Literal["adaptors", "A", "B"], *groups: str) -> Phase:
-        """The phase that trains one group of the adaptors; a client uploads `sent` clusters of it."""
+        """Return the phase that trains the group `name` of the adaptors together with `groups`.
+
+        If `sent_clusters` is set, a client downloads the adaptors of all clusters and uploads those of `sent_clusters`
+        clusters.
+        """
         if not self.sent_clusters:
             return Phase(train=(*groups, name))
         adaptor = self.adaptors.init(Stream(0, "size"))
@@ -173,7 +197,11 @@ class ClusteredAdaptors:
         )
 
     def _floats_sent(self) -> dict[str, tuple[int, int]]:
-        """Floats (down, up) for the change of Δ_c and, under "stacking", for the new adaptors (only A is sent down)."""
+        """Return, for each group, how many floats a client receives and sends in a round.
+
+        The numbers count the updates of Δ_c and, under "stacking", the new adaptors. Of a new adaptor, a client
+        receives only A.
+        """
         held = self.problem.clusters if self.member is None else 1
         if not self.has_residual:
             return {}
@@ -187,10 +215,11 @@ class ClusteredAdaptors:
     # -------------------------------------------------------------------------------------------------- server
 
     def server_step(self, log_route: Callable[[View], Tensor] | None) -> ServerStep:
-        """The server's step: exact products where `aggregation` needs them, otherwise FedAvg's means.
+        """Return the server's step: exact mean products if `aggregation` needs them, otherwise FedAvg's means.
 
-        For exact products, each client sends its adaptors and then log π_k [C] from `log_route`, which is None where
-        the clusters of the clients are fixed.
+        For exact products, each client sends a vector. It holds the client's adaptors, and then log π_k [C] from
+        `log_route`, the logarithms of the client's cluster weights. `log_route` is None if each client has a fixed
+        cluster.
         """
         if self.aggregation not in ("fedex", "flexlora", "stacking"):
             return ServerStep()
@@ -202,7 +231,10 @@ class ClusteredAdaptors:
         return ServerStep(client_vector=client_vector, update=self.exact_products)
 
     def exact_products(self, served: ServerView) -> View:
-        """Put the exact products of each non-empty cluster into its adaptor or its Δ_c."""
+        """Return new adaptors and changes Δ_c, computed from the clients' exact mean products.
+
+        Empty clusters keep their values.
+        """
         assert served.client_vectors is not None
         before, means, after = (view["adaptors"] for view in (served.before, served.means, served.after))
         clients, weights = self._received(served.client_vectors, before)
@@ -220,7 +252,10 @@ class ClusteredAdaptors:
         return {"adaptors": adaptors, **({"residual": residuals} if residuals else {})}
 
     def _received(self, sent: ClientVectors, like: Params) -> tuple[Params, Tensor]:
-        """The clients' adaptors [M, C or 1, ...] and p(k|c) [M, C]."""
+        """Return the adaptors that the M clients of the round sent, and the clients' weights p(k|c) [M, C].
+
+        The adaptors have the axes [M, C, ...], or [M, 1, ...] if each client has a fixed cluster.
+        """
         share, vectors = sent.share.to(sent.vectors.dtype), sent.vectors
         if self.member is not None:
             clusters = torch.arange(self.problem.clusters, device=vectors.device)
@@ -232,7 +267,10 @@ class ClusteredAdaptors:
         return unflatten(factors, like), torch.softmax(share.log()[:, None] + log_route, 0)
 
     def _exact(self, clients: Params, weight: Tensor, mean: Params, cluster: int, round: int) -> tuple[Params, Params]:
-        """The new factors of a cluster, where these are not the means, and the change of its Δ_c."""
+        """Return the new factors of a cluster, and the change that is added to Δ_c.
+
+        The factors are empty if the averaged factors stay, and the change is empty if there is no Δ_c.
+        """
         match self.aggregation:
             case "fedex":
                 return {}, averaging_error(self.adaptors, clients, weight, mean)
@@ -241,4 +279,6 @@ class ClusteredAdaptors:
             case "stacking":
                 drawn = self.adaptors.init(Stream(self.problem.seed, "adaptors").at(round, cluster))
                 return restart(drawn), self.adaptors.products(clients, weight)
-        raise Refused(f"aggregation: {self.aggregation} has no exact products; use fedex, flexlora or stacking")
+        raise Refused(
+            f"`aggregation: {self.aggregation}` does not use exact products; set it to fedex, flexlora or stacking"
+        )

@@ -1,4 +1,4 @@
-"""Low-rank adaptor of a convolution: convolution A to R channels, then convolution B (arXiv 2410.03497)."""
+"""Low-rank adaptor of a convolution: a convolution A to R channels, followed by a convolution B (arXiv 2410.03497)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from floral.nn.products import Pair, Window
 
 @dataclass(frozen=True)
 class ConvAdaptor:
-    """Convolution adaptor: A [R, inputs, *kernel_a], B [outputs, R, *kernel_b], bias [outputs].
+    """Adaptor of a convolution, with the factors A [R, inputs, *kernel_a] and B [outputs, R, *kernel_b] and a bias
+    [outputs].
 
-    A mixture has a leading axis C on each.
+    In a mixture of C adaptors, each parameter has a leading axis C.
 
-    Along each axis of the image one of the two kernels has length 1. So their composition is one convolution with
-    kernel K[o, i, h, w] = Σ_r B[o, r, h, w] A[r, i, h, w], where axes of length 1 broadcast. It has the layer's stride,
-    padding and dilation.
+    For each axis of the image, one of the two kernels has length 1. So A followed by B equals one convolution, with the
+    kernel K[o, i, h, w] = Σ_r B[o, r, h, w] A[r, i, h, w]. Axes of length 1 broadcast in this sum. The convolution has
+    the layer's stride, padding and dilation.
 
-    For a layer with groups, K consists of the diagonal blocks only, each of rank R. For a transposed convolution, both
-    factors are transposed convolutions.
+    If the layer has groups, K consists of the diagonal blocks only, and each block has rank R. If the layer is a
+    transposed convolution, A and B are transposed convolutions too.
     """
 
     layer: Conv2d | ConvTranspose2d
@@ -42,10 +43,10 @@ class ConvAdaptor:
     def of(
         cls, layer: Conv2d | ConvTranspose2d, rank: float | str, bias: str | None, method: str, rank_of: str
     ) -> ConvAdaptor:
-        """Build the adaptor of `layer`, with its kernel split by `method` (see `factor_kernels`).
+        """Build the adaptor of `layer`; `method` says how the kernel is split between A and B (see `factor_kernels`).
 
-        `rank_of` "elements" computes a relative rank from the kernel's elements, "dimensions" from its number of
-        dimensions, as the published code does.
+        `rank_of` matters if the rank is a share of the weights. "elements" then counts the elements of the kernels of A
+        and B, and "dimensions" counts two for each kernel, the number of its dimensions, as the published code does.
         """
         kernel_a, kernel_b = factor_kernels(layer, method)
         size_a, size_b = (2, 2) if rank_of == "dimensions" else (math.prod(kernel_a), math.prod(kernel_b))
@@ -53,7 +54,7 @@ class ConvAdaptor:
         return cls(layer, kernel_a, kernel_b, resolve(rank, inputs, outputs), bias if layer.bias else None, inputs)
 
     def init(self, stream: Stream) -> Params:
-        """Initial parameters: A ~ U(±sqrt(6/fan_in)), B = 0."""
+        """Return the initial parameters: A is uniform on ±sqrt(6/fan_in), and B is 0."""
         bound = math.sqrt(6 / self.fan_in)
         params = {
             "A": stream.uniform("A", (self.rank, self.layer.inputs, *self.kernel_a), -bound, bound),
@@ -62,7 +63,10 @@ class ConvAdaptor:
         return params | start_bias(self.bias, stream, self.layer.outputs, self.rank * math.prod(self.kernel_b))
 
     def merged(self, mixture: Params, route: Tensor) -> Params:
-        """The change of the layer's kernel and bias: the composed kernels of the C adaptors, weighted by π."""
+        """Return the change of the layer's kernel and bias by the mixture of C adaptors.
+
+        The kernels of the adaptors and their biases are summed with the mixture weights `route` [C].
+        """
         down, up = stack(mixture, route)
         up, down = expand_to_kernel(up, down)
         groups = self.layer.groups
@@ -78,7 +82,10 @@ class ConvAdaptor:
         return change
 
     def unmerged(self, mixture: Params, route: Tensor, x: Tensor) -> Tensor:
-        """The change of the layer's output on x [B, inputs, H, W], computed as one adaptor of rank C·R."""
+        """Return the change of the layer's output on x [B, inputs, H, W] by the mixture of C adaptors.
+
+        The C adaptors of rank R are applied as one adaptor of rank C·R.
+        """
         bias = route @ mixture["bias"] if self.bias else None
         of_a, of_b = self._windows()
         if of_a.transposed or of_a.groups > 1:
@@ -88,7 +95,10 @@ class ConvAdaptor:
         return products.conv2d(hidden, mixture["B"], bias, window=of_b, stacked="inputs")
 
     def _windows(self) -> tuple[Window, Window]:
-        """Windows of A and B. Along each axis, the factor with the longer kernel has the layer's stride and padding."""
+        """Return the window (stride, padding and dilation) of the convolutions A and B.
+
+        Along each axis of the image, the convolution with the longer kernel has the layer's window.
+        """
         layer = self.layer.window
         rows, columns = (length > 1 for length in self.kernel_a)
 
@@ -107,7 +117,10 @@ class ConvAdaptor:
         return along(rows, columns), along(not rows, not columns)
 
     def _unmerged_rearranged(self, mixture: Params, route: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-        """`unmerged` for a transposed convolution or one with groups, whose factors must be rearranged first."""
+        """Compute the result of `unmerged` for a transposed convolution or a convolution with groups.
+
+        For these layers, the axes of the factors must be rearranged first.
+        """
         of_a, of_b = self._windows()
         down, up = stack(mixture, route)
         down = down.clone()  # A tape would treat a view as the parameter itself.
@@ -118,9 +131,11 @@ class ConvAdaptor:
         return products.conv2d(products.conv2d(x, down, window=of_a), up, bias, window=of_b)
 
     def multiply_adds(self, shape: torch.Size, clusters: int) -> tuple[int, int]:
-        """Multiply-adds of C adaptors for x of `shape`: (merged, beside the layer).
+        """Return the multiply-adds twice: with the C adaptors merged into the layer's kernel, and with them applied
+        separately.
 
-        Merging composes the kernels. Beside the layer, two convolutions are computed at every position.
+        Merging composes the kernels of A and B once. Separate adaptors are two convolutions at every position of the
+        input x, whose shape is `shape`.
         """
         components, layer = clusters * self.rank, self.layer
         positions = shape[0] * shape[-2:].numel()
@@ -129,9 +144,11 @@ class ConvAdaptor:
         return components * weight, positions * components * both
 
     def precondition(self, gradients: Params, mixture: Params) -> Params:
-        """Precondition the gradients of each cluster: gA ← gA/(‖G_B‖ + ε), gB ← gB/(‖G_A‖ + ε).
+        """Divide the gradient of each factor by the norm of the other factor's Gram tensor plus a small ε.
 
-        G is the Gram tensor of a factor over its channels.
+        Each cluster has its own norms. The gradients become gA/(‖G_B‖ + ε) and gB/(‖G_A‖ + ε), where gA and gB are the
+        gradients of A and B. The Gram tensor G of a factor holds the products of its elements, summed over the layer's
+        channels.
         """
         down, up = mixture["A"], mixture["B"]
         gram_a = torch.einsum("crihw,csiuv->crshwuv", down, down).flatten(1).norm(dim=1)
@@ -143,12 +160,12 @@ class ConvAdaptor:
 
 
 def factor_kernels(layer: Conv2d | ConvTranspose2d, method: str) -> tuple[Pair, Pair]:
-    """The kernel sizes of A and B (arXiv 2410.03497, ConvLoRA methods).
+    """Return the kernel sizes of A and B, for one of the ConvLoRA methods of arXiv 2410.03497.
 
-    - "in": A has the kernel.
-    - "out": B has the kernel.
-    - "balanced": the factor on the side with fewer channels has the kernel.
-    - "balanced_2d": A has the horizontal axis, B the vertical axis.
+    - "in": A has the layer's kernel, B is 1×1.
+    - "out": B has the layer's kernel, A is 1×1.
+    - "balanced": the factor on the side with fewer channels has the layer's kernel, the other is 1×1.
+    - "balanced_2d": A has the width of the kernel, B its height.
     """
     kernel, point = layer.kernel, (1, 1)
     match method:
@@ -160,10 +177,10 @@ def factor_kernels(layer: Conv2d | ConvTranspose2d, method: str) -> tuple[Pair, 
             return (point, kernel) if layer.inputs > layer.outputs else (kernel, point)
         case "balanced_2d":
             return (1, kernel[1]), (kernel[0], 1)
-    raise ValueError(f"unknown convolution method {method!r}; use in, out, balanced or balanced_2d")
+    raise ValueError(f"`convolution: {method}` is unknown; use in, out, balanced or balanced_2d")
 
 
 def expand_to_kernel(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    """Both factors expanded to the kernel's height and width."""
+    """Return both factors after their kernels are expanded to the height and width of the layer's kernel."""
     height, width = (max(a, b) for a, b in zip(up.shape[2:], down.shape[2:], strict=True))
     return up.expand(-1, -1, height, width), down.expand(-1, -1, height, width)

@@ -1,4 +1,7 @@
-"""Low-rank adaptor of an embedding: for token x it adds B A[:, x] (arXiv 2410.03497)."""
+"""Low-rank adaptor of an embedding (arXiv 2410.03497).
+
+The adaptor adds B A[:, x] to the embedding of token x.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ from floral.nn.layers import Embedding
 
 @dataclass(frozen=True)
 class EmbeddingAdaptor:
-    """Embedding adaptor: A [R, vocabulary], B [features, R]. A mixture has a leading axis C on each."""
+    """Adaptor of an embedding, with the factors A [R, vocabulary] and B [features, R].
+
+    In a mixture of C adaptors, both have a leading axis C.
+    """
 
     vocabulary: int
     features: int
@@ -28,29 +34,40 @@ class EmbeddingAdaptor:
         return cls(layer.vocabulary, layer.features, resolve(rank, layer.vocabulary, layer.features))
 
     def init(self, stream: Stream) -> Params:
-        """Initial parameters: A ~ N(0, 1), B = 0."""
+        """Return the initial parameters: A is standard normal, and B is 0."""
         return {
             "A": stream.normal("A", (self.rank, self.vocabulary)),
             "B": torch.zeros(self.features, self.rank),
         }
 
     def merged(self, mixture: Params, route: Tensor) -> Params:
-        """The change of the layer's weight [vocabulary, features]: (Σ_c π_c B_c A_c)ᵀ as one product of rank C·R."""
+        """Return the change of the layer's weight [vocabulary, features] by the mixture of C adaptors.
+
+        The change is (Σ_c π_c B_c A_c)ᵀ, where `route` holds the mixture weights π. It is computed as one product of
+        rank C·R.
+        """
         down, up = stack(mixture, route)
         return {"weight": (up @ down).mT}
 
     def unmerged(self, mixture: Params, route: Tensor, x: Tensor) -> Tensor:
-        """The change of the layer's output on x [...], computed as one adaptor of rank C·R with π between A and B."""
+        """Return the change of the layer's output on token ids x [...] by the mixture of C adaptors.
+
+        The C adaptors of rank R are applied as one adaptor of rank C·R. `route` [C] holds the mixture weights.
+        """
         hidden = F.embedding(x.long(), mixture["A"].flatten(0, 1).mT)
         hidden = (hidden.unflatten(-1, (len(route), -1)) * route[:, None]).flatten(-2)
         return products.linear(hidden, mixture["B"], stacked="inputs")
 
     def multiply_adds(self, shape: torch.Size, clusters: int) -> tuple[int, int]:
-        """Multiply-adds of C adaptors for x of `shape`: (merged, beside the layer)."""
+        """Return the multiply-adds twice: with the C adaptors merged into the layer's weight, and with them applied
+        separately.
+
+        `shape` is the shape of the layer's input.
+        """
         components = clusters * self.rank
         return components * self.vocabulary * self.features, shape.numel() * components * self.features
 
     def precondition(self, gradients: Params, mixture: Params) -> Params:
-        """The unchanged gradients: the published code does not precondition embeddings."""
+        """Return the gradients unchanged, because the published code does not precondition embeddings."""
         del mixture
         return gradients

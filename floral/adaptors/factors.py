@@ -13,14 +13,14 @@ EPSILON = 1e-5
 
 
 def resolve(rank: float | str, inputs: int, outputs: int) -> int:
-    """The rank R of the product B A with A [R, inputs] and B [outputs, R].
+    """Return the rank R of the product B A, where A is [R, inputs] and B is [outputs, R].
 
     - A number below 1 is a share ρ of the layer's weights: R (inputs + outputs) = ρ·inputs·outputs, at least 1
-      (arXiv 2410.03497, "relative rank").
+    (arXiv 2410.03497, "relative rank").
     - A number from 1 on is the rank itself (1.0 is rank 1).
-    - "full" is the smaller side of the layer, "sqrt" its square root, "log" is log2(1 + side).
+    - "full" is the smaller of inputs and outputs, "sqrt" its square root, and "log" is log2(1 + the smaller one).
 
-    R is never more than the smaller side, because a higher rank adds nothing.
+    R is never more than the smaller of inputs and outputs, because a higher rank adds nothing.
 
     Raises:
         Refused: the rank is not positive, or it is an unknown word.
@@ -34,32 +34,35 @@ def resolve(rank: float | str, inputs: int, outputs: int) -> int:
         case "log":
             return max(1, round(math.log2(1 + side)))
         case str():
-            raise Refused(f"rank {rank!r} is unknown; use full, sqrt, log, a share below 1 or a number from 1 on")
+            raise Refused(f"`rank: {rank!r}` is unknown; use full, sqrt, log, a share below 1 or a number from 1 on")
     if rank <= 0:
-        raise Refused(f"rank {rank} is not positive; use a share below 1 or a number from 1 on")
+        raise Refused(f"`rank: {rank}` is not positive; use a share between 0 and 1, or a number from 1 on")
     if rank < 1:
         return min(side, max(1, int(rank * inputs * outputs / (inputs + outputs))))
     return min(side, round(rank))
 
 
 def stack(mixture: Params, route: Tensor) -> tuple[Tensor, Tensor]:
-    """C adaptors as one of rank C·R: A [C·R, inputs, ...] and B [outputs, C·R, ...] multiplied by π."""
+    """Return C adaptors of rank R as one adaptor of rank C·R: A [C·R, inputs, ...] and B [outputs, C·R, ...].
+
+    The part of B that belongs to adaptor c is multiplied by route_c, the weight of this adaptor in the mixture.
+    """
     down, up = mixture["A"], mixture["B"]
     weighted = (up * route.reshape(-1, *(1,) * (up.dim() - 1))).movedim(0, 1)
     return down.flatten(0, 1), weighted.flatten(1, 2)
 
 
 def without_mean(mixture: Params) -> Params:
-    """Subtract the mean product M = (1/C) Σ_j B_j A_j from C adaptors of one layer, as well as their rank allows.
+    """Subtract the mean product M from each of the C adaptors of one layer, as well as the adaptors' rank allows.
 
-    The new factor is B_c' = argmin_B ‖B A_c - (B_c A_c - M)‖_F = B_c - M A_c⁺. A_c does not change, so that an adaptor
-    at zero still learns. From biases the mean is subtracted exactly.
+    The mean product is M = (1/C) Σ_j B_j A_j over the adaptors j. The new factor B_c' is the B for which B A_c is
+    closest to B_c A_c - M, which is B_c - M A_c⁺ with the pseudo-inverse A_c⁺. A_c does not change, so an adaptor at
+    zero still learns. The mean of the biases is subtracted exactly.
 
     The part of M outside the row space of A_c is lost. Nothing is lost if the rows of A_c span all inputs, or if all
-    A_c are equal. With a low rank and different A_c most of M is lost, and B_c shrinks by about 1/C.
+    A_c are equal. With a low rank and different A_c, most of M is lost, and B_c shrinks by about 1/C.
 
-    Kernels of convolutions are rows and columns of the same product: those of B belong to the outputs, those of A to
-    the inputs.
+    For convolutions, the kernel positions of B count as outputs, and those of A as inputs.
     """
     down, up = mixture["A"].flatten(2), mixture["B"].movedim(2, -1)
     rows = up.flatten(1, -2)
@@ -70,7 +73,7 @@ def without_mean(mixture: Params) -> Params:
 
 
 def start_bias(kind: str | None, stream: Stream, outputs: int, fan_in: int) -> Params:
-    """The initial bias: none, zero, or U(±1/sqrt(fan_in)) as in the published code."""
+    """Return the initial bias of an adaptor: no bias, zeros, or uniform on ±1/sqrt(fan_in) as in the published code."""
     match kind:
         case None:
             return {}
@@ -79,4 +82,4 @@ def start_bias(kind: str | None, stream: Stream, outputs: int, fan_in: int) -> P
         case "uniform":
             bound = 1 / math.sqrt(fan_in)
             return {"bias": stream.uniform("bias", (outputs,), -bound, bound)}
-    raise ValueError(f"unknown start of a bias {kind!r}; use zero, uniform or None")
+    raise ValueError(f"the initial bias {kind!r} is unknown; use zero, uniform or None")

@@ -1,4 +1,7 @@
-"""Low-rank adaptor of a linear layer: y += B A x + b (arXiv 2106.09685; mixtures: arXiv 2410.03497)."""
+"""Low-rank adaptor of a linear layer, which adds B A x + b to the layer's output (arXiv 2106.09685).
+
+Mixtures of adaptors: arXiv 2410.03497.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ from floral.nn.layers import Linear
 
 @dataclass(frozen=True)
 class LinearAdaptor:
-    """Linear adaptor: A [R, inputs], B [outputs, R], bias [outputs]. A mixture has a leading axis C on each."""
+    """Adaptor of a linear layer, with the factors A [R, inputs] and B [outputs, R] and a bias [outputs].
+
+    In a mixture of C adaptors, each parameter has a leading axis C.
+    """
 
     inputs: int
     outputs: int
@@ -33,9 +39,9 @@ class LinearAdaptor:
         return cls(layer.inputs, layer.outputs, resolved, bias if layer.bias else None, layer.steps)
 
     def init(self, stream: Stream) -> Params:
-        """Initial parameters: A ~ U(±sqrt(6/inputs)), B = 0.
+        """Return the initial parameters: A is uniform on ±sqrt(6/inputs), and B is 0.
 
-        The adaptor starts as zero, unless the bias has the official "uniform" start.
+        So the adaptor changes nothing at first, except if its bias has the official "uniform" start.
         """
         bound = math.sqrt(6 / self.inputs)
         params = {
@@ -45,7 +51,11 @@ class LinearAdaptor:
         return params | start_bias(self.bias, stream, self.outputs, fan_in=self.rank)
 
     def merged(self, mixture: Params, route: Tensor) -> Params:
-        """The change of the layer's weight and bias: Σ_c π_c B_c A_c and Σ_c π_c b_c, as one product of rank C·R."""
+        """Return the change of the layer's weight and bias by the mixture of C adaptors.
+
+        `route` holds the mixture weights π. The weight changes by Σ_c π_c B_c A_c, computed as one product of rank C·R.
+        The bias changes by Σ_c π_c b_c.
+        """
         down, up = stack(mixture, route)
         change = {"weight": up @ down}
         if self.bias:
@@ -53,20 +63,30 @@ class LinearAdaptor:
         return change
 
     def unmerged(self, mixture: Params, route: Tensor, x: Tensor) -> Tensor:
-        """The change of the layer's output on x [B, inputs], as one adaptor of rank C·R with π between A and B."""
+        """Return the change of the layer's output on x [B, inputs] by the mixture of C adaptors.
+
+        The C adaptors of rank R are applied as one adaptor of rank C·R. `route` [C] holds the mixture weights.
+        """
         hidden = products.linear(x, mixture["A"], stacked="outputs")
         hidden = (hidden.unflatten(-1, (len(route), -1)) * route[:, None]).flatten(-2)
         bias = route @ mixture["bias"] if self.bias else None
         return products.linear(hidden, mixture["B"], bias, stacked="inputs")
 
     def multiply_adds(self, shape: torch.Size, clusters: int) -> tuple[int, int]:
-        """Multiply-adds of C adaptors for x of `shape`: (merged, beside the layer)."""
+        """Return the multiply-adds twice: with the C adaptors merged into the layer's weight, and with them applied
+        separately.
+
+        `shape` is the shape of the layer's input.
+        """
         components = clusters * self.rank
         merged = components * self.inputs * self.outputs
         return merged, self.steps * shape[:-1].numel() * components * (self.inputs + self.outputs)
 
     def precondition(self, gradients: Params, mixture: Params) -> Params:
-        """Precondition the gradients of each cluster: gA ← (BᵀB + εI)⁻¹ gA, gB ← gB (AAᵀ + εI)⁻¹.
+        """Multiply the gradient of each factor by the inverse of the other factor's Gram matrix, for each cluster.
+
+        The gradients become (BᵀB + εI)⁻¹ gA and gB (AAᵀ + εI)⁻¹. Here gA and gB are the gradients of A and B, and ε is
+        a small constant that makes the inverse exist.
 
         Source: arXiv 2410.03497, preconditioned LoRA.
         """
@@ -77,10 +97,12 @@ class LinearAdaptor:
 
 
 def solve(gram: Tensor, right: Tensor) -> Tensor:
-    """Solve (G + εI) Y = X for Gram matrices G [C, R, R] and X [C, R, n]; for R = 1 this is a division.
+    """Return the solution Y of (G + εI) Y = X for Gram matrices G [C, R, R] and right sides X [C, R, n].
 
-    The result is NaN where G + εI is singular in this precision. Then the factors are so large that ε is lost, and the
-    run has diverged.
+    For R = 1 this is a division. ε is a small constant.
+
+    The result is NaN if G + εI is singular in the present precision. The factors are then so large that ε is rounded
+    away, and the run has diverged.
     """
     if gram.shape[-1] == 1:
         return right / (gram + EPSILON)

@@ -1,4 +1,4 @@
-"""Adaptor of a normalisation layer: a change of its scale and shift, which starts at zero."""
+"""Adaptor of a normalisation layer: a change of the layer's scale and shift, which starts at zero."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from floral.nn.norms import EPSILON, MOMENTUM, BatchNorm, GroupNorm, LayerNorm
 
 @dataclass(frozen=True)
 class NormAdaptor:
-    """Norm adaptor: scale γ_c and shift β_c, both [features]. A mixture has a leading axis C on each.
+    """Adaptor of a normalisation layer, with a scale γ_c and a shift β_c, both [features].
 
-    The adapted layer computes y = (γ + Σ_c π_c γ_c) x̂ + β + Σ_c π_c β_c.
+    In a mixture of C adaptors, both have a leading axis C. The adapted layer computes y = (γ + Σ_c π_c γ_c) x̂ + β +
+    Σ_c π_c β_c, where x̂ is the normalised input, γ and β are the layer's scale and shift, and π_c are the mixture
+    weights.
 
-    The adaptor is always merged into the layer's scale and shift: beside the layer, x would be normalised twice.
+    The adaptor is always merged into the layer's scale and shift. A separate adaptor would normalise x a second time.
 
-    With `own_statistics`, the adaptor of a batch norm has running statistics μ_c and σ_c². In evaluation it then adds
-    γ_c (x - μ_c)/σ_c + β_c, as the published code does. Without them it uses the layer's statistics, which is the aim
-    of the published reparameterisation. In training both use the statistics of the batch and are equal.
+    With `own_statistics`, the adaptor of a batch norm has running statistics of its own, the mean μ_c and the variance
+    σ_c². In evaluation it then adds γ_c (x - μ_c)/σ_c + β_c, as the published code does. Without `own_statistics` it
+    uses the layer's statistics, which is the aim of the published reparameterisation. In training there is no
+    difference, because both kinds use the statistics of the batch.
     """
 
     features: int
@@ -38,39 +41,47 @@ class NormAdaptor:
         return {"weight": torch.zeros(self.features), "bias": torch.zeros(self.features)}
 
     def statistics(self) -> Params:
-        """The initial running statistics; empty without `own_statistics`."""
+        """Return the initial running statistics of the adaptor; empty without `own_statistics`."""
         return (
             {"mean": torch.zeros(self.features), "variance": torch.ones(self.features)} if self.own_statistics else {}
         )
 
     def merged(self, mixture: Params, route: Tensor) -> Params:
-        """The change of the layer's scale and shift."""
+        """Return the change of the layer's scale and shift: the adaptors' scales and shifts summed with the mixture
+        weights `route`.
+        """
         return {name: route @ mixture[name] for name in ("weight", "bias")}
 
     def merged_in_evaluation(self, mixture: Params, route: Tensor, statistics: Params, running: Params) -> Params:
-        """The change of the layer's scale and shift in evaluation, for adaptors with their own statistics.
+        """Return the change of the layer's scale and shift in evaluation, for adaptors with running statistics of their
+        own.
 
-        `statistics` [C, features] are the adaptors', `running` [features] the layer's, by which x̂ is normalised.
+        `statistics` [C, features] holds the adaptors' running statistics. `running` [features] holds the layer's, by
+        which the layer normalises its input.
         """
         scale = mixture["weight"] / torch.sqrt(statistics["variance"] + EPSILON)
         shift = mixture["bias"] + scale * (running["mean"] - statistics["mean"])
         return {"weight": route @ scale * torch.sqrt(running["variance"] + EPSILON), "bias": route @ shift}
 
     def multiply_adds(self, shape: torch.Size, clusters: int) -> tuple[int, int]:
-        """Multiply-adds of C adaptors: (merged, beside the layer). Norm adaptors are always merged."""
+        """Return the same number of multiply-adds twice, because adaptors of normalisation layers are always merged.
+
+        Other adaptors return the number with merging and the number without.
+        """
         del shape
         return 2 * clusters * self.features, 2 * clusters * self.features
 
     def precondition(self, gradients: Params, mixture: Params) -> Params:
-        """The unchanged gradients: there is no product to precondition."""
+        """Return the gradients unchanged, because the adaptor has no product B A to precondition."""
         del mixture
         return gradients
 
 
 def moved(statistics: Params, before: Params, after: Params) -> Params:
-    """Move the adaptors' statistics [C, features] by the momentum step that the layer's statistics made.
+    """Return the adaptors' running statistics [C, features] after they moved towards the statistics of the batch.
 
-    `before` and `after` [features] are the layer's, from which the statistics of the batch follow.
+    They move with the same momentum as the layer's statistics. `before` and `after` [features] are the layer's
+    statistics before and after its move, from which the statistics of the batch follow.
     """
     return {
         name: old + (after[name] - before[name]) + MOMENTUM * (before[name] - old) for name, old in statistics.items()

@@ -1,4 +1,4 @@
-"""The fixed cases of `floral bench report`: what each compares, and the limit of its result."""
+"""The cases that `floral bench report` measures: what each case compares, and the limit of its result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BASELINE = "baseline"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of a measurement: folder of the results, backend, threads, and number of timed rounds."""
+    """The options of a measurement: folder of the results, backend, number of threads, and number of timed rounds."""
 
     results: Path
     backend: str = "auto"
@@ -29,13 +29,13 @@ class Options:
     rounds: int | None = None
 
     def engine(self, run: Run) -> EngineRounds:
-        """The engine's rounds of a run, on the CPU."""
+        """Return the engine's rounds of a run, on the CPU."""
         return EngineRounds.of(run, self.results, "cpu", self.backend, self.threads)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One case: a task and variant, compared with `reference`, and the limit of the ratio."""
+    """A case of the benchmark: a task and variant, the `reference` to compare with, and the limit of the result."""
 
     name: str
     limit: float
@@ -51,35 +51,38 @@ class Case:
 
     @property
     def runs(self) -> list[Run]:
-        """The run of the variant and, if it is another variant, that of the reference."""
+        """The run of the variant and, if the reference is another variant, the run of the reference."""
         variants = [self.variant] if self.reference == BASELINE else [self.variant, self.reference]
         return [benchmark_run(self.task, variant, self.change) for variant in variants]
 
     def row(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        """The case's row of the table."""
+        """Return the row of the table for this case, which contains the `result`."""
         return {"case": self.name, "ratio": None, "limit": self.limit, "direction": self.direction, **result}
 
 
 def to_baseline(case: Case, options: Options) -> dict[str, Any]:
-    """Seconds per round, divided by those of the PyTorch baseline."""
+    """Measure the engine's seconds per round, divided by those of the PyTorch baseline."""
     (run,) = case.runs
     return compare(options.engine(run), BaselineRounds.of(run, options.results, options.threads), options)
 
 
 def to_variant(case: Case, options: Options) -> dict[str, Any]:
-    """Seconds per round, divided by those of another variant on the same task."""
+    """Measure the variant's seconds per round, divided by those of the reference variant on the same task."""
     measured, reference = (options.engine(run) for run in case.runs)
     return compare(measured, reference, options)
 
 
 def to_every_cluster(case: Case, options: Options) -> dict[str, Any]:
-    """Seconds per round, divided by C times those of another variant, for a method that trains C models."""
+    """Measure the variant's seconds per round, divided by C times those of the reference variant.
+
+    This is for a method that trains C models, one for each of the task's C clusters.
+    """
     measured, reference = (options.engine(run) for run in case.runs)
     return compare(measured, reference, options, times=case.runs[0].task.clusters)
 
 
 def rounds_per_second(case: Case, options: Options) -> dict[str, Any]:
-    """Rounds per second, stored in the row's column `ratio`."""
+    """Measure rounds per second. The table stores them in the column `ratio`."""
     measured = options.engine(case.runs[0])
     rates = 1 / timing.time_blocks(measured, options.rounds)
     return {
@@ -93,9 +96,10 @@ def rounds_per_second(case: Case, options: Options) -> dict[str, Any]:
 def compare(
     measured: EngineRounds, reference: EngineRounds | BaselineRounds, options: Options, times: int = 1
 ) -> dict[str, Any]:
-    """Time both in alternating blocks. Returns the median ratio, its spread, and the seconds per round of both.
+    """Time a measured and a reference implementation in alternating blocks of rounds.
 
-    The reference's seconds are multiplied by `times`.
+    Return the median ratio of their seconds per round, its spread, and the seconds of both. The seconds of the
+    reference are multiplied by `times`.
     """
     pairs = timing.time_pairs(measured, reference, options.rounds)
     pairs = timing.Pairs(pairs.first, times * pairs.second)
@@ -169,7 +173,10 @@ SCALE_CASE, SCALE_LIMIT = "seconds per round, K = 100,000 / K = 1,000, M = 30", 
 
 
 def scale_row(scale: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of the method with the largest ratio. Column `by_variant` has the ratios of all methods."""
+    """Return the table's row for the scaling: the result of the method with the largest ratio.
+
+    The column `by_variant` has the ratios of all methods.
+    """
     ratios = scale["ratios"]
     worst = max(ratios, key=lambda variant: ratios[variant]["ratio"])
     return {
@@ -184,10 +191,10 @@ def scale_row(scale: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def holds(row: Mapping[str, Any]) -> bool:
-    """Whether a row is within its limit."""
+    """Return whether the result of a row is within its limit."""
     return row["ratio"] <= row["limit"] if row["direction"] == "max" else row["ratio"] >= row["limit"]
 
 
 def runs(cases: Iterable[Case]) -> list[Run]:
-    """All runs of these cases."""
+    """Return all runs that these cases need."""
     return [run for case in cases for run in case.runs]

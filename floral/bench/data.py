@@ -1,7 +1,7 @@
-"""`floral bench data`: processor time and memory of reading data sets and of partitioning samples.
+"""`floral bench data`: measure processor time and memory for reading data sets and partitioning samples.
 
-Processor time is counted instead of wall-clock time, because other load on the machine does not change it.
-Each measurement runs in a new process.
+Processor time is used instead of wall-clock time, because other programs on the machine do not change it. Each
+measurement runs in a new process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ PARTITIONS = (
 
 
 def data(names: Iterable[str], *, results: Path, data_dir: Path | None) -> list[dict[str, Any]]:
-    """Measure reading of these data sets and partitioning. Returns rows of case, value, unit and limit (or None).
+    """Measure how these data sets are read and how samples are partitioned. Return the rows of the result.
+
+    A row has a case, a value, a unit and a limit, which can be None.
 
     Raises:
         ConfigError: a name is unknown, or raw files are missing. Nothing is downloaded.
@@ -48,7 +50,7 @@ def data(names: Iterable[str], *, results: Path, data_dir: Path | None) -> list[
             raise suggest("data set", name, data_lock, str(paths.CONFIG_FOLDER / "data.lock"))
         for file in data_lock[name].files:
             if not sources.is_there(file, results / "data" / name / "raw", place):
-                raise ConfigError(f"{file.path}: missing ({name}); {sources.advice(file)}")
+                raise ConfigError(f"{file.path}: this file of the data set {name} is missing; {sources.advice(file)}")
     rows = []
     for name in names:
         entry = data_sets.data_lock()[name]
@@ -65,9 +67,10 @@ def data(names: Iterable[str], *, results: Path, data_dir: Path | None) -> list[
 
 
 def measure_reading(entry: DataSet, raw: Path, data_dir: Path | None) -> tuple[float, float]:
-    """Read raw files into arrays. Returns processor seconds, and added peak memory divided by the arrays' memory.
+    """Read raw files into arrays, and return processor seconds and relative peak memory.
 
-    The time includes checking the files' hashes.
+    The relative peak memory is the peak that reading adds to the memory of the process, divided by the memory of the
+    arrays. The seconds include checking the files' hashes.
     """
     before, began = memory_bytes("VmRSS"), time.process_time()
     files = [sources.obtain(file, raw, data_dir) for file in entry.files]
@@ -78,9 +81,9 @@ def measure_reading(entry: DataSet, raw: Path, data_dir: Path | None) -> tuple[f
 
 
 def measure_partition(rule: Partition) -> float:
-    """Processor seconds of partitioning SAMPLES samples of ten classes over CLIENTS clients.
+    """Return the processor seconds for partitioning SAMPLES samples of ten classes over CLIENTS clients.
 
-    A small partition comes first, so that imports are not timed.
+    A small partition is made before, so that imports are not timed.
     """
     client_table(np.arange(400) % 10, np.arange(400) % 10, 10, 4, rule, 0)
     labels = np.random.default_rng(0).integers(0, 10, SAMPLES)
@@ -90,12 +93,12 @@ def measure_partition(rule: Partition) -> float:
 
 
 def row(case: str, value: float, unit: str, limit: float | None) -> dict[str, Any]:
-    """One row of the result."""
+    """Return one row of the result."""
     return {"case": case, "value": value, "unit": unit, "limit": limit}
 
 
 def line(row: Mapping[str, Any]) -> str:
-    """One row as text."""
+    """Return one row of the result as a line of text."""
     unit, limit = row["unit"] and f" {row['unit']}", row["limit"]
     verdict = "holds" if limit is not None and row["value"] <= limit else "MISSED"
     with_limit = "" if limit is None else f" (limit ≤ {limit:g}{unit}: {verdict})"

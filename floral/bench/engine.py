@@ -1,4 +1,4 @@
-"""`floral bench engine`: time one task and variant, next to the PyTorch baseline."""
+"""`floral bench engine`: time the engine on one task and variant, and compare it with the PyTorch baseline."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ def engine(
 ) -> dict[str, Any]:
     """Measure seconds per round, samples per second, peak memory, and the ratio to the PyTorch baseline.
 
-    The keys that start with `floor` describe the baseline; its numbers are None where the task has no baseline.
+    The keys that start with `floor` describe the baseline. If the task has no baseline, the numbers that need it are
+    None.
 
     Raises:
-        ConfigError: unknown names, missing data, or a method that does not support the task.
+        ConfigError: a name is unknown, data are missing, or the method does not support the task.
     """
     run = benchmark_run(task, variant)
     prepare([run], results, data_dir)
@@ -57,7 +58,10 @@ def engine(
 def compare_with_baseline(
     run: Run, measured: EngineRounds, results: Path, threads: int, rounds: int | None
 ) -> dict[str, Any]:
-    """Seconds per round of engine and baseline, and their ratio; or the reason why there is no baseline."""
+    """Return the seconds per round of the engine and of the baseline, and their ratio.
+
+    If there is no baseline for the task, return the reason instead.
+    """
     try:
         baseline = BaselineRounds.of(run, results, threads)
     except Refused as reason:
@@ -82,9 +86,9 @@ def compare_with_baseline(
 
 
 def peak_memory_bytes(measured: EngineRounds) -> int:
-    """Peak memory so far in bytes: of the GPU if the engine uses one, else of this process.
+    """Return the peak memory so far in bytes: of the GPU if the engine uses one, else of this process.
 
-    Call it before the baseline is built, whose memory would be counted too.
+    Call it before the baseline is built, because it would count the baseline's memory too.
     """
     if measured.simulation.device.type == "cuda":
         return torch.cuda.max_memory_allocated(measured.simulation.device)
@@ -93,7 +97,7 @@ def peak_memory_bytes(measured: EngineRounds) -> int:
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """The result as lines of text."""
+    """Return the result of `floral bench engine` as lines of text."""
     lines = [
         f"{result['task']} {result['variant']}, {result['threads']} thread{'s' * (result['threads'] != 1)}",
         f"  seconds per round    {result['seconds_per_round']:.5f}",

@@ -20,9 +20,9 @@ GRID_LINES = [factor * 10.0**power for power in range(-4, 8) for factor in (1, 2
 
 
 def ratios(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Plot each ratio divided by its limit, on a logarithmic axis. A dot left of 1 is within its limit.
+    """Plot the measured value of each case, divided by its limit, on a logarithmic axis.
 
-    Where the limit is a lower bound, the limit divided by the value is plotted.
+    A dot left of 1 is within its limit. If the limit is a lower bound, the limit divided by the value is plotted.
     """
     points = []
     for row in rows:
@@ -66,7 +66,10 @@ def ratios(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def scale(result: Mapping[str, Any]) -> Figure:
-    """Plot seconds per round and resident memory against K, on logarithmic axes, with one line per method."""
+    """Plot seconds per round and resident memory against the number of clients K, with one line per method.
+
+    All axes are logarithmic.
+    """
     points = pl.DataFrame(
         [
             {
@@ -116,7 +119,7 @@ def scale(result: Mapping[str, Any]) -> Figure:
 
 
 def panel(x: alt.X, colour: alt.Color, column: str, values: pl.Series, title: str, dashed: list[str]) -> Any:
-    """Plot `column` against K as lines with dots, and the columns `dashed` as dashed lines."""
+    """Plot `column` against the number of clients K as lines with dots, and the columns `dashed` as dashed lines."""
     low, high = float(values.min()) / 3, float(values.max()) * 2  # type: ignore[arg-type,operator]
     vertical = alt.Scale(type="log", domain=[low, high], nice=False)
     axis = alt.Axis(title=None, format="~g", domain=False, ticks=False, gridOpacity=0.6, values=grid_lines(low, high))
@@ -131,5 +134,5 @@ def panel(x: alt.X, colour: alt.Color, column: str, values: pl.Series, title: st
 
 
 def grid_lines(low: float, high: float) -> list[float]:
-    """Grid lines between two values."""
+    """Return the positions of the grid lines between two values of a logarithmic axis."""
     return [value for value in GRID_LINES if low <= value <= high]

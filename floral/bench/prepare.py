@@ -1,4 +1,4 @@
-"""Prepare what a benchmark measures: its run, raw data, partitions and the settings of the process."""
+"""Prepare what a benchmark measures: the run, its data sets and its partition."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from floral.stages.partition import partition
 
 
 def benchmark_run(task: str, variant: str, change: Mapping[str, Any] | None = None) -> Run:
-    """The run of a task and variant, with corrected fidelity, seed 0 and no validation split.
+    """Return the run of a task and variant that a benchmark measures: corrected fidelity, seed 0, no validation split.
 
-    Nothing is tuned here, so all of a client's samples are used for training. `change` replaces values of the task.
+    Nothing is tuned here, so all samples of a client are used for training. `change` replaces values of the task.
     """
     rules = catalogue.fidelity("corrected", {"validation": "none"})
     return Run(task=catalogue.task(task, change), variant=catalogue.variant(variant), seed=0, fidelity=rules)
 
 
 def prepare(runs: Iterable[Run], results: Path, data_dir: Path | None, also: Iterable[str] = ()) -> None:
-    """Read the data sets and create the partitions of these runs, unless they exist already.
+    """Read the data sets of these runs and create their partitions, unless they exist already.
 
-    `also` names further data sets. Nothing is downloaded.
+    `also` names further data sets to read. Nothing is downloaded.
 
     Raises:
-        ConfigError: raw files are missing. It names all of them, before any data set is read.
+        ConfigError: raw files are missing. The message names all of them. No data set has been read then.
     """
     runs = list(runs)
     used = (run.task.data for run in runs if isinstance(run.task.data, str))
@@ -44,10 +44,10 @@ def prepare(runs: Iterable[Run], results: Path, data_dir: Path | None, also: Ite
 
 
 def require(names: Iterable[str], results: Path, data_dir: Path | None) -> None:
-    """Check that the raw files of these data sets exist. Benchmarks download nothing.
+    """Check that the raw files of these data sets exist, because benchmarks download nothing.
 
     Raises:
-        ConfigError: files are missing. It names every missing file.
+        ConfigError: files are missing. The message names all of them.
     """
     place = data_folder(data_dir)
     missing: dict[str, list[str]] = {}
@@ -57,11 +57,11 @@ def require(names: Iterable[str], results: Path, data_dir: Path | None) -> None:
             if not sources.is_there(file, folder / "raw", place):
                 missing.setdefault(name, []).append(str(place / file.path if place else file.path))
     if missing:
-        lines = "\n".join(f"  {path}: missing ({name})" for name, paths in missing.items() for path in paths)
+        lines = "\n".join(f"  {path}: missing (data set {name})" for name, paths in missing.items() for path in paths)
         where = "" if place else "; no data folder is set"
         public = [name for name in missing if all(file.urls for file in data_sets.data_lock()[name].files)]
-        download = f", or download with: floral fetch {' and floral fetch '.join(public)}" if public else ""
+        download = f", or download them with: floral fetch {' and floral fetch '.join(public)}" if public else ""
         raise ConfigError(
-            f"data files are missing{where}\n{lines}\n"
-            f"  remedy: set FLORAL_DATA or data_dir to the folder that holds them{download}"
+            f"data files are missing, and benchmarks download nothing{where}\n{lines}\n"
+            f"  remedy: set `FLORAL_DATA` or `data_dir` to the folder that holds them{download}"
         )

@@ -1,4 +1,4 @@
-"""Run each measurement in a new process, without memory, threads or caches of earlier measurements."""
+"""Run each measurement in a new process, so that memory, threads and caches of earlier ones do not change it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from typing import Any
 
 
 def in_new_process(measure: Callable[..., Any], *arguments: Any) -> Any:
-    """Return measure(*arguments), computed in a new process. Its errors are raised here."""
+    """Compute measure(*arguments) in a new process, and return the result.
+
+    An error of `measure` is raised in the present process.
+    """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(measure, *arguments).result()
 
 
 def memory_bytes(kind: str) -> int:
-    """Bytes of this process's memory, read from /proc/self/status.
+    """Return how many bytes of memory this process uses, read from /proc/self/status.
 
-    `kind` is a key there: RssAnon (its own resident memory), RssFile (mapped files), VmRSS (both), VmHWM (peak).
+    `kind` is a key of this file: RssAnon (memory of the process itself), RssFile (mapped files), VmRSS (both together)
+    or VmHWM (the peak of VmRSS).
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith(f"{kind}:"))

@@ -36,7 +36,9 @@ def report(
     cases: Iterable[Case] = CASES,
     scale: Scale = measure_scale,
 ) -> list[dict[str, Any]]:
-    """Measure every case, write reports/bench/{bench.json, bench.md, *.svg, *.pdf}, and return the rows.
+    """Measure every case, write the table and the figures to reports/bench/, and return the rows of the table.
+
+    The files are bench.json, bench.md, and each figure as SVG and PDF.
 
     Raises:
         ConfigError: data are missing. It is raised before anything is measured.
@@ -57,7 +59,7 @@ def report(
 
 
 def measure(case: Case, options: Options) -> dict[str, Any]:
-    """Measure one case, and return its row."""
+    """Measure one case, and return its row of the table."""
     configure_process(options.threads)
     return case.row(case.measure(case, options))
 
@@ -65,7 +67,10 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
 def scale_report(
     *, results: Path, reports: Path, data_dir: Path | None, backend: str, threads: int, rounds: int | None
 ) -> dict[str, Any]:
-    """`floral bench scale`: measure the scaling, write its JSON and figure to reports/bench/, and return it."""
+    """`floral bench scale`: measure the cost of a round for many numbers of clients, and return the result.
+
+    The result is also written to reports/bench/, as JSON and as a figure.
+    """
     result = measure_scale(results=results, data_dir=data_dir, backend=backend, threads=threads, rounds=rounds, log=log)
     write_figures(reports / FOLDER, [figures.scale(result)])
     atomic(reports / FOLDER / "scale.json", as_json(result))
@@ -78,14 +83,14 @@ def log(message: str) -> None:
 
 
 def line(row: Mapping[str, Any]) -> str:
-    """One row as text."""
+    """Return one row of the table as a line of text."""
     sign = "≤" if row["direction"] == "max" else "≥"
     verdict = "holds" if holds(row) else "MISSED"
     return f"{row['case']}: {row['ratio']:.4g} (limit {sign} {row['limit']:g}: {verdict})"
 
 
 def scale_lines(result: Mapping[str, Any]) -> list[str]:
-    """The result of `floral bench scale` as lines of text."""
+    """Return the result of `floral bench scale` as lines of text."""
     few, many = result["compared"]
     points = [
         f"{point['variant']} K = {point['clients']:,}: {1e3 * point['seconds_per_round']:.3g} ms per round, "
@@ -102,7 +107,7 @@ def scale_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def write(folder: Path, rows: list[dict[str, Any]], scale_result: Mapping[str, Any], threads: int) -> None:
-    """Write the table as JSON and as Markdown, and both figures."""
+    """Write the table as JSON and as Markdown, and write both figures."""
     content = {
         "machine": platform.processor() or platform.machine(),
         "threads": threads,
@@ -123,12 +128,12 @@ def write_figures(folder: Path, drawn: Iterable[Figure]) -> None:
 
 
 def as_json(value: Any) -> bytes:
-    """Indented JSON in UTF-8, with a final newline."""
+    """Return the value as indented JSON in UTF-8, with a final newline."""
     return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
 def markdown(content: Mapping[str, Any]) -> str:
-    """The rows and the scaling as Markdown tables."""
+    """Return the rows and the result of the scaling as Markdown tables."""
     lines = [
         f"# Cost of a round: {content['threads']} threads, torch {content['torch']}",
         "",

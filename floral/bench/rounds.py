@@ -1,6 +1,6 @@
-"""Rounds to be timed: those of the engine, and those of the PyTorch baseline on the same batches.
+"""Training rounds to be timed: those of the engine, and those of the PyTorch baseline on the same batches.
 
-Both are callables: calling one with n runs n further rounds.
+Both are callables: a call with the number n runs n further rounds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BASELINE_ROUNDS = 8
 
 
 class EngineRounds:
-    """Training rounds of the engine, without evaluation, checkpoints and files."""
+    """A callable that runs training rounds of the engine, without evaluation and without writing files."""
 
     def __init__(
         self,
@@ -41,7 +41,8 @@ class EngineRounds:
         threads: int,
         execution_plan: Execution | None = None,
     ) -> None:
-        """Choose the execution by `backend` and `threads`, unless `execution_plan` is given.
+        """Prepare the rounds. `backend` and `threads` choose how the engine executes them, unless `execution_plan` is
+        given.
 
         Raises:
             ConfigError: the backend cannot run this method.
@@ -49,13 +50,16 @@ class EngineRounds:
         try:
             execution_plan = execution_plan or execution.choose(simulation, state, cast(Any, backend), threads)
         except Refused as reason:
-            raise ConfigError(f"--backend {backend}: {reason}") from None
+            raise ConfigError(f"--backend {backend} cannot execute this method: {reason}; use --backend auto") from None
         self.simulation = Simulation(simulation.method, simulation.data, simulation.settings, execution_plan)
         self.state, self.round, self.samples = state, 0, 0
 
     @classmethod
     def of(cls, run: Run, results: Path, device: str, backend: str, threads: int) -> EngineRounds:
-        """Rounds of a run in float32. Its data and partition must exist in `results`."""
+        """Return the engine's rounds of a run, computed in float32.
+
+        The run's data set and partition must exist in the folder `results`.
+        """
         place = resolve_device(device)
         devices.settle(place, "fp32")
         simulation, _, state = assemble(run, results, place, torch.float32)
@@ -75,14 +79,15 @@ class EngineRounds:
 
 
 class BaselineRounds:
-    """FedAvg rounds of the PyTorch baseline, with the batches of the run's first rounds."""
+    """A callable that runs FedAvg rounds of the PyTorch baseline, with the batches of the run's first rounds."""
 
     def __init__(self, baseline: Baseline, params: Params, batches: list[Batches]) -> None:
         self.baseline, self.params, self.batches, self.round = baseline, params, batches, 0
 
     @classmethod
     def of(cls, run: Run, results: Path, threads: int) -> BaselineRounds:
-        """The baseline of the run's task. It is FedAvg's, whatever the run's variant.
+        """Return the PyTorch baseline's rounds for the run's task. They are rounds of FedAvg for any variant of the
+        run.
 
         Raises:
             Refused: the task has no baseline.
@@ -107,7 +112,7 @@ class BaselineRounds:
 
 
 def engine_batches(simulation: Simulation, round: int) -> Plan:
-    """The engine's batches of one round, for all clients of the cohort."""
+    """Return the engine's batches of one round, for all clients of the cohort."""
     settings = simulation.settings
     return plan(
         simulation.data.train,

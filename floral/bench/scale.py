@@ -1,7 +1,8 @@
-"""Cost of a round as a function of the number of clients K: seconds and resident memory, at a fixed cohort size M.
+"""Measure how the cost of a round depends on the number of clients K, at a fixed cohort size M.
 
-The task is an MLP on MNIST. Client k holds the samples 10k … 10k + 9 modulo 60,000, so clients share samples.
-That changes neither the cost of a round nor the clients' private state. The federation exists only in memory.
+The cost is seconds per round and resident memory. The task is an MLP on MNIST. Client k holds the samples 10k … 10k + 9
+modulo 60,000, so for large K several clients hold the same samples. This changes neither the cost of a round nor the
+private state of the clients. The federation exists only in memory.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ MEMORY_ROUNDS = 30
 
 
 def scale_run(clients: int, variant: str) -> Run:
-    """A run with K clients and a cohort of min(30, K). Each client takes one step of ten samples per round."""
+    """Return a run with K clients and a cohort of min(30, K). Each client makes one step of ten samples per round."""
     cohort = min(COHORT, clients)
     task = Task(
         name="scale",
@@ -55,7 +56,9 @@ def scale_run(clients: int, variant: str) -> Run:
 
 
 def build_federation(run: Run, results: Path) -> Federation:
-    """Assign MNIST's samples to the run's clients, repeating them as needed. Each client has one test sample."""
+    """Assign MNIST's samples to the run's clients, and repeat them if there are too few. Each client has one test
+    sample.
+    """
     _, arrays = read_data("mnist", results)
     arrays = {side: np.array(array) for side, array in arrays.items()}
     clients = np.arange(run.task.clients)
@@ -82,7 +85,9 @@ def build_federation(run: Run, results: Path) -> Federation:
 def engine_rounds(
     clients: int, variant: str, results: Path, backend: str, threads: int, execution_plan: Execution | None = None
 ) -> EngineRounds:
-    """The engine's rounds with K clients. The execution is chosen here, unless `execution_plan` is given."""
+    """Return the engine's rounds with K clients. The engine chooses how to execute them, unless `execution_plan` is
+    given.
+    """
     run = scale_run(clients, variant)
     data = build_federation(run, results)
     cpu = torch.device("cpu")
@@ -106,9 +111,11 @@ def scale(
     compared: tuple[int, int] = COMPARED_CLIENTS,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Measure every K and method ("points"), and the ratio of seconds per round at the two `compared` K ("ratios").
+    """Measure every method at every number of clients K, and compare the seconds per round at two K.
 
-    Every K uses the execution that `auto` chooses at the smaller of the `compared` K, so that only K differs.
+    Return the measurements under "points". Under "ratios", return for each method the seconds per round at the larger
+    of the two `compared` K, divided by those at the smaller. The engine chooses how to execute a method at the smaller
+    of the `compared` K. Every K is then executed in this way, so that only K differs.
 
     Raises:
         ConfigError: MNIST's files are missing.
@@ -130,7 +137,7 @@ def scale(
 
 
 def choose_execution(variant: str, results: Path, backend: str, threads: int, clients: int) -> Execution:
-    """The execution that the engine chooses for a method with K clients."""
+    """Return how the engine chooses to execute a method with K clients."""
     configure_process(threads)
     return engine_rounds(clients, variant, results, backend, threads).simulation.execution
 
@@ -144,10 +151,11 @@ def measure_point(
     rounds: int | None,
     execution_plan: Execution,
 ) -> dict[str, Any]:
-    """Measure seconds per round and memory of one method with K clients.
+    """Measure the seconds per round and the memory of one method with K clients.
 
-    Seconds are those of the fastest block, because other load can only slow a block down. Memory is read after at
-    least MEMORY_ROUNDS rounds, or after `rounds` if given: the process's own bytes, and those of mapped files.
+    The seconds are those of the fastest block of rounds, because other programs can only slow a block down. The memory
+    is read after at least MEMORY_ROUNDS rounds or, if given, after `rounds`. It is returned as two numbers: the memory
+    of the process itself, and that of mapped files.
     """
     configure_process(threads)
     measured = engine_rounds(clients, variant, results, backend, threads, execution_plan)
@@ -175,7 +183,10 @@ def measure_ratio(
     compared: tuple[int, int],
     execution_plan: Execution,
 ) -> dict[str, Any]:
-    """Seconds per round at the larger of two K divided by those at the smaller, timed in alternating blocks."""
+    """Measure one method's seconds per round at the larger of the two K `compared`, divided by those at the smaller.
+
+    Both are timed in alternating blocks of rounds.
+    """
     configure_process(threads)
     few, many = (engine_rounds(count, variant, results, backend, threads, execution_plan) for count in compared)
     pairs = timing.time_pairs(many, few, rounds)
@@ -188,5 +199,5 @@ def measure_ratio(
 
 
 def private_floats(measured: EngineRounds) -> int:
-    """Number of floats in the private state of each client."""
+    """Return how many floats each client keeps as private state."""
     return measured.simulation.costs(measured.state).kept_private

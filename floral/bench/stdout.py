@@ -1,4 +1,4 @@
-"""Reserve standard output for a command's answer."""
+"""Keep standard output free for the answer of a command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from contextlib import contextmanager, redirect_stdout
 
 @contextmanager
 def reserved_stdout() -> Iterator[None]:
-    """Redirect standard output of this process, its children and its libraries to standard error for the block."""
+    """Within the `with` block, redirect standard output to standard error.
+
+    This applies to this process, to the processes that it starts, and to libraries.
+    """
     sys.stdout.flush()
     stdout = os.dup(1)
     os.dup2(2, 1)

@@ -1,4 +1,4 @@
-"""Time two implementations in alternating blocks of one process, so that other load slows both down alike."""
+"""Time two implementations in alternating blocks of rounds, so that other programs slow both down alike."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ WARM_UP_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Pairs:
-    """Seconds per round of two implementations, by pair of blocks [P]."""
+    """The seconds per round of two implementations. Each array [P] has one value per pair of blocks."""
 
     first: np.ndarray
     second: np.ndarray
 
     @property
     def ratio(self) -> float:
-        """Median over pairs of first / second."""
+        """The median of first / second over all pairs."""
         return float(np.median(self.first / self.second))
 
     @property
     def spread(self) -> float:
-        """Interquartile range over pairs of first / second."""
+        """The interquartile range of first / second over all pairs."""
         return interquartile_range(self.first / self.second)
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """Median seconds per round of each."""
+        """The median seconds per round of the first and of the second implementation."""
         return float(np.median(self.first)), float(np.median(self.second))
 
 
 def interquartile_range(values: np.ndarray) -> float:
-    """The 75 % quantile minus the 25 % quantile."""
+    """Return the 75 % quantile minus the 25 % quantile."""
     low, high = np.quantile(values, (0.25, 0.75))
     return float(high - low)
 
 
 def warm_up(run: Rounds) -> float:
-    """Run the warm-up rounds, and return the seconds of the last one."""
+    """Run the warm-up rounds, and return how many seconds the last of them took."""
     began = time.perf_counter()
     rounds, last = 0, math.inf
     while rounds < WARM_UP_ROUNDS or time.perf_counter() - began < WARM_UP_S:
@@ -63,14 +63,14 @@ def warm_up(run: Rounds) -> float:
 
 
 def time_block(run: Rounds, rounds: int) -> float:
-    """Seconds per round of one block."""
+    """Run one block of rounds, and return its seconds per round."""
     began = time.perf_counter()
     run(rounds)
     return (time.perf_counter() - began) / rounds
 
 
 def block_sizes(seconds: float, rounds: int | None, max_blocks: int) -> tuple[int, int]:
-    """Number of blocks, and rounds in each block.
+    """Return the number of blocks, and the number of rounds in each block.
 
     `seconds` is the duration of one round. `rounds`, if given, is the number of rounds in all blocks together.
     """
@@ -81,9 +81,10 @@ def block_sizes(seconds: float, rounds: int | None, max_blocks: int) -> tuple[in
 
 
 def time_pairs(first: Rounds, second: Rounds, rounds: int | None = None) -> Pairs:
-    """Warm up both, then time their blocks in turns. Every other pair begins with the second.
+    """Warm up two implementations, then time their blocks of rounds in turns.
 
-    `rounds` is the number of timed rounds of each; by default MAX_PAIRS blocks of about BLOCK_S seconds.
+    In every other pair of blocks, the second implementation comes first. `rounds` is the number of timed rounds of each
+    implementation. By default these are at most MAX_PAIRS blocks of about BLOCK_S seconds.
     """
     sizes = [block_sizes(seconds, rounds, MAX_PAIRS) for seconds in (warm_up(first), warm_up(second))]
     seconds_per_round: tuple[list[float], list[float]] = [], []
@@ -97,6 +98,6 @@ def time_pairs(first: Rounds, second: Rounds, rounds: int | None = None) -> Pair
 
 
 def time_blocks(run: Rounds, rounds: int | None = None) -> np.ndarray:
-    """Warm up one implementation, then time its blocks. Returns seconds per round by block [P]."""
+    """Warm up one implementation, then time its blocks of rounds. Return the seconds per round of each block [P]."""
     count, size = block_sizes(warm_up(run), rounds, MAX_PAIRS)
     return np.array([time_block(run, size) for _ in range(count)])

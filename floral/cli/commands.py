@@ -1,6 +1,6 @@
-"""One function per command of `floral`, from parsed arguments to the stage that does the work.
+"""Run the commands of `floral`. One function per command passes the parsed arguments to the stage that does the work.
 
-Each function imports what it needs when it is called, because a run must start at once.
+Each function imports modules only when it is called, so that a training run starts quickly.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from floral.config.settings import Settings
 
 Handler = Callable[[Namespace, "Settings"], int | None]
-"""The function of a command. It returns an exit code, or None for success."""
+"""Type of a function that runs a command. It returns an exit code, or None for success."""
 
 
 # --------------------------------------------------------------------------------------------- stages
@@ -51,21 +51,23 @@ def partition(arguments: Namespace, settings: Settings) -> None:
 
 
 def tune(arguments: Namespace, settings: Settings) -> None:
-    set_library_threads(arguments.threads)  # before torch is imported
+    set_library_threads(arguments.threads)  # This must precede the import of torch.
     from floral.config.suites import suite_searches
     from floral.config.tuned import tune_command
 
     if not (arguments.write or (len(arguments.tasks or ()) == len(arguments.variants or ()) == 1)):
         raise ConfigError(
-            "give one --tasks and one --variants to run one search, or --write to write config/tuned; "
-            f"to run all searches and write their values: {tune_command(*arguments.suites)}"
+            "give one task with --tasks and one variant with --variants to run their search, or give --write to write "
+            f"config/tuned; to run all searches and write their values, call: {tune_command(*arguments.suites)}"
         )
     searches = {}
     for suite in arguments.suites:
         searches |= suite_searches(suite, arguments.tasks, arguments.variants)
     if not searches:
         names = ", ".join(arguments.suites)
-        raise ConfigError(f"suite {names}: no block with `tuned: true` has these tasks and variants")
+        raise ConfigError(
+            f"suite {names}: no block with `tuned: true` has these tasks and variants; choose others, or set `tuned`"
+        )
     from floral.stages import tune
 
     if arguments.write:
@@ -84,7 +86,7 @@ def tune(arguments: Namespace, settings: Settings) -> None:
 
 
 def train(arguments: Namespace, settings: Settings) -> int:
-    set_library_threads(arguments.threads)  # before torch is imported
+    set_library_threads(arguments.threads)  # This must precede the import of torch.
     from floral.config.suites import suite_runs
 
     runs = suite_runs(arguments.suite, [arguments.task], [arguments.variant], [arguments.seed])
@@ -104,20 +106,23 @@ def train(arguments: Namespace, settings: Settings) -> int:
 
 
 def _with_hash(by_hash: dict[str, Run], expect: str | None) -> Run:
-    """The run with the hash `expect`, which may be None where there is only one run.
+    """Return the run whose hash is `expect`. If there is only one run, `expect` may be None.
 
-    A suite may hold several runs of one task, variant and seed, with other values or another fidelity.
+    A suite may have several runs of the same task, variant and seed, with different values or fidelities.
+
+    Raises:
+        ConfigError: no run has this hash, or `expect` is None and there are several runs.
     """
     if expect is None:
         if len(by_hash) > 1:
             raise ConfigError(
-                f"several runs have this task, variant and seed; choose one with --expect {' | '.join(by_hash)}"
+                f"several runs have this task, variant and seed; choose one by its hash: --expect {' | '.join(by_hash)}"
             )
         (expect,) = by_hash
     if expect not in by_hash:
         raise ConfigError(
-            f"--expect {expect}: the configuration gives {' or '.join(by_hash)}; "
-            "the configuration or the code has changed since this job was planned: start Snakemake again"
+            f"--expect {expect}: the run now has the hash {' or '.join(by_hash)}, because the configuration or the "
+            "code has changed since this job was planned; start Snakemake again"
         )
     return by_hash[expect]
 
@@ -130,7 +135,9 @@ def track(arguments: Namespace, settings: Settings) -> None:
     if arguments.create_store:
         create_store(settings.tracking_uri or default_uri(settings.results))
     elif arguments.suite is None:
-        raise ConfigError("name a suite, or give --create-store")
+        raise ConfigError(
+            "floral track needs a suite; name a suite, or give --create-store to create only the database"
+        )
     elif arguments.attach:
         attach(arguments.suite, settings.results, settings.reports, settings.tracking_uri)
     else:
@@ -147,7 +154,7 @@ def report(arguments: Namespace, settings: Settings) -> None:
     suite, reports = arguments.suite, arguments.reports or settings.reports
     runs = suite_runs(suite, arguments.tasks, arguments.variants, arguments.seeds)
     if reports == settings.reports and (arguments.partial or arguments.reference):
-        # Without this file, Snakemake's next call replaces this report by that of all runs in the results.
+        # The next Snakemake call then replaces this report by the report of all runs in the results folder.
         (settings.results / "report" / f"{suite}.complete").unlink(missing_ok=True)
     if arguments.reference:
         _report_reference(suite, runs, reports)
@@ -157,7 +164,7 @@ def report(arguments: Namespace, settings: Settings) -> None:
 
 
 def _report_reference(suite: str, runs: list[Run], reports: Path) -> None:
-    """Build the report of the committed runs of a suite, from results in a temporary folder."""
+    """Build a report from the runs of a suite in reports/reference, which are unpacked into a temporary folder."""
     from floral.report.build import report
     from floral.runs.reference import restore_archive
     from floral.runs.state import is_finished
@@ -168,8 +175,8 @@ def _report_reference(suite: str, runs: list[Run], reports: Path) -> None:
         finished = [run for run in runs if is_finished(results / run.folder)]
         if not finished:
             raise ConfigError(
-                f"suite {suite!r}: reports/reference/{suite} has none of its runs; "
-                "the suite or these options have changed since they were committed"
+                f"suite {suite!r}: reports/reference/{suite} has none of its runs, because the suite has changed since "
+                "they were committed, or these options select others; train the runs with Snakemake"
             )
         page = report(suite, runs, results, reports, partial=len(finished) < len(runs))
     print(f"report of the reference results: {page}")
@@ -243,10 +250,12 @@ def tasks(arguments: Namespace, settings: Settings) -> None:
 
 
 def bench(arguments: Namespace, settings: Settings) -> None:
-    """Run a benchmark and print its result; standard output has nothing else."""
+    """Run a benchmark and print its result. Nothing else is printed to standard output."""
     if arguments.threads > (cores := usable_cores()):
-        raise ConfigError(f"--threads {arguments.threads}: this process may use {cores} cores; give at most {cores}")
-    set_library_threads(arguments.threads)  # before torch is imported
+        raise ConfigError(
+            f"--threads {arguments.threads}: this process may use only {cores} cores; give at most {cores}"
+        )
+    set_library_threads(arguments.threads)  # This must precede the import of torch.
     from floral.bench.stdout import reserved_stdout
 
     with reserved_stdout():
@@ -291,7 +300,7 @@ def _bench_data(arguments: Namespace, settings: Settings) -> tuple[Any, str]:
 
 
 BENCHMARKS = {"engine": _bench_engine, "report": _bench_report, "scale": _bench_scale, "data": _bench_data}
-"""Name of a benchmark → a function that returns its result, for JSON and as text."""
+"""Name of a benchmark → function that runs the benchmark and returns the result twice: for JSON, and as text."""
 
 
 def _timing(arguments: Namespace, settings: Settings) -> dict[str, Any]:
@@ -303,7 +312,7 @@ def _timing(arguments: Namespace, settings: Settings) -> dict[str, Any]:
 
 
 def usable_cores() -> int:
-    """The number of cores that this process may use; a scheduler may have bound it to a part of the machine."""
+    """Return the number of CPU cores that this process may use. A scheduler may allow only some of the cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,4 +1,4 @@
-"""Run one `floral` command and turn its errors into messages and exit codes."""
+"""Run one `floral` command. Turn errors of the command into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from floral.cli.parser import MISTAKE, parser
 from floral.config.reading import ConfigError
 
 DONE, FAILED, CONTINUE, INTERRUPTED, CUT = 0, 1, 75, 130, 141
-"""Exit codes. A diverged run is DONE, because divergence is a result.
+"""Exit codes of `floral`. A diverged run ends with DONE, because divergence is a result.
 
-CONTINUE (EX_TEMPFAIL of sysexits.h): a signal of the scheduler stopped the run after a checkpoint; call it again.
-CUT: the reader of the output has ended, as `head` does; a shell reports the same code.
+CONTINUE (EX_TEMPFAIL of sysexits.h): a signal of the scheduler stopped the run after a checkpoint. The same command
+continues the run. CUT: the program that reads the output, such as `head`, has ended. Shells use the same code.
 """
 
 
@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = arguments.handler(arguments, read_settings()) or DONE
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # `| head` has read enough: Python must not complain when it flushes at exit
+    except (
+        BrokenPipeError
+    ):  # `| head` has ended: without this, Python prints an error when it flushes the output at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CUT
     except ConfigError as error:
@@ -54,7 +56,7 @@ def _log_to(path: Path) -> None:
 
 
 def _fail(message: str, code: int, exc_info: bool = False) -> int:
-    """Write the message to standard error and to the log, and return `code`."""
+    """Write the message to standard error and to the log file, and return the exit code `code`."""
     sys.stderr.write(f"{message}\n")  # in one piece, because several runs write at once
     if logging.root.handlers:
         logging.error(message, exc_info=exc_info)

@@ -1,4 +1,4 @@
-"""List all variants by family: their source, their parameter scopes, and what the server sees."""
+"""List all variants by family, with source, scope of each parameter group, and what the server sees of a client."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from floral.models import mlp
 from floral.stages.build import method_of
 
 CLIENTS, CLUSTERS, SHAPE, OUTPUTS = 4, 2, (4, 4), 3
-"""The small problem on which variants are built. Its size does not change the scope of a parameter group."""
+"""Size of the small problem for which variants are built. The size does not change the scope of a parameter group."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A variant, built on a small MLP. If the variant refuses that, the MLP has batch norm."""
+    """A variant in the list of `floral methods`.
+
+    To find its scopes, the variant is built with a small MLP, or with batch norm in the MLP if it refuses the first.
+    """
 
     variant: str
     title: str
@@ -30,41 +33,42 @@ class Row:
     oracle: bool
     global_only: bool
     server_sees: tuple[str, ...]
-    """What the server sees of a single client."""
+    """Words for what the server sees of a single client."""
     secure_aggregation: bool
-    """Whether the server needs only sums over clients, so that secure aggregation is possible."""
+    """Whether the method works with secure aggregation, because the server needs only sums over clients."""
     scopes: dict[str, str]
-    """Parameter group → shared, clustered, private or frozen. Empty if the variant refuses both models."""
+    """Name of a parameter group → shared, clustered, private or frozen. Empty if the variant refuses both MLPs."""
     refusal: str | None
-    """Why the variant refuses the MLP without batch norm; None if it does not."""
+    """Why the variant refuses the MLP without batch norm. None if the variant accepts this MLP."""
 
     @property
     def scopes_text(self) -> str:
-        """The scopes as text: "base shared, head private"."""
+        """The scope of each parameter group as text, such as "base shared, head private"."""
         return ", ".join(f"{group} {scope}" for group, scope in self.scopes.items()) or "nothing was built"
 
     @property
     def server_text(self) -> str:
-        """What the server sees, as text: "server sees sizes, routes"."""
+        """What the server sees of a single client, as text, such as "server sees sizes, routes"."""
         limit = "" if self.secure_aggregation else " (no secure aggregation)"
         return f"server sees {', '.join(self.server_sees) or 'nothing'}{limit}"
 
     @property
     def values(self) -> dict[str, Any]:
-        """The columns for `--json`."""
+        """All fields as a dictionary, which `--json` prints."""
         return asdict(self)
 
 
 def rows() -> list[Row]:
-    """All variants of config/methods, sorted by family."""
+    """Return all variants of config/methods, sorted by family."""
     variants = [_row(catalogue.variant(name)) for name in catalogue.variant_index()]
     return sorted(variants, key=lambda row: row.family)
 
 
 def text(rows: list[Row]) -> str:
-    """A table with one line per variant below the name of its family: name, title, scopes, what is seen, source.
+    """Return a table of all variants. Each family has a heading, and each variant has one line.
 
-    A refusal has a line of its own.
+    The columns are name, title, scopes, what the server sees, and source. If a variant refuses a model without batch
+    norm, a second line gives the reason.
     """
     columns = [[row.variant, row.title, row.scopes_text, row.server_text, row.source] for row in rows]
     widths = [max(map(len, column)) for column in zip(*columns, strict=True)]
@@ -98,7 +102,7 @@ def _row(variant: Variant) -> Row:
 
 
 def _build(variant: Variant, batch_norm: bool) -> Method:
-    """Build the variant on a problem of a few clients."""
+    """Build the variant for a small problem with an MLP, with or without batch norm."""
 
     def build_model(width: float = 1.0):
         return mlp.build(SHAPE, OUTPUTS, hidden=8, batch_norm=batch_norm, width=width)

@@ -1,4 +1,4 @@
-"""The commands of `floral` and their options."""
+"""Define the commands of `floral` and their options."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ AS_JSON = "print JSON and nothing else"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all commands. It sets `handler` to the function that runs the command."""
+    """Return the parser of all commands. In the parsed arguments, `handler` is the function that runs the command."""
     root = _Parser(
         prog="floral",
-        description="The stages of FLoRAL-Bench. Snakemake calls them in order; each can also be called alone.",
+        description="The commands of FLoRAL-Bench. Snakemake calls the stages in order; each can also be called alone.",
     )
     root.add_argument("--version", action="version", version=floral.__version__)
     root.add_argument("--log", type=Path, metavar="FILE", help="also write messages and errors to this file")
@@ -40,67 +40,97 @@ def parser() -> argparse.ArgumentParser:
     # Stages, in the order in which Snakemake calls them.
     fetch = command("fetch", commands.fetch, "download and check a data set, or read a task's custom data")
     fetch.add_argument("data", help="a name in config/data.lock, or a task with custom data")
-    fetch.add_argument("--suite", help="the suite that sets the task's custom data")
+    fetch.add_argument("--suite", help="the suite whose changes of the task name the custom data")
     fetch.add_argument(
         "--data-dir", type=Path, metavar="FOLDER", help="a folder that already has the raw files (default: FLORAL_DATA)"
     )
     partition = command("partition", commands.partition, "divide a task's samples among its clients")
-    tune = command("tune", commands.tune, "choose a variant's learning rates and parameters by its validation loss")
+    tune = command(
+        "tune", commands.tune, "choose learning rates and hyper-parameters of a variant by the validation loss"
+    )
     tune.add_argument("suites", nargs="+", metavar="SUITE")
     tune.add_argument(
-        "--write", action="store_true", help="write the chosen values of finished searches to config/tuned"
+        "--write", action="store_true", help="only write the chosen values of finished searches to config/tuned"
     )
     train = command("train", commands.train, "train one run, or continue it from its checkpoint")
     report = command("report", commands.report, "build the page, tables and figures of a suite")
     report.add_argument("suite", metavar="SUITE")
-    report.add_argument("--partial", action="store_true", help="report finished runs only, and list the others")
-    report.add_argument("--allow-missing", action="store_true", help="leave out runs whose data are missing")
+    report.add_argument("--partial", action="store_true", help="report only the finished runs, and list the others")
+    report.add_argument("--allow-missing", action="store_true", help="leave out the runs whose data are missing")
     report.add_argument(
-        "--reference", action="store_true", help="report the committed runs of reports/reference/SUITE, not results/"
+        "--reference",
+        action="store_true",
+        help="report the committed runs in reports/reference/SUITE, and not those in the results",
     )
     report.add_argument(
-        "--reports", type=Path, metavar="FOLDER", help="write to FOLDER/SUITE (default: `reports` in config.yaml)"
+        "--reports",
+        type=Path,
+        metavar="FOLDER",
+        help="write the report to FOLDER/SUITE (default: `reports` in config.yaml)",
     )
     track = command("track", commands.track, "show a suite's runs in MLflow")
     track.add_argument("suite", nargs="?", metavar="SUITE")
-    track.add_argument("--create-store", action="store_true", help="only create the database")
-    track.add_argument("--follow", action="store_true", help="send rounds while runs train, until all are finished")
-    track.add_argument("--attach", action="store_true", help="only add the suite's report to its MLflow experiment")
+    track.add_argument("--create-store", action="store_true", help="only create the MLflow database")
+    track.add_argument(
+        "--follow", action="store_true", help="send new rounds while runs train, until all runs are finished"
+    )
+    track.add_argument(
+        "--attach", action="store_true", help="only add the report of the suite to its MLflow experiment"
+    )
 
     # Before, during and after the runs of a suite.
-    plan = command("plan", commands.plan, "check suites and estimate their time and disk space")
-    plan.add_argument("suites", nargs="*", metavar="SUITE", help="default: `suite` in config/config.yaml")
+    plan = command("plan", commands.plan, "check suites and estimate the time and disk space of their runs")
     plan.add_argument(
-        "--cores", type=_positive(int), default=os.cpu_count() or 1, help="number of runs at once (default: all cores)"
+        "suites", nargs="*", metavar="SUITE", help="suites to check (default: `suite` in config/config.yaml)"
+    )
+    plan.add_argument(
+        "--cores",
+        type=_positive(int),
+        default=os.cpu_count() or 1,
+        help="number of runs at the same time (default: all cores)",
     )
     status = command("status", commands.status, "count done, running, waiting and failed runs; estimate the time left")
     status.add_argument("suite", metavar="SUITE")
     show = command("show", commands.show, "print one run: configuration, result, curves, costs, log, and why it failed")
-    show.add_argument("run", type=Path, metavar="RUN", help="its folder, or task/variant/seed<k>")
-    merge = command("merge", commands.merge, "check the finished runs of other machines and copy them into the results")
+    show.add_argument("run", type=Path, metavar="RUN", help="the folder of the run, or its name task/variant/seed<k>")
+    merge = command(
+        "merge", commands.merge, "check finished runs of other machines and copy them into the results folder"
+    )
     merge.add_argument("sources", nargs="+", type=Path, metavar="RESULTS", help="a results folder of another machine")
     reference = command("reference", commands.reference, "put a suite's finished runs and page into reports/reference")
     reference.add_argument("suite", metavar="SUITE")
 
     # Lists of methods and tasks.
-    methods = command("methods", commands.methods, "list all variants by family, with source and parameter scopes")
-    tasks = command("tasks", commands.tasks, "list all tasks by data set, and whether the data are available")
+    methods = command(
+        "methods", commands.methods, "list all variants by family, with their sources and parameter scopes"
+    )
+    tasks = command("tasks", commands.tasks, "list all tasks by data set, and say whether the data are available")
 
-    _add_bench(command("bench", commands.bench, "time the engine and compare it with a bare PyTorch baseline"))
+    _add_bench(command("bench", commands.bench, "measure the time and memory of training, reports and data"))
 
     for sub in (partition, train):
         sub.add_argument("--suite", required=True)
         sub.add_argument("--task", required=True)
         sub.add_argument("--seed", required=True, type=_natural)
-        sub.add_argument("--expect", metavar="HASH8", help="stop if the configuration gives another hash")
+        sub.add_argument(
+            "--expect", metavar="HASH8", help="the expected hash; stop if the configuration has another one"
+        )
     train.add_argument("--variant", required=True)
     train.add_argument("--precision", choices=("fp32", "tf32", "bf16"))
     train.add_argument(
-        "--checkpoint-seconds", type=_positive(float), metavar="SECONDS", help="time between two checkpoints"
+        "--checkpoint-seconds",
+        type=_positive(float),
+        metavar="SECONDS",
+        help="seconds between two checkpoints of a run",
     )
     for sub in (tune, train):
         sub.add_argument("--device", choices=DEVICES)
-        sub.add_argument("--runs-per-gpu", type=_positive(int), metavar="N", help="number of runs that share a GPU")
+        sub.add_argument(
+            "--runs-per-gpu",
+            type=_positive(int),
+            metavar="N",
+            help="maximum number of runs on one GPU at the same time",
+        )
         sub.add_argument("--backend", choices=BACKENDS)
         sub.add_argument("--threads", type=_positive(int), default=1, metavar="N", help="CPU threads (default: 1)")
     for sub in (plan, status, tune, report, track):
@@ -117,9 +147,9 @@ def parser() -> argparse.ArgumentParser:
 def _add_bench(bench: argparse.ArgumentParser) -> None:
     measures = bench.add_subparsers(dest="measured", required=True, metavar="WHAT")
     for name, text in (
-        ("engine", "time one task and variant"),
-        ("report", "time fixed cases against their limits; write a table and figures to reports/bench"),
-        ("scale", "measure seconds per round and memory by number of clients"),
+        ("engine", "measure the training time of one task and variant, against plain PyTorch"),
+        ("report", "measure fixed cases against their limits; write a table and figures to reports/bench"),
+        ("scale", "measure seconds per round and memory for several numbers of clients"),
         ("data", "measure time and memory of reading data sets and of partitioning samples, against their limits"),
     ):
         sub = measures.add_parser(name, help=text, description=_sentence(text), allow_abbrev=False)
@@ -130,7 +160,10 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
         if name == "data":
             sub.set_defaults(backend=None, threads=1, rounds=None)
             sub.add_argument(
-                "--data", nargs="+", metavar="NAME", help="names in config/data.lock (default: those with limits)"
+                "--data",
+                nargs="+",
+                metavar="NAME",
+                help="names in config/data.lock (default: the data sets that have limits)",
             )
         else:
             sub.add_argument(
@@ -140,13 +173,13 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
             sub.add_argument("--backend", choices=BACKENDS)
             sub.add_argument(
                 "--rounds", type=_positive(int), metavar="N",
-                help="number of timed rounds (default: as many as take some seconds)",
+                help="number of measured rounds (default: enough for some seconds)",
             )  # fmt: skip
         sub.add_argument("--json", action="store_true", help=f"{AS_JSON}; progress goes to stderr")
 
 
 class _Parser(argparse.ArgumentParser):
-    """Add a suggestion to argparse's message about a misspelt word."""
+    """A parser whose error message suggests the closest valid word for a misspelt one."""
 
     words: Sequence[str] = ()
 
@@ -167,14 +200,14 @@ def _sentence(text: str) -> str:
 
 
 def _natural(text: str) -> int:
-    """A whole number from 0 on."""
+    """Return the whole number in `text`, which must be 0 or larger."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0; give 0, 1, …")
     return int(text)
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], Any]:
-    """A converter to a positive number of this kind."""
+    """Return a function that converts text to a positive number of type `kind`."""
 
     def convert(text: str) -> int | float:
         try:
@@ -182,7 +215,9 @@ def _positive(kind: type[int] | type[float]) -> Callable[[str], Any]:
         except ValueError:
             value = kind(0)
         if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a positive {'whole ' if kind is int else ''}number")
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a positive {'whole ' if kind is int else ''}number; give one"
+            )
         return value
 
     return convert

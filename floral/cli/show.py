@@ -1,4 +1,4 @@
-"""Print one run: its configuration, result, curves, costs and log, and why it failed."""
+"""Print one run: configuration, result, curves, costs and log, and for a failed run the reason."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from floral.runs.state import FAILURE, failure, running
 
 BARS = "▁▂▃▄▅▆▇█"
 MAX_WIDTH = 60
-"""Maximum number of characters of a curve."""
+"""Maximum width of a printed curve, in characters."""
 LOG_LINES = 12
-"""Number of lines of the log that are printed."""
+"""Number of lines that are printed from the end of the log."""
 CURVES = ("train/loss", "validation/accuracy", "validation/loss", "test/accuracy", "test/loss", "route/ari")
 RESULTS = (
     "test_accuracy", "test_loss", "official_score", "official_score_sampled", "own_test_accuracy",
@@ -29,16 +29,18 @@ RESULTS = (
 
 
 def show(folder: Path, results: Path) -> None:
-    """Print one run; `folder` is its folder or its name task/variant/seed<k>[-<hash8>] below the results.
+    """Print one run. `folder` is the folder of the run, or its name task/variant/seed<k>[-<hash8>] in `results`.
 
     Raises:
-        ConfigError: there is no such run (the message suggests one), or a file of the run is unreadable.
+        ConfigError: there is no such run (the message suggests another), or a file of the run is unreadable.
     """
     print("\n".join(lines(find(folder, results))))
 
 
 def find(folder: Path, results: Path) -> Path:
-    """Find the folder of a run, given as a path or by its name; of several hashes, the one that changed last.
+    """Return the folder of a run, which is given as a path or as a name. `results` is the results folder.
+
+    A name without a hash can fit several runs. In this case, return the folder that changed last.
 
     Raises:
         ConfigError: there is no such run.
@@ -60,8 +62,8 @@ def find(folder: Path, results: Path) -> Path:
     if len(parts) >= 3:
         return here
     raise ConfigError(
-        f"{folder}: name a run as task/variant/seed, for example digits_rotate/floral_1/seed0; "
-        f"in {here} there is: {', '.join(_subfolders(here)) or 'nothing yet'}"
+        f"{folder}: this is not a run; name one as task/variant/seed, for example digits_rotate/floral_1/seed0 "
+        f"(the folder {here} contains: {', '.join(_subfolders(here)) or 'nothing yet'})"
     )
 
 
@@ -70,7 +72,7 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def lines(folder: Path) -> Iterator[str]:
-    """The lines that `show` prints."""
+    """Yield the lines that `floral show` prints about the run in `folder`."""
     bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
     run, summary = _yaml(folder / "run.yaml"), _json(folder / "summary.json")
     error = failure(folder)
@@ -100,7 +102,9 @@ def _table(rows: Mapping[str, str]) -> list[str]:
 
 def _failure(error: Mapping[str, Any]) -> list[str]:
     rows = {key: str(error[key]) for key in FAILURE if key != "traceback" and error[key]}
-    if error["reason"] == "mistake":  # a wrong configuration: the traceback adds nothing to the message
+    if (
+        error["reason"] == "mistake"
+    ):  # The configuration is wrong: the message says all, and the traceback adds nothing.
         return _table(rows)
     return [*_table(rows), *(error["traceback"] or "").rstrip().splitlines()[-6:]]
 
@@ -155,7 +159,10 @@ def _curves(path: Path) -> list[str]:
 
 
 def sparkline(values: list[float | None], width: int) -> str:
-    """A curve of at most `width` characters, from ▁ (lowest value) to █ (highest); × is a value that is not finite."""
+    """Return a curve of at most `width` characters, from ▁ (lowest value) to █ (highest value).
+
+    The character × stands for a value that is missing or not finite.
+    """
     points = (
         [values[round(i * (len(values) - 1) / max(1, width - 1))] for i in range(width)]
         if len(values) > width
@@ -211,5 +218,7 @@ def _read(path: Path, parse: Any) -> dict[str, Any]:
     try:
         value: dict[str, Any] = parse(path.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: unreadable ({error}); delete the run's folder and run it again") from None
+        raise ConfigError(
+            f"{path}: unreadable file ({error}); delete the folder of this run and train the run again"
+        ) from None
     return value

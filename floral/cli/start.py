@@ -1,4 +1,4 @@
-"""Start the command `floral`. A training run starts faster as a fork of a process that has imported torch."""
+"""Start the command `floral`. Training runs start as forks of a server process that has already imported torch."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ PRELOADED = (
     "floral.stages.train",
     "scipy.optimize",
 )
-"""Modules that training needs. The process imports them before it forks.
+"""Modules that training needs. The server process imports them before it forks.
 
-polars is among them, because its import takes a third of a short run's start. The import starts a thread that frees
-memory of very large frames. A fork does not have this thread, and has no such frames. `warm_start` sets
-_RJEM_MALLOC_CONF, so that the allocator of polars starts no further threads.
+They import polars, because that import takes a third of the time in which a short run starts. It also starts a thread
+that frees the memory of very large data frames. A fork does not have this thread, but it has no such data frames.
+`warm_start` sets _RJEM_MALLOC_CONF, so that the memory allocator of polars starts no further threads.
 """
 
 
 def main() -> int:
     """Run the command `floral` and return its exit code.
 
-    Training with one CPU thread runs in a fork if Snakemake has started the process for it (see cluster/warm_start.py).
+    Training with one CPU thread runs as a fork of the server process, if Snakemake has started this server. A fork
+    starts faster, because the server has imported torch already (see floral/cluster/warm_start.py).
     """
     arguments, address = sys.argv[1:], os.environ.get(ADDRESS)
     one_cpu_thread = _option(arguments, "--threads") == "1" and _option(arguments, "--device") == "cpu"
@@ -41,7 +42,7 @@ def main() -> int:
 
 
 def run_command() -> int:
-    """Run the command in this process. Its modules are imported only here."""
+    """Run the command in this process and return its exit code. Most modules are imported only here."""
     from floral.cli.main import main as run
 
     return run()

@@ -1,4 +1,4 @@
-"""Progress of a suite, read from the run folders only, on any machine that sees them."""
+"""Show the progress of a suite. Only the folders of the runs are read, so any machine that has them can show it."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ from floral.stages import estimate
 State = Literal["done", "running", "waiting", "failed"]
 STATES: tuple[State, ...] = ("done", "running", "waiting", "failed")
 STOPPED = ("interrupted", "preempted")
-"""Reasons in failure.json of a run that was stopped from outside. It waits, and continues at the next call."""
+"""Reasons in failure.json for which a run counts as waiting: it was stopped from outside and can continue."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Progress of one run."""
+    """The progress of one run: its state, its last round and the time that it still needs."""
 
     run: str
-    """The run's folder, relative to the results."""
+    """Folder of the run, as a path inside the results folder."""
     name: str
     state: State
     round: int
     """The last evaluated round."""
     rounds: int
     seconds_left: float
-    """Estimated time that the run still needs."""
+    """Estimated time in seconds that the run still needs."""
     reason: str | None = None
-    """Why it failed."""
+    """Why the run failed."""
 
 
 def status(suite: str, runs: Iterable[Run], results: Path) -> dict[str, Any]:
-    """The counts, the estimated time left, and the progress of each run, as `floral status --json` prints them.
+    """Return how many runs are in each state, the estimated time left, and the progress of each run.
 
-    `seconds_of_work` is the sum over running and waiting runs. `seconds_left` is the time for it, with as many runs at
-    once as run now; it is null if no run is running. Failed runs are in neither, because they may fail again.
+    `floral status --json` prints these values. `seconds_of_work` is the time that all running and waiting runs need,
+    added up. `seconds_left` is the time until they are finished, if as many runs train at once as now. It is null if
+    no run is running. Failed runs are not counted, because they may fail again.
     """
     runs = list(runs)
     expected = estimate.expected_costs(runs, results)
@@ -60,7 +61,7 @@ def status(suite: str, runs: Iterable[Run], results: Path) -> dict[str, Any]:
 
 
 def _progress(run: Run, results: Path, seconds: float) -> Progress:
-    """The progress of a run that needs `seconds` from start to end."""
+    """Return the progress of a run. `seconds` is the estimated time of the whole run."""
     folder, rounds = results / run.folder, run.task.rounds
     identity = {"run": str(run.folder), "name": f"{run.task.name} {run.variant.name} seed {run.seed}", "rounds": rounds}
     if is_finished(folder):
@@ -75,7 +76,7 @@ def _progress(run: Run, results: Path, seconds: float) -> Progress:
 
 
 def as_text(progress: dict[str, Any]) -> str:
-    """The counts, the time left, and a line for each running or failed run."""
+    """Return the progress as text: the number of runs in each state, the time left, and each running or failed run."""
     counts = ", ".join(f"{progress[state]} {state}" for state in STATES)
     lines = [f"suite {progress['suite']}: {run_count(progress['total'])}: {counts}"]
     if progress["seconds_left"] is not None:

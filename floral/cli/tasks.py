@@ -1,4 +1,4 @@
-"""List all tasks by data set: their clients, rounds and model, and whether their data are available."""
+"""List all tasks by data set, with clients, rounds and model, and whether the data are available."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ HEADS = ("task", "K", "C", "a round", "rounds", "model", "shift", "partition", "
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A task, with defaults filled in."""
+    """A task in the list of `floral tasks`. Keys that the file of the task leaves out have their defaults."""
 
     task: str
     title: str
     data: str
     """A name in config/data.lock, the path of custom data, or the kind of synthetic data."""
     exact: bool
-    """False for a lossy or partial copy: its results are not comparable with published ones."""
+    """False if the data are a lossy or partial copy, whose results cannot be compared with published ones."""
     note: str
     at_hand: str
-    """State of the data, one of `fetch.Availability`; only `floral fetch` checks contents and URLs."""
+    """Whether the data are there, one of `fetch.Availability`. Only `floral fetch` checks their content and URLs."""
     remedy: str
-    """If the data are missing: which file, and what to do."""
+    """If the data are missing: the missing file, and what to do. Otherwise empty."""
     clients: int
     clusters: int
     cohort: int
@@ -43,24 +43,27 @@ class Row:
 
     @property
     def values(self) -> dict[str, Any]:
-        """The columns for `--json`."""
+        """All fields as a dictionary, which `--json` prints."""
         return asdict(self)
 
     @property
     def cells(self) -> list[str]:
-        """The cells of the table, in the order of HEADS."""
+        """The cells of the task's line in the table, in the order of HEADS."""
         counts = [str(count) for count in (self.clients, self.clusters, self.cohort, self.rounds)]
         return [self.task, *counts, *map(_value_text, (self.model, self.shift, self.partition)), self.title]
 
 
 def rows(results: Path, data_dir: Path | None = None) -> list[Row]:
-    """All tasks of config/tasks, sorted by data set."""
+    """Return all tasks of config/tasks, sorted by data set."""
     tasks = [_row(catalogue.task(name), results, data_dir) for name in catalogue.names("tasks")]
     return sorted(tasks, key=lambda row: row.data)
 
 
 def text(rows: list[Row]) -> str:
-    """A table with one line per task, below a line for its data set: its state, and whether it is exact."""
+    """Return a table of all tasks, with one line per task. The tasks of one data set have a common heading.
+
+    The heading says whether the data are available, and whether they are a lossy or partial copy.
+    """
     columns = [row.cells for row in rows]
     widths = [max(map(len, column)) for column in zip(HEADS, *columns, strict=True)]
 
@@ -97,12 +100,15 @@ def _row(task: Task, results: Path, data_dir: Path | None) -> Row:
 
 
 def _non_default(values: Frozen) -> dict[str, Any]:
-    """The kind, and the values that differ from their defaults."""
+    """Return the key `kind` and all keys whose values differ from their defaults, with their values."""
     return {"kind": values.model_dump()["kind"], **values.model_dump(mode="json", exclude_defaults=True)}
 
 
 def _value_text(values: dict[str, Any]) -> str:
-    """Values as text: "dirichlet, alpha 0.1". For a list of lists, only its length: "class_groups, 20 groups"."""
+    """Return keys and values as text, such as "dirichlet, alpha 0.1".
+
+    A list of lists is too long, so only its length is given, such as "class_groups, 20 groups".
+    """
 
     def item(key: str, value: Any) -> str:
         is_nested = isinstance(value, list | tuple) and any(isinstance(member, list | tuple) for member in value)

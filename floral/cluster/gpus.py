@@ -1,4 +1,7 @@
-"""Choose the device of a run: the CPU, or a place on a GPU that the process holds until it ends."""
+"""Choose the device of a run: the CPU or a GPU.
+
+A GPU has `runs_per_gpu` places, and each run on the GPU holds one place.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ LOG = logging.getLogger("floral.train")
 
 @contextmanager
 def hold_device(device: str, runs_per_gpu: int) -> Iterator[torch.device]:
-    """Yield the requested device; on a GPU, hold one of its `runs_per_gpu` places and wait for a free one.
+    """Yield the device of a run. On a GPU, wait for a free place, and hold the place until the context ends.
+
+    A GPU has `runs_per_gpu` places, so that at most this number of runs share the GPU.
 
     Raises:
         ConfigError: `device` is "cuda" and there is no GPU.
@@ -37,7 +42,7 @@ def hold_device(device: str, runs_per_gpu: int) -> Iterator[torch.device]:
 
 
 def resolve_device(device: str) -> torch.device:
-    """Resolve "auto" to a GPU if there is one, else to the CPU.
+    """Return the device for "cpu", "cuda" or "auto". "auto" means a GPU if there is one, or else the CPU.
 
     Raises:
         ConfigError: `device` is "cuda" and there is no GPU.
@@ -45,19 +50,23 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: cuda: torch finds no GPU on this machine; use `device: cpu` or `device: auto`")
+        raise ConfigError("`device: cuda`: torch finds no GPU on this machine; use `device: cpu` or `device: auto`")
     return torch.device(device)
 
 
 def gpu_ids() -> list[str]:
-    """The UUIDs of the visible GPUs; their numbers depend on CUDA_VISIBLE_DEVICES of each process."""
+    """Return the UUIDs of the visible GPUs.
+
+    The numbers of the GPUs are not used, because they depend on CUDA_VISIBLE_DEVICES, which differs between processes.
+    """
     return [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
 
 
 def lease_folder(environment: Mapping[str, str]) -> Path:
-    """The folder with this user's GPU leases on this machine, outside the results, which machines may share.
+    """Return the folder of the lock files with which this user's runs hold places on the GPUs of this machine.
 
-    Every SLURM job has its own folder, because SLURM assigns it its own GPUs.
+    The folder is not in the results folder, because several machines may share the results folder. Every SLURM job has
+    its own folder, because SLURM gives every job its own GPUs.
     """
     folder = Path(tempfile.gettempdir()) / f"floral-gpus-{os.getuid()}"
     job = environment.get("SLURM_JOB_ID")

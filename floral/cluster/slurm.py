@@ -1,6 +1,6 @@
-"""SLURM jobs of a run: record each job and why it ended, and derive the memory and time that the next job requests.
+"""Record the SLURM jobs of a run and why they ended; compute the memory and time that the next job requests.
 
-This module does not import torch, because Snakemake calls it for every job of the DAG.
+Snakemake calls this module for every job that it plans. The module does not import torch, so that the calls are fast.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ NOT_ENDED = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "RE
 
 
 def record_start(folder: Path) -> None:
-    """Record that this job starts to work on the run; outside SLURM nothing is recorded.
+    """Record in jobs.json that this SLURM job starts to work on the run. Outside SLURM, do nothing.
 
-    A job with two entries in a row was requeued by SLURM.
+    If the last entry is of the same job, SLURM has requeued the job. The old entry then gets the reason "requeued".
     """
     if (this_job := os.environ.get("SLURM_JOB_ID")) is None:
         return
@@ -68,7 +68,7 @@ def record_start(folder: Path) -> None:
 
 
 def record_end(folder: Path, reason: str) -> None:
-    """Record why this job stopped working on the run."""
+    """Record in jobs.json why this SLURM job stopped working on the run."""
     jobs = read_jobs(folder)
     if jobs and jobs[-1]["job"] == os.environ.get("SLURM_JOB_ID"):
         jobs[-1]["reason"] = reason
@@ -76,10 +76,11 @@ def record_end(folder: Path, reason: str) -> None:
 
 
 def stop_reason(by: int) -> str:
-    """Why SLURM or the user stopped this job with the signal `by`: "walltime", "preempted" or "interrupted".
+    """Return why this job was stopped by the signal `by`: "walltime", "preempted" or "interrupted".
 
-    SIGUSR1 with time left means preemption. SLURM would count the job as failed, so it is requeued here. After SIGTERM
-    SLURM ends the job, and requeues it if configured.
+    SIGUSR1 long before the end of the walltime means that SLURM preempts the job. SLURM would count the job as failed,
+    so this function requeues it. After SIGTERM, SLURM ends the job itself, and requeues it if the cluster is set up to
+    do so.
     """
     this_job = os.environ.get("SLURM_JOB_ID")
     if this_job is None or by == signal.SIGINT:
@@ -92,7 +93,10 @@ def stop_reason(by: int) -> str:
 
 
 def seconds_left(job: str) -> float:
-    """Remaining walltime of a job in seconds: infinite without a limit, 0 after the limit."""
+    """Return the remaining walltime of a job in seconds.
+
+    The result is infinite if the job has no limit or SLURM does not answer, and 0 after the limit.
+    """
     output = (output_of("squeue", "--noheader", "--job", job, "--format", "%L") or "").strip()
     if output in ("UNLIMITED", "NOT_SET", ""):
         return math.inf
@@ -105,27 +109,30 @@ def seconds_left(job: str) -> float:
 
 
 def memory_mb(folder: Path, slurm: Slurm, measured_bytes: int | None) -> int:
-    """MB that a run's next job requests: 1.5 times the peak of finished runs of its task, or the configured memory.
+    """Return the memory in MB that the next job of a run requests.
 
-    It doubles after each job that ran out of memory.
+    This is 1.5 times `measured_bytes`, the peak memory of finished runs of the same task. Without such runs, the
+    configured memory is used. The memory is doubled for each job of this run that ran out of memory.
     """
     usual = slurm.memory if measured_bytes is None else max(500, math.ceil(1.5 * measured_bytes / 1e6))
     return usual << end_reasons(folder)[MEMORY]
 
 
 def minutes(folder: Path, slurm: Slurm, seconds: float) -> int:
-    """Minutes that a run's next job requests: TIME_FACTOR times the expected `seconds`, at most `walltime`.
+    """Return the minutes that the next job of a run requests.
 
-    It doubles after each job that ran out of time.
+    This is TIME_FACTOR times the expected `seconds`, and at least MIN_MINUTES. The time is doubled for each job of this
+    run that ran out of time. The time is never more than the configured `walltime`.
     """
     usual = max(MIN_MINUTES, math.ceil(TIME_FACTOR * seconds / 60))
     return min(usual << end_reasons(folder)[TIMEOUT], slurm.walltime)
 
 
 def end_reasons(folder: Path) -> Counter[str]:
-    """Count the reasons why jobs of this run ended.
+    """Count the reasons why the jobs of a run ended.
 
-    If the last job wrote none, its state in SLURM gives the reason, which goes to jobs.json and failure.json.
+    If the last job wrote no reason, the job's state in SLURM gives the reason. This reason is then written to jobs.json
+    and failure.json.
     """
     jobs = read_jobs(folder)
     last = jobs[-1] if jobs else None
@@ -139,7 +146,10 @@ def end_reasons(folder: Path) -> Counter[str]:
 
 
 def job_state(job: str) -> str | None:
-    """SLURM's state of a job: from the controller, or from the accounting once the controller has dropped the job."""
+    """Return the state of a job in SLURM, such as "TIMEOUT"; None if the job is unknown.
+
+    The state comes from SLURM's controller, or from the accounting after the controller has forgotten the job.
+    """
     output = output_of("scontrol", "show", "job", "--oneliner", job) or ""
     if match := re.search(r"\bJobState=(\w+)", output):
         return match[1]
@@ -148,7 +158,7 @@ def job_state(job: str) -> str | None:
 
 
 def write_failure(folder: Path, job: dict[str, Any], state: str | None) -> None:
-    """Write failure.json for a run whose killed process could not write it."""
+    """Write failure.json for a run whose process was killed before it could write the file."""
     path = folder / "failure.json"
     if path.exists() or is_finished(folder):
         return
@@ -170,63 +180,68 @@ def check_cluster(slurm: Slurm) -> None:
     """Check that this cluster would accept jobs with these settings.
 
     Raises:
-        ConfigError: SLURM is not installed, its controller does not answer, the partition is unknown, or SLURM refuses
-            the account.
+        ConfigError: SLURM is not installed, SLURM's controller does not answer, the partition is unknown, or SLURM
+            refuses the account.
     """
-    elsewhere = "run this on the cluster's login node, or use --profile local"
+    elsewhere = "run the command on the cluster's login node, or use `--profile local`"
     if missing := [name for name in ("sbatch", "squeue", "scontrol", "scancel", "sinfo") if shutil.which(name) is None]:
-        raise ConfigError(f"--profile slurm: no SLURM on this machine ({', '.join(missing)} not found): {elsewhere}")
+        raise ConfigError(
+            f"`--profile slurm`: there is no SLURM on this machine ({', '.join(missing)} not found); {elsewhere}"
+        )
     result = run_command("sinfo", "--noheader", "--format", "%R")
     if result.returncode:
         raise ConfigError(
-            f"--profile slurm: SLURM's controller does not answer ({last_line(result.stderr)}): "
+            f"`--profile slurm`: SLURM's controller does not answer ({last_line(result.stderr)}); "
             f"try `scontrol ping`, ask the administrators, or {elsewhere}"
         )
     partitions = sorted(set(result.stdout.split()))
     if slurm.partition is not None and slurm.partition not in partitions:
         raise ConfigError(
-            f"slurm: partition: unknown partition {slurm.partition!r}; this cluster has {', '.join(partitions)} "
-            '(set it in config/config.yaml, or by --config slurm="{partition: NAME}")'
+            f"`slurm: partition`: unknown partition {slurm.partition!r}; this cluster has {', '.join(partitions)}; "
+            'set one of these in config/config.yaml, or with `--config slurm="{partition: NAME}"`'
         )
     options = [f"--partition={slurm.partition}"] if slurm.partition else []
     options += [f"--account={slurm.account}"] if slurm.account else []
     result = run_command("sbatch", "--test-only", *options, "--time=1", "--mem=100", "--wrap=true")
     if result.returncode:
         raise ConfigError(
-            f"slurm: SLURM refuses a job of account {slurm.account or '(default)'} in partition "
+            f"SLURM refuses a job of account {slurm.account or '(default)'} in partition "
             f"{slurm.partition or '(default)'}: {last_line(result.stderr)}; "
-            "set `account` and `partition` under `slurm:` in config/config.yaml (list yours with `sacctmgr show user "
-            "$USER -s`, or ask the administrators)"
+            "set `account` and `partition` under `slurm:` in config/config.yaml (`sacctmgr show user $USER -s` lists "
+            "your accounts), or ask the administrators"
         )
 
 
 def refuse_second_call(results: Path) -> None:
-    """Lock the results until this process ends, so that no second call submits the same jobs.
+    """Lock the results folder until this process ends, so that no second process submits the same jobs.
 
     Raises:
-        ConfigError: another call holds the lock.
+        ConfigError: another process holds the lock.
     """
     path = results / ".slurm.lock"
     if (holder := hold_until_exit(path)) is not None:
         raise ConfigError(
-            f"{path}: {holder} is submitting the jobs of these results; wait for it or end it "
-            "(if its machine is gone, remove the file)"
+            f"{path}: {holder} is submitting the jobs of these results; wait for this process or end it (if the "
+            "machine of the process no longer runs, remove this file)"
         )
 
 
 def last_line(text: str) -> str:
-    """The last line of a command's output."""
+    """Return the last line of a command's output, or "no message" if the output is empty."""
     return (text.strip().splitlines() or ["no message"])[-1]
 
 
 def output_of(*command: str) -> str | None:
-    """Run a SLURM command and return its output; None if it fails."""
+    """Run a SLURM command and return its output; None if the command fails."""
     result = run_command(*command)
     return None if result.returncode else result.stdout
 
 
 def run_command(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a SLURM command. A timeout or a missing command gives exit code 1 and a message in stderr."""
+    """Run a SLURM command and return the ended process.
+
+    If the command is missing or does not end in time, the exit code is 1 and stderr has a message.
+    """
     try:
         return subprocess.run(
             command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_SECONDS, stdin=subprocess.DEVNULL
@@ -243,10 +258,10 @@ def run_command(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def read_jobs(folder: Path) -> list[dict[str, Any]]:
-    """The jobs that worked on a run; empty for a run without SLURM.
+    """Return the SLURM jobs that worked on a run, read from jobs.json. The list is empty for a run without SLURM.
 
     Raises:
-        ConfigError: the file is damaged.
+        ConfigError: jobs.json is damaged.
     """
     path = folder / JOBS
     try:
@@ -255,9 +270,9 @@ def read_jobs(folder: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{path}: damaged ({error!r}); remove it: it is only a record") from error
+        raise ConfigError(f"{path}: damaged ({error!r}); remove this file, which only records earlier jobs") from error
 
 
 def write_jobs(folder: Path, jobs: list[dict[str, Any]]) -> None:
-    """Write jobs.json."""
+    """Write the list of a run's SLURM jobs to jobs.json."""
     atomic(folder / JOBS, json.dumps(jobs, indent=1).encode())

@@ -1,4 +1,7 @@
-"""Stop a run on a signal: it ends or gives up its round, writes a checkpoint, and can be continued later."""
+"""Stop a run when a signal arrives. The run writes a checkpoint, so that it can be continued later.
+
+The current round is completed if this takes less than GRACE_SECONDS. Otherwise the round is dropped and repeated later.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stopped(KeyboardInterrupt):
-    """A run was asked to stop, and stopped."""
+    """Raised when a run stops because a signal asked it to stop."""
 
     def __init__(self, by: int) -> None:
         super().__init__(f"asked to stop by {signal.Signals(by).name}")
@@ -25,7 +28,10 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass
 class Stop:
-    """The first signal that asked a run to stop, and its time (monotonic seconds); false before any signal."""
+    """The first signal that asked a run to stop: its number `by`, and the time `at` in seconds of the monotonic clock.
+
+    `bool(stop)` is false until a signal arrives.
+    """
 
     by: int | None = None
     at: float = 0.0
@@ -34,9 +40,9 @@ class Stop:
         return self.by is not None
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Record the first signal; the handler of all SIGNALS.
+        """Record the first signal that arrives. This method handles all SIGNALS.
 
-        Further signals of a scheduler change nothing. A second Ctrl-C ends the process at once.
+        Later signals change nothing, except that a second Ctrl-C ends the process at once.
         """
         del frame
         if number == signal.SIGINT and self.by == signal.SIGINT:
@@ -45,12 +51,12 @@ class Stop:
             self.by, self.at = number, time.monotonic()
 
     def check_stop(self) -> None:
-        """End the current round if the signal is older than GRACE_SECONDS.
+        """Raise Stopped if a signal arrived more than GRACE_SECONDS ago. This ends the current round.
 
-        It is called where the work so far can be given up without a trace.
+        The simulation calls this method at points where it can drop the round without changing the state.
 
         Raises:
-            Stopped: the signal is older than that.
+            Stopped: a signal arrived more than GRACE_SECONDS ago.
         """
         if self.by is not None and time.monotonic() - self.at > GRACE_SECONDS:
             raise Stopped(self.by)
@@ -58,7 +64,10 @@ class Stop:
 
 @contextmanager
 def catch_signals() -> Iterator[Stop]:
-    """Yield a Stop that records the first of SIGNALS; restore the earlier handlers afterwards."""
+    """Yield a `Stop` that records the first of SIGNALS.
+
+    At the end of the context, the earlier signal handlers are restored.
+    """
     stop = Stop()
     handlers = {number: signal.signal(number, stop.on_signal) for number in SIGNALS}
     try:

@@ -1,13 +1,15 @@
-"""Start training as a fork of a process that has already imported torch, because the imports outlast a small run.
+"""Train runs in forks of a server process that has already imported torch.
 
-Snakemake's main process starts one such server (`WarmStart`) if it makes several runs on this machine. `floral train`
-sends it the arguments, environment, folder and open files, and waits for the exit code of the fork (`ask`). All else is
-as without a fork. Signals to `floral train` reach the fork, and a fork is killed when its client is killed. If no
-server answers, `floral train` trains in its own process, as it does on a GPU and with several threads. Nothing is
-seeded, computed or opened before the fork, so that results have equal bits. The server ends with its Snakemake. After a
-change of the package's code it forks no more.
+The imports take longer than a small run. Server: the process that is forked. Client: a `floral train` process that asks
+the server for a fork. Snakemake's main process starts one server (`WarmStart`) if it makes several runs on this
+machine. The client sends the server its arguments, environment, folder and open files, and waits for the exit code of
+the fork (`ask`).
 
-Server: the process that forks. Client: a `floral train` that asks for a fork.
+Signals to the client reach the fork, and the fork is killed when the client is killed. In all other respects the fork
+behaves as `floral train` without a server. If no server answers, the client trains in its own process. It also does so
+on a GPU and with several threads. Nothing is seeded, computed or opened before the fork, so that the results are
+bit-identical to those without a server. The server ends when Snakemake ends. If the package's code changes, the server
+makes no more forks.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ LENGTH_PREFIX_BYTES = 8
 
 
 def ask(address: str, arguments: list[str]) -> int | None:
-    """Run the command in a fork of the server and return its exit code; None if no server took the request."""
+    """Run a command in a fork of the server and return the exit code; None if no server accepted the request."""
     request = {"arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
     content = json.dumps(request).encode()
     with socket.socket(socket.AF_UNIX) as server:
@@ -63,7 +65,9 @@ def ask(address: str, arguments: list[str]) -> int | None:
         code = _receive_number(server)
     if code is None:  # the server was killed, so it could not end the fork
         _send_signal(pid, signal.SIGKILL)
-        raise SystemExit(f"floral {arguments[0]}: the warm start process was killed; call the same command to continue")
+        raise SystemExit(
+            f"floral {arguments[0]}: the process in which this run trained was killed; repeat the command to continue"
+        )
     return code
 
 
@@ -77,7 +81,7 @@ def _encode(value: int) -> bytes:
 
 
 def _receive_number(connection: socket.socket) -> int | None:
-    """Receive an integer; None if the other side closed the connection."""
+    """Receive an integer through the socket; None if the other process closed the connection."""
     try:
         content = connection.recv(LENGTH_PREFIX_BYTES, socket.MSG_WAITALL)
     except ConnectionError:
@@ -89,14 +93,17 @@ def _receive_number(connection: socket.socket) -> int | None:
 
 
 class WarmStart:
-    """A running server, as seen from the process that started it.
+    """A running server, as an object in the process that started it (the starter).
 
-    The server ends when its starter has ended, for whatever reason, and the last fork has ended. Forks hold no pipe of
-    the starter, so that the server sees the end of its starter while runs continue.
+    The server ends after the starter and the last fork have ended, even if the starter was killed. A pipe to the server
+    closes when the starter ends. Forks do not inherit this pipe, so that it closes although forks are still running.
     """
 
     def __init__(self, module: str) -> None:
-        """Start the server with `python -m module`; the module calls `serve` with the file number of its socket."""
+        """Start the server with the command `python -m module`.
+
+        The module gets the number of the socket's file as its argument, and calls `serve`.
+        """
         self.folder = Path(tempfile.mkdtemp(prefix="floral-"))
         environment = {key: value for key, value in os.environ.items() if key != ADDRESS}
         environment |= library_threads(1)  # forks compute on one thread
@@ -119,7 +126,7 @@ class WarmStart:
         os.environ[ADDRESS] = str(self.folder / "socket")
 
     def close(self) -> None:
-        """End the server and wait until it and its forks have ended."""
+        """End the server, and wait until the server and its forks have ended."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
@@ -128,7 +135,10 @@ class WarmStart:
 
     @staticmethod
     def possible() -> bool:
-        """Whether the system has pidfd_open, by which the server learns of a fork's end: Linux 5.3 and later."""
+        """Return whether this system has pidfd_open, as Linux 5.3 and later.
+
+        pidfd_open tells the server when a fork has ended.
+        """
         if not hasattr(os, "pidfd_open"):
             return False
         try:
@@ -139,9 +149,11 @@ class WarmStart:
 
 
 def serve(listener: socket.socket, starter: IO[Any], preload: Sequence[str], command: Callable[[], int]) -> None:
-    """Import the modules `preload`, and fork for every client until `starter` is closed and the last fork has ended.
+    """Import the modules `preload`, then make a fork for every client.
 
-    Signals to the whole process group are left to the forks, which write their checkpoints; the server waits for them.
+    The function returns after the pipe `starter` is closed and the last fork has ended. A signal to the whole process
+    group does not end the server: the forks get the signal too, write their checkpoints and end, and the server waits
+    for them.
     """
     loaded, handlers = newest(), {name: signal.signal(name, lambda number, frame: None) for name in FORWARDED_SIGNALS}
     with listener, selectors.DefaultSelector() as events:
@@ -173,17 +185,18 @@ def serve(listener: socket.socket, starter: IO[Any], preload: Sequence[str], com
 
 
 def newest() -> int:
-    """Time of the last change of the package's code, in nanoseconds since 1970."""
+    """Return the time of the last change of the package's code, in nanoseconds since 1970."""
     return max(path.stat().st_mtime_ns for path in Path(__file__).parents[1].rglob("*.py"))
 
 
 def _fork(
     listener: socket.socket, loaded: int, handlers: Mapping[signal.Signals, Any], command: Callable[[], int]
 ) -> tuple[int, int, socket.socket] | None:
-    """Fork for the next client: the fork's pidfd, its process id and the client's connection.
+    """Make a fork for the next client, and return the fork's pidfd, its process id and the connection to the client.
 
-    None without a fork: the request failed, the system allows no further process, or the code has changed since the
-    server `loaded` it. The client then trains in its own process.
+    The pidfd is a file number that tells the server when the fork ends. Return None if no fork was made: the request
+    failed, the system allows no further process, or the code has changed since the time `loaded` at which the server
+    imported it. The client then trains in its own process.
     """
     connection, _ = listener.accept()
     files: list[int] = []
@@ -215,7 +228,7 @@ def _fork(
 
 
 def _report_end(forks: dict[int, tuple[int, socket.socket]], pidfd: int, events: selectors.BaseSelector) -> None:
-    """Send a client the exit code of its fork; as in a shell, a fork killed by signal n has the code 128 + n."""
+    """Send a client the exit code of its fork. As in a shell, a fork that signal n killed has the exit code 128 + n."""
     pid, connection = forks.pop(pidfd)
     events.unregister(pidfd)
     os.close(pidfd)
@@ -230,7 +243,10 @@ def _report_end(forks: dict[int, tuple[int, socket.socket]], pidfd: int, events:
 def _run_fork(
     request: dict[str, Any], files: list[int], handlers: Mapping[signal.Signals, Any], command: Callable[[], int]
 ) -> None:
-    """Run the command in the fork, with the client's arguments, environment, folder and files, and exit."""
+    """Run the command in the fork and exit.
+
+    The fork uses the arguments, environment, folder and open files of the client.
+    """
     code = 1
     try:
         os.setpgid(0, 0)

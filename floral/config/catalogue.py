@@ -1,4 +1,4 @@
-"""Tasks, methods, variants, suites and fidelity switches by name, read from YAML."""
+"""Read tasks, methods, variants, suites and fidelity switches from the YAML files in config/, by name."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from floral.config.schema.task import Task
 
 
 def names(folder: str) -> list[str]:
-    """Return the names of the YAML files in a folder of config/."""
+    """Return the names of the YAML files in config/<folder>, without `.yaml`, sorted."""
     return sorted(path.stem for path in (paths.CONFIG_FOLDER / folder).glob("*.yaml"))
 
 
 @cache
 def _task_values(name: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the values of a task, merged over those of the task that it extends.
+    """Return the values of a task's YAML file, merged into the values of the task that its key `extends` names.
 
-    `children` are the tasks that led here by their keys `extends`, in order.
+    `children` are the tasks that extend this task, directly or through others. A task that extends itself is found
+    with them.
     """
     path = paths.CONFIG_FOLDER / "tasks" / f"{name}.yaml"
     if not path.exists():
@@ -42,16 +43,20 @@ def _task_values(name: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
     if parent is None:
         return values
     if not isinstance(parent, str):
-        raise ConfigError(f"{path}: extends: expected the name of one task (found {parent!r})")
+        raise ConfigError(f"{path}: extends: expected the name of one task, but found {parent!r}; write one name")
     chain = (*children, name)
     if parent in chain:
         circle = " → ".join((*chain[chain.index(parent) :], parent))
-        raise ConfigError(f"{path}: extends: {circle} never ends; remove `extends` from one of these tasks")
+        raise ConfigError(
+            f"{path}: these tasks extend each other in a circle: {circle}; remove `extends` from one of them"
+        )
     return merge(_task_values(parent, chain), values)
 
 
 def task(name: str, change: Mapping[str, Any] | None = None, where: str | None = None) -> Task:
-    """Read a task and update it by the values in `change`. Error messages name the file `where`.
+    """Return a task of config/tasks. The values in `change` replace those of its file.
+
+    `where` is the file that error messages name: the file of the task by default.
 
     Raises:
         ConfigError: the task, its model or its data set is unknown, or a value is wrong.
@@ -67,13 +72,13 @@ def task(name: str, change: Mapping[str, Any] | None = None, where: str | None =
 
 
 def benchmarks() -> list[str]:
-    """Return the names of all tasks that train something."""
+    """Return the names of all tasks except those with `data: nothing`, which train no model."""
     return [name for name in names("tasks") if not task(name).noop]
 
 
 @cache
 def plugins(folder: str) -> list[str]:
-    """Return the names of the modules in floral/<folder>. A new module needs no registration."""
+    """Return the names of the Python modules in floral/<folder>. A new module is found without registration."""
     return sorted(path.stem for path in (Path(__file__).parents[1] / folder).glob("*.py") if path.stem != "__init__")
 
 
@@ -83,17 +88,21 @@ OPTION_TYPES: Mapping[str, Any] = {
     "bool": Annotated[bool, Field(strict=True)],
     "str": Annotated[str, Field(strict=True)],
 }
-"""Allowed argument types of a model's `build`, beside tuples of them: positive ints, floats from 0, bools, words."""
+"""Types that an argument of a model's `build` may have, beside tuples of them, and their allowed values.
+
+Integers are positive, floats are at least 0, and text is any word.
+"""
 
 
 @cache
 def model_options(kind: str) -> type[Frozen]:
-    """Return a class that validates a task's `model:` keys.
+    """Return a class that validates the keys below `model:` in a task with this `kind` of model.
 
-    The keys are the keyword arguments of `build`, read from the source without importing torch.
+    The keys are the keyword arguments of the function `build` in floral/models/<kind>.py. They are read from its
+    source code, because an import of the file would import torch.
 
     Raises:
-        ConfigError: an argument of `build` has no type, or a type that is not in OPTION_TYPES.
+        ConfigError: an argument of `build` has no type annotation, or a type that is not in OPTION_TYPES.
     """
     source = (Path(__file__).parents[1] / "models" / f"{kind}.py").read_text(encoding="utf-8")
     body = ast.parse(source).body
@@ -114,59 +123,69 @@ def _option_type(annotation: ast.expr | None, where: str) -> Any:
             return ...
         case ast.Subscript(value=ast.Name(id="tuple"), slice=ast.Tuple(elts=parts)):
             return tuple[*(_option_type(part, where) for part in parts)]
-    text = "no type" if annotation is None else ast.unparse(annotation)
-    raise ConfigError(f"{where}: {text} cannot be checked; use {', '.join(OPTION_TYPES)} or a tuple of these")
+    text = "none" if annotation is None else ast.unparse(annotation)
+    raise ConfigError(
+        f"{where}: values of this argument cannot be checked (type annotation: {text}); "
+        f"use {', '.join(OPTION_TYPES)} or a tuple of these types"
+    )
 
 
 @cache
 def common_parameters() -> dict[str, Parameter]:
-    """Read the parameters that all methods have, from config/parameters.yaml."""
+    """Return the hyper-parameters that all methods have, by name. They are read from config/parameters.yaml."""
     path = paths.CONFIG_FOLDER / "parameters.yaml"
     return {name: parse(Parameter, row, f"{path}: {name}") for name, row in read(path).items()}
 
 
 @cache
 def method_file(name: str) -> MethodFile:
-    """Read a file of config/methods. The parameters that all methods have are appended.
+    """Return the content of config/methods/<name>.yaml, and append the hyper-parameters that all methods have.
 
     Raises:
-        ConfigError: a value is wrong, the method has no module, or a parameter has a reserved name.
+        ConfigError: a value is wrong, the method has no module in floral/methods, or one of its parameters has the
+            name of a parameter that all methods have.
     """
     path = paths.CONFIG_FOLDER / "methods" / f"{name}.yaml"
     parsed: MethodFile = parse(MethodFile, read(path), str(path))
     if name not in (modules := plugins("methods")):
-        raise suggest("method", name, modules, f"{path}: no module floral/methods/{name}.py")
+        raise suggest(
+            "method",
+            name,
+            modules,
+            f"{path}: there is no module floral/methods/{name}.py; write it, or rename this file",
+        )
     if reserved := sorted(parsed.parameters.keys() & common_parameters().keys()):
         raise ConfigError(
-            f"{path}: parameters: {reserved[0]} is already in {paths.CONFIG_FOLDER}/parameters.yaml; "
-            "give it another name"
+            f"{path}: parameters: all methods already have {reserved[0]!r} from {paths.CONFIG_FOLDER}/parameters.yaml; "
+            "give this parameter another name"
         )
     return parsed.model_copy(update={"parameters": {**parsed.parameters, **common_parameters()}})
 
 
 @cache
 def variant_index() -> dict[str, str]:
-    """Return variant → method for all files of config/methods.
+    """Return a mapping from the name of each variant to the name of its method, for all files of config/methods.
 
     Raises:
-        ConfigError: two methods have a variant with the same name.
+        ConfigError: two methods have variants with the same name.
     """
     index: dict[str, str] = {}
     for method in names("methods"):
         for name in method_file(method).variants:
             if name in index:
                 raise ConfigError(
-                    f"{paths.CONFIG_FOLDER}/methods/{method}.yaml: variant {name!r} is in {index[name]}.yaml "
-                    "too; rename one"
+                    f"{paths.CONFIG_FOLDER}/methods/{method}.yaml: the variant {name!r} exists already in "
+                    f"{index[name]}.yaml; rename one of the two"
                 )
             index[name] = method
     return index
 
 
 def variant(name: str, change: Mapping[str, Any] | None = None, where: str | None = None) -> Variant:
-    """Return a variant: the defaults of its method, updated by its own values and then by `change`.
+    """Return a variant with the value of every hyper-parameter.
 
-    Error messages about `change` name the place `where`.
+    The values are the defaults of the method. They are replaced first by the values of the variant in config/methods,
+    then by those in `change`. Error messages about values in `change` name the file and key `where`.
 
     Raises:
         ConfigError: the variant or a parameter is unknown, or a value is not allowed.
@@ -185,7 +204,7 @@ def variant(name: str, change: Mapping[str, Any] | None = None, where: str | Non
         try:
             params[key] = file.parameters[key].accept(value)
         except ValueError as error:
-            raise ConfigError(f"{place_of[key]}: {key}: {error} ({file.parameters[key].doc})") from None
+            raise ConfigError(f"{place_of[key]}: {key}: {error} (`{key}`: {file.parameters[key].doc})") from None
     equals = (*file.equals, *entry.equals)
     for rule in equals:
         if rule.variant not in index:
@@ -200,7 +219,7 @@ def variant(name: str, change: Mapping[str, Any] | None = None, where: str | Non
 
 @cache
 def switches() -> dict[str, Switch]:
-    """Read the fidelity switches of config/fidelity.yaml, in the order of the file."""
+    """Return the fidelity switches of config/fidelity.yaml by name, in the order of the file."""
     path = paths.CONFIG_FOLDER / "fidelity.yaml"
     return {name: parse(Switch, row, f"{path}: {name}") for name, row in read(path).items()}
 
@@ -208,7 +227,9 @@ def switches() -> dict[str, Switch]:
 def fidelity(
     name: Literal["official", "corrected"], change: Mapping[str, Any] | None = None, where: str = "switches"
 ) -> Fidelity:
-    """Return a fidelity with the value of every switch. `change` changes single switches.
+    """Return the fidelity `name` (`official` or `corrected`) with the resulting value of every fidelity switch.
+
+    `change` holds other values for single switches. Error messages about them name the file and key `where`.
 
     Raises:
         ConfigError: a switch is unknown, or a value is not allowed.
@@ -219,14 +240,15 @@ def fidelity(
         if key not in table:
             raise suggest("switch", key, table, where)
         if value not in table[key].choices:
-            raise ConfigError(f"{where}: {key}: {value!r} is not one of {', '.join(map(str, table[key].choices))}")
+            choices = ", ".join(map(str, table[key].choices))
+            raise ConfigError(f"{where}: {key}: this switch cannot be {value!r}; choose one of {choices}")
         values[key] = value
     return Fidelity(name=name, switches=values)
 
 
 @cache
 def suite(name: str) -> Suite:
-    """Read a suite.
+    """Return the suite that config/suites/<name>.yaml describes.
 
     Raises:
         ConfigError: the suite is unknown, or a value is wrong.

@@ -1,4 +1,4 @@
-"""Data sets: the entries of config/data.lock and custom data, with the hashes of their content."""
+"""Find the data set of a task, in config/data.lock or in the user's own files, and compute hashes of its content."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from floral.config.schema.data import NOTHING, CustomData, DataFile, DataSet, Sy
 from floral.io import files
 
 CUSTOM_PREFIX = "own-"
-"""Prefix of the name under which custom data are stored. A hash follows it."""
+"""Start of the name of the folder that stores custom data. A hash follows."""
 CUSTOM_VERSION = 2
-"""Version of the custom-data readers. Increase it when they produce other samples from the same files."""
-CUSTOM_ADVICE = "put it there, or name another in data.path of the task"
-"""Remedy for missing custom data."""
+"""Version of the readers of custom data. Increase it when the readers return other samples from the same files."""
+CUSTOM_ADVICE = "put it there, or name another in `data.path` of the task"
+"""Remedy in messages about missing custom data. "It" is the file or folder that the message names."""
 
 
 @cache
 def data_lock() -> dict[str, DataSet]:
-    """Read the data sets of config/data.lock by name."""
+    """Return the data sets of config/data.lock, by name."""
     path = paths.CONFIG_FOLDER / "data.lock"
     return {name: parse(DataSet, entry, f"{path}: {name}") for name, entry in read(path).items()}
 
 
 def data_set(data: str | CustomData) -> DataSet:
-    """Return the data set of a task: an entry of config/data.lock, or an equivalent one for custom data."""
+    """Return the data set of a task: its entry in config/data.lock, or an entry of the same form for custom data."""
     if isinstance(data, str):
         return data_lock()[data]
     path = custom_path(data)
@@ -39,9 +39,10 @@ def data_set(data: str | CustomData) -> DataSet:
 
 
 def stored_data(data: str | Synthetic | CustomData) -> str | Synthetic:
-    """Return the name under which data are stored.
+    """Return the name of the folder in results/data that stores the data. Synthetic data are returned unchanged.
 
-    The name of custom data contains a hash of their content and options, or of their path if they do not exist yet.
+    The name of custom data contains a hash of the data's content and options. If the data cannot be read, the hash is
+    of their path and options.
     """
     if not isinstance(data, CustomData):
         return data
@@ -51,20 +52,20 @@ def stored_data(data: str | Synthetic | CustomData) -> str | Synthetic:
 
 
 def why_unreadable(data: CustomData) -> str | None:
-    """Return which file or folder of custom data is missing or unreadable, or None if all can be read."""
+    """Return which file or folder of custom data is missing or unreadable, or None if all of them can be read."""
     return _content(custom_path(data))[1]
 
 
 def custom_path(data: CustomData) -> Path:
-    """Return the absolute path of custom data."""
+    """Return the absolute path of the file or folder of custom data."""
     return Path(data.path).expanduser().absolute()
 
 
 @cache
 def _content(path: Path) -> tuple[str | None, str | None]:
-    """Return (SHA-256, None) of custom data, or (None, why they cannot be read).
+    """Return two values: the SHA-256 of custom data, and why the data cannot be read. One of the two is None.
 
-    A process reads the data only once, so changes made while a command runs are found by the next command.
+    A process reads the data only once. If the files change while a command runs, the next command uses the new files.
     """
     if not path.exists():
         return None, f"{path} does not exist"
@@ -75,10 +76,11 @@ def _content(path: Path) -> tuple[str | None, str | None]:
 
 
 def data_digest(data: str | Synthetic | CustomData) -> str | None:
-    """Return a digest of the data that is known before they are fetched; None for synthetic or no data.
+    """Return a hash that identifies data before they are fetched. Return None for synthetic data and `data: nothing`.
 
-    It is computed from the hashes in data.lock, or from those of custom data. If a hash is null or the reader has
-    options, the name and options of the reader are included.
+    The hash is computed from the name of the data and the hashes of their files, which config/data.lock lists (for
+    custom data, the files are read). If one of these hashes is null, or if the reader has options, the hash also
+    covers the name and the options of the reader.
     """
     if isinstance(data, Synthetic) or data == NOTHING:
         return None

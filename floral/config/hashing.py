@@ -1,4 +1,4 @@
-"""The hash that is part of folder names."""
+"""Compute the short hash that is part of the names of result folders."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from typing import Any
 
 
 def hash8(value: Any) -> str:
-    """Return the first 8 hex digits of the SHA-256 of a value's JSON with sorted keys."""
+    """Return the first 8 hex digits of the SHA-256 of a value, which is first written as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""The folder that contains the YAML files."""
+"""The path of the folder that contains the project's YAML files."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ import os
 from pathlib import Path
 
 CONFIG_FOLDER = Path(os.environ.get("FLORAL_CONFIG", "config"))
-"""Folder of the YAML files, relative to the project's root, in which every command is called."""
+"""Folder of the YAML files. A relative path starts at the project's root, where every command is called."""

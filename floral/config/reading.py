@@ -1,4 +1,4 @@
-"""Read and validate YAML files, with errors that name file, key and remedy."""
+"""Read and validate YAML files. Error messages name the file, the key and the remedy."""
 
 from __future__ import annotations
 
@@ -13,38 +13,44 @@ from pydantic import BaseModel, Tag, ValidationError
 from floral.config.schema.base import Frozen
 
 TAGS = {"named", "synthetic", "custom"}
-"""Tags of the kinds of `data`. Pydantic puts them into the location of an error, but they are not keys."""
+"""Pydantic tags of the three kinds of `data`. Pydantic adds them to the location of an error, but they are no keys."""
 
 
 class ConfigError(ValueError):
-    """A value written by the user is wrong. The message names file, key and remedy."""
+    """The user has written a wrong value. The message names the file, the key and the remedy."""
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a YAML file that contains a mapping.
+    """Return the content of a YAML file, which must be a mapping of keys to values.
 
     Raises:
-        ConfigError: the file is not valid YAML, or contains something else.
+        ConfigError: the file is not valid YAML, or the content is not a mapping.
     """
     try:
         value = load_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML; correct it: {error}") from None
+        raise ConfigError(f"{path}: this file is not valid YAML; correct this place: {error}") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys to values, found {type(value).__name__}")
+        raise ConfigError(
+            f"{path}: expected a mapping of keys to values, found {type(value).__name__}; write lines `key: value`"
+        )
     return value
 
 
 def load_yaml(text: str) -> Any:
     """Parse YAML into plain values.
 
-    libyaml is used if PyYAML was built with it. It saves a tenth of a second at the start of every job.
+    If PyYAML was built with the C library libyaml, that library parses the text. This saves a tenth of a second at the
+    start of every job.
     """
     return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def suggest(kind: str, name: str, valid_names: Iterable[str], where: str | None = None) -> ConfigError:
-    """Return the error for an unknown name. It suggests the closest valid name or lists all valid names."""
+    """Return the error for an unknown name. Its message suggests the closest valid name, or lists all valid names.
+
+    `kind` says what the name stands for, such as "task". `where` is the file and key that contain the name.
+    """
     candidates = sorted(valid_names)
     near = difflib.get_close_matches(name, candidates, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(candidates) or 'none'}"
@@ -52,10 +58,10 @@ def suggest(kind: str, name: str, valid_names: Iterable[str], where: str | None 
 
 
 def parse(model: type[Frozen], values: Any, where: str) -> Any:
-    """Validate values against a model.
+    """Check values against a pydantic model and return an object of this model.
 
     Raises:
-        ConfigError: a value is wrong; the message names file, key and value.
+        ConfigError: a value is wrong. The message names the file `where`, the key and the value.
     """
     try:
         return model.model_validate(values)
@@ -71,7 +77,7 @@ def parse(model: type[Frozen], values: Any, where: str) -> Any:
                 place = f"{where}: {_key(parents)}" if parents else where
                 lines.append(str(suggest("key", str(name), _descriptions_at(model, parents), place)))
             elif problem["type"] == "missing" and (description := _descriptions_at(model, parents).get(str(name))):
-                lines.append(f"{where}: {key} is missing: {description} Add this key.")
+                lines.append(f"{where}: `{key}` is missing: {description} Add this key.")
             else:
                 # Without a key, the input is the whole mapping; printing it would only repeat the file.
                 text = f"{key}: {problem['msg']} (found {shortened(problem['input'])})" if key else problem["msg"]
@@ -84,13 +90,16 @@ def _key(location: Sequence[Any]) -> str:
 
 
 def shortened(value: Any) -> str:
-    """Return the text of a value in at most 60 characters."""
+    """Return the `repr` of a value, cut to at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _descriptions_at(model: type[BaseModel], location: Sequence[Any]) -> dict[str, str | None]:
-    """Return field → description for the model at a location within another model."""
+    """Return a mapping from field to description, for the model that lies at `location` inside another model.
+
+    `location` is the sequence of field names, list indices and tags that leads to it, as in an error of pydantic.
+    """
     members: dict[str | None, type[BaseModel]] = {}
     for part in location:
         if field := model.model_fields.get(str(part)):
@@ -102,7 +111,7 @@ def _descriptions_at(model: type[BaseModel], location: Sequence[Any]) -> dict[st
 
 
 def _models_in(annotation: Any) -> dict[str | None, type[BaseModel]]:
-    """Return the models within a type by tag. The tag is None for a model without Tag."""
+    """Return the pydantic models inside a type annotation, by their pydantic tag. The tag is None if there is none."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return {None: annotation}
     models: dict[str | None, type[BaseModel]] = {}
@@ -114,7 +123,10 @@ def _models_in(annotation: Any) -> dict[str | None, type[BaseModel]]:
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` updated by `change`, recursively. A mapping with another `kind` replaces the old mapping."""
+    """Return the values of `base`, replaced by those of `change`. Nested mappings are merged in the same way.
+
+    If a nested mapping in `change` has another `kind`, it replaces the old mapping instead.
+    """
     merged = dict(base)
     for key, value in change.items():
         old = merged.get(key)

@@ -1,4 +1,4 @@
-"""A run and its partition: the values that determine the results, and the hashes that name the folders."""
+"""Describe a run and its partition: the values that determine the results, and the hashes that name the folders."""
 
 from __future__ import annotations
 
@@ -18,31 +18,33 @@ from floral.config.schema.task import Task
 from floral.config.schema.tuning import Rates
 
 RESULTS_VERSION = 1
-"""Version of the results. Increase it when the numerics change, so that new results never mix with old ones."""
+"""Version of the results. Increase it when the same run gives other numbers, so that new and old results never mix."""
 
 
 class Run(Frozen):
-    """A training run: task × variant × seed, with all values resolved. Equal runs of several suites have one folder."""
+    """A training run (task × variant × seed) with all its values. Suites that contain the same run share its folder."""
 
     task: Task = Field(description="Task with all its values.")
     variant: Variant = Field(description="Variant with the value of every hyper-parameter.")
     seed: int = Field(description="Seed of the run.")
-    fidelity: Fidelity = Field(description="Fidelity with the value of every switch.")
-    own_rates: Rates | None = Field(default=None, description="Tuned learning rates; None for those of the task.")
+    fidelity: Fidelity = Field(description="Name of the fidelity, and the value of every fidelity switch.")
+    own_rates: Rates | None = Field(
+        default=None, description="Tuned learning rates; None if the run uses those of the task."
+    )
 
     @property
     def rates(self) -> Rates:
-        """The learning rates of the run: the tuned ones, or those of the task."""
+        """The learning rates of the run: the tuned learning rates if it has any, otherwise those of the task."""
         return self.own_rates or Rates(lr=self.task.lr, router_lr=self.task.router_lr)
 
     @property
     def partition_seed(self) -> int:
-        """The seed of the partition: the run's seed, or 42 if all seeds share one partition."""
+        """The seed of the partition: the run's seed, or 42 if the fidelity switch `partition` is `one`."""
         return 42 if self.fidelity["partition"] == "one" else self.seed
 
     @property
     def partition(self) -> PartitionJob:
-        """The partition that this run reads. All methods of a task, seed and fidelity share it."""
+        """The partition that this run reads. It is the same for all methods, if task, seed and fidelity are equal."""
         task = self.task
         full_share = {"share": 1.0} if self.fidelity["subset"] == "per_variant" else {}
         no_validation = {"validation": 0.0} if self.fidelity["validation"] == "none" else {}
@@ -56,23 +58,27 @@ class Run(Frozen):
 
     @property
     def hash8(self) -> str:
-        """The hash of everything that determines the results of the run."""
+        """The hash of all values that determine the results of the run. It is part of the name of the run's folder."""
         return hash8({"run": self.identity(), "partition": self.partition.hash8, "results_version": RESULTS_VERSION})
 
     @property
     def folder(self) -> Path:
-        """The run's folder, train/<task>/<variant>/seed<k>-<hash8>, relative to the folder of results."""
+        """The folder of the run, train/<task>/<variant>/seed<k>-<hash8>, as a path inside the results folder."""
         return Path("train") / self.task.name / self.variant.name / f"seed{self.seed}-{self.hash8}"
 
     @property
     def siblings(self) -> Path:
-        """<task>/<variant>/<hash8>, equal for runs that differ only in their seed."""
+        """The name <task>/<variant>/<hash8>, which is the same for all runs that differ only in their seed."""
         shared = {key: value for key, value in self.identity().items() if key != "seed"}
         content = {"run": shared, "data": data_sets.data_digest(self.task.data), "results_version": RESULTS_VERSION}
         return Path(self.task.name) / self.variant.name / hash8(content)
 
     def identity(self) -> dict[str, Any]:
-        """Return the values that determine the results: all except titles, descriptions and report-only switches."""
+        """Return the values that determine the results of the run, from which its hash is computed.
+
+        Titles, descriptions and switches that change only the report are left out. Parameters with `later: true` are
+        left out where they have their default.
+        """
         task = self.task.model_dump(mode="json", exclude={"title"})
         if isinstance(self.task.data, CustomData):
             task["data"] = data_sets.stored_data(
@@ -91,21 +97,23 @@ class Run(Frozen):
 
 
 class PartitionJob(Frozen):
-    """The values that determine a partition: one job of the partition stage."""
+    """The values that determine which samples each client holds. One `partition` job writes this partition."""
 
     task: str = Field(description="Name of the task.")
-    data: str | Synthetic = Field(description="Name of the stored data set, or the values of synthetic data.")
-    data_digest: str | None = Field(description="Digest of the data; None for synthetic data.")
-    data_seed: int | None = Field(description="Seed of synthetic data; None for data sets.")
+    data: str | Synthetic = Field(
+        description="Name of the folder that stores the data, or the values of synthetic data."
+    )
+    data_digest: str | None = Field(description="Hash of the content of the data; None for synthetic data.")
+    data_seed: int | None = Field(description="Seed that generates synthetic data; None for other data.")
     clients: int = Field(description="Number of clients that take part in training, K.")
-    clusters: int = Field(description="Number of true clusters, C.")
+    clusters: int = Field(description="Number of concepts (true clusters), C; 1 if nothing distinguishes the clusters.")
     partition: Partition = Field(description="How samples are assigned to clients.")
     unseen: Unseen | None = Field(default=None, exclude_if=is_none, description="Clients that join after training.")
     seed: int = Field(description="Seed of the partition.")
 
     @property
     def hash8(self) -> str:
-        """The hash of everything that determines the partition."""
+        """The hash of all values that determine the partition. It is part of the name of the partition's folder."""
         training = {
             "epochs",
             "samples",
@@ -114,5 +122,5 @@ class PartitionJob(Frozen):
 
     @property
     def folder(self) -> Path:
-        """The partition's folder, partition/<task>/seed<k>-<hash8>, relative to the folder of results."""
+        """The folder of the partition, partition/<task>/seed<k>-<hash8>, as a path inside the results folder."""
         return Path("partition") / self.task / f"seed{self.seed}-{self.hash8}"

@@ -1,4 +1,4 @@
-"""The axes and configurations of a search space, and the chosen values at its edges."""
+"""List the hyper-parameter configurations of a search space, and find chosen values at the edges of the space."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ from floral.config.schema.tuning import Configuration, Range, Rates, Space, Tuni
 
 RATES = tuple(Rates.model_fields)
 STRIDE = 7
-"""Step between the combinations of neighbouring learning rates, so that no value grows with the learning rate."""
+"""Distance in the list of combinations between those of two neighbouring learning rates.
+
+It prevents that a hyper-parameter grows with the learning rate.
+"""
 MAX_VALUES_WITHOUT_INTERIOR = 2
-"""An axis with at most this many values has no interior, so that its values are not reported as edges."""
+"""An axis with at most this many values has only edges. Its values are therefore not reported as edges."""
 
 Axes = Mapping[str, tuple[Any, ...]]
 """Name of a learning rate or hyper-parameter → its values, in order."""
 
 
 def axes_of(space: Space, tuning: Tuning, task: Rates) -> Axes:
-    """Return the axes of a search space, learning rates first, for a task with the learning rates `task`."""
+    """Return the values to try of each learning rate and hyper-parameter, with the learning rates first.
+
+    `task` holds the learning rates of the task. The values of the learning rates are multiples of these.
+    """
     lr = ladder(tuning.lr, task.lr, tuning.budget)
     return {"lr": lr, "router_lr": ladder(tuning.router_lr, task.router_lr, space.router_lr), **space.values}
 
@@ -27,7 +33,8 @@ def axes_of(space: Space, tuning: Tuning, task: Rates) -> Axes:
 def ladder(span: Range, of_task: float, count: int) -> tuple[float, ...]:
     """Return `count` learning rates, evenly spaced on a log scale. If `count` is 1, return the task's learning rate.
 
-    rate_i = of_task · lowest · (highest / lowest)^(i / (count - 1)), with three significant digits.
+    The learning rates run from `span.lowest` to `span.highest` times the task's learning rate `of_task`. Number i
+    (0, 1, …) is of_task · lowest · (highest / lowest)^(i / (count - 1)), with three significant digits.
     """
     if count == 1:
         return (of_task,)
@@ -36,10 +43,11 @@ def ladder(span: Range, of_task: float, count: int) -> tuple[float, ...]:
 
 
 def configurations(axes: Axes) -> list[Configuration]:
-    """Return one configuration for each learning rate. The combinations of the other axes are cycled through.
+    """Return one hyper-parameter configuration for each learning rate of model parameters.
 
-    So all methods try the same learning rates. With a full grid of the same size, a method with a three-valued
-    hyper-parameter would try only a third of the learning rates, and could lose for that reason alone.
+    Each configuration takes another combination of the remaining values, and the combinations repeat. So all methods
+    try the same learning rates. In a full grid of the same size, a method with a three-valued hyper-parameter would
+    try only a third of the learning rates, and could lose for that reason alone.
     """
     lr, *remaining = axes
     combinations = list(itertools.product(*(axes[name] for name in remaining)))
@@ -57,9 +65,9 @@ def configurations(axes: Axes) -> list[Configuration]:
 
 
 def edges(axes: Axes, rates: Rates, params: Mapping[str, Any]) -> list[str]:
-    """Return the names of the chosen values at an edge of a numeric axis.
+    """Return the names of the learning rates and hyper-parameters whose chosen value is the first or last one tried.
 
-    An edge is the first or the last of at least three values.
+    Only numbers with at least three values to try are checked.
     """
     point = {**rates.model_dump(), **params}
     return [

@@ -1,4 +1,4 @@
-"""The hyper-parameter search of a variant on a task: its rule, its search space and its runs."""
+"""Describe the hyper-parameter search of a variant on a task: its budget, search space and runs."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ from floral.config.search_space import RATES, axes_of, configurations
 
 
 class Search(Frozen):
-    """A hyper-parameter search of a variant on a task, which is one job of the stage tune.
+    """A hyper-parameter search of one variant on one task. One `tune` job makes all its runs.
 
-    It consists of 1 + `budget` runs per tuning seed.
+    The search has 1 + `budget` runs per tuning seed: one with the untuned values, and one per configuration.
     """
 
     task: Task = Field(
-        description="Task with the rounds of tuning runs, so that suites of any length share the search."
+        description="Task with the number of rounds of tuning runs, whatever the number of rounds in the suite."
     )
-    variant: Variant = Field(description="Variant with untuned hyper-parameters.")
+    variant: Variant = Field(description="Variant with its hyper-parameters before tuning.")
     fidelity: Fidelity = Field(description="Fidelity of the runs.")
-    tuning: Tuning = Field(description="Rule of the search, with the seeds of the task.")
+    tuning: Tuning = Field(description="Values of config/tuning.yaml, with the tuning seeds of this task.")
     axes: Mapping[str, tuple[Any, ...]] = Field(description="Learning rate or hyper-parameter → the values to try.")
 
     @property
     def configurations(self) -> list[Configuration]:
-        """The points of the search space, in order of the learning rate."""
+        """The hyper-parameter configurations to try, in the order of the learning rate."""
         return configurations(self.axes)
 
     def trial(self, seed: int, configuration: Configuration | None = None) -> Run:
-        """Return the run of a configuration, or of the untuned values."""
+        """Return the run with this seed and hyper-parameter configuration, or with the untuned values (None)."""
         run = Run(task=self.task, variant=self.variant, seed=seed, fidelity=self.fidelity)
         return run if configuration is None else with_values(run, configuration.rates, configuration.params)
 
     def references(self) -> list[Run]:
-        """Return the runs of the untuned values, one for each tuning seed."""
+        """Return the runs with the untuned values, one for each tuning seed."""
         return [self.trial(seed) for seed in self.tuning.seeds]
 
     @property
     def digest(self) -> str:
-        """The hash of everything that determines the search: untuned run, partitions, axes and seeds."""
+        """The hash of all that determines the search: the untuned run, partitions, values to try and tuning seeds."""
         runs = self.references()
         return hash8({
             "run": runs[0].identity(), "partitions": [run.partition.hash8 for run in runs],
@@ -62,12 +62,14 @@ class Search(Frozen):
 
     @property
     def folder(self) -> Path:
-        """The folder of the search, tune/<task>/<variant>/<digest>, relative to the folder of results."""
+        """The folder of the search, tune/<task>/<variant>/<digest>, as a path inside the results folder."""
         return Path("tune") / self.task.name / self.variant.name / self.digest
 
 
 def search_for(run: Run, where: str) -> Search:
-    """Return the search for the task and variant of a run. Error messages name the suite's file `where`.
+    """Return the hyper-parameter search for the task and variant of a run.
+
+    `where` is the suite's file, which error messages name.
 
     Raises:
         ConfigError: the task has no validation samples, a learning rate is 0, or the search space is wrong.
@@ -75,15 +77,16 @@ def search_for(run: Run, where: str) -> Search:
     task, rule = run.task, tuning().of(run.task.name)
     if run.fidelity["validation"] == "none" or task.partition.validation == 0:
         raise ConfigError(
-            f"{where}: tuned: {task.name} has no validation samples (fidelity {run.fidelity.name}, switch validation: "
-            f"{run.fidelity['validation']}; the task's partition.validation: {task.partition.validation:g}), and test "
-            "samples must not choose hyper-parameters; leave `tuned` out, or use fidelity: corrected"
+            f"{where}: tuning needs validation samples, but {task.name} has no validation samples (switch "
+            f"`validation: {run.fidelity['validation']}`, `partition.validation: {task.partition.validation:g}`); "
+            "remove the key `tuned`, or set `fidelity: corrected` and `partition.validation` above 0"
         )
     space, rates = search_space(run.variant.name), run.rates
     for name in RATES:
         if (name == "lr" or space.router_lr > 1) and getattr(rates, name) == 0:
             raise ConfigError(
-                f"{where}: tuned: {task.name} has {name}: 0, and every multiple of 0 is 0; set a positive {name}"
+                f"{where}: tuning tries multiples of the learning rate, but {task.name} has `{name}: 0`; set a "
+                f"positive `{name}`, or remove the key `tuned`"
             )
     short = {"rounds": rule.rounds(task.rounds), "eval_every": None}
     return Search(
@@ -93,14 +96,14 @@ def search_for(run: Run, where: str) -> Search:
 
 
 def with_values(run: Run, rates: Rates, params: Mapping[str, Any]) -> Run:
-    """Return the run with other learning rates and hyper-parameters."""
+    """Return a copy of the run with the learning rates `rates` and the hyper-parameters `params`."""
     variant = run.variant.model_copy(update={"params": {**run.variant.params, **params}})
     return run.model_copy(update={"variant": variant, "own_rates": rates})
 
 
 @cache
 def tuning() -> Tuning:
-    """Read config/tuning.yaml.
+    """Return the search budget and search ranges of config/tuning.yaml.
 
     Raises:
         ConfigError: a value is wrong, or `more_seeds` names an unknown task.
@@ -115,17 +118,18 @@ def tuning() -> Tuning:
 
 @cache
 def search_space(variant_name: str) -> Space:
-    """Return the search space of a variant: its own, or that of its method.
+    """Return the search space of a variant: a separate one if its method's file has one, or that of the method.
 
     Raises:
-        ConfigError: the method has no search space, or the space fits neither its parameters nor the budget.
+        ConfigError: the method has no file in config/search, the search space has a wrong parameter or value, or its
+            number of combinations does not divide the budget.
     """
     method = catalogue.variant_index()[variant_name]
     path = paths.CONFIG_FOLDER / "search" / f"{method}.yaml"
     if not path.exists():
         raise ConfigError(
-            f"{path}: no such file, so {method!r} has no search space; write it ({{}} to tune learning rates only), "
-            f"or put {variant_name!r} into a block without `tuned: true`"
+            f"{path}: no such file, so the method {method!r} has no search space; write the file (with {{}} to tune "
+            f"learning rates only), or put {variant_name!r} into a block without `tuned: true`"
         )
     file: SearchFile = parse(SearchFile, read(path), str(path))
     for name in file.variants:
@@ -138,9 +142,9 @@ def search_space(variant_name: str) -> Space:
 
 
 def _check_space(space: Space, variant_name: str, where: str, separate: bool) -> None:
-    """Raise ConfigError if a search space is wrong, as described in `search_space`.
+    """Raise ConfigError if a search space has a wrong parameter or value, or does not fit the budget.
 
-    `separate` says that the space belongs to the variant and not to its method.
+    `separate` says that the search space belongs to the variant and not to its method. `where` is its file and key.
     """
     file = catalogue.method_file(catalogue.variant_index()[variant_name])
     for key, values in space.values.items():
@@ -148,19 +152,20 @@ def _check_space(space: Space, variant_name: str, where: str, separate: bool) ->
             raise suggest("parameter", key, file.parameters, f"{where}: values")
         if key in file.variants[variant_name].set and not separate:
             raise ConfigError(
-                f"{where}: values: {variant_name!r} sets {key} itself; give this variant a search space under variants"
+                f"{where}: values: {variant_name!r} sets `{key}` itself; give this variant a search space of its own "
+                "under `variants`"
             )
         for value in values:
             try:
                 file.parameters[key].accept(value)
             except ValueError as error:
-                raise ConfigError(f"{where}: values: {key}: {error} ({file.parameters[key].doc})") from None
+                raise ConfigError(f"{where}: values: {key}: {error} (`{key}`: {file.parameters[key].doc})") from None
         if len(set(values)) < len(values):
-            raise ConfigError(f"{where}: values: {key}: {list(values)} contains a value twice; name it once")
+            raise ConfigError(f"{where}: values: {key}: {list(values)} contains a value twice; list each value once")
     sizes = {"router_lr": space.router_lr, **{key: len(values) for key, values in space.values.items()}}
     if (budget := tuning().budget) % (count := math.prod(sizes.values())):
         product = " × ".join(f"{size} of {key}" for key, size in sizes.items() if size > 1)
         raise ConfigError(
-            f"{where}: {product} make {count} combinations, which does not divide the {budget} configurations of every "
-            f"variant ({paths.CONFIG_FOLDER}/tuning.yaml); list fewer or more values"
+            f"{where}: {product} make {count} combinations, but {count} does not divide the `budget: {budget}` of "
+            f"{paths.CONFIG_FOLDER}/tuning.yaml; list fewer or more values"
         )

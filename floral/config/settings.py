@@ -1,4 +1,4 @@
-"""Settings of one call, from config/config.yaml, `--config` and the environment."""
+"""Read the settings of one call from config/config.yaml, `--config` and environment variables."""
 
 from __future__ import annotations
 
@@ -32,11 +32,15 @@ class Slurm(Frozen):
         description="Maximum time limit of a job in minutes; jobs request 3 times the expected time.",
     )
     memory: int = Field(
-        default=2000, ge=100, description="Memory of a job in MB, until a finished run of its task shows the need."
+        default=2000,
+        ge=100,
+        description="Memory of a job in MB, used until the memory of a finished run of the task is known.",
     )
     gpu: int = Field(default=0, ge=0, description="Number of GPUs of each training run; 0 trains on the CPU.")
     gpu_model: str | None = Field(default=None, description="GPU model by its name on the cluster; null for any model.")
-    short: float = Field(default=120, ge=0, description="Runs estimated to take at most this many seconds share a job.")
+    short: float = Field(
+        default=120, ge=0, description="Runs that take at most this many seconds, by estimate, share one job."
+    )
 
 
 class Settings(Frozen):
@@ -55,51 +59,59 @@ class Settings(Frozen):
         default=None, min_length=1, description="Seeds to which the suite is narrowed; null for all."
     )
     results: Path = Field(
-        default=Path("results"), description="Folder of runs, partitions and data; FLORAL_RESULTS overrides it."
+        default=Path("results"),
+        description="Results folder, with runs, partitions and data; FLORAL_RESULTS overrides this key.",
     )
-    reports: Path = Field(default=Path("reports"), description="Folder of the reports; FLORAL_REPORTS overrides it.")
+    reports: Path = Field(
+        default=Path("reports"), description="Folder of the reports; FLORAL_REPORTS overrides this key."
+    )
     data_dir: Path | None = Field(
-        default=None, description="Folder with raw data files that are already there; FLORAL_DATA overrides it."
+        default=None,
+        description="Folder with raw data files, which are then not downloaded; FLORAL_DATA overrides this key.",
     )
     tracking_uri: str | None = Field(
         default=None,
-        description="MLflow server or database; null for SQLite in results; FLORAL_TRACKING_URI overrides it.",
+        description="MLflow server or database; null: SQLite in `results`. FLORAL_TRACKING_URI overrides this key.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="cpu", description="Device of training; auto is a GPU if there is one."
+        default="cpu", description="Device that trains; `auto` uses a GPU if there is one."
     )
     backend: Literal["auto", "loop", "vmap", "batched"] = Field(
-        default="auto", description="How clients are simulated; it changes the speed, not the results."
+        default="auto", description="How clients are simulated; this changes the speed, not the results."
     )
     precision: Literal["fp32", "tf32", "bf16"] = Field(
-        default="fp32", description="Precision of matrix products; tf32 and bf16 change the results slightly."
+        default="fp32", description="Precision of matrix products; `tf32` and `bf16` change the results slightly."
     )
     runs_per_gpu: int = Field(
         default=1, gt=0, description="Maximum number of runs on one GPU at the same time; further runs wait."
     )
     checkpoint_seconds: float = Field(
-        default=60, gt=0, description="Time between checkpoints of a run in seconds, the most that a killed run loses."
+        default=60, gt=0, description="Seconds between two checkpoints of a run; a killed run loses at most this time."
     )
     allow_missing: bool = Field(
-        default=False, description="Whether runs with unavailable data are skipped and listed, instead of an error."
+        default=False,
+        description="Whether runs with unavailable data are skipped and listed; if not, they are an error.",
     )
-    reuse: bool = Field(default=True, description="Whether available results of reports/reference replace new runs.")
+    reuse: bool = Field(
+        default=True,
+        description="Whether runs are taken from reports/reference, if it has them, and not trained again.",
+    )
     slurm: Slurm = Field(default=Slurm(), description="Resources that jobs request from a SLURM cluster.")
 
     @field_validator("suite", "tasks", "variants", "seeds", mode="before")
     @classmethod
     def _wrap_single_value(cls, value: Any, info: ValidationInfo) -> Any:
         if value in ("", []) or (value is None and info.field_name == "suite"):
-            raise ValueError("this list is empty; give at least one entry, or leave the key out")
+            raise ValueError("this list is empty; give at least one entry, or remove the key")
         return [value] if isinstance(value, str | int) else value
 
     @property
     def narrowing(self) -> dict[str, tuple[Any, ...] | None]:
-        """The tasks, variants and seeds to which suites are restricted; None for all."""
+        """The `tasks`, `variants` and `seeds` to which the suites are narrowed. None stands for all."""
         return {"tasks": self.tasks, "variants": self.variants, "seeds": self.seeds}
 
     def environment(self) -> dict[str, str]:
-        """Return the environment variables of jobs: a PATH with this environment's `floral`, and the folders."""
+        """Return the environment variables of jobs: PATH, where this `floral` comes first, and the folders."""
         variables = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "FLORAL_RESULTS": str(self.results),
@@ -109,17 +121,18 @@ class Settings(Frozen):
         return variables | {name: str(value) for name, value in optional.items() if value}
 
     def runs(self) -> dict[str, list[Run]]:
-        """Return suite → its runs.
+        """Return the runs of each suite, by the name of the suite.
 
         Raises:
-            ConfigError: the YAML files or the narrowing are wrong.
+            ConfigError: a YAML file is wrong, or a task, variant or seed is unknown.
         """
         return {name: suite_runs(name, **self.narrowing) for name in dict.fromkeys(self.suite)}
 
     def searches(self) -> dict[str, tuple[str, Search]]:
-        """Return the searches that have no committed values, as folder → (suite, search).
+        """Return the hyper-parameter searches whose chosen values are not yet in config/tuned.
 
-        A search that two suites share is listed with the first suite.
+        The keys are the folders of the searches. The values are pairs: the name of the suite, and the search. A search
+        that two suites share is listed with the first suite.
         """
         by_suite = {name: suite_searches(name, self.tasks, self.variants) for name in dict.fromkeys(self.suite)}
         return {
@@ -131,9 +144,9 @@ class Settings(Frozen):
 
 
 def read_settings(values: Mapping[str, Any] | None = None) -> Settings:
-    """Validate `values` (by default config/config.yaml), overridden by environment variables.
+    """Return the settings from `values`, or from config/config.yaml. Environment variables override both.
 
-    Snakemake passes the file merged with `--config`.
+    Snakemake passes as `values` the content of the file, merged with the values of its option `--config`.
 
     Raises:
         ConfigError: the file is missing, or a value is wrong.
@@ -141,7 +154,7 @@ def read_settings(values: Mapping[str, Any] | None = None) -> Settings:
     path = paths.CONFIG_FOLDER / "config.yaml"
     if not path.exists():
         raise ConfigError(
-            f"{path}: no such file; call floral and snakemake in the project's root, where the Snakefile is"
+            f"{path}: no such file; call floral and snakemake in the project's root, which contains the Snakefile"
         )
     where = str(path) if values is None else f"{path} or --config"
     parsed: Settings = reading.parse(Settings, reading.read(path) if values is None else values, where)

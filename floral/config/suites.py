@@ -1,4 +1,4 @@
-"""The runs and the searches of a suite."""
+"""List the runs and the hyper-parameter searches of a suite."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def suite_runs(
     variants: Iterable[str] | None = None,
     seeds: Iterable[int] | None = None,
 ) -> list[Run]:
-    """Return all runs of a suite in its order, narrowed to `tasks`, `variants` and `seeds`.
+    """Return the runs of a suite in the order of its file. `tasks`, `variants` and `seeds` select some of them.
 
     Raises:
-        ConfigError: a name is unknown, or no run is left after narrowing.
-        Untuned: some of these runs need tuned values that are not committed.
+        ConfigError: a name is unknown, or no run is selected.
+        Untuned: some of these runs need tuned values that are not yet in config/tuned.
     """
     narrowed = {"task": tasks, "variant": variants, "seed": seeds}
     selected = {axis: None if values is None else set(values) for axis, values in narrowed.items()}
@@ -50,8 +50,8 @@ def suite_runs(
         for run in (template.model_copy(update={"seed": seed}) for seed in block_seeds):
             if runs.setdefault(run.folder, run).fidelity != run.fidelity:
                 raise ConfigError(
-                    f"{where}: switches: {run.task.name} {run.variant.name} seed {run.seed} is in two blocks that "
-                    "differ in report-only switches alone; give both the same"
+                    f"{where}: switches: {run.task.name} {run.variant.name} seed {run.seed} is in two blocks with the "
+                    "same results but different report-only switches; give both blocks the same switches"
                 )
     for axis, values in selected.items():
         for value in sorted((values or set()) - values_in_suite[axis], key=str):
@@ -61,7 +61,7 @@ def suite_runs(
         raise Untuned("\n".join([*lines, f"tune with: {tune_command(suite_name)}"]))
     if not runs:
         raise ConfigError(
-            f"suite {suite_name!r}: no run has these tasks, variants and seeds together; name fewer of them"
+            f"suite {suite_name!r}: no run has these tasks, variants and seeds together; leave out some of them"
         )
     return list(runs.values())
 
@@ -69,9 +69,9 @@ def suite_runs(
 def suite_searches(
     suite_name: str, tasks: Iterable[str] | None = None, variants: Iterable[str] | None = None
 ) -> dict[Path, Search]:
-    """Return the searches that the blocks with `tuned: true` of a suite need, by folder.
+    """Return the hyper-parameter searches that a suite needs for its blocks with `tuned: true`, by their folder.
 
-    `tasks` and `variants` narrow them.
+    `tasks` and `variants` select some of them.
 
     Raises:
         ConfigError: a variant has no search space that fits the budget, or a task has no validation samples.
@@ -84,16 +84,16 @@ def suite_searches(
             search = search_for(first, where)
             if searches.setdefault(key, search) != search:
                 raise ConfigError(
-                    f"{where}: tuned: {' '.join(key)} is in two blocks with other values; keep one of them, because "
-                    "config/tuned has a single entry for a task and variant"
+                    f"{where}: tuned: {' '.join(key)} is in two blocks with different values, but config/tuned has a "
+                    "single entry for a task and variant; remove one of the blocks"
                 )
     return {search.folder: search for search in searches.values()}
 
 
 def custom_data(name: str, suite_name: str | None = None) -> CustomData:
-    """Return custom data by the name of their task, or by the name under which they are stored.
+    """Return the custom data with this name: the name of their task, or of the folder that stores the data.
 
-    If a suite is named, its changes of the task apply.
+    With `suite_name`, the tasks are those of the suite, with the changes that the suite makes.
 
     Raises:
         ConfigError: no task has custom data with this name.
@@ -110,7 +110,10 @@ def custom_data(name: str, suite_name: str | None = None) -> CustomData:
 
 
 def _blocks(suite_name: str) -> Iterator[tuple[Block, str, Run]]:
-    """Yield (block, its file, untuned run of its first seed) for all tasks × variants of all blocks of a suite."""
+    """Yield three values for each task and variant in each block of a suite.
+
+    They are the block, the file of the block, and the run of the block's first seed with untuned values.
+    """
     blocks = list(_blocks_of_suites(suite_name))
     if any(block.tuned for block, _ in blocks):
         _check_seeds((block for block, _ in blocks), f"{paths.CONFIG_FOLDER}/suites/{suite_name}.yaml")
@@ -127,24 +130,26 @@ def _blocks(suite_name: str) -> Iterator[tuple[Block, str, Run]]:
             if run.variant.oracle and run.task.assumed_clusters is not None:
                 raise ConfigError(
                     f"{where}: variants: {variant_name!r} reads the true clusters, so it cannot assume another number "
-                    f"(assumed_clusters: {run.task.assumed_clusters}); leave the variant out"
+                    f"(`assumed_clusters: {run.task.assumed_clusters}`); leave out this variant"
                 )
             if block.tuned and (both := sorted(block.method.keys() & search_space(variant_name).values.keys())):
                 raise ConfigError(
-                    f"{where}: method: {', '.join(both)}: tuning chooses it for {variant_name!r}; leave it out"
+                    f"{where}: method: tuning chooses {', '.join(both)} for {variant_name!r}; leave this out"
                 )
             yield block, where, run
 
 
 def _blocks_of_suites(suite_name: str, including: tuple[str, ...] = ()) -> Iterator[tuple[Block, str]]:
-    """Yield (block, its file) for the suites that a suite includes, then for its own blocks.
+    """Yield each block of a suite and the file of the block. Blocks of included suites come first.
 
-    `including` are the suites that led to this one.
+    `including` are the names of the suites that include this one, directly or through others.
     """
     suite, where = catalogue.suite(suite_name), f"{paths.CONFIG_FOLDER}/suites/{suite_name}.yaml"
     if suite_name in including:
         circle = " → ".join((*including, suite_name))
-        raise ConfigError(f"{where}: suites: {circle}: a suite cannot include itself; leave one of them out")
+        raise ConfigError(
+            f"{where}: these suites include each other in a circle: {circle}; remove one of these names from `suites`"
+        )
     for name in suite.suites:
         yield from _blocks_of_suites(name, (*including, suite_name))
     for block in suite.runs:
@@ -152,10 +157,10 @@ def _blocks_of_suites(suite_name: str, including: tuple[str, ...] = ()) -> Itera
 
 
 def _check_seeds(blocks: Iterable[Block], where: str) -> None:
-    """Raise ConfigError if a suite with tuned values reports on a tuning seed of any task."""
+    """Raise ConfigError if one of these blocks has a seed that chose tuned values. `where` is the file of the suite."""
     tuning_seeds = {seed for seeds in (tuning().seeds, *tuning().more_seeds.values()) for seed in seeds}
     if both := sorted({seed for block in blocks for seed in block.seeds} & tuning_seeds):
         raise ConfigError(
-            f"{where}: seeds: {both} choose the tuned values ({paths.CONFIG_FOLDER}/tuning.yaml), so no suite with "
-            "`tuned: true` may report on them; use other seeds"
+            f"{where}: seeds: {both} choose the tuned values ({paths.CONFIG_FOLDER}/tuning.yaml), so a suite with "
+            "`tuned: true` must not report results of these seeds; use other seeds"
         )

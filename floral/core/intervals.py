@@ -20,7 +20,10 @@ the tenth highest draw."""
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean of n values and its interval [low, high], in the unit of the values; low and high are None for n = 1."""
+    """A mean of n values with its confidence interval [low, high], in the unit of the values.
+
+    low and high are None if there is only one value.
+    """
 
     mean: float
     low: float | None
@@ -29,26 +32,30 @@ class Interval:
 
     @property
     def half_width(self) -> float | None:
-        """Half the length of the interval; None without an interval."""
+        """Half the length of the interval, or None if there is no interval."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies above or below 0. False without an interval."""
+        """Whether the interval lies completely above or completely below 0. It is False if there is no interval."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Student's interval of a mean, m ± t(n - 1, (1 + level)/2) · s/√n, with s² = Σ(x - m)²/(n - 1).
+    """Return Student's t-interval of the mean of n values.
 
-    It assumes independent, approximately normal values. One value gives no interval; equal values give width 0.
+    The interval is m ± t · s/√n, with the mean m and the standard deviation s (divided by n - 1). t is the quantile (1
+    + level)/2 of Student's distribution with n - 1 degrees of freedom.
+
+    It assumes independent, approximately normal values. One value gives no interval. Equal values give an interval of
+    length 0.
 
     Raises:
-        ValueError: there are no values, or a value is not finite (a diverged run has no mean).
+        ValueError: there are no values, or a value is not finite (the mean of a diverged run does not exist).
     """
     x = np.asarray(values, dtype=float)
     if x.size == 0 or not np.isfinite(x).all():
-        raise ValueError(f"t_interval needs at least one value, and all finite: {list(values)}")
+        raise ValueError(f"a t-interval needs at least one value, and finite values only; found {list(values)}")
     mean = float(x.mean())
     if x.size == 1:
         return Interval(mean=mean, low=None, high=None, n=1)
@@ -57,9 +64,9 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """The interval of a mean over seeds.
+    """Return the confidence interval of a mean over seeds.
 
-    With fewer than MIN_SEEDS_FOR_BOOTSTRAP seeds it is the t-interval, otherwise the expanded bootstrap interval.
+    With fewer than MIN_SEEDS_FOR_BOOTSTRAP seeds this is the t-interval, otherwise the expanded bootstrap interval.
     """
     if len(values) < MIN_SEEDS_FOR_BOOTSTRAP or not np.isfinite(values).all():
         return t_interval(values, level)
@@ -70,13 +77,16 @@ def interval(values: Sequence[float], level: float = 0.95) -> Interval:
 def resampled(
     values: np.ndarray, weights: np.ndarray | None = None, draws: int = BOOTSTRAP_DRAWS, seed: int = 0
 ) -> np.ndarray:
-    """Hierarchical paired bootstrap of means: `values` [seeds S, clients K, methods M] → [draws, M].
+    """Return bootstrap draws [draws, M] of the mean over seeds, for M methods.
 
-    Each draw takes S seeds with replacement, and K clients with replacement from each of these seeds. All methods use
-    the same seeds and clients, so differences of columns are paired draws of the difference. A seed that is taken twice
-    has its clients drawn twice. The draw is the mean over its seeds of Σ_k n_k v_k / Σ_k n_k, with `weights` n > 0
-    [S, K]; None means equal weights. K = 1 resamples only seeds. Random numbers come from Philox(seed), so equal
-    arguments give equal draws.
+    `values` [S, K, M] holds one value for each of S seeds, K clients and M methods. Each draw takes S seeds with
+    replacement, and then K clients with replacement from each of these seeds. All methods get the same seeds and
+    clients in a draw. So the difference of two columns holds paired draws of the difference of two methods.
+
+    The draw is the mean over its seeds of Σ_k n_k v_k / Σ_k n_k. Here v_k is the value of client k, and n_k > 0 its
+    weight in `weights` [S, K]; None means equal weights. If a seed is taken twice, its clients are drawn twice,
+    independently. K = 1 resamples seeds only. The random numbers come from Philox(seed), so equal arguments give equal
+    draws.
 
     With equal weights, the variance of the draws is (S - 1)/S · s²/S + v/(S·K). Here s² is the variance of the S means
     (divided by S - 1), and v is the mean over seeds of the variance of the clients (divided by K). s² already contains
@@ -98,13 +108,16 @@ def resampled(
 
 
 def expanded(draws: np.ndarray, mean: float, n: int, level: float = 0.95) -> Interval:
-    """Hesterberg's expanded percentile interval of a mean of n seeds from its bootstrap `draws` [D].
+    """Return Hesterberg's expanded percentile interval of a mean over n seeds, computed from bootstrap `draws` [D] of
+    the mean.
 
-    Its ends are the draws' quantiles at α = Φ(-√(n/(n - 1))·t(n - 1, (1 + level)/2)) and at 1 - α. For normal values,
-    this is the t-interval. Plain percentiles are narrower, by the factor √((n - 1)/n) and by using z in place of t.
+    The ends of the interval are the quantiles α and 1 - α of the draws, with α = Φ(-√(n/(n - 1)) · t). Here Φ is the
+    normal distribution function, and t the quantile (1 + level)/2 of Student's distribution with n - 1 degrees of
+    freedom. For normal values, the result is the t-interval. The usual percentile interval is too narrow: it lacks the
+    factor √(n/(n - 1)), and has the normal quantile in place of t.
 
-    No draw is beyond the extreme seeds. With 5 seeds whose clients are similar, the coverage is therefore 0.92 instead
-    of 0.95.
+    If the clients of a seed are similar, no draw is outside the range of the seeds' means. With 5 such seeds, the
+    coverage is therefore 0.92 instead of 0.95.
 
     Source: Hesterberg, The American Statistician 69 (2015), section 4.4.
     """

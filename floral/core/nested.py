@@ -1,4 +1,4 @@
-"""Nested mappings as flat ones."""
+"""Turn nested mappings into flat mappings with dotted keys."""
 
 from __future__ import annotations
 

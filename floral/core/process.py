@@ -1,6 +1,7 @@
-"""Settings of a process that computes: threads, denormal numbers, freed memory.
+"""Settings of a process that computes: number of threads, denormal numbers, and use of freed memory.
 
-The module imports torch only inside its functions, so the command line can set environment variables before torch.
+The module imports torch only inside its functions, so that the command line can set environment variables before torch
+is imported.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ LIBRARIES = ("OMP", "MKL", "OPENBLAS", "GOTO", "NUMEXPR")
 
 
 def library_threads(threads: int) -> dict[str, str]:
-    """Environment variables that limit the threads of numerical libraries."""
+    """Return the environment variables that limit the threads of numerical libraries."""
     return {f"{library}_NUM_THREADS": str(threads) for library in LIBRARIES}
 
 
@@ -25,9 +26,10 @@ def set_library_threads(threads: int) -> None:
 
 
 def set_threads(threads: int) -> None:
-    """Set the threads inside one tensor operation, and flush denormal numbers to zero.
+    """Set the number of threads inside one tensor operation, and replace denormal numbers by zero.
 
-    Both hold for operations of the calling Python thread. MKL's operations follow the last call of any thread.
+    Both settings apply to operations of the calling Python thread. Operations of the library MKL use the number that
+    any Python thread set last.
     """
     import torch
 
@@ -37,7 +39,10 @@ def set_threads(threads: int) -> None:
 
 @contextmanager
 def operation_threads(threads: int | None = None) -> Iterator[None]:
-    """Restore the number of threads inside tensor operations after the block; `threads` sets it for the block."""
+    """Set the number of threads inside one tensor operation for a `with` block, and restore the old number afterwards.
+
+    If `threads` is None, the block starts with the old number, which is restored in case the block changes it.
+    """
     import torch
 
     before = torch.get_num_threads()
@@ -50,15 +55,16 @@ def operation_threads(threads: int | None = None) -> Iterator[None]:
 
 
 def configure_process(threads: int) -> None:
-    """Apply the settings of every process that trains: threads of an operation, and memory kept for the next round."""
+    """Apply the settings that every process for training needs: the number of threads, and the use of freed memory."""
     set_threads(threads)
     keep_freed_memory()
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks of memory for the next round, whose buffers have the same sizes.
+    """Let the C library glibc keep large freed blocks of memory for the next round, whose buffers have the same sizes.
 
-    Fetching them anew from the kernel, page by page, took up to half of a round. Other C libraries lack this option.
+    Without this setting, a round fetches them from the kernel again, page by page, which took up to half of its time.
+    Other C libraries do not have this setting.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,7 +1,8 @@
-"""Named random streams from one root seed: every random number is a pure function of (seed, purpose, counters).
+"""Named random numbers from one root seed: every random number is a function of the seed, a purpose and counters.
 
-There is no generator state, so a number depends neither on the order nor on the shape of the calls. Round 7 of client
-12 gets the same numbers after a resumption, in another chunk of clients, and on another backend.
+The purpose is a name, and the counters are integers such as round and client. There is no generator state, so a number
+depends neither on the order nor on the shape of the calls. Round 7 of client 12 gets the same numbers after a
+resumption, in another chunk of clients, and on another backend.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ _27, _30, _31, _11 = (np.uint64(value) for value in (27, 30, 31, 11))
 
 
 def bits(seed: int, purpose: str, *counters: Counter) -> npt.NDArray[np.uint64]:
-    """64 random bits per counter, in the shape of the broadcast counters.
+    """Return 64 random bits for each counter, in the shape to which the counters broadcast.
 
-    SplitMix64 starts at the hash of `purpose`, and absorbs the seed and then each counter by
-    z ← mix(z + γ·(counter + 1)). The last counter therefore walks through SplitMix64's own sequence, and two different
-    last counters never give the same bits.
+    The bits are a state z, which starts as the hash of `purpose`. The seed and then each counter change it by z ← mix(z
+    + γ·(counter + 1)), where mix and the constant γ are those of SplitMix64. For consecutive values of the last
+    counter, this is SplitMix64's own sequence. So two different values of the last counter never give the same bits.
 
     Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
     """
@@ -39,23 +40,27 @@ def bits(seed: int, purpose: str, *counters: Counter) -> npt.NDArray[np.uint64]:
 
 
 def uniform(seed: int, purpose: str, *counters: Counter) -> npt.NDArray[np.float64]:
-    """Uniform numbers in [0, 1) with 53 bits, one per counter."""
+    """Return a uniform number in [0, 1) with 53 random bits for each counter."""
     return _unit(bits(seed, purpose, *counters))
 
 
 def normal(seed: int, purpose: str, *counters: Counter) -> npt.NDArray[np.float64]:
-    """Standard normal numbers, one per counter: √(−2 log(1 − u))·cos(2πv) (Box and Muller 1958)."""
+    """Return a standard normal number for each counter.
+
+    It is √(−2 log(1 − u))·cos(2πv) for two uniform numbers u and v (Box and Muller 1958).
+    """
     state = bits(seed, purpose, *counters)
     radius = np.sqrt(-2.0 * np.log1p(-_unit(_absorb(state, 0))))
     return radius * np.cos(2.0 * np.pi * _unit(_absorb(state, 1)))
 
 
 def dirichlet(seed: int, purpose: str, *counters: Counter, alpha: float, size: int) -> npt.NDArray[np.float64]:
-    """A point of the symmetric Dirichlet(alpha) over `size` parts for each counter, shape [*counters, size].
+    """Draw a point from the symmetric Dirichlet(alpha) distribution over `size` parts for each counter, shape
+    [*counters, size].
 
-    Normalised gamma variables X(alpha) = X(alpha + 1)·u^(1/alpha), where X(alpha + 1) comes from the inverse of its
-    distribution function. They are computed in logarithms. For alpha near 0, one part then gets everything, and there
-    is no 0/0.
+    The point is a vector of gamma variables X(alpha), divided by their sum. X(alpha) is X(alpha + 1)·u^(1/alpha) with a
+    uniform u, where X(alpha + 1) comes from the inverse of its distribution function. The variables are computed as
+    logarithms, to avoid 0/0 for alpha near 0, where one part gets everything.
     """
     from scipy.special import gammaincinv, softmax  # takes 0.3 s to import, and only skewed partitions need it
 
@@ -66,7 +71,7 @@ def dirichlet(seed: int, purpose: str, *counters: Counter, alpha: float, size: i
 
 
 def permutation(seed: int, purpose: str, *counters: Counter, size: int) -> npt.NDArray[np.int64]:
-    """A random order of 0 … size−1 for each counter, shape [*counters, size]."""
+    """Return a random order of the numbers 0 … size−1 for each counter, shape [*counters, size]."""
     keys = bits(seed, purpose, *(np.asarray(counter)[..., None] for counter in counters), np.arange(size))
     # Keys that differ only in the last counter are never equal, so every sorting algorithm gives the same order.
     return np.argsort(keys, axis=-1)
@@ -75,7 +80,10 @@ def permutation(seed: int, purpose: str, *counters: Counter, size: int) -> npt.N
 def ranks(
     seed: int, purpose: str, counter: npt.NDArray[np.integer], group: npt.NDArray[np.integer]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """For each of N items, its rank from 0 in a random order of its group, and the size of its group, both [N]."""
+    """Return the rank of each of N items in a random order of its group, and the size of its group, both [N].
+
+    Ranks start at 0. `counter` [N] numbers the items, and `group` [N] is the group of each.
+    """
     order = np.lexsort((bits(seed, purpose, counter), group))
     size = np.bincount(group)
     place = np.empty(len(group), np.int64)
@@ -84,16 +92,19 @@ def ranks(
 
 
 def sample(seed: int, purpose: str, *counters: Counter, size: int, count: int) -> npt.NDArray[np.int64]:
-    """`count` different numbers of 0 … size−1 for each counter, sorted, shape [*counters, count].
+    """Draw `count` different numbers from 0 … size−1 for each counter, and return them sorted, shape [*counters,
+    count].
 
-    If `size` is large, these are the first `count` different numbers of a uniform sequence. This takes O(count) time,
-    and a permutation takes O(size). Both are exactly uniform without replacement.
+    If `size` is large, the function takes the first `count` different numbers of a uniform sequence. This needs time
+    O(count), and a permutation needs O(size). Both ways draw exactly uniformly without replacement.
 
     Raises:
         ValueError: `count` is negative or more than `size`.
     """
     if not 0 <= count <= size:
-        raise ValueError(f"cannot draw {count} different numbers out of {size}")
+        raise ValueError(
+            f"cannot draw {count} different numbers out of {size}; set `count` to a number from 0 to {size}"
+        )
     if size <= MAX_PERMUTED or SPARSE_RATIO * count > size:
         return np.sort(permutation(seed, purpose, *counters, size=size)[..., :count], axis=-1)
     outer = [np.asarray(counter)[..., None] for counter in counters]
@@ -108,7 +119,7 @@ def sample(seed: int, purpose: str, *counters: Counter, size: int, count: int) -
 
 
 def _below(size: int, random: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Exactly uniform numbers of 0 … size−1 from 64 random bits each, by rejection; rejected entries are `size`.
+    """Turn 64 random bits into an exactly uniform number from 0 … size−1, or into `size` if the bits are rejected.
 
     Values from the largest multiple of `size` up to 2⁶⁴ are rejected, because they would make some numbers more likely.
     """
@@ -117,7 +128,7 @@ def _below(size: int, random: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
 
 
 def _repeats(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Mask of the numbers that occur earlier along the last axis."""
+    """Return a mask of the numbers that have occurred before along the last axis."""
     order = np.argsort(numbers, axis=-1, kind="stable")
     ordered = np.take_along_axis(numbers, order, axis=-1)
     again = np.zeros(numbers.shape, bool)
@@ -134,7 +145,7 @@ def _key(purpose: str) -> npt.NDArray[np.uint64]:
 def _absorb(state: npt.NDArray[np.uint64], counter: Counter) -> npt.NDArray[np.uint64]:
     values = np.asarray(counter)
     if values.dtype.kind not in "iu":
-        raise TypeError(f"a counter must be an integer or an array of integers, not {values.dtype}")
+        raise TypeError(f"a counter has type {values.dtype}; use an integer or an array of integers")
     mixed = state + (values.astype(np.uint64) + np.uint64(1)) * _GOLDEN
     mixed = (mixed ^ (mixed >> _30)) * _FIRST
     mixed = (mixed ^ (mixed >> _27)) * _SECOND

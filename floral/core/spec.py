@@ -1,6 +1,6 @@
-"""The vocabulary: what a method states and what the engine reads. Nothing here computes.
+"""The types with which a method describes itself to the engine. This module computes nothing.
 
-Axes: K clients, M cohort, C clusters, B samples of a batch, R rank.
+Letters for axes: K clients, M clients of a round (the cohort), C clusters, B samples of a batch, R rank.
 """
 
 from __future__ import annotations
@@ -15,42 +15,49 @@ import torch
 from torch import Tensor
 
 Loss = Literal["cross_entropy", "token_cross_entropy", "mse"]
-"""Of text "token_cross_entropy": a row has T labels and outputs [T, classes], and loses their mean cross-entropy."""
+"""The loss of a task. "token_cross_entropy" is for text: a sample has T labels and outputs [T, classes], and its loss
+is the mean of their T cross-entropies."""
 
 Params = dict[str, Tensor]
 """Named tensors of one group, e.g. {"fc1.weight": ..., "fc1.bias": ...}."""
 
 View = dict[str, Params]
-"""What ONE client sees: group → its parameters, without a client axis; a CLUSTERED group keeps its axis C unless the
-method has a `Routing.cluster_of_client`, in which case it is the slice of the client's own cluster."""
+"""What ONE client sees: the parameters of each group, without a client axis. A CLUSTERED group keeps its axis C, unless
+the method has `Routing.cluster_of_client`: then it holds the values of the client's own cluster only."""
 
 Noise = Mapping[str, Tensor]
-"""Random inputs of one step, uniform on [0, 1), by name: made by the engine, so models call no random generator."""
+"""Random inputs of one local step by name, uniform on [0, 1). The engine makes them, so models call no random
+generator."""
 
 
 class Refused(ValueError):
-    """A method, adaptor or model cannot do what the task asks; the message gives the reason."""
+    """The error of a method, adaptor or model that cannot do what the task requires. The message gives the reason."""
 
 
 class Scope(StrEnum):
+    """Who holds the parameters of a group, and how the server averages them."""
+
     SHARED = "shared"
-    """One value for all, averaged with p(k) ∝ n_k."""
+    """All clients have the same value, averaged with weights p(k) ∝ n_k, the numbers of samples."""
     CLUSTERED = "clustered"
-    """Leading axis C, cluster c averaged with p(k|c) ∝ n_k·π_kc."""
+    """Each cluster c has a value (axis C), averaged with weights p(k|c) ∝ n_k·π_kc. Client k has the weight π_kc in
+    cluster c."""
     PRIVATE = "private"
-    """Leading axis K, stays with its client, written back only for the clients that took part."""
+    """Each client has a value (axis K), which is not sent. It changes only in rounds in which the client takes part."""
     FROZEN = "frozen"
-    """Never trained, never sent."""
+    """All clients have the same value, which is neither trained nor sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """A named group of parameters and who holds it.
+    """A named group of parameters: who holds it, its initial values, and how it is trained.
 
-    `init` returns the complete value: no leading axis (SHARED, FROZEN), axis C (CLUSTERED) or axis K (PRIVATE).
-    `server_lr` None is the task's. A `statistic` (a running mean, a responsibility) is changed by the forward pass or
-    by `Method.assign`, not by gradients; a `fixed` group (a given route) has values per client or cluster that never
-    change.
+    `init` returns the initial values of all clients or clusters together. They have axis C if the scope is CLUSTERED,
+    axis K if it is PRIVATE, and no leading axis otherwise. If `server_lr` is None, the task's server learning rate
+    applies.
+
+    A `statistic`, such as a running mean, is changed by the forward pass or by `Method.assign`, and gets no gradients.
+    A `fixed` group has values per client or cluster that never change, for example given cluster weights.
     """
 
     scope: Scope
@@ -67,7 +74,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Batch:
-    """x [B, ...] decoded inputs, y [B] labels or [B, d] targets, mask [B]: 1 for a sample, 0 for padding."""
+    """A batch of B samples of one client.
+
+    x [B, ...] holds the decoded inputs, and y the labels [B] or the targets [B, d] of a regression. mask [B] is 1 for a
+    sample and 0 for padding.
+    """
 
     x: Tensor
     y: Tensor
@@ -75,28 +86,33 @@ class Batch:
 
 
 class Predict(Protocol):
-    def __call__(self, view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
-        """Logits [B, outputs] of one client on x [B, ...], and the statistics that the pass changed.
+    """A function that computes the predictions of one client."""
 
-        `noise` None is evaluation: no noise, running statistics. `mask` [B] marks the samples that are no padding.
+    def __call__(self, view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
+        """Return the logits [B, outputs] of one client for inputs x [B, ...], and the statistics that this pass
+        changed.
+
+        If `noise` is None, the pass is an evaluation: without noise, and with running statistics. `mask` [B] is 1 for
+        samples and 0 for padding.
         """
         ...
 
 
 Penalty = Callable[[View, View, Noise], Tensor]
-"""(view, received view, draws) → a scalar added to the loss."""
+"""(view, received view, noise) → a scalar that is added to the loss."""
 
 
 SampleLoss = Callable[[View, View, Batch, Noise], tuple[Tensor, View]]
-"""(view, received view, batch, draws) → loss [B] of each sample of one client, and the statistics that it changed."""
+"""(view, received view, batch, noise) → the loss [B] of each sample of one client, and the changed statistics."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Phase:
-    """A stretch of local training: which groups train, for how many epochs (None: the task's), and how.
+    """A part of the local training of a round: which groups train, for how many epochs, and with which loss.
 
-    `predict` and `penalty` replace the method's own, for methods with a second model: Ditto trains the shared model on
-    its own loss and the personal one near what was received.
+    If `epochs` is None, the task's number of epochs applies. `predict` and `penalty` replace those of the method. A
+    method needs this if its clients have two models. For example, Ditto trains the shared model on its own loss. It
+    then trains the personal model, with a penalty for its distance from the received model.
     """
 
     train: tuple[str, ...]
@@ -104,28 +120,31 @@ class Phase:
     predict: Predict | None = None
     penalty: Penalty | None = None
     when: Callable[[int, int], bool] | None = None
-    """(round from 1, rounds in all) → whether the phase takes place; None: in every round. Groups that no phase of a
-    round trains are neither averaged nor sent up in it, but for statistics and what `ServerStep.upload` makes."""
+    """(round, number of rounds) → whether the phase takes place; None: in every round. Rounds are counted from 1.
+
+    A group that no phase of a round trains is neither averaged nor sent to the server in this round, except for
+    statistics and the groups of `ServerStep.upload`."""
     floats_sent: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Group → floats (down, up) in rounds with this phase, in addition to `Cost.floats_sent`."""
 
 
 Objective = Callable[[View, View, Batch, Noise], tuple[Tensor, View]]
-"""(trained, fixed, batch, draws) → (loss, changed statistics) of one client on one batch."""
+"""(trained groups, fixed groups, batch, noise) → (loss, changed statistics) of one client on one batch."""
 
 Assign = Callable[[View, Batch], View]
-"""(view, all training rows) → new values of PRIVATE groups of one client at the start of its round."""
+"""(view, all training samples) → new values of PRIVATE groups of one client at the start of its round."""
 
 LocalStep = Callable[[Objective, View, View, Batch, Noise, Mapping[str, float]], tuple[View, View, Tensor]]
-"""(objective, trained, fixed, batch, draws, lr by group) → (trained, changed statistics, loss)."""
+"""(objective, trained groups, fixed groups, batch, noise, learning rates by group) → (new values of the trained groups,
+changed statistics, loss)."""
 
 
 @dataclass(frozen=True)
 class ClientVectors:
-    """One vector per client of a round, which the server reads one by one, not only in a sum.
+    """One vector from each client of a round, for a server step that needs more than the sum of the vectors.
 
-    `clients` [M] are the clients of the round in the order of the cohort, `share` [M] their weights p(k), `vectors`
-    [M, d] what they sent.
+    `clients` [M] holds the numbers of the round's clients, `share` [M] their weights p(k), and `vectors` [M, d] what
+    they sent. All three have the order of the cohort.
     """
 
     clients: Tensor
@@ -135,10 +154,11 @@ class ClientVectors:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerView:
-    """A round as the server sees it after its optimiser's step; rounds count from 1.
+    """What the server knows after the step of its optimiser in a round. Rounds are counted from 1.
 
-    `before` has all groups complete (PRIVATE ones [K, ...] as their clients left them). `means` and `after` have the
-    averaged groups of the round, before and after the optimiser's step.
+    `before` holds all groups as they were before the averaging. PRIVATE groups are [K, ...], with the values after the
+    clients' training. `means` holds the averages of the groups that the round averages. `after` holds the same groups
+    after the optimiser's step.
     """
 
     round: int
@@ -150,8 +170,11 @@ class ServerView:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimiser:
-    """The server's step on g = old - mean (arXiv 2003.00295): SGD, whose lr 1 is plain averaging, SGD with momentum β1
-    (FedAvgM, arXiv 1909.06335) or Adam with (β1, β2) and ε, by default PyTorch's and the published CIFAR-100 task's."""
+    """The server optimiser, which changes a group by the difference g = old value - mean (arXiv 2003.00295).
+
+    The kinds are SGD, SGD with momentum β1 (FedAvgM, arXiv 1909.06335), and Adam with β1, β2 and ε. SGD with learning
+    rate 1 is plain averaging. The default β1, β2 and ε are those of PyTorch and of the published CIFAR-100 task.
+    """
 
     kind: Literal["sgd", "momentum", "adam"]
     lr: float
@@ -161,26 +184,31 @@ class Optimiser:
 
 @dataclass(frozen=True, kw_only=True)
 class Routing:
-    """How clients belong to the clusters of CLUSTERED groups. A method without such groups needs nothing here.
+    """How the clients belong to the clusters of CLUSTERED groups.
 
-    A CLUSTERED group that is averaged needs `log_route` or `cluster_of_client`.
+    A method without CLUSTERED groups leaves all fields at their defaults. A CLUSTERED group that is averaged needs
+    `log_route` or `cluster_of_client`.
     """
 
     log_route: Callable[[View], Tensor] | None = None
     """log π_k [C] of one client: the weight of its update in each cluster. The report shows it too."""
     served_log_route: Callable[[View], Tensor] | None = None
-    """log π_k [C] for the report, where evaluation mixes by other weights than the server."""
+    """log π_k [C] for the report, if a client predicts with other weights than those of its update."""
     serves_one_cluster: bool = False
-    """A client sees all clusters, but predicts with and sends at most one of them. Its costs count one."""
+    """Whether a client receives all clusters, but predicts with at most one of them and sends at most one. Its costs
+    count one cluster."""
     cluster_of_client: Tensor | None = None
-    """[K] the fixed cluster of each client, which then holds, trains and sends the slice of that cluster only."""
+    """The fixed cluster [K] of each client. A client then holds, trains and sends the values of its cluster only."""
     clusters: int | None = None
     """C of the method's CLUSTERED groups. None: the task's number of clusters."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerStep:
-    """What the server receives and does, where that is not FedAvg's mean and the task's optimiser."""
+    """What the server receives and does in a round, for methods that differ from FedAvg.
+
+    The defaults are FedAvg's average and the task's server optimiser.
+    """
 
     upload: Mapping[str, Callable[[View], Params]] = field(default_factory=dict)
     """Averaged group → the parameters that a client sends for it after training, in place of its own values.
@@ -196,20 +224,27 @@ class ServerStep:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What training costs a client, where that is not one pass of the task's model and the groups' own sizes."""
+    """The cost of training for a client, for methods whose cost does not follow from their model and groups.
+
+    The defaults are one forward-backward pass of the task's model per sample, and the sizes of the groups that are
+    sent.
+    """
 
     passes_per_sample: float = 1.0
     """Cost of one sample in forward-backward passes of the task's own model, by multiply-adds."""
     assign_passes_per_sample: float = 0.0
-    """Cost of `Method.assign` per training sample and round, in the same unit. A forward pass alone is 1/3."""
+    """Cost of `Method.assign` per training sample and round, in forward-backward passes. A forward pass is 1/3."""
     floats_sent: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """Group → floats (down, up) per client and round, where the scope does not say it. Router logits are PRIVATE, yet
-    clients send them."""
+    """Group → floats (down, up) per client and round, for groups whose scope does not determine them. For example,
+    router logits are PRIVATE, but clients send them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A method: its groups of parameters and small functions for ONE client. Every default is FedAvg's."""
+    """A federated method: its groups of parameters, and functions that the engine calls for ONE client.
+
+    Fields that a method does not set are those of FedAvg.
+    """
 
     groups: Mapping[str, Group]
     predict: Predict
@@ -248,25 +283,34 @@ class Method:
     prepare: Callable[[Tensor, Tensor], View] | None = None
     """(x, y) of all training samples → initial values that replace those of `init`."""
     pool: Literal["all", "cluster"] | None = None
-    """Trains on pooled data: of all clients, or of the clients of one true cluster. A pool sends nothing."""
+    """Train on the pooled data of all clients ("all"), or of the clients of each true cluster ("cluster"). None:
+    without pools. A pool sends nothing."""
     join: Callable[[View], View] | None = None
     """View of a client that joins after training → the PRIVATE values it starts with. None: those of `init`.
-    A personal model that is held near the shared model starts at it."""
+
+    For example, a personal model with a penalty for its distance from the shared model starts as the shared model."""
 
     @property
     def statistics(self) -> tuple[str, ...]:
+        """The names of the groups that hold statistics."""
         return tuple(name for name, group in self.groups.items() if group.statistic)
 
     @property
     def trained(self) -> tuple[str, ...]:
+        """The names of the groups that are trained."""
         return tuple(name for name, group in self.groups.items() if group.trained)
 
     def preconditioned_by(self, group: str) -> tuple[str, ...]:
-        """The groups whose values the preconditioner of a group gets."""
+        """Return the names of the groups whose values the preconditioner of `group` needs: `group` itself, and further
+        ones.
+        """
         return (group, *self.preconditioner_inputs.get(group, ()))
 
     def changing(self, phases: tuple[Phase, ...]) -> tuple[str, ...]:
-        """The groups that a round with these phases may change: trained ones, statistics, and what is uploaded."""
+        """Return the groups that a round with these phases may change.
+
+        These are the trained groups, the statistics, and the groups that clients upload in place of trained values.
+        """
         trained = {group for phase in phases for group in phase.train}
         changing = trained | set(self.statistics) | set(self.server.upload)
         return tuple(name for name in self.groups if name in changing)
@@ -276,22 +320,26 @@ class Method:
         return (Phase(train=self.trained),)
 
     def phases_of(self, round: int, rounds: int) -> tuple[Phase, ...]:
-        """The phases of a round: those that take place in it, or the one that trains everything.
+        """Return the phases that take place in a round.
+
+        A method without phases has one phase, which trains all trained groups.
 
         Raises:
-            ValueError: the method has phases, and none takes place.
+            ValueError: the method has phases, but none takes place in this round.
         """
         if self.phases is None:
             return self._joint
         phases = tuple(phase for phase in self.phases if phase.when is None or phase.when(round, rounds))
         if self.phases and not phases:
-            raise ValueError(f"no phase takes place in round {round} of {rounds}")
+            raise ValueError(
+                f"no phase of the method takes place in round {round} of {rounds}; change the `when` of its phases"
+            )
         return phases
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What a task gives to a method: the model, the sizes, the rates, the fidelity switches and the seed."""
+    """What a task gives to a method: the model, the sizes, the learning rates, the fidelity switches and the seed."""
 
     build_model: Callable[..., Any]
     """`build_model(width=1.0)` → the task's model, its hidden layers widened by `width`."""
@@ -300,11 +348,11 @@ class Problem:
     """Clients of one round."""
     clusters: int
     true_cluster: Tensor
-    """[K]; for oracle methods and for the report only."""
+    """The true cluster [K] of each client, for oracle methods and for the report only."""
     lr: float
     router_lr: float
     shape: tuple[int, ...]
-    """Of one input."""
+    """Shape of one input."""
     outputs: int
     batch: int
     loss: Loss

@@ -1,4 +1,4 @@
-"""Named random streams of tensors, e.g. for the initial values of a model."""
+"""Named streams of random tensors, for example for the initial values of a model."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from floral.core import seeds
 
 @dataclass(frozen=True)
 class Stream:
-    """Random tensors that depend only on (seed, purpose, counters), not on earlier draws."""
+    """A stream of random tensors that depend only on the seed, the purpose and the counters, not on earlier draws."""
 
     seed: int
     purpose: str
     counters: tuple[int, ...] = ()
 
     def of(self, name: str) -> Stream:
-        """The stream for a named part, e.g. a layer or an adaptor."""
+        """Return the stream for a named part, for example a layer or an adaptor."""
         return replace(self, purpose=f"{self.purpose}/{name}")
 
     def at(self, *counters: int) -> Stream:
-        """The stream for one cluster or client, given by its counters."""
+        """Return the stream for one cluster or client, which is given by its counters."""
         return replace(self, counters=(*self.counters, *counters))
 
     def uniform(self, name: str, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Tensor:
-        """A float32 tensor of `shape`, uniform on [low, high)."""
+        """Return a float32 tensor of `shape` with uniform values in [low, high)."""
         index = np.arange(math.prod(shape), dtype=np.uint64)
         values = seeds.uniform(self.seed, f"{self.purpose}/{name}", *self.counters, index)
         return torch.from_numpy((low + (high - low) * values).astype(np.float32)).reshape(shape)
 
     def normal(self, name: str, shape: tuple[int, ...], deviation: float = 1.0) -> Tensor:
-        """A float32 tensor of `shape`, normal with mean 0 and the given standard deviation."""
+        """Return a float32 tensor of `shape` with normal values of mean 0 and standard deviation `deviation`."""
         index = np.arange(math.prod(shape), dtype=np.uint64)
         values = seeds.normal(self.seed, f"{self.purpose}/{name}", *self.counters, index)
         return torch.from_numpy((deviation * values).astype(np.float32)).reshape(shape)
 
     def integers(self, name: str, count: int, high: int) -> Tensor:
-        """An int64 tensor [count], uniform on 0 … high - 1."""
+        """Return an int64 tensor [count] with uniform values from 0 to high - 1."""
         return (self.uniform(name, (count,)).double() * high).long().clamp(max=high - 1)
 
 

@@ -1,4 +1,4 @@
-"""Units of sizes, and counts, durations and sizes as text; the number of clients in the worst decile."""
+"""Counts, durations and sizes as text, the bytes of a sent parameter, and the number of clients in the worst decile."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ BYTES_PER_FLOAT = 4
 
 
 def run_count(runs: int) -> str:
-    """A number of runs as text, e.g. "1 run" or "2 runs"."""
+    """Return a number of runs as text, for example "1 run" or "2 runs"."""
     return f"{runs} run{'s' * (runs != 1)}"
 
 
 def duration(seconds: float) -> str:
-    """A duration as rounded text, e.g. "25 s", "3 min" or "1.5 h"."""
+    """Return a duration as rounded text, for example "25 s", "3 min" or "1.5 h"."""
     if seconds < 55:
         return f"{max(5, 5 * round(seconds / 5))} s"
     if seconds < 90 * 60:
@@ -21,10 +21,10 @@ def duration(seconds: float) -> str:
 
 
 def file_size(size: float) -> str:
-    """A size in bytes as text, e.g. "3 MB" or "1.2 GB"."""
+    """Return a size in bytes as rounded text, for example "3 MB" or "1.2 GB"."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
 
 
 def decile_count(clients: int) -> int:
-    """Number of clients in the worst decile: a tenth of the clients, rounded, at least 1."""
+    """Return the number of clients in the worst decile: a tenth of all clients, rounded, and at least 1."""
     return max(1, round(clients / 10))

@@ -1,4 +1,7 @@
-"""Random flips and crops of training images, as a pure function of images and uniform noise."""
+"""Flip and crop training images at random.
+
+The result depends only on the images and on uniform noise, which the engine makes.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,20 @@ DRAWS: Mapping[str, tuple[int | str, ...]] = {
 
 
 def flip_crop(x: Tensor, noise: Noise, turns: Tensor) -> Tensor:
-    """Flip and crop images x [B, H, W] or [B, H, W, channels] at random; 0 is black.
+    """Flip and crop images x [B, H, W] or [B, H, W, channels] at random, where pixel value 0 is black.
 
-    Half of the images are mirrored left to right. Then each image gets a border of PADDING black pixels, and a crop of
-    the original size is taken at a uniform position: out(i, j) = mirrored(i + down, j + right), with down and right
-    uniform on -PADDING … PADDING.
+    Half of the images are mirrored left to right. Then each image gets a border of PADDING black pixels and is cropped
+    to its old size at a random position: pixel (i, j) of the result is pixel (i + down, j + right) of the mirrored
+    image. `down` and `right` are uniform integers from -PADDING to PADDING.
 
-    Images of a rotated cluster are stored rotated, by `turns` [B] quarter turns counter-clockwise (H = W). The
-    augmentation acts as if before the rotation: T = R∘A∘R⁻¹, where A is the augmentation above. With centred pixels p,
-    A takes the pixel from Φ(p + t), Φ = diag(1, ±1), t = (down, right), so T takes it from R⁻¹ΦR p + R⁻¹Φt. After an
-    odd number of turns the image is mirrored top to bottom, and the offset is rotated too. Without turns, T is A.
+    The images of a rotated cluster are stored rotated, by `turns` [B] quarter turns counter-clockwise (then H = W). The
+    result is as if the augmentation A above came before the rotation R: it is R∘A∘R⁻¹. With p the position of a pixel
+    relative to the centre, A takes pixel p from Φ(p + t), with Φ = diag(1, ±1) and t = (down, right). So R∘A∘R⁻¹ takes
+    it from R⁻¹ΦR p + R⁻¹Φt. After an odd number of turns, the image is therefore mirrored top to bottom, and the offset
+    t is rotated too. Without turns, the result is that of A.
 
-    noise: the entries of DRAWS, each [B], uniform on [0, 1). Under `torch.vmap` every argument may have another axis.
+    `noise` holds the entries of DRAWS, each [B] and uniform on [0, 1). Under `torch.vmap`, every argument may have
+    another axis.
     """
     flip = noise["augment/flip"] < 0.5
     down, right = (_offset(noise[f"augment/{name}"]) for name in ("down", "right"))
@@ -50,12 +55,12 @@ def flip_crop(x: Tensor, noise: Noise, turns: Tensor) -> Tensor:
 
 
 def _offset(uniform: Tensor) -> Tensor:
-    """Map uniform noise to integers from -PADDING to PADDING. Noise rounded up to 1 gives PADDING."""
+    """Turn uniform noise into integers from -PADDING to PADDING. Noise that was rounded up to 1 gives PADDING."""
     offsets = 2 * PADDING + 1
     return (uniform * offsets).long().clamp(max=offsets - 1) - PADDING
 
 
 def _source(size: int, mirrored: Tensor, offset: Tensor) -> Tensor:
-    """Return the source line [B, size] of each line of the result."""
+    """Return which line (row or column of pixels) of an image each line [B, size] of the result shows."""
     line = torch.arange(size, device=offset.device)
     return torch.where(mirrored[:, None], size - 1 - line, line) + offset[:, None]

@@ -1,6 +1,6 @@
-"""Readers of custom data by format (`floral.config.schema.data.CustomData`).
+"""The readers of custom data, by format (`floral.config.schema.data.CustomData`).
 
-The readers raise DataError if the data are wrong. The message names the file, the row or column, and the remedy.
+If the data are wrong, a reader raises DataError. Its message names the file, the row or column, and the remedy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Custom data: NumPy arrays in an .npz file or a folder of .npy files."""
+"""Read custom data from NumPy arrays in an .npz file or in a folder of .npy files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from floral.data.sources import DataError, RawFile
 
 
 def arrays(files: Sequence[RawFile], *, test_share: float) -> Labelled:
-    """Read NumPy arrays: x [N, ...] and y [N], or train_x, train_y, test_x and test_y.
+    """Read the NumPy arrays x [N, ...] and y [N], or train_x, train_y, test_x and test_y.
 
     The optional array client [N] (or train_client and test_client) holds the natural client of each sample. The arrays
-    are in an .npz file, or in a folder of .npy files with these names. x of type uint8 (images) is divided by 255 in
-    training; floating-point numbers are used unchanged.
+    are in an .npz file, or in a folder of .npy files with these names. If x has type uint8 (images), training divides
+    it by 255. Floating-point numbers are used unchanged.
 
     Raises:
         DataError: a file is unreadable, arrays are missing or superfluous, or have wrong shapes, types or values.
@@ -32,8 +32,8 @@ def arrays(files: Sequence[RawFile], *, test_share: float) -> Labelled:
     expected = [f"{prefix}{name}" for prefix in prefixes for name in "xy"] + (clients if has_clients else [])
     if set(present) != set(expected):
         raise DataError(
-            f"{root}: found the arrays {', '.join(sorted(present)) or 'none'}, expected {', '.join(expected)}; remedy: "
-            "save x and y (and client), or train_x, train_y, test_x and test_y (and train_client and test_client)"
+            f"{root}: found the arrays {', '.join(sorted(present)) or 'none'}, expected {', '.join(expected)}; save x "
+            "and y (and client), or train_x, train_y, test_x and test_y (and train_client and test_client)"
         )
     parts = [
         Part(
@@ -46,7 +46,7 @@ def arrays(files: Sequence[RawFile], *, test_share: float) -> Labelled:
 
 
 def _numpy(root: Path) -> dict[str, Array]:
-    """Read arrays by name into memory, without pickle."""
+    """Read NumPy arrays into memory, by name. Arrays with pickled objects are refused."""
     try:
         if root.is_dir():
             return {path.stem: np.load(path, allow_pickle=False) for path in entries_of(root) if path.suffix == ".npy"}
@@ -56,25 +56,41 @@ def _numpy(root: Path) -> dict[str, Array]:
                 return {name: content[name] for name in content.files}
     except (ValueError, EOFError, OSError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(
-            f"{root}: not NumPy's format, truncated, or with objects in it ({error}); remedy: save it with np.savez"
+            f"{root}: this file is not in NumPy's format, is truncated, or contains Python objects ({error}); "
+            "remedy: save plain arrays with np.savez"
         ) from None
-    raise DataError(f"{root}: a single array; name an .npz file with x and y, or a folder with x.npy and y.npy")
+    raise DataError(
+        f"{root}: this file holds a single array; set `data.path` to an .npz file with x and y, or to a folder with "
+        "x.npy and y.npy"
+    )
 
 
 def _inputs(root: Path, name: str, x: Array) -> Array:
-    """Return x in its stored form: uint8 stays, other types become float32, an axis with one channel is dropped.
+    """Return x as it will be stored: uint8 stays, and other types become float32.
+
+    A last axis of length 1 (one colour channel) is removed.
 
     Raises:
         DataError: the type or the shape is wrong, or a value is not finite.
     """
     if x.dtype.kind not in "fb" and x.dtype != np.uint8:
-        raise DataError(f"{root}: {name} is of type {x.dtype}; save images as uint8, and other numbers as float32")
+        raise DataError(
+            f"{root}: the array {name} is of type {x.dtype}; save images as uint8, and other numbers as float32"
+        )
     if x.ndim < 2:
-        raise DataError(f"{root}: {name} has shape {list(x.shape)}; expected [N, features] or [N, H, W]; reshape it")
+        raise DataError(
+            f"{root}: the array {name} has shape {list(x.shape)}; give it the shape [N, features] or [N, H, W]"
+        )
     if x.ndim == 4 and x.shape[3] not in (1, 3) and x.shape[1] in (1, 3):
-        raise DataError(f"{root}: {name} has shape {list(x.shape)}; put channels last: x.transpose(0, 2, 3, 1)")
+        raise DataError(
+            f"{root}: the array {name} has shape {list(x.shape)}, but colour channels must come last; "
+            "save x.transpose(0, 2, 3, 1)"
+        )
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         row = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))[0])
-        raise DataError(f"{root}: {name}, row {row} (of 0, 1, …) has NaN or infinity; fill or remove such rows")
+        raise DataError(
+            f"{root}: the array {name}, row {row} (counted from 0) has NaN or infinity; give such rows finite values, "
+            "or remove them"
+        )
     x = x if x.dtype == np.uint8 else x.astype(np.float32)
     return x[..., 0] if x.ndim == 4 and x.shape[3] == 1 else x

@@ -1,4 +1,4 @@
-"""Custom data: images in one folder per class."""
+"""Read custom data from images in one folder per class."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 
 
 def folder(files: Sequence[RawFile], *, test_share: float) -> Labelled:
-    """Read images by class: <path>/<class>/<image>, or <path>/train/<class>/<image> and <path>/test/<class>/<image>.
+    """Read images from one folder per class.
+
+    The paths are <path>/<class>/<image>. If the data have a training and a test part, the paths are
+    <path>/train/<class>/<image> and <path>/test/<class>/<image>.
 
     Classes are numbered in the order of their names. All images must have the same size. The result is [N, H, W] if all
-    images are grey, otherwise [N, H, W, 3]. Palettes and transparency are converted to RGB.
+    images are grey, otherwise [N, H, W, 3]. Images with a palette or transparency are converted to RGB.
 
     Raises:
         DataError: the folders have another structure, or images are unreadable or differ in size.
@@ -35,11 +38,11 @@ def folder(files: Sequence[RawFile], *, test_share: float) -> Labelled:
     for path, size, mode in headers:
         if size != (width, height):
             raise DataError(
-                f"{path}: an image of {size[0]}×{size[1]} pixels, but {first} has {width}×{height}; remedy: resize all "
+                f"{path}: this image has {size[0]}×{size[1]} pixels, but {first} has {width}×{height}; resize all "
                 "images to one size"
             )
         if mode not in MODES:
-            raise DataError(f"{path}: an image of mode {mode}; remedy: save it with 8 bits per channel")
+            raise DataError(f"{path}: this image has the mode {mode}; save it with at most 8 bits per channel")
     mode = "L" if all(mode in ("1", "L") for _, _, mode in headers) else "RGB"
     parts = [
         Part(where=place, x=_pixels(paths, mode), labels=np.array([path.parent.name for path in paths]))
@@ -49,22 +52,25 @@ def folder(files: Sequence[RawFile], *, test_share: float) -> Labelled:
 
 
 def _image_files(root: Path) -> list[Path]:
-    """Return the image files of all classes, class by class."""
+    """Return the paths of the images of all classes, class by class."""
     paths: list[Path] = []
     for entry in entries_of(root):
         if not entry.is_dir():
-            raise DataError(f"{entry}: a file next to the class folders; move it into one of them, or remove it")
+            raise DataError(f"{entry}: this file is next to the class folders; move it into one of them, or remove it")
         of_class = visible(entry)
         if not of_class or any(path.parent != entry for path in of_class):
-            raise DataError(f"{entry}: a class folder must contain images and nothing else; fill or remove it")
+            raise DataError(
+                f"{entry}: a class folder must contain at least one image, and images only; add images, remove other "
+                "files and folders, or remove the class folder"
+            )
         paths += of_class
     if not paths:
-        raise DataError(f"{root}: no class folder in it; add images as <class>/<image>")
+        raise DataError(f"{root}: this folder has no class folders; add images as <class>/<image>")
     return paths
 
 
 def _header(path: Path) -> tuple[Path, tuple[int, int], str]:
-    """Return an image's path, (width, height) and mode, without decoding it."""
+    """Return the path, the size (width, height) and the colour mode of an image, without decoding it."""
     try:
         with Image.open(path) as image:
             return path, image.size, image.mode
@@ -73,7 +79,7 @@ def _header(path: Path) -> tuple[Path, tuple[int, int], str]:
 
 
 def _pixels(paths: Sequence[Path], mode: str) -> npt.NDArray[np.uint8]:
-    """Decode images of one size to [N, H, W] (mode L) or [N, H, W, 3] (mode RGB)."""
+    """Decode images of equal size to an array [N, H, W] (mode L, grey) or [N, H, W, 3] (mode RGB)."""
     decoded = np.empty(0, np.uint8)
     for row, path in enumerate(paths):
         try:

@@ -1,4 +1,4 @@
-"""Steps shared by all formats of custom data: checks, class numbers, and the split into training and test samples."""
+"""Steps that all formats of custom data share: checks, class numbers, and the split into training and test samples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Samples as read: x [N, ...], labels [N] (integers or words) and optionally the natural client [N] of each."""
+    """The samples of one part of custom data, as they were read.
+
+    x is [N, ...]. `labels` [N] holds integers or words. `client` [N] holds the natural client of each sample, or is
+    None.
+    """
 
     where: Path
     """File or folder of these samples, for messages."""
@@ -30,11 +34,10 @@ class Part:
 
 
 def labelled(parts: Sequence[Part], test_share: float, scale: int) -> Labelled:
-    """Return the data set made of one part, or of a training and a test part.
+    """Return the data set that consists of a single part, or of a training and a test part.
 
-    A single part is split by `select_test` within each client, or within each class if there are no clients. Every
-    class keeps a training sample: if all samples of a class were selected for the test, the first one stays in
-    training.
+    A single part is split by `select_test`, within each client, or within each class if the data have no clients. If
+    all samples of a class were selected for the test, its first sample goes back to training.
 
     Raises:
         DataError: parts are empty or do not match, labels are wrong, or a class has only test samples.
@@ -50,14 +53,19 @@ def labelled(parts: Sequence[Part], test_share: float, scale: int) -> Labelled:
         test[np.unique(y, return_index=True)[1][untrained]] = False
         if not test.any():
             group = "class" if client is None else "client"
-            raise DataError(f"{parts[0].where}: no {group} has two samples, so the test split is empty; add samples")
+            raise DataError(
+                f"{parts[0].where}: no {group} has two samples, so there are no test samples; add samples, so that a "
+                f"{group} has at least two"
+            )
         train_x, test_x = parts[0].x[~test], parts[0].x[test]
     else:
         test = np.arange(len(y)) >= len(parts[0].x)
         train_x, test_x = parts[0].x, parts[1].x
         if (untrained := np.setdiff1d(y[test], y[~test])).size:
             name = repr(names[untrained[0]]) if names else untrained[0]
-            raise DataError(f"{parts[1].where}: class {name} has test samples, but no training sample; add some")
+            raise DataError(
+                f"{parts[1].where}: class {name} has test samples, but no training samples; add training samples of it"
+            )
     clients_of = {} if client is None else {"train_client": client[~test], "test_client": client[test]}
     return Labelled(
         train_x=train_x, train_y=y[~test], test_x=test_x, test_y=y[test], classes=int(y.max()) + 1, scale=scale,
@@ -68,55 +76,69 @@ def labelled(parts: Sequence[Part], test_share: float, scale: int) -> Labelled:
 def _check(parts: Sequence[Part]) -> None:
     for part in parts:
         if not len(part.x):
-            raise DataError(f"{part.where}: there are no samples in it; add some, or remove it")
+            raise DataError(f"{part.where}: there are no samples here; add samples")
         for name, column in (("labels (y)", part.labels), ("client", part.client)):
             if column is not None and column.shape != part.x.shape[:1]:
                 raise DataError(
-                    f"{part.where}: {name} of shape {list(column.shape)} for {len(part.x)} samples; give one per sample"
+                    f"{part.where}: {name} has shape {list(column.shape)}, but there are {len(part.x)} samples; "
+                    "give one value per sample"
                 )
         if part.x.shape[1:] != parts[0].x.shape[1:] or part.x.dtype != parts[0].x.dtype:
             raise DataError(
-                f"{part.where}: test samples of shape {list(part.x.shape[1:])} ({part.x.dtype}), but training samples "
-                f"of shape {list(parts[0].x.shape[1:])} ({parts[0].x.dtype}); make them equal"
+                f"{part.where}: test samples have shape {list(part.x.shape[1:])} ({part.x.dtype}), but training "
+                f"samples {list(parts[0].x.shape[1:])} ({parts[0].x.dtype}); give both the same shape and type"
             )
 
 
 def _classes(parts: Sequence[Part]) -> tuple[npt.NDArray[np.int64], tuple[str, ...] | None]:
-    """Return the labels [N] of all parts as 0, 1, …, and the class names in sorted order (None for integer labels)."""
+    """Return the labels [N] of all parts as classes 0, 1, …, and the names of the classes.
+
+    Words are numbered in sorted order. Integer labels have no names: the second result is then None.
+    """
     where, labels = parts[0].where, np.concatenate([part.labels for part in parts])
     if labels.dtype.kind in "UST":
         names, y = np.unique(labels, return_inverse=True)
         return y.astype(np.int64), tuple(map(str, names))
     if labels.dtype.kind not in "iu":
-        raise DataError(
-            f"{where}: the labels are of type {labels.dtype}; write classes as integers 0, 1, …, or as words"
-        )
+        raise DataError(f"{where}: the labels are of type {labels.dtype}; write them as integers 0, 1, …, or as words")
     classes = np.unique(labels)
     if classes[0] < 0 or classes[-1] != len(classes) - 1:
         problem = f"{classes[0]}" if classes[0] < 0 else f"no {np.flatnonzero(classes != np.arange(len(classes)))[0]}"
         raise DataError(
             f"{where}: integer labels must be 0, 1, … without a gap, but these run from {classes[0]} to {classes[-1]} "
-            f"with {problem}; number the classes again, or write them as words, which are numbered in sorted order"
+            f"with {problem}; number the classes again, or write them as words"
         )
     return labels.astype(np.int64), None
 
 
 def split_or_not(root: Path, entries: Mapping[str, Path]) -> list[Path]:
-    """Return the training and the test entry of a folder if it has them, otherwise `root` itself.
+    """Return the training and the test entry of the folder `root`, or `root` itself if it has neither.
 
     `entries` has the files and folders in `root` by name.
+
+    Raises:
+        DataError: the folder has only one of the two, or other entries besides them.
     """
     if not set(SPLITS) & entries.keys():
         return [root]
     if set(entries) != set(SPLITS):
         extra = sorted(set(entries) - set(SPLITS))
         remedy = f"remove {extra[0]!r}" if extra else f"add {next(iter(set(SPLITS) - set(entries)))!r}"
-        raise DataError(f"{root}: a folder with train or test needs both and nothing else; remedy: {remedy}")
+        raise DataError(
+            f"{root}: a folder with an entry train or test must contain both, and nothing else; remedy: {remedy}"
+        )
     return [entries[side] for side in SPLITS]
 
 
 def entries_of(root: Path) -> list[Path]:
-    """Return the visible files and folders in a folder, sorted by name."""
+    """Return the visible files and folders in a folder, sorted by name.
+
+    Raises:
+        DataError: `root` is not a folder.
+    """
     if not root.is_dir():
-        raise DataError(f"{root}: expected a folder; name the folder that holds one folder of images per class")
+        raise DataError(
+            f"{root}: this is a file, but a folder is expected; set `data.path` to the folder that contains one folder "
+            "of images per class"
+        )
     return sorted(path for path in root.iterdir() if not path.name.startswith("."))

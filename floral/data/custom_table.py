@@ -1,4 +1,4 @@
-"""Custom data: parquet and CSV tables with one row per sample."""
+"""Read custom data from parquet or CSV tables with one sample per row."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from floral.data.sources import DataError, RawFile, content
 def table(
     files: Sequence[RawFile], *, label: str, features: Sequence[str] | None, client: str | None, test_share: float
 ) -> Labelled:
-    """Read a parquet or CSV file with one row per sample, or a folder with two such files, train.* and test.*.
+    """Read a table with one sample per row from a parquet or CSV file.
 
-    Each feature (by default every column but label and client) becomes (v − mean) / std, with mean and std of the
-    training samples. A feature that is constant there becomes 0.
+    `files` may also be a folder with two files, train.* and test.*.
+
+    Each feature becomes (v − mean) / std, with the mean and the standard deviation of the training samples. A feature
+    that is constant in training becomes 0. By default, the features are all columns except `label` and `client`.
 
     Raises:
         DataError: a file is unreadable, a column is missing or has wrong values, or the split is not possible.
@@ -33,7 +35,8 @@ def table(
     places = split_or_not(root, stems) if stems else [root]
     if root.is_dir() and (places == [root] or len(entries_of(root)) > len(places)):
         raise DataError(
-            f"{root}: a folder for a table must have train.* and test.* (parquet or CSV); name the file instead"
+            f"{root}: this folder must contain one file train.* and one file test.* (parquet or CSV), and nothing "
+            "else; remove other files, or set `data.path` to a single file"
         )
     frames = [_frame(place) for place in places]
     features = features or [name for name in frames[0].columns if name not in (label, client)]
@@ -50,17 +53,19 @@ def _frame(path: Path) -> pl.DataFrame:
     kinds = {".parquet": _parquet, ".csv": lambda data: pl.read_csv(data, infer_schema_length=None)}
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     if suffix not in kinds:
-        raise DataError(f"{path}: the file name must end in .parquet, .csv or .csv.gz; convert or rename the file")
+        raise DataError(f"{path}: the file name must end in .parquet, .csv or .csv.gz; convert the file or rename it")
     try:
         return kinds[suffix](io.BytesIO(content(path)))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise DataError(
-            f"{path}: not a {suffix[1:]} file in UTF-8, or truncated ({error}); remedy: write it again"
+            f"{path}: this is not a {suffix[1:]} file in UTF-8, or it is truncated ({error}); remedy: write it again"
         ) from None
 
 
 def _parquet(stream: io.BytesIO) -> pl.DataFrame:
-    """Read a parquet table, first in another process, because polars aborts its process on some damaged files.
+    """Read a parquet table, but first try to read it in another process.
+
+    Polars aborts its process on some damaged files. Then only the other process ends.
 
     Raises:
         OSError: the other process failed; the message is its last line.
@@ -69,7 +74,7 @@ def _parquet(stream: io.BytesIO) -> pl.DataFrame:
     done = subprocess.run([sys.executable, "-c", script], input=stream.getvalue(), capture_output=True)
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise OSError(lines[-1] if lines else f"reading it ended with exit code {done.returncode}")
+        raise OSError(lines[-1] if lines else f"the process that read the file ended with exit code {done.returncode}")
     return pl.read_parquet(stream)
 
 
@@ -83,26 +88,31 @@ def _columns(path: Path, frame: pl.DataFrame, label: str, features: Sequence[str
     for key, names in named.items():
         if missing := [name for name in names if name not in frame.columns]:
             raise DataError(
-                f"{path}: data.{key}: there is no column {missing[0]!r}; name one of {', '.join(frame.columns)}"
+                f"{path}: `data.{key}` names the column {missing[0]!r}, which the table does not have; name one of "
+                f"{', '.join(frame.columns)}"
             )
     if not features:
-        raise DataError(f"{path}: no feature column besides label and client; add one")
+        raise DataError(f"{path}: the table has only the columns of label and client; add a column of features")
     for name in features:
         kind = frame.schema[name]
         if not (kind.is_numeric() or kind == pl.Boolean):
             raise DataError(
-                f"{path}: column {name!r} has {kind}, but features must be numbers; list numeric ones in data.features"
+                f"{path}: column {name!r} has type {kind}, but features must be numbers; list the numeric columns in "
+                "`data.features`"
             )
         column = frame[name].cast(pl.Float64)
         if (bad := np.flatnonzero(~np.isfinite(column.to_numpy()))).size:
             raise DataError(
-                f"{path}: column {name!r}, row {bad[0]} (of 0, 1, …): {frame[name][int(bad[0])]} is not a finite "
-                "number; remedy: fill or remove such rows"
+                f"{path}: column {name!r}, row {bad[0]} (counted from 0): {frame[name][int(bad[0])]} is not a finite "
+                "number; give such rows finite values, or remove them"
             )
     for name in (label, client):
         if name and frame[name].null_count():
             row = frame[name].is_null().arg_true()[0]
-            raise DataError(f"{path}: column {name!r}, row {row} (of 0, 1, …) is empty; fill or remove such rows")
+            raise DataError(
+                f"{path}: column {name!r}, row {row} (counted from 0) has no value; give such rows a value, or remove "
+                "them"
+            )
     return Part(
         where=path, x=frame.select(features).cast(pl.Float64).to_numpy(), labels=_values(frame[label]),
         client=_values(frame[client]) if client else None,
@@ -110,7 +120,7 @@ def _columns(path: Path, frame: pl.DataFrame, label: str, features: Sequence[str
 
 
 def _values(column: pl.Series) -> Array:
-    """Return numbers unchanged, and all other values as text."""
+    """Return the values of a column: numbers unchanged, and all other values as text."""
     if column.dtype.is_numeric():
         return column.to_numpy()
     return column.cast(pl.String).to_numpy().astype(np.str_)

@@ -1,4 +1,4 @@
-"""The data of one run: shifted samples, the samples of each client, and the global test set of every cluster."""
+"""The data of one run: the samples of each client after the shift, and the global test set of every cluster."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ Rows = npt.NDArray[np.int64]
 class Federation:
     """The samples of K clients in C clusters.
 
-    train_x, train_y, test_x, test_y: the samples that clients hold, each under the shift of its client. Images are
+    train_x, train_y, test_x and test_y hold the samples of all clients, each after the shift of its client. Images are
     uint8 [N, H, W] or [N, H, W, 3], and x / scale is in [0, 1]. Labels are int64 [N]. Text has token ids x [N, T] with
-    scale 1 and labels [N, T]. For regression `classes` is None and y is float32 [N, outputs].
+    scale 1, and labels [N, T]. For regression, `classes` is None and y is float32 [N, outputs].
 
-    rows[split] [K, n_max]: indices into train_x (train, validation) or test_x (test). The first counts[split][k]
-    belong to client k. The rest is padding with the valid index 0.
+    rows[split] [K, n_max] holds indices into train_x (splits train and validation) or test_x (split test). The first
+    counts[split][k] indices of row k are the samples of client k. The rest is padding with the valid index 0.
 
-    cluster [K]: the concept of each client's samples; where clients mix concepts, the concept of most samples.
+    cluster [K] is the concept of each client's samples. If a client mixes concepts, it is the concept of most samples.
 
-    Clients are evaluated on the split test. If `evaluated_on_training` is set, this split contains each client's
-    training samples, and test_x is train_x.
+    Clients are evaluated on the split test. If they are evaluated on their training samples (see
+    `evaluated_on_training`), the split test contains the training samples, and test_x is train_x.
     """
 
     train_x: Array
@@ -72,7 +72,7 @@ class Federation:
 
     @property
     def clients(self) -> int:
-        """K, the number of clients."""
+        """The number K of clients."""
         return len(self.cluster)
 
     @property
@@ -82,16 +82,17 @@ class Federation:
 
     @property
     def global_test_x(self) -> Array | list[Array]:
-        """Inputs of the global test set of every cluster [C, N, …].
+        """The inputs of the global test set of every cluster, [C, N, …].
 
-        They are the whole test set under the shift of each cluster. Synthetic clusters have fresh samples. With class
-        groups it is a list of C arrays, the test samples of each cluster's classes.
+        For each cluster, they are the complete test set after the shift of this cluster. With synthetic data, every
+        cluster has new samples. With class groups, they are a list of C arrays: the test samples of each cluster's
+        classes.
         """
         return self._global_test[0]
 
     @property
     def global_test_y(self) -> Array | list[Array]:
-        """Labels of global_test_x: [C, N] or [C, N, outputs]."""
+        """The labels of global_test_x, [C, N] or [C, N, outputs]; with class groups, a list of C arrays."""
         return self._global_test[1]
 
     @cached_property
@@ -100,20 +101,19 @@ class Federation:
 
 
 def load(run: Run, results: Path, *, test: bool = True) -> Federation:
-    """Read the partition and the data of a run from `results` and apply the shift.
+    """Return the data of a run: read its partition and its samples from the folder `results`, and apply the shift.
 
-    With test=False, no test sample is read.
+    With test=False, no test samples are read.
 
-    Under the fidelity switch subset = per_variant, the stored partition contains all samples. The training samples are
-    then reduced here, by the run's seed and the variant's name. `partition_digest` is the digest of the stored
-    partition.
+    If the fidelity switch `subset` is per_variant, the stored partition contains all samples. This function then keeps
+    a random part of each client's training samples, which depends on the run's seed and the variant's name. If clients
+    are evaluated on their training samples, they are evaluated on all of them, as in the published code.
 
-    If clients are evaluated on their training samples, these are the samples before this reduction, as in the published
-    code.
+    `partition_digest` of the result is the digest of the stored partition.
 
     Raises:
         ConfigError: the partition or the data are missing, altered or do not belong together, or the data do not fit
-            the task. The message names the file and the command that makes it.
+        the task. The message names the file and the command that makes it.
     """
     task = run.task
     manifest, table = read_partition(run, results)
@@ -150,9 +150,10 @@ def load(run: Run, results: Path, *, test: bool = True) -> Federation:
 def _federation(
     run: Run, samples: Samples, table: pl.DataFrame, sides: Mapping[str, Sequence[str]], cluster: Rows, digest: str
 ) -> Federation:
-    """Return the clients of the clusters `cluster` [K] with their samples in `table`, shifted by concept.
+    """Return the federation of the clients in `table`, with their samples after the shift of each sample's concept.
 
-    `sides` maps train and test to the splits whose samples come from train_x and test_x.
+    `cluster` [K] holds the clients' clusters. `sides` maps train and test to the splits whose samples come from train_x
+    and test_x.
     """
     task = run.task
     turns = None
@@ -204,34 +205,37 @@ def _federation(
 
 
 def _check_concepts(task: Task, concept: Rows, classes: int | None) -> None:
-    """Raise ConfigError if a new concept would shift labels by a multiple of the number of classes.
+    """Raise ConfigError if a new concept would shift labels like the concept of an existing cluster.
 
-    The new concept would then equal the concept of an existing cluster.
+    This happens if the label shift of the new concept is at least the number of classes, because labels are shifted
+    cyclically.
     """
     most = int(concept.max())
     if task.shift.kind == "label_shift" and classes is not None and task.clusters <= most and most >= classes:
         available = max(0, classes - task.clusters)
         raise ConfigError(
-            f"task {task.name!r}: unseen.new_concept: {classes} classes have {available} label shifts beside those of "
-            f"the {task.clusters} clusters; set new_concept to at most {available}"
+            f"task {task.name!r}: {classes} classes have only {available} label shifts that no cluster has; "
+            f"set `unseen.new_concept` to at most {available}"
         )
 
 
 def _check_text(task: Task, is_text: bool) -> None:
-    """Raise ConfigError if the task's `per` does not agree with whether its data are text."""
+    """Raise ConfigError if the task has the key `per` but its data are not text, or if it lacks `per` for text."""
     if is_text and task.per is None:
-        raise ConfigError(f"task {task.name!r}: data: {task.data} are text; set per: character, or per: token")
+        raise ConfigError(f"task {task.name!r}: the data {task.data!r} are text; set `per: character`, or `per: token`")
     if task.per is not None and not is_text:
         raise ConfigError(
-            f"task {task.name!r}: per: {task.per} needs text, but data: {task.data} are not text; leave per out"
+            f"task {task.name!r}: `per: {task.per}` is for text only, but the data {task.data!r} are not text; "
+            "remove the key `per`"
         )
 
 
 def _padded(table: pl.DataFrame, present_rows: Rows, clients: int, seed: int) -> tuple[Rows, Rows]:
-    """Return the samples of one split as rows [K, n_max] and counts [K].
+    """Return the samples of one split as rows [K, n_max], with the number [K] of samples of each client.
 
-    Entries are positions in `present_rows`, in random order, padded with 0. The order must be random where batches are
-    fixed or averaged: MNIST's later test images are harder, and the last, short batch must not contain only these.
+    Each row holds positions in `present_rows` in random order, and zeros after them. The order must be random, because
+    some methods have fixed or averaged batches. MNIST's later test images are harder, and the last, short batch must
+    not contain only these.
     """
     client, row = table["client"].to_numpy(), table["row"].to_numpy()
     counts = np.bincount(client, minlength=clients)

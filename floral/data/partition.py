@@ -1,4 +1,7 @@
-"""The partition of a data set as a table of (client, cluster, split, row), computed from labels and a seed."""
+"""Compute the partition of a data set: a table with the columns client, cluster, split and row.
+
+The table depends only on the labels and a seed.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +34,12 @@ def client_table(
     unseen: Unseen | None = None,
     natural: tuple[Labels, Labels] | None = None,
 ) -> pl.DataFrame:
-    """Return the partition table of a data set, by the rule `partition.kind`.
+    """Return the partition table of a data set, for the kind `partition.kind`.
 
-    `natural` has the natural client of each training and each test sample, for natural partitions.
+    `natural` holds the natural client of each training sample and of each test sample. Only natural partitions need it.
 
     Raises:
-        ConfigError: the data do not fit the rule; see the function of each kind.
+        ConfigError: the data do not fit the kind of partition. The functions of partition_kinds.py list the reasons.
     """
     sizes = (clients, clusters, partition, seed)
     match partition.kind:
@@ -56,9 +59,9 @@ def client_table(
 
 
 def main_concepts(table: pl.DataFrame, clients: int) -> npt.NDArray[np.int64]:
-    """Return the cluster [K] of each client: the concept of most of its training and validation samples.
+    """Return the cluster [K] of each client: the concept that most of its training and validation samples have.
 
-    If concepts are equally frequent, the first is returned.
+    If several concepts are equally frequent, the first of them is returned.
     """
     train = table.filter((pl.col("split") != "test") & (pl.col("client") < clients))
     client, concept = train["client"].to_numpy().astype(np.int64), train["cluster"].to_numpy()
@@ -69,9 +72,9 @@ def main_concepts(table: pl.DataFrame, clients: int) -> npt.NDArray[np.int64]:
 def noisy_labels(
     y: npt.NDArray[np.int64], samples: pl.DataFrame, share: float, classes: int, seed: int
 ) -> npt.NDArray[np.int64]:
-    """Replace round(share·n) of each client's n labels by another class, uniformly at random.
+    """Replace round(share·n) of each client's n labels by other classes, uniformly at random.
 
-    y [N] are the labels of `samples`, a table with columns client and row.
+    y [N] holds the labels of `samples`, a table with the columns client and row.
     """
     rank, size = seeds.ranks(seed, "label noise", samples["row"].to_numpy(), samples["client"].to_numpy())
     step = (seeds.uniform(seed, "noisy label", samples["row"].to_numpy()) * (classes - 1)).astype(np.int64)
@@ -79,7 +82,7 @@ def noisy_labels(
 
 
 def digest(table: pl.DataFrame) -> str:
-    """Return the SHA-256 of the table's content, which does not depend on parquet settings or versions."""
+    """Return the SHA-256 of the table's content. It does not depend on settings or versions of parquet."""
     content = hashlib.sha256()
     codes = table["split"].replace_strict(list(SPLITS), range(len(SPLITS)), return_dtype=pl.Int32)
     for column in (table["client"], table["cluster"], codes, table["row"]):

@@ -1,4 +1,4 @@
-"""One function for each kind of partition, which assigns the samples of a data set to clients."""
+"""Assign the samples of a data set to clients, with one function for each kind of partition."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def iid_table(
 ) -> pl.DataFrame:
     """Deal shuffled samples to the clients in equal shares (kind iid).
 
-    Training and test samples are shuffled and cut into K contiguous shards whose sizes differ by at most one, the
-    larger first. Each training shard keeps max(min_rows, round(share·n)) samples. Of these n samples,
-    round(validation·n) become the validation split: at least one, never all. The table is sorted by client, split and
-    row.
+    The training samples are shuffled and cut into K shards, whose sizes differ by at most one. The larger shards come
+    first. The test samples are dealt in the same way. Of a training shard with n samples, max(min_rows, round(share·n))
+    are kept. The share `validation` of the kept samples becomes the validation split: rounded, at least one sample,
+    never all. The table is sorted by client, split and row.
 
-    The unseen clients are K, K + 1, …. The last round(share·N) of the N shuffled samples of each side belong to them.
-    Their shards are not reduced and have no validation split. Their column `cluster` holds the concept of their samples
-    (`concepts_of`).
+    Unseen clients have the numbers K, K + 1, …. They get the last round(unseen.share·N) of the N shuffled training
+    samples, and the same share of the test samples. Their shards are not reduced and have no validation split. Their
+    column `cluster` holds the concept of their samples (`concepts_of`).
 
     Raises:
         ConfigError: there are more clients than training or test samples, or more unseen clients than samples that are
-            set aside for them.
+        set aside for them.
     """
     sides, joining = [], []
     for side, rows, purpose in (
@@ -47,12 +47,12 @@ def iid_table(
         aside = 0 if unseen is None else round(unseen.share * rows)
         if unseen is not None and unseen.clients > aside:
             raise ConfigError(
-                f"unseen: {unseen.clients} clients are more than the {aside} {side} samples set aside for them; set "
-                f"fewer, or a share above {unseen.clients / rows:.2g}"
+                f"`unseen`: there are {unseen.clients} unseen clients, but only {aside} {side} samples for them; set "
+                f"fewer unseen clients, or `unseen.share` above {unseen.clients / rows:.2g}"
             )
         if clients > rows - aside:
             raise ConfigError(
-                f"clients: {clients} is more than the {rows - aside} {side} samples of the data; set clients to at "
+                f"`clients: {clients}` is more than the number of {side} samples, {rows - aside}; set `clients` to at "
                 f"most {rows - aside}"
             )
         sides.append(deal(shuffled[: rows - aside], np.arange(clients)))
@@ -66,7 +66,9 @@ def iid_table(
 def grouped_table(
     train_y: Labels, test_y: Labels, clients: int, clusters: int, partition: Partition, seed: int
 ) -> pl.DataFrame:
-    """Deal the samples of each class to the clients of its cluster (kind class_groups); otherwise as `iid_table`.
+    """Deal the samples of each class to the clients of the class's cluster (kind class_groups).
+
+    All else is as in `iid_table`.
 
     Raises:
         ConfigError: a cluster has more clients than training or test samples, or a class has no cluster.
@@ -81,10 +83,12 @@ def grouped_table(
         for c in range(clusters):
             rows, members = shuffled[group == c], np.flatnonzero(cluster == c)
             if len(members) > len(rows):
-                classes = f"class mod {clusters} = {c}" if partition.groups is None else f"list {c} of partition.groups"
+                classes = (
+                    f"class mod {clusters} = {c}" if partition.groups is None else f"list {c} of `partition.groups`"
+                )
                 raise ConfigError(
-                    f"partition.kind: class_groups: cluster {c} has {len(members)} clients, but its classes ({classes})"
-                    f" have {len(rows)} {side} samples; set fewer clients or clusters"
+                    f"`partition.kind: class_groups`: cluster {c} has {len(members)} clients, but its classes "
+                    f"({classes}) have only {len(rows)} {side} samples; set fewer `clients`, or fewer `clusters`"
                 )
             shards.append(deal(rows, members))
         return pl.concat(shards)
@@ -94,7 +98,9 @@ def grouped_table(
 
 
 def group_of(y: Labels, partition: Partition, clusters: int) -> npt.NDArray[np.int64]:
-    """Return the cluster [N] of each sample's class under class_groups: y mod C, or by the lists in `groups`.
+    """Return the cluster [N] to which each sample's class belongs, for partitions of kind class_groups.
+
+    Class y belongs to cluster y mod C, or to the cluster whose list in `partition.groups` contains y.
 
     Raises:
         ConfigError: a class is in no list.
@@ -106,22 +112,26 @@ def group_of(y: Labels, partition: Partition, clusters: int) -> npt.NDArray[np.i
         group[list(classes)] = c
     group_of_sample = group[y]
     if (missing := group_of_sample < 0).any():
-        raise ConfigError(f"partition.groups: class {y[missing].min()} of the data is in no list; add it to one")
+        raise ConfigError(
+            f"`partition.groups`: class {y[missing].min()} of the data is in no list; add it to one of the lists"
+        )
     return group_of_sample
 
 
 def few_classes_table(
     train_y: Labels, test_y: Labels, clients: int, clusters: int, partition: Partition, seed: int
 ) -> pl.DataFrame:
-    """Deal samples of `classes_per_client` classes to each client (kind pathological); otherwise as `iid_table`.
+    """Deal samples of only `classes_per_client` classes to each client (kind pathological).
+
+    All else is as in `iid_table`.
 
     A client has the same classes in training and test. One client after another, in random order, takes the classes
-    that the fewest clients have so far, with random ties. So the numbers of clients of two classes differ by at most
-    one. The clients of a class share its samples evenly.
+    that the fewest clients have so far. Ties are broken at random. So the numbers of clients of two classes differ by
+    at most one. The clients of a class share its samples evenly.
 
     Raises:
         ConfigError: classes_per_client is above the number of classes or leaves a class without a client, or a class
-            has more clients than samples.
+        has more clients than samples.
 
     Source: arXiv 1602.05629, which cuts sorted samples instead, so that a client may have one more class.
     """
@@ -143,8 +153,8 @@ def few_classes_table(
             rows = shuffled[y[shuffled] == f]
             if len(rows) < len(members):
                 raise ConfigError(
-                    f"partition.kind: pathological: {len(members)} clients have class {f}, but it has {len(rows)} "
-                    f"{side} samples; set fewer clients or fewer classes_per_client"
+                    f"`partition.kind: pathological`: {len(members)} clients have class {f}, which has only "
+                    f"{len(rows)} {side} samples; set fewer `clients`, or a smaller `partition.classes_per_client`"
                 )
             shards.append(deal(rows, np.array(members)))
         return pl.concat(shards)
@@ -156,23 +166,25 @@ def few_classes_table(
 def skewed_table(
     train_y: Labels, test_y: Labels, clients: int, clusters: int, partition: Partition, seed: int
 ) -> pl.DataFrame:
-    """Deal the samples of each class in proportions from Dirichlet(alpha) (kind dirichlet); otherwise as `iid_table`.
+    """Deal the samples of each class to the clients in random proportions from Dirichlet(alpha) (kind dirichlet).
 
-    Training and test samples have the same proportions, so the test samples of a client have the class frequencies of
-    its training samples. Clients also differ in size. If all labels are equal, they differ only in size (kind
+    All else is as in `iid_table`.
+
+    The proportions are the same for training and test samples. So a client's test samples have the class frequencies of
+    its training samples. Clients also differ in size. If all labels are equal, they differ in size only (kind
     size_skew).
 
-    A client has at least `min_rows` training samples and one test sample. If samples are missing, the client receives
-    samples of the class with the largest expected count for it. They are taken from the client with most samples of
-    that class, among the clients above the minimum.
+    A client has at least `min_rows` training samples and one test sample. A client with fewer samples receives more,
+    from the class with the largest expected count for this client. Of the clients above the minimum, the one with most
+    samples of this class gives them.
 
-    Limiting cases: α → ∞ gives every client equal shares of all classes. α → 0 gives each class to one client, apart
-    from the minimum.
+    For alpha → ∞ every client gets equal shares of all classes. For alpha → 0 each class goes to one client, apart from
+    the minimum.
 
     Raises:
         ConfigError: there are too few samples for min_rows training samples and one test sample per client.
 
-    Source: arXiv 1905.12022 (proportions per class), arXiv 2102.02079 (a minimum, there by sampling again).
+    Source: arXiv 1905.12022 (proportions per class), arXiv 2102.02079 (a minimum, but by sampling again).
     """
     assert partition.alpha is not None, "the schema requires it"
     classes = int(max(train_y.max(initial=0), test_y.max(initial=0))) + 1
@@ -182,8 +194,8 @@ def skewed_table(
     def dealt(y: Labels, purpose: str, side: str, floor: int) -> pl.DataFrame:
         if clients * floor > len(y):
             raise ConfigError(
-                f"clients: {clients} cannot have {floor} of the {len(y)} {side} samples each; set clients to at most "
-                f"{len(y) // floor}" + (", or a smaller partition.min_rows" if floor > 1 else "")
+                f"`clients: {clients}`: there are {len(y)} {side} samples, but each client needs at least {floor}; set "
+                f"`clients` to at most {len(y) // floor}" + (", or a smaller `partition.min_rows`" if floor > 1 else "")
             )
         of_class = np.bincount(y, minlength=classes)
         ends = np.rint(np.cumsum(proportions, axis=1) * of_class[:, None]).astype(np.int64)
@@ -208,23 +220,25 @@ def natural_table(
     seed: int,
     unseen: Unseen | None = None,
 ) -> pl.DataFrame:
-    """Give each client the samples of one natural client (kind natural); otherwise as `iid_table`.
+    """Give each client the samples of one natural client, for example one writer (kind natural).
 
-    `train_client` and `test_client` [N] have the natural client of each sample. Natural clients with fewer than
-    `min_rows` training samples or without a test sample are skipped. A random choice of `clients` of the remaining
-    ones, in the order of the data, becomes clients 0, 1, … The unseen clients are chosen from the rest.
+    All else is as in `iid_table`.
+
+    `train_client` and `test_client` [N] hold the natural client of each sample. Natural clients with fewer than
+    `min_rows` training samples or without a test sample are skipped. Of the others, `clients` are chosen at random.
+    They become clients 0, 1, … in the order of the data. The unseen clients are chosen from the rest.
 
     Raises:
-        ConfigError: too few natural clients have that many samples.
+        ConfigError: too few natural clients have enough samples.
     """
     natural = int(max(train_client.max(initial=-1), test_client.max(initial=-1))) + 1
     train_rows, test_rows = (np.bincount(side, minlength=natural) for side in (train_client, test_client))
     eligible = np.flatnonzero((train_rows >= partition.min_rows) & (test_rows > 0))
     if clients > len(eligible):
         raise ConfigError(
-            f"clients: {clients} is more than the {len(eligible)} of {natural} natural clients that have a test sample "
-            f"and at least {partition.min_rows} training samples; set clients to at most {len(eligible)}"
-            + (", or a smaller partition.min_rows" if partition.min_rows > 1 else "")
+            f"`clients: {clients}`: only {len(eligible)} of {natural} natural clients have a test sample and at least "
+            f"{partition.min_rows} training samples; set `clients` to at most {len(eligible)}"
+            + (", or a smaller `partition.min_rows`" if partition.min_rows > 1 else "")
         )
     training = eligible[seeds.sample(seed, "partition natural clients", size=len(eligible), count=clients)]
 
@@ -243,8 +257,8 @@ def natural_table(
     rest = np.setdiff1d(eligible, training)
     if unseen.clients > len(rest):
         raise ConfigError(
-            f"unseen: {unseen.clients} clients are more than the {len(rest)} remaining natural clients; set fewer "
-            "unseen clients, or fewer clients"
+            f"`unseen`: {unseen.clients} unseen clients are needed, but only {len(rest)} natural clients remain; set "
+            "fewer unseen clients, or fewer `clients`"
         )
     joining = rest[seeds.sample(seed, "partition unseen natural clients", size=len(rest), count=unseen.clients)]
     later = both_sides(*(samples_of(joining, side, clients) for side in sides))
@@ -254,7 +268,11 @@ def natural_table(
 def _with_minimum(
     counts: npt.NDArray[np.int64], expected: npt.NDArray[np.float64], minimum: int
 ) -> npt.NDArray[np.int64]:
-    """Return `counts` [class, client] with at least `minimum` samples per client, by the rule of `skewed_table`."""
+    """Return the numbers of samples [class, client], changed so that each client has at least `minimum` samples.
+
+    The function moves samples between clients as `skewed_table` describes. `expected` [class, client] holds the
+    expected numbers.
+    """
     counts, total = counts.copy(), counts.sum(0)
     for receiver in np.flatnonzero(total < minimum):
         for _ in range(minimum - total[receiver]):
@@ -269,6 +287,9 @@ def _with_minimum(
 def consecutive_table(
     train_each: int, test_each: int, clients: int, clusters: int, partition: Partition, seed: int
 ) -> pl.DataFrame:
-    """Return the table of data generated per client: client k holds the k-th block of training and test samples."""
+    """Return the partition table of data that are generated client by client.
+
+    Client k has the k-th block of the training samples and the k-th block of the test samples.
+    """
     train, test = (deal(np.arange(clients * each), np.arange(clients)) for each in (train_each, test_each))
     return finish(train, test, clients, clusters, partition, seed)

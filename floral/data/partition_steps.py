@@ -1,4 +1,7 @@
-"""Steps of all kinds of partition: deal samples, assign concepts, reduce samples, hold out a validation split."""
+"""Steps that all kinds of partition share.
+
+They deal samples, assign concepts, reduce the number of samples and hold out a validation split.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +18,24 @@ SCHEMA = pl.Schema({"client": pl.Int32, "cluster": pl.Int32, "split": pl.String,
 
 
 def deal(rows: npt.NDArray[np.int64], clients: npt.NDArray[np.int64]) -> pl.DataFrame:
-    """Cut `rows` into contiguous shards, one per client. Sizes differ by at most one, the larger shards first."""
+    """Cut `rows` into contiguous shards, one per client. Sizes differ by at most one, and larger shards come first."""
     each, remainder = divmod(len(rows), len(clients))
     sizes = each + (np.arange(len(clients)) < remainder)
     return pl.DataFrame({"client": np.repeat(clients.astype(np.int32), sizes), "row": rows})
 
 
 def both_sides(train: pl.DataFrame, test: pl.DataFrame) -> pl.DataFrame:
-    """Concatenate training and test samples into one table with a column `split`."""
+    """Return the training and test samples in one table, with a column `split`."""
     return pl.concat([train.with_columns(split=pl.lit("train")), test.with_columns(split=pl.lit("test"))])
 
 
 def finish(
     train: pl.DataFrame, test: pl.DataFrame, clients: int, clusters: int, partition: Partition, seed: int
 ) -> pl.DataFrame:
-    """Return the sorted partition table: assign concepts, reduce the samples and hold out a validation split."""
+    """Return the sorted partition table, after three steps on the dealt samples.
+
+    The steps assign a concept to each sample, reduce the training samples, and hold out a validation split.
+    """
     table = both_sides(train, test)
     table = (
         table.with_columns(cluster=_concepts(table, clients, clusters, partition, seed)).select(*SCHEMA).cast(SCHEMA)
@@ -41,33 +47,38 @@ def finish(
 def append_unseen(
     table: pl.DataFrame, joining: pl.DataFrame, clients: int, clusters: int, unseen: Unseen
 ) -> pl.DataFrame:
-    """Append the samples of the unseen clients K, K + 1, … to a table."""
+    """Append the samples of the unseen clients K, K + 1, … to the partition table."""
     concept = concepts_of(unseen, clusters)[joining["client"].to_numpy() - clients]
     joining = joining.with_columns(cluster=concept).select(*SCHEMA).cast(SCHEMA)
     return pl.concat([table, joining.sort("client", "split", "row")])
 
 
 def concepts_of(unseen: Unseen, clusters: int) -> npt.NDArray[np.int64]:
-    """Return the concepts [U] of unseen clients: clusters 0, 1, … in turn, then new concepts C, C + 1, …
+    """Return the concept [U] of each of the U unseen clients.
 
-    `floral.data.shifts` defines concept C + j.
+    First come the clients with the concept of a cluster: 0, 1, …, C - 1, 0, 1, … in turn. Then come the clients with
+    new concepts C, C + 1, …, which `floral.data.shifts` defines.
     """
     seen, new = np.arange(unseen.seen_cluster) % clusters, clusters + np.arange(unseen.new_concept) % clusters
     return np.concatenate([seen, new])
 
 
 def cluster_of_clients(partition: Partition, clients: int, clusters: int) -> npt.NDArray[np.int64]:
-    """Return the cluster [K] of each client: k mod C, or consecutive clients by `cluster_shares`."""
+    """Return the cluster [K] of each client.
+
+    Client k belongs to cluster k mod C. With `cluster_shares`, each cluster has consecutive clients instead, as many as
+    its share says.
+    """
     if partition.cluster_shares is None:
         return np.arange(clients) % clusters
     return np.repeat(np.arange(clusters), partition.members(clients, clusters))
 
 
 def reduce_rows(table: pl.DataFrame, share: float, min_rows: int, seed: int, purpose: str) -> pl.DataFrame:
-    """Keep max(min_rows, round(share·n)) of each client's n training samples (at most n), and all other samples.
+    """Keep only a share of each client's n training samples: max(min_rows, round(share·n)), at most n.
 
-    The kept samples depend on (seed, purpose) only. A smaller share keeps a subset of the samples of a larger share.
-    Share 1 changes nothing.
+    Validation and test samples are all kept. The choice depends only on `seed` and `purpose`. A smaller share keeps a
+    part of what a larger share keeps. Share 1 changes nothing.
     """
     if share == 1.0:
         return table
@@ -82,9 +93,10 @@ def _concepts(
 ) -> npt.NDArray[np.integer]:
     """Return the concept [N] of each sample.
 
-    It is the client's cluster or, if `mixed` is set, drawn at random from the client's mixture. The mixture is a
-    Dirichlet(mixed) vector whose largest entry is moved to the client's cluster. It is the same for training and test
-    samples. So the clusters keep their sizes, and mixed → 0 is the partition without mixing.
+    Without `mixed`, it is the cluster of the sample's client. With `mixed`, it is drawn at random, and each client has
+    its own probabilities of the concepts. These are a Dirichlet(mixed) vector, in which the largest entry is moved to
+    the client's cluster. They are the same for training and test samples. So the clusters keep their sizes. For mixed →
+    0, the result is the same as without `mixed`.
     """
     client, cluster = table["client"].to_numpy(), cluster_of_clients(partition, clients, clusters)
     if partition.mixed is None:

@@ -1,4 +1,7 @@
-"""Readers, which turn raw files into the arrays of a data set. Each entry of data.lock names its `reader`."""
+"""Readers that turn raw files into the arrays of a data set.
+
+Each data set in data.lock names its reader in the key `reader`.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,16 @@ REPLACE = "remedy: replace it by a complete copy"
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """A classification data set: x uint8 [N, H, W] or [N, H, W, 3] with x / scale in [0, 1], and y int64 [N].
+    """A classification data set of images or text, split into training and test samples.
 
-    Custom data may have x float32 [N, ...] of any range, with scale 1. `names` are the names of the classes.
+    Images x are uint8 [N, H, W] or [N, H, W, 3] with x / scale in [0, 1]. Labels y are int64 [N]. Custom data may also
+    have x float32 [N, ...] of any range, with scale 1. `names` holds the names of the classes.
 
-    Text (`floral.data.text`) has token ids x uint8 or int32 [N, T] with scale 1. The labels y int64 [N, T] are the next
-    token of each position. `classes` is the size of the vocabulary.
+    Text (`floral.data.text`) has token ids x, uint8 or int32 [N, T], with scale 1. The labels y int64 [N, T] are the
+    token after each position. `classes` is the size of the vocabulary.
 
-    train_client, test_client int32 [N]: the natural client 0, 1, … (writer, role or user) of each sample, or None.
+    train_client and test_client, int32 [N], hold the number of each sample's natural client (a writer, role or user).
+    They are None if the data have no natural clients.
     """
 
     train_x: npt.NDArray[np.uint8 | np.int32 | np.float32]
@@ -54,7 +59,7 @@ class Labelled:
 
 
 def idx(files: Sequence[RawFile]) -> Labelled:
-    """Read IDX files (MNIST, Fashion-MNIST): training images, training labels, test images, test labels.
+    """Read four IDX files, such as those of MNIST: training images, training labels, test images and test labels.
 
     Raises:
         DataError: a file is not an IDX file of bytes, is truncated, or images and labels differ in number.
@@ -64,7 +69,7 @@ def idx(files: Sequence[RawFile]) -> Labelled:
         if len(images) != len(labels) or images.ndim != 3 or labels.ndim != 1:
             names = " and ".join(str(raw.location) for raw in pair)
             raise DataError(
-                f"{names}: images {list(images.shape)} and labels {list(labels.shape)} do not match; "
+                f"{names}: images of shape {list(images.shape)} and labels of shape {list(labels.shape)} do not match; "
                 "remedy: replace both files by complete copies"
             )
         if not len(images):
@@ -76,7 +81,7 @@ def idx(files: Sequence[RawFile]) -> Labelled:
 
 
 def digits_csv(files: Sequence[RawFile]) -> Labelled:
-    """Read the 1797 digits of scikit-learn: 8×8 pixels with values from 0 to 16, and a label.
+    """Read the 1797 handwritten digits of scikit-learn: 8×8 pixels with values from 0 to 16, and a label.
 
     The original file has no split. A fixed shuffle splits it into 1437 training and 360 test samples.
     """
@@ -90,10 +95,10 @@ def digits_csv(files: Sequence[RawFile]) -> Labelled:
 
 
 def image_parquet(files: Sequence[RawFile]) -> Labelled:
-    """Read two parquet files of the Hugging Face Hub, train and test (CIFAR-10, CIFAR-100).
+    """Read a training and a test file of images in parquet format, such as those of CIFAR-10 on the Hugging Face Hub.
 
-    The column `img` of struct(bytes, path) has encoded images. The column `label` or `fine_label` has integer classes.
-    The coarse labels of CIFAR-100 are not read.
+    The column `img`, a struct of bytes and path, holds encoded images. The column `label` or `fine_label` holds integer
+    classes. The coarse labels of CIFAR-100 are not read.
 
     Raises:
         DataError: a file is truncated, lacks a column, or has an image that cannot be decoded or has another shape.
@@ -101,7 +106,10 @@ def image_parquet(files: Sequence[RawFile]) -> Labelled:
     (train_x, train_y), (test_x, test_y) = (_parquet_images(raw) for raw in files)
     if train_x.shape[1:] != test_x.shape[1:]:
         names = " and ".join(str(raw.location) for raw in files)
-        raise DataError(f"{names}: images {list(train_x.shape[1:])} and {list(test_x.shape[1:])} differ; {REPLACE}")
+        raise DataError(
+            f"{names}: training images have shape {list(train_x.shape[1:])}, but test images {list(test_x.shape[1:])}; "
+            "remedy: replace both files by complete copies"
+        )
     return Labelled(
         train_x=train_x, train_y=train_y, test_x=test_x, test_y=test_y,
         classes=int(max(train_y.max(), test_y.max())) + 1, scale=255,
@@ -109,16 +117,16 @@ def image_parquet(files: Sequence[RawFile]) -> Labelled:
 
 
 def writer_parquet(files: Sequence[RawFile]) -> Labelled:
-    """Read parquet files in the layout of flwrlabs/femnist, with writers as natural clients.
+    """Read parquet files of images by many writers, in the layout of flwrlabs/femnist. Each writer is a natural client.
 
-    The column `image` of struct(bytes, path) has encoded images, `writer_id` their writers and `character` their
-    classes. Writers are numbered in the order of their names.
+    The column `image`, a struct of bytes and path, holds encoded images. `writer_id` holds their writers and
+    `character` their classes. Writers are numbered in the order of their names.
 
     The original table has no split. `select_test` selects a fifth of the images of each writer for the test.
 
     Raises:
         DataError: a file is truncated, lacks a column or has an image that cannot be decoded, or no writer has two
-            images.
+        images.
     """
     tables, labels, writers = [], [], []
     for raw in files:
@@ -127,8 +135,8 @@ def writer_parquet(files: Sequence[RawFile]) -> Labelled:
         columns = schema.get("image"), schema.get("writer_id"), schema.get("character", pl.String()).is_integer()
         if columns != (ENCODED, pl.String, True):
             raise DataError(
-                f"{raw.location}: expected the columns image of struct(bytes, path), writer_id of strings and "
-                f"character of integers, found {dict(schema)}"
+                f"{raw.location}: expected the columns image (struct of bytes and path), writer_id (strings) and "
+                f"character (integers), found {dict(schema)}; {REPLACE}"
             )
         rows = _collected(raw, table.select("writer_id", "character"))
         if rows["writer_id"].null_count():
@@ -140,7 +148,7 @@ def writer_parquet(files: Sequence[RawFile]) -> Labelled:
     client = np.unique(np.concatenate(writers), return_inverse=True)[1].astype(np.int32)
     test = select_test(client, TEST_SHARE, "writers split")
     if not test.any():
-        raise DataError(f"{files[0].location}: no writer has two images, so the test split is empty; {REPLACE}")
+        raise DataError(f"{files[0].location}: no writer has two images, so there are no test samples; {REPLACE}")
     trained = len(y) - int(test.sum())
     images = _decoded(tables, "image", np.where(test, trained + np.cumsum(test), np.cumsum(~test)) - 1)
     return Labelled(
@@ -150,10 +158,10 @@ def writer_parquet(files: Sequence[RawFile]) -> Labelled:
 
 
 def select_test(client: npt.NDArray[np.integer], share: float, purpose: str) -> npt.NDArray[np.bool_]:
-    """Select the test samples [N] of a data set without a split. The selection is the same for every seed.
+    """Return which samples [N] of a data set without a split are test samples. The choice is the same for every seed.
 
-    For each client in `client` [N] with n samples, round(share·n) random samples are selected: at least one, never all.
-    A client with a single sample keeps it for training.
+    `client` [N] holds the client of each sample. Of a client's n samples, round(share·n) random ones are test samples:
+    at least one, never all. If a client has only one sample, it is a training sample.
     """
     rank, size = seeds.ranks(0, purpose, np.arange(len(client)), client)
     return rank < np.minimum(np.maximum(1, np.rint(share * size)), size - 1)
@@ -170,34 +178,34 @@ READERS: dict[str, Callable[[Sequence[RawFile]], Labelled]] = {
 def _idx_array(raw: RawFile) -> npt.NDArray[np.uint8]:
     """Read an IDX file of unsigned bytes.
 
-    The file consists of two zero bytes, the type (8: unsigned byte), the number of axes, their sizes and the values.
-    Sizes are big-endian int32.
+    The file consists of two zero bytes, the type (8: unsigned byte), the number of axes, the sizes of the axes and the
+    values. Sizes are big-endian int32.
     """
     data = content(raw.location)
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
         raise DataError(
-            f"{raw.location}: not an IDX file of unsigned bytes; it begins with {data[:4].hex(' ') or 'nothing'}; "
-            f"{REPLACE}"
+            f"{raw.location}: this is not an IDX file of unsigned bytes, because it begins with "
+            f"{data[:4].hex(' ') or 'nothing'}; {REPLACE}"
         )
     start = 4 + 4 * data[3]
     shape = [int.from_bytes(data[at : at + 4]) for at in range(4, start, 4)]
     if len(data) != start + math.prod(shape):
         raise DataError(
-            f"{raw.location}: truncated: {len(data):,} bytes, but its header announces {start + math.prod(shape):,}; "
-            f"{REPLACE}"
+            f"{raw.location}: this file has {len(data):,} bytes, but its header announces "
+            f"{start + math.prod(shape):,}; {REPLACE}"
         )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
 def _parquet_images(raw: RawFile) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Read images uint8 [N, H, W] (grey) or [N, H, W, 3] and labels int64 [N], in the order of the file."""
+    """Read images uint8 [N, H, W] (grey) or [N, H, W, 3] and their labels int64 [N], in the order of the file."""
     table = _parquet(raw)
     schema = table.collect_schema()
     label = next((name for name in ("label", "fine_label") if name in schema), None)
     if label is None or schema.get("img") != ENCODED or not schema[label].is_integer():
         raise DataError(
-            f"{raw.location}: expected a column img of struct(bytes, path) and one of label or fine_label, "
-            f"found {dict(schema)}"
+            f"{raw.location}: expected a column img (struct of bytes and path) and a column label or fine_label "
+            f"(integers), found {dict(schema)}; {REPLACE}"
         )
     labels = _classes(raw, _collected(raw, table.select(label))[label])
     return _decoded([(raw, table)], "img", np.arange(len(labels))), labels
@@ -221,22 +229,25 @@ def _collected(raw: RawFile, table: pl.LazyFrame) -> pl.DataFrame:
 
 
 def _broken(raw: RawFile, error: Exception) -> DataError:
-    return DataError(f"{raw.location}: not a parquet file, or truncated ({error}); {REPLACE}")
+    return DataError(f"{raw.location}: this is not a parquet file, or it is truncated ({error}); {REPLACE}")
 
 
 def _classes(raw: RawFile, labels: pl.Series) -> npt.NDArray[np.int64]:
     classes = labels.cast(pl.Int64).to_numpy()
     if not len(classes) or labels.null_count() or classes.min() < 0:
-        raise DataError(f"{raw.location}: column {labels.name} is empty or lacks classes (0, 1, …); {REPLACE}")
+        raise DataError(
+            f"{raw.location}: column {labels.name} is empty, or has a value that is not a class 0, 1, …; {REPLACE}"
+        )
     return classes
 
 
 def _decoded(
     tables: Iterable[tuple[RawFile, pl.LazyFrame]], column: str, place: npt.NDArray[np.integer]
 ) -> npt.NDArray[np.uint8]:
-    """Decode images to uint8 [N, H, W] (grey) or [N, H, W, 3]. All must have the shape of the first one.
+    """Decode the images of several files to one array uint8 [N, H, W] (grey) or [N, H, W, 3].
 
-    The n-th image of the files is written to index `place[n]`. Only one slice of encoded rows is in memory at a time.
+    All images must have the shape of the first one. `place` [N] gives the index in the array for each image, in the
+    order of the files. Only one slice of encoded images is in memory at a time.
     """
     decoded, done = np.empty(0, np.uint8), 0
     for raw, table in tables:
@@ -251,8 +262,8 @@ def _decoded(
             shape, first = pixels.shape, decoded.shape[1:] if done else pixels.shape
             if shape != first or pixels.dtype != np.uint8 or len(shape) not in (2, 3) or shape[2:] not in ((), (3,)):
                 raise DataError(
-                    f"{raw.location}: row {row}: an image of shape {list(shape)} ({pixels.dtype}) where grey or RGB "
-                    f"bytes of the first row's shape {list(first)} are expected"
+                    f"{raw.location}: row {row}: the image has shape {list(shape)} ({pixels.dtype}), but all images "
+                    f"must be grey or RGB bytes of the first image's shape {list(first)}; {REPLACE}"
                 )
             if not done:
                 decoded = np.empty((len(place), *shape), np.uint8)

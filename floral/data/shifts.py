@@ -1,8 +1,10 @@
-"""Apply the shift of each concept: rotated or recoloured images, cyclically moved or permuted labels.
+"""Apply the shift of a task: samples of different concepts are rotated, recoloured or relabelled differently.
 
-Concept c < C belongs to cluster c. Concepts C, C + 1, … belong to clients that join after training, and to no cluster.
-Concept C + j is the rotation half-way between clusters j and j + 1, the label shift C + j, or the next permutation. If
-the task lists its concepts, concept C + j is the next one in the list.
+A concept is one version of the shift, for example one angle. Concepts c = 0 … C - 1 belong to the C clusters. Concepts
+C, C + 1, … belong to no cluster, but to clients that join after training.
+
+If the task lists its concepts, concept C + j is the next one in the list. Otherwise, concept C + j is the rotation
+half-way between clusters j and j + 1, the label shift by C + j classes, or the next permutation of the labels.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ Images = npt.NDArray[np.uint8]
 
 
 def apply_inputs(shift: Shift, x: Images, cluster: npt.NDArray[np.integer], clusters: int, scale: int = 255) -> Images:
-    """Shift the inputs x [N, H, W] or [N, H, W, 3] of samples with the concepts `cluster` [N]; white is `scale`.
+    """Shift the inputs x [N, H, W] or [N, H, W, 3] of samples, where `cluster` [N] is the concept of each sample.
 
-    rotate: counter-clockwise about the centre by c·360/C degrees, for concept C + j by (j + ½)·360/C, or by the task's
-    angles. Multiples of 90° move pixels exactly. Other angles take the nearest pixel, or interpolate between the four
-    nearest ones. Pixels from outside are 0. colour: see `recoloured`. Other shifts return x itself.
+    Kind rotate: images are rotated counter-clockwise about the centre. The angle is c·360/C degrees for concept c < C,
+    and (j + ½)·360/C for concept C + j, or one of the task's angles. Multiples of 90° move pixels exactly. Other angles
+    take the nearest pixel, or interpolate between the four nearest ones. Pixels from outside the image are 0.
+
+    Kind colour: see `recoloured`; `scale` is the pixel value of white. Other kinds return x unchanged.
 
     Raises:
         ConfigError: images to be rotated are not square, or the colour change does not fit the channels.
@@ -48,7 +52,7 @@ def apply_inputs(shift: Shift, x: Images, cluster: npt.NDArray[np.integer], clus
 
 
 def rotated(x: Images, numerator: float, denominator: float, interpolate: bool) -> Images:
-    """Rotate square images counter-clockwise by numerator/denominator of a full turn."""
+    """Rotate square images counter-clockwise by the fraction numerator/denominator of a full turn."""
     pixels, side = x.reshape(len(x), x.shape[1] * x.shape[2], -1), x.shape[1]
     if interpolate and 4 * numerator % denominator:
         return interpolated(pixels, numerator, denominator, side).reshape(x.shape)
@@ -59,7 +63,11 @@ def rotated(x: Images, numerator: float, denominator: float, interpolate: bool) 
 
 
 def interpolated(pixels: Images, numerator: float, denominator: float, side: int) -> Images:
-    """Rotate images [N, side², channels] with bilinear interpolation, rounded; pixels from outside are 0."""
+    """Rotate images [N, side², channels] counter-clockwise, with bilinear interpolation of the pixel values.
+
+    The angle is the fraction numerator/denominator of a full turn. Values are rounded. Pixels from outside the image
+    are 0.
+    """
     row, column = _origin(side, numerator, denominator)
     corners = []
     for down in (0, 1):
@@ -77,10 +85,11 @@ def interpolated(pixels: Images, numerator: float, denominator: float, side: int
 
 
 def recoloured(colour: Colour, x: Images, scale: int) -> Images:
-    """Change the colours of images [N, H, W] or [N, H, W, 3] whose white is `scale`.
+    """Change the colours of images [N, H, W] or [N, H, W, 3], where `scale` is the pixel value of white.
 
-    Channels are reordered, multiplied by `gain` and moved from medium grey by `contrast`. Then values are rounded,
-    clipped to 0 … scale and possibly inverted. Black borders that augmentation adds later stay black.
+    Channels are reordered and multiplied by `gain`. The distance of a value to medium grey is multiplied by `contrast`.
+    Then values are rounded, clipped to 0 … scale, and inverted if `invert` is set. The black borders that augmentation
+    adds later stay black.
 
     Raises:
         ConfigError: `channels` is not a permutation of the image's channels, or `gain` has a wrong number of values.
@@ -89,9 +98,9 @@ def recoloured(colour: Colour, x: Images, scale: int) -> Images:
     order = range(channels) if colour.channels is None else colour.channels
     if sorted(order) != list(range(channels)) or len(colour.gain) not in (1, channels):
         raise ConfigError(
-            f"shift.colours: samples of shape {list(x.shape[1:])} have {channels} channel(s); set channels to a "
-            f"permutation of {list(range(channels))} (found {colour.channels}), and gain to one number or one for each "
-            f"channel (found {colour.gain})"
+            f"`shift.colours`: samples of shape {list(x.shape[1:])} have {channels} channel(s); set `channels` to a "
+            f"permutation of {list(range(channels))} (found {colour.channels}), and `gain` to one number, or to one "
+            f"for each channel (found {colour.gain})"
         )
     gain = np.broadcast_to(np.array(colour.gain), channels)
     value = np.arange(256) * gain[:, None]
@@ -106,9 +115,10 @@ def recoloured(colour: Colour, x: Images, scale: int) -> Images:
 def apply_labels(
     shift: Shift, y: npt.NDArray[np.int64], cluster: npt.NDArray[np.integer], classes: int, seed: int = 0
 ) -> npt.NDArray[np.int64]:
-    """Shift the labels y [N] of samples with the concepts `cluster` [N].
+    """Shift the labels y [N] of samples, where `cluster` [N] is the concept c of each sample.
 
-    label_shift: (y + c) mod classes. label_permutation: the c-th permutation of the seed. Other shifts return y itself.
+    Kind label_shift: a label becomes (y + c) mod classes. Kind label_permutation: the classes are permuted by
+    permutation c of `seed`. Other kinds return y unchanged.
 
     Raises:
         ConfigError: there are fewer permutations than concepts.
@@ -119,15 +129,17 @@ def apply_labels(
 
 
 def permutations(concepts: int, classes: int, seed: int) -> npt.NDArray[np.int64]:
-    """Return the new label of each class [concepts, classes]: the identity, then distinct random permutations.
+    """Return a permutation of the classes for each concept, as the new label of each class [concepts, classes].
+
+    Concept 0 has the identity. The others have random permutations, which are all different.
 
     Raises:
         ConfigError: there are fewer permutations than concepts.
     """
     if concepts > math.factorial(min(classes, 20)):
         raise ConfigError(
-            f"shift.kind: label_permutation: {classes} classes have {math.factorial(classes)} permutations, fewer than "
-            f"the {concepts} concepts; set fewer clusters"
+            f"`shift.kind: label_permutation`: {classes} classes have {math.factorial(classes)} permutations, but "
+            f"{concepts} concepts need one each; set fewer `clusters`"
         )
     distinct, attempt = {tuple(range(classes)): None}, 0
     while len(distinct) < concepts:
@@ -137,9 +149,10 @@ def permutations(concepts: int, classes: int, seed: int) -> npt.NDArray[np.int64
 
 
 def quarter_turns(shift: Shift, cluster: npt.NDArray[np.integer], clusters: int) -> npt.NDArray[np.int64]:
-    """Return the quarter turns [N] by which `apply_inputs` rotates samples; all 0 without rotation.
+    """Return the number of quarter turns [N] by which `apply_inputs` rotates each sample; 0 if the shift is no
+    rotation.
 
-    `cluster` [N] has the concept of each sample.
+    `cluster` [N] is the concept of each sample.
     """
     turns = np.zeros(len(cluster), np.int64)
     for c in np.unique(cluster).tolist() if shift.kind == "rotate" else ():
@@ -150,9 +163,10 @@ def quarter_turns(shift: Shift, cluster: npt.NDArray[np.integer], clusters: int)
 
 
 def rotation(side: int, numerator: float, denominator: float) -> npt.NDArray[np.int64]:
-    """Return the source pixel of each pixel [side²] of an image rotated by numerator/denominator of a full turn.
+    """Return, for each pixel [side²] of a rotated image, the pixel of the original image that it shows.
 
-    −1 stands for a source outside the image.
+    The rotation is the fraction numerator/denominator of a full turn, counter-clockwise. −1 stands for a pixel outside
+    the original image.
     """
     if 4 * numerator % denominator == 0:
         return np.rot90(np.arange(side * side).reshape(side, side), int(4 * numerator // denominator)).ravel()
@@ -162,7 +176,7 @@ def rotation(side: int, numerator: float, denominator: float) -> npt.NDArray[np.
 
 
 def _origin(side: int, numerator: float, denominator: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the fractional row and column from which each pixel comes."""
+    """Return, for each pixel of a rotated image, the row and the column in the original image as fractional numbers."""
     pixel, angle, centre = np.arange(side * side), 2 * math.pi * numerator / denominator, (side - 1) / 2
     down, right = pixel // side - centre, pixel % side - centre
     row = centre + math.cos(angle) * down + math.sin(angle) * right

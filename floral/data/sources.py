@@ -1,7 +1,7 @@
-"""Find raw files in the data folder or download them from the first working mirror, and verify them.
+"""Find raw data files in the data folder, or download them from the first mirror that works, and verify them.
 
-The download is a small loop over urllib, because pooch, the common library, cannot resume a partial file. Hashes are
-of the unpacked content, so that copies that were gzipped again are accepted.
+The download is a small loop over urllib, because pooch, the common library for this, cannot resume a partial file. The
+hashes are those of the unpacked content, so that a file is accepted if it was only compressed again.
 """
 
 from __future__ import annotations
@@ -41,12 +41,18 @@ Report = Callable[[str], None]
 
 
 class DataError(ConfigError):
-    """A raw file is missing, damaged or altered, or cannot be stored. The message names the file and the remedy."""
+    """The error of a raw file that is missing, damaged or altered, or cannot be stored.
+
+    The message names the file and the remedy.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawFile:
-    """A verified raw file: its location, the hash of its unpacked content, and whether data.lock has that hash."""
+    """A raw file: its location, the hash of its unpacked content, and whether data.lock has this hash.
+
+    `verified` is False if data.lock has null instead of a hash.
+    """
 
     file: DataFile
     location: Path
@@ -57,12 +63,13 @@ class RawFile:
 def obtain(
     file: DataFile, raw: Path, data_dir: Path | None = None, recorded: str | None = None, report: Report | None = None
 ) -> RawFile:
-    """Find a file in `data_dir` or in `raw`, else download it into `raw`, and verify the first copy found.
+    """Return a raw file: the first copy that is found in `data_dir`, in `raw`, or by download from a mirror.
 
-    A file with an absolute path belongs to custom data and is read in place.
+    The content of the copy must have the expected hash. A download is stored in `raw`. A file with an absolute path
+    belongs to custom data and is read where it is.
 
     Args:
-        recorded: the hash recorded by an earlier fetch. It is used if data.lock has null.
+        recorded: the hash that an earlier fetch recorded. It is used if data.lock has null instead of a hash.
 
     Raises:
         DataError: the file cannot be found, is damaged or has other content, or the disk is full.
@@ -97,18 +104,20 @@ def obtain(
 
 
 def is_there(file: DataFile, raw: Path, data_dir: Path | None = None) -> bool:
-    """Return whether a copy of a file exists in `data_dir`, `raw` or an installed package, without checking it."""
+    """Return whether a copy of a file exists in `data_dir`, in `raw` or in an installed package. Its content is not
+    checked.
+    """
     paths = [raw / Path(file.path).name, *(data_dir / name for name in _packed_or_not(file.path) if data_dir)]
     return any(path.is_file() for path in paths) or any(map(_is_in_package, file.urls))
 
 
 def on_the_network(url: str) -> bool:
-    """Return whether a URL needs the network, unlike those of installed packages."""
+    """Return whether a URL needs the network. URLs of files inside installed Python packages do not."""
     return not url.startswith(PACKAGE)
 
 
 def advice(file: DataFile) -> str:
-    """Return the remedy for a missing file."""
+    """Return the remedy for a missing file, as text for a message."""
     return (
         f"put {' or '.join(_packed_or_not(file.path))} into a folder, "
         "and name that folder by FLORAL_DATA, --data-dir or data_dir"
@@ -118,7 +127,8 @@ def advice(file: DataFile) -> str:
 def unpacked(path: Path) -> io.BufferedIOBase:
     """Open a raw file for reading, and unpack it if it is gzipped.
 
-    The first bytes show whether it is gzipped. The name does not, because browsers unpack files without renaming them.
+    The first two bytes decide whether it is gzipped. The file name cannot, because browsers unpack files without
+    renaming them.
     """
     with path.open("rb") as stream:
         packed = stream.read(2) == b"\x1f\x8b"
@@ -152,7 +162,7 @@ def content_sha256(path: Path) -> str:
 
 
 def full_disk(error: BaseException) -> bool:
-    """Return whether an operation failed because the disk or the quota is full."""
+    """Return whether an operation failed because the disk or the user's quota is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -166,7 +176,7 @@ def _verified(file: DataFile, location: Path, expected: str | None, remedy: str,
     if expected is not None and sha256 != expected:
         origin = "from data.lock" if file.sha256 else "recorded by the first fetch"
         raise DataError(
-            f"{name or location}: the content of {file.path} is not the accepted one\n"
+            f"{name or location}: the content of {file.path} is not as expected\n"
             f"  expected sha256 {expected} ({origin})\n"
             f"  found    sha256 {sha256} (of the unpacked content)\n"
             f"  remedy: {remedy}"
@@ -184,12 +194,16 @@ def _custom(file: DataFile) -> RawFile:
             f"  remedy: {data_sets.CUSTOM_ADVICE}"
         ) from None
     if sha256 != file.sha256:
-        raise DataError(f"{location}: these data changed while this command was running; run the command again")
+        raise DataError(f"{location}: these data have changed since this command started; run the command again")
     return RawFile(file=file, location=location, sha256=sha256, verified=True)
 
 
 def _download(file: DataFile, url: str, target: Path, expected: str | None, report: Report) -> RawFile:
-    """Download `url` into `<target>.part`, resume an earlier download, and rename the file once it is verified."""
+    """Download `url` and return the verified file `target`.
+
+    The bytes are written to `<target>.part`, which is renamed after verification. An earlier, partial download is
+    resumed.
+    """
     part = target.with_name(target.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     inherited = _size(part) > 0
@@ -214,7 +228,7 @@ def _download(file: DataFile, url: str, target: Path, expected: str | None, repo
 
 
 def _transfer(url: str, part: Path, report: Report) -> None:
-    """Append the rest of `url` to `part`.
+    """Download the bytes of `url` that `part` does not have yet, and append them to it.
 
     Raises:
         OSError, HTTPException: the connection ended early.
@@ -246,7 +260,7 @@ def _transfer(url: str, part: Path, report: Report) -> None:
 
 
 def _in_package(url: str) -> Path:
-    """Return the path of a file package:<package>/<path>, without importing the package.
+    """Return the path of the file behind a URL `package:<package>/<path>`, without importing the package.
 
     Raises:
         DataError: the package or the file is missing.
@@ -254,10 +268,10 @@ def _in_package(url: str) -> Path:
     package, _, path = url.removeprefix(PACKAGE).partition("/")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise DataError(f"the Python package {package} is not installed")
+        raise DataError(f"the Python package {package} is not installed; install it")
     location = Path(spec.submodule_search_locations[0]) / path
     if not location.is_file():
-        raise DataError(f"the installed {package} has no file {path}")
+        raise DataError(f"the installed Python package {package} has no file {path}; install its pinned version")
     return location
 
 

@@ -1,4 +1,4 @@
-"""Read the data sets and partitions that the stages fetch and partition stored."""
+"""Read the data sets and partitions that `floral fetch` and `floral partition` have stored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ CLIENTS = ("train_client", "test_client")
 
 
 def read_data(name: str, results: Path, sides: Sequence[str] | None = None) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Read a stored data set: its manifest, and its memory-mapped arrays (all, or those named in `sides`).
+    """Read a stored data set: its manifest (card.json) and its arrays.
+
+    The arrays are memory-mapped. `sides` names those to read; by default, all are read.
 
     Raises:
         ConfigError: the data set is missing or damaged.
@@ -40,11 +42,13 @@ def read_data(name: str, results: Path, sides: Sequence[str] | None = None) -> t
             f"{error.filename}: the data set {name!r} is missing; make it with: floral fetch {name}"
         ) from None
     except (ValueError, EOFError) as error:
-        raise ConfigError(f"{folder}: damaged ({error}); make it again with: floral fetch {name}") from None
+        raise ConfigError(
+            f"{folder}: this data set is damaged ({error}); make it again with: floral fetch {name}"
+        ) from None
 
 
 def stored_arrays(manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the arrays of the data set with this manifest."""
+    """Return the names of the arrays that a data set with this manifest has."""
     return (*ARRAYS, *CLIENTS) if "natural_clients" in manifest else ARRAYS
 
 
@@ -58,7 +62,7 @@ def arrays_digest(arrays: Sequence[Array]) -> str:
 
 
 def read_partition(run: Run, results: Path) -> tuple[dict[str, Any], pl.DataFrame]:
-    """Read the manifest and the table of a run's partition.
+    """Read the manifest (card.json) and the table of a run's partition.
 
     Raises:
         ConfigError: the partition is missing, damaged or altered.
@@ -72,15 +76,17 @@ def read_partition(run: Run, results: Path) -> tuple[dict[str, Any], pl.DataFram
         raise ConfigError(f"{folder}: this partition is missing; make it with: {partition_command(run)}") from None
     except (pl.exceptions.PolarsError, ValueError) as error:
         raise ConfigError(
-            f"{folder / 'partition.parquet'}: damaged ({error}); make it again with: {partition_command(run)}"
+            f"{folder / 'partition.parquet'}: this partition is damaged ({error}); make it again with: "
+            f"{partition_command(run)}"
         ) from None
     if not intact:
         raise ConfigError(
-            f"{folder / 'partition.parquet'}: altered since it was made; make it again with: {partition_command(run)}"
+            f"{folder / 'partition.parquet'}: this partition was altered after it was made; make it again with: "
+            f"{partition_command(run)}"
         )
     return manifest, table
 
 
 def partition_command(run: Run) -> str:
-    """Return the command that makes the partition of a run."""
+    """Return the command that makes the partition of a run, as text for a message."""
     return f"floral partition --suite <the run's suite> --task {run.task.name} --seed {run.seed}"

@@ -1,6 +1,6 @@
-"""Readers of text, which cut the text of each speaker or user into windows of tokens.
+"""Readers of text, which cut the text of each speaker or user into windows of T tokens.
 
-x [N, T] holds token ids, and y [N, T] the next token of each position.
+x [N, T] holds token ids, and y [N, T] the token after each position.
 
 The windows of a client neither overlap nor leave gaps, and no window mixes clients. The end of a text that is too short
 for a window is dropped, so that no position needs a mask. In the order of the text, the first 80 % of the windows of a
@@ -37,9 +37,10 @@ Tokens = npt.NDArray[np.int64]
 
 
 def speeches(files: Sequence[RawFile]) -> Labelled:
-    """Read UTF-8 text with a line `NAME:` before each speech, by characters; each name is a natural client.
+    """Read the text of a play, with a line `NAME:` before each speech, and cut it into windows of characters.
 
-    The text of a client consists of its speeches in order, one per line, without the names.
+    Each name is a natural client. The text of a client consists of its speeches in order, one per line, without the
+    names. The file must be in UTF-8.
 
     Raises:
         DataError: the text is not UTF-8, has no speaker, or no speaker has text for two windows.
@@ -48,7 +49,10 @@ def speeches(files: Sequence[RawFile]) -> Labelled:
     text = _decoded(content(place), str(place)).replace("\r\n", "\n")
     headings = list(SPEECH.finditer(text))
     if not headings:
-        raise DataError(f"{place}: no speaker found; write a line NAME: before each speech, after an empty line")
+        raise DataError(
+            f"{place}: this text has no line with a speaker's name; write a line `NAME:` before each speech, after an "
+            "empty line"
+        )
     speeches_of: dict[str, list[str]] = {}
     ends = [*(heading.start() for heading in headings[1:]), len(text)]
     for heading, end in zip(headings, ends, strict=True):
@@ -57,10 +61,11 @@ def speeches(files: Sequence[RawFile]) -> Labelled:
 
 
 def character_table(files: Sequence[RawFile]) -> Labelled:
-    """Read a parquet table of strings with columns `character_id`, `x` and optionally `y`, the character after x.
+    """Read text from a parquet table of strings, and cut it into windows of characters.
 
-    The table of flwrlabs/shakespeare has one row for every position of a text, so that rows overlap. Where a row is
-    the previous one moved by one character, both are joined again. The joined texts are cut into windows.
+    The columns are `character_id` (the natural client), `x`, and optionally `y`, the character after x. The table of
+    flwrlabs/shakespeare has one row for every position of a text, so that its rows overlap. If a row is the row before
+    it, moved by one character, the two are joined again. The joined texts are cut into windows.
 
     Raises:
         DataError: the file is not parquet, has other columns or a missing value, or no client has text for two windows.
@@ -74,18 +79,19 @@ def character_table(files: Sequence[RawFile]) -> Labelled:
 
 
 def token_table(files: Sequence[RawFile]) -> Labelled:
-    """Read a parquet table with columns `user_id` and `tokens`, a list of token ids per post, oldest post first.
+    """Read token ids from a parquet table with one post per row, and cut them into windows.
 
-    The text of a user is the sequence of all their posts.
+    The columns are `user_id` and `tokens`, a list of token ids. The oldest post of a user comes first. The text of a
+    user is the sequence of all the user's posts.
 
     Raises:
         DataError: the file is not parquet, has other columns or a missing value, a token id is negative or not below
-            1,048,576, or no user has text for two windows.
+        1,048,576, or no user has text for two windows.
     """
     place = str(files[0].location)
     table = _table(files[0], {"user_id": None, "tokens": pl.List})
     if not table.schema["tokens"].inner.is_integer():  # type: ignore[attr-defined]
-        raise DataError(f"{place}: column tokens has {table.schema['tokens']}; save lists of integers")
+        raise DataError(f"{place}: the column tokens has type {table.schema['tokens']}; save lists of integers in it")
     posts = table["tokens"].explode().drop_nulls()
     if len(posts) and (int(posts.min()) < 0 or int(posts.max()) >= MAX_TOKENS):  # type: ignore[arg-type]
         bad = posts.filter((posts < 0) | (posts >= MAX_TOKENS))[0]
@@ -107,32 +113,41 @@ def _decoded(data: bytes, place: str) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{place}: not UTF-8 text: byte {data[error.start]:#04x} at position {error.start:,} (line "
-            f"{data[: error.start].count(10) + 1:,}); remedy: save it as UTF-8"
+            f"{place}: this file is not UTF-8 text: it has byte {data[error.start]:#04x} at position {error.start:,} "
+            f"(line {data[: error.start].count(10) + 1:,}); save it as UTF-8"
         ) from None
 
 
 def _table(raw: RawFile, columns: dict[str, type[pl.DataType] | None]) -> pl.DataFrame:
-    """Read a parquet table and check that every column in `columns` has its type (None: any) and no missing value."""
+    """Read a parquet table and check the columns in `columns`.
+
+    Every column must have its type (None: any type) and no missing value.
+    """
     try:
         table = pl.read_parquet(io.BytesIO(content(raw.location)))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise DataError(
-            f"{raw.location}: not a parquet file, or truncated ({error}); remedy: replace it by a complete copy"
+            f"{raw.location}: this file is not a parquet file, or it is truncated ({error}); remedy: replace it by a "
+            "complete copy"
         ) from None
     for name, kind in columns.items():
         if name not in table.columns or (kind is not None and not isinstance(table.schema[name], kind)):
             expected = ", ".join(f"{column} ({kind.__name__})" if kind else column for column, kind in columns.items())
-            raise DataError(f"{raw.location}: expected the columns {expected}, found {dict(table.schema)}")
+            raise DataError(
+                f"{raw.location}: expected the columns {expected}, found {dict(table.schema)}; rename or convert the "
+                "columns"
+            )
         if missing := table[name].null_count():
-            raise DataError(f"{raw.location}: column {name}: {missing} rows have no value; fill or remove them")
+            raise DataError(
+                f"{raw.location}: {missing} rows have no value in column {name}; give them a value, or remove them"
+            )
     return table
 
 
 def _rejoined(rows: Sequence[str], follows: Sequence[str | None]) -> list[str]:
-    """Join overlapping windows, each moved by one character, into texts.
+    """Join overlapping windows into texts. Each window is the one before it, moved by one character.
 
-    `follows` has the character after each window.
+    `follows` holds the character after each window, or an empty string or None.
     """
     texts: list[list[str]] = []
     before = None
@@ -158,9 +173,9 @@ def _characters(clients: Sequence[Sequence[str]], place: str) -> Labelled:
 
 
 def _cut(clients: Sequence[Sequence[Tokens]], length: int, vocabulary: int, place: str) -> Labelled:
-    """Cut texts into samples, for all clients with at least two windows of `length` tokens.
+    """Cut texts into samples, for all clients with text for at least two windows of `length` tokens.
 
-    A window needs a token that follows it, because labels are the next tokens.
+    A window needs one more token after it, because labels are the next tokens.
     """
     kind = np.uint8 if vocabulary <= 256 else np.int32
     sides: dict[str, list[Tokens]] = {name: [] for name in ("train_x", "train_y", "test_x", "test_y")}
@@ -178,7 +193,7 @@ def _cut(clients: Sequence[Sequence[Tokens]], length: int, vocabulary: int, plac
         natural_clients += 1
     if not natural_clients:
         raise DataError(
-            f"{place}: none of {len(clients)} clients has text for two windows of {length} tokens; add some"
+            f"{place}: none of the {len(clients)} clients has text for two windows of {length} tokens; add longer texts"
         )
     arrays = {name: np.concatenate(parts) for name, parts in sides.items()}
     number = np.arange(natural_clients, dtype=np.int32)
@@ -191,10 +206,10 @@ def _cut(clients: Sequence[Sequence[Tokens]], length: int, vocabulary: int, plac
 
 
 def _windows(text: Tokens, length: int, moved: int) -> Tokens:
-    """Return windows [n, length] of the text from position `moved` (0 or 1) on.
+    """Return the windows [n, length] of a text, from token number `moved` (0 or 1) on.
 
-    The number of windows is that of `moved` = 0 with a token after each window, so that inputs (0) and labels (1)
-    match.
+    `moved` 0 gives the inputs, and `moved` 1 gives their labels, the next tokens. Both have the same number n of
+    windows: as many as fit into the text with one token after them.
     """
     count = max(0, len(text) - 1) // length
     return text[moved : moved + count * length].reshape(count, length)

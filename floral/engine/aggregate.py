@@ -1,4 +1,7 @@
-"""Aggregation on the server: weighted means of the groups, summed chunk by chunk, and the server optimiser's step."""
+"""The server's part of a round: weighted means of the groups, then the update of the server optimiser.
+
+The means are summed up chunk by chunk; a chunk is a set of clients that train together.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,11 @@ EMPTY_CLUSTER_SHARE = 1e-6
 
 @dataclass(frozen=True)
 class Relative:
-    """Weights p(k)·π_kc of a chunk's clients in each cluster, divided by the largest weight of the cluster.
+    """The weights p(k)·π_kc of a chunk's clients k in each cluster c, divided by the largest weight in the cluster.
 
-    The division avoids underflow and denormal numbers for hard routes (π ≈ 4e-44). It changes no mean: p(k|c) is a
-    softmax over k of log p(k) + log π_kc, and adding a constant to all logarithms does not change a softmax.
+    p(k) is the client's weight in the round, and π_kc is its route to cluster c. The division avoids underflow and
+    denormal numbers, because a route can be as small as 4e-44. The means stay the same, because each of them is divided
+    by the sum of the same weights.
     """
 
     weight: Tensor
@@ -32,23 +36,25 @@ class Relative:
 
     @classmethod
     def of(cls, share: Tensor, log_route: Tensor) -> Relative:
-        """Compute the relative weights from p(k) [m] and log π [m, C]."""
+        """Compute the relative weights of m clients from their weights p(k) [m] and their log routes [m, C]."""
         log_weight = share.double().log()[:, None] + log_route.double()
         top = log_weight.amax(0)
         return cls(torch.exp(log_weight - finite(top)), top)
 
 
 def finite(top: Tensor) -> Tensor:
-    """Replace -∞, the maximum of logarithms when all weights are 0, by 0."""
+    """Return the largest log weight of each cluster, with 0 in place of -∞ (all weights of the cluster are 0)."""
     return torch.where(top == -math.inf, 0.0, top)
 
 
 @dataclass
 class Mean:
-    """Weighted sums of parameters over the clients of a round.
+    """Weighted sums of parameters over the clients of a round, from which the means are computed.
 
-    SHARED groups are weighted with p(k) ∝ n_k, CLUSTERED groups with p(k)·π_kc / exp(top_c). `add` adds the sums of
-    another chunk. `result` divides by the mass of each cluster.
+    SHARED groups are weighted with p(k), the share of client k in the samples of the round. CLUSTERED groups are
+    weighted with p(k)·π_kc / exp(top_c), where π_kc is the route of client k to cluster c, and top_c is the largest log
+    weight of the cluster. `add` adds the sums of another chunk of clients. `result` divides the sums of each cluster by
+    the sum of its weights.
     """
 
     sums: View = field(default_factory=dict)
@@ -58,7 +64,7 @@ class Mean:
     """[C] Σ_k exp(log weight - top)."""
 
     def add(self, chunk: Mean, method: Method) -> None:
-        """Add the sums of further clients, in place."""
+        """Add the sums of another chunk of clients, in place."""
         scale = chunk_scale = None
         if chunk.top is not None and chunk.mass is not None:
             if self.top is None or self.mass is None:
@@ -78,10 +84,11 @@ class Mean:
                     self.sums[name][key].mul_(along(scale, value)).addcmul_(value, along(chunk_scale, value))
 
     def result(self, empty_cluster: Literal["keep", "average"], method: Method) -> tuple[View, Tensor | None]:
-        """The mean of every SHARED and CLUSTERED group, and a mask [C] of the empty clusters, which keep their values.
+        """Return the means of all SHARED and CLUSTERED groups, and a mask [C] that is True for empty clusters.
 
-        With "keep", a cluster is empty if its share is below EMPTY_CLUSTER_SHARE. With "average", it is empty only if
-        all its weights are 0.
+        The server keeps the old values of empty clusters. With `empty_cluster` "keep", a cluster is empty if the
+        weights of its clients sum to less than EMPTY_CLUSTER_SHARE. With "average", it is empty only if all these
+        weights are 0. The mask is None if no group has clusters.
         """
         if self.mass is None or self.top is None:
             return self.sums, None
@@ -99,7 +106,10 @@ class Mean:
 
 
 def weights(method: Method, share: Tensor, log_route: Tensor | None, members: Tensor | None, clusters: int) -> Relative:
-    """Weights of a chunk's clients in the clusters, from their fixed clusters `members` [m] or log routes [m, C]."""
+    """Return the weights of a chunk's clients in each cluster.
+
+    The clients have either fixed clusters, `members` [m], or log routes [m, C].
+    """
     if members is not None:
         log_one_hot = torch.where(members[:, None] == torch.arange(clusters, device=members.device), 0.0, -math.inf)
         return Relative.of(share, log_one_hot)
@@ -110,7 +120,11 @@ def weights(method: Method, share: Tensor, log_route: Tensor | None, members: Te
 def sum_over_clients(
     method: Method, values: View, groups: Collection[str], share: Tensor, relative: Relative | None
 ) -> View:
-    """Sum values with a client axis: Σ_k p(k) w_k for SHARED groups, Σ_k weight_kc w_kc for CLUSTERED groups."""
+    """Return the weighted sums of `groups` over a chunk's clients; their `values` have a client axis.
+
+    SHARED groups are weighted with `share`, the weight p(k) of each client. CLUSTERED groups are weighted with
+    `relative`, the weight of each client in each cluster.
+    """
     sums: View = {}
     for name in groups:
         match method.groups[name].scope:
@@ -124,24 +138,26 @@ def sum_over_clients(
 
 
 def cluster_sum(weight: Tensor, tensor: Tensor, fixed: bool) -> Tensor:
-    """Σ_k weight[k, c]·tensor[k, c] over a chunk.
+    """Return, for each cluster c, the sum over a chunk's clients k of weight[k, c] · tensor[k, c].
 
-    The tensor is [m, C, ...], or [m, ...] if each client has a `fixed` cluster.
+    The tensor is [m, C, ...] for m clients and C clusters. With `fixed`, it is [m, ...], because each client holds the
+    values of one cluster only.
     """
     weight = weight.to(tensor.dtype)
     return torch.tensordot(weight.mT, tensor, 1) if fixed else torch.einsum("kc,kc...->c...", weight, tensor)
 
 
 def along(vector: Tensor, like: Tensor) -> Tensor:
-    """Reshape a vector [C] so that it multiplies the tensor `like` [C, ...]."""
+    """Reshape a vector [C] to [C, 1, ...], so that it can be multiplied with the tensor `like` [C, ...]."""
     vector = vector if vector.dtype is torch.bool else vector.to(like.dtype)
     return vector.reshape(-1, *(1,) * (like.dim() - 1))
 
 
 def server_step(optimiser: Optimiser, state: State, means: View, empty: Tensor | None, method: Method) -> View:
-    """New values of the groups in `means`, after the server optimiser's step.
+    """Return the new values of the groups in `means`, after the update of the server optimiser.
 
-    Clusters in the mask `empty` [C] keep their values. Statistics are set to their mean.
+    Empty clusters (True in the mask `empty` [C]) keep their old values. Statistics, such as running means, are set to
+    their mean over the clients; the optimiser does not change them.
     """
     after: View = {}
     for name, params in means.items():
@@ -164,21 +180,29 @@ def server_step(optimiser: Optimiser, state: State, means: View, empty: Tensor |
 
 
 def replace_values(state: State, values: View) -> None:
-    """Replace groups of the state by complete new values; the order of the state's names stays the same.
+    """Replace groups of the state by complete new values. The order of the names in the state stays the same.
 
     Raises:
-        Refused: a group lies in the file of large PRIVATE groups, which can only be changed row by row.
+        Refused: a PRIVATE group is too large for memory. It lies in a file in which only the values of single clients
+            can be changed.
     """
     for name, params in values.items():
         if state.store is not None and name in state.store.values:
-            raise Refused(f"the server replaces the PRIVATE group {name!r}, which is too large to be held in memory")
+            raise Refused(
+                f"`ServerStep.update` returns the PRIVATE group {name!r}, which is too large for memory; "
+                "return only groups that are not PRIVATE"
+            )
         for key, value in params.items():
             state.values[name][key] = value
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Running moments of one tensor's pseudo-gradient. The moments of empty clusters do not change."""
+    """The moments that the server optimiser keeps for one tensor.
+
+    They are computed from the pseudo-gradient: the old value of the tensor minus the mean over the clients. The moments
+    of empty clusters do not change.
+    """
 
     server: dict[str, Tensor]
     """All moments of the server, by name."""
@@ -187,13 +211,17 @@ class Moments:
     """Mask [C] of the empty clusters, which keep their values."""
 
     def momentum(self, optimiser: Optimiser, gradient: Tensor) -> Tensor:
-        """Update and return the momentum, v ← β1 v + g."""
+        """Update and return the momentum v ← β1·v + g: g is the pseudo-gradient, and β1 is the first of `betas`."""
         before = self.server.get(f"{self.key}/first", torch.zeros_like(gradient))
         self.server[f"{self.key}/first"] = unless(self.held, optimiser.betas[0] * before + gradient, before)
         return self.server[f"{self.key}/first"]
 
     def adam(self, optimiser: Optimiser, gradient: Tensor, clustered: bool) -> Tensor:
-        """Update the moments and return Adam's step m̂/(√v̂ + ε); each cluster counts its own steps."""
+        """Update the moments and return Adam's change m̂/(√v̂ + ε), before it is multiplied by the learning rate.
+
+        m̂ and v̂ are the bias-corrected first and second moments, and ε is `optimiser.epsilon`. Each cluster counts its
+        own updates, because empty clusters are not updated.
+        """
         steps = self.server.get(
             f"{self.key}/steps",
             torch.zeros(len(gradient) if clustered else 1, dtype=torch.float64, device=gradient.device),
@@ -208,19 +236,22 @@ class Moments:
 
 
 def unless(held: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
-    """`new`, but `old` for the clusters in the mask `held` [C]."""
+    """Return `new`, but with the `old` values of the clusters that are True in the mask `held` [C]."""
     return new if held is None else torch.where(along(held, old), old, new)
 
 
 class HasValues(Protocol):
-    """A result of local training, with the trained values."""
+    """Any result of local training that has the trained values in its attribute `values`."""
 
     @property
     def values(self) -> View: ...
 
 
 def write_back(state: State, method: Method, trained: HasValues, pools: Tensor) -> None:
-    """Write trained PRIVATE values [m, ...] into the rows `pools` [m] of the state; other rows do not change."""
+    """Write the trained PRIVATE values [m, ...] of the clients (or pools) `pools` [m] into the state.
+
+    The values of all other clients stay unchanged.
+    """
     for name, params in trained.values.items():
         if method.groups[name].scope is Scope.PRIVATE:
             for key, value in params.items():

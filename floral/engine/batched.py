@@ -1,13 +1,15 @@
-"""Local steps that compute weight gradients as matrix products, fused with the update or with the average.
+"""The local steps of the backend `batched`, which computes weight gradients as matrix products of many clients.
 
-They give the same result as plain steps (`Clients`), up to rounding. Three things differ:
+They give the same result as the plain steps of `local.Clients`, up to rounding. Three things differ:
 
-- A step is recorded once and replayed (`Captured`).
+- A step is recorded once and then replayed (`Captured`).
 - The weights of linear layers and convolutions are updated from the products on a `Tape`, without a gradient tensor.
   A method's own local step (`Method.local_step`) is recorded without this change.
-- The last step of a round does not compute the clients' final SHARED and CLUSTERED values, because the server needs
-  only their sum: Σ_k p(k) (w_k - lr·g_k) = Σ_k p(k) w_k - lr·Σ_k p(k) g_k. The second sum is one product over the
-  samples of all clients. If local training is a single step, w_k is the server's w, and no client needs a copy.
+- The last step of a round does not compute the final SHARED and CLUSTERED values of each client k, because the server
+  needs only their weighted sum: Σ_k p(k) (w_k - lr·g_k) = Σ_k p(k) w_k - lr·Σ_k p(k) g_k. Here w_k are the values
+  before the step, g_k the gradients, lr is the learning rate, and p(k) is the client's weight in the round. The second
+  sum is one product over the samples of all clients. If a round has a single step, all w_k are the server's values, and
+  no client needs a copy.
 """
 
 from __future__ import annotations
@@ -29,9 +31,11 @@ from floral.nn.products import Leaf, PendingGradient, Tape
 
 @dataclass(frozen=True)
 class Backward:
-    """Results of one backward pass: gradients of the leaves, new statistics, and the clients' losses [m].
+    """The results of one backward pass for all clients of a chunk.
 
-    Gradients of weights that are used in matrix products are pending products (`entries`).
+    These are the gradients of the trained parameters, the new statistics (`changed`) and the clients' losses [m]. The
+    gradients of weights in linear layers and convolutions are kept as pending products (`entries`), which are
+    multiplied later.
     """
 
     entries: dict[Leaf, list[PendingGradient]]
@@ -40,7 +44,11 @@ class Backward:
     losses: Tensor
 
     def of(self, group: str, name: str, share: Tensor | None = None) -> tuple[Tensor | None, list[PendingGradient]]:
-        """A leaf's gradient and pending products, both divided by the loss weights `share` [m] unless it is None."""
+        """Return the gradient and the pending products of one trained parameter.
+
+        If the losses were multiplied by weights `share` [m], the results are divided by these weights. Pass None if
+        they were not.
+        """
         gradient, entries = self.gradients.get((group, name)), self.entries.get((group, name), [])
         if share is None:
             return gradient, entries
@@ -49,7 +57,10 @@ class Backward:
 
 @dataclass(frozen=True)
 class Batched(Clients):
-    """Clients whose steps are recorded, with weight gradients as products on a tape."""
+    """The local steps of a chunk's clients, which are recorded once and replayed.
+
+    The gradients of weights are computed as matrix products, as described at the top of this module.
+    """
 
     captured: Captured = field(default_factory=Captured)
     noted: dict[Phase, frozenset[Leaf]] = field(default_factory=dict)
@@ -57,14 +68,17 @@ class Batched(Clients):
 
     @classmethod
     def of(cls, clients: Clients, captured: Captured) -> Batched:
-        """The same clients, batched."""
+        """Make the batched form of plain `clients`; `captured` keeps the recordings of their steps."""
         fields = clients.method, clients.phases, clients.loss, True, clients.clusters, clients.rounded
         return cls(*fields, captured)
 
     # ---------------------------------------------------------------------------------------------- steps
 
     def step(self, step: Step) -> tuple[View, Axes, Tensor]:
-        """Do one local step that is not the last one, or a `Method.local_step`; returns the values of every client."""
+        """Do one local step that is not the last of the round, or one step of a method with its own `local_step`.
+
+        Returns all values after the step, the client axis of each group, and the losses [m].
+        """
         method_step = self.method.local_step is not None
         noted = frozenset() if method_step else self._noted(step)
 
@@ -82,7 +96,10 @@ class Batched(Clients):
         return {**step.values, **changed}, {**step.axes, **dict.fromkeys(changed, 0)}, losses
 
     def last(self, step: Step, chunk: Chunk) -> tuple[Finished, Tensor]:
-        """The last local step; gradients are summed over the clients where the server needs only the sum."""
+        """Do the last local step of a round; return the chunk's contribution to the round, and the losses [m].
+
+        Where the server needs only the sum of a group over the clients, only this sum is computed.
+        """
         if self.method.local_step is not None:
             return super().last(step, chunk)
         noted = self._noted(step)
@@ -99,7 +116,11 @@ class Batched(Clients):
         return self.captured(key, function, step.values, step.inputs, chunk.share, chunk.members)
 
     def _finished(self, step: Step, backward: Backward, fused: list[str], chunk: Chunk) -> Finished:
-        """The chunk's contribution to the round: `fused` groups are summed by products, the others as in `Clients`."""
+        """Return the chunk's contribution to the round, from the backward pass of the last local step.
+
+        The groups in `fused` are summed over the clients directly from the products. All other groups are updated for
+        each client, and then summed as in `Clients`.
+        """
         axes, values = dict(step.axes), {**step.values, **backward.changed}
         share = chunk.share if fused else None
         values |= {g: self._updated(g, step.values, axes, backward, share) for g in step.trained if g not in fused}
@@ -110,17 +131,22 @@ class Batched(Clients):
         except KeyError as missing:
             if missing.args[0] not in fused:
                 raise
-            raise Refused(f"the routes depend on the group {missing}, whose final values are not computed") from None
+            raise Refused(
+                f"the routes depend on the group {missing}, but `batched` computes only the mean of "
+                "this group over the clients; use the backend `vmap` or `loop`"
+            ) from None
         sums = {
             group: self._summed(group, step.values, axes[group], backward, chunk.share, relative) for group in fused
         }
         return self.finish(per_client, axes, chunk, relative, sums)
 
     def _fuses(self, group: str, axes: Axes) -> bool:
-        """Whether the last step computes only the sum of a group over the clients, not the values of each client.
+        """Return whether the last local step computes only a group's sum over the clients, not each client's values.
 
-        A preconditioner is linear in the gradients (`spec.Method`). The sum of the gradients is therefore enough if all
-        clients have the same values of the groups that the preconditioner reads.
+        This is possible for SHARED and CLUSTERED groups, unless the server needs the values of single clients, or the
+        clients have fixed clusters. If the group has a preconditioner, all clients must have the same values of the
+        groups that it reads. The sum of the gradients is then enough, because a preconditioner is linear in the
+        gradients.
         """
         scope, plain = self.method.groups[group].scope, group not in self.method.precondition
         server, cluster_of_client = self.method.server, self.method.routing.cluster_of_client
@@ -133,9 +159,11 @@ class Batched(Clients):
     # ------------------------------------------------------------------------------------------ one backward
 
     def _backward(self, step: Step, noted: frozenset[Leaf], share: Tensor | None) -> Backward:
-        """Do one backward pass for all clients; their losses are weighted with `share` [m] unless it is None.
+        """Do one backward pass for all clients of a chunk.
 
-        `noted` leaves are not expanded. Other leaves get a client axis, so that each client has a gradient.
+        The loss of each client is multiplied by its weight in `share` [m], unless `share` is None. The parameters in
+        `noted` are used without a copy per client. All other parameters get a client axis, so that each client has its
+        own gradient.
         """
         axes, trained, m = step.axes, step.trained, len(step.batch.x)
 
@@ -161,7 +189,10 @@ class Batched(Clients):
         return Backward(tape.entries, by_leaf, changed, losses.detach())
 
     def _noted(self, step: Step) -> frozenset[Leaf]:
-        """The leaves of a phase that are used only in products with per-client inputs; one backward pass finds them."""
+        """Return the parameters of a phase that are used only in products whose other factor differs between clients.
+
+        The first call for a phase finds them by one backward pass.
+        """
         if step.phase not in self.noted:
             backward = self._backward(step, frozenset(), None)
             self.noted[step.phase] = frozenset(
@@ -174,9 +205,10 @@ class Batched(Clients):
     # --------------------------------------------------------------------------------------------- updates
 
     def _updated(self, group: str, values: View, axes: Axes, backward: Backward, share: Tensor | None = None) -> Params:
-        """Values [m, ...] of a group after the step, one per client.
+        """Return the values [m, ...] of a group after the local step, one per client.
 
-        Values that already have a client axis are updated in place. `share` [m] are the weights of the losses.
+        Values that already have a client axis are updated in place. If the losses were multiplied by weights `share`
+        [m], the gradients are divided by these weights.
         """
         if group in self.method.precondition:
             return self._preconditioned_step(group, values, axes, backward, share)
@@ -208,7 +240,13 @@ class Batched(Clients):
     def _summed(
         self, group: str, values: View, axis: int | None, backward: Backward, share: Tensor, relative: Relative | None
     ) -> Params:
-        """Σ_k weight_k w_k - lr·Σ_k weight_k g_k of a group; the losses were weighted with `share` [m]."""
+        """Return the weighted sum of a group's parameters over a chunk's clients, as it is after the last local step.
+
+        The sum is Σ_k weight_k·w_k - lr·Σ_k weight_k·g_k over the clients k. Here w_k are the values before the step,
+        g_k the gradients and lr the learning rate. For a SHARED group, weight_k is the client's weight p(k) in the
+        round; for a CLUSTERED group, it is the client's weight in each cluster. The backward pass has already
+        multiplied the losses by `share`, which is p(k) [m].
+        """
         if self.method.groups[group].scope is Scope.SHARED:
             relative = None
         # The gradients already contain the factor p(k), so only the other factor of the cluster weight is applied.
@@ -227,13 +265,17 @@ class Batched(Clients):
 
 
 def renewed(step: Step, values: View, inputs: tuple[Any, ...]) -> Step:
-    """The same step with other tensors."""
+    """Return a copy of the step with other values and other inputs (x, y, mask, noise and received values)."""
     x, y, mask, noise, received = inputs
     return replace(step, values=values, batch=Batch(x, y, mask), noise=noise, received=received)
 
 
 def weighted(tensor: Tensor, axis: int | None, share: Tensor, by_cluster: Tensor | None) -> Tensor:
-    """Σ_k weight_k w_k of values [m, ...], or of one value that all clients share (`axis` None)."""
+    """Return the weighted sum over the clients of values [m, ...], or of one value that they share (`axis` None).
+
+    The weights are `share` [m]. If `by_cluster` [m, C] is given, these are the weights, and the result has one sum per
+    cluster.
+    """
     if by_cluster is None:
         share = share.to(tensor.dtype)
         return tensor * share.sum() if axis is None else torch.tensordot(share, tensor, 1)

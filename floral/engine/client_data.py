@@ -1,4 +1,7 @@
-"""The clients' samples as tensors on the device: batches are gathered by index, and padding is masked."""
+"""The clients' samples as tensors on the device.
+
+A batch is taken by the numbers of its samples, and its padding is masked.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from floral.core.spec import Noise
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The samples of one split, by client or pool of clients (U of them).
+    """The samples of one split, with the numbers of the samples that belong to each of U clients (or pools of clients).
 
-    x [N, ...] as stored (uint8 images stay uint8 until they are gathered), y [N] or [N, d], index [U, n_max] numbers of
-    samples padded with 0, count [U] numbers of samples per client. mean and std [channels] are those of inputs divided
-    by `scale`.
+    `x` [N, ...] are the inputs as stored (images stay uint8), and `y` [N] or [N, d] are the labels. `index` [U, n_max]
+    has the sample numbers of each client, padded with 0. `count` [U] has each client's number of samples. `mean` and
+    `std` [channels] normalise the inputs after they are divided by `scale`.
     """
 
     x: Tensor
@@ -36,22 +39,26 @@ class Rows:
     """Shapes of the random inputs of `augment`; "batch" stands for the batch size. Empty without `augment`."""
 
     def decode(self, x: Tensor) -> Tensor:
-        """Convert stored values to inputs: divide by `scale`, and normalise with `mean` and `std` if given."""
+        """Convert stored values to model inputs: divide by `scale`, then normalise with `mean` and `std` if given."""
         x = x.to(self.dtype) / self.scale if self.scale != 1 else x.to(self.dtype)
         if self.mean is None or self.std is None:
             return x
         return (x - self.mean) / self.std
 
     def decoded(self, budget: int) -> Rows:
-        """Decode all inputs once if they then take at most `budget` bytes; otherwise return the rows unchanged."""
+        """Return a copy in which all inputs are already decoded, if the decoded inputs take at most `budget` bytes.
+
+        Otherwise, and for inputs that are augmented, return the object unchanged; `gather` then decodes each batch.
+        """
         if self.augment is not None or self.x.numel() * self.dtype.itemsize > budget:
             return self
         return replace(self, x=self.decode(self.x), scale=1, mean=None, std=None)
 
     def gather(self, index: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
-        """Inputs x and labels y, both [*index, ...], of the samples in `index`.
+        """Return the inputs x and the labels y of the samples whose numbers are in `index`.
 
-        With `noise`, each entry [*index], they are augmented.
+        The shapes of both begin with the axes of `index`. With `noise`, the inputs are augmented; each tensor in
+        `noise` has the shape of `index`.
         """
         flat = index.flatten()
         x = self.x.index_select(0, flat)
@@ -64,7 +71,11 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientData:
-    """The data of a simulation. `train` is by client, or by pool for pooled methods; the other splits are by client."""
+    """The data of all clients in a simulation.
+
+    `train` has the samples of each client, or of each pool for a method that pools its clients. The other splits always
+    have the samples of each client.
+    """
 
     train: Rows
     test: Rows
@@ -83,9 +94,10 @@ class ClientData:
 
 @dataclass(frozen=True)
 class Plan:
-    """The batches of a chunk of m clients in one round of H steps: index and mask [m, H, B].
+    """The batches of a chunk of m clients in one round of H local steps.
 
-    A step without unmasked samples changes nothing.
+    `index` [m, H, B] has the numbers of the samples, and `mask` [m, H, B] is False for padding. If all samples of a
+    client in a step are padding, the step changes nothing for this client.
     """
 
     index: Tensor
@@ -112,11 +124,11 @@ def plan(
     share: float = 1.0,
     steps: np.ndarray | None = None,
 ) -> Plan:
-    """Plan the batches of a round: in each epoch, each client draws ceil(share·n) samples without replacement.
+    """Plan the batches of a round: in each epoch, each client draws ceil(share·n) of its n samples without replacement.
 
-    The last batch of an epoch may be smaller. `reshuffle` draws a new order per epoch, from the stream (seed, round,
-    client, epoch); otherwise samples come in stored order. With `steps` [m], an epoch of client k has exactly steps[k]
-    batches, see `_cycled`.
+    With `reshuffle`, each epoch has a new random order, from the random stream (seed, round, client, epoch). Otherwise,
+    the samples come in stored order. The last batch of an epoch may be smaller. With `steps` [m], each epoch of client
+    k has exactly steps[k] batches, as described at `_cycled`.
     """
     take = np.ceil(share * rows.count[pools]).astype(np.int64)
     most = int(np.ceil(share * rows.count.max()))
@@ -138,10 +150,10 @@ def _cycled(
     rows: Rows, pools: np.ndarray, take: np.ndarray, most: int,
     round: int, seed: int, batch: int, epochs: int, reshuffle: bool, steps: np.ndarray,
 ) -> Plan:  # fmt: skip
-    """Plan epochs of exactly `steps` [m] batches per client.
+    """Plan epochs in which client k has exactly steps[k] batches.
 
-    A client passes through its samples repeatedly, in a new order each time, and stops in the middle of the last pass.
-    If one pass has exactly `steps` batches, the plan is the same as without `steps`.
+    A client passes through its samples repeatedly, in a new order each time. It stops in the middle of a pass if it has
+    done its steps. If one pass has exactly steps[k] batches, the plan is the same as without `steps`.
     """
     of_pass, longest = np.maximum(1, -(-take // batch)), int(steps.max())
     step = np.arange(longest)
@@ -162,9 +174,10 @@ def _cycled(
 
 
 def _ordered(rows: Rows, pools: np.ndarray, round: int, seed: int, turn: int, reshuffle: bool) -> np.ndarray:
-    """Sample numbers [m, n_max] of the clients, with the padding last.
+    """Return the sample numbers [m, n_max] of the clients `pools` in the order of one pass, with the padding last.
 
-    The order is random, from the stream (seed, round, client, turn), or the stored one without `reshuffle`.
+    With `reshuffle`, the order is random, from the random stream (seed, round, client, turn), where `turn` is the
+    number of the pass. Otherwise, it is the stored order.
     """
     index = rows.index[pools]
     if not reshuffle:
@@ -176,7 +189,7 @@ def _ordered(rows: Rows, pools: np.ndarray, round: int, seed: int, turn: int, re
 
 
 def _plan(rows: Rows, index: np.ndarray, mask: np.ndarray, samples: np.ndarray, widths: list[int]) -> Plan:
-    """Move the plan to the device of the rows; padded entries of `index` become 0."""
+    """Return the plan as tensors on the device of the samples; padded entries of `index` become 0."""
     device = rows.x.device
     index = np.where(mask, index, 0)
     return Plan(torch.from_numpy(index).to(device), torch.from_numpy(mask.copy()).to(device), samples, widths)

@@ -1,4 +1,7 @@
-"""Costs of a method, counted from its declaration: floats held, sent and served, and passes per sample."""
+"""Count the costs of a method: floats that are held and sent, and forward-backward passes per sample.
+
+The costs are counted from the method's groups and their shapes, not measured.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ from floral.engine.state import State
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Numbers of floats per client, and forward-backward passes per sample.
+    """The costs of a method: numbers of floats, and forward-backward passes per training sample.
 
-    `sent_down` and `sent_up` are per client and round. `server` counts the floats that the server holds.
+    `sent_down` and `sent_up` are the floats that one client receives and sends in one round. `server` is the number of
+    floats that the server holds. All other numbers of floats are per client.
     """
 
     base: int
@@ -29,18 +33,18 @@ class Costs:
 
     @property
     def bytes_per_client(self) -> int:
-        """Bytes that one client receives and sends in a round."""
+        """The number of bytes that one client receives and sends in one round, added together."""
         return BYTES_PER_FLOAT * (self.sent_down + self.sent_up)
 
     def parameters(self) -> dict[str, int]:
-        """The counts of floats, without the passes."""
+        """Return all numbers of floats by name, without the passes per sample."""
         return {name: value for name, value in asdict(self).items() if name != "passes_per_sample"}
 
 
 def count(method: Method, state: State, now: tuple[Phase, ...], before: tuple[Phase, ...], *, epochs: int = 1) -> Costs:
-    """Count the costs of a round with the phases `now`, after a round with the phases `before`.
+    """Count the costs of a round with the phases `now`, if the round before had the phases `before`.
 
-    `assign` runs once a round, so its cost is divided by the number of local epochs.
+    The method's `assign` runs once per round, so its cost per sample is divided by the number of local `epochs`.
     """
     held = {name: _held(method, group, state.values[name]) for name, group in method.groups.items()}
     one_cluster = method.routing.serves_one_cluster
@@ -70,7 +74,7 @@ def count(method: Method, state: State, now: tuple[Phase, ...], before: tuple[Ph
 
 
 def mean(costs: Sequence[Costs]) -> Costs:
-    """The mean of each cost; numbers of floats are rounded to integers."""
+    """Return the mean of each cost over several rounds. Mean numbers of floats are rounded to integers."""
     if len(set(costs)) == 1:
         return costs[0]
     columns = {name: [getattr(cost, name) for cost in costs] for name in asdict(costs[0])}
@@ -81,12 +85,12 @@ def mean(costs: Sequence[Costs]) -> Costs:
 def _sent(
     method: Method, held: dict[str, int], used: dict[str, int], now: tuple[Phase, ...], before: tuple[Phase, ...]
 ) -> dict[str, tuple[int, int]]:
-    """Group → floats (down, up) that a client receives and sends in a round; `Cost.floats_sent` overrides the count.
+    """Return a pair (down, up) for each group: the floats that one client receives and sends in a round.
 
     A client sends the averaged groups that change in this round. It receives the averaged groups that change in this
-    round or changed in the previous one. Not counted: a client that takes part for the first time and fetches groups
-    that have not changed since. A client receives one cluster if the server picks it, and all clusters if the client
-    picks one (`Method.assign`).
+    round or changed in the round before. Older changes are not counted, although a client that takes part for the first
+    time must fetch them. A client receives one cluster if the server picks the cluster, and all clusters if the client
+    picks it (`Method.assign`). A count that the method declares in `floats_sent` replaces the count made here.
     """
     received = used if method.assign is None else held
     up = set(method.changing(now)) if now else set()
@@ -100,13 +104,16 @@ def _sent(
 
 
 def _held(method: Method, group: Group, params: Params) -> int:
-    """Floats of a group that one client holds: all clusters, or one if its cluster is fixed."""
+    """Return the number of floats of a group that one client holds.
+
+    Of a CLUSTERED group, a client holds all clusters, or only one if its cluster is fixed.
+    """
     holds_all = group.scope is Scope.CLUSTERED and method.routing.cluster_of_client is None
     return _size(params) if holds_all else _slice(group, params)
 
 
 def _slice(group: Group, params: Params) -> int:
-    """Floats of one cluster (CLUSTERED) or one client (PRIVATE); otherwise of the complete value."""
+    """Return the number of floats of one cluster (CLUSTERED group), one client (PRIVATE group), or the whole group."""
     holders = len(next(iter(params.values()))) if group.scope in (Scope.CLUSTERED, Scope.PRIVATE) else 1
     return _size(params) // holders
 

@@ -1,4 +1,4 @@
-"""Settings of the device before a run: precision of products, and deterministic algorithms."""
+"""Set up the device before a run: the precision of products in layers, and deterministic algorithms."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ WORKSPACE = ":4096:8"
 
 
 def settle(device: torch.device, precision: Precision) -> None:
-    """Set precision and deterministic algorithms for the whole process. On a CPU, this changes nothing.
+    """Set the precision of products in layers, and deterministic algorithms, for the whole process.
 
-    On a GPU, algorithms are not chosen by measured speed, and the order of additions in convolutions and sums is fixed.
-    PyTorch warns, with the name of the operation, where it has no deterministic algorithm.
+    On a CPU, nothing has to be set. On a GPU, PyTorch no longer picks algorithms by measured speed, and it adds numbers
+    in convolutions and sums in a fixed order. If an operation has no deterministic algorithm, PyTorch warns and names
+    it.
 
     Raises:
-        Refused: the device cannot compute in that precision.
+        Refused: the device cannot compute in `precision`.
     """
     if device.type != "cuda":
         if precision == "tf32":
@@ -47,6 +48,6 @@ def settle(device: torch.device, precision: Precision) -> None:
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until the device has finished all operations, because a GPU runs them asynchronously."""
+    """Wait until the device has finished all operations. This is needed because a GPU runs them asynchronously."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Evaluation: scores of each client's model on its own samples or on the global test set, and metrics of routes."""
+"""Evaluate the clients' models on their own samples or the global test set, and compare routes with true clusters."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ MIN_PERSONAL_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of each client; all arrays are [len(clients)].
+    """The scores of all evaluated clients. Each array has one entry per client.
 
-    `rows` counts the evaluated samples and `correct` the correct ones. `top5` is the share of samples whose class is
-    among the TOP_K with the largest logits; NaN if there are not more classes. For regression, accuracy and correct
-    are 0 and top5 is NaN. For text, loss and accuracies are means over tokens, and `correct` counts tokens; each sample
-    has `tokens` tokens.
+    `rows` is the number of evaluated samples, and `correct` is the number of correct predictions. `top5` is the share
+    of samples whose class has one of the 5 largest logits. It is NaN for tasks with at most 5 classes. For regression,
+    `accuracy` and `correct` are 0, and `top5` is NaN. For text, the scores are means over tokens, `correct` counts
+    tokens, and each sample has `tokens` tokens.
     """
 
     clients: np.ndarray
@@ -55,13 +55,19 @@ class Scores:
     tokens: int = 1
 
     def mean(self, values: np.ndarray, of: np.ndarray | slice = slice(None)) -> float:
-        """Mean over clients, weighted by their numbers of samples; NaN if there are no samples."""
+        """Return the mean of `values` over the clients selected by `of`, weighted by their numbers of samples.
+
+        The mean is NaN if these clients have no samples.
+        """
         rows = self.rows[of]
         used = rows > 0
         return float(np.average(values[of][used], weights=rows[used])) if used.any() else math.nan
 
     def by_cluster(self, values: np.ndarray, cluster: np.ndarray) -> list[float]:
-        """Mean in each true cluster, NaN for a cluster without samples; `cluster` [len(clients)]."""
+        """Return the mean of `values` in each true cluster, or NaN for a cluster without samples.
+
+        `cluster` has the true cluster of each evaluated client.
+        """
         return [self.mean(values, cluster == c) for c in range(int(cluster.max()) + 1)]
 
 
@@ -79,9 +85,10 @@ def on_own_rows(
     vectorised: bool,
     map: Map,
 ) -> Scores:
-    """Evaluate each client's model on its own samples.
+    """Evaluate each client's model on the client's own samples.
 
-    With `weighting` "batch_means", scores are means of the means of batches, as in the published code.
+    With `weighting` "sample_mean", a score is the mean over the samples. With "batch_means", it is the mean of the
+    means of the batches, as in the published code.
     """
     losses, correct, accuracy = (np.zeros(len(clients)) for _ in range(3))
     top5 = np.full(len(clients), math.nan)
@@ -119,10 +126,11 @@ def on_global_test_set(
     vectorised: bool,
     map: Map,
 ) -> Scores:
-    """Evaluate each client's model on the global test set under the shift of its true cluster.
+    """Evaluate each client's model on the global test set, under the shift of the client's true cluster.
 
-    Equal models of one cluster are evaluated once. Vectorised clients share the samples, so the common part of their
-    models (e.g. FLoRAL's base) is applied once for all of them.
+    If clients of one true cluster have equal models, the model is evaluated only once. Vectorised clients use the same
+    samples at the same time. The part that their models have in common, e.g. FLoRAL's base, is therefore applied only
+    once.
     """
     clients = len(cluster)
     same = identical_models(method, state, pool_of_client, cluster)
@@ -157,7 +165,7 @@ def on_global_test_set(
 
 
 def private_share(method: Method, state: State) -> float:
-    """Share of PRIVATE values among all values that a client sees."""
+    """Return the share of PRIVATE values among all values of parameters that one client uses."""
     private_count = count = 0
     for name, group in method.groups.items():
         private = group.scope is Scope.PRIVATE
@@ -167,9 +175,9 @@ def private_share(method: Method, state: State) -> float:
 
 
 def identical_models(method: Method, state: State, pool_of_client: Tensor, cluster: Tensor) -> np.ndarray:
-    """[K] for each client, the first client of its true cluster with the same model.
+    """Return an array [K]: for each client, the first client of the same true cluster with an identical model.
 
-    Models are the same if their PRIVATE values and their fixed clusters are equal.
+    Models are identical if their PRIVATE values and their fixed clusters are equal.
     """
     groups = [state.values[name] for name, group in method.groups.items() if group.scope is Scope.PRIVATE]
     private = [params[name] for params in groups for name in sorted(params)]
@@ -190,7 +198,10 @@ def identical_models(method: Method, state: State, pool_of_client: Tensor, clust
 def predict(
     method: Method, state: State, pools: Tensor, clients: Tensor, x: Tensor, vectorised: bool, same_x: bool = False
 ) -> Tensor:
-    """Outputs [m, B, outputs] of m clients on x [m, B, ...], or on the same x [B, ...] with `same_x`."""
+    """Return the outputs [m, B, outputs] of m clients' models on their samples x [m, B, ...].
+
+    With `same_x`, all clients get the same samples x [B, ...].
+    """
     seen, axes = view(method, state.values, pools, clients)
     one_model = same_x and set(axes.values()) <= {None}
     if vectorised and not one_model:
@@ -205,9 +216,9 @@ def predict(
 
 
 def sample_scores(loss: Loss, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss and accuracy of each sample, both [m, B].
+    """Return the loss and the accuracy of each sample, both [m, B] for m clients with B samples.
 
-    The accuracy is 0 or 1; for text, the share of correct tokens; for regression, 0.
+    The accuracy of a sample is 0 or 1 for classification, the share of correct tokens for text, and 0 for regression.
     """
     losses = sample_losses(loss, outputs.flatten(0, 1), y.flatten(0, 1)).reshape(y.shape[:2])
     if loss == "mse":
@@ -217,20 +228,24 @@ def sample_scores(loss: Loss, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tenso
 
 
 def tokens_of(loss: Loss, y: Tensor) -> int:
-    """Number of labels of one sample of y [N, …]: T for text, otherwise 1."""
+    """Return the number of labels of one sample of y [N, …]: the number of tokens for text, otherwise 1."""
     return y.shape[1] if loss == "token_cross_entropy" else 1
 
 
 def perplexity(loss: float) -> float:
-    """Perplexity, the exponential of a mean cross-entropy per token; infinite above LARGEST_EXPONENT."""
+    """Return the perplexity exp(loss), where `loss` is the mean cross-entropy per token in nats.
+
+    The perplexity is infinite if the loss is at least LARGEST_EXPONENT, and NaN if the loss is NaN.
+    """
     return math.exp(loss) if loss < LARGEST_EXPONENT else math.inf if loss == loss else math.nan
 
 
 def near_hits(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor | None:
-    """Top-k accuracy of each sample, [m, B] of 0 and 1 (for text, the share of tokens).
+    """Return for each sample [m, B] whether its class has one of the 5 largest logits: 1 if it has, otherwise 0.
 
-    None for regression, or if there are at most TOP_K classes. The function counts the classes with a logit at most
-    that of the label, so a tie counts as a hit and a NaN does not.
+    For text, the result is the share of tokens for which this is so. It is None for regression, and for tasks with at
+    most 5 classes. Logits that are equal to that of the class do not count as larger. If the logit of the class is NaN,
+    the result is 0.
     """
     if loss == "mse" or (classes := outputs.shape[-1]) <= TOP_K:
         return None
@@ -240,9 +255,11 @@ def near_hits(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor | None:
 
 
 def sample_weights(count: np.ndarray, width: int, batch: int) -> np.ndarray:
-    """Weights [m, width] of each client's samples, which sum to 1.
+    """Return the weights [m, width] of each client's samples in the client's mean score.
 
-    Each batch of `batch` samples has the same total weight. With `batch` = `width`, all samples have the same weight.
+    The weights of a client sum to 1. Each batch has the same total weight, also a smaller last batch. With `batch` =
+    `width`, all samples have the same weight. `count` [m] are the clients' numbers of samples; the weights of the
+    remaining columns are 0.
     """
     position = np.arange(width)
     within = np.clip(
@@ -256,7 +273,7 @@ def sample_weights(count: np.ndarray, width: int, batch: int) -> np.ndarray:
 
 
 def weighted(values: Tensor, weight: np.ndarray) -> np.ndarray:
-    """Weighted sum [m] of values [m, B]."""
+    """Return the weighted sum over the samples of `values` [m, B] for each of m clients."""
     return (values.cpu().double().numpy() * weight).sum(1)
 
 
@@ -266,7 +283,11 @@ def weighted(values: Tensor, weight: np.ndarray) -> np.ndarray:
 def served_routes(
     method: Method, state: State, pool_of_client: Tensor, clients: int, clusters: int
 ) -> np.ndarray | None:
-    """Routes π [K, C] of all clients, one-hot if the method fixes their clusters; None for a method without routes."""
+    """Return the routes [K, C]: for each of K clients, the weight of each of C clusters in the client's model.
+
+    If the method fixes the clusters of its clients, a route is 1 for the client's cluster and 0 for all others. The
+    result is None for a method without routes.
+    """
     if method.routing.cluster_of_client is not None:
         return (method.routing.cluster_of_client.cpu().numpy()[:, None] == np.arange(clusters)).astype(float)
     log_route = method.routing.served_log_route or method.routing.log_route
@@ -278,11 +299,20 @@ def served_routes(
 
 
 def route_metrics(route: np.ndarray, cluster: np.ndarray, rows: np.ndarray) -> dict[str, float]:
-    """Compare the routes [K, C] with the true clusters: ARI of argmax π, mean entropy in nats, and mismatch.
+    """Compare the routes [K, C] of K clients with their true clusters, and return three metrics.
 
-    mismatch = mean over clusters of ‖p̂(k|c) - p*(k|c)‖₁ with p̂ ∝ n_k π_kc and p* ∝ n_k over the true members, after
-    the best matching relabelling of clusters. 0 is perfect, 2 the worst, 1 for a cluster without a counterpart.
-    With one true cluster and C > 1, only the entropy is returned, because there are no clusters to recover.
+    - `ari`: adjusted Rand index between the cluster with the largest route and the true cluster; 1 is perfect.
+    - `entropy`: mean entropy of the routes in nats.
+    - `mismatch`: how much the clients' weights in each cluster differ from those in its matching true cluster; 0 is
+      perfect and 2 the worst.
+
+    In detail, let n_k be the number of samples of client k (`rows`), and π_kc its route to cluster c. Its weight in
+    cluster c is n_k·π_kc, and in a true cluster n_k if it is a member, both divided by their sums over the clients. The
+    mismatch of a cluster is the sum over the clients of the absolute differences of the two weights. It is averaged
+    over the clusters, after the matching of clusters and true clusters that gives the smallest value. If the numbers of
+    clusters differ, a cluster may be left without a match; its mismatch is 1.
+
+    If the task has one true cluster and C > 1, only the entropy is returned, because there are no clusters to find.
     """
     from scipy.optimize import linear_sum_assignment  # 0.2 s to import, and only routed methods need it
 
@@ -305,9 +335,9 @@ def route_metrics(route: np.ndarray, cluster: np.ndarray, rows: np.ndarray) -> d
 
 
 def adjusted_rand_index(predicted: np.ndarray, true: np.ndarray) -> float:
-    """Adjusted Rand index of two labellings: 1 if equal up to a relabelling, about 0 at random.
+    """Return the adjusted Rand index of two labellings, which is 1 if they differ only in the names of the labels.
 
-    Source: Hubert and Arabie 1985.
+    It is about 0 for random labellings. Source: Hubert and Arabie 1985.
     """
     table = np.zeros((predicted.max() + 1, true.max() + 1))
     np.add.at(table, (predicted, true), 1)

@@ -1,4 +1,4 @@
-"""Choice of a run's execution: backend, chunk size and workers, from the settings or from a short measurement."""
+"""Choose how a run is computed (backend, chunk size, workers), from the settings or by a short measurement."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ MIN_TRAINING_S = 1.5
 def choose(
     simulation: Simulation, state: State, backend: Backend, threads: int = 1, precision: Precision = "fp32"
 ) -> Execution:
-    """Choose the execution for a backend on `threads` cores; "auto" times the candidates on the first cohort.
+    """Choose how a run is computed with the requested backend on `threads` cores.
+
+    With "auto", the candidates of all backends are timed on clients of the first cohort. With "batched", only the
+    candidates of this backend are timed. With "loop" and "vmap", nothing is timed.
 
     Raises:
         Refused: the requested backend cannot run the method.
@@ -84,7 +87,10 @@ def choose(
 
 
 def steps_per_trial_step(simulation: Simulation) -> float:
-    """Local steps of a client in training, divided by its local steps in a trial."""
+    """Return the number of local steps of a client in training, divided by its number of local steps in a trial.
+
+    Both are summed over all kinds of rounds.
+    """
     settings = simulation.settings
     steps = settings.steps_per_epoch or math.ceil(simulation.data.train.count.max() / settings.batch)
     counts = [epochs * steps for round in simulation.kinds() for epochs in simulation.epochs(round)]
@@ -92,36 +98,37 @@ def steps_per_trial_step(simulation: Simulation) -> float:
 
 
 def spread(backend: Literal["loop", "batched"], chunk: int, cohort: int, cores: int) -> Execution:
-    """An execution with one worker per core, one thread each; at most one worker per chunk."""
+    """Return an execution with one worker per core and one thread per worker, but at most one worker per chunk."""
     return Execution(backend, chunk, workers=min(cores, math.ceil(cohort / chunk)))
 
 
 def on_cpu(cohort: int, cores: int) -> tuple[list[Execution], list[Execution]]:
-    """The candidates for a CPU: without recording, and with recording."""
+    """Return the candidates for a CPU: first those that do not record the local steps, then those that do."""
     plain = [Execution("vmap", min(cohort, 30), threads=cores), spread("loop", 1, cohort, cores)]
     return plain, batched(cohort, cores)
 
 
 def on_gpu(cohort: int) -> tuple[list[Execution], list[Execution]]:
-    """The candidates for a GPU: without recording, and with recording.
+    """Return the candidates for a GPU: first those that do not record the local steps, then those that do.
 
-    One thread keeps a GPU busy. A chunk is the whole cohort; `with_room` reduces it if the memory is too small.
+    All have one worker, because one thread keeps a GPU busy. A chunk is the whole cohort; `with_room` makes it smaller
+    if the memory is too small.
     """
     plain = [Execution("vmap", cohort), Execution("loop", 1)]
     return plain, [Execution("batched", cohort, graphs=True)]
 
 
 def batched(cohort: int, cores: int) -> list[Execution]:
-    """The candidates for a CPU with recording, the largest chunks first."""
+    """Return the candidates for a CPU that record the local steps, the largest chunks first."""
     chunks = sorted({*(min(chunk, cohort) for chunk in CHUNKS), math.ceil(cohort / cores)}, reverse=True)
     many = [spread("batched", chunk, cohort, cores) for chunk in chunks]
     return many if cores == 1 else [*many, Execution("batched", cohort, threads=cores)]
 
 
 def fastest(measured: dict[Execution, float], why: str) -> Execution:
-    """The first candidate within TIE_FACTOR of the fastest; its `reason` lists the times of all candidates.
+    """Return the first candidate whose time is at most TIE_FACTOR times the shortest time.
 
-    `measured` has the seconds per client of each candidate.
+    `measured` has the seconds per client of each candidate. The `reason` of the result lists all these times.
     """
     limit = TIE_FACTOR * min(measured.values())
     best = next(candidate for candidate, seconds in measured.items() if seconds <= limit)
@@ -132,9 +139,10 @@ def fastest(measured: dict[Execution, float], why: str) -> Execution:
 
 
 def measure(simulation: Simulation, state: State, candidates: Sequence[Execution]) -> dict[Execution, float]:
-    """Measure the seconds per client of one local training with each candidate; the state does not change.
+    """Return, for each candidate, the measured time in seconds for the local training of one client.
 
-    The candidates take turns, so that other work on the machine slows down all of them alike.
+    The candidates are timed in turns, so that other work on the machine slows down all of them alike. The state does
+    not change.
     """
     began = time.perf_counter()
     with operation_threads():
@@ -151,7 +159,9 @@ def measure(simulation: Simulation, state: State, candidates: Sequence[Execution
 
 
 def with_room(simulation: Simulation, state: State, candidate: Execution) -> Simulation:
-    """Make and warm up a trial of the candidate; the chunk is halved until the GPU's memory is large enough.
+    """Prepare a trial of the candidate, and run it once as a warm-up.
+
+    If the memory of the GPU is too small, the chunk is halved until it fits.
 
     Raises:
         OutOfMemoryError: the memory is too small for a single client.
@@ -171,9 +181,10 @@ def with_room(simulation: Simulation, state: State, candidate: Execution) -> Sim
 
 
 def seconds_per_client(trial: Simulation, state: State) -> float:
-    """Measure the time in seconds of the local training of one client in one round.
+    """Measure how many seconds the local training of one client takes in one round.
 
-    It is a mean over all kinds of rounds, and over enough clients of the first cohort to keep all workers busy.
+    The time is a mean over all kinds of rounds, i.e. over the different sets of phases. It is also a mean over clients
+    of the first cohort: as many as keep all workers busy.
     """
     how = trial.execution
     set_threads(how.threads)

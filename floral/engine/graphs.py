@@ -1,4 +1,7 @@
-"""CUDA graphs of recordings: one call starts all kernels of a step, on buffers with fixed addresses."""
+"""Replay recordings as CUDA graphs.
+
+One call starts all GPU kernels of a local step, which use buffers at fixed addresses.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,16 @@ same memory."""
 
 
 class Graphs:
-    """The function that makes graphs, and the input buffers that all graphs of a run share."""
+    """The function that makes CUDA graphs, and the input buffers that all graphs of a run share."""
 
     def __init__(self, make: Make) -> None:
         self.make = make
         self._buffers: dict[Hashable, Tensor] = {}
 
     def buffer(self, place: int, like: Tensor) -> Tensor:
-        """The buffer of the input number `place`.
+        """Return the buffer for input number `place`, which has the shape, strides and type of the tensor `like`.
 
-        It has the same strides as the input, because views of the input were recorded.
+        The strides must be the same, because the recording contains views of the input.
         """
         layout = (place, like.shape, like.stride(), like.dtype)
         if layout not in self._buffers:
@@ -38,13 +41,14 @@ class Graphs:
 
 @dataclass
 class Graph:
-    """A recording as a graph, made at its first call. Inputs are copied into buffers, and results are copied out.
+    """A recording that is replayed as a CUDA graph, which is made at the first call.
 
-    Tensors that a step changes in place are not copied out, because they are as large as all clients' weights. The
-    caller gets the buffer itself and passes it to the next step. All graphs with an input of this layout at this place
-    share the buffer, so such a result is valid until the next call of any of them.
+    Inputs are copied into buffers, and results are copied out of them. A tensor that the step changes in place is not
+    copied out, because it is as large as the weights of all clients. The caller gets the buffer itself and passes it to
+    the next step. All graphs share the buffer of inputs with the same position and layout. Such a result is therefore
+    valid only until one of these graphs is called again.
 
-    All operations run in the order of one stream, so only one thread at a time may call.
+    Only one thread at a time may call a graph, because all operations run in the order of one CUDA stream.
     """
 
     shared: Graphs
@@ -54,7 +58,10 @@ class Graph:
     run: Callable[[], Any] | None = None
 
     def __call__(self, arguments: Sequence[Tensor], lasting: bool) -> list[Tensor]:
-        """The results of `replay(*arguments)`; with `lasting`, all of them are copies."""
+        """Return the results of `replay(*arguments)`.
+
+        With `lasting`, all results are copies, which later calls do not change.
+        """
         if self.run is None:
             self.inputs = [self.shared.buffer(place, tensor) for place, tensor in enumerate(arguments)]
             arguments = [tensor.clone() for tensor in arguments]  # the warm-up runs change the buffers
@@ -67,7 +74,10 @@ class Graph:
 
 
 def load(buffers: Sequence[Tensor], arguments: Sequence[Tensor]) -> None:
-    """Copy the arguments into the buffers, in one call per type. An argument that is the buffer itself is skipped."""
+    """Copy the arguments into the buffers, with one call per data type.
+
+    An argument that already is the buffer for its position is not copied.
+    """
     addresses = {buffer.data_ptr() for buffer in buffers}
     into: dict[torch.dtype, list[Tensor]] = defaultdict(list)
     out_of: dict[torch.dtype, list[Tensor]] = defaultdict(list)
@@ -85,15 +95,15 @@ def load(buffers: Sequence[Tensor], arguments: Sequence[Tensor]) -> None:
 
 
 def repeated(tensor: Tensor) -> list[int]:
-    """The axes along which a tensor is expanded, so that all entries share the same memory."""
+    """Return the axes along which all entries of a tensor share the same memory, e.g. after `expand`."""
     return [axis for axis, step in enumerate(tensor.stride()) if step == 0 and tensor.shape[axis] > 1]
 
 
 def cuda_graphs() -> Make:
-    """Return a function that makes graphs on the current CUDA device.
+    """Return a function that makes CUDA graphs on the current device.
 
     The graphs share one memory pool for temporary tensors, because they run one at a time. The results of all graphs
-    stay allocated, so different graphs never write their results to the same memory.
+    stay allocated, so that two graphs never write their results to the same memory.
     """
     pool = torch.cuda.graph_pool_handle()
 

@@ -1,4 +1,7 @@
-"""Local training: pure functions for ONE client and ONE batch, vectorised over a chunk of clients."""
+"""Local training: functions for ONE client and ONE batch, which are vectorised over a chunk of clients.
+
+A chunk is a set of clients that train together.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,11 @@ MAX_ASSIGN_SAMPLES = 4096
 
 @dataclass(frozen=True)
 class Trained:
-    """Result of a chunk of m clients: PRIVATE groups [m, ...], weighted sums of the other groups, mean losses [m]."""
+    """The result of the local training of a chunk of m clients.
+
+    `values` are the PRIVATE groups [m, ...], `mean` the weighted sums of the other groups, `loss` [m] the clients' mean
+    losses, and `samples` the number of processed samples.
+    """
 
     values: View
     mean: Mean
@@ -39,7 +46,10 @@ class Trained:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Weights p(k) [m] of a chunk's clients in the round, and their fixed clusters [m] if the method has them."""
+    """The clients of a chunk: their weights p(k) [m] in the round, and their fixed clusters [m].
+
+    `members` is None if the method does not fix the clusters of its clients.
+    """
 
     share: Tensor
     members: Tensor | None
@@ -50,10 +60,11 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Step:
-    """The inputs of one local step of a chunk: phase, values and their axes, batch, noise, and received values.
+    """The inputs of one local step of a chunk's clients: phase, values, batch, noise and received values.
 
-    `received` holds the values that the clients got from the server, for losses and penalties that compare with them.
-    It is empty if the method has no such loss or penalty.
+    `received` holds the values with which the clients began the round, for losses and penalties that compare with them.
+    It is empty if the method has no such loss or penalty. `axes` and `received_axes` say which groups have a client
+    axis.
     """
 
     phase: Phase
@@ -66,22 +77,22 @@ class Step:
 
     @property
     def trained(self) -> View:
-        """The groups that the phase trains."""
+        """The values of the groups that the phase trains."""
         return {group: params for group, params in self.values.items() if group in self.phase.train}
 
     @property
     def fixed(self) -> View:
-        """The groups that the phase does not train."""
+        """The values of the groups that the phase does not train."""
         return {group: params for group, params in self.values.items() if group not in self.phase.train}
 
     @property
     def inputs(self) -> tuple[Any, ...]:
-        """The inputs of a client's step besides its groups: x, y, mask, noise and the received view."""
+        """The inputs of a local step apart from the values of the groups: x, y, mask, noise and received values."""
         return self.batch.x, self.batch.y, self.batch.mask, dict(self.noise), self.received
 
     @property
     def input_dims(self) -> tuple[Any, ...]:
-        """`in_dims` of `torch.vmap` for `inputs`."""
+        """The argument `in_dims` of `torch.vmap` for the tensors in `inputs`."""
         return 0, 0, 0, dict.fromkeys(self.noise, 0), dims(self.received_axes, self.received)
 
 
@@ -97,12 +108,13 @@ def train_chunk(
     phases: Sequence[tuple[Phase, range]],
     held: Callable[[], Batch],
 ) -> Trained:
-    """Do all local steps of all phases for the m clients of `plan`, starting from the values `seen`.
+    """Do all local steps of a round for the m clients of a chunk, starting from the values `seen`.
 
-    `held` returns all their training samples, x [m, n, ...], for a method with `assign`.
+    `plan` has the batches of each step, and `phases` the phases with their steps. `draw` returns the noise of a step.
+    `held` returns all training samples of the clients, x [m, n, ...], for a method with `assign`.
 
-    A group without a client axis is the tensor of the state, and is only read. Its first step makes a copy per client,
-    and later steps update the copy in place.
+    A group without a client axis is the tensor of the state, and is never changed. The first step that trains it makes
+    a copy per client, and later steps update the copy in place.
     """
     values, axes, received, received_axes = clients.start(seen, axes)
     if clients.method.assign is not None:
@@ -136,11 +148,11 @@ None)."""
 
 @dataclass(frozen=True)
 class Clients:
-    """The local steps of a chunk's clients.
+    """The local steps of the clients of a chunk.
 
-    One backward pass of Σ_k loss_k gives the gradients of all clients, because loss_k depends only on client k's
-    values. With `vectorised`, all clients run in one `torch.vmap` per step. Otherwise, a chunk is one client, and its
-    values have no client axis.
+    One backward pass of the sum of all losses gives the gradients of all clients, because each loss depends only on the
+    values of its own client. With `vectorised`, each step runs all clients in one `torch.vmap`. Otherwise, a chunk is a
+    single client, and its values have no client axis.
     """
 
     method: Method
@@ -153,11 +165,15 @@ class Clients:
     """Type to which the layers' products are rounded. None: they are not rounded."""
 
     def penalty(self, phase: Phase) -> Penalty | None:
-        """The penalty that is added to the loss in a phase: that of the phase, or else that of the method."""
+        """Return the penalty that is added to the loss in a phase: that of the phase, or else that of the method."""
         return phase.penalty or self.method.penalty
 
     def start(self, seen: View, axes: Axes) -> tuple[View, Axes, View, Axes]:
-        """The start values and their axes, and the received values and their axes."""
+        """Return the start values and the received values of the clients, each with the client axis of every group.
+
+        The received values are those that losses and penalties compare with. They are empty if the method does not need
+        them.
+        """
         received: View = {}
         if self.method.loss or any(self.penalty(phase) for phase in self.phases):
             received = {  # values with a client axis are copied, because steps change them in place
@@ -171,7 +187,10 @@ class Clients:
         return one_seen, dict.fromkeys(axes), one_received, dict.fromkeys(received_axes)
 
     def assigned(self, values: View, axes: Axes, held: Batch) -> View:
-        """The new PRIVATE values from the method's `assign`, given `values` as `start` returns them."""
+        """Return the new PRIVATE values that the method's `assign` computes.
+
+        `values` are the start values from `start`, and `held` are all training samples of the clients.
+        """
         assign = self.method.assign
         assert assign is not None
         with torch.no_grad():
@@ -186,7 +205,7 @@ class Clients:
             return torch.vmap(client, in_dims=over, chunk_size=at_once)(values, held.x, held.y, held.mask)
 
     def step(self, step: Step) -> tuple[View, Axes, Tensor]:
-        """Do one local step; returns all values after it, their axes, and the losses [m]."""
+        """Do one local step; return all values after it, the client axis of each group, and the losses [m]."""
         if not self.vectorised:
             x, y, mask = step.batch.x[0], step.batch.y[0], step.batch.mask[0]
             noise = {key: drawn[0] for key, drawn in step.noise.items()}
@@ -197,7 +216,7 @@ class Clients:
         return {**step.values, **changed}, {**step.axes, **dict.fromkeys(changed, 0)}, losses
 
     def last(self, step: Step, chunk: Chunk) -> tuple[Finished, Tensor]:
-        """Do the last local step; returns the chunk's contribution to the round, and the losses [m]."""
+        """Do the last local step of a round; return the chunk's contribution to the round, and the losses [m]."""
         values, axes, losses = self.step(step)
         if not self.vectorised:
             values = {group: {name: t[None] for name, t in params.items()} for group, params in values.items()}
@@ -205,7 +224,10 @@ class Clients:
         return self.finish(values, axes, chunk, self.relative(values, axes, chunk), {}), losses
 
     def relative(self, values: View, axes: Axes, chunk: Chunk) -> Relative | None:
-        """The clients' weights in the clusters after the step; None for a method without CLUSTERED averages."""
+        """Return the weights of the chunk's clients in each cluster, computed from the values after the last step.
+
+        None if the method averages no CLUSTERED group.
+        """
         method = self.method
         if not any(method.groups[group].scope is Scope.CLUSTERED for group in self.method.changing(self.phases)):
             return None
@@ -214,9 +236,10 @@ class Clients:
         return weights(method, chunk.share, route, chunk.members, self.clusters)
 
     def finish(self, values: View, axes: Axes, chunk: Chunk, relative: Relative | None, sums: View) -> Finished:
-        """The chunk's contribution to the round, from values with a client axis.
+        """Return the chunk's contribution to the round, computed from the `values` after the last local step.
 
-        Groups in `sums` have been summed already, and are not summed again.
+        `Finished` describes the contribution: the PRIVATE values of each client, and the sums of the other groups. The
+        groups in `sums` have already been summed, and are not summed again.
         """
         method, m = self.method, len(chunk)
         over, client_vector = (dims(axes, values),), method.server.client_vector
@@ -234,7 +257,10 @@ class Clients:
         return private, {**sums, **summed}, mass, client_vectors
 
     def _sgd(self, step: Step) -> tuple[View, Tensor]:
-        """Do an SGD step, w ← w - lr·g. Values with a client axis are updated in place."""
+        """Do one SGD step w ← w - lr·g on the trained values w, with their gradients g and learning rates lr.
+
+        Values with a client axis are updated in place. Returns the changed groups and the losses [m].
+        """
         axes = step.axes
         leaves = map_groups(lambda group, t: self._leaf(t, axes[group], len(step.batch.x)), step.trained)
         over = (dict.fromkeys(leaves, 0), dims(axes, step.fixed), *step.input_dims)
@@ -264,17 +290,20 @@ class Clients:
             return {**updated, **map_groups(lambda group, tensor: tensor.detach(), changed)}, losses.detach()
 
     def _preconditioner_inputs(self, step: Step) -> View:
-        """The groups that preconditioners of a phase read but the phase does not train."""
+        """Return the groups that the preconditioners of the phase read, but that the phase does not train."""
         preconditioned = [group for group in step.trained if group in self.method.precondition]
         read = {name for group in preconditioned for name in self.method.preconditioner_inputs.get(group, ())}
         return {group: params for group, params in step.fixed.items() if group in read}
 
     def _leaf(self, tensor: Tensor, axis: int | None, m: int) -> Tensor:
-        """The leaf of a tensor for the backward pass, with a client axis if vectorised."""
+        """Return the tensor as the start of a new autograd graph; with `vectorised`, with a client axis of length m."""
         return (with_axis(tensor, axis, m) if self.vectorised else tensor).detach().requires_grad_()
 
     def preconditioned(self, gradients: View, values: View, per_client: bool) -> View:
-        """Apply the method's preconditioners to the gradients."""
+        """Apply the method's preconditioners to the gradients of their groups, and return the gradients of all groups.
+
+        With `per_client`, the gradients and the values have a client axis.
+        """
         changed = dict(gradients)
         for group, change in self.method.precondition.items():
             if group in gradients:
@@ -286,9 +315,10 @@ class Clients:
     def objective(
         self, phase: Phase, trained: View, fixed: View, x: Tensor, y: Tensor, mask: Tensor, noise: Noise, received: View
     ) -> tuple[Tensor, View]:
-        """Loss of ONE client on one batch (mean over unmasked samples, plus the penalty), and the changed statistics.
+        """Return the loss of ONE client on one batch, and the statistics that the forward pass changed.
 
-        Without samples, the loss is 0 for all parameters, so the step changes nothing.
+        The loss is the mean over the unmasked samples, plus the penalty. If a batch has no unmasked samples, the loss
+        is 0 for all parameters, so the step changes nothing.
         """
         current = {**fixed, **trained}
         penalty = self.penalty(phase)
@@ -310,12 +340,15 @@ class Clients:
         return value, statistics
 
     def own_step(self, step: Step) -> tuple[View, Tensor]:
-        """Do the method's `local_step` for all clients; returns the changed groups and the losses."""
+        """Do one step of the method's own `local_step` for all clients; return the changed groups and losses [m]."""
         over = (dims(step.axes, step.trained), dims(step.axes, step.fixed), *step.input_dims)
         return self.over_clients(self._own_step(step.phase), over)(step.trained, step.fixed, *step.inputs)
 
     def _own_step(self, phase: Phase) -> Callable[..., tuple[View, Tensor]]:
-        """The method's `local_step` as a function for ONE client. A step without samples changes nothing."""
+        """Return the method's own `local_step` as a function for ONE client.
+
+        If a batch has no samples, the function changes nothing.
+        """
         local_step = self.method.local_step
         assert local_step is not None
         lr = {group: self.method.groups[group].lr for group in phase.train}
@@ -337,24 +370,30 @@ class Clients:
         return client_step
 
     def over_clients(self, function: Callable[..., Any], in_dims: tuple[Any, ...]) -> Callable[..., Any]:
-        """Vectorise a function for one client over all clients of the chunk."""
+        """Return a function for one client, vectorised over all clients of the chunk.
+
+        Without `vectorised`, the function is returned unchanged.
+        """
         return torch.vmap(function, in_dims=in_dims) if self.vectorised else function
 
 
 def map_groups(change: Callable[[str, Tensor], Tensor], values: View) -> View:
-    """Apply `change(group, tensor)` to every tensor of a view, in its order."""
+    """Apply `change(group, tensor)` to every tensor of every group in `values`; the order stays the same."""
     return {group: {name: change(group, tensor) for name, tensor in params.items()} for group, params in values.items()}
 
 
 def log_routes(log_route: Callable[[View], Tensor], values: View, axes: Axes, m: int) -> Tensor:
-    """log π_k [m, C] of all clients of a chunk."""
+    """Return the log routes [m, C] of m clients: the logarithm of each client's weight in each cluster."""
     if all(axis is None for axis in axes.values()):
         return log_route(values).expand(m, -1)
     return torch.vmap(log_route, in_dims=(dims(axes, values),))(values)
 
 
 def with_axis(tensor: Tensor, axis: int | None, m: int) -> Tensor:
-    """The tensor with a client axis. A tensor that all clients share (`axis` None) is expanded without a copy."""
+    """Return the tensor with a client axis of length m.
+
+    A tensor that all clients share (`axis` None) is expanded without a copy.
+    """
     return tensor.expand(m, *tensor.shape) if axis is None else tensor
 
 
@@ -369,9 +408,10 @@ def make_noise(
     batch: int,
     like: Rows,
 ) -> dict[str, Tensor]:
-    """Random inputs [m, *shape] of one step, uniform on [0, 1), by (seed, name, round, client, epoch, step).
+    """Draw the noise of one local step: random inputs [m, *shape], uniform on [0, 1), for each name in `shapes`.
 
-    `step` is counted within the epoch. All clients of a chunk count the steps of the client with the longest epoch.
+    The numbers depend only on (seed, name, round, client, epoch, step). `step` is counted from the start of the epoch.
+    All clients of a chunk have the same number of steps per epoch, namely that of the client with the longest epoch.
     """
     counter = epoch * MAX_STEPS_PER_EPOCH + step
     noise = {}

@@ -1,4 +1,4 @@
-"""Simulation of a federation: rounds (cohort, local training, aggregation, server step) and scheduled evaluation."""
+"""Simulate a federation: rounds (cohort, local training, aggregation, server optimiser) and scheduled evaluations."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ MIN_EVALUATION_CHUNK = 5
 
 @dataclass(frozen=True)
 class Execution:
-    """How the computations of a run are carried out. It changes only the last bits of a result."""
+    """How a run is computed: backend, chunk size, workers, threads and precision.
+
+    Apart from `precision`, this changes only the last bits of a result.
+    """
 
     backend: Literal["loop", "vmap", "batched"]
     chunk: int
@@ -57,7 +60,7 @@ class Execution:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of a federation's rounds, from the task and the fidelity."""
+    """The settings of the rounds of a simulation, from the task and the fidelity."""
 
     rounds: int
     clusters: int
@@ -77,17 +80,20 @@ class Settings:
     empty_cluster: Literal["keep", "average"]
 
     def last_bin(self, round: int) -> bool:
-        """Whether a round is in the last 1 % of rounds, the last of 51 bins. The published score is its mean."""
+        """Return whether a round is in the last 1 % of the rounds, over which the published code averages its score.
+
+        These rounds are the last of the 51 bins into which the published code divides a run.
+        """
         return 100 * round >= 99 * self.rounds
 
     def evaluates(self, round: int) -> bool:
-        """Whether a round is evaluated: once per evaluation period, and the last round."""
+        """Return whether a round ends with an evaluation: every `evaluation_period`-th round and the last one do."""
         return round % self.evaluation_period == 0 or round == self.rounds
 
 
 @dataclass
 class Part:
-    """Contribution of one worker's chunks to a round."""
+    """What one worker contributes to a round: weighted sums, trained chunks, losses and the number of samples."""
 
     mean: Mean = field(default_factory=Mean)
     trained: list[tuple[slice, local.Trained]] = field(default_factory=list)
@@ -97,9 +103,10 @@ class Part:
 
 
 class Workers:
-    """`count` Python threads that each train their own clients, with `threads` threads within one tensor operation.
+    """Python threads, `count` in number, each of which trains its own clients.
 
-    Python threads run in parallel here, because PyTorch's operations release Python's global lock.
+    Each of them uses `threads` threads within one tensor operation. The Python threads run in parallel, because
+    PyTorch's operations release Python's global lock.
     """
 
     def __init__(self, count: int, threads: int, check_stop: Callable[[], None]) -> None:
@@ -107,7 +114,7 @@ class Workers:
         self._pool: ThreadPoolExecutor | None = None
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-        """Apply a function to the items; returns the results in the order of the items.
+        """Apply a function to each item, in parallel, and return the results in the order of the items.
 
         `check_stop` is called before each item. A single worker runs in the calling thread.
         """
@@ -128,7 +135,11 @@ class Workers:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result of an evaluation after a round: (split, metric, value) in a fixed order, and the routes [K, C]."""
+    """The result of an evaluation after a round.
+
+    `metrics` has tuples (split, metric, value) in a fixed order. `routes` [K, C] are the clients' weights in the
+    clusters, or None. `diverged` says that a loss is too large or NaN.
+    """
 
     metrics: list[tuple[str, str, float]]
     routes: np.ndarray | None
@@ -136,7 +147,7 @@ class Evaluation:
 
 
 class Simulation:
-    """A method on a task's data.
+    """The simulation of one method on the data of one task.
 
     Random numbers depend only on (seed, purpose, round, client), so a resumed run gives the same results.
     """
@@ -153,8 +164,9 @@ class Simulation:
     ) -> None:
         """Prepare a simulation.
 
-        `most_steps` limits the local steps of each phase, for trials that measure time. `check_stop` is called before
-        each local step and each piece of an evaluation. It may raise, because the state is not changed there.
+        `most_steps` is the maximum number of local steps per phase, for trials that measure time. `check_stop` is
+        called before each local step and before each part of an evaluation. It may raise an exception, because the
+        state has not been changed at these points.
 
         Raises:
             Refused: the backend cannot run the method.
@@ -176,7 +188,10 @@ class Simulation:
     # ------------------------------------------------------------------------------------------------ start
 
     def start(self, private: Path | None = None) -> State:
-        """Make the untrained state and apply the method's `prepare`; `private` is the file for large PRIVATE groups."""
+        """Make the untrained state, and apply the method's `prepare` to it.
+
+        `private` is the path of the file for large PRIVATE groups.
+        """
         state = start(self.method, self.dtype, self.device, private)
         if self.method.prepare is not None:
             rows = np.concatenate([self.data.train.index[u, :n] for u, n in enumerate(self.data.train.count)])
@@ -187,22 +202,22 @@ class Simulation:
     # ------------------------------------------------------------------------------------------------ phases
 
     def phases(self, round: int) -> tuple[Phase, ...]:
-        """The phases of local training in a round."""
+        """Return the phases of local training in a round."""
         return self.method.phases_of(round, self.settings.rounds)
 
     def epochs(self, round: int) -> list[int]:
-        """Number of epochs of each phase of a round."""
+        """Return the number of epochs of each phase of a round."""
         return [phase.epochs or self.settings.epochs for phase in self.phases(round)]
 
     def kinds(self) -> list[int]:
-        """The first round of each kind. Rounds are of the same kind if they have the same phases."""
+        """Return the first round of each kind. Two rounds are of the same kind if they have the same phases."""
         first: dict[tuple[Phase, ...], int] = {}
         for round in range(1, self.settings.rounds + 1):
             first.setdefault(self.phases(round), round)
         return list(first.values())
 
     def clients(self, round: int) -> local.Clients:
-        """The local steps for a round's phases; made once for each kind of round."""
+        """Return the object that does the local steps of a round. Rounds with the same phases share one object."""
         phases = self.phases(round)
         if phases not in self._clients:
             vectorised = self.execution.vectorised
@@ -213,11 +228,14 @@ class Simulation:
         return self._clients[phases]
 
     def costs(self, state: State) -> Costs:
-        """Costs of a client in a round, as a mean over all rounds."""
+        """Return the costs of one client in one round, as a mean over all rounds."""
         return mean([self.costs_of(state, round) for round in range(1, max(1, self.settings.rounds) + 1)])
 
     def costs_of(self, state: State, round: int) -> Costs:
-        """Costs of a client in one round, counted from shapes. Rounds of the same kind are counted once."""
+        """Return the costs of one client in the given round, counted from the shapes of the parameters.
+
+        The result is stored, and used again for rounds with the same phases.
+        """
         now, before = self.phases(round), self.phases(max(1, round - 1))
         if (now, before) not in self._costs:
             self._costs[now, before] = count(self.method, state, now, before, epochs=sum(self.epochs(round)))
@@ -227,20 +245,23 @@ class Simulation:
 
     @property
     def cohort_size(self) -> int:
-        """M, the number of clients (or pools) of a round."""
+        """The number of clients (or pools of clients) that take part in a round."""
         return self.settings.cohort if self.method.pool is None else len(self.data.train.count)
 
     def cohort(self, round: int) -> np.ndarray:
-        """The clients of a round, drawn uniformly without replacement. Pools take part in every round."""
+        """Return the clients of a round, drawn uniformly without replacement.
+
+        For a method that pools its clients, all pools take part in every round.
+        """
         if self.method.pool is not None:
             return np.arange(self.cohort_size)
         size = len(self.data.train.count)
         return seeds.sample(self.settings.seed, "cohort", round, size=size, count=self.cohort_size)
 
     def train(self, state: State, round: int) -> tuple[Tensor, int]:
-        """Do one round, in place; returns the cohort's mean loss and the number of samples that it processed.
+        """Do one round, in place; return the cohort's mean loss and the number of samples that it processed.
 
-        The loss is a tensor on the device, whose value may not have been computed yet.
+        The loss is a tensor on the device, which may still be computing it.
         """
         method = self.method
         cohort, share = self.pools(round)
@@ -262,13 +283,16 @@ class Simulation:
         return loss, sum(part.samples for part in parts)
 
     def pools(self, round: int) -> tuple[np.ndarray, Tensor]:
-        """The clients (or pools) of the cohort that have samples, and their weights p(k) ∝ n_k [M]."""
+        """Return the clients (or pools) of the cohort that have samples, and their weights p(k) [M] in the round.
+
+        The weight of client k is its share of the samples of the cohort.
+        """
         count, cohort = self.data.train.count, self.cohort(round)
         cohort = cohort[count[cohort] > 0]
         return cohort, torch.from_numpy(count[cohort] / max(1, count[cohort].sum())).to(self.device)
 
     def local_training(self, state: State, round: int, cohort: np.ndarray, share: Tensor) -> list[Part]:
-        """Train the clients `cohort` [M] and return the contribution of each worker. The state is not changed."""
+        """Train the clients `cohort` [M], and return the contribution of each worker. The state is not changed."""
         size, workers = self.execution.chunk if self.execution.vectorised else 1, self.execution.workers
         chunks = [slice(at, at + size) for at in range(0, len(cohort), size)]
         self.clients(round)  # made here, because workers would make it several times
@@ -286,7 +310,10 @@ class Simulation:
         return self.workers.map(work, range(min(workers, len(chunks))))
 
     def client_vectors(self, cohort: np.ndarray, share: Tensor, parts: list[Part]) -> ClientVectors | None:
-        """The vectors that a round's clients send, in cohort order; None without `ServerStep.client_vector`."""
+        """Return the vectors that the clients of a round send to the server, in the order of the cohort.
+
+        None for a method without `ServerStep.client_vector`.
+        """
         if self.method.server.client_vector is None:
             return None
         chunks = sorted((chunk for part in parts for chunk in part.trained), key=lambda chunk: chunk[0].start)
@@ -341,9 +368,9 @@ class Simulation:
         )
 
     def fixed_steps(self, pools: np.ndarray) -> np.ndarray | None:
-        """Steps of a local epoch [m] if the task fixes them, otherwise None.
+        """Return the number of local steps per epoch [m] of the clients `pools`, or None if the task does not fix it.
 
-        A pool does the steps of all its clients that would take part in a round.
+        A pool does as many steps as all of its clients together that would take part in a round.
         """
         steps = self.settings.steps_per_epoch
         if steps is None:
@@ -354,7 +381,10 @@ class Simulation:
         return steps * np.ceil(self.settings.participation * clients).astype(np.int64)
 
     def held(self, pools: np.ndarray) -> Batch:
-        """All training samples of the clients `pools` [m]: x [m, n, ...], decoded and not augmented."""
+        """Return all training samples of the clients `pools` [m]: inputs x [m, n, ...], labels and mask.
+
+        The inputs are decoded, but not augmented.
+        """
         rows = self.data.train
         count = rows.count[pools, None]
         width = max(1, int(count.max()))
@@ -364,9 +394,10 @@ class Simulation:
     # ------------------------------------------------------------------------------------------------ evaluation
 
     def evaluate(self, state: State, round: int, train_loss: float | None) -> Evaluation:
-        """Do the scheduled evaluation of clients on their own samples.
+        """Evaluate clients on their own samples after a round.
 
-        With `sampled_evaluation`, a new sample of clients is drawn in each round, and all are evaluated in the last.
+        With `sampled_evaluation`, each round evaluates a new random subset of the clients, and the last round evaluates
+        all. Otherwise, all clients are evaluated in every scheduled round.
         """
         settings, data = self.settings, self.data
         everyone = np.arange(data.clients)
@@ -393,21 +424,28 @@ class Simulation:
         return Evaluation(metrics, routes, diverged=not all(abs(value) < DIVERGED_LOSS for value in losses))
 
     def official_scores(self, state: State, round: int) -> tuple[float, float]:
-        """The published code's score for one round: as a mean over all clients, and over a new sample of clients.
+        """Return the published code's score after a round, as a mean over all clients and over a random subset.
 
-        Both have the same expectation, but the sample adds noise (0.8 points per seed on the reduced MNIST tasks).
+        Both have the same expected value, but the subset adds a random deviation (0.8 percentage points per seed on the
+        reduced MNIST tasks).
         """
         scores = self.own_rows(state, self.data.test, np.arange(self.data.clients))
         values = scores.loss if self.settings.loss == "mse" else scores.accuracy
         return scores.mean(values), scores.mean(values, self.evaluated_clients(round))
 
     def evaluated_clients(self, round: int) -> np.ndarray:
-        """The clients that the published code evaluates after a round. They are drawn independently of the cohort."""
+        """Return the random subset of clients that the published code evaluates after a round.
+
+        It is drawn independently of the cohort.
+        """
         size, count = self.data.clients, self.settings.cohort
         return seeds.sample(self.settings.seed, "evaluated clients", round, size=size, count=count)
 
     def global_test(self, state: State) -> tuple[evaluate.Scores, list[tuple[str, str, float]]]:
-        """Evaluate each client on the global test set under its own shift; slow, so only for the last round."""
+        """Evaluate each client's model on the global test set, under the shift of the client's true cluster.
+
+        This is slow, so it is done only after the last round.
+        """
         data = self.data
         scores = evaluate.on_global_test_set(
             self.method,
@@ -424,7 +462,7 @@ class Simulation:
         return scores, self._summary("population", scores) + self._worst("population", scores)
 
     def own_rows(self, state: State, rows: Any, clients: np.ndarray) -> evaluate.Scores:
-        """Scores of the given clients on their own samples of a split."""
+        """Return the scores of the given clients on their own samples of one split, which are in `rows`."""
         return evaluate.on_own_rows(
             self.method,
             state,
@@ -440,7 +478,10 @@ class Simulation:
         )
 
     def _summary(self, split: str, scores: evaluate.Scores) -> list[tuple[str, str, float]]:
-        """Mean scores over the clients: accuracy, loss, top-5 accuracy and perplexity, as far as the task has them."""
+        """Return the mean scores over the clients, as (split, metric, value).
+
+        The metrics are accuracy, loss, top-5 accuracy and perplexity, but only those that exist for the task.
+        """
         accuracy = [] if self.settings.loss == "mse" else [(split, "accuracy", scores.mean(scores.accuracy))]
         near = [] if np.isnan(scores.top5).all() else [(split, "top5_accuracy", scores.mean(scores.top5))]
         loss = scores.mean(scores.loss)
@@ -453,7 +494,7 @@ class Simulation:
         ]
 
     def _worst(self, split: str, scores: evaluate.Scores) -> list[tuple[str, str, float]]:
-        """The worst true cluster's score, and the mean score of the worst decile of clients."""
+        """Return the score of the worst true cluster, and the mean score of the worst 10 % of the clients."""
         cluster = self.data.cluster.cpu().numpy()
         count = decile_count(len(cluster))
         if self.settings.loss == "mse":

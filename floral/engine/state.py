@@ -1,4 +1,7 @@
-"""The state of a federation: values of all groups, and moments of the server optimiser; views of it by clients."""
+"""The state of a federation: the values of all groups, and the moments of the server optimiser.
+
+The function `view` selects the values that single clients see.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ Axes = dict[str, int | None]
 class State:
     """The values of all groups, and the moments of the server optimiser.
 
-    `values` maps each group to its complete value, with axis C (CLUSTERED), K (PRIVATE) or no leading axis. PRIVATE
-    values that are too large for memory are mapped to a file, which `store` manages.
+    `values` maps each group to its complete value. A CLUSTERED group has one entry per cluster on its first axis, and a
+    PRIVATE group has one per client. PRIVATE values that are too large for memory lie in a file, which `store` manages.
     """
 
     values: View
@@ -30,20 +33,24 @@ class State:
     store: Store | None = None
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
-        """The tensors of a checkpoint: all tensors, but only the changed rows of tensors in the store."""
+        """Return the tensors of a checkpoint.
+
+        These are all tensors that are in memory. Of PRIVATE values in a file, they are only the values of the changed
+        clients.
+        """
         if self.store is None:
             return self.tensors()
         in_memory = {group: params for group, params in self.values.items() if group not in self.store.values}
         return State(in_memory, self.server).tensors() | self.store.journal()
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by flat names: value/<group>/<name> and server/<name>."""
+        """Return all tensors by flat names: value/<group>/<name> and server/<name>."""
         flat = {f"value/{group}/{name}": t for group, params in self.values.items() for name, t in params.items()}
         return flat | {f"server/{name}": tensor for name, tensor in self.server.items()}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> State:
-        """Make a state from flat names; the inverse of `tensors`."""
+        """Make a state from tensors with flat names. This is the inverse of `tensors`."""
         values: View = {}
         server: dict[str, Tensor] = {}
         for flat, tensor in tensors.items():
@@ -59,9 +66,9 @@ class State:
 def start(method: Method, dtype: torch.dtype, device: torch.device, private: Path | None = None) -> State:
     """Make the untrained state on the device.
 
-    Initial values are cast to `dtype` after they are drawn, so float32 and float64 runs start from the same numbers.
-    If the PRIVATE groups together exceed `store.MEMORY_BUDGET_BYTES`, they go to the file `private`, or to a temporary
-    file.
+    The initial values are converted to `dtype` after they are drawn, so float32 and float64 runs start from the same
+    numbers. If all PRIVATE groups together take more than `store.MEMORY_BUDGET_BYTES`, their values go to the file
+    `private`. Without `private`, they go to a temporary file.
     """
     initial = {name: group.init() for name, group in method.groups.items()}
     large = {name: params for name, params in initial.items() if method.groups[name].scope is Scope.PRIVATE}
@@ -81,10 +88,11 @@ def start(method: Method, dtype: torch.dtype, device: torch.device, private: Pat
 
 
 def view(method: Method, values: View, pools: Tensor, clients: Tensor) -> tuple[View, Axes]:
-    """The values that `clients` [m] see, and the axis of each group; `pools` [m] are the clients' pools.
+    """Return the values that the clients `clients` [m] see, and the client axis of each group (0 or None).
 
-    PRIVATE groups are gathered, and CLUSTERED groups too if the method fixes its clients' clusters. Other groups are
-    not copied.
+    The values of PRIVATE groups are copied for these clients. So are those of CLUSTERED groups if the method fixes the
+    cluster of each client. Other groups are not copied, and have no client axis. `pools` [m] are the pools of the
+    clients.
     """
     seen: View = {}
     axes: Axes = {}
@@ -100,17 +108,20 @@ def view(method: Method, values: View, pools: Tensor, clients: Tensor) -> tuple[
 
 
 def gather(tensor: Tensor, rows: Tensor) -> Tensor:
-    """Rows of a tensor, moved to the device of `rows`, because tensors of a store are always on the CPU."""
+    """Return the given rows of a tensor, on the device of `rows`.
+
+    The tensor may be on another device, because PRIVATE values in a file are always on the CPU.
+    """
     return tensor.index_select(0, rows.to(tensor.device)).to(rows.device)
 
 
 def dims(axes: Axes, values: View) -> dict[str, dict[str, int | None]]:
-    """`in_dims` of torch.vmap for a view."""
+    """Return the argument `in_dims` of `torch.vmap` for `values`, from the client axis of each group."""
     return {group: dict.fromkeys(params, axes[group]) for group, params in values.items()}
 
 
 def client_view(values: View, axes: Axes, position: int = 0) -> View:
-    """The view of one client, at `position`, taken from a view of several clients."""
+    """Return the values that one client sees, taken at `position` from the values of several clients."""
     return {
         group: params if axes[group] is None else {name: tensor[position] for name, tensor in params.items()}
         for group, params in values.items()

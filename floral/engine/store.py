@@ -1,8 +1,8 @@
-"""PRIVATE values that are too large for memory, in one memory-mapped safetensors file.
+"""The file for PRIVATE values that are too large for memory: a safetensors file that is mapped into memory.
 
-Its tensors are used like any others, and gathering a cohort's rows reads only these rows. Pages that were read count as
-the process's resident memory until the system needs the memory. The memory that is really needed is RssAnon in
-/proc/self/status.
+Its tensors are used like all other tensors. Only the values of the clients that take part in a round are read from the
+file. Pages that were read count as memory of the process until the system needs the memory. The memory that the process
+really needs is RssAnon in /proc/self/status.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ Layout = dict[str, tuple[torch.dtype, list[int], int]]
 
 @dataclass
 class Store:
-    """The memory-mapped file of PRIVATE values of a run.
+    """The memory-mapped file with the PRIVATE values of a run.
 
-    The file is mapped copy-on-write: changes stay in memory, page by page, and every read sees them. A checkpoint
-    contains the changed rows as its journal. After the checkpoint is written, `apply` writes the rows into the file.
-    A resumed run applies the journal again, because a killed process may have written only some rows. The file is
-    therefore never newer than its checkpoint.
+    Changed values stay in memory (copy-on-write), and every read sees them. A checkpoint contains the changed rows; a
+    row has the values of one client or pool. After the checkpoint is written, `apply` copies the rows to the file. A
+    resumed run copies them again, because a killed process may have copied only some of them. The file is therefore
+    never newer than its checkpoint.
     """
 
     path: Path
@@ -64,7 +64,9 @@ class Store:
 
     @classmethod
     def create(cls, path: Path, values: View, dtype: torch.dtype) -> Store:
-        """Write the initial values to the file and map it. They may be an expanded view of one client's values.
+        """Write the initial values to the file and map it.
+
+        `values` may be the values of one client, expanded to all clients.
 
         Raises:
             OSError: the disk is full; no half-written file is left.
@@ -78,7 +80,7 @@ class Store:
 
     @classmethod
     def open(cls, path: Path) -> Store:
-        """Map an existing file.
+        """Map an existing file of PRIVATE values.
 
         Raises:
             Unreadable: the file is missing or damaged.
@@ -91,24 +93,24 @@ class Store:
             layout = read_layout(mapping)
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise Unreadable(
-                f"{path}: the clients' private state is missing or damaged ({error}); "
-                "remove the run's checkpoint/ to train from the start"
+                f"{path}: the file of the clients' PRIVATE values is missing or damaged ({error}); "
+                "remove the run's folder `checkpoint` to train from the start"
             ) from error
         return cls(path, mapping, layout, mapped(mapping, layout))
 
     def mark(self, holders: Tensor) -> None:
-        """Mark the rows of these clients (or pools) as changed."""
+        """Record that the values of these clients (or pools) have changed."""
         self.changed.update(holders.tolist())
 
     @property
     def full(self) -> bool:
-        """Whether the changed pages exceed the memory budget, so that a checkpoint is due."""
+        """Whether the changed values take more memory than MEMORY_BUDGET_BYTES. A checkpoint must then be written."""
         tensors = (tensor for params in self.values.values() for tensor in params.values())
         pages = sum(tensor.nbytes // len(tensor) // mmap.PAGESIZE + 2 for tensor in tensors)
         return len(self.changed) * pages * mmap.PAGESIZE > MEMORY_BUDGET_BYTES
 
     def journal(self) -> dict[str, Tensor]:
-        """The changed rows, for the next checkpoint."""
+        """Return the changed rows by name; the next checkpoint contains them."""
         rows = torch.tensor(sorted(self.changed), dtype=torch.int64)
         return {
             ROWS: rows,
@@ -120,10 +122,10 @@ class Store:
         }
 
     def apply(self, journal: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint's rows durably into the file, and free the memory of the changed pages.
+        """Write the changed rows of a checkpoint into the file, and free the memory of the changed pages.
 
         Raises:
-            OSError: the disk is full; the next resumption writes the same rows again.
+            OSError: the disk is full. The next resumed run writes the same rows again.
         """
         rows = journal[ROWS].tolist()
         try:
@@ -139,10 +141,10 @@ class Store:
 
 
 def scratch(values: View, dtype: torch.dtype) -> View:
-    """Map the values to an unnamed temporary file, for a simulation without a run folder.
+    """Write the PRIVATE values to an unnamed temporary file, and return tensors that are mapped to it.
 
-    Such a simulation cannot be resumed, so changes go directly to the file. The system removes the file when the last
-    tensor is deleted or the process ends.
+    This is for a simulation without a run folder. Such a simulation cannot be resumed, so changes go directly to the
+    file. The system deletes the file when its last tensor is deleted or the process ends.
 
     Raises:
         OSError: the disk of temporary files is full.
@@ -154,26 +156,30 @@ def scratch(values: View, dtype: torch.dtype) -> View:
             mapping = mmap.mmap(file.fileno(), 0)
     except OSError as error:
         folder = Path(tempfile.gettempdir())
-        raise no_room(error, folder, nbytes(values, dtype), ", or set TMPDIR to a folder on another disk") from error
+        remedy = "free space on this file system, or set TMPDIR to a folder on another disk"
+        raise no_room(error, folder, nbytes(values, dtype), remedy) from error
     return mapped(mapping, read_layout(mapping))
 
 
 def nbytes(values: View, dtype: torch.dtype) -> int:
-    """Size in bytes of the values after they are cast to `dtype`."""
+    """Return the size of the values in bytes, if they have the type `dtype`."""
     return sum(tensor.numel() for params in values.values() for tensor in params.values()) * dtype.itemsize
 
 
-def no_room(error: OSError, path: Path, size: int, otherwise: str = "") -> OSError:
-    """The same error with a message that names the file, the size and the remedy."""
-    remedy = f"cannot write {size / 1e9:.2g} GB of PRIVATE values; free space on this file system{otherwise}"
-    return OSError(error.errno, f"{error.strerror}: {remedy}", str(path))
+def no_room(error: OSError, path: Path, size: int, remedy: str = "free space on this file system") -> OSError:
+    """Return an error like `error`, with a message that names the file and the needed size, and says what to do."""
+    message = f"{error.strerror}: cannot write {size / 1e9:.2g} GB of PRIVATE values; {remedy}"
+    return OSError(error.errno, message, str(path))
 
 
 # ------------------------------------------------------------------------------------------- the format
 
 
 def header(values: View, dtype: torch.dtype) -> bytes:
-    """The header of a safetensors file: the length of the JSON text, then the JSON with the position of each tensor."""
+    """Return the header of a safetensors file: the length of a JSON text, then this text.
+
+    The JSON text has the type, shape and position of each tensor.
+    """
     entries, end = {}, 0
     for group, params in values.items():
         for name, tensor in params.items():
@@ -189,7 +195,7 @@ def header(values: View, dtype: torch.dtype) -> bytes:
 
 
 def blocks(values: View, dtype: torch.dtype) -> Iterator[memoryview]:
-    """The bytes of all tensors, in blocks of a few rows, so that not all values are in memory at once."""
+    """Return the bytes of all tensors, one block of a few rows at a time, so that not all are in memory at once."""
     for params in values.values():
         for tensor in params.values():
             rows = max(1, BLOCK_BYTES // max(1, tensor[0].numel() * dtype.itemsize))
@@ -198,22 +204,25 @@ def blocks(values: View, dtype: torch.dtype) -> Iterator[memoryview]:
 
 
 def overwrite(file: BinaryIO, begin: int, rows: Sequence[int], values: Tensor) -> None:
-    """Overwrite the rows `rows` [n] of a tensor in the file with `values` [n, ...]; the tensor starts at `begin`."""
+    """Overwrite some rows of a tensor in the file.
+
+    The tensor starts at byte `begin`. Its rows with the numbers `rows` [n] become `values` [n, ...].
+    """
     for row, value in zip(rows, values, strict=True):
         file.seek(begin + row * value.nbytes)
         file.write(as_bytes(value))
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor on the CPU."""
+    """Return the bytes of a tensor that is on the CPU."""
     return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def read_layout(mapping: mmap.mmap) -> Layout:
-    """Read the layout from the header.
+    """Read the type, shape and position of each tensor from the header of the file.
 
     Raises:
-        ValueError: the file has the wrong size.
+        ValueError: the file does not have the size that follows from the header.
     """
     start = 8 + int.from_bytes(mapping[:8], "little")
     types = {code: dtype for dtype, code in CODES.items()}
@@ -222,12 +231,15 @@ def read_layout(mapping: mmap.mmap) -> Layout:
         begin, end = (start + offset for offset in entry["data_offsets"])
         layout[name] = types[entry["dtype"]], entry["shape"], begin
     if end != len(mapping):
-        raise ValueError(f"the file has {len(mapping)} bytes instead of {end}")
+        raise ValueError(f"the file has {len(mapping)} bytes, but its header describes a file of {end} bytes")
     return layout
 
 
 def mapped(mapping: mmap.mmap, layout: Layout) -> View:
-    """The tensors in the mapping. The mapping stays open as long as a tensor exists."""
+    """Return the tensors of the mapped file, by group and name.
+
+    The file stays mapped as long as one of these tensors exists.
+    """
     values: View = {}
     for name, (dtype, shape, begin) in layout.items():
         group, key = name.split("/", 1)

@@ -1,4 +1,4 @@
-"""Clients that join after training: PRIVATE values are trained on a few samples, all other values stay fixed."""
+"""Clients that join after training. Only their PRIVATE values are trained, on a few samples per client."""
 
 from __future__ import annotations
 
@@ -22,16 +22,20 @@ MAX_CHUNK_FLOATS = 1 << 24
 
 
 def sizes_of(samples: Sequence[int], rows: np.ndarray) -> list[int]:
-    """The requested numbers of samples that every client has, then the number of samples of the smallest client."""
+    """Return the numbers of training samples with which clients join, in increasing order.
+
+    The last number is that of the client with the fewest samples. The others are the requested numbers in `samples`
+    that are smaller. `rows` are the clients' numbers of samples.
+    """
     most = int(rows.min())
     return [*sorted({n for n in samples if n < most}), most]
 
 
 def join(method: Method, trained: State, data: ClientData, settings: Settings, sizes: list[int], epochs: int) -> Scores:
-    """Let the U clients of `data` join as in `personalised`, and evaluate them.
+    """Let the U clients of `data` join the trained model as described at `personalised`, and return their scores.
 
-    They are evaluated on the global test set under their own shift, or with `sampled_evaluation` on their own test
-    samples.
+    Each client is evaluated on the global test set under its own shift. With `sampled_evaluation`, it is evaluated on
+    its own test samples instead.
     """
     simulation, state = personalised(method, trained, data, settings, sizes, epochs)
     if not settings.sampled_evaluation:
@@ -42,15 +46,16 @@ def join(method: Method, trained: State, data: ClientData, settings: Settings, s
 def personalised(
     method: Method, trained: State, data: ClientData, settings: Settings, sizes: list[int], epochs: int
 ) -> tuple[Simulation, State]:
-    """Let the U clients of `data` join once per entry n of `sizes`, each time with their first n training samples.
+    """Train the PRIVATE values of the U joining clients, once for each number n of training samples in `sizes`.
 
-    Client u with sizes[s] samples has the number s·U + u in the result. `method` is built for U clients; `trained` has
-    its trained SHARED, CLUSTERED and FROZEN values. PRIVATE groups start as `Method.join` or `init` defines.
+    Each time, a client uses its first n training samples. In the result, client u with n = sizes[s] has the number s·U
+    + u. `method` is built for U clients. `trained` has the trained SHARED, CLUSTERED and FROZEN values of the method,
+    which stay fixed. PRIVATE groups start with the values of `Method.join`, or else of `init`.
 
-    Clients with samples then do `epochs` rounds of local training: `assign`, then the phases that train PRIVATE groups,
-    for one epoch each, so that all methods train for the same number of epochs. They send nothing. Clients without
-    samples keep their start values. A method that pools its clients, or has no PRIVATE groups, trains nothing. Test
-    samples are not read.
+    Clients with samples then do `epochs` rounds of local training: first `assign`, then one epoch of each phase that
+    trains PRIVATE groups. All methods therefore train for the same number of epochs. The clients send nothing to the
+    server. Clients without samples keep their start values. A method that pools its clients, or has no PRIVATE groups,
+    trains nothing. Test samples are not used.
     """
     copies = repeated(data, sizes, method.pool is not None)
     if method.pool is not None:
@@ -77,10 +82,11 @@ def personalised(
 
 
 def held_by_server(method: Method, copies: int, rounds: int) -> Method:
-    """The method for `copies` copies of each joining client: groups that are not PRIVATE have learning rate 0.
+    """Return the method with all groups fixed except the PRIVATE ones, for `copies` copies of each joining client.
 
-    The phases are those of a round after the last one. An SGD step trains only their PRIVATE groups. A
-    `Method.local_step` gets all groups of the phase, and its learning rate of 0 leaves the other groups unchanged.
+    Groups that are not PRIVATE have the learning rate 0. The phases are those of a round after the last one. With the
+    usual SGD step, a phase trains only its PRIVATE groups. A `Method.local_step` gets all groups of the phase, but the
+    learning rate 0 leaves the other groups unchanged.
     """
 
     def held(group: Group) -> Group:
@@ -103,7 +109,7 @@ def held_by_server(method: Method, copies: int, rounds: int) -> Method:
 
 
 def private(method: Method) -> list[str]:
-    """The names of the PRIVATE groups."""
+    """Return the names of the method's PRIVATE groups."""
     return [name for name, group in method.groups.items() if group.scope is Scope.PRIVATE]
 
 
@@ -112,9 +118,9 @@ def _copied(params: Params, copies: int) -> Params:
 
 
 def repeated(data: ClientData, sizes: list[int], pooled: bool) -> ClientData:
-    """Copy the clients once per entry n of `sizes`, with their first n training samples.
+    """Copy the clients once for each n in `sizes`; a copy has only the first n training samples of its client.
 
-    With `pooled`, the training samples stay unchanged.
+    With `pooled`, the training samples are not copied, because they belong to pools and not to clients.
     """
 
     def tiled(index: np.ndarray) -> np.ndarray:
@@ -136,7 +142,7 @@ def repeated(data: ClientData, sizes: list[int], pooled: bool) -> ClientData:
 
 
 def begin(method: Method, state: State, pools: Tensor) -> None:
-    """Set the PRIVATE values of the clients `pools` [m] to their start values from `Method.join`, in place."""
+    """Set the PRIVATE values of the joining clients `pools` [m] to the start values from `Method.join`, in place."""
     assert method.join is not None
     seen, axes = view(method, state.values, pools, pools)
     started = torch.vmap(method.join, in_dims=(dims(axes, seen),))(seen)
@@ -144,7 +150,7 @@ def begin(method: Method, state: State, pools: Tensor) -> None:
 
 
 def personalise(simulation: Simulation, state: State, round: int, pools: np.ndarray) -> None:
-    """Train the clients `pools` [m] for one round, in place."""
+    """Do one round of local training of the joining clients `pools` [m], and store their PRIVATE values."""
     method, settings, ids = simulation.method, simulation.settings, torch.from_numpy(pools).to(simulation.device)
     share = torch.ones(len(pools), device=simulation.device) / len(pools)
     if method.phases:
@@ -157,6 +163,6 @@ def personalise(simulation: Simulation, state: State, round: int, pools: np.ndar
 
 @dataclass(frozen=True)
 class _Values:
-    """Values [m, ...] of several clients, for `write_back`."""
+    """The PRIVATE values [m, ...] of m clients, in the form that `write_back` takes."""
 
     values: View

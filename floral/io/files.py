@@ -1,4 +1,4 @@
-"""Atomic writes, content hashes and listings of files."""
+"""Write files atomically, hash the content of files, and list the files of a folder."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 
 
 def atomic(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
-    """Write a file atomically and durably: after an error the old file is unchanged, and no partial file is left.
+    """Write a file atomically. After an error, the old file is unchanged and no partly written file is left.
 
-    `content` may be an iterator of pieces, if it is too large for memory. Only one process at a time may write a file:
-    the partial file always has the same name, so that the next attempt overwrites what a killed process left.
+    When the function returns, the file is on disk. If the content is too large for memory, give an iterator of pieces.
+    Only one process at a time may write the same file. The content is first written to <name>.partial. If the process
+    is killed, that file stays, and the next call overwrites it.
 
     Raises:
         OSError: the disk is full, or the file cannot be written.
@@ -33,7 +34,7 @@ def atomic(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
 
 
 def content_sha256(path: Path) -> str:
-    """The sha256 of a file, or of the names and contents of all files below a folder except hidden ones.
+    """Return the SHA-256 of a file. For a folder, hash the names and contents of all its files, except hidden files.
 
     Raises:
         OSError: the path does not exist, or a file cannot be read.
@@ -48,13 +49,19 @@ def content_sha256(path: Path) -> str:
 
 
 def visible(folder: Path) -> list[Path]:
-    """All files below a folder, sorted, except hidden ones such as .DS_Store. Links are followed."""
+    """Return all files in a folder and its subfolders, sorted. Hidden files such as .DS_Store are left out.
+
+    Symbolic links to folders are followed.
+    """
     paths = (Path(at) / name for at, _, names in os.walk(folder, followlinks=True) for name in names)
     return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def _sync_names(folder: Path) -> None:
-    """Write a folder's file names to disk, so that they survive a power cut, if the file system supports it."""
+    """Write the file names of a folder to disk, so that a power cut does not lose them.
+
+    Some file systems do not support this. Then nothing is done.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
-"""Locks between processes: one process at a time, or a limited number of processes per GPU.
+"""Lock files, so that only one process, or a limited number of processes per GPU, works at the same time.
 
-They are needed because a child process of a killed Snakemake may still run beside the next call. The operating system
-frees a lock when its process ends, also when the process is killed.
+Locks are needed because a job of a killed Snakemake may still run when the next call starts. The operating system
+releases a lock when the process that holds the lock ends, also when the process is killed.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import IO
 
 POLL_INTERVAL_S = 0.5
-"""Time in seconds between two attempts to take a place."""
+"""Time in seconds between two attempts to get a place on a GPU."""
 
 
 @contextmanager
 def held(lock: Path, doing: str) -> Iterator[None]:
-    """Hold the lock file during the block; wait if another process holds it.
+    """Hold a lock during the `with` block. If another process holds the lock, wait until that process releases it.
 
-    While waiting, a message names the other process and what it is `doing`.
+    In this case, print a message with the name of the other process. `doing` completes it: "process 12 is <doing>".
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+") as file:
@@ -36,7 +36,7 @@ def held(lock: Path, doing: str) -> Iterator[None]:
 
 
 def hold_until_exit(lock: Path) -> str | None:
-    """Lock the file until this process ends; returns None, or the name of the process that holds the lock already."""
+    """Hold a lock until this process ends. If another process holds it, do not wait, and return the process's name."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     file = lock.open("a+")
     try:
@@ -50,24 +50,24 @@ def hold_until_exit(lock: Path) -> str | None:
 
 
 HELD_UNTIL_EXIT: list[IO[str]] = []
-"""Open lock files; closing one frees its lock."""
+"""The open lock files of this process. Closing a file would release its lock."""
 
 
 def _read_holder(file: IO[str]) -> str:
-    """The name of the process that holds the lock file."""
+    """Return the name of the process that holds the lock, which this process has written into the lock file."""
     file.seek(0)
     return file.read().strip() or "another process"
 
 
 def _write_holder(file: IO[str]) -> None:
-    """Write the name of this process into its lock file."""
+    """Write the number of this process and the name of the machine into the lock file."""
     file.truncate(0)
     file.write(f"process {os.getpid()} on {os.uname().nodename}")
     file.flush()
 
 
 def busy(lock: Path) -> bool:
-    """Whether a process holds the lock file now."""
+    """Return whether a process holds the lock at this moment."""
     try:
         with lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -80,10 +80,10 @@ def busy(lock: Path) -> bool:
 
 @contextmanager
 def leased(devices: Sequence[str], places: int, folder: Path) -> Iterator[int]:
-    """Take one of the `places` on one of the `devices` during the block; yields the device's index.
+    """Hold a place on a GPU during the `with` block, and give the index of the GPU in `devices`.
 
-    It waits while all places are taken. Each device gets a first run before any device gets a second run. The lock
-    files lie in `folder`, which must be on a local disk.
+    Each GPU has `places` places. If all places are taken, the function waits. It takes a second place on a GPU only if
+    each GPU has a run. The lock files are in `folder`, which must be on a local disk.
 
     Raises:
         OSError: the folder cannot be written.
@@ -103,7 +103,7 @@ def leased(devices: Sequence[str], places: int, folder: Path) -> Iterator[int]:
 
 
 def take_place(devices: Sequence[str], places: int, folder: Path) -> tuple[int, int] | None:
-    """Lock the first free place; returns its device's index and the open lock file, or None if all are taken."""
+    """Lock the first free place on a GPU. Return the GPU's index and the open lock file, or None if all are taken."""
     for place in range(places):
         for index, device in enumerate(devices):
             descriptor = os.open(folder / f"{device}-{place}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

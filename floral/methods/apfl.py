@@ -1,4 +1,4 @@
-"""APFL (arXiv 2003.13461): each client serves a mixture of the shared model and its own model, in parameter space."""
+"""APFL (arXiv 2003.13461): each client predicts with a weighted mean of the shared model and its own model."""
 
 from collections.abc import Mapping
 
@@ -10,20 +10,23 @@ from floral.toolkit.parts import join_from, model_groups, personal_groups, predi
 
 
 def build(problem: Problem, *, alpha: float) -> Method:
-    """APFL: mix the shared model w with a personal model v_k in parameter space.
+    """APFL: client k predicts with a weighted mean v̄ of the shared model w and its own model v_k.
 
-    w is SHARED, v_k and α_k are PRIVATE. A client serves v̄ = α_k·v_k + (1 - α_k)·w, which has its own running
-    statistics.
+    The mean is taken over the parameters: v̄ = α_k·v_k + (1 - α_k)·w. v̄ has running statistics of its own. w is
+    SHARED. v_k and the weight α_k are PRIVATE.
 
-    On every batch, all gradients are taken before the step:
+    For each batch, the client first computes all gradients of its loss f. Then w, v_k and α_k make one step each, with
+    the learning rate lr:
 
         w ← w - lr·∇f(w),    v ← v - lr·α·∇f(v̄),    α ← clip(α - lr·⟨v - w, ∇f(v̄)⟩, 0, 1)
 
-    Limiting cases: w is FedAvg for any α. With α fixed at 0 the served model is FedAvg. With α fixed at 1, v_k is
-    Local.
+    ⟨·, ·⟩ is the inner product. clip keeps α between 0 and 1.
 
-    Choices, where descriptions of the method differ: the gradient of v has its factor α, and α makes a step on every
-    batch, not once a round. A client that joins after training starts v at w.
+    Limiting cases: w is trained as in FedAvg for any α. With α fixed at 0, clients predict with FedAvg's model. With α
+    fixed at 1, v_k is trained as in Local.
+
+    Choices, where descriptions of the method differ: the step of v contains the factor α, and α makes a step on every
+    batch, not once a round. A client that joins after training starts with v_k = w.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
     mixed = predictor(model, "mixed", "personal_statistics")
@@ -53,7 +56,11 @@ def build(problem: Problem, *, alpha: float) -> Method:
 def step(
     objective: Objective, trained: View, fixed: View, batch: Batch, noise: Noise, lr: Mapping[str, float]
 ) -> tuple[View, View, torch.Tensor]:
-    """One step of w on its own loss (the mixture's loss at α = 0), and one of v and α on the mixture's loss."""
+    """Make one local step of the shared model w, the personal model v and the mixing weight α.
+
+    w follows the gradient of its own loss, which is the loss of the mixture at α = 0. v and α follow the gradients of
+    the loss of the mixture.
+    """
     gradient = torch.func.grad(with_loss(objective), has_aux=True)
     private = {name: trained[name] for name in ("personal", "alpha")}
     at_zero = {

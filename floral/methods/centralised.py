@@ -1,4 +1,4 @@
-"""Centralised training: train on pooled data, as an upper bound for federated methods."""
+"""Centralised training: train on the pooled data of many clients, as an upper bound for federated methods."""
 
 from typing import Literal
 
@@ -8,12 +8,13 @@ from floral.toolkit.parts import model_groups, predictor
 
 
 def build(problem: Problem, *, pool: Literal["all", "cluster"]) -> Method:
-    """Centralised training: one model on all samples (`pool="all"`), or one per true cluster (`pool="cluster"`).
+    """Centralised training: train one model on all samples (`pool="all"`), or one model per true cluster
+    (`pool="cluster"`).
 
-    One model per true cluster is an upper bound for any clustering.
+    A model per true cluster is an upper bound for methods that look for clusters.
 
-    In each round a pool trains on a share of its samples equal to the participation: as many samples as the clients of
-    a cohort have together.
+    In each round, a model trains on a share of its samples. This share is the task's participation, so all models
+    together train on as many samples as the clients of one cohort have.
     """
     model = problem.build_model()
     pools = 1 if pool == "all" else problem.clusters

@@ -9,26 +9,27 @@ from floral.toolkit.routes import ModelChoice, cluster_vectors
 
 
 def build(problem: Problem, *, balance: float, patience: int, most: float) -> Method:
-    """CFL: start with one cluster and split a cluster in two when the updates of its clients diverge.
+    """CFL: start with one cluster, and split a cluster in two when the updates of its clients diverge.
 
-    The models are CLUSTERED with one common start. Every client starts in cluster 0, and the server's splits move it.
+    Let Δ_k = w_k - w be the update of client k, and p(k) its weight. The server splits a cluster if ‖Σ_k p(k) Δ_k‖ <
+    balance·max_k ‖Δ_k‖: the clients still make large updates, but their mean is small. Complete-linkage clustering by
+    cosine similarity of the updates gives the two halves. Both halves start at the cluster's mean model.
 
-    The server splits a cluster if ‖Σ p(k) Δ_k‖ < balance·max_k ‖Δ_k‖: its clients still move, but not together. Δ_k =
-    w_k - w is the update of client k. The halves are the complete-linkage bipartition by cosine similarity. Both start
-    at the cluster's mean.
+    The models are CLUSTERED with one common start. Every client starts in cluster 0, and only a split by the server
+    moves it to another cluster.
 
-    Limiting case: balance = 0 is FedAvg.
+    Limiting case: with balance = 0 this is FedAvg.
 
     Differences from the paper:
 
-    - The published thresholds (0.4 on the mean update, 1.6 on the largest) fit one model size and learning rate. Their
-      ratio 0.25 does not depend on either, and replaces both as `balance`.
-    - In the paper all clients take part in every round. Here the server keeps each client's last update. It splits a
-      cluster when all its clients have sent one since its last split, but not before round `patience` (20 in the
-      published code).
-    - The number of models is at most most·C; the paper has no bound.
+    - The published code has two thresholds, 0.4 on the mean update and 1.6 on the largest update. They fit only one
+      model size and one learning rate. Here `balance` replaces both. Their ratio 0.25 depends on neither.
+    - In the paper all clients take part in every round. Here the server remembers the last update of each client. It
+      splits a cluster only when all clients of the cluster have sent an update since the cluster's last split, and not
+      before round `patience` (20 in the published code).
+    - The number of models is at most most·C, where C is the task's number of clusters. The paper has no bound.
     - Means are weighted with p(k). If the task's server optimiser has moments, the second half of a split starts
-      without any.
+      without moments.
     """
     model, bound = problem.build_model(), max(1, round(most * problem.clusters))
     choice = ModelChoice(model=model, clusters=bound)
@@ -37,14 +38,16 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
     )
 
     def memory():
-        """The server's memory: last updates [K, d], whether each is newer than the last split, weights p(k) [K],
-        clusters in use.
+        """Return the initial memory of the server: no updates, and one cluster in use.
+
+        It holds the last update of each client [K, d], whether the client has sent it since the last split of its
+        cluster [K], the clients' weights p(k) [K], and the number of clusters in use.
         """
         updates = {"update": torch.zeros(problem.clients, model.size), "known": torch.zeros(problem.clients)}
         return {**updates, "rows": torch.zeros(problem.clients), "used": torch.ones(())}
 
     def split(served: ServerView) -> View:
-        """Split every cluster whose updates diverge."""
+        """Split every cluster whose updates diverge, and return the new models, clusters of clients and memory."""
         assert served.client_vectors is not None
         memory = {name: tensor.clone() for name, tensor in served.before["memory"].items()}
         cluster, at = served.before["choice"]["cluster"].clone(), served.client_vectors.clients
@@ -80,7 +83,11 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
 
 
 def pulled_apart(memory: dict[str, torch.Tensor], members: torch.Tensor, balance: float) -> bool:
-    """Whether the updates of at least three clients cancel in their mean; False while an update is missing."""
+    """Return whether the updates of a cluster's clients nearly cancel in their mean, so that the cluster should be
+    split.
+
+    The result is False for fewer than three clients, or if the update of a client is missing.
+    """
     if len(members) < 3 or not bool(memory["known"][members].all()):
         return False
     updates, rows = memory["update"][members], memory["rows"][members]
@@ -89,7 +96,10 @@ def pulled_apart(memory: dict[str, torch.Tensor], members: torch.Tensor, balance
 
 
 def second_half(updates: torch.Tensor) -> torch.Tensor:
-    """Which clients [m] belong to the second half of the complete-linkage bipartition by cosine similarity."""
+    """Return, for each of m clients, whether it belongs to the second half of its cluster [m].
+
+    The halves are those of complete-linkage clustering by the cosine similarity of the clients' `updates` [m, d].
+    """
     from sklearn.cluster import AgglomerativeClustering  # imported here: slow, and only a split needs it
 
     unit = updates / updates.norm(dim=1, keepdim=True).clamp(min=1e-12)

@@ -1,4 +1,4 @@
-"""The best constant prediction, which ignores the input: the lower bound for every method."""
+"""Constant prediction: give the same best output for every input, as a lower bound for all other methods."""
 
 import torch
 
@@ -6,11 +6,11 @@ from floral.core.spec import Group, Method, Problem, Scope
 
 
 def build(problem: Problem) -> Method:
-    """Predict one constant output for all inputs; nothing is trained.
+    """Predict one constant output for all inputs. Nothing is trained.
 
-    In classification it is the logarithm of the class frequencies over all training samples (for text: over all
-    tokens), with one count added to each class. In regression it is the mean of the targets. Apart from the added
-    count, no constant has a smaller training loss.
+    In classification, the output is the logarithm of the class frequencies over all training samples (for text, over
+    all tokens). One count is added to each class. In regression, the output is the mean of the targets. If the added
+    count is ignored, no other constant has a smaller training loss.
     """
 
     def fit(x, y):

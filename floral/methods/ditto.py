@@ -1,4 +1,4 @@
-"""Ditto (arXiv 2012.04221): FedAvg, and a personal model per client with a proximal penalty."""
+"""Ditto (arXiv 2012.04221): train FedAvg's model, and a personal model per client with a proximal penalty."""
 
 from floral.core.spec import Method, Phase, Problem, Scope
 from floral.core.streams import Stream
@@ -13,14 +13,15 @@ from floral.toolkit.parts import (
 
 
 def build(problem: Problem, *, lam: float) -> Method:
-    """Ditto: train a shared model by FedAvg, and a personal model that stays near it.
+    """Ditto: train a shared model w by FedAvg, and a personal model v_k per client that stays near w.
 
-    w is SHARED and trained by FedAvg. v_k is PRIVATE, trained on f_k(v) + lam/2·‖v - w_received‖², and served.
+    Client k trains v_k on f_k(v_k) + lam/2·‖v_k - w_received‖² and predicts with v_k. f_k is its training loss, and
+    w_received is w at the start of the round. w is SHARED, v_k is PRIVATE.
 
-    Limiting case: with lam = 0, w is FedAvg and v_k is Local.
+    Limiting case: with lam = 0, v_k is trained as in Local. w is trained as in FedAvg for any lam.
 
     Both models train for the task's epochs, so a client processes twice as many samples as in FedAvg. A client that
-    never takes part serves the start.
+    never takes part predicts with the initial model.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
     return Method(

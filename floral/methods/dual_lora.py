@@ -1,4 +1,4 @@
-"""Dual LoRA (the simple form of FDLoRA, arXiv 2406.07925): add a shared and a private low-rank adaptor."""
+"""Dual LoRA (the simple form of FDLoRA, arXiv 2406.07925): add a shared and a private low-rank adaptor to the base."""
 
 from typing import Any
 
@@ -9,17 +9,19 @@ from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup,
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
-    """Dual LoRA: add a shared and a private low-rank adaptor to the base, W + B A + B_k A_k.
+    """Dual LoRA: add a shared low-rank adaptor B A and a private one B_k A_k to each layer W of the base.
 
-    The base and one adaptor are SHARED, the other adaptor is PRIVATE. All of them train in one step.
+    Client k computes with W + B A + B_k A_k. The base and B A are SHARED, and B_k A_k is PRIVATE. All of them train
+    together in each step.
 
-    Limiting cases: with the private adaptor frozen at zero it is FedIT, with the shared one frozen at zero Local
-    Adaptor.
+    Limiting cases: with the private adaptor frozen at zero this is FedIT. With the shared adaptor frozen at zero it is
+    Local Adaptor.
 
-    Differences from the paper: FDLoRA trains its adaptors in stages and searches the weights of their sum without
-    gradients; its text leaves much of this open. Here both adaptors have weight 1 and the task's rank, and train
-    jointly. The private A has another start than the shared one, or both would start in the same row space; it is equal
-    for all clients. Base and scale s as in `fedit`.
+    Differences from the paper: FDLoRA trains its adaptors in stages, and searches the weights of their sum without
+    gradients. Its text leaves many details open. Here both adaptors have weight 1 and the task's rank, and they train
+    together. The private A is equal for all clients at the start, but differs from the shared A: otherwise both
+    adaptors would start in the same row space. The options of the base and the scale s of an adaptor are those of
+    `fedit`.
     """
     adaptors = adaptors_of(problem, **adaptor)
     stream = Stream(problem.seed, "adaptors")

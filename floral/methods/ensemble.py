@@ -1,4 +1,4 @@
-"""Ensemble (the mixture of full models of arXiv 2410.03497): mix the logits of C models with a router per client."""
+"""Ensemble (the mixture of full models of arXiv 2410.03497): mix the logits of C models with weights of the client."""
 
 import torch
 
@@ -17,20 +17,22 @@ from floral.toolkit.routes import Router
 
 
 def build(problem: Problem, *, router: str, top: int, size: str, rank: float | str) -> Method:
-    """Ensemble: mix the logits of C full models with the client's route, Σ_c π_kc w_c(x).
+    """Ensemble: client k mixes the logits w_c(x) of C full models with its own weights π_kc: Σ_c π_kc w_c(x).
 
-    - `router="learned"`: all models are CLUSTERED and the router is PRIVATE. `top` 2 mixes the two models of largest
-      weight in training and serves the one of largest weight, as in `routes.Router`.
-    - `router="optimal"`: the route selects the client's true cluster. The client holds, trains and sends only that
-      model.
+    - `router="learned"`: the models are CLUSTERED, and the router, which gives the weights, is PRIVATE. With `top` 2,
+      training mixes the two models of largest weight, and evaluation uses only the model of largest weight (see
+      `routes.Router`).
+    - `router="optimal"`: the client holds, trains and sends only the model of its true cluster.
 
-    `size="floral"` is a control with FLoRAL's number of parameters |u| + C|a| at `rank`: the task's model at the
-    smallest width at which C models have that many.
+    `size="floral"` is a control. The C models together then have at least as many parameters as FLoRAL, |u| + C|a|: a
+    base with |u| parameters and C adaptors with |a| parameters each, of rank `rank`. Each model is the task's model at
+    the smallest width that is large enough.
 
-    Limiting cases: C = 1 is FedAvg. With `size="floral"`, C = 1 is `fedavg` with `widen="floral"`.
+    Limiting cases: with C = 1 this is FedAvg. With `size="floral"` and C = 1 it is `fedavg` with `widen="floral"`.
 
     Raises:
-        Refused: with `size="floral"`, the model has no hidden layer, or C of the narrowest models have more parameters.
+        Refused: with `size="floral"`, the model has no hidden layer, or C of the narrowest models already have as many
+            parameters as FLoRAL.
     """
     model, clusters = problem.build_model(), problem.clusters
     if size == "floral":

@@ -1,4 +1,4 @@
-"""FedALT (arXiv 2503.11880): mix the client's own adaptor with the mean adaptor of the other clients, per sample."""
+"""FedALT (arXiv 2503.11880): mix the client's own adaptor with the mean adaptor of all other clients."""
 
 import torch
 
@@ -13,20 +13,23 @@ from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup,
 
 
 def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, base: str, warmup: float) -> Method:
-    """FedALT: mix the client's own adaptor with the mean of the other clients' adaptors, with weights per sample.
+    """FedALT: mix the client's own adaptor with the mean of the other clients' adaptors, with weights for each sample.
 
-    Every layer computes W x + α_1(x) (B_k A_k x + b_k) + α_2(x) (B_R A_R x + b_R) with α(x) = softmax(G_k x).
+    Every layer of client k computes W x + α_1(x)·(B_k A_k x + b_k) + α_2(x)·(B_R A_R x + b_R). W is the base. (B_k,
+    A_k, b_k) is the client's own adaptor, and (B_R, A_R, b_R) is R, the mean adaptor of the other clients. The weights
+    are (α_1(x), α_2(x)) = softmax(G_k x). The own adaptor and G_k are PRIVATE.
 
-    (A_k, B_k), b_k and G_k are PRIVATE. The client sends its adaptor, which is never overwritten. R, the Rest-of-World
-    adaptor of client k, is the mean of the adaptors of the K - 1 other clients as they last sent them, each factor
-    averaged separately: (K·mean of all - own) / (K - 1). R does not change until the client's next round. A client that
-    has not taken part has no R, and counts for the others with its start. The server sends the mean of all, and needs
-    only a sum over the round's clients.
+    The server computes the mean of all K adaptors as the clients last sent them, with each factor averaged separately.
+    A change of this mean needs only a sum over the clients of the round. At the start of its round, a client removes
+    its own adaptor from the mean: R = (K·mean - own) / (K - 1). R does not change until the client's next round. A
+    client that has not taken part yet has no R, and counts with its initial adaptor in the mean of the others. The own
+    adaptor is sent, but never overwritten.
 
-    Limiting case: with the own adaptors frozen at zero it is FedAvg.
+    Limiting case: with the own adaptors frozen at zero this is FedAvg.
 
-    Choices: G_k starts at zero (α = ½) and reads the mean over the positions of a convolution's input. All clients
-    start with the same A. Base and scale s as in `fedit` (paper: frozen base).
+    Choices: G_k starts at zero, so both weights start at ½. In a convolution, G_k reads the mean of the input over all
+    positions. All clients start with the same A. The options of the base and the scale s of an adaptor are those of
+    `fedit` (the paper freezes the base).
     """
     adaptors = adaptors_of(problem, rank=rank, bias=bias, convolution=convolution)
     embeddings = [name for name, layer in adaptors.model.layers.items() if isinstance(layer, Embedding)]
@@ -86,7 +89,7 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
 
 
 def adaptor_multiply_adds(problem: Problem, adaptors: Adaptors) -> int:
-    """Multiply-adds of two adaptors and a mixer beside every layer, for one batch."""
+    """Return the multiply-adds of two unmerged adaptors and their mixing weights on every layer, for one batch."""
     inputs = adaptors.model.inputs(problem.shape, problem.batch)
     return sum(
         part.multiply_adds(inputs[name], 2)[1]

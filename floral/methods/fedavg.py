@@ -1,4 +1,4 @@
-"""FedAvg (arXiv 1602.05629): train one model for all clients, averaged with weights p(k) ∝ n_k."""
+"""FedAvg (arXiv 1602.05629): train one model for all clients, averaged with their numbers of samples as weights."""
 
 from floral.core.spec import Cost, Method, Problem, Scope
 from floral.core.streams import Stream
@@ -7,9 +7,12 @@ from floral.toolkit.parts import forward_backward_passes, model_groups, model_of
 
 
 def build(problem: Problem, *, widen: str, rank: float | str) -> Method:
-    """FedAvg: all parameters are SHARED.
+    """FedAvg: average one model over all clients k, with weights p(k) ∝ n_k. All parameters are SHARED.
 
-    `widen="floral"` is a control: FedAvg of a wider model with FLoRAL's number of parameters |u| + C|a| at `rank`.
+    n_k is the number of training samples of client k.
+
+    `widen="floral"` is a control: the model is widened until it has at least as many parameters as FLoRAL, |u| + C|a|.
+    This is a base with |u| parameters and C adaptors with |a| parameters each, of rank `rank`.
     """
     model = problem.build_model()
     if widen == "floral":

@@ -1,4 +1,4 @@
-"""FedAvg with fine-tuning: most rounds average one model; in the last ones every client trains its own copy."""
+"""FedAvg with fine-tuning: most rounds average one model; in the last rounds every client trains its own copy."""
 
 import torch
 
@@ -8,17 +8,19 @@ from floral.toolkit.parts import model_groups, predictor, repeated_start
 
 
 def build(problem: Problem, *, after: float) -> Method:
-    """FedAvg with fine-tuning: average one model first, then train a copy of it per client.
+    """FedAvg with fine-tuning: first train one shared model, the base, then train a copy of it per client.
 
-    In the first `after` of the rounds the base is SHARED and trained. Then the base is fixed. Client k trains a PRIVATE
-    difference d_k, which starts at 0, and serves base + d_k. This is SGD on a copy of the base.
+    `after` is the share of the rounds that train the base, which is SHARED. In the later rounds the base is fixed.
+    Client k trains a PRIVATE difference d_k, which starts at 0, and predicts with base + d_k. This is the same as SGD
+    on a copy of the base.
 
-    Limiting case: after = 1 is FedAvg.
+    Limiting case: with after = 1 this is FedAvg.
 
-    The fine-tuning rounds are part of the budget: a client that takes part in one trains for the task's local epochs. A
-    client that never does serves the base. Running statistics are the base's.
+    The fine-tuning rounds belong to the rounds of the task: in each of them, the clients of the cohort train for the
+    task's local epochs. A client that takes part in none of them predicts with the base. The running statistics are
+    always those of the base.
 
-    Source: arXiv 2410.03497. Its configuration fine-tunes after 0.8 of the rounds; its published code never does.
+    Source: arXiv 2410.03497. Its configuration fine-tunes after 0.8 of the rounds. Its published code never fine-tunes.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
     predict_base = predictor(model)

@@ -1,4 +1,4 @@
-"""FedDBE (arXiv 2311.14975): a private vector added to the features absorbs the client's bias in their mean."""
+"""FedDBE (arXiv 2311.14975): a private vector, added to the features, absorbs the bias of a client's features."""
 
 import torch
 
@@ -9,23 +9,24 @@ from floral.toolkit.parts import body_model, head_name, model_groups, predictor,
 
 
 def build(problem: Problem, *, kappa: float, share: float) -> Method:
-    """FedDBE: add a private vector b_k to the features, and pull their mean towards a consensus.
+    """FedDBE: add a private vector b_k to the features, and pull the mean of the features towards a consensus.
 
-    Body and head are SHARED, b_k is PRIVATE and starts at 0. A client serves head(body(x) + b_k). All train in one
-    step.
+    The features are body(x), the inputs of the last linear layer (the head). Client k predicts with head(body(x) +
+    b_k). Body and head are SHARED. b_k is PRIVATE and starts at 0. All of them train together in each step.
 
-    The loss has the additional term κ·mean_j ½(m_j - ḡ_j)². m is a running mean of the features without b_k: m ← (1 -
-    share)·m + share·(mean features of the batch), 0 at the start of every round; for text the mean includes the tokens.
-    ḡ is the consensus, which is computed once. Features are the inputs of the last linear layer.
+    The loss has the additional term κ·mean_j ½(m_j - ḡ_j)² over the features j. ḡ is the consensus, the mean of the
+    clients' features, which is computed once. m is the client's running mean of the features without b_k. It is 0 at
+    the start of a round, and each batch changes it: m ← (1 - share)·m + share·(mean features of the batch). For text,
+    the mean of a batch includes the tokens.
 
-    Limiting case: b_k fixed at 0 and κ = 0 is FedAvg.
+    Limiting case: with κ = 0 and b_k fixed at 0 this is FedAvg.
 
     Differences from the paper: the paper computes ḡ in a local training of all clients before the first round. Here the
-    clients of round 1, which has no such term, report the means of the features in their training. The published code
-    has share = 0.1 and κ = 0, which removes the term; the paper tunes κ to about 50.
+    clients of round 1 report the means of their features during training, and the loss of round 1 has no additional
+    term. The published code has share = 0.1 and κ = 0, which removes the term. The paper tunes κ to about 50.
 
-    Costs: the consensus is counted as sent down in every round, which is more than needed. The single upload is not
-    counted.
+    Costs: the consensus is counted as sent down in every round, although once would be enough. The single upload of the
+    features' means is not counted.
 
     Raises:
         Refused: the model has no body before a last linear layer.

@@ -1,4 +1,4 @@
-"""FedEM (arXiv 2108.10252): model each client's data as a mixture of C models, with weights from EM."""
+"""FedEM (arXiv 2108.10252): fit a mixture of C models to each client's data by expectation maximisation."""
 
 import math
 
@@ -10,38 +10,42 @@ from floral.toolkit.parts import model_groups, noise_of_each_model, outputs_of_e
 
 
 def build(problem: Problem) -> Method:
-    """FedEM: fit a mixture of C models to each client's data by expectation maximisation.
+    """FedEM: fit a mixture of C models to each client's data by expectation maximisation (EM).
 
-    The models are CLUSTERED with distinct starts. log π_k [C] is PRIVATE and starts uniform.
+    The models w_c are CLUSTERED with distinct starts. The weights π_kc of client k are PRIVATE and equal at the start.
+    They are kept as logarithms log π_k [C].
 
-    E-step, at the start of a client's round over all its training samples (running statistics, no dropout):
+    E-step: at the start of its round, the client computes the responsibilities q_i(c) of each model for each training
+    sample (x_i, y_i). Then it computes new weights. The models use running statistics and no dropout:
 
         q_i(c) ∝ π_kc exp(-loss(w_c; x_i, y_i)),    then    π_kc = mean_i q_i(c)
 
-    M-step: SGD on Σ_i Σ_c q_i(c)·loss(w_c; x_i, y_i) with the q of the E-step. q is recomputed for each batch from the
-    received models and the previous π. This gives the stored values, or with augmentation those of the augmented
-    samples. All models are averaged with p(k), not with p(k|c).
+    M-step: the client trains by SGD on Σ_i Σ_c q_i(c)·loss(w_c; x_i, y_i), with q fixed. The code does not keep q. It
+    computes q again for each batch, from the received models and the previous π. Without augmentation this gives the
+    same values; with augmentation it gives those of the augmented samples. The server averages all models with p(k),
+    not with p(k|c).
 
-    Limiting case: C = 1 is FedAvg.
+    Limiting case: with C = 1 this is FedAvg.
 
-    A client serves the mixture of probabilities Σ_c π_kc softmax(w_c(x)), as log-probabilities, so that the
-    cross-entropy is the mixture's negative log-likelihood. In regression q belongs to Gaussians N(w_c(x), d/2·I) for d
-    outputs, whose negative log-likelihood is the squared error averaged over the outputs; served is the mean Σ_c π_kc
-    w_c(x). A client that never takes part serves the uniform mixture.
+    A client predicts the mixture of probabilities Σ_c π_kc softmax(w_c(x)). The outputs are the logarithms of these
+    probabilities, so that the cross-entropy is the mixture's negative log-likelihood. In regression with d outputs, q
+    belongs to the Gaussians N(w_c(x), d/2·I). Up to a constant, their negative log-likelihood is the squared error
+    averaged over the outputs. The prediction is the mean Σ_c π_kc w_c(x). A client that never takes part predicts with
+    equal weights.
 
-    Costs: C passes per sample, and C forward passes per training sample and round for the E-step, whose q a client can
-    store.
+    Costs: C forward-backward passes per sample. The E-step adds C forward passes per training sample and round.
+    Computing q again is not counted, because a client could keep it.
     """
     model = problem.build_model()
     clusters = problem.clusters
     outputs_of = outputs_of_each_model(model)
 
     def losses_of(outputs, y):
-        """Losses [C, B] of each model on each sample."""
+        """Return the loss of each model on each sample [C, B]."""
         return sample_losses(problem.loss, outputs, y.expand(clusters, *y.shape))
 
     def log_responsibilities(view, batch):
-        """log q [C, B] of each model for each sample."""
+        """Return log q [C, B], the logarithm of the responsibility of each model for each sample."""
         outputs, _ = outputs_of(view, batch.x, None, None)
         return torch.log_softmax(view["mixture"]["log_weights"][:, None] - losses_of(outputs, batch.y), 0)
 

@@ -1,4 +1,4 @@
-"""FedEx-LoRA (arXiv 2410.09432): FedIT with an exact correction of the base for the averaged factors."""
+"""FedEx-LoRA (arXiv 2410.09432): FedIT, plus an exact correction of the base for the error of the average."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,20 +10,21 @@ from floral.methods.floral import adaptors_of
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
-    """FedEx-LoRA: average the factors as FedIT does, and add the error of this average to the base.
+    """FedEx-LoRA: average the factors A and B separately as in FedIT, and add the error of this average to the base W.
 
         A = Σ_k p(k) A_k,    B = Σ_k p(k) B_k,    W ← W + Σ_k p(k) B_k A_k - B A
 
-    The served layer is then the mean of the clients' layers W + B_k A_k.
+    After this, every layer W + B A is the mean of the clients' layers W + B_k A_k. p(k) is the weight of client k.
 
-    Limiting case: with one client per round the error is zero, and it is FedIT.
+    Limiting case: with one client per round the error is zero, and this is FedIT.
 
-    Base and scale s as in `fedit`. With base="joint", W is the averaged base, and the sum is again the mean of the
-    clients' layers. The paper weighs all clients equally; here p(k) ∝ n_k. The correction is exact if the server's
-    learning rate is 1.
+    The options of the base and the scale s of an adaptor are those of `fedit`. With base="joint", W on the right side
+    is the averaged base, and the result is again the mean of the clients' layers. The paper weighs all clients equally;
+    here p(k) is proportional to the number of training samples. The correction is exact if the server's learning rate
+    is 1.
 
-    Costs: with a frozen base a client downloads all factors of the round, or the correction if that is smaller
-    (`download_floats`).
+    Costs: with a frozen base, a client downloads all factors of the round, or the correction if it is smaller (see
+    `download_floats`).
     """
     adaptors = adaptors_of(problem, **adaptor)
     floats_sent = {} if base == "joint" else {"base": (download_floats(adaptors, problem.cohort, biases=False), 0)}

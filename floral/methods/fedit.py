@@ -1,4 +1,4 @@
-"""FedIT (arXiv 2305.05644): train one shared low-rank adaptor, with factors A and B averaged separately."""
+"""FedIT (arXiv 2305.05644): train one shared low-rank adaptor, with the factors A and B averaged separately."""
 
 from typing import Any
 
@@ -10,25 +10,29 @@ from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
-    """FedIT: train one SHARED low-rank adaptor on a SHARED base, W + B A.
+    """FedIT: train one SHARED low-rank adaptor B A on a SHARED base W. Every layer computes with W + B A.
 
-    The factors are averaged separately, A = Σ_k p(k) A_k and B = Σ_k p(k) B_k. The product of the means is not the mean
-    of the products: mean(B_k A_k) - B A is the covariance of the factors over the clients.
+    The server averages the factors of the clients k separately: A = Σ_k p(k) A_k and B = Σ_k p(k) B_k. The product of
+    these means is not the mean of the products. The difference mean(B_k A_k) - B A is the covariance of the factors
+    over the clients.
 
-    Limiting cases: FedAvg with the adaptor frozen at zero, or with a warm-up of all rounds. It is FLoRAL with one
-    cluster and without a preconditioner.
+    Limiting cases: with the adaptor frozen at zero, or with a warm-up of all rounds, this is FedAvg. FedIT equals
+    FLoRAL with one cluster and without a preconditioner.
 
-    The paper adapts a frozen pretrained base. The corresponding option is base="warmup_freeze": FedAvg for the share
-    `warmup` of the rounds, then only the adaptor trains. With base="joint" the base is trained and averaged too.
+    The paper adapts a frozen pretrained base. The corresponding option here is base="warmup_freeze": FedAvg trains the
+    base for the share `warmup` of the rounds, then only the adaptor trains. With base="joint", base and adaptor are
+    trained and averaged together.
 
-    The paper scales the adaptor by s = alpha/r. Here s = 1, as in FLoRAL, with FLoRAL's start of A and without its
-    preconditioner.
+    The paper scales the adaptor by s = alpha/r. Here s = 1, as in FLoRAL. The start of A is also that of FLoRAL.
     """
     return fedit_method(problem, adaptors_of(problem, **adaptor), base, warmup)
 
 
 def fedit_method(problem: Problem, adaptors: Adaptors, base: str, warmup: float, **phase: Any) -> Method:
-    """FedIT, with further arguments `phase` for the phase that trains the adaptor. Other methods extend it."""
+    """Build FedIT. Methods that extend FedIT call this function.
+
+    `phase` holds further arguments for the phase that trains the adaptor.
+    """
     return Method(
         groups={
             **model_groups(adaptors.model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),

@@ -1,4 +1,4 @@
-"""FedMix (arXiv 2107.06724): mix C shared experts with a private gate, per sample."""
+"""FedMix (arXiv 2107.06724): mix C shared experts, with weights that a private gate computes for each sample."""
 
 import math
 
@@ -19,35 +19,37 @@ from floral.toolkit.routes import Gate, entropy
 def build(problem: Problem, *, balance: float) -> Method:
     """FedMix: mix C shared experts with weights that a private gate computes for each sample.
 
-    The experts are CLUSTERED with distinct starts, the gate p_k(z|x) is PRIVATE: p_k(y|x) = Σ_z p_k(z|x) p(y|x, w_z).
+    Client k predicts p_k(y|x) = Σ_z p_k(z|x) p(y|x, w_z). p_k(z|x) is the gate's weight of expert z, and w_z are the
+    parameters of expert z. The experts are CLUSTERED with distinct starts. The gate is PRIVATE.
 
-    Training is SGD on the mixture's negative log-likelihood. Its gradients are those of the EM bound with the
-    responsibilities r_i(z) ∝ p_k(z|x_i) p(y_i|x_i, w_z) of the current values: expert z learns from sample i with
-    weight r_i(z), and the gate learns r_i.
+    The client trains by SGD on the mixture's negative log-likelihood. The gradients are those of the EM bound with the
+    responsibilities r_i(z) ∝ p_k(z|x_i) p(y_i|x_i, w_z) of the current values. This means that expert z learns from
+    sample i with weight r_i(z), and the gate learns to predict r_i.
 
-    Expert z is averaged with p(k|z) ∝ n_k·r̄_kz. r̄_k is the mean responsibility over the client's training samples,
-    computed from the received experts and its gate at the start of its round (running statistics, no dropout).
+    The server averages expert z with weights p(k|z) ∝ n_k·r̄_kz, where n_k is the client's number of training samples
+    and r̄_kz the mean responsibility of expert z over them. The client computes r̄_k at the start of its round, from
+    the received experts and its gate (running statistics, no dropout).
 
-    `balance` > 0 rewards the entropy of the mean gate over each batch. This prevents a collapse to one expert, but also
-    penalises a gate whose client belongs to one expert. Which experts merge depends on the starts and on the gate's
-    learning rate.
+    `balance` > 0 rewards gates whose mean weights over a batch have a large entropy. This prevents a collapse to one
+    expert. It also penalises a client that needs only one expert. Which experts merge depends on the starts and on the
+    gate's learning rate.
 
-    Limiting cases: C = 1 is FedAvg. One local step per round with a constant gate p_k(z|x) = π_kz is FedEM with these
-    weights, except for the server's weights.
+    Limiting cases: with C = 1 this is FedAvg. With one local step per round and a constant gate p_k(z|x) = π_kz, it is
+    FedEM with these weights, except for the server's weights.
 
     Choices, where descriptions of the method leave them open: the gate is linear on the flattened inputs (images
-    averaged to 8×8), starts with equal weights and is trained at the router's learning rate; responsibilities are
-    recomputed in every step; all experts are sent, also those of small responsibility; `balance` is 0. Regression as in
-    `fedem`: Gaussians N(w_z(x), d/2·I), and the mean is served. A client that never takes part serves the mixture of
-    equal weights.
+    averaged to 8×8). It starts with equal weights and trains at the router's learning rate. Responsibilities are
+    computed again in every step. All experts are sent, also those of small responsibility. `balance` is 0. In
+    regression, the experts are Gaussians N(w_z(x), d/2·I) for d outputs as in `fedem`, and the prediction is the mean.
+    A client that never takes part predicts with equal weights.
 
-    Costs: C passes per sample, and C forward passes per training sample and round for r̄_k.
+    Costs: C forward-backward passes per sample, and C forward passes per training sample and round for r̄_k.
     """
     model, clusters = problem.build_model(), problem.clusters
     outputs_of, gate = outputs_of_each_model(model), Gate(problem=problem, experts=clusters)
 
     def log_joint(view, outputs, batch):
-        """log p(z|x) p(y|x, w_z) [C, B], up to a constant."""
+        """Return log p(z|x) + log p(y|x, w_z) [C, B] of each expert z and sample (x, y), up to a constant."""
         losses = sample_losses(problem.loss, outputs, batch.y.expand(clusters, *batch.y.shape))
         return gate.log_weights(view, batch.x).mT - losses
 

@@ -1,4 +1,4 @@
-"""FedOpt (arXiv 2003.00295): FedAvg with another optimiser on the server or on the clients."""
+"""FedOpt (arXiv 2003.00295): FedAvg with momentum or Adam on the server or on the clients."""
 
 from dataclasses import replace
 
@@ -15,18 +15,18 @@ SERVERS = {
 
 
 def build(problem: Problem, *, server: str, server_lr: float, client: str, client_lr: float) -> Method:
-    """FedOpt: FedAvg with momentum or Adam on the server or on the clients; all parameters are SHARED.
+    """FedOpt: FedAvg with momentum or Adam on the server or on the clients. All parameters are SHARED.
 
-    - `server`: the task's own optimiser, momentum 0.9 (FedAvgM, arXiv 1909.06335) or Adam with β = (0.9, 0.99) and ε =
-      1e-3 (FedAdam), at the learning rate `server_lr`.
-    - `client`: SGD, SGD with momentum 0.9, or the same Adam, at `client_lr` times the task's learning rate. A client's
-      moments start at 0 in every round.
+    - `server`: "task" is the task's own server optimiser. "momentum" (0.9, FedAvgM, arXiv 1909.06335) and "adam"
+      (FedAdam with β = (0.9, 0.99) and ε = 1e-3) have the learning rate `server_lr`.
+    - `client`: "sgd", "momentum" (0.9) or "adam" (with the same β and ε). The learning rate is `client_lr` times that
+      of the task. A client's moments start at 0 in every round.
 
-    Limiting case: the task's server optimiser with clients that use SGD is FedAvg.
+    Limiting case: with `server="task"` and `client="sgd"` this is FedAvg.
 
-    The paper's ε = 1e-3 is the server's. Here the clients use it too: with 1e-8, a gradient that is 0 up to rounding (a
-    bias before batch norm) would cause full steps. The paper tunes its rates. Here momentum has a tenth of the rate by
-    default, so that its steps have the size of SGD's in the long run.
+    In the paper, ε = 1e-3 is for the server only. Here the clients use it too. With ε = 1e-8, a gradient that is 0 up
+    to rounding (of a bias before batch norm) would cause full steps. The paper tunes its rates. Here the default rate
+    with momentum is a tenth of the rate of SGD: in the long run, the steps are then as large as those of SGD.
     """
     model = problem.build_model()
     groups = model_groups(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr * client_lr)
@@ -49,7 +49,10 @@ def build(problem: Problem, *, server: str, server_lr: float, client: str, clien
 
 
 def momentum_step(beta: float) -> LocalStep:
-    """SGD with momentum: v ← β v + g, w ← w - lr·v."""
+    """Return the local step of SGD with momentum: v ← β v + g, then w ← w - lr·v.
+
+    g is the gradient, v its moment, w the parameters and lr the learning rate.
+    """
 
     def direction(name, gradient, moments, steps):
         del steps
@@ -60,7 +63,7 @@ def momentum_step(beta: float) -> LocalStep:
 
 
 def adam_step(betas: tuple[float, float], epsilon: float) -> LocalStep:
-    """Adam with bias correction (arXiv 1412.6980)."""
+    """Return the local step of Adam with bias correction (arXiv 1412.6980)."""
 
     def direction(name, gradient, moments, steps):
         new, unbiased = {}, []
@@ -74,9 +77,10 @@ def adam_step(betas: tuple[float, float], epsilon: float) -> LocalStep:
 
 
 def with_moments(direction) -> LocalStep:
-    """A local step w ← w - lr·d on the group "base", where `direction` computes d and the new moments.
+    """Return a local step w ← w - lr·d on the group "base", where `direction` computes d from the moments.
 
-    `direction(name, gradient, moments, steps)` returns both for one parameter. A batch without samples changes nothing.
+    `direction(name, gradient, moments, steps)` returns d and the new moments of one parameter. A batch without samples
+    changes nothing.
     """
     sgd = sgd_step()
 

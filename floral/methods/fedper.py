@@ -1,4 +1,4 @@
-"""FedPer (arXiv 1912.00818): a shared body and a private head per client, trained together."""
+"""FedPer (arXiv 1912.00818): a shared body and a private head per client, which train together."""
 
 from floral.core.spec import Method, Problem
 from floral.core.streams import Stream
@@ -6,11 +6,11 @@ from floral.toolkit.parts import SplitModel, head_name
 
 
 def build(problem: Problem) -> Method:
-    """FedPer: all layers are SHARED except the last linear layer, the head, which is PRIVATE.
+    """FedPer: the last linear layer (the head) is PRIVATE; all other layers (the body) are SHARED.
 
-    The heads have one common start. Body and head train in one joint SGD step.
+    The heads have one common start. Body and head train together in each step.
 
-    Limiting cases: with a SHARED head it is FedAvg, with a PRIVATE body Local.
+    Limiting cases: if the head were SHARED too, this would be FedAvg. If the body were PRIVATE too, it would be Local.
 
     Raises:
         Refused: the model has no layer before its head.

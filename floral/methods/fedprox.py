@@ -6,13 +6,15 @@ from floral.toolkit.parts import model_groups, predictor, proximal_penalty
 
 
 def build(problem: Problem, *, mu: float) -> Method:
-    """FedProx: FedAvg with the penalty mu/2·‖w - w_received‖² in the clients' loss; all parameters are SHARED.
+    """FedProx: FedAvg with the penalty mu/2·‖w - w_received‖² in the clients' loss. All parameters are SHARED.
 
-    Limiting cases: mu = 0 is FedAvg. So is any mu if a client makes one step per round, because the penalty has no
-    gradient at the received model.
+    w is the client's model, and w_received is the model that it received at the start of the round. The penalty does
+    not include running statistics.
 
-    The penalty does not include running statistics. The paper's grid of mu is 0.001 to 1, other published code uses
-    0.01 or 1. The default here is 0.1.
+    Limiting cases: with mu = 0 this is FedAvg. With one local step per round it is FedAvg for any mu, because the
+    gradient of the penalty is zero at w = w_received.
+
+    The paper tries mu from 0.001 to 1. Other published code uses 0.01 or 1. The default here is 0.1.
     """
     model = problem.build_model()
     return Method(

@@ -7,17 +7,18 @@ from floral.methods import fedper
 
 
 def build(problem: Problem, *, head_epochs: int) -> Method:
-    """FedRep: train the private head first, then the shared body.
+    """FedRep: a client trains its private head first, then the shared body.
 
-    A client trains the PRIVATE head for `head_epochs` epochs with a fixed body. Then it trains the SHARED body for the
-    task's epochs with a fixed head. The head is the last linear layer, as in FedPer.
+    The PRIVATE head trains for `head_epochs` epochs while the body is fixed. Then the SHARED body trains for the task's
+    epochs while the head is fixed. The head is the last linear layer, as in FedPer.
 
-    Limiting cases: with a body of learning rate 0 it is FedPer with such a body, with `head_epochs` in place of the
-    task's epochs. With a head of learning rate 0 it is FedPer with such a head.
+    Limiting cases: if the learning rate of the body is 0, this equals FedPer with a body of learning rate 0 and
+    `head_epochs` in place of the task's epochs. If the learning rate of the head is 0, it equals FedPer with a head of
+    learning rate 0.
 
-    Running statistics belong to the body and follow the batches of both phases. In the paper the head trains for 10
-    epochs and the body for 1. With the default of 1 here, a client processes twice as many samples as in FedAvg if the
-    task has one epoch.
+    The running statistics belong to the body, and the batches of both phases change them. In the paper the head trains
+    for 10 epochs and the body for 1. Here the default of `head_epochs` is 1. If the task has one epoch, a client then
+    processes twice as many samples as in FedAvg.
 
     Raises:
         Refused: the model has no layer before its head.

@@ -1,4 +1,4 @@
-"""FedSA-LoRA (arXiv 2410.01463): average the factor A; factor B and the classifier stay with their client."""
+"""FedSA-LoRA (arXiv 2410.01463): average the adaptors' factor A; each client keeps its own factor B and classifier."""
 
 from typing import Any
 
@@ -10,16 +10,18 @@ from floral.toolkit.parts import SplitModel, head_name, phases_with_warmup, repe
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
-    """FedSA-LoRA: share the factor A, and keep the factor B and the classifier private, (W + B_k A, head_k).
+    """FedSA-LoRA: average the factor A of the adaptors; each client keeps its own factor B_k and its own classifier.
 
-    A is SHARED. B is PRIVATE and starts at zero. The base's last linear layer is PRIVATE with one common start and has
-    no adaptor. The rest of the base is SHARED.
+    Client k computes with W + B_k A in the layers below the classifier, where W is the base. A is SHARED. B_k is
+    PRIVATE and starts at zero. The classifier is the last linear layer of the base. It is PRIVATE with one common start
+    and has no adaptor. The rest of the base is SHARED.
 
-    Limiting case: with the adaptor frozen at zero it is FedPer.
+    Limiting case: with the adaptor frozen at zero this is FedPer.
 
-    A client that never takes part serves the base with B = 0 and the head's start. The adaptor's bias, which the paper
-    does not have, belongs to B. Here s = 1, as in `fedit` (paper: frozen pretrained base, s = alpha/r). The warm-up
-    before a frozen base is FedPer: the classifier is private from the first round.
+    A client that never takes part predicts with the base, with B_k = 0 and the initial classifier. The adaptor's bias,
+    which the paper does not have, belongs to B. The scale of an adaptor is s = 1, as in `fedit` (the paper has s =
+    alpha/r and a frozen pretrained base). If the base is frozen after a warm-up, the warm-up is FedPer: the classifier
+    is private from the first round on.
 
     Raises:
         Refused: no layer that can have an adaptor comes before the last layer.

@@ -1,4 +1,4 @@
-"""FedSoft (arXiv 2112.06053): personal models that stay near C cluster centres, which are means of these models."""
+"""FedSoft (arXiv 2112.06053): personal models that stay near C cluster centres, the means of these models."""
 
 import torch
 
@@ -8,30 +8,31 @@ from floral.toolkit.parts import model_groups, outputs_of_each_model, personal_g
 
 
 def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
-    """FedSoft: train a personal model per client with a proximal penalty to C cluster centres.
+    """FedSoft: train a personal model w_k per client, with a penalty that pulls it towards C cluster centres c_s.
 
-    The centres c_s are CLUSTERED with distinct starts. The model w_k and the importances u_k [C] are PRIVATE, and w_k
-    is served.
+    Client k gives each centre s an importance u_ks. At the start of the client's round, u_ks is the share of its
+    training samples on which c_s has the smallest loss of all centres, but at least `floor` (running statistics, no
+    dropout). Then the client trains w_k on f_k(w) + lam/2 Σ_s u_ks ‖w - c_s‖² and sends it once. f_k is its training
+    loss. The server computes c_s = Σ_k v_sk w_k with v_sk ∝ u_ks n_k over the clients of the round; n_k is the number
+    of training samples.
 
-    At the start of a client's round, u_ks is the share of its training samples on which c_s has the smallest loss of
-    all centres (running statistics, no dropout), but at least `floor`. The client trains w_k on f_k(w) + lam/2 Σ_s u_ks
-    ‖w - c_s‖² and sends it once. The server computes c_s = Σ_k v_sk w_k with v_sk ∝ u_ks n_k over the clients of the
-    round.
+    The centres are CLUSTERED with distinct starts. w_k and u_k [C] are PRIVATE. A client predicts with w_k.
 
-    Limiting cases: for lam → 0, w_k is Local. C = 1 with `start="centres"` is FedProx with mu = lam, except for running
-    statistics.
+    Limiting cases: for lam → 0, w_k is trained as in Local. With C = 1 and `start="centres"` this is FedProx with mu =
+    lam, except for running statistics.
 
     Choices, where descriptions of the method leave them open:
 
-    - u is estimated in every round of a client, not every τ rounds, and the floor does not rescale the other
-      importances.
-    - The cohort is sampled as in all methods here and weighed with v; it is not sampled with v.
+    - u is estimated in every round of a client, not every τ rounds. The floor does not rescale the other importances.
+    - Cohorts are drawn as in all other methods, and the server weighs their clients with v. Clients are not drawn with
+      v.
     - lam = 0.1 and floor = 0.01.
-    - w_k starts a round at its last value (`start="own"`) or at Σ_s u_ks c_s / Σ_s u_ks (`start="centres"`).
-    - A client that never takes part serves the start. One that joins after training starts at the weighted mean of the
-      centres.
+    - w_k starts a round at its last value (`start="own"`), or at the weighted mean of the centres Σ_s u_ks c_s / Σ_s
+      u_ks (`start="centres"`).
+    - A client that never takes part predicts with its initial model. A client that joins after training starts at the
+      weighted mean of the centres.
 
-    Costs: the importances take C forward passes per training sample and round; the penalty is not counted.
+    Costs: the importances take C forward passes per training sample and round. The penalty is not counted.
     """
     model, stream, clusters = problem.build_model(), Stream(problem.seed, "model"), problem.clusters
     outputs_of = outputs_of_each_model(model)
@@ -49,7 +50,9 @@ def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
         return changed
 
     def mean_of_centres(view):
-        """A personal model at the mean of the centres, weighted by importance; it minimises the penalty."""
+        """Return a personal model at the mean of the centres, weighted with the importances. This model minimises the
+        penalty.
+        """
         weights = view["importance"]["weights"]
         mean = weights / weights.sum()
         return {

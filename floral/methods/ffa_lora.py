@@ -1,4 +1,4 @@
-"""FFA-LoRA (arXiv 2403.12313): FedIT with a frozen factor A; only B is trained and averaged."""
+"""FFA-LoRA (arXiv 2403.12313): FedIT with a frozen factor A; only the factor B is trained and averaged."""
 
 from typing import Any
 
@@ -10,15 +10,16 @@ from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
-    """FFA-LoRA: freeze the factor A at its random start, and train and average B.
+    """FFA-LoRA: freeze the adaptors' factor A at its random start; train and average only the factor B.
 
-    Base and B are SHARED, A is FROZEN. So the average is exact: mean(B_k A) = mean(B_k) A.
+    Base and B are SHARED, and A is FROZEN. All clients have the same A, so the average of the adaptors is exact:
+    mean(B_k A) = mean(B_k) A over the clients k.
 
-    Limiting case: with B frozen at zero it is FedAvg.
+    Limiting case: with B frozen at zero this is FedAvg.
 
-    A is computed from the run's seed, is equal for all clients and is never sent. This halves FedIT's trained
-    parameters and traffic where a layer is square. The adaptor's bias, which the paper does not have, belongs to B; its
-    average is exact too. Base and scale s as in `fedit`.
+    A is computed from the run's seed and is never sent. In a square layer, the adaptor then has half as many trained
+    parameters and half as much traffic as in FedIT. The adaptor's bias, which the paper does not have, belongs to B.
+    Its average is exact too. The options of the base and the scale s of an adaptor are those of `fedit`.
     """
     adaptors = adaptors_of(problem, **adaptor)
     stream = Stream(problem.seed, "adaptors")

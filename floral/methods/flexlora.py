@@ -1,4 +1,4 @@
-"""FlexLoRA (arXiv 2402.11505) with equal ranks: average products and factorise the mean with an SVD."""
+"""FlexLoRA (arXiv 2402.11505) with equal ranks: average the clients' products, and factorise the mean with an SVD."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,20 +10,22 @@ from floral.methods.floral import adaptors_of
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
-    """FlexLoRA: average the clients' products, and factorise the mean with an SVD.
+    """FlexLoRA: average the products B_k A_k of the clients' adaptors, and factorise the mean with an SVD.
 
-    B A is the best approximation of Σ_k p(k) B_k A_k = U S Vᵀ with the adaptor's rank.
+    The new product B A is the best approximation, with the adaptor's rank, of the mean Σ_k p(k) B_k A_k. U S Vᵀ is the
+    singular value decomposition (SVD) of this mean, and p(k) is the weight of client k.
 
-    Limiting case: where the mean of the products has at most the adaptor's rank (one client per round), the served
-    model is FedIT's.
+    Limiting case: if the mean already has at most the adaptor's rank (as with one client per round), the averaged model
+    equals that of FedIT.
 
-    The paper's clients have different ranks and receive as many components. Here all ranks are equal (for other ranks
-    see `hetlora`). The split of S between the factors is free, but decides whether training is stable (`svd_factors`):
-    with A = Vᵀ and a joint base, the digits task diverges. Base and scale s as in `fedit`. The server computes one SVD
-    per layer and round, and does not apply its learning rate to the factors.
+    In the paper, clients have different ranks and receive as many components as their rank. Here all ranks are equal
+    (for different ranks see `hetlora`). S can be divided between A and B in many ways. This does not change B A, but it
+    decides whether training is stable (see `svd_factors`): with A = Vᵀ and a joint base, the digits task diverges. The
+    options of the base and the scale s of an adaptor are those of `fedit`. The server computes one SVD per layer and
+    round. It does not apply its learning rate to the factors.
 
     Raises:
-        Refused: the adaptor of a convolution is not one matrix product.
+        Refused: the adaptor of a convolution is not a single matrix product, so the mean has no such SVD.
     """
     adaptors = adaptors_of(problem, **adaptor)
     require_matrix_products(adaptors)

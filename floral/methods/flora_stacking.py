@@ -1,4 +1,4 @@
-"""FLoRA (arXiv 2409.05976): stack the clients' adaptors and add their product to the base in every round."""
+"""FLoRA (arXiv 2409.05976): stack the clients' adaptors, and add their product to the base in every round."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,18 +12,19 @@ from floral.methods.floral import adaptors_of
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
-    """FLoRA: add the exact mean product of the clients' adaptors to the base in every round, and start new adaptors.
+    """FLoRA: in every round, add the mean product of the clients' adaptors to the base, and start new adaptors.
 
-    W ← W + Σ_k p(k) B_k A_k, the product of the stacks [B_1 … B_M] and [p_1 A_1; …; p_M A_M]. Then B = 0, with a new
-    random A that is equal for all clients. Biases are added to the base in the same way.
+    The server computes W ← W + Σ_k p(k) B_k A_k, where p(k) is the weight of client k. This is the exact product of two
+    stacks over the M clients of the round, [B_1 … B_M] and [p(1) A_1; …; p(M) A_M]. Then all clients start again with B
+    = 0 and the same new random A. The biases of the adaptors are added to the base in the same way.
 
-    Limiting case: with the adaptor frozen at zero it is FedAvg.
+    Limiting case: with the adaptor frozen at zero this is FedAvg.
 
-    Base and scale s as in `fedit`. Here all clients have the same rank. The server's learning rate applies to the base
-    only, not to the products.
+    The options of the base and the scale s of an adaptor are those of `fedit`. Here all clients have the same rank. The
+    server's learning rate applies to the base only, not to the products.
 
-    Costs: a client downloads the new A and the stacks of M adaptors, or the sum of their products if that is smaller
-    (`download_floats`). With base="joint" the base is sent anyway and contains the sum.
+    Costs: a client downloads the new A and the stacks of M adaptors, or the sum of their products if it is smaller (see
+    `download_floats`). With base="joint" the base is sent anyway, and it contains the sum.
     """
     adaptors = adaptors_of(problem, **adaptor)
     start = adaptors.init(Stream(problem.seed, "adaptors"))

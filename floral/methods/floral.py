@@ -33,42 +33,45 @@ def build(
     norm: str,
     **adaptor: Any,
 ) -> Method:
-    """FLoRAL: mix C shared low-rank adaptors with the client's route inside every layer, W + Σ_c π_kc B_c A_c.
+    """FLoRAL: every layer of client k adds a mixture of C shared low-rank adaptors to the base: W + Σ_c π_kc B_c A_c.
 
-    The base is SHARED, the adaptors are CLUSTERED, the router is PRIVATE.
+    The client's router gives the weights π_kc. The base W is SHARED, the adaptors B_c A_c are CLUSTERED, and the router
+    is PRIVATE.
 
-    Limiting cases: with adaptors frozen at zero it is FedAvg. With one client per cluster and a fixed route it is Local
-    Adaptor.
+    Limiting cases: with the adaptors frozen at zero this is FedAvg. With one client per cluster and a fixed route it is
+    Local Adaptor.
 
     Options:
 
-    - `router`: see `routes.Router`. With a fixed route a client needs only one adaptor, unless the official floor mixes
-      in the others. A router that uses losses costs C forward passes per training sample and round, each with one
-      adaptor.
+    - `router`: the kind of router, see `routes.Router`. With a fixed route a client needs only one adaptor, unless the
+      fidelity switch `mixture_floor` gives all others a small weight. A router that uses losses costs C forward passes
+      per training sample and round, each with one adaptor.
     - `aggregation`: how the server averages the factors of a cluster, see `ClusteredAdaptors`. With one client per
-      cluster and round, all kinds except "ffa" and "rolora" give the same served model.
-    - `multiplier` m: m·C adaptors, for an unknown number of clusters.
+      cluster and round, all kinds except "ffa" and "rolora" give the same model.
+    - `multiplier` m: train m·C adaptors, for tasks whose number of clusters is unknown.
     - `centred`: see `server_centres`. `personal`: see `with_private`. `norm`: see `Adaptors.with_norms`.
-    - `server_lr`: a number is the server's learning rate of the adaptors.
+    - `server_lr`: if it is a number, the server's learning rate of the adaptors.
 
     Raises:
-        Refused: the router or the aggregation does not have an option, or an adaptor would have no client.
+        Refused: an option does not fit the router, the aggregation or `norm`, or an adaptor would have no client.
     """
     if router != "learned" and entropy > 0:
-        raise Refused(f"entropy needs router: learned, but the router is {router}; set entropy: 0")
+        raise Refused(f"`entropy` needs `router: learned`, but the router is {router}; set `entropy: 0`")
     if router == "optimal" and multiplier > 1:
         raise Refused(
-            "router: optimal selects a true cluster, so further adaptors would have no client; set multiplier: 1"
+            "`router: optimal` selects the adaptor of the client's true cluster, so the further adaptors"
+            " of `multiplier` would have no client; set `multiplier: 1`"
         )
     if aggregation != "average" and (centred or personal):
         raise Refused(
-            f"centred and personal need aggregation: average, but aggregation is {aggregation}; set both to false"
+            f"`centred: true` and `personal: true` need `aggregation: average`, but the aggregation is {aggregation};"
+            " set both to false"
         )
     adds = {"centred: true": centred, "personal: true": personal, "aggregation: stacking": aggregation == "stacking"}
     if norm == "plain" and (conflicts := [key for key, value in adds.items() if value]):
         raise Refused(
-            f"{conflicts[0]} adds adaptors to the base, which has no running statistics for norm: plain;"
-            " set norm: reparameterised"
+            f"`{conflicts[0]}` adds adaptors to the base, but the base cannot hold the adaptors' running statistics"
+            " of `norm: plain`; set `norm: reparameterised`"
         )
     problem = replace(problem, clusters=multiplier * problem.clusters)
     adaptors = adaptors_of(problem, **adaptor).with_norms(norm)
@@ -91,10 +94,10 @@ def build(
 
 
 def routed(clustered: ClusteredAdaptors, mixer: Router, entropy: float) -> Method:
-    """FLoRAL in which a client receives all C adaptors and mixes them with its router.
+    """Build FLoRAL for clients that receive all C adaptors and mix them with a router.
 
-    With an argmin router a client uses and sends only its chosen adaptor, unless the official floor mixes in the
-    others.
+    With an "argmin" router, a client uses and sends only the adaptor that it chose, unless the fidelity switch
+    `mixture_floor` gives all others a small weight.
     """
     problem, adaptors = clustered.problem, clustered.adaptors
     model, floor, clusters = adaptors.model, problem.switches["mixture_floor"], problem.clusters
@@ -105,7 +108,10 @@ def routed(clustered: ClusteredAdaptors, mixer: Router, entropy: float) -> Metho
     )
 
     def apply(view, route, x, noise, mask, *, only=None):
-        """Outputs under a route. `only` [1] is the index of the cluster that has the full weight, if there is one."""
+        """Return the outputs of the model with the adaptors mixed by `route`, and the changed statistics.
+
+        If one cluster has the full weight, `only` [1] may hold its index. The other adaptors are then left out.
+        """
         mixture, running, base = clustered.mixture(view), clustered.running(view), clustered.base(view, route)
         if only is not None:
             mixture, running = (
@@ -157,7 +163,7 @@ def routed(clustered: ClusteredAdaptors, mixer: Router, entropy: float) -> Metho
 
 
 def own_adaptor(clustered: ClusteredAdaptors) -> Method:
-    """FLoRAL with fixed routes: a client holds, trains and sends only the adaptor of its cluster."""
+    """Build FLoRAL for fixed routes: a client holds, trains and sends only the adaptor of its cluster."""
     problem, adaptors = clustered.problem, clustered.adaptors
     model, full_weight = adaptors.model, torch.ones(1, dtype=problem.dtype, device=problem.device)
 
@@ -182,9 +188,10 @@ def own_adaptor(clustered: ClusteredAdaptors) -> Method:
 
 
 def server_centres(adaptors: Adaptors) -> Callable[[ServerView], View]:
-    """After each round, move the adaptors' mean product (1/C) Σ_c B_c A_c into the base (`Adaptors.centred`).
+    """Return the server's step that moves the mean product of the adaptors into the base after each round.
 
-    The published code contains this step for linear layers, but does not call it.
+    The mean product is (1/C) Σ_c B_c A_c over the C adaptors (see `Adaptors.centred`). The published code contains this
+    step for linear layers, but does not call it.
     """
 
     def server(served: ServerView) -> View:
@@ -197,16 +204,17 @@ def server_centres(adaptors: Adaptors) -> Callable[[ServerView], View]:
 
 
 def with_private(problem: Problem, adaptors: Adaptors, method: Method) -> Method:
-    """Add a PRIVATE adaptor to each client of FLoRAL: W + Σ_c π_kc B_c A_c + B_k A_k, with the same local budget.
+    """Add a PRIVATE adaptor B_k A_k to each client of FLoRAL: W + Σ_c π_kc B_c A_c + B_k A_k.
 
-    Odd rounds train the private adaptor, with all received parameters fixed, and send no update. Even rounds train the
-    base, the adaptors and the router, with the private adaptor fixed. The private A has another start than the others,
-    which is equal for all clients.
+    The rounds alternate, so a client trains as much per round as before. Odd rounds train the private adaptor and send
+    no update; all received parameters are fixed. Even rounds train the base W, the adaptors B_c A_c and the router; the
+    private adaptor is fixed. The private A is equal for all clients at the start, but differs from the starts of the
+    other adaptors.
 
-    Limiting case: without its odd rounds it is FLoRAL.
+    Limiting case: without the odd rounds this is FLoRAL.
 
-    The paper's "personalised client" spends half of the local epochs on the private part and half on the public part;
-    its published code does not run. Alternating rounds are used here because one local epoch cannot be halved.
+    The paper's "personalised client" spends half of the local epochs on the private part and half on the public part.
+    Its published code does not run. Here the rounds alternate, because one local epoch cannot be halved.
     """
     full_weight = torch.ones(1, dtype=problem.dtype, device=problem.device)
     predict, assign = method.predict, method.assign
@@ -248,7 +256,7 @@ def adaptors_of(
     convolution: str = "balanced_2d",
     application: str = "cheaper",
 ) -> Adaptors:
-    """The task's model with an adaptor on every layer, under the run's fidelity switches."""
+    """Return the task's model with an adaptor on every layer that can have one, under the run's fidelity switches."""
     return attach(
         problem.build_model(),
         rank=rank,

@@ -1,4 +1,4 @@
-"""HetLoRA (arXiv 2401.06432): adaptors of different ranks, averaged with weights from the norms of their products."""
+"""HetLoRA (arXiv 2401.06432): adaptors of different ranks, averaged with the norms of their products as weights."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,24 +16,25 @@ from floral.methods.floral import adaptors_of
 def build(
     problem: Problem, *, least: int, lam: float, gamma: float, weighting: str, base: str, warmup: float, **adaptor: Any
 ) -> Method:
-    """HetLoRA: clients train adaptors of different ranks, and the server pads and averages them.
+    """HetLoRA: clients train adaptors of different ranks; the server pads them with zeros and averages them.
 
-    Client k trains and sends the first r_k components of the shared adaptor. r_k is drawn from {least, …, rank}. The
-    server pads with zeros and averages A and B separately, with weights ∝ ‖B_k A_k‖_F (`weighting="norm"`) or p(k)
-    ("rows").
+    Client k trains and sends only the first r_k components of the shared adaptor. Its rank r_k is drawn from {least, …,
+    rank}. The server averages the factors A and B separately. Client k has the weight ∝ ‖B_k A_k‖_F
+    (`weighting="norm"`) or p(k), its share of the training samples (`weighting="rows"`).
 
-    The loss has the penalty λ Σ_layers ‖B[:, γr:]‖_F ‖A[γr:, :]‖_F over the components γr_k ≤ i < r_k. If this product
-    is smaller at the end of a round than at its start, r_k ← max(least, ⌊γ r_k⌋) from the next round on. With γ = 1
-    there is neither penalty nor pruning.
+    The loss has a penalty on the last components i of the client's adaptor, γ r_k ≤ i < r_k. It is λ times the sum over
+    all layers of ‖B‖_F·‖A‖_F, restricted to these components. If this sum is smaller at the end of a round than at the
+    start, the rank becomes r_k ← max(least, ⌊γ r_k⌋) from the next round on. With γ = 1 there is no penalty, and ranks
+    do not change.
 
-    Limiting case: least = rank with γ = 1 and weighting "rows" is FedIT.
+    Limiting case: with least = rank, γ = 1 and `weighting="rows"` this is FedIT.
 
-    Choices, where descriptions leave them open: the norm is that of all layers together; biases are averaged with the
-    same weights; if all norms are zero, the weights are p(k); a layer of lower rank than r_k has all its components;
-    every client is served the full adaptor; λ = 0.01. The server does not apply its learning rate to the mean of the
-    adaptors. Base and scale s as in `fedit`.
+    Choices, where descriptions leave them open: the norm is that of all layers together. Biases are averaged with the
+    same weights. If all norms are zero, the weights are p(k). A layer of lower rank than r_k has all its components.
+    Every client predicts with the full adaptor. λ = 0.01. The server does not apply its learning rate to the mean of
+    the adaptors. The options of the base and the scale s of an adaptor are those of `fedit`.
 
-    Costs: the traffic is counted at the initial ranks, as their mean over the clients.
+    Costs: the traffic is counted with the initial ranks, as the mean over the clients.
     """
     adaptors = adaptors_of(problem, **adaptor)
     require_no_groups(adaptors)
@@ -47,7 +48,10 @@ def build(
         return predict_full({**view, "adaptor": truncated_adaptor(view)}, x, noise, mask)
 
     def tail(params, rank):
-        """The norm of the components from γr to r, as in the penalty."""
+        """Return the sum over all layers of ‖B‖_F·‖A‖_F, restricted to the last components of the factors A and B.
+
+        These are the components from γ·rank to rank, and ‖·‖_F is the Frobenius norm.
+        """
         part = keep_components(params, torch.floor(gamma * rank), rank)
         products = [
             torch.linalg.vector_norm(part[name]) * torch.linalg.vector_norm(part[f"{name.removesuffix('.A')}.B"])
@@ -100,7 +104,7 @@ def build(
 
 
 def truncated_size(adaptors: Adaptors, rank: int) -> int:
-    """Number of parameters of an adaptor with at most `rank` components per layer."""
+    """Return the number of parameters of an adaptor that keeps at most `rank` components per layer."""
     start = adaptors.init(Stream(0, "size"))
     return sum(
         t.numel() if name.endswith(".bias") else t.numel() // r * min(rank, r)

@@ -1,4 +1,4 @@
-"""IFCA (arXiv 2006.04088): each client trains and sends the one of C models with the smallest training loss."""
+"""IFCA (arXiv 2006.04088): each client trains only the one of C models that has the smallest training loss."""
 
 from floral.core.spec import Cost, Method, Problem, Scope
 from floral.core.streams import Stream
@@ -7,18 +7,20 @@ from floral.toolkit.routes import ModelChoice
 
 
 def build(problem: Problem) -> Method:
-    """IFCA: each client selects the model with the smallest loss on its training samples, trains it and sends it.
+    """IFCA: each client chooses the model with the smallest loss on its training samples, trains this model and sends
+    it.
 
-    The models are CLUSTERED with distinct starts. The choice c(k) = argmin_c Σ_i loss(w_c; x_i, y_i) is PRIVATE. It is
-    made at the start of each of the client's rounds over all its training samples (running statistics, no dropout).
+    The models w_c are CLUSTERED with distinct starts. The choice c(k) of client k is PRIVATE. It is argmin_c Σ_i
+    loss(w_c; x_i, y_i) over all training samples (x_i, y_i) of the client. The client chooses again at the start of
+    each of its rounds (running statistics, no dropout).
 
-    Limiting case: C = 1 is FedAvg.
+    Limiting case: with C = 1 this is FedAvg.
 
-    Model c is averaged over the clients that chose it, with p(k|c) ∝ n_k (the authors' code uses the plain mean). A
-    model without clients does not change.
+    The server averages model c over the clients that chose it, with weights p(k|c) ∝ n_k, the numbers of training
+    samples. The authors' code uses the plain mean. A model without clients does not change.
 
-    The authors' code tests a client on the model with the smallest TEST loss, which uses test labels. Here a client is
-    served the model of its last choice, or model 0 if it never took part.
+    The authors' code tests a client on the model with the smallest TEST loss, which uses test labels. Here a client
+    predicts with the model of its last choice, or with model 0 if it never took part.
 
     Costs: the choice takes C forward passes per training sample and round.
     """

@@ -6,10 +6,10 @@ from floral.toolkit.parts import model_groups, predictor
 
 
 def build(problem: Problem) -> Method:
-    """Local training: all parameters are PRIVATE with one common start.
+    """Local training: each client trains its own model. All parameters are PRIVATE with one common start.
 
-    It is the limit of personalisation without collaboration. A client trains in the rounds in which it takes part, as
-    in FedAvg, so both have the same client compute. A client that never takes part keeps the start.
+    This is personalisation without any collaboration. A client trains only in the rounds in which it takes part, as in
+    FedAvg, so it has the same compute in both methods. A client that never takes part keeps the initial model.
     """
     model = problem.build_model()
     return Method(

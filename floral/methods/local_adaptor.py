@@ -11,12 +11,14 @@ from floral.toolkit.parts import model_groups, repeated_start
 
 
 def build(problem: Problem, *, norm: str, **adaptor: Any) -> Method:
-    """Local Adaptor: the base is SHARED, the adaptor is PRIVATE with one common start.
+    """Local Adaptor: train one SHARED base, and a PRIVATE low-rank adaptor for each client.
 
-    Limiting case: with adaptors frozen at zero it is FedAvg.
+    All adaptors have the same start.
 
-    With `norm="plain"`, the adaptor's own running statistics are PRIVATE, and those of the base are averaged with the
-    base.
+    Limiting case: with the adaptors frozen at zero this is FedAvg.
+
+    With `norm="plain"`, adaptors of normalisation layers have running statistics of their own, which are PRIVATE. The
+    running statistics of the base are averaged with the base.
     """
     adaptors = adaptors_of(problem, **adaptor).with_norms(norm)
     model = adaptors.model

@@ -1,4 +1,4 @@
-"""Mean-regularised multi-task learning (arXiv 2002.05516): personal models with a penalty to their mean."""
+"""Mean-regularised multi-task learning (arXiv 2002.05516): personal models that are pulled to their mean."""
 
 from collections.abc import Mapping
 
@@ -10,18 +10,21 @@ from floral.toolkit.parts import join_from, personal_groups, personal_predictor,
 
 
 def build(problem: Problem, *, lam: float) -> Method:
-    """Mean-regularised multi-task learning: train personal models with a proximal penalty to their mean.
+    """Mean-regularised multi-task learning: train a personal model w_k per client, with a penalty that pulls it to the
+    mean m.
 
-    w_k is PRIVATE and served. m is SHARED: the mean Σ_k p(k)·w_k over the clients of the last round.
+    A client receives m and trains w_k on f_k(w_k) + lam/2·‖w_k - m‖² for the task's epochs of SGD. f_k is its training
+    loss. It sends w_k, and predicts with w_k. The server computes the next m as the mean Σ_k p(k)·w_k over the clients
+    of the round. w_k is PRIVATE, m is SHARED.
 
-    Each client trains on f_k(w) + lam/2·‖w - m‖² with the received m, for the task's epochs of SGD, and sends its w_k.
-    The server's mean of these is the next m. So the objective Σ_k p(k)·(f_k(w_k) + lam/2·‖w_k - m‖²) is minimised in
-    turns over the w_k and m. This is deterministic; L2GD of the same paper chooses one of the two steps at random.
+    The objective is Σ_k p(k)·(f_k(w_k) + lam/2·‖w_k - m‖²). It is minimised in turns over the w_k and over m. The turns
+    are fixed; L2GD of the same paper chooses one of these two steps at random.
 
-    Limiting case: lam = 0 is Local.
+    Limiting case: with lam = 0 this is Local.
 
-    The default lam = 0.1 is a choice made here. In contrast to Ditto, clients are pulled to the mean of the served
-    models, and the server's optimiser is not used. A client that never takes part serves the start.
+    The default lam = 0.1 is a choice made here. In contrast to Ditto, clients are pulled to the mean of the models with
+    which they predict, and the server's optimiser is not used. A client that never takes part predicts with the initial
+    model.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
     sgd = sgd_step()

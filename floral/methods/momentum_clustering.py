@@ -1,4 +1,4 @@
-"""Momentum clustering (arXiv 2306.08393): cluster the clients' momenta, and step each model with its centre."""
+"""Momentum clustering (arXiv 2306.08393): cluster the clients' momenta, and move each model by a cluster's centre."""
 
 import torch
 from torch import Tensor
@@ -10,28 +10,30 @@ from floral.toolkit.routes import ModelChoice, cluster_vectors, params_of_vector
 
 
 def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
-    """Momentum clustering: the server clusters the clients' momenta and moves each model by its cluster's centre.
+    """Momentum clustering: the server clusters the clients' momenta and moves each model by the centre of its cluster.
 
-    The models are CLUSTERED with one common start. The momentum of client k is m_k ← β m_k + (1-β) (w_c(k) - w_k); its
-    update replaces the paper's gradient. The server computes the centres v_c by threshold clustering, then w_c ← w_c -
-    v_c.
+    The momentum m_k of client k is a running mean of its updates: m_k ← β m_k + (1-β) (w_c(k) - w_k). w_c(k) is the
+    model that the client received, from its cluster c(k). w_k is the model after training. The server computes the
+    centres v_c of the momenta and moves the models: w_c ← w_c - v_c. The models are CLUSTERED with one common start.
+    The paper uses gradients instead of updates.
 
-    Threshold clustering repeats v ← Σ_k p(k) (m_k if ‖m_k - v‖ ≤ τ else v) over the clients. τ is the 1/C quantile of
-    their distances to v (published code: 10 iterations, the 10 % quantile with 10 clusters). A centre starts at the
-    mean momentum of its clients; the centre of an empty cluster starts at the momentum farthest from the other centres.
-    Each client then belongs to the cluster of the nearest centre.
+    The centres come from threshold clustering. It repeats v_c ← Σ_k p(k) (m_k if ‖m_k - v_c‖ ≤ τ else v_c) over the
+    clients. The threshold τ is the 1/C quantile of the distances ‖m_k - v_c‖ (published code: 10 iterations, the 10 %
+    quantile with 10 clusters). A centre starts at the mean momentum of its clients. The centre of an empty cluster
+    starts at the momentum farthest from the centres before it. Afterwards each client belongs to the cluster of the
+    nearest centre.
 
-    Limiting case: C = 1 with β = 0 and all clients in every round is FedAvg.
+    Limiting case: with C = 1, β = 0 and all clients in every round, this is FedAvg.
 
-    In the paper all clients take part in every round. Here the server clusters the last momenta of all clients seen so
-    far, with the weights p(k) of the rounds of these momenta. Momenta start at 0 without bias correction, so after n
-    updates the momentum of a client has 1 - βⁿ of its final length. If few clients take part per round, this length
-    influences the cluster of a new client. Momenta are most comparable in early rounds, when all models are near the
-    common start.
+    In the paper all clients take part in every round. Here the server clusters the last momenta of all clients that
+    have taken part so far. The weight p(k) of a momentum is that of the round in which it was computed. Momenta start
+    at 0 without bias correction, so after n updates the momentum of a client has 1 - βⁿ of its final length. If few
+    clients take part per round, this length influences the cluster of a new client. Momenta are most comparable in
+    early rounds, when all models are near the common start.
 
-    The task's server optimiser is not used, because the centres are the step. Running statistics are averaged by
-    cluster. Centres are stored as weights of the momenta, so only the inner products of momenta are computed in their
-    full size.
+    The task's server optimiser is not used, because the models move by the centres. Running statistics are averaged by
+    cluster. Centres are stored as weights of the momenta. Only the inner products of the momenta are therefore computed
+    in the full size d.
     """
     model, clusters = problem.build_model(), problem.clusters
     choice = ModelChoice(model=model, clusters=clusters)
@@ -61,7 +63,9 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
         }
 
     def memory():
-        """The server's memory: the clients' last momenta [K, d], their inner products [K, K] and their weights p(k)
+        """Return the initial memory of the server, which is zero.
+
+        It holds the clients' last momenta [K, d], the inner products of these momenta [K, K] and their weights p(k)
         [K].
         """
         clients = problem.clients
@@ -84,9 +88,11 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
 
 
 def first_centres(products: Tensor, cluster: Tensor, weight: Tensor, clusters: int) -> Tensor:
-    """The initial centres as weights [C, m] of momenta whose inner products are [m, m].
+    """Return the initial centres [C, m], each as weights of the m momenta.
 
-    A centre is the mean of its cluster's momenta, or of an empty cluster the momentum farthest from the other centres.
+    The centre of a cluster is the mean of its clients' momenta. For an empty cluster it is the momentum farthest from
+    the centres before it, or, if it is the first cluster, the longest momentum. `products` [m, m] holds the inner
+    products of the momenta.
     """
     centres = weight.new_zeros(clusters, len(weight))
     for c in range(clusters):
@@ -100,14 +106,22 @@ def first_centres(products: Tensor, cluster: Tensor, weight: Tensor, clusters: i
 
 
 def moved(centres: Tensor, products: Tensor, weight: Tensor) -> Tensor:
-    """One step of threshold clustering on centres [C, m]; the centre replaces all momenta outside τ."""
+    """Return the centres [C, m] after one step of threshold clustering, each as weights of the m momenta.
+
+    A centre becomes the weighted mean of the momenta that are within the threshold τ of it. A momentum that is farther
+    away counts as if it were at the old centre. τ is the 1/C quantile of all distances from this centre.
+    """
     distance = distances(centres, products)
     within = (distance <= torch.quantile(distance, 1 / len(centres), dim=1, keepdim=True)) * weight
     return within + (1 - within.sum(1, keepdim=True)) * centres
 
 
 def distances(centres: Tensor, products: Tensor) -> Tensor:
-    """The distances ‖m_k - v_c‖ [C, m] for centres given as weights [C, m] of the momenta."""
+    """Return the distance [C, m] of each of the m momenta from each centre.
+
+    `centres` [C, m] holds each centre as weights of the momenta. `products` [m, m] holds the inner products of the
+    momenta.
+    """
     towards = centres @ products
     squared = products.diagonal() - 2 * towards + (towards * centres).sum(1, keepdim=True)
     return squared.clamp(min=0).sqrt()

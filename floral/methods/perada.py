@@ -1,4 +1,4 @@
-"""PerAda without distillation (arXiv 2302.06637): an averaged adaptor, and a private adaptor pulled towards it."""
+"""PerAda without distillation (arXiv 2302.06637): a shared adaptor, and a private adaptor that is pulled towards it."""
 
 from typing import Any
 
@@ -16,18 +16,20 @@ from floral.toolkit.parts import (
 
 
 def build(problem: Problem, *, lam: float, base: str, warmup: float, **adaptor: Any) -> Method:
-    """PerAda: train a shared adaptor, and a private adaptor with a proximal penalty towards it.
+    """PerAda: train a shared adaptor w, and a private adaptor v_k per client with a penalty that pulls it towards w.
 
-    Adaptor w is SHARED. Adaptor v_k is PRIVATE and served. Both have one common start.
+    w is SHARED, v_k is PRIVATE, and both have one common start. A client predicts with v_k.
 
-    A round has two phases of the task's epochs each, in the order of the paper's code. First v_k trains on its own loss
-    plus λ‖v_k - w‖² (without 1/2), with the received w and base fixed. Then the base and w train on their own loss.
+    A round has two phases, each for the task's epochs, in the order of the paper's code. First v_k trains on the
+    client's loss plus λ‖v_k - w‖² (without the factor 1/2), while the received w and base are fixed. Then the base and
+    w train on the client's loss alone.
 
-    Limiting cases: base and w are those of FedIT for any λ. Without the penalty, v_k trains independently of w.
+    Limiting cases: base and w are trained as in FedIT for any λ. With λ = 0, v_k trains independently of w.
 
     Differences from the paper: w is averaged with p(k), not uniformly. The server's distillation is left out, because
-    it needs public data. Norm layers and classifier, which are private in the paper, belong to the base; its running
-    statistics are those of the shared phase. Base and scale s as in `fedit`.
+    it needs public data. Norm layers and classifier are private in the paper; here they belong to the base. The running
+    statistics of the base are those of the second phase. The options of the base and the scale s of an adaptor are
+    those of `fedit`.
     """
     adaptors = adaptors_of(problem, **adaptor)
     stream = Stream(problem.seed, "adaptors")

@@ -1,4 +1,4 @@
-"""pFedLoRA (arXiv 2310.13283) with equal models: personal models, taught by a small shared adapter."""
+"""pFedLoRA (arXiv 2310.13283) with equal models: train personal models together with a small shared adapter."""
 
 import torch
 
@@ -17,22 +17,22 @@ from floral.toolkit.parts import (
 
 
 def build(problem: Problem, *, mu: float, rank: float | str, base: str, warmup: float) -> Method:
-    """pFedLoRA: train personal models together with a small shared adapter on their features.
+    """pFedLoRA: train a personal model F_k per client, together with a small shared adapter θ on the features of F_k.
 
-    The personal model F_k is PRIVATE and served. The adapter θ is SHARED: a low-rank copy of the classifier on F_k's
-    features z, θ(z) = B A z + b.
+    The adapter is a second classifier of low rank, θ(z) = B A z + b. It reads the features z of F_k, which are the
+    inputs of its own classifier head_k. F_k is PRIVATE, and the client predicts with it. θ is SHARED.
 
-    A round has two phases of the task's epochs each. First F_k trains on μ·loss(θ(z)) + (1 - μ)·loss(head_k(z)) with
-    the received θ fixed. Then θ trains on loss(θ(z)) with F_k fixed, and is averaged with p(k).
+    A round has two phases, each for the task's epochs. First F_k trains on μ·loss(θ(z)) + (1 - μ)·loss(head_k(z)),
+    while the received θ is fixed. Then θ trains on loss(θ(z)), while F_k is fixed. The server averages θ with p(k).
 
-    Limiting case: for μ → 0, F_k is Local with W as its start.
+    Limiting case: for μ → 0, F_k is trained as in Local with W as its start.
 
-    The paper's clients have different models. Here all have the task's model, F_k = W + Δ_k with a common W: random
-    with base="joint", where W is never trained, or the result of FedAvg over the share `warmup` of the rounds. A and B
-    start as FLoRAL's, so that θ(z) = b at first. The adapter has its own bias.
+    The paper's clients have different models. Here all clients have the task's model, as F_k = W + Δ_k with a common W
+    and a PRIVATE Δ_k. With base="joint", W is random and never trained. With a warm-up, W is the result of FedAvg over
+    the share `warmup` of the rounds. A and B start as in FLoRAL, so θ(z) = b at first. The adapter has its own bias b.
 
-    Costs: each phase counts as one pass. In the first, both losses share the features; the second needs less than a
-    pass.
+    Costs: each phase counts as one forward-backward pass. In the first phase, both losses share the features. The
+    second phase needs less than a pass.
 
     Raises:
         Refused: the model has no body before its classifier, or it has running statistics and a warm-up.
@@ -44,13 +44,18 @@ def build(problem: Problem, *, mu: float, rank: float | str, base: str, warmup: 
     adapter = LinearAdaptor.of(layer, rank, "zero")
     running = model.statistics()
     if running and base != "joint":
-        raise Refused("the running statistics of the warm-up do not fit the clients' personal models; set base: joint")
+        raise Refused(
+            "the model has running statistics, and those of the warm-up would not fit the clients' personal models;"
+            " set `base: joint`"
+        )
     shared = model_groups(model, Scope.SHARED if base != "joint" else Scope.FROZEN, stream, problem.lr)
     zero = {name: torch.zeros_like(t) for name, t in shared["base"].init().items()}
     full_weight = torch.ones(1, dtype=problem.dtype, device=problem.device)
 
     def both_outputs(view, x, noise, mask):
-        """Outputs of the model and of the adapter on its features, and the changed statistics."""
+        """Return the outputs of the personal model, those of the adapter on the model's features, and the changed
+        statistics.
+        """
         adapter_outputs = []
 
         def adapt(name, z):

@@ -1,4 +1,4 @@
-"""pFedMe (arXiv 2006.08848): personal models as minimisers of Moreau envelopes around the shared model."""
+"""pFedMe (arXiv 2006.08848): train personal models near the shared model, as minimisers of Moreau envelopes."""
 
 from collections.abc import Mapping
 
@@ -17,25 +17,29 @@ from floral.toolkit.parts import (
 
 
 def build(problem: Problem, *, lam: float, inner_steps: int) -> Method:
-    """pFedMe: train personal models near the shared model, which follows them.
+    """pFedMe: train a personal model θ_k per client near the shared model w, and move w towards it.
 
-    w is SHARED. θ_k is PRIVATE and served. θ starts a round at w, and on every batch makes K = `inner_steps` steps:
+    A client predicts with θ_k, which is PRIVATE. w is SHARED. In a round, the client holds a copy w_k of w, and θ_k
+    starts at w. On every batch θ_k makes K = `inner_steps` steps, then w_k makes one. f is the loss on the batch:
 
-        θ ← θ - lr·(∇f(θ) + lam·(θ - w_k)),    then    w_k ← w_k - lr·lam·(w_k - θ)
+        θ_k ← θ_k - lr·(∇f(θ_k) + lam·(θ_k - w_k)),    then    w_k ← w_k - lr·lam·(w_k - θ_k)
 
-    Limiting cases: K = 1 with lr·lam = 1 is FedAvg for w. For many steps θ minimises f(θ) + lam/2·‖θ - w_k‖² on the
-    batch.
+    Limiting cases: with K = 1 and lr·lam = 1, w would be trained as in FedAvg. With many steps, θ_k minimises f(θ) +
+    lam/2·‖θ - w_k‖² on the batch.
 
-    Choices, where descriptions of the method differ: θ continues from batch to batch and does not restart at w_k; both
-    learning rates are the task's; the server takes the plain mean (the paper's β = 1). The paper's lam = 15 belongs to
-    a learning rate of 0.005; the default of 5 is chosen for rates around 0.1. A client that never takes part serves the
-    start.
+    Choices, where descriptions of the method differ: θ_k continues from batch to batch and does not restart at w_k.
+    Both learning rates are the task's lr. The server takes the plain mean (β = 1 in the paper). The paper's lam = 15
+    belongs to a learning rate of 0.005. The default of 5 is chosen for rates around 0.1. A client that never takes part
+    predicts with the initial model.
 
     Raises:
-        Refused: lr·lam ≥ 1, where w_k would overshoot θ and θ might not converge.
+        Refused: lr·lam ≥ 1. Then w_k would overshoot θ_k, and θ_k might not converge.
     """
     if problem.lr * lam >= 1:
-        raise Refused(f"lr·lam = {problem.lr * lam:g} must stay below 1: choose lam below {1 / problem.lr:g}")
+        raise Refused(
+            f"`lr` times `lam` is {problem.lr * lam:g}, but must be below 1, or training might not converge;"
+            f" set `lam` below {1 / problem.lr:g}"
+        )
     model, stream = problem.build_model(), Stream(problem.seed, "model")
 
     def step(

@@ -1,4 +1,4 @@
-"""pFedMoE (arXiv 2402.01350): mix the features of a private body and of a small shared extractor, per sample."""
+"""pFedMoE (arXiv 2402.01350): mix the features of a private body and of a small shared extractor for each sample."""
 
 from dataclasses import replace
 
@@ -10,25 +10,23 @@ from floral.toolkit.routes import Gate
 
 
 def build(problem: Problem, *, width: float, gate_hidden: int) -> Method:
-    """pFedMoE: mix the features of a private body and of a small shared extractor with weights per sample.
+    """pFedMoE: mix the features of a private body F_k and of a small shared extractor G, with weights for each sample.
 
-    Body F_k and header are PRIVATE; together they are the task's model with one common start. The extractor G is
-    SHARED. The gate is PRIVATE.
+    The last linear layer, the header, gets the features a_g·G(x) + a_l·F_k(x). The weights (a_g, a_l) are the softmax
+    of a gate's outputs for the sample x. F_k and the header together are the task's model. They are PRIVATE with one
+    common start. The gate is PRIVATE, and G is SHARED. All parts train together in each step. A client sends only G.
 
-    The header gets the features a_g·G(x) + a_l·F_k(x), where (a_g, a_l) is the softmax of the gate for each sample. All
-    parts train in one joint SGD step. Only G is sent.
-
-    Limiting case: a gate fixed to (0, 1) is Local.
+    Limiting case: with a gate fixed to (0, 1), the task's model is trained as in Local.
 
     Choices, where descriptions of the method leave them open:
 
-    - All clients have the task's model. G is its body at `width`, with a linear layer to the features that the header
-      takes.
-    - The gate is linear → ReLU → linear with `gate_hidden` units on the flattened inputs (images averaged to 8×8),
-      without normalisation by batch or layer, and starts with equal weights.
+    - All clients have the task's model. G is the body of this model at `width`, followed by a linear layer with as many
+      outputs as the header has inputs.
+    - The gate is linear → ReLU → linear with `gate_hidden` units on the flattened inputs (images averaged to 8×8). It
+      has no batch or layer normalisation, and starts with equal weights.
     - The gate trains at the router's learning rate, all other parts at the task's.
 
-    A client that never takes part serves the start with the latest G.
+    A client that never takes part predicts with the initial private parts and the latest G.
 
     Raises:
         Refused: the model has no body before a last linear layer.
@@ -64,5 +62,5 @@ def build(problem: Problem, *, width: float, gate_hidden: int) -> Method:
 
 
 def body_width(model):
-    """Number of features that the model's head takes."""
+    """Return the number of features that the model's head takes."""
     return model.layers[head_name(model)].inputs

@@ -1,4 +1,4 @@
-"""PFL-MoE (arXiv 2012.15589): mix the outputs of FedAvg's model and of its fine-tuned copy, per sample."""
+"""PFL-MoE (arXiv 2012.15589): mix the outputs of FedAvg's model and of its fine-tuned copy for each sample."""
 
 import torch
 
@@ -18,24 +18,26 @@ from floral.toolkit.routes import Gate
 
 
 def build(problem: Problem) -> Method:
-    """PFL-MoE: mix the outputs of FedAvg's model and of its fine-tuned copy with weights per sample.
+    """PFL-MoE: mix the outputs of FedAvg's model w and of its fine-tuned copy w_k, with weights for each sample.
 
-    w is SHARED and trained by FedAvg. The fine-tuned w_k and the gate are PRIVATE. Served is g_k(x)·w_k(x) + (1 -
-    g_k(x))·w(x).
+    Client k predicts g_k(x)·w_k(x) + (1 - g_k(x))·w(x). w is SHARED and trained by FedAvg. w_k and the gate g_k are
+    PRIVATE.
 
-    A round of a client has three phases, each of the task's epochs. It trains its copy of w, which it sends. It
-    fine-tunes all of w_k, from the received w, on its own loss. It trains g_k with the received w and w_k fixed
-    (running statistics, no dropout).
+    A client's round has three phases, each for the task's epochs. First the client trains its copy of w and sends it.
+    Then w_k starts at the received w, and all its layers are fine-tuned on the client's loss. Last, the gate g_k
+    trains, while the received w and w_k are fixed (running statistics, no dropout).
 
-    Limiting cases: w is FedAvg for any gate. A gate fixed to 0 serves FedAvg, one fixed to 1 the fine-tuned w_k.
+    Limiting cases: w is trained as in FedAvg for any gate. With a gate fixed to 0, clients predict with FedAvg's model.
+    With a gate fixed to 1, they predict with w_k.
 
-    Choices, where descriptions of the method leave them open: fine-tuning and gate training belong to every round, not
-    only after the last one, so that each round gives the method's model; all layers are fine-tuned; w_k restarts at w;
-    g_k is linear on the flattened inputs (images averaged to 8×8), starts at 1/2 and trains at the router's learning
-    rate on the training samples; the mixed outputs are logits in classification. A client that never takes part serves
-    the mean of the start and w.
+    Choices, where descriptions of the method leave them open: fine-tuning and training of the gate belong to every
+    round, not only to the end, so each round gives the method's model. All layers are fine-tuned. w_k restarts at w.
+    g_k is linear on the flattened inputs (images averaged to 8×8), starts at 1/2, and trains on the training samples at
+    the router's learning rate. In classification, the mixed outputs are logits. A client that never takes part predicts
+    with the mean of the outputs of the initial model and of w.
 
-    Costs: three times FedAvg's samples, the last third of them without gradients of the two models.
+    Costs: a client processes three times as many samples as in FedAvg. The last third needs no gradients of the two
+    models.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
     gate, shared, private = Gate(problem=problem, experts=2), predictor(model), personal_predictor(model)

@@ -7,20 +7,23 @@ from floral.toolkit.parts import SplitModel
 
 
 def build(problem: Problem) -> Method:
-    """FedBN: keep all normalisation layers private, and average everything else.
+    """FedBN: each client keeps its own normalisation layers; everything else is averaged.
 
-    Scale, shift and running statistics of every norm layer are PRIVATE with one common start. All other parameters are
-    SHARED.
+    Scale, shift and running statistics of every normalisation layer are PRIVATE with one common start. All other
+    parameters are SHARED.
 
-    Limiting cases: with SHARED norm layers it is FedAvg, with all parameters PRIVATE Local.
+    Limiting cases: if the normalisation layers were SHARED too, this would be FedAvg. If all parameters were PRIVATE,
+    it would be Local.
 
     Raises:
-        Refused: the model has no norm layer, so the method would be FedAvg.
+        Refused: the model has no normalisation layer, so the method would be FedAvg.
     """
     model = problem.build_model()
     norms = [name for name, layer in model.layers.items() if isinstance(layer, NORMS)]
     if not norms:
-        raise Refused("the model has no normalisation layer to keep private; use fedavg or another model")
+        raise Refused(
+            "the model has no normalisation layer to keep private; use the variant `fedavg`, or another model"
+        )
     split = SplitModel(model=model, private_layers=norms, name="norm")
     return Method(
         groups=split.groups(Stream(problem.seed, "model"), problem.lr, problem.clients),

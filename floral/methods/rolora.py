@@ -1,4 +1,4 @@
-"""RoLoRA (arXiv 2502.01755): train and average one factor per round, so that the average is exact."""
+"""RoLoRA (arXiv 2502.01755): train and average one factor of the adaptors per round, so the average is exact."""
 
 from typing import Any
 
@@ -10,17 +10,19 @@ from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
-    """RoLoRA: train and average the factors in turns, which makes the average exact.
+    """RoLoRA: train and average the adaptors' factors A and B in turns, which makes the average exact.
 
-    A and B are SHARED. Odd rounds train and average B with A fixed, even rounds A with B fixed: mean(B_k A) = mean(B_k)
-    A.
+    Odd rounds train and average B while A is fixed. Even rounds train and average A while B is fixed. A fixed factor is
+    equal for all clients k. The average of the products is therefore exact, for example mean(B_k A) = mean(B_k) A. A
+    and B are SHARED.
 
-    Limiting cases: in its first round it is FFA-LoRA. With A frozen at its start it is FFA-LoRA, except that even
+    Limiting cases: the first round is that of FFA-LoRA. With A frozen at its start, this is FFA-LoRA, except that even
     rounds do not train B.
 
-    B is first because it starts at zero, where A has no gradient. The adaptor's bias, which the paper does not have,
-    belongs to B. A client uploads one factor per round, and downloads it and the factor of the previous round. Base and
-    scale s as in `fedit`: a joint base trains in every round.
+    B trains first because it starts at zero, where A has no gradient. The adaptor's bias, which the paper does not
+    have, belongs to B. A client uploads one factor per round. It downloads this factor and the factor of the previous
+    round. The options of the base and the scale s of an adaptor are those of `fedit`; a joint base trains in every
+    round.
     """
     adaptors = adaptors_of(problem, **adaptor)
     stream = Stream(problem.seed, "adaptors")

@@ -1,4 +1,4 @@
-"""The CIFAR-10 CNN of arXiv 2410.03497: two convolutions with max-pooling, two linear layers."""
+"""The CNN for CIFAR-10 of arXiv 2410.03497: two convolutions with max-pooling, and two linear layers."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,8 +21,8 @@ def build(
 
     x [B, H, W] or [B, H, W, colours] → conv 5×5 → pool 2 → conv 3×3 → pool 3 → linear → linear → [B, outputs].
 
-    `batch_norm` normalises the output of each convolution. Pooling comes before ReLU: this gives the same values and is
-    cheaper.
+    With `batch_norm`, the output of each convolution is normalised. Pooling comes before ReLU, because this is cheaper
+    and gives the same values.
 
     Raises:
         Refused: the images are too small for the convolutions and pools.
@@ -33,7 +33,8 @@ def build(
     sides = [((side - 4) // 2 - 2) // 3 for side in (height, breadth)]
     if min(sides) < 1:
         raise Refused(
-            f"images of {height}×{breadth} are too small for this network: at least 14×14; choose another model"
+            f"images of {height}×{breadth} pixels are too small for this network, which needs at least 14×14; "
+            "choose another model"
         )
 
     def forward(call: Call, x: Tensor) -> Tensor:

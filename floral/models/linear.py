@@ -1,4 +1,4 @@
-"""One linear layer: the regression of the synthetic tasks, softmax regression elsewhere."""
+"""Model of one linear layer: linear regression on the synthetic tasks, and softmax regression on all other tasks."""
 
 import math
 
@@ -7,13 +7,13 @@ from floral.nn.layers import Linear, Model
 
 
 def build(shape: tuple[int, ...], outputs: int, *, width: float = 1.0) -> Model:
-    """Build a linear model x [B, *shape] → [B, outputs].
+    """Build a model of one linear layer, from inputs x [B, *shape] to outputs [B, outputs].
 
     Raises:
-        Refused: `width` is not 1; there is no hidden layer to widen.
+        Refused: `width` is not 1. The model has no hidden layer that could be widened.
     """
     if width != 1.0:
-        raise Refused("a linear model has no hidden layer to widen; choose another model or method")
+        raise Refused("a linear model has no hidden layer that could be widened; choose another model or method")
     return Model(
         layers={"out": Linear(math.prod(shape), outputs)},
         forward=lambda call, x: call("out", x.flatten(1)),

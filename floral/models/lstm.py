@@ -1,4 +1,7 @@
-"""Language model of stacked LSTMs (arXiv 1409.2329), with linear layers as gates, so that adaptors can attach."""
+"""Language model of stacked LSTMs (arXiv 1409.2329).
+
+The gates are linear layers, so that adaptors can be attached to them.
+"""
 
 import torch
 from torch import Tensor
@@ -25,15 +28,17 @@ def build(
 
     Token ids x [B, T] → embedding → `depth` LSTMs of `hidden` units → linear → [B, T, outputs].
 
-    LSTM i has two layers: input<i> is applied to all T tokens at once, recurrent<i> is applied T - 1 times. With
-    `tied`, the last layer uses the embedding's weights, after a linear layer to the embedding's features.
+    LSTM number i has two layers. The layer input<i> is applied once, to all T tokens. The layer recurrent<i> is applied
+    T - 1 times. With `tied`, the last layer uses the embedding's weights, and a linear layer before it reduces the
+    states to the embedding's number of features.
 
     Raises:
         Refused: the samples are not texts of at least two tokens.
     """
     if len(shape) != 1 or shape[0] < 2:
         raise Refused(
-            f"samples of shape {list(shape)} are no text; a language model needs token ids [T] with T at least 2"
+            f"samples of shape {list(shape)} are not text: a language model needs token ids of shape [T] with T at "
+            "least 2; choose another model"
         )
     (length,), hidden = shape, scaled_units(hidden, width)
     layers: dict[str, Layer] = {"embedding": Embedding(outputs, features, adapted=adapt_embedding)}
@@ -54,9 +59,10 @@ def build(
 
 
 def run_lstm(call: Call, recurrent: str, inputs: Tensor) -> Tensor:
-    """Compute the states h [B, T, H] of one LSTM from its transformed inputs [B, T, 4H].
+    """Return the states h [B, T, H] of one LSTM, computed from its linearly transformed inputs [B, T, 4H].
 
-    c_t = σ(f) c_{t-1} + σ(i) tanh(g) and h_t = σ(o) tanh(c_t), where (i, f, o, g) = inputs_t + R h_{t-1}.
+    At time step t the gates are (i, f, o, g) = inputs_t + R h_{t-1}, where R is the layer `recurrent`. The cell is c_t
+    = σ(f + FORGET_BIAS) c_{t-1} + σ(i) tanh(g), and the state is h_t = σ(o) tanh(c_t), with the sigmoid σ.
     """
     hidden = inputs.shape[-1] // 4
     cell, states = None, list[Tensor]()

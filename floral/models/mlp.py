@@ -10,7 +10,10 @@ from floral.nn.norms import BatchNorm
 
 
 def build(shape: tuple[int, ...], outputs: int, *, hidden: int, batch_norm: bool = False, width: float = 1.0) -> Model:
-    """Build an MLP: x [B, *shape] → flatten → linear → (batch norm) → ReLU → linear → [B, outputs]."""
+    """Build a multi-layer perceptron with one hidden layer.
+
+    x [B, *shape] → flatten → linear → batch norm (only with `batch_norm`) → ReLU → linear → [B, outputs].
+    """
     hidden = scaled_units(hidden, width)
     layers: dict[str, Layer] = {"hidden": Linear(math.prod(shape), hidden)}
     if batch_norm:

@@ -19,24 +19,28 @@ def build(
     groups: int = 2,
     width: float = 1.0,
 ) -> Model:
-    """Build a ResNet-18.
+    """Build a ResNet-18 for small images.
 
     x [B, H, W] or [B, H, W, colours] → conv 3×3 → 4 stages of 2 blocks → mean over positions → linear → [B, outputs].
 
     A block computes relu(x + norm(conv(relu(norm(conv(x)))))) with 3×3 convolutions without bias. Every stage except
-    the first starts with a stride of 2. Where a block changes the shape, its skip connection is a 1×1 convolution and a
-    norm. The first convolution keeps the image size and no pooling follows, as usual for 32×32 images.
+    the first starts with a convolution of stride 2. If the convolutions of a block change the shape, a 1×1 convolution
+    and a norm give the first term x the same shape. The first convolution keeps the image size and no pooling follows,
+    as usual for 32×32 images.
 
     Raises:
-        Refused: the images are too small to be halved three times, or `groups` does not divide the channels.
+        Refused: the images are too small to be halved three times, or `groups` does not divide the numbers of channels.
     """
     height, breadth, colours = image_size(shape)
     if min(height, breadth) < 8:
         raise Refused(
-            f"images of {height}×{breadth} are too small for this network: at least 8×8; choose another model"
+            f"images of {height}×{breadth} pixels are too small for this network, which needs at least 8×8; "
+            "choose another model"
         )
     if odd := [count for count in channels if count % groups]:
-        raise Refused(f"channels: {odd[0]} cannot be shared by {groups} groups; use multiples of {groups}")
+        raise Refused(
+            f"`channels: {odd[0]}` cannot be split into {groups} groups of equal size; use multiples of {groups}"
+        )
     counts = [groups * scaled_units(count // groups, width) for count in channels]
     layers: dict[str, Layer] = {"stem": conv(colours, counts[0]), "stem_norm": GroupNorm(counts[0], groups)}
     strides: dict[str, int] = {}
@@ -70,6 +74,6 @@ def build(
 
 
 def conv(inputs: int, outputs: int, *, side: int = 3, stride: int = 1) -> Conv2d:
-    """A convolution without bias, padded so that only its stride changes the image size."""
+    """Return a convolution without bias, whose padding keeps the image size if the stride is 1."""
     around = (side // 2, side // 2)
     return Conv2d(inputs, outputs, (side, side), (stride, stride), padding=around, bias=False, start="normal_fan_out")

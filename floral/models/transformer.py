@@ -1,4 +1,7 @@
-"""Small transformer language model with causal attention (arXiv 1706.03762; pre-norm: arXiv 2002.04745)."""
+"""Small transformer language model with causal attention (arXiv 1706.03762).
+
+The norms come before attention and linear layers (pre-norm, arXiv 2002.04745).
+"""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,14 +31,17 @@ def build(
 
     Token ids x [B, T] → embedding + position → `depth` blocks → norm → linear → [B, T, outputs].
 
-    A block computes x + attention(norm x), then x + linear(gelu(linear(norm x))). A position attends to itself and
+    A block computes x + attention(norm x), then x + linear(gelu(linear(norm x))). A position attends to itself and to
     earlier positions. With `tied`, the last layer uses the embedding's weights.
 
     Raises:
-        Refused: the samples are not texts, or the heads do not divide the features.
+        Refused: the samples are not texts.
     """
     if len(shape) != 1:
-        raise Refused(f"samples of shape {list(shape)} are no text; a language model needs token ids [T]")
+        raise Refused(
+            f"samples of shape {list(shape)} are not text: a language model needs token ids of shape [T]; "
+            "choose another model"
+        )
     features, hidden = heads * scaled_units(round(features / heads), width), scaled_units(hidden, width)
     layers: dict[str, Layer] = {
         "embedding": Embedding(outputs, features, EMBEDDING_DEVIATION, adapted=adapt_embedding),

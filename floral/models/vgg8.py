@@ -1,4 +1,7 @@
-"""VGG8 of arXiv 2410.03497 (CIFAR-100): five convolutions with max-pooling, three linear layers with dropout."""
+"""The VGG8 for CIFAR-100 of arXiv 2410.03497.
+
+It has five convolutions with max-pooling, and three linear layers with dropout.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,8 +25,8 @@ def build(
 
     x [B, H, W] or [B, H, W, colours] → 5 × (conv 3×3 → pool 2) → 2 × (dropout → linear) → linear → [B, outputs].
 
-    `batch_norm` normalises the output of each convolution. ReLU follows every layer except the last. Pooling comes
-    before ReLU: this gives the same values and is cheaper.
+    With `batch_norm`, the output of each convolution is normalised. ReLU follows every layer except the last. Pooling
+    comes before ReLU, because this is cheaper and gives the same values.
 
     Raises:
         Refused: the images are too small for the five pools.
@@ -31,7 +34,8 @@ def build(
     height, breadth, colours = image_size(shape)
     if min(height, breadth) < 32:
         raise Refused(
-            f"images of {height}×{breadth} are too small for this network: at least 32×32; choose another model"
+            f"images of {height}×{breadth} pixels are too small for this network, which needs at least 32×32; "
+            "choose another model"
         )
     counts = [colours, *(scaled_units(count, width) for count in channels)]
     hidden = scaled_units(hidden, width)

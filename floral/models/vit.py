@@ -1,4 +1,4 @@
-"""Small vision transformer (arXiv 2010.11929) with pre-norm blocks and mean pooling."""
+"""Small vision transformer (arXiv 2010.11929), with norms before attention and mean pooling at the end."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,22 +23,23 @@ def build(
 ) -> Model:
     """Build a vision transformer.
 
-    x [B, H, W] or [B, H, W, colours] → patches → + positions → `depth` blocks → norm → mean → [B, outputs].
+    x [B, H, W] or [B, H, W, colours] → patches → + positions → `depth` blocks → norm → mean → linear → [B, outputs].
 
-    Each patch of patch×patch pixels is one position, embedded by a convolution with that stride. A block computes
-    x + attention(norm x), then x + linear(gelu(linear(norm x))), with dropout before each addition. The mean over
-    positions replaces the class token (arXiv 2205.01580).
+    A convolution turns each patch of patch×patch pixels into one position. A block computes x + attention(norm x), then
+    x + linear(gelu(linear(norm x))). Dropout is applied to the second term of each sum. The mean over positions
+    replaces the class token (arXiv 2205.01580).
 
     Raises:
-        Refused: the patches do not tile the images, or the heads do not divide the features.
+        Refused: the image size is not a multiple of the patch size, or `features` is not a multiple of `heads`.
     """
     height, breadth, colours = image_size(shape)
     if height % patch or breadth % patch:
         raise Refused(
-            f"patches of {patch}×{patch} do not tile images of {height}×{breadth}; set patch to a common divisor"
+            f"images of {height}×{breadth} pixels cannot be cut into patches of {patch}×{patch}; set `patch` to a "
+            "common divisor of height and width"
         )
     if features % heads:
-        raise Refused(f"features: {features} cannot be shared by {heads} heads; use a multiple of {heads}")
+        raise Refused(f"`features: {features}` cannot be split evenly among {heads} heads; use a multiple of {heads}")
     features, hidden = heads * scaled_units(features // heads, width), scaled_units(hidden, width)
     places = (height // patch) * (breadth // patch)
     layers: dict[str, Layer] = {

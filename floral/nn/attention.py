@@ -1,4 +1,4 @@
-"""Multi-head self-attention (arXiv 1706.03762) from declared linear layers, so that adaptors can attach to them."""
+"""Multi-head self-attention (arXiv 1706.03762), built from declared linear layers so that adaptors can change them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from floral.nn.layers import Call, Linear
 
 
 def projections(name: str, width: int, heads: int) -> dict[str, Linear]:
-    """Declare the four layers of one attention: <name>.query, .key, .value and .merge.
+    """Declare the four linear layers of one attention block: <name>.query, <name>.key, <name>.value and <name>.merge.
 
     Raises:
         Refused: the number of heads does not divide the width.
     """
     if width % heads:
-        raise Refused(f"{heads} heads do not divide the width {width}; set heads to a divisor of {width}")
+        raise Refused(f"{heads} heads do not divide the width {width}; set `heads` to a divisor of {width}")
     return {f"{name}.{part}": Linear(width, width) for part in ("query", "key", "value", "merge")}
 
 
 def attend(call: Call, name: str, x: Tensor, heads: int, *, causal: bool = False) -> Tensor:
-    """Apply one attention to x [B, T, width] → [B, T, width].
+    """Apply one attention block to x [B, T, width]; the result has the same shape.
 
-    Each head computes softmax(Q Kᵀ / sqrt(width / heads)) V. The heads are concatenated and merged by a linear layer.
-
-    `causal`: position t attends only to positions up to t.
+    Each head computes softmax(Q Kᵀ / sqrt(width / heads)) V from its queries Q, keys K and values V. The results of all
+    heads are concatenated, and the linear layer <name>.merge is applied. With `causal`, position t uses only the
+    positions up to t.
     """
     query, key, value = (
         call(f"{name}.{part}", x).unflatten(-1, (heads, -1)).transpose(1, 2) for part in ("query", "key", "value")

@@ -1,6 +1,7 @@
-"""Declared layers: models consist of them, adaptors attach to them, and the engine batches their products.
+"""Declared layers, from which models are built and which adaptors can change.
 
-A layer knows the shapes of its parameters and how ONE client applies it to x [B, ...]. It holds no tensor.
+A layer knows the shapes of its parameters, and how ONE client applies it to x [B, ...]. It contains no tensors; the
+parameters are passed to it at each call.
 """
 
 from __future__ import annotations
@@ -23,11 +24,10 @@ from floral.nn.products import Window
 
 @dataclass(frozen=True)
 class Linear:
-    """Linear layer y = x Wᵀ + b with W [outputs, inputs].
+    """A linear layer y = x Wᵀ + b with the weight W [outputs, inputs] and the bias b [outputs].
 
-    Start: U(±1/sqrt(inputs)), PyTorch's default.
-
-    A `tied` layer has no weight: it uses the weight of the embedding with that name.
+    Initial values are uniform between ±1/sqrt(inputs), which is PyTorch's default. If `tied` names an embedding layer,
+    the linear layer has no weight of its own and uses that of the embedding.
     """
 
     inputs: int
@@ -47,22 +47,24 @@ class Linear:
         return params
 
     def __call__(self, params: Params, x: Tensor, change: Params | None = None) -> Tensor:
-        """The layer applied to x [..., inputs], with `change` added to its parameters."""
+        """Apply the layer to x [..., inputs], with the adaptor's `change` added to its parameters."""
         weight, bias, delta = weight_bias_delta(params, change)
         return products.linear(x, weight, bias, delta=delta)
 
     def multiply_adds(self, shape: torch.Size) -> int:
-        """Multiply-adds of all steps for x of `shape` [..., inputs]."""
+        """Return the number of multiply-adds in one forward pass, for an input of the given shape [..., inputs].
+
+        A recurrent network applies the layer once for each of its `steps` time steps, and all of them are counted.
+        """
         return self.steps * shape[:-1].numel() * self.inputs * self.outputs
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """Embedding: row x of W [vocabulary, features] for each token id x [...].
+    """An embedding: for each token id in x [...], the row with this number of the weight [vocabulary, features].
 
-    Start: N(0, deviation²).
-
-    Ids may be stored as floating-point numbers, because all inputs of a model are stored so.
+    Initial values are normal with mean 0 and standard deviation `deviation`. Token ids may be floating-point numbers,
+    because all inputs of a model are stored so.
     """
 
     vocabulary: int
@@ -75,16 +77,18 @@ class Embedding:
         return {"weight": stream.normal("weight", (self.vocabulary, self.features), self.deviation)}
 
     def __call__(self, params: Params, x: Tensor, change: Params | None = None) -> Tensor:
-        """The layer applied to x [...] → [..., features], with `change` added to its parameters."""
+        """Apply the layer to token ids x [...] → [..., features], with the adaptor's `change` added to its weight."""
         weight, _, delta = weight_bias_delta(params, change)
         return F.embedding(x.long(), weight if delta is None else weight + delta)
 
 
 @dataclass(frozen=True)
 class Conv2d:
-    """Convolution of x [B, inputs, H, W] with W [outputs, inputs / groups, *kernel].
+    """A convolution of x [B, inputs, H, W] with a weight [outputs, inputs / groups, *kernel].
 
-    Start "uniform": U(±1/sqrt(fan_in)), PyTorch's default. Start "normal_fan_out": W ~ N(0, 2/(outputs·kernel)), b = 0.
+    `start` sets the initial values. With "uniform", they are uniform between ±1/sqrt(inputs / groups · kernel area),
+    which is PyTorch's default. With "normal_fan_out", the weight is normal with variance 2/(outputs · kernel area), and
+    the bias is 0.
     """
 
     inputs: int
@@ -101,7 +105,8 @@ class Conv2d:
     def __post_init__(self) -> None:
         if self.inputs % self.groups or self.outputs % self.groups:
             raise Refused(
-                f"{self.groups} groups do not divide {self.inputs} inputs and {self.outputs} outputs; change groups"
+                f"{self.groups} groups do not divide {self.inputs} inputs and {self.outputs} outputs; "
+                "set `groups` to a divisor of both numbers"
             )
 
     @property
@@ -117,12 +122,12 @@ class Conv2d:
         return uniform_start(stream, shape, self.outputs if self.bias else 0)
 
     def __call__(self, params: Params, x: Tensor, change: Params | None = None) -> Tensor:
-        """The layer applied to x [B, inputs, H, W], with `change` added to its parameters."""
+        """Apply the layer to x [B, inputs, H, W], with the adaptor's `change` added to its parameters."""
         weight, bias, delta = weight_bias_delta(params, change)
         return products.conv2d(x, weight, bias, window=self.window, delta=delta)
 
     def multiply_adds(self, shape: torch.Size) -> int:
-        """Multiply-adds for x of `shape` [B, inputs, H, W]."""
+        """Return the number of multiply-adds in one forward pass, for an input of the given shape [B, inputs, H, W]."""
         sides = zip(shape[-2:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
         positions = math.prod(
             (side + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
@@ -133,11 +138,10 @@ class Conv2d:
 
 @dataclass(frozen=True)
 class ConvTranspose2d:
-    """Transposed convolution of x [B, inputs, H, W] with W [inputs, outputs, *kernel].
+    """A transposed convolution of x [B, inputs, H, W] with a weight [inputs, outputs, *kernel].
 
-    Each position of x adds its multiple of W to the result; positions are `stride` apart.
-
-    Start: U(±1/sqrt(outputs·kernel)), PyTorch's default.
+    Each position of x adds a multiple of the weight to the output. In the output, the places of neighbouring positions
+    are `stride` apart. Initial values are uniform between ±1/sqrt(outputs · kernel area), which is PyTorch's default.
     """
 
     inputs: int
@@ -158,17 +162,17 @@ class ConvTranspose2d:
         return uniform_start(stream, (self.inputs, self.outputs, *self.kernel), self.outputs if self.bias else 0)
 
     def __call__(self, params: Params, x: Tensor, change: Params | None = None) -> Tensor:
-        """The layer applied to x [B, inputs, H, W], with `change` added to its parameters."""
+        """Apply the layer to x [B, inputs, H, W], with the adaptor's `change` added to its parameters."""
         weight, bias, delta = weight_bias_delta(params, change)
         return products.conv2d(x, weight, bias, window=self.window, delta=delta)
 
     def multiply_adds(self, shape: torch.Size) -> int:
-        """Multiply-adds for x of `shape` [B, inputs, H, W]."""
+        """Return the number of multiply-adds in one forward pass, for an input of the given shape [B, inputs, H, W]."""
         return shape.numel() * self.outputs * math.prod(self.kernel)
 
 
 def uniform_start(stream: Stream, shape: tuple[int, ...], biases: int) -> Params:
-    """Draw a weight and, if `biases` > 0, a bias from U(±1/sqrt(n)).
+    """Draw a weight of the given shape and, if `biases` > 0, as many biases, uniformly between ±1/sqrt(n).
 
     n is the product of all axes of the weight except the first.
     """
@@ -178,9 +182,10 @@ def uniform_start(stream: Stream, shape: tuple[int, ...], biases: int) -> Params
 
 
 def weight_bias_delta(params: Params, change: Params | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Weight, changed bias, and the change of the weight.
+    """Return the weight, the bias with its change added, and the change of the weight.
 
-    The weight's change is not added here, because its gradient must stay separate from the weight's gradient.
+    The change of the weight is not added here, because its gradient must stay separate from that of the weight. A bias
+    or change that does not exist is None.
     """
     weight, bias, change = params["weight"], params.get("bias"), change or {}
     if bias is not None and "bias" in change:
@@ -190,9 +195,9 @@ def weight_bias_delta(params: Params, change: Params | None) -> tuple[Tensor, Te
 
 @dataclass(frozen=True)
 class Position:
-    """Position embedding: x [B, T, features] + E[:T] with one trained vector for each of `length` positions.
+    """A position embedding: it adds a trained vector to the features of each position of x [B, T, features].
 
-    Start: N(0, 0.02²).
+    There is one vector for each of `length` positions. Initial values are normal with standard deviation 0.02.
     """
 
     length: int
@@ -207,9 +212,9 @@ class Position:
 
 @dataclass(frozen=True)
 class Dropout:
-    """Dropout: in training, set entries of x [B, *shape] to 0 with probability `rate`.
+    """Dropout for x [B, *shape]: in training, each entry is set to 0 with probability `rate`.
 
-    The other entries are divided by 1 - rate.
+    All other entries are divided by 1 - rate.
     """
 
     shape: tuple[int, ...]
@@ -217,7 +222,7 @@ class Dropout:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate < 1:
-            raise Refused(f"dropout: {self.rate:g} must be at least 0 and below 1")
+            raise Refused(f"`dropout` is {self.rate}; set it to a number that is at least 0 and below 1")
 
     def __call__(self, x: Tensor, uniform: Tensor) -> Tensor:
         return torch.where(uniform < self.rate, torch.zeros((), dtype=x.dtype, device=x.device), x / (1 - self.rate))
@@ -235,13 +240,13 @@ Adapt = Callable[[str, Tensor], tuple[Params | None, Tensor | None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model: declared layers, and a forward function from x [B, ...] to logits [B, outputs]."""
+    """A model: declared layers by name, and a function that computes the logits [B, outputs] of x [B, ...]."""
 
     layers: Mapping[str, Layer]
     forward: Callable[[Call, Tensor], Tensor]
 
     def init(self, stream: Stream) -> Params:
-        """Initial parameters, named <layer>.<parameter>; equal streams give equal parameters."""
+        """Return the initial parameters, named <layer>.<parameter>. Equal random streams give equal parameters."""
         return {
             f"{name}.{key}": value
             for name, layer in self.layers.items()
@@ -250,23 +255,26 @@ class Model:
         }
 
     def statistics(self) -> Params:
-        """Initial running statistics; empty without batch norm."""
+        """Return the initial running statistics of the batch-norm layers.
+
+        They are empty for a model without batch norm.
+        """
         norms = {name: layer for name, layer in self.layers.items() if isinstance(layer, BatchNorm)}
         return {f"{name}.{key}": value for name, layer in norms.items() for key, value in layer.statistics().items()}
 
     @property
     def noise(self) -> dict[str, tuple[int | str, ...]]:
-        """Shapes of the random inputs of the dropout layers; "batch" stands for B."""
+        """The shapes of the random inputs of the dropout layers, by layer. "batch" stands for the batch size."""
         dropouts = {name: layer for name, layer in self.layers.items() if isinstance(layer, Dropout)}
         return {name: ("batch", *layer.shape) for name, layer in dropouts.items()}
 
     @property
     def size(self) -> int:
-        """|w|, the number of parameters."""
+        """The number of parameters of the model."""
         return sum(value.numel() for value in self.init(Shapes(0, "size")).values())
 
     def inputs(self, shape: tuple[int, ...], batch: int) -> dict[str, torch.Size]:
-        """The input shape of each layer with parameters, for x [batch, *shape]."""
+        """Return the shape of the input of each layer that an adaptor could change, for x [batch, *shape]."""
         shapes: dict[str, torch.Size] = {}
 
         def record(name: str, x: Tensor) -> tuple[None, None]:
@@ -281,7 +289,7 @@ class Model:
         return shapes
 
     def multiply_adds(self, shape: tuple[int, ...], batch: int) -> int:
-        """Multiply-adds of the weights in one forward pass of x [batch, *shape]."""
+        """Return the multiply-adds of linear layers and convolutions in one forward pass of x [batch, *shape]."""
         inputs = self.inputs(shape, batch)
         layers = {name: layer for name, layer in self.layers.items() if isinstance(layer, WEIGHT_LAYERS)}
         return sum(layer.multiply_adds(inputs[name]) for name, layer in layers.items())
@@ -295,10 +303,10 @@ class Model:
         mask: Tensor | None,
         adapt: Adapt = lambda name, x: (None, None),
     ) -> tuple[Tensor, Params]:
-        """Logits, and the running statistics after the pass.
+        """Return the logits of x, and the running statistics after the forward pass.
 
-        `noise` None means evaluation. `mask` [B] marks the samples that are no padding. `adapt` changes a layer's
-        parameters or adds to its output.
+        `noise` None means evaluation, without dropout and with the running statistics. `mask` [B] is 1 for samples and
+        0 for padding. `adapt` may change the parameters of a layer or add to its output.
         """
         changed = dict(statistics)
 
@@ -327,22 +335,25 @@ class Model:
 
 
 def image_size(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Height, width and channels of samples [H, W] or [H, W, channels].
+    """Return the height, width and channels of image samples with the shape [H, W] or [H, W, channels].
 
     Raises:
-        Refused: samples of another shape are no images.
+        Refused: the shape has another number of axes, so the samples are not images.
     """
     if len(shape) not in (2, 3):
-        raise Refused(f"samples of shape {list(shape)} are no images; this model needs [H, W] or [H, W, channels]")
+        raise Refused(
+            f"samples of shape {list(shape)} are no images, but this model needs images [H, W] or [H, W, channels]; "
+            "use another `model` for these data"
+        )
     return (*shape, 1)[:3]  # type: ignore[return-value]
 
 
 def scaled_units(count: int, width: float) -> int:
-    """`count` hidden units multiplied by `width` and rounded; at least 1."""
+    """Return `count` hidden units multiplied by the factor `width`, rounded to an integer of at least 1."""
     return max(1, round(count * width))
 
 
 def layer_params(params: Params, layer: str) -> Params:
-    """The parameters of one layer, named without the layer's name: "fc1.weight" becomes "weight"."""
+    """Return the parameters of one layer, without the layer's name in their names: "fc1.weight" becomes "weight"."""
     prefix = f"{layer}."
     return {key.removeprefix(prefix): value for key, value in params.items() if key.startswith(prefix)}

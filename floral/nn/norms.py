@@ -1,6 +1,6 @@
 """Normalisation layers: batch norm, group norm and layer norm.
 
-Each ends with a scale γ and a shift β per feature. An adaptor may change both.
+Each layer multiplies the normalised features by a scale γ, and adds a shift β. An adaptor may change both.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ EPSILON = 1e-5
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """Batch normalisation of x [B, features, ...] over all axes except the second (arXiv 1502.03167).
+    """Batch normalisation of x [B, features, ...]: each feature is normalised over all other axes (arXiv 1502.03167).
 
-    Training uses the mean and variance of the batch's unmasked samples. Evaluation uses the running statistics. The
-    running variance is unbiased, and both statistics move by `MOMENTUM`, as in PyTorch.
+    Training uses the mean and variance of the unmasked samples of the batch. Evaluation uses running statistics. In
+    each training step, these move towards the mean and the unbiased variance of the batch by the factor `MOMENTUM`, as
+    in PyTorch.
     """
 
     features: int
@@ -41,7 +42,7 @@ class BatchNorm:
     def __call__(
         self, params: Params, running: Params, x: Tensor, mask: Tensor | None, change: Params | None = None
     ) -> tuple[Tensor, Params]:
-        """Normalised x and the running statistics after the pass; `mask` None means evaluation."""
+        """Return the normalised x, and the running statistics after this batch. `mask` None means evaluation."""
         weight, bias = scale_and_shift(params, change)
         shape = (1, -1) + (1,) * (x.dim() - 2)
         axes = (0, *range(2, x.dim()))
@@ -61,9 +62,10 @@ class BatchNorm:
 
 @dataclass(frozen=True)
 class GroupNorm:
-    """Normalisation of x [B, features, ...] per sample and group of neighbouring channels (arXiv 1803.08494).
+    """Group normalisation of x [B, features, ...] over groups of neighbouring features (arXiv 1803.08494).
 
-    With one group per feature this is instance normalisation (arXiv 1607.08022).
+    Each group of each sample is normalised on its own. With one feature per group, this is instance normalisation
+    (arXiv 1607.08022).
     """
 
     features: int
@@ -72,7 +74,8 @@ class GroupNorm:
     def __post_init__(self) -> None:
         if self.features % self.groups:
             raise Refused(
-                f"{self.features} features cannot be normalised in {self.groups} groups of equal size; change groups"
+                f"{self.features} features cannot be normalised in {self.groups} groups of equal size; "
+                f"set `groups` to a divisor of {self.features}"
             )
 
     def init(self, stream: Stream) -> Params:
@@ -80,7 +83,7 @@ class GroupNorm:
         return identity_start(self.features)
 
     def __call__(self, params: Params, x: Tensor, change: Params | None = None) -> Tensor:
-        """The layer applied to x [B, features, ...], with `change` added to its scale and shift."""
+        """Apply the layer to x [B, features, ...], with the adaptor's `change` added to its scale and shift."""
         weight, bias = scale_and_shift(params, change)
         shape = (-1, *(1,) * (x.dim() - 2))
         return standardise(x.unflatten(1, (self.groups, -1)), 2).reshape(x.shape) * weight.reshape(
@@ -89,13 +92,13 @@ class GroupNorm:
 
 
 def instance_norm(features: int) -> GroupNorm:
-    """Instance normalisation: each channel of each sample on its own (arXiv 1607.08022)."""
+    """Return an instance normalisation: it normalises each feature of each sample on its own (arXiv 1607.08022)."""
     return GroupNorm(features, groups=features)
 
 
 @dataclass(frozen=True)
 class LayerNorm:
-    """Normalisation of x [..., features] over its features (arXiv 1607.06450)."""
+    """Layer normalisation of x [..., features]: each vector of features is normalised on its own (arXiv 1607.06450)."""
 
     features: int
 
@@ -104,7 +107,7 @@ class LayerNorm:
         return identity_start(self.features)
 
     def __call__(self, params: Params, x: Tensor, change: Params | None = None) -> Tensor:
-        """The layer applied to x [..., features], with `change` added to its scale and shift."""
+        """Apply the layer to x [..., features], with the adaptor's `change` added to its scale and shift."""
         weight, bias = scale_and_shift(params, change)
         return standardise(x, -1) * weight + bias
 
@@ -113,19 +116,19 @@ NORMS = BatchNorm, GroupNorm, LayerNorm
 
 
 def standardise(x: Tensor, first: int) -> Tensor:
-    """Standardise x over its axes from `first` on: subtract the mean, divide by the standard deviation.
+    """Standardise x over all axes from number `first` on: subtract the mean, and divide by the standard deviation.
 
-    This is one operation, which vmap can batch.
+    This is one PyTorch operation, which `torch.vmap` can vectorise.
     """
     return F.layer_norm(x, x.shape[first:], eps=EPSILON)
 
 
 def identity_start(features: int) -> Params:
-    """Scale γ = 1 and shift β = 0."""
+    """Return the initial parameters of a normalisation layer: scale γ = 1 and shift β = 0."""
     return {"weight": torch.ones(features), "bias": torch.zeros(features)}
 
 
 def scale_and_shift(params: Params, change: Params | None) -> tuple[Tensor, Tensor]:
-    """Scale γ and shift β with `change` added."""
+    """Return the scale γ and the shift β of a normalisation layer, with the adaptor's `change` added if any."""
     weight, bias = params["weight"], params["bias"]
     return (weight, bias) if change is None else (weight + change["weight"], bias + change["bias"])

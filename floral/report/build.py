@@ -1,4 +1,4 @@
-"""Build the folder reports/<suite>/ from run folders: a page, summary.parquet, LaTeX tables and vector figures."""
+"""Build the folder reports/<suite>/ from the run folders of a suite: a page, summary.parquet, tables and figures."""
 
 from __future__ import annotations
 
@@ -43,15 +43,17 @@ def report(
     partial: bool = False,
     allow_missing: bool = False,
 ) -> Path:
-    """Build the report of a suite from its run folders and return the path of its page.
+    """Build the report of a suite from its run folders, and return the path of the report's page.
 
-    `partial` allows unfinished runs. `allow_missing` leaves out runs whose data are missing; the page names them.
+    With `partial`, some runs may be unfinished. With `allow_missing`, runs whose data are missing are left out, and the
+    page names them.
 
-    The report is built in a temporary folder, which replaces the old report at the end. Equal results give equal bytes:
-    the only time on the page is the time at which the last run finished.
+    The report is built in a temporary folder, which replaces the old report at the end. If the results are the same,
+    the files are the same byte for byte: the only time on the page is the one at which the last run finished.
 
     Raises:
-        ConfigError: a result is unreadable, no run has a result, or (without `partial`) a run has no result.
+        ConfigError: a result file cannot be read; all runs are left out because their data are missing; or a run has no
+            result and `partial` is False.
     """
     runs = list(runs)
     command = commands.command(suite_name, runs, allow_missing)
@@ -61,9 +63,9 @@ def report(
         if collected.unfinished and not partial:
             first = collected.unfinished[0].run
             raise ConfigError(
-                f"suite {suite_name!r}: {len(collected.unfinished)} of {len(runs)} runs have no result (the first: "
+                f"suite {suite_name!r}: {len(collected.unfinished)} of {len(runs)} runs have no result (the first is "
                 f"{first.task.name}/{first.variant.name}/seed{first.seed}); finish them with "
-                f"`{command}`, or report the finished runs with "
+                f"`{command}`, or report only the finished runs with "
                 f"`{commands.partial_command(suite_name, runs)}`"
             )
         _replace(collected, runs, reports, {"command": command, "missing": missing})
@@ -71,9 +73,9 @@ def report(
 
 
 def _replace(collected: Collected, runs: list[Run], reports: Path, texts: Mapping[str, Any]) -> None:
-    """Build the new report beside the old one, then replace the old one.
+    """Build the new report in a folder beside the old report, then replace the old report by it.
 
-    texts: further values for the template of the page.
+    texts: further values for the page's template.
     """
     final, fresh, old = (
         reports / f"{prefix}{collected.suite}{end}" for prefix, end in (("", ""), (".", ".new"), (".", ".old"))
@@ -111,9 +113,9 @@ def _build(collected: Collected, runs: list[Run], folder: Path, last: Path, text
 
 
 def _pdf(figure: Figure, last: Path) -> bytes:
-    """Return the figure as PDF. If the figure is unchanged, the PDF of the last report is reused.
+    """Return the figure as PDF. If the figure has not changed, return the PDF file of the last report.
 
-    The converter embeds fonts in random order. A new conversion would therefore change the bytes.
+    The converter embeds fonts in random order. A new PDF of the same figure would therefore have other bytes.
     """
     svg, pdf = (last.with_suffix(suffix) for suffix in (".svg", ".pdf"))
     if svg.exists() and pdf.exists() and svg.read_text(encoding="utf-8") == figure.svg:
@@ -152,18 +154,22 @@ def _page(material: Material, sections: list[Section], runs: list[Run], texts: M
 
 
 def _code(text: str) -> Markup:
-    """Replace text between backticks by <code> elements."""
+    """Escape a text for HTML, and put its parts between backticks into <code> elements."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def template_yaml(name: str) -> dict[str, Any]:
-    """Read a YAML file of reports/template."""
+    """Return the contents of a YAML file in reports/template."""
     value: dict[str, Any] = yaml.safe_load((TEMPLATE / name).read_text(encoding="utf-8"))
     return value
 
 
 def _switches(runs: list[Run]) -> list[dict[str, Any]]:
-    """List every fidelity switch with its values in these runs and its description from config/fidelity.yaml."""
+    """Return one row for each fidelity switch of these runs: its name, its values and its description.
+
+    A row has the values in these runs, the official value and the corrected value. The description comes from
+    config/fidelity.yaml.
+    """
     documented = catalogue.switches()
     used: dict[str, set[str]] = {}
     for fidelity in {run.fidelity.model_dump_json(): run.fidelity for run in runs}.values():

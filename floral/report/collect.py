@@ -1,4 +1,4 @@
-"""Read a suite's run folders into polars frames."""
+"""Read the run folders of a suite into polars frames."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ FOLLOWED = "floral_1"
 
 @dataclass(frozen=True, kw_only=True)
 class Unfinished:
-    """A run without a result, and the reason."""
+    """A run without a result, and the reason why it has none."""
 
     run: Run
     status: Literal["failed", "missing"]
@@ -63,15 +63,16 @@ class Unfinished:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Collected:
-    """The results of a suite. All frames have the key columns configuration, method_id and seed.
-
-    summary: one row per run, finished or not.
-    curves: one row per run, metric and evaluated round.
-    clients: one row per finished run and client, at the last round.
-    costs: one row per finished run, with its status.
-    unseen: mean accuracy and loss of unseen clients, one row per done run, kind of client and number n of samples.
+    """The results of a suite, as frames with the key columns configuration, method_id and seed.
 
     A run is done if it finished without diverging.
+
+    summary: one row per run, finished or not.
+    curves: one row per finished run, metric and evaluated round.
+    clients: one row per finished run and client, at the last round.
+    costs: one row per finished run, with its status.
+    unseen: mean accuracy and loss of unseen clients; one row per done run, kind of client and number n of labelled
+    samples.
     """
 
     suite: str
@@ -87,7 +88,7 @@ class Collected:
     """Routes at every recorded round, for the first done seed of FOLLOWED: round, client, cluster (true), route."""
 
     def values(self, configuration: Configuration, column: str) -> dict[str, dict[int, float]]:
-        """Return the values of a summary column, as method → seed → value, for done runs that have a value."""
+        """Return a summary column as method → seed → value, for done runs that have a value in this column."""
         rows = self.summary.filter(
             (pl.col("configuration") == configuration.id) & (pl.col("status") == "done") & pl.col(column).is_not_null()
         )
@@ -97,16 +98,16 @@ class Collected:
         return values
 
     def methods_on(self, configuration: Configuration) -> list[MethodRow]:
-        """Return the methods that the suite runs on this configuration, whether their runs are finished or not."""
+        """Return the methods that the suite runs on this configuration, whether or not their runs are finished."""
         ids = set(self.summary.filter(pl.col("configuration") == configuration.id)["method_id"])
         return [method for method in self.methods if method.id in ids]
 
 
 def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
-    """Read the run folders of a suite below `results`.
+    """Read the run folders of a suite, which lie in the folder `results`.
 
     Raises:
-        ConfigError: a finished run has an unreadable file. The message names the folder.
+        ConfigError: a file of a finished run cannot be read. The message names the run's folder.
     """
     runs = list(runs)
     configurations, methods, changes = compared.configurations(runs), compared.methods(runs), compared.change_columns()
@@ -136,7 +137,9 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
             summary.append({**row, **_metrics(result), "reference": origin(folder), **_cost_columns(cost)})
         except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ConfigError(f"{folder}: unreadable result ({reason}); delete this folder and run it again") from None
+            raise ConfigError(
+                f"folder {folder}: the result cannot be read ({reason}); delete this folder and run the suite again"
+            ) from None
         costs.append({**keys, "status": result["status"], **cost})
     return Collected(
         suite=suite,
@@ -187,7 +190,10 @@ def _clients(path: Path, keys: Mapping[str, Any]) -> pl.DataFrame:
 
 
 def _unseen(path: Path, keys: Mapping[str, Any]) -> pl.DataFrame:
-    """Read the means over unseen clients, weighted by the clients' numbers of test samples."""
+    """Return the mean accuracy and loss of a run's unseen clients, for each kind and number n of labelled samples.
+
+    Each client is weighted by its number of test samples.
+    """
     means = [(pl.col(name) * pl.col("test_rows")).sum() / pl.col("test_rows").sum() for name in ("accuracy", "loss")]
     by_kind = pl.read_parquet(path).group_by("kind", "n", maintain_order=True)
     return by_kind.agg(*means).cast({"kind": pl.String}).with_columns(**_literals(keys))
@@ -198,7 +204,7 @@ def _literals(keys: Mapping[str, Any]) -> dict[str, pl.Expr]:
 
 
 def _summary_frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
-    """Build the summary with fixed columns and types, so that the summaries of several suites can be concatenated."""
+    """Return the rows as a frame with fixed columns and types, so that frames of several suites can be concatenated."""
     seconds = ("seconds_setup", "seconds_train", "seconds_evaluate", "seconds_total")
     types: dict[str, Any] = dict.fromkeys(IDENTITY, pl.String)
     types |= dict.fromkeys(("test_accuracy", "test_loss", "official_score", *seconds), pl.Float64) | METRICS

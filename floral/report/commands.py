@@ -1,4 +1,4 @@
-"""Commands shown on the page, which complete the suite's runs or report the finished runs."""
+"""Shell commands that the page shows: to finish the suite's runs, or to report only the finished runs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from floral.config.suites import suite_runs
 
 
 def command(suite_name: str, runs: Iterable[Run], allow_missing: bool = False) -> str:
-    """Return the command that completes these runs and rebuilds their report, for the project's root folder."""
+    """Return the shell command that finishes these runs and builds their report again.
+
+    Readers run it in the project's root folder.
+    """
     allowing = " allow_missing=true" if allow_missing else ""
     axes = [f' {axis}="[{",".join(map(str, values))}]"' for axis, values in narrowing(suite_name, runs).items()]
     return f"snakemake --profile local --config suite={suite_name}{''.join(axes)}{allowing}"
 
 
 def partial_command(suite_name: str, runs: Iterable[Run]) -> str:
-    """Return the command that reports only the finished runs among these runs."""
+    """Return the shell command that reports these runs but leaves out the unfinished ones."""
     axes = [f" --{axis} {' '.join(map(str, values))}" for axis, values in narrowing(suite_name, runs).items()]
     return f"floral report {suite_name} --partial{''.join(axes)}"
 
@@ -27,7 +30,7 @@ def partial_command(suite_name: str, runs: Iterable[Run]) -> str:
 def narrowing(suite_name: str, runs: Iterable[Run]) -> dict[str, list[Any]]:
     """Return the shortest choice of tasks, variants and seeds that narrows a suite to exactly these runs.
 
-    The choice is empty if the runs are the whole suite, or if no choice gives exactly these runs.
+    The choice is empty if these runs are the whole suite. It is also empty if no choice gives exactly these runs.
     """
     by_folder = {run.folder: run for run in runs}
     values = {

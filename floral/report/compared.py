@@ -22,9 +22,9 @@ Tuned values count as changes of the variant."""
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """A task with all its values under one fidelity, on which methods are compared.
+    """A task with the values of all its settings, under one fidelity. Methods are compared only within a configuration.
 
-    It is one column of the main table.
+    Each configuration has its own columns in the main table.
     """
 
     id: str
@@ -39,13 +39,13 @@ class Configuration:
 
     @property
     def metric(self) -> str:
-        """`accuracy` (higher is better), or `loss` for regression (lower is better)."""
+        """The metric of results: `accuracy` (higher is better), or `loss` for regression (lower is better)."""
         return "loss" if self.task.loss == "mse" else "accuracy"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRow:
-    """A method variant with all its values. It is one row of the main table and has one colour in all figures."""
+    """A method variant with all its parameter values: one row of the main table, with one colour in all figures."""
 
     id: str
     title: str
@@ -59,9 +59,9 @@ def configuration_key(run: Run) -> Hashable:
 
 
 def method_key(run: Run) -> Hashable:
-    """Return the key of a run's method.
+    """Return a key that all runs of the same method share. A method is a variant with its parameter values.
 
-    A tuned variant has a single key, although its tuned values differ between tasks.
+    All runs of a tuned variant have the same key, although its tuned values differ between tasks.
     """
     tuned = run.own_rates is not None
     return run.variant.name, "tuned" if tuned else json.dumps(dict(run.variant.params), sort_keys=True)
@@ -89,7 +89,7 @@ def configurations(runs: list[Run]) -> dict[Hashable, Configuration]:
 def methods(runs: list[Run]) -> dict[Hashable, MethodRow]:
     """Return the methods of these runs by `method_key`, in the order of their first runs.
 
-    The title of a tuned variant contains `tuned` only if the suite also runs the variant untuned.
+    The title of a tuned variant contains the word `tuned` only if the suite also runs the variant untuned.
     """
     firsts: dict[Hashable, Run] = {}
     for run in runs:
@@ -110,9 +110,10 @@ def methods(runs: list[Run]) -> dict[Hashable, MethodRow]:
 
 
 def change_columns() -> Callable[[Run], dict[str, str]]:
-    """Return a function that computes the columns CHANGES of a run.
+    """Return a function that states what a run changes in the files of its task, variant and fidelity.
 
-    The function caches its results, so that runs with equal values are compared only once.
+    The function returns the columns CHANGES of summary.parquet. It caches its answers, because many runs have equal
+    values.
     """
     cache: dict[Hashable, dict[str, str]] = {}
 
@@ -136,7 +137,7 @@ def change_columns() -> Callable[[Run], dict[str, str]]:
 
 
 def _configuration_facts(run: Run) -> dict[str, Any]:
-    """Return the name of the fidelity, the changed switches and the changed values of the task."""
+    """Return what distinguishes a run's configuration: fidelity, changed switches and changed values of the task."""
     task, default = (task.model_dump(exclude={"title"}) for task in (run.task, catalogue.task(run.task.name)))
     return {"fidelity": run.fidelity.name, **_changed_switches(run), **_changed_values(task, default)}
 
@@ -147,9 +148,9 @@ def _changed_switches(run: Run) -> dict[str, Any]:
 
 
 def _changed_values(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that differ from the defaults, by dotted path.
+    """Return the values that differ from the defaults, by dotted path (such as `partition.alpha`).
 
-    The value is None for a default that `values` does not contain.
+    If `values` does not contain a default, the default's path gets the value None.
     """
     now, before = (
         {name: value for name, value in dotted_keys(nested).items() if value != {}} for nested in (values, defaults)
@@ -160,9 +161,10 @@ def _changed_values(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> d
 def _unique_ids(
     facts: Mapping[Hashable, Mapping[str, Any]], names: Mapping[Hashable, str]
 ) -> dict[Hashable, tuple[str, str]]:
-    """Return a suffix for each key that makes its name unique, and the facts that distinguish it.
+    """Return two texts for each key: a suffix that makes the key's name unique, and the facts that distinguish the key.
 
-    Facts that all keys of equal name share do not distinguish them and are left out.
+    Several keys can have the same name. Facts that all of them share are left out, because they do not distinguish
+    them.
     """
     ids = {}
     for name in dict.fromkeys(names.values()):

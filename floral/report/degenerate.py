@@ -1,4 +1,4 @@
-"""Find methods that equal another method on a task, by the rules `equals` of config/methods."""
+"""Find methods that give the same results as another method on a task, by the rules `equals` of config/methods."""
 
 from __future__ import annotations
 
@@ -22,14 +22,19 @@ CONDITIONS: Mapping[Condition, tuple[str, Callable[[Task, int], bool]]] = {
 
 
 def holds(condition: Condition, task: Task, samples: int) -> bool:
-    """Return whether a condition holds on a task whose largest client has this number of training samples."""
+    """Return whether a condition of the rules `equals` (in config/methods) holds on this task.
+
+    samples: the largest number of training samples of a client.
+    """
     return CONDITIONS[condition][1](task, samples)
 
 
 def equal_methods(collected: Collected, configuration: Configuration) -> list[tuple[str, str, str]]:
-    """Return (method, the variant with the same results, reason) for every declared rule that holds here.
+    """Return (method id, other variant, reason) for each method that must give the same results as another variant.
 
-    The list is empty until a run is finished, because the numbers of samples are read from a finished run.
+    The rules `equals` in config/methods declare such pairs; the reason says why the rule holds on this configuration.
+    The list is empty until a run of the configuration is finished, because the clients' numbers of samples are read
+    from a finished run.
     """
     clients = collected.clients
     clients = clients if clients.is_empty() else clients.filter(pl.col("configuration") == configuration.id)

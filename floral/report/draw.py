@@ -13,9 +13,10 @@ from floral.report.style import Style
 
 
 def has_figures(collected: Collected, configuration: Configuration) -> bool:
-    """Return whether a configuration has figures.
+    """Return whether the report draws figures of this configuration. Otherwise it has only tables.
 
-    A configuration that only changes switches of another one has only tables, because a suite can have dozens of them.
+    A configuration has only tables if it differs only by fidelity switches from another configuration that has figures.
+    A suite can have dozens of such configurations.
     """
     same = [
         item
@@ -26,9 +27,10 @@ def has_figures(collected: Collected, configuration: Configuration) -> bool:
 
 
 def draw(collected: Collected, styles: Mapping[str, Style], configuration: Configuration) -> dict[str, Figure]:
-    """Draw the figures of a configuration, by kind.
+    """Draw the figures of a configuration and return them as kind → figure.
 
-    Kinds without data are left out: without routes, without a finished run, or for regression.
+    A figure is left out if the results lack its data. For example, without learned routes there are no figures of
+    routes, and for regression there are no figures of worst clients.
     """
     ids = {method.id for method in collected.methods_on(configuration)}
     drawn = [style for method, style in styles.items() if method in ids]

@@ -1,4 +1,4 @@
-"""Frames that figures plot: learning curves, the spread over clients, and clients that join after training."""
+"""Frames that figures plot: learning curves, results of single clients, and clients that join after training."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ UNSEEN_KINDS = {"seen_cluster": "clients of a cluster seen in training", "new_co
 
 
 def curve(collected: Collected, configuration: Configuration, metric: str, x: str, factor: float) -> pl.DataFrame:
-    """Return the mean and range over seeds of a metric times `factor`, at every evaluated round.
+    """Return a metric times `factor` at every evaluated round: mean, smallest and largest value over seeds.
 
-    Columns: method_id, x, mean, low, high, n (number of seeds with a finite value at that round).
+    Columns: method_id, x (the column `x`, averaged over seeds), mean, low, high, n (number of seeds with a finite value
+    at that round).
     """
     if collected.curves.is_empty():
         return pl.DataFrame()
@@ -32,9 +33,9 @@ def curve(collected: Collected, configuration: Configuration, metric: str, x: st
 
 
 def spread(collected: Collected, configuration: Configuration, column: str, factor: float) -> pl.DataFrame:
-    """Return one row per method, seed and client with a finite value.
+    """Return the results of single clients: one row per done run and client with a finite value.
 
-    Columns: method_id, seed, value (times `factor`).
+    Columns: method_id, seed, value (the client's value in `column`, times `factor`).
     """
     rows = done_clients(collected, configuration)
     if rows.is_empty():
@@ -44,10 +45,10 @@ def spread(collected: Collected, configuration: Configuration, column: str, fact
 
 
 def unseen_accuracy(collected: Collected, configuration: Configuration, kind: str) -> pl.DataFrame:
-    """Return the accuracy in per cent of one kind of unseen clients by their number x of labelled samples.
+    """Return the accuracy in per cent of unseen clients of one kind, by their number of labelled samples.
 
-    Columns: method_id, x, mean, low and high over the seeds, seeds (the list of their values). Methods without a mean
-    are left out.
+    Columns: method_id, x (number of labelled samples), mean, low and high over the seeds, seeds (list of the values of
+    single seeds). Methods without a mean (see `methods_without_mean`) are left out.
     """
     rows = collected.unseen
     if rows.is_empty():

@@ -1,4 +1,4 @@
-"""Means and paired differences of methods over seeds, with 95 % intervals if there are enough seeds."""
+"""Means and paired differences of methods over seeds, with 95 % intervals where there are enough seeds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_RESAMPLED_CLIENTS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Clients:
-    """The values [K] of one run's clients and their weights [K]. The weighted mean is the run's value."""
+    """The values [K] and the weights [K] of the K clients of one run. The run's value is their weighted mean."""
 
     values: np.ndarray
     weights: np.ndarray
@@ -23,12 +23,12 @@ class Clients:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Paired:
-    """Values by method and seed. Where a value is a mean over clients, also the clients' values by (method, seed).
+    """The values of several methods by seed, which give means, paired differences and their 95 % intervals.
 
-    With fewer than MIN_SEEDS_FOR_BOOTSTRAP seeds, intervals are Student's t-intervals. Otherwise they come from a
-    hierarchical bootstrap, which resamples seeds and, within a seed, clients. Clients are resampled only if all
-    compared methods have at most MAX_RESAMPLED_CLIENTS clients for these seeds. All methods share the same resampled
-    seeds and clients.
+    If a run's value is a mean over clients, `clients` has the values of the run's clients, by (method, seed). With
+    fewer than MIN_SEEDS_FOR_BOOTSTRAP seeds, intervals are Student's t-intervals. With this number or more, they come
+    from a hierarchical bootstrap, which resamples seeds and then clients within each seed. Clients are resampled only
+    if the runs have at most MAX_RESAMPLED_CLIENTS clients. All methods share the same resampled seeds and clients.
     """
 
     values: Mapping[str, Mapping[int, float]]
@@ -43,11 +43,11 @@ class Paired:
         return expanded(self._resampled_means(seeds)[method], float(np.mean(list(by_seed.values()))), len(seeds))
 
     def differences(self, method: str, baseline: str) -> list[float]:
-        """Return method − baseline for each seed that both have."""
+        """Return the value of `method` minus that of `baseline`, for each seed that both methods have."""
         return [self.values[method][seed] - self.values[baseline][seed] for seed in self._shared(method, baseline)]
 
     def difference(self, method: str, baseline: str) -> Interval | None:
-        """Return the mean of `differences`; None if the methods share no seed."""
+        """Return the mean of the paired differences with its interval. Return None if the methods share no seed."""
         by_seed = self.differences(method, baseline)
         if len(by_seed) < MIN_SEEDS_FOR_BOOTSTRAP:
             return t_interval(by_seed) if by_seed else None
@@ -55,9 +55,9 @@ class Paired:
         return expanded(means[method] - means[baseline], float(np.mean(by_seed)), len(by_seed))
 
     def is_separated(self, method: str, baseline: str) -> bool:
-        """Return whether the 95 % interval of the difference excludes 0.
+        """Return whether the 95 % interval of the paired difference excludes 0.
 
-        This needs at least MIN_SEEDS_FOR_BOOTSTRAP shared seeds.
+        With fewer than MIN_SEEDS_FOR_BOOTSTRAP shared seeds, the answer is False.
         """
         difference = self.difference(method, baseline)
         return difference is not None and difference.n >= MIN_SEEDS_FOR_BOOTSTRAP and difference.excludes_zero
@@ -66,7 +66,10 @@ class Paired:
         return tuple(sorted(self.values[method].keys() & self.values[baseline].keys()))
 
     def _resampled_means(self, seeds: tuple[int, ...]) -> dict[str, np.ndarray]:
-        """Return resampled means over these seeds, for all methods that have a value for each of the seeds."""
+        """Return the mean of each method in every bootstrap resample of these seeds.
+
+        Methods that lack a value for one of these seeds are left out.
+        """
         if seeds not in self._resampled_by_seeds:
             methods = [method for method, by_seed in self.values.items() if by_seed.keys() >= set(seeds)]
             values, weights = self._arrays(methods, seeds)
@@ -75,9 +78,9 @@ class Paired:
         return self._resampled_by_seeds[seeds]
 
     def _arrays(self, methods: list[str], seeds: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return values [seeds, clients, methods] and weights [seeds, clients].
+        """Return the input of the bootstrap: values [seeds, clients, methods] and weights [seeds, clients].
 
-        If clients cannot be resampled, return values [seeds, 1, methods] and no weights.
+        If clients cannot be resampled, the values are [seeds, 1, methods] and the weights are None.
         """
         runs = [[self.clients.get((method, seed)) for method in methods] for seed in seeds]
         if _can_resample([run for row in runs for run in row]) and all(_same_weights(row) for row in runs):
@@ -87,9 +90,9 @@ class Paired:
 
 
 def _can_resample(runs: list[Clients | None]) -> bool:
-    """Return whether clients can be resampled.
+    """Return whether the clients of these runs can be resampled.
 
-    All runs must have the same number of clients, at most MAX_RESAMPLED_CLIENTS, with finite values and weights > 0.
+    All runs must have the same number of clients, at most MAX_RESAMPLED_CLIENTS. Values must be finite and weights > 0.
     """
     sizes: Set[int] = {0 if run is None else len(run.values) for run in runs}
     return (

@@ -1,4 +1,4 @@
-"""Frames of clients' routes, with learned clusters renumbered to match the true clusters."""
+"""Frames of clients' routes. Learned clusters are renumbered so that they match the true clusters."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from floral.report.summarise import done_clients
 def last_routes(
     collected: Collected, configuration: Configuration, methods: list[str]
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Return the last routes of each method's first done seed in long form, and these seeds by method.
+    """Return a frame with the routes at the last round, and the seed that these routes come from, for each method.
 
-    Columns: method_id, position (of the client, sorted by true cluster), cluster, weight, true_cluster.
-    Learned clusters have arbitrary numbers. They are renumbered by the assignment to true
-    clusters with the largest total weight.
+    The seed is the first done seed of the method. The frame has one row per method, client and learned cluster.
+    Columns: method_id, position (of the client, sorted by true cluster), cluster (learned), weight, true_cluster.
+    Learned clusters have arbitrary numbers. They are renumbered so that clients give the largest total weight to the
+    learned cluster with the number of their true cluster.
     """
     rows = done_clients(collected, configuration)
     if rows.is_empty():
@@ -44,11 +45,12 @@ def last_routes(
 def routes_over_rounds(rows: pl.DataFrame, clients: int, rounds: int) -> tuple[pl.DataFrame, float]:
     """Return one run's routes over rounds, and the share of clients whose last cluster matches their true cluster.
 
-    Columns of rows: round, client, cluster (true), route. At most `rounds` rounds and the first `clients` clients of
-    each true cluster are kept. A client is in the cluster with its largest weight.
+    A client is in the learned cluster with its largest weight. `rows` has the columns round, client, cluster (true) and
+    route. The result has at most `rounds` rounds, and the first `clients` clients of each true cluster.
 
-    Columns: round, until (the next round kept), position (of the client, sorted by true cluster), client, true_cluster,
-    cluster (renumbered to match the last routes), weight (of this cluster).
+    Columns of the result: round, until (the next round in the result), position (of the client, sorted by true
+    cluster), client, true_cluster, cluster (learned, renumbered to match the true clusters at the last round), weight
+    (of this cluster).
     """
     last = rows.filter(pl.col("round") == rows["round"].max())
     weights, truth = np.array(last["route"].to_list()), last["cluster"].to_numpy()
@@ -74,7 +76,8 @@ def routes_over_rounds(rows: pl.DataFrame, clients: int, rounds: int) -> tuple[p
 def _matched_order(weights: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Return the learned clusters [C] in the order of the true clusters that they match best.
 
-    weights: routes [K, C]. truth: true cluster of each client [K].
+    The match gives the largest total weight of clients on the learned cluster of their true cluster. weights: routes
+    [K, C]. truth: true cluster of each client [K]. K is the number of clients, C that of learned clusters.
     """
     total = np.zeros((max(int(truth.max()) + 1, weights.shape[1]), weights.shape[1]))
     np.add.at(total, truth, weights)

@@ -1,4 +1,4 @@
-"""Sentences at the top of the page: states of the runs, leading methods, differences, and recovered clusters."""
+"""Sentences at the top of the page: numbers of runs, best methods, differences, and recovered clusters."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ MAX_NAMED_CONFIGURATIONS = 6
 
 
 def suite(name: str) -> dict[str, str]:
-    """Return the name, title and description of the suite from config/suites."""
+    """Return the name, title and description of the suite, from config/suites."""
     file = catalogue.suite(name)
     return {"name": file.name, "title": file.title, "about": file.about}
 
 
 def state(collected: Collected) -> dict[str, int]:
-    """Return the number of runs by status, and the number of all runs under `all`."""
+    """Return the number of runs for each status, and the number of all runs under the key `all`."""
     counts = dict(collected.summary["status"].value_counts(sort=True).iter_rows())
     return {
         "all": collected.summary.height,
@@ -34,7 +34,7 @@ def state(collected: Collected) -> dict[str, int]:
 
 
 def verdict(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
-    """Summarise the main table in neutral sentences."""
+    """Return sentences that summarise the suite: its runs, differences to the reference, and recovered clusters."""
     counts = state(collected)
     seeds = collected.summary.group_by("configuration", "method_id").agg(pl.col("seed").n_unique())["seed"]
     number_of_seeds = str(seeds.max()) if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
@@ -48,7 +48,10 @@ def verdict(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
 
 
 def degenerate(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
-    """Name the methods that equal another method on a task, so that readers do not count them as two results."""
+    """Return one sentence for each method that gives the same results as another method on a task.
+
+    Readers should not count these results as two.
+    """
     sentences = []
     for configuration in collected.configurations:
         for method, variant, reason in equal_methods(collected, configuration):
@@ -60,9 +63,10 @@ def degenerate(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
 
 
 def leaders(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
-    """Name the best two methods of each configuration with marks, if the suite is small.
+    """Return the best two methods of each configuration: `task: method (mean), then method (mean)`.
 
-    The form is `task: method (mean), then method (mean)`.
+    Only methods that the main table marks as best or second best are named. The list is empty if the suite has more
+    than MAX_NAMED_CONFIGURATIONS configurations.
     """
     lines = []
     few = len(collected.configurations) <= MAX_NAMED_CONFIGURATIONS
@@ -86,7 +90,7 @@ def count(number_: int, noun: str) -> str:
 
 
 def tasks(collected: Collected) -> str:
-    """State the number of tasks, and of configurations if a task has several."""
+    """Return a text with the number of tasks. If a task has several configurations, their number is added."""
     number_of_tasks = len({configuration.task.name for configuration in collected.configurations})
     configurations = len(collected.configurations)
     text = count(number_of_tasks, "task")
@@ -94,7 +98,7 @@ def tasks(collected: Collected) -> str:
 
 
 def _title(style: Style) -> str:
-    """Return the title with no-break spaces."""
+    """Return the method's title with no-break spaces."""
     return style.title.replace(" ", "\u00a0")
 
 
@@ -129,11 +133,11 @@ def _against_reference(collected: Collected, styles: Mapping[str, Style]) -> lis
     total = better + worse + undecided
     reference = _title(styles[REFERENCE])
     if not total:
-        sentence = f"No paired interval to {styles[REFERENCE].title}: it requires two seeds of both methods."
+        sentence = f"There are no paired intervals to {reference}: they require two seeds that both methods have."
         return [sentence] if without_interval else []
     return [
-        f"Of {count(total, 'paired 95 % interval')} of a method {MINUS} {reference}: {better} better, {worse} worse, "
-        f"{undecided} with zero inside (not corrected for multiple comparisons)."
+        f"Paired 95 % intervals of method {MINUS} {reference} ({total}, not corrected for multiple comparisons): "
+        f"{better} show that the method is better, {worse} that it is worse, {undecided} contain zero."
     ]
 
 
@@ -145,5 +149,5 @@ def _recovery(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
         return []
     by_method = dict(means.select("method_id", "ari").iter_rows())
     values = ", ".join(f"{_title(styles[n])} {number(by_method[n], 2)}" for n in styles if n in by_method)
-    measure = "adjusted Rand index, mean over runs; 1 perfect, 0 chance"
+    measure = "adjusted Rand index, mean over runs; 1 is perfect, 0 is chance"
     return [f"Agreement of learned routes with the true clusters ({measure}): {values}."]

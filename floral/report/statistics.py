@@ -24,11 +24,12 @@ MAX_RANKED_METHODS = 15
 
 
 def welch_difference(values: Sequence[float], mean: float, deviation: float, n: int, level: float = 0.95) -> Interval:
-    """Return Welch's interval for the mean of `values` minus a mean of n values with this standard deviation.
+    """Return Welch's interval for the difference d between the mean of `values` and a published mean.
 
-    d ± t(ν, (1 + level)/2)·√(s²/m + deviation²/n), with ν after Welch and Satterthwaite and m = len(values). The
-    interval's n is min(m, n). With m = 1 or n = 1 there is no interval. If both standard deviations are 0, its width is
-    0.
+    The published mean is over n values with the standard deviation `deviation`. The interval is d ± t·√(s²/m +
+    deviation²/n). Here m is the number of `values` and s their standard deviation. t is the (1 + level)/2 quantile of
+    Student's distribution, with degrees of freedom after Welch and Satterthwaite. The interval's n is min(m, n). With m
+    = 1 or n = 1 there is no interval. If both standard deviations are 0, its width is 0.
 
     Raises:
         ValueError: `values` is empty, or a value is not finite.
@@ -50,7 +51,7 @@ def welch_difference(values: Sequence[float], mean: float, deviation: float, n: 
 def worst_mean(values: ArrayLike, count: int) -> np.ndarray:
     """Return the mean of the `count` lowest values along the last axis.
 
-    Limiting cases: count = 1 is the minimum, count = K the mean.
+    With count = 1 it is the minimum, and with count = the length of the axis the mean.
     """
     lowest = np.sort(np.asarray(values, dtype=float), axis=-1)[..., :count]
     return lowest.mean(axis=-1)
@@ -58,7 +59,7 @@ def worst_mean(values: ArrayLike, count: int) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class NullBand:
-    """The distribution of a worst-of-K statistic if all are equally accurate: mean and ends of the central 95 %."""
+    """The worst accuracy of K equally accurate clients, by chance alone: mean and ends of its central 95 % range."""
 
     mean: float
     low: float
@@ -66,13 +67,14 @@ class NullBand:
 
 
 def binomial_null(samples: Sequence[int], accuracy: float, count: int, draws: int = 2000, seed: int = 0) -> NullBand:
-    """Simulate the mean of the `count` lowest X_k/n_k for independent X_k ~ Bin(n_k, p).
+    """Simulate the mean of the `count` lowest accuracies if all clients have the same accuracy p.
 
-    This is the worst of K clients or clusters if all of them have the same accuracy p.
+    The accuracy of client k is X_k/n_k. X_k is the number of correct predictions among its n_k test samples, drawn
+    independently from Binomial(n_k, p). Clusters can take the place of clients.
 
-    `samples` are the numbers n_k of test samples (of clients or of clusters); `accuracy` is the common p = ΣX_k/Σn_k.
-    Entries with n_k = 0 are left out. There are `draws` simulations from Philox(seed), so equal arguments give equal
-    bands. As n_k → ∞ the band shrinks to p. For count = K its mean is p.
+    `samples` are the numbers n_k; entries with n_k = 0 are left out. `accuracy` is p. There are `draws` simulations
+    from Philox(seed), so equal arguments give equal results. As n_k → ∞, the range shrinks to p. If count is the number
+    of entries, the mean is p.
 
     Raises:
         ValueError: p is outside 0–1, or fewer than `count` entries have samples.
@@ -80,7 +82,8 @@ def binomial_null(samples: Sequence[int], accuracy: float, count: int, draws: in
     n = np.asarray([number for number in samples if number > 0])
     if not 0 <= accuracy <= 1 or not 1 <= count <= n.size:
         raise ValueError(
-            f"binomial_null: accuracy is {accuracy} and must be in 0–1; count is {count} and must be in 1–{n.size}"
+            f"binomial_null: got accuracy {accuracy} and count {count}; give an accuracy from 0 to 1, and a count from "
+            f"1 to {n.size} (the number of entries with samples)"
         )
     generator = np.random.Generator(np.random.Philox(seed))
     lowest = worst_mean(generator.binomial(n, accuracy, size=(draws, n.size)) / n, count)
@@ -89,22 +92,28 @@ def binomial_null(samples: Sequence[int], accuracy: float, count: int, draws: in
 
 
 def least_p(n: int) -> float:
-    """Return the smallest possible two-sided p of a sign-flip test with n differences: 2/2^n, or 0.0625 for n = 5."""
+    """Return the smallest possible two-sided p of a sign-flip test with n differences: 2/2^n, at most 1.
+
+    For n = 5 it is 0.0625.
+    """
     return min(1.0, 2.0 ** (1 - n))
 
 
 def attainable(n: int, comparisons: int = 1) -> bool:
-    """Return whether a comparison of n pairs can be significant after Holm's correction for all comparisons."""
+    """Return whether a test on n pairs can reach p ≤ 0.05 after Holm's correction.
+
+    comparisons: number of tests that are corrected together.
+    """
     return comparisons * least_p(n) <= SIGNIFICANCE_LEVEL
 
 
 def sign_flip(differences: Sequence[float]) -> float:
-    """Return the two-sided p of paired differences by a sign-flip test.
+    """Return the two-sided p of a sign-flip test on the paired differences d_i of two methods.
 
-    The null hypothesis is that both methods are exchangeable within a seed. Then every d_i is positive or negative with
-    equal probability. p is the share of the 2^n sign vectors s with |Σ s_i d_i| ≥ |Σ d_i|, including the observed
-    signs. p is exact for at most MAX_EXACT_FLIPS differences, otherwise estimated from 2^MAX_EXACT_FLIPS sign vectors
-    from Philox(0).
+    The null hypothesis is that the methods are exchangeable within a seed, so that each d_i is positive or negative
+    with equal probability. p is the share of the 2^n vectors of signs s with |Σ s_i d_i| ≥ |Σ d_i|, including the
+    observed signs. It is exact for at most MAX_EXACT_FLIPS differences, otherwise estimated from 2^MAX_EXACT_FLIPS
+    vectors of signs drawn from Philox(0).
     """
     x = np.asarray(differences, dtype=float)
     if x.size <= MAX_EXACT_FLIPS:
@@ -117,10 +126,11 @@ def sign_flip(differences: Sequence[float]) -> float:
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Correct m p-values by Holm's step-down method.
+    """Return p-values corrected for multiple comparisons by Holm's step-down method.
 
-    The i-th smallest value (counted from 0) is multiplied by m - i, capped at 1, and made at least as large as the one
-    before. Rejecting corrected values ≤ α has a familywise error ≤ α under any dependence. Source: Holm 1979.
+    Let there be m p-values. The i-th smallest (counted from 0) is multiplied by m - i and capped at 1. If the corrected
+    value before it is larger, it is raised to that value. If every null hypothesis with a corrected p ≤ α is rejected,
+    the probability of any false rejection is at most α, however the tests depend on each other. Source: Holm 1979.
     """
     corrected: dict[str, float] = {}
     largest = 0.0
@@ -131,11 +141,12 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 
 
 def seeds_to_decide(differences: Sequence[float], power: float = 0.8, most: int = 1000) -> int | None:
-    """Return the smallest number N of seeds with which a paired t-test detects this difference with `power`.
+    """Return the smallest number N of seeds with which a paired t-test detects the mean difference with `power`.
 
-    The test is two-sided at 5 %. The mean m and standard deviation s of the differences are taken as the true ones.
-    With δ = √N·m/s, the power is P(|T| > t(N - 1, 0.975)) for T noncentral t(N - 1, δ). The result is None if N exceeds
-    `most`, if there are fewer than two differences, if one is not finite, or if m = 0.
+    The test is two-sided at 5 %. It is assumed that the true mean m and standard deviation s are those of
+    `differences`. The power is P(|T| > t). Here T has the noncentral t-distribution with N - 1 degrees of freedom and
+    noncentrality √N·m/s, and t is the 0.975 quantile of Student's distribution with N - 1 degrees of freedom. The
+    result is None if N exceeds `most`, if there are fewer than two differences, if one is not finite, or if m = 0.
     """
     x = np.asarray(differences, dtype=float)
     if x.size < 2 or not np.isfinite(x).all() or x.mean() == 0:
@@ -157,7 +168,10 @@ def seeds_to_decide(differences: Sequence[float], power: float = 0.8, most: int 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """Mean ranks of methods over tasks (1 is best), Friedman's p, and the critical difference of two mean ranks."""
+    """Mean ranks of methods over tasks (1 is best), p of Friedman's test, and Nemenyi's critical difference.
+
+    Two mean ranks differ significantly if their distance exceeds the critical difference.
+    """
 
     mean: dict[str, float]
     p: float
@@ -166,12 +180,14 @@ class Ranks:
 
 
 def ranks(results: Mapping[str, Sequence[float]], higher_is_better: Sequence[bool]) -> Ranks:
-    """Rank methods over tasks by Friedman's test, with Nemenyi's critical difference.
+    """Return mean ranks of methods over tasks, p of Friedman's test, and Nemenyi's critical difference.
 
-    results: method → its result on each of N tasks. higher_is_better: one flag per task.
-    Methods are ranked within a task; tied methods share their mean rank r. With the rank sums R_j of k methods,
-    χ² = (k - 1)·Σ_j (R_j - N(k + 1)/2)² / (Σ r² - N·k(k + 1)²/4) has k - 1 degrees of freedom.
-    Two mean ranks differ at 5 % if their distance exceeds q(0.05, k, ∞)/√2 · √(k(k + 1)/(6N)).
+    results: method → its results on the N tasks. higher_is_better: one flag per task. The k methods are ranked within
+    each task; tied methods share the mean of their ranks.
+    Friedman's χ² = (k - 1)·Σ_j (R_j - N(k + 1)/2)² / (Σ r² - N·k(k + 1)²/4) has k - 1 degrees of freedom. Here R_j is
+    the sum of the ranks of method j, and Σ r² is the sum of the squares of all ranks.
+    Two mean ranks differ at 5 % if their distance exceeds q/√2 · √(k(k + 1)/(6N)). Here q is the upper 5 % point of the
+    studentised range of k means with infinite degrees of freedom.
     Source: Demšar, JMLR 7 (2006).
 
     Raises:
@@ -182,7 +198,7 @@ def ranks(results: Mapping[str, Sequence[float]], higher_is_better: Sequence[boo
     k, count = table.shape if table.ndim == 2 else (len(results), 0)
     if count < MIN_RANKED_TASKS or not 3 <= k <= MAX_RANKED_METHODS:
         raise ValueError(
-            f"ranks: got {k} methods on {count} tasks; give 3 to {MAX_RANKED_METHODS} methods on at least "
+            f"ranks: got results of {k} methods on {count} tasks; give 3 to {MAX_RANKED_METHODS} methods on at least "
             f"{MIN_RANKED_TASKS} tasks"
         )
     ranked = rankdata(table, axis=0)
@@ -196,7 +212,10 @@ def ranks(results: Mapping[str, Sequence[float]], higher_is_better: Sequence[boo
 
 
 def indistinguishable(ranks: Ranks) -> list[tuple[str, ...]]:
-    """Return the largest groups of methods whose mean ranks all lie within one critical difference."""
+    """Return the largest groups of methods whose mean ranks all lie within one critical difference.
+
+    A group that is part of a larger group is left out.
+    """
     order = sorted(ranks.mean, key=lambda name: ranks.mean[name])
     groups: list[tuple[str, ...]] = []
     for position, first in enumerate(order):
@@ -207,9 +226,9 @@ def indistinguishable(ranks: Ranks) -> list[tuple[str, ...]]:
 
 
 def signed_rank(differences: Sequence[float]) -> float:
-    """Return the two-sided p of Wilcoxon's signed-rank test for one difference per task; 1 if all are zero.
+    """Return the two-sided p of Wilcoxon's signed-rank test on differences, one per task.
 
-    Zero differences are ranked too, and their ranks are split equally between both signs.
+    Differences of 0 are ranked too, and their ranks are split equally between both signs. If all are 0, p is 1.
     """
     x = np.asarray(differences, dtype=float)
     return float(wilcoxon(x, zero_method="zsplit")[1]) if x.any() else 1.0  # type: ignore[arg-type]

@@ -31,22 +31,23 @@ class Style:
 
     @property
     def group_title(self) -> str:
-        """The heading of the method in tables: its family, or the group of oracles or of controls."""
+        """The heading above the method in tables: its family, `Told the true clusters` for oracles, or `Controls`."""
         return UNRANKED_GROUPS.get(self.group, self.family)
 
 
 def method_styles(methods: Iterable[MethodRow], palette: Mapping[str, Any]) -> dict[str, Style]:
-    """Assign a style to each method, in the order of the tables: families, then oracles, then controls."""
+    """Return a style for each method, in the order of the tables: families, then oracles, then controls."""
     return assign_styles(
         [(row.id, row.title, row.variant.name, row.variant.family, row.variant.oracle) for row in methods], palette
     )
 
 
 def assign_styles(variants: Iterable[tuple[str, str, str, str, bool]], palette: Mapping[str, Any]) -> dict[str, Style]:
-    """Assign a style to each (id, title, variant name, family, oracle), as in `method_styles`.
+    """Return a style for each variant, given as (id, title, variant name, family, whether it is an oracle).
 
-    The palette fixes the colour, short name and group of some variants. Only the first id of a variant gets this colour
-    and short name, so that no two methods share a colour. All other methods get a free shade of their family's hue.
+    The order is that of `method_styles`. The palette fixes the colour, short name and group of some variants. If a
+    variant has several ids, only the first gets this colour and short name, so that no two methods share a colour. All
+    other methods get a free shade of their family's hue.
     """
     styles, used_colours = [], {entry["colour"] for entry in palette["variants"].values()}
     fixed_names: set[str] = set()
@@ -67,7 +68,7 @@ def assign_styles(variants: Iterable[tuple[str, str, str, str, bool]], palette: 
 
 
 def _free_colour(family: str, hues: Mapping[str, int | str], used_colours: set[str]) -> str:
-    """Return the first unused shade of the family's hue; if all its shades are used, move on to the next hue."""
+    """Return the first unused shade of the family's hue. If all its shades are used, continue with the next hue."""
     hue = hues.get(family, zlib.crc32(family.encode()) % 360)
     saturation = 0.0 if hue == "none" else 0.6
     start = 0.0 if hue == "none" else float(hue)
@@ -79,6 +80,6 @@ def _free_colour(family: str, hues: Mapping[str, int | str], used_colours: set[s
             if colour not in used_colours:
                 return colour
     raise ValueError(
-        f"no free colour for family {family!r}: all {MAX_HUE_STEPS * len(LIGHTNESS)} shades are used; "
-        "fix a colour for its variants in reports/template/styles.yaml"
+        f"no free colour for the method family {family!r}: all {MAX_HUE_STEPS * len(LIGHTNESS)} shades are used; "
+        "set the `colour` of some variants of this family in reports/template/styles.yaml"
     )

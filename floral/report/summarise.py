@@ -1,4 +1,4 @@
-"""Summarise each method's result on a configuration: its unit, means, paired differences, seed counts and marks."""
+"""Summarise the results of each method on a configuration: means, paired differences, seed counts, best two methods."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLIENT_COLUMNS = {"test_accuracy": "accuracy", "test_loss": "loss"}
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """The unit in which a configuration's result is shown: accuracy in per cent, losses unscaled."""
+    """The unit in which a configuration's results are shown: accuracies in per cent, losses unscaled."""
 
     column: str
     title: str
@@ -45,7 +45,7 @@ def result_unit(configuration: Configuration) -> Unit:
 
 
 def accuracy_title(configuration: Configuration) -> str:
-    """Return the title `Accuracy, %`; for text, with `per character` or `per token`."""
+    """Return the title `Accuracy, %`, or for text `Accuracy per character, %` or `Accuracy per token, %`."""
     return f"Accuracy per {configuration.task.per}, %" if configuration.task.per else "Accuracy, %"
 
 
@@ -57,16 +57,16 @@ def scaled(by_seed: Mapping[int, float], factor: float) -> dict[int, float]:
 
 
 def results(collected: Collected, configuration: Configuration) -> Paired:
-    """Return the configuration's results in their unit, for all methods that have a mean."""
+    """Return the results of all methods that have a mean, in the unit of the configuration."""
     unit = result_unit(configuration)
     return _paired(collected, configuration.id, unit.column, unit.scale)
 
 
 @lru_cache(maxsize=256)
 def _paired(collected: Collected, configuration_id: str, column: str, factor: float) -> Paired:
-    """Return a summary column times `factor`.
+    """Return a summary column times `factor`, by method and seed.
 
-    It is cached, so that all its means and differences use the same bootstrap samples.
+    The result is cached, so that all means and differences use the same bootstrap samples.
     """
     configuration = next(item for item in collected.configurations if item.id == configuration_id)
     excluded = methods_without_mean(collected, configuration)
@@ -82,7 +82,7 @@ def _paired(collected: Collected, configuration_id: str, column: str, factor: fl
 
 
 def done_clients(collected: Collected, configuration: Configuration) -> pl.DataFrame:
-    """Return the client rows of all done runs of a configuration."""
+    """Return the rows of `collected.clients` that belong to done runs of this configuration."""
     done = collected.summary.filter((pl.col("configuration") == configuration.id) & (pl.col("status") == "done"))
     keys = ["configuration", "method_id", "seed"]
     if done.is_empty():
@@ -91,19 +91,22 @@ def done_clients(collected: Collected, configuration: Configuration) -> pl.DataF
 
 
 def means(collected: Collected, configuration: Configuration, column: str, factor: float) -> dict[str, Interval]:
-    """Return mean and interval of a summary column times `factor` over done seeds, for methods that have a mean."""
+    """Return each method's mean of a summary column times `factor` over done seeds, with its interval.
+
+    Methods without a mean (see `methods_without_mean`) are left out.
+    """
     paired = _paired(collected, configuration.id, column, factor)
     return {method: paired.mean(method) for method in paired.values}
 
 
 def intervals(collected: Collected, configuration: Configuration) -> dict[str, Interval]:
-    """Return mean and interval of the configuration's result for each method, in its unit."""
+    """Return each method's mean result with its interval, in the unit of the configuration."""
     unit = result_unit(configuration)
     return means(collected, configuration, unit.column, unit.scale)
 
 
 def perplexities(collected: Collected, configuration: Configuration) -> dict[str, Interval]:
-    """Return mean and interval of the perplexity exp(test loss) for each method. Empty if the data are not text."""
+    """Return each method's mean perplexity exp(test loss) with its interval. It is empty if the data are not text."""
     if configuration.task.per is None:
         return {}
     excluded = methods_without_mean(collected, configuration)
@@ -115,7 +118,7 @@ def perplexities(collected: Collected, configuration: Configuration) -> dict[str
 
 
 def differences(collected: Collected, configuration: Configuration) -> dict[str, Interval]:
-    """Return the paired difference of each method to the reference. Empty if the reference has no mean."""
+    """Return the paired difference of each method to the reference method. It is empty if the reference has no mean."""
     paired = results(collected, configuration)
     if REFERENCE not in paired.values:
         return {}
@@ -127,7 +130,10 @@ def differences(collected: Collected, configuration: Configuration) -> dict[str,
 
 
 def seed_counts(collected: Collected, configuration: Configuration) -> dict[str, dict[str, int]]:
-    """Return for each method the number of seeds by status (without done), and under `all` the suite's seeds."""
+    """Return the numbers of seeds as method → status → number.
+
+    The status `done` is left out. The key `all` has the number of all seeds.
+    """
     by_method: dict[str, dict[str, int]] = {}
     rows = collected.summary.filter(pl.col("configuration") == configuration.id)
     for method, status in rows.select("method_id", "status").iter_rows():
@@ -139,20 +145,24 @@ def seed_counts(collected: Collected, configuration: Configuration) -> dict[str,
 
 
 def seed_note(counts: Mapping[str, int]) -> str:
-    """Return a note such as `1/3 diverged` from the counts of one method. It is empty if every seed is done."""
+    """Return a note on one method's seeds that are not done, such as `1/3 diverged`. It is empty if all are done."""
     return ", ".join(f"{count}/{counts['all']} {status}" for status, count in counts.items() if status != "all")
 
 
 def usual_seeds(collected: Collected) -> int:
-    """Return the largest number of seeds of a cell. Cells with another number of seeds show their n."""
+    """Return the largest number of seeds of a method on a configuration.
+
+    Table cells state their number of seeds n only if it differs from this number.
+    """
     seeds = collected.summary.group_by("configuration", "method_id").len()["len"]
     return int(seeds.max())  # type: ignore[arg-type]
 
 
 def methods_without_mean(collected: Collected, configuration: Configuration) -> set[str]:
-    """Return the methods with a diverged seed, unless the fidelity switch diverged_runs drops such seeds.
+    """Return the methods that have no mean on this configuration because a seed diverged.
 
-    A mean over the remaining seeds would favour a method that sometimes diverges.
+    A mean over the remaining seeds would favour a method that sometimes diverges. The set is empty if the fidelity
+    switch `diverged_runs` is `dropped`, because means then leave out diverged seeds.
     """
     if configuration.diverged_runs == "dropped":
         return set()
@@ -163,7 +173,7 @@ def methods_without_mean(collected: Collected, configuration: Configuration) -> 
 
 
 def marks(collected: Collected, styles: Mapping[str, Style], configuration: Configuration) -> dict[str, str]:
-    """Mark the best and the second method by the mean of the configuration's result."""
+    """Return the mark `best` or `second` of the methods with the best two mean results, as method → mark."""
     higher = result_unit(configuration).higher_is_better
     return best_two(results(collected, configuration), seed_counts(collected, configuration), styles, higher)
 
@@ -171,11 +181,12 @@ def marks(collected: Collected, styles: Mapping[str, Style], configuration: Conf
 def best_two(
     paired: Paired, counts: Mapping[str, Mapping[str, int]], styles: Mapping[str, Style], higher: bool
 ) -> dict[str, str]:
-    """Mark the best and the second mean. Oracles, controls and methods with a diverged seed are left out.
+    """Return the mark `best` or `second` of the methods with the best two means, as method → mark.
 
-    A mark requires that its method is separated from every method with a worse mean (Paired.is_separated), so that
-    differences by chance are not ranked. Without a best there is no second. Equal means share a mark. There are no
-    marks while a run of these methods is missing or failed, because that run could be the best.
+    Oracles, controls and methods with a diverged seed are left out. A method is marked only if it is separated from
+    every method with a worse mean (`Paired.is_separated`), so that differences by chance are not ranked. If no method
+    is marked as best, none is marked as second. Methods with equal means share a mark. Nothing is marked while a run of
+    these methods is missing or failed, because that run could be the best.
     """
     ranked = {method: count for method, count in counts.items() if styles[method].group == "method"}
     if any({"missing", "failed"} & count.keys() for count in ranked.values()):

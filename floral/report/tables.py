@@ -1,4 +1,4 @@
-"""Render cells as HTML for the page and as LaTeX for a paper, with great_tables."""
+"""Render tables as HTML for the page and as LaTeX for a paper, with great_tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MINUS, PLUS_MINUS, THIN = "\u2212", "\u00b1", "\u2009"
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A table cell: its text and a note below it."""
+    """A table cell: its text, a note below it, and how it is sorted and highlighted."""
 
     text: str
     note: str = ""
@@ -48,7 +48,7 @@ class Table:
 
 
 def number(value: float, digits: int | None, sign: bool = False) -> str:
-    """Format a number with the minus sign U+2212, and with a plus sign if `sign` is set.
+    """Return a number as text, with the minus sign U+2212. With `sign`, positive numbers get a plus sign.
 
     digits: number of decimals, or None for three significant digits.
     """
@@ -58,12 +58,12 @@ def number(value: float, digits: int | None, sign: bool = False) -> str:
 
 
 def unbroken(text: str) -> str:
-    """Join numbers and units by no-break spaces, so that they stay on one line."""
+    """Put no-break spaces around `±` and before `%`, so that a value stays on one line."""
     return text.replace(" %", "\u00a0%").replace(f" {PLUS_MINUS} ", f"\u00a0{PLUS_MINUS}\u00a0")
 
 
 def amount(value: float) -> str:
-    """Format a number with three significant digits and a decimal prefix: 38640 becomes 38.6 k."""
+    """Return a number as text with three significant digits and a decimal prefix: 38640 gives 38.6 k."""
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= factor:
             return f"{value / factor:.3g}{THIN}{prefix}"
@@ -73,7 +73,10 @@ def amount(value: float) -> str:
 def interval_cell(
     interval: Interval, digits: int | None, sign: bool = False, note: str = "", mark: str = "", usual: int = 0
 ) -> Cell:
-    """Format mean ± half width, with n below it if n is 1 or differs from `usual`. One value has no interval."""
+    """Return a cell with mean ± half the width of the interval. A single value has no interval.
+
+    The number of seeds n is written below if n is 1 or differs from `usual`.
+    """
     text = number(interval.mean, digits, sign)
     if interval.half_width is not None:
         text += f" {PLUS_MINUS} {number(interval.half_width, digits)}"
@@ -123,7 +126,7 @@ def _html_cell(cell: Cell) -> str:
 
 
 def _strip(text: str) -> str:
-    """Remove the styles of great_tables, which would override the style sheet of the page."""
+    """Return the <table> element without the styles of great_tables, which would override the page's style sheet."""
     table = text[text.index("<table") : text.index("</table>") + len("</table>")]
     return re.sub(r' (style|data-quarto-[a-z-]+)="[^"]*"(?=[^<]*<(?:thead|tr))', "", table, count=3)
 
@@ -141,7 +144,7 @@ SIGNS = {
 
 
 def latex(text: str) -> str:
-    """Escape LaTeX's special characters and replace Unicode signs by commands."""
+    """Return a text with LaTeX's special characters escaped and Unicode signs replaced by commands."""
     return "".join((SPECIAL | SIGNS).get(character, character) for character in text)
 
 
@@ -156,7 +159,10 @@ def _latex_cell(cell: Cell) -> str:
 
 
 def _caption(text: str, name: str, caption: str) -> str:
-    """Add caption and label, and replace the Unicode signs and the fixed font size of great_tables."""
+    """Return a LaTeX table with a caption and a label.
+
+    Unicode signs are replaced by commands, and the fixed font size of great_tables by a small one.
+    """
     for sign, command in SIGNS.items():
         text = text.replace(sign, command)
     head = f"% needs \\usepackage{{booktabs}}\n\\begin{{table}}[!t]\n\\caption{{{latex(caption)}}}\\label{{tab:{name}}}"

@@ -1,4 +1,4 @@
-"""The worst decile of clients and the worst true cluster, compared with chance."""
+"""The worst decile of clients and the worst true cluster, compared with what chance alone would give."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ WorstOf = Literal["decile", "cluster"]
 
 @dataclass(frozen=True, kw_only=True)
 class Worst:
-    """The accuracy (0–1) of one method's worst decile or cluster by seed, and its distribution by chance.
+    """The accuracy (0–1) of one method's worst decile or cluster for each seed, and what chance alone would give.
 
-    By chance means that all clients have the same accuracy. Accuracy is measured on the clients' own test samples.
+    Accuracy is measured on the clients' own test samples. `null` is the distribution of this accuracy if all clients
+    were equally accurate.
     """
 
     method: str
@@ -30,17 +31,20 @@ class Worst:
 
     @property
     def below_chance(self) -> int:
-        """The number of seeds below the central 95 % of the distribution."""
+        """The number of seeds with an accuracy below the central 95 % range of chance."""
         return sum(value < self.null.low for value in self.observed.values())
 
 
 def worst(collected: Collected, configuration: Configuration, kind: WorstOf) -> list[Worst]:
-    """Return each method's worst decile of clients or worst true cluster at the last round. Empty for regression.
+    """Return each method's accuracy on its worst decile of clients or worst true cluster, beside chance.
 
-    Only the clients' own test samples are used: they are disjoint, so that errors of clients are independent under the
-    null hypothesis. A decile's accuracy is the mean over its clients; a cluster's is taken over all its samples. Under
-    the null hypothesis all clients have the accuracy Σ hits / Σ samples over the method's seeds, and the numbers of
-    samples of the first seed.
+    Accuracies are those of the last round, on the clients' own test samples. For a decile, the accuracy is the mean
+    over its clients; for a cluster, it is the share of correct predictions on all its samples. The list is empty for
+    regression.
+
+    Chance assumes that all clients are equally accurate, with the method's share of correct predictions over all
+    clients and seeds. The numbers of samples are those of the first seed. Clients' own samples are disjoint, so that
+    their errors are independent under this assumption.
     """
     rows = done_clients(collected, configuration)
     if configuration.metric == "loss" or rows.is_empty():

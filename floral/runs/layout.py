@@ -1,4 +1,7 @@
-"""The format of a run's files. It needs no torch, because runs without training write the same files."""
+"""Define the format of a run's files, for runs with and without training.
+
+This module does not import torch, so that runs without training start fast.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +32,9 @@ METRICS = {
 
 
 def write_run(folder: Path, run: Run, partition_digest: str | None, data_digest: str | None = None) -> None:
-    """Write run.yaml: every value that determines the run's results.
+    """Write run.yaml, which has every value that determines the results of the run.
 
-    It is written before round 1. A run without data has no digests (None).
+    The file is written before round 1. A run without data has no digests (None).
     """
     resolved = run.model_dump(mode="json")
     resolved["task"]["model"] = {"kind": run.task.model.kind, **run.task.model.arguments}
@@ -47,7 +50,7 @@ def write_run(folder: Path, run: Run, partition_digest: str | None, data_digest:
 
 
 def identifying_columns(run: Run) -> dict[str, Any]:
-    """The names, seed and hash of a run, as in summary.json and in the report's table."""
+    """Return the names, the seed and the hash of a run, which summary.json and the report's table contain."""
     return {
         "task": run.task.name,
         "variant": run.variant.name,
@@ -63,19 +66,19 @@ def identifying_columns(run: Run) -> dict[str, Any]:
 
 
 def parquet_bytes(table: pl.DataFrame) -> bytes:
-    """The table as Parquet; equal tables give equal bytes."""
+    """Return the content of a Parquet file with this table. Equal tables give equal bytes."""
     buffer = io.BytesIO()
     table.write_parquet(buffer, compression="zstd", statistics=False)
     return buffer.getvalue()
 
 
 def json_bytes(value: dict[str, Any]) -> bytes:
-    """The value as indented JSON; NaN and infinity become null, because JSON lacks them."""
+    """Return the value as indented JSON. NaN and infinity become null, because JSON has no such numbers."""
     return (json.dumps(_finite(value), indent=1) + "\n").encode()
 
 
 def _finite(value: Any) -> Any:
-    """The value with None for every number that is not finite."""
+    """Return the value, with every NaN and infinite number replaced by None."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Merge results of several machines: check finished runs of other folders and copy them into this one."""
+"""Merge the results of several machines: check the finished runs of other folders, and copy them into one folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ CHUNK_BYTES = 1 << 24
 
 @dataclass
 class Merged:
-    """The outcome of a merge: runs (folders below `train`) by what was done with them, and conflicts in words."""
+    """The outcome of a merge: which runs were copied, were identical, were unfinished, or were in conflict.
+
+    A run is given by its folder below `train`. A conflict is given as a message.
+    """
 
     copied: list[Path] = field(default_factory=list)
     identical: list[Path] = field(default_factory=list)
@@ -50,13 +53,14 @@ class Merged:
 
 
 def merge(sources: Sequence[Path], results: Path) -> Merged:
-    """Copy every finished run of `sources` that `results` lacks; finished runs are never replaced.
+    """Copy every finished run of `sources` that `results` does not have. Finished runs in `results` are never replaced.
 
-    These runs are conflicts and are not copied: damaged runs; runs of another results version; runs whose partition or
-    data set has the same name and other samples than in `results`; runs that are in `results` with other metrics.
+    Four kinds of runs are conflicts and are not copied: damaged runs; runs of another results version; runs that are in
+    `results` with other metrics; and runs whose partition or data set has other samples than the one of the same name
+    in `results`.
 
     Raises:
-        ConfigError: a source holds no results, or is the results folder itself.
+        ConfigError: a source holds no results, or a source is the folder `results` itself.
     """
     merged = Merged()
     digests: dict[str, str | None] = {}
@@ -65,16 +69,20 @@ def merge(sources: Sequence[Path], results: Path) -> Merged:
             _record(folder, digests, merged)
     for source in sources:
         if not (source / "train").is_dir():
-            raise ConfigError(f"{source}: holds no results (it has no folder `train`); name a results folder")
+            raise ConfigError(
+                f"{source}: holds no results, because there is no subfolder `train`; give a results folder"
+            )
         if source.resolve() == results.resolve():
-            raise ConfigError(f"{source}: is the folder that the others are merged into; name another source")
+            raise ConfigError(
+                f"{source}: this source is the folder that the others are merged into; give another source"
+            )
         for folder in sorted((source / "train").glob("*/*/seed*")):
             _merge_run(folder, results / folder.relative_to(source), digests, merged)
     return merged
 
 
 def _merge_run(folder: Path, target: Path, digests: dict[str, str | None], merged: Merged) -> None:
-    """Copy one run into the folder `target`, or record why not."""
+    """Copy one run into the folder `target`, or record why the run is not copied."""
     name = Path(*folder.parts[-3:])
     if not is_finished(folder):
         merged.unfinished.append(name)
@@ -89,14 +97,14 @@ def _merge_run(folder: Path, target: Path, digests: dict[str, str | None], merge
             merged.identical.append(name)
         else:
             merged.conflicts.append(
-                f"{run['hash8']}: {folder} and {target} have different metrics for the same run; the latter is kept"
+                f"{run['hash8']}: {folder} and {target} have different metrics for the same run; {target} is kept"
             )
         return
     for name_of_data, digest in _data_digests(run).items():
         if digests.get(name_of_data, digest) != digest:
             merged.conflicts.append(
-                f"{run['hash8']}: {folder}: {name_of_data} has other samples there ({str(digest)[:8]}) than here "
-                f"({str(digests[name_of_data])[:8]})"
+                f"{run['hash8']}: {folder}: {name_of_data} has other samples there ({str(digest)[:8]}) than in the "
+                f"merged results ({str(digests[name_of_data])[:8]})"
             )
             return
     target.mkdir(parents=True, exist_ok=True)
@@ -107,10 +115,10 @@ def _merge_run(folder: Path, target: Path, digests: dict[str, str | None], merge
 
 
 def _record(folder: Path, digests: dict[str, str | None], merged: Merged) -> None:
-    """Record the digests and the code version of a run in the merged folder.
+    """Record the data digests and the code version of a run that is in the merged folder.
 
     Raises:
-        ConfigError: the run is damaged.
+        ConfigError: the run is damaged or has another results version.
     """
     run, version = _read_checked(folder)
     for name, digest in _data_digests(run).items():
@@ -119,16 +127,20 @@ def _record(folder: Path, digests: dict[str, str | None], merged: Merged) -> Non
 
 
 def _data_digests(run: dict[str, Any]) -> dict[str, str | None]:
-    """Name → digest of the samples: the run's partition, and its data set if run.yaml names one."""
+    """Return the digests of the samples that a run uses, as name → digest.
+
+    The result has the run's partition, and the run's data set if run.yaml names a data set.
+    """
     folder, stored = run["partition"]["folder"], run.get("data", {}).get("digest")
     return {folder: run["partition"]["digest"]} | ({f"the data set of {folder}": stored} if stored else {})
 
 
 def _read_checked(folder: Path) -> tuple[dict[str, Any], str]:
-    """Read run.yaml and the code version of a finished run.
+    """Check the files of a finished run, and return the content of run.yaml and the code version.
 
     Raises:
-        ConfigError: a file is damaged, the files belong to different runs, or the results version differs.
+        ConfigError: a file is damaged, the files belong to different runs, or the run has another results version than
+            the installed code.
     """
     try:
         run = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
@@ -138,26 +150,33 @@ def _read_checked(folder: Path) -> tuple[dict[str, Any], str]:
         results_version, code_version = run["results_version"], f"{costs['versions']['floral']} {costs['git_commit']}"
         _ = run["partition"]["folder"], run["partition"]["digest"], _metrics_hash(folder)
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{folder}: damaged ({error!r}); train it again where it was made") from None
+        raise ConfigError(
+            f"{folder}: this run is damaged ({error!r}); train the run again on the machine that trained it"
+        ) from None
     if names != {folder.name}:
         raise ConfigError(
-            f"{folder}: its files belong to {' and '.join(sorted(names))}; the folder was renamed or mixed; restore it"
+            f"{folder}: the files in this folder belong to {' and '.join(sorted(names))}, so the folder was "
+            "renamed or files were mixed; restore the original folder"
         )
     if results_version != RESULTS_VERSION:
         raise ConfigError(
-            f"{folder}: results version {results_version}, here {RESULTS_VERSION}; their results cannot be compared; "
-            "train it again with this version"
+            f"{folder}: this run has results version {results_version}, but the installed code has "
+            f"{RESULTS_VERSION}; results of different versions cannot be compared; train the run again "
+            "with the installed code"
         )
     return run, code_version
 
 
 def _metrics_hash(folder: Path) -> str:
-    """The SHA-256 hash of metrics.parquet."""
+    """Return the SHA-256 hash of the run's metrics.parquet."""
     return hashlib.sha256((folder / "metrics.parquet").read_bytes()).hexdigest()
 
 
 def _copy(folder: Path, target: Path) -> None:
-    """Copy all files except the checkpoint, FINISHED_FILES last; remove the target's checkpoint and failure.json."""
+    """Copy all files of a run except the checkpoint. FINISHED_FILES are copied last.
+
+    In the target folder, an old checkpoint and failure.json are removed first.
+    """
     if (target / CHECKPOINT).is_dir():
         shutil.rmtree(target / CHECKPOINT)
     (target / "failure.json").unlink(missing_ok=True)

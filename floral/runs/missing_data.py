@@ -24,7 +24,7 @@ Searches = Mapping[str, tuple[str, Search]]
 
 
 def why_missing(task: Task, results: Path) -> str | None:
-    """Name the file that a task lacks, and the remedy; None if its data are available or it needs none."""
+    """Return which file a task lacks, and the remedy. Return None if no file is missing."""
     if has_data(task, results):
         return None
     if isinstance(task.data, CustomData) and (why := data_sets.why_unreadable(task.data)):
@@ -39,12 +39,12 @@ def why_missing(task: Task, results: Path) -> str | None:
 
 
 def tasks_of(suites: Suites, searches: Searches) -> list[Task]:
-    """The tasks of all runs and searches."""
+    """Return the tasks of all runs and of all searches."""
     return [run.task for runs in suites.values() for run in runs] + [search.task for _, search in searches.values()]
 
 
 def leave_out_missing(suites: Suites, searches: Searches, results: Path) -> tuple[Suites, Searches, list[str]]:
-    """Keep the runs and searches that can be made, and write a line for each reason that excludes runs.
+    """Return only the runs and searches that have their data, and one line for each reason why runs are left out.
 
     Raises:
         ConfigError: no run of a suite is left.
@@ -61,7 +61,7 @@ def leave_out_missing(suites: Suites, searches: Searches, results: Path) -> tupl
 
 
 def split_by_data(runs: Iterable[Run], results: Path) -> tuple[list[Run], list[str]]:
-    """Keep the runs that are finished or have their data, and write a line for each reason that excludes runs.
+    """Return the runs that are finished or have their data, and one line for each reason why runs are left out.
 
     Raises:
         ConfigError: no run is left.
@@ -77,16 +77,16 @@ def split_by_data(runs: Iterable[Run], results: Path) -> tuple[list[Run], list[s
         for why, group in excluded.items()
     ]
     if not possible:
-        raise ConfigError("\n".join(["no run is left", *lines]))
+        raise ConfigError("\n".join(["no run is left, because the data of all runs are missing:", *lines]))
     return possible, lines
 
 
 def has_data(task: Task, results: Path) -> bool:
-    """Whether the task's data set is stored, or the task needs none."""
+    """Return whether the data of a task are stored. The result is also true if the task needs no stored data."""
     synthetic = task.noop or isinstance(task.data, Synthetic)
     return synthetic or (results / "data" / stored_name(task) / "card.json").exists()
 
 
 def stored_name(task: Task) -> str:
-    """The name under which a task's data are stored."""
+    """Return the name under which the data of a task are stored: the folder in results/data."""
     return str(data_sets.stored_data(task.data))

@@ -1,6 +1,7 @@
-"""Reference results: finished runs and their report, committed in reports/reference/<suite>/.
+"""Reference results: finished runs and their report, which are committed in reports/reference/<suite>/.
 
-Snakemake restores these runs before it plans any job, so this module does not import torch, and polars only on use.
+Snakemake restores these runs before it plans any job. To start fast, this module does not import torch, and imports
+polars only where needed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ REFERENCE = Path("reports") / "reference"
 """Relative to the project's root, in which all commands are called."""
 RUNS, PROVENANCE = "runs.zip", "provenance.yaml"
 RESTORED = "reference.json"
-"""The file that marks a restored run; it has the suite of the reference and the commit of the code."""
+"""The file that marks a restored run; the file has the suite of the reference results and the commit of the code."""
 RUN_FILES = ("run.yaml", "metrics.parquet", "clients.parquet", "unseen.parquet", "costs.json", "summary.json")
 """The files of a run that reports and MLflow read. Its model and routes.parquet are left out: they are large."""
 MAX_BYTES = 50_000_000
@@ -38,10 +39,10 @@ MAX_BYTES = 50_000_000
 
 
 def make(suite: str, runs: Iterable[Run], results: Path, page: Path, command: str) -> Path:
-    """Write reports/reference/<suite>/ from the finished runs of a suite and its report in the folder `page`.
+    """Write reports/reference/<suite>/ from the finished runs of a suite and from its report in the folder `page`.
 
-    It has runs.zip, summary.parquet, index.html and provenance.yaml, which says whether the grid is partial. Equal runs
-    give equal bytes of runs.zip, because it has no file times.
+    The new folder has runs.zip, summary.parquet, index.html and provenance.yaml. The file provenance.yaml says whether
+    runs of the suite are missing. Equal runs give equal bytes of runs.zip, because the archive has no file times.
 
     Raises:
         ConfigError: no run is finished, the report is missing or has other runs, or the folder exceeds 50 MB.
@@ -51,7 +52,9 @@ def make(suite: str, runs: Iterable[Run], results: Path, page: Path, command: st
     if not done:
         raise ConfigError(f"suite {suite!r}: no run is finished below {results}; make the runs with `{command}`")
     if not (page / "index.html").exists():
-        raise ConfigError(f"{page}/index.html: no such file; make the report with `floral report {suite} --partial`")
+        raise ConfigError(
+            f"{page}/index.html: there is no such file; make the report with `floral report {suite} --partial`"
+        )
     _check_page(suite, page, done)
     final, fresh = REFERENCE / suite, REFERENCE / f".{suite}.new"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -70,7 +73,9 @@ def make(suite: str, runs: Iterable[Run], results: Path, page: Path, command: st
             yaml.safe_dump(provenance, sort_keys=False, allow_unicode=True), encoding="utf-8"
         )
         if (size := sum(path.stat().st_size for path in fresh.rglob("*"))) > MAX_BYTES:
-            raise ConfigError(f"{final}: {size / 1e6:.0f} MB are too large to commit; reduce the suite")
+            raise ConfigError(
+                f"{final}: the files have {size / 1e6:.0f} MB, but 50 MB is the limit for a commit; reduce the suite"
+            )
         shutil.rmtree(final, ignore_errors=True)
         fresh.rename(final)
     finally:
@@ -79,9 +84,9 @@ def make(suite: str, runs: Iterable[Run], results: Path, page: Path, command: st
 
 
 def committed_page(html: str, suite: str) -> str:
-    """Remove the links to figure and table files from a report's page, because these files are not committed.
+    """Return the report page without links to figure and table files, because these files are not committed.
 
-    The figures themselves are part of the page. The footer names the command that builds the files from runs.zip.
+    The figures themselves are part of the page. A new footer names the command that builds the files from runs.zip.
     """
     html = re.sub(r'\s*<(p|span) class="files">.*?</\1>', "", html, flags=re.DOTALL)
     footer = (
@@ -93,27 +98,30 @@ def committed_page(html: str, suite: str) -> str:
 
 
 def _check_page(suite: str, page: Path, done: list[Run]) -> None:
-    """Raise ConfigError unless the report has exactly these runs."""
+    """Raise ConfigError unless the report in the folder `page` has exactly the runs `done`."""
     import polars as pl
 
     rows = pl.read_parquet(page / "summary.parquet", columns=["hash8", "status"])
     reported = set(rows.filter(pl.col("status").is_in(["done", "diverged"]))["hash8"])
     if reported != {run.hash8 for run in done}:
         raise ConfigError(
-            f"{page}: the report has {len(reported)} runs and not the {len(done)} that are finished; make it again "
-            f"with `floral report {suite} --partial`"
+            f"{page}: the report has {len(reported)} runs and not the {len(done)} runs that are finished; make the "
+            f"report again with `floral report {suite} --partial`"
         )
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    """Add a file without its time, so that equal runs give equal bytes; once unpacked it is readable by all."""
+    """Add a file to the archive without the file's time, so that equal runs give equal bytes.
+
+    After unpacking, all users can read the file.
+    """
     member = zipfile.ZipInfo(name)
     member.compress_type, member.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
     archive.writestr(member, content)
 
 
 def _provenance(suite: str, done: list[Run], total: int, results: Path, command: str) -> dict[str, Any]:
-    """Commits, commands, machines and versions of the runs, read from their costs.json."""
+    """Return the content of provenance.yaml: commits, commands, machines, versions and seconds of the runs."""
     costs = [json.loads((results / run.folder / "costs.json").read_text(encoding="utf-8")) for run in done]
     ends = [
         json.loads((results / run.folder / "summary.json").read_text(encoding="utf-8"))["finished_at"] for run in done
@@ -133,9 +141,9 @@ def _provenance(suite: str, done: list[Run], total: int, results: Path, command:
 
 
 def available(suites: Mapping[str, list[Run]], results: Path) -> list[tuple[Path, Run]]:
-    """List the unfinished runs that reference results have, each with the path of the archive.
+    """Return the unfinished runs that are in reference results, each as a pair (path of the archive, run).
 
-    Runs that are in progress are left out.
+    Runs that a process is working on are left out.
 
     Raises:
         ConfigError: an archive is damaged.
@@ -153,10 +161,10 @@ def available(suites: Mapping[str, list[Run]], results: Path) -> list[tuple[Path
 
 
 def restore(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
-    """Unpack the available runs into `results` and return them.
+    """Unpack the runs that `available` returns into `results`, and return the runs that were unpacked.
 
-    A run whose partition differs from the one in `results` is left out with a message, because methods are compared in
-    pairs on the same partition.
+    A run is left out, with a message, if its partition differs from the one in `results`, because methods are compared
+    in pairs on the same partition.
 
     Raises:
         ConfigError: an archive is damaged; no file of the damaged run is written.
@@ -179,10 +187,12 @@ def restore(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
 
 
 def restore_archive(suite: str, results: Path) -> list[Path]:
-    """Unpack all runs of a suite's reference into `results` and return their folders; finished runs are kept.
+    """Unpack all reference runs of a suite into `results`, and return the folders of these runs.
+
+    Runs that are already finished in `results` are kept.
 
     Raises:
-        ConfigError: there is no such reference, or its archive is damaged.
+        ConfigError: the suite has no reference results, or the archive is damaged.
     """
     path = REFERENCE / suite / RUNS
     if not path.exists():
@@ -201,7 +211,10 @@ def restore_archive(suite: str, results: Path) -> list[Path]:
 
 
 def _partition_difference(run: Run, files: Mapping[str, bytes], results: Path) -> str:
-    """Describe how the run's partition differs from the one in `results`; empty if it is equal or not made yet."""
+    """Describe how the partition of a reference run differs from the one in `results`.
+
+    The text is empty if both are equal, or if `results` has no such partition yet.
+    """
     folder = results / run.partition.folder
     if not (folder / "card.json").exists():
         return ""
@@ -211,7 +224,10 @@ def _partition_difference(run: Run, files: Mapping[str, bytes], results: Path) -
 
 
 def _write_run(folder: Path, files: Mapping[str, bytes], suite: str) -> None:
-    """Write a run's files, and summary.json last, because it marks the run as finished."""
+    """Write the files of a run.
+
+    The file summary.json follows after the other results, because it marks the run as finished.
+    """
     for name, content in files.items():
         if name != "summary.json":
             atomic(folder / name, content)
@@ -224,7 +240,7 @@ def _write_run(folder: Path, files: Mapping[str, bytes], suite: str) -> None:
 
 @contextmanager
 def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open an archive.
+    """Open an archive of reference runs for reading.
 
     Raises:
         ConfigError: the archive is damaged.
@@ -234,18 +250,21 @@ def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     except (zipfile.BadZipFile, zlib.error, KeyError, ValueError) as error:
         raise ConfigError(
-            f"{path}: damaged ({error}); check it out of the repository again, or use `--config reuse=false`"
+            f"{path}: damaged ({error}); restore this file from the repository, or use `--config reuse=false`"
         ) from None
 
 
 def restored_runs(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
-    """List the runs that were restored from reference results."""
+    """Return the runs of these suites that were restored from reference results."""
     runs = {run.folder: run for runs in suites.values() for run in runs}
     return [run for folder, run in runs.items() if (results / folder / RESTORED).exists()]
 
 
 def remove_restored(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
-    """Remove the restored files of runs, so that these runs are trained; return the runs. Other files are kept."""
+    """Remove the restored files of all restored runs, so that these runs will be trained. Return the runs.
+
+    Other files in the folders of the runs are kept.
+    """
     runs = restored_runs(suites, results)
     for run in runs:
         folder = results / run.folder
@@ -256,7 +275,10 @@ def remove_restored(suites: Mapping[str, list[Run]], results: Path) -> list[Run]
 
 
 def origin(folder: Path) -> str | None:
-    """Suite and commit of the reference from which a run was restored; None for a run that was trained."""
+    """Return the suite and the commit of the reference results from which a run was restored.
+
+    Return None for a run that was not restored.
+    """
     path = folder / RESTORED
     if not path.exists():
         return None

@@ -1,4 +1,7 @@
-"""Group runs that differ only in their seed, and average their results. MLflow shows each group as a parent run."""
+"""Group the runs that differ only in the seed, and average the results of each group.
+
+MLflow shows each group as a parent run.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ CURVES = ("test.accuracy", "test.loss", "validation.loss", "train.loss")
 
 @dataclass(frozen=True, kw_only=True)
 class SeedGroup:
-    """The runs of one task × variant, one per seed of the suite; all their other values are equal."""
+    """The runs of one task × variant, one run per seed of the suite. The runs differ only in the seed."""
 
     key: str
     runs: tuple[Run, ...]
@@ -38,7 +41,7 @@ class SeedGroup:
         return f"{self.runs[0].variant.name} on {self.runs[0].task.name}"
 
     def finished(self, results: Path) -> bool:
-        """Whether the runs of all seeds are finished."""
+        """Return whether the runs of all seeds are finished."""
         return all(is_finished(results / run.folder) for run in self.runs)
 
 
@@ -46,8 +49,9 @@ class SeedGroup:
 class SeedMeans:
     """Means over the finished runs of a SeedGroup.
 
-    seeds: the counts in words. summaries: summary.json of the finished runs. values: name → number after the last
-    round. curves: (split.metric, round, mean over seeds).
+    `seeds` says in words how many seeds are done, diverged and failed. `summaries` has the summary.json of each
+    finished run. `values` has name → mean after the last round. `curves` has one entry (curve, round, mean over seeds)
+    per point; a curve is named split.metric.
     """
 
     seeds: str
@@ -57,7 +61,10 @@ class SeedMeans:
 
 
 def group_by_seed(runs: Iterable[Run]) -> dict[str, SeedGroup]:
-    """Group runs by all values except the seed; the keys keep the order of the first runs."""
+    """Group the runs that differ only in the seed, and return key → SeedGroup.
+
+    The groups keep the order of their first runs.
+    """
     groups: dict[str, dict[Path, Run]] = {}
     for run in runs:
         groups.setdefault(str(run.siblings), {})[run.folder] = run
@@ -65,11 +72,11 @@ def group_by_seed(runs: Iterable[Run]) -> dict[str, SeedGroup]:
 
 
 def seed_means(group: SeedGroup, results: Path) -> SeedMeans:
-    """Means and 95 % intervals over the seeds that are done; a single seed has no interval.
+    """Return means and 95 % intervals over the seeds that are done. A single seed has no interval.
 
-    As in the report, there is no mean if a seed diverged, unless the fidelity drops diverged runs. The report's
-    intervals also resample the clients where there are 5 seeds; these intervals do not. The counts of expected, done,
-    diverged and failed seeds are always included.
+    If a seed diverged, there is no mean, unless the fidelity leaves out diverged runs; the report does the same. With
+    at least 5 seeds, the intervals in the report also resample the clients; the intervals here do not. The result
+    always has the counts of expected, done, diverged and failed seeds.
     """
     summaries = {run.folder: _summary(results / run.folder) for run in group.runs}
     done = {folder: summary for folder, summary in summaries.items() if summary and summary["status"] == "done"}
@@ -93,12 +100,16 @@ def seed_means(group: SeedGroup, results: Path) -> SeedMeans:
 
 
 def _summary(folder: Path) -> dict[str, Any] | None:
-    """summary.json of a finished run, else None."""
+    """Return the content of summary.json if the run is finished, or else None."""
     return json.loads((folder / "summary.json").read_text()) if is_finished(folder) else None
 
 
 def _mean_with_interval(name: str, values: list[float | None]) -> dict[str, float]:
-    """mean/<name>, and for several seeds mean_low/<name> and mean_high/<name>; empty if a seed has no finite value."""
+    """Return the mean of a value over seeds, under the name mean/<name>.
+
+    With several seeds, the result also has the ends of the interval, mean_low/<name> and mean_high/<name>. The result
+    is empty if the value of a seed is missing, NaN or infinite.
+    """
     from floral.core.intervals import interval
 
     numbers = [value for value in values if value is not None and math.isfinite(value)]
@@ -110,7 +121,10 @@ def _mean_with_interval(name: str, values: list[float | None]) -> dict[str, floa
 
 
 def _mean_curves(folders: Iterable[Path]) -> Iterator[tuple[str, int, float]]:
-    """The mean of CURVES at each round that all seeds have evaluated."""
+    """Yield the points of the mean curves as (curve, round, mean over seeds), for all CURVES.
+
+    A round is left out unless all seeds have evaluated it.
+    """
     import polars as pl
 
     columns = ["split", "metric", "round", "value"]

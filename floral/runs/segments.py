@@ -1,11 +1,13 @@
-"""Evaluated rounds of a run in small files, which other processes read while the run trains.
+"""Store the evaluated rounds of a run in small files (segments), which other processes read while the run trains.
 
-Every process that works on the run writes one file (segments/0000.jsonl, 0001.jsonl, …), a line per evaluated round:
+Every process that works on the run writes one file: segments/0000.jsonl, 0001.jsonl, and so on. The file has one line
+for each evaluated round (`time` is in milliseconds since 1970):
 
-    {"round": 20, "time": 1767322805000, "metrics": [["test", "accuracy", 0.91], …]}    (milliseconds since 1970)
+    {"round": 20, "time": 1767322805000, "metrics": [["test", "accuracy", 0.91], …]}
 
 A killed process leaves at most one incomplete last line. A resumed run repeats the rounds after its checkpoint. So a
-reader takes complete lines only, and the first line of each round. The results of the run are in metrics.parquet.
+reader uses complete lines only, and of each round only the first line. The final results of the run are not here but in
+metrics.parquet.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ FOLDER = "segments"
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluated round: its time (milliseconds since 1970) and (split, metric, value) of every finite value."""
+    """An evaluated round: its number, its time (milliseconds since 1970), and its metrics as (split, metric, value).
+
+    Values that are NaN or infinite are left out.
+    """
 
     round: int
     time: int
@@ -30,12 +35,12 @@ class Evaluated:
 
 
 def new(folder: Path) -> Path:
-    """The file for a process that starts or resumes the run; no earlier process has written to it."""
+    """Return the path of a new segment file, for a process that starts or resumes the run."""
     return folder / FOLDER / f"{len(_segments(folder)):04d}.jsonl"
 
 
 def append(segment: Path, round: int, metrics: Iterable[tuple[str, str, float]]) -> None:
-    """Append a round in a single write."""
+    """Append an evaluated round to a segment file as one line, which is written in a single operation."""
     finite = [row for row in metrics if math.isfinite(row[2])]
     line = json.dumps({"round": round, "time": time.time_ns() // 1_000_000, "metrics": finite})
     segment.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +49,7 @@ def append(segment: Path, round: int, metrics: Iterable[tuple[str, str, float]])
 
 
 def read(folder: Path) -> list[Evaluated]:
-    """All rounds that the run has evaluated so far, each once, in order."""
+    """Return all rounds that the run has evaluated so far, in order and without duplicates."""
     by_round: dict[int, Evaluated] = {}
     for segment in _segments(folder):
         for line in segment.read_bytes().splitlines(keepends=True):
@@ -54,12 +59,12 @@ def read(folder: Path) -> list[Evaluated]:
 
 
 def size(folder: Path) -> int:
-    """Total bytes of all segments; it grows with every evaluated round."""
+    """Return the total size of all segment files in bytes. The size grows with every evaluated round."""
     return sum(segment.stat().st_size for segment in _segments(folder))
 
 
 def last_written(folder: Path) -> float | None:
-    """Time of the last write to a segment in seconds since 1970; None without segments."""
+    """Return when a segment file was last written, in seconds since 1970; None if there is no segment file."""
     return max((segment.stat().st_mtime for segment in _segments(folder)), default=None)
 
 
@@ -68,7 +73,7 @@ def _segments(folder: Path) -> list[Path]:
 
 
 def _parse(line: bytes) -> Evaluated | None:
-    """Parse the line of a round; None if it is incomplete or damaged."""
+    """Return the evaluated round that a line describes; None if the line is incomplete or damaged."""
     try:
         value = json.loads(line) if line.endswith(b"\n") else None
         if value is None:

@@ -1,4 +1,4 @@
-"""The state of a run, read from its folder: finished, running or failed, and the reason of a failure."""
+"""Read the state of a run from its folder: finished, running, or failed with a reason."""
 
 from __future__ import annotations
 
@@ -35,15 +35,19 @@ FRESH_SECONDS = 180.0
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the run has its result: summary.json is written last, for diverged runs too."""
+    """Return whether a run is finished, that is, whether its folder has summary.json.
+
+    This file is written last, also for a diverged run.
+    """
     return (folder / "summary.json").exists()
 
 
 def running(folder: Path) -> bool:
-    """Whether a process works on this run now.
+    """Return whether a process is working on this run now.
 
-    On this machine the run's lock decides. A file system may hide locks of other machines; such a run counts as running
-    if it has evaluated a round in the last FRESH_SECONDS.
+    If the process is on this machine, it holds the run's lock file. The locks of other machines may be invisible here.
+    If the lock was taken on another machine, the run counts as running if it has evaluated a round in the last
+    FRESH_SECONDS.
     """
     lock = folder / LOCK
     if busy(lock):
@@ -56,7 +60,10 @@ def running(folder: Path) -> bool:
 
 
 def failure(folder: Path) -> dict[str, Any] | None:
-    """The keys FAILURE of a failed run; None for one that is finished, running or not started."""
+    """Return why a run failed, as a dictionary with the keys FAILURE.
+
+    Return None if the run is finished, is running or has not started.
+    """
     if running(folder) or is_finished(folder):
         return None
     if (folder / "failure.json").exists():
@@ -65,16 +72,16 @@ def failure(folder: Path) -> dict[str, Any] | None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read failure.json; missing keys are None and named in the reason.
+    """Return the content of failure.json. A missing key gets the value None, and the reason names the missing key.
 
-    An unreadable file raises nothing, so that the report of all other runs can be made.
+    An unreadable file raises no error, so that the report can still show all other runs.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
-            raise ValueError("it holds no mapping")
+            raise ValueError("the content is not a mapping")
     except (OSError, ValueError) as error:
-        return {**dict.fromkeys(FAILURE), "reason": f"its {path.name} is unreadable ({error})"}
+        return {**dict.fromkeys(FAILURE), "reason": f"{path.name} of this run is unreadable ({error})"}
     missing = ", ".join(key for key in FAILURE if key not in values)
     reason = values.get("reason") or "no reason was recorded"
     values["reason"] = f"{reason} ({path.name} lacks {missing})" if missing else reason
@@ -82,19 +89,22 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def failed_since(folder: Path, started: float) -> bool:
-    """Whether the run was started after that time (seconds since 1970) and has failed."""
+    """Return whether a run was started after the time `started` (seconds since 1970) and then failed."""
     files = [path for path in (folder / "failure.json", folder / LOCK) if path.exists()]
     return any(path.stat().st_mtime >= started for path in files) and failure(folder) is not None
 
 
 def one_line(values: Mapping[str, Any]) -> str:
-    """A failure in one line: the first line of the exception, or else the reason and the hint."""
+    """Return a failure in one line: the first line of the exception.
+
+    Without an exception, return the reason and the hint.
+    """
     exception = str(values["exception"] or "").strip()
     return exception.splitlines()[0] if exception else "; ".join(filter(None, (values["reason"], values["hint"])))
 
 
 def failure_lines(suites: Mapping[str, list[Run]], results: Path) -> list[str]:
-    """One line for each failed run of these suites."""
+    """Return one line for each failed run of these suites."""
     lines = []
     for run in {run.folder: run for runs in suites.values() for run in runs}.values():
         folder = results / run.folder

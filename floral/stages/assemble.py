@@ -1,4 +1,4 @@
-"""Assemble the simulation of a run: its data, problem, method and settings."""
+"""Assemble the simulation of a run: load the data, build the method and derive the settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_DECODED_BYTES = 256 << 20
 def assemble(
     run: Run, results: Path, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> tuple[Simulation, Federation, State]:
-    """Build a run's simulation, load its data and make its initial state; nothing is written."""
+    """Return the simulation of a run, the data of its clients and its initial state; no file is written."""
     simulation, data = build_simulation(run, results, device, dtype)
     return simulation, data, simulation.start()
 
@@ -34,7 +34,10 @@ def assemble(
 def build_simulation(
     run: Run, results: Path, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> tuple[Simulation, Federation]:
-    """Build a run's simulation with the plainest execution (one client at a time), and load its data."""
+    """Return the simulation of a run and the data of its clients.
+
+    The simulation has the simplest execution: it trains one client at a time.
+    """
     data = federation.load(run, results)
     problem = make_problem(run, data, device, dtype)
     method = build_method(run, problem)
@@ -42,7 +45,7 @@ def build_simulation(
 
 
 def make_problem(run: Run, data: Federation, device: torch.device, dtype: torch.dtype) -> Problem:
-    """Describe the run's task to its method."""
+    """Return the `Problem` of a run: the facts about the task and the data from which its method is built."""
     task = run.task
     outputs = data.classes if data.classes is not None else data.train_y.shape[1]
     module = importlib.import_module(f"floral.models.{task.model.kind}")
@@ -70,21 +73,23 @@ def make_problem(run: Run, data: Federation, device: torch.device, dtype: torch.
 
 
 def build_method(run: Run, problem: Problem) -> Method:
-    """Build the run's method.
+    """Build the method of a run.
 
     Raises:
-        ConfigError: the method refuses the task; the message has its reason.
+        ConfigError: the method cannot be used for the task; the message has the reason.
     """
     try:
         if run.task.unseen and run.variant.params["statistics"] == "private":
-            raise Refused("clients that join after training have no running statistics; set `statistics: federated`")
+            raise Refused(
+                "clients that join after training have no running statistics of their own; set `statistics: federated`"
+            )
         return method_of(run.variant, problem)
     except Refused as reason:
-        raise ConfigError(f"{run.variant.name} cannot do {run.task.name}: {reason}") from None
+        raise ConfigError(f"variant {run.variant.name} cannot be used for task {run.task.name}: {reason}") from None
 
 
 def make_settings(run: Run) -> Settings:
-    """Derive the simulation's settings from the task and the run's fidelity."""
+    """Derive the settings of the simulation from the task and the fidelity of a run."""
     task, rule = run.task, run.fidelity
     return Settings(
         rounds=task.rounds,
@@ -106,9 +111,10 @@ def make_settings(run: Run) -> Settings:
 
 
 def client_data(data: Federation, method: Method, device: torch.device, dtype: torch.dtype) -> ClientData:
-    """Move the federation to the device as tensors.
+    """Move the data of all clients to the device as tensors.
 
-    Where the method pools clients (all of them, or those of a true cluster), a pool trains as one client.
+    Some methods train pools of clients: one pool of all clients, or one pool for each true cluster. Such a pool trains
+    as a single client that has the samples of all its clients.
     """
 
     def split_rows(side: Literal["train", "test"], index: np.ndarray, count: np.ndarray, **fields: Any) -> Rows:
@@ -145,7 +151,10 @@ def client_data(data: Federation, method: Method, device: torch.device, dtype: t
 
 
 def augmentation(data: Federation, device: torch.device) -> dict[str, Any]:
-    """Return the fields of Rows that augment training images; empty where the task augments nothing."""
+    """Return the arguments that let `Rows` augment training images.
+
+    The dictionary is empty if the task augments nothing.
+    """
     if data.train_turns is None:
         return {}
     turns = torch.from_numpy(data.train_turns).to(device)
@@ -159,8 +168,9 @@ def augmentation(data: Federation, device: torch.device) -> dict[str, Any]:
 def pool_samples(index: np.ndarray, count: np.ndarray, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Give every pool the samples of all its clients.
 
-    index [K, n_max] sample numbers padded with 0, count [K], pool [K] the pool of each client → index [U, n'_max] and
-    count [U] of the U pools.
+    K clients form U pools. The inputs are `index` [K, n_max], the sample numbers of each client, padded with 0; `count`
+    [K], the number of samples of each client; and `pool` [K], the pool of each client. The results are `index` [U,
+    n'_max] and `count` [U] of the pools. A client has at most n_max samples, and a pool at most n'_max.
     """
     samples = [np.concatenate([index[k, : count[k]] for k in np.flatnonzero(pool == u)]) for u in range(pool.max() + 1)]
     counts = np.array([len(numbers) for numbers in samples])

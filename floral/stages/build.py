@@ -1,4 +1,4 @@
-"""Build a variant's method for a problem."""
+"""Build the method of a variant."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from floral.toolkit.parts import with_private_statistics
 
 
 def method_of(variant: Variant, problem: Problem) -> Method:
-    """Build the variant's method, with the parameters that all methods share.
+    """Build the method of a variant for this problem.
+
+    If the variant has `statistics: private`, each client keeps its own running statistics.
 
     Raises:
-        Refused: the method cannot do the problem.
+        Refused: the method cannot be used for this problem.
     """
     method_params = {name: value for name, value in variant.params.items() if name not in catalogue.common_parameters()}
     method = importlib.import_module(f"floral.methods.{variant.method}").build(problem, **method_params)

@@ -1,4 +1,4 @@
-"""Check before any job is planned that the data fit the tasks, so that no job fails for this reason."""
+"""Check that the data fit the tasks before any job is planned, so that no job fails because of its data."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from floral.config.schema.task import Task
 
 
 def check(tasks: Iterable[Task], results: Path) -> None:
-    """Check that the data of each task can be read and fit the task.
+    """Check that the data of each task can be read, and that the data fit the task.
 
-    Facts about the data come from their card.json, or else from their entry in config/data.lock. Custom data that are
-    not stored yet are read and stored first.
+    The number of classes, the shape and the natural clients of the data come from card.json. Before the data are
+    fetched, only the number of classes is known, from config/data.lock. Custom data that are not stored yet are read
+    and stored first.
 
     Raises:
-        ConfigError: custom data cannot be read, or data do not fit their task; the message names the task's file.
+        ConfigError: custom data cannot be read, or data do not fit a task; the message names the file of the task.
     """
     for task in {task.model_dump_json(): task for task in tasks}.values():
         if isinstance(task.data, CustomData):
@@ -30,13 +31,13 @@ def check(tasks: Iterable[Task], results: Path) -> None:
 
 
 def _store_custom(task: Task, data: CustomData, results: Path) -> None:
-    """Read and store a task's custom data, unless they are stored already.
+    """Read and store the custom data of a task, unless they are stored already.
 
     Raises:
         ConfigError: the data cannot be read.
     """
     if why := data_sets.why_unreadable(data):
-        raise ConfigError(f"{_where(task)}: data.path: {why}; {data_sets.CUSTOM_ADVICE}")
+        raise ConfigError(f"{_where(task)}: `data.path`: {why}; {data_sets.CUSTOM_ADVICE}")
     if (results / "data" / str(data_sets.stored_data(data)) / "card.json").exists():
         return
     from floral.data.sources import DataError
@@ -45,13 +46,13 @@ def _store_custom(task: Task, data: CustomData, results: Path) -> None:
     try:
         fetch(data, results)
     except DataError as error:
-        raise ConfigError(f"{_where(task)}: data: {error}") from None
+        raise ConfigError(f"{_where(task)}: `data`: {error}") from None
 
 
 def _facts(data: str | CustomData, results: Path) -> dict[str, Any]:
-    """Read the facts about data from their card.json, or else from data.lock.
+    """Return what is known about data: the content of card.json, or else the number of classes in data.lock.
 
-    A damaged card.json counts as missing, because `fetch` rewrites it.
+    A damaged card.json counts as missing, because `fetch` writes it again.
     """
     dataset = data_sets.data_set(data)
     try:
@@ -61,20 +62,23 @@ def _facts(data: str | CustomData, results: Path) -> dict[str, Any]:
 
 
 def _check_fit(task: Task, facts: dict[str, Any]) -> None:
-    """Raise ConfigError if data with these facts cannot be partitioned as the task requires."""
+    """Raise ConfigError if data with these facts cannot be partitioned as the task requires.
+
+    `facts` is the result of `_facts`, such as the number of classes and of natural clients.
+    """
     rule = task.partition
     if rule.kind == "natural" and "rows" in facts and "natural_clients" not in facts:
         is_table = isinstance(task.data, CustomData) and task.data.kind == "table"
-        remedy = "name the column of clients in data.client, or " if is_table else ""
+        remedy = "name the column of clients in `data.client`, or " if is_table else ""
         raise ConfigError(
-            f"{_where(task)}: partition.kind: natural needs data that name the client of each sample, and these data "
-            f"do not; {remedy}set another partition.kind"
+            f"{_where(task)}: `partition.kind: natural` needs data that name the client of each sample, but these "
+            f"data do not; {remedy}set another `partition.kind`"
         )
     clients = task.clients + (task.unseen.clients if task.unseen else 0)
     if rule.kind == "natural" and clients > facts.get("natural_clients", clients):
         raise ConfigError(
-            f"{_where(task)}: clients: {clients} (unseen clients included) is more than the "
-            f"{facts['natural_clients']} natural clients of the data; set fewer clients"
+            f"{_where(task)}: the task has {clients} clients (unseen clients included), but the data have only "
+            f"{facts['natural_clients']} natural clients; set `clients` to a smaller number"
         )
     if "shape" in facts and (why := task.unfit(facts["shape"])):
         raise ConfigError(f"{_where(task)}: {why}")
@@ -83,6 +87,6 @@ def _check_fit(task: Task, facts: dict[str, Any]) -> None:
 
 
 def _where(task: Task) -> str:
-    """Name the file of a task, and say whether the suite changes its values."""
+    """Return the path of a task's file, with a note if the suite changes values of the task."""
     changed = "" if catalogue.task(task.name) == task else " (as the suite changes it)"
     return f"{paths.CONFIG_FOLDER}/tasks/{task.name}.yaml{changed}"

@@ -1,4 +1,4 @@
-"""Choose the execution of a run (backend, chunk, threads), and prepare the process and the device for it."""
+"""Choose how a run is executed (backend, clients per chunk, threads), and set the precision of the device."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ def resolve_execution(
     threads: int,
     precision: str = "fp32",
 ) -> Execution:
-    """Return the execution for a run, measured once and then read from a file beside the run's folder.
+    """Return the execution of a run: the backend, the number of clients per chunk and the threads.
 
-    All seeds with equal `values` (a hash) share the file, so that repeated runs have equal bits. When several processes
-    measure at once, the first result is used by all.
+    The first run measures which execution is fastest and writes the result to a file in the parent of the run's folder;
+    later runs read the file. All runs with equal `values` (a hash of everything but the seed) share the file, so that
+    repeated runs have bit-identical results. If several processes measure at the same time, all of them use the result
+    that is written first.
 
     Raises:
-        ConfigError: the backend cannot do the method, or the file is damaged.
+        ConfigError: the backend cannot be used for the method, or the file is damaged.
     """
     version = torch.__version__.split("+")[0]
     how = backend if precision == "fp32" else f"{backend}-{precision}"
@@ -51,32 +53,36 @@ def resolve_execution(
     try:
         return Execution(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: damaged ({error}); remove it, and the next run measures again") from error
+        raise ConfigError(
+            f"{path}: damaged ({error}); remove this file, and the next run measures its execution again"
+        ) from error
 
 
 def measure_execution(
     simulation: Simulation, state: State, backend: str, threads: int, precision: str = "fp32"
 ) -> Execution:
-    """Choose the execution for a backend; `auto` times the candidates on the run's own shapes.
+    """Choose the execution for a backend. The backend `auto` stands for the fastest one, which is measured on this run.
 
     Raises:
-        ConfigError: the backend cannot do the method.
+        ConfigError: the backend cannot be used for the method.
     """
     try:
         return execution.choose(
             simulation, state, cast(execution.Backend, backend), threads, cast(Precision, precision)
         )
     except Refused as reason:
-        raise ConfigError(f"backend: {backend} cannot do this method: {reason}; set `backend: auto`") from None
+        raise ConfigError(
+            f"`backend: {backend}` cannot be used for this method: {reason}; set `backend: auto`"
+        ) from None
 
 
 def configure_device(device: torch.device, precision: str) -> None:
-    """Set the device's precision and deterministic algorithms.
+    """Set the precision of the device, and let the device use deterministic algorithms.
 
     Raises:
-        ConfigError: the device lacks this precision.
+        ConfigError: the device does not support this precision.
     """
     try:
         devices.settle(device, cast(Precision, precision))
     except Refused as reason:
-        raise ConfigError(f"precision: {precision}: {reason}") from None
+        raise ConfigError(f"`precision: {precision}`: {reason}") from None

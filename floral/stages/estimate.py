@@ -1,4 +1,4 @@
-"""Estimate the time, disk space and memory of runs before they are made."""
+"""Estimate the time, disk space and memory of runs before the runs start."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from floral.runs.state import is_finished
 ROUGH_SECONDS = {"linear": 0.0005, "mlp": 0.0005}
 """Model kind → assumed seconds per client and round, used until a run of the task is finished."""
 ROUGH_SECONDS_OTHER = 0.02
-"""The same for all other models."""
+"""Assumed seconds per client and round for all other model kinds."""
 ROUGH_START_SECONDS = 4.0
 """Assumed seconds from the start of a process to its first round."""
 ROUGH_BYTES = 1_000_000
@@ -32,7 +32,7 @@ DAMAGED_JSON = (ValueError, KeyError, TypeError)
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """The expected cost of one run, and the basis of the estimate."""
+    """The expected cost of one run, and what the estimate is based on."""
 
     seconds: float
     bytes: float
@@ -50,7 +50,11 @@ BASIS = {
 
 @dataclass(frozen=True)
 class _Measurement:
-    """Costs of a finished run: seconds before round 1 and per round, bytes on disk and of memory."""
+    """The measured costs of a finished run.
+
+    `start`: seconds before round 1. `per_round`: seconds per round. `bytes`: size of the run's folder. `memory`: peak
+    memory in bytes.
+    """
 
     start: float
     per_round: float
@@ -59,7 +63,11 @@ class _Measurement:
 
 
 def expected_costs(runs: Iterable[Run], results: Path) -> dict[Path, Cost]:
-    """Estimate the cost of every run (folder → cost) from finished runs of its variant, or else of its task."""
+    """Return the expected cost of every run, as folder → cost.
+
+    The cost is the mean of finished runs of the same task and variant. Without such runs, it is the mean of all
+    finished runs of the task. Without these too, the cost is a rough figure that is computed from the configuration.
+    """
     by_task: dict[str, list[_Measurement]] = {}
     by_variant: dict[tuple[str, str], list[_Measurement]] = defaultdict(list)
     expected: dict[Path, Cost] = {}
@@ -81,14 +89,17 @@ def expected_costs(runs: Iterable[Run], results: Path) -> dict[Path, Cost]:
 
 
 def rough_seconds(run: Run) -> float:
-    """Estimate the seconds of a run from its configuration alone."""
+    """Return a rough estimate of the seconds of a run, computed only from its configuration."""
     task = run.task
     per_round = task.cohort * task.epochs * ROUGH_SECONDS.get(task.model.kind, ROUGH_SECONDS_OTHER)
     return ROUGH_START_SECONDS + task.rounds * per_round
 
 
 def _measurement(file: Path) -> _Measurement | None:
-    """Read the costs of a finished run; None for an unfinished one, and with a warning for a damaged file."""
+    """Return the costs of a run, read from its costs.json; None for an unfinished run.
+
+    If the file is damaged, print a warning and return None.
+    """
     if not is_finished(file.parent):
         return None
     try:
@@ -105,12 +116,15 @@ def _measurement(file: Path) -> _Measurement | None:
 
 @cache
 def warn_once(message: str) -> None:
-    """Print a warning to stderr, the first time only."""
+    """Print a warning to stderr, unless the same warning was printed before."""
     print(message, file=sys.stderr)
 
 
 def _mean(measurements: list[_Measurement], rounds: int, basis: Literal["variant", "task"]) -> Cost:
-    """Mean time and size, and the largest memory."""
+    """Return the expected cost of a run with this number of rounds, from measurements of finished runs.
+
+    Time and size are means over the measurements. The memory is the maximum.
+    """
     start, per_round = (fmean(m.start for m in measurements), fmean(m.per_round for m in measurements))
     return Cost(
         seconds=start + rounds * per_round,
@@ -123,9 +137,10 @@ def _mean(measurements: list[_Measurement], rounds: int, basis: Literal["variant
 def estimate(
     suites: Mapping[str, list[Run]], results: Path, workers: int, committed: Collection[Path] = frozenset()
 ) -> str:
-    """Describe the runs, time and disk space of these suites, with the basis of each estimate.
+    """Describe the runs, time and disk space of these suites, and what each estimate is based on.
 
-    `committed` are the folders of unfinished runs that will be restored from reference results.
+    `committed` has the folders of unfinished runs that will be restored from reference results. These runs need no
+    time.
     """
     lines = [_suite_line(name, runs, results, committed) for name, runs in suites.items()]
     todo = {
@@ -153,7 +168,10 @@ def estimate(
 
 
 def _suite_line(name: str, runs: list[Run], results: Path, committed: Collection[Path]) -> str:
-    """Count a suite's tasks, variants and runs: finished, in reference results, and to do."""
+    """Return a line with the numbers of tasks, variants and runs of a suite.
+
+    The line says how many runs are finished, how many are taken from reference results, and how many must be trained.
+    """
     done = sum(is_finished(results / run.folder) for run in runs)
     in_reference = sum(run.folder in committed for run in runs)
     reused = f"{in_reference} taken from reports/reference, " if in_reference else ""
@@ -164,5 +182,5 @@ def _suite_line(name: str, runs: list[Run], results: Path, committed: Collection
 
 
 def _existing_parent(path: Path) -> Path:
-    """The path, or its nearest parent folder that exists."""
+    """Return the path if it exists, or else its nearest parent folder that exists."""
     return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())

@@ -1,4 +1,4 @@
-"""Train one run: assemble its simulation, choose the execution, go through the rounds, write the results."""
+"""Train one run: assemble the simulation, choose the execution, train all rounds and write the results."""
 
 from __future__ import annotations
 
@@ -45,12 +45,14 @@ def execute(
     checkpoint_seconds: float,
     stop: Stop,
 ) -> dict[str, Any]:
-    """Train a run to its end, write its results and return its summary; summary.json is written last.
+    """Train a run to its end, write its result files and return its summary. summary.json is written last.
+
+    A run that has a checkpoint continues from the checkpoint.
 
     Raises:
-        ConfigError: data are missing, the method refuses the task, the device lacks the precision, or a checkpoint is
-            damaged.
-        Stopped: the run was asked to stop; a checkpoint was written.
+        ConfigError: data are missing, the method cannot be used for the task, the device does not support the
+            precision, or a checkpoint is damaged.
+        Stopped: a signal asked the run to stop; a checkpoint was written.
     """
     began = time.perf_counter()
     configure_process(threads)
@@ -81,11 +83,21 @@ def execute(
 
 
 def _with_execution(simulation: Simulation, progress: Progress, path: Path, stop: Stop) -> Simulation:
-    """The simulation under the execution that the run began with, on a device and process configured for it."""
+    """Return the simulation with the execution that is stored in `progress`, and configure device and threads for it.
+
+    A resumed run thus has the same execution as before.
+
+    Raises:
+        ConfigError: another version of the code wrote the checkpoint `path`, or this device does not support the
+            execution.
+    """
     try:
         begun_with = Execution(**progress.execution)
     except TypeError as error:
-        raise ConfigError(f"{path}: written by another version ({error}); remove it to train from the start") from error
+        raise ConfigError(
+            f"{path}: another version of the code wrote this checkpoint ({error}); remove the file to train the run "
+            "from the start"
+        ) from error
     configure_device(simulation.device, begun_with.precision)
     set_threads(begun_with.threads)
     LOG.info("after round %d: %s, %s", progress.round, begun_with, simulation.device)
@@ -95,14 +107,18 @@ def _with_execution(simulation: Simulation, progress: Progress, path: Path, stop
         )
     except Refused as reason:
         raise ConfigError(
-            f"{path}: the run began with backend {begun_with.backend}, but {reason}; remove the file"
+            f"{path}: the run began with backend {begun_with.backend}, but {reason}; remove this checkpoint to "
+            "train the run from the start"
         ) from None
 
 
 def join_unseen(
     run: Run, simulation: Simulation, state: State, progress: Progress, data: Federation
 ) -> pl.DataFrame | None:
-    """Let the task's unseen clients join the trained run; None for a task without them."""
+    """Evaluate the trained run on the unseen clients of the task, and return the table of their scores.
+
+    Return None if the task has no unseen clients.
+    """
 
     def assemble_joining(clients: Federation) -> tuple[Method, ClientData]:
         device, dtype = simulation.device, simulation.dtype

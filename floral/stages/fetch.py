@@ -1,4 +1,4 @@
-"""Stage fetch: verify the raw files of a data set and convert them to arrays and a manifest in results/data/<name>."""
+"""Stage fetch: verify the raw files of a data set, and store its arrays and its card.json in results/data/<name>."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ READERS = {**readers.READERS, **custom.READERS, **text.READERS}
 def fetch(
     data: str | CustomData, results: Path, data_dir: Path | None = None, report: sources.Report | None = None
 ) -> Path:
-    """Make results/data/<name> and return it; a folder that is already valid is not changed.
+    """Store a data set in results/data/<name> and return this folder. A folder that is already valid is not changed.
 
     Args:
-        data: a name in data.lock, or a task's custom data.
-        data_dir: a folder that is searched for raw files before any download; by default the folder in FLORAL_DATA.
+        data: the name of a data set in data.lock, or the custom data of a task.
+        data_dir: the folder in which raw files are looked for before any download. The default is the folder that the
+            environment variable FLORAL_DATA names.
+        report: a function that is called with messages about the progress.
 
     Raises:
-        ConfigError: `data` or `data_dir` does not exist.
+        ConfigError: `data` is not in data.lock, or the folder `data_dir` does not exist.
         DataError: a raw file is missing, truncated or altered, or the disk is full.
     """
     if isinstance(data, str) and data not in (accepted := data_sets.data_lock()):
@@ -53,10 +55,10 @@ Availability = Literal["no files needed", "fetched", "found", "to download", "mi
 
 
 def availability(data: Data, results: Path, data_dir: Path | None = None) -> tuple[Availability, str]:
-    """Say whether a task's data are available, and what to do if they are missing.
+    """Return whether the data of a task are available, and what to do if they are missing.
 
-    This is fast, because only the names of files are checked. `fetch` may still find wrong content, or a URL that does
-    not answer.
+    This is fast, because only the names of files are checked. A later `fetch` can still fail if a file has wrong
+    content or a URL does not answer.
     """
     name = data_sets.stored_data(data)
     if not isinstance(name, str) or name == NOTHING:
@@ -77,7 +79,7 @@ def availability(data: Data, results: Path, data_dir: Path | None = None) -> tup
 
 
 def _make(folder: Path, name: str, dataset: DataSet, data_dir: Path | None, report: sources.Report | None) -> None:
-    """Obtain the raw files, read them, and store the arrays and the manifest."""
+    """Find or download the raw files of a data set, read them, and store the arrays and card.json."""
     raw = folder / "raw"
     record = raw / sources.RECORD
     recorded: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
@@ -85,8 +87,8 @@ def _make(folder: Path, name: str, dataset: DataSet, data_dir: Path | None, repo
     arrays = READERS[dataset.reader](files, **dataset.options)
     if dataset.classes not in (None, arrays.classes):
         raise sources.DataError(
-            f"{paths.CONFIG_FOLDER / 'data.lock'}: {name}: classes: {dataset.classes}, but the files have "
-            f"{arrays.classes}; correct the entry, or check that these are the right files"
+            f"{paths.CONFIG_FOLDER / 'data.lock'}: {name}: this entry has `classes: {dataset.classes}`, but the "
+            f"files have {arrays.classes} classes; correct the entry, or check that these are the right files"
         )
     named = {} if arrays.names is None else {"class_names": list(arrays.names)}
     natural = {} if arrays.natural_clients is None else {"natural_clients": arrays.natural_clients}
@@ -116,9 +118,10 @@ def _make(folder: Path, name: str, dataset: DataSet, data_dir: Path | None, repo
 
 
 def _store(folder: Path, arrays: Labelled, manifest: dict[str, Any]) -> None:
-    """Write all files to a temporary folder, then move them to their place.
+    """Write the arrays and card.json to a temporary folder, then move them to the folder of the data set.
 
-    The old card.json is removed first and the new one is moved last, so that it never describes other arrays.
+    The old card.json is removed first, and the new card.json is moved last. So card.json never describes other arrays
+    than those in the folder.
     """
     new = folder / "new"
     shutil.rmtree(new, ignore_errors=True)
@@ -137,7 +140,10 @@ def _store(folder: Path, arrays: Labelled, manifest: dict[str, Any]) -> None:
 
 
 def _save(path: Path, array: npt.NDArray[Any]) -> None:
-    """Write an array in the format of np.save, whose OSError on a full disk has no errno."""
+    """Write an array as a .npy file.
+
+    np.save is not used, because its OSError has no errno if the disk is full.
+    """
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
     with path.open("wb") as file:
@@ -146,7 +152,7 @@ def _save(path: Path, array: npt.NDArray[Any]) -> None:
 
 
 def _is_valid(folder: Path, dataset: DataSet) -> bool:
-    """Whether card.json agrees with data.lock, and the arrays with card.json."""
+    """Return whether card.json agrees with data.lock, and whether the stored arrays agree with card.json."""
     try:
         manifest = json.loads((folder / "card.json").read_text())
         arrays = [np.load(folder / f"{side}.npy", mmap_mode="r") for side in stored_arrays(manifest)]
@@ -161,13 +167,15 @@ def _is_valid(folder: Path, dataset: DataSet) -> bool:
 
 
 def _locked_values(dataset: DataSet) -> dict[str, Any]:
-    """The values of data.lock that card.json repeats."""
+    """Return the values of a data set in data.lock that card.json repeats."""
     options = {"options"} if dataset.options else set()
     return dataset.model_dump(include={"title", "reader", "exact", "note"} | options)
 
 
 def data_folder(data_dir: Path | None) -> Path | None:
-    """Return the folder that is searched for raw files before any download: `data_dir`, or the folder in FLORAL_DATA.
+    """Return the folder in which raw files are looked for before any download.
+
+    This is `data_dir`, or else the folder that the environment variable FLORAL_DATA names. Return None without either.
 
     Raises:
         ConfigError: the folder does not exist.
@@ -178,6 +186,7 @@ def data_folder(data_dir: Path | None) -> Path | None:
     folder = Path(value).expanduser()
     if not folder.is_dir():
         raise ConfigError(
-            f"{key}: {folder.absolute()} is no folder; name the folder with the raw data files, or unset {key}"
+            f"{key}: {folder.absolute()} is not a folder; set {key} to the folder that has the raw data "
+            f"files, or unset {key}"
         )
     return folder

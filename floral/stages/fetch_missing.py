@@ -1,4 +1,4 @@
-"""Fetch the data sets that are missing, where `allow_missing: true` allows runs without data."""
+"""With `allow_missing: true`, try to fetch the missing data sets. Runs are skipped if their data cannot be fetched."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from floral.runs.missing_data import FETCH_ERROR, has_data, stored_name
 
 
 def try_to_fetch(tasks: Iterable[Task], results: Path, data_dir: Path | None) -> None:
-    """Try to fetch the missing data sets of these tasks; if a fetch fails, write the reason to FETCH_ERROR.
+    """Try to fetch the missing data sets of these tasks.
 
-    Only a fetch shows whether a mirror answers and a file has the right content.
+    If a fetch fails, the reason is written to the file FETCH_ERROR (missing.txt) in the folder of the data set. There
+    is no cheaper check: only a fetch shows whether a mirror answers and whether a file has the right content.
     """
     missing = {
         stored_name(task): task.data

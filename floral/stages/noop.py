@@ -1,4 +1,4 @@
-"""Write the files of a run without data (`data: nothing`): no training and no import of torch."""
+"""Write the files of a run without data (`data: nothing`). Nothing is trained, and torch is not imported."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ COSTS: dict[str, Any] = {
 
 
 def noop(run: Run, results: Path) -> dict[str, Any]:
-    """Write the files of a run with 0 rounds and score 0, summary.json last, and return the summary."""
+    """Write the files of a run with 0 rounds and score 0, and return the summary. summary.json is written last."""
     folder = results / run.folder
     layout.write_run(folder, run, None)
     metrics = [[0, "test", metric, 0.0, 0, 0, 0.0] for metric in ("loss", "accuracy")]

@@ -1,4 +1,4 @@
-"""Stage partition: assign samples to clients, and write the table, a manifest (card.json) and a figure (card.svg)."""
+"""Stage partition: assign samples to clients, and write partition.parquet, card.json (a manifest) and card.svg."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ SIZES = ("min", "median", "max")
 
 
 def partition(job: PartitionJob, results: Path, task: Task | None = None) -> Path:
-    """Write card.svg, card.json and finally partition.parquet to the job's folder, and return the folder.
+    """Write card.svg, card.json and finally partition.parquet to the folder of the job, and return this folder.
 
-    Equal jobs give equal tables; only the ids of gradients in card.svg may differ.
-
-    With a `task`, the manifest also has the local steps per round. Tasks that share the table can have different steps;
-    the manifest has those of the last task. If the task trains on a share of the table, which each variant draws when
-    it trains, the manifest has the share, and the local steps are for that share.
+    partition.parquet has the client of every sample. Equal jobs give equal tables; only the ids of gradients in
+    card.svg may differ. If `task` is given, card.json also has the number of local steps per round. If several tasks
+    share the table, card.json has the steps of the last task. A task may train on a share of the table, which each
+    variant draws when it trains. Then card.json has this share, and the local steps are counted on the share.
 
     Raises:
-        ConfigError: the data are missing, or differ from those of an earlier call; there are more clients than samples.
+        ConfigError: the data are missing, the data differ from those of an earlier call, the data lack the classes or
+            natural clients that the partition needs, or there are more clients than samples.
     """
     with held(results / f"{job.folder}.lock", f"making {job.folder.name}"):
         return _partition(job, results, task)
 
 
 def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
-    """Make the table and write all files; see `partition`."""
+    """Make the partition and write all files. The caller holds the lock of the folder."""
     sizes = (job.clients, job.clusters, job.partition, job.seed)
     if isinstance(job.data, Synthetic):
         full_table = consecutive_table(*rows_per_client(job.data), *sizes)
@@ -62,8 +62,8 @@ def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
         train_y, test_y = np.asarray(arrays["train_y"]), np.asarray(arrays["test_y"])
         if train_y.ndim > 1 and job.partition.kind not in ("iid", "natural"):
             raise ConfigError(
-                f"task {job.task!r}: partition.kind: {job.partition.kind} needs a class for each sample, but the "
-                f"samples of {job.data!r} are text; set partition.kind: natural or iid"
+                f"task {job.task!r}: `partition.kind: {job.partition.kind}` needs a class for each sample, but the "
+                f"samples of {job.data!r} are text; set `partition.kind` to natural or iid"
             )
         natural = _natural_clients(job, arrays) if job.partition.kind == "natural" else None
         full_table = client_table(train_y, test_y, *sizes, job.unseen, natural)
@@ -116,9 +116,10 @@ def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
 
 
 def _check_same_data(folder: Path, job: PartitionJob, data_digest: str | None) -> None:
-    """Raise ConfigError if the folder's partition was made from other data, because existing runs may use it.
+    """Raise ConfigError if the folder has a partition that was made from other data, because existing runs may use it.
 
-    This happens if config/data.lock has no sha256 of the files, or if the reader has changed.
+    Data can change under the same name if config/data.lock has no sha256 of the files, or if the code that reads the
+    files changes.
     """
     try:
         before = json.loads((folder / "card.json").read_text())["data_digest"]
@@ -126,29 +127,29 @@ def _check_same_data(folder: Path, job: PartitionJob, data_digest: str | None) -
         return
     if before != data_digest:
         raise ConfigError(
-            f"{folder}: was made from other files of {job.data!r} than the present ones\n"
+            f"{folder}: this partition was made from other files of {job.data!r} than those that are stored now\n"
             f"  remedy: restore the old files; or copy the new sha256 from data/{job.data}/card.json in the results to "
             f"{paths.CONFIG_FOLDER}/data.lock; or remove {folder} and the runs of {job.task!r}"
         )
 
 
 def _natural_clients(job: PartitionJob, arrays: Mapping[str, Labels]) -> tuple[Labels, Labels]:
-    """Return the natural client of each training and of each test sample.
+    """Return the natural client of each training sample and of each test sample.
 
     Raises:
-        ConfigError: the data name no clients.
+        ConfigError: the data have no natural clients.
     """
     if missing := [side for side in CLIENTS if side not in arrays]:
         raise ConfigError(
-            f"task {job.task!r}: partition.kind: natural needs data that name the client of each sample, but "
-            f"{job.data!r} has no {missing[0]}; set another partition.kind"
+            f"task {job.task!r}: `partition.kind: natural` needs data that name the client of each sample, but "
+            f"{job.data!r} has no {missing[0]}; set another `partition.kind`"
         )
     train, test = (np.asarray(arrays[side]) for side in CLIENTS)
     return train, test
 
 
 def _with_labels(table: pl.DataFrame, train_y: Labels, test_y: Labels) -> pl.DataFrame:
-    """Add a column with the class of each sample, as the data set labels it (before any shift)."""
+    """Add the column `class` to the table: the label of each sample in the data set, before any shift."""
     row, is_test = table["row"].to_numpy(), (table["split"] == "test").to_numpy()
     labels = np.empty(len(table), np.int64)
     labels[is_test], labels[~is_test] = test_y[row[is_test]], train_y[row[~is_test]]
@@ -156,22 +157,26 @@ def _with_labels(table: pl.DataFrame, train_y: Labels, test_y: Labels) -> pl.Dat
 
 
 def _per_client(table: pl.DataFrame, split: str, clients: int, clusters: int | None = None) -> Labels:
-    """Count the samples of a split per client, or per cluster if `clusters` is given."""
+    """Return the number of samples of a split for each client.
+
+    If the number of clusters is given, return the number of samples for each cluster instead.
+    """
     in_split = table.filter(pl.col("split") == split)
     return np.bincount(in_split["cluster" if clusters else "client"].to_numpy(), minlength=clusters or clients)
 
 
 def _class_counts(table: pl.DataFrame, split: str, classes: int, clients: int) -> list[list[int]]:
-    """Count the samples of a split: counts [client][class]."""
+    """Return the number of samples of a split for each client and class, as a list counts[client][class]."""
     in_split = table.filter(pl.col("split") == split)
     cell = in_split["client"].to_numpy() * classes + in_split["class"].to_numpy()
     return np.bincount(cell, minlength=clients * classes).reshape(clients, classes).tolist()
 
 
 def _label_skew(table: pl.DataFrame, classes: int, clients: int) -> npt.NDArray[np.float64]:
-    """Total variation distance [K] between the training label frequencies of each client and of all clients together.
+    """Return how much the training labels of each client differ from those of all clients together.
 
-    0 means equal frequencies, 1 means no class in common.
+    The result [K] has one value for each of the K clients: the total variation distance between both label frequencies.
+    0 means equal frequencies, and 1 means that no class is in common.
     """
     counts = np.array(_class_counts(table, "train", classes, clients), dtype=float)
     frequencies = counts / counts.sum(1, keepdims=True)
@@ -179,7 +184,10 @@ def _label_skew(table: pl.DataFrame, classes: int, clients: int) -> npt.NDArray[
 
 
 def _main_share(table: pl.DataFrame, clients: int, concepts: int) -> npt.NDArray[np.float64]:
-    """The share [K] of each client's training samples that belong to its most frequent concept."""
+    """Return which share of each client's training samples belongs to the client's most frequent concept.
+
+    The result [K] has one value for each of the K clients.
+    """
     train = table.filter(pl.col("split") == "train")
     cell = train["client"].to_numpy().astype(np.int64) * concepts + train["cluster"].to_numpy()
     counts = np.bincount(cell, minlength=clients * concepts).reshape(clients, concepts)
@@ -187,13 +195,13 @@ def _main_share(table: pl.DataFrame, clients: int, concepts: int) -> npt.NDArray
 
 
 def _quantiles(values: npt.NDArray[np.float64]) -> dict[str, float]:
-    """Minimum, median and maximum, rounded to 4 decimals."""
+    """Return the minimum, median and maximum of the values, rounded to 4 decimals."""
     named = zip(SIZES, (values.min(), np.median(values), values.max()), strict=True)
     return {name: round(float(value), 4) for name, value in named}
 
 
 def _spread(values: Labels) -> dict[str, float]:
-    """Total, minimum, median and maximum of counts."""
+    """Return the total, minimum, median and maximum of the counts."""
     return {
         "total": int(values.sum()),
         "min": int(values.min()),
@@ -203,9 +211,9 @@ def _spread(values: Labels) -> dict[str, float]:
 
 
 def _chart(job: PartitionJob, table: pl.DataFrame, manifest: dict[str, Any]) -> alt.Chart:
-    """Plot the training samples by class and client as a heat map.
+    """Plot the training samples as a heat map, with one row per class and one column per client.
 
-    For regression and text, plot the samples per client and split as bars.
+    Regression and text have no classes. For them, plot the number of samples of each client and split as bars.
     """
     import altair as alt
 
@@ -234,16 +242,24 @@ def _chart(job: PartitionJob, table: pl.DataFrame, manifest: dict[str, Any]) -> 
 
 
 def _subtitle(job: PartitionJob, manifest: dict[str, Any]) -> list[str]:
-    """Describe the partition in one or two lines: clusters and sizes; label skew, mixtures and local steps."""
+    """Describe the partition in one or two lines.
+
+    The first line has the clusters and the numbers of samples. The second has label skew, mixed concepts, label noise
+    and local steps, as far as they apply.
+    """
     sizes = ", ".join(f"{_range(manifest['rows'][split])} {split}" for split in SPLITS)
     members = manifest["clients_of_cluster"]
     members_text = (
-        f"of {', '.join(map(str, members))} clients" if job.partition.cluster_shares else f"client mod {job.clusters}"
+        f"of {', '.join(map(str, members))} clients"
+        if job.partition.cluster_shares
+        else f"cluster = client mod {job.clusters}"
     )
     clusters = f"in {job.clusters} clusters ({members_text})" if job.clusters > 1 else "of one concept"
     facts = []
     if "label_skew" in manifest:
-        facts.append(f"label skew {manifest['label_skew']['median']:.2f} (median; 0 equal, 1 no class in common)")
+        facts.append(
+            f"label skew {manifest['label_skew']['median']:.2f} (median; 0: equal frequencies, 1: no class in common)"
+        )
     if "main_concept_share" in manifest:
         facts.append(
             f"{manifest['main_concept_share']['median']:.0%} of a client's samples belong to its main concept (median)"
@@ -256,13 +272,13 @@ def _subtitle(job: PartitionJob, manifest: dict[str, Any]) -> list[str]:
 
 
 def _axis(count: int) -> alt.Axis:
-    """An axis of `count` numbers, with at most 20 labels."""
+    """Return a chart axis for the numbers 0, …, count − 1, with at most 20 labels."""
     import altair as alt
 
     return alt.Axis(values=list(range(0, count, math.ceil(count / 20))), labelAngle=0, grid=False)
 
 
 def _range(spread: dict[str, float]) -> str:
-    """Minimum and maximum as text, or a single number if they are equal."""
+    """Return the minimum and maximum as text, such as "3–7", or a single number if they are equal."""
     low, high = int(spread["min"]), int(spread["max"])
     return f"{low}" if low == high else f"{low}–{high}"

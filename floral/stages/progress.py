@@ -1,4 +1,4 @@
-"""The progress of a run, which its checkpoint stores beside the tensors."""
+"""The progress of a run: its rounds, costs and evaluations. A checkpoint stores the progress next to the tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from floral.runs import segments
 
 @dataclass
 class Progress:
-    """Rounds, costs and evaluations of a run so far."""
+    """The rounds, costs and evaluations of a run so far."""
 
     round: int = 0
     bytes: int = 0
@@ -25,7 +25,7 @@ class Progress:
     routes: list[list[Any]] = field(default_factory=list)
     """[round, route of every client] of each evaluation."""
     official: list[tuple[float, float]] = field(default_factory=list)
-    """Per round of the last bin: the official score over all clients, and over the clients sampled for evaluation."""
+    """For each round of the last of 51 bins: the official score over all clients, and over a sample of the clients."""
     pending_loss: torch.Tensor | float | None = None
     """The training loss of a trained round that is not evaluated yet."""
     diverged_at: int | None = None
@@ -38,7 +38,7 @@ class Progress:
     """The file to which this process appends each evaluated round; checkpoints leave it out."""
 
     def add(self, evaluation: Evaluation) -> None:
-        """Add the evaluation of the current round."""
+        """Add the evaluation of the current round to the progress, and append its metrics to the segment file."""
         costs = [self.bytes, self.client_samples, self.client_passes]
         self.metrics += [[self.round, split, metric, value, *costs] for split, metric, value in evaluation.metrics]
         if self.segment is not None:
@@ -49,11 +49,11 @@ class Progress:
             self.diverged_at = self.round
 
     def as_json(self) -> dict[str, Any]:
-        """The values for a checkpoint."""
+        """Return the values that a checkpoint stores."""
         pending_loss = None if self.pending_loss is None else float(self.pending_loss)
         return asdict(self) | {"segment": None, "pending_loss": pending_loss}
 
     @classmethod
     def resumed(cls, values: dict[str, Any]) -> Progress:
-        """Restore the progress from a checkpoint and count the resumption."""
+        """Restore the progress from the values in a checkpoint, and count one more resumption."""
         return cls(**{**values, "resumptions": values["resumptions"] + 1})

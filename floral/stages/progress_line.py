@@ -1,4 +1,4 @@
-"""The line that a finished run prints: its result, how many runs are done, and the time left."""
+"""Describe a finished run in one line: the result, how many runs are done, and how much time is left."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from floral.stages.estimate import DAMAGED_JSON, expected_costs, warn_once
 
 
 def write_plan(suites: Mapping[str, list[Run]], results: Path) -> None:
-    """Write results/plan/<suites>.json: all runs of this call, and the expected seconds of the unfinished ones."""
+    """Write results/plan/<suites>.json.
+
+    The plan has all runs of this Snakemake call, and the expected seconds of the unfinished runs.
+    """
     runs = {run.folder: run for runs in suites.values() for run in runs}
     todo = {folder: run for folder, run in runs.items() if not is_finished(results / run.folder)}
     expected = expected_costs(todo.values(), results)
@@ -34,7 +37,7 @@ def write_plan(suites: Mapping[str, list[Run]], results: Path) -> None:
 
 
 def progress_line(results: Path, run: Run, summary: Mapping[str, Any]) -> str:
-    """Describe a finished run: its result and time, how many runs of the call are done, and the time left."""
+    """Describe a finished run in one line: result, time, how many planned runs are done, and the time left."""
     tuned = ", tuned," if run.own_rates else ""
     result = f"{run.task.name} {run.variant.name}{tuned} seed {run.seed}: {_outcome(summary)}"
     with suppress(FileNotFoundError, *DAMAGED_JSON):  # the report names a damaged file
@@ -56,7 +59,10 @@ def progress_line(results: Path, run: Run, summary: Mapping[str, Any]) -> str:
 
 
 def _newest_plan(results: Path, folder: str) -> dict[str, Any] | None:
-    """The newest plan with this run, or None; a damaged plan is left out with a warning."""
+    """Return the newest plan in which this run was still to do; None if there is no such plan.
+
+    A damaged plan is ignored with a warning.
+    """
     plans = []
     for path in (results / "plan").glob("*.json"):
         try:
@@ -69,7 +75,7 @@ def _newest_plan(results: Path, folder: str) -> dict[str, Any] | None:
 
 
 def _outcome(summary: Mapping[str, Any]) -> str:
-    """How the run ended: test accuracy, test loss (regression) or the round of its divergence."""
+    """Describe how a run ended: test accuracy, test loss (for regression), or the round in which the run diverged."""
     if summary["status"] == "diverged":
         return f"diverged at round {summary['diverged_at']}"
     if summary["test_accuracy"] is not None:

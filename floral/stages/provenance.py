@@ -1,4 +1,4 @@
-"""Where a run was computed: machine, GPU, memory and the commit of the code."""
+"""Describe where a run was computed: the machine, the GPU, the memory and the commit of the code."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import floral
 
 
 def peak_memory(device: torch.device, earlier: int = 0) -> int:
-    """Peak memory of the run in bytes: of the GPU where there is one, else of the process.
+    """Return the peak memory of a run in bytes: the GPU memory on a GPU, or else the memory of the process.
 
-    `earlier` is the peak of the processes that worked on the run before.
+    If other processes worked on the run before, `earlier` is their peak. The larger of both values is returned.
     """
     if device.type == "cuda":  # reserved memory, because other runs cannot use it
         peak = torch.cuda.max_memory_reserved(device)
@@ -29,7 +29,7 @@ def peak_memory(device: torch.device, earlier: int = 0) -> int:
 
 
 def gpu(device: torch.device) -> dict[str, Any] | None:
-    """Index, name and memory of the GPU; None on a CPU."""
+    """Return the index, name and memory of the GPU; None if the device is a CPU."""
     if device.type != "cuda":
         return None
     properties = torch.cuda.get_device_properties(device)
@@ -37,7 +37,7 @@ def gpu(device: torch.device) -> dict[str, Any] | None:
 
 
 def machine() -> dict[str, Any]:
-    """Python, PyTorch, platform and CPU of this machine."""
+    """Return the Python version, PyTorch version, platform, CPU and number of cores of this machine."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -56,7 +56,10 @@ def machine() -> dict[str, Any]:
 
 @cache
 def git_commit() -> str | None:
-    """The commit of the code, followed by "+" if floral/ or config/ differ from it; None outside a checkout."""
+    """Return the commit of the code; None outside a git checkout.
+
+    A "+" is appended if files in floral/ or config/ differ from the commit.
+    """
     try:
         return _git("rev-parse", "--short=12", "HEAD") + (
             "+" if _git("status", "--porcelain", ".", "../config") else ""

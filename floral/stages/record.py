@@ -1,4 +1,4 @@
-"""Write the results of a run: metrics, scores per client, routes, model, costs and the summary."""
+"""Write the result files of a run: metrics, scores per client, routes, model, costs and the summary."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def write_results(
     data: Federation,
     joined: pl.DataFrame | None = None,
 ) -> dict[str, Any]:
-    """Write all result files of a finished or diverged run, summary.json last, and return the summary.
+    """Write all result files of a finished or diverged run, and return the summary. summary.json is written last.
 
-    `joined` is the table of the unseen clients, if the task has any.
+    `joined` is the table of the unseen clients, or None if there are none.
     """
     began = time.perf_counter()
     local_scores = simulation.own_rows(state, simulation.data.test, np.arange(data.clients))
@@ -66,21 +66,21 @@ def write_results(
 
 
 def headline(run: Run, progress: Progress) -> str:
-    """Return the split whose scores are the run's result: "population" or "test".
+    """Return the split whose scores are the result of the run: "population" or "test".
 
-    "population", the global test set: every client is evaluated on the whole test set under its cluster's shift.
-    "test": every client is evaluated on its own test samples. This is used where the published code does so, where a
-    client's labels are distributed differently from its cluster's, and where the run diverged.
+    "population" is the global test set: every client is evaluated on all samples of this set, after the shift of the
+    client's cluster. "test": every client is evaluated only on its own test samples. "test" is the result if the
+    published code uses it, if clients of one cluster have different label distributions, or if the run diverged.
     """
     local = run.fidelity["evaluation"] == "sampled" or run.task.skewed or progress.diverged_at is not None
     return "test" if local else "population"
 
 
 def model(state: State) -> bytes:
-    """Content of model.safetensors: the final state under the names <group>/<name>.
+    """Return the content of model.safetensors: the tensors of the final state, with the names <group>/<name>.
 
-    Groups in the store are left out. They are in the store's file beside it, which has the same format; the key
-    `private` of the header names that file.
+    Private values that are too large for memory are not in it. They are in a second safetensors file in the same
+    folder; the key `private` in the header of model.safetensors names the second file.
     """
     stored = {} if state.store is None else state.store.values
     tensors = {
@@ -95,10 +95,10 @@ def model(state: State) -> bytes:
 def clients_table(
     scores: Scores, local_scores: Scores, simulation: Simulation, routes: list[list[float]] | None
 ) -> pl.DataFrame:
-    """One row per client after the last round.
+    """Return a table of the scores after the last round, with one row per client.
 
-    `scores` are those of the headline split. `local_scores` count the hits on the client's own test samples (or
-    tokens).
+    `scores` are the scores on the split that `headline` returns. `local_scores` are the scores on each client's own
+    test samples. They give the columns `own_rows` (number of samples, or of tokens) and `own_correct`.
     """
     regression = simulation.settings.loss == "mse"
     clients = len(scores.clients)
@@ -120,7 +120,10 @@ def clients_table(
 
 
 def routes_table(progress: Progress, data: Federation) -> pl.DataFrame:
-    """One row per client and evaluation, with the client's route."""
+    """Return a table of routes, with one row per client and evaluated round.
+
+    The route of a client is a list of its weights of the clusters.
+    """
     rows = [
         [round, client, int(data.cluster[client]), route]
         for round, by_client in progress.routes
@@ -130,7 +133,10 @@ def routes_table(progress: Progress, data: Federation) -> pl.DataFrame:
 
 
 def costs(simulation: Simulation, state: State, progress: Progress) -> dict[str, Any]:
-    """Content of costs.json: the method's counted costs, and time and memory measured on this machine."""
+    """Return the content of costs.json.
+
+    It has the counted costs of the method, and the time and memory that were measured on this machine.
+    """
     counted = simulation.costs(state)
     return {
         "parameters": counted.parameters(),
@@ -154,7 +160,7 @@ def costs(simulation: Simulation, state: State, progress: Progress) -> dict[str,
 def summarise(
     run: Run, simulation: Simulation, scores: Scores, metrics: pl.DataFrame, progress: Progress, data: Federation
 ) -> dict[str, Any]:
-    """Content of summary.json: the scores after the last round, and the total costs of training."""
+    """Return the content of summary.json: the scores after the last round, and the total costs of training."""
     last = metrics.filter(pl.col("round") == progress.round)
     value = {(split, metric): number for split, metric, number in last.select("split", "metric", "value").iter_rows()}
     diverged = progress.diverged_at is not None
@@ -194,11 +200,12 @@ def further_scores(
     data: Federation,
     source: str | Synthetic | CustomData,
 ) -> dict[str, Any]:
-    """Top-5 accuracy, the losses of the worst cluster and decile, the excess risk, and the mean of every true cluster.
+    """Return the scores that only some runs have, such as top-5 accuracy, and the mean of each true cluster.
 
-    Excess risk is the mean squared error minus the variance of the label noise. The global test set of synthetic data
-    has noiseless labels, so that the mean squared error on it is the excess risk. Labels that are normalised per client
-    have none: such a label depends on the client's other samples, which no model sees.
+    The excess risk is the mean squared error minus the variance of the label noise. For synthetic data it is the mean
+    squared error on the global test set, because the labels of this set have no noise. The excess risk is None for
+    other data. It is also None if labels are normalised per client: such a label depends on other samples of the
+    client, which no model sees.
     """
     excess = split == "population" and isinstance(source, Synthetic) and not source.normalised
     regression, cluster = data.classes is None, data.cluster
@@ -214,9 +221,10 @@ def further_scores(
 
 
 def official_scores(simulation: Simulation, scores: Scores, progress: Progress, valid: bool) -> dict[str, float | None]:
-    """The score as the published code computes it, over all clients and over a sample of them; None if not `valid`.
+    """Return the score as the published code computes it, over all clients and over a sample of the clients.
 
-    It is the mean over the last of 51 bins of rounds. A method without rounds has the score after its only evaluation.
+    The published code divides the rounds into 51 bins, and the score is the mean over the last bin. A method without
+    rounds is evaluated only once, and this evaluation gives the score. If not `valid`, both scores are None.
     """
     names = ("official_score", "official_score_sampled")
     if not valid:

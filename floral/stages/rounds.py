@@ -1,4 +1,4 @@
-"""Go through the rounds of a run: train, evaluate on schedule, write checkpoints."""
+"""Train the rounds of a run, evaluate on schedule, and write checkpoints."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ LOGGED_METRICS = ("loss", "accuracy", "ari")
 def run_rounds(
     simulation: Simulation, state: State, progress: Progress, path: Path, checkpoint_seconds: float, stop: Stop
 ) -> None:
-    """Train the remaining rounds and evaluate on schedule; a run that diverges ends early.
+    """Train the remaining rounds of a run, and evaluate on schedule. A run that diverges ends early.
+
+    A checkpoint is written to `path` about every `checkpoint_seconds`.
 
     Raises:
-        Stopped: the run was asked to stop. A checkpoint was written after the round, or after its training where the
-            evaluation took too long.
+        Stopped: a signal asked the run to stop. A checkpoint was written after the evaluation of the round, or before
+            the evaluation if the evaluation took too long.
     """
     saved = time.monotonic()
     with checkpoint_if_stopped(path, simulation, state, progress):
@@ -54,7 +56,10 @@ def run_rounds(
 
 
 def train_round(simulation: Simulation, state: State, progress: Progress) -> None:
-    """Train one round; its evaluation is then pending. An interrupted round changes nothing."""
+    """Train one round. The evaluation of the round follows separately.
+
+    An interrupted round changes neither the state nor the progress.
+    """
     began, round = time.perf_counter(), progress.round + 1
     loss, samples = simulation.train(state, round)
     costs = simulation.costs_of(state, round)
@@ -66,9 +71,10 @@ def train_round(simulation: Simulation, state: State, progress: Progress) -> Non
 
 
 def evaluate_round(simulation: Simulation, state: State, progress: Progress) -> None:
-    """Evaluate the current round if the schedule requires it, and record a divergence.
+    """Evaluate the current round if the schedule requires it, and record whether the run has diverged.
 
-    Progress changes only after all evaluations are complete, so that an interrupted one can be repeated.
+    The progress changes only after all evaluations of the round are complete. So an interrupted evaluation can be
+    repeated.
     """
     began, settings, round = time.perf_counter(), simulation.settings, progress.round
     evaluation, official = None, None
@@ -94,7 +100,7 @@ def evaluate_round(simulation: Simulation, state: State, progress: Progress) -> 
 
 @contextmanager
 def checkpoint_if_stopped(path: Path, simulation: Simulation, state: State, progress: Progress) -> Iterator[None]:
-    """Write a checkpoint when the enclosed work is stopped, and pass the exception on."""
+    """Write a checkpoint if the code inside this context raises Stopped, and raise Stopped again."""
     try:
         yield
     except Stopped as stopped:
@@ -105,7 +111,10 @@ def checkpoint_if_stopped(path: Path, simulation: Simulation, state: State, prog
 
 
 def save_checkpoint(path: Path, state: State, progress: Progress) -> None:
-    """Write a checkpoint, and then copy its private client state into the store's file."""
+    """Write a checkpoint, then write the changed private values of clients to private.safetensors.
+
+    Only a run whose private values are too large for memory has private.safetensors.
+    """
     tensors = state.checkpoint_tensors()
     checkpoint.write(path, tensors, progress.as_json())
     if state.store is not None:
@@ -113,12 +122,14 @@ def save_checkpoint(path: Path, state: State, progress: Progress) -> None:
 
 
 def read_checkpoint(path: Path, simulation: Simulation, private: Path) -> tuple[State, Progress]:
-    """Read state and progress from the last undamaged checkpoint; `private` is the store's file.
+    """Return the state and the progress of a run, read from its last undamaged checkpoint.
 
-    The tensors go to the simulation's device.
+    `private` is the path of private.safetensors, which has private values that are too large for memory. The tensors
+    are moved to the device of the simulation.
 
     Raises:
-        ConfigError: both checkpoints are damaged, or the store's file is.
+        ConfigError: both checkpoints are damaged, private.safetensors is damaged, or another version of the code wrote
+            the checkpoint.
     """
     try:
         tensors, progress = _last_undamaged(path, private)
@@ -134,15 +145,18 @@ def read_checkpoint(path: Path, simulation: Simulation, private: Path) -> tuple[
     try:
         return state, Progress.resumed(progress)
     except (TypeError, KeyError) as error:
-        raise ConfigError(f"{path}: written by another version ({error}); remove it to train from the start") from error
+        raise ConfigError(
+            f"{path}: another version of the code wrote this checkpoint ({error}); remove the file to train the run "
+            "from the start"
+        ) from error
 
 
 def _last_undamaged(path: Path, private: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read the last checkpoint, or the one before it where the last is damaged.
+    """Return the tensors and the progress of the last checkpoint. If it is damaged, use the previous checkpoint.
 
     Raises:
-        Unreadable: there is no usable checkpoint. If the run has a store's file, the earlier checkpoint cannot be used,
-            because the file has changed since.
+        Unreadable: no checkpoint can be used. If private.safetensors exists, the previous checkpoint cannot be used,
+            because private.safetensors has changed since then.
     """
     before = checkpoint.before(path)
     try:

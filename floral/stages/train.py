@@ -28,12 +28,12 @@ LOG = logging.getLogger("floral.train")
 def train(run: Run, results: Path, *, device: str, runs_per_gpu: int, **how: Any) -> int:
     """Train a run unless it is finished, print one line, and return the exit code: 0 if finished, 1 if failed.
 
-    A diverged run is finished. A run is finished when its summary.json exists; the file `done` is only for Snakemake. A
-    run on a GPU holds one of its `runs_per_gpu` places. The arguments `how` go to `execute`.
+    A diverged run is finished. The file summary.json marks a run as finished; the file `done` is only for Snakemake. On
+    a GPU, the run holds one of the GPU's `runs_per_gpu` places. The arguments `how` are passed to `execute`.
 
     Raises:
         ConfigError: the configuration or an existing file cannot be used.
-        Stopped: the run was asked to stop.
+        Stopped: a signal asked the run to stop.
     """
     folder = results / run.folder
     with held(folder / LOCK, "training this run"):
@@ -69,7 +69,7 @@ def train(run: Run, results: Path, *, device: str, runs_per_gpu: int, **how: Any
 
 @contextmanager
 def logged(path: Path) -> Iterator[None]:
-    """Append the log messages of the run to this file; a resumed run continues the same file."""
+    """Append the log messages inside this context to a file. A resumed run continues the same file."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     LOG.addHandler(handler)
@@ -82,7 +82,7 @@ def logged(path: Path) -> Iterator[None]:
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """Read the summary of a finished run; None for an unfinished one.
+    """Return the summary of a finished run; None if the run is unfinished.
 
     Raises:
         ConfigError: summary.json is damaged.
@@ -93,24 +93,24 @@ def finished(folder: Path) -> dict[str, Any] | None:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(summary, dict):
-            raise ValueError("it holds no mapping")
+            raise ValueError("the content is not a mapping")
     except ValueError as error:
         raise ConfigError(
-            f"{path}: damaged ({error}); remove it, and the same command trains this run again "
-            "(from its checkpoint, if one is left)"
+            f"{path}: damaged ({error}); remove this file and repeat the command, which trains the run again "
+            "(from its checkpoint, if there is one)"
         ) from None
     return summary
 
 
 def failed(folder: Path, run: Run, error: Exception) -> None:
-    """Record the reason of a failure and print it."""
+    """Record why a run failed, and print the reason and a hint."""
     leave_reason(folder, error)
     reason, hint = diagnosis(error)
     print(f"{run.task.name} {run.variant.name} seed {run.seed}: failed: {reason}: {error}\n  {hint}", flush=True)
 
 
 def leave_reason(folder: Path, error: BaseException) -> None:
-    """Write failure.json, and the reason into the job's entry of jobs.json."""
+    """Write the reason of a failure to failure.json. In a SLURM job, also write it to the job's entry in jobs.json."""
     reason, hint = diagnosis(error)
     stopped = isinstance(error, KeyboardInterrupt)  # a traceback would not help
     failure = {
@@ -128,7 +128,7 @@ def leave_reason(folder: Path, error: BaseException) -> None:
 
 
 def diagnosis(error: BaseException) -> tuple[str, str]:
-    """Return a short reason for the error, and what to do about it."""
+    """Return a short reason for an error, and a hint what to do about it."""
     again = "the same command continues from the last checkpoint"
     match error:
         case ConfigError():

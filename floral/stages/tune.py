@@ -1,7 +1,7 @@
 """Stage tune: train every candidate of a search and choose the one with the lowest validation loss.
 
-A candidate is one set of learning rates and parameters. One process trains all candidates. No test sample is
-read: the federation is loaded without them.
+A candidate is one set of learning rates and method parameters. One process trains all candidates. The test samples are
+not even loaded, so that they cannot influence the choice.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ HEADER = """\
 
 
 def tune(search: Search, results: Path, *, device: str, backend: str, threads: int, runs_per_gpu: int = 1) -> Tuned:
-    """Train every candidate on every tuning seed and return the best one; finished trials are reused.
+    """Train every candidate of a search on every tuning seed, and return the best candidate.
 
-    A trial is one candidate on one seed. trials.json has an entry for each trial and is rewritten after each trial.
+    A trial is one candidate on one seed. Finished trials are reused: trials.json has an entry for each trial and is
+    rewritten after each trial.
 
     Raises:
-        ConfigError: data are missing, the method refuses the task, no candidate finishes, or the device is missing.
+        ConfigError: data are missing, the method cannot be used for the task, every candidate diverged or was refused,
+            or the device is missing.
     """
     configure_process(threads)
     folder = results / search.folder
@@ -74,10 +76,10 @@ def trial(
     search: Search, configuration: Configuration | None, seed: int, data: Federation, record: dict[str, Any],
     how: tuple[torch.device, str, int],
 ) -> dict[str, Any]:  # fmt: skip
-    """Train one candidate on one seed; return its status, reason and validation loss.
+    """Train one candidate on one seed, and return the status, the reason and the validation loss.
 
-    `configuration` is the candidate; None stands for the untuned values. The first trial of a search
-    measures the execution, which all later trials use.
+    `configuration` is the candidate; None stands for the untuned values. The reason says why a trial was refused or
+    diverged. The first trial of a search measures which execution is fastest, and all later trials use this execution.
     """
     run = search.trial(seed, configuration)
     torch_device, backend, threads = how
@@ -107,7 +109,7 @@ def trial(
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """Read the trials of a search; None if it has not started.
+    """Return the content of trials.json, the trials of a search; None if the search has not started.
 
     Raises:
         ConfigError: trials.json is damaged.
@@ -120,14 +122,15 @@ def read(folder: Path) -> dict[str, Any] | None:
         [(row["configuration"], row["seed"], row["validation_loss"]) for row in record["trials"]]
         return {key: record[key] for key in ("commit", "execution", "trials")}
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: damaged ({error!r}); remove it, and the same command tunes again") from None
+        raise ConfigError(f"{path}: damaged ({error!r}); remove this file and repeat the command") from None
 
 
 def choose(search: Search, record: dict[str, Any]) -> Tuned:
-    """Choose the candidate with the lowest mean validation loss.
+    """Return the candidate with the lowest mean validation loss.
 
-    The mean is over clients, weighted by their samples, and then over seeds. A candidate that diverged or was
-    refused on any seed is excluded. Of several with equal loss, the first is chosen.
+    The loss is first averaged over clients, weighted by their numbers of samples, and then over seeds. A candidate that
+    diverged or was refused on any seed is excluded. If several candidates have the lowest loss, the first one is
+    chosen.
 
     Raises:
         ConfigError: all candidates are excluded.
@@ -144,7 +147,7 @@ def choose(search: Search, record: dict[str, Any]) -> Tuned:
         reasons = dict.fromkeys(f"{row['status']} {row['reason']}" for row in record["trials"])
         raise ConfigError(
             f"{search.task.name} {search.variant.name}: no candidate finished: {'; '.join(reasons)}; set another "
-            "search space"
+            "search space for this variant"
         )
     best = configurations[min(finished, key=lambda number: cast(float, losses[number]))]
     return Tuned(
@@ -154,7 +157,7 @@ def choose(search: Search, record: dict[str, Any]) -> Tuned:
 
 
 def summary_line(search: Search, tuned: Tuned, record: dict[str, Any]) -> str:
-    """Describe in one line the tuned values, their validation loss and the cost of the search."""
+    """Describe in one line the tuned values, the validation loss and the cost of a search."""
     values = {
         name: value for name, value in {**tuned.rates.model_dump(), **tuned.params}.items() if name in search.axes
     }
@@ -174,25 +177,30 @@ def summary_line(search: Search, tuned: Tuned, record: dict[str, Any]) -> str:
 
 
 def write(searches: Iterable[Search], results: Path) -> list[Path]:
-    """Write the values that finished searches chose to config/tuned/<task>.yaml, and return these files.
+    """Write the tuned values of finished searches to config/tuned/<task>.yaml, and return the paths of these files.
 
-    Other entries of the files are kept. A search that is not in these results is skipped if its entry is current.
+    Other entries of the files are kept. A search that is not finished in `results` is skipped if config/tuned has an
+    up-to-date entry for it.
 
     Raises:
-        ConfigError: a search is not finished, or two searches have the same task and variant.
+        ConfigError: a search is not finished and has no up-to-date entry, or two searches have the same task and
+            variant.
     """
     entries_by_task: dict[str, dict[str, Tuned]] = {}
     for search in searches:
         if search.variant.name in entries_by_task.get(search.task.name, {}):
             raise ConfigError(
-                f"{search.task.name} {search.variant.name}: two suites tune it with different values, but "
-                "config/tuned has one entry for it; set the same values in both suites"
+                f"{search.task.name} {search.variant.name}: two suites tune this variant on this task with different "
+                "values, but config/tuned has only one entry for both; set the same values in both suites"
             )
         record = read(results / search.folder)
         if record is None or not (results / search.folder / "done").exists():
             if is_current(search):
                 continue
-            raise ConfigError(f"{results / search.folder}: {search.task.name} {search.variant.name} is not tuned yet")
+            raise ConfigError(
+                f"{results / search.folder}: {search.task.name} {search.variant.name} is not tuned yet; "
+                "tune it first with `snakemake --profile local tuned`"
+            )
         entries_by_task.setdefault(search.task.name, {})[search.variant.name] = choose(search, record)
     for task, entries in entries_by_task.items():
         merged = {**tuned_values(task), **entries}

@@ -1,4 +1,4 @@
-"""Evaluate a trained run on clients that join after training: the table unseen.parquet."""
+"""Evaluate a trained run on clients that join after training, and make the table unseen.parquet."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ def unseen_table(
     data: Federation,
     assemble: Callable[[Federation], tuple[Method, ClientData]],
 ) -> pl.DataFrame | None:
-    """Make a table with one row per unseen client and number of samples n; None for a task without unseen clients.
+    """Return the scores of the unseen clients, one row for each client and each number of training samples n.
 
-    `assemble` builds the run's method for the joining clients, and their data. An oracle needs the true cluster of each
-    client. Clients of a new concept have no such cluster, so an oracle has no rows for them.
+    Return None for a task without unseen clients. `assemble` returns the run's method and the tensors of the joining
+    clients. An oracle is a variant that knows the true cluster of each client. Clients of a new concept belong to no
+    cluster of the training, so the table of an oracle has no rows for them.
     """
     task, joining = run.task, data.unseen
     if task.unseen is None or joining is None:
@@ -70,7 +71,7 @@ def unseen_table(
 
 
 def _select(joining: Federation, clients: np.ndarray) -> Federation:
-    """Keep only the clients with these numbers."""
+    """Return the data of only those joining clients whose numbers are in `clients`."""
     rows, counts = (
         {split: by_client[clients] for split, by_client in by_split.items()}
         for by_split in (joining.rows, joining.counts)

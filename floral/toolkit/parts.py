@@ -33,18 +33,18 @@ from floral.nn.layers import WEIGHT_LAYERS, Call, Linear, Model
 
 
 def distinct_starts(init: Callable[[Stream], Params], stream: Stream, count: int) -> Params:
-    """Different initial parameters for `count` clusters or clients, with leading axis `count`.
+    """Return different initial parameters for `count` clusters or clients.
 
-    The first one equals `init(stream)`.
+    Every tensor has a leading axis of length `count`. The first parameters equal `init(stream)`.
     """
     starts = [init(stream.at(holder) if holder else stream) for holder in range(count)]
     return {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
 
 
 def repeated_start(start: Params, count: int) -> Params:
-    """The same initial parameters for `count` clusters or clients, with leading axis `count`.
+    """Return the same initial parameters for `count` clusters or clients.
 
-    The values are expanded, not copied; the engine makes the copies.
+    Every tensor has a leading axis of length `count`. The values are expanded, not copied; the engine makes the copies.
     """
     return {name: value.expand(count, *value.shape) for name, value in start.items()}
 
@@ -55,11 +55,11 @@ def repeated_start(start: Params, count: int) -> Params:
 def model_groups(
     model: Model, scope: Scope, stream: Stream, lr: float, holders: int = 1, *, same_start: bool = False
 ) -> dict[str, Group]:
-    """The groups of one model: "base" and, with batch norm, "statistics".
+    """Return the groups of one model: "base" (its parameters) and, with batch norm, "statistics" (running statistics).
 
-    - SHARED: one model.
-    - CLUSTERED: `holders` models with different starts, or with `same_start` one common start.
-    - PRIVATE: `holders` models, one per client, with one common start.
+    - Scope SHARED: one model for all clients.
+    - Scope CLUSTERED: `holders` models, one per cluster. Their starts differ, unless `same_start`.
+    - Scope PRIVATE: `holders` models, one per client, with one common start.
     """
     has_axis = scope in (Scope.CLUSTERED, Scope.PRIVATE)
 
@@ -77,7 +77,11 @@ def model_groups(
 
 
 def predictor(model: Model, params: str = "base", running: str = "statistics") -> Predict:
-    """Return the prediction of one model, whose groups are those of `model_groups` or the named groups."""
+    """Return the function that predicts with one model.
+
+    `params` and `running` name the groups of the model's parameters and running statistics. The default names are those
+    of `model_groups`.
+    """
 
     def predict(view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
         logits, statistics = model(view[params], view.get(running, {}), x, noise, mask)
@@ -90,27 +94,28 @@ def predictor(model: Model, params: str = "base", running: str = "statistics") -
 
 
 def personal_groups(model: Model, stream: Stream, lr: float, clients: int) -> dict[str, Group]:
-    """The groups of a second model that each client has for itself, with one common start.
+    """Return the groups of a second model, of which each client has its own copy. All copies have the same start.
 
-    They are PRIVATE "personal" and, with batch norm, "personal_statistics".
+    The groups are "personal" and, with batch norm, "personal_statistics". Both are PRIVATE.
     """
     return renamed_groups("personal", model_groups(model, Scope.PRIVATE, stream, lr, holders=clients))
 
 
 def renamed_groups(name: str, groups: Mapping[str, Group]) -> dict[str, Group]:
-    """The groups of `model_groups` for a second model, renamed to `name` and "<name>_statistics"."""
+    """Rename the groups of a second model: "base" becomes `name`, and "statistics" becomes "<name>_statistics"."""
     return {name if key == "base" else f"{name}_{key}": group for key, group in groups.items()}
 
 
 def personal_predictor(model: Model) -> Predict:
-    """The prediction of a client's personal model, the groups of `personal_groups`."""
+    """Return the function that predicts with a client's personal model (see `personal_groups`)."""
     return predictor(model, "personal", "personal_statistics")
 
 
 def proximal_penalty(group: str, weight: float, towards: str = "base") -> Penalty:
-    """The penalty weight/2·‖w - w_received‖² on the group `group`.
+    """Return the penalty weight/2·‖w - w_received‖², which keeps the group `group` near received values.
 
-    w_received is the group `towards` as the client received it at the start of the round.
+    w are the values of `group` during training. w_received are the values of the group `towards` that the client
+    received at the start of the round.
     """
 
     def penalty(view: View, received: View, noise: Noise) -> Tensor:
@@ -123,10 +128,12 @@ def proximal_penalty(group: str, weight: float, towards: str = "base") -> Penalt
 
 
 def join_from(**source: str) -> Callable[[View], View]:
-    """A `Method.join`: a client that joins after training starts its PRIVATE groups at the values of other groups.
+    """Return a `Method.join`: a client that joins after training starts its PRIVATE groups with the values of other
+    groups.
 
-    Example: `join_from(personal="base")` starts "personal" at "base". With no data, the proximal penalty is minimised
-    by the group that it pulls towards, so this is the start for a client without data.
+    Example: `join_from(personal="base")` starts the group "personal" with the values of "base". For a proximal penalty
+    towards "base" this is the right start: a client without data minimises only the penalty, which is smallest at
+    "base".
     """
 
     def join(view: View) -> View:
@@ -136,9 +143,11 @@ def join_from(**source: str) -> Callable[[View], View]:
 
 
 def begin_round_from(**source: str) -> Callable[[View, Batch], View]:
-    """A `Method.assign`: PRIVATE groups start each round of a client at the received values of other groups.
+    """Return a `Method.assign`: at the start of a client's round, PRIVATE groups get the received values of other
+    groups.
 
-    Example: `begin_round_from(personal="base")`. A client without samples keeps its values, because it does not train.
+    Example: `begin_round_from(personal="base")` sets "personal" to "base". A client without samples keeps its values,
+    because it does not train.
     """
 
     def assign(view: View, held: Batch) -> View:
@@ -157,10 +166,11 @@ def begin_round_from(**source: str) -> Callable[[View, Batch], View]:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitModel:
-    """One model with some PRIVATE layers, including their running statistics; all other layers are SHARED.
+    """A model in which some layers are PRIVATE and all other layers are SHARED. Running statistics belong to their
+    layer.
 
-    Groups: "base" (SHARED) and `name` (PRIVATE with one common start); with batch norm also "statistics" and
-    "<name>_statistics".
+    The groups are "base" (SHARED) and `name` (PRIVATE with one common start). With batch norm there are also
+    "statistics" and "<name>_statistics".
     """
 
     model: Model
@@ -170,13 +180,13 @@ class SplitModel:
     """Name of the group of the PRIVATE layers."""
 
     def _part(self, params: Params, private: bool) -> Params:
-        """The parameters of the PRIVATE layers, or those of the SHARED layers."""
+        """Return the parameters of the PRIVATE layers (`private`), or those of the SHARED layers."""
         return {
             key: value for key, value in params.items() if (key.rsplit(".", 1)[0] in self.private_layers) == private
         }
 
     def groups(self, stream: Stream, lr: float, clients: int) -> dict[str, Group]:
-        """The groups of the SHARED and the PRIVATE layers; together they start as one model."""
+        """Return the groups of the SHARED and of the PRIVATE layers, with the initial values of one complete model."""
 
         def start(private: bool) -> Params:
             part = self._part(self.model.init(stream), private)
@@ -196,7 +206,9 @@ class SplitModel:
         return groups
 
     def predict(self, view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
-        """The prediction of the SHARED layers together with the client's PRIVATE layers."""
+        """Predict with the SHARED layers and the client's own PRIVATE layers. Return the outputs and the changed
+        statistics.
+        """
         running = {group: view[group] for group in ("statistics", f"{self.name}_statistics") if group in view}
         statistics = {key: value for params in running.values() for key, value in params.items()}
         logits, changed = self.model({**view["base"], **view[self.name]}, statistics, x, noise, mask)
@@ -204,30 +216,35 @@ class SplitModel:
 
 
 def with_private_statistics(method: Method, clients: int) -> Method:
-    """Make all running statistics of batch norm PRIVATE: groups "statistics" and "<…>_statistics".
+    """Return the method with all running statistics of batch norm PRIVATE, so that each client keeps its own.
 
-    They have one common start and stay with their client, for every cluster that it holds. Scales and shifts do not
-    change.
+    This concerns the groups "statistics" and "<…>_statistics". They have one common start. If a client holds several
+    clusters, it has statistics for each of them. The scale and shift parameters of batch norm stay as they are.
 
-    Training does not read running statistics. So only evaluations differ, and decisions that a method bases on them.
-    With one client nothing differs.
+    Training does not read running statistics. So only two things change: evaluations, and decisions of a method that
+    are based on evaluations. With a single client nothing changes.
 
     Raises:
-        Refused: no statistics are averaged, or the method moves models between clients without their statistics.
+        Refused: the method averages no statistics, or it moves models between clients without their statistics.
     """
     averaged = (Scope.SHARED, Scope.CLUSTERED)
     running = {
         name: group for name, group in method.groups.items() if name.endswith("statistics") and group.scope in averaged
     }
     if not running:
-        raise Refused("no running statistics are averaged, so none can be kept private; set statistics: federated")
+        raise Refused(
+            "the method averages no running statistics, so `statistics: private` changes nothing;"
+            " set `statistics: federated`"
+        )
     if method.server.update is not None and "statistics" in running and running["statistics"].scope is Scope.CLUSTERED:
         raise Refused(
-            "its server builds models from other models, which needs averaged statistics; set statistics: federated"
+            "the server of this method builds models from other models, and needs averaged running statistics for them;"
+            " set `statistics: federated`"
         )
     if running.keys() & method.server.upload.keys():
         raise Refused(
-            "a client uploads statistics that are not its own, which needs averaged ones; set statistics: federated"
+            "clients of this method upload running statistics of one model for another, which the server must average;"
+            " set `statistics: federated`"
         )
 
     cluster_of_client = method.routing.cluster_of_client
@@ -244,26 +261,28 @@ def with_private_statistics(method: Method, clients: int) -> Method:
 
 
 def head_name(model: Model) -> str:
-    """The name of the head: the last linear layer, which computes the outputs.
+    """Return the name of the head, the last linear layer, which computes the outputs.
 
     Raises:
-        Refused: the last layer with weights is tied or not linear, or no layer with weights comes before it.
+        Refused: the last layer with weights is tied to the embedding or not linear, or no layer with weights comes
+            before it.
     """
     weight_layers = [name for name, layer in model.layers.items() if isinstance(layer, WEIGHT_LAYERS)]
     if weight_layers and getattr(model.layers[weight_layers[-1]], "tied", None):
         raise Refused(
-            "the last layer shares its weights with the embedding, so there is no separate head; use an untied model"
+            "the method needs a separate head, but the last layer shares its weights with the embedding;"
+            " use a model with `tied: false`"
         )
     if len(weight_layers) < 2 or not isinstance(model.layers[weight_layers[-1]], Linear):
         raise Refused(
-            "the model has no body before a last linear layer: with a private head nothing would be shared;"
+            "the method splits a model into a body and a head, but this model has no body before a last linear layer;"
             " choose another model"
         )
     return weight_layers[-1]
 
 
 def body_model(model: Model) -> Model:
-    """The model without its head: x → the features [B, inputs of the head].
+    """Return the model without its head. It maps x to the features [B, number of the head's inputs].
 
     Raises:
         Refused: the model has no head.
@@ -283,22 +302,23 @@ MAX_WIDTH = 64.0
 
 
 def model_of_size(problem: Problem, size: float, low: float) -> Model:
-    """The task's model at the smallest width above `low` with at least `size` parameters, found by bisection.
+    """Return the task's model at the smallest width above `low` that has at least `size` parameters, found by
+    bisection.
 
     Raises:
         Refused: the model has no hidden layer, already has `size` parameters at width `low`, or would need a width
-        above
-            `MAX_WIDTH`.
+            above `MAX_WIDTH`.
     """
     high = MAX_WIDTH
     if problem.build_model(width=high).size < size:
         raise Refused(
-            f"no width up to {MAX_WIDTH:g} gives the model {size:g} parameters; choose another model or a lower rank"
+            f"the model must be as large as FLoRAL ({size:g} parameters per model), but even {MAX_WIDTH:g} times as"
+            " wide it is smaller; choose another model or a lower `rank`"
         )
     if (smallest := problem.build_model(width=low).size) >= size:
         raise Refused(
-            f"the model has {smallest} parameters at the smallest width, but at most {size:g} are allowed;"
-            " choose another model or a higher rank"
+            f"the model must be as large as FLoRAL ({size:g} parameters per model), but at its smallest width it"
+            f" already has {smallest}; choose another model or a higher `rank`"
         )
     while high - low > 1e-4:
         middle = (low + high) / 2
@@ -307,9 +327,9 @@ def model_of_size(problem: Problem, size: float, low: float) -> Model:
 
 
 def forward_backward_passes(problem: Problem, *models: Model) -> float:
-    """The cost of one sample in all these models, in forward-backward passes of the task's model.
+    """Return the cost of one sample in all these models together, in forward-backward passes of the task's model.
 
-    Counted in multiply-adds.
+    The cost is counted in multiply-adds.
     """
     task_model = problem.build_model().multiply_adds(problem.shape, problem.batch)
     return sum(model.multiply_adds(problem.shape, problem.batch) for model in models) / task_model
@@ -319,7 +339,10 @@ def forward_backward_passes(problem: Problem, *models: Model) -> float:
 
 
 def sgd_step() -> LocalStep:
-    """The SGD step w ← w - lr·g on one batch: the engine's default as a `Method.local_step`."""
+    """Return the SGD step w ← w - lr·g on one batch, which is the engine's default `Method.local_step`.
+
+    w are the parameters, lr is the learning rate, and g is the gradient of the loss.
+    """
 
     def step(
         objective: Objective, trained: View, fixed: View, batch: Batch, noise: Noise, lr: Mapping[str, float]
@@ -335,9 +358,10 @@ def sgd_step() -> LocalStep:
 
 
 def with_loss(objective: Objective) -> Callable[..., tuple[Tensor, tuple[Tensor, View]]]:
-    """Return an objective for `torch.func.grad(has_aux=True)`.
+    """Return an objective with which `torch.func.grad(has_aux=True)` gives the gradient and also the loss.
 
-    It returns the loss twice, because `grad` drops the value of the objective.
+    `grad` drops the loss, the first output of the objective. So the new objective returns the loss twice: as the first
+    output, and together with the statistics as the second one.
     """
 
     def with_value(trained: View, fixed: View, batch: Batch, noise: Noise) -> tuple[Tensor, tuple[Tensor, View]]:
@@ -351,11 +375,12 @@ def with_loss(objective: Objective) -> Callable[..., tuple[Tensor, tuple[Tensor,
 
 
 def phases_with_warmup(*phases: Phase, warmup_phase: Phase, base: str, warmup: float) -> tuple[Phase, ...]:
-    """The phases of a method whose group "base" is trained in all rounds or only in a warm-up.
+    """Return the phases of a method whose group "base" trains in all rounds, or only in a warm-up.
 
-    - base="joint": `phases` as they are.
+    - base="joint": return `phases` unchanged. "base" trains in all rounds.
     - base="warmup_freeze": the first R0 = round(warmup·rounds) rounds have only `warmup_phase`, usually FedAvg of the
-      base. The later rounds have `phases` without the base, and their `when` counts rounds from R0 on.
+      base. The later rounds have `phases`, but "base" does not train. The condition `when` of a phase counts rounds
+      from R0 on.
     """
     if base == "joint":
         return phases
@@ -376,7 +401,7 @@ def phases_with_warmup(*phases: Phase, warmup_phase: Phase, base: str, warmup: f
 
 
 def fedavg_phase(model: Model) -> Phase:
-    """The phase of FedAvg: train the group "base", which holds one model."""
+    """Return the phase of FedAvg, which trains the group "base" of one model."""
     return Phase(train=("base",), predict=predictor(model))
 
 
@@ -384,10 +409,10 @@ def fedavg_phase(model: Model) -> Phase:
 
 
 def sample_losses(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
-    """The loss of each sample, [..., B].
+    """Return the loss of each sample [..., B].
 
-    It is the cross-entropy of logits (for text, its mean over the sample's tokens) or the squared error averaged over
-    the outputs.
+    In classification it is the cross-entropy of the logits; for text, it is averaged over the sample's tokens. In
+    regression it is the squared error averaged over the outputs.
     """
     if loss == "mse":
         return ((outputs - y) ** 2).mean(-1)
@@ -396,9 +421,10 @@ def sample_losses(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
 
 
 def outputs_of_each_model(model: Model) -> Callable[[View, Tensor, Noise | None, Tensor | None], tuple[Tensor, View]]:
-    """The outputs [C, B, outputs] of C models on the same x [B, ...], and the statistics after the pass.
+    """Return a function that computes the outputs [C, B, outputs] of C models on the same inputs x [B, ...].
 
-    The models are the groups of `model_groups` with C holders. Their noise has the shapes of `noise_of_each_model`.
+    The function also returns the changed statistics. The models are the groups of `model_groups` with C holders. Their
+    noise has the shapes of `noise_of_each_model`.
     """
 
     def outputs(view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
@@ -411,5 +437,8 @@ def outputs_of_each_model(model: Model) -> Callable[[View, Tensor, Noise | None,
 
 
 def noise_of_each_model(model: Model, holders: int) -> dict[str, tuple[int | str, ...]]:
-    """Shapes of the random inputs of C models on the same x: a dropout layer has [B, C, ...]."""
+    """Return the shapes of the random inputs when C models get the same x.
+
+    The random input of a dropout layer has the shape [B, C, ...].
+    """
     return {name: (batch, holders, *shape) for name, (batch, *shape) in model.noise.items()}

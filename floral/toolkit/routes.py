@@ -1,4 +1,4 @@
-"""How a client selects or mixes several models or adaptors.
+"""Three ways in which a client selects or mixes several models or adaptors.
 
 - `ModelChoice`: each client uses one of C models.
 - `Router`: each client mixes C models or adaptors with its own weights π_k.
@@ -24,21 +24,26 @@ from floral.toolkit.parts import predictor, repeated_start
 
 @dataclass(frozen=True, kw_only=True)
 class ModelChoice:
-    """C models, of which each client trains, sends and serves one.
+    """C models, of which each client trains, sends and predicts with one.
 
     The models are the CLUSTERED groups of `model_groups`. The PRIVATE group "choice" holds the index of the client's
-    model. The gradients of the other models are 0.
+    model. The gradients of all other models are 0.
     """
 
     model: Model
     clusters: int
 
     def group(self, clients: int) -> Group:
-        """The group of the choices [K], initially all 0; the client's `assign` or the server changes them."""
+        """Return the group "choice": the index of the model that each client chose [K], 0 at the start.
+
+        The method's `assign` on the client, or the server, changes the indices.
+        """
         return Group(scope=Scope.PRIVATE, init=lambda: {"cluster": torch.zeros(clients)}, statistic=True)
 
     def predict(self, view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
-        """The outputs of the chosen model; only its statistics change."""
+        """Return the outputs of the chosen model and the statistics of all models, of which only those of the chosen
+        model change.
+        """
         index = view["choice"]["cluster"].long().reshape(1)
         model_view = {group: self.chosen_params(view, group) for group in ("base", "statistics") if group in view}
         outputs, changed = predictor(self.model)(model_view, x, noise, mask)
@@ -53,33 +58,39 @@ class ModelChoice:
         return outputs, statistics
 
     def chosen_params(self, view: View, group: str = "base") -> Params:
-        """The chosen model's parameters of a group."""
+        """Return the parameters of one group (`base` or `statistics`) in the model that the client chose."""
         index = view["choice"]["cluster"].long().reshape(1)
         return {name: tensor.index_select(0, index)[0] for name, tensor in view[group].items()}
 
     def chosen_vector(self, view: View) -> Tensor:
-        """The parameters of the chosen model as one vector [d], names sorted."""
+        """Return the parameters of the chosen model as one vector [d], in the order of their sorted names."""
         params = self.chosen_params(view)
         return torch.cat([params[name].flatten() for name in sorted(params)])
 
     @property
     def routing(self) -> Routing:
-        """The server averages each model over the clients that chose it."""
+        """Return the routing with which the server averages each model over the clients that chose it."""
         return Routing(log_route=self.log_route, serves_one_cluster=True, clusters=self.clusters)
 
     def log_route(self, view: View) -> Tensor:
-        """log π_k [C]: 0 for the chosen model, -∞ for the others."""
+        """Return log π_k [C], the logarithms of client k's weights: 0 for the chosen model, -∞ for all others."""
         index = view["choice"]["cluster"]
         return torch.where(torch.arange(self.clusters, device=index.device) == index, 0.0, -math.inf)
 
 
 def cluster_vectors(params: Params) -> Tensor:
-    """The parameters of C models as C vectors [C, d], names sorted as in `ModelChoice.chosen_vector`."""
+    """Return the parameters of C models as vectors [C, d], in the order of their sorted names.
+
+    `ModelChoice.chosen_vector` has the same order.
+    """
     return torch.cat([params[name].flatten(1) for name in sorted(params)], dim=1)
 
 
 def params_of_vectors(vectors: Tensor, like: Params) -> Params:
-    """The inverse of `cluster_vectors`: vectors [C, d] as parameters with the shapes of `like`."""
+    """Convert vectors [C, d] back to the parameters of C models, with the names and shapes of `like`.
+
+    This is the inverse of `cluster_vectors`.
+    """
     sizes = [like[name][0].numel() for name in sorted(like)]
     parts = zip(sorted(like), vectors.split(sizes, dim=1), strict=True)
     return {name: part.reshape(len(vectors), *like[name].shape[1:]) for name, part in parts}
@@ -93,25 +104,27 @@ FIXED_ROUTE_GAP = 100.0
 
 @dataclass(frozen=True, kw_only=True)
 class Router:
-    """The weights π_k = softmax((θ_k + noise·u)/temperature) by which client k mixes C clusters.
+    """The weights π_k by which client k mixes C clusters.
 
-    u ~ U[0, 1)^C is drawn for each batch in training and is 0 in evaluation. θ_k are C logits per client. Kinds:
+    The weights are π_k = softmax((θ_k + noise_scale·u)/temperature). θ_k are C logits of the client. u ~ U[0, 1)^C is
+    drawn for each batch in training, and is 0 in evaluation. There are these kinds:
 
-    - "learned": θ_k starts at 0 (uniform weights) and is trained by SGD.
+    - "learned": θ_k starts at 0 (equal weights) and is trained by SGD.
     - "optimal": π_k selects the client's true cluster and never changes.
     - "random": π_k selects a random cluster and never changes.
     - "em", "exponential", "argmin": `route_from_losses` sets θ_k at the start of a client's round, from the loss of
-      each
-      cluster on all training samples of the client.
+      each cluster on all training samples of the client.
 
-    `top` 2 is for learned routers. Training and the server's weights use the two largest π_kc, renormalised. Evaluation
-    uses only the largest, as in the published code. Equal weights are kept together.
+    `top` 2 is for learned routers. Training and the server then use only the two largest weights of π_k, which are
+    rescaled to the sum 1. Evaluation uses only the largest weight, as the published code does. Weights equal to the
+    smallest of these are kept too.
 
-    `layers` > 0 gives each layer its own logits, θ_k [L, C], and its own noise. The server's weights and the report use
-    the mean of the layers' routes, so that both factors of an adaptor have the same weight.
+    `layers` > 0 gives each of L layers its own logits, θ_k [L, C], and its own noise. The server's weights and the
+    report use the mean of the weights over the layers. So both factors of an adaptor are averaged with the same weight.
 
     Raises:
-        Refused: `top` or `layers` for a router that is not learned; or `top` 1, whose single weight has no gradient.
+        Refused: `top` or `layers` is set but the router is not learned, or `top` is 1 (a single weight has no
+            gradient).
     """
 
     kind: str
@@ -123,29 +136,31 @@ class Router:
 
     def __post_init__(self) -> None:
         if self.kind != "learned" and (self.top or self.layers):
-            raise Refused(f"top and per_layer need router: learned, but the router is {self.kind}; remove them")
+            raise Refused(
+                f"`top` and `per_layer` need `router: learned`, but the router is {self.kind}; remove both keys"
+            )
         if self.top == 1:
-            raise Refused("top: 1 gives a single weight of 1, which has no gradient; set top to 0 or 2")
+            raise Refused("`top: 1` leaves a single weight, which is always 1 and has no gradient; set `top` to 0 or 2")
 
     @property
     def groups(self) -> dict[str, Group]:
-        """The PRIVATE group "router" with logits [K, C] or [K, L, C]."""
+        """Return the PRIVATE group "router" with the logits of all clients: [K, C], or [K, L, C] for L layers."""
         update = {"fixed": self.is_fixed, "statistic": self.uses_losses}
         return {"router": Group(scope=Scope.PRIVATE, init=self._start, lr=self.problem.router_lr, **update)}
 
     @property
     def is_fixed(self) -> bool:
-        """Whether the routes never change."""
+        """Whether the weights of all clients stay the same in all rounds."""
         return self.kind in ("optimal", "random")
 
     @property
     def uses_losses(self) -> bool:
-        """Whether the routes are set from losses."""
+        """Whether the weights are computed from losses at the start of a client's round."""
         return self.kind in ("em", "exponential", "argmin")
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the logits of one client."""
+        """The shape of the logits of one client: [C], or [L, C] for L layers."""
         return (self.layers, self.problem.clusters) if self.layers else (self.problem.clusters,)
 
     def _start(self) -> Params:
@@ -157,50 +172,54 @@ class Router:
 
     @property
     def fixed_clusters(self) -> Tensor:
-        """The cluster [K] that each client's fixed route selects."""
+        """The cluster that a fixed router selects for each client [K]."""
         match self.kind:
             case "optimal":
                 return self.problem.true_cluster
             case "random":
                 return self._random_clusters.to(self.problem.device)
-        raise ValueError(f"router {self.kind!r} has no fixed routes; use optimal or random")
+        raise ValueError(f"the router {self.kind!r} selects no fixed clusters; use the router 'optimal' or 'random'")
 
     @property
     def _random_clusters(self) -> Tensor:
-        """A random cluster for each client [K], on the CPU. "random" keeps it, "argmin" starts with it."""
+        """A random cluster for each client [K], on the CPU.
+
+        The router "random" keeps it. The router "argmin" only starts with it.
+        """
         stream = Stream(self.problem.seed, "random route")
         return stream.integers("cluster", self.problem.clients, self.problem.clusters)
 
     @property
     def noise(self) -> dict[str, tuple[int | str, ...]]:
-        """Shapes of the router's random inputs."""
+        """The shapes of the router's random inputs, by name. There are none unless the router is learned with noise."""
         learned = self.kind == "learned" and self.noise_scale > 0
         return {"router": self.shape} if learned else {}
 
     @property
     def floats_sent(self) -> dict[str, tuple[int, int]]:
-        """Floats (down, up) per client and round: a route that changes is sent up, because the server weighs with it.
+        """The numbers of floats that the router adds to a client's traffic per round, as (down, up).
 
-        It has C numbers, or 1 where it is the index of a cluster.
+        A client sends weights that change, because the server averages with them. It sends C numbers, or 1 number for
+        "argmin", which is the index of a cluster. A fixed router sends nothing.
         """
         up = {"optimal": 0, "random": 0, "argmin": 1}.get(self.kind, self.problem.clusters)
         return {"router": (0, up)}
 
     @property
     def weighed_clusters(self) -> int:
-        """Number of clusters in which the server may give a client a positive weight."""
+        """The largest number of clusters in which the server can give one client a positive weight."""
         has_all = self.top == 0 or self.problem.switches["aggregation_route"] == "plain"
         return self.problem.clusters if has_all else min(self.problem.clusters, self.top * max(1, self.layers))
 
     def full_route(self, view: View, noise: Noise | None) -> Tensor:
-        """π_k [C] or [L, C] of all clusters, before `top` is applied."""
+        """Return the weights π_k [C] or [L, C] of all clusters, before `top` selects the largest ones."""
         logits = view["router"]["logits"]
         if noise is not None and "router" in noise:
             logits = torch.add(logits, noise["router"], alpha=self.noise_scale)
         return torch.softmax(logits if self.temperature == 1 else logits / self.temperature, dim=-1)
 
     def mixing_route(self, view: View, noise: Noise | None) -> Tensor:
-        """π_k [C] or [L, C] for mixing in the forward pass."""
+        """Return the weights π_k [C] or [L, C] with which the forward pass mixes the clusters."""
         route = self.full_route(view, noise)
         if not self.top:
             return route
@@ -208,14 +227,18 @@ class Router:
 
     @property
     def routing(self) -> Routing:
-        """The routing of the method: the server's weights and, with `top`, the different ones of evaluation."""
+        """Return the routing of a method with this router.
+
+        It contains the weights for the server and, with `top`, the different weights for evaluation.
+        """
         served = self.served_log_route if self.top else None
         return Routing(log_route=self.log_route, served_log_route=served, clusters=self.problem.clusters)
 
     def log_route(self, view: View) -> Tensor:
-        """log π_k [C] for the server's weights, without noise.
+        """Return the logarithms log π_k [C] of the weights with which the server averages, without noise.
 
-        With the switch aggregation_route="plain", as in the published code, also without temperature and `top`.
+        With the fidelity switch aggregation_route="plain", which follows the published code, `temperature` and `top`
+        are ignored too.
         """
         plain = self.problem.switches["aggregation_route"] == "plain"
         if self.top and not plain:
@@ -223,24 +246,27 @@ class Router:
         return self._log_mean(torch.log_softmax(view["router"]["logits"] / (1.0 if plain else self.temperature), -1))
 
     def served_log_route(self, view: View) -> Tensor:
-        """log π_k [C] for mixing in evaluation."""
+        """Return the logarithms log π_k [C] of the weights with which evaluation mixes the clusters."""
         return self._log_mean(self.mixing_route(view, None).log())
 
     def _log_mean(self, log_route: Tensor) -> Tensor:
-        """The logarithm [C] of the mean of all layers' routes."""
+        """Return the logarithms [C] of the weights, averaged over all layers."""
         return torch.logsumexp(log_route, 0) - math.log(self.layers) if self.layers else log_route
 
     def route_from_losses(self, view: View, losses: Tensor, mask: Tensor) -> View:
-        """New logits of the group "router" from the losses [C, n] of each cluster on a client's samples, `mask` [n].
+        """Compute a client's new logits from the loss of each cluster on each sample of the client.
 
-        With f_c = mean_i loss_ic:
+        `losses` [C, n] are the losses of n samples, and `mask` [n] marks the samples that count. Let f_c be the mean of
+        the losses loss_ic over the samples i. The new weights π_c depend on the kind of the router:
 
-        - "em": π_c ← mean_i q_i(c) with responsibilities q_i(c) ∝ π_c exp(-loss_ic) (arXiv 2108.10252).
-        - "exponential": π_c ← π_c exp(-f_c/temperature), normalised: a step of entropic mirror descent on Σ_c π_c f_c.
-          With one sample and temperature 1 it equals "em".
-        - "argmin": the cluster with the smallest f_c (arXiv 2006.04088). The client keeps its cluster unless another
-          one is better by 1e-5 of the present loss. All adaptors start as the same function, so the first choices are
-          random.
+        - "em": π_c ← mean_i q_i(c), with the responsibilities q_i(c) ∝ π_c exp(-loss_ic) (arXiv 2108.10252).
+        - "exponential": π_c ← π_c exp(-f_c/temperature), rescaled to the sum 1. This is a step of entropic mirror
+          descent on Σ_c π_c f_c. With one sample and temperature 1 it equals "em".
+        - "argmin": the cluster with the smallest f_c gets weight 1 (arXiv 2006.04088). The client keeps its cluster
+          unless another one is better by more than 1e-5 of the present loss. At first all adaptors are the same
+          function, so the first choices are random.
+
+        The result is the group "router" with the logits of these weights.
         """
         logits, mean = view["router"]["logits"], (losses * mask).sum(-1) / mask.sum().clamp(min=1)
         if self.kind == "em":
@@ -256,7 +282,10 @@ class Router:
 
 
 def keep_largest(route: Tensor, count: int) -> Tensor:
-    """The `count` largest weights of routes [..., C], renormalised; ties with the smallest of them are kept."""
+    """Keep the `count` largest of the weights `route` [..., C], set all others to 0, and rescale them to the sum 1.
+
+    Weights equal to the smallest of the kept weights are kept too.
+    """
     if count >= route.shape[-1]:
         return route
     threshold = route.detach().sort(-1).values[..., -count, None]
@@ -272,12 +301,12 @@ GATE_SIDE_PIXELS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """A small PRIVATE network that mixes experts with different weights for every sample.
+    """A small PRIVATE network that gives the weights of several experts for every sample.
 
-    The weights are the softmax of its outputs [B, experts]. The network: average images larger than 8×8 to 8×8 →
-    flatten → linear, or with `hidden` units linear → ReLU → linear.
+    The weights are the softmax of the network's outputs [B, experts]. The network averages images larger than 8×8 to
+    8×8 and flattens the input. Then comes a linear layer or, with `hidden` units, linear → ReLU → linear.
 
-    All clients have the same start, with the last layer at zero: the weights of every sample are equal at first.
+    All clients have the same start. The last layer starts at zero, so all experts have equal weights at first.
     """
 
     problem: Problem
@@ -286,11 +315,14 @@ class Gate:
 
     def __post_init__(self) -> None:
         if self.problem.loss == "token_cross_entropy":
-            raise Refused("its gate needs numeric inputs, but token ids are names; use a task without text")
+            raise Refused(
+                "the gate of this method needs inputs that are quantities, but the tokens of a text are only names;"
+                " use a task without text"
+            )
 
     @property
     def model(self) -> Model:
-        """The network; its last layer is named "mix"."""
+        """The network of the gate. The name of its last layer is "mix"."""
         inputs = downsample(torch.zeros(1, *self.problem.shape, device="meta")).numel()
         layers: dict[str, Layer] = {"hidden": Linear(inputs, self.hidden)} if self.hidden else {}
         layers["mix"] = Linear(self.hidden or inputs, self.experts)
@@ -303,7 +335,7 @@ class Gate:
 
     @property
     def groups(self) -> dict[str, Group]:
-        """The PRIVATE group "gate", trained at the router's learning rate."""
+        """Return the PRIVATE group "gate", which trains at the router's learning rate."""
         return {"gate": Group(scope=Scope.PRIVATE, init=self._start, lr=self.problem.router_lr)}
 
     def _start(self) -> Params:
@@ -312,12 +344,12 @@ class Gate:
         return repeated_start(even, self.problem.clients)
 
     def log_weights(self, view: View, x: Tensor) -> Tensor:
-        """The logarithms of the weights [B, experts] for x [B, ...]."""
+        """Return the logarithms of the experts' weights [B, experts] for the inputs x [B, ...]."""
         return torch.log_softmax(self.model(view["gate"], {}, x, None, None)[0], -1)
 
 
 def downsample(x: Tensor) -> Tensor:
-    """Average images x [B, H, W] or [B, H, W, colours] to at most 8×8; other inputs do not change."""
+    """Average images x [B, H, W] or [B, H, W, colours] to at most 8×8 pixels. Other inputs are returned unchanged."""
     if x.dim() < 3:
         return x
     sides = min(x.shape[1], GATE_SIDE_PIXELS), min(x.shape[2], GATE_SIDE_PIXELS)
@@ -327,11 +359,11 @@ def downsample(x: Tensor) -> Tensor:
 
 
 def fixed_logits(cluster: Tensor, clusters: int) -> Tensor:
-    """Logits [K, C] of routes that select one cluster each: 0 for this cluster, -100 for the others."""
+    """Return logits [K, C] with which each client selects one cluster: 0 for this cluster, -100 for all others."""
     selected = F.one_hot(cluster.cpu(), clusters).float()
     return FIXED_ROUTE_GAP * (selected - 1)
 
 
 def entropy(route: Tensor) -> Tensor:
-    """The entropy H(π) = -Σ_c π_c log π_c of routes [..., C], in nats, with 0·log 0 = 0."""
+    """Return the entropy H(π) = -Σ_c π_c log π_c of weights π [..., C], in nats. 0·log 0 counts as 0."""
     return torch.special.entr(route).sum(-1)

@@ -1,4 +1,4 @@
-"""Log means over seeds to a parent run for each task × variant."""
+"""Log means over seeds to MLflow. Each task × variant has a parent run with its means."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ if TYPE_CHECKING:
 
 
 def groups_by_folder(runs: Iterable[Run]) -> dict[Path, SeedGroup]:
-    """Map the folder of each run to its SeedGroup: the runs that differ from it only in the seed."""
+    """Return the SeedGroup of each run, as folder of the run → SeedGroup.
+
+    The runs of a SeedGroup differ only in the seed.
+    """
     return {run.folder: group for group in group_by_seed(runs).values() for run in group.runs}
 
 
 def distinct_groups(group_of_folder: Mapping[Path, SeedGroup], folders: Iterable[Path]) -> Collection[SeedGroup]:
-    """The seed groups of these run folders, each once."""
+    """Return the SeedGroups of these run folders, without duplicates."""
     return {group_of_folder[folder].key: group_of_folder[folder] for folder in folders}.values()
 
 
 def parent_of(experiment: Experiment, group: SeedGroup) -> str | None:
-    """Return the id of the group's parent run, and create it if it is missing; None if no run of the group has begun.
+    """Return MLflow's id of the group's parent run. If the parent run is missing, create it.
 
-    A run has begun when it has evaluated its first round.
+    Return None if no run of the group has evaluated its first round.
     """
     if parent := experiment.stored.get(group.job_key):
         return parent.id
@@ -56,9 +59,10 @@ def _make_parent(experiment: Experiment, group: SeedGroup, began: int) -> str:
 
 
 def log_means(experiment: Experiment, group: SeedGroup) -> None:
-    """Log the means over the finished seeds to the parent run.
+    """Log the means over the finished seeds of a group to the group's parent run.
 
-    A parent with other means is replaced by a new one, because MLflow cannot delete points of a curve.
+    If the parent run already has other means, it is replaced by a new parent run, because MLflow cannot delete single
+    points of a curve.
     """
     means = seed_means(group, experiment.results)
     digest = hashlib.sha256(json.dumps(asdict(means), sort_keys=True).encode()).hexdigest()[:8]
@@ -78,7 +82,7 @@ def log_means(experiment: Experiment, group: SeedGroup) -> None:
 
 
 def _replace_parent(experiment: Experiment, group: SeedGroup, old: StoredRun) -> StoredRun:
-    """Replace the parent run by a new one with the same children."""
+    """Replace the parent run by a new one, move its children to the new one, and return the new one."""
     del experiment.stored[group.job_key]
     new = parent_of(experiment, group)
     assert new is not None

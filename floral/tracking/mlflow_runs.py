@@ -32,7 +32,7 @@ MAX_DIGEST_CHARACTERS = 36
 
 
 def stream(experiment: Experiment, parent: str | None, folder: Path) -> None:
-    """Log the rounds that a run has evaluated since the last call."""
+    """Log the rounds that an unfinished run has evaluated and that MLflow does not have yet."""
     stored, rounds = experiment.stored.get(str(folder)), segments.read(experiment.results / folder)
     if parent is None or not rounds or (stored and (stored.complete or rounds[-1].round <= stored.streamed)):
         return
@@ -49,7 +49,7 @@ def stream(experiment: Experiment, parent: str | None, folder: Path) -> None:
 
 
 def ready(experiment: Experiment, parent: str, folder: Path) -> StoredRun:
-    """Make sure that the store has the run, with its parent and data, and return it."""
+    """Make sure that MLflow has the run, its parent run and its data, and return the stored run."""
     settings = reading.load_yaml((experiment.results / folder / "run.yaml").read_text(encoding="utf-8"))
     stored = experiment.stored.get(str(folder)) or _create_run(experiment, parent, folder, settings)
     if stored.parent != parent:
@@ -61,7 +61,7 @@ def ready(experiment: Experiment, parent: str, folder: Path) -> StoredRun:
 
 
 def _create_run(experiment: Experiment, parent: str, folder: Path, settings: Mapping[str, Any]) -> StoredRun:
-    """Create the run in the store, with the parameters of its run.yaml."""
+    """Create a run in MLflow with the parameters from its run.yaml, and return the stored run."""
     task, variant, seed = settings["task"]["name"], settings["variant"]["name"], settings["seed"]
     tags = {
         "job_key": str(folder), "kind": "seed", "suite": experiment.suite, "task": task, "variant": variant,
@@ -75,10 +75,10 @@ def _create_run(experiment: Experiment, parent: str, folder: Path, settings: Map
 
 
 def log(experiment: Experiment, parent: str | None, folder: Path) -> str:
-    """Log what the store lacks of a finished run, and return the run's id in the store.
+    """Log the values of a finished run that MLflow does not have yet, and return MLflow's id of the run.
 
-    If the store has other values, because the run was trained again with other code, it is deleted there and logged
-    again.
+    If the run was trained again with other code, MLflow may have other values for it. The run is then deleted in MLflow
+    and logged again.
     """
     assert parent is not None  # parent_of returns None only before the first evaluated round
     stored, client = experiment.stored.get(str(folder)), experiment.client
@@ -109,7 +109,10 @@ def log(experiment: Experiment, parent: str | None, folder: Path) -> str:
 
 
 def began_ms(source: Path) -> int | None:
-    """The start of a run in milliseconds since 1970; None before its first evaluated round."""
+    """Return when a run began, in milliseconds since 1970; None if the run has not evaluated a round yet.
+
+    For an unfinished run, this is the time of its first evaluated round.
+    """
     if is_finished(source):
         summary, costs = (json.loads((source / name).read_text()) for name in ("summary.json", "costs.json"))
         return ended_ms(summary) - int(1000 * costs["seconds"]["total"])
@@ -118,15 +121,15 @@ def began_ms(source: Path) -> int | None:
 
 
 def ended_ms(summary: Mapping[str, Any]) -> int:
-    """The end of a run in milliseconds since 1970."""
+    """Return when a run ended, in milliseconds since 1970. `summary` is the content of its summary.json."""
     return int(datetime.fromisoformat(summary["finished_at"]).timestamp() * 1000)
 
 
 def _data(settings: Mapping[str, Any], results: Path) -> list[DatasetInput]:
-    """The run's partition and its data set, as MLflow's inputs.
+    """Return the partition and the data set of a run in the form that MLflow needs.
 
-    A task without data has neither. Synthetic data have no data set of their own: the partition determines them. A
-    run.yaml of an earlier version does not name the data set; then the partition's card.json gives the digest.
+    A task without data has neither. Synthetic data have no data set: the partition determines them. A run.yaml of an
+    earlier version does not name the data set. Then the digest of the data set is read from the partition's card.json.
     """
     partition, task = settings["partition"], settings["task"]
     digests = {partition["folder"].removeprefix("partition/"): (partition["digest"], partition["folder"])}
@@ -139,7 +142,7 @@ def _data(settings: Mapping[str, Any], results: Path) -> list[DatasetInput]:
 
 
 def _dataset(name: str, digest: str, source: str) -> DatasetInput:
-    """Describe a data set or partition; `source` is its folder, relative to the results."""
+    """Describe a data set or partition for MLflow. `source` is its folder, relative to the results folder."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     profile = json.dumps({"digest": digest})
@@ -148,12 +151,16 @@ def _dataset(name: str, digest: str, source: str) -> DatasetInput:
 
 
 def _differs(logged: float | None, value: float) -> bool:
-    """Whether the store has a different value. Values that are not finite are not compared: MLflow may convert them."""
+    """Return whether the value that MLflow has (`logged`) differs from the value of the run.
+
+    The result is false if MLflow has no value (None). A value that is NaN or infinite is not compared, because MLflow
+    may convert it.
+    """
     return logged is not None and math.isfinite(value) and logged != value
 
 
 def params_of(settings: Mapping[str, Any]) -> list[Any]:
-    """Nested settings as MLflow parameters with dotted names; values other than strings are JSON."""
+    """Return nested settings as MLflow parameters with dotted names. Values other than strings are written as JSON."""
     from mlflow.entities import Param
 
     texts = {
@@ -173,9 +180,10 @@ def _points(rounds: Iterable[Evaluated]) -> list[Metric]:
 
 
 def _curves(source: Path, end: int) -> list[Metric]:
-    """The points of metrics.parquet, each with the time of its segment line, or else with the run's end.
+    """Return the points of metrics.parquet for MLflow.
 
-    `end` is in milliseconds since 1970.
+    A point has the time at which its round was evaluated, read from the segment files. If this time is unknown, the
+    point has the time `end` at which the run ended, in milliseconds since 1970.
     """
     import polars as pl
     from mlflow.entities import Metric
@@ -187,7 +195,10 @@ def _curves(source: Path, end: int) -> list[Metric]:
 
 
 def _costs(costs: Mapping[str, Any], last: int, end: int) -> list[Metric]:
-    """The numbers of costs.json as metrics at the last round."""
+    """Return the numbers of costs.json as metrics for MLflow.
+
+    The metrics belong to the last round, `last`, and have the time `end` (milliseconds since 1970).
+    """
     from mlflow.entities import Metric
 
     numbers = {**costs["parameters"], **{f"seconds_{key}": value for key, value in costs["seconds"].items()}}
@@ -196,11 +207,11 @@ def _costs(costs: Mapping[str, Any], last: int, end: int) -> list[Metric]:
 
 
 def _logged(client: MlflowClient, run_id: str, curves: list[Metric]) -> dict[tuple[str, int], float]:
-    """The points of these curves that the store already has: (key, round) → value."""
+    """Return the points of these curves that MLflow already has, as (name of the curve, round) → value."""
     keys = dict.fromkeys(point.key for point in curves)
     return {(key, point.step): point.value for key in keys for point in client.get_metric_history(run_id, key)}
 
 
 def chunks(values: list[Any], size: int) -> Iterator[list[Any]]:
-    """Split a list into parts of at most `size` values."""
+    """Split a list into parts with at most `size` values each."""
     return (values[start : start + size] for start in range(0, len(values), size))

@@ -1,4 +1,4 @@
-"""Open the MLflow store and a suite's experiment in it."""
+"""Open the MLflow store (a database or a server), and open the experiment of a suite in the store."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ PARENT = "mlflow.parentRunId"
 
 
 def default_uri(results: Path) -> str:
-    """The URI of the SQLite store in a results folder.
+    """Return the URI of the SQLite database that is the MLflow store of a results folder.
 
-    It is absolute, because MLflow resolves a relative path against the current folder of each process.
+    The path is absolute, because MLflow resolves a relative path against the current folder of each process.
     """
     return f"sqlite:///{(results / 'track' / 'mlflow.db').absolute()}"
 
 
 def create_store(uri: str) -> None:
-    """Create the store's tables if they are missing.
+    """Create the tables of the MLflow store if they are missing.
 
-    One process at a time does so, because two migrations by MLflow at once would fail.
+    Only one process at a time creates the tables, because MLflow fails if two processes do this at once.
 
     Raises:
-        ConfigError: the store cannot be opened or written.
+        ConfigError: the MLflow store cannot be opened or written.
     """
     with explained(uri):
         client_of(uri).search_experiments(max_results=1)
@@ -49,7 +49,7 @@ def create_store(uri: str) -> None:
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run as the store has it."""
+    """A run as it is recorded in the MLflow store."""
 
     id: str
     """MLflow's id of the run."""
@@ -67,7 +67,7 @@ class StoredRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A suite's experiment in the store, with its runs and the results folder that they come from."""
+    """The experiment of a suite in the MLflow store, with its runs and with the results folder of these runs."""
 
     client: MlflowClient
     id: str
@@ -78,15 +78,18 @@ class Experiment:
     """job_key → run."""
 
     def create(self, name: str, tags: dict[str, str], began: int | None) -> str:
-        """Create a run that `began` at this time (milliseconds since 1970), and return its id."""
+        """Create a run in the experiment and return MLflow's id of the run.
+
+        `began` is when the run began, in milliseconds since 1970.
+        """
         return self.client.create_run(self.id, began, tags, name).info.run_id
 
 
 @contextmanager
 def experiment_of(suite: str, results: Path, tracking_uri: str | None) -> Iterator[Experiment]:
-    """Yield the suite's experiment, locked: otherwise two processes could both create the same run.
+    """Yield the experiment of a suite, and hold the suite's lock until the context ends.
 
-    Each suite has a lock of its own.
+    Without the lock, two processes could both create the same run. Each suite has its own lock.
     """
     uri = tracking_uri or default_uri(results)
     with explained(uri), held(results / "track" / f"{suite}.lock", f"tracking {suite}"):
@@ -97,7 +100,7 @@ def experiment_of(suite: str, results: Path, tracking_uri: str | None) -> Iterat
 
 
 def client_of(uri: str) -> MlflowClient:
-    """Connect to the store; a missing SQLite store is created first."""
+    """Return an MlflowClient for the MLflow store. A SQLite database that is missing is created first."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     if not uri.startswith("sqlite:///"):
@@ -111,7 +114,11 @@ def client_of(uri: str) -> MlflowClient:
 
 
 def _make_database(database: Path) -> None:
-    """Create the tables in a temporary file and rename it: MLflow cannot resume a migration that was killed."""
+    """Create the tables in a temporary file, then give the file its final name.
+
+    If MLflow is killed while it creates the tables, MLflow cannot continue later. The temporary file prevents that such
+    a partial database is used.
+    """
     partial = database.with_name(f"{database.name}.partial")
     for path in (partial, partial.with_name(f"{partial.name}-journal")):
         path.unlink(missing_ok=True)
@@ -129,7 +136,10 @@ def _connect(uri: str) -> MlflowClient:
 
 
 def _check_database(database: Path) -> None:
-    """Raise sqlite3.Error at once if the database is unusable; MLflow would retry for minutes."""
+    """Raise sqlite3.Error at once if the database cannot be used.
+
+    Without this check, MLflow would retry for minutes.
+    """
     connection = sqlite3.connect(database, timeout=30)
     try:
         connection.execute("BEGIN IMMEDIATE")
@@ -140,12 +150,15 @@ def _check_database(database: Path) -> None:
 
 
 class Unreachable(ConfigError):
-    """The store does not answer at present, for example because its server is down."""
+    """Raised when the MLflow store does not answer now, for example because its server is down."""
 
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Turn errors of the store into a ConfigError that says what to do; Unreachable if a retry may succeed."""
+    """Turn errors of the MLflow store inside this context into a ConfigError that says what to do.
+
+    If a retry may succeed, the error is Unreachable.
+    """
     try:
         yield
     except (OSError, sqlite3.Error) as error:
@@ -160,13 +173,13 @@ def _unusable(uri: str, error: Exception) -> ConfigError:
     reason = str(error).strip().splitlines()[0]
     kind = Unreachable if _is_temporary(error) else ConfigError
     return kind(
-        f"the MLflow store {uri} cannot be written: {reason}; make it writable, or move the file away (it is rebuilt "
-        f"from the run folders), or set tracking_uri in {paths.CONFIG_FOLDER}/config.yaml"
+        f"the MLflow store {uri} cannot be written: {reason}; make it writable, or move the file away (the store is "
+        f"rebuilt from the run folders), or set `tracking_uri` in {paths.CONFIG_FOLDER}/config.yaml"
     )
 
 
 def _is_temporary(error: Exception) -> bool:
-    """Whether a retry may succeed: the server is down or busy, or the database is locked."""
+    """Return whether a retry may succeed, because the server is down or busy, or the database is locked."""
     if isinstance(error, OSError | sqlite3.OperationalError):
         return True
     status = getattr(error, "get_http_status_code", None)  # all errors of MLflow have it, also without a server
@@ -174,9 +187,9 @@ def _is_temporary(error: Exception) -> bool:
 
 
 def _experiment_id(client: MlflowClient, suite: str, results: Path | None) -> str:
-    """Return the id of the suite's experiment; create it, or restore it if it was deleted in MLflow.
+    """Return MLflow's id of the suite's experiment. A missing experiment is created; a deleted one is restored.
 
-    Artifacts are stored below `results`; with None, the MLflow server chooses their place.
+    Artifacts are stored below `results`. If `results` is None, the MLflow server chooses where artifacts are stored.
     """
     experiment = client.get_experiment_by_name(suite)
     if experiment is None:
@@ -188,9 +201,9 @@ def _experiment_id(client: MlflowClient, suite: str, results: Path | None) -> st
 
 
 def _stored_runs(client: MlflowClient, experiment: str) -> dict[str, StoredRun]:
-    """Read the runs of an experiment (job_key → run), and delete duplicates.
+    """Return the runs of an experiment as job_key → run, and delete duplicates.
 
-    A duplicate arises if the answer to a create request is lost and the request is repeated.
+    A duplicate arises if the answer to a request to create a run is lost, and the request is repeated.
     """
     stored: dict[str, StoredRun] = {}
     duplicates, token = [], None

@@ -1,4 +1,4 @@
-"""Stage track: log a suite's runs to MLflow. The store can be rebuilt from the run folders at any time."""
+"""Stage track: log the runs of a suite to MLflow. The MLflow store can be rebuilt from the run folders at any time."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ def track(
     tracking_uri: str | None = None,
     all_runs: Iterable[Run] | None = None,
 ) -> Path:
-    """Log the finished runs that the suite's MLflow experiment lacks, and the means over seeds of each task × variant.
+    """Log the finished runs that MLflow does not have yet, and the means over seeds of each task × variant.
 
-    It writes results/track/<suite>.json and returns its path. Tracking twice changes nothing, because all times are
-    those of the runs. A run that is logged in part is completed: tracking was killed, or `follow` logged the run while
-    it trained. If `runs` are only some runs of the suite, `all_runs` are all of them, for the means over all seeds.
+    The function writes results/track/<suite>.json and returns the path of this file. A second call changes nothing,
+    because all logged times come from the run folders. A run that is only partly in MLflow is completed. This happens
+    if tracking was killed, or if `follow` logged the run while it trained. If `runs` are only a part of the suite,
+    `all_runs` must have all runs of the suite, so that the means include all seeds.
 
     Raises:
-        ConfigError: the store cannot be opened or written.
+        ConfigError: the MLflow store cannot be opened or written.
     """
     uri = tracking_uri or default_uri(results)
     runs = list(runs)
@@ -57,14 +58,14 @@ def follow(
     all_runs: Iterable[Run] | None = None,
     poll_seconds: float = POLL_SECONDS,
 ) -> None:
-    """Log every round soon after its evaluation, until every run is finished and fully logged.
+    """Log every round to MLflow soon after its evaluation, until all runs are finished and completely logged.
 
-    Means over seeds are logged when all seeds are finished. `all_runs` is as in `track`. The state of the store is read
-    again before each write. So nothing is lost or logged twice if the store or this process is restarted, or if another
-    process tracks the same suite.
+    Means over seeds are logged when all seeds are finished. If `runs` are only a part of the suite, `all_runs` must
+    have all runs of the suite. The state of the MLflow store is read again before each write. So nothing is lost or
+    logged twice if the store or this process is restarted, or if another process tracks the same suite.
 
     Raises:
-        ConfigError: the store refuses the connection or a write. If the store does not answer, `follow` prints a
+        ConfigError: the MLflow store refuses the connection or a write. If the store does not answer, `follow` prints a
             message once and tries again.
     """
     runs = list(runs)
@@ -92,7 +93,7 @@ def follow(
         except Unreachable as error:
             if not unreachable:
                 print(
-                    f"{error}\ntrying again every {poll_seconds:g} s; Ctrl-C ends this, no run is affected", flush=True
+                    f"{error}\ntrying again every {poll_seconds:g} s; Ctrl-C ends this command, but no run", flush=True
                 )
             unreachable = True
         for folder, (_, finished) in logged.items():
@@ -104,7 +105,10 @@ def follow(
 
 
 def attach(suite: str, results: Path, reports: Path, tracking_uri: str | None = None) -> str:
-    """Attach the suite's page, tables and figures to an MLflow run named `report of <suite>`; return the run's id."""
+    """Attach the report of a suite to an MLflow run named `report of <suite>`, and return MLflow's id of this run.
+
+    The report is the suite's page with tables and figures, in the folder <reports>/<suite>.
+    """
     with experiment_of(suite, results, tracking_uri) as experiment:
         stored = experiment.stored.get(f"report/{suite}")
         tags = {"job_key": f"report/{suite}", "kind": "report", "suite": suite}

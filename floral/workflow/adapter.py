@@ -1,7 +1,7 @@
-"""All changes of Snakemake's own behaviour, one function each, and the hooks at the start and end of a call.
+"""Change the behaviour of Snakemake, with one function for each change, and act at the start and end of a call.
 
-`workflow` is Snakemake's object for the whole call. Its attributes are not a stable interface, so each function here
-has a test in tests/workflow/test_adapter.py.
+`workflow` is Snakemake's object for the whole call. Its attributes can change with any release of Snakemake, so each
+function here has a test in tests/workflow/test_adapter.py.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from floral.workflow.rules import Rules
 SCHEDULER_LINES = (
     "Select jobs to execute", "Execute ", "Touching output", "No SLURM account given", "Unable to guess SLURM",
 )  # fmt: skip
-"""Beginnings of the log lines that are hidden."""
+"""Log lines with these beginnings are hidden."""
 JOB_EVENTS = (LogEvent.JOB_INFO, LogEvent.GROUP_INFO, LogEvent.SHELLCMD)
 INTERRUPTED = "Terminating processes on user request"
 """Part of the line that Snakemake logs after Ctrl-C."""
 
 
 def submits_jobs(workflow: Any) -> bool:
-    """Whether jobs go to a cluster. This is also true in the Snakemake that runs within such a job."""
+    """Return whether Snakemake submits jobs to a cluster. This is also true for the Snakemake inside such a job."""
     return workflow.resource_settings.nodes is not None
 
 
 def is_within_job() -> bool:
-    """Whether this Snakemake runs within a SLURM job. It then does not know the profile."""
+    """Return whether this Snakemake runs inside a SLURM job. Such a Snakemake does not read the profile."""
     return "SLURM_JOB_ID" in os.environ
 
 
 def never_a_reason_to_rerun(parameter: Callable[..., str]) -> Callable[..., str]:
-    """Hide a rule's parameter from Snakemake's provenance, so that another value does not repeat a finished job.
+    """Decorate the function of a rule's parameter, so that another value does not make Snakemake repeat finished jobs.
 
-    Snakemake repeats a job if a parameter differs from the last call's. It ignores functions that take `output`,
-    because their value follows from the path of the output. So this decorator adds an unused argument `output`.
+    Snakemake repeats a job if a parameter has another value than in the last call. It does not compare parameters whose
+    function takes the argument `output`. So this decorator adds an unused argument `output`.
 
-    Use it for values that do not change a result, such as the device, or the suite that names a run. Everything that
-    does change a result is part of the hash in the path of the output.
+    Use it for values that do not change a result, such as the device, or the suite that contains a run. All values that
+    change a result are part of the hash in the path of the output.
     """
     signature = inspect.signature(parameter)
 
@@ -67,10 +67,10 @@ def never_a_reason_to_rerun(parameter: Callable[..., str]) -> Callable[..., str]
 
 
 def hide_scheduler_lines(logger: logging.Logger, submits: bool) -> None:
-    """Hide the scheduler's lines about each job, so that the progress lines of the runs stay visible.
+    """Hide lines that Snakemake logs for each job, so that the progress lines of the runs stay visible.
 
-    The slurm profile is not quiet about rules, because only these lines name the cause of a failed job. Where jobs are
-    submitted, this function hides the lines about the start of a job.
+    With the slurm profile, Snakemake logs all lines about rules, because only these lines say why a job failed. If
+    jobs are submitted (`submits`), this function also hides the lines about the start of a job.
     """
 
     def is_shown(record: logging.LogRecord) -> bool:
@@ -81,68 +81,71 @@ def hide_scheduler_lines(logger: logging.Logger, submits: bool) -> None:
 
 
 def ignore_walltime_warning() -> None:
-    """Ignore SIGUSR1 in the Snakemake within a job.
+    """Ignore the signal SIGUSR1 if this Snakemake runs inside a SLURM job.
 
-    SLURM warns every process of a job before its walltime ends. The run then writes a checkpoint, and Snakemake must
-    live until that is done.
+    SLURM sends this signal to all processes of a job before the walltime of the job ends. The run then writes a
+    checkpoint, and Snakemake must not end before the checkpoint is written.
     """
     if is_within_job():
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def keep_going_within_job(workflow: Any) -> None:
-    """Let the other runs of a shared job go on after one has failed.
+    """Let the other runs of a shared SLURM job continue after one run has failed.
 
-    The right time to call this is when Snakemake groups the jobs: it sets `execution_settings` after it has read the
-    rules, and reads `keep_going` after it has grouped the jobs.
+    Call this function while Snakemake groups the jobs. Before that, `execution_settings` does not exist. After that,
+    Snakemake has already read `keep_going`.
     """
     if is_within_job():
         workflow.execution_settings.keep_going = True
 
 
 def run_group_in_parallel(workflow: Any) -> None:
-    """Pass the options about groups to SLURM jobs. Without them, a job makes the runs of its group one by one."""
+    """Pass the options about groups to SLURM jobs, so that a job trains the runs of its group at the same time."""
     workflow.executor_plugin.common_settings.pass_group_args = True
 
 
 def remove_rate_limit(workflow: Any) -> None:
-    """Start local jobs without Snakemake's limit of jobs per second.
+    """Remove Snakemake's limit of jobs per second, for jobs on this machine.
 
-    The limit protects a cluster's scheduler. On one machine it only adds a timer for each look at the waiting jobs,
-    and these timers never end.
+    The limit protects the scheduler of a cluster. On one machine, it only makes Snakemake start a timer whenever it
+    checks the waiting jobs, and these timers never stop.
     """
     workflow.scheduler.job_rate_limiter = None
 
 
 def warm_process(unfinished: int) -> warm_start.WarmStart | None:
-    """Start the process from which runs are forked; None if there are too few unfinished runs to repay its start.
+    """Start the server process that has imported torch and starts each training run as a fork of itself.
 
-    The caller must keep the returned object, because the process ends when it is deleted.
+    Return None if forks are not possible, or if `unfinished`, the number of unfinished runs, is so small that starting
+    the server takes longer than it saves. The caller must keep the returned object, because the server ends when this
+    object is deleted.
     """
     if not warm_start.WarmStart.possible() or unfinished < warm_start.MIN_RUNS_FOR_WARM_START:
         return None
-    with suppress(OSError):  # the path of the temporary folder is too long for a socket: runs import torch themselves
+    with suppress(OSError):  # The path of the temporary folder is too long for a socket: each run imports torch itself.
         return warm_start.WarmStart("floral.cli.start")
     return None
 
 
 class Hooks:
-    """Actions at the start and at the end of a Snakemake call."""
+    """The actions at the start of a Snakemake call, and at its end if a job has failed."""
 
     def __init__(self, rules: Rules) -> None:
         self.work, self.results, self.rules = rules.work, rules.results, rules
         self.warm: warm_start.WarmStart | None = None
 
     def print_missing(self) -> None:
-        """Print which runs were left out because their data are missing."""
+        """Print which runs are left out because their data are missing, one line for each reason."""
         for line in self.work.missing:
             print(line, file=sys.stderr)
 
     def on_start(self, workflow: Any) -> None:
-        """Check the cluster, prepare this machine, and print the estimate of time and disk.
+        """Check the cluster, start the server for training runs, and print how much time and disk space the runs need.
 
         Raises:
-            WorkflowError: the cluster would refuse the jobs, or another machine already submits runs to these results.
+            WorkflowError: the cluster would refuse the jobs, or another Snakemake call already submits jobs for the
+                same results folder.
         """
         executor = workflow.executor_plugin.name
         if executor == "slurm":
@@ -160,9 +163,9 @@ class Hooks:
             print(estimate.estimate(self.work.suites, self.results, workflow.nodes or workflow.cores), file=sys.stderr)
 
     def on_error(self, log: Iterable[str]) -> None:
-        """Print the failed runs and build partial reports. After Ctrl-C, only print how to continue.
+        """Print the failed runs, and build a report of the finished runs of each suite.
 
-        `log` holds the paths of Snakemake's log files.
+        After Ctrl-C, print only how to continue. `log` holds the paths of Snakemake's log files.
         """
         self.print_missing()
         if any(INTERRUPTED in Path(path).read_text() for path in log):

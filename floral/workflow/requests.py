@@ -1,4 +1,4 @@
-"""Cluster resources of each job: memory, time, partition, GPU, and the group of short runs that share a job."""
+"""Compute what each job requests from the cluster: memory, time, partition and GPU. Short runs share a job."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from floral.workflow.rules import Rules
 
 
 class Requests:
-    """Resources of `train` and `tune` jobs. SLURM's executor reads all, others at least mem_mb, runtime and gpu.
+    """The resources that `train` and `tune` jobs request from the cluster.
 
-    `submits`: whether jobs go to a cluster.
+    Snakemake's SLURM executor reads all of them. Other executors read at least mem_mb, runtime and gpu. `submits` says
+    whether jobs are submitted to a cluster.
     """
 
     def __init__(self, rules: Rules, submits: bool) -> None:
@@ -22,7 +23,7 @@ class Requests:
 
     @property
     def train(self) -> dict[str, Any]:
-        """Resources of the rule `train`."""
+        """The resources of a `train` job. Memory and walltime are functions of the job's wildcards."""
         return self._place | {
             "mem_mb": self.memory,
             "runtime": self.minutes,
@@ -31,27 +32,27 @@ class Requests:
 
     @property
     def tune(self) -> dict[str, Any]:
-        """Resources of the rule `tune`.
+        """The resources of a `tune` job.
 
-        A search has no expected time, so it requests the whole walltime. Its finished trials survive a walltime that
-        was too short.
+        The time of a search is not known in advance, so the job requests the maximum walltime. If that is too short,
+        the next job keeps the finished trials.
         """
         return self._place | {"mem_mb": self.slurm.memory, "runtime": self.slurm.walltime}
 
     def memory(self, wildcards: Any) -> int:
-        """Memory of a run's next job, in MB."""
+        """Return the memory in MB that the next job of a run requests."""
         folder, cost = self._run(wildcards)
         return slurm.memory_mb(self.rules.results / folder, self.slurm, cost.memory)
 
     def minutes(self, wildcards: Any) -> int:
-        """Walltime of a run's next job, in minutes."""
+        """Return the walltime in minutes that the next job of a run requests."""
         folder, cost = self._run(wildcards)
         return slurm.minutes(self.rules.results / folder, self.slurm, cost.seconds)
 
     def group(self, wildcards: Any) -> str | None:
-        """The group of runs that share a job: "short", or None for a separate job.
+        """Return "short" for a short run, which shares a job with other short runs. Return None for a job of its own.
 
-        It depends on configuration values only, so that Snakemake gets the same answer inside a job as outside.
+        The value depends only on the configuration, so that it is the same inside and outside a job.
         """
         _, run = self.rules.run(wildcards)
         short = estimate.rough_seconds(run) <= self.slurm.short and not self.slurm.gpu
@@ -59,7 +60,7 @@ class Requests:
 
     @property
     def _place(self) -> dict[str, Any]:
-        """Partition, account and GPU, if the configuration names them."""
+        """The SLURM partition, the SLURM account and the GPU of a job, if the key `slurm` of config.yaml names them."""
         place: dict[str, Any] = {"slurm_partition": self.slurm.partition, "slurm_account": self.slurm.account}
         if self.submits and self.slurm.gpu:
             place |= {"gpu": self.slurm.gpu, "gpu_model": self.slurm.gpu_model}

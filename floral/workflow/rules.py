@@ -1,7 +1,7 @@
-"""Input files and command-line options of the rules in workflow/rules, from the wildcards of a job.
+"""Compute the input files and command-line options of each rule in workflow/rules from the wildcards of a job.
 
-A method that returns the input of a rule is named `<rule>_input`; one that returns options of `floral` is named
-`<rule>_options`.
+A method `<rule>_input` returns the input files of a rule. A method `<rule>_options` returns the options with which
+the rule calls `floral`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from floral.workflow.work import Work
 
 
 class Rules:
-    """The inputs and options of all rules, for the runs, searches and partitions of `work`."""
+    """The input files and command-line options of all rules, for the runs, searches and partitions of `work`."""
 
     def __init__(self, work: Work) -> None:
         self.work, self.settings, self.results = work, work.settings, work.settings.results
@@ -24,52 +24,59 @@ class Rules:
     # ------------------------------------------------------------------------------------ what a job makes
 
     def run(self, wildcards: Any) -> tuple[str, Run]:
-        """The suite and the run of a `train` job."""
+        """Return the name of the suite and the run of a `train` job."""
         folder = f"train/{wildcards.task}/{wildcards.variant}/seed{wildcards.seed}-{wildcards.hash8}"
         return self.work.runs[folder]
 
     def partition(self, wildcards: Any) -> tuple[str, Run]:
-        """The suite and a run of a `partition` job."""
+        """Return the name of a suite, and a run of this suite that reads the partition of a `partition` job."""
         return self.work.partitions[f"partition/{wildcards.task}/seed{wildcards.seed}-{wildcards.hash8}"]
 
     def search(self, wildcards: Any) -> tuple[str, Search]:
-        """The suite and the search of a `tune` job."""
+        """Return the name of the suite and the search of a `tune` job."""
         return self.work.searches[f"tune/{wildcards.task}/{wildcards.variant}/{wildcards.hash8}"]
 
     # ------------------------------------------------------------------------------------ inputs
 
     def all_input(self, wildcards: Any) -> list[str]:
-        """No file. Raises Untuned while tuned values are missing."""
+        """Return no file. Raise Untuned if some runs need tuned values that are not in config/tuned."""
         del wildcards
         if self.work.untuned is not None:
             raise self.work.untuned
         return []
 
     def partition_input(self, wildcards: Any) -> list[str]:
-        """The manifest of the data set; synthetic data have none."""
+        """Return the path of the manifest (card.json) of the data set, or no path for synthetic data."""
         data = self.partition(wildcards)[1].partition.data
         return [f"{self.results}/data/{data}/card.json"] if isinstance(data, str) else []
 
     def tune_input(self, wildcards: Any) -> list[str]:
-        """The partition of each tuning seed."""
+        """Return the path of the partition of each tuning seed."""
         _, search = self.search(wildcards)
         return [self._table(trial) for trial in search.references()]
 
     def tuned_input(self, wildcards: Any) -> list[str]:
-        """The finished searches. Raises ConfigError if there is nothing to tune."""
+        """Return one file for each search, which exists when the search is finished.
+
+        Raises:
+            ConfigError: there is nothing to tune.
+        """
         del wildcards
         if not self.work.searches:
             names = ", ".join(self.settings.suite)
-            raise ConfigError(f"{names}: nothing to tune: no block has `tuned: true`, or all values are committed")
+            raise ConfigError(
+                f"{names}: nothing to tune: no block has `tuned: true`, or config/tuned has all values already; call "
+                "snakemake without `tuned` to train the runs"
+            )
         return [f"{self.results}/{folder}/done" for folder in self.work.searches]
 
     def train_input(self, wildcards: Any) -> list[str]:
-        """The partition that the run reads."""
+        """Return the path of the partition that the run reads, or no path with `data: nothing`."""
         _, run = self.run(wildcards)
         return [] if run.task.noop else [self._table(run)]
 
     def report_input(self, wildcards: Any) -> list[str]:
-        """The finished runs of a suite."""
+        """Return one file for each run of a suite, which exists when the run is finished."""
         return [f"{self.results}/{folder}/done" for folder in self.run_folders(wildcards)]
 
     def _table(self, run: Run) -> str:
@@ -78,7 +85,7 @@ class Rules:
     # ------------------------------------------------------------------------------------ options
 
     def fetch_options(self, wildcards: Any) -> str:
-        """The data set; for custom data also a suite whose task declares them."""
+        """Return the name of the data set. For custom data, add a suite with a task that declares the data."""
         data = wildcards.data
         if not data.startswith(CUSTOM_PREFIX):
             return data
@@ -86,49 +93,52 @@ class Rules:
         return f"{data} --suite {suite}"
 
     def partition_options(self, wildcards: Any) -> str:
-        """The suite, task, seed and hash of a partition."""
+        """Return options with the suite, task, seed and hash of a partition."""
         suite, run = self.partition(wildcards)
         return f"--suite {suite} --task {run.task.name} --seed {run.seed} --expect {wildcards.hash8}"
 
     def tune_options(self, wildcards: Any) -> str:
-        """The suite, task and variant of a search."""
+        """Return options with the suite, task and variant of a search."""
         suite, search = self.search(wildcards)
         return f"{suite} --tasks {search.task.name} --variants {search.variant.name}"
 
     def tuned_options(self, wildcards: Any) -> str:
-        """The suites whose tuned values are written."""
+        """Return the suites whose tuned values are written, and the selected tasks and variants."""
         del wildcards
         suites = dict.fromkeys(suite for suite, _ in self.work.searches.values())
         return f"{' '.join(suites)} {self._narrowing('tasks', 'variants')}"
 
     def train_options(self, wildcards: Any) -> str:
-        """The suite, task, variant, seed and hash of a run."""
+        """Return options with the suite, task, variant, seed and hash of a run."""
         suite, run = self.run(wildcards)
         names = f"--suite {suite} --task {run.task.name} --variant {run.variant.name} --seed {run.seed}"
         return f"{names} --expect {run.hash8}"
 
     def report_options(self, wildcards: Any = None) -> str:
-        """The narrowing of a report, and whether runs without data are left out."""
+        """Return options with the selected tasks, variants and seeds, and `--allow-missing` if config.yaml sets it."""
         return self.track_options(wildcards) + (" --allow-missing" if self.settings.allow_missing else "")
 
     def track_options(self, wildcards: Any = None) -> str:
-        """The tasks, variants and seeds to which config.yaml or `--config` narrows the suites."""
+        """Return options with the tasks, variants and seeds that config.yaml or `--config` selects."""
         del wildcards
         return self._narrowing("tasks", "variants", "seeds")
 
     def run_folders(self, wildcards: Any) -> list[str]:
-        """The folders of a suite's runs."""
+        """Return the folders of all runs of a suite, as paths inside the results folder."""
         return [str(run.folder) for run in self.work.suites[wildcards.suite]]
 
     def execution_options(self, wildcards: Any, threads: int, resources: Any) -> str:
-        """Options that change the speed of a run and not its results. A job with a GPU computes on it."""
+        """Return the options that change the speed of a run but not its results. A job with a GPU trains on the GPU."""
         del wildcards
         device = "cuda" if resources.get("gpu") else self.settings.device
         where = f"--device {device} --runs-per-gpu {self.settings.runs_per_gpu}"
         return f"{where} --backend {self.settings.backend} --threads {threads}"
 
     def precision_options(self, wildcards: Any) -> str:
-        """Options of runs only: searches always compute in single precision, and are short."""
+        """Return the options `--precision` and `--checkpoint-seconds`.
+
+        Only `train` has these options: searches always use single precision, and their runs are short.
+        """
         del wildcards
         return f"--precision {self.settings.precision} --checkpoint-seconds {self.settings.checkpoint_seconds:g}"
 

@@ -1,4 +1,4 @@
-"""The runs, searches and partitions of one Snakemake call, checked before any job starts."""
+"""Find the runs, searches and partitions of one Snakemake call, and check them before any job starts."""
 
 from __future__ import annotations
 
@@ -20,26 +20,30 @@ from floral.stages import check_data, fetch_missing
 
 @dataclass(frozen=True)
 class Work:
-    """Everything that a Snakemake call makes. With `allow_missing`, runs without data are left out."""
+    """The runs, searches and partitions of one Snakemake call.
+
+    With `allow_missing: true`, runs and searches whose data are missing are left out.
+    """
 
     settings: Settings
     suites: Mapping[str, list[Run]]
-    """suite → its runs"""
+    """Name of a suite → its runs."""
     searches: Mapping[str, tuple[str, Search]]
-    """folder of a search below the results → suite and search"""
+    """Folder of a search, as a path inside the results folder → name of the suite, and the search."""
     untuned: Untuned | None = None
-    """The error about missing tuned values, or None. With this error, `suites` is empty and only tuning can start."""
+    """The error about missing tuned values, or None. With an error, `suites` is empty and only tuning can start."""
     missing: tuple[str, ...] = ()
     """One line for each reason why runs were left out."""
 
     @classmethod
     def read(cls, config: Mapping[str, Any], main_process: bool, dry_run: bool) -> Work:
-        """Read Snakemake's `config`, and check it against the data.
+        """Read Snakemake's `config`, and check that the data fit the configuration.
 
-        Only the main process restores runs from the reference results and downloads data: a job may have no network.
+        `main_process` is false for the Snakemake inside a job. Only the main process restores runs from
+        reports/reference and downloads data, because a job may have no network.
 
         Raises:
-            ConfigError: a value of the configuration is wrong, or does not fit the data, or no run is left.
+            ConfigError: a value of the configuration is wrong, a value does not fit the data, or no run is left.
         """
         settings = read_settings(config)
         searches: Mapping[str, tuple[str, Search]] = settings.searches()
@@ -47,7 +51,7 @@ class Work:
         untuned, missing = None, []
         try:
             suites = settings.runs()
-        except Untuned as error:  # raised later, so that the call that tunes can start
+        except Untuned as error:  # `Rules.all_input` raises it later. So a call that only tunes can start.
             untuned = error
         if main_process:
             _use_reference(suites, settings, dry_run)
@@ -62,31 +66,32 @@ class Work:
 
     @cached_property
     def runs(self) -> dict[str, tuple[str, Run]]:
-        """Folder of a run → suite and run; a run that two suites share belongs to the first."""
+        """Folder of a run → name of the suite, and the run. A run of two suites is listed with the first suite."""
         return {str(run.folder): (suite, run) for suite in reversed(list(self.suites)) for run in self.suites[suite]}
 
     @cached_property
     def partitions(self) -> dict[str, tuple[str, Run]]:
-        """Folder of a partition → suite and one of the runs or trials that read it."""
+        """Folder of a partition → name of a suite, and a run or tuning run of this suite that reads the partition."""
         trials = [(suite, trial) for suite, search in self.searches.values() for trial in search.references()]
         return {str(run.partition.folder): (suite, run) for suite, run in [*self.runs.values(), *trials]}
 
     @property
     def unfinished_runs(self) -> list[Run]:
-        """The runs without a result."""
+        """The runs that have no result yet."""
         return [run for _, run in self.runs.values() if not is_finished(self.settings.results / run.folder)]
 
     @property
     def unfinished_suites(self) -> dict[str, list[Run]]:
-        """The suites with at least one run without a result, with all their runs."""
+        """Name of each suite that has an unfinished run → all its runs."""
         unfinished = {run.folder for run in self.unfinished_runs}
         return {name: runs for name, runs in self.suites.items() if unfinished & {run.folder for run in runs}}
 
 
 def _use_reference(suites: Mapping[str, list[Run]], settings: Settings, dry_run: bool) -> None:
-    """Restore finished runs from reports/reference; with `reuse: false`, remove the runs that were restored earlier.
+    """Copy finished runs from reports/reference into the results, instead of training them.
 
-    A dry run changes no file, and only prints the number of these runs.
+    With `reuse: false`, runs that an earlier call copied are removed, and are trained again. A dry run changes no file,
+    and only prints the number of these runs.
     """
     if settings.reuse:
         verb, count, apply = "taken from", reference.available, reference.restore

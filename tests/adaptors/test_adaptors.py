@@ -151,7 +151,7 @@ def test_groups_share_the_budget_of_a_rank():
 
 @pytest.mark.parametrize("variant", ["floral_1_centred", "floral_1_flexlora", "hetlora"])
 def test_servers_that_take_whole_products_refuse_groups(variant):
-    with pytest.raises(ConfigError, match="grouped has groups: its weight is only a part of the product"):
+    with pytest.raises(ConfigError, match="grouped has groups, so its weight holds only a part of the product"):
         simulate(variant, model="convolutions")
 
 
@@ -290,7 +290,7 @@ def test_own_statistics_are_averaged_within_the_cluster():
 
 @pytest.mark.parametrize("variant", ["floral_1", "local_adaptor"])
 def test_a_norm_that_the_model_does_not_have_cannot_be_adapted(variant):
-    with pytest.raises(ConfigError, match="no normalisation layer that norm: reparameterised could adapt"):
+    with pytest.raises(ConfigError, match="no normalisation layer that `norm: reparameterised` could adapt"):
         simulate(variant, model="mlp", params={"norm": "reparameterised"})
 
 
@@ -306,7 +306,7 @@ def test_servers_that_take_products_average_norms_as_they_are(variant):
 
 @pytest.mark.parametrize("option", [{"centred": True}, {"personal": True}, {"aggregation": "stacking"}])
 def test_adaptors_with_statistics_of_their_own_are_never_added_to_the_base(option):
-    with pytest.raises(ConfigError, match=r"adds adaptors to the base.*set norm: reparameterised"):
+    with pytest.raises(ConfigError, match=r"adds adaptors to the base.*set `norm: reparameterised`"):
         simulate("floral_1", model="batch_norm", params={"norm": "plain", **option})
     assert simulate("floral_1", model="batch_norm", params={"norm": "reparameterised", **option})
 
@@ -417,7 +417,7 @@ def test_ranks_by_hand(rank, inputs, outputs, expected):
 
 @pytest.mark.parametrize("rank", [0, -1, -0.5, "half", "0.1"])
 def test_a_rank_that_means_nothing_is_refused(rank):
-    with pytest.raises(Refused, match=r"rank .*"):
+    with pytest.raises(Refused, match=r"`rank: .*"):
         resolve(rank, 4, 4)
 
 

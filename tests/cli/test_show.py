@@ -63,7 +63,7 @@ def test_diverged_run_says_when(capsys, show):
         ("digits_rotat/fedavg/0", "did you mean 'digits_rotate'"),
         ("digits_rotate/fedavq/0", "did you mean 'fedavg'"),
         ("digits_rotate/fedavg/9", "unknown seed"),
-        ("digits_rotate", "there is: constant, ensemble"),
+        ("digits_rotate", "contains: constant, ensemble"),
     ],
 )
 def test_unknown_names_suggest(name, words, show):

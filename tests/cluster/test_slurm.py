@@ -137,7 +137,7 @@ def test_without_slurm_a_signal_is_an_interruption(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("text", ["", "{", "[1]", '[{"job": "1"}]'])
 def test_a_damaged_record_is_named_with_its_remedy(tmp_path: Path, text: str) -> None:
     (tmp_path / slurm.JOBS).write_text(text)
-    with pytest.raises(ConfigError, match=r"jobs\.json: damaged .*remove it"):
+    with pytest.raises(ConfigError, match=r"jobs\.json: damaged .*remove this file"):
         slurm.end_reasons(tmp_path)
 
 
@@ -159,7 +159,7 @@ def test_a_cluster_that_takes_our_jobs(commands: Commands) -> None:
         ),
         (
             {"sinfo": "echo main; echo gpu"}, {"partition": "gpus"},
-            r"slurm: partition: unknown partition 'gpus'; this cluster has gpu, main",
+            r"`slurm: partition`: unknown partition 'gpus'; this cluster has gpu, main",
         ),
         (
             {"sinfo": "echo main", "sbatch": "echo allocation failure: Invalid account >&2; exit 1"}, {"account": "me"},
@@ -177,7 +177,7 @@ def test_what_is_wrong_with_a_cluster_is_said_with_the_remedy(
 
 def test_no_slurm_at_all_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"no SLURM on this machine \(sbatch, .*login node, or use --profile local"):
+    with pytest.raises(ConfigError, match=r"no SLURM on this machine \(sbatch, .*login node, or use `--profile local"):
         slurm.check_cluster(Slurm())
 
 
@@ -201,7 +201,7 @@ time.sleep(60)
 def test_a_second_call_is_refused_and_a_dead_one_leaves_no_lock(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout and first.stdout.readline() == "held\n"
-        with pytest.raises(ConfigError, match=rf"process {first.pid} on .* is submitting .*wait for it or end it"):
+        with pytest.raises(ConfigError, match=rf"process {first.pid} on .* is submitting .*wait for this process"):
             slurm.refuse_second_call(tmp_path)
         first.kill()
         first.wait()

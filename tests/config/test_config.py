@@ -87,22 +87,22 @@ def test_a_model_author_learns_which_types_can_be_checked(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"loss": "mse"}, ["loss: mse", "set loss: cross_entropy"]),
-        ({"data": SYNTHETIC, "shift": {"kind": "none"}}, ["loss: cross_entropy", "set loss: mse"]),
-        ({"data": SYNTHETIC, "loss": "mse"}, ["shift.kind: rotate", "leave shift out"]),
+        ({"loss": "mse"}, ["loss: mse", "set `loss: cross_entropy`"]),
+        ({"data": SYNTHETIC, "shift": {"kind": "none"}}, ["loss: cross_entropy", "set `loss: mse`"]),
+        ({"data": SYNTHETIC, "loss": "mse"}, ["shift.kind: rotate", "remove the key `shift`"]),
         ({"lr": float("nan")}, ["lr: ", "finite number"]),
-        ({"partition": {"kind": "dirichlet"}}, ["partition: ", "dirichlet needs an alpha"]),
-        ({"partition": {"alpha": 0.1}}, ["partition: ", "iid has no alpha", "leave it out"]),
+        ({"partition": {"kind": "dirichlet"}}, ["partition: ", "dirichlet` needs `alpha`"]),
+        ({"partition": {"alpha": 0.1}}, ["partition: ", "iid` has no `alpha`", "remove the key `alpha`"]),
         (
             {"partition": {"kind": "dirichlet", "alpha": 0.1}, "unseen": UNSEEN},
-            ["unseen: needs", "kind: iid or natural", "leave unseen out"],
+            ["`unseen` needs", "kind: iid` or `natural`", "remove the key `unseen`"],
         ),
-        ({"shift": {"kind": "none"}, "unseen": UNSEEN}, ["unseen.new_concept: ", "set new_concept: 0"]),
+        ({"shift": {"kind": "none"}, "unseen": UNSEEN}, ["unseen.new_concept", "set `new_concept: 0`"]),
         (
             {"partition": {"kind": "natural"}, "unseen": {**UNSEEN, "share": 0.1}},
-            ["unseen.share: is for partition.kind: iid"],
+            ["`unseen.share` is for `partition.kind: iid`"],
         ),
-        ({"unseen": {"seen_cluster": 0, "new_concept": 0}}, ["unseen: names no client"]),
+        ({"unseen": {"seen_cluster": 0, "new_concept": 0}}, ["`unseen` names no client"]),
         ({"unseen": {**UNSEEN, "share": 1.0}}, ["unseen.share: ", "less than 1"]),
     ],
 )
@@ -137,13 +137,13 @@ def test_a_wrong_parameter_is_sought_where_it_stands(write: Write) -> None:
 @pytest.mark.parametrize(
     ("parents", "words"),
     [
-        ({"a": "a"}, "config/tasks/a.yaml: extends: a → a never ends"),
-        ({"a": "b", "b": "c", "c": "b"}, "config/tasks/c.yaml: extends: b → c → b never ends"),
+        ({"a": "a"}, "config/tasks/a.yaml: these tasks extend each other in a circle: a → a"),
+        ({"a": "b", "b": "c", "c": "b"}, "config/tasks/c.yaml: these tasks extend each other in a circle: b → c → b"),
         (
             {"a": "digits_rotat"},
             "config/tasks/a.yaml: extends: unknown task 'digits_rotat'; did you mean 'digits_rotate'",
         ),
-        ({"a": ["b"]}, "config/tasks/a.yaml: extends: expected the name of one task (found ['b'])"),
+        ({"a": ["b"]}, "config/tasks/a.yaml: extends: expected the name of one task, but found ['b']"),
     ],
 )
 def test_extends_leads_to_a_task(write: Write, parents: dict[str, Any], words: str) -> None:
@@ -211,7 +211,8 @@ def test_how_data_of_open_content_are_read_is_part_of_the_hash(
 def test_one_run_has_one_rule_for_the_report(write: Write) -> None:
     write("suites/mine", **blocks({}, {"switches": {"diverged_runs": "dropped"}}))
     said = refusal()
-    assert "config/suites/mine.yaml: switches: digits_rotate floral_1 seed 0" in said and "give both the same" in said
+    assert "config/suites/mine.yaml: switches: digits_rotate floral_1 seed 0" in said
+    assert "give both blocks the same" in said
     write("suites/mine", **blocks({}, {}))
     assert len(suite_runs("mine")) == 1
 

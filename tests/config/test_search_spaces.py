@@ -92,7 +92,7 @@ def test_edges_are_ends_of_axes_that_have_an_inside() -> None:
 @pytest.mark.parametrize(
     ("space", "words"),
     [
-        ({"router_lr": 5}, ["config/search/ditto.yaml", "5 of router_lr make 5 combinations", "the 12 configurations"]),
+        ({"router_lr": 5}, ["config/search/ditto.yaml", "5 of router_lr make 5 ", "divide the `budget: 12`"]),
         ({"values": {"lam": [1.0, 2.0, 3.0]}, "router_lr": 3}, ["3 of router_lr × 3 of lam make 9"]),
         ({"values": {"lamb": [1.0, 2.0]}}, ["values: unknown parameter 'lamb'; did you mean 'lam'?"]),
         ({"values": {"lam": [0.0, 2.0]}}, ["values: lam: 0.0 is out of range"]),
@@ -113,7 +113,7 @@ def test_what_a_variant_sets_is_tuned_only_in_a_space_of_its_own(write: Write) -
     write("suites/mine", **tuned_suite(variants=["floral_10"]))
     ranks = {"values": {"rank": [0.01, 0.1]}}
     write("search/floral", **ranks)
-    assert "'floral_10' sets rank itself; give this variant a search space under variants" in refusal()
+    assert "'floral_10' sets `rank` itself; give this variant a search space of its own under `variants`" in refusal()
     write("search/floral", variants={"floral_10": ranks})
     assert searched().axes["rank"] == (0.01, 0.1)
 
@@ -130,7 +130,7 @@ def test_a_method_without_a_search_space_is_refused(write: Write) -> None:
 def test_without_held_out_rows_nothing_is_tuned(write: Write, change: dict[str, Any]) -> None:
     write("suites/mine", **tuned_suite(**change))
     said = refusal()
-    assert "has no validation samples" in said and "leave `tuned` out" in said
+    assert "has no validation samples" in said and "remove the key `tuned`" in said
 
 
 def test_tuning_seeds_are_not_reported(write: Write) -> None:
@@ -160,7 +160,7 @@ def test_a_task_may_have_more_tuning_seeds_and_only_its_searches_change(write: W
     ("more", "words"),
     [
         ({"digits_rotat": [7]}, "more_seeds: unknown task 'digits_rotat'; did you mean 'digits_rotate'?"),
-        ({"digits_rotate": [SEED]}, f"more_seeds: digits_rotate: [{SEED}, {SEED}] contains a seed twice"),
+        ({"digits_rotate": [SEED]}, f"with digits_rotate, the seeds are [{SEED}, {SEED}], which contains a seed twice"),
         ({"digits_rotate": [-1]}, "greater than or equal to 0"),
     ],
 )
@@ -174,12 +174,12 @@ def test_tuning_seeds_of_no_task_or_given_twice_are_refused(write: Write, more: 
 
 def test_a_value_is_not_both_tuned_and_set(write: Write) -> None:
     write("suites/mine", **tuned_suite(method={"lam": 3.0}))
-    assert "method: lam: tuning chooses it for 'ditto'" in refusal()
+    assert "method: tuning chooses lam for 'ditto'" in refusal()
 
 
 def test_a_learning_rate_of_0_has_no_grid(write: Write) -> None:
     write("suites/mine", **tuned_suite(task={"lr": 0.0}))
-    assert "has lr: 0, and every multiple of 0 is 0" in refusal()
+    assert "has `lr: 0`; set a positive `lr`" in refusal()
 
 
 # ------------------------------------------------------------------------------------------- tuned values
@@ -231,7 +231,7 @@ def test_a_suite_of_other_length_shares_the_search(write: Write) -> None:
     ("change", "words"),
     [
         ({"loss": 1}, ["config/tuned/digits_rotate.yaml: ditto", "unknown key 'loss'"]),
-        ({"rates": {"lr": 0.123, "router_lr": 0.1}}, ["none of the 12 configurations of its search"]),
+        ({"rates": {"lr": 0.123, "router_lr": 0.1}}, ["none of the 12 configurations of the search"]),
         ({"rates": {"lr": "fast", "router_lr": 0.1}}, ["ditto", "rates.lr", "'fast'"]),
     ],
 )
@@ -251,7 +251,7 @@ def test_an_unknown_variant_in_tuned_values_is_refused(write: Write) -> None:
 def test_two_searches_of_one_task_and_variant_have_no_room(write: Write) -> None:
     blocks = [*tuned_suite()["runs"], *tuned_suite(task={"batch": 8})["runs"]]
     write("suites/mine", title="Mine", runs=blocks)
-    with pytest.raises(ConfigError, match="is in two blocks with other values"):
+    with pytest.raises(ConfigError, match="is in two blocks with different values"):
         suite_searches("mine")
 
 

@@ -50,7 +50,7 @@ def test_a_suite_may_assume_another_number_of_clusters_but_not_with_the_true_one
     with pytest.raises(ConfigError, match=r"'floral_1_optimal' reads the true clusters, .*assumed_clusters: 2.*leave"):
         suite_runs("oracle")
     write("suites/many", title="Many", runs=[{**block, "variants": ["floral_1"], "task": {"assumed_clusters": 21}}])
-    with pytest.raises(ConfigError, match="assumed_clusters: 21 is more than clients: 20"):
+    with pytest.raises(ConfigError, match="`assumed_clusters: 21` is more than `clients: 20`"):
         suite_runs("many")
 
 

@@ -71,7 +71,7 @@ def test_no_number_that_disables_a_method_is_accepted_unless_it_is_named():
 def test_a_method_that_does_not_say_what_the_server_sees_is_told_so():
     values = reading.read(paths.CONFIG_FOLDER / "methods" / "fedavg.yaml")
     del values["server_sees"]
-    with pytest.raises(ConfigError, match=r"fedavg\.yaml: server_sees is missing: .* sizes, routes, updates, rows"):
+    with pytest.raises(ConfigError, match=r"fedavg\.yaml: `server_sees` is missing: .* sizes, routes, updates, rows"):
         reading.parse(MethodFile, values, "config/methods/fedavg.yaml")
 
 
@@ -111,7 +111,7 @@ def test_every_variant_does_each_task_or_refuses_with_a_reason(variant):
         try:
             method = build_method(run, problem)
         except ConfigError as refusal:
-            start = f"{variant} cannot do {name}: "
+            start = f"variant {variant} cannot be used for task {name}: "
             assert str(refusal).startswith(start) and len(str(refusal)) > len(start) + 10
         else:
             assert isinstance(method, Method)
@@ -130,7 +130,7 @@ def check(method: Method, problem: Problem) -> None:
 
 
 def test_a_refusal_is_a_users_mistake_with_the_methods_own_words():
-    with pytest.raises(ConfigError, match=r"fedavg_wide cannot do synthetic_linear: .*no hidden layer"):
+    with pytest.raises(ConfigError, match=r"fedavg_wide cannot be used for task synthetic_linear: .*no hidden layer"):
         task = catalogue.task("synthetic_linear")
         run = Run(task=task, variant=catalogue.variant("fedavg_wide"), seed=0, fidelity=catalogue.fidelity("corrected"))
         build_method(run, make_problem(run, data_of(task), CPU, torch.float32))

@@ -219,7 +219,7 @@ def test_a_private_head_is_neither_sent_nor_averaged():
 
 @pytest.mark.parametrize("variant", ["fedper", "fedrep"])
 def test_a_model_without_a_body_is_refused(variant):
-    with pytest.raises(ConfigError, match="nothing would be shared"):
+    with pytest.raises(ConfigError, match="no body before a last linear layer"):
         simulate(variant, model="linear")
 
 
@@ -241,7 +241,7 @@ def test_private_norm_with_everything_private_is_local():
 
 
 def test_private_norm_without_norm_layers_is_refused():
-    with pytest.raises(ConfigError, match=r"private_norm cannot do tiny: .*no normalisation layer"):
+    with pytest.raises(ConfigError, match=r"private_norm cannot be used for task tiny: .*no normalisation layer"):
         simulate("private_norm", model="mlp")
 
 
@@ -319,7 +319,9 @@ def test_pfedmes_theta_minimises_the_proximal_problem():
 
 
 def test_pfedme_refuses_rates_that_pass_the_minimum():
-    with pytest.raises(ConfigError, match=r"pfedme cannot do tiny: lr·lam = 1 must stay below 1: .* below 10"):
+    with pytest.raises(
+        ConfigError, match=r"pfedme cannot be used for task tiny: `lr` times `lam` is 1, but.* below 10"
+    ):
         simulate("pfedme", params={"lam": 10.0}, lr=0.1)
 
 

@@ -75,7 +75,7 @@ def test_the_shards_of_cifar100_have_the_published_sizes():
 def test_a_cluster_with_fewer_rows_than_clients_is_a_mistake_of_the_user(clients, clusters):
     labels = np.arange(24) % 3  # with four clusters, cluster 3 has no class
     few = np.array([0, 1, 1, 1, 1, 0, 2])
-    message = r"class_groups: cluster \d has \d clients, but its classes \(class mod \d = \d\) have \d .* samples"
+    message = r"class_groups`: cluster \d has \d clients, but its classes \(class mod \d = \d\) have only \d .* samples"
     with pytest.raises(ConfigError, match=message):
         grouped_table(labels, few, clients, clusters, Partition(kind="class_groups"), 0)
 
@@ -194,7 +194,7 @@ def test_a_task_s_normalisation_reaches_every_split(toy):
         expected = (raw.float() / 255 - torch.tensor(channels["mean"])) / torch.tensor(channels["std"])
         torch.testing.assert_close(x, expected)
     with pytest.raises(
-        ConfigError, match=r"'toy': normalise: 1 means and stds, but samples of shape \[6, 6, 3\] have 3"
+        ConfigError, match=r"'toy': `normalise` has 1 value.* but samples of shape \[6, 6, 3\] have 3"
     ):
         made_run(toy, normalise={"mean": [0.5], "std": [0.2]})
 
@@ -275,7 +275,7 @@ def test_vgg8_widens_and_refuses_small_images():
     wide = vgg8.build((32, 32, 3), 10, width=1.5)
     assert (wide.layers["conv1"].outputs, wide.layers["conv5"].outputs, wide.layers["out"].inputs) == (24, 768, 768)
     assert vgg8.build((64, 32), 10).layers["hidden1"].inputs == 1024
-    with pytest.raises(Refused, match="28×28 are too small for this network: at least 32×32"):
+    with pytest.raises(Refused, match="28×28 pixels are too small for this network, which needs at least 32×32"):
         vgg8.build((28, 28), 10)
 
 

@@ -105,7 +105,7 @@ def test_a_table_in_two_files_keeps_this_split(tmp_path):
 def test_a_folder_of_a_table_holds_two_files(tmp_path):
     for name in ("train.csv", "train.parquet", "test.csv"):
         (tmp_path / name).touch()
-        with pytest.raises(DataError, match=r"both and nothing else|must have train\.\* and test\.\*"):
+        with pytest.raises(DataError, match=r"both, and nothing else|one file train\.\* and one file test\.\*"):
             read("table", tmp_path, label="kind")
 
 
@@ -184,20 +184,23 @@ def spoilt(root, change):
     [
         (
             "other size",
-            r"999\.png: an image of 6×7 pixels, but .*000\.png has 6×6; remedy: resize all images to one size",
+            r"999\.png: this image has 6×7 pixels, but .*000\.png has 6×6; resize all images to one size",
         ),
         ("text", r"999\.png: the image cannot be decoded .*remedy: replace or remove it"),
         ("empty file", r"999\.png: the image cannot be decoded"),
-        ("deep", r"999\.png: an image of mode I;16; remedy: save it with 8 bits per channel"),
+        ("deep", r"999\.png: this image has the mode I;16; save it with at most 8 bits per channel"),
         ("cut", r"000\.png: the image cannot be decoded .*remedy"),
-        ("empty class", r"emu: a class folder must contain images and nothing else; fill or remove it"),
-        ("loose file", r"labels\.csv: a file next to the class folders; move it into one of them, or remove it"),
-        ("nested", r"cat: a class folder must contain images and nothing else"),
-        ("no test", r"mine: a folder with train or test needs both and nothing else; remedy: remove 'dog'"),
-        ("empty test", r"test: no class folder in it; add images as <class>/<image>"),
-        ("unknown class", r"test: class 'emu' has test samples, but no training sample; add some"),
-        ("one image each", r"mine: no class has two samples, so the test split is empty; add samples"),
-        ("file", r"mine: expected a folder; name the folder that holds one folder of images per class"),
+        ("empty class", r"emu: a class folder must contain at least one image, and images only; add images"),
+        ("loose file", r"labels\.csv: this file is next to the class folders; move it into one of them, or remove it"),
+        ("nested", r"cat: a class folder must contain at least one image, and images only"),
+        ("no test", r"mine: a folder with an entry train or test must contain both.* remedy: remove 'dog'"),
+        ("empty test", r"test: this folder has no class folders; add images as <class>/<image>"),
+        ("unknown class", r"test: class 'emu' has test samples, but no training samples; add training samples of it"),
+        ("one image each", r"mine: no class has two samples, so there are no test samples; add samples"),
+        (
+            "file",
+            r"mine: this is a file, but a folder is expected; set `data.path` to the folder that contains one",
+        ),
     ],
 )
 def test_a_folder_of_images_that_cannot_be_read_is_explained(tmp_path, change, message):
@@ -208,15 +211,15 @@ def test_a_folder_of_images_that_cannot_be_read_is_explained(tmp_path, change, m
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        ({}, {"label": "sort"}, r"a\.csv: data\.label: .* no column 'sort'; name one of length, width, kind, site"),
-        ({}, {"client": "place"}, r"data\.client: there is no column 'place'"),
-        ({}, {"features": ["depth"]}, r"data\.features: there is no column 'depth'"),
-        ({}, {}, r"column 'site' has String, but features must be numbers; list numeric ones in data\.features"),
+        ({}, {"label": "sort"}, r"a\.csv: `data\.label` names the column 'sort', .*; name one of length, width"),
+        ({}, {"client": "place"}, r"`data\.client` names the column 'place', which"),
+        ({}, {"features": ["depth"]}, r"`data\.features` names the column 'depth', which"),
+        ({}, {}, r"'site' has type String, but features must be numbers; list the numeric columns"),
         ({"length": [*range(19), None]}, {"client": "site"}, r"column 'length', row 19 .*: None is not a finite"),
         ({"length": [*range(19), np.nan]}, {"client": "site"}, r"column 'length', row 19 .*: nan is not a finite"),
-        ({"kind": [*"ab" * 9, "a", None]}, {"client": "site"}, r"column 'kind', row 19 .* is empty; fill or remove"),
-        ({"site": [None, *"ab" * 9, "a"]}, {"client": "site"}, r"column 'site', row 0 .* is empty"),
-        ({"kind": [0.5] * 20}, {"client": "site"}, r"the labels are of type float64; write classes as integers"),
+        ({"kind": [*"ab" * 9, "a", None]}, {"client": "site"}, r"column 'kind', row 19 .* has no value; give such"),
+        ({"site": [None, *"ab" * 9, "a"]}, {"client": "site"}, r"column 'site', row 0 .* has no value"),
+        ({"kind": [0.5] * 20}, {"client": "site"}, r"the labels are of type float64; write them as integers"),
         ({"kind": [1, 2] * 10}, {"client": "site"}, r"these run from 1 to 2 with no 0; number the classes again"),
         ({"kind": [0, 2] * 10}, {"client": "site"}, r"these run from 0 to 2 with no 1"),
         ({"kind": [0, -1] * 10}, {"client": "site"}, r"these run from -1 to 0 with -1"),
@@ -234,10 +237,14 @@ def test_a_table_that_cannot_be_read_is_explained(tmp_path, change, options, mes
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.parquet", b"PAR1 and no more", r"a\.parquet: not a parquet file in UTF-8, or truncated .*remedy: write it"),
-        ("a.parquet", b"", r"a\.parquet: not a parquet file"),
-        ("a.parquet", b"length,kind\n1,a\n2,b\n3,a\n", r"a\.parquet: not a parquet file"),
-        ("a.csv", b"length,kind\n1,\xff\xfe\n", r"a\.csv: not a csv file in UTF-8"),
+        (
+            "a.parquet",
+            b"PAR1 and no more",
+            r"a\.parquet: this is not a parquet file in UTF-8, or it is truncated .*remedy: write it",
+        ),
+        ("a.parquet", b"", r"a\.parquet: this is not a parquet file"),
+        ("a.parquet", b"length,kind\n1,a\n2,b\n3,a\n", r"a\.parquet: this is not a parquet file"),
+        ("a.csv", b"length,kind\n1,\xff\xfe\n", r"a\.csv: this is not a csv file in UTF-8"),
         ("a.csv.gz", b"\x1f\x8b cut", r"truncated or damaged"),
         ("a.xlsx", b"", r"a\.xlsx: the file name must end in \.parquet, \.csv"),
     ],
@@ -254,21 +261,21 @@ X, Y = np.zeros((6, 4, 4), np.uint8), np.arange(6) % 2
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"x": X}, r"found the arrays x, expected x, y; remedy: save x and y"),
+        ({"x": X}, r"found the arrays x, expected x, y; save x and y"),
         ({"train_x": X, "train_y": Y}, r"expected train_x, train_y, test_x, test_y"),
-        ({"x": X, "y": Y[:5]}, r"labels \(y\) of shape \[5\] for 6 samples; give one per sample"),
-        ({"x": X, "y": Y, "client": Y[:1]}, r"client of shape \[1\] for 6 samples"),
-        ({"x": X, "y": np.eye(6)}, r"labels \(y\) of shape \[6, 6\] for 6 samples"),
+        ({"x": X, "y": Y[:5]}, r"labels \(y\) has shape \[5\], but there are 6 samples; give one value per"),
+        ({"x": X, "y": Y, "client": Y[:1]}, r"client has shape \[1\], but there are 6 samples"),
+        ({"x": X, "y": np.eye(6)}, r"labels \(y\) has shape \[6, 6\], but there are 6 samples"),
         ({"x": X, "y": Y / 2}, r"the labels are of type float64"),
-        ({"x": X[:0], "y": Y[:0]}, r"there are no samples in it"),
-        ({"x": np.zeros(6), "y": Y}, r"x has shape \[6\]; expected \[N, features\]"),
-        ({"x": np.zeros((6, 3, 8, 8)), "y": Y}, r"put channels last: x\.transpose\(0, 2, 3, 1\)"),
-        ({"x": np.full((6, 2), [[0, np.nan]]), "y": Y}, r"x, row 0 .* has NaN or infinity; fill or remove"),
+        ({"x": X[:0], "y": Y[:0]}, r"there are no samples here"),
+        ({"x": np.zeros(6), "y": Y}, r"x has shape \[6\]; give it the shape \[N, features\]"),
+        ({"x": np.zeros((6, 3, 8, 8)), "y": Y}, r"channels must come last; save x\.transpose\(0, 2, 3, 1\)"),
+        ({"x": np.full((6, 2), [[0, np.nan]]), "y": Y}, r"x, row 0 .* has NaN or infinity; give such rows finite"),
         ({"x": np.array([["a"]] * 6), "y": Y}, r"x is of type <U1; save images as uint8, and other"),
         ({"x": X.astype(int), "y": Y}, r"x is of type int64; save images as uint8"),
-        ({"x": np.array([[{}]] * 6), "y": Y}, r"not NumPy's format, truncated, or with objects in it"),
-        ({"train_x": X, "train_y": Y, "test_x": X[:, :3], "test_y": Y}, r"test samples of shape \[3, 4\].*equal"),
-        ({"train_x": X, "train_y": Y, "test_x": X[:0], "test_y": Y[:0]}, r"there are no samples in it"),
+        ({"x": np.array([[{}]] * 6), "y": Y}, r"not in NumPy's format, is truncated, or contains Python objects"),
+        ({"train_x": X, "train_y": Y, "test_x": X[:, :3], "test_y": Y}, r"test samples have shape \[3, 4\].*the same"),
+        ({"train_x": X, "train_y": Y, "test_x": X[:0], "test_y": Y[:0]}, r"there are no samples here"),
     ],
 )  # fmt: skip
 def test_arrays_that_cannot_be_read_are_explained(tmp_path, arrays, message):
@@ -281,7 +288,10 @@ def test_a_damaged_archive_is_explained(tmp_path):
     np.savez(tmp_path / "a.npz", x=X, y=Y)
     (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:200])
     np.save(tmp_path / "x.npy", X)
-    for name, message in (("a.npz", "not NumPy's format, truncated"), ("x.npy", "a single array; name an .npz file")):
+    for name, message in (
+        ("a.npz", "not in NumPy's format, is truncated"),
+        ("x.npy", "a single array; set `data.path` to an .npz file"),
+    ):
         with pytest.raises(DataError, match=message):
             read("arrays", tmp_path / name)
 
@@ -292,13 +302,13 @@ def test_a_damaged_archive_is_explained(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"kind": "foldr", "path": "x"}, r"data: expected a name in config/data.lock, or a kind: .*folder, table or"),
+        ({"kind": "foldr", "path": "x"}, r"data: expected a name in config/data.lock, or a mapping .*folder, table or"),
         ({"kind": "table", "path": "x", "labl": "y"}, r"data: unknown key 'labl'; did you mean 'label'"),
-        ({"kind": "table", "path": "x"}, r"data\.label: a table needs the name of the column"),
+        ({"kind": "table", "path": "x"}, r"`data\.label` is missing; set it to the name of the table's column"),
         ({"kind": "table", "path": "x", "label": "y", "features": ["a", "a"]}, r"data: column 'a' is named twice"),
         ({"kind": "table", "path": "x", "label": "y", "features": ["a", "y"]}, r"data: column 'y' is named twice"),
         ({"kind": "table", "path": "x", "label": "y", "client": "y"}, r"data: column 'y' is named twice"),
-        ({"kind": "arrays", "path": "x", "client": "y"}, r"data\.client: is for kind: table only; leave it out"),
+        ({"kind": "arrays", "path": "x", "client": "y"}, r"`data\.client` is for `kind: table` only; remove"),
         ({"kind": "folder", "path": "x", "test_share": 1}, r"data\.test_share: .*less than 1"),
     ],
 )  # fmt: skip
@@ -347,7 +357,7 @@ def test_a_task_of_ones_own_is_fetched_and_partitioned(tmp_path, fresh):
     clients = federation.load(run, results)
     assert clients.shape == (6, 6, 3) and clients.classes == 2 and clients.clients == 2
     (tmp_path / "mine" / "cat" / "000.png").unlink()
-    with pytest.raises(DataError, match="these data changed while this command was running; run the command again"):
+    with pytest.raises(DataError, match="these data have changed since this command started; run the command again"):
         (folder / "card.json").unlink()
         fetch(run.task.data, results)
 
@@ -433,7 +443,7 @@ def test_a_damaged_parquet_file_is_said_whatever_polars_does(tmp_path, at, bit):
     whole = bytearray(path.read_bytes())
     whole[at] ^= bit
     path.write_bytes(whole)
-    with pytest.raises(DataError, match=r"table\.parquet: not a parquet file .*remedy: write it again"):
+    with pytest.raises(DataError, match=r"table\.parquet: this is not a parquet file .*remedy: write it again"):
         read("table", path, label="kind")
 
 
@@ -458,9 +468,9 @@ def test_rows_that_are_no_images_are_refused_by_image_models(kind):
 
 
 def test_sizes_that_do_not_fit_are_refused_and_not_changed():
-    with pytest.raises(Refused, match="66 cannot be shared by 4 heads"):
+    with pytest.raises(Refused, match="66` cannot be split evenly among 4 heads"):
         vit.build((8, 8), 3, features=66, heads=4)
-    with pytest.raises(Refused, match="15 cannot be shared by 2 groups"):
+    with pytest.raises(Refused, match="15` cannot be split into 2 groups"):
         resnet18.build((8, 8), 3, channels=(15, 30, 60, 120), groups=2)
-    with pytest.raises(Refused, match="dropout: 1 must be"):
+    with pytest.raises(Refused, match="`dropout` is 1"):
         vit.build((8, 8), 3, dropout=1.0)

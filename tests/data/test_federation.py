@@ -167,7 +167,7 @@ def test_synthetic_rows_belong_to_their_clients(results):
             np.c_[federation.train_x[mine], np.ones(len(mine))] @ teacher, federation.train_y[mine], atol=1e-4
         )
     shifted = run.task.model_copy(update={"shift": Shift(kind="label_shift")})
-    with pytest.raises(ConfigError, match="label_shift needs a data set"):
+    with pytest.raises(ConfigError, match="label_shift` needs a data set"):
         made(run.model_copy(update={"task": shifted}), results)
 
 
@@ -231,10 +231,12 @@ def test_what_is_missing_or_altered_is_named_with_the_command_that_makes_it(resu
     pl.read_parquet(folder / "partition.parquet").with_columns(pl.col("row") + 1).write_parquet(
         folder / "partition.parquet"
     )
-    with pytest.raises(ConfigError, match=r"partition.parquet: altered since it was made; make it again with"):
+    with pytest.raises(
+        ConfigError, match=r"partition.parquet: this partition was altered after it was made; make it again with"
+    ):
         load(run, results)
     (folder / "partition.parquet").write_bytes(b"PAR1 truncated")
-    with pytest.raises(ConfigError, match=r"partition.parquet: damaged .*make it again with"):
+    with pytest.raises(ConfigError, match=r"partition.parquet: this partition is damaged .*make it again with"):
         load(run, results)
 
 
@@ -243,7 +245,7 @@ def test_a_partition_of_other_data_is_refused(results):
     folder = partition(run.partition, results)
     manifest = json.loads((folder / "card.json").read_text())
     (folder / "card.json").write_text(json.dumps({**manifest, "data_digest": "0" * 64}))
-    with pytest.raises(ConfigError, match="made for other samples than those in"):
+    with pytest.raises(ConfigError, match="made for other samples than those that are now in"):
         load(run, results)
     with pytest.raises(
         ConfigError,
@@ -321,7 +323,7 @@ def test_the_card_and_the_digest_know_unseen_clients(results):
 def test_a_label_shift_that_a_cluster_has_is_no_new_concept(results):
     run = make_run(shift={"kind": "label_shift"}, clusters=8, unseen={"new_concept": 3})
     with pytest.raises(
-        ConfigError, match=r"10 classes have 2 label shifts beside those of the 8 clusters; set new_con"
+        ConfigError, match=r"10 classes have only 2 label shifts that no cluster has; set `unseen.new_con"
     ):
         made(run, results)
     assert made(make_run(shift={"kind": "label_shift"}, clusters=8, unseen={"new_concept": 2}), results).unseen

@@ -82,17 +82,17 @@ def altered(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("truncated", r"not a parquet file, or truncated .*remedy"),
-        ("no parquet", r"not a parquet file, or truncated .*remedy"),
-        ("empty", r"column label is empty or lacks classes"),
-        ("no labels", r"expected a column img of struct\(bytes, path\) and one of label or fine_label"),
-        ("other images", r"expected a column img of struct\(bytes, path\)"),
-        ("no class", r"column label is empty or lacks classes \(0, 1, …\); remedy"),
-        ("negative class", r"column label is empty or lacks classes"),
+        ("truncated", r"this is not a parquet file, or it is truncated .*remedy"),
+        ("no parquet", r"this is not a parquet file, or it is truncated .*remedy"),
+        ("empty", r"column label is empty, or has a value"),
+        ("no labels", r"expected a column img \(struct of bytes and path\) and a column label or fine_label"),
+        ("other images", r"expected a column img \(struct of bytes and path\)"),
+        ("no class", r"column label is empty, or has a value that is not a class 0, 1, …; remedy"),
+        ("negative class", r"column label is empty, or has a value"),
         ("half an image", r"row 2: the image cannot be decoded .*remedy"),
         ("no image", r"row 2: the image cannot be decoded"),
-        ("larger", r"row 2: an image of shape \[7, 7, 3\]"),
-        ("transparent", r"row 2: an image of shape \[6, 6, 4\]"),
+        ("larger", r"row 2: the image has shape \[7, 7, 3\]"),
+        ("transparent", r"row 2: the image has shape \[6, 6, 4\]"),
     ],
 )
 def test_a_file_that_is_not_what_it_should_be_is_named_with_its_row(tmp_path, change, message):
@@ -104,7 +104,10 @@ def test_a_file_that_is_not_what_it_should_be_is_named_with_its_row(tmp_path, ch
 
 def test_training_and_test_images_of_other_sizes_do_not_fit_together(tmp_path):
     paths = [write(tmp_path / f"{side}.parquet", *made(0, 3, (side, side, 3))) for side in (6, 8)]
-    with pytest.raises(DataError, match=r"6\.parquet and .*8\.parquet: images \[6, 6, 3\] and \[8, 8, 3\] differ"):
+    with pytest.raises(
+        DataError,
+        match=r"6\.parquet and .*8\.parquet: training images have shape \[6, 6, 3\], but test images \[8, 8, 3\]",
+    ):
         readers.image_parquet([raw(path) for path in paths])
 
 
@@ -167,13 +170,13 @@ def task(**change):
     [
         (
             {"normalise": {"mean": [0.5], "std": [0.5, 0.5]}},
-            "mean has 1 values and std 2; give one of each per channel",
+            "`mean` has 1 values and `std` has 2; give each one value per channel",
         ),
         ({"normalise": {"mean": [0.5], "std": [0.0]}}, r"normalise.std.0.*greater than 0"),
-        ({"normalise": {"mean": [0.5]}}, r"normalise.std is missing"),
+        ({"normalise": {"mean": [0.5]}}, r"`normalise.std` is missing"),
         (
             {"augmentation": "flip_crop", "shift": {"kind": "rotate"}, "clusters": 3},
-            r"needs quarter turns \(clusters: 1, 2 or 4, or angles that are multiples of 90\), but clusters is 3",
+            r"quarter turns \(1, 2 or 4 `clusters`, or `angles` that are multiples of 90\), but `clusters` is 3",
         ),
     ],
 )

@@ -39,7 +39,7 @@ def test_a_client_holds_all_rows_of_one_natural_client_and_nobody_elses(data, mi
     train, test = (np.bincount(side, minlength=natural) for side in sides)
     fit = np.flatnonzero((train >= min_rows) & (test > 0))
     rule = WHOLE.model_copy(update={"min_rows": min_rows})
-    with pytest.raises(ConfigError, match=f"set clients to at most {len(fit)}"):
+    with pytest.raises(ConfigError, match=f"set `clients` to at most {len(fit)}"):
         natural_table(*sides, len(fit) + 1, 1, rule, seed)
     for clients in range(1, len(fit) + 1):
         table = natural_table(*sides, clients, 2, rule, seed)
@@ -77,9 +77,9 @@ def test_clients_without_enough_rows_or_a_test_row_are_left_out():
     assert set(train[rows(table, "train")[1]]) == {0, 3}
     one_sample = natural_table(train, test, 3, 1, Partition(kind="natural", min_rows=1, validation=0.5), 0)
     assert (np.bincount(rows(one_sample, "train")[0]) > 0).all(), "the only row of a client is never held out"
-    message = "clients: 3 is more than the 2 of 4 natural clients that have a test sample and at least 5 training"
+    message = "`clients: 3`: only 2 of 4 natural clients have a test sample and at least 5 training"
     with pytest.raises(
-        ConfigError, match=f"{message} samples; set clients to at most 2, or a smaller partition.min_rows"
+        ConfigError, match=f"{message} samples; set `clients` to at most 2, or a smaller `partition.min_rows`"
     ):
         natural_table(train, test, 3, 1, Partition(kind="natural", min_rows=5), 0)
 
@@ -98,7 +98,7 @@ def test_unseen_natural_clients_are_others_with_all_of_their_rows_and_change_not
             row = later.filter((pl.col("client") == client) & (pl.col("split") == split))["row"].to_numpy()
             (whose,) = set(side[row].tolist())
             assert whose not in seen and len(row) == (side == whose).sum(), "neither thinned nor held out"
-    with pytest.raises(ConfigError, match="unseen: 4 clients are more than the 2 remaining natural clients"):
+    with pytest.raises(ConfigError, match="4 unseen clients are needed, but only 2 natural clients remain"):
         natural_table(train, test, 10, 1, rule, 0, unseen)
 
 
@@ -157,7 +157,7 @@ def test_the_stage_deals_rows_to_natural_clients(toy, tmp_path):
 
 def test_data_without_natural_clients_cannot_be_dealt_to_them(toy, tmp_path):
     toy(natural=False)
-    message = "partition.kind: natural needs data that name the client of each sample, but 'toy' has no train_client"
+    message = "`partition.kind: natural` needs data that name the client of each sample, but 'toy' has no train_client"
     with pytest.raises(ConfigError, match=message):
         partition(job(), tmp_path)
 
@@ -201,11 +201,14 @@ def test_images_are_read_with_their_writers_in_the_order_of_names(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda table: table.drop("writer_id"), "expected the columns image of struct.*, writer_id of strings"),
-        (lambda table: table.with_columns(character=pl.lit("a")), "character of integers"),
-        (lambda table: table.with_columns(character=pl.lit(-1)), "lacks classes"),
+        (
+            lambda table: table.drop("writer_id"),
+            r"expected the columns image \(struct of bytes and path\), writer_id \(strings\)",
+        ),
+        (lambda table: table.with_columns(character=pl.lit("a")), r"character \(integers\)"),
+        (lambda table: table.with_columns(character=pl.lit(-1)), "a value that is not a class"),
         (lambda table: table.with_columns(writer_id=pl.lit(None, pl.String)), "a row has no writer_id; remedy"),
-        (lambda table: table.unique("writer_id"), "no writer has two images, so the test split is empty"),
+        (lambda table: table.unique("writer_id"), "no writer has two images, so there are no test samples"),
     ],
 )
 def test_a_table_of_writers_that_is_not_what_it_should_be_is_named(tmp_path, change, message):

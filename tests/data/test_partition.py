@@ -97,10 +97,10 @@ def test_the_reduced_tasks_of_the_paper_have_their_sizes():
 
 def test_more_clients_than_rows_is_a_mistake_of_the_user():
     with pytest.raises(
-        ConfigError, match="clients: 30 is more than the 20 training samples of the data; set clients to at most 20"
+        ConfigError, match="`clients: 30` is more than the number of training samples, 20; set `clients` to at most 20"
     ):
         iid_table(20, 100, 30, 2, Partition(), 0)
-    with pytest.raises(ConfigError, match="30 is more than the 20 test samples"):
+    with pytest.raises(ConfigError, match="30` is more than the number of test samples, 20"):
         iid_table(100, 20, 30, 2, Partition(), 0)
 
 
@@ -172,12 +172,12 @@ def test_unseen_clients_have_rows_of_their_own_and_all_of_them(size, clusters, r
 
 def test_more_unseen_clients_than_rows_is_a_mistake_of_the_user():
     with pytest.raises(
-        ConfigError, match=r"unseen: 30 clients are more than the 20 training samples set aside .*above 0.3"
+        ConfigError, match=r"there are 30 unseen clients, but only 20 training samples for them; .*above 0.3"
     ):
         iid_table(100, 300, 5, 2, Partition(), 0, Unseen(seen_cluster=30))
-    with pytest.raises(ConfigError, match="30 clients are more than the 20 test samples"):
+    with pytest.raises(ConfigError, match="30 unseen clients, but only 20 test samples"):
         iid_table(300, 100, 5, 2, Partition(), 0, Unseen(new_concept=30))
-    with pytest.raises(ConfigError, match="clients: 90 is more than the 80 training samples"):
+    with pytest.raises(ConfigError, match="clients: 90` is more than the number of training samples, 80"):
         iid_table(100, 300, 90, 2, Partition(), 0, Unseen(seen_cluster=2))
 
 
@@ -234,8 +234,11 @@ def test_too_few_rows_for_the_floor_is_a_mistake_of_the_user():
     y = np.arange(50) % 10
     rule = Partition(kind="dirichlet", alpha=0.1, min_rows=10)
     with pytest.raises(
-        ConfigError, match=r"clients: 6 cannot have 10 of the 50 training samples each; set clients to at"
+        ConfigError,
+        match=r"`clients: 6`: there are 50 training samples, but each client needs at least 10; set `clients` to at",
     ):
         skewed_table(y, y, 6, 1, rule, 0)
-    with pytest.raises(ConfigError, match=r"cannot have 1 of the 3 test samples each; set clients to at most 3$"):
+    with pytest.raises(
+        ConfigError, match=r"there are 3 test samples, but each client needs at least 1; set `clients` to at most 3$"
+    ):
         skewed_table(y, y[:3], 5, 1, rule, 0)

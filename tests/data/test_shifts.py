@@ -131,7 +131,7 @@ def test_colours_are_reordered_stretched_clipped_and_inverted():
     inverted = apply_inputs(Shift(kind="colour", colours=(Colour(invert=True),)), grey, np.array([0]), 1, scale=16)
     assert inverted.tolist() == [[[16, 12], [8, 0]]]
     wrong = Shift(kind="colour", colours=(Colour(channels=(1, 0)),))
-    with pytest.raises(ConfigError, match=r"have 3 channel\(s\); set channels to a permutation of \[0, 1, 2\]"):
+    with pytest.raises(ConfigError, match=r"have 3 channel\(s\); set `channels` to a permutation of \[0, 1, 2\]"):
         apply_inputs(wrong, image, np.array([0]), 1)
 
 
@@ -144,19 +144,19 @@ def test_every_concept_has_a_permutation_of_its_own():
     assert together.tolist() == [7, seen[2][7], seen[5][7]]
     assert apply_labels(shift, labels, np.full(10, 1), 10, seed=4).tolist() != seen[1]
     assert sorted(map(tuple, permutations(6, 3, 0).tolist())) == sorted(itertools.permutations(range(3)))
-    with pytest.raises(ConfigError, match="2 classes have 2 permutations, fewer than the 3 concepts; set fewer"):
+    with pytest.raises(ConfigError, match="2 classes have 2 permutations, but 3 concepts need one each; set fewer"):
         permutations(3, 2, 0)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "label_shift", "angles": [0, 90]}, "label_shift has no angles"),
-        ({"kind": "rotate", "colours": [{}, {"invert": True}]}, "rotate has no colours"),
-        ({"kind": "colour"}, "colour needs colours, one for each cluster"),
-        ({"kind": "none", "interpolation": "bilinear"}, "none has no interpolation"),
-        ({"kind": "rotate", "angles": [0, 360]}, "two of its 2 concepts are equal"),
-        ({"kind": "colour", "colours": [{}, {}]}, "two of its 2 concepts are equal"),
+        ({"kind": "label_shift", "angles": [0, 90]}, "label_shift` has no `angles`"),
+        ({"kind": "rotate", "colours": [{}, {"invert": True}]}, "rotate` has no `colours`"),
+        ({"kind": "colour"}, "colour` needs `colours`; list one for each cluster"),
+        ({"kind": "none", "interpolation": "bilinear"}, "none` has no `interpolation`"),
+        ({"kind": "rotate", "angles": [0, 360]}, "lists 2 concepts, but two of them are equal"),
+        ({"kind": "colour", "colours": [{}, {}]}, "lists 2 concepts, but two of them are equal"),
         ({"kind": "colour", "colours": [{"gain": [0]}]}, "gain.0: Input should be greater than 0"),
     ],
 )
@@ -167,11 +167,11 @@ def test_a_wrong_shift_is_named_with_its_remedy(values, message):
 
 def test_a_list_has_one_concept_for_each_cluster_and_new_client(task_values):
     angles = {"kind": "rotate", "angles": [0, 20, 40]}
-    with pytest.raises(ConfigError, match=r"shift: lists 3 concepts, but clusters is 2;"):
+    with pytest.raises(ConfigError, match=r"`shift` lists 3 concepts, but `clusters` is 2;"):
         parse(Task, {**task_values, "shift": angles}, "toy.yaml")
     assert parse(Task, {**task_values, "shift": angles, "unseen": {"new_concept": 1}}, "toy.yaml")
     augmented = {**task_values, "clusters": 3, "shift": angles, "augmentation": "flip_crop"}
-    with pytest.raises(ConfigError, match=r"angles that are multiples of 90\), but angles are \(0.0, 20.0, 40.0\)"):
+    with pytest.raises(ConfigError, match=r"`angles` that are multiples of 90\), but `angles` are \[0.0, 20.0, 40.0\]"):
         parse(Task, augmented, "toy.yaml")
     assert parse(Task, augmented | {"shift": {"kind": "rotate", "angles": [0, 180, 90]}}, "toy.yaml")
 

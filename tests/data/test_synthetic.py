@@ -8,7 +8,7 @@ from floral.data.synthetic import generate, rows_per_client
 
 def test_the_test_share_is_that_of_the_official_code():
     assert [rows_per_client(Synthetic(kind="linear", samples_per_client=n)) for n in (8, 120)] == [(7, 1), (97, 23)]
-    with pytest.raises(ConfigError, match="samples_per_client: 5 leaves no test sample"):
+    with pytest.raises(ConfigError, match="samples_per_client: 5` leaves no test sample"):
         rows_per_client(Synthetic(kind="linear", samples_per_client=5))
 
 
@@ -76,7 +76,7 @@ def test_seeds_differ_and_repeat():
 
 
 def test_more_outputs_than_coordinates_is_a_mistake_of_the_user():
-    with pytest.raises(ConfigError, match=r"outputs: 11 is more than data\.dimension: 10"):
+    with pytest.raises(ConfigError, match=r"outputs: 11` is more than `data\.dimension: 10"):
         generate(Synthetic(kind="linear", outputs=11, samples_per_client=8), 2, 2, 0)
 
 
@@ -96,7 +96,7 @@ def test_the_plainest_teachers_scale_one_coordinate_each():
     made = generate(relu, clients=4, clusters=4, seed=0)
     scaled = made.global_test_x[3] * np.where(np.isin(np.arange(10), (6, 7)), 3, 1)
     np.testing.assert_allclose(made.global_test_y[3, :, 0], np.maximum(scaled, 0).sum(1) / np.sqrt(10), atol=1e-4)
-    with pytest.raises(ConfigError, match="simple: 4 clusters of rank 1 need 4 coordinates, but there are 3"):
+    with pytest.raises(ConfigError, match="simple`: 4 clusters of rank 1 need 4 coordinates, but there are 3"):
         generate(spec, clients=4, clusters=4, seed=0)
 
 
@@ -112,7 +112,7 @@ def test_normalised_teachers_have_hidden_outputs_of_mean_zero_and_variance_one_i
     hidden = np.maximum(x, 0)
     expected = ((hidden - hidden.mean(1, keepdims=True)) / hidden.std(1, keepdims=True)).sum(2) / np.sqrt(10)
     np.testing.assert_allclose(np.concatenate([train, test], 1), expected, atol=1e-3)
-    with pytest.raises(ConfigError, match="normalised: kind: linear has no hidden outputs"):
+    with pytest.raises(ConfigError, match="normalised` needs `kind: mlp`, but has `kind: linear`"):
         parse(Synthetic, {"kind": "linear", "samples_per_client": 8, "normalised": True}, "toy.yaml")
 
 

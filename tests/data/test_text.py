@@ -85,10 +85,10 @@ def test_the_first_four_fifths_train_and_later_windows_test(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"ROMEO:\nsoft\n\xff\xfe", "not UTF-8 text: byte 0xff at position 12 .line 3"),
-        ("just words\nand words", "no speaker found; write a line NAME:"),
-        ("", "no speaker found"),
-        (play(("ROMEO", "short")), "none of 1 clients has text for two windows of 80 tokens"),
+        (b"ROMEO:\nsoft\n\xff\xfe", "not UTF-8 text: it has byte 0xff at position 12 .line 3"),
+        ("just words\nand words", "no line with a speaker's name; write a line `NAME:`"),
+        ("", "no line with a speaker's name"),
+        (play(("ROMEO", "short")), "none of the 1 clients has text for two windows of 80 tokens"),
     ],
 )
 def test_text_that_is_none(tmp_path, content, message):
@@ -151,13 +151,13 @@ def test_posts_of_a_user_are_one_text(tmp_path_factory, users):
     [
         ("token_table", {"user": [1], "tokens": [[1]]}, r"expected the columns user_id, tokens \(List\), found"),
         ("token_table", {"user_id": [1], "tokens": [1]}, "expected the columns"),
-        ("token_table", {"user_id": [1], "tokens": [["a"]]}, "column tokens has .*; save lists of integers"),
-        ("token_table", {"user_id": [1, None], "tokens": [[1], [2]]}, "column user_id: 1 rows have no value"),
+        ("token_table", {"user_id": [1], "tokens": [["a"]]}, "column tokens has type .*; save lists of integers"),
+        ("token_table", {"user_id": [1, None], "tokens": [[1], [2]]}, "1 rows have no value in column user_id"),
         ("token_table", {"user_id": [1], "tokens": [[5, -1]]}, "token id -1 is out of range"),
         ("token_table", {"user_id": [1], "tokens": [[MAX_TOKENS]]}, "token id 1048576 is out of range"),
         ("character_table", {"character_id": ["A"], "text": ["b"]}, r"expected the columns character_id \(String\), x"),
         ("character_table", {"character_id": [1], "x": ["b"]}, "expected the columns"),
-        ("character_table", {"character_id": ["A"], "x": ["b"]}, "none of 1 clients has text for two windows"),
+        ("character_table", {"character_id": ["A"], "x": ["b"]}, "none of the 1 clients has text for two windows"),
     ],
 )
 def test_wrong_tables(tmp_path, reader, columns, message):
@@ -170,7 +170,7 @@ def test_wrong_tables(tmp_path, reader, columns, message):
 def test_a_truncated_table(tmp_path, reader):
     (file,) = tabled(tmp_path, user_id=[1, 2], tokens=[[1], [2]])
     file.location.write_bytes(file.location.read_bytes()[:-9])
-    with pytest.raises(DataError, match=r"table\.parquet: not a parquet file, or truncated"):
+    with pytest.raises(DataError, match=r"table\.parquet: this file is not a parquet file, or it is truncated"):
         getattr(text, reader)([file])
 
 

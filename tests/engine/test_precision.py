@@ -57,7 +57,7 @@ def test_bf16_moves_the_parameters_as_fp32_does(variant, model, backend):
 
 
 def test_tf32_is_refused_on_a_cpu_and_says_what_to_do():
-    with pytest.raises(ConfigError, match=r"precision: tf32: a CPU cannot compute in tf32.*fp32 or bf16.*device: cuda"):
+    with pytest.raises(ConfigError, match=r"`precision: tf32`: a CPU cannot.*fp32 or bf16.*device: cuda"):
         configure_device(CPU, "tf32")
 
 

@@ -67,7 +67,7 @@ def test_a_round_without_a_phase_is_an_error():
     simulation = simulate("fedavg", change=lambda method: replace(method, phases=(Phase(train=("base",), when=odd),)))
     state = simulation.start()
     simulation.train(state, 1)
-    with pytest.raises(ValueError, match="no phase takes place in round 2"):
+    with pytest.raises(ValueError, match="no phase of the method takes place in round 2"):
         simulation.train(state, 2)
 
 

@@ -232,7 +232,7 @@ def test_a_missing_or_damaged_file_is_named_with_its_remedy(no_memory, damage, t
     with pytest.raises(KeyboardInterrupt):
         go_on("local", tmp_path, AT_ONCE)
     damage(tmp_path / store.NAME)
-    with pytest.raises(ConfigError, match=r"private\.safetensors: .*missing or damaged.*remove the run's checkpoint"):
+    with pytest.raises(ConfigError, match=r"private\.safetensors: .*missing or damaged.*remove.*`checkpoint`"):
         go_on("local", tmp_path, Stop())
 
 

@@ -69,7 +69,7 @@ def test_no_place_of_the_transformer_sees_a_later_one():
     before, after = (model(params, {}, x, None, None)[0] for x in (TOKENS, changed.double()))
     assert torch.equal(before[:, :2], after[:, :2])
     assert (before[:, 2:] != after[:, 2:]).any(-1).all()
-    with pytest.raises(Refused, match="are no text"):
+    with pytest.raises(Refused, match="are not text"):
         transformer.build((4, 4), CLASSES)
 
 
@@ -150,14 +150,14 @@ def test_the_constant_answer_to_text_is_the_frequencies_of_its_tokens():
 
 
 def test_images_are_no_text_and_text_no_images():
-    with pytest.raises(Refused, match=r"shape \[4, 4\] are no text"):
+    with pytest.raises(Refused, match=r"shape \[4, 4\] are not text"):
         lstm.build((4, 4), CLASSES)
     with pytest.raises(Refused, match="T at least 2"):
         lstm.build((1,), CLASSES)
 
 
 @pytest.mark.parametrize(
-    ("per", "text", "message"), [(None, True, "set per: character"), ("token", False, "leave per")]
+    ("per", "text", "message"), [(None, True, "set `per: character`"), ("token", False, "remove the key `per`")]
 )
 def test_a_task_says_whether_its_rows_are_text(per, text, message):
     with pytest.raises(ConfigError, match=message):
@@ -167,10 +167,10 @@ def test_a_task_says_whether_its_rows_are_text(per, text, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shift": {"kind": "label_shift"}}, "text has no shift"),
-        ({"augmentation": "flip_crop"}, "text has no shift, normalise or augmentation"),
-        ({"partition": {"kind": "dirichlet", "alpha": 0.1}}, "set natural or iid"),
-        ({"partition": {"label_noise": 0.1}}, "text has no label_noise"),
+        ({"shift": {"kind": "label_shift"}}, "means text, so remove the keys `shift`"),
+        ({"augmentation": "flip_crop"}, "remove the keys `shift`, `normalise` and `augmentation`"),
+        ({"partition": {"kind": "dirichlet", "alpha": 0.1}}, "set `partition.kind` to natural or iid"),
+        ({"partition": {"label_noise": 0.1}}, "means text, so remove the keys `partition.label_noise`"),
     ],
 )
 def test_text_is_not_shifted(change, message):
@@ -180,9 +180,9 @@ def test_text_is_not_shifted(change, message):
 
 
 @pytest.mark.parametrize(("variant", "model", "why"), [
-    ("pfedmoe", "lstm", "token ids are names"),
-    ("pfl_moe", "lstm", "token ids are names"),
-    ("fedmix", "lstm", "token ids are names"),
+    ("pfedmoe", "lstm", "tokens of a text are only names"),
+    ("pfl_moe", "lstm", "tokens of a text are only names"),
+    ("fedmix", "lstm", "tokens of a text are only names"),
     ("fedper", "tied", "shares its weights with the embedding"),
 ])  # fmt: skip
 def test_what_text_cannot_have_is_refused_with_a_reason(variant, model, why):

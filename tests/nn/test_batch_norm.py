@@ -164,7 +164,7 @@ def test_every_method_that_averages_statistics_keeps_them_or_says_why_not():
     for variant in FIRST.values():
         groups = simulate(**how(variant)).method.groups
         if variant not in KEEPING:
-            with pytest.raises(ConfigError, match=r"statistics.*; set statistics: federated"):
+            with pytest.raises(ConfigError, match=r"statistics.*; set `statistics: federated`"):
                 simulate(**how(variant, **PRIVATE))
         assert (
             variant in KEEPING
@@ -176,7 +176,7 @@ def test_every_method_that_averages_statistics_keeps_them_or_says_why_not():
 
 @pytest.mark.parametrize(("variant", "model"), [("fedavg", "mlp"), ("floral_1", "vit"), ("private_norm", "batch_norm")])
 def test_without_averaged_statistics_there_are_none_to_keep(variant, model):
-    with pytest.raises(ConfigError, match=r"no running statistics are averaged.*set statistics: federated"):
+    with pytest.raises(ConfigError, match=r"averages no running statistics.*set `statistics: federated`"):
         simulate(variant, model=model, params=PRIVATE)
 
 

@@ -131,7 +131,7 @@ def test_incomplete_suite_needs_partial(tmp_path, results, suite_runs):
 def test_last_good_report_survives_a_failure(built, results, suite_runs):
     before = contents(built)
     (results / suite_runs[0].folder / "metrics.parquet").write_bytes(b"torn")
-    with pytest.raises(ConfigError, match="unreadable result"):
+    with pytest.raises(ConfigError, match="the result cannot be read"):
         report("quickstart", suite_runs, results, built.parent, partial=True)
     assert contents(built) == before
 
@@ -144,8 +144,8 @@ def test_needs_nothing_but_the_run_folders(tmp_path, results, suite_runs):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{", "its failure.json is unreadable (Expecting property name"),
-        ("[]", "its failure.json is unreadable (it holds no mapping)."),
+        ("{", "failure.json of this run is unreadable (Expecting property name"),
+        ("[]", "failure.json of this run is unreadable (the content is not a mapping)."),
         ("{}", "no reason was recorded (failure.json lacks reason, exception, traceback, hint, time)."),
         ('{"reason": "disk full", "exception": null, "traceback": "", "hint": "free space", "time": ""}',
          "disk full. free space."),
@@ -397,7 +397,7 @@ def test_unseen_clients_are_shown_by_kind_and_number_of_samples(tmp_path, result
     page = (tmp_path / "reports" / "quickstart" / "index.html").read_text(encoding="utf-8")
     assert "Seen cluster, highest mean: with 1 sample Ensemble (73.8" in page
     assert "New concept, highest mean: with 1 sample Ensemble (40.2" in page
-    assert "4 clients of seen clusters and 4 of new concepts in each seed; 30 local epochs" in page
+    assert "In each seed, 4 clients of seen clusters and 4 of new concepts join. Each trains" in page
     assert "8 and 8 unseen" in page
     table = (tmp_path / "reports" / "quickstart" / "tables" / "unseen_digits_rotate.tex").read_text()
     assert table.count("n/a") == 3 and r"73.8 $\pm$" in table
@@ -412,7 +412,7 @@ def test_a_suite_without_unseen_clients_has_no_section_on_them(tmp_path, results
     (results / run.folder / "summary.json").unlink()
     lost = make_run("digits_rotate", "fedavg", 0, unseen=UNSEEN)
     (write(lost) / "unseen.parquet").unlink()
-    with pytest.raises(ConfigError, match=r"unreadable result .*unseen\.parquet.* delete this folder and run it again"):
+    with pytest.raises(ConfigError, match=r"the result cannot be read .*unseen\.parquet.* delete this folder and run"):
         collect("quickstart", [lost], results)
 
 
@@ -420,7 +420,7 @@ def test_a_skewed_task_says_on_which_rows_it_is_evaluated(tmp_path, results, wri
     run = make_run("digits_dirichlet", "fedavg", 0)
     write(run)
     page = report("quickstart", [run], results, tmp_path / "reports").read_text(encoding="utf-8")
-    assert "on its own test samples, and clients are weighted by their number" in page
+    assert "on its own test samples, and clients are weighted by their numbers of" in page
 
 
 def test_text_is_told_per_character_with_its_perplexity(tmp_path, results, write):

@@ -92,7 +92,7 @@ def test_rows_that_differ_are_a_conflict(machines):
     (said,) = merge([there], here).conflicts
     assert (
         other.name.split("-")[1] in said
-        and "partition/digits_rotate/seed0 has other samples there (others) than here (rows 0)" in said
+        and "partition/digits_rotate/seed0 has other samples there (others) than in the merged results (rows 0)" in said
     )
 
 
@@ -103,7 +103,8 @@ def test_data_that_differ_under_one_name_are_a_conflict(machines):
     for folder, digest in ((made["here", 0], "mine"), (other, "theirs")):
         change(folder / "run.yaml", data={"name": "digits", "digest": digest})
     (said,) = merge([there], here).conflicts
-    assert "the data set of partition/digits_rotate/seed0 has other samples there (theirs) than here (mine)" in said
+    name = "the data set of partition/digits_rotate/seed0"
+    assert f"{name} has other samples there (theirs) than in the merged results (mine)" in said
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_data_that_differ_under_one_name_are_a_conflict(machines):
         (lambda folder: (folder / "metrics.parquet").unlink(), "damaged"),
         (lambda folder: (folder / "summary.json").write_text("{"), "damaged"),
         (lambda folder: change(folder / "run.yaml", results_version=0), "results version 0"),
-        (lambda folder: change(folder / "run.yaml", seed=7), "the folder was renamed or mixed"),
+        (lambda folder: change(folder / "run.yaml", seed=7), "the folder was renamed or files were mixed"),
     ],
 )
 def test_a_run_that_cannot_be_trusted_is_a_conflict(machines, break_it, words):

@@ -145,7 +145,7 @@ def test_what_the_cluster_refuses_is_said_before_anything_is_submitted(cluster: 
         return told.stdout
 
     unknown = said("{partition: gpu}")
-    assert "slurm: partition: unknown partition 'gpu'; this cluster has closed, main, urgent" in unknown, unknown
+    assert "`slurm: partition`: unknown partition 'gpu'; this cluster has closed, main, urgent" in unknown, unknown
     refused = said("{partition: closed, account: someone}")
     assert "SLURM refuses a job of account someone in partition closed" in refused, refused
     assert "set `account` and `partition` under `slurm:` in config/config.yaml" in refused

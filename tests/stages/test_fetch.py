@@ -110,11 +110,11 @@ def test_a_hash_that_data_lock_gains_is_checked_and_marks_the_file_verified(toy,
 @pytest.mark.parametrize(
     "content, message",
     [
-        (idx(np.zeros(9))[:-1], "truncated: 16 bytes, but its header announces 17"),
-        (b"<html>no such file</html>", "not an IDX file of unsigned bytes; it begins with 3c 68 74 6d"),
+        (idx(np.zeros(9))[:-1], "this file has 16 bytes, but its header announces 17"),
+        (b"<html>no such file</html>", "not an IDX file of unsigned bytes, because it begins with 3c 68 74 6d"),
         (b"", "it begins with nothing"),
-        (idx(np.zeros((0,))), r"images \[9, 4, 4\] and labels \[0\] do not match"),
-        (idx(np.zeros(8)), r"images \[9, 4, 4\] and labels \[8\] do not match"),
+        (idx(np.zeros((0,))), r"images of shape \[9, 4, 4\] and labels of shape \[0\] do not match"),
+        (idx(np.zeros(8)), r"images of shape \[9, 4, 4\] and labels of shape \[8\] do not match"),
     ],
 )
 def test_a_raw_file_that_is_not_what_it_should_be_is_named(toy, tmp_path, content, message):
@@ -145,10 +145,10 @@ def test_a_full_disk_leaves_nothing_half_written(toy, tmp_path, monkeypatch):
 def test_unknown_names_and_folders_are_explained(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="unknown data set 'mnits'; did you mean 'mnist'"):
         fetch("mnits", tmp_path)
-    with pytest.raises(ConfigError, match=r"data_dir: .*nowhere is no folder"):
+    with pytest.raises(ConfigError, match=r"data_dir: .*nowhere is not a folder"):
         fetch("mnist", tmp_path, tmp_path / "nowhere")
     monkeypatch.setenv("FLORAL_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigError, match=r"FLORAL_DATA: .*nowhere is no folder"):
+    with pytest.raises(ConfigError, match=r"FLORAL_DATA: .*nowhere is not a folder"):
         fetch("mnist", tmp_path)
 
 

@@ -42,7 +42,7 @@ def test_a_run_is_left_out_only_if_its_data_are_needed_and_not_there(tmp_path: P
     assert lines == [
         "data missing: mnist: not fetched yet; remedy: floral fetch mnist (1 run left out: mnist_label_shift)"
     ]
-    with pytest.raises(ConfigError, match="no run is left\ndata missing: mnist"):
+    with pytest.raises(ConfigError, match="no run is left, because the data .*:\ndata missing: mnist"):
         split_by_data([lost], tmp_path)
 
 
@@ -68,7 +68,7 @@ def test_own_data_that_are_not_there_are_left_out_or_stop_the_call_before_any_jo
     call, why = ("snakemake", "-n", "--profile", "local", "--config", "suite=own"), "flowers.csv does not exist"
     refused = project.call(*call)
     assert refused.returncode == 1 and f"{why}; put it there" in refused.stdout, refused.stdout
-    assert "config/tasks/flowers.yaml: data.path: " in refused.stdout and "digits_rotate" not in refused.stdout
+    assert "config/tasks/flowers.yaml: `data.path`: " in refused.stdout and "digits_rotate" not in refused.stdout
     done = project.call(*call, "allow_missing=true")
     assert done.returncode == 0 and f"{why}; remedy: put it there" in done.stdout, done.stdout
     assert "suite own: data missing: " in done.stdout and "(1 run left out: flowers)" in done.stdout

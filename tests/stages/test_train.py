@@ -83,7 +83,7 @@ def test_a_damaged_summary_is_named_with_its_remedy(run: Run, tmp_path: Path, te
     folder = tmp_path / run.folder
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"seed0-\w+/summary\.json: damaged .*remove it, and the same command trains"):
+    with pytest.raises(ConfigError, match=r"seed0-\w+/summary\.json: damaged .*remove this file and repeat"):
         train(run, tmp_path, **HOW)
 
 

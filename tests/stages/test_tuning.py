@@ -107,7 +107,7 @@ def test_diverged_and_refused_configurations_are_results(results: Path) -> None:
     values = {"lam": (0.5, 100.0)}
     chosen, rows = tuned(made("pfedme", RULE, values), results)
     refused = [row for row in rows if row["status"] == "refused"]
-    assert len(refused) == 4 and "lr·lam" in refused[0]["reason"] and chosen.params == {"lam": 0.5}
+    assert len(refused) == 4 and "`lr` times `lam`" in refused[0]["reason"] and chosen.params == {"lam": 0.5}
 
 
 def test_a_search_in_which_nothing_ends_says_so(results: Path) -> None:
@@ -122,7 +122,7 @@ def test_damaged_trials_are_named(copy: Path, text: str) -> None:
     path = copy / search.folder / "trials.json"
     path.parent.mkdir(parents=True)
     path.write_text(text)
-    with pytest.raises(ConfigError, match=r"trials\.json: damaged .*remove it"):
+    with pytest.raises(ConfigError, match=r"trials\.json: damaged .*remove this file"):
         tuned(search, copy)
 
 
@@ -140,5 +140,5 @@ def test_values_are_written_beside_others(copy: Path, tmp_path: Path, monkeypatc
         assert stage.write([search], copy) == [path]
     assert tuned_values.__wrapped__("digits_rotate") == entries
     assert entries["ditto"].search == searches["ditto"].digest != searches["fedavg"].digest
-    with pytest.raises(ConfigError, match="two suites tune it with different values"):
+    with pytest.raises(ConfigError, match="two suites tune this variant on this task with different values"):
         stage.write([searches["fedavg"], made("fedavg", RULE.model_copy(update={"seeds": (1001,)}))], copy)

@@ -39,7 +39,7 @@ def test_snakemake_says_what_is_wrong(finished: Project, config: str, words: lis
     [
         ("rounds: many,", ["rounds", "'many'"]),
         ("rounds: 2, model: {hidden: 0},", ["model: hidden", "greater than 0"]),
-        ("rounds: 2, loss: mse,", ["loss: mse", "set loss: cross_entropy"]),
+        ("rounds: 2, loss: mse,", ["loss: mse", "set `loss: cross_entropy`"]),
     ],
 )
 def test_yaml_is_checked_before_anything_runs(copy: Project, change: str, words: list[str]) -> None:

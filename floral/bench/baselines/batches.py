@@ -14,9 +14,10 @@ from floral.engine.client_data import Plan, Rows
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of one round.
+    """The batches of one round for the baseline.
 
-    index [M, H, B] holds the sample numbers of M clients and H steps. Step h uses the first sizes[h] of every client.
+    `index` [M, H, B] holds the numbers of the samples in the batches of M clients and H local steps. Batches are filled
+    up to B samples: in step h, only the first sizes[h] samples of a batch count.
     """
 
     index: Tensor
@@ -28,22 +29,24 @@ class Batches:
 
 
 def batches(plan: Plan) -> Batches:
-    """Convert the engine's batches of one round.
+    """Convert the engine's batches of one round to the format of the baseline.
 
     Raises:
-        Refused: clients have unequal numbers of training samples.
+        Refused: the clients have unequal numbers of training samples.
     """
     sizes = plan.mask.sum(-1)
     if bool((sizes != sizes[0]).any()):
-        raise Refused("clients have unequal numbers of training samples; the baseline needs equal numbers")
+        raise Refused(
+            "clients have unequal numbers of training samples, but the baseline needs equal numbers; use another task"
+        )
     return Batches(plan.index, tuple(int(size) for size in sizes[0] if size > 0))
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Decoded training samples.
+    """The decoded training samples of a task: inputs `x` [N, ...] and `targets` [N, outputs].
 
-    x [N, ...]; targets [N, outputs], one-hot for classification. `classes` selects cross-entropy, else squared error.
+    With `classes`, the targets are one-hot and the loss is the cross-entropy. Otherwise the loss is the squared error.
     """
 
     x: Tensor
@@ -51,9 +54,10 @@ class Samples:
     classes: bool
 
     def output_gradient(self, outputs: Tensor, targets: Tensor, dim: int) -> Tensor:
-        """Gradient of each sample's loss with respect to its outputs, which lie along `dim`.
+        """Return the gradient of each sample's loss with respect to the sample's outputs, which lie along the axis
+        `dim`.
 
-        It may overwrite `outputs`.
+        The function may overwrite `outputs`.
         """
         if self.classes:
             return torch.softmax(outputs, dim).sub_(targets)
@@ -61,13 +65,15 @@ class Samples:
 
 
 def samples(rows: Rows) -> Samples:
-    """Decode all training samples as the engine does.
+    """Decode all training samples in the same way as the engine.
 
     Raises:
         Refused: the task augments its training images.
     """
     if rows.augment is not None:
-        raise Refused("the task augments its training images; the baseline cannot")
+        raise Refused(
+            "the task augments its training images, which the baseline cannot do; use a task without augmentation"
+        )
     x = rows.decode(rows.x)
     if rows.y.dtype != torch.int64:
         return Samples(x, rows.y, classes=False)
@@ -75,9 +81,10 @@ def samples(rows: Rows) -> Samples:
 
 
 def mean_model(params: Params, total: Params, batches: Batches) -> Params:
-    """Mean of the clients' models.
+    """Return the mean of the clients' models.
 
-    `total` holds the sum of the clients' models. If the round has a single step, it holds the sum of their changes.
+    `total` holds the sum of the clients' models. If the round has a single step, `total` holds the sum of the changes
+    to `params` instead. `total` is overwritten.
     """
     change = len(batches.sizes) == 1
     return {

@@ -1,8 +1,8 @@
-"""Choose the baseline of a task: FedAvg's local SGD steps in bare PyTorch, as fast as we can write them.
+"""Choose the PyTorch baseline of a task: FedAvg's local SGD steps in bare PyTorch, as fast as we can write them.
 
-The engine is timed against it. Forward pass, backward pass and update are written by hand for two families of models.
-There is no framework, no sampling and no evaluation, and inputs are decoded once.
-Each worker is a Python thread whose tensor operations use one thread.
+The benchmark compares the time of the engine with that of the baseline. The baseline exists for two families of models.
+Its forward pass, backward pass and update are written by hand. It uses no framework, draws no batches and evaluates
+nothing, and inputs are decoded only once. Each worker is a Python thread whose tensor operations use one thread.
 """
 
 from __future__ import annotations
@@ -30,30 +30,33 @@ TRIALS = 4
 
 
 class Baseline(Protocol):
-    """FedAvg's local steps on one task."""
+    """A PyTorch baseline: a callable that makes FedAvg's local steps of one round on one task."""
 
     def __call__(self, params: Params, batches: Batches) -> Params:
         """Train all clients from `params`, and return the unweighted mean of their models."""
         ...
 
     def __str__(self) -> str:
-        """Describe the implementation in words."""
+        """Describe the baseline in words: its products, chunk size and threads."""
         ...
 
 
 def choose(kind: str, model: Model, rows: Rows, lr: float, batches: Batches, threads: int) -> Baseline:
-    """The baseline of a model, with the chunk size and number of workers that are fastest on these batches.
+    """Return the fastest baseline for a model on these batches, over all chunk sizes and numbers of workers.
 
-    `kind` names a file of floral/models.
+    `kind` is the name of a file of floral/models.
 
     Raises:
         Refused: there is no baseline for this model, this task or this device.
     """
     plain = all(isinstance(layer, Linear) for layer in model.layers.values())
     if kind != "cnn" and not (kind in ("linear", "mlp") and plain):
-        raise Refused(f"there is no baseline for the model {kind}{' with batch norm' if kind == 'mlp' else ''}")
+        raise Refused(
+            f"there is no baseline for the model {kind}{' with batch norm' if kind == 'mlp' else ''};"
+            " use a task with the model linear, cnn, or mlp without batch norm"
+        )
     if rows.x.device.type != "cpu":
-        raise Refused("the baseline runs on a CPU only")
+        raise Refused("the baseline runs on a CPU only, but the samples are on another device; move them to the CPU")
     data = samples(rows)
     workers = sorted({1, threads})
     if kind == "cnn":
@@ -64,7 +67,10 @@ def choose(kind: str, model: Model, rows: Rows, lr: float, batches: Batches, thr
 
 
 def fastest(candidates: Sequence[Baseline], model: Model, batches: Batches) -> Baseline:
-    """The candidate with the shortest round. All take turns, after one warm-up round each."""
+    """Return the candidate with the shortest round.
+
+    Each candidate makes one warm-up round. Then the candidates take turns in the timed rounds.
+    """
     params = model.init(Stream(0, "floor"))
     best = [math.inf] * len(candidates)
     for trial in range(1 + TRIALS):

@@ -1,4 +1,4 @@
-"""Baseline for the model `cnn`: one client after another, images channels last."""
+"""PyTorch baseline for the model `cnn`. It trains one client after another, with images in channels-last order."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ MAX_SAMPLES_PER_CONVOLUTION = 64
 
 @dataclass
 class Convolutions:
-    """FedAvg of floral/models/cnn.py, one client after another, images channels last.
+    """FedAvg of the model floral/models/cnn.py, one client after another, with images in channels-last order.
 
-    Pooling comes before ReLU. Its backward pass needs only the pool's indices, so the gradient overwrites the pool's
-    input. In a round of one step all clients share their weights, and several clients share one convolution
-    (at most MAX_SAMPLES_PER_CONVOLUTION samples).
+    Pooling comes before ReLU. The backward pass of pooling needs only the pool's indices, so the gradient can overwrite
+    the pool's input. In a round of one step all clients start with the same weights. Several clients then share one
+    convolution, of at most MAX_SAMPLES_PER_CONVOLUTION samples.
     """
 
     data: Samples = field(repr=False)
@@ -55,9 +55,9 @@ class Convolutions:
         return f"one client after another, channels last, {self.workers} × 1 threads"
 
     def train(self, start: Params, index: Tensor, sizes: tuple[int, ...], buffers: Buffers, total: Params) -> None:
-        """Take the local steps of one client, and add its model to `total`.
+        """Make the local steps of one client, and add the client's model to `total`.
 
-        In a round of one step `index` may hold several clients, and only their change is added.
+        In a round of one step, `index` may hold several clients. Then only the change of their weights is added.
         """
         params = start
         for step, n in enumerate(sizes):
@@ -78,7 +78,7 @@ class Convolutions:
                 total[name] += value
 
     def gradients(self, p: Params, x: Tensor, target: Tensor) -> Params:
-        """Gradients of the summed loss of one batch x [B, channels, H, W]."""
+        """Return the gradients of the summed loss of one batch x [B, channels, H, W]."""
         conv1, indices1, pooled = convolve_and_pool(x, p["conv1.weight"], p["conv1.bias"], 2)
         conv2, indices2, features = convolve_and_pool(pooled, p["conv2.weight"], p["conv2.bias"], 3)
         flat = features.flatten(1)
@@ -107,12 +107,15 @@ class Convolutions:
 
 
 def channels_last(tensor: Tensor) -> Tensor:
-    """Images and kernels in channels-last memory order; other tensors unchanged."""
+    """Return images and kernels in channels-last memory order, and other tensors unchanged."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 def convolve_and_pool(x: Tensor, weight: Tensor, bias: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Convolution, max-pool, ReLU. Returns the convolution's output, the pool's indices and the result."""
+    """Apply a convolution, a max-pool of `size` × `size` pixels and a ReLU.
+
+    Return the output of the convolution, the pool's indices, and the result.
+    """
     convolved = F.conv2d(x, weight, bias)
     pooled, indices = aten.max_pool2d_with_indices(convolved, [size, size])
     return convolved, indices, pooled.clamp_(min=0)
@@ -121,9 +124,9 @@ def convolve_and_pool(x: Tensor, weight: Tensor, bias: Tensor, size: int) -> tup
 def convolve_and_pool_backward(
     gradient: Tensor, convolved: Tensor, indices: Tensor, size: int, x: Tensor, weight: Tensor, input_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Backward pass of the max-pool and the convolution. Overwrites `convolved`.
+    """Make the backward pass of the max-pool and the convolution.
 
-    Returns the gradients with respect to x (None unless `input_gradient`), weight and bias.
+    Return the gradients with respect to x (None unless `input_gradient`), weight and bias. `convolved` is overwritten.
     """
     pooling = ([size, size], [size, size], [0, 0], [1, 1], False)
     aten.max_pool2d_with_indices_backward.grad_input(gradient, convolved, *pooling, indices, grad_input=convolved)

@@ -1,4 +1,4 @@
-"""Baseline for models of linear layers: the products of several clients are batched."""
+"""PyTorch baseline for models of linear layers. The matrix products of several clients are computed as one batch."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Shared by all clients: [out, in] and [out]. Of c clients: [c, out, in] and [c, o
 
 @dataclass
 class Dense:
-    """FedAvg of linear layers with ReLU between them. The products of `chunk` clients at a time are batched.
+    """FedAvg of linear layers with ReLU between them. The matrix products of `chunk` clients are computed as one batch.
 
-    The following makes it fast:
+    Three things make it fast:
 
-    - The update is part of the product that computes the gradient: W ← W - lr/n·δ xᵀ (`baddbmm_`).
-    - All clients share their weights in the first step, which is therefore one product. Its update writes the weights
-      of each client.
-    - The last update is added to the mean as one product over all clients: Σ_k (W_k - lr/n·δ_k x_kᵀ).
-      So a round of one step needs no weights per client at all.
-
-    δ is the gradient of the loss with respect to a layer's output (before the activation).
+    - The product that computes the gradient also makes the update: W ← W - lr/n·δ xᵀ (`baddbmm_`). W is the weight of a
+      layer and x its input for n samples. δ is the gradient of the loss with respect to the layer's output before the
+      activation.
+    - In the first step all clients have the same weights, so one product serves all of them. The update of this step
+      writes the weights of each client.
+    - The last update goes directly into the mean, as one product over all clients k: Σ_k (W_k - lr/n·δ_k x_kᵀ). So a
+      round of one step needs no weights per client at all.
     """
 
     data: Samples = field(repr=False)
@@ -61,9 +61,9 @@ class Dense:
         return f"hand-batched products, chunk {self.chunk}, {self.workers} × 1 threads"
 
     def train(self, shared: Layers, index: Tensor, sizes: tuple[int, ...], buffers: Buffers, sums: Layers) -> None:
-        """Take the local steps of a chunk of clients, and add their models to `sums`.
+        """Make the local steps of a chunk of c clients, and add their models to `sums`.
 
-        index [c, H, B] holds the sample numbers of c clients.
+        `index` [c, H, B] holds the numbers of the clients' samples for H steps in batches of at most B samples.
         """
         per_client: Layers = []
         for step, n in enumerate(sizes):
@@ -86,7 +86,12 @@ class Dense:
     def backpropagate_shared(
         self, layers: Layers, x: Tensor, target: Tensor, c: int
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Inputs [c, in, n] and δ [c, out, n] of each layer, when all c clients share the weights."""
+        """Return the inputs [c, in, n] and the gradients δ [c, out, n] of each layer, if all c clients have the same
+        weights.
+
+        δ is the gradient of the loss with respect to the layer's output before the activation, for n samples per
+        client.
+        """
         inputs, out = [x], x
         for weight, bias in layers[:-1]:
             out = torch.addmm(bias, out, weight.T).clamp_(min=0)
@@ -101,7 +106,12 @@ class Dense:
     def backpropagate_per_client(
         self, layers: Layers, x: Tensor, target: Tensor, c: int
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Inputs [c, in, n] and δ [c, out, n] of each layer, when each client has weights of its own."""
+        """Return the inputs [c, in, n] and the gradients δ [c, out, n] of each layer, if each client has its own
+        weights.
+
+        δ is the gradient of the loss with respect to the layer's output before the activation, for n samples per
+        client.
+        """
         out = x.view(c, -1, x.shape[1]).mT
         inputs = [out]
         for weight, bias in layers[:-1]:
@@ -117,7 +127,10 @@ class Dense:
     def first_update(
         self, shared: Layers, inputs: Iterable[Tensor], deltas: Iterable[Tensor], rate: float, buffers: Buffers
     ) -> Layers:
-        """Weights of each client after the first step. One operation copies the shared weights and updates them."""
+        """Return the weights of each client after the first step.
+
+        For each layer, one operation copies the shared weights and updates the copies.
+        """
         per_client = []
         for at, ((weight, bias), a, delta) in enumerate(zip(shared, inputs, deltas, strict=True)):
             c = len(delta)
@@ -129,7 +142,7 @@ class Dense:
     def add_models(
         self, per_client: Layers, inputs: Iterable[Tensor], deltas: Iterable[Tensor], rate: float, sums: Layers
     ) -> None:
-        """Add the clients' models to `sums`, and the last update of all clients as one product.
+        """Add the clients' models to `sums`. The last update of all clients is added as one product.
 
         In a round of one step `per_client` is empty, and only the update is added.
         """
@@ -143,5 +156,8 @@ class Dense:
 
 
 def relu_backward(gradient: Tensor, activation: Tensor) -> Tensor:
-    """Gradient with respect to a ReLU's input. It overwrites `gradient`, the gradient of the output."""
+    """Return the gradient with respect to the input of a ReLU.
+
+    It overwrites `gradient`, the gradient with respect to the output. `activation` is the output.
+    """
     return torch.ops.aten.threshold_backward.grad_input(gradient, activation, 0.0, grad_input=gradient)

@@ -1,4 +1,4 @@
-"""Worker threads of a baseline, and the memory that each worker reuses."""
+"""Worker threads of a PyTorch baseline, and the memory that each worker reuses."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from floral.core.spec import Params
 
 @cache
 def pool(workers: int) -> ThreadPoolExecutor:
-    """Python threads whose tensor operations use one thread each."""
+    """Return a pool of Python threads, whose tensor operations use one thread each."""
     return ThreadPoolExecutor(workers, "baseline", initializer=torch.set_num_threads, initargs=(1,))
 
 
 def sum_over_workers(work: Callable[[int, Sequence[Tensor]], Params], chunks: Sequence[Tensor], workers: int) -> Params:
-    """Sum of work(worker, its chunks) over all workers. Worker i takes the chunks i, i + workers, i + 2·workers, …"""
+    """Return the sum of the results of `work` over all workers.
+
+    The result of worker i is work(i, its chunks). Its chunks are those with the numbers i, i + workers, i + 2·workers,
+    …
+    """
     if workers == 1:
         return work(0, chunks)
     totals = list(pool(workers).map(lambda worker: work(worker, chunks[worker::workers]), range(workers)))
@@ -33,17 +37,20 @@ def sum_over_workers(work: Callable[[int, Sequence[Tensor]], Params], chunks: Se
 
 @dataclass
 class Buffers:
-    """Named memory that one worker reuses in every step."""
+    """Named tensors whose memory one worker uses again in every step."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, name: str, *shape: int) -> Tensor:
-        """An uninitialised tensor of this shape, in the buffer `name`, which grows when it is too small."""
+        """Return an uninitialised tensor of this shape, in the memory called `name`.
+
+        The memory grows if it is too small.
+        """
         size = math.prod(shape)
         if name not in self.tensors or self.tensors[name].numel() < size:
             self.tensors[name] = torch.empty(size)
         return self.tensors[name][:size].view(shape)
 
     def gather(self, name: str, source: Tensor, index: Tensor) -> Tensor:
-        """Gather source[index] into the buffer `name`."""
+        """Copy source[index] into the memory called `name`, and return it."""
         return torch.index_select(source, 0, index, out=self(name, len(index), *source.shape[1:]))

@@ -1,4 +1,4 @@
-"""Values of data: synthetic data, the user's own files, and the entries of config/data.lock."""
+"""Define the YAML keys of data: synthetic data, the user's own files, and the entries of config/data.lock."""
 
 from __future__ import annotations
 
@@ -11,28 +11,32 @@ from floral.config.schema.base import Frozen
 
 
 class Synthetic(Frozen):
-    """Synthetic regression data, generated from the run's seed by the teacher h = x (W + scale u_c v_cᵀ) + b.
+    """Synthetic regression data. Random teacher models, one for each cluster, compute the targets from the run's seed.
+
+    The teacher of cluster c computes h = x (W + scale·u_c v_cᵀ) + b for an input x. The random matrix W and bias b are
+    common to all clusters, and the random matrices u_c and v_c, with `rank` columns, are those of the cluster. The
+    targets are part of h (kind linear), or a linear map of ReLU(h) (kind mlp).
 
     Source: arXiv 2410.03497, synthetic tasks.
     """
 
-    kind: Literal["linear", "mlp"] = Field(description="Teacher: linear, or mlp with one hidden ReLU layer.")
+    kind: Literal["linear", "mlp"] = Field(description="Kind of teacher: linear, or mlp with one hidden ReLU layer.")
     dimension: int = Field(default=10, ge=1, description="Number of input features, d.")
     outputs: int = Field(default=3, ge=1, description="Number of regression targets of a sample.")
     samples_per_client: int = Field(
-        ge=2, description="Number of samples of each client, training and test (a fifth) together."
+        ge=2, description="Number of samples of each client, of which a fifth are test samples."
     )
-    rank: int = Field(default=1, ge=1, description="Rank of the shift u_c v_cᵀ of each cluster.")
-    scale: float = Field(default=2.0, description="Factor of the shift u_c v_cᵀ of each cluster.")
+    rank: int = Field(default=1, ge=1, description="Rank of u_c v_cᵀ, the difference between cluster c and W.")
+    scale: float = Field(default=2.0, description="Factor of u_c v_cᵀ, the difference between cluster c and W.")
     simple: bool = Field(
         default=False,
         exclude_if=lambda simple: not simple,
-        description="Whether W is the identity, b is 0, and each cluster scales `rank` coordinates by 1 + scale.",
+        description="Whether W is the identity, b is 0, and each cluster multiplies `rank` coordinates by 1 + scale.",
     )
     normalised: bool = Field(
         default=False,
         exclude_if=lambda normalised: not normalised,
-        description="For mlp: whether hidden outputs have mean 0 and variance 1 within each client.",
+        description="For mlp: whether ReLU(h) is normalised to mean 0 and variance 1 within each client.",
     )
     label_noise: float = Field(
         default=0.0, ge=0, description="Standard deviation of Gaussian noise added to training and test targets."
@@ -44,58 +48,68 @@ class Synthetic(Frozen):
     @model_validator(mode="after")
     def _only_hidden_outputs_are_normalised(self) -> Synthetic:
         if self.normalised and self.kind != "mlp":
-            raise ValueError(f"data.normalised: kind: {self.kind} has no hidden outputs; leave it out")
+            raise ValueError(
+                f"`data.normalised` needs `kind: mlp`, but has `kind: {self.kind}`; remove the key `normalised`"
+            )
         return self
 
 
 class CustomData(Frozen):
-    """Custom data: files of the user, with separate training and test parts or split by `test_share`.
+    """Custom data are the user's own files. They contain a training and a test part, or `test_share` splits them.
 
-    folder: images in one folder per class, or folders train and test that contain such folders. table: a parquet or CSV
-    file with one row per sample, or a folder with two such files, train.* and test.*. arrays: x, y and optionally
-    client, or train_x, train_y, test_x, test_y and optionally train_client and test_client, in an .npz file or a folder
-    of .npy files.
+    kind folder: images in one folder per class. With two parts, the folders train and test contain these folders.
+
+    kind table: a parquet or CSV file with one sample per line. With two parts, a folder with files train.* and test.*.
+
+    kind arrays: arrays x and y, and optionally client, in an .npz file or a folder of .npy files. With two parts, the
+    arrays are train_x, train_y, test_x and test_y, and optionally train_client and test_client.
     """
 
     kind: Literal["folder", "table", "arrays"] = Field(
-        description="Format: a folder of images by class, a parquet or CSV table, or NumPy arrays."
+        description="Format: a folder of images with one folder per class, a parquet or CSV table, or NumPy arrays."
     )
     path: str = Field(
         description="File or folder, absolute or relative to the project's root; ~ is your home directory."
     )
     label: str | None = Field(
-        default=None, description="For a table: column of the class, with integers 0, 1, … or words."
+        default=None, description="For a table: name of the column with the class, as integers 0, 1, … or words."
     )
     features: tuple[str, ...] | None = Field(
-        default=None, min_length=1, description="For a table: numeric input columns; by default all remaining columns."
+        default=None,
+        min_length=1,
+        description="For a table: names of the numeric input columns; by default all remaining columns.",
     )
-    client: str | None = Field(default=None, description="For a table: column of the natural client of each sample.")
+    client: str | None = Field(
+        default=None, description="For a table: name of the column with the natural client of each sample."
+    )
     test_share: float = Field(
         default=0.2,
         gt=0,
         lt=1,
-        description="Share of test samples of each client (of each class without clients), if the data have no split.",
+        description="Share of test samples in each client (without clients: in each class), if the data have one part.",
     )
 
     @model_validator(mode="after")
     def _only_tables_have_columns(self) -> CustomData:
         if self.kind == "table" and self.label is None:
-            raise ValueError("data.label: a table needs the name of the column with the classes; add it")
+            raise ValueError("`data.label` is missing; set it to the name of the table's column with the classes")
         for key in () if self.kind == "table" else ("label", "features", "client"):
             if getattr(self, key) is not None:
-                raise ValueError(f"data.{key}: is for kind: table only; leave it out")
+                raise ValueError(f"`data.{key}` is for `kind: table` only; remove the key `{key}`")
         return self
 
     @model_validator(mode="after")
     def _a_column_has_one_use(self) -> CustomData:
         used = [name for name in (self.label, self.client, *(self.features or ())) if name is not None]
         if repeated := [name for name in used if used.count(name) > 1]:
-            raise ValueError(f"data: column {repeated[0]!r} is named twice in label, client and features; name it once")
+            raise ValueError(
+                f"data: column {repeated[0]!r} is named twice in `label`, `client` and `features`; name it once"
+            )
         return self
 
     @property
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of the reader."""
+        """The keyword arguments of the function that reads the files, from the keys of the custom data."""
         keys = {"test_share"} | ({"label", "features", "client"} if self.kind == "table" else set())
         return self.model_dump(mode="json", include=keys)
 
@@ -111,16 +125,16 @@ Data = Annotated[
     Discriminator(
         _kind_of_data,
         custom_error_type="data",
-        custom_error_message="expected a name in config/data.lock, or a kind: linear or mlp (synthetic data), "
-        "folder, table or arrays (custom data)",
+        custom_error_message="expected a name in config/data.lock, or a mapping whose `kind` is linear or mlp "
+        "(synthetic data), folder, table or arrays (custom data)",
     ),
 ]
 NOTHING = "nothing"
-"""Value of `data` in a task whose runs read and train nothing. Their time is the overhead of the pipeline."""
+"""Value of `data` in a task whose runs read no data and train no model. Their time is the overhead of the pipeline."""
 
 
 class DataFile(Frozen):
-    """A raw file of a data set: its sources and the hash of its unpacked content."""
+    """A raw file of a data set, with its sources and the hash of its unpacked content."""
 
     path: str = Field(
         description="Path relative to the data folder (FLORAL_DATA, --data-dir or data_dir); absolute for custom data."
@@ -130,7 +144,7 @@ class DataFile(Frozen):
     )
     sha256: str | None = Field(
         default=None,
-        description="SHA-256 of the unpacked content; if null, the first fetch records it and marks it unverified.",
+        description="SHA-256 of the unpacked content; if null, the first fetch records it as unverified.",
     )
 
 
@@ -140,14 +154,17 @@ class DataSet(Frozen):
     title: str = Field(description="Title of the data set in reports.")
     reader: str = Field(description="Name of the function in floral/data that reads the files.")
     exact: bool = Field(
-        default=True, description="Whether the data are the original; a lossy or partial copy is marked in the report."
+        default=True,
+        description="Whether the data are the original; if not (a lossy or partial copy), the report says so.",
     )
     note: str = Field(default="", description="Remark on the data, printed in the report.")
-    files: tuple[DataFile, ...] = Field(default=(), description="Raw files, in the order that the reader expects.")
-    classes: int | None = Field(
-        default=None, ge=1, description="Number of classes; if null, it is known only after the data are read."
+    files: tuple[DataFile, ...] = Field(
+        default=(), description="Raw files, in the order in which the reader expects them."
     )
-    options: Mapping[str, Any] = Field(default_factory=dict, description="Keyword arguments of the reader.")
+    classes: int | None = Field(
+        default=None, ge=1, description="Number of classes; null if the number is known only after the data are read."
+    )
+    options: Mapping[str, Any] = Field(default_factory=dict, description="Keyword arguments of the function `reader`.")
     own: bool = Field(
         default=False, description="Whether these are custom data, declared in a task and not in data.lock."
     )

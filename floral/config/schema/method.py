@@ -1,4 +1,4 @@
-"""Values of a method: hyper-parameters, variants, and what the server sees."""
+"""Define the YAML keys of a method: hyper-parameters, variants, and what the server sees of a client."""
 
 from __future__ import annotations
 
@@ -12,46 +12,45 @@ from floral.config.schema.base import Frozen
 
 
 class Parameter(Frozen):
-    """A hyper-parameter of a method: its default and its allowed values."""
+    """A hyper-parameter of a method, with its meaning, default and allowed values."""
 
     default: float | int | bool | str = Field(description="Default value of the parameter.")
     doc: str = Field(description="Meaning of the parameter, in one sentence with its unit.")
-    choices: tuple[Any, ...] | None = Field(default=None, description="Allowed words or switches.")
+    choices: tuple[Any, ...] | None = Field(default=None, description="Allowed words, or true and false.")
     at_least: float | None = Field(default=None, description="Smallest allowed number, inclusive.")
     above: float | None = Field(default=None, description="Lower bound of allowed numbers, exclusive.")
     at_most: float | None = Field(default=None, description="Largest allowed number, inclusive.")
     later: bool = Field(
         default=False,
-        description="Whether the parameter was added after the first results; at its default, runs keep their hash.",
+        description="Whether the parameter was added after the first results; its default does not change the hash.",
     )
 
     def accept(self, value: Any) -> Any:
-        """Return `value` if it is allowed.
+        """Return `value` unchanged if it is an allowed value of this hyper-parameter.
 
         Raises:
-            ValueError: it is not; the message lists the allowed values.
+            ValueError: the value is not allowed. The message gives the allowed values.
         """
         if self.choices is not None and isinstance(value, str | bool):
             if value not in self.choices:
-                raise ValueError(f"{value!r} is not one of {', '.join(map(str, self.choices))}")
+                raise ValueError(f"{value!r} is not allowed; choose one of {', '.join(map(str, self.choices))}")
             return value
         if isinstance(self.default, bool) != isinstance(value, bool):
-            raise ValueError(f"{value!r} is not a {type(self.default).__name__}")
+            raise ValueError(f"{value!r} has the wrong type; give a {type(self.default).__name__}")
         if isinstance(value, int | float) and not isinstance(value, bool):
             if not math.isfinite(value):
-                raise ValueError(f"{value!r} is not a finite number")
+                raise ValueError(f"{value!r} is not a finite number; give a finite one")
             if isinstance(self.default, str) and self.at_least is None and self.above is None:
-                raise ValueError(f"{value!r} is not one of {', '.join(map(str, self.choices or ()))}")
+                raise ValueError(f"{value!r} is not allowed; choose one of {', '.join(map(str, self.choices or ()))}")
             below = (self.at_least is not None and value < self.at_least) or (
                 self.above is not None and value <= self.above
             )
             if below or (self.at_most is not None and value > self.at_most):
-                low = f"at least {self.at_least}" if self.at_least is not None else f"above {self.above}"
-                raise ValueError(
-                    f"{value!r} is out of range: {low}, at most {self.at_most if self.at_most is not None else 'any'}"
-                )
+                limits = {"at least": self.at_least, "above": self.above, "at most": self.at_most}
+                allowed = " and ".join(f"{words} {limit}" for words, limit in limits.items() if limit is not None)
+                raise ValueError(f"{value!r} is out of range; give a number {allowed}")
         elif not isinstance(value, type(self.default)):
-            raise ValueError(f"{value!r} is not a {type(self.default).__name__}")
+            raise ValueError(f"{value!r} has the wrong type; give a {type(self.default).__name__}")
         return value
 
 
@@ -61,54 +60,56 @@ SERVER_SEES = {
     "updates": "its own update, not only a sum over clients",
     "rows": "its training samples, or statistics of them",
 }
-"""What a server may learn about a single client → the meaning of the word."""
+"""Word for what a server may learn about a single client → its meaning, in words of the report."""
 ServerSees = tuple[Literal["sizes", "routes", "updates", "rows"], ...]
 Condition = Literal["one_local_step", "one_cluster"]
-"""Property of a task under which two methods coincide. floral/report/degenerate.py tests it."""
+"""Property of a task under which two variants give the same results. floral/report/degenerate.py tests it."""
 
 
 class Equal(Frozen):
-    """Another variant that gives the same results on some tasks, with equal values of all shared parameters."""
+    """Another variant that gives the same results on some tasks, if the hyper-parameters of both have equal values."""
 
     variant: str = Field(description="Name of the variant with the same results.")
     when: Condition = Field(description="Property of the tasks on which the results are the same.")
 
 
 class VariantEntry(Frozen):
-    """A named variant of a method in config/methods: the values that differ from the method's defaults."""
+    """An entry of a variant in config/methods. It gives the values that differ from the method's defaults."""
 
     title: str = Field(description="Title of the variant in reports.")
     set: Mapping[str, Any] = Field(
         default_factory=dict, description="Values of hyper-parameters that differ from the method's defaults."
     )
     what: tuple[str, str] | None = Field(
-        default=None, description="Description in two lines; by default that of the method."
+        default=None, description="Description of the variant in two lines; by default the description of the method."
     )
     oracle: bool = Field(
-        default=False, description="Whether the variant reads the true clusters, so that it is only a reference."
+        default=False,
+        description="Whether the variant reads the true clusters. If so, it is only a reference for others.",
     )
     global_only: bool = Field(
-        default=False, description="Whether all clients get the same model, which cannot fit a concept shift."
+        default=False, description="Whether all clients get the same model. Such a model cannot fit different concepts."
     )
     equals: tuple[Equal, ...] = Field(
-        default=(), description="Further variants with the same results on some tasks, beside those of the method."
+        default=(), description="Other variants with the same results on some tasks, added to `equals` of the method."
     )
     server_sees: ServerSees | None = Field(
-        default=None, description="What the server learns about a single client; by default that of the method."
+        default=None,
+        description="What the server learns about a single client; by default `server_sees` of the method.",
     )
 
 
 class MethodFile(Frozen):
-    """A file of config/methods: a method's description, hyper-parameters and named variants."""
+    """A file of config/methods, with the description, hyper-parameters and variants of a method."""
 
-    family: str = Field(description="Family of the method, under which reports group it.")
+    family: str = Field(description="Family of the method; reports group methods by family.")
     source: str = Field(description="Publication of the method, such as an arXiv number.")
     what: tuple[str, str] = Field(description="Description of the method in two lines: model, then training.")
     server_sees: ServerSees = Field(
         description=f"What the server learns about a single client: a list of {', '.join(SERVER_SEES)}; [] for nothing."
     )
     equals: tuple[Equal, ...] = Field(
-        default=(), description="Variants of other methods with the same results on some tasks."
+        default=(), description="Variants that give the same results as those of this method on some tasks."
     )
     parameters: Mapping[str, Parameter] = Field(
         default_factory=dict, description="Hyper-parameters of the method by name."
@@ -138,9 +139,9 @@ class Variant(Frozen):
 
     @property
     def secure_aggregation(self) -> bool:
-        """Whether secure aggregation can carry the method.
+        """Whether the method works with secure aggregation, which shows the server only sums over clients.
 
-        The server then needs only sizes, routes and sums over all clients or over the clients of one cluster. Secure
-        aggregation reveals nothing but sums (Bonawitz et al. 2017).
+        It does if the server needs only sizes, routes, and sums over all clients or over the clients of one cluster.
+        Source: Bonawitz et al. 2017.
         """
         return not {"updates", "rows"} & set(self.server_sees)

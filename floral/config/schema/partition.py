@@ -1,4 +1,4 @@
-"""Values of a task's partition: which samples each client holds, and which clients join after training."""
+"""Define the YAML keys of a partition: which samples each client holds, and which clients join after training."""
 
 from __future__ import annotations
 
@@ -13,24 +13,32 @@ from floral.config.schema.base import Frozen, is_none
 def _not_too_small(alpha: float) -> float:
     if alpha < 1e-300:  # With a smaller alpha, the logarithm of a gamma sample divided by alpha would overflow.
         raise ValueError(
-            f"{alpha:g} is too close to 0; set at least 1e-300 (at this value, one client already gets all samples)"
+            f"{alpha:g} is too close to 0; set at least 1e-300 (at 1e-300, one client already gets all samples)"
         )
     return alpha
 
 
 Alpha = Annotated[float, Field(gt=0), AfterValidator(_not_too_small)]
-"""Concentration of a symmetric Dirichlet distribution."""
+"""Concentration of a symmetric Dirichlet distribution, a positive number. A small value gives unequal shares."""
 
 
 class Partition(Frozen):
-    """The assignment of samples to clients, and the concept of each client.
+    """How samples are assigned to clients, and which concept each client has. `kind` names the rule.
 
-    iid: shuffled samples in equal shares. size_skew: shuffled samples in shares from a symmetric Dirichlet(alpha).
-    dirichlet: the samples of each class in such shares. pathological: a client has samples of `classes_per_client`
-    classes only. class_groups: samples of class f go to the clients of cluster f mod C, or of the cluster whose list in
-    `groups` contains f. natural: a client holds the samples of one natural client of the data, such as a writer.
+    - iid: the samples are shuffled, and all clients get equal shares.
 
-    A client may lack a class. Under iid and size_skew this happens only in small clients.
+    - size_skew: the samples are shuffled, and the shares come from a symmetric Dirichlet(alpha) distribution.
+
+    - dirichlet: the samples of each class are divided by shares from such a distribution.
+
+    - pathological: each client has samples of only `classes_per_client` classes.
+
+    - class_groups: samples of class f go to the clients of cluster f mod C, where C is the number of clusters. With
+      `groups`, they go to the cluster whose list contains f.
+
+    - natural: each client holds the samples of one natural client of the data, such as a writer.
+
+    A client can have no sample of a class. Under iid and size_skew this happens only in small clients.
     """
 
     kind: Literal["iid", "size_skew", "dirichlet", "pathological", "class_groups", "natural"] = Field(
@@ -39,7 +47,7 @@ class Partition(Frozen):
     alpha: Alpha | None = Field(
         default=None,
         exclude_if=is_none,
-        description="For dirichlet and size_skew: concentration of the Dirichlet distribution; small is very unequal.",
+        description="For dirichlet and size_skew: concentration of the Dirichlet distribution; small: unequal shares.",
     )
     classes_per_client: int | None = Field(
         default=None, ge=1, exclude_if=is_none, description="For pathological: number of classes of each client."
@@ -47,59 +55,60 @@ class Partition(Frozen):
     groups: tuple[Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)], ...] | None = Field(
         default=None,
         exclude_if=is_none,
-        description="For class_groups: list of the classes of each cluster; by default class f is in cluster f mod C.",
+        description="For class_groups: one list of classes for each cluster; by default class f is in cluster f mod C.",
     )
     cluster_shares: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
         default=None,
         exclude_if=is_none,
-        description="Share of the clients in each cluster, summing to 1; by default the shares are equal.",
+        description="Shares of the clients in each cluster, which sum to 1; by default the shares are equal.",
     )
     mixed: Alpha | None = Field(
         default=None,
         exclude_if=is_none,
-        description="Concentration of the Dirichlet mixture of concepts within each client; unset: one concept each.",
+        description="Each client mixes concepts with shares from Dirichlet(mixed); by default it has a single concept.",
     )
     label_noise: float | None = Field(
         default=None,
         gt=0,
         le=1,
         exclude_if=is_none,
-        description="Share of each client's training and validation labels replaced by another class; not test labels.",
+        description="Share of each client's training and validation labels that are set to another class.",
     )
     share: float = Field(default=1.0, gt=0, le=1, description="Share of each client's training samples that is kept.")
-    min_rows: int = Field(
-        default=10, ge=1, description="Minimum number of training samples (rows) kept for each client."
-    )
+    min_rows: int = Field(default=10, ge=1, description="Minimum number of training samples that each client keeps.")
     validation: float = Field(
-        default=0.2, ge=0, lt=1, description="Share of each client's kept training samples held out for validation."
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="Share of each client's kept training samples that are used for validation instead.",
     )
 
     @model_validator(mode="after")
     def _keys_fit_the_kind(self) -> Partition:
         for key, kinds, required in (
-            ("alpha", ("dirichlet", "size_skew"), "an alpha, for example 0.1"),
-            ("classes_per_client", ("pathological",), "classes_per_client, for example 2"),
+            ("alpha", ("dirichlet", "size_skew"), "set it, for example `alpha: 0.1`"),
+            ("classes_per_client", ("pathological",), "set it, for example `classes_per_client: 2`"),
             ("groups", ("class_groups",), None),
         ):
             is_set = getattr(self, key) is not None
             if is_set and self.kind not in kinds:
-                raise ValueError(f"partition.kind: {self.kind} has no {key}: leave it out")
+                raise ValueError(f"`partition.kind: {self.kind}` has no `{key}`; remove the key `{key}`")
             if not is_set and self.kind in kinds and required:
-                raise ValueError(f"partition.kind: {self.kind} needs {required}")
+                raise ValueError(f"`partition.kind: {self.kind}` needs `{key}`; {required}")
         return self
 
     @model_validator(mode="after")
     def _groups_are_disjoint(self) -> Partition:
         listed = [f for group in self.groups or () for f in group]
         if repeated := sorted({f for f in listed if listed.count(f) > 1}):
-            raise ValueError(f"partition.groups: class {repeated[0]} is listed twice; give it to one cluster")
+            raise ValueError(f"`partition.groups`: class {repeated[0]} is listed twice; list it for one cluster only")
         return self
 
     @model_validator(mode="after")
     def _shares_sum_to_1(self) -> Partition:
         if self.cluster_shares and abs(sum(self.cluster_shares) - 1) > 1e-6:
             raise ValueError(
-                f"partition.cluster_shares: {list(self.cluster_shares)} sum to {sum(self.cluster_shares):g}; give "
+                f"`partition.cluster_shares`: {list(self.cluster_shares)} sum to {sum(self.cluster_shares):g}; give "
                 "shares that sum to 1, such as [0.6, 0.25, 0.1, 0.05]"
             )
         return self
@@ -107,28 +116,32 @@ class Partition(Frozen):
     @model_validator(mode="after")
     def _mixtures_have_concepts(self) -> Partition:
         if self.mixed is not None and self.kind == "class_groups":
-            raise ValueError("partition.mixed: class_groups distinguishes clusters by their classes; leave mixed out")
+            raise ValueError("`partition.mixed` cannot be used with `kind: class_groups`; remove the key `mixed`")
         return self
 
     def unfit(self, clients: int, clusters: int, classes: int) -> str | None:
-        """Return why this number of classes cannot be partitioned, with key and remedy, or None if it can."""
+        """Return why data with this number of classes cannot be partitioned. Return None if they can be.
+
+        The text names the YAML key and the remedy.
+        """
         each = self.classes_per_client
         if each is not None and (each > classes or each * clients < classes):
             return (
-                f"partition.classes_per_client: {each} for each of {clients} clients, but the training samples have "
-                f"{classes} classes; set at most {classes}, and enough that every class has a client"
+                f"`partition.classes_per_client: {each}` does not fit {clients} clients and {classes} classes; set at "
+                f"most {classes}, and enough that every class has a client"
             )
         if self.kind == "class_groups" and self.groups is None and clusters > classes:
-            return f"clusters: {clusters} clusters cannot share {classes} classes; set clusters to at most {classes}"
+            return f"`clusters: {clusters}` is more than the {classes} classes of the data; set at most {classes}"
         if self.groups and (missing := sorted(set(range(classes)) - {f for group in self.groups for f in group})):
-            return f"partition.groups: class {missing[0]} of the data is in no list; add it to one"
+            return f"`partition.groups`: class {missing[0]} of the data is in no list; add it to one list"
         return None
 
     def members(self, clients: int, clusters: int) -> list[int]:
         """Return the number of clients in each cluster.
 
-        Client k is in cluster k mod C by default. `cluster_shares` are rounded down, and the remaining clients go to
-        the clusters with the largest remainders.
+        By default, client k is in cluster k mod C, where C is the number of clusters. With `cluster_shares`, each share
+        of the clients is rounded down. The clusters that lose most by this get one more client each, until all clients
+        have a cluster.
         """
         if self.cluster_shares is None:
             return [len(range(c, clients, clusters)) for c in range(clusters)]
@@ -141,40 +154,42 @@ class Partition(Frozen):
 
 
 class Unseen(Frozen):
-    """Clients that take no part in training and join after it.
+    """Clients that take no part in training and join after the last round.
 
-    Under iid their samples are taken from the samples of all clients. Under natural partitions they are further natural
-    clients. A joining client trains its private parameters by the method's rules. Everything that comes from the server
-    stays unchanged.
+    With `partition.kind: iid`, their samples are taken from the samples of all clients. With `partition.kind: natural`,
+    they are additional natural clients. A joining client trains its private parameters by the rules of the method. All
+    values that come from the server stay unchanged.
     """
 
     seen_cluster: int = Field(
-        default=0, ge=0, description="Number of joining clients from the existing clusters 0, 1, … in turn."
+        default=0, ge=0, description="Number of joining clients with the concepts of clusters 0, 1, … in turn."
     )
     new_concept: int = Field(
-        default=0, ge=0, description="Number of joining clients of new concepts C, C + 1, …, at most C concepts."
+        default=0, ge=0, description="Number of joining clients with new concepts C, C + 1, …; at most C new concepts."
     )
     share: float = Field(
         default=0.2,
         gt=0,
         lt=1,
-        description="For iid: share of all training and test samples that is dealt evenly to the joining clients.",
+        description="For iid: share of all training and test samples that the joining clients get, in equal parts.",
     )
     epochs: int = Field(
-        default=30, ge=1, description="Number of local epochs that a joining client trains for, in all methods."
+        default=30, ge=1, description="Number of local epochs that a joining client trains, the same for all methods."
     )
     samples: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(0, 1, 5, 10, 20, 50),
-        description="Numbers of labelled samples for joining clients; all samples of the smallest client are added.",
+        description="Joining clients train with each of these numbers of samples, and with all of the smallest client.",
     )
 
     @model_validator(mode="after")
     def _has_clients(self) -> Unseen:
         if not self.clients:
-            raise ValueError("unseen: names no client; set seen_cluster or new_concept, or leave unseen out")
+            raise ValueError(
+                "`unseen` names no client; set `seen_cluster` or `new_concept` above 0, or remove the key `unseen`"
+            )
         return self
 
     @property
     def clients(self) -> int:
-        """U, the number of joining clients."""
+        """The number of joining clients, U."""
         return self.seen_cluster + self.new_concept

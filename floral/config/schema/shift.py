@@ -1,4 +1,4 @@
-"""Values of a task's shift: how the data of the concepts (true clusters) differ."""
+"""Define the YAML keys of a shift: how the data of the concepts (true clusters) differ."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from floral.config.schema.base import Frozen, is_none
 
 
 class Colour(Frozen):
-    """Change of the pixel values under one concept.
+    """How the pixel values of images change under one concept.
 
-    The channels are reordered, multiplied by `gain`, moved from medium grey by `contrast`, clipped and then inverted.
+    The changes follow each other: `channels` reorders the colour channels, `gain` multiplies them, `contrast` scales
+    the distance of each pixel from medium grey, values are clipped, and `invert` exchanges black and white.
     """
 
     channels: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         default=None, description="New order of the channels, such as [1, 2, 0]; by default the order is unchanged."
     )
     gain: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        default=(1.0,), min_length=1, description="Factor of the pixel values: one for all channels, or one for each."
+        default=(1.0,),
+        min_length=1,
+        description="Factor of the pixel values: one for all channels, or one per channel.",
     )
     contrast: float = Field(
         default=1.0, gt=0, description="Factor of the distance of each pixel value from medium grey."
@@ -29,7 +32,7 @@ class Colour(Frozen):
 
 
 class Shift(Frozen):
-    """Difference between the concepts. floral/data/shifts.py implements each kind."""
+    """How the data of the concepts (true clusters) differ. floral/data/shifts.py implements each `kind` of shift."""
 
     kind: Literal["none", "rotate", "label_shift", "label_permutation", "colour"] = Field(
         default="none",
@@ -38,7 +41,7 @@ class Shift(Frozen):
     angles: tuple[float, ...] | None = Field(
         default=None,
         exclude_if=is_none,
-        description="For rotate: the angle of each concept in degrees, counter-clockwise; c·360/C by default.",
+        description="For rotate: angle of each concept c in degrees, counter-clockwise; by default c·360/clusters.",
     )
     interpolation: Literal["nearest", "bilinear"] = Field(
         default="nearest",
@@ -46,38 +49,43 @@ class Shift(Frozen):
         description="For rotate: how pixels are interpolated at angles that are not multiples of 90 degrees.",
     )
     colours: tuple[Colour, ...] | None = Field(
-        default=None, exclude_if=is_none, description="For colour: the colour change of each concept, one per cluster."
+        default=None, exclude_if=is_none, description="For colour: list of the colour changes, one for each concept."
     )
 
     @model_validator(mode="after")
     def _keys_fit_the_kind(self) -> Shift:
         for key, kind in (("angles", "rotate"), ("colours", "colour")):
             if getattr(self, key) is not None and self.kind != kind:
-                raise ValueError(f"shift.kind: {self.kind} has no {key}: leave it out")
+                raise ValueError(f"`shift.kind: {self.kind}` has no `{key}`; remove the key `{key}`")
         if self.interpolation != "nearest" and self.kind != "rotate":
-            raise ValueError(f"shift.kind: {self.kind} has no interpolation: leave it out")
+            raise ValueError(f"`shift.kind: {self.kind}` has no `interpolation`; remove the key `interpolation`")
         if self.kind == "colour" and self.colours is None:
-            raise ValueError("shift.kind: colour needs colours, one for each cluster, such as [{}, {invert: true}]")
+            raise ValueError(
+                "`shift.kind: colour` needs `colours`; list one for each cluster, such as [{}, {invert: true}]"
+            )
         listed = self.listed
         if listed is not None and any(concept in listed[:at] for at, concept in enumerate(listed)):
-            raise ValueError(f"shift: two of its {len(listed)} concepts are equal; make all of them different")
+            raise ValueError(
+                f"`shift` lists {len(listed)} concepts, but two of them are equal; make all of them different"
+            )
         return self
 
     @property
     def listed(self) -> tuple[Any, ...] | None:
-        """The concepts that the task lists, or None if they follow from the number of clusters."""
+        """The angles or colours that the task lists, one for each concept. None if the task lists neither."""
         return self.colours if self.angles is None else tuple(angle % 360 for angle in self.angles)
 
     def unfit(self, shape: Sequence[int]) -> str | None:
-        """Return why samples of this shape cannot be shifted, or None if they can."""
+        """Return why samples of this shape cannot be shifted. Return None if they can be.
+
+        The text names the YAML key and the remedy.
+        """
         if self.kind == "rotate" and (len(shape) < 2 or shape[0] != shape[1]):
-            return (
-                f"shift.kind: rotate needs square images, but samples have shape {list(shape)}; use none or label_shift"
-            )
+            return f"`shift.kind: rotate` needs square images, but samples have shape {list(shape)}; set another kind"
         return None
 
     def turn(self, concept: int, clusters: int) -> tuple[float, float]:
-        """Return the rotation of a concept as (a, b), for a/b of a full turn counter-clockwise."""
+        """Return two numbers a and b. Images of the concept are rotated counter-clockwise by a/b of a full turn."""
         if self.angles is not None:
             return self.angles[concept], 360
         return (concept, clusters) if concept < clusters else (2 * (concept - clusters) + 1, 2 * clusters)

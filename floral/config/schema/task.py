@@ -1,4 +1,4 @@
-"""Values of a task: data, model and training. Its shift and partition have modules of their own."""
+"""Define the YAML keys of a task: data, model and training. The modules shift and partition define further keys."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from floral.config.schema.shift import Shift
 
 
 class Model(Frozen):
-    """A model: a file of floral/models and the keyword arguments of its `build`."""
+    """A model: a Python file of floral/models, and the keyword arguments of the function `build` in this file."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     kind: str = Field(
-        description="Name of a module in floral/models; all other keys are keyword arguments of its `build`."
+        description="Name of a module in floral/models. All other keys are keyword arguments of `build` in this module."
     )
 
     @property
@@ -27,7 +27,7 @@ class Model(Frozen):
 
 
 class Normalise(Frozen):
-    """Normalisation of the inputs x, after scaling to [0, 1], to (x - mean) / std in each channel."""
+    """Normalisation of the inputs. An input x is scaled to [0, 1] and then replaced by (x - mean) / std per channel."""
 
     mean: tuple[float, ...] = Field(min_length=1, description="Mean of each channel, for inputs scaled to [0, 1].")
     std: tuple[Annotated[float, Field(gt=0)], ...] = Field(
@@ -37,21 +37,23 @@ class Normalise(Frozen):
     @model_validator(mode="after")
     def _one_pair_per_channel(self) -> Normalise:
         if len(self.mean) != len(self.std):
-            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}; give one of each per channel")
+            raise ValueError(
+                f"`mean` has {len(self.mean)} values and `std` has {len(self.std)}; give each one value per channel"
+            )
         return self
 
 
 class Server(Frozen):
-    """Server optimiser, applied to the averaged update of the clients."""
+    """Optimiser of the server. It takes the averaged update of the clients as its gradient."""
 
     optimiser: Literal["sgd", "adam"] = Field(
-        default="sgd", description="Server optimiser; sgd with lr 1 is plain averaging."
+        default="sgd", description="Server optimiser; `sgd` with `lr: 1` is plain averaging."
     )
     lr: float = Field(default=1.0, gt=0, description="Learning rate of the server optimiser.")
 
 
 class Task(Frozen):
-    """A learning problem: data, clients, model and training schedule."""
+    """A task, which is a learning problem: data, clients, model and training schedule."""
 
     name: str = Field(description="Name of the task, taken from the name of its file.")
     title: str = Field(description="Title of the task in reports.")
@@ -64,14 +66,14 @@ class Task(Frozen):
     )
     augmentation: Literal["none", "flip_crop"] = Field(
         default="none",
-        description="Random flips and crops of training images, as if before a rotation but after a colour shift.",
+        description="Random flips and crops of training images, as if before a rotation, but after a colour shift.",
     )
     partition: Partition = Field(default=Partition(), description="How samples are assigned to clients.")
     unseen: Unseen | None = Field(
         default=None, exclude_if=is_none, description="Clients that join after training; by default there are none."
     )
     published_split: Literal["train", "test"] = Field(
-        default="test", description="Split of each client's samples on which the published accuracy was measured."
+        default="test", description="Part of each client's samples on which the published accuracy was measured."
     )
     clients: int = Field(ge=1, description="Number of clients that take part in training, K.")
     clusters: int = Field(ge=1, description="Number of true clusters of clients, C.")
@@ -79,7 +81,7 @@ class Task(Frozen):
         default=None,
         ge=1,
         exclude_if=is_none,
-        description="Number of clusters that methods are built with, where it differs from the true number.",
+        description="Number of clusters that methods assume; by default the true number, `clusters`.",
     )
     participation: float = Field(gt=0, le=1, description="Share of the clients that take part in each round.")
     rounds: int = Field(ge=1, description="Number of communication rounds.")
@@ -89,7 +91,7 @@ class Task(Frozen):
         default=None,
         ge=1,
         exclude_if=is_none,
-        description="Number of local steps in an epoch; by default one pass over the client's training samples.",
+        description="Number of local steps in an epoch; by default, an epoch is one pass over the training samples.",
     )
     lr: float = Field(ge=0, description="Learning rate of local SGD for model parameters.")
     router_lr: float = Field(ge=0, description="Learning rate of local SGD for router logits.")
@@ -101,19 +103,19 @@ class Task(Frozen):
     per: Literal["character", "token"] | None = Field(
         default=None,
         exclude_if=is_none,
-        description="For text: the unit that the model predicts; loss and accuracy are means over these units.",
+        description="For text: unit that the model predicts. Loss and accuracy are means over these units.",
     )
     eval_every: int | None = Field(
-        default=None, ge=1, description="Number of rounds between evaluations; rounds/50 by default."
+        default=None, ge=1, description="Number of rounds between two evaluations; rounds/50 by default."
     )
 
     @model_validator(mode="after")
     def _clusters_have_clients(self) -> Task:
         if self.clusters > self.clients:
-            raise ValueError(f"clusters: {self.clusters} is more than clients: {self.clients}; set fewer clusters")
+            raise ValueError(f"`clusters: {self.clusters}` is more than `clients: {self.clients}`; set fewer clusters")
         if self.assumed > self.clients:
             raise ValueError(
-                f"assumed_clusters: {self.assumed} is more than clients: {self.clients}; set fewer assumed clusters"
+                f"`assumed_clusters: {self.assumed}` is more than `clients: {self.clients}`; set fewer assumed clusters"
             )
         return self
 
@@ -122,31 +124,33 @@ class Task(Frozen):
         rule = self.partition
         if rule.groups is not None and len(rule.groups) != self.clusters:
             raise ValueError(
-                f"partition.groups: {len(rule.groups)} lists, but clusters is {self.clusters}; give one per cluster"
+                f"`partition.groups` has {len(rule.groups)} lists, but `clusters` is {self.clusters}; give one "
+                "per cluster"
             )
         if (rule.cluster_shares or rule.mixed) and self.concepts < 2:
             key = "cluster_shares" if rule.cluster_shares else "mixed"
             raise ValueError(
-                f"partition.{key}: this task has a single concept and so no clusters; set a shift, or leave it out"
+                f"`partition.{key}` needs several concepts, but the task has one; set `shift`, or remove `{key}`"
             )
         if rule.cluster_shares is not None:
             if len(rule.cluster_shares) != self.clusters:
                 raise ValueError(
-                    f"partition.cluster_shares: {len(rule.cluster_shares)} shares, but clusters is {self.clusters}; "
-                    "give one share per cluster"
+                    f"`partition.cluster_shares` has {len(rule.cluster_shares)} shares, but `clusters` is "
+                    f"{self.clusters}; give one share per cluster"
                 )
             if 0 in (count := rule.members(self.clients, self.clusters)):
                 raise ValueError(
-                    f"partition.cluster_shares: {list(rule.cluster_shares)} of {self.clients} clients leave cluster "
-                    f"{count.index(0)} without a client; raise its share, or set more clients"
+                    f"`partition.cluster_shares: {list(rule.cluster_shares)}` of {self.clients} clients leave cluster "
+                    f"{count.index(0)} without a client; raise the share of this cluster, or set more `clients`"
                 )
         if isinstance(self.data, Synthetic) and rule.mixed:
-            raise ValueError("partition.mixed: needs a data set; leave it out")
+            raise ValueError("`partition.mixed` needs a data set, but these data are synthetic; remove the key `mixed`")
         if isinstance(self.data, Synthetic) and rule.label_noise:
-            raise ValueError("partition.label_noise: is data.label_noise in synthetic data; set that, or leave it out")
+            raise ValueError("`partition.label_noise` is not for synthetic data; set `data.label_noise` instead")
         if rule.label_noise and self.published_split == "train":
             raise ValueError(
-                "partition.label_noise: published_split: train evaluates on training samples; leave one of them out"
+                "`partition.label_noise` makes training labels wrong, but `published_split: train` evaluates on them; "
+                "remove one of the two keys"
             )
         return self
 
@@ -154,21 +158,28 @@ class Task(Frozen):
     def _loss_and_shift_fit_the_data(self) -> Task:
         if not isinstance(self.data, Synthetic):
             if self.loss != "cross_entropy":
-                raise ValueError(f"loss: {self.loss} does not fit a data set with classes; set loss: cross_entropy")
+                raise ValueError(f"`loss: {self.loss}` does not fit a data set with classes; set `loss: cross_entropy`")
             return self
         if self.loss != "mse":
-            raise ValueError(f"loss: {self.loss} does not fit synthetic data, whose targets are numbers; set loss: mse")
+            raise ValueError(
+                f"`loss: {self.loss}` does not fit synthetic data, whose targets are numbers; set `loss: mse`"
+            )
         if self.normalise or self.augmentation != "none":
-            raise ValueError("normalise and augmentation need a data set of images; leave them out")
+            raise ValueError(
+                "`normalise` and `augmentation` need a data set, but these data are synthetic; remove both keys"
+            )
         if self.partition.kind != "iid":
             raise ValueError(
-                f"partition.kind: {self.partition.kind} needs a data set with classes; set partition.kind: iid"
+                f"`partition.kind: {self.partition.kind}` needs a data set with classes, but these data are synthetic; "
+                "set `partition.kind: iid`"
             )
         if self.published_split == "train":
-            raise ValueError("published_split: train needs a data set; synthetic data have a test split: leave it out")
+            raise ValueError(
+                "`published_split: train` is not for synthetic data, which have test samples; remove this key"
+            )
         if self.shift.kind != "none":
             raise ValueError(
-                f"shift.kind: {self.shift.kind} needs a data set; synthetic data have a built-in shift: leave shift out"
+                f"`shift.kind: {self.shift.kind}` is not for synthetic data, which have a shift; remove the key `shift`"
             )
         return self
 
@@ -177,15 +188,22 @@ class Task(Frozen):
         if self.per is None:
             return self
         if isinstance(self.data, Synthetic):
-            raise ValueError(f"per: {self.per} needs a data set of text; leave per out")
+            raise ValueError(
+                f"`per: {self.per}` is for a data set of text, but these data are synthetic; remove the key `per`"
+            )
         if self.shift.kind != "none" or self.normalise or self.augmentation != "none":
-            raise ValueError(f"per: {self.per}: text has no shift, normalise or augmentation; leave them out")
+            raise ValueError(
+                f"`per: {self.per}` means text, so remove the keys `shift`, `normalise` and `augmentation`"
+            )
         if self.partition.kind not in ("natural", "iid"):
             raise ValueError(
-                f"partition.kind: {self.partition.kind} needs one class per sample, not text; set natural or iid"
+                f"`partition.kind: {self.partition.kind}` needs one class per sample, but `per: {self.per}` means "
+                "text; set `partition.kind` to natural or iid"
             )
         if self.partition.label_noise or self.partition.mixed:
-            raise ValueError(f"per: {self.per}: text has no label_noise or mixed concepts; leave them out of partition")
+            raise ValueError(
+                f"`per: {self.per}` means text, so remove the keys `partition.label_noise` and `partition.mixed`"
+            )
         return self
 
     @model_validator(mode="after")
@@ -194,10 +212,14 @@ class Task(Frozen):
             return self
         turns = [self.shift.turn(c, self.clusters) for c in range(self.clusters)] if self._concepts_are_listed() else []
         if any(4 * numerator % denominator for numerator, denominator in turns):
-            present = f"clusters is {self.clusters}" if self.shift.angles is None else f"angles are {self.shift.angles}"
+            present = (
+                f"`clusters` is {self.clusters}"
+                if self.shift.angles is None
+                else f"`angles` are {list(self.shift.angles)}"
+            )
             raise ValueError(
-                f"augmentation: {self.augmentation} with shift.kind: rotate needs quarter turns (clusters: 1, 2 or 4,"
-                f" or angles that are multiples of 90), but {present}; set augmentation: none"
+                f"`augmentation: {self.augmentation}` needs rotations by quarter turns (1, 2 or 4 `clusters`, or "
+                f"`angles` that are multiples of 90), but {present}; set `augmentation: none`"
             )
         return self
 
@@ -206,9 +228,9 @@ class Task(Frozen):
         if not self._concepts_are_listed():
             new = self.unseen.new_concept if self.unseen else 0
             raise ValueError(
-                f"shift: lists {len(self.shift.listed or ())} concepts, but clusters is {self.clusters}"
-                + (f" and unseen.new_concept {new}" if new else "")
-                + "; list one concept for each"
+                f"`shift` lists {len(self.shift.listed or ())} concepts, but `clusters` is {self.clusters}"
+                + (f" and `unseen.new_concept` is {new}" if new else "")
+                + "; list one concept for each cluster and each new concept"
             )
         return self
 
@@ -222,41 +244,47 @@ class Task(Frozen):
             return self
         if isinstance(self.data, Synthetic) or self.partition.kind not in ("iid", "natural") or self.partition.mixed:
             raise ValueError(
-                "unseen: needs a data set with partition.kind: iid or natural and without mixed; leave unseen out"
+                "`unseen` needs a data set, `partition.kind: iid` or `natural`, and no `mixed`; remove the key `unseen`"
             )
         if self.partition.kind == "natural" and "share" in self.unseen.model_fields_set:
             raise ValueError(
-                "unseen.share: is for partition.kind: iid; natural clients keep their samples: leave it out"
+                "`unseen.share` is for `partition.kind: iid`, but the kind is natural; remove the key `share`"
             )
         if self.unseen.new_concept and self.shift.kind == "none":
-            raise ValueError("unseen.new_concept: shift.kind: none has a single concept; set new_concept: 0")
+            raise ValueError("`unseen.new_concept` needs a shift, but `shift.kind` is none; set `new_concept: 0`")
         return self
 
     def unfit(self, shape: Sequence[int]) -> str | None:
-        """Return why samples of this shape do not fit the task, with key and remedy, or None if they do."""
+        """Return why samples of this shape do not fit the task. Return None if they do.
+
+        The text names the YAML key and the remedy.
+        """
         if why := self.shift.unfit(shape):
             return why
         channels = shape[2] if len(shape) == 3 else 1
         if self.normalise is not None and len(self.normalise.mean) != channels:
             return (
-                f"normalise: {len(self.normalise.mean)} means and stds, but samples of shape {list(shape)} have "
-                f"{channels} channel(s); give one of each per channel"
+                f"`normalise` has {len(self.normalise.mean)} value(s) of `mean` and `std`, but samples of shape "
+                f"{list(shape)} have {channels} channel(s); give each one value per channel"
             )
         if self.augmentation != "none" and len(shape) < 2:
             return (
-                f"augmentation: {self.augmentation} needs images, but samples have shape {list(shape)}; "
-                "set augmentation: none"
+                f"`augmentation: {self.augmentation}` needs images, but samples have shape {list(shape)}; "
+                "set `augmentation: none`"
             )
         return None
 
     @property
     def assumed(self) -> int:
-        """The number of clusters that methods are built with."""
+        """The number of clusters that methods assume: `assumed_clusters` if it is set, otherwise `clusters`."""
         return self.assumed_clusters or self.clusters
 
     @property
     def concepts(self) -> int:
-        """The number of true clusters: C, or 1 if no shift, class group or synthetic teacher distinguishes them."""
+        """The number of concepts. It is `clusters`, or 1 if the data of all clusters have the same distribution.
+
+        Clusters differ by a shift, by class groups, or by the teachers of synthetic data.
+        """
         distinct = (
             isinstance(self.data, Synthetic) or self.shift.kind != "none" or self.partition.kind == "class_groups"
         )
@@ -264,35 +292,36 @@ class Task(Frozen):
 
     @property
     def objective(self) -> Literal["cross_entropy", "token_cross_entropy", "mse"]:
-        """The loss that the engine computes for a sample."""
+        """The name of the loss that training computes: `loss`, or `token_cross_entropy` for text."""
         return self.loss if self.per is None else "token_cross_entropy"
 
     @property
     def skewed(self) -> bool:
-        """Whether clients of one cluster have different data distributions.
+        """Whether the clients of one cluster have different data distributions.
 
-        The data of a cluster then have another distribution than the data of any of its clients.
+        If they have, the test set of a cluster is not distributed like the data of one of its clients.
         """
         return self.partition.kind in ("dirichlet", "pathological", "natural") or self.partition.mixed is not None
 
     @property
     def noop(self) -> bool:
-        """Whether runs of this task read and train nothing."""
+        """Whether runs of this task read no data and train no model (`data: nothing`)."""
         return self.data == NOTHING
 
     @property
     def cohort(self) -> int:
-        """M, the number of clients in the cohort of a round."""
+        """The number of clients in the cohort of a round, M."""
         return max(1, round(self.participation * self.clients))
 
     def local_steps(self, samples: int) -> int:
-        """Return the local steps per round of a client with this many training samples.
+        """Return the number of local steps in a round, for a client with this number of training samples.
 
-        They are epochs·⌈samples / batch⌉, or epochs·steps_per_epoch where that is set.
+        The number is epochs·⌈samples / batch⌉, where ⌈ ⌉ rounds up. If the key `steps_per_epoch` is set, the number is
+        epochs·steps_per_epoch.
         """
         return self.epochs * (self.steps_per_epoch or -(-samples // self.batch))
 
     @property
     def evaluation_period(self) -> int:
-        """The number of rounds between evaluations."""
+        """The number of rounds between two evaluations: `eval_every` if it is set, otherwise rounds/50."""
         return self.eval_every or max(1, self.rounds // 50)

@@ -1,4 +1,4 @@
-"""Values of tuning: budget, search spaces and tuned values."""
+"""Define the YAML keys of tuning: the search budget, the search spaces and the tuned values."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from floral.config.schema.base import Frozen
 
 
 class Rates(Frozen):
-    """Learning rates of a run, which replace those of its task."""
+    """The learning rates of a run. Tuned learning rates replace those of the task."""
 
     lr: float = Field(ge=0, description="Learning rate of local SGD for model parameters.")
     router_lr: float = Field(ge=0, description="Learning rate of local SGD for router logits.")
 
 
 class Range(Frozen):
-    """A range of learning rates, as multiples of the task's learning rate."""
+    """The range of learning rates that a search tries, given as multiples of the task's learning rate."""
 
     lowest: float = Field(gt=0, description="Lowest learning rate, as a multiple of the task's.")
     highest: float = Field(gt=0, description="Highest learning rate, as a multiple of the task's.")
@@ -26,87 +26,92 @@ class Range(Frozen):
     @model_validator(mode="after")
     def _has_a_width(self) -> Range:
         if self.highest <= self.lowest:
-            raise ValueError(f"highest: {self.highest} is not above lowest: {self.lowest}; set a higher one")
+            raise ValueError(f"`highest: {self.highest}` is not above `lowest: {self.lowest}`; set a larger `highest`")
         return self
 
 
 class Tuning(Frozen):
-    """config/tuning.yaml: the search budget and the search ranges, equal for all methods."""
+    """The content of config/tuning.yaml: the budget and the learning rates of searches, equal for all methods."""
 
     budget: int = Field(
         ge=1,
-        description="Number of hyper-parameter configurations tried for each variant and task, one per learning rate.",
+        description="Number of hyper-parameter configurations tried for each task and variant. Each has another `lr`.",
     )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        min_length=1, description="Seeds of the tuning runs; suites with `tuned: true` must not report on them."
+        min_length=1, description="Seeds of the tuning runs. Suites with `tuned: true` must not use these seeds."
     )
     more_seeds: Mapping[str, tuple[Annotated[int, Field(ge=0)], ...]] = Field(
-        default_factory=dict, description="Task → further seeds of its tuning runs, for all methods."
+        default_factory=dict, description="Name of a task → additional seeds of its tuning runs, for all methods."
     )
-    share: float = Field(gt=0, le=1, description="Length of a tuning run, as a share of the task's rounds.")
-    at_most: int = Field(ge=1, description="Maximum length of a tuning run, in rounds.")
+    share: float = Field(gt=0, le=1, description="Number of rounds of a tuning run, as a share of the task's rounds.")
+    at_most: int = Field(ge=1, description="Maximum number of rounds of a tuning run.")
     lr: Range = Field(description="Range of learning rates of model parameters.")
     router_lr: Range = Field(
-        description="Range of learning rates of router logits, where a search space tries several."
+        description="Range of learning rates of router logits, for search spaces that try more than one."
     )
 
     def rounds(self, of_task: int) -> int:
-        """Return the number of rounds of a tuning run, for a task with `of_task` rounds."""
+        """Return the number of rounds of a tuning run, for a task whose other runs have `of_task` rounds."""
         return min(self.at_most, max(1, round(self.share * of_task)))
 
     def of(self, task_name: str) -> Self:
-        """Return the tuning values for a task, with `seeds` followed by the task's `more_seeds`."""
+        """Return the tuning values for one task. The task's `more_seeds` are appended to `seeds`."""
         return self.model_copy(update={"seeds": self.seeds + self.more_seeds.get(task_name, ()), "more_seeds": {}})
 
     @model_validator(mode="after")
     def _no_seed_counts_twice(self) -> Self:
         for task_name in self.more_seeds:
             if len(set(seeds := self.of(task_name).seeds)) < len(seeds):
-                raise ValueError(f"more_seeds: {task_name}: {list(seeds)} contains a seed twice; name it once")
+                raise ValueError(
+                    f"`more_seeds`: with {task_name}, the seeds are {list(seeds)}, which contains a seed twice; "
+                    "remove one of the two"
+                )
         return self
 
 
 class Space(Frozen):
-    """The search space of a variant beside the learning rate of model parameters.
+    """The values that the search of a variant tries, in addition to the learning rates of model parameters.
 
-    Every combination of its values is tried with the same number of learning rates.
+    Every combination of these values is tried with the same number of learning rates.
     """
 
     router_lr: int = Field(
-        default=1, ge=1, description="Number of learning rates tried for router logits; 1 keeps the task's."
+        default=1, ge=1, description="Number of learning rates tried for router logits; 1 keeps that of the task."
     )
     values: Mapping[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
-        default_factory=dict, description="Hyper-parameter → the values to try, in increasing order."
+        default_factory=dict, description="Name of a hyper-parameter → the values to try, in increasing order."
     )
 
 
 class SearchFile(Space):
-    """A file of config/search: the search space of a method, and separate spaces of some variants."""
+    """A file of config/search: the search space of a method, and separate search spaces for some of its variants."""
 
     variants: Mapping[str, Space] = Field(
-        default_factory=dict, description="Variant → a search space that replaces the method's."
+        default_factory=dict, description="Name of a variant → a search space that replaces that of the method."
     )
 
 
 class Configuration(Frozen):
-    """A point of a search space."""
+    """The learning rates and hyper-parameters that one trial of a search uses."""
 
-    rates: Rates = Field(description="Learning rates.")
-    params: Mapping[str, Any] = Field(description="Hyper-parameter in the search space → its value.")
+    rates: Rates = Field(description="Learning rates of the trial.")
+    params: Mapping[str, Any] = Field(description="Name of each hyper-parameter in the search space → its value.")
 
 
 class Tuned(Frozen):
-    """An entry of config/tuned/<task>.yaml: the chosen values of a variant and their origin."""
+    """An entry of config/tuned/<task>.yaml: the values that a search chose for a variant, and where they come from."""
 
     rates: Rates = Field(description="Chosen learning rates.")
-    params: Mapping[str, Any] = Field(description="Chosen hyper-parameters that the search space names.")
-    search: str = Field(description="Digest of the search; the entry is stale if the search has another digest.")
+    params: Mapping[str, Any] = Field(description="Chosen values of the hyper-parameters in the search space.")
+    search: str = Field(
+        description="Hash of the search. If the search now has another hash, these values must not be used."
+    )
     budget: int = Field(description="Number of hyper-parameter configurations that were tried.")
     seeds: tuple[int, ...] = Field(description="Seeds of the tuning runs.")
-    rounds: int = Field(description="Length of the tuning runs, in rounds.")
-    commit: str | None = Field(description="Git commit of the code that searched; null if unknown.")
+    rounds: int = Field(description="Number of rounds of the tuning runs.")
+    commit: str | None = Field(description="Git commit of the code that made the search; null if unknown.")
     default: float | None = Field(
-        description="Mean validation loss of the untuned values; null if a run diverged or was refused."
+        description="Mean validation loss with the untuned values; null if a run diverged or could not be built."
     )
     losses: tuple[float | None, ...] = Field(
         description="Mean validation loss of each hyper-parameter configuration, in the order of the search space."

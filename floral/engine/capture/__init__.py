@@ -1,9 +1,9 @@
-"""Record a function of tensors once as a flat list of operations, and replay the list without Python's structure.
+"""Record a function of tensors once as a list of PyTorch operations, and replay the list at every later call.
 
-Without a recording, a small model's step spends most of its time in `torch.vmap`, autograd, dictionaries and methods.
-A replay skips them and calls only PyTorch's operations, one after the other.
+Without a recording, a local step of a small model spends most of its time in `torch.vmap`, autograd and Python code.
+A replay skips these and calls only the PyTorch operations, one after the other.
 
-Example. A step of m clients, w [m, d] and x [m, d]:
+Example: a step of m clients, with weights w [m, d] and inputs x [m, d]:
 
     def step(w, x):
         w = w.detach().requires_grad_()
@@ -12,7 +12,7 @@ Example. A step of m clients, w [m, d] and x [m, d]:
             (gradient,) = torch.autograd.grad(loss.sum(), w)
         return w.detach().add_(gradient, alpha=-0.1)
 
-Its replay for m = 3 and d = 5, with i0 for w and i1 for x:
+Its replay for m = 3 and d = 5 has the following code, in which w is i0 and x is i1:
 
     def replay(i0, i1):
         t3 = mul_0(i0, i1)
@@ -26,16 +26,17 @@ Its replay for m = 3 and d = 5, with i0 for w and i1 for x:
         i0 = add__10(i0, t15, alpha=-0.1); t15 = None
         return [i0]
 
-The relu writes over its argument t3, which nothing else reads. `t3 = None` frees memory. `value_2` is the list [1].
+`relu_over_1` writes its result over t3, which no other operation reads. `t3 = None` frees memory. `value_2` is the list
+[1].
 
 Modules, in reading order:
 
-- `captured`: what callers use.
-- `trees`: nested dictionaries and tuples of tensors as flat lists, and back.
-- `recording`: the operations of a recording, with names in place of tensors.
+- `captured`: the class `Captured`, which callers use.
+- `trees`: converts nested dictionaries and tuples of tensors to flat lists, and back.
+- `recording`: the parts of a recording, with names in place of tensors.
 - `recorder`: records every operation of a call.
-- `optimise`: drops operations, and reuses memory.
-- `emit`: writes the Python function that replays the rest.
+- `optimise`: removes operations that are not needed, and reuses memory.
+- `emit`: writes the Python function that replays the remaining operations.
 """
 
 from floral.engine.capture.captured import Captured

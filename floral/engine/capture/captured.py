@@ -1,4 +1,4 @@
-"""`Captured`, which calls functions by replaying recordings of them."""
+"""The class `Captured`, which calls functions by replaying recordings of their PyTorch operations."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ without a recording."""
 
 
 class Captured:
-    """Calls functions of trees (nested dictionaries and tuples) of tensors by their recordings.
+    """Call functions by replaying recordings of their PyTorch operations.
 
-    A recording holds for one `key`, one structure and one layout of the inputs. The function must be straight-line:
-    what it does may depend on shapes and on constants that it closes over, never on values. It may change inputs in
-    place.
+    Arguments and results are trees: nested dictionaries and tuples of tensors. The first call with a new `key`, tree
+    structure, shape, stride or type makes a recording. What the function does may depend on shapes and on constants,
+    but never on the values of tensors. It may change its inputs in place.
 
-    With `graphs`, recordings are replayed as CUDA graphs. The caller must then drop an input that is changed in place
-    and use the result instead. Results are valid until the next call, or for good if the call says `lasting`.
+    With `graphs`, recordings are replayed as CUDA graphs. If the function changes an input in place, the caller must
+    then use the returned tensor instead of the input. Results are valid until the next call, or permanently with
+    `lasting`.
 
     Raises:
-        Refused: the function draws random numbers, reads a value, or changes a constant; or, with graphs, it computes
-            on several devices.
+        Refused: the function draws random numbers, reads the value of a tensor, or changes a constant. With `graphs`,
+            also if it computes on several devices.
     """
 
     def __init__(self, graphs: Graphs | None = None) -> None:
@@ -42,7 +43,11 @@ class Captured:
         self._lock = RLock()
 
     def __call__(self, key: Hashable, function: Callable[..., Any], *trees: Any, lasting: bool = True) -> Any:
-        """The result of `function(*trees)`, recorded at the first call with this key, structure and layout."""
+        """Return `function(*trees)`, by a replay.
+
+        The first call with this key, structure and layout makes the recording. With `lasting`, the results stay valid
+        after the next call.
+        """
         inputs: list[Tensor] = []
         structure = flatten(trees, inputs)
         full_key = (key, structure, tuple([layout(tensor) for tensor in inputs]))
@@ -61,12 +66,12 @@ class Captured:
 def record(
     function: Callable[..., Any], structure: Any, inputs: list[Tensor], graphs: Graphs | None
 ) -> tuple[Callable[..., Any] | Graph, Any]:
-    """Record a function; returns its replay and the structure of its result.
+    """Record a function; return the function that replays it, and the structure of its result.
 
-    The function runs on copies, so the inputs do not change.
+    The recorded call runs on copies of the inputs, so the inputs do not change.
 
     Raises:
-        Refused: see `Captured`.
+        Refused: the function cannot be recorded, for one of the reasons at `Captured`.
     """
     copies = [copy_with_layout(tensor.detach()) for tensor in inputs]
     recorder = Recorder(copies)

@@ -1,4 +1,4 @@
-"""Generate the Python function that replays a recording."""
+"""Write and compile the Python function that replays a recording."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FASTER: dict[Any, Callable[..., Any]] = {
 def replay_function(
     recording: Recording, instructions: list[Instruction], inputs: int, results: list[str]
 ) -> Callable[..., Any]:
-    """Compile the instructions to a function of `inputs` tensors, which returns the list of `results`."""
+    """Compile the instructions to a Python function of `inputs` tensors that returns the tensors named in `results`."""
     source, namespace = source_of(recording, instructions, inputs, results)
     exec(source, namespace)  # the source contains only names made in this package
     return namespace["replay"]
@@ -37,7 +37,7 @@ def replay_function(
 def source_of(
     recording: Recording, instructions: list[Instruction], inputs: int, results: list[str]
 ) -> tuple[str, dict[str, Any]]:
-    """The source of the function `replay`, and the namespace with its operations and constants."""
+    """Return the source text of the function `replay`, and the dictionary of operations and constants that it uses."""
     namespace: dict[str, Any] = dict(recording.constants)
     lines = [f"def replay({', '.join(f'i{number}' for number in range(inputs))}):"]
     lines += [f"    {statement(instruction, namespace)}" for instruction in instructions]
@@ -46,7 +46,10 @@ def source_of(
 
 
 def statement(instruction: Instruction, namespace: dict[str, Any]) -> str:
-    """One line of the function, e.g. `t3 = add_5(t2, i0); t2 = None`; adds the operation to the namespace."""
+    """Return one line of the replay function, e.g. `t3 = add_5(t2, i0); t2 = None`.
+
+    The operation, here `add_5`, is added to `namespace`, the dictionary of names that the function uses.
+    """
     operation, in_place = instruction.operation, instruction.in_place
     arguments = [code(argument, namespace) for argument in operation.args]
     arguments += [f"{key}={code(value, namespace)}" for key, value in operation.kwargs.items()]
@@ -61,7 +64,7 @@ def statement(instruction: Instruction, namespace: dict[str, Any]) -> str:
 
 
 def code(value: Any, namespace: dict[str, Any]) -> str:
-    """An argument as source: a tensor's name, a literal, or the name of a new entry in the namespace."""
+    """Return an argument as source text: a tensor's name, a literal, or the name of a value added to `namespace`."""
     if isinstance(value, Name):
         return value.text
     if type(value) in (int, bool) or (type(value) is float and math.isfinite(value)):

@@ -1,4 +1,4 @@
-"""Turn a recording into the instructions of its replay: drop operations, and reuse memory."""
+"""Turn a recording into the instructions of its replay: remove operations that are not needed, and reuse memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from floral.engine.capture.recording import ATEN, Name, Operation, Recording, na
 
 @dataclass(frozen=True)
 class InPlace:
-    """A form of an operation that writes its result over an argument."""
+    """A version of an operation that writes its result into the memory of one of its arguments."""
 
     function: Callable[..., Any]
     position: int
@@ -35,7 +35,7 @@ IN_PLACE: dict[Any, InPlace] = {
 
 @dataclass(frozen=True)
 class Instruction:
-    """One operation of a replay."""
+    """One operation of a replay, with the names of the tensors whose memory is freed after it."""
 
     operation: Operation
     in_place: InPlace | None
@@ -45,7 +45,7 @@ class Instruction:
 
 
 def instructions(recording: Recording, results: list[str]) -> list[Instruction]:
-    """The operations that the `results` need, in order; repeated operations are dropped."""
+    """Return the operations that are needed for the `results`, in order and without repeated operations."""
     reversed_instructions: list[Instruction] = []
     needed = set(results)
     for operation in reversed(without_repeats(recording, results)):
@@ -61,7 +61,10 @@ def instructions(recording: Recording, results: list[str]) -> list[Instruction]:
 
 
 def in_place(recording: Recording, operation: Operation, needed_later: set[str]) -> InPlace | None:
-    """The in-place form of an operation; None if there is none, or if the argument's memory is still needed."""
+    """Return the version of an operation that writes its result into the memory of an argument.
+
+    None if there is no such version, or if a later operation or the caller still needs this memory.
+    """
     form = IN_PLACE.get(operation.function)
     if form is None:
         return None
@@ -76,10 +79,11 @@ def in_place(recording: Recording, operation: Operation, needed_later: set[str])
 
 
 def without_repeats(recording: Recording, results: list[str]) -> list[Operation]:
-    """The operations without those that repeat an earlier operation on the same arguments.
+    """Return the operations without those that repeat an earlier operation on the same arguments.
 
-    Operations are compared only if their memory never changes: no operation changes it in place, and it is not part of
-    a result, because a caller may change results.
+    An operation can be removed only if the memory of its arguments and results never changes. Memory may change if an
+    operation works on it in place. It may also change if it belongs to a result of the function, because callers may
+    change results.
     """
     mutating = [operation for operation in recording.operations if operation.mutates]
     changed = {

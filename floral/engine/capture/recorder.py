@@ -1,4 +1,4 @@
-"""Record every PyTorch operation of a call, below vmap and autograd."""
+"""Record every PyTorch operation that a function call executes, after vmap and autograd have been applied."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from floral.engine.capture.recording import ATEN, VIEW, Name, Operation, Recordi
 
 
 class Recorder(TorchDispatchMode):
-    """Records the operations inside a `with` block, with a name for each tensor.
+    """Record the operations inside a `with` block, and give each tensor a name.
 
-    A chain of views, such as reshapes and transposes, becomes a single `as_strided` of the tensor whose memory they
-    share. Equal views are made once.
+    A chain of views, such as reshapes and transposes, is recorded as a single `as_strided` of the first tensor, because
+    all of them share its memory. Equal views are recorded only once.
     """
 
     def __init__(self, inputs: list[Tensor]) -> None:
@@ -44,11 +44,14 @@ class Recorder(TorchDispatchMode):
         """Run an operation and record it.
 
         Raises:
-            Refused: the operation draws random numbers, reads a value, or changes a constant.
+            Refused: the operation draws random numbers, reads the value of a tensor, or changes a constant.
         """
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded in func.tags or func is ATEN._local_scalar_dense.default:
-            raise Refused(f"a step calls {func}, which a recording cannot repeat")
+            raise Refused(
+                f"a step calls {func}, which a recording cannot repeat; a step may not draw random numbers or read "
+                "the value of a tensor"
+            )
         if torch.Tag.inplace_view in func.tags:
             return self._reshaped_in_place(func, args, kwargs)
         out = func(*args, **kwargs)
@@ -60,14 +63,19 @@ class Recorder(TorchDispatchMode):
             {key: map_tensors(self.name_of, value) for key, value in kwargs.items()},
         )
         if func._schema.is_mutable and any(n.startswith("c") for n in names_in((named[0], tuple(named[1].values())))):
-            raise Refused(f"a step changes a tensor that is not one of its inputs, by {func}")
+            raise Refused(
+                f"a step calls {func}, which changes a tensor that is not one of its inputs; change a copy instead"
+            )
         several = isinstance(out, tuple | list)
         results = [self._result(result) for result in (out if several else (out,))]
         self.recording.operations.append(Operation(func, *named, results, several))
         return out
 
     def name_of(self, tensor: Tensor) -> Name:
-        """The name of a tensor. A tensor that is neither an input nor a result becomes a constant."""
+        """Return the name of a tensor.
+
+        A tensor that is neither an input nor a result of an operation becomes a constant.
+        """
         if id(tensor) not in self._names:
             self._name(tensor, f"c{len(self.recording.constants)}")
             self.recording.constants[self._names[id(tensor)]] = tensor
@@ -75,17 +83,18 @@ class Recorder(TorchDispatchMode):
         return Name(self._names[id(tensor)])
 
     def check_for_graph(self) -> None:
-        """Check that all tensors are on one device, because a CUDA graph cannot copy from another device.
+        """Check that all recorded tensors are on one device, because a CUDA graph cannot copy from another device.
 
-        Tensors without axes are not checked, because they are passed as numbers. Tensors on the device "meta" have no
-        values and are not checked either.
+        Tensors without axes are not checked, because they are passed as numbers. Tensors on PyTorch's device "meta" are
+        not checked either, because they have no values.
 
         Raises:
             Refused: the tensors are on several devices.
         """
         devices = sorted({tensor.device.type for tensor in self.alive if tensor.dim()} - {"meta"})
         if len(devices) > 1:
-            raise Refused(f"a step computes on several devices, {' and '.join(devices)}")
+            names = " and ".join(devices)
+            raise Refused(f"a step computes on several devices, {names}; put all tensors of the step on one device")
 
     def _name(self, tensor: Tensor, name: str) -> None:
         self._names[id(tensor)] = name
@@ -94,7 +103,10 @@ class Recorder(TorchDispatchMode):
         self.recording.memory[name] = tensor.untyped_storage().data_ptr()
 
     def _result(self, value: Any) -> Name | None:
-        """The name of a result: a new name, or that of the argument which the operation changed in place."""
+        """Return the name of an operation's result, or None if the result is not a tensor.
+
+        A new tensor gets a new name. The result of an in-place operation has the name of the argument that was changed.
+        """
         if not isinstance(value, Tensor):
             return None
         if id(value) not in self._names:
@@ -104,7 +116,10 @@ class Recorder(TorchDispatchMode):
         return Name(self._names[id(value)])
 
     def _view(self, out: Tensor, of: str) -> None:
-        """Record a view as `as_strided` of its root, or give it the name of an equal view."""
+        """Record a view as `as_strided` of the tensor whose memory it shares.
+
+        An equal view that was recorded before is reused.
+        """
         root = self._roots.get(of, of)
         key = (root, tuple(out.shape), out.stride())
         if key not in self._views:
@@ -114,21 +129,24 @@ class Recorder(TorchDispatchMode):
         self._name(out, self._views[key])
 
     def _reshaped_in_place(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
-        """Record an operation that changes the shape of its argument, e.g. squeeze_, as a view.
+        """Record an operation that changes the shape of its argument in place, e.g. `squeeze_`, as a view.
 
         Raises:
-            Refused: the tensor no longer begins at the same address.
+            Refused: the argument starts at another element of its memory after the operation.
         """
         name, before = self.name_of(args[0]).text, args[0].detach()
         out = func(*args, **kwargs)
         if not begins_with(out, before):
-            raise Refused(f"a step changes a tensor in place by {func} so that its first element is another one")
+            raise Refused(
+                f"a step calls {func}, which moves the beginning of a tensor in place; use an operation that returns "
+                "a new tensor"
+            )
         self._view(out, name)
         return out
 
 
 def begins_with(out: Any, tensor: Any) -> bool:
-    """Whether `out` is a view of `tensor` with the same first element."""
+    """Return whether `out` is a view of `tensor` that starts at the same element."""
     return (
         isinstance(out, Tensor)
         and isinstance(tensor, Tensor)

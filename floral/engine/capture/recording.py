@@ -1,7 +1,7 @@
-"""The operations of a recording, with names in place of tensors.
+"""The parts of a recording: operations, and names that stand for tensors.
 
-The first letter of a name gives the origin of the tensor: i0, i1 … are inputs of the function, c0, c1 … are constants
-that the function closes over, and t5, t6 … are results of operations.
+The first letter of a name says where the tensor comes from. i0, i1 … are inputs of the function, c0, c1 … are constants
+that the function uses, and t5, t6 … are results of operations.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ VIEW = ATEN.as_strided.default
 
 @dataclass(frozen=True)
 class Name:
-    """A tensor among the arguments or results of a recorded operation."""
+    """The name of a tensor that is an argument or a result of a recorded operation."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One call of a PyTorch operation."""
+    """One recorded call of a PyTorch operation, with names in place of tensors."""
 
     function: Any
     args: Any
@@ -38,23 +38,23 @@ class Operation:
 
     @property
     def mutates(self) -> bool:
-        """Whether it changes one of its arguments in place."""
+        """Whether the operation changes one of its arguments in place."""
         return self.function._schema.is_mutable
 
     @property
     def reads(self) -> set[str]:
-        """The names among its arguments."""
+        """The names of all tensors among the operation's arguments."""
         return names_in(self.args) | names_in(tuple(self.kwargs.values()))
 
     @property
     def writes(self) -> list[str]:
-        """The names of its results."""
+        """The names of all tensors among the operation's results."""
         return [result.text for result in self.results if result is not None]
 
 
 @dataclass(frozen=True)
 class Recording:
-    """All operations of one call of a function, in order."""
+    """All operations of one call of a function, in the order in which they ran."""
 
     operations: list[Operation] = field(default_factory=list)
     constants: dict[str, Tensor] = field(default_factory=dict)
@@ -67,21 +67,24 @@ class Recording:
 
 
 def names_in(value: Any) -> set[str]:
-    """The names in an argument: a name, a plain value, or nested lists of these."""
+    """Return the names of all tensors in an argument.
+
+    Arguments are names, plain values, or nested lists and tuples of these.
+    """
     if isinstance(value, Name):
         return {value.text}
     return set().union(*map(names_in, value)) if isinstance(value, tuple | list) else set()
 
 
 def renamed(value: Any, names: dict[str, str]) -> Any:
-    """An argument with some of its names replaced, old → new."""
+    """Return an argument in which the names of tensors are replaced according to `names` (old name → new name)."""
     if isinstance(value, Name):
         return Name(names.get(value.text, value.text))
     return type(value)(renamed(part, names) for part in value) if isinstance(value, tuple | list) else value
 
 
 def map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:
-    """An argument with `change` applied to its tensors: a tensor, a plain value, or nested lists of these."""
+    """Return an argument in which each tensor t is replaced by `change(t)`, also inside nested lists and tuples."""
     if isinstance(value, Tensor):
         return change(value)
     return type(value)(map_tensors(change, part) for part in value) if isinstance(value, tuple | list) else value

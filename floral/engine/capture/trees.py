@@ -1,4 +1,7 @@
-"""Trees: nested dictionaries and tuples of tensors. Their structure is hashable, so it is part of a recording's key."""
+"""Convert trees (nested dictionaries and tuples of tensors) to flat lists of tensors, and back.
+
+The structure of a tree is hashable, so that it can be part of the key of a recording.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,11 @@ from torch import Tensor
 
 
 def flatten(tree: Any, into: list[Tensor]) -> Any:
-    """The structure of a tree, (keys or None, *parts); its tensors are appended to `into` in order."""
+    """Append the tensors of a tree to `into`, in order, and return the structure of the tree.
+
+    The structure of a dictionary is a tuple of its keys and the structures of its values. The structure of a tuple is
+    None and the structures of its entries. `...` stands for a tensor.
+    """
     match tree:
         case Tensor():
             into.append(tree)
@@ -21,11 +28,14 @@ def flatten(tree: Any, into: list[Tensor]) -> Any:
             return None, *[flatten(part, into) for part in tree]
         case None:
             return None
-    raise TypeError(f"{type(tree).__name__} in a tree of tensors; use a dictionary or a tuple")
+    raise TypeError(
+        f"a recorded function has an argument or result of type {type(tree).__name__}; "
+        "use only tensors, dictionaries, tuples and None"
+    )
 
 
 def unflatten(structure: Any, tensors: Iterator[Tensor]) -> Any:
-    """The inverse of `flatten`: a tree with this structure and the next tensors."""
+    """Rebuild a tree from its structure and the next tensors of an iterator. This is the inverse of `flatten`."""
     if structure is ...:
         return next(tensors)
     if structure is None:
@@ -36,7 +46,10 @@ def unflatten(structure: Any, tensors: Iterator[Tensor]) -> Any:
 
 
 def layout(tensor: Tensor) -> tuple[Any, ...]:
-    """Shape, strides and type of a tensor, without the strides of axes of length 1, which views do not depend on."""
+    """Return the shape, strides and type of a tensor.
+
+    The strides of axes of length 1 are left out, because views do not depend on them.
+    """
     shape, strides = tensor.shape, tensor.stride()
     if 1 in shape:
         strides = tuple([stride for length, stride in zip(shape, strides, strict=True) if length > 1])
@@ -44,6 +57,9 @@ def layout(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def copy_with_layout(tensor: Tensor) -> Tensor:
-    """A copy with the same strides and offset, so that recorded views of the copy fit the tensor."""
+    """Return a copy with the same strides and storage offset.
+
+    Views that are recorded on the copy therefore also fit the tensor.
+    """
     copy = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     return copy.set_(tensor.untyped_storage().clone(), tensor.storage_offset(), tensor.shape, tensor.stride())

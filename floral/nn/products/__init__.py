@@ -1,17 +1,18 @@
-"""Products of a layer's inputs with its weights, linear or convolutional.
+"""The products of a layer's inputs with its weights: matrix products and convolutions.
 
-Outside a `Tape` these are PyTorch's own operations. Inside a `Tape` the backward pass computes only the gradients of
-the activations. For every weight it records the pair (x, δ) whose product is the weight's gradient. The engine takes
-this product last, when it knows what the gradient is for: added in place to each client's weights, or summed over
-clients with the weights of the average. So no gradient tensor of a client's size is ever created.
+Outside a `Tape`, these are PyTorch's own operations. Inside a `Tape`, the backward pass computes only the gradients of
+the activations. For every weight, it records two factors: the input x of the layer and the gradient δ of its output.
+The gradient of the weight is the product of the two. The engine multiplies them later, when it knows how the gradient
+is used: added in place to the weights of each client, or summed over the clients. So no gradient tensor of the size of
+the weights is created for each client.
 
 Modules, in reading order:
 
-- `matrix_product`, `convolution`: one operation each, with its gradients.
-- `spec`: which operation, and over which axes it is vectorised.
-- `pending`: one recorded pair (x, δ).
-- `tape`: where pairs are recorded, and to which type products are rounded.
-- `autograd`: the operation whose backward pass writes to the tape.
+- `matrix_product`, `convolution`: the two operations, with their gradients.
+- `spec`: the description of a product: its operation, and the axes over which it is vectorised.
+- `pending`: one recorded pair of factors x and δ.
+- `tape`: the tape on which pairs are recorded, and the type to which products are rounded.
+- `autograd`: the operation whose backward pass records pairs on the tape.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ __all__ = ["Leaf", "Pair", "PendingGradient", "Tape", "Window", "conv2d", "linea
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, delta: Tensor | None = None, stacked: Stacked = ""
 ) -> Tensor:
-    """x (W + delta)ᵀ + bias of ONE client.
+    """Return x (W + delta)ᵀ + bias for ONE client: the product of a linear layer with input x and weight W.
 
-    Shapes: x [..., inputs], W [outputs, inputs]; with `stacked`, C weights that are used as one (see `Stacked`).
+    The shapes are x [..., inputs] and W [outputs, inputs]; `delta` is a change of W. With `stacked`, W consists of C
+    weights that are used as one, as described at `Stacked`.
     """
     active, spec = tape.active(), ProductSpec(MatrixProduct(), stacked=stacked, dtype=tape.rounding())
     if x.dim() == 1:
@@ -55,9 +57,10 @@ def conv2d(
     delta: Tensor | None = None,
     stacked: Stacked = "",
 ) -> Tensor:
-    """Convolution of x [B, inputs, H, W] with W + delta of ONE client, over `window`.
+    """Return the convolution of x [B, inputs, H, W] with the kernel W + delta for ONE client.
 
-    With `stacked`, C weights are used as one (see `Stacked`); this needs a window without groups.
+    `window` has the stride, padding and so on; `delta` is a change of the weight W. With `stacked`, W consists of C
+    weights that are used as one, as described at `Stacked`. The window must then have groups = 1.
     """
     active, spec = tape.active(), ProductSpec(Convolution(window), stacked=stacked, dtype=tape.rounding())
     if active is None:

@@ -1,4 +1,4 @@
-"""The product whose backward pass records the weight's gradient on the tape."""
+"""The product of inputs and weights as an operation of autograd, which records weight gradients on the tape."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from floral.nn.products.tape import Tape
 
 
 class Product(torch.autograd.Function):
-    """One product x (W + delta)ᵀ + bias, or one convolution with W + delta.
+    """One matrix product x (W + delta)ᵀ + bias, or one convolution of x with W + delta.
 
-    Each vmap adds a level to the spec, so the computation sees all axes at once.
+    The backward pass records the gradient of the weight W on the tape. Each `torch.vmap` around the product adds an
+    entry to `spec.levels`, so that all clients and clusters are computed together.
     """
 
     @staticmethod
@@ -74,12 +75,17 @@ class Product(torch.autograd.Function):
         moved = [tensor if dim is None else tensor.movedim(dim, 0) for tensor, dim in zip(tensors, dims, strict=True)]
         spec = replace(spec, levels=(*spec.levels, tuple(dim is not None for dim in dims)))
         if len(spec.levels) > 2 or (spec.stacked and len(spec.levels) > 1):
-            raise Refused("its layers are vectorised over more axes than clients and clusters; nest fewer vmaps")
+            raise Refused(
+                "a layer is vectorised over more axes than clients and clusters; use fewer nested calls of `torch.vmap`"
+            )
         return Product.apply(*moved, spec, tape), 0  # type: ignore[return-value]
 
 
 def _backward_of_one_convolution(ctx: Any, convolution: Convolution, gradient: Tensor) -> tuple[Any, ...]:
-    """Compute the backward pass of ONE client's convolution. One call gives all gradients, so none is deferred."""
+    """Compute the backward pass of ONE client's convolution.
+
+    One PyTorch call gives the gradients of x, weight and bias together, so the weight's gradient is not left for later.
+    """
     x, weight, bias, _ = ctx.saved_tensors
     spec: ProductSpec = ctx.spec
     inputs = spec.rounded(spec.vectorised(x, X))
@@ -98,7 +104,7 @@ def _backward_of_one_convolution(ctx: Any, convolution: Convolution, gradient: T
 
 
 def _record(tape: Tape, weight: Tensor, pending: PendingGradient) -> Tensor | None:
-    """Record the gradient if the weight is a parameter of the tape; otherwise return it for autograd."""
+    """Record the weight's gradient if the weight is a parameter of the tape; otherwise return it for autograd."""
     leaf = tape.leaf(weight)
     if leaf is None:
         return pending.of_weight()
@@ -107,5 +113,9 @@ def _record(tape: Tape, weight: Tensor, pending: PendingGradient) -> Tensor | No
 
 
 def _same_for_all(bias: Tensor) -> bool:
-    """Whether a bias [m or 1, C or 1, outputs] is equal for all clients and clusters, perhaps by expansion."""
+    """Return whether all clients and clusters have the same bias.
+
+    The bias is [m or 1, C or 1, outputs]. It is the same for all along an axis of length 1, and along an axis that was
+    expanded.
+    """
     return all(size == 1 or step == 0 for size, step in zip(bias.shape[:2], bias.stride()[:2], strict=True))

@@ -1,7 +1,7 @@
-"""The product of a convolution layer, vectorised over clients and clusters, and its gradients.
+"""The convolutions of one layer for m clients and C clusters, and their gradients.
 
-Shapes: x [m, C or 1, B, inputs, H, W], W [m or 1, C or 1, outputs, inputs, h, w] and the output or its gradient δ
-[m, C, B, outputs, H', W'], for m clients and C clusters.
+Shapes: x is [m, C or 1, B, inputs, H, W], the weight is [m or 1, C or 1, outputs, inputs, h, w], and the output and its
+gradient δ are [m, C, B, outputs, H', W']. An axis has length 1 if all clients or clusters share the tensor.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ WEIGHT_ONLY = (False, True, False)
 
 @dataclass(frozen=True)
 class Window:
-    """How a kernel moves over an image [B, inputs, H, W].
+    """How a kernel moves over an image [B, inputs, H, W]: stride, padding, dilation and groups.
 
-    The weight is W [outputs, inputs / groups, h, w]. A `transposed` convolution computes what the input gradient of a
-    convolution computes; its weight is W [inputs, outputs / groups, h, w].
+    The weight is [outputs, inputs / groups, h, w]. With `transposed`, the operation is a transposed convolution, and
+    its weight is [inputs, outputs / groups, h, w].
     """
 
     stride: Pair = (1, 1)
@@ -38,7 +38,7 @@ class Window:
     """Of a transposed convolution: rows and columns appended to the result, whose size a stride leaves open."""
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The convolution of x with one kernel."""
+        """Return the convolution (or transposed convolution) of x with one kernel."""
         if not self.transposed:
             return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
         return F.conv_transpose2d(
@@ -46,25 +46,28 @@ class Window:
         )
 
     def backward(self, gradient: Tensor, x: Tensor, weight: Tensor, needed: tuple[bool, bool, bool]) -> Any:
-        """Gradients of (x, weight, bias) where `needed`, None elsewhere."""
+        """Return the gradients of x, weight and bias. A gradient is None if `needed` is False for it."""
         window = self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
         return torch.ops.aten.convolution_backward.default(gradient, x, weight, [gradient.shape[1]], *window, needed)
 
     def channels(self, inputs: int, outputs: int) -> Pair:
-        """Lengths of the first two axes of a weight."""
+        """Return the lengths of the first two axes of a weight for this number of inputs and outputs."""
         return (inputs, outputs // self.groups) if self.transposed else (outputs, inputs // self.groups)
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """Convolutions over one window: one call for each different kernel."""
+    """The convolutions of all clients and clusters with the same window.
+
+    Each different kernel needs one call of PyTorch.
+    """
 
     window: Window
     channel_axis: ClassVar[int] = 3
     """Axis of the inputs in x and of the outputs in δ."""
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The convolution with a bias [outputs], as [m, C, B, outputs, H', W']."""
+        """Return the convolutions as [m, C, B, outputs, H', W'], with a bias [outputs] added if it is given."""
         window = self.window
         if weight.shape[:2] == (1, 1):
             out = window(x.flatten(0, 2), channels_last(weight[0, 0]), bias)
@@ -81,16 +84,16 @@ class Convolution:
         return torch.stack(outs).unflatten(0, (clients, clusters))
 
     def takes_client_bias(self, weight: Tensor) -> bool:
-        """Return whether `forward` can add a bias that differs between clients. A convolution never can."""
+        """Return False: `forward` cannot add a bias that differs between clients. Use `add_bias` for such a bias."""
         del weight
         return False
 
     def add_bias(self, out: Tensor, bias: Tensor) -> None:
-        """Add a bias [m or 1, C or 1, outputs] to `out` in place."""
+        """Add a bias [m or 1, C or 1, outputs] to the output `out`, in place."""
         out.add_(bias[:, :, None, :, None, None])
 
     def input_gradient(self, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """The gradient of x, [m, C, B, inputs, H, W]."""
+        """Return the gradient of the input x, [m, C, B, inputs, H, W], from the gradient of the output."""
 
         def back(delta: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
             return self.window.backward(delta, x, channels_last(kernel), INPUT_ONLY)[0]
@@ -111,7 +114,10 @@ class Convolution:
         return torch.stack(gradients).unflatten(0, (clients, clusters))
 
     def weight_gradients(self, gradient: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The weight gradient of every client and cluster, [m, C, outputs, inputs, h, w]; `shape` ends in (h, w)."""
+        """Return the gradient of the weight for every client and cluster, [m, C, outputs, inputs, h, w].
+
+        `shape` is any shape that ends with the height and width of the kernel.
+        """
         gradients = [
             self._kernel_gradient(gradient[k, c], _at(x[k], 0, c), shape)
             for k in range(len(gradient))
@@ -120,7 +126,10 @@ class Convolution:
         return torch.stack(gradients).unflatten(0, gradient.shape[:2])
 
     def summed_weight_gradient(self, gradient: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The weight gradient summed over clients, [C, outputs, inputs, h, w]; `shape` ends in (h, w)."""
+        """Return the gradient of the weight, summed over the clients, [C, outputs, inputs, h, w].
+
+        `shape` is any shape that ends with the height and width of the kernel.
+        """
         return torch.stack(
             [
                 self._kernel_gradient(gradient[:, c].flatten(0, 1), _at(x, 1, c).flatten(0, 1), shape)
@@ -129,19 +138,23 @@ class Convolution:
         )
 
     def bias_gradient(self, gradient: Tensor) -> Tensor:
-        """The bias gradient of every client and cluster, [m, C, outputs]."""
+        """Return the gradient of the bias for every client and cluster, [m, C, outputs]."""
         return gradient.sum((2, 4, 5))
 
     def _kernel_gradient(self, gradient: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The gradient of one kernel from δ [B, outputs, …] and x [B, inputs, …]."""
+        """Return the gradient of one kernel from the input x [B, inputs, …] and the output's gradient δ [B, outputs,
+        …].
+
+        `shape` is any shape that ends with the height and width of the kernel.
+        """
         like = gradient.new_empty((*self.window.channels(x.shape[1], gradient.shape[1]), *shape[-2:]))
         return self.window.backward(gradient, x, channels_last(like), WEIGHT_ONLY)[1]
 
 
 def channels_last(weight: Tensor) -> Tensor:
-    """The weight in the memory layout in which convolutions of images [B, H, W, channels] are fastest.
+    """Return the weight in PyTorch's memory layout `channels_last`, in which convolutions are fastest.
 
-    Copying a weight is cheap beside the convolution.
+    The images are stored as [B, H, W, channels] too. Copying a weight takes little time compared with the convolution.
     """
     return weight.contiguous(memory_format=torch.channels_last)
 

@@ -1,7 +1,7 @@
-"""The product of a linear layer, vectorised over clients and clusters, and its gradients.
+"""The matrix products of one linear layer for m clients and C clusters, and their gradients.
 
-Shapes: x [m, C or 1, …, inputs], W [m or 1, C or 1, outputs, inputs] and the output or its gradient δ
-[m, C, …, outputs], for m clients and C clusters.
+Shapes: x is [m, C or 1, …, inputs], the weight W is [m or 1, C or 1, outputs, inputs], and the output and its gradient
+δ are [m, C, …, outputs]. An axis has length 1 if all clients or clusters share the tensor.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MatrixProduct:
-    """y = x Wᵀ + bias, with as few matrix products as the shared axes allow."""
+    """The products y = x Wᵀ + bias of a linear layer for all clients and clusters.
+
+    If clients or clusters share a weight W, their products are computed as one.
+    """
 
     channel_axis: ClassVar[int] = -1
     """Axis of the inputs in x and of the outputs in δ."""
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x Wᵀ + bias as [m, C, …, outputs].
+        """Return x Wᵀ + bias as [m, C, …, outputs].
 
-        The bias is [outputs], or [m, C or 1, outputs] where `takes_client_bias` allows it.
+        The bias is [outputs]. If `takes_client_bias` returns True, it may also be [m, C or 1, outputs].
         """
         middle = x.shape[2:-1]
         clients, clusters = max(len(x), len(weight)), max(x.shape[1], weight.shape[1])
@@ -42,15 +45,18 @@ class MatrixProduct:
         return out.reshape(clusters, clients, *middle, -1).transpose(0, 1)
 
     def takes_client_bias(self, weight: Tensor) -> bool:
-        """Return whether `forward` can add a bias that differs between clients: only if the weights differ too."""
+        """Return whether `forward` can add a bias that differs between clients. It can if their weights differ too."""
         return len(weight) > 1
 
     def add_bias(self, out: Tensor, bias: Tensor) -> None:
-        """Add a bias [m or 1, C or 1, outputs] to `out` in place."""
+        """Add a bias [m or 1, C or 1, outputs] to the output `out`, in place."""
         out.add_(bias.reshape(*bias.shape[:2], *(1,) * (out.dim() - 3), bias.shape[2]))
 
     def input_gradient(self, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """δ W as [m, C, …, inputs]; already summed over C where x has no axis C."""
+        """Return the gradient δ W of the input x as [m, C, …, inputs], where δ is the gradient of the output.
+
+        If all clusters share x, the result may already be summed over the clusters; its axis C then has length 1.
+        """
         clients, clusters, *middle, _ = gradient.shape
         if len(weight) > 1 or clients == 1:
             out = torch.matmul(gradient.flatten(2, -2), weight)
@@ -65,27 +71,33 @@ class MatrixProduct:
         return out.reshape(clusters, clients, *middle, -1).transpose(0, 1)
 
     def weight_gradients(self, gradient: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The weight gradient δᵀ x of every client and cluster, [m, C, outputs, inputs]."""
+        """Return the gradient δᵀ x of the weight for every client and cluster, [m, C, outputs, inputs].
+
+        δ is the gradient of the output, and x is the input.
+        """
         del shape
         return torch.matmul(gradient.flatten(2, -2).mT, x.flatten(2, -2))
 
     def summed_weight_gradient(self, gradient: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The weight gradient summed over clients, [C, outputs, inputs]."""
+        """Return the gradient of the weight, summed over the clients, [C, outputs, inputs]."""
         del shape
         if gradient.shape[1] == 1:
             return (gradient.reshape(-1, gradient.shape[-1]).mT @ x.reshape(-1, x.shape[-1])).unsqueeze(0)
         return torch.bmm(_by_cluster(gradient).mT, _by_cluster(x).expand(gradient.shape[1], -1, -1))
 
     def bias_gradient(self, gradient: Tensor) -> Tensor:
-        """The bias gradient of every client and cluster, [m, C, outputs]."""
+        """Return the gradient of the bias for every client and cluster, [m, C, outputs]."""
         return gradient.flatten(2, -2).sum(2)
 
 
 def _by_cluster(tensor: Tensor) -> Tensor:
-    """Reshape [m, C, …, n] to [C, m · …, n]: one matrix per cluster with the samples of all clients."""
+    """Reshape [m, C, …, n] to [C, m · …, n]: one matrix per cluster, with the samples of all m clients."""
     return tensor.transpose(0, 1).flatten(1, -2)
 
 
 def _batched(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x Wᵀ + bias for x [n, samples, inputs], W [n, outputs, inputs] and a bias [outputs] or [n, 1, outputs]."""
+    """Return n products x Wᵀ + bias for x [n, samples, inputs] and W [n, outputs, inputs].
+
+    The bias is [outputs], [n, 1, outputs] or None.
+    """
     return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias, x, weight.mT)

@@ -1,4 +1,4 @@
-"""The weight gradient of one product, stored as two factors until the engine knows how it is used."""
+"""The gradient of a weight, stored as two factors until the engine knows how the gradient is used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from floral.nn.products.spec import WEIGHT, ProductSpec, X, split_stack, sum_axi
 
 @dataclass(frozen=True)
 class PendingGradient:
-    """The factors x [m, C or 1, …] and δ [m, C, …] of one weight gradient, which are not multiplied yet."""
+    """The gradient of one weight, stored as two factors x [m, C or 1, …] and δ [m, C, …] that are not yet multiplied.
+
+    x is the input of the layer, and δ (`gradient`) is the gradient of the layer's output, for m clients and C clusters.
+    """
 
     x: Tensor
     gradient: Tensor
@@ -28,34 +31,41 @@ class PendingGradient:
 
     @property
     def x_per_client(self) -> bool:
-        """Whether each client has its own x."""
+        """Whether the input x differs between clients, i.e. has a client axis."""
         return self.spec.axes(X)[0]
 
     @property
     def clusters(self) -> int:
-        """C of a stacked weight."""
+        """The number C of weights in a stacked weight, see `Stacked`."""
         return self.shape[1 if self.spec.axes(WEIGHT)[0] else 0]
 
     def per_client_and_cluster(self) -> Tensor:
-        """The gradient of every client [m, C or 1, outputs, inputs, …]; stacked weights are still joined to one."""
+        """Return the gradient of the weight for every client and cluster, [m, C or 1, outputs, inputs, …].
+
+        For a stacked weight, C weights are used as one. Their gradient is then also one, and axis C has length 1.
+        """
         if self.computed is not None:
             return self.computed
         return self.spec.operation.weight_gradients(self.gradient, self.x, self.shape)
 
     def of_weight(self) -> Tensor:
-        """The gradient in the shape of the weight: summed over the axes that the weight does not have."""
+        """Return the gradient in the shape of the weight.
+
+        If all clients or all clusters share the weight, their gradients are summed.
+        """
         summed = self.spec.reduced(self.per_client_and_cluster(), WEIGHT)
         return self._in_weight_shape(summed, 1 if self.spec.axes(WEIGHT)[0] else 0)
 
     def per_client(self) -> Tensor:
-        """The gradient of every client [m, …], in the shape of the weight behind the client axis."""
+        """Return the gradient [m, …] of every client. After the client axis, it has the shape of the weight."""
         gradients = self.per_client_and_cluster()
         return self._in_weight_shape(gradients if self.spec.axes(WEIGHT)[1] else sum_axis(gradients, 1), 1)
 
     def sum(self, weight: Tensor | None) -> Tensor:
-        """The weighted sum over clients: Σ_k weight_k·g_k for weights [m].
+        """Return the weighted sum of the clients' gradients.
 
-        Weights [m, C] give Σ_k weight_kc·g_kc for each cluster. With None, every client weighs 1.
+        Weights [m] give Σ_k weight_k·g_k, where g_k is the gradient of client k. Weights [m, C] give one sum Σ_k
+        weight_kc·g_kc for each cluster c. With None, the weight of every client is 1.
         """
         x, gradient, computed = self.x, self.gradient, self.computed
         if weight is not None and weight.dim() == 2 and self.spec.stacked:
@@ -72,7 +82,11 @@ class PendingGradient:
         return self._in_weight_shape(total if self.spec.axes(WEIGHT)[1] else sum_axis(total, 0), 0)
 
     def divided_by(self, share: Tensor) -> PendingGradient:
-        """The gradient of the unweighted losses, where the losses were multiplied by `share` [m]."""
+        """Return the gradient with the part of each client divided by the client's entry in `share` [m].
+
+        This gives the gradient of the original losses if the losses were multiplied by `share` before the backward
+        pass.
+        """
 
         def divided(tensor: Tensor) -> Tensor:
             return (tensor / share.to(self.dtype).reshape(-1, *(1,) * (tensor.dim() - 1))).to(tensor.dtype)
@@ -81,9 +95,10 @@ class PendingGradient:
         return replace(self, gradient=divided(self.gradient), computed=computed)
 
     def add_to(self, values: Tensor, alpha: float) -> None:
-        """Add alpha·g_k to each client's values [m, …] in place, in one call where the gradient is one matrix product.
+        """Add alpha times each client's gradient to the values [m, …] of the client, in place.
 
-        Here and where gradients are summed, the weight may have had further axes of length 1.
+        If the gradient is one matrix product, the product and the addition are a single operation. `values` may have
+        more axes of length 1 than the gradient.
         """
         is_matrix = isinstance(self.spec.operation, MatrixProduct) and self.spec.stacked != "inputs"
         if not is_matrix or self.computed is not None or self.x.dtype != values.dtype:
@@ -98,7 +113,11 @@ class PendingGradient:
         matrices.baddbmm_(gradient.flatten(0, 1).mT, x.flatten(0, 1), alpha=alpha)
 
     def _weigh_stacked(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """x, δ and the computed gradient, with client k's part of cluster c multiplied by weight_kc."""
+        """Return x, δ and None, after the part of each client and cluster is multiplied by `weight` [m, C].
+
+        This is for stacked weights. Either x or δ is multiplied: the one that has separate channels for each cluster.
+        None stands for the computed gradient, which is no longer valid.
+        """
         clusters = weight.shape[1]
         inputs = self.spec.stacked == "inputs"
         tensor = self.x if inputs else self.gradient
@@ -112,5 +131,8 @@ class PendingGradient:
         return (weighed, self.gradient, None) if inputs else (self.x, weighed, None)
 
     def _in_weight_shape(self, gradient: Tensor, axis: int) -> Tensor:
-        """The gradient in the weight's type, and of a stacked weight with its axis C at `axis`."""
+        """Return the gradient in the data type of the weight.
+
+        The gradient of a stacked weight is split into C gradients along `axis`.
+        """
         return split_stack(gradient.to(self.dtype), self.spec.stacked, self.clusters, axis)

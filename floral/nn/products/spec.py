@@ -1,4 +1,4 @@
-"""The description of a product: its operation, and the axes over which it is vectorised."""
+"""The description of a product: its operation, and the axes (clients, clusters) over which it is vectorised."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ X, WEIGHT, BIAS, DELTA = range(4)
 
 @dataclass(frozen=True)
 class ProductSpec:
-    """The operation, the rounding and the vectorised axes of one product."""
+    """The description of one product: operation, stacking of weights, vectorised axes and rounding."""
 
     operation: MatrixProduct | Convolution
     stacked: Stacked = ""
@@ -36,44 +36,62 @@ class ProductSpec:
     """Type to which factors and results are rounded; None: no rounding."""
 
     def rounded(self, tensor: Any) -> Any:
-        """Return a factor (or None) in the type in which the product is computed."""
+        """Return a factor of the product in the data type in which the product is computed. None stays None."""
         return tensor if tensor is None or self.dtype is None else tensor.to(self.dtype)
 
     def axes(self, position: int) -> tuple[bool, bool]:
-        """Whether the input at `position` carries the client axis, and whether it carries the cluster axis."""
+        """Return whether the input at `position` has a client axis, and whether it has a cluster axis.
+
+        The positions are X, WEIGHT, BIAS and DELTA.
+        """
         inwards = [level[position] for level in reversed(self.levels)]
         return (*inwards, False, False)[:2]  # type: ignore[return-value]
 
     def vectorised(self, tensor: Tensor, position: int) -> Tensor:
-        """The input at `position` as [m or 1, C or 1, …]."""
+        """Return the input at `position` as [m or 1, C or 1, …], for m clients and C clusters.
+
+        If it has no client axis or no cluster axis, an axis of length 1 is inserted.
+        """
         clients, clusters = self.axes(position)
         tensor = tensor if clients else tensor.unsqueeze(0)
         return tensor if clusters else tensor.unsqueeze(1)
 
     def reduced(self, gradient: Tensor, position: int) -> Tensor:
-        """Return a gradient [m, C, …] summed over the axes that the input at `position` does not have."""
+        """Return a gradient [m, C, …], summed over the axes that the input at `position` does not have.
+
+        The axes are m clients and C clusters.
+        """
         clients, clusters = self.axes(position)
         gradient = gradient if clusters else sum_axis(gradient, 1)
         return gradient if clients else sum_axis(gradient, 0)
 
     def result(self, vectorised: Tensor) -> Tensor:
-        """Return an output [m, C, …] without the axes over which the product is not vectorised."""
+        """Return an output [m, C, …] with only the axes over which the product is vectorised.
+
+        The other leading axes have length 1 and are removed.
+        """
         vectorised = vectorised if len(self.levels) > 1 else vectorised[:, 0]
         return vectorised if self.levels else vectorised[0]
 
     def vectorised_result(self, gradient: Tensor) -> Tensor:
-        """The inverse of `result`: an output's gradient as [m, C, …]."""
+        """Return the gradient of an output as [m, C, …]. This is the inverse of `result`.
+
+        The axes that `result` removed are inserted again, with length 1.
+        """
         gradient = gradient if self.levels else gradient.unsqueeze(0)
         return gradient if len(self.levels) > 1 else gradient.unsqueeze(1)
 
     def effective_weight(self, weight: Tensor, delta: Tensor | None) -> Tensor:
-        """W + delta as [m or 1, C or 1, outputs, inputs, …]."""
+        """Return the sum of the weight and its change `delta`, as [m or 1, C or 1, outputs, inputs, …].
+
+        A stacked weight is first joined to one weight.
+        """
         used = join_stack(self.vectorised(weight, WEIGHT), self.stacked, 2)
         return used if delta is None else used + self.vectorised(delta, DELTA)
 
 
 def join_stack(weight: Tensor, stacked: Stacked, axis: int = 0) -> Tensor:
-    """C weights as one weight; `axis` is the axis of the C weights."""
+    """Join C weights to one weight, as `stacked` describes. `axis` is the axis along which the C weights lie."""
     match stacked:
         case "outputs":
             return weight.flatten(axis, axis + 1)
@@ -84,7 +102,7 @@ def join_stack(weight: Tensor, stacked: Stacked, axis: int = 0) -> Tensor:
 
 
 def split_stack(gradient: Tensor, stacked: Stacked, clusters: int, axis: int) -> Tensor:
-    """The inverse of `join_stack` for a gradient: C gradients along `axis`."""
+    """Split the gradient of a joined weight into C gradients along `axis`. This is the inverse of `join_stack`."""
     match stacked:
         case "outputs":
             return gradient.unflatten(axis, (clusters, -1))
@@ -95,5 +113,5 @@ def split_stack(gradient: Tensor, stacked: Stacked, clusters: int, axis: int) ->
 
 
 def sum_axis(tensor: Tensor, axis: int) -> Tensor:
-    """The sum over an axis; a view, without a copy, where its length is 1."""
+    """Return the sum of a tensor over an axis. If the axis has length 1, the result is a view, without a copy."""
     return tensor.select(axis, 0) if tensor.shape[axis] == 1 else tensor.sum(axis)

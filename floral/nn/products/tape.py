@@ -1,4 +1,7 @@
-"""The tape of weight gradients, and the type to which products are rounded. Each applies inside a `with` block."""
+"""The tape on which weight gradients are recorded, and the data type to which products are rounded.
+
+Both are set for the duration of a `with` block.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ Leaf = tuple[str, str]
 
 @dataclass(frozen=True)
 class Tape:
-    """The trained parameters whose gradients are recorded, and the gradients recorded for each."""
+    """A tape: the trained parameters, and the pending gradients that were recorded for each of them."""
 
     leaves: dict[int, tuple[Leaf, Tensor]]
     """Memory address → name and value of a parameter, with or without a leading client axis."""
@@ -26,13 +29,13 @@ class Tape:
 
     @classmethod
     def of(cls, values: dict[str, dict[str, Tensor]]) -> Tape:
-        """A tape for all parameters in `values`, group → name → value."""
+        """Make a tape for all parameters in `values` (group → name → value)."""
         named = [((group, name), tensor) for group, params in values.items() for name, tensor in params.items()]
         return cls({tensor.data_ptr(): (leaf, tensor) for leaf, tensor in named})
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Record every product computed inside the block on this tape."""
+        """Record on this tape all products that are computed inside the `with` block."""
         token = _TAPE.set(self)
         try:
             yield
@@ -40,12 +43,15 @@ class Tape:
             _TAPE.reset(token)
 
     def leaf(self, weight: Tensor) -> Leaf | None:
-        """Return the parameter that equals this weight up to axes of length 1. None if the weight is computed."""
+        """Return the group and name of the trained parameter that is passed as `weight`; axes of length 1 may differ.
+
+        None if `weight` is not a parameter itself, but was computed from parameters.
+        """
         entry = self.leaves.get(weight.data_ptr())
         return entry[0] if entry is not None and _layout(entry[1]) == _layout(weight) else None
 
     def record(self, leaf: Leaf, gradient: PendingGradient) -> None:
-        """Add one pending gradient of a parameter."""
+        """Add one pending gradient to the list of a parameter."""
         self.entries.setdefault(leaf, []).append(gradient)
 
 
@@ -54,20 +60,20 @@ _ROUNDING: ContextVar[torch.dtype | None] = ContextVar("rounded", default=None)
 
 
 def active() -> Tape | None:
-    """The tape that records at present, if any."""
+    """Return the tape that is recording now, or None."""
     return _TAPE.get()
 
 
 def rounding() -> torch.dtype | None:
-    """The type to which products are rounded at present; None: no rounding."""
+    """Return the data type to which products are rounded now, or None if they are not rounded."""
     return _ROUNDING.get()
 
 
 @contextmanager
 def rounded(dtype: torch.dtype | None) -> Iterator[None]:
-    """Round the factors and results of products inside the block, and those of their gradients, to `dtype`.
+    """Round the factors and results of all products in the `with` block to `dtype`, also in the backward pass.
 
-    With None nothing is rounded. Parameters, inputs, outputs and gradients keep their types.
+    With None, nothing is rounded. Parameters, inputs, outputs and gradients keep their types.
     """
     token = _ROUNDING.set(dtype)
     try:
@@ -77,5 +83,5 @@ def rounded(dtype: torch.dtype | None) -> Iterator[None]:
 
 
 def _layout(tensor: Tensor) -> list[tuple[int, int]]:
-    """(length, stride) of all axes longer than 1."""
+    """Return the length and the stride of each axis that is longer than 1."""
     return [(size, step) for size, step in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]

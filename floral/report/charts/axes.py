@@ -1,4 +1,4 @@
-"""Axes of charts: scale, ticks at round numbers, and the range of values."""
+"""Describe the axes of charts: scales, ticks at round numbers, and ranges of values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import polars as pl
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """The title, scale and limits of an axis."""
+    """The title, number format, scale, limits and ticks of a chart's axis."""
 
     title: str
     format: str | None = None
@@ -29,14 +29,17 @@ def vega_axis(**options: Any) -> alt.Axis:
 
 
 def tick_options(start: float, stop: float, log: bool) -> dict[str, Any]:
-    """Return Vega options that put at most five ticks at round numbers."""
+    """Return Vega's options for the ticks of an axis.
+
+    A linear axis gets about four ticks. A logarithmic axis (`log`) gets at most five ticks at round numbers.
+    """
     if not log:
         return {"tickCount": 4}
     return {"values": round_numbers(start, stop, 5)}
 
 
 def round_numbers(start: float, stop: float, most: int = 8) -> list[float]:
-    """Return at most `most` round numbers between `start` and `stop`, for the ticks of a logarithmic axis."""
+    """Return at most `most` round numbers between `start` and `stop`, as ticks of a logarithmic axis."""
     powers = range(math.floor(math.log10(start)), math.ceil(math.log10(stop)) + 1)
     numbers: list[float] = []
     for factors in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))[most <= 5 :]:
@@ -47,7 +50,10 @@ def round_numbers(start: float, stop: float, most: int = 8) -> list[float]:
 
 
 def value_domain(frame: pl.DataFrame, axis: Axis) -> tuple[float, float]:
-    """Return the range of the columns low and high with a small margin, cut at the limits of the axis."""
+    """Return the two ends of an axis: the smallest `low` and the largest `high` of the frame, with a small margin.
+
+    The ends of a linear axis do not exceed the limits of possible values (`axis.limits`).
+    """
     low, high = float(frame["low"].min()), float(frame["high"].max())  # type: ignore[arg-type]
     if axis.log:
         return low / 1.1, high * 1.1

@@ -1,4 +1,4 @@
-"""Line charts over rounds, bytes or forward-backward passes."""
+"""Charts with one line per method, over rounds, bytes, forward-backward passes or labelled samples."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ LABEL_GAP_PX = 11.5
 
 
 def curves(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, y: Axis) -> Drawing:
-    """Draw mean lines with their range as bands, each labelled at its right end.
+    """Draw each method's mean as a line, its range over seeds as a band, and its name at the right end of the line.
 
-    Columns of frame: method_id, x, mean, low, high, n. A method with a single value of x is drawn as a horizontal line
-    over the whole width, because it spends nothing of x. On a logarithmic axis, values <= 0 are left out.
+    Columns of frame: method_id, x, mean, and the ends low and high of the band. A method with only one value of x
+    spends nothing of the quantity x: its line is horizontal over the whole width. On a logarithmic x axis, points with
+    x <= 0 are left out.
     """
     drawn = [style for style in styles if style.id in set(frame["method_id"])]
     has_several_x = pl.col("x").n_unique().over("method_id") > 1
@@ -81,9 +82,10 @@ def curves(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, y: Axis) -> Dr
 def _labels(
     ends: pl.DataFrame, styles: Sequence[Style], low: float, high: float, height: int, log: bool
 ) -> pl.DataFrame:
-    """Place the labels of the lines without overlap.
+    """Return the right ends of the lines, each with a height `label_y` at which its label overlaps no other label.
 
-    Labels are moved down, from the top one on. Then labels below the bottom edge are moved up.
+    From the top down, each label is moved down until it is clear of the label above. Labels that are then below the
+    bottom edge are moved up again.
     """
     short = {style.id: style.short for style in styles}
     scale = math.log if log else float

@@ -1,4 +1,4 @@
-"""Heat map of a method's result by rank and number of adaptors."""
+"""Heat map of one method's results, by the rank and the number of its adaptors."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ LIGHTEST, DARKEST = "#e8f0f8", "#0b3d78"
 
 
 def heat(frame: pl.DataFrame, across: Sequence[str], down: Sequence[str], higher: bool) -> Drawing:
-    """Draw one square per rank (down) and number of adaptors (across); darker squares have a better mean.
+    """Draw one square for each rank (down) and number of adaptors (across). A darker square has a better mean.
 
-    Each square shows its `text`. Columns of frame: rank, adaptors, mean, low, high, text.
+    `across` has the numbers of adaptors and `down` the ranks, in the order of the axes. `higher` states whether a
+    higher mean is better. Columns of frame: rank, adaptors, mean, low, high, and text, which is written into the
+    square.
     """
     lowest, highest = float(frame["mean"].min()), float(frame["mean"].max())  # type: ignore[arg-type]
     share = (pl.col("mean") - lowest) / ((highest - lowest) or 1.0)

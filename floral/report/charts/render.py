@@ -1,4 +1,4 @@
-"""Render Altair charts as vector figures in the report's style, by vl-convert and without a browser."""
+"""Render Altair charts as vector figures in the report's style, with vl-convert and without a browser."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MAX_ZOOM = 1.35
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A rendered figure with its texts and data."""
+    """A rendered figure (SVG) with its file name, its texts, the plotted data and its axes."""
 
     name: str
     """The name of its files, without suffix."""
@@ -72,7 +72,11 @@ class Figure:
 
     @property
     def inline(self) -> str:
-        """Return the SVG for a page: with an accessible name, ids that are unique on the page, and the common scale."""
+        """Return the SVG code for the page.
+
+        It has an accessible name, ids that are unique on the page, the figure's axes, and the largest width at which it
+        may be shown.
+        """
         svg = re.sub(r'(id="|url\(#)clip', rf"\g<1>{self.name}-clip", self.svg)
         svg = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", svg)  # Vega sets roles on marks without names
         label = self.alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
@@ -84,7 +88,10 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """The scale of a panel's axis: it maps `domain` to the pixels 0 to `length`, or `length` to 0 if `upward`."""
+    """The scale of one axis: it maps the values from `domain[0]` to `domain[1]` to the pixels from 0 to `length`.
+
+    With `upward`, it maps them to the pixels from `length` to 0, because pixels are counted from the top.
+    """
 
     title: str
     domain: tuple[float, float]
@@ -99,7 +106,7 @@ Plane = Mapping[Literal["x", "y"], Scale]
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A chart with its data and axes."""
+    """An Altair chart that is not rendered yet, with its data and axes."""
 
     chart: Any
     data: dict[str, pl.DataFrame]
@@ -110,9 +117,9 @@ class Drawing:
 
 
 def render(drawing: Drawing, name: str, title: str, subtitle: str | list[str], alt_text: str, see: str = "") -> Figure:
-    """Render a drawing in the report's style.
+    """Render a drawing as a figure in the report's style.
 
-    Equal drawings give equal bytes, because clip ids are numbered from 0 in each figure.
+    Equal drawings give equal bytes. For this, the ids of clip paths are numbered from 0 in each figure.
     """
     spec = drawing.chart.to_dict(validate=False)
     spec |= {
@@ -135,5 +142,5 @@ def method_colour(styles: Sequence[Style]) -> alt.Color:
 
 
 def style_frame(styles: Sequence[Style]) -> pl.DataFrame:
-    """Return the columns method_id, short (short name) and group, to be joined to the data of a chart."""
+    """Return one row per method, to be joined to a chart's data: method_id, short (short name) and group."""
     return pl.DataFrame([{"method_id": style.id, "short": style.short, "group": style.group_title} for style in styles])

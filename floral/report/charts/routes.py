@@ -1,4 +1,4 @@
-"""Heat maps of clients' routes: at the last round, and over rounds."""
+"""Heat maps of clients' routes (their weights of the learned clusters): at the last round, and over rounds."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ HUES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c7a
 
 
 def routes(frame: pl.DataFrame, styles: Sequence[Style], clients: int, clusters: int) -> Drawing:
-    """Draw one heat map of the routes π_kc per method, with clients across and learned clusters down.
+    """Draw one heat map per method of the routes π_kc: the weight of learned cluster c for client k.
 
-    Clients are sorted by true cluster. Columns of frame: method_id, position (0..K-1), cluster (0..C-1), weight (0..1),
-    true_cluster. The opacity is the weight.
+    There is one column per client, sorted by true cluster, and one row per learned cluster. A larger weight is more
+    opaque. Columns of frame: method_id, position (of the client: 0 to K-1), cluster (0 to C-1), weight (0 to 1),
+    true_cluster. K is the number of clients, C that of learned clusters.
     """
     width, height = PANEL_PX + 90, 13 * clusters
     edges = frame.group_by("true_cluster").agg(start=pl.col("position").min(), end=pl.col("position").max() + 1)
@@ -66,10 +67,11 @@ def routes(frame: pl.DataFrame, styles: Sequence[Style], clients: int, clusters:
 
 
 def routes_over_rounds(frame: pl.DataFrame, clusters: int) -> Drawing:
-    """Draw a heat map of one run's routes, with clients down (sorted by true cluster) and rounds across.
+    """Draw a heat map of one run's routes: one row per client, sorted by true cluster, and one column per round.
 
-    The hue is the learned cluster with the largest weight, the opacity is this weight.
-    Columns of frame: round, until, position, client, true_cluster, cluster (0..C-1), weight (1/C..1).
+    The colour shows the learned cluster with the client's largest weight, and the opacity shows this weight. Columns of
+    frame: round, until (the next round in the frame), position (of the client), client, true_cluster, cluster (0 to
+    C-1), weight (1/C to 1). C is the number of learned clusters.
     """
     clients = int(frame["position"].max()) + 1  # type: ignore[arg-type]
     start, stop = int(frame["round"].min()), int(frame["until"].max())  # type: ignore[arg-type]

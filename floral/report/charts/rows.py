@@ -1,4 +1,4 @@
-"""Charts with one row per method: values with their marks, and mean ranks."""
+"""Charts with one row per method: results as dots, intervals, boxes and ticks, or mean ranks as dots."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ from floral.report.style import Style
 
 
 def rows(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, domain: tuple[float, float]) -> Drawing:
-    """Draw one line of marks per method, grouped by family.
+    """Draw the values of each method in one row, as dots, intervals, boxes and ticks. Methods are grouped by family.
 
-    frame: one row per mark, with columns method_id, kind, value, value2, label. Kinds: `band` and `middle` (grey: the
-    range and mean if all clients had equal accuracy), `whisker`, `box` and `interval` (from value to value2), `point`,
-    `tick`, `median`, `dot`, `hollow`, and `below` and `above` (labels of values outside the domain).
+    frame: one row per drawn shape, with columns method_id, kind, value, value2 and label. Kinds:
+    `whisker`, `box`, `interval` and `band` extend from value to value2.
+    `point`, `tick`, `median`, `dot`, `hollow` (a hollow dot) and `middle` are drawn at value.
+    `below` and `above` write the label of a value that lies outside the domain.
+    `band` and `middle` are grey: they show the range and the mean by chance alone if all clients had equal accuracy.
     """
     frame = frame.join(style_frame(styles), on="method_id", how="inner", maintain_order="left")
     drawn = [style for style in styles if style.id in set(frame["method_id"])]
@@ -72,10 +74,10 @@ def rows(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, domain: tuple[fl
 
 
 def ranks(frame: pl.DataFrame, styles: Sequence[Style], bars: Sequence[tuple[str, str]]) -> Drawing:
-    """Draw a critical-difference diagram with one row per method, best mean rank first.
+    """Draw a critical-difference diagram: one row per method, best first, with a dot at the method's mean rank.
 
-    Columns of frame: method_id, rank. The rows are in the order of `styles`. `bars` has the first and last method of
-    each group that the critical difference does not separate; a vertical bar joins the rows of a group.
+    Columns of frame: method_id, rank. Rows are in the order of `styles`. A vertical bar joins the rows of methods that
+    the critical difference does not separate; `bars` has the first and the last method of each bar.
     """
     short = {style.id: style.short for style in styles}
     down = alt.Scale(domain=list(short.values()))

@@ -1,4 +1,4 @@
-"""Scatter plot with one labelled mark per method."""
+"""Scatter plot with one labelled symbol per method."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ LABEL_HEIGHT_PX, LETTER_WIDTH_PX = 11.0, 5.7
 
 
 def scatter(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, y: Axis, domain: tuple[float, float]) -> Drawing:
-    """Draw one labelled mark per method with its interval. The shape of a mark shows the group of the method.
+    """Draw one labelled symbol per method, with the interval of its mean. The symbol's shape shows the method's group.
 
     Columns of frame: method_id, x, mean, low, high (low = high = mean if there is no interval). Intervals are cut at
-    the `domain` of y. x is logarithmic; x = 0 is drawn at the left edge, behind a gap.
+    the ends `domain` of the y axis. The x axis is logarithmic; a method with x = 0 is drawn at the left edge, behind a
+    gap.
     """
     positive = frame.filter(pl.col("x") > 0)["x"]
     start, stop = (float(positive.min()), float(positive.max())) if len(positive) else (1.0, 10.0)  # type: ignore[arg-type]
@@ -85,7 +86,11 @@ def scatter(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, y: Axis, doma
 def _place_labels(
     rows: pl.DataFrame, place: Callable[[dict[str, Any]], tuple[float, float]], width: float, height: float
 ) -> pl.DataFrame:
-    """Put a label to the right of each mark, at the nearest free place up, down or further right."""
+    """Return a place for each method's label: right of the symbol, without overlap with symbols or other labels.
+
+    A label is moved up, down or further right to the nearest free place. `place` maps a row to the pixels of its
+    symbol.
+    """
     marks = [(row, *place(row)) for row in sorted(rows.iter_rows(named=True), key=lambda row: -row["mean"])]
     occupied = [(x - 5, y - 5, x + 5, y + 5) for _, x, y in marks]
     moves = sorted(

@@ -1,4 +1,4 @@
-"""The range of an axis: round ends, logarithmic scales for errors, and controls that are left out."""
+"""Choose the range of an axis: round ends, a logarithmic scale for errors, and controls that are left out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ Range = tuple[float, float]
 
 
 def is_logarithmic(configuration: Configuration, values: Iterable[float]) -> bool:
-    """Return whether the axis is logarithmic: if the largest of positive errors exceeds 30 times the smallest."""
+    """Return whether the axis is logarithmic, given all values on it.
+
+    It is logarithmic if the values are errors above 0, and the largest is more than 30 times the smallest.
+    """
     values = list(values)
     return configuration.metric == "loss" and 0 < min(values) < max(values) / 30
 
@@ -29,10 +32,11 @@ def enclosing(ranges: Iterable[Range]) -> Range:
 
 
 def far_controls(ranges: Mapping[str, Range], controls: set[str]) -> set[str]:
-    """Return the controls that are far from all other methods and would stretch the axis.
+    """Return the controls that are far from all other methods, so that they would stretch the axis.
 
-    ranges: method → lowest and highest value. A control is far if it lies outside the range of the other methods by
-    more than half the width of this range. No control is returned if the axis without them is at least half as long.
+    ranges: method → its lowest and highest value. A control is far if it lies outside the range of the other methods by
+    more than half the width of this range. The result is empty unless the axis becomes less than half as long without
+    the far controls.
     """
     others_ranges = [ends for method, ends in ranges.items() if method not in controls]
     if not others_ranges:
@@ -46,7 +50,7 @@ def far_controls(ranges: Mapping[str, Range], controls: set[str]) -> set[str]:
 
 
 def round_outwards(ends: Range, low: float, high: float) -> Range:
-    """Move both ends of a range outwards to round numbers, but not beyond `low` and `high`."""
+    """Return a range whose ends are moved outwards to round numbers, but not beyond `low` and `high`."""
     span = ends[1] - ends[0] or abs(ends[1]) / 10 or 1.0
     power = 10.0 ** math.floor(math.log10(span / 4))
     step = next(factor * power for factor in (1, 2, 5, 10) if span <= 5 * factor * power)

@@ -1,4 +1,4 @@
-"""Figures of clients: spread of their results, the worst clients, and clients that join after training."""
+"""Figures of clients: the spread of their results, the worst clients, and clients that join after training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_CLIENT_POINTS = 60
 
 
 def spread(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> Figure | None:
-    """Plot quantiles of the clients' results for each method."""
+    """Plot the 5, 25, 50, 75 and 95 % quantiles of the clients' results, in one row per method."""
     unit = result_unit(configuration)
     clients = spread_frame(collected, configuration, configuration.metric, unit.scale)
     if clients.is_empty():
@@ -53,7 +53,10 @@ def spread(collected: Collected, styles: Sequence[Style], configuration: Configu
 
 
 def worst(collected: Collected, styles: Sequence[Style], configuration: Configuration, kind: WorstOf) -> Figure | None:
-    """Plot each method's accuracy on the worst decile or cluster, beside its distribution if all clients were equal."""
+    """Plot each method's accuracy on the worst decile or cluster, and the range that chance alone would give.
+
+    Chance alone means that all clients have equal accuracy.
+    """
     if configuration.metric == "loss":
         return None
     by_method = worst_of(collected, configuration, kind)
@@ -72,7 +75,7 @@ def worst(collected: Collected, styles: Sequence[Style], configuration: Configur
     alt_text = f"Worst {kind}, {configuration.title}. Seeds below the range of chance: "
     alt_text += ", ".join(f"{names[item.method]} {item.below_chance} of {len(item.observed)}" for item in by_method)
     alt_text += "."
-    subtitle = "dot: mean; ticks: seeds; grey: one seed by chance alone"
+    subtitle = "dot: mean; ticks: seeds; grey: range of chance for one seed"
     below = [names[item.method] for item in by_method if item.below_chance == len(item.observed)]
     see = f"Below the range of chance in every seed: {', '.join(below) or 'none'}."
     title = f"Accuracy of the worst {kind}, %"
@@ -80,7 +83,7 @@ def worst(collected: Collected, styles: Sequence[Style], configuration: Configur
 
 
 def unseen(collected: Collected, styles: Sequence[Style], configuration: Configuration, kind: str) -> Figure | None:
-    """Plot the accuracy of clients that join after training against their number of labelled samples."""
+    """Plot the accuracy of clients that join after training, against their number of labelled samples."""
     frame = unseen_accuracy(collected, configuration, kind)
     if frame.is_empty():
         return None

@@ -1,4 +1,4 @@
-"""Figure with one row of marks per method. The axis covers only the range in which methods differ."""
+"""Figure with one row per method: dots, intervals, boxes and ticks on an axis that covers the range of the methods."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ def method_rows(
     marks: list[Mark], styles: Sequence[Style], configuration: Configuration, kind: str, title: str,
     digits: int | None, subtitle: str, alt_text: str, see: str = "",
 ) -> Figure:  # fmt: skip
-    """Plot the marks of each method in a row. The subtitle names cut intervals and methods outside the axis."""
+    """Plot the values of each method in one row, as dots, intervals, boxes and ticks.
+
+    The subtitle names the methods whose interval is cut at the end of the axis, and the methods outside the axis.
+    """
     low, high = LIMITS[configuration.metric]
     measured = [end for _, mark_kind, *ends in marks if mark_kind != "interval" for end in ends if end is not None]
     log = is_logarithmic(configuration, measured)
@@ -72,7 +75,7 @@ def method_rows(
 
 
 def _ranges(marks: list[Mark]) -> dict[str, Range]:
-    """Return the lowest and highest value of each method's marks."""
+    """Return the lowest and the highest plotted value of each method."""
     values: dict[str, list[float]] = {}
     for method, _, *ends in marks:
         values.setdefault(method, []).extend(end for end in ends if end is not None)

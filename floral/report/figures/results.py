@@ -1,4 +1,4 @@
-"""Figures of the result: means with intervals, result against bytes, and learning curves."""
+"""Figures of the results: means with intervals, results against bytes, and learning curves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from floral.report.tables import number
 
 
 def result(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> Figure | None:
-    """Plot each method's mean with its 95 % interval, and the value of every seed."""
+    """Plot each method's mean with its 95 % interval, and the result of every seed."""
     unit, means = result_unit(configuration), intervals(collected, configuration)
     if not means:
         return None
@@ -44,7 +44,7 @@ def result(collected: Collected, styles: Sequence[Style], configuration: Configu
 
 
 def tradeoff(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> Figure | None:
-    """Plot the result of each method against the bytes sent in a whole run."""
+    """Plot the result of each method against the bytes that are sent in a whole run."""
     unit, means = result_unit(configuration), intervals(collected, configuration)
     sent = collected.values(configuration, "bytes")
     drawn = [style for style in styles if style.id in means and style.id in sent]
@@ -75,17 +75,20 @@ def tradeoff(collected: Collected, styles: Sequence[Style], configuration: Confi
     sign = 1 if unit.higher_is_better else -1
     points = {s.id: (sum(sent[s.id].values()) / len(sent[s.id]), sign * means[s.id].mean) for s in drawn}
     front = [style.short for style in drawn if not _dominated(points[style.id], points.values())]
-    see = f"Pareto front (no other method has a better mean with as few bytes): {', '.join(front)}."
+    see = f"Pareto front (no other method has a better mean with at most as many bytes): {', '.join(front)}."
     return render(chart, f"tradeoff_{configuration.id}", configuration.title, subtitle, alt_text, see)
 
 
 def _dominated(point: tuple[float, float], points: Iterable[tuple[float, float]]) -> bool:
-    """Return whether another (bytes, score) point has a higher score with at most as many bytes."""
+    """Return whether another method has a higher score and sends at most as many bytes.
+
+    A point is (bytes, score) of one method.
+    """
     return any(sent <= point[0] and score > point[1] for sent, score in points)
 
 
 def curves(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> dict[str, Figure | None]:
-    """Plot learning curves against rounds, bytes and forward-backward passes. Return the figures by kind."""
+    """Plot learning curves against rounds, bytes and forward-backward passes. Return them as kind → figure."""
     unit = result_unit(configuration)
     names = {style.id: style.short for style in styles}
     horizontal = {

@@ -1,4 +1,4 @@
-"""Figures of the clients' routes: at the last round, over rounds, and in comparison with the true clusters."""
+"""Figures of the clients' routes: at the last round, over rounds, and compared with the true clusters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_CLIENTS_PER_CLUSTER, MAX_ROUNDS = 10, 40
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """A measure of the routes, plotted over rounds."""
+    """A measure of the routes (such as the adjusted Rand index), with the texts and the axis of its figure."""
 
     metric: str
     title: str
@@ -38,24 +38,24 @@ class Recovery:
 RECOVERY = {
     "recovery": Recovery(
         metric="route/ari", title="Adjusted Rand index of the routes against the true clusters",
-        subtitle="adjusted Rand index: 1 recovered, 0 chance", axis=Axis(title="ARI", limits=(-1, 1)),
+        subtitle="adjusted Rand index: 1 is recovered, 0 is chance", axis=Axis(title="ARI", limits=(-1, 1)),
         higher_is_better=True,
     ),
     "mismatch": Recovery(
         metric="route/mismatch", title="Mismatch of p(k|c) with the true clusters",
-        subtitle="mismatch of p(k|c): 0 recovered, 2 the worst", axis=Axis(title="Mismatch", limits=(0, 2)),
+        subtitle="mismatch of p(k|c): 0 is recovered, 2 the worst", axis=Axis(title="Mismatch", limits=(0, 2)),
         higher_is_better=False,
     ),
     "entropy": Recovery(
         metric="route/entropy", title="Mean entropy of the clients' routes in nats",
-        subtitle="entropy of a client's route, nats: 0 certain", axis=Axis(title="Entropy", limits=(0, math.inf)),
+        subtitle="entropy of a client's route in nats: 0 is certain", axis=Axis(title="Entropy", limits=(0, math.inf)),
         higher_is_better=False,
     ),
 }  # fmt: skip
 
 
 def routes(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> Figure | None:
-    """Plot the routes of all clients at the last round, for each method that learns routes."""
+    """Plot the routes of all clients at the last round, in one heat map for each method that learns routes."""
     learned = [style.id for style in styles if style.group == "method"]
     frame, seeds = last_routes(collected, configuration, learned)
     if frame.is_empty():
@@ -66,15 +66,20 @@ def routes(collected: Collected, styles: Sequence[Style], configuration: Configu
     matched = frame.group_by("method_id", maintain_order=True).agg(
         pl.col("weight").filter(pl.col("cluster") == pl.col("true_cluster")).mean()
     )
-    alt_text = f"Routes of {clients} clients, {configuration.title}. Mean weight on the matched true cluster: "
+    alt_text = (
+        f"Routes of {clients} clients, {configuration.title}. Mean weight of the cluster that matches the true one: "
+    )
     alt_text += ", ".join(f"{names[method]} {number(weight, 2)}" for method, weight in matched.iter_rows()) + "."
     subtitle = "clients by true cluster × learned clusters, seed " + ", ".join(map(str, sorted(set(seeds.values()))))
-    see = f"Mean weight on the matched true cluster: {ranking(dict(matched.iter_rows()), styles, 2)}."
+    see = f"Mean weight of the cluster that matches the true one: {ranking(dict(matched.iter_rows()), styles, 2)}."
     return render(chart, f"routes_{configuration.id}", configuration.title, subtitle, alt_text, see)
 
 
 def over_rounds(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> Figure | None:
-    """Plot over rounds the cluster with the largest weight, for some clients of each true cluster in one run."""
+    """Plot, for one run over rounds, the learned cluster to which each client gives the largest weight.
+
+    Only the first clients of each true cluster are drawn, at most MAX_CLIENTS_PER_CLUSTER.
+    """
     rows = collected.routes
     if rows.is_empty() or (rows := rows.filter(pl.col("configuration") == configuration.id)).is_empty():
         return None
@@ -84,8 +89,8 @@ def over_rounds(collected: Collected, styles: Sequence[Style], configuration: Co
         return None
     frame, matched_share = routes_over_rounds(rows, MAX_CLIENTS_PER_CLUSTER, MAX_ROUNDS)
     style, seed = next(style for style in styles if style.id == rows["method_id"][0]), rows["seed"][0]
-    see = f"Clients that give the most weight to the cluster matched to their true cluster: {100 * matched_share:.0f} %"
-    see += " at the end."
+    see = f"At the end, {100 * matched_share:.0f} % of the clients give their largest weight to the learned cluster"
+    see += " that matches their true cluster."
     alt_text = f"Cluster with the largest weight over rounds, {style.short}, {configuration.title}. {see}"
     subtitle = [
         f"{style.short}, seed {seed}: learned cluster with the largest weight,",
@@ -96,7 +101,10 @@ def over_rounds(collected: Collected, styles: Sequence[Style], configuration: Co
 
 
 def recovery(collected: Collected, styles: Sequence[Style], configuration: Configuration, kind: str) -> Figure | None:
-    """Plot one measure of RECOVERY against rounds, for all methods except oracles."""
+    """Plot one measure of the routes against rounds, for all methods except oracles.
+
+    kind: the measure, a key of RECOVERY.
+    """
     measure = RECOVERY[kind]
     learned = [style for style in styles if style.group != "oracle"]
     frame = curve(collected, configuration, measure.metric, "round", 1)

@@ -1,4 +1,4 @@
-"""Sentences of figures: rankings for captions, and values for alternative texts."""
+"""Texts of figures: rankings for captions, and lists of values for alternative texts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ MAX_NAMED = 3
 
 
 def ranking(values: Mapping[str, float], styles: Sequence[Style], digits: int | None, higher: bool = True) -> str:
-    """Return the best three methods and the last, such as `A 84.3, B 83.9, C 81.0 … Z 10.2`.
+    """Return a text with the best three methods and the last one, such as `A 84.3, B 83.9, C 81.0 … Z 10.2`.
 
-    values: method → value.
+    values: method → value. With at most four methods, the text names all.
     """
     names = {style.id: style.short for style in styles}
     ranked = sorted(((n, v) for n, v in values.items() if v is not None), key=lambda pair: pair[1], reverse=higher)
@@ -24,7 +24,10 @@ def ranking(values: Mapping[str, float], styles: Sequence[Style], digits: int | 
 
 
 def overlap(means: Mapping[str, Interval], higher: bool) -> str:
-    """State how many intervals overlap the interval of the best mean. Without intervals, return a full stop."""
+    """Return the end of a caption, which states how many intervals overlap the interval of the best mean.
+
+    Without intervals it is only a full stop.
+    """
     ranked = sorted(means.values(), key=lambda interval: interval.mean, reverse=higher)
     if len(ranked) < 2 or ranked[0].low is None:
         return "."
@@ -37,7 +40,10 @@ def values_text(
     quantity: str, configuration: Configuration, styles: Sequence[Style], values: Mapping[str, Interval],
     digits: int | None,
 ) -> str:  # fmt: skip
-    """Return all values with their intervals, such as `quantity, configuration: A 84.3 (83.1 to 85.5); B …`."""
+    """Return a text with the values and intervals of all methods.
+
+    For example: `quantity, configuration: A 84.3 (83.1 to 85.5); B …`.
+    """
     texts = []
     for style in styles:
         if (interval := values.get(style.id)) is not None:
@@ -51,6 +57,6 @@ def values_text(
 
 
 def name_few(names: Iterable[str]) -> str:
-    """Return the names, or only their number if the names would not fit into a line."""
+    """Return the names, separated by commas. Return only their number if there are more than MAX_NAMED."""
     names = list(names)
     return ", ".join(names) if len(names) <= MAX_NAMED else f"{len(names)} methods"

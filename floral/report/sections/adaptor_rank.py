@@ -1,4 +1,4 @@
-"""Section that shows the result of a method by the rank and the number of its adaptors."""
+"""Section with the results of one method for several ranks and numbers of its adaptors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Rank = float | str
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """One method on one task, with several ranks and numbers of adaptors."""
+    """The results of one method on one task, for several ranks and numbers of adaptors."""
 
     configuration: Configuration
     results: dict[tuple[Rank, int], Interval]
@@ -37,7 +37,7 @@ class Sweep:
 
     @property
     def ranks(self) -> list[Rank]:
-        """The ranks in order: shares and numbers increasing, then rules such as `full`."""
+        """The ranks of the sweep in increasing order. Ranks that are names of rules, such as `full`, come last."""
         return sorted({rank for rank, _ in self.results}, key=lambda rank: (isinstance(rank, str), rank))
 
     @property
@@ -46,13 +46,16 @@ class Sweep:
 
     @property
     def title(self) -> str:
-        """The title of the task. It omits the assumed clusters, which are an axis of the figure."""
+        """The title of the task, with its fidelity and its changed switches.
+
+        The number of assumed clusters is left out, because it varies within the figure.
+        """
         switches = [f"{name} {value}" for name, value in self.configuration.switches.items()]
         return ", ".join([self.configuration.task.title, f"{self.configuration.fidelity} fidelity", *switches])
 
 
 def section(material: Material) -> Section | None:
-    """Build the section. Return None if no method has two ranks and two numbers of adaptors on one task."""
+    """Build the section. Return None if no method has at least two ranks and two numbers of adaptors on one task."""
     parts, figures = [], []
     for position, sweep in enumerate(sweeps(material)):
         name = f"rank_clusters_{position + 1}_{sweep.configuration.task.name}"
@@ -63,7 +66,7 @@ def section(material: Material) -> Section | None:
 
 
 def sweeps(material: Material) -> Iterator[Sweep]:
-    """Return a sweep for every method and task with two ranks and two numbers of adaptors.
+    """Return one sweep for each method and task that has at least two ranks and two numbers of adaptors.
 
     Configurations that differ only in `assumed_clusters` count as one task. Tuned methods are left out, because their
     values differ between tasks.

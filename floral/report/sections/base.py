@@ -21,7 +21,7 @@ Cells = Mapping[str, Mapping[str, Cell]]
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """The input of every section: results, styles, captions and figures."""
+    """What every section of the report is built from: results, styles of methods, captions and figures."""
 
     collected: Collected
     styles: Mapping[str, Style]
@@ -31,17 +31,17 @@ class Material:
     """configuration → kind → figure, in the order of the configurations and without those that have no figures."""
 
     def rows(self, cells: Cells) -> list[tuple[Style, Mapping[str, Cell]]]:
-        """Return the rows of a table for all methods with cells, in the order of the styles."""
+        """Return the rows of a table, in the order of the styles. Methods without cells are left out."""
         return [(style, cells[method]) for method, style in self.styles.items() if method in cells]
 
     def figures_of(self, *kinds: str) -> tuple[Figure, ...]:
-        """Return the figures of these kinds, one configuration after the other."""
+        """Return the figures of these kinds, ordered by configuration."""
         return tuple(figures[kind] for figures in self.figures.values() for kind in kinds if kind in figures)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A table in a foldable block, with the block's title and a note below the table."""
+    """A table that readers can open and close, with a title above and a note below."""
 
     title: str
     table: Table
@@ -50,10 +50,10 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One section of the page. captions.yaml holds its title and texts under its `id`.
+    """One section of the report's page. captions.yaml has the section's title and texts, under the section's `id`.
 
-    The template is reports/template/sections/<id>.html.j2 if it exists, otherwise default.html.j2. All figures and
-    tables are also written to files.
+    The template is reports/template/sections/<id>.html.j2 if this file exists, otherwise default.html.j2. All figures
+    and tables of the section are also written to files.
     """
 
     id: str
@@ -72,7 +72,7 @@ Make = Callable[[Material], Section | None]
 
 
 def figures_section(material: Material, id_: str, *kinds: str) -> Section | None:
-    """Build a section that has only figures of these kinds. Return None if there is no such figure."""
+    """Build a section that has only figures of these kinds. Return None if there are no such figures."""
     figures = material.figures_of(*kinds)
     return Section(id=id_, figures=(figures,)) if figures else None
 
@@ -81,10 +81,10 @@ def side_by_side(
     material: Material, name: str, configurations: tuple[Configuration, ...], cells: Mapping[str, Cells],
     columns: Callable[[Configuration, Cells], dict[str, str]],
 ) -> tuple[Part, ...]:  # fmt: skip
-    """Build tables with up to CONFIGURATIONS_PER_TABLE configurations side by side.
+    """Build tables that show several configurations side by side, at most CONFIGURATIONS_PER_TABLE in one table.
 
     cells: configuration → method → column → cell.
-    columns: function that returns column → title for a configuration.
+    columns: a function that returns column → title, given a configuration and its cells.
     """
     parts = []
     for start in range(0, len(configurations), CONFIGURATIONS_PER_TABLE):

@@ -1,4 +1,4 @@
-"""Section that compares methods at equal rounds, equal bytes and equal client compute."""
+"""Section that compares methods at equal rounds, at equal bytes and at equal client compute."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RELATIVE_TOLERANCE = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """The result of a run on its clients' own test samples at one evaluated round."""
+    """The result of a run at one evaluated round, on each client's own test samples."""
 
     value: float
     round: int
@@ -48,21 +48,25 @@ Readings = dict[str, dict[int, Reading]]
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """A budget on one configuration: its limit for each seed, and the result of each method within it."""
+    """A budget of rounds, bytes or passes on one configuration, and the result of each method within it.
+
+    limits: the budget of each seed. readings: the results, by rule, method and seed.
+    """
 
     limits: dict[int, float]
     readings: dict[Rule, Readings]
 
 
 def level(collected: Collected, styles: Mapping[str, Style], configuration: Configuration, budget: Budget) -> Level:
-    """Find the largest budget that every method can spend, and the result of every method within it.
+    """Find the largest budget that every method can spend, and the result of every method within this budget.
 
-    The budget of a seed is the smallest amount that any method has spent at its end. Methods that spend nothing,
-    oracles and controls do not set the budget, but have a result too. All methods of a seed share samples and cohorts.
+    The budget of a seed is the smallest amount that a method has spent after its last round. Methods that spend
+    nothing, oracles and controls do not set the budget, but they also get a result. Methods are compared within a seed,
+    in which they share samples and cohorts.
 
-    Rule `last` takes the last evaluated round within the budget. Rule `selected` takes the evaluated round within the
-    budget with the smallest validation loss; of equal losses, the first round. Nothing is interpolated. Test samples
-    are not used to select a round.
+    The rule `last` takes the last evaluated round within the budget. The rule `selected` takes the evaluated round
+    within the budget with the smallest validation loss (the earliest of equal ones). Nothing is interpolated, and test
+    samples are not used to select a round.
     """
     rows = evaluations(collected, configuration)
     methods = [method for method, style in styles.items() if style.group == "method"]
@@ -89,9 +93,10 @@ def level(collected: Collected, styles: Mapping[str, Style], configuration: Conf
 
 
 def evaluations(collected: Collected, configuration: Configuration) -> pl.DataFrame:
-    """Return one row per done run and evaluated round, sorted.
+    """Return one row per done run and evaluated round, sorted by method, seed and round.
 
-    Columns: method_id, seed, round, bytes, client_passes, value (on test samples), validation (loss).
+    Columns: method_id, seed, round, bytes, client_passes, value (accuracy or loss on test samples), validation (loss on
+    validation samples).
     """
     if collected.curves.is_empty():
         return pl.DataFrame(schema={"seed": pl.Int64})
@@ -141,7 +146,7 @@ def _part(material: Material, configuration: Configuration, levels: Mapping[Budg
             for method, cell in _value_cells(material, configuration, readings).items():
                 cells.setdefault(method, {})[f"{budget}.{rule}"] = cell
             if budget != "round" or rule == "selected":
-                columns.append(Column(id=f"{budget}.{rule}.round", title="read at", spanner=spanner))
+                columns.append(Column(id=f"{budget}.{rule}.round", title="at round", spanner=spanner))
                 for method, by_seed in readings.items():
                     if method in cells:
                         cells[method][f"{budget}.{rule}.round"] = _rounds_cell(by_seed)
@@ -152,7 +157,7 @@ def _part(material: Material, configuration: Configuration, levels: Mapping[Budg
 
 
 def _value_cells(material: Material, configuration: Configuration, readings: Readings) -> dict[str, Cell]:
-    """Return a cell for each method: mean and interval, and below them the paired difference to the reference."""
+    """Return one cell per method: mean with interval, and below it the paired difference to the reference method."""
     collected, unit = material.collected, result_unit(configuration)
     counts, usual = seed_counts(collected, configuration), usual_seeds(collected)
     excluded = methods_without_mean(collected, configuration)

@@ -1,4 +1,4 @@
-"""Section that states which claims of the paper hold in this suite (arXiv 2410.03497)."""
+"""Section that states which claims of the paper (arXiv 2410.03497) hold in this suite."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ CLAIMS = {
 
 
 def claim(difference: Interval) -> Claim:
-    """Return `holds`, `fails` or `undecided` for the claim that FLoRAL is better than another method.
+    """Return whether the claim that FLoRAL is better than another method `holds`, `fails` or is `undecided`.
 
-    The claim is decided if the 95 % interval of FLoRAL − other excludes 0.
+    difference: accuracy of FLoRAL minus accuracy of the other method. The claim is undecided if there is no 95 %
+    interval of the difference, or if it contains 0.
     """
     if not difference.excludes_zero:
         return "undecided"
@@ -30,7 +31,7 @@ def claim(difference: Interval) -> Claim:
 
 
 def section(material: Material) -> Section | None:
-    """Build the section: one table for each claim, with FLoRAL variants down and configurations across."""
+    """Build the section: one table per claim. It has one row per FLoRAL variant and one column per configuration."""
     parts = [part for name in CLAIMS if (part := _part(material, name)) is not None]
     return Section(id="claims", parts=tuple(parts)) if parts else None
 

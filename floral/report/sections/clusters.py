@@ -1,4 +1,4 @@
-"""Section with the result of each true cluster, one table for each configuration with several clusters."""
+"""Section with results for each true cluster. Each configuration with at least two true clusters has one table."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ GAP, DECILE = "gap", "decile"
 
 
 def section(material: Material) -> Section | None:
-    """Build the section.
+    """Build the section. Return None if no configuration has results for at least two true clusters.
 
-    Return None if no configuration has two true clusters. Return None too if no run stores the means of clusters, as
-    in runs of earlier versions.
+    Runs of earlier versions have no such results, because they did not store the means of clusters.
     """
     caption = material.captions["clusters"]["latex"]
     parts = []
@@ -33,9 +32,10 @@ def section(material: Material) -> Section | None:
 
 
 def cluster_cells(collected: Collected, configuration: Configuration) -> dict[str, dict[str, Cell]]:
-    """Return the cells over done seeds, as method → column → cell.
+    """Return the cells of one configuration's table as method → column → cell, from the done runs.
 
-    Columns: each true cluster, `gap`, and for regression `decile`.
+    Columns: each true cluster; `gap`, the difference between the best and the worst cluster; for regression also
+    `decile`, the mean error of the worst 10 % of the clients.
     """
     unit, usual = result_unit(configuration), usual_seeds(collected)
     excluded = methods_without_mean(collected, configuration)
@@ -69,7 +69,7 @@ def _table(material: Material, configuration: Configuration, cells: dict[str, di
 
 
 def _cluster_sizes(collected: Collected, configuration: Configuration) -> str:
-    """State the number of clients in each cluster of the first run."""
+    """Return a sentence with the number of clients in each true cluster, counted in the first run."""
     rows = collected.clients.filter(pl.col("configuration") == configuration.id)
     first = rows.filter((pl.col("method_id") == rows["method_id"][0]) & (pl.col("seed") == rows["seed"][0]))
     counts = first.group_by("cluster").len().sort("cluster")["len"].to_list()

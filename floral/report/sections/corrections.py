@@ -1,4 +1,7 @@
-"""Section that compares official fidelity with each single correction and with all corrections."""
+"""Section that shows how results change if deviations of the published code from the paper are corrected.
+
+They are corrected one at a time, and all together.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ ALL_CORRECTIONS = "corrected"
 
 
 def section(material: Material) -> Section | None:
-    """Build the section: one table for each task that runs with official fidelity and with a corrected switch."""
+    """Build the section: one table for each task that runs under official fidelity and also with a correction."""
     parts = []
     for official in material.collected.configurations:
         if official.fidelity == "official" and not official.switches:
@@ -26,9 +29,10 @@ def section(material: Material) -> Section | None:
 
 
 def corrected_configurations(collected: Collected, official: Configuration) -> dict[str, Configuration]:
-    """Return the configurations that correct official fidelity, by title.
+    """Return the configurations that correct official fidelity on the same task, as title → configuration.
 
-    A title is `switch: value` if one switch is changed. The last one is `corrected`, for corrected fidelity.
+    If a single switch is corrected, the title is `switch: value`. The last title is `corrected`: it is corrected
+    fidelity, with all corrections.
     """
     same_task = [item for item in collected.configurations if item.task == official.task]
     single = {
@@ -44,9 +48,10 @@ def corrected_configurations(collected: Collected, official: Configuration) -> d
 def correction_cells(
     collected: Collected, official: Configuration, corrected: Mapping[str, Configuration]
 ) -> dict[str, dict[str, Cell]]:
-    """Return the cells as method → column → cell.
+    """Return the cells of one task's table as method → column → cell.
 
-    The column `official` has the mean. The column of each correction has the difference to it, paired by seed.
+    The column `official` has the mean under official fidelity. Each other column shows how a correction changes this
+    mean: the difference (corrected minus official), paired by seed.
     """
     usual, digits = usual_seeds(collected), result_unit(official).digits
     before = results(collected, official)

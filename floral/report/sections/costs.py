@@ -39,7 +39,10 @@ def section(material: Material) -> Section | None:
 
 
 def cost_cells(collected: Collected, configuration: Configuration) -> dict[str, dict[str, Cell]]:
-    """Return the cells as method → cost → cell. Seconds and memory are means over done seeds."""
+    """Return the cells of one configuration's table as method → cost → cell.
+
+    Seconds and peak memory are means over done runs.
+    """
     if collected.costs.is_empty():
         return {}
     costs = collected.costs.filter(pl.col("configuration") == configuration.id)
@@ -64,10 +67,10 @@ def cost_cells(collected: Collected, configuration: Configuration) -> dict[str, 
 
 
 def client_floats(parameters: Mapping[str, int]) -> int:
-    """Return the number of floats that one client holds in memory during training.
+    """Return the number of floats that one client holds in memory during training, as a lower bound.
 
-    These are all parameters that it receives, serves or stores privately, and one gradient per trained parameter. The
-    number is 0 in pooled training, where clients do not hold parameters.
+    They are all parameters that the client receives, serves or stores privately, and one gradient per trained
+    parameter. The number is 0 in pooled training, where clients hold no parameters.
     """
     if parameters["sent_down"] + parameters["kept_private"] == 0:
         return 0

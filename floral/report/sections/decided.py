@@ -1,4 +1,4 @@
-"""Section with the differences to the reference, their significance, and ranks over tasks."""
+"""Section with the differences of methods to the reference method, significance tests, and ranks over tasks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from floral.report.tables import EMPTY, Cell, Column, Table, grid, interval_cell
 
 
 def section(material: Material) -> Section | None:
-    """Build the section: differences to the reference, one table for each configuration, and ranks over tasks.
+    """Build the section: one table of differences to the reference for each configuration, and ranks over tasks.
 
-    A configuration has a table if a method shares a seed with the reference.
+    A configuration has a table only if a method shares a seed with the reference (`REFERENCE`).
     """
     parts = [part for item in material.collected.configurations if (part := _part(material, item)) is not None]
     ranks, reason = method_ranks.ranked(material)
@@ -43,9 +43,10 @@ def _part(material: Material, configuration: Configuration) -> Part | None:
 
 
 def decided_cells(collected: Collected, configuration: Configuration) -> dict[str, dict[str, Cell]]:
-    """Return the cells as method → column → cell.
+    """Return the cells of one configuration's table as method → column → cell.
 
-    Columns: `difference`, `verdict`, `more`, and `p` if it can be below 0.05 with this number of seeds.
+    Columns: `difference` (to the reference), `verdict`, `more` (number of additional seeds that would decide), and `p`.
+    The column `p` is left out if p cannot reach 0.05 with this number of seeds.
     """
     paired, unit = results(collected, configuration), result_unit(configuration)
     by_method = _differences(collected, configuration)
@@ -66,7 +67,7 @@ def decided_cells(collected: Collected, configuration: Configuration) -> dict[st
 
 
 def _differences(collected: Collected, configuration: Configuration) -> dict[str, list[float]]:
-    """Return the differences of each method to the reference, one for each shared seed."""
+    """Return each method's paired differences to the reference method: one for each seed that both have."""
     paired = results(collected, configuration)
     if REFERENCE not in paired.values:
         return {}
@@ -78,7 +79,7 @@ def _verdict(difference: Interval, higher_is_better: bool) -> Cell:
     if difference.low is None:
         return Cell(text="no interval", note="one seed", quiet=True)
     if difference.low == difference.high == 0:
-        return Cell(text="equal", note="bit by bit", quiet=True, order=0.0)
+        return Cell(text="equal", note="bit for bit", quiet=True, order=0.0)
     if not difference.excludes_zero:
         return Cell(text="open", quiet=True, order=0.0)
     better = (difference.mean > 0) == higher_is_better
@@ -101,6 +102,7 @@ def _why_no_p(collected: Collected, configuration: Configuration) -> str:
         return ""
     smallest = min(1.0, len(by_method) * statistics.least_p(pairs))
     return (
-        f"No p-values: with {pairs} pair{'s' if pairs > 1 else ''} of seeds and Holm's correction for {len(by_method)} "
-        f"comparison{'s' if len(by_method) > 1 else ''}, the smallest possible p is {number(smallest, 2)}."
+        f"There are no p-values: with {pairs} pair{'s' if pairs > 1 else ''} of seeds and Holm's correction for "
+        f"{len(by_method)} comparison{'s' if len(by_method) > 1 else ''}, the smallest possible p is "
+        f"{number(smallest, 2)}."
     )

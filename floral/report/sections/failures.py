@@ -1,4 +1,4 @@
-"""Section that lists the runs without a result, with the reasons."""
+"""Section that lists the diverged, failed and missing runs with the reasons."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ def section(material: Material) -> Section | None:
 
 
 def without_result(collected: Collected) -> list[dict[str, Any]]:
-    """Return one row for each diverged or failed run, and one row for all missing runs of a task and variant.
+    """Return the rows of the table of diverged, failed and missing runs.
 
-    Missing runs with different reasons have separate rows.
+    Each diverged or failed run has its own row. Missing runs of one task and variant share a row if they have the same
+    reason.
     """
     diverged = collected.summary.filter(pl.col("status") == "diverged")
     rows: list[dict[str, Any]] = [

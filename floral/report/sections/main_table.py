@@ -52,9 +52,10 @@ def section(material: Material) -> Section:
 def main_cells(
     collected: Collected, styles: Mapping[str, Style], configuration: Configuration
 ) -> dict[str, dict[str, Cell]]:
-    """Return the cells as method → column → cell. Cells state the number of diverged seeds.
+    """Return the cells of one configuration in the main table, as method → column → cell.
 
-    Columns: `value`, `top5`, `perplexity`, `official`, `difference`.
+    Columns: `value` (mean result), `top5` (top-5 accuracy), `perplexity`, `official` (official score), `difference` (to
+    the reference method). If seeds diverged, a cell states their number.
     """
     unit, counts = result_unit(configuration), seed_counts(collected, configuration)
     result, paired = intervals(collected, configuration), differences(collected, configuration)
@@ -87,13 +88,19 @@ def main_cells(
 
 
 def _number_of_classes(collected: Collected, configuration: Configuration) -> int:
-    """Return the number of classes. It is 0 for regression, and for runs of earlier versions, which do not store it."""
+    """Return the number of classes of a configuration's data. Return 0 for regression.
+
+    Return 0 also for runs of earlier versions, which do not store the number.
+    """
     classes = collected.summary.filter(pl.col("configuration") == configuration.id)["classes"].max()
     return classes if isinstance(classes, int) else 0
 
 
 def _without_mean(done: Mapping[int, float], note: str, unit: Unit) -> Cell:
-    """Return a cell without a mean: the number of diverged seeds, and below it the values of the done seeds."""
+    """Return the cell of a method that has no mean because seeds diverged.
+
+    It has the number of diverged seeds, and below it the values of the done seeds.
+    """
     if not done:
         return Cell(text=EMPTY.text, note=note)
     values = ", ".join(number(value, unit.digits) for value in scaled(done, unit.scale).values())

@@ -16,9 +16,10 @@ from floral.report.tables import Cell, Column, grid, number
 
 
 def ranked(material: Material) -> tuple[Ranks | None, str]:
-    """Return the ranks of all methods that have a mean on every task; if there are none, None and the reason.
+    """Return the ranks over tasks of the methods that have a mean on every task, and an empty text.
 
-    Oracles and controls are left out. Each task counts once, with its first configuration.
+    If there are no ranks, return None and a text with the reason. Oracles and controls are left out. Each task counts
+    once, by its first configuration.
     """
     table, configurations = _table(material), _first_configurations(material)
     tasks, methods = len(configurations), len(table)
@@ -30,7 +31,7 @@ def ranked(material: Material) -> tuple[Ranks | None, str]:
     if not 3 <= methods <= MAX_RANKED_METHODS:
         return None, (
             f"Ranks over tasks are not shown: {methods} methods have a result on all {tasks} tasks, and a "
-            f"critical-difference diagram requires 3 to {MAX_RANKED_METHODS}."
+            f"critical-difference diagram requires 3 to {MAX_RANKED_METHODS} methods."
         )
     counts = [seed_counts(material.collected, configuration) for configuration in configurations]
     if any({"missing", "failed"} & of_task[method].keys() for of_task in counts for method in table):
@@ -48,7 +49,7 @@ def _first_configurations(material: Material) -> list[Configuration]:
 
 
 def _table(material: Material) -> dict[str, list[float]]:
-    """Return the means of each method on the tasks, for methods with a mean on all tasks."""
+    """Return each method's means, one per task. Methods without a mean on some task are left out."""
     by_task = [results(material.collected, item).values for item in _first_configurations(material)]
     methods = [method for method, style in material.styles.items() if style.group == "method"]
     return {
@@ -71,14 +72,18 @@ def figure(material: Material, ranks: Ranks) -> Figure:
 
 
 def part(material: Material, ranks: Ranks) -> Part:
-    """Build the table of mean ranks, with Wilcoxon's p against the reference if p can be below 0.05."""
+    """Build the table of mean ranks. A second column has Wilcoxon's p of each method against the reference method.
+
+    This column is left out if p cannot reach 0.05 with this number of tasks, or if the tasks differ in their metric.
+    """
     columns = [Column(id="rank", title="Mean rank")]
     cells = {method: {"rank": Cell(text=number(rank, 2), order=rank)} for method, rank in ranks.mean.items()}
     comparisons = len(ranks.mean) - 1
     same_unit = len({configuration.metric for configuration in _first_configurations(material)}) == 1
     note = f"{_friedman(ranks)}."
     if not same_unit:
-        note += " No p-values of single pairs: Wilcoxon's test ranks differences, and here their units differ."
+        note += " There are no p-values of single pairs: Wilcoxon's test ranks differences, but "
+        note += "their units differ between tasks."
     elif REFERENCE in ranks.mean and statistics.attainable(ranks.tasks, comparisons):
         for method, p in _wilcoxon(material).items():
             cells[method]["p"] = Cell(text=number(p, 3), order=p)
@@ -86,8 +91,8 @@ def part(material: Material, ranks: Ranks) -> Part:
     else:
         smallest = min(1.0, comparisons * statistics.least_p(ranks.tasks))
         note += (
-            f" No p-values of single pairs: with {ranks.tasks} tasks and {comparisons} comparisons, the smallest "
-            f"possible p is {number(smallest, 2)}."
+            f" There are no p-values of single pairs: with {ranks.tasks} tasks and {comparisons} comparisons, the "
+            f"smallest possible p is {number(smallest, 2)}."
         )
     table = grid("ranks", columns, material.rows(cells), f"Mean ranks over {ranks.tasks} tasks, 1 is best.")
     return Part(title=f"Mean ranks over {ranks.tasks} tasks", table=table, note=note)

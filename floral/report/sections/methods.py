@@ -1,4 +1,4 @@
-"""Section that describes each method. Its template lists the methods."""
+"""Section that describes each method. The section's template writes the list of methods."""
 
 from __future__ import annotations
 

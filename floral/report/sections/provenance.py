@@ -1,4 +1,4 @@
-"""Section on provenance: versions, machine, commit, data and partitions, read from the runs."""
+"""Section on the origin of the results: versions, machine, commit, data and partitions, read from the runs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ def section(material: Material) -> Section:
 
 
 def provenance(collected: Collected) -> dict[str, Any]:
-    """Collect the facts of the section and of the notices at the top of the page.
+    """Return the facts of this section, and those of the notices at the top of the page.
 
     stamp: time at which the last run finished; the page shows no other time.
-    facts: name → text. partitions: one row for each partition. reused: number of runs from reference results.
-    on_training: configurations evaluated on training samples. inexact: data sets that are lossy or partial copies.
+    facts: name of a fact → its text. partitions: one row for each partition. reused: text on the runs that were copied
+    from reference results. on_training: configurations that are evaluated on training samples. inexact: data sets that
+    are lossy or partial copies.
     """
     partitions = _partitions(collected)
     return {
@@ -36,10 +37,10 @@ def provenance(collected: Collected) -> dict[str, Any]:
 
 
 def _reused(references: pl.Series) -> str:
-    """State the number of runs taken from each reference. The text is empty if there are none."""
+    """Return a text with the number of runs copied from each reference. The text is empty if no run was copied."""
     counts = references.drop_nulls().value_counts().sort("reference")
-    texts = [f"{count(n, 'run')} of reports/reference/{name}" for name, n in counts.iter_rows()]
-    return f"not run here, but reused: {'; '.join(texts)}" if texts else ""
+    texts = [f"{count(n, 'run')} from reports/reference/{name}" for name, n in counts.iter_rows()]
+    return f"not trained here, but copied: {'; '.join(texts)}" if texts else ""
 
 
 def _facts(costs: pl.DataFrame) -> dict[str, str]:
@@ -87,7 +88,7 @@ def _data(data: str | Synthetic | CustomData) -> str:
 
 
 def matmul_precisions(execution: pl.Series) -> str:
-    """Return the precisions of matrix products, if a run did not use single precision.
+    """Return a text on the precisions of matrix products. It is empty if all runs used single precision.
 
     Runs of earlier versions do not store the precision; they used single precision.
     """

@@ -1,4 +1,4 @@
-"""Section that compares each result with the published table (arXiv 2410.03497)."""
+"""Section that compares our results with the published table (arXiv 2410.03497)."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ Verdict = Literal["agrees", "differs", "inconclusive", "not comparable"]
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A cell of the published table: mean and standard deviation over PUBLISHED_SEEDS seeds, in per cent."""
+    """One cell of the published table: mean and standard deviation over PUBLISHED_SEEDS seeds, in per cent."""
 
     mean: float
     deviation: float
 
     @property
     def undecidable(self) -> bool:
-        """Whether the published spread is so wide that no number of our seeds can show agreement."""
+        """Whether no number of our seeds can show agreement, because the published standard deviation is too large."""
         same = [self.mean, self.mean]
         half = welch_difference(same, self.mean, self.deviation, PUBLISHED_SEEDS, 0.9).half_width
         return half is not None and half > EQUIVALENCE_POINTS
@@ -46,16 +46,16 @@ class Published:
 
 @cache
 def published() -> dict[tuple[str, str], Published]:
-    """Read config/published.csv: (task, variant) → the published cell.
+    """Return the published table of config/published.csv, as (task, variant) → published cell.
 
     Raises:
-        ConfigError: the file is missing or lacks a column.
+        ConfigError: the file cannot be read or lacks a column.
     """
     path = paths.CONFIG_FOLDER / "published.csv"
     try:
         rows = pl.read_csv(path, comment_prefix="#").select("task", "method", "optimal_router", "mean", "std")
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise ConfigError(f"{path}: unreadable ({error}); restore it from the repository") from None
+        raise ConfigError(f"file {path} cannot be read ({error}); restore this file from the repository") from None
     return {
         (task, f"{method}_optimal" if optimal else method): Published(mean=mean, deviation=deviation)
         for task, method, optimal, mean, deviation in rows.iter_rows()
@@ -64,7 +64,7 @@ def published() -> dict[tuple[str, str], Published]:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The comparison of our mean with a published cell: difference in points, Welch's 95 % interval, and verdict."""
+    """Our mean, the published cell, the difference in points with Welch's 95 % interval, and the verdict."""
 
     mean: Interval
     published: Published
@@ -73,11 +73,12 @@ class Comparison:
 
 
 def compare(values: list[float], cell: Published, comparable: bool = True) -> Comparison:
-    """Compare one value in per cent per seed with a published cell.
+    """Compare our values (one per seed, in per cent) with a published cell. The verdict has four possible values.
 
-    agrees: the 90 % interval of the difference lies within ±EQUIVALENCE_POINTS.
-    differs: its 95 % interval excludes 0, and the difference exceeds MIN_DIFFERENCE_POINTS.
-    inconclusive: otherwise, and always with one seed.
+    `agrees`: the 90 % interval of the difference lies within ±EQUIVALENCE_POINTS points.
+    `differs`: the 95 % interval of the difference excludes 0, and the difference exceeds MIN_DIFFERENCE_POINTS points.
+    `inconclusive`: neither of the two, or there is only one seed.
+    `not comparable`: the argument `comparable` is False.
     """
     difference = welch_difference(values, cell.mean, cell.deviation, PUBLISHED_SEEDS)
     narrow = welch_difference(values, cell.mean, cell.deviation, PUBLISHED_SEEDS, 0.9)
@@ -92,10 +93,11 @@ def compare(values: list[float], cell: Published, comparable: bool = True) -> Co
 
 
 def comparisons(collected: Collected, configuration: Configuration) -> dict[str, Comparison]:
-    """Return the comparison for each method whose values and task are exactly the published ones.
+    """Return the comparison with the published cell for each method of this configuration, as method → comparison.
 
-    Tuned methods and configurations with a changed switch are left out. Under official fidelity our value is the
-    official score, which is measured as in the paper. Under corrected fidelity it is the accuracy.
+    Methods and tasks are compared only if all their values are the published ones: tuned methods and configurations
+    with a changed switch are left out. Under official fidelity our value is the official score, which is measured as in
+    the paper. Under corrected fidelity it is the accuracy.
     """
     if configuration.task != catalogue.task(configuration.task.name) or configuration.switches:
         return {}
@@ -119,9 +121,9 @@ def _has_published_values(method: MethodRow) -> bool:
 
 
 def section(material: Material) -> Section | None:
-    """Build the section: one table for each configuration.
+    """Build the section: one table for each configuration that has published cells.
 
-    The note of the first table of each fidelity counts all verdicts of this fidelity.
+    The note below the first table of a fidelity counts the verdicts in all tables of this fidelity.
     """
     by_configuration = {item.id: comparisons(material.collected, item) for item in material.collected.configurations}
     columns = [
@@ -147,7 +149,10 @@ def section(material: Material) -> Section | None:
 
 
 def verdict_counts(fidelity: str, cells: list[Comparison]) -> str:
-    """State how many cells have each verdict, and how many can never agree because their spread is too wide."""
+    """Return sentences that count the published cells by verdict.
+
+    They also count the cells that can never agree, because the published spread is too wide.
+    """
     counts = Counter(cell.verdict for cell in cells)
     text = ", ".join(f"{counts[name]} {name}" for name in ("agrees", "differs", "inconclusive") if cells)
     if counts["not comparable"]:

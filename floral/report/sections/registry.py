@@ -1,6 +1,7 @@
-"""The report's sections, in the order of the page.
+"""The report's sections, in the order in which the page shows them.
 
-To add a section, write a module with a function `section`, list it here, and add its texts to captions.yaml.
+To add a section, write a module with a function `section`, list this function here, and add the section's texts to
+captions.yaml.
 """
 
 from __future__ import annotations

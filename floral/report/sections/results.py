@@ -1,4 +1,4 @@
-"""Section with one figure for each configuration, which shows the results of all methods."""
+"""Section with the results of all methods, in one figure for each configuration."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ def section(material: Material) -> Section | None:
     figures = figures_section(material, "result", "result")
     without = len(material.collected.configurations) - len(material.figures)
     note = (
-        f"Configurations shown only in tables, because they change switches of a configuration with figures: {without}."
+        f"Configurations without figures: {without}. They only change fidelity switches of a configuration with "
+        "figures; their results are in the tables."
     )
     return replace(figures, note=note) if figures and without else figures

@@ -1,4 +1,4 @@
-"""Section with figures of the clients' routes."""
+"""Section with figures of the clients' routes (their weights of the learned clusters)."""
 
 from __future__ import annotations
 

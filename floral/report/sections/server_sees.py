@@ -1,4 +1,4 @@
-"""Section on privacy: what the server sees of single clients, and what their routes reveal."""
+"""Section on privacy: what the server sees of single clients, and what the clients' routes reveal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from floral.report.tables import EMPTY, Cell, Column, grid, number
 
 
 def section(material: Material) -> Section:
-    """Build the section: one table for all configurations."""
+    """Build the section, which has one table for all configurations."""
     collected = material.collected
     methods = {method.id: method for method in collected.methods}
     leaks = {configuration.id: leakage(collected, configuration) for configuration in collected.configurations}
@@ -36,9 +36,10 @@ def section(material: Material) -> Section:
 
 
 def leakage(collected: Collected, configuration: Configuration) -> dict[str, float]:
-    """Return the adjusted Rand index of the routes that clients send to the server, as mean over done seeds by method.
+    """Return how well the routes sent to the server reveal the true clusters: method → adjusted Rand index.
 
-    Methods that send no routes are left out. Oracles are left out too, because they know the true clusters.
+    The index is a mean over done seeds. Methods that send no routes are left out. Oracles are left out too, because
+    they are told the true clusters.
     """
     rows = collected.summary.filter(
         (pl.col("configuration") == configuration.id) & (pl.col("status") == "done") & pl.col("ari").is_not_null()

@@ -23,7 +23,7 @@ def section(material: Material) -> Section | None:
 
 
 def paragraphs(collected: Collected, facts: dict[str, str]) -> dict[str, str]:
-    """Return the setup as plain `text`, and as `latex` with special characters escaped."""
+    """Return the experimental setup in words: as plain `text`, and as `latex` with special characters escaped."""
     sentences = [*(_configuration(configuration) for configuration in collected.configurations), _methods(collected)]
     sentences += [_tuning(collected), _seeds(collected), _versions(facts)]
     text = "\n\n".join(sentence for sentence in sentences if sentence)
@@ -31,7 +31,10 @@ def paragraphs(collected: Collected, facts: dict[str, str]) -> dict[str, str]:
 
 
 def checklist(collected: Collected, facts: dict[str, str], command: str) -> list[tuple[str, str]]:
-    """Return the questions of conference checklists, each with its answer from the runs or with `not stated`."""
+    """Return the questions of conferences' checklists, each with its answer.
+
+    The answers come from the runs. The answer is `not stated` if the runs do not record it.
+    """
     partitions = collected.summary["partition_digest"].drop_nulls().n_unique()
     inexact = not collected.summary["data_exact"].fill_null(True).all()
     counts = state(collected)
@@ -39,19 +42,21 @@ def checklist(collected: Collected, facts: dict[str, str], command: str) -> list
         ("Is the code given, with its command?", f"Commit: {facts.get('Commit', NOT_STATED)}. Command: {command}"),
         ("Are all hyper-parameters given?", "Yes: run.yaml of every run has each value, and its hash covers them all."),
         ("How were they selected?", _tuning(collected)),
-        ("Are the data and their splits given?", f"Yes: partitions {partitions}, each by its digest (Provenance)."
+        ("Are the data and their splits given?", "Yes, by the digest of each partition "
+         f"(section Provenance); number of partitions: {partitions}."
          + (" Some data are inexact copies, as noted on the page." if inexact else "")),
         ("Are licences of the data stated?", NOT_STATED),
         ("Are error bars reported, and over what do they vary?", _error_bars(collected) + _seeds(collected)),
-        ("Are runs without a result reported?", f"Yes: of {counts['all']}, {counts['diverged']} diverged, "
-         f"{counts['failed']} failed and {counts['missing']} have not run."),
+        ("Are runs without a result reported?", f"Yes. Runs in all: {counts['all']}; diverged: {counts['diverged']}; "
+         f"failed: {counts['failed']}; not run yet: {counts['missing']}."),
         ("Are machine and versions stated?", f"{facts['Machine']}. {facts['Versions']}." if facts else NOT_STATED),
         ("Is the computing time stated?", facts.get("Computing time", NOT_STATED)),
         ("Is the computing time of failed and preliminary experiments stated?", NOT_STATED),
-        ("Are results deterministic?", "For the same execution and versions, byte for byte; otherwise up to rounding. "
+        ("Are results deterministic?", "With the same execution and versions they are equal byte "
+         "for byte; otherwise up to rounding. "
          f"Execution: {facts.get('Execution', NOT_STATED)}."),
         ("Are risks to the clients' privacy discussed?", "Every method declares what the server sees of a client "
-         "(Privacy)."),
+         "(section Privacy)."),
         ("Are broader impacts discussed?", NOT_STATED),
     ]  # fmt: skip
 
@@ -74,7 +79,10 @@ def _configuration(configuration: Configuration) -> str:
 
 
 def _changed_defaults(task: Task) -> str:
-    """State the values of the task that differ from the defaults and that no other sentence states."""
+    """Return a sentence on the values of the task that differ from their defaults.
+
+    Values that other sentences of the setup state are left out. The text is empty if there are no other values.
+    """
     changes = [f"training images: {task.augmentation.replace('_', ' and ')}"] if task.augmentation != "none" else []
     if task.normalise is not None:
         mean, std = list(task.normalise.mean), list(task.normalise.std)
@@ -87,7 +95,10 @@ def _changed_defaults(task: Task) -> str:
 
 
 def _values(part: Any) -> str:
-    """Return `kind (key value, …)`, with only the values that differ from the defaults."""
+    """Return a part of the task as text, such as its partition: `kind (key value, …)`.
+
+    Values that equal their defaults are left out.
+    """
     values = {key: value for key, value in part.model_dump(exclude_defaults=True).items() if key != "kind"}
     inner = ", ".join(f"{key} {value}" for key, value in values.items() if not isinstance(value, dict))
     return f"{part.kind}{f' ({inner})' if inner else ''}".replace("_", " ")
@@ -119,7 +130,7 @@ def _tuning(collected: Collected) -> str:
 
 
 def _error_bars(collected: Collected) -> str:
-    """State whether means have intervals. Intervals need at least two seeds."""
+    """Return the answer on error bars: whether means have intervals. An interval needs at least two seeds."""
     seeds = (
         collected.summary.filter(pl.col("status") == "done")
         .group_by("configuration", "method_id")

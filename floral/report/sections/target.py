@@ -1,4 +1,4 @@
-"""Section with the costs until a target result. The reference method sets the target."""
+"""Section with what each method spends until it reaches a target result. The reference method sets the target."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COSTS = {
 
 
 def section(material: Material) -> Section | None:
-    """Build the section: one table for each configuration in which the reference has a mean."""
+    """Build the section: one table for each configuration on which the reference method has a mean."""
     parts = []
     for configuration in material.collected.configurations:
         if (goal := target(material.collected, configuration)) is not None:
@@ -29,7 +29,10 @@ def section(material: Material) -> Section | None:
 
 
 def target(collected: Collected, configuration: Configuration) -> float | None:
-    """Return the target: TARGET_SHARE of the reference's last value, averaged over seeds. None if it has no mean."""
+    """Return the target: TARGET_SHARE times the last accuracy of the reference method, averaged over seeds.
+
+    For regression, it is the last loss divided by TARGET_SHARE. Return None if the reference has no mean.
+    """
     if REFERENCE in methods_without_mean(collected, configuration):
         return None
     rows = evaluations(collected, configuration)
@@ -40,10 +43,11 @@ def target(collected: Collected, configuration: Configuration) -> float | None:
 
 
 def target_cells(collected: Collected, configuration: Configuration, goal: float) -> dict[str, dict[str, Cell]]:
-    """Return the mean costs until the first evaluation that reaches the target, as method → cost → cell.
+    """Return what each method spends until it reaches the target `goal`, as method → cost → cell.
 
-    If a seed does not reach the target, the cell shows the number of seeds that do, instead of a mean. Seconds count
-    training only and are assumed to be equal for all rounds of a run.
+    Costs are counted up to the first evaluation that reaches the target, and averaged over seeds. If a seed does not
+    reach the target, the cell shows instead how many seeds reach it. Seconds count training only; all rounds of a run
+    are assumed to take equally long.
     """
     keys = ["method_id", "seed"]
     excluded = methods_without_mean(collected, configuration)

@@ -1,4 +1,4 @@
-"""Section on tuning: the selected values of each tuned method, their validation loss, and the gain on test samples."""
+"""Section on tuning: each tuned method's selected values, their validation loss, and the gain on test samples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLUMNS = {
 def section(material: Material) -> Section | None:
     """Build the section: one table for each configuration with tuned methods.
 
-    The note of a table states what all searches of the configuration share.
+    The note below a table states what the searches of all its methods have in common.
     """
     collected, caption = material.collected, material.captions["tuning"]["latex"]
     if not any(method.tuned for method in collected.methods):
@@ -56,7 +56,10 @@ def section(material: Material) -> Section | None:
 
 
 def _cells(search: Search, entry: Tuned) -> dict[str, Cell]:
-    """Return the cells: selected values, a note if they lie at the edge of the search space, and validation losses."""
+    """Return the cells of a tuned method: selected values, validation losses and the number of completed candidates.
+
+    A value at the edge of the search space has the note `edge`.
+    """
     at_edge = edges(search.axes, entry.rates, entry.params)
     cells = {
         name: Cell(text=f"{rate:.3g}", note="edge" if name in at_edge else "", order=rate)
@@ -79,7 +82,10 @@ def _cells(search: Search, entry: Tuned) -> dict[str, Cell]:
 def _gains(
     collected: Collected, configuration: Configuration, tuned: Mapping[str, MethodRow]
 ) -> dict[str, dict[str, Cell]]:
-    """Return the test results of each tuned method and of its untuned variant, if the suite runs both."""
+    """Return the test results of each tuned method, of the same method untuned, and their paired difference.
+
+    Methods that the suite does not also run untuned are left out.
+    """
     unit, usual = result_unit(configuration), usual_seeds(collected)
     paired = results(collected, configuration)
     gains = {}
@@ -98,7 +104,7 @@ def _gains(
 
 
 def _note(configuration: Configuration, searches: Mapping[str, Search], entries: Mapping[str, Tuned]) -> str:
-    """State the budget, seeds, rounds and learning rates of the searches, and the file of the tuned values."""
+    """Return a note on the searches: candidates, seeds, rounds and learning rates, and the file of the tuned values."""
     search = next(iter(searches.values()))
     rule, task = search.tuning, configuration.task
     seeds = f"seed{'s' * (len(rule.seeds) > 1)} {', '.join(map(str, rule.seeds))}"

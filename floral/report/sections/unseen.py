@@ -21,7 +21,7 @@ SPANNERS = {"seen_cluster": "Seen cluster", "new_concept": "New concept"}
 
 
 def section(material: Material) -> Section | None:
-    """Build the section: a row of figures, and one table for each configuration in which clients joined a done run."""
+    """Build the section: a row of figures, and one table for each configuration with results of such clients."""
     collected, styles, caption = material.collected, material.styles, material.captions["unseen"]["latex"]
     parts = []
     for configuration in collected.configurations:
@@ -36,11 +36,14 @@ def section(material: Material) -> Section | None:
 
 
 def _note(frames: Mapping[str, pl.DataFrame], styles: Mapping[str, Style], configuration: Configuration) -> str:
-    """State how clients joined, and for each kind of client the best method with the fewest and the most samples."""
+    """Return a note on how clients joined, and on the best methods.
+
+    For each kind of client, it names the best method with the fewest and with the most labelled samples.
+    """
     rule = configuration.task.unseen
     assert rule is not None, "its runs have unseen clients"
     counts = f"{rule.seen_cluster} clients of seen clusters and {rule.new_concept} of new concepts"
-    sentences = [f"{counts} in each seed; {rule.epochs} local epochs on each client's private parameters."]
+    sentences = [f"In each seed, {counts} join. Each trains its private parameters for {rule.epochs} local epochs."]
     methods = [style.id for style in styles.values() if style.group == "method"]
     for kind, frame in frames.items():
         of_methods = frame if frame.is_empty() else frame.filter(pl.col("method_id").is_in(methods))

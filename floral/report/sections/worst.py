@@ -1,4 +1,4 @@
-"""Section with the worst cluster and the worst decile of clients, in comparison with chance."""
+"""Section with the worst cluster and the worst decile of clients, compared with what chance alone would give."""
 
 from __future__ import annotations
 

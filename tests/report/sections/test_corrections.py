@@ -61,7 +61,7 @@ def test_a_turned_switch_has_tables_and_no_figures(results, write, tmp_path):
     first, turned, last = (one.id for one in collect("quickstart", runs(), results).configurations)
     drawn = {path.stem for path in (page.parent / "figures").glob("*.svg")}
     assert {f"result_{first}", f"result_{last}"} <= drawn and not [name for name in drawn if name.endswith(turned)]
-    assert "because they change switches of a configuration with figures: 1." in page.read_text(encoding="utf-8")
+    assert "Configurations without figures: 1." in page.read_text(encoding="utf-8")
     report("quickstart", runs()[4:8], results, tmp_path / "reports")
     assert list((page.parent / "figures").glob("result_*.svg")), (
         "where no setting has the switch as it was, it is drawn"

@@ -58,7 +58,8 @@ def test_better_worse_or_open_and_how_many_more_seeds(results, write):
     assert cells["ensemble"]["more"].text == "94" and cells["fedavg"]["more"].text == "\u2013"
     (part,) = section(material(found)).parts
     assert part.note == (
-        "No p-values: with 3 pairs of seeds and Holm's correction for 3 comparisons, the smallest possible p is 0.75."
+        "There are no p-values: with 3 pairs of seeds and Holm's correction for 3 comparisons, "
+        "the smallest possible p is 0.75."
     )
     assert "require 6 tasks, and this suite has 1." in section(material(found)).note
 

@@ -29,7 +29,7 @@ def test_what_is_unknown_is_not_stated(results, suite_runs):
     answers = dict(checklist(collect("quickstart", suite_runs[-1:], results), {}, "snakemake …"))
     assert answers["Is the computing time stated?"] == NOT_STATED
     assert answers["Are licences of the data stated?"] == NOT_STATED
-    assert answers["Are runs without a result reported?"].startswith("Yes: of 1, 0 diverged")
+    assert answers["Are runs without a result reported?"].startswith("Yes. Runs in all: 1; diverged: 0")
 
 
 def test_what_differs_from_the_default_has_its_words(results, write):
