@@ -85,9 +85,7 @@ def test_rows_that_are_no_images_are_refused_too(flowers: Callable[..., Path], t
 
 def test_clients_that_own_data_lack_are_refused_too(flowers: Callable[..., Path], tmp_path: Path) -> None:
     flowers(kind="natural").write_text(ROWS)
-    with pytest.raises(
-        ConfigError, match=r"flowers\.yaml \(as the suite changes it\): .* 5 clients .* only 4 natural"
-    ):
+    with pytest.raises(ConfigError, match=r"flowers\.yaml \(as the suite changes it\): .* 5 clients .* only 4 natural"):
         check_data.check([catalogue.task("flowers", {"clients": 5})], tmp_path / "results")
 
 

@@ -193,9 +193,7 @@ def test_a_task_s_normalisation_reaches_every_split(toy):
         raw = torch.from_numpy(np.array(stored[:1]))  # the training rows may be decoded already
         expected = (raw.float() / 255 - torch.tensor(channels["mean"])) / torch.tensor(channels["std"])
         torch.testing.assert_close(x, expected)
-    with pytest.raises(
-        ConfigError, match=r"'toy': `normalise` has 1 value.* but samples of shape \[6, 6, 3\] have 3"
-    ):
+    with pytest.raises(ConfigError, match=r"'toy': `normalise` has 1 value.* but samples of shape \[6, 6, 3\] have 3"):
         made_run(toy, normalise={"mean": [0.5], "std": [0.2]})
 
 
