@@ -178,7 +178,7 @@ class Unseen(Frozen):
     )
     samples: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(0, 1, 5, 10, 20, 50),
-        description="Numbers of labelled samples with which each client joins; the size of the smallest client is added.",
+        description="Numbers of labelled samples with which clients join; the size of the smallest client is added.",
     )
 
     @model_validator(mode="after")

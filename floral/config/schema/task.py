@@ -58,7 +58,7 @@ class Task(Frozen):
     name: str = Field(description="Name of the task, taken from the name of its file.")
     title: str = Field(description="Title of the task in reports.")
     data: Data = Field(
-        description='Data set: a name in config/data.lock, synthetic data, custom data, or "nothing" for runs without training.'
+        description='Data set: a name in config/data.lock, synthetic data, custom data, or "nothing" (no training).'
     )
     shift: Shift = Field(default=Shift(), description="How the data of the concepts (true clusters) differ.")
     normalise: Normalise | None = Field(
