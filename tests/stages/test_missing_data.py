@@ -42,7 +42,7 @@ def test_a_run_is_left_out_only_if_its_data_are_needed_and_not_there(tmp_path: P
     assert lines == [
         "data missing: mnist: not fetched yet; remedy: floral fetch mnist (1 run left out: mnist_label_shift)"
     ]
-    with pytest.raises(ConfigError, match="no run is left, because the data .*:\ndata missing: mnist"):
+    with pytest.raises(ConfigError, match=r"no run is left, because the data .*:\ndata missing: mnist"):
         split_by_data([lost], tmp_path)
 
 
