@@ -22,7 +22,7 @@ CLIENTS, CLUSTERS, SHAPE, OUTPUTS = 4, 2, (4, 4), 3
 class Row:
     """A variant in the list of `floral methods`.
 
-    To find its scopes, the variant is built with a small MLP, or with batch norm in the MLP if it refuses the first.
+    To find the scopes, the variant is built with a small MLP. If it refuses this MLP, the MLP has batch norm.
     """
 
     variant: str

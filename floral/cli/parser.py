@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     # Stages, in the order in which Snakemake calls them.
     fetch = command("fetch", commands.fetch, "download and check a data set, or read a task's custom data")
     fetch.add_argument("data", help="a name in config/data.lock, or a task with custom data")
-    fetch.add_argument("--suite", help="the suite whose changes of the task name the custom data")
+    fetch.add_argument("--suite", help="the suite that uses the custom data")
     fetch.add_argument(
         "--data-dir", type=Path, metavar="FOLDER", help="a folder that already has the raw files (default: FLORAL_DATA)"
     )

@@ -27,8 +27,7 @@ def names(folder: str) -> list[str]:
 def _task_values(name: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the values of a task's YAML file, merged into the values of the task that its key `extends` names.
 
-    `children` are the tasks that extend this task, directly or through others. A task that extends itself is found
-    with them.
+    `children` are the tasks that extend this task, directly or through others. They show whether a task extends itself.
     """
     path = paths.CONFIG_FOLDER / "tasks" / f"{name}.yaml"
     if not path.exists():
@@ -204,7 +203,9 @@ def variant(name: str, change: Mapping[str, Any] | None = None, where: str | Non
         try:
             params[key] = file.parameters[key].accept(value)
         except ValueError as error:
-            raise ConfigError(f"{place_of[key]}: {key}: {error} (`{key}`: {file.parameters[key].doc})") from None
+            raise ConfigError(
+                f"{place_of[key]}: {key}: {error} (meaning of `{key}`: {file.parameters[key].doc})"
+            ) from None
     equals = (*file.equals, *entry.equals)
     for rule in equals:
         if rule.variant not in index:

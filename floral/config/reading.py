@@ -17,7 +17,7 @@ TAGS = {"named", "synthetic", "custom"}
 
 
 class ConfigError(ValueError):
-    """The user has written a wrong value. The message names the file, the key and the remedy."""
+    """Error: the user has written a wrong value. The message names the file, the key and the remedy."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _models_in(annotation: Any) -> dict[str | None, type[BaseModel]]:
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of `base`, replaced by those of `change`. Nested mappings are merged in the same way.
 
-    If a nested mapping in `change` has another `kind`, it replaces the old mapping instead.
+    If a nested mapping in `change` has another `kind` than the mapping in `base`, it replaces that mapping as a whole.
     """
     merged = dict(base)
     for key, value in change.items():

@@ -68,7 +68,7 @@ class Run(Frozen):
 
     @property
     def siblings(self) -> Path:
-        """The name <task>/<variant>/<hash8>, which is the same for all runs that differ only in their seed."""
+        """The name <task>/<variant>/<hash8> of a group of runs. The runs of a group differ only in their seed."""
         shared = {key: value for key, value in self.identity().items() if key != "seed"}
         content = {"run": shared, "data": data_sets.data_digest(self.task.data), "results_version": RESULTS_VERSION}
         return Path(self.task.name) / self.variant.name / hash8(content)

@@ -67,7 +67,7 @@ def configurations(axes: Axes) -> list[Configuration]:
 def edges(axes: Axes, rates: Rates, params: Mapping[str, Any]) -> list[str]:
     """Return the names of the learning rates and hyper-parameters whose chosen value is the first or last one tried.
 
-    Only numbers with at least three values to try are checked.
+    Only those with at least three values to try, all of them numbers, are checked.
     """
     point = {**rates.model_dump(), **params}
     return [

@@ -42,7 +42,7 @@ class Search(Frozen):
         return configurations(self.axes)
 
     def trial(self, seed: int, configuration: Configuration | None = None) -> Run:
-        """Return the run with this seed and hyper-parameter configuration, or with the untuned values (None)."""
+        """Return the run with this seed and hyper-parameter configuration. With None, it has the untuned values."""
         run = Run(task=self.task, variant=self.variant, seed=seed, fidelity=self.fidelity)
         return run if configuration is None else with_values(run, configuration.rates, configuration.params)
 
@@ -118,7 +118,9 @@ def tuning() -> Tuning:
 
 @cache
 def search_space(variant_name: str) -> Space:
-    """Return the search space of a variant: a separate one if its method's file has one, or that of the method.
+    """Return the search space of a variant from config/search/<method>.yaml.
+
+    If the file has no separate search space for this variant, return the search space of the method.
 
     Raises:
         ConfigError: the method has no file in config/search, the search space has a wrong parameter or value, or its
@@ -159,7 +161,9 @@ def _check_space(space: Space, variant_name: str, where: str, separate: bool) ->
             try:
                 file.parameters[key].accept(value)
             except ValueError as error:
-                raise ConfigError(f"{where}: values: {key}: {error} (`{key}`: {file.parameters[key].doc})") from None
+                raise ConfigError(
+                    f"{where}: values: {key}: {error} (meaning of `{key}`: {file.parameters[key].doc})"
+                ) from None
         if len(set(values)) < len(values):
             raise ConfigError(f"{where}: values: {key}: {list(values)} contains a value twice; list each value once")
     sizes = {"router_lr": space.router_lr, **{key: len(values) for key, values in space.values.items()}}

@@ -111,7 +111,7 @@ class Settings(Frozen):
         return {"tasks": self.tasks, "variants": self.variants, "seeds": self.seeds}
 
     def environment(self) -> dict[str, str]:
-        """Return the environment variables of jobs: PATH, where this `floral` comes first, and the folders."""
+        """Return the environment variables of jobs: PATH, which finds this `floral` first, and the folders."""
         variables = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "FLORAL_RESULTS": str(self.results),

@@ -134,7 +134,7 @@ def _blocks(suite_name: str) -> Iterator[tuple[Block, str, Run]]:
                 )
             if block.tuned and (both := sorted(block.method.keys() & search_space(variant_name).values.keys())):
                 raise ConfigError(
-                    f"{where}: method: tuning chooses {', '.join(both)} for {variant_name!r}; leave this out"
+                    f"{where}: method: tuning chooses {', '.join(both)} for {variant_name!r}; remove it here"
                 )
             yield block, where, run
 
@@ -157,7 +157,10 @@ def _blocks_of_suites(suite_name: str, including: tuple[str, ...] = ()) -> Itera
 
 
 def _check_seeds(blocks: Iterable[Block], where: str) -> None:
-    """Raise ConfigError if one of these blocks has a seed that chose tuned values. `where` is the file of the suite."""
+    """Raise ConfigError if one of these blocks has a tuning seed.
+
+    Runs with tuning seeds choose the tuned values, so a suite must not report them. `where` is the file of the suite.
+    """
     tuning_seeds = {seed for seeds in (tuning().seeds, *tuning().more_seeds.values()) for seed in seeds}
     if both := sorted({seed for block in blocks for seed in block.seeds} & tuning_seeds):
         raise ConfigError(

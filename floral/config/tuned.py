@@ -56,7 +56,7 @@ def with_tuned_values(search: Search, run: Run) -> Run:
     Raises:
         Untuned: the file has no values of the variant, or values of another search. The caller appends the variant's
             name and the command that makes the search.
-        ConfigError: the values are none that the search tries.
+        ConfigError: the values are not among those that the search tries.
     """
     name, path = search.variant.name, tuned_path(search.task.name)
     entry = tuned_values(search.task.name).get(name)

@@ -60,7 +60,7 @@ def visible(folder: Path) -> list[Path]:
 def _sync_names(folder: Path) -> None:
     """Write the file names of a folder to disk, so that a power cut does not lose them.
 
-    Some file systems do not support this. Then nothing is done.
+    On file systems that do not support this, the function does nothing.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:

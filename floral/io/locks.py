@@ -22,7 +22,7 @@ POLL_INTERVAL_S = 0.5
 def held(lock: Path, doing: str) -> Iterator[None]:
     """Hold a lock during the `with` block. If another process holds the lock, wait until that process releases it.
 
-    In this case, print a message with the name of the other process. `doing` completes it: "process 12 is <doing>".
+    While the function waits, a message names the other process and what it does: "process 12 on <host> is <doing>".
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+") as file:
@@ -36,7 +36,10 @@ def held(lock: Path, doing: str) -> Iterator[None]:
 
 
 def hold_until_exit(lock: Path) -> str | None:
-    """Hold a lock until this process ends. If another process holds it, do not wait, and return the process's name."""
+    """Hold a lock until this process ends, and return None.
+
+    If another process holds the lock, return the name of that process without waiting.
+    """
     lock.parent.mkdir(parents=True, exist_ok=True)
     file = lock.open("a+")
     try:
@@ -54,7 +57,7 @@ HELD_UNTIL_EXIT: list[IO[str]] = []
 
 
 def _read_holder(file: IO[str]) -> str:
-    """Return the name of the process that holds the lock, which this process has written into the lock file."""
+    """Return the name of the process that holds the lock. That process has written it into the lock file."""
     file.seek(0)
     return file.read().strip() or "another process"
 

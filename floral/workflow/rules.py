@@ -39,7 +39,7 @@ class Rules:
     # ------------------------------------------------------------------------------------ inputs
 
     def all_input(self, wildcards: Any) -> list[str]:
-        """Return no file. Raise Untuned if some runs need tuned values that are not in config/tuned."""
+        """Return an empty list. Raise Untuned if some runs need tuned values that are not in config/tuned."""
         del wildcards
         if self.work.untuned is not None:
             raise self.work.untuned
@@ -71,7 +71,7 @@ class Rules:
         return [f"{self.results}/{folder}/done" for folder in self.work.searches]
 
     def train_input(self, wildcards: Any) -> list[str]:
-        """Return the path of the partition that the run reads, or no path with `data: nothing`."""
+        """Return the path of the partition that the run reads, or no path for `data: nothing`."""
         _, run = self.run(wildcards)
         return [] if run.task.noop else [self._table(run)]
 
@@ -85,7 +85,7 @@ class Rules:
     # ------------------------------------------------------------------------------------ options
 
     def fetch_options(self, wildcards: Any) -> str:
-        """Return the name of the data set. For custom data, add a suite with a task that declares the data."""
+        """Return the name of the data set. For custom data, add `--suite` with a suite whose task declares them."""
         data = wildcards.data
         if not data.startswith(CUSTOM_PREFIX):
             return data
@@ -93,12 +93,12 @@ class Rules:
         return f"{data} --suite {suite}"
 
     def partition_options(self, wildcards: Any) -> str:
-        """Return options with the suite, task, seed and hash of a partition."""
+        """Return the options that name the suite, task, seed and hash of a partition."""
         suite, run = self.partition(wildcards)
         return f"--suite {suite} --task {run.task.name} --seed {run.seed} --expect {wildcards.hash8}"
 
     def tune_options(self, wildcards: Any) -> str:
-        """Return options with the suite, task and variant of a search."""
+        """Return the options that name the suite, task and variant of a search."""
         suite, search = self.search(wildcards)
         return f"{suite} --tasks {search.task.name} --variants {search.variant.name}"
 
@@ -109,17 +109,17 @@ class Rules:
         return f"{' '.join(suites)} {self._narrowing('tasks', 'variants')}"
 
     def train_options(self, wildcards: Any) -> str:
-        """Return options with the suite, task, variant, seed and hash of a run."""
+        """Return the options that name the suite, task, variant, seed and hash of a run."""
         suite, run = self.run(wildcards)
         names = f"--suite {suite} --task {run.task.name} --variant {run.variant.name} --seed {run.seed}"
         return f"{names} --expect {run.hash8}"
 
     def report_options(self, wildcards: Any = None) -> str:
-        """Return options with the selected tasks, variants and seeds, and `--allow-missing` if config.yaml sets it."""
+        """Return the options with the selected tasks, variants and seeds, and with `--allow-missing` if it is set."""
         return self.track_options(wildcards) + (" --allow-missing" if self.settings.allow_missing else "")
 
     def track_options(self, wildcards: Any = None) -> str:
-        """Return options with the tasks, variants and seeds that config.yaml or `--config` selects."""
+        """Return the options with the tasks, variants and seeds that config.yaml or `--config` selects."""
         del wildcards
         return self._narrowing("tasks", "variants", "seeds")
 

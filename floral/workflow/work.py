@@ -66,12 +66,12 @@ class Work:
 
     @cached_property
     def runs(self) -> dict[str, tuple[str, Run]]:
-        """Folder of a run → name of the suite, and the run. A run of two suites is listed with the first suite."""
+        """Mapping from the folder of a run to two values: the name of the first suite with this run, and the run."""
         return {str(run.folder): (suite, run) for suite in reversed(list(self.suites)) for run in self.suites[suite]}
 
     @cached_property
     def partitions(self) -> dict[str, tuple[str, Run]]:
-        """Folder of a partition → name of a suite, and a run or tuning run of this suite that reads the partition."""
+        """Mapping from the folder of a partition to two values: the name of a suite, and a run that reads it."""
         trials = [(suite, trial) for suite, search in self.searches.values() for trial in search.references()]
         return {str(run.partition.folder): (suite, run) for suite, run in [*self.runs.values(), *trials]}
 
@@ -82,7 +82,7 @@ class Work:
 
     @property
     def unfinished_suites(self) -> dict[str, list[Run]]:
-        """Name of each suite that has an unfinished run → all its runs."""
+        """Mapping from the name of each suite with an unfinished run to all runs of the suite."""
         unfinished = {run.folder for run in self.unfinished_runs}
         return {name: runs for name, runs in self.suites.items() if unfinished & {run.folder for run in runs}}
 

@@ -257,7 +257,7 @@ SYNTHETIC = {"data": {"kind": "linear", "samples_per_client": 8}, "loss": "mse",
         ({"partition": {"mixed": 0.5}, "unseen": {"seen_cluster": 1}}, "`unseen` needs .* no `mixed`"),
         ({"partition": {"label_noise": 0.1}, **SYNTHETIC}, "label_noise` is not for synthetic data; set"),
         ({"partition": {"mixed": 0.1}, **SYNTHETIC}, "mixed` needs a data set"),
-        ({"partition": {"label_noise": 0.1}, "published_split": "train"}, "train` evaluates on them"),
+        ({"partition": {"label_noise": 0.1}, "published_split": "train"}, "train` evaluates on these"),
         ({"steps_per_epoch": 0}, "steps_per_epoch: Input should be greater than or equal to 1"),
     ],
 )

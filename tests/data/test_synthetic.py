@@ -112,7 +112,7 @@ def test_normalised_teachers_have_hidden_outputs_of_mean_zero_and_variance_one_i
     hidden = np.maximum(x, 0)
     expected = ((hidden - hidden.mean(1, keepdims=True)) / hidden.std(1, keepdims=True)).sum(2) / np.sqrt(10)
     np.testing.assert_allclose(np.concatenate([train, test], 1), expected, atol=1e-3)
-    with pytest.raises(ConfigError, match="normalised` needs `kind: mlp`, but has `kind: linear`"):
+    with pytest.raises(ConfigError, match="normalised` needs `kind: mlp`, but `kind` is linear"):
         parse(Synthetic, {"kind": "linear", "samples_per_client": 8, "normalised": True}, "toy.yaml")
 
 

@@ -167,10 +167,10 @@ def test_a_task_says_whether_its_rows_are_text(per, text, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shift": {"kind": "label_shift"}}, "means text, so remove the keys `shift`"),
-        ({"augmentation": "flip_crop"}, "remove the keys `shift`, `normalise` and `augmentation`"),
+        ({"shift": {"kind": "label_shift"}}, "is for text, which has no `shift`"),
+        ({"augmentation": "flip_crop"}, "no `shift`, `normalise` or `augmentation`; remove these keys"),
         ({"partition": {"kind": "dirichlet", "alpha": 0.1}}, "set `partition.kind` to natural or iid"),
-        ({"partition": {"label_noise": 0.1}}, "means text, so remove the keys `partition.label_noise`"),
+        ({"partition": {"label_noise": 0.1}}, "is for text, which has no `partition.label_noise`"),
     ],
 )
 def test_text_is_not_shifted(change, message):

@@ -49,7 +49,7 @@ class Synthetic(Frozen):
     def _only_hidden_outputs_are_normalised(self) -> Synthetic:
         if self.normalised and self.kind != "mlp":
             raise ValueError(
-                f"`data.normalised` needs `kind: mlp`, but has `kind: {self.kind}`; remove the key `normalised`"
+                f"`data.normalised` needs `kind: mlp`, but `kind` is {self.kind}; remove the key `normalised`"
             )
         return self
 
@@ -102,9 +102,7 @@ class CustomData(Frozen):
     def _a_column_has_one_use(self) -> CustomData:
         used = [name for name in (self.label, self.client, *(self.features or ())) if name is not None]
         if repeated := [name for name in used if used.count(name) > 1]:
-            raise ValueError(
-                f"data: column {repeated[0]!r} is named twice in `label`, `client` and `features`; name it once"
-            )
+            raise ValueError(f"column {repeated[0]!r} is named twice in `label`, `client` and `features`; name it once")
         return self
 
     @property

@@ -74,7 +74,7 @@ class Equal(Frozen):
 
 
 class VariantEntry(Frozen):
-    """An entry of a variant in config/methods. It gives the values that differ from the method's defaults."""
+    """The entry of one variant in config/methods. It gives the values that differ from the method's defaults."""
 
     title: str = Field(description="Title of the variant in reports.")
     set: Mapping[str, Any] = Field(

@@ -23,7 +23,7 @@ Alpha = Annotated[float, Field(gt=0), AfterValidator(_not_too_small)]
 
 
 class Partition(Frozen):
-    """How samples are assigned to clients, and which concept each client has. `kind` names the rule.
+    """The rule that assigns samples to clients, and a concept to each client. `kind` is the name of the rule.
 
     - iid: the samples are shuffled, and all clients get equal shares.
 
@@ -178,7 +178,7 @@ class Unseen(Frozen):
     )
     samples: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(0, 1, 5, 10, 20, 50),
-        description="Joining clients train with each of these numbers of samples, and with all of the smallest client.",
+        description="Numbers of labelled samples with which clients join; the size of the smallest client is added.",
     )
 
     @model_validator(mode="after")

@@ -11,9 +11,9 @@ from floral.config.schema.base import Frozen, is_none
 
 
 class Colour(Frozen):
-    """How the pixel values of images change under one concept.
+    """The change of the pixel values of images under one concept.
 
-    The changes follow each other: `channels` reorders the colour channels, `gain` multiplies them, `contrast` scales
+    The steps, in this order: `channels` reorders the colour channels, `gain` multiplies them, `contrast` scales
     the distance of each pixel from medium grey, values are clipped, and `invert` exchanges black and white.
     """
 
@@ -32,7 +32,7 @@ class Colour(Frozen):
 
 
 class Shift(Frozen):
-    """How the data of the concepts (true clusters) differ. floral/data/shifts.py implements each `kind` of shift."""
+    """The difference between the data of the concepts (true clusters). floral/data/shifts.py implements each `kind`."""
 
     kind: Literal["none", "rotate", "label_shift", "label_permutation", "colour"] = Field(
         default="none",

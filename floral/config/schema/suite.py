@@ -42,7 +42,7 @@ class Block(Frozen):
     """
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all"] = Field(
-        description="Names of tasks in config/tasks, or `all` for every task that trains something."
+        description="Names of tasks in config/tasks, or `all` for all tasks that train a model."
     )
     variants: tuple[str, ...] = Field(min_length=1, description="Names of variants in config/methods.")
     seeds: tuple[int, ...] = Field(
@@ -78,7 +78,7 @@ class Suite(Frozen):
 
     name: str = Field(description="Name of the suite, taken from the name of its file.")
     title: str = Field(description="Title of the report.")
-    about: str = Field(default="", description="Text of introduction in the report.")
+    about: str = Field(default="", description="Introductory text of the report.")
     suites: tuple[str, ...] = Field(default=(), description="Names of other suites whose runs this suite includes.")
     runs: tuple[Block, ...] = Field(default=(), description="Blocks of runs: tasks × variants × seeds.")
 

@@ -44,7 +44,7 @@ class Normalise(Frozen):
 
 
 class Server(Frozen):
-    """Optimiser of the server. It takes the averaged update of the clients as its gradient."""
+    """The server optimiser, which applies the averaged update of the clients to the model."""
 
     optimiser: Literal["sgd", "adam"] = Field(
         default="sgd", description="Server optimiser; `sgd` with `lr: 1` is plain averaging."
@@ -58,7 +58,7 @@ class Task(Frozen):
     name: str = Field(description="Name of the task, taken from the name of its file.")
     title: str = Field(description="Title of the task in reports.")
     data: Data = Field(
-        description='Data set: a name in config/data.lock, synthetic data, custom data, or "nothing" for empty runs.'
+        description='Data set: a name in config/data.lock, synthetic data, custom data, or "nothing" (no training).'
     )
     shift: Shift = Field(default=Shift(), description="How the data of the concepts (true clusters) differ.")
     normalise: Normalise | None = Field(
@@ -66,7 +66,7 @@ class Task(Frozen):
     )
     augmentation: Literal["none", "flip_crop"] = Field(
         default="none",
-        description="Random flips and crops of training images, as if before a rotation, but after a colour shift.",
+        description="Random flips and crops of training images; as if made before rotations and after colour shifts.",
     )
     partition: Partition = Field(default=Partition(), description="How samples are assigned to clients.")
     unseen: Unseen | None = Field(
@@ -149,7 +149,7 @@ class Task(Frozen):
             raise ValueError("`partition.label_noise` is not for synthetic data; set `data.label_noise` instead")
         if rule.label_noise and self.published_split == "train":
             raise ValueError(
-                "`partition.label_noise` makes training labels wrong, but `published_split: train` evaluates on them; "
+                "`partition.label_noise` makes training labels wrong, but `published_split: train` evaluates on these; "
                 "remove one of the two keys"
             )
         return self
@@ -193,16 +193,17 @@ class Task(Frozen):
             )
         if self.shift.kind != "none" or self.normalise or self.augmentation != "none":
             raise ValueError(
-                f"`per: {self.per}` means text, so remove the keys `shift`, `normalise` and `augmentation`"
+                f"`per: {self.per}` is for text, which has no `shift`, `normalise` or `augmentation`; remove these keys"
             )
         if self.partition.kind not in ("natural", "iid"):
             raise ValueError(
-                f"`partition.kind: {self.partition.kind}` needs one class per sample, but `per: {self.per}` means "
-                "text; set `partition.kind` to natural or iid"
+                f"`partition.kind: {self.partition.kind}` needs one class per sample, which text "
+                f"(`per: {self.per}`) does not have; set `partition.kind` to natural or iid"
             )
         if self.partition.label_noise or self.partition.mixed:
             raise ValueError(
-                f"`per: {self.per}` means text, so remove the keys `partition.label_noise` and `partition.mixed`"
+                f"`per: {self.per}` is for text, which has no `partition.label_noise` or "
+                "`partition.mixed`; remove these keys"
             )
         return self
 
@@ -227,10 +228,10 @@ class Task(Frozen):
     def _every_concept_is_listed(self) -> Task:
         if not self._concepts_are_listed():
             new = self.unseen.new_concept if self.unseen else 0
+            and_new = f" and `unseen.new_concept` is {new}" if new else ""
             raise ValueError(
                 f"`shift` lists {len(self.shift.listed or ())} concepts, but `clusters` is {self.clusters}"
-                + (f" and `unseen.new_concept` is {new}" if new else "")
-                + "; list one concept for each cluster and each new concept"
+                f"{and_new}; list one concept for each cluster and each new concept"
             )
         return self
 
@@ -299,7 +300,7 @@ class Task(Frozen):
     def skewed(self) -> bool:
         """Whether the clients of one cluster have different data distributions.
 
-        If they have, the test set of a cluster is not distributed like the data of one of its clients.
+        If so, the test set of a cluster is not distributed like the data of one of its clients.
         """
         return self.partition.kind in ("dirichlet", "pathological", "natural") or self.partition.mixed is not None
 

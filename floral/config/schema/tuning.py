@@ -20,8 +20,8 @@ class Rates(Frozen):
 class Range(Frozen):
     """The range of learning rates that a search tries, given as multiples of the task's learning rate."""
 
-    lowest: float = Field(gt=0, description="Lowest learning rate, as a multiple of the task's.")
-    highest: float = Field(gt=0, description="Highest learning rate, as a multiple of the task's.")
+    lowest: float = Field(gt=0, description="Lowest learning rate, as a multiple of the task's learning rate.")
+    highest: float = Field(gt=0, description="Highest learning rate, as a multiple of the task's learning rate.")
 
     @model_validator(mode="after")
     def _has_a_width(self) -> Range:
