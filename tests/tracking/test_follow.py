@@ -26,7 +26,7 @@ from run_folders import make_run, write_run
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.runs import segments
-from floral.tracking import runs as tracked_runs
+from floral.tracking import mlflow_runs as tracked_runs
 from floral.tracking import store
 from floral.tracking.mlflow_store import default_uri
 from floral.tracking.track import follow, track
