@@ -11,7 +11,7 @@ import torch
 from federations import CPU, VARIANTS, fitting, make_data, make_run, simulate, train, view_of
 
 from floral.config import catalogue
-from floral.engine import join
+from floral.engine import unseen as engine_unseen
 from floral.stages.assemble import build_method, client_data, make_problem
 from floral.stages.execute import join_unseen
 from floral.stages.progress import Progress
@@ -101,9 +101,9 @@ def test_without_samples_a_personal_model_is_the_one_that_its_penalty_pulls_to(v
 def test_local_with_all_rows_is_local_training_of_so_many_epochs():
     """With whole batches the order of the rows does not matter, so other random numbers give the same."""
     sizes = (9, 9, 9, 9)
-    unseen = make_data(sizes, clusters=4, seed=1)
-    found, *_ = joined("local", joining=unseen, dtype=torch.float64, batch=16)
-    plain = simulate("local", data=unseen, batch=16, participation=1.0, rounds=3, epochs=1)
+    joining = make_data(sizes, clusters=4, seed=1)
+    found, *_ = joined("local", joining=joining, dtype=torch.float64, batch=16)
+    plain = simulate("local", data=joining, batch=16, participation=1.0, rounds=3, epochs=1)
     scores, _ = plain.global_test(train(plain, 3))
     np.testing.assert_allclose(of(found, 9)["loss"], scores.loss, atol=1e-9)
 
@@ -135,7 +135,7 @@ def test_ifca_chooses_the_model_of_least_loss_on_the_samples():
 def test_chunks_do_not_matter(variant, monkeypatch):
     simulation, state, data = trained(variant, dtype=torch.float64)
     whole = table(variant, simulation, state, data)
-    monkeypatch.setattr(join, "MAX_CHUNK_FLOATS", 1)
+    monkeypatch.setattr(engine_unseen, "MAX_CHUNK_FLOATS", 1)
     np.testing.assert_allclose(table(variant, simulation, state, data)["loss"], whole["loss"], atol=1e-9)
 
 
@@ -154,7 +154,7 @@ def test_no_test_row_is_read_in_personalisation(variant):
 
     blind = Unread(**{name: getattr(tensors.test, name) for name in tensors.test.__dataclass_fields__})
     tensors = replace(tensors, test=blind, global_test=forbidden)
-    done, result = join.personalised(method, state, tensors, simulation.settings, [0, 4], 2)
+    done, result = engine_unseen.personalised(method, state, tensors, simulation.settings, [0, 4], 2)
     with pytest.raises(AssertionError, match="test row"):
         done.global_test(result)
 
@@ -166,6 +166,6 @@ def test_training_is_the_same_with_and_without_clients_that_join():
 
 
 def test_sizes_are_those_that_all_have_and_at_last_all_rows_of_the_smallest():
-    assert join.sizes_of((0, 1, 50, 5), np.array([35, 36])) == [0, 1, 5, 35]
-    assert join.sizes_of((), np.array([3])) == [3]
-    assert join.sizes_of((0, 35), np.array([35, 40])) == [0, 35]
+    assert engine_unseen.sizes_of((0, 1, 50, 5), np.array([35, 36])) == [0, 1, 5, 35]
+    assert engine_unseen.sizes_of((), np.array([3])) == [3]
+    assert engine_unseen.sizes_of((0, 35), np.array([35, 40])) == [0, 35]

@@ -27,7 +27,7 @@ from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.runs import segments
 from floral.tracking import mlflow_runs as tracked_runs
-from floral.tracking import store
+from floral.tracking import mlflow_store
 from floral.tracking.mlflow_store import default_uri
 from floral.tracking.track import follow, track
 
@@ -166,7 +166,7 @@ def test_a_run_that_was_created_twice_is_there_once(tmp_path: Path) -> None:
     """As after a request that MLflow's client repeats because its answer was lost."""
     training = Training(tmp_path)
     training.says(0)
-    with store.experiment_of("suite", tmp_path, None) as experiment:
+    with mlflow_store.experiment_of("suite", tmp_path, None) as experiment:
         settings = yaml.safe_load((training.folder / "run.yaml").read_text())
         for _ in range(2):
             tracked_runs._create_run(experiment, "parent", training.run.folder, settings)
