@@ -216,14 +216,14 @@ class Router:
         return self.problem.clusters if has_all else min(self.problem.clusters, self.top * max(1, self.layers))
 
     def full_route(self, view: View, noise: Noise | None) -> Tensor:
-        """Return the weights π_k [C] or [L, C] of all clusters, without the selection of the largest weights by `top`."""
+        """Return the weights π_k [C] or [L, C] of all clusters, before `top` selects the largest weights."""
         logits = view["router"]["logits"]
         if noise is not None and "router" in noise:
             logits = torch.add(logits, noise["router"], alpha=self.noise_scale)
         return torch.softmax(logits if self.temperature == 1 else logits / self.temperature, dim=-1)
 
     def mixing_route(self, view: View, noise: Noise | None) -> Tensor:
-        """Return the weights π_k [C] or [L, C] with which the client mixes the clusters, after the selection by `top`."""
+        """Return the weights π_k [C] or [L, C] with which the client mixes, after the selection by `top`."""
         route = self.full_route(view, noise)
         if not self.top:
             return route

@@ -37,7 +37,7 @@ class Baseline(Protocol):
         ...
 
     def __str__(self) -> str:
-        """Describe in words how the baseline computes: how it batches clients, and its numbers of workers and threads."""
+        """Describe in words how the baseline batches clients, and its numbers of workers and threads."""
         ...
 
 
