@@ -90,9 +90,9 @@ def svd_factors(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Param
 
 
 def require_matrix_products(adaptors: Adaptors) -> None:
-    """Raise Refused if the product B A of a layer is not one matrix product.
+    """Raise Refused unless the product B A of every layer is a plain product of two matrices.
 
-    An SVD can give new factors A and B only for a product of two matrices.
+    Only then can an SVD of the product give new factors A and B.
 
     Raises:
         Refused: the adaptor of a convolution has part of the kernel in B, or the convolution is transposed or has
@@ -113,7 +113,7 @@ def require_matrix_products(adaptors: Adaptors) -> None:
 
 
 def require_no_groups(adaptors: Adaptors) -> None:
-    """Raise Refused if a convolution with an adaptor has groups.
+    """Raise Refused if a convolution with an adaptor splits its channels into groups.
 
     The server needs the complete product B A. With groups, the layer's weight holds only the diagonal blocks of B A.
 
@@ -129,15 +129,18 @@ def require_no_groups(adaptors: Adaptors) -> None:
 
 
 def restart(start: Params) -> Params:
-    """Return an adaptor whose product B A is zero: it has the factors A of `start`, B = 0 and zero biases."""
+    """Return a new adaptor, whose factors A are those of the adaptor `start`.
+
+    The factors B and the biases are zero, so the product B A is zero.
+    """
     return {name: t if name.endswith(".A") else torch.zeros_like(t) for name, t in start.items()}
 
 
 def download_floats(adaptors: Adaptors, clients: int, *, biases: bool) -> int:
     """Return the number of floats that the server sends to a client to update the client's base model.
 
-    The server sends the adaptors of all clients or the sum of their products B A, whichever has fewer floats. With
-    `biases`, the sum includes the biases of the layers.
+    The server sends either the adaptors of all `clients` of the round, or the sum of their products B A. It chooses the
+    way with fewer floats. If `biases` is set, the sum includes the biases of the layers.
     """
     model = adaptors.model.init(Shapes(0, "size"))
     ending = ("weight", "bias") if biases else ("weight",)
@@ -146,7 +149,7 @@ def download_floats(adaptors: Adaptors, clients: int, *, biases: bool) -> int:
 
 
 def product_norm(adaptor: Params) -> Tensor:
-    """Return the Frobenius norm of the products B A of an adaptor, over all its layers together.
+    """Return one Frobenius norm of an adaptor: that of the products B A of all its layers together.
 
     The norm is computed from the Gram matrices of A and B.
     """

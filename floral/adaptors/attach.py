@@ -1,7 +1,7 @@
 """Attach adaptors to the layers of a model, and run the model with a mixture of C adaptors.
 
-In each layer the mixture is either merged into the layer's weight, or applied separately to the layer's input and added
-to the layer's output.
+A mixture is a weighted sum of adaptors. In each layer it is either merged into the layer's weight, or applied
+separately to the layer's input and added to the layer's output.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class Adaptors:
         return {f"{layer}.{key}": value for layer, params in parts.items() for key, value in params.items()}
 
     def products(self, mixture: Params, route: Tensor) -> Params:
-        """Return the mixture as a change of the base model's parameters, named <layer>.<weight|bias>.
+        """Return the change of the base model's parameters by a mixture of C adaptors, named <layer>.<weight|bias>.
 
-        `route` [C] holds the weights of the C adaptors in the mixture. A weight of the base changes by Σ_c route_c B_c
-        A_c, and a bias by Σ_c route_c b_c, where B_c, A_c and b_c are the parameters of adaptor c.
+        `route` [C] holds the weights of the adaptors in the mixture. A weight matrix of the base changes by Σ_c route_c
+        B_c A_c, and a bias by Σ_c route_c b_c, where B_c, A_c and b_c are the parameters of adaptor c.
         """
         changes = {
             layer: adaptor.merged(layer_params(mixture, layer), route) for layer, adaptor in self.by_layer.items()
@@ -67,7 +67,7 @@ class Adaptors:
         return {f"{layer}.{key}": value for layer, change in changes.items() for key, value in change.items()}
 
     def centred(self, base: Params, mixture: Params) -> tuple[Params, Params]:
-        """Move the mean of the C adaptors' products B A into the base.
+        """Move the mean of the C adaptors' products B A from the adaptors into the base.
 
         Return the new base, and the adaptors after their mean is subtracted (see `factors.without_mean`).
         """
@@ -103,9 +103,10 @@ class Adaptors:
     ) -> tuple[Tensor, Params]:
         """Return the logits of the model with its adaptors, and the model's running statistics after the pass.
 
-        Every adapted layer uses the mixture Σ_c route_c·adaptor_c. `route` [C] holds the weights of all layers. It may
-        also be [L, C], with one row for each of the L layers of `by_layer`. `running` [C, ...] holds the adaptors' own
-        running statistics, which are read in evaluation only. `noise` None means evaluation.
+        Every adapted layer uses the mixture Σ_c route_c·adaptor_c. `route` [C] holds the mixture weights, the same for
+        all layers. It may also be [L, C], with one row for each of the L layers of `by_layer`. `running` [C, ...] holds
+        the adaptors' own running statistics, which are read in evaluation only. If `noise` is None, the pass is an
+        evaluation.
         """
         order, merged = (
             list(self.by_layer),
@@ -175,8 +176,8 @@ class Adaptors:
     def with_norms(self, kind: str) -> Adaptors:
         """Return the adaptors plus an adaptor for each normalisation layer, unless `kind` is "none".
 
-        On batch norm, "plain" adaptors have running statistics of their own; "reparameterised" adaptors use the
-        layer's.
+        On batch norm, "plain" adaptors have running statistics of their own; "reparameterised" adaptors use those of
+        the layer.
 
         Raises:
             Refused: the model has no normalisation layer.
@@ -204,7 +205,8 @@ class Adaptors:
         return self.application == "merged"
 
     def forward_backward_passes(self, shape: tuple[int, ...], batch: int, clusters: int) -> float:
-        """Return the cost of one pass with C adaptors, as a multiple of one pass of the base without adaptors.
+        """Return the cost of one forward-backward pass with C adaptors, relative to one pass of the base without
+        adaptors.
 
         The cost is counted in multiply-adds, for an input x [batch, *shape].
         """
@@ -216,8 +218,9 @@ class Adaptors:
         return 1 + added / self.model.multiply_adds(shape, batch)
 
     def precondition(self, gradients: Params, mixture: Params) -> Params:
-        """Apply the preconditioner of each layer's adaptors to the gradients of the mixture, and return the new
-        gradients.
+        """Return the preconditioned gradients of the C adaptors.
+
+        The preconditioner of a layer is the method `precondition` of its adaptor.
         """
         changed: Params = {}
         for layer, adaptor in self.by_layer.items():
@@ -227,12 +230,12 @@ class Adaptors:
 
 
 def subtract_mean(mixture: Params) -> Params:
-    """Return the C adaptors of a normalisation layer after their mean is subtracted."""
+    """Subtract the mean of the C adaptors of a normalisation layer from each of them, and return the results."""
     return {name: value - value.mean(0) for name, value in mixture.items()}
 
 
 def merge_groups(view: View, groups: tuple[str, ...]) -> Params:
-    """Return the parameters of several groups in one dictionary."""
+    """Return the parameters of several groups of parameters in one dictionary."""
     return {name: value for group in groups for name, value in view[group].items()}
 
 
@@ -255,11 +258,11 @@ def attach(
 ) -> Adaptors:
     """Attach an adaptor to each linear layer, embedding and convolution of a model (arXiv 2410.03497).
 
-    Embeddings get an adaptor only if they have `adapted`. Convolutions get none if `convolution` is "none". A linear
-    layer that is tied to an embedding gets none, because it has no weight. The embedding's adaptor does not change the
-    tied layer.
+    Embeddings get an adaptor only if their attribute `adapted` is True. Convolutions get none if `convolution` is
+    "none". A linear layer that is tied to an embedding uses the embedding's weight. It gets no adaptor, because it has
+    no weight of its own, and the embedding's adaptor does not change it.
 
-    `bias` is the initial bias of an adaptor whose layer has a bias: None (no bias), "zero" or "uniform".
+    If a layer has a bias, `bias` says with which bias its adaptor starts: None (no bias), "zero" or "uniform".
 
     Raises:
         Refused: the model has no layer that can be adapted.

@@ -27,13 +27,13 @@ from floral.toolkit.parts import distinct_starts, repeated_start
 
 @dataclass(frozen=True, kw_only=True)
 class ClusteredAdaptors:
-    """One adaptor per cluster, each with a different random start, and how the server aggregates them.
+    """One adaptor per cluster, each with its own random initial values, and how the server aggregates them.
 
-    The server gives client k the weight p(k|c) in cluster c. `aggregation` is one of:
+    In the server's mean of cluster c, client k has the weight p(k|c). `aggregation` is one of:
 
     - "average": the factors A_c and B_c are averaged separately.
-    - "ffa": A_c keeps its initial value, and B_c is averaged. So B_c A_c becomes the exact mean product.
-    - "rolora": odd rounds train and average B_c, even rounds A_c. So B_c A_c becomes the exact mean product.
+    - "ffa": A_c keeps its initial value, and B_c is averaged. So B_c A_c is exactly the mean of the clients' products.
+    - "rolora": odd rounds train and average only B_c, even rounds only A_c. So B_c A_c is again exactly this mean.
     - "fedex": the factors are averaged, and the error of the averaged product is added to Δ_c.
     - "flexlora": an SVD gives the factors whose product is closest to the mean product Σ_k p(k|c) B_kc A_kc.
     - "stacking": the mean product Σ_k p(k|c) B_kc A_kc is added to Δ_c, and new adaptors start.
@@ -112,8 +112,9 @@ class ClusteredAdaptors:
         return self._with_axis(merge_groups(view, self.group_names))
 
     def running(self, view: View) -> Params:
-        """Return the running statistics of the adaptors that a client holds, with a leading cluster axis as in
-        `mixture`.
+        """Return the running statistics of the adaptors that a client holds.
+
+        They have a leading cluster axis, as in `mixture`.
         """
         return self._with_axis(view.get("adaptor_statistics", {}))
 
@@ -131,21 +132,24 @@ class ClusteredAdaptors:
         return groups
 
     def base(self, view: View, route: Tensor) -> Params:
-        """Return the base model plus Σ_c route_c Δ_c, where `route` holds a client's cluster weights."""
+        """Return the base model plus Σ_c route_c Δ_c, the weighted sum of the clusters' changes Δ_c.
+
+        `route` holds a client's cluster weights.
+        """
         if not self.has_residual:
             return view["base"]
         added = self._with_axis(view["residual"])
         return {**view["base"], **{n: view["base"][n] + torch.tensordot(route, t, 1) for n, t in added.items()}}
 
     def _with_axis(self, params: Params) -> Params:
-        """Return the parameters with a leading cluster axis."""
+        """Return the parameters with a leading cluster axis. If clients hold only one cluster, its length is 1."""
         return params if self.member is None else {name: value[None] for name, value in params.items()}
 
     # ------------------------------------------------------------------------------------------------ training
 
     @property
     def precondition(self) -> Mapping[str, Callable[[Params, Params], Params]]:
-        """A function for each trained group that preconditions the group's gradients.
+        """For each trained group, the function that applies the preconditioner to the group's gradients.
 
         A group holds both factors A and B, or only one of them.
         """
@@ -168,7 +172,7 @@ class ClusteredAdaptors:
     def phases(self, *groups: str) -> tuple[Phase, ...] | None:
         """Return the phases of local training, which train the adaptors (or one of their factors) and `groups`.
 
-        None stands for a single phase that trains all groups.
+        The result is None if a single phase trains all groups of the method.
         """
         match self.aggregation:
             case "average":
@@ -183,7 +187,7 @@ class ClusteredAdaptors:
         return (Phase(train=(*groups, "adaptors"), floats_sent=self._floats_sent()),)
 
     def _phase(self, name: Literal["adaptors", "A", "B"], *groups: str) -> Phase:
-        """Return the phase that trains the group `name` of the adaptors together with `groups`.
+        """Return the phase of local training that trains the adaptors' group `name` together with `groups`.
 
         If `sent_clusters` is set, a client downloads the adaptors of all clusters and uploads those of `sent_clusters`
         clusters.
@@ -215,11 +219,14 @@ class ClusteredAdaptors:
     # -------------------------------------------------------------------------------------------------- server
 
     def server_step(self, log_route: Callable[[View], Tensor] | None) -> ServerStep:
-        """Return the server's step: exact mean products if `aggregation` needs them, otherwise FedAvg's means.
+        """Return what the server does in a round, in addition to FedAvg's averages.
 
-        For exact products, each client sends a vector. It holds the client's adaptors, and then log π_k [C] from
-        `log_route`, the logarithms of the client's cluster weights. `log_route` is None if each client has a fixed
-        cluster.
+        If `aggregation` needs it, the server computes the exact mean of the clients' products B A. Otherwise, it does
+        nothing more.
+
+        For the exact mean, each client sends a vector. It holds the client's adaptors, and after them log π_k [C], the
+        logarithms of the client's cluster weights. `log_route` returns these logarithms. If each client has a fixed
+        cluster, `log_route` is None, and the vector holds the adaptors only.
         """
         if self.aggregation not in ("fedex", "flexlora", "stacking"):
             return ServerStep()
@@ -231,7 +238,7 @@ class ClusteredAdaptors:
         return ServerStep(client_vector=client_vector, update=self.exact_products)
 
     def exact_products(self, served: ServerView) -> View:
-        """Return new adaptors and changes Δ_c, computed from the clients' exact mean products.
+        """Return new adaptors and changes Δ_c, computed from the exact mean of the clients' products B A.
 
         Empty clusters keep their values.
         """
@@ -269,7 +276,7 @@ class ClusteredAdaptors:
     def _exact(self, clients: Params, weight: Tensor, mean: Params, cluster: int, round: int) -> tuple[Params, Params]:
         """Return the new factors of a cluster, and the change that is added to Δ_c.
 
-        The factors are empty if the averaged factors stay, and the change is empty if there is no Δ_c.
+        The first result is empty if the cluster keeps the averaged factors. The second is empty if there is no Δ_c.
         """
         match self.aggregation:
             case "fedex":

@@ -45,8 +45,9 @@ class ConvAdaptor:
     ) -> ConvAdaptor:
         """Build the adaptor of `layer`; `method` says how the kernel is split between A and B (see `factor_kernels`).
 
-        `rank_of` matters if the rank is a share of the weights. "elements" then counts the elements of the kernels of A
-        and B, and "dimensions" counts two for each kernel, the number of its dimensions, as the published code does.
+        If the rank is given as a share of the weights, `rank_of` says how the size of a kernel is counted. "elements"
+        counts the elements of the kernel. "dimensions" counts two, the number of its dimensions, as the published code
+        does.
         """
         kernel_a, kernel_b = factor_kernels(layer, method)
         size_a, size_b = (2, 2) if rank_of == "dimensions" else (math.prod(kernel_a), math.prod(kernel_b))
@@ -63,7 +64,7 @@ class ConvAdaptor:
         return params | start_bias(self.bias, stream, self.layer.outputs, self.rank * math.prod(self.kernel_b))
 
     def merged(self, mixture: Params, route: Tensor) -> Params:
-        """Return the change of the layer's kernel and bias by the mixture of C adaptors.
+        """Return what the mixture of C adaptors adds to the layer's kernel and bias.
 
         The kernels of the adaptors and their biases are summed with the mixture weights `route` [C].
         """
@@ -82,7 +83,7 @@ class ConvAdaptor:
         return change
 
     def unmerged(self, mixture: Params, route: Tensor, x: Tensor) -> Tensor:
-        """Return the change of the layer's output on x [B, inputs, H, W] by the mixture of C adaptors.
+        """Return what the mixture of C adaptors adds to the layer's output for x [B, inputs, H, W].
 
         The C adaptors of rank R are applied as one adaptor of rank C·R.
         """
@@ -95,7 +96,7 @@ class ConvAdaptor:
         return products.conv2d(hidden, mixture["B"], bias, window=of_b, stacked="inputs")
 
     def _windows(self) -> tuple[Window, Window]:
-        """Return the window (stride, padding and dilation) of the convolutions A and B.
+        """Return the window of convolution A and that of convolution B: stride, padding and dilation.
 
         Along each axis of the image, the convolution with the longer kernel has the layer's window.
         """
@@ -117,7 +118,7 @@ class ConvAdaptor:
         return along(rows, columns), along(not rows, not columns)
 
     def _unmerged_rearranged(self, mixture: Params, route: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Compute the result of `unmerged` for a transposed convolution or a convolution with groups.
+        """Return the result of `unmerged` for a transposed convolution or a convolution with groups.
 
         For these layers, the axes of the factors must be rearranged first.
         """
@@ -131,7 +132,9 @@ class ConvAdaptor:
         return products.conv2d(products.conv2d(x, down, window=of_a), up, bias, window=of_b)
 
     def multiply_adds(self, shape: torch.Size, clusters: int) -> tuple[int, int]:
-        """Return the multiply-adds twice: with the C adaptors merged into the layer's kernel, and with them applied
+        """Return two numbers of multiply-adds, for the two ways to apply the C adaptors.
+
+        The first is for adaptors that are merged into the layer's kernel. The second is for adaptors that are applied
         separately.
 
         Merging composes the kernels of A and B once. Separate adaptors are two convolutions at every position of the

@@ -41,7 +41,7 @@ class EmbeddingAdaptor:
         }
 
     def merged(self, mixture: Params, route: Tensor) -> Params:
-        """Return the change of the layer's weight [vocabulary, features] by the mixture of C adaptors.
+        """Return what the mixture of C adaptors adds to the layer's weight [vocabulary, features].
 
         The change is (Σ_c π_c B_c A_c)ᵀ, where `route` holds the mixture weights π. It is computed as one product of
         rank C·R.
@@ -50,7 +50,7 @@ class EmbeddingAdaptor:
         return {"weight": (up @ down).mT}
 
     def unmerged(self, mixture: Params, route: Tensor, x: Tensor) -> Tensor:
-        """Return the change of the layer's output on token ids x [...] by the mixture of C adaptors.
+        """Return what the mixture of C adaptors adds to the layer's output for token ids x [...].
 
         The C adaptors of rank R are applied as one adaptor of rank C·R. `route` [C] holds the mixture weights.
         """
@@ -59,7 +59,9 @@ class EmbeddingAdaptor:
         return products.linear(hidden, mixture["B"], stacked="inputs")
 
     def multiply_adds(self, shape: torch.Size, clusters: int) -> tuple[int, int]:
-        """Return the multiply-adds twice: with the C adaptors merged into the layer's weight, and with them applied
+        """Return two numbers of multiply-adds, for the two ways to apply the C adaptors.
+
+        The first is for adaptors that are merged into the layer's weight. The second is for adaptors that are applied
         separately.
 
         `shape` is the shape of the layer's input.

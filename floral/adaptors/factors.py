@@ -15,6 +15,8 @@ EPSILON = 1e-5
 def resolve(rank: float | str, inputs: int, outputs: int) -> int:
     """Return the rank R of the product B A, where A is [R, inputs] and B is [outputs, R].
 
+    `rank` is a number or a word:
+
     - A number below 1 is a share ρ of the layer's weights: R (inputs + outputs) = ρ·inputs·outputs, at least 1
     (arXiv 2410.03497, "relative rank").
     - A number from 1 on is the rank itself (1.0 is rank 1).

@@ -41,7 +41,7 @@ class LinearAdaptor:
     def init(self, stream: Stream) -> Params:
         """Return the initial parameters: A is uniform on ±sqrt(6/inputs), and B is 0.
 
-        So the adaptor changes nothing at first, except if its bias has the official "uniform" start.
+        So the adaptor changes nothing at first, unless its bias starts with uniform values, as in the published code.
         """
         bound = math.sqrt(6 / self.inputs)
         params = {
@@ -51,7 +51,7 @@ class LinearAdaptor:
         return params | start_bias(self.bias, stream, self.outputs, fan_in=self.rank)
 
     def merged(self, mixture: Params, route: Tensor) -> Params:
-        """Return the change of the layer's weight and bias by the mixture of C adaptors.
+        """Return what the mixture of C adaptors adds to the layer's weight and bias.
 
         `route` holds the mixture weights π. The weight changes by Σ_c π_c B_c A_c, computed as one product of rank C·R.
         The bias changes by Σ_c π_c b_c.
@@ -63,7 +63,7 @@ class LinearAdaptor:
         return change
 
     def unmerged(self, mixture: Params, route: Tensor, x: Tensor) -> Tensor:
-        """Return the change of the layer's output on x [B, inputs] by the mixture of C adaptors.
+        """Return what the mixture of C adaptors adds to the layer's output for x [B, inputs].
 
         The C adaptors of rank R are applied as one adaptor of rank C·R. `route` [C] holds the mixture weights.
         """
@@ -73,7 +73,9 @@ class LinearAdaptor:
         return products.linear(hidden, mixture["B"], bias, stacked="inputs")
 
     def multiply_adds(self, shape: torch.Size, clusters: int) -> tuple[int, int]:
-        """Return the multiply-adds twice: with the C adaptors merged into the layer's weight, and with them applied
+        """Return two numbers of multiply-adds, for the two ways to apply the C adaptors.
+
+        The first is for adaptors that are merged into the layer's weight. The second is for adaptors that are applied
         separately.
 
         `shape` is the shape of the layer's input.
@@ -101,8 +103,8 @@ def solve(gram: Tensor, right: Tensor) -> Tensor:
 
     For R = 1 this is a division. ε is a small constant.
 
-    The result is NaN if G + εI is singular in the present precision. The factors are then so large that ε is rounded
-    away, and the run has diverged.
+    The result is NaN if rounding makes G + εI singular. This happens if the factors are so large that ε is lost in the
+    sum: the run has diverged.
     """
     if gram.shape[-1] == 1:
         return right / (gram + EPSILON)

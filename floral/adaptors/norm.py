@@ -47,14 +47,16 @@ class NormAdaptor:
         )
 
     def merged(self, mixture: Params, route: Tensor) -> Params:
-        """Return the change of the layer's scale and shift: the adaptors' scales and shifts summed with the mixture
-        weights `route`.
+        """Return what the mixture of C adaptors adds to the layer's scale and shift.
+
+        These are the sums of the adaptors' scales and shifts with the mixture weights `route` [C].
         """
         return {name: route @ mixture[name] for name in ("weight", "bias")}
 
     def merged_in_evaluation(self, mixture: Params, route: Tensor, statistics: Params, running: Params) -> Params:
-        """Return the change of the layer's scale and shift in evaluation, for adaptors with running statistics of their
-        own.
+        """Return what the mixture of C adaptors adds to the layer's scale and shift in evaluation.
+
+        This function is for adaptors with running statistics of their own.
 
         `statistics` [C, features] holds the adaptors' running statistics. `running` [features] holds the layer's, by
         which the layer normalises its input.
@@ -64,9 +66,9 @@ class NormAdaptor:
         return {"weight": route @ scale * torch.sqrt(running["variance"] + EPSILON), "bias": route @ shift}
 
     def multiply_adds(self, shape: torch.Size, clusters: int) -> tuple[int, int]:
-        """Return the same number of multiply-adds twice, because adaptors of normalisation layers are always merged.
+        """Return two equal numbers of multiply-adds, because adaptors of normalisation layers are always merged.
 
-        Other adaptors return the number with merging and the number without.
+        For adaptors of other layers, the first number is for merged and the second for separate adaptors.
         """
         del shape
         return 2 * clusters * self.features, 2 * clusters * self.features
@@ -78,7 +80,8 @@ class NormAdaptor:
 
 
 def moved(statistics: Params, before: Params, after: Params) -> Params:
-    """Return the adaptors' running statistics [C, features] after they moved towards the statistics of the batch.
+    """Return the adaptors' running statistics [C, features] after a training pass moved them towards those of the
+    batch.
 
     They move with the same momentum as the layer's statistics. `before` and `after` [features] are the layer's
     statistics before and after its move, from which the statistics of the batch follow.

@@ -21,7 +21,9 @@ BASELINE = "baseline"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of a measurement: folder of the results, backend, number of threads, and number of timed rounds."""
+    """The options of a measurement: folder `results` with data and partitions, backend, threads, and number of timed
+    rounds.
+    """
 
     results: Path
     backend: str = "auto"
@@ -29,7 +31,7 @@ class Options:
     rounds: int | None = None
 
     def engine(self, run: Run) -> EngineRounds:
-        """Return the engine's rounds of a run, on the CPU."""
+        """Return a callable that trains this run with the engine on the CPU: a call with n trains n rounds."""
         return EngineRounds.of(run, self.results, "cpu", self.backend, self.threads)
 
 
@@ -82,7 +84,10 @@ def to_every_cluster(case: Case, options: Options) -> dict[str, Any]:
 
 
 def rounds_per_second(case: Case, options: Options) -> dict[str, Any]:
-    """Measure rounds per second. The table stores them in the column `ratio`."""
+    """Measure how many rounds per second the engine trains.
+
+    The table has this number in its column `ratio`, although it is not a ratio.
+    """
     measured = options.engine(case.runs[0])
     rates = 1 / timing.time_blocks(measured, options.rounds)
     return {
@@ -98,8 +103,8 @@ def compare(
 ) -> dict[str, Any]:
     """Time a measured and a reference implementation in alternating blocks of rounds.
 
-    Return the median ratio of their seconds per round, its spread, and the seconds of both. The seconds of the
-    reference are multiplied by `times`.
+    Return the median ratio of their seconds per round, its spread, and the seconds of both. Before all of this, the
+    seconds of the reference are multiplied by `times`.
     """
     pairs = timing.time_pairs(measured, reference, options.rounds)
     pairs = timing.Pairs(pairs.first, times * pairs.second)
@@ -173,9 +178,11 @@ SCALE_CASE, SCALE_LIMIT = "seconds per round, K = 100,000 / K = 1,000, M = 30", 
 
 
 def scale_row(scale: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the table's row for the scaling: the result of the method with the largest ratio.
+    """Return the row of the table for `scale`, the measurement with many numbers of clients.
 
-    The column `by_variant` has the ratios of all methods.
+    The row has the result of the method whose cost grows most with the number of clients.
+
+    Its column `by_variant` has the ratios of all methods.
     """
     ratios = scale["ratios"]
     worst = max(ratios, key=lambda variant: ratios[variant]["ratio"])

@@ -16,9 +16,10 @@ from floral.stages.partition import partition
 
 
 def benchmark_run(task: str, variant: str, change: Mapping[str, Any] | None = None) -> Run:
-    """Return the run of a task and variant that a benchmark measures: corrected fidelity, seed 0, no validation split.
+    """Return the run of a task and variant that a benchmark measures, with seed 0 and without a validation split.
 
-    Nothing is tuned here, so all samples of a client are used for training. `change` replaces values of the task.
+    Nothing is tuned here, so no training sample is held back for validation. The run has the fidelity "corrected":
+    differences of the published code from the paper are corrected. `change` replaces values of the task.
     """
     rules = catalogue.fidelity("corrected", {"validation": "none"})
     return Run(task=catalogue.task(task, change), variant=catalogue.variant(variant), seed=0, fidelity=rules)

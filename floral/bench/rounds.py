@@ -1,6 +1,6 @@
 """Training rounds to be timed: those of the engine, and those of the PyTorch baseline on the same batches.
 
-Both are callables: a call with the number n runs n further rounds.
+Both are callables: each call with a number n trains the next n rounds.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ class EngineRounds:
         threads: int,
         execution_plan: Execution | None = None,
     ) -> None:
-        """Prepare the rounds. `backend` and `threads` choose how the engine executes them, unless `execution_plan` is
-        given.
+        """Store the simulation and its state, and choose how the engine executes the rounds.
+
+        The choice depends on `backend` and `threads`. If `execution_plan` is given, it is used instead.
 
         Raises:
             ConfigError: the backend cannot run this method.
@@ -56,7 +57,7 @@ class EngineRounds:
 
     @classmethod
     def of(cls, run: Run, results: Path, device: str, backend: str, threads: int) -> EngineRounds:
-        """Return the engine's rounds of a run, computed in float32.
+        """Return a callable that trains this run with the engine in float32: a call with n trains n rounds.
 
         The run's data set and partition must exist in the folder `results`.
         """
@@ -86,8 +87,9 @@ class BaselineRounds:
 
     @classmethod
     def of(cls, run: Run, results: Path, threads: int) -> BaselineRounds:
-        """Return the PyTorch baseline's rounds for the run's task. They are rounds of FedAvg for any variant of the
-        run.
+        """Return a callable that trains with the PyTorch baseline on the run's task: a call with n trains n rounds.
+
+        The baseline trains by FedAvg, also if the run has another variant.
 
         Raises:
             Refused: the task has no baseline.

@@ -85,8 +85,9 @@ def build_federation(run: Run, results: Path) -> Federation:
 def engine_rounds(
     clients: int, variant: str, results: Path, backend: str, threads: int, execution_plan: Execution | None = None
 ) -> EngineRounds:
-    """Return the engine's rounds with K clients. The engine chooses how to execute them, unless `execution_plan` is
-    given.
+    """Return a callable that trains with K clients in the engine: a call with n trains n rounds.
+
+    The engine chooses how to execute the rounds, unless `execution_plan` is given.
     """
     run = scale_run(clients, variant)
     data = build_federation(run, results)
@@ -113,9 +114,9 @@ def scale(
 ) -> dict[str, Any]:
     """Measure every method at every number of clients K, and compare the seconds per round at two K.
 
-    Return the measurements under "points". Under "ratios", return for each method the seconds per round at the larger
-    of the two `compared` K, divided by those at the smaller. The engine chooses how to execute a method at the smaller
-    of the `compared` K. Every K is then executed in this way, so that only K differs.
+    The result has two keys. "points" holds the measurements. "ratios" holds, for each method, the seconds per round at
+    the larger of the two `compared` K, divided by those at the smaller. The engine chooses how to execute a method at
+    the smaller of the `compared` K. Every K is then executed in this way, so that only K differs.
 
     Raises:
         ConfigError: MNIST's files are missing.

@@ -1,6 +1,6 @@
-"""Run the commands of `floral`. One function per command passes the parsed arguments to the stage that does the work.
+"""Run the commands of `floral`. Each command has one function, which passes the parsed arguments to other modules.
 
-Each function imports modules only when it is called, so that a training run starts quickly.
+A function imports these modules only when it is called, so that a training run starts quickly.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def tune(arguments: Namespace, settings: Settings) -> None:
     if not (arguments.write or (len(arguments.tasks or ()) == len(arguments.variants or ()) == 1)):
         raise ConfigError(
             "give one task with --tasks and one variant with --variants to run their search, or give --write to write "
-            f"config/tuned; to run all searches and write their values, call: {tune_command(*arguments.suites)}"
+            "the chosen values to config/tuned; to run all searches and write their values, call: "
+            f"{tune_command(*arguments.suites)}"
         )
     searches = {}
     for suite in arguments.suites:
@@ -66,7 +67,8 @@ def tune(arguments: Namespace, settings: Settings) -> None:
     if not searches:
         names = ", ".join(arguments.suites)
         raise ConfigError(
-            f"suite {names}: no block with `tuned: true` has these tasks and variants; choose others, or set `tuned`"
+            f"suite {names}: no block with `tuned: true` has these tasks and variants; choose others, or set "
+            "`tuned: true` in their block"
         )
     from floral.stages import tune
 
@@ -108,7 +110,8 @@ def train(arguments: Namespace, settings: Settings) -> int:
 def _with_hash(by_hash: dict[str, Run], expect: str | None) -> Run:
     """Return the run whose hash is `expect`. If there is only one run, `expect` may be None.
 
-    A suite may have several runs of the same task, variant and seed, with different values or fidelities.
+    A suite may have several runs of the same task, variant and seed, which differ in other values. Only the hash tells
+    them apart.
 
     Raises:
         ConfigError: no run has this hash, or `expect` is None and there are several runs.
@@ -122,7 +125,7 @@ def _with_hash(by_hash: dict[str, Run], expect: str | None) -> Run:
     if expect not in by_hash:
         raise ConfigError(
             f"--expect {expect}: the run now has the hash {' or '.join(by_hash)}, because the configuration or the "
-            "code has changed since this job was planned; start Snakemake again"
+            "code has changed since Snakemake planned this job; start Snakemake again"
         )
     return by_hash[expect]
 
@@ -136,7 +139,7 @@ def track(arguments: Namespace, settings: Settings) -> None:
         create_store(settings.tracking_uri or default_uri(settings.results))
     elif arguments.suite is None:
         raise ConfigError(
-            "floral track needs a suite; name a suite, or give --create-store to create only the database"
+            "floral track needs the name of a suite; give it, or give --create-store to create only the MLflow database"
         )
     elif arguments.attach:
         attach(arguments.suite, settings.results, settings.reports, settings.tracking_uri)
@@ -164,7 +167,10 @@ def report(arguments: Namespace, settings: Settings) -> None:
 
 
 def _report_reference(suite: str, runs: list[Run], reports: Path) -> None:
-    """Build a report from the runs of a suite in reports/reference, which are unpacked into a temporary folder."""
+    """Build a report from committed results of a suite. They are in reports/reference.
+
+    The archive of these results is unpacked into a temporary folder.
+    """
     from floral.report.build import report
     from floral.runs.reference import restore_archive
     from floral.runs.state import is_finished
@@ -175,8 +181,8 @@ def _report_reference(suite: str, runs: list[Run], reports: Path) -> None:
         finished = [run for run in runs if is_finished(results / run.folder)]
         if not finished:
             raise ConfigError(
-                f"suite {suite!r}: reports/reference/{suite} has none of its runs, because the suite has changed since "
-                "they were committed, or these options select others; train the runs with Snakemake"
+                f"suite {suite!r}: reports/reference/{suite} has none of the selected runs, because the suite has "
+                "changed since results were committed, or only other runs were committed; train the runs with Snakemake"
             )
         page = report(suite, runs, results, reports, partial=len(finished) < len(runs))
     print(f"report of the reference results: {page}")
@@ -250,7 +256,10 @@ def tasks(arguments: Namespace, settings: Settings) -> None:
 
 
 def bench(arguments: Namespace, settings: Settings) -> None:
-    """Run a benchmark and print its result. Nothing else is printed to standard output."""
+    """Measure the speed of a part of floral (`floral bench`), and print the result.
+
+    Nothing else is printed to standard output.
+    """
     if arguments.threads > (cores := usable_cores()):
         raise ConfigError(
             f"--threads {arguments.threads}: this process may use only {cores} cores; give at most {cores}"

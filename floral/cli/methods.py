@@ -1,4 +1,8 @@
-"""List all variants by family, with source, scope of each parameter group, and what the server sees of a client."""
+"""List all variants by family, with their source, parameter groups, and what the server sees of a client.
+
+Each parameter group has a scope, which says who has its values. It is shared by all clients, clustered (one value per
+cluster), private to each client, or frozen.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,8 @@ CLIENTS, CLUSTERS, SHAPE, OUTPUTS = 4, 2, (4, 4), 3
 class Row:
     """A variant in the list of `floral methods`.
 
-    To find the scopes, the variant is built with a small MLP. If it refuses this MLP, the MLP has batch norm.
+    To find the scopes of its parameter groups, the variant is built with a small MLP without batch norm. If the variant
+    refuses this MLP, it is built with an MLP that has batch norm.
     """
 
     variant: str
@@ -43,12 +48,18 @@ class Row:
 
     @property
     def scopes_text(self) -> str:
-        """The scope of each parameter group as text, such as "base shared, head private"."""
+        """The scope (shared, clustered, private or frozen) of each parameter group, as text.
+
+        An example is "base shared, head private".
+        """
         return ", ".join(f"{group} {scope}" for group, scope in self.scopes.items()) or "nothing was built"
 
     @property
     def server_text(self) -> str:
-        """What the server sees of a single client, as text, such as "server sees sizes, routes"."""
+        """What the server sees of a single client, as text, such as "server sees sizes, routes".
+
+        The word sizes stands for the client's number of samples, and routes for its clusters or weights of clusters.
+        """
         limit = "" if self.secure_aggregation else " (no secure aggregation)"
         return f"server sees {', '.join(self.server_sees) or 'nothing'}{limit}"
 
@@ -67,8 +78,8 @@ def rows() -> list[Row]:
 def text(rows: list[Row]) -> str:
     """Return a table of all variants. Each family has a heading, and each variant has one line.
 
-    The columns are name, title, scopes, what the server sees, and source. If a variant refuses a model without batch
-    norm, a second line gives the reason.
+    The columns are the name, the title, the scope of each parameter group, what the server sees, and the source. If a
+    variant refuses a model without batch norm, a second line gives the reason.
     """
     columns = [[row.variant, row.title, row.scopes_text, row.server_text, row.source] for row in rows]
     widths = [max(map(len, column)) for column in zip(*columns, strict=True)]
@@ -102,7 +113,7 @@ def _row(variant: Variant) -> Row:
 
 
 def _build(variant: Variant, batch_norm: bool) -> Method:
-    """Build the variant for a small problem with an MLP, with or without batch norm."""
+    """Build the variant with a small MLP, which has batch norm if `batch_norm` is true."""
 
     def build_model(width: float = 1.0):
         return mlp.build(SHAPE, OUTPUTS, hidden=8, batch_norm=batch_norm, width=width)

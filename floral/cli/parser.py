@@ -202,7 +202,7 @@ def _sentence(text: str) -> str:
 def _natural(text: str) -> int:
     """Return the whole number in `text`, which must be 0 or larger."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0; give 0, 1, …")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0; give 0, 1, …")
     return int(text)
 
 
@@ -216,7 +216,7 @@ def _positive(kind: type[int] | type[float]) -> Callable[[str], Any]:
             value = kind(0)
         if not value > 0:
             raise argparse.ArgumentTypeError(
-                f"{text!r} is not a positive {'whole ' if kind is int else ''}number; give one"
+                f"{text!r} is not a positive {'whole ' if kind is int else ''}number; give a number such as 1"
             )
         return value
 

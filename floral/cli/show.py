@@ -1,4 +1,4 @@
-"""Print one run: configuration, result, curves, costs and log, and for a failed run the reason."""
+"""Print one run: its configuration, result, curves, costs and log. For a failed run, also print the reason."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ def show(folder: Path, results: Path) -> None:
 
 
 def find(folder: Path, results: Path) -> Path:
-    """Return the folder of a run, which is given as a path or as a name. `results` is the results folder.
+    """Return the folder of a run. `folder` is the path of this folder, or the name of the run.
 
-    A name without a hash can fit several runs. In this case, return the folder that changed last.
+    The name is task/variant/seed<k>[-<hash8>], a path inside `results`/train. A name without a hash can fit several
+    runs. In this case, return the folder that changed last.
 
     Raises:
         ConfigError: there is no such run.
@@ -62,7 +63,7 @@ def find(folder: Path, results: Path) -> Path:
     if len(parts) >= 3:
         return here
     raise ConfigError(
-        f"{folder}: this is not a run; name one as task/variant/seed, for example digits_rotate/floral_1/seed0 "
+        f"{folder}: this is not a run; name a run as task/variant/seed, for example digits_rotate/floral_1/seed0 "
         f"(the folder {here} contains: {', '.join(_subfolders(here)) or 'nothing yet'})"
     )
 

@@ -29,8 +29,8 @@ that frees the memory of very large data frames. A fork does not have this threa
 def main() -> int:
     """Run the command `floral` and return its exit code.
 
-    Training with one CPU thread runs as a fork of the server process, if Snakemake has started this server. A fork
-    starts faster, because the server has imported torch already (see floral/cluster/warm_start.py).
+    Snakemake can start a server process that imports torch once (see floral/cluster/warm_start.py). If this server
+    runs, training with one CPU thread runs as a fork of it, which starts faster. All else runs in this process.
     """
     arguments, address = sys.argv[1:], os.environ.get(ADDRESS)
     one_cpu_thread = _option(arguments, "--threads") == "1" and _option(arguments, "--device") == "cpu"

@@ -18,7 +18,7 @@ HEADS = ("task", "K", "C", "a round", "rounds", "model", "shift", "partition", "
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A task in the list of `floral tasks`. Keys that the file of the task leaves out have their defaults."""
+    """A task in the list of `floral tasks`. If the YAML file of the task does not set a key, its default is listed."""
 
     task: str
     title: str
@@ -62,7 +62,8 @@ def rows(results: Path, data_dir: Path | None = None) -> list[Row]:
 def text(rows: list[Row]) -> str:
     """Return a table of all tasks, with one line per task. The tasks of one data set have a common heading.
 
-    The heading says whether the data are available, and whether they are a lossy or partial copy.
+    The heading says whether the data are available. It also says if the data are not the original, but a lossy or
+    partial copy.
     """
     columns = [row.cells for row in rows]
     widths = [max(map(len, column)) for column in zip(HEADS, *columns, strict=True)]

@@ -56,7 +56,8 @@ NOT_ENDED = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "RE
 def record_start(folder: Path) -> None:
     """Record in jobs.json that this SLURM job starts to work on the run. Outside SLURM, do nothing.
 
-    If the last entry is of the same job, SLURM has requeued the job. The old entry then gets the reason "requeued".
+    If the last entry already belongs to this job, SLURM has requeued the job. The last entry then gets the reason
+    "requeued", and a new entry follows.
     """
     if (this_job := os.environ.get("SLURM_JOB_ID")) is None:
         return
@@ -78,9 +79,9 @@ def record_end(folder: Path, reason: str) -> None:
 def stop_reason(by: int) -> str:
     """Return why this job was stopped by the signal `by`: "walltime", "preempted" or "interrupted".
 
-    SIGUSR1 long before the end of the walltime means that SLURM preempts the job. SLURM would count the job as failed,
-    so this function requeues it. After SIGTERM, SLURM ends the job itself, and requeues it if the cluster is set up to
-    do so.
+    If little walltime is left, the reason is "walltime". SIGUSR1 long before that means that SLURM preempts the job.
+    SLURM would count such a job as failed, so this function requeues it. After SIGTERM, SLURM ends the job itself, and
+    requeues it if the cluster is set up to do so.
     """
     this_job = os.environ.get("SLURM_JOB_ID")
     if this_job is None or by == signal.SIGINT:

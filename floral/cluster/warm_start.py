@@ -1,13 +1,13 @@
 """Train runs in forks of a server process that has already imported torch.
 
-The imports take longer than a small run. Server: the process that is forked. Client: a `floral train` process that asks
-the server for a fork. Snakemake's main process starts one server (`WarmStart`) if it makes several runs on this
-machine. The client sends the server its arguments, environment, folder and open files, and waits for the exit code of
-the fork (`ask`).
+The imports take longer than a small run. In this module, a client is not a client of federated learning, but a `floral
+train` process that asks the server for a fork. Snakemake's main process starts one server (`WarmStart`) if it makes
+several runs on this machine. The client sends the server its arguments, environment, folder and open files, and waits
+for the exit code of the fork (`ask`).
 
 Signals to the client reach the fork, and the fork is killed when the client is killed. In all other respects the fork
-behaves as `floral train` without a server. If no server answers, the client trains in its own process. It also does so
-on a GPU and with several threads. Nothing is seeded, computed or opened before the fork, so that the results are
+behaves as `floral train` without a server. A client trains in its own process if no server answers, if it uses a GPU,
+or if it uses several threads. Nothing is seeded, computed or opened before the fork, so that the results are
 bit-identical to those without a server. The server ends when Snakemake ends. If the package's code changes, the server
 makes no more forks.
 """
@@ -47,7 +47,10 @@ LENGTH_PREFIX_BYTES = 8
 
 
 def ask(address: str, arguments: list[str]) -> int | None:
-    """Run a command in a fork of the server and return the exit code; None if no server accepted the request."""
+    """Run a command in a fork of the server, and return the exit code. Return None if no server accepts the request.
+
+    The server is a process that has already imported torch.
+    """
     request = {"arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
     content = json.dumps(request).encode()
     with socket.socket(socket.AF_UNIX) as server:
@@ -93,16 +96,17 @@ def _receive_number(connection: socket.socket) -> int | None:
 
 
 class WarmStart:
-    """A running server, as an object in the process that started it (the starter).
+    """A running server, as seen by the process that started it (the starter).
 
-    The server ends after the starter and the last fork have ended, even if the starter was killed. A pipe to the server
-    closes when the starter ends. Forks do not inherit this pipe, so that it closes although forks are still running.
+    The server is a process that has already imported torch, and trains each run in a fork of itself. It ends after the
+    starter and the last fork have ended, even if the starter was killed. The server knows this from a pipe, which the
+    system closes when the starter ends. Forks do not inherit the pipe, so it closes although forks are still running.
     """
 
     def __init__(self, module: str) -> None:
         """Start the server with the command `python -m module`.
 
-        The module gets the number of the socket's file as its argument, and calls `serve`.
+        The argument of the command is the file descriptor of the socket. The module must call `serve`.
         """
         self.folder = Path(tempfile.mkdtemp(prefix="floral-"))
         environment = {key: value for key, value in os.environ.items() if key != ADDRESS}
@@ -149,11 +153,11 @@ class WarmStart:
 
 
 def serve(listener: socket.socket, starter: IO[Any], preload: Sequence[str], command: Callable[[], int]) -> None:
-    """Import the modules `preload`, then make a fork for every client.
+    """Import the modules `preload`, then make a fork for every `floral train` process that asks for one.
 
-    The function returns after the pipe `starter` is closed and the last fork has ended. A signal to the whole process
-    group does not end the server: the forks get the signal too, write their checkpoints and end, and the server waits
-    for them.
+    The pipe `starter` closes when the process that started the server ends. The function returns after that, as soon as
+    the last fork has ended. Signals such as SIGTERM do not end the server. A fork that gets a signal writes its
+    checkpoint and ends, and the server waits for it.
     """
     loaded, handlers = newest(), {name: signal.signal(name, lambda number, frame: None) for name in FORWARDED_SIGNALS}
     with listener, selectors.DefaultSelector() as events:
@@ -194,9 +198,10 @@ def _fork(
 ) -> tuple[int, int, socket.socket] | None:
     """Make a fork for the next client, and return the fork's pidfd, its process id and the connection to the client.
 
-    The pidfd is a file number that tells the server when the fork ends. Return None if no fork was made: the request
-    failed, the system allows no further process, or the code has changed since the time `loaded` at which the server
-    imported it. The client then trains in its own process.
+    The client is a `floral train` process. The pidfd is a file descriptor that tells the server when the fork ends.
+    Return None if no fork can be made; the client then trains in its own process. There are three reasons: the request
+    failed, the system allows no more processes, or the code has changed since the server imported it. `loaded` is the
+    time of the last change of the code that the server imported.
     """
     connection, _ = listener.accept()
     files: list[int] = []
@@ -228,7 +233,10 @@ def _fork(
 
 
 def _report_end(forks: dict[int, tuple[int, socket.socket]], pidfd: int, events: selectors.BaseSelector) -> None:
-    """Send a client the exit code of its fork. As in a shell, a fork that signal n killed has the exit code 128 + n."""
+    """Send the exit code of a fork to the `floral train` process that asked for it.
+
+    As in a shell, a fork that was killed by signal n has the exit code 128 + n.
+    """
     pid, connection = forks.pop(pidfd)
     events.unregister(pidfd)
     os.close(pidfd)
@@ -245,7 +253,7 @@ def _run_fork(
 ) -> None:
     """Run the command in the fork and exit.
 
-    The fork uses the arguments, environment, folder and open files of the client.
+    The fork uses the arguments, environment, folder and open files of the `floral train` process that asked for it.
     """
     code = 1
     try:

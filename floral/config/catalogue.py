@@ -1,4 +1,7 @@
-"""Read tasks, methods, variants, suites and fidelity switches from the YAML files in config/, by name."""
+"""Read tasks, methods, variants, suites and fidelity switches by name, from the YAML files in config/.
+
+A fidelity switch is a point in which the published FLoRAL code differs from the described method.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,11 @@ def names(folder: str) -> list[str]:
 
 @cache
 def _task_values(name: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the values of a task's YAML file, merged into the values of the task that its key `extends` names.
+    """Return the values of a task's YAML file.
 
-    `children` are the tasks that extend this task, directly or through others. They show whether a task extends itself.
+    A task can name another task in its key `extends`. The result then has the values of that other task, except where
+    the file sets its own. `children` are the tasks that extend this task, directly or through others. They show whether
+    a task extends itself.
     """
     path = paths.CONFIG_FOLDER / "tasks" / f"{name}.yaml"
     if not path.exists():
@@ -97,8 +102,8 @@ Integers are positive, floats are at least 0, and text is any word.
 def model_options(kind: str) -> type[Frozen]:
     """Return a class that validates the keys below `model:` in a task with this `kind` of model.
 
-    The keys are the keyword arguments of the function `build` in floral/models/<kind>.py. They are read from its
-    source code, because an import of the file would import torch.
+    The keys are the keyword arguments of the function `build` in floral/models/<kind>.py. They are read from the
+    source code of this file, because importing it would also import torch, which is slow.
 
     Raises:
         ConfigError: an argument of `build` has no type annotation, or a type that is not in OPTION_TYPES.
@@ -124,7 +129,7 @@ def _option_type(annotation: ast.expr | None, where: str) -> Any:
             return tuple[*(_option_type(part, where) for part in parts)]
     text = "none" if annotation is None else ast.unparse(annotation)
     raise ConfigError(
-        f"{where}: values of this argument cannot be checked (type annotation: {text}); "
+        f"{where}: the type annotation of this argument is {text}, so its values cannot be checked; "
         f"use {', '.join(OPTION_TYPES)} or a tuple of these types"
     )
 
@@ -138,7 +143,7 @@ def common_parameters() -> dict[str, Parameter]:
 
 @cache
 def method_file(name: str) -> MethodFile:
-    """Return the content of config/methods/<name>.yaml, and append the hyper-parameters that all methods have.
+    """Return the content of config/methods/<name>.yaml, with the hyper-parameters that all methods have added to it.
 
     Raises:
         ConfigError: a value is wrong, the method has no module in floral/methods, or one of its parameters has the
@@ -183,8 +188,8 @@ def variant_index() -> dict[str, str]:
 def variant(name: str, change: Mapping[str, Any] | None = None, where: str | None = None) -> Variant:
     """Return a variant with the value of every hyper-parameter.
 
-    The values are the defaults of the method. They are replaced first by the values of the variant in config/methods,
-    then by those in `change`. Error messages about values in `change` name the file and key `where`.
+    A value in `change` comes first, then a value of the variant in config/methods, then the default of the method.
+    Error messages about values in `change` name the file and key `where`.
 
     Raises:
         ConfigError: the variant or a parameter is unknown, or a value is not allowed.
@@ -220,7 +225,10 @@ def variant(name: str, change: Mapping[str, Any] | None = None, where: str | Non
 
 @cache
 def switches() -> dict[str, Switch]:
-    """Return the fidelity switches of config/fidelity.yaml by name, in the order of the file."""
+    """Return the fidelity switches of config/fidelity.yaml by name, in the order of the file.
+
+    A fidelity switch is a point in which the published FLoRAL code differs from the described method.
+    """
     path = paths.CONFIG_FOLDER / "fidelity.yaml"
     return {name: parse(Switch, row, f"{path}: {name}") for name, row in read(path).items()}
 
@@ -228,9 +236,10 @@ def switches() -> dict[str, Switch]:
 def fidelity(
     name: Literal["official", "corrected"], change: Mapping[str, Any] | None = None, where: str = "switches"
 ) -> Fidelity:
-    """Return the fidelity `name` (`official` or `corrected`) with the resulting value of every fidelity switch.
+    """Return the value of every fidelity switch under the fidelity `name`.
 
-    `change` holds other values for single switches. Error messages about them name the file and key `where`.
+    The fidelity `official` follows the published FLoRAL code, and `corrected` follows the described method. The values
+    in `change` replace those of single switches. Error messages about these values name the file and key `where`.
 
     Raises:
         ConfigError: a switch is unknown, or a value is not allowed.

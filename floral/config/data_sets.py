@@ -1,4 +1,7 @@
-"""Find the data set of a task, in config/data.lock or in the user's own files, and compute hashes of its content."""
+"""Find the data set of a task and compute hashes of its content.
+
+A data set is an entry of config/data.lock, or custom data, which are the user's own files.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ def data_lock() -> dict[str, DataSet]:
 
 
 def data_set(data: str | CustomData) -> DataSet:
-    """Return the data set of a task: its entry in config/data.lock, or an entry of the same form for custom data."""
+    """Return the data set of a task. A named data set is an entry of config/data.lock.
+
+    For custom data (the user's own files), an entry with the same keys is made.
+    """
     if isinstance(data, str):
         return data_lock()[data]
     path = custom_path(data)
@@ -39,10 +45,10 @@ def data_set(data: str | CustomData) -> DataSet:
 
 
 def stored_data(data: str | Synthetic | CustomData) -> str | Synthetic:
-    """Return the name of the folder in results/data that stores the data. Synthetic data are returned unchanged.
+    """Return the name of the folder in results/data that stores the data.
 
-    The name of custom data contains a hash of the data's content and options. If the data cannot be read, the hash is
-    of their path and options.
+    Synthetic data are never stored, so for them the function returns its argument. For custom data, the name contains a
+    hash of their content and options. If they cannot be read, their path is hashed instead of their content.
     """
     if not isinstance(data, CustomData):
         return data
@@ -63,9 +69,10 @@ def custom_path(data: CustomData) -> Path:
 
 @cache
 def _content(path: Path) -> tuple[str | None, str | None]:
-    """Return two values: the SHA-256 of custom data, and why the data cannot be read. One of the two is None.
+    """Return the SHA-256 of custom data and None, or None and the reason why the data cannot be read.
 
-    A process reads the data only once. If the files change while a command runs, the next command uses the new files.
+    Each process computes this result only once. If the files change while a command runs, the command does not notice
+    this, but the next command does.
     """
     if not path.exists():
         return None, f"{path} does not exist"
@@ -76,11 +83,12 @@ def _content(path: Path) -> tuple[str | None, str | None]:
 
 
 def data_digest(data: str | Synthetic | CustomData) -> str | None:
-    """Return a hash that identifies data before they are fetched. Return None for synthetic data and `data: nothing`.
+    """Return a hash that identifies the content of data. Data sets need not be fetched for this.
 
-    The hash is computed from the name of the data and the hashes of their files, which config/data.lock lists (for
-    custom data, the files are read). If one of these hashes is null, or if the reader has options, the hash also
-    covers the name and the options of the reader.
+    The hash is computed from the name of the data and the SHA-256 of each file. config/data.lock lists these SHA-256;
+    for custom data, the files are read. If a SHA-256 is null, or if the function that reads the files (the reader) has
+    options, the hash also covers the name and options of the reader. For synthetic data and `data: nothing`, the
+    function returns None.
     """
     if isinstance(data, Synthetic) or data == NOTHING:
         return None

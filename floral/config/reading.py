@@ -96,9 +96,10 @@ def shortened(value: Any) -> str:
 
 
 def _descriptions_at(model: type[BaseModel], location: Sequence[Any]) -> dict[str, str | None]:
-    """Return a mapping from field to description, for the model that lies at `location` inside another model.
+    """Return a mapping from field to description, for a pydantic model (a class of YAML keys) nested in `model`.
 
-    `location` is the sequence of field names, list indices and tags that leads to it, as in an error of pydantic.
+    `location` says where the nested model is, in the form in which pydantic errors give a place. It is a sequence of
+    field names, list indices and tags. A tag names the kind of `data`: named, synthetic or custom.
     """
     members: dict[str | None, type[BaseModel]] = {}
     for part in location:
@@ -111,7 +112,10 @@ def _descriptions_at(model: type[BaseModel], location: Sequence[Any]) -> dict[st
 
 
 def _models_in(annotation: Any) -> dict[str | None, type[BaseModel]]:
-    """Return the pydantic models inside a type annotation, by their pydantic tag. The tag is None if there is none."""
+    """Return the pydantic models inside a type annotation, as a mapping from tag to model.
+
+    A tag is a name that pydantic gives to one type of a union. A model without a tag has the key None.
+    """
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return {None: annotation}
     models: dict[str | None, type[BaseModel]] = {}
@@ -125,7 +129,8 @@ def _models_in(annotation: Any) -> dict[str | None, type[BaseModel]]:
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of `base`, replaced by those of `change`. Nested mappings are merged in the same way.
 
-    If a nested mapping in `change` has another `kind` than the mapping in `base`, it replaces that mapping as a whole.
+    There is one exception. If a nested mapping in `change` has a key `kind` whose value differs from that in `base`,
+    the nested mapping of `base` is dropped, and that of `change` is used alone.
     """
     merged = dict(base)
     for key, value in change.items():

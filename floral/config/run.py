@@ -22,7 +22,10 @@ RESULTS_VERSION = 1
 
 
 class Run(Frozen):
-    """A training run (task × variant × seed) with all its values. Suites that contain the same run share its folder."""
+    """A training run (task × variant × seed) with all its values.
+
+    If several suites contain the same run, it is trained once, and all of them use its folder.
+    """
 
     task: Task = Field(description="Task with all its values.")
     variant: Variant = Field(description="Variant with the value of every hyper-parameter.")
@@ -39,12 +42,18 @@ class Run(Frozen):
 
     @property
     def partition_seed(self) -> int:
-        """The seed of the partition: the run's seed, or 42 if the fidelity switch `partition` is `one`."""
+        """The seed of the partition (the assignment of samples to clients). It is normally the run's seed.
+
+        If the fidelity switch `partition` is `one`, it is 42 in every run, as in the published FLoRAL code.
+        """
         return 42 if self.fidelity["partition"] == "one" else self.seed
 
     @property
     def partition(self) -> PartitionJob:
-        """The partition that this run reads. It is the same for all methods, if task, seed and fidelity are equal."""
+        """The partition that this run reads. It determines which samples each client holds.
+
+        Two runs of the same task with equal seed and fidelity switches have the same partition, whatever the method.
+        """
         task = self.task
         full_share = {"share": 1.0} if self.fidelity["subset"] == "per_variant" else {}
         no_validation = {"validation": 0.0} if self.fidelity["validation"] == "none" else {}
@@ -68,16 +77,17 @@ class Run(Frozen):
 
     @property
     def siblings(self) -> Path:
-        """The name <task>/<variant>/<hash8> of a group of runs. The runs of a group differ only in their seed."""
+        """The name of the group of runs that differ from this run only in the seed: <task>/<variant>/<hash8>."""
         shared = {key: value for key, value in self.identity().items() if key != "seed"}
         content = {"run": shared, "data": data_sets.data_digest(self.task.data), "results_version": RESULTS_VERSION}
         return Path(self.task.name) / self.variant.name / hash8(content)
 
     def identity(self) -> dict[str, Any]:
-        """Return the values that determine the results of the run, from which its hash is computed.
+        """Return the values that determine the results of the run. The hash of the run is computed from them.
 
-        Titles, descriptions and switches that change only the report are left out. Parameters with `later: true` are
-        left out where they have their default.
+        Titles, descriptions, and fidelity switches that change only the report are left out. Some hyper-parameters
+        were added after the first results (`later: true`). They are left out if they have their default, so that the
+        hashes of older runs stay valid.
         """
         task = self.task.model_dump(mode="json", exclude={"title"})
         if isinstance(self.task.data, CustomData):
@@ -97,7 +107,10 @@ class Run(Frozen):
 
 
 class PartitionJob(Frozen):
-    """The values that determine which samples each client holds. One `partition` job writes this partition."""
+    """The values that determine a partition, that is, which samples each client holds.
+
+    One job of the rule `partition` in the Snakefile writes the partition.
+    """
 
     task: str = Field(description="Name of the task.")
     data: str | Synthetic = Field(

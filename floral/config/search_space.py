@@ -1,4 +1,7 @@
-"""List the hyper-parameter configurations of a search space, and find chosen values at the edges of the space."""
+"""List the hyper-parameter configurations of a search space.
+
+Also find chosen values that are the first or last one tried, because a better value may lie outside the search space.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,9 @@ Axes = Mapping[str, tuple[Any, ...]]
 
 
 def axes_of(space: Space, tuning: Tuning, task: Rates) -> Axes:
-    """Return the values to try of each learning rate and hyper-parameter, with the learning rates first.
+    """Return a mapping from each learning rate and hyper-parameter to the values that a search tries for it.
 
-    `task` holds the learning rates of the task. The values of the learning rates are multiples of these.
+    The learning rates come first. `task` holds the learning rates of the task, and the search tries multiples of them.
     """
     lr = ladder(tuning.lr, task.lr, tuning.budget)
     return {"lr": lr, "router_lr": ladder(tuning.router_lr, task.router_lr, space.router_lr), **space.values}
@@ -43,11 +46,11 @@ def ladder(span: Range, of_task: float, count: int) -> tuple[float, ...]:
 
 
 def configurations(axes: Axes) -> list[Configuration]:
-    """Return one hyper-parameter configuration for each learning rate of model parameters.
+    """Return one hyper-parameter configuration for each learning rate of model parameters in `axes`.
 
-    Each configuration takes another combination of the remaining values, and the combinations repeat. So all methods
-    try the same learning rates. In a full grid of the same size, a method with a three-valued hyper-parameter would
-    try only a third of the learning rates, and could lose for that reason alone.
+    So all methods try the same learning rates. The combinations of all other values are used in turn, each equally
+    often. In a full grid with the same number of configurations, a method with a three-valued hyper-parameter would try
+    only a third of the learning rates. It could then be worse than other methods for that reason alone.
     """
     lr, *remaining = axes
     combinations = list(itertools.product(*(axes[name] for name in remaining)))
@@ -67,7 +70,8 @@ def configurations(axes: Axes) -> list[Configuration]:
 def edges(axes: Axes, rates: Rates, params: Mapping[str, Any]) -> list[str]:
     """Return the names of the learning rates and hyper-parameters whose chosen value is the first or last one tried.
 
-    Only those with at least three values to try, all of them numbers, are checked.
+    A name is checked only if a search tries at least three values for it, and all of them are numbers. `rates` and
+    `params` are the chosen values.
     """
     point = {**rates.model_dump(), **params}
     return [

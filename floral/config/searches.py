@@ -38,11 +38,14 @@ class Search(Frozen):
 
     @property
     def configurations(self) -> list[Configuration]:
-        """The hyper-parameter configurations to try, in the order of the learning rate."""
+        """The hyper-parameter configurations to try, in increasing order of the learning rate of model parameters."""
         return configurations(self.axes)
 
     def trial(self, seed: int, configuration: Configuration | None = None) -> Run:
-        """Return the run with this seed and hyper-parameter configuration. With None, it has the untuned values."""
+        """Return the run with this seed and hyper-parameter configuration.
+
+        Without a configuration, the run has the untuned values.
+        """
         run = Run(task=self.task, variant=self.variant, seed=seed, fidelity=self.fidelity)
         return run if configuration is None else with_values(run, configuration.rates, configuration.params)
 
@@ -52,7 +55,10 @@ class Search(Frozen):
 
     @property
     def digest(self) -> str:
-        """The hash of all that determines the search: the untuned run, partitions, values to try and tuning seeds."""
+        """The hash of everything that determines the result of the search.
+
+        This is the run with untuned values, the partitions, the values to try and the tuning seeds.
+        """
         runs = self.references()
         return hash8({
             "run": runs[0].identity(), "partitions": [run.partition.hash8 for run in runs],
@@ -77,8 +83,9 @@ def search_for(run: Run, where: str) -> Search:
     task, rule = run.task, tuning().of(run.task.name)
     if run.fidelity["validation"] == "none" or task.partition.validation == 0:
         raise ConfigError(
-            f"{where}: tuning needs validation samples, but {task.name} has no validation samples (switch "
-            f"`validation: {run.fidelity['validation']}`, `partition.validation: {task.partition.validation:g}`); "
+            f"{where}: tuning needs validation samples, but {task.name} has no validation samples (the fidelity "
+            f"switch `validation` is {run.fidelity['validation']}, and `partition.validation` is "
+            f"{task.partition.validation:g}); "
             "remove the key `tuned`, or set `fidelity: corrected` and `partition.validation` above 0"
         )
     space, rates = search_space(run.variant.name), run.rates
@@ -103,7 +110,9 @@ def with_values(run: Run, rates: Rates, params: Mapping[str, Any]) -> Run:
 
 @cache
 def tuning() -> Tuning:
-    """Return the search budget and search ranges of config/tuning.yaml.
+    """Return the values of config/tuning.yaml, which are common to the searches of all methods.
+
+    Examples are the number of configurations that a search tries (the budget) and the range of learning rates.
 
     Raises:
         ConfigError: a value is wrong, or `more_seeds` names an unknown task.
@@ -130,8 +139,9 @@ def search_space(variant_name: str) -> Space:
     path = paths.CONFIG_FOLDER / "search" / f"{method}.yaml"
     if not path.exists():
         raise ConfigError(
-            f"{path}: no such file, so the method {method!r} has no search space; write the file (with {{}} to tune "
-            f"learning rates only), or put {variant_name!r} into a block without `tuned: true`"
+            f"{path}: no such file, so the method {method!r} has no search space; write this file "
+            f"(with the content {{}} to tune only learning rates), or move {variant_name!r} to a block of the suite "
+            "without `tuned: true`"
         )
     file: SearchFile = parse(SearchFile, read(path), str(path))
     for name in file.variants:
@@ -146,7 +156,9 @@ def search_space(variant_name: str) -> Space:
 def _check_space(space: Space, variant_name: str, where: str, separate: bool) -> None:
     """Raise ConfigError if a search space has a wrong parameter or value, or does not fit the budget.
 
-    `separate` says that the search space belongs to the variant and not to its method. `where` is its file and key.
+    The budget is the number of configurations that a search tries. The number of combinations in the search space must
+    divide it. `separate` says that the search space is only for this variant and not for the whole method. `where` is
+    the file and key of the search space, which error messages name.
     """
     file = catalogue.method_file(catalogue.variant_index()[variant_name])
     for key, values in space.values.items():
@@ -154,8 +166,8 @@ def _check_space(space: Space, variant_name: str, where: str, separate: bool) ->
             raise suggest("parameter", key, file.parameters, f"{where}: values")
         if key in file.variants[variant_name].set and not separate:
             raise ConfigError(
-                f"{where}: values: {variant_name!r} sets `{key}` itself; give this variant a search space of its own "
-                "under `variants`"
+                f"{where}: values: {variant_name!r} has its own value of `{key}` in config/methods; give this "
+                "variant a separate search space, under `variants` in this file"
             )
         for value in values:
             try:
@@ -168,7 +180,7 @@ def _check_space(space: Space, variant_name: str, where: str, separate: bool) ->
             raise ConfigError(f"{where}: values: {key}: {list(values)} contains a value twice; list each value once")
     sizes = {"router_lr": space.router_lr, **{key: len(values) for key, values in space.values.items()}}
     if (budget := tuning().budget) % (count := math.prod(sizes.values())):
-        product = " × ".join(f"{size} of {key}" for key, size in sizes.items() if size > 1)
+        product = " × ".join(f"{size} values of {key}" for key, size in sizes.items() if size > 1)
         raise ConfigError(
             f"{where}: {product} make {count} combinations, but {count} does not divide the `budget: {budget}` of "
             f"{paths.CONFIG_FOLDER}/tuning.yaml; list fewer or more values"

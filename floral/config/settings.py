@@ -107,11 +107,15 @@ class Settings(Frozen):
 
     @property
     def narrowing(self) -> dict[str, tuple[Any, ...] | None]:
-        """The `tasks`, `variants` and `seeds` to which the suites are narrowed. None stands for all."""
+        """The `tasks`, `variants` and `seeds` that select runs of the suites. None selects all runs."""
         return {"tasks": self.tasks, "variants": self.variants, "seeds": self.seeds}
 
     def environment(self) -> dict[str, str]:
-        """Return the environment variables of jobs: PATH, which finds this `floral` first, and the folders."""
+        """Return environment variables for the jobs: PATH, the folders of this call, and the address of MLflow.
+
+        PATH begins with the folder of this Python, so that jobs find the same command `floral`. The data folder and
+        the address are left out if they are not set.
+        """
         variables = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "FLORAL_RESULTS": str(self.results),
@@ -131,8 +135,8 @@ class Settings(Frozen):
     def searches(self) -> dict[str, tuple[str, Search]]:
         """Return the hyper-parameter searches whose chosen values are not yet in config/tuned.
 
-        The keys are the folders of the searches. The values are pairs: the name of the suite, and the search. A search
-        that two suites share is listed with the first suite.
+        The result maps the folder of each search to a pair: the name of the suite, and the search. If several suites
+        need the same search, the pair names the first of these suites.
         """
         by_suite = {name: suite_searches(name, self.tasks, self.variants) for name in dict.fromkeys(self.suite)}
         return {

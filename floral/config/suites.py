@@ -22,7 +22,9 @@ def suite_runs(
     variants: Iterable[str] | None = None,
     seeds: Iterable[int] | None = None,
 ) -> list[Run]:
-    """Return the runs of a suite in the order of its file. `tasks`, `variants` and `seeds` select some of them.
+    """Return the runs of a suite in the order of its file.
+
+    If `tasks`, `variants` or `seeds` is given, only runs with these values are returned.
 
     Raises:
         ConfigError: a name is unknown, or no run is selected.
@@ -50,8 +52,8 @@ def suite_runs(
         for run in (template.model_copy(update={"seed": seed}) for seed in block_seeds):
             if runs.setdefault(run.folder, run).fidelity != run.fidelity:
                 raise ConfigError(
-                    f"{where}: switches: {run.task.name} {run.variant.name} seed {run.seed} is in two blocks with the "
-                    "same results but different report-only switches; give both blocks the same switches"
+                    f"{where}: switches: {run.task.name} {run.variant.name} seed {run.seed} is in two blocks that "
+                    "differ only in fidelity switches for the report; give both blocks the same switches"
                 )
     for axis, values in selected.items():
         for value in sorted((values or set()) - values_in_suite[axis], key=str):
@@ -61,7 +63,7 @@ def suite_runs(
         raise Untuned("\n".join([*lines, f"tune with: {tune_command(suite_name)}"]))
     if not runs:
         raise ConfigError(
-            f"suite {suite_name!r}: no run has these tasks, variants and seeds together; leave out some of them"
+            f"suite {suite_name!r}: no run combines the selected tasks, variants and seeds; leave out some of them"
         )
     return list(runs.values())
 
@@ -69,9 +71,9 @@ def suite_runs(
 def suite_searches(
     suite_name: str, tasks: Iterable[str] | None = None, variants: Iterable[str] | None = None
 ) -> dict[Path, Search]:
-    """Return the hyper-parameter searches that a suite needs for its blocks with `tuned: true`, by their folder.
+    """Return the hyper-parameter searches that the blocks of a suite with `tuned: true` need, by their folder.
 
-    `tasks` and `variants` select some of them.
+    If `tasks` or `variants` is given, only searches for these are returned.
 
     Raises:
         ConfigError: a variant has no search space that fits the budget, or a task has no validation samples.
@@ -84,16 +86,17 @@ def suite_searches(
             search = search_for(first, where)
             if searches.setdefault(key, search) != search:
                 raise ConfigError(
-                    f"{where}: tuned: {' '.join(key)} is in two blocks with different values, but config/tuned has a "
-                    "single entry for a task and variant; remove one of the blocks"
+                    f"{where}: tuned: {' '.join(key)} is in two blocks with different values, but config/tuned can "
+                    "hold only one entry for a task and variant; remove one of the blocks"
                 )
     return {search.folder: search for search in searches.values()}
 
 
 def custom_data(name: str, suite_name: str | None = None) -> CustomData:
-    """Return the custom data with this name: the name of their task, or of the folder that stores the data.
+    """Return custom data (the user's own files) of a task.
 
-    With `suite_name`, the tasks are those of the suite, with the changes that the suite makes.
+    `name` is the name of the task, or of the folder in results/data that stores the data. With `suite_name`, only the
+    tasks of this suite are searched, with the values that the suite changes. Otherwise all tasks are searched.
 
     Raises:
         ConfigError: no task has custom data with this name.
@@ -112,7 +115,8 @@ def custom_data(name: str, suite_name: str | None = None) -> CustomData:
 def _blocks(suite_name: str) -> Iterator[tuple[Block, str, Run]]:
     """Yield three values for each task and variant in each block of a suite.
 
-    They are the block, the file of the block, and the run of the block's first seed with untuned values.
+    The values are the block, the YAML file that contains it, and a run. The run has the task, the variant, the first
+    seed of the block and untuned values.
     """
     blocks = list(_blocks_of_suites(suite_name))
     if any(block.tuned for block, _ in blocks):
@@ -130,19 +134,21 @@ def _blocks(suite_name: str) -> Iterator[tuple[Block, str, Run]]:
             if run.variant.oracle and run.task.assumed_clusters is not None:
                 raise ConfigError(
                     f"{where}: variants: {variant_name!r} reads the true clusters, so it cannot assume another number "
-                    f"(`assumed_clusters: {run.task.assumed_clusters}`); leave out this variant"
+                    f"of clusters (`assumed_clusters: {run.task.assumed_clusters}`); remove this variant from the block"
                 )
             if block.tuned and (both := sorted(block.method.keys() & search_space(variant_name).values.keys())):
                 raise ConfigError(
-                    f"{where}: method: tuning chooses {', '.join(both)} for {variant_name!r}; remove it here"
+                    f"{where}: method: tuning chooses {', '.join(both)} for {variant_name!r}; remove the same "
+                    "keys from `method`"
                 )
             yield block, where, run
 
 
 def _blocks_of_suites(suite_name: str, including: tuple[str, ...] = ()) -> Iterator[tuple[Block, str]]:
-    """Yield each block of a suite and the file of the block. Blocks of included suites come first.
+    """Yield each block of a suite, together with the file that contains the block.
 
-    `including` are the names of the suites that include this one, directly or through others.
+    Blocks of included suites come first. `including` are the names of the suites that include this suite, directly or
+    through others. They show whether a suite includes itself.
     """
     suite, where = catalogue.suite(suite_name), f"{paths.CONFIG_FOLDER}/suites/{suite_name}.yaml"
     if suite_name in including:
@@ -159,11 +165,12 @@ def _blocks_of_suites(suite_name: str, including: tuple[str, ...] = ()) -> Itera
 def _check_seeds(blocks: Iterable[Block], where: str) -> None:
     """Raise ConfigError if one of these blocks has a tuning seed.
 
-    Runs with tuning seeds choose the tuned values, so a suite must not report them. `where` is the file of the suite.
+    Tuning seeds are the seeds of the runs that serve to choose the tuned values. Results with these seeds would be too
+    good, so a suite must not report them. `where` is the file of the suite, which the error message names.
     """
     tuning_seeds = {seed for seeds in (tuning().seeds, *tuning().more_seeds.values()) for seed in seeds}
     if both := sorted({seed for block in blocks for seed in block.seeds} & tuning_seeds):
         raise ConfigError(
-            f"{where}: seeds: {both} choose the tuned values ({paths.CONFIG_FOLDER}/tuning.yaml), so a suite with "
-            "`tuned: true` must not report results of these seeds; use other seeds"
+            f"{where}: seeds: {both} are tuning seeds ({paths.CONFIG_FOLDER}/tuning.yaml), whose runs choose the tuned "
+            "values, so a suite with `tuned: true` must not report them; use other seeds"
         )

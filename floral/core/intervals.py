@@ -44,11 +44,11 @@ class Interval:
 def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Return Student's t-interval of the mean of n values.
 
-    The interval is m ± t · s/√n, with the mean m and the standard deviation s (divided by n - 1). t is the quantile (1
-    + level)/2 of Student's distribution with n - 1 degrees of freedom.
+    The interval is m ± t · s/√n, with the mean m and the standard deviation s (with divisor n - 1). t is the quantile
+    (1 + level)/2 of Student's distribution with n - 1 degrees of freedom.
 
-    It assumes independent, approximately normal values. One value gives no interval. Equal values give an interval of
-    length 0.
+    The interval assumes independent, approximately normal values. One value gives no interval. Equal values give an
+    interval of length 0.
 
     Raises:
         ValueError: there are no values, or a value is not finite (the mean of a diverged run does not exist).
@@ -80,17 +80,17 @@ def resampled(
     """Return bootstrap draws [draws, M] of the mean over seeds, for M methods.
 
     `values` [S, K, M] holds one value for each of S seeds, K clients and M methods. Each draw takes S seeds with
-    replacement, and then K clients with replacement from each of these seeds. All methods get the same seeds and
-    clients in a draw. So the difference of two columns holds paired draws of the difference of two methods.
+    replacement, and then K clients with replacement from each of these seeds. Within a draw, all methods have the same
+    seeds and clients. So subtracting one column from another gives paired draws of the difference of two methods.
 
-    The draw is the mean over its seeds of Σ_k n_k v_k / Σ_k n_k. Here v_k is the value of client k, and n_k > 0 its
+    A draw is the mean over its seeds of Σ_k n_k v_k / Σ_k n_k. Here v_k is the value of client k, and n_k > 0 its
     weight in `weights` [S, K]; None means equal weights. If a seed is taken twice, its clients are drawn twice,
     independently. K = 1 resamples seeds only. The random numbers come from Philox(seed), so equal arguments give equal
     draws.
 
     With equal weights, the variance of the draws is (S - 1)/S · s²/S + v/(S·K). Here s² is the variance of the S means
-    (divided by S - 1), and v is the mean over seeds of the variance of the clients (divided by K). s² already contains
-    v/K, so the second term makes intervals slightly too wide (Davison and Hinkley 1997, section 3.8).
+    (with divisor S - 1), and v is the mean over seeds of the variance of the clients (with divisor K). s² already
+    contains v/K, so the second term makes intervals slightly too wide (Davison and Hinkley 1997, section 3.8).
     """
     count, clients, methods = values.shape
     weights = np.ones((count, clients)) if weights is None else weights

@@ -26,10 +26,10 @@ def set_library_threads(threads: int) -> None:
 
 
 def set_threads(threads: int) -> None:
-    """Set the number of threads inside one tensor operation, and replace denormal numbers by zero.
+    """Set the number of threads of a tensor operation, and replace denormal (extremely small) numbers by zero.
 
-    Both settings apply to operations of the calling Python thread. Operations of the library MKL use the number that
-    any Python thread set last.
+    Both settings apply to the operations of the Python thread that calls this function. The library MKL is an
+    exception: in every Python thread, it uses the number that was set last.
     """
     import torch
 
@@ -39,9 +39,9 @@ def set_threads(threads: int) -> None:
 
 @contextmanager
 def operation_threads(threads: int | None = None) -> Iterator[None]:
-    """Set the number of threads inside one tensor operation for a `with` block, and restore the old number afterwards.
+    """Set the number of threads of a tensor operation in a `with` block, and restore the old number afterwards.
 
-    If `threads` is None, the block starts with the old number, which is restored in case the block changes it.
+    If `threads` is None, the block starts with the old number. It is restored too, because the block may change it.
     """
     import torch
 
@@ -61,10 +61,11 @@ def configure_process(threads: int) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library glibc keep large freed blocks of memory for the next round, whose buffers have the same sizes.
+    """Let the C library glibc keep large blocks of memory after a round frees them, for use in the next round.
 
-    Without this setting, a round fetches them from the kernel again, page by page, which took up to half of its time.
-    Other C libraries do not have this setting.
+    The buffers of all rounds have the same sizes. Without this setting, each round requests its memory from the kernel
+    again, page by page. This took up to half of the time of a round. The function does nothing if the C library does
+    not have this setting.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

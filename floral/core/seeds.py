@@ -25,7 +25,7 @@ _27, _30, _31, _11 = (np.uint64(value) for value in (27, 30, 31, 11))
 
 
 def bits(seed: int, purpose: str, *counters: Counter) -> npt.NDArray[np.uint64]:
-    """Return 64 random bits for each counter, in the shape to which the counters broadcast.
+    """Return 64 random bits for each combination of counters, in the shape to which the counters broadcast.
 
     The bits are a state z, which starts as the hash of `purpose`. The seed and then each counter change it by z ← mix(z
     + γ·(counter + 1)), where mix and the constant γ are those of SplitMix64. For consecutive values of the last
@@ -80,9 +80,11 @@ def permutation(seed: int, purpose: str, *counters: Counter, size: int) -> npt.N
 def ranks(
     seed: int, purpose: str, counter: npt.NDArray[np.integer], group: npt.NDArray[np.integer]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the rank of each of N items in a random order of its group, and the size of its group, both [N].
+    """Put the N items into a random order within their groups. Return each item's rank in its group, and the group's
+    size.
 
-    Ranks start at 0. `counter` [N] numbers the items, and `group` [N] is the group of each.
+    Both results are [N], and ranks start at 0. `counter` [N] holds the number of each item, and `group` [N] the number
+    of its group.
     """
     order = np.lexsort((bits(seed, purpose, counter), group))
     size = np.bincount(group)
@@ -95,8 +97,9 @@ def sample(seed: int, purpose: str, *counters: Counter, size: int, count: int) -
     """Draw `count` different numbers from 0 … size−1 for each counter, and return them sorted, shape [*counters,
     count].
 
-    If `size` is large, the function takes the first `count` different numbers of a uniform sequence. This needs time
-    O(count), and a permutation needs O(size). Both ways draw exactly uniformly without replacement.
+    If `size` is much larger than `count`, the function takes the first `count` different numbers of a uniform sequence,
+    in time O(count). Otherwise, it takes the first `count` numbers of a random permutation, in time O(size). Both ways
+    draw exactly uniformly without replacement.
 
     Raises:
         ValueError: `count` is negative or more than `size`.
@@ -121,14 +124,15 @@ def sample(seed: int, purpose: str, *counters: Counter, size: int, count: int) -
 def _below(size: int, random: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     """Turn 64 random bits into an exactly uniform number from 0 … size−1, or into `size` if the bits are rejected.
 
-    Values from the largest multiple of `size` up to 2⁶⁴ are rejected, because they would make some numbers more likely.
+    The bits are rejected if they are at or above the largest multiple of `size` that is at most 2⁶⁴, because such bits
+    would make some numbers more likely.
     """
     fair = random <= np.uint64(2**64 // size * size - 1)
     return np.where(fair, random % np.uint64(size), np.uint64(size)).astype(np.int64)
 
 
 def _repeats(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Return a mask of the numbers that have occurred before along the last axis."""
+    """Return a mask, which is True where a number has occurred before along the last axis."""
     order = np.argsort(numbers, axis=-1, kind="stable")
     ordered = np.take_along_axis(numbers, order, axis=-1)
     again = np.zeros(numbers.shape, bool)

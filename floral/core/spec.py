@@ -31,7 +31,7 @@ generator."""
 
 
 class Refused(ValueError):
-    """The error of a method, adaptor or model that cannot do what the task requires. The message gives the reason."""
+    """The error if a method, an adaptor or a model cannot do what the task requires. The message gives the reason."""
 
 
 class Scope(StrEnum):
@@ -56,8 +56,9 @@ class Group:
     axis K if it is PRIVATE, and no leading axis otherwise. If `server_lr` is None, the task's server learning rate
     applies.
 
-    A `statistic`, such as a running mean, is changed by the forward pass or by `Method.assign`, and gets no gradients.
-    A `fixed` group has values per client or cluster that never change, for example given cluster weights.
+    If `statistic` is True, the group holds values such as a running mean. The forward pass or `Method.assign` changes
+    them, and they get no gradients. If `fixed` is True, each client or cluster has values that never change, for
+    example cluster weights that the task gives.
     """
 
     scope: Scope
@@ -92,8 +93,8 @@ class Predict(Protocol):
         """Return the logits [B, outputs] of one client for inputs x [B, ...], and the statistics that this pass
         changed.
 
-        If `noise` is None, the pass is an evaluation: without noise, and with running statistics. `mask` [B] is 1 for
-        samples and 0 for padding.
+        If `noise` is None, the pass is an evaluation. It uses no random numbers, and normalises by running statistics.
+        `mask` [B] is 1 for samples and 0 for padding.
         """
         ...
 
@@ -110,9 +111,9 @@ SampleLoss = Callable[[View, View, Batch, Noise], tuple[Tensor, View]]
 class Phase:
     """A part of the local training of a round: which groups train, for how many epochs, and with which loss.
 
-    If `epochs` is None, the task's number of epochs applies. `predict` and `penalty` replace those of the method. A
-    method needs this if its clients have two models. For example, Ditto trains the shared model on its own loss. It
-    then trains the personal model, with a penalty for its distance from the received model.
+    If `epochs` is None, the task's number of epochs applies. A phase may have its own `predict` and `penalty`, which
+    replace those of the method. Methods with two models per client need this. For example, Ditto trains the shared
+    model on its own loss. It then trains the personal model, with a penalty for its distance from the received model.
     """
 
     train: tuple[str, ...]
@@ -184,7 +185,7 @@ class Optimiser:
 
 @dataclass(frozen=True, kw_only=True)
 class Routing:
-    """How the clients belong to the clusters of CLUSTERED groups.
+    """To which clusters a client belongs, and with which weights, in the groups with scope CLUSTERED.
 
     A method without CLUSTERED groups leaves all fields at their defaults. A CLUSTERED group that is averaged needs
     `log_route` or `cluster_of_client`.
@@ -224,7 +225,7 @@ class ServerStep:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """The cost of training for a client, for methods whose cost does not follow from their model and groups.
+    """What the training costs a client. Methods set this if the cost does not follow from their model and groups.
 
     The defaults are one forward-backward pass of the task's model per sample, and the sizes of the groups that are
     sent.
@@ -292,7 +293,7 @@ class Method:
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        """The names of the groups that hold statistics."""
+        """The names of the groups that hold statistics, such as running means."""
         return tuple(name for name, group in self.groups.items() if group.statistic)
 
     @property
@@ -301,15 +302,17 @@ class Method:
         return tuple(name for name, group in self.groups.items() if group.trained)
 
     def preconditioned_by(self, group: str) -> tuple[str, ...]:
-        """Return the names of the groups whose values the preconditioner of `group` needs: `group` itself, and further
-        ones.
+        """Return the names of the groups whose values the preconditioner of `group` needs.
+
+        They are `group` itself, and its entry in `preconditioner_inputs`.
         """
         return (group, *self.preconditioner_inputs.get(group, ()))
 
     def changing(self, phases: tuple[Phase, ...]) -> tuple[str, ...]:
-        """Return the groups that a round with these phases may change.
+        """Return the names of the groups that a round with these phases may change.
 
-        These are the trained groups, the statistics, and the groups that clients upload in place of trained values.
+        These are the groups that a phase trains, the statistics, and the groups for which clients send other parameters
+        than their own (`ServerStep.upload`).
         """
         trained = {group for phase in phases for group in phase.train}
         changing = trained | set(self.statistics) | set(self.server.upload)
@@ -339,7 +342,10 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What a task gives to a method: the model, the sizes, the learning rates, the fidelity switches and the seed."""
+    """What a task gives to a method: the model, the sizes, the learning rates, the fidelity switches and the seed.
+
+    A fidelity switch is a point in which the published code differs from the paper.
+    """
 
     build_model: Callable[..., Any]
     """`build_model(width=1.0)` → the task's model, its hidden layers widened by `width`."""

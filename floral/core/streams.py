@@ -1,4 +1,4 @@
-"""Named streams of random tensors, for example for the initial values of a model."""
+"""Random tensors that follow from a seed and from names, for example the initial values of a model."""
 
 from __future__ import annotations
 
@@ -14,18 +14,25 @@ from floral.core import seeds
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream of random tensors that depend only on the seed, the purpose and the counters, not on earlier draws."""
+    """A source of random tensors, each with a name.
+
+    A tensor depends only on the seed, the purpose, the counters and its name, and not on tensors that were drawn
+    earlier.
+    """
 
     seed: int
     purpose: str
     counters: tuple[int, ...] = ()
 
     def of(self, name: str) -> Stream:
-        """Return the stream for a named part, for example a layer or an adaptor."""
+        """Return the stream of random tensors for a named part of a model, for example a layer or an adaptor."""
         return replace(self, purpose=f"{self.purpose}/{name}")
 
     def at(self, *counters: int) -> Stream:
-        """Return the stream for one cluster or client, which is given by its counters."""
+        """Return the stream of random tensors for one cluster or client.
+
+        `counters` give its number. They are appended to the counters of this stream.
+        """
         return replace(self, counters=(*self.counters, *counters))
 
     def uniform(self, name: str, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -46,7 +53,10 @@ class Stream:
 
 
 class Shapes(Stream):
-    """A stream of tensors without values, on the device "meta", for counting parameters without time or memory."""
+    """A stream whose tensors have a shape but no values (device "meta").
+
+    It counts parameters without time or memory.
+    """
 
     def uniform(self, name: str, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Tensor:
         del name, low, high

@@ -26,5 +26,8 @@ def file_size(size: float) -> str:
 
 
 def decile_count(clients: int) -> int:
-    """Return the number of clients in the worst decile: a tenth of all clients, rounded, and at least 1."""
+    """Return how many clients the worst decile has.
+
+    This is a tenth of the number of all clients, rounded, and at least 1.
+    """
     return max(1, round(clients / 10))

@@ -28,14 +28,14 @@ def flip_crop(x: Tensor, noise: Noise, turns: Tensor) -> Tensor:
     to its old size at a random position: pixel (i, j) of the result is pixel (i + down, j + right) of the mirrored
     image. `down` and `right` are uniform integers from -PADDING to PADDING.
 
-    The images of a rotated cluster are stored rotated, by `turns` [B] quarter turns counter-clockwise (then H = W). The
-    result is as if the augmentation A above came before the rotation R: it is R∘A∘R⁻¹. With p the position of a pixel
-    relative to the centre, A takes pixel p from Φ(p + t), with Φ = diag(1, ±1) and t = (down, right). So R∘A∘R⁻¹ takes
-    it from R⁻¹ΦR p + R⁻¹Φt. After an odd number of turns, the image is therefore mirrored top to bottom, and the offset
-    t is rotated too. Without turns, the result is that of A.
+    In a task with rotated clusters, the images x are already rotated by `turns` [B] quarter turns counter-clockwise
+    (then H = W). The result is the same as if the images were first flipped and cropped, and then rotated. In symbols
+    it is R∘A∘R⁻¹, with the flip and crop A and the rotation R. Let p be the position of a pixel relative to the centre.
+    R takes pixel p from position R p, and A takes it from Φ(p + t), with Φ = diag(1, ±1) and t = (down, right). So
+    R∘A∘R⁻¹ takes it from R⁻¹ΦR p + R⁻¹Φt. After an odd number of turns, the image is therefore mirrored top to bottom,
+    and the offset t is rotated too. Without turns, the result is that of A.
 
-    `noise` holds the entries of DRAWS, each [B] and uniform on [0, 1). Under `torch.vmap`, every argument may have
-    another axis.
+    `noise` holds the entries of DRAWS, each [B] and uniform on [0, 1). `torch.vmap` may add an axis to each argument.
     """
     flip = noise["augment/flip"] < 0.5
     down, right = (_offset(noise[f"augment/{name}"]) for name in ("down", "right"))
@@ -55,12 +55,18 @@ def flip_crop(x: Tensor, noise: Noise, turns: Tensor) -> Tensor:
 
 
 def _offset(uniform: Tensor) -> Tensor:
-    """Turn uniform noise into integers from -PADDING to PADDING. Noise that was rounded up to 1 gives PADDING."""
+    """Turn noise that is uniform on [0, 1) into uniform integers from -PADDING to PADDING.
+
+    Rounding can make the noise exactly 1. The result is then PADDING.
+    """
     offsets = 2 * PADDING + 1
     return (uniform * offsets).long().clamp(max=offsets - 1) - PADDING
 
 
 def _source(size: int, mirrored: Tensor, offset: Tensor) -> Tensor:
-    """Return which line (row or column of pixels) of an image each line [B, size] of the result shows."""
+    """Return, for each row of the result, the number of the row in the image that it shows, shape [B, size].
+
+    Columns work in the same way. Numbers outside 0 … size−1 stand for the black border.
+    """
     line = torch.arange(size, device=offset.device)
     return torch.where(mirrored[:, None], size - 1 - line, line) + offset[:, None]

@@ -17,12 +17,12 @@ from floral.data.sources import DataError, RawFile
 def arrays(files: Sequence[RawFile], *, test_share: float) -> Labelled:
     """Read the NumPy arrays x [N, ...] and y [N], or train_x, train_y, test_x and test_y.
 
-    The optional array client [N] (or train_client and test_client) holds the natural client of each sample. The arrays
-    are in an .npz file, or in a folder of .npy files with these names. If x has type uint8 (images), training divides
-    it by 255. Floating-point numbers are used unchanged.
+    The optional array client [N] (or train_client and test_client) holds the natural client of each sample, for example
+    the writer of a digit. The arrays are in an .npz file, or in a folder of .npy files with these names. If x has type
+    uint8 (images), training divides it by 255. Floating-point numbers are used unchanged.
 
     Raises:
-        DataError: a file is unreadable, arrays are missing or superfluous, or have wrong shapes, types or values.
+        DataError: a file is unreadable, an array is missing, is not expected, or has a wrong shape, type or value.
     """
     root = files[0].location
     present = _numpy(root)

@@ -20,10 +20,10 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The samples of one part of custom data, as they were read.
+    """One part of custom data, as it was read: all samples, or only the training or test samples.
 
-    x is [N, ...]. `labels` [N] holds integers or words. `client` [N] holds the natural client of each sample, or is
-    None.
+    x [N, ...] holds the inputs. `labels` [N] holds integers or words. `client` [N] holds the natural client of each
+    sample, or is None.
     """
 
     where: Path
@@ -34,10 +34,12 @@ class Part:
 
 
 def labelled(parts: Sequence[Part], test_share: float, scale: int) -> Labelled:
-    """Return the data set that consists of a single part, or of a training and a test part.
+    """Return custom data as one data set with training and test samples.
 
-    A single part is split by `select_test`, within each client, or within each class if the data have no clients. If
-    all samples of a class were selected for the test, its first sample goes back to training.
+    `parts` holds either one part with all samples, or a training part and a test part.
+
+    If there is one part, `select_test` splits the samples of each client. If the data have no clients, it splits the
+    samples of each class. If all samples of a class were selected for the test, its first sample goes back to training.
 
     Raises:
         DataError: parts are empty or do not match, labels are wrong, or a class has only test samples.
@@ -112,12 +114,14 @@ def _classes(parts: Sequence[Part]) -> tuple[npt.NDArray[np.int64], tuple[str, .
 
 
 def split_or_not(root: Path, entries: Mapping[str, Path]) -> list[Path]:
-    """Return the training and the test entry of the folder `root`, or `root` itself if it has neither.
+    """Return the paths of the entries train and test in the folder `root`.
 
-    `entries` has the files and folders in `root` by name.
+    If `root` has neither of them, the data are not split yet, and the result is `root` alone.
+
+    `entries` maps the names of the files and folders in `root` to their paths.
 
     Raises:
-        DataError: the folder has only one of the two, or other entries besides them.
+        DataError: the folder has only one of the entries train and test, or has other entries besides them.
     """
     if not set(SPLITS) & entries.keys():
         return [root]

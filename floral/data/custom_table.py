@@ -63,23 +63,28 @@ def _frame(path: Path) -> pl.DataFrame:
 
 
 def _parquet(stream: io.BytesIO) -> pl.DataFrame:
-    """Read a parquet table, but first try to read it in another process.
+    """Read a parquet table, after another process has read it without a crash.
 
-    Polars aborts its process on some damaged files. Then only the other process ends.
+    On some damaged files, Polars aborts the process that reads them. The abort then ends only the other process, and
+    this one can report the error.
 
     Raises:
-        OSError: the other process failed; the message is its last line.
+        OSError: the other process failed. The message is the last line of its error output.
     """
     script = "import io, sys, polars; polars.read_parquet(io.BytesIO(sys.stdin.buffer.read()))"
     done = subprocess.run([sys.executable, "-c", script], input=stream.getvalue(), capture_output=True)
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise OSError(lines[-1] if lines else f"the process that read the file ended with exit code {done.returncode}")
+        raise OSError(
+            lines[-1]
+            if lines
+            else f"the file is probably damaged, because reading it ended with exit code {done.returncode}"
+        )
     return pl.read_parquet(stream)
 
 
 def _columns(path: Path, frame: pl.DataFrame, label: str, features: Sequence[str], client: str | None) -> Part:
-    """Return the samples of a table.
+    """Return the samples of a table, from its columns of labels, features and clients.
 
     Raises:
         DataError: a column is missing, a feature is not a finite number, or a label or client is empty.
@@ -92,7 +97,9 @@ def _columns(path: Path, frame: pl.DataFrame, label: str, features: Sequence[str
                 f"{', '.join(frame.columns)}"
             )
     if not features:
-        raise DataError(f"{path}: the table has only the columns of label and client; add a column of features")
+        raise DataError(
+            f"{path}: the table has no column of features, only labels (and clients); add columns of features"
+        )
     for name in features:
         kind = frame.schema[name]
         if not (kind.is_numeric() or kind == pl.Boolean):

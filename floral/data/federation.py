@@ -1,4 +1,7 @@
-"""The data of one run: the samples of each client after the shift, and the global test set of every cluster."""
+"""The data of one run: the shifted samples of each client, and the global test set of every cluster.
+
+The shift changes samples in a way that differs between clusters, for example by a rotation (`floral.data.shifts`).
+"""
 
 from __future__ import annotations
 
@@ -28,14 +31,16 @@ Rows = npt.NDArray[np.int64]
 class Federation:
     """The samples of K clients in C clusters.
 
-    train_x, train_y, test_x and test_y hold the samples of all clients, each after the shift of its client. Images are
-    uint8 [N, H, W] or [N, H, W, 3], and x / scale is in [0, 1]. Labels are int64 [N]. Text has token ids x [N, T] with
-    scale 1, and labels [N, T]. For regression, `classes` is None and y is float32 [N, outputs].
+    train_x, train_y, test_x and test_y hold the samples of all clients, after the shift (`floral.data.shifts`). Images
+    are uint8 [N, H, W] or [N, H, W, 3]. Divided by `scale`, their values are in [0, 1]. Labels are int64 [N]. Text has
+    token ids x [N, T] with scale 1, and labels [N, T]. For regression, `classes` is None and y is float32 [N, outputs].
 
-    rows[split] [K, n_max] holds indices into train_x (splits train and validation) or test_x (split test). The first
-    counts[split][k] indices of row k are the samples of client k. The rest is padding with the valid index 0.
+    The array rows[split], of shape [K, n_max], holds indices into train_x (splits train and validation) or test_x
+    (split test). The first counts[split][k] indices of row k are the samples of client k. The rest is padding with the
+    valid index 0.
 
-    cluster [K] is the concept of each client's samples. If a client mixes concepts, it is the concept of most samples.
+    cluster [K] is the concept of each client's samples. A concept is one version of the shift. If a client has samples
+    of several concepts, `cluster` has the most frequent one.
 
     Clients are evaluated on the split test. If they are evaluated on their training samples (see
     `evaluated_on_training`), the split test contains the training samples, and test_x is train_x.
@@ -84,15 +89,18 @@ class Federation:
     def global_test_x(self) -> Array | list[Array]:
         """The inputs of the global test set of every cluster, [C, N, …].
 
-        For each cluster, they are the complete test set after the shift of this cluster. With synthetic data, every
-        cluster has new samples. With class groups, they are a list of C arrays: the test samples of each cluster's
-        classes.
+        Each cluster has the complete test set, after the shift of this cluster. With synthetic data, each cluster has
+        newly generated samples instead. With class groups, the result is a list of C arrays, with the test samples of
+        each cluster's classes.
         """
         return self._global_test[0]
 
     @property
     def global_test_y(self) -> Array | list[Array]:
-        """The labels of global_test_x, [C, N] or [C, N, outputs]; with class groups, a list of C arrays."""
+        """The labels of global_test_x, [C, N], or its targets [C, N, outputs] for regression.
+
+        With class groups, they are a list of C arrays.
+        """
         return self._global_test[1]
 
     @cached_property
@@ -105,9 +113,10 @@ def load(run: Run, results: Path, *, test: bool = True) -> Federation:
 
     With test=False, no test samples are read.
 
-    If the fidelity switch `subset` is per_variant, the stored partition contains all samples. This function then keeps
-    a random part of each client's training samples, which depends on the run's seed and the variant's name. If clients
-    are evaluated on their training samples, they are evaluated on all of them, as in the published code.
+    Fidelity switches choose between the published code and the paper where these differ. If the switch `subset` is
+    per_variant, the stored partition contains all samples. This function then keeps a random part of each client's
+    training samples, which depends on the run's seed and the variant's name. If clients are evaluated on their training
+    samples, they are evaluated on all of them, not only on that part, as in the published code.
 
     `partition_digest` of the result is the digest of the stored partition.
 
@@ -150,10 +159,10 @@ def load(run: Run, results: Path, *, test: bool = True) -> Federation:
 def _federation(
     run: Run, samples: Samples, table: pl.DataFrame, sides: Mapping[str, Sequence[str]], cluster: Rows, digest: str
 ) -> Federation:
-    """Return the federation of the clients in `table`, with their samples after the shift of each sample's concept.
+    """Return the federation of the clients in `table`. Each sample is shifted according to its concept.
 
-    `cluster` [K] holds the clients' clusters. `sides` maps train and test to the splits whose samples come from train_x
-    and test_x.
+    `cluster` [K] holds the clients' clusters. `sides` maps "train" to the splits whose samples are in train_x, and
+    "test" to those whose samples are in test_x.
     """
     task = run.task
     turns = None
@@ -205,7 +214,7 @@ def _federation(
 
 
 def _check_concepts(task: Task, concept: Rows, classes: int | None) -> None:
-    """Raise ConfigError if a new concept would shift labels like the concept of an existing cluster.
+    """Raise ConfigError if a new concept would shift labels in the same way as an existing cluster.
 
     This happens if the label shift of the new concept is at least the number of classes, because labels are shifted
     cyclically.
@@ -214,15 +223,18 @@ def _check_concepts(task: Task, concept: Rows, classes: int | None) -> None:
     if task.shift.kind == "label_shift" and classes is not None and task.clusters <= most and most >= classes:
         available = max(0, classes - task.clusters)
         raise ConfigError(
-            f"task {task.name!r}: {classes} classes have only {available} label shifts that no cluster has; "
-            f"set `unseen.new_concept` to at most {available}"
+            f"task {task.name!r}: {classes} classes leave only {available} label shifts that no cluster has, but each "
+            f"new concept needs one; set `unseen.new_concept` to at most {available}"
         )
 
 
 def _check_text(task: Task, is_text: bool) -> None:
     """Raise ConfigError if the task has the key `per` but its data are not text, or if it lacks `per` for text."""
     if is_text and task.per is None:
-        raise ConfigError(f"task {task.name!r}: the data {task.data!r} are text; set `per: character`, or `per: token`")
+        raise ConfigError(
+            f"task {task.name!r}: the data {task.data!r} are text; set `per: character` or `per: token`, the unit "
+            "that the model predicts"
+        )
     if task.per is not None and not is_text:
         raise ConfigError(
             f"task {task.name!r}: `per: {task.per}` is for text only, but the data {task.data!r} are not text; "
@@ -231,7 +243,7 @@ def _check_text(task: Task, is_text: bool) -> None:
 
 
 def _padded(table: pl.DataFrame, present_rows: Rows, clients: int, seed: int) -> tuple[Rows, Rows]:
-    """Return the samples of one split as rows [K, n_max], with the number [K] of samples of each client.
+    """Return the samples of one split, with one row per client [K, n_max], and each client's number of samples [K].
 
     Each row holds positions in `present_rows` in random order, and zeros after them. The order must be random, because
     some methods have fixed or averaged batches. MNIST's later test images are harder, and the last, short batch must

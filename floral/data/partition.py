@@ -36,7 +36,8 @@ def client_table(
 ) -> pl.DataFrame:
     """Return the partition table of a data set, for the kind `partition.kind`.
 
-    `natural` holds the natural client of each training sample and of each test sample. Only natural partitions need it.
+    `natural` holds two arrays: the natural client of each training sample, and that of each test sample. A natural
+    client is, for example, a writer. Only partitions of kind natural need them.
 
     Raises:
         ConfigError: the data do not fit the kind of partition. The functions of partition_kinds.py list the reasons.
@@ -59,9 +60,11 @@ def client_table(
 
 
 def main_concepts(table: pl.DataFrame, clients: int) -> npt.NDArray[np.int64]:
-    """Return the cluster [K] of each client: the concept that most of its training and validation samples have.
+    """Return the main concept [K] of each client, as its cluster. A concept is one version of the shift.
 
-    If several concepts are equally frequent, the first of them is returned.
+    The main concept is the most frequent one among the client's training and validation samples.
+
+    If several concepts are equally frequent, it is the one with the lowest number.
     """
     train = table.filter((pl.col("split") != "test") & (pl.col("client") < clients))
     client, concept = train["client"].to_numpy().astype(np.int64), train["cluster"].to_numpy()
@@ -82,7 +85,10 @@ def noisy_labels(
 
 
 def digest(table: pl.DataFrame) -> str:
-    """Return the SHA-256 of the table's content. It does not depend on settings or versions of parquet."""
+    """Return the SHA-256 of the table's content.
+
+    The digest stays the same if the table is stored with other settings or another version of parquet.
+    """
     content = hashlib.sha256()
     codes = table["split"].replace_strict(list(SPLITS), range(len(SPLITS)), return_dtype=pl.Int32)
     for column in (table["client"], table["cluster"], codes, table["row"]):

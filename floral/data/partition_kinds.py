@@ -27,12 +27,13 @@ def iid_table(
 
     The training samples are shuffled and cut into K shards, whose sizes differ by at most one. The larger shards come
     first. The test samples are dealt in the same way. Of a training shard with n samples, max(min_rows, round(share·n))
-    are kept. The share `validation` of the kept samples becomes the validation split: rounded, at least one sample,
-    never all. The table is sorted by client, split and row.
+    are kept, but at most n. A share of the kept samples becomes the validation split: round(validation·n) of n, at
+    least one, never all. `min_rows`, `share` and `validation` are settings of the partition. The table is sorted by
+    client, split and row.
 
     Unseen clients have the numbers K, K + 1, …. They get the last round(unseen.share·N) of the N shuffled training
-    samples, and the same share of the test samples. Their shards are not reduced and have no validation split. Their
-    column `cluster` holds the concept of their samples (`concepts_of`).
+    samples. They get the same share of the test samples. All samples of their shards are kept, and they have no
+    validation split. Their column `cluster` holds the concept of their samples (`concepts_of`).
 
     Raises:
         ConfigError: there are more clients than training or test samples, or more unseen clients than samples that are
@@ -68,7 +69,7 @@ def grouped_table(
 ) -> pl.DataFrame:
     """Deal the samples of each class to the clients of the class's cluster (kind class_groups).
 
-    All else is as in `iid_table`.
+    As in `iid_table`, a share of the training samples is kept, and a validation split is held out.
 
     Raises:
         ConfigError: a cluster has more clients than training or test samples, or a class has no cluster.
@@ -100,7 +101,8 @@ def grouped_table(
 def group_of(y: Labels, partition: Partition, clusters: int) -> npt.NDArray[np.int64]:
     """Return the cluster [N] to which each sample's class belongs, for partitions of kind class_groups.
 
-    Class y belongs to cluster y mod C, or to the cluster whose list in `partition.groups` contains y.
+    If `partition.groups` is set, class y belongs to the cluster whose list contains y. Otherwise, it belongs to cluster
+    y mod C.
 
     Raises:
         ConfigError: a class is in no list.
@@ -123,7 +125,7 @@ def few_classes_table(
 ) -> pl.DataFrame:
     """Deal samples of only `classes_per_client` classes to each client (kind pathological).
 
-    All else is as in `iid_table`.
+    As in `iid_table`, a share of the training samples is kept, and a validation split is held out.
 
     A client has the same classes in training and test. One client after another, in random order, takes the classes
     that the fewest clients have so far. Ties are broken at random. So the numbers of clients of two classes differ by
@@ -168,7 +170,7 @@ def skewed_table(
 ) -> pl.DataFrame:
     """Deal the samples of each class to the clients in random proportions from Dirichlet(alpha) (kind dirichlet).
 
-    All else is as in `iid_table`.
+    As in `iid_table`, a share of the training samples is kept, and a validation split is held out.
 
     The proportions are the same for training and test samples. So a client's test samples have the class frequencies of
     its training samples. Clients also differ in size. If all labels are equal, they differ in size only (kind
@@ -222,7 +224,7 @@ def natural_table(
 ) -> pl.DataFrame:
     """Give each client the samples of one natural client, for example one writer (kind natural).
 
-    All else is as in `iid_table`.
+    As in `iid_table`, a share of the training samples is kept, and a validation split is held out.
 
     `train_client` and `test_client` [N] hold the natural client of each sample. Natural clients with fewer than
     `min_rows` training samples or without a test sample are skipped. Of the others, `clients` are chosen at random.
@@ -271,7 +273,7 @@ def _with_minimum(
     """Return the numbers of samples [class, client], changed so that each client has at least `minimum` samples.
 
     The function moves samples between clients as `skewed_table` describes. `expected` [class, client] holds the
-    expected numbers.
+    expected numbers of samples, which decide from which class a client receives.
     """
     counts, total = counts.copy(), counts.sum(0)
     for receiver in np.flatnonzero(total < minimum):

@@ -1,6 +1,6 @@
-"""Steps that all kinds of partition share.
+"""Steps that all kinds of partition have in common.
 
-They deal samples, assign concepts, reduce the number of samples and hold out a validation split.
+They deal samples to clients, assign concepts, keep a share of the training samples, and hold out a validation split.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ def deal(rows: npt.NDArray[np.int64], clients: npt.NDArray[np.int64]) -> pl.Data
 
 
 def both_sides(train: pl.DataFrame, test: pl.DataFrame) -> pl.DataFrame:
-    """Return the training and test samples in one table, with a column `split`."""
+    """Join the training and the test samples to one table. Its column `split` says "train" or "test"."""
     return pl.concat([train.with_columns(split=pl.lit("train")), test.with_columns(split=pl.lit("test"))])
 
 
 def finish(
     train: pl.DataFrame, test: pl.DataFrame, clients: int, clusters: int, partition: Partition, seed: int
 ) -> pl.DataFrame:
-    """Return the sorted partition table, after three steps on the dealt samples.
+    """Return the complete, sorted partition table of samples that were dealt to clients.
 
-    The steps assign a concept to each sample, reduce the training samples, and hold out a validation split.
+    Each sample gets a concept. Then only a share of the training samples is kept, and a validation split is held out.
     """
     table = both_sides(train, test)
     table = (
@@ -47,7 +47,10 @@ def finish(
 def append_unseen(
     table: pl.DataFrame, joining: pl.DataFrame, clients: int, clusters: int, unseen: Unseen
 ) -> pl.DataFrame:
-    """Append the samples of the unseen clients K, K + 1, … to the partition table."""
+    """Append the samples of the unseen clients to the partition table.
+
+    Unseen clients join only after training. They have the numbers K, K + 1, ….
+    """
     concept = concepts_of(unseen, clusters)[joining["client"].to_numpy() - clients]
     joining = joining.with_columns(cluster=concept).select(*SCHEMA).cast(SCHEMA)
     return pl.concat([table, joining.sort("client", "split", "row")])
@@ -56,8 +59,9 @@ def append_unseen(
 def concepts_of(unseen: Unseen, clusters: int) -> npt.NDArray[np.int64]:
     """Return the concept [U] of each of the U unseen clients.
 
-    First come the clients with the concept of a cluster: 0, 1, …, C - 1, 0, 1, … in turn. Then come the clients with
-    new concepts C, C + 1, …, which `floral.data.shifts` defines.
+    The first `seen_cluster` of these clients get the concepts of the clusters in turn: 0, 1, …, C - 1, 0, 1, …. The
+    other `new_concept` clients get new concepts in turn: C, C + 1, …, 2C - 1, C, …. `floral.data.shifts` defines the
+    new concepts.
     """
     seen, new = np.arange(unseen.seen_cluster) % clusters, clusters + np.arange(unseen.new_concept) % clusters
     return np.concatenate([seen, new])
@@ -66,8 +70,8 @@ def concepts_of(unseen: Unseen, clusters: int) -> npt.NDArray[np.int64]:
 def cluster_of_clients(partition: Partition, clients: int, clusters: int) -> npt.NDArray[np.int64]:
     """Return the cluster [K] of each client.
 
-    Client k belongs to cluster k mod C. With `cluster_shares`, each cluster has consecutive clients instead, as many as
-    its share says.
+    By default, client k belongs to cluster k mod C. If `cluster_shares` is set, each cluster has consecutive clients
+    instead. Its share then gives their number.
     """
     if partition.cluster_shares is None:
         return np.arange(clients) % clusters
@@ -77,8 +81,8 @@ def cluster_of_clients(partition: Partition, clients: int, clusters: int) -> npt
 def reduce_rows(table: pl.DataFrame, share: float, min_rows: int, seed: int, purpose: str) -> pl.DataFrame:
     """Keep only a share of each client's n training samples: max(min_rows, round(share·n)), at most n.
 
-    Validation and test samples are all kept. The choice depends only on `seed` and `purpose`. A smaller share keeps a
-    part of what a larger share keeps. Share 1 changes nothing.
+    Validation and test samples are all kept. The choice depends only on `seed` and `purpose`. A larger share keeps all
+    samples that a smaller share keeps, and adds to them. Share 1 changes nothing.
     """
     if share == 1.0:
         return table
@@ -93,10 +97,10 @@ def _concepts(
 ) -> npt.NDArray[np.integer]:
     """Return the concept [N] of each sample.
 
-    Without `mixed`, it is the cluster of the sample's client. With `mixed`, it is drawn at random, and each client has
-    its own probabilities of the concepts. These are a Dirichlet(mixed) vector, in which the largest entry is moved to
-    the client's cluster. They are the same for training and test samples. So the clusters keep their sizes. For mixed →
-    0, the result is the same as without `mixed`.
+    If `partition.mixed` is None, it is the cluster of the sample's client. Otherwise, it is drawn at random, and each
+    client has its own probabilities of the concepts. They are the same for training and test samples. They are drawn
+    from Dirichlet(mixed), and then the largest probability changes places with that of the client's cluster. So the
+    clusters keep their sizes. For mixed → 0, each sample gets the cluster of its client.
     """
     client, cluster = table["client"].to_numpy(), cluster_of_clients(partition, clients, clusters)
     if partition.mixed is None:

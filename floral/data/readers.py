@@ -31,8 +31,9 @@ REPLACE = "remedy: replace it by a complete copy"
 class Labelled:
     """A classification data set of images or text, split into training and test samples.
 
-    Images x are uint8 [N, H, W] or [N, H, W, 3] with x / scale in [0, 1]. Labels y are int64 [N]. Custom data may also
-    have x float32 [N, ...] of any range, with scale 1. `names` holds the names of the classes.
+    Images x are uint8 [N, H, W] or [N, H, W, 3]. Divided by `scale`, their values are in [0, 1]. Labels y are int64
+    [N]. Custom data may also have x float32 [N, ...] of any range, with scale 1. `names` holds the names of the
+    classes.
 
     Text (`floral.data.text`) has token ids x, uint8 or int32 [N, T], with scale 1. The labels y int64 [N, T] are the
     token after each position. `classes` is the size of the vocabulary.
@@ -246,8 +247,8 @@ def _decoded(
 ) -> npt.NDArray[np.uint8]:
     """Decode the images of several files to one array uint8 [N, H, W] (grey) or [N, H, W, 3].
 
-    All images must have the shape of the first one. `place` [N] gives the index in the array for each image, in the
-    order of the files. Only one slice of encoded images is in memory at a time.
+    All images must have the shape of the first one. Image number i, counted through all files, becomes entry place[i]
+    of the array; `place` is [N]. Only one slice of encoded images is in memory at a time.
     """
     decoded, done = np.empty(0, np.uint8), 0
     for raw, table in tables:

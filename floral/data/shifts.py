@@ -1,4 +1,4 @@
-"""Apply the shift of a task: samples of different concepts are rotated, recoloured or relabelled differently.
+"""Apply the shift of a task: each sample is rotated, recoloured or relabelled as its concept says.
 
 A concept is one version of the shift, for example one angle. Concepts c = 0 … C - 1 belong to the C clusters. Concepts
 C, C + 1, … belong to no cluster, but to clients that join after training.
@@ -63,7 +63,9 @@ def rotated(x: Images, numerator: float, denominator: float, interpolate: bool) 
 
 
 def interpolated(pixels: Images, numerator: float, denominator: float, side: int) -> Images:
-    """Rotate images [N, side², channels] counter-clockwise, with bilinear interpolation of the pixel values.
+    """Rotate square images counter-clockwise, with bilinear interpolation of the pixel values.
+
+    The images are [N, side², channels], with the pixels of an image in one axis.
 
     The angle is the fraction numerator/denominator of a full turn. Values are rounded. Pixels from outside the image
     are 0.

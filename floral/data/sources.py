@@ -1,7 +1,7 @@
 """Find raw data files in the data folder, or download them from the first mirror that works, and verify them.
 
 The download is a small loop over urllib, because pooch, the common library for this, cannot resume a partial file. The
-hashes are those of the unpacked content, so that a file is accepted if it was only compressed again.
+hashes are those of the unpacked content. So a file is still accepted after someone unpacked it or compressed it again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Report = Callable[[str], None]
 
 
 class DataError(ConfigError):
-    """The error of a raw file that is missing, damaged or altered, or cannot be stored.
+    """The error for a raw file that is missing, damaged or altered, or cannot be stored.
 
     The message names the file and the remedy.
     """
@@ -51,7 +51,7 @@ class DataError(ConfigError):
 class RawFile:
     """A raw file: its location, the hash of its unpacked content, and whether data.lock has this hash.
 
-    `verified` is False if data.lock has null instead of a hash.
+    `verified` is True if data.lock has the hash. It is False if data.lock has null in its place.
     """
 
     file: DataFile
@@ -72,7 +72,7 @@ def obtain(
         recorded: the hash that an earlier fetch recorded. It is used if data.lock has null instead of a hash.
 
     Raises:
-        DataError: the file cannot be found, is damaged or has other content, or the disk is full.
+        DataError: the file cannot be found, is damaged or does not have the expected content, or the disk is full.
     """
     if Path(file.path).is_absolute():
         return _custom(file)
@@ -112,12 +112,15 @@ def is_there(file: DataFile, raw: Path, data_dir: Path | None = None) -> bool:
 
 
 def on_the_network(url: str) -> bool:
-    """Return whether a URL needs the network. URLs of files inside installed Python packages do not."""
+    """Return whether reading a URL needs the network.
+
+    A URL `package:…` does not, because its file is in an installed Python package.
+    """
     return not url.startswith(PACKAGE)
 
 
 def advice(file: DataFile) -> str:
-    """Return the remedy for a missing file, as text for a message."""
+    """Return the remedy for a missing data file, as text for an error message."""
     return (
         f"put {' or '.join(_packed_or_not(file.path))} into a folder, "
         "and name that folder by FLORAL_DATA, --data-dir or data_dir"
@@ -167,7 +170,7 @@ def full_disk(error: BaseException) -> bool:
 
 
 def disk_is_full(folder: Path) -> str:
-    """Return the message for a full disk, with the folder and the remedy."""
+    """Return the error message for a full disk, with the folder and the remedy."""
     return f"{folder}: the disk is full, nothing was written; free space, or set FLORAL_RESULTS to another disk"
 
 

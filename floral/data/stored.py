@@ -48,7 +48,10 @@ def read_data(name: str, results: Path, sides: Sequence[str] | None = None) -> t
 
 
 def stored_arrays(manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the arrays that a data set with this manifest has."""
+    """Return the names of the arrays in a stored data set.
+
+    The manifest says whether arrays of natural clients are among them.
+    """
     return (*ARRAYS, *CLIENTS) if "natural_clients" in manifest else ARRAYS
 
 
@@ -88,5 +91,5 @@ def read_partition(run: Run, results: Path) -> tuple[dict[str, Any], pl.DataFram
 
 
 def partition_command(run: Run) -> str:
-    """Return the command that makes the partition of a run, as text for a message."""
+    """Return the command that makes the partition of a run, as text for an error message."""
     return f"floral partition --suite <the run's suite> --task {run.task.name} --seed {run.seed}"

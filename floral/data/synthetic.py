@@ -61,14 +61,16 @@ def generate(
     default, client k has cluster k mod C.
 
     All parameters are normal: W [d, d], u_c [d, rank], b [d] and W_out [d, outputs] with variance 1/d, and v_c [d,
-    rank] with variance 1/rank. Kind linear: y is the first `outputs` coordinates of h. Kind mlp: y = ReLU(h) W_out.
-    Training and test targets get normal noise with standard deviation label_noise. The global test set gets no noise.
+    rank] with variance 1/rank. For kind linear, y is the first `outputs` coordinates of h. For kind mlp, y = ReLU(h)
+    W_out. Training and test targets get normal noise with standard deviation label_noise. The global test set gets no
+    noise.
 
-    simple: W = I, b = 0, all entries of W_out are 1/√d, and column r of both u_c and v_c is the unit vector of
-    coordinate rank·c + r. So cluster c multiplies `rank` coordinates by 1 + scale, and no other cluster changes these.
+    With the setting `simple`, W = I, b = 0, all entries of W_out are 1/√d, and column r of both u_c and v_c is the unit
+    vector of coordinate rank·c + r. So cluster c multiplies `rank` coordinates by 1 + scale, and no other cluster
+    changes these.
 
-    normalised: each coordinate of ReLU(h) has mean 0 and variance 1. They are computed over all samples of a client,
-    training and test together, or over the global test set of a cluster.
+    With the setting `normalised`, each coordinate of ReLU(h) is changed to mean 0 and variance 1. Mean and variance are
+    computed over all samples of a client, training and test together, or over the global test set of a cluster.
 
     Raises:
         ConfigError: a linear teacher has more outputs than coordinates, simple teachers have fewer coordinates than
@@ -79,7 +81,8 @@ def generate(
     d = spec.dimension
     if spec.kind == "linear" and spec.outputs > d:
         raise ConfigError(
-            f"`data.outputs: {spec.outputs}` is more than `data.dimension: {d}`; set `data.outputs` to at most {d}"
+            f"`data.outputs: {spec.outputs}` is more than `data.dimension: {d}`, but a linear teacher cannot have more "
+            f"outputs than inputs; set `data.outputs` to at most {d}"
         )
     train_each, _ = rows_per_client(spec)
 

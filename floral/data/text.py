@@ -64,8 +64,8 @@ def character_table(files: Sequence[RawFile]) -> Labelled:
     """Read text from a parquet table of strings, and cut it into windows of characters.
 
     The columns are `character_id` (the natural client), `x`, and optionally `y`, the character after x. The table of
-    flwrlabs/shakespeare has one row for every position of a text, so that its rows overlap. If a row is the row before
-    it, moved by one character, the two are joined again. The joined texts are cut into windows.
+    flwrlabs/shakespeare has one row for every position of a text, so that its rows overlap. If a row continues the row
+    before it by one character, the two rows are joined. The joined texts are cut into windows.
 
     Raises:
         DataError: the file is not parquet, has other columns or a missing value, or no client has text for two windows.
@@ -145,9 +145,12 @@ def _table(raw: RawFile, columns: dict[str, type[pl.DataType] | None]) -> pl.Dat
 
 
 def _rejoined(rows: Sequence[str], follows: Sequence[str | None]) -> list[str]:
-    """Join overlapping windows into texts. Each window is the one before it, moved by one character.
+    """Join overlapping rows of characters into texts.
 
-    `follows` holds the character after each window, or an empty string or None.
+    A row overlaps the row before it if it lacks the first character of that row and has one more character at the end.
+    A row that does not overlap begins a new text.
+
+    `follows` holds the character after each row. It is an empty string or None if this character is not given.
     """
     texts: list[list[str]] = []
     before = None
@@ -173,7 +176,9 @@ def _characters(clients: Sequence[Sequence[str]], place: str) -> Labelled:
 
 
 def _cut(clients: Sequence[Sequence[Tokens]], length: int, vocabulary: int, place: str) -> Labelled:
-    """Cut texts into samples, for all clients with text for at least two windows of `length` tokens.
+    """Cut the texts of each client into windows of `length` tokens, the samples.
+
+    Clients with text for fewer than two windows have no samples.
 
     A window needs one more token after it, because labels are the next tokens.
     """
@@ -206,10 +211,10 @@ def _cut(clients: Sequence[Sequence[Tokens]], length: int, vocabulary: int, plac
 
 
 def _windows(text: Tokens, length: int, moved: int) -> Tokens:
-    """Return the windows [n, length] of a text, from token number `moved` (0 or 1) on.
+    """Cut a text into n windows of `length` tokens, and return their inputs or their labels [n, length].
 
-    `moved` 0 gives the inputs, and `moved` 1 gives their labels, the next tokens. Both have the same number n of
-    windows: as many as fit into the text with one token after them.
+    If `moved` is 0, the result is the inputs. If `moved` is 1, it is the labels: each label is the token after its
+    input. n is the largest number of windows for which the text has one more token after the last window.
     """
     count = max(0, len(text) - 1) // length
     return text[moved : moved + count * length].reshape(count, length)

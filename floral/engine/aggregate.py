@@ -1,6 +1,6 @@
-"""The server's part of a round: weighted means of the groups, then the update of the server optimiser.
+"""The server's part of a round: it averages the clients' parameters, and then does a step of the server optimiser.
 
-The means are summed up chunk by chunk; a chunk is a set of clients that train together.
+The averages are weighted. Their sums are added up chunk by chunk; a chunk is a set of clients that train together.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ EMPTY_CLUSTER_SHARE = 1e-6
 
 @dataclass(frozen=True)
 class Relative:
-    """The weights p(k)·π_kc of a chunk's clients k in each cluster c, divided by the largest weight in the cluster.
+    """The weights p(k)·π_kc of a chunk's clients k in each cluster c, divided by the largest of them in the cluster.
 
-    p(k) is the client's weight in the round, and π_kc is its route to cluster c. The division avoids underflow and
-    denormal numbers, because a route can be as small as 4e-44. The means stay the same, because each of them is divided
-    by the sum of the same weights.
+    p(k) is the client's weight in the round, and π_kc is its route to cluster c. A route can be as small as 4e-44, and
+    the division avoids underflow. It does not change the weighted means, because the sums of values and the sum of
+    weights are divided by the same number.
     """
 
     weight: Tensor
@@ -108,7 +108,8 @@ class Mean:
 def weights(method: Method, share: Tensor, log_route: Tensor | None, members: Tensor | None, clusters: int) -> Relative:
     """Return the weights of a chunk's clients in each cluster.
 
-    The clients have either fixed clusters, `members` [m], or log routes [m, C].
+    They are computed from the clients' weights `share` [m] in the round, and from their routes. If the method fixes the
+    clusters of its clients, `members` [m] has these clusters. Otherwise, `log_route` [m, C] has the log routes.
     """
     if members is not None:
         log_one_hot = torch.where(members[:, None] == torch.arange(clusters, device=members.device), 0.0, -math.inf)
@@ -120,10 +121,11 @@ def weights(method: Method, share: Tensor, log_route: Tensor | None, members: Te
 def sum_over_clients(
     method: Method, values: View, groups: Collection[str], share: Tensor, relative: Relative | None
 ) -> View:
-    """Return the weighted sums of `groups` over a chunk's clients; their `values` have a client axis.
+    """Return the weighted sums of some groups of parameters over a chunk's clients.
 
-    SHARED groups are weighted with `share`, the weight p(k) of each client. CLUSTERED groups are weighted with
-    `relative`, the weight of each client in each cluster.
+    `groups` has the names of the groups, and `values` has their values for each client, with a client axis. SHARED
+    groups are weighted with `share`, the weight p(k) of each client. CLUSTERED groups are weighted with `relative`, the
+    weight of each client in each cluster.
     """
     sums: View = {}
     for name in groups:
@@ -156,8 +158,8 @@ def along(vector: Tensor, like: Tensor) -> Tensor:
 def server_step(optimiser: Optimiser, state: State, means: View, empty: Tensor | None, method: Method) -> View:
     """Return the new values of the groups in `means`, after the update of the server optimiser.
 
-    Empty clusters (True in the mask `empty` [C]) keep their old values. Statistics, such as running means, are set to
-    their mean over the clients; the optimiser does not change them.
+    Empty clusters (True in the mask `empty` [C]) keep their old values. Statistics, such as the running means of batch
+    norm, are set to their mean over the clients; the optimiser does not change them.
     """
     after: View = {}
     for name, params in means.items():
@@ -180,11 +182,12 @@ def server_step(optimiser: Optimiser, state: State, means: View, empty: Tensor |
 
 
 def replace_values(state: State, values: View) -> None:
-    """Replace groups of the state by complete new values. The order of the names in the state stays the same.
+    """Replace the values of the groups in `values`. The order of the names in the state stays the same.
+
+    Each group is replaced as a whole, i.e. for all clusters or clients.
 
     Raises:
-        Refused: a PRIVATE group is too large for memory. It lies in a file in which only the values of single clients
-            can be changed.
+        Refused: a PRIVATE group is too large for memory. Its values lie in a file, which cannot be replaced as a whole.
     """
     for name, params in values.items():
         if state.store is not None and name in state.store.values:
@@ -241,16 +244,17 @@ def unless(held: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
 
 
 class HasValues(Protocol):
-    """Any result of local training that has the trained values in its attribute `values`."""
+    """The type of any object whose attribute `values` has the trained values of clients."""
 
     @property
     def values(self) -> View: ...
 
 
 def write_back(state: State, method: Method, trained: HasValues, pools: Tensor) -> None:
-    """Write the trained PRIVATE values [m, ...] of the clients (or pools) `pools` [m] into the state.
+    """Write the trained PRIVATE values [m, ...] of the clients `pools` [m] into the state.
 
-    The values of all other clients stay unchanged.
+    For a method that pools clients, `pools` has the numbers of the pools instead. The values of all other clients stay
+    unchanged.
     """
     for name, params in trained.values.items():
         if method.groups[name].scope is Scope.PRIVATE:

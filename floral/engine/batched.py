@@ -1,4 +1,4 @@
-"""The local steps of the backend `batched`, which computes weight gradients as matrix products of many clients.
+"""The local steps of the backend `batched`, which multiplies the factors of weight gradients for many clients at once.
 
 They give the same result as the plain steps of `local.Clients`, up to rounding. Three things differ:
 
@@ -33,9 +33,9 @@ from floral.nn.products import Leaf, PendingGradient, Tape
 class Backward:
     """The results of one backward pass for all clients of a chunk.
 
-    These are the gradients of the trained parameters, the new statistics (`changed`) and the clients' losses [m]. The
-    gradients of weights in linear layers and convolutions are kept as pending products (`entries`), which are
-    multiplied later.
+    These are the gradients of the trained parameters, the new running statistics of batch norm (`changed`), and the
+    clients' losses [m]. The gradients of weights in linear layers and convolutions are stored as factors (`entries`),
+    which are multiplied later.
     """
 
     entries: dict[Leaf, list[PendingGradient]]
@@ -46,8 +46,8 @@ class Backward:
     def of(self, group: str, name: str, share: Tensor | None = None) -> tuple[Tensor | None, list[PendingGradient]]:
         """Return the gradient and the pending products of one trained parameter.
 
-        If the losses were multiplied by weights `share` [m], the results are divided by these weights. Pass None if
-        they were not.
+        If the losses were multiplied by weights `share` [m] before the backward pass, both are divided by these
+        weights. If `share` is None, they are returned unchanged.
         """
         gradient, entries = self.gradients.get((group, name)), self.entries.get((group, name), [])
         if share is None:
@@ -77,7 +77,7 @@ class Batched(Clients):
     def step(self, step: Step) -> tuple[View, Axes, Tensor]:
         """Do one local step that is not the last of the round, or one step of a method with its own `local_step`.
 
-        Returns all values after the step, the client axis of each group, and the losses [m].
+        Returns the values of all groups after the step, the client axis of each group, and the losses [m].
         """
         method_step = self.method.local_step is not None
         noted = frozenset() if method_step else self._noted(step)
@@ -162,8 +162,8 @@ class Batched(Clients):
         """Do one backward pass for all clients of a chunk.
 
         The loss of each client is multiplied by its weight in `share` [m], unless `share` is None. The parameters in
-        `noted` are used without a copy per client. All other parameters get a client axis, so that each client has its
-        own gradient.
+        `noted` need no copy per client, because the tape records the factors of their gradients. All other parameters
+        get a client axis, so that each client has its own gradient.
         """
         axes, trained, m = step.axes, step.trained, len(step.batch.x)
 
@@ -189,9 +189,10 @@ class Batched(Clients):
         return Backward(tape.entries, by_leaf, changed, losses.detach())
 
     def _noted(self, step: Step) -> frozenset[Leaf]:
-        """Return the parameters of a phase that are used only in products whose other factor differs between clients.
+        """Return the parameters of a phase that need no copy per client in the backward pass.
 
-        The first call for a phase finds them by one backward pass.
+        These are the weights that are used only in products with an input that differs between clients. The tape then
+        records the gradient of each client. The first call for a phase finds these weights by one backward pass.
         """
         if step.phase not in self.noted:
             backward = self._backward(step, frozenset(), None)
@@ -265,16 +266,19 @@ class Batched(Clients):
 
 
 def renewed(step: Step, values: View, inputs: tuple[Any, ...]) -> Step:
-    """Return a copy of the step with other values and other inputs (x, y, mask, noise and received values)."""
+    """Return a copy of the step in which `values` and `inputs` replace those of the step.
+
+    `inputs` are x, y, mask, noise and received values, as in `Step.inputs`.
+    """
     x, y, mask, noise, received = inputs
     return replace(step, values=values, batch=Batch(x, y, mask), noise=noise, received=received)
 
 
 def weighted(tensor: Tensor, axis: int | None, share: Tensor, by_cluster: Tensor | None) -> Tensor:
-    """Return the weighted sum over the clients of values [m, ...], or of one value that they share (`axis` None).
+    """Return the weighted sum of a tensor over the clients, with the weights `share` [m].
 
-    The weights are `share` [m]. If `by_cluster` [m, C] is given, these are the weights, and the result has one sum per
-    cluster.
+    The tensor is [m, ...], or has no client axis (`axis` None) if all clients have the same values. If `by_cluster` [m,
+    C] is given, it has the weights instead of `share`, and the result has one sum per cluster.
     """
     if by_cluster is None:
         share = share.to(tensor.dtype)

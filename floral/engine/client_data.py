@@ -1,6 +1,7 @@
 """The clients' samples as tensors on the device.
 
-A batch is taken by the numbers of its samples, and its padding is masked.
+The samples of all clients are stored in one tensor, and a batch is selected by sample numbers. A mask marks its
+padding.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from floral.core.spec import Noise
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The samples of one split, with the numbers of the samples that belong to each of U clients (or pools of clients).
+    """The samples of one split, and the numbers of the samples that belong to each of U clients.
 
+    For a method that trains pools of clients on their joint samples, U is the number of pools in the training split.
     `x` [N, ...] are the inputs as stored (images stay uint8), and `y` [N] or [N, d] are the labels. `index` [U, n_max]
     has the sample numbers of each client, padded with 0. `count` [U] has each client's number of samples. `mean` and
     `std` [channels] normalise the inputs after they are divided by `scale`.
@@ -73,8 +75,8 @@ class Rows:
 class ClientData:
     """The data of all clients in a simulation.
 
-    `train` has the samples of each client, or of each pool for a method that pools its clients. The other splits always
-    have the samples of each client.
+    `train` has the samples of each client. If the method trains pools of clients on their joint samples, `train` has
+    the samples of each pool instead. The other splits always have the samples of each client.
     """
 
     train: Rows
@@ -124,11 +126,12 @@ def plan(
     share: float = 1.0,
     steps: np.ndarray | None = None,
 ) -> Plan:
-    """Plan the batches of a round: in each epoch, each client draws ceil(share·n) of its n samples without replacement.
+    """Plan the batches of a round, with a given number of local epochs.
 
-    With `reshuffle`, each epoch has a new random order, from the random stream (seed, round, client, epoch). Otherwise,
-    the samples come in stored order. The last batch of an epoch may be smaller. With `steps` [m], each epoch of client
-    k has exactly steps[k] batches, as described at `_cycled`.
+    In each epoch, a client with n samples uses ceil(share·n) of them, each once. With `reshuffle`, they are drawn in a
+    new random order in each epoch, from the random numbers of (seed, round, client, epoch). Otherwise, they are the
+    first ones in stored order. The last batch of an epoch may be smaller. With `steps` [m], each epoch of client k has
+    exactly steps[k] batches, as described at `_cycled`.
     """
     take = np.ceil(share * rows.count[pools]).astype(np.int64)
     most = int(np.ceil(share * rows.count.max()))
@@ -152,8 +155,9 @@ def _cycled(
 ) -> Plan:  # fmt: skip
     """Plan epochs in which client k has exactly steps[k] batches.
 
-    A client passes through its samples repeatedly, in a new order each time. It stops in the middle of a pass if it has
-    done its steps. If one pass has exactly steps[k] batches, the plan is the same as without `steps`.
+    A client passes through its samples again and again until it has done its steps, so its last pass may be incomplete.
+    With `reshuffle`, each pass has a new random order. If one pass has exactly steps[k] batches, the plan is the same
+    as without `steps`.
     """
     of_pass, longest = np.maximum(1, -(-take // batch)), int(steps.max())
     step = np.arange(longest)
@@ -174,10 +178,10 @@ def _cycled(
 
 
 def _ordered(rows: Rows, pools: np.ndarray, round: int, seed: int, turn: int, reshuffle: bool) -> np.ndarray:
-    """Return the sample numbers [m, n_max] of the clients `pools` in the order of one pass, with the padding last.
+    """Return the sample numbers [m, n_max] of the clients `pools` [m] in the order of one pass, with the padding last.
 
-    With `reshuffle`, the order is random, from the random stream (seed, round, client, turn), where `turn` is the
-    number of the pass. Otherwise, it is the stored order.
+    With `reshuffle`, the order is random and depends only on (seed, round, client, turn), where `turn` is the number of
+    the pass. Otherwise, it is the stored order.
     """
     index = rows.index[pools]
     if not reshuffle:

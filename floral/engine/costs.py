@@ -1,6 +1,6 @@
-"""Count the costs of a method: floats that are held and sent, and forward-backward passes per sample.
+"""Count the costs of a method: floats that are stored and sent, and forward-backward passes per sample.
 
-The costs are counted from the method's groups and their shapes, not measured.
+The costs are counted from the shapes of the method's parameters, not measured.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ class Costs:
 
 
 def count(method: Method, state: State, now: tuple[Phase, ...], before: tuple[Phase, ...], *, epochs: int = 1) -> Costs:
-    """Count the costs of a round with the phases `now`, if the round before had the phases `before`.
+    """Count the costs of a round with the phases `now`, after a round with the phases `before`.
 
-    The method's `assign` runs once per round, so its cost per sample is divided by the number of local `epochs`.
+    The method's `assign`, which sets PRIVATE values before local training, runs once per round. Its cost per sample is
+    therefore divided by the number of local `epochs`.
     """
     held = {name: _held(method, group, state.values[name]) for name, group in method.groups.items()}
     one_cluster = method.routing.serves_one_cluster

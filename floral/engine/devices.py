@@ -26,9 +26,8 @@ WORKSPACE = ":4096:8"
 def settle(device: torch.device, precision: Precision) -> None:
     """Set the precision of products in layers, and deterministic algorithms, for the whole process.
 
-    On a CPU, nothing has to be set. On a GPU, PyTorch no longer picks algorithms by measured speed, and it adds numbers
-    in convolutions and sums in a fixed order. If an operation has no deterministic algorithm, PyTorch warns and names
-    it.
+    A CPU needs no settings. On a GPU, PyTorch no longer picks algorithms by measured speed. It also adds the terms of
+    convolutions and sums in a fixed order. If an operation has no deterministic algorithm, PyTorch warns and names it.
 
     Raises:
         Refused: the device cannot compute in `precision`.

@@ -128,9 +128,9 @@ def on_global_test_set(
 ) -> Scores:
     """Evaluate each client's model on the global test set, under the shift of the client's true cluster.
 
-    If clients of one true cluster have equal models, the model is evaluated only once. Vectorised clients use the same
-    samples at the same time. The part that their models have in common, e.g. FLoRAL's base, is therefore applied only
-    once.
+    If several clients of one true cluster have equal models, the model is evaluated only once. With `vectorised`, the
+    models of several clients are evaluated together on the same samples. The part that their models have in common,
+    e.g. FLoRAL's base, is therefore applied only once.
     """
     clients = len(cluster)
     same = identical_models(method, state, pool_of_client, cluster)
@@ -243,9 +243,9 @@ def perplexity(loss: float) -> float:
 def near_hits(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor | None:
     """Return for each sample [m, B] whether its class has one of the 5 largest logits: 1 if it has, otherwise 0.
 
-    For text, the result is the share of tokens for which this is so. It is None for regression, and for tasks with at
-    most 5 classes. Logits that are equal to that of the class do not count as larger. If the logit of the class is NaN,
-    the result is 0.
+    For text, each token is a class, and the result is the mean over the tokens of a sample. It is None for regression,
+    and for tasks with at most 5 classes. Logits that are equal to that of the class do not count as larger. If the
+    logit of the class is NaN, the result is 0.
     """
     if loss == "mse" or (classes := outputs.shape[-1]) <= TOP_K:
         return None
@@ -255,11 +255,11 @@ def near_hits(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor | None:
 
 
 def sample_weights(count: np.ndarray, width: int, batch: int) -> np.ndarray:
-    """Return the weights [m, width] of each client's samples in the client's mean score.
+    """Return the weights [m, width] with which each client's samples are averaged to the client's score.
 
-    The weights of a client sum to 1. Each batch has the same total weight, also a smaller last batch. With `batch` =
-    `width`, all samples have the same weight. `count` [m] are the clients' numbers of samples; the weights of the
-    remaining columns are 0.
+    The weights of a client sum to 1. All batches have the same total weight, even if the last one is smaller. With
+    `batch` = `width`, all samples have the same weight. `count` [m] has the clients' numbers of samples; a client's
+    weights after its last sample are 0.
     """
     position = np.arange(width)
     within = np.clip(

@@ -1,4 +1,7 @@
-"""Choose how a run is computed (backend, chunk size, workers), from the settings or by a short measurement."""
+"""Choose how a run is computed (backend, chunk size, workers), from the settings or by a short measurement.
+
+A candidate is one such choice, which may be timed and compared with the others.
+"""
 
 from __future__ import annotations
 
@@ -50,8 +53,9 @@ def choose(
 ) -> Execution:
     """Choose how a run is computed with the requested backend on `threads` cores.
 
-    With "auto", the candidates of all backends are timed on clients of the first cohort. With "batched", only the
-    candidates of this backend are timed. With "loop" and "vmap", nothing is timed.
+    A candidate is a backend with a chunk size and a number of workers. With "auto", candidates of all backends are
+    timed on clients of the first cohort; the backend `batched` is left out if training is too short for it. With
+    "batched", only the candidates of this backend are timed. With "loop" and "vmap", nothing is timed.
 
     Raises:
         Refused: the requested backend cannot run the method.
@@ -87,9 +91,9 @@ def choose(
 
 
 def steps_per_trial_step(simulation: Simulation) -> float:
-    """Return the number of local steps of a client in training, divided by its number of local steps in a trial.
+    """Return how many times more local steps a client does in training than in a trial that measures time.
 
-    Both are summed over all kinds of rounds.
+    Both numbers of steps are summed over one round for each different set of phases.
     """
     settings = simulation.settings
     steps = settings.steps_per_epoch or math.ceil(simulation.data.train.count.max() / settings.batch)
@@ -98,21 +102,21 @@ def steps_per_trial_step(simulation: Simulation) -> float:
 
 
 def spread(backend: Literal["loop", "batched"], chunk: int, cohort: int, cores: int) -> Execution:
-    """Return an execution with one worker per core and one thread per worker, but at most one worker per chunk."""
+    """Return a candidate with one worker per core and one thread per worker, but at most one worker per chunk."""
     return Execution(backend, chunk, workers=min(cores, math.ceil(cohort / chunk)))
 
 
 def on_cpu(cohort: int, cores: int) -> tuple[list[Execution], list[Execution]]:
-    """Return the candidates for a CPU: first those that do not record the local steps, then those that do."""
+    """Return two lists of candidates for a CPU: those that do not record the local steps, and those that do."""
     plain = [Execution("vmap", min(cohort, 30), threads=cores), spread("loop", 1, cohort, cores)]
     return plain, batched(cohort, cores)
 
 
 def on_gpu(cohort: int) -> tuple[list[Execution], list[Execution]]:
-    """Return the candidates for a GPU: first those that do not record the local steps, then those that do.
+    """Return two lists of candidates for a GPU: those that do not record the local steps, and those that do.
 
-    All have one worker, because one thread keeps a GPU busy. A chunk is the whole cohort; `with_room` makes it smaller
-    if the memory is too small.
+    All have one worker, because one thread keeps a GPU busy. Vectorised candidates train the whole cohort as one chunk;
+    `with_room` makes the chunk smaller if the memory is too small.
     """
     plain = [Execution("vmap", cohort), Execution("loop", 1)]
     return plain, [Execution("batched", cohort, graphs=True)]
@@ -183,8 +187,8 @@ def with_room(simulation: Simulation, state: State, candidate: Execution) -> Sim
 def seconds_per_client(trial: Simulation, state: State) -> float:
     """Measure how many seconds the local training of one client takes in one round.
 
-    The time is a mean over all kinds of rounds, i.e. over the different sets of phases. It is also a mean over clients
-    of the first cohort: as many as keep all workers busy.
+    The time is a mean over clients of the first cohort. As many clients are trained as keep all workers busy. Every set
+    of phases that occurs in the rounds is timed, and the time is also a mean over these sets.
     """
     how = trial.execution
     set_threads(how.threads)

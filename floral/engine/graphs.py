@@ -1,6 +1,6 @@
 """Replay recordings as CUDA graphs.
 
-One call starts all GPU kernels of a local step, which use buffers at fixed addresses.
+One call starts all GPU kernels of a local step. The kernels read and write buffers at fixed addresses.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Graph:
 
     Inputs are copied into buffers, and results are copied out of them. A tensor that the step changes in place is not
     copied out, because it is as large as the weights of all clients. The caller gets the buffer itself and passes it to
-    the next step. All graphs share the buffer of inputs with the same position and layout. Such a result is therefore
-    valid only until one of these graphs is called again.
+    the next step. Graphs share the buffers of inputs with the same position, shape, strides and type. A buffer that was
+    returned as a result is therefore valid only until one of these graphs is called again.
 
     Only one thread at a time may call a graph, because all operations run in the order of one CUDA stream.
     """

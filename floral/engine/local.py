@@ -32,8 +32,9 @@ MAX_ASSIGN_SAMPLES = 4096
 class Trained:
     """The result of the local training of a chunk of m clients.
 
-    `values` are the PRIVATE groups [m, ...], `mean` the weighted sums of the other groups, `loss` [m] the clients' mean
-    losses, and `samples` the number of processed samples.
+    `values` has the PRIVATE groups [m, ...] of each client. `mean` has the weighted sums of the other groups over the
+    clients, from which the server computes means. `loss` [m] has the clients' mean losses, and `samples` is the number
+    of processed samples.
     """
 
     values: View
@@ -60,11 +61,11 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Step:
-    """The inputs of one local step of a chunk's clients: phase, values, batch, noise and received values.
+    """The inputs of one local step of a chunk's clients.
 
-    `received` holds the values with which the clients began the round, for losses and penalties that compare with them.
-    It is empty if the method has no such loss or penalty. `axes` and `received_axes` say which groups have a client
-    axis.
+    `values` has the parameters and statistics of all groups before the step. `received` has those at the beginning of
+    the round, for losses and penalties that compare with them. It is empty if the method has no such loss or penalty.
+    `axes` says which groups in `values` have a client axis; `received_axes` says this for the groups in `received`.
     """
 
     phase: Phase
@@ -87,7 +88,10 @@ class Step:
 
     @property
     def inputs(self) -> tuple[Any, ...]:
-        """The inputs of a local step apart from the values of the groups: x, y, mask, noise and received values."""
+        """The inputs of a local step except the values of the groups.
+
+        They are the tuple (x, y, mask, noise, received values).
+        """
         return self.batch.x, self.batch.y, self.batch.mask, dict(self.noise), self.received
 
     @property
@@ -110,8 +114,9 @@ def train_chunk(
 ) -> Trained:
     """Do all local steps of a round for the m clients of a chunk, starting from the values `seen`.
 
-    `plan` has the batches of each step, and `phases` the phases with their steps. `draw` returns the noise of a step.
-    `held` returns all training samples of the clients, x [m, n, ...], for a method with `assign`.
+    `plan` has the batches of all steps. `phases` has pairs of a phase and the numbers of its steps. `draw` returns the
+    noise of a step. `held` returns all training samples of the clients, x [m, n, ...]. It is called only if the method
+    sets PRIVATE values before local training (`Method.assign`).
 
     A group without a client axis is the tensor of the state, and is never changed. The first step that trains it makes
     a copy per client, and later steps update the copy in place.
@@ -171,8 +176,9 @@ class Clients:
     def start(self, seen: View, axes: Axes) -> tuple[View, Axes, View, Axes]:
         """Return the start values and the received values of the clients, each with the client axis of every group.
 
-        The received values are those that losses and penalties compare with. They are empty if the method does not need
-        them.
+        Both are the values at the beginning of the round. Local steps replace the start values. The received values
+        stay unchanged, because losses and penalties compare with them; they are empty if the method has no such loss or
+        penalty.
         """
         received: View = {}
         if self.method.loss or any(self.penalty(phase) for phase in self.phases):
@@ -187,9 +193,9 @@ class Clients:
         return one_seen, dict.fromkeys(axes), one_received, dict.fromkeys(received_axes)
 
     def assigned(self, values: View, axes: Axes, held: Batch) -> View:
-        """Return the new PRIVATE values that the method's `assign` computes.
+        """Return the PRIVATE values that the method's `assign` computes before local training.
 
-        `values` are the start values from `start`, and `held` are all training samples of the clients.
+        `values` are the clients' values at the beginning of the round, and `held` are all their training samples.
         """
         assign = self.method.assign
         assert assign is not None
@@ -205,7 +211,7 @@ class Clients:
             return torch.vmap(client, in_dims=over, chunk_size=at_once)(values, held.x, held.y, held.mask)
 
     def step(self, step: Step) -> tuple[View, Axes, Tensor]:
-        """Do one local step; return all values after it, the client axis of each group, and the losses [m]."""
+        """Do one local step; return the values of all groups, the client axis of each group, and the losses [m]."""
         if not self.vectorised:
             x, y, mask = step.batch.x[0], step.batch.y[0], step.batch.mask[0]
             noise = {key: drawn[0] for key, drawn in step.noise.items()}
@@ -296,7 +302,10 @@ class Clients:
         return {group: params for group, params in step.fixed.items() if group in read}
 
     def _leaf(self, tensor: Tensor, axis: int | None, m: int) -> Tensor:
-        """Return the tensor as the start of a new autograd graph; with `vectorised`, with a client axis of length m."""
+        """Return the tensor as the start of a new autograd graph.
+
+        With `vectorised`, it gets a client axis of length m.
+        """
         return (with_axis(tensor, axis, m) if self.vectorised else tensor).detach().requires_grad_()
 
     def preconditioned(self, gradients: View, values: View, per_client: bool) -> View:

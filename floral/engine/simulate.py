@@ -60,7 +60,10 @@ class Execution:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings of the rounds of a simulation, from the task and the fidelity."""
+    """The settings of the rounds of a simulation.
+
+    They come from the task and from the fidelity, which is "official" (as in the published code) or "corrected".
+    """
 
     rounds: int
     clusters: int
@@ -82,7 +85,7 @@ class Settings:
     def last_bin(self, round: int) -> bool:
         """Return whether a round is in the last 1 % of the rounds, over which the published code averages its score.
 
-        These rounds are the last of the 51 bins into which the published code divides a run.
+        The published code divides a run into 51 bins of rounds, and its last bin consists of these rounds.
         """
         return 100 * round >= 99 * self.rounds
 
@@ -93,7 +96,7 @@ class Settings:
 
 @dataclass
 class Part:
-    """What one worker contributes to a round: weighted sums, trained chunks, losses and the number of samples."""
+    """What one worker contributes to a round: weighted sums, results of chunks, losses and the number of samples."""
 
     mean: Mean = field(default_factory=Mean)
     trained: list[tuple[slice, local.Trained]] = field(default_factory=list)
@@ -103,10 +106,10 @@ class Part:
 
 
 class Workers:
-    """Python threads, `count` in number, each of which trains its own clients.
+    """The `count` worker threads of a run, each of which trains its own clients.
 
-    Each of them uses `threads` threads within one tensor operation. The Python threads run in parallel, because
-    PyTorch's operations release Python's global lock.
+    Each worker uses `threads` threads within one tensor operation. The workers run in parallel, because PyTorch's
+    operations release Python's global lock.
     """
 
     def __init__(self, count: int, threads: int, check_stop: Callable[[], None]) -> None:
@@ -188,9 +191,10 @@ class Simulation:
     # ------------------------------------------------------------------------------------------------ start
 
     def start(self, private: Path | None = None) -> State:
-        """Make the untrained state, and apply the method's `prepare` to it.
+        """Make the untrained state.
 
-        `private` is the path of the file for large PRIVATE groups.
+        If the method has a function `prepare`, its result replaces initial values. `private` is the path of the file
+        for PRIVATE groups that are too large for memory.
         """
         state = start(self.method, self.dtype, self.device, private)
         if self.method.prepare is not None:
@@ -245,13 +249,14 @@ class Simulation:
 
     @property
     def cohort_size(self) -> int:
-        """The number of clients (or pools of clients) that take part in a round."""
+        """The number of clients that take part in a round, or of pools if the method trains pools of clients."""
         return self.settings.cohort if self.method.pool is None else len(self.data.train.count)
 
     def cohort(self, round: int) -> np.ndarray:
         """Return the clients of a round, drawn uniformly without replacement.
 
-        For a method that pools its clients, all pools take part in every round.
+        If the method trains pools of clients on their joint samples, it returns all pools, because they take part in
+        every round.
         """
         if self.method.pool is not None:
             return np.arange(self.cohort_size)
@@ -283,9 +288,10 @@ class Simulation:
         return loss, sum(part.samples for part in parts)
 
     def pools(self, round: int) -> tuple[np.ndarray, Tensor]:
-        """Return the clients (or pools) of the cohort that have samples, and their weights p(k) [M] in the round.
+        """Return the clients of the cohort that have samples, and their weights p(k) [M] in the round.
 
-        The weight of client k is its share of the samples of the cohort.
+        The weight of client k is its share of the samples of the cohort. For a method that trains pools of clients,
+        pools take the place of clients.
         """
         count, cohort = self.data.train.count, self.cohort(round)
         cohort = cohort[count[cohort] > 0]
@@ -312,7 +318,7 @@ class Simulation:
     def client_vectors(self, cohort: np.ndarray, share: Tensor, parts: list[Part]) -> ClientVectors | None:
         """Return the vectors that the clients of a round send to the server, in the order of the cohort.
 
-        None for a method without `ServerStep.client_vector`.
+        The result is None if the method defines no such vector (`ServerStep.client_vector`).
         """
         if self.method.server.client_vector is None:
             return None
@@ -370,7 +376,8 @@ class Simulation:
     def fixed_steps(self, pools: np.ndarray) -> np.ndarray | None:
         """Return the number of local steps per epoch [m] of the clients `pools`, or None if the task does not fix it.
 
-        A pool does as many steps as all of its clients together that would take part in a round.
+        A pool of clients does as many steps as its clients would do together without pooling. Only the clients that
+        would take part in a round are counted.
         """
         steps = self.settings.steps_per_epoch
         if steps is None:

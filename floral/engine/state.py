@@ -33,10 +33,10 @@ class State:
     store: Store | None = None
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of a checkpoint.
+        """Return the tensors that a checkpoint contains.
 
-        These are all tensors that are in memory. Of PRIVATE values in a file, they are only the values of the changed
-        clients.
+        These are all tensors in memory. If PRIVATE values lie in a file, a checkpoint contains only those that have
+        changed.
         """
         if self.store is None:
             return self.tensors()
@@ -90,9 +90,9 @@ def start(method: Method, dtype: torch.dtype, device: torch.device, private: Pat
 def view(method: Method, values: View, pools: Tensor, clients: Tensor) -> tuple[View, Axes]:
     """Return the values that the clients `clients` [m] see, and the client axis of each group (0 or None).
 
-    The values of PRIVATE groups are copied for these clients. So are those of CLUSTERED groups if the method fixes the
-    cluster of each client. Other groups are not copied, and have no client axis. `pools` [m] are the pools of the
-    clients.
+    PRIVATE groups are copied for these clients, and so are CLUSTERED groups if the method fixes the cluster of each
+    client. Other groups are not copied, and have no client axis. `pools` [m] has the number of each client's pool,
+    whose PRIVATE values the client sees. Without pools, it is the same as `clients`.
     """
     seen: View = {}
     axes: Axes = {}

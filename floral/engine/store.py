@@ -1,8 +1,8 @@
 """The file for PRIVATE values that are too large for memory: a safetensors file that is mapped into memory.
 
 Its tensors are used like all other tensors. Only the values of the clients that take part in a round are read from the
-file. Pages that were read count as memory of the process until the system needs the memory. The memory that the process
-really needs is RssAnon in /proc/self/status.
+file. The system counts the parts that were read as memory of the process until it needs the memory. The memory that the
+process really needs is RssAnon in /proc/self/status.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Store:
         return cls(path, mapping, layout, mapped(mapping, layout))
 
     def mark(self, holders: Tensor) -> None:
-        """Record that the values of these clients (or pools) have changed."""
+        """Mark these clients (or pools) as changed, so that the next checkpoint contains their values."""
         self.changed.update(holders.tolist())
 
     @property
@@ -176,9 +176,10 @@ def no_room(error: OSError, path: Path, size: int, remedy: str = "free space on 
 
 
 def header(values: View, dtype: torch.dtype) -> bytes:
-    """Return the header of a safetensors file: the length of a JSON text, then this text.
+    """Return the header of a safetensors file.
 
-    The JSON text has the type, shape and position of each tensor.
+    The header is the length of a JSON text, followed by this text. The text has the type, shape and position of each
+    tensor.
     """
     entries, end = {}, 0
     for group, params in values.items():

@@ -22,10 +22,10 @@ MAX_CHUNK_FLOATS = 1 << 24
 
 
 def sizes_of(samples: Sequence[int], rows: np.ndarray) -> list[int]:
-    """Return the numbers of training samples with which clients join, in increasing order.
+    """Return the numbers of training samples with which clients join after training, in increasing order.
 
-    The last number is that of the client with the fewest samples. The others are the requested numbers in `samples`
-    that are smaller. `rows` are the clients' numbers of samples.
+    The largest is the number of samples of the client with the fewest samples, so that every client has enough. The
+    others are the numbers in `samples` that are smaller than it. `rows` are the clients' numbers of samples.
     """
     most = int(rows.min())
     return [*sorted({n for n in samples if n < most}), most]
@@ -34,8 +34,8 @@ def sizes_of(samples: Sequence[int], rows: np.ndarray) -> list[int]:
 def join(method: Method, trained: State, data: ClientData, settings: Settings, sizes: list[int], epochs: int) -> Scores:
     """Let the U clients of `data` join the trained model as described at `personalised`, and return their scores.
 
-    Each client is evaluated on the global test set under its own shift. With `sampled_evaluation`, it is evaluated on
-    its own test samples instead.
+    Each client is evaluated on the global test set, under the data shift of its true cluster. With
+    `sampled_evaluation`, it is evaluated on its own test samples instead.
     """
     simulation, state = personalised(method, trained, data, settings, sizes, epochs)
     if not settings.sampled_evaluation:
@@ -82,11 +82,15 @@ def personalised(
 
 
 def held_by_server(method: Method, copies: int, rounds: int) -> Method:
-    """Return the method with all groups fixed except the PRIVATE ones, for `copies` copies of each joining client.
+    """Return a copy of the method for clients that join after training: only PRIVATE groups are trained.
 
-    Groups that are not PRIVATE have the learning rate 0. The phases are those of a round after the last one. With the
-    usual SGD step, a phase trains only its PRIVATE groups. A `Method.local_step` gets all groups of the phase, but the
-    learning rate 0 leaves the other groups unchanged.
+    There are several copies of each joining client, one per number of training samples. PRIVATE groups and fixed
+    clusters are therefore repeated `copies` times. The phases are those of the round that would follow the
+    last round of training, except phases without PRIVATE groups.
+
+    All other groups have the learning rate 0. With the usual SGD step, a phase trains only its PRIVATE groups. A
+    method's own step (`Method.local_step`) gets all groups of the phase, but the learning rate 0 leaves the other
+    groups unchanged.
     """
 
     def held(group: Group) -> Group:

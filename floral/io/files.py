@@ -12,7 +12,7 @@ from pathlib import Path
 def atomic(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
     """Write a file atomically. After an error, the old file is unchanged and no partly written file is left.
 
-    When the function returns, the file is on disk. If the content is too large for memory, give an iterator of pieces.
+    When the function returns, the file is on disk. Content that is too large for memory can be an iterator of pieces.
     Only one process at a time may write the same file. The content is first written to <name>.partial. If the process
     is killed, that file stays, and the next call overwrites it.
 

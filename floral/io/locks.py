@@ -1,4 +1,4 @@
-"""Lock files, so that only one process, or a limited number of processes per GPU, works at the same time.
+"""Functions for lock files. A lock lets only one process work at a time, or a limited number of processes per GPU.
 
 Locks are needed because a job of a killed Snakemake may still run when the next call starts. The operating system
 releases a lock when the process that holds the lock ends, also when the process is killed.
@@ -63,7 +63,7 @@ def _read_holder(file: IO[str]) -> str:
 
 
 def _write_holder(file: IO[str]) -> None:
-    """Write the number of this process and the name of the machine into the lock file."""
+    """Write the process number (PID) of this process and the name of the machine into the lock file."""
     file.truncate(0)
     file.write(f"process {os.getpid()} on {os.uname().nodename}")
     file.flush()
@@ -83,10 +83,11 @@ def busy(lock: Path) -> bool:
 
 @contextmanager
 def leased(devices: Sequence[str], places: int, folder: Path) -> Iterator[int]:
-    """Hold a place on a GPU during the `with` block, and give the index of the GPU in `devices`.
+    """Hold a place on a GPU during the `with` block, and yield the index of this GPU in `devices`.
 
-    Each GPU has `places` places. If all places are taken, the function waits. It takes a second place on a GPU only if
-    each GPU has a run. The lock files are in `folder`, which must be on a local disk.
+    Each GPU has `places` places, one for each run that may use it at the same time. If all places are taken, the
+    function waits. A free GPU is taken before a GPU that already has a run. The lock files are in `folder`, which must
+    be on a local disk.
 
     Raises:
         OSError: the folder cannot be written.
@@ -106,7 +107,10 @@ def leased(devices: Sequence[str], places: int, folder: Path) -> Iterator[int]:
 
 
 def take_place(devices: Sequence[str], places: int, folder: Path) -> tuple[int, int] | None:
-    """Lock the first free place on a GPU. Return the GPU's index and the open lock file, or None if all are taken."""
+    """Lock the first free place on a GPU. Return None if all places are taken.
+
+    Otherwise return the index of the GPU in `devices` and the descriptor of the open lock file.
+    """
     for place in range(places):
         for index, device in enumerate(devices):
             descriptor = os.open(folder / f"{device}-{place}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

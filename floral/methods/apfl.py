@@ -58,8 +58,8 @@ def step(
 ) -> tuple[View, View, torch.Tensor]:
     """Make one local step of the shared model w, the personal model v and the mixing weight α.
 
-    w follows the gradient of its own loss, which is the loss of the mixture at α = 0. v and α follow the gradients of
-    the loss of the mixture.
+    The mixture is α·v + (1 - α)·w. The step of w uses the gradient of the loss of w alone, as if
+    α were 0. The steps of v and α use the gradients of the mixture's loss with the present α.
     """
     gradient = torch.func.grad(with_loss(objective), has_aux=True)
     private = {name: trained[name] for name in ("personal", "alpha")}

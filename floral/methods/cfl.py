@@ -11,19 +11,21 @@ from floral.toolkit.routes import ModelChoice, cluster_vectors
 def build(problem: Problem, *, balance: float, patience: int, most: float) -> Method:
     """CFL: start with one cluster, and split a cluster in two when the updates of its clients diverge.
 
-    Let Δ_k = w_k - w be the update of client k, and p(k) its weight. The server splits a cluster if ‖Σ_k p(k) Δ_k‖ <
-    balance·max_k ‖Δ_k‖: the clients still make large updates, but their mean is small. Complete-linkage clustering by
-    cosine similarity of the updates gives the two halves. Both halves start at the cluster's mean model.
+    Let Δ_k = w_k - w be the update of client k, and p(k) its share of the training samples. The server splits a cluster
+    if ‖Σ_k p(k) Δ_k‖ < balance·max_k ‖Δ_k‖: the clients still make large updates, but their mean is small.
+    Complete-linkage clustering by cosine similarity of the updates gives the two halves. Both halves start at the
+    cluster's mean model.
 
-    The models are CLUSTERED with one common start. Every client starts in cluster 0, and only a split by the server
-    moves it to another cluster.
+    The models are CLUSTERED, and all have the same initial values. Every client starts in cluster 0, and only a split
+    by the server moves it to another cluster.
 
     Limiting case: with balance = 0 this is FedAvg.
 
     Differences from the paper:
 
-    - The published code has two thresholds, 0.4 on the mean update and 1.6 on the largest update. They fit only one
-      model size and one learning rate. Here `balance` replaces both. Their ratio 0.25 depends on neither.
+    - The published code has two thresholds, 0.4 on the mean update and 1.6 on the largest update. These values fit only
+      one model size and one learning rate. Here `balance`, a limit for the ratio of the two norms, replaces both. The
+      ratio 0.4/1.6 = 0.25 of the thresholds depends on neither model size nor learning rate.
     - In the paper all clients take part in every round. Here the server remembers the last update of each client. It
       splits a cluster only when all clients of the cluster have sent an update since the cluster's last split, and not
       before round `patience` (20 in the published code).
@@ -38,10 +40,11 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
     )
 
     def memory():
-        """Return the initial memory of the server: no updates, and one cluster in use.
+        """Return the memory of the server before the first round, when no client has sent an update and one cluster is
+        in use.
 
-        It holds the last update of each client [K, d], whether the client has sent it since the last split of its
-        cluster [K], the clients' weights p(k) [K], and the number of clusters in use.
+        For each client, the memory holds its last update [K, d], its weight p(k) [K], and whether the update is newer
+        than the last split of the client's cluster [K]. The memory also holds the number of clusters in use.
         """
         updates = {"update": torch.zeros(problem.clients, model.size), "known": torch.zeros(problem.clients)}
         return {**updates, "rows": torch.zeros(problem.clients), "used": torch.ones(())}
@@ -86,7 +89,7 @@ def pulled_apart(memory: dict[str, torch.Tensor], members: torch.Tensor, balance
     """Return whether the updates of a cluster's clients nearly cancel in their mean, so that the cluster should be
     split.
 
-    The result is False for fewer than three clients, or if the update of a client is missing.
+    The result is False for fewer than three clients, or if a client has sent no update since the cluster's last split.
     """
     if len(members) < 3 or not bool(memory["known"][members].all()):
         return False

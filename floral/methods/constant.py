@@ -1,4 +1,4 @@
-"""Constant prediction: give the same best output for every input, as a lower bound for all other methods."""
+"""Constant prediction: predict the best constant for every input, as a lower bound for all other methods."""
 
 import torch
 
@@ -9,8 +9,8 @@ def build(problem: Problem) -> Method:
     """Predict one constant output for all inputs. Nothing is trained.
 
     In classification, the output is the logarithm of the class frequencies over all training samples (for text, over
-    all tokens). One count is added to each class. In regression, the output is the mean of the targets. If the added
-    count is ignored, no other constant has a smaller training loss.
+    all tokens). One count is added to each class. In regression, the output is the mean of the targets. Apart from the
+    effect of the added counts, no other constant has a smaller training loss.
     """
 
     def fit(x, y):

@@ -1,4 +1,4 @@
-"""Ensemble (the mixture of full models of arXiv 2410.03497): mix the logits of C models with weights of the client."""
+"""Ensemble (the mixture of full models of arXiv 2410.03497): mix the logits of C models with each client's weights."""
 
 import torch
 

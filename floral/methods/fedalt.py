@@ -13,17 +13,18 @@ from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup,
 
 
 def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, base: str, warmup: float) -> Method:
-    """FedALT: mix the client's own adaptor with the mean of the other clients' adaptors, with weights for each sample.
+    """FedALT: for each sample, a private gate mixes the client's own adaptor with the mean of the other clients'
+    adaptors.
 
     Every layer of client k computes W x + α_1(x)·(B_k A_k x + b_k) + α_2(x)·(B_R A_R x + b_R). W is the base. (B_k,
     A_k, b_k) is the client's own adaptor, and (B_R, A_R, b_R) is R, the mean adaptor of the other clients. The weights
     are (α_1(x), α_2(x)) = softmax(G_k x). The own adaptor and G_k are PRIVATE.
 
     The server computes the mean of all K adaptors as the clients last sent them, with each factor averaged separately.
-    A change of this mean needs only a sum over the clients of the round. At the start of its round, a client removes
-    its own adaptor from the mean: R = (K·mean - own) / (K - 1). R does not change until the client's next round. A
-    client that has not taken part yet has no R, and counts with its initial adaptor in the mean of the others. The own
-    adaptor is sent, but never overwritten.
+    Only the adaptors of the round's clients change. So the server updates the mean with a sum over these clients. At
+    the start of its round, a client removes its own adaptor from the mean: R = (K·mean - own) / (K - 1). R does not
+    change until the client's next round. A client that has not taken part yet has no R, and counts with its initial
+    adaptor in the mean of the others. The own adaptor is sent, but never overwritten.
 
     Limiting case: with the own adaptors frozen at zero this is FedAvg.
 
@@ -89,7 +90,10 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
 
 
 def adaptor_multiply_adds(problem: Problem, adaptors: Adaptors) -> int:
-    """Return the multiply-adds of two unmerged adaptors and their mixing weights on every layer, for one batch."""
+    """Return the number of multiply-adds that two adaptors and their gate take per batch, summed over all layers.
+
+    The adaptors are not merged into the base.
+    """
     inputs = adaptors.model.inputs(problem.shape, problem.batch)
     return sum(
         part.multiply_adds(inputs[name], 2)[1]

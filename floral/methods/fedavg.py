@@ -1,4 +1,4 @@
-"""FedAvg (arXiv 1602.05629): train one model for all clients, averaged with their numbers of samples as weights."""
+"""FedAvg (arXiv 1602.05629): average one model for all clients, with their numbers of samples as weights."""
 
 from floral.core.spec import Cost, Method, Problem, Scope
 from floral.core.streams import Stream
@@ -7,7 +7,7 @@ from floral.toolkit.parts import forward_backward_passes, model_groups, model_of
 
 
 def build(problem: Problem, *, widen: str, rank: float | str) -> Method:
-    """FedAvg: average one model over all clients k, with weights p(k) ∝ n_k. All parameters are SHARED.
+    """FedAvg: average one model over the clients k of each round, with weights p(k) ∝ n_k. All parameters are SHARED.
 
     n_k is the number of training samples of client k.
 

@@ -17,7 +17,7 @@ def build(problem: Problem, *, kappa: float, share: float) -> Method:
     The loss has the additional term κ·mean_j ½(m_j - ḡ_j)² over the features j. ḡ is the consensus, the mean of the
     clients' features, which is computed once. m is the client's running mean of the features without b_k. It is 0 at
     the start of a round, and each batch changes it: m ← (1 - share)·m + share·(mean features of the batch). For text,
-    the mean of a batch includes the tokens.
+    the mean is over all tokens of all samples in the batch.
 
     Limiting case: with κ = 0 and b_k fixed at 0 this is FedAvg.
 

@@ -12,11 +12,12 @@ from floral.toolkit.parts import model_groups, noise_of_each_model, outputs_of_e
 def build(problem: Problem) -> Method:
     """FedEM: fit a mixture of C models to each client's data by expectation maximisation (EM).
 
-    The models w_c are CLUSTERED with distinct starts. The weights π_kc of client k are PRIVATE and equal at the start.
-    They are kept as logarithms log π_k [C].
+    The models w_c are CLUSTERED, and their initial values differ. The weights π_kc of client k are PRIVATE and equal at
+    the start. They are kept as logarithms log π_k [C].
 
     E-step: at the start of its round, the client computes the responsibilities q_i(c) of each model for each training
-    sample (x_i, y_i). Then it computes new weights. The models use running statistics and no dropout:
+    sample (x_i, y_i). Then it computes new weights. All models are in evaluation mode, with running statistics and
+    without dropout:
 
         q_i(c) ∝ π_kc exp(-loss(w_c; x_i, y_i)),    then    π_kc = mean_i q_i(c)
 

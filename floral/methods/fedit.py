@@ -31,7 +31,7 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
 def fedit_method(problem: Problem, adaptors: Adaptors, base: str, warmup: float, **phase: Any) -> Method:
     """Build FedIT. Methods that extend FedIT call this function.
 
-    `phase` holds further arguments for the phase that trains the adaptor.
+    `phase` holds additional keyword arguments for the `Phase` in which the adaptor is trained.
     """
     return Method(
         groups={

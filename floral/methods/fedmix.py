@@ -20,7 +20,7 @@ def build(problem: Problem, *, balance: float) -> Method:
     """FedMix: mix C shared experts with weights that a private gate computes for each sample.
 
     Client k predicts p_k(y|x) = Σ_z p_k(z|x) p(y|x, w_z). p_k(z|x) is the gate's weight of expert z, and w_z are the
-    parameters of expert z. The experts are CLUSTERED with distinct starts. The gate is PRIVATE.
+    parameters of expert z. The experts are CLUSTERED, and their initial values differ. The gate is PRIVATE.
 
     The client trains by SGD on the mixture's negative log-likelihood. The gradients are those of the EM bound with the
     responsibilities r_i(z) ∝ p_k(z|x_i) p(y_i|x_i, w_z) of the current values. This means that expert z learns from
@@ -28,7 +28,7 @@ def build(problem: Problem, *, balance: float) -> Method:
 
     The server averages expert z with weights p(k|z) ∝ n_k·r̄_kz, where n_k is the client's number of training samples
     and r̄_kz the mean responsibility of expert z over them. The client computes r̄_k at the start of its round, from
-    the received experts and its gate (running statistics, no dropout).
+    the received experts and its gate in evaluation mode (with running statistics and without dropout).
 
     `balance` > 0 rewards gates whose mean weights over a batch have a large entropy. This prevents a collapse to one
     expert. It also penalises a client that needs only one expert. Which experts merge depends on the starts and on the

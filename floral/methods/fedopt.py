@@ -77,10 +77,11 @@ def adam_step(betas: tuple[float, float], epsilon: float) -> LocalStep:
 
 
 def with_moments(direction) -> LocalStep:
-    """Return a local step w ← w - lr·d on the group "base", where `direction` computes d from the moments.
+    """Return the local step w ← w - lr·d, in which `direction` computes d from the gradient and its moments.
 
-    `direction(name, gradient, moments, steps)` returns d and the new moments of one parameter. A batch without samples
-    changes nothing.
+    w are the parameters of the group "base". The moments are running means, as in momentum or Adam. `direction(name,
+    gradient, moments, steps)` returns d and the new moments of one parameter. A batch without samples does not change
+    the moments.
     """
     sgd = sgd_step()
 

@@ -8,7 +8,7 @@ from floral.toolkit.parts import SplitModel, head_name
 def build(problem: Problem) -> Method:
     """FedPer: the last linear layer (the head) is PRIVATE; all other layers (the body) are SHARED.
 
-    The heads have one common start. Body and head train together in each step.
+    All clients' heads have the same initial values. Body and head train together in each step.
 
     Limiting cases: if the head were SHARED too, this would be FedAvg. If the body were PRIVATE too, it would be Local.
 

@@ -13,8 +13,8 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     """FedSA-LoRA: average the factor A of the adaptors; each client keeps its own factor B_k and its own classifier.
 
     Client k computes with W + B_k A in the layers below the classifier, where W is the base. A is SHARED. B_k is
-    PRIVATE and starts at zero. The classifier is the last linear layer of the base. It is PRIVATE with one common start
-    and has no adaptor. The rest of the base is SHARED.
+    PRIVATE and starts at zero. The classifier is the last linear layer of the base. It is PRIVATE, has the same initial
+    values for all clients, and has no adaptor. The rest of the base is SHARED.
 
     Limiting case: with the adaptor frozen at zero this is FedPer.
 

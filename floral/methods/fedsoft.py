@@ -11,12 +11,12 @@ def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
     """FedSoft: train a personal model w_k per client, with a penalty that pulls it towards C cluster centres c_s.
 
     Client k gives each centre s an importance u_ks. At the start of the client's round, u_ks is the share of its
-    training samples on which c_s has the smallest loss of all centres, but at least `floor` (running statistics, no
-    dropout). Then the client trains w_k on f_k(w) + lam/2 Σ_s u_ks ‖w - c_s‖² and sends it once. f_k is its training
-    loss. The server computes c_s = Σ_k v_sk w_k with v_sk ∝ u_ks n_k over the clients of the round; n_k is the number
-    of training samples.
+    training samples on which c_s has the smallest loss of all centres, but at least `floor`. These losses are computed
+    in evaluation mode (with running statistics and without dropout). Then the client trains w_k on f_k(w) + lam/2 Σ_s
+    u_ks ‖w - c_s‖² and sends it once. f_k is its training loss. The server computes c_s = Σ_k v_sk w_k with v_sk ∝ u_ks
+    n_k over the clients of the round; n_k is the number of training samples.
 
-    The centres are CLUSTERED with distinct starts. w_k and u_k [C] are PRIVATE. A client predicts with w_k.
+    The centres are CLUSTERED, and their initial values differ. w_k and u_k [C] are PRIVATE. A client predicts with w_k.
 
     Limiting cases: for lam → 0, w_k is trained as in Local. With C = 1 and `start="centres"` this is FedProx with mu =
     lam, except for running statistics.
@@ -50,8 +50,8 @@ def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
         return changed
 
     def mean_of_centres(view):
-        """Return a personal model at the mean of the centres, weighted with the importances. This model minimises the
-        penalty.
+        """Return the mean of the cluster centres, weighted with the client's importances, as a personal model. Of all
+        models, it has the smallest penalty.
         """
         weights = view["importance"]["weights"]
         mean = weights / weights.sum()

@@ -44,8 +44,8 @@ def build(
     Options:
 
     - `router`: the kind of router, see `routes.Router`. With a fixed route a client needs only one adaptor, unless the
-      fidelity switch `mixture_floor` gives all others a small weight. A router that uses losses costs C forward passes
-      per training sample and round, each with one adaptor.
+      setting `mixture_floor` gives all others a small weight, as in the published code. A router that uses losses costs
+      C forward passes per training sample and round, each with one adaptor.
     - `aggregation`: how the server averages the factors of a cluster, see `ClusteredAdaptors`. With one client per
       cluster and round, all kinds except "ffa" and "rolora" give the same model.
     - `multiplier` m: train m·C adaptors, for tasks whose number of clusters is unknown.
@@ -59,8 +59,8 @@ def build(
         raise Refused(f"`entropy` needs `router: learned`, but the router is {router}; set `entropy: 0`")
     if router == "optimal" and multiplier > 1:
         raise Refused(
-            "`router: optimal` selects the adaptor of the client's true cluster, so the further adaptors"
-            " of `multiplier` would have no client; set `multiplier: 1`"
+            "`router: optimal` selects the adaptor of the client's true cluster, so the additional"
+            " adaptors that `multiplier` creates would have no client; set `multiplier: 1`"
         )
     if aggregation != "average" and (centred or personal):
         raise Refused(
@@ -70,8 +70,8 @@ def build(
     adds = {"centred: true": centred, "personal: true": personal, "aggregation: stacking": aggregation == "stacking"}
     if norm == "plain" and (conflicts := [key for key, value in adds.items() if value]):
         raise Refused(
-            f"`{conflicts[0]}` adds adaptors to the base, but the base cannot hold the adaptors' running statistics"
-            " of `norm: plain`; set `norm: reparameterised`"
+            f"`{conflicts[0]}` adds adaptors to the base, but the base cannot hold the running statistics"
+            " that adaptors have with `norm: plain`; set `norm: reparameterised`"
         )
     problem = replace(problem, clusters=multiplier * problem.clusters)
     adaptors = adaptors_of(problem, **adaptor).with_norms(norm)
@@ -96,8 +96,8 @@ def build(
 def routed(clustered: ClusteredAdaptors, mixer: Router, entropy: float) -> Method:
     """Build FLoRAL for clients that receive all C adaptors and mix them with a router.
 
-    With an "argmin" router, a client uses and sends only the adaptor that it chose, unless the fidelity switch
-    `mixture_floor` gives all others a small weight.
+    With an "argmin" router, a client uses and sends only the adaptor that it chose. The fidelity switch `mixture_floor`
+    imitates the published code: if it is positive, all other adaptors get this small weight, and all are used and sent.
     """
     problem, adaptors = clustered.problem, clustered.adaptors
     model, floor, clusters = adaptors.model, problem.switches["mixture_floor"], problem.clusters
@@ -108,9 +108,11 @@ def routed(clustered: ClusteredAdaptors, mixer: Router, entropy: float) -> Metho
     )
 
     def apply(view, route, x, noise, mask, *, only=None):
-        """Return the outputs of the model with the adaptors mixed by `route`, and the changed statistics.
+        """Return the outputs of the model with the adaptors mixed by the weights `route`, and the new running
+        statistics.
 
-        If one cluster has the full weight, `only` [1] may hold its index. The other adaptors are then left out.
+        If one cluster has weight 1, `only` [1] may hold its index. The adaptors of all other clusters are then not
+        computed.
         """
         mixture, running, base = clustered.mixture(view), clustered.running(view), clustered.base(view, route)
         if only is not None:
@@ -256,7 +258,11 @@ def adaptors_of(
     convolution: str = "balanced_2d",
     application: str = "cheaper",
 ) -> Adaptors:
-    """Return the task's model with an adaptor on every layer that can have one, under the run's fidelity switches."""
+    """Return the task's model with an adaptor on every layer that can have one.
+
+    The fidelity switches of the run decide where the adaptors follow the published code, and where its errors are
+    corrected.
+    """
     return attach(
         problem.build_model(),
         rank=rank,

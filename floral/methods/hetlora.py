@@ -104,7 +104,7 @@ def build(
 
 
 def truncated_size(adaptors: Adaptors, rank: int) -> int:
-    """Return the number of parameters of an adaptor that keeps at most `rank` components per layer."""
+    """Return the number of parameters of an adaptor if each layer keeps at most `rank` of its components."""
     start = adaptors.init(Stream(0, "size"))
     return sum(
         t.numel() if name.endswith(".bias") else t.numel() // r * min(rank, r)

@@ -10,9 +10,9 @@ def build(problem: Problem) -> Method:
     """IFCA: each client chooses the model with the smallest loss on its training samples, trains this model and sends
     it.
 
-    The models w_c are CLUSTERED with distinct starts. The choice c(k) of client k is PRIVATE. It is argmin_c Σ_i
-    loss(w_c; x_i, y_i) over all training samples (x_i, y_i) of the client. The client chooses again at the start of
-    each of its rounds (running statistics, no dropout).
+    The models w_c are CLUSTERED, and their initial values differ. The choice c(k) of client k is PRIVATE. It is
+    argmin_c Σ_i loss(w_c; x_i, y_i) over all training samples (x_i, y_i) of the client. The client chooses again at the
+    start of each of its rounds, with losses in evaluation mode (with running statistics and without dropout).
 
     Limiting case: with C = 1 this is FedAvg.
 

@@ -1,4 +1,4 @@
-"""Momentum clustering (arXiv 2306.08393): cluster the clients' momenta, and move each model by a cluster's centre."""
+"""Momentum clustering (arXiv 2306.08393): cluster the clients' momenta, and subtract each centre from a model."""
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
 
     The momentum m_k of client k is a running mean of its updates: m_k ← β m_k + (1-β) (w_c(k) - w_k). w_c(k) is the
     model that the client received, from its cluster c(k). w_k is the model after training. The server computes the
-    centres v_c of the momenta and moves the models: w_c ← w_c - v_c. The models are CLUSTERED with one common start.
-    The paper uses gradients instead of updates.
+    centres v_c of the momenta and moves the models: w_c ← w_c - v_c. The models are CLUSTERED, and all have the same
+    initial values. The paper uses gradients instead of updates.
 
     The centres come from threshold clustering. It repeats v_c ← Σ_k p(k) (m_k if ‖m_k - v_c‖ ≤ τ else v_c) over the
     clients. The threshold τ is the 1/C quantile of the distances ‖m_k - v_c‖ (published code: 10 iterations, the 10 %
@@ -29,7 +29,7 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
     have taken part so far. The weight p(k) of a momentum is that of the round in which it was computed. Momenta start
     at 0 without bias correction, so after n updates the momentum of a client has 1 - βⁿ of its final length. If few
     clients take part per round, this length influences the cluster of a new client. Momenta are most comparable in
-    early rounds, when all models are near the common start.
+    early rounds, when all models are near their common initial values.
 
     The task's server optimiser is not used, because the models move by the centres. Running statistics are averaged by
     cluster. Centres are stored as weights of the momenta. Only the inner products of the momenta are therefore computed
@@ -63,7 +63,7 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
         }
 
     def memory():
-        """Return the initial memory of the server, which is zero.
+        """Return the memory of the server before the first round. All its values are zero.
 
         It holds the clients' last momenta [K, d], the inner products of these momenta [K, K] and their weights p(k)
         [K].
@@ -88,11 +88,11 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
 
 
 def first_centres(products: Tensor, cluster: Tensor, weight: Tensor, clusters: int) -> Tensor:
-    """Return the initial centres [C, m], each as weights of the m momenta.
+    """Return the initial centres [C, m] of the clusters. Row c holds the weights of the m momenta in centre c.
 
-    The centre of a cluster is the mean of its clients' momenta. For an empty cluster it is the momentum farthest from
-    the centres before it, or, if it is the first cluster, the longest momentum. `products` [m, m] holds the inner
-    products of the momenta.
+    The centre of a cluster is the mean of its clients' momenta. The centre of an empty cluster is the momentum that is
+    farthest from the centres of all clusters with smaller numbers. If the first cluster is empty, its centre is the
+    momentum with the largest norm. `products` [m, m] holds the inner products of the momenta.
     """
     centres = weight.new_zeros(clusters, len(weight))
     for c in range(clusters):
@@ -106,10 +106,12 @@ def first_centres(products: Tensor, cluster: Tensor, weight: Tensor, clusters: i
 
 
 def moved(centres: Tensor, products: Tensor, weight: Tensor) -> Tensor:
-    """Return the centres [C, m] after one step of threshold clustering, each as weights of the m momenta.
+    """Return the centres [C, m] after one step of threshold clustering. Row c holds the weights of the m momenta in
+    centre c.
 
-    A centre becomes the weighted mean of the momenta that are within the threshold τ of it. A momentum that is farther
-    away counts as if it were at the old centre. τ is the 1/C quantile of all distances from this centre.
+    The new centre is a weighted mean over all momenta. A momentum that is farther from the old centre than the
+    threshold τ is replaced by the old centre in this mean. τ is the 1/C quantile of the distances of all momenta from
+    the old centre.
     """
     distance = distances(centres, products)
     within = (distance <= torch.quantile(distance, 1 / len(centres), dim=1, keepdim=True)) * weight
@@ -117,10 +119,10 @@ def moved(centres: Tensor, products: Tensor, weight: Tensor) -> Tensor:
 
 
 def distances(centres: Tensor, products: Tensor) -> Tensor:
-    """Return the distance [C, m] of each of the m momenta from each centre.
+    """Return the distances [C, m] between the C centres and the m momenta.
 
-    `centres` [C, m] holds each centre as weights of the momenta. `products` [m, m] holds the inner products of the
-    momenta.
+    Each centre is a weighted sum of the momenta, and `centres` [C, m] holds the weights. `products` [m, m] holds the
+    inner products of the momenta.
     """
     towards = centres @ products
     squared = products.diagonal() - 2 * towards + (towards * centres).sum(1, keepdim=True)

@@ -18,7 +18,7 @@ from floral.toolkit.parts import (
 def build(problem: Problem, *, lam: float, base: str, warmup: float, **adaptor: Any) -> Method:
     """PerAda: train a shared adaptor w, and a private adaptor v_k per client with a penalty that pulls it towards w.
 
-    w is SHARED, v_k is PRIVATE, and both have one common start. A client predicts with v_k.
+    w is SHARED, v_k is PRIVATE, and w and all v_k have the same initial values. A client predicts with v_k.
 
     A round has two phases, each for the task's epochs, in the order of the paper's code. First v_k trains on the
     client's loss plus λ‖v_k - w‖² (without the factor 1/2), while the received w and base are fixed. Then the base and

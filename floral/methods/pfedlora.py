@@ -53,8 +53,8 @@ def build(problem: Problem, *, mu: float, rank: float | str, base: str, warmup: 
     full_weight = torch.ones(1, dtype=problem.dtype, device=problem.device)
 
     def both_outputs(view, x, noise, mask):
-        """Return the outputs of the personal model, those of the adapter on the model's features, and the changed
-        statistics.
+        """Return the outputs of the personal model, the outputs of the adapter on the same features, and the new
+        running statistics.
         """
         adapter_outputs = []
 

@@ -13,8 +13,9 @@ def build(problem: Problem, *, width: float, gate_hidden: int) -> Method:
     """pFedMoE: mix the features of a private body F_k and of a small shared extractor G, with weights for each sample.
 
     The last linear layer, the header, gets the features a_g·G(x) + a_l·F_k(x). The weights (a_g, a_l) are the softmax
-    of a gate's outputs for the sample x. F_k and the header together are the task's model. They are PRIVATE with one
-    common start. The gate is PRIVATE, and G is SHARED. All parts train together in each step. A client sends only G.
+    of a gate's outputs for the sample x. F_k and the header together are the task's model. They are PRIVATE and have
+    the same initial values for all clients. The gate is PRIVATE, and G is SHARED. All parts train together in each
+    step. A client sends only G.
 
     Limiting case: with a gate fixed to (0, 1), the task's model is trained as in Local.
 
@@ -62,5 +63,5 @@ def build(problem: Problem, *, width: float, gate_hidden: int) -> Method:
 
 
 def body_width(model):
-    """Return the number of features that the model's head takes."""
+    """Return the number of inputs of the model's head, its last linear layer."""
     return model.layers[head_name(model)].inputs

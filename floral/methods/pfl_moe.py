@@ -25,7 +25,7 @@ def build(problem: Problem) -> Method:
 
     A client's round has three phases, each for the task's epochs. First the client trains its copy of w and sends it.
     Then w_k starts at the received w, and all its layers are fine-tuned on the client's loss. Last, the gate g_k
-    trains, while the received w and w_k are fixed (running statistics, no dropout).
+    trains, while the received w and w_k are fixed and in evaluation mode (with running statistics and without dropout).
 
     Limiting cases: w is trained as in FedAvg for any gate. With a gate fixed to 0, clients predict with FedAvg's model.
     With a gate fixed to 1, they predict with w_k.

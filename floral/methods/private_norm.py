@@ -9,8 +9,8 @@ from floral.toolkit.parts import SplitModel
 def build(problem: Problem) -> Method:
     """FedBN: each client keeps its own normalisation layers; everything else is averaged.
 
-    Scale, shift and running statistics of every normalisation layer are PRIVATE with one common start. All other
-    parameters are SHARED.
+    Scale, shift and running statistics of every normalisation layer are PRIVATE, with the same initial values for all
+    clients. All other parameters are SHARED.
 
     Limiting cases: if the normalisation layers were SHARED too, this would be FedAvg. If all parameters were PRIVATE,
     it would be Local.

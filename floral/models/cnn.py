@@ -19,13 +19,12 @@ def build(
 ) -> Model:
     """Build a CNN with two convolutions and two linear layers.
 
-    x [B, H, W] or [B, H, W, colours] → conv 5×5 → pool 2 → conv 3×3 → pool 3 → linear → linear → [B, outputs].
-
-    With `batch_norm`, the output of each convolution is normalised. Pooling comes before ReLU, because this is cheaper
-    and gives the same values.
+    x [B, H, W] or [B, H, W, colours] → conv 5×5 → pool 2 → conv 3×3 → pool 3 → linear → linear → [B, outputs]. With
+    `batch_norm`, the output of each convolution is normalised. Pooling comes before ReLU, because this is cheaper and
+    gives the same values.
 
     Raises:
-        Refused: the images are too small for the convolutions and pools.
+        Refused: the images are too small for the convolutions and the pooling.
     """
     first, second = (scaled_units(count, width) for count in channels)
     hidden = scaled_units(hidden, width)

@@ -182,10 +182,11 @@ def uniform_start(stream: Stream, shape: tuple[int, ...], biases: int) -> Params
 
 
 def weight_bias_delta(params: Params, change: Params | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the weight, the bias with its change added, and the change of the weight.
+    """Return a layer's weight, its bias, and the adaptor's change of the weight.
 
-    The change of the weight is not added here, because its gradient must stay separate from that of the weight. A bias
-    or change that does not exist is None.
+    `change` has what an adaptor adds to the weight and to the bias. The returned bias already contains its change. The
+    returned weight does not, because the gradients of the weight and of its change must stay separate. A bias or change
+    that does not exist is None.
     """
     weight, bias, change = params["weight"], params.get("bias"), change or {}
     if bias is not None and "bias" in change:
@@ -305,8 +306,8 @@ class Model:
     ) -> tuple[Tensor, Params]:
         """Return the logits of x, and the running statistics after the forward pass.
 
-        `noise` None means evaluation, without dropout and with the running statistics. `mask` [B] is 1 for samples and
-        0 for padding. `adapt` may change the parameters of a layer or add to its output.
+        Without `noise`, the model is evaluated: dropout is left out, and batch norm uses the running statistics. `mask`
+        [B] is 1 for samples and 0 for padding. `adapt` may change the parameters of a layer or add to its output.
         """
         changed = dict(statistics)
 

@@ -42,7 +42,10 @@ class BatchNorm:
     def __call__(
         self, params: Params, running: Params, x: Tensor, mask: Tensor | None, change: Params | None = None
     ) -> tuple[Tensor, Params]:
-        """Return the normalised x, and the running statistics after this batch. `mask` None means evaluation."""
+        """Return the normalised x, and the running statistics after this batch.
+
+        With `mask` None, the layer is evaluated: it normalises with the running statistics.
+        """
         weight, bias = scale_and_shift(params, change)
         shape = (1, -1) + (1,) * (x.dim() - 2)
         axes = (0, *range(2, x.dim()))
@@ -116,9 +119,10 @@ NORMS = BatchNorm, GroupNorm, LayerNorm
 
 
 def standardise(x: Tensor, first: int) -> Tensor:
-    """Standardise x over all axes from number `first` on: subtract the mean, and divide by the standard deviation.
+    """Standardise x over the axis number `first` and all later axes.
 
-    This is one PyTorch operation, which `torch.vmap` can vectorise.
+    The mean over these axes is subtracted, and the result is divided by the standard deviation. This is one PyTorch
+    operation, which `torch.vmap` can vectorise.
     """
     return F.layer_norm(x, x.shape[first:], eps=EPSILON)
 

@@ -45,15 +45,16 @@ def report(
 ) -> Path:
     """Build the report of a suite from its run folders, and return the path of the report's page.
 
-    With `partial`, some runs may be unfinished. With `allow_missing`, runs whose data are missing are left out, and the
-    page names them.
+    With `partial`, some runs may be unfinished. With `allow_missing`, runs are left out if their data set is not on
+    this machine, and the page names them.
 
-    The report is built in a temporary folder, which replaces the old report at the end. If the results are the same,
-    the files are the same byte for byte: the only time on the page is the one at which the last run finished.
+    The report is built in a temporary folder, which replaces the old report at the end. Equal results give files that
+    are equal byte for byte. For this, the page does not show when the report was built, only when the last run
+    finished.
 
     Raises:
-        ConfigError: a result file cannot be read; all runs are left out because their data are missing; or a run has no
-            result and `partial` is False.
+        ConfigError: a result file cannot be read; all runs are left out because their data sets are missing; or a run
+            has no result and `partial` is False.
     """
     runs = list(runs)
     command = commands.command(suite_name, runs, allow_missing)
@@ -73,9 +74,9 @@ def report(
 
 
 def _replace(collected: Collected, runs: list[Run], reports: Path, texts: Mapping[str, Any]) -> None:
-    """Build the new report in a folder beside the old report, then replace the old report by it.
+    """Build the new report in a temporary folder, and then put it in the place of the old report.
 
-    texts: further values for the page's template.
+    texts: values for the page's template that do not come from the results: a shell command, and the missing data.
     """
     final, fresh, old = (
         reports / f"{prefix}{collected.suite}{end}" for prefix, end in (("", ""), (".", ".new"), (".", ".old"))
@@ -113,9 +114,9 @@ def _build(collected: Collected, runs: list[Run], folder: Path, last: Path, text
 
 
 def _pdf(figure: Figure, last: Path) -> bytes:
-    """Return the figure as PDF. If the figure has not changed, return the PDF file of the last report.
+    """Return the figure as PDF. If the figure has not changed since the last report, return the PDF of that report.
 
-    The converter embeds fonts in random order. A new PDF of the same figure would therefore have other bytes.
+    The converter embeds fonts in random order, so that a new PDF of the same figure would have other bytes.
     """
     svg, pdf = (last.with_suffix(suffix) for suffix in (".svg", ".pdf"))
     if svg.exists() and pdf.exists() and svg.read_text(encoding="utf-8") == figure.svg:
@@ -165,10 +166,11 @@ def template_yaml(name: str) -> dict[str, Any]:
 
 
 def _switches(runs: list[Run]) -> list[dict[str, Any]]:
-    """Return one row for each fidelity switch of these runs: its name, its values and its description.
+    """Return one row for each fidelity switch: its name, its values and its description.
 
-    A row has the values in these runs, the official value and the corrected value. The description comes from
-    config/fidelity.yaml.
+    A fidelity switch is a setting for one difference between the paper's published code and its described method. The
+    official value follows the code, the corrected value the description. A row has both, and the values that these
+    runs use. The description of a switch comes from config/fidelity.yaml.
     """
     documented = catalogue.switches()
     used: dict[str, set[str]] = {}

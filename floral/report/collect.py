@@ -63,16 +63,16 @@ class Unfinished:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Collected:
-    """The results of a suite, as frames with the key columns configuration, method_id and seed.
+    """The results of a suite, as frames. The columns configuration, method_id and seed identify a run in each frame.
 
-    A run is done if it finished without diverging.
+    A finished run has a result, and its status is done or diverged. It is done if its training did not diverge.
 
     summary: one row per run, finished or not.
     curves: one row per finished run, metric and evaluated round.
     clients: one row per finished run and client, at the last round.
     costs: one row per finished run, with its status.
-    unseen: mean accuracy and loss of unseen clients; one row per done run, kind of client and number n of labelled
-    samples.
+    unseen: mean accuracy and loss of unseen clients (which join after training). It has one row per done run, kind of
+    client and number n of labelled samples.
     """
 
     suite: str
@@ -190,9 +190,10 @@ def _clients(path: Path, keys: Mapping[str, Any]) -> pl.DataFrame:
 
 
 def _unseen(path: Path, keys: Mapping[str, Any]) -> pl.DataFrame:
-    """Return the mean accuracy and loss of a run's unseen clients, for each kind and number n of labelled samples.
+    """Return the mean accuracy and loss of a run's unseen clients, which join after training.
 
-    Each client is weighted by its number of test samples.
+    There is one row for each kind of client and number n of labelled samples. Each client is weighted by its number of
+    test samples.
     """
     means = [(pl.col(name) * pl.col("test_rows")).sum() / pl.col("test_rows").sum() for name in ("accuracy", "loss")]
     by_kind = pl.read_parquet(path).group_by("kind", "n", maintain_order=True)

@@ -30,7 +30,8 @@ def partial_command(suite_name: str, runs: Iterable[Run]) -> str:
 def narrowing(suite_name: str, runs: Iterable[Run]) -> dict[str, list[Any]]:
     """Return the shortest choice of tasks, variants and seeds that narrows a suite to exactly these runs.
 
-    The choice is empty if these runs are the whole suite. It is also empty if no choice gives exactly these runs.
+    The choice has only the axes that are needed, such as {"seeds": [0, 1]}. It is empty if these runs are the whole
+    suite. If no choice gives exactly these runs, an empty choice (the whole suite) is returned too.
     """
     by_folder = {run.folder: run for run in runs}
     values = {

@@ -24,7 +24,8 @@ Tuned values count as changes of the variant."""
 class Configuration:
     """A task with the values of all its settings, under one fidelity. Methods are compared only within a configuration.
 
-    Each configuration has its own columns in the main table.
+    The fidelity is `official` (as in the paper's published code) or `corrected` (as described in the paper). Each
+    configuration has its own columns in the main table.
     """
 
     id: str
@@ -61,7 +62,7 @@ def configuration_key(run: Run) -> Hashable:
 def method_key(run: Run) -> Hashable:
     """Return a key that all runs of the same method share. A method is a variant with its parameter values.
 
-    All runs of a tuned variant have the same key, although its tuned values differ between tasks.
+    A tuned variant is one method with one key, although its tuned values differ between tasks.
     """
     tuned = run.own_rates is not None
     return run.variant.name, "tuned" if tuned else json.dumps(dict(run.variant.params), sort_keys=True)
@@ -110,10 +111,10 @@ def methods(runs: list[Run]) -> dict[Hashable, MethodRow]:
 
 
 def change_columns() -> Callable[[Run], dict[str, str]]:
-    """Return a function that states what a run changes in the files of its task, variant and fidelity.
+    """Return a function that states in which values a run differs from the files of its task, variant and fidelity.
 
-    The function returns the columns CHANGES of summary.parquet. It caches its answers, because many runs have equal
-    values.
+    For a run, the function returns column → text, for the columns of summary.parquet that CHANGES names. It caches its
+    answers, because many runs have equal values.
     """
     cache: dict[Hashable, dict[str, str]] = {}
 
@@ -137,7 +138,11 @@ def change_columns() -> Callable[[Run], dict[str, str]]:
 
 
 def _configuration_facts(run: Run) -> dict[str, Any]:
-    """Return what distinguishes a run's configuration: fidelity, changed switches and changed values of the task."""
+    """Return what distinguishes a run's configuration from other configurations of its task, as name → value.
+
+    This is the name of its fidelity, the fidelity switches that the suite sets to another value than this fidelity has,
+    and the task's values that differ from the task's file.
+    """
     task, default = (task.model_dump(exclude={"title"}) for task in (run.task, catalogue.task(run.task.name)))
     return {"fidelity": run.fidelity.name, **_changed_switches(run), **_changed_values(task, default)}
 
@@ -150,7 +155,7 @@ def _changed_switches(run: Run) -> dict[str, Any]:
 def _changed_values(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that differ from the defaults, by dotted path (such as `partition.alpha`).
 
-    If `values` does not contain a default, the default's path gets the value None.
+    A path that is only in `defaults` gets the value None.
     """
     now, before = (
         {name: value for name, value in dotted_keys(nested).items() if value != {}} for nested in (values, defaults)
@@ -161,10 +166,10 @@ def _changed_values(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> d
 def _unique_ids(
     facts: Mapping[Hashable, Mapping[str, Any]], names: Mapping[Hashable, str]
 ) -> dict[Hashable, tuple[str, str]]:
-    """Return two texts for each key: a suffix that makes the key's name unique, and the facts that distinguish the key.
+    """Return two texts for each key: a suffix for its name, and the facts that distinguish it.
 
-    Several keys can have the same name. Facts that all of them share are left out, because they do not distinguish
-    them.
+    Several keys can have the same name, such as two configurations of one task. The suffix (empty, `-2`, `-3`, …) makes
+    their names unique. Facts that all keys with this name share are left out, because they do not distinguish the keys.
     """
     ids = {}
     for name in dict.fromkeys(names.values()):

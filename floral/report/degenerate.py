@@ -22,9 +22,10 @@ CONDITIONS: Mapping[Condition, tuple[str, Callable[[Task, int], bool]]] = {
 
 
 def holds(condition: Condition, task: Task, samples: int) -> bool:
-    """Return whether a condition of the rules `equals` (in config/methods) holds on this task.
+    """Return whether a condition, such as `one_cluster`, holds on this task.
 
-    samples: the largest number of training samples of a client.
+    The rules `equals` in config/methods name such a condition, under which two methods give the same results. samples:
+    the largest number of training samples of a client.
     """
     return CONDITIONS[condition][1](task, samples)
 
@@ -32,7 +33,7 @@ def holds(condition: Condition, task: Task, samples: int) -> bool:
 def equal_methods(collected: Collected, configuration: Configuration) -> list[tuple[str, str, str]]:
     """Return (method id, other variant, reason) for each method that must give the same results as another variant.
 
-    The rules `equals` in config/methods declare such pairs; the reason says why the rule holds on this configuration.
+    The rules `equals` in config/methods declare such pairs. The reason says why the rule holds on this configuration.
     The list is empty until a run of the configuration is finished, because the clients' numbers of samples are read
     from a finished run.
     """

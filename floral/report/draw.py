@@ -13,10 +13,10 @@ from floral.report.style import Style
 
 
 def has_figures(collected: Collected, configuration: Configuration) -> bool:
-    """Return whether the report draws figures of this configuration. Otherwise it has only tables.
+    """Return whether the report draws figures of this configuration. Without figures, it is shown only in tables.
 
-    A configuration has only tables if it differs only by fidelity switches from another configuration that has figures.
-    A suite can have dozens of such configurations.
+    It has no figures if it equals a configuration with figures in all but single fidelity switches (settings that
+    follow either the published code or the paper). A suite can have dozens of such configurations.
     """
     same = [
         item

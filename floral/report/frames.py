@@ -15,8 +15,8 @@ UNSEEN_KINDS = {"seen_cluster": "clients of a cluster seen in training", "new_co
 def curve(collected: Collected, configuration: Configuration, metric: str, x: str, factor: float) -> pl.DataFrame:
     """Return a metric times `factor` at every evaluated round: mean, smallest and largest value over seeds.
 
-    Columns: method_id, x (the column `x`, averaged over seeds), mean, low, high, n (number of seeds with a finite value
-    at that round).
+    The argument `x` is a column of `collected.curves`, such as `bytes`. Columns of the result: method_id, x (the mean
+    of that column over seeds), mean, low, high, n (number of seeds with a finite value at that round).
     """
     if collected.curves.is_empty():
         return pl.DataFrame()
@@ -45,10 +45,11 @@ def spread(collected: Collected, configuration: Configuration, column: str, fact
 
 
 def unseen_accuracy(collected: Collected, configuration: Configuration, kind: str) -> pl.DataFrame:
-    """Return the accuracy in per cent of unseen clients of one kind, by their number of labelled samples.
+    """Return the accuracy in per cent of unseen clients (which join after training), by number of labelled samples.
 
-    Columns: method_id, x (number of labelled samples), mean, low and high over the seeds, seeds (list of the values of
-    single seeds). Methods without a mean (see `methods_without_mean`) are left out.
+    `kind` selects the clients. Columns: method_id, x (number of labelled samples), mean, low and high (smallest and
+    largest value of the seeds), seeds (list of the values of single seeds). Methods without a mean (see
+    `methods_without_mean`) are left out.
     """
     rows = collected.unseen
     if rows.is_empty():

@@ -15,7 +15,10 @@ MAX_RESAMPLED_CLIENTS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Clients:
-    """The values [K] and the weights [K] of the K clients of one run. The run's value is their weighted mean."""
+    """The values [K] (accuracies or losses) and the weights [K] of the K clients of one run.
+
+    The run's value is the weighted mean of the clients' values.
+    """
 
     values: np.ndarray
     weights: np.ndarray
@@ -23,9 +26,9 @@ class Clients:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Paired:
-    """The values of several methods by seed, which give means, paired differences and their 95 % intervals.
+    """One value for each method and seed. They give means and paired differences with 95 % intervals.
 
-    If a run's value is a mean over clients, `clients` has the values of the run's clients, by (method, seed). With
+    If a run's value is a mean over clients, `clients` has the values of its clients: (method, seed) → values. With
     fewer than MIN_SEEDS_FOR_BOOTSTRAP seeds, intervals are Student's t-intervals. With this number or more, they come
     from a hierarchical bootstrap, which resamples seeds and then clients within each seed. Clients are resampled only
     if the runs have at most MAX_RESAMPLED_CLIENTS clients. All methods share the same resampled seeds and clients.

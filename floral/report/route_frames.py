@@ -14,12 +14,12 @@ from floral.report.summarise import done_clients
 def last_routes(
     collected: Collected, configuration: Configuration, methods: list[str]
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Return a frame with the routes at the last round, and the seed that these routes come from, for each method.
+    """Return a frame with the clients' routes at the last round, and the seed of each method's routes as method → seed.
 
     The seed is the first done seed of the method. The frame has one row per method, client and learned cluster.
     Columns: method_id, position (of the client, sorted by true cluster), cluster (learned), weight, true_cluster.
-    Learned clusters have arbitrary numbers. They are renumbered so that clients give the largest total weight to the
-    learned cluster with the number of their true cluster.
+    The numbers of learned clusters are arbitrary. They are therefore changed so that learned cluster c matches true
+    cluster c: the total weight of clients on the learned cluster with their true cluster's number is largest.
     """
     rows = done_clients(collected, configuration)
     if rows.is_empty():
@@ -43,12 +43,13 @@ def last_routes(
 
 
 def routes_over_rounds(rows: pl.DataFrame, clients: int, rounds: int) -> tuple[pl.DataFrame, float]:
-    """Return one run's routes over rounds, and the share of clients whose last cluster matches their true cluster.
+    """Return one run's routes over rounds, and the share of clients in the right cluster at the last round.
 
-    A client is in the learned cluster with its largest weight. `rows` has the columns round, client, cluster (true) and
-    route. The result has at most `rounds` rounds, and the first `clients` clients of each true cluster.
+    A client is in the learned cluster with its largest weight; it is the right one if it matches the true cluster.
+    `rows` has the columns round, client, cluster (true) and route. The frame has at most `rounds` rounds, and the first
+    `clients` clients of each true cluster. The share counts all clients.
 
-    Columns of the result: round, until (the next round in the result), position (of the client, sorted by true
+    Columns of the frame: round, until (the next round in the frame), position (of the client, sorted by true
     cluster), client, true_cluster, cluster (learned, renumbered to match the true clusters at the last round), weight
     (of this cluster).
     """

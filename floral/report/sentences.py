@@ -50,7 +50,7 @@ def verdict(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
 def degenerate(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
     """Return one sentence for each method that gives the same results as another method on a task.
 
-    Readers should not count these results as two.
+    The sentences warn readers not to count the same result twice.
     """
     sentences = []
     for configuration in collected.configurations:
@@ -90,7 +90,7 @@ def count(number_: int, noun: str) -> str:
 
 
 def tasks(collected: Collected) -> str:
-    """Return a text with the number of tasks. If a task has several configurations, their number is added."""
+    """Return the number of tasks, and of configurations if there are more, as text: `2 tasks in 3 configurations`."""
     number_of_tasks = len({configuration.task.name for configuration in collected.configurations})
     configurations = len(collected.configurations)
     text = count(number_of_tasks, "task")

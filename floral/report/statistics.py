@@ -26,10 +26,11 @@ MAX_RANKED_METHODS = 15
 def welch_difference(values: Sequence[float], mean: float, deviation: float, n: int, level: float = 0.95) -> Interval:
     """Return Welch's interval for the difference d between the mean of `values` and a published mean.
 
-    The published mean is over n values with the standard deviation `deviation`. The interval is d ± t·√(s²/m +
-    deviation²/n). Here m is the number of `values` and s their standard deviation. t is the (1 + level)/2 quantile of
-    Student's distribution, with degrees of freedom after Welch and Satterthwaite. The interval's n is min(m, n). With m
-    = 1 or n = 1 there is no interval. If both standard deviations are 0, its width is 0.
+    The published mean is over n values with the standard deviation `deviation`. The interval is
+    d ± t·√(s²/m + deviation²/n). Here m is the number of `values` and s their standard deviation. t is the
+    (1 + level)/2 quantile of Student's distribution, with degrees of freedom after Welch and Satterthwaite. If m = 1 or
+    n = 1, the ends of the returned interval are None. If s and `deviation` are 0, both ends are d. The attribute `n` of
+    the returned interval is the smaller of m and n.
 
     Raises:
         ValueError: `values` is empty, or a value is not finite.
@@ -51,7 +52,7 @@ def welch_difference(values: Sequence[float], mean: float, deviation: float, n: 
 def worst_mean(values: ArrayLike, count: int) -> np.ndarray:
     """Return the mean of the `count` lowest values along the last axis.
 
-    With count = 1 it is the minimum, and with count = the length of the axis the mean.
+    With count = 1, this is the minimum. If `count` is the length of the axis, it is the mean of all values.
     """
     lowest = np.sort(np.asarray(values, dtype=float), axis=-1)[..., :count]
     return lowest.mean(axis=-1)
@@ -59,7 +60,7 @@ def worst_mean(values: ArrayLike, count: int) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class NullBand:
-    """The worst accuracy of K equally accurate clients, by chance alone: mean and ends of its central 95 % range."""
+    """Worst accuracy of equally accurate clients by chance alone: its mean, and the ends of its central 95 % range."""
 
     mean: float
     low: float
@@ -67,14 +68,15 @@ class NullBand:
 
 
 def binomial_null(samples: Sequence[int], accuracy: float, count: int, draws: int = 2000, seed: int = 0) -> NullBand:
-    """Simulate the mean of the `count` lowest accuracies if all clients have the same accuracy p.
+    """Simulate how low the `count` worst accuracies are by chance if all clients have the same expected accuracy p.
 
-    The accuracy of client k is X_k/n_k. X_k is the number of correct predictions among its n_k test samples, drawn
-    independently from Binomial(n_k, p). Clusters can take the place of clients.
+    In each simulation, client k gets the accuracy X_k/n_k. X_k is the number of correct predictions among its n_k test
+    samples, drawn independently from Binomial(n_k, p). The result describes the mean of the `count` lowest accuracies.
+    Clusters can take the place of clients.
 
     `samples` are the numbers n_k; entries with n_k = 0 are left out. `accuracy` is p. There are `draws` simulations
-    from Philox(seed), so equal arguments give equal results. As n_k → ∞, the range shrinks to p. If count is the number
-    of entries, the mean is p.
+    from Philox(seed), so equal arguments give equal results. With more samples per client, the range becomes narrower
+    around p. If `count` is the number of clients, the expected mean is p.
 
     Raises:
         ValueError: p is outside 0–1, or fewer than `count` entries have samples.
@@ -100,9 +102,9 @@ def least_p(n: int) -> float:
 
 
 def attainable(n: int, comparisons: int = 1) -> bool:
-    """Return whether a test on n pairs can reach p ≤ 0.05 after Holm's correction.
+    """Return whether a sign-flip or signed-rank test on n pairs can reach p ≤ 0.05 after Holm's correction.
 
-    comparisons: number of tests that are corrected together.
+    comparisons: the number of tests that are corrected together. More tests need more pairs.
     """
     return comparisons * least_p(n) <= SIGNIFICANCE_LEVEL
 

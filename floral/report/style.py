@@ -45,9 +45,9 @@ def method_styles(methods: Iterable[MethodRow], palette: Mapping[str, Any]) -> d
 def assign_styles(variants: Iterable[tuple[str, str, str, str, bool]], palette: Mapping[str, Any]) -> dict[str, Style]:
     """Return a style for each variant, given as (id, title, variant name, family, whether it is an oracle).
 
-    The order is that of `method_styles`. The palette fixes the colour, short name and group of some variants. If a
-    variant has several ids, only the first gets this colour and short name, so that no two methods share a colour. All
-    other methods get a free shade of their family's hue.
+    The order is that of `method_styles`. The palette (styles.yaml) fixes the colour, short name and group of some
+    variants. A variant can have several ids, such as tuned and untuned. Then only the first id gets the fixed colour
+    and short name, so that no two ids share a colour. All other ids get an unused shade of their family's hue.
     """
     styles, used_colours = [], {entry["colour"] for entry in palette["variants"].values()}
     fixed_names: set[str] = set()

@@ -106,7 +106,7 @@ def intervals(collected: Collected, configuration: Configuration) -> dict[str, I
 
 
 def perplexities(collected: Collected, configuration: Configuration) -> dict[str, Interval]:
-    """Return each method's mean perplexity exp(test loss) with its interval. It is empty if the data are not text."""
+    """Return each method's mean perplexity exp(test loss) with its interval. If the data are not text, return {}."""
     if configuration.task.per is None:
         return {}
     excluded = methods_without_mean(collected, configuration)
@@ -118,7 +118,7 @@ def perplexities(collected: Collected, configuration: Configuration) -> dict[str
 
 
 def differences(collected: Collected, configuration: Configuration) -> dict[str, Interval]:
-    """Return the paired difference of each method to the reference method. It is empty if the reference has no mean."""
+    """Return the paired difference of each method to the reference method. Return {} if the reference has no mean."""
     paired = results(collected, configuration)
     if REFERENCE not in paired.values:
         return {}
@@ -130,9 +130,9 @@ def differences(collected: Collected, configuration: Configuration) -> dict[str,
 
 
 def seed_counts(collected: Collected, configuration: Configuration) -> dict[str, dict[str, int]]:
-    """Return the numbers of seeds as method → status → number.
+    """Return how many seeds of each method have which status, as method → status → number.
 
-    The status `done` is left out. The key `all` has the number of all seeds.
+    The status `done` is left out. The additional key `all` has the number of all seeds of the method, done or not.
     """
     by_method: dict[str, dict[str, int]] = {}
     rows = collected.summary.filter(pl.col("configuration") == configuration.id)
@@ -150,9 +150,9 @@ def seed_note(counts: Mapping[str, int]) -> str:
 
 
 def usual_seeds(collected: Collected) -> int:
-    """Return the largest number of seeds of a method on a configuration.
+    """Return the largest number of seeds that any method has on any configuration. The page states it once.
 
-    Table cells state their number of seeds n only if it differs from this number.
+    A table cell states its own number of seeds n only if this is 1 or differs from the largest number.
     """
     seeds = collected.summary.group_by("configuration", "method_id").len()["len"]
     return int(seeds.max())  # type: ignore[arg-type]
@@ -161,8 +161,9 @@ def usual_seeds(collected: Collected) -> int:
 def methods_without_mean(collected: Collected, configuration: Configuration) -> set[str]:
     """Return the methods that have no mean on this configuration because a seed diverged.
 
-    A mean over the remaining seeds would favour a method that sometimes diverges. The set is empty if the fidelity
-    switch `diverged_runs` is `dropped`, because means then leave out diverged seeds.
+    A mean over the remaining seeds would favour a method that sometimes diverges. The fidelity switch `diverged_runs`
+    can have the value `dropped`, as in the published table. Then means are over the remaining seeds, and the set is
+    empty.
     """
     if configuration.diverged_runs == "dropped":
         return set()
@@ -173,7 +174,7 @@ def methods_without_mean(collected: Collected, configuration: Configuration) -> 
 
 
 def marks(collected: Collected, styles: Mapping[str, Style], configuration: Configuration) -> dict[str, str]:
-    """Return the mark `best` or `second` of the methods with the best two mean results, as method → mark."""
+    """Return method → mark: `best` for the method with the best mean result, `second` for the next (see `best_two`)."""
     higher = result_unit(configuration).higher_is_better
     return best_two(results(collected, configuration), seed_counts(collected, configuration), styles, higher)
 
@@ -181,7 +182,7 @@ def marks(collected: Collected, styles: Mapping[str, Style], configuration: Conf
 def best_two(
     paired: Paired, counts: Mapping[str, Mapping[str, int]], styles: Mapping[str, Style], higher: bool
 ) -> dict[str, str]:
-    """Return the mark `best` or `second` of the methods with the best two means, as method → mark.
+    """Return method → mark: `best` for the method with the best mean, `second` for the next.
 
     Oracles, controls and methods with a diverged seed are left out. A method is marked only if it is separated from
     every method with a worse mean (`Paired.is_separated`), so that differences by chance are not ranked. If no method

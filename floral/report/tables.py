@@ -75,7 +75,8 @@ def interval_cell(
 ) -> Cell:
     """Return a cell with mean ± half the width of the interval. A single value has no interval.
 
-    The number of seeds n is written below if n is 1 or differs from `usual`.
+    The number of seeds n is written below if n is 1 or differs from `usual`, the number that the page states for all
+    cells.
     """
     text = number(interval.mean, digits, sign)
     if interval.half_width is not None:

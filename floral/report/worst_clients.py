@@ -21,8 +21,8 @@ WorstOf = Literal["decile", "cluster"]
 class Worst:
     """The accuracy (0–1) of one method's worst decile or cluster for each seed, and what chance alone would give.
 
-    Accuracy is measured on the clients' own test samples. `null` is the distribution of this accuracy if all clients
-    were equally accurate.
+    Accuracy is measured on the clients' own test samples. `observed` is seed → accuracy. `null` has the mean and the
+    range that chance would give to this accuracy if all clients were equally accurate.
     """
 
     method: str
@@ -36,15 +36,17 @@ class Worst:
 
 
 def worst(collected: Collected, configuration: Configuration, kind: WorstOf) -> list[Worst]:
-    """Return each method's accuracy on its worst decile of clients or worst true cluster, beside chance.
+    """Return each method's accuracy on its worst clients, and the accuracy that chance alone would give.
+
+    `kind` selects the worst decile of clients or the worst true cluster.
 
     Accuracies are those of the last round, on the clients' own test samples. For a decile, the accuracy is the mean
     over its clients; for a cluster, it is the share of correct predictions on all its samples. The list is empty for
     regression.
 
-    Chance assumes that all clients are equally accurate, with the method's share of correct predictions over all
-    clients and seeds. The numbers of samples are those of the first seed. Clients' own samples are disjoint, so that
-    their errors are independent under this assumption.
+    For chance alone, all clients are assumed to be equally accurate: each predicts correctly with the method's share of
+    correct predictions over all clients and seeds. The numbers of samples are those of the first seed. Clients' own
+    samples are disjoint, so that their errors are independent under this assumption.
     """
     rows = done_clients(collected, configuration)
     if configuration.metric == "loss" or rows.is_empty():

@@ -34,7 +34,8 @@ METRICS = {
 def write_run(folder: Path, run: Run, partition_digest: str | None, data_digest: str | None = None) -> None:
     """Write run.yaml, which has every value that determines the results of the run.
 
-    The file is written before round 1. A run without data has no digests (None).
+    The file is written before round 1. The digests are hashes of the partition and of the data set; both are None for
+    a run without data.
     """
     resolved = run.model_dump(mode="json")
     resolved["task"]["model"] = {"kind": run.task.model.kind, **run.task.model.arguments}
@@ -50,7 +51,10 @@ def write_run(folder: Path, run: Run, partition_digest: str | None, data_digest:
 
 
 def identifying_columns(run: Run) -> dict[str, Any]:
-    """Return the names, the seed and the hash of a run, which summary.json and the report's table contain."""
+    """Return the values that identify a run, such as its task, variant, seed and hash.
+
+    summary.json and the report's table contain these values.
+    """
     return {
         "task": run.task.name,
         "variant": run.variant.name,

@@ -27,9 +27,11 @@ CHUNK_BYTES = 1 << 24
 
 @dataclass
 class Merged:
-    """The outcome of a merge: which runs were copied, were identical, were unfinished, or were in conflict.
+    """The outcome of a merge: which runs were copied, and which were not, and why.
 
-    A run is given by its folder below `train`. A conflict is given as a message.
+    A run is not copied if the results folder already has an identical run, if the run is unfinished, or if it is in
+    conflict with the results folder. The lists have the folder of each run, relative to `train`. The list of conflicts
+    has messages.
     """
 
     copied: list[Path] = field(default_factory=list)
@@ -55,9 +57,9 @@ class Merged:
 def merge(sources: Sequence[Path], results: Path) -> Merged:
     """Copy every finished run of `sources` that `results` does not have. Finished runs in `results` are never replaced.
 
-    Four kinds of runs are conflicts and are not copied: damaged runs; runs of another results version; runs that are in
-    `results` with other metrics; and runs whose partition or data set has other samples than the one of the same name
-    in `results`.
+    A run is a conflict, and is not copied, in four cases: its files are damaged; its results version is not that of the
+    installed code; `results` has the same run with different metrics; or `results` has a partition or data set of the
+    same name with different samples.
 
     Raises:
         ConfigError: a source holds no results, or a source is the folder `results` itself.
@@ -118,7 +120,7 @@ def _record(folder: Path, digests: dict[str, str | None], merged: Merged) -> Non
     """Record the data digests and the code version of a run that is in the merged folder.
 
     Raises:
-        ConfigError: the run is damaged or has another results version.
+        ConfigError: the run is damaged, or its results version is not that of the installed code.
     """
     run, version = _read_checked(folder)
     for name, digest in _data_digests(run).items():

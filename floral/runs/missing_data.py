@@ -39,12 +39,14 @@ def why_missing(task: Task, results: Path) -> str | None:
 
 
 def tasks_of(suites: Suites, searches: Searches) -> list[Task]:
-    """Return the tasks of all runs and of all searches."""
+    """Return the tasks of all runs and of all searches. A search tunes one variant on one task."""
     return [run.task for runs in suites.values() for run in runs] + [search.task for _, search in searches.values()]
 
 
 def leave_out_missing(suites: Suites, searches: Searches, results: Path) -> tuple[Suites, Searches, list[str]]:
-    """Return only the runs and searches that have their data, and one line for each reason why runs are left out.
+    """Return the runs and searches whose data are stored, and one line for each reason why runs are left out.
+
+    Finished runs are also returned, because they need no data. A search tunes one variant on one task.
 
     Raises:
         ConfigError: no run of a suite is left.
@@ -61,7 +63,7 @@ def leave_out_missing(suites: Suites, searches: Searches, results: Path) -> tupl
 
 
 def split_by_data(runs: Iterable[Run], results: Path) -> tuple[list[Run], list[str]]:
-    """Return the runs that are finished or have their data, and one line for each reason why runs are left out.
+    """Return the runs that are finished or whose data are stored, and one line for each reason why runs are left out.
 
     Raises:
         ConfigError: no run is left.
@@ -88,5 +90,5 @@ def has_data(task: Task, results: Path) -> bool:
 
 
 def stored_name(task: Task) -> str:
-    """Return the name under which the data of a task are stored: the folder in results/data."""
+    """Return the name of the folder in results/data in which the data of a task are stored."""
     return str(data_sets.stored_data(task.data))

@@ -105,8 +105,8 @@ def _check_page(suite: str, page: Path, done: list[Run]) -> None:
     reported = set(rows.filter(pl.col("status").is_in(["done", "diverged"]))["hash8"])
     if reported != {run.hash8 for run in done}:
         raise ConfigError(
-            f"{page}: the report has {len(reported)} runs and not the {len(done)} runs that are finished; make the "
-            f"report again with `floral report {suite} --partial`"
+            f"{page}: the {len(reported)} runs in the report are not the {len(done)} finished runs of the suite; make "
+            f"the report again with `floral report {suite} --partial`"
         )
 
 
@@ -141,7 +141,7 @@ def _provenance(suite: str, done: list[Run], total: int, results: Path, command:
 
 
 def available(suites: Mapping[str, list[Run]], results: Path) -> list[tuple[Path, Run]]:
-    """Return the unfinished runs that are in reference results, each as a pair (path of the archive, run).
+    """Return the unfinished runs whose results are in reports/reference, each as a pair (path of the archive, run).
 
     Runs that a process is working on are left out.
 
@@ -261,9 +261,9 @@ def restored_runs(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
 
 
 def remove_restored(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
-    """Remove the restored files of all restored runs, so that these runs will be trained. Return the runs.
+    """Remove the files of runs that were restored from reports/reference, so that these runs will be trained.
 
-    Other files in the folders of the runs are kept.
+    Return these runs. Files in their folders that were not restored are kept.
     """
     runs = restored_runs(suites, results)
     for run in runs:

@@ -49,9 +49,10 @@ class SeedGroup:
 class SeedMeans:
     """Means over the finished runs of a SeedGroup.
 
-    `seeds` says in words how many seeds are done, diverged and failed. `summaries` has the summary.json of each
-    finished run. `values` has name → mean after the last round. `curves` has one entry (curve, round, mean over seeds)
-    per point; a curve is named split.metric.
+    `seeds` says in words how many seeds are done, diverged and failed. `summaries` has the content of summary.json of
+    each finished run. `values` maps the names of MLflow metrics to the means after the last round, the ends of their
+    intervals, and the numbers of seeds. `curves` has one entry (curve, round, mean over seeds) for each point. The name
+    of a curve is split.metric, such as test.loss.
     """
 
     seeds: str
@@ -61,9 +62,9 @@ class SeedMeans:
 
 
 def group_by_seed(runs: Iterable[Run]) -> dict[str, SeedGroup]:
-    """Group the runs that differ only in the seed, and return key → SeedGroup.
+    """Group the runs that differ only in the seed, and return a mapping from each group's key to its SeedGroup.
 
-    The groups keep the order of their first runs.
+    The groups are in the order of their first runs.
     """
     groups: dict[str, dict[Path, Run]] = {}
     for run in runs:
@@ -74,9 +75,10 @@ def group_by_seed(runs: Iterable[Run]) -> dict[str, SeedGroup]:
 def seed_means(group: SeedGroup, results: Path) -> SeedMeans:
     """Return means and 95 % intervals over the seeds that are done. A single seed has no interval.
 
-    If a seed diverged, there is no mean, unless the fidelity leaves out diverged runs; the report does the same. With
-    at least 5 seeds, the intervals in the report also resample the clients; the intervals here do not. The result
-    always has the counts of expected, done, diverged and failed seeds.
+    If a seed diverged, there is no mean. But with the fidelity switch `diverged_runs: dropped`, the mean is taken over
+    the remaining seeds. The report treats diverged seeds in the same way. With at least 5 seeds, the intervals in the
+    report also resample the clients; the intervals here do not. The result always has the numbers of expected, done,
+    diverged and failed seeds.
     """
     summaries = {run.folder: _summary(results / run.folder) for run in group.runs}
     done = {folder: summary for folder, summary in summaries.items() if summary and summary["status"] == "done"}
@@ -121,9 +123,9 @@ def _mean_with_interval(name: str, values: list[float | None]) -> dict[str, floa
 
 
 def _mean_curves(folders: Iterable[Path]) -> Iterator[tuple[str, int, float]]:
-    """Yield the points of the mean curves as (curve, round, mean over seeds), for all CURVES.
+    """Yield the points of the mean curves as (curve, round, mean over seeds), such as ("test.loss", 20, 0.31).
 
-    A round is left out unless all seeds have evaluated it.
+    The curves are those in CURVES. A round is left out unless the curve has a finite value for every seed.
     """
     import polars as pl
 

@@ -45,9 +45,9 @@ def is_finished(folder: Path) -> bool:
 def running(folder: Path) -> bool:
     """Return whether a process is working on this run now.
 
-    If the process is on this machine, it holds the run's lock file. The locks of other machines may be invisible here.
-    If the lock was taken on another machine, the run counts as running if it has evaluated a round in the last
-    FRESH_SECONDS.
+    A process that works on a run locks the run's lock file. On this machine, the lock shows whether the process still
+    works. A lock of another machine may be invisible here. Then the run counts as running if it evaluated a round in
+    the last FRESH_SECONDS and has not ended.
     """
     lock = folder / LOCK
     if busy(lock):
@@ -60,7 +60,7 @@ def running(folder: Path) -> bool:
 
 
 def failure(folder: Path) -> dict[str, Any] | None:
-    """Return why a run failed, as a dictionary with the keys FAILURE.
+    """Return why a run failed, as a dictionary with the keys of failure.json, such as "reason" and "hint".
 
     Return None if the run is finished, is running or has not started.
     """

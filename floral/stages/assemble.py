@@ -36,7 +36,7 @@ def build_simulation(
 ) -> tuple[Simulation, Federation]:
     """Return the simulation of a run and the data of its clients.
 
-    The simulation has the simplest execution: it trains one client at a time.
+    The simulation trains one client at a time. A faster execution is chosen later.
     """
     data = federation.load(run, results)
     problem = make_problem(run, data, device, dtype)
@@ -81,7 +81,8 @@ def build_method(run: Run, problem: Problem) -> Method:
     try:
         if run.task.unseen and run.variant.params["statistics"] == "private":
             raise Refused(
-                "clients that join after training have no running statistics of their own; set `statistics: federated`"
+                "clients that join after training have no batch-norm statistics of their own, which `statistics: "
+                "private` needs; set `statistics: federated`"
             )
         return method_of(run.variant, problem)
     except Refused as reason:
@@ -89,7 +90,10 @@ def build_method(run: Run, problem: Problem) -> Method:
 
 
 def make_settings(run: Run) -> Settings:
-    """Derive the settings of the simulation from the task and the fidelity of a run."""
+    """Derive the settings of the simulation from the task and the fidelity of a run.
+
+    The fidelity says for each difference between the published code and the described method which of both is followed.
+    """
     task, rule = run.task, run.fidelity
     return Settings(
         rounds=task.rounds,
@@ -113,8 +117,8 @@ def make_settings(run: Run) -> Settings:
 def client_data(data: Federation, method: Method, device: torch.device, dtype: torch.dtype) -> ClientData:
     """Move the data of all clients to the device as tensors.
 
-    Some methods train pools of clients: one pool of all clients, or one pool for each true cluster. Such a pool trains
-    as a single client that has the samples of all its clients.
+    Some methods pool clients: all clients, or the clients of each true cluster, then train as a single client. This
+    client has the training samples of all of them. Each client is still evaluated on its own samples.
     """
 
     def split_rows(side: Literal["train", "test"], index: np.ndarray, count: np.ndarray, **fields: Any) -> Rows:
@@ -166,11 +170,12 @@ def augmentation(data: Federation, device: torch.device) -> dict[str, Any]:
 
 
 def pool_samples(index: np.ndarray, count: np.ndarray, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Give every pool the samples of all its clients.
+    """Collect the samples of all clients of each pool. A pool is a set of clients that train as a single client.
 
-    K clients form U pools. The inputs are `index` [K, n_max], the sample numbers of each client, padded with 0; `count`
-    [K], the number of samples of each client; and `pool` [K], the pool of each client. The results are `index` [U,
-    n'_max] and `count` [U] of the pools. A client has at most n_max samples, and a pool at most n'_max.
+    K clients form U pools. `index` [K, n_max] has the sample numbers of each client, padded with 0. `count` [K] has the
+    number of samples of each client. `pool` [K] has the number of the pool to which each client belongs. The result is
+    the same index [U, n'_max] and count [U] for the pools. A client has at most n_max samples, and a pool at most
+    n'_max.
     """
     samples = [np.concatenate([index[k, : count[k]] for k in np.flatnonzero(pool == u)]) for u in range(pool.max() + 1)]
     counts = np.array([len(numbers) for numbers in samples])

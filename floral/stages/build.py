@@ -13,7 +13,7 @@ from floral.toolkit.parts import with_private_statistics
 def method_of(variant: Variant, problem: Problem) -> Method:
     """Build the method of a variant for this problem.
 
-    If the variant has `statistics: private`, each client keeps its own running statistics.
+    If the variant has `statistics: private`, each client keeps its own running means and variances of batch norm.
 
     Raises:
         Refused: the method cannot be used for this problem.

@@ -16,7 +16,8 @@ from floral.config.schema.task import Task
 def check(tasks: Iterable[Task], results: Path) -> None:
     """Check that the data of each task can be read, and that the data fit the task.
 
-    The number of classes, the shape and the natural clients of the data come from card.json. Before the data are
+    After the data are fetched, their card.json gives the number of classes, the shape of an input and the number of
+    natural clients. Natural clients are those that the data themselves name, one for each sample. Before the data are
     fetched, only the number of classes is known, from config/data.lock. Custom data that are not stored yet are read
     and stored first.
 
@@ -50,9 +51,10 @@ def _store_custom(task: Task, data: CustomData, results: Path) -> None:
 
 
 def _facts(data: str | CustomData, results: Path) -> dict[str, Any]:
-    """Return what is known about data: the content of card.json, or else the number of classes in data.lock.
+    """Return what is known about a data set: the content of its card.json.
 
-    A damaged card.json counts as missing, because `fetch` writes it again.
+    If card.json is missing, return only the number of classes from data.lock. A damaged card.json counts as missing,
+    because `fetch` will write it again.
     """
     dataset = data_sets.data_set(data)
     try:
@@ -62,9 +64,9 @@ def _facts(data: str | CustomData, results: Path) -> dict[str, Any]:
 
 
 def _check_fit(task: Task, facts: dict[str, Any]) -> None:
-    """Raise ConfigError if data with these facts cannot be partitioned as the task requires.
+    """Raise ConfigError if the shape of the data does not fit the task, or if they cannot be partitioned as required.
 
-    `facts` is the result of `_facts`, such as the number of classes and of natural clients.
+    `facts` is the result of `_facts`. It says how many classes and natural clients the data have, as far as known.
     """
     rule = task.partition
     if rule.kind == "natural" and "rows" in facts and "natural_clients" not in facts:
@@ -87,6 +89,6 @@ def _check_fit(task: Task, facts: dict[str, Any]) -> None:
 
 
 def _where(task: Task) -> str:
-    """Return the path of a task's file, with a note if the suite changes values of the task."""
+    """Return the path of a task's file. If the suite changes values of the task, a note says so."""
     changed = "" if catalogue.task(task.name) == task else " (as the suite changes it)"
     return f"{paths.CONFIG_FOLDER}/tasks/{task.name}.yaml{changed}"

@@ -29,10 +29,10 @@ def resolve_execution(
 ) -> Execution:
     """Return the execution of a run: the backend, the number of clients per chunk and the threads.
 
-    The first run measures which execution is fastest and writes the result to a file in the parent of the run's folder;
-    later runs read the file. All runs with equal `values` (a hash of everything but the seed) share the file, so that
-    repeated runs have bit-identical results. If several processes measure at the same time, all of them use the result
-    that is written first.
+    The first run measures which execution is fastest, and writes it to a file in the parent of the run's folder. All
+    runs that differ only in the seed read this file, so that a repeated run has bit-identical results. Such runs have
+    the same hash `values`, which covers everything but the seed. If several processes measure at the same time, all of
+    them use the execution that is written first.
 
     Raises:
         ConfigError: the backend cannot be used for the method, or the file is damaged.
@@ -54,14 +54,14 @@ def resolve_execution(
         return Execution(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise ConfigError(
-            f"{path}: damaged ({error}); remove this file, and the next run measures its execution again"
+            f"{path}: damaged ({error}); remove this file, and the next run measures again which execution is fastest"
         ) from error
 
 
 def measure_execution(
     simulation: Simulation, state: State, backend: str, threads: int, precision: str = "fp32"
 ) -> Execution:
-    """Choose the execution for a backend. The backend `auto` stands for the fastest one, which is measured on this run.
+    """Choose the execution for a backend. With the backend `auto`, measure on this run which backend is fastest.
 
     Raises:
         ConfigError: the backend cannot be used for the method.
@@ -77,7 +77,7 @@ def measure_execution(
 
 
 def configure_device(device: torch.device, precision: str) -> None:
-    """Set the precision of the device, and let the device use deterministic algorithms.
+    """Set the precision with which the device computes, and make its algorithms deterministic.
 
     Raises:
         ConfigError: the device does not support this precision.

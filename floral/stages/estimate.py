@@ -123,7 +123,7 @@ def warn_once(message: str) -> None:
 def _mean(measurements: list[_Measurement], rounds: int, basis: Literal["variant", "task"]) -> Cost:
     """Return the expected cost of a run with this number of rounds, from measurements of finished runs.
 
-    Time and size are means over the measurements. The memory is the maximum.
+    The expected time and size are means over the finished runs. The expected memory is their maximum.
     """
     start, per_round = (fmean(m.start for m in measurements), fmean(m.per_round for m in measurements))
     return Cost(
@@ -139,8 +139,8 @@ def estimate(
 ) -> str:
     """Describe the runs, time and disk space of these suites, and what each estimate is based on.
 
-    `committed` has the folders of unfinished runs that will be restored from reference results. These runs need no
-    time.
+    `committed` has the folders of unfinished runs whose finished results are committed in reports/reference. These
+    results will be copied, so the runs need no time.
     """
     lines = [_suite_line(name, runs, results, committed) for name, runs in suites.items()]
     todo = {
@@ -170,7 +170,7 @@ def estimate(
 def _suite_line(name: str, runs: list[Run], results: Path, committed: Collection[Path]) -> str:
     """Return a line with the numbers of tasks, variants and runs of a suite.
 
-    The line says how many runs are finished, how many are taken from reference results, and how many must be trained.
+    The line says how many runs are finished, how many are copied from reports/reference, and how many must be trained.
     """
     done = sum(is_finished(results / run.folder) for run in runs)
     in_reference = sum(run.folder in committed for run in runs)

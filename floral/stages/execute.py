@@ -85,7 +85,8 @@ def execute(
 def _with_execution(simulation: Simulation, progress: Progress, path: Path, stop: Stop) -> Simulation:
     """Return the simulation with the execution that is stored in `progress`, and configure device and threads for it.
 
-    A resumed run thus has the same execution as before.
+    An execution is a backend, the number of clients per chunk, the threads and the precision. A resumed run has the
+    same execution as before.
 
     Raises:
         ConfigError: another version of the code wrote the checkpoint `path`, or this device does not support the
@@ -117,7 +118,7 @@ def join_unseen(
 ) -> pl.DataFrame | None:
     """Evaluate the trained run on the unseen clients of the task, and return the table of their scores.
 
-    Return None if the task has no unseen clients.
+    Unseen clients join after training. Return None if the task has no unseen clients.
     """
 
     def assemble_joining(clients: Federation) -> tuple[Method, ClientData]:

@@ -167,7 +167,7 @@ def _is_valid(folder: Path, dataset: DataSet) -> bool:
 
 
 def _locked_values(dataset: DataSet) -> dict[str, Any]:
-    """Return the values of a data set in data.lock that card.json repeats."""
+    """Return the values of a data.lock entry that must also be in card.json, such as the title and the reader."""
     options = {"options"} if dataset.options else set()
     return dataset.model_dump(include={"title", "reader", "exact", "note"} | options)
 

@@ -38,10 +38,12 @@ SIZES = ("min", "median", "max")
 def partition(job: PartitionJob, results: Path, task: Task | None = None) -> Path:
     """Write card.svg, card.json and finally partition.parquet to the folder of the job, and return this folder.
 
-    partition.parquet has the client of every sample. Equal jobs give equal tables; only the ids of gradients in
-    card.svg may differ. If `task` is given, card.json also has the number of local steps per round. If several tasks
-    share the table, card.json has the steps of the last task. A task may train on a share of the table, which each
-    variant draws when it trains. Then card.json has this share, and the local steps are counted on the share.
+    partition.parquet is a table with the client of every sample. Equal jobs give equal tables. In the chart card.svg,
+    the ids of SVG elements may differ. If `task` is given, card.json also has the number of local steps per round. If
+    several tasks share the table, card.json has the steps of the last task.
+
+    In some tasks, each variant trains on its own random part of the samples. The share of this part is then in
+    card.json, and the local steps are those of a part.
 
     Raises:
         ConfigError: the data are missing, the data differ from those of an earlier call, the data lack the classes or
@@ -157,16 +159,16 @@ def _with_labels(table: pl.DataFrame, train_y: Labels, test_y: Labels) -> pl.Dat
 
 
 def _per_client(table: pl.DataFrame, split: str, clients: int, clusters: int | None = None) -> Labels:
-    """Return the number of samples of a split for each client.
+    """Return how many samples of a split each client has.
 
-    If the number of clusters is given, return the number of samples for each cluster instead.
+    If the number of clusters is given, return how many samples of the split each cluster has.
     """
     in_split = table.filter(pl.col("split") == split)
     return np.bincount(in_split["cluster" if clusters else "client"].to_numpy(), minlength=clusters or clients)
 
 
 def _class_counts(table: pl.DataFrame, split: str, classes: int, clients: int) -> list[list[int]]:
-    """Return the number of samples of a split for each client and class, as a list counts[client][class]."""
+    """Return how many samples of each class a client has in a split, as a list counts[client][class]."""
     in_split = table.filter(pl.col("split") == split)
     cell = in_split["client"].to_numpy() * classes + in_split["class"].to_numpy()
     return np.bincount(cell, minlength=clients * classes).reshape(clients, classes).tolist()
@@ -175,8 +177,9 @@ def _class_counts(table: pl.DataFrame, split: str, classes: int, clients: int) -
 def _label_skew(table: pl.DataFrame, classes: int, clients: int) -> npt.NDArray[np.float64]:
     """Return how much the training labels of each client differ from those of all clients together.
 
-    The result [K] has one value for each of the K clients: the total variation distance between both label frequencies.
-    0 means equal frequencies, and 1 means that no class is in common.
+    The result [K] has one value for each of the K clients. The value is the total variation distance between the label
+    frequencies of the client and those of all clients. 0 means equal frequencies, and 1 means that no class is in
+    common.
     """
     counts = np.array(_class_counts(table, "train", classes, clients), dtype=float)
     frequencies = counts / counts.sum(1, keepdims=True)
@@ -186,7 +189,8 @@ def _label_skew(table: pl.DataFrame, classes: int, clients: int) -> npt.NDArray[
 def _main_share(table: pl.DataFrame, clients: int, concepts: int) -> npt.NDArray[np.float64]:
     """Return which share of each client's training samples belongs to the client's most frequent concept.
 
-    The result [K] has one value for each of the K clients.
+    A concept is the distribution of one cluster; a client may mix several. The result [K] has one value for each of the
+    K clients.
     """
     train = table.filter(pl.col("split") == "train")
     cell = train["client"].to_numpy().astype(np.int64) * concepts + train["cluster"].to_numpy()
@@ -244,8 +248,8 @@ def _chart(job: PartitionJob, table: pl.DataFrame, manifest: dict[str, Any]) -> 
 def _subtitle(job: PartitionJob, manifest: dict[str, Any]) -> list[str]:
     """Describe the partition in one or two lines.
 
-    The first line has the clusters and the numbers of samples. The second has label skew, mixed concepts, label noise
-    and local steps, as far as they apply.
+    The first line has the clusters and the numbers of samples. The second line has what applies of the following: the
+    label skew, the share of a client's main concept, the label noise, and the local steps per round.
     """
     sizes = ", ".join(f"{_range(manifest['rows'][split])} {split}" for split in SPLITS)
     members = manifest["clients_of_cluster"]

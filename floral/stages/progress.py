@@ -38,7 +38,10 @@ class Progress:
     """The file to which this process appends each evaluated round; checkpoints leave it out."""
 
     def add(self, evaluation: Evaluation) -> None:
-        """Add the evaluation of the current round to the progress, and append its metrics to the segment file."""
+        """Add the evaluation of the current round to the progress, and append its metrics to the segment file.
+
+        Other processes read the segment file while the run trains.
+        """
         costs = [self.bytes, self.client_samples, self.client_passes]
         self.metrics += [[self.round, split, metric, value, *costs] for split, metric, value in evaluation.metrics]
         if self.segment is not None:
@@ -55,5 +58,5 @@ class Progress:
 
     @classmethod
     def resumed(cls, values: dict[str, Any]) -> Progress:
-        """Restore the progress from the values in a checkpoint, and count one more resumption."""
+        """Restore the progress from the values in a checkpoint, and increase the number of resumptions by 1."""
         return cls(**{**values, "resumptions": values["resumptions"] + 1})

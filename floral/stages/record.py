@@ -66,21 +66,23 @@ def write_results(
 
 
 def headline(run: Run, progress: Progress) -> str:
-    """Return the split whose scores are the result of the run: "population" or "test".
+    """Return the name of the test samples whose scores are the result of the run: "population" or "test".
 
-    "population" is the global test set: every client is evaluated on all samples of this set, after the shift of the
-    client's cluster. "test": every client is evaluated only on its own test samples. "test" is the result if the
-    published code uses it, if clients of one cluster have different label distributions, or if the run diverged.
+    With "population", every client is evaluated on all samples of the global test set, changed by the shift of the
+    client's cluster. With "test", every client is evaluated only on its own test samples. The result is "test" in three
+    cases: the run follows the evaluation of the published code, the clients of a cluster have different label
+    distributions, or the run diverged.
     """
     local = run.fidelity["evaluation"] == "sampled" or run.task.skewed or progress.diverged_at is not None
     return "test" if local else "population"
 
 
 def model(state: State) -> bytes:
-    """Return the content of model.safetensors: the tensors of the final state, with the names <group>/<name>.
+    """Return the content of model.safetensors: the tensors of the final state.
 
-    Private values that are too large for memory are not in it. They are in a second safetensors file in the same
-    folder; the key `private` in the header of model.safetensors names the second file.
+    A tensor has the name <parameter group>/<name>. Private values belong to a single client. If they are too large for
+    memory, they are not in model.safetensors but in a second safetensors file in the same folder. The key `private` in
+    the header of model.safetensors names the second file.
     """
     stored = {} if state.store is None else state.store.values
     tensors = {
@@ -98,7 +100,8 @@ def clients_table(
     """Return a table of the scores after the last round, with one row per client.
 
     `scores` are the scores on the split that `headline` returns. `local_scores` are the scores on each client's own
-    test samples. They give the columns `own_rows` (number of samples, or of tokens) and `own_correct`.
+    test samples. They give the column `own_rows`, the number of test samples (of tokens for text), and the column
+    `own_correct`, the number of correct predictions.
     """
     regression = simulation.settings.loss == "mse"
     clients = len(scores.clients)
@@ -122,7 +125,7 @@ def clients_table(
 def routes_table(progress: Progress, data: Federation) -> pl.DataFrame:
     """Return a table of routes, with one row per client and evaluated round.
 
-    The route of a client is a list of its weights of the clusters.
+    The route of a client is a list with one weight for each cluster.
     """
     rows = [
         [round, client, int(data.cluster[client]), route]
@@ -135,7 +138,8 @@ def routes_table(progress: Progress, data: Federation) -> pl.DataFrame:
 def costs(simulation: Simulation, state: State, progress: Progress) -> dict[str, Any]:
     """Return the content of costs.json.
 
-    It has the counted costs of the method, and the time and memory that were measured on this machine.
+    The counted costs are parameters, bytes per round and passes per sample. The measured costs are the time and the
+    memory on this machine.
     """
     counted = simulation.costs(state)
     return {
@@ -200,12 +204,14 @@ def further_scores(
     data: Federation,
     source: str | Synthetic | CustomData,
 ) -> dict[str, Any]:
-    """Return the scores that only some runs have, such as top-5 accuracy, and the mean of each true cluster.
+    """Return the scores that only some runs have, such as top-5 accuracy, and the scores of each true cluster.
 
-    The excess risk is the mean squared error minus the variance of the label noise. For synthetic data it is the mean
-    squared error on the global test set, because the labels of this set have no noise. The excess risk is None for
-    other data. It is also None if labels are normalised per client: such a label depends on other samples of the
-    client, which no model sees.
+    The scores of a true cluster are the mean accuracy and the mean loss over the samples of its clients.
+
+    The excess risk is the mean squared error minus the variance of the label noise. On synthetic data, the labels of
+    the global test set have no noise, so the mean squared error on this set is the excess risk. For all other data, the
+    excess risk is None. It is also None for data with `normalised: true`: a label then depends on all samples of its
+    client, but a model sees only one of them.
     """
     excess = split == "population" and isinstance(source, Synthetic) and not source.normalised
     regression, cluster = data.classes is None, data.cluster
@@ -221,10 +227,11 @@ def further_scores(
 
 
 def official_scores(simulation: Simulation, scores: Scores, progress: Progress, valid: bool) -> dict[str, float | None]:
-    """Return the score as the published code computes it, over all clients and over a sample of the clients.
+    """Return the score of the published code twice: as a mean over all clients, and over a random subset of clients.
 
-    The published code divides the rounds into 51 bins, and the score is the mean over the last bin. A method without
-    rounds is evaluated only once, and this evaluation gives the score. If not `valid`, both scores are None.
+    The published code divides the rounds into 51 bins, and the score is the mean over the rounds of the last bin. A
+    method without rounds is evaluated only once, and this evaluation gives both scores. If `valid` is false, because
+    the run diverged or does not follow the published evaluation, both scores are None.
     """
     names = ("official_score", "official_score_sampled")
     if not valid:

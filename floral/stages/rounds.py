@@ -33,8 +33,8 @@ def run_rounds(
     A checkpoint is written to `path` about every `checkpoint_seconds`.
 
     Raises:
-        Stopped: a signal asked the run to stop. A checkpoint was written after the evaluation of the round, or before
-            the evaluation if the evaluation took too long.
+        Stopped: a signal asked the run to stop, and a checkpoint was written. If training or evaluating the round took
+            too long, this work was dropped, and the resumed run repeats it.
     """
     saved = time.monotonic()
     with checkpoint_if_stopped(path, simulation, state, progress):
@@ -56,7 +56,7 @@ def run_rounds(
 
 
 def train_round(simulation: Simulation, state: State, progress: Progress) -> None:
-    """Train one round. The evaluation of the round follows separately.
+    """Train one round, without evaluating it. `evaluate_round` does this next.
 
     An interrupted round changes neither the state nor the progress.
     """
@@ -111,9 +111,10 @@ def checkpoint_if_stopped(path: Path, simulation: Simulation, state: State, prog
 
 
 def save_checkpoint(path: Path, state: State, progress: Progress) -> None:
-    """Write a checkpoint, then write the changed private values of clients to private.safetensors.
+    """Write a checkpoint, then write the private values that changed to private.safetensors.
 
-    Only a run whose private values are too large for memory has private.safetensors.
+    Private values are parameters that belong to a single client. Only a run whose private values are too large for
+    memory has the file private.safetensors.
     """
     tensors = state.checkpoint_tensors()
     checkpoint.write(path, tensors, progress.as_json())
@@ -124,8 +125,8 @@ def save_checkpoint(path: Path, state: State, progress: Progress) -> None:
 def read_checkpoint(path: Path, simulation: Simulation, private: Path) -> tuple[State, Progress]:
     """Return the state and the progress of a run, read from its last undamaged checkpoint.
 
-    `private` is the path of private.safetensors, which has private values that are too large for memory. The tensors
-    are moved to the device of the simulation.
+    `private` is the path of private.safetensors. This file has the private values of the clients if these are too large
+    for memory. All other tensors are moved to the device of the simulation.
 
     Raises:
         ConfigError: both checkpoints are damaged, private.safetensors is damaged, or another version of the code wrote
@@ -154,9 +155,10 @@ def read_checkpoint(path: Path, simulation: Simulation, private: Path) -> tuple[
 def _last_undamaged(path: Path, private: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the tensors and the progress of the last checkpoint. If it is damaged, use the previous checkpoint.
 
+    The previous checkpoint does not match private.safetensors, because this file has changed since then.
+
     Raises:
-        Unreadable: no checkpoint can be used. If private.safetensors exists, the previous checkpoint cannot be used,
-            because private.safetensors has changed since then.
+        Unreadable: no checkpoint can be read, or the last one is damaged and private.safetensors exists.
     """
     before = checkpoint.before(path)
     try:

@@ -28,8 +28,9 @@ LOG = logging.getLogger("floral.train")
 def train(run: Run, results: Path, *, device: str, runs_per_gpu: int, **how: Any) -> int:
     """Train a run unless it is finished, print one line, and return the exit code: 0 if finished, 1 if failed.
 
-    A diverged run is finished. The file summary.json marks a run as finished; the file `done` is only for Snakemake. On
-    a GPU, the run holds one of the GPU's `runs_per_gpu` places. The arguments `how` are passed to `execute`.
+    A diverged run counts as finished. The file summary.json marks a run as finished; the file `done` is only for
+    Snakemake. On a GPU, at most `runs_per_gpu` runs train at the same time. The function passes the arguments `how` to
+    `execute`.
 
     Raises:
         ConfigError: the configuration or an existing file cannot be used.

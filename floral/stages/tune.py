@@ -78,8 +78,9 @@ def trial(
 ) -> dict[str, Any]:  # fmt: skip
     """Train one candidate on one seed, and return the status, the reason and the validation loss.
 
-    `configuration` is the candidate; None stands for the untuned values. The reason says why a trial was refused or
-    diverged. The first trial of a search measures which execution is fastest, and all later trials use this execution.
+    `configuration` is the candidate. If it is None, the untuned values are trained. The reason says why a trial was
+    refused or diverged. The first trial of a search measures which execution is fastest (backend, clients per chunk,
+    threads), and all later trials use this execution.
     """
     run = search.trial(seed, configuration)
     torch_device, backend, threads = how
@@ -179,8 +180,8 @@ def summary_line(search: Search, tuned: Tuned, record: dict[str, Any]) -> str:
 def write(searches: Iterable[Search], results: Path) -> list[Path]:
     """Write the tuned values of finished searches to config/tuned/<task>.yaml, and return the paths of these files.
 
-    Other entries of the files are kept. A search that is not finished in `results` is skipped if config/tuned has an
-    up-to-date entry for it.
+    All other entries in these files are kept. An unfinished search is skipped if config/tuned already has an up-to-date
+    entry for it.
 
     Raises:
         ConfigError: a search is not finished and has no up-to-date entry, or two searches have the same task and

@@ -35,11 +35,12 @@ def unseen_table(
     data: Federation,
     assemble: Callable[[Federation], tuple[Method, ClientData]],
 ) -> pl.DataFrame | None:
-    """Return the scores of the unseen clients, one row for each client and each number of training samples n.
+    """Return the scores of the unseen clients, one row for each client and each number of training samples.
 
-    Return None for a task without unseen clients. `assemble` returns the run's method and the tensors of the joining
-    clients. An oracle is a variant that knows the true cluster of each client. Clients of a new concept belong to no
-    cluster of the training, so the table of an oracle has no rows for them.
+    Unseen clients join after training, each with n of its training samples. The table has several n. Return None for a
+    task without unseen clients. The argument `assemble` is a function that builds the method and the tensors for the
+    joining clients. An oracle is a variant that knows the true cluster of each client. A client with a new concept
+    belongs to none of the clusters in training, so an oracle has no rows for it.
     """
     task, joining = run.task, data.unseen
     if task.unseen is None or joining is None:

@@ -35,7 +35,8 @@ from floral.nn.layers import WEIGHT_LAYERS, Call, Linear, Model
 def distinct_starts(init: Callable[[Stream], Params], stream: Stream, count: int) -> Params:
     """Return different initial parameters for `count` clusters or clients.
 
-    Every tensor has a leading axis of length `count`. The first parameters equal `init(stream)`.
+    The result contains one tensor per parameter name, with a leading axis of length `count`. The first of the `count`
+    models equals `init(stream)`. All others are drawn from other random streams derived from `stream`.
     """
     starts = [init(stream.at(holder) if holder else stream) for holder in range(count)]
     return {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
@@ -44,7 +45,8 @@ def distinct_starts(init: Callable[[Stream], Params], stream: Stream, count: int
 def repeated_start(start: Params, count: int) -> Params:
     """Return the same initial parameters for `count` clusters or clients.
 
-    Every tensor has a leading axis of length `count`. The values are expanded, not copied; the engine makes the copies.
+    Every tensor has a leading axis of length `count`. Along this axis, all entries share one memory
+    (`torch.Tensor.expand`). The engine copies them before training.
     """
     return {name: value.expand(count, *value.shape) for name, value in start.items()}
 
@@ -58,8 +60,8 @@ def model_groups(
     """Return the groups of one model: "base" (its parameters) and, with batch norm, "statistics" (running statistics).
 
     - Scope SHARED: one model for all clients.
-    - Scope CLUSTERED: `holders` models, one per cluster. Their starts differ, unless `same_start`.
-    - Scope PRIVATE: `holders` models, one per client, with one common start.
+    - Scope CLUSTERED: `holders` models, one per cluster. Their initial values differ, unless `same_start` is true.
+    - Scope PRIVATE: `holders` models, one per client. All have the same initial values.
     """
     has_axis = scope in (Scope.CLUSTERED, Scope.PRIVATE)
 
@@ -94,7 +96,8 @@ def predictor(model: Model, params: str = "base", running: str = "statistics") -
 
 
 def personal_groups(model: Model, stream: Stream, lr: float, clients: int) -> dict[str, Group]:
-    """Return the groups of a second model, of which each client has its own copy. All copies have the same start.
+    """Return the groups of personal models, one per client, for a method that also has another model. All personal
+    models have the same initial values.
 
     The groups are "personal" and, with batch norm, "personal_statistics". Both are PRIVATE.
     """
@@ -112,10 +115,10 @@ def personal_predictor(model: Model) -> Predict:
 
 
 def proximal_penalty(group: str, weight: float, towards: str = "base") -> Penalty:
-    """Return the penalty weight/2·‖w - w_received‖², which keeps the group `group` near received values.
+    """Return the penalty weight/2·‖w - w_received‖², which keeps the parameters w near the received w_received.
 
-    w are the values of `group` during training. w_received are the values of the group `towards` that the client
-    received at the start of the round.
+    w are the parameters in the group `group` during training. w_received are the values of the group `towards` that the
+    client received at the start of the round.
     """
 
     def penalty(view: View, received: View, noise: Noise) -> Tensor:
@@ -169,8 +172,8 @@ class SplitModel:
     """A model in which some layers are PRIVATE and all other layers are SHARED. Running statistics belong to their
     layer.
 
-    The groups are "base" (SHARED) and `name` (PRIVATE with one common start). With batch norm there are also
-    "statistics" and "<name>_statistics".
+    The groups are "base" (SHARED) and `name` (PRIVATE, with the same initial values for all clients). With batch norm
+    there are also "statistics" and "<name>_statistics".
     """
 
     model: Model
@@ -180,7 +183,7 @@ class SplitModel:
     """Name of the group of the PRIVATE layers."""
 
     def _part(self, params: Params, private: bool) -> Params:
-        """Return the parameters of the PRIVATE layers (`private`), or those of the SHARED layers."""
+        """Return the parameters of the PRIVATE layers if `private` is true, otherwise those of the SHARED layers."""
         return {
             key: value for key, value in params.items() if (key.rsplit(".", 1)[0] in self.private_layers) == private
         }
@@ -206,7 +209,7 @@ class SplitModel:
         return groups
 
     def predict(self, view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
-        """Predict with the SHARED layers and the client's own PRIVATE layers. Return the outputs and the changed
+        """Predict with the SHARED layers and the client's own PRIVATE layers. Return the outputs and the new running
         statistics.
         """
         running = {group: view[group] for group in ("statistics", f"{self.name}_statistics") if group in view}
@@ -218,11 +221,12 @@ class SplitModel:
 def with_private_statistics(method: Method, clients: int) -> Method:
     """Return the method with all running statistics of batch norm PRIVATE, so that each client keeps its own.
 
-    This concerns the groups "statistics" and "<…>_statistics". They have one common start. If a client holds several
-    clusters, it has statistics for each of them. The scale and shift parameters of batch norm stay as they are.
+    The groups "statistics" and "<…>_statistics" become PRIVATE. All clients start with the same statistics. If a client
+    receives the models of several clusters, it keeps separate statistics for each of these models. The scale and shift
+    parameters of batch norm stay in their groups.
 
-    Training does not read running statistics. So only two things change: evaluations, and decisions of a method that
-    are based on evaluations. With a single client nothing changes.
+    Training steps do not read running statistics. So only two things change: the results of evaluations, and decisions
+    for which a method evaluates models. With a single client nothing changes.
 
     Raises:
         Refused: the method averages no statistics, or it moves models between clients without their statistics.
@@ -238,12 +242,14 @@ def with_private_statistics(method: Method, clients: int) -> Method:
         )
     if method.server.update is not None and "statistics" in running and running["statistics"].scope is Scope.CLUSTERED:
         raise Refused(
-            "the server of this method builds models from other models, and needs averaged running statistics for them;"
+            "the server of this method computes new models from those of the clusters, and needs averaged running"
+            " statistics for the new models;"
             " set `statistics: federated`"
         )
     if running.keys() & method.server.upload.keys():
         raise Refused(
-            "clients of this method upload running statistics of one model for another, which the server must average;"
+            "clients of this method upload the running statistics of their personal model as those of another model,"
+            " so the server must average them;"
             " set `statistics: federated`"
         )
 
@@ -264,8 +270,8 @@ def head_name(model: Model) -> str:
     """Return the name of the head, the last linear layer, which computes the outputs.
 
     Raises:
-        Refused: the last layer with weights is tied to the embedding or not linear, or no layer with weights comes
-            before it.
+        Refused: the last layer that has weights is not linear, or shares its weights with the embedding, or is the only
+            layer with weights.
     """
     weight_layers = [name for name, layer in model.layers.items() if isinstance(layer, WEIGHT_LAYERS)]
     if weight_layers and getattr(model.layers[weight_layers[-1]], "tied", None):
@@ -312,13 +318,13 @@ def model_of_size(problem: Problem, size: float, low: float) -> Model:
     high = MAX_WIDTH
     if problem.build_model(width=high).size < size:
         raise Refused(
-            f"the model must be as large as FLoRAL ({size:g} parameters per model), but even {MAX_WIDTH:g} times as"
-            " wide it is smaller; choose another model or a lower `rank`"
+            f"each model must have at least {size:g} parameters to be as large as FLoRAL, but it has fewer even at"
+            f" {MAX_WIDTH:g} times its width; choose another model or a lower `rank`"
         )
     if (smallest := problem.build_model(width=low).size) >= size:
         raise Refused(
-            f"the model must be as large as FLoRAL ({size:g} parameters per model), but at its smallest width it"
-            f" already has {smallest}; choose another model or a higher `rank`"
+            f"each model must have about {size:g} parameters to be as large as FLoRAL, but even the narrowest has"
+            f" {smallest}; choose another model or a higher `rank`"
         )
     while high - low > 1e-4:
         middle = (low + high) / 2
@@ -327,9 +333,9 @@ def model_of_size(problem: Problem, size: float, low: float) -> Model:
 
 
 def forward_backward_passes(problem: Problem, *models: Model) -> float:
-    """Return the cost of one sample in all these models together, in forward-backward passes of the task's model.
+    """Return the summed cost of one training sample in these models, divided by its cost in the task's model.
 
-    The cost is counted in multiply-adds.
+    So the unit is one forward-backward pass of the task's model. Costs are numbers of multiply-adds.
     """
     task_model = problem.build_model().multiply_adds(problem.shape, problem.batch)
     return sum(model.multiply_adds(problem.shape, problem.batch) for model in models) / task_model
@@ -358,10 +364,10 @@ def sgd_step() -> LocalStep:
 
 
 def with_loss(objective: Objective) -> Callable[..., tuple[Tensor, tuple[Tensor, View]]]:
-    """Return an objective with which `torch.func.grad(has_aux=True)` gives the gradient and also the loss.
+    """Change an objective so that `torch.func.grad(has_aux=True)` returns the loss in addition to the gradient.
 
-    `grad` drops the loss, the first output of the objective. So the new objective returns the loss twice: as the first
-    output, and together with the statistics as the second one.
+    An objective returns the loss and the new running statistics. `grad` differentiates the first output and returns
+    only the second. So the new objective returns (loss, (loss, statistics)).
     """
 
     def with_value(trained: View, fixed: View, batch: Batch, noise: Noise) -> tuple[Tensor, tuple[Tensor, View]]:
@@ -379,8 +385,8 @@ def phases_with_warmup(*phases: Phase, warmup_phase: Phase, base: str, warmup: f
 
     - base="joint": return `phases` unchanged. "base" trains in all rounds.
     - base="warmup_freeze": the first R0 = round(warmup·rounds) rounds have only `warmup_phase`, usually FedAvg of the
-      base. The later rounds have `phases`, but "base" does not train. The condition `when` of a phase counts rounds
-      from R0 on.
+      base. The later rounds have `phases`, but "base" does not train. The condition `when` of a later phase does not
+      count the rounds of the warm-up.
     """
     if base == "joint":
         return phases
@@ -401,7 +407,7 @@ def phases_with_warmup(*phases: Phase, warmup_phase: Phase, base: str, warmup: f
 
 
 def fedavg_phase(model: Model) -> Phase:
-    """Return the phase of FedAvg, which trains the group "base" of one model."""
+    """Return the phase in which clients train as in FedAvg: all parameters of the model, the group "base"."""
     return Phase(train=("base",), predict=predictor(model))
 
 
@@ -423,8 +429,8 @@ def sample_losses(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
 def outputs_of_each_model(model: Model) -> Callable[[View, Tensor, Noise | None, Tensor | None], tuple[Tensor, View]]:
     """Return a function that computes the outputs [C, B, outputs] of C models on the same inputs x [B, ...].
 
-    The function also returns the changed statistics. The models are the groups of `model_groups` with C holders. Their
-    noise has the shapes of `noise_of_each_model`.
+    The function also returns the new running statistics. The parameters are those of `model_groups` with `holders` = C.
+    The random inputs for dropout have the shapes of `noise_of_each_model`.
     """
 
     def outputs(view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
@@ -437,8 +443,8 @@ def outputs_of_each_model(model: Model) -> Callable[[View, Tensor, Noise | None,
 
 
 def noise_of_each_model(model: Model, holders: int) -> dict[str, tuple[int | str, ...]]:
-    """Return the shapes of the random inputs when C models get the same x.
+    """Return the shapes of the random inputs that dropout needs if C = `holders` models get the same batch x.
 
-    The random input of a dropout layer has the shape [B, C, ...].
+    The random input of a dropout layer has the shape [B, C, ...] for B samples.
     """
     return {name: (batch, holders, *shape) for name, (batch, *shape) in model.noise.items()}

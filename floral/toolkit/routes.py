@@ -24,10 +24,12 @@ from floral.toolkit.parts import predictor, repeated_start
 
 @dataclass(frozen=True, kw_only=True)
 class ModelChoice:
-    """C models, of which each client trains, sends and predicts with one.
+    """C models, from which each client uses a single one.
+
+    The client trains this model, sends it, and predicts with it.
 
     The models are the CLUSTERED groups of `model_groups`. The PRIVATE group "choice" holds the index of the client's
-    model. The gradients of all other models are 0.
+    model. On this client, all other models have gradient 0.
     """
 
     model: Model
@@ -36,13 +38,13 @@ class ModelChoice:
     def group(self, clients: int) -> Group:
         """Return the group "choice": the index of the model that each client chose [K], 0 at the start.
 
-        The method's `assign` on the client, or the server, changes the indices.
+        The indices are changed by the client (with the method's `assign`) or by the server.
         """
         return Group(scope=Scope.PRIVATE, init=lambda: {"cluster": torch.zeros(clients)}, statistic=True)
 
     def predict(self, view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
-        """Return the outputs of the chosen model and the statistics of all models, of which only those of the chosen
-        model change.
+        """Return the outputs of the chosen model, and the running statistics of all models. Only the statistics of the
+        chosen model change.
         """
         index = view["choice"]["cluster"].long().reshape(1)
         model_view = {group: self.chosen_params(view, group) for group in ("base", "statistics") if group in view}
@@ -58,7 +60,7 @@ class ModelChoice:
         return outputs, statistics
 
     def chosen_params(self, view: View, group: str = "base") -> Params:
-        """Return the parameters of one group (`base` or `statistics`) in the model that the client chose."""
+        """Return the part of the chosen model that belongs to one group: `base` (parameters) or `statistics`."""
         index = view["choice"]["cluster"].long().reshape(1)
         return {name: tensor.index_select(0, index)[0] for name, tensor in view[group].items()}
 
@@ -69,7 +71,7 @@ class ModelChoice:
 
     @property
     def routing(self) -> Routing:
-        """Return the routing with which the server averages each model over the clients that chose it."""
+        """Return the method's `Routing`: the server averages each model over the clients that chose it."""
         return Routing(log_route=self.log_route, serves_one_cluster=True, clusters=self.clusters)
 
     def log_route(self, view: View) -> Tensor:
@@ -104,10 +106,10 @@ FIXED_ROUTE_GAP = 100.0
 
 @dataclass(frozen=True, kw_only=True)
 class Router:
-    """The weights π_k by which client k mixes C clusters.
+    """The weights π_k with which client k mixes the models or adaptors of C clusters.
 
     The weights are π_k = softmax((θ_k + noise_scale·u)/temperature). θ_k are C logits of the client. u ~ U[0, 1)^C is
-    drawn for each batch in training, and is 0 in evaluation. There are these kinds:
+    drawn for each batch in training, and is 0 in evaluation. The kind of the router is one of these:
 
     - "learned": θ_k starts at 0 (equal weights) and is trained by SGD.
     - "optimal": π_k selects the client's true cluster and never changes.
@@ -115,9 +117,9 @@ class Router:
     - "em", "exponential", "argmin": `route_from_losses` sets θ_k at the start of a client's round, from the loss of
       each cluster on all training samples of the client.
 
-    `top` 2 is for learned routers. Training and the server then use only the two largest weights of π_k, which are
-    rescaled to the sum 1. Evaluation uses only the largest weight, as the published code does. Weights equal to the
-    smallest of these are kept too.
+    A learned router can have `top` = 2. Training and the server then use only the two largest weights of π_k, which are
+    rescaled to the sum 1. Evaluation uses only the largest weight, as the published code does. If more weights are
+    equal to the smallest of the used weights, they are used too.
 
     `layers` > 0 gives each of L layers its own logits, θ_k [L, C], and its own noise. The server's weights and the
     report use the mean of the weights over the layers. So both factors of an adaptor are averaged with the same weight.
@@ -172,13 +174,15 @@ class Router:
 
     @property
     def fixed_clusters(self) -> Tensor:
-        """The cluster that a fixed router selects for each client [K]."""
+        """The cluster of each client [K] if the router is fixed ("optimal" or "random")."""
         match self.kind:
             case "optimal":
                 return self.problem.true_cluster
             case "random":
                 return self._random_clusters.to(self.problem.device)
-        raise ValueError(f"the router {self.kind!r} selects no fixed clusters; use the router 'optimal' or 'random'")
+        raise ValueError(
+            f"the router {self.kind!r} selects no fixed cluster for a client; use the router 'optimal' or 'random'"
+        )
 
     @property
     def _random_clusters(self) -> Tensor:
@@ -207,19 +211,19 @@ class Router:
 
     @property
     def weighed_clusters(self) -> int:
-        """The largest number of clusters in which the server can give one client a positive weight."""
+        """The largest number of clusters in whose averages one client can have a positive weight."""
         has_all = self.top == 0 or self.problem.switches["aggregation_route"] == "plain"
         return self.problem.clusters if has_all else min(self.problem.clusters, self.top * max(1, self.layers))
 
     def full_route(self, view: View, noise: Noise | None) -> Tensor:
-        """Return the weights π_k [C] or [L, C] of all clusters, before `top` selects the largest ones."""
+        """Return the weights π_k [C] or [L, C] of all clusters, before `top` selects the largest weights."""
         logits = view["router"]["logits"]
         if noise is not None and "router" in noise:
             logits = torch.add(logits, noise["router"], alpha=self.noise_scale)
         return torch.softmax(logits if self.temperature == 1 else logits / self.temperature, dim=-1)
 
     def mixing_route(self, view: View, noise: Noise | None) -> Tensor:
-        """Return the weights π_k [C] or [L, C] with which the forward pass mixes the clusters."""
+        """Return the weights π_k [C] or [L, C] with which the client mixes, after the selection by `top`."""
         route = self.full_route(view, noise)
         if not self.top:
             return route
@@ -227,18 +231,19 @@ class Router:
 
     @property
     def routing(self) -> Routing:
-        """Return the routing of a method with this router.
+        """Return the `Routing` of a method with this router: the logarithms of the clusters' weights for each client.
 
-        It contains the weights for the server and, with `top`, the different weights for evaluation.
+        It always contains the weights with which the server averages. With `top`, evaluation uses fewer weights than
+        the server. The routing then contains the weights of evaluation too.
         """
         served = self.served_log_route if self.top else None
         return Routing(log_route=self.log_route, served_log_route=served, clusters=self.problem.clusters)
 
     def log_route(self, view: View) -> Tensor:
-        """Return the logarithms log π_k [C] of the weights with which the server averages, without noise.
+        """Return log π_k [C], the logarithms of client k's weights in the server's averages. They contain no noise.
 
-        With the fidelity switch aggregation_route="plain", which follows the published code, `temperature` and `top`
-        are ignored too.
+        The fidelity switch aggregation_route="plain" imitates the published code, which ignores `temperature` and `top`
+        here.
         """
         plain = self.problem.switches["aggregation_route"] == "plain"
         if self.top and not plain:
@@ -246,11 +251,15 @@ class Router:
         return self._log_mean(torch.log_softmax(view["router"]["logits"] / (1.0 if plain else self.temperature), -1))
 
     def served_log_route(self, view: View) -> Tensor:
-        """Return the logarithms log π_k [C] of the weights with which evaluation mixes the clusters."""
+        """Return log π_k [C], the logarithms of the weights with which client k mixes the clusters in evaluation."""
         return self._log_mean(self.mixing_route(view, None).log())
 
     def _log_mean(self, log_route: Tensor) -> Tensor:
-        """Return the logarithms [C] of the weights, averaged over all layers."""
+        """Average the weights over all layers, and return the logarithms of these means [C].
+
+        `log_route` holds the logarithms of the weights, [L, C] for L layers. Without weights per layer it is [C], and
+        is returned unchanged.
+        """
         return torch.logsumexp(log_route, 0) - math.log(self.layers) if self.layers else log_route
 
     def route_from_losses(self, view: View, losses: Tensor, mask: Tensor) -> View:
@@ -263,8 +272,8 @@ class Router:
         - "exponential": π_c ← π_c exp(-f_c/temperature), rescaled to the sum 1. This is a step of entropic mirror
           descent on Σ_c π_c f_c. With one sample and temperature 1 it equals "em".
         - "argmin": the cluster with the smallest f_c gets weight 1 (arXiv 2006.04088). The client keeps its cluster
-          unless another one is better by more than 1e-5 of the present loss. At first all adaptors are the same
-          function, so the first choices are random.
+          unless another cluster has a loss smaller by more than 1e-5 of the present loss. All adaptors compute the same
+          function at first, so the first choices are random.
 
         The result is the group "router" with the logits of these weights.
         """
@@ -284,7 +293,7 @@ class Router:
 def keep_largest(route: Tensor, count: int) -> Tensor:
     """Keep the `count` largest of the weights `route` [..., C], set all others to 0, and rescale them to the sum 1.
 
-    Weights equal to the smallest of the kept weights are kept too.
+    If several weights are equal to the `count`-th largest weight, all of them are kept.
     """
     if count >= route.shape[-1]:
         return route
@@ -316,8 +325,8 @@ class Gate:
     def __post_init__(self) -> None:
         if self.problem.loss == "token_cross_entropy":
             raise Refused(
-                "the gate of this method needs inputs that are quantities, but the tokens of a text are only names;"
-                " use a task without text"
+                "the gate of this method computes with the values of the inputs, but the numbers of text tokens are"
+                " only names; use a task without text"
             )
 
     @property

@@ -128,8 +128,9 @@ def ended_ms(summary: Mapping[str, Any]) -> int:
 def _data(settings: Mapping[str, Any], results: Path) -> list[DatasetInput]:
     """Return the partition and the data set of a run in the form that MLflow needs.
 
-    A task without data has neither. Synthetic data have no data set: the partition determines them. A run.yaml of an
-    earlier version does not name the data set. Then the digest of the data set is read from the partition's card.json.
+    The list is empty for a task without data. For synthetic data it has only the partition, because the partition
+    determines the data. A run.yaml of an earlier version does not name the data set. Then the digest of the data set is
+    read from the partition's card.json.
     """
     partition, task = settings["partition"], settings["task"]
     digests = {partition["folder"].removeprefix("partition/"): (partition["digest"], partition["folder"])}

@@ -116,8 +116,8 @@ def client_of(uri: str) -> MlflowClient:
 def _make_database(database: Path) -> None:
     """Create the tables in a temporary file, then give the file its final name.
 
-    If MLflow is killed while it creates the tables, MLflow cannot continue later. The temporary file prevents that such
-    a partial database is used.
+    If MLflow is killed while it creates the tables, it cannot complete them later. Because of the temporary file, such
+    an incomplete database is never used.
     """
     partial = database.with_name(f"{database.name}.partial")
     for path in (partial, partial.with_name(f"{partial.name}-journal")):

@@ -47,10 +47,10 @@ def is_within_job() -> bool:
 
 
 def never_a_reason_to_rerun(parameter: Callable[..., str]) -> Callable[..., str]:
-    """Decorate the function of a rule's parameter, so that another value does not make Snakemake repeat finished jobs.
+    """Decorate the function of a rule's parameter, so that Snakemake repeats no finished job if the parameter changes.
 
-    Snakemake repeats a job if a parameter has another value than in the last call. It does not compare parameters whose
-    function takes the argument `output`. So this decorator adds an unused argument `output`.
+    Snakemake repeats a finished job if the value of a parameter differs from that in the last call. But it does not
+    compare parameters whose function takes the argument `output`. So this decorator adds an unused argument `output`.
 
     Use it for values that do not change a result, such as the device, or the suite that contains a run. All values that
     change a result are part of the hash in the path of the output.
@@ -69,8 +69,10 @@ def never_a_reason_to_rerun(parameter: Callable[..., str]) -> Callable[..., str]
 def hide_scheduler_lines(logger: logging.Logger, submits: bool) -> None:
     """Hide lines that Snakemake logs for each job, so that the progress lines of the runs stay visible.
 
-    With the slurm profile, Snakemake logs all lines about rules, because only these lines say why a job failed. If
-    jobs are submitted (`submits`), this function also hides the lines about the start of a job.
+    Lines that begin as in SCHEDULER_LINES are always hidden. If `submits` is true, Snakemake submits jobs to a cluster.
+    Then the lines that describe a job at its start are also hidden: its rule, its group and its shell command. Error
+    lines are not hidden, because they say why a job failed. For the same reason, the slurm profile does not suppress
+    the lines about rules.
     """
 
     def is_shown(record: logging.LogRecord) -> bool:
@@ -93,15 +95,18 @@ def ignore_walltime_warning() -> None:
 def keep_going_within_job(workflow: Any) -> None:
     """Let the other runs of a shared SLURM job continue after one run has failed.
 
-    Call this function while Snakemake groups the jobs. Before that, `execution_settings` does not exist. After that,
-    Snakemake has already read `keep_going`.
+    The function sets Snakemake's option `keep_going`. Call it while Snakemake groups the jobs: earlier, the object
+    `execution_settings` with this option does not exist, and later, Snakemake has already read the option.
     """
     if is_within_job():
         workflow.execution_settings.keep_going = True
 
 
 def run_group_in_parallel(workflow: Any) -> None:
-    """Pass the options about groups to SLURM jobs, so that a job trains the runs of its group at the same time."""
+    """Let a SLURM job train the runs of its group at the same time.
+
+    For this, Snakemake passes its options about job groups to the Snakemake inside the job.
+    """
     workflow.executor_plugin.common_settings.pass_group_args = True
 
 
@@ -115,11 +120,11 @@ def remove_rate_limit(workflow: Any) -> None:
 
 
 def warm_process(unfinished: int) -> warm_start.WarmStart | None:
-    """Start the server process that has imported torch and starts each training run as a fork of itself.
+    """Start a server process that imports torch once, and then trains each run in a fork of itself.
 
-    Return None if forks are not possible, or if `unfinished`, the number of unfinished runs, is so small that starting
-    the server takes longer than it saves. The caller must keep the returned object, because the server ends when this
-    object is deleted.
+    Return None if forks are not possible. Also return None if so few runs are `unfinished` that starting the server
+    takes longer than it saves. The caller must keep the returned object, because the server ends when this object is
+    deleted.
     """
     if not warm_start.WarmStart.possible() or unfinished < warm_start.MIN_RUNS_FOR_WARM_START:
         return None

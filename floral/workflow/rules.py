@@ -16,7 +16,10 @@ from floral.workflow.work import Work
 
 
 class Rules:
-    """The input files and command-line options of all rules, for the runs, searches and partitions of `work`."""
+    """The input files and command-line options of all rules.
+
+    `work` has the runs, searches and partitions of this Snakemake call. A search tunes one variant on one task.
+    """
 
     def __init__(self, work: Work) -> None:
         self.work, self.settings, self.results = work, work.settings, work.settings.results
@@ -29,7 +32,7 @@ class Rules:
         return self.work.runs[folder]
 
     def partition(self, wildcards: Any) -> tuple[str, Run]:
-        """Return the name of a suite, and a run of this suite that reads the partition of a `partition` job."""
+        """Return a suite and one of its runs, for a `partition` job. The run reads the partition that the job makes."""
         return self.work.partitions[f"partition/{wildcards.task}/seed{wildcards.seed}-{wildcards.hash8}"]
 
     def search(self, wildcards: Any) -> tuple[str, Search]:
@@ -51,12 +54,12 @@ class Rules:
         return [f"{self.results}/data/{data}/card.json"] if isinstance(data, str) else []
 
     def tune_input(self, wildcards: Any) -> list[str]:
-        """Return the path of the partition of each tuning seed."""
+        """Return the path of the partition table for each seed with which a search trains its candidates."""
         _, search = self.search(wildcards)
         return [self._table(trial) for trial in search.references()]
 
     def tuned_input(self, wildcards: Any) -> list[str]:
-        """Return one file for each search, which exists when the search is finished.
+        """Return the file `done` of each search. The file exists when the search is finished.
 
         Raises:
             ConfigError: there is nothing to tune.
@@ -76,7 +79,7 @@ class Rules:
         return [] if run.task.noop else [self._table(run)]
 
     def report_input(self, wildcards: Any) -> list[str]:
-        """Return one file for each run of a suite, which exists when the run is finished."""
+        """Return the file `done` of each run of a suite. The file exists when the run is finished."""
         return [f"{self.results}/{folder}/done" for folder in self.run_folders(wildcards)]
 
     def _table(self, run: Run) -> str:
@@ -103,7 +106,7 @@ class Rules:
         return f"{suite} --tasks {search.task.name} --variants {search.variant.name}"
 
     def tuned_options(self, wildcards: Any) -> str:
-        """Return the suites whose tuned values are written, and the selected tasks and variants."""
+        """Return the suites whose tuned values are written, and the options that select tasks and variants."""
         del wildcards
         suites = dict.fromkeys(suite for suite, _ in self.work.searches.values())
         return f"{' '.join(suites)} {self._narrowing('tasks', 'variants')}"

@@ -20,7 +20,7 @@ from floral.stages import check_data, fetch_missing
 
 @dataclass(frozen=True)
 class Work:
-    """The runs, searches and partitions of one Snakemake call.
+    """The runs, searches and partitions of one Snakemake call. A search tunes one variant on one task.
 
     With `allow_missing: true`, runs and searches whose data are missing are left out.
     """

@@ -54,4 +54,4 @@ def test_an_unknown_reference_and_other_runs_are_named(capsys: pytest.CaptureFix
     assert main.main(["report", "--reference", "quickstart"]) == main.MISTAKE
     assert "reports/reference: unknown reference 'quickstart'" in capsys.readouterr().err
     assert main.main(["report", "--reference", SUITE, "--variants", "ensemble"]) == main.MISTAKE
-    assert f"reports/reference/{SUITE} has none of its runs" in capsys.readouterr().err
+    assert f"reports/reference/{SUITE} has none of the selected runs" in capsys.readouterr().err

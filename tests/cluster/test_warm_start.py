@@ -157,7 +157,7 @@ def test_a_killed_process_that_forks_is_said(copy: Project, warm: WarmStart, wit
     folder = begun(copy)
     warm.process.kill()
     said, _ = run.communicate(timeout=30)
-    assert run.returncode == 1 and "call the same command to continue" in said, said
+    assert run.returncode == 1 and "repeat the command to continue" in said, said
     until(lambda: None if is_held(folder) else folder)
 
 

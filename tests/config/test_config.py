@@ -95,14 +95,14 @@ def test_a_model_author_learns_which_types_can_be_checked(
         ({"partition": {"alpha": 0.1}}, ["partition: ", "iid` has no `alpha`", "remove the key `alpha`"]),
         (
             {"partition": {"kind": "dirichlet", "alpha": 0.1}, "unseen": UNSEEN},
-            ["`unseen` needs", "kind: iid` or `natural`", "remove the key `unseen`"],
+            ["`unseen` cannot be used", "other than iid and natural", "remove the key `unseen`"],
         ),
         ({"shift": {"kind": "none"}, "unseen": UNSEEN}, ["unseen.new_concept", "set `new_concept: 0`"]),
         (
             {"partition": {"kind": "natural"}, "unseen": {**UNSEEN, "share": 0.1}},
             ["`unseen.share` is for `partition.kind: iid`"],
         ),
-        ({"unseen": {"seen_cluster": 0, "new_concept": 0}}, ["`unseen` names no client"]),
+        ({"unseen": {"seen_cluster": 0, "new_concept": 0}}, ["`unseen` has no clients"]),
         ({"unseen": {**UNSEEN, "share": 1.0}}, ["unseen.share: ", "less than 1"]),
     ],
 )

@@ -92,8 +92,8 @@ def test_edges_are_ends_of_axes_that_have_an_inside() -> None:
 @pytest.mark.parametrize(
     ("space", "words"),
     [
-        ({"router_lr": 5}, ["config/search/ditto.yaml", "5 of router_lr make 5 ", "divide the `budget: 12`"]),
-        ({"values": {"lam": [1.0, 2.0, 3.0]}, "router_lr": 3}, ["3 of router_lr × 3 of lam make 9"]),
+        ({"router_lr": 5}, ["config/search/ditto.yaml", "5 values of router_lr make 5 ", "divide the `budget: 12`"]),
+        ({"values": {"lam": [1.0, 2.0, 3.0]}, "router_lr": 3}, ["3 values of router_lr × 3 values of lam make 9"]),
         ({"values": {"lamb": [1.0, 2.0]}}, ["values: unknown parameter 'lamb'; did you mean 'lam'?"]),
         ({"values": {"lam": [0.0, 2.0]}}, ["values: lam: 0.0 is out of range"]),
         ({"values": {"lam": [1.0, 1.0]}}, ["values: lam", "contains a value twice"]),
@@ -113,7 +113,10 @@ def test_what_a_variant_sets_is_tuned_only_in_a_space_of_its_own(write: Write) -
     write("suites/mine", **tuned_suite(variants=["floral_10"]))
     ranks = {"values": {"rank": [0.01, 0.1]}}
     write("search/floral", **ranks)
-    assert "'floral_10' sets `rank` itself; give this variant a search space of its own under `variants`" in refusal()
+    assert (
+        "'floral_10' has its own value of `rank` in config/methods; give this variant a separate search space"
+        in refusal()
+    )
     write("search/floral", variants={"floral_10": ranks})
     assert searched().axes["rank"] == (0.01, 0.1)
 
@@ -136,7 +139,7 @@ def test_without_held_out_rows_nothing_is_tuned(write: Write, change: dict[str, 
 def test_tuning_seeds_are_not_reported(write: Write) -> None:
     both = {"title": "Mine", "runs": [*tuned_suite()["runs"], tuned_suite(tuned=False, seeds=[0, SEED])["runs"][0]]}
     write("suites/mine", **both)
-    assert f"seeds: [{SEED}] choose the tuned values" in refusal()
+    assert f"seeds: [{SEED}] are tuning seeds" in refusal()
     write("suites/mine", **tuned_suite(tuned=False, seeds=[SEED]))
     assert len(suite_runs("mine")) == 1
 
@@ -149,7 +152,7 @@ def test_a_task_may_have_more_tuning_seeds_and_only_its_searches_change(write: W
     write("tuning", **rule | {"more_seeds": {"digits_label_shift": [7]}})
     assert searched().digest == before.digest and searched().tuning.seeds == (SEED,)
     write("suites/mine", **tuned_suite(seeds=[0, 7]))
-    assert "seeds: [7] choose the tuned values" in refusal()
+    assert "seeds: [7] are tuning seeds" in refusal()
     write("suites/mine", **tuned_suite())
     write("tuning", **rule | {"more_seeds": {"digits_rotate": [7]}})
     assert searched().digest != before.digest and searched().tuning.seeds == (SEED, 7)
@@ -160,7 +163,7 @@ def test_a_task_may_have_more_tuning_seeds_and_only_its_searches_change(write: W
     ("more", "words"),
     [
         ({"digits_rotat": [7]}, "more_seeds: unknown task 'digits_rotat'; did you mean 'digits_rotate'?"),
-        ({"digits_rotate": [SEED]}, f"with digits_rotate, the seeds are [{SEED}, {SEED}], which contains a seed twice"),
+        ({"digits_rotate": [SEED]}, f"together [{SEED}, {SEED}], which contains a seed twice"),
         ({"digits_rotate": [-1]}, "greater than or equal to 0"),
     ],
 )
@@ -214,10 +217,10 @@ def test_a_change_of_what_was_searched_makes_values_stale(write: Write) -> None:
     assert suite_runs("mine")
     for change in ({"batch": 8}, {"model": {"hidden": 8}}):
         write("suites/mine", **tuned_suite(task=change))
-        assert "config/tuned/digits_rotate.yaml: stale" in refusal(kind=Untuned)
+        assert "config/tuned/digits_rotate.yaml: stale values" in refusal(kind=Untuned)
     write("suites/mine", **tuned_suite())
     write("search/ditto", values={"lam": [0.1, 1.0, 9.0]})
-    assert "config/tuned/digits_rotate.yaml: stale" in refusal(kind=Untuned)
+    assert "config/tuned/digits_rotate.yaml: stale values" in refusal(kind=Untuned)
 
 
 def test_a_suite_of_other_length_shares_the_search(write: Write) -> None:
@@ -231,7 +234,7 @@ def test_a_suite_of_other_length_shares_the_search(write: Write) -> None:
     ("change", "words"),
     [
         ({"loss": 1}, ["config/tuned/digits_rotate.yaml: ditto", "unknown key 'loss'"]),
-        ({"rates": {"lr": 0.123, "router_lr": 0.1}}, ["none of the 12 configurations of the search"]),
+        ({"rates": {"lr": 0.123, "router_lr": 0.1}}, ["not one of the 12 configurations of the search"]),
         ({"rates": {"lr": "fast", "router_lr": 0.1}}, ["ditto", "rates.lr", "'fast'"]),
     ],
 )

@@ -47,7 +47,7 @@ def test_a_suite_may_assume_another_number_of_clusters_but_not_with_the_true_one
     (run,) = suite_runs("wrong")
     assert run.task.assumed == 2 and run.partition == suite_runs("quickstart", ["digits_rotate"])[0].partition
     write("suites/oracle", title="Oracle", runs=[{**block, "variants": ["floral_1_optimal"]}])
-    with pytest.raises(ConfigError, match=r"'floral_1_optimal' reads the true clusters, .*assumed_clusters: 2.*leave"):
+    with pytest.raises(ConfigError, match=r"'floral_1_optimal' reads the true clusters, .*assumed_clusters: 2.*remove"):
         suite_runs("oracle")
     write("suites/many", title="Many", runs=[{**block, "variants": ["floral_1"], "task": {"assumed_clusters": 21}}])
     with pytest.raises(ConfigError, match="`assumed_clusters: 21` is more than `clients: 20`"):

@@ -67,7 +67,7 @@ def test_labels_move_by_their_cluster_and_inputs_do_not():
 
 @pytest.mark.parametrize("shape", [(2, 4, 5), (2, 10)])
 def test_only_square_images_rotate(shape):
-    with pytest.raises(ConfigError, match="rotate needs square images"):
+    with pytest.raises(ConfigError, match="rotate` needs square images"):
         apply_inputs(ROTATE, np.zeros(shape, np.uint8), np.array([0, 1]), 4)
 
 

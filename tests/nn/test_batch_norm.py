@@ -182,7 +182,7 @@ def test_without_averaged_statistics_there_are_none_to_keep(variant, model):
 
 def test_clients_that_join_would_have_no_statistics():
     unseen = {"seen_cluster": 1, "samples": [2]}
-    with pytest.raises(ConfigError, match="clients that join after training have no running statistics"):
+    with pytest.raises(ConfigError, match="clients that join after training have no batch-norm statistics"):
         simulate(**how("fedavg", **PRIVATE), unseen=unseen)
 
 

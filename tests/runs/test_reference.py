@@ -126,7 +126,7 @@ def test_a_page_of_other_runs_is_not_committed(place: Path) -> None:
     for one in (run, other):
         write_run(place / "results", one)
     page(place, [run])
-    with pytest.raises(ConfigError, match=r"has 1 runs and not the 2 .*floral report tiny --partial"):
+    with pytest.raises(ConfigError, match=r"the 1 runs in .* not the 2 .*floral report tiny --partial"):
         reference.make(SUITE, [run, other], place / "results", place / "reports" / SUITE, "snakemake …")
 
 

@@ -16,8 +16,8 @@ from floral.engine.client_data import Plan, Rows
 class Batches:
     """The batches of one round for the baseline.
 
-    `index` [M, H, B] holds the numbers of the samples in the batches of M clients and H local steps. Batches are filled
-    up to B samples: in step h, only the first sizes[h] samples of a batch count.
+    `index` [M, H, B] holds the indices of the training samples for M clients, H local steps and B places per batch. In
+    step h, only the first sizes[h] places of each batch hold samples that count. The other places are padding.
     """
 
     index: Tensor
@@ -54,8 +54,9 @@ class Samples:
     classes: bool
 
     def output_gradient(self, outputs: Tensor, targets: Tensor, dim: int) -> Tensor:
-        """Return the gradient of each sample's loss with respect to the sample's outputs, which lie along the axis
-        `dim`.
+        """Return the gradient of each sample's loss with respect to the model's outputs for this sample.
+
+        `dim` is the axis of the outputs.
 
         The function may overwrite `outputs`.
         """
@@ -83,8 +84,8 @@ def samples(rows: Rows) -> Samples:
 def mean_model(params: Params, total: Params, batches: Batches) -> Params:
     """Return the mean of the clients' models.
 
-    `total` holds the sum of the clients' models. If the round has a single step, `total` holds the sum of the changes
-    to `params` instead. `total` is overwritten.
+    In a round of several steps, `total` holds the sum of the clients' models. In a round of one step, it holds the sum
+    of the clients' changes to the initial model `params`. The memory of `total` is overwritten with the result.
     """
     change = len(batches.sizes) == 1
     return {

@@ -37,12 +37,15 @@ class Baseline(Protocol):
         ...
 
     def __str__(self) -> str:
-        """Describe the baseline in words: its products, chunk size and threads."""
+        """Describe in words how the baseline batches clients, and its numbers of workers and threads."""
         ...
 
 
 def choose(kind: str, model: Model, rows: Rows, lr: float, batches: Batches, threads: int) -> Baseline:
-    """Return the fastest baseline for a model on these batches, over all chunk sizes and numbers of workers.
+    """Return the fastest baseline for a model on these batches.
+
+    The candidates differ in the number of workers and, for linear layers, in the number of clients that are computed as
+    one batch.
 
     `kind` is the name of a file of floral/models.
 

@@ -57,7 +57,8 @@ class Convolutions:
     def train(self, start: Params, index: Tensor, sizes: tuple[int, ...], buffers: Buffers, total: Params) -> None:
         """Make the local steps of one client, and add the client's model to `total`.
 
-        In a round of one step, `index` may hold several clients. Then only the change of their weights is added.
+        In a round of one step, `index` may hold the samples of several clients. In such a round, only the clients'
+        changes to `start` are added, not their models.
         """
         params = start
         for step, n in enumerate(sizes):

@@ -61,9 +61,10 @@ class Dense:
         return f"hand-batched products, chunk {self.chunk}, {self.workers} × 1 threads"
 
     def train(self, shared: Layers, index: Tensor, sizes: tuple[int, ...], buffers: Buffers, sums: Layers) -> None:
-        """Make the local steps of a chunk of c clients, and add their models to `sums`.
+        """Make the local steps of a chunk of c clients, and add the sum of their final models to `sums`.
 
-        `index` [c, H, B] holds the numbers of the clients' samples for H steps in batches of at most B samples.
+        `index` [c, H, B] holds the indices of the clients' training samples for H steps in batches of at most B
+        samples.
         """
         per_client: Layers = []
         for step, n in enumerate(sizes):
@@ -142,9 +143,10 @@ class Dense:
     def add_models(
         self, per_client: Layers, inputs: Iterable[Tensor], deltas: Iterable[Tensor], rate: float, sums: Layers
     ) -> None:
-        """Add the clients' models to `sums`. The last update of all clients is added as one product.
+        """Add the clients' final models to `sums`: their weights before the last step, and the last updates.
 
-        In a round of one step `per_client` is empty, and only the update is added.
+        The sum of the last updates is computed as one product. In a round of one step, `per_client` is empty, and only
+        the updates are added.
         """
         for (weights, biases), (weight, bias) in zip(per_client, sums, strict=False):
             weight += weights.sum(0)

@@ -6,16 +6,16 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    """Base class of values from YAML. They cannot be changed, and unknown keys, NaN and infinity are refused.
+    """Base class of the classes whose objects hold values from YAML. The fields of an object cannot be changed.
 
-    The `description` of each field explains its YAML key.
+    Unknown keys, NaN and infinity are errors. The `description` of each field explains its YAML key.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
 
 
 def is_none(value: object) -> bool:
-    """Return whether a value is None. Fields with None are left out of the hash of a run.
+    """Return whether a value is None. Fields that use this test are left out of a run's hash if they are None.
 
     So a new optional key does not change the hashes of runs that do not use it.
     """

@@ -11,11 +11,11 @@ from floral.config.schema.base import Frozen
 
 
 class Synthetic(Frozen):
-    """Synthetic regression data. Random teacher models, one for each cluster, compute the targets from the run's seed.
+    """Synthetic regression data. Each cluster has a teacher, a random model that computes the targets of its samples.
 
-    The teacher of cluster c computes h = x (W + scale·u_c v_cᵀ) + b for an input x. The random matrix W and bias b are
-    common to all clusters, and the random matrices u_c and v_c, with `rank` columns, are those of the cluster. The
-    targets are part of h (kind linear), or a linear map of ReLU(h) (kind mlp).
+    The teacher of cluster c maps an input x to h = x (W + scale·u_c v_cᵀ) + b. All clusters have the same random matrix
+    W and bias b. Each cluster has its own random matrices u_c and v_c, which have `rank` columns. With kind linear, the
+    targets are the first `outputs` coordinates of h. With kind mlp, they are a linear map of ReLU(h).
 
     Source: arXiv 2410.03497, synthetic tasks.
     """
@@ -55,14 +55,19 @@ class Synthetic(Frozen):
 
 
 class CustomData(Frozen):
-    """Custom data are the user's own files. They contain a training and a test part, or `test_share` splits them.
+    """Custom data: the user's own files. The user has split them into training and test samples, or floral does it.
 
-    kind folder: images in one folder per class. With two parts, the folders train and test contain these folders.
+    In the second case, `test_share` is the share of test samples. The key `kind` is the format of the files.
 
-    kind table: a parquet or CSV file with one sample per line. With two parts, a folder with files train.* and test.*.
+    - folder: images, in one folder for each class. If the data are split, there is a folder train and a folder test,
+      and both contain a folder for each class.
 
-    kind arrays: arrays x and y, and optionally client, in an .npz file or a folder of .npy files. With two parts, the
-    arrays are train_x, train_y, test_x and test_y, and optionally train_client and test_client.
+    - table: a parquet or CSV file with one sample per line. If the data are split, there is a folder with two such
+      files, train.* and test.*.
+
+    - arrays: an .npz file or a folder of .npy files, with the arrays x, y and optionally client (the natural client of
+      each sample). If the data are split, the arrays are train_x, train_y, test_x, test_y, and optionally train_client
+      and test_client.
     """
 
     kind: Literal["folder", "table", "arrays"] = Field(
@@ -107,7 +112,7 @@ class CustomData(Frozen):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keyword arguments of the function that reads the files, from the keys of the custom data."""
+        """The keys of the custom data that are passed as keyword arguments to the function that reads the files."""
         keys = {"test_share"} | ({"label", "features", "client"} if self.kind == "table" else set())
         return self.model_dump(mode="json", include=keys)
 

@@ -67,7 +67,10 @@ Condition = Literal["one_local_step", "one_cluster"]
 
 
 class Equal(Frozen):
-    """Another variant that gives the same results on some tasks, if the hyper-parameters of both have equal values."""
+    """A rule: on some tasks, this method or variant gives the same results as the variant that the rule names.
+
+    The rule holds only if the hyper-parameters that both have are equal.
+    """
 
     variant: str = Field(description="Name of the variant with the same results.")
     when: Condition = Field(description="Property of the tasks on which the results are the same.")
@@ -134,14 +137,15 @@ class Variant(Frozen):
 
     @property
     def optimal_router(self) -> bool:
-        """Whether the router is fixed to the true cluster of each client."""
+        """Whether the router always chooses a client's true cluster. A router weights the clusters for a client."""
         return self.params.get("router") == "optimal"
 
     @property
     def secure_aggregation(self) -> bool:
-        """Whether the method works with secure aggregation, which shows the server only sums over clients.
+        """Whether the method works with secure aggregation, a protocol that shows the server only sums over clients.
 
-        It does if the server needs only sizes, routes, and sums over all clients or over the clients of one cluster.
+        This is the case if the server sees neither the update nor the samples of a single client. It may see how many
+        samples a client has and which clusters it uses. Sums over the clients of one cluster are also possible.
         Source: Bonawitz et al. 2017.
         """
         return not {"updates", "rows"} & set(self.server_sees)

@@ -23,22 +23,25 @@ Alpha = Annotated[float, Field(gt=0), AfterValidator(_not_too_small)]
 
 
 class Partition(Frozen):
-    """The rule that assigns samples to clients, and a concept to each client. `kind` is the name of the rule.
+    """The rule that assigns samples and a concept (the data distribution of a cluster) to each client.
+
+    The key `kind` is the name of the rule.
 
     - iid: the samples are shuffled, and all clients get equal shares.
 
-    - size_skew: the samples are shuffled, and the shares come from a symmetric Dirichlet(alpha) distribution.
+    - size_skew: the samples are shuffled. The share of each client is drawn from a symmetric Dirichlet(alpha)
+      distribution.
 
-    - dirichlet: the samples of each class are divided by shares from such a distribution.
+    - dirichlet: for each class, the shares of the clients are drawn from a symmetric Dirichlet(alpha) distribution.
 
     - pathological: each client has samples of only `classes_per_client` classes.
 
-    - class_groups: samples of class f go to the clients of cluster f mod C, where C is the number of clusters. With
-      `groups`, they go to the cluster whose list contains f.
+    - class_groups: each cluster has its own classes. The list of the cluster in `groups` names them. Without `groups`,
+      class f belongs to cluster f mod C, where C is the number of clusters.
 
     - natural: each client holds the samples of one natural client of the data, such as a writer.
 
-    A client can have no sample of a class. Under iid and size_skew this happens only in small clients.
+    With every rule, a client can lack samples of a class. With iid and size_skew, only clients with few samples do.
     """
 
     kind: Literal["iid", "size_skew", "dirichlet", "pathological", "class_groups", "natural"] = Field(
@@ -120,9 +123,9 @@ class Partition(Frozen):
         return self
 
     def unfit(self, clients: int, clusters: int, classes: int) -> str | None:
-        """Return why data with this number of classes cannot be partitioned. Return None if they can be.
+        """Return the reason why data with this number of classes do not fit this rule, or None if they fit.
 
-        The text names the YAML key and the remedy.
+        The reason names the YAML key and the remedy.
         """
         each = self.classes_per_client
         if each is not None and (each > classes or each * clients < classes):
@@ -139,9 +142,9 @@ class Partition(Frozen):
     def members(self, clients: int, clusters: int) -> list[int]:
         """Return the number of clients in each cluster.
 
-        By default, client k is in cluster k mod C, where C is the number of clusters. With `cluster_shares`, each share
-        of the clients is rounded down. The clusters that lose most by this get one more client each, until all clients
-        have a cluster.
+        By default, client k is in cluster k mod C, where C is the number of clusters. With `cluster_shares`, the number
+        of clients in a cluster is its share times `clients`, rounded down. The clients that remain go to the clusters
+        that lost most by rounding, one client to each.
         """
         if self.cluster_shares is None:
             return [len(range(c, clients, clusters)) for c in range(clusters)]
@@ -156,9 +159,10 @@ class Partition(Frozen):
 class Unseen(Frozen):
     """Clients that take no part in training and join after the last round.
 
-    With `partition.kind: iid`, their samples are taken from the samples of all clients. With `partition.kind: natural`,
-    they are additional natural clients. A joining client trains its private parameters by the rules of the method. All
-    values that come from the server stay unchanged.
+    With `partition.kind: iid`, they get the share `share` of all samples, and the training clients get the rest. With
+    `partition.kind: natural`, they are natural clients of the data that no training client uses. After joining, a
+    client trains only its private parameters, as the method does in training. The parameters that it receives from the
+    server stay unchanged.
     """
 
     seen_cluster: int = Field(
@@ -185,7 +189,7 @@ class Unseen(Frozen):
     def _has_clients(self) -> Unseen:
         if not self.clients:
             raise ValueError(
-                "`unseen` names no client; set `seen_cluster` or `new_concept` above 0, or remove the key `unseen`"
+                "`unseen` has no clients; set `seen_cluster` or `new_concept` above 0, or remove the key `unseen`"
             )
         return self
 

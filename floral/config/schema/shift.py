@@ -11,10 +11,11 @@ from floral.config.schema.base import Frozen, is_none
 
 
 class Colour(Frozen):
-    """The change of the pixel values of images under one concept.
+    """The change of the pixel values in the images of one concept (true cluster).
 
-    The steps, in this order: `channels` reorders the colour channels, `gain` multiplies them, `contrast` scales
-    the distance of each pixel from medium grey, values are clipped, and `invert` exchanges black and white.
+    It has five steps. First, `channels` reorders the colour channels. Second, the pixel values are multiplied by
+    `gain`. Third, the distance of each value from medium grey is multiplied by `contrast`. Fourth, the values are
+    clipped. Last, `invert` exchanges black and white.
     """
 
     channels: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
@@ -32,7 +33,10 @@ class Colour(Frozen):
 
 
 class Shift(Frozen):
-    """The difference between the data of the concepts (true clusters). floral/data/shifts.py implements each `kind`."""
+    """The difference between the data of the concepts (true clusters), such as rotated images or permuted labels.
+
+    floral/data/shifts.py implements each `kind`.
+    """
 
     kind: Literal["none", "rotate", "label_shift", "label_permutation", "colour"] = Field(
         default="none",
@@ -76,16 +80,20 @@ class Shift(Frozen):
         return self.colours if self.angles is None else tuple(angle % 360 for angle in self.angles)
 
     def unfit(self, shape: Sequence[int]) -> str | None:
-        """Return why samples of this shape cannot be shifted. Return None if they can be.
+        """Return the reason why this shift does not fit samples of this shape, or None if it fits.
 
-        The text names the YAML key and the remedy.
+        The reason names the YAML key and the remedy.
         """
         if self.kind == "rotate" and (len(shape) < 2 or shape[0] != shape[1]):
             return f"`shift.kind: rotate` needs square images, but samples have shape {list(shape)}; set another kind"
         return None
 
     def turn(self, concept: int, clusters: int) -> tuple[float, float]:
-        """Return two numbers a and b. Images of the concept are rotated counter-clockwise by a/b of a full turn."""
+        """Return two numbers a and b: images of the concept are rotated counter-clockwise by a/b of a full turn.
+
+        By default, the concept c of a training cluster has c / `clusters`. Concepts of joining clients lie halfway
+        between two of these.
+        """
         if self.angles is not None:
             return self.angles[concept], 360
         return (concept, clusters) if concept < clusters else (2 * (concept - clusters) + 1, 2 * clusters)

@@ -1,4 +1,7 @@
-"""Define the YAML keys of a suite (blocks of tasks, variants and seeds) and of the fidelity switches."""
+"""Define the YAML keys of a suite (a list of runs) and of the fidelity switches.
+
+A fidelity switch is a point in which the published FLoRAL code differs from the described method.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from floral.config.schema.base import Frozen
 
 
 class Switch(Frozen):
-    """A fidelity switch in config/fidelity.yaml: a point in which the published code differs from the paper."""
+    """A fidelity switch of config/fidelity.yaml: a point in which the published FLoRAL code differs from the paper."""
 
     doc: str = Field(description="Explanation of the difference.")
     choices: tuple[Any, ...] = Field(description="Allowed values of the switch.")
@@ -23,9 +26,9 @@ class Switch(Frozen):
 
 
 class Fidelity(Frozen):
-    """Whether runs follow the published code (`official`) or the method as described (`corrected`).
+    """Whether runs follow the published FLoRAL code (`official`) or the method described in its paper (`corrected`).
 
-    `switches` holds the resulting value of every fidelity switch.
+    `switches` holds the value of every fidelity switch. A switch is a point in which code and paper differ.
     """
 
     name: Literal["official", "corrected"] = Field(description="Name of the fidelity, `official` or `corrected`.")
@@ -38,7 +41,7 @@ class Fidelity(Frozen):
 class Block(Frozen):
     """A block of a suite: one run for each combination of its tasks, variants and seeds.
 
-    `fidelity`, `switches`, `task` and `method` change all runs of the block.
+    The values in the keys `fidelity`, `switches`, `task` and `method` apply to all runs of the block.
     """
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all"] = Field(

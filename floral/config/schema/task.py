@@ -44,7 +44,7 @@ class Normalise(Frozen):
 
 
 class Server(Frozen):
-    """The server optimiser, which applies the averaged update of the clients to the model."""
+    """The server optimiser. It changes the model on the server by the averaged update of the clients."""
 
     optimiser: Literal["sgd", "adam"] = Field(
         default="sgd", description="Server optimiser; `sgd` with `lr: 1` is plain averaging."
@@ -130,7 +130,8 @@ class Task(Frozen):
         if (rule.cluster_shares or rule.mixed) and self.concepts < 2:
             key = "cluster_shares" if rule.cluster_shares else "mixed"
             raise ValueError(
-                f"`partition.{key}` needs several concepts, but the task has one; set `shift`, or remove `{key}`"
+                f"`partition.{key}` needs clusters with different data, but all clusters of this task have the same "
+                f"distribution; set `shift`, or remove `{key}`"
             )
         if rule.cluster_shares is not None:
             if len(rule.cluster_shares) != self.clusters:
@@ -149,8 +150,8 @@ class Task(Frozen):
             raise ValueError("`partition.label_noise` is not for synthetic data; set `data.label_noise` instead")
         if rule.label_noise and self.published_split == "train":
             raise ValueError(
-                "`partition.label_noise` makes training labels wrong, but `published_split: train` evaluates on these; "
-                "remove one of the two keys"
+                "`partition.label_noise` makes training labels wrong, but `published_split: train` evaluates on these "
+                "labels; remove one of the two keys"
             )
         return self
 
@@ -175,11 +176,13 @@ class Task(Frozen):
             )
         if self.published_split == "train":
             raise ValueError(
-                "`published_split: train` is not for synthetic data, which have test samples; remove this key"
+                "`published_split: train` cannot be used with synthetic data, which are evaluated on test samples; "
+                "remove the key `published_split`"
             )
         if self.shift.kind != "none":
             raise ValueError(
-                f"`shift.kind: {self.shift.kind}` is not for synthetic data, which have a shift; remove the key `shift`"
+                f"`shift.kind: {self.shift.kind}` cannot be used with synthetic data, whose clusters already differ; "
+                "remove the key `shift`"
             )
         return self
 
@@ -231,7 +234,7 @@ class Task(Frozen):
             and_new = f" and `unseen.new_concept` is {new}" if new else ""
             raise ValueError(
                 f"`shift` lists {len(self.shift.listed or ())} concepts, but `clusters` is {self.clusters}"
-                f"{and_new}; list one concept for each cluster and each new concept"
+                f"{and_new}; list one for each cluster, and one for each new concept"
             )
         return self
 
@@ -245,7 +248,8 @@ class Task(Frozen):
             return self
         if isinstance(self.data, Synthetic) or self.partition.kind not in ("iid", "natural") or self.partition.mixed:
             raise ValueError(
-                "`unseen` needs a data set, `partition.kind: iid` or `natural`, and no `mixed`; remove the key `unseen`"
+                "`unseen` cannot be used with synthetic data, with `partition.mixed`, or with a `partition.kind` other "
+                "than iid and natural; remove the key `unseen`"
             )
         if self.partition.kind == "natural" and "share" in self.unseen.model_fields_set:
             raise ValueError(
@@ -256,9 +260,9 @@ class Task(Frozen):
         return self
 
     def unfit(self, shape: Sequence[int]) -> str | None:
-        """Return why samples of this shape do not fit the task. Return None if they do.
+        """Return the reason why samples of this shape do not fit the task, or None if they fit.
 
-        The text names the YAML key and the remedy.
+        The reason names the YAML key and the remedy.
         """
         if why := self.shift.unfit(shape):
             return why
@@ -282,9 +286,10 @@ class Task(Frozen):
 
     @property
     def concepts(self) -> int:
-        """The number of concepts. It is `clusters`, or 1 if the data of all clusters have the same distribution.
+        """The number of concepts. A concept is a data distribution that is common to the clients of a true cluster.
 
-        Clusters differ by a shift, by class groups, or by the teachers of synthetic data.
+        The number is `clusters` if the clusters differ by a shift, by class groups, or by the teachers of synthetic
+        data. Otherwise all clusters have the same distribution, and the number is 1.
         """
         distinct = (
             isinstance(self.data, Synthetic) or self.shift.kind != "none" or self.partition.kind == "class_groups"
@@ -324,5 +329,8 @@ class Task(Frozen):
 
     @property
     def evaluation_period(self) -> int:
-        """The number of rounds between two evaluations: `eval_every` if it is set, otherwise rounds/50."""
+        """The number of rounds between two evaluations: `eval_every` if it is set, otherwise rounds/50.
+
+        The quotient rounds/50 is rounded down, but is at least 1.
+        """
         return self.eval_every or max(1, self.rounds // 50)

@@ -18,7 +18,7 @@ class Rates(Frozen):
 
 
 class Range(Frozen):
-    """The range of learning rates that a search tries, given as multiples of the task's learning rate."""
+    """The range of learning rates that a hyper-parameter search tries, as multiples of the task's learning rate."""
 
     lowest: float = Field(gt=0, description="Lowest learning rate, as a multiple of the task's learning rate.")
     highest: float = Field(gt=0, description="Highest learning rate, as a multiple of the task's learning rate.")
@@ -31,7 +31,10 @@ class Range(Frozen):
 
 
 class Tuning(Frozen):
-    """The content of config/tuning.yaml: the budget and the learning rates of searches, equal for all methods."""
+    """The content of config/tuning.yaml: how many and which learning rates a hyper-parameter search tries.
+
+    These values are the same for all methods.
+    """
 
     budget: int = Field(
         ge=1,
@@ -51,11 +54,11 @@ class Tuning(Frozen):
     )
 
     def rounds(self, of_task: int) -> int:
-        """Return the number of rounds of a tuning run, for a task whose other runs have `of_task` rounds."""
+        """Return the number of rounds of a tuning run. `of_task` is the number of rounds that the task sets."""
         return min(self.at_most, max(1, round(self.share * of_task)))
 
     def of(self, task_name: str) -> Self:
-        """Return the tuning values for one task. The task's `more_seeds` are appended to `seeds`."""
+        """Return a copy of this object for one task. The seeds in `more_seeds` for this task are added to `seeds`."""
         return self.model_copy(update={"seeds": self.seeds + self.more_seeds.get(task_name, ()), "more_seeds": {}})
 
     @model_validator(mode="after")
@@ -63,16 +66,17 @@ class Tuning(Frozen):
         for task_name in self.more_seeds:
             if len(set(seeds := self.of(task_name).seeds)) < len(seeds):
                 raise ValueError(
-                    f"`more_seeds`: with {task_name}, the seeds are {list(seeds)}, which contains a seed twice; "
-                    "remove one of the two"
+                    f"`more_seeds.{task_name}`: the seeds of this task are `seeds` and these, together {list(seeds)}, "
+                    "which contains a seed twice; remove one of the two"
                 )
         return self
 
 
 class Space(Frozen):
-    """The values that the search of a variant tries, in addition to the learning rates of model parameters.
+    """The values that a search tries for hyper-parameters and for the learning rate of router logits.
 
-    Every combination of these values is tried with the same number of learning rates.
+    A search also tries several learning rates of model parameters. Every combination of the values in this space is
+    tried with the same number of them.
     """
 
     router_lr: int = Field(

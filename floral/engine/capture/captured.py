@@ -28,12 +28,12 @@ class Captured:
     but never on the values of tensors. It may change its inputs in place.
 
     With `graphs`, recordings are replayed as CUDA graphs. If the function changes an input in place, the caller must
-    then use the returned tensor instead of the input. Results are valid until the next call, or permanently with
-    `lasting`.
+    then use the returned tensor instead of the input. Such a result is valid until the next call. With `lasting`, all
+    results stay valid.
 
     Raises:
-        Refused: the function draws random numbers, reads the value of a tensor, or changes a constant. With `graphs`,
-            also if it computes on several devices.
+        Refused: the function draws random numbers, reads the value of a tensor, or changes a tensor that is not one of
+            its inputs. With `graphs`, it is also refused if it computes on several devices.
     """
 
     def __init__(self, graphs: Graphs | None = None) -> None:
@@ -43,10 +43,10 @@ class Captured:
         self._lock = RLock()
 
     def __call__(self, key: Hashable, function: Callable[..., Any], *trees: Any, lasting: bool = True) -> Any:
-        """Return `function(*trees)`, by a replay.
+        """Return `function(*trees)`, computed by replaying its recording.
 
-        The first call with this key, structure and layout makes the recording. With `lasting`, the results stay valid
-        after the next call.
+        The first call with this key, structure of the trees, and shapes, strides and types of the tensors makes the
+        recording. With `lasting`, the results stay valid after the next call.
         """
         inputs: list[Tensor] = []
         structure = flatten(trees, inputs)

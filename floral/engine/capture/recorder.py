@@ -44,7 +44,8 @@ class Recorder(TorchDispatchMode):
         """Run an operation and record it.
 
         Raises:
-            Refused: the operation draws random numbers, reads the value of a tensor, or changes a constant.
+            Refused: the operation draws random numbers, reads the value of a tensor, or changes a tensor that is not
+                one of the function's inputs.
         """
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded in func.tags or func is ATEN._local_scalar_dense.default:

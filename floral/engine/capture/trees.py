@@ -57,9 +57,9 @@ def layout(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def copy_with_layout(tensor: Tensor) -> Tensor:
-    """Return a copy with the same strides and storage offset.
+    """Return a copy of a tensor with the same strides and storage offset.
 
-    Views that are recorded on the copy therefore also fit the tensor.
+    A view that is recorded on the copy can therefore also be made of the original tensor.
     """
     copy = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     return copy.set_(tensor.untyped_storage().clone(), tensor.storage_offset(), tensor.shape, tensor.stride())

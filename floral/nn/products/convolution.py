@@ -57,9 +57,9 @@ class Window:
 
 @dataclass(frozen=True)
 class Convolution:
-    """The convolutions of all clients and clusters with the same window.
+    """The convolutions of all clients and clusters with the same window (stride, padding and so on).
 
-    Each different kernel needs one call of PyTorch.
+    PyTorch is called once for each kernel; clients that share a kernel are computed in one call.
     """
 
     window: Window

@@ -97,8 +97,8 @@ class PendingGradient:
     def add_to(self, values: Tensor, alpha: float) -> None:
         """Add alpha times each client's gradient to the values [m, …] of the client, in place.
 
-        If the gradient is one matrix product, the product and the addition are a single operation. `values` may have
-        more axes of length 1 than the gradient.
+        If possible, the factors of the gradient are multiplied and added in a single operation. The shape of `values`
+        may differ from that of the gradient by axes of length 1.
         """
         is_matrix = isinstance(self.spec.operation, MatrixProduct) and self.spec.stacked != "inputs"
         if not is_matrix or self.computed is not None or self.x.dtype != values.dtype:
@@ -115,8 +115,8 @@ class PendingGradient:
     def _weigh_stacked(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return x, δ and None, after the part of each client and cluster is multiplied by `weight` [m, C].
 
-        This is for stacked weights. Either x or δ is multiplied: the one that has separate channels for each cluster.
-        None stands for the computed gradient, which is no longer valid.
+        This is for stacked weights, i.e. C weights that are used as one. Either x or δ is multiplied: the one that has
+        separate channels for each cluster. None takes the place of the gradient that was computed from the old factors.
         """
         clusters = weight.shape[1]
         inputs = self.spec.stacked == "inputs"

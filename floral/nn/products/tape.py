@@ -43,9 +43,10 @@ class Tape:
             _TAPE.reset(token)
 
     def leaf(self, weight: Tensor) -> Leaf | None:
-        """Return the group and name of the trained parameter that is passed as `weight`; axes of length 1 may differ.
+        """Return the group and name of the trained parameter whose memory is passed as `weight`.
 
-        None if `weight` is not a parameter itself, but was computed from parameters.
+        The two tensors may differ in axes of length 1. The result is None if `weight` is not a parameter itself, but
+        was computed from parameters.
         """
         entry = self.leaves.get(weight.data_ptr())
         return entry[0] if entry is not None and _layout(entry[1]) == _layout(weight) else None

@@ -50,9 +50,10 @@ def round_numbers(start: float, stop: float, most: int = 8) -> list[float]:
 
 
 def value_domain(frame: pl.DataFrame, axis: Axis) -> tuple[float, float]:
-    """Return the two ends of an axis: the smallest `low` and the largest `high` of the frame, with a small margin.
+    """Return the two ends of an axis that covers all intervals of the frame, with a small margin.
 
-    The ends of a linear axis do not exceed the limits of possible values (`axis.limits`).
+    The columns `low` and `high` of the frame are the ends of these intervals. The ends of a linear axis stay within the
+    limits of possible values (`axis.limits`).
     """
     low, high = float(frame["low"].min()), float(frame["high"].max())  # type: ignore[arg-type]
     if axis.log:

@@ -15,11 +15,11 @@ LIGHTEST, DARKEST = "#e8f0f8", "#0b3d78"
 
 
 def heat(frame: pl.DataFrame, across: Sequence[str], down: Sequence[str], higher: bool) -> Drawing:
-    """Draw one square for each rank (down) and number of adaptors (across). A darker square has a better mean.
-
-    `across` has the numbers of adaptors and `down` the ranks, in the order of the axes. `higher` states whether a
-    higher mean is better. Columns of frame: rank, adaptors, mean, low, high, and text, which is written into the
-    square.
+    """Draw one square for each combination of a rank and a number of adaptors.
+    A darker square has a better mean result.
+    down: the ranks from top to bottom. across: the numbers of adaptors from left to right. higher: whether a higher
+    mean is better. Columns of frame: rank, adaptors (their number), mean (of the result over seeds), low and high (ends
+    of its interval), and text (written into the square).
     """
     lowest, highest = float(frame["mean"].min()), float(frame["mean"].max())  # type: ignore[arg-type]
     share = (pl.col("mean") - lowest) / ((highest - lowest) or 1.0)

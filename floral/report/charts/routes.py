@@ -20,11 +20,12 @@ HUES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c7a
 
 
 def routes(frame: pl.DataFrame, styles: Sequence[Style], clients: int, clusters: int) -> Drawing:
-    """Draw one heat map per method of the routes π_kc: the weight of learned cluster c for client k.
+    """Draw one heat map per method of the clients' routes π_kc.
 
-    There is one column per client, sorted by true cluster, and one row per learned cluster. A larger weight is more
-    opaque. Columns of frame: method_id, position (of the client: 0 to K-1), cluster (0 to C-1), weight (0 to 1),
-    true_cluster. K is the number of clients, C that of learned clusters.
+    π_kc is the weight that client k gives to learned cluster c. There is one column per client, sorted by true cluster,
+    and one row per learned cluster. A larger weight is more opaque. Columns of frame: method_id, position (of the
+    client: 0 to K-1), cluster (0 to C-1), weight (0 to 1), true_cluster. K is the number of clients, C that of learned
+    clusters.
     """
     width, height = PANEL_PX + 90, 13 * clusters
     edges = frame.group_by("true_cluster").agg(start=pl.col("position").min(), end=pl.col("position").max() + 1)

@@ -26,11 +26,11 @@ from floral.report.style import Style
 def rows(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, domain: tuple[float, float]) -> Drawing:
     """Draw the values of each method in one row, as dots, intervals, boxes and ticks. Methods are grouped by family.
 
-    frame: one row per drawn shape, with columns method_id, kind, value, value2 and label. Kinds:
+    frame: one row per drawn shape, with columns method_id, kind, value, value2 and label. The kinds of shapes are:
     `whisker`, `box`, `interval` and `band` extend from value to value2.
     `point`, `tick`, `median`, `dot`, `hollow` (a hollow dot) and `middle` are drawn at value.
-    `below` and `above` write the label of a value that lies outside the domain.
-    `band` and `middle` are grey: they show the range and the mean by chance alone if all clients had equal accuracy.
+    `below` and `above` write the label at the end of the axis, for a value that lies outside the domain.
+    `band` and `middle` are grey. They show the range and the mean that chance alone gives to equally accurate clients.
     """
     frame = frame.join(style_frame(styles), on="method_id", how="inner", maintain_order="left")
     drawn = [style for style in styles if style.id in set(frame["method_id"])]
@@ -76,8 +76,9 @@ def rows(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, domain: tuple[fl
 def ranks(frame: pl.DataFrame, styles: Sequence[Style], bars: Sequence[tuple[str, str]]) -> Drawing:
     """Draw a critical-difference diagram: one row per method, best first, with a dot at the method's mean rank.
 
-    Columns of frame: method_id, rank. Rows are in the order of `styles`. A vertical bar joins the rows of methods that
-    the critical difference does not separate; `bars` has the first and the last method of each bar.
+    Columns of frame: method_id, rank. The caller sorts `styles` from the best mean rank to the worst. A vertical bar
+    joins methods whose mean ranks differ by less than the critical difference, so that they are not significantly
+    different. `bars` has the first and the last method of each bar.
     """
     short = {style.id: style.short for style in styles}
     down = alt.Scale(domain=list(short.values()))

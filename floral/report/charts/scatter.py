@@ -25,9 +25,9 @@ LABEL_HEIGHT_PX, LETTER_WIDTH_PX = 11.0, 5.7
 def scatter(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, y: Axis, domain: tuple[float, float]) -> Drawing:
     """Draw one labelled symbol per method, with the interval of its mean. The symbol's shape shows the method's group.
 
-    Columns of frame: method_id, x, mean, low, high (low = high = mean if there is no interval). Intervals are cut at
-    the ends `domain` of the y axis. The x axis is logarithmic; a method with x = 0 is drawn at the left edge, behind a
-    gap.
+    Columns of frame: method_id, x, mean, low, high (low = high = mean if there is no interval). `domain` has the two
+    ends of the y axis; intervals are cut there. The x axis is logarithmic. It cannot show x = 0, so a method with x = 0
+    is drawn at the left edge, and a gap separates it from the others.
     """
     positive = frame.filter(pl.col("x") > 0)["x"]
     start, stop = (float(positive.min()), float(positive.max())) if len(positive) else (1.0, 10.0)  # type: ignore[arg-type]

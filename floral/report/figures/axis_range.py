@@ -1,4 +1,4 @@
-"""Choose the range of an axis: round ends, a logarithmic scale for errors, and controls that are left out."""
+"""Choose the range of an axis: round ends, a logarithmic scale for losses, and no space for controls far away."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Range = tuple[float, float]
 def is_logarithmic(configuration: Configuration, values: Iterable[float]) -> bool:
     """Return whether the axis is logarithmic, given all values on it.
 
-    It is logarithmic if the values are errors above 0, and the largest is more than 30 times the smallest.
+    It is logarithmic if the values are losses above 0, and the largest is more than 30 times the smallest.
     """
     values = list(values)
     return configuration.metric == "loss" and 0 < min(values) < max(values) / 30
@@ -34,9 +34,9 @@ def enclosing(ranges: Iterable[Range]) -> Range:
 def far_controls(ranges: Mapping[str, Range], controls: set[str]) -> set[str]:
     """Return the controls that are far from all other methods, so that they would stretch the axis.
 
-    ranges: method → its lowest and highest value. A control is far if it lies outside the range of the other methods by
-    more than half the width of this range. The result is empty unless the axis becomes less than half as long without
-    the far controls.
+    Controls are methods for comparison only, such as a constant prediction. ranges: method → its lowest and highest
+    value. The methods that are not controls span a range. A control is far if its distance to this range exceeds half
+    the width of the range. The result is empty if the axis without far controls is still at least half as long.
     """
     others_ranges = [ends for method, ends in ranges.items() if method not in controls]
     if not others_ranges:

@@ -53,9 +53,9 @@ def spread(collected: Collected, styles: Sequence[Style], configuration: Configu
 
 
 def worst(collected: Collected, styles: Sequence[Style], configuration: Configuration, kind: WorstOf) -> Figure | None:
-    """Plot each method's accuracy on the worst decile or cluster, and the range that chance alone would give.
+    """Plot each method's accuracy on its worst decile of clients or worst cluster, beside the range of chance.
 
-    Chance alone means that all clients have equal accuracy.
+    Chance alone would give an accuracy in this range if all clients were equally accurate.
     """
     if configuration.metric == "loss":
         return None

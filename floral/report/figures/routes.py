@@ -26,7 +26,7 @@ MAX_CLIENTS_PER_CLUSTER, MAX_ROUNDS = 10, 40
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """A measure of the routes (such as the adjusted Rand index), with the texts and the axis of its figure."""
+    """A measure of the clients' routes (such as the adjusted Rand index), with the texts and the axis of its figure."""
 
     metric: str
     title: str

@@ -46,16 +46,17 @@ class Sweep:
 
     @property
     def title(self) -> str:
-        """The title of the task, with its fidelity and its changed switches.
+        """The title of the task, with the name of its fidelity and the values of changed fidelity switches.
 
-        The number of assumed clusters is left out, because it varies within the figure.
+        Switches are settings that follow either the published code or the paper. A switch is changed if it has another
+        value than the fidelity has. The number of assumed clusters is left out, because it varies within the figure.
         """
         switches = [f"{name} {value}" for name, value in self.configuration.switches.items()]
         return ", ".join([self.configuration.task.title, f"{self.configuration.fidelity} fidelity", *switches])
 
 
 def section(material: Material) -> Section | None:
-    """Build the section. Return None if no method has at least two ranks and two numbers of adaptors on one task."""
+    """Build the section. Return None if `sweeps` finds no method and task."""
     parts, figures = [], []
     for position, sweep in enumerate(sweeps(material)):
         name = f"rank_clusters_{position + 1}_{sweep.configuration.task.name}"
@@ -66,7 +67,7 @@ def section(material: Material) -> Section | None:
 
 
 def sweeps(material: Material) -> Iterator[Sweep]:
-    """Return one sweep for each method and task that has at least two ranks and two numbers of adaptors.
+    """Return one sweep per method and task with results for at least two ranks and two numbers of adaptors.
 
     Configurations that differ only in `assumed_clusters` count as one task. Tuned methods are left out, because their
     values differ between tasks.

@@ -35,7 +35,7 @@ class Material:
         return [(style, cells[method]) for method, style in self.styles.items() if method in cells]
 
     def figures_of(self, *kinds: str) -> tuple[Figure, ...]:
-        """Return the figures of these kinds, ordered by configuration."""
+        """Return the figures of these kinds (such as `spread`), ordered by configuration."""
         return tuple(figures[kind] for figures in self.figures.values() for kind in kinds if kind in figures)
 
 
@@ -72,7 +72,7 @@ Make = Callable[[Material], Section | None]
 
 
 def figures_section(material: Material, id_: str, *kinds: str) -> Section | None:
-    """Build a section that has only figures of these kinds. Return None if there are no such figures."""
+    """Build a section that has only figures, of these kinds (such as `spread`). Return None if there are none."""
     figures = material.figures_of(*kinds)
     return Section(id=id_, figures=(figures,)) if figures else None
 
@@ -84,7 +84,7 @@ def side_by_side(
     """Build tables that show several configurations side by side, at most CONFIGURATIONS_PER_TABLE in one table.
 
     cells: configuration → method → column → cell.
-    columns: a function that returns column → title, given a configuration and its cells.
+    columns: a function of a configuration and its cells, which returns column → title.
     """
     parts = []
     for start in range(0, len(configurations), CONFIGURATIONS_PER_TABLE):

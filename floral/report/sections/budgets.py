@@ -50,7 +50,8 @@ Readings = dict[str, dict[int, Reading]]
 class Level:
     """A budget of rounds, bytes or passes on one configuration, and the result of each method within it.
 
-    limits: the budget of each seed. readings: the results, by rule, method and seed.
+    limits: seed → budget. readings: rule → method → seed → result. The rule selects a round within the budget: the last
+    one, or the one with the smallest validation loss.
     """
 
     limits: dict[int, float]
@@ -58,15 +59,16 @@ class Level:
 
 
 def level(collected: Collected, styles: Mapping[str, Style], configuration: Configuration, budget: Budget) -> Level:
-    """Find the largest budget that every method can spend, and the result of every method within this budget.
+    """Find a common budget of rounds, bytes or passes for each seed, and the results of methods within this budget.
 
-    The budget of a seed is the smallest amount that a method has spent after its last round. Methods that spend
-    nothing, oracles and controls do not set the budget, but they also get a result. Methods are compared within a seed,
-    in which they share samples and cohorts.
+    The budget of a seed is the smallest amount that a method spends in its whole run. This minimum is over methods that
+    are neither oracles nor controls, and that spend more than 0. If there are none, it is over all methods that spend
+    more than 0. A method has a result if it has an evaluated round within the budget. Methods are compared within a
+    seed, in which they share samples and cohorts.
 
-    The rule `last` takes the last evaluated round within the budget. The rule `selected` takes the evaluated round
-    within the budget with the smallest validation loss (the earliest of equal ones). Nothing is interpolated, and test
-    samples are not used to select a round.
+    Two rules select the round of the result. `last` takes the last evaluated round within the budget. `selected` takes
+    the evaluated round within the budget with the smallest validation loss (the earliest of equal ones). Nothing is
+    interpolated, and test samples are not used to select a round.
     """
     rows = evaluations(collected, configuration)
     methods = [method for method, style in styles.items() if style.group == "method"]

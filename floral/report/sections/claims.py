@@ -20,10 +20,10 @@ CLAIMS = {
 
 
 def claim(difference: Interval) -> Claim:
-    """Return whether the claim that FLoRAL is better than another method `holds`, `fails` or is `undecided`.
+    """Return `holds`, `fails` or `undecided` for the claim that FLoRAL is better than another method.
 
-    difference: accuracy of FLoRAL minus accuracy of the other method. The claim is undecided if there is no 95 %
-    interval of the difference, or if it contains 0.
+    difference: mean accuracy of FLoRAL minus that of the other method, with its 95 % interval. The claim holds if the
+    interval lies above 0, and fails if it lies below 0. It is undecided if the interval contains 0 or is missing.
     """
     if not difference.excludes_zero:
         return "undecided"

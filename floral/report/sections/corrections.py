@@ -1,6 +1,6 @@
 """Section that shows how results change if deviations of the published code from the paper are corrected.
 
-They are corrected one at a time, and all together.
+It shows the effect of each single correction, and the effect of all corrections together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ ALL_CORRECTIONS = "corrected"
 
 
 def section(material: Material) -> Section | None:
-    """Build the section: one table for each task that runs under official fidelity and also with a correction."""
+    """Build the section: one table for each task that the suite runs both without and with corrections.
+
+    Without corrections means official fidelity, which follows the paper's published code.
+    """
     parts = []
     for official in material.collected.configurations:
         if official.fidelity == "official" and not official.switches:
@@ -29,10 +32,11 @@ def section(material: Material) -> Section | None:
 
 
 def corrected_configurations(collected: Collected, official: Configuration) -> dict[str, Configuration]:
-    """Return the configurations that correct official fidelity on the same task, as title → configuration.
+    """Return the configurations of the same task with one correction or all corrections, as title → configuration.
 
-    If a single switch is corrected, the title is `switch: value`. The last title is `corrected`: it is corrected
-    fidelity, with all corrections.
+    A correction sets a fidelity switch to another value than `official`, the configuration that follows the published
+    code. The title of a single correction is `switch: value`. The configuration with all corrections (corrected
+    fidelity) comes last, with the title `corrected`.
     """
     same_task = [item for item in collected.configurations if item.task == official.task]
     single = {
@@ -50,8 +54,8 @@ def correction_cells(
 ) -> dict[str, dict[str, Cell]]:
     """Return the cells of one task's table as method → column → cell.
 
-    The column `official` has the mean under official fidelity. Each other column shows how a correction changes this
-    mean: the difference (corrected minus official), paired by seed.
+    The column `official` has the mean under official fidelity, which follows the published code. Each other column
+    shows how a correction changes this mean: the difference (corrected minus official), paired by seed.
     """
     usual, digits = usual_seeds(collected), result_unit(official).digits
     before = results(collected, official)

@@ -69,8 +69,8 @@ def cost_cells(collected: Collected, configuration: Configuration) -> dict[str, 
 def client_floats(parameters: Mapping[str, int]) -> int:
     """Return the number of floats that one client holds in memory during training, as a lower bound.
 
-    They are all parameters that the client receives, serves or stores privately, and one gradient per trained
-    parameter. The number is 0 in pooled training, where clients hold no parameters.
+    It counts the parameters that the client receives, stores privately or uses for predictions (each once), and one
+    gradient per trained parameter. It is 0 in pooled training, where clients hold no parameters.
     """
     if parameters["sent_down"] + parameters["kept_private"] == 0:
         return 0

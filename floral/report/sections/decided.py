@@ -45,8 +45,9 @@ def _part(material: Material, configuration: Configuration) -> Part | None:
 def decided_cells(collected: Collected, configuration: Configuration) -> dict[str, dict[str, Cell]]:
     """Return the cells of one configuration's table as method → column → cell.
 
-    Columns: `difference` (to the reference), `verdict`, `more` (number of additional seeds that would decide), and `p`.
-    The column `p` is left out if p cannot reach 0.05 with this number of seeds.
+    Columns: `difference` (to the reference method), `verdict`, `more` (estimate of how many more seeds are needed to
+    separate the two methods), and `p` (of the sign-flip test). The column `p` is left out if p cannot reach 0.05 with
+    this number of seeds.
     """
     paired, unit = results(collected, configuration), result_unit(configuration)
     by_method = _differences(collected, configuration)

@@ -54,8 +54,9 @@ def main_cells(
 ) -> dict[str, dict[str, Cell]]:
     """Return the cells of one configuration in the main table, as method → column → cell.
 
-    Columns: `value` (mean result), `top5` (top-5 accuracy), `perplexity`, `official` (official score), `difference` (to
-    the reference method). If seeds diverged, a cell states their number.
+    Columns: `value` (mean result), `top5` (top-5 accuracy), `perplexity`, `official` (the official score, which is
+    measured as in the published code), `difference` (to the reference method). If seeds diverged, a cell states their
+    number.
     """
     unit, counts = result_unit(configuration), seed_counts(collected, configuration)
     result, paired = intervals(collected, configuration), differences(collected, configuration)

@@ -16,10 +16,11 @@ from floral.report.tables import Cell, Column, grid, number
 
 
 def ranked(material: Material) -> tuple[Ranks | None, str]:
-    """Return the ranks over tasks of the methods that have a mean on every task, and an empty text.
+    """Return two values: the mean ranks of methods over tasks, and a text.
 
-    If there are no ranks, return None and a text with the reason. Oracles and controls are left out. Each task counts
-    once, by its first configuration.
+    If there are ranks, the text is empty. If there are none, the first value is None, and the text gives the reason.
+    Only methods with a mean on every task are ranked. Oracles and controls are left out. Each task counts once, with
+    the results of its first configuration.
     """
     table, configurations = _table(material), _first_configurations(material)
     tasks, methods = len(configurations), len(table)

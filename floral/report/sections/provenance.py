@@ -18,12 +18,13 @@ def section(material: Material) -> Section:
 
 
 def provenance(collected: Collected) -> dict[str, Any]:
-    """Return the facts of this section, and those of the notices at the top of the page.
+    """Return the values that this section and the notices at the top of the page show. The keys are:
 
-    stamp: time at which the last run finished; the page shows no other time.
-    facts: name of a fact → its text. partitions: one row for each partition. reused: text on the runs that were copied
-    from reference results. on_training: configurations that are evaluated on training samples. inexact: data sets that
-    are lossy or partial copies.
+    stamp: the time at which the last run finished; the page shows no other time.
+    facts: name of a fact (such as `Machine`) → its text. partitions: one row for each partition of data over clients.
+    reused: a text that counts the runs copied from stored reference results. on_training: titles of configurations that
+    are evaluated on training samples. inexact: names of data sets of which the project has only lossy or partial
+    copies.
     """
     partitions = _partitions(collected)
     return {
@@ -37,7 +38,7 @@ def provenance(collected: Collected) -> dict[str, Any]:
 
 
 def _reused(references: pl.Series) -> str:
-    """Return a text with the number of runs copied from each reference. The text is empty if no run was copied."""
+    """Return a text with the number of runs copied from each folder of reports/reference. It is empty without any."""
     counts = references.drop_nulls().value_counts().sort("reference")
     texts = [f"{count(n, 'run')} from reports/reference/{name}" for name, n in counts.iter_rows()]
     return f"not trained here, but copied: {'; '.join(texts)}" if texts else ""

@@ -38,7 +38,7 @@ class Published:
 
     @property
     def undecidable(self) -> bool:
-        """Whether no number of our seeds can show agreement, because the published standard deviation is too large."""
+        """Whether the verdict can never be `agrees`, even with many seeds, because `deviation` is too large."""
         same = [self.mean, self.mean]
         half = welch_difference(same, self.mean, self.deviation, PUBLISHED_SEEDS, 0.9).half_width
         return half is not None and half > EQUIVALENCE_POINTS
@@ -73,12 +73,12 @@ class Comparison:
 
 
 def compare(values: list[float], cell: Published, comparable: bool = True) -> Comparison:
-    """Compare our values (one per seed, in per cent) with a published cell. The verdict has four possible values.
+    """Compare our values (one per seed, in per cent) with a published cell. The possible verdicts are:
 
     `agrees`: the 90 % interval of the difference lies within ±EQUIVALENCE_POINTS points.
     `differs`: the 95 % interval of the difference excludes 0, and the difference exceeds MIN_DIFFERENCE_POINTS points.
-    `inconclusive`: neither of the two, or there is only one seed.
-    `not comparable`: the argument `comparable` is False.
+    `inconclusive`: it neither agrees nor differs, or there is only one seed.
+    `not comparable`: the argument `comparable` is False, because the paper measured other samples.
     """
     difference = welch_difference(values, cell.mean, cell.deviation, PUBLISHED_SEEDS)
     narrow = welch_difference(values, cell.mean, cell.deviation, PUBLISHED_SEEDS, 0.9)
@@ -95,9 +95,9 @@ def compare(values: list[float], cell: Published, comparable: bool = True) -> Co
 def comparisons(collected: Collected, configuration: Configuration) -> dict[str, Comparison]:
     """Return the comparison with the published cell for each method of this configuration, as method → comparison.
 
-    Methods and tasks are compared only if all their values are the published ones: tuned methods and configurations
-    with a changed switch are left out. Under official fidelity our value is the official score, which is measured as in
-    the paper. Under corrected fidelity it is the accuracy.
+    Methods and tasks are compared only if all their settings are those of the publication. Tuned methods are left out,
+    and so are configurations in which the suite changes a fidelity switch. Under official fidelity our value is the
+    official score, which is measured as in the published code. Under corrected fidelity it is the accuracy.
     """
     if configuration.task != catalogue.task(configuration.task.name) or configuration.switches:
         return {}
@@ -123,7 +123,8 @@ def _has_published_values(method: MethodRow) -> bool:
 def section(material: Material) -> Section | None:
     """Build the section: one table for each configuration that has published cells.
 
-    The note below the first table of a fidelity counts the verdicts in all tables of this fidelity.
+    The tables under official fidelity and those under corrected fidelity have one note each, below the first of them.
+    The note counts the verdicts in all of these tables.
     """
     by_configuration = {item.id: comparisons(material.collected, item) for item in material.collected.configurations}
     columns = [
@@ -149,9 +150,9 @@ def section(material: Material) -> Section | None:
 
 
 def verdict_counts(fidelity: str, cells: list[Comparison]) -> str:
-    """Return sentences that count the published cells by verdict.
+    """Return sentences with the number of cells for each verdict, such as `agrees`.
 
-    They also count the cells that can never agree, because the published spread is too wide.
+    They also count the cells that can never agree, because the published standard deviation over seeds is too large.
     """
     counts = Counter(cell.verdict for cell in cells)
     text = ", ".join(f"{counts[name]} {name}" for name in ("agrees", "differs", "inconclusive") if cells)

@@ -79,9 +79,10 @@ def _configuration(configuration: Configuration) -> str:
 
 
 def _changed_defaults(task: Task) -> str:
-    """Return a sentence on the values of the task that differ from their defaults.
+    """Return a sentence with four settings of the task, as far as they differ from their defaults.
 
-    Values that other sentences of the setup state are left out. The text is empty if there are no other values.
+    These are image augmentation, normalisation of inputs, the server's optimiser and the number of assumed clusters.
+    The text is empty if all have their defaults.
     """
     changes = [f"training images: {task.augmentation.replace('_', ' and ')}"] if task.augmentation != "none" else []
     if task.normalise is not None:

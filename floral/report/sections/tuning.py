@@ -27,7 +27,7 @@ COLUMNS = {
 def section(material: Material) -> Section | None:
     """Build the section: one table for each configuration with tuned methods.
 
-    The note below a table states what the searches of all its methods have in common.
+    The note below a table states what is the same for all its methods, such as the number of candidates.
     """
     collected, caption = material.collected, material.captions["tuning"]["latex"]
     if not any(method.tuned for method in collected.methods):

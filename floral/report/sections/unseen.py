@@ -21,7 +21,7 @@ SPANNERS = {"seen_cluster": "Seen cluster", "new_concept": "New concept"}
 
 
 def section(material: Material) -> Section | None:
-    """Build the section: a row of figures, and one table for each configuration with results of such clients."""
+    """Build the section: figures, and one table for each configuration in which clients join after training."""
     collected, styles, caption = material.collected, material.styles, material.captions["unseen"]["latex"]
     parts = []
     for configuration in collected.configurations:
@@ -38,7 +38,8 @@ def section(material: Material) -> Section | None:
 def _note(frames: Mapping[str, pl.DataFrame], styles: Mapping[str, Style], configuration: Configuration) -> str:
     """Return a note on how clients joined, and on the best methods.
 
-    For each kind of client, it names the best method with the fewest and with the most labelled samples.
+    For each kind of client (of a seen cluster, or with a new concept), the note names two methods: the best one if
+    clients have the fewest labelled samples, and the best one if they have the most.
     """
     rule = configuration.task.unseen
     assert rule is not None, "its runs have unseen clients"

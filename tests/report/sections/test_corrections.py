@@ -49,7 +49,10 @@ def test_the_page_has_the_section_only_with_both(results, write, tmp_path):
         write(run)
     page = report("quickstart", runs(), results, tmp_path / "reports").read_text(encoding="utf-8")
     (section,) = re.findall(r'<section id="corrections">.*?</section>', page, re.DOTALL)
-    assert "batches: reshuffled" in section and "<code>evaluation</code> changes which samples are counted" in section
+    assert (
+        "batches: reshuffled" in section
+        and "correction of <code>evaluation</code> does not change the training" in section
+    )
     page = report("quickstart", runs()[:4], results, tmp_path / "reports").read_text(encoding="utf-8")
     assert 'id="corrections"' not in page
 
