@@ -18,7 +18,7 @@ from floral.config.reading import ConfigError, merge, parse, read, suggest
 from floral.config.schema.base import Frozen
 from floral.config.schema.method import MethodFile, Parameter, Variant
 from floral.config.schema.suite import Fidelity, Suite, Switch
-from floral.config.schema.task import Task
+from floral.config.schema.task import Model, Task
 
 
 def names(folder: str) -> list[str]:
@@ -69,7 +69,9 @@ def task(name: str, change: Mapping[str, Any] | None = None, where: str | None =
     parsed: Task = parse(Task, {**merge(_task_values(name), change or {}), "name": name}, where)
     if parsed.model.kind not in (models := plugins("models")):
         raise suggest("model", parsed.model.kind, models, f"{where}: model.kind")
-    parse(model_options(parsed.model.kind), parsed.model.arguments, f"{where}: model")
+    options = parse(model_options(parsed.model.kind), parsed.model.arguments, f"{where}: model")
+    typed = options.model_dump(mode="json", include=options.model_fields_set)
+    parsed = parsed.model_copy(update={"model": Model(kind=parsed.model.kind, **typed)})
     if isinstance(parsed.data, str) and not parsed.noop and parsed.data not in (accepted := data_sets.data_lock()):
         raise suggest("data set", parsed.data, accepted, f"{where}: data")
     return parsed
@@ -249,10 +251,12 @@ def fidelity(
     for key, value in (change or {}).items():
         if key not in table:
             raise suggest("switch", key, table, where)
-        if value not in table[key].choices:
-            choices = ", ".join(map(str, table[key].choices))
-            raise ConfigError(f"{where}: {key}: this switch cannot be {value!r}; choose one of {choices}")
-        values[key] = value
+        choices = table[key].choices
+        same = [choice for choice in choices if choice == value and isinstance(choice, bool) == isinstance(value, bool)]
+        if not same:
+            words = ", ".join(map(str, choices))
+            raise ConfigError(f"{where}: {key}: this switch cannot be {value!r}; choose one of {words}")
+        values[key] = same[0]
     return Fidelity(name=name, switches=values)
 
 

@@ -20,6 +20,9 @@ class Parameter(Frozen):
     at_least: float | None = Field(default=None, description="Smallest allowed number, inclusive.")
     above: float | None = Field(default=None, description="Lower bound of allowed numbers, exclusive.")
     at_most: float | None = Field(default=None, description="Largest allowed number, inclusive.")
+    whole_from: float | None = Field(
+        default=None, description="Numbers from this value on must be whole, such as a rank that is a share below 1."
+    )
     later: bool = Field(
         default=False,
         description="Whether the parameter was added after the first results; its default does not change the hash.",
@@ -49,9 +52,23 @@ class Parameter(Frozen):
                 limits = {"at least": self.at_least, "above": self.above, "at most": self.at_most}
                 allowed = " and ".join(f"{words} {limit}" for words, limit in limits.items() if limit is not None)
                 raise ValueError(f"{value!r} is out of range; give a number {allowed}")
-        elif not isinstance(value, type(self.default)):
+            return self._number(value)
+        if not isinstance(value, type(self.default)):
             raise ValueError(f"{value!r} has the wrong type; give a {type(self.default).__name__}")
         return value
+
+    def _number(self, value: int | float) -> int | float:
+        """Return the number in the type of the parameter, so that 1 and 1.0 give runs of the same name.
+
+        Raises:
+            ValueError: the number has a fraction, but the parameter counts something.
+        """
+        is_whole = isinstance(self.default, int) if self.whole_from is None else value >= self.whole_from
+        if not is_whole:
+            return float(value)
+        if value != int(value):
+            raise ValueError(f"{value!r} is not a whole number; set {math.floor(value)} or {math.ceil(value)}")
+        return int(value)
 
 
 SERVER_SEES = {
