@@ -417,8 +417,11 @@ class Simulation:
         metrics += self._summary("test", test)
         if not sampled:
             metrics += self._worst("test", test)
+        has_samples = {"train": True, "test": bool(test.rows.any())}
         if data.validation is not None:
-            metrics += self._summary("validation", self.own_rows(state, data.validation, clients))
+            validation = self.own_rows(state, data.validation, clients)
+            metrics += self._summary("validation", validation)
+            has_samples["validation"] = bool(validation.rows.any())
         routes = evaluate.served_routes(self.method, state, data.pool_of_client, data.clients, self.clusters)
         if routes is not None and not np.isfinite(routes).all():
             routes = None  # the run has diverged
@@ -427,7 +430,7 @@ class Simulation:
                 routes, data.cluster.cpu().numpy(), data.train.count[data.pool_of_client.cpu().numpy()]
             )
             metrics += [("route", name, value) for name, value in scores.items()]
-        losses = [value for _, metric, value in metrics if metric == "loss"]
+        losses = [value for split, metric, value in metrics if metric == "loss" and has_samples[split]]
         return Evaluation(metrics, routes, diverged=not all(abs(value) < DIVERGED_LOSS for value in losses))
 
     def official_scores(self, state: State, round: int) -> tuple[float, float]:

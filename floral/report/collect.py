@@ -107,9 +107,11 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
     """Read the run folders of a suite, which lie in the folder `results`.
 
     Raises:
-        ConfigError: a file of a finished run cannot be read. The message names the run's folder.
+        ConfigError: a file of a finished run cannot be read, or two runs that are compared in pairs have used different
+            partitions. The message names the folders of these runs.
     """
     runs = list(runs)
+    used: dict[Path, tuple[Path, str]] = {}  # folder of a partition → the first run that used it, and its digest there
     configurations, methods, changes = compared.configurations(runs), compared.methods(runs), compared.change_columns()
     summary, curves, clients, costs, unseen, unfinished, routes = [], [], [], [], [], [], {}
     for run in runs:
@@ -129,6 +131,7 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
             curves.append(_curves(folder / "metrics.parquet", keys))
             clients.append(_clients(folder / "clients.parquet", keys))
             done = result["status"] == "done"
+            _check_partition(used, run.partition.folder, folder, result["partition_digest"])
             if run.task.unseen and done:
                 unseen.append(_unseen(folder / "unseen.parquet", keys))
             key = keys["configuration"], keys["method_id"]
@@ -161,6 +164,21 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
 def _metrics(result: Mapping[str, Any]) -> dict[str, Any]:
     required = {name: result[name] for name in ("status", "round", *IDENTITY[-3:], *METRICS)}
     return required | {name: result.get(name) for name in OPTIONAL_METRICS}
+
+
+def _check_partition(used: dict[Path, tuple[Path, str]], partition: Path, folder: Path, digest: str | None) -> None:
+    """Raise ConfigError if this run and an earlier one used different samples under the name of one partition.
+
+    Runs without data have no digest.
+    """
+    if digest is None:
+        return
+    first, expected = used.setdefault(partition, (folder, digest))
+    if digest != expected:
+        raise ConfigError(
+            f"folder {folder}: this run used another partition ({digest[:8]}) than {first} ({expected[:8]}), so "
+            "the two cannot be compared; delete both folders and run the suite again"
+        )
 
 
 def _unfinished(run: Run, folder: Path) -> Unfinished:

@@ -232,6 +232,20 @@ def test_a_loss_that_is_not_finite_or_explodes_is_a_divergence():
     assert not calm.evaluate(calm.start(), 0, None).diverged
 
 
+def test_a_split_without_samples_is_no_divergence():
+    """With sampled evaluation, it may happen that no evaluated client has a validation sample."""
+    data = make_data()
+    sampled = {"evaluation": "sampled"}
+    absent = np.setdiff1d(np.arange(data.clients), simulate("fedavg", switches=sampled).evaluated_clients(1))
+    validation = np.isin(np.arange(data.clients), absent).astype(int)
+    data = replace(data, counts={**data.counts, "validation": validation})
+    simulation = simulate("fedavg", data=data, switches=sampled)
+    found = simulation.evaluate(simulation.start(), 1, 1.0)
+    assert {split: np.isnan(v) for split, metric, v in found.metrics if metric == "loss"}["validation"]
+    assert not found.diverged
+    assert simulation.evaluate(simulation.start(), 1, float("nan")).diverged
+
+
 def test_routes_that_are_not_finite_are_a_divergence():
     simulation = simulate("floral_1")
     state = simulation.start()

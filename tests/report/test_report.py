@@ -176,6 +176,20 @@ def test_a_killed_run_has_failed_and_a_running_one_is_missing(results):
     assert (row["status"], row["reason"]) == ("missing", "running now")
 
 
+def test_runs_on_different_partitions_are_not_paired(results, write):
+    """The same folder name with other samples, for example after a change of the partition code."""
+    first, second = (make_run("digits_rotate", variant, 0) for variant in ("fedavg", "local"))
+    write(first)
+    changed = write(second) / "summary.json"
+    summary = json.loads(changed.read_text())
+    changed.write_text(json.dumps(summary | {"partition_digest": "f" * 64}))
+    with pytest.raises(ConfigError, match="used another partition") as refused:
+        collect("quickstart", [first, second], results)
+    assert str(first.folder) in str(refused.value) and str(second.folder) in str(refused.value)
+    changed.write_text(json.dumps(summary))
+    assert collect("quickstart", [first, second], results).summary.height == 2
+
+
 def test_measured_costs_are_means_over_the_seeds_that_are_done(results, write):
     runs = [make_run("digits_rotate", "fedavg", seed) for seed in (0, 1, 2)]
     for run, status, seconds in zip(runs, ("done", "done", "diverged"), (1.0, 3.0, 90.0), strict=True):
