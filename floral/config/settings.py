@@ -147,10 +147,11 @@ class Settings(Frozen):
         }
 
 
-def read_settings(values: Mapping[str, Any] | None = None) -> Settings:
-    """Return the settings from `values`, or from config/config.yaml. Environment variables override both.
+def read_settings(values: Mapping[str, Any] | None = None, command_line: Mapping[str, Any] | None = None) -> Settings:
+    """Return the settings from `values`, or from config/config.yaml. Environment variables override the file.
 
-    Snakemake passes as `values` the content of the file, merged with the values of its option `--config`.
+    Snakemake passes as `values` the content of the file, merged with the values of its option `--config`. These values
+    are also in `command_line`, and they override environment variables.
 
     Raises:
         ConfigError: the file is missing, or a value is wrong.
@@ -166,4 +167,5 @@ def read_settings(values: Mapping[str, Any] | None = None) -> Settings:
     environment: dict[str, Any] = {key: Path(value) for key, name in folders.items() if (value := os.environ.get(name))}
     if uri := os.environ.get("FLORAL_TRACKING_URI"):
         environment["tracking_uri"] = uri
-    return parsed.model_copy(update=environment)
+    typed = command_line or {}
+    return parsed.model_copy(update={key: value for key, value in environment.items() if key not in typed})

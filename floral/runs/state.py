@@ -20,7 +20,7 @@ FAILURE = ("reason", "exception", "traceback", "hint", "time")
 """The keys of failure.json."""
 
 STARTED = (LOCK, "run.yaml", "checkpoint/last.safetensors")
-"""Each of these files shows that a process has worked on the run."""
+"""Each of these files, if not empty, shows that a process has started the run."""
 
 KILLED = {
     **dict.fromkeys(FAILURE),
@@ -52,7 +52,8 @@ def running(folder: Path) -> bool:
     lock = folder / LOCK
     if busy(lock):
         return True
-    if not lock.exists() or lock.read_text().rpartition(" on ")[2] == os.uname().nodename:
+    holder = lock.read_text() if lock.exists() else ""
+    if not holder or holder.rpartition(" on ")[2] == os.uname().nodename:
         return False
     ended = is_finished(folder) or (folder / "failure.json").exists()
     evaluated = segments.last_written(folder)
@@ -68,7 +69,21 @@ def failure(folder: Path) -> dict[str, Any] | None:
         return None
     if (folder / "failure.json").exists():
         return read(folder / "failure.json")
-    return dict(KILLED) if any((folder / name).exists() for name in STARTED) else None
+    started = any((folder / name).exists() and (folder / name).stat().st_size for name in STARTED)
+    return dict(KILLED) if started else None
+
+
+def has_failed_for_good(folder: Path) -> bool:
+    """Return whether a run has failed and no process will continue it without a new command.
+
+    A run without failure.json was killed. It counts only after FRESH_SECONDS, because a cluster may restart it.
+    """
+    if failure(folder) is None:
+        return False
+    files = [folder / name for name in STARTED if (folder / name).exists()]
+    last = max((path.stat().st_mtime for path in files), default=0.0)
+    last = max(last, segments.last_written(folder) or 0.0)
+    return (folder / "failure.json").exists() or time.time() - last > FRESH_SECONDS
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from floral.config.run import Run
+from floral.core.units import run_count
 from floral.io.files import atomic
 from floral.runs import segments
-from floral.runs.state import is_finished
+from floral.runs.state import has_failed_for_good, is_finished
 from floral.tracking.mlflow_means import distinct_groups, groups_by_folder, log_means, parent_of
 from floral.tracking.mlflow_runs import log, stream
 from floral.tracking.mlflow_store import Unreachable, default_uri, experiment_of
@@ -60,6 +61,7 @@ def follow(
 ) -> None:
     """Log every round to MLflow soon after its evaluation, until all runs are finished and completely logged.
 
+    It also ends if all other runs have failed, and prints their folders.
     Means over seeds are logged when all seeds are finished. If `runs` are only a part of the suite, `all_runs` must
     have all runs of the suite. The state of the MLflow store is read again before each write. So nothing is lost or
     logged twice if the store or this process is restarted, or if another process tracks the same suite.
@@ -99,7 +101,13 @@ def follow(
         for folder, (_, finished) in logged.items():
             if finished:
                 todo.pop(folder, None)
-        if not todo:
+        if all(has_failed_for_good(results / folder) for folder in todo):
+            if todo:
+                lines = [
+                    f"{run_count(len(todo))} failed and not logged; train them again, then track:",
+                    *map(str, todo),
+                ]
+                print("\n".join(lines), flush=True)
             return
         time.sleep(poll_seconds)
 

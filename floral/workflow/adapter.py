@@ -41,9 +41,9 @@ def submits_jobs(workflow: Any) -> bool:
     return workflow.resource_settings.nodes is not None
 
 
-def is_within_job() -> bool:
+def is_within_job(workflow: Any) -> bool:
     """Return whether this Snakemake runs inside a SLURM job. Such a Snakemake does not read the profile."""
-    return "SLURM_JOB_ID" in os.environ
+    return "SLURM_JOB_ID" in os.environ and not workflow.is_main_process
 
 
 def never_a_reason_to_rerun(parameter: Callable[..., str]) -> Callable[..., str]:
@@ -82,13 +82,13 @@ def hide_scheduler_lines(logger: logging.Logger, submits: bool) -> None:
     logger.addFilter(is_shown)
 
 
-def ignore_walltime_warning() -> None:
+def ignore_walltime_warning(workflow: Any) -> None:
     """Ignore the signal SIGUSR1 if this Snakemake runs inside a SLURM job.
 
     SLURM sends this signal to all processes of a job before the walltime of the job ends. The run then writes a
     checkpoint, and Snakemake must not end before the checkpoint is written.
     """
-    if is_within_job():
+    if is_within_job(workflow):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
@@ -98,7 +98,7 @@ def keep_going_within_job(workflow: Any) -> None:
     The function sets Snakemake's option `keep_going`. Call it while Snakemake groups the jobs: earlier, the object
     `execution_settings` with this option does not exist, and later, Snakemake has already read the option.
     """
-    if is_within_job():
+    if is_within_job(workflow):
         workflow.execution_settings.keep_going = True
 
 
@@ -160,7 +160,7 @@ class Hooks:
             except ConfigError as error:
                 raise WorkflowError(str(error)) from None
             run_group_in_parallel(workflow)
-        if executor == "local" and not is_within_job():
+        if executor == "local" and not is_within_job(workflow):
             remove_rate_limit(workflow)
             self.warm = warm_process(len(self.work.unfinished_runs))
         if self.work.untuned is None:

@@ -36,16 +36,19 @@ class Work:
     """One line for each reason why runs were left out."""
 
     @classmethod
-    def read(cls, config: Mapping[str, Any], main_process: bool, dry_run: bool) -> Work:
+    def read(
+        cls, config: Mapping[str, Any], command_line: Mapping[str, Any], main_process: bool, dry_run: bool
+    ) -> Work:
         """Read Snakemake's `config`, and check that the data fit the configuration.
 
+        `command_line` has the keys and values of Snakemake's option `--config`, which win over environment variables.
         `main_process` is false for the Snakemake inside a job. Only the main process restores runs from
         reports/reference and downloads data, because a job may have no network.
 
         Raises:
             ConfigError: a value of the configuration is wrong, a value does not fit the data, or no run is left.
         """
-        settings = read_settings(config)
+        settings = read_settings(config, command_line)
         searches: Mapping[str, tuple[str, Search]] = settings.searches()
         suites: Mapping[str, list[Run]] = {}
         untuned, missing = None, []

@@ -14,7 +14,7 @@ from projects import ROOT, Project
 from run_folders import make_run, write_run
 
 from floral.config.reading import ConfigError
-from floral.runs import reference
+from floral.runs import reference, state
 from floral.runs.state import is_finished
 
 SUITE = "tiny"
@@ -188,6 +188,7 @@ def test_what_was_made_here_beside_restored_files_stays(place: Path) -> None:
     reference.restore({SUITE: [run]}, place / "results")
     (place / "results" / run.folder / "notes.txt").write_text("mine")
     assert reference.remove_restored({SUITE: [run]}, place / "results") == [run]
+    assert state.failure(place / "results" / run.folder) is None  # it waits for its training, and nothing has failed
     assert sorted(path.name for path in (place / "results" / run.folder).iterdir()) == [".lock", "notes.txt"]
 
 

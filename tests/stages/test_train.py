@@ -92,7 +92,7 @@ def test_a_killed_run_has_failed(run: Run, tmp_path: Path, mark: str) -> None:
     folder = tmp_path / run.folder
     assert state.failure(folder) is None
     (folder / mark).parent.mkdir(parents=True, exist_ok=True)
-    (folder / mark).write_text("")
+    (folder / mark).write_text("text")
     (said,) = failure_lines({"quickstart": [run]}, tmp_path)
     assert (
         "seed 0: ended without a message: killed, out of memory, or power failure; the same command continues" in said

@@ -58,7 +58,8 @@ def call(executor: str, **attributes: Any) -> SimpleNamespace:
     """A stand-in for Snakemake's `workflow`."""
     plugin = SimpleNamespace(name=executor, common_settings=SimpleNamespace(pass_group_args=False))
     scheduler = SimpleNamespace(job_rate_limiter="10 jobs per second")
-    return SimpleNamespace(executor_plugin=plugin, scheduler=scheduler, nodes=None, cores=2, **attributes)
+    values = {"nodes": None, "cores": 2, "is_main_process": True, **attributes}
+    return SimpleNamespace(executor_plugin=plugin, scheduler=scheduler, **values)
 
 
 def record(message: str, event: LogEvent | None = None) -> logging.LogRecord:
@@ -121,19 +122,25 @@ def usual_signals() -> Iterator[None]:
 
 
 def test_snakemake_within_a_job_survives_the_warning(usual_signals: None, within_a_job: None) -> None:
-    adapter.ignore_walltime_warning()
+    adapter.ignore_walltime_warning(SimpleNamespace(is_main_process=False))
     os.kill(os.getpid(), signal.SIGUSR1)
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
 
 
-def test_outside_of_a_job_the_signal_keeps_its_meaning(usual_signals: None) -> None:
+@pytest.mark.parametrize("interactive", [False, True])
+def test_outside_of_a_job_the_signal_keeps_its_meaning(
+    usual_signals: None, monkeypatch: pytest.MonkeyPatch, interactive: bool
+) -> None:
+    """A Snakemake that a user starts in an interactive allocation is no job of another Snakemake."""
+    if interactive:
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
     before = signal.getsignal(signal.SIGUSR1)
-    adapter.ignore_walltime_warning()
+    adapter.ignore_walltime_warning(SimpleNamespace(is_main_process=True))
     assert signal.getsignal(signal.SIGUSR1) == before
 
 
 def test_runs_of_a_shared_job_go_on_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    workflow = SimpleNamespace(execution_settings=ExecutionSettings())
+    workflow = SimpleNamespace(execution_settings=ExecutionSettings(), is_main_process=False)
     adapter.keep_going_within_job(workflow)
     assert workflow.execution_settings.keep_going is False
     monkeypatch.setenv("SLURM_JOB_ID", "7")
@@ -191,9 +198,12 @@ class Warm:
         return True
 
 
+@pytest.mark.parametrize("interactive", [False, True])
 def test_the_start_on_this_machine_prints_the_estimate(
-    hooks: adapter.Hooks, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hooks: adapter.Hooks, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], interactive: bool
 ) -> None:
+    if interactive:
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setattr(warm_start, "MIN_RUNS_FOR_WARM_START", 3)
     monkeypatch.setattr(warm_start, "WarmStart", Warm)
     workflow = call("local")
@@ -204,7 +214,7 @@ def test_the_start_on_this_machine_prints_the_estimate(
 
 
 def test_the_start_within_a_job_leaves_snakemake_as_it_is(hooks: adapter.Hooks, within_a_job: None) -> None:
-    workflow = call("local")
+    workflow = call("local", is_main_process=False)
     hooks.on_start(workflow)
     assert workflow.scheduler.job_rate_limiter and hooks.warm is None
 

@@ -27,7 +27,8 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def work(results: Path, main_process: bool = True, dry_run: bool = False, **config: Any) -> Work:
-    return Work.read(NARROW | {"results": str(results)} | config, main_process, dry_run)
+    config = {"results": str(results)} | config
+    return Work.read(NARROW | config, config, main_process, dry_run)
 
 
 def wildcards(folder: Path) -> SimpleNamespace:
@@ -43,6 +44,14 @@ def test_a_run_of_two_suites_belongs_to_the_first(tmp_path: Path) -> None:
     assert [suite for suite, _ in both.runs.values()].count("first") == 2
     assert len(both.runs) == len(shared) == 4
     assert len(both.partitions) == 2  # one per seed: variants share it
+
+
+def test_the_command_line_wins_over_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLORAL_RESULTS", str(tmp_path / "environment"))
+    monkeypatch.setenv("FLORAL_TRACKING_URI", "http://environment:5000")
+    settings = work(tmp_path / "typed", tracking_uri="http://typed:5000").settings
+    assert (settings.results, settings.tracking_uri) == (tmp_path / "typed", "http://typed:5000")
+    assert Work.read(NARROW | {"results": "file"}, {}, True, False).settings.results == tmp_path / "environment"
 
 
 def test_finished_runs_are_not_counted_as_unfinished(tmp_path: Path) -> None:

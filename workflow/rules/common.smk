@@ -18,7 +18,7 @@ from floral.workflow.rules import Rules
 from floral.workflow.work import Work
 
 try:
-    WORK = Work.read(config, workflow.is_main_process, workflow.output_settings.dryrun)
+    WORK = Work.read(config, workflow.config_settings.overwrite_config, workflow.is_main_process, workflow.output_settings.dryrun)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
@@ -32,7 +32,7 @@ HOOKS = adapter.Hooks(RULES)
 
 os.environ.update(SETTINGS.environment())
 adapter.hide_scheduler_lines(logger, SUBMITS)
-adapter.ignore_walltime_warning()
+adapter.ignore_walltime_warning(workflow)
 if workflow.is_main_process:
     HOOKS.print_missing()
 
