@@ -122,6 +122,15 @@ class Partition(Frozen):
             raise ValueError("`partition.mixed` cannot be used with `kind: class_groups`; remove the key `mixed`")
         return self
 
+    @property
+    def skewed(self) -> bool:
+        """Whether clients of one cluster have different data distributions. Each kind of partition is named here."""
+        kinds = {
+            "iid": False, "size_skew": False, "class_groups": False,
+            "dirichlet": True, "pathological": True, "natural": True,
+        }  # fmt: skip
+        return kinds[self.kind] or self.mixed is not None
+
     def unfit(self, clients: int, clusters: int, classes: int) -> str | None:
         """Return the reason why data with this number of classes do not fit this rule, or None if they fit.
 

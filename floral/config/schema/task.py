@@ -307,7 +307,7 @@ class Task(Frozen):
 
         If so, the test set of a cluster is not distributed like the data of one of its clients.
         """
-        return self.partition.kind in ("dirichlet", "pathological", "natural") or self.partition.mixed is not None
+        return self.partition.skewed
 
     @property
     def noop(self) -> bool:
