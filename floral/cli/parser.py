@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     track.add_argument("suite", nargs="?", metavar="SUITE")
     track.add_argument("--create-store", action="store_true", help="only create the MLflow database")
     track.add_argument(
-        "--follow", action="store_true", help="send new rounds while runs train, until all runs are finished or have failed"
+        "--follow", action="store_true", help="send new rounds while runs train, until all runs are finished or failed"
     )
     track.add_argument(
         "--attach", action="store_true", help="only add the report of the suite to its MLflow experiment"
