@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +16,7 @@ from floral.core.nested import dotted_keys
 from floral.runs import segments
 from floral.runs.segments import Evaluated
 from floral.runs.state import is_finished
-from floral.tracking.mlflow_store import PARENT, STREAMED, Experiment, StoredRun
+from floral.tracking.mlflow_store import PARENT, RESULTS, STREAMED, Experiment, StoredRun
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -77,35 +78,46 @@ def _create_run(experiment: Experiment, parent: str, folder: Path, settings: Map
 def log(experiment: Experiment, parent: str | None, folder: Path) -> str:
     """Log the values of a finished run that MLflow does not have yet, and return MLflow's id of the run.
 
-    If the run was trained again with other code, MLflow may have other values for it. The run is then deleted in MLflow
-    and logged again.
+    If the run was trained again, MLflow has the values of the earlier training. The run is then deleted in MLflow and
+    logged again.
     """
     assert parent is not None  # parent_of returns None only before the first evaluated round
     stored, client = experiment.stored.get(str(folder)), experiment.client
-    if stored and stored.complete:
+    source = experiment.results / folder
+    digest = _results_digest(source)
+    if stored and stored.complete and stored.results == digest:
         return ready(experiment, parent, folder).id if stored.parent != parent or not stored.data else stored.id
     from mlflow.entities import RunTag
 
-    source = experiment.results / folder
     summary, costs = (json.loads((source / name).read_text()) for name in ("summary.json", "costs.json"))
     end = ended_ms(summary)
     curves = _curves(source, end)
     logged = _logged(client, stored.id, curves) if stored else {}
-    if stored and any(_differs(logged.get((point.key, point.step)), point.value) for point in curves):
+    trained_again = stored is not None and stored.results not in (None, digest)
+    if stored and (trained_again or any(_differs(logged.get((p.key, p.step)), p.value) for p in curves)):
         client.delete_run(stored.id)
         del experiment.stored[str(folder)]
-        logged = {}
+        stored, logged = None, {}
+    was_complete = stored is not None and stored.complete  # by a version that did not write the digest
     stored = ready(experiment, parent, folder)
     missing = [point for point in curves if (point.key, point.step) not in logged]
-    for metrics in chunks(missing + _costs(costs, summary["round"], end), MAX_METRICS_PER_CALL):
+    points = missing + ([] if was_complete else _costs(costs, summary["round"], end))
+    for metrics in chunks(points, MAX_METRICS_PER_CALL):
         client.log_batch(stored.id, metrics=metrics)
     tags = {"status": summary["status"], "git_commit": costs["git_commit"], "version": costs["versions"]["floral"]}
     client.log_batch(stored.id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
     for name in ARTIFACTS:
         if (source / name).exists():
             client.log_artifact(stored.id, str(source / name))
+    client.set_tag(stored.id, RESULTS, digest)
     client.set_terminated(stored.id, "FINISHED", end)
     return stored.id
+
+
+def _results_digest(source: Path) -> str:
+    """Return the hash of the result files of a finished run. It changes if the run is trained again."""
+    files = (source / name for name in ("metrics.parquet", "summary.json", "costs.json"))
+    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
 
 
 def began_ms(source: Path) -> int | None:

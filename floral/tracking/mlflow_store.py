@@ -23,6 +23,8 @@ STREAMED = "streamed"
 """Tag of a run: the last round that was logged while the run trained."""
 MEANS = "means"
 """Tag of a parent run: the hash of its means, set before the means are logged."""
+RESULTS = "results_digest"
+"""Tag of a completely logged run: the hash of its result files. A run that was trained again has another hash."""
 PARENT = "mlflow.parentRunId"
 """Tag of a run: the id of its parent, below which MLflow's UI shows the run."""
 
@@ -63,6 +65,8 @@ class StoredRun:
     """Whether its partition and data set are logged."""
     means: str | None = None
     """The hash of the means, for a parent run."""
+    results: str | None = None
+    """The hash of the result files that are logged; None if the run is not completely logged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +221,7 @@ def _stored_runs(client: MlflowClient, experiment: str) -> dict[str, StoredRun]:
                 stored[key] = StoredRun(
                     run.info.run_id, complete=run.info.status == "FINISHED", streamed=int(tags.get(STREAMED, -1)),
                     parent=tags.get(PARENT), data=bool(run.inputs and run.inputs.dataset_inputs), means=tags.get(MEANS),
+                    results=tags.get(RESULTS),
                 )  # fmt: skip
         if not (token := page.token):
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import subprocess
 import time
@@ -19,6 +20,7 @@ from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.settings import read_settings
 from floral.config.suites import suite_runs
+from floral.tracking import mlflow_store
 from floral.tracking.mlflow_store import create_store, default_uri
 from floral.tracking.track import attach, track
 
@@ -118,6 +120,34 @@ def test_a_run_that_was_half_logged_is_completed(runs: list[Run], write: Callabl
     database.close()
     track("quickstart", runs, tmp_path)
     assert dump(tmp_path) == before
+
+
+@pytest.mark.parametrize("with_digest", [True, False])
+def test_a_run_that_was_trained_again_replaces_the_old_one(
+    runs: list[Run], write: Callable[..., Path], tmp_path: Path, with_digest: bool
+) -> None:
+    """Its child and its parent then have the new values, also if an earlier version logged it without a digest."""
+    from mlflow import MlflowClient
+
+    for run in runs:
+        write(run)
+    track("quickstart", runs, tmp_path)
+    client = MlflowClient(default_uri(tmp_path))
+    if not with_digest:
+        for found in logged(tmp_path):
+            client.delete_tag(found.info.run_id, mlflow_store.RESULTS)
+    before = dump(tmp_path)
+    track("quickstart", runs, tmp_path)
+    assert with_digest == (dump(tmp_path) == before)  # without a digest, the tag is added
+    shutil.rmtree(tmp_path / runs[0].folder)
+    write(runs[0], accuracy=0.7)
+    track("quickstart", runs, tmp_path)
+    values = {found.data.tags["variant"]: found.data.metrics["test.accuracy"] for found in logged(tmp_path)}
+    assert values == {runs[0].variant.name: 0.72, runs[1].variant.name: 0.52}
+    means = {found.data.tags["variant"]: found.data.metrics["test.accuracy"] for found in logged(tmp_path, kind="mean")}
+    assert means == values
+    (child,) = [found for found in logged(tmp_path) if found.data.tags["variant"] == runs[0].variant.name]
+    assert [point.value for point in client.get_metric_history(child.info.run_id, "costs.base")] == [10]
 
 
 def test_the_report_is_attached_once(runs: list[Run], write: Callable[..., Path], tmp_path: Path) -> None:
