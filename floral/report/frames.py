@@ -16,8 +16,8 @@ def curve(collected: Collected, configuration: Configuration, metric: str, x: st
     """Return each method's learning curve: one row per method and evaluated round.
 
     The argument `x` names a column of `collected.curves`, such as `bytes`. Columns of the result: method_id, x (the
-    mean of that column over seeds), mean, low and high (mean, smallest and largest value of the metric over seeds,
-    times `factor`), n (number of seeds with a finite value at that round).
+    mean of that column over seeds), mean (of the metric over seeds), low (its smallest value), high (its largest
+    value), n (number of seeds with a finite value at that round). Values of the metric are multiplied by `factor`.
     """
     if collected.curves.is_empty():
         return pl.DataFrame()
