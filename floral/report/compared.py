@@ -141,8 +141,8 @@ def _configuration_facts(run: Run) -> dict[str, Any]:
     """Return what distinguishes a run's configuration from other configurations of its task, as name → value.
 
     These are: the name of its fidelity; the fidelity switches (settings that follow either the published code or the
-    paper) to which the suite gives another value than this fidelity has; and the task's values that differ from the task's
-    file.
+    paper) to which the suite gives another value than this fidelity has; and the task's values that differ from
+    the task's file.
     """
     task, default = (task.model_dump(exclude={"title"}) for task in (run.task, catalogue.task(run.task.name)))
     return {"fidelity": run.fidelity.name, **_changed_switches(run), **_changed_values(task, default)}
