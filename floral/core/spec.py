@@ -342,7 +342,8 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What a task gives to a method, such as the model, the number of clients and the fidelity switches.
+    """What a task gives to a method: the model, the numbers of clients and clusters, the learning rates, the fidelity
+    switches and the seed.
 
     A fidelity switch is a point in which the published code differs from the paper.
     """

@@ -250,9 +250,9 @@ def _padded(table: pl.DataFrame, present_rows: Rows, clients: int, seed: int) ->
     """Return the samples of one split, with one row per client [K, n_max], and each client's number of samples [K].
 
     A sample is given by its position in `present_rows`, the sorted rows of the data set that the federation has. Each
-    row of the result holds the samples of one client in random order, and zeros after them. The order must be random:
-    MNIST's later test images are harder, and a batch of consecutive samples, above all a short last batch, must not
-    contain only these.
+    row of the result holds the samples of one client in random order, and zeros after them. The order must be random,
+    because some methods use fixed batches or average over batches. MNIST's later test images are harder, and a batch of
+    consecutive samples, above all a short last batch, must not contain only these.
     """
     client, row = table["client"].to_numpy(), table["row"].to_numpy()
     counts = np.bincount(client, minlength=clients)

@@ -29,10 +29,10 @@ def apply_inputs(shift: Shift, x: Images, cluster: npt.NDArray[np.integer], clus
     """Shift the inputs x [N, H, W] or [N, H, W, 3] of samples, where `cluster` [N] is the concept of each sample.
 
     Kind rotate: images are rotated counter-clockwise about the centre. If the task lists angles, concept c has angle c
-    of the list, counted from 0. Otherwise, the C clusters c = 0 … C - 1 have the angles c·360/C degrees. Clients that
-    join after training have the concepts C + j (j = 0, 1, …), with the angles (j + ½)·360/C degrees. Multiples of 90°
-    move pixels exactly. At other angles, the setting `interpolation` decides whether a pixel gets the value of the
-    nearest pixel, or a mean of the four nearest ones. Pixels from outside the image are 0.
+    of the list, counted from 0. Otherwise, the C clusters c = 0 … C - 1 have the angles c·360/C degrees. The concepts
+    C + j (j = 0, 1, …), of clients that join after training, have the angles (j + ½)·360/C degrees.
+    Multiples of 90° move pixels exactly. At other angles, the setting `interpolation` decides whether a pixel gets the
+    value of the nearest pixel, or a mean of the four nearest ones. Pixels from outside the image are 0.
 
     Kind colour: see `recoloured`; `scale` is the pixel value of white. Other kinds return x unchanged.
 
