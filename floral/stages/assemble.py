@@ -93,7 +93,7 @@ def build_method(run: Run, problem: Problem) -> Method:
 def make_settings(run: Run) -> Settings:
     """Derive the settings of the simulation from the task and the fidelity of a run.
 
-    Where the published code of a method differs from its description in the paper, the fidelity says which of the two
+    Where the published FLoRAL code differs from the method that the paper describes, the fidelity says which of the two
     is followed.
     """
     task, rule = run.task, run.fidelity
