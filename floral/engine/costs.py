@@ -88,11 +88,11 @@ def _sent(
 ) -> dict[str, tuple[int, int]]:
     """Return a pair (down, up) for each group: the floats that one client receives and sends in a round.
 
-    Usually, only SHARED and CLUSTERED groups are sent. A client sends those that change in this round. It receives those that
-    change in this round or changed in the round before. A client that missed earlier rounds must also receive the
-    changes of these rounds, but they are not counted. Of a CLUSTERED group, a client receives one cluster if the server
-    picks the cluster, and all clusters if the client picks it (`Method.assign`). A count that the method declares in
-    `floats_sent` replaces the count made here.
+    Usually, only SHARED and CLUSTERED groups are sent. A client sends those that change in this round. It receives
+    those that change in this round or changed in the round before. A client that missed earlier rounds must also
+    receive the changes of these rounds, but they are not counted. Of a CLUSTERED group, a client receives one cluster
+    if the server picks the cluster, and all clusters if the client picks it (`Method.assign`). A count that the method
+    declares in `floats_sent` replaces the count made here.
     """
     received = used if method.assign is None else held
     up = set(method.changing(now)) if now else set()
