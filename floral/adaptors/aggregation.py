@@ -58,8 +58,9 @@ def svd_factors(adaptors: Adaptors, clients: Params, weight: Tensor, mean: Param
     If a singular value is above 1, both factors get its square root, so that one learning rate suits both. If it is
     below 1, it goes to B alone, because B learns nothing while A is near zero.
 
-    Biases, normalisation layers, and layers whose mean product is zero get the values of `mean`. The sign of a singular
-    vector is arbitrary. It is chosen so that the entry of V with the largest absolute value is positive.
+    `mean` holds the weighted means of the clients' parameters. Biases, normalisation layers, and layers whose mean
+    product is zero get these values. The sign of a singular vector is arbitrary. It is chosen so that the entry of V
+    with the largest absolute value is positive.
 
     If a mean product has no decomposition, training has diverged. All factors are then NaN, as they would be after the
     next round.

@@ -104,8 +104,8 @@ class Adaptors:
         """Return the logits of the model with its adaptors, and the model's running statistics after the pass.
 
         Every adapted layer uses the mixture Σ_c route_c·adaptor_c. `route` [C] holds the mixture weights, the same for
-        all layers. It may also be [L, C], with one row for each of the L layers of `by_layer`. `running` [C, ...] holds
-        the adaptors' own running statistics, which are read in evaluation only. If `noise` is None, the pass is an
+        all layers. It may also be [L, C], with one row for each of the L adapted layers. `running` [C, ...] holds the
+        adaptors' own running statistics, which are read in evaluation only. If `noise` is None, the pass is an
         evaluation.
         """
         order, merged = (
@@ -195,7 +195,8 @@ class Adaptors:
     def merges(self, adaptor: Adaptor, shape: torch.Size, clusters: int) -> bool:
         """Return whether the C adaptors of a layer are merged into the layer's weight.
 
-        If `application` is "cheaper", the answer depends on the shape of the layer's input.
+        If `application` is "cheaper", the way with fewer multiply-adds is chosen. Their number depends on `shape`, the
+        shape of the layer's input.
         """
         if isinstance(adaptor, NormAdaptor):
             return True

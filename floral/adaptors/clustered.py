@@ -142,16 +142,19 @@ class ClusteredAdaptors:
         return {**view["base"], **{n: view["base"][n] + torch.tensordot(route, t, 1) for n, t in added.items()}}
 
     def _with_axis(self, params: Params) -> Params:
-        """Return the parameters with a leading cluster axis. If clients hold only one cluster, its length is 1."""
+        """Return the parameters of a client with a leading cluster axis.
+
+        The axis has length 1 if the client holds the adaptor of one cluster only.
+        """
         return params if self.member is None else {name: value[None] for name, value in params.items()}
 
     # ------------------------------------------------------------------------------------------------ training
 
     @property
     def precondition(self) -> Mapping[str, Callable[[Params, Params], Params]]:
-        """For each trained group, the function that applies the preconditioner to the group's gradients.
+        """The function that preconditions the gradients of a group, for each trained group of the adaptors.
 
-        A group holds both factors A and B, or only one of them.
+        A group holds either both factors A and B, or only one of them.
         """
 
         def change(gradients: Params, values: Params) -> Params:
@@ -163,16 +166,17 @@ class ClusteredAdaptors:
 
     @property
     def preconditioner_inputs(self) -> dict[str, tuple[str, ...]]:
-        """The other group that the preconditioner of a group reads: B for A, and A for B.
+        """The group that the preconditioner reads besides the group that it changes: B for A, and A for B.
 
-        It is empty if both factors are in one group.
+        The result is empty if one group holds both factors.
         """
         return {} if len(self.group_names) == 1 else {"A": ("B",), "B": ("A",)}
 
     def phases(self, *groups: str) -> tuple[Phase, ...] | None:
-        """Return the phases of local training, which train the adaptors (or one of their factors) and `groups`.
+        """Return the phases of local training. A phase says which groups are trained in a round.
 
-        The result is None if a single phase trains all groups of the method.
+        Each phase trains the adaptors, or one of their two factors, together with `groups`. The result is None if every
+        round trains all groups of the method.
         """
         match self.aggregation:
             case "average":
@@ -203,8 +207,9 @@ class ClusteredAdaptors:
     def _floats_sent(self) -> dict[str, tuple[int, int]]:
         """Return, for each group, how many floats a client receives and sends in a round.
 
-        The numbers count the updates of Δ_c and, under "stacking", the new adaptors. Of a new adaptor, a client
-        receives only A.
+        Without changes Δ_c, the result is empty. The group "residual" counts the update of Δ_c that the server sends.
+        Under "stacking", the group "adaptors" is counted too. A client then receives only the factors A of the new
+        adaptors, because their factors B and biases are zero. It sends complete adaptors.
         """
         held = self.problem.clusters if self.member is None else 1
         if not self.has_residual:
@@ -274,9 +279,10 @@ class ClusteredAdaptors:
         return unflatten(factors, like), torch.softmax(share.log()[:, None] + log_route, 0)
 
     def _exact(self, clients: Params, weight: Tensor, mean: Params, cluster: int, round: int) -> tuple[Params, Params]:
-        """Return the new factors of a cluster, and the change that is added to Δ_c.
+        """Return the new factors of a cluster, and what is added to its change Δ_c of the base.
 
-        The first result is empty if the cluster keeps the averaged factors. The second is empty if there is no Δ_c.
+        The first result is empty if the cluster keeps the averaged factors. The second result is empty if
+        `aggregation` has no Δ_c.
         """
         match self.aggregation:
             case "fedex":

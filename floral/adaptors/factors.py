@@ -55,7 +55,7 @@ def stack(mixture: Params, route: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def without_mean(mixture: Params) -> Params:
-    """Subtract the mean product M from each of the C adaptors of one layer, as well as the adaptors' rank allows.
+    """Subtract the mean product M from each of the C adaptors of one layer. With a low rank, this is only approximate.
 
     The mean product is M = (1/C) Σ_j B_j A_j over the adaptors j. The new factor B_c' is the B for which B A_c is
     closest to B_c A_c - M, which is B_c - M A_c⁺ with the pseudo-inverse A_c⁺. A_c does not change, so an adaptor at

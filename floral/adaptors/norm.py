@@ -58,8 +58,8 @@ class NormAdaptor:
 
         This function is for adaptors with running statistics of their own.
 
-        `statistics` [C, features] holds the adaptors' running statistics. `running` [features] holds the layer's, by
-        which the layer normalises its input.
+        `statistics` [C, features] holds the adaptors' running statistics. `running` [features] holds the running
+        statistics of the layer, by which the layer normalises its input.
         """
         scale = mixture["weight"] / torch.sqrt(statistics["variance"] + EPSILON)
         shift = mixture["bias"] + scale * (running["mean"] - statistics["mean"])

@@ -103,8 +103,8 @@ def compare(
 ) -> dict[str, Any]:
     """Time a measured and a reference implementation in alternating blocks of rounds.
 
-    Return the median ratio of their seconds per round, its spread, and the seconds of both. Before all of this, the
-    seconds of the reference are multiplied by `times`.
+    Return the median ratio of their seconds per round, the spread of this ratio, and the seconds of both. All of these
+    are computed after the seconds of the reference have been multiplied by `times`.
     """
     pairs = timing.time_pairs(measured, reference, options.rounds)
     pairs = timing.Pairs(pairs.first, times * pairs.second)
@@ -178,11 +178,10 @@ SCALE_CASE, SCALE_LIMIT = "seconds per round, K = 100,000 / K = 1,000, M = 30", 
 
 
 def scale_row(scale: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row of the table for `scale`, the measurement with many numbers of clients.
+    """Return the row of the table for `scale`, the measurement at several numbers of clients.
 
-    The row has the result of the method whose cost grows most with the number of clients.
-
-    Its column `by_variant` has the ratios of all methods.
+    The row has the result of the method whose cost grows most with the number of clients. The row's column
+    `by_variant` has the ratios of all methods.
     """
     ratios = scale["ratios"]
     worst = max(ratios, key=lambda variant: ratios[variant]["ratio"])

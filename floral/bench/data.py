@@ -39,7 +39,7 @@ PARTITIONS = (
 def data(names: Iterable[str], *, results: Path, data_dir: Path | None) -> list[dict[str, Any]]:
     """Measure how these data sets are read and how samples are partitioned. Return the rows of the result.
 
-    A row has a case, a value, a unit and a limit, which can be None.
+    A row has a case, a value, a unit and a limit. The limit is None if the value is not limited.
 
     Raises:
         ConfigError: a name is unknown, or raw files are missing. Nothing is downloaded.

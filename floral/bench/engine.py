@@ -86,9 +86,9 @@ def compare_with_baseline(
 
 
 def peak_memory_bytes(measured: EngineRounds) -> int:
-    """Return the peak memory so far in bytes: of the GPU if the engine uses one, else of this process.
+    """Return the peak memory so far in bytes: of the GPU if the engine uses one, otherwise of this process.
 
-    Call it before the baseline is built, because it would count the baseline's memory too.
+    Call this function before the baseline is built. Otherwise the peak includes the baseline's memory.
     """
     if measured.simulation.device.type == "cuda":
         return torch.cuda.max_memory_allocated(measured.simulation.device)

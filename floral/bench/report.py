@@ -1,4 +1,4 @@
-"""`floral bench report`: measure the fixed cases, and write their table and figures to reports/bench/."""
+"""`floral bench report`: measure all cases of the benchmark, and write their table and figures."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def as_json(value: Any) -> bytes:
 
 
 def markdown(content: Mapping[str, Any]) -> str:
-    """Return the rows and the result of the scaling as Markdown tables."""
+    """Return the measured cases and the result of `floral bench scale` as Markdown tables."""
     lines = [
         f"# Cost of a round: {content['threads']} threads, torch {content['torch']}",
         "",

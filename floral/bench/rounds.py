@@ -43,7 +43,8 @@ class EngineRounds:
     ) -> None:
         """Store the simulation and its state, and choose how the engine executes the rounds.
 
-        The choice depends on `backend` and `threads`. If `execution_plan` is given, it is used instead.
+        The choice depends on `backend` and `threads`. If `execution_plan` is given, no choice is made: the engine
+        executes the rounds as it says.
 
         Raises:
             ConfigError: the backend cannot run this method.

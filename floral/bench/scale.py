@@ -2,7 +2,7 @@
 
 The cost is seconds per round and resident memory. The task is an MLP on MNIST. Client k holds the samples 10k … 10k + 9
 modulo 60,000, so for large K several clients hold the same samples. This changes neither the cost of a round nor the
-private state of the clients. The federation exists only in memory.
+private state of the clients. No file of the federation is written.
 """
 
 from __future__ import annotations
@@ -155,8 +155,8 @@ def measure_point(
     """Measure the seconds per round and the memory of one method with K clients.
 
     The seconds are those of the fastest block of rounds, because other programs can only slow a block down. The memory
-    is read after at least MEMORY_ROUNDS rounds or, if given, after `rounds`. It is returned as two numbers: the memory
-    of the process itself, and that of mapped files.
+    is read after the timed rounds. Their number is `rounds`; if it is None, the engine trains at least MEMORY_ROUNDS
+    rounds first. The memory is returned as two numbers: that of the process itself, and that of mapped files.
     """
     configure_process(threads)
     measured = engine_rounds(clients, variant, results, backend, threads, execution_plan)

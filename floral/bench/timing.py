@@ -84,7 +84,7 @@ def time_pairs(first: Rounds, second: Rounds, rounds: int | None = None) -> Pair
     """Warm up two implementations, then time their blocks of rounds in turns.
 
     In every other pair of blocks, the second implementation comes first. `rounds` is the number of timed rounds of each
-    implementation. By default these are at most MAX_PAIRS blocks of about BLOCK_S seconds.
+    implementation. If it is None, each implementation has at most MAX_PAIRS blocks of about BLOCK_S seconds.
     """
     sizes = [block_sizes(seconds, rounds, MAX_PAIRS) for seconds in (warm_up(first), warm_up(second))]
     seconds_per_round: tuple[list[float], list[float]] = [], []

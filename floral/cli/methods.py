@@ -1,7 +1,7 @@
 """List all variants by family, with their source, parameter groups, and what the server sees of a client.
 
-Each parameter group has a scope, which says who has its values. It is shared by all clients, clustered (one value per
-cluster), private to each client, or frozen.
+The scope of a parameter group says which clients have the same values of these parameters. The group is shared by all
+clients, clustered (one value per cluster), private to each client, or frozen (never trained).
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Row:
     def server_text(self) -> str:
         """What the server sees of a single client, as text, such as "server sees sizes, routes".
 
-        The word sizes stands for the client's number of samples, and routes for its clusters or weights of clusters.
+        The word sizes stands for the client's number of samples. The word routes stands for the clusters that the
+        client uses, or for the client's weights of the clusters.
         """
         limit = "" if self.secure_aggregation else " (no secure aggregation)"
         return f"server sees {', '.join(self.server_sees) or 'nothing'}{limit}"

@@ -30,7 +30,8 @@ def main() -> int:
     """Run the command `floral` and return its exit code.
 
     Snakemake can start a server process that imports torch once (see floral/cluster/warm_start.py). If this server
-    runs, training with one CPU thread runs as a fork of it, which starts faster. All else runs in this process.
+    runs, a training run with one CPU thread becomes a fork of the server, which starts faster. All other commands and
+    training runs are run in this process.
     """
     arguments, address = sys.argv[1:], os.environ.get(ADDRESS)
     one_cpu_thread = _option(arguments, "--threads") == "1" and _option(arguments, "--device") == "cpu"
@@ -42,7 +43,10 @@ def main() -> int:
 
 
 def run_command() -> int:
-    """Run the command in this process and return its exit code. Most modules are imported only here."""
+    """Run the command in this process and return its exit code.
+
+    This function imports most modules of the package. So a process that only asks the server for a fork starts faster.
+    """
     from floral.cli.main import main as run
 
     return run()

@@ -41,8 +41,9 @@ def status(suite: str, runs: Iterable[Run], results: Path) -> dict[str, Any]:
     """Return how many runs are in each state, the estimated time left, and the progress of each run.
 
     `floral status --json` prints these values. `seconds_of_work` is the sum of the times that the running and waiting
-    runs still need. `seconds_left` is the time until all of them are finished, if always as many runs train at once as
-    now. If no run is running, `seconds_left` is null. Both times leave out failed runs, because they may fail again.
+    runs still need. `seconds_left` is the time until all these runs are finished, if the number of runs that train at
+    once stays as it is now. If no run is running, `seconds_left` is null. Both times leave out failed runs, because
+    they may fail again.
     """
     runs = list(runs)
     expected = estimate.expected_costs(runs, results)

@@ -101,7 +101,7 @@ def _row(task: Task, results: Path, data_dir: Path | None) -> Row:
 
 
 def _non_default(values: Frozen) -> dict[str, Any]:
-    """Return the key `kind` and all keys whose values differ from their defaults, with their values."""
+    """Return keys of a shift or partition with their values: `kind`, and all keys that are not at their defaults."""
     return {"kind": values.model_dump()["kind"], **values.model_dump(mode="json", exclude_defaults=True)}
 
 

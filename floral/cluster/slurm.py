@@ -79,9 +79,10 @@ def record_end(folder: Path, reason: str) -> None:
 def stop_reason(by: int) -> str:
     """Return why this job was stopped by the signal `by`: "walltime", "preempted" or "interrupted".
 
-    If little walltime is left, the reason is "walltime". SIGUSR1 long before that means that SLURM preempts the job.
-    SLURM would count such a job as failed, so this function requeues it. After SIGTERM, SLURM ends the job itself, and
-    requeues it if the cluster is set up to do so.
+    After Ctrl-C, or outside SLURM, the reason is "interrupted". If little walltime is left, the reason is "walltime".
+    If much walltime is left, SIGUSR1 means that SLURM preempts the job. SLURM would count a preempted job as failed, so
+    this function requeues it, and the reason is "preempted". In all other cases, the reason is "interrupted". After
+    SIGTERM, SLURM ends the job itself, and requeues it if the cluster is set up to do so.
     """
     this_job = os.environ.get("SLURM_JOB_ID")
     if this_job is None or by == signal.SIGINT:

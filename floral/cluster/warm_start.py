@@ -139,7 +139,7 @@ class WarmStart:
 
     @staticmethod
     def possible() -> bool:
-        """Return whether this system has pidfd_open, as Linux 5.3 and later.
+        """Return whether this system has pidfd_open, as Linux 5.3 and later versions have.
 
         pidfd_open tells the server when a fork has ended.
         """

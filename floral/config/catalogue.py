@@ -30,9 +30,9 @@ def names(folder: str) -> list[str]:
 def _task_values(name: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the values of a task's YAML file.
 
-    A task can name another task in its key `extends`. The result then has the values of that other task, except where
-    the file sets its own. `children` are the tasks that extend this task, directly or through others. They show whether
-    a task extends itself.
+    In its key `extends`, a task can name a second task. The result then starts from the values of the second task, and
+    the values in this file replace them. `children` are the tasks that extend this task, directly or through others.
+    The function uses `children` to detect that a task extends itself.
     """
     path = paths.CONFIG_FOLDER / "tasks" / f"{name}.yaml"
     if not path.exists():
@@ -190,8 +190,8 @@ def variant_index() -> dict[str, str]:
 def variant(name: str, change: Mapping[str, Any] | None = None, where: str | None = None) -> Variant:
     """Return a variant with the value of every hyper-parameter.
 
-    A value in `change` comes first, then a value of the variant in config/methods, then the default of the method.
-    Error messages about values in `change` name the file and key `where`.
+    The values that config/methods sets for the variant replace the defaults of the method, and the values in `change`
+    replace both. Error messages about values in `change` name the file and key `where`.
 
     Raises:
         ConfigError: the variant or a parameter is unknown, or a value is not allowed.
@@ -240,8 +240,9 @@ def fidelity(
 ) -> Fidelity:
     """Return the value of every fidelity switch under the fidelity `name`.
 
-    The fidelity `official` follows the published FLoRAL code, and `corrected` follows the described method. The values
-    in `change` replace those of single switches. Error messages about these values name the file and key `where`.
+    A fidelity switch is a point in which the published FLoRAL code differs from the described method. The fidelity
+    `official` follows the code, and `corrected` follows the described method. The values in `change` replace those of
+    single switches. Error messages about the values in `change` name the file and key `where`.
 
     Raises:
         ConfigError: a switch is unknown, or a value is not allowed.

@@ -47,8 +47,9 @@ def data_set(data: str | CustomData) -> DataSet:
 def stored_data(data: str | Synthetic | CustomData) -> str | Synthetic:
     """Return the name of the folder in results/data that stores the data.
 
-    Synthetic data are never stored, so for them the function returns its argument. For custom data, the name contains a
-    hash of their content and options. If they cannot be read, their path is hashed instead of their content.
+    The folder of a data set in config/data.lock has the name of the data set. For custom data (the user's own files),
+    the name contains a hash of their content and options. If the files cannot be read, their path is hashed instead of
+    their content. Synthetic data are never stored, so for them the function returns `data` unchanged.
     """
     if not isinstance(data, CustomData):
         return data
@@ -69,10 +70,11 @@ def custom_path(data: CustomData) -> Path:
 
 @cache
 def _content(path: Path) -> tuple[str | None, str | None]:
-    """Return the SHA-256 of custom data and None, or None and the reason why the data cannot be read.
+    """Return two values for custom data: their SHA-256, and the reason why they cannot be read.
 
-    Each process computes this result only once. If the files change while a command runs, the command does not notice
-    this, but the next command does.
+    One of the two values is always None: the reason if the data can be read, and the SHA-256 otherwise. Each process
+    computes this result only once. If the files change while a command runs, the command does not notice this, but the
+    next command does.
     """
     if not path.exists():
         return None, f"{path} does not exist"
@@ -85,10 +87,10 @@ def _content(path: Path) -> tuple[str | None, str | None]:
 def data_digest(data: str | Synthetic | CustomData) -> str | None:
     """Return a hash that identifies the content of data. Data sets need not be fetched for this.
 
-    The hash is computed from the name of the data and the SHA-256 of each file. config/data.lock lists these SHA-256;
-    for custom data, the files are read. If a SHA-256 is null, or if the function that reads the files (the reader) has
-    options, the hash also covers the name and options of the reader. For synthetic data and `data: nothing`, the
-    function returns None.
+    The hash is computed from the name of the data and the SHA-256 of each file. For a named data set, config/data.lock
+    lists the SHA-256 of each file. For custom data, the SHA-256 is computed from the user's files. The reader is the
+    function that reads the files. If the reader has options, or if the SHA-256 of a file is unknown (null), the hash
+    also covers the name and options of the reader. For synthetic data and `data: nothing`, the function returns None.
     """
     if isinstance(data, Synthetic) or data == NOTHING:
         return None

@@ -96,10 +96,11 @@ def shortened(value: Any) -> str:
 
 
 def _descriptions_at(model: type[BaseModel], location: Sequence[Any]) -> dict[str, str | None]:
-    """Return a mapping from field to description, for a pydantic model (a class of YAML keys) nested in `model`.
+    """Return the description of each field of a pydantic model that is nested in `model`, by the name of the field.
 
-    `location` says where the nested model is, in the form in which pydantic errors give a place. It is a sequence of
-    field names, list indices and tags. A tag names the kind of `data`: named, synthetic or custom.
+    A pydantic model is a class whose fields are YAML keys. `location` says where in `model` the nested model is. It has
+    the form of the key `loc` of a pydantic error, which is a sequence of field names, list indices and tags. A tag
+    names the kind of `data`: named, synthetic or custom.
     """
     members: dict[str | None, type[BaseModel]] = {}
     for part in location:
@@ -114,7 +115,8 @@ def _descriptions_at(model: type[BaseModel], location: Sequence[Any]) -> dict[st
 def _models_in(annotation: Any) -> dict[str | None, type[BaseModel]]:
     """Return the pydantic models inside a type annotation, as a mapping from tag to model.
 
-    A tag is a name that pydantic gives to one type of a union. A model without a tag has the key None.
+    A pydantic model is a class whose fields are YAML keys. If an annotation allows several models, each of them can
+    have a name, the tag. A model without a tag has the key None.
     """
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return {None: annotation}

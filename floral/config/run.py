@@ -77,7 +77,11 @@ class Run(Frozen):
 
     @property
     def siblings(self) -> Path:
-        """The name of the group of runs that differ from this run only in the seed: <task>/<variant>/<hash8>."""
+        """The name of a group of runs: this run and all runs that differ from it only in the seed.
+
+        The name is <task>/<variant>/<hash8>. This hash does not cover the seed, so all runs of the group have the same
+        name.
+        """
         shared = {key: value for key, value in self.identity().items() if key != "seed"}
         content = {"run": shared, "data": data_sets.data_digest(self.task.data), "results_version": RESULTS_VERSION}
         return Path(self.task.name) / self.variant.name / hash8(content)

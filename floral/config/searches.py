@@ -57,7 +57,7 @@ class Search(Frozen):
     def digest(self) -> str:
         """The hash of everything that determines the result of the search.
 
-        This is the run with untuned values, the partitions, the values to try and the tuning seeds.
+        The hash is computed from the run with untuned values, the partitions, the values to try and the tuning seeds.
         """
         runs = self.references()
         return hash8({

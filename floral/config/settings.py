@@ -107,7 +107,10 @@ class Settings(Frozen):
 
     @property
     def narrowing(self) -> dict[str, tuple[Any, ...] | None]:
-        """The `tasks`, `variants` and `seeds` that select runs of the suites. None selects all runs."""
+        """The `tasks`, `variants` and `seeds` that select runs of the suites.
+
+        If one of them is None, it does not restrict the selection.
+        """
         return {"tasks": self.tasks, "variants": self.variants, "seeds": self.seeds}
 
     def environment(self) -> dict[str, str]:
@@ -150,8 +153,8 @@ class Settings(Frozen):
 def read_settings(values: Mapping[str, Any] | None = None, command_line: Mapping[str, Any] | None = None) -> Settings:
     """Return the settings from `values`, or from config/config.yaml. Environment variables override the file.
 
-    Snakemake passes as `values` the content of the file, merged with the values of its option `--config`. These values
-    are also in `command_line`, and they override environment variables.
+    Snakemake passes as `values` the content of the file, merged with the values of its option `--config`. Snakemake
+    passes the values of `--config` also as `command_line`, because they override environment variables.
 
     Raises:
         ConfigError: the file is missing, or a value is wrong.

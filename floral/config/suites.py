@@ -63,7 +63,8 @@ def suite_runs(
         raise Untuned("\n".join([*lines, f"tune with: {tune_command(suite_name)}"]))
     if not runs:
         raise ConfigError(
-            f"suite {suite_name!r}: no run combines the selected tasks, variants and seeds; leave out some of them"
+            f"suite {suite_name!r}: no run has a selected task, a selected variant and a selected seed at once; remove "
+            "the selection of tasks, of variants or of seeds"
         )
     return list(runs.values())
 
@@ -71,9 +72,10 @@ def suite_runs(
 def suite_searches(
     suite_name: str, tasks: Iterable[str] | None = None, variants: Iterable[str] | None = None
 ) -> dict[Path, Search]:
-    """Return the hyper-parameter searches that the blocks of a suite with `tuned: true` need, by their folder.
+    """Return the hyper-parameter searches that a suite needs, as a mapping from folder to search.
 
-    If `tasks` or `variants` is given, only searches for these are returned.
+    The suite needs a search for each task and variant in its blocks with `tuned: true`. If `tasks` or `variants` is
+    given, only searches for these tasks or variants are returned.
 
     Raises:
         ConfigError: a variant has no search space that fits the budget, or a task has no validation samples.
@@ -95,8 +97,9 @@ def suite_searches(
 def custom_data(name: str, suite_name: str | None = None) -> CustomData:
     """Return custom data (the user's own files) of a task.
 
-    `name` is the name of the task, or of the folder in results/data that stores the data. With `suite_name`, only the
-    tasks of this suite are searched, with the values that the suite changes. Otherwise all tasks are searched.
+    `name` is the name of the task, or of the folder in results/data that stores the data. If `suite_name` is given, the
+    function looks only at the tasks of this suite, after the suite has changed their values. Otherwise it looks at all
+    tasks.
 
     Raises:
         ConfigError: no task has custom data with this name.
@@ -148,7 +151,7 @@ def _blocks_of_suites(suite_name: str, including: tuple[str, ...] = ()) -> Itera
     """Yield each block of a suite, together with the file that contains the block.
 
     Blocks of included suites come first. `including` are the names of the suites that include this suite, directly or
-    through others. They show whether a suite includes itself.
+    through others. The function uses `including` to detect that a suite includes itself.
     """
     suite, where = catalogue.suite(suite_name), f"{paths.CONFIG_FOLDER}/suites/{suite_name}.yaml"
     if suite_name in including:

@@ -41,7 +41,8 @@ def set_threads(threads: int) -> None:
 def operation_threads(threads: int | None = None) -> Iterator[None]:
     """Set the number of threads of a tensor operation in a `with` block, and restore the old number afterwards.
 
-    If `threads` is None, the block starts with the old number. It is restored too, because the block may change it.
+    If `threads` is None, the block starts with the old number. Even then, the old number is restored at the end,
+    because the block itself may change the number.
     """
     import torch
 

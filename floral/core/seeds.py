@@ -40,7 +40,7 @@ def bits(seed: int, purpose: str, *counters: Counter) -> npt.NDArray[np.uint64]:
 
 
 def uniform(seed: int, purpose: str, *counters: Counter) -> npt.NDArray[np.float64]:
-    """Return a uniform number in [0, 1) with 53 random bits for each counter."""
+    """Return, for each counter, a uniform number in [0, 1) that is made from 53 random bits."""
     return _unit(bits(seed, purpose, *counters))
 
 
@@ -55,12 +55,11 @@ def normal(seed: int, purpose: str, *counters: Counter) -> npt.NDArray[np.float6
 
 
 def dirichlet(seed: int, purpose: str, *counters: Counter, alpha: float, size: int) -> npt.NDArray[np.float64]:
-    """Draw a point from the symmetric Dirichlet(alpha) distribution over `size` parts for each counter, shape
-    [*counters, size].
+    """Draw, for each counter, a point from the symmetric Dirichlet(alpha) distribution over `size` parts.
 
-    The point is a vector of gamma variables X(alpha), divided by their sum. X(alpha) is X(alpha + 1)·u^(1/alpha) with a
-    uniform u, where X(alpha + 1) comes from the inverse of its distribution function. The variables are computed as
-    logarithms, to avoid 0/0 for alpha near 0, where one part gets everything.
+    The result has the shape [*counters, size]. The point is a vector of gamma variables X(alpha), divided by their sum.
+    X(alpha) is X(alpha + 1)·u^(1/alpha) with a uniform u, where X(alpha + 1) comes from the inverse of its distribution
+    function. The variables are computed as logarithms, to avoid 0/0 for alpha near 0, where one part gets everything.
     """
     from scipy.special import gammaincinv, softmax  # takes 0.3 s to import, and only skewed partitions need it
 

@@ -311,8 +311,8 @@ class Method:
     def changing(self, phases: tuple[Phase, ...]) -> tuple[str, ...]:
         """Return the names of the groups that a round with these phases may change.
 
-        These are the groups that a phase trains, the statistics, and the groups for which clients send other parameters
-        than their own (`ServerStep.upload`).
+        These are the groups that a phase trains, the statistics, and the groups in `ServerStep.upload`. For these last
+        groups, clients send other parameters than the group's own values.
         """
         trained = {group for phase in phases for group in phase.train}
         changing = trained | set(self.statistics) | set(self.server.upload)
@@ -342,7 +342,8 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What a task gives to a method: the model, the sizes, the learning rates, the fidelity switches and the seed.
+    """What a task gives to a method: the model, the numbers of clients and clusters, the learning rates, the fidelity
+    switches and the seed.
 
     A fidelity switch is a point in which the published code differs from the paper.
     """

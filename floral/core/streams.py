@@ -55,7 +55,7 @@ class Stream:
 class Shapes(Stream):
     """A stream whose tensors have a shape but no values (device "meta").
 
-    It counts parameters without time or memory.
+    With it, the parameters of a model can be counted without the time and memory to draw them.
     """
 
     def uniform(self, name: str, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Tensor:

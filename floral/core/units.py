@@ -1,4 +1,4 @@
-"""Counts, durations and sizes as text, the bytes of a sent parameter, and the number of clients in the worst decile."""
+"""Counts, durations and sizes as text, the bytes per sent parameter, and the number of clients in the worst decile."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def file_size(size: float) -> str:
 
 
 def decile_count(clients: int) -> int:
-    """Return how many clients the worst decile has.
+    """Return how many clients are in the worst decile: the tenth of all clients that has the worst results.
 
-    This is a tenth of the number of all clients, rounded, and at least 1.
+    The result is a tenth of the number of all clients, rounded, and at least 1.
     """
     return max(1, round(clients / 10))

@@ -115,8 +115,9 @@ def load(run: Run, results: Path, *, test: bool = True) -> Federation:
 
     Fidelity switches choose between the published code and the paper where these differ. If the switch `subset` is
     per_variant, the stored partition contains all samples. This function then keeps a random part of each client's
-    training samples, which depends on the run's seed and the variant's name. If clients are evaluated on their training
-    samples, they are evaluated on all of them, not only on that part, as in the published code.
+    training samples. Runs with another seed, or another variant of the method, keep another part. If clients are
+    evaluated on their training samples, they are evaluated on all of them, not only on that part, as in the published
+    code.
 
     `partition_digest` of the result is the digest of the stored partition.
 
@@ -216,8 +217,8 @@ def _federation(
 def _check_concepts(task: Task, concept: Rows, classes: int | None) -> None:
     """Raise ConfigError if a new concept would shift labels in the same way as an existing cluster.
 
-    This happens if the label shift of the new concept is at least the number of classes, because labels are shifted
-    cyclically.
+    Labels are shifted cyclically. So a new concept repeats a cluster if it shifts labels by at least the number of
+    classes.
     """
     most = int(concept.max())
     if task.shift.kind == "label_shift" and classes is not None and task.clusters <= most and most >= classes:
@@ -229,7 +230,10 @@ def _check_concepts(task: Task, concept: Rows, classes: int | None) -> None:
 
 
 def _check_text(task: Task, is_text: bool) -> None:
-    """Raise ConfigError if the task has the key `per` but its data are not text, or if it lacks `per` for text."""
+    """Raise ConfigError if a task with text lacks the key `per`, or if a task without text has it.
+
+    The key `per` names the unit of text that the model predicts: a character or a token.
+    """
     if is_text and task.per is None:
         raise ConfigError(
             f"task {task.name!r}: the data {task.data!r} are text; set `per: character` or `per: token`, the unit "
@@ -245,9 +249,10 @@ def _check_text(task: Task, is_text: bool) -> None:
 def _padded(table: pl.DataFrame, present_rows: Rows, clients: int, seed: int) -> tuple[Rows, Rows]:
     """Return the samples of one split, with one row per client [K, n_max], and each client's number of samples [K].
 
-    Each row holds positions in `present_rows` in random order, and zeros after them. The order must be random, because
-    some methods have fixed or averaged batches. MNIST's later test images are harder, and the last, short batch must
-    not contain only these.
+    A sample is given by its position in `present_rows`, the sorted rows of the data set that the federation has. Each
+    row of the result holds the samples of one client in random order, and zeros after them. The order must be random,
+    because some methods use fixed batches or average over batches. MNIST's later test images are harder, and a batch of
+    consecutive samples, above all a short last batch, must not contain only these.
     """
     client, row = table["client"].to_numpy(), table["row"].to_numpy()
     counts = np.bincount(client, minlength=clients)

@@ -227,8 +227,8 @@ def natural_table(
     As in `iid_table`, a share of the training samples is kept, and a validation split is held out.
 
     `train_client` and `test_client` [N] hold the natural client of each sample. Natural clients with fewer than
-    `min_rows` training samples or without a test sample are skipped. Of the others, `clients` are chosen at random.
-    They become clients 0, 1, … in the order of the data. The unseen clients are chosen from the rest.
+    `min_rows` training samples or without a test sample are skipped. Of the others, K = `clients` are chosen at
+    random. They become clients 0, 1, …, K - 1 in the order of the data. The unseen clients are chosen from the rest.
 
     Raises:
         ConfigError: too few natural clients have enough samples.

@@ -70,8 +70,8 @@ def concepts_of(unseen: Unseen, clusters: int) -> npt.NDArray[np.int64]:
 def cluster_of_clients(partition: Partition, clients: int, clusters: int) -> npt.NDArray[np.int64]:
     """Return the cluster [K] of each client.
 
-    By default, client k belongs to cluster k mod C. If `cluster_shares` is set, each cluster has consecutive clients
-    instead. Its share then gives their number.
+    By default, client k belongs to cluster k mod C. If the task sets `cluster_shares`, each cluster gets its share of
+    the clients. The first clients then belong to cluster 0, the next ones to cluster 1, and so on.
     """
     if partition.cluster_shares is None:
         return np.arange(clients) % clusters
@@ -97,10 +97,11 @@ def _concepts(
 ) -> npt.NDArray[np.integer]:
     """Return the concept [N] of each sample.
 
-    If `partition.mixed` is None, it is the cluster of the sample's client. Otherwise, it is drawn at random, and each
-    client has its own probabilities of the concepts. They are the same for training and test samples. They are drawn
-    from Dirichlet(mixed), and then the largest probability changes places with that of the client's cluster. So the
-    clusters keep their sizes. For mixed → 0, each sample gets the cluster of its client.
+    If `partition.mixed` is None, the concept is the cluster of the sample's client. Otherwise, it is drawn at random,
+    and each client has its own probabilities of the concepts. A client's probabilities are the same for its training
+    and test samples. To get them, a vector is drawn from Dirichlet(mixed). Its largest entry is then swapped with the
+    entry of the client's cluster, so that this cluster is the most probable concept, and the clusters keep their sizes.
+    For mixed → 0, each sample gets the cluster of its client.
     """
     client, cluster = table["client"].to_numpy(), cluster_of_clients(partition, clients, clusters)
     if partition.mixed is None:

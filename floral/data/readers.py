@@ -35,8 +35,8 @@ class Labelled:
     [N]. Custom data may also have x float32 [N, ...] of any range, with scale 1. `names` holds the names of the
     classes.
 
-    Text (`floral.data.text`) has token ids x, uint8 or int32 [N, T], with scale 1. The labels y int64 [N, T] are the
-    token after each position. `classes` is the size of the vocabulary.
+    Text (`floral.data.text`) has token ids x, uint8 or int32 [N, T], with scale 1. The labels y, int64 [N, T], hold for
+    each position the token after it. `classes` is the size of the vocabulary.
 
     train_client and test_client, int32 [N], hold the number of each sample's natural client (a writer, role or user).
     They are None if the data have no natural clients.
@@ -159,10 +159,11 @@ def writer_parquet(files: Sequence[RawFile]) -> Labelled:
 
 
 def select_test(client: npt.NDArray[np.integer], share: float, purpose: str) -> npt.NDArray[np.bool_]:
-    """Return which samples [N] of a data set without a split are test samples. The choice is the same for every seed.
+    """Select the test samples of a data set without a split, and return a mask [N], which is True for them.
 
-    `client` [N] holds the client of each sample. Of a client's n samples, round(share·n) random ones are test samples:
-    at least one, never all. If a client has only one sample, it is a training sample.
+    The choice is the same for every seed of a run. `client` [N] holds the client of each sample. Of a client's n
+    samples, round(share·n) random ones are test samples: at least one, never all. If a client has only one sample, it
+    is a training sample.
     """
     rank, size = seeds.ranks(0, purpose, np.arange(len(client)), client)
     return rank < np.minimum(np.maximum(1, np.rint(share * size)), size - 1)

@@ -3,8 +3,9 @@
 A concept is one version of the shift, for example one angle. Concepts c = 0 … C - 1 belong to the C clusters. Concepts
 C, C + 1, … belong to no cluster, but to clients that join after training.
 
-If the task lists its concepts, concept C + j is the next one in the list. Otherwise, concept C + j is the rotation
-half-way between clusters j and j + 1, the label shift by C + j classes, or the next permutation of the labels.
+If the task lists its angles or colours, the list also has entries for concepts C, C + 1, …. Otherwise, these concepts
+follow from their numbers. For j = 0, 1, …, concept C + j is the rotation half-way between those of clusters j and
+j + 1, the label shift by C + j classes, or one more permutation of the labels.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ Images = npt.NDArray[np.uint8]
 def apply_inputs(shift: Shift, x: Images, cluster: npt.NDArray[np.integer], clusters: int, scale: int = 255) -> Images:
     """Shift the inputs x [N, H, W] or [N, H, W, 3] of samples, where `cluster` [N] is the concept of each sample.
 
-    Kind rotate: images are rotated counter-clockwise about the centre. The angle is c·360/C degrees for concept c < C,
-    and (j + ½)·360/C for concept C + j, or one of the task's angles. Multiples of 90° move pixels exactly. Other angles
-    take the nearest pixel, or interpolate between the four nearest ones. Pixels from outside the image are 0.
+    Kind rotate: images are rotated counter-clockwise about the centre. If the task lists angles, concept c has angle c
+    of the list, counted from 0. Otherwise, the C clusters c = 0 … C - 1 have the angles c·360/C degrees. The concepts
+    C + j (j = 0, 1, …), of clients that join after training, have the angles (j + ½)·360/C degrees.
+    Multiples of 90° move pixels exactly. At other angles, the setting `interpolation` decides whether a pixel gets the
+    value of the nearest pixel, or a mean of the four nearest ones. Pixels from outside the image are 0.
 
     Kind colour: see `recoloured`; `scale` is the pixel value of white. Other kinds return x unchanged.
 
@@ -52,7 +55,10 @@ def apply_inputs(shift: Shift, x: Images, cluster: npt.NDArray[np.integer], clus
 
 
 def rotated(x: Images, numerator: float, denominator: float, interpolate: bool) -> Images:
-    """Rotate square images counter-clockwise by the fraction numerator/denominator of a full turn."""
+    """Rotate square images counter-clockwise by the fraction numerator/denominator of a full turn.
+
+    If `interpolate` is set, pixel values are interpolated. Otherwise, each pixel gets the value of the nearest one.
+    """
     pixels, side = x.reshape(len(x), x.shape[1] * x.shape[2], -1), x.shape[1]
     if interpolate and 4 * numerator % denominator:
         return interpolated(pixels, numerator, denominator, side).reshape(x.shape)
@@ -119,8 +125,8 @@ def apply_labels(
 ) -> npt.NDArray[np.int64]:
     """Shift the labels y [N] of samples, where `cluster` [N] is the concept c of each sample.
 
-    Kind label_shift: a label becomes (y + c) mod classes. Kind label_permutation: the classes are permuted by
-    permutation c of `seed`. Other kinds return y unchanged.
+    Kind label_shift: a label becomes (y + c) mod classes. Kind label_permutation: a label is replaced as the random
+    permutation of concept c says (see `permutations`). Other kinds return y unchanged.
 
     Raises:
         ConfigError: there are fewer permutations than concepts.
@@ -133,7 +139,8 @@ def apply_labels(
 def permutations(concepts: int, classes: int, seed: int) -> npt.NDArray[np.int64]:
     """Return a permutation of the classes for each concept, as the new label of each class [concepts, classes].
 
-    Concept 0 has the identity. The others have random permutations, which are all different.
+    Concept 0 leaves the classes unchanged. The other concepts have random permutations. No two concepts have the same
+    permutation.
 
     Raises:
         ConfigError: there are fewer permutations than concepts.
@@ -151,10 +158,9 @@ def permutations(concepts: int, classes: int, seed: int) -> npt.NDArray[np.int64
 
 
 def quarter_turns(shift: Shift, cluster: npt.NDArray[np.integer], clusters: int) -> npt.NDArray[np.int64]:
-    """Return the number of quarter turns [N] by which `apply_inputs` rotates each sample; 0 if the shift is no
-    rotation.
+    """Return the number of quarter turns [N] by which `apply_inputs` rotates each sample.
 
-    `cluster` [N] is the concept of each sample.
+    The number is 0 if the shift is no rotation. `cluster` [N] is the concept of each sample.
     """
     turns = np.zeros(len(cluster), np.int64)
     for c in np.unique(cluster).tolist() if shift.kind == "rotate" else ():
@@ -178,7 +184,10 @@ def rotation(side: int, numerator: float, denominator: float) -> npt.NDArray[np.
 
 
 def _origin(side: int, numerator: float, denominator: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return, for each pixel of a rotated image, the row and the column in the original image as fractional numbers."""
+    """Return, for each pixel of a rotated image, its position in the original image: the row and the column.
+
+    Both results are [side²]. The positions need not be integers, and may be outside the image.
+    """
     pixel, angle, centre = np.arange(side * side), 2 * math.pi * numerator / denominator, (side - 1) / 2
     down, right = pixel // side - centre, pixel % side - centre
     row = centre + math.cos(angle) * down + math.sin(angle) * right

@@ -63,10 +63,10 @@ class RawFile:
 def obtain(
     file: DataFile, raw: Path, data_dir: Path | None = None, recorded: str | None = None, report: Report | None = None
 ) -> RawFile:
-    """Return a raw file: the first copy that is found in `data_dir`, in `raw`, or by download from a mirror.
+    """Return a raw file: the first copy that is found in the folder `data_dir`, in the folder `raw`, or on a mirror.
 
-    The content of the copy must have the expected hash. A download is stored in `raw`. A file with an absolute path
-    belongs to custom data and is read where it is.
+    The content of the copy must have the expected hash. A copy from a mirror is downloaded to `raw`. A file with an
+    absolute path belongs to custom data and is read where it is.
 
     Args:
         recorded: the hash that an earlier fetch recorded. It is used if data.lock has null instead of a hash.
@@ -142,7 +142,7 @@ def content(path: Path) -> bytes:
     """Return the unpacked content of a raw file.
 
     Raises:
-        DataError: the gzip stream is truncated or damaged.
+        DataError: the file is gzipped, and its compressed content is truncated or damaged.
     """
     try:
         with unpacked(path) as stream:
@@ -155,7 +155,7 @@ def content_sha256(path: Path) -> str:
     """Return the SHA-256 of a raw file's unpacked content.
 
     Raises:
-        DataError: the gzip stream is truncated or damaged.
+        DataError: the file is gzipped, and its compressed content is truncated or damaged.
     """
     try:
         with unpacked(path) as stream:

@@ -119,9 +119,10 @@ def _decoded(data: bytes, place: str) -> str:
 
 
 def _table(raw: RawFile, columns: dict[str, type[pl.DataType] | None]) -> pl.DataFrame:
-    """Read a parquet table and check the columns in `columns`.
+    """Read a parquet table, and check its columns.
 
-    Every column must have its type (None: any type) and no missing value.
+    `columns` maps the name of each required column to its type, or to None if any type is allowed. These columns must
+    have no missing value.
     """
     try:
         table = pl.read_parquet(io.BytesIO(content(raw.location)))
@@ -176,7 +177,7 @@ def _characters(clients: Sequence[Sequence[str]], place: str) -> Labelled:
 
 
 def _cut(clients: Sequence[Sequence[Tokens]], length: int, vocabulary: int, place: str) -> Labelled:
-    """Cut the texts of each client into windows of `length` tokens, the samples.
+    """Cut the texts of each client into windows of `length` tokens. Each window is a sample.
 
     Clients with text for fewer than two windows have no samples.
 

@@ -1,6 +1,7 @@
 """The server's part of a round: it averages the clients' parameters, and then does a step of the server optimiser.
 
-The averages are weighted. Their sums are added up chunk by chunk; a chunk is a set of clients that train together.
+The averages are weighted. The weighted sums are added up chunk by chunk; a chunk is a set of clients that train
+together.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ EMPTY_CLUSTER_SHARE = 1e-6
 class Relative:
     """The weights p(k)·π_kc of a chunk's clients k in each cluster c, divided by the largest of them in the cluster.
 
-    p(k) is the client's weight in the round, and π_kc is its route to cluster c. A route can be as small as 4e-44, and
-    the division avoids underflow. It does not change the weighted means, because the sums of values and the sum of
-    weights are divided by the same number.
+    p(k) is the weight of client k in the round. π_kc is its route to cluster c, i.e. the weight of cluster c in its
+    model. A route can be as small as 4e-44, and the division avoids underflow. The division does not change the
+    weighted means, because it divides the weighted sums and the sums of the weights by the same number.
     """
 
     weight: Tensor
@@ -43,7 +44,7 @@ class Relative:
 
 
 def finite(top: Tensor) -> Tensor:
-    """Return the largest log weight of each cluster, with 0 in place of -∞ (all weights of the cluster are 0)."""
+    """Return the largest log weight of each cluster, or 0 if it is -∞ because all weights are 0."""
     return torch.where(top == -math.inf, 0.0, top)
 
 
@@ -106,7 +107,7 @@ class Mean:
 
 
 def weights(method: Method, share: Tensor, log_route: Tensor | None, members: Tensor | None, clusters: int) -> Relative:
-    """Return the weights of a chunk's clients in each cluster.
+    """Return the weights of a chunk's clients in each cluster, in the form that `Relative` describes.
 
     They are computed from the clients' weights `share` [m] in the round, and from their routes. If the method fixes the
     clusters of its clients, `members` [m] has these clusters. Otherwise, `log_route` [m, C] has the log routes.
@@ -182,7 +183,7 @@ def server_step(optimiser: Optimiser, state: State, means: View, empty: Tensor |
 
 
 def replace_values(state: State, values: View) -> None:
-    """Replace the values of the groups in `values`. The order of the names in the state stays the same.
+    """Replace the values of some groups in the state by `values`. The order of the names in the state stays the same.
 
     Each group is replaced as a whole, i.e. for all clusters or clients.
 
@@ -214,7 +215,7 @@ class Moments:
     """Mask [C] of the empty clusters, which keep their values."""
 
     def momentum(self, optimiser: Optimiser, gradient: Tensor) -> Tensor:
-        """Update and return the momentum v ← β1·v + g: g is the pseudo-gradient, and β1 is the first of `betas`."""
+        """Update the momentum v ← β1·v + g, where g is the pseudo-gradient and β1 is `betas[0]`; return the new v."""
         before = self.server.get(f"{self.key}/first", torch.zeros_like(gradient))
         self.server[f"{self.key}/first"] = unless(self.held, optimiser.betas[0] * before + gradient, before)
         return self.server[f"{self.key}/first"]
@@ -244,17 +245,17 @@ def unless(held: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
 
 
 class HasValues(Protocol):
-    """The type of any object whose attribute `values` has the trained values of clients."""
+    """The type of all objects that have an attribute `values` with the trained values of clients."""
 
     @property
     def values(self) -> View: ...
 
 
 def write_back(state: State, method: Method, trained: HasValues, pools: Tensor) -> None:
-    """Write the trained PRIVATE values [m, ...] of the clients `pools` [m] into the state.
+    """Write the trained PRIVATE values [m, ...] into the state, for the clients with the numbers `pools` [m].
 
-    For a method that pools clients, `pools` has the numbers of the pools instead. The values of all other clients stay
-    unchanged.
+    For a method that trains pools of clients on their joint samples, `pools` has the numbers of the pools instead. The
+    values of all clients that are not in `pools` stay unchanged.
     """
     for name, params in trained.values.items():
         if method.groups[name].scope is Scope.PRIVATE:

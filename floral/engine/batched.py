@@ -1,10 +1,11 @@
-"""The local steps of the backend `batched`, which multiplies the factors of weight gradients for many clients at once.
+"""The local steps of the backend `batched`, which computes the weight gradients of many clients in one product.
 
-They give the same result as the plain steps of `local.Clients`, up to rounding. Three things differ:
+These steps give the same result as the plain steps of `local.Clients`, up to rounding. They differ in three ways:
 
 - A step is recorded once and then replayed (`Captured`).
-- The weights of linear layers and convolutions are updated from the products on a `Tape`, without a gradient tensor.
-  A method's own local step (`Method.local_step`) is recorded without this change.
+- The gradient of a weight in a linear layer or convolution is a product of two factors, which a `Tape` stores. The
+  product is added directly to the weights, without a gradient tensor. A method's own local step (`Method.local_step`)
+  is recorded too, but uses gradient tensors.
 - The last step of a round does not compute the final SHARED and CLUSTERED values of each client k, because the server
   needs only their weighted sum: Σ_k p(k) (w_k - lr·g_k) = Σ_k p(k) w_k - lr·Σ_k p(k) g_k. Here w_k are the values
   before the step, g_k the gradients, lr is the learning rate, and p(k) is the client's weight in the round. The second
@@ -34,8 +35,8 @@ class Backward:
     """The results of one backward pass for all clients of a chunk.
 
     These are the gradients of the trained parameters, the new running statistics of batch norm (`changed`), and the
-    clients' losses [m]. The gradients of weights in linear layers and convolutions are stored as factors (`entries`),
-    which are multiplied later.
+    clients' losses [m]. The gradients of weights in linear layers and convolutions are stored as pairs of factors
+    (`entries`), which are multiplied later.
     """
 
     entries: dict[Leaf, list[PendingGradient]]
@@ -44,10 +45,10 @@ class Backward:
     losses: Tensor
 
     def of(self, group: str, name: str, share: Tensor | None = None) -> tuple[Tensor | None, list[PendingGradient]]:
-        """Return the gradient and the pending products of one trained parameter.
+        """Return the gradient of one trained parameter, and the list of its factors that are not yet multiplied.
 
-        If the losses were multiplied by weights `share` [m] before the backward pass, both are divided by these
-        weights. If `share` is None, they are returned unchanged.
+        If the losses were multiplied by weights `share` [m] before the backward pass, the gradient and the products of
+        the factors are divided by these weights. If `share` is None, nothing is divided.
         """
         gradient, entries = self.gradients.get((group, name)), self.entries.get((group, name), [])
         if share is None:
@@ -68,14 +69,14 @@ class Batched(Clients):
 
     @classmethod
     def of(cls, clients: Clients, captured: Captured) -> Batched:
-        """Make the batched form of plain `clients`; `captured` keeps the recordings of their steps."""
+        """Return a `Batched` with the same settings as `clients`; `captured` keeps the recordings of their steps."""
         fields = clients.method, clients.phases, clients.loss, True, clients.clusters, clients.rounded
         return cls(*fields, captured)
 
     # ---------------------------------------------------------------------------------------------- steps
 
     def step(self, step: Step) -> tuple[View, Axes, Tensor]:
-        """Do one local step that is not the last of the round, or one step of a method with its own `local_step`.
+        """Do one local step that is not the last of the round. With the method's own `local_step`, it may be the last.
 
         Returns the values of all groups after the step, the client axis of each group, and the losses [m].
         """
@@ -98,7 +99,7 @@ class Batched(Clients):
     def last(self, step: Step, chunk: Chunk) -> tuple[Finished, Tensor]:
         """Do the last local step of a round; return the chunk's contribution to the round, and the losses [m].
 
-        Where the server needs only the sum of a group over the clients, only this sum is computed.
+        If the server needs only the sum of a group over the clients, the values of single clients are not computed.
         """
         if self.method.local_step is not None:
             return super().last(step, chunk)
@@ -118,8 +119,8 @@ class Batched(Clients):
     def _finished(self, step: Step, backward: Backward, fused: list[str], chunk: Chunk) -> Finished:
         """Return the chunk's contribution to the round, from the backward pass of the last local step.
 
-        The groups in `fused` are summed over the clients directly from the products. All other groups are updated for
-        each client, and then summed as in `Clients`.
+        For the groups in `fused`, the sum over the clients is computed directly, without the values of each client. All
+        other groups are updated for each client, and then summed as in `Clients`.
         """
         axes, values = dict(step.axes), {**step.values, **backward.changed}
         share = chunk.share if fused else None
@@ -144,9 +145,9 @@ class Batched(Clients):
         """Return whether the last local step computes only a group's sum over the clients, not each client's values.
 
         This is possible for SHARED and CLUSTERED groups, unless the server needs the values of single clients, or the
-        clients have fixed clusters. If the group has a preconditioner, all clients must have the same values of the
-        groups that it reads. The sum of the gradients is then enough, because a preconditioner is linear in the
-        gradients.
+        clients have fixed clusters. If the group has a preconditioner, all clients must also have the same values of
+        the groups that the preconditioner reads. It can then be applied to the sum of the gradients, because it is
+        linear in the gradients.
         """
         scope, plain = self.method.groups[group].scope, group not in self.method.precondition
         server, cluster_of_client = self.method.server, self.method.routing.cluster_of_client
@@ -189,10 +190,10 @@ class Batched(Clients):
         return Backward(tape.entries, by_leaf, changed, losses.detach())
 
     def _noted(self, step: Step) -> frozenset[Leaf]:
-        """Return the parameters of a phase that need no copy per client in the backward pass.
+        """Return the parameters that need no copy per client in the backward pass of the step's phase.
 
-        These are the weights that are used only in products with an input that differs between clients. The tape then
-        records the gradient of each client. The first call for a phase finds these weights by one backward pass.
+        These are the weights that are used only in products with an input that differs between clients. For them, the
+        tape stores the gradient of each client. The first call for a phase finds these weights by one backward pass.
         """
         if step.phase not in self.noted:
             backward = self._backward(step, frozenset(), None)

@@ -19,12 +19,12 @@ from floral.core.spec import Noise
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The samples of one split, and the numbers of the samples that belong to each of U clients.
+    """The samples of one split, and for each of U clients the list of its samples.
 
-    For a method that trains pools of clients on their joint samples, U is the number of pools in the training split.
-    `x` [N, ...] are the inputs as stored (images stay uint8), and `y` [N] or [N, d] are the labels. `index` [U, n_max]
-    has the sample numbers of each client, padded with 0. `count` [U] has each client's number of samples. `mean` and
-    `std` [channels] normalise the inputs after they are divided by `scale`.
+    For a method that trains pools of clients on their joint samples, the training split has U pools instead. `x` [N,
+    ...] are the inputs as stored (images stay uint8), and `y` [N] or [N, d] are the labels. A sample number is a row of
+    `x`. `index` [U, n_max] has the sample numbers of each client, padded with 0. `count` [U] has each client's number
+    of samples. `mean` and `std` [channels] normalise the inputs after they are divided by `scale`.
     """
 
     x: Tensor
@@ -96,10 +96,10 @@ class ClientData:
 
 @dataclass(frozen=True)
 class Plan:
-    """The batches of a chunk of m clients in one round of H local steps.
+    """The batches of a chunk of m clients in one round of H local steps, with at most B samples per batch.
 
-    `index` [m, H, B] has the numbers of the samples, and `mask` [m, H, B] is False for padding. If all samples of a
-    client in a step are padding, the step changes nothing for this client.
+    `index` [m, H, B] has the sample numbers (rows of `Rows.x`), and `mask` [m, H, B] is False for padding. If all
+    samples of a client in a step are padding, the step changes nothing for this client.
     """
 
     index: Tensor
@@ -128,10 +128,11 @@ def plan(
 ) -> Plan:
     """Plan the batches of a round, with a given number of local epochs.
 
-    In each epoch, a client with n samples uses ceil(share·n) of them, each once. With `reshuffle`, they are drawn in a
-    new random order in each epoch, from the random numbers of (seed, round, client, epoch). Otherwise, they are the
-    first ones in stored order. The last batch of an epoch may be smaller. With `steps` [m], each epoch of client k has
-    exactly steps[k] batches, as described at `_cycled`.
+    `pools` [m] has the numbers of the clients, or of pools of clients. In each epoch, a client with n samples uses
+    ceil(share·n) of them, each once. With `reshuffle`, these samples are drawn in a new random order in each epoch,
+    from the random numbers of (seed, round, client, epoch). Otherwise, the client uses its first samples, in stored
+    order. The last batch of an epoch may be smaller. With `steps` [m], each epoch of client k has exactly steps[k]
+    batches, as described at `_cycled`.
     """
     take = np.ceil(share * rows.count[pools]).astype(np.int64)
     most = int(np.ceil(share * rows.count.max()))
@@ -178,10 +179,11 @@ def _cycled(
 
 
 def _ordered(rows: Rows, pools: np.ndarray, round: int, seed: int, turn: int, reshuffle: bool) -> np.ndarray:
-    """Return the sample numbers [m, n_max] of the clients `pools` [m] in the order of one pass, with the padding last.
+    """Return the sample numbers [m, n_max] of m clients in the order of one pass, with the padding last.
 
-    With `reshuffle`, the order is random and depends only on (seed, round, client, turn), where `turn` is the number of
-    the pass. Otherwise, it is the stored order.
+    `pools` [m] has the numbers of these clients, or of pools of clients. With `reshuffle`, the order is random and
+    depends only on (seed, round, client, turn), where `turn` is the number of the pass. Otherwise, the samples keep
+    their stored order.
     """
     index = rows.index[pools]
     if not reshuffle:

@@ -88,10 +88,11 @@ def _sent(
 ) -> dict[str, tuple[int, int]]:
     """Return a pair (down, up) for each group: the floats that one client receives and sends in a round.
 
-    A client sends the averaged groups that change in this round. It receives the averaged groups that change in this
-    round or changed in the round before. Older changes are not counted, although a client that takes part for the first
-    time must fetch them. A client receives one cluster if the server picks the cluster, and all clusters if the client
-    picks it (`Method.assign`). A count that the method declares in `floats_sent` replaces the count made here.
+    Usually, only SHARED and CLUSTERED groups are sent. A client sends those that change in this round. It receives
+    those that change in this round or changed in the round before. A client that missed earlier rounds must also
+    receive the changes of these rounds, but they are not counted. Of a CLUSTERED group, a client receives one cluster
+    if the server picks the cluster, and all clusters if the client picks it (`Method.assign`). A count that the method
+    declares in `floats_sent` replaces the count made here.
     """
     received = used if method.assign is None else held
     up = set(method.changing(now)) if now else set()
@@ -107,7 +108,7 @@ def _sent(
 def _held(method: Method, group: Group, params: Params) -> int:
     """Return the number of floats of a group that one client holds.
 
-    Of a CLUSTERED group, a client holds all clusters, or only one if its cluster is fixed.
+    A client holds all clusters of a CLUSTERED group, or only its own cluster if the method fixes it.
     """
     holds_all = group.scope is Scope.CLUSTERED and method.routing.cluster_of_client is None
     return _size(params) if holds_all else _slice(group, params)

@@ -1,4 +1,4 @@
-"""Set up the device before a run: the precision of products in layers, and deterministic algorithms."""
+"""Set up the device before a run: set the precision of matrix products in layers, and use deterministic algorithms."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ WORKSPACE = ":4096:8"
 
 
 def settle(device: torch.device, precision: Precision) -> None:
-    """Set the precision of products in layers, and deterministic algorithms, for the whole process.
+    """Set the precision of matrix products in layers and use deterministic algorithms, in the whole process.
 
-    A CPU needs no settings. On a GPU, PyTorch no longer picks algorithms by measured speed. It also adds the terms of
+    A CPU needs no settings. On a GPU, PyTorch then no longer picks algorithms by measured speed, and adds the terms of
     convolutions and sums in a fixed order. If an operation has no deterministic algorithm, PyTorch warns and names it.
 
     Raises:

@@ -42,8 +42,8 @@ class Scores:
 
     `rows` is the number of evaluated samples, and `correct` is the number of correct predictions. `top5` is the share
     of samples whose class has one of the 5 largest logits. It is NaN for tasks with at most 5 classes. For regression,
-    `accuracy` and `correct` are 0, and `top5` is NaN. For text, the scores are means over tokens, `correct` counts
-    tokens, and each sample has `tokens` tokens.
+    `accuracy` and `correct` are 0, and `top5` is NaN. For text, the scores are means over tokens, `correct` is the
+    number of correct tokens, and each sample has `tokens` tokens.
     """
 
     clients: np.ndarray
@@ -64,9 +64,10 @@ class Scores:
         return float(np.average(values[of][used], weights=rows[used])) if used.any() else math.nan
 
     def by_cluster(self, values: np.ndarray, cluster: np.ndarray) -> list[float]:
-        """Return the mean of `values` in each true cluster, or NaN for a cluster without samples.
+        """Return, for each true cluster, the mean of `values` over its clients, or NaN if they have no samples.
 
-        `cluster` has the true cluster of each evaluated client.
+        The mean is weighted by the clients' numbers of samples. `cluster` has the true cluster of each evaluated
+        client.
         """
         return [self.mean(values, cluster == c) for c in range(int(cluster.max()) + 1)]
 
@@ -303,14 +304,15 @@ def route_metrics(route: np.ndarray, cluster: np.ndarray, rows: np.ndarray) -> d
 
     - `ari`: adjusted Rand index between the cluster with the largest route and the true cluster; 1 is perfect.
     - `entropy`: mean entropy of the routes in nats.
-    - `mismatch`: how much the clients' weights in each cluster differ from those in its matching true cluster; 0 is
-      perfect and 2 the worst.
+    - `mismatch`: how much the clients' weights in a cluster differ from their weights in the matching true cluster, as
+      a mean over the clusters; 0 is perfect and 2 the worst.
 
-    In detail, let n_k be the number of samples of client k (`rows`), and π_kc its route to cluster c. Its weight in
-    cluster c is n_k·π_kc, and in a true cluster n_k if it is a member, both divided by their sums over the clients. The
-    mismatch of a cluster is the sum over the clients of the absolute differences of the two weights. It is averaged
-    over the clusters, after the matching of clusters and true clusters that gives the smallest value. If the numbers of
-    clusters differ, a cluster may be left without a match; its mismatch is 1.
+    In detail, let n_k be the number of samples of client k (`rows`), and π_kc its route to cluster c. The weight of
+    client k in cluster c is n_k·π_kc, divided by the sum of these products over all clients. Its weight in its own true
+    cluster is n_k, divided by the number of samples of all members; its weight in every other true cluster is 0. The
+    mismatch of a cluster is the sum over the clients of the absolute differences of the two weights. The clusters are
+    matched with the true clusters such that the mean mismatch is as small as possible. If the numbers of clusters and
+    true clusters differ, a cluster may be left without a match; its mismatch is 1.
 
     If the task has one true cluster and C > 1, only the entropy is returned, because there are no clusters to find.
     """

@@ -54,8 +54,9 @@ def choose(
     """Choose how a run is computed with the requested backend on `threads` cores.
 
     A candidate is a backend with a chunk size and a number of workers. With "auto", candidates of all backends are
-    timed on clients of the first cohort; the backend `batched` is left out if training is too short for it. With
-    "batched", only the candidates of this backend are timed. With "loop" and "vmap", nothing is timed.
+    timed on clients of the first cohort. The backend `batched` is left out if training is so short that recording the
+    steps takes longer than it saves. With "batched", only the candidates of this backend are timed. With "loop" and
+    "vmap", nothing is timed.
 
     Raises:
         Refused: the requested backend cannot run the method.
@@ -91,9 +92,10 @@ def choose(
 
 
 def steps_per_trial_step(simulation: Simulation) -> float:
-    """Return how many times more local steps a client does in training than in a trial that measures time.
+    """Return a ratio: the local steps of a client in a full round, divided by those in a round of a timing trial.
 
-    Both numbers of steps are summed over one round for each different set of phases.
+    A trial stops each phase after TRIAL_STEPS steps. If rounds have different phases, both numbers are sums over one
+    round of each kind.
     """
     settings = simulation.settings
     steps = settings.steps_per_epoch or math.ceil(simulation.data.train.count.max() / settings.batch)
@@ -187,8 +189,8 @@ def with_room(simulation: Simulation, state: State, candidate: Execution) -> Sim
 def seconds_per_client(trial: Simulation, state: State) -> float:
     """Measure how many seconds the local training of one client takes in one round.
 
-    The time is a mean over clients of the first cohort. As many clients are trained as keep all workers busy. Every set
-    of phases that occurs in the rounds is timed, and the time is also a mean over these sets.
+    The time is a mean over clients of the first cohort. The number of these clients is large enough to keep all workers
+    busy. If rounds have different phases, one round of each kind is timed, and the time is also a mean over the kinds.
     """
     how = trial.execution
     set_threads(how.threads)

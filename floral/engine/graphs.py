@@ -41,7 +41,7 @@ class Graphs:
 
 @dataclass
 class Graph:
-    """A recording that is replayed as a CUDA graph, which is made at the first call.
+    """A recording that is replayed as a CUDA graph. The CUDA graph is made at the first call.
 
     Inputs are copied into buffers, and results are copied out of them. A tensor that the step changes in place is not
     copied out, because it is as large as the weights of all clients. The caller gets the buffer itself and passes it to

@@ -64,7 +64,8 @@ class Step:
     """The inputs of one local step of a chunk's clients.
 
     `values` has the parameters and statistics of all groups before the step. `received` has those at the beginning of
-    the round, for losses and penalties that compare with them. It is empty if the method has no such loss or penalty.
+    the round, for losses and penalties that compare the current values with them. If the method has no such loss or
+    penalty, `received` is empty.
     `axes` says which groups in `values` have a client axis; `received_axes` says this for the groups in `received`.
     """
 
@@ -114,12 +115,12 @@ def train_chunk(
 ) -> Trained:
     """Do all local steps of a round for the m clients of a chunk, starting from the values `seen`.
 
-    `plan` has the batches of all steps. `phases` has pairs of a phase and the numbers of its steps. `draw` returns the
-    noise of a step. `held` returns all training samples of the clients, x [m, n, ...]. It is called only if the method
-    sets PRIVATE values before local training (`Method.assign`).
+    `plan` has the batches of all steps. `phases` has pairs of a phase and the range of its steps in the plan. `draw`
+    returns the noise of a step. `held` returns all training samples of the clients, with inputs x [m, n, ...]. It is
+    called only if the method sets PRIVATE values before local training (`Method.assign`).
 
-    A group without a client axis is the tensor of the state, and is never changed. The first step that trains it makes
-    a copy per client, and later steps update the copy in place.
+    The tensors of a group without a client axis are those of the state, and are never changed. The first step that
+    trains the group makes one copy per client, and later steps update these copies in place.
     """
     values, axes, received, received_axes = clients.start(seen, axes)
     if clients.method.assign is not None:
@@ -170,15 +171,15 @@ class Clients:
     """Type to which the layers' products are rounded. None: they are not rounded."""
 
     def penalty(self, phase: Phase) -> Penalty | None:
-        """Return the penalty that is added to the loss in a phase: that of the phase, or else that of the method."""
+        """Return the penalty that is added to the loss in a phase: the phase's own one if set, else the method's."""
         return phase.penalty or self.method.penalty
 
     def start(self, seen: View, axes: Axes) -> tuple[View, Axes, View, Axes]:
         """Return the start values and the received values of the clients, each with the client axis of every group.
 
         Both are the values at the beginning of the round. Local steps replace the start values. The received values
-        stay unchanged, because losses and penalties compare with them; they are empty if the method has no such loss or
-        penalty.
+        stay unchanged, because some losses and penalties compare the current values with them. If the method has no
+        such loss or penalty, the received values are empty.
         """
         received: View = {}
         if self.method.loss or any(self.penalty(phase) for phase in self.phases):
@@ -327,7 +328,7 @@ class Clients:
         """Return the loss of ONE client on one batch, and the statistics that the forward pass changed.
 
         The loss is the mean over the unmasked samples, plus the penalty. If a batch has no unmasked samples, the loss
-        is 0 for all parameters, so the step changes nothing.
+        is constantly 0 and its gradient is 0, so the step changes nothing.
         """
         current = {**fixed, **trained}
         penalty = self.penalty(phase)
@@ -419,8 +420,9 @@ def make_noise(
 ) -> dict[str, Tensor]:
     """Draw the noise of one local step: random inputs [m, *shape], uniform on [0, 1), for each name in `shapes`.
 
-    The numbers depend only on (seed, name, round, client, epoch, step). `step` is counted from the start of the epoch.
-    All clients of a chunk have the same number of steps per epoch, namely that of the client with the longest epoch.
+    The numbers depend only on (seed, name, round, client, epoch, step). `pools` [m] has the numbers of the clients, or
+    of pools of clients. `step` is counted from the start of the epoch. Shorter epochs are padded with empty steps, so
+    all clients of a chunk have the same number of steps per epoch.
     """
     counter = epoch * MAX_STEPS_PER_EPOCH + step
     noise = {}

@@ -85,7 +85,8 @@ class Settings:
     def last_bin(self, round: int) -> bool:
         """Return whether a round is in the last 1 % of the rounds, over which the published code averages its score.
 
-        The published code divides a run into 51 bins of rounds, and its last bin consists of these rounds.
+        The published code divides a run into 51 bins of rounds, and averages over the last bin. This bin is smaller
+        than most bins, and has only the last 1 % of the rounds.
         """
         return 100 * round >= 99 * self.rounds
 
@@ -193,8 +194,8 @@ class Simulation:
     def start(self, private: Path | None = None) -> State:
         """Make the untrained state.
 
-        If the method has a function `prepare`, its result replaces initial values. `private` is the path of the file
-        for PRIVATE groups that are too large for memory.
+        If the method has a function `prepare`, the groups that it returns replace the initial ones. `private` is the
+        path of the file for PRIVATE groups that are too large for memory.
         """
         state = start(self.method, self.dtype, self.device, private)
         if self.method.prepare is not None:
@@ -264,9 +265,9 @@ class Simulation:
         return seeds.sample(self.settings.seed, "cohort", round, size=size, count=self.cohort_size)
 
     def train(self, state: State, round: int) -> tuple[Tensor, int]:
-        """Do one round, in place; return the cohort's mean loss and the number of samples that it processed.
+        """Do one round and change the state in place; return the cohort's mean loss and number of processed samples.
 
-        The loss is a tensor on the device, which may still be computing it.
+        The loss is a tensor on the device. The device may still be computing it.
         """
         method = self.method
         cohort, share = self.pools(round)
@@ -288,10 +289,10 @@ class Simulation:
         return loss, sum(part.samples for part in parts)
 
     def pools(self, round: int) -> tuple[np.ndarray, Tensor]:
-        """Return the clients of the cohort that have samples, and their weights p(k) [M] in the round.
+        """Return the numbers [M] of the cohort's clients that have samples, and their weights p(k) [M] in the round.
 
-        The weight of client k is its share of the samples of the cohort. For a method that trains pools of clients,
-        pools take the place of clients.
+        The weight of client k is its share of the samples of the cohort. If the method trains pools of clients on their
+        joint samples, the numbers and weights are those of the pools.
         """
         count, cohort = self.data.train.count, self.cohort(round)
         cohort = cohort[count[cohort] > 0]
@@ -327,7 +328,10 @@ class Simulation:
         return ClientVectors(torch.from_numpy(cohort).to(self.device), share, torch.cat(vectors))
 
     def train_chunk(self, state: State, round: int, pools: np.ndarray, share: Tensor) -> local.Trained:
-        """Train the clients `pools` [m], whose weights in the round are `share` [m]. The state is not changed."""
+        """Train the m clients of a chunk for one round, and return the result. The state is not changed.
+
+        `pools` [m] has the numbers of the clients, or of pools of clients, and `share` [m] has their weights p(k).
+        """
         settings, rows = self.settings, self.data.train
         clients, epochs = self.clients(round), self.epochs(round)
         batches = plan(
@@ -374,10 +378,11 @@ class Simulation:
         )
 
     def fixed_steps(self, pools: np.ndarray) -> np.ndarray | None:
-        """Return the number of local steps per epoch [m] of the clients `pools`, or None if the task does not fix it.
+        """Return the numbers [m] of local steps per epoch, or None if the task does not fix them.
 
-        A pool of clients does as many steps as its clients would do together without pooling. Only the clients that
-        would take part in a round are counted.
+        `pools` [m] has the numbers of the clients, or of pools of clients. A pool does as many steps as its clients
+        would do together in a round without pooling. Since only some clients take part in such a round, the number of
+        clients in the pool is multiplied by `participation` and rounded up.
         """
         steps = self.settings.steps_per_epoch
         if steps is None:
@@ -388,9 +393,9 @@ class Simulation:
         return steps * np.ceil(self.settings.participation * clients).astype(np.int64)
 
     def held(self, pools: np.ndarray) -> Batch:
-        """Return all training samples of the clients `pools` [m]: inputs x [m, n, ...], labels and mask.
+        """Return all training samples of m clients: inputs x [m, n, ...], labels and mask.
 
-        The inputs are decoded, but not augmented.
+        `pools` [m] has the numbers of these clients, or of pools of clients. The inputs are decoded, but not augmented.
         """
         rows = self.data.train
         count = rows.count[pools, None]
@@ -403,8 +408,8 @@ class Simulation:
     def evaluate(self, state: State, round: int, train_loss: float | None) -> Evaluation:
         """Evaluate clients on their own samples after a round.
 
-        With `sampled_evaluation`, each round evaluates a new random subset of the clients, and the last round evaluates
-        all. Otherwise, all clients are evaluated in every scheduled round.
+        Without `sampled_evaluation`, all clients are evaluated. With it, a new random subset of the clients is
+        evaluated after each scheduled round before the last, and all clients are evaluated after the last round.
         """
         settings, data = self.settings, self.data
         everyone = np.arange(data.clients)
@@ -434,10 +439,10 @@ class Simulation:
         return Evaluation(metrics, routes, diverged=not all(abs(value) < DIVERGED_LOSS for value in losses))
 
     def official_scores(self, state: State, round: int) -> tuple[float, float]:
-        """Return the published code's score after a round, as a mean over all clients and over a random subset.
+        """Return two versions of the published code's score: the mean over all clients, and over a random subset.
 
-        Both have the same expected value, but the subset adds a random deviation (0.8 percentage points per seed on the
-        reduced MNIST tasks).
+        The published code uses the subset. Both versions have the same expected value, but the subset adds a random
+        deviation (0.8 percentage points per seed on the reduced MNIST tasks).
         """
         scores = self.own_rows(state, self.data.test, np.arange(self.data.clients))
         values = scores.loss if self.settings.loss == "mse" else scores.accuracy
@@ -504,7 +509,10 @@ class Simulation:
         ]
 
     def _worst(self, split: str, scores: evaluate.Scores) -> list[tuple[str, str, float]]:
-        """Return the score of the worst true cluster, and the mean score of the worst 10 % of the clients."""
+        """Return the lowest mean accuracy of a true cluster, and the mean accuracy of the worst 10 % of the clients.
+
+        For regression, the scores are the highest mean loss of a true cluster, and the mean loss of the worst 10 %.
+        """
         cluster = self.data.cluster.cpu().numpy()
         count = decile_count(len(cluster))
         if self.settings.loss == "mse":

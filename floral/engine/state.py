@@ -88,11 +88,12 @@ def start(method: Method, dtype: torch.dtype, device: torch.device, private: Pat
 
 
 def view(method: Method, values: View, pools: Tensor, clients: Tensor) -> tuple[View, Axes]:
-    """Return the values that the clients `clients` [m] see, and the client axis of each group (0 or None).
+    """Return the values that m clients see, and the client axis of each group (0 or None).
 
-    PRIVATE groups are copied for these clients, and so are CLUSTERED groups if the method fixes the cluster of each
-    client. Other groups are not copied, and have no client axis. `pools` [m] has the number of each client's pool,
-    whose PRIVATE values the client sees. Without pools, it is the same as `clients`.
+    `clients` [m] has the numbers of these clients. PRIVATE groups are copied for them, and so are CLUSTERED groups if
+    the method fixes the cluster of each client. All other groups are not copied, and have no client axis. `pools` [m]
+    has the number of each client's pool, whose PRIVATE values the client sees. If the method does not pool clients,
+    `pools` is the same as `clients`.
     """
     seen: View = {}
     axes: Axes = {}

@@ -1,8 +1,8 @@
 """The file for PRIVATE values that are too large for memory: a safetensors file that is mapped into memory.
 
 Its tensors are used like all other tensors. Only the values of the clients that take part in a round are read from the
-file. The system counts the parts that were read as memory of the process until it needs the memory. The memory that the
-process really needs is RssAnon in /proc/self/status.
+file. The operating system counts these parts as memory of the process, but frees them when memory runs short. The
+memory that the process really needs is RssAnon in /proc/self/status.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Store:
     """The memory-mapped file with the PRIVATE values of a run.
 
     Changed values stay in memory (copy-on-write), and every read sees them. A checkpoint contains the changed rows; a
-    row has the values of one client or pool. After the checkpoint is written, `apply` copies the rows to the file. A
-    resumed run copies them again, because a killed process may have copied only some of them. The file is therefore
-    never newer than its checkpoint.
+    row has the values of one client, or of one pool of clients. Only after the checkpoint is written does `apply` copy
+    the rows to the file, so the file is never newer than its checkpoint. A resumed run copies the rows again, because a
+    killed process may have copied only some of them.
     """
 
     path: Path
@@ -99,7 +99,7 @@ class Store:
         return cls(path, mapping, layout, mapped(mapping, layout))
 
     def mark(self, holders: Tensor) -> None:
-        """Mark these clients (or pools) as changed, so that the next checkpoint contains their values."""
+        """Mark the clients (or pools) with the numbers `holders` as changed; the next checkpoint has their values."""
         self.changed.update(holders.tolist())
 
     @property
@@ -144,7 +144,7 @@ def scratch(values: View, dtype: torch.dtype) -> View:
     """Write the PRIVATE values to an unnamed temporary file, and return tensors that are mapped to it.
 
     This is for a simulation without a run folder. Such a simulation cannot be resumed, so changes go directly to the
-    file. The system deletes the file when its last tensor is deleted or the process ends.
+    file. The operating system deletes the file when its last tensor is deleted or the process ends.
 
     Raises:
         OSError: the disk of temporary files is full.
@@ -167,7 +167,7 @@ def nbytes(values: View, dtype: torch.dtype) -> int:
 
 
 def no_room(error: OSError, path: Path, size: int, remedy: str = "free space on this file system") -> OSError:
-    """Return an error like `error`, with a message that names the file and the needed size, and says what to do."""
+    """Return a copy of `error` whose message names the file and the needed size, and says what to do."""
     message = f"{error.strerror}: cannot write {size / 1e9:.2g} GB of PRIVATE values; {remedy}"
     return OSError(error.errno, message, str(path))
 

@@ -22,10 +22,10 @@ MAX_CHUNK_FLOATS = 1 << 24
 
 
 def sizes_of(samples: Sequence[int], rows: np.ndarray) -> list[int]:
-    """Return the numbers of training samples with which clients join after training, in increasing order.
+    """Return the numbers of training samples, in increasing order, with which the joining clients are trained.
 
-    The largest is the number of samples of the client with the fewest samples, so that every client has enough. The
-    others are the numbers in `samples` that are smaller than it. `rows` are the clients' numbers of samples.
+    `rows` has the number of samples of each client. The largest number that is returned is min(`rows`), because every
+    client has at least so many samples. The numbers in `samples` that are smaller than min(`rows`) are returned too.
     """
     most = int(rows.min())
     return [*sorted({n for n in samples if n < most}), most]
@@ -34,8 +34,8 @@ def sizes_of(samples: Sequence[int], rows: np.ndarray) -> list[int]:
 def join(method: Method, trained: State, data: ClientData, settings: Settings, sizes: list[int], epochs: int) -> Scores:
     """Let the U clients of `data` join the trained model as described at `personalised`, and return their scores.
 
-    Each client is evaluated on the global test set, under the data shift of its true cluster. With
-    `sampled_evaluation`, it is evaluated on its own test samples instead.
+    Each client is evaluated on the global test set, under the data shift of its true cluster. If the setting
+    `sampled_evaluation` is True, each client is evaluated on its own test samples instead.
     """
     simulation, state = personalised(method, trained, data, settings, sizes, epochs)
     if not settings.sampled_evaluation:
@@ -53,9 +53,9 @@ def personalised(
     which stay fixed. PRIVATE groups start with the values of `Method.join`, or else of `init`.
 
     Clients with samples then do `epochs` rounds of local training: first `assign`, then one epoch of each phase that
-    trains PRIVATE groups. All methods therefore train for the same number of epochs. The clients send nothing to the
-    server. Clients without samples keep their start values. A method that pools its clients, or has no PRIVATE groups,
-    trains nothing. Test samples are not used.
+    trains PRIVATE groups. The numbers of epochs that the task or the method sets are not used, so that `epochs` has the
+    same meaning for all methods. The clients send nothing to the server. Clients without samples keep their start
+    values. A method that pools its clients, or has no PRIVATE groups, trains nothing. Test samples are not used.
     """
     copies = repeated(data, sizes, method.pool is not None)
     if method.pool is not None:
@@ -122,9 +122,9 @@ def _copied(params: Params, copies: int) -> Params:
 
 
 def repeated(data: ClientData, sizes: list[int], pooled: bool) -> ClientData:
-    """Copy the clients once for each n in `sizes`; a copy has only the first n training samples of its client.
+    """Return data with one copy of all clients for each n in `sizes`; a copy has only the first n training samples.
 
-    With `pooled`, the training samples are not copied, because they belong to pools and not to clients.
+    With `pooled`, the training samples stay as they are, because they belong to pools of clients.
     """
 
     def tiled(index: np.ndarray) -> np.ndarray:
@@ -146,7 +146,10 @@ def repeated(data: ClientData, sizes: list[int], pooled: bool) -> ClientData:
 
 
 def begin(method: Method, state: State, pools: Tensor) -> None:
-    """Set the PRIVATE values of the joining clients `pools` [m] to the start values from `Method.join`, in place."""
+    """Set the PRIVATE values of m joining clients to the start values from `Method.join`, in place.
+
+    `pools` [m] has the numbers of these clients.
+    """
     assert method.join is not None
     seen, axes = view(method, state.values, pools, pools)
     started = torch.vmap(method.join, in_dims=(dims(axes, seen),))(seen)
@@ -154,7 +157,10 @@ def begin(method: Method, state: State, pools: Tensor) -> None:
 
 
 def personalise(simulation: Simulation, state: State, round: int, pools: np.ndarray) -> None:
-    """Do one round of local training of the joining clients `pools` [m], and store their PRIVATE values."""
+    """Do one round of local training of m joining clients, and write their PRIVATE values into the state.
+
+    `pools` [m] has the numbers of these clients.
+    """
     method, settings, ids = simulation.method, simulation.settings, torch.from_numpy(pools).to(simulation.device)
     share = torch.ones(len(pools), device=simulation.device) / len(pools)
     if method.phases:

@@ -14,8 +14,9 @@ def build(problem: Problem, *, pool: Literal["all", "cluster"]) -> Method:
     The true clusters are those with which the task created its data. A model per true cluster is an upper bound for
     methods that look for clusters.
 
-    In each round, a model trains on a share of its samples. It is equal to the share of the clients that take part in a
-    round. So all models together train on as many samples as the clients of one cohort have.
+    In each round, a model trains on a part of its samples. For example, if a cohort has a tenth of all clients, the
+    model trains on a tenth of its samples. So all models together train on as many samples as the clients of one cohort
+    have.
     """
     model = problem.build_model()
     pools = 1 if pool == "all" else problem.clusters

@@ -12,9 +12,9 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
     """CFL: start with one cluster, and split a cluster in two when the updates of its clients diverge.
 
     Let Δ_k = w_k - w be the update of client k, and p(k) its share of the training samples. The server splits a cluster
-    if ‖Σ_k p(k) Δ_k‖ < balance·max_k ‖Δ_k‖: the clients still make large updates, but their mean is small.
-    Complete-linkage clustering by cosine similarity of the updates gives the two halves. Both halves start at the
-    cluster's mean model.
+    if ‖Σ_k p(k) Δ_k‖ < balance·max_k ‖Δ_k‖, where `balance` is an option. Then the clients still make large updates,
+    but the mean of these updates is small. Complete-linkage clustering by cosine similarity of the updates gives the
+    two halves. Both halves start at the mean model of the old cluster.
 
     The models are CLUSTERED, and all have the same initial values. Every client starts in cluster 0, and only a split
     by the server moves it to another cluster.
@@ -40,17 +40,21 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
     )
 
     def memory():
-        """Return the memory of the server before the first round, when no client has sent an update and one cluster is
-        in use.
+        """Return the values that the server keeps between rounds, as they are before the first round.
 
-        For each client, the memory holds its last update [K, d], its weight p(k) [K], and whether the update is newer
-        than the last split of the client's cluster [K]. The memory also holds the number of clusters in use.
+        For each client, they are its last update [K, d], the weight p(k) of this update in means [K], and whether the
+        update is newer than the last split of the client's cluster [K]. At first, all of these are zero. The last value
+        is the number of clusters that have clients, at first 1.
         """
         updates = {"update": torch.zeros(problem.clients, model.size), "known": torch.zeros(problem.clients)}
         return {**updates, "rows": torch.zeros(problem.clients), "used": torch.ones(())}
 
     def split(served: ServerView) -> View:
-        """Split every cluster whose updates diverge, and return the new models, clusters of clients and memory."""
+        """Split every cluster in which the clients' updates diverge, and return all groups that change.
+
+        These are the models of all clusters, the cluster of each client, and the values that the server keeps for the
+        next rounds (the group "memory").
+        """
         assert served.client_vectors is not None
         memory = {name: tensor.clone() for name, tensor in served.before["memory"].items()}
         cluster, at = served.before["choice"]["cluster"].clone(), served.client_vectors.clients
@@ -86,10 +90,10 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
 
 
 def pulled_apart(memory: dict[str, torch.Tensor], members: torch.Tensor, balance: float) -> bool:
-    """Return whether the updates of a cluster's clients nearly cancel in their mean, so that the cluster should be
-    split.
+    """Return whether a cluster should be split, because the updates of its clients nearly cancel in their mean.
 
-    The result is False for fewer than three clients, or if a client has sent no update since the cluster's last split.
+    The condition is that the norm of the mean is below `balance` times the largest norm of an update. The result is
+    False for fewer than three clients, or if a client has sent no update since the cluster's last split.
     """
     if len(members) < 3 or not bool(memory["known"][members].all()):
         return False
@@ -99,7 +103,7 @@ def pulled_apart(memory: dict[str, torch.Tensor], members: torch.Tensor, balance
 
 
 def second_half(updates: torch.Tensor) -> torch.Tensor:
-    """Return, for each of m clients, whether it belongs to the second half of its cluster [m].
+    """Return, for each of the m clients of a cluster, whether it belongs to the second half of the cluster [m].
 
     The halves are those of complete-linkage clustering by the cosine similarity of the clients' `updates` [m, d].
     """

@@ -1,4 +1,4 @@
-"""Dual LoRA (the simple form of FDLoRA, arXiv 2406.07925): add a shared and a private low-rank adaptor to the base."""
+"""Dual LoRA (a simple form of FDLoRA, arXiv 2406.07925): add a shared and a private low-rank adaptor to the base."""
 
 from typing import Any
 

@@ -24,9 +24,9 @@ def build(problem: Problem, *, router: str, top: int, size: str, rank: float | s
       `routes.Router`).
     - `router="optimal"`: the client holds, trains and sends only the model of its true cluster.
 
-    `size="floral"` is a control. The C models together then have at least as many parameters as FLoRAL, |u| + C|a|: a
-    base with |u| parameters and C adaptors with |a| parameters each, of rank `rank`. Each model is the task's model at
-    the smallest width that is large enough.
+    `size="floral"` gives a method for a fair comparison with FLoRAL: the C models together then have at least as many
+    parameters as FLoRAL. FLoRAL has |u| + C|a| parameters: |u| in its base, and |a| in each of its C adaptors of rank
+    `rank`. Each model is the task's model at the smallest width that is large enough.
 
     Limiting cases: with C = 1 this is FedAvg. With `size="floral"` and C = 1 it is `fedavg` with `widen="floral"`.
 

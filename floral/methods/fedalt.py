@@ -16,9 +16,9 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
     """FedALT: for each sample, a private gate mixes the client's own adaptor with the mean of the other clients'
     adaptors.
 
-    Every layer of client k computes W x + α_1(x)·(B_k A_k x + b_k) + α_2(x)·(B_R A_R x + b_R). W is the base. (B_k,
-    A_k, b_k) is the client's own adaptor, and (B_R, A_R, b_R) is R, the mean adaptor of the other clients. The weights
-    are (α_1(x), α_2(x)) = softmax(G_k x). The own adaptor and G_k are PRIVATE.
+    Every layer of client k computes W x + α_1(x)·(B_k A_k x + b_k) + α_2(x)·(B_R A_R x + b_R). W is the base. The
+    client's own adaptor is (B_k, A_k, b_k), and the mean adaptor of the other clients is R = (B_R, A_R, b_R). The
+    weights are (α_1(x), α_2(x)) = softmax(G_k x). The own adaptor and G_k are PRIVATE.
 
     The server computes the mean of all K adaptors as the clients last sent them, with each factor averaged separately.
     Only the adaptors of the round's clients change. So the server updates the mean with a sum over these clients. At
@@ -90,9 +90,10 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
 
 
 def adaptor_multiply_adds(problem: Problem, adaptors: Adaptors) -> int:
-    """Return the number of multiply-adds that two adaptors and their gate take per batch, summed over all layers.
+    """Return the number of multiply-adds that two adaptors and their gate take for one batch, summed over all layers.
 
-    The adaptors are not merged into the base.
+    Each adaptor is computed separately, because the gate's weights differ between samples: no single matrix W + B A
+    serves a whole batch.
     """
     inputs = adaptors.model.inputs(problem.shape, problem.batch)
     return sum(

@@ -11,8 +11,9 @@ def build(problem: Problem, *, widen: str, rank: float | str) -> Method:
 
     n_k is the number of training samples of client k.
 
-    `widen="floral"` is a control: the model is widened until it has at least as many parameters as FLoRAL, |u| + C|a|.
-    This is a base with |u| parameters and C adaptors with |a| parameters each, of rank `rank`.
+    `widen="floral"` gives a method for a fair comparison with FLoRAL: the model is widened until it has at least as
+    many parameters as FLoRAL. FLoRAL has |u| + C|a| parameters: |u| in its base, and |a| in each of its C adaptors of
+    rank `rank`.
     """
     model = problem.build_model()
     if widen == "floral":

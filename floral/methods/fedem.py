@@ -42,11 +42,11 @@ def build(problem: Problem) -> Method:
     outputs_of = outputs_of_each_model(model)
 
     def losses_of(outputs, y):
-        """Return the loss of each model on each sample [C, B]."""
+        """Return the loss of each of the C models on each of B samples [C, B]."""
         return sample_losses(problem.loss, outputs, y.expand(clusters, *y.shape))
 
     def log_responsibilities(view, batch):
-        """Return log q [C, B], the logarithm of the responsibility of each model for each sample."""
+        """Return log q [C, B], the logarithm of the responsibility of each of the C models for each of B samples."""
         outputs, _ = outputs_of(view, batch.x, None, None)
         return torch.log_softmax(view["mixture"]["log_weights"][:, None] - losses_of(outputs, batch.y), 0)
 

@@ -1,4 +1,4 @@
-"""FedEx-LoRA (arXiv 2410.09432): FedIT, plus an exact correction of the base for the error of the average."""
+"""FedEx-LoRA (arXiv 2410.09432): FedIT, and the base corrects the error of averaging A and B separately."""
 
 from dataclasses import replace
 from typing import Any

@@ -31,7 +31,8 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
 def fedit_method(problem: Problem, adaptors: Adaptors, base: str, warmup: float, **phase: Any) -> Method:
     """Build FedIT. Methods that extend FedIT call this function.
 
-    `phase` holds additional keyword arguments for the `Phase` in which the adaptor is trained.
+    A `Phase` is a part of the local training. `phase` holds additional keyword arguments for the phase that trains the
+    adaptor.
     """
     return Method(
         groups={

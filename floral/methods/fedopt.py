@@ -17,10 +17,10 @@ SERVERS = {
 def build(problem: Problem, *, server: str, server_lr: float, client: str, client_lr: float) -> Method:
     """FedOpt: FedAvg with momentum or Adam on the server or on the clients. All parameters are SHARED.
 
-    - `server`: "task" is the task's own server optimiser. "momentum" (0.9, FedAvgM, arXiv 1909.06335) and "adam"
-      (FedAdam with β = (0.9, 0.99) and ε = 1e-3) have the learning rate `server_lr`.
-    - `client`: "sgd", "momentum" (0.9) or "adam" (with the same β and ε). The learning rate is `client_lr` times that
-      of the task. A client's moments start at 0 in every round.
+    - `server`: "task" is the task's own server optimiser. "momentum" (β = 0.9, FedAvgM, arXiv 1909.06335) and
+      "adam" (FedAdam with β = (0.9, 0.99) and ε = 1e-3) have the learning rate `server_lr`.
+    - `client`: "sgd", "momentum" (β = 0.9) or "adam" (with β and ε as on the server). The learning rate is `client_lr`
+      times that of the task. A client's moments start at 0 in every round.
 
     Limiting case: with `server="task"` and `client="sgd"` this is FedAvg.
 

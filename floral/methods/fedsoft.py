@@ -50,8 +50,9 @@ def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
         return changed
 
     def mean_of_centres(view):
-        """Return the mean of the cluster centres, weighted with the client's importances, as a personal model. Of all
-        models, it has the smallest penalty.
+        """Return the weighted mean of the C cluster centres, as new values of the client's personal model.
+
+        The weights are the client's importances u_ks of the centres. This mean is the model with the smallest penalty.
         """
         weights = view["importance"]["weights"]
         mean = weights / weights.sum()

@@ -1,4 +1,4 @@
-"""FlexLoRA (arXiv 2402.11505) with equal ranks: average the clients' products, and factorise the mean with an SVD."""
+"""FlexLoRA (arXiv 2402.11505) with equal ranks: average the products B A of the clients, and factorise the mean."""
 
 from dataclasses import replace
 from typing import Any

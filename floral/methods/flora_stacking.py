@@ -1,4 +1,4 @@
-"""FLoRA (arXiv 2409.05976): stack the clients' adaptors, and add their product to the base in every round."""
+"""FLoRA (arXiv 2409.05976): stack the clients' adaptors, and add the product of the stacks to the base."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from floral.methods.floral import adaptors_of
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
-    """FLoRA: in every round, add the mean product of the clients' adaptors to the base, and start new adaptors.
+    """FLoRA: in every round, add the mean product of the clients' adaptors to the base, then start with new adaptors.
 
     The server computes W ← W + Σ_k p(k) B_k A_k, where p(k) is the weight of client k. This is the exact product of two
     stacks over the M clients of the round, [B_1 … B_M] and [p(1) A_1; …; p(M) A_M]. Then all clients start again with B

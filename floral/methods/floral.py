@@ -96,8 +96,8 @@ def build(
 def routed(clustered: ClusteredAdaptors, mixer: Router, entropy: float) -> Method:
     """Build FLoRAL for clients that receive all C adaptors and mix them with a router.
 
-    With an "argmin" router, a client uses and sends only the adaptor that it chose. The fidelity switch `mixture_floor`
-    imitates the published code: if it is positive, all other adaptors get this small weight, and all are used and sent.
+    With an "argmin" router, a client uses and sends only the adaptor that it chose. The setting `mixture_floor` can
+    imitate the published code: if it is positive, all other adaptors get this small weight, and all are used and sent.
     """
     problem, adaptors = clustered.problem, clustered.adaptors
     model, floor, clusters = adaptors.model, problem.switches["mixture_floor"], problem.clusters
@@ -111,8 +111,8 @@ def routed(clustered: ClusteredAdaptors, mixer: Router, entropy: float) -> Metho
         """Return the outputs of the model with the adaptors mixed by the weights `route`, and the new running
         statistics.
 
-        If one cluster has weight 1, `only` [1] may hold its index. The adaptors of all other clusters are then not
-        computed.
+        If one cluster has weight 1 and all others have weight 0, `only` [1] may hold its index. Then only the adaptor
+        of this cluster is computed.
         """
         mixture, running, base = clustered.mixture(view), clustered.running(view), clustered.base(view, route)
         if only is not None:
@@ -260,8 +260,8 @@ def adaptors_of(
 ) -> Adaptors:
     """Return the task's model with an adaptor on every layer that can have one.
 
-    The fidelity switches of the run decide where the adaptors follow the published code, and where its errors are
-    corrected.
+    A fidelity switch is a setting for a point in which the published code differs from the paper. These switches decide
+    where the adaptors follow the published code, and where its errors are corrected.
     """
     return attach(
         problem.build_model(),

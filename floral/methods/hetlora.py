@@ -1,4 +1,4 @@
-"""HetLoRA (arXiv 2401.06432): adaptors of different ranks, averaged with the norms of their products as weights."""
+"""HetLoRA (arXiv 2401.06432): adaptors whose ranks differ between clients, averaged with weights ∝ ‖B_k A_k‖."""
 
 from dataclasses import replace
 from typing import Any

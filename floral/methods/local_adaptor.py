@@ -13,7 +13,7 @@ from floral.toolkit.parts import model_groups, repeated_start
 def build(problem: Problem, *, norm: str, **adaptor: Any) -> Method:
     """Local Adaptor: train one SHARED base, and a PRIVATE low-rank adaptor for each client.
 
-    All adaptors have the same start.
+    All adaptors have the same initial values.
 
     Limiting case: with the adaptors frozen at zero this is FedAvg.
 

@@ -1,4 +1,4 @@
-"""Momentum clustering (arXiv 2306.08393): cluster the clients' momenta, and subtract each centre from a model."""
+"""Momentum clustering (arXiv 2306.08393): cluster the clients' momenta, and move each cluster's model by its centre."""
 
 import torch
 from torch import Tensor
@@ -63,10 +63,10 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
         }
 
     def memory():
-        """Return the memory of the server before the first round. All its values are zero.
+        """Return the values that the server keeps between rounds, as they are before the first round: all are zero.
 
-        It holds the clients' last momenta [K, d], the inner products of these momenta [K, K] and their weights p(k)
-        [K].
+        They are the last momentum of each client [K, d], the inner products of these momenta [K, K], and the weight
+        p(k) of each momentum in means [K].
         """
         clients = problem.clients
         sizes = {"momentum": (clients, model.size), "products": (clients, clients), "rows": (clients,)}
@@ -88,9 +88,10 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
 
 
 def first_centres(products: Tensor, cluster: Tensor, weight: Tensor, clusters: int) -> Tensor:
-    """Return the initial centres [C, m] of the clusters. Row c holds the weights of the m momenta in centre c.
+    """Return the initial centres of the C clusters.
 
-    The centre of a cluster is the mean of its clients' momenta. The centre of an empty cluster is the momentum that is
+    Each centre is a weighted sum of the m momenta, and row c of the result [C, m] holds the weights of centre c. The
+    centre of a cluster is the mean of its clients' momenta. The centre of an empty cluster is the momentum that is
     farthest from the centres of all clusters with smaller numbers. If the first cluster is empty, its centre is the
     momentum with the largest norm. `products` [m, m] holds the inner products of the momenta.
     """
@@ -106,10 +107,10 @@ def first_centres(products: Tensor, cluster: Tensor, weight: Tensor, clusters: i
 
 
 def moved(centres: Tensor, products: Tensor, weight: Tensor) -> Tensor:
-    """Return the centres [C, m] after one step of threshold clustering. Row c holds the weights of the m momenta in
-    centre c.
+    """Return the C centres after one step of threshold clustering.
 
-    The new centre is a weighted mean over all momenta. A momentum that is farther from the old centre than the
+    Each centre is a weighted sum of the m momenta, and row c of the result [C, m] holds the weights of centre c. The
+    new centre is a weighted mean over all momenta. A momentum that is farther from the old centre than the
     threshold τ is replaced by the old centre in this mean. τ is the 1/C quantile of the distances of all momenta from
     the old centre.
     """

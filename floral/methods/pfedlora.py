@@ -1,4 +1,4 @@
-"""pFedLoRA (arXiv 2310.13283) with equal models: train personal models together with a small shared adapter."""
+"""pFedLoRA (arXiv 2310.13283) with one architecture: train personal models and a small shared adapter together."""
 
 import torch
 

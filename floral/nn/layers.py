@@ -54,14 +54,15 @@ class Linear:
     def multiply_adds(self, shape: torch.Size) -> int:
         """Return the number of multiply-adds in one forward pass, for an input of the given shape [..., inputs].
 
-        A recurrent network applies the layer once for each of its `steps` time steps, and all of them are counted.
+        A recurrent network applies the layer in each of its `steps` time steps. The number is the total over all time
+        steps.
         """
         return self.steps * shape[:-1].numel() * self.inputs * self.outputs
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """An embedding: for each token id in x [...], the row with this number of the weight [vocabulary, features].
+    """An embedding: it replaces each token id i in x [...] by row i of the weight [vocabulary, features].
 
     Initial values are normal with mean 0 and standard deviation `deviation`. Token ids may be floating-point numbers,
     because all inputs of a model are stored so.
@@ -140,8 +141,9 @@ class Conv2d:
 class ConvTranspose2d:
     """A transposed convolution of x [B, inputs, H, W] with a weight [inputs, outputs, *kernel].
 
-    Each position of x adds a multiple of the weight to the output. In the output, the places of neighbouring positions
-    are `stride` apart. Initial values are uniform between ±1/sqrt(outputs · kernel area), which is PyTorch's default.
+    Each position of x adds the kernel, multiplied by the value at this position, to the output. Kernels of neighbouring
+    positions are added at places that are `stride` apart. Initial values are uniform between ±1/sqrt(outputs · kernel
+    area), which is PyTorch's default.
     """
 
     inputs: int
@@ -247,7 +249,10 @@ class Model:
     forward: Callable[[Call, Tensor], Tensor]
 
     def init(self, stream: Stream) -> Params:
-        """Return the initial parameters, named <layer>.<parameter>. Equal random streams give equal parameters."""
+        """Return the initial parameters, named <layer>.<parameter>.
+
+        They are drawn from the random numbers of `stream`, so that equal streams give equal parameters.
+        """
         return {
             f"{name}.{key}": value
             for name, layer in self.layers.items()

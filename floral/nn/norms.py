@@ -119,7 +119,7 @@ NORMS = BatchNorm, GroupNorm, LayerNorm
 
 
 def standardise(x: Tensor, first: int) -> Tensor:
-    """Standardise x over the axis number `first` and all later axes.
+    """Standardise x over all axes from number `first` to the last one.
 
     The mean over these axes is subtracted, and the result is divided by the standard deviation. This is one PyTorch
     operation, which `torch.vmap` can vectorise.

@@ -76,7 +76,8 @@ def report(
 def _replace(collected: Collected, runs: list[Run], reports: Path, texts: Mapping[str, Any]) -> None:
     """Build the new report in a temporary folder, and then put it in the place of the old report.
 
-    texts: values for the page's template that do not come from the results: a shell command, and the missing data.
+    texts: values for the page's template that do not come from the results. They are the shell command that finishes
+    the runs, and lines on data sets that are not on this machine.
     """
     final, fresh, old = (
         reports / f"{prefix}{collected.suite}{end}" for prefix, end in (("", ""), (".", ".new"), (".", ".old"))
@@ -168,9 +169,9 @@ def template_yaml(name: str) -> dict[str, Any]:
 def _switches(runs: list[Run]) -> list[dict[str, Any]]:
     """Return one row for each fidelity switch: its name, its values and its description.
 
-    A fidelity switch is a setting for one difference between the paper's published code and its described method. The
-    official value follows the code, the corrected value the description. A row has both, and the values that these
-    runs use. The description of a switch comes from config/fidelity.yaml.
+    The published code of the paper differs from the method in its text. A fidelity switch is a setting for one such
+    difference: its official value follows the code, and its corrected value follows the text. A row has these two
+    values, the values that the runs use, and the description of the switch in config/fidelity.yaml.
     """
     documented = catalogue.switches()
     used: dict[str, set[str]] = {}

@@ -167,9 +167,10 @@ def _metrics(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_partition(used: dict[Path, tuple[Path, str]], partition: Path, folder: Path, digest: str | None) -> None:
-    """Raise ConfigError if this run and an earlier one used different samples under the name of one partition.
+    """Raise ConfigError if this run used other samples than an earlier run with the same partition folder.
 
-    Runs without data have no digest.
+    used: folder of a partition → run folder of the first run that used it, and the digest of its samples. digest: the
+    digest of this run's samples, or None for a run without data.
     """
     if digest is None:
         return

@@ -69,7 +69,7 @@ def method_key(run: Run) -> Hashable:
 
 
 def configurations(runs: list[Run]) -> dict[Hashable, Configuration]:
-    """Return the configurations of these runs by `configuration_key`, in the order of their first runs."""
+    """Return the configurations of these runs as `configuration_key` → configuration, in the order of first runs."""
     firsts: dict[Hashable, Run] = {}
     for run in runs:
         firsts.setdefault(configuration_key(run), run)
@@ -88,7 +88,7 @@ def configurations(runs: list[Run]) -> dict[Hashable, Configuration]:
 
 
 def methods(runs: list[Run]) -> dict[Hashable, MethodRow]:
-    """Return the methods of these runs by `method_key`, in the order of their first runs.
+    """Return the methods of these runs as `method_key` → method, in the order of their first runs.
 
     The title of a tuned variant contains the word `tuned` only if the suite also runs the variant untuned.
     """
@@ -113,8 +113,8 @@ def methods(runs: list[Run]) -> dict[Hashable, MethodRow]:
 def change_columns() -> Callable[[Run], dict[str, str]]:
     """Return a function that states in which values a run differs from the files of its task, variant and fidelity.
 
-    For a run, the function returns column → text, for the columns of summary.parquet that CHANGES names. It caches its
-    answers, because many runs have equal values.
+    For a run, the function returns a text for each column of summary.parquet in CHANGES, as column → text. Each text
+    lists the differing values as JSON. The function caches its answers, because many runs have equal values.
     """
     cache: dict[Hashable, dict[str, str]] = {}
 
@@ -140,8 +140,9 @@ def change_columns() -> Callable[[Run], dict[str, str]]:
 def _configuration_facts(run: Run) -> dict[str, Any]:
     """Return what distinguishes a run's configuration from other configurations of its task, as name → value.
 
-    This is the name of its fidelity, the fidelity switches that the suite sets to another value than this fidelity has,
-    and the task's values that differ from the task's file.
+    These are: the name of its fidelity; the fidelity switches (settings that follow either the published code or the
+    paper) to which the suite gives another value than this fidelity has; and the task's values that differ from
+    the task's file.
     """
     task, default = (task.model_dump(exclude={"title"}) for task in (run.task, catalogue.task(run.task.name)))
     return {"fidelity": run.fidelity.name, **_changed_switches(run), **_changed_values(task, default)}

@@ -15,8 +15,9 @@ from floral.report.style import Style
 def has_figures(collected: Collected, configuration: Configuration) -> bool:
     """Return whether the report draws figures of this configuration. Without figures, it is shown only in tables.
 
-    It has no figures if it equals a configuration with figures in all but single fidelity switches (settings that
-    follow either the published code or the paper). A suite can have dozens of such configurations.
+    Fidelity switches are settings that follow either the published code or the paper. A configuration has no figures if
+    the suite changes some of its switches, and also runs the same task and fidelity without such changes. A suite can
+    have dozens of such configurations.
     """
     same = [
         item

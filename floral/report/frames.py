@@ -13,10 +13,11 @@ UNSEEN_KINDS = {"seen_cluster": "clients of a cluster seen in training", "new_co
 
 
 def curve(collected: Collected, configuration: Configuration, metric: str, x: str, factor: float) -> pl.DataFrame:
-    """Return a metric times `factor` at every evaluated round: mean, smallest and largest value over seeds.
+    """Return each method's learning curve: one row per method and evaluated round.
 
-    The argument `x` is a column of `collected.curves`, such as `bytes`. Columns of the result: method_id, x (the mean
-    of that column over seeds), mean, low, high, n (number of seeds with a finite value at that round).
+    The argument `x` names a column of `collected.curves`, such as `bytes`. Columns of the result: method_id, x (the
+    mean of that column over seeds), mean (of the metric over seeds), low (its smallest value), high (its largest
+    value), n (number of seeds with a finite value at that round). Values of the metric are multiplied by `factor`.
     """
     if collected.curves.is_empty():
         return pl.DataFrame()

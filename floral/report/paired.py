@@ -26,7 +26,7 @@ class Clients:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Paired:
-    """One value for each method and seed. They give means and paired differences with 95 % intervals.
+    """One value for each method and seed, from which means and paired differences with 95 % intervals are computed.
 
     If a run's value is a mean over clients, `clients` has the values of its clients: (method, seed) → values. With
     fewer than MIN_SEEDS_FOR_BOOTSTRAP seeds, intervals are Student's t-intervals. With this number or more, they come

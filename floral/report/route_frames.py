@@ -18,8 +18,9 @@ def last_routes(
 
     The seed is the first done seed of the method. The frame has one row per method, client and learned cluster.
     Columns: method_id, position (of the client, sorted by true cluster), cluster (learned), weight, true_cluster.
-    The numbers of learned clusters are arbitrary. They are therefore changed so that learned cluster c matches true
-    cluster c: the total weight of clients on the learned cluster with their true cluster's number is largest.
+    Learned clusters have arbitrary numbers, so they are renumbered: learned cluster c is the one that matches true
+    cluster c. With these numbers, clients give the largest possible total weight to the learned clusters that match
+    their true clusters.
     """
     rows = done_clients(collected, configuration)
     if rows.is_empty():
@@ -45,9 +46,9 @@ def last_routes(
 def routes_over_rounds(rows: pl.DataFrame, clients: int, rounds: int) -> tuple[pl.DataFrame, float]:
     """Return one run's routes over rounds, and the share of clients in the right cluster at the last round.
 
-    A client is in the learned cluster with its largest weight; it is the right one if it matches the true cluster.
-    `rows` has the columns round, client, cluster (true) and route. The frame has at most `rounds` rounds, and the first
-    `clients` clients of each true cluster. The share counts all clients.
+    A client is in the learned cluster to which it gives its largest weight. This cluster is the right one if it matches
+    the client's true cluster. `rows` has the columns round, client, cluster (true) and route. The frame has at most
+    `rounds` rounds, and the first `clients` clients of each true cluster. The share counts all clients.
 
     Columns of the frame: round, until (the next round in the frame), position (of the client, sorted by true
     cluster), client, true_cluster, cluster (learned, renumbered to match the true clusters at the last round), weight
@@ -75,10 +76,11 @@ def routes_over_rounds(rows: pl.DataFrame, clients: int, rounds: int) -> tuple[p
 
 
 def _matched_order(weights: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return the learned clusters [C] in the order of the true clusters that they match best.
+    """Match learned clusters to true clusters, and return the learned clusters [C] in the order of their true clusters.
 
-    The match gives the largest total weight of clients on the learned cluster of their true cluster. weights: routes
-    [K, C]. truth: true cluster of each client [K]. K is the number of clients, C that of learned clusters.
+    The match is chosen such that clients give the largest total weight to the learned clusters matched to their true
+    clusters. weights: routes [K, C]. truth: true cluster of each client [K]. K is the number of clients, C that of
+    learned clusters.
     """
     total = np.zeros((max(int(truth.max()) + 1, weights.shape[1]), weights.shape[1]))
     np.add.at(total, truth, weights)

@@ -60,7 +60,7 @@ def worst_mean(values: ArrayLike, count: int) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class NullBand:
-    """Worst accuracy of equally accurate clients by chance alone: its mean, and the ends of its central 95 % range."""
+    """Mean and central 95 % range of the worst accuracy that chance alone gives to equally accurate clients."""
 
     mean: float
     low: float
@@ -130,9 +130,10 @@ def sign_flip(differences: Sequence[float]) -> float:
 def holm(p: Mapping[str, float]) -> dict[str, float]:
     """Return p-values corrected for multiple comparisons by Holm's step-down method.
 
-    Let there be m p-values. The i-th smallest (counted from 0) is multiplied by m - i and capped at 1. If the corrected
-    value before it is larger, it is raised to that value. If every null hypothesis with a corrected p ≤ α is rejected,
-    the probability of any false rejection is at most α, however the tests depend on each other. Source: Holm 1979.
+    Let there be m p-values. The i-th smallest (counted from 0) is multiplied by m - i and capped at 1. If this product
+    is smaller than the corrected value of the p-value before, that value is used instead. If every null hypothesis with
+    a corrected p ≤ α is rejected, the probability of any false rejection is at most α, however the tests depend on each
+    other. Source: Holm 1979.
     """
     corrected: dict[str, float] = {}
     largest = 0.0

@@ -117,7 +117,7 @@ def _merge_run(folder: Path, target: Path, digests: dict[str, str | None], merge
 
 
 def _record(folder: Path, digests: dict[str, str | None], merged: Merged) -> None:
-    """Record the data digests and the code version of a run that is in the merged folder.
+    """Record the data digests and the code version of a run in the merged results.
 
     Raises:
         ConfigError: the run is damaged, or its results version is not that of the installed code.

@@ -86,7 +86,8 @@ def make(suite: str, runs: Iterable[Run], results: Path, page: Path, command: st
 def committed_page(html: str, suite: str) -> str:
     """Return the report page without links to figure and table files, because these files are not committed.
 
-    The figures themselves are part of the page. A new footer names the command that builds the files from runs.zip.
+    The figures themselves are part of the page. A new footer names the command that builds the figure and table files
+    again from runs.zip.
     """
     html = re.sub(r'\s*<(p|span) class="files">.*?</\1>', "", html, flags=re.DOTALL)
     footer = (

@@ -50,9 +50,9 @@ class SeedMeans:
     """Means over the finished runs of a SeedGroup.
 
     `seeds` says in words how many seeds are done, diverged and failed. `summaries` has the content of summary.json of
-    each finished run. `values` maps the names of MLflow metrics to the means after the last round, the ends of their
-    intervals, and the numbers of seeds. `curves` has one entry (curve, round, mean over seeds) for each point. The name
-    of a curve is split.metric, such as test.loss.
+    each finished run. `values` has the MLflow metrics as name → number. These are the means after the last round, the
+    ends of the intervals of these means, and the numbers of seeds. `curves` has one entry (curve, round, mean over
+    seeds) for each point. The name of a curve is split.metric, such as test.loss.
     """
 
     seeds: str
@@ -75,10 +75,10 @@ def group_by_seed(runs: Iterable[Run]) -> dict[str, SeedGroup]:
 def seed_means(group: SeedGroup, results: Path) -> SeedMeans:
     """Return means and 95 % intervals over the seeds that are done. A single seed has no interval.
 
-    If a seed diverged, there is no mean. But with the fidelity switch `diverged_runs: dropped`, the mean is taken over
-    the remaining seeds. The report treats diverged seeds in the same way. With at least 5 seeds, the intervals in the
-    report also resample the clients; the intervals here do not. The result always has the numbers of expected, done,
-    diverged and failed seeds.
+    If a seed diverged, there is no mean, unless the switch `diverged_runs` (see config/fidelity.yaml) has the value
+    "dropped". Then the mean is taken over the remaining seeds. The report treats diverged seeds in the same way. With
+    at least 5 seeds, the intervals in the report also resample the clients; the intervals here do not. The result
+    always has the numbers of expected, done, diverged and failed seeds.
     """
     summaries = {run.folder: _summary(results / run.folder) for run in group.runs}
     done = {folder: summary for folder, summary in summaries.items() if summary and summary["status"] == "done"}

@@ -45,9 +45,9 @@ def is_finished(folder: Path) -> bool:
 def running(folder: Path) -> bool:
     """Return whether a process is working on this run now.
 
-    A process that works on a run locks the run's lock file. On this machine, the lock shows whether the process still
-    works. A lock of another machine may be invisible here. Then the run counts as running if it evaluated a round in
-    the last FRESH_SECONDS and has not ended.
+    A process that works on a run locks the run's lock file. If the process is on this machine, the lock shows whether
+    it still works. If it is on another machine, its lock may be invisible here. Then the run counts as running if it
+    evaluated a round in the last FRESH_SECONDS, and has neither finished nor written failure.json.
     """
     lock = folder / LOCK
     if busy(lock):
@@ -76,7 +76,8 @@ def failure(folder: Path) -> dict[str, Any] | None:
 def has_failed_for_good(folder: Path) -> bool:
     """Return whether a run has failed and no process will continue it without a new command.
 
-    A run without failure.json was killed. It counts only after FRESH_SECONDS, because a cluster may restart it.
+    A failed run without failure.json was killed. It counts as failed for good only after FRESH_SECONDS, because a
+    cluster may restart it before.
     """
     if failure(folder) is None:
         return False

@@ -36,7 +36,8 @@ def build_simulation(
 ) -> tuple[Simulation, Federation]:
     """Return the simulation of a run and the data of its clients.
 
-    The simulation trains one client at a time. A faster execution is chosen later.
+    The simulation trains one client at a time. `resolve_execution` can later choose a faster way, such as several
+    clients at once.
     """
     data = federation.load(run, results)
     problem = make_problem(run, data, device, dtype)
@@ -92,7 +93,8 @@ def build_method(run: Run, problem: Problem) -> Method:
 def make_settings(run: Run) -> Settings:
     """Derive the settings of the simulation from the task and the fidelity of a run.
 
-    The fidelity says for each difference between the published code and the described method which of both is followed.
+    Where the published FLoRAL code differs from the method that the paper describes, the fidelity says which of the two
+    is followed.
     """
     task, rule = run.task, run.fidelity
     return Settings(
@@ -117,8 +119,8 @@ def make_settings(run: Run) -> Settings:
 def client_data(data: Federation, method: Method, device: torch.device, dtype: torch.dtype) -> ClientData:
     """Move the data of all clients to the device as tensors.
 
-    Some methods pool clients: all clients, or the clients of each true cluster, then train as a single client. This
-    client has the training samples of all of them. Each client is still evaluated on its own samples.
+    Some methods pool clients, either all clients or the clients of each true cluster. The clients of a pool train as a
+    single client, which has the training samples of all of them. Each client is still evaluated on its own samples.
     """
 
     def split_rows(side: Literal["train", "test"], index: np.ndarray, count: np.ndarray, **fields: Any) -> Rows:
@@ -173,9 +175,9 @@ def pool_samples(index: np.ndarray, count: np.ndarray, pool: np.ndarray) -> tupl
     """Collect the samples of all clients of each pool. A pool is a set of clients that train as a single client.
 
     K clients form U pools. `index` [K, n_max] has the sample numbers of each client, padded with 0. `count` [K] has the
-    number of samples of each client. `pool` [K] has the number of the pool to which each client belongs. The result is
-    the same index [U, n'_max] and count [U] for the pools. A client has at most n_max samples, and a pool at most
-    n'_max.
+    number of samples of each client. `pool` [K] has the number of the pool to which each client belongs. The result has
+    the sample numbers [U, n'_max] and the number of samples [U] of each pool. A client has at most n_max samples, and a
+    pool at most n'_max.
     """
     samples = [np.concatenate([index[k, : count[k]] for k in np.flatnonzero(pool == u)]) for u in range(pool.max() + 1)]
     counts = np.array([len(numbers) for numbers in samples])

@@ -17,9 +17,9 @@ def check(tasks: Iterable[Task], results: Path) -> None:
     """Check that the data of each task can be read, and that the data fit the task.
 
     After the data are fetched, their card.json gives the number of classes, the shape of an input and the number of
-    natural clients. Natural clients are those that the data themselves name, one for each sample. Before the data are
-    fetched, only the number of classes is known, from config/data.lock. Custom data that are not stored yet are read
-    and stored first.
+    natural clients. In some data, each sample names the client from which it comes; these are the natural clients.
+    Before the data are fetched, only the number of classes is known, from config/data.lock. Custom data that are not
+    stored yet are read and stored first.
 
     Raises:
         ConfigError: custom data cannot be read, or data do not fit a task; the message names the file of the task.
@@ -89,6 +89,6 @@ def _check_fit(task: Task, facts: dict[str, Any]) -> None:
 
 
 def _where(task: Task) -> str:
-    """Return the path of a task's file. If the suite changes values of the task, a note says so."""
+    """Return the path of a task's file. A note is appended if the suite changes values of the task."""
     changed = "" if catalogue.task(task.name) == task else " (as the suite changes it)"
     return f"{paths.CONFIG_FOLDER}/tasks/{task.name}.yaml{changed}"

@@ -30,9 +30,9 @@ def resolve_execution(
     """Return the execution of a run: the backend, the number of clients per chunk and the threads.
 
     The first run measures which execution is fastest, and writes it to a file in the parent of the run's folder. All
-    runs that differ only in the seed read this file, so that a repeated run has bit-identical results. Such runs have
-    the same hash `values`, which covers everything but the seed. If several processes measure at the same time, all of
-    them use the execution that is written first.
+    runs that differ only in the seed use the execution in this file, so that a repeated run has bit-identical results.
+    The argument `values` is a hash of everything but the seed, so these runs have the same hash. If several processes
+    measure at the same time, all of them use the execution that is written first.
 
     Raises:
         ConfigError: the backend cannot be used for the method, or the file is damaged.

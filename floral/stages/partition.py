@@ -40,14 +40,14 @@ def partition(job: PartitionJob, results: Path, task: Task | None = None) -> Pat
 
     partition.parquet is a table with the client of every sample. Equal jobs give equal tables. In the chart card.svg,
     the ids of SVG elements may differ. If `task` is given, card.json also has the number of local steps per round. If
-    several tasks share the table, card.json has the steps of the last task.
+    several tasks share the table, card.json has the steps of the task for which this function was called last.
 
-    In some tasks, each variant trains on its own random part of the samples. The share of this part is then in
-    card.json, and the local steps are those of a part.
+    In some tasks, each variant trains only on its own random subset of the samples. Then card.json also says which
+    share of the samples is in a subset, and the local steps are counted for a subset.
 
     Raises:
-        ConfigError: the data are missing, the data differ from those of an earlier call, the data lack the classes or
-            natural clients that the partition needs, or there are more clients than samples.
+        ConfigError: the data are missing, the data have changed since this partition was made, the data lack the
+            classes or natural clients that the partition needs, or there are more clients than samples.
     """
     with held(results / f"{job.folder}.lock", f"making {job.folder.name}"):
         return _partition(job, results, task)
@@ -118,7 +118,9 @@ def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
 
 
 def _check_same_data(folder: Path, job: PartitionJob, data_digest: str | None) -> None:
-    """Raise ConfigError if the folder has a partition that was made from other data, because existing runs may use it.
+    """Raise ConfigError if the data have changed since the partition in the folder was made.
+
+    The partition is not replaced, because existing runs may use it.
 
     Data can change under the same name if config/data.lock has no sha256 of the files, or if the code that reads the
     files changes.
@@ -189,8 +191,8 @@ def _label_skew(table: pl.DataFrame, classes: int, clients: int) -> npt.NDArray[
 def _main_share(table: pl.DataFrame, clients: int, concepts: int) -> npt.NDArray[np.float64]:
     """Return which share of each client's training samples belongs to the client's most frequent concept.
 
-    A concept is the distribution of one cluster; a client may mix several. The result [K] has one value for each of the
-    K clients.
+    A concept is the distribution of one cluster; the samples of a client may come from several concepts. The result [K]
+    has one value for each of the K clients.
     """
     train = table.filter(pl.col("split") == "train")
     cell = train["client"].to_numpy().astype(np.int64) * concepts + train["cluster"].to_numpy()
@@ -248,8 +250,9 @@ def _chart(job: PartitionJob, table: pl.DataFrame, manifest: dict[str, Any]) -> 
 def _subtitle(job: PartitionJob, manifest: dict[str, Any]) -> list[str]:
     """Describe the partition in one or two lines.
 
-    The first line has the clusters and the numbers of samples. The second line has what applies of the following: the
-    label skew, the share of a client's main concept, the label noise, and the local steps per round.
+    The first line has the clusters and the numbers of samples. The second line has the label skew, the share of a
+    client's main concept, the label noise, and the local steps per round. A value that the partition does not have is
+    left out.
     """
     sizes = ", ".join(f"{_range(manifest['rows'][split])} {split}" for split in SPLITS)
     members = manifest["clients_of_cluster"]

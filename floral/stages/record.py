@@ -70,8 +70,8 @@ def headline(run: Run, progress: Progress) -> str:
 
     With "population", every client is evaluated on all samples of the global test set, changed by the shift of the
     client's cluster. With "test", every client is evaluated only on its own test samples. The result is "test" in three
-    cases: the run follows the evaluation of the published code, the clients of a cluster have different label
-    distributions, or the run diverged.
+    cases: the run follows the evaluation of the published code, the label distribution differs between the clients of a
+    cluster, or the run diverged.
     """
     local = run.fidelity["evaluation"] == "sampled" or run.task.skewed or progress.diverged_at is not None
     return "test" if local else "population"
@@ -100,8 +100,8 @@ def clients_table(
     """Return a table of the scores after the last round, with one row per client.
 
     `scores` are the scores on the split that `headline` returns. `local_scores` are the scores on each client's own
-    test samples. They give the column `own_rows`, the number of test samples (of tokens for text), and the column
-    `own_correct`, the number of correct predictions.
+    test samples. They give two columns: `own_rows` is the number of test samples (for text, the number of tokens), and
+    `own_correct` is the number of correct predictions.
     """
     regression = simulation.settings.loss == "mse"
     clients = len(scores.clients)
@@ -125,7 +125,7 @@ def clients_table(
 def routes_table(progress: Progress, data: Federation) -> pl.DataFrame:
     """Return a table of routes, with one row per client and evaluated round.
 
-    The route of a client is a list with one weight for each cluster.
+    The route of a client is a list with one number for each cluster: how much the client uses this cluster.
     """
     rows = [
         [round, client, int(data.cluster[client]), route]
@@ -208,10 +208,10 @@ def further_scores(
 
     The scores of a true cluster are the mean accuracy and the mean loss over the samples of its clients.
 
-    The excess risk is the mean squared error minus the variance of the label noise. On synthetic data, the labels of
-    the global test set have no noise, so the mean squared error on this set is the excess risk. For all other data, the
-    excess risk is None. It is also None for data with `normalised: true`: a label then depends on all samples of its
-    client, but a model sees only one of them.
+    One of the scores is the excess risk: the mean squared error minus the variance of the label noise. It is known only
+    for synthetic data: the labels of their global test set have no noise, so the mean squared error on this set is the
+    excess risk. For all other data, the excess risk is None. It is also None with `normalised: true`, because a label
+    then depends on all samples of its client, but a model sees one sample at a time.
     """
     excess = split == "population" and isinstance(source, Synthetic) and not source.normalised
     regression, cluster = data.classes is None, data.cluster

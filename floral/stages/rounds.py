@@ -33,8 +33,8 @@ def run_rounds(
     A checkpoint is written to `path` about every `checkpoint_seconds`.
 
     Raises:
-        Stopped: a signal asked the run to stop, and a checkpoint was written. If training or evaluating the round took
-            too long, this work was dropped, and the resumed run repeats it.
+        Stopped: a signal asked the run to stop, and a checkpoint was written. If the current training or evaluation did
+            not end within a few seconds after the signal, it was dropped, and the resumed run repeats it.
     """
     saved = time.monotonic()
     with checkpoint_if_stopped(path, simulation, state, progress):
@@ -155,7 +155,8 @@ def read_checkpoint(path: Path, simulation: Simulation, private: Path) -> tuple[
 def _last_undamaged(path: Path, private: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the tensors and the progress of the last checkpoint. If it is damaged, use the previous checkpoint.
 
-    The previous checkpoint does not match private.safetensors, because this file has changed since then.
+    If private.safetensors exists, the previous checkpoint is not used in place of a damaged one. The private values
+    have changed since the previous checkpoint, so the two files do not match.
 
     Raises:
         Unreadable: no checkpoint can be read, or the last one is damaged and private.safetensors exists.

@@ -78,7 +78,7 @@ def trial(
 ) -> dict[str, Any]:  # fmt: skip
     """Train one candidate on one seed, and return the status, the reason and the validation loss.
 
-    `configuration` is the candidate. If it is None, the untuned values are trained. The reason says why a trial was
+    `configuration` is the candidate. If it is None, the run has the untuned values. The reason says why a trial was
     refused or diverged. The first trial of a search measures which execution is fastest (backend, clients per chunk,
     threads), and all later trials use this execution.
     """

@@ -37,10 +37,10 @@ def unseen_table(
 ) -> pl.DataFrame | None:
     """Return the scores of the unseen clients, one row for each client and each number of training samples.
 
-    Unseen clients join after training, each with n of its training samples. The table has several n. Return None for a
-    task without unseen clients. The argument `assemble` is a function that builds the method and the tensors for the
-    joining clients. An oracle is a variant that knows the true cluster of each client. A client with a new concept
-    belongs to none of the clusters in training, so an oracle has no rows for it.
+    Unseen clients join after training, each with n of its training samples. The clients are scored for several values
+    of n. Return None for a task without unseen clients. The argument `assemble` is a function that builds the method
+    and the tensors for the joining clients. An oracle is a variant that knows the true cluster of each client. A client
+    with a new concept belongs to none of the clusters in training, so an oracle has no rows for it.
     """
     task, joining = run.task, data.unseen
     if task.unseen is None or joining is None:

@@ -33,10 +33,11 @@ from floral.nn.layers import WEIGHT_LAYERS, Call, Linear, Model
 
 
 def distinct_starts(init: Callable[[Stream], Params], stream: Stream, count: int) -> Params:
-    """Return different initial parameters for `count` clusters or clients.
+    """Return `count` different sets of initial parameters, one for each cluster or client.
 
     The result contains one tensor per parameter name, with a leading axis of length `count`. The first of the `count`
-    models equals `init(stream)`. All others are drawn from other random streams derived from `stream`.
+    models is `init(stream)`, drawn from the random stream `stream`. Each other model is drawn from a random stream of
+    its own, which is derived from `stream`.
     """
     starts = [init(stream.at(holder) if holder else stream) for holder in range(count)]
     return {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
@@ -45,7 +46,7 @@ def distinct_starts(init: Callable[[Stream], Params], stream: Stream, count: int
 def repeated_start(start: Params, count: int) -> Params:
     """Return the same initial parameters for `count` clusters or clients.
 
-    Every tensor has a leading axis of length `count`. Along this axis, all entries share one memory
+    Every tensor has a leading axis of length `count`. Along this axis, all entries are views of the same values
     (`torch.Tensor.expand`). The engine copies them before training.
     """
     return {name: value.expand(count, *value.shape) for name, value in start.items()}
@@ -96,10 +97,10 @@ def predictor(model: Model, params: str = "base", running: str = "statistics") -
 
 
 def personal_groups(model: Model, stream: Stream, lr: float, clients: int) -> dict[str, Group]:
-    """Return the groups of personal models, one per client, for a method that also has another model. All personal
-    models have the same initial values.
+    """Return the groups of parameters of personal models, one model per client.
 
-    The groups are "personal" and, with batch norm, "personal_statistics". Both are PRIVATE.
+    Methods need them if they have another kind of model too, such as a shared model. All personal models have the same
+    initial values. The groups are "personal" and, with batch norm, "personal_statistics". Both are PRIVATE.
     """
     return renamed_groups("personal", model_groups(model, Scope.PRIVATE, stream, lr, holders=clients))
 
@@ -288,7 +289,7 @@ def head_name(model: Model) -> str:
 
 
 def body_model(model: Model) -> Model:
-    """Return the model without its head. It maps x to the features [B, number of the head's inputs].
+    """Return the model without its head, the last linear layer. It maps x to the features, the head's inputs [B, d].
 
     Raises:
         Refused: the model has no head.
@@ -333,9 +334,9 @@ def model_of_size(problem: Problem, size: float, low: float) -> Model:
 
 
 def forward_backward_passes(problem: Problem, *models: Model) -> float:
-    """Return the summed cost of one training sample in these models, divided by its cost in the task's model.
+    """Return the cost of one training sample in all these models together, divided by its cost in the task's model.
 
-    So the unit is one forward-backward pass of the task's model. Costs are numbers of multiply-adds.
+    The cost is the number of multiply-adds. So the unit of the result is one forward-backward pass of the task's model.
     """
     task_model = problem.build_model().multiply_adds(problem.shape, problem.batch)
     return sum(model.multiply_adds(problem.shape, problem.batch) for model in models) / task_model
@@ -407,7 +408,7 @@ def phases_with_warmup(*phases: Phase, warmup_phase: Phase, base: str, warmup: f
 
 
 def fedavg_phase(model: Model) -> Phase:
-    """Return the phase in which clients train as in FedAvg: all parameters of the model, the group "base"."""
+    """Return the phase in which clients train as in FedAvg. It trains the group "base", all parameters of the model."""
     return Phase(train=("base",), predict=predictor(model))
 
 

@@ -2,7 +2,7 @@
 
 - `ModelChoice`: each client uses one of C models.
 - `Router`: each client mixes C models or adaptors with its own weights π_k.
-- `Gate`: each client mixes experts with different weights for every sample.
+- `Gate`: each client mixes experts with weights that it computes for every sample.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ class Router:
 
     @property
     def noise(self) -> dict[str, tuple[int | str, ...]]:
-        """The shapes of the router's random inputs, by name. There are none unless the router is learned with noise."""
+        """The shapes of the router's random inputs, by name. Only a learned router with noise has a random input."""
         learned = self.kind == "learned" and self.noise_scale > 0
         return {"router": self.shape} if learned else {}
 
@@ -203,15 +203,18 @@ class Router:
     def floats_sent(self) -> dict[str, tuple[int, int]]:
         """The numbers of floats that the router adds to a client's traffic per round, as (down, up).
 
-        A client sends weights that change, because the server averages with them. It sends C numbers, or 1 number for
-        "argmin", which is the index of a cluster. A fixed router sends nothing.
+        If a client's weights can change, the client sends them, because the server needs them for its averages. These
+        are C numbers. With "argmin", the client sends 1 number, the index of its cluster. A fixed router sends nothing.
         """
         up = {"optimal": 0, "random": 0, "argmin": 1}.get(self.kind, self.problem.clusters)
         return {"router": (0, up)}
 
     @property
     def weighed_clusters(self) -> int:
-        """The largest number of clusters in whose averages one client can have a positive weight."""
+        """The largest number of clusters to which one client can contribute with a positive weight.
+
+        The server averages each cluster over the clients with a positive weight for it.
+        """
         has_all = self.top == 0 or self.problem.switches["aggregation_route"] == "plain"
         return self.problem.clusters if has_all else min(self.problem.clusters, self.top * max(1, self.layers))
 
@@ -231,10 +234,10 @@ class Router:
 
     @property
     def routing(self) -> Routing:
-        """Return the `Routing` of a method with this router: the logarithms of the clusters' weights for each client.
+        """Return the `Routing` of a method with this router. It gives the logarithms of each client's cluster weights.
 
-        It always contains the weights with which the server averages. With `top`, evaluation uses fewer weights than
-        the server. The routing then contains the weights of evaluation too.
+        It always contains the weights for the server's averages. With `top`, a client mixes fewer clusters in
+        evaluation than the server averages. Then the routing also contains the weights for evaluation.
         """
         served = self.served_log_route if self.top else None
         return Routing(log_route=self.log_route, served_log_route=served, clusters=self.problem.clusters)
@@ -242,8 +245,8 @@ class Router:
     def log_route(self, view: View) -> Tensor:
         """Return log π_k [C], the logarithms of client k's weights in the server's averages. They contain no noise.
 
-        The fidelity switch aggregation_route="plain" imitates the published code, which ignores `temperature` and `top`
-        here.
+        The setting aggregation_route="plain" imitates the published code, which ignores `temperature` and `top` when it
+        computes these weights.
         """
         plain = self.problem.switches["aggregation_route"] == "plain"
         if self.top and not plain:

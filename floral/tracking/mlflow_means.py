@@ -61,8 +61,8 @@ def _make_parent(experiment: Experiment, group: SeedGroup, began: int) -> str:
 def log_means(experiment: Experiment, group: SeedGroup) -> None:
     """Log the means over the finished seeds of a group to the group's parent run.
 
-    If the parent run already has other means, it is replaced by a new parent run, because MLflow cannot delete single
-    points of a curve.
+    If the parent run already has means that differ from these, it is replaced by a new parent run. The reason is that
+    MLflow cannot delete single points of a curve.
     """
     means = seed_means(group, experiment.results)
     digest = hashlib.sha256(json.dumps(asdict(means), sort_keys=True).encode()).hexdigest()[:8]

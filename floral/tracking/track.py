@@ -30,9 +30,9 @@ def track(
     """Log the finished runs that MLflow does not have yet, and the means over seeds of each task × variant.
 
     The function writes results/track/<suite>.json and returns the path of this file. A second call changes nothing,
-    because all logged times come from the run folders. A run that is only partly in MLflow is completed. This happens
-    if tracking was killed, or if `follow` logged the run while it trained. If `runs` are only a part of the suite,
-    `all_runs` must have all runs of the suite, so that the means include all seeds.
+    because all logged times come from the run folders. If MLflow has only a part of a run, the rest is added. MLflow
+    has only a part if tracking was killed, or if `follow` logged the run while it trained. If `runs` are only a part of
+    the suite, `all_runs` must have all runs of the suite, so that the means include all seeds.
 
     Raises:
         ConfigError: the MLflow store cannot be opened or written.
@@ -61,7 +61,7 @@ def follow(
 ) -> None:
     """Log every round to MLflow soon after its evaluation, until all runs are finished and completely logged.
 
-    It also ends if all other runs have failed, and prints their folders.
+    The function also ends when every run is either logged or failed, and then prints the folders of the failed runs.
     Means over seeds are logged when all seeds are finished. If `runs` are only a part of the suite, `all_runs` must
     have all runs of the suite. The state of the MLflow store is read again before each write. So nothing is lost or
     logged twice if the store or this process is restarted, or if another process tracks the same suite.

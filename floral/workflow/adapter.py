@@ -1,4 +1,4 @@
-"""Change the behaviour of Snakemake, with one function for each change, and act at the start and end of a call.
+"""Change the behaviour of Snakemake, and act at the start and end of a call. Each change has its own function.
 
 `workflow` is Snakemake's object for the whole call. Its attributes can change with any release of Snakemake, so each
 function here has a test in tests/workflow/test_adapter.py.
@@ -52,8 +52,8 @@ def never_a_reason_to_rerun(parameter: Callable[..., str]) -> Callable[..., str]
     Snakemake repeats a finished job if the value of a parameter differs from that in the last call. But it does not
     compare parameters whose function takes the argument `output`. So this decorator adds an unused argument `output`.
 
-    Use it for values that do not change a result, such as the device, or the suite that contains a run. All values that
-    change a result are part of the hash in the path of the output.
+    Use this decorator for values that do not change a result: for example the device, or the suite that contains a run.
+    All values that change a result are part of the hash in the path of the output.
     """
     signature = inspect.signature(parameter)
 

@@ -50,7 +50,9 @@ class Requests:
         return slurm.minutes(self.rules.results / folder, self.slurm, cost.seconds)
 
     def group(self, wildcards: Any) -> str | None:
-        """Return "short" for a short run, which shares a job with other short runs. Return None for a job of its own.
+        """Return "short" for a short run, which shares a job with other short runs.
+
+        Return None for any other run, which has a job of its own.
 
         The value depends only on the configuration, so that it is the same inside and outside a job.
         """

@@ -85,7 +85,7 @@ class Work:
 
     @property
     def unfinished_suites(self) -> dict[str, list[Run]]:
-        """Mapping from the name of each suite with an unfinished run to all runs of the suite."""
+        """The suites that have an unfinished run, as name of the suite → all runs of the suite."""
         unfinished = {run.folder for run in self.unfinished_runs}
         return {name: runs for name, runs in self.suites.items() if unfinished & {run.folder for run in runs}}
 

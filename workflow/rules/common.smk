@@ -18,7 +18,9 @@ from floral.workflow.rules import Rules
 from floral.workflow.work import Work
 
 try:
-    WORK = Work.read(config, workflow.config_settings.overwrite_config, workflow.is_main_process, workflow.output_settings.dryrun)
+    WORK = Work.read(
+        config, workflow.config_settings.overwrite_config, workflow.is_main_process, workflow.output_settings.dryrun
+    )
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 

@@ -1,4 +1,4 @@
-"""Inputs of a baseline: the batches of a round and the decoded training samples."""
+"""Inputs of a PyTorch baseline: the batches of a round, and the training samples as normalised floats."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from floral.engine.client_data import Plan, Rows
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of one round for the baseline.
+    """The batches of one round for the PyTorch baseline.
 
     `index` [M, H, B] holds the indices of the training samples for M clients, H local steps and B places per batch. In
     step h, only the first sizes[h] places of each batch hold samples that count. The other places are padding.
@@ -44,7 +44,9 @@ def batches(plan: Plan) -> Batches:
 
 @dataclass(frozen=True)
 class Samples:
-    """The decoded training samples of a task: inputs `x` [N, ...] and `targets` [N, outputs].
+    """The training samples of a task: inputs `x` [N, ...] and `targets` [N, outputs].
+
+    The inputs are decoded: stored values, such as bytes of an image, are converted to normalised floats.
 
     With `classes`, the targets are one-hot and the loss is the cross-entropy. Otherwise the loss is the squared error.
     """
@@ -66,7 +68,7 @@ class Samples:
 
 
 def samples(rows: Rows) -> Samples:
-    """Decode all training samples in the same way as the engine.
+    """Convert the inputs of all training samples to normalised floats, in the same way as the engine.
 
     Raises:
         Refused: the task augments its training images.
@@ -85,7 +87,7 @@ def mean_model(params: Params, total: Params, batches: Batches) -> Params:
     """Return the mean of the clients' models.
 
     In a round of several steps, `total` holds the sum of the clients' models. In a round of one step, it holds the sum
-    of the clients' changes to the initial model `params`. The memory of `total` is overwritten with the result.
+    of the clients' changes to the initial model `params`. `total` is overwritten with the result.
     """
     change = len(batches.sizes) == 1
     return {

@@ -2,7 +2,8 @@
 
 The benchmark compares the time of the engine with that of the baseline. The baseline exists for two families of models.
 Its forward pass, backward pass and update are written by hand. It uses no framework, draws no batches and evaluates
-nothing, and inputs are decoded only once. Each worker is a Python thread whose tensor operations use one thread.
+nothing, and inputs are decoded only once. Each worker is a Python thread, and its tensor operations run in this thread
+alone.
 """
 
 from __future__ import annotations

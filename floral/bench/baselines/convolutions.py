@@ -55,10 +55,10 @@ class Convolutions:
         return f"one client after another, channels last, {self.workers} × 1 threads"
 
     def train(self, start: Params, index: Tensor, sizes: tuple[int, ...], buffers: Buffers, total: Params) -> None:
-        """Make the local steps of one client, and add the client's model to `total`.
+        """Make the local steps of one client, which begin at the model `start`, and add the final model to `total`.
 
         In a round of one step, `index` may hold the samples of several clients. In such a round, only the clients'
-        changes to `start` are added, not their models.
+        changes to `start` are added, not their final models.
         """
         params = start
         for step, n in enumerate(sizes):
@@ -127,7 +127,8 @@ def convolve_and_pool_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Make the backward pass of the max-pool and the convolution.
 
-    Return the gradients with respect to x (None unless `input_gradient`), weight and bias. `convolved` is overwritten.
+    Return the gradients with respect to x (None unless `input_gradient`), weight and bias. `convolved`, the output of
+    the convolution, is overwritten.
     """
     pooling = ([size, size], [size, size], [0, 0], [1, 1], False)
     aten.max_pool2d_with_indices_backward.grad_input(gradient, convolved, *pooling, indices, grad_input=convolved)

@@ -145,8 +145,8 @@ class Dense:
     ) -> None:
         """Add the clients' final models to `sums`: their weights before the last step, and the last updates.
 
-        The sum of the last updates is computed as one product. In a round of one step, `per_client` is empty, and only
-        the updates are added.
+        `per_client` holds the weights before the last step. In a round of one step it is empty, and only the updates
+        are added. The sum of the last updates is computed as one product.
         """
         for (weights, biases), (weight, bias) in zip(per_client, sums, strict=False):
             weight += weights.sum(0)

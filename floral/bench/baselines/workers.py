@@ -16,15 +16,15 @@ from floral.core.spec import Params
 
 @cache
 def pool(workers: int) -> ThreadPoolExecutor:
-    """Return a pool of Python threads, whose tensor operations use one thread each."""
+    """Return a pool of Python threads. The tensor operations of each thread run in this thread alone."""
     return ThreadPoolExecutor(workers, "baseline", initializer=torch.set_num_threads, initargs=(1,))
 
 
 def sum_over_workers(work: Callable[[int, Sequence[Tensor]], Params], chunks: Sequence[Tensor], workers: int) -> Params:
     """Return the sum of the results of `work` over all workers.
 
-    The result of worker i is work(i, its chunks). Its chunks are those with the numbers i, i + workers, i + 2·workers,
-    …
+    A chunk holds the batches of some clients. The result of worker i is work(i, its chunks). The chunks of worker i
+    have the numbers i, i + workers, i + 2·workers, …
     """
     if workers == 1:
         return work(0, chunks)

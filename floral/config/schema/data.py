@@ -14,8 +14,9 @@ class Synthetic(Frozen):
     """Synthetic regression data. Each cluster has a teacher, a random model that computes the targets of its samples.
 
     The teacher of cluster c maps an input x to h = x (W + scale·u_c v_cᵀ) + b. All clusters have the same random matrix
-    W and bias b. Each cluster has its own random matrices u_c and v_c, which have `rank` columns. With kind linear, the
-    targets are the first `outputs` coordinates of h. With kind mlp, they are a linear map of ReLU(h).
+    W and bias b. Each cluster has its own random matrices u_c and v_c, which have `rank` columns. The factor `scale`
+    sets how much the teachers of different clusters differ. With kind linear, the targets are the first `outputs`
+    coordinates of h. With kind mlp, they are a linear map of ReLU(h).
 
     Source: arXiv 2410.03497, synthetic tasks.
     """
@@ -55,19 +56,19 @@ class Synthetic(Frozen):
 
 
 class CustomData(Frozen):
-    """Custom data: the user's own files. The user has split them into training and test samples, or floral does it.
+    """Custom data: the user's own files. The user has split them into training and test samples, or floral splits them.
 
-    In the second case, `test_share` is the share of test samples. The key `kind` is the format of the files.
+    If floral splits them, `test_share` is the share of test samples. The key `kind` is the format of the files.
 
-    - folder: images, in one folder for each class. If the data are split, there is a folder train and a folder test,
-      and both contain a folder for each class.
+    - folder: images, in one folder for each class. If the user has split the data, there is a folder train and a folder
+      test, and both contain a folder for each class.
 
-    - table: a parquet or CSV file with one sample per line. If the data are split, there is a folder with two such
-      files, train.* and test.*.
+    - table: a parquet or CSV file with one sample per line. If the user has split the data, there is a folder with two
+      such files, train.* and test.*.
 
     - arrays: an .npz file or a folder of .npy files, with the arrays x, y and optionally client (the natural client of
-      each sample). If the data are split, the arrays are train_x, train_y, test_x, test_y, and optionally train_client
-      and test_client.
+      each sample). If the user has split the data, the arrays are train_x, train_y, test_x, test_y, and optionally
+      train_client and test_client.
     """
 
     kind: Literal["folder", "table", "arrays"] = Field(

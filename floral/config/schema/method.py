@@ -58,10 +58,10 @@ class Parameter(Frozen):
         return value
 
     def _number(self, value: int | float) -> int | float:
-        """Return the number in the type of the parameter, so that 1 and 1.0 give runs of the same name.
+        """Convert a number to the type of the parameter, so that 1 and 1.0 give runs of the same name.
 
         Raises:
-            ValueError: the number has a fraction, but the parameter counts something.
+            ValueError: the number is not a whole number, but the parameter must be one.
         """
         is_whole = isinstance(self.default, int) if self.whole_from is None else value >= self.whole_from
         if not is_whole:
@@ -86,7 +86,8 @@ Condition = Literal["one_local_step", "one_cluster"]
 class Equal(Frozen):
     """A rule: on some tasks, this method or variant gives the same results as the variant that the rule names.
 
-    The rule holds only if the hyper-parameters that both have are equal.
+    The key `when` says on which tasks. The rule holds only if every hyper-parameter that both variants have is equal in
+    both.
     """
 
     variant: str = Field(description="Name of the variant with the same results.")
@@ -154,15 +155,18 @@ class Variant(Frozen):
 
     @property
     def optimal_router(self) -> bool:
-        """Whether the router always chooses a client's true cluster. A router weights the clusters for a client."""
+        """Whether the router always chooses a client's true cluster.
+
+        The router of a method gives each client a weight for each cluster.
+        """
         return self.params.get("router") == "optimal"
 
     @property
     def secure_aggregation(self) -> bool:
         """Whether the method works with secure aggregation, a protocol that shows the server only sums over clients.
 
-        This is the case if the server sees neither the update nor the samples of a single client. It may see how many
-        samples a client has and which clusters it uses. Sums over the clients of one cluster are also possible.
-        Source: Bonawitz et al. 2017.
+        This is the case if the server sees neither the update nor the samples of a single client. The server may see
+        how many samples a client has and which clusters the client uses. The protocol can then also compute a sum over
+        the clients of one cluster. Source: Bonawitz et al. 2017.
         """
         return not {"updates", "rows"} & set(self.server_sees)

@@ -41,7 +41,8 @@ class Partition(Frozen):
 
     - natural: each client holds the samples of one natural client of the data, such as a writer.
 
-    With every rule, a client can lack samples of a class. With iid and size_skew, only clients with few samples do.
+    With every rule, some clients can have no samples of some class. With iid and size_skew, this happens only to
+    clients with few samples.
     """
 
     kind: Literal["iid", "size_skew", "dirichlet", "pathological", "class_groups", "natural"] = Field(
@@ -169,9 +170,9 @@ class Unseen(Frozen):
     """Clients that take no part in training and join after the last round.
 
     With `partition.kind: iid`, they get the share `share` of all samples, and the training clients get the rest. With
-    `partition.kind: natural`, they are natural clients of the data that no training client uses. After joining, a
-    client trains only its private parameters, as the method does in training. The parameters that it receives from the
-    server stay unchanged.
+    `partition.kind: natural`, they are natural clients of the data that no training client uses. A client that has
+    joined trains only its private parameters, in the same way as a training client does. The parameters that it
+    receives from the server stay unchanged.
     """
 
     seen_cluster: int = Field(

@@ -91,8 +91,8 @@ class Shift(Frozen):
     def turn(self, concept: int, clusters: int) -> tuple[float, float]:
         """Return two numbers a and b: images of the concept are rotated counter-clockwise by a/b of a full turn.
 
-        By default, the concept c of a training cluster has c / `clusters`. Concepts of joining clients lie halfway
-        between two of these.
+        If the task lists no `angles`, the images of training cluster c are rotated by c / `clusters` of a full turn.
+        The angle of a new concept, which only joining clients have, lies halfway between the angles of two clusters.
         """
         if self.angles is not None:
             return self.angles[concept], 360

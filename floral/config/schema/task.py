@@ -1,4 +1,7 @@
-"""Define the YAML keys of a task: data, model and training. The modules shift and partition define further keys."""
+"""Define the YAML keys of a task: data, model and training.
+
+The keys below `shift`, `partition` and `unseen` are defined in the modules shift and partition.
+"""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Tuning(Frozen):
         return min(self.at_most, max(1, round(self.share * of_task)))
 
     def of(self, task_name: str) -> Self:
-        """Return a copy of this object for one task. The seeds in `more_seeds` for this task are added to `seeds`."""
+        """Return the values for one task: a copy in which `seeds` also has this task's seeds from `more_seeds`."""
         return self.model_copy(update={"seeds": self.seeds + self.more_seeds.get(task_name, ()), "more_seeds": {}})
 
     @model_validator(mode="after")
@@ -75,8 +75,8 @@ class Tuning(Frozen):
 class Space(Frozen):
     """The values that a search tries for hyper-parameters and for the learning rate of router logits.
 
-    A search also tries several learning rates of model parameters. Every combination of the values in this space is
-    tried with the same number of them.
+    A search also tries several learning rates of model parameters, and gives each of these learning rates one
+    combination of the values in this space. Every combination is used for the same number of learning rates.
     """
 
     router_lr: int = Field(

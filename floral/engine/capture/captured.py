@@ -23,9 +23,9 @@ without a recording."""
 class Captured:
     """Call functions by replaying recordings of their PyTorch operations.
 
-    Arguments and results are trees: nested dictionaries and tuples of tensors. The first call with a new `key`, tree
-    structure, shape, stride or type makes a recording. What the function does may depend on shapes and on constants,
-    but never on the values of tensors. It may change its inputs in place.
+    Arguments and results are trees: nested dictionaries and tuples of tensors. The caller names the function by a
+    `key`. The first call with a new key, tree structure, shape, stride or type makes a recording. What the function
+    does may depend on shapes and on constants, but never on the values of tensors. It may change its inputs in place.
 
     With `graphs`, recordings are replayed as CUDA graphs. If the function changes an input in place, the caller must
     then use the returned tensor instead of the input. Such a result is valid until the next call. With `lasting`, all
@@ -45,8 +45,8 @@ class Captured:
     def __call__(self, key: Hashable, function: Callable[..., Any], *trees: Any, lasting: bool = True) -> Any:
         """Return `function(*trees)`, computed by replaying its recording.
 
-        The first call with this key, structure of the trees, and shapes, strides and types of the tensors makes the
-        recording. With `lasting`, the results stay valid after the next call.
+        The recording is made at the first call with the same key, the same structure of the trees, and the same shapes,
+        strides and types of the tensors. With `lasting`, the results stay valid after the next call.
         """
         inputs: list[Tensor] = []
         structure = flatten(trees, inputs)

@@ -28,7 +28,10 @@ FASTER: dict[Any, Callable[..., Any]] = {
 def replay_function(
     recording: Recording, instructions: list[Instruction], inputs: int, results: list[str]
 ) -> Callable[..., Any]:
-    """Compile the instructions to a Python function of `inputs` tensors that returns the tensors named in `results`."""
+    """Compile the instructions to a Python function, which returns the tensors named in `results`.
+
+    `inputs` is the number of tensors that the function takes as arguments.
+    """
     source, namespace = source_of(recording, instructions, inputs, results)
     exec(source, namespace)  # the source contains only names made in this package
     return namespace["replay"]

@@ -15,8 +15,8 @@ from floral.engine.capture.recording import ATEN, VIEW, Name, Operation, Recordi
 class Recorder(TorchDispatchMode):
     """Record the operations inside a `with` block, and give each tensor a name.
 
-    A chain of views, such as reshapes and transposes, is recorded as a single `as_strided` of the first tensor, because
-    all of them share its memory. Equal views are recorded only once.
+    A chain of views, such as reshapes and transposes, is recorded as a single `as_strided` of the tensor at its
+    beginning, because all of them share its memory. Equal views are recorded only once.
     """
 
     def __init__(self, inputs: list[Tensor]) -> None:

@@ -2,9 +2,9 @@
 
 Outside a `Tape`, these are PyTorch's own operations. Inside a `Tape`, the backward pass computes only the gradients of
 the activations. For every weight, it records two factors: the input x of the layer and the gradient δ of its output.
-The gradient of the weight is the product of the two. The engine multiplies them later, when it knows how the gradient
-is used: added in place to the weights of each client, or summed over the clients. So no gradient tensor of the size of
-the weights is created for each client.
+The gradient of the weight is the product of the two. The engine multiplies the factors later, when it knows what to do
+with the gradient. It either adds the gradient to the weights of each client in place, or sums the gradients over the
+clients. So no gradient tensor of the size of the weights is created for each client.
 
 Modules, in reading order:
 

@@ -84,7 +84,8 @@ class Product(torch.autograd.Function):
 def _backward_of_one_convolution(ctx: Any, convolution: Convolution, gradient: Tensor) -> tuple[Any, ...]:
     """Compute the backward pass of ONE client's convolution.
 
-    One PyTorch call gives the gradients of x, weight and bias together, so the weight's gradient is not left for later.
+    One PyTorch call gives the gradients of x, weight and bias together. So the weight's gradient is computed at once,
+    and not later from two recorded factors.
     """
     x, weight, bias, _ = ctx.saved_tensors
     spec: ProductSpec = ctx.spec
@@ -115,7 +116,7 @@ def _record(tape: Tape, weight: Tensor, pending: PendingGradient) -> Tensor | No
 def _same_for_all(bias: Tensor) -> bool:
     """Return whether all clients and clusters have the same bias.
 
-    The bias is [m or 1, C or 1, outputs]. It is the same for all along an axis of length 1, and along an axis that was
-    expanded.
+    The bias is [m or 1, C or 1, outputs]. All have the same bias if each of the first two axes has length 1 or was
+    expanded, i.e. repeats the same memory.
     """
     return all(size == 1 or step == 0 for size, step in zip(bias.shape[:2], bias.stride()[:2], strict=True))

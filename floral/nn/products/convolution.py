@@ -116,7 +116,7 @@ class Convolution:
     def weight_gradients(self, gradient: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Return the gradient of the weight for every client and cluster, [m, C, outputs, inputs, h, w].
 
-        `shape` is any shape that ends with the height and width of the kernel.
+        Only the last two lengths in `shape` are used: the height and width of the kernel.
         """
         gradients = [
             self._kernel_gradient(gradient[k, c], _at(x[k], 0, c), shape)
@@ -128,7 +128,7 @@ class Convolution:
     def summed_weight_gradient(self, gradient: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Return the gradient of the weight, summed over the clients, [C, outputs, inputs, h, w].
 
-        `shape` is any shape that ends with the height and width of the kernel.
+        Only the last two lengths in `shape` are used: the height and width of the kernel.
         """
         return torch.stack(
             [
@@ -145,7 +145,7 @@ class Convolution:
         """Return the gradient of one kernel from the input x [B, inputs, …] and the output's gradient δ [B, outputs,
         …].
 
-        `shape` is any shape that ends with the height and width of the kernel.
+        Only the last two lengths in `shape` are used: the height and width of the kernel.
         """
         like = gradient.new_empty((*self.window.channels(x.shape[1], gradient.shape[1]), *shape[-2:]))
         return self.window.backward(gradient, x, channels_last(like), WEIGHT_ONLY)[1]

@@ -18,7 +18,7 @@ from torch import Tensor
 class MatrixProduct:
     """The products y = x Wᵀ + bias of a linear layer for all clients and clusters.
 
-    If clients or clusters share a weight W, their products are computed as one.
+    If all clients share a weight W, the samples of all clients are multiplied by it in a single product.
     """
 
     channel_axis: ClassVar[int] = -1
@@ -45,7 +45,9 @@ class MatrixProduct:
         return out.reshape(clusters, clients, *middle, -1).transpose(0, 1)
 
     def takes_client_bias(self, weight: Tensor) -> bool:
-        """Return whether `forward` can add a bias that differs between clients. It can if their weights differ too."""
+        """Return whether `forward` can add a bias that differs between clients. It can if the weights differ between
+        clients too.
+        """
         return len(weight) > 1
 
     def add_bias(self, out: Tensor, bias: Tensor) -> None:

@@ -42,7 +42,8 @@ class PendingGradient:
     def per_client_and_cluster(self) -> Tensor:
         """Return the gradient of the weight for every client and cluster, [m, C or 1, outputs, inputs, …].
 
-        For a stacked weight, C weights are used as one. Their gradient is then also one, and axis C has length 1.
+        A stacked weight joins C weights to one large weight. For it, the result is the gradient of the joined weight,
+        and the cluster axis has length 1.
         """
         if self.computed is not None:
             return self.computed
@@ -82,10 +83,10 @@ class PendingGradient:
         return self._in_weight_shape(total if self.spec.axes(WEIGHT)[1] else sum_axis(total, 0), 0)
 
     def divided_by(self, share: Tensor) -> PendingGradient:
-        """Return the gradient with the part of each client divided by the client's entry in `share` [m].
+        """Return the gradient, after the gradient of each client is divided by the client's entry in `share` [m].
 
-        This gives the gradient of the original losses if the losses were multiplied by `share` before the backward
-        pass.
+        Use this if the losses were multiplied by `share` before the backward pass. The result is then the gradient of
+        the losses without this factor.
         """
 
         def divided(tensor: Tensor) -> Tensor:
@@ -113,10 +114,11 @@ class PendingGradient:
         matrices.baddbmm_(gradient.flatten(0, 1).mT, x.flatten(0, 1), alpha=alpha)
 
     def _weigh_stacked(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return x, δ and None, after the part of each client and cluster is multiplied by `weight` [m, C].
+        """Return the factors x and δ of the gradient weighted by `weight` [m, C], and None in place of `computed`.
 
-        This is for stacked weights, i.e. C weights that are used as one. Either x or δ is multiplied: the one that has
-        separate channels for each cluster. None takes the place of the gradient that was computed from the old factors.
+        This is for a stacked weight, which joins C weights to one. Each of the C weights has its own channels, either
+        in the input x or in the output and so in δ. In this factor, the channels of client k and cluster c are
+        multiplied by weight_kc. `computed` becomes None, because its gradient was computed without `weight`.
         """
         clusters = weight.shape[1]
         inputs = self.spec.stacked == "inputs"

@@ -57,18 +57,20 @@ class ProductSpec:
         return tensor if clusters else tensor.unsqueeze(1)
 
     def reduced(self, gradient: Tensor, position: int) -> Tensor:
-        """Return a gradient [m, C, …], summed over the axes that the input at `position` does not have.
+        """Return the gradient of the input at `position`, summed over the axes that this input does not have.
 
-        The axes are m clients and C clusters.
+        The gradient is given as [m, C, …] for m clients and C clusters. An input that is shared by all clients or by
+        all clusters has no such axis.
         """
         clients, clusters = self.axes(position)
         gradient = gradient if clusters else sum_axis(gradient, 1)
         return gradient if clients else sum_axis(gradient, 0)
 
     def result(self, vectorised: Tensor) -> Tensor:
-        """Return an output [m, C, …] with only the axes over which the product is vectorised.
+        """Return an output [m, C, …] without the axes over which the product is not vectorised.
 
-        The other leading axes have length 1 and are removed.
+        If the product is not vectorised over clusters, or not over clients either, this axis has length 1 and is
+        removed.
         """
         vectorised = vectorised if len(self.levels) > 1 else vectorised[:, 0]
         return vectorised if self.levels else vectorised[0]
@@ -91,7 +93,7 @@ class ProductSpec:
 
 
 def join_stack(weight: Tensor, stacked: Stacked, axis: int = 0) -> Tensor:
-    """Join C weights to one weight, as `stacked` describes. `axis` is the axis along which the C weights lie."""
+    """Join C weights to one weight, as described at `Stacked`. `axis` is the axis along which the C weights lie."""
     match stacked:
         case "outputs":
             return weight.flatten(axis, axis + 1)

@@ -43,10 +43,10 @@ class Tape:
             _TAPE.reset(token)
 
     def leaf(self, weight: Tensor) -> Leaf | None:
-        """Return the group and name of the trained parameter whose memory is passed as `weight`.
+        """Return the group and name of the trained parameter that has the same memory as `weight`.
 
-        The two tensors may differ in axes of length 1. The result is None if `weight` is not a parameter itself, but
-        was computed from parameters.
+        The shapes of the two tensors may differ in axes of length 1. The result is None if no parameter has this
+        memory, because `weight` was computed from parameters.
         """
         entry = self.leaves.get(weight.data_ptr())
         return entry[0] if entry is not None and _layout(entry[1]) == _layout(weight) else None

@@ -21,8 +21,9 @@ def curves(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, y: Axis) -> Dr
     """Draw each method's mean as a line, its range over seeds as a band, and its name at the right end of the line.
 
     Columns of frame: method_id, x, mean, and the ends low and high of the band. x is a number of rounds, bytes, passes
-    or labelled samples. If all points of a method have the same x (such as 0 bytes), its line is horizontal over the
-    whole width. On a logarithmic x axis, points with x <= 0 are left out.
+    or labelled samples. If all points of a method have the same x (such as 0 bytes), its last mean is drawn as a
+    horizontal line over the whole width. On a logarithmic x axis, points with x <= 0 are
+    left out for all other methods.
     """
     drawn = [style for style in styles if style.id in set(frame["method_id"])]
     has_several_x = pl.col("x").n_unique().over("method_id") > 1

@@ -23,9 +23,9 @@ def routes(frame: pl.DataFrame, styles: Sequence[Style], clients: int, clusters:
     """Draw one heat map per method of the clients' routes π_kc.
 
     π_kc is the weight that client k gives to learned cluster c. There is one column per client, sorted by true cluster,
-    and one row per learned cluster. A larger weight is more opaque. Columns of frame: method_id, position (of the
-    client: 0 to K-1), cluster (0 to C-1), weight (0 to 1), true_cluster. K is the number of clients, C that of learned
-    clusters.
+    and one row per learned cluster. A cell with a larger weight is more opaque. Columns of frame: method_id, position
+    (of the client: 0 to K-1), cluster (0 to C-1), weight (0 to 1), true_cluster. K is the number of clients, C that of
+    learned clusters.
     """
     width, height = PANEL_PX + 90, 13 * clusters
     edges = frame.group_by("true_cluster").agg(start=pl.col("position").min(), end=pl.col("position").max() + 1)

@@ -26,11 +26,11 @@ from floral.report.style import Style
 def rows(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, domain: tuple[float, float]) -> Drawing:
     """Draw the values of each method in one row, as dots, intervals, boxes and ticks. Methods are grouped by family.
 
-    frame: one row per drawn shape, with columns method_id, kind, value, value2 and label. The kinds of shapes are:
-    `whisker`, `box`, `interval` and `band` extend from value to value2.
-    `point`, `tick`, `median`, `dot`, `hollow` (a hollow dot) and `middle` are drawn at value.
-    `below` and `above` write the label at the end of the axis, for a value that lies outside the domain.
-    `band` and `middle` are grey. They show the range and the mean that chance alone gives to equally accurate clients.
+    frame: one row per drawn shape, with columns method_id, kind, value, value2 and label. The kind says what is drawn:
+    A `whisker`, `box`, `interval` or `band` extends from value to value2.
+    A `point` (small), `tick`, `median`, `dot` (large), `hollow` (hollow dot) or `middle` is drawn at value.
+    `below` and `above` write the label at the lower or upper end of the axis, for a value outside the domain.
+    A `band` and its `middle` are grey: the range and the mean that chance alone gives to equally accurate clients.
     """
     frame = frame.join(style_frame(styles), on="method_id", how="inner", maintain_order="left")
     drawn = [style for style in styles if style.id in set(frame["method_id"])]

@@ -1,4 +1,4 @@
-"""Choose the range of an axis: round ends, a logarithmic scale for losses, and no space for controls far away."""
+"""Choose the ends of an axis, whether it is logarithmic, and which control methods lie outside it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def far_controls(ranges: Mapping[str, Range], controls: set[str]) -> set[str]:
 
     Controls are methods for comparison only, such as a constant prediction. ranges: method → its lowest and highest
     value. The methods that are not controls span a range. A control is far if its distance to this range exceeds half
-    the width of the range. The result is empty if the axis without far controls is still at least half as long.
+    the width of the range. The result is empty if leaving out the far controls would not make the axis shorter than
+    half its length.
     """
     others_ranges = [ends for method, ends in ranges.items() if method not in controls]
     if not others_ranges:

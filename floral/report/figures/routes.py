@@ -76,9 +76,9 @@ def routes(collected: Collected, styles: Sequence[Style], configuration: Configu
 
 
 def over_rounds(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> Figure | None:
-    """Plot, for one run over rounds, the learned cluster to which each client gives the largest weight.
+    """Plot the learned cluster to which each client gives the largest weight, over the rounds of one run.
 
-    Only the first clients of each true cluster are drawn, at most MAX_CLIENTS_PER_CLUSTER.
+    Only the first MAX_CLIENTS_PER_CLUSTER clients of each true cluster are drawn.
     """
     rows = collected.routes
     if rows.is_empty() or (rows := rows.filter(pl.col("configuration") == configuration.id)).is_empty():

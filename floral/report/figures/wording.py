@@ -24,9 +24,9 @@ def ranking(values: Mapping[str, float], styles: Sequence[Style], digits: int | 
 
 
 def overlap(means: Mapping[str, Interval], higher: bool) -> str:
-    """Return the last words of a caption: how many intervals overlap the interval of the best mean.
+    """Return the end of a caption: how many intervals overlap the interval of the best mean.
 
-    If the best mean has no interval, the text is only a full stop.
+    If the best mean has no interval, or there is only one method, the text is only a full stop.
     """
     ranked = sorted(means.values(), key=lambda interval: interval.mean, reverse=higher)
     if len(ranked) < 2 or ranked[0].low is None:

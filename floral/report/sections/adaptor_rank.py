@@ -37,7 +37,7 @@ class Sweep:
 
     @property
     def ranks(self) -> list[Rank]:
-        """The ranks of the sweep in increasing order. Ranks that are names of rules, such as `full`, come last."""
+        """The ranks of the sweep in increasing order. Ranks given by a word, such as `full` or `sqrt`, come last."""
         return sorted({rank for rank, _ in self.results}, key=lambda rank: (isinstance(rank, str), rank))
 
     @property
@@ -48,8 +48,9 @@ class Sweep:
     def title(self) -> str:
         """The title of the task, with the name of its fidelity and the values of changed fidelity switches.
 
-        Switches are settings that follow either the published code or the paper. A switch is changed if it has another
-        value than the fidelity has. The number of assumed clusters is left out, because it varies within the figure.
+        Switches are settings that follow either the published code or the paper. A switch is changed if the suite gives
+        it another value than the fidelity has. The number of assumed clusters is left out, because it varies within the
+        figure.
         """
         switches = [f"{name} {value}" for name, value in self.configuration.switches.items()]
         return ", ".join([self.configuration.task.title, f"{self.configuration.fidelity} fidelity", *switches])

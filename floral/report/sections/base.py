@@ -72,7 +72,7 @@ Make = Callable[[Material], Section | None]
 
 
 def figures_section(material: Material, id_: str, *kinds: str) -> Section | None:
-    """Build a section that has only figures, of these kinds (such as `spread`). Return None if there are none."""
+    """Build a section with all figures of these kinds (such as `spread`) and no tables. Return None without figures."""
     figures = material.figures_of(*kinds)
     return Section(id=id_, figures=(figures,)) if figures else None
 

@@ -32,11 +32,11 @@ def section(material: Material) -> Section | None:
 
 
 def corrected_configurations(collected: Collected, official: Configuration) -> dict[str, Configuration]:
-    """Return the configurations of the same task with one correction or all corrections, as title → configuration.
+    """Return the configurations that run the task of `official` with corrections, as title → configuration.
 
-    A correction sets a fidelity switch to another value than `official`, the configuration that follows the published
-    code. The title of a single correction is `switch: value`. The configuration with all corrections (corrected
-    fidelity) comes last, with the title `corrected`.
+    `official` is the configuration that follows the published code in all fidelity switches. A configuration with one
+    correction has another value in one switch; its title is `switch: value`. The configuration with all corrections
+    (corrected fidelity) comes last, with the title `corrected`.
     """
     same_task = [item for item in collected.configurations if item.task == official.task]
     single = {

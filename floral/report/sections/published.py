@@ -38,7 +38,7 @@ class Published:
 
     @property
     def undecidable(self) -> bool:
-        """Whether the verdict can never be `agrees`, even with many seeds, because `deviation` is too large."""
+        """Whether no number of our seeds can give the verdict `agrees`, because `deviation` is too large."""
         same = [self.mean, self.mean]
         half = welch_difference(same, self.mean, self.deviation, PUBLISHED_SEEDS, 0.9).half_width
         return half is not None and half > EQUIVALENCE_POINTS
@@ -77,8 +77,8 @@ def compare(values: list[float], cell: Published, comparable: bool = True) -> Co
 
     `agrees`: the 90 % interval of the difference lies within ±EQUIVALENCE_POINTS points.
     `differs`: the 95 % interval of the difference excludes 0, and the difference exceeds MIN_DIFFERENCE_POINTS points.
-    `inconclusive`: it neither agrees nor differs, or there is only one seed.
-    `not comparable`: the argument `comparable` is False, because the paper measured other samples.
+    `inconclusive`: neither of these two is the case, or there is only one seed.
+    `not comparable`: the argument `comparable` is False, because the paper used other samples to measure accuracy.
     """
     difference = welch_difference(values, cell.mean, cell.deviation, PUBLISHED_SEEDS)
     narrow = welch_difference(values, cell.mean, cell.deviation, PUBLISHED_SEEDS, 0.9)
@@ -123,8 +123,8 @@ def _has_published_values(method: MethodRow) -> bool:
 def section(material: Material) -> Section | None:
     """Build the section: one table for each configuration that has published cells.
 
-    The tables under official fidelity and those under corrected fidelity have one note each, below the first of them.
-    The note counts the verdicts in all of these tables.
+    Below the first table under official fidelity, a note counts the verdicts in all tables under this fidelity. The
+    first table under corrected fidelity has such a note too.
     """
     by_configuration = {item.id: comparisons(material.collected, item) for item in material.collected.configurations}
     columns = [

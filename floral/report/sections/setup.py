@@ -96,7 +96,7 @@ def _changed_defaults(task: Task) -> str:
 
 
 def _values(part: Any) -> str:
-    """Return a part of the task as text, such as its partition: `kind (key value, …)`.
+    """Return a part of the task, such as its partition, as a text of the form `kind (key value, …)`.
 
     Values that equal their defaults are left out.
     """

@@ -58,7 +58,7 @@ def section(material: Material) -> Section | None:
 def _cells(search: Search, entry: Tuned) -> dict[str, Cell]:
     """Return the cells of a tuned method: selected values, validation losses and the number of completed candidates.
 
-    A value at the edge of the search space has the note `edge`.
+    A candidate is a set of values that the tuning tries. A value at the edge of the search space has the note `edge`.
     """
     at_edge = edges(search.axes, entry.rates, entry.params)
     cells = {

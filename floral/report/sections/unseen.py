@@ -38,8 +38,9 @@ def section(material: Material) -> Section | None:
 def _note(frames: Mapping[str, pl.DataFrame], styles: Mapping[str, Style], configuration: Configuration) -> str:
     """Return a note on how clients joined, and on the best methods.
 
-    For each kind of client (of a seen cluster, or with a new concept), the note names two methods: the best one if
-    clients have the fewest labelled samples, and the best one if they have the most.
+    There are two kinds of clients: those of a cluster seen in training, and those with a new concept. For each kind,
+    the note names the best method with the smallest number of labelled samples (above 0), and the best method with the
+    largest number.
     """
     rule = configuration.task.unseen
     assert rule is not None, "its runs have unseen clients"
