@@ -114,7 +114,7 @@ def summary(run: Run, value: float, status: str, regression: bool, routed: bool)
         "own_test_accuracy": None if regression else value, "validation_accuracy": None, "validation_loss": 1.0,
         "worst_cluster_accuracy": None, "worst_decile_accuracy": None, "ari": 1.0 if routed else None,
         "route_entropy": None, "mismatch": None, "bytes": 4000, "client_samples": 40, "client_passes": 40.0,
-        "data_exact": True, "partition_digest": f"{run.seed:064d}", "diverged_at": None if done else 3,
+        "data_exact": True, "partition_digest": f"{run.partition_seed:064d}", "diverged_at": None if done else 3,
         "finished_at": f"2026-01-01T00:00:0{run.seed}+00:00",
     }  # fmt: skip
 

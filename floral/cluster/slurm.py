@@ -21,7 +21,7 @@ from floral.config.reading import ConfigError
 from floral.config.settings import Slurm
 from floral.io.files import atomic
 from floral.io.locks import hold_until_exit
-from floral.runs.state import is_finished
+from floral.runs.state import SUBMITTING, is_finished
 
 JOBS = "jobs.json"
 """The file in a run's folder that lists its SLURM jobs in order, each with the reason why it ended."""
@@ -220,7 +220,7 @@ def refuse_second_call(results: Path) -> None:
     Raises:
         ConfigError: another process holds the lock.
     """
-    path = results / ".slurm.lock"
+    path = results / SUBMITTING
     if (holder := hold_until_exit(path)) is not None:
         raise ConfigError(
             f"{path}: {holder} is submitting the jobs of these results; wait for this process or end it (if the "

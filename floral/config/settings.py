@@ -18,6 +18,12 @@ from floral.config.searches import Search
 from floral.config.suites import suite_runs, suite_searches
 from floral.config.tuned import is_current
 
+ENVIRONMENT = {
+    "results": "FLORAL_RESULTS", "reports": "FLORAL_REPORTS", "data_dir": "FLORAL_DATA",
+    "tracking_uri": "FLORAL_TRACKING_URI",
+}  # fmt: skip
+"""Key of config/config.yaml → the environment variable that overrides its value in this file."""
+
 
 class Slurm(Frozen):
     """The key `slurm` of config/config.yaml: resources that jobs request from a SLURM cluster."""
@@ -60,18 +66,18 @@ class Settings(Frozen):
     )
     results: Path = Field(
         default=Path("results"),
-        description="Results folder, with runs, partitions and data; FLORAL_RESULTS overrides this key.",
+        description="Results folder, with runs, partitions and data; FLORAL_RESULTS overrides this file.",
     )
     reports: Path = Field(
-        default=Path("reports"), description="Folder of the reports; FLORAL_REPORTS overrides this key."
+        default=Path("reports"), description="Folder of the reports; FLORAL_REPORTS overrides this file."
     )
     data_dir: Path | None = Field(
         default=None,
-        description="Folder with raw data files, which are then not downloaded; FLORAL_DATA overrides this key.",
+        description="Folder with raw data files, which are then not downloaded; FLORAL_DATA overrides this file.",
     )
     tracking_uri: str | None = Field(
         default=None,
-        description="MLflow server or database; null: SQLite in `results`. FLORAL_TRACKING_URI overrides this key.",
+        description="MLflow server or database; null: SQLite in `results`. FLORAL_TRACKING_URI overrides this file.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="cpu", description="Device that trains; `auto` uses a GPU if there is one."
@@ -127,6 +133,15 @@ class Settings(Frozen):
         optional = {"FLORAL_DATA": self.data_dir, "FLORAL_TRACKING_URI": self.tracking_uri}
         return variables | {name: str(value) for name, value in optional.items() if value}
 
+    def export(self) -> None:
+        """Set the environment variables of this process, which its jobs inherit, to those of `environment`.
+
+        The variables of a folder or an address that is not set are removed.
+        """
+        for name in ENVIRONMENT.values():
+            os.environ.pop(name, None)
+        os.environ.update(self.environment())
+
     def runs(self) -> dict[str, list[Run]]:
         """Return the runs of each suite, by the name of the suite.
 
@@ -166,9 +181,7 @@ def read_settings(values: Mapping[str, Any] | None = None, command_line: Mapping
         )
     where = str(path) if values is None else f"{path} or --config"
     parsed: Settings = reading.parse(Settings, reading.read(path) if values is None else values, where)
-    folders = {"results": "FLORAL_RESULTS", "reports": "FLORAL_REPORTS", "data_dir": "FLORAL_DATA"}
-    environment: dict[str, Any] = {key: Path(value) for key, name in folders.items() if (value := os.environ.get(name))}
-    if uri := os.environ.get("FLORAL_TRACKING_URI"):
-        environment["tracking_uri"] = uri
+    environment: dict[str, Any] = {key: value for key, name in ENVIRONMENT.items() if (value := os.environ.get(name))}
+    environment |= {key: Path(value) for key, value in environment.items() if key != "tracking_uri"}
     typed = command_line or {}
     return parsed.model_copy(update={key: value for key, value in environment.items() if key not in typed})

@@ -22,8 +22,7 @@ POLL_INTERVAL_S = 0.5
 def held(lock: Path, doing: str) -> Iterator[None]:
     """Hold a lock during the `with` block. If another process holds the lock, wait until that process releases it.
 
-    While the function waits, a message names the other process and what it does: "process 12 on <host> is <doing>". A
-    lock file that is not empty belongs to a process that is still in the block, or that failed or was killed there.
+    While the function waits, a message names the other process and what it does: "process 12 on <host> is <doing>".
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+") as file:
@@ -34,7 +33,6 @@ def held(lock: Path, doing: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX)
         _write_holder(file)
         yield
-        file.truncate(0)
 
 
 def hold_until_exit(lock: Path) -> str | None:

@@ -131,7 +131,6 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
             curves.append(_curves(folder / "metrics.parquet", keys))
             clients.append(_clients(folder / "clients.parquet", keys))
             done = result["status"] == "done"
-            _check_partition(used, run.partition.folder, folder, result["partition_digest"])
             if run.task.unseen and done:
                 unseen.append(_unseen(folder / "unseen.parquet", keys))
             key = keys["configuration"], keys["method_id"]
@@ -143,6 +142,7 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
             raise ConfigError(
                 f"folder {folder}: the result cannot be read ({reason}); delete this folder and run the suite again"
             ) from None
+        _check_partition(used, run.partition.folder, folder, result["partition_digest"])
         costs.append({**keys, "status": result["status"], **cost})
     return Collected(
         suite=suite,

@@ -272,6 +272,7 @@ def remove_restored(suites: Mapping[str, list[Run]], results: Path) -> list[Run]
         with held(folder / LOCK, "removing this run"):
             for name in ("done", "summary.json", *RUN_FILES, RESTORED):
                 (folder / name).unlink(missing_ok=True)
+            (folder / LOCK).write_text("")  # no process has started to train this run
     return runs
 
 

@@ -22,6 +22,9 @@ FAILURE = ("reason", "exception", "traceback", "hint", "time")
 STARTED = (LOCK, "run.yaml", "checkpoint/last.safetensors")
 """Each of these files, if not empty, shows that a process has started the run."""
 
+SUBMITTING = ".slurm.lock"
+"""The file in the results folder that Snakemake locks while it submits jobs to SLURM."""
+
 KILLED = {
     **dict.fromkeys(FAILURE),
     "reason": "ended without a message: killed, out of memory, or power failure",
@@ -47,7 +50,7 @@ def running(folder: Path) -> bool:
 
     A process that works on a run locks the run's lock file. If the process is on this machine, the lock shows whether
     it still works. If it is on another machine, its lock may be invisible here. Then the run counts as running if it
-    evaluated a round in the last FRESH_SECONDS, and has neither finished nor written failure.json.
+    wrote a file in the last FRESH_SECONDS, and has neither finished nor written failure.json.
     """
     lock = folder / LOCK
     if busy(lock):
@@ -56,8 +59,14 @@ def running(folder: Path) -> bool:
     if not holder or holder.rpartition(" on ")[2] == os.uname().nodename:
         return False
     ended = is_finished(folder) or (folder / "failure.json").exists()
-    evaluated = segments.last_written(folder)
-    return not ended and evaluated is not None and time.time() - evaluated < FRESH_SECONDS
+    return not ended and time.time() - _last_sign_of_life(folder) < FRESH_SECONDS
+
+
+def _last_sign_of_life(folder: Path) -> float:
+    """Return when a process last wrote a file of this unfinished run, in seconds since 1970; 0 if there is no file."""
+    files = [folder / name for name in (*STARTED, "failure.json") if (folder / name).exists()]
+    written = [path.stat().st_mtime for path in files]
+    return max([*written, segments.last_written(folder) or 0.0], default=0.0)
 
 
 def failure(folder: Path) -> dict[str, Any] | None:
@@ -73,18 +82,15 @@ def failure(folder: Path) -> dict[str, Any] | None:
     return dict(KILLED) if started else None
 
 
-def has_failed_for_good(folder: Path) -> bool:
-    """Return whether a run has failed and no process will continue it without a new command.
+def has_failed_for_good(run: Run, results: Path) -> bool:
+    """Return whether a run failed more than FRESH_SECONDS ago, and no Snakemake is submitting jobs that may retry it.
 
-    A failed run without failure.json was killed. It counts as failed for good only after FRESH_SECONDS, because a
-    cluster may restart it before.
+    The Snakemake that submits the jobs of these results holds the lock SUBMITTING. On another machine, its lock may be
+    invisible here.
     """
-    if failure(folder) is None:
-        return False
-    files = [folder / name for name in STARTED if (folder / name).exists()]
-    last = max((path.stat().st_mtime for path in files), default=0.0)
-    last = max(last, segments.last_written(folder) or 0.0)
-    return (folder / "failure.json").exists() or time.time() - last > FRESH_SECONDS
+    folder = results / run.folder
+    is_old = time.time() - _last_sign_of_life(folder) > FRESH_SECONDS
+    return is_old and failure(folder) is not None and not busy(results / SUBMITTING)
 
 
 def read(path: Path) -> dict[str, Any]:

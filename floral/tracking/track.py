@@ -101,13 +101,10 @@ def follow(
         for folder, (_, finished) in logged.items():
             if finished:
                 todo.pop(folder, None)
-        if all(has_failed_for_good(results / folder) for folder in todo):
+        if not unreachable and all(has_failed_for_good(run, results) for run in todo.values()):
             if todo:
-                lines = [
-                    f"{run_count(len(todo))} failed and not logged; train them again, then track:",
-                    *map(str, todo),
-                ]
-                print("\n".join(lines), flush=True)
+                print(f"{run_count(len(todo))} failed; train them again, then repeat this command:", flush=True)
+                print("\n".join(map(str, todo)), flush=True)
             return
         time.sleep(poll_seconds)
 

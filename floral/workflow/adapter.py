@@ -42,7 +42,10 @@ def submits_jobs(workflow: Any) -> bool:
 
 
 def is_within_job(workflow: Any) -> bool:
-    """Return whether this Snakemake runs inside a SLURM job. Such a Snakemake does not read the profile."""
+    """Return whether another Snakemake has started this one as a SLURM job. Such a Snakemake reads no profile.
+
+    A Snakemake that a user starts in an interactive allocation is not such a job.
+    """
     return "SLURM_JOB_ID" in os.environ and not workflow.is_main_process
 
 
@@ -82,13 +85,13 @@ def hide_scheduler_lines(logger: logging.Logger, submits: bool) -> None:
     logger.addFilter(is_shown)
 
 
-def ignore_walltime_warning(workflow: Any) -> None:
-    """Ignore the signal SIGUSR1 if this Snakemake runs inside a SLURM job.
+def ignore_walltime_warning() -> None:
+    """Ignore the signal SIGUSR1 if this Snakemake runs inside a SLURM job or allocation.
 
     SLURM sends this signal to all processes of a job before the walltime of the job ends. The run then writes a
     checkpoint, and Snakemake must not end before the checkpoint is written.
     """
-    if is_within_job(workflow):
+    if "SLURM_JOB_ID" in os.environ:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 

@@ -1,6 +1,6 @@
 """The language of the code stays plain: short first sentences, short messages, telling names, sources that exist.
 
-The bounds are the present counts. They may only fall.
+The bounds may fall, but not rise.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def test_a_killed_run_counts_as_failed(runs: list[Run], tmp_path: Path) -> None:
     before, since = (tmp_path / run.folder / ".lock" for run in runs[1:3])
     for lock in (before, since):
         lock.parent.mkdir(parents=True)
-        lock.touch()
+        lock.write_text(f"process 7 on {os.uname().nodename}")
     os.utime(before, (0, 0))  # of an earlier call: this one has not come to it yet
     progress_line.write_plan({"quickstart": runs}, tmp_path)
     os.utime(since, (time.time() + 1,) * 2)

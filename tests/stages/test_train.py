@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -92,7 +93,7 @@ def test_a_killed_run_has_failed(run: Run, tmp_path: Path, mark: str) -> None:
     folder = tmp_path / run.folder
     assert state.failure(folder) is None
     (folder / mark).parent.mkdir(parents=True, exist_ok=True)
-    (folder / mark).write_text("text")
+    (folder / mark).write_text(f"process 7 on {os.uname().nodename}")
     (said,) = failure_lines({"quickstart": [run]}, tmp_path)
     assert (
         "seed 0: ended without a message: killed, out of memory, or power failure; the same command continues" in said

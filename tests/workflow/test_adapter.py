@@ -122,20 +122,14 @@ def usual_signals() -> Iterator[None]:
 
 
 def test_snakemake_within_a_job_survives_the_warning(usual_signals: None, within_a_job: None) -> None:
-    adapter.ignore_walltime_warning(SimpleNamespace(is_main_process=False))
+    adapter.ignore_walltime_warning()
     os.kill(os.getpid(), signal.SIGUSR1)
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
 
 
-@pytest.mark.parametrize("interactive", [False, True])
-def test_outside_of_a_job_the_signal_keeps_its_meaning(
-    usual_signals: None, monkeypatch: pytest.MonkeyPatch, interactive: bool
-) -> None:
-    """A Snakemake that a user starts in an interactive allocation is no job of another Snakemake."""
-    if interactive:
-        monkeypatch.setenv("SLURM_JOB_ID", "7")
+def test_outside_of_a_job_the_signal_keeps_its_meaning(usual_signals: None) -> None:
     before = signal.getsignal(signal.SIGUSR1)
-    adapter.ignore_walltime_warning(SimpleNamespace(is_main_process=True))
+    adapter.ignore_walltime_warning()
     assert signal.getsignal(signal.SIGUSR1) == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from projects import ROOT
 
 from floral.config.reading import ConfigError
+from floral.config.settings import read_settings
 from floral.config.tuned import Untuned
 from floral.runs import reference
 from floral.workflow.requests import Requests
@@ -51,6 +53,13 @@ def test_the_command_line_wins_over_the_environment(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("FLORAL_TRACKING_URI", "http://environment:5000")
     settings = work(tmp_path / "typed", tracking_uri="http://typed:5000").settings
     assert (settings.results, settings.tracking_uri) == (tmp_path / "typed", "http://typed:5000")
+    settings = work(tmp_path / "typed", tracking_uri=None).settings
+    before = dict(os.environ)
+    settings.export()
+    in_a_job = read_settings()
+    os.environ.clear()
+    os.environ.update(before)
+    assert (in_a_job.results, in_a_job.tracking_uri) == (tmp_path / "typed", None)
     assert Work.read(NARROW | {"results": "file"}, {}, True, False).settings.results == tmp_path / "environment"
 
 

@@ -32,9 +32,9 @@ RULES = Rules(WORK)
 REQUESTS = Requests(RULES, SUBMITS)
 HOOKS = adapter.Hooks(RULES)
 
-os.environ.update(SETTINGS.environment())
+SETTINGS.export()
 adapter.hide_scheduler_lines(logger, SUBMITS)
-adapter.ignore_walltime_warning(workflow)
+adapter.ignore_walltime_warning()
 if workflow.is_main_process:
     HOOKS.print_missing()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -41,7 +42,7 @@ class Parameter(Frozen):
         if isinstance(self.default, bool) != isinstance(value, bool):
             raise ValueError(f"{value!r} has the wrong type; give a {type(self.default).__name__}")
         if isinstance(value, int | float) and not isinstance(value, bool):
-            if not math.isfinite(value):
+            if abs(value) > sys.float_info.max or not math.isfinite(value):
                 raise ValueError(f"{value!r} is not a finite number; give a finite one")
             if isinstance(self.default, str) and self.at_least is None and self.above is None:
                 raise ValueError(f"{value!r} is not allowed; choose one of {', '.join(map(str, self.choices or ()))}")
