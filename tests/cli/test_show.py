@@ -1,5 +1,6 @@
 """`floral show`: one run on the terminal."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_failed_run_says_why(capsys, show):
 def test_a_killed_run_is_failed_unless_its_lock_is_held(capsys, results, show):
     folder = results / "train" / "digits_rotate" / "ensemble" / "seed5-01234567"
     folder.mkdir(parents=True)
-    (folder / LOCK).touch()
+    (folder / LOCK).write_text(f"process 7 on {os.uname().nodename}")
     show(Path("digits_rotate/ensemble/5"))
     output = capsys.readouterr().out
     assert (

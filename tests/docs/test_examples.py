@@ -45,7 +45,7 @@ def test_the_suites_of_the_pages_are_valid(clone: Project, suite: str) -> None:
 
 @pytest.mark.parametrize(
     ("suite", "task", "variant", "data"),
-    [("short_mine", "digits_rotate", "lg_fedavg", "digits"), ("short_flowers", "flowers", "floral_10", "flowers")],
+    [("short_mine", "digits_rotate", "lg_fedavg", "digits"), ("short_flowers", "flowers", "floral_1", "flowers")],
 )
 def test_the_examples_train(clone: Project, suite: str, task: str, variant: str, data: str) -> None:
     call(clone, "floral", "fetch", data)
