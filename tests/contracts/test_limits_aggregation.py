@@ -139,7 +139,7 @@ def test_with_one_client_a_round_serves_what_fedit_does(variant):
 
 
 def test_flexlora_refuses_products_of_two_convolutions():
-    with pytest.raises(ConfigError, match="set convolution: in"):
+    with pytest.raises(ConfigError, match="set `convolution: in`"):
         simulate("flexlora", model="cnn", params={"convolution": "balanced_2d"})
 
 

@@ -167,7 +167,7 @@ def test_synthetic_rows_belong_to_their_clients(results):
             np.c_[federation.train_x[mine], np.ones(len(mine))] @ teacher, federation.train_y[mine], atol=1e-4
         )
     shifted = run.task.model_copy(update={"shift": Shift(kind="label_shift")})
-    with pytest.raises(ConfigError, match="label_shift` needs a data set"):
+    with pytest.raises(ConfigError, match="label_shift` is not for synthetic data"):
         made(run.model_copy(update={"task": shifted}), results)
 
 

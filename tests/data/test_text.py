@@ -193,5 +193,5 @@ def test_from_the_file_to_natural_clients(tmp_path, monkeypatch):
     table = pl.read_parquet(partition(job("natural"), tmp_path / "results") / "partition.parquet")
     assert table["client"].n_unique() == 3 and set(table["split"]) == {"train", "validation", "test"}
     assert "class_counts" not in json.loads((tmp_path / "results" / job("natural").folder / "card.json").read_text())
-    with pytest.raises(ConfigError, match=r"dirichlet needs a class for each sample.*natural or iid"):
+    with pytest.raises(ConfigError, match=r"dirichlet` needs a class for each sample.*natural or iid"):
         partition(job("dirichlet", alpha=0.1), tmp_path / "results")

@@ -180,9 +180,9 @@ def test_text_is_not_shifted(change, message):
 
 
 @pytest.mark.parametrize(("variant", "model", "why"), [
-    ("pfedmoe", "lstm", "tokens of a text are only names"),
-    ("pfl_moe", "lstm", "tokens of a text are only names"),
-    ("fedmix", "lstm", "tokens of a text are only names"),
+    ("pfedmoe", "lstm", "numbers of text tokens are only names"),
+    ("pfl_moe", "lstm", "numbers of text tokens are only names"),
+    ("fedmix", "lstm", "numbers of text tokens are only names"),
     ("fedper", "tied", "shares its weights with the embedding"),
 ])  # fmt: skip
 def test_what_text_cannot_have_is_refused_with_a_reason(variant, model, why):
