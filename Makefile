@@ -20,7 +20,7 @@ export STORE
 ARTIFACTS := $(CURDIR)/results/track/server-artifacts
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slurm check docs bench ui ui-server clean
+.PHONY: help setup quickstart test test-slurm style check docs bench ui ui-server clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,11 +47,13 @@ test: $(INSTALLED) ## run the tests; a test whose tool is missing is skipped, wi
 test-slurm: $(INSTALLED) ## start SLURM with two nodes on this machine (as root) and let it kill jobs: 4 minutes
 	timeout --signal=INT 600 $(BIN)/pytest -m slurm tests/slurm
 
-check: $(INSTALLED) ## style, types, direction of imports, workflow
+style: $(INSTALLED) ## style and direction of imports: seconds
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/lint-imports
+
+check: style ## style, types, direction of imports, workflow
 	$(BIN)/pyright
 	$(LOCAL) $(BIN)/pytest tests/workflow/test_lint.py
 

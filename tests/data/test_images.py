@@ -195,7 +195,9 @@ def test_what_a_task_gets_wrong_about_its_images_is_said(change, message):
     ],
 )
 def test_synthetic_data_have_no_images_classes_or_published_split(change):
-    with pytest.raises(ConfigError, match=f"{next(iter(change))}.* (needs? a data set|cannot be used with synthetic data)"):
+    with pytest.raises(
+        ConfigError, match=f"{next(iter(change))}.* (needs? a data set|cannot be used with synthetic data)"
+    ):
         task(data={"kind": "linear", "samples_per_client": 8}, loss="mse", **change)
 
 
