@@ -12,8 +12,7 @@ from floral.toolkit.parts import join_from, model_groups, personal_groups, predi
 def build(problem: Problem, *, alpha: float) -> Method:
     """APFL: client k predicts with a weighted mean v̄ of the shared model w and its own model v_k.
 
-    The mean is taken over the parameters: v̄ = α_k·v_k + (1 - α_k)·w. v̄ has running statistics of its own. w is
-    SHARED. v_k and the weight α_k are PRIVATE.
+    The mean is taken over the parameters: v̄ = α_k·v_k + (1 - α_k)·w. w is SHARED. v_k and the weight α_k are PRIVATE.
 
     For each batch, the client first computes all gradients of its loss f. Then w, v_k and α_k make one step each, with
     the learning rate lr:
@@ -26,7 +25,8 @@ def build(problem: Problem, *, alpha: float) -> Method:
     fixed at 1, v_k is trained as in Local.
 
     Choices, where descriptions of the method differ: the step of v contains the factor α, and α makes a step on every
-    batch, not once a round. A client that joins after training starts with v_k = w.
+    batch, not once a round. v̄ has running statistics of its own. A client that joins after training starts with
+    v_k = w.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
     mixed = predictor(model, "mixed", "personal_statistics")
@@ -58,8 +58,8 @@ def step(
 ) -> tuple[View, View, torch.Tensor]:
     """Make one local step of the shared model w, the personal model v and the mixing weight α.
 
-    The mixture is α·v + (1 - α)·w. The step of w uses the gradient of the loss of w alone, as if
-    α were 0. The steps of v and α use the gradients of the mixture's loss with the present α.
+    The step of w uses the gradient of the loss of w alone. The steps of v and α use the gradients of the loss of the
+    mixture α·v + (1 - α)·w.
     """
     gradient = torch.func.grad(with_loss(objective), has_aux=True)
     private = {name: trained[name] for name in ("personal", "alpha")}

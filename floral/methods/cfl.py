@@ -40,20 +40,20 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
     )
 
     def memory():
-        """Return the values that the server keeps between rounds, as they are before the first round.
+        """Return the initial values of the server's memory, which it keeps from round to round.
 
-        For each client, they are its last update [K, d], the weight p(k) of this update in means [K], and whether the
-        update is newer than the last split of the client's cluster [K]. At first, all of these are zero. The last value
-        is the number of clusters that have clients, at first 1.
+        For each of the K clients, the memory holds its last update [K, d], the weight p(k) of this update in means
+        [K], and whether the update is newer than the last split of the client's cluster [K]. All of these are zero at
+        first. The memory also holds the number of clusters that have clients, at first 1.
         """
         updates = {"update": torch.zeros(problem.clients, model.size), "known": torch.zeros(problem.clients)}
         return {**updates, "rows": torch.zeros(problem.clients), "used": torch.ones(())}
 
     def split(served: ServerView) -> View:
-        """Split every cluster in which the clients' updates diverge, and return all groups that change.
+        """Split every cluster in which the clients' updates diverge.
 
-        These are the models of all clusters, the cluster of each client, and the values that the server keeps for the
-        next rounds (the group "memory").
+        Return the new models of all clusters, the new cluster of each client, and the server's memory for the next
+        round.
         """
         assert served.client_vectors is not None
         memory = {name: tensor.clone() for name, tensor in served.before["memory"].items()}

@@ -1,4 +1,4 @@
-"""Dual LoRA (a simple form of FDLoRA, arXiv 2406.07925): add a shared and a private low-rank adaptor to the base."""
+"""Dual LoRA (a simple form of FDLoRA, arXiv 2406.07925): add a shared and a private low-rank adaptor to each layer."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup,
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
-    """Dual LoRA: add a shared low-rank adaptor B A and a private one B_k A_k to each layer W of the base.
+    """Dual LoRA: add a shared low-rank adaptor B A and a private one B_k A_k to each layer W of the model.
 
-    Client k computes with W + B A + B_k A_k. The base and B A are SHARED, and B_k A_k is PRIVATE. All of them train
+    Client k computes with W + B A + B_k A_k. W and B A are SHARED, and B_k A_k is PRIVATE. All of them train
     together in each step.
 
     Limiting cases: with the private adaptor frozen at zero this is FedIT. With the shared adaptor frozen at zero it is

@@ -14,8 +14,8 @@ def build(problem: Problem, *, kappa: float, share: float) -> Method:
     The features are body(x), the inputs of the last linear layer (the head). Client k predicts with head(body(x) +
     b_k). Body and head are SHARED. b_k is PRIVATE and starts at 0. All of them train together in each step.
 
-    The loss has the additional term κ·mean_j ½(m_j - ḡ_j)² over the features j. ḡ is the consensus, the mean of the
-    clients' features, which is computed once. m is the client's running mean of the features without b_k. It is 0 at
+    The penalty κ·mean_j ½(m_j - ḡ_j)² over the features j pulls the client's mean features m to the consensus ḡ. ḡ is
+    the mean of the clients' features in the first round. m is a running mean of the features without b_k. It is 0 at
     the start of a round, and each batch changes it: m ← (1 - share)·m + share·(mean features of the batch). For text,
     the mean is over all tokens of all samples in the batch.
 

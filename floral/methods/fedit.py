@@ -29,10 +29,10 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
 
 
 def fedit_method(problem: Problem, adaptors: Adaptors, base: str, warmup: float, **phase: Any) -> Method:
-    """Build FedIT. Methods that extend FedIT call this function.
+    """Build FedIT, or a method that extends FedIT.
 
-    A `Phase` is a part of the local training. `phase` holds additional keyword arguments for the phase that trains the
-    adaptor.
+    `phase` holds additional keyword arguments of `Phase`. They change the local training of the adaptor, for example by
+    a penalty.
     """
     return Method(
         groups={

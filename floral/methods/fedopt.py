@@ -49,7 +49,7 @@ def build(problem: Problem, *, server: str, server_lr: float, client: str, clien
 
 
 def momentum_step(beta: float) -> LocalStep:
-    """Return the local step of SGD with momentum: v ← β v + g, then w ← w - lr·v.
+    """Return the function that makes one step of SGD with momentum: v ← β v + g, then w ← w - lr·v.
 
     g is the gradient, v its moment, w the parameters and lr the learning rate.
     """
@@ -63,7 +63,7 @@ def momentum_step(beta: float) -> LocalStep:
 
 
 def adam_step(betas: tuple[float, float], epsilon: float) -> LocalStep:
-    """Return the local step of Adam with bias correction (arXiv 1412.6980)."""
+    """Return the function that makes one step of Adam with bias correction (arXiv 1412.6980)."""
 
     def direction(name, gradient, moments, steps):
         new, unbiased = {}, []
@@ -77,11 +77,11 @@ def adam_step(betas: tuple[float, float], epsilon: float) -> LocalStep:
 
 
 def with_moments(direction) -> LocalStep:
-    """Return the local step w ← w - lr·d, in which `direction` computes d from the gradient and its moments.
+    """Return the function that makes one step w ← w - lr·d, where `direction` computes d from the gradient.
 
-    w are the parameters of the group "base". The moments are running means, as in momentum or Adam. `direction(name,
-    gradient, moments, steps)` returns d and the new moments of one parameter. A batch without samples does not change
-    the moments.
+    Like momentum or Adam, `direction` also uses moments: running values that are computed from earlier gradients.
+    `direction(name, gradient, moments, steps)` returns d and the new moments of the parameter `name`. `steps` is the
+    number of steps, including this one. A batch without samples does not change the moments.
     """
     sgd = sgd_step()
 

@@ -1,4 +1,4 @@
-"""FedSoft (arXiv 2112.06053): personal models that stay near C cluster centres, the means of these models."""
+"""FedSoft (arXiv 2112.06053): train a personal model per client, with a penalty that pulls it to C cluster centres."""
 
 import torch
 

@@ -111,8 +111,8 @@ def routed(clustered: ClusteredAdaptors, mixer: Router, entropy: float) -> Metho
         """Return the outputs of the model with the adaptors mixed by the weights `route`, and the new running
         statistics.
 
-        If one cluster has weight 1 and all others have weight 0, `only` [1] may hold its index. Then only the adaptor
-        of this cluster is computed.
+        If one cluster has weight 1 and all others have weight 0, `only` [1] may hold the index of that cluster. Then
+        only the adaptor of this cluster is computed.
         """
         mixture, running, base = clustered.mixture(view), clustered.running(view), clustered.base(view, route)
         if only is not None:
@@ -165,7 +165,10 @@ def routed(clustered: ClusteredAdaptors, mixer: Router, entropy: float) -> Metho
 
 
 def own_adaptor(clustered: ClusteredAdaptors) -> Method:
-    """Build FLoRAL for fixed routes: a client holds, trains and sends only the adaptor of its cluster."""
+    """Build FLoRAL for clients that never change their cluster.
+
+    A client holds, trains and sends only the adaptor of its cluster.
+    """
     problem, adaptors = clustered.problem, clustered.adaptors
     model, full_weight = adaptors.model, torch.ones(1, dtype=problem.dtype, device=problem.device)
 
@@ -190,11 +193,11 @@ def own_adaptor(clustered: ClusteredAdaptors) -> Method:
 
 
 def server_centres(adaptors: Adaptors) -> Callable[[ServerView], View]:
-    """Return the server's step that moves the mean product of the adaptors into the base after each round.
+    """Return the server's step after each round: move the mean product of the adaptors into the base model.
 
-    The mean product is (1/C) Σ_c B_c A_c over the C adaptors (see `Adaptors.centred`). The published code contains this
-    step for linear layers, but does not call it.
+    The mean product is (1/C) Σ_c B_c A_c over the C adaptors (see `Adaptors.centred`).
     """
+    # The published code contains this step for linear layers, but does not call it.
 
     def server(served: ServerView) -> View:
         if "adaptors" not in served.after:
@@ -258,11 +261,8 @@ def adaptors_of(
     convolution: str = "balanced_2d",
     application: str = "cheaper",
 ) -> Adaptors:
-    """Return the task's model with an adaptor on every layer that can have one.
-
-    A fidelity switch is a setting for a point in which the published code differs from the paper. These switches decide
-    where the adaptors follow the published code, and where its errors are corrected.
-    """
+    """Return the task's model with a low-rank adaptor on every layer that can have one."""
+    # `problem.switches` decide where the adaptors follow the published code, and where its errors are corrected.
     return attach(
         problem.build_model(),
         rank=rank,

@@ -63,10 +63,10 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
         }
 
     def memory():
-        """Return the values that the server keeps between rounds, as they are before the first round: all are zero.
+        """Return the initial values of the server's memory, which it keeps from round to round. All are zero.
 
-        They are the last momentum of each client [K, d], the inner products of these momenta [K, K], and the weight
-        p(k) of each momentum in means [K].
+        The memory holds the last momentum of each client [K, d], the inner products of these momenta [K, K], and the
+        weight p(k) of each momentum in means [K].
         """
         clients = problem.clients
         sizes = {"momentum": (clients, model.size), "products": (clients, clients), "rows": (clients,)}

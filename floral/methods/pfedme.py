@@ -20,7 +20,8 @@ def build(problem: Problem, *, lam: float, inner_steps: int) -> Method:
     """pFedMe: train a personal model θ_k per client near the shared model w, and move w towards it.
 
     A client predicts with θ_k, which is PRIVATE. w is SHARED. In a round, the client holds a copy w_k of w, and θ_k
-    starts at w. On every batch θ_k makes K = `inner_steps` steps, then w_k makes one. f is the loss on the batch:
+    starts at w. On every batch θ_k makes K = `inner_steps` steps, then w_k makes one, with the
+    learning rate lr and the loss f on the batch:
 
         θ_k ← θ_k - lr·(∇f(θ_k) + lam·(θ_k - w_k)),    then    w_k ← w_k - lr·lam·(w_k - θ_k)
 

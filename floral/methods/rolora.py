@@ -1,4 +1,4 @@
-"""RoLoRA (arXiv 2502.01755): train and average one factor of the adaptors per round, so the average is exact."""
+"""RoLoRA (arXiv 2502.01755): train and average one factor of the adaptors per round; the mean product is exact."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
-    """RoLoRA: train and average the adaptors' factors A and B in turns, which makes the average exact.
+    """RoLoRA: train and average the adaptors' factors A and B in turns, so that the mean of their product is exact.
 
     Odd rounds train and average B while A is fixed. Even rounds train and average A while B is fixed. A fixed factor is
     equal for all clients k. The average of the products is therefore exact, for example mean(B_k A) = mean(B_k) A. A

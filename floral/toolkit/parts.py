@@ -46,8 +46,8 @@ def distinct_starts(init: Callable[[Stream], Params], stream: Stream, count: int
 def repeated_start(start: Params, count: int) -> Params:
     """Return the same initial parameters for `count` clusters or clients.
 
-    Every tensor has a leading axis of length `count`. Along this axis, all entries are views of the same values
-    (`torch.Tensor.expand`). The engine copies them before training.
+    Every tensor has a leading axis of length `count`, and all entries along this axis are equal. They share their
+    memory (`torch.Tensor.expand`), so they must be copied before one of them changes.
     """
     return {name: value.expand(count, *value.shape) for name, value in start.items()}
 
@@ -58,7 +58,9 @@ def repeated_start(start: Params, count: int) -> Params:
 def model_groups(
     model: Model, scope: Scope, stream: Stream, lr: float, holders: int = 1, *, same_start: bool = False
 ) -> dict[str, Group]:
-    """Return the groups of one model: "base" (its parameters) and, with batch norm, "statistics" (running statistics).
+    """Return the initial parameters of a model that is trained once, or once for each cluster or client.
+
+    The group "base" holds the parameters. With batch norm, the group "statistics" holds the running statistics.
 
     - Scope SHARED: one model for all clients.
     - Scope CLUSTERED: `holders` models, one per cluster. Their initial values differ, unless `same_start` is true.
@@ -82,8 +84,8 @@ def model_groups(
 def predictor(model: Model, params: str = "base", running: str = "statistics") -> Predict:
     """Return the function that predicts with one model.
 
-    `params` and `running` name the groups of the model's parameters and running statistics. The default names are those
-    of `model_groups`.
+    `params` is the name of the group that holds the model's parameters. `running` is the name of the group that holds
+    its running statistics. The default names are those of `model_groups`.
     """
 
     def predict(view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
@@ -97,16 +99,19 @@ def predictor(model: Model, params: str = "base", running: str = "statistics") -
 
 
 def personal_groups(model: Model, stream: Stream, lr: float, clients: int) -> dict[str, Group]:
-    """Return the groups of parameters of personal models, one model per client.
+    """Return the initial parameters of personal models, one model per client. All clients have the same values.
 
-    Methods need them if they have another kind of model too, such as a shared model. All personal models have the same
-    initial values. The groups are "personal" and, with batch norm, "personal_statistics". Both are PRIVATE.
+    The PRIVATE group "personal" holds the parameters. With batch norm, the PRIVATE group "personal_statistics" holds
+    the running statistics. These names leave "base" and "statistics" free for a shared model.
     """
     return renamed_groups("personal", model_groups(model, Scope.PRIVATE, stream, lr, holders=clients))
 
 
 def renamed_groups(name: str, groups: Mapping[str, Group]) -> dict[str, Group]:
-    """Rename the groups of a second model: "base" becomes `name`, and "statistics" becomes "<name>_statistics"."""
+    """Rename the parameter groups of a model, so that a method can have a second model.
+
+    "base" becomes `name`, and "statistics" becomes "<name>_statistics".
+    """
     return {name if key == "base" else f"{name}_{key}": group for key, group in groups.items()}
 
 
@@ -118,8 +123,8 @@ def personal_predictor(model: Model) -> Predict:
 def proximal_penalty(group: str, weight: float, towards: str = "base") -> Penalty:
     """Return the penalty weight/2·‖w - w_received‖², which keeps the parameters w near the received w_received.
 
-    w are the parameters in the group `group` during training. w_received are the values of the group `towards` that the
-    client received at the start of the round.
+    w are the client's parameters during training, from the parameter group named by `group`. w_received are the
+    parameters that the client received at the start of the round, from the group named by `towards`.
     """
 
     def penalty(view: View, received: View, noise: Noise) -> Tensor:
@@ -132,12 +137,13 @@ def proximal_penalty(group: str, weight: float, towards: str = "base") -> Penalt
 
 
 def join_from(**source: str) -> Callable[[View], View]:
-    """Return a `Method.join`: a client that joins after training starts its PRIVATE groups with the values of other
-    groups.
+    """Return a function that copies parameters for a client that joins after training.
 
-    Example: `join_from(personal="base")` starts the group "personal" with the values of "base". For a proximal penalty
-    towards "base" this is the right start: a client without data minimises only the penalty, which is smallest at
-    "base".
+    Example: with `join_from(personal="base")`, the client's personal model (the group "personal") starts with the
+    parameters of the shared model (the group "base"). The function is a value for `Method.join`.
+
+    For a proximal penalty towards "base" this is the right start: a client without data minimises only the penalty,
+    which is smallest at "base".
     """
 
     def join(view: View) -> View:
@@ -147,11 +153,11 @@ def join_from(**source: str) -> Callable[[View], View]:
 
 
 def begin_round_from(**source: str) -> Callable[[View, Batch], View]:
-    """Return a `Method.assign`: at the start of a client's round, PRIVATE groups get the received values of other
-    groups.
+    """Return a function that copies received parameters to PRIVATE parameters at the start of a client's round.
 
-    Example: `begin_round_from(personal="base")` sets "personal" to "base". A client without samples keeps its values,
-    because it does not train.
+    Example: with `begin_round_from(personal="base")`, the client's personal model (the group "personal") starts each
+    round with the parameters of the received shared model (the group "base"). A client without samples keeps its
+    values, because it does not train. The function is a value for `Method.assign`.
     """
 
     def assign(view: View, held: Batch) -> View:
@@ -170,11 +176,13 @@ def begin_round_from(**source: str) -> Callable[[View, Batch], View]:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitModel:
-    """A model in which some layers are PRIVATE and all other layers are SHARED. Running statistics belong to their
-    layer.
+    """A model in which some layers are PRIVATE and all other layers are SHARED.
 
-    The groups are "base" (SHARED) and `name` (PRIVATE, with the same initial values for all clients). With batch norm
-    there are also "statistics" and "<name>_statistics".
+    The PRIVATE layers have the same initial values for all clients. The running statistics of a batch norm layer are
+    PRIVATE if the layer is PRIVATE, otherwise SHARED.
+
+    The parameter groups are "base" (SHARED) and `name` (PRIVATE). With batch norm there are also "statistics" and
+    "<name>_statistics".
     """
 
     model: Model
@@ -190,7 +198,10 @@ class SplitModel:
         }
 
     def groups(self, stream: Stream, lr: float, clients: int) -> dict[str, Group]:
-        """Return the groups of the SHARED and of the PRIVATE layers, with the initial values of one complete model."""
+        """Return the initial parameters in groups: those of the SHARED layers, and those of the PRIVATE layers.
+
+        Together they are the initial parameters of one complete model.
+        """
 
         def start(private: bool) -> Params:
             part = self._part(self.model.init(stream), private)
@@ -222,9 +233,10 @@ class SplitModel:
 def with_private_statistics(method: Method, clients: int) -> Method:
     """Return the method with all running statistics of batch norm PRIVATE, so that each client keeps its own.
 
-    The groups "statistics" and "<…>_statistics" become PRIVATE. All clients start with the same statistics. If a client
-    receives the models of several clusters, it keeps separate statistics for each of these models. The scale and shift
-    parameters of batch norm stay in their groups.
+    All clients start with the same statistics. If a client receives the models of several clusters, it keeps separate
+    statistics for each of these models. Scale and shift of batch norm do not become PRIVATE.
+
+    The groups "statistics" and "<…>_statistics" become PRIVATE.
 
     Training steps do not read running statistics. So only two things change: the results of evaluations, and decisions
     for which a method evaluates models. With a single client nothing changes.
@@ -309,8 +321,10 @@ MAX_WIDTH = 64.0
 
 
 def model_of_size(problem: Problem, size: float, low: float) -> Model:
-    """Return the task's model at the smallest width above `low` that has at least `size` parameters, found by
-    bisection.
+    """Return the task's model with all hidden layers widened or narrowed, so that it has at least `size` parameters.
+
+    A width of 2 means hidden layers that are twice as wide as in the task. The smallest sufficient width above `low` is
+    found by bisection.
 
     Raises:
         Refused: the model has no hidden layer, already has `size` parameters at width `low`, or would need a width
@@ -334,9 +348,9 @@ def model_of_size(problem: Problem, size: float, low: float) -> Model:
 
 
 def forward_backward_passes(problem: Problem, *models: Model) -> float:
-    """Return the cost of one training sample in all these models together, divided by its cost in the task's model.
+    """Return the cost of one training sample in all `models` together, divided by its cost in the task's model.
 
-    The cost is the number of multiply-adds. So the unit of the result is one forward-backward pass of the task's model.
+    The cost is the number of multiply-adds. For example, two models of the task's size give 2.
     """
     task_model = problem.build_model().multiply_adds(problem.shape, problem.batch)
     return sum(model.multiply_adds(problem.shape, problem.batch) for model in models) / task_model
@@ -346,9 +360,10 @@ def forward_backward_passes(problem: Problem, *models: Model) -> float:
 
 
 def sgd_step() -> LocalStep:
-    """Return the SGD step w ← w - lr·g on one batch, which is the engine's default `Method.local_step`.
+    """Return the function that makes one SGD step w ← w - lr·g on one batch.
 
-    w are the parameters, lr is the learning rate, and g is the gradient of the loss.
+    w are the parameters, lr is the learning rate, and g is the gradient of the loss. Every method without a
+    `local_step` of its own uses this step.
     """
 
     def step(
@@ -365,10 +380,10 @@ def sgd_step() -> LocalStep:
 
 
 def with_loss(objective: Objective) -> Callable[..., tuple[Tensor, tuple[Tensor, View]]]:
-    """Change an objective so that `torch.func.grad(has_aux=True)` returns the loss in addition to the gradient.
+    """Change a loss function so that `torch.func.grad(has_aux=True)` also returns the loss, not only its gradient.
 
-    An objective returns the loss and the new running statistics. `grad` differentiates the first output and returns
-    only the second. So the new objective returns (loss, (loss, statistics)).
+    `objective` returns (loss, new running statistics). `grad` would return the gradient and the statistics, but not the
+    loss. So the changed function returns (loss, (loss, statistics)).
     """
 
     def with_value(trained: View, fixed: View, batch: Batch, noise: Noise) -> tuple[Tensor, tuple[Tensor, View]]:
@@ -382,12 +397,12 @@ def with_loss(objective: Objective) -> Callable[..., tuple[Tensor, tuple[Tensor,
 
 
 def phases_with_warmup(*phases: Phase, warmup_phase: Phase, base: str, warmup: float) -> tuple[Phase, ...]:
-    """Return the phases of a method whose group "base" trains in all rounds, or only in a warm-up.
+    """Return the phases (parts of the local training) of a method that trains its base model always or only at first.
 
-    - base="joint": return `phases` unchanged. "base" trains in all rounds.
-    - base="warmup_freeze": the first R0 = round(warmup·rounds) rounds have only `warmup_phase`, usually FedAvg of the
-      base. The later rounds have `phases`, but "base" does not train. The condition `when` of a later phase does not
-      count the rounds of the warm-up.
+    - base="joint": the base model trains in all rounds. `phases` are returned unchanged.
+    - base="warmup_freeze": in the first round(warmup·rounds) rounds, clients train only as in `warmup_phase`, usually
+      FedAvg of the base model. In the later rounds they train as in `phases`, but the base model is fixed. The
+      condition `when` of a later phase does not count the rounds of the warm-up.
     """
     if base == "joint":
         return phases
@@ -408,7 +423,7 @@ def phases_with_warmup(*phases: Phase, warmup_phase: Phase, base: str, warmup: f
 
 
 def fedavg_phase(model: Model) -> Phase:
-    """Return the phase in which clients train as in FedAvg. It trains the group "base", all parameters of the model."""
+    """Return the description of local training as in FedAvg: all parameters of the model (the group "base") train."""
     return Phase(train=("base",), predict=predictor(model))
 
 
@@ -430,8 +445,8 @@ def sample_losses(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor:
 def outputs_of_each_model(model: Model) -> Callable[[View, Tensor, Noise | None, Tensor | None], tuple[Tensor, View]]:
     """Return a function that computes the outputs [C, B, outputs] of C models on the same inputs x [B, ...].
 
-    The function also returns the new running statistics. The parameters are those of `model_groups` with `holders` = C.
-    The random inputs for dropout have the shapes of `noise_of_each_model`.
+    The function also returns the new running statistics. The parameters must come from `model_groups` with `holders`
+    = C. The random numbers for dropout must have the shapes that `noise_of_each_model` returns.
     """
 
     def outputs(view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
@@ -444,8 +459,8 @@ def outputs_of_each_model(model: Model) -> Callable[[View, Tensor, Noise | None,
 
 
 def noise_of_each_model(model: Model, holders: int) -> dict[str, tuple[int | str, ...]]:
-    """Return the shapes of the random inputs that dropout needs if C = `holders` models get the same batch x.
+    """Return the shapes of the random numbers that dropout needs if C = `holders` models get the same batch x.
 
-    The random input of a dropout layer has the shape [B, C, ...] for B samples.
+    The random numbers of a dropout layer have the shape [B, C, ...] for B samples.
     """
     return {name: (batch, holders, *shape) for name, (batch, *shape) in model.noise.items()}

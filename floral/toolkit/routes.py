@@ -26,19 +26,18 @@ from floral.toolkit.parts import predictor, repeated_start
 class ModelChoice:
     """C models, from which each client uses a single one.
 
-    The client trains this model, sends it, and predicts with it.
+    The client trains this model, sends it, and predicts with it. All other models have gradient 0 on this client.
 
-    The models are the CLUSTERED groups of `model_groups`. The PRIVATE group "choice" holds the index of the client's
-    model. On this client, all other models have gradient 0.
+    The models are CLUSTERED (see `model_groups`). The index of the client's model is PRIVATE (the group "choice").
     """
 
     model: Model
     clusters: int
 
     def group(self, clients: int) -> Group:
-        """Return the group "choice": the index of the model that each client chose [K], 0 at the start.
+        """Return the initial choices: for each of the K clients, the index of its model [K]. At first, all are 0.
 
-        The indices are changed by the client (with the method's `assign`) or by the server.
+        Later, the client (in the method's function `assign`) or the server changes the index.
         """
         return Group(scope=Scope.PRIVATE, init=lambda: {"cluster": torch.zeros(clients)}, statistic=True)
 
@@ -60,7 +59,7 @@ class ModelChoice:
         return outputs, statistics
 
     def chosen_params(self, view: View, group: str = "base") -> Params:
-        """Return the part of the chosen model that belongs to one group: `base` (parameters) or `statistics`."""
+        """Return the parameters of the chosen model, or its running statistics if `group` is "statistics"."""
         index = view["choice"]["cluster"].long().reshape(1)
         return {name: tensor.index_select(0, index)[0] for name, tensor in view[group].items()}
 
@@ -71,7 +70,7 @@ class ModelChoice:
 
     @property
     def routing(self) -> Routing:
-        """Return the method's `Routing`: the server averages each model over the clients that chose it."""
+        """Return the rule for the server's averages: each model is averaged over the clients that chose it."""
         return Routing(log_route=self.log_route, serves_one_cluster=True, clusters=self.clusters)
 
     def log_route(self, view: View) -> Tensor:
@@ -146,7 +145,10 @@ class Router:
 
     @property
     def groups(self) -> dict[str, Group]:
-        """Return the PRIVATE group "router" with the logits of all clients: [K, C], or [K, L, C] for L layers."""
+        """Return the initial logits of all clients, which are PRIVATE: [K, C], or [K, L, C] for L layers.
+
+        The name of their parameter group is "router".
+        """
         update = {"fixed": self.is_fixed, "statistic": self.uses_losses}
         return {"router": Group(scope=Scope.PRIVATE, init=self._start, lr=self.problem.router_lr, **update)}
 
@@ -195,7 +197,10 @@ class Router:
 
     @property
     def noise(self) -> dict[str, tuple[int | str, ...]]:
-        """The shapes of the router's random inputs, by name. Only a learned router with noise has a random input."""
+        """The shape of the random numbers u that a learned router with noise adds to its logits in training.
+
+        The name of this random input is "router". For all other routers the result is empty.
+        """
         learned = self.kind == "learned" and self.noise_scale > 0
         return {"router": self.shape} if learned else {}
 
@@ -234,10 +239,10 @@ class Router:
 
     @property
     def routing(self) -> Routing:
-        """Return the `Routing` of a method with this router. It gives the logarithms of each client's cluster weights.
+        """Return the functions that compute a client's weights of the clusters, as logarithms.
 
-        It always contains the weights for the server's averages. With `top`, a client mixes fewer clusters in
-        evaluation than the server averages. Then the routing also contains the weights for evaluation.
+        One function computes the weights for the server's averages. With `top`, a client mixes fewer clusters in
+        evaluation than in training. Then a second function computes the weights for evaluation.
         """
         served = self.served_log_route if self.top else None
         return Routing(log_route=self.log_route, served_log_route=served, clusters=self.problem.clusters)
@@ -347,7 +352,10 @@ class Gate:
 
     @property
     def groups(self) -> dict[str, Group]:
-        """Return the PRIVATE group "gate", which trains at the router's learning rate."""
+        """Return the initial parameters of all clients' gates. They are PRIVATE, and equal for all clients.
+
+        Their parameter group is "gate". It trains at the router's learning rate.
+        """
         return {"gate": Group(scope=Scope.PRIVATE, init=self._start, lr=self.problem.router_lr)}
 
     def _start(self) -> Params:
