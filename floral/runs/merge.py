@@ -27,11 +27,10 @@ CHUNK_BYTES = 1 << 24
 
 @dataclass
 class Merged:
-    """The outcome of a merge: which runs were copied, and which were not, and why.
+    """The outcome of a merge: which runs were copied, which were not copied, and why.
 
-    A run is not copied if the results folder already has an identical run, if the run is unfinished, or if it is in
-    conflict with the results folder. The lists have the folder of each run, relative to `train`. The list of conflicts
-    has messages.
+    `copied`, `identical` and `unfinished` have folders of runs, relative to the folder `train`. `conflicts` has one
+    message for each run in conflict; `merge` says what a conflict is.
     """
 
     copied: list[Path] = field(default_factory=list)
@@ -117,7 +116,7 @@ def _merge_run(folder: Path, target: Path, digests: dict[str, str | None], merge
 
 
 def _record(folder: Path, digests: dict[str, str | None], merged: Merged) -> None:
-    """Record the data digests and the code version of a run in the merged results.
+    """Add the data digests of a run to `digests`, and count the run under its code version in `merged`.
 
     Raises:
         ConfigError: the run is damaged, or its results version is not that of the installed code.
@@ -129,7 +128,7 @@ def _record(folder: Path, digests: dict[str, str | None], merged: Merged) -> Non
 
 
 def _data_digests(run: dict[str, Any]) -> dict[str, str | None]:
-    """Return the digests of the samples that a run uses, as name → digest.
+    """Return the digests of the samples that a run uses, as a mapping from a name to the digest.
 
     The result has the run's partition, and the run's data set if run.yaml names a data set.
     """

@@ -24,7 +24,7 @@ Searches = Mapping[str, tuple[str, Search]]
 
 
 def why_missing(task: Task, results: Path) -> str | None:
-    """Return which file a task lacks, and the remedy. Return None if no file is missing."""
+    """Return why a task has no data, and what to do about it. Return None if the data are there."""
     if has_data(task, results):
         return None
     if isinstance(task.data, CustomData) and (why := data_sets.why_unreadable(task.data)):

@@ -164,8 +164,8 @@ def available(suites: Mapping[str, list[Run]], results: Path) -> list[tuple[Path
 def restore(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
     """Unpack the runs that `available` returns into `results`, and return the runs that were unpacked.
 
-    A run is left out, with a message, if its partition differs from the one in `results`, because methods are compared
-    in pairs on the same partition.
+    A run is left out, with a message, if its partition differs from the one in `results`. Methods can be compared only
+    on the same partition.
 
     Raises:
         ConfigError: an archive is damaged; no file of the damaged run is written.
@@ -225,10 +225,7 @@ def _partition_difference(run: Run, files: Mapping[str, bytes], results: Path) -
 
 
 def _write_run(folder: Path, files: Mapping[str, bytes], suite: str) -> None:
-    """Write the files of a run.
-
-    The file summary.json follows after the other results, because it marks the run as finished.
-    """
+    """Write the files of a run. summary.json and `done` are written last, because they mark the run as finished."""
     for name, content in files.items():
         if name != "summary.json":
             atomic(folder / name, content)

@@ -75,10 +75,11 @@ def group_by_seed(runs: Iterable[Run]) -> dict[str, SeedGroup]:
 def seed_means(group: SeedGroup, results: Path) -> SeedMeans:
     """Return means and 95 % intervals over the seeds that are done. A single seed has no interval.
 
-    If a seed diverged, there is no mean, unless the switch `diverged_runs` (see config/fidelity.yaml) has the value
-    "dropped". Then the mean is taken over the remaining seeds. The report treats diverged seeds in the same way. With
-    at least 5 seeds, the intervals in the report also resample the clients; the intervals here do not. The result
-    always has the numbers of expected, done, diverged and failed seeds.
+    If a seed diverged, there is no mean, unless the runs have `diverged_runs: dropped` (see config/fidelity.yaml). Then
+    the mean is taken over the other seeds. The report treats diverged seeds in the same way. The result always has the
+    numbers of expected, done, diverged and failed seeds.
+
+    With at least 5 seeds, the intervals in the report also resample the clients; the intervals here do not.
     """
     summaries = {run.folder: _summary(results / run.folder) for run in group.runs}
     done = {folder: summary for folder, summary in summaries.items() if summary and summary["status"] == "done"}

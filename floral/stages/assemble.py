@@ -1,4 +1,4 @@
-"""Assemble the simulation of a run: load the data, build the method and derive the settings."""
+"""Prepare a run for training: load the data, build the method and derive the settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_DECODED_BYTES = 256 << 20
 def assemble(
     run: Run, results: Path, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> tuple[Simulation, Federation, State]:
-    """Return the simulation of a run, the data of its clients and its initial state; no file is written."""
+    """Return the simulation of a run, the data of its clients and the state before round 1. No file is written."""
     simulation, data = build_simulation(run, results, device, dtype)
     return simulation, data, simulation.start()
 
@@ -46,7 +46,7 @@ def build_simulation(
 
 
 def make_problem(run: Run, data: Federation, device: torch.device, dtype: torch.dtype) -> Problem:
-    """Return the `Problem` of a run: the facts about the task and the data from which its method is built."""
+    """Return the `Problem` of a run: what the method must know about the task and the data."""
     task = run.task
     outputs = data.classes if data.classes is not None else data.train_y.shape[1]
     module = importlib.import_module(f"floral.models.{task.model.kind}")
@@ -91,10 +91,10 @@ def build_method(run: Run, problem: Problem) -> Method:
 
 
 def make_settings(run: Run) -> Settings:
-    """Derive the settings of the simulation from the task and the fidelity of a run.
+    """Derive the settings of the simulation from the configuration of a run.
 
-    Where the published FLoRAL code differs from the method that the paper describes, the fidelity says which of the two
-    is followed.
+    The published FLoRAL code differs in some points from the method in the paper. For each of these points, the
+    configuration (`fidelity`) says whether the run follows the code or the paper.
     """
     task, rule = run.task, run.fidelity
     return Settings(
@@ -157,9 +157,9 @@ def client_data(data: Federation, method: Method, device: torch.device, dtype: t
 
 
 def augmentation(data: Federation, device: torch.device) -> dict[str, Any]:
-    """Return the arguments that let `Rows` augment training images.
+    """Return the keyword arguments with which `Rows` flips and crops training images.
 
-    The dictionary is empty if the task augments nothing.
+    The dictionary is empty if the task has no augmentation.
     """
     if data.train_turns is None:
         return {}
@@ -174,10 +174,9 @@ def augmentation(data: Federation, device: torch.device) -> dict[str, Any]:
 def pool_samples(index: np.ndarray, count: np.ndarray, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Collect the samples of all clients of each pool. A pool is a set of clients that train as a single client.
 
-    K clients form U pools. `index` [K, n_max] has the sample numbers of each client, padded with 0. `count` [K] has the
-    number of samples of each client. `pool` [K] has the number of the pool to which each client belongs. The result has
-    the sample numbers [U, n'_max] and the number of samples [U] of each pool. A client has at most n_max samples, and a
-    pool at most n'_max.
+    For K clients, `index` [K, n_max] has the indices of each client's samples, padded with 0. `count` [K] has the
+    number of samples of each client, and `pool` [K] the index of each client's pool. For U pools, the result has the
+    indices of each pool's samples [U, n'_max], padded with 0, and the number of samples of each pool [U].
     """
     samples = [np.concatenate([index[k, : count[k]] for k in np.flatnonzero(pool == u)]) for u in range(pool.max() + 1)]
     counts = np.array([len(numbers) for numbers in samples])

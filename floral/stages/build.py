@@ -1,4 +1,4 @@
-"""Build the method of a variant."""
+"""Build the method of a variant: the method that the variant names, with its parameters."""
 
 from __future__ import annotations
 

@@ -16,10 +16,8 @@ from floral.config.schema.task import Task
 def check(tasks: Iterable[Task], results: Path) -> None:
     """Check that the data of each task can be read, and that the data fit the task.
 
-    After the data are fetched, their card.json gives the number of classes, the shape of an input and the number of
-    natural clients. In some data, each sample names the client from which it comes; these are the natural clients.
-    Before the data are fetched, only the number of classes is known, from config/data.lock. Custom data that are not
-    stored yet are read and stored first.
+    For example, the model must accept the shape of an input. Of data that are not fetched yet, only the number of
+    classes is checked. Custom data (the user's own files) are read and stored first, unless they are stored already.
 
     Raises:
         ConfigError: custom data cannot be read, or data do not fit a task; the message names the file of the task.
@@ -64,9 +62,9 @@ def _facts(data: str | CustomData, results: Path) -> dict[str, Any]:
 
 
 def _check_fit(task: Task, facts: dict[str, Any]) -> None:
-    """Raise ConfigError if the shape of the data does not fit the task, or if they cannot be partitioned as required.
+    """Raise ConfigError if the data have a wrong shape for the task, or cannot be partitioned as the task requires.
 
-    `facts` is the result of `_facts`. It says how many classes and natural clients the data have, as far as known.
+    `facts` is the result of `_facts`. What `facts` does not contain is not checked.
     """
     rule = task.partition
     if rule.kind == "natural" and "rows" in facts and "natural_clients" not in facts:
@@ -89,6 +87,9 @@ def _check_fit(task: Task, facts: dict[str, Any]) -> None:
 
 
 def _where(task: Task) -> str:
-    """Return the path of a task's file. A note is appended if the suite changes values of the task."""
+    """Return the path of a task's file for an error message.
+
+    If the suite changes values of the task, a note in parentheses says so.
+    """
     changed = "" if catalogue.task(task.name) == task else " (as the suite changes it)"
     return f"{paths.CONFIG_FOLDER}/tasks/{task.name}.yaml{changed}"

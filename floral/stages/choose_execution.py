@@ -1,4 +1,4 @@
-"""Choose how a run is executed (backend, clients per chunk, threads), and set the precision of the device."""
+"""Choose how a run is computed (how many clients at once, how many threads), and set the precision of the device."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def resolve_execution(
     threads: int,
     precision: str = "fp32",
 ) -> Execution:
-    """Return the execution of a run: the backend, the number of clients per chunk and the threads.
+    """Return how a run is computed: the backend, how many clients are trained at once, and the number of threads.
 
-    The first run measures which execution is fastest, and writes it to a file in the parent of the run's folder. All
-    runs that differ only in the seed use the execution in this file, so that a repeated run has bit-identical results.
-    The argument `values` is a hash of everything but the seed, so these runs have the same hash. If several processes
-    measure at the same time, all of them use the execution that is written first.
+    The first run measures which choice is fastest, and writes it to a file in the parent of the run's folder. All runs
+    that differ only in the seed use the choice in this file, so that a repeated run has bit-identical results. The name
+    of the file contains `values`, a hash of the run's configuration without the seed. If several processes measure at
+    the same time, all of them use the choice that is written first.
 
     Raises:
         ConfigError: the backend cannot be used for the method, or the file is damaged.
@@ -61,7 +61,9 @@ def resolve_execution(
 def measure_execution(
     simulation: Simulation, state: State, backend: str, threads: int, precision: str = "fp32"
 ) -> Execution:
-    """Choose the execution for a backend. With the backend `auto`, measure on this run which backend is fastest.
+    """Choose the backend, how many clients are trained at once, and the number of threads.
+
+    With the backend "auto", several choices are timed on this run, and the fastest is returned.
 
     Raises:
         ConfigError: the backend cannot be used for the method.

@@ -63,10 +63,10 @@ class _Measurement:
 
 
 def expected_costs(runs: Iterable[Run], results: Path) -> dict[Path, Cost]:
-    """Return the expected cost of every run, as folder → cost.
+    """Return the expected time, disk space and memory of every run, as a mapping from the run's folder to its Cost.
 
-    The cost is the mean of finished runs of the same task and variant. Without such runs, it is the mean of all
-    finished runs of the task. Without these too, the cost is a rough figure that is computed from the configuration.
+    A cost is computed from the finished runs of the same task and variant. If there are none, it is computed from all
+    finished runs of the task. If the task has no finished run, the cost is a rough figure.
     """
     by_task: dict[str, list[_Measurement]] = {}
     by_variant: dict[tuple[str, str], list[_Measurement]] = defaultdict(list)
@@ -89,7 +89,7 @@ def expected_costs(runs: Iterable[Run], results: Path) -> dict[Path, Cost]:
 
 
 def rough_seconds(run: Run) -> float:
-    """Return a rough estimate of the seconds of a run, computed only from its configuration."""
+    """Return a rough estimate of the seconds of a run, without any measurement."""
     task = run.task
     per_round = task.cohort * task.epochs * ROUGH_SECONDS.get(task.model.kind, ROUGH_SECONDS_OTHER)
     return ROUGH_START_SECONDS + task.rounds * per_round
@@ -139,8 +139,7 @@ def estimate(
 ) -> str:
     """Describe the runs, time and disk space of these suites, and what each estimate is based on.
 
-    `committed` has the folders of unfinished runs whose finished results are committed in reports/reference. These
-    results will be copied, so the runs need no time.
+    `committed` has the folders of runs whose results will be copied from reports/reference. These runs need no time.
     """
     lines = [_suite_line(name, runs, results, committed) for name, runs in suites.items()]
     todo = {

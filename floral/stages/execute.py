@@ -1,4 +1,4 @@
-"""Train one run: assemble the simulation, choose the execution, train all rounds and write the results."""
+"""Train one run: prepare it, choose how it is computed, train all rounds and write the results."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ def execute(
 
 
 def _with_execution(simulation: Simulation, progress: Progress, path: Path, stop: Stop) -> Simulation:
-    """Return the simulation with the execution that is stored in `progress`, and configure device and threads for it.
+    """Return the simulation with the backend, chunk size, threads and precision that are stored in `progress`.
 
-    An execution is a backend, the number of clients per chunk, the threads and the precision. A resumed run has the
-    same execution as before.
+    The threads and the precision are also set for this process. A resumed run is thus computed in the same way as
+    before.
 
     Raises:
-        ConfigError: another version of the code wrote the checkpoint `path`, or this device does not support the
-            execution.
+        ConfigError: another version of the code wrote the checkpoint `path`, or this device cannot compute the run in
+            the stored way.
     """
     try:
         begun_with = Execution(**progress.execution)
@@ -116,9 +116,9 @@ def _with_execution(simulation: Simulation, progress: Progress, path: Path, stop
 def join_unseen(
     run: Run, simulation: Simulation, state: State, progress: Progress, data: Federation
 ) -> pl.DataFrame | None:
-    """Evaluate the trained run on the unseen clients of the task, and return the table of their scores.
+    """Evaluate a trained run on the clients that join after training, and return the table of their scores.
 
-    Unseen clients join after training. Return None if the task has no unseen clients.
+    Return None if the task has no such clients.
     """
 
     def assemble_joining(clients: Federation) -> tuple[Method, ClientData]:

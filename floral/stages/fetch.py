@@ -120,8 +120,8 @@ def _make(folder: Path, name: str, dataset: DataSet, data_dir: Path | None, repo
 def _store(folder: Path, arrays: Labelled, manifest: dict[str, Any]) -> None:
     """Write the arrays and card.json to a temporary folder, then move them to the folder of the data set.
 
-    The old card.json is removed first, and the new card.json is moved last. So card.json never describes other arrays
-    than those in the folder.
+    The old card.json is removed first, and the new card.json is moved last. So if the process is killed in between,
+    there is no card.json, and the data set counts as missing.
     """
     new = folder / "new"
     shutil.rmtree(new, ignore_errors=True)

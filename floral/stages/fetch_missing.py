@@ -15,8 +15,7 @@ from floral.runs.missing_data import FETCH_ERROR, has_data, stored_name
 def try_to_fetch(tasks: Iterable[Task], results: Path, data_dir: Path | None) -> None:
     """Try to fetch the missing data sets of these tasks.
 
-    If a fetch fails, the reason is written to the file FETCH_ERROR (missing.txt) in the folder of the data set. There
-    is no cheaper check: only a fetch shows whether a mirror answers and whether a file has the right content.
+    If a fetch fails, the reason is written to the file missing.txt in the folder of the data set.
     """
     missing = {
         stored_name(task): task.data

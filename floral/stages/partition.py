@@ -36,14 +36,15 @@ SIZES = ("min", "median", "max")
 
 
 def partition(job: PartitionJob, results: Path, task: Task | None = None) -> Path:
-    """Write card.svg, card.json and finally partition.parquet to the folder of the job, and return this folder.
+    """Assign the samples to clients, write the files of the partition, and return their folder.
 
-    partition.parquet is a table with the client of every sample. Equal jobs give equal tables. In the chart card.svg,
-    the ids of SVG elements may differ. If `task` is given, card.json also has the number of local steps per round. If
-    several tasks share the table, card.json has the steps of the task for which this function was called last.
+    partition.parquet is a table with the client of every sample, card.json describes the partition, and card.svg is a
+    chart. Equal values of `job` give equal tables. If `task` is given, card.json also has the number of local steps per
+    round of this task.
 
-    In some tasks, each variant trains only on its own random subset of the samples. Then card.json also says which
-    share of the samples is in a subset, and the local steps are counted for a subset.
+    If several tasks share the table, card.json has the steps of the task for which this function was called last. In
+    some tasks, each variant trains only on its own random subset of the samples. Then card.json also says which share
+    of the samples is in a subset, and the local steps are counted for a subset.
 
     Raises:
         ConfigError: the data are missing, the data have changed since this partition was made, the data lack the
@@ -191,8 +192,8 @@ def _label_skew(table: pl.DataFrame, classes: int, clients: int) -> npt.NDArray[
 def _main_share(table: pl.DataFrame, clients: int, concepts: int) -> npt.NDArray[np.float64]:
     """Return which share of each client's training samples belongs to the client's most frequent concept.
 
-    A concept is the distribution of one cluster; the samples of a client may come from several concepts. The result [K]
-    has one value for each of the K clients.
+    The samples of a client may come from several concepts. A concept is the data distribution of one cluster. The
+    result [K] has one value for each of the K clients.
     """
     train = table.filter(pl.col("split") == "train")
     cell = train["client"].to_numpy().astype(np.int64) * concepts + train["cluster"].to_numpy()
@@ -248,11 +249,9 @@ def _chart(job: PartitionJob, table: pl.DataFrame, manifest: dict[str, Any]) -> 
 
 
 def _subtitle(job: PartitionJob, manifest: dict[str, Any]) -> list[str]:
-    """Describe the partition in one or two lines.
+    """Describe the partition in one or two lines, for example with its clusters, samples and label skew.
 
-    The first line has the clusters and the numbers of samples. The second line has the label skew, the share of a
-    client's main concept, the label noise, and the local steps per round. A value that the partition does not have is
-    left out.
+    A value that the partition does not have is left out.
     """
     sizes = ", ".join(f"{_range(manifest['rows'][split])} {split}" for split in SPLITS)
     members = manifest["clients_of_cluster"]

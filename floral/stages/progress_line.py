@@ -18,9 +18,10 @@ from floral.stages.estimate import DAMAGED_JSON, expected_costs, warn_once
 
 
 def write_plan(suites: Mapping[str, list[Run]], results: Path) -> None:
-    """Write results/plan/<suites>.json.
+    """Write all runs of this Snakemake call to results/plan/<suites>.json.
 
-    The plan has all runs of this Snakemake call, and the expected seconds of the unfinished runs.
+    The file also has the expected seconds of the unfinished runs. `progress_line` reads it to tell how much time is
+    left.
     """
     runs = {run.folder: run for runs in suites.values() for run in runs}
     todo = {folder: run for folder, run in runs.items() if not is_finished(results / run.folder)}

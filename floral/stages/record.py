@@ -66,7 +66,7 @@ def write_results(
 
 
 def headline(run: Run, progress: Progress) -> str:
-    """Return the name of the test samples whose scores are the result of the run: "population" or "test".
+    """Return which test samples give the score of a run: "population" or "test".
 
     With "population", every client is evaluated on all samples of the global test set, changed by the shift of the
     client's cluster. With "test", every client is evaluated only on its own test samples. The result is "test" in three
@@ -78,11 +78,11 @@ def headline(run: Run, progress: Progress) -> str:
 
 
 def model(state: State) -> bytes:
-    """Return the content of model.safetensors: the tensors of the final state.
+    """Return the content of model.safetensors: the tensors after the last round.
 
-    A tensor has the name <parameter group>/<name>. Private values belong to a single client. If they are too large for
-    memory, they are not in model.safetensors but in a second safetensors file in the same folder. The key `private` in
-    the header of model.safetensors names the second file.
+    A tensor has the name <parameter group>/<name>. Private values (parameters of a single client) can be too large for
+    memory. They are then in a second file in the same folder, and the key `private` in the header of model.safetensors
+    names this file.
     """
     stored = {} if state.store is None else state.store.values
     tensors = {
@@ -99,9 +99,9 @@ def clients_table(
 ) -> pl.DataFrame:
     """Return a table of the scores after the last round, with one row per client.
 
-    `scores` are the scores on the split that `headline` returns. `local_scores` are the scores on each client's own
-    test samples. They give two columns: `own_rows` is the number of test samples (for text, the number of tokens), and
-    `own_correct` is the number of correct predictions.
+    `scores` are the scores on the test samples that `headline` chooses. `local_scores` are the scores on each client's
+    own test samples. They give two columns: `own_rows` is the number of test samples (for text, the number of tokens),
+    and `own_correct` is the number of correct predictions.
     """
     regression = simulation.settings.loss == "mse"
     clients = len(scores.clients)
@@ -136,10 +136,9 @@ def routes_table(progress: Progress, data: Federation) -> pl.DataFrame:
 
 
 def costs(simulation: Simulation, state: State, progress: Progress) -> dict[str, Any]:
-    """Return the content of costs.json.
+    """Return the content of costs.json, for example the number of parameters, the bytes per round and the seconds.
 
-    The counted costs are parameters, bytes per round and passes per sample. The measured costs are the time and the
-    memory on this machine.
+    It also says on which machine and with which versions the run was computed.
     """
     counted = simulation.costs(state)
     return {
@@ -206,13 +205,12 @@ def further_scores(
 ) -> dict[str, Any]:
     """Return the scores that only some runs have, such as top-5 accuracy, and the scores of each true cluster.
 
-    The scores of a true cluster are the mean accuracy and the mean loss over the samples of its clients.
-
-    One of the scores is the excess risk: the mean squared error minus the variance of the label noise. It is known only
-    for synthetic data: the labels of their global test set have no noise, so the mean squared error on this set is the
-    excess risk. For all other data, the excess risk is None. It is also None with `normalised: true`, because a label
-    then depends on all samples of its client, but a model sees one sample at a time.
+    The scores of a true cluster are the mean accuracy and the mean loss over the samples of its clients. The excess
+    risk is the mean squared error minus the variance of the label noise. It is known only for synthetic data without
+    `normalised: true`; otherwise, it is None.
     """
+    # the labels of a synthetic global test set have no noise, so the mean squared error on it is the excess risk; with
+    # `normalised`, a label depends on all samples of its client, but a model sees one sample at a time
     excess = split == "population" and isinstance(source, Synthetic) and not source.normalised
     regression, cluster = data.classes is None, data.cluster
     return {
@@ -227,11 +225,11 @@ def further_scores(
 
 
 def official_scores(simulation: Simulation, scores: Scores, progress: Progress, valid: bool) -> dict[str, float | None]:
-    """Return the score of the published code twice: as a mean over all clients, and over a random subset of clients.
+    """Return the score that the published code reports, over all clients and over a random subset of clients.
 
-    The published code divides the rounds into 51 bins, and the score is the mean over the rounds of the last bin. A
-    method without rounds is evaluated only once, and this evaluation gives both scores. If `valid` is false, because
-    the run diverged or does not follow the published evaluation, both scores are None.
+    The published code divides the rounds into 51 bins, and the score is the mean over the rounds of the last bin. For a
+    method without rounds, both scores are the score of its only evaluation. Both scores are None if `valid` is false,
+    because the run diverged or does not follow the published evaluation.
     """
     names = ("official_score", "official_score_sampled")
     if not valid:

@@ -33,8 +33,8 @@ def run_rounds(
     A checkpoint is written to `path` about every `checkpoint_seconds`.
 
     Raises:
-        Stopped: a signal asked the run to stop, and a checkpoint was written. If the current training or evaluation did
-            not end within a few seconds after the signal, it was dropped, and the resumed run repeats it.
+        Stopped: a signal asked the run to stop, and a checkpoint was written. If the current round could not be completed
+            within a few seconds after the signal, the resumed run repeats it.
     """
     saved = time.monotonic()
     with checkpoint_if_stopped(path, simulation, state, progress):
@@ -111,10 +111,10 @@ def checkpoint_if_stopped(path: Path, simulation: Simulation, state: State, prog
 
 
 def save_checkpoint(path: Path, state: State, progress: Progress) -> None:
-    """Write a checkpoint, then write the private values that changed to private.safetensors.
+    """Write a checkpoint, and update the file of private values if there is one.
 
-    Private values are parameters that belong to a single client. Only a run whose private values are too large for
-    memory has the file private.safetensors.
+    Private values are parameters that belong to a single client. If they are too large for memory, they are in the file
+    private.safetensors. The changed values are written there after the checkpoint is complete.
     """
     tensors = state.checkpoint_tensors()
     checkpoint.write(path, tensors, progress.as_json())
@@ -153,10 +153,10 @@ def read_checkpoint(path: Path, simulation: Simulation, private: Path) -> tuple[
 
 
 def _last_undamaged(path: Path, private: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return the tensors and the progress of the last checkpoint. If it is damaged, use the previous checkpoint.
+    """Return the tensors and the progress of the last checkpoint, or of the previous one if the last is damaged.
 
-    If private.safetensors exists, the previous checkpoint is not used in place of a damaged one. The private values
-    have changed since the previous checkpoint, so the two files do not match.
+    If private.safetensors exists, the previous checkpoint cannot be used, because the private values have changed
+    since.
 
     Raises:
         Unreadable: no checkpoint can be read, or the last one is damaged and private.safetensors exists.

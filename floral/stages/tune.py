@@ -78,9 +78,9 @@ def trial(
 ) -> dict[str, Any]:  # fmt: skip
     """Train one candidate on one seed, and return the status, the reason and the validation loss.
 
-    `configuration` is the candidate. If it is None, the run has the untuned values. The reason says why a trial was
-    refused or diverged. The first trial of a search measures which execution is fastest (backend, clients per chunk,
-    threads), and all later trials use this execution.
+    The reason says why the candidate was refused or diverged. `configuration` is the candidate; None stands for the
+    untuned values. The first trial of a search measures which backend is fastest, and all later trials use this
+    backend.
     """
     run = search.trial(seed, configuration)
     torch_device, backend, threads = how

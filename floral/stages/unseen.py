@@ -35,12 +35,12 @@ def unseen_table(
     data: Federation,
     assemble: Callable[[Federation], tuple[Method, ClientData]],
 ) -> pl.DataFrame | None:
-    """Return the scores of the unseen clients, one row for each client and each number of training samples.
+    """Return the scores of the clients that join after training, or None for a task without such clients.
 
-    Unseen clients join after training, each with n of its training samples. The clients are scored for several values
-    of n. Return None for a task without unseen clients. The argument `assemble` is a function that builds the method
-    and the tensors for the joining clients. An oracle is a variant that knows the true cluster of each client. A client
-    with a new concept belongs to none of the clusters in training, so an oracle has no rows for it.
+    A client joins with only n of its training samples, for several values of n. The table has one row for each client
+    and each n. `assemble` is a function that builds the method and the tensors for the joining clients. An oracle is a
+    variant that knows the true cluster of each client. So it has no rows for clients that belong to none of the
+    clusters in training.
     """
     task, joining = run.task, data.unseen
     if task.unseen is None or joining is None:
@@ -72,7 +72,7 @@ def unseen_table(
 
 
 def _select(joining: Federation, clients: np.ndarray) -> Federation:
-    """Return the data of only those joining clients whose numbers are in `clients`."""
+    """Return the data of only those joining clients whose indices are in `clients`."""
     rows, counts = (
         {split: by_client[clients] for split, by_client in by_split.items()}
         for by_split in (joining.rows, joining.counts)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def groups_by_folder(runs: Iterable[Run]) -> dict[Path, SeedGroup]:
-    """Return the SeedGroup of each run, as folder of the run → SeedGroup.
+    """Return a mapping from the folder of each run to the SeedGroup that contains the run.
 
     The runs of a SeedGroup differ only in the seed.
     """
@@ -34,7 +34,7 @@ def distinct_groups(group_of_folder: Mapping[Path, SeedGroup], folders: Iterable
 def parent_of(experiment: Experiment, group: SeedGroup) -> str | None:
     """Return MLflow's id of the group's parent run. If the parent run is missing, create it.
 
-    Return None if no run of the group has evaluated its first round.
+    Return None if no run of the group has evaluated a round yet.
     """
     if parent := experiment.stored.get(group.job_key):
         return parent.id

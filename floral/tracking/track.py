@@ -29,10 +29,9 @@ def track(
 ) -> Path:
     """Log the finished runs that MLflow does not have yet, and the means over seeds of each task × variant.
 
-    The function writes results/track/<suite>.json and returns the path of this file. A second call changes nothing,
-    because all logged times come from the run folders. If MLflow has only a part of a run, the rest is added. MLflow
-    has only a part if tracking was killed, or if `follow` logged the run while it trained. If `runs` are only a part of
-    the suite, `all_runs` must have all runs of the suite, so that the means include all seeds.
+    The function writes results/track/<suite>.json and returns the path of this file. A second call changes nothing. If
+    MLflow has only a part of a run, for example because tracking was killed, the rest is added. If `runs` are only a
+    part of the suite, `all_runs` must have all runs of the suite, so that the means include all seeds.
 
     Raises:
         ConfigError: the MLflow store cannot be opened or written.
