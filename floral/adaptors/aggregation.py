@@ -96,8 +96,8 @@ def require_matrix_products(adaptors: Adaptors) -> None:
     Only then can an SVD of the product give new factors A and B.
 
     Raises:
-        Refused: the adaptor of a convolution has part of the kernel in B, or the convolution is transposed or has
-            groups.
+        Refused: a convolution's adaptor has a factor B with a kernel larger than 1×1, or a convolution is transposed or
+            has groups.
     """
     require_no_groups(adaptors)
     for layer, adaptor in adaptors.by_layer.items():
@@ -140,8 +140,9 @@ def restart(start: Params) -> Params:
 def download_floats(adaptors: Adaptors, clients: int, *, biases: bool) -> int:
     """Return the number of floats that the server sends to a client to update the client's base model.
 
-    The server sends either the adaptors of all `clients` of the round, or the sum of their products B A. It chooses the
-    way with fewer floats. If `biases` is set, the sum includes the biases of the layers.
+    The server sends either the adaptors of the round's clients, or the sum of their products B A. It chooses the way
+    with fewer floats. `clients` is the number of clients of the round. If `biases` is set, the sum includes the biases
+    of the layers.
     """
     model = adaptors.model.init(Shapes(0, "size"))
     ending = ("weight", "bias") if biases else ("weight",)

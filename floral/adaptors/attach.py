@@ -56,7 +56,7 @@ class Adaptors:
         return {f"{layer}.{key}": value for layer, params in parts.items() for key, value in params.items()}
 
     def products(self, mixture: Params, route: Tensor) -> Params:
-        """Return the change of the base model's parameters by a mixture of C adaptors, named <layer>.<weight|bias>.
+        """Return how a mixture of C adaptors changes the parameters of the base model, as <layer>.<weight|bias>.
 
         `route` [C] holds the weights of the adaptors in the mixture. A weight matrix of the base changes by Σ_c route_c
         B_c A_c, and a bias by Σ_c route_c b_c, where B_c, A_c and b_c are the parameters of adaptor c.
@@ -133,8 +133,8 @@ class Adaptors:
     def moved(self, running: Params, before: Params, after: Params) -> Params:
         """Return the adaptors' own running statistics [C, ...] after a training pass.
 
-        `running` holds them before the pass. `before` and `after` are the model's running statistics before and after
-        the pass.
+        `running` holds the adaptors' statistics before the pass. `before` and `after` are the model's running
+        statistics before and after the pass.
         """
         parts = {
             name: moved(layer_params(running, name), layer_params(before, name), layer_params(after, name))
@@ -146,8 +146,8 @@ class Adaptors:
     def predictor(self, *added: tuple[str, ...], base: tuple[str, ...] = ("base",)) -> Predict:
         """Return a function that predicts with the sum of the base and several adaptors, each with weight 1.
 
-        Each argument in `added` names the groups that hold the parameters of one adaptor, without an axis C. `base`
-        names the groups that hold the parameters of the base.
+        Each argument in `added` names the parameter groups of one adaptor. These have no axis C. `base` names the
+        parameter groups of the base.
         """
 
         def predict(view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
@@ -176,8 +176,8 @@ class Adaptors:
     def with_norms(self, kind: str) -> Adaptors:
         """Return the adaptors plus an adaptor for each normalisation layer, unless `kind` is "none".
 
-        On batch norm, "plain" adaptors have running statistics of their own; "reparameterised" adaptors use those of
-        the layer.
+        With "plain", the adaptor of a batch norm has running statistics of its own. With "reparameterised", it uses
+        those of the layer.
 
         Raises:
             Refused: the model has no normalisation layer.
@@ -193,7 +193,7 @@ class Adaptors:
         return replace(self, by_layer={name: adapted[name] for name in self.model.layers if name in adapted})
 
     def merges(self, adaptor: Adaptor, shape: torch.Size, clusters: int) -> bool:
-        """Return whether the C adaptors of a layer are merged into the layer's weight.
+        """Return whether the C adaptors of a layer are merged into the layer's weight, and not applied separately.
 
         If `application` is "cheaper", the way with fewer multiply-adds is chosen. Their number depends on `shape`, the
         shape of the layer's input.
@@ -219,9 +219,9 @@ class Adaptors:
         return 1 + added / self.model.multiply_adds(shape, batch)
 
     def precondition(self, gradients: Params, mixture: Params) -> Params:
-        """Return the preconditioned gradients of the C adaptors.
+        """Precondition the gradients of the C adaptors, and return the results.
 
-        The preconditioner of a layer is the method `precondition` of its adaptor.
+        Each layer's gradients are changed by the method `precondition` of its adaptor.
         """
         changed: Params = {}
         for layer, adaptor in self.by_layer.items():
@@ -241,10 +241,7 @@ def merge_groups(view: View, groups: tuple[str, ...]) -> Params:
 
 
 def factor(adaptor: Params, which: Literal["A", "B"]) -> Params:
-    """Return one part of an adaptor: the factors A of all layers, or the factors B together with the biases.
-
-    If one part is fixed, the output of a layer is linear in the other part.
-    """
+    """Return one part of an adaptor: the factors A of all layers, or the factors B together with the biases."""
     return {name: value for name, value in adaptor.items() if name.endswith(".A") == (which == "A")}
 
 

@@ -63,19 +63,20 @@ class ClusteredAdaptors:
 
     @property
     def group_names(self) -> tuple[str, ...]:
-        """The names of the groups that hold the adaptors' parameters."""
+        """The names of the parameter groups that hold the adaptors."""
         return ("A", "B") if self.aggregation in ("ffa", "rolora") else ("adaptors",)
 
     @property
     def has_residual(self) -> bool:
-        """Whether each cluster has a full-rank change Δ_c of the base, in the group "residual"."""
+        """Whether each cluster has a full-rank change Δ_c of the base, in the parameter group "residual"."""
         return self.aggregation in ("fedex", "stacking")
 
     @property
     def groups(self) -> dict[str, Group]:
-        """The groups that hold the adaptors, the changes Δ_c and the adaptors' running statistics.
+        """The parameter groups of this class, by name.
 
-        Each Δ_c starts at zero.
+        They hold the adaptors and, if there are any, the adaptors' running statistics. With "fedex" and "stacking", a
+        further group holds a full-rank change Δ_c of the base for each cluster c, which starts at zero.
         """
         problem = self.problem
         by_switch = problem.lr if problem.switches["adaptor_server_lr"] == "client" else None
@@ -99,7 +100,10 @@ class ClusteredAdaptors:
         return groups
 
     def _zero_residual(self, adaptors: Params) -> Params:
-        """Return Δ_c = 0 for all C clusters: zeros [C, ...] with the shapes of the products B A."""
+        """Return the initial value 0 of the full-rank changes Δ_c of the base for C clusters.
+
+        These are zeros [C, ...] with the shapes of the products B A.
+        """
         zero = self.adaptors.products(adaptors, torch.zeros(self.problem.clusters))
         changed = {name: t for name, t in zero.items() if self.aggregation == "stacking" or name.endswith(".weight")}
         return {name: t.new_zeros(self.problem.clusters, *t.shape) for name, t in changed.items()}
@@ -119,7 +123,7 @@ class ClusteredAdaptors:
         return self._with_axis(view.get("adaptor_statistics", {}))
 
     def changed(self, view: View, statistics: Params) -> View:
-        """Return all running statistics after a training pass, those of the model and those of the adaptors.
+        """Return the running statistics of the model and those of the adaptors, after a training pass.
 
         `statistics` holds the model's running statistics after the pass, and `view` all statistics before the pass.
         """
@@ -132,7 +136,7 @@ class ClusteredAdaptors:
         return groups
 
     def base(self, view: View, route: Tensor) -> Params:
-        """Return the base model plus Σ_c route_c Δ_c, the weighted sum of the clusters' changes Δ_c.
+        """Return the base model plus Σ_c route_c Δ_c, where Δ_c is a full-rank change of the base for cluster c.
 
         `route` holds a client's cluster weights.
         """
@@ -152,10 +156,7 @@ class ClusteredAdaptors:
 
     @property
     def precondition(self) -> Mapping[str, Callable[[Params, Params], Params]]:
-        """The function that preconditions the gradients of a group, for each trained group of the adaptors.
-
-        A group holds either both factors A and B, or only one of them.
-        """
+        """For each trained parameter group of the adaptors, the function that preconditions its gradients."""
 
         def change(gradients: Params, values: Params) -> Params:
             full = self._with_axis({name: torch.zeros_like(t) for name, t in values.items()} | gradients)
@@ -166,17 +167,18 @@ class ClusteredAdaptors:
 
     @property
     def preconditioner_inputs(self) -> dict[str, tuple[str, ...]]:
-        """The group that the preconditioner reads besides the group that it changes: B for A, and A for B.
+        """For each parameter group, the other group that its preconditioner needs: B for A, and A for B.
 
-        The result is empty if one group holds both factors.
+        The result is empty if one parameter group holds both factors.
         """
         return {} if len(self.group_names) == 1 else {"A": ("B",), "B": ("A",)}
 
     def phases(self, *groups: str) -> tuple[Phase, ...] | None:
-        """Return the phases of local training. A phase says which groups are trained in a round.
+        """Return which parameter groups a client trains in which rounds.
 
-        Each phase trains the adaptors, or one of their two factors, together with `groups`. The result is None if every
-        round trains all groups of the method.
+        With "rolora", for example, odd rounds train the factors B and even rounds the factors A. The parameter groups
+        named in `groups` are trained in every round. The result is None if every round trains all parameter groups of
+        the method.
         """
         match self.aggregation:
             case "average":
@@ -191,7 +193,7 @@ class ClusteredAdaptors:
         return (Phase(train=(*groups, "adaptors"), floats_sent=self._floats_sent()),)
 
     def _phase(self, name: Literal["adaptors", "A", "B"], *groups: str) -> Phase:
-        """Return the phase of local training that trains the adaptors' group `name` together with `groups`.
+        """Return a `Phase` that trains the adaptors' parameter group `name` and the parameter groups named in `groups`.
 
         If `sent_clusters` is set, a client downloads the adaptors of all clusters and uploads those of `sent_clusters`
         clusters.
@@ -205,11 +207,12 @@ class ClusteredAdaptors:
         )
 
     def _floats_sent(self) -> dict[str, tuple[int, int]]:
-        """Return, for each group, how many floats a client receives and sends in a round.
+        """Return, for each parameter group, how many floats a client receives and sends in a round.
 
-        Without changes Δ_c, the result is empty. The group "residual" counts the update of Δ_c that the server sends.
-        Under "stacking", the group "adaptors" is counted too. A client then receives only the factors A of the new
-        adaptors, because their factors B and biases are zero. It sends complete adaptors.
+        The result is empty unless each cluster has a full-rank change Δ_c of the base. The parameter group "residual"
+        counts the update of Δ_c that the server sends. With "stacking", the parameter group "adaptors" is counted too.
+        A client then receives only the factors A of the new adaptors, because their factors B and biases are zero. It
+        sends complete adaptors.
         """
         held = self.problem.clusters if self.member is None else 1
         if not self.has_residual:
@@ -243,9 +246,10 @@ class ClusteredAdaptors:
         return ServerStep(client_vector=client_vector, update=self.exact_products)
 
     def exact_products(self, served: ServerView) -> View:
-        """Return new adaptors and changes Δ_c, computed from the exact mean of the clients' products B A.
+        """Return new adaptors, and new full-rank changes Δ_c of the base, from the exact mean of the clients' products
+        B A.
 
-        Empty clusters keep their values.
+        Clusters without clients keep their values.
         """
         assert served.client_vectors is not None
         before, means, after = (view["adaptors"] for view in (served.before, served.means, served.after))
@@ -279,10 +283,10 @@ class ClusteredAdaptors:
         return unflatten(factors, like), torch.softmax(share.log()[:, None] + log_route, 0)
 
     def _exact(self, clients: Params, weight: Tensor, mean: Params, cluster: int, round: int) -> tuple[Params, Params]:
-        """Return the new factors of a cluster, and what is added to its change Δ_c of the base.
+        """Return the new factors of a cluster, and what is added to its full-rank change Δ_c of the base.
 
-        The first result is empty if the cluster keeps the averaged factors. The second result is empty if
-        `aggregation` has no Δ_c.
+        The first result is empty if the cluster keeps the averaged factors. The second result is empty if `aggregation`
+        has no Δ_c.
         """
         match self.aggregation:
             case "fedex":

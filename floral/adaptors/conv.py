@@ -55,7 +55,7 @@ class ConvAdaptor:
         return cls(layer, kernel_a, kernel_b, resolve(rank, inputs, outputs), bias if layer.bias else None, inputs)
 
     def init(self, stream: Stream) -> Params:
-        """Return the initial parameters: A is uniform on ±sqrt(6/fan_in), and B is 0."""
+        """Return the initial parameters: A is uniform between ±sqrt(6/fan_in), and B is 0."""
         bound = math.sqrt(6 / self.fan_in)
         params = {
             "A": stream.uniform("A", (self.rank, self.layer.inputs, *self.kernel_a), -bound, bound),

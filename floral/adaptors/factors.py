@@ -57,9 +57,9 @@ def stack(mixture: Params, route: Tensor) -> tuple[Tensor, Tensor]:
 def without_mean(mixture: Params) -> Params:
     """Subtract the mean product M from each of the C adaptors of one layer. With a low rank, this is only approximate.
 
-    The mean product is M = (1/C) Σ_j B_j A_j over the adaptors j. The new factor B_c' is the B for which B A_c is
-    closest to B_c A_c - M, which is B_c - M A_c⁺ with the pseudo-inverse A_c⁺. A_c does not change, so an adaptor at
-    zero still learns. The mean of the biases is subtracted exactly.
+    The mean product is M = (1/C) Σ_j B_j A_j over the adaptors j. The factor A_c does not change. The new factor is B_c
+    - M A_c⁺ with the pseudo-inverse A_c⁺; of all B, it makes B A_c closest to B_c A_c - M. The mean of the biases is
+    subtracted exactly.
 
     The part of M outside the row space of A_c is lost. Nothing is lost if the rows of A_c span all inputs, or if all
     A_c are equal. With a low rank and different A_c, most of M is lost, and B_c shrinks by about 1/C.
@@ -75,7 +75,9 @@ def without_mean(mixture: Params) -> Params:
 
 
 def start_bias(kind: str | None, stream: Stream, outputs: int, fan_in: int) -> Params:
-    """Return the initial bias of an adaptor: no bias, zeros, or uniform on ±1/sqrt(fan_in) as in the published code."""
+    """Return the initial bias of an adaptor: no bias, zeros, or uniform between ±1/sqrt(fan_in) as in the published
+    code.
+    """
     match kind:
         case None:
             return {}

@@ -1,6 +1,6 @@
 """Low-rank adaptor of a linear layer, which adds B A x + b to the layer's output (arXiv 2106.09685).
 
-Mixtures of adaptors: arXiv 2410.03497.
+A weighted sum of several such adaptors is described in arXiv 2410.03497.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class LinearAdaptor:
         return cls(layer.inputs, layer.outputs, resolved, bias if layer.bias else None, layer.steps)
 
     def init(self, stream: Stream) -> Params:
-        """Return the initial parameters: A is uniform on ±sqrt(6/inputs), and B is 0.
+        """Return the initial parameters: A is uniform between ±sqrt(6/inputs), and B is 0.
 
         So the adaptor changes nothing at first, unless its bias starts with uniform values, as in the published code.
         """

@@ -66,9 +66,10 @@ class NormAdaptor:
         return {"weight": route @ scale * torch.sqrt(running["variance"] + EPSILON), "bias": route @ shift}
 
     def multiply_adds(self, shape: torch.Size, clusters: int) -> tuple[int, int]:
-        """Return two equal numbers of multiply-adds, because adaptors of normalisation layers are always merged.
+        """Return the number of multiply-adds for applying the C adaptors, twice.
 
-        For adaptors of other layers, the first number is for merged and the second for separate adaptors.
+        Other adaptors return one number for merging into the layer's weight, and one for applying the adaptors
+        separately. Here the two are equal, because adaptors of normalisation layers are always merged.
         """
         del shape
         return 2 * clusters * self.features, 2 * clusters * self.features

@@ -28,9 +28,9 @@ def build(
 
     Token ids x [B, T] → embedding → `depth` LSTMs of `hidden` units → linear → [B, T, outputs].
 
-    LSTM number i has two layers. The layer input<i> is applied once, to all T tokens. The layer recurrent<i> is applied
-    T - 1 times, because the first token has no earlier state. With `tied`, the last layer uses the embedding's weights,
-    and a linear layer before it reduces the states to the embedding's number of features.
+    LSTM number i consists of two linear layers. The layer input<i> is applied once, to all T tokens. The layer
+    recurrent<i> is applied T - 1 times, because the first token has no earlier state. With `tied`, the last layer uses
+    the embedding's weights, and a linear layer before it reduces the states to the embedding's number of features.
 
     Raises:
         Refused: the samples are not texts of at least two tokens.

@@ -1,7 +1,7 @@
-"""Declared layers, from which models are built and which adaptors can change.
+"""The layers from which models are built.
 
-A layer knows the shapes of its parameters, and how ONE client applies it to x [B, ...]. It contains no tensors; the
-parameters are passed to it at each call.
+A layer object holds the sizes of a layer, but not its parameters. The parameters are passed to it at each call, for ONE
+client. An adaptor can change them.
 """
 
 from __future__ import annotations
@@ -64,8 +64,7 @@ class Linear:
 class Embedding:
     """An embedding: it replaces each token id i in x [...] by row i of the weight [vocabulary, features].
 
-    Initial values are normal with mean 0 and standard deviation `deviation`. Token ids may be floating-point numbers,
-    because all inputs of a model are stored so.
+    Initial values are normal with mean 0 and standard deviation `deviation`. Token ids may be floating-point numbers.
     """
 
     vocabulary: int
@@ -139,11 +138,9 @@ class Conv2d:
 
 @dataclass(frozen=True)
 class ConvTranspose2d:
-    """A transposed convolution of x [B, inputs, H, W] with a weight [inputs, outputs, *kernel].
+    """A transposed convolution of x [B, inputs, H, W] with a weight [inputs, outputs, *kernel], as in PyTorch.
 
-    Each position of x adds the kernel, multiplied by the value at this position, to the output. Kernels of neighbouring
-    positions are added at places that are `stride` apart. Initial values are uniform between ±1/sqrt(outputs · kernel
-    area), which is PyTorch's default.
+    Initial values are uniform between ±1/sqrt(outputs · kernel area), which is PyTorch's default.
     """
 
     inputs: int
@@ -176,7 +173,7 @@ class ConvTranspose2d:
 def uniform_start(stream: Stream, shape: tuple[int, ...], biases: int) -> Params:
     """Draw a weight of the given shape and, if `biases` > 0, as many biases, uniformly between ±1/sqrt(n).
 
-    n is the product of all axes of the weight except the first.
+    n is the product of the lengths of all axes of the weight except the first.
     """
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     params = {"weight": stream.uniform("weight", shape, -bound, bound)}
@@ -186,9 +183,8 @@ def uniform_start(stream: Stream, shape: tuple[int, ...], biases: int) -> Params
 def weight_bias_delta(params: Params, change: Params | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return a layer's weight, its bias, and the adaptor's change of the weight.
 
-    `change` has what an adaptor adds to the weight and to the bias. The returned bias already contains its change. The
-    returned weight does not, because the gradients of the weight and of its change must stay separate. A bias or change
-    that does not exist is None.
+    `change` holds what the adaptor adds to the weight and to the bias. The returned bias is already changed. The
+    returned weight is not, because its change has a gradient of its own. A bias or change that does not exist is None.
     """
     weight, bias, change = params["weight"], params.get("bias"), change or {}
     if bias is not None and "bias" in change:
@@ -243,7 +239,7 @@ Adapt = Callable[[str, Tensor], tuple[Params | None, Tensor | None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model: declared layers by name, and a function that computes the logits [B, outputs] of x [B, ...]."""
+    """A model: its layers by name, and a function that computes the logits [B, outputs] of x [B, ...]."""
 
     layers: Mapping[str, Layer]
     forward: Callable[[Call, Tensor], Tensor]
@@ -251,7 +247,8 @@ class Model:
     def init(self, stream: Stream) -> Params:
         """Return the initial parameters, named <layer>.<parameter>.
 
-        They are drawn from the random numbers of `stream`, so that equal streams give equal parameters.
+        `stream` is the random generator from which they are drawn. Generators with the same seed give the same
+        parameters.
         """
         return {
             f"{name}.{key}": value
@@ -270,7 +267,7 @@ class Model:
 
     @property
     def noise(self) -> dict[str, tuple[int | str, ...]]:
-        """The shapes of the random inputs of the dropout layers, by layer. "batch" stands for the batch size."""
+        """For each dropout layer, the shape of the random numbers that it needs. "batch" stands for the batch size."""
         dropouts = {name: layer for name, layer in self.layers.items() if isinstance(layer, Dropout)}
         return {name: ("batch", *layer.shape) for name, layer in dropouts.items()}
 
@@ -280,7 +277,10 @@ class Model:
         return sum(value.numel() for value in self.init(Shapes(0, "size")).values())
 
     def inputs(self, shape: tuple[int, ...], batch: int) -> dict[str, torch.Size]:
-        """Return the shape of the input of each layer that an adaptor could change, for x [batch, *shape]."""
+        """Return the shape of each layer's input, if the input of the model is x [batch, *shape].
+
+        The result has only the layers that an adaptor can change.
+        """
         shapes: dict[str, torch.Size] = {}
 
         def record(name: str, x: Tensor) -> tuple[None, None]:
@@ -309,10 +309,11 @@ class Model:
         mask: Tensor | None,
         adapt: Adapt = lambda name, x: (None, None),
     ) -> tuple[Tensor, Params]:
-        """Return the logits of x, and the running statistics after the forward pass.
+        """Return the logits of x, and the running statistics of batch norm after the forward pass.
 
-        Without `noise`, the model is evaluated: dropout is left out, and batch norm uses the running statistics. `mask`
-        [B] is 1 for samples and 0 for padding. `adapt` may change the parameters of a layer or add to its output.
+        `noise` holds the random numbers for dropout. If it is None, the model is evaluated: dropout is left out, and
+        batch norm uses the running statistics. `mask` [B] is 1 for samples and 0 for padding. The function `adapt` is
+        called for each layer. It may change the layer's parameters or add to its output.
         """
         changed = dict(statistics)
 

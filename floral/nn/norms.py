@@ -25,9 +25,9 @@ EPSILON = 1e-5
 class BatchNorm:
     """Batch normalisation of x [B, features, ...]: each feature is normalised over all other axes (arXiv 1502.03167).
 
-    Training uses the mean and variance of the unmasked samples of the batch. Evaluation uses running statistics. In
-    each training step, these move towards the mean and the unbiased variance of the batch by the factor `MOMENTUM`, as
-    in PyTorch.
+    Training uses the mean and variance of the batch, without padding. Evaluation uses running statistics. In each
+    training step, the running statistics move towards the mean and the unbiased variance of the batch by the factor
+    `MOMENTUM`, as in PyTorch.
     """
 
     features: int
@@ -44,7 +44,7 @@ class BatchNorm:
     ) -> tuple[Tensor, Params]:
         """Return the normalised x, and the running statistics after this batch.
 
-        With `mask` None, the layer is evaluated: it normalises with the running statistics.
+        If `mask` is None, the layer is evaluated: x is normalised with the running statistics, which do not change.
         """
         weight, bias = scale_and_shift(params, change)
         shape = (1, -1) + (1,) * (x.dim() - 2)
@@ -121,8 +121,7 @@ NORMS = BatchNorm, GroupNorm, LayerNorm
 def standardise(x: Tensor, first: int) -> Tensor:
     """Standardise x over all axes from number `first` to the last one.
 
-    The mean over these axes is subtracted, and the result is divided by the standard deviation. This is one PyTorch
-    operation, which `torch.vmap` can vectorise.
+    The mean over these axes is subtracted, and the result is divided by the standard deviation.
     """
     return F.layer_norm(x, x.shape[first:], eps=EPSILON)
 
@@ -133,6 +132,9 @@ def identity_start(features: int) -> Params:
 
 
 def scale_and_shift(params: Params, change: Params | None) -> tuple[Tensor, Tensor]:
-    """Return the scale γ and the shift β of a normalisation layer, with the adaptor's `change` added if any."""
+    """Return the scale γ and the shift β of a normalisation layer, after the adaptor's `change` is added to them.
+
+    If `change` is None, nothing is added.
+    """
     weight, bias = params["weight"], params["bias"]
     return (weight, bias) if change is None else (weight + change["weight"], bias + change["bias"])

@@ -1,18 +1,17 @@
-"""The products of a layer's inputs with its weights: matrix products and convolutions.
+"""Matrix products and convolutions that save memory in the backward pass.
 
-Outside a `Tape`, these are PyTorch's own operations. Inside a `Tape`, the backward pass computes only the gradients of
-the activations. For every weight, it records two factors: the input x of the layer and the gradient δ of its output.
-The gradient of the weight is the product of the two. The engine multiplies the factors later, when it knows what to do
-with the gradient. It either adds the gradient to the weights of each client in place, or sums the gradients over the
-clients. So no gradient tensor of the size of the weights is created for each client.
+With many clients, PyTorch would create one gradient of the size of the weights for each client. Inside a `Tape`, the
+backward pass instead stores two factors for every weight: the input x of the layer and the gradient δ of its output.
+The gradient of the weight is the product of the two. It is computed later, when it is added to the weights of each
+client, or summed over the clients. Outside a `Tape`, these are PyTorch's own operations.
 
 Modules, in reading order:
 
 - `matrix_product`, `convolution`: the two operations, with their gradients.
-- `spec`: the description of a product: its operation, and the axes over which it is vectorised.
-- `pending`: one recorded pair of factors x and δ.
-- `tape`: the tape on which pairs are recorded, and the type to which products are rounded.
-- `autograd`: the operation whose backward pass records pairs on the tape.
+- `spec`: which operation is computed, and whether it has axes for clients and clusters.
+- `pending`: the gradient of one weight, stored as the two factors x and δ.
+- `tape`: the list of these gradients, and the data type to which products are rounded.
+- `autograd`: the operation whose backward pass stores the two factors.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ def linear(
 ) -> Tensor:
     """Return x (W + delta)ᵀ + bias for ONE client: the product of a linear layer with input x and weight W.
 
-    The shapes are x [..., inputs] and W [outputs, inputs]; `delta` is a change of W. With `stacked`, W consists of C
-    weights that are used as one, as described at `Stacked`.
+    The shapes are x [..., inputs] and W [outputs, inputs]; `delta` is a change of W. If `stacked` is set, W holds C
+    weights, which are first joined to one weight along the outputs or the inputs (see `Stacked`).
     """
     active, spec = tape.active(), ProductSpec(MatrixProduct(), stacked=stacked, dtype=tape.rounding())
     if x.dim() == 1:
@@ -59,8 +58,9 @@ def conv2d(
 ) -> Tensor:
     """Return the convolution of x [B, inputs, H, W] with the kernel W + delta for ONE client.
 
-    `window` has the stride, padding and so on; `delta` is a change of the weight W. With `stacked`, W consists of C
-    weights that are used as one, as described at `Stacked`. The window must then have groups = 1.
+    `window` has the stride, padding and so on; `delta` is a change of the weight W. If `stacked` is set, W holds C
+    weights, which are first joined to one weight along the outputs or the inputs (see `Stacked`). This needs a
+    convolution without groups.
     """
     active, spec = tape.active(), ProductSpec(Convolution(window), stacked=stacked, dtype=tape.rounding())
     if active is None:

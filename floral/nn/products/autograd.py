@@ -1,4 +1,8 @@
-"""The product of inputs and weights as an operation of autograd, which records weight gradients on the tape."""
+"""The autograd operation for a matrix product or a convolution, whose backward pass stores factors of the weight's
+gradient.
+
+The factors are multiplied later, when the gradient is used.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +22,8 @@ from floral.nn.products.tape import Tape
 class Product(torch.autograd.Function):
     """One matrix product x (W + delta)ᵀ + bias, or one convolution of x with W + delta.
 
-    The backward pass records the gradient of the weight W on the tape. Each `torch.vmap` around the product adds an
-    entry to `spec.levels`, so that all clients and clusters are computed together.
+    The backward pass adds the gradient of the weight W to the list of gradients `tape`. The gradient is stored as two
+    factors, which are multiplied later. `torch.vmap` vectorises the product over clients and clusters.
     """
 
     @staticmethod
@@ -84,8 +88,7 @@ class Product(torch.autograd.Function):
 def _backward_of_one_convolution(ctx: Any, convolution: Convolution, gradient: Tensor) -> tuple[Any, ...]:
     """Compute the backward pass of ONE client's convolution.
 
-    One PyTorch call gives the gradients of x, weight and bias together. So the weight's gradient is computed at once,
-    and not later from two recorded factors.
+    One PyTorch call gives the gradients of x, weight and bias together.
     """
     x, weight, bias, _ = ctx.saved_tensors
     spec: ProductSpec = ctx.spec
@@ -105,7 +108,7 @@ def _backward_of_one_convolution(ctx: Any, convolution: Convolution, gradient: T
 
 
 def _record(tape: Tape, weight: Tensor, pending: PendingGradient) -> Tensor | None:
-    """Record the weight's gradient if the weight is a parameter of the tape; otherwise return it for autograd."""
+    """Store the gradient in the list `tape` if the weight is a trained parameter. Otherwise, return it to autograd."""
     leaf = tape.leaf(weight)
     if leaf is None:
         return pending.of_weight()
@@ -116,7 +119,7 @@ def _record(tape: Tape, weight: Tensor, pending: PendingGradient) -> Tensor | No
 def _same_for_all(bias: Tensor) -> bool:
     """Return whether all clients and clusters have the same bias.
 
-    The bias is [m or 1, C or 1, outputs]. All have the same bias if each of the first two axes has length 1 or was
-    expanded, i.e. repeats the same memory.
+    The bias is [m or 1, C or 1, outputs], for m clients and C clusters. All have the same bias if each of the first two
+    axes has length 1 or stride 0.
     """
     return all(size == 1 or step == 0 for size, step in zip(bias.shape[:2], bias.stride()[:2], strict=True))

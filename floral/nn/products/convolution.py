@@ -51,7 +51,7 @@ class Window:
         return torch.ops.aten.convolution_backward.default(gradient, x, weight, [gradient.shape[1]], *window, needed)
 
     def channels(self, inputs: int, outputs: int) -> Pair:
-        """Return the lengths of the first two axes of a weight for this number of inputs and outputs."""
+        """Return the lengths of the first two axes of a weight that maps `inputs` channels to `outputs` channels."""
         return (inputs, outputs // self.groups) if self.transposed else (outputs, inputs // self.groups)
 
 
@@ -67,7 +67,10 @@ class Convolution:
     """Axis of the inputs in x and of the outputs in δ."""
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the convolutions as [m, C, B, outputs, H', W'], with a bias [outputs] added if it is given."""
+        """Return the convolutions of all m clients and C clusters, as [m, C, B, outputs, H', W'].
+
+        If a bias [outputs] is given, it is added.
+        """
         window = self.window
         if weight.shape[:2] == (1, 1):
             out = window(x.flatten(0, 2), channels_last(weight[0, 0]), bias)
@@ -89,11 +92,14 @@ class Convolution:
         return False
 
     def add_bias(self, out: Tensor, bias: Tensor) -> None:
-        """Add a bias [m or 1, C or 1, outputs] to the output `out`, in place."""
+        """Add a bias [m or 1, C or 1, outputs] to the output `out` of m clients and C clusters, in place."""
         out.add_(bias[:, :, None, :, None, None])
 
     def input_gradient(self, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """Return the gradient of the input x, [m, C, B, inputs, H, W], from the gradient of the output."""
+        """Return the gradient of the input x from the gradient of the output.
+
+        The result is [m, C, B, inputs, H, W], for m clients and C clusters.
+        """
 
         def back(delta: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
             return self.window.backward(delta, x, channels_last(kernel), INPUT_ONLY)[0]
@@ -114,9 +120,10 @@ class Convolution:
         return torch.stack(gradients).unflatten(0, (clients, clusters))
 
     def weight_gradients(self, gradient: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Return the gradient of the weight for every client and cluster, [m, C, outputs, inputs, h, w].
+        """Return the gradient of the weight for every client and every cluster.
 
-        Only the last two lengths in `shape` are used: the height and width of the kernel.
+        The result is [m, C, outputs, inputs, h, w], for m clients and C clusters. Of `shape`, only the last two lengths
+        are used: the height h and the width w of the kernel.
         """
         gradients = [
             self._kernel_gradient(gradient[k, c], _at(x[k], 0, c), shape)
@@ -126,9 +133,10 @@ class Convolution:
         return torch.stack(gradients).unflatten(0, gradient.shape[:2])
 
     def summed_weight_gradient(self, gradient: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Return the gradient of the weight, summed over the clients, [C, outputs, inputs, h, w].
+        """Return, for each cluster, the gradient of the weight summed over the clients.
 
-        Only the last two lengths in `shape` are used: the height and width of the kernel.
+        The result is [C, outputs, inputs, h, w], for C clusters. Of `shape`, only the last two lengths are used: the
+        height h and the width w of the kernel.
         """
         return torch.stack(
             [
@@ -138,24 +146,21 @@ class Convolution:
         )
 
     def bias_gradient(self, gradient: Tensor) -> Tensor:
-        """Return the gradient of the bias for every client and cluster, [m, C, outputs]."""
+        """Return the gradient of the bias for all m clients and C clusters, as [m, C, outputs]."""
         return gradient.sum((2, 4, 5))
 
     def _kernel_gradient(self, gradient: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Return the gradient of one kernel from the input x [B, inputs, …] and the output's gradient δ [B, outputs,
-        …].
+        """Return the gradient of one kernel, from the input x [B, inputs, …] and the gradient of the output [B,
+        outputs, …].
 
-        Only the last two lengths in `shape` are used: the height and width of the kernel.
+        Of `shape`, only the last two lengths are used: the height and the width of the kernel.
         """
         like = gradient.new_empty((*self.window.channels(x.shape[1], gradient.shape[1]), *shape[-2:]))
         return self.window.backward(gradient, x, channels_last(like), WEIGHT_ONLY)[1]
 
 
 def channels_last(weight: Tensor) -> Tensor:
-    """Return the weight in PyTorch's memory layout `channels_last`, in which convolutions are fastest.
-
-    The images are stored as [B, H, W, channels] too. Copying a weight takes little time compared with the convolution.
-    """
+    """Return the weight in PyTorch's memory format `channels_last`, in which convolutions are fastest."""
     return weight.contiguous(memory_format=torch.channels_last)
 
 

@@ -25,7 +25,7 @@ class MatrixProduct:
     """Axis of the inputs in x and of the outputs in δ."""
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return x Wᵀ + bias as [m, C, …, outputs].
+        """Return x Wᵀ + bias for all m clients and C clusters, as [m, C, …, outputs].
 
         The bias is [outputs]. If `takes_client_bias` returns True, it may also be [m, C or 1, outputs].
         """
@@ -51,13 +51,14 @@ class MatrixProduct:
         return len(weight) > 1
 
     def add_bias(self, out: Tensor, bias: Tensor) -> None:
-        """Add a bias [m or 1, C or 1, outputs] to the output `out`, in place."""
+        """Add a bias [m or 1, C or 1, outputs] to the output `out` of m clients and C clusters, in place."""
         out.add_(bias.reshape(*bias.shape[:2], *(1,) * (out.dim() - 3), bias.shape[2]))
 
     def input_gradient(self, gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """Return the gradient δ W of the input x as [m, C, …, inputs], where δ is the gradient of the output.
+        """Return the gradient δ W of the input x, where δ is the gradient of the output.
 
-        If all clusters share x, the result may already be summed over the clusters; its axis C then has length 1.
+        The result is [m, C, …, inputs], for m clients and C clusters. If all clusters share x, it may already be summed
+        over the clusters; it is then [m, 1, …, inputs].
         """
         clients, clusters, *middle, _ = gradient.shape
         if len(weight) > 1 or clients == 1:
@@ -73,7 +74,7 @@ class MatrixProduct:
         return out.reshape(clusters, clients, *middle, -1).transpose(0, 1)
 
     def weight_gradients(self, gradient: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Return the gradient δᵀ x of the weight for every client and cluster, [m, C, outputs, inputs].
+        """Return the gradient δᵀ x of the weight for all m clients and C clusters, as [m, C, outputs, inputs].
 
         δ is the gradient of the output, and x is the input.
         """
@@ -81,19 +82,25 @@ class MatrixProduct:
         return torch.matmul(gradient.flatten(2, -2).mT, x.flatten(2, -2))
 
     def summed_weight_gradient(self, gradient: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Return the gradient of the weight, summed over the clients, [C, outputs, inputs]."""
+        """Return, for each cluster, the gradient of the weight summed over the clients.
+
+        The result is [C, outputs, inputs], for C clusters.
+        """
         del shape
         if gradient.shape[1] == 1:
             return (gradient.reshape(-1, gradient.shape[-1]).mT @ x.reshape(-1, x.shape[-1])).unsqueeze(0)
         return torch.bmm(_by_cluster(gradient).mT, _by_cluster(x).expand(gradient.shape[1], -1, -1))
 
     def bias_gradient(self, gradient: Tensor) -> Tensor:
-        """Return the gradient of the bias for every client and cluster, [m, C, outputs]."""
+        """Return the gradient of the bias for all m clients and C clusters, as [m, C, outputs]."""
         return gradient.flatten(2, -2).sum(2)
 
 
 def _by_cluster(tensor: Tensor) -> Tensor:
-    """Reshape [m, C, …, n] to [C, m · …, n]: one matrix per cluster, with the samples of all m clients."""
+    """Reshape [m, C, …, n] to [C, m · …, n], for m clients and C clusters.
+
+    The result has one matrix for each cluster, with the samples of all clients.
+    """
     return tensor.transpose(0, 1).flatten(1, -2)
 
 

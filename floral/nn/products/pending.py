@@ -1,4 +1,4 @@
-"""The gradient of a weight, stored as two factors until the engine knows how the gradient is used."""
+"""The gradient of a weight, stored as two factors that are multiplied only when the gradient is used."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class PendingGradient:
 
     @property
     def x_per_client(self) -> bool:
-        """Whether the input x differs between clients, i.e. has a client axis."""
+        """Whether each client has its own input x."""
         return self.spec.axes(X)[0]
 
     @property
     def clusters(self) -> int:
-        """The number C of weights in a stacked weight, see `Stacked`."""
+        """The number C of weights that were joined to one weight (see `Stacked`)."""
         return self.shape[1 if self.spec.axes(WEIGHT)[0] else 0]
 
     def per_client_and_cluster(self) -> Tensor:
-        """Return the gradient of the weight for every client and cluster, [m, C or 1, outputs, inputs, …].
+        """Return the gradient of the weight for every client and every cluster.
 
-        A stacked weight joins C weights to one large weight. For it, the result is the gradient of the joined weight,
-        and the cluster axis has length 1.
+        The result is [m, C, outputs, inputs, …], for m clients and C clusters. If C weights were joined to one weight
+        (see `Stacked`), it is the gradient of the joined weight, [m, 1, outputs, inputs, …].
         """
         if self.computed is not None:
             return self.computed
@@ -65,8 +65,8 @@ class PendingGradient:
     def sum(self, weight: Tensor | None) -> Tensor:
         """Return the weighted sum of the clients' gradients.
 
-        Weights [m] give Σ_k weight_k·g_k, where g_k is the gradient of client k. Weights [m, C] give one sum Σ_k
-        weight_kc·g_kc for each cluster c. With None, the weight of every client is 1.
+        A `weight` [m] gives Σ_k weight_k·g_k, where g_k is the gradient of client k. A `weight` [m, C] gives one sum
+        Σ_k weight_kc·g_kc for each cluster c. If `weight` is None, the gradients are summed without weights.
         """
         x, gradient, computed = self.x, self.gradient, self.computed
         if weight is not None and weight.dim() == 2 and self.spec.stacked:
@@ -83,7 +83,7 @@ class PendingGradient:
         return self._in_weight_shape(total if self.spec.axes(WEIGHT)[1] else sum_axis(total, 0), 0)
 
     def divided_by(self, share: Tensor) -> PendingGradient:
-        """Return the gradient, after the gradient of each client is divided by the client's entry in `share` [m].
+        """Divide the gradient of each client by the client's entry in `share` [m], and return the result.
 
         Use this if the losses were multiplied by `share` before the backward pass. The result is then the gradient of
         the losses without this factor.
@@ -96,10 +96,9 @@ class PendingGradient:
         return replace(self, gradient=divided(self.gradient), computed=computed)
 
     def add_to(self, values: Tensor, alpha: float) -> None:
-        """Add alpha times each client's gradient to the values [m, …] of the client, in place.
+        """Add alpha times each client's gradient to the client's entry in `values` [m, …], in place.
 
-        If possible, the factors of the gradient are multiplied and added in a single operation. The shape of `values`
-        may differ from that of the gradient by axes of length 1.
+        The shape of `values` may differ from that of the gradient by axes of length 1.
         """
         is_matrix = isinstance(self.spec.operation, MatrixProduct) and self.spec.stacked != "inputs"
         if not is_matrix or self.computed is not None or self.x.dtype != values.dtype:
@@ -114,11 +113,11 @@ class PendingGradient:
         matrices.baddbmm_(gradient.flatten(0, 1).mT, x.flatten(0, 1), alpha=alpha)
 
     def _weigh_stacked(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the factors x and δ of the gradient weighted by `weight` [m, C], and None in place of `computed`.
+        """Multiply the gradient of client k and cluster c by the entry weight_kc of `weight` [m, C].
 
-        This is for a stacked weight, which joins C weights to one. Each of the C weights has its own channels, either
-        in the input x or in the output and so in δ. In this factor, the channels of client k and cluster c are
-        multiplied by weight_kc. `computed` becomes None, because its gradient was computed without `weight`.
+        This is for C weights that were joined to one weight (see `Stacked`). The gradient is stored as two factors x
+        and δ. In one of them, each cluster has its own channels, and these are multiplied. The result is the new x, the
+        new δ and None.
         """
         clusters = weight.shape[1]
         inputs = self.spec.stacked == "inputs"
@@ -133,8 +132,8 @@ class PendingGradient:
         return (weighed, self.gradient, None) if inputs else (self.x, weighed, None)
 
     def _in_weight_shape(self, gradient: Tensor, axis: int) -> Tensor:
-        """Return the gradient in the data type of the weight.
+        """Return the gradient in the shape and the data type of the weight.
 
-        The gradient of a stacked weight is split into C gradients along `axis`.
+        If C weights were joined to one weight (see `Stacked`), the gradient is split into C gradients along `axis`.
         """
         return split_stack(gradient.to(self.dtype), self.spec.stacked, self.clusters, axis)

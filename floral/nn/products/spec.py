@@ -1,4 +1,4 @@
-"""The description of a product: its operation, and the axes (clients, clusters) over which it is vectorised."""
+"""Which product is computed: a matrix product or a convolution, and whether it has axes for clients and clusters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ X, WEIGHT, BIAS, DELTA = range(4)
 
 @dataclass(frozen=True)
 class ProductSpec:
-    """The description of one product: operation, stacking of weights, vectorised axes and rounding."""
+    """Which product is computed: its operation, its axes for clients and clusters, and its data type.
+
+    `stacked` says how C weights are joined to one weight.
+    """
 
     operation: MatrixProduct | Convolution
     stacked: Stacked = ""
@@ -36,64 +39,71 @@ class ProductSpec:
     """Type to which factors and results are rounded; None: no rounding."""
 
     def rounded(self, tensor: Any) -> Any:
-        """Return a factor of the product in the data type in which the product is computed. None stays None."""
+        """Return a tensor in the data type in which the product is computed. If the tensor is None, the result is None."""
         return tensor if tensor is None or self.dtype is None else tensor.to(self.dtype)
 
     def axes(self, position: int) -> tuple[bool, bool]:
-        """Return whether the input at `position` has a client axis, and whether it has a cluster axis.
+        """Return whether an input of the product has a client axis, and whether it has a cluster axis.
 
-        The positions are X, WEIGHT, BIAS and DELTA.
+        `position` says which input: X, WEIGHT, BIAS or DELTA (the change of the weight).
         """
         inwards = [level[position] for level in reversed(self.levels)]
         return (*inwards, False, False)[:2]  # type: ignore[return-value]
 
     def vectorised(self, tensor: Tensor, position: int) -> Tensor:
-        """Return the input at `position` as [m or 1, C or 1, …], for m clients and C clusters.
+        """Return an input of the product as [m or 1, C or 1, …], for m clients and C clusters.
 
-        If it has no client axis or no cluster axis, an axis of length 1 is inserted.
+        If the input has no client axis or no cluster axis, an axis of length 1 is inserted. `position` says which input
+        it is: X, WEIGHT, BIAS or DELTA (the change of the weight).
         """
         clients, clusters = self.axes(position)
         tensor = tensor if clients else tensor.unsqueeze(0)
         return tensor if clusters else tensor.unsqueeze(1)
 
     def reduced(self, gradient: Tensor, position: int) -> Tensor:
-        """Return the gradient of the input at `position`, summed over the axes that this input does not have.
+        """Sum the gradient of an input over the axes that the input does not have, and return the result.
 
-        The gradient is given as [m, C, …] for m clients and C clusters. An input that is shared by all clients or by
-        all clusters has no such axis.
+        The gradient is given as [m, C, …], for m clients and C clusters. An input that all clients share has no client
+        axis. One that all clusters share has no cluster axis. `position` says which input it is: X, WEIGHT, BIAS or
+        DELTA (the change of the weight).
         """
         clients, clusters = self.axes(position)
         gradient = gradient if clusters else sum_axis(gradient, 1)
         return gradient if clients else sum_axis(gradient, 0)
 
     def result(self, vectorised: Tensor) -> Tensor:
-        """Return an output [m, C, …] without the axes over which the product is not vectorised.
+        """Remove the client axis and the cluster axis from an output [m, C, …], if the product is not vectorised over
+        them.
 
-        If the product is not vectorised over clusters, or not over clients either, this axis has length 1 and is
-        removed.
+        A removed axis has length 1.
         """
         vectorised = vectorised if len(self.levels) > 1 else vectorised[:, 0]
         return vectorised if self.levels else vectorised[0]
 
     def vectorised_result(self, gradient: Tensor) -> Tensor:
-        """Return the gradient of an output as [m, C, …]. This is the inverse of `result`.
+        """Return the gradient of an output as [m, C, …], for m clients and C clusters.
 
-        The axes that `result` removed are inserted again, with length 1.
+        The axes that `result` removed from the output are inserted again, with length 1.
         """
         gradient = gradient if self.levels else gradient.unsqueeze(0)
         return gradient if len(self.levels) > 1 else gradient.unsqueeze(1)
 
     def effective_weight(self, weight: Tensor, delta: Tensor | None) -> Tensor:
-        """Return the sum of the weight and its change `delta`, as [m or 1, C or 1, outputs, inputs, …].
+        """Return the weight plus its change `delta`, as [m or 1, C or 1, outputs, inputs, …] for m clients and C
+        clusters.
 
-        A stacked weight is first joined to one weight.
+        If `stacked` is set, C weights are first joined to one weight (see `Stacked`).
         """
         used = join_stack(self.vectorised(weight, WEIGHT), self.stacked, 2)
         return used if delta is None else used + self.vectorised(delta, DELTA)
 
 
 def join_stack(weight: Tensor, stacked: Stacked, axis: int = 0) -> Tensor:
-    """Join C weights to one weight, as described at `Stacked`. `axis` is the axis along which the C weights lie."""
+    """Join C weights to one weight along the outputs or the inputs (see `Stacked`).
+
+    `axis` is the number of the axis along which the C weights lie. If `stacked` is empty, the weight is returned
+    unchanged.
+    """
     match stacked:
         case "outputs":
             return weight.flatten(axis, axis + 1)
@@ -104,7 +114,10 @@ def join_stack(weight: Tensor, stacked: Stacked, axis: int = 0) -> Tensor:
 
 
 def split_stack(gradient: Tensor, stacked: Stacked, clusters: int, axis: int) -> Tensor:
-    """Split the gradient of a joined weight into C gradients along `axis`. This is the inverse of `join_stack`."""
+    """Split the gradient of a joined weight into the gradients of the C weights. This is the inverse of `join_stack`.
+
+    `axis` is the number of the axis along which the C gradients lie.
+    """
     match stacked:
         case "outputs":
             return gradient.unflatten(axis, (clusters, -1))

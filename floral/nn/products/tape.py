@@ -1,6 +1,6 @@
-"""The tape on which weight gradients are recorded, and the data type to which products are rounded.
+"""A list of weight gradients that are computed later (`Tape`), and the data type to which products are rounded.
 
-Both are set for the duration of a `with` block.
+Each of the two is set for the duration of a `with` block.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ Leaf = tuple[str, str]
 
 @dataclass(frozen=True)
 class Tape:
-    """A tape: the trained parameters, and the pending gradients that were recorded for each of them."""
+    """A list of the gradients of each trained parameter, which the backward pass fills.
+
+    Each gradient is stored as two factors, which are multiplied later.
+    """
 
     leaves: dict[int, tuple[Leaf, Tensor]]
     """Memory address → name and value of a parameter, with or without a leading client axis."""
@@ -29,13 +32,16 @@ class Tape:
 
     @classmethod
     def of(cls, values: dict[str, dict[str, Tensor]]) -> Tape:
-        """Make a tape for all parameters in `values` (group → name → value)."""
+        """Return an empty tape for all parameters in `values` (parameter group → name → tensor).
+
+        The tape collects the gradients of these parameters.
+        """
         named = [((group, name), tensor) for group, params in values.items() for name, tensor in params.items()]
         return cls({tensor.data_ptr(): (leaf, tensor) for leaf, tensor in named})
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Record on this tape all products that are computed inside the `with` block."""
+        """Collect the gradients of all products that are computed inside the `with` block."""
         token = _TAPE.set(self)
         try:
             yield
@@ -43,16 +49,16 @@ class Tape:
             _TAPE.reset(token)
 
     def leaf(self, weight: Tensor) -> Leaf | None:
-        """Return the group and name of the trained parameter that has the same memory as `weight`.
+        """Return the parameter group and the name of the trained parameter that has the same memory as `weight`.
 
-        The shapes of the two tensors may differ in axes of length 1. The result is None if no parameter has this
-        memory, because `weight` was computed from parameters.
+        The shapes of the two tensors may differ in axes of length 1. The result is None if `weight` is not a trained
+        parameter, but was computed from parameters.
         """
         entry = self.leaves.get(weight.data_ptr())
         return entry[0] if entry is not None and _layout(entry[1]) == _layout(weight) else None
 
     def record(self, leaf: Leaf, gradient: PendingGradient) -> None:
-        """Add one pending gradient to the list of a parameter."""
+        """Add one gradient to the list of the parameter `leaf`. The gradient is stored as two factors."""
         self.entries.setdefault(leaf, []).append(gradient)
 
 
@@ -61,12 +67,12 @@ _ROUNDING: ContextVar[torch.dtype | None] = ContextVar("rounded", default=None)
 
 
 def active() -> Tape | None:
-    """Return the tape that is recording now, or None."""
+    """Return the tape of the `with` block in which the caller runs, or None outside such a block."""
     return _TAPE.get()
 
 
 def rounding() -> torch.dtype | None:
-    """Return the data type to which products are rounded now, or None if they are not rounded."""
+    """Return the data type that the `with` block around the caller sets with `rounded`, or None outside such a block."""
     return _ROUNDING.get()
 
 
