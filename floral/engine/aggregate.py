@@ -26,7 +26,7 @@ class Relative:
     """The weights p(k)·π_kc of a chunk's clients k in each cluster c, divided by the largest of them in the cluster.
 
     p(k) is the weight of client k in the round. π_kc is its route to cluster c, i.e. the weight of cluster c in its
-    model. A route can be as small as 4e-44, and the division avoids underflow. The division does not change the
+    model. The division avoids underflow, because a route can be as small as 4e-44. The division does not change the
     weighted means, because it divides the weighted sums and the sums of the weights by the same number.
     """
 
@@ -44,7 +44,7 @@ class Relative:
 
 
 def finite(top: Tensor) -> Tensor:
-    """Return the largest log weight of each cluster, or 0 if it is -∞ because all weights are 0."""
+    """Return `top`, the largest log weight of each cluster, with 0 in place of -∞ (all weights are 0)."""
     return torch.where(top == -math.inf, 0.0, top)
 
 
@@ -107,10 +107,11 @@ class Mean:
 
 
 def weights(method: Method, share: Tensor, log_route: Tensor | None, members: Tensor | None, clusters: int) -> Relative:
-    """Return the weights of a chunk's clients in each cluster, in the form that `Relative` describes.
+    """Return the weights p(k)·π_kc of a chunk's clients k in each cluster c, divided by the cluster's largest weight.
 
-    They are computed from the clients' weights `share` [m] in the round, and from their routes. If the method fixes the
-    clusters of its clients, `members` [m] has these clusters. Otherwise, `log_route` [m, C] has the log routes.
+    `share` [m] has the clients' weights p(k) in the round. π_kc is the route of client k to cluster c, and `log_route`
+    [m, C] has the logarithms of the routes. If the method fixes the cluster of each client, `members` [m] has the
+    indices of these clusters instead.
     """
     if members is not None:
         log_one_hot = torch.where(members[:, None] == torch.arange(clusters, device=members.device), 0.0, -math.inf)
@@ -252,9 +253,9 @@ class HasValues(Protocol):
 
 
 def write_back(state: State, method: Method, trained: HasValues, pools: Tensor) -> None:
-    """Write the trained PRIVATE values [m, ...] into the state, for the clients with the numbers `pools` [m].
+    """Write the trained PRIVATE values [m, ...] into the state, for the clients with the indices `pools` [m].
 
-    For a method that trains pools of clients on their joint samples, `pools` has the numbers of the pools instead. The
+    For a method that trains pools of clients on their joint samples, `pools` has the indices of the pools instead. The
     values of all clients that are not in `pools` stay unchanged.
     """
     for name, params in trained.values.items():

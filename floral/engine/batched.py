@@ -1,11 +1,12 @@
 """The local steps of the backend `batched`, which computes the weight gradients of many clients in one product.
 
-These steps give the same result as the plain steps of `local.Clients`, up to rounding. They differ in three ways:
+These steps give the same result as those of the backends `vmap` and `loop`, up to rounding. They differ from them in
+three ways:
 
 - A step is recorded once and then replayed (`Captured`).
-- The gradient of a weight in a linear layer or convolution is a product of two factors, which a `Tape` stores. The
-  product is added directly to the weights, without a gradient tensor. A method's own local step (`Method.local_step`)
-  is recorded too, but uses gradient tensors.
+- The gradient of a weight in a linear layer or convolution is a product of two factors, which are stored during the
+  backward pass. The product is added directly to the weights, without a gradient tensor. A method's own local step
+  (`Method.local_step`) is recorded too, but uses gradient tensors.
 - The last step of a round does not compute the final SHARED and CLUSTERED values of each client k, because the server
   needs only their weighted sum: Σ_k p(k) (w_k - lr·g_k) = Σ_k p(k) w_k - lr·Σ_k p(k) g_k. Here w_k are the values
   before the step, g_k the gradients, lr is the learning rate, and p(k) is the client's weight in the round. The second
@@ -35,8 +36,8 @@ class Backward:
     """The results of one backward pass for all clients of a chunk.
 
     These are the gradients of the trained parameters, the new running statistics of batch norm (`changed`), and the
-    clients' losses [m]. The gradients of weights in linear layers and convolutions are stored as pairs of factors
-    (`entries`), which are multiplied later.
+    clients' losses [m]. The gradient of a weight in a linear layer or convolution is a product of two factors.
+    `entries` has these factors, which are multiplied later.
     """
 
     entries: dict[Leaf, list[PendingGradient]]
@@ -45,7 +46,7 @@ class Backward:
     losses: Tensor
 
     def of(self, group: str, name: str, share: Tensor | None = None) -> tuple[Tensor | None, list[PendingGradient]]:
-        """Return the gradient of one trained parameter, and the list of its factors that are not yet multiplied.
+        """Return a parameter's gradient: a tensor or None, and a list of pairs of factors that are not yet multiplied.
 
         If the losses were multiplied by weights `share` [m] before the backward pass, the gradient and the products of
         the factors are divided by these weights. If `share` is None, nothing is divided.
@@ -58,9 +59,9 @@ class Backward:
 
 @dataclass(frozen=True)
 class Batched(Clients):
-    """The local steps of a chunk's clients, which are recorded once and replayed.
+    """The local steps of a chunk's clients with the backend `batched`. A step is recorded once and then replayed.
 
-    The gradients of weights are computed as matrix products, as described at the top of this module.
+    The gradient of a weight is stored as two factors, whose matrix product is added directly to the weight.
     """
 
     captured: Captured = field(default_factory=Captured)
@@ -69,14 +70,14 @@ class Batched(Clients):
 
     @classmethod
     def of(cls, clients: Clients, captured: Captured) -> Batched:
-        """Return a `Batched` with the same settings as `clients`; `captured` keeps the recordings of their steps."""
+        """Return a `Batched` with the same settings as `clients`; `captured` stores recordings of the local steps."""
         fields = clients.method, clients.phases, clients.loss, True, clients.clusters, clients.rounded
         return cls(*fields, captured)
 
     # ---------------------------------------------------------------------------------------------- steps
 
     def step(self, step: Step) -> tuple[View, Axes, Tensor]:
-        """Do one local step that is not the last of the round. With the method's own `local_step`, it may be the last.
+        """Do one local step. The last step of a round is done by `last`, unless the method has its own `local_step`.
 
         Returns the values of all groups after the step, the client axis of each group, and the losses [m].
         """
@@ -97,7 +98,7 @@ class Batched(Clients):
         return {**step.values, **changed}, {**step.axes, **dict.fromkeys(changed, 0)}, losses
 
     def last(self, step: Step, chunk: Chunk) -> tuple[Finished, Tensor]:
-        """Do the last local step of a round; return the chunk's contribution to the round, and the losses [m].
+        """Do the last local step; return the PRIVATE values, the weighted sums of other groups, and the losses.
 
         If the server needs only the sum of a group over the clients, the values of single clients are not computed.
         """
@@ -117,7 +118,7 @@ class Batched(Clients):
         return self.captured(key, function, step.values, step.inputs, chunk.share, chunk.members)
 
     def _finished(self, step: Step, backward: Backward, fused: list[str], chunk: Chunk) -> Finished:
-        """Return the chunk's contribution to the round, from the backward pass of the last local step.
+        """Return each client's PRIVATE values, and the weighted sums of the other groups, after the last local step.
 
         For the groups in `fused`, the sum over the clients is computed directly, without the values of each client. All
         other groups are updated for each client, and then summed as in `Clients`.
@@ -162,9 +163,9 @@ class Batched(Clients):
     def _backward(self, step: Step, noted: frozenset[Leaf], share: Tensor | None) -> Backward:
         """Do one backward pass for all clients of a chunk.
 
-        The loss of each client is multiplied by its weight in `share` [m], unless `share` is None. The parameters in
-        `noted` need no copy per client, because the tape records the factors of their gradients. All other parameters
-        get a client axis, so that each client has its own gradient.
+        The loss of each client is multiplied by its weight in `share` [m], unless `share` is None. For the parameters
+        in `noted`, two factors are stored whose product is the gradient of a client. These parameters need no copy per
+        client. All other parameters get a client axis, so that each client has its own gradient.
         """
         axes, trained, m = step.axes, step.trained, len(step.batch.x)
 
@@ -190,10 +191,11 @@ class Batched(Clients):
         return Backward(tape.entries, by_leaf, changed, losses.detach())
 
     def _noted(self, step: Step) -> frozenset[Leaf]:
-        """Return the parameters that need no copy per client in the backward pass of the step's phase.
+        """Return the weights that need no copy per client in the backward pass.
 
-        These are the weights that are used only in products with an input that differs between clients. For them, the
-        tape stores the gradient of each client. The first call for a phase finds these weights by one backward pass.
+        These are the weights that are used only in layers whose input differs between clients. For them, two factors
+        are stored whose product is the gradient of a client. The first call for a phase of local training finds these
+        weights by one backward pass.
         """
         if step.phase not in self.noted:
             backward = self._backward(step, frozenset(), None)
@@ -267,9 +269,9 @@ class Batched(Clients):
 
 
 def renewed(step: Step, values: View, inputs: tuple[Any, ...]) -> Step:
-    """Return a copy of the step in which `values` and `inputs` replace those of the step.
+    """Return a copy of the step with other values of the groups and other inputs.
 
-    `inputs` are x, y, mask, noise and received values, as in `Step.inputs`.
+    `inputs` is the tuple (x, y, mask, noise, values received from the server).
     """
     x, y, mask, noise, received = inputs
     return replace(step, values=values, batch=Batch(x, y, mask), noise=noise, received=received)

@@ -1,7 +1,7 @@
 """The clients' samples as tensors on the device.
 
-The samples of all clients are stored in one tensor, and a batch is selected by sample numbers. A mask marks its
-padding.
+The samples of all clients are stored in one tensor. A batch is given by the indices of its samples in this tensor, and
+by a mask that is False for padding.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Rows:
     """The samples of one split, and for each of U clients the list of its samples.
 
     For a method that trains pools of clients on their joint samples, the training split has U pools instead. `x` [N,
-    ...] are the inputs as stored (images stay uint8), and `y` [N] or [N, d] are the labels. A sample number is a row of
-    `x`. `index` [U, n_max] has the sample numbers of each client, padded with 0. `count` [U] has each client's number
-    of samples. `mean` and `std` [channels] normalise the inputs after they are divided by `scale`.
+    ...] are the inputs as stored (images stay uint8), and `y` [N] or [N, d] are the labels. `index` [U, n_max] has the
+    indices of each client's samples in `x`, padded with 0. `count` [U] has each client's number of samples. `mean` and
+    `std` [channels] normalise the inputs after they are divided by `scale`.
     """
 
     x: Tensor
@@ -57,7 +57,7 @@ class Rows:
         return replace(self, x=self.decode(self.x), scale=1, mean=None, std=None)
 
     def gather(self, index: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
-        """Return the inputs x and the labels y of the samples whose numbers are in `index`.
+        """Return the inputs x and the labels y of the samples with the indices `index`.
 
         The shapes of both begin with the axes of `index`. With `noise`, the inputs are augmented; each tensor in
         `noise` has the shape of `index`.
@@ -98,7 +98,7 @@ class ClientData:
 class Plan:
     """The batches of a chunk of m clients in one round of H local steps, with at most B samples per batch.
 
-    `index` [m, H, B] has the sample numbers (rows of `Rows.x`), and `mask` [m, H, B] is False for padding. If all
+    `index` [m, H, B] has the indices of the samples in `Rows.x`, and `mask` [m, H, B] is False for padding. If all
     samples of a client in a step are padding, the step changes nothing for this client.
     """
 
@@ -128,7 +128,7 @@ def plan(
 ) -> Plan:
     """Plan the batches of a round, with a given number of local epochs.
 
-    `pools` [m] has the numbers of the clients, or of pools of clients. In each epoch, a client with n samples uses
+    `pools` [m] has the indices of the clients, or of pools of clients. In each epoch, a client with n samples uses
     ceil(share·n) of them, each once. With `reshuffle`, these samples are drawn in a new random order in each epoch,
     from the random numbers of (seed, round, client, epoch). Otherwise, the client uses its first samples, in stored
     order. The last batch of an epoch may be smaller. With `steps` [m], each epoch of client k has exactly steps[k]
@@ -179,9 +179,9 @@ def _cycled(
 
 
 def _ordered(rows: Rows, pools: np.ndarray, round: int, seed: int, turn: int, reshuffle: bool) -> np.ndarray:
-    """Return the sample numbers [m, n_max] of m clients in the order of one pass, with the padding last.
+    """Return the indices [m, n_max] of the samples of m clients in the order of one pass, with the padding last.
 
-    `pools` [m] has the numbers of these clients, or of pools of clients. With `reshuffle`, the order is random and
+    `pools` [m] has the indices of these clients, or of pools of clients. With `reshuffle`, the order is random and
     depends only on (seed, round, client, turn), where `turn` is the number of the pass. Otherwise, the samples keep
     their stored order.
     """

@@ -42,10 +42,11 @@ class Costs:
 
 
 def count(method: Method, state: State, now: tuple[Phase, ...], before: tuple[Phase, ...], *, epochs: int = 1) -> Costs:
-    """Count the costs of a round with the phases `now`, after a round with the phases `before`.
+    """Count the costs of one round, in which local training has the phases `now`.
 
-    The method's `assign`, which sets PRIVATE values before local training, runs once per round. Its cost per sample is
-    therefore divided by the number of local `epochs`.
+    A phase trains some of the groups of parameters. `before` has the phases of the previous round; the values that
+    changed there are sent to the clients now. The method's `assign`, which sets PRIVATE values before local training,
+    runs once per round. Its cost per sample is therefore divided by the number of local `epochs`.
     """
     held = {name: _held(method, group, state.values[name]) for name, group in method.groups.items()}
     one_cluster = method.routing.serves_one_cluster
@@ -115,7 +116,7 @@ def _held(method: Method, group: Group, params: Params) -> int:
 
 
 def _slice(group: Group, params: Params) -> int:
-    """Return the number of floats of one cluster (CLUSTERED group), one client (PRIVATE group), or the whole group."""
+    """Return the floats of one cluster if the group is CLUSTERED, of one client if it is PRIVATE, else of the group."""
     holders = len(next(iter(params.values()))) if group.scope in (Scope.CLUSTERED, Scope.PRIVATE) else 1
     return _size(params) // holders
 

@@ -176,7 +176,7 @@ def private_share(method: Method, state: State) -> float:
 
 
 def identical_models(method: Method, state: State, pool_of_client: Tensor, cluster: Tensor) -> np.ndarray:
-    """Return an array [K]: for each client, the first client of the same true cluster with an identical model.
+    """Return, for each of K clients, the index of the first client with an identical model and the same true cluster.
 
     Models are identical if their PRIVATE values and their fixed clusters are equal.
     """
@@ -242,11 +242,11 @@ def perplexity(loss: float) -> float:
 
 
 def near_hits(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor | None:
-    """Return for each sample [m, B] whether its class has one of the 5 largest logits: 1 if it has, otherwise 0.
+    """Return the top-5 accuracy [m, B] of each sample: 1 if its true class has one of the 5 largest logits, else 0.
 
-    For text, each token is a class, and the result is the mean over the tokens of a sample. It is None for regression,
-    and for tasks with at most 5 classes. Logits that are equal to that of the class do not count as larger. If the
-    logit of the class is NaN, the result is 0.
+    More exactly, it is 1 if fewer than 5 logits are larger than the logit of the true class. For text, it is the mean
+    over the tokens of the sample. The result is None for regression, and for tasks with at most 5 classes. If the logit
+    of the true class is NaN, the accuracy is 0.
     """
     if loss == "mse" or (classes := outputs.shape[-1]) <= TOP_K:
         return None
@@ -256,11 +256,12 @@ def near_hits(loss: Loss, outputs: Tensor, y: Tensor) -> Tensor | None:
 
 
 def sample_weights(count: np.ndarray, width: int, batch: int) -> np.ndarray:
-    """Return the weights [m, width] with which each client's samples are averaged to the client's score.
+    """Return the weight of each sample in the score of its client, as an array [m, width] for m clients.
 
-    The weights of a client sum to 1. All batches have the same total weight, even if the last one is smaller. With
-    `batch` = `width`, all samples have the same weight. `count` [m] has the clients' numbers of samples; a client's
-    weights after its last sample are 0.
+    `count` [m] has the number of samples of each client. `width` is at least the largest of these numbers; a client
+    with fewer samples has the weight 0 at the remaining places. The weights of a client sum to 1. All its batches of
+    `batch` samples have the same total weight, even if the last batch is smaller. If `batch` equals `width`, a client
+    has one batch, and all its samples have the same weight.
     """
     position = np.arange(width)
     within = np.clip(

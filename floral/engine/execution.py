@@ -92,10 +92,10 @@ def choose(
 
 
 def steps_per_trial_step(simulation: Simulation) -> float:
-    """Return a ratio: the local steps of a client in a full round, divided by those in a round of a timing trial.
+    """Return how many times more local steps a client does in a full round than in a round that only measures time.
 
-    A trial stops each phase after TRIAL_STEPS steps. If rounds have different phases, both numbers are sums over one
-    round of each kind.
+    A round that only measures time stops each phase of local training after TRIAL_STEPS steps. If rounds have different
+    phases, the steps of one round of each kind are added.
     """
     settings = simulation.settings
     steps = settings.steps_per_epoch or math.ceil(simulation.data.train.count.max() / settings.batch)
@@ -104,18 +104,18 @@ def steps_per_trial_step(simulation: Simulation) -> float:
 
 
 def spread(backend: Literal["loop", "batched"], chunk: int, cohort: int, cores: int) -> Execution:
-    """Return a candidate with one worker per core and one thread per worker, but at most one worker per chunk."""
+    """Return a candidate with one worker per core, but at most one worker per chunk. Each worker has one thread."""
     return Execution(backend, chunk, workers=min(cores, math.ceil(cohort / chunk)))
 
 
 def on_cpu(cohort: int, cores: int) -> tuple[list[Execution], list[Execution]]:
-    """Return two lists of candidates for a CPU: those that do not record the local steps, and those that do."""
+    """Return two lists of candidates for a CPU: backends that do not record steps, and the backend `batched`."""
     plain = [Execution("vmap", min(cohort, 30), threads=cores), spread("loop", 1, cohort, cores)]
     return plain, batched(cohort, cores)
 
 
 def on_gpu(cohort: int) -> tuple[list[Execution], list[Execution]]:
-    """Return two lists of candidates for a GPU: those that do not record the local steps, and those that do.
+    """Return two lists of candidates for a GPU: backends that do not record steps, and the backend `batched`.
 
     All have one worker, because one thread keeps a GPU busy. Vectorised candidates train the whole cohort as one chunk;
     `with_room` makes the chunk smaller if the memory is too small.
@@ -125,16 +125,17 @@ def on_gpu(cohort: int) -> tuple[list[Execution], list[Execution]]:
 
 
 def batched(cohort: int, cores: int) -> list[Execution]:
-    """Return the candidates for a CPU that record the local steps, the largest chunks first."""
+    """Return candidates of the backend `batched` on a CPU, which differ in chunk size. The largest chunk is first."""
     chunks = sorted({*(min(chunk, cohort) for chunk in CHUNKS), math.ceil(cohort / cores)}, reverse=True)
     many = [spread("batched", chunk, cohort, cores) for chunk in chunks]
     return many if cores == 1 else [*many, Execution("batched", cohort, threads=cores)]
 
 
 def fastest(measured: dict[Execution, float], why: str) -> Execution:
-    """Return the first candidate whose time is at most TIE_FACTOR times the shortest time.
+    """Return the first candidate whose measured time is at most TIE_FACTOR times the shortest time.
 
-    `measured` has the seconds per client of each candidate. The `reason` of the result lists all these times.
+    A candidate is a backend with a chunk size and a number of workers. `measured` has its seconds per client. The
+    `reason` of the result lists all these times.
     """
     limit = TIE_FACTOR * min(measured.values())
     best = next(candidate for candidate, seconds in measured.items() if seconds <= limit)
@@ -165,7 +166,7 @@ def measure(simulation: Simulation, state: State, candidates: Sequence[Execution
 
 
 def with_room(simulation: Simulation, state: State, candidate: Execution) -> Simulation:
-    """Prepare a trial of the candidate, and run it once as a warm-up.
+    """Return a simulation that measures the time of a candidate (backend, chunk size, workers), after a warm-up run.
 
     If the memory of the GPU is too small, the chunk is halved until it fits.
 

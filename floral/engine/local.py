@@ -79,20 +79,17 @@ class Step:
 
     @property
     def trained(self) -> View:
-        """The values of the groups that the phase trains."""
+        """The values of the groups of parameters that are trained in this phase of local training."""
         return {group: params for group, params in self.values.items() if group in self.phase.train}
 
     @property
     def fixed(self) -> View:
-        """The values of the groups that the phase does not train."""
+        """The values of the groups of parameters that are not trained in this phase of local training."""
         return {group: params for group, params in self.values.items() if group not in self.phase.train}
 
     @property
     def inputs(self) -> tuple[Any, ...]:
-        """The inputs of a local step except the values of the groups.
-
-        They are the tuple (x, y, mask, noise, received values).
-        """
+        """The inputs of a local step except the groups' values: (x, y, mask, noise, values received from the server)."""
         return self.batch.x, self.batch.y, self.batch.mask, dict(self.noise), self.received
 
     @property
@@ -116,8 +113,8 @@ def train_chunk(
     """Do all local steps of a round for the m clients of a chunk, starting from the values `seen`.
 
     `plan` has the batches of all steps. `phases` has pairs of a phase and the range of its steps in the plan. `draw`
-    returns the noise of a step. `held` returns all training samples of the clients, with inputs x [m, n, ...]. It is
-    called only if the method sets PRIVATE values before local training (`Method.assign`).
+    returns the random numbers of a step. `held` returns all training samples of the clients, with inputs x [m, n, ...].
+    It is called only if the method sets PRIVATE values before local training (`Method.assign`).
 
     The tensors of a group without a client axis are those of the state, and are never changed. The first step that
     trains the group makes one copy per client, and later steps update these copies in place.
@@ -171,15 +168,14 @@ class Clients:
     """Type to which the layers' products are rounded. None: they are not rounded."""
 
     def penalty(self, phase: Phase) -> Penalty | None:
-        """Return the penalty that is added to the loss in a phase: the phase's own one if set, else the method's."""
+        """Return the penalty that is added to the loss: the phase's penalty if it has one, else the method's."""
         return phase.penalty or self.method.penalty
 
     def start(self, seen: View, axes: Axes) -> tuple[View, Axes, View, Axes]:
-        """Return the start values and the received values of the clients, each with the client axis of every group.
+        """Return the clients' values at the start of the round twice, each time with the client axis of every group.
 
-        Both are the values at the beginning of the round. Local steps replace the start values. The received values
-        stay unchanged, because some losses and penalties compare the current values with them. If the method has no
-        such loss or penalty, the received values are empty.
+        Local steps replace the first values. The second values stay unchanged, because some losses and penalties
+        compare the current values with them. If the method has no such loss or penalty, the second values are empty.
         """
         received: View = {}
         if self.method.loss or any(self.penalty(phase) for phase in self.phases):
@@ -223,7 +219,7 @@ class Clients:
         return {**step.values, **changed}, {**step.axes, **dict.fromkeys(changed, 0)}, losses
 
     def last(self, step: Step, chunk: Chunk) -> tuple[Finished, Tensor]:
-        """Do the last local step of a round; return the chunk's contribution to the round, and the losses [m]."""
+        """Do the last local step; return the PRIVATE values, the weighted sums of other groups, and the losses."""
         values, axes, losses = self.step(step)
         if not self.vectorised:
             values = {group: {name: t[None] for name, t in params.items()} for group, params in values.items()}
@@ -231,10 +227,7 @@ class Clients:
         return self.finish(values, axes, chunk, self.relative(values, axes, chunk), {}), losses
 
     def relative(self, values: View, axes: Axes, chunk: Chunk) -> Relative | None:
-        """Return the weights of the chunk's clients in each cluster, computed from the values after the last step.
-
-        None if the method averages no CLUSTERED group.
-        """
+        """Return the weights of the chunk's clients in each cluster, after the last local step."""
         method = self.method
         if not any(method.groups[group].scope is Scope.CLUSTERED for group in self.method.changing(self.phases)):
             return None
@@ -243,10 +236,10 @@ class Clients:
         return weights(method, chunk.share, route, chunk.members, self.clusters)
 
     def finish(self, values: View, axes: Axes, chunk: Chunk, relative: Relative | None, sums: View) -> Finished:
-        """Return the chunk's contribution to the round, computed from the `values` after the last local step.
+        """Return each client's PRIVATE values, and the weighted sums of the other groups, after the last local step.
 
-        `Finished` describes the contribution: the PRIVATE values of each client, and the sums of the other groups. The
-        groups in `sums` have already been summed, and are not summed again.
+        `values` has the values after this step. The groups in `sums` have already been summed, and are not summed
+        again.
         """
         method, m = self.method, len(chunk)
         over, client_vector = (dims(axes, values),), method.server.client_vector
@@ -420,7 +413,7 @@ def make_noise(
 ) -> dict[str, Tensor]:
     """Draw the noise of one local step: random inputs [m, *shape], uniform on [0, 1), for each name in `shapes`.
 
-    The numbers depend only on (seed, name, round, client, epoch, step). `pools` [m] has the numbers of the clients, or
+    The numbers depend only on (seed, name, round, client, epoch, step). `pools` [m] has the indices of the clients, or
     of pools of clients. `step` is counted from the start of the epoch. Shorter epochs are padded with empty steps, so
     all clients of a chunk have the same number of steps per epoch.
     """

@@ -83,11 +83,8 @@ class Settings:
     empty_cluster: Literal["keep", "average"]
 
     def last_bin(self, round: int) -> bool:
-        """Return whether a round is in the last 1 % of the rounds, over which the published code averages its score.
-
-        The published code divides a run into 51 bins of rounds, and averages over the last bin. This bin is smaller
-        than most bins, and has only the last 1 % of the rounds.
-        """
+        """Return whether a round is in the last 1 % of the rounds, over which the published code averages its score."""
+        # The published code splits the rounds into 51 bins and averages over the last, smaller one.
         return 100 * round >= 99 * self.rounds
 
     def evaluates(self, round: int) -> bool:
@@ -207,7 +204,7 @@ class Simulation:
     # ------------------------------------------------------------------------------------------------ phases
 
     def phases(self, round: int) -> tuple[Phase, ...]:
-        """Return the phases of local training in a round."""
+        """Return the phases of local training in a round. Each phase trains some of the groups of parameters."""
         return self.method.phases_of(round, self.settings.rounds)
 
     def epochs(self, round: int) -> list[int]:
@@ -215,7 +212,7 @@ class Simulation:
         return [phase.epochs or self.settings.epochs for phase in self.phases(round)]
 
     def kinds(self) -> list[int]:
-        """Return the first round of each kind. Two rounds are of the same kind if they have the same phases."""
+        """Return the first round of each kind. Rounds are of the same kind if they have the same training phases."""
         first: dict[tuple[Phase, ...], int] = {}
         for round in range(1, self.settings.rounds + 1):
             first.setdefault(self.phases(round), round)
@@ -289,10 +286,10 @@ class Simulation:
         return loss, sum(part.samples for part in parts)
 
     def pools(self, round: int) -> tuple[np.ndarray, Tensor]:
-        """Return the numbers [M] of the cohort's clients that have samples, and their weights p(k) [M] in the round.
+        """Return the indices [M] of the cohort's clients that have samples, and their weights p(k) [M] in the round.
 
         The weight of client k is its share of the samples of the cohort. If the method trains pools of clients on their
-        joint samples, the numbers and weights are those of the pools.
+        joint samples, the indices and weights are those of the pools.
         """
         count, cohort = self.data.train.count, self.cohort(round)
         cohort = cohort[count[cohort] > 0]
@@ -330,7 +327,7 @@ class Simulation:
     def train_chunk(self, state: State, round: int, pools: np.ndarray, share: Tensor) -> local.Trained:
         """Train the m clients of a chunk for one round, and return the result. The state is not changed.
 
-        `pools` [m] has the numbers of the clients, or of pools of clients, and `share` [m] has their weights p(k).
+        `pools` [m] has the indices of the clients, or of pools of clients, and `share` [m] has their weights p(k).
         """
         settings, rows = self.settings, self.data.train
         clients, epochs = self.clients(round), self.epochs(round)
@@ -380,9 +377,9 @@ class Simulation:
     def fixed_steps(self, pools: np.ndarray) -> np.ndarray | None:
         """Return the numbers [m] of local steps per epoch, or None if the task does not fix them.
 
-        `pools` [m] has the numbers of the clients, or of pools of clients. A pool does as many steps as its clients
-        would do together in a round without pooling. Since only some clients take part in such a round, the number of
-        clients in the pool is multiplied by `participation` and rounded up.
+        `pools` [m] has the indices of the clients, or of pools of clients. A pool of n clients does
+        ceil(`participation`·n) times as many steps as a single client. This is the number of its clients that would
+        take part in a round without pools.
         """
         steps = self.settings.steps_per_epoch
         if steps is None:
@@ -395,7 +392,7 @@ class Simulation:
     def held(self, pools: np.ndarray) -> Batch:
         """Return all training samples of m clients: inputs x [m, n, ...], labels and mask.
 
-        `pools` [m] has the numbers of these clients, or of pools of clients. The inputs are decoded, but not augmented.
+        `pools` [m] has the indices of these clients, or of pools of clients. The inputs are decoded, but not augmented.
         """
         rows = self.data.train
         count = rows.count[pools, None]
@@ -477,7 +474,7 @@ class Simulation:
         return scores, self._summary("population", scores) + self._worst("population", scores)
 
     def own_rows(self, state: State, rows: Any, clients: np.ndarray) -> evaluate.Scores:
-        """Return the scores of the given clients on their own samples of one split, which are in `rows`."""
+        """Return the scores of the given clients on their own samples of one split; `rows` has these samples."""
         return evaluate.on_own_rows(
             self.method,
             state,

@@ -90,9 +90,9 @@ def start(method: Method, dtype: torch.dtype, device: torch.device, private: Pat
 def view(method: Method, values: View, pools: Tensor, clients: Tensor) -> tuple[View, Axes]:
     """Return the values that m clients see, and the client axis of each group (0 or None).
 
-    `clients` [m] has the numbers of these clients. PRIVATE groups are copied for them, and so are CLUSTERED groups if
+    `clients` [m] has the indices of these clients. PRIVATE groups are copied for them, and so are CLUSTERED groups if
     the method fixes the cluster of each client. All other groups are not copied, and have no client axis. `pools` [m]
-    has the number of each client's pool, whose PRIVATE values the client sees. If the method does not pool clients,
+    has the index of each client's pool, whose PRIVATE values the client sees. If the method does not pool clients,
     `pools` is the same as `clients`.
     """
     seen: View = {}

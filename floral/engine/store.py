@@ -64,7 +64,7 @@ class Store:
 
     @classmethod
     def create(cls, path: Path, values: View, dtype: torch.dtype) -> Store:
-        """Write the initial values to the file and map it.
+        """Write the initial PRIVATE values to the file, and memory-map the file.
 
         `values` may be the values of one client, expanded to all clients.
 
@@ -80,7 +80,7 @@ class Store:
 
     @classmethod
     def open(cls, path: Path) -> Store:
-        """Map an existing file of PRIVATE values.
+        """Open an existing file of PRIVATE values, and memory-map it.
 
         Raises:
             Unreadable: the file is missing or damaged.
@@ -99,7 +99,7 @@ class Store:
         return cls(path, mapping, layout, mapped(mapping, layout))
 
     def mark(self, holders: Tensor) -> None:
-        """Mark the clients (or pools) with the numbers `holders` as changed; the next checkpoint has their values."""
+        """Mark the clients (or pools) with the indices `holders` as changed; the next checkpoint has their values."""
         self.changed.update(holders.tolist())
 
     @property
@@ -110,7 +110,7 @@ class Store:
         return len(self.changed) * pages * mmap.PAGESIZE > MEMORY_BUDGET_BYTES
 
     def journal(self) -> dict[str, Tensor]:
-        """Return the changed rows by name; the next checkpoint contains them."""
+        """Return the values of the clients (or pools) that changed since the last checkpoint; the next one has them."""
         rows = torch.tensor(sorted(self.changed), dtype=torch.int64)
         return {
             ROWS: rows,
@@ -207,7 +207,7 @@ def blocks(values: View, dtype: torch.dtype) -> Iterator[memoryview]:
 def overwrite(file: BinaryIO, begin: int, rows: Sequence[int], values: Tensor) -> None:
     """Overwrite some rows of a tensor in the file.
 
-    The tensor starts at byte `begin`. Its rows with the numbers `rows` [n] become `values` [n, ...].
+    The tensor starts at byte `begin`. Its rows with the indices `rows` [n] become `values` [n, ...].
     """
     for row, value in zip(rows, values, strict=True):
         file.seek(begin + row * value.nbytes)
@@ -237,7 +237,7 @@ def read_layout(mapping: mmap.mmap) -> Layout:
 
 
 def mapped(mapping: mmap.mmap, layout: Layout) -> View:
-    """Return the tensors of the mapped file, by group and name.
+    """Return the tensors of the memory-mapped file, by group and name.
 
     The file stays mapped as long as one of these tensors exists.
     """

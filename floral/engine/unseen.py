@@ -22,17 +22,17 @@ MAX_CHUNK_FLOATS = 1 << 24
 
 
 def sizes_of(samples: Sequence[int], rows: np.ndarray) -> list[int]:
-    """Return the numbers of training samples, in increasing order, with which the joining clients are trained.
+    """Return numbers n in increasing order. The joining clients are trained once for each n, on n samples each.
 
-    `rows` has the number of samples of each client. The largest number that is returned is min(`rows`), because every
-    client has at least so many samples. The numbers in `samples` that are smaller than min(`rows`) are returned too.
+    `rows` has the number of training samples of each client. The largest n is min(`rows`), because every client has at
+    least so many samples. The other n are all numbers in `samples` that are smaller than min(`rows`).
     """
     most = int(rows.min())
     return [*sorted({n for n in samples if n < most}), most]
 
 
 def join(method: Method, trained: State, data: ClientData, settings: Settings, sizes: list[int], epochs: int) -> Scores:
-    """Let the U clients of `data` join the trained model as described at `personalised`, and return their scores.
+    """Train the PRIVATE values of the clients of `data`, which join after training, and return the clients' scores.
 
     Each client is evaluated on the global test set, under the data shift of its true cluster. If the setting
     `sampled_evaluation` is True, each client is evaluated on its own test samples instead.
@@ -48,8 +48,8 @@ def personalised(
 ) -> tuple[Simulation, State]:
     """Train the PRIVATE values of the U joining clients, once for each number n of training samples in `sizes`.
 
-    Each time, a client uses its first n training samples. In the result, client u with n = sizes[s] has the number s·U
-    + u. `method` is built for U clients. `trained` has the trained SHARED, CLUSTERED and FROZEN values of the method,
+    Each time, a client uses its first n training samples. In the result, client u with n = sizes[s] has the index s·U +
+    u. `method` is built for U clients. `trained` has the trained SHARED, CLUSTERED and FROZEN values of the method,
     which stay fixed. PRIVATE groups start with the values of `Method.join`, or else of `init`.
 
     Clients with samples then do `epochs` rounds of local training: first `assign`, then one epoch of each phase that
@@ -148,7 +148,7 @@ def repeated(data: ClientData, sizes: list[int], pooled: bool) -> ClientData:
 def begin(method: Method, state: State, pools: Tensor) -> None:
     """Set the PRIVATE values of m joining clients to the start values from `Method.join`, in place.
 
-    `pools` [m] has the numbers of these clients.
+    `pools` [m] has the indices of these clients.
     """
     assert method.join is not None
     seen, axes = view(method, state.values, pools, pools)
@@ -159,7 +159,7 @@ def begin(method: Method, state: State, pools: Tensor) -> None:
 def personalise(simulation: Simulation, state: State, round: int, pools: np.ndarray) -> None:
     """Do one round of local training of m joining clients, and write their PRIVATE values into the state.
 
-    `pools` [m] has the numbers of these clients.
+    `pools` [m] has the indices of these clients.
     """
     method, settings, ids = simulation.method, simulation.settings, torch.from_numpy(pools).to(simulation.device)
     share = torch.ones(len(pools), device=simulation.device) / len(pools)
@@ -173,6 +173,6 @@ def personalise(simulation: Simulation, state: State, round: int, pools: np.ndar
 
 @dataclass(frozen=True)
 class _Values:
-    """The PRIVATE values [m, ...] of m clients, in the form that `write_back` takes."""
+    """The PRIVATE values [m, ...] of m clients, as an argument of `write_back`."""
 
     values: View

@@ -46,7 +46,7 @@ class Captured:
         """Return `function(*trees)`, computed by replaying its recording.
 
         The recording is made at the first call with the same key, the same structure of the trees, and the same shapes,
-        strides and types of the tensors. With `lasting`, the results stay valid after the next call.
+        strides and types of the tensors. The next call may overwrite the results, except with `lasting`.
         """
         inputs: list[Tensor] = []
         structure = flatten(trees, inputs)

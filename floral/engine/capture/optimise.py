@@ -63,7 +63,7 @@ def instructions(recording: Recording, results: list[str]) -> list[Instruction]:
 def in_place(recording: Recording, operation: Operation, needed_later: set[str]) -> InPlace | None:
     """Return the version of an operation that writes its result into the memory of an argument.
 
-    None if there is no such version, or if a later operation or the caller still needs this memory.
+    Return None if there is no such version, or if a later operation or the caller still needs this memory.
     """
     form = IN_PLACE.get(operation.function)
     if form is None:

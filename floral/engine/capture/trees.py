@@ -60,7 +60,7 @@ def layout(tensor: Tensor) -> tuple[Any, ...]:
 def copy_with_layout(tensor: Tensor) -> Tensor:
     """Return a copy of a tensor with the same strides and storage offset.
 
-    A view that is recorded on the copy can therefore also be made of the original tensor.
+    The same arguments of `as_strided` therefore give the same view of both tensors.
     """
     copy = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     return copy.set_(tensor.untyped_storage().clone(), tensor.storage_offset(), tensor.shape, tensor.stride())
