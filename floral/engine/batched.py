@@ -48,6 +48,8 @@ class Backward:
     def of(self, group: str, name: str, share: Tensor | None = None) -> tuple[Tensor | None, list[PendingGradient]]:
         """Return a parameter's gradient: a tensor or None, and a list of pairs of factors that are not yet multiplied.
 
+        The gradient is the sum of the tensor and of the products of the pairs.
+
         If the losses were multiplied by weights `share` [m] before the backward pass, the gradient and the products of
         the factors are divided by these weights. If `share` is None, nothing is divided.
         """
