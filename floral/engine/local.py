@@ -89,7 +89,7 @@ class Step:
 
     @property
     def inputs(self) -> tuple[Any, ...]:
-        """The inputs of a local step except the groups' values: (x, y, mask, noise, values received from the server)."""
+        """The inputs of a local step except the groups' values: x, y, mask, noise, values received from the server."""
         return self.batch.x, self.batch.y, self.batch.mask, dict(self.noise), self.received
 
     @property
