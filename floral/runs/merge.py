@@ -58,7 +58,8 @@ def merge(sources: Sequence[Path], results: Path) -> Merged:
 
     A run is a conflict, and is not copied, in four cases: its files are damaged; its results version is not that of the
     installed code; `results` has the same run with different metrics; or `results` has a partition or data set of the
-    same name with different samples.
+    same name with different samples. The results version is a number in the code. It is increased when the same run
+    gives other numbers than before.
 
     Raises:
         ConfigError: a source holds no results, or a source is the folder `results` itself.

@@ -50,9 +50,9 @@ class SeedMeans:
     """Means over the finished runs of a SeedGroup.
 
     `seeds` says in words how many seeds are done, diverged and failed. `summaries` has the content of summary.json of
-    each finished run. `values` has the MLflow metrics as name → number. These are the means after the last round, the
-    ends of the intervals of these means, and the numbers of seeds. `curves` has one entry (curve, round, mean over
-    seeds) for each point. The name of a curve is split.metric, such as test.loss.
+    each finished run. `values` maps the names of MLflow metrics to numbers, such as the mean test accuracy and the ends
+    of its interval. `curves` has one entry (curve, round, mean over seeds) for each point. The name of a curve is
+    split.metric, such as test.loss.
     """
 
     seeds: str

@@ -85,7 +85,7 @@ def failure(folder: Path) -> dict[str, Any] | None:
 def has_failed_for_good(run: Run, results: Path) -> bool:
     """Return whether a run failed more than FRESH_SECONDS ago, and no Snakemake is submitting jobs that may retry it.
 
-    The Snakemake that submits the jobs of these results holds the lock SUBMITTING. On another machine, its lock may be
+    Such a Snakemake holds the lock SUBMITTING in the results folder. If it runs on another machine, its lock may be
     invisible here.
     """
     folder = results / run.folder

@@ -11,7 +11,7 @@ from floral.toolkit.parts import with_private_statistics
 
 
 def method_of(variant: Variant, problem: Problem) -> Method:
-    """Build the method of a variant for this problem.
+    """Build the method of a variant for a problem, that is, for a task and its data.
 
     If the variant has `statistics: private`, each client keeps its own running means and variances of batch norm.
 

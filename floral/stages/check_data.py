@@ -16,7 +16,7 @@ from floral.config.schema.task import Task
 def check(tasks: Iterable[Task], results: Path) -> None:
     """Check that the data of each task can be read, and that the data fit the task.
 
-    For example, the model must accept the shape of an input. Of data that are not fetched yet, only the number of
+    For example, `normalise` must have a value for each channel. Of data that are not fetched yet, only the number of
     classes is checked. Custom data (the user's own files) are read and stored first, unless they are stored already.
 
     Raises:

@@ -141,6 +141,8 @@ def _check_same_data(folder: Path, job: PartitionJob, data_digest: str | None) -
 def _natural_clients(job: PartitionJob, arrays: Mapping[str, Labels]) -> tuple[Labels, Labels]:
     """Return the natural client of each training sample and of each test sample.
 
+    A natural client is a client that is named in the data, such as the writer of a handwritten digit.
+
     Raises:
         ConfigError: the data have no natural clients.
     """

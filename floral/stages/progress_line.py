@@ -62,7 +62,7 @@ def progress_line(results: Path, run: Run, summary: Mapping[str, Any]) -> str:
 def _newest_plan(results: Path, folder: str) -> dict[str, Any] | None:
     """Return the newest plan in which this run was still to do; None if there is no such plan.
 
-    A damaged plan is ignored with a warning.
+    `write_plan` writes the plans. A damaged plan is ignored with a warning.
     """
     plans = []
     for path in (results / "plan").glob("*.json"):

@@ -33,8 +33,8 @@ def run_rounds(
     A checkpoint is written to `path` about every `checkpoint_seconds`.
 
     Raises:
-        Stopped: a signal asked the run to stop, and a checkpoint was written. If the current round could not be completed
-            within a few seconds after the signal, the resumed run repeats it.
+        Stopped: a signal asked the run to stop, and a checkpoint was written. If the current round could not be
+            completed within a few seconds after the signal, the resumed run repeats it.
     """
     saved = time.monotonic()
     with checkpoint_if_stopped(path, simulation, state, progress):

@@ -38,9 +38,9 @@ def unseen_table(
     """Return the scores of the clients that join after training, or None for a task without such clients.
 
     A client joins with only n of its training samples, for several values of n. The table has one row for each client
-    and each n. `assemble` is a function that builds the method and the tensors for the joining clients. An oracle is a
-    variant that knows the true cluster of each client. So it has no rows for clients that belong to none of the
-    clusters in training.
+    and each n. `assemble` is a function that builds the method and the tensors for the joining clients. An oracle (a
+    variant that knows the true cluster of each client) has no rows for clients that belong to none of the clusters in
+    training.
     """
     task, joining = run.task, data.unseen
     if task.unseen is None or joining is None:
