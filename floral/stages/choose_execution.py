@@ -54,7 +54,7 @@ def resolve_execution(
         return Execution(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise ConfigError(
-            f"{path}: damaged ({error}); remove this file, and the next run measures again which execution is fastest"
+            f"{path}: damaged ({error}); remove this file, and the next run measures again which backend is fastest"
         ) from error
 
 
