@@ -1,6 +1,7 @@
-"""Read tasks, methods, variants, suites and fidelity switches by name, from the YAML files in config/.
+"""Read the YAML files in config/: tasks, methods, variants, suites and fidelity switches.
 
-A fidelity switch is a point in which the published FLoRAL code differs from the described method.
+A variant is a method with fixed values of its hyper-parameters. A suite is a list of training runs. A fidelity switch
+is a setting that chooses how runs behave where the published FLoRAL code differs from its paper.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ def names(folder: str) -> list[str]:
 def _task_values(name: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the values of a task's YAML file.
 
-    In its key `extends`, a task can name a second task. The result then starts from the values of the second task, and
-    the values in this file replace them. `children` are the tasks that extend this task, directly or through others.
-    The function uses `children` to detect that a task extends itself.
+    If the file has a key `extends`, which names a second task, the values of the second task are read first, and the
+    values in this file replace them. `children` are the tasks that extend this task, directly or through others. They
+    serve to detect that a task extends itself.
     """
     path = paths.CONFIG_FOLDER / "tasks" / f"{name}.yaml"
     if not path.exists():
@@ -58,9 +59,9 @@ def _task_values(name: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def task(name: str, change: Mapping[str, Any] | None = None, where: str | None = None) -> Task:
-    """Return a task of config/tasks. The values in `change` replace those of its file.
+    """Return the task of the file config/tasks/<name>.yaml. The values in `change` replace those of this file.
 
-    `where` is the file that error messages name: the file of the task by default.
+    `where` is the file that error messages name; by default, it is the file of the task.
 
     Raises:
         ConfigError: the task, its model or its data set is unknown, or a value is wrong.
@@ -102,10 +103,10 @@ Integers are positive, floats are at least 0, and text is any word.
 
 @cache
 def model_options(kind: str) -> type[Frozen]:
-    """Return a class that validates the keys below `model:` in a task with this `kind` of model.
+    """Return a pydantic class that checks the keys below `model:` in the YAML file of a task.
 
-    The keys are the keyword arguments of the function `build` in floral/models/<kind>.py. They are read from the
-    source code of this file, because importing it would also import torch, which is slow.
+    The allowed keys are the keyword arguments of the function `build` in floral/models/<kind>.py. They are read from
+    the source code of this Python file, because importing it would also import torch, which is slow.
 
     Raises:
         ConfigError: an argument of `build` has no type annotation, or a type that is not in OPTION_TYPES.
@@ -145,11 +146,11 @@ def common_parameters() -> dict[str, Parameter]:
 
 @cache
 def method_file(name: str) -> MethodFile:
-    """Return the content of config/methods/<name>.yaml, with the hyper-parameters that all methods have added to it.
+    """Return the content of config/methods/<name>.yaml. The hyper-parameters that are common to all methods are added.
 
     Raises:
-        ConfigError: a value is wrong, the method has no module in floral/methods, or one of its parameters has the
-            name of a parameter that all methods have.
+        ConfigError: a value is wrong, the method has no module in floral/methods, or one of its parameters has the same
+            name as a parameter that is common to all methods.
     """
     path = paths.CONFIG_FOLDER / "methods" / f"{name}.yaml"
     parsed: MethodFile = parse(MethodFile, read(path), str(path))
@@ -188,10 +189,11 @@ def variant_index() -> dict[str, str]:
 
 
 def variant(name: str, change: Mapping[str, Any] | None = None, where: str | None = None) -> Variant:
-    """Return a variant with the value of every hyper-parameter.
+    """Return a variant of a method, with the value of every hyper-parameter.
 
-    The values that config/methods sets for the variant replace the defaults of the method, and the values in `change`
-    replace both. Error messages about values in `change` name the file and key `where`.
+    The file of the method in config/methods gives the defaults of the method and the values of the variant. The values
+    of the variant replace the defaults, and the values in `change` replace both. `where` is the file and key that error
+    messages about `change` name.
 
     Raises:
         ConfigError: the variant or a parameter is unknown, or a value is not allowed.
@@ -229,7 +231,7 @@ def variant(name: str, change: Mapping[str, Any] | None = None, where: str | Non
 def switches() -> dict[str, Switch]:
     """Return the fidelity switches of config/fidelity.yaml by name, in the order of the file.
 
-    A fidelity switch is a point in which the published FLoRAL code differs from the described method.
+    A fidelity switch is a setting that chooses how runs behave where the published FLoRAL code differs from its paper.
     """
     path = paths.CONFIG_FOLDER / "fidelity.yaml"
     return {name: parse(Switch, row, f"{path}: {name}") for name, row in read(path).items()}
@@ -238,11 +240,11 @@ def switches() -> dict[str, Switch]:
 def fidelity(
     name: Literal["official", "corrected"], change: Mapping[str, Any] | None = None, where: str = "switches"
 ) -> Fidelity:
-    """Return the value of every fidelity switch under the fidelity `name`.
+    """Return the value of every fidelity switch, for runs with `fidelity: official` or `fidelity: corrected`.
 
-    A fidelity switch is a point in which the published FLoRAL code differs from the described method. The fidelity
-    `official` follows the code, and `corrected` follows the described method. The values in `change` replace those of
-    single switches. Error messages about the values in `change` name the file and key `where`.
+    A fidelity switch is a setting that chooses how runs behave where the published FLoRAL code differs from its paper.
+    With `official`, runs follow the code. With `corrected`, they follow the paper. `change` sets single switches to
+    other values. `where` is the file and key that error messages about `change` name.
 
     Raises:
         ConfigError: a switch is unknown, or a value is not allowed.
@@ -263,7 +265,7 @@ def fidelity(
 
 @cache
 def suite(name: str) -> Suite:
-    """Return the suite that config/suites/<name>.yaml describes.
+    """Return the suite (a list of runs) that config/suites/<name>.yaml describes.
 
     Raises:
         ConfigError: the suite is unknown, or a value is wrong.

@@ -25,15 +25,16 @@ CUSTOM_ADVICE = "put it there, or name another in `data.path` of the task"
 
 @cache
 def data_lock() -> dict[str, DataSet]:
-    """Return the data sets of config/data.lock, by name."""
+    """Return the data sets of config/data.lock, as a mapping from name to data set."""
     path = paths.CONFIG_FOLDER / "data.lock"
     return {name: parse(DataSet, entry, f"{path}: {name}") for name, entry in read(path).items()}
 
 
 def data_set(data: str | CustomData) -> DataSet:
-    """Return the data set of a task. A named data set is an entry of config/data.lock.
+    """Return the title, the files and the reader function of a task's data.
 
-    For custom data (the user's own files), an entry with the same keys is made.
+    If `data` is a name, they are the entry of config/data.lock with this name. For custom data (the user's own files),
+    they are made from the keys of the task.
     """
     if isinstance(data, str):
         return data_lock()[data]
@@ -59,22 +60,23 @@ def stored_data(data: str | Synthetic | CustomData) -> str | Synthetic:
 
 
 def why_unreadable(data: CustomData) -> str | None:
-    """Return which file or folder of custom data is missing or unreadable, or None if all of them can be read."""
+    """Return the reason why custom data (the user's own files) cannot be read, or None if they can be read.
+
+    The reason names the missing or unreadable file or folder.
+    """
     return _content(custom_path(data))[1]
 
 
 def custom_path(data: CustomData) -> Path:
-    """Return the absolute path of the file or folder of custom data."""
+    """Return the absolute path of custom data, which are a file or folder of the user."""
     return Path(data.path).expanduser().absolute()
 
 
 @cache
 def _content(path: Path) -> tuple[str | None, str | None]:
-    """Return two values for custom data: their SHA-256, and the reason why they cannot be read.
+    """Return the SHA-256 of a file or folder and None, or None and the reason why it cannot be read.
 
-    One of the two values is always None: the reason if the data can be read, and the SHA-256 otherwise. Each process
-    computes this result only once. If the files change while a command runs, the command does not notice this, but the
-    next command does.
+    The result is cached. So if the files change while a command runs, only the next command notices this.
     """
     if not path.exists():
         return None, f"{path} does not exist"
@@ -85,12 +87,12 @@ def _content(path: Path) -> tuple[str | None, str | None]:
 
 
 def data_digest(data: str | Synthetic | CustomData) -> str | None:
-    """Return a hash that identifies the content of data. Data sets need not be fetched for this.
+    """Return a hash of the content of data, or None for synthetic data and `data: nothing`.
 
-    The hash is computed from the name of the data and the SHA-256 of each file. For a named data set, config/data.lock
-    lists the SHA-256 of each file. For custom data, the SHA-256 is computed from the user's files. The reader is the
-    function that reads the files. If the reader has options, or if the SHA-256 of a file is unknown (null), the hash
-    also covers the name and options of the reader. For synthetic data and `data: nothing`, the function returns None.
+    The hash is computed from the name of the data and the SHA-256 of each file. config/data.lock lists the SHA-256 of
+    each file of a data set, so the data set need not be downloaded. For custom data, the SHA-256 is computed from the
+    user's files. If the function that reads the files has options, or if a SHA-256 is unknown, the hash also covers the
+    name and the options of this function.
     """
     if isinstance(data, Synthetic) or data == NOTHING:
         return None

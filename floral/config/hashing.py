@@ -10,6 +10,6 @@ from typing import Any
 def hash8(value: Any) -> str:
     """Return the first 8 hex digits of the SHA-256 of a value.
 
-    The value is written as JSON with sorted keys, and the SHA-256 of this text is computed.
+    The SHA-256 is computed from the value in the JSON format with sorted keys.
     """
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]

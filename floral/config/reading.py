@@ -17,7 +17,10 @@ TAGS = {"named", "synthetic", "custom"}
 
 
 class ConfigError(ValueError):
-    """Error: the user has written a wrong value. The message names the file, the key and the remedy."""
+    """Error: the user has written a wrong value, for example in a YAML file.
+
+    The message names the file, the key and the remedy.
+    """
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -38,10 +41,9 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def load_yaml(text: str) -> Any:
-    """Parse YAML into plain values.
+    """Parse YAML text into dictionaries, lists, strings and numbers.
 
-    If PyYAML was built with the C library libyaml, that library parses the text. This saves a tenth of a second at the
-    start of every job.
+    If PyYAML contains the C library libyaml, this library parses the text, because it is faster.
     """
     return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
@@ -96,11 +98,11 @@ def shortened(value: Any) -> str:
 
 
 def _descriptions_at(model: type[BaseModel], location: Sequence[Any]) -> dict[str, str | None]:
-    """Return the description of each field of a pydantic model that is nested in `model`, by the name of the field.
+    """Return the description of each YAML key that is allowed at one place of a nested mapping.
 
-    A pydantic model is a class whose fields are YAML keys. `location` says where in `model` the nested model is. It has
-    the form of the key `loc` of a pydantic error, which is a sequence of field names, list indices and tags. A tag
-    names the kind of `data`: named, synthetic or custom.
+    `model` is the pydantic class of the whole mapping. `location` is the path from the top of the mapping to the place,
+    in the form of `loc` in a pydantic error: a sequence of keys, list indices and tags. If pydantic chooses between
+    several classes for a key, the tag is the name of the chosen class.
     """
     members: dict[str | None, type[BaseModel]] = {}
     for part in location:
@@ -113,10 +115,10 @@ def _descriptions_at(model: type[BaseModel], location: Sequence[Any]) -> dict[st
 
 
 def _models_in(annotation: Any) -> dict[str | None, type[BaseModel]]:
-    """Return the pydantic models inside a type annotation, as a mapping from tag to model.
+    """Return the pydantic classes inside a type annotation, as a mapping from tag to class.
 
-    A pydantic model is a class whose fields are YAML keys. If an annotation allows several models, each of them can
-    have a name, the tag. A model without a tag has the key None.
+    If an annotation allows several classes, each of them can have a name, the tag. A class without a tag has the key
+    None.
     """
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return {None: annotation}
@@ -129,10 +131,10 @@ def _models_in(annotation: Any) -> dict[str | None, type[BaseModel]]:
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of `base`, replaced by those of `change`. Nested mappings are merged in the same way.
+    """Return the mapping `base`, updated with the values of `change`. Nested mappings are updated in the same way.
 
-    There is one exception. If a nested mapping in `change` has a key `kind` whose value differs from that in `base`,
-    the nested mapping of `base` is dropped, and that of `change` is used alone.
+    There is one exception. If `change` gives a nested mapping another `kind`, the whole nested mapping of `base` is
+    dropped, because its keys belong to the old kind.
     """
     merged = dict(base)
     for key, value in change.items():

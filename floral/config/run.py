@@ -1,4 +1,7 @@
-"""Describe a run and its partition: the values that determine the results, and the hashes that name the folders."""
+"""Describe a training run and its partition (which samples each client holds).
+
+A hash of the values that determine a run or a partition is part of the name of its folder.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,9 @@ RESULTS_VERSION = 1
 
 
 class Run(Frozen):
-    """A training run (task × variant × seed) with all its values.
+    """A training run: one variant of a method, trained on one task with one seed.
 
-    If several suites contain the same run, it is trained once, and all of them use its folder.
+    If several suites (lists of runs) contain the same run, it is trained once, and all of them use its folder.
     """
 
     task: Task = Field(description="Task with all its values.")
@@ -44,15 +47,16 @@ class Run(Frozen):
     def partition_seed(self) -> int:
         """The seed of the partition (the assignment of samples to clients). It is normally the run's seed.
 
-        If the fidelity switch `partition` is `one`, it is 42 in every run, as in the published FLoRAL code.
+        If `fidelity["partition"]` is `one`, the seed is 42 in every run, as in the published FLoRAL code.
         """
         return 42 if self.fidelity["partition"] == "one" else self.seed
 
     @property
     def partition(self) -> PartitionJob:
-        """The partition that this run reads. It determines which samples each client holds.
+        """The values that determine which samples each client holds in this run.
 
-        Two runs of the same task with equal seed and fidelity switches have the same partition, whatever the method.
+        They do not depend on the method. So in two runs that differ only in the method, each client holds the same
+        samples.
         """
         task = self.task
         full_share = {"share": 1.0} if self.fidelity["subset"] == "per_variant" else {}
@@ -89,9 +93,9 @@ class Run(Frozen):
     def identity(self) -> dict[str, Any]:
         """Return the values that determine the results of the run. The hash of the run is computed from them.
 
-        Titles, descriptions, and fidelity switches that change only the report are left out. Some hyper-parameters
-        were added after the first results (`later: true`). They are left out if they have their default, so that the
-        hashes of older runs stay valid.
+        Titles, descriptions and settings that change only the report are left out. A hyper-parameter that was added
+        after the first results (`later: true` in its YAML file) is left out if it has its default. So the hashes of
+        older runs stay valid.
         """
         task = self.task.model_dump(mode="json", exclude={"title"})
         if isinstance(self.task.data, CustomData):
@@ -113,7 +117,7 @@ class Run(Frozen):
 class PartitionJob(Frozen):
     """The values that determine a partition, that is, which samples each client holds.
 
-    One job of the rule `partition` in the Snakefile writes the partition.
+    The rule `partition` in the Snakefile has one job for each partition. The job writes the partition to its folder.
     """
 
     task: str = Field(description="Name of the task.")

@@ -1,7 +1,7 @@
-"""List the hyper-parameter configurations of a search space.
+"""List the combinations of learning rates and hyper-parameters that a search tries.
 
-Also find chosen values that are at an edge of the search space, which means that they are the first or last of the
-values tried. A better value may then lie outside the search space.
+Also find chosen values that are the first or last of the values tried. A better value may then lie outside the range of
+the values tried.
 """
 
 from __future__ import annotations
@@ -47,12 +47,11 @@ def ladder(span: Range, of_task: float, count: int) -> tuple[float, ...]:
 
 
 def configurations(axes: Axes) -> list[Configuration]:
-    """Return one hyper-parameter configuration for each learning rate of model parameters in `axes`.
+    """Return one combination of hyper-parameters for each learning rate of model parameters in `axes`.
 
-    So all methods try the same learning rates of model parameters. The values of the remaining entries of `axes` are
-    combined with each other, and these combinations are used in turn, each equally often. In a full grid with the same
-    number of configurations, a method with a three-valued hyper-parameter would try only a third of the learning rates.
-    It could then be worse than other methods for that reason alone.
+    So all methods try the same learning rates of model parameters. All values of the other hyper-parameters are
+    combined with each other, and every combination is used equally often. A full grid of the same size would try fewer
+    learning rates for a method with more hyper-parameters, which would put this method at a disadvantage.
     """
     lr, *remaining = axes
     combinations = list(itertools.product(*(axes[name] for name in remaining)))

@@ -23,9 +23,9 @@ from floral.config.search_space import RATES, axes_of, configurations
 
 
 class Search(Frozen):
-    """A hyper-parameter search of one variant on one task. One `tune` job makes all its runs.
+    """A hyper-parameter search for one variant on one task. One job of the rule `tune` makes all its runs.
 
-    The search has 1 + `budget` runs per tuning seed: one with the untuned values, and one per configuration.
+    For each tuning seed, it makes one run with the untuned values and one run with each hyper-parameter configuration.
     """
 
     task: Task = Field(
@@ -127,9 +127,9 @@ def tuning() -> Tuning:
 
 @cache
 def search_space(variant_name: str) -> Space:
-    """Return the search space of a variant from config/search/<method>.yaml.
+    """Return the values that a search tries for a variant, from config/search/<method>.yaml.
 
-    If the file has no separate search space for this variant, return the search space of the method.
+    If the file has no separate entry for this variant, the values for the whole method are returned.
 
     Raises:
         ConfigError: the method has no file in config/search, the search space has a wrong parameter or value, or its
@@ -154,11 +154,11 @@ def search_space(variant_name: str) -> Space:
 
 
 def _check_space(space: Space, variant_name: str, where: str, separate: bool) -> None:
-    """Raise ConfigError if a search space has a wrong parameter or value, or does not fit the budget.
+    """Raise ConfigError if a search space has a wrong value or does not fit the budget.
 
     The budget is the number of configurations that a search tries. The number of combinations in the search space must
     divide it. `separate` says that the search space is only for this variant and not for the whole method. `where` is
-    the file and key of the search space, which error messages name.
+    the file and key that error messages name.
     """
     file = catalogue.method_file(catalogue.variant_index()[variant_name])
     for key, values in space.values.items():

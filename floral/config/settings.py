@@ -1,4 +1,4 @@
-"""Read the settings of one call from config/config.yaml, `--config` and environment variables."""
+"""Read the settings of one command from config/config.yaml, `--config` and environment variables."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Slurm(Frozen):
 
 
 class Settings(Frozen):
-    """The settings of config/config.yaml. Every key can be changed for one call by `--config KEY=VALUE`."""
+    """The settings of config/config.yaml. Snakemake's option `--config KEY=VALUE` changes a setting for one command."""
 
     suite: tuple[str, ...] = Field(
         min_length=1, description="Suite to run: a file of config/suites, or a list of several."
@@ -113,17 +113,14 @@ class Settings(Frozen):
 
     @property
     def narrowing(self) -> dict[str, tuple[Any, ...] | None]:
-        """The `tasks`, `variants` and `seeds` that select runs of the suites.
-
-        If one of them is None, it does not restrict the selection.
-        """
+        """The tasks, variants and seeds to which the suites are restricted. The value None means no restriction."""
         return {"tasks": self.tasks, "variants": self.variants, "seeds": self.seeds}
 
     def environment(self) -> dict[str, str]:
-        """Return environment variables for the jobs: PATH, the folders of this call, and the address of MLflow.
+        """Return environment variables for the jobs: PATH, the folders to use, and the address of MLflow.
 
-        PATH begins with the folder of this Python, so that jobs find the same command `floral`. The data folder and
-        the address are left out if they are not set.
+        PATH begins with the folder of this Python, so that jobs find the same command `floral`. The data folder and the
+        address are left out if they are not set.
         """
         variables = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -134,9 +131,9 @@ class Settings(Frozen):
         return variables | {name: str(value) for name, value in optional.items() if value}
 
     def export(self) -> None:
-        """Set the environment variables of this process, which its jobs inherit, to those of `environment`.
+        """Set the variables that `environment()` returns in this process, so that its jobs inherit them.
 
-        The variables of a folder or an address that is not set are removed.
+        If the settings name no data folder or no address of MLflow, its environment variable is removed.
         """
         for name in ENVIRONMENT.values():
             os.environ.pop(name, None)
@@ -166,10 +163,11 @@ class Settings(Frozen):
 
 
 def read_settings(values: Mapping[str, Any] | None = None, command_line: Mapping[str, Any] | None = None) -> Settings:
-    """Return the settings from `values`, or from config/config.yaml. Environment variables override the file.
+    """Return the settings from `values`, or from config/config.yaml if `values` is None.
 
-    Snakemake passes as `values` the content of the file, merged with the values of its option `--config`. Snakemake
-    passes the values of `--config` also as `command_line`, because they override environment variables.
+    Environment variables replace the values in the file, but not the values of Snakemake's option `--config`. Snakemake
+    therefore passes both: `values` is the content of the file, updated with the values of `--config`, and
+    `command_line` has only the values of `--config`.
 
     Raises:
         ConfigError: the file is missing, or a value is wrong.

@@ -95,11 +95,10 @@ def suite_searches(
 
 
 def custom_data(name: str, suite_name: str | None = None) -> CustomData:
-    """Return custom data (the user's own files) of a task.
+    """Return the custom data (the user's own files) with this name.
 
-    `name` is the name of the task, or of the folder in results/data that stores the data. If `suite_name` is given, the
-    function looks only at the tasks of this suite, after the suite has changed their values. Otherwise it looks at all
-    tasks.
+    `name` is the name of a task with custom data, or of the folder in results/data that stores the data. If
+    `suite_name` is given, only the tasks of this suite are searched, otherwise all tasks.
 
     Raises:
         ConfigError: no task has custom data with this name.
@@ -118,8 +117,8 @@ def custom_data(name: str, suite_name: str | None = None) -> CustomData:
 def _blocks(suite_name: str) -> Iterator[tuple[Block, str, Run]]:
     """Yield three values for each task and variant in each block of a suite.
 
-    The values are the block, the YAML file that contains it, and a run. The run has the task, the variant, the first
-    seed of the block and untuned values.
+    A block lists tasks, variants and seeds. The three values are the block, the YAML file that contains it, and a run
+    with this task and variant. The run has the first seed of the block and untuned values.
     """
     blocks = list(_blocks_of_suites(suite_name))
     if any(block.tuned for block, _ in blocks):
@@ -148,10 +147,10 @@ def _blocks(suite_name: str) -> Iterator[tuple[Block, str, Run]]:
 
 
 def _blocks_of_suites(suite_name: str, including: tuple[str, ...] = ()) -> Iterator[tuple[Block, str]]:
-    """Yield each block of a suite, together with the file that contains the block.
+    """Yield each block of a suite (a list of tasks, variants and seeds), and the file that contains the block.
 
     Blocks of included suites come first. `including` are the names of the suites that include this suite, directly or
-    through others. The function uses `including` to detect that a suite includes itself.
+    through others. They serve to detect that a suite includes itself.
     """
     suite, where = catalogue.suite(suite_name), f"{paths.CONFIG_FOLDER}/suites/{suite_name}.yaml"
     if suite_name in including:

@@ -48,7 +48,7 @@ def tuned_values(task_name: str) -> dict[str, Tuned]:
 
 
 def is_current(search: Search) -> bool:
-    """Return whether config/tuned has values that this search chose."""
+    """Return whether config/tuned has the values that this search chose, and not those of an older search."""
     entry = tuned_values(search.task.name).get(search.variant.name)
     return entry is not None and entry.search == search.digest
 
@@ -57,8 +57,7 @@ def with_tuned_values(search: Search, run: Run) -> Run:
     """Return a copy of the run with its tuned values from config/tuned.
 
     Raises:
-        Untuned: the file has no values for the variant, or a search with other settings chose them. The caller appends
-            the name of the variant and the command that runs the search.
+        Untuned: the file has no values for the variant, or a search with other settings chose them.
         ConfigError: the values in the file are not among those that the search tries.
     """
     name, path = search.variant.name, tuned_path(search.task.name)

@@ -163,7 +163,7 @@ def test_a_task_may_have_more_tuning_seeds_and_only_its_searches_change(write: W
     ("more", "words"),
     [
         ({"digits_rotat": [7]}, "more_seeds: unknown task 'digits_rotat'; did you mean 'digits_rotate'?"),
-        ({"digits_rotate": [SEED]}, f"together [{SEED}, {SEED}], which contains a seed twice"),
+        ({"digits_rotate": [SEED]}, f"the task gets the seeds [{SEED}, {SEED}], which contains a seed twice"),
         ({"digits_rotate": [-1]}, "greater than or equal to 0"),
     ],
 )

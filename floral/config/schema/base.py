@@ -15,8 +15,9 @@ class Frozen(BaseModel):
 
 
 def is_none(value: object) -> bool:
-    """Return whether a value is None. Fields that use this test are left out of a run's hash if they are None.
+    """Return whether a value is None.
 
-    So a new optional key does not change the hashes of runs that do not use it.
+    A field with `exclude_if=is_none` is left out of the hash of a run if its value is None. So a new optional key does
+    not change the hashes of runs that do not use it.
     """
     return value is None

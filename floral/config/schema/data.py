@@ -11,12 +11,12 @@ from floral.config.schema.base import Frozen
 
 
 class Synthetic(Frozen):
-    """Synthetic regression data. Each cluster has a teacher, a random model that computes the targets of its samples.
+    """Synthetic regression data. A random model for each cluster, the teacher, computes the targets of its samples.
 
-    The teacher of cluster c maps an input x to h = x (W + scale·u_c v_cᵀ) + b. All clusters have the same random matrix
-    W and bias b. Each cluster has its own random matrices u_c and v_c, which have `rank` columns. The factor `scale`
-    sets how much the teachers of different clusters differ. With kind linear, the targets are the first `outputs`
-    coordinates of h. With kind mlp, they are a linear map of ReLU(h).
+    From an input x, the teacher of cluster c computes h = x (W + scale·u_c v_cᵀ) + b. With `kind: linear`, the targets
+    are the first `outputs` coordinates of h. With `kind: mlp`, they are a linear map of ReLU(h). All clusters have the
+    same random matrix W and bias b. Each cluster has its own random matrices u_c and v_c, which have `rank` columns.
+    The factor `scale` sets how much the teachers of different clusters differ.
 
     Source: arXiv 2410.03497, synthetic tasks.
     """
@@ -56,18 +56,19 @@ class Synthetic(Frozen):
 
 
 class CustomData(Frozen):
-    """Custom data: the user's own files. The user has split them into training and test samples, or floral splits them.
+    """Custom data: the user's own files. The key `kind` is the format of the files.
 
-    If floral splits them, `test_share` is the share of test samples. The key `kind` is the format of the files.
+    The data may already be split into training and test samples. If not, floral splits them, and `test_share` is the
+    share of the test samples.
 
-    - folder: images, in one folder for each class. If the user has split the data, there is a folder train and a folder
-      test, and both contain a folder for each class.
+    - folder: one folder of images for each class. Split data have a folder train and a folder test, and both contain
+      one folder for each class.
 
-    - table: a parquet or CSV file with one sample per line. If the user has split the data, there is a folder with two
-      such files, train.* and test.*.
+    - table: a parquet or CSV file with one sample per line. Split data are a folder with two such files, train.* and
+      test.*.
 
-    - arrays: an .npz file or a folder of .npy files, with the arrays x, y and optionally client (the natural client of
-      each sample). If the user has split the data, the arrays are train_x, train_y, test_x, test_y, and optionally
+    - arrays: an .npz file or a folder of .npy files, with the arrays x (inputs), y (classes) and optionally client (for
+      example the writer of each sample). Split data have the arrays train_x, train_y, test_x, test_y, and optionally
       train_client and test_client.
     """
 
@@ -113,7 +114,7 @@ class CustomData(Frozen):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keys of the custom data that are passed as keyword arguments to the function that reads the files."""
+        """The keyword arguments of the function that reads the files, such as `test_share`."""
         keys = {"test_share"} | ({"label", "features", "client"} if self.kind == "table" else set())
         return self.model_dump(mode="json", include=keys)
 
@@ -138,7 +139,7 @@ NOTHING = "nothing"
 
 
 class DataFile(Frozen):
-    """A raw file of a data set, with its sources and the hash of its unpacked content."""
+    """A raw file of a data set: its path, the addresses of its copies, and the hash of its unpacked content."""
 
     path: str = Field(
         description="Path relative to the data folder (FLORAL_DATA, --data-dir or data_dir); absolute for custom data."
@@ -153,7 +154,7 @@ class DataFile(Frozen):
 
 
 class DataSet(Frozen):
-    """A data set: an entry of config/data.lock, or the custom data of a task."""
+    """A data set: an entry of config/data.lock, or custom data (the user's own files)."""
 
     title: str = Field(description="Title of the data set in reports.")
     reader: str = Field(description="Name of the function in floral/data that reads the files.")

@@ -59,7 +59,9 @@ class Parameter(Frozen):
         return value
 
     def _number(self, value: int | float) -> int | float:
-        """Convert a number to the type of the parameter, so that 1 and 1.0 give runs of the same name.
+        """Return a number as a float, or as an int if the hyper-parameter needs a whole number.
+
+        So the values 1 and 1.0 give the same run.
 
         Raises:
             ValueError: the number is not a whole number, but the parameter must be one.
@@ -85,10 +87,10 @@ Condition = Literal["one_local_step", "one_cluster"]
 
 
 class Equal(Frozen):
-    """A rule: on some tasks, this method or variant gives the same results as the variant that the rule names.
+    """A statement that two variants give the same results on some tasks.
 
-    The key `when` says on which tasks. The rule holds only if every hyper-parameter that both variants have is equal in
-    both.
+    The statement belongs to a method or variant. `variant` names the other variant, and `when` says on which tasks the
+    results are the same. The results are the same only if all hyper-parameters that both variants have are equal.
     """
 
     variant: str = Field(description="Name of the variant with the same results.")
@@ -140,7 +142,7 @@ class MethodFile(Frozen):
 
 
 class Variant(Frozen):
-    """A variant with the value of every hyper-parameter."""
+    """A variant of a method: the method with a value for every hyper-parameter."""
 
     name: str
     method: str
@@ -166,8 +168,7 @@ class Variant(Frozen):
     def secure_aggregation(self) -> bool:
         """Whether the method works with secure aggregation, a protocol that shows the server only sums over clients.
 
-        This is the case if the server sees neither the update nor the samples of a single client. The server may see
-        how many samples a client has and which clusters the client uses. The protocol can then also compute a sum over
-        the clients of one cluster. Source: Bonawitz et al. 2017.
+        The method works with it if the server sees neither the update nor the samples of a single client. The server
+        may know how many samples a client has and which clusters the client uses. Source: Bonawitz et al. 2017.
         """
         return not {"updates", "rows"} & set(self.server_sees)

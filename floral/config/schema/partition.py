@@ -125,7 +125,7 @@ class Partition(Frozen):
 
     @property
     def skewed(self) -> bool:
-        """Whether clients of one cluster have different data distributions. Each kind of partition is named here."""
+        """Whether clients of one cluster have different data distributions."""
         kinds = {
             "iid": False, "size_skew": False, "class_groups": False,
             "dirichlet": True, "pathological": True, "natural": True,
@@ -133,9 +133,9 @@ class Partition(Frozen):
         return kinds[self.kind] or self.mixed is not None
 
     def unfit(self, clients: int, clusters: int, classes: int) -> str | None:
-        """Return the reason why data with this number of classes do not fit this rule, or None if they fit.
+        """Return why this rule cannot divide data with `classes` classes among the clients, or None if it can.
 
-        The reason names the YAML key and the remedy.
+        The returned text names the YAML key and the remedy.
         """
         each = self.classes_per_client
         if each is not None and (each > classes or each * clients < classes):
@@ -170,9 +170,9 @@ class Unseen(Frozen):
     """Clients that take no part in training and join after the last round.
 
     With `partition.kind: iid`, they get the share `share` of all samples, and the training clients get the rest. With
-    `partition.kind: natural`, they are natural clients of the data that no training client uses. A client that has
-    joined trains only its private parameters, in the same way as a training client does. The parameters that it
-    receives from the server stay unchanged.
+    `partition.kind: natural`, they are natural clients of the data (such as writers) that no training client uses. A
+    client that has joined trains only its private parameters, which are never sent to the server. The parameters that
+    it receives from the server stay unchanged.
     """
 
     seen_cluster: int = Field(
@@ -205,5 +205,5 @@ class Unseen(Frozen):
 
     @property
     def clients(self) -> int:
-        """The number of joining clients, U."""
+        """The number of clients that join after the last round, U."""
         return self.seen_cluster + self.new_concept

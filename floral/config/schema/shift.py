@@ -1,4 +1,4 @@
-"""Define the YAML keys of a shift: how the data of the concepts (true clusters) differ."""
+"""Define the YAML keys of a shift: how the data of different clusters differ."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from floral.config.schema.base import Frozen, is_none
 
 
 class Colour(Frozen):
-    """The change of the pixel values in the images of one concept (true cluster).
+    """A change of the pixel values in all images of one concept (the data distribution of a cluster).
 
     It has five steps. First, `channels` reorders the colour channels. Second, the pixel values are multiplied by
     `gain`. Third, the distance of each value from medium grey is multiplied by `contrast`. Fourth, the values are
-    clipped. Last, `invert` exchanges black and white.
+    clipped to the range of pixel values. Last, `invert` exchanges black and white.
     """
 
     channels: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
@@ -33,7 +33,7 @@ class Colour(Frozen):
 
 
 class Shift(Frozen):
-    """The difference between the data of the concepts (true clusters), such as rotated images or permuted labels.
+    """The difference between the data of different clusters, such as rotated images or permuted labels.
 
     floral/data/shifts.py implements each `kind`.
     """
@@ -80,9 +80,9 @@ class Shift(Frozen):
         return self.colours if self.angles is None else tuple(angle % 360 for angle in self.angles)
 
     def unfit(self, shape: Sequence[int]) -> str | None:
-        """Return the reason why this shift does not fit samples of this shape, or None if it fits.
+        """Return why this shift cannot be applied to samples of this shape, or None if it can.
 
-        The reason names the YAML key and the remedy.
+        The returned text names the YAML key and the remedy.
         """
         if self.kind == "rotate" and (len(shape) < 2 or shape[0] != shape[1]):
             return f"`shift.kind: rotate` needs square images, but samples have shape {list(shape)}; set another kind"

@@ -1,6 +1,6 @@
 """Define the YAML keys of a suite (a list of runs) and of the fidelity switches.
 
-A fidelity switch is a point in which the published FLoRAL code differs from the described method.
+A fidelity switch is a setting that chooses how runs behave where the published FLoRAL code differs from its paper.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from floral.config.schema.base import Frozen
 
 
 class Switch(Frozen):
-    """A fidelity switch of config/fidelity.yaml: a point in which the published FLoRAL code differs from the paper."""
+    """A fidelity switch: how runs behave at one point in which the published FLoRAL code differs from its paper.
+
+    config/fidelity.yaml lists all of these switches.
+    """
 
     doc: str = Field(description="Explanation of the difference.")
     choices: tuple[Any, ...] = Field(description="Allowed values of the switch.")
@@ -28,7 +31,7 @@ class Switch(Frozen):
 class Fidelity(Frozen):
     """Whether runs follow the published FLoRAL code (`official`) or the method described in its paper (`corrected`).
 
-    `switches` holds the value of every fidelity switch. A switch is a point in which code and paper differ.
+    Code and paper differ in several points. `switches` says for each point how the runs behave.
     """
 
     name: Literal["official", "corrected"] = Field(description="Name of the fidelity, `official` or `corrected`.")
@@ -39,9 +42,9 @@ class Fidelity(Frozen):
 
 
 class Block(Frozen):
-    """A block of a suite: one run for each combination of its tasks, variants and seeds.
+    """A part of a suite: one run for each combination of its tasks, variants and seeds.
 
-    The values in the keys `fidelity`, `switches`, `task` and `method` apply to all runs of the block.
+    The keys `fidelity`, `switches`, `task` and `method` change settings of all these runs.
     """
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all"] = Field(
@@ -77,7 +80,7 @@ class Block(Frozen):
 
 
 class Suite(Frozen):
-    """A set of runs with a name. All runs of a suite are compiled into one report."""
+    """A named list of runs. One report summarises all runs of a suite."""
 
     name: str = Field(description="Name of the suite, taken from the name of its file.")
     title: str = Field(description="Title of the report.")

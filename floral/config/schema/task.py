@@ -17,7 +17,7 @@ from floral.config.schema.shift import Shift
 
 
 class Model(Frozen):
-    """A model: a Python file of floral/models, and the keyword arguments of the function `build` in this file."""
+    """A model: the name of a Python file in floral/models, and the arguments of the function `build` in this file."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     kind: str = Field(
@@ -263,9 +263,9 @@ class Task(Frozen):
         return self
 
     def unfit(self, shape: Sequence[int]) -> str | None:
-        """Return the reason why samples of this shape do not fit the task, or None if they fit.
+        """Return why samples of this shape cannot be used in this task, or None if they can.
 
-        The reason names the YAML key and the remedy.
+        The returned text names the YAML key and the remedy.
         """
         if why := self.shift.unfit(shape):
             return why
@@ -301,7 +301,10 @@ class Task(Frozen):
 
     @property
     def objective(self) -> Literal["cross_entropy", "token_cross_entropy", "mse"]:
-        """The name of the loss that training computes: `loss`, or `token_cross_entropy` for text."""
+        """The name of the loss that training minimises.
+
+        For text, it is `token_cross_entropy`. For other data, it is the value of the key `loss`.
+        """
         return self.loss if self.per is None else "token_cross_entropy"
 
     @property
@@ -319,11 +322,11 @@ class Task(Frozen):
 
     @property
     def cohort(self) -> int:
-        """The number of clients in the cohort of a round, M."""
+        """The number of clients that are selected for training in each round, M."""
         return max(1, round(self.participation * self.clients))
 
     def local_steps(self, samples: int) -> int:
-        """Return the number of local steps in a round, for a client with this number of training samples.
+        """Return the number of local SGD steps in a round, for a client with `samples` training samples.
 
         The number is epochs·⌈samples / batch⌉, where ⌈ ⌉ rounds up. If the key `steps_per_epoch` is set, the number is
         epochs·steps_per_epoch.
@@ -332,8 +335,8 @@ class Task(Frozen):
 
     @property
     def evaluation_period(self) -> int:
-        """The number of rounds between two evaluations: `eval_every` if it is set, otherwise rounds/50.
+        """The number of rounds between two evaluations.
 
-        The quotient rounds/50 is rounded down, but is at least 1.
+        It is `eval_every` if this key is set, and otherwise rounds/50, rounded down, but at least 1.
         """
         return self.eval_every or max(1, self.rounds // 50)

@@ -1,4 +1,4 @@
-"""Define the YAML keys of tuning: the search budget, the search spaces and the tuned values."""
+"""Define the YAML keys of hyper-parameter tuning: the values that a search tries, and the values that it chose."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class Tuning(Frozen):
     )
 
     def rounds(self, of_task: int) -> int:
-        """Return the number of rounds of a tuning run. `of_task` is the number of rounds that the task sets."""
+        """Return the number of rounds of a tuning run. `of_task` is the number of rounds of a normal run."""
         return min(self.at_most, max(1, round(self.share * of_task)))
 
     def of(self, task_name: str) -> Self:
-        """Return the values for one task: a copy in which `seeds` also has this task's seeds from `more_seeds`."""
+        """Return a copy for one task, in which the seeds of this task in `more_seeds` are appended to `seeds`."""
         return self.model_copy(update={"seeds": self.seeds + self.more_seeds.get(task_name, ()), "more_seeds": {}})
 
     @model_validator(mode="after")
@@ -66,8 +66,8 @@ class Tuning(Frozen):
         for task_name in self.more_seeds:
             if len(set(seeds := self.of(task_name).seeds)) < len(seeds):
                 raise ValueError(
-                    f"`more_seeds.{task_name}`: the seeds of this task are `seeds` and these, together {list(seeds)}, "
-                    "which contains a seed twice; remove one of the two"
+                    f"`more_seeds.{task_name}` repeats a seed: together with the key `seeds`, the task gets the seeds "
+                    f"{list(seeds)}, which contains a seed twice; list each seed only once"
                 )
         return self
 
@@ -75,8 +75,8 @@ class Tuning(Frozen):
 class Space(Frozen):
     """The values that a search tries for hyper-parameters and for the learning rate of router logits.
 
-    A search also tries several learning rates of model parameters, and gives each of these learning rates one
-    combination of the values in this space. Every combination is used for the same number of learning rates.
+    The search combines all these values with each other. It also tries several learning rates of model parameters, each
+    with one of the combinations. Every combination is used for the same number of learning rates.
     """
 
     router_lr: int = Field(
