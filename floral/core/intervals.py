@@ -66,7 +66,8 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 def interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Return the confidence interval of a mean over seeds.
 
-    With fewer than MIN_SEEDS_FOR_BOOTSTRAP seeds this is the t-interval, otherwise the expanded bootstrap interval.
+    With fewer than MIN_SEEDS_FOR_BOOTSTRAP seeds, it is Student's t-interval. Otherwise, it is a bootstrap interval
+    (see `expanded`).
     """
     if len(values) < MIN_SEEDS_FOR_BOOTSTRAP or not np.isfinite(values).all():
         return t_interval(values, level)

@@ -1,4 +1,4 @@
-"""Settings of a process that computes: number of threads, denormal numbers, and use of freed memory.
+"""Settings of a process that computes: number of threads, denormal (extremely small) numbers, and freed memory.
 
 The module imports torch only inside its functions, so that the command line can set environment variables before torch
 is imported.
@@ -56,7 +56,7 @@ def operation_threads(threads: int | None = None) -> Iterator[None]:
 
 
 def configure_process(threads: int) -> None:
-    """Apply the settings that every process for training needs: the number of threads, and the use of freed memory."""
+    """Apply the settings of every process that trains: set the number of threads, and keep freed memory for reuse."""
     set_threads(threads)
     keep_freed_memory()
 

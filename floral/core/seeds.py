@@ -1,8 +1,8 @@
 """Named random numbers from one root seed: every random number is a function of the seed, a purpose and counters.
 
 The purpose is a name, and the counters are integers such as round and client. There is no generator state, so a number
-depends neither on the order nor on the shape of the calls. Round 7 of client 12 gets the same numbers after a
-resumption, in another chunk of clients, and on another backend.
+does not depend on which numbers were drawn before. Round 7 of client 12 gets the same numbers after an interrupted run
+is resumed, and on another backend.
 """
 
 from __future__ import annotations
@@ -40,14 +40,17 @@ def bits(seed: int, purpose: str, *counters: Counter) -> npt.NDArray[np.uint64]:
 
 
 def uniform(seed: int, purpose: str, *counters: Counter) -> npt.NDArray[np.float64]:
-    """Return, for each counter, a uniform number in [0, 1) that is made from 53 random bits."""
+    """Return a uniform random number in [0, 1) for each combination of counters, such as round and client.
+
+    The number has 53 random bits.
+    """
     return _unit(bits(seed, purpose, *counters))
 
 
 def normal(seed: int, purpose: str, *counters: Counter) -> npt.NDArray[np.float64]:
-    """Return a standard normal number for each counter.
+    """Return a standard normal number for each combination of counters, such as round and client.
 
-    It is √(−2 log(1 − u))·cos(2πv) for two uniform numbers u and v (Box and Muller 1958).
+    The number is √(−2 log(1 − u))·cos(2πv) for two uniform numbers u and v (Box and Muller 1958).
     """
     state = bits(seed, purpose, *counters)
     radius = np.sqrt(-2.0 * np.log1p(-_unit(_absorb(state, 0))))
@@ -55,11 +58,14 @@ def normal(seed: int, purpose: str, *counters: Counter) -> npt.NDArray[np.float6
 
 
 def dirichlet(seed: int, purpose: str, *counters: Counter, alpha: float, size: int) -> npt.NDArray[np.float64]:
-    """Draw, for each counter, a point from the symmetric Dirichlet(alpha) distribution over `size` parts.
+    """Draw a point from the symmetric Dirichlet(alpha) distribution for each combination of counters.
 
-    The result has the shape [*counters, size]. The point is a vector of gamma variables X(alpha), divided by their sum.
-    X(alpha) is X(alpha + 1)·u^(1/alpha) with a uniform u, where X(alpha + 1) comes from the inverse of its distribution
-    function. The variables are computed as logarithms, to avoid 0/0 for alpha near 0, where one part gets everything.
+    The counters are integers such as round and client. The point has `size` coordinates, so that the result has the
+    shape [*counters, size].
+
+    The point is a vector of gamma variables X(alpha), divided by their sum. X(alpha) is X(alpha + 1)·u^(1/alpha) with a
+    uniform u, where X(alpha + 1) comes from the inverse of its distribution function. The variables are computed as
+    logarithms, to avoid 0/0 for alpha near 0, where one part gets everything.
     """
     from scipy.special import gammaincinv, softmax  # takes 0.3 s to import, and only skewed partitions need it
 
@@ -70,7 +76,10 @@ def dirichlet(seed: int, purpose: str, *counters: Counter, alpha: float, size: i
 
 
 def permutation(seed: int, purpose: str, *counters: Counter, size: int) -> npt.NDArray[np.int64]:
-    """Return a random order of the numbers 0 … size−1 for each counter, shape [*counters, size]."""
+    """Return a random order of the numbers 0 … size−1 for each combination of counters, shape [*counters, size].
+
+    The counters are integers such as round and client.
+    """
     keys = bits(seed, purpose, *(np.asarray(counter)[..., None] for counter in counters), np.arange(size))
     # Keys that differ only in the last counter are never equal, so every sorting algorithm gives the same order.
     return np.argsort(keys, axis=-1)
@@ -79,11 +88,10 @@ def permutation(seed: int, purpose: str, *counters: Counter, size: int) -> npt.N
 def ranks(
     seed: int, purpose: str, counter: npt.NDArray[np.integer], group: npt.NDArray[np.integer]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Put the N items into a random order within their groups. Return each item's rank in its group, and the group's
-    size.
+    """Put N items into a random order within their groups. Return each item's rank in its group, and the group's size.
 
-    Both results are [N], and ranks start at 0. `counter` [N] holds the number of each item, and `group` [N] the number
-    of its group.
+    Both results are [N], and ranks start at 0. `group` [N] is the group of each item. `counter` [N] is a number that
+    identifies the item, for example its row in the data set.
     """
     order = np.lexsort((bits(seed, purpose, counter), group))
     size = np.bincount(group)
@@ -93,12 +101,13 @@ def ranks(
 
 
 def sample(seed: int, purpose: str, *counters: Counter, size: int, count: int) -> npt.NDArray[np.int64]:
-    """Draw `count` different numbers from 0 … size−1 for each counter, and return them sorted, shape [*counters,
-    count].
+    """Draw `count` different numbers from 0 … size−1 for each combination of counters, and return them sorted.
 
-    If `size` is much larger than `count`, the function takes the first `count` different numbers of a uniform sequence,
-    in time O(count). Otherwise, it takes the first `count` numbers of a random permutation, in time O(size). Both ways
-    draw exactly uniformly without replacement.
+    The counters are integers such as round and client. The result has the shape [*counters, count]. Each set of `count`
+    numbers is equally probable.
+
+    If `size` is much larger than `count`, the function takes the first different numbers of a random sequence, in time
+    O(count). Otherwise, it takes the first numbers of a random permutation, in time O(size).
 
     Raises:
         ValueError: `count` is negative or more than `size`.

@@ -1,4 +1,4 @@
-"""The types with which a method describes itself to the engine. This module computes nothing.
+"""The types with which a method describes itself to the engine, the code that runs the rounds.
 
 Letters for axes: K clients, M clients of a round (the cohort), C clusters, B samples of a batch, R rank.
 """
@@ -31,11 +31,17 @@ generator."""
 
 
 class Refused(ValueError):
-    """The error if a method, an adaptor or a model cannot do what the task requires. The message gives the reason."""
+    """The error that is raised if a method, an adaptor or a model cannot do what the task requires.
+
+    The message gives the reason.
+    """
 
 
 class Scope(StrEnum):
-    """Who holds the parameters of a group, and how the server averages them."""
+    """Who holds the values of a group of parameters: all clients together, each cluster, or each client.
+
+    The scope also decides how the server averages the values.
+    """
 
     SHARED = "shared"
     """All clients have the same value, averaged with weights p(k) ∝ n_k, the numbers of samples."""
@@ -52,9 +58,9 @@ class Scope(StrEnum):
 class Group:
     """A named group of parameters: who holds it, its initial values, and how it is trained.
 
-    `init` returns the initial values of all clients or clusters together. They have axis C if the scope is CLUSTERED,
-    axis K if it is PRIVATE, and no leading axis otherwise. If `server_lr` is None, the task's server learning rate
-    applies.
+    `init` returns the initial values of all clients or clusters together. Their first axis is the C clusters if the
+    scope is CLUSTERED, and the K clients if it is PRIVATE. Otherwise, there is no such axis. If `server_lr` is None,
+    the task's server learning rate applies.
 
     If `statistic` is True, the group holds values such as a running mean. The forward pass or `Method.assign` changes
     them, and they get no gradients. If `fixed` is True, each client or cluster has values that never change, for
@@ -77,8 +83,8 @@ class Group:
 class Batch:
     """A batch of B samples of one client.
 
-    x [B, ...] holds the decoded inputs, and y the labels [B] or the targets [B, d] of a regression. mask [B] is 1 for a
-    sample and 0 for padding.
+    x [B, ...] holds the inputs of the model, and y the labels [B] or the targets [B, d] of a regression. mask [B] is 1
+    for a sample and 0 for padding.
     """
 
     x: Tensor
@@ -90,11 +96,11 @@ class Predict(Protocol):
     """A function that computes the predictions of one client."""
 
     def __call__(self, view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
-        """Return the logits [B, outputs] of one client for inputs x [B, ...], and the statistics that this pass
-        changed.
+        """Return the logits [B, outputs] of one client for inputs x [B, ...], and the changed statistics.
 
-        If `noise` is None, the pass is an evaluation. It uses no random numbers, and normalises by running statistics.
-        `mask` [B] is 1 for samples and 0 for padding.
+        Statistics are values such as running means, which a training pass changes. If `noise` is None, the pass is an
+        evaluation. It uses no random numbers, and normalises by running statistics. `mask` [B] is 1 for samples and 0
+        for padding.
         """
         ...
 
@@ -112,8 +118,8 @@ class Phase:
     """A part of the local training of a round: which groups train, for how many epochs, and with which loss.
 
     If `epochs` is None, the task's number of epochs applies. A phase may have its own `predict` and `penalty`, which
-    replace those of the method. Methods with two models per client need this. For example, Ditto trains the shared
-    model on its own loss. It then trains the personal model, with a penalty for its distance from the received model.
+    replace those of the method. For example, Ditto has two phases. The first trains the shared model. The second trains
+    the personal model, with a penalty for its distance from the shared model that the client received.
     """
 
     train: tuple[str, ...]
@@ -144,8 +150,8 @@ changed statistics, loss)."""
 class ClientVectors:
     """One vector from each client of a round, for a server step that needs more than the sum of the vectors.
 
-    `clients` [M] holds the numbers of the round's clients, `share` [M] their weights p(k), and `vectors` [M, d] what
-    they sent. All three have the order of the cohort.
+    `clients` [M] holds the numbers of the round's clients, `share` [M] their weights in averages, and `vectors` [M, d]
+    the vectors that they sent. The three tensors list the clients in the same order.
     """
 
     clients: Tensor
@@ -157,9 +163,9 @@ class ClientVectors:
 class ServerView:
     """What the server knows after the step of its optimiser in a round. Rounds are counted from 1.
 
-    `before` holds all groups as they were before the averaging. PRIVATE groups are [K, ...], with the values after the
-    clients' training. `means` holds the averages of the groups that the round averages. `after` holds the same groups
-    after the optimiser's step.
+    `before` holds all parameter groups as they were before the averaging. PRIVATE groups are [K, ...], with the values
+    after the clients' training. `means` holds the averages of the groups that the round averages. `after` holds the
+    same groups after the optimiser's step.
     """
 
     round: int
@@ -171,7 +177,7 @@ class ServerView:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimiser:
-    """The server optimiser, which changes a group by the difference g = old value - mean (arXiv 2003.00295).
+    """The server optimiser, which uses the old value minus the clients' average as a gradient (arXiv 2003.00295).
 
     The kinds are SGD, SGD with momentum β1 (FedAvgM, arXiv 1909.06335), and Adam with β1, β2 and ε. SGD with learning
     rate 1 is plain averaging. The default β1, β2 and ε are those of PyTorch and of the published CIFAR-100 task.
@@ -185,10 +191,11 @@ class Optimiser:
 
 @dataclass(frozen=True, kw_only=True)
 class Routing:
-    """To which clusters a client belongs, and with which weights, in the groups with scope CLUSTERED.
+    """The clusters to which a client belongs, and its weight in each of them.
 
-    A method without CLUSTERED groups leaves all fields at their defaults. A CLUSTERED group that is averaged needs
-    `log_route` or `cluster_of_client`.
+    Routing concerns only groups of parameters with one value per cluster (scope CLUSTERED). A method without such
+    groups leaves all fields at their defaults. A CLUSTERED group that is averaged needs `log_route` or
+    `cluster_of_client`.
     """
 
     log_route: Callable[[View], Tensor] | None = None
@@ -225,10 +232,10 @@ class ServerStep:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What the training costs a client. Methods set this if the cost does not follow from their model and groups.
+    """What the training costs a client, in computation and communication.
 
-    The defaults are one forward-backward pass of the task's model per sample, and the sizes of the groups that are
-    sent.
+    Methods set this if the cost does not follow from their model and groups. The defaults are one forward-backward pass
+    of the task's model per sample, and the sizes of the groups that are sent.
     """
 
     passes_per_sample: float = 1.0
@@ -242,7 +249,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A federated method: its groups of parameters, and functions that the engine calls for ONE client.
+    """A federated method: its groups of parameters, and functions that are called for one client at a time.
 
     Fields that a method does not set are those of FedAvg.
     """
@@ -304,15 +311,16 @@ class Method:
     def preconditioned_by(self, group: str) -> tuple[str, ...]:
         """Return the names of the groups whose values the preconditioner of `group` needs.
 
-        They are `group` itself, and its entry in `preconditioner_inputs`.
+        A preconditioner changes the gradients of a group before the SGD step. It needs the values of the group itself,
+        and of the groups in its entry of `preconditioner_inputs`.
         """
         return (group, *self.preconditioner_inputs.get(group, ()))
 
     def changing(self, phases: tuple[Phase, ...]) -> tuple[str, ...]:
         """Return the names of the groups that a round with these phases may change.
 
-        These are the groups that a phase trains, the statistics, and the groups in `ServerStep.upload`. For these last
-        groups, clients send other parameters than the group's own values.
+        These are the groups that a phase trains, the statistics (such as running means), and the groups in
+        `ServerStep.upload`, for which clients send other parameters than the group's own values.
         """
         trained = {group for phase in phases for group in phase.train}
         changing = trained | set(self.statistics) | set(self.server.upload)
@@ -325,7 +333,7 @@ class Method:
     def phases_of(self, round: int, rounds: int) -> tuple[Phase, ...]:
         """Return the phases that take place in a round.
 
-        A method without phases has one phase, which trains all trained groups.
+        If the field `phases` is None, the result is one phase, which trains all trained groups.
 
         Raises:
             ValueError: the method has phases, but none takes place in this round.

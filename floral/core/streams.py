@@ -1,4 +1,4 @@
-"""Random tensors that follow from a seed and from names, for example the initial values of a model."""
+"""Random tensors that depend only on a seed and on names, for example the initial values of a model."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from floral.core import seeds
 class Stream:
     """A source of random tensors, each with a name.
 
-    A tensor depends only on the seed, the purpose, the counters and its name, and not on tensors that were drawn
-    earlier.
+    A tensor depends only on its name and on the fields of the stream, and not on tensors that were drawn earlier.
     """
 
     seed: int
@@ -31,7 +30,7 @@ class Stream:
     def at(self, *counters: int) -> Stream:
         """Return the stream of random tensors for one cluster or client.
 
-        `counters` give its number. They are appended to the counters of this stream.
+        `counters` hold the number of the cluster or client. They are appended to the counters of this stream.
         """
         return replace(self, counters=(*self.counters, *counters))
 

@@ -1,6 +1,6 @@
 """Flip and crop training images at random.
 
-The result depends only on the images and on uniform noise, which the engine makes.
+The caller passes the random numbers, so equal arguments give equal results.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _offset(uniform: Tensor) -> Tensor:
 
 
 def _source(size: int, mirrored: Tensor, offset: Tensor) -> Tensor:
-    """Return, for each row of the result, the number of the row in the image that it shows, shape [B, size].
+    """Return, for each row of the cropped image, the number of the row of the original image that it shows [B, size].
 
     Columns work in the same way. Numbers outside 0 … size−1 stand for the black border.
     """

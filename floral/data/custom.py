@@ -1,4 +1,4 @@
-"""The readers of custom data, by format (`floral.config.schema.data.CustomData`).
+"""Read custom data (the user's own data set), with one reader for each file format.
 
 If the data are wrong, a reader raises DataError. Its message names the file, the row or column, and the remedy.
 """

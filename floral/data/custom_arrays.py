@@ -66,7 +66,7 @@ def _numpy(root: Path) -> dict[str, Array]:
 
 
 def _inputs(root: Path, name: str, x: Array) -> Array:
-    """Return x as it will be stored: uint8 stays, and other types become float32.
+    """Return the inputs x in the type in which they are stored: uint8 is unchanged, other numbers become float32.
 
     A last axis of length 1 (one colour channel) is removed.
 

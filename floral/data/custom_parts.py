@@ -95,7 +95,7 @@ def _check(parts: Sequence[Part]) -> None:
 def _classes(parts: Sequence[Part]) -> tuple[npt.NDArray[np.int64], tuple[str, ...] | None]:
     """Return the labels [N] of all parts as classes 0, 1, …, and the names of the classes.
 
-    Words are numbered in sorted order. Integer labels have no names: the second result is then None.
+    If the labels are words, they are numbered in sorted order. If they are integers, the second result is None.
     """
     where, labels = parts[0].where, np.concatenate([part.labels for part in parts])
     if labels.dtype.kind in "UST":

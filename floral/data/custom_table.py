@@ -63,13 +63,13 @@ def _frame(path: Path) -> pl.DataFrame:
 
 
 def _parquet(stream: io.BytesIO) -> pl.DataFrame:
-    """Read a parquet table, after another process has read it without a crash.
+    """Read a parquet table, but only after a test in a separate process.
 
-    On some damaged files, Polars aborts the process that reads them. The abort then ends only the other process, and
-    this one can report the error.
+    On some damaged files, Polars aborts the process that reads them. In the test, the abort ends only the separate
+    process, and this process can report the error.
 
     Raises:
-        OSError: the other process failed. The message is the last line of its error output.
+        OSError: the separate process failed. The message is the last line of its error output.
     """
     script = "import io, sys, polars; polars.read_parquet(io.BytesIO(sys.stdin.buffer.read()))"
     done = subprocess.run([sys.executable, "-c", script], input=stream.getvalue(), capture_output=True)

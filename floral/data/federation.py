@@ -90,8 +90,8 @@ class Federation:
         """The inputs of the global test set of every cluster, [C, N, …].
 
         Each cluster has the complete test set, after the shift of this cluster. With synthetic data, each cluster has
-        newly generated samples instead. With class groups, the result is a list of C arrays, with the test samples of
-        each cluster's classes.
+        newly generated samples instead. If each cluster has its own classes (partition kind class_groups), the result
+        is a list of C arrays, with the test samples of each cluster's classes.
         """
         return self._global_test[0]
 
@@ -99,7 +99,7 @@ class Federation:
     def global_test_y(self) -> Array | list[Array]:
         """The labels of global_test_x, [C, N], or its targets [C, N, outputs] for regression.
 
-        With class groups, they are a list of C arrays.
+        If each cluster has its own classes (partition kind class_groups), the result is a list of C arrays.
         """
         return self._global_test[1]
 
@@ -111,15 +111,12 @@ class Federation:
 def load(run: Run, results: Path, *, test: bool = True) -> Federation:
     """Return the data of a run: read its partition and its samples from the folder `results`, and apply the shift.
 
-    With test=False, no test samples are read.
+    With test=False, no test samples are read. `partition_digest` of the result is the digest of the stored partition.
 
-    Fidelity switches choose between the published code and the paper where these differ. If the switch `subset` is
-    per_variant, the stored partition contains all samples. This function then keeps a random part of each client's
-    training samples. Runs with another seed, or another variant of the method, keep another part. If clients are
-    evaluated on their training samples, they are evaluated on all of them, not only on that part, as in the published
-    code.
-
-    `partition_digest` of the result is the digest of the stored partition.
+    In some published code, each variant of a method trains on another random part of each client's training samples.
+    With the run's setting `subset: per_variant`, this function selects such a part, which depends on the seed and the
+    variant. If clients are evaluated on their training samples, the evaluation still uses all of them, as in the
+    published code.
 
     Raises:
         ConfigError: the partition or the data are missing, altered or do not belong together, or the data do not fit
@@ -160,7 +157,7 @@ def load(run: Run, results: Path, *, test: bool = True) -> Federation:
 def _federation(
     run: Run, samples: Samples, table: pl.DataFrame, sides: Mapping[str, Sequence[str]], cluster: Rows, digest: str
 ) -> Federation:
-    """Return the federation of the clients in `table`. Each sample is shifted according to its concept.
+    """Return the samples of the clients in `table` as a Federation. Each sample is shifted according to its concept.
 
     `cluster` [K] holds the clients' clusters. `sides` maps "train" to the splits whose samples are in train_x, and
     "test" to those whose samples are in test_x.
@@ -217,8 +214,9 @@ def _federation(
 def _check_concepts(task: Task, concept: Rows, classes: int | None) -> None:
     """Raise ConfigError if a new concept would shift labels in the same way as an existing cluster.
 
-    Labels are shifted cyclically. So a new concept repeats a cluster if it shifts labels by at least the number of
-    classes.
+    A new concept is a shift that only clients that join after training have. With n classes, labels are shifted mod n,
+    so that a shift by n + 1 classes equals a shift by 1. The C clusters shift labels by 0 … C - 1 classes, and new
+    concepts by C, C + 1, …. So each new concept must shift labels by fewer than n classes.
     """
     most = int(concept.max())
     if task.shift.kind == "label_shift" and classes is not None and task.clusters <= most and most >= classes:
@@ -247,12 +245,13 @@ def _check_text(task: Task, is_text: bool) -> None:
 
 
 def _padded(table: pl.DataFrame, present_rows: Rows, clients: int, seed: int) -> tuple[Rows, Rows]:
-    """Return the samples of one split, with one row per client [K, n_max], and each client's number of samples [K].
+    """Return the samples of one split as a padded table [K, n_max], and each client's number of samples [K].
 
-    A sample is given by its position in `present_rows`, the sorted rows of the data set that the federation has. Each
-    row of the result holds the samples of one client in random order, and zeros after them. The order must be random,
-    because some methods use fixed batches or average over batches. MNIST's later test images are harder, and a batch of
-    consecutive samples, above all a short last batch, must not contain only these.
+    Row k of the result holds the samples of client k in random order, followed by zeros. A sample is given by its
+    position in `present_rows`, the sorted rows of the data set that are used.
+
+    The order is random because some methods use fixed batches or average over batches. MNIST's later test images are
+    harder, and no batch should contain only these.
     """
     client, row = table["client"].to_numpy(), table["row"].to_numpy()
     counts = np.bincount(client, minlength=clients)

@@ -1,6 +1,6 @@
-"""Compute the partition of a data set: a table with the columns client, cluster, split and row.
+"""Compute the partition of a data set, a table that assigns its samples to clients.
 
-The table depends only on the labels and a seed.
+The columns are client, cluster, split and row. The table depends only on the labels and a seed.
 """
 
 from __future__ import annotations
@@ -60,11 +60,10 @@ def client_table(
 
 
 def main_concepts(table: pl.DataFrame, clients: int) -> npt.NDArray[np.int64]:
-    """Return the main concept [K] of each client, as its cluster. A concept is one version of the shift.
+    """Return the cluster [K] of each client: the most frequent concept among its training and validation samples.
 
-    The main concept is the most frequent one among the client's training and validation samples.
-
-    If several concepts are equally frequent, it is the one with the lowest number.
+    A concept is one version of the shift, for example one angle. If several concepts are equally frequent, the one with
+    the lowest number is returned.
     """
     train = table.filter((pl.col("split") != "test") & (pl.col("client") < clients))
     client, concept = train["client"].to_numpy().astype(np.int64), train["cluster"].to_numpy()

@@ -67,9 +67,10 @@ def iid_table(
 def grouped_table(
     train_y: Labels, test_y: Labels, clients: int, clusters: int, partition: Partition, seed: int
 ) -> pl.DataFrame:
-    """Deal the samples of each class to the clients of the class's cluster (kind class_groups).
+    """Deal the samples of each class to the clients of the cluster that owns this class (kind class_groups).
 
-    As in `iid_table`, a share of the training samples is kept, and a validation split is held out.
+    `group_of` tells which cluster owns a class. As in `iid_table`, a share of the training samples is kept, and a
+    validation split is held out.
 
     Raises:
         ConfigError: a cluster has more clients than training or test samples, or a class has no cluster.
@@ -270,10 +271,11 @@ def natural_table(
 def _with_minimum(
     counts: npt.NDArray[np.int64], expected: npt.NDArray[np.float64], minimum: int
 ) -> npt.NDArray[np.int64]:
-    """Return the numbers of samples [class, client], changed so that each client has at least `minimum` samples.
+    """Move samples between clients until each client has at least `minimum`; return the new numbers [class, client].
 
-    The function moves samples between clients as `skewed_table` describes. `expected` [class, client] holds the
-    expected numbers of samples, which decide from which class a client receives.
+    `counts` [class, client] holds the numbers of samples before, and `expected` [class, client] the expected numbers. A
+    client with too few samples receives some from the class with its largest expected number. They come from a client
+    above the minimum, the one with the most samples of this class.
     """
     counts, total = counts.copy(), counts.sum(0)
     for receiver in np.flatnonzero(total < minimum):

@@ -1,6 +1,7 @@
 """Steps that all kinds of partition have in common.
 
-They deal samples to clients, assign concepts, keep a share of the training samples, and hold out a validation split.
+They deal samples to clients, choose the shift of each sample, keep a share of the training samples, and hold out a
+validation split.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def finish(
 ) -> pl.DataFrame:
     """Return the complete, sorted partition table of samples that were dealt to clients.
 
-    Each sample gets a concept. Then only a share of the training samples is kept, and a validation split is held out.
+    Each sample gets a concept, the version of the shift that is applied to it. Then only a share of the training
+    samples is kept, and a validation split is held out.
     """
     table = both_sides(train, test)
     table = (
@@ -49,7 +51,7 @@ def append_unseen(
 ) -> pl.DataFrame:
     """Append the samples of the unseen clients to the partition table.
 
-    Unseen clients join only after training. They have the numbers K, K + 1, ….
+    Unseen clients join only after training. They have the numbers K, K + 1, …, where K is the number of other clients.
     """
     concept = concepts_of(unseen, clusters)[joining["client"].to_numpy() - clients]
     joining = joining.with_columns(cluster=concept).select(*SCHEMA).cast(SCHEMA)
@@ -57,11 +59,11 @@ def append_unseen(
 
 
 def concepts_of(unseen: Unseen, clusters: int) -> npt.NDArray[np.int64]:
-    """Return the concept [U] of each of the U unseen clients.
+    """Return the concept [U] of each of the U unseen clients, which join after training.
 
-    The first `seen_cluster` of these clients get the concepts of the clusters in turn: 0, 1, …, C - 1, 0, 1, …. The
-    other `new_concept` clients get new concepts in turn: C, C + 1, …, 2C - 1, C, …. `floral.data.shifts` defines the
-    new concepts.
+    A concept is one version of the shift, for example one angle. The first `seen_cluster` clients get the concepts of
+    the C clusters in turn: 0, 1, …, C - 1, 0, 1, …. The other `new_concept` clients get concepts that no cluster has,
+    in turn: C, C + 1, …, 2C - 1, C, …. `floral.data.shifts` defines these.
     """
     seen, new = np.arange(unseen.seen_cluster) % clusters, clusters + np.arange(unseen.new_concept) % clusters
     return np.concatenate([seen, new])
@@ -81,8 +83,8 @@ def cluster_of_clients(partition: Partition, clients: int, clusters: int) -> npt
 def reduce_rows(table: pl.DataFrame, share: float, min_rows: int, seed: int, purpose: str) -> pl.DataFrame:
     """Keep only a share of each client's n training samples: max(min_rows, round(share·n)), at most n.
 
-    Validation and test samples are all kept. The choice depends only on `seed` and `purpose`. A larger share keeps all
-    samples that a smaller share keeps, and adds to them. Share 1 changes nothing.
+    Validation and test samples are all kept. The random choice depends only on `seed` and on the name `purpose`. A
+    larger share keeps all samples that a smaller share keeps, and adds to them. Share 1 changes nothing.
     """
     if share == 1.0:
         return table
@@ -95,11 +97,12 @@ def reduce_rows(table: pl.DataFrame, share: float, min_rows: int, seed: int, pur
 def _concepts(
     table: pl.DataFrame, clients: int, clusters: int, partition: Partition, seed: int
 ) -> npt.NDArray[np.integer]:
-    """Return the concept [N] of each sample.
+    """Return the concept [N] of each sample: the version of the shift that is applied to it.
 
     If `partition.mixed` is None, the concept is the cluster of the sample's client. Otherwise, it is drawn at random,
-    and each client has its own probabilities of the concepts. A client's probabilities are the same for its training
-    and test samples. To get them, a vector is drawn from Dirichlet(mixed). Its largest entry is then swapped with the
+    with probabilities that each client has for itself. They are the same for its training and test samples.
+
+    To get a client's probabilities, a vector is drawn from Dirichlet(mixed). Its largest entry is then swapped with the
     entry of the client's cluster, so that this cluster is the most probable concept, and the clusters keep their sizes.
     For mixed → 0, each sample gets the cluster of its client.
     """

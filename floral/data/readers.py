@@ -54,7 +54,7 @@ class Labelled:
 
     @property
     def natural_clients(self) -> int | None:
-        """The number of natural clients, or None if the data have none."""
+        """The number of natural clients, for example writers, or None if the data have none."""
         sides = [side for side in (self.train_client, self.test_client) if side is not None and len(side)]
         return max(int(side.max()) for side in sides) + 1 if sides else None
 
@@ -102,7 +102,8 @@ def image_parquet(files: Sequence[RawFile]) -> Labelled:
     classes. The coarse labels of CIFAR-100 are not read.
 
     Raises:
-        DataError: a file is truncated, lacks a column, or has an image that cannot be decoded or has another shape.
+        DataError: a file is truncated, lacks a column, or has an image that cannot be decoded or differs in shape from
+        the first image.
     """
     (train_x, train_y), (test_x, test_y) = (_parquet_images(raw) for raw in files)
     if train_x.shape[1:] != test_x.shape[1:]:

@@ -57,7 +57,8 @@ def apply_inputs(shift: Shift, x: Images, cluster: npt.NDArray[np.integer], clus
 def rotated(x: Images, numerator: float, denominator: float, interpolate: bool) -> Images:
     """Rotate square images counter-clockwise by the fraction numerator/denominator of a full turn.
 
-    If `interpolate` is set, pixel values are interpolated. Otherwise, each pixel gets the value of the nearest one.
+    If `interpolate` is True, pixel values are interpolated. Otherwise, each pixel gets the value of the nearest pixel
+    of the original image. Quarter turns are exact in both cases.
     """
     pixels, side = x.reshape(len(x), x.shape[1] * x.shape[2], -1), x.shape[1]
     if interpolate and 4 * numerator % denominator:
@@ -71,10 +72,8 @@ def rotated(x: Images, numerator: float, denominator: float, interpolate: bool) 
 def interpolated(pixels: Images, numerator: float, denominator: float, side: int) -> Images:
     """Rotate square images counter-clockwise, with bilinear interpolation of the pixel values.
 
-    The images are [N, side², channels], with the pixels of an image in one axis.
-
-    The angle is the fraction numerator/denominator of a full turn. Values are rounded. Pixels from outside the image
-    are 0.
+    The images have shape [N, side², channels]: rows and columns are joined to one axis. The angle is the fraction
+    numerator/denominator of a full turn. Values are rounded. Pixels from outside the image are 0.
     """
     row, column = _origin(side, numerator, denominator)
     corners = []
@@ -95,9 +94,8 @@ def interpolated(pixels: Images, numerator: float, denominator: float, side: int
 def recoloured(colour: Colour, x: Images, scale: int) -> Images:
     """Change the colours of images [N, H, W] or [N, H, W, 3], where `scale` is the pixel value of white.
 
-    Channels are reordered and multiplied by `gain`. The distance of a value to medium grey is multiplied by `contrast`.
-    Then values are rounded, clipped to 0 … scale, and inverted if `invert` is set. The black borders that augmentation
-    adds later stay black.
+    Channels are reordered as `channels` says, and multiplied by `gain`. The distance of a value to medium grey is
+    multiplied by `contrast`. Then values are rounded, clipped to 0 … scale, and inverted if `invert` is set.
 
     Raises:
         ConfigError: `channels` is not a permutation of the image's channels, or `gain` has a wrong number of values.
@@ -137,7 +135,7 @@ def apply_labels(
 
 
 def permutations(concepts: int, classes: int, seed: int) -> npt.NDArray[np.int64]:
-    """Return a permutation of the classes for each concept, as the new label of each class [concepts, classes].
+    """Return a permutation of the classes for each concept: entry [c, y] is the new label of class y in concept c.
 
     Concept 0 leaves the classes unchanged. The other concepts have random permutations. No two concepts have the same
     permutation.
@@ -171,7 +169,7 @@ def quarter_turns(shift: Shift, cluster: npt.NDArray[np.integer], clusters: int)
 
 
 def rotation(side: int, numerator: float, denominator: float) -> npt.NDArray[np.int64]:
-    """Return, for each pixel [side²] of a rotated image, the pixel of the original image that it shows.
+    """Return, for each pixel of a rotated image, the index of the pixel of the original image that it shows [side²].
 
     The rotation is the fraction numerator/denominator of a full turn, counter-clockwise. −1 stands for a pixel outside
     the original image.

@@ -1,7 +1,6 @@
 """Find raw data files in the data folder, or download them from the first mirror that works, and verify them.
 
-The download is a small loop over urllib, because pooch, the common library for this, cannot resume a partial file. The
-hashes are those of the unpacked content. So a file is still accepted after someone unpacked it or compressed it again.
+The hash of a file is that of its unpacked content. So a file is accepted whether it is compressed or not.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class DataError(ConfigError):
 
 @dataclass(frozen=True, kw_only=True)
 class RawFile:
-    """A raw file: its location, the hash of its unpacked content, and whether data.lock has this hash.
+    """A raw file, its location, and the hash of its unpacked content.
 
     `verified` is True if data.lock has the hash. It is False if data.lock has null in its place.
     """
@@ -207,6 +206,7 @@ def _download(file: DataFile, url: str, target: Path, expected: str | None, repo
     The bytes are written to `<target>.part`, which is renamed after verification. An earlier, partial download is
     resumed.
     """
+    # urllib instead of pooch, the common library for downloads, because pooch cannot resume a partial file.
     part = target.with_name(target.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     inherited = _size(part) > 0

@@ -26,7 +26,7 @@ CLIENTS = ("train_client", "test_client")
 def read_data(name: str, results: Path, sides: Sequence[str] | None = None) -> tuple[dict[str, Any], dict[str, Array]]:
     """Read a stored data set: its manifest (card.json) and its arrays.
 
-    The arrays are memory-mapped. `sides` names those to read; by default, all are read.
+    The arrays are memory-mapped. `sides` names the arrays to read; by default, all are read.
 
     Raises:
         ConfigError: the data set is missing or damaged.

@@ -1,11 +1,10 @@
 """Readers of text, which cut the text of each speaker or user into windows of T tokens.
 
-x [N, T] holds token ids, and y [N, T] the token after each position.
+x [N, T] holds token ids, and y [N, T] the token after each position. The windows of a client neither overlap nor leave
+gaps, and no window mixes clients. The end of a text that is too short for a window is dropped.
 
-The windows of a client neither overlap nor leave gaps, and no window mixes clients. The end of a text that is too short
-for a window is dropped, so that no position needs a mask. In the order of the text, the first 80 % of the windows of a
-client are training samples and the rest are test samples. Clients with fewer than two windows have no samples.
-`classes` is the size of the vocabulary of the whole file.
+In the order of the text, the first 80 % of the windows of a client are training samples and the rest are test samples.
+Clients with fewer than two windows have no samples. `classes` is the size of the vocabulary of the whole file.
 """
 
 from __future__ import annotations
@@ -146,10 +145,9 @@ def _table(raw: RawFile, columns: dict[str, type[pl.DataType] | None]) -> pl.Dat
 
 
 def _rejoined(rows: Sequence[str], follows: Sequence[str | None]) -> list[str]:
-    """Join overlapping rows of characters into texts.
+    """Join overlapping rows of characters into texts: the rows "hell", "ello" and "llo!" become "hello!".
 
-    A row overlaps the row before it if it lacks the first character of that row and has one more character at the end.
-    A row that does not overlap begins a new text.
+    A row that does not continue the row before it by one character begins a new text.
 
     `follows` holds the character after each row. It is an empty string or None if this character is not given.
     """
@@ -214,8 +212,8 @@ def _cut(clients: Sequence[Sequence[Tokens]], length: int, vocabulary: int, plac
 def _windows(text: Tokens, length: int, moved: int) -> Tokens:
     """Cut a text into n windows of `length` tokens, and return their inputs or their labels [n, length].
 
-    If `moved` is 0, the result is the inputs. If `moved` is 1, it is the labels: each label is the token after its
-    input. n is the largest number of windows for which the text has one more token after the last window.
+    If `moved` is 0, the inputs are returned. If it is 1, the labels are returned, where the label of a token is the
+    next token. n is the largest number of windows for which the text has one more token after the last window.
     """
     count = max(0, len(text) - 1) // length
     return text[moved : moved + count * length].reshape(count, length)

@@ -1,6 +1,6 @@
 """Functions for lock files. A lock lets only one process work at a time, or a limited number of processes per GPU.
 
-Locks are needed because a job of a killed Snakemake may still run when the next call starts. The operating system
+Locks are needed because a job of a killed Snakemake may still run when Snakemake is started again. The operating system
 releases a lock when the process that holds the lock ends, also when the process is killed.
 """
 
