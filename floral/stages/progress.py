@@ -31,7 +31,7 @@ class Progress:
     diverged_at: int | None = None
     resumptions: int = 0
     execution: dict[str, Any] = field(default_factory=dict)
-    """How the run is computed (backend, chunk size, threads), chosen before round 1. A resumed run uses the same values."""
+    """How the run is computed (backend, chunk size, threads), chosen before round 1. A resumed run uses the same."""
     peak_memory_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"setup": 0.0, "train": 0.0, "evaluate": 0.0})
     segment: Path | None = None
