@@ -40,7 +40,7 @@ class Run(Frozen):
 
     @property
     def rates(self) -> Rates:
-        """The learning rates of the run: the tuned learning rates if it has any, otherwise those of the task."""
+        """The tuned learning rates of the run, or those of the task if the run has no tuned learning rates."""
         return self.own_rates or Rates(lr=self.task.lr, router_lr=self.task.router_lr)
 
     @property

@@ -28,7 +28,8 @@ Axes = Mapping[str, tuple[Any, ...]]
 def axes_of(space: Space, tuning: Tuning, task: Rates) -> Axes:
     """Return a mapping from each learning rate and hyper-parameter to the values that a search tries for it.
 
-    The learning rates come first. `task` holds the learning rates of the task, and the search tries multiples of them.
+    The learning rates are the first keys of the mapping. The search tries multiples of the learning rates `task`, which
+    are those that the task sets.
     """
     lr = ladder(tuning.lr, task.lr, tuning.budget)
     return {"lr": lr, "router_lr": ladder(tuning.router_lr, task.router_lr, space.router_lr), **space.values}
@@ -37,8 +38,8 @@ def axes_of(space: Space, tuning: Tuning, task: Rates) -> Axes:
 def ladder(span: Range, of_task: float, count: int) -> tuple[float, ...]:
     """Return `count` learning rates, evenly spaced on a log scale. If `count` is 1, return the task's learning rate.
 
-    The learning rates run from `span.lowest` to `span.highest` times the task's learning rate `of_task`. Number i
-    (0, 1, …) is of_task · lowest · (highest / lowest)^(i / (count - 1)), with three significant digits.
+    `of_task` is the task's learning rate. The smallest result is of_task · span.lowest, and the largest is
+    of_task · span.highest. All results are rounded to three significant digits.
     """
     if count == 1:
         return (of_task,)

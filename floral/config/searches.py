@@ -1,4 +1,4 @@
-"""Describe the hyper-parameter search of a variant on a task: its budget, search space and runs."""
+"""Describe the hyper-parameter search for a variant on a task: the values that it tries, and its runs."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Search(Frozen):
         return configurations(self.axes)
 
     def trial(self, seed: int, configuration: Configuration | None = None) -> Run:
-        """Return the run with this seed and hyper-parameter configuration.
+        """Return a run of this search, with this seed and hyper-parameter configuration.
 
-        Without a configuration, the run has the untuned values.
+        If `configuration` is None, the run has the untuned values.
         """
         run = Run(task=self.task, variant=self.variant, seed=seed, fidelity=self.fidelity)
         return run if configuration is None else with_values(run, configuration.rates, configuration.params)
@@ -112,7 +112,7 @@ def with_values(run: Run, rates: Rates, params: Mapping[str, Any]) -> Run:
 def tuning() -> Tuning:
     """Return the values of config/tuning.yaml, which are common to the searches of all methods.
 
-    Examples are the number of configurations that a search tries (the budget) and the range of learning rates.
+    Examples are the number of configurations to try (the budget) and the range of the learning rates.
 
     Raises:
         ConfigError: a value is wrong, or `more_seeds` names an unknown task.

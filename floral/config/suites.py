@@ -24,7 +24,7 @@ def suite_runs(
 ) -> list[Run]:
     """Return the runs of a suite in the order of its file.
 
-    If `tasks`, `variants` or `seeds` is given, only runs with these values are returned.
+    If `tasks`, `variants` or `seeds` are given, only the runs of these tasks, variants or seeds are returned.
 
     Raises:
         ConfigError: a name is unknown, or no run is selected.

@@ -98,7 +98,7 @@ class Equal(Frozen):
 
 
 class VariantEntry(Frozen):
-    """The entry of one variant in config/methods. It gives the values that differ from the method's defaults."""
+    """The YAML entry of a variant. It lists the hyper-parameters whose values differ from the method's defaults."""
 
     title: str = Field(description="Title of the variant in reports.")
     set: Mapping[str, Any] = Field(
@@ -158,9 +158,9 @@ class Variant(Frozen):
 
     @property
     def optimal_router(self) -> bool:
-        """Whether the router always chooses a client's true cluster.
+        """Whether the router always gives a client's true cluster the weight 1 and all other clusters the weight 0.
 
-        The router of a method gives each client a weight for each cluster.
+        A router is the part of a method that gives each client a weight for each cluster.
         """
         return self.params.get("router") == "optimal"
 

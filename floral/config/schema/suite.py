@@ -14,9 +14,9 @@ from floral.config.schema.base import Frozen
 
 
 class Switch(Frozen):
-    """A fidelity switch: how runs behave at one point in which the published FLoRAL code differs from its paper.
+    """A fidelity switch: a setting for one point in which the published FLoRAL code differs from its paper.
 
-    config/fidelity.yaml lists all of these switches.
+    Its value says how runs behave at this point. config/fidelity.yaml lists all fidelity switches.
     """
 
     doc: str = Field(description="Explanation of the difference.")

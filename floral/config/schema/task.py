@@ -311,7 +311,7 @@ class Task(Frozen):
     def skewed(self) -> bool:
         """Whether the clients of one cluster have different data distributions.
 
-        If so, the test set of a cluster is not distributed like the data of one of its clients.
+        If so, the test set of a cluster does not have the distribution of any single client.
         """
         return self.partition.skewed
 

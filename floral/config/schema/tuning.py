@@ -73,7 +73,7 @@ class Tuning(Frozen):
 
 
 class Space(Frozen):
-    """The values that a search tries for hyper-parameters and for the learning rate of router logits.
+    """The search space: the values to try for hyper-parameters and for the learning rate of router logits.
 
     The search combines all these values with each other. It also tries several learning rates of model parameters, each
     with one of the combinations. Every combination is used for the same number of learning rates.
