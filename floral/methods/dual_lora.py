@@ -20,7 +20,7 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     Differences from the paper: FDLoRA trains its adaptors in stages, and searches the weights of their sum without
     gradients. Its text leaves many details open. Here both adaptors have weight 1 and the task's rank, and they train
     together. The private A is equal for all clients at the start, but differs from the shared A: otherwise both
-    adaptors would start in the same row space. The options of the base and the scale s of an adaptor are those of
+    adaptors would start in the same row space. The options `base` and `warmup` and the scale s of an adaptor are as in
     `fedit`.
     """
     adaptors = adaptors_of(problem, **adaptor)

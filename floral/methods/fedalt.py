@@ -29,8 +29,8 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
     Limiting case: with the own adaptors frozen at zero this is FedAvg.
 
     Choices: G_k starts at zero, so both weights start at ½. In a convolution, G_k reads the mean of the input over all
-    positions. All clients start with the same A. The options of the base and the scale s of an adaptor are those of
-    `fedit` (the paper freezes the base).
+    positions. All clients start with the same A. The options `base` and `warmup` and the scale s of an adaptor are as
+    in `fedit` (the paper freezes the base).
     """
     adaptors = adaptors_of(problem, rank=rank, bias=bias, convolution=convolution)
     embeddings = [name for name, layer in adaptors.model.layers.items() if isinstance(layer, Embedding)]

@@ -10,9 +10,9 @@ from floral.toolkit.parts import model_groups, predictor, repeated_start
 def build(problem: Problem, *, after: float) -> Method:
     """FedAvg with fine-tuning: first train one shared model, the base, then train a copy of it per client.
 
-    `after` is the share of the rounds that train the base, which is SHARED. In the later rounds the base is fixed.
-    Client k trains a PRIVATE difference d_k, which starts at 0, and predicts with base + d_k. This is the same as SGD
-    on a copy of the base.
+    The first rounds train the base, which is SHARED. `after` is their share of all rounds, for example 0.8. In
+    the later rounds the base is fixed. Client k trains a PRIVATE difference d_k, which starts at 0, and predicts with base
+    + d_k. This is the same as SGD on a copy of the base.
 
     Limiting case: with after = 1 this is FedAvg.
 

@@ -31,8 +31,8 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
 def fedit_method(problem: Problem, adaptors: Adaptors, base: str, warmup: float, **phase: Any) -> Method:
     """Build FedIT, or a method that extends FedIT.
 
-    `phase` holds additional keyword arguments of `Phase`. They change the local training of the adaptor, for example by
-    a penalty.
+    `phase` holds additional keyword arguments of `Phase`. They can change the local training of the adaptor or its
+    traffic.
     """
     return Method(
         groups={

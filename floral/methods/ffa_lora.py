@@ -19,7 +19,7 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
 
     A is computed from the run's seed and is never sent. In a square layer, the adaptor then has half as many trained
     parameters and half as much traffic as in FedIT. The adaptor's bias, which the paper does not have, belongs to B.
-    Its average is exact too. The options of the base and the scale s of an adaptor are those of `fedit`.
+    Its average is exact too. The options `base` and `warmup` and the scale s of an adaptor are as in `fedit`.
     """
     adaptors = adaptors_of(problem, **adaptor)
     stream = Stream(problem.seed, "adaptors")

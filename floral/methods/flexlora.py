@@ -21,8 +21,8 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     In the paper, clients have different ranks and receive as many components as their rank. Here all ranks are equal
     (for different ranks see `hetlora`). S can be divided between A and B in many ways. This does not change B A, but it
     decides whether training is stable (see `svd_factors`): with A = Vᵀ and a joint base, the digits task diverges. The
-    options of the base and the scale s of an adaptor are those of `fedit`. The server computes one SVD per layer and
-    round. It does not apply its learning rate to the factors.
+    options `base` and `warmup` and the scale s of an adaptor are as in `fedit`. The server computes one SVD per layer
+    and round. It does not apply its learning rate to the factors.
 
     Raises:
         Refused: the adaptor of a convolution is not a single matrix product, so the mean has no such SVD.

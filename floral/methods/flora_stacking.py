@@ -20,8 +20,8 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
 
     Limiting case: with the adaptor frozen at zero this is FedAvg.
 
-    The options of the base and the scale s of an adaptor are those of `fedit`. Here all clients have the same rank. The
-    server's learning rate applies to the base only, not to the products.
+    The options `base` and `warmup` and the scale s of an adaptor are as in `fedit`. Here all clients have the same
+    rank. The server's learning rate applies to the base only, not to the products.
 
     Costs: a client downloads the new A and the stacks of M adaptors, or the sum of their products if it is smaller (see
     `download_floats`). With base="joint" the base is sent anyway, and it contains the sum.

@@ -38,8 +38,8 @@ def build(
     The client's router gives the weights π_kc. The base W is SHARED, the adaptors B_c A_c are CLUSTERED, and the router
     is PRIVATE.
 
-    Limiting cases: with the adaptors frozen at zero this is FedAvg. With one client per cluster and a fixed route it is
-    Local Adaptor.
+    Limiting cases: with the adaptors frozen at zero this is FedAvg. With one client per cluster, where each client uses
+    only the adaptor of its cluster, it is Local Adaptor.
 
     Options:
 
@@ -96,8 +96,9 @@ def build(
 def routed(clustered: ClusteredAdaptors, mixer: Router, entropy: float) -> Method:
     """Build FLoRAL for clients that receive all C adaptors and mix them with a router.
 
-    With an "argmin" router, a client uses and sends only the adaptor that it chose. The setting `mixture_floor` can
-    imitate the published code: if it is positive, all other adaptors get this small weight, and all are used and sent.
+    With an "argmin" router, a client chooses the adaptor with the smallest loss, and uses and sends only this adaptor.
+    The setting `mixture_floor` can imitate the published code: if it is positive, all other adaptors get this small
+    weight, and all are used and sent.
     """
     problem, adaptors = clustered.problem, clustered.adaptors
     model, floor, clusters = adaptors.model, problem.switches["mixture_floor"], problem.clusters

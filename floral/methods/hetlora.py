@@ -32,7 +32,7 @@ def build(
     Choices, where descriptions leave them open: the norm is that of all layers together. Biases are averaged with the
     same weights. If all norms are zero, the weights are p(k). A layer of lower rank than r_k has all its components.
     Every client predicts with the full adaptor. λ = 0.01. The server does not apply its learning rate to the mean of
-    the adaptors. The options of the base and the scale s of an adaptor are those of `fedit`.
+    the adaptors. The options `base` and `warmup` and the scale s of an adaptor are as in `fedit`.
 
     Costs: the traffic is counted with the initial ranks, as the mean over the clients.
     """

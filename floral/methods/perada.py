@@ -28,8 +28,8 @@ def build(problem: Problem, *, lam: float, base: str, warmup: float, **adaptor: 
 
     Differences from the paper: w is averaged with p(k), not uniformly. The server's distillation is left out, because
     it needs public data. Norm layers and classifier are private in the paper; here they belong to the base. The running
-    statistics of the base are those of the second phase. The options of the base and the scale s of an adaptor are
-    those of `fedit`.
+    statistics of the base are those of the second phase. The options `base` and `warmup` and the scale s of an adaptor
+    are as in `fedit`.
     """
     adaptors = adaptors_of(problem, **adaptor)
     stream = Stream(problem.seed, "adaptors")

@@ -1,4 +1,4 @@
-"""pFedLoRA (arXiv 2310.13283) with one architecture: train personal models and a small shared adapter together."""
+"""pFedLoRA (arXiv 2310.13283) for clients with equal models: train personal models and a small shared adapter."""
 
 import torch
 

@@ -21,7 +21,7 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
 
     B trains first because it starts at zero, where A has no gradient. The adaptor's bias, which the paper does not
     have, belongs to B. A client uploads one factor per round. It downloads this factor and the factor of the previous
-    round. The options of the base and the scale s of an adaptor are those of `fedit`; a joint base trains in every
+    round. The options `base` and `warmup` and the scale s of an adaptor are as in `fedit`; a joint base trains in every
     round.
     """
     adaptors = adaptors_of(problem, **adaptor)

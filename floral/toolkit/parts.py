@@ -1,4 +1,4 @@
-"""Building blocks of methods: groups of parameters, predictions, local steps, phases and losses."""
+"""Building blocks that many methods use: initial parameters, predictions, local steps and losses."""
 
 from __future__ import annotations
 
