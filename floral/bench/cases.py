@@ -37,7 +37,9 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A case of the benchmark: a task and variant, the `reference` to compare with, and the limit of the result."""
+    """A measurement of the benchmark: a variant on a task, the `reference` to compare with, and the limit of the
+    result.
+    """
 
     name: str
     limit: float
@@ -63,7 +65,7 @@ class Case:
 
 
 def to_baseline(case: Case, options: Options) -> dict[str, Any]:
-    """Measure the engine's seconds per round, divided by those of the PyTorch baseline."""
+    """Measure the seconds per round of floral's training engine, divided by those of the PyTorch baseline."""
     (run,) = case.runs
     return compare(options.engine(run), BaselineRounds.of(run, options.results, options.threads), options)
 
@@ -77,7 +79,7 @@ def to_variant(case: Case, options: Options) -> dict[str, Any]:
 def to_every_cluster(case: Case, options: Options) -> dict[str, Any]:
     """Measure the variant's seconds per round, divided by C times those of the reference variant.
 
-    This is for a method that trains C models, one for each of the task's C clusters.
+    C is the number of clusters of the task. Use this for a variant that trains C models, one for each cluster.
     """
     measured, reference = (options.engine(run) for run in case.runs)
     return compare(measured, reference, options, times=case.runs[0].task.clusters)
@@ -86,7 +88,7 @@ def to_every_cluster(case: Case, options: Options) -> dict[str, Any]:
 def rounds_per_second(case: Case, options: Options) -> dict[str, Any]:
     """Measure how many rounds per second the engine trains.
 
-    The table has this number in its column `ratio`, although it is not a ratio.
+    The result stands under the key `ratio`, as in the other cases, although it is not a ratio.
     """
     measured = options.engine(case.runs[0])
     rates = 1 / timing.time_blocks(measured, options.rounds)
@@ -103,8 +105,8 @@ def compare(
 ) -> dict[str, Any]:
     """Time a measured and a reference implementation in alternating blocks of rounds.
 
-    Return the median ratio of their seconds per round, the spread of this ratio, and the seconds of both. All of these
-    are computed after the seconds of the reference have been multiplied by `times`.
+    First, the seconds of the reference are multiplied by `times`. Then return the median ratio of the seconds per
+    round, the interquartile range of this ratio, and the seconds per round of both.
     """
     pairs = timing.time_pairs(measured, reference, options.rounds)
     pairs = timing.Pairs(pairs.first, times * pairs.second)
@@ -178,10 +180,10 @@ SCALE_CASE, SCALE_LIMIT = "seconds per round, K = 100,000 / K = 1,000, M = 30", 
 
 
 def scale_row(scale: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row of the table for `scale`, the measurement at several numbers of clients.
+    """Return the table row for `scale`, the result of `floral bench scale`.
 
-    The row has the result of the method whose cost grows most with the number of clients. The row's column
-    `by_variant` has the ratios of all methods.
+    The ratio is the seconds per round with 100,000 clients, divided by those with 1,000 clients. The row shows the
+    method with the largest ratio. Its column `by_variant` has the ratios of all methods.
     """
     ratios = scale["ratios"]
     worst = max(ratios, key=lambda variant: ratios[variant]["ratio"])

@@ -32,8 +32,8 @@ def engine(
 ) -> dict[str, Any]:
     """Measure seconds per round, samples per second, peak memory, and the ratio to the PyTorch baseline.
 
-    The keys that start with `floor` describe the baseline. If the task has no baseline, the numbers that need it are
-    None.
+    The keys of the result that start with `floor` describe the baseline. If the task has no baseline, its seconds and
+    the ratio are None.
 
     Raises:
         ConfigError: a name is unknown, data are missing, or the method does not support the task.
@@ -58,9 +58,9 @@ def engine(
 def compare_with_baseline(
     run: Run, measured: EngineRounds, results: Path, threads: int, rounds: int | None
 ) -> dict[str, Any]:
-    """Return the seconds per round of the engine and of the baseline, and their ratio.
+    """Return the seconds per round of floral's training engine and of the PyTorch baseline, and their ratio.
 
-    If there is no baseline for the task, return the reason instead.
+    If the task has no baseline, return only the engine's seconds, and the reason.
     """
     try:
         baseline = BaselineRounds.of(run, results, threads)

@@ -1,4 +1,4 @@
-"""The two figures of the benchmark: ratios with their limits, and the cost of a round by number of clients."""
+"""The two figures of the benchmark: ratios with their limits, and the cost of a round against the number of clients."""
 
 from __future__ import annotations
 

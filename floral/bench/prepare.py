@@ -16,10 +16,10 @@ from floral.stages.partition import partition
 
 
 def benchmark_run(task: str, variant: str, change: Mapping[str, Any] | None = None) -> Run:
-    """Return the run of a task and variant that a benchmark measures, with seed 0 and without a validation split.
+    """Return the run of a task and variant that a benchmark measures, with seed 0.
 
-    Nothing is tuned here, so no training sample is held back for validation. The run has the fidelity "corrected":
-    differences of the published code from the paper are corrected. `change` replaces values of the task.
+    Nothing is tuned here, so no training sample is held back for validation. If the published code of a method differs
+    from its paper, the run follows the paper. `change` replaces values of the task.
     """
     rules = catalogue.fidelity("corrected", {"validation": "none"})
     return Run(task=catalogue.task(task, change), variant=catalogue.variant(variant), seed=0, fidelity=rules)
@@ -31,7 +31,7 @@ def prepare(runs: Iterable[Run], results: Path, data_dir: Path | None, also: Ite
     `also` names further data sets to read. Nothing is downloaded.
 
     Raises:
-        ConfigError: raw files are missing. The message names all of them. No data set has been read then.
+        ConfigError: raw files are missing. The message names all of them.
     """
     runs = list(runs)
     used = (run.task.data for run in runs if isinstance(run.task.data, str))

@@ -21,8 +21,8 @@ def in_new_process(measure: Callable[..., Any], *arguments: Any) -> Any:
 def memory_bytes(kind: str) -> int:
     """Return how many bytes of memory this process uses, read from /proc/self/status.
 
-    `kind` is a key of this file: RssAnon (memory of the process itself), RssFile (mapped files), VmRSS (both together)
-    or VmHWM (the peak of VmRSS).
+    `kind` is a key of this file: RssAnon (memory of the process itself), RssFile (memory-mapped files), VmRSS (both
+    together) or VmHWM (the peak of VmRSS).
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith(f"{kind}:"))

@@ -67,7 +67,7 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
 def scale_report(
     *, results: Path, reports: Path, data_dir: Path | None, backend: str, threads: int, rounds: int | None
 ) -> dict[str, Any]:
-    """`floral bench scale`: measure the cost of a round for many numbers of clients, and return the result.
+    """`floral bench scale`: measure the cost of a round at several numbers of clients, and return the result.
 
     The result is also written to reports/bench/, as JSON and as a figure.
     """

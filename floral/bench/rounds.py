@@ -1,6 +1,6 @@
-"""Training rounds to be timed: those of the engine, and those of the PyTorch baseline on the same batches.
+"""Train rounds that are to be timed: with floral's training engine, or with the PyTorch baseline.
 
-Both are callables: each call with a number n trains the next n rounds.
+Both classes are callables: a call with the number n trains the next n rounds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BASELINE_ROUNDS = 8
 
 
 class EngineRounds:
-    """A callable that runs training rounds of the engine, without evaluation and without writing files."""
+    """A callable that trains rounds with floral's training engine. It evaluates nothing and writes no files."""
 
     def __init__(
         self,
@@ -41,10 +41,11 @@ class EngineRounds:
         threads: int,
         execution_plan: Execution | None = None,
     ) -> None:
-        """Store the simulation and its state, and choose how the engine executes the rounds.
+        """Store the simulation and its state, and choose how the rounds are computed: backend, chunk, workers and
+        threads.
 
-        The choice depends on `backend` and `threads`. If `execution_plan` is given, no choice is made: the engine
-        executes the rounds as it says.
+        `execution_plan` sets these four values. If it is None, the engine chooses them for this `backend` and number of
+        `threads`.
 
         Raises:
             ConfigError: the backend cannot run this method.
@@ -81,7 +82,10 @@ class EngineRounds:
 
 
 class BaselineRounds:
-    """A callable that runs FedAvg rounds of the PyTorch baseline, with the batches of the run's first rounds."""
+    """A callable that trains FedAvg rounds with the PyTorch baseline.
+
+    Only the batches of the first BASELINE_ROUNDS rounds are prepared. Later rounds use them again.
+    """
 
     def __init__(self, baseline: Baseline, params: Params, batches: list[Batches]) -> None:
         self.baseline, self.params, self.batches, self.round = baseline, params, batches, 0
@@ -90,7 +94,7 @@ class BaselineRounds:
     def of(cls, run: Run, results: Path, threads: int) -> BaselineRounds:
         """Return a callable that trains with the PyTorch baseline on the run's task: a call with n trains n rounds.
 
-        The baseline trains by FedAvg, also if the run has another variant.
+        The baseline always trains by FedAvg, even if the run has another method.
 
         Raises:
             Refused: the task has no baseline.
@@ -115,7 +119,7 @@ class BaselineRounds:
 
 
 def engine_batches(simulation: Simulation, round: int) -> Plan:
-    """Return the engine's batches of one round, for all clients of the cohort."""
+    """Return the batches of one round for all clients that take part in it, as floral's training engine draws them."""
     settings = simulation.settings
     return plan(
         simulation.data.train,

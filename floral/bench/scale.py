@@ -1,8 +1,7 @@
 """Measure how the cost of a round depends on the number of clients K, at a fixed cohort size M.
 
-The cost is seconds per round and resident memory. The task is an MLP on MNIST. Client k holds the samples 10k … 10k + 9
-modulo 60,000, so for large K several clients hold the same samples. This changes neither the cost of a round nor the
-private state of the clients. No file of the federation is written.
+The cost is seconds per round and resident memory. The task is an MLP on MNIST with ten training samples per client. For
+large K, several clients hold the same samples. This does not change the cost of a round.
 """
 
 from __future__ import annotations
@@ -56,8 +55,9 @@ def scale_run(clients: int, variant: str) -> Run:
 
 
 def build_federation(run: Run, results: Path) -> Federation:
-    """Assign MNIST's samples to the run's clients, and repeat them if there are too few. Each client has one test
-    sample.
+    """Give each client ten training samples and one test sample of MNIST.
+
+    If there are more clients than samples for them, several clients hold the same samples.
     """
     _, arrays = read_data("mnist", results)
     arrays = {side: np.array(array) for side, array in arrays.items()}
@@ -85,9 +85,10 @@ def build_federation(run: Run, results: Path) -> Federation:
 def engine_rounds(
     clients: int, variant: str, results: Path, backend: str, threads: int, execution_plan: Execution | None = None
 ) -> EngineRounds:
-    """Return a callable that trains with K clients in the engine: a call with n trains n rounds.
+    """Return a callable that trains with K clients in floral's training engine: a call with n trains n rounds.
 
-    The engine chooses how to execute the rounds, unless `execution_plan` is given.
+    `execution_plan` says how the rounds are computed: backend, chunk, workers and threads. If it is None, the engine
+    chooses.
     """
     run = scale_run(clients, variant)
     data = build_federation(run, results)
@@ -114,9 +115,9 @@ def scale(
 ) -> dict[str, Any]:
     """Measure every method at every number of clients K, and compare the seconds per round at two K.
 
-    The result has two keys. "points" holds the measurements. "ratios" holds, for each method, the seconds per round at
-    the larger of the two `compared` K, divided by those at the smaller. The engine chooses how to execute a method at
-    the smaller of the `compared` K. Every K is then executed in this way, so that only K differs.
+    The result has, among others, the keys "points" and "ratios". "points" holds the measurements. "ratios" holds, for
+    each method, the seconds per round at K = compared[1], divided by those at K = compared[0]. For one method, all K
+    use the same backend, chunk, workers and threads, so that only K differs.
 
     Raises:
         ConfigError: MNIST's files are missing.
@@ -138,7 +139,7 @@ def scale(
 
 
 def choose_execution(variant: str, results: Path, backend: str, threads: int, clients: int) -> Execution:
-    """Return how the engine chooses to execute a method with K clients."""
+    """Return the backend, chunk, workers and threads that the engine chooses for a method with K clients."""
     configure_process(threads)
     return engine_rounds(clients, variant, results, backend, threads).simulation.execution
 
@@ -155,8 +156,8 @@ def measure_point(
     """Measure the seconds per round and the memory of one method with K clients.
 
     The seconds are those of the fastest block of rounds, because other programs can only slow a block down. The memory
-    is read after the timed rounds. Their number is `rounds`; if it is None, the engine trains at least MEMORY_ROUNDS
-    rounds first. The memory is returned as two numbers: that of the process itself, and that of mapped files.
+    is read after the timed rounds. It is returned as two numbers: memory of the process itself, and memory-mapped
+    files.
     """
     configure_process(threads)
     measured = engine_rounds(clients, variant, results, backend, threads, execution_plan)
@@ -184,7 +185,7 @@ def measure_ratio(
     compared: tuple[int, int],
     execution_plan: Execution,
 ) -> dict[str, Any]:
-    """Measure one method's seconds per round at the larger of the two K `compared`, divided by those at the smaller.
+    """Measure one method's seconds per round at K = compared[1], divided by those at K = compared[0].
 
     Both are timed in alternating blocks of rounds.
     """

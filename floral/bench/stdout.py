@@ -1,4 +1,4 @@
-"""Keep standard output free for the answer of a command."""
+"""Keep standard output free for the result of a command. All other output goes to standard error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager, redirect_stdout
 def reserved_stdout() -> Iterator[None]:
     """Within the `with` block, redirect standard output to standard error.
 
-    This applies to this process, to the processes that it starts, and to libraries.
+    This also redirects the output of libraries, and of processes that this process starts.
     """
     sys.stdout.flush()
     stdout = os.dup(1)

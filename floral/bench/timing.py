@@ -25,19 +25,24 @@ WARM_UP_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Pairs:
-    """The seconds per round of two implementations. Each array [P] has one value per pair of blocks."""
+    """The seconds per round of two implementations, which are timed in alternating blocks of rounds.
+
+    A pair is one block of each implementation. Each array [P] has one value for each of the P pairs.
+    """
 
     first: np.ndarray
     second: np.ndarray
 
     @property
     def ratio(self) -> float:
-        """The median of first / second over all pairs."""
+        """The median over all pairs: seconds of the first implementation, divided by those of the second."""
         return float(np.median(self.first / self.second))
 
     @property
     def spread(self) -> float:
-        """The interquartile range of first / second over all pairs."""
+        """The interquartile range over all pairs of this ratio: seconds of the first implementation / those of the
+        second.
+        """
         return interquartile_range(self.first / self.second)
 
     @property

@@ -167,7 +167,7 @@ def report(arguments: Namespace, settings: Settings) -> None:
 
 
 def _report_reference(suite: str, runs: list[Run], reports: Path) -> None:
-    """Build a report from committed results of a suite. They are in reports/reference.
+    """Build a report from the suite's results in reports/reference, without training.
 
     The archive of these results is unpacked into a temporary folder.
     """

@@ -48,9 +48,9 @@ class Row:
 
     @property
     def scopes_text(self) -> str:
-        """The scope (shared, clustered, private or frozen) of each parameter group, as text.
+        """The scope of each parameter group as text, such as "base shared, head private".
 
-        An example is "base shared, head private".
+        The scope is shared, clustered, private or frozen.
         """
         return ", ".join(f"{group} {scope}" for group, scope in self.scopes.items()) or "nothing was built"
 

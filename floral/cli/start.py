@@ -45,7 +45,8 @@ def main() -> int:
 def run_command() -> int:
     """Run the command in this process and return its exit code.
 
-    This function imports most modules of the package. So a process that only asks the server for a fork starts faster.
+    Most modules of the package are imported only here, because the imports are slow. A process that only asks the
+    server for a fork does not need them.
     """
     from floral.cli.main import main as run
 

@@ -1,4 +1,7 @@
-"""Show the progress of a suite. Only the folders of the runs are read, so any machine that has them can show it."""
+"""Show the progress of a suite. Only the folders of the runs are read.
+
+So this works on any machine that can read these folders, also if the runs train on another machine.
+"""
 
 from __future__ import annotations
 

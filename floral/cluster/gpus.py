@@ -1,7 +1,4 @@
-"""Choose the device of a run: the CPU or a GPU.
-
-A GPU has `runs_per_gpu` places, and each run on the GPU holds one place.
-"""
+"""Choose the device of a run: the CPU or a GPU. At most `runs_per_gpu` runs share a GPU."""
 
 from __future__ import annotations
 
@@ -22,9 +19,9 @@ LOG = logging.getLogger("floral.train")
 
 @contextmanager
 def hold_device(device: str, runs_per_gpu: int) -> Iterator[torch.device]:
-    """Yield the device of a run. On a GPU, wait for a free place, and hold the place until the context ends.
+    """Yield the device of a run. On a GPU, first wait until fewer than `runs_per_gpu` other runs use it.
 
-    A GPU has `runs_per_gpu` places, so that at most this number of runs share the GPU.
+    The run counts as a user of the GPU until the context ends.
 
     Raises:
         ConfigError: `device` is "cuda" and there is no GPU.
@@ -63,7 +60,7 @@ def gpu_ids() -> list[str]:
 
 
 def lease_folder(environment: Mapping[str, str]) -> Path:
-    """Return the folder of the lock files with which this user's runs hold places on the GPUs of this machine.
+    """Return the folder of the lock files that limit how many runs share a GPU of this machine.
 
     The folder is not in the results folder, because several machines may share the results folder. Every SLURM job has
     its own folder, because SLURM gives every job its own GPUs.

@@ -54,10 +54,10 @@ NOT_ENDED = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "RE
 
 
 def record_start(folder: Path) -> None:
-    """Record in jobs.json that this SLURM job starts to work on the run. Outside SLURM, do nothing.
+    """Record in the run's file jobs.json that this SLURM job starts to work on the run. Outside SLURM, do nothing.
 
-    If the last entry already belongs to this job, SLURM has requeued the job. The last entry then gets the reason
-    "requeued", and a new entry follows.
+    If the last entry of the file already belongs to this job, SLURM has requeued the job. The last entry then gets the
+    reason "requeued", and a new entry follows.
     """
     if (this_job := os.environ.get("SLURM_JOB_ID")) is None:
         return
@@ -79,10 +79,9 @@ def record_end(folder: Path, reason: str) -> None:
 def stop_reason(by: int) -> str:
     """Return why this job was stopped by the signal `by`: "walltime", "preempted" or "interrupted".
 
-    After Ctrl-C, or outside SLURM, the reason is "interrupted". If little walltime is left, the reason is "walltime".
-    If much walltime is left, SIGUSR1 means that SLURM preempts the job. SLURM would count a preempted job as failed, so
-    this function requeues it, and the reason is "preempted". In all other cases, the reason is "interrupted". After
-    SIGTERM, SLURM ends the job itself, and requeues it if the cluster is set up to do so.
+    "walltime" means that the job has nearly used its time. "preempted" means that SLURM sent SIGUSR1 although much time
+    is left: it needs the node for another job. This function then requeues the job, because SLURM would count it as
+    failed. "interrupted" is the reason in all other cases, for example after Ctrl-C or outside SLURM.
     """
     this_job = os.environ.get("SLURM_JOB_ID")
     if this_job is None or by == signal.SIGINT:
@@ -90,6 +89,7 @@ def stop_reason(by: int) -> str:
     if seconds_left(this_job) <= 1.5 * WARNING_SECONDS:
         return TIMEOUT
     if by != signal.SIGUSR1:
+        # After SIGTERM, SLURM ends the job itself, and requeues it if the cluster is set up to do so.
         return "interrupted"
     return "interrupted" if output_of("scontrol", "requeue", this_job) is None else "preempted"
 
@@ -111,30 +111,30 @@ def seconds_left(job: str) -> float:
 
 
 def memory_mb(folder: Path, slurm: Slurm, measured_bytes: int | None) -> int:
-    """Return the memory in MB that the next job of a run requests.
+    """Return the memory in MB that the next SLURM job of a run requests.
 
-    This is 1.5 times `measured_bytes`, the peak memory of finished runs of the same task. Without such runs, the
-    configured memory is used. The memory is doubled for each job of this run that ran out of memory.
+    This is 1.5 times `measured_bytes`, the peak memory of finished runs of the same task. If no such run is finished,
+    the memory in the configuration is used. The memory is doubled for each job of this run that ran out of memory.
     """
     usual = slurm.memory if measured_bytes is None else max(500, math.ceil(1.5 * measured_bytes / 1e6))
     return usual << end_reasons(folder)[MEMORY]
 
 
 def minutes(folder: Path, slurm: Slurm, seconds: float) -> int:
-    """Return the minutes that the next job of a run requests.
+    """Return the minutes that the next SLURM job of a run requests.
 
-    This is TIME_FACTOR times the expected `seconds`, and at least MIN_MINUTES. The time is doubled for each job of this
-    run that ran out of time. The time is never more than the configured `walltime`.
+    This is TIME_FACTOR times `seconds`, the expected time of the run, and at least MIN_MINUTES. It is doubled for each
+    job of this run that ran out of time. It is never more than `walltime` in the configuration.
     """
     usual = max(MIN_MINUTES, math.ceil(TIME_FACTOR * seconds / 60))
     return min(usual << end_reasons(folder)[TIMEOUT], slurm.walltime)
 
 
 def end_reasons(folder: Path) -> Counter[str]:
-    """Count the reasons why the jobs of a run ended.
+    """Count the reasons why the SLURM jobs of a run ended.
 
-    If the last job wrote no reason, the job's state in SLURM gives the reason. This reason is then written to jobs.json
-    and failure.json.
+    A job that was killed wrote no reason. If this is the last job, its state in SLURM gives the reason, which is then
+    written to jobs.json and failure.json.
     """
     jobs = read_jobs(folder)
     last = jobs[-1] if jobs else None
@@ -150,7 +150,7 @@ def end_reasons(folder: Path) -> Counter[str]:
 def job_state(job: str) -> str | None:
     """Return the state of a job in SLURM, such as "TIMEOUT"; None if the job is unknown.
 
-    The state comes from SLURM's controller, or from the accounting after the controller has forgotten the job.
+    SLURM's controller forgets old jobs. For these, the state comes from SLURM's accounting.
     """
     output = output_of("scontrol", "show", "job", "--oneliner", job) or ""
     if match := re.search(r"\bJobState=(\w+)", output):

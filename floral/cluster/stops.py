@@ -51,7 +51,7 @@ class Stop:
             self.by, self.at = number, time.monotonic()
 
     def check_stop(self) -> None:
-        """Raise Stopped if a signal arrived more than GRACE_SECONDS ago. This ends the current round.
+        """End the current round if a signal arrived more than GRACE_SECONDS ago.
 
         The simulation calls this method at points where it can drop the round without changing the state.
 

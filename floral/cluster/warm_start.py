@@ -1,9 +1,9 @@
 """Train runs in forks of a server process that has already imported torch.
 
-The imports take longer than a small run. In this module, a client is not a client of federated learning, but a `floral
-train` process that asks the server for a fork. Snakemake's main process starts one server (`WarmStart`) if it makes
-several runs on this machine. The client sends the server its arguments, environment, folder and open files, and waits
-for the exit code of the fork (`ask`).
+This saves time, because importing torch takes longer than a small run. In this module, a client is not a client of
+federated learning, but a `floral train` process that asks the server for a fork. Snakemake's main process starts one
+server (`WarmStart`) if it makes several runs on this machine. The client sends the server its arguments, environment,
+folder and open files, and waits for the exit code of the fork (`ask`).
 
 Signals to the client reach the fork, and the fork is killed when the client is killed. In all other respects the fork
 behaves as `floral train` without a server. A client trains in its own process if no server answers, if it uses a GPU,
@@ -96,11 +96,13 @@ def _receive_number(connection: socket.socket) -> int | None:
 
 
 class WarmStart:
-    """A running server, as seen by the process that started it (the starter).
+    """The server process that trains runs in forks of itself, as an object of the process that started it.
 
-    The server is a process that has already imported torch, and trains each run in a fork of itself. It ends after the
-    starter and the last fork have ended, even if the starter was killed. The server knows this from a pipe, which the
-    system closes when the starter ends. Forks do not inherit the pipe, so it closes although forks are still running.
+    The server has already imported torch, so a fork starts faster than a new process. The server ends after the
+    starting process and the last fork have ended, even if the starting process was killed.
+
+    The server knows this from a pipe, which the system closes when the starting process ends. Forks do not inherit the
+    pipe, so it closes although forks are still running.
     """
 
     def __init__(self, module: str) -> None:
@@ -139,7 +141,7 @@ class WarmStart:
 
     @staticmethod
     def possible() -> bool:
-        """Return whether this system has pidfd_open, as Linux 5.3 and later versions have.
+        """Return whether this system can use the server: it needs pidfd_open, as in Linux 5.3 and later versions.
 
         pidfd_open tells the server when a fork has ended.
         """
@@ -196,12 +198,12 @@ def newest() -> int:
 def _fork(
     listener: socket.socket, loaded: int, handlers: Mapping[signal.Signals, Any], command: Callable[[], int]
 ) -> tuple[int, int, socket.socket] | None:
-    """Make a fork for the next client, and return the fork's pidfd, its process id and the connection to the client.
+    """Make a fork for the next `floral train` process that asks for one (the client).
 
-    The client is a `floral train` process. The pidfd is a file descriptor that tells the server when the fork ends.
-    Return None if no fork can be made; the client then trains in its own process. There are three reasons: the request
-    failed, the system allows no more processes, or the code has changed since the server imported it. `loaded` is the
-    time of the last change of the code that the server imported.
+    Return the fork's pidfd, its process id and the connection to the client. The pidfd is a file descriptor that tells
+    the server when the fork ends. Return None if no fork can be made; the client then trains in its own process. There
+    are three reasons: the request failed, the system allows no more processes, or the code has changed since the server
+    imported it. `loaded` is the time of the last change of the code that the server imported.
     """
     connection, _ = listener.accept()
     files: list[int] = []

@@ -1,4 +1,4 @@
-"""Change the behaviour of Snakemake, and act at the start and end of a call. Each change has its own function.
+"""Functions that change how Snakemake behaves, and actions at the start and end of a Snakemake call.
 
 `workflow` is Snakemake's object for the whole call. Its attributes can change with any release of Snakemake, so each
 function here has a test in tests/workflow/test_adapter.py.
@@ -37,14 +37,17 @@ INTERRUPTED = "Terminating processes on user request"
 
 
 def submits_jobs(workflow: Any) -> bool:
-    """Return whether Snakemake submits jobs to a cluster. This is also true for the Snakemake inside such a job."""
+    """Return whether Snakemake submits jobs to a cluster.
+
+    Each of these jobs starts Snakemake again. Inside a job, the result is also true.
+    """
     return workflow.resource_settings.nodes is not None
 
 
 def is_within_job(workflow: Any) -> bool:
-    """Return whether another Snakemake has started this one as a SLURM job. Such a Snakemake reads no profile.
+    """Return whether this Snakemake was started inside a SLURM job that another Snakemake submitted.
 
-    A Snakemake that a user starts in an interactive allocation is not such a job.
+    If a user starts Snakemake in an interactive allocation, the result is false.
     """
     return "SLURM_JOB_ID" in os.environ and not workflow.is_main_process
 
@@ -52,11 +55,10 @@ def is_within_job(workflow: Any) -> bool:
 def never_a_reason_to_rerun(parameter: Callable[..., str]) -> Callable[..., str]:
     """Decorate the function of a rule's parameter, so that Snakemake repeats no finished job if the parameter changes.
 
-    Snakemake repeats a finished job if the value of a parameter differs from that in the last call. But it does not
-    compare parameters whose function takes the argument `output`. So this decorator adds an unused argument `output`.
+    Use this decorator for values that do not change a result, for example the device.
 
-    Use this decorator for values that do not change a result: for example the device, or the suite that contains a run.
-    All values that change a result are part of the hash in the path of the output.
+    By default, Snakemake repeats a finished job if a parameter has a new value. But it does not compare a parameter
+    whose function has the argument `output`. So this decorator adds this argument, which is not used.
     """
     signature = inspect.signature(parameter)
 
@@ -70,12 +72,10 @@ def never_a_reason_to_rerun(parameter: Callable[..., str]) -> Callable[..., str]
 
 
 def hide_scheduler_lines(logger: logging.Logger, submits: bool) -> None:
-    """Hide lines that Snakemake logs for each job, so that the progress lines of the runs stay visible.
+    """Hide some lines of Snakemake's log, so that the progress lines of the runs stay visible.
 
-    Lines that begin as in SCHEDULER_LINES are always hidden. If `submits` is true, Snakemake submits jobs to a cluster.
-    Then the lines that describe a job at its start are also hidden: its rule, its group and its shell command. Error
-    lines are not hidden, because they say why a job failed. For the same reason, the slurm profile does not suppress
-    the lines about rules.
+    Lines that begin with one of SCHEDULER_LINES are always hidden. If `submits` is true (Snakemake submits jobs to a
+    cluster), the lines that describe a job at its start are also hidden. Error lines are always shown.
     """
 
     def is_shown(record: logging.LogRecord) -> bool:
@@ -86,27 +86,27 @@ def hide_scheduler_lines(logger: logging.Logger, submits: bool) -> None:
 
 
 def ignore_walltime_warning() -> None:
-    """Ignore the signal SIGUSR1 if this Snakemake runs inside a SLURM job or allocation.
+    """Let Snakemake ignore the signal SIGUSR1 inside a SLURM job or allocation.
 
-    SLURM sends this signal to all processes of a job before the walltime of the job ends. The run then writes a
-    checkpoint, and Snakemake must not end before the checkpoint is written.
+    SLURM sends this signal to all processes of a job shortly before the job reaches its time limit. The training run
+    then writes a checkpoint. Without this function, the signal would end Snakemake before the checkpoint is written.
     """
     if "SLURM_JOB_ID" in os.environ:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def keep_going_within_job(workflow: Any) -> None:
-    """Let the other runs of a shared SLURM job continue after one run has failed.
+    """If one run of a shared SLURM job fails, let the other runs of this job continue.
 
-    The function sets Snakemake's option `keep_going`. Call it while Snakemake groups the jobs: earlier, the object
-    `execution_settings` with this option does not exist, and later, Snakemake has already read the option.
+    This function sets Snakemake's option `keep_going`. Call it while Snakemake puts jobs into groups: before that, the
+    option does not exist, and after that, a change of the option has no effect.
     """
     if is_within_job(workflow):
         workflow.execution_settings.keep_going = True
 
 
 def run_group_in_parallel(workflow: Any) -> None:
-    """Let a SLURM job train the runs of its group at the same time.
+    """If several runs share a SLURM job, let the job train them at the same time.
 
     For this, Snakemake passes its options about job groups to the Snakemake inside the job.
     """
@@ -114,20 +114,19 @@ def run_group_in_parallel(workflow: Any) -> None:
 
 
 def remove_rate_limit(workflow: Any) -> None:
-    """Remove Snakemake's limit of jobs per second, for jobs on this machine.
+    """Remove Snakemake's limit of how many jobs it starts per second.
 
-    The limit protects the scheduler of a cluster. On one machine, it only makes Snakemake start a timer whenever it
-    checks the waiting jobs, and these timers never stop.
+    The limit protects the scheduler of a cluster. It is not needed if all jobs run on this machine.
     """
+    # The limit would start a timer whenever Snakemake checks the waiting jobs, and these timers never stop.
     workflow.scheduler.job_rate_limiter = None
 
 
 def warm_process(unfinished: int) -> warm_start.WarmStart | None:
     """Start a server process that imports torch once, and then trains each run in a fork of itself.
 
-    Return None if forks are not possible. Also return None if so few runs are `unfinished` that starting the server
-    takes longer than it saves. The caller must keep the returned object, because the server ends when this object is
-    deleted.
+    `unfinished` is the number of runs to train. Return None if they are so few that the server would save no time, or
+    if this system cannot make such forks. Keep the returned object: the server ends when this object is deleted.
     """
     if not warm_start.WarmStart.possible() or unfinished < warm_start.MIN_RUNS_FOR_WARM_START:
         return None
@@ -144,12 +143,15 @@ class Hooks:
         self.warm: warm_start.WarmStart | None = None
 
     def print_missing(self) -> None:
-        """Print which runs are left out because their data are missing, one line for each reason."""
+        """Print why some runs are left out: their data are missing."""
         for line in self.work.missing:
             print(line, file=sys.stderr)
 
     def on_start(self, workflow: Any) -> None:
-        """Check the cluster, start the server for training runs, and print how much time and disk space the runs need.
+        """Prepare a Snakemake call, and print how much time and disk space its runs need.
+
+        On a cluster, check that the cluster would accept the jobs. On one machine, start the server process that
+        imports torch once for all runs.
 
         Raises:
             WorkflowError: the cluster would refuse the jobs, or another Snakemake call already submits jobs for the
@@ -171,7 +173,7 @@ class Hooks:
             print(estimate.estimate(self.work.suites, self.results, workflow.nodes or workflow.cores), file=sys.stderr)
 
     def on_error(self, log: Iterable[str]) -> None:
-        """Print the failed runs, and build a report of the finished runs of each suite.
+        """Print the failed runs. For each suite with unfinished runs, build a report of its finished runs.
 
         After Ctrl-C, print only how to continue. `log` holds the paths of Snakemake's log files.
         """

@@ -12,10 +12,10 @@ from floral.workflow.rules import Rules
 
 
 class Requests:
-    """The resources that `train` and `tune` jobs request from the cluster.
+    """The resources that jobs of the Snakemake rules `train` and `tune` request from the cluster.
 
-    Snakemake's SLURM executor reads all of them. Other executors read at least mem_mb, runtime and gpu. `submits` says
-    whether jobs are submitted to a cluster.
+    These are memory, time, SLURM partition, SLURM account and GPU. `submits` is true if Snakemake submits jobs to a
+    cluster.
     """
 
     def __init__(self, rules: Rules, submits: bool) -> None:
@@ -23,7 +23,10 @@ class Requests:
 
     @property
     def train(self) -> dict[str, Any]:
-        """The resources of a `train` job. Memory and walltime are functions of the job's wildcards."""
+        """The resources that a job of the Snakemake rule `train` requests.
+
+        Memory and time are functions. Snakemake calls them with the wildcards of each job.
+        """
         return self._place | {
             "mem_mb": self.memory,
             "runtime": self.minutes,
@@ -32,37 +35,45 @@ class Requests:
 
     @property
     def tune(self) -> dict[str, Any]:
-        """The resources of a `tune` job.
+        """The resources that a job of the Snakemake rule `tune` (a search for hyperparameters) requests.
 
-        The time of a search is not known in advance, so the job requests the maximum walltime. If that is too short,
-        the next job keeps the finished trials.
+        The time of a search is not known in advance, so the job requests the maximum walltime. If the search is then
+        not finished, its next job keeps the finished trials.
         """
         return self._place | {"mem_mb": self.slurm.memory, "runtime": self.slurm.walltime}
 
     def memory(self, wildcards: Any) -> int:
-        """Return the memory in MB that the next job of a run requests."""
+        """Return the memory in MB that a SLURM job requests for its run.
+
+        The value is larger if earlier jobs of this run ran out of memory.
+        """
         folder, cost = self._run(wildcards)
         return slurm.memory_mb(self.rules.results / folder, self.slurm, cost.memory)
 
     def minutes(self, wildcards: Any) -> int:
-        """Return the walltime in minutes that the next job of a run requests."""
+        """Return the walltime in minutes that a SLURM job requests for its run.
+
+        The value is larger if earlier jobs of this run ran out of time.
+        """
         folder, cost = self._run(wildcards)
         return slurm.minutes(self.rules.results / folder, self.slurm, cost.seconds)
 
     def group(self, wildcards: Any) -> str | None:
-        """Return "short" for a short run, which shares a job with other short runs.
+        """Return "short" for a short run on a cluster. Several short runs share one SLURM job.
 
         Return None for any other run, which has a job of its own.
-
-        The value depends only on the configuration, so that it is the same inside and outside a job.
         """
         _, run = self.rules.run(wildcards)
+        # The value depends only on the configuration, so that it is the same inside and outside a job.
         short = estimate.rough_seconds(run) <= self.slurm.short and not self.slurm.gpu
         return "short" if self.submits and short else None
 
     @property
     def _place(self) -> dict[str, Any]:
-        """The SLURM partition, the SLURM account and the GPU of a job, if the key `slurm` of config.yaml names them."""
+        """The SLURM partition, SLURM account and GPU of a job, as set under the key `slurm` of config.yaml.
+
+        Values that are not set are left out.
+        """
         place: dict[str, Any] = {"slurm_partition": self.slurm.partition, "slurm_account": self.slurm.account}
         if self.submits and self.slurm.gpu:
             place |= {"gpu": self.slurm.gpu, "gpu_model": self.slurm.gpu_model}

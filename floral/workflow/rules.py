@@ -16,9 +16,10 @@ from floral.workflow.work import Work
 
 
 class Rules:
-    """The input files and command-line options of all rules.
+    """The input files and command-line options of all Snakemake rules.
 
-    `work` has the runs, searches and partitions of this Snakemake call. A search tunes one variant on one task.
+    `work` has the runs, searches and partitions of this Snakemake call. A search finds the hyperparameters of one
+    variant of a method on one task.
     """
 
     def __init__(self, work: Work) -> None:
@@ -27,39 +28,48 @@ class Rules:
     # ------------------------------------------------------------------------------------ what a job makes
 
     def run(self, wildcards: Any) -> tuple[str, Run]:
-        """Return the name of the suite and the run of a `train` job."""
+        """Return two values: the name of a suite, and the run of this suite that a `train` job trains."""
         folder = f"train/{wildcards.task}/{wildcards.variant}/seed{wildcards.seed}-{wildcards.hash8}"
         return self.work.runs[folder]
 
     def partition(self, wildcards: Any) -> tuple[str, Run]:
-        """Return a suite and one of its runs, for a `partition` job. The run reads the partition that the job makes."""
+        """Return two values: the name of a suite, and a run of this suite that reads the partition of a `partition`
+        job.
+        """
         return self.work.partitions[f"partition/{wildcards.task}/seed{wildcards.seed}-{wildcards.hash8}"]
 
     def search(self, wildcards: Any) -> tuple[str, Search]:
-        """Return the name of the suite and the search of a `tune` job."""
+        """Return two values: the name of a suite, and the search of this suite that a `tune` job makes."""
         return self.work.searches[f"tune/{wildcards.task}/{wildcards.variant}/{wildcards.hash8}"]
 
     # ------------------------------------------------------------------------------------ inputs
 
     def all_input(self, wildcards: Any) -> list[str]:
-        """Return an empty list. Raise Untuned if some runs need tuned values that are not in config/tuned."""
+        """Check that the tuned values of all runs exist, and return an empty list: the check needs no input file.
+
+        Raises:
+            Untuned: some runs need tuned values that are not in config/tuned.
+        """
         del wildcards
         if self.work.untuned is not None:
             raise self.work.untuned
         return []
 
     def partition_input(self, wildcards: Any) -> list[str]:
-        """Return the path of the manifest (card.json) of the data set, or no path for synthetic data."""
+        """Return the path of the file card.json, which describes the data set of a partition.
+
+        Return no path for synthetic data.
+        """
         data = self.partition(wildcards)[1].partition.data
         return [f"{self.results}/data/{data}/card.json"] if isinstance(data, str) else []
 
     def tune_input(self, wildcards: Any) -> list[str]:
-        """Return the path of the partition table for each seed with which a search trains its candidates."""
+        """Return the paths of the partitions that a search reads: one for each seed with which it trains."""
         _, search = self.search(wildcards)
         return [self._table(trial) for trial in search.references()]
 
     def tuned_input(self, wildcards: Any) -> list[str]:
-        """Return the file `done` of each search. The file exists when the search is finished.
+        """Return the path of the file `done` of each search. A search writes this file when it is finished.
 
         Raises:
             ConfigError: there is nothing to tune.
@@ -74,12 +84,14 @@ class Rules:
         return [f"{self.results}/{folder}/done" for folder in self.work.searches]
 
     def train_input(self, wildcards: Any) -> list[str]:
-        """Return the path of the partition that the run reads, or no path for `data: nothing`."""
+        """Return the path of the partition that the run reads. Return no path if the task has no data (`data:
+        nothing`).
+        """
         _, run = self.run(wildcards)
         return [] if run.task.noop else [self._table(run)]
 
     def report_input(self, wildcards: Any) -> list[str]:
-        """Return the file `done` of each run of a suite. The file exists when the run is finished."""
+        """Return the path of the file `done` of each run of a suite. A run writes this file when it is finished."""
         return [f"{self.results}/{folder}/done" for folder in self.run_folders(wildcards)]
 
     def _table(self, run: Run) -> str:
@@ -88,7 +100,10 @@ class Rules:
     # ------------------------------------------------------------------------------------ options
 
     def fetch_options(self, wildcards: Any) -> str:
-        """Return the name of the data set. For custom data, add `--suite` with a suite whose task declares them."""
+        """Return the arguments of `floral fetch`: the name of a data set, and for custom data also a suite.
+
+        The option `--suite` names a suite that uses the custom data, because a task of this suite describes them.
+        """
         data = wildcards.data
         if not data.startswith(CUSTOM_PREFIX):
             return data
@@ -96,33 +111,48 @@ class Rules:
         return f"{data} --suite {suite}"
 
     def partition_options(self, wildcards: Any) -> str:
-        """Return the options that name the suite, task, seed and hash of a partition."""
+        """Return the options `--suite`, `--task`, `--seed` and `--expect` for a `partition` job.
+
+        The value of `--expect` is the hash of the partition.
+        """
         suite, run = self.partition(wildcards)
         return f"--suite {suite} --task {run.task.name} --seed {run.seed} --expect {wildcards.hash8}"
 
     def tune_options(self, wildcards: Any) -> str:
-        """Return the options that name the suite, task and variant of a search."""
+        """Return the name of a suite, and the options `--tasks` and `--variants` that select one search."""
         suite, search = self.search(wildcards)
         return f"{suite} --tasks {search.task.name} --variants {search.variant.name}"
 
     def tuned_options(self, wildcards: Any) -> str:
-        """Return the suites whose tuned values are written, and the options that select tasks and variants."""
+        """Return the names of the suites with searches, and the options `--tasks` and `--variants`.
+
+        Each option has the values that config.yaml or `--config` selects, and is left out if nothing is selected.
+        """
         del wildcards
         suites = dict.fromkeys(suite for suite, _ in self.work.searches.values())
         return f"{' '.join(suites)} {self._narrowing('tasks', 'variants')}"
 
     def train_options(self, wildcards: Any) -> str:
-        """Return the options that name the suite, task, variant, seed and hash of a run."""
+        """Return the options `--suite`, `--task`, `--variant`, `--seed` and `--expect` for a `train` job.
+
+        The value of `--expect` is the hash of the run.
+        """
         suite, run = self.run(wildcards)
         names = f"--suite {suite} --task {run.task.name} --variant {run.variant.name} --seed {run.seed}"
         return f"{names} --expect {run.hash8}"
 
     def report_options(self, wildcards: Any = None) -> str:
-        """Return the options with the selected tasks, variants and seeds, and with `--allow-missing` if it is set."""
+        """Return the options `--tasks`, `--variants`, `--seeds` and `--allow-missing` for a report.
+
+        Options that are not set in config.yaml or with `--config` are left out.
+        """
         return self.track_options(wildcards) + (" --allow-missing" if self.settings.allow_missing else "")
 
     def track_options(self, wildcards: Any = None) -> str:
-        """Return the options with the tasks, variants and seeds that config.yaml or `--config` selects."""
+        """Return the options `--tasks`, `--variants` and `--seeds` for tracking with MLflow.
+
+        Options that are not set in config.yaml or with `--config` are left out.
+        """
         del wildcards
         return self._narrowing("tasks", "variants", "seeds")
 
@@ -131,7 +161,10 @@ class Rules:
         return [str(run.folder) for run in self.work.suites[wildcards.suite]]
 
     def execution_options(self, wildcards: Any, threads: int, resources: Any) -> str:
-        """Return the options that change the speed of a run but not its results. A job with a GPU trains on the GPU."""
+        """Return the options that change the speed of a run but not its results, such as `--device` and `--threads`.
+
+        If the job requests a GPU, the run trains on the GPU.
+        """
         del wildcards
         device = "cuda" if resources.get("gpu") else self.settings.device
         where = f"--device {device} --runs-per-gpu {self.settings.runs_per_gpu}"
@@ -140,7 +173,7 @@ class Rules:
     def precision_options(self, wildcards: Any) -> str:
         """Return the options `--precision` and `--checkpoint-seconds`.
 
-        Only `train` has these options: searches always use single precision, and their runs are short.
+        Only `floral train` has these options. A search always trains in single precision.
         """
         del wildcards
         return f"--precision {self.settings.precision} --checkpoint-seconds {self.settings.checkpoint_seconds:g}"

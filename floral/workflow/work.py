@@ -20,9 +20,10 @@ from floral.stages import check_data, fetch_missing
 
 @dataclass(frozen=True)
 class Work:
-    """The runs, searches and partitions of one Snakemake call. A search tunes one variant on one task.
+    """The runs, searches and partitions of one Snakemake call.
 
-    With `allow_missing: true`, runs and searches whose data are missing are left out.
+    A search finds the hyperparameters of one variant of a method on one task. With `allow_missing: true`, runs and
+    searches whose data are missing are left out.
     """
 
     settings: Settings
@@ -39,11 +40,11 @@ class Work:
     def read(
         cls, config: Mapping[str, Any], command_line: Mapping[str, Any], main_process: bool, dry_run: bool
     ) -> Work:
-        """Read Snakemake's `config`, and check that the data fit the configuration.
+        """Read the configuration, find the runs and searches, and check that their data fit the configuration.
 
         `command_line` has the keys and values of Snakemake's option `--config`, which win over environment variables.
-        `main_process` is false for the Snakemake inside a job. Only the main process restores runs from
-        reports/reference and downloads data, because a job may have no network.
+        `main_process` is false for the Snakemake inside a job. Only the main process copies runs from reports/reference
+        and downloads data, because a job may have no network.
 
         Raises:
             ConfigError: a value of the configuration is wrong, a value does not fit the data, or no run is left.
@@ -69,7 +70,9 @@ class Work:
 
     @cached_property
     def runs(self) -> dict[str, tuple[str, Run]]:
-        """Mapping from the folder of a run to two values: the name of the first suite with this run, and the run."""
+        """Mapping from the folder of a run to two values: the name of the first suite that contains the run, and the
+        run.
+        """
         return {str(run.folder): (suite, run) for suite in reversed(list(self.suites)) for run in self.suites[suite]}
 
     @cached_property
@@ -85,16 +88,16 @@ class Work:
 
     @property
     def unfinished_suites(self) -> dict[str, list[Run]]:
-        """The suites that have an unfinished run, as name of the suite → all runs of the suite."""
+        """Mapping from the name of a suite to all its runs, for the suites that have an unfinished run."""
         unfinished = {run.folder for run in self.unfinished_runs}
         return {name: runs for name, runs in self.suites.items() if unfinished & {run.folder for run in runs}}
 
 
 def _use_reference(suites: Mapping[str, list[Run]], settings: Settings, dry_run: bool) -> None:
-    """Copy finished runs from reports/reference into the results, instead of training them.
+    """Copy finished runs from reports/reference into the results folder, so that they are not trained again.
 
-    With `reuse: false`, runs that an earlier call copied are removed, and are trained again. A dry run changes no file,
-    and only prints the number of these runs.
+    With `reuse: false`, remove such copies from the results folder, so that their runs are trained again. A dry run
+    changes no file, and only prints the number of these runs.
     """
     if settings.reuse:
         verb, count, apply = "taken from", reference.available, reference.restore

@@ -17,7 +17,7 @@ class Batches:
     """The batches of one round for the PyTorch baseline.
 
     `index` [M, H, B] holds the indices of the training samples for M clients, H local steps and B places per batch. In
-    step h, only the first sizes[h] places of each batch hold samples that count. The other places are padding.
+    step h, each batch uses only its first sizes[h] places. The other places are padding.
     """
 
     index: Tensor
@@ -29,7 +29,8 @@ class Batches:
 
 
 def batches(plan: Plan) -> Batches:
-    """Convert the engine's batches of one round to the format of the baseline.
+    """Convert the batches of one round from the format of floral's training engine to the format of the PyTorch
+    baseline.
 
     Raises:
         Refused: the clients have unequal numbers of training samples.
@@ -46,9 +47,8 @@ def batches(plan: Plan) -> Batches:
 class Samples:
     """The training samples of a task: inputs `x` [N, ...] and `targets` [N, outputs].
 
-    The inputs are decoded: stored values, such as bytes of an image, are converted to normalised floats.
-
-    With `classes`, the targets are one-hot and the loss is the cross-entropy. Otherwise the loss is the squared error.
+    The inputs are normalised floats. If `classes` is true, the targets are one-hot and the loss is the cross-entropy.
+    Otherwise the loss is the squared error.
     """
 
     x: Tensor

@@ -1,9 +1,8 @@
 """Choose the PyTorch baseline of a task: FedAvg's local SGD steps in bare PyTorch, as fast as we can write them.
 
-The benchmark compares the time of the engine with that of the baseline. The baseline exists for two families of models.
-Its forward pass, backward pass and update are written by hand. It uses no framework, draws no batches and evaluates
-nothing, and inputs are decoded only once. Each worker is a Python thread, and its tensor operations run in this thread
-alone.
+The benchmark compares the training time of floral with that of the baseline. There is a baseline for models of linear
+layers and one for the model `cnn`. Their forward pass, backward pass and update are written by hand. Batches and inputs
+are prepared before the time is measured. The baseline runs in one or several Python threads.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ TRIALS = 4
 
 
 class Baseline(Protocol):
-    """A PyTorch baseline: a callable that makes FedAvg's local steps of one round on one task."""
+    """A PyTorch baseline: a callable that trains all clients for one round of FedAvg on one task."""
 
     def __call__(self, params: Params, batches: Batches) -> Params:
         """Train all clients from `params`, and return the unweighted mean of their models."""
@@ -43,12 +42,10 @@ class Baseline(Protocol):
 
 
 def choose(kind: str, model: Model, rows: Rows, lr: float, batches: Batches, threads: int) -> Baseline:
-    """Return the fastest baseline for a model on these batches.
+    """Return the fastest PyTorch baseline for a model on these batches.
 
-    The candidates differ in the number of workers and, for linear layers, in the number of clients that are computed as
-    one batch.
-
-    `kind` is the name of a file of floral/models.
+    The candidates differ in the number of threads and, for linear layers, in the number of clients that are computed as
+    one batch. `kind` is the kind of the model, such as "cnn".
 
     Raises:
         Refused: there is no baseline for this model, this task or this device.
@@ -71,7 +68,7 @@ def choose(kind: str, model: Model, rows: Rows, lr: float, batches: Batches, thr
 
 
 def fastest(candidates: Sequence[Baseline], model: Model, batches: Batches) -> Baseline:
-    """Return the candidate with the shortest round.
+    """Return the candidate that trains a round in the shortest time.
 
     Each candidate makes one warm-up round. Then the candidates take turns in the timed rounds.
     """

@@ -1,4 +1,4 @@
-"""PyTorch baseline for the model `cnn`. It trains one client after another, with images in channels-last order."""
+"""PyTorch baseline for the model `cnn`. It trains one client after another, with images in channels-last memory order."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ MAX_SAMPLES_PER_CONVOLUTION = 64
 
 @dataclass
 class Convolutions:
-    """FedAvg of the model floral/models/cnn.py, one client after another, with images in channels-last order.
+    """FedAvg for the model `cnn` (floral/models/cnn.py). It trains one client after another.
 
-    Pooling comes before ReLU. The backward pass of pooling needs only the pool's indices, so the gradient can overwrite
-    the pool's input. In a round of one step all clients start with the same weights. Several clients then share one
-    convolution, of at most MAX_SAMPLES_PER_CONVOLUTION samples.
+    If a round has only one local step, all clients start with the same weights. So several clients then share one
+    convolution of at most MAX_SAMPLES_PER_CONVOLUTION samples.
     """
 
     data: Samples = field(repr=False)
@@ -55,10 +54,10 @@ class Convolutions:
         return f"one client after another, channels last, {self.workers} × 1 threads"
 
     def train(self, start: Params, index: Tensor, sizes: tuple[int, ...], buffers: Buffers, total: Params) -> None:
-        """Make the local steps of one client, which begin at the model `start`, and add the final model to `total`.
+        """Train one client for the local steps of a round, and add its final model to `total`.
 
-        In a round of one step, `index` may hold the samples of several clients. In such a round, only the clients'
-        changes to `start` are added, not their final models.
+        The client begins with the model `start`. In a round of one step, `index` may hold the samples of several
+        clients, and only their changes to `start` are added, not their final models.
         """
         params = start
         for step, n in enumerate(sizes):
@@ -79,7 +78,7 @@ class Convolutions:
                 total[name] += value
 
     def gradients(self, p: Params, x: Tensor, target: Tensor) -> Params:
-        """Return the gradients of the summed loss of one batch x [B, channels, H, W]."""
+        """Return the gradients of the summed loss of one batch x [B, channels, H, W] with respect to the weights `p`."""
         conv1, indices1, pooled = convolve_and_pool(x, p["conv1.weight"], p["conv1.bias"], 2)
         conv2, indices2, features = convolve_and_pool(pooled, p["conv2.weight"], p["conv2.bias"], 3)
         flat = features.flatten(1)
@@ -115,7 +114,7 @@ def channels_last(tensor: Tensor) -> Tensor:
 def convolve_and_pool(x: Tensor, weight: Tensor, bias: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Apply a convolution, a max-pool of `size` × `size` pixels and a ReLU.
 
-    Return the output of the convolution, the pool's indices, and the result.
+    Return three values: the output of the convolution, the indices of the maxima, and the output of the ReLU.
     """
     convolved = F.conv2d(x, weight, bias)
     pooled, indices = aten.max_pool2d_with_indices(convolved, [size, size])
@@ -130,6 +129,7 @@ def convolve_and_pool_backward(
     Return the gradients with respect to x (None unless `input_gradient`), weight and bias. `convolved`, the output of
     the convolution, is overwritten.
     """
+    # The backward pass of max-pooling needs only the indices, so it can overwrite the input of the pooling.
     pooling = ([size, size], [size, size], [0, 0], [1, 1], False)
     aten.max_pool2d_with_indices_backward.grad_input(gradient, convolved, *pooling, indices, grad_input=convolved)
     stride, padding, dilation, transposed, output_padding, groups = [1, 1], [0, 0], [1, 1], False, [0, 0], 1

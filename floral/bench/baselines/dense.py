@@ -21,17 +21,14 @@ Shared by all clients: [out, in] and [out]. Of c clients: [c, out, in] and [c, o
 
 @dataclass
 class Dense:
-    """FedAvg of linear layers with ReLU between them. The matrix products of `chunk` clients are computed as one batch.
+    """FedAvg for models of linear layers with ReLU between them, with `chunk` clients in each batched matrix product.
 
     Three things make it fast:
 
-    - The product that computes the gradient also makes the update: W ← W - lr/n·δ xᵀ (`baddbmm_`). W is the weight of a
-      layer and x its input for n samples. δ is the gradient of the loss with respect to the layer's output before the
-      activation.
-    - In the first step all clients have the same weights, so one product serves all of them. The update of this step
-      writes the weights of each client.
-    - The last update goes directly into the mean, as one product over all clients k: Σ_k (W_k - lr/n·δ_k x_kᵀ). So a
-      round of one step needs no weights per client at all.
+    - One matrix product computes the gradients and updates the weights.
+    - In the first step all clients have the same weights, so they share one product.
+    - The last update of all clients is added to the sum of the models as one product. So the clients' final weights are
+      not stored.
     """
 
     data: Samples = field(repr=False)
@@ -61,7 +58,7 @@ class Dense:
         return f"hand-batched products, chunk {self.chunk}, {self.workers} × 1 threads"
 
     def train(self, shared: Layers, index: Tensor, sizes: tuple[int, ...], buffers: Buffers, sums: Layers) -> None:
-        """Make the local steps of a chunk of c clients, and add the sum of their final models to `sums`.
+        """Train c clients for the local steps of a round, and add the sum of their final models to `sums`.
 
         `index` [c, H, B] holds the indices of the clients' training samples for H steps in batches of at most B
         samples.
@@ -87,11 +84,11 @@ class Dense:
     def backpropagate_shared(
         self, layers: Layers, x: Tensor, target: Tensor, c: int
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the inputs [c, in, n] and the gradients δ [c, out, n] of each layer, if all c clients have the same
+        """Return the inputs [c, in, n] and the gradients δ [c, out, n] of each layer. All c clients have the same
         weights.
 
-        δ is the gradient of the loss with respect to the layer's output before the activation, for n samples per
-        client.
+        δ is the gradient of the loss with respect to the layer's output before the activation. n is the number of
+        samples per client.
         """
         inputs, out = [x], x
         for weight, bias in layers[:-1]:
@@ -107,11 +104,11 @@ class Dense:
     def backpropagate_per_client(
         self, layers: Layers, x: Tensor, target: Tensor, c: int
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the inputs [c, in, n] and the gradients δ [c, out, n] of each layer, if each client has its own
+        """Return the inputs [c, in, n] and the gradients δ [c, out, n] of each layer. Each of the c clients has its own
         weights.
 
-        δ is the gradient of the loss with respect to the layer's output before the activation, for n samples per
-        client.
+        δ is the gradient of the loss with respect to the layer's output before the activation. n is the number of
+        samples per client.
         """
         out = x.view(c, -1, x.shape[1]).mT
         inputs = [out]
@@ -143,10 +140,10 @@ class Dense:
     def add_models(
         self, per_client: Layers, inputs: Iterable[Tensor], deltas: Iterable[Tensor], rate: float, sums: Layers
     ) -> None:
-        """Add the clients' final models to `sums`: their weights before the last step, and the last updates.
+        """Add the clients' final models to `sums`.
 
-        `per_client` holds the weights before the last step. In a round of one step it is empty, and only the updates
-        are added. The sum of the last updates is computed as one product.
+        This is the sum of their weights before the last step (`per_client`), plus the sum of their last updates, which
+        is one matrix product. In a round of one step, `per_client` is empty, and only the updates are added.
         """
         for (weights, biases), (weight, bias) in zip(per_client, sums, strict=False):
             weight += weights.sum(0)
@@ -160,6 +157,7 @@ class Dense:
 def relu_backward(gradient: Tensor, activation: Tensor) -> Tensor:
     """Return the gradient with respect to the input of a ReLU.
 
-    It overwrites `gradient`, the gradient with respect to the output. `activation` is the output.
+    `gradient` is the gradient with respect to the output, and is overwritten with the result. `activation` is the
+    output.
     """
     return torch.ops.aten.threshold_backward.grad_input(gradient, activation, 0.0, grad_input=gradient)

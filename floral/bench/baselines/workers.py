@@ -16,15 +16,14 @@ from floral.core.spec import Params
 
 @cache
 def pool(workers: int) -> ThreadPoolExecutor:
-    """Return a pool of Python threads. The tensor operations of each thread run in this thread alone."""
+    """Return a pool of Python threads. In each of them, PyTorch uses only one thread."""
     return ThreadPoolExecutor(workers, "baseline", initializer=torch.set_num_threads, initargs=(1,))
 
 
 def sum_over_workers(work: Callable[[int, Sequence[Tensor]], Params], chunks: Sequence[Tensor], workers: int) -> Params:
-    """Return the sum of the results of `work` over all workers.
+    """Compute `work` in several threads, and return the sum of the results.
 
-    A chunk holds the batches of some clients. The result of worker i is work(i, its chunks). The chunks of worker i
-    have the numbers i, i + workers, i + 2·workers, …
+    Thread i computes work(i, chunks[i::workers]). A chunk holds the batches of some clients.
     """
     if workers == 1:
         return work(0, chunks)
@@ -44,7 +43,7 @@ class Buffers:
     def __call__(self, name: str, *shape: int) -> Tensor:
         """Return an uninitialised tensor of this shape, in the memory called `name`.
 
-        The memory grows if it is too small.
+        If the memory is too small, new memory replaces it.
         """
         size = math.prod(shape)
         if name not in self.tensors or self.tensors[name].numel() < size:
