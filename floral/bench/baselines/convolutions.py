@@ -1,4 +1,4 @@
-"""PyTorch baseline for the model `cnn`. It trains one client after another, with images in channels-last memory order."""
+"""PyTorch baseline for the model `cnn`. It trains one client after another, with images in channels-last order."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Convolutions:
                 total[name] += value
 
     def gradients(self, p: Params, x: Tensor, target: Tensor) -> Params:
-        """Return the gradients of the summed loss of one batch x [B, channels, H, W] with respect to the weights `p`."""
+        """Return the gradients of the summed loss of one batch x [B, channels, H, W] for the weights `p`."""
         conv1, indices1, pooled = convolve_and_pool(x, p["conv1.weight"], p["conv1.bias"], 2)
         conv2, indices2, features = convolve_and_pool(pooled, p["conv2.weight"], p["conv2.bias"], 3)
         flat = features.flatten(1)
