@@ -11,8 +11,8 @@ def build(problem: Problem, *, after: float) -> Method:
     """FedAvg with fine-tuning: first train one shared model, the base, then train a copy of it per client.
 
     The first rounds train the base, which is SHARED. `after` is their share of all rounds, for example 0.8. In
-    the later rounds the base is fixed. Client k trains a PRIVATE difference d_k, which starts at 0, and predicts with base
-    + d_k. This is the same as SGD on a copy of the base.
+    the later rounds the base is fixed. Client k trains a PRIVATE difference d_k, which starts at 0, and predicts with
+    base + d_k. This is the same as SGD on a copy of the base.
 
     Limiting case: with after = 1 this is FedAvg.
 

@@ -11,7 +11,7 @@ from floral.toolkit.parts import join_from, personal_groups, personal_predictor,
 
 def build(problem: Problem, *, lam: float) -> Method:
     """Mean-regularised multi-task learning: train a personal model w_k per client, with a penalty that pulls it to the
-    mean m.
+    mean m of these models.
 
     A client receives m and trains w_k on f_k(w_k) + lam/2·‖w_k - m‖² for the task's epochs of SGD. f_k is its training
     loss. It sends w_k, and predicts with w_k. The server computes the next m as the mean Σ_k p(k)·w_k over the clients
