@@ -45,12 +45,11 @@ def report(
 ) -> Path:
     """Build the report of a suite from its run folders, and return the path of the report's page.
 
-    With `partial`, some runs may be unfinished. With `allow_missing`, runs are left out if their data set is not on
-    this machine, and the page names them.
+    `partial`: report also if some runs are unfinished. `allow_missing`: leave out runs whose data set is not on this
+    machine. The page then names these data sets.
 
-    The report is built in a temporary folder, which replaces the old report at the end. Equal results give files that
-    are equal byte for byte. For this, the page does not show when the report was built, only when the last run
-    finished.
+    The new report is built in a temporary folder, which replaces the old report at the end. Equal results give files
+    that are equal byte for byte.
 
     Raises:
         ConfigError: a result file cannot be read; all runs are left out because their data sets are missing; or a run
@@ -74,10 +73,10 @@ def report(
 
 
 def _replace(collected: Collected, runs: list[Run], reports: Path, texts: Mapping[str, Any]) -> None:
-    """Build the new report in a temporary folder, and then put it in the place of the old report.
+    """Build the new report in a temporary folder, and then replace the old report by it.
 
-    texts: values for the page's template that do not come from the results. They are the shell command that finishes
-    the runs, and lines on data sets that are not on this machine.
+    texts: values for the page's template that do not come from the results, such as the shell command that finishes the
+    runs.
     """
     final, fresh, old = (
         reports / f"{prefix}{collected.suite}{end}" for prefix, end in (("", ""), (".", ".new"), (".", ".old"))
@@ -115,9 +114,9 @@ def _build(collected: Collected, runs: list[Run], folder: Path, last: Path, text
 
 
 def _pdf(figure: Figure, last: Path) -> bytes:
-    """Return the figure as PDF. If the figure has not changed since the last report, return the PDF of that report.
+    """Return the figure as PDF. If its SVG has not changed since the last report, return the PDF file of that report.
 
-    The converter embeds fonts in random order, so that a new PDF of the same figure would have other bytes.
+    The converter to PDF embeds fonts in random order. Without this rule, equal figures would have different PDF files.
     """
     svg, pdf = (last.with_suffix(suffix) for suffix in (".svg", ".pdf"))
     if svg.exists() and pdf.exists() and svg.read_text(encoding="utf-8") == figure.svg:
@@ -167,11 +166,11 @@ def template_yaml(name: str) -> dict[str, Any]:
 
 
 def _switches(runs: list[Run]) -> list[dict[str, Any]]:
-    """Return one row for each fidelity switch: its name, its values and its description.
+    """Return the name, values and description of each fidelity switch, one row per switch.
 
-    The published code of the paper differs from the method in its text. A fidelity switch is a setting for one such
-    difference: its official value follows the code, and its corrected value follows the text. A row has these two
-    values, the values that the runs use, and the description of the switch in config/fidelity.yaml.
+    The published code of the paper differs in some points from the text of the paper. A fidelity switch is a setting
+    for one such point. Its official value follows the code, and its corrected value follows the text. A row has these
+    two values, and the values that the runs of this report use.
     """
     documented = catalogue.switches()
     used: dict[str, set[str]] = {}

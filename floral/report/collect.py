@@ -63,16 +63,16 @@ class Unfinished:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Collected:
-    """The results of a suite, as frames. The columns configuration, method_id and seed identify a run in each frame.
+    """The results of a suite, as frames. In each frame, the columns configuration, method_id and seed identify a run.
 
-    A finished run has a result, and its status is done or diverged. It is done if its training did not diverge.
+    A configuration is a task with its settings. Finished runs have the status `diverged` or `done` (not diverged).
 
     summary: one row per run, finished or not.
     curves: one row per finished run, metric and evaluated round.
     clients: one row per finished run and client, at the last round.
-    costs: one row per finished run, with its status.
-    unseen: mean accuracy and loss of unseen clients (which join after training). It has one row per done run, kind of
-    client and number n of labelled samples.
+    costs: one row per finished run.
+    unseen: mean accuracy and loss of clients that join after training. It has one row per done run, kind of client and
+    number n of labelled samples.
     """
 
     suite: str
@@ -88,7 +88,7 @@ class Collected:
     """Routes at every recorded round, for the first done seed of FOLLOWED: round, client, cluster (true), route."""
 
     def values(self, configuration: Configuration, column: str) -> dict[str, dict[int, float]]:
-        """Return a summary column as method → seed → value, for done runs that have a value in this column."""
+        """Return a column of the frame `summary` as method → seed → value, for runs that did not diverge."""
         rows = self.summary.filter(
             (pl.col("configuration") == configuration.id) & (pl.col("status") == "done") & pl.col(column).is_not_null()
         )
@@ -98,17 +98,17 @@ class Collected:
         return values
 
     def methods_on(self, configuration: Configuration) -> list[MethodRow]:
-        """Return the methods that the suite runs on this configuration, whether or not their runs are finished."""
+        """Return the methods that the suite runs on this task with these settings, finished or not."""
         ids = set(self.summary.filter(pl.col("configuration") == configuration.id)["method_id"])
         return [method for method in self.methods if method.id in ids]
 
 
 def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
-    """Read the run folders of a suite, which lie in the folder `results`.
+    """Read the run folders of a suite from the folder `results`.
 
     Raises:
-        ConfigError: a file of a finished run cannot be read, or two runs that are compared in pairs have used different
-            partitions. The message names the folders of these runs.
+        ConfigError: a file of a finished run cannot be read, or two runs that the report compares have split the data
+            differently over clients. The message names the folders of these runs.
     """
     runs = list(runs)
     used: dict[Path, tuple[Path, str]] = {}  # folder of a partition → the first run that used it, and its digest there
@@ -167,10 +167,10 @@ def _metrics(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_partition(used: dict[Path, tuple[Path, str]], partition: Path, folder: Path, digest: str | None) -> None:
-    """Raise ConfigError if this run used other samples than an earlier run with the same partition folder.
+    """Raise ConfigError if two runs with the same partition folder have used different samples.
 
-    used: folder of a partition → run folder of the first run that used it, and the digest of its samples. digest: the
-    digest of this run's samples, or None for a run without data.
+    used: folder of a partition → run folder and digest of samples of the first run that used it. digest: the digest of
+    this run's samples, or None for a run without data.
     """
     if digest is None:
         return
@@ -211,8 +211,8 @@ def _clients(path: Path, keys: Mapping[str, Any]) -> pl.DataFrame:
 def _unseen(path: Path, keys: Mapping[str, Any]) -> pl.DataFrame:
     """Return the mean accuracy and loss of a run's unseen clients, which join after training.
 
-    There is one row for each kind of client and number n of labelled samples. Each client is weighted by its number of
-    test samples.
+    There is one row for each kind of client and number n of labelled samples. In the means, clients are weighted by
+    their numbers of test samples.
     """
     means = [(pl.col(name) * pl.col("test_rows")).sum() / pl.col("test_rows").sum() for name in ("accuracy", "loss")]
     by_kind = pl.read_parquet(path).group_by("kind", "n", maintain_order=True)

@@ -28,11 +28,10 @@ def partial_command(suite_name: str, runs: Iterable[Run]) -> str:
 
 
 def narrowing(suite_name: str, runs: Iterable[Run]) -> dict[str, list[Any]]:
-    """Return the shortest choice of tasks, variants and seeds that narrows a suite to exactly these runs.
+    """Return the shortest choice of tasks, variants and seeds that selects exactly these runs of a suite.
 
-    The choice names only what is needed: {"seeds": [0, 1]} means all tasks and variants of the suite, but only
-    these seeds. The empty choice {} means the whole suite. It is returned in two cases: these runs are the whole
-    suite, or no choice gives exactly these runs.
+    For example, {"seeds": [0, 1]} means all tasks and variants of the suite, but only these two seeds. The choice {}
+    means the whole suite. It is also returned if no choice gives exactly these runs.
     """
     by_folder = {run.folder: run for run in runs}
     values = {

@@ -1,4 +1,4 @@
-"""The configurations and methods that a suite compares, each with a unique id and a title."""
+"""The configurations (tasks with their settings) and the methods of a suite, each with a unique id and a title."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Tuned values count as changes of the variant."""
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """A task with the values of all its settings, under one fidelity. Methods are compared only within a configuration.
+    """A task with all its settings. Methods are compared only within a configuration.
 
-    The fidelity is `official` (as in the paper's published code) or `corrected` (as described in the paper). Each
-    configuration has its own columns in the main table.
+    The setting `fidelity` is `official` (as in the paper's published code) or `corrected` (as the paper describes it).
+    The main table has separate columns for each configuration.
     """
 
     id: str
@@ -40,13 +40,13 @@ class Configuration:
 
     @property
     def metric(self) -> str:
-        """The metric of results: `accuracy` (higher is better), or `loss` for regression (lower is better)."""
+        """The metric of the comparison: `accuracy` (higher is better), or `loss` for regression (lower is better)."""
         return "loss" if self.task.loss == "mse" else "accuracy"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRow:
-    """A method variant with all its parameter values: one row of the main table, with one colour in all figures."""
+    """A method with all its parameter values. It has one row in the main table, and one colour in all figures."""
 
     id: str
     title: str
@@ -60,16 +60,17 @@ def configuration_key(run: Run) -> Hashable:
 
 
 def method_key(run: Run) -> Hashable:
-    """Return a key that all runs of the same method share. A method is a variant with its parameter values.
+    """Return a key that is equal for all runs of the same method, on all tasks and seeds.
 
-    A tuned variant is one method with one key, although its tuned values differ between tasks.
+    Two runs have the same method if their variants and parameter values are equal. Tuned values may differ between
+    tasks.
     """
     tuned = run.own_rates is not None
     return run.variant.name, "tuned" if tuned else json.dumps(dict(run.variant.params), sort_keys=True)
 
 
 def configurations(runs: list[Run]) -> dict[Hashable, Configuration]:
-    """Return the configurations of these runs as `configuration_key` → configuration, in the order of first runs."""
+    """Return the configurations (tasks with their settings) of these runs, as `configuration_key` → configuration."""
     firsts: dict[Hashable, Run] = {}
     for run in runs:
         firsts.setdefault(configuration_key(run), run)
@@ -111,10 +112,10 @@ def methods(runs: list[Run]) -> dict[Hashable, MethodRow]:
 
 
 def change_columns() -> Callable[[Run], dict[str, str]]:
-    """Return a function that states in which values a run differs from the files of its task, variant and fidelity.
+    """Return a function that lists which settings of a run differ from the files in config/.
 
-    For a run, the function returns a text for each column of summary.parquet in CHANGES, as column → text. Each text
-    lists the differing values as JSON. The function caches its answers, because many runs have equal values.
+    The function takes a run, and returns column → text for the columns CHANGES of summary.parquet: the changed settings
+    of the task, of the method and of the fidelity. A text is JSON, such as {"rounds": 20}.
     """
     cache: dict[Hashable, dict[str, str]] = {}
 
@@ -138,11 +139,10 @@ def change_columns() -> Callable[[Run], dict[str, str]]:
 
 
 def _configuration_facts(run: Run) -> dict[str, Any]:
-    """Return what distinguishes a run's configuration from other configurations of its task, as name → value.
+    """Return the settings that distinguish a run's task from the same task in other runs, as name → value.
 
-    These are: the name of its fidelity; the fidelity switches (settings that follow either the published code or the
-    paper) to which the suite gives another value than this fidelity has; and the task's values that differ from
-    the task's file.
+    They are the name of the fidelity (`official` or `corrected`), the fidelity switches that the suite changes, and the
+    values that differ from the task's file.
     """
     task, default = (task.model_dump(exclude={"title"}) for task in (run.task, catalogue.task(run.task.name)))
     return {"fidelity": run.fidelity.name, **_changed_switches(run), **_changed_values(task, default)}
@@ -156,7 +156,7 @@ def _changed_switches(run: Run) -> dict[str, Any]:
 def _changed_values(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that differ from the defaults, by dotted path (such as `partition.alpha`).
 
-    A path that is only in `defaults` gets the value None.
+    A path that is in `defaults` but not in `values` gets the value None.
     """
     now, before = (
         {name: value for name, value in dotted_keys(nested).items() if value != {}} for nested in (values, defaults)
@@ -167,10 +167,10 @@ def _changed_values(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> d
 def _unique_ids(
     facts: Mapping[Hashable, Mapping[str, Any]], names: Mapping[Hashable, str]
 ) -> dict[Hashable, tuple[str, str]]:
-    """Return two texts for each key: a suffix for its name, and the facts that distinguish it.
+    """Return two texts for each key: a suffix that makes its name unique, and the facts that distinguish it.
 
-    Several keys can have the same name, such as two configurations of one task. The suffix (empty, `-2`, `-3`, …) makes
-    their names unique. Facts that all keys with this name share are left out, because they do not distinguish the keys.
+    Keys can share a name, such as two configurations of one task. The first of them gets no suffix, the next ones get
+    `-2`, `-3` and so on. Facts that all keys with this name share are left out.
     """
     ids = {}
     for name in dict.fromkeys(names.values()):

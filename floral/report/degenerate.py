@@ -1,4 +1,4 @@
-"""Find methods that give the same results as another method on a task, by the rules `equals` of config/methods."""
+"""Find methods that must give the same results as another method on a task."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ CONDITIONS: Mapping[Condition, tuple[str, Callable[[Task, int], bool]]] = {
 def holds(condition: Condition, task: Task, samples: int) -> bool:
     """Return whether a condition, such as `one_cluster`, holds on this task.
 
-    The rules `equals` in config/methods name such a condition, under which two methods give the same results. samples:
-    the largest number of training samples of a client.
+    Under such a condition, two methods give the same results. samples: the largest number of training samples of a
+    client.
     """
     return CONDITIONS[condition][1](task, samples)
 
@@ -33,9 +33,8 @@ def holds(condition: Condition, task: Task, samples: int) -> bool:
 def equal_methods(collected: Collected, configuration: Configuration) -> list[tuple[str, str, str]]:
     """Return (method id, other variant, reason) for each method that must give the same results as another variant.
 
-    The rules `equals` in config/methods declare such pairs. The reason says why the rule holds on this configuration.
-    The list is empty until a run of the configuration is finished, because the clients' numbers of samples are read
-    from a finished run.
+    The files in config/methods declare such pairs under the key `equals`, with a condition on the task. The list is
+    empty until the first run is finished, because some conditions need the clients' numbers of samples.
     """
     clients = collected.clients
     clients = clients if clients.is_empty() else clients.filter(pl.col("configuration") == configuration.id)

@@ -1,4 +1,4 @@
-"""Draw all figures of one configuration."""
+"""Draw all figures of one task with its settings."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from floral.report.style import Style
 
 
 def has_figures(collected: Collected, configuration: Configuration) -> bool:
-    """Return whether the report draws figures of this configuration. Without figures, it is shown only in tables.
+    """Return whether the report draws figures for this task with these settings. Otherwise it has only tables.
 
-    Fidelity switches are settings that follow either the published code or the paper. A configuration has no figures if
-    the suite changes some of its switches, and also runs the same task and fidelity without such changes. A suite can
-    have dozens of such configurations.
+    A suite can run one task dozens of times, each time with another deviation from the paper's published code
+    corrected. Such runs have no figures if the suite also runs the task without these changes.
     """
     same = [
         item
@@ -28,10 +27,9 @@ def has_figures(collected: Collected, configuration: Configuration) -> bool:
 
 
 def draw(collected: Collected, styles: Mapping[str, Style], configuration: Configuration) -> dict[str, Figure]:
-    """Draw the figures of a configuration and return them as kind → figure.
+    """Draw the figures of one task with its settings, and return them as kind → figure.
 
-    A figure is left out if the results lack its data. For example, without learned routes there are no figures of
-    routes, and for regression there are no figures of worst clients.
+    A figure is left out if the results have no data for it. For example, regression has no figures of worst clients.
     """
     ids = {method.id for method in collected.methods_on(configuration)}
     drawn = [style for method, style in styles.items() if method in ids]

@@ -15,9 +15,9 @@ UNSEEN_KINDS = {"seen_cluster": "clients of a cluster seen in training", "new_co
 def curve(collected: Collected, configuration: Configuration, metric: str, x: str, factor: float) -> pl.DataFrame:
     """Return each method's learning curve: one row per method and evaluated round.
 
-    The argument `x` names a column of `collected.curves`, such as `bytes`. Columns of the result: method_id, x (the
-    mean of that column over seeds), mean (of the metric over seeds), low (its smallest value), high (its largest
-    value), n (number of seeds with a finite value at that round). Values of the metric are multiplied by `factor`.
+    `x` is the quantity on the x axis: a column of `collected.curves`, such as `bytes`. Columns of the result:
+    method_id, x (mean over seeds), mean, low and high (mean, smallest and largest value of the metric over seeds), n
+    (number of seeds with a finite value). Values of the metric are multiplied by `factor`.
     """
     if collected.curves.is_empty():
         return pl.DataFrame()
@@ -34,9 +34,10 @@ def curve(collected: Collected, configuration: Configuration, metric: str, x: st
 
 
 def spread(collected: Collected, configuration: Configuration, column: str, factor: float) -> pl.DataFrame:
-    """Return the results of single clients: one row per done run and client with a finite value.
+    """Return the results of single clients, for all runs that did not diverge. There is one row per run and client.
 
-    Columns: method_id, seed, value (the client's value in `column`, times `factor`).
+    Columns: method_id, seed, value (the client's value in `column`, times `factor`). Values that are not finite are
+    left out.
     """
     rows = done_clients(collected, configuration)
     if rows.is_empty():
@@ -46,11 +47,11 @@ def spread(collected: Collected, configuration: Configuration, column: str, fact
 
 
 def unseen_accuracy(collected: Collected, configuration: Configuration, kind: str) -> pl.DataFrame:
-    """Return the accuracy in per cent of unseen clients (which join after training), by number of labelled samples.
+    """Return the accuracy (in per cent) of clients that join after training, by number of labelled samples.
 
-    `kind` selects the clients. Columns: method_id, x (number of labelled samples), mean, low and high (smallest and
-    largest value of the seeds), seeds (list of the values of single seeds). Methods without a mean (see
-    `methods_without_mean`) are left out.
+    `kind` selects the clients. Columns: method_id, x (number of labelled samples), mean, low and high (mean, smallest
+    and largest value over seeds), seeds (list of the seeds' values). Methods with a diverged seed can be left out (see
+    `methods_without_mean`).
     """
     rows = collected.unseen
     if rows.is_empty():

@@ -28,10 +28,12 @@ class Clients:
 class Paired:
     """One value for each method and seed, from which means and paired differences with 95 % intervals are computed.
 
-    If a run's value is a mean over clients, `clients` has the values of its clients: (method, seed) → values. With
-    fewer than MIN_SEEDS_FOR_BOOTSTRAP seeds, intervals are Student's t-intervals. With this number or more, they come
-    from a hierarchical bootstrap, which resamples seeds and then clients within each seed. Clients are resampled only
-    if the runs have at most MAX_RESAMPLED_CLIENTS clients. All methods share the same resampled seeds and clients.
+    With fewer than MIN_SEEDS_FOR_BOOTSTRAP seeds, intervals are Student's t-intervals. With this number or more, they
+    come from a hierarchical bootstrap, which resamples seeds and then clients within each seed. All methods share the
+    same resampled seeds and clients.
+
+    `clients` has the results of single clients as (method, seed) → values. It can be empty; then only seeds are
+    resampled.
     """
 
     values: Mapping[str, Mapping[int, float]]
@@ -50,7 +52,7 @@ class Paired:
         return [self.values[method][seed] - self.values[baseline][seed] for seed in self._shared(method, baseline)]
 
     def difference(self, method: str, baseline: str) -> Interval | None:
-        """Return the mean of the paired differences with its interval. Return None if the methods share no seed."""
+        """Return the mean difference with its interval, paired by seed. Return None if the methods share no seed."""
         by_seed = self.differences(method, baseline)
         if len(by_seed) < MIN_SEEDS_FOR_BOOTSTRAP:
             return t_interval(by_seed) if by_seed else None
@@ -60,7 +62,7 @@ class Paired:
     def is_separated(self, method: str, baseline: str) -> bool:
         """Return whether the 95 % interval of the paired difference excludes 0.
 
-        With fewer than MIN_SEEDS_FOR_BOOTSTRAP shared seeds, the answer is False.
+        With fewer than MIN_SEEDS_FOR_BOOTSTRAP shared seeds, the answer is always False.
         """
         difference = self.difference(method, baseline)
         return difference is not None and difference.n >= MIN_SEEDS_FOR_BOOTSTRAP and difference.excludes_zero
@@ -83,7 +85,8 @@ class Paired:
     def _arrays(self, methods: list[str], seeds: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the input of the bootstrap: values [seeds, clients, methods] and weights [seeds, clients].
 
-        If clients cannot be resampled, the values are [seeds, 1, methods] and the weights are None.
+        If clients cannot be resampled, the mean over clients takes their place: values [seeds, 1, methods], weights
+        None.
         """
         runs = [[self.clients.get((method, seed)) for method in methods] for seed in seeds]
         if _can_resample([run for row in runs for run in row]) and all(_same_weights(row) for row in runs):
@@ -93,7 +96,7 @@ class Paired:
 
 
 def _can_resample(runs: list[Clients | None]) -> bool:
-    """Return whether the clients of these runs can be resampled.
+    """Return whether the bootstrap can resample the clients of these runs.
 
     All runs must have the same number of clients, at most MAX_RESAMPLED_CLIENTS. Values must be finite and weights > 0.
     """

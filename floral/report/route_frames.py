@@ -1,4 +1,4 @@
-"""Frames of clients' routes. Learned clusters are renumbered so that they match the true clusters."""
+"""Frames of clients' routes (their weights of the learned clusters), with learned clusters matched to the true ones."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from floral.report.summarise import done_clients
 def last_routes(
     collected: Collected, configuration: Configuration, methods: list[str]
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Return a frame with the clients' routes at the last round, and the seed of each method's routes as method → seed.
+    """Return the clients' routes (weights of the learned clusters) at the last round, and the seed of each method.
 
-    The seed is the first done seed of the method. The frame has one row per method, client and learned cluster.
+    The seed is the first one that did not diverge. The frame has one row per method, client and learned cluster.
     Columns: method_id, position (of the client, sorted by true cluster), cluster (learned), weight, true_cluster.
-    Learned clusters have arbitrary numbers, so they are renumbered: learned cluster c is the one that matches true
-    cluster c. With these numbers, clients give the largest possible total weight to the learned clusters that match
-    their true clusters.
+    Learned clusters have arbitrary numbers. They are renumbered to match the true clusters as well as possible.
     """
     rows = done_clients(collected, configuration)
     if rows.is_empty():
@@ -44,15 +42,15 @@ def last_routes(
 
 
 def routes_over_rounds(rows: pl.DataFrame, clients: int, rounds: int) -> tuple[pl.DataFrame, float]:
-    """Return one run's routes over rounds, and the share of clients in the right cluster at the last round.
+    """Return one run's routes over rounds, and the share of clients in the right learned cluster at the last round.
 
     A client is in the learned cluster to which it gives its largest weight. This cluster is the right one if it matches
-    the client's true cluster. `rows` has the columns round, client, cluster (true) and route. The frame has at most
-    `rounds` rounds, and the first `clients` clients of each true cluster. The share counts all clients.
+    the client's true cluster. `rows` has the columns round, client, cluster (true) and route (weights). The frame has
+    at most `rounds` rounds, and at most `clients` clients of each true cluster. The share counts all clients.
 
-    Columns of the frame: round, until (the next round in the frame), position (of the client, sorted by true
-    cluster), client, true_cluster, cluster (learned, renumbered to match the true clusters at the last round), weight
-    (of this cluster).
+    Columns of the frame: round, until (the next round in the frame), position (of the client, sorted by true cluster),
+    client, true_cluster, cluster (learned, renumbered to match the true clusters at the last round), weight (of this
+    cluster).
     """
     last = rows.filter(pl.col("round") == rows["round"].max())
     weights, truth = np.array(last["route"].to_list()), last["cluster"].to_numpy()
@@ -78,9 +76,9 @@ def routes_over_rounds(rows: pl.DataFrame, clients: int, rounds: int) -> tuple[p
 def _matched_order(weights: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Match learned clusters to true clusters, and return the learned clusters [C] in the order of their true clusters.
 
-    The match is chosen such that clients give the largest total weight to the learned clusters matched to their true
-    clusters. weights: routes [K, C]. truth: true cluster of each client [K]. K is the number of clients, C that of
-    learned clusters.
+    Clients give the largest possible total weight to the learned clusters that match their true clusters. weights:
+    routes [K, C]. truth: true cluster of each client [K]. K is the number of clients, and C the number of learned
+    clusters.
     """
     total = np.zeros((max(int(truth.max()) + 1, weights.shape[1]), weights.shape[1]))
     np.add.at(total, truth, weights)

@@ -19,13 +19,13 @@ MAX_NAMED_CONFIGURATIONS = 6
 
 
 def suite(name: str) -> dict[str, str]:
-    """Return the name, title and description of the suite, from config/suites."""
+    """Return the name, title and description of the suite. They come from its file in config/suites."""
     file = catalogue.suite(name)
     return {"name": file.name, "title": file.title, "about": file.about}
 
 
 def state(collected: Collected) -> dict[str, int]:
-    """Return the number of runs for each status, and the number of all runs under the key `all`."""
+    """Return how many runs have which status (such as `done`), and the number of all runs under the key `all`."""
     counts = dict(collected.summary["status"].value_counts(sort=True).iter_rows())
     return {
         "all": collected.summary.height,
@@ -34,7 +34,7 @@ def state(collected: Collected) -> dict[str, int]:
 
 
 def verdict(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
-    """Return sentences that summarise the suite: its runs, differences to the reference, and recovered clusters."""
+    """Return sentences that summarise the suite: number of runs, differences to FLoRAL 1 %, and recovered clusters."""
     counts = state(collected)
     seeds = collected.summary.group_by("configuration", "method_id").agg(pl.col("seed").n_unique())["seed"]
     number_of_seeds = str(seeds.max()) if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
@@ -63,10 +63,10 @@ def degenerate(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
 
 
 def leaders(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
-    """Return the best two methods of each configuration: `task: method (mean), then method (mean)`.
+    """Return the best two methods of each task, as texts of the form `task: method (mean), then method (mean)`.
 
-    Only methods that the main table marks as best or second best are named. The list is empty if the suite has more
-    than MAX_NAMED_CONFIGURATIONS configurations.
+    Only methods that the main table marks as best or second best are named. The list is empty if there are too many
+    tasks (more than MAX_NAMED_CONFIGURATIONS).
     """
     lines = []
     few = len(collected.configurations) <= MAX_NAMED_CONFIGURATIONS
@@ -90,7 +90,7 @@ def count(number_: int, noun: str) -> str:
 
 
 def tasks(collected: Collected) -> str:
-    """Return the number of tasks, and of configurations if there are more, as text: `2 tasks in 3 configurations`."""
+    """Return the number of tasks as text, such as `2 tasks`, or `2 tasks in 3 configurations` if settings vary."""
     number_of_tasks = len({configuration.task.name for configuration in collected.configurations})
     configurations = len(collected.configurations)
     text = count(number_of_tasks, "task")
@@ -98,7 +98,6 @@ def tasks(collected: Collected) -> str:
 
 
 def _title(style: Style) -> str:
-    """Return the method's title with no-break spaces."""
     return style.title.replace(" ", "\u00a0")
 
 

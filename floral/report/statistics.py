@@ -1,4 +1,4 @@
-"""Statistics of the report: tests of differences, ranks over tasks, and the worst of K clients by chance."""
+"""Statistics of the report: tests of differences, ranks over tasks, and how low the worst of K clients is by chance."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def worst_mean(values: ArrayLike, count: int) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class NullBand:
-    """Mean and central 95 % range of the worst accuracy that chance alone gives to equally accurate clients."""
+    """The accuracy of the worst clients by chance, if all clients are equally accurate: mean and 95 % range."""
 
     mean: float
     low: float
@@ -71,15 +71,14 @@ def binomial_null(samples: Sequence[int], accuracy: float, count: int, draws: in
     """Simulate how low the `count` worst accuracies are by chance if all clients have the same expected accuracy p.
 
     In each simulation, client k gets the accuracy X_k/n_k. X_k is the number of correct predictions among its n_k test
-    samples, drawn independently from Binomial(n_k, p). The result describes the mean of the `count` lowest accuracies.
-    Clusters can take the place of clients.
+    samples, drawn independently from Binomial(n_k, p). The mean of the `count` lowest accuracies is recorded. The
+    result has the mean and the central 95 % range of this record.
 
-    `samples` are the numbers n_k; entries with n_k = 0 are left out. `accuracy` is p. There are `draws` simulations
-    from Philox(seed), so equal arguments give equal results. With more samples per client, the range becomes narrower
-    around p. If `count` is the number of clients, the expected mean is p.
+    `samples` are the numbers n_k; clients with n_k = 0 are left out. `accuracy` is p. `draws` is the number of
+    simulations. Clusters can take the place of clients.
 
     Raises:
-        ValueError: p is outside 0–1, or fewer than `count` entries have samples.
+        ValueError: p is outside 0–1, or fewer than `count` clients have samples.
     """
     n = np.asarray([number for number in samples if number > 0])
     if not 0 <= accuracy <= 1 or not 1 <= count <= n.size:
@@ -173,7 +172,7 @@ def seeds_to_decide(differences: Sequence[float], power: float = 0.8, most: int 
 class Ranks:
     """Mean ranks of methods over tasks (1 is best), p of Friedman's test, and Nemenyi's critical difference.
 
-    Two mean ranks differ significantly if their distance exceeds the critical difference.
+    Two methods differ significantly if their mean ranks differ by more than the critical difference.
     """
 
     mean: dict[str, float]
@@ -215,7 +214,7 @@ def ranks(results: Mapping[str, Sequence[float]], higher_is_better: Sequence[boo
 
 
 def indistinguishable(ranks: Ranks) -> list[tuple[str, ...]]:
-    """Return the largest groups of methods whose mean ranks all lie within one critical difference.
+    """Return the largest groups of methods whose mean ranks differ by at most the critical difference.
 
     A group that is part of a larger group is left out.
     """

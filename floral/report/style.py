@@ -1,4 +1,4 @@
-"""Style of a method in all tables and figures: colour, short name and group."""
+"""Colour, short name and group of each method, for all tables and figures."""
 
 from __future__ import annotations
 
@@ -36,18 +36,22 @@ class Style:
 
 
 def method_styles(methods: Iterable[MethodRow], palette: Mapping[str, Any]) -> dict[str, Style]:
-    """Return a style for each method, in the order of the tables: families, then oracles, then controls."""
+    """Return a style for each method, in the order of the tables: method families, then oracles, then controls.
+
+    Oracles know the true clusters. Controls are simple baselines.
+    """
     return assign_styles(
         [(row.id, row.title, row.variant.name, row.variant.family, row.variant.oracle) for row in methods], palette
     )
 
 
 def assign_styles(variants: Iterable[tuple[str, str, str, str, bool]], palette: Mapping[str, Any]) -> dict[str, Style]:
-    """Return a style for each variant, given as (id, title, variant name, family, whether it is an oracle).
+    """Return a style (colour, short name and group) for each variant.
 
-    The order is that of `method_styles`. The palette (styles.yaml) fixes the colour, short name and group of some
-    variants. A variant can have several ids, such as tuned and untuned. Then only the first id gets the fixed colour
-    and short name, so that no two ids share a colour. All other ids get an unused shade of their family's hue.
+    variants: (id, title, variant name, family, whether it is an oracle). palette: the contents of styles.yaml, which
+    fixes the style of some variants. A tuned and an untuned variant have the same name but two ids. Only the first id
+    gets the fixed colour and short name, so that no two ids share a colour. Other ids get an unused shade of their
+    family's hue.
     """
     styles, used_colours = [], {entry["colour"] for entry in palette["variants"].values()}
     fixed_names: set[str] = set()

@@ -1,4 +1,4 @@
-"""Summarise the results of each method on a configuration: means, paired differences, seed counts, best two methods."""
+"""Summarise the results of each method on a task: means, paired differences, numbers of seeds, best two methods."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLIENT_COLUMNS = {"test_accuracy": "accuracy", "test_loss": "loss"}
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """The unit in which a configuration's results are shown: accuracies in per cent, losses unscaled."""
+    """The unit in which the results of a task are shown: per cent for accuracies, none for losses."""
 
     column: str
     title: str
@@ -57,16 +57,19 @@ def scaled(by_seed: Mapping[int, float], factor: float) -> dict[int, float]:
 
 
 def results(collected: Collected, configuration: Configuration) -> Paired:
-    """Return the results of all methods that have a mean, in the unit of the configuration."""
+    """Return the results of all methods on this task, in the unit of the report (see `Unit`).
+
+    Methods with a diverged seed can be left out (see `methods_without_mean`).
+    """
     unit = result_unit(configuration)
     return _paired(collected, configuration.id, unit.column, unit.scale)
 
 
 @lru_cache(maxsize=256)
 def _paired(collected: Collected, configuration_id: str, column: str, factor: float) -> Paired:
-    """Return a summary column times `factor`, by method and seed.
+    """Return the values of a column of the frame `summary`, times `factor`, by method and seed.
 
-    The result is cached, so that all means and differences use the same bootstrap samples.
+    The answer is cached, so that all means and differences use the same bootstrap samples.
     """
     configuration = next(item for item in collected.configurations if item.id == configuration_id)
     excluded = methods_without_mean(collected, configuration)
@@ -82,7 +85,7 @@ def _paired(collected: Collected, configuration_id: str, column: str, factor: fl
 
 
 def done_clients(collected: Collected, configuration: Configuration) -> pl.DataFrame:
-    """Return the rows of `collected.clients` that belong to done runs of this configuration."""
+    """Return the rows of `collected.clients` for those runs of this task that did not diverge."""
     done = collected.summary.filter((pl.col("configuration") == configuration.id) & (pl.col("status") == "done"))
     keys = ["configuration", "method_id", "seed"]
     if done.is_empty():
@@ -91,16 +94,16 @@ def done_clients(collected: Collected, configuration: Configuration) -> pl.DataF
 
 
 def means(collected: Collected, configuration: Configuration, column: str, factor: float) -> dict[str, Interval]:
-    """Return each method's mean of a summary column times `factor` over done seeds, with its interval.
+    """Return each method's mean over seeds of a column of the frame `summary`, times `factor`, with its interval.
 
-    Methods without a mean (see `methods_without_mean`) are left out.
+    Methods with a diverged seed can be left out (see `methods_without_mean`).
     """
     paired = _paired(collected, configuration.id, column, factor)
     return {method: paired.mean(method) for method in paired.values}
 
 
 def intervals(collected: Collected, configuration: Configuration) -> dict[str, Interval]:
-    """Return each method's mean result with its interval, in the unit of the configuration."""
+    """Return each method's mean result over seeds with its interval, in the unit of the report (see `Unit`)."""
     unit = result_unit(configuration)
     return means(collected, configuration, unit.column, unit.scale)
 
@@ -118,7 +121,10 @@ def perplexities(collected: Collected, configuration: Configuration) -> dict[str
 
 
 def differences(collected: Collected, configuration: Configuration) -> dict[str, Interval]:
-    """Return the paired difference of each method to the reference method. Return {} if the reference has no mean."""
+    """Return the difference of each method to FLoRAL 1 %, paired by seed.
+
+    The result is {} if FLoRAL 1 % has no mean, because it was not run or a seed diverged.
+    """
     paired = results(collected, configuration)
     if REFERENCE not in paired.values:
         return {}
@@ -130,9 +136,9 @@ def differences(collected: Collected, configuration: Configuration) -> dict[str,
 
 
 def seed_counts(collected: Collected, configuration: Configuration) -> dict[str, dict[str, int]]:
-    """Return how many seeds of each method have which status, as method → status → number.
+    """Return for each method the number of its seeds, and how many of them diverged, failed or are missing.
 
-    The status `done` is left out. The additional key `all` has the number of all seeds of the method, done or not.
+    The form is method → status → number. The key `all` has the number of all seeds.
     """
     by_method: dict[str, dict[str, int]] = {}
     rows = collected.summary.filter(pl.col("configuration") == configuration.id)
@@ -150,20 +156,19 @@ def seed_note(counts: Mapping[str, int]) -> str:
 
 
 def usual_seeds(collected: Collected) -> int:
-    """Return the largest number of seeds that any method has on any configuration. The page states it once.
+    """Return the largest number of seeds that any method has on any task.
 
-    A table cell states its own number of seeds n only if this is 1 or differs from the largest number.
+    The page states this number once. A table cell states its own number of seeds only if it is another one, or 1.
     """
     seeds = collected.summary.group_by("configuration", "method_id").len()["len"]
     return int(seeds.max())  # type: ignore[arg-type]
 
 
 def methods_without_mean(collected: Collected, configuration: Configuration) -> set[str]:
-    """Return the methods that have no mean on this configuration because a seed diverged.
+    """Return the methods for which the report shows no mean, because a seed diverged.
 
-    A mean over the remaining seeds would favour a method that sometimes diverges. The fidelity switch `diverged_runs`
-    can have the value `dropped`, as in the published table. Then means are over the remaining seeds, and the set is
-    empty.
+    A mean over the remaining seeds would favour a method that sometimes diverges. If the setting `diverged_runs` is
+    `dropped`, as in the published table, means are over the remaining seeds, and the returned set is empty.
     """
     if configuration.diverged_runs == "dropped":
         return set()

@@ -19,7 +19,7 @@ MINUS, PLUS_MINUS, THIN = "\u2212", "\u00b1", "\u2009"
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A table cell: its text, a note below it, and how it is sorted and highlighted."""
+    """A table cell: its text, a note below it, its sort key and its highlight."""
 
     text: str
     note: str = ""
@@ -75,8 +75,7 @@ def interval_cell(
 ) -> Cell:
     """Return a cell with mean ± half the width of the interval. A single value has no interval.
 
-    The number of seeds n is written below if n is 1 or differs from `usual`, the number that the page states for all
-    cells.
+    The number of seeds n is written below if it is 1 or differs from `usual`, which is stated once for the whole page.
     """
     text = number(interval.mean, digits, sign)
     if interval.half_width is not None:
@@ -86,7 +85,7 @@ def interval_cell(
 
 
 def grid(name: str, columns: Sequence[Column], rows: Sequence[tuple[Style, Mapping[str, Cell]]], caption: str) -> Table:
-    """Build a table with one row per method, grouped by family. Missing cells show a dash."""
+    """Build a table with one row per method, grouped by family. A missing cell shows a dash."""
     return Table(
         name=name,
         html=_strip(_gt(name, columns, rows, _html_name, _html_cell).as_raw_html()),
@@ -160,10 +159,7 @@ def _latex_cell(cell: Cell) -> str:
 
 
 def _caption(text: str, name: str, caption: str) -> str:
-    """Return a LaTeX table with a caption and a label.
-
-    Unicode signs are replaced by commands, and the fixed font size of great_tables by a small one.
-    """
+    """Add a caption and a label to a LaTeX table. Unicode signs become commands, and the font becomes small."""
     for sign, command in SIGNS.items():
         text = text.replace(sign, command)
     head = f"% needs \\usepackage{{booktabs}}\n\\begin{{table}}[!t]\n\\caption{{{latex(caption)}}}\\label{{tab:{name}}}"

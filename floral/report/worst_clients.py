@@ -1,4 +1,4 @@
-"""The worst decile of clients and the worst true cluster, compared with what chance alone would give."""
+"""Accuracy of the worst 10 % of clients and of the worst true cluster, beside what chance alone would give."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ WorstOf = Literal["decile", "cluster"]
 
 @dataclass(frozen=True, kw_only=True)
 class Worst:
-    """The accuracy (0–1) of one method's worst decile or cluster for each seed, and what chance alone would give.
+    """The accuracy (0–1) of one method on its worst clients for each seed, and what chance alone would give.
 
-    Accuracy is measured on the clients' own test samples. `observed` is seed → accuracy. `null` has the mean and the
-    range that chance would give to this accuracy if all clients were equally accurate.
+    `observed` is seed → accuracy, measured on the clients' own test samples. `null` has the mean and the range that
+    this accuracy would have by chance if all clients were equally accurate.
     """
 
     method: str
@@ -31,18 +31,16 @@ class Worst:
 
     @property
     def below_chance(self) -> int:
-        """The number of seeds with an accuracy below the central 95 % range of chance."""
+        """The number of seeds whose accuracy is lower than the 95 % range of chance."""
         return sum(value < self.null.low for value in self.observed.values())
 
 
 def worst(collected: Collected, configuration: Configuration, kind: WorstOf) -> list[Worst]:
     """Return each method's accuracy on its worst clients, and the accuracy that chance alone would give.
 
-    `kind` selects the worst decile of clients or the worst true cluster.
-
-    Accuracies are those of the last round, on the clients' own test samples. For a decile, the accuracy is the mean
-    over its clients; for a cluster, it is the share of correct predictions on all its samples. The list is empty for
-    regression.
+    `kind` selects the worst 10 % of clients (their mean accuracy) or the worst true cluster (the share of correct
+    predictions on all its samples). Accuracies are those of the last round, on the clients' own test samples. The list
+    is empty for regression.
 
     For chance alone, all clients are assumed to be equally accurate: each predicts correctly with the method's share of
     correct predictions over all clients and seeds. The numbers of samples are those of the first seed. Clients' own

@@ -39,7 +39,7 @@ def tick_options(start: float, stop: float, log: bool) -> dict[str, Any]:
 
 
 def round_numbers(start: float, stop: float, most: int = 8) -> list[float]:
-    """Return at most `most` round numbers between `start` and `stop`, as ticks of a logarithmic axis."""
+    """Return at most `most` round numbers from `start` to `stop`, for the ticks of a logarithmic axis."""
     powers = range(math.floor(math.log10(start)), math.ceil(math.log10(stop)) + 1)
     numbers: list[float] = []
     for factors in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))[most <= 5 :]:
@@ -52,8 +52,8 @@ def round_numbers(start: float, stop: float, most: int = 8) -> list[float]:
 def value_domain(frame: pl.DataFrame, axis: Axis) -> tuple[float, float]:
     """Return the two ends of an axis that covers all intervals of the frame, with a small margin.
 
-    The columns `low` and `high` of the frame are the ends of these intervals. The ends of a linear axis stay within the
-    limits of possible values (`axis.limits`).
+    The columns `low` and `high` of the frame have the ends of the intervals. A linear axis does not go beyond
+    `axis.limits`, such as 0 and 100 for per cent.
     """
     low, high = float(frame["low"].min()), float(frame["high"].max())  # type: ignore[arg-type]
     if axis.log:

@@ -18,12 +18,13 @@ LABEL_GAP_PX = 11.5
 
 
 def curves(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, y: Axis) -> Drawing:
-    """Draw each method's mean as a line, its range over seeds as a band, and its name at the right end of the line.
+    """Draw one line per method (its mean over seeds), with a band (range over seeds) and its name at the right end.
 
     Columns of frame: method_id, x, mean, and the ends low and high of the band. x is a number of rounds, bytes, passes
-    or labelled samples. If all points of a method have the same x (such as 0 bytes), its last mean is drawn as a
-    horizontal line over the whole width. On a logarithmic x axis, points with x <= 0 are
-    left out for all other methods.
+    or labelled samples.
+
+    If x does not change during a run (such as 0 bytes), the method's last mean is drawn as a horizontal line. For all
+    other methods, points with x <= 0 are left out if the x axis is logarithmic.
     """
     drawn = [style for style in styles if style.id in set(frame["method_id"])]
     has_several_x = pl.col("x").n_unique().over("method_id") > 1
@@ -83,11 +84,7 @@ def curves(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, y: Axis) -> Dr
 def _labels(
     ends: pl.DataFrame, styles: Sequence[Style], low: float, high: float, height: int, log: bool
 ) -> pl.DataFrame:
-    """Return the right ends of the lines, each with a height `label_y` for its label, so that labels do not overlap.
-
-    From the top down, each label is moved down until it is clear of the label above. Labels that are then below the
-    bottom edge are moved up again.
-    """
+    """Return the right ends of the lines, each with a height `label_y` for its label, so that labels do not overlap."""
     short = {style.id: style.short for style in styles}
     scale = math.log if log else float
     bottom, span = scale(low), scale(high) - scale(low)

@@ -1,4 +1,4 @@
-"""Heat map of one method's results, by the rank and the number of its adaptors."""
+"""Heat map of one method's results: the rank of its adaptors on one axis, and their number on the other."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ LIGHTEST, DARKEST = "#e8f0f8", "#0b3d78"
 
 
 def heat(frame: pl.DataFrame, across: Sequence[str], down: Sequence[str], higher: bool) -> Drawing:
-    """Draw one square for each combination of a rank and a number of adaptors.
-    A darker square has a better mean result.
+    """Draw one square for each combination of a rank and a number of adaptors. A better mean result is darker.
+
     down: the ranks from top to bottom. across: the numbers of adaptors from left to right. higher: whether a higher
-    mean is better. Columns of frame: rank, adaptors (their number), mean (of the result over seeds), low and high (ends
-    of its interval), and text (written into the square).
+    mean is better. Columns of frame: rank, adaptors (how many), mean (over seeds), low and high (ends of the mean's
+    interval), and text (written into the square).
     """
     lowest, highest = float(frame["mean"].min()), float(frame["mean"].max())  # type: ignore[arg-type]
     share = (pl.col("mean") - lowest) / ((highest - lowest) or 1.0)

@@ -88,9 +88,10 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """The scale of one axis: it maps the values from `domain[0]` to `domain[1]` to the pixels from 0 to `length`.
+    """The scale of one axis: it converts values to positions in pixels.
 
-    With `upward`, it maps them to the pixels from `length` to 0, because pixels are counted from the top.
+    `domain[0]` lies at pixel 0, and `domain[1]` at pixel `length`. With `upward`, it is the other way round, because
+    pixels are counted from the top of the figure.
     """
 
     title: str
@@ -117,10 +118,7 @@ class Drawing:
 
 
 def render(drawing: Drawing, name: str, title: str, subtitle: str | list[str], alt_text: str, see: str = "") -> Figure:
-    """Render a drawing as a figure in the report's style.
-
-    Equal drawings give equal bytes. For this, the ids of clip paths are numbered from 0 in each figure.
-    """
+    """Render a drawing as a figure in the report's style. Equal drawings give equal bytes."""
     spec = drawing.chart.to_dict(validate=False)
     spec |= {
         "title": {"text": textwrap.wrap(title, TITLE_LETTERS), "subtitle": subtitle, "anchor": "start", "offset": 10},
@@ -142,5 +140,5 @@ def method_colour(styles: Sequence[Style]) -> alt.Color:
 
 
 def style_frame(styles: Sequence[Style]) -> pl.DataFrame:
-    """Return one row per method, to be joined to a chart's data: method_id, short (short name) and group."""
+    """Return one row per method with its id, short name and group. It is joined to the data of a chart."""
     return pl.DataFrame([{"method_id": style.id, "short": style.short, "group": style.group_title} for style in styles])

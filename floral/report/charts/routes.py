@@ -1,4 +1,4 @@
-"""Heat maps of clients' routes (their weights of the learned clusters): at the last round, and over rounds."""
+"""Heat maps of clients' routes: the weights that a client gives to the learned clusters."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ HUES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c7a
 
 
 def routes(frame: pl.DataFrame, styles: Sequence[Style], clients: int, clusters: int) -> Drawing:
-    """Draw one heat map per method of the clients' routes π_kc.
+    """Draw one heat map per method with the clients' routes: the weights that a client gives to the learned clusters.
 
-    π_kc is the weight that client k gives to learned cluster c. There is one column per client, sorted by true cluster,
-    and one row per learned cluster. A cell with a larger weight is more opaque. Columns of frame: method_id, position
-    (of the client: 0 to K-1), cluster (0 to C-1), weight (0 to 1), true_cluster. K is the number of clients, C that of
-    learned clusters.
+    There is one column per client, sorted by true cluster, and one row per learned cluster. A cell with a larger weight
+    is darker. Columns of frame: method_id, position (of the client), cluster (learned), weight (0 to 1), true_cluster.
+    Positions and clusters are counted from 0.
     """
     width, height = PANEL_PX + 90, 13 * clusters
     edges = frame.group_by("true_cluster").agg(start=pl.col("position").min(), end=pl.col("position").max() + 1)

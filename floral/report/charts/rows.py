@@ -26,11 +26,11 @@ from floral.report.style import Style
 def rows(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, domain: tuple[float, float]) -> Drawing:
     """Draw the values of each method in one row, as dots, intervals, boxes and ticks. Methods are grouped by family.
 
-    frame: one row per drawn shape, with columns method_id, kind, value, value2 and label. The kind says what is drawn:
-    A `whisker`, `box`, `interval` or `band` extends from value to value2.
-    A `point` (small), `tick`, `median`, `dot` (large), `hollow` (hollow dot) or `middle` is drawn at value.
-    `below` and `above` write the label at the lower or upper end of the axis, for a value outside the domain.
-    A `band` and its `middle` are grey: the range and the mean that chance alone gives to equally accurate clients.
+    The frame has one row per drawn shape. Its columns are method_id, kind (the shape), value, value2 and label.
+
+    The kinds `whisker`, `box`, `interval` and `band` extend from value to value2. The kinds `point`, `tick`, `median`,
+    `dot`, `hollow` (a circle) and `middle` are drawn at value. The kinds `below` and `above` write the label at the
+    lower or upper end of the axis, for a value outside the axis.
     """
     frame = frame.join(style_frame(styles), on="method_id", how="inner", maintain_order="left")
     drawn = [style for style in styles if style.id in set(frame["method_id"])]
@@ -76,9 +76,8 @@ def rows(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, domain: tuple[fl
 def ranks(frame: pl.DataFrame, styles: Sequence[Style], bars: Sequence[tuple[str, str]]) -> Drawing:
     """Draw a critical-difference diagram: one row per method, best first, with a dot at the method's mean rank.
 
-    Columns of frame: method_id, rank. The caller sorts `styles` from the best mean rank to the worst. A vertical bar
-    joins methods whose mean ranks differ by less than the critical difference, so that they are not significantly
-    different. `bars` has the first and the last method of each bar.
+    Columns of frame: method_id, rank. `styles` has the methods from the best mean rank to the worst. A vertical bar
+    joins methods whose mean ranks do not differ significantly. `bars` has the first and the last method of each bar.
     """
     short = {style.id: style.short for style in styles}
     down = alt.Scale(domain=list(short.values()))

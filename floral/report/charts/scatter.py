@@ -25,9 +25,10 @@ LABEL_HEIGHT_PX, LETTER_WIDTH_PX = 11.0, 5.7
 def scatter(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, y: Axis, domain: tuple[float, float]) -> Drawing:
     """Draw one labelled symbol per method, with the interval of its mean. The symbol's shape shows the method's group.
 
-    Columns of frame: method_id, x, mean, low, high (low = high = mean if there is no interval). `domain` has the two
-    ends of the y axis; intervals are cut there. The x axis is logarithmic. It cannot show x = 0, so a method with x = 0
-    is drawn at the left edge, and a gap separates it from the others.
+    Columns of frame: method_id, x, mean, low and high (ends of the interval, or the mean if there is none). `domain`
+    has the two ends of the y axis.
+
+    The x axis is logarithmic and cannot show 0. A method with x = 0 is drawn at the left edge, after a gap.
     """
     positive = frame.filter(pl.col("x") > 0)["x"]
     start, stop = (float(positive.min()), float(positive.max())) if len(positive) else (1.0, 10.0)  # type: ignore[arg-type]
@@ -86,10 +87,9 @@ def scatter(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, y: Axis, doma
 def _place_labels(
     rows: pl.DataFrame, place: Callable[[dict[str, Any]], tuple[float, float]], width: float, height: float
 ) -> pl.DataFrame:
-    """Return a place for each method's label: right of the symbol, without overlap with symbols or other labels.
+    """Return a place for the label of each method, right of its symbol. Labels do not overlap symbols or other labels.
 
-    A label is moved up, down or further right to the nearest free place. `place` maps a row to the pixels of its
-    symbol.
+    `place` converts a row of the frame to the position of its symbol in pixels.
     """
     marks = [(row, *place(row)) for row in sorted(rows.iter_rows(named=True), key=lambda row: -row["mean"])]
     occupied = [(x - 5, y - 5, x + 5, y + 5) for _, x, y in marks]

@@ -1,4 +1,4 @@
-"""Choose the ends of an axis, whether it is logarithmic, and which control methods lie outside it."""
+"""Choose the ends of an axis, whether it is logarithmic, and which methods lie outside it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Range = tuple[float, float]
 
 
 def is_logarithmic(configuration: Configuration, values: Iterable[float]) -> bool:
-    """Return whether the axis is logarithmic, given all values on it.
+    """Return whether the axis should be logarithmic, given all values on it.
 
-    It is logarithmic if the values are losses above 0, and the largest is more than 30 times the smallest.
+    This is the case if the values are losses above 0, and the largest is more than 30 times the smallest.
     """
     values = list(values)
     return configuration.metric == "loss" and 0 < min(values) < max(values) / 30
@@ -32,12 +32,11 @@ def enclosing(ranges: Iterable[Range]) -> Range:
 
 
 def far_controls(ranges: Mapping[str, Range], controls: set[str]) -> set[str]:
-    """Return the controls that are far from all other methods, so that they would stretch the axis.
+    """Return the controls whose values are so far from all other methods that the axis should not cover them.
 
-    Controls are methods for comparison only, such as a constant prediction. ranges: method → its lowest and highest
-    value. The methods that are not controls span a range. A control is far if its distance to this range exceeds half
-    the width of the range. The result is empty if leaving out the far controls would not make the axis shorter than
-    half its length.
+    Controls are simple baselines, such as a constant prediction. ranges: method → its lowest and highest value. A
+    control is far if its distance to the range of all other methods exceeds half the width of that range. The set is
+    empty if the axis without the far controls would still have at least half its length.
     """
     others_ranges = [ends for method, ends in ranges.items() if method not in controls]
     if not others_ranges:

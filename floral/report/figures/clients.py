@@ -53,9 +53,10 @@ def spread(collected: Collected, styles: Sequence[Style], configuration: Configu
 
 
 def worst(collected: Collected, styles: Sequence[Style], configuration: Configuration, kind: WorstOf) -> Figure | None:
-    """Plot each method's accuracy on its worst decile of clients or worst cluster, beside the range of chance.
+    """Plot each method's accuracy on its worst clients, beside the range that chance alone would give.
 
-    Chance alone would give an accuracy in this range if all clients were equally accurate.
+    The worst clients are the worst 10 % of the clients, or the worst true cluster. The range of chance assumes that all
+    clients are equally accurate.
     """
     if configuration.metric == "loss":
         return None

@@ -1,4 +1,4 @@
-"""Figure with one row per method: dots, intervals, boxes and ticks on an axis that covers the range of the methods."""
+"""Figure with one row per method, which shows its values as dots, intervals, boxes and ticks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def method_rows(
 ) -> Figure:  # fmt: skip
     """Plot the values of each method in one row, as dots, intervals, boxes and ticks.
 
-    The subtitle names the methods whose interval is cut at the end of the axis, and the methods outside the axis.
+    The subtitle names the methods that lie outside the axis, and those whose interval is cut at its end.
     """
     low, high = LIMITS[configuration.metric]
     measured = [end for _, mark_kind, *ends in marks if mark_kind != "interval" for end in ends if end is not None]

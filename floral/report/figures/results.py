@@ -44,7 +44,7 @@ def result(collected: Collected, styles: Sequence[Style], configuration: Configu
 
 
 def tradeoff(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> Figure | None:
-    """Plot the result of each method against the bytes that are sent in a whole run."""
+    """Plot the result of each method against the bytes that all clients and the server send in a whole run."""
     unit, means = result_unit(configuration), intervals(collected, configuration)
     sent = collected.values(configuration, "bytes")
     drawn = [style for style in styles if style.id in means and style.id in sent]
@@ -80,15 +80,12 @@ def tradeoff(collected: Collected, styles: Sequence[Style], configuration: Confi
 
 
 def _dominated(point: tuple[float, float], points: Iterable[tuple[float, float]]) -> bool:
-    """Return whether another method has a higher score and sends at most as many bytes.
-
-    A point is (bytes, score) of one method.
-    """
+    """Return whether another method scores higher and sends no more bytes. A point is (bytes, score) of one method."""
     return any(sent <= point[0] and score > point[1] for sent, score in points)
 
 
 def curves(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> dict[str, Figure | None]:
-    """Plot learning curves against rounds, bytes and forward-backward passes. Return them as kind → figure."""
+    """Plot three learning curves: against rounds, bytes and forward-backward passes. Return them as kind → figure."""
     unit = result_unit(configuration)
     names = {style.id: style.short for style in styles}
     horizontal = {

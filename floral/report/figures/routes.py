@@ -1,4 +1,4 @@
-"""Figures of the clients' routes: at the last round, over rounds, and compared with the true clusters."""
+"""Figures of the clients' routes (their weights of the learned clusters): at the last round, and over rounds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_CLIENTS_PER_CLUSTER, MAX_ROUNDS = 10, 40
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """A measure of the clients' routes (such as the adjusted Rand index), with the texts and the axis of its figure."""
+    """A measure of the clients' routes, such as the adjusted Rand index, with the texts and the axis of its figure."""
 
     metric: str
     title: str
@@ -55,7 +55,7 @@ RECOVERY = {
 
 
 def routes(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> Figure | None:
-    """Plot the routes of all clients at the last round, in one heat map for each method that learns routes."""
+    """Plot the routes (weights of the learned clusters) of all clients at the last round, one heat map per method."""
     learned = [style.id for style in styles if style.group == "method"]
     frame, seeds = last_routes(collected, configuration, learned)
     if frame.is_empty():
@@ -101,7 +101,7 @@ def over_rounds(collected: Collected, styles: Sequence[Style], configuration: Co
 
 
 def recovery(collected: Collected, styles: Sequence[Style], configuration: Configuration, kind: str) -> Figure | None:
-    """Plot one measure of the routes against rounds, for all methods except oracles.
+    """Plot one measure of the clients' routes against rounds. Oracles, which know the true clusters, are left out.
 
     kind: the measure, a key of RECOVERY.
     """

@@ -1,4 +1,4 @@
-"""Texts of figures: rankings for captions, and lists of values for alternative texts."""
+"""Texts of figures: rankings for captions, and lists of values for readers who cannot see the figure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_NAMED = 3
 def ranking(values: Mapping[str, float], styles: Sequence[Style], digits: int | None, higher: bool = True) -> str:
     """Return a text with the best three methods and the last one, such as `A 84.3, B 83.9, C 81.0 … Z 10.2`.
 
-    values: method → value. With at most four methods, the text names all.
+    values: method → value. If there are at most four methods, the text names all of them.
     """
     names = {style.id: style.short for style in styles}
     ranked = sorted(((n, v) for n, v in values.items() if v is not None), key=lambda pair: pair[1], reverse=higher)
@@ -24,9 +24,9 @@ def ranking(values: Mapping[str, float], styles: Sequence[Style], digits: int | 
 
 
 def overlap(means: Mapping[str, Interval], higher: bool) -> str:
-    """Return the end of a caption: how many intervals overlap the interval of the best mean.
+    """Return the end of a caption, which says how many methods have an interval that overlaps that of the best mean.
 
-    If the best mean has no interval, or there is only one method, the text is only a full stop.
+    If the best mean has no interval, or there is only one method, the text is a full stop.
     """
     ranked = sorted(means.values(), key=lambda interval: interval.mean, reverse=higher)
     if len(ranked) < 2 or ranked[0].low is None:
@@ -57,6 +57,6 @@ def values_text(
 
 
 def name_few(names: Iterable[str]) -> str:
-    """Return the names, separated by commas. Return only their number if there are more than MAX_NAMED."""
+    """Return the names, separated by commas, or only their number if there are more than MAX_NAMED."""
     names = list(names)
     return ", ".join(names) if len(names) <= MAX_NAMED else f"{len(names)} methods"

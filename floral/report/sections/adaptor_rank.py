@@ -46,18 +46,17 @@ class Sweep:
 
     @property
     def title(self) -> str:
-        """The title of the task, with the name of its fidelity and the values of changed fidelity switches.
+        """The title of the task, followed by the settings of its fidelity.
 
-        Switches are settings that follow either the published code or the paper. A switch is changed if the suite gives
-        it another value than the fidelity has. The number of assumed clusters is left out, because it varies within the
-        figure.
+        Fidelity says whether runs follow the paper's published code (`official`) or its text (`corrected`). The suite
+        can also change single settings of a fidelity; the title then contains their values.
         """
         switches = [f"{name} {value}" for name, value in self.configuration.switches.items()]
         return ", ".join([self.configuration.task.title, f"{self.configuration.fidelity} fidelity", *switches])
 
 
 def section(material: Material) -> Section | None:
-    """Build the section. Return None if `sweeps` finds no method and task."""
+    """Build the section. Return None if no method has results for several ranks and numbers of adaptors."""
     parts, figures = [], []
     for position, sweep in enumerate(sweeps(material)):
         name = f"rank_clusters_{position + 1}_{sweep.configuration.task.name}"
@@ -68,10 +67,9 @@ def section(material: Material) -> Section | None:
 
 
 def sweeps(material: Material) -> Iterator[Sweep]:
-    """Return one sweep per method and task with results for at least two ranks and two numbers of adaptors.
+    """Return one `Sweep` per method and task with results for at least two ranks and two numbers of adaptors.
 
-    Configurations that differ only in `assumed_clusters` count as one task. Tuned methods are left out, because their
-    values differ between tasks.
+    Tasks that differ only in `assumed_clusters` count as one. Tuned methods are left out.
     """
     collected = material.collected
     by_key: dict[tuple[str, str], Sweep] = {}

@@ -21,7 +21,7 @@ Cells = Mapping[str, Mapping[str, Cell]]
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What every section of the report is built from: results, styles of methods, captions and figures."""
+    """All data from which the sections of the report are built: results, styles of methods, captions and figures."""
 
     collected: Collected
     styles: Mapping[str, Style]
@@ -31,11 +31,11 @@ class Material:
     """configuration → kind → figure, in the order of the configurations and without those that have no figures."""
 
     def rows(self, cells: Cells) -> list[tuple[Style, Mapping[str, Cell]]]:
-        """Return the rows of a table, in the order of the styles. Methods without cells are left out."""
+        """Return the rows of a table, one per method, in the order of `styles`. Methods without cells are left out."""
         return [(style, cells[method]) for method, style in self.styles.items() if method in cells]
 
     def figures_of(self, *kinds: str) -> tuple[Figure, ...]:
-        """Return the figures of these kinds (such as `spread`), ordered by configuration."""
+        """Return the figures of these kinds (such as `spread`) for all tasks."""
         return tuple(figures[kind] for figures in self.figures.values() for kind in kinds if kind in figures)
 
 
@@ -50,10 +50,9 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One section of the report's page. captions.yaml has the section's title and texts, under the section's `id`.
+    """A section of the report's page: figures, tables and notes. captions.yaml has its texts under the section's `id`.
 
-    The template is reports/template/sections/<id>.html.j2 if this file exists, otherwise default.html.j2. All figures
-    and tables of the section are also written to files.
+    Its HTML template is reports/template/sections/<id>.html.j2 if this file exists, otherwise default.html.j2.
     """
 
     id: str
@@ -81,10 +80,10 @@ def side_by_side(
     material: Material, name: str, configurations: tuple[Configuration, ...], cells: Mapping[str, Cells],
     columns: Callable[[Configuration, Cells], dict[str, str]],
 ) -> tuple[Part, ...]:  # fmt: skip
-    """Build tables that show several configurations side by side, at most CONFIGURATIONS_PER_TABLE in one table.
+    """Build tables that show several configurations (tasks with their settings) side by side.
 
-    cells: configuration → method → column → cell.
-    columns: a function of a configuration and its cells, which returns column → title.
+    One table has at most CONFIGURATIONS_PER_TABLE of them. cells: configuration → method → column → cell. columns: a
+    function that takes a configuration and its cells, and returns column → title.
     """
     parts = []
     for start in range(0, len(configurations), CONFIGURATIONS_PER_TABLE):

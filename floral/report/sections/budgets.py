@@ -48,7 +48,7 @@ Readings = dict[str, dict[int, Reading]]
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """A budget of rounds, bytes or passes on one configuration, and the result of each method within it.
+    """A budget of rounds, bytes or forward-backward passes, and the result of each method within this budget.
 
     limits: seed → budget. readings: rule → method → seed → result. The rule selects a round within the budget: the last
     one, or the one with the smallest validation loss.
@@ -61,14 +61,14 @@ class Level:
 def level(collected: Collected, styles: Mapping[str, Style], configuration: Configuration, budget: Budget) -> Level:
     """Find a common budget of rounds, bytes or passes for each seed, and the results of methods within this budget.
 
-    The budget of a seed is the smallest amount that a method spends in its whole run. This minimum is over methods that
-    are neither oracles nor controls, and that spend more than 0. If there are none, it is over all methods that spend
-    more than 0. A method has a result if it has an evaluated round within the budget. Methods are compared within a
-    seed, in which they share samples and cohorts.
+    The budget is the smallest amount that any method spends in its whole run. Oracles, controls and methods that spend
+    nothing do not count for this minimum, unless no other method is left (then all methods that spend more than 0
+    count).
 
     Two rules select the round of the result. `last` takes the last evaluated round within the budget. `selected` takes
     the evaluated round within the budget with the smallest validation loss (the earliest of equal ones). Nothing is
-    interpolated, and test samples are not used to select a round.
+    interpolated, and test samples are not used to select a round. A method has no result if it has no evaluated round
+    within the budget.
     """
     rows = evaluations(collected, configuration)
     methods = [method for method, style in styles.items() if style.group == "method"]
@@ -95,10 +95,10 @@ def level(collected: Collected, styles: Mapping[str, Style], configuration: Conf
 
 
 def evaluations(collected: Collected, configuration: Configuration) -> pl.DataFrame:
-    """Return one row per done run and evaluated round, sorted by method, seed and round.
+    """Return one row per evaluated round of each run that did not diverge, sorted by method, seed and round.
 
-    Columns: method_id, seed, round, bytes, client_passes, value (accuracy or loss on test samples), validation (loss on
-    validation samples).
+    Columns: method_id, seed, round, bytes, client_passes (forward-backward passes), value (accuracy or loss on test
+    samples), validation (loss on validation samples).
     """
     if collected.curves.is_empty():
         return pl.DataFrame(schema={"seed": pl.Int64})
@@ -119,7 +119,7 @@ def evaluations(collected: Collected, configuration: Configuration) -> pl.DataFr
 
 
 def section(material: Material) -> Section | None:
-    """Build the section: figures of results against bytes, and one table for each configuration."""
+    """Build the section: figures of results against bytes, and one table for each task with its settings."""
     parts = []
     for configuration in material.collected.configurations:
         levels: dict[Budget, Level] = {}
@@ -159,7 +159,7 @@ def _part(material: Material, configuration: Configuration, levels: Mapping[Budg
 
 
 def _value_cells(material: Material, configuration: Configuration, readings: Readings) -> dict[str, Cell]:
-    """Return one cell per method: mean with interval, and below it the paired difference to the reference method."""
+    """Return one cell per method: its mean with interval, and below it the paired difference to FLoRAL 1 %."""
     collected, unit = material.collected, result_unit(configuration)
     counts, usual = seed_counts(collected, configuration), usual_seeds(collected)
     excluded = methods_without_mean(collected, configuration)

@@ -31,7 +31,7 @@ def claim(difference: Interval) -> Claim:
 
 
 def section(material: Material) -> Section | None:
-    """Build the section: one table per claim. It has one row per FLoRAL variant and one column per configuration."""
+    """Build the section: one table per claim, with one row per FLoRAL variant and one column per task."""
     parts = [part for name in CLAIMS if (part := _part(material, name)) is not None]
     return Section(id="claims", parts=tuple(parts)) if parts else None
 

@@ -1,4 +1,4 @@
-"""Section with results for each true cluster. Each configuration with at least two true clusters has one table."""
+"""Section with one table per task, which shows the results for each true cluster."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ GAP, DECILE = "gap", "decile"
 
 
 def section(material: Material) -> Section | None:
-    """Build the section. Return None if no configuration has results for at least two true clusters.
-
-    Runs of earlier versions have no such results, because they did not store the means of clusters.
-    """
+    """Build the section. Return None if no task has results for at least two true clusters."""
     caption = material.captions["clusters"]["latex"]
     parts = []
     for configuration in material.collected.configurations:
@@ -32,10 +29,10 @@ def section(material: Material) -> Section | None:
 
 
 def cluster_cells(collected: Collected, configuration: Configuration) -> dict[str, dict[str, Cell]]:
-    """Return the cells of one configuration's table as method → column → cell, from the done runs.
+    """Return the cells of one task's table as method → column → cell.
 
-    Columns: each true cluster; `gap`, the difference between the best and the worst cluster; for regression also
-    `decile`, the mean error of the worst 10 % of the clients.
+    Columns: one for each true cluster; `gap`, the difference between the best and the worst cluster; for regression
+    also `decile`, the mean error of the worst 10 % of the clients. Runs that diverged are left out.
     """
     unit, usual = result_unit(configuration), usual_seeds(collected)
     excluded = methods_without_mean(collected, configuration)

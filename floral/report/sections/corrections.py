@@ -1,7 +1,4 @@
-"""Section that shows how results change if deviations of the published code from the paper are corrected.
-
-It shows the effect of each single correction, and the effect of all corrections together.
-"""
+"""Section on deviations of the published code from the paper: how results change if they are corrected."""
 
 from __future__ import annotations
 
@@ -18,9 +15,9 @@ ALL_CORRECTIONS = "corrected"
 
 
 def section(material: Material) -> Section | None:
-    """Build the section: one table for each task that the suite runs both without and with corrections.
+    """Build the section: one table for each task that the suite runs as in the published code and with corrections.
 
-    Without corrections means official fidelity, which follows the paper's published code.
+    A correction follows the text of the paper in a point where the published code deviates from it.
     """
     parts = []
     for official in material.collected.configurations:
@@ -32,11 +29,11 @@ def section(material: Material) -> Section | None:
 
 
 def corrected_configurations(collected: Collected, official: Configuration) -> dict[str, Configuration]:
-    """Return the configurations that run the task of `official` with corrections, as title → configuration.
+    """Return the configurations that run the same task as `official`, but with corrections, as title → configuration.
 
-    `official` is the configuration that follows the published code in all fidelity switches. A configuration with one
-    correction has another value in one switch; its title is `switch: value`. The configuration with all corrections
-    (corrected fidelity) comes last, with the title `corrected`.
+    `official` follows the paper's published code. A correction changes one setting to follow the text of the paper. A
+    configuration with one correction has the title `setting: value`. The one with all corrections comes last, with the
+    title `corrected`.
     """
     same_task = [item for item in collected.configurations if item.task == official.task]
     single = {
@@ -54,8 +51,8 @@ def correction_cells(
 ) -> dict[str, dict[str, Cell]]:
     """Return the cells of one task's table as method → column → cell.
 
-    The column `official` has the mean under official fidelity, which follows the published code. Each other column
-    shows how a correction changes this mean: the difference (corrected minus official), paired by seed.
+    The column `official` has the mean of runs that follow the published code. Each other column has the change of this
+    mean by a correction: the difference (corrected minus official), paired by seed.
     """
     usual, digits = usual_seeds(collected), result_unit(official).digits
     before = results(collected, official)

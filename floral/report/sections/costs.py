@@ -39,10 +39,7 @@ def section(material: Material) -> Section | None:
 
 
 def cost_cells(collected: Collected, configuration: Configuration) -> dict[str, dict[str, Cell]]:
-    """Return the cells of one configuration's table as method → cost → cell.
-
-    Seconds and peak memory are means over done runs.
-    """
+    """Return the cells of one task's table as method → cost → cell. Seconds and memory are means over runs."""
     if collected.costs.is_empty():
         return {}
     costs = collected.costs.filter(pl.col("configuration") == configuration.id)

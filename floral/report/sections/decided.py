@@ -1,4 +1,4 @@
-"""Section with the differences of methods to the reference method, significance tests, and ranks over tasks."""
+"""Section with each method's difference to FLoRAL 1 %, significance tests, and ranks over tasks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from floral.report.tables import EMPTY, Cell, Column, Table, grid, interval_cell
 
 
 def section(material: Material) -> Section | None:
-    """Build the section: one table of differences to the reference for each configuration, and ranks over tasks.
+    """Build the section: one table of differences to FLoRAL 1 % for each task, and ranks over tasks.
 
-    A configuration has a table only if a method shares a seed with the reference (`REFERENCE`).
+    A task has no table if no other method shares a seed with FLoRAL 1 %.
     """
     parts = [part for item in material.collected.configurations if (part := _part(material, item)) is not None]
     ranks, reason = method_ranks.ranked(material)
@@ -43,11 +43,11 @@ def _part(material: Material, configuration: Configuration) -> Part | None:
 
 
 def decided_cells(collected: Collected, configuration: Configuration) -> dict[str, dict[str, Cell]]:
-    """Return the cells of one configuration's table as method → column → cell.
+    """Return the cells of one task's table as method → column → cell.
 
-    Columns: `difference` (to the reference method), `verdict`, `more` (estimate of how many more seeds are needed to
-    separate the two methods), and `p` (of the sign-flip test). The column `p` is left out if p cannot reach 0.05 with
-    this number of seeds.
+    Columns: `difference` to FLoRAL 1 %, `verdict` (better, worse or open), `more` (estimated number of
+    further seeds until the verdict is no longer open), and `p` of a sign-flip test. The column `p` is left out if p
+    cannot reach 0.05 with this number of seeds.
     """
     paired, unit = results(collected, configuration), result_unit(configuration)
     by_method = _differences(collected, configuration)
@@ -68,7 +68,7 @@ def decided_cells(collected: Collected, configuration: Configuration) -> dict[st
 
 
 def _differences(collected: Collected, configuration: Configuration) -> dict[str, list[float]]:
-    """Return each method's paired differences to the reference method: one for each seed that both have."""
+    """Return each method's differences to FLoRAL 1 %: one for each seed that both have."""
     paired = results(collected, configuration)
     if REFERENCE not in paired.values:
         return {}

@@ -16,10 +16,10 @@ def section(material: Material) -> Section | None:
 
 
 def without_result(collected: Collected) -> list[dict[str, Any]]:
-    """Return the rows of the table of diverged, failed and missing runs.
+    """Return the rows of the table of runs without a result.
 
-    Each diverged or failed run has its own row. Missing runs of one task and variant share a row if they have the same
-    reason.
+    Each diverged or failed run has its own row. Missing runs (not run yet) of one task and variant share a row if the
+    reason is the same.
     """
     diverged = collected.summary.filter(pl.col("status") == "diverged")
     rows: list[dict[str, Any]] = [

@@ -1,4 +1,4 @@
-"""Section with the main table: the result of every method on every configuration."""
+"""Section with the main table: the result of every method on every task."""
 
 from __future__ import annotations
 
@@ -52,11 +52,10 @@ def section(material: Material) -> Section:
 def main_cells(
     collected: Collected, styles: Mapping[str, Style], configuration: Configuration
 ) -> dict[str, dict[str, Cell]]:
-    """Return the cells of one configuration in the main table, as method → column → cell.
+    """Return the cells of one task in the main table, as method → column → cell.
 
-    Columns: `value` (mean result), `top5` (top-5 accuracy), `perplexity`, `official` (the official score, which is
-    measured as in the published code), `difference` (to the reference method). If seeds diverged, a cell states their
-    number.
+    Columns: `value` (mean result), `top5` (top-5 accuracy), `perplexity`, `official` (accuracy measured as in the
+    paper's published code), `difference` (to FLoRAL 1 %). If runs diverged, a cell states for how many seeds.
     """
     unit, counts = result_unit(configuration), seed_counts(collected, configuration)
     result, paired = intervals(collected, configuration), differences(collected, configuration)
@@ -89,18 +88,18 @@ def main_cells(
 
 
 def _number_of_classes(collected: Collected, configuration: Configuration) -> int:
-    """Return the number of classes of a configuration's data. Return 0 for regression.
+    """Return the number of classes of a task's data, or 0 for regression.
 
-    Return 0 also for runs of earlier versions, which do not store the number.
+    It is 0 also for runs of earlier versions, which do not store the number.
     """
     classes = collected.summary.filter(pl.col("configuration") == configuration.id)["classes"].max()
     return classes if isinstance(classes, int) else 0
 
 
 def _without_mean(done: Mapping[int, float], note: str, unit: Unit) -> Cell:
-    """Return the cell of a method that has no mean because seeds diverged.
+    """Return the cell of a method that has no mean because some of its runs diverged.
 
-    It has the number of diverged seeds, and below it the values of the done seeds.
+    It shows the number of diverged seeds, and below it the values of the other seeds.
     """
     if not done:
         return Cell(text=EMPTY.text, note=note)

@@ -1,4 +1,4 @@
-"""Ranks of methods over the tasks of a suite, as critical-difference diagram and as table."""
+"""Ranks of methods over the tasks of a suite, as a critical-difference diagram and as a table."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from floral.report.tables import Cell, Column, grid, number
 
 
 def ranked(material: Material) -> tuple[Ranks | None, str]:
-    """Return two values: the mean ranks of methods over tasks, and a text.
+    """Return the mean ranks of methods over tasks with an empty text, or None with the reason why there are no ranks.
 
-    If there are ranks, the text is empty. If there are none, the first value is None, and the text gives the reason.
-    Only methods with a mean on every task are ranked. Oracles and controls are left out. Each task counts once, with
-    the results of its first configuration.
+    Only methods with a result on every task are ranked. Oracles (which know the true clusters) and controls (simple
+    baselines) are left out. If the suite runs a task with several settings, only the first setting counts.
     """
     table, configurations = _table(material), _first_configurations(material)
     tasks, methods = len(configurations), len(table)
@@ -42,7 +41,7 @@ def ranked(material: Material) -> tuple[Ranks | None, str]:
 
 
 def _first_configurations(material: Material) -> list[Configuration]:
-    """Return the first configuration of each task."""
+    """Return the first configuration of each task. A configuration is a task with its settings."""
     firsts: dict[str, Configuration] = {}
     for configuration in material.collected.configurations:
         firsts.setdefault(configuration.task.name, configuration)
@@ -50,7 +49,7 @@ def _first_configurations(material: Material) -> list[Configuration]:
 
 
 def _table(material: Material) -> dict[str, list[float]]:
-    """Return each method's means, one per task. Methods without a mean on some task are left out."""
+    """Return each method's mean results, one per task. Methods without a result on some task are left out."""
     by_task = [results(material.collected, item).values for item in _first_configurations(material)]
     methods = [method for method, style in material.styles.items() if style.group == "method"]
     return {
@@ -73,9 +72,9 @@ def figure(material: Material, ranks: Ranks) -> Figure:
 
 
 def part(material: Material, ranks: Ranks) -> Part:
-    """Build the table of mean ranks. A second column has Wilcoxon's p of each method against the reference method.
+    """Build the table of mean ranks. A second column has p of Wilcoxon's test of each method against FLoRAL 1 %.
 
-    This column is left out if p cannot reach 0.05 with this number of tasks, or if the tasks differ in their metric.
+    This column is left out if p cannot reach 0.05 with this number of tasks, or if tasks have different metrics.
     """
     columns = [Column(id="rank", title="Mean rank")]
     cells = {method: {"rank": Cell(text=number(rank, 2), order=rank)} for method, rank in ranks.mean.items()}

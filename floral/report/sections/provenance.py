@@ -18,13 +18,12 @@ def section(material: Material) -> Section:
 
 
 def provenance(collected: Collected) -> dict[str, Any]:
-    """Return the values that this section and the notices at the top of the page show. The keys are:
+    """Return values for this section and for the notices at the top of the page. The keys are:
 
-    stamp: the time at which the last run finished; the page shows no other time.
-    facts: name of a fact (such as `Machine`) → its text. partitions: one row for each partition of data over clients.
-    reused: a text that counts the runs copied from stored reference results. on_training: titles of configurations that
-    are evaluated on training samples. inexact: names of data sets of which the project has only lossy or partial
-    copies.
+    stamp: the time at which the last run finished. facts: name of a fact (such as `Machine`) → its text. partitions:
+    one row for each split of a data set over clients. reused: a text with the number of runs copied from stored
+    results. on_training: titles of tasks that are evaluated on training samples. inexact: names of data sets of which
+    the project has only lossy or partial copies.
     """
     partitions = _partitions(collected)
     return {
@@ -38,7 +37,7 @@ def provenance(collected: Collected) -> dict[str, Any]:
 
 
 def _reused(references: pl.Series) -> str:
-    """Return a text with the number of runs copied from each folder of reports/reference, or "" if none is copied."""
+    """Return a text with the number of results copied from each folder of reports/reference, or "" if there are none."""
     counts = references.drop_nulls().value_counts().sort("reference")
     texts = [f"{count(n, 'run')} from reports/reference/{name}" for name, n in counts.iter_rows()]
     return f"not trained here, but copied: {'; '.join(texts)}" if texts else ""
@@ -89,10 +88,7 @@ def _data(data: str | Synthetic | CustomData) -> str:
 
 
 def matmul_precisions(execution: pl.Series) -> str:
-    """Return a text on the precisions of matrix products. It is empty if all runs used single precision.
-
-    Runs of earlier versions do not store the precision; they used single precision.
-    """
+    """Return a text on the precisions of matrix products. It is empty if all runs used single precision."""
     fields = execution.struct.fields
     kinds = execution.struct.field("precision").fill_null("fp32") if "precision" in fields else pl.Series(["fp32"])
     return f" (products in {_distinct(kinds)})" if (kinds != "fp32").any() else ""

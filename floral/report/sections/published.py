@@ -38,7 +38,7 @@ class Published:
 
     @property
     def undecidable(self) -> bool:
-        """Whether no number of our seeds can give the verdict `agrees`, because `deviation` is too large."""
+        """Whether the verdict `agrees` is impossible for any number of our seeds, because `deviation` is too large."""
         same = [self.mean, self.mean]
         half = welch_difference(same, self.mean, self.deviation, PUBLISHED_SEEDS, 0.9).half_width
         return half is not None and half > EQUIVALENCE_POINTS
@@ -46,7 +46,7 @@ class Published:
 
 @cache
 def published() -> dict[tuple[str, str], Published]:
-    """Return the published table of config/published.csv, as (task, variant) → published cell.
+    """Return the paper's table of results (config/published.csv) as (task, variant) → mean and standard deviation.
 
     Raises:
         ConfigError: the file cannot be read or lacks a column.
@@ -64,7 +64,7 @@ def published() -> dict[tuple[str, str], Published]:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Our mean, the published cell, the difference in points with Welch's 95 % interval, and the verdict."""
+    """Our mean, the published mean, their difference in points with Welch's 95 % interval, and the verdict."""
 
     mean: Interval
     published: Published
@@ -73,12 +73,13 @@ class Comparison:
 
 
 def compare(values: list[float], cell: Published, comparable: bool = True) -> Comparison:
-    """Compare our values (one per seed, in per cent) with a published cell. The possible verdicts are:
+    """Compare our values (one per seed, in per cent) with a published mean and standard deviation.
 
+    The possible verdicts are:
     `agrees`: the 90 % interval of the difference lies within ±EQUIVALENCE_POINTS points.
     `differs`: the 95 % interval of the difference excludes 0, and the difference exceeds MIN_DIFFERENCE_POINTS points.
     `inconclusive`: neither of these two is the case, or there is only one seed.
-    `not comparable`: the argument `comparable` is False, because the paper used other samples to measure accuracy.
+    `not comparable`: `comparable` is False, because the paper measured accuracy on other samples.
     """
     difference = welch_difference(values, cell.mean, cell.deviation, PUBLISHED_SEEDS)
     narrow = welch_difference(values, cell.mean, cell.deviation, PUBLISHED_SEEDS, 0.9)
@@ -93,11 +94,11 @@ def compare(values: list[float], cell: Published, comparable: bool = True) -> Co
 
 
 def comparisons(collected: Collected, configuration: Configuration) -> dict[str, Comparison]:
-    """Return the comparison with the published cell for each method of this configuration, as method → comparison.
+    """Compare the methods of one task with their published results, as method → comparison.
 
-    Methods and tasks are compared only if all their settings are those of the publication. Tuned methods are left out,
-    and so are configurations in which the suite changes a fidelity switch. Under official fidelity our value is the
-    official score, which is measured as in the published code. Under corrected fidelity it is the accuracy.
+    A method is left out if it is tuned, or if one of its settings or of the task's settings differs from the
+    publication. If runs follow the published code, our value is the official score, which is measured as in this code.
+    If they follow the text of the paper, it is the accuracy.
     """
     if configuration.task != catalogue.task(configuration.task.name) or configuration.switches:
         return {}
@@ -121,10 +122,10 @@ def _has_published_values(method: MethodRow) -> bool:
 
 
 def section(material: Material) -> Section | None:
-    """Build the section: one table for each configuration that has published cells.
+    """Build the section: one table for each task that has published results.
 
-    Below the first table under official fidelity, a note counts the verdicts in all tables under this fidelity. The
-    first table under corrected fidelity has such a note too.
+    A note below the first table counts the verdicts of all tables. It is written separately for runs that follow the
+    published code and for runs that follow the text of the paper.
     """
     by_configuration = {item.id: comparisons(material.collected, item) for item in material.collected.configurations}
     columns = [
@@ -150,9 +151,10 @@ def section(material: Material) -> Section | None:
 
 
 def verdict_counts(fidelity: str, cells: list[Comparison]) -> str:
-    """Return sentences with the number of cells for each verdict, such as `agrees`.
+    """Return sentences that count the comparisons with each verdict, such as `agrees`.
 
-    They also count the cells that can never agree, because the published standard deviation over seeds is too large.
+    They also count the published results with which no number of our seeds can agree, because their standard deviation
+    is too large.
     """
     counts = Counter(cell.verdict for cell in cells)
     text = ", ".join(f"{counts[name]} {name}" for name in ("agrees", "differs", "inconclusive") if cells)

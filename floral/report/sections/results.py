@@ -1,4 +1,4 @@
-"""Section with the results of all methods, in one figure for each configuration."""
+"""Section with the results of all methods, in one figure for each task."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from floral.report.tables import EMPTY, Cell, Column, grid, number
 
 
 def section(material: Material) -> Section:
-    """Build the section, which has one table for all configurations."""
+    """Build the section, which has one table for all tasks."""
     collected = material.collected
     methods = {method.id: method for method in collected.methods}
     leaks = {configuration.id: leakage(collected, configuration) for configuration in collected.configurations}
@@ -38,8 +38,8 @@ def section(material: Material) -> Section:
 def leakage(collected: Collected, configuration: Configuration) -> dict[str, float]:
     """Return how well the routes sent to the server reveal the true clusters: method → adjusted Rand index.
 
-    The index is a mean over done seeds. Methods that send no routes are left out. Oracles are left out too, because
-    they are told the true clusters.
+    A route has a client's weights of the learned clusters. The index is a mean over seeds. Methods that send no routes
+    are left out, and so are oracles, which know the true clusters anyway.
     """
     rows = collected.summary.filter(
         (pl.col("configuration") == configuration.id) & (pl.col("status") == "done") & pl.col("ari").is_not_null()

@@ -1,4 +1,4 @@
-"""Section with the experimental setup in words and a reproducibility checklist, ready to paste."""
+"""Section with a description of the experimental setup and a reproducibility checklist, ready to paste into a paper."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def paragraphs(collected: Collected, facts: dict[str, str]) -> dict[str, str]:
 
 
 def checklist(collected: Collected, facts: dict[str, str], command: str) -> list[tuple[str, str]]:
-    """Return the questions of conferences' checklists, each with its answer.
+    """Return the questions of conferences' reproducibility checklists, each with its answer.
 
     The answers come from the runs. The answer is `not stated` if the runs do not record it.
     """
@@ -79,9 +79,9 @@ def _configuration(configuration: Configuration) -> str:
 
 
 def _changed_defaults(task: Task) -> str:
-    """Return a sentence with four settings of the task, as far as they differ from their defaults.
+    """Return a sentence with those of four settings of the task that differ from their defaults.
 
-    These are image augmentation, normalisation of inputs, the server's optimiser and the number of assumed clusters.
+    The four are image augmentation, normalisation of inputs, the server's optimiser and the number of assumed clusters.
     The text is empty if all have their defaults.
     """
     changes = [f"training images: {task.augmentation.replace('_', ' and ')}"] if task.augmentation != "none" else []
@@ -131,7 +131,7 @@ def _tuning(collected: Collected) -> str:
 
 
 def _error_bars(collected: Collected) -> str:
-    """Return the answer on error bars: whether means have intervals. An interval needs at least two seeds."""
+    """Return the answer to the checklist's question on error bars. An interval needs at least two seeds."""
     seeds = (
         collected.summary.filter(pl.col("status") == "done")
         .group_by("configuration", "method_id")

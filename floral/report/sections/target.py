@@ -1,4 +1,4 @@
-"""Section with what each method spends until it reaches a target result. The reference method sets the target."""
+"""Section on what each method spends until it reaches a target result, such as 95 % of FLoRAL's accuracy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COSTS = {
 
 
 def section(material: Material) -> Section | None:
-    """Build the section: one table for each configuration on which the reference method has a mean."""
+    """Build the section: one table for each task on which the reference method (FLoRAL 1 %) has results."""
     parts = []
     for configuration in material.collected.configurations:
         if (goal := target(material.collected, configuration)) is not None:
@@ -29,9 +29,10 @@ def section(material: Material) -> Section | None:
 
 
 def target(collected: Collected, configuration: Configuration) -> float | None:
-    """Return the target: TARGET_SHARE times the last accuracy of the reference method, averaged over seeds.
+    """Return the target: TARGET_SHARE times the last accuracy of FLoRAL 1 %, averaged over seeds.
 
-    For regression, it is the last loss divided by TARGET_SHARE. Return None if the reference has no mean.
+    For regression, it is the last loss divided by TARGET_SHARE. Return None if FLoRAL 1 % has no results on this task,
+    or if its diverged seeds leave it without a mean.
     """
     if REFERENCE in methods_without_mean(collected, configuration):
         return None
@@ -43,11 +44,11 @@ def target(collected: Collected, configuration: Configuration) -> float | None:
 
 
 def target_cells(collected: Collected, configuration: Configuration, goal: float) -> dict[str, dict[str, Cell]]:
-    """Return what each method spends until it reaches the target `goal`, as method → cost → cell.
+    """Return what each method spends until its result is as good as `goal`, as method → cost → cell.
 
-    Costs are counted up to the first evaluation that reaches the target, and averaged over seeds. If a seed does not
-    reach the target, the cell shows instead how many seeds reach it. Seconds count training only; all rounds of a run
-    are assumed to take equally long.
+    Costs are counted up to the first evaluation that reaches the goal, and averaged over seeds. If a seed does not
+    reach the goal, the cell shows instead how many seeds reach it. Seconds count training only; all rounds of a run are
+    assumed to take equally long.
     """
     keys = ["method_id", "seed"]
     excluded = methods_without_mean(collected, configuration)

@@ -25,9 +25,9 @@ COLUMNS = {
 
 
 def section(material: Material) -> Section | None:
-    """Build the section: one table for each configuration with tuned methods.
+    """Build the section: one table for each task with tuned methods.
 
-    The note below a table states what is the same for all its methods, such as the number of candidates.
+    A note below a table states what is the same for all its methods, such as the number of tried settings.
     """
     collected, caption = material.collected, material.captions["tuning"]["latex"]
     if not any(method.tuned for method in collected.methods):
@@ -58,7 +58,7 @@ def section(material: Material) -> Section | None:
 def _cells(search: Search, entry: Tuned) -> dict[str, Cell]:
     """Return the cells of a tuned method: selected values, validation losses and the number of completed candidates.
 
-    A candidate is a set of values that the tuning tries. A value at the edge of the search space has the note `edge`.
+    A candidate is a set of values that the tuning tries. Values at the edge of the search space are marked with `edge`.
     """
     at_edge = edges(search.axes, entry.rates, entry.params)
     cells = {
@@ -82,7 +82,7 @@ def _cells(search: Search, entry: Tuned) -> dict[str, Cell]:
 def _gains(
     collected: Collected, configuration: Configuration, tuned: Mapping[str, MethodRow]
 ) -> dict[str, dict[str, Cell]]:
-    """Return the test results of each tuned method, of the same method untuned, and their paired difference.
+    """Return each tuned method's test result, the test result of the same method untuned, and their paired difference.
 
     Methods that the suite does not also run untuned are left out.
     """
@@ -104,7 +104,7 @@ def _gains(
 
 
 def _note(configuration: Configuration, searches: Mapping[str, Search], entries: Mapping[str, Tuned]) -> str:
-    """Return a note on the searches: candidates, seeds, rounds and learning rates, and the file of the tuned values."""
+    """Return a note on how methods were tuned: number of tried settings, seeds, rounds and learning rates."""
     search = next(iter(searches.values()))
     rule, task = search.tuning, configuration.task
     seeds = f"seed{'s' * (len(rule.seeds) > 1)} {', '.join(map(str, rule.seeds))}"

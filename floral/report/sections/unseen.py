@@ -1,4 +1,4 @@
-"""Section on clients that join after training: figures, and one table with a note for each configuration."""
+"""Section on clients that join after training: figures, and one table with a note for each task."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPANNERS = {"seen_cluster": "Seen cluster", "new_concept": "New concept"}
 
 
 def section(material: Material) -> Section | None:
-    """Build the section: figures, and one table for each configuration in which clients join after training."""
+    """Build the section: figures, and one table for each task in which clients join after training."""
     collected, styles, caption = material.collected, material.styles, material.captions["unseen"]["latex"]
     parts = []
     for configuration in collected.configurations:
@@ -36,11 +36,10 @@ def section(material: Material) -> Section | None:
 
 
 def _note(frames: Mapping[str, pl.DataFrame], styles: Mapping[str, Style], configuration: Configuration) -> str:
-    """Return a note on how clients joined, and on the best methods.
+    """Return a note on how clients joined after training, and on the methods that are best for them.
 
-    There are two kinds of clients: those of a cluster seen in training, and those with a new concept. For each kind,
-    the note names the best method with the smallest number of labelled samples (above 0), and the best method with the
-    largest number.
+    Some of these clients belong to a cluster seen in training, others have a new concept. For both kinds, the note
+    names two methods: the best one with few labelled samples, and the best one with many.
     """
     rule = configuration.task.unseen
     assert rule is not None, "its runs have unseen clients"
