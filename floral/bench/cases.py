@@ -21,8 +21,9 @@ BASELINE = "baseline"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of a measurement: folder `results` with data and partitions, backend, threads, and number of timed
-    rounds.
+    """The options of a measurement: backend, threads, number of timed rounds, and the folder `results`.
+
+    This folder holds the data sets and partitions.
     """
 
     results: Path
@@ -60,7 +61,7 @@ class Case:
         return [benchmark_run(self.task, variant, self.change) for variant in variants]
 
     def row(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the row of the table for this case, which contains the `result`."""
+        """Return the table row of this case: its name, its limit and the values of `result`."""
         return {"case": self.name, "ratio": None, "limit": self.limit, "direction": self.direction, **result}
 
 

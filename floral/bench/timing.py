@@ -86,7 +86,7 @@ def block_sizes(seconds: float, rounds: int | None, max_blocks: int) -> tuple[in
 
 
 def time_pairs(first: Rounds, second: Rounds, rounds: int | None = None) -> Pairs:
-    """Warm up two implementations, then time their blocks of rounds in turns.
+    """Warm up two implementations, then time blocks of rounds of both in turn.
 
     In every other pair of blocks, the second implementation comes first. `rounds` is the number of timed rounds of each
     implementation. If it is None, each implementation has at most MAX_PAIRS blocks of about BLOCK_S seconds.
@@ -103,6 +103,6 @@ def time_pairs(first: Rounds, second: Rounds, rounds: int | None = None) -> Pair
 
 
 def time_blocks(run: Rounds, rounds: int | None = None) -> np.ndarray:
-    """Warm up one implementation, then time its blocks of rounds. Return the seconds per round of each block [P]."""
+    """Warm up one implementation, then time P blocks of rounds. Return the seconds per round of each block [P]."""
     count, size = block_sizes(warm_up(run), rounds, MAX_PAIRS)
     return np.array([time_block(run, size) for _ in range(count)])

@@ -18,7 +18,10 @@ HEADS = ("task", "K", "C", "a round", "rounds", "model", "shift", "partition", "
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A task in the list of `floral tasks`. If the YAML file of the task does not set a key, its default is listed."""
+    """A task in the list of `floral tasks`.
+
+    If the YAML file of the task does not set a key, the default of this key is listed.
+    """
 
     task: str
     title: str
@@ -101,14 +104,14 @@ def _row(task: Task, results: Path, data_dir: Path | None) -> Row:
 
 
 def _non_default(values: Frozen) -> dict[str, Any]:
-    """Return keys of a shift or partition with their values: `kind`, and all keys that are not at their defaults."""
+    """Return the settings of a shift or partition: `kind`, and all values that differ from the defaults."""
     return {"kind": values.model_dump()["kind"], **values.model_dump(mode="json", exclude_defaults=True)}
 
 
 def _value_text(values: dict[str, Any]) -> str:
     """Return keys and values as text, such as "dirichlet, alpha 0.1".
 
-    A list of lists is too long, so only its length is given, such as "class_groups, 20 groups".
+    If a value is a list of lists, only its length is given, such as "class_groups, 20 groups".
     """
 
     def item(key: str, value: Any) -> str:
