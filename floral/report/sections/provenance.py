@@ -37,7 +37,7 @@ def provenance(collected: Collected) -> dict[str, Any]:
 
 
 def _reused(references: pl.Series) -> str:
-    """Return a text with the number of results copied from each folder of reports/reference, or "" if there are none."""
+    """Return a text with the number of results copied from each folder of reports/reference, or "" if none is."""
     counts = references.drop_nulls().value_counts().sort("reference")
     texts = [f"{count(n, 'run')} from reports/reference/{name}" for name, n in counts.iter_rows()]
     return f"not trained here, but copied: {'; '.join(texts)}" if texts else ""
