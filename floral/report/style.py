@@ -38,7 +38,7 @@ class Style:
 def method_styles(methods: Iterable[MethodRow], palette: Mapping[str, Any]) -> dict[str, Style]:
     """Return a style for each method, in the order of the tables: method families, then oracles, then controls.
 
-    Oracles know the true clusters. Controls are simple baselines.
+    Oracles know the true clusters. Controls are run for comparison only, such as a constant prediction.
     """
     return assign_styles(
         [(row.id, row.title, row.variant.name, row.variant.family, row.variant.oracle) for row in methods], palette

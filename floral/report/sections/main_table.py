@@ -54,7 +54,7 @@ def main_cells(
 ) -> dict[str, dict[str, Cell]]:
     """Return the cells of one task in the main table, as method → column → cell.
 
-    Columns: `value` (mean result), `top5` (top-5 accuracy), `perplexity`, `official` (accuracy measured as in the
+    Columns: `value` (mean result), `top5` (top-5 accuracy), `perplexity`, `official` (score measured as in the
     paper's published code), `difference` (to FLoRAL 1 %). If runs diverged, a cell states for how many seeds.
     """
     unit, counts = result_unit(configuration), seed_counts(collected, configuration)

@@ -18,8 +18,8 @@ from floral.report.tables import Cell, Column, grid, number
 def ranked(material: Material) -> tuple[Ranks | None, str]:
     """Return the mean ranks of methods over tasks with an empty text, or None with the reason why there are no ranks.
 
-    Only methods with a result on every task are ranked. Oracles (which know the true clusters) and controls (simple
-    baselines) are left out. If the suite runs a task with several settings, only the first setting counts.
+    Only methods with a result on every task are ranked. Oracles (which know the true clusters) and controls (such as a
+    constant prediction) are left out. If the suite runs a task with several settings, only the first setting counts.
     """
     table, configurations = _table(material), _first_configurations(material)
     tasks, methods = len(configurations), len(table)
