@@ -34,8 +34,8 @@ def enclosing(ranges: Iterable[Range]) -> Range:
 def far_controls(ranges: Mapping[str, Range], controls: set[str]) -> set[str]:
     """Return the controls whose values are so far from all other methods that the axis should not cover them.
 
-    Controls are run for comparison only, such as a constant prediction. ranges: method → its lowest and highest value. A
-    control is far if its distance to the range of all other methods exceeds half the width of that range. The set is
+    Controls are run for comparison only, such as a constant prediction. ranges: method → its lowest and highest value.
+    A control is far if its distance to the range of all other methods exceeds half the width of that range. The set is
     empty if the axis without the far controls would still have at least half its length.
     """
     others_ranges = [ends for method, ends in ranges.items() if method not in controls]
