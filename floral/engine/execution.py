@@ -109,15 +109,15 @@ def spread(backend: Literal["loop", "batched"], chunk: int, cohort: int, cores: 
 
 
 def on_cpu(cohort: int, cores: int) -> tuple[list[Execution], list[Execution]]:
-    """Return two lists of candidates for a CPU: backends that do not record steps, and the backend `batched`."""
+    """Return two lists of candidates (ways to compute a run on a CPU): first `vmap` and `loop`, then `batched`."""
     plain = [Execution("vmap", min(cohort, 30), threads=cores), spread("loop", 1, cohort, cores)]
     return plain, batched(cohort, cores)
 
 
 def on_gpu(cohort: int) -> tuple[list[Execution], list[Execution]]:
-    """Return two lists of candidates for a GPU: backends that do not record steps, and the backend `batched`.
+    """Return two lists of candidates (ways to compute a run on a GPU): first `vmap` and `loop`, then `batched`.
 
-    All have one worker, because one thread keeps a GPU busy. Vectorised candidates train the whole cohort as one chunk;
+    All have one worker, because one thread keeps a GPU busy. `vmap` and `batched` train the whole cohort as one chunk;
     `with_room` makes the chunk smaller if the memory is too small.
     """
     plain = [Execution("vmap", cohort), Execution("loop", 1)]

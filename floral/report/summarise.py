@@ -158,7 +158,8 @@ def seed_note(counts: Mapping[str, int]) -> str:
 def usual_seeds(collected: Collected) -> int:
     """Return the largest number of seeds that any method has on any task.
 
-    The page states this number once. A table cell states its own number of seeds only if it is another one, or 1.
+    The page states this number once. A table cell states its own number of seeds only if it differs from this number,
+    or is 1.
     """
     seeds = collected.summary.group_by("configuration", "method_id").len()["len"]
     return int(seeds.max())  # type: ignore[arg-type]

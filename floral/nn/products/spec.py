@@ -39,7 +39,7 @@ class ProductSpec:
     """Type to which factors and results are rounded; None: no rounding."""
 
     def rounded(self, tensor: Any) -> Any:
-        """Return a tensor in the data type in which the product is computed. If the tensor is None, the result is None."""
+        """Return a tensor in the data type in which the product is computed, or None if the tensor is None."""
         return tensor if tensor is None or self.dtype is None else tensor.to(self.dtype)
 
     def axes(self, position: int) -> tuple[bool, bool]:

@@ -72,7 +72,7 @@ def active() -> Tape | None:
 
 
 def rounding() -> torch.dtype | None:
-    """Return the data type that the `with` block around the caller sets with `rounded`, or None outside such a block."""
+    """Return the data type that the `with` block around the caller sets with `rounded`, or None without one."""
     return _ROUNDING.get()
 
 

@@ -13,9 +13,9 @@ from floral.report.tables import EMPTY, Cell, Column, Table, grid, interval_cell
 
 
 def section(material: Material) -> Section | None:
-    """Build the section: one table of differences to FLoRAL 1 % for each task, and ranks over tasks.
+    """Build the section: each task's differences between the methods and the reference method, and ranks over tasks.
 
-    A task has no table if no other method shares a seed with FLoRAL 1 %.
+    The reference method is FLoRAL 1 %. A task has no table if no other method has a seed in common with it.
     """
     parts = [part for item in material.collected.configurations if (part := _part(material, item)) is not None]
     ranks, reason = method_ranks.ranked(material)
