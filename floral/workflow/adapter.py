@@ -35,6 +35,9 @@ JOB_EVENTS = (LogEvent.JOB_INFO, LogEvent.GROUP_INFO, LogEvent.SHELLCMD)
 INTERRUPTED = "Terminating processes on user request"
 """Part of the line that Snakemake logs after Ctrl-C."""
 
+JOBS_REMAIN = "Snakemake stopped before it started {} of its jobs, because files changed while it planned"
+"""Beginning of the message of `fail_if_jobs_remain`, with a place for the number of jobs."""
+
 
 def submits_jobs(workflow: Any) -> bool:
     """Return whether Snakemake submits jobs to a cluster.
@@ -122,6 +125,24 @@ def remove_rate_limit(workflow: Any) -> None:
     workflow.scheduler.job_rate_limiter = None
 
 
+def fail_if_jobs_remain(workflow: Any) -> None:
+    """Let the call fail if Snakemake stops although some of its jobs have not been started.
+
+    With `keep-going`, Snakemake would report success. It may stop too early if a job that a killed call has left writes
+    its files while Snakemake plans.
+    """
+    scheduler, schedule = workflow.scheduler, workflow.scheduler.schedule
+
+    def schedule_all() -> bool:
+        succeeded: bool = schedule()
+        if succeeded and (jobs := scheduler.remaining_jobs):
+            print(f"{JOBS_REMAIN.format(len(jobs))}; repeat the same command", file=sys.stderr)
+            return False
+        return succeeded
+
+    scheduler.schedule = schedule_all
+
+
 def warm_process(unfinished: int) -> warm_start.WarmStart | None:
     """Start a server process that imports torch once, and then trains each run in a fork of itself.
 
@@ -165,6 +186,7 @@ class Hooks:
             except ConfigError as error:
                 raise WorkflowError(str(error)) from None
             run_group_in_parallel(workflow)
+        fail_if_jobs_remain(workflow)
         if executor == "local" and not is_within_job(workflow):
             remove_rate_limit(workflow)
             self.warm = warm_process(len(self.work.unfinished_runs))

@@ -57,7 +57,7 @@ def hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> adapter.Hooks:
 def call(executor: str, **attributes: Any) -> SimpleNamespace:
     """A stand-in for Snakemake's `workflow`."""
     plugin = SimpleNamespace(name=executor, common_settings=SimpleNamespace(pass_group_args=False))
-    scheduler = SimpleNamespace(job_rate_limiter="10 jobs per second")
+    scheduler = SimpleNamespace(job_rate_limiter="10 jobs per second", schedule=lambda: True, remaining_jobs=[])
     values = {"nodes": None, "cores": 2, "is_main_process": True, **attributes}
     return SimpleNamespace(executor_plugin=plugin, scheduler=scheduler, **values)
 
@@ -163,6 +163,17 @@ def test_local_jobs_have_no_rate_limit() -> None:
     adapter.remove_rate_limit(workflow)
     assert workflow.scheduler.job_rate_limiter is None
     assert "job_rate_limiter" in JobScheduler.__init__.__code__.co_names
+
+
+def test_a_call_that_leaves_jobs_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    """With `keep-going`, Snakemake's scheduler returns True although `remaining_jobs` is not empty."""
+    workflow = call("local")
+    adapter.fail_if_jobs_remain(workflow)
+    assert workflow.scheduler.schedule() is True and not capsys.readouterr().err
+    workflow.scheduler.remaining_jobs = ["train", "report"]
+    assert workflow.scheduler.schedule() is False
+    assert capsys.readouterr().err == f"{adapter.JOBS_REMAIN.format(2)}; repeat the same command\n"
+    assert {"schedule", "remaining_jobs"} <= set(dir(JobScheduler))
 
 
 def test_few_runs_start_without_a_warm_process(monkeypatch: pytest.MonkeyPatch) -> None:
