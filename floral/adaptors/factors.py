@@ -36,9 +36,15 @@ def resolve(rank: float | str, inputs: int, outputs: int) -> int:
         case "log":
             return max(1, round(math.log2(1 + side)))
         case str():
-            raise Refused(f"`rank: {rank!r}` is unknown; use full, sqrt, log, a share below 1 or a number from 1 on")
+            raise Refused(
+                f"`rank: {rank!r}` is unknown; use full, sqrt, log, a rank of at least 1, or a number between 0 and 1, "
+                "which is a share of the layer's parameters"
+            )
     if rank <= 0:
-        raise Refused(f"`rank: {rank}` is not positive; use a share between 0 and 1, or a number from 1 on")
+        raise Refused(
+            f"`rank: {rank}` is not positive; use a rank of at least 1, or a number between 0 and 1, which is a share of "
+            "the layer's parameters"
+        )
     if rank < 1:
         return min(side, max(1, int(rank * inputs * outputs / (inputs + outputs))))
     return min(side, round(rank))

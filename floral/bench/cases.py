@@ -1,4 +1,4 @@
-"""The cases that `floral bench report` measures: what each case compares, and the limit of its result."""
+"""The cases that `floral bench report` measures: what each case compares, and which results are allowed."""
 
 from __future__ import annotations
 

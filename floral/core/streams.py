@@ -30,7 +30,7 @@ class Stream:
     def at(self, *counters: int) -> Stream:
         """Return the stream of random tensors for one cluster or client.
 
-        `counters` hold the number of the cluster or client. They are appended to the counters of this stream.
+        `counters` holds the index of the cluster or client. It is appended to the counters of the present stream.
         """
         return replace(self, counters=(*self.counters, *counters))
 

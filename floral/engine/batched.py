@@ -100,9 +100,9 @@ class Batched(Clients):
         return {**step.values, **changed}, {**step.axes, **dict.fromkeys(changed, 0)}, losses
 
     def last(self, step: Step, chunk: Chunk) -> tuple[Finished, Tensor]:
-        """Do the last local step; return the PRIVATE values, the weighted sums of other groups, and the losses.
+        """Do the last local step; return the PRIVATE parameters, the other parameters summed over clients, and losses.
 
-        If the server needs only the sum of a group over the clients, the values of single clients are not computed.
+        If the server needs only the sum of a parameter group, the values of single clients are not computed.
         """
         if self.method.local_step is not None:
             return super().last(step, chunk)
@@ -120,10 +120,10 @@ class Batched(Clients):
         return self.captured(key, function, step.values, step.inputs, chunk.share, chunk.members)
 
     def _finished(self, step: Step, backward: Backward, fused: list[str], chunk: Chunk) -> Finished:
-        """Return each client's PRIVATE values, and the weighted sums of the other groups, after the last local step.
+        """Return the PRIVATE parameters of each client, and all other parameters as weighted sums over the clients.
 
-        For the groups in `fused`, the sum over the clients is computed directly, without the values of each client. All
-        other groups are updated for each client, and then summed as in `Clients`.
+        The sum of a parameter group in `fused` is computed directly, without the values of each client. All other
+        groups are updated for each client, and then summed as in `Clients`.
         """
         axes, values = dict(step.axes), {**step.values, **backward.changed}
         share = chunk.share if fused else None

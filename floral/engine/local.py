@@ -219,7 +219,7 @@ class Clients:
         return {**step.values, **changed}, {**step.axes, **dict.fromkeys(changed, 0)}, losses
 
     def last(self, step: Step, chunk: Chunk) -> tuple[Finished, Tensor]:
-        """Do the last local step; return the PRIVATE values, the weighted sums of other groups, and the losses."""
+        """Do the last local step; return PRIVATE parameters, the other parameters summed over clients, and losses."""
         values, axes, losses = self.step(step)
         if not self.vectorised:
             values = {group: {name: t[None] for name, t in params.items()} for group, params in values.items()}
@@ -236,10 +236,9 @@ class Clients:
         return weights(method, chunk.share, route, chunk.members, self.clusters)
 
     def finish(self, values: View, axes: Axes, chunk: Chunk, relative: Relative | None, sums: View) -> Finished:
-        """Return each client's PRIVATE values, and the weighted sums of the other groups, after the last local step.
+        """Return the PRIVATE parameters of each client, and all other parameters as weighted sums over the clients.
 
-        `values` has the values after this step. The groups in `sums` have already been summed, and are not summed
-        again.
+        `values` has the parameters after the last local step. The parameter groups in `sums` have already been summed.
         """
         method, m = self.method, len(chunk)
         over, client_vector = (dims(axes, values),), method.server.client_vector

@@ -77,7 +77,7 @@ class Work:
 
     @cached_property
     def partitions(self) -> dict[str, tuple[str, Run]]:
-        """Mapping from the folder of a partition to two values: the name of a suite, and a run that reads it."""
+        """Mapping from a partition's folder to two values: the name of a suite, and a run that reads the partition."""
         trials = [(suite, trial) for suite, search in self.searches.values() for trial in search.references()]
         return {str(run.partition.folder): (suite, run) for suite, run in [*self.runs.values(), *trials]}
 

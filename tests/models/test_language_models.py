@@ -167,10 +167,10 @@ def test_a_task_says_whether_its_rows_are_text(per, text, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shift": {"kind": "label_shift"}}, "is for text, which has no `shift`"),
-        ({"augmentation": "flip_crop"}, "no `shift`, `normalise` or `augmentation`; remove these keys"),
+        ({"shift": {"kind": "label_shift"}}, "`shift`, `normalise` and `augmentation` cannot be used with text"),
+        ({"augmentation": "flip_crop"}, "cannot be used with text"),
         ({"partition": {"kind": "dirichlet", "alpha": 0.1}}, "set `partition.kind` to natural or iid"),
-        ({"partition": {"label_noise": 0.1}}, "is for text, which has no `partition.label_noise`"),
+        ({"partition": {"label_noise": 0.1}}, "`partition.label_noise` and `partition.mixed` cannot be used with text"),
     ],
 )
 def test_text_is_not_shifted(change, message):

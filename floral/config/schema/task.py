@@ -199,7 +199,7 @@ class Task(Frozen):
             )
         if self.shift.kind != "none" or self.normalise or self.augmentation != "none":
             raise ValueError(
-                f"`per: {self.per}` is for text, which has no `shift`, `normalise` or `augmentation`; remove these keys"
+                f"`shift`, `normalise` and `augmentation` cannot be used with text (`per: {self.per}`); remove them"
             )
         if self.partition.kind not in ("natural", "iid"):
             raise ValueError(
@@ -208,8 +208,8 @@ class Task(Frozen):
             )
         if self.partition.label_noise or self.partition.mixed:
             raise ValueError(
-                f"`per: {self.per}` is for text, which has no `partition.label_noise` or "
-                "`partition.mixed`; remove these keys"
+                "`partition.label_noise` and `partition.mixed` cannot be used with text "
+                f"(`per: {self.per}`); remove these two keys"
             )
         return self
 

@@ -15,9 +15,9 @@ from torch import Tensor
 def flatten(tree: Any, into: list[Tensor]) -> Any:
     """Append the tensors of a tree to `into`, in order, and return the structure of the tree.
 
-    The structure of a tensor is `...`, and that of None is None. The structure of a dictionary is the tuple (keys,
-    structure of the first value, structure of the second value, …). The structure of a tuple has the same form, but
-    with None in place of the keys.
+    The structure of a tensor is Python's object Ellipsis, and that of None is None. The structure of a dictionary is
+    the tuple (keys, structure of the first value, structure of the second value, and so on). The structure of a tuple
+    has the same form, but with None in place of the keys.
     """
     match tree:
         case Tensor():

@@ -37,7 +37,8 @@ def method_rows(
 ) -> Figure:  # fmt: skip
     """Plot the values of each method in one row, as dots, intervals, boxes and ticks.
 
-    The subtitle names the methods that lie outside the axis, and those whose interval is cut at its end.
+    The subtitle names the methods whose values are beyond the range of the axis, and the methods whose interval is cut
+    off at the end of the axis.
     """
     low, high = LIMITS[configuration.metric]
     measured = [end for _, mark_kind, *ends in marks if mark_kind != "interval" for end in ends if end is not None]
