@@ -42,7 +42,7 @@ def resolve(rank: float | str, inputs: int, outputs: int) -> int:
             )
     if rank <= 0:
         raise Refused(
-            f"`rank: {rank}` is not positive; use a rank of at least 1, or a number between 0 and 1, which is a share of "
+            f"`rank: {rank}` is not positive; use a rank of at least 1, or a number between 0 and 1, a share of "
             "the layer's parameters"
         )
     if rank < 1:
