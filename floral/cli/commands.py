@@ -138,9 +138,7 @@ def track(arguments: Namespace, settings: Settings) -> None:
     if arguments.create_store:
         create_store(settings.tracking_uri or default_uri(settings.results))
     elif arguments.suite is None:
-        raise ConfigError(
-            "floral track needs the name of a suite; give it, or give --create-store to create only the MLflow database"
-        )
+        raise ConfigError("name a suite, or give --create-store to create only the MLflow database")
     elif arguments.attach:
         attach(arguments.suite, settings.results, settings.reports, settings.tracking_uri)
     else:
