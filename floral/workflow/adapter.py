@@ -35,8 +35,8 @@ JOB_EVENTS = (LogEvent.JOB_INFO, LogEvent.GROUP_INFO, LogEvent.SHELLCMD)
 INTERRUPTED = "Terminating processes on user request"
 """Part of the line that Snakemake logs after Ctrl-C."""
 
-JOBS_REMAIN = "Snakemake stopped before it started {} of its jobs, because files changed while it planned"
-"""Beginning of the message of `fail_if_jobs_remain`, with a place for the number of jobs."""
+FILES_ARE_MISSING = "Snakemake stopped before it made {} of the requested files, because files changed while it planned"
+"""Beginning of the message of `fail_if_files_are_missing`, with a place for the number of files."""
 
 
 def submits_jobs(workflow: Any) -> bool:
@@ -125,22 +125,23 @@ def remove_rate_limit(workflow: Any) -> None:
     workflow.scheduler.job_rate_limiter = None
 
 
-def fail_if_jobs_remain(workflow: Any) -> None:
-    """Let the call fail if Snakemake stops although some of its jobs have not been started.
+def fail_if_files_are_missing(workflow: Any) -> None:
+    """Let the call fail if Snakemake stops although requested files are missing.
 
-    With `keep-going`, Snakemake would report success. It may stop too early if a job that a killed call has left writes
-    its files while Snakemake plans.
+    Snakemake would report success. It may stop too early if jobs that a killed call has left write their files while
+    Snakemake plans.
     """
-    scheduler, schedule = workflow.scheduler, workflow.scheduler.schedule
+    schedule = workflow.scheduler.schedule
 
     def schedule_all() -> bool:
         succeeded: bool = schedule()
-        if succeeded and (jobs := scheduler.remaining_jobs):
-            print(f"{JOBS_REMAIN.format(len(jobs))}; repeat the same command", file=sys.stderr)
-            return False
-        return succeeded
+        requested = [path for job in workflow.dag.targetjobs for path in (job.output or job.input)]
+        missing = sum(not Path(path).exists() for path in requested) if succeeded else 0
+        if missing:
+            print(f"{FILES_ARE_MISSING.format(missing)}; repeat the same command", file=sys.stderr)
+        return succeeded and not missing
 
-    scheduler.schedule = schedule_all
+    workflow.scheduler.schedule = schedule_all
 
 
 def warm_process(unfinished: int) -> warm_start.WarmStart | None:
@@ -186,7 +187,7 @@ class Hooks:
             except ConfigError as error:
                 raise WorkflowError(str(error)) from None
             run_group_in_parallel(workflow)
-        fail_if_jobs_remain(workflow)
+        fail_if_files_are_missing(workflow)
         if executor == "local" and not is_within_job(workflow):
             remove_rate_limit(workflow)
             self.warm = warm_process(len(self.work.unfinished_runs))

@@ -57,7 +57,7 @@ def hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> adapter.Hooks:
 def call(executor: str, **attributes: Any) -> SimpleNamespace:
     """A stand-in for Snakemake's `workflow`."""
     plugin = SimpleNamespace(name=executor, common_settings=SimpleNamespace(pass_group_args=False))
-    scheduler = SimpleNamespace(job_rate_limiter="10 jobs per second", schedule=lambda: True, remaining_jobs=[])
+    scheduler = SimpleNamespace(job_rate_limiter="10 jobs per second", schedule=lambda: True)
     values = {"nodes": None, "cores": 2, "is_main_process": True, **attributes}
     return SimpleNamespace(executor_plugin=plugin, scheduler=scheduler, **values)
 
@@ -165,15 +165,19 @@ def test_local_jobs_have_no_rate_limit() -> None:
     assert "job_rate_limiter" in JobScheduler.__init__.__code__.co_names
 
 
-def test_a_call_that_leaves_jobs_fails(capsys: pytest.CaptureFixture[str]) -> None:
-    """With `keep-going`, Snakemake's scheduler returns True although `remaining_jobs` is not empty."""
-    workflow = call("local")
-    adapter.fail_if_jobs_remain(workflow)
-    assert workflow.scheduler.schedule() is True and not capsys.readouterr().err
-    workflow.scheduler.remaining_jobs = ["train", "report"]
-    assert workflow.scheduler.schedule() is False
-    assert capsys.readouterr().err == f"{adapter.JOBS_REMAIN.format(2)}; repeat the same command\n"
-    assert {"schedule", "remaining_jobs"} <= set(dir(JobScheduler))
+def test_a_call_that_leaves_files_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Snakemake's scheduler may return True although a requested file is missing."""
+    files = [str(tmp_path / "a"), str(tmp_path / "b")]
+    for outputs, inputs in ((files, []), ([], files)):  # rule `all` has only inputs
+        workflow = call("local", dag=SimpleNamespace(targetjobs=[SimpleNamespace(output=outputs, input=inputs)]))
+        adapter.fail_if_files_are_missing(workflow)
+        (tmp_path / "a").touch()
+        (tmp_path / "b").unlink(missing_ok=True)
+        assert workflow.scheduler.schedule() is False
+        assert capsys.readouterr().err == f"{adapter.FILES_ARE_MISSING.format(1)}; repeat the same command\n"
+        (tmp_path / "b").touch()
+        assert workflow.scheduler.schedule() is True and not capsys.readouterr().err
+    assert "schedule" in dir(JobScheduler)
 
 
 def test_few_runs_start_without_a_warm_process(monkeypatch: pytest.MonkeyPatch) -> None:

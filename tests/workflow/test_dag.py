@@ -12,7 +12,7 @@ import time
 
 from projects import BIN, Project, environment
 
-from floral.workflow.adapter import JOBS_REMAIN
+from floral.workflow.adapter import FILES_ARE_MISSING
 
 NOTHING = "Nothing to be done"
 
@@ -134,7 +134,7 @@ def test_after_the_head_was_killed_the_same_call_completes_and_no_run_is_trained
 
     done = project.snakemake("variants=[fedavg,local]")
     if "; repeat the same command" in done.stdout:  # a job of the killed head wrote its files while Snakemake planned
-        assert done.returncode == 1 and JOBS_REMAIN.split("{}")[0] in done.stdout
+        assert done.returncode == 1 and FILES_ARE_MISSING.split("{}")[0] in done.stdout
         done = project.snakemake("variants=[fedavg,local]")
     assert done.returncode == 0, done.stdout
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
