@@ -297,5 +297,6 @@ class ClusteredAdaptors:
                 drawn = self.adaptors.init(Stream(self.problem.seed, "adaptors").at(round, cluster))
                 return restart(drawn), self.adaptors.products(clients, weight)
         raise Refused(
-            f"`aggregation: {self.aggregation}` does not use exact products; set it to fedex, flexlora or stacking"
+            f"`aggregation: {self.aggregation}` averages the factors of adaptors, but the server needs the mean of "
+            "their products B·A; set it to fedex, flexlora or stacking"
         )

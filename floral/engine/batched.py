@@ -271,7 +271,7 @@ class Batched(Clients):
 
 
 def renewed(step: Step, values: View, inputs: tuple[Any, ...]) -> Step:
-    """Return a copy of the step with other values of the groups and other inputs.
+    """Return a copy of a local step with other values of the parameter groups and other inputs.
 
     `inputs` is the tuple (x, y, mask, noise, values received from the server).
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import yaml
 
 from floral.config.reading import ConfigError
 from floral.config.run import RESULTS_VERSION
-from floral.io.files import atomic
+from floral.io.files import atomic, content_sha256
 from floral.io.locks import held
 from floral.runs.state import LOCK, is_finished
 
@@ -171,7 +170,7 @@ def _read_checked(folder: Path) -> tuple[dict[str, Any], str]:
 
 def _metrics_hash(folder: Path) -> str:
     """Return the SHA-256 hash of the run's metrics.parquet."""
-    return hashlib.sha256((folder / "metrics.parquet").read_bytes()).hexdigest()
+    return content_sha256(folder / "metrics.parquet")
 
 
 def _copy(folder: Path, target: Path) -> None:

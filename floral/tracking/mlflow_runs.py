@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from floral.config import reading
 from floral.core.nested import dotted_keys
+from floral.io.files import content_sha256
 from floral.runs import segments
 from floral.runs.segments import Evaluated
 from floral.runs.state import is_finished
@@ -116,8 +117,8 @@ def log(experiment: Experiment, parent: str | None, folder: Path) -> str:
 
 def _results_digest(source: Path) -> str:
     """Return the hash of the result files of a finished run. It changes if the run is trained again."""
-    files = (source / name for name in ("metrics.parquet", "summary.json", "costs.json"))
-    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
+    hashes = [content_sha256(source / name) for name in ("metrics.parquet", "summary.json", "costs.json")]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def began_ms(source: Path) -> int | None:

@@ -128,8 +128,8 @@ def remove_rate_limit(workflow: Any) -> None:
 def fail_if_files_are_missing(workflow: Any) -> None:
     """Let the call fail if Snakemake stops although requested files are missing.
 
-    Snakemake would report success. It may stop too early if jobs that a killed call has left write their files while
-    Snakemake plans.
+    Snakemake would report success. It skips a run if the run's partition appears while Snakemake plans. This happens if
+    a job that a killed call has left writes the partition at this time.
     """
     schedule = workflow.scheduler.schedule
 

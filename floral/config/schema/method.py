@@ -30,7 +30,7 @@ class Parameter(Frozen):
     )
 
     def accept(self, value: Any) -> Any:
-        """Return `value` unchanged if it is an allowed value of this hyper-parameter.
+        """Return `value` in the type of this hyper-parameter if it is an allowed value.
 
         Raises:
             ValueError: the value is not allowed. The message gives the allowed values.
