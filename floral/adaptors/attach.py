@@ -18,7 +18,7 @@ from floral.adaptors.embedding import EmbeddingAdaptor
 from floral.adaptors.factors import without_mean
 from floral.adaptors.linear import LinearAdaptor
 from floral.adaptors.norm import NormAdaptor, moved
-from floral.core.spec import Noise, Params, Predict, Refused, View
+from floral.core.spec import Noise, Params, Predict, Problem, Refused, View
 from floral.core.streams import Stream
 from floral.nn.layers import Conv2d, ConvTranspose2d, Embedding, Linear, Model, layer_params
 from floral.nn.norms import NORMS
@@ -277,3 +277,23 @@ def attach(
     if not by_layer:
         raise Refused("the model has no linear or convolution layer to adapt; choose another model")
     return Adaptors(model=model, by_layer=by_layer, application=application)
+
+
+def adaptors_of(
+    problem: Problem,
+    *,
+    rank: float | str,
+    bias: bool = True,
+    convolution: str = "balanced_2d",
+    application: str = "cheaper",
+) -> Adaptors:
+    """Return the task's model with a low-rank adaptor on every layer that can have one."""
+    # `problem.switches` decide where the adaptors follow the published code, and where its errors are corrected.
+    return attach(
+        problem.build_model(),
+        rank=rank,
+        bias=problem.switches["bias_init"] if bias else None,
+        convolution=convolution,
+        conv_rank=problem.switches["conv_rank"],
+        application=application,
+    )

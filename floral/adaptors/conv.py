@@ -15,6 +15,9 @@ from floral.nn import products
 from floral.nn.layers import Conv2d, ConvTranspose2d
 from floral.nn.products import Pair, Window
 
+VERSION = 1
+"""Increase it when the same run gives other numbers."""
+
 
 @dataclass(frozen=True)
 class ConvAdaptor:

@@ -33,7 +33,7 @@ def fetch(arguments: Namespace, settings: Settings) -> None:
     from floral.stages.fetch import fetch
 
     name = arguments.data
-    data = name if name in data_sets.data_lock() else custom_data(name, arguments.suite)
+    data = data_sets.data_set_in(name) or custom_data(name, arguments.suite)
     fetch(data, settings.results, arguments.data_dir or settings.data_dir)
 
 
@@ -91,7 +91,7 @@ def train(arguments: Namespace, settings: Settings) -> int:
     set_library_threads(arguments.threads)  # This must precede the import of torch.
     from floral.config.suites import suite_runs
 
-    runs = suite_runs(arguments.suite, [arguments.task], [arguments.variant], [arguments.seed])
+    runs = suite_runs(arguments.suite, [arguments.task], [arguments.variant], [arguments.seed], settings.precision)
     run = _with_hash({run.hash8: run for run in runs}, arguments.expect)
     from floral.stages.train import train
 
@@ -101,7 +101,6 @@ def train(arguments: Namespace, settings: Settings) -> int:
         device=arguments.device or settings.device,
         runs_per_gpu=arguments.runs_per_gpu or settings.runs_per_gpu,
         backend=arguments.backend or settings.backend,
-        precision=arguments.precision or settings.precision,
         threads=arguments.threads,
         checkpoint_seconds=arguments.checkpoint_seconds or settings.checkpoint_seconds,
     )
@@ -142,8 +141,8 @@ def track(arguments: Namespace, settings: Settings) -> None:
     elif arguments.attach:
         attach(arguments.suite, settings.results, settings.reports, settings.tracking_uri)
     else:
-        runs = suite_runs(arguments.suite, arguments.tasks, arguments.variants, arguments.seeds)
-        runs_of_all_seeds = suite_runs(arguments.suite, arguments.tasks, arguments.variants)
+        runs = suite_runs(arguments.suite, arguments.tasks, arguments.variants, arguments.seeds, settings.precision)
+        runs_of_all_seeds = suite_runs(arguments.suite, arguments.tasks, arguments.variants, None, settings.precision)
         send = follow if arguments.follow else track
         send(arguments.suite, runs, settings.results, settings.tracking_uri, runs_of_all_seeds)
 
@@ -153,7 +152,7 @@ def report(arguments: Namespace, settings: Settings) -> None:
     from floral.report.build import report
 
     suite, reports = arguments.suite, arguments.reports or settings.reports
-    runs = suite_runs(suite, arguments.tasks, arguments.variants, arguments.seeds)
+    runs = suite_runs(suite, arguments.tasks, arguments.variants, arguments.seeds, settings.precision)
     if reports == settings.reports and (arguments.partial or arguments.reference):
         # The next Snakemake call then replaces this report by the report of all runs in the results folder.
         (settings.results / "report" / f"{suite}.complete").unlink(missing_ok=True)
@@ -191,7 +190,7 @@ def reference(arguments: Namespace, settings: Settings) -> None:
     from floral.report import commands as report_commands
     from floral.runs import reference
 
-    runs = suite_runs(arguments.suite)
+    runs = suite_runs(arguments.suite, precision=settings.precision)
     command = report_commands.command(arguments.suite, runs)
     folder = reference.make(arguments.suite, runs, settings.results, settings.reports / arguments.suite, command)
     print(f"reference: {folder}; commit this folder, so that its runs need not be repeated")
@@ -216,7 +215,7 @@ def status(arguments: Namespace, settings: Settings) -> None:
     from floral.cli import status
     from floral.config.suites import suite_runs
 
-    runs = suite_runs(arguments.suite, arguments.tasks, arguments.variants, arguments.seeds)
+    runs = suite_runs(arguments.suite, arguments.tasks, arguments.variants, arguments.seeds, settings.precision)
     progress = status.status(arguments.suite, runs, settings.results)
     print(_json(progress) if arguments.json else status.as_text(progress))
 
@@ -225,6 +224,14 @@ def show(arguments: Namespace, settings: Settings) -> None:
     from floral.cli.show import show
 
     show(arguments.run, settings.results)
+
+
+def forget(arguments: Namespace, settings: Settings) -> None:
+    from floral.cli.forget import forget
+
+    if not arguments.names and not arguments.outdated:
+        raise ConfigError("name a variant or a task, or give --outdated for all runs of another version of the code")
+    forget(arguments.names, settings, arguments.outdated)
 
 
 def merge(arguments: Namespace, settings: Settings) -> int:

@@ -30,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from floral.config.settings import read_settings
 
-        code = arguments.handler(arguments, read_settings()) or DONE
+        settings = read_settings()
+        if precision := getattr(arguments, "precision", None):
+            settings = settings.model_copy(update={"precision": precision})
+        code = arguments.handler(arguments, settings) or DONE
         sys.stdout.flush()
         return code
     except (

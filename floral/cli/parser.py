@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import floral
 from floral.cli import commands
 from floral.cli.commands import Handler, usable_cores
+from floral.core.precision import PRECISIONS
 
 MISTAKE = 2
 """Exit code for wrong arguments or a wrong configuration."""
@@ -97,6 +98,11 @@ def parser() -> argparse.ArgumentParser:
         "merge", commands.merge, "check finished runs of other machines and copy them into the results folder"
     )
     merge.add_argument("sources", nargs="+", type=Path, metavar="RESULTS", help="a results folder of another machine")
+    forget = command("forget", commands.forget, "remove runs, their searches and their tracking, to train them again")
+    forget.add_argument("names", nargs="*", metavar="NAME", help="a variant or a task whose runs are removed")
+    forget.add_argument(
+        "--outdated", action="store_true", help="only finished runs of another version of the code; needs no NAME"
+    )
     reference = command("reference", commands.reference, "put a suite's finished runs and page into reports/reference")
     reference.add_argument("suite", metavar="SUITE")
 
@@ -116,7 +122,6 @@ def parser() -> argparse.ArgumentParser:
             "--expect", metavar="HASH8", help="the expected hash; stop if the configuration has another one"
         )
     train.add_argument("--variant", required=True)
-    train.add_argument("--precision", choices=("fp32", "tf32", "bf16"))
     train.add_argument(
         "--checkpoint-seconds",
         type=_positive(float),
@@ -138,6 +143,10 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--variants", nargs="+", metavar="VARIANT", help="only these variants")
     for sub in (plan, status, report, track):
         sub.add_argument("--seeds", nargs="+", type=_natural, metavar="SEED", help="only these seeds")
+    for sub in (plan, status, report, track, train, reference):
+        sub.add_argument(
+            "--precision", choices=PRECISIONS, help="precision of the runs (default: `precision` in config.yaml)"
+        )
     status.add_argument("--json", action="store_true", help=f"{AS_JSON}, with every run")
     for sub in (methods, tasks):
         sub.add_argument("--json", action="store_true", help=AS_JSON)

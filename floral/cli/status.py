@@ -14,6 +14,7 @@ from typing import Any, Literal
 from floral.config.run import Run
 from floral.core.units import duration, run_count
 from floral.runs import segments
+from floral.runs.outdated import outdated_lines
 from floral.runs.state import failure, is_finished, one_line, running
 from floral.stages import estimate
 
@@ -46,7 +47,7 @@ def status(suite: str, runs: Iterable[Run], results: Path) -> dict[str, Any]:
     `floral status --json` prints these values. `seconds_of_work` is the sum of the times that the running and waiting
     runs still need. `seconds_left` is the time until all these runs are finished, if the number of runs that train at
     once stays as it is now. If no run is running, `seconds_left` is null. Both times leave out failed runs, because
-    they may fail again.
+    they may fail again. `outdated` has lines about finished runs of another version of the code.
     """
     runs = list(runs)
     expected = estimate.expected_costs(runs, results)
@@ -60,6 +61,7 @@ def status(suite: str, runs: Iterable[Run], results: Path) -> dict[str, Any]:
         **{state: counts[state] for state in STATES},
         "seconds_of_work": round(sum(seconds), 1),
         "seconds_left": round(max(sum(seconds) / at_once, max(seconds)), 1) if at_once else None,
+        "outdated": outdated_lines(runs, results),
         "runs": [asdict(run) for run in progress],
     }
 
@@ -93,4 +95,4 @@ def as_text(progress: dict[str, Any]) -> str:
             lines.append(f"  running: {run['name']}: round {run['round']} of {run['rounds']}")
         elif run["state"] == "failed":
             lines.append(f"  failed: {run['name']}: {run['reason']} (floral show {run['run']})")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"  {line}" for line in progress["outdated"])])

@@ -45,14 +45,23 @@ def data_set(data: str | CustomData) -> DataSet:
     )  # fmt: skip
 
 
+def data_set_in(stored: str) -> str | None:
+    """Return the name of the data set in config/data.lock that the folder results/data/<stored> stores, or None."""
+    return next((name for name in data_lock() if stored in (name, stored_data(name))), None)
+
+
 def stored_data(data: str | Synthetic | CustomData) -> str | Synthetic:
     """Return the name of the folder in results/data that stores the data.
 
-    The folder of a data set in config/data.lock has the name of the data set. For custom data (the user's own files),
+    The folder of a data set in config/data.lock has the name of the data set. If its version is above 1, the version
+    follows, as in "mnist-v2". For custom data (the user's own files),
     the name contains a hash of their content and options. If the files cannot be read, their path is hashed instead of
     their content. Synthetic data are never stored, so for them the function returns `data` unchanged.
     """
-    if not isinstance(data, CustomData):
+    if isinstance(data, str):
+        version = 1 if data == NOTHING else data_set(data).version
+        return data if version == 1 else f"{data}-v{version}"
+    if isinstance(data, Synthetic):
         return data
     entry = data_set(data)
     content = [file.sha256 or file.path for file in entry.files]

@@ -10,18 +10,23 @@ from typing import Any
 
 from pydantic import Field
 
-from floral.config import catalogue, data_sets
+from floral.config import catalogue, code, data_sets
 from floral.config.hashing import hash8
 from floral.config.schema.base import Frozen, is_none
 from floral.config.schema.data import CustomData, Synthetic
 from floral.config.schema.method import Variant
-from floral.config.schema.partition import Partition, Unseen
+from floral.config.schema.partition import KINDS, Partition, Unseen
 from floral.config.schema.suite import Fidelity
 from floral.config.schema.task import Task
 from floral.config.schema.tuning import Rates
+from floral.core.precision import Precision
 
 RESULTS_VERSION = 1
-"""Version of the results. Increase it when the same run gives other numbers, so that new and old results never mix."""
+"""Version of the engine. Increase it when the same runs of all methods give other numbers: all runs get new names."""
+PARTITION_VERSION = 1
+"""Version of the code that all kinds of partitions share. Increase it when the same partition gives other samples."""
+SYNTHETIC_VERSION = 1
+"""Version of the generator of synthetic data. Increase it when the same values give other samples."""
 
 
 class Run(Frozen):
@@ -36,6 +41,12 @@ class Run(Frozen):
     fidelity: Fidelity = Field(description="Name of the fidelity, and the value of every fidelity switch.")
     own_rates: Rates | None = Field(
         default=None, description="Tuned learning rates; None if the run uses those of the task."
+    )
+
+    precision: Precision = Field(
+        default="fp32",
+        exclude_if=lambda precision: precision == "fp32",
+        description="Precision of matrix products in layers.",
     )
 
     @property
@@ -95,7 +106,7 @@ class Run(Frozen):
 
         Titles, descriptions and settings that change only the report are left out. A hyper-parameter that was added
         after the first results (`later: true` in its YAML file) is left out if it has its default. So the hashes of
-        older runs stay valid.
+        older runs stay valid. For the same reason, the precision `fp32` and versions of 1 are left out.
         """
         task = self.task.model_dump(mode="json", exclude={"title"})
         if isinstance(self.task.data, CustomData):
@@ -110,8 +121,13 @@ class Run(Frozen):
         variant["params"] = {name: value for name, value in params if name not in later or value != later[name]}
         rules = self.fidelity.model_dump(mode="json")
         rules["switches"] = {k: v for k, v in rules["switches"].items() if not catalogue.switches()[k].report_only}
-        rates = {} if self.own_rates is None else {"own_rates": self.own_rates.model_dump(mode="json")}
-        return {"task": task, "variant": variant, "seed": self.seed, "fidelity": rules, **rates}
+        optional = {
+            "own_rates": self.own_rates and self.own_rates.model_dump(mode="json"),
+            "precision": None if self.precision == "fp32" else self.precision,
+            "versions": code.versions(self.variant.method, self.task.model.kind) or None,
+        }
+        values = {key: value for key, value in optional.items() if value is not None}
+        return {"task": task, "variant": variant, "seed": self.seed, "fidelity": rules, **values}
 
 
 class PartitionJob(Frozen):
@@ -135,11 +151,18 @@ class PartitionJob(Frozen):
     @property
     def hash8(self) -> str:
         """The hash of all values that determine the partition. It is part of the name of the partition's folder."""
-        training = {
-            "epochs",
-            "samples",
-        }  # These values determine how unseen clients train, not which samples they hold.
-        return hash8(self.model_dump(mode="json", exclude={"task": True, "unseen": training}))
+        # These values determine how unseen clients train, not which samples they hold.
+        training = {"epochs", "samples"}
+        values = self.model_dump(mode="json", exclude={"task": True, "unseen": training})
+        return hash8(values | self._versions())
+
+    def _versions(self) -> dict[str, Any]:
+        """Return the versions of the code that makes this partition. A version of 1 is left out."""
+        found = {"partition": PARTITION_VERSION, self.partition.kind: KINDS[self.partition.kind].version}
+        if isinstance(self.data, Synthetic):
+            found["synthetic"] = SYNTHETIC_VERSION
+        later = {name: version for name, version in found.items() if version != 1}
+        return {"versions": later} if later else {}
 
     @property
     def folder(self) -> Path:

@@ -17,6 +17,7 @@ from floral.config.schema.base import Frozen
 from floral.config.searches import Search
 from floral.config.suites import suite_runs, suite_searches
 from floral.config.tuned import is_current
+from floral.core.precision import Precision
 
 ENVIRONMENT = {
     "results": "FLORAL_RESULTS", "reports": "FLORAL_REPORTS", "data_dir": "FLORAL_DATA",
@@ -85,8 +86,8 @@ class Settings(Frozen):
     backend: Literal["auto", "loop", "vmap", "batched"] = Field(
         default="auto", description="How clients are simulated; this changes the speed, not the results."
     )
-    precision: Literal["fp32", "tf32", "bf16"] = Field(
-        default="fp32", description="Precision of matrix products; `tf32` and `bf16` change the results slightly."
+    precision: Precision = Field(
+        default="fp32", description="Precision of matrix products; runs of another precision have folders of their own."
     )
     runs_per_gpu: int = Field(
         default=1, gt=0, description="Maximum number of runs on one GPU at the same time; further runs wait."
@@ -145,7 +146,8 @@ class Settings(Frozen):
         Raises:
             ConfigError: a YAML file is wrong, or a task, variant or seed is unknown.
         """
-        return {name: suite_runs(name, **self.narrowing) for name in dict.fromkeys(self.suite)}
+        selection: dict[str, Any] = {**self.narrowing, "precision": self.precision}
+        return {name: suite_runs(name, **selection) for name in dict.fromkeys(self.suite)}
 
     def searches(self) -> dict[str, tuple[str, Search]]:
         """Return the hyper-parameter searches whose chosen values are not yet in config/tuned.

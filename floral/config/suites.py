@@ -14,6 +14,7 @@ from floral.config.schema.data import CustomData
 from floral.config.schema.suite import Block
 from floral.config.searches import Search, search_for, search_space, tuning
 from floral.config.tuned import Untuned, tune_command, with_tuned_values
+from floral.core.precision import Precision
 
 
 def suite_runs(
@@ -21,6 +22,7 @@ def suite_runs(
     tasks: Iterable[str] | None = None,
     variants: Iterable[str] | None = None,
     seeds: Iterable[int] | None = None,
+    precision: Precision = "fp32",
 ) -> list[Run]:
     """Return the runs of a suite in the order of its file.
 
@@ -49,6 +51,7 @@ def suite_runs(
         except Untuned as reason:
             untuned.setdefault(str(reason), []).append(first.variant.name)
             continue
+        template = template.model_copy(update={"precision": precision})
         for run in (template.model_copy(update={"seed": seed}) for seed in block_seeds):
             if runs.setdefault(run.folder, run).fidelity != run.fidelity:
                 raise ConfigError(

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
+from floral.core.precision import Precision
 from floral.core.spec import Refused
-
-Precision = Literal["fp32", "tf32", "bf16"]
-"""Precision of the products in layers.
-
-- fp32: single precision everywhere.
-- tf32: a GPU rounds the factors of float32 products to 10 bits of mantissa, in training and in evaluation.
-- bf16: local training rounds the factors and results of products to bfloat16. Weights, losses, updates, averages and
-  evaluation stay in single precision.
-"""
-PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 WORKSPACE = ":4096:8"
 """Value of CUBLAS_WORKSPACE_CONFIG that makes cuBLAS deterministic. cuBLAS reads it at the first product."""

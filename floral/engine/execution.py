@@ -14,9 +14,10 @@ from typing import Literal, get_args
 
 import torch
 
+from floral.core.precision import Precision
 from floral.core.process import operation_threads, set_threads
 from floral.core.spec import Refused
-from floral.engine.devices import Precision, wait_for
+from floral.engine.devices import wait_for
 from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
 

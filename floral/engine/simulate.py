@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from floral.core import seeds
+from floral.core.precision import Precision
 from floral.core.process import set_threads
 from floral.core.spec import Batch, ClientVectors, Loss, Method, Noise, Optimiser, Phase, ServerView
 from floral.core.units import decile_count
@@ -23,7 +24,6 @@ from floral.engine.batched import Batched
 from floral.engine.capture import Captured
 from floral.engine.client_data import ClientData, plan
 from floral.engine.costs import Costs, count, mean
-from floral.engine.devices import Precision
 from floral.engine.graphs import Graphs, cuda_graphs
 from floral.engine.state import State, start, view
 

@@ -2,9 +2,9 @@
 
 import torch
 
+from floral.adaptors.attach import adaptors_of
 from floral.core.spec import Cost, Method, Problem, Routing, Scope
 from floral.core.streams import Stream
-from floral.methods.floral import adaptors_of
 from floral.toolkit.parts import (
     forward_backward_passes,
     model_groups,

@@ -2,12 +2,11 @@
 
 import torch
 
-from floral.adaptors.attach import Adaptors
+from floral.adaptors.attach import Adaptors, adaptors_of
 from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.linear import LinearAdaptor
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope, ServerStep
 from floral.core.streams import Stream
-from floral.methods.floral import adaptors_of
 from floral.nn.layers import Embedding, layer_params
 from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup, repeated_start
 

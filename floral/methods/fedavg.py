@@ -2,7 +2,6 @@
 
 from floral.core.spec import Cost, Method, Problem, Scope
 from floral.core.streams import Stream
-from floral.methods.floral import adaptors_of
 from floral.toolkit.parts import forward_backward_passes, model_groups, model_of_size, predictor
 
 
@@ -17,6 +16,8 @@ def build(problem: Problem, *, widen: str, rank: float | str) -> Method:
     """
     model = problem.build_model()
     if widen == "floral":
+        from floral.adaptors.attach import adaptors_of  # here, so that runs of plain FedAvg do not depend on adaptors
+
         size = model.size + problem.clusters * adaptors_of(problem, rank=rank).size
         model = model_of_size(problem, size, low=1.0)
     return Method(

@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 from floral.adaptors.aggregation import averaging_error, download_floats, flatten, unflatten
+from floral.adaptors.attach import adaptors_of
 from floral.core.spec import Method, Problem, ServerStep
 from floral.methods.fedit import fedit_method
-from floral.methods.floral import adaptors_of
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:

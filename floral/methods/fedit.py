@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from floral.adaptors.attach import Adaptors
+from floral.adaptors.attach import Adaptors, adaptors_of
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope
 from floral.core.streams import Stream
-from floral.methods.floral import adaptors_of
 from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup
 
 

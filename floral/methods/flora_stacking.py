@@ -4,11 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 from floral.adaptors.aggregation import download_floats, flatten, restart, unflatten
-from floral.adaptors.attach import factor
+from floral.adaptors.attach import adaptors_of, factor
 from floral.core.spec import Method, Problem, ServerStep
 from floral.core.streams import Stream
 from floral.methods.fedit import fedit_method
-from floral.methods.floral import adaptors_of
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:

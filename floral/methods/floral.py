@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from floral.adaptors.aggregation import require_no_groups
-from floral.adaptors.attach import Adaptors, attach
+from floral.adaptors.attach import Adaptors, adaptors_of
 from floral.adaptors.clustered import ClusteredAdaptors
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Refused, Routing, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
@@ -251,24 +251,4 @@ def with_private(problem: Problem, adaptors: Adaptors, method: Method) -> Method
         ),
         precondition={**method.precondition, **preconditioner},
         cost=replace(method.cost, passes_per_sample=method.cost.passes_per_sample + with_one - 1, floats_sent={}),
-    )
-
-
-def adaptors_of(
-    problem: Problem,
-    *,
-    rank: float | str,
-    bias: bool = True,
-    convolution: str = "balanced_2d",
-    application: str = "cheaper",
-) -> Adaptors:
-    """Return the task's model with a low-rank adaptor on every layer that can have one."""
-    # `problem.switches` decide where the adaptors follow the published code, and where its errors are corrected.
-    return attach(
-        problem.build_model(),
-        rank=rank,
-        bias=problem.switches["bias_init"] if bias else None,
-        convolution=convolution,
-        conv_rank=problem.switches["conv_rank"],
-        application=application,
     )

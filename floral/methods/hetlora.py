@@ -6,11 +6,10 @@ from typing import Any
 import torch
 
 from floral.adaptors.aggregation import flatten, keep_components, product_norm, require_no_groups, unflatten
-from floral.adaptors.attach import Adaptors
+from floral.adaptors.attach import Adaptors, adaptors_of
 from floral.core.spec import Group, Method, Problem, Scope, ServerStep
 from floral.core.streams import Stream
 from floral.methods.fedit import fedit_method
-from floral.methods.floral import adaptors_of
 
 
 def build(

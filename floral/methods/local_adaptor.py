@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
+from floral.adaptors.attach import adaptors_of
 from floral.core.spec import Cost, Group, Method, Problem, Scope
 from floral.core.streams import Stream
-from floral.methods.floral import adaptors_of
 from floral.toolkit.parts import model_groups, repeated_start
 
 

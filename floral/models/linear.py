@@ -5,6 +5,9 @@ import math
 from floral.core.spec import Refused
 from floral.nn.layers import Linear, Model
 
+VERSION = 1
+"""Increase it when the same run gives other numbers."""
+
 
 def build(shape: tuple[int, ...], outputs: int, *, width: float = 1.0) -> Model:
     """Build a model of one linear layer, from inputs x [B, *shape] to outputs [B, outputs].

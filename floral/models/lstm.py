@@ -9,6 +9,9 @@ from torch import Tensor
 from floral.core.spec import Refused
 from floral.nn.layers import Call, Embedding, Layer, Linear, Model, scaled_units
 
+VERSION = 1
+"""Increase it when the same run gives other numbers."""
+
 FORGET_BIAS = 1.0
 """Added to the forget gates, so that a cell keeps most of its state at the start (Gers et al. 2000)."""
 

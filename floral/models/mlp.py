@@ -8,6 +8,9 @@ from torch import Tensor
 from floral.nn.layers import Call, Layer, Linear, Model, scaled_units
 from floral.nn.norms import BatchNorm
 
+VERSION = 1
+"""Increase it when the same run gives other numbers."""
+
 
 def build(shape: tuple[int, ...], outputs: int, *, hidden: int, batch_norm: bool = False, width: float = 1.0) -> Model:
     """Build a multi-layer perceptron with one hidden layer.

@@ -11,6 +11,9 @@ from floral.nn.attention import attend, projections
 from floral.nn.layers import Call, Embedding, Layer, Linear, Model, Position, scaled_units
 from floral.nn.norms import LayerNorm
 
+VERSION = 1
+"""Increase it when the same run gives other numbers."""
+
 EMBEDDING_DEVIATION = 0.02
 """Standard deviation of the initial embedding. It is small because a tied embedding also computes the logits."""
 

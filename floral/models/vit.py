@@ -8,6 +8,9 @@ from floral.nn.attention import attend, projections
 from floral.nn.layers import Call, Conv2d, Dropout, Layer, Linear, Model, Position, image_size, scaled_units
 from floral.nn.norms import LayerNorm
 
+VERSION = 1
+"""Increase it when the same run gives other numbers."""
+
 
 def build(
     shape: tuple[int, ...],

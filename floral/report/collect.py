@@ -143,7 +143,7 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
                 f"folder {folder}: the result cannot be read ({reason}); delete this folder and run the suite again"
             ) from None
         _check_partition(used, run.partition.folder, folder, result["partition_digest"])
-        costs.append({**keys, "status": result["status"], **cost})
+        costs.append({**keys, "status": result["status"], **{key: cost[key] for key in cost if key != "code"}})
     return Collected(
         suite=suite,
         configurations=tuple(configurations.values()),

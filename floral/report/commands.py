@@ -34,6 +34,7 @@ def narrowing(suite_name: str, runs: Iterable[Run]) -> dict[str, list[Any]]:
     means the whole suite. It is also returned if no choice gives exactly these runs.
     """
     by_folder = {run.folder: run for run in runs}
+    precision = next(iter(by_folder.values())).precision
     values = {
         "tasks": list(dict.fromkeys(run.task.name for run in by_folder.values())),
         "variants": list(dict.fromkeys(run.variant.name for run in by_folder.values())),
@@ -43,7 +44,7 @@ def narrowing(suite_name: str, runs: Iterable[Run]) -> dict[str, list[Any]]:
         for axes in itertools.combinations(values, size):
             choice = {axis: values[axis] for axis in axes}
             try:
-                selected = suite_runs(suite_name, **choice)
+                selected = suite_runs(suite_name, **choice, precision=precision)
             except ConfigError:  # a task, variant or seed is not in this suite
                 continue
             if {run.folder for run in selected} == by_folder.keys():

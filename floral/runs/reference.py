@@ -12,7 +12,8 @@ import shutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
@@ -23,8 +24,10 @@ import yaml
 
 from floral.config.reading import ConfigError, suggest
 from floral.config.run import Run
+from floral.core.units import run_count
 from floral.io.files import atomic
 from floral.io.locks import held
+from floral.runs.outdated import why_outdated
 from floral.runs.state import LOCK, is_finished, running
 
 REFERENCE = Path("reports") / "reference"
@@ -144,21 +147,47 @@ def _provenance(suite: str, done: list[Run], total: int, results: Path, command:
 def available(suites: Mapping[str, list[Run]], results: Path) -> list[tuple[Path, Run]]:
     """Return the unfinished runs whose results are in reports/reference, each as a pair (path of the archive, run).
 
-    Runs that a process is working on are left out.
+    Runs that a process is working on are left out, and so are results of another version of the code.
+
+    Raises:
+        ConfigError: an archive is damaged.
+    """
+    return [(path, run) for path, run, outdated in _in_archives(suites, results) if not outdated]
+
+
+def outdated_lines(suites: Mapping[str, list[Run]], results: Path) -> list[str]:
+    """Return one line for each archive and each reason why runs of another version of the code are not restored.
+
+    Raises:
+        ConfigError: an archive is damaged.
+    """
+    counts = Counter((path, outdated) for path, _, outdated in _in_archives(suites, results) if outdated)
+    return [
+        f"{path}: {run_count(number)} of another version of the code, so they are trained here: {outdated}"
+        for (path, outdated), number in counts.items()
+    ]
+
+
+def _in_archives(suites: Mapping[str, list[Run]], results: Path) -> list[tuple[Path, Run, str]]:
+    """Return the unfinished runs that an archive has and no process works on, as (path of the archive, run, outdated).
+
+    `outdated` says why the archive's run is of another version of the code; it is empty if it is of this version.
 
     Raises:
         ConfigError: an archive is damaged.
     """
     todo = {run.folder: run for runs in suites.values() for run in runs if not is_finished(results / run.folder)}
-    restorable = []
+    found = []
     for path in sorted(REFERENCE.glob(f"[!.]*/{RUNS}")) if todo else []:
         with _open_archive(path) as archive:
             names = set(archive.namelist())
-        for folder in [folder for folder in todo if f"{folder}/summary.json" in names]:
-            run = todo.pop(folder)
-            if not running(results / folder):
-                restorable.append((path, run))
-    return restorable
+            for folder in [folder for folder in todo if f"{folder}/summary.json" in names]:
+                run = todo.pop(folder)
+                costs = json.loads(archive.read(f"{folder}/costs.json"))
+                reasons = why_outdated(costs, run.variant.method, run.task.model.kind, run.precision)
+                if not running(results / folder):
+                    found.append((path, run, "; ".join(reasons)))
+    return found
 
 
 def restore(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
@@ -250,6 +279,17 @@ def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
         raise ConfigError(
             f"{path}: damaged ({error}); restore this file from the repository, or use `--config reuse=false`"
         ) from None
+
+
+def archives_with(folders: Collection[Path]) -> list[Path]:
+    """Return the archives in reports/reference that have one of these runs, given as paths inside the results."""
+    found = []
+    for path in sorted(REFERENCE.glob(f"[!.]*/{RUNS}")):
+        with _open_archive(path) as archive:
+            names = set(archive.namelist())
+        if any(f"{folder}/summary.json" in names for folder in folders):
+            found.append(path)
+    return found
 
 
 def restored_runs(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:

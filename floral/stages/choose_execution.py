@@ -11,9 +11,9 @@ from typing import cast
 import torch
 
 from floral.config.reading import ConfigError
+from floral.core.precision import Precision
 from floral.core.spec import Refused
 from floral.engine import devices, execution
-from floral.engine.devices import Precision
 from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
 

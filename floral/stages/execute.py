@@ -12,6 +12,7 @@ import polars as pl
 import torch
 
 from floral.cluster.stops import Stop
+from floral.config import code
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.core.process import configure_process, set_threads
@@ -40,7 +41,6 @@ def execute(
     device: torch.device,
     *,
     backend: str,
-    precision: str,
     threads: int,
     checkpoint_seconds: float,
     stop: Stop,
@@ -51,7 +51,7 @@ def execute(
 
     Raises:
         ConfigError: data are missing, the method cannot be used for the task, the device does not support the
-            precision, or a checkpoint is damaged.
+            precision, a checkpoint is damaged, or the run began with other code or another precision.
         Stopped: a signal asked the run to stop; a checkpoint was written.
     """
     began = time.perf_counter()
@@ -65,9 +65,10 @@ def execute(
     else:
         state = simulation.start(folder / NAME)
         seedless_hash = run.model_copy(update={"seed": 0}).hash8
-        configure_device(device, precision)
-        resolved = resolve_execution(simulation, state, folder, seedless_hash, backend, threads, precision)
-        progress = Progress(execution=asdict(resolved))
+        configure_device(device, run.precision)
+        resolved = resolve_execution(simulation, state, folder, seedless_hash, backend, threads, run.precision)
+        progress = Progress(execution=asdict(resolved), code=code.digests(run.variant.method, run.task.model.kind))
+    _check_resumed(run, progress, path)
     simulation = _with_execution(simulation, progress, path, stop)
     progress.segment = segments.new(folder)
     progress.seconds["setup"] += time.perf_counter() - began
@@ -80,6 +81,22 @@ def execute(
     checkpoint.remove(path)
     LOG.info("%s in %.1f s", summary["status"], sum(progress.seconds.values()))
     return summary
+
+
+def _check_resumed(run: Run, progress: Progress, path: Path) -> None:
+    """Check that the code and the precision are those with which the run began.
+
+    Raises:
+        ConfigError: a file of the run's method, model or adaptors has changed, or the precision is another one.
+    """
+    started = progress.execution.get("precision", run.precision)
+    changed = code.changed_files(progress.code, run.variant.method, run.task.model.kind)
+    problems = [f"with precision {started}, and the run now has {run.precision}"] if started != run.precision else []
+    problems += [f"with other code: {', '.join(changed)}"] if changed else []
+    if problems:
+        raise ConfigError(
+            f"{path}: this run began {'; and '.join(problems)}; remove this checkpoint to train the run from the start"
+        )
 
 
 def _with_execution(simulation: Simulation, progress: Progress, path: Path, stop: Stop) -> Simulation:

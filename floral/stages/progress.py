@@ -32,6 +32,8 @@ class Progress:
     resumptions: int = 0
     execution: dict[str, Any] = field(default_factory=dict)
     """How the run is computed (backend, chunk size, threads), chosen before round 1. A resumed run uses the same."""
+    code: dict[str, str] | None = None
+    """Digests of the files of the run's method, model and adaptors; None in a checkpoint of an earlier version."""
     peak_memory_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"setup": 0.0, "train": 0.0, "evaluate": 0.0})
     segment: Path | None = None

@@ -157,6 +157,7 @@ def costs(simulation: Simulation, state: State, progress: Progress) -> dict[str,
         "machine": machine(),
         "versions": {"floral": floral.__version__, "torch": torch.__version__, "numpy": np.__version__},
         "git_commit": git_commit(),
+        "code": progress.code,
     }
 
 

@@ -108,6 +108,21 @@ def follow(
         time.sleep(poll_seconds)
 
 
+def remove(suite: str, folders: Iterable[Path], results: Path, tracking_uri: str) -> None:
+    """Remove runs of a suite from MLflow, and the means over seeds that include them.
+
+    The other runs of these means stay. A later call of `track` logs their means again.
+
+    Raises:
+        ConfigError: the MLflow store cannot be opened or written.
+    """
+    own_store = tracking_uri == default_uri(results)
+    with experiment_of(suite, results, None if own_store else tracking_uri) as experiment:
+        stored = [experiment.stored[str(folder)] for folder in folders if str(folder) in experiment.stored]
+        for run_id in {run.id for run in stored} | {run.parent for run in stored if run.parent is not None}:
+            experiment.client.delete_run(run_id)
+
+
 def attach(suite: str, results: Path, reports: Path, tracking_uri: str | None = None) -> str:
     """Attach the report of a suite to an MLflow run named `report of <suite>`, and return MLflow's id of this run.
 

@@ -23,6 +23,7 @@ from snakemake.logging import LogEvent
 
 from floral.cluster import slurm, warm_start
 from floral.config.reading import ConfigError
+from floral.runs.outdated import outdated_lines
 from floral.runs.state import failure_lines
 from floral.stages import estimate, progress_line
 from floral.workflow.rules import Rules
@@ -167,6 +168,11 @@ class Hooks:
     def print_missing(self) -> None:
         """Print why some runs are left out: their data are missing."""
         for line in self.work.missing:
+            print(line, file=sys.stderr)
+
+    def print_outdated(self) -> None:
+        """Print which finished runs are of another version of the code."""
+        for line in outdated_lines([run for _, run in self.work.runs.values()], self.results):
             print(line, file=sys.stderr)
 
     def on_start(self, workflow: Any) -> None:

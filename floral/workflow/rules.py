@@ -12,6 +12,7 @@ from floral.config.data_sets import CUSTOM_PREFIX
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.searches import Search
+from floral.runs.outdated import outdated
 from floral.workflow.work import Work
 
 
@@ -133,32 +134,37 @@ class Rules:
         return f"{' '.join(suites)} {self._narrowing('tasks', 'variants')}"
 
     def train_options(self, wildcards: Any) -> str:
-        """Return the options `--suite`, `--task`, `--variant`, `--seed` and `--expect` for a `train` job.
+        """Return the options that select the run of a `train` job, for example `--suite`, `--task` and `--precision`.
 
         The value of `--expect` is the hash of the run.
         """
         suite, run = self.run(wildcards)
         names = f"--suite {suite} --task {run.task.name} --variant {run.variant.name} --seed {run.seed}"
-        return f"{names} --expect {run.hash8}"
+        return f"{names} --precision {run.precision} --expect {run.hash8}"
 
     def report_options(self, wildcards: Any = None) -> str:
-        """Return the options `--tasks`, `--variants`, `--seeds` and `--allow-missing` for a report.
+        """Return the options `--tasks`, `--variants`, `--seeds`, `--precision` and `--allow-missing` for a report.
 
         Options that are not set in config.yaml or with `--config` are left out.
         """
         return self.track_options(wildcards) + (" --allow-missing" if self.settings.allow_missing else "")
 
     def track_options(self, wildcards: Any = None) -> str:
-        """Return the options `--tasks`, `--variants` and `--seeds` for tracking with MLflow.
+        """Return the options `--tasks`, `--variants`, `--seeds` and `--precision` for tracking with MLflow.
 
         Options that are not set in config.yaml or with `--config` are left out.
         """
         del wildcards
-        return self._narrowing("tasks", "variants", "seeds")
+        return f"{self._narrowing('tasks', 'variants', 'seeds')} --precision {self.settings.precision}".lstrip()
 
     def run_folders(self, wildcards: Any) -> list[str]:
         """Return the folders of all runs of a suite, as paths inside the results folder."""
         return [str(run.folder) for run in self.work.suites[wildcards.suite]]
+
+    def outdated_runs(self, wildcards: Any) -> list[str]:
+        """Return why finished runs of a suite are of another version of the code, one text for each run."""
+        found = outdated(self.work.suites[wildcards.suite], self.results)
+        return [f"{folder}: {', '.join(reasons)}" for folder, reasons in found.items()]
 
     def execution_options(self, wildcards: Any, threads: int, resources: Any) -> str:
         """Return the options that change the speed of a run but not its results, such as `--device` and `--threads`.
@@ -170,13 +176,10 @@ class Rules:
         where = f"--device {device} --runs-per-gpu {self.settings.runs_per_gpu}"
         return f"{where} --backend {self.settings.backend} --threads {threads}"
 
-    def precision_options(self, wildcards: Any) -> str:
-        """Return the options `--precision` and `--checkpoint-seconds`.
-
-        Only `floral train` has these options. A search always trains in single precision.
-        """
+    def checkpoint_options(self, wildcards: Any) -> str:
+        """Return the option `--checkpoint-seconds`, which only `floral train` has."""
         del wildcards
-        return f"--precision {self.settings.precision} --checkpoint-seconds {self.settings.checkpoint_seconds:g}"
+        return f"--checkpoint-seconds {self.settings.checkpoint_seconds:g}"
 
     def _narrowing(self, *axes: str) -> str:
         values = {axis: self.settings.narrowing[axis] for axis in axes}

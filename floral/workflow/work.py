@@ -100,6 +100,8 @@ def _use_reference(suites: Mapping[str, list[Run]], settings: Settings, dry_run:
     changes no file, and only prints the number of these runs.
     """
     if settings.reuse:
+        for line in reference.outdated_lines(suites, settings.results):
+            print(line, file=sys.stderr)
         verb, count, apply = "taken from", reference.available, reference.restore
     else:
         verb, count, apply = "trained again and not taken from", reference.restored_runs, reference.remove_restored

@@ -12,6 +12,7 @@ import pytest
 import torch
 from federations import CPU, VARIANTS
 
+from floral.adaptors.attach import adaptors_of
 from floral.config import catalogue, paths, reading
 from floral.config.reading import ConfigError
 from floral.config.run import Run
@@ -21,7 +22,6 @@ from floral.config.schema.task import Task
 from floral.config.suites import suite_runs
 from floral.core.spec import Method, Problem, Scope
 from floral.data.federation import Federation
-from floral.methods.floral import adaptors_of
 from floral.stages.assemble import build_method, make_problem
 
 SHAPES = {

@@ -14,7 +14,7 @@ import pytest
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results folder with the data and the partitions of all golden runs."""
     folder = tmp_path_factory.mktemp("golden")
-    golden.prepare(folder)
+    golden.prepare(folder, golden.CASES)
     return folder
 
 

@@ -21,7 +21,7 @@ from floral.runs.state import failure_lines
 from floral.stages.train import train
 
 HOW: dict[str, Any] = {
-    "device": "cpu", "runs_per_gpu": 1, "backend": "auto", "precision": "fp32", "threads": 1, "checkpoint_seconds": 60,
+    "device": "cpu", "runs_per_gpu": 1, "backend": "auto", "threads": 1, "checkpoint_seconds": 60,
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ rule report:
     params:
         version=floral.__version__,
         runs=RULES.run_folders,
+        outdated=RULES.outdated_runs,
         options=never_a_reason_to_rerun(RULES.report_options),
     shell:
         "floral --log {log} report {wildcards.suite} {params.options}"

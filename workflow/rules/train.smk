@@ -15,6 +15,6 @@ rule train:
     params:
         run=never_a_reason_to_rerun(RULES.train_options),
         execution=never_a_reason_to_rerun(RULES.execution_options),
-        precision=never_a_reason_to_rerun(RULES.precision_options),
+        checkpoint=never_a_reason_to_rerun(RULES.checkpoint_options),
     shell:
-        "floral train {params.run} {params.execution} {params.precision}"
+        "floral train {params.run} {params.execution} {params.checkpoint}"

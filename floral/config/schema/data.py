@@ -166,6 +166,11 @@ class DataSet(Frozen):
     files: tuple[DataFile, ...] = Field(
         default=(), description="Raw files, in the order in which the reader expects them."
     )
+    version: int = Field(
+        default=1,
+        ge=1,
+        description="Version of the reader. Increase it when the reader gives other samples: runs get new names.",
+    )
     classes: int | None = Field(
         default=None, ge=1, description="Number of classes; null if the number is known only after the data are read."
     )

@@ -128,6 +128,12 @@ class MethodFile(Frozen):
 
     family: str = Field(description="Family of the method; reports group methods by family.")
     source: str = Field(description="Publication of the method, such as an arXiv number.")
+    version: int = Field(
+        default=1,
+        ge=1,
+        description="Version of the method's code. Increase it when the same run gives other numbers: its runs get new "
+        "names.",
+    )
     what: tuple[str, str] = Field(description="Description of the method in two lines: model, then training.")
     server_sees: ServerSees = Field(
         description=f"What the server learns about a single client: a list of {', '.join(SERVER_SEES)}; [] for nothing."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -20,6 +21,27 @@ def _not_too_small(alpha: float) -> float:
 
 Alpha = Annotated[float, Field(gt=0), AfterValidator(_not_too_small)]
 """Concentration of a symmetric Dirichlet distribution, a positive number. A small value gives unequal shares."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of partition: its properties, and the version of its code."""
+
+    skewed: bool
+    """Whether clients of one cluster have different data distributions."""
+    version: int = 1
+    """Increase it when the same partition gives other samples: partitions of this kind and their runs get new names."""
+
+
+KINDS = {
+    "iid": Kind(skewed=False),
+    "size_skew": Kind(skewed=False),
+    "dirichlet": Kind(skewed=True),
+    "pathological": Kind(skewed=True),
+    "class_groups": Kind(skewed=False),
+    "natural": Kind(skewed=True),
+}
+"""Values of the key `partition.kind`."""
 
 
 class Partition(Frozen):
@@ -126,11 +148,7 @@ class Partition(Frozen):
     @property
     def skewed(self) -> bool:
         """Whether clients of one cluster have different data distributions."""
-        kinds = {
-            "iid": False, "size_skew": False, "class_groups": False,
-            "dirichlet": True, "pathological": True, "natural": True,
-        }  # fmt: skip
-        return kinds[self.kind] or self.mixed is not None
+        return KINDS[self.kind].skewed or self.mixed is not None
 
     def unfit(self, clients: int, clusters: int, classes: int) -> str | None:
         """Return why this rule cannot divide data with `classes` classes among the clients, or None if it can.

@@ -1,0 +1,104 @@
+"""Remove runs from the results, from MLflow and from the reports, so that they are trained again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from floral.config.reading import ConfigError
+from floral.config.run import Run
+from floral.config.settings import Settings
+from floral.config.suites import suite_runs
+from floral.core.units import run_count
+from floral.runs import forget as on_disk
+from floral.runs import reference
+from floral.runs.state import is_finished
+
+
+def forget(names: Collection[str], settings: Settings, only_outdated: bool) -> None:
+    """Remove the runs and searches of these variants or tasks, and print what is removed.
+
+    Without names, all variants are meant. With `only_outdated`, only runs of another version of the code are removed.
+
+    Raises:
+        ConfigError: a name is unknown, there is nothing to remove, a process is working on one of the runs, or MLflow
+            does not answer. Then nothing is removed.
+    """
+    results = settings.results
+    folders = on_disk.folders_to_forget(names, results, only_outdated)
+    runs = [folder for folder in folders if folder.parts[0] == "train"]
+    tracked = _remove_from_mlflow(runs, results)
+    on_disk.forget(folders, results)
+    searches = f" and {len(folders) - len(runs)} searches" if len(runs) < len(folders) else ""
+    print(f"{run_count(len(runs))}{searches} removed from {results}")
+    for suite in sorted({*tracked, *_reports_with(runs, settings)}):
+        _renew(suite, settings, tracked.get(suite))
+    if committed := reference.archives_with(runs):
+        names_of_archives = ", ".join(map(str, committed))
+        print(f"{names_of_archives}: has runs of the same names; with `--config reuse=false` they are trained here")
+    if len(runs) < len(folders):
+        print("the values that these searches chose stay in config/tuned until they are chosen again")
+
+
+def _remove_from_mlflow(runs: list[Path], results: Path) -> dict[str, str]:
+    """Remove these runs and their means from MLflow. Return the suites that had them, with the address of MLflow."""
+    suites = {}
+    for path in sorted((results / "track").glob("*.json")):
+        tracked = json.loads(path.read_text(encoding="utf-8"))
+        gone = [folder for folder in runs if str(folder) in tracked["runs"]]
+        if gone:
+            from floral.tracking.track import remove
+
+            remove(path.stem, gone, results, tracked["tracking_uri"])
+            suites[path.stem] = tracked["tracking_uri"]
+    return suites
+
+
+def _reports_with(runs: list[Path], settings: Settings) -> list[str]:
+    """Return the suites whose report shows one of these runs."""
+    import polars as pl
+
+    gone = {folder.name.rpartition("-")[2] for folder in runs}
+    return [
+        path.parent.name
+        for path in sorted(settings.reports.glob("*/summary.parquet"))
+        if not gone.isdisjoint(pl.read_parquet(path, columns=["hash8"])["hash8"])
+    ]
+
+
+def _renew(suite: str, settings: Settings, tracking_uri: str | None) -> None:
+    """Build the report and the means in MLflow again from the runs that are left, for a suite that lost some.
+
+    `tracking_uri` is the address of MLflow if MLflow had some of these runs.
+    """
+    page, complete = settings.reports / suite, settings.results / "report" / f"{suite}.complete"
+    complete.unlink(missing_ok=True)
+    try:
+        runs = suite_runs(suite, precision=settings.precision)
+    except ConfigError as error:  # the suite was renamed, or its tuned values are missing now
+        print(f"{page} still shows them, because the suite cannot be read: {error}")
+        return
+    if tracking_uri is not None:
+        from floral.tracking.track import track
+
+        track(suite, runs, settings.results, tracking_uri)
+    shown = _shown(page / "summary.parquet", runs)
+    if any(is_finished(settings.results / run.folder) for run in shown):
+        from floral.report.build import report
+
+        print(f"report of the runs that are left: {report(suite, shown, settings.results, settings.reports, True)}")
+    elif page.exists():
+        shutil.rmtree(page)
+        print(f"{page} removed: none of its runs is left")
+
+
+def _shown(summary: Path, runs: list[Run]) -> list[Run]:
+    """Return those of the runs that the report with this summary.parquet shows."""
+    import polars as pl
+
+    if not summary.exists():
+        return []
+    hashes = set(pl.read_parquet(summary, columns=["hash8"])["hash8"])
+    return [run for run in runs if run.hash8 in hashes]

@@ -1,0 +1,73 @@
+"""Remove runs from the results folder, so that they are trained again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from floral.config import reading
+from floral.config.reading import ConfigError, suggest
+from floral.io.locks import held
+from floral.runs.outdated import why_outdated
+from floral.runs.state import LOCK, is_finished, running
+
+FINISHED_MARKS = ("done", "summary.json")
+"""Removed before all other files of a run. So a partly removed run never counts as finished."""
+
+
+def folders_to_forget(names: Collection[str], results: Path, only_outdated: bool) -> list[Path]:
+    """Return the folders of runs and searches of these variants or tasks, as paths inside the results folder.
+
+    Without names, all variants are meant. With `only_outdated`, only finished runs are returned that may have other
+    numbers than the code here would give.
+
+    Raises:
+        ConfigError: a name is neither a variant nor a task in the results, no folder is left, or a process is working
+            on one of the runs.
+    """
+    runs = sorted((results / "train").glob("*/*/seed*"))
+    searches = [] if only_outdated else sorted(path for path in (results / "tune").glob("*/*/*") if path.is_dir())
+    known = {name for folder in (*runs, *searches) for name in (folder.parts[-2], folder.parts[-3])}
+    for name in names:
+        if name not in known:
+            raise suggest("variant or task", name, known, f"{results}")
+    wanted = set(names) or known
+    chosen = [path for path in (*runs, *searches) if {path.parts[-2], path.parts[-3]} & wanted]
+    if only_outdated:
+        chosen = [folder for folder in chosen if _is_outdated(folder)]
+    if not chosen:
+        raise ConfigError(f"{results}: no run is of another version of the code; name a variant or a task to forget")
+    if busy := [folder for folder in chosen if running(folder)]:
+        raise ConfigError(f"{busy[0]}: a process is working on this run; stop it, and repeat the command")
+    return [folder.relative_to(results) for folder in chosen]
+
+
+def _is_outdated(folder: Path) -> bool:
+    """Return whether a finished run may have other numbers than the code here would give."""
+    if not (is_finished(folder) and (folder / "costs.json").exists()):
+        return False
+    run = reading.load_yaml((folder / "run.yaml").read_text(encoding="utf-8"))
+    costs = json.loads((folder / "costs.json").read_text(encoding="utf-8"))
+    method, model = run["variant"]["method"], run["task"]["model"]["kind"]
+    return bool(why_outdated(costs, method, model, run.get("precision", "fp32")))
+
+
+def forget(folders: Iterable[Path], results: Path) -> None:
+    """Remove these folders of runs and searches from the results folder."""
+    for folder in (results / path for path in folders):
+        with held(folder / LOCK, "removing this run"):
+            for name in FINISHED_MARKS:
+                (folder / name).unlink(missing_ok=True)
+            for path in sorted(folder.iterdir()):
+                if path.name != LOCK:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(folder)
+        _remove_if_unused(folder.parent)
+
+
+def _remove_if_unused(folder: Path) -> None:
+    """Remove the folder of a variant if it has no run or search any more. It may still have files of measured times."""
+    if not any(path.is_dir() for path in folder.iterdir()):
+        shutil.rmtree(folder)
