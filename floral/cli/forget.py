@@ -84,17 +84,18 @@ def _renew(suite: str, settings: Settings, tracking_uri: str | None) -> None:
         from floral.tracking.track import track
 
         track(suite, runs, settings.results, tracking_uri)
-    shown = _shown(page / "summary.parquet", runs)
-    if any(is_finished(settings.results / run.folder) for run in shown):
+    runs_in_report = _runs_in_report(page / "summary.parquet", runs)
+    if any(is_finished(settings.results / run.folder) for run in runs_in_report):
         from floral.report.build import report
 
-        print(f"report of the runs that are left: {report(suite, shown, settings.results, settings.reports, True)}")
+        report(suite, runs_in_report, settings.results, settings.reports, partial=True)
+        print(f"{page}: built again from the runs that are left")
     elif page.exists():
         shutil.rmtree(page)
         print(f"{page} removed: none of its runs is left")
 
 
-def _shown(summary: Path, runs: list[Run]) -> list[Run]:
+def _runs_in_report(summary: Path, runs: list[Run]) -> list[Run]:
     """Return those of the runs that the report with this summary.parquet shows."""
     import polars as pl
 

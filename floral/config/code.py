@@ -39,12 +39,12 @@ def versions(method: str, model: str) -> dict[str, int]:
     Raises:
         ConfigError: a VERSION is not a whole number from 1 on.
     """
-    found = {f"method {method}": catalogue.method_file(method).version}
+    version_of = {f"method {method}": catalogue.method_file(method).version}
     for path in files(method, model):
         _, folder, name = path.removesuffix(".py").split("/")
         if folder != "methods":
-            found[f"{folder} {name}"] = _version(path)
-    return {name: version for name, version in found.items() if version != 1}
+            version_of[f"{folder} {name}"] = _version(path)
+    return {name: version for name, version in version_of.items() if version != 1}
 
 
 @cache
@@ -55,14 +55,14 @@ def files(method: str, model: str) -> tuple[str, ...]:
     The file of an adaptor kind is left out if the model has no layer to which this adaptor kind can be attached.
     """
     layers = _layers(f"floral/models/{model}.py")
-    found: set[str] = set()
+    paths: set[str] = set()
     todo = [f"floral/methods/{method}.py", f"floral/models/{model}.py"]
     while todo:
         path = todo.pop()
-        if path not in found and not (_is_adaptor_kind(path) and layers.isdisjoint(_layers(path))):
-            found.add(path)
+        if path not in paths and not (_is_adaptor_kind(path) and layers.isdisjoint(_layers(path))):
+            paths.add(path)
             todo += [module for module, _ in _imports(path) if module.startswith(FOLDERS)]
-    return tuple(sorted(found))
+    return tuple(sorted(paths))
 
 
 def digests(method: str, model: str) -> dict[str, str]:
@@ -104,6 +104,7 @@ def changed_files(recorded: dict[str, str] | None, method: str, model: str) -> l
     return changed
 
 
+@cache
 def _version(path: str) -> int:
     """Return the constant VERSION of a Python file; 1 if the file has none.
 
@@ -137,14 +138,14 @@ def _layers(path: str) -> set[str]:
 @cache
 def _imports(path: str) -> list[tuple[str, str]]:
     """Return each name that a file imports from floral at its top, as a pair (file of the module, name)."""
-    found = []
+    names = []
     for node in _parsed(path).body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("floral."):
             module = (node.module or "").replace(".", "/")
             for name in node.names:
                 is_module = (ROOT / module / f"{name.name}.py").exists()
-                found.append((f"{module}/{name.name}.py" if is_module else f"{module}.py", name.name))
-    return found
+                names.append((f"{module}/{name.name}.py" if is_module else f"{module}.py", name.name))
+    return names
 
 
 @cache

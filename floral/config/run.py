@@ -158,10 +158,10 @@ class PartitionJob(Frozen):
 
     def _versions(self) -> dict[str, Any]:
         """Return the versions of the code that makes this partition. A version of 1 is left out."""
-        found = {"partition": PARTITION_VERSION, self.partition.kind: KINDS[self.partition.kind].version}
+        version_of = {"partition": PARTITION_VERSION, self.partition.kind: KINDS[self.partition.kind].version}
         if isinstance(self.data, Synthetic):
-            found["synthetic"] = SYNTHETIC_VERSION
-        later = {name: version for name, version in found.items() if version != 1}
+            version_of["synthetic"] = SYNTHETIC_VERSION
+        later = {name: version for name, version in version_of.items() if version != 1}
         return {"versions": later} if later else {}
 
     @property

@@ -29,19 +29,19 @@ def folders_to_forget(names: Collection[str], results: Path, only_outdated: bool
     """
     runs = sorted((results / "train").glob("*/*/seed*"))
     searches = [] if only_outdated else sorted(path for path in (results / "tune").glob("*/*/*") if path.is_dir())
-    known = {name for folder in (*runs, *searches) for name in (folder.parts[-2], folder.parts[-3])}
+    names_in_results = {name for folder in (*runs, *searches) for name in (folder.parts[-2], folder.parts[-3])}
     for name in names:
-        if name not in known:
-            raise suggest("variant or task", name, known, f"{results}")
-    wanted = set(names) or known
-    chosen = [path for path in (*runs, *searches) if {path.parts[-2], path.parts[-3]} & wanted]
+        if name not in names_in_results:
+            raise suggest("variant or task", name, names_in_results, f"{results}")
+    names_to_forget = set(names) or names_in_results
+    folders = [path for path in (*runs, *searches) if {path.parts[-2], path.parts[-3]} & names_to_forget]
     if only_outdated:
-        chosen = [folder for folder in chosen if _is_outdated(folder)]
-    if not chosen:
+        folders = [folder for folder in folders if _is_outdated(folder)]
+    if not folders:
         raise ConfigError(f"{results}: no run is of another version of the code; name a variant or a task to forget")
-    if busy := [folder for folder in chosen if running(folder)]:
+    if busy := [folder for folder in folders if running(folder)]:
         raise ConfigError(f"{busy[0]}: a process is working on this run; stop it, and repeat the command")
-    return [folder.relative_to(results) for folder in chosen]
+    return [folder.relative_to(results) for folder in folders]
 
 
 def _is_outdated(folder: Path) -> bool:

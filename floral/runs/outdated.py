@@ -29,24 +29,24 @@ def why_outdated(costs: Mapping[str, Any], method: str, model: str, precision: s
 
 def outdated(runs: Iterable[Run], results: Path) -> dict[Path, list[str]]:
     """Return the finished runs that may have other numbers than the code here would give, as folder → reasons."""
-    found = {}
+    reasons_of = {}
     for run in runs:
         path = results / run.folder / "costs.json"
         if run.task.noop or not (is_finished(path.parent) and path.exists()):
             continue
         costs = json.loads(path.read_text(encoding="utf-8"))
         if reasons := why_outdated(costs, run.variant.method, run.task.model.kind, run.precision):
-            found[run.folder] = reasons
-    return found
+            reasons_of[run.folder] = reasons
+    return reasons_of
 
 
 def outdated_lines(runs: Iterable[Run], results: Path) -> list[str]:
     """Return what to print about outdated runs: one line for each set of reasons, and the remedy."""
     runs = list(runs)
-    found = outdated(runs, results)
+    reasons_of = outdated(runs, results)
     groups: dict[str, list[Run]] = {}
-    for run in {run.folder: run for run in runs if run.folder in found}.values():
-        groups.setdefault(" and ".join(found[run.folder]), []).append(run)
+    for run in {run.folder: run for run in runs if run.folder in reasons_of}.values():
+        groups.setdefault(" and ".join(reasons_of[run.folder]), []).append(run)
     lines = []
     for reasons, group in groups.items():
         names = list(dict.fromkeys(run.variant.name for run in group))

@@ -177,7 +177,7 @@ def _in_archives(suites: Mapping[str, list[Run]], results: Path) -> list[tuple[P
         ConfigError: an archive is damaged.
     """
     todo = {run.folder: run for runs in suites.values() for run in runs if not is_finished(results / run.folder)}
-    found = []
+    runs = []
     for path in sorted(REFERENCE.glob(f"[!.]*/{RUNS}")) if todo else []:
         with _open_archive(path) as archive:
             names = set(archive.namelist())
@@ -186,8 +186,8 @@ def _in_archives(suites: Mapping[str, list[Run]], results: Path) -> list[tuple[P
                 costs = json.loads(archive.read(f"{folder}/costs.json"))
                 reasons = why_outdated(costs, run.variant.method, run.task.model.kind, run.precision)
                 if not running(results / folder):
-                    found.append((path, run, "; ".join(reasons)))
-    return found
+                    runs.append((path, run, "; ".join(reasons)))
+    return runs
 
 
 def restore(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
@@ -283,13 +283,13 @@ def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
 
 def archives_with(folders: Collection[Path]) -> list[Path]:
     """Return the archives in reports/reference that have one of these runs, given as paths inside the results."""
-    found = []
+    archives = []
     for path in sorted(REFERENCE.glob(f"[!.]*/{RUNS}")):
         with _open_archive(path) as archive:
             names = set(archive.namelist())
         if any(f"{folder}/summary.json" in names for folder in folders):
-            found.append(path)
-    return found
+            archives.append(path)
+    return archives
 
 
 def restored_runs(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:

@@ -163,8 +163,8 @@ class Rules:
 
     def outdated_runs(self, wildcards: Any) -> list[str]:
         """Return why finished runs of a suite are of another version of the code, one text for each run."""
-        found = outdated(self.work.suites[wildcards.suite], self.results)
-        return [f"{folder}: {', '.join(reasons)}" for folder, reasons in found.items()]
+        reasons_of = outdated(self.work.suites[wildcards.suite], self.results)
+        return [f"{folder}: {', '.join(reasons)}" for folder, reasons in reasons_of.items()]
 
     def execution_options(self, wildcards: Any, threads: int, resources: Any) -> str:
         """Return the options that change the speed of a run but not its results, such as `--device` and `--threads`.

@@ -14,6 +14,7 @@ import torch
 from federations import MODELS, VARIANTS, assert_close, buildable, simulate, train
 
 from floral.cluster.gpus import gpu_ids, hold_device
+from floral.core.precision import PRECISIONS
 from floral.engine import devices, execution
 from floral.stages import provenance
 from floral.stages.progress import Progress
@@ -105,7 +106,7 @@ def test_results_of_earlier_graphs_are_nobody_elses_memory():
 # ------------------------------------------------------------------------------------------- bit for bit
 
 
-@pytest.mark.parametrize("precision", devices.PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("model", ["mlp", "cnn", "batch_norm"])
 def test_the_same_execution_gives_the_same_bits(model, backend, precision):

@@ -11,6 +11,7 @@ import torch
 from federations import CPU, FIRST, simulate, train
 
 from floral.config.reading import ConfigError
+from floral.core.precision import PRECISIONS
 from floral.engine import devices, execution
 from floral.engine.simulate import Execution
 from floral.report.sections.provenance import matmul_precisions
@@ -61,7 +62,7 @@ def test_tf32_is_refused_on_a_cpu_and_says_what_to_do():
         configure_device(CPU, "tf32")
 
 
-@pytest.mark.parametrize("precision", devices.PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_gpu_is_told_its_precision_and_to_repeat_itself(monkeypatch, precision):
     """The switches exist in every build of PyTorch; nothing here needs a GPU."""
     matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
