@@ -119,14 +119,14 @@ def test_options_name_the_run_of_the_path(tmp_path: Path) -> None:
     run = rules.work.suites["quickstart"][0]
     job = wildcards(run.folder)
     names = f"--suite quickstart --task digits_rotate --variant {run.variant.name} --seed {run.seed}"
-    assert rules.train_options(job) == f"{names} --expect {run.hash8}"
-    assert rules.precision_options(job) == "--precision bf16 --checkpoint-seconds 60"
+    assert rules.train_options(job) == f"{names} --precision bf16 --expect {run.hash8}"
+    assert rules.checkpoint_options(job) == "--checkpoint-seconds 60"
     execution = "--runs-per-gpu 2 --backend auto --threads 1"
     assert rules.execution_options(job, threads=1, resources={}) == f"--device cpu {execution}"
     assert rules.execution_options(job, threads=1, resources={"gpu": 1}) == f"--device cuda {execution}"
-    narrowing = "--tasks digits_rotate --variants fedavg local --seeds 0 1"
+    narrowing = "--tasks digits_rotate --variants fedavg local --seeds 0 1 --precision bf16"
     assert rules.track_options() == narrowing and rules.report_options() == f"{narrowing} --allow-missing"
-    assert rules.tuned_options(None).split() == narrowing.split()[:-3]
+    assert rules.tuned_options(None).split() == narrowing.split()[:-5]
     assert rules.train_input(job) == [f"{tmp_path}/{run.partition.folder}/partition.parquet"]
     partition = SimpleNamespace(task="digits_rotate", seed=str(run.seed), hash8=run.partition.hash8)
     assert rules.partition_input(partition) == [f"{tmp_path}/data/{run.partition.data}/card.json"]
