@@ -145,7 +145,7 @@ COSTS = {
     "seconds": {"setup": 0.1, "train": 1.0, "evaluate": 0.2, "total": 1.3}, "peak_memory_bytes": 400_000_000,
     "execution": {"backend": "vmap", "chunk": 4, "threads": 1, "device": "cpu", "dtype": "float32", "reason": "x"},
     "resumptions": 0, "machine": {"python": "3.11", "torch": "2", "platform": "Linux", "cpu": "a CPU", "cores": 2},
-    "versions": {"floral": "0.1.0", "torch": "2", "numpy": "2"}, "git_commit": None,
+    "versions": {"floral": "0.1.0", "torch": "2", "numpy": "2"}, "git_commit": None, "code": None,
 }  # fmt: skip
 
 FAILURE = {
