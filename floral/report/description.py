@@ -71,15 +71,17 @@ def held_out(configuration: Configuration) -> str:
     rule, switches = configuration.task.partition, configuration.rules
     none = "No samples are held out for validation."
     held = switches["validation"] == "held_out" and rule.validation > 0
-    share = f"{100 * rule.validation:g} %"
-    kept = f"{100 * rule.share:g} % (at least {rule.min_rows})"
+    share_held = f"{100 * rule.validation:g} %"
+    share_kept = f"{100 * rule.share:g} % (at least {rule.min_rows})"
     if rule.share == 1:
-        return f"{share} of each client's training samples are held out for validation." if held else none
+        return f"{share_held} of each client's training samples are held out for validation." if held else none
     if switches["subset"] == "per_variant":
-        first = f"{share} of each client's training samples are held out for validation." if held else none
-        return f"{first} Of each client's other training samples, each method and seed uses its own random {kept}."
-    first = f"Of each client's training samples, {kept} are kept"
-    return f"{first}, and {share} of these are held out for validation." if held else f"{first}. {none}"
+        first = f"{share_held} of each client's training samples are held out for validation." if held else none
+        return (
+            f"{first} Of each client's other training samples, each method and seed uses its own random {share_kept}."
+        )
+    first = f"Of each client's training samples, {share_kept} are kept"
+    return f"{first}, and {share_held} of these are held out for validation." if held else f"{first}. {none}"
 
 
 def evaluation_samples(configuration: Configuration) -> str:
@@ -108,10 +110,11 @@ def changed_values(values: Mapping[str, Any]) -> str:
 def _clients(configuration: Configuration) -> str:
     task = configuration.task
     rule = _kind(task.partition, IN_WORDS)
-    return f"{configuration.title}: {_data(task)}, partition {rule}, {task.clients} clients {_clusters(task)}."
+    return f"{configuration.title}: {data_text(task)}, partition {rule}, {task.clients} clients {clusters_text(task)}."
 
 
-def _data(task: Task) -> str:
+def data_text(task: Task) -> str:
+    """Return in words which data a task has."""
     match task.data:
         case Synthetic():
             train, test = rows_per_client(task.data)
@@ -121,7 +124,8 @@ def _data(task: Task) -> str:
     return f"the data set {task.data}"
 
 
-def _clusters(task: Task) -> str:
+def clusters_text(task: Task) -> str:
+    """Return in words how many true clusters a task has, and how their data differ."""
     if task.concepts == 1:
         return "without true clusters"
     ways = [f"shift {_kind(task.shift)}"] if task.shift.kind != "none" else []
@@ -139,6 +143,11 @@ def _kind(part: Any, without: set[str] | None = None) -> str:
     return f"{part.kind.replace('_', ' ')}{f' ({changed_values(values)})' if values else ''}"
 
 
+def cohort_text(task: Task) -> str:
+    """Return in words how many clients train in a round."""
+    return f"{task.cohort} of {task.clients} clients" if task.cohort < task.clients else "all clients"
+
+
 def _joining(task: Task) -> str:
     if task.unseen is None:
         return ""
@@ -147,13 +156,12 @@ def _joining(task: Task) -> str:
 
 
 def _training(task: Task) -> str:
-    cohort = f"{task.cohort} of {task.clients} clients" if task.cohort < task.clients else "all clients"
     local = f"{task.epochs} local epoch{'s' * (task.epochs != 1)}"
     local += f" of {task.steps_per_epoch} steps" if task.steps_per_epoch else ""
     model = changed_values(task.model.arguments)
     return (
-        f"In each of {task.rounds} rounds {cohort} train for {local} on batches of {task.batch}, with SGD, unless a "
-        f"method states otherwise. The task's model is {task.model.kind}{f' ({model})' if model else ''}."
+        f"In each of {task.rounds} rounds {cohort_text(task)} train for {local} on batches of {task.batch}, with SGD, "
+        f"unless a method states otherwise. The task's model is {task.model.kind}{f' ({model})' if model else ''}."
     )
 
 

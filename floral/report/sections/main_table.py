@@ -69,13 +69,13 @@ def measurement(collected: Collected, texts: Mapping[str, str]) -> str:
 def measured_as(collected: Collected) -> dict[str, list[Configuration]]:
     """Return the configurations for which each text on the measurement holds, by its key in captions.yaml."""
     trained = [configuration for configuration in collected.configurations if not configuration.task.noop]
-    own = [configuration for configuration in trained if on_own_samples(configuration)]
-    population = [configuration for configuration in trained if configuration not in own]
+    on_own = [configuration for configuration in trained if on_own_samples(configuration)]
+    population = [configuration for configuration in trained if configuration not in on_own]
     return {
         "population": population,
         "noise_free": [item for item in population if isinstance(item.task.data, Synthetic)],
-        "own": own,
-        "sampled": [item for item in own if item.rules["evaluation"] == "sampled"],
+        "own": on_own,
+        "sampled": [item for item in on_own if item.rules["evaluation"] == "sampled"],
         "training": [item for item in trained if item.on_training],
         "one_partition": [item for item in trained if has_one_partition(collected, item)],
         "per_variant": [
