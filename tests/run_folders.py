@@ -42,7 +42,8 @@ def accuracy(run: Run) -> float:
     return ACCURACY[run.variant.name] + 0.01 * run.seed
 
 
-def write_run(results: Path, run: Run, status: str = "done") -> Path:
+def write_run(results: Path, run: Run, status: str = "done", names: list[str] | None = None) -> Path:
+    """Write a run. `names`: the clients' names; None for a run of an earlier version, which does not keep them."""
     folder = results / run.folder
     folder.mkdir(parents=True)
     regression, routed = run.task.loss == "mse", "router" in run.variant.params
@@ -63,7 +64,7 @@ def write_run(results: Path, run: Run, status: str = "done") -> Path:
     columns = ("round", "split", "metric", "value", "bytes", "client_samples", "client_passes")
     schema = dict(zip(columns, types, strict=True))
     pl.DataFrame(rows, schema=schema, orient="row").write_parquet(folder / "metrics.parquet")
-    write_clients(folder, value, regression, routed)
+    write_clients(folder, value, regression, routed, names)
     if run.task.unseen and status == "done":
         write_unseen(folder, value, run.variant.oracle)
     (folder / "summary.json").write_text(json.dumps(summary(run, value, status, regression, routed)))
@@ -75,7 +76,7 @@ def write_run(results: Path, run: Run, status: str = "done") -> Path:
     return folder
 
 
-def write_clients(folder: Path, value: float, regression: bool, routed: bool) -> None:
+def write_clients(folder: Path, value: float, regression: bool, routed: bool, names: list[str] | None) -> None:
     """Write clients.parquet. Clients alternate between clusters; the learned clusters are the true ones, swapped."""
     clients = list(range(CLIENTS))
     routes = [[0.2, 0.8] if client % CLUSTERS == 0 else [0.9, 0.1] for client in clients]
@@ -91,6 +92,7 @@ def write_clients(folder: Path, value: float, regression: bool, routed: bool) ->
         "own_rows": pl.Series([ROWS] * CLIENTS, dtype=pl.Int32),
         "own_correct": pl.Series(none if regression else hits(value), dtype=pl.Int64),
         "route": pl.Series(routes if routed else none, dtype=pl.List(pl.Float64)),
+        **({} if names is None else {"name": pl.Series(names, dtype=pl.String)}),
     }).write_parquet(folder / "clients.parquet")  # fmt: skip
 
 

@@ -13,7 +13,10 @@ from typing import Any
 import polars as pl
 import yaml
 
-from floral.config.reading import ConfigError, suggest
+from floral.config import catalogue
+from floral.config.reading import ConfigError, parse, suggest
+from floral.config.schema.task import Task
+from floral.report.description import changed_values, clusters_text, cohort_text, data_text
 from floral.runs.state import FAILURE, failure, running
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -111,19 +114,20 @@ def _failure(error: Mapping[str, Any]) -> list[str]:
 
 
 def _configuration(run: Mapping[str, Any]) -> list[str]:
-    task, variant, fidelity = run["task"], run["variant"], run["fidelity"]
-    rates, tuned = (run["own_rates"], " (tuned)") if run.get("own_rates") else (task, "")
-    data = task["data"] if isinstance(task["data"], str) else f"synthetic {task['data']['kind']}"
-    model = ", ".join(f"{key} {value}" for key, value in task["model"].items())
+    variant, fidelity = run["variant"], run["fidelity"]
+    task = parse(Task, run["task"], "run.yaml: task")
+    rates, tuned = (run["own_rates"], " (tuned)") if run.get("own_rates") else (run["task"], "")
+    model = ", ".join(f"{key} {value}" for key, value in run["task"]["model"].items())
     settings = ", ".join(f"{key} {value}" for key, value in variant["params"].items())
+    usual = catalogue.fidelity(fidelity["name"]).switches
+    changes = {name: value for name, value in fidelity["switches"].items() if value != usual.get(name)}
     return _table({
-        "data": f"{data}, shift {task['shift']['kind']}; {task['clients']} clients in {task['clusters']} clusters"
-        + _joining(task.get("unseen")),
+        "data": f"{data_text(task)}; {task.clients} clients {clusters_text(task)}{_joining(run['task'].get('unseen'))}",
         "model": model,
-        "training": f"{task['rounds']} rounds, {task['participation']:.0%} of the clients, {task['epochs']} epoch(s), "
-        f"batch {task['batch']}, lr {rates['lr']}, router lr {rates['router_lr']}{tuned}",
+        "training": f"{task.rounds} rounds, {cohort_text(task)} in each, {task.epochs} epoch(s), "
+        f"batch {task.batch}, lr {rates['lr']}, router lr {rates['router_lr']}{tuned}",
         "method": f"{variant['method']}{': ' if settings else ''}{settings}",
-        "fidelity": fidelity["name"],
+        "fidelity": fidelity["name"] + (f", except {changed_values(changes)}" if changes else ""),
     })  # fmt: skip
 
 

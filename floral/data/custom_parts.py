@@ -46,9 +46,10 @@ def labelled(parts: Sequence[Part], test_share: float, scale: int) -> Labelled:
     """
     _check(parts)
     y, names = _classes(parts)
-    client = None
+    client = client_names = None
     if clients := [part.client for part in parts if part.client is not None]:
-        client = np.unique(np.concatenate(clients), return_inverse=True)[1].astype(np.int32)
+        values, client = np.unique(np.concatenate(clients), return_inverse=True)
+        client, client_names = client.astype(np.int32), _texts(values)
     if len(parts) == 1:
         test = select_test(y if client is None else client, test_share, "own data split")
         untrained = np.setdiff1d(y[test], y[~test])
@@ -71,7 +72,7 @@ def labelled(parts: Sequence[Part], test_share: float, scale: int) -> Labelled:
     clients_of = {} if client is None else {"train_client": client[~test], "test_client": client[test]}
     return Labelled(
         train_x=train_x, train_y=y[~test], test_x=test_x, test_y=y[test], classes=int(y.max()) + 1, scale=scale,
-        names=names, **clients_of,
+        names=names, client_names=client_names, **clients_of,
     )  # fmt: skip
 
 
@@ -100,7 +101,7 @@ def _classes(parts: Sequence[Part]) -> tuple[npt.NDArray[np.int64], tuple[str, .
     where, labels = parts[0].where, np.concatenate([part.labels for part in parts])
     if labels.dtype.kind in "UST":
         names, y = np.unique(labels, return_inverse=True)
-        return y.astype(np.int64), tuple(map(str, names))
+        return y.astype(np.int64), _texts(names)
     if labels.dtype.kind not in "iu":
         raise DataError(f"{where}: the labels are of type {labels.dtype}; write them as integers 0, 1, …, or as words")
     classes = np.unique(labels)
@@ -111,6 +112,11 @@ def _classes(parts: Sequence[Part]) -> tuple[npt.NDArray[np.int64], tuple[str, .
             f"with {problem}; number the classes again, or write them as words"
         )
     return labels.astype(np.int64), None
+
+
+def _texts(values: Array) -> tuple[str, ...]:
+    """Return values as texts. Bytes are read as UTF-8; a byte that is not UTF-8 becomes a question mark."""
+    return tuple(value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values)
 
 
 def split_or_not(root: Path, entries: Mapping[str, Path]) -> list[Path]:

@@ -68,6 +68,8 @@ class Federation:
     """
     data_digest: str | None = None
     """Digest of the stored data set; None for synthetic data."""
+    client_names: tuple[str, ...] | None = None
+    """The names of the clients in the data [K], such as names of writers; None if the clients have no names."""
     unseen: Federation | None = None
     """The clients that join after training, with their own arrays; None if the task has none.
 
@@ -144,14 +146,17 @@ def load(run: Run, results: Path, *, test: bool = True) -> Federation:
     _check_text(task, samples.arrays["train_y"].ndim == 2 and samples.classes is not None)
     if why := task.unfit(samples.arrays["train_x"].shape[1:]):
         raise ConfigError(f"task {task.name!r}: {why}")
+    names = manifest.get("client_names")  # of the training clients and then of the unseen clients
     federation = _federation(run, samples, table, sides, cluster, manifest["digest"])
+    federation = replace(federation, client_names=names and tuple(names[: task.clients]))
     if task.unseen is None or not test:
         return federation
     concept = concepts_of(task.unseen, task.concepts)
     _check_concepts(task, concept, samples.classes)
     joining = joining.with_columns(pl.col("client") - task.clients)
     unseen = _federation(run, samples, joining, sides, concept, manifest["digest"])
-    return replace(federation, unseen=replace(unseen, train_turns=None))
+    unseen = replace(unseen, train_turns=None, client_names=names and tuple(names[task.clients :]))
+    return replace(federation, unseen=unseen)
 
 
 def _federation(

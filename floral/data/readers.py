@@ -39,7 +39,8 @@ class Labelled:
     each position the token after it. `classes` is the size of the vocabulary.
 
     train_client and test_client, int32 [N], hold the number of each sample's natural client (a writer, role or user).
-    They are None if the data have no natural clients.
+    They are None if the data have no natural clients. `client_names` holds the names of the natural clients in
+    the data, in the order of these numbers.
     """
 
     train_x: npt.NDArray[np.uint8 | np.int32 | np.float32]
@@ -51,6 +52,7 @@ class Labelled:
     train_client: npt.NDArray[np.int32] | None = None
     test_client: npt.NDArray[np.int32] | None = None
     names: tuple[str, ...] | None = None
+    client_names: tuple[str, ...] | None = None
 
     @property
     def natural_clients(self) -> int | None:
@@ -147,7 +149,8 @@ def writer_parquet(files: Sequence[RawFile]) -> Labelled:
         labels.append(_classes(raw, rows["character"]))
         writers.append(rows["writer_id"].to_numpy())
     y = np.concatenate(labels)
-    client = np.unique(np.concatenate(writers), return_inverse=True)[1].astype(np.int32)
+    names, client = np.unique(np.concatenate(writers), return_inverse=True)
+    client = client.astype(np.int32)
     test = select_test(client, TEST_SHARE, "writers split")
     if not test.any():
         raise DataError(f"{files[0].location}: no writer has two images, so there are no test samples; {REPLACE}")
@@ -155,7 +158,8 @@ def writer_parquet(files: Sequence[RawFile]) -> Labelled:
     images = _decoded(tables, "image", np.where(test, trained + np.cumsum(test), np.cumsum(~test)) - 1)
     return Labelled(
         train_x=images[:trained], train_y=y[~test], test_x=images[trained:], test_y=y[test],
-        train_client=client[~test], test_client=client[test], classes=int(y.max()) + 1, scale=255,
+        train_client=client[~test], test_client=client[test], client_names=tuple(map(str, names)),
+        classes=int(y.max()) + 1, scale=255,
     )  # fmt: skip
 
 

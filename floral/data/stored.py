@@ -21,6 +21,8 @@ Array = npt.NDArray[Any]
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 CLIENTS = ("train_client", "test_client")
 """Arrays of a data set with natural clients: the natural client of each sample."""
+CLIENT_NAMES = "client_names.json"
+"""File with the names of the natural clients, as they are in the data. Names are part of no hash."""
 
 
 def read_data(name: str, results: Path, sides: Sequence[str] | None = None) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -53,6 +55,23 @@ def stored_arrays(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     The manifest says whether arrays of natural clients are among them.
     """
     return (*ARRAYS, *CLIENTS) if "natural_clients" in manifest else ARRAYS
+
+
+def client_names(name: str, results: Path) -> tuple[str, ...] | None:
+    """Return the names of the natural clients of a stored data set, by number. Return None if it has no names.
+
+    A data set that an earlier version stored has no names.
+
+    Raises:
+        ConfigError: the file of the names is damaged.
+    """
+    path = results / "data" / name / CLIENT_NAMES
+    if not path.exists():
+        return None
+    try:
+        return tuple(map(str, json.loads(path.read_text(encoding="utf-8"))))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: this file is damaged ({error}); make it again with: floral fetch {name}") from None
 
 
 def arrays_digest(arrays: Sequence[Array]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +56,7 @@ def speeches(files: Sequence[RawFile]) -> Labelled:
     ends = [*(heading.start() for heading in headings[1:]), len(text)]
     for heading, end in zip(headings, ends, strict=True):
         speeches_of.setdefault(heading[1], []).append(text[heading.end() : end].strip("\n"))
-    return _characters([["\n".join(client)] for client in speeches_of.values()], str(place))
+    return _characters({name: ["\n".join(client)] for name, client in speeches_of.items()}, str(place))
 
 
 def character_table(files: Sequence[RawFile]) -> Labelled:
@@ -73,8 +73,9 @@ def character_table(files: Sequence[RawFile]) -> Labelled:
     table = _table(files[0], {"character_id": pl.String, "x": pl.String})
     if "y" not in table.columns:
         table = table.with_columns(y=pl.lit(""))
-    by_client = table.partition_by("character_id", maintain_order=True)
-    return _characters([_rejoined(part["x"].to_list(), part["y"].to_list()) for part in by_client], place)
+    by_client = {part["character_id"][0]: part for part in table.partition_by("character_id", maintain_order=True)}
+    texts = {name: _rejoined(part["x"].to_list(), part["y"].to_list()) for name, part in by_client.items()}
+    return _characters(texts, place)
 
 
 def token_table(files: Sequence[RawFile]) -> Labelled:
@@ -95,8 +96,11 @@ def token_table(files: Sequence[RawFile]) -> Labelled:
     if len(posts) and (int(posts.min()) < 0 or int(posts.max()) >= MAX_TOKENS):  # type: ignore[arg-type]
         bad = posts.filter((posts < 0) | (posts >= MAX_TOKENS))[0]
         raise DataError(f"{place}: token id {bad} is out of range; use ids 0, 1, … below {MAX_TOKENS:,}")
-    by_user = table.group_by("user_id", maintain_order=True).agg(pl.col("tokens").explode())["tokens"]
-    texts = [[user.drop_nulls().cast(pl.Int64).to_numpy()] for user in by_user]
+    by_user = table.group_by("user_id", maintain_order=True).agg(pl.col("tokens").explode())
+    texts = {
+        str(user): [tokens.drop_nulls().cast(pl.Int64).to_numpy()]
+        for user, tokens in zip(by_user["user_id"], by_user["tokens"], strict=True)
+    }
     return _cut(texts, WORDS, int(posts.max()) + 1 if len(posts) else 0, place)  # type: ignore[arg-type]
 
 
@@ -166,16 +170,19 @@ def _rejoined(rows: Sequence[str], follows: Sequence[str | None]) -> list[str]:
     return ["".join(parts) for parts in texts]
 
 
-def _characters(clients: Sequence[Sequence[str]], place: str) -> Labelled:
+def _characters(clients: Mapping[str, Sequence[str]], place: str) -> Labelled:
     """Cut the texts of each client into windows. The id of a character is its position in the sorted vocabulary."""
-    vocabulary = sorted(set().union(*(text for texts in clients for text in texts)))
+    vocabulary = sorted(set().union(*(text for texts in clients.values() for text in texts)))
     id_of = {character: rank for rank, character in enumerate(vocabulary)}
-    ids = [[np.array([id_of[character] for character in text], np.int64) for text in texts] for texts in clients]
+    ids = {
+        name: [np.array([id_of[character] for character in text], np.int64) for text in texts]
+        for name, texts in clients.items()
+    }
     return _cut(ids, CHARACTERS, len(vocabulary), place)
 
 
-def _cut(clients: Sequence[Sequence[Tokens]], length: int, vocabulary: int, place: str) -> Labelled:
-    """Cut the texts of each client into windows of `length` tokens. Each window is a sample.
+def _cut(clients: Mapping[str, Sequence[Tokens]], length: int, vocabulary: int, place: str) -> Labelled:
+    """Cut the texts of each client into windows of `length` tokens. Each window is a sample. `clients`: name → texts.
 
     Clients with text for fewer than two windows have no samples.
 
@@ -184,8 +191,8 @@ def _cut(clients: Sequence[Sequence[Tokens]], length: int, vocabulary: int, plac
     kind = np.uint8 if vocabulary <= 256 else np.int32
     sides: dict[str, list[Tokens]] = {name: [] for name in ("train_x", "train_y", "test_x", "test_y")}
     owners: dict[str, list[int]] = {"train": [], "test": []}
-    natural_clients = 0
-    for texts in clients:
+    names = []
+    for name, texts in clients.items():
         x, y = (np.concatenate([_windows(text, length, moved) for text in texts]) for moved in (0, 1))
         if len(x) < 2:
             continue
@@ -194,18 +201,18 @@ def _cut(clients: Sequence[Sequence[Tokens]], length: int, vocabulary: int, plac
             sides[f"{side}_x"].append(x[rows])
             sides[f"{side}_y"].append(y[rows])
             owners[side].append(len(x[rows]))
-        natural_clients += 1
-    if not natural_clients:
+        names.append(name)
+    if not names:
         raise DataError(
             f"{place}: none of the {len(clients)} clients has text for two windows of {length} tokens; add longer texts"
         )
     arrays = {name: np.concatenate(parts) for name, parts in sides.items()}
-    number = np.arange(natural_clients, dtype=np.int32)
+    number = np.arange(len(names), dtype=np.int32)
     train_client, test_client = (np.repeat(number, owners[side]) for side in ("train", "test"))
     return Labelled(
         train_x=arrays["train_x"].astype(kind), train_y=arrays["train_y"],
         test_x=arrays["test_x"].astype(kind), test_y=arrays["test_y"],
-        classes=vocabulary, scale=1, train_client=train_client, test_client=test_client,
+        classes=vocabulary, scale=1, train_client=train_client, test_client=test_client, client_names=tuple(names),
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ OPTIONAL_METRICS: dict[str, Any] = {
 """Columns of summary.parquet that are null for runs of earlier versions."""
 
 CLIENTS = ("client", "cluster", "train_rows", "test_rows", "accuracy", "loss", "own_rows", "own_correct", "route")
-"""The columns of clients.parquet that the report reads."""
+"""The columns of clients.parquet that the report reads, besides `name`, which runs of earlier versions do not have."""
 
 FOLLOWED = "floral_1"
 """The variant whose clients' routes are plotted over rounds."""
@@ -205,7 +205,9 @@ def _curves(path: Path, keys: Mapping[str, Any]) -> pl.DataFrame:
 
 
 def _clients(path: Path, keys: Mapping[str, Any]) -> pl.DataFrame:
-    return pl.read_parquet(path).select(*CLIENTS, **_literals(keys))
+    clients = pl.read_parquet(path)
+    name = pl.col("name") if "name" in clients.columns else pl.lit(None, pl.String)
+    return clients.select(*CLIENTS, name=name, **_literals(keys))
 
 
 def _unseen(path: Path, keys: Mapping[str, Any]) -> pl.DataFrame:

@@ -11,6 +11,7 @@ from floral.config import catalogue
 from floral.config.run import Run
 from floral.config.schema.method import Variant
 from floral.config.schema.task import Task
+from floral.config.searches import search_space
 from floral.core.nested import dotted_keys
 from floral.data.samples import evaluated_on_training
 
@@ -35,6 +36,8 @@ class Configuration:
     diverged_runs: Literal["dropped", "reported"]
     on_training: bool
     """Whether clients are evaluated on their training samples, as the published code of some tasks does."""
+    rules: Mapping[str, Any]
+    """The value of every fidelity switch."""
     switches: Mapping[str, Any] = field(default_factory=dict)
     """The fidelity switches that the suite sets to another value than this fidelity has."""
 
@@ -53,6 +56,8 @@ class MethodRow:
     variant: Variant
     tuned: bool = False
     """Whether its learning rates and hyper-parameters were tuned, for each task separately."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """The hyper-parameters that the suite sets to other values than config/methods has, without tuned ones."""
 
 
 def configuration_key(run: Run) -> Hashable:
@@ -83,7 +88,7 @@ def configurations(runs: list[Run]) -> dict[Hashable, Configuration]:
         result[key] = Configuration(
             id=run.task.name + suffix, title=title, task=run.task, fidelity=run.fidelity.name,
             diverged_runs=run.fidelity["diverged_runs"], on_training=evaluated_on_training(run),
-            switches=_changed_switches(run),
+            rules=run.fidelity.switches, switches=_changed_switches(run),
         )  # fmt: skip
     return result
 
@@ -107,7 +112,10 @@ def methods(runs: list[Run]) -> dict[Hashable, MethodRow]:
     for key, run in firsts.items():
         suffix, differs = ids[key]
         title = ", ".join(filter(None, (run.variant.title, "tuned" if key in called_tuned else "", differs)))
-        result[key] = MethodRow(id=names[key] + suffix, title=title, variant=run.variant, tuned=key in tuned)
+        result[key] = MethodRow(
+            id=names[key] + suffix, title=title, variant=run.variant, tuned=key in tuned,
+            changes=_changed_by_suite(run, defaults[key]),
+        )  # fmt: skip
     return result
 
 
@@ -146,6 +154,13 @@ def _configuration_facts(run: Run) -> dict[str, Any]:
     """
     task, default = (task.model_dump(exclude={"title"}) for task in (run.task, catalogue.task(run.task.name)))
     return {"fidelity": run.fidelity.name, **_changed_switches(run), **_changed_values(task, default)}
+
+
+def _changed_by_suite(run: Run, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the hyper-parameters that the suite sets to other values than `defaults`, without those that are tuned."""
+    tuned = () if run.own_rates is None else search_space(run.variant.name).values
+    changes = _changed_values(run.variant.params, defaults).items()
+    return {name: value for name, value in changes if name not in tuned}
 
 
 def _changed_switches(run: Run) -> dict[str, Any]:

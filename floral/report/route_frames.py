@@ -17,7 +17,9 @@ def last_routes(
     """Return the clients' routes (weights of the learned clusters) at the last round, and the seed of each method.
 
     The seed is the first one that did not diverge. The frame has one row per method, client and learned cluster.
-    Columns: method_id, position (of the client, sorted by true cluster), cluster (learned), weight, true_cluster.
+    Columns: method_id, position (of the client, sorted by true cluster), cluster (learned), weight, true_cluster. If
+    the data name their clients, there is also the column name.
+
     Learned clusters have arbitrary numbers. They are renumbered to match the true clusters as well as possible.
     """
     rows = done_clients(collected, configuration)
@@ -32,13 +34,14 @@ def last_routes(
         truth = clients["cluster"].to_numpy()
         order = _matched_order(weights, truth)
         positions, clusters = np.indices(weights.shape)
+        named = {"name": np.repeat(clients["name"].to_numpy(), weights.shape[1])} if _named(clients) else {}
         frames.append(
             pl.DataFrame({
                 "method_id": [str(method)] * weights.size, "position": positions.ravel(), "cluster": clusters.ravel(),
-                "weight": weights[:, order].ravel(), "true_cluster": np.repeat(truth, weights.shape[1]),
+                "weight": weights[:, order].ravel(), "true_cluster": np.repeat(truth, weights.shape[1]), **named,
             })
         )  # fmt: skip
-    return (pl.concat(frames) if frames else pl.DataFrame()), seeds
+    return (pl.concat(frames, how="diagonal") if frames else pl.DataFrame()), seeds
 
 
 def routes_over_rounds(rows: pl.DataFrame, clients: int, rounds: int) -> tuple[pl.DataFrame, float]:
@@ -71,6 +74,10 @@ def routes_over_rounds(rows: pl.DataFrame, clients: int, rounds: int) -> tuple[p
         heaviest.replace_strict(dict(enumerate(new_numbers.tolist()))).alias("cluster"),
         pl.col("route").list.max().round(3).alias("weight"),
     ).sort("position", "round"), matched_share  # fmt: skip
+
+
+def _named(clients: pl.DataFrame) -> bool:
+    return bool(clients["name"].is_not_null().all())
 
 
 def _matched_order(weights: np.ndarray, truth: np.ndarray) -> np.ndarray:

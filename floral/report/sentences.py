@@ -40,7 +40,7 @@ def verdict(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
     number_of_seeds = str(seeds.max()) if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
     sentences = [
         f"{count(len(collected.methods), 'method variant')} on {tasks(collected)}, "
-        f"{number_of_seeds} seed{'s' if seeds.max() != 1 else ''} each: {counts['all']} runs, {_states(counts)}."
+        f"{number_of_seeds} seed{'s' if seeds.max() != 1 else ''} each: {counts['all']} runs, {states(counts)}."
     ]
     sentences += _against_reference(collected, styles)
     sentences += _recovery(collected, styles)
@@ -101,7 +101,8 @@ def _title(style: Style) -> str:
     return style.title.replace(" ", "\u00a0")
 
 
-def _states(counts: Mapping[str, int]) -> str:
+def states(counts: Mapping[str, int]) -> str:
+    """Return the numbers of runs by status, such as `12 finished, 1 diverged`. Numbers that are 0 are left out."""
     words = {"done": "finished", "diverged": "diverged", "failed": "failed", "missing": "not run yet"}
     return ", ".join(f"{counts[status]} {word}" for status, word in words.items() if counts[status])
 

@@ -14,6 +14,8 @@ from floral.report.compared import Configuration
 from floral.report.statistics import NullBand
 from floral.report.summarise import done_clients, methods_without_mean
 
+MAX_NAMED_CLIENTS = 5
+"""Number of clients with the lowest accuracy that are named for each method."""
 WorstOf = Literal["decile", "cluster"]
 
 
@@ -40,14 +42,14 @@ def worst(collected: Collected, configuration: Configuration, kind: WorstOf) -> 
 
     `kind` selects the worst 10 % of clients (their mean accuracy) or the worst true cluster (the share of correct
     predictions on all its samples). Accuracies are those of the last round, on the clients' own test samples. The list
-    is empty for regression.
+    is empty for regression. It is also empty for the worst cluster if all clients are in one cluster.
 
     For chance alone, all clients are assumed to be equally accurate: each predicts correctly with the method's share of
     correct predictions over all clients and seeds. The numbers of samples are those of the first seed. Clients' own
     samples are disjoint, so that their errors are independent under this assumption.
     """
     rows = done_clients(collected, configuration)
-    if configuration.metric == "loss" or rows.is_empty():
+    if configuration.metric == "loss" or rows.is_empty() or (kind == "cluster" and rows["cluster"].n_unique() == 1):
         return []
     excluded = methods_without_mean(collected, configuration)
     rows = rows.filter((pl.col("own_rows") > 0) & ~pl.col("method_id").is_in(excluded))
@@ -63,4 +65,22 @@ def worst(collected: Collected, configuration: Configuration, kind: WorstOf) -> 
         common = int(method_hits["own_correct"].sum()) / int(method_hits["own_rows"].sum())
         null = statistics.binomial_null(samples, common, lowest, draws=1000)
         result.append(Worst(method=str(method), observed=observed, null=null))
+    return result
+
+
+def lowest_named(collected: Collected, configuration: Configuration) -> dict[str, list[tuple[str, float]]]:
+    """Return each method's clients with the lowest accuracy, as method → list of (name of the client, accuracy).
+
+    The accuracy (0–1) of a client is its mean over the seeds in which it takes part. The list has the lowest first. The
+    result is empty if the data do not name their clients, or for regression.
+    """
+    rows = done_clients(collected, configuration)
+    if configuration.metric == "loss" or rows.is_empty():
+        return {}
+    rows = rows.filter(pl.col("name").is_not_null() & pl.col("accuracy").is_finite())
+    means = rows.group_by("method_id", "name", maintain_order=True).agg(pl.col("accuracy").mean())
+    lowest = means.sort("accuracy", "name").group_by("method_id", maintain_order=True).head(MAX_NAMED_CLIENTS)
+    result: dict[str, list[tuple[str, float]]] = {}
+    for method, name, accuracy in lowest.select("method_id", "name", "accuracy").iter_rows():
+        result.setdefault(method, []).append((name, accuracy))
     return result

@@ -17,7 +17,7 @@ from floral.config.reading import ConfigError
 from floral.config.schema.data import NOTHING, CustomData, Data, DataSet
 from floral.data import custom, readers, sources, text
 from floral.data.readers import Labelled
-from floral.data.stored import ARRAYS, CLIENTS, arrays_digest, stored_arrays
+from floral.data.stored import ARRAYS, CLIENT_NAMES, CLIENTS, arrays_digest, stored_arrays
 from floral.io.files import atomic
 from floral.io.locks import held
 
@@ -130,10 +130,13 @@ def _store(folder: Path, arrays: Labelled, manifest: dict[str, Any]) -> None:
         for side in stored_arrays(manifest):
             _save(new / f"{side}.npy", np.ascontiguousarray(getattr(arrays, side)))
         (new / "card.json").write_text(json.dumps(manifest, indent=1))
+        names = [CLIENT_NAMES] if arrays.client_names is not None else []
+        for file in names:
+            (new / file).write_text(json.dumps(arrays.client_names, ensure_ascii=False), encoding="utf-8")
         (folder / "card.json").unlink(missing_ok=True)
-        for side in (*ARRAYS, *CLIENTS):
-            (folder / f"{side}.npy").unlink(missing_ok=True)  # an earlier version may have had natural clients
-        for file in (*(f"{side}.npy" for side in stored_arrays(manifest)), "card.json"):
+        for file in (*(f"{side}.npy" for side in (*ARRAYS, *CLIENTS)), CLIENT_NAMES):
+            (folder / file).unlink(missing_ok=True)  # an earlier version may have had natural clients
+        for file in (*(f"{side}.npy" for side in stored_arrays(manifest)), *names, "card.json"):
             (new / file).replace(folder / file)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -156,6 +159,8 @@ def _is_valid(folder: Path, dataset: DataSet) -> bool:
     try:
         manifest = json.loads((folder / "card.json").read_text())
         arrays = [np.load(folder / f"{side}.npy", mmap_mode="r") for side in stored_arrays(manifest)]
+        if (folder / CLIENT_NAMES).exists():
+            json.loads((folder / CLIENT_NAMES).read_text(encoding="utf-8"))
         files = [(file["path"], file["sha256"] if file["verified"] else None) for file in manifest["files"]]
     except (FileNotFoundError, ValueError, EOFError, KeyError, TypeError):  # not made yet, or damaged
         return False

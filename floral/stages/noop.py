@@ -41,8 +41,8 @@ def noop(run: Run, results: Path) -> dict[str, Any]:
     layout.write_run(folder, run, None)
     metrics = [[0, "test", metric, 0.0, 0, 0, 0.0] for metric in ("loss", "accuracy")]
     client = {"client": 0, "cluster": 0, "train_rows": 0, "test_rows": 0, "correct": 0, "accuracy": 0.0, "loss": 0.0}
-    clients = [client | {"own_rows": 0, "own_correct": 0, "route": None}]
-    schema = {"client": pl.Int32, "cluster": pl.Int32, "route": pl.List(pl.Float64)}
+    clients = [client | {"own_rows": 0, "own_correct": 0, "route": None, "name": None}]
+    schema = {"client": pl.Int32, "cluster": pl.Int32, "route": pl.List(pl.Float64), "name": pl.String}
     table = pl.DataFrame(metrics, schema=layout.METRICS, orient="row")
     atomic(folder / "metrics.parquet", layout.parquet_bytes(table))
     atomic(folder / "clients.parquet", layout.parquet_bytes(pl.DataFrame(clients, schema_overrides=schema)))

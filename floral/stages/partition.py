@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from floral.config.schema.task import Task
 from floral.data.partition import client_table, digest, main_concepts
 from floral.data.partition_kinds import consecutive_table
 from floral.data.partition_steps import SPLITS, reduce_rows
-from floral.data.stored import CLIENTS, read_data
+from floral.data.stored import CLIENTS, client_names, read_data
 from floral.data.synthetic import rows_per_client
 from floral.io.files import atomic
 from floral.io.locks import held
@@ -57,6 +57,7 @@ def partition(job: PartitionJob, results: Path, task: Task | None = None) -> Pat
 def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
     """Make the partition and write all files. The caller holds the lock of the folder."""
     sizes = (job.clients, job.clusters, job.partition, job.seed)
+    natural = names = None
     if isinstance(job.data, Synthetic):
         full_table = consecutive_table(*rows_per_client(job.data), *sizes)
         data_digest, labelled = None, full_table.select("client", "cluster", "split")
@@ -69,9 +70,11 @@ def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
                 f"samples of {job.data!r} are text; set `partition.kind` to natural or iid"
             )
         natural = _natural_clients(job, arrays) if job.partition.kind == "natural" else None
+        names = None if natural is None else client_names(job.data, results)
         full_table = client_table(train_y, test_y, *sizes, job.unseen, natural)
         data_digest = data["digest"]
         labelled = _with_labels(full_table, train_y, test_y) if train_y.ndim == 1 else full_table
+    named = {} if natural is None or names is None else _names(full_table, natural[0], names)
     table, rows = (frame.filter(pl.col("client") < job.clients) for frame in (full_table, labelled))
     folder = results / job.folder
     _check_same_data(folder, job, data_digest)
@@ -86,6 +89,8 @@ def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
         "rows_of_cluster": {split: _per_client(table, split, job.clients, job.clusters).tolist() for split in SPLITS},
         "clients_of_cluster": np.bincount(main_concepts(table, job.clients), minlength=job.clusters).tolist(),
     }
+    if named:
+        manifest["client_names"] = [named[client] for client in sorted(named)]
     if job.partition.mixed is not None:
         manifest["main_concept_share"] = _quantiles(_main_share(table, job.clients, job.clusters))
     if job.unseen is not None:
@@ -153,6 +158,15 @@ def _natural_clients(job: PartitionJob, arrays: Mapping[str, Labels]) -> tuple[L
         )
     train, test = (np.asarray(arrays[side]) for side in CLIENTS)
     return train, test
+
+
+def _names(table: pl.DataFrame, train_client: Labels, names: Sequence[str]) -> dict[int, str]:
+    """Return client of the partition → the name of its natural client in the data, for training and unseen clients.
+
+    `train_client` holds the number of each training sample's natural client, and `names` the name for each number.
+    """
+    first = table.filter(pl.col("split") == "train").unique("client", keep="first")
+    return {client: names[int(train_client[row])] for client, row in first.select("client", "row").iter_rows()}
 
 
 def _with_labels(table: pl.DataFrame, train_y: Labels, test_y: Labels) -> pl.DataFrame:

@@ -53,7 +53,7 @@ def write_results(
     metrics = pl.DataFrame(progress.metrics, schema=METRICS, orient="row")
     routes = progress.routes[-1][1] if progress.routes else None
     atomic(folder / "metrics.parquet", parquet_bytes(metrics))
-    atomic(folder / "clients.parquet", parquet_bytes(clients_table(scores, local_scores, simulation, routes)))
+    atomic(folder / "clients.parquet", parquet_bytes(clients_table(scores, local_scores, simulation, routes, data)))
     if routes is not None:
         atomic(folder / "routes.parquet", parquet_bytes(routes_table(progress, data)))
     if joined is not None:
@@ -95,13 +95,14 @@ def model(state: State) -> bytes:
 
 
 def clients_table(
-    scores: Scores, local_scores: Scores, simulation: Simulation, routes: list[list[float]] | None
+    scores: Scores, local_scores: Scores, simulation: Simulation, routes: list[list[float]] | None, data: Federation
 ) -> pl.DataFrame:
     """Return a table of the scores after the last round, with one row per client.
 
     `scores` are the scores on the test samples that `headline` chooses. `local_scores` are the scores on each client's
     own test samples. They give two columns: `own_rows` is the number of test samples (for text, the number of tokens),
-    and `own_correct` is the number of correct predictions.
+    and `own_correct` is the number of correct predictions. Without names
+    in the data, the column `name` is null.
     """
     regression = simulation.settings.loss == "mse"
     clients = len(scores.clients)
@@ -118,6 +119,7 @@ def clients_table(
         "own_rows": pl.Series(local_scores.tokens * local_scores.rows, dtype=pl.Int32),
         "own_correct": pl.Series([None] * clients if regression else local_scores.correct, dtype=pl.Int64),
         "route": pl.Series([None] * clients if routes is None else routes, dtype=pl.List(pl.Float64)),
+        "name": pl.Series(data.client_names or [None] * clients, dtype=pl.String),
     }
     return pl.DataFrame(columns)
 

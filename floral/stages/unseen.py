@@ -25,6 +25,7 @@ UNSEEN = pl.Schema({
     "test_rows": pl.Int32,
     "accuracy": pl.Float64,
     "loss": pl.Float64,
+    "name": pl.String,
 })  # fmt: skip
 
 
@@ -67,6 +68,7 @@ def unseen_table(
         "test_rows": scores.rows,
         "accuracy": scores.accuracy,
         "loss": scores.loss,
+        "name": list(joining.client_names or [None] * len(clients)) * len(sizes),
     }
     return pl.DataFrame({name: pl.Series(column) for name, column in columns.items()}).cast(UNSEEN)
 
@@ -77,4 +79,5 @@ def _select(joining: Federation, clients: np.ndarray) -> Federation:
         {split: by_client[clients] for split, by_client in by_split.items()}
         for by_split in (joining.rows, joining.counts)
     )
-    return replace(joining, rows=rows, counts=counts, cluster=joining.cluster[clients])
+    names = joining.client_names and tuple(joining.client_names[client] for client in clients)
+    return replace(joining, rows=rows, counts=counts, cluster=joining.cluster[clients], client_names=names)

@@ -3,10 +3,13 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from run_folders import make_run
 
 from floral.cli.show import show as show_run
 from floral.cli.show import sparkline
+from floral.config import catalogue
 from floral.config.reading import ConfigError
 from floral.io.locks import held
 from floral.runs.state import LOCK
@@ -29,6 +32,19 @@ def test_by_name(capsys, name, show):
 def test_by_folder(capsys, results, suite_runs, show):
     show(results / suite_runs[0].folder)
     assert "FedAvg" in capsys.readouterr().out
+
+
+def test_the_configuration_is_described_as_it_is(capsys, tmp_path, results, write):
+    """Custom data, a task with one concept, a cohort of one client and a changed switch."""
+    np.savez(tmp_path / "mine.npz", x=np.zeros((4, 2)), y=np.arange(4) % 2)
+    data = {"kind": "arrays", "path": str(tmp_path / "mine.npz")}
+    run = make_run("digits_rotate", "fedavg", 0, data=data, shift={"kind": "none"}, participation=0.01)
+    run = run.model_copy(update={"fidelity": catalogue.fidelity("corrected", {"batches": "fixed"})})
+    show_run(write(run), results)
+    output = capsys.readouterr().out
+    for words in ("custom data (arrays mine.npz); 8 clients without true clusters", "1 of 8 clients in each",
+                  "corrected, except batches fixed"):  # fmt: skip
+        assert words in output
 
 
 def test_failed_run_says_why(capsys, show):

@@ -189,6 +189,7 @@ def test_images_are_read_with_their_writers_in_the_order_of_names(tmp_path):
     ]  # fmt: skip
     found = readers.writer_parquet([raw(path) for path in parts])
     assert (found.natural_clients, found.classes, found.scale) == (3, labels.max() + 1, 255)
+    assert found.client_names == ("f0000", "f0001", "f0002")
     assert np.bincount(found.train_client).tolist() == [8, 8, 8]
     assert np.bincount(found.test_client).tolist() == [2, 2, 2]
     rows = {image.tobytes(): (label, int(name[1:])) for image, label, name in zip(images, labels, names, strict=True)}

@@ -68,6 +68,7 @@ def test_windows_are_a_speakers_own_text_in_order_and_labels_the_next_character(
     said = [ROMEO[:half] + "\n" + ROMEO[half:].strip(), JULIET]
     letters = np.array(sorted({*said[0], *said[1], *"Ay: no!"}))
     assert found.classes == len(letters) and found.scale == 1 and found.natural_clients == 2
+    assert found.client_names == ("ROMEO", "JULIET")  # PAGE has text for no window
     assert (found.train_x.dtype, found.train_y.dtype) == (np.uint8, np.int64)
     for (x, y), whole in zip(texts(found), said, strict=True):
         count = (len(whole) - 1) // CHARACTERS * CHARACTERS
@@ -140,6 +141,8 @@ def test_posts_of_a_user_are_one_text(tmp_path_factory, users):
         return
     found = text.token_table(files)
     assert found.classes == max(max(stream, default=0) for stream in streams) + 1
+    whose = [str(user) for user, stream in enumerate(streams) if (len(stream) - 1) // WORDS >= 2]
+    assert found.client_names == tuple(whose)
     assert found.train_x.dtype == (np.uint8 if found.classes <= 256 else np.int32)
     for (x, y), stream in zip(texts(found), held, strict=True):
         count = (len(stream) - 1) // WORDS * WORDS

@@ -14,7 +14,6 @@ from floral.config.reading import ConfigError
 from floral.core.precision import PRECISIONS
 from floral.engine import devices, execution
 from floral.engine.simulate import Execution
-from floral.report.sections.provenance import matmul_precisions
 from floral.stages.choose_execution import configure_device, resolve_execution
 
 TOLERANCE = 0.05
@@ -109,15 +108,3 @@ def test_another_precision_is_stored_apart_and_recorded(tmp_path):
 
 def test_an_execution_of_an_older_version_was_in_single_precision():
     assert Execution(**{"backend": "loop", "chunk": 1, "workers": 1, "threads": 1, "reason": ""}).precision == "fp32"
-
-
-def test_the_report_says_what_was_not_in_single_precision():
-    import polars as pl
-
-    old, fp32, bf16 = (
-        {"device": "cpu"},
-        {"device": "cpu", "precision": "fp32"},
-        {"device": "cpu", "precision": "bf16"},
-    )
-    for runs, said in (([old], ""), ([fp32, fp32], ""), ([fp32, bf16], " (products in bf16, fp32)")):
-        assert matmul_precisions(pl.Series(runs)) == said

@@ -88,6 +88,10 @@ def over_rounds(collected: Collected, styles: Sequence[Style], configuration: Co
     if not 2 <= clusters <= len(charts.HUES):
         return None
     frame, matched_share = routes_over_rounds(rows, MAX_CLIENTS_PER_CLUSTER, MAX_ROUNDS)
+    keys = ["configuration", "method_id", "seed"]
+    names = collected.clients.join(rows.select(keys).unique(), on=keys).select("client", "name")
+    if names["name"].is_not_null().all():
+        frame = frame.join(names, on="client", how="left", maintain_order="left")
     style, seed = next(style for style in styles if style.id == rows["method_id"][0]), rows["seed"][0]
     see = f"At the end, {100 * matched_share:.0f} % of the clients give their largest weight to the learned cluster"
     see += " that matches their true cluster."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -79,11 +79,13 @@ def figures_section(material: Material, id_: str, *kinds: str) -> Section | None
 def side_by_side(
     material: Material, name: str, configurations: tuple[Configuration, ...], cells: Mapping[str, Cells],
     columns: Callable[[Configuration, Cells], dict[str, str]],
+    note: Callable[[Sequence[Configuration]], str] = lambda _: "",
 ) -> tuple[Part, ...]:  # fmt: skip
     """Build tables that show several configurations (tasks with their settings) side by side.
 
     One table has at most CONFIGURATIONS_PER_TABLE of them. cells: configuration → method → column → cell. columns: a
-    function that takes a configuration and its cells, and returns column → title.
+    function that takes a configuration and its cells, and returns column → title. note: a function that returns the
+    note below the table of some configurations.
     """
     parts = []
     for start in range(0, len(configurations), CONFIGURATIONS_PER_TABLE):
@@ -106,5 +108,6 @@ def side_by_side(
             several = len(configurations) > CONFIGURATIONS_PER_TABLE
             label = f"{name}_{start // CONFIGURATIONS_PER_TABLE + 1}" if several else name
             title = ", ".join(configuration.title for configuration in group)
-            parts.append(Part(title=title, table=grid(label, heads, rows, material.captions[name]["latex"])))
+            table = grid(label, heads, rows, material.captions[name]["latex"])
+            parts.append(Part(title=title, table=table, note=note(group)))
     return tuple(parts)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import polars as pl
 
+from floral.config.schema.data import Synthetic
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
+from floral.report.description import has_one_partition, on_own_samples
 from floral.report.sections.base import Cells, Material, Section, side_by_side
+from floral.report.sections.provenance import several_executions
 from floral.report.style import Style
 from floral.report.summarise import (
     REFERENCE,
@@ -46,7 +50,38 @@ def section(material: Material) -> Section:
         return {key: title for key, title in titles.items() if any(key in row for row in cells.values())}
 
     cells = {item.id: main_cells(collected, styles, item) for item in collected.configurations}
-    return Section(id="main", parts=side_by_side(material, "main", collected.configurations, cells, columns))
+    parts = side_by_side(
+        material, "main", collected.configurations, cells, columns, partial(several_executions, collected)
+    )
+    return Section(id="main", parts=parts, note=measurement(collected, material.captions["main"]))
+
+
+def measurement(collected: Collected, texts: Mapping[str, str]) -> str:
+    """Return in words how results are measured. A text that holds for some tasks only begins with their titles."""
+    sentences = []
+    for key, configurations in measured_as(collected).items():
+        everywhere = len(configurations) == len(collected.configurations)
+        where = "" if everywhere else f"{'; '.join(configuration.title for configuration in configurations)}: "
+        sentences += [where + texts[key]] if configurations else []
+    return " ".join(sentences)
+
+
+def measured_as(collected: Collected) -> dict[str, list[Configuration]]:
+    """Return the configurations for which each text on the measurement holds, by its key in captions.yaml."""
+    trained = [configuration for configuration in collected.configurations if not configuration.task.noop]
+    on_own = [configuration for configuration in trained if on_own_samples(configuration)]
+    population = [configuration for configuration in trained if configuration not in on_own]
+    return {
+        "population": population,
+        "noise_free": [item for item in population if isinstance(item.task.data, Synthetic)],
+        "own": on_own,
+        "sampled": [item for item in on_own if item.rules["evaluation"] == "sampled"],
+        "training": [item for item in trained if item.on_training],
+        "one_partition": [item for item in trained if has_one_partition(collected, item)],
+        "per_variant": [
+            item for item in trained if item.rules["subset"] == "per_variant" and item.task.partition.share < 1
+        ],
+    }
 
 
 def main_cells(

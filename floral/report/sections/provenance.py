@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import polars as pl
@@ -9,6 +11,7 @@ import polars as pl
 from floral.config import data_sets
 from floral.config.schema.data import CustomData, Synthetic
 from floral.report.collect import Collected
+from floral.report.compared import Configuration
 from floral.report.sections.base import Material, Section
 from floral.report.sentences import count
 
@@ -51,8 +54,7 @@ def _facts(costs: pl.DataFrame) -> dict[str, str]:
         "Python": _distinct(machine.field("python")),
         "Machine": f"{_distinct(machine.field('cpu'))}, {_distinct(machine.field('cores'))} cores; "
         f"{_distinct(machine.field('platform'))}",
-        "Execution": f"{_distinct(execution.field('backend'))} on {_distinct(execution.field('device'))}, "
-        f"{_distinct(execution.field('dtype'))}{matmul_precisions(costs['execution'])}",
+        "Execution": f"{_execution(costs)}, {_distinct(execution.field('dtype'))}",
         "Commit": _distinct(costs["git_commit"]),
         "Computing time": f"{seconds:,.0f} s over all runs, {count(int(costs['resumptions'].sum()), 'resumption')}",
     }
@@ -87,11 +89,40 @@ def _data(data: str | Synthetic | CustomData) -> str:
     return f"generated from the seed ({data.kind})"
 
 
-def matmul_precisions(execution: pl.Series) -> str:
-    """Return a text on the precisions of matrix products. It is empty if all runs used single precision."""
-    fields = execution.struct.fields
-    kinds = execution.struct.field("precision").fill_null("fp32") if "precision" in fields else pl.Series(["fp32"])
-    return f" (products in {_distinct(kinds)})" if (kinds != "fp32").any() else ""
+def executions(costs: pl.DataFrame) -> dict[str, int]:
+    """Return the executions of runs (backend, device, precision, threads) in words, with their numbers of runs."""
+    counts = Counter(_in_words(execution) for execution in costs["execution"])
+    return dict(counts.most_common())
+
+
+def several_executions(collected: Collected, configurations: Iterable[Configuration]) -> str:
+    """Return a sentence that counts the executions of these configurations' runs. It is empty for one execution."""
+    if collected.costs.is_empty():
+        return ""
+    ids = [configuration.id for configuration in configurations]
+    counts = executions(collected.costs.filter(pl.col("configuration").is_in(ids)))
+    if len(counts) < 2:
+        return ""
+    return f"The runs of this table used {len(counts)} executions, so their last digits can differ: {_counted(counts)}."
+
+
+def _execution(costs: pl.DataFrame) -> str:
+    counts = executions(costs)
+    return ", ".join(counts) if len(counts) == 1 else _counted(counts)
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return "; ".join(f"{text} ({count(n, 'run')})" for text, n in counts.items())
+
+
+def _in_words(execution: Mapping[str, Any]) -> str:
+    """Return an execution in words. Runs of earlier versions have no precision, no threads or no workers."""
+    if execution["backend"] == "none":
+        return "no training"
+    precision = execution.get("precision") or "fp32"
+    products = "" if precision == "fp32" else f" with products in {precision}"
+    parts = [count(execution[key], key[:-1]) for key in ("threads", "workers") if (execution.get(key) or 1) > 1]
+    return f"{execution['backend']} on {execution['device']}{products}, {' and '.join(parts) or '1 thread'}"
 
 
 def _distinct(values: pl.Series) -> str:

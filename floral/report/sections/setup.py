@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import polars as pl
 
-from floral.config.schema.data import CustomData, Synthetic
-from floral.config.schema.task import Server, Task
 from floral.config.searches import tuning
 from floral.report.collect import Collected
-from floral.report.compared import Configuration
+from floral.report.description import changed_values, describe
 from floral.report.sections.base import Material, Section
-from floral.report.sentences import state
+from floral.report.sentences import count, state, states
 from floral.report.tables import latex
 
 NOT_STATED = "not stated"
@@ -24,7 +20,10 @@ def section(material: Material) -> Section | None:
 
 def paragraphs(collected: Collected, facts: dict[str, str]) -> dict[str, str]:
     """Return the experimental setup in words: as plain `text`, and as `latex` with special characters escaped."""
-    sentences = [*(_configuration(configuration) for configuration in collected.configurations), _methods(collected)]
+    sentences = [
+        *(describe(collected, configuration) for configuration in collected.configurations),
+        _methods(collected),
+    ]
     sentences += [_tuning(collected), _seeds(collected), _versions(facts)]
     text = "\n\n".join(sentence for sentence in sentences if sentence)
     return {"text": text, "latex": latex(text)}
@@ -43,7 +42,7 @@ def checklist(collected: Collected, facts: dict[str, str], command: str) -> list
         ("Are all hyper-parameters given?", "Yes: run.yaml of every run has each value, and its hash covers them all."),
         ("How were they selected?", _tuning(collected)),
         ("Are the data and their splits given?", "Yes, by the digest of each partition "
-         f"(section Provenance); number of partitions: {partitions}."
+         f"(section Provenance); number of different partitions: {partitions}."
          + (" Some data are inexact copies, as noted on the page." if inexact else "")),
         ("Are licences of the data stated?", NOT_STATED),
         ("Are error bars reported, and over what do they vary?", _error_bars(collected) + _seeds(collected)),
@@ -61,71 +60,29 @@ def checklist(collected: Collected, facts: dict[str, str], command: str) -> list
     ]  # fmt: skip
 
 
-def _configuration(configuration: Configuration) -> str:
-    task = configuration.task
-    cohort = f"{task.cohort} of them ({100 * task.participation:g} %)" if task.participation < 1 else "all of them"
-    local = f"{task.epochs} local epoch{'s' * (task.epochs != 1)}"
-    local += f" of {task.steps_per_epoch} steps" if task.steps_per_epoch else ""
-    model = ", ".join(f"{key} {value}" for key, value in task.model.arguments.items())
-    model = f"{task.model.kind}{f' ({model})' if model else ''}"
-    plural = "s" * (task.clusters != 1)
-    return (
-        f"{configuration.title}: {_data(task)}, partition {_values(task.partition)}, {task.clients} clients in "
-        f"{task.clusters} cluster{plural} (shift {_values(task.shift)}). In each of {task.rounds} rounds {cohort} "
-        f"train for {local} on batches of {task.batch}, with SGD unless a method states another optimiser. The model "
-        f"is {model}. {_changed_defaults(task)}Learning rate {task.lr:g}, of the router {task.router_lr:g}, "
-        f"unless tuned. Fidelity: {configuration.fidelity}."
-    )
-
-
-def _changed_defaults(task: Task) -> str:
-    """Return a sentence with those of four settings of the task that differ from their defaults.
-
-    The four are image augmentation, normalisation of inputs, the server's optimiser and the number of assumed clusters.
-    The text is empty if all have their defaults.
-    """
-    changes = [f"training images: {task.augmentation.replace('_', ' and ')}"] if task.augmentation != "none" else []
-    if task.normalise is not None:
-        mean, std = list(task.normalise.mean), list(task.normalise.std)
-        changes += [f"inputs normalised with mean {mean} and standard deviation {std}"]
-    if task.server != Server():
-        changes += [f"server optimiser {task.server.optimiser.upper()} with learning rate {task.server.lr:g}"]
-    if task.assumed_clusters is not None:
-        changes += [f"methods assume {task.assumed_clusters} clusters"]
-    return f"Also: {'; '.join(changes)}. " if changes else ""
-
-
-def _values(part: Any) -> str:
-    """Return a part of the task, such as its partition, as a text of the form `kind (key value, …)`.
-
-    Values that equal their defaults are left out.
-    """
-    values = {key: value for key, value in part.model_dump(exclude_defaults=True).items() if key != "kind"}
-    inner = ", ".join(f"{key} {value}" for key, value in values.items() if not isinstance(value, dict))
-    return f"{part.kind}{f' ({inner})' if inner else ''}".replace("_", " ")
-
-
-def _data(task: Task) -> str:
-    match task.data:
-        case Synthetic():
-            return f"synthetic data ({task.data.kind})"
-        case CustomData():
-            return f"custom data ({task.data.kind})"
-    return f"the data set {task.data}"
-
-
 def _methods(collected: Collected) -> str:
-    return f"Methods ({len(collected.methods)}): " + ", ".join(method.title for method in collected.methods) + "."
+    """Return a sentence with the methods, and one with the hyper-parameters that the suite changes."""
+    titles = ", ".join(method.title for method in collected.methods)
+    changes = [f"{method.title} ({changed_values(method.changes)})" for method in collected.methods if method.changes]
+    partly = any(
+        len(collected.methods_on(configuration)) < len(collected.methods) for configuration in collected.configurations
+    )
+    sentences = [
+        f"Methods ({len(collected.methods)}): {titles}.",
+        "Some methods run on a part of the tasks only." if partly else "",
+        f"Changed from the methods' defaults: {'; '.join(changes)}." if changes else "",
+    ]
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _tuning(collected: Collected) -> str:
-    tuned = sum(method.tuned for method in collected.methods)
+    tuned = [method.title for method in collected.methods if method.tuned]
     if not tuned:
-        return "No values were tuned: tasks and methods have their default values."
+        return "No values were tuned."
     rules = tuning()
-    subject = "All methods" if tuned == len(collected.methods) else f"{tuned} of {len(collected.methods)} methods"
+    subject = "All methods" if len(tuned) == len(collected.methods) else f"Some methods ({', '.join(tuned)})"
     return (
-        f"{subject} were tuned with {rules.budget} candidates each, on every task, by the validation loss after "
+        f"{subject} were tuned with {rules.budget} candidates each, for every task, by the validation loss after "
         f"{100 * rules.share:g} % of the rounds (at most {rules.at_most}), on seeds that are not reported."
     )
 
@@ -144,12 +101,10 @@ def _error_bars(collected: Collected) -> str:
 
 def _seeds(collected: Collected) -> str:
     seeds = collected.summary["seed"].unique().sort().to_list()
+    by_method = collected.summary.group_by("configuration", "method_id").agg(pl.col("seed").n_unique())["seed"]
+    partly = " (not all methods have all seeds)" if by_method.min() != len(seeds) else ""
     counts = state(collected)
-    corrected = all(configuration.fidelity == "corrected" for configuration in collected.configurations)
-    return (
-        f"Seeds {', '.join(map(str, seeds))}: {counts['all']} runs, of which {counts['done']} finished and "
-        f"{counts['diverged']} diverged." + (" All methods of a seed share its partition." if corrected else "")
-    )
+    return f"Seeds {', '.join(map(str, seeds))}{partly}: {count(counts['all'], 'run')}, {states(counts)}."
 
 
 def _versions(facts: dict[str, str]) -> str:

@@ -1,13 +1,16 @@
-"""Section with the worst cluster and the worst decile of clients, compared with what chance alone would give."""
+"""Section with the worst cluster and the worst decile of clients beside chance, and the names of the worst clients."""
 
 from __future__ import annotations
 
 from floral.core.intervals import interval
-from floral.report.sections.base import Material, Section, side_by_side
+from floral.report.compared import Configuration
+from floral.report.sections.base import Cells, Material, Part, Section, side_by_side
 from floral.report.summarise import usual_seeds
-from floral.report.tables import Cell, interval_cell, number
-from floral.report.worst_clients import Worst, WorstOf, worst
+from floral.report.tables import Cell, Column, grid, interval_cell, number
+from floral.report.worst_clients import Worst, WorstOf, lowest_named, worst
 
+MAX_NAME_LENGTH = 40
+"""Longer names of clients are cut, so that the table stays readable."""
 TITLES: dict[WorstOf, str] = {"cluster": "Worst cluster, %", "decile": "Worst decile, %"}
 
 
@@ -22,7 +25,12 @@ def section(material: Material) -> Section | None:
                 row[kind] = _cell(item, usual)
     configurations = tuple(item for item in collected.configurations if item.id in cells)
     titles = {str(kind): title for kind, title in TITLES.items()}
-    parts = side_by_side(material, "worst", configurations, cells, lambda *_: titles)
+
+    def columns(_: Configuration, cells: Cells) -> dict[str, str]:
+        return {key: title for key, title in titles.items() if any(key in row for row in cells.values())}
+
+    parts = side_by_side(material, "worst", configurations, cells, columns)
+    parts += tuple(part for item in collected.configurations if (part := _named(material, item)) is not None)
     if not parts:
         return None
     figures = material.figures_of("worst_cluster", "worst_decile")
@@ -33,3 +41,28 @@ def _cell(item: Worst, usual: int) -> Cell:
     mean = interval([100 * value for value in item.observed.values()])
     band = f"chance {number(100 * item.null.low, 0)}\u2013{number(100 * item.null.high, 0)}"
     return interval_cell(mean, 1, note=band, usual=usual)
+
+
+def _named(material: Material, configuration: Configuration) -> Part | None:
+    """Return a table of the clients with the lowest accuracy, by their names in the data. None without names."""
+    lowest = lowest_named(material.collected, configuration)
+    if not lowest:
+        return None
+    cells = {
+        method: {
+            f"n{place}": Cell(text=_short(name), note=f"{number(100 * accuracy, 1)} %", order=100 * accuracy)
+            for place, (name, accuracy) in enumerate(clients)
+        }
+        for method, clients in lowest.items()
+    }
+    places = range(max(map(len, lowest.values())))
+    columns = [
+        Column(id=f"n{place}", title=f"{place + 1}", spanner="Clients from the lowest accuracy on") for place in places
+    ]
+    caption = f"{configuration.title}: clients with the lowest accuracy (mean over seeds), by their names in the data."
+    table = grid(f"lowest_{configuration.id}", columns, material.rows(cells), caption)
+    return Part(title=f"{configuration.title}: clients with the lowest accuracy", table=table)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}\u2026"
