@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 import yaml
 
-from floral.config import data_sets
+from floral.config import code, data_sets
 from floral.config.run import RESULTS_VERSION, Run
 from floral.config.schema.data import Synthetic
 from floral.io.files import atomic
@@ -44,6 +44,8 @@ def write_run(folder: Path, run: Run, partition_digest: str | None, data_digest:
         "results_version": RESULTS_VERSION,
         "partition": {"folder": str(run.partition.folder), "digest": partition_digest},
     }
+    if versions := code.versions(run.variant.method, run.task.model.kind):
+        resolved["versions"] = versions
     if not isinstance(run.task.data, Synthetic) and not run.task.noop:
         origin = data_sets.data_set(run.task.data).model_dump(include={"exact", "note", "own"})
         resolved["data"] = {"name": data_sets.stored_data(run.task.data), **origin, "digest": data_digest}

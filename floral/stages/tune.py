@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from floral.cluster.gpus import hold_device
+from floral.config import code
 from floral.config.reading import ConfigError
 from floral.config.schema.tuning import Configuration, Tuned
 from floral.config.search_space import edges
@@ -47,13 +48,19 @@ def tune(search: Search, results: Path, *, device: str, backend: str, threads: i
 
     Raises:
         ConfigError: data are missing, the method cannot be used for the task, every candidate diverged or was refused,
-            or the device is missing.
+            the search began with other code, or the device is missing.
     """
     configure_process(threads)
-    folder = results / search.folder
+    folder, plugins = results / search.folder, (search.variant.method, search.task.model.kind)
     with held(folder / ".lock", "tuning"), hold_device(device, runs_per_gpu) as torch_device:
         configure_device(torch_device, "fp32")
-        record = read(folder) or {"commit": git_commit(), "execution": None, "trials": []}
+        digests = code.digests(*plugins)
+        record = read(folder) or {"commit": git_commit(), "execution": None, "code": digests, "trials": []}
+        if changed := code.changed_files(record["code"], *plugins):
+            raise ConfigError(
+                f"{folder}: this search began with other code: {', '.join(changed)}; remove it with `floral forget "
+                f"{search.variant.name}`, and search again"
+            )
         done = {(trial["configuration"], trial["seed"]) for trial in record["trials"]}
         for seed in search.tuning.seeds:
             data: Federation | None = None
@@ -121,7 +128,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         [(row["configuration"], row["seed"], row["validation_loss"]) for row in record["trials"]]
-        return {key: record[key] for key in ("commit", "execution", "trials")}
+        return {key: record[key] for key in ("commit", "execution", "trials")} | {"code": record.get("code")}
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: damaged ({error!r}); remove this file and repeat the command") from None
 

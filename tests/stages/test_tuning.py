@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from floral.config import catalogue, search_space
+from floral.config import catalogue, code, search_space
 from floral.config.reading import ConfigError
 from floral.config.schema.tuning import Range, Rates, Space, Tuned, Tuning
 from floral.config.searches import Search
@@ -97,6 +97,18 @@ def test_a_killed_search_makes_only_what_is_left(results: Path, copy: Path, monk
     made_now, real = [], stage.trial
     monkeypatch.setattr(stage, "trial", lambda *given: made_now.append(given[2]) or real(*given))
     assert tuned(search, copy) == whole and made_now == [1001, 1001, 1001]
+
+
+def test_a_search_does_not_continue_with_other_code(copy: Path) -> None:
+    search = made("fedavg")
+    tuned(search, copy)
+    path = copy / search.folder / "trials.json"
+    record = json.loads(path.read_text())
+    assert record["code"] == code.digests("fedavg", "mlp")
+    record["code"]["floral/methods/fedavg.py"] = "00000000"
+    path.write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=r"this search began with other code: floral/methods/fedavg\.py; remove it"):
+        tuned(search, copy)
 
 
 def test_diverged_and_refused_configurations_are_results(results: Path) -> None:

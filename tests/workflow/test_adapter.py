@@ -281,7 +281,9 @@ def test_failed_runs_are_named_and_reported(
     hooks.on_error(snakemake_log("Error in rule train"))
     printed = capsys.readouterr().err
     assert "data missing: mnist" in printed and "failed: digits_rotate fedavg seed 0: " in printed
-    assert commands == [["floral", "report", "quickstart", "--partial", "--seeds", "0", "1", "2", "--precision", "fp32"]]
+    assert commands == [
+        ["floral", "report", "quickstart", "--partial", "--seeds", "0", "1", "2", "--precision", "fp32"]
+    ]
 
 
 def test_after_an_interrupt_nothing_is_reported(
