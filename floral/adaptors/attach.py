@@ -252,6 +252,7 @@ def attach(
     bias: str | None,
     convolution: str = "balanced_2d",
     conv_rank: str = "elements",
+    conv_preconditioner: str = "matrix",
     application: str = "cheaper",
 ) -> Adaptors:
     """Attach an adaptor to each linear layer, embedding and convolution of a model (arXiv 2410.03497).
@@ -273,7 +274,7 @@ def attach(
             case Embedding() if layer.adapted:
                 by_layer[name] = EmbeddingAdaptor.of(layer, rank)
             case Conv2d() | ConvTranspose2d() if convolution != "none":
-                by_layer[name] = ConvAdaptor.of(layer, rank, bias, convolution, conv_rank)
+                by_layer[name] = ConvAdaptor.of(layer, rank, bias, convolution, conv_rank, conv_preconditioner)
     if not by_layer:
         raise Refused("the model has no linear or convolution layer to adapt; choose another model")
     return Adaptors(model=model, by_layer=by_layer, application=application)
@@ -295,5 +296,6 @@ def adaptors_of(
         bias=problem.switches["bias_init"] if bias else None,
         convolution=convolution,
         conv_rank=problem.switches["conv_rank"],
+        conv_preconditioner=problem.switches["conv_preconditioner"],
         application=application,
     )

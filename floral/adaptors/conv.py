@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from floral.adaptors.factors import EPSILON, resolve, stack, start_bias
+from floral.adaptors.factors import EPSILON, resolve, solve, stack, start_bias
 from floral.core.spec import Params
 from floral.core.streams import Stream
 from floral.nn import products
@@ -41,10 +41,18 @@ class ConvAdaptor:
     bias: str | None
     fan_in: int
     """Fan-in of A, for its initialisation."""
+    preconditioner: str = "matrix"
+    """How `precondition` changes the gradients of A and B: "matrix" or "scalar"."""
 
     @classmethod
     def of(
-        cls, layer: Conv2d | ConvTranspose2d, rank: float | str, bias: str | None, method: str, rank_of: str
+        cls,
+        layer: Conv2d | ConvTranspose2d,
+        rank: float | str,
+        bias: str | None,
+        method: str,
+        rank_of: str,
+        preconditioner: str = "matrix",
     ) -> ConvAdaptor:
         """Build the adaptor of `layer`; `method` says how the kernel is split between A and B (see `factor_kernels`).
 
@@ -55,7 +63,8 @@ class ConvAdaptor:
         kernel_a, kernel_b = factor_kernels(layer, method)
         size_a, size_b = (2, 2) if rank_of == "dimensions" else (math.prod(kernel_a), math.prod(kernel_b))
         inputs, outputs = layer.inputs // layer.groups * size_a, layer.outputs // layer.groups * size_b
-        return cls(layer, kernel_a, kernel_b, resolve(rank, inputs, outputs), bias if layer.bias else None, inputs)
+        resolved, bias = resolve(rank, inputs, outputs), bias if layer.bias else None
+        return cls(layer, kernel_a, kernel_b, resolved, bias, inputs, preconditioner)
 
     def init(self, stream: Stream) -> Params:
         """Return the initial parameters: A is uniform between ±sqrt(6/fan_in), and B is 0."""
@@ -150,19 +159,39 @@ class ConvAdaptor:
         return components * weight, positions * components * both
 
     def precondition(self, gradients: Params, mixture: Params) -> Params:
-        """Divide the gradient of each factor by the norm of the other factor's Gram tensor plus a small ε.
+        """Precondition the gradients gA and gB of both factors, for each cluster.
 
-        Each cluster has its own norms. The gradients become gA/(‖G_B‖ + ε) and gB/(‖G_A‖ + ε), where gA and gB are the
-        gradients of A and B. The Gram tensor G of a factor holds the products of its elements, summed over the layer's
-        channels.
+        With `preconditioner` "matrix", they become (M_B + εI)⁻¹ gA and gB (M_A + εI)⁻¹, along the rank axis. The matrix
+        M_B[r, s] = Σ B[o, r, h, w] B[o, s, h, w] sums over outputs and kernel positions, and M_A over inputs and kernel
+        positions. They are the metrics of A and B in the composed kernel K. For a 1×1 kernel this is the rule of linear
+        layers. If the layer has groups, each group has its own matrices.
+
+        With "scalar", they become gA/(‖G_B‖ + ε) and gB/(‖G_A‖ + ε), as in the published code. The Gram tensor G of a
+        factor has the products of its elements at equal kernel positions, summed over channels, such as
+        G_B[r, s, h, w] = Σ_o B[o, r, h, w] B[o, s, h, w].
+
+        Source: arXiv 2410.03497 and its published code, preconditioned LoRA.
         """
         down, up = mixture["A"], mixture["B"]
-        gram_a = torch.einsum("crihw,csiuv->crshwuv", down, down).flatten(1).norm(dim=1)
-        gram_b = torch.einsum("corhw,cosuv->crshwuv", up, up).flatten(1).norm(dim=1)
-        shape = (-1, 1, 1, 1, 1)
-        of_a = gradients["A"] / (gram_b.reshape(shape) + EPSILON)
-        of_b = gradients["B"] / (gram_a.reshape(shape) + EPSILON)
-        return {**gradients, "A": of_a, "B": of_b}
+        if self.preconditioner == "scalar":
+            gram_a = torch.einsum("crihw,csihw->crshw", down, down).flatten(1).norm(dim=1)
+            gram_b = torch.einsum("corhw,coshw->crshw", up, up).flatten(1).norm(dim=1)
+            shape = (-1, 1, 1, 1, 1)
+            of_a = gradients["A"] / (gram_b.reshape(shape) + EPSILON)
+            of_b = gradients["B"] / (gram_a.reshape(shape) + EPSILON)
+            return {**gradients, "A": of_a, "B": of_b}
+        rows_a, rows_b = self._rank_rows(down), self._rank_rows(up.transpose(1, 2))
+        of_a = solve(rows_b @ rows_b.mT, self._rank_rows(gradients["A"]))
+        of_b = solve(rows_a @ rows_a.mT, self._rank_rows(gradients["B"].transpose(1, 2)))
+        return {
+            **gradients,
+            "A": of_a.unflatten(-1, (-1, *self.kernel_a)).transpose(1, 2).flatten(2, 3),
+            "B": of_b.unflatten(-1, (-1, *self.kernel_b)).transpose(1, 2).flatten(2, 3).transpose(1, 2),
+        }
+
+    def _rank_rows(self, factor: Tensor) -> Tensor:
+        """Return a factor [C, R, channels, *kernel] as matrices [C, groups, R, channels of a group · positions]."""
+        return factor.unflatten(2, (self.layer.groups, -1)).transpose(1, 2).flatten(3)
 
 
 def factor_kernels(layer: Conv2d | ConvTranspose2d, method: str) -> tuple[Pair, Pair]:

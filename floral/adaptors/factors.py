@@ -93,3 +93,18 @@ def start_bias(kind: str | None, stream: Stream, outputs: int, fan_in: int) -> P
             bound = 1 / math.sqrt(fan_in)
             return {"bias": stream.uniform("bias", (outputs,), -bound, bound)}
     raise ValueError(f"the initial bias {kind!r} is unknown; use zero, uniform or None")
+
+
+def solve(gram: Tensor, right: Tensor) -> Tensor:
+    """Return the solution Y of (G + εI) Y = X for Gram matrices G [..., R, R] and right sides X [..., R, n].
+
+    For R = 1 this is a division. ε is a small constant.
+
+    The result is NaN if rounding makes G + εI singular. This happens if the factors are so large that ε is lost in the
+    sum: the run has diverged.
+    """
+    if gram.shape[-1] == 1:
+        return right / (gram + EPSILON)
+    ridge = EPSILON * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    solved, failed = torch.linalg.solve_ex(gram + ridge, right)
+    return torch.where((failed == 0)[..., None, None], solved, torch.nan)

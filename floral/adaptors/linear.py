@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from floral.adaptors.factors import EPSILON, resolve, stack, start_bias
+from floral.adaptors.factors import resolve, solve, stack, start_bias
 from floral.core.spec import Params
 from floral.core.streams import Stream
 from floral.nn import products
@@ -99,18 +99,3 @@ class LinearAdaptor:
         of_a = solve(up.mT @ up, gradients["A"])
         of_b = solve(down @ down.mT, gradients["B"].mT).mT
         return {**gradients, "A": of_a, "B": of_b}
-
-
-def solve(gram: Tensor, right: Tensor) -> Tensor:
-    """Return the solution Y of (G + εI) Y = X for Gram matrices G [C, R, R] and right sides X [C, R, n].
-
-    For R = 1 this is a division. ε is a small constant.
-
-    The result is NaN if rounding makes G + εI singular. This happens if the factors are so large that ε is lost in the
-    sum: the run has diverged.
-    """
-    if gram.shape[-1] == 1:
-        return right / (gram + EPSILON)
-    ridge = EPSILON * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    solved, failed = torch.linalg.solve_ex(gram + ridge, right)
-    return torch.where((failed == 0)[..., None, None], solved, torch.nan)

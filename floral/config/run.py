@@ -120,7 +120,7 @@ class Run(Frozen):
         params = variant["params"].items()
         variant["params"] = {name: value for name, value in params if name not in later or value != later[name]}
         rules = self.fidelity.model_dump(mode="json")
-        rules["switches"] = {k: v for k, v in rules["switches"].items() if not catalogue.switches()[k].report_only}
+        rules["switches"] = {name: value for name, value in rules["switches"].items() if self._is_changed_by(name)}
         optional = {
             "own_rates": self.own_rates and self.own_rates.model_dump(mode="json"),
             "precision": None if self.precision == "fp32" else self.precision,
@@ -128,6 +128,13 @@ class Run(Frozen):
         }
         values = {key: value for key, value in optional.items() if value is not None}
         return {"task": task, "variant": variant, "seed": self.seed, "fidelity": rules, **values}
+
+    def _is_changed_by(self, switch: str) -> bool:
+        """Return whether a fidelity switch can change the results of this run."""
+        declared = catalogue.switches()[switch]
+        if declared.adaptor is not None:
+            return f"floral/adaptors/{declared.adaptor}.py" in code.files(self.variant.method, self.task.model.kind)
+        return not declared.report_only
 
 
 class PartitionJob(Frozen):

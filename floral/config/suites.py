@@ -56,7 +56,7 @@ def suite_runs(
             if runs.setdefault(run.folder, run).fidelity != run.fidelity:
                 raise ConfigError(
                     f"{where}: switches: {run.task.name} {run.variant.name} seed {run.seed} is in two blocks that "
-                    "differ only in fidelity switches for the report; give both blocks the same switches"
+                    "differ only in fidelity switches that do not change this run; give both blocks the same switches"
                 )
     for axis, values in selected.items():
         for value in sorted((values or set()) - values_in_suite[axis], key=str):

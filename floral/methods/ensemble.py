@@ -2,7 +2,6 @@
 
 import torch
 
-from floral.adaptors.attach import adaptors_of
 from floral.core.spec import Cost, Method, Problem, Routing, Scope
 from floral.core.streams import Stream
 from floral.toolkit.parts import (
@@ -36,6 +35,8 @@ def build(problem: Problem, *, router: str, top: int, size: str, rank: float | s
     """
     model, clusters = problem.build_model(), problem.clusters
     if size == "floral":
+        from floral.adaptors.attach import adaptors_of  # here, so that runs of full models do not depend on adaptors
+
         model = model_of_size(problem, model.size / clusters + adaptors_of(problem, rank=rank).size, low=0.0)
     passes, mixer = forward_backward_passes(problem, model), Router(kind=router, problem=problem, top=top)
     models = model_groups(model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=clusters)

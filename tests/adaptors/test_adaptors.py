@@ -15,8 +15,8 @@ from federations import assert_close, assert_equal_states, simulate, trained
 from floral.adaptors.attach import attach
 from floral.adaptors.conv import ConvAdaptor, expand_to_kernel
 from floral.adaptors.embedding import EmbeddingAdaptor
-from floral.adaptors.factors import resolve
-from floral.adaptors.linear import LinearAdaptor, solve
+from floral.adaptors.factors import resolve, solve
+from floral.adaptors.linear import LinearAdaptor
 from floral.adaptors.norm import NormAdaptor
 from floral.config import catalogue
 from floral.config.reading import ConfigError
@@ -358,21 +358,61 @@ def test_a_singular_gram_matrix_spoils_its_own_cluster_alone():
 
 @pytest.mark.parametrize("rank", [1, 3])
 @pytest.mark.parametrize("factorisation", FACTORISATIONS)
-def test_the_convolution_preconditioner_is_its_formula(factorisation, rank):
-    """gA ← gA/(‖G_B‖ + ε) and gB ← gB/(‖G_A‖ + ε), G the Gram matrix of a factor's rank × space entries."""
-    adaptor = ConvAdaptor.of(Conv2d(4, 5, (3, 2)), rank, "zero", factorisation, "elements")
+def test_the_official_convolution_preconditioner_is_the_published_formula(factorisation, rank):
+    """gA/(‖G_B‖_F + ε) and gB/(‖G_A‖_F + ε), written as loops; G has products of equal kernel positions only."""
+    adaptor = ConvAdaptor.of(Conv2d(4, 5, (3, 2)), rank, "zero", factorisation, "elements", "scalar")
     mixture, gradients = mixture_of(adaptor, 2), mixture_of(adaptor, 2, seed=1)
-    found = adaptor.precondition(gradients, mixture)
+    preconditioned = adaptor.precondition(gradients, mixture)
+
+    def norm(factor):  # [rank, channels, h, w]
+        total = 0.0
+        for r, s, h, w in np.ndindex(rank, rank, *factor.shape[2:]):
+            total += sum(factor[r, channel, h, w] * factor[s, channel, h, w] for channel in range(factor.shape[1])) ** 2
+        return total**0.5
+
     for c in range(2):
-        a = mixture["A"][c].movedim(1, 0).flatten(1).numpy()  # [inputs, R·h·w]
-        b = mixture["B"][c].flatten(1).numpy()  # [outputs, R·h·w]
-        np.testing.assert_allclose(
-            found["A"][c], gradients["A"][c].numpy() / (np.linalg.norm(b.T @ b) + 1e-5), rtol=1e-8
-        )
-        np.testing.assert_allclose(
-            found["B"][c], gradients["B"][c].numpy() / (np.linalg.norm(a.T @ a) + 1e-5), rtol=1e-8
-        )
-    assert torch.equal(found["bias"], gradients["bias"])
+        norm_a, norm_b = norm(mixture["A"][c].numpy()), norm(mixture["B"][c].numpy().swapaxes(0, 1))
+        np.testing.assert_allclose(preconditioned["A"][c], gradients["A"][c] / (norm_b + 1e-5), rtol=1e-12)
+        np.testing.assert_allclose(preconditioned["B"][c], gradients["B"][c] / (norm_a + 1e-5), rtol=1e-12)
+    assert torch.equal(preconditioned["bias"], gradients["bias"])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("factorisation", FACTORISATIONS)
+def test_the_convolution_preconditioner_inverts_the_metric_of_the_kernel(factorisation, rank, groups):
+    """JᵀJ of the composed kernel in one factor, plus ε, times the preconditioned gradient is the gradient."""
+    adaptor = ConvAdaptor.of(Conv2d(4, 6, (3, 2), groups=groups), rank, None, factorisation, "elements", "matrix")
+    mixture, gradients = mixture_of(adaptor, 2), mixture_of(adaptor, 2, seed=1)
+    preconditioned = adaptor.precondition(gradients, mixture)
+    for c in range(2):
+        factors = {name: mixture[name][c] for name in ("A", "B")}
+        for name in ("A", "B"):
+
+            def kernel(factor, name=name, factors=factors):
+                one = {key: value[None] for key, value in (factors | {name: factor}).items()}
+                return adaptor.merged(one, torch.ones(1, dtype=torch.float64))["weight"]
+
+            size = factors[name].numel()
+            jacobian = torch.func.jacrev(kernel)(factors[name]).reshape(-1, size)
+            metric = jacobian.mT @ jacobian + 1e-5 * torch.eye(size, dtype=torch.float64)
+            found = metric @ preconditioned[name][c].flatten()
+            torch.testing.assert_close(found, gradients[name][c].flatten(), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_the_preconditioner_of_a_1x1_convolution_is_that_of_a_linear_layer(rank):
+    conv = ConvAdaptor.of(Conv2d(5, 4, (1, 1)), rank, "zero", "in", "elements", "matrix")
+    linear = LinearAdaptor.of(Linear(5, 4), rank, "zero")
+    mixture, gradients = mixture_of(linear, 2), mixture_of(linear, 2, seed=1)
+
+    def as_kernels(params):
+        return {name: value if name == "bias" else value[..., None, None] for name, value in params.items()}
+
+    found = conv.precondition(as_kernels(gradients), as_kernels(mixture))
+    expected = as_kernels(linear.precondition(gradients, mixture))
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-12, atol=1e-12)
 
 
 def test_preconditioned_steps_do_not_see_how_a_product_is_split():

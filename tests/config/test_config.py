@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from run_folders import make_run
 
 from floral.config import catalogue, data_sets
 from floral.config.reading import ConfigError
@@ -178,8 +179,28 @@ def test_what_only_the_report_reads_does_not_name_a_run() -> None:
     names = [name for name, switch in catalogue.switches().items() if switch.report_only]
     assert names == ["diverged_runs"]
     for name, switch in catalogue.switches().items():
+        if switch.adaptor is not None:
+            continue
         hashes = {run(**{name: choice}).hash8 for choice in switch.choices}
         assert len(hashes) == (1 if switch.report_only else len(switch.choices)), name
+
+
+@pytest.mark.parametrize(
+    ("task", "variant", "names"),
+    [
+        ("cifar10_rotate_reduced", "floral_1", 2),
+        ("cifar10_rotate_reduced", "local_adaptor", 2),
+        ("cifar10_rotate_reduced", "fedavg", 1),
+        ("cifar10_rotate_reduced", "ensemble", 1),
+        ("digits_rotate", "floral_1", 1),
+    ],
+)
+def test_a_switch_of_an_adaptor_kind_names_only_runs_with_this_adaptor(task: str, variant: str, names: int) -> None:
+    hashes = set()
+    for choice in ("scalar", "matrix"):
+        fidelity = catalogue.fidelity("corrected", {"conv_preconditioner": choice})
+        hashes.add(make_run(task, variant, 0).model_copy(update={"fidelity": fidelity}).hash8)
+    assert len(hashes) == names
 
 
 def test_a_key_that_a_task_does_not_have_is_no_part_of_its_hash() -> None:

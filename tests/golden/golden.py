@@ -320,7 +320,7 @@ def complaint_about_metrics(case: str, now: Mapping[str, Any]) -> str | None:
         lines.append("  All values are equal, but the bytes of metrics.parquet are not: look at its columns and order.")
     lines += [
         "A refactoring must not change them: look for the cause in your change.",
-        "If the numbers were meant to change: raise RESULTS_VERSION, so that new results get new folders.",
+        "If the numbers were meant to change: increase the version of what changed, or RESULTS_VERSION for all runs.",
         f"Then renew the files: {RENEW}",
         "And say so in CHANGELOG.md. CONTRIBUTING.md has more: 'When numbers change'.",
     ]

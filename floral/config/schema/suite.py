@@ -23,6 +23,10 @@ class Switch(Frozen):
     choices: tuple[Any, ...] = Field(description="Allowed values of the switch.")
     official: Any = Field(description="Value under `fidelity: official`, as in the published code.")
     corrected: Any = Field(description="Value under `fidelity: corrected`, as in the description of the method.")
+    adaptor: str | None = Field(
+        default=None,
+        description="Adaptor kind (a file of floral/adaptors) that the switch changes. Other runs keep their names.",
+    )
     report_only: bool = Field(
         default=False, description="Whether the switch changes only how the report summarises runs, and not the runs."
     )
