@@ -83,7 +83,7 @@ class Settings(Frozen):
         default="cpu", description="Device that trains; `auto` uses a GPU if there is one."
     )
     backend: Literal["auto", "loop", "vmap", "batched"] = Field(
-        default="auto", description="How clients are simulated; this changes the speed, not the results."
+        default="auto", description="How clients are simulated; this changes the speed, and results only by rounding."
     )
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         default="fp32", description="Precision of matrix products; `tf32` and `bf16` change the results slightly."
