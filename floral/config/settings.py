@@ -84,7 +84,7 @@ class Settings(Frozen):
         default="cpu", description="Device that trains; `auto` uses a GPU if there is one."
     )
     backend: Literal["auto", "loop", "vmap", "batched"] = Field(
-        default="auto", description="How clients are simulated; this changes the speed, not the results."
+        default="auto", description="How clients are simulated; this changes the speed, and results only by rounding."
     )
     precision: Precision = Field(
         default="fp32", description="Precision of matrix products; runs of another precision have folders of their own."

@@ -27,6 +27,7 @@ from floral.config.run import Run
 from floral.core.units import run_count
 from floral.io.files import atomic
 from floral.io.locks import held
+from floral.runs.execution import executions
 from floral.runs.outdated import why_outdated
 from floral.runs.state import LOCK, is_finished, running
 
@@ -125,7 +126,7 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
 
 
 def _provenance(suite: str, done: list[Run], total: int, results: Path, command: str) -> dict[str, Any]:
-    """Return the content of provenance.yaml: commits, commands, machines, versions and seconds of the runs."""
+    """Return the content of provenance.yaml, for example the commits, machines, versions and executions of the runs."""
     costs = [json.loads((results / run.folder / "costs.json").read_text(encoding="utf-8")) for run in done]
     ends = [
         json.loads((results / run.folder / "summary.json").read_text(encoding="utf-8"))["finished_at"] for run in done
@@ -140,8 +141,30 @@ def _provenance(suite: str, done: list[Run], total: int, results: Path, command:
         "commands": [command, f"floral reference {suite}"],
         "machines": sorted(set(machines)),
         "versions": sorted(set(versions)),
+        "executions": executions(cost["execution"] for cost in costs),
         "seconds": round(sum(cost["seconds"]["total"] for cost in costs)),
     }
+
+
+def execution_of(run: Run) -> dict[str, Any] | None:
+    """Return how the committed results of a run were computed: the key `execution` of its costs.json.
+
+    If only other seeds of the run are committed, return the execution of one of them. Return None if there are no
+    committed results.
+
+    Raises:
+        ConfigError: an archive is damaged.
+    """
+    for path in sorted(REFERENCE.glob(f"[!.]*/{RUNS}")):
+        with _open_archive(path) as archive:
+            names = set(archive.namelist())
+            start = f"{run.folder.parent}/seed"
+            seeds = {int(name.removeprefix(start).partition("-")[0]) for name in names if name.startswith(start)}
+            for seed in sorted(seeds, key=lambda seed: (seed != run.seed, seed)):
+                member = f"{run.model_copy(update={'seed': seed}).folder}/costs.json"
+                if member in names:
+                    return json.loads(archive.read(member))["execution"]
+    return None
 
 
 def available(suites: Mapping[str, list[Run]], results: Path) -> list[tuple[Path, Run]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -26,10 +27,14 @@ def resolve_execution(
     backend: str,
     threads: int,
     precision: str = "fp32",
+    committed: Mapping[str, Any] | None = None,
 ) -> Execution:
     """Return how a run is computed: the backend, how many clients are trained at once, and the number of threads.
 
-    The first run measures which choice is fastest, and writes it to a file in the parent of the run's folder. All runs
+    With the backend "auto", a run with committed results is computed as these were: `committed` is their execution.
+    Otherwise, the first run measures which choice is fastest.
+
+    The first run writes the choice to a file in the parent of the run's folder. All runs
     that differ only in the seed use the choice in this file, so that a repeated run has bit-identical results. The name
     of the file contains `values`, a hash of the run's configuration without the seed. If several processes measure at
     the same time, all of them use the choice that is written first.
@@ -41,7 +46,8 @@ def resolve_execution(
     how = backend if precision == "fp32" else f"{backend}-{precision}"
     path = folder.parent / f"execution-{values}-{simulation.device.type}-{how}-{threads}t-torch{version}.json"
     if not path.exists():
-        measured = measure_execution(simulation, state, backend, threads, precision)
+        pinned = _as_committed(simulation, state, committed, threads, precision) if backend == "auto" else None
+        measured = pinned or measure_execution(simulation, state, backend, threads, precision)
         private = path.with_name(f"{path.name}.{os.getpid()}")
         private.write_text(json.dumps(asdict(measured)))
         try:
@@ -76,6 +82,28 @@ def measure_execution(
         raise ConfigError(
             f"`backend: {backend}` cannot be used for this method: {reason}; set `backend: auto`"
         ) from None
+
+
+def _as_committed(
+    simulation: Simulation, state: State, committed: Mapping[str, Any] | None, threads: int, precision: str
+) -> Execution | None:
+    """Return the execution of committed results. Return None if this run cannot be computed in this way.
+
+    This is so if there are no committed results, if their device or precision is another one, if this run has fewer
+    cores, or if the method has changed so that the backend cannot compute it any more.
+    """
+    if committed is None or committed["device"] != simulation.device.type:
+        return None
+    fields = {name: committed[name] for name in Execution.__dataclass_fields__ if name in committed}
+    pinned = Execution(**{**fields, "reason": "as in the committed results of this run"})
+    if pinned.precision != precision or pinned.threads * pinned.workers > threads:
+        return None
+    if pinned.backend == "loop":
+        return pinned
+    try:
+        return next(iter(execution.measure(simulation, state, [pinned])))  # with a smaller chunk if memory is short
+    except Refused:
+        return None
 
 
 def configure_device(device: torch.device, precision: str) -> None:

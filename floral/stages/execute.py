@@ -23,7 +23,7 @@ from floral.engine.client_data import ClientData
 from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
 from floral.engine.store import NAME
-from floral.runs import layout, segments
+from floral.runs import layout, reference, segments
 from floral.stages import record
 from floral.stages.assemble import build_method, build_simulation, client_data, make_problem
 from floral.stages.choose_execution import configure_device, resolve_execution
@@ -66,7 +66,8 @@ def execute(
         state = simulation.start(folder / NAME)
         seedless_hash = run.model_copy(update={"seed": 0}).hash8
         configure_device(device, run.precision)
-        resolved = resolve_execution(simulation, state, folder, seedless_hash, backend, threads, run.precision)
+        how = (backend, threads, run.precision, reference.execution_of(run) if backend == "auto" else None)
+        resolved = resolve_execution(simulation, state, folder, seedless_hash, *how)
         progress = Progress(execution=asdict(resolved), code=code.digests(run.variant.method, run.task.model.kind))
     _check_resumed(run, progress, path)
     simulation = _with_execution(simulation, progress, path, stop)

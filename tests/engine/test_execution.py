@@ -43,6 +43,49 @@ def test_auto_measures_once_and_all_seeds_share_its_choice(tmp_path, monkeypatch
     assert not list((tmp_path / "floral_1").glob("*.json.*"))
 
 
+PINNED = {"backend": "vmap", "chunk": 3, "workers": 1, "threads": 1, "reason": "the fastest", "device": "cpu"}
+"""The execution of committed results, of a version without the key `precision`."""
+
+
+def resolved(folder, committed, backend="auto"):
+    (folder / "seed0").mkdir(exist_ok=True)
+    simulation = simulate("fedavg")
+    how = (backend, 1, "fp32", {**PINNED, **committed})
+    return resolve_execution(simulation, simulation.start(), folder / "seed0", "0" * 8, *how)
+
+
+@pytest.mark.parametrize("committed", [{}, {"backend": "loop", "chunk": 1}, {"backend": "batched", "chunk": 2}])
+def test_auto_computes_a_committed_run_as_before(tmp_path, monkeypatch, committed):
+    monkeypatch.setattr(execution, "choose", lambda *a: pytest.fail("the time must not decide"))
+    found = resolved(tmp_path, committed)
+    assert (found.backend, found.chunk) == tuple({**PINNED, **committed}[key] for key in ("backend", "chunk"))
+    assert found.reason == "as in the committed results of this run"
+
+
+@pytest.mark.parametrize("other", [{"device": "cuda"}, {"precision": "bf16"}, {"threads": 2}, {"workers": 4}])
+def test_a_committed_execution_that_does_not_fit_is_not_taken(tmp_path, other):
+    assert "committed" not in resolved(tmp_path, other).reason
+
+
+def test_a_backend_that_was_asked_for_precedes_the_committed_one(tmp_path):
+    assert resolved(tmp_path, {}, backend="loop").backend == "loop"
+
+
+def test_a_method_that_the_committed_backend_refuses_is_measured(tmp_path, monkeypatch):
+    measured, real = [], execution.measure
+
+    def measure(simulation, state, candidates):
+        measured.append(candidates)
+        if len(measured) == 1:
+            raise Refused("the method has changed")
+        return real(simulation, state, candidates)
+
+    monkeypatch.setattr(execution, "measure", measure)
+    found = resolved(tmp_path, {"chunk": 2})
+    assert [candidate.chunk for candidate in measured[0]] == [2] and len(measured) > 1
+    assert "committed" not in found.reason
+
+
 @pytest.mark.parametrize("faster", ["loop", "vmap", "batched"])
 def test_auto_takes_the_fastest(monkeypatch, faster):
     pretend(monkeypatch, {faster: 1.0})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_metrics_of_a_golden_run_are_the_committed_ones(case: str, results: Path) -> None:
     if complaint := golden.complaint_about_metrics(case, golden.measured(golden.train(case, results))):
         pytest.fail(complaint, pytrace=False)
+
+
+def test_no_measurement_of_time_decides_how_golden_runs_are_computed(results: Path) -> None:
+    costs = json.loads(golden.train("fedavg", results).with_name("costs.json").read_text())
+    pinned = {"backend": "loop", "chunk": 1, "workers": 1, "threads": 1, "precision": "fp32", "device": "cpu"}
+    assert {key: costs["execution"][key] for key in pinned} == pinned
 
 
 def test_every_committed_run_is_a_golden_run() -> None:

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import yaml
 from projects import ROOT, Project
-from run_folders import make_run, write_run
+from run_folders import COSTS, make_run, write_run
 
 from floral.config.reading import ConfigError
 from floral.runs import reference, state
@@ -210,3 +210,15 @@ def test_a_newcomer_trains_nothing_and_gets_the_page(copy: Project) -> None:
     again = copy.snakemake("reuse=false", "seeds=[0]", "variants=[fedavg]")
     assert again.returncode == 0, again.stdout
     assert len(copy.paths("results/train/*/fedavg/*/model.safetensors")) == 1
+
+
+def test_the_execution_of_committed_results_is_recorded_and_found(place: Path) -> None:
+    """Other seeds of the run are computed in the same way; a run with another value has no committed results."""
+    run = make_run("digits_rotate", "fedavg", 1)
+    assert reference.execution_of(run) is None
+    told = yaml.safe_load((made(place, [run, make_run("digits_rotate", "local", 0)]) / "provenance.yaml").read_text())
+    assert told["executions"] == {"vmap on cpu, 1 thread": 2}
+    assert reference.execution_of(run) == COSTS["execution"]
+    assert reference.execution_of(make_run("digits_rotate", "fedavg", 7)) == COSTS["execution"]
+    assert reference.execution_of(make_run("digits_rotate", "fedavg", 1, rounds=5)) is None
+    assert reference.execution_of(make_run("digits_rotate", "floral_1", 1)) is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from floral.report.collect import Collected
 from floral.report.compared import Configuration
 from floral.report.sections.base import Material, Section
 from floral.report.sentences import count
+from floral.runs.execution import executions
 
 
 def section(material: Material) -> Section:
@@ -89,40 +89,24 @@ def _data(data: str | Synthetic | CustomData) -> str:
     return f"generated from the seed ({data.kind})"
 
 
-def executions(costs: pl.DataFrame) -> dict[str, int]:
-    """Return the executions of runs (backend, device, precision, threads) in words, with their numbers of runs."""
-    counts = Counter(_in_words(execution) for execution in costs["execution"])
-    return dict(counts.most_common())
-
-
 def several_executions(collected: Collected, configurations: Iterable[Configuration]) -> str:
     """Return a sentence that counts the executions of these configurations' runs. It is empty for one execution."""
     if collected.costs.is_empty():
         return ""
     ids = [configuration.id for configuration in configurations]
-    counts = executions(collected.costs.filter(pl.col("configuration").is_in(ids)))
+    counts = executions(collected.costs.filter(pl.col("configuration").is_in(ids))["execution"])
     if len(counts) < 2:
         return ""
     return f"The runs of this table used {len(counts)} executions, so their last digits can differ: {_counted(counts)}."
 
 
 def _execution(costs: pl.DataFrame) -> str:
-    counts = executions(costs)
+    counts = executions(costs["execution"])
     return ", ".join(counts) if len(counts) == 1 else _counted(counts)
 
 
 def _counted(counts: Mapping[str, int]) -> str:
     return "; ".join(f"{text} ({count(n, 'run')})" for text, n in counts.items())
-
-
-def _in_words(execution: Mapping[str, Any]) -> str:
-    """Return an execution in words. Runs of earlier versions have no precision, no threads or no workers."""
-    if execution["backend"] == "none":
-        return "no training"
-    precision = execution.get("precision") or "fp32"
-    products = "" if precision == "fp32" else f" with products in {precision}"
-    parts = [count(execution[key], key[:-1]) for key in ("threads", "workers") if (execution.get(key) or 1) > 1]
-    return f"{execution['backend']} on {execution['device']}{products}, {' and '.join(parts) or '1 thread'}"
 
 
 def _distinct(values: pl.Series) -> str:
