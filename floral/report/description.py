@@ -35,21 +35,21 @@ def describe(collected: Collected, configuration: Configuration) -> str:
 def partitions(collected: Collected, configuration: Configuration) -> str:
     """Return a sentence that says how many different partitions the seeds have, by the digests of the finished runs.
 
-    The sentence is empty if no run is finished. For synthetic data, it also says that each seed has other samples.
+    The sentence is empty if no run is finished. Synthetic data are generated from the seed of a run.
     """
     seeds, digests = _seeds_and_digests(collected, configuration)
     if not seeds:
         return ""
     if seeds == 1:
         text = "All methods use the same partition"
+    elif isinstance(configuration.task.data, Synthetic):
+        text = "Each seed generates its own samples, which all methods use"
     elif digests == 1:
         text = f"All {seeds} seeds and all methods use the same partition"
     elif digests == seeds:
         text = "Each seed has its own partition, which all methods use"
     else:
         text = f"The {seeds} seeds have {digests} different partitions; all methods of a seed use the same one"
-    if isinstance(configuration.task.data, Synthetic) and seeds > 1:
-        text += "; each seed generates other samples"
     return f"{text}."
 
 
