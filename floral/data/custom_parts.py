@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from floral.data.sources import DataError
 Array = npt.NDArray[Any]
 
 SPLITS = ("train", "test")
+MISSING_WORDS = frozenset({
+    "", "?", "<NA>", "#N/A", "#NA", "N/A", "n/a", "NA", "NaN", "-NaN", "nan", "-nan", "NaT", "NULL", "null", "None",
+})  # fmt: skip
+"""Words that usually mean "no value". In classes and clients they are refused, because they are hardly a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,8 @@ def labelled(parts: Sequence[Part], test_share: float, scale: int) -> Labelled:
     y, names = _classes(parts)
     client = None
     if clients := [part.client for part in parts if part.client is not None]:
-        client = np.unique(np.concatenate(clients), return_inverse=True)[1].astype(np.int32)
+        client = _joined(parts, "client", clients)
+        client = np.unique(client, return_inverse=True)[1].astype(np.int32)
     if len(parts) == 1:
         test = select_test(y if client is None else client, test_share, "own data split")
         untrained = np.setdiff1d(y[test], y[~test])
@@ -75,6 +81,15 @@ def labelled(parts: Sequence[Part], test_share: float, scale: int) -> Labelled:
     )  # fmt: skip
 
 
+def first_missing(values: Array, words: Collection[str] = MISSING_WORDS) -> int | None:
+    """Return the first index at which `values` [N] has NaN, an empty text or one of these words, or None."""
+    if values.dtype.kind in "US":
+        missing = np.isin(np.char.strip(values), np.array(sorted({"", *words})).astype(values.dtype.kind))
+    else:
+        missing = values != values  # only NaN and NaT differ from themselves
+    return int(np.flatnonzero(missing)[0]) if missing.any() else None
+
+
 def _check(parts: Sequence[Part]) -> None:
     for part in parts:
         if not len(part.x):
@@ -97,7 +112,7 @@ def _classes(parts: Sequence[Part]) -> tuple[npt.NDArray[np.int64], tuple[str, .
 
     If the labels are words, they are numbered in sorted order. If they are integers, the second result is None.
     """
-    where, labels = parts[0].where, np.concatenate([part.labels for part in parts])
+    where, labels = parts[0].where, _joined(parts, "labels (y)", [part.labels for part in parts])
     if labels.dtype.kind in "UST":
         names, y = np.unique(labels, return_inverse=True)
         return y.astype(np.int64), tuple(map(str, names))
@@ -111,6 +126,28 @@ def _classes(parts: Sequence[Part]) -> tuple[npt.NDArray[np.int64], tuple[str, .
             f"with {problem}; number the classes again, or write them as words"
         )
     return labels.astype(np.int64), None
+
+
+def _joined(parts: Sequence[Part], name: str, columns: Sequence[Array]) -> Array:
+    """Return the labels or clients of all parts as one array.
+
+    Raises:
+        DataError: one part has words and another numbers, or two words look the same.
+    """
+    if len({column.dtype.kind in "UST" for column in columns}) > 1:
+        raise DataError(
+            f"{parts[-1].where}: {name} has type {columns[-1].dtype}, but {columns[0].dtype} in the training samples; "
+            "write both as words, or both as numbers"
+        )
+    joined = np.concatenate(columns)
+    seen: dict[str, str] = {}
+    for word in np.unique(joined).tolist() if joined.dtype.kind in "UST" else ():
+        other = seen.setdefault(unicodedata.normalize("NFC", word.strip()), word)
+        if other != word:
+            raise DataError(
+                f"{parts[0].where}: {name} has {other!a} and {word!a}, which look the same; write both in the same way"
+            )
+    return joined
 
 
 def split_or_not(root: Path, entries: Mapping[str, Path]) -> list[Path]:
