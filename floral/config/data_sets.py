@@ -76,9 +76,9 @@ def _content(path: Path) -> tuple[str | None, str | None]:
 
     The result is cached. So if the files change while a command runs, only the next command notices this.
     """
-    if not path.exists():
-        return None, f"{path} does not exist; remedy: {CUSTOM_ADVICE}"
     try:
+        if not path.exists():
+            return None, f"{path} does not exist; remedy: {CUSTOM_ADVICE}"
         return files.content_sha256(path), None
     except files.NotPlain as error:
         return None, str(error)

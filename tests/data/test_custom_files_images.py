@@ -112,6 +112,7 @@ ON_WHITE = Image.alpha_composite(Image.new("RGBA", (6, 4), "white"), SHAPE).conv
         (saved(GREY.convert("1")), GREY.convert("1").convert("RGB")),
         (saved(COLOUR, "BMP"), None),
     ],
+    ids=lambda value: "image" if isinstance(value, bytes) else None,
 )  # fmt: skip
 def test_an_image_is_read_as_a_viewer_shows_it(tmp_path, content, expected):
     root = folder(tmp_path / "mine", content)
@@ -166,6 +167,7 @@ DEEP = r"odd0: this image has 16 bits per channel; save it with at most 8 bits p
         (saved(COLOUR)[:-40], r"odd0: the image cannot be decoded"),
         (b"P6 99999 99999 255\n", r"odd0: the image cannot be decoded .*decompression bomb"),
     ],
+    ids=lambda value: "image" if isinstance(value, bytes) else None,
 )  # fmt: skip
 def test_an_image_that_would_be_misread_is_refused(tmp_path, content, message):
     refused("folder", folder(tmp_path / "mine", content), message)
