@@ -60,10 +60,10 @@ class Table:
         for key, names in named.items():
             if absent := [name for name in names if name not in columns]:
                 more = f" and {len(columns) - MAX_NAMED} others" if len(columns) > MAX_NAMED else ""
-                other = other_separator(columns[0], self.separator) if self.separator and len(columns) == 1 else ""
+                remedy = other_separator(columns[0], self.separator) if self.separator and len(columns) == 1 else ""
                 raise DataError(
                     f"{self.path}: `data.{key}` names the column {absent[0]!r}, which the table does not have; "
-                    + (other or f"name one of {', '.join(columns[:MAX_NAMED])}{more}")
+                    + (remedy or f"name one of {', '.join(columns[:MAX_NAMED])}{more}")
                 )
         if not named["features"]:
             raise DataError(
@@ -121,10 +121,10 @@ def refuse_row_numbers(tables: Sequence[Table], names: Sequence[str]) -> None:
     without a gap, in any order.
     """
     for name in names:
-        columns = [_integers(one.frame[name]) for one in tables]
+        columns = [_integers(sheet.frame[name]) for sheet in tables]
         if (
             ROW_NUMBERS.fullmatch(name)
-            or any(name in one.index for one in tables)
+            or any(name in sheet.index for sheet in tables)
             or (COUNTER.fullmatch(name) and (_without_gap(np.concatenate(columns)) or all(map(_without_gap, columns))))
         ):
             raise DataError(
@@ -198,24 +198,24 @@ def values(table: Table, name: str) -> Array:
             f"{table.path}: column {name!r} has type {kind}, but classes and clients must be words or integers; name "
             "another column, or convert this one"
         )
-    found = _values(column, table.decimal)
-    if (row := first_missing(found, () if table.missing is not None else MISSING_WORDS)) is not None:
-        remedy = f"to leave such rows out, or `data.missing: []` if {str(found[row])!r} is a name"
-        word = str(found[row]).strip()
+    names = _values(column, table.decimal)
+    if (row := first_missing(names, () if table.missing is not None else MISSING_WORDS)) is not None:
+        remedy = f"to leave such rows out, or `data.missing: []` if {str(names[row])!r} is a name"
+        word = str(names[row]).strip()
         table.refuse(
             name, row, f"means that there is no value; set `data.missing: [{json.dumps(word)}]` "
             + (remedy if word else "to leave such rows out"),
         )  # fmt: skip
-    return found
+    return names
 
 
 def _values(column: pl.Series, decimal: str) -> Array:
     if column.dtype == pl.Duration:
         column = column.cast(pl.Int64)
     if column.dtype.is_integer() or column.dtype == pl.String:
-        whole = column.cast(pl.Int64, strict=False)
-        if not whole.null_count():
-            return whole.to_numpy()
+        integers = column.cast(pl.Int64, strict=False)
+        if not integers.null_count():
+            return integers.to_numpy()
     if column.dtype.is_float() or column.dtype.is_decimal():
         return column.cast(pl.Float64).to_numpy()
     text = column.cast(pl.String)
@@ -238,25 +238,25 @@ def _is_missing(column: pl.Series, words: Sequence[str] | frozenset[str]) -> pl.
 
     An empty cell equals the word "".
     """
-    found = column.is_null() if "" in words else pl.repeat(False, len(column), eager=True)
+    missing = column.is_null() if "" in words else pl.repeat(False, len(column), eager=True)
     text = column.dtype in (pl.String, pl.Categorical, pl.Enum)
     if text:
-        found |= column.cast(pl.String).str.strip_chars().is_in(sorted(words)).fill_null(False)
+        missing |= column.cast(pl.String).str.strip_chars().is_in(sorted(words)).fill_null(False)
     if text or column.dtype.is_numeric():
         parsed = _parsed(column.cast(pl.String), ".") if text else column.cast(pl.Float64)
-        sought = _parsed(pl.Series(sorted(words), dtype=pl.String), ".").drop_nulls()
-        found |= parsed.is_in(sought.drop_nans()).fill_null(False)
-        if sought.is_nan().any():
-            found |= parsed.is_nan().fill_null(False)
-    return found
+        numbers_missing = _parsed(pl.Series(sorted(words), dtype=pl.String), ".").drop_nulls()
+        missing |= parsed.is_in(numbers_missing.drop_nans()).fill_null(False)
+        if not text and numbers_missing.is_nan().any():
+            missing |= parsed.is_nan().fill_null(False)
+    return missing
 
 
 def _integers(column: pl.Series) -> Array:
     """Return a column of integers, or an empty array if the column has other values."""
     if not (column.dtype.is_integer() or column.dtype == pl.String):
         return np.empty(0, np.int64)
-    whole = column.cast(pl.Int64, strict=False)
-    return np.empty(0, np.int64) if whole.null_count() else whole.to_numpy()
+    integers = column.cast(pl.Int64, strict=False)
+    return np.empty(0, np.int64) if integers.null_count() else integers.to_numpy()
 
 
 def _without_gap(integers: Array) -> bool:

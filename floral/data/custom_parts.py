@@ -142,10 +142,10 @@ def _joined(parts: Sequence[Part], name: str, columns: Sequence[Array]) -> Array
     joined = np.concatenate(columns)
     seen: dict[str, str] = {}
     for word in np.unique(joined).tolist() if joined.dtype.kind in "UST" else ():
-        other = seen.setdefault(unicodedata.normalize("NFC", word.strip()), word)
-        if other != word:
+        first = seen.setdefault(unicodedata.normalize("NFC", word.strip()), word)
+        if first != word:
             raise DataError(
-                f"{parts[0].where}: {name} has {other!a} and {word!a}, which look the same; write both in the same way"
+                f"{parts[0].where}: {name} has {first!a} and {word!a}, which look the same; write both in the same way"
             )
     return joined
 

@@ -48,24 +48,24 @@ def table(
         )
     tables = [read_table(place, separator, decimal, missing) for place in places]
     features_given, features = features, features or [c for c in tables[0].frame.columns if c not in (label, client)]
-    for one in tables:
-        one.check_columns(label=[label], client=[client] if client else [], features=features)
+    for sheet in tables:
+        sheet.check_columns(label=[label], client=[client] if client else [], features=features)
     if not features_given:
         refuse_row_numbers(tables, features)
-    tables = [one.without_missing([label, *([client] if client else []), *features]) for one in tables]
-    columns = [(values(one, label), values(one, client) if client else None) for one in tables]
-    with_images = any(is_image(one.frame.schema[name]) for one in tables for name in features)
-    inputs = _images(tables, features) if with_images else [_features(one, features) for one in tables]
+    tables = [sheet.without_missing([label, *([client] if client else []), *features]) for sheet in tables]
+    columns = [(values(sheet, label), values(sheet, client) if client else None) for sheet in tables]
+    with_images = any(is_image(sheet.frame.schema[name]) for sheet in tables for name in features)
+    inputs = _images(tables, features) if with_images else [_features(sheet, features) for sheet in tables]
     parts = [
-        Part(where=one.path, x=x, labels=labels, client=clients)
-        for one, x, (labels, clients) in zip(tables, inputs, columns, strict=True)
+        Part(where=sheet.path, x=x, labels=labels, client=clients)
+        for sheet, x, (labels, clients) in zip(tables, inputs, columns, strict=True)
     ]
     data = labelled(parts, test_share, scale=255 if with_images else 1)
     return data if with_images else _standardised(data, tables, inputs, features)
 
 
-def _features(one: Table, names: Sequence[str]) -> Array:
-    return np.stack([numbers(one, name) for name in names], axis=1)
+def _features(sheet: Table, names: Sequence[str]) -> Array:
+    return np.stack([numbers(sheet, name) for name in names], axis=1)
 
 
 def _standardised(data: Labelled, tables: Sequence[Table], inputs: Sequence[Array], names: Sequence[str]) -> Labelled:
@@ -80,12 +80,12 @@ def _standardised(data: Labelled, tables: Sequence[Table], inputs: Sequence[Arra
         mean, std = data.train_x.mean(0), data.train_x.std(0)
         constant = data.train_x.max(0) == data.train_x.min(0)  # The computed std is rarely exactly 0.
         mean[constant], std[constant] = data.train_x[0][constant], 1
-        for one, x in zip(tables, inputs, strict=True):
+        for sheet, x in zip(tables, inputs, strict=True):
             if (bad := np.argwhere(~np.isfinite(((x - mean) / std).astype(np.float32)))).size:
-                row, column = bad[0]
-                one.refuse(
+                row, column = map(int, bad[0])
+                sheet.refuse(
                     names[column],
-                    int(row),
+                    row,
                     "is too far from, or too close to, the other values; scale the column, or remove the row",
                 )
         scaled = {f"{side}_x": ((getattr(data, f"{side}_x") - mean) / std).astype(np.float32) for side in SPLITS}
@@ -100,26 +100,26 @@ def _images(tables: Sequence[Table], features: Sequence[str]) -> list[Array]:
     """
     first = tables[0]
     name = next((name for name in features if is_image(first.frame.schema[name])), features[0])
-    if others := [other for other in features if other != name]:
+    if beside := [column for column in features if column != name]:
         raise DataError(
-            f"{first.path}: column {name!r} has images, but {', '.join(others[:5])} would be features beside them; set "
+            f"{first.path}: column {name!r} has images, but {', '.join(beside[:5])} would be features beside them; set "
             f"`data.features: {json.dumps([name])}` to use the images alone"
         )
-    for one in tables:
-        if not is_image(one.frame.schema[name]):
+    for sheet in tables:
+        if not is_image(sheet.frame.schema[name]):
             raise DataError(
-                f"{one.path}: column {name!r} has type {one.frame.schema[name]}, but {first.path} has images "
+                f"{sheet.path}: column {name!r} has type {sheet.frame.schema[name]}, but {first.path} has images "
                 "there; give both files the same columns"
             )
-    cells = [(one, row, cell) for one in tables for row, cell in enumerate(_bytes(one, name))]
-    array = pixels(((one.cell(name, row), cell) for one, row, cell in cells), len(cells))
-    return np.split(array, np.cumsum([one.frame.height for one in tables])[:-1])
+    cells = [(sheet, row, cell) for sheet in tables for row, cell in enumerate(_bytes(sheet, name))]
+    array = pixels(((sheet.cell(name, row), cell) for sheet, row, cell in cells), len(cells))
+    return np.split(array, np.cumsum([sheet.frame.height for sheet in tables])[:-1])
 
 
-def _bytes(one: Table, name: str) -> list[bytes]:
-    column = one.frame[name]
+def _bytes(sheet: Table, name: str) -> list[bytes]:
+    column = sheet.frame[name]
     encoded = column.struct.field("bytes") if column.dtype == pl.Struct else column
     if encoded.null_count():
         row = int(encoded.is_null().arg_true()[0])
-        raise DataError(f"{one.cell(name, row)}: the image has no bytes; store the image itself in the table")
+        raise DataError(f"{sheet.cell(name, row)}: the image has no bytes; store the image itself in the table")
     return encoded.to_list()

@@ -34,19 +34,20 @@ def pixels(images: Iterable[tuple[str, Path | bytes]], count: int) -> npt.NDArra
     Raises:
         DataError: an image cannot be decoded, or differs in size from the first one.
     """
-    array, first = np.empty(0, np.uint8), ""
+    array, first = np.empty((count, 0, 0), np.uint8), ""
     for row, (name, content) in enumerate(images):
         image = decoded(name, content)
         if not row:
             array, first = np.empty((count, image.height, image.width), np.uint8), name
-        if image.size != array.shape[2:0:-1]:
+        height, width = array.shape[1:3]
+        if image.size != (width, height):
             raise DataError(
-                f"{name}: this image has {image.width}×{image.height} pixels, but {first} has "
-                f"{array.shape[2]}×{array.shape[1]}; resize all images to one size"
+                f"{name}: this image has {image.width}×{image.height} pixels, but {first} has {width}×{height}; resize "
+                "all images to one size"
             )
         if image.mode == "RGB" and array.ndim == 3:
             array = np.repeat(array[..., None], 3, axis=-1)
-        array[row] = image if array.ndim == 3 else image.convert("RGB")
+        array[row] = np.asarray(image if array.ndim == 3 else image.convert("RGB"))
     return array
 
 
@@ -63,10 +64,10 @@ def decoded(name: str, content: Path | bytes) -> Image.Image:
             if why := _unfit(image):
                 raise DataError(f"{name}: {why}")
             grey = image.mode in ("1", "L")
-            shown = ImageOps.exif_transpose(image)
-            if shown.has_transparency_data:
-                shown = _on_white(name, shown.convert("RGBA"))
-            return shown.convert("L" if grey else "RGB")
+            upright = ImageOps.exif_transpose(image)
+            if upright.has_transparency_data:
+                upright = _on_white(name, upright.convert("RGBA"))
+            return upright.convert("L" if grey else "RGB")
     except DataError:
         raise
     except BROKEN as error:
@@ -94,11 +95,10 @@ def _on_white(name: str, image: Image.Image) -> Image.Image:
     Raises:
         DataError: on white nothing is left, because only the transparency has a shape.
     """
-    shown = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    low, high = image.getchannel("A").getextrema()
-    if low != high and all(low == high for low, high in shown.getextrema()):
+    mixed = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if np.ptp(np.asarray(image)[..., 3]) and not np.ptp(np.asarray(mixed), axis=(0, 1)).any():
         raise DataError(
             f"{name}: this image has one colour on white, because its shape is in its transparency; save it on a "
             "background of another colour, without transparency"
         )
-    return shown
+    return mixed

@@ -256,8 +256,7 @@ def _decoded(
     array, done = np.empty(0, np.uint8), 0
     for raw, table in tables:
         for row, encoded in enumerate(_encoded(raw, table, column)):
-            shown = decoded(f"{raw.location}: row {row}", encoded or b"")
-            pixels = np.asarray(shown)
+            pixels = np.asarray(decoded(f"{raw.location}: row {row}", encoded or b""))
             shape, first = pixels.shape, array.shape[1:] if done else pixels.shape
             if shape != first:
                 raise DataError(
