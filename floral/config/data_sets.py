@@ -5,6 +5,7 @@ A data set is an entry of config/data.lock, or custom data, which are the user's
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from floral.io import files
 
 CUSTOM_PREFIX = "own-"
 """Start of the name of the folder that stores custom data. A hash follows."""
-CUSTOM_VERSION = 2
+CUSTOM_VERSION = 3
 """Version of the readers of custom data. Increase it when the readers return other samples from the same files."""
 CUSTOM_ADVICE = "put it there, or name another in `data.path` of the task"
 """Remedy in messages about missing custom data. "It" is the file or folder that the message names."""
@@ -69,16 +70,13 @@ def stored_data(data: str | Synthetic | CustomData) -> str | Synthetic:
 
 
 def why_unreadable(data: CustomData) -> str | None:
-    """Return the reason why custom data (the user's own files) cannot be read, or None if they can be read.
-
-    The reason names the missing or unreadable file or folder.
-    """
+    """Return why custom data (the user's own files) cannot be read, with the remedy, or None if they can be read."""
     return _content(custom_path(data))[1]
 
 
 def custom_path(data: CustomData) -> Path:
     """Return the absolute path of custom data, which are a file or folder of the user."""
-    return Path(data.path).expanduser().absolute()
+    return Path(os.path.expanduser(data.path)).absolute()  # noqa: PTH111 - Path.expanduser fails for an unknown user.
 
 
 @cache
@@ -87,12 +85,14 @@ def _content(path: Path) -> tuple[str | None, str | None]:
 
     The result is cached. So if the files change while a command runs, only the next command notices this.
     """
-    if not path.exists():
-        return None, f"{path} does not exist"
     try:
+        if not path.exists():
+            return None, f"{path} does not exist; remedy: {CUSTOM_ADVICE}"
         return files.content_sha256(path), None
+    except files.NotPlain as error:
+        return None, str(error)
     except OSError as error:
-        return None, f"{error.filename or path} cannot be read: {error.strerror}"
+        return None, f"{error.filename or path} cannot be read: {error.strerror}; remedy: {CUSTOM_ADVICE}"
 
 
 def data_digest(data: str | Synthetic | CustomData) -> str | None:

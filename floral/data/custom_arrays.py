@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
-from floral.data.custom_parts import SPLITS, Array, Part, entries_of, labelled
+from floral.data.custom_parts import SPLITS, Array, Part, entries_of, first_missing, labelled
 from floral.data.readers import Labelled
 from floral.data.sources import DataError, RawFile
 
+BROKEN = (
+    ValueError, TypeError, KeyError, EOFError, OSError, NotImplementedError, RuntimeError, SyntaxError, MemoryError,
+    OverflowError, tokenize.TokenError, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
+"""Errors that NumPy and zipfile raise for a damaged file. RuntimeError: the archive has a password."""
+IMAGE_CHANNELS = (1, 3)
 
-def arrays(files: Sequence[RawFile], *, test_share: float) -> Labelled:
+
+def arrays(files: Sequence[RawFile], *, test_share: float, channels: str | None = None) -> Labelled:
     """Read the NumPy arrays x [N, ...] and y [N], or train_x, train_y, test_x and test_y.
 
     The optional array client [N] (or train_client and test_client) holds the natural client of each sample, for example
     the writer of a digit. The arrays are in an .npz file, or in a folder of .npy files with these names. If x has type
     uint8 (images), training divides it by 255. Floating-point numbers are used unchanged.
+
+    `channels` says where x [N, ·, ·, ·] has its colour channels: "first", [N, C, H, W], or "last", [N, H, W, C]. With
+    None, only the last axis can hold them, and only if it alone has length 1 or 3.
 
     Raises:
         DataError: a file is unreadable, an array is missing, is not expected, or has a wrong shape, type or value.
@@ -37,8 +50,9 @@ def arrays(files: Sequence[RawFile], *, test_share: float) -> Labelled:
         )
     parts = [
         Part(
-            where=root, x=_inputs(root, f"{prefix}x", present[f"{prefix}x"]), labels=present[f"{prefix}y"],
-            client=present[f"{prefix}client"] if has_clients else None,
+            where=root, x=_inputs(root, f"{prefix}x", present[f"{prefix}x"], channels),
+            labels=_named(root, f"{prefix}y", present[f"{prefix}y"]),
+            client=_named(root, f"{prefix}client", present[f"{prefix}client"]) if has_clients else None,
         )
         for prefix in prefixes
     ]  # fmt: skip
@@ -49,12 +63,19 @@ def _numpy(root: Path) -> dict[str, Array]:
     """Read NumPy arrays into memory, by name. Arrays with pickled objects are refused."""
     try:
         if root.is_dir():
-            return {path.stem: np.load(path, allow_pickle=False) for path in entries_of(root) if path.suffix == ".npy"}
-        with root.open("rb") as stream:
-            content = np.load(stream, allow_pickle=False)
-            if not isinstance(content, np.ndarray):
-                return {name: content[name] for name in content.files}
-    except (ValueError, EOFError, OSError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
+            return {path.stem: _loaded(path.open("rb"), path.stat().st_size) for path in _npy_files(root)}
+        if zipfile.is_zipfile(root):
+            with zipfile.ZipFile(root) as archive:
+                members = archive.infolist()
+                names = [member.filename.removesuffix(".npy") for member in members]
+                if len(set(names)) < len(names):
+                    raise ValueError(f"the archive has the array {max(names, key=names.count)} twice")
+                return {
+                    name: _loaded(archive.open(member), member.file_size)
+                    for name, member in zip(names, members, strict=True)
+                }
+        _loaded(root.open("rb"), root.stat().st_size)
+    except BROKEN as error:
         raise DataError(
             f"{root}: this file is not in NumPy's format, is truncated, or contains Python objects ({error}); "
             "remedy: save plain arrays with np.savez"
@@ -65,10 +86,38 @@ def _numpy(root: Path) -> dict[str, Array]:
     )
 
 
-def _inputs(root: Path, name: str, x: Array) -> Array:
+def _npy_files(root: Path) -> list[Path]:
+    return [path for path in entries_of(root) if path.suffix == ".npy"]
+
+
+def _loaded(stream: IO[bytes], size: int) -> Array:
+    """Return the array in a stream of `size` bytes in .npy format, and close the stream.
+
+    NumPy reserves the memory that the header announces. So the header is first compared with the size.
+
+    Raises:
+        ValueError: the header announces more values than there are.
+    """
+    with stream:
+        version = np.lib.format.read_magic(stream)
+        readers: dict[Any, Any] = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        shape, _, kind = readers[version](stream)
+        if not kind.hasobject and (announced := math.prod(shape) * kind.itemsize) != size - stream.tell():
+            raise ValueError(
+                f"a header announces an array of shape {list(shape)}, {announced:,} bytes, but there are "
+                f"{size - stream.tell():,}"
+            )
+        stream.seek(0)
+        return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+def _inputs(root: Path, name: str, x: Array, channels: str | None) -> Array:
     """Return the inputs x in the type in which they are stored: uint8 is unchanged, other numbers become float32.
 
-    A last axis of length 1 (one colour channel) is removed.
+    Colour channels become the last axis. If there is one channel, its axis is removed.
 
     Raises:
         DataError: the type or the shape is wrong, or a value is not finite.
@@ -81,16 +130,52 @@ def _inputs(root: Path, name: str, x: Array) -> Array:
         raise DataError(
             f"{root}: the array {name} has shape {list(x.shape)}; give it the shape [N, features] or [N, H, W]"
         )
-    if x.ndim == 4 and x.shape[3] not in (1, 3) and x.shape[1] in (1, 3):
+    with np.errstate(over="ignore"):
+        values = x if x.dtype == np.uint8 else x.astype(np.float32)
+    if values.dtype == np.float32 and not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values.reshape(len(x), -1)).all(1))[0])
+        what = "a value that is too large for single precision" if np.isfinite(x[row]).all() else "NaN or infinity"
         raise DataError(
-            f"{root}: the array {name} has shape {list(x.shape)}, but colour channels must come last; "
-            "save x.transpose(0, 2, 3, 1)"
-        )
-    if x.dtype.kind == "f" and not np.isfinite(x).all():
-        row = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))[0])
-        raise DataError(
-            f"{root}: the array {name}, row {row} (counted from 0) has NaN or infinity; give such rows finite values, "
+            f"{root}: the array {name}, row {row} (counted from 0) has {what}; give such rows finite values, "
             "or remove them"
         )
-    x = x if x.dtype == np.uint8 else x.astype(np.float32)
+    return _channels_last(root, name, values, channels)
+
+
+def _channels_last(root: Path, name: str, x: Array, channels: str | None) -> Array:
+    if channels is not None and x.ndim != 4:
+        raise DataError(
+            f"{root}: `data.channels` is for arrays with four axes, but the array {name} has shape {list(x.shape)}; "
+            "remove the key"
+        )
+    if x.ndim == 4 and channels is None and not (x.shape[3] in IMAGE_CHANNELS and x.shape[1] not in IMAGE_CHANNELS):
+        raise DataError(
+            f"{root}: the array {name} has shape {list(x.shape)}, so it is not certain which axis holds the colour "
+            "channels; set `data.channels: first` for [N, C, H, W], or `data.channels: last` for [N, H, W, C]"
+        )
+    if channels == "first":
+        x = np.moveaxis(x, 1, -1)
     return x[..., 0] if x.ndim == 4 and x.shape[3] == 1 else x
+
+
+def _named(root: Path, name: str, values: Array) -> Array:
+    """Return an array of classes or clients. Bytes become text.
+
+    Raises:
+        DataError: an entry has no value, or the type is neither integer nor text.
+    """
+    if values.dtype.kind not in "iufbUS":
+        raise DataError(
+            f"{root}: the array {name} is of type {values.dtype}; write classes and clients as integers or as words"
+        )
+    if values.dtype.kind == "S":
+        try:
+            values = np.char.decode(values, "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{root}: the array {name} has bytes that are not UTF-8 ({error}); save text") from None
+    if values.ndim == 1 and (row := first_missing(values)) is not None:
+        raise DataError(
+            f"{root}: the array {name}, row {row} (counted from 0) has {str(values[row])!r}, which means that "
+            "there is no value; give such rows a value, remove them, or rename this class or client"
+        )
+    return values

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from floral.data.sources import DataError
 Array = npt.NDArray[Any]
 
 SPLITS = ("train", "test")
+MISSING_WORDS = frozenset({
+    "", "?", "<NA>", "#N/A", "#NA", "N/A", "n/a", "NA", "NaN", "-NaN", "nan", "-nan", "NaT", "NULL", "null", "None",
+})  # fmt: skip
+"""Words that usually mean "no value". In classes and clients they are refused, because they are hardly a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,7 @@ def labelled(parts: Sequence[Part], test_share: float, scale: int) -> Labelled:
     y, names = _classes(parts)
     client = client_names = None
     if clients := [part.client for part in parts if part.client is not None]:
-        values, client = np.unique(np.concatenate(clients), return_inverse=True)
+        values, client = np.unique(_joined(parts, "client", clients), return_inverse=True)
         client, client_names = client.astype(np.int32), _texts(values)
     if len(parts) == 1:
         test = select_test(y if client is None else client, test_share, "own data split")
@@ -76,6 +81,15 @@ def labelled(parts: Sequence[Part], test_share: float, scale: int) -> Labelled:
     )  # fmt: skip
 
 
+def first_missing(values: Array, words: Collection[str] = MISSING_WORDS) -> int | None:
+    """Return the first index at which `values` [N] has NaN, an empty text or one of these words, or None."""
+    if values.dtype.kind in "US":
+        missing = np.isin(np.char.strip(values), np.array(sorted({"", *words})).astype(values.dtype.kind))
+    else:
+        missing = values != values  # only NaN and NaT differ from themselves
+    return int(np.flatnonzero(missing)[0]) if missing.any() else None
+
+
 def _check(parts: Sequence[Part]) -> None:
     for part in parts:
         if not len(part.x):
@@ -98,7 +112,7 @@ def _classes(parts: Sequence[Part]) -> tuple[npt.NDArray[np.int64], tuple[str, .
 
     If the labels are words, they are numbered in sorted order. If they are integers, the second result is None.
     """
-    where, labels = parts[0].where, np.concatenate([part.labels for part in parts])
+    where, labels = parts[0].where, _joined(parts, "labels (y)", [part.labels for part in parts])
     if labels.dtype.kind in "UST":
         names, y = np.unique(labels, return_inverse=True)
         return y.astype(np.int64), _texts(names)
@@ -117,6 +131,28 @@ def _classes(parts: Sequence[Part]) -> tuple[npt.NDArray[np.int64], tuple[str, .
 def _texts(values: Array) -> tuple[str, ...]:
     """Return values as texts. Bytes are read as UTF-8; a byte that is not UTF-8 becomes a question mark."""
     return tuple(value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values)
+
+
+def _joined(parts: Sequence[Part], name: str, columns: Sequence[Array]) -> Array:
+    """Return the labels or clients of all parts as one array.
+
+    Raises:
+        DataError: one part has words and another numbers, or two words look the same.
+    """
+    if len({column.dtype.kind in "UST" for column in columns}) > 1:
+        raise DataError(
+            f"{parts[-1].where}: {name} has type {columns[-1].dtype}, but {columns[0].dtype} in the training samples; "
+            "write both as words, or both as numbers"
+        )
+    joined = np.concatenate(columns)
+    seen: dict[str, str] = {}
+    for word in _texts(np.unique(joined)) if joined.dtype.kind in "UST" else ():
+        first = seen.setdefault(unicodedata.normalize("NFC", word.strip()), word)
+        if first != word:
+            raise DataError(
+                f"{parts[0].where}: {name} has {first!a} and {word!a}, which look the same; write both in the same way"
+            )
+    return joined
 
 
 def split_or_not(root: Path, entries: Mapping[str, Path]) -> list[Path]:

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-import io
-import subprocess
-import sys
+import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from floral.data.custom_cells import Table, is_image, numbers, read_table, refuse_row_numbers, values
 from floral.data.custom_parts import SPLITS, Array, Part, entries_of, labelled, split_or_not
+from floral.data.images import pixels
 from floral.data.readers import Labelled
-from floral.data.sources import DataError, RawFile, content
+from floral.data.sources import DataError, RawFile
 
 
 def table(
-    files: Sequence[RawFile], *, label: str, features: Sequence[str] | None, client: str | None, test_share: float
+    files: Sequence[RawFile],
+    *,
+    label: str,
+    features: Sequence[str] | None,
+    client: str | None,
+    test_share: float,
+    separator: str | None = None,
+    decimal: str | None = None,
+    missing: Sequence[str] | None = None,
 ) -> Labelled:
     """Read a table with one sample per row from a parquet or CSV file.
 
     `files` may also be a folder with two files, train.* and test.*.
 
     Each feature becomes (v − mean) / std, with the mean and the standard deviation of the training samples. A feature
-    that is constant in training becomes 0. By default, the features are all columns except `label` and `client`.
+    that is constant in training becomes 0. By default, the features are all columns except `label` and `client`. A
+    parquet table may have one column of encoded images instead of features, as on the Hugging Face Hub.
 
     Raises:
         DataError: a file is unreadable, a column is missing or has wrong values, or the split is not possible.
@@ -38,96 +46,80 @@ def table(
             f"{root}: this folder must contain one file train.* and one file test.* (parquet or CSV), and nothing "
             "else; remove other files, or set `data.path` to a single file"
         )
-    frames = [_frame(place) for place in places]
-    features = features or [name for name in frames[0].columns if name not in (label, client)]
-    parts = [_columns(place, frame, label, features, client) for place, frame in zip(places, frames, strict=True)]
-    data = labelled(parts, test_share, scale=1)
-    mean, std = data.train_x.mean(0), data.train_x.std(0)
-    constant = data.train_x.max(0) == data.train_x.min(0)  # The computed std of a constant feature is rarely exactly 0.
-    mean[constant], std[constant] = data.train_x[0][constant], 1
-    scaled = {f"{side}_x": ((getattr(data, f"{side}_x") - mean) / std).astype(np.float32) for side in SPLITS}
+    tables = [read_table(place, separator, decimal, missing) for place in places]
+    features_given, features = features, features or [c for c in tables[0].frame.columns if c not in (label, client)]
+    for sheet in tables:
+        sheet.check_columns(label=[label], client=[client] if client else [], features=features)
+    if not features_given:
+        refuse_row_numbers(tables, features)
+    tables = [sheet.without_missing([label, *([client] if client else []), *features]) for sheet in tables]
+    columns = [(values(sheet, label), values(sheet, client) if client else None) for sheet in tables]
+    with_images = any(is_image(sheet.frame.schema[name]) for sheet in tables for name in features)
+    inputs = _images(tables, features) if with_images else [_features(sheet, features) for sheet in tables]
+    parts = [
+        Part(where=sheet.path, x=x, labels=labels, client=clients)
+        for sheet, x, (labels, clients) in zip(tables, inputs, columns, strict=True)
+    ]
+    data = labelled(parts, test_share, scale=255 if with_images else 1)
+    return data if with_images else _standardised(data, tables, inputs, features)
+
+
+def _features(sheet: Table, names: Sequence[str]) -> Array:
+    return np.stack([numbers(sheet, name) for name in names], axis=1)
+
+
+def _standardised(data: Labelled, tables: Sequence[Table], inputs: Sequence[Array], names: Sequence[str]) -> Labelled:
+    """Return the data with features of mean 0 and standard deviation 1 in training.
+
+    `inputs` holds the features [N, features] of each table, in the order of its rows.
+
+    Raises:
+        DataError: a standardised value is too large for single precision.
+    """
+    with np.errstate(all="ignore"):
+        mean, std = data.train_x.mean(0), data.train_x.std(0)
+        constant = data.train_x.max(0) == data.train_x.min(0)  # The computed std is rarely exactly 0.
+        mean[constant], std[constant] = data.train_x[0][constant], 1
+        for sheet, x in zip(tables, inputs, strict=True):
+            if (bad := np.argwhere(~np.isfinite(((x - mean) / std).astype(np.float32)))).size:
+                row, column = map(int, bad[0])
+                sheet.refuse(
+                    names[column],
+                    row,
+                    "is too far from, or too close to, the other values; scale the column, or remove the row",
+                )
+        scaled = {f"{side}_x": ((getattr(data, f"{side}_x") - mean) / std).astype(np.float32) for side in SPLITS}
     return replace(data, **scaled)
 
 
-def _frame(path: Path) -> pl.DataFrame:
-    kinds = {".parquet": _parquet, ".csv": lambda data: pl.read_csv(data, infer_schema_length=None)}
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    if suffix not in kinds:
-        raise DataError(f"{path}: the file name must end in .parquet, .csv or .csv.gz; convert the file or rename it")
-    try:
-        return kinds[suffix](io.BytesIO(content(path)))
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise DataError(
-            f"{path}: this is not a {suffix[1:]} file in UTF-8, or it is truncated ({error}); remedy: write it again"
-        ) from None
-
-
-def _parquet(stream: io.BytesIO) -> pl.DataFrame:
-    """Read a parquet table, but only after a test in a separate process.
-
-    On some damaged files, Polars aborts the process that reads them. In the test, the abort ends only the separate
-    process, and this process can report the error.
+def _images(tables: Sequence[Table], features: Sequence[str]) -> list[Array]:
+    """Decode the images of all tables, uint8 [N, H, W] or [N, H, W, 3] for each table.
 
     Raises:
-        OSError: the separate process failed. The message is the last line of its error output.
+        DataError: there are other features beside the images, or an image is missing or cannot be decoded.
     """
-    script = "import io, sys, polars; polars.read_parquet(io.BytesIO(sys.stdin.buffer.read()))"
-    done = subprocess.run([sys.executable, "-c", script], input=stream.getvalue(), capture_output=True)
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise OSError(
-            lines[-1]
-            if lines
-            else f"the file is probably damaged, because reading it ended with exit code {done.returncode}"
-        )
-    return pl.read_parquet(stream)
-
-
-def _columns(path: Path, frame: pl.DataFrame, label: str, features: Sequence[str], client: str | None) -> Part:
-    """Return the samples of a table, from its columns of labels, features and clients.
-
-    Raises:
-        DataError: a column is missing, a feature is not a finite number, or a label or client is empty.
-    """
-    named = {"label": [label], "client": [client] if client else [], "features": features}
-    for key, names in named.items():
-        if missing := [name for name in names if name not in frame.columns]:
-            raise DataError(
-                f"{path}: `data.{key}` names the column {missing[0]!r}, which the table does not have; name one of "
-                f"{', '.join(frame.columns)}"
-            )
-    if not features:
+    first = tables[0]
+    name = next((name for name in features if is_image(first.frame.schema[name])), features[0])
+    if beside := [column for column in features if column != name]:
         raise DataError(
-            f"{path}: the table has no column of features, only labels (and clients); add columns of features"
+            f"{first.path}: column {name!r} has images, but {', '.join(beside[:5])} would be features beside them; set "
+            f"`data.features: {json.dumps([name])}` to use the images alone"
         )
-    for name in features:
-        kind = frame.schema[name]
-        if not (kind.is_numeric() or kind == pl.Boolean):
+    for sheet in tables:
+        if not is_image(sheet.frame.schema[name]):
             raise DataError(
-                f"{path}: column {name!r} has type {kind}, but features must be numbers; list the numeric columns in "
-                "`data.features`"
+                f"{sheet.path}: column {name!r} has type {sheet.frame.schema[name]}, but {first.path} has images "
+                "there; give both files the same columns"
             )
-        column = frame[name].cast(pl.Float64)
-        if (bad := np.flatnonzero(~np.isfinite(column.to_numpy()))).size:
-            raise DataError(
-                f"{path}: column {name!r}, row {bad[0]} (counted from 0): {frame[name][int(bad[0])]} is not a finite "
-                "number; give such rows finite values, or remove them"
-            )
-    for name in (label, client):
-        if name and frame[name].null_count():
-            row = frame[name].is_null().arg_true()[0]
-            raise DataError(
-                f"{path}: column {name!r}, row {row} (counted from 0) has no value; give such rows a value, or remove "
-                "them"
-            )
-    return Part(
-        where=path, x=frame.select(features).cast(pl.Float64).to_numpy(), labels=_values(frame[label]),
-        client=_values(frame[client]) if client else None,
-    )  # fmt: skip
+    cells = [(sheet, row, cell) for sheet in tables for row, cell in enumerate(_bytes(sheet, name))]
+    array = pixels(((sheet.cell(name, row), cell) for sheet, row, cell in cells), len(cells))
+    return np.split(array, np.cumsum([sheet.frame.height for sheet in tables])[:-1])
 
 
-def _values(column: pl.Series) -> Array:
-    """Return the values of a column: numbers unchanged, and all other values as text."""
-    if column.dtype.is_numeric():
-        return column.to_numpy()
-    return column.cast(pl.String).to_numpy().astype(np.str_)
+def _bytes(sheet: Table, name: str) -> list[bytes]:
+    column = sheet.frame[name]
+    encoded = column.struct.field("bytes") if column.dtype == pl.Struct else column
+    if encoded.null_count():
+        row = int(encoded.is_null().arg_true()[0])
+        raise DataError(f"{sheet.cell(name, row)}: the image has no bytes; store the image itself in the table")
+    return encoded.to_list()

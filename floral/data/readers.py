@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from PIL import Image
 
 from floral.core import seeds
+from floral.data.images import decoded
 from floral.data.sources import DataError, RawFile, content
 
 TEST_SHARE = 0.2
@@ -100,8 +100,8 @@ def digits_csv(files: Sequence[RawFile]) -> Labelled:
 def image_parquet(files: Sequence[RawFile]) -> Labelled:
     """Read a training and a test file of images in parquet format, such as those of CIFAR-10 on the Hugging Face Hub.
 
-    The column `img`, a struct of bytes and path, holds encoded images. The column `label` or `fine_label` holds integer
-    classes. The coarse labels of CIFAR-100 are not read.
+    The column `img` or `image`, a struct of bytes and path, holds encoded images. The column `label` or `fine_label`
+    holds integer classes. The coarse labels of CIFAR-100 are not read.
 
     Raises:
         DataError: a file is truncated, lacks a column, or has an image that cannot be decoded or differs in shape from
@@ -209,13 +209,14 @@ def _parquet_images(raw: RawFile) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np
     table = _parquet(raw)
     schema = table.collect_schema()
     label = next((name for name in ("label", "fine_label") if name in schema), None)
-    if label is None or schema.get("img") != ENCODED or not schema[label].is_integer():
+    image = next((name for name in ("img", "image") if schema.get(name) == ENCODED), None)
+    if label is None or image is None or not schema[label].is_integer():
         raise DataError(
-            f"{raw.location}: expected a column img (struct of bytes and path) and a column label or fine_label "
-            f"(integers), found {dict(schema)}; {REPLACE}"
+            f"{raw.location}: expected a column img or image (struct of bytes and path) and a column label or "
+            f"fine_label (integers), found {dict(schema)}; {REPLACE}"
         )
     labels = _classes(raw, _collected(raw, table.select(label))[label])
-    return _decoded([(raw, table)], "img", np.arange(len(labels))), labels
+    return _decoded([(raw, table)], image, np.arange(len(labels))), labels
 
 
 def _parquet(raw: RawFile) -> pl.LazyFrame:
@@ -256,27 +257,21 @@ def _decoded(
     All images must have the shape of the first one. Image number i, counted through all files, becomes entry place[i]
     of the array; `place` is [N]. Only one slice of encoded images is in memory at a time.
     """
-    decoded, done = np.empty(0, np.uint8), 0
+    array, done = np.empty(0, np.uint8), 0
     for raw, table in tables:
         for row, encoded in enumerate(_encoded(raw, table, column)):
-            try:
-                with Image.open(io.BytesIO(encoded or b"")) as image:
-                    pixels = np.asarray(image)
-            except (OSError, SyntaxError, ValueError) as error:  # These are raised by Pillow for a broken image.
+            pixels = np.asarray(decoded(f"{raw.location}: row {row}", encoded or b""))
+            shape, first = pixels.shape, array.shape[1:] if done else pixels.shape
+            if shape != first:
                 raise DataError(
-                    f"{raw.location}: row {row}: the image cannot be decoded ({error}); {REPLACE}"
-                ) from None
-            shape, first = pixels.shape, decoded.shape[1:] if done else pixels.shape
-            if shape != first or pixels.dtype != np.uint8 or len(shape) not in (2, 3) or shape[2:] not in ((), (3,)):
-                raise DataError(
-                    f"{raw.location}: row {row}: the image has shape {list(shape)} ({pixels.dtype}), but all images "
-                    f"must be grey or RGB bytes of the first image's shape {list(first)}; {REPLACE}"
+                    f"{raw.location}: row {row}: the image has shape {list(shape)}, but all images must have the first "
+                    f"image's shape {list(first)}; {REPLACE}"
                 )
             if not done:
-                decoded = np.empty((len(place), *shape), np.uint8)
-            decoded[place[done]] = pixels
+                array = np.empty((len(place), *shape), np.uint8)
+            array[place[done]] = pixels
             done += 1
-    return decoded
+    return array
 
 
 def _encoded(raw: RawFile, table: pl.LazyFrame, column: str) -> Iterator[bytes | None]:

@@ -195,6 +195,8 @@ def _custom(file: DataFile) -> RawFile:
             f"{error.filename or location}: this file of custom data cannot be read: {error.strerror}\n"
             f"  remedy: {data_sets.CUSTOM_ADVICE}"
         ) from None
+    except files.NotPlain as error:
+        raise DataError(str(error)) from None
     if sha256 != file.sha256:
         raise DataError(f"{location}: these data have changed since this command started; run the command again")
     return RawFile(file=file, location=location, sha256=sha256, verified=True)

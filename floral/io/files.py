@@ -9,6 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
+class NotPlain(ValueError):
+    """Error: a path is no plain file or folder. The message names the path, and can be printed on every terminal."""
+
+
 def atomic(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
     """Write a file atomically. After an error, the old file is unchanged and no partly written file is left.
 
@@ -38,8 +42,11 @@ def content_sha256(path: Path) -> str:
 
     Raises:
         OSError: the path does not exist, or a file cannot be read.
+        NotPlain: a path is no plain file or folder, or a name is not in UTF-8.
     """
     if not path.is_dir():
+        if path.exists() and not path.is_file():
+            raise NotPlain(f"{path} is a device, a pipe or a socket, and no file; remedy: remove it")
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     content = hashlib.sha256()
@@ -52,9 +59,25 @@ def visible(folder: Path) -> list[Path]:
     """Return all files in a folder and its subfolders, sorted. Hidden files such as .DS_Store are left out.
 
     Symbolic links to folders are followed.
+
+    Raises:
+        OSError: a folder cannot be read.
+        NotPlain: a name is not in UTF-8, so it can be neither printed nor written to a report.
     """
-    paths = (Path(at) / name for at, _, names in os.walk(folder, followlinks=True) for name in names)
-    return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    paths: list[Path] = []
+    for at, folders, names in os.walk(folder, onerror=stop, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(at) / name for name in (*folders, *names)):
+            try:
+                str(path).encode()
+            except UnicodeEncodeError:
+                raise NotPlain(f"{str(path)!a}: this name is not in UTF-8; remedy: rename the file or folder") from None
+        paths += [Path(at) / name for name in names if not name.startswith(".")]
+    return sorted(paths)
 
 
 def _sync_names(folder: Path) -> None:

@@ -28,7 +28,7 @@ def why_missing(task: Task, results: Path) -> str | None:
     if has_data(task, results):
         return None
     if isinstance(task.data, CustomData) and (why := data_sets.why_unreadable(task.data)):
-        return f"{why}; remedy: {data_sets.CUSTOM_ADVICE}"
+        return why
     name = stored_name(task)
     error = results / "data" / name / FETCH_ERROR
     if not error.exists():

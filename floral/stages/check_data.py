@@ -19,14 +19,24 @@ def check(tasks: Iterable[Task], results: Path) -> None:
     For example, `normalise` must have a value for each channel. Of data that are not fetched yet, only the number of
     classes is checked. Custom data (the user's own files) are read and stored first, unless they are stored already.
 
+    All tasks are checked, also after one that is wrong.
+
     Raises:
-        ConfigError: custom data cannot be read, or data do not fit a task; the message names the file of the task.
+        ConfigError: custom data cannot be read, or data do not fit a task; for each such task, the message has a line
+            with its file.
     """
-    for task in {task.model_dump_json(): task for task in tasks}.values():
-        if isinstance(task.data, CustomData):
-            _store_custom(task, task.data, results)
-        if isinstance(task.data, str | CustomData) and not task.noop:
-            _check_fit(task, _facts(task.data, results))
+    distinct = {task.model_dump_json(): task for task in tasks}.values()
+    problems: list[str] = []
+    for task in distinct:
+        try:
+            if isinstance(task.data, CustomData):
+                _store_custom(task, task.data, results)
+            if isinstance(task.data, str | CustomData) and not task.noop:
+                _check_fit(task, _facts(task.data, results))
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
 
 
 def _store_custom(task: Task, data: CustomData, results: Path) -> None:
@@ -36,7 +46,7 @@ def _store_custom(task: Task, data: CustomData, results: Path) -> None:
         ConfigError: the data cannot be read.
     """
     if why := data_sets.why_unreadable(data):
-        raise ConfigError(f"{_where(task)}: `data.path`: {why}; {data_sets.CUSTOM_ADVICE}")
+        raise ConfigError(f"{_where(task)}: `data.path`: {why}")
     if (results / "data" / str(data_sets.stored_data(data)) / "card.json").exists():
         return
     from floral.data.sources import DataError

@@ -68,7 +68,7 @@ def availability(data: Data, results: Path, data_dir: Path | None = None) -> tup
         return "fetched", ""
     if isinstance(data, CustomData):
         why = data_sets.why_unreadable(data)
-        return ("found", "") if why is None else ("missing", f"{why}; {data_sets.CUSTOM_ADVICE}")
+        return ("found", "") if why is None else ("missing", why)
     assert isinstance(data, str), "synthetic data are not stored"
     files = data_sets.data_lock()[data].files
     absent = [file for file in files if not sources.is_there(file, folder / "raw", raw_folder)]
@@ -84,7 +84,13 @@ def _make(folder: Path, name: str, dataset: DataSet, data_dir: Path | None, repo
     record = raw / sources.RECORD
     recorded: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
     files = [sources.obtain(file, raw, data_dir, recorded.get(file.path), report) for file in dataset.files]
-    arrays = READERS[dataset.reader](files, **dataset.options)
+    try:
+        arrays = READERS[dataset.reader](files, **dataset.options)
+    except MemoryError:
+        paths_read = ", ".join(str(file.location) for file in files)
+        raise sources.DataError(
+            f"{paths_read}: these data do not fit into memory; remove samples, or use a machine with more memory"
+        ) from None
     if dataset.classes not in (None, arrays.classes):
         raise sources.DataError(
             f"{paths.CONFIG_FOLDER / 'data.lock'}: {name}: this entry has `classes: {dataset.classes}`, but the "

@@ -37,7 +37,9 @@ def test_own_data_that_are_not_there_stop_their_own_task_alone(
 ) -> None:
     path, results = flowers(kind="natural"), tmp_path / "results"
     (row,) = (row for row in tasks.rows(results) if row.task == "flowers")
-    assert row.at_hand == "missing" and row.remedy.startswith(f"{path} does not exist; put it there, or name another")
+    assert row.at_hand == "missing" and row.remedy.startswith(
+        f"{path} does not exist; remedy: put it there, or name another"
+    )
     runs = suite_runs("smoke_all")
     kept, lines = split_by_data(runs, results)
     assert "synthetic_linear" in {run.task.name for run in kept} and "flowers" not in {run.task.name for run in kept}

@@ -13,7 +13,7 @@ from floral.config import data_sets, reading
 from floral.config.reading import ConfigError
 from floral.config.schema.data import DataFile, DataSet
 from floral.config.schema.task import Task
-from floral.data import readers, sources
+from floral.data import images, readers, sources
 from floral.data.sources import DataError, RawFile
 from floral.engine.client_data import Rows
 from floral.stages.fetch import fetch
@@ -66,12 +66,11 @@ def altered(path, change):
             table.with_columns(label=pl.Series([0, None, 1, 2])).write_parquet(path)
         case "negative class":
             table.with_columns(label=pl.Series([0, -1, 1, 2])).write_parquet(path)
-        case "half an image" | "no image" | "larger" | "transparent":
+        case "half an image" | "no image" | "larger":
             image = {
                 "half an image": encoded(images[2])[:40],
                 "no image": None,
                 "larger": encoded(np.zeros((7, 7, 3), np.uint8)),
-                "transparent": encoded(np.zeros((6, 6, 4), np.uint8)),
             }[change]
             cells = table["img"].to_list()
             cells[2]["bytes"] = image
@@ -85,14 +84,13 @@ def altered(path, change):
         ("truncated", r"this is not a parquet file, or it is truncated .*remedy"),
         ("no parquet", r"this is not a parquet file, or it is truncated .*remedy"),
         ("empty", r"column label is empty, or has a value"),
-        ("no labels", r"expected a column img \(struct of bytes and path\) and a column label or fine_label"),
-        ("other images", r"expected a column img \(struct of bytes and path\)"),
+        ("no labels", r"expected a column img or image \(struct of bytes and path\) and a column label or fine_label"),
+        ("other images", r"expected a column img or image \(struct of bytes and path\)"),
         ("no class", r"column label is empty, or has a value that is not a class 0, 1, …; remedy"),
         ("negative class", r"column label is empty, or has a value"),
         ("half an image", r"row 2: the image cannot be decoded .*remedy"),
         ("no image", r"row 2: the image cannot be decoded"),
         ("larger", r"row 2: the image has shape \[7, 7, 3\]"),
-        ("transparent", r"row 2: the image has shape \[6, 6, 4\]"),
     ],
 )
 def test_a_file_that_is_not_what_it_should_be_is_named_with_its_row(tmp_path, change, message):
@@ -121,7 +119,7 @@ def test_fetch_stores_the_decoded_arrays_once(tmp_path, monkeypatch):
     monkeypatch.setattr(data_sets, "data_lock", lambda: {"toy": entry})
     folder = fetch("toy", tmp_path, tmp_path / "mine")
     assert np.array_equal(np.load(folder / "train_x.npy", mmap_mode="r"), train[0])
-    monkeypatch.setattr(readers.Image, "open", None)
+    monkeypatch.setattr(images.Image, "open", None)
     assert fetch("toy", tmp_path, tmp_path / "mine") == folder
 
 

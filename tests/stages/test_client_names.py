@@ -41,7 +41,7 @@ def made(folder: Path, client: np.ndarray, **task) -> Run:
 
 
 def train(run: Run, results: Path) -> Path:
-    how = {"backend": "loop", "precision": "fp32", "threads": 1, "checkpoint_seconds": 1e9, "stop": Stop()}
+    how = {"backend": "loop", "threads": 1, "checkpoint_seconds": 1e9, "stop": Stop()}
     execute(run, results, torch.device("cpu"), **how)
     return results / run.folder
 

@@ -67,7 +67,7 @@ def test_own_data_that_are_not_there_are_left_out_or_stop_the_call_before_any_jo
     (project.folder / "config/suites/own.yaml").write_text(f"title: Own\nruns:\n  - {block}\n")
     call, why = ("snakemake", "-n", "--profile", "local", "--config", "suite=own"), "flowers.csv does not exist"
     refused = project.call(*call)
-    assert refused.returncode == 1 and f"{why}; put it there" in refused.stdout, refused.stdout
+    assert refused.returncode == 1 and f"{why}; remedy: put it there" in refused.stdout, refused.stdout
     assert "config/tasks/flowers.yaml: `data.path`: " in refused.stdout and "digits_rotate" not in refused.stdout
     done = project.call(*call, "allow_missing=true")
     assert done.returncode == 0 and f"{why}; remedy: put it there" in done.stdout, done.stdout

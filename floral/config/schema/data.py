@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from floral.config.schema.base import Frozen
+from floral.config.schema.base import Frozen, is_none
 
 
 class Synthetic(Frozen):
@@ -55,6 +55,18 @@ class Synthetic(Frozen):
         return self
 
 
+KEYS_OF_KIND = {
+    "table": ("label", "features", "client", "separator", "decimal", "missing"),
+    "arrays": ("channels",),
+}
+"""Keys of custom data that only one kind has."""
+
+
+def _as_word(value: Any) -> Any:
+    """Return a number as text, because YAML reads -999 as a number."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 class CustomData(Frozen):
     """Custom data: the user's own files. The key `kind` is the format of the files.
 
@@ -65,7 +77,7 @@ class CustomData(Frozen):
       one folder for each class.
 
     - table: a parquet or CSV file with one sample per line. Split data are a folder with two such files, train.* and
-      test.*.
+      test.*. A parquet file may hold one encoded image per line instead of numbers.
 
     - arrays: an .npz file or a folder of .npy files, with the arrays x (inputs), y (classes) and optionally client (for
       example the writer of each sample). Split data have the arrays train_x, train_y, test_x, test_y, and optionally
@@ -89,6 +101,27 @@ class CustomData(Frozen):
     client: str | None = Field(
         default=None, description="For a table: name of the column with the natural client of each sample."
     )
+    separator: str | None = Field(
+        default=None,
+        pattern=r"^[^\w\s\"'.+-]$|^[\t ]$",
+        exclude_if=is_none,
+        description='For a CSV table: the character between cells, such as ";" or "\\t" (tab); by default a comma.',
+    )
+    decimal: Literal[".", ","] | None = Field(
+        default=None, exclude_if=is_none, description="For a CSV table: decimal sign of numbers; by default a point."
+    )
+    missing: tuple[Annotated[str, BeforeValidator(_as_word)], ...] | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description='For a table: words for "no value", "" for an empty cell; rows with one in a used column are left '
+        "out. By default, such rows are refused.",
+    )
+    channels: Literal["first", "last"] | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="For arrays: axis of the colour channels, [N, C, H, W] or [N, H, W, C]; by default last, if that "
+        "is certain.",
+    )
     test_share: float = Field(
         default=0.2,
         gt=0,
@@ -97,12 +130,13 @@ class CustomData(Frozen):
     )
 
     @model_validator(mode="after")
-    def _only_tables_have_columns(self) -> CustomData:
+    def _keys_fit_the_kind(self) -> CustomData:
         if self.kind == "table" and self.label is None:
             raise ValueError("`data.label` is missing; set it to the name of the table's column with the classes")
-        for key in () if self.kind == "table" else ("label", "features", "client"):
-            if getattr(self, key) is not None:
-                raise ValueError(f"`data.{key}` is for `kind: table` only; remove the key `{key}`")
+        for kind, keys in KEYS_OF_KIND.items():
+            for key in keys:
+                if kind != self.kind and getattr(self, key) is not None:
+                    raise ValueError(f"`data.{key}` is for `kind: {kind}` only; remove the key `{key}`")
         return self
 
     @model_validator(mode="after")
@@ -115,8 +149,7 @@ class CustomData(Frozen):
     @property
     def options(self) -> dict[str, Any]:
         """The keyword arguments of the function that reads the files, such as `test_share`."""
-        keys = {"test_share"} | ({"label", "features", "client"} if self.kind == "table" else set())
-        return self.model_dump(mode="json", include=keys)
+        return self.model_dump(mode="json", include={"test_share", *KEYS_OF_KIND.get(self.kind, ())})
 
 
 def _kind_of_data(data: Any) -> str | None:

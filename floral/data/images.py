@@ -1,0 +1,104 @@
+"""Decode images to pixels as an image viewer shows them: upright, without transparency, in 8 bits per channel."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from floral.data.sources import DataError
+
+MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
+"""Pillow modes with at most 8 bits per channel. Conversion of other modes to RGB would clip values."""
+DEEP = re.compile(r";16[BLNS]")
+"""Part of the name of a stored format with 16 bits per channel. Pillow cuts such colours to 8 bits while it decodes."""
+BROKEN = (
+    OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, AttributeError, OverflowError,
+    struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+"""Errors that Pillow raises for a damaged image."""
+
+
+def pixels(images: Iterable[tuple[str, Path | bytes]], count: int) -> npt.NDArray[np.uint8]:
+    """Decode images of equal size to an array [N, H, W] if all are grey, otherwise [N, H, W, 3].
+
+    Each image is a pair: its name in error messages, and its file or its content. `count` is their number, N.
+
+    Raises:
+        DataError: an image cannot be decoded, or differs in size from the first one.
+    """
+    array, first = np.empty((count, 0, 0), np.uint8), ""
+    for row, (name, content) in enumerate(images):
+        image = decoded(name, content)
+        if not row:
+            array, first = np.empty((count, image.height, image.width), np.uint8), name
+        height, width = array.shape[1:3]
+        if image.size != (width, height):
+            raise DataError(
+                f"{name}: this image has {image.width}×{image.height} pixels, but {first} has {width}×{height}; resize "
+                "all images to one size"
+            )
+        if image.mode == "RGB" and array.ndim == 3:
+            array = np.repeat(array[..., None], 3, axis=-1)
+        array[row] = np.asarray(image if array.ndim == 3 else image.convert("RGB"))
+    return array
+
+
+def decoded(name: str, content: Path | bytes) -> Image.Image:
+    """Return an image as a viewer shows it on white: in mode L if the file is grey, otherwise in mode RGB.
+
+    The EXIF orientation is applied. Transparent pixels are mixed with white.
+
+    Raises:
+        DataError: the image cannot be decoded, or a viewer shows something else than one array of 8-bit pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+            if why := _unfit(image):
+                raise DataError(f"{name}: {why}")
+            grey = image.mode in ("1", "L")
+            upright = ImageOps.exif_transpose(image)
+            if upright.has_transparency_data:
+                upright = _on_white(name, upright.convert("RGBA"))
+            return upright.convert("L" if grey else "RGB")
+    except DataError:
+        raise
+    except BROKEN as error:
+        raise DataError(f"{name}: the image cannot be decoded ({error}); remedy: replace or remove it") from None
+
+
+def _unfit(image: Image.Image) -> str | None:
+    """Return why an image is not one array of 8-bit pixels, with the remedy, or None. The image is not decoded."""
+    if image.mode not in MODES:
+        return f"this image has the mode {image.mode}; save it with at most 8 bits per channel"
+    # The first argument of Pillow's decoder is the stored format; for PPM, the second is the greatest value.
+    arguments = [tile.args if isinstance(tile.args, tuple) else (tile.args,) for tile in getattr(image, "tile", ())]
+    if any(DEEP.search(str(stored[0])) for stored in arguments if stored) or (
+        image.format == "PPM" and any(isinstance(stored[-1], int) and stored[-1] > 255 for stored in arguments)
+    ):
+        return "this image has 16 bits per channel; save it with at most 8 bits per channel"
+    if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:  # An MPO file is a photo and previews.
+        return f"this file has {frames} images (an animation, pages or layers); save one image per file"
+    return None
+
+
+def _on_white(name: str, image: Image.Image) -> Image.Image:
+    """Return an RGBA image on a white background.
+
+    Raises:
+        DataError: on white nothing is left, because only the transparency has a shape.
+    """
+    mixed = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if np.ptp(np.asarray(image)[..., 3]) and not np.ptp(np.asarray(mixed), axis=(0, 1)).any():
+        raise DataError(
+            f"{name}: this image has one colour on white, because its shape is in its transparency; save it on a "
+            "background of another colour, without transparency"
+        )
+    return mixed

@@ -1,0 +1,191 @@
+"""Odd images: pixels are what a viewer shows on white, or the file is refused."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from odd_files import in_order, read, refused
+from PIL import Image, PngImagePlugin
+
+from floral.data.images import decoded
+from floral.data.sources import DataError
+
+RANDOM = np.random.default_rng(0)
+COLOUR = Image.fromarray(RANDOM.integers(0, 256, (4, 6, 3)).astype(np.uint8))
+GREY = COLOUR.convert("L")
+ORIENTATION = 0x0112
+
+
+def saved(image: Image.Image, kind: str = "PNG", **how: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **how)
+    return buffer.getvalue()
+
+
+def tagged(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif
+
+
+def with_alpha(alpha: np.ndarray, colour: int = 0) -> Image.Image:
+    """An icon of one colour, whose shape is in its alpha channel [H, W]."""
+    image = Image.new("RGBA", alpha.shape[::-1], (colour,) * 3)
+    image.putalpha(Image.fromarray(alpha.astype(np.uint8)))
+    return image
+
+
+DISC = np.array([[0, 255, 255, 255, 255, 0]] * 2 + [[0, 0, 128, 128, 0, 0]] * 2)
+SHAPE = with_alpha(DISC)
+
+
+def keyed(image: Image.Image, key: Any) -> bytes:
+    return saved(image, transparency=key)
+
+
+def png_of_16_bits(channels: int) -> bytes:
+    """A PNG file of 6×4 pixels with 16 bits per channel, which Pillow cannot write."""
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + RANDOM.integers(0, 256, 6 * channels * 2).astype(np.uint8).tobytes() for _ in range(4))
+    buffer = io.BytesIO()
+    buffer.write(b"\x89PNG\r\n\x1a\n")
+    for name, content in (
+        (b"IHDR", (6).to_bytes(4) + (4).to_bytes(4) + bytes([16, kind, 0, 0, 0])),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ):
+        PngImagePlugin.putchunk(buffer, name, content)
+    return buffer.getvalue()
+
+
+def folder(root: Path, *odd: bytes, plain: Image.Image = COLOUR) -> Path:
+    """A folder of two classes with three plain images each, and these odd ones in class a."""
+    for name in "ab":
+        (root / name).mkdir(parents=True)
+        for row in range(3):
+            plain.save(root / name / f"{row}.png")
+    for row, content in enumerate(odd):
+        (root / "a" / f"odd{row}").write_bytes(content)
+    return root
+
+
+def shown_in(root: Path) -> np.ndarray:
+    """The odd image: the only one that is not equal to the plain one."""
+    x, _ = in_order(read("folder", root))
+    odd = [image for image in x if not np.array_equal(image, np.asarray(COLOUR))]
+    return odd[0]
+
+
+TURNED = COLOUR.transpose(Image.Transpose.ROTATE_90)
+ON_WHITE = Image.alpha_composite(Image.new("RGBA", (6, 4), "white"), SHAPE).convert("RGB")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (saved(COLOUR.transpose(Image.Transpose.FLIP_LEFT_RIGHT), exif=tagged(2)), COLOUR),
+        (saved(COLOUR, exif=tagged(3)), COLOUR.transpose(Image.Transpose.ROTATE_180)),
+        (saved(COLOUR.transpose(Image.Transpose.FLIP_TOP_BOTTOM), exif=tagged(4)), COLOUR),
+        (saved(TURNED, exif=tagged(6)), COLOUR),
+        (saved(TURNED, "WEBP", lossless=True, exif=tagged(6)), COLOUR),
+        (saved(TURNED, "TIFF", exif=tagged(6)), COLOUR),
+        (saved(COLOUR.transpose(Image.Transpose.TRANSPOSE), exif=tagged(5)), COLOUR),
+        (saved(COLOUR.transpose(Image.Transpose.TRANSVERSE), exif=tagged(7)), COLOUR),
+        (saved(COLOUR.transpose(Image.Transpose.ROTATE_270), exif=tagged(8)), COLOUR),
+        (saved(SHAPE), ON_WHITE),
+        (saved(SHAPE.convert("LA")), ON_WHITE),
+        (saved(SHAPE, "WEBP", lossless=True, exact=True), ON_WHITE),
+        (saved(Image.merge("LA", (Image.new("L", (6, 4)), SHAPE.getchannel("A")))), ON_WHITE),
+        (saved(with_alpha(np.full((4, 6), 255), 7)), Image.new("RGB", (6, 4), (7, 7, 7))),
+        (saved(with_alpha(np.zeros((4, 6)))), Image.new("RGB", (6, 4), "white")),
+        (keyed(Image.new("P", (6, 4), 0), 0), Image.new("RGB", (6, 4), "white")),
+        (keyed(Image.new("L", (6, 4), 9), 9), Image.new("RGB", (6, 4), "white")),
+        (keyed(Image.new("RGB", (6, 4), (1, 2, 3)), (1, 2, 3)), Image.new("RGB", (6, 4), "white")),
+        (saved(COLOUR.quantize(200), "GIF"), COLOUR),
+        (saved(GREY), GREY.convert("RGB")),
+        (saved(GREY.convert("1")), GREY.convert("1").convert("RGB")),
+        (saved(COLOUR, "BMP"), None),
+    ],
+    ids=lambda value: "image" if isinstance(value, bytes) else None,
+)  # fmt: skip
+def test_an_image_is_read_as_a_viewer_shows_it(tmp_path, content, expected):
+    root = folder(tmp_path / "mine", content)
+    if expected is None or np.array_equal(np.asarray(expected), np.asarray(COLOUR)):
+        assert all(np.array_equal(image, np.asarray(COLOUR)) for image in in_order(read("folder", root))[0])
+    else:
+        assert np.array_equal(shown_in(root), np.asarray(expected))
+
+
+def test_an_upright_photograph_beside_a_turned_one_has_the_same_size(tmp_path):
+    """48×32 pixels beside 32×48 pixels with a tag, as a telephone stores them; JPEG loses a little."""
+    photo = Image.fromarray(np.linspace(0, 255, 48 * 32).reshape(32, 48).astype(np.uint8)).convert("RGB")
+    turned = photo.transpose(Image.Transpose.ROTATE_90)
+    assert turned.size == (32, 48)
+    root = folder(tmp_path / "mine", saved(turned, "JPEG", quality=95, exif=tagged(6)), plain=photo)
+    x, _ = in_order(read("folder", root))
+    assert x.shape == (7, 32, 48, 3) and np.abs(x.astype(int) - np.asarray(photo).astype(int)).max() < 16
+
+
+@pytest.mark.parametrize("kind", ["1", "L"])
+def test_grey_images_with_a_transparent_value_stay_grey(tmp_path, kind):
+    root = folder(tmp_path / "mine", keyed(GREY.convert(kind), 255), plain=GREY)
+    assert read("folder", root).train_x.ndim == 3
+
+
+def two_pages(kind: str) -> bytes:
+    return saved(COLOUR, kind, save_all=True, append_images=[COLOUR.transpose(Image.Transpose.ROTATE_180)])
+
+
+DEEP = r"odd0: this image has 16 bits per channel; save it with at most 8 bits per channel"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (png_of_16_bits(3), DEEP),
+        (png_of_16_bits(4), DEEP),
+        (png_of_16_bits(2), DEEP),
+        (png_of_16_bits(1), r"odd0: this image has the mode I;16; save it with at most 8 bits"),
+        (b"P6 6 4 65535\n" + bytes(144), DEEP),
+        (b"P6 6 4 1000\n" + bytes(144), DEEP),
+        (b"P5 6 4 1000\n" + bytes(48), r"odd0: this image has the mode I; save it with at most 8 bits"),
+        (saved(Image.new("F", (6, 4)), "TIFF"), r"odd0: this image has the mode F; save it"),
+        (saved(Image.new("LAB", (6, 4)), "TIFF"), r"odd0: this image has the mode LAB; save it"),
+        *((two_pages(kind), r"odd0: this file has 2 images \(an animation, pages or layers\); save one image")
+          for kind in ("GIF", "TIFF", "PNG", "WEBP")),
+        (saved(with_alpha(DISC, 255)), r"odd0: this image has one colour on white, because its shape is in"),
+        (saved(Image.merge("LA", (Image.new("L", (6, 4), 255), SHAPE.getchannel("A")))), r"one colour on white"),
+        (saved(TURNED), r"odd0: this image has 4×6 pixels, but .*0\.png has 6×4; resize all images to one size"),
+        (saved(COLOUR, exif=tagged(6)), r"odd0: this image has 4×6 pixels, but"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", r"odd0: the image cannot be decoded .*remedy: replace"),
+        (saved(COLOUR)[:-40], r"odd0: the image cannot be decoded"),
+        (b"P6 99999 99999 255\n", r"odd0: the image cannot be decoded .*decompression bomb"),
+    ],
+    ids=lambda value: "image" if isinstance(value, bytes) else None,
+)  # fmt: skip
+def test_an_image_that_would_be_misread_is_refused(tmp_path, content, message):
+    refused("folder", folder(tmp_path / "mine", content), message)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of some damage, and shows the rest.
+def test_a_damaged_image_never_ends_in_a_traceback(tmp_path):
+    for kind, at in itertools.product(("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"), range(0, 120, 7)):
+        content = bytearray(saved(COLOUR.resize((20, 20)), kind, **({} if kind == "GIF" else {"exif": tagged(6)})))
+        content[at] ^= 255
+        try:
+            assert decoded("x", bytes(content)).mode in ("L", "RGB")
+        except DataError as error:
+            assert str(error).startswith("x: ")
+
+
+def test_two_names_of_a_class_that_look_the_same_are_refused(tmp_path):
+    root = folder(tmp_path / "mine")
+    (root / "a").rename(root / "caf\u00e9")
+    (root / "b").rename(root / "cafe\u0301")
+    refused("folder", root, r"labels \(y\) has 'cafe\\u0301' and 'caf\\xe9', which look the same; write both")

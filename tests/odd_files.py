@@ -1,0 +1,33 @@
+"""Read custom data as a task declares them, for tests with odd files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from floral.config.schema.data import CustomData, DataFile
+from floral.data import custom
+from floral.data.readers import Labelled
+from floral.data.sources import DataError, RawFile
+
+
+def read(kind: Any, path: Path, **options: Any) -> Labelled:
+    file = RawFile(file=DataFile(path=str(path)), location=path, sha256="", verified=True)
+    return custom.READERS[kind]([file], **CustomData(kind=kind, path=str(path), **options).options)
+
+
+def refused(kind: str, path: Path, message: str, **options: Any) -> None:
+    """Check that the reader refuses the data, and that the message names a file and no option of a parser."""
+    with pytest.raises(DataError, match=rf"(?s)^{path.parent}.*{message}") as caught:
+        read(kind, path, **options)
+    text = str(caught.value)
+    assert "truncate_ragged_lines" not in text and "infer_schema" not in text, text
+    assert text.isprintable(), text
+
+
+def in_order(found: Labelled) -> tuple[np.ndarray, np.ndarray]:
+    """All samples x and labels y, training samples first."""
+    return np.concatenate([found.train_x, found.test_x]), np.concatenate([found.train_y, found.test_y])
