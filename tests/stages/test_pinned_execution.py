@@ -31,7 +31,7 @@ def trained(results: Path, seed: int) -> tuple[Path, dict[str, Any]]:
     )  # fmt: skip
     fetch(run.task.data, results)
     partition(run.partition, results, run.task)
-    how: dict[str, Any] = {"backend": "auto", "precision": "fp32", "threads": 1, "checkpoint_seconds": 1e9}
+    how: dict[str, Any] = {"backend": "auto", "threads": 1, "checkpoint_seconds": 1e9}
     execute(run, results, torch.device("cpu"), stop=Stop(), **how)
     costs = json.loads((results / run.folder / "costs.json").read_text())
     return run.folder, costs["execution"]
