@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -324,4 +325,5 @@ def usable_cores() -> int:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False)
+    encoding = (sys.stdout.encoding or "ascii").lower()
+    return json.dumps(value, indent=1, ensure_ascii=not encoding.startswith("utf"))

@@ -9,6 +9,34 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
+REMEDIES = {
+    errno.ENOSPC: "the disk is full; free space there, then repeat the same command",
+    errno.EDQUOT: "your disk quota is used up; free space there, then repeat the same command",
+    errno.EROFS: "this place is read-only; choose another folder",
+    errno.EACCES: "you have no permission; change the permission, or choose another folder",
+    errno.EPERM: "you have no permission; change the permission, or choose another folder",
+    errno.ENOTDIR: "a file is where a folder should be; move the file, or choose another folder",
+    errno.EISDIR: "a folder is where a file should be; move the folder",
+    errno.ENAMETOOLONG: "this name is too long for the disk; choose shorter names",
+    errno.EIO: "the disk has an error; ask its administrator",
+    errno.ESTALE: "the network disk was disconnected; repeat the same command",
+}
+"""Number of an error of the operating system → what happened, and what to do. No program can prevent these errors."""
+
+
+def remedy(error: BaseException | None) -> str | None:
+    """Return in one sentence which file or folder cannot be used and what to do; None for other errors.
+
+    An error that was raised while this error was handled is not examined, but the error that caused this one is.
+    """
+    while error is not None and not (isinstance(error, OSError) and error.errno in REMEDIES):
+        error = error.__cause__
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
+    return f"{place}{REMEDIES[error.errno]}"
+
+
 def atomic(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
     """Write a file atomically. After an error, the old file is unchanged and no partly written file is left.
 

@@ -59,7 +59,15 @@ def running(folder: Path) -> bool:
     if not holder or holder.rpartition(" on ")[2] == os.uname().nodename:
         return False
     ended = is_finished(folder) or (folder / "failure.json").exists()
-    return not ended and time.time() - _last_sign_of_life(folder) < FRESH_SECONDS
+    return not ended and _is_fresh(folder)
+
+
+def _is_fresh(folder: Path) -> bool:
+    """Return whether a file of this run was written in the last FRESH_SECONDS.
+
+    A file that is dated further in the future was written by a machine with a wrong clock, and tells nothing.
+    """
+    return abs(time.time() - _last_sign_of_life(folder)) < FRESH_SECONDS
 
 
 def _last_sign_of_life(folder: Path) -> float:
@@ -89,8 +97,7 @@ def has_failed_for_good(run: Run, results: Path) -> bool:
     invisible here.
     """
     folder = results / run.folder
-    is_old = time.time() - _last_sign_of_life(folder) > FRESH_SECONDS
-    return is_old and failure(folder) is not None and not busy(results / SUBMITTING)
+    return not _is_fresh(folder) and failure(folder) is not None and not busy(results / SUBMITTING)
 
 
 def read(path: Path) -> dict[str, Any]:

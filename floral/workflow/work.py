@@ -37,9 +37,7 @@ class Work:
     """One line for each reason why runs were left out."""
 
     @classmethod
-    def read(
-        cls, config: Mapping[str, Any], command_line: Mapping[str, Any], main_process: bool, dry_run: bool
-    ) -> Work:
+    def read(cls, command_line: Mapping[str, Any], main_process: bool, dry_run: bool) -> Work:
         """Read the configuration, find the runs and searches, and check that their data fit the configuration.
 
         `command_line` has the keys and values of Snakemake's option `--config`, which win over environment variables.
@@ -49,7 +47,7 @@ class Work:
         Raises:
             ConfigError: a value of the configuration is wrong, a value does not fit the data, or no run is left.
         """
-        settings = read_settings(config, command_line)
+        settings = read_settings(command_line)
         searches: Mapping[str, tuple[str, Search]] = settings.searches()
         suites: Mapping[str, list[Run]] = {}
         untuned, missing = None, []

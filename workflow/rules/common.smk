@@ -6,24 +6,18 @@
 
 import os
 
-from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 import floral
-from floral.config.reading import ConfigError
 from floral.workflow import adapter
-from floral.workflow.adapter import never_a_reason_to_rerun
+from floral.workflow.adapter import ends_with_message, never_a_reason_to_rerun
 from floral.workflow.requests import Requests
 from floral.workflow.rules import Rules
 from floral.workflow.work import Work
 
-try:
-    WORK = Work.read(
-        config, workflow.config_settings.overwrite_config, workflow.is_main_process, workflow.output_settings.dryrun
-    )
-except ConfigError as error:
-    raise WorkflowError(str(error)) from None
-
+WORK = ends_with_message(Work.read)(
+    workflow.config_settings.overwrite_config, workflow.is_main_process, workflow.output_settings.dryrun
+)
 SETTINGS = WORK.settings
 RESULTS, REPORTS = SETTINGS.results, SETTINGS.reports
 SUBMITS = adapter.submits_jobs(workflow)
@@ -50,7 +44,7 @@ def train_group(wildcards):
 
 
 wildcard_constraints:
-    suite=r"[^/+]+",
+    suite=r"[^/]+",
     data=r"[^/]+",
     task=r"[^/]+",
     variant=r"[^/]+",
@@ -59,7 +53,7 @@ wildcard_constraints:
 
 
 onstart:
-    HOOKS.on_start(workflow)
+    ends_with_message(HOOKS.on_start)(workflow)
 
 
 onsuccess:
