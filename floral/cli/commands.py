@@ -149,6 +149,12 @@ def track(arguments: Namespace, settings: Settings) -> None:
         send(arguments.suite, runs, settings.results, settings.tracking_uri, runs_of_all_seeds)
 
 
+def ui(arguments: Namespace, settings: Settings) -> None:
+    from floral.tracking.ui import ui
+
+    ui(settings.results, settings.tracking_uri, arguments.port)
+
+
 def report(arguments: Namespace, settings: Settings) -> None:
     from floral.config.suites import suite_runs
     from floral.report.build import report

@@ -168,6 +168,16 @@ class Settings(Frozen):
         except RuntimeError:
             raise ValueError("this user has no home directory; write the whole path in place of `~`") from None
 
+    @field_validator("tracking_uri")
+    @classmethod
+    def _is_an_address(cls, uri: str | None) -> str | None:
+        if uri is not None and not re.match(r"(https?://[^/]|(sqlite|postgresql|mysql|mssql)(\+\w+)?://)", uri):
+            raise ValueError(
+                "this is no address of MLflow; write http://host:port for a server, sqlite:////folder/file.db or "
+                "postgresql://user@host/database"
+            )
+        return uri
+
     @property
     def shown_tracking_uri(self) -> str | None:
         """The address of MLflow without its password, for messages and files."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-USER_AND_PASSWORD = re.compile(r"(?<=://)(?:([^\s/:@'\"]*):\S*|[^\s/:@'\"]+)@")
-"""User and password at the start of an address. The password may itself contain "@" or "/"."""
+ADDRESS = re.compile(r"(?P<scheme>\w[\w+.-]*://)(?:(?P<user>[^\s/:@'\"]*):\S*|(?P<word>[^\s/:@'\"]+))@")
+"""Start of an address with a user. The password may itself contain "@" or "/"."""
 SECRET_VALUE = re.compile(r"\b(password|passwd|secret|token)=[^&\s'\"]+", re.I)
 """A password in the query part of an address, such as `?password=…`."""
 
@@ -13,7 +13,13 @@ SECRET_VALUE = re.compile(r"\b(password|passwd|secret|token)=[^&\s'\"]+", re.I)
 def without_passwords(text: str) -> str:
     """Return the text, with `***` in place of the password of each address, such as `http://user:password@host`.
 
-    An address with a single word before "@" has a token in place of user and password. The token is hidden too.
+    A web address with a single word before "@" has a token in place of user and password. The token is hidden too.
     """
-    hidden = USER_AND_PASSWORD.sub(lambda match: f"{match[1]}:***@" if match[1] else "***@", text)
-    return SECRET_VALUE.sub(r"\1=***", hidden)
+    return SECRET_VALUE.sub(r"\1=***", ADDRESS.sub(_hidden, text))
+
+
+def _hidden(match: re.Match[str]) -> str:
+    scheme, user, word = match.group("scheme", "user", "word")
+    if word is None:
+        return f"{scheme}{user}:***@"
+    return f"{scheme}***@" if scheme.startswith("http") else match[0]

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-
 REMEDIES = {
     errno.ENOSPC: "the disk is full; free space there, then repeat the same command",
     errno.EDQUOT: "your disk quota is used up; free space there, then repeat the same command",

@@ -67,6 +67,17 @@ def ends_with_message(function: Callable[Arguments, Result]) -> Callable[Argumen
     return checked
 
 
+def hide_password(workflow: Any, shown_uri: str | None) -> None:
+    """Replace the address of MLflow in the values of `--config` by the address without its password.
+
+    Snakemake writes these values into the command of each job that it submits. Jobs get the address from the
+    environment variable FLORAL_TRACKING_URI.
+    """
+    values = workflow.config_settings.overwrite_config
+    if values.get("tracking_uri"):
+        values["tracking_uri"] = shown_uri
+
+
 def submits_jobs(workflow: Any) -> bool:
     """Return whether Snakemake submits jobs to a cluster.
 

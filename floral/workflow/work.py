@@ -17,6 +17,11 @@ from floral.runs import missing_data, reference
 from floral.runs.state import is_finished
 from floral.stages import check_data, fetch_missing
 
+PASSWORD_IN_ADDRESS = (
+    "`tracking_uri` contains a password, which other users may see; remove it from the address and set "
+    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+)
+
 
 @dataclass(frozen=True)
 class Work:
@@ -48,6 +53,8 @@ class Work:
             ConfigError: a value of the configuration is wrong, a value does not fit the data, or no run is left.
         """
         settings = read_settings(command_line)
+        if main_process and settings.shown_tracking_uri != settings.tracking_uri:
+            print(PASSWORD_IN_ADDRESS, file=sys.stderr)
         searches: Mapping[str, tuple[str, Search]] = settings.searches()
         suites: Mapping[str, list[Run]] = {}
         untuned, missing = None, []

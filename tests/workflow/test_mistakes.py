@@ -119,12 +119,26 @@ def test_a_missing_configuration_is_named(
 
 
 def test_the_ui_says_that_its_port_is_busy(tmp_path: Path) -> None:
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    for name in ("pyproject.toml", "constraints.txt", "results/track/mlflow.db", ".venv/.installed"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / ".venv" / "bin").symlink_to(BIN)
+    """In a project whose path has spaces, and with results elsewhere."""
+    project, results = tmp_path / "my project", tmp_path / "my results"
+    shutil.copytree(ROOT / "config", project / "config")
+    shutil.copy(ROOT / "Makefile", project)
+    for path in (project / "pyproject.toml", project / "constraints.txt", project / ".venv/.installed"):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (project / ".venv" / "bin").symlink_to(BIN)
+
+    def ui(port: int) -> str:
+        places = environment(FLORAL_RESULTS=str(results))
+        call = subprocess.run(
+            ["make", "ui", f"PORT={port}"], cwd=project, env=places, capture_output=True, text=True, timeout=60
+        )
+        assert call.returncode != 0
+        return call.stderr
+
+    assert f"{results}/track/mlflow.db: no run is tracked yet" in ui(5000)
+    (results / "track").mkdir(parents=True)
+    (results / "track/mlflow.db").touch()
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        call = subprocess.run(["make", "ui", f"PORT={port}"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert call.returncode != 0 and f"Port {port} cannot be used" in call.stdout
+        assert f"Port {port} cannot be used" in ui(port)

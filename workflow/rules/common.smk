@@ -27,6 +27,7 @@ REQUESTS = Requests(RULES, SUBMITS)
 HOOKS = adapter.Hooks(RULES)
 
 SETTINGS.export()
+adapter.hide_password(workflow, SETTINGS.shown_tracking_uri)
 adapter.hide_scheduler_lines(logger, SUBMITS)
 adapter.ignore_walltime_warning()
 if workflow.is_main_process:
