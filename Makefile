@@ -8,6 +8,11 @@ INSTALLED := $(VENV)/.installed
 # Without this, each start waits 9 s on a machine that has SLURM's commands but no controller that answers.
 LOCAL := SLURM_CONF=/dev/null
 
+# Snakemake needs a folder for its cache. A home folder that is read-only has no place for it.
+ifneq ($(shell cache="$${XDG_CACHE_HOME:-$$HOME/.cache}"; mkdir -p "$$cache" 2>&- && test -w "$$cache" && echo writable),writable)
+export XDG_CACHE_HOME := $(CURDIR)/.cache
+endif
+
 # Address of `make ui` and `make ui-server`. For the server also: host names that clients may use, and its processes.
 PORT := 5000
 HOST := 127.0.0.1

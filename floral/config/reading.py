@@ -64,6 +64,8 @@ def _problem(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark) is not None:
         tab = " (indent with spaces, not with tabs)" if "cannot start any token" in (error.problem or "") else ""
         return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}{tab}"
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"character {error.position + 1}: YAML allows no control characters"
     return " ".join(str(error).split())
 
 

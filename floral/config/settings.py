@@ -158,7 +158,12 @@ class Settings(Frozen):
         if isinstance(value, str) and len(words := re.split(between, value.strip(" ,;[]"))) > 1:
             listed = f"{info.field_name}=[{','.join(words)}]"
             raise ValueError(f"this is one word and not a list; write brackets, on the command line: '{listed}'")
-        return [value] if isinstance(value, str | int) else value
+        values = [value] if isinstance(value, str | int) else value
+        if info.field_name == "seeds" and isinstance(values, list | tuple):
+            for entry in values:
+                if isinstance(entry, str) and not re.fullmatch(r"\s*\d+\s*", entry):
+                    raise ValueError(f"{entry!r} is not a whole number of at least 0; write a list: 'seeds=[0,1]'")
+        return values
 
     @field_validator("results", "reports", "data_dir")
     @classmethod

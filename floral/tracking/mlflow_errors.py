@@ -40,6 +40,8 @@ def _remedy(uri: str, error: Exception, text: str) -> str:
     setting = f"`tracking_uri` in {paths.CONFIG_FOLDER}/config.yaml"
     if uri.startswith("http"):
         return f"start the server, or correct {setting}"
+    if "disk is full" in text:  # SQLite's words
+        return f"free space there, then repeat the same command, or set {setting}"
     if place := remedy(error):
         return f"{place} (set {setting})"
     return (
@@ -87,6 +89,6 @@ def check_artifact_place(uri: str, suite: str, location: str) -> None:
     names = {"localhost", "127.0.0.1", "::1", socket.gethostname(), socket.getfqdn()}
     if urlsplit(location).scheme in ("", "file") and urlsplit(uri).hostname not in names:
         raise ConfigError(
-            f"the MLflow server {uri} does not receive artifacts: it stores those of {suite!r} in {location} on its own "
-            f"disk; {SERVE_ARTIFACTS}, then rename the experiment {suite!r}, which keeps its old place"
+            f"the MLflow server {uri} does not receive artifacts: it stores those of {suite!r} in {location} on its "
+            f"own disk; {SERVE_ARTIFACTS}, then rename the experiment {suite!r}, which keeps its old place"
         )

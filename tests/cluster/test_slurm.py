@@ -165,7 +165,7 @@ def test_a_cluster_that_takes_our_jobs(commands: Commands) -> None:
         ({"sinfo": "echo main; echo gpu"}, {"partition": "main,gpus"}, r"unknown partition 'gpus'; this cluster has"),
         (
             {"sinfo": "echo main", "sbatch": "echo allocation failure: Invalid account >&2; exit 1"}, {"account": "me"},
-            r"refuses a job of account me in partition \(default\): allocation failure: Invalid account; correct the keys under `slurm:`",
+            r"refuses a job of account me in partition \(default\): allocation failure: Invalid account; correct",
         ),
     ],
 )  # fmt: skip
