@@ -23,7 +23,7 @@ from floral.config import catalogue, data_sets, paths, reading, searches, suites
 from floral.config.reading import ConfigError
 from floral.config.settings import read_settings
 
-EXAMPLES = int(os.environ.get("FLORAL_FUZZ_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("FLORAL_FUZZ_EXAMPLES", "10"))
 """Number of inputs for each kind of file."""
 BOUNDED = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -54,13 +54,16 @@ SCALARS = st.one_of(
     st.sampled_from(["0,1", "a{b}", "~nobody/x", "1e-3", "../x", "-x", "nan", "\u0000", "é", "all", "quickstart"]),
     st.dates(),
 )  # fmt: skip
+KEYS = st.text(max_size=5) | st.integers(0, 3)
 VALUES = st.recursive(
     SCALARS,
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.integers(0, 3), inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
     max_leaves=6,
 )
+
+ODD_LINES = (
+    "<<: *x\n", "a: &a [*a]\n", "{", "]\n", "? [a]\n: b\n", "a: !!bool x\n", "--- \n", "\0", "'", "a: 2020-13-45\n",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -125,19 +128,7 @@ def damaged(draw: st.DrawFn, text: str) -> bytes:
         case "cut":
             lines = lines[:at]
         case "insert":
-            odd = [
-                "<<: *x\n",
-                "a: &a [*a]\n",
-                "{",
-                "]\n",
-                "? [a]\n: b\n",
-                "a: !!bool x\n",
-                "--- \n",
-                "\0",
-                "'",
-                "a: 2020-13-45\n",
-            ]
-            lines.insert(at, draw(st.sampled_from(odd) | st.text(max_size=5)))
+            lines.insert(at, draw(st.sampled_from(ODD_LINES) | st.text(max_size=5)))
         case "latin-1":
             return f"# é\n{text}".encode("latin-1", errors="replace")
         case "utf-16":
@@ -212,7 +203,7 @@ def test_yaml_is_understood_as_pyyaml_understands_it(text: str, tmp_path: Path) 
         ("b:\n  a: 1\n  c: 1\n  a: 1\n", "line 4: the key `a` is already on line 2"),
         ("a: &a [*a]\n", "contains itself by its anchor"),
         ("a: " + "[" * 60 + "]" * 60, "more than 50 lists or mappings are inside each other"),
-        ("a: " + "[" * 100_000, "line 1, column"),
+        ("a: " + "[" * 100_000, "not valid YAML: line 2, column 1"),
         ("\ta: 1\n", "indent with spaces, not with tabs"),
         ("", "this file is empty"),
         ("- a\n", "expected a mapping"),
