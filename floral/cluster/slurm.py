@@ -201,11 +201,11 @@ def check_cluster(slurm: Slurm, requested: Mapping[str, Any] | None = None) -> N
             f"try `scontrol ping`, ask the administrators, or {elsewhere}"
         )
     place = placement(slurm, requested or {})
-    known = sorted(set(result.stdout.split()))
+    partitions = sorted(set(result.stdout.split()))
     for partition in (place["partition"] or "").split(","):
-        if partition and partition not in known:
+        if partition and partition not in partitions:
             raise ConfigError(
-                f"`slurm: partition`: unknown partition {partition!r}; this cluster has {', '.join(known)}; "
+                f"`slurm: partition`: unknown partition {partition!r}; this cluster has {', '.join(partitions)}; "
                 'set one of these in config/config.yaml, or with `--config slurm="{partition: NAME}"`'
             )
     options = [f"--{name}={value}" for name, value in place.items() if value]

@@ -306,8 +306,8 @@ def suite(name: str, where: str | None = None) -> Suite:
 
 def _unknown_suite(name: str, where: str | None) -> ConfigError:
     """Return the error for an unknown suite. If the name is a task or variant, the message says so."""
-    for kind, known in (("task", names("tasks")), ("variant", variant_index())):
-        if name in known:
+    for kind, valid_names in (("task", names("tasks")), ("variant", variant_index())):
+        if name in valid_names:
             return ConfigError(
                 f"{where or paths.CONFIG_FOLDER / 'suites'}: {name!r} is a {kind} and not a suite; name a suite first, "
                 f"and then the {kind} with `--{kind}s {name}`"

@@ -151,8 +151,8 @@ def parse(model: type[Frozen], values: Any, where: str) -> Any:
         return model.model_validate(values)
     except ValidationError as error:
         lines = []
-        found = problems.distinct(error.errors())
-        for problem in sorted(found, key=lambda problem: problem["type"] != "extra_forbidden"):
+        distinct = problems.distinct(error.errors())
+        for problem in sorted(distinct, key=lambda problem: problem["type"] != "extra_forbidden"):
             *parents, name = problem["loc"] or ("",)
             key = problems.key_of(problem["loc"])
             if problem["type"] == "extra_forbidden":

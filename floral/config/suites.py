@@ -123,13 +123,13 @@ def _blocks(suite_name: str) -> Iterator[tuple[Block, str, Run]]:
     blocks = list(_blocks_of_suites(suite_name))
     if any(block.tuned for block, _ in blocks):
         _check_seeds((block for block, _ in blocks), f"{paths.CONFIG_FOLDER}/suites/{suite_name}.yaml")
-    known = set(catalogue.names("tasks"))
+    all_tasks = set(catalogue.names("tasks"))
     for block, where in blocks:
         fidelity = catalogue.fidelity(block.fidelity, block.switches, f"{where}.switches")
         tasks = catalogue.benchmarks() if block.tasks == "all" else block.tasks
         for task_name, variant_name in itertools.product(tasks, block.variants):
-            if task_name not in known:
-                raise suggest("task", task_name, known, f"{where}.tasks")
+            if task_name not in all_tasks:
+                raise suggest("task", task_name, all_tasks, f"{where}.tasks")
             if variant_name not in (index := catalogue.variant_index()):
                 raise suggest("variant", variant_name, index, f"{where}.variants")
             run = Run(

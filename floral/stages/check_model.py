@@ -48,10 +48,10 @@ def sizes_of(task: Task, results: Path) -> tuple[tuple[int, ...], int] | None:
     """Return the shape of one sample and the number of outputs; None if the data are not fetched."""
     if isinstance(task.data, Synthetic):
         return (task.data.dimension,), task.data.outputs
-    known = facts(task.data, results)
-    if "shape" not in known or not known.get("classes"):
+    sizes = facts(task.data, results)
+    if "shape" not in sizes or not sizes.get("classes"):
         return None
-    return tuple(known["shape"]), known["classes"]
+    return tuple(sizes["shape"]), sizes["classes"]
 
 
 def _check_model(task: Task, problem: Problem) -> None:

@@ -43,7 +43,8 @@ FILES_ARE_MISSING = "Snakemake stopped before it made {} of the requested files,
 CONTROLLER = ("SLURM_CONF", "SLURM_CONF_SERVER")
 """Environment variables with which SLURM's commands find the controller, if the machine has no slurm.conf."""
 
-Arguments, Result = ParamSpec("Arguments"), TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 def ends_with_message(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

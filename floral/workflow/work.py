@@ -98,9 +98,9 @@ class Work:
         results, reports = self.settings.results, self.settings.reports
         outputs = [f"{folder}/done" for folder in (*self.runs, *self.searches)]
         outputs += [f"{folder}/partition.parquet" for folder in self.partitions]
-        found = [path for pattern in ("data/*/card.json", "track/*", "report/*") for path in results.glob(pattern)]
+        manifests = [path for pattern in ("data/*/card.json", "track/*", "report/*") for path in results.glob(pattern)]
         pages = [reports / suite / name for suite in self.suites for name in ("index.html", "summary.parquet")]
-        if count := date_now([*(results / output for output in outputs), *found, *pages]):
+        if count := date_now([*(results / output for output in outputs), *manifests, *pages]):
             print(f"{count} files in {results} were dated in the future and are now dated today", file=sys.stderr)
 
     @property
