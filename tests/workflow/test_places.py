@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import shutil
+import subprocess
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from projects import ROOT, TINY, Project
+from projects import BIN, ROOT, TINY, Project, environment
 
 from floral.cli import main
 from floral.config import catalogue, paths
 from floral.config.reading import ConfigError
 from floral.config.settings import read_settings
+from floral.io.files import atomic, remedy
+from floral.runs import state
 from floral.stages import progress_line
 
 ODD = "a b;touch stray && $(touch stray)`touch stray`'\"#%&|<>!~\\ é"
@@ -106,3 +115,87 @@ def test_many_long_suites_have_one_short_plan(names: list[str], file: str | None
     progress_line.write_plan({name: [] for name in names}, tmp_path)
     (plan,) = (tmp_path / "plan").glob("*.json")
     assert plan.name == (file or plan.name) and len(os.fsencode(plan.name)) < 120
+
+
+# ------------------------------------------------------------------------------------ disks, clocks, terminals
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "quota"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "no permission"),
+        (errno.ENOTDIR, "a file is where a folder should be"),
+        (errno.ENAMETOOLONG, "too long"),
+    ],
+)
+def test_a_disk_that_cannot_be_written_is_a_message_and_no_traceback(
+    number: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(number, os.strerror(number), "/disk/file")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("floral.runs.reference.available", fail)
+    assert main.main(["plan", "quickstart"]) == main.FAILED
+    said = capsys.readouterr().err
+    assert said.startswith("floral plan: /disk/file: ") and words in said and "Traceback" not in said
+
+
+def test_other_errors_of_the_system_keep_their_traceback() -> None:
+    assert remedy(FileNotFoundError(errno.ENOENT, "no", "/x")) is None and remedy(ValueError("x")) is None
+
+
+def test_a_file_on_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as stopped:
+        atomic(tmp_path / "metrics.parquet", b"x")
+    assert stopped.value.filename == str(tmp_path / "metrics.parquet") and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("free", "words"), [(200_000, "the disk is full"), (2_000_000, "killed, out of memory")])
+def test_a_run_without_a_reason_on_a_full_disk(
+    free: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its failure.json could not be written, so that the last message must not name another cause."""
+    (tmp_path / "run.yaml").write_text("seed: 0")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    failure = state.failure(tmp_path)
+    assert failure is not None and words in state.one_line(failure)
+
+
+@pytest.mark.parametrize(("days", "running"), [(0, True), (1, False), (-1, False), (365, False)])
+def test_a_run_of_another_machine_whose_files_are_dated_wrongly(days: int, running: bool, tmp_path: Path) -> None:
+    """Its date tells nothing: the run does not count as running for a day."""
+    (tmp_path / state.LOCK).write_text("process 7 on another-node")
+    when = time.time() + days * 86400
+    os.utime(tmp_path / state.LOCK, (when, when))
+    assert state.running(tmp_path) == running
+
+
+def test_results_dated_tomorrow_are_up_to_date(copy: Project) -> None:
+    """Snakemake would make the report again at each call, and fail because its inputs are newer than its outputs."""
+    tomorrow = time.time() + 86400
+    for path in (copy.folder / "results").rglob("*"):
+        os.utime(path, (tomorrow, tomorrow))
+    first = copy.snakemake()
+    assert first.returncode == 0 and "were dated in the future" in first.stdout, first.stdout
+    second = copy.snakemake()
+    assert NOTHING in second.stdout and "dated" not in second.stdout, second.stdout
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp437"])
+def test_a_terminal_without_a_character_shows_a_question_mark(encoding: str) -> None:
+    command = [BIN / "floral", "plan", "quickstart"]
+    variables = environment(PYTHONIOENCODING=encoding)
+    call = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, timeout=100)
+    assert call.returncode == 0 and b"suite quickstart: " in call.stdout and b"Traceback" not in call.stderr
+    as_json = subprocess.run(
+        [BIN / "floral", "tasks", "--json"], cwd=ROOT, env=variables, capture_output=True, timeout=100
+    )
+    assert "×" in str([row["title"] for row in json.loads(as_json.stdout.decode(encoding))])
