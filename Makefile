@@ -8,6 +8,11 @@ INSTALLED := $(VENV)/.installed
 # Without this, each start waits 9 s on a machine that has SLURM's commands but no controller that answers.
 LOCAL := SLURM_CONF=/dev/null
 
+# Snakemake needs a folder for its cache. A home folder that is read-only has no place for it.
+ifneq ($(shell cache="$${XDG_CACHE_HOME:-$$HOME/.cache}"; mkdir -p "$$cache" 2>&- && test -w "$$cache" && echo writable),writable)
+export XDG_CACHE_HOME := $(CURDIR)/.cache
+endif
+
 # Address of `make ui` and `make ui-server`. For the server also: host names that clients may use, and its processes.
 PORT := 5000
 HOST := 127.0.0.1
@@ -17,7 +22,8 @@ WORKERS := 4
 # Database of `make ui-server`. It contains a password, so it goes through the environment, which `ps` does not show.
 STORE ?=
 export STORE
-ARTIFACTS := $(CURDIR)/results/track/server-artifacts
+ARTIFACTS ?= $(or $(FLORAL_RESULTS),$(CURDIR)/results)/track/server-artifacts
+export ARTIFACTS
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-slurm style check docs bench ui ui-server clean
@@ -28,9 +34,9 @@ help: ## print this list
 setup: $(INSTALLED) ## create .venv and install every pinned package
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "Python is missing: install Python 3.11 or newer"; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; $(PYTHON) is " + sys.version.split()[0] + " (choose another: make setup PYTHON=python3.12)")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python -m venv failed: on Debian and Ubuntu it needs the package python3-venv"; exit 1; }
+	@test -n '$(PYTHON)' || { echo "Python is missing: install Python 3.11 or newer"; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; $(PYTHON) is " + sys.version.split()[0] + " (choose another: make setup PYTHON=python3.12)")'
+	@test -x $(BIN)/python || '$(PYTHON)' -m venv $(VENV) || { rm -rf $(VENV); echo "python -m venv failed: on Debian and Ubuntu it needs the package python3-venv"; exit 1; }
 	@echo "Installing into $(VENV) (some minutes the first time)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,docs]"
 	@touch $@
@@ -64,18 +70,16 @@ docs: $(INSTALLED) ## build the documentation into site/; a broken link or ancho
 bench: $(INSTALLED) ## time a round against bare PyTorch: 6 minutes, with nothing else running
 	$(BIN)/floral bench report
 
-ui: $(INSTALLED) ## show the tracked runs in MLflow at http://127.0.0.1:5000
-	@test -e results/track/mlflow.db || { echo "No run is tracked yet; call: make quickstart"; exit 1; }
-	@$(BIN)/python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2>/dev/null || { echo "Port $(PORT) cannot be used: another program listens there; choose another: make ui PORT=5001"; exit 1; }
-	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --port $(PORT) --backend-store-uri sqlite:///$(CURDIR)/results/track/mlflow.db
+ui: $(INSTALLED) ## show the tracked runs of the results folder in MLflow at http://127.0.0.1:5000
+	@$(BIN)/floral ui --port $(PORT)
 
 ui-server: $(INSTALLED) ## serve MLflow from PostgreSQL to several users: make ui-server STORE=postgresql://user:password@host/db
 	@case "$$STORE" in postgresql://*|postgresql+*://*) ;; *) echo "STORE names no PostgreSQL database: make ui-server STORE=postgresql://user:password@host/database (docs/how-to/mlflow.md)"; exit 1;; esac
 	@$(BIN)/python -c 'import psycopg2' 2>/dev/null || { echo "psycopg2 is missing: $(BIN)/pip install -c constraints.txt psycopg2-binary"; exit 1; }
 	@$(BIN)/python -c 'import socket; socket.create_server(("$(HOST)", $(PORT)))' 2>/dev/null || { echo "$(HOST):$(PORT) cannot be used: another program listens there, or the address is not this machine's; choose another: make ui-server PORT=5001 STORE=…"; exit 1; }
-	@echo "Runs reach it with tracking_uri: http://$(HOST):$(PORT) in config/config.yaml; artifacts go to $(ARTIFACTS)"
+	@echo "Runs reach it with tracking_uri: http://$(HOST):$(PORT) in config/config.yaml; artifacts go to $$ARTIFACTS"
 	@MLFLOW_DISABLE_TELEMETRY=true MLFLOW_BACKEND_STORE_URI="$$STORE" exec $(BIN)/mlflow server --host $(HOST) --port $(PORT) --workers $(WORKERS) \
-		--artifacts-destination "$(ARTIFACTS)" $(if $(ALLOWED),--allowed-hosts "$(ALLOWED)")
+		--artifacts-destination "$$ARTIFACTS" $(if $(ALLOWED),--allowed-hosts "$(ALLOWED)")
 
 clean: ## remove .venv, caches and Snakemake's records; results and reports stay
 	rm -rf $(VENV) site .snakemake .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -8,12 +8,7 @@
 
 from snakemake.utils import min_version
 
-from floral.config.paths import CONFIG_FOLDER
-
 min_version("9.0")
-
-
-configfile: str(CONFIG_FOLDER / "config.yaml")
 
 
 include: "workflow/rules/common.smk"
@@ -39,7 +34,7 @@ localrules:
 rule all:
     default_target: True
     input:
-        RULES.all_input,
+        ends_with_message(RULES.all_input),
         [f"{RESULTS}/{folder}/done" for folder in WORK.runs],
         expand(f"{RESULTS}/report/{{suite}}.complete", suite=WORK.suites),
         expand(f"{REPORTS}/{{suite}}/index.html", suite=WORK.suites),

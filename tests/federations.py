@@ -23,6 +23,7 @@ from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
 from floral.nn.layers import Conv2d, ConvTranspose2d, Dropout, Linear, Model, scaled_units
 from floral.stages.assemble import build_method, client_data, make_problem, make_settings
+from floral.stages.check_model import example_arguments
 
 torch.set_num_threads(1)  # With tiny tensors threads only cost time.
 torch.set_flush_denormal(True)  # as the train stage does
@@ -50,7 +51,7 @@ ARGUMENTS: Mapping[str, dict[str, Any]] = {
     "dropout": {"hidden": 5},
     "convolutions": {"hidden": 5},
 }
-"""Arguments for a tiny size of each model. A model without a row here is built with its defaults."""
+"""Arguments for a tiny size of each model. A model without a row here gets values where it has no defaults."""
 KINDS = {"batch_norm": "mlp", "dropout": "mlp", "convolutions": "mlp", "tied": "lstm"}
 MODELS = [*catalogue.plugins("models"), "batch_norm", "dropout", "convolutions"]
 """Every file of floral/models, and models with running statistics, with noise per sample, and with grouped, dilated and
@@ -175,7 +176,8 @@ def make_run(
 ) -> Run:
     """A run on a task that exists in the tests only. `task` changes its values."""
     values = {"participation": 0.75, "rounds": 4, "batch": 4, "lr": 0.1, "router_lr": 0.1, "eval_every": 1, **task}
-    kind = {"kind": KINDS.get(model, model), **ARGUMENTS.get(model, {})}
+    name = KINDS.get(model, model)
+    kind = {"kind": name, **(ARGUMENTS[model] if model in ARGUMENTS else example_arguments(name))}
     tiny = Task(name="tiny", title="Tiny", data=data, clients=clients, clusters=clusters, model=kind, **values)
     rules: Fidelity = catalogue.fidelity(fidelity, switches)
     return Run(task=tiny, variant=catalogue.variant(variant, params), seed=seed, fidelity=rules)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -52,9 +53,12 @@ def partition(arguments: Namespace, settings: Settings) -> None:
 
 def tune(arguments: Namespace, settings: Settings) -> None:
     set_library_threads(arguments.threads)  # This must precede the import of torch.
+    from floral.config import catalogue
     from floral.config.suites import suite_searches
     from floral.config.tuned import tune_command
 
+    for suite in arguments.suites:
+        catalogue.suite(suite)
     if not (arguments.write or (len(arguments.tasks or ()) == len(arguments.variants or ()) == 1)):
         raise ConfigError(
             "give one task with --tasks and one variant with --variants to run their search, or give --write to write "
@@ -147,6 +151,12 @@ def track(arguments: Namespace, settings: Settings) -> None:
         send(arguments.suite, runs, settings.results, settings.tracking_uri, runs_of_all_seeds)
 
 
+def ui(arguments: Namespace, settings: Settings) -> None:
+    from floral.tracking.ui import ui
+
+    ui(settings.results, settings.tracking_uri, arguments.port)
+
+
 def report(arguments: Namespace, settings: Settings) -> None:
     from floral.config.suites import suite_runs
     from floral.report.build import report
@@ -201,6 +211,7 @@ def reference(arguments: Namespace, settings: Settings) -> None:
 
 def plan(arguments: Namespace, settings: Settings) -> None:
     from floral.runs import reference
+    from floral.runs.state import is_finished
     from floral.stages import check_data, estimate
 
     options = {"suite": arguments.suites, **{axis: getattr(arguments, axis) for axis in settings.narrowing}}
@@ -208,7 +219,15 @@ def plan(arguments: Namespace, settings: Settings) -> None:
     suites = narrowed.runs()
     check_data.check((run.task for runs in suites.values() for run in runs), settings.results)
     committed = {run.folder for _, run in reference.available(suites, settings.results)} if settings.reuse else set()
+    from floral.stages import check_model
+
+    runs = [run for group in suites.values() for run in group]
+    check_model.check(runs, settings.results)
     print(estimate.estimate(suites, settings.results, arguments.cores, committed))
+    needed = {run.folder: run.task for run in runs if run.folder not in committed}
+    tasks = [task for folder, task in needed.items() if not is_finished(settings.results / folder)]
+    for line in check_model.missing_data(tasks, settings.results, settings.data_dir):
+        print(line)
 
 
 def status(arguments: Namespace, settings: Settings) -> None:
@@ -331,4 +350,5 @@ def usable_cores() -> int:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False)
+    encoding = (sys.stdout.encoding or "ascii").lower()
+    return json.dumps(value, indent=1, ensure_ascii=not encoding.startswith("utf"))

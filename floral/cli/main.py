@@ -7,11 +7,15 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from signal import SIGINT
+from typing import TextIO
 
 from floral.cli.parser import MISTAKE, parser
 from floral.config.reading import ConfigError
+from floral.core.passwords import without_passwords
+from floral.io.files import remedy
 
 DONE, FAILED, CONTINUE, INTERRUPTED, CUT = 0, 1, 75, 130, 141
 """Exit codes of `floral`. A diverged run ends with DONE, because divergence is a result.
@@ -23,11 +27,12 @@ continues the run. CUT: the program that reads the output, such as `head`, has e
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    _replace_unprintable(sys.stdout, sys.stderr)
     arguments = parser().parse_args(argv)
     name = f"floral {arguments.command}"
-    if arguments.log:
-        _log_to(arguments.log)
     try:
+        if arguments.log:
+            _log_to(arguments.log)
         from floral.config.settings import read_settings
 
         settings = read_settings()
@@ -48,8 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = f"{name}: interrupted; finished work is kept, and the same command continues"
         return _fail(message, INTERRUPTED if by_user else CONTINUE)
     except Exception as error:
-        traceback.print_exc()
-        return _fail(f"{name}: failed: {type(error).__name__}: {error}", FAILED, exc_info=True)
+        if reason := remedy(error):
+            return _fail(f"{name}: {reason}", FAILED)
+        sys.stderr.write(without_passwords(traceback.format_exc()))
+        return _fail(without_passwords(f"{name}: failed: {type(error).__name__}: {error}"), FAILED, traced=True)
+
+
+def _replace_unprintable(*streams: TextIO) -> None:
+    """Print `?` for a character that the terminal does not have, such as × on an ASCII terminal."""
+    for stream in streams:
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _log_to(path: Path) -> None:
@@ -58,11 +72,11 @@ def _log_to(path: Path) -> None:
     logging.captureWarnings(True)
 
 
-def _fail(message: str, code: int, exc_info: bool = False) -> int:
+def _fail(message: str, code: int, traced: bool = False) -> int:
     """Write the message to standard error and to the log file, and return the exit code `code`."""
     sys.stderr.write(f"{message}\n")  # in one piece, because several runs write at once
     if logging.root.handlers:
-        logging.error(message, exc_info=exc_info)
+        logging.error("%s\n%s", message, without_passwords(traceback.format_exc()) if traced else "")
     return code
 
 

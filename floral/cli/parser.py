@@ -79,6 +79,9 @@ def parser() -> argparse.ArgumentParser:
         "--attach", action="store_true", help="only add the report of the suite to its MLflow experiment"
     )
 
+    ui = command("ui", commands.ui, "show the tracked runs in MLflow's web page")
+    ui.add_argument("--port", type=_positive(int), default=5000, help="port of the page (default: 5000)")
+
     # Before, during and after the runs of a suite.
     plan = command("plan", commands.plan, "check suites and estimate the time and disk space of their runs")
     plan.add_argument(

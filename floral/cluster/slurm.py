@@ -14,6 +14,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +179,11 @@ def write_failure(folder: Path, job: dict[str, Any], state: str | None) -> None:
 # --------------------------------------------------------------------------------- before any job is submitted
 
 
-def check_cluster(slurm: Slurm) -> None:
+def check_cluster(slurm: Slurm, requested: Mapping[str, Any] | None = None) -> None:
     """Check that this cluster would accept jobs with these settings.
+
+    `requested` are the resources of a job by name, such as slurm_partition. They may come from Snakemake's options
+    `--default-resources` and `--set-resources`, and win over `slurm`.
 
     Raises:
         ConfigError: SLURM is not installed, SLURM's controller does not answer, the partition is unknown, or SLURM
@@ -196,22 +200,37 @@ def check_cluster(slurm: Slurm) -> None:
             f"`--profile slurm`: SLURM's controller does not answer ({last_line(result.stderr)}); "
             f"try `scontrol ping`, ask the administrators, or {elsewhere}"
         )
+    place = placement(slurm, requested or {})
     partitions = sorted(set(result.stdout.split()))
-    if slurm.partition is not None and slurm.partition not in partitions:
-        raise ConfigError(
-            f"`slurm: partition`: unknown partition {slurm.partition!r}; this cluster has {', '.join(partitions)}; "
-            'set one of these in config/config.yaml, or with `--config slurm="{partition: NAME}"`'
-        )
-    options = [f"--partition={slurm.partition}"] if slurm.partition else []
-    options += [f"--account={slurm.account}"] if slurm.account else []
-    result = run_command("sbatch", "--test-only", *options, "--time=1", "--mem=100", "--wrap=true")
+    for partition in (place["partition"] or "").split(","):
+        if partition and partition not in partitions:
+            raise ConfigError(
+                f"`slurm: partition`: unknown partition {partition!r}; this cluster has {', '.join(partitions)}; "
+                'set one of these in config/config.yaml, or with `--config slurm="{partition: NAME}"`'
+            )
+    options = [f"--{name}={value}" for name, value in place.items() if value]
+    result = run_command("sbatch", "--test-only", *options, *slurm.options, "--time=1", "--mem=100", "--wrap=true")
     if result.returncode:
         raise ConfigError(
-            f"SLURM refuses a job of account {slurm.account or '(default)'} in partition "
-            f"{slurm.partition or '(default)'}: {last_line(result.stderr)}; "
-            "set `account` and `partition` under `slurm:` in config/config.yaml (`sacctmgr show user $USER -s` lists "
-            "your accounts), or ask the administrators"
+            f"SLURM refuses a job of account {place['account'] or '(default)'} in partition "
+            f"{place['partition'] or '(default)'}: {last_line(result.stderr)}; correct the keys under `slurm:` in "
+            "config/config.yaml (`sacctmgr show user $USER -s` lists your accounts), or ask the administrators"
         )
+
+
+def placement(slurm: Slurm, requested: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the options of sbatch that say where a job may run, such as its partition. None: SLURM chooses.
+
+    `requested` are resources of a job by name, which win over `slurm`.
+    """
+    gpu, model = requested.get("gpu") or slurm.gpu, requested.get("gpu_model") or slurm.gpu_model
+    return {
+        "partition": requested.get("slurm_partition") or slurm.partition,
+        "account": requested.get("slurm_account") or slurm.account,
+        "qos": requested.get("qos") or slurm.qos,
+        "constraint": requested.get("constraint") or slurm.constraint,
+        "gpus": (f"{model}:{gpu}" if model else str(gpu)) if gpu else None,
+    }
 
 
 def refuse_second_call(results: Path) -> None:

@@ -24,7 +24,29 @@ from floral.config.schema.task import Model, Task
 
 def names(folder: str) -> list[str]:
     """Return the names of the YAML files in config/<folder>, without `.yaml`, sorted."""
-    return sorted(path.stem for path in (paths.CONFIG_FOLDER / folder).glob("*.yaml"))
+    files = (paths.CONFIG_FOLDER / folder).glob("*.yaml")
+    return sorted(path.stem for path in files if not path.name.startswith("."))
+
+
+MAX_BYTES_OF_NAME = 150
+"""Names of tasks, variants and suites are parts of file names. File systems allow 255 bytes for a file name."""
+
+
+def check_name(kind: str, name: str, where: str) -> None:
+    """Raise ConfigError if a task, variant or suite has a name that cannot be part of a path and of a command.
+
+    Spaces and quotes are allowed. Braces are wildcards of Snakemake. A leading dash would be read as an option.
+    """
+    if name[:1] in ("", "-", ".", "~") or any(c in "{}[]*?/\\" or not c.isprintable() for c in name):
+        raise ConfigError(
+            f"{where}: the name {name!r} of this {kind} cannot be part of a path; use letters, digits, spaces, `_`, "
+            "`-` and `.`, and begin with a letter or digit"
+        )
+    if len(name.encode(errors="replace")) > MAX_BYTES_OF_NAME:
+        raise ConfigError(
+            f"{where}: the name of this {kind} has {len(name)} characters, which is too long for a file name; "
+            f"use at most {MAX_BYTES_OF_NAME}"
+        )
 
 
 @cache
@@ -36,13 +58,14 @@ def _task_values(name: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
     serve to detect that a task extends itself.
     """
     path = paths.CONFIG_FOLDER / "tasks" / f"{name}.yaml"
-    if not path.exists():
+    if name not in names("tasks"):
         where = (
             f"{paths.CONFIG_FOLDER}/tasks/{children[-1]}.yaml: extends"
             if children
             else str(paths.CONFIG_FOLDER / "tasks")
         )
         raise suggest("task", name, names("tasks"), where)
+    check_name("task", name, str(path))
     values = read(path)
     parent = values.pop("extends", None)
     if parent is None:
@@ -179,6 +202,7 @@ def variant_index() -> dict[str, str]:
     index: dict[str, str] = {}
     for method in names("methods"):
         for name in method_file(method).variants:
+            check_name("variant", name, f"{paths.CONFIG_FOLDER}/methods/{method}.yaml: variants")
             if name in index:
                 raise ConfigError(
                     f"{paths.CONFIG_FOLDER}/methods/{method}.yaml: the variant {name!r} exists already in "
@@ -264,14 +288,28 @@ def fidelity(
 
 
 @cache
-def suite(name: str) -> Suite:
+def suite(name: str, where: str | None = None) -> Suite:
     """Return the suite (a list of runs) that config/suites/<name>.yaml describes.
+
+    `where` is the file and key that contain the name, if a file contains it.
 
     Raises:
         ConfigError: the suite is unknown, or a value is wrong.
     """
     path = paths.CONFIG_FOLDER / "suites" / f"{name}.yaml"
-    if not path.exists():
-        raise suggest("suite", name, names("suites"), str(paths.CONFIG_FOLDER / "suites"))
+    if name not in names("suites"):
+        raise _unknown_suite(name, where)
+    check_name("suite", name, str(path))
     parsed: Suite = parse(Suite, {**read(path), "name": name}, str(path))
     return parsed
+
+
+def _unknown_suite(name: str, where: str | None) -> ConfigError:
+    """Return the error for an unknown suite. If the name is a task or variant, the message says so."""
+    for kind, valid_names in (("task", names("tasks")), ("variant", variant_index())):
+        if name in valid_names:
+            return ConfigError(
+                f"{where or paths.CONFIG_FOLDER / 'suites'}: {name!r} is a {kind} and not a suite; name a suite first, "
+                f"and then the {kind} with `--{kind}s {name}`"
+            )
+    return suggest("suite", name, names("suites"), where or str(paths.CONFIG_FOLDER / "suites"))

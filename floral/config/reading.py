@@ -10,29 +10,48 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, Tag, ValidationError
 
+from floral.config import problems
 from floral.config.schema.base import Frozen
+from floral.core.passwords import without_passwords
 
-TAGS = {"named", "synthetic", "custom"}
-"""Pydantic tags of the three kinds of `data`. Pydantic adds them to the location of an error, but they are no keys."""
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MAX_DEPTH, MAX_OPENED = 50, 1000
+"""Maximum number of YAML lists and mappings inside each other, and the number of signs from which it is counted."""
+TOO_DEEP = f"more than {MAX_DEPTH} lists or mappings are inside each other"
 
 
 class ConfigError(ValueError):
     """Error: the user has written a wrong value, for example in a YAML file.
 
-    The message names the file, the key and the remedy.
+    The message names the file, the key and the remedy. Passwords in addresses are hidden.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_passwords(message))
+
+
+class _Invalid(yaml.YAMLError):
+    """Error: the text is valid YAML, but its meaning is not clear. The message names the line."""
 
 
 def read(path: Path) -> dict[str, Any]:
     """Return the content of a YAML file, which must be a mapping of keys to values.
 
     Raises:
-        ConfigError: the file is not valid YAML, or the content is not a mapping.
+        ConfigError: the file cannot be read, is not valid YAML, or the content is not a mapping.
     """
     try:
         value = load_yaml(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: this file is not valid YAML; correct this place: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: this file cannot be read: {error.strerror}; correct the file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: this file is not UTF-8 text (byte {error.start}); save it as UTF-8 in your editor"
+        ) from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path}: this file is not valid YAML: {_problem(error)}; correct this place") from None
+    if value is None:
+        raise ConfigError(f"{path}: this file is empty; write lines `key: value`")
     if not isinstance(value, dict):
         raise ConfigError(
             f"{path}: expected a mapping of keys to values, found {type(value).__name__}; write lines `key: value`"
@@ -40,12 +59,75 @@ def read(path: Path) -> dict[str, Any]:
     return value
 
 
+def _problem(error: Exception) -> str:
+    """Return in one line what is wrong with YAML text, and where."""
+    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark) is not None:
+        tab = " (indent with spaces, not with tabs)" if "cannot start any token" in (error.problem or "") else ""
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}{tab}"
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"character {error.position + 1}: YAML allows no control characters"
+    return " ".join(str(error).split())
+
+
 def load_yaml(text: str) -> Any:
     """Parse YAML text into dictionaries, lists, strings and numbers.
 
     If PyYAML contains the C library libyaml, this library parses the text, because it is faster.
+
+    Raises:
+        yaml.YAMLError: the text is not valid YAML, has a key twice, or contains itself.
+        ValueError: a value looks like a date, but there is no such date.
     """
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    if sum(map(text.count, "[{-:?")) > MAX_OPENED and _depth(text) > MAX_DEPTH:
+        raise _Invalid(TOO_DEEP)
+    loader = LOADER(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_node(node, (), set())
+        return loader.construct_document(node)
+    except (KeyError, TypeError, AttributeError) as error:  # PyYAML raises these for a wrong tag, such as `!!bool x`
+        raise _Invalid(f"a value does not fit its tag `!!…` ({error!r})") from None
+    finally:
+        loader.dispose()
+
+
+def _depth(text: str) -> int:
+    """Return how deep lists and mappings are inside each other. libyaml crashes if they are too deep."""
+    depth = deepest = 0
+    for event in yaml.parse(text, Loader=LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _check_node(node: yaml.Node, parents: tuple[yaml.Node, ...], checked: set[int]) -> None:
+    """Raise _Invalid if a mapping has a key twice, or if a value contains itself.
+
+    `parents` are the nodes that contain this node. `checked` are the ids of the nodes that were already checked. A
+    node with an anchor (`&name`) is in several places.
+    """
+    if node in parents:
+        raise _Invalid(f"line {node.start_mark.line + 1}: this value contains itself by its anchor `&…`")
+    if id(node) in checked or not isinstance(node, yaml.CollectionNode):
+        return
+    if len(parents) > MAX_DEPTH:
+        raise _Invalid(TOO_DEEP)
+    inside: list[yaml.Node] = node.value
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if first := lines.get(name := (key.tag, key.value)):
+                raise _Invalid(f"line {line}: the key `{key.value}` is already on line {first}; keep one of the two")
+            lines[name] = line
+        inside = [part for pair in node.value for part in pair]
+    for part in inside:
+        _check_node(part, (*parents, node), checked)
+    checked.add(id(node))
 
 
 def suggest(kind: str, name: str, valid_names: Iterable[str], where: str | None = None) -> ConfigError:
@@ -69,26 +151,20 @@ def parse(model: type[Frozen], values: Any, where: str) -> Any:
         return model.model_validate(values)
     except ValidationError as error:
         lines = []
-        problems = error.errors()
-        # Pydantic also reports a mapping with a wrong entry as too short, although the entry is the only mistake.
-        reported = [problem for problem in problems if problem["type"] != "too_short"] or problems
-        for problem in sorted(reported, key=lambda problem: problem["type"] != "extra_forbidden"):
+        distinct = problems.distinct(error.errors())
+        for problem in sorted(distinct, key=lambda problem: problem["type"] != "extra_forbidden"):
             *parents, name = problem["loc"] or ("",)
-            key = _key(problem["loc"])
+            key = problems.key_of(problem["loc"])
             if problem["type"] == "extra_forbidden":
-                place = f"{where}: {_key(parents)}" if parents else where
+                place = f"{where}: {problems.key_of(parents)}" if parents else where
                 lines.append(str(suggest("key", str(name), _descriptions_at(model, parents), place)))
             elif problem["type"] == "missing" and (description := _descriptions_at(model, parents).get(str(name))):
                 lines.append(f"{where}: `{key}` is missing: {description} Add this key.")
             else:
                 # Without a key, the input is the whole mapping; printing it would only repeat the file.
-                text = f"{key}: {problem['msg']} (found {shortened(problem['input'])})" if key else problem["msg"]
-                lines.append(f"{where}: {text.replace('Value error, ', '', 1)}")
+                text, value = problems.sentence(problem), shortened(problem["input"])
+                lines.append(f"{where}: {key}: {text} (found {value})" if key else f"{where}: {text}")
         raise ConfigError("\n".join(lines)) from None
-
-
-def _key(location: Sequence[Any]) -> str:
-    return ".".join(str(part) for part in location if part not in TAGS)
 
 
 def shortened(value: Any) -> str:

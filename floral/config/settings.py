@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from floral.config.schema.base import Frozen
 from floral.config.searches import Search
 from floral.config.suites import suite_runs, suite_searches
 from floral.config.tuned import is_current
+from floral.core.passwords import without_passwords
 from floral.core.precision import Precision
 
 ENVIRONMENT = {
@@ -25,14 +27,36 @@ ENVIRONMENT = {
 }  # fmt: skip
 """Key of config/config.yaml → the environment variable that overrides its value in this file."""
 
+SET_ELSEWHERE = {
+    "--partition": "`partition`", "--account": "`account`", "--qos": "`qos`", "--constraint": "`constraint`",
+    "--time": "`walltime`", "--mem": "`memory`", "--mem-per-cpu": "`memory`", "--gres": "`gpu` and `gpu_model`",
+    "--gpus": "`gpu` and `gpu_model`",
+    **dict.fromkeys(
+        ("--job-name", "--output", "--error", "--parsable", "--export", "--comment", "--workdir", "--chdir", "--signal",
+         "--ntasks", "--ntasks-per-gpu", "--cpus-per-task", "--cpus-per-gpu", "--nodes", "--clusters", "--wrap",
+         "--array", "--requeue", "--no-requeue"),
+        "Snakemake",
+    ),
+}  # fmt: skip
+"""Option of sbatch that `slurm: options` must not name → what sets this option."""
+
+UNUSABLE = frozenset("{}[]*?")
+"""Characters that paths of results and reports cannot have. Unprintable characters are also refused."""
+
 
 class Slurm(Frozen):
     """The key `slurm` of config/config.yaml: resources that jobs request from a SLURM cluster."""
 
     partition: str | None = Field(
-        default=None, description="SLURM partition of the jobs; null for the default of the cluster."
+        default=None,
+        description="SLURM partition of the jobs, or several with commas; null for the default of the cluster.",
     )
     account: str | None = Field(default=None, description="SLURM account of the jobs; null for your default account.")
+    qos: str | None = Field(default=None, description="Quality of service of the jobs; null for your default.")
+    constraint: str | None = Field(default=None, description="Features that nodes must have; null for any node.")
+    options: tuple[str, ...] = Field(
+        default=(), description="Further options of sbatch, such as [--reservation=course, --exclude=node7]."
+    )
     walltime: int = Field(
         default=1440,
         ge=1,
@@ -48,6 +72,27 @@ class Slurm(Frozen):
     short: float = Field(
         default=120, ge=0, description="Runs that take at most this many seconds, by estimate, share one job."
     )
+
+    @field_validator("partition")
+    @classmethod
+    def _without_spaces(cls, partition: str | None) -> str | None:
+        return None if partition is None else ",".join(partition.replace(",", " ").split()) or None
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _wrap_single_option(cls, options: Any) -> Any:
+        return [options] if isinstance(options, str) else options
+
+    @field_validator("options")
+    @classmethod
+    def _only_free_options(cls, options: tuple[str, ...]) -> tuple[str, ...]:
+        for option in options:
+            name = option.split("=")[0]
+            if not re.fullmatch(r"--[a-z][a-z-]*", name):
+                raise ValueError(f"{option!r} is no long option of sbatch; write it as --name=value or --name")
+            if name in SET_ELSEWHERE:
+                raise ValueError(f"{name} is set by {SET_ELSEWHERE[name]}; remove it from `options`")
+        return options
 
 
 class Settings(Frozen):
@@ -110,7 +155,39 @@ class Settings(Frozen):
     def _wrap_single_value(cls, value: Any, info: ValidationInfo) -> Any:
         if value in ("", []) or (value is None and info.field_name == "suite"):
             raise ValueError("this list is empty; give at least one entry, or remove the key")
-        return [value] if isinstance(value, str | int) else value
+        between = r"[\s,;]+" if info.field_name == "seeds" else r"\s*[,;]\s*"  # names may contain spaces
+        if isinstance(value, str) and len(words := re.split(between, value.strip(" ,;[]"))) > 1:
+            listed = f"{info.field_name}=[{','.join(words)}]"
+            raise ValueError(f"this is one word and not a list; write brackets, on the command line: '{listed}'")
+        values = [value] if isinstance(value, str | int) else value
+        if info.field_name == "seeds" and isinstance(values, list | tuple):
+            for entry in values:
+                if isinstance(entry, str) and not re.fullmatch(r"\s*\d+\s*", entry):
+                    raise ValueError(f"{entry!r} is not a whole number of at least 0; write a list: 'seeds=[0,1]'")
+        return values
+
+    @field_validator("results", "reports", "data_dir")
+    @classmethod
+    def _expand_home(cls, folder: Path | None) -> Path | None:
+        try:
+            return None if folder is None else folder.expanduser()
+        except RuntimeError:
+            raise ValueError("this user has no home directory; write the whole path in place of `~`") from None
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _is_an_address(cls, uri: str | None) -> str | None:
+        if uri is not None and not re.match(r"(https?://[^/]|(sqlite|postgresql|mysql|mssql)(\+\w+)?://)", uri):
+            raise ValueError(
+                "this is no address of MLflow; write http://host:port for a server, sqlite:////folder/file.db or "
+                "postgresql://user@host/database"
+            )
+        return uri
+
+    @property
+    def shown_tracking_uri(self) -> str | None:
+        """The address of MLflow without its password, for messages and files."""
+        return None if self.tracking_uri is None else without_passwords(self.tracking_uri)
 
     @property
     def narrowing(self) -> dict[str, tuple[Any, ...] | None]:
@@ -164,12 +241,11 @@ class Settings(Frozen):
         }
 
 
-def read_settings(values: Mapping[str, Any] | None = None, command_line: Mapping[str, Any] | None = None) -> Settings:
-    """Return the settings from `values`, or from config/config.yaml if `values` is None.
+def read_settings(command_line: Mapping[str, Any] | None = None) -> Settings:
+    """Return the settings from config/config.yaml, changed by environment variables and by `command_line`.
 
-    Environment variables replace the values in the file, but not the values of Snakemake's option `--config`. Snakemake
-    therefore passes both: `values` is the content of the file, updated with the values of `--config`, and
-    `command_line` has only the values of `--config`.
+    `command_line` has the values of Snakemake's option `--config`. They win over environment variables, which win over
+    the file.
 
     Raises:
         ConfigError: the file is missing, or a value is wrong.
@@ -179,9 +255,32 @@ def read_settings(values: Mapping[str, Any] | None = None, command_line: Mapping
         raise ConfigError(
             f"{path}: no such file; call floral and snakemake in the project's root, which contains the Snakefile"
         )
-    where = str(path) if values is None else f"{path} or --config"
-    parsed: Settings = reading.parse(Settings, reading.read(path) if values is None else values, where)
-    environment: dict[str, Any] = {key: value for key, name in ENVIRONMENT.items() if (value := os.environ.get(name))}
-    environment |= {key: Path(value) for key, value in environment.items() if key != "tracking_uri"}
-    typed = command_line or {}
-    return parsed.model_copy(update={key: value for key, value in environment.items() if key not in typed})
+    typed = _without_null(command_line or {})
+    values = reading.merge(reading.read(path), typed)
+    environment = {key: name for key, name in ENVIRONMENT.items() if os.environ.get(name) and key not in typed}
+    values |= {key: os.environ[name] for key, name in environment.items()}
+    settings: Settings = reading.parse(Settings, values, str(path) if command_line is None else f"{path} or --config")
+    for key in ("results", "reports"):
+        source = environment.get(key) or f"{path} or --config: {key}"
+        _check_folder(getattr(settings, key), source)
+    return settings
+
+
+def _without_null(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of `--config` with None in place of the word null. Snakemake reads all values as text."""
+    return {
+        key: _without_null(value) if isinstance(value, Mapping) else None if value in ("null", "~") else value
+        for key, value in values.items()
+    }
+
+
+def _check_folder(folder: Path, source: str) -> None:
+    """Raise ConfigError if the path of a folder has a character that the workflow cannot use.
+
+    Snakemake reads braces as wildcards, and other tools read the other characters as patterns. `source` is the key or
+    the environment variable that names the folder.
+    """
+    text = str(folder.absolute())
+    if wrong := sorted({character for character in text if character in UNUSABLE or not character.isprintable()}):
+        listed = " ".join(map(repr, wrong))
+        raise ConfigError(f"{source}: the path {text!r} contains {listed}; choose a path without these characters")

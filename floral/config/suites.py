@@ -55,7 +55,7 @@ def suite_runs(
         for run in (template.model_copy(update={"seed": seed}) for seed in block_seeds):
             if runs.setdefault(run.folder, run).fidelity != run.fidelity:
                 raise ConfigError(
-                    f"{where}: switches: {run.task.name} {run.variant.name} seed {run.seed} is in two blocks that "
+                    f"{where}.switches: {run.task.name} {run.variant.name} seed {run.seed} is in two blocks that "
                     "differ only in fidelity switches that do not change this run; give both blocks the same switches"
                 )
     for axis, values in selected.items():
@@ -91,7 +91,7 @@ def suite_searches(
             search = search_for(first, where)
             if searches.setdefault(key, search) != search:
                 raise ConfigError(
-                    f"{where}: tuned: {' '.join(key)} is in two blocks with different values, but config/tuned can "
+                    f"{where}.tuned: {' '.join(key)} is in two blocks with different values, but config/tuned can "
                     "hold only one entry for a task and variant; remove one of the blocks"
                 )
     return {search.folder: search for search in searches.values()}
@@ -120,42 +120,48 @@ def custom_data(name: str, suite_name: str | None = None) -> CustomData:
 def _blocks(suite_name: str) -> Iterator[tuple[Block, str, Run]]:
     """Yield three values for each task and variant in each block of a suite.
 
-    A block lists tasks, variants and seeds. The three values are the block, the YAML file that contains it, and a run
-    with this task and variant. The run has the first seed of the block and untuned values.
+    A block lists tasks, variants and seeds. The three values are the block, its place in a YAML file, and a run with
+    this task and variant. The run has the first seed of the block and untuned values.
     """
     blocks = list(_blocks_of_suites(suite_name))
     if any(block.tuned for block, _ in blocks):
         _check_seeds((block for block, _ in blocks), f"{paths.CONFIG_FOLDER}/suites/{suite_name}.yaml")
+    all_tasks = set(catalogue.names("tasks"))
     for block, where in blocks:
-        fidelity = catalogue.fidelity(block.fidelity, block.switches, f"{where}: switches")
+        fidelity = catalogue.fidelity(block.fidelity, block.switches, f"{where}.switches")
         tasks = catalogue.benchmarks() if block.tasks == "all" else block.tasks
         for task_name, variant_name in itertools.product(tasks, block.variants):
+            if task_name not in all_tasks:
+                raise suggest("task", task_name, all_tasks, f"{where}.tasks")
+            if variant_name not in (index := catalogue.variant_index()):
+                raise suggest("variant", variant_name, index, f"{where}.variants")
             run = Run(
-                task=catalogue.task(task_name, block.task, where if block.task else None),
-                variant=catalogue.variant(variant_name, block.method, f"{where}: method"),
+                task=catalogue.task(task_name, block.task, f"{where}.task" if block.task else None),
+                variant=catalogue.variant(variant_name, block.method, f"{where}.method"),
                 seed=block.seeds[0],
                 fidelity=fidelity,
             )
             if run.variant.oracle and run.task.assumed_clusters is not None:
                 raise ConfigError(
-                    f"{where}: variants: {variant_name!r} reads the true clusters, so it cannot assume another number "
+                    f"{where}.variants: {variant_name!r} reads the true clusters, so it cannot assume another number "
                     f"of clusters (`assumed_clusters: {run.task.assumed_clusters}`); remove this variant from the block"
                 )
             if block.tuned and (both := sorted(block.method.keys() & search_space(variant_name).values.keys())):
                 raise ConfigError(
-                    f"{where}: method: tuning chooses {', '.join(both)} for {variant_name!r}; remove the same "
+                    f"{where}.method: tuning chooses {', '.join(both)} for {variant_name!r}; remove the same "
                     "keys from `method`"
                 )
             yield block, where, run
 
 
 def _blocks_of_suites(suite_name: str, including: tuple[str, ...] = ()) -> Iterator[tuple[Block, str]]:
-    """Yield each block of a suite (a list of tasks, variants and seeds), and the file that contains the block.
+    """Yield each block of a suite (a list of tasks, variants and seeds), with its place: the file and the block's key.
 
     Blocks of included suites come first. `including` are the names of the suites that include this suite, directly or
     through others. They serve to detect that a suite includes itself.
     """
-    suite, where = catalogue.suite(suite_name), f"{paths.CONFIG_FOLDER}/suites/{suite_name}.yaml"
+    included_by = f"{paths.CONFIG_FOLDER}/suites/{including[-1]}.yaml: suites" if including else None
+    suite, where = catalogue.suite(suite_name, included_by), f"{paths.CONFIG_FOLDER}/suites/{suite_name}.yaml"
     if suite_name in including:
         circle = " → ".join((*including, suite_name))
         raise ConfigError(
@@ -163,8 +169,8 @@ def _blocks_of_suites(suite_name: str, including: tuple[str, ...] = ()) -> Itera
         )
     for name in suite.suites:
         yield from _blocks_of_suites(name, (*including, suite_name))
-    for block in suite.runs:
-        yield block, where
+    for number, block in enumerate(suite.runs):
+        yield block, f"{where}: runs.{number}"
 
 
 def _check_seeds(blocks: Iterable[Block], where: str) -> None:

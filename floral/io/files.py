@@ -5,8 +5,36 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
+
+REMEDIES = {
+    errno.ENOSPC: "the disk is full; free space there, then repeat the same command",
+    errno.EDQUOT: "your disk quota is used up; free space there, then repeat the same command",
+    errno.EROFS: "this place is read-only; choose another folder",
+    errno.EACCES: "you have no permission; change the permission, or choose another folder",
+    errno.EPERM: "you have no permission; change the permission, or choose another folder",
+    errno.ENOTDIR: "a file is where a folder should be; move the file, or choose another folder",
+    errno.EISDIR: "a folder is where a file should be; move the folder",
+    errno.ENAMETOOLONG: "this name is too long for the disk; choose shorter names",
+    errno.EIO: "the disk has an error; ask its administrator",
+    errno.ESTALE: "the network disk was disconnected; repeat the same command",
+}
+"""Number of an error of the operating system → what happened, and what to do. No program can prevent these errors."""
+
+
+def remedy(error: BaseException | None) -> str | None:
+    """Return in one sentence which file or folder cannot be used and what to do; None for other errors.
+
+    An error that was raised while this error was handled is not examined, but the error that caused this one is.
+    """
+    while error is not None and not (isinstance(error, OSError) and error.errno in REMEDIES):
+        error = error.__cause__
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
+    return f"{place}{REMEDIES[error.errno]}"
 
 
 class NotPlain(ValueError):
@@ -31,10 +59,24 @@ def atomic(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError:
+    except OSError as error:
+        error.filename = error.filename or str(path)  # Python does not name the file if the disk is full
         partial.unlink(missing_ok=True)
         raise
     _sync_names(path.parent)
+
+
+def date_now(paths: Iterable[Path], ahead_s: float = 60.0) -> int:
+    """Give the present time to files that are dated more than `ahead_s` seconds in the future, and count them.
+
+    A machine with a wrong clock wrote them. Missing files are left out.
+    """
+    count = 0
+    for path in paths:
+        if path.exists() and path.stat().st_mtime > time.time() + ahead_s:
+            os.utime(path)
+            count += 1
+    return count
 
 
 def content_sha256(path: Path) -> str:

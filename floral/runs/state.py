@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,13 @@ KILLED = {
 }
 """The failure of a run whose process could not write failure.json."""
 
+DISK_FULL = KILLED | {
+    "reason": "ended without a message; the disk is full, so that no reason could be written",
+    "hint": "free space there; the same command continues",
+}
+"""The failure of such a run, if its disk has no space for failure.json now."""
+MIN_FREE_BYTES = 1_000_000
+"""A disk with less free space than this counts as full."""
 
 FRESH_SECONDS = 180.0
 """A run with a lock of another machine counts as running for so many seconds after its last evaluated round."""
@@ -59,7 +67,15 @@ def running(folder: Path) -> bool:
     if not holder or holder.rpartition(" on ")[2] == os.uname().nodename:
         return False
     ended = is_finished(folder) or (folder / "failure.json").exists()
-    return not ended and time.time() - _last_sign_of_life(folder) < FRESH_SECONDS
+    return not ended and _is_fresh(folder)
+
+
+def _is_fresh(folder: Path) -> bool:
+    """Return whether a file of this run was written in the last FRESH_SECONDS.
+
+    A file that is dated further in the future was written by a machine with a wrong clock, and tells nothing.
+    """
+    return abs(time.time() - _last_sign_of_life(folder)) < FRESH_SECONDS
 
 
 def _last_sign_of_life(folder: Path) -> float:
@@ -79,7 +95,9 @@ def failure(folder: Path) -> dict[str, Any] | None:
     if (folder / "failure.json").exists():
         return read(folder / "failure.json")
     started = any((folder / name).exists() and (folder / name).stat().st_size for name in STARTED)
-    return dict(KILLED) if started else None
+    if not started:
+        return None
+    return dict(KILLED if shutil.disk_usage(folder).free >= MIN_FREE_BYTES else DISK_FULL)
 
 
 def has_failed_for_good(run: Run, results: Path) -> bool:
@@ -89,8 +107,7 @@ def has_failed_for_good(run: Run, results: Path) -> bool:
     invisible here.
     """
     folder = results / run.folder
-    is_old = time.time() - _last_sign_of_life(folder) > FRESH_SECONDS
-    return is_old and failure(folder) is not None and not busy(results / SUBMITTING)
+    return not _is_fresh(folder) and failure(folder) is not None and not busy(results / SUBMITTING)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -47,22 +47,32 @@ def build_simulation(
 
 def make_problem(run: Run, data: Federation, device: torch.device, dtype: torch.dtype) -> Problem:
     """Return the `Problem` of a run: what the method must know about the task and the data."""
-    task = run.task
     outputs = data.classes if data.classes is not None else data.train_y.shape[1]
+    return problem_of(run, data.shape, outputs, torch.from_numpy(data.cluster).to(device), device, dtype)
+
+
+def problem_of(
+    run: Run, shape: tuple[int, ...], outputs: int, cluster: torch.Tensor, device: torch.device, dtype: torch.dtype
+) -> Problem:
+    """Return the `Problem` of a run, for samples of this shape and a model with this number of outputs.
+
+    `cluster` [K] is the true cluster of each client.
+    """
+    task = run.task
     module = importlib.import_module(f"floral.models.{task.model.kind}")
 
     def build_model(width: float = 1.0) -> Any:
-        return module.build(data.shape, outputs, **task.model.arguments, width=width)
+        return module.build(shape, outputs, **task.model.arguments, width=width)
 
     return Problem(
         build_model=build_model,
-        clients=data.clients,
+        clients=len(cluster),
         cohort=task.cohort,
         clusters=task.assumed,
-        true_cluster=torch.from_numpy(data.cluster).to(device),
+        true_cluster=cluster,
         lr=run.rates.lr,
         router_lr=run.rates.router_lr,
-        shape=data.shape,
+        shape=shape,
         outputs=outputs,
         batch=task.batch,
         loss=task.objective,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from floral.config import catalogue
+from floral.config import catalogue, paths
+from floral.config.reading import ConfigError
 from floral.config.schema.method import Variant
 from floral.core.spec import Method, Problem
 from floral.toolkit.parts import with_private_statistics
@@ -17,8 +21,26 @@ def method_of(variant: Variant, problem: Problem) -> Method:
 
     Raises:
         Refused: the method cannot be used for this problem.
+        ConfigError: the method's function `build` does not take the parameters of the method's YAML file.
     """
     method_params = {name: value for name, value in variant.params.items() if name not in catalogue.common_parameters()}
-    method = importlib.import_module(f"floral.methods.{variant.method}").build(problem, **method_params)
+    build = importlib.import_module(f"floral.methods.{variant.method}").build
+    check_signature(build, variant.method, method_params)
+    method = build(problem, **method_params)
     private = variant.params["statistics"] == "private"
     return with_private_statistics(method, problem.clients) if private else method
+
+
+def check_signature(build: Callable[..., Any], method: str, names: Iterable[str]) -> None:
+    """Check that the function `build` of a method takes the parameters of the method's YAML file.
+
+    Raises:
+        ConfigError: an argument of `build` is missing in the YAML file, or the other way round.
+    """
+    try:
+        inspect.signature(build).bind(None, **dict.fromkeys(names))
+    except TypeError as error:
+        raise ConfigError(
+            f"{paths.CONFIG_FOLDER}/methods/{method}.yaml: `parameters` and the arguments of `build` in "
+            f"floral/methods/{method}.py differ: {error}; give both the same names"
+        ) from None

@@ -32,7 +32,7 @@ def check(tasks: Iterable[Task], results: Path) -> None:
             if isinstance(task.data, CustomData):
                 _store_custom(task, task.data, results)
             if isinstance(task.data, str | CustomData) and not task.noop:
-                _check_fit(task, _facts(task.data, results))
+                _check_fit(task, facts(task.data, results))
         except ConfigError as error:
             problems.append(str(error))
     if problems:
@@ -46,7 +46,7 @@ def _store_custom(task: Task, data: CustomData, results: Path) -> None:
         ConfigError: the data cannot be read.
     """
     if why := data_sets.why_unreadable(data):
-        raise ConfigError(f"{_where(task)}: `data.path`: {why}")
+        raise ConfigError(f"{place_of(task)}: `data.path`: {why}")
     if (results / "data" / str(data_sets.stored_data(data)) / "card.json").exists():
         return
     from floral.data.sources import DataError
@@ -55,10 +55,10 @@ def _store_custom(task: Task, data: CustomData, results: Path) -> None:
     try:
         fetch(data, results)
     except DataError as error:
-        raise ConfigError(f"{_where(task)}: `data`: {error}") from None
+        raise ConfigError(f"{place_of(task)}: `data`: {error}") from None
 
 
-def _facts(data: str | CustomData, results: Path) -> dict[str, Any]:
+def facts(data: str | CustomData, results: Path) -> dict[str, Any]:
     """Return what is known about a data set: the content of its card.json.
 
     If card.json is missing, return only the number of classes from data.lock. A damaged card.json counts as missing,
@@ -74,29 +74,29 @@ def _facts(data: str | CustomData, results: Path) -> dict[str, Any]:
 def _check_fit(task: Task, facts: dict[str, Any]) -> None:
     """Raise ConfigError if the data have a wrong shape for the task, or cannot be partitioned as the task requires.
 
-    `facts` is the result of `_facts`. What `facts` does not contain is not checked.
+    `facts` is the result of `facts`. What `facts` does not contain is not checked.
     """
     rule = task.partition
     if rule.kind == "natural" and "rows" in facts and "natural_clients" not in facts:
         is_table = isinstance(task.data, CustomData) and task.data.kind == "table"
         remedy = "name the column of clients in `data.client`, or " if is_table else ""
         raise ConfigError(
-            f"{_where(task)}: `partition.kind: natural` needs data that name the client of each sample, but these "
+            f"{place_of(task)}: `partition.kind: natural` needs data that name the client of each sample, but these "
             f"data do not; {remedy}set another `partition.kind`"
         )
     clients = task.clients + (task.unseen.clients if task.unseen else 0)
     if rule.kind == "natural" and clients > facts.get("natural_clients", clients):
         raise ConfigError(
-            f"{_where(task)}: the task has {clients} clients (unseen clients included), but the data have only "
+            f"{place_of(task)}: the task has {clients} clients (unseen clients included), but the data have only "
             f"{facts['natural_clients']} natural clients; set `clients` to a smaller number"
         )
     if "shape" in facts and (why := task.unfit(facts["shape"])):
-        raise ConfigError(f"{_where(task)}: {why}")
+        raise ConfigError(f"{place_of(task)}: {why}")
     if "classes" in facts and (why := rule.unfit(task.clients, task.concepts, facts["classes"])):
-        raise ConfigError(f"{_where(task)}: {why}")
+        raise ConfigError(f"{place_of(task)}: {why}")
 
 
-def _where(task: Task) -> str:
+def place_of(task: Task) -> str:
     """Return the path of a task's file for an error message.
 
     If the suite changes values of the task, a note in parentheses says so.

@@ -9,12 +9,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from floral.config.hashing import hash8
 from floral.config.run import Run
 from floral.core.units import duration
 from floral.io.files import atomic
 from floral.io.locks import held
 from floral.runs.state import failed_since, is_finished
 from floral.stages.estimate import DAMAGED_JSON, expected_costs, warn_once
+
+MAX_BYTES_OF_NAME = 100
+"""A plan of suites with longer names has a hash as its name. File systems allow 255 bytes."""
 
 
 def write_plan(suites: Mapping[str, list[Run]], results: Path) -> None:
@@ -32,7 +36,8 @@ def write_plan(suites: Mapping[str, list[Run]], results: Path) -> None:
         "runs": [str(folder) for folder in runs],
         "seconds": {str(folder): cost.seconds for folder, cost in expected.items()},
     }
-    path = results / "plan" / f"{'+'.join(suites)}.json"
+    name = "+".join(suites)
+    path = results / "plan" / f"{name if len(name.encode()) <= MAX_BYTES_OF_NAME else hash8(list(suites))}.json"
     with held(path.parent / ".lock", "writing its plan"):
         atomic(path, json.dumps(plan).encode())
 

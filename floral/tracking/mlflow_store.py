@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from floral.config import paths
 from floral.config.reading import ConfigError
 from floral.io.locks import held
+from floral.tracking.mlflow_errors import check_artifact_place, unusable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -98,7 +98,7 @@ def experiment_of(suite: str, results: Path, tracking_uri: str | None) -> Iterat
     uri = tracking_uri or default_uri(results)
     with explained(uri), held(results / "track" / f"{suite}.lock", f"tracking {suite}"):
         client = client_of(uri)
-        experiment = _experiment_id(client, suite, None if tracking_uri else results)
+        experiment = _experiment_id(client, suite, None if tracking_uri else results, uri)
         stored = _stored_runs(client, experiment)
         yield Experiment(client=client, id=experiment, suite=suite, results=results, stored=stored)
 
@@ -106,6 +106,7 @@ def experiment_of(suite: str, results: Path, tracking_uri: str | None) -> Iterat
 def client_of(uri: str) -> MlflowClient:
     """Return an MlflowClient for the MLflow store. A SQLite database that is missing is created first."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # MLflow would print the address with its password
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     if not uri.startswith("sqlite:///"):
         return _connect(uri)
@@ -153,10 +154,6 @@ def _check_database(database: Path) -> None:
         connection.close()
 
 
-class Unreachable(ConfigError):
-    """Raised when the MLflow store does not answer now, for example because its server is down."""
-
-
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
     """Turn errors of the MLflow store inside this context into a ConfigError that says what to do.
@@ -165,40 +162,30 @@ def explained(uri: str) -> Iterator[None]:
     """
     try:
         yield
+    except ConfigError:
+        raise
     except (OSError, sqlite3.Error) as error:
-        raise _unusable(uri, error) from error
+        raise unusable(uri, error) from error
     except Exception as error:
         if type(error).__module__.startswith(("mlflow.", "sqlalchemy.")):
-            raise _unusable(uri, error) from error
+            raise unusable(uri, error) from error
         raise
 
 
-def _unusable(uri: str, error: Exception) -> ConfigError:
-    reason = str(error).strip().splitlines()[0]
-    kind = Unreachable if _is_temporary(error) else ConfigError
-    return kind(
-        f"the MLflow store {uri} cannot be written: {reason}; make it writable, or move the file away (the store is "
-        f"rebuilt from the run folders), or set `tracking_uri` in {paths.CONFIG_FOLDER}/config.yaml"
-    )
-
-
-def _is_temporary(error: Exception) -> bool:
-    """Return whether a retry may succeed, because the server is down or busy, or the database is locked."""
-    if isinstance(error, OSError | sqlite3.OperationalError):
-        return True
-    status = getattr(error, "get_http_status_code", None)  # all errors of MLflow have it, also without a server
-    return type(error).__name__ == "OperationalError" or (status is not None and status() >= 500)
-
-
-def _experiment_id(client: MlflowClient, suite: str, results: Path | None) -> str:
+def _experiment_id(client: MlflowClient, suite: str, results: Path | None, uri: str) -> str:
     """Return MLflow's id of the suite's experiment. A missing experiment is created; a deleted one is restored.
 
     Artifacts are stored below `results`. If `results` is None, the MLflow server chooses where artifacts are stored.
+
+    Raises:
+        ConfigError: artifacts would be stored in a folder of the server's machine, which this machine does not have.
     """
     experiment = client.get_experiment_by_name(suite)
     if experiment is None:
         location = (results / "track" / "artifacts" / suite).absolute().as_uri() if results else None
-        return client.create_experiment(suite, artifact_location=location)
+        experiment = client.get_experiment(client.create_experiment(suite, artifact_location=location))
+    if uri.startswith("http"):
+        check_artifact_place(uri, suite, experiment.artifact_location)
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     return experiment.experiment_id

@@ -8,13 +8,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from floral.config.run import Run
+from floral.core.passwords import without_passwords
 from floral.core.units import run_count
 from floral.io.files import atomic
 from floral.runs import segments
 from floral.runs.state import has_failed_for_good, is_finished
+from floral.tracking.mlflow_errors import Unreachable
 from floral.tracking.mlflow_means import distinct_groups, groups_by_folder, log_means, parent_of
 from floral.tracking.mlflow_runs import log, stream
-from floral.tracking.mlflow_store import Unreachable, default_uri, experiment_of
+from floral.tracking.mlflow_store import default_uri, experiment_of
 
 POLL_SECONDS = 5.0
 """`follow` looks for new rounds every so many seconds."""
@@ -44,7 +46,7 @@ def track(
         tracked = {str(folder): log(experiment, parent_of(experiment, groups[folder]), folder) for folder in finished}
         for group in distinct_groups(groups, finished):
             log_means(experiment, group)
-        value = {"tracking_uri": uri, "experiment_id": experiment.id, "runs": tracked}
+        value = {"tracking_uri": without_passwords(uri), "experiment_id": experiment.id, "runs": tracked}
         path = results / "track" / f"{suite}.json"
         atomic(path, (json.dumps(value, indent=1) + "\n").encode())
     return path

@@ -15,14 +15,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-from snakemake.exceptions import WorkflowError
-from snakemake.logging import LogEvent
+from snakemake.logging import LogEvent, logger
 
 from floral.cluster import slurm, warm_start
 from floral.config.reading import ConfigError
+from floral.io.files import remedy
 from floral.runs.outdated import outdated_lines
 from floral.runs.state import failure_lines
 from floral.stages import estimate, progress_line
@@ -38,6 +39,45 @@ INTERRUPTED = "Terminating processes on user request"
 
 FILES_ARE_MISSING = "Snakemake stopped before it made {} of the requested files, because files changed while it planned"
 """Beginning of the message of `fail_if_files_are_missing`, with a place for the number of files."""
+
+
+CONTROLLER = ("SLURM_CONF", "SLURM_CONF_SERVER")
+"""Environment variables with which SLURM's commands find the controller, if the machine has no slurm.conf."""
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def ends_with_message(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Decorate a function, so that a user's mistake ends Snakemake with its message and exit code 1.
+
+    Snakemake would add the line of a rule's file and Python's traceback, which do not help the user.
+    """
+
+    @wraps(function)
+    def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        try:
+            return function(*args, **kwargs)
+        except (ConfigError, OSError) as error:
+            message = str(error) if isinstance(error, ConfigError) else remedy(error)
+            if message is None:
+                raise
+            logger.error(message)
+            # Snakemake adds its own words to every other exception.
+            raise SystemExit(1) from None
+
+    return checked
+
+
+def hide_password(workflow: Any, shown_uri: str | None) -> None:
+    """Replace the address of MLflow in the values of `--config` by the address without its password.
+
+    Snakemake writes these values into the command of each job that it submits. Jobs get the address from the
+    environment variable FLORAL_TRACKING_URI.
+    """
+    values = workflow.config_settings.overwrite_config
+    if values.get("tracking_uri"):
+        values["tracking_uri"] = shown_uri
 
 
 def submits_jobs(workflow: Any) -> bool:
@@ -126,6 +166,16 @@ def remove_rate_limit(workflow: Any) -> None:
     workflow.scheduler.job_rate_limiter = None
 
 
+def requested_resources(workflow: Any) -> dict[str, Any]:
+    """Return the resources that the first waiting job requests of the cluster, or nothing if no job waits.
+
+    Snakemake's options `--default-resources` and `--set-resources` change them.
+    """
+    jobs = (job for job in workflow.dag.needrun_jobs() if job.rule.name in ("train", "tune"))
+    first = next(jobs, None)
+    return {} if first is None else dict(first.resources.items())
+
+
 def fail_if_files_are_missing(workflow: Any) -> None:
     """Let the call fail if Snakemake stops although requested files are missing.
 
@@ -164,6 +214,8 @@ class Hooks:
     def __init__(self, rules: Rules) -> None:
         self.work, self.results, self.rules = rules.work, rules.results, rules
         self.warm: warm_start.WarmStart | None = None
+        # The SLURM executor removes all variables SLURM_… inside a job. These two say where SLURM's controller is.
+        self.slurm_variables = {name: os.environ[name] for name in CONTROLLER if name in os.environ}
 
     def print_missing(self) -> None:
         """Print why some runs are left out: their data are missing."""
@@ -182,16 +234,14 @@ class Hooks:
         imports torch once for all runs.
 
         Raises:
-            WorkflowError: the cluster would refuse the jobs, or another Snakemake call already submits jobs for the
+            ConfigError: the cluster would refuse the jobs, or another Snakemake call already submits jobs for the
                 same results folder.
         """
         executor = workflow.executor_plugin.name
         if executor == "slurm":
-            try:
-                slurm.check_cluster(self.work.settings.slurm)
-                slurm.refuse_second_call(self.results)
-            except ConfigError as error:
-                raise WorkflowError(str(error)) from None
+            os.environ.update(self.slurm_variables)
+            slurm.check_cluster(self.work.settings.slurm, requested_resources(workflow))
+            slurm.refuse_second_call(self.results)
             run_group_in_parallel(workflow)
         fail_if_files_are_missing(workflow)
         if executor == "local" and not is_within_job(workflow):

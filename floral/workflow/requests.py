@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class Requests:
         return self._place | {
             "mem_mb": self.memory,
             "runtime": self.minutes,
-            "slurm_extra": f"--signal=USR1@{slurm.WARNING_SECONDS}",
+            "slurm_extra": shlex.join([f"--signal=USR1@{slurm.WARNING_SECONDS}", *self.slurm.options]),
         }
 
     @property
@@ -40,7 +41,8 @@ class Requests:
         The time of a search is not known in advance, so the job requests the maximum walltime. If the search is then
         not finished, its next job keeps the finished trials.
         """
-        return self._place | {"mem_mb": self.slurm.memory, "runtime": self.slurm.walltime}
+        extra = {"slurm_extra": shlex.join(self.slurm.options)} if self.slurm.options else {}
+        return self._place | extra | {"mem_mb": self.slurm.memory, "runtime": self.slurm.walltime}
 
     def memory(self, wildcards: Any) -> int:
         """Return the memory in MB that a SLURM job requests for its run.
@@ -70,11 +72,14 @@ class Requests:
 
     @property
     def _place(self) -> dict[str, Any]:
-        """The SLURM partition, SLURM account and GPU of a job, as set under the key `slurm` of config.yaml.
+        """The partition, account, quality of service, node features and GPU of a job, as set under `slurm`.
 
         Values that are not set are left out.
         """
-        place: dict[str, Any] = {"slurm_partition": self.slurm.partition, "slurm_account": self.slurm.account}
+        place: dict[str, Any] = {
+            "slurm_partition": self.slurm.partition, "slurm_account": self.slurm.account, "qos": self.slurm.qos,
+            "constraint": self.slurm.constraint,
+        }  # fmt: skip
         if self.submits and self.slurm.gpu:
             place |= {"gpu": self.slurm.gpu, "gpu_model": self.slurm.gpu_model}
         return {name: value for name, value in place.items() if value}

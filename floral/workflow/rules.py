@@ -1,19 +1,24 @@
 """Compute the input files and command-line options of each rule in workflow/rules from the wildcards of a job.
 
 A method `<rule>_input` returns the input files of a rule. A method `<rule>_options` returns the options with which
-the rule calls `floral`.
+the rule calls `floral`. They are quoted for the shell, because names of tasks and suites may contain spaces.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import shlex
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from floral.config.data_sets import CUSTOM_PREFIX
-from floral.config.reading import ConfigError
+from floral.config.reading import ConfigError, suggest
 from floral.config.run import Run
 from floral.config.searches import Search
 from floral.runs.outdated import outdated
 from floral.workflow.work import Work
+
+Planned = TypeVar("Planned")
+"""What a job makes: a run or a search, with its suite."""
 
 
 class Rules:
@@ -31,17 +36,31 @@ class Rules:
     def run(self, wildcards: Any) -> tuple[str, Run]:
         """Return two values: the name of a suite, and the run of this suite that a `train` job trains."""
         folder = f"train/{wildcards.task}/{wildcards.variant}/seed{wildcards.seed}-{wildcards.hash8}"
-        return self.work.runs[folder]
+        return self._planned(self.work.runs, folder)
 
     def partition(self, wildcards: Any) -> tuple[str, Run]:
         """Return two values: the name of a suite, and a run of this suite that reads the partition of a `partition`
         job.
         """
-        return self.work.partitions[f"partition/{wildcards.task}/seed{wildcards.seed}-{wildcards.hash8}"]
+        folder = f"partition/{wildcards.task}/seed{wildcards.seed}-{wildcards.hash8}"
+        return self._planned(self.work.partitions, folder)
 
     def search(self, wildcards: Any) -> tuple[str, Search]:
         """Return two values: the name of a suite, and the search of this suite that a `tune` job makes."""
-        return self.work.searches[f"tune/{wildcards.task}/{wildcards.variant}/{wildcards.hash8}"]
+        return self._planned(self.work.searches, f"tune/{wildcards.task}/{wildcards.variant}/{wildcards.hash8}")
+
+    def _planned(self, jobs: Mapping[str, Planned], folder: str) -> Planned:
+        """Return the entry of `jobs` for a folder inside the results folder.
+
+        Raises:
+            ConfigError: the suites of this call do not need the folder.
+        """
+        if folder not in jobs:
+            raise ConfigError(
+                f"{self.results}/{folder}: {', '.join(self.settings.suite)} does not need this folder; name a suite "
+                "that does: --config suite=NAME"
+            )
+        return jobs[folder]
 
     # ------------------------------------------------------------------------------------ inputs
 
@@ -107,9 +126,9 @@ class Rules:
         """
         data = wildcards.data
         if not data.startswith(CUSTOM_PREFIX):
-            return data
+            return shlex.quote(data)
         suite = next(suite for suite, run in self.work.partitions.values() if run.partition.data == data)
-        return f"{data} --suite {suite}"
+        return shlex.join([data, "--suite", suite])
 
     def partition_options(self, wildcards: Any) -> str:
         """Return the options `--suite`, `--task`, `--seed` and `--expect` for a `partition` job.
@@ -117,12 +136,13 @@ class Rules:
         The value of `--expect` is the hash of the partition.
         """
         suite, run = self.partition(wildcards)
-        return f"--suite {suite} --task {run.task.name} --seed {run.seed} --expect {wildcards.hash8}"
+        names = ["--suite", suite, "--task", run.task.name]
+        return shlex.join([*names, "--seed", str(run.seed), "--expect", wildcards.hash8])
 
     def tune_options(self, wildcards: Any) -> str:
         """Return the name of a suite, and the options `--tasks` and `--variants` that select one search."""
         suite, search = self.search(wildcards)
-        return f"{suite} --tasks {search.task.name} --variants {search.variant.name}"
+        return shlex.join([suite, "--tasks", search.task.name, "--variants", search.variant.name])
 
     def tuned_options(self, wildcards: Any) -> str:
         """Return the names of the suites with searches, and the options `--tasks` and `--variants`.
@@ -131,7 +151,7 @@ class Rules:
         """
         del wildcards
         suites = dict.fromkeys(suite for suite, _ in self.work.searches.values())
-        return f"{' '.join(suites)} {self._narrowing('tasks', 'variants')}"
+        return f"{shlex.join(suites)} {self._narrowing('tasks', 'variants')}"
 
     def train_options(self, wildcards: Any) -> str:
         """Return the options that select the run of a `train` job, for example `--suite`, `--task` and `--precision`.
@@ -139,8 +159,8 @@ class Rules:
         The value of `--expect` is the hash of the run.
         """
         suite, run = self.run(wildcards)
-        names = f"--suite {suite} --task {run.task.name} --variant {run.variant.name} --seed {run.seed}"
-        return f"{names} --precision {run.precision} --expect {run.hash8}"
+        names = ["--suite", suite, "--task", run.task.name, "--variant", run.variant.name]
+        return shlex.join([*names, "--seed", str(run.seed), "--precision", run.precision, "--expect", run.hash8])
 
     def report_options(self, wildcards: Any = None) -> str:
         """Return the options `--tasks`, `--variants`, `--seeds`, `--precision` and `--allow-missing` for a report.
@@ -159,6 +179,8 @@ class Rules:
 
     def run_folders(self, wildcards: Any) -> list[str]:
         """Return the folders of all runs of a suite, as paths inside the results folder."""
+        if wildcards.suite not in self.work.suites:
+            raise suggest("suite of this call", wildcards.suite, self.work.suites)
         return [str(run.folder) for run in self.work.suites[wildcards.suite]]
 
     def outdated_runs(self, wildcards: Any) -> list[str]:
@@ -183,4 +205,5 @@ class Rules:
 
     def _narrowing(self, *axes: str) -> str:
         values = {axis: self.settings.narrowing[axis] for axis in axes}
-        return " ".join(f"--{axis} {' '.join(map(str, names))}" for axis, names in values.items() if names is not None)
+        options = [[f"--{axis}", *map(str, names)] for axis, names in values.items() if names is not None]
+        return " ".join(map(shlex.join, options))

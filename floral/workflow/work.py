@@ -13,9 +13,15 @@ from floral.config.searches import Search
 from floral.config.settings import Settings, read_settings
 from floral.config.tuned import Untuned
 from floral.core.units import run_count
+from floral.io.files import date_now
 from floral.runs import missing_data, reference
 from floral.runs.state import is_finished
 from floral.stages import check_data, fetch_missing
+
+PASSWORD_IN_ADDRESS = (
+    "`tracking_uri` contains a password, which other users may see; remove it from the address and set "
+    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+)
 
 
 @dataclass(frozen=True)
@@ -37,9 +43,7 @@ class Work:
     """One line for each reason why runs were left out."""
 
     @classmethod
-    def read(
-        cls, config: Mapping[str, Any], command_line: Mapping[str, Any], main_process: bool, dry_run: bool
-    ) -> Work:
+    def read(cls, command_line: Mapping[str, Any], main_process: bool, dry_run: bool) -> Work:
         """Read the configuration, find the runs and searches, and check that their data fit the configuration.
 
         `command_line` has the keys and values of Snakemake's option `--config`, which win over environment variables.
@@ -49,7 +53,9 @@ class Work:
         Raises:
             ConfigError: a value of the configuration is wrong, a value does not fit the data, or no run is left.
         """
-        settings = read_settings(config, command_line)
+        settings = read_settings(command_line)
+        if main_process and settings.shown_tracking_uri != settings.tracking_uri:
+            print(PASSWORD_IN_ADDRESS, file=sys.stderr)
         searches: Mapping[str, tuple[str, Search]] = settings.searches()
         suites: Mapping[str, list[Run]] = {}
         untuned, missing = None, []
@@ -66,7 +72,10 @@ class Work:
             suites, searches, missing = missing_data.leave_out_missing(suites, searches, settings.results)
         if main_process:
             check_data.check(missing_data.tasks_of(suites, searches), settings.results)
-        return cls(settings, suites, searches, untuned, tuple(missing))
+        work = cls(settings, suites, searches, untuned, tuple(missing))
+        if main_process and not dry_run:
+            work.correct_dates()
+        return work
 
     @cached_property
     def runs(self) -> dict[str, tuple[str, Run]]:
@@ -80,6 +89,19 @@ class Work:
         """Mapping from a partition's folder to two values: the name of a suite, and a run that reads the partition."""
         trials = [(suite, trial) for suite, search in self.searches.values() for trial in search.references()]
         return {str(run.partition.folder): (suite, run) for suite, run in [*self.runs.values(), *trials]}
+
+    def correct_dates(self) -> None:
+        """Give the present time to results that are dated in the future.
+
+        Snakemake compares the dates of files. It would repeat reports and then fail, because their inputs seem newer.
+        """
+        results, reports = self.settings.results, self.settings.reports
+        outputs = [f"{folder}/done" for folder in (*self.runs, *self.searches)]
+        outputs += [f"{folder}/partition.parquet" for folder in self.partitions]
+        manifests = [path for pattern in ("data/*/card.json", "track/*", "report/*") for path in results.glob(pattern)]
+        pages = [reports / suite / name for suite in self.suites for name in ("index.html", "summary.parquet")]
+        if count := date_now([*(results / output for output in outputs), *manifests, *pages]):
+            print(f"{count} files in {results} were dated in the future and are now dated today", file=sys.stderr)
 
     @property
     def unfinished_runs(self) -> list[Run]:

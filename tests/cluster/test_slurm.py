@@ -8,11 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from floral.cluster import slurm
-from floral.config.reading import ConfigError
+from floral.config.reading import ConfigError, parse
 from floral.config.settings import Slurm
 from floral.io.locks import HELD_UNTIL_EXIT
 
@@ -161,9 +162,10 @@ def test_a_cluster_that_takes_our_jobs(commands: Commands) -> None:
             {"sinfo": "echo main; echo gpu"}, {"partition": "gpus"},
             r"`slurm: partition`: unknown partition 'gpus'; this cluster has gpu, main",
         ),
+        ({"sinfo": "echo main; echo gpu"}, {"partition": "main,gpus"}, r"unknown partition 'gpus'; this cluster has"),
         (
             {"sinfo": "echo main", "sbatch": "echo allocation failure: Invalid account >&2; exit 1"}, {"account": "me"},
-            r"refuses a job of account me in partition \(default\): allocation failure: Invalid account; set `account`",
+            r"refuses a job of account me in partition \(default\): allocation failure: Invalid account; correct",
         ),
     ],
 )  # fmt: skip
@@ -173,6 +175,37 @@ def test_what_is_wrong_with_a_cluster_is_said_with_the_remedy(
     commands(**scripts)
     with pytest.raises(ConfigError, match=message):
         slurm.check_cluster(Slurm(**asked))
+
+
+@pytest.mark.parametrize("partition", ["main,gpu", "main, gpu", " gpu,main,", "main gpu"])
+def test_several_partitions_are_one_request(commands: Commands, partition: str) -> None:
+    called = commands(sinfo="echo main; echo gpu", sbatch="exit 0")
+    slurm.check_cluster(Slurm(partition=partition))
+    assert "--partition=main,gpu " in called.read_text() or "--partition=gpu,main " in called.read_text()
+
+
+def test_the_check_requests_what_jobs_request(commands: Commands) -> None:
+    """Resources of Snakemake's options win over those of the configuration."""
+    called = commands(sinfo="echo main; echo gpu", sbatch="exit 0")
+    settings = Slurm(partition="none", qos="long", constraint="ib", options=("--reservation=course",), gpu=2)
+    slurm.check_cluster(settings, {"slurm_partition": "gpu", "slurm_account": "lab", "gpu": 1, "gpu_model": "a100"})
+    options = "--partition=gpu --account=lab --qos=long --constraint=ib --gpus=a100:1 --reservation=course"
+    assert f"sbatch --test-only {options} --time=1" in called.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--partition=x"], "--partition is set by `partition`"),
+        (["--signal=USR1@9"], "--signal is set by Snakemake"),
+        (["-p x"], "'-p x' is no long option of sbatch"),
+        (["; rm -r x"], "is no long option"),
+        ("--mem=3", "--mem is set by `memory`"),
+    ],
+)
+def test_options_that_snakemake_sets_are_refused(options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(Slurm, {"options": options}, "config.yaml")
 
 
 def test_no_slurm_at_all_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

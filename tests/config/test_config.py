@@ -42,15 +42,15 @@ def refusal(suite: str = "mine") -> str:
     ("model", "words"),
     [
         ({"hidden": 0}, ["model: hidden", "greater than 0 (found 0)"]),
-        ({"hidden": "64"}, ["model: hidden", "valid integer (found '64')"]),
-        ({"hidden": 6.5}, ["model: hidden", "valid integer"]),
-        ({"hidden": True}, ["model: hidden", "valid integer (found True)"]),
-        ({"batch_norm": 1}, ["model: batch_norm", "valid boolean (found 1)"]),
+        ({"hidden": "64"}, ["model: hidden", "a whole number, such as 1 (found '64')"]),
+        ({"hidden": 6.5}, ["model: hidden", "a whole number"]),
+        ({"hidden": True}, ["model: hidden", "a whole number, such as 1 (found True)"]),
+        ({"batch_norm": 1}, ["model: batch_norm", "true or false (found 1)"]),
         ({"hiden": 64}, ["model: unknown key 'hiden'; did you mean 'hidden'?"]),
         ({"width": 2.0}, ["model: unknown key 'width'"]),
         ({"kind": "mlpp"}, ["model.kind: unknown model 'mlpp'; did you mean 'mlp'?"]),
-        ({"kind": "cnn", "channels": 32}, ["model: channels", "valid tuple (found 32)"]),
-        ({"kind": "cnn", "channels": [32]}, ["model: channels.1", "required"]),
+        ({"kind": "cnn", "channels": 32}, ["model: channels", "must be a list; write `channels: [32]` (found 32)"]),
+        ({"kind": "cnn", "channels": [32]}, ["model: channels.1", "this entry of the list is missing"]),
         ({"kind": "cnn", "channels": [32, -64]}, ["model: channels.1", "greater than 0 (found -64)"]),
     ],
 )
@@ -62,7 +62,7 @@ def test_model_options_have_the_types_of_build(write: Write, model: dict[str, An
 
 def test_a_model_option_without_a_default_is_required(write: Write) -> None:
     write("tasks/mine", extends="synthetic_linear", model={"kind": "mlp"})
-    with pytest.raises(ConfigError, match=r"config/tasks/mine\.yaml: model: hidden: Field required"):
+    with pytest.raises(ConfigError, match=r"config/tasks/mine\.yaml: model: hidden: is missing; add this key"):
         catalogue.task("mine")
 
 
@@ -120,14 +120,15 @@ def test_a_task_fits_its_data(write: Write, change: dict[str, Any], words: list[
 def test_a_parameter_is_a_finite_number(write: Write, value: float) -> None:
     write("suites/mine", **blocks({"method": {"temperature": value}}))
     said = refusal()
-    assert said.startswith("config/suites/mine.yaml: method: temperature: ") and "not a finite number" in said
+    assert said.startswith("config/suites/mine.yaml: runs.0.method: temperature: ") and "not a finite number" in said
     with pytest.raises(ValueError, match="not a finite number"):
         Parameter(default=1.0, doc="").accept(value)
 
 
 def test_a_wrong_parameter_is_sought_where_it_stands(write: Write) -> None:
     write("suites/mine", **blocks({"method": {"temprature": 2.0}}))
-    assert refusal() == "config/suites/mine.yaml: method: unknown parameter 'temprature'; did you mean 'temperature'?"
+    place = "config/suites/mine.yaml: runs.0.method"
+    assert refusal() == f"{place}: unknown parameter 'temprature'; did you mean 'temperature'?"
     values = yaml.safe_load((ROOT / "config/methods/floral.yaml").read_text())
     values["variants"]["floral_1"]["set"]["temperature"] = float("inf")
     write("methods/floral", **values)
@@ -232,7 +233,7 @@ def test_how_data_of_open_content_are_read_is_part_of_the_hash(
 def test_one_run_has_one_rule_for_the_report(write: Write) -> None:
     write("suites/mine", **blocks({}, {"switches": {"diverged_runs": "dropped"}}))
     said = refusal()
-    assert "config/suites/mine.yaml: switches: digits_rotate floral_1 seed 0" in said
+    assert "config/suites/mine.yaml: runs.1.switches: digits_rotate floral_1 seed 0" in said
     assert "give both blocks the same" in said
     write("suites/mine", **blocks({}, {}))
     assert len(suite_runs("mine")) == 1

@@ -212,7 +212,7 @@ def test_sixty_thousand_rows_over_three_hundred_clients_take_less_than_a_second(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "dirichlet", "alpha": 0}, "alpha: Input should be greater than 0"),
+        ({"kind": "dirichlet", "alpha": 0}, "alpha: must be greater than 0"),
         ({"kind": "dirichlet", "alpha": 1e-305}, "alpha: 1e-305 is too close to 0; set at least 1e-300"),
         ({"mixed": 1e-305}, "mixed: 1e-305 is too close to 0"),
         ({"kind": "size_skew"}, "size_skew` needs `alpha`"),
@@ -223,11 +223,11 @@ def test_sixty_thousand_rows_over_three_hundred_clients_take_less_than_a_second(
         ({"kind": "class_groups", "groups": [[0, 1], [1]]}, "class 1 is listed twice"),
         ({"kind": "class_groups", "groups": [[0, 1], []]}, "groups.1: "),
         ({"kind": "class_groups", "mixed": 0.5}, "mixed` cannot be used with `kind: class_groups`"),
-        ({"mixed": 0}, "mixed: Input should be greater than 0"),
+        ({"mixed": 0}, "mixed: must be greater than 0"),
         ({"cluster_shares": [0.5, 0.4]}, r"\[0.5, 0.4\] sum to 0.9; give shares that sum to 1"),
         ({"cluster_shares": [60, 40]}, "sum to 100; give shares that sum to 1"),
-        ({"cluster_shares": [1.0, 0.0]}, "cluster_shares.1: Input should be greater than 0"),
-        ({"label_noise": 1.5}, "label_noise: Input should be less than or equal to 1"),
+        ({"cluster_shares": [1.0, 0.0]}, "cluster_shares.1: must be greater than 0"),
+        ({"label_noise": 1.5}, "label_noise: must be less than or equal to 1"),
     ],
 )
 def test_a_wrong_rule_is_named_with_its_remedy(values, message):
@@ -258,7 +258,7 @@ SYNTHETIC = {"data": {"kind": "linear", "samples_per_client": 8}, "loss": "mse",
         ({"partition": {"label_noise": 0.1}, **SYNTHETIC}, "label_noise` is not for synthetic data; set"),
         ({"partition": {"mixed": 0.1}, **SYNTHETIC}, "mixed` needs a data set"),
         ({"partition": {"label_noise": 0.1}, "published_split": "train"}, "train` evaluates on these"),
-        ({"steps_per_epoch": 0}, "steps_per_epoch: Input should be greater than or equal to 1"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch: must be greater than or equal to 1"),
     ],
 )
 def test_a_rule_that_does_not_fit_its_task_is_named_with_its_remedy(change, message):

@@ -157,7 +157,7 @@ def test_every_concept_has_a_permutation_of_its_own():
         ({"kind": "none", "interpolation": "bilinear"}, "none` has no `interpolation`"),
         ({"kind": "rotate", "angles": [0, 360]}, "lists 2 concepts, but two of them are equal"),
         ({"kind": "colour", "colours": [{}, {}]}, "lists 2 concepts, but two of them are equal"),
-        ({"kind": "colour", "colours": [{"gain": [0]}]}, "gain.0: Input should be greater than 0"),
+        ({"kind": "colour", "colours": [{"gain": [0]}]}, "gain.0: must be greater than 0"),
     ],
 )
 def test_a_wrong_shift_is_named_with_its_remedy(values, message):

@@ -172,7 +172,7 @@ def check_snakemake(words: list[str]) -> None:
     assert set(told.targets) <= RULES, told.targets
     given = {key: yaml.safe_load(value) for key, value in (one.split("=", 1) for one in told.config)}
     try:
-        settings = read_settings({**reading.read(paths.CONFIG_FOLDER / "config.yaml"), **given})
+        settings = read_settings(given)
     except ConfigError as error:
         pytest.fail(str(error))
     for kind, asked in (("suite", settings.suite), ("task", settings.tasks), ("variant", settings.variants)):

@@ -51,8 +51,9 @@ def test_settings_that_name_nothing_are_refused(values: dict[str, Any]) -> None:
 
 
 def test_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the file, and not over the command line: tests/workflow/test_work.py."""
     monkeypatch.setenv("FLORAL_RESULTS", "elsewhere")
-    assert read_settings({"suite": "a", "results": "here"}).results == Path("elsewhere")
+    assert read_settings({"suite": "a"}).results == Path("elsewhere")
 
 
 def test_costs_come_from_the_nearest_finished_runs(runs: list[Run], tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from projects import ROOT
 from snakemake.common import get_function_params
-from snakemake.exceptions import WorkflowError
 from snakemake.logging import LogEvent
 from snakemake.rules import Rule
 from snakemake.scheduling.job_scheduler import JobScheduler
@@ -229,23 +228,73 @@ def test_the_start_within_a_job_leaves_snakemake_as_it_is(hooks: adapter.Hooks, 
 
 
 def test_the_start_on_a_cluster_checks_it_first(hooks: adapter.Hooks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the resources that a job requests, also those of Snakemake's own options."""
     checks: list[Any] = []
-    monkeypatch.setattr(slurm, "check_cluster", checks.append)
+    monkeypatch.setattr(slurm, "check_cluster", lambda *values: checks.extend(values))
     monkeypatch.setattr(slurm, "refuse_second_call", checks.append)
-    workflow = call("slurm")
+    workflow = call("slurm", dag=Jobs(slurm_partition="night"))
     hooks.on_start(workflow)
-    assert checks == [hooks.work.settings.slurm, hooks.results]
+    assert checks == [hooks.work.settings.slurm, {"slurm_partition": "night"}, hooks.results]
     assert workflow.executor_plugin.common_settings.pass_group_args is True
     assert workflow.scheduler.job_rate_limiter and hooks.warm is None
 
 
-def test_a_cluster_that_refuses_is_an_error_of_snakemake(hooks: adapter.Hooks, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: Any) -> None:
+class Jobs:
+    """A stand-in for Snakemake's graph of jobs, with one job of rule `fetch` and one of rule `train`."""
+
+    def __init__(self, **resources: Any) -> None:
+        self.resources = resources
+
+    def needrun_jobs(self) -> Iterator[Any]:
+        for rule, resources in (("fetch", {}), ("train", self.resources)):
+            yield SimpleNamespace(rule=SimpleNamespace(name=rule), resources=resources)
+
+
+def test_the_controller_is_found_inside_a_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The SLURM executor removes all variables SLURM_… before `on_start`, if the call is made inside a job."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("SLURM_CONF", "/var/spool/slurm.conf")
+    hooks = adapter.Hooks(Rules(Work(Settings(suite=("quickstart",), results=tmp_path), {}, {})))
+    monkeypatch.delenv("SLURM_CONF")
+    seen: list[str | None] = []
+    monkeypatch.setattr(slurm, "check_cluster", lambda *_: seen.append(os.environ.get("SLURM_CONF")))
+    monkeypatch.setattr(slurm, "refuse_second_call", lambda *_: None)
+    hooks.on_start(call("slurm", dag=Jobs()))
+    assert seen == ["/var/spool/slurm.conf"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(ConfigError("no suite; name one"), "no suite; name one"), (PermissionError(13, "no", "/x"), "/x: you have no")],
+)
+def test_a_users_mistake_ends_snakemake_with_its_message(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(wildcards: Any) -> None:
+        raise error
+
+    shown: list[str] = []
+    monkeypatch.setattr(adapter.logger, "error", shown.append)
+    with pytest.raises(SystemExit) as ended:
+        adapter.ends_with_message(fail)(None)
+    assert ended.value.code == 1 and shown[0].startswith(message)
+    assert set(get_function_params(adapter.ends_with_message(fail))) == {"wildcards"}
+
+
+def test_a_programming_error_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        adapter.ends_with_message(lambda: 1 / 0)()
+
+
+def test_a_cluster_that_refuses_ends_the_call_before_anything_is_written(
+    hooks: adapter.Hooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
         raise ConfigError("slurm: partition: unknown partition 'gpu'")
 
     monkeypatch.setattr(slurm, "check_cluster", refuse)
-    with pytest.raises(WorkflowError, match="unknown partition 'gpu'"):
-        hooks.on_start(call("slurm"))
+    with pytest.raises(ConfigError, match="unknown partition 'gpu'"):
+        hooks.on_start(call("slurm", dag=Jobs()))
     assert not (hooks.results / "plan").exists()
 
 

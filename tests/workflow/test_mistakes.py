@@ -11,6 +11,9 @@ import pytest
 from projects import BIN, ROOT, Project, environment
 
 from floral.cli import main
+from floral.config import catalogue
+from floral.config.reading import ConfigError
+from floral.config.suites import suite_runs
 
 
 @pytest.mark.parametrize(
@@ -20,6 +23,13 @@ from floral.cli import main
         ("tasks=[digits_rotat]", ["suite 'tiny'", "unknown task 'digits_rotat'", "'digits_rotate'"]),
         ("variants=[fedavgg]", ["suite 'tiny'", "unknown variant 'fedavgg'", "'fedavg'"]),
         ("seeds=[7]", ["suite 'tiny'", "unknown seed '7'", "known: 0"]),
+        ("seeds=0,1", ["seeds: this is one word and not a list", "'seeds=[0,1]'"]),
+        ("variants=fedavg,floral_1", ["variants: this is one word and not a list", "'variants=[fedavg,floral_1]'"]),
+        ("tasks=a;b", ["tasks: this is one word and not a list"]),
+        ("seeds=0-3", ["seeds: '0-3' is not a whole number", "'seeds=[0,1]'"]),
+        ("results=3", ["results: must be the path of a file or folder"]),
+        ("slurm=main", ["slurm: must be a mapping", "'main'"]),
+        ("slurm={partitions: main}", ["slurm: unknown key 'partitions'; did you mean 'partition'?"]),
         ("seads=[0]", ["config/config.yaml or --config", "unknown key 'seads'", "'seeds'"]),
         ("device=gpu", ["config/config.yaml or --config", "device", "'cuda'", "'gpu'"]),
         ("precision=fp16", ["config/config.yaml or --config", "precision", "'bf16'", "'fp16'"]),
@@ -31,7 +41,31 @@ def test_snakemake_says_what_is_wrong(finished: Project, config: str, words: lis
     call = finished.snakemake(config)
     assert call.returncode == 1
     assert all(word in call.stdout for word in words), call.stdout
-    assert "Traceback" not in call.stdout
+    assert not [word for word in SNAKEMAKES_WORDS if word in call.stdout], call.stdout
+
+
+SNAKEMAKES_WORDS = ("Traceback", "WorkflowError", "common.smk", "Exception", "Input should")
+"""What Snakemake and pydantic add to a message. It does not help the user."""
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("all", "tune with: snakemake"),
+        ("tuned", "nothing to tune"),
+        ("results/train/digits_rotate/local/seed7-00000000/done", "does not need this folder"),
+        ("results/track/tuned.json", "unknown suite of this call 'tuned'; known: tiny"),
+    ],
+)
+def test_an_impossible_target_is_explained(copy: Project, target: str, words: str) -> None:
+    """Tuned values that are missing, a suite without searches, and a run and a suite that are not in this call."""
+    if target == "all":
+        tuned = (ROOT / "config/suites/tuned.yaml").read_text()
+        (copy.folder / "config/suites/tiny.yaml").write_text(tuned)
+        shutil.rmtree(copy.folder / "config/tuned")
+    call = copy.call("snakemake", "--profile", "local", target, "--config", "suite=tiny")
+    assert call.returncode == 1 and words in call.stdout, call.stdout
+    assert not [word for word in SNAKEMAKES_WORDS if word in call.stdout], call.stdout
 
 
 @pytest.mark.parametrize(
@@ -48,7 +82,82 @@ def test_yaml_is_checked_before_anything_runs(copy: Project, change: str, words:
     call = copy.snakemake()
     assert call.returncode == 1
     assert all(word in call.stdout for word in ["config/suites/tiny.yaml", *words]), call.stdout
-    assert "Building DAG" not in call.stdout and "Traceback" not in call.stdout
+    assert not [word for word in ("Building DAG", *SNAKEMAKES_WORDS) if word in call.stdout], call.stdout
+
+
+BLOCK = "tasks: [digits_rotate], variants: [fedavg], seeds: [0]"
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ("tasks: digits_rotate, variants: [fedavg], seeds: [0]", "runs.0.tasks: must be a list; write `tasks: [digits"),
+        ("tasks: [digits_rotate], variants: fedavg, seeds: [0]", "runs.0.variants: must be a list; write `variants:"),
+        ("tasks: [digits_rotate], variants: [fedavg], seeds: 0", "runs.0.seeds: must be a list; write `seeds: [0]`"),
+        (f"{BLOCK}, seed: 1", "runs.0: unknown key 'seed'; did you mean 'seeds'?"),
+        (f"{BLOCK}, task: {{cluster: 3}}", "runs.0.task: unknown key 'cluster'; did you mean 'clusters'?"),
+        (f"{BLOCK}, task: {{partition: {{knd: iid}}}}", "runs.0.task: partition: unknown key 'knd'"),
+        (f"{BLOCK}, method: {{mu: 1}}", "runs.0.method: unknown parameter 'mu'"),
+        (f"{BLOCK}, switches: {{batch: 1}}", "runs.0.switches: unknown switch 'batch'; did you mean 'batches'?"),
+        (f"{BLOCK}, seeds: [1]", "not valid YAML: line 3: the key `seeds` is already on line 3; keep one of the two"),
+        ("tasks: [digit_rotate], variants: [fedavg], seeds: [0]", "runs.0.tasks: unknown task 'digit_rotate'; did you"),
+        ("tasks: [digits_rotate], variants: [fedavgg], seeds: [0]", "runs.0.variants: unknown variant 'fedavgg'"),
+        ("tasks: [no], variants: [fedavg], seeds: [0]", "runs.0.tasks.0: must be text; put the value in quotes"),
+        (f"{BLOCK}, task: {{model: {{kind: cnn}}}}", "8×8 pixels are too small for this network"),
+        (f"{BLOCK}, task: {{data: {{kind: linear, samples_per_client: 9}}, loss: mse, model: {{kind: cnn}}, "
+         "shift: {kind: none}, normalise: null}", "samples of shape [10] are no images"),
+    ],
+)  # fmt: skip
+def test_a_wrong_block_is_named(
+    block: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`floral plan` builds models and methods, so that a model that does not fit the data is refused too."""
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    (tmp_path / "config/suites/mine.yaml").write_text(f"title: Mine\nruns:\n  - {{{block}}}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FLORAL_RESULTS", raising=False)
+    monkeypatch.setattr("floral.stages.check_model.facts", lambda *_: {"shape": [8, 8], "classes": 10})
+    catalogue.suite.cache_clear()
+    assert main.main(["plan", "mine"]) == main.MISTAKE
+    error = capsys.readouterr().err
+    assert words in error and "Input should" not in error, error
+    if "cnn" in block:
+        assert "models that fit: " in error and "mlp" in error.partition("models that fit")[2]
+    else:
+        assert "floral plan: config/suites/mine.yaml: " in error
+    catalogue.suite.cache_clear()
+
+
+def test_a_misspelt_suite_is_named_with_the_file_that_includes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    (tmp_path / "config/suites/outer.yaml").write_text("title: Outer\nsuites: [quickstrat]\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"suites/outer\.yaml: suites: unknown suite 'quickstrat'; did you mean"):
+        suite_runs("outer")
+
+
+@pytest.mark.parametrize("change", [("mu: {", "nu: {"), ("  mu:", "  extra: {default: 1, doc: x}\n  mu:")])
+def test_a_method_whose_file_and_build_differ_is_refused(change: tuple[str, str], project: Project) -> None:
+    file = project.folder / "config/methods/fedprox.yaml"
+    assert change[0] in file.read_text()
+    file.write_text(file.read_text().replace(*change, 1))
+    suite = project.folder / "config/suites/tiny.yaml"
+    suite.write_text(suite.read_text().replace("[fedavg, local, floral_1]", "[fedprox]"))
+    shutil.copytree(ROOT / "reports/template", project.folder / "reports/template")
+    fetched = project.call("floral", "fetch", "digits")
+    assert fetched.returncode == 0, fetched.stdout
+    plan = project.call("floral", "plan", "tiny")
+    words = "config/methods/fedprox.yaml: `parameters` and the arguments of `build` in floral/methods/fedprox.py differ"
+    assert plan.returncode == main.MISTAKE and words in plan.stdout, plan.stdout
+
+
+def test_the_plan_names_data_that_are_missing(project: Project, tmp_path: Path) -> None:
+    suite = project.folder / "config/suites/tiny.yaml"
+    suite.write_text(suite.read_text().replace("digits_rotate", "mnist_rotate"))
+    plan = project.call("floral", "plan", "tiny", FLORAL_DATA=str(tmp_path))
+    assert plan.returncode == 0 and "data to download: mnist" in plan.stdout, plan.stdout
 
 
 JOB = ["--task", "digits_rotate", "--seed", "0"]
@@ -67,6 +176,10 @@ JOB = ["--task", "digits_rotate", "--seed", "0"]
         (["report", "quickstart", "--variants", "flora_1"], ["unknown variant 'flora_1'", "'floral_1'"]),
         (["show", "no_such_task/fedavg/seed0"], ["unknown task of a run 'no_such_task'"]),
         (["track"], ["name a suite"]),
+        (["plan", "digits_rotate"], ["'digits_rotate' is a task and not a suite", "--tasks digits_rotate"]),
+        (["plan", "floral_1"], ["'floral_1' is a variant and not a suite", "--variants floral_1"]),
+        (["tune", "tuned", "digits_rotate"], ["'digits_rotate' is a task and not a suite"]),
+        (["status", "no/../quickstart"], ["unknown suite 'no/../quickstart'"]),
     ],
 )
 def test_floral_says_what_is_wrong(
@@ -119,12 +232,26 @@ def test_a_missing_configuration_is_named(
 
 
 def test_the_ui_says_that_its_port_is_busy(tmp_path: Path) -> None:
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    for name in ("pyproject.toml", "constraints.txt", "results/track/mlflow.db", ".venv/.installed"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / ".venv" / "bin").symlink_to(BIN)
+    """In a project whose path has spaces, and with results elsewhere."""
+    project, results = tmp_path / "my project", tmp_path / "my results"
+    shutil.copytree(ROOT / "config", project / "config")
+    shutil.copy(ROOT / "Makefile", project)
+    for path in (project / "pyproject.toml", project / "constraints.txt", project / ".venv/.installed"):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (project / ".venv" / "bin").symlink_to(BIN)
+
+    def ui(port: int) -> str:
+        places = environment(FLORAL_RESULTS=str(results))
+        call = subprocess.run(
+            ["make", "ui", f"PORT={port}"], cwd=project, env=places, capture_output=True, text=True, timeout=60
+        )
+        assert call.returncode != 0
+        return call.stderr
+
+    assert f"{results}/track/mlflow.db: no run is tracked yet" in ui(5000)
+    (results / "track").mkdir(parents=True)
+    (results / "track/mlflow.db").touch()
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        call = subprocess.run(["make", "ui", f"PORT={port}"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert call.returncode != 0 and f"Port {port} cannot be used" in call.stdout
+        assert f"Port {port} cannot be used" in ui(port)

@@ -30,7 +30,7 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def work(results: Path, main_process: bool = True, dry_run: bool = False, **config: Any) -> Work:
     config = {"results": str(results)} | config
-    return Work.read(NARROW | config, config, main_process, dry_run)
+    return Work.read(NARROW | config, main_process, dry_run)
 
 
 def wildcards(folder: Path) -> SimpleNamespace:
@@ -60,7 +60,7 @@ def test_the_command_line_wins_over_the_environment(tmp_path: Path, monkeypatch:
     os.environ.clear()
     os.environ.update(before)
     assert (in_a_job.results, in_a_job.tracking_uri) == (tmp_path / "typed", None)
-    assert Work.read(NARROW | {"results": "file"}, {}, True, False).settings.results == tmp_path / "environment"
+    assert Work.read(NARROW, True, False).settings.results == tmp_path / "environment"
 
 
 def test_finished_runs_are_not_counted_as_unfinished(tmp_path: Path) -> None:
@@ -145,10 +145,13 @@ def test_short_runs_share_a_job_only_where_jobs_are_submitted(tmp_path: Path) ->
 
 def test_requests_hold_what_the_configuration_names(tmp_path: Path) -> None:
     cluster = {"partition": "main", "account": "lab", "gpu": 1, "gpu_model": "a100", "memory": 900, "walltime": 30}
+    cluster |= {"qos": "long", "constraint": "ib", "options": ["--comment-free", "--exclude=n 7"]}
     requests = Requests(Rules(work(tmp_path, slurm=cluster)), submits=True)
     place = {"slurm_partition": "main", "slurm_account": "lab", "gpu": 1, "gpu_model": "a100"}
-    assert requests.tune == place | {"mem_mb": 900, "runtime": 30}
+    place |= {"qos": "long", "constraint": "ib"}
+    extra = "--comment-free '--exclude=n 7'"
+    assert requests.tune == place | {"mem_mb": 900, "runtime": 30, "slurm_extra": extra}
     job = wildcards(requests.rules.work.suites["quickstart"][0].folder)
     assert (requests.train["mem_mb"](job), requests.train["runtime"](job)) == (900, 10)
-    assert requests.train["slurm_extra"] == "--signal=USR1@60"
+    assert requests.train["slurm_extra"] == f"--signal=USR1@60 {extra}"
     assert Requests(Rules(work(tmp_path)), submits=False).tune == {"mem_mb": 2000, "runtime": 1440}

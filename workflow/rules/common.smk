@@ -6,24 +6,18 @@
 
 import os
 
-from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 import floral
-from floral.config.reading import ConfigError
 from floral.workflow import adapter
-from floral.workflow.adapter import never_a_reason_to_rerun
+from floral.workflow.adapter import ends_with_message, never_a_reason_to_rerun
 from floral.workflow.requests import Requests
 from floral.workflow.rules import Rules
 from floral.workflow.work import Work
 
-try:
-    WORK = Work.read(
-        config, workflow.config_settings.overwrite_config, workflow.is_main_process, workflow.output_settings.dryrun
-    )
-except ConfigError as error:
-    raise WorkflowError(str(error)) from None
-
+WORK = ends_with_message(Work.read)(
+    workflow.config_settings.overwrite_config, workflow.is_main_process, workflow.output_settings.dryrun
+)
 SETTINGS = WORK.settings
 RESULTS, REPORTS = SETTINGS.results, SETTINGS.reports
 SUBMITS = adapter.submits_jobs(workflow)
@@ -33,6 +27,7 @@ REQUESTS = Requests(RULES, SUBMITS)
 HOOKS = adapter.Hooks(RULES)
 
 SETTINGS.export()
+adapter.hide_password(workflow, SETTINGS.shown_tracking_uri)
 adapter.hide_scheduler_lines(logger, SUBMITS)
 adapter.ignore_walltime_warning()
 if workflow.is_main_process:
@@ -51,7 +46,7 @@ def train_group(wildcards):
 
 
 wildcard_constraints:
-    suite=r"[^/+]+",
+    suite=r"[^/]+",
     data=r"[^/]+",
     task=r"[^/]+",
     variant=r"[^/]+",
@@ -60,7 +55,7 @@ wildcard_constraints:
 
 
 onstart:
-    HOOKS.on_start(workflow)
+    ends_with_message(HOOKS.on_start)(workflow)
 
 
 onsuccess:

@@ -6,4 +6,4 @@ rule fetch:
     params:
         data=never_a_reason_to_rerun(RULES.fetch_options),
     shell:
-        "floral --log {log} fetch {params.data}"
+        "floral --log {log:q} fetch {params.data}"

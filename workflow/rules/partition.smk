@@ -1,6 +1,6 @@
 rule partition:
     input:
-        RULES.partition_input,
+        ends_with_message(RULES.partition_input),
     output:
         table=f"{RESULTS}/partition/{{task}}/seed{{seed}}-{{hash8}}/partition.parquet",
     log:
@@ -8,4 +8,4 @@ rule partition:
     params:
         partition=never_a_reason_to_rerun(RULES.partition_options),
     shell:
-        "floral --log {log} partition {params.partition}"
+        "floral --log {log:q} partition {params.partition}"

@@ -2,7 +2,7 @@
 # call builds the whole report.
 rule report:
     input:
-        RULES.report_input,
+        ends_with_message(RULES.report_input),
     output:
         update(f"{REPORTS}/{{suite}}/index.html"),
         update(f"{REPORTS}/{{suite}}/summary.parquet"),
@@ -15,4 +15,4 @@ rule report:
         outdated=RULES.outdated_runs,
         options=never_a_reason_to_rerun(RULES.report_options),
     shell:
-        "floral --log {log} report {wildcards.suite} {params.options}"
+        "floral --log {log:q} report {wildcards.suite:q} {params.options}"

@@ -8,14 +8,14 @@ rule store:
     log:
         f"{RESULTS}/logs/track/store.log",
     params:
-        uri=SETTINGS.tracking_uri,
+        uri=SETTINGS.shown_tracking_uri,
     shell:
-        "floral --log {log} track --create-store"
+        "floral --log {log:q} track --create-store"
 
 
 rule track:
     input:
-        RULES.report_input,
+        ends_with_message(RULES.report_input),
         store=ancient(f"{RESULTS}/track/store"),
     output:
         f"{RESULTS}/track/{{suite}}.json",
@@ -24,10 +24,10 @@ rule track:
     params:
         version=floral.__version__,
         runs=RULES.run_folders,
-        uri=SETTINGS.tracking_uri,
+        uri=SETTINGS.shown_tracking_uri,
         options=never_a_reason_to_rerun(RULES.track_options),
     shell:
-        "floral --log {log} track {wildcards.suite} {params.options}"
+        "floral --log {log:q} track {wildcards.suite:q} {params.options}"
 
 
 rule attach:
@@ -39,4 +39,4 @@ rule attach:
     log:
         f"{RESULTS}/logs/track/{{suite}}-attach.log",
     shell:
-        "floral --log {log} track {wildcards.suite} --attach"
+        "floral --log {log:q} track {wildcards.suite:q} --attach"

@@ -2,7 +2,7 @@
 # run must survive: the run continues from its checkpoint.
 rule train:
     input:
-        ancient(RULES.train_input),
+        ancient(ends_with_message(RULES.train_input)),
     output:
         done=f"{RESULTS}/train/{{task}}/{{variant}}/seed{{seed}}-{{hash8}}/done",
     log:

@@ -1,0 +1,118 @@
+"""Check before any run starts that the models and methods fit the data, without training and without the data."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import torch
+
+from floral.config import catalogue
+from floral.config.reading import ConfigError
+from floral.config.run import Run
+from floral.config.schema.data import CustomData, Synthetic
+from floral.config.schema.task import Task
+from floral.core.spec import Problem, Refused
+from floral.core.streams import Shapes
+from floral.stages.assemble import build_method, problem_of
+from floral.stages.check_data import facts, place_of
+
+EXAMPLES: dict[Any, Any] = {int: 8, float: 0.1, bool: False}
+"""Values for arguments of a model that have no default, where only the shape of the samples matters."""
+
+
+def check(runs: Iterable[Run], results: Path) -> None:
+    """Build the model and the method of each run, and apply the model to one sample without values (device "meta").
+
+    Runs that differ only in the seed are checked once. Runs whose data are not fetched are left out, because the shape
+    of their samples is unknown.
+
+    Raises:
+        ConfigError: a model or a method cannot be used for a task; the message names models that can.
+    """
+    checked: set[str] = set()
+    for run in runs:
+        key = run.model_copy(update={"seed": 0}).model_dump_json()
+        sizes = None if key in checked or run.task.noop else sizes_of(run.task, results)
+        checked.add(key)
+        if sizes is not None:
+            cluster = torch.arange(run.task.clients) % run.task.concepts
+            problem = problem_of(run, *sizes, cluster, torch.device("cpu"), torch.float32)
+            _check_model(run.task, problem)
+            build_method(run, problem)
+
+
+def sizes_of(task: Task, results: Path) -> tuple[tuple[int, ...], int] | None:
+    """Return the shape of one sample and the number of outputs; None if the data are not fetched."""
+    if isinstance(task.data, Synthetic):
+        return (task.data.dimension,), task.data.outputs
+    sizes = facts(task.data, results)
+    if "shape" not in sizes or not sizes.get("classes"):
+        return None
+    return tuple(sizes["shape"]), sizes["classes"]
+
+
+def _check_model(task: Task, problem: Problem) -> None:
+    """Raise ConfigError if the task's model cannot be built or applied to one sample."""
+    try:
+        _apply(problem.build_model(), problem.shape, problem.outputs)
+    except (Refused, RuntimeError, ValueError, TypeError, IndexError) as error:
+        names = [name for name in catalogue.plugins("models") if _fits(name, problem.shape, problem.outputs)]
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"{place_of(task)}: model: {task.model.kind} cannot be used for samples of shape {list(problem.shape)}: "
+            f"{first}; models that fit: {', '.join(names) or 'none'}"
+        ) from None
+
+
+def _apply(model: Any, shape: tuple[int, ...], outputs: int) -> None:
+    """Compute the outputs for one sample on the device "meta", which has shapes but no values.
+
+    Raises:
+        ValueError: the outputs have a wrong shape.
+    """
+    with torch.device("meta"), torch.no_grad():
+        params = {name: torch.empty(value.shape) for name, value in model.init(Shapes(0, "size")).items()}
+        y, _ = model(params, model.statistics(), torch.empty(1, *shape), None, None)
+    if y.shape[0] != 1 or y.shape[-1] != outputs:
+        raise ValueError(f"its outputs have the shape {list(y.shape)}, but the last axis must be {outputs}")
+
+
+def _fits(kind: str, shape: tuple[int, ...], outputs: int) -> bool:
+    """Return whether a model, with its default arguments, can be applied to a sample of this shape."""
+    try:
+        build = importlib.import_module(f"floral.models.{kind}").build
+        _apply(build(shape, outputs, **example_arguments(kind)), shape, outputs)
+    except Exception:  # a model of the user may fail in any way, and then it does not fit
+        return False
+    return True
+
+
+def example_arguments(kind: str) -> dict[str, Any]:
+    """Return small values for the arguments of a model's `build` that have no default."""
+    fields = catalogue.model_options(kind).model_fields
+    return {name: _example(field.annotation) for name, field in fields.items() if field.is_required()}
+
+
+def _example(annotation: Any) -> Any:
+    if get_origin(annotation) is tuple:
+        return tuple(_example(part) for part in get_args(annotation) if part is not ...)
+    return EXAMPLES.get(annotation, EXAMPLES.get(next(iter(get_args(annotation)), None)))
+
+
+def missing_data(tasks: Iterable[Task], results: Path, data_dir: Path | None) -> list[str]:
+    """Return one line for each data set that is not stored yet: what Snakemake will do, or what the user must do."""
+    from floral.stages.fetch import availability
+
+    lines = dict[str, None]()
+    for task in tasks:
+        if task.noop or isinstance(task.data, Synthetic | CustomData):
+            continue
+        state, remedy = availability(task.data, results, data_dir)
+        if state == "missing":
+            lines[f"  WARNING: data missing: {task.data}: {remedy}"] = None
+        elif state == "to download":
+            lines[f"  data to download: {task.data}"] = None
+    return list(lines)

@@ -1,0 +1,148 @@
+"""Addresses of MLflow: passwords are hidden, and an error of the server names its remedy."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from projects import ROOT, Project
+
+from floral.cli import main
+from floral.config.reading import ConfigError, parse
+from floral.config.settings import Settings, read_settings
+from floral.core.passwords import without_passwords
+from floral.tracking import ui
+from floral.tracking.mlflow_errors import Unreachable, check_artifact_place, unusable
+
+PASSWORD = "s3cretpw"
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://user:s3cretpw@host:5000/x", "http://user:***@host:5000/x"),
+        ("https://user:s3c@retpw/x@host", "https://user:***@host"),
+        ("https://s3cretpw@host", "https://***@host"),
+        ("http://:s3cretpw@host", "http://:***@host"),
+        ("postgresql+psycopg2://user:s3cretpw@host/db", "postgresql+psycopg2://user:***@host/db"),
+        ("postgresql://user@host/db", "postgresql://user@host/db"),
+        ("postgresql://host/db?user=u&password=s3cretpw&x=1", "postgresql://host/db?user=u&password=***&x=1"),
+        (
+            "see http://user:s3cretpw@host, then 'http://a:s3cretpw@b'",
+            "see http://user:***@host, then 'http://a:***@b'",
+        ),
+        ("http://host:5000", "http://host:5000"),
+        ("sqlite:////folder/a@b.db", "sqlite:////folder/a@b.db"),
+    ],
+)
+def test_a_password_is_hidden(address: str, shown: str) -> None:
+    assert without_passwords(address) == shown == str(ConfigError(address))
+    assert without_passwords(shown) == shown
+
+
+def test_an_address_with_a_password_is_found_nowhere(project: Project) -> None:
+    """Nothing listens there, so that tracking fails and everything that may be printed is printed."""
+    address = f"tracking_uri=http://user:{PASSWORD}@127.0.0.1:9"
+    call = project.call(
+        "snakemake", "--profile", "local", "--config", "suite=tiny", "variants=[fedavg]", address,
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
+    )  # fmt: skip
+    assert call.returncode == 1 and "http://user:***@127.0.0.1:9 cannot be written" in call.stdout, call.stdout
+    assert "MLFLOW_TRACKING_USERNAME" in call.stdout and "Traceback" not in call.stdout
+    assert PASSWORD not in call.stdout and len(project.paths("results/train/*/fedavg/*/done")) == 1
+    written = [path for path in project.folder.rglob("*") if path.is_file()]
+    assert len(written) > 100 and not [path for path in written if PASSWORD.encode() in path.read_bytes()]
+
+
+def test_a_rejected_address_hides_its_password() -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse(Settings, {"suite": ["a"], "tracking_uri": [f"http://user:{PASSWORD}@host"]}, "config.yaml")
+    assert PASSWORD not in str(refused.value) and "tracking_uri: must be text" in str(refused.value)
+
+
+def test_an_unexpected_error_hides_the_password(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def crash(*_: Any) -> None:
+        raise ZeroDivisionError(f"http://user:{PASSWORD}@host")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("floral.runs.reference.available", crash)
+    assert main.main(["plan", "quickstart"]) == main.FAILED
+    assert "http://user:***@host" in (shown := capsys.readouterr().err) and "Traceback" in shown
+    assert "ZeroDivisionError" in caplog.text and PASSWORD not in shown + caplog.text
+
+
+@pytest.mark.parametrize("address", ["nonsense", "/folder", "ftp://host", "file:///folder", "http://", "http:///x", ""])
+def test_what_is_no_address_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError, match="tracking_uri: this is no address of MLflow"):
+        read_settings({"tracking_uri": address})
+
+
+class ServerError(Exception):
+    """A stand-in for an error of MLflow."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+    def get_http_status_code(self) -> int:
+        return self.status
+
+
+class WrappedError(Exception):
+    """A stand-in for an error of SQLAlchemy, with the error of the database."""
+
+    def __init__(self, orig: Exception) -> None:
+        super().__init__(str(orig))
+        self.orig = orig
+
+
+HTTP, SQLITE = "http://host:5000", "sqlite:////r/mlflow.db"
+
+
+@pytest.mark.parametrize(
+    ("uri", "error", "temporary", "words"),
+    [
+        (HTTP, ServerError(403, "Invalid Host header - possible DNS"), False, "make ui-server ALLOWED=host:5000"),
+        (HTTP, ServerError(401, "no"), False, "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        (HTTP, ServerError(403, "no"), False, "MLFLOW_TRACKING_USERNAME"),
+        (HTTP, ServerError(503, "busy"), True, "start the server"),
+        (HTTP, ServerError(500, "/mlflow-artifacts/a: too many 503 error responses"), False, "--serve-artifacts"),
+        (HTTP, ServerError(503, "disabled: running with `--no-serve-artifacts`"), False, "make ui-server"),
+        (HTTP, ConnectionError("refused"), True, "start the server"),
+        (HTTP, PermissionError(13, "no", "/srv/mlruns"), False, "start the server"),
+        (SQLITE, sqlite3.OperationalError("database is locked"), True, "make it writable"),
+        (SQLITE, WrappedError(sqlite3.OperationalError("database is locked")), True, "make it writable"),
+        (SQLITE, WrappedError(sqlite3.OperationalError("unable to open database file")), False, "make it writable"),
+        (SQLITE, sqlite3.OperationalError("attempt to write a readonly database"), False, "make it writable"),
+        (SQLITE, OSError(28, "No space left", "/r/mlflow.db.lock"), False, "/r/mlflow.db.lock: the disk is full"),
+        (SQLITE, OSError(30, "Read-only", "/r/mlflow.db.lock"), False, "read-only"),
+        ("postgresql://u:x@h/db", OSError("down"), True, "start the database"),
+    ],
+)
+def test_an_error_of_the_store_names_its_remedy(uri: str, error: Exception, temporary: bool, words: str) -> None:
+    raised = unusable(uri, error)
+    assert words in str(raised) and isinstance(raised, Unreachable) == temporary
+
+
+@pytest.mark.parametrize("location", ["/srv/mlruns/1", "file:///srv/mlruns/1", "mlruns/1"])
+def test_artifacts_on_the_disk_of_another_machine_are_refused(location: str) -> None:
+    with pytest.raises(ConfigError, match=r"does not receive artifacts.*make ui-server.*rename the experiment 'tiny'"):
+        check_artifact_place("http://user:x@tracker.example.org:5000", "tiny", location)
+    check_artifact_place("http://localhost:5000", "tiny", location)
+    check_artifact_place("http://tracker.example.org:5000", "tiny", "mlflow-artifacts:/1")
+    check_artifact_place("http://tracker.example.org:5000", "tiny", "s3://bucket/1")
+
+
+def test_the_ui_gets_its_database_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(ui.os, "execv", lambda _, command: commands.append(command))
+    monkeypatch.setattr(ui.os, "environ", environment := {})
+    ui.ui(tmp_path, f"postgresql://user:{PASSWORD}@host/db", 0)
+    assert PASSWORD in environment["MLFLOW_BACKEND_STORE_URI"] and PASSWORD not in str(commands)
+    with pytest.raises(ConfigError, match=r"open http://u:\*\*\*@host in your browser"):
+        ui.ui(tmp_path, f"http://u:{PASSWORD}@host", 0)
