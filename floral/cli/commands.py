@@ -249,7 +249,7 @@ def forget(arguments: Namespace, settings: Settings) -> None:
     from floral.cli.forget import forget
 
     if not arguments.names and not arguments.outdated:
-        raise ConfigError("name a variant or a task, or give --outdated for all runs of another version of the code")
+        raise ConfigError("name a variant or a task, or give --outdated for all runs made by other code")
     forget(arguments.names, settings, arguments.outdated)
 
 

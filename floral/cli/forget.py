@@ -11,16 +11,18 @@ from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.settings import Settings
 from floral.config.suites import suite_runs
+from floral.core.precision import PRECISIONS
 from floral.core.units import run_count
 from floral.runs import forget as on_disk
 from floral.runs import reference
 from floral.runs.state import is_finished
+from floral.tracking.mlflow_store import default_uri
 
 
 def forget(names: Collection[str], settings: Settings, only_outdated: bool) -> None:
     """Remove the runs and searches of these variants or tasks, and print what is removed.
 
-    Without names, all variants are meant. With `only_outdated`, only runs of another version of the code are removed.
+    Without names, all variants are meant. With `only_outdated`, only finished runs made by other code are removed.
 
     Raises:
         ConfigError: a name is unknown, there is nothing to remove, a process is working on one of the runs, or MLflow
@@ -28,13 +30,17 @@ def forget(names: Collection[str], settings: Settings, only_outdated: bool) -> N
     """
     results = settings.results
     folders = on_disk.folders_to_forget(names, results, only_outdated)
+    if not folders:
+        print(f"{results}: nothing to remove: it has no such run or search")
+        return
     runs = [folder for folder in folders if folder.parts[0] == "train"]
-    tracked = _remove_from_mlflow(runs, results)
+    uri = settings.tracking_uri or default_uri(results)
+    tracked = _remove_from_mlflow(runs, results, uri)
     on_disk.forget(folders, results)
     searches = f" and {len(folders) - len(runs)} searches" if len(runs) < len(folders) else ""
     print(f"{run_count(len(runs))}{searches} removed from {results}")
     for suite in sorted({*tracked, *_reports_with(runs, settings)}):
-        _renew(suite, settings, tracked.get(suite))
+        _renew(suite, settings, suite in tracked)
     if committed := reference.archives_with(runs):
         names_of_archives = ", ".join(map(str, committed))
         print(f"{names_of_archives}: has runs of the same names; with `--config reuse=false` they are trained here")
@@ -42,17 +48,17 @@ def forget(names: Collection[str], settings: Settings, only_outdated: bool) -> N
         print("the values that these searches chose stay in config/tuned until they are chosen again")
 
 
-def _remove_from_mlflow(runs: list[Path], results: Path) -> dict[str, str]:
-    """Remove these runs and their means from MLflow. Return the suites that had them, with the address of MLflow."""
-    suites = {}
+def _remove_from_mlflow(runs: list[Path], results: Path, uri: str) -> list[str]:
+    """Remove these runs and their means from MLflow, and return the suites that had them."""
+    suites = []
     for path in sorted((results / "track").glob("*.json")):
         tracked = json.loads(path.read_text(encoding="utf-8"))
         gone = [folder for folder in runs if str(folder) in tracked["runs"]]
         if gone:
             from floral.tracking.track import remove
 
-            remove(path.stem, gone, results, tracked["tracking_uri"])
-            suites[path.stem] = tracked["tracking_uri"]
+            remove(path.stem, gone, results, uri)
+            suites.append(path.stem)
     return suites
 
 
@@ -68,22 +74,22 @@ def _reports_with(runs: list[Path], settings: Settings) -> list[str]:
     ]
 
 
-def _renew(suite: str, settings: Settings, tracking_uri: str | None) -> None:
+def _renew(suite: str, settings: Settings, is_tracked: bool) -> None:
     """Build the report and the means in MLflow again from the runs that are left, for a suite that lost some.
 
-    `tracking_uri` is the address of MLflow if MLflow had some of these runs.
+    `is_tracked` says whether MLflow had some of these runs.
     """
     page, complete = settings.reports / suite, settings.results / "report" / f"{suite}.complete"
     complete.unlink(missing_ok=True)
     try:
-        runs = suite_runs(suite, precision=settings.precision)
+        runs = [run for precision in PRECISIONS for run in suite_runs(suite, precision=precision)]
     except ConfigError as error:  # the suite was renamed, or its tuned values are missing now
         print(f"{page} still shows them, because the suite cannot be read: {error}")
         return
-    if tracking_uri is not None:
+    if is_tracked:
         from floral.tracking.track import track
 
-        track(suite, runs, settings.results, tracking_uri)
+        track(suite, runs, settings.results, settings.tracking_uri)
     runs_in_report = _runs_in_report(page / "summary.parquet", runs)
     if any(is_finished(settings.results / run.folder) for run in runs_in_report):
         from floral.report.build import report

@@ -103,9 +103,7 @@ def parser() -> argparse.ArgumentParser:
     merge.add_argument("sources", nargs="+", type=Path, metavar="RESULTS", help="a results folder of another machine")
     forget = command("forget", commands.forget, "remove runs, their searches and their tracking, to train them again")
     forget.add_argument("names", nargs="*", metavar="NAME", help="a variant or a task whose runs are removed")
-    forget.add_argument(
-        "--outdated", action="store_true", help="only finished runs of another version of the code; needs no NAME"
-    )
+    forget.add_argument("--outdated", action="store_true", help="only finished runs made by other code; needs no NAME")
     reference = command("reference", commands.reference, "put a suite's finished runs and page into reports/reference")
     reference.add_argument("suite", metavar="SUITE")
 

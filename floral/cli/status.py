@@ -47,7 +47,7 @@ def status(suite: str, runs: Iterable[Run], results: Path) -> dict[str, Any]:
     `floral status --json` prints these values. `seconds_of_work` is the sum of the times that the running and waiting
     runs still need. `seconds_left` is the time until all these runs are finished, if the number of runs that train at
     once stays as it is now. If no run is running, `seconds_left` is null. Both times leave out failed runs, because
-    they may fail again. `outdated` has lines about finished runs of another version of the code.
+    they may fail again. `outdated` has lines about finished runs made by other code.
     """
     runs = list(runs)
     expected = estimate.expected_costs(runs, results)

@@ -132,10 +132,14 @@ def model_options(kind: str) -> type[Frozen]:
     the source code of this Python file, because importing it would also import torch, which is slow.
 
     Raises:
-        ConfigError: an argument of `build` has no type annotation, or a type that is not in OPTION_TYPES.
+        ConfigError: an argument of `build` has no type annotation, or a type that is not in OPTION_TYPES, or the file is
+            not valid Python.
     """
     source = (Path(__file__).parents[1] / "models" / f"{kind}.py").read_text(encoding="utf-8")
-    body = ast.parse(source).body
+    try:
+        body = ast.parse(source).body
+    except SyntaxError as error:
+        raise ConfigError(f"floral/models/{kind}.py: line {error.lineno}: {error.msg}; correct this line") from None
     (build,) = (node.args for node in body if isinstance(node, ast.FunctionDef) and node.name == "build")
     fields: dict[str, Any] = {}
     for argument, default in zip(build.kwonlyargs, build.kw_defaults, strict=True):

@@ -20,6 +20,8 @@ FOLDERS = tuple(f"floral/{name}/" for name in ("methods", "models", "adaptors", 
 """Folders whose files are the code of a run, if the run's method or model imports them."""
 LAYERS = "floral/nn/"
 """The folder whose files define the layers of models."""
+ANY_LAYER = "*"
+"""Stands for all layers, where a file imports a whole module."""
 VERSION = "VERSION"
 """Name of the constant with the version of a file. Each file of a model or an adaptor kind has it."""
 WITHOUT_EFFECT = ("annotation", "returns", "kind", "type_comment", "type_params", "type_ignores")
@@ -41,9 +43,9 @@ def versions(method: str, model: str) -> dict[str, int]:
     """
     version_of = {f"method {method}": catalogue.method_file(method).version}
     for path in files(method, model):
-        _, folder, name = path.removesuffix(".py").split("/")
+        _, folder, *names = path.removesuffix(".py").split("/")
         if folder != "methods":
-            version_of[f"{folder} {name}"] = _version(path)
+            version_of[f"{folder} {'.'.join(names)}"] = _version(path)
     return {name: version for name, version in version_of.items() if version != 1}
 
 
@@ -51,18 +53,28 @@ def versions(method: str, model: str) -> dict[str, int]:
 def files(method: str, model: str) -> tuple[str, ...]:
     """Return the files in FOLDERS that a method and a model import, directly or through other files, sorted.
 
-    Imports inside functions are not followed.
-    The file of an adaptor kind is left out if the model has no layer to which this adaptor kind can be attached.
+    Imports inside functions are not followed: put imports at the top of a file. The file of an adaptor kind is left out
+    if the model has no layer to which this adaptor kind can be attached.
     """
-    layers = _layers(f"floral/models/{model}.py")
-    paths: set[str] = set()
-    todo = [f"floral/methods/{method}.py", f"floral/models/{model}.py"]
+    model_files = _closure([f"floral/models/{model}.py"])
+    layers = {name for path in model_files for name in _layers(path)}
+
+    def is_used(path: str) -> bool:
+        return not _is_adaptor_kind(path) or ANY_LAYER in layers or not layers.isdisjoint(_layers(path))
+
+    return tuple(sorted(filter(is_used, _closure([f"floral/methods/{method}.py", *model_files]))))
+
+
+def _closure(paths: list[str]) -> set[str]:
+    """Return these files and all files in FOLDERS that they import, directly or through others."""
+    closure: set[str] = set()
+    todo = list(paths)
     while todo:
         path = todo.pop()
-        if path not in paths and not (_is_adaptor_kind(path) and layers.isdisjoint(_layers(path))):
-            paths.add(path)
+        if path not in closure:
+            closure.add(path)
             todo += [module for module, _ in _imports(path) if module.startswith(FOLDERS)]
-    return tuple(sorted(paths))
+    return closure
 
 
 def digests(method: str, model: str) -> dict[str, str]:
@@ -95,13 +107,19 @@ def changed_files(recorded: dict[str, str] | None, method: str, model: str) -> l
     `recorded` holds the digests of the run's files at that time. It is None for a run of an earlier version, which
     recorded no digests. Such a run was trained with code that is listed in EQUAL_CODE.
     """
-    changed = []
-    for path, now in digests(method, model).items():
-        equal = equal_code().get(path, [])
-        before = equal[0] if recorded is None and equal else (recorded or {}).get(path, now)
-        if before != now and not {before, now} <= set(equal):
-            changed.append(path)
-    return changed
+    here = digests(method, model)
+    if recorded is None:
+        before = {path: equal_code()[path][0] for path in here if path in equal_code()}
+        before |= {path: digest for path, digest in here.items() if path not in before}
+    else:
+        gone = {digest for path, digest in recorded.items() if path not in here}
+        moved = {path: digest for path, digest in here.items() if path not in recorded and digest in gone}
+        before = recorded | moved
+    return [
+        path
+        for path, now in here.items()
+        if before.get(path) != now and not {before.get(path), now} <= set(equal_code().get(path, []))
+    ]
 
 
 @cache
@@ -120,8 +138,9 @@ def _version(path: str) -> int:
 
 def _version_value(path: str) -> ast.expr | None:
     for node in _parsed(path).body:
-        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [VERSION]:
-            return node.value
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == VERSION for target in targets):
+            return getattr(node, "value", None)
     return None
 
 
@@ -131,27 +150,55 @@ def _is_adaptor_kind(path: str) -> bool:
 
 
 def _layers(path: str) -> set[str]:
-    """Return the names that a file imports from the modules of LAYERS, for example "Linear"."""
+    """Return the names that a file imports from the modules of LAYERS, for example "Linear".
+
+    If the file imports a whole module, the result has ANY_LAYER.
+    """
     return {name for module, name in _imports(path) if module.startswith(LAYERS)}
 
 
 @cache
 def _imports(path: str) -> list[tuple[str, str]]:
-    """Return each name that a file imports from floral at its top, as a pair (file of the module, name)."""
+    """Return what a file imports from floral outside of functions, as pairs (file of the module, name).
+
+    If a whole module is imported, the name is ANY_LAYER.
+    """
     names = []
-    for node in _parsed(path).body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("floral."):
-            module = (node.module or "").replace(".", "/")
+    for node in _outside_functions(_parsed(path)):
+        if isinstance(node, ast.Import):
+            names += [(_file_of(name.name), ANY_LAYER) for name in node.names if name.name.startswith("floral.")]
+        elif isinstance(node, ast.ImportFrom):
+            parents = path.removesuffix(".py").split("/")[: -node.level] if node.level else []
+            module = ".".join([*parents, *([node.module] if node.module else [])])
+            if not module.startswith("floral."):
+                continue
             for name in node.names:
-                is_module = (ROOT / module / f"{name.name}.py").exists()
-                names.append((f"{module}/{name.name}.py" if is_module else f"{module}.py", name.name))
+                inner = _file_of(f"{module}.{name.name}")
+                is_module = (ROOT / inner).exists()
+                names.append((inner, ANY_LAYER) if is_module else (_file_of(module), name.name))
     return names
+
+
+def _file_of(module: str) -> str:
+    """Return the file of a module, or of a package, such as floral/toolkit/parts.py of floral.toolkit.parts."""
+    path = module.replace(".", "/")
+    return f"{path}/__init__.py" if (ROOT / path).is_dir() else f"{path}.py"
+
+
+def _outside_functions(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes of a syntax tree, except those inside of functions."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield child
+            yield from _outside_functions(child)
 
 
 @cache
 def _parsed(path: str) -> ast.Module:
     try:
         return ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: this file is imported, but it does not exist; correct the import") from None
     except SyntaxError as error:
         raise ConfigError(f"{path}: line {error.lineno}: {error.msg}; correct this line") from None
 

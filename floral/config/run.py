@@ -98,7 +98,8 @@ class Run(Frozen):
         name.
         """
         shared = {key: value for key, value in self.identity().items() if key != "seed"}
-        content = {"run": shared, "data": data_sets.data_digest(self.task.data), "results_version": RESULTS_VERSION}
+        data = data_sets.data_digest(self.task.data)
+        content = {"run": shared, "data": data, "results_version": RESULTS_VERSION, **self.partition.versions()}
         return Path(self.task.name) / self.variant.name / hash8(content)
 
     def identity(self) -> dict[str, Any]:
@@ -161,9 +162,9 @@ class PartitionJob(Frozen):
         # These values determine how unseen clients train, not which samples they hold.
         training = {"epochs", "samples"}
         values = self.model_dump(mode="json", exclude={"task": True, "unseen": training})
-        return hash8(values | self._versions())
+        return hash8(values | self.versions())
 
-    def _versions(self) -> dict[str, Any]:
+    def versions(self) -> dict[str, Any]:
         """Return the versions of the code that makes this partition. A version of 1 is left out."""
         version_of = {"partition": PARTITION_VERSION, self.partition.kind: KINDS[self.partition.kind].version}
         if isinstance(self.data, Synthetic):

@@ -10,4 +10,4 @@ Precision = Literal["fp32", "tf32", "bf16"]
 - bf16: local training rounds the factors and results of products to bfloat16. Weights, losses, updates, averages and
   evaluation stay in single precision.
 """
-PRECISIONS: tuple[str, ...] = get_args(Precision)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)

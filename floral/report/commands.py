@@ -16,15 +16,19 @@ def command(suite_name: str, runs: Iterable[Run], allow_missing: bool = False) -
 
     Readers run it in the project's root folder.
     """
+    runs = list(runs)
+    precision = "" if runs[0].precision == "fp32" else f" precision={runs[0].precision}"
     allowing = " allow_missing=true" if allow_missing else ""
     axes = [f' {axis}="[{",".join(map(str, values))}]"' for axis, values in narrowing(suite_name, runs).items()]
-    return f"snakemake --profile local --config suite={suite_name}{''.join(axes)}{allowing}"
+    return f"snakemake --profile local --config suite={suite_name}{''.join(axes)}{precision}{allowing}"
 
 
 def partial_command(suite_name: str, runs: Iterable[Run]) -> str:
     """Return the shell command that reports these runs but leaves out the unfinished ones."""
+    runs = list(runs)
+    precision = "" if runs[0].precision == "fp32" else f" --precision {runs[0].precision}"
     axes = [f" --{axis} {' '.join(map(str, values))}" for axis, values in narrowing(suite_name, runs).items()]
-    return f"floral report {suite_name} --partial{''.join(axes)}"
+    return f"floral report {suite_name} --partial{''.join(axes)}{precision}"
 
 
 def narrowing(suite_name: str, runs: Iterable[Run]) -> dict[str, list[Any]]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from floral.config import reading
+from floral.config import catalogue, reading
 from floral.config.reading import ConfigError, suggest
+from floral.config.run import Run
+from floral.io import locks
 from floral.io.locks import held
-from floral.runs.outdated import why_outdated
-from floral.runs.state import LOCK, is_finished, running
+from floral.runs.outdated import outdated
+from floral.runs.state import LOCK, SUBMITTING, running
 
 FINISHED_MARKS = ("done", "summary.json")
 """Removed before all other files of a run. So a partly removed run never counts as finished."""
@@ -24,34 +25,38 @@ def folders_to_forget(names: Collection[str], results: Path, only_outdated: bool
     numbers than the code here would give.
 
     Raises:
-        ConfigError: a name is neither a variant nor a task in the results, no folder is left, or a process is working
-            on one of the runs.
+        ConfigError: a name is neither a variant nor a task, a process is working on one of the runs, or
+            Snakemake is submitting jobs.
     """
     runs = sorted((results / "train").glob("*/*/seed*"))
     searches = [] if only_outdated else sorted(path for path in (results / "tune").glob("*/*/*") if path.is_dir())
-    names_in_results = {name for folder in (*runs, *searches) for name in (folder.parts[-2], folder.parts[-3])}
+    variants_and_tasks = {name for folder in (*runs, *searches) for name in (folder.parts[-2], folder.parts[-3])}
+    variants_and_tasks |= {*catalogue.variant_index(), *catalogue.names("tasks")}
     for name in names:
-        if name not in names_in_results:
-            raise suggest("variant or task", name, names_in_results, f"{results}")
-    names_to_forget = set(names) or names_in_results
+        if name not in variants_and_tasks:
+            raise suggest("variant or task", name, variants_and_tasks, f"{results}")
+    names_to_forget = set(names) or variants_and_tasks
     folders = [path for path in (*runs, *searches) if {path.parts[-2], path.parts[-3]} & names_to_forget]
     if only_outdated:
-        folders = [folder for folder in folders if _is_outdated(folder)]
-    if not folders:
-        raise ConfigError(f"{results}: no run is of another version of the code; name a variant or a task to forget")
-    if busy := [folder for folder in folders if running(folder)]:
-        raise ConfigError(f"{busy[0]}: a process is working on this run; stop it, and repeat the command")
+        folders = [folder for folder in folders if _is_outdated(folder, results)]
+    if locks.busy(results / SUBMITTING):
+        raise ConfigError(f"{results}: Snakemake is submitting jobs for these results; stop it, and repeat the command")
+    if working := [folder for folder in folders if running(folder)]:
+        raise ConfigError(f"{working[0]}: a process is working on this run; stop it, and repeat the command")
     return [folder.relative_to(results) for folder in folders]
 
 
-def _is_outdated(folder: Path) -> bool:
-    """Return whether a finished run may have other numbers than the code here would give."""
-    if not (is_finished(folder) and (folder / "costs.json").exists()):
+def _is_outdated(folder: Path, results: Path) -> bool:
+    """Return whether a finished run may have other numbers than the code here would give.
+
+    A run of an earlier version, which has another name than today's run with the same values, is not outdated.
+    """
+    try:
+        values = reading.load_yaml((folder / "run.yaml").read_text(encoding="utf-8"))
+        run = Run.model_validate({key: values[key] for key in Run.model_fields if key in values})
+        return results / run.folder == folder and bool(outdated([run], results))
+    except (OSError, ValueError, KeyError, TypeError):  # unfinished, or of a method that is gone
         return False
-    run = reading.load_yaml((folder / "run.yaml").read_text(encoding="utf-8"))
-    costs = json.loads((folder / "costs.json").read_text(encoding="utf-8"))
-    method, model = run["variant"]["method"], run["task"]["model"]["kind"]
-    return bool(why_outdated(costs, method, model, run.get("precision", "fp32")))
 
 
 def forget(folders: Iterable[Path], results: Path) -> None:
@@ -63,7 +68,7 @@ def forget(folders: Iterable[Path], results: Path) -> None:
             for path in sorted(folder.iterdir()):
                 if path.name != LOCK:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-        shutil.rmtree(folder)
+            shutil.rmtree(folder)
         _remove_if_unused(folder.parent)
 
 

@@ -14,6 +14,7 @@ from floral.runs.state import is_finished
 
 NAMED_VARIANTS = 5
 """A message names at most so many variants."""
+REMEDY = "to train them again: floral forget --outdated; to keep them: increase the `version` of what changed"
 
 
 def why_outdated(costs: Mapping[str, Any], method: str, model: str, precision: str) -> list[str]:
@@ -52,11 +53,5 @@ def outdated_lines(runs: Iterable[Run], results: Path) -> list[str]:
         names = list(dict.fromkeys(run.variant.name for run in group))
         more = f" and {len(names) - NAMED_VARIANTS} more variants" if len(names) > NAMED_VARIANTS else ""
         listed = f"{', '.join(names[:NAMED_VARIANTS])}{more}"
-        lines.append(f"{run_count(len(group))} of another version of the code: {reasons} ({listed})")
-    names = list(dict.fromkeys(run.variant.name for group in groups.values() for run in group))
-    if names:
-        command = f"floral forget {' '.join(names)}" if len(names) <= NAMED_VARIANTS else "floral forget --outdated"
-        lines.append(
-            f"  to train them again: {command}; to keep them beside new runs: increase the `version` of what changed"
-        )
-    return lines
+        lines.append(f"{run_count(len(group))} made by other code: {reasons} ({listed})")
+    return lines + ([f"  {REMEDY}"] if lines else [])

@@ -170,7 +170,7 @@ def execution_of(run: Run) -> dict[str, Any] | None:
 def available(suites: Mapping[str, list[Run]], results: Path) -> list[tuple[Path, Run]]:
     """Return the unfinished runs whose results are in reports/reference, each as a pair (path of the archive, run).
 
-    Runs that a process is working on are left out, and so are results of another version of the code.
+    Runs that a process is working on are left out, and so are results made by other code.
 
     Raises:
         ConfigError: an archive is damaged.
@@ -179,14 +179,14 @@ def available(suites: Mapping[str, list[Run]], results: Path) -> list[tuple[Path
 
 
 def outdated_lines(suites: Mapping[str, list[Run]], results: Path) -> list[str]:
-    """Return one line for each archive and each reason why runs of another version of the code are not restored.
+    """Return one line for each archive and each reason why runs made by other code are not restored.
 
     Raises:
         ConfigError: an archive is damaged.
     """
     counts = Counter((path, outdated) for path, _, outdated in _in_archives(suites, results) if outdated)
     return [
-        f"{path}: {run_count(number)} of another version of the code, so they are trained here: {outdated}"
+        f"{path}: {run_count(number)} made by other code, so they are trained here: {outdated}"
         for (path, outdated), number in counts.items()
     ]
 
@@ -194,7 +194,7 @@ def outdated_lines(suites: Mapping[str, list[Run]], results: Path) -> list[str]:
 def _in_archives(suites: Mapping[str, list[Run]], results: Path) -> list[tuple[Path, Run, str]]:
     """Return the unfinished runs that an archive has and no process works on, as (path of the archive, run, outdated).
 
-    `outdated` says why the archive's run is of another version of the code; it is empty if it is of this version.
+    `outdated` says why the archive's run was made by other code; it is empty if it is of this version.
 
     Raises:
         ConfigError: an archive is damaged.

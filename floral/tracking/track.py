@@ -110,7 +110,7 @@ def follow(
         time.sleep(poll_seconds)
 
 
-def remove(suite: str, folders: Iterable[Path], results: Path, tracking_uri: str) -> None:
+def remove(suite: str, folders: Iterable[Path], results: Path, uri: str) -> None:
     """Remove runs of a suite from MLflow, and the means over seeds that include them.
 
     The other runs of these means stay. A later call of `track` logs their means again.
@@ -118,8 +118,7 @@ def remove(suite: str, folders: Iterable[Path], results: Path, tracking_uri: str
     Raises:
         ConfigError: the MLflow store cannot be opened or written.
     """
-    own_store = tracking_uri == default_uri(results)
-    with experiment_of(suite, results, None if own_store else tracking_uri) as experiment:
+    with experiment_of(suite, results, None if uri == default_uri(results) else uri) as experiment:
         stored = [experiment.stored[str(folder)] for folder in folders if str(folder) in experiment.stored]
         for run_id in {run.id for run in stored} | {run.parent for run in stored if run.parent is not None}:
             experiment.client.delete_run(run_id)

@@ -223,7 +223,7 @@ class Hooks:
             print(line, file=sys.stderr)
 
     def print_outdated(self) -> None:
-        """Print which finished runs are of another version of the code."""
+        """Print which finished runs were made by other code."""
         for line in outdated_lines([run for _, run in self.work.runs.values()], self.results):
             print(line, file=sys.stderr)
 

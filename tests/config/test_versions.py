@@ -148,10 +148,10 @@ FEDAVG = "floral/methods/fedavg.py"
     ids=["docstring", "comment", "moved module", "types", "message"],
 )
 def test_words_and_places_are_not_code(package, path: str, old: str, new: str) -> None:
-    before = code.digest(path)
+    before, recorded = code.digest(path), {method: code.digests(method, "mlp") for method in ("fedavg", "floral")}
     package(path, old, new)
     assert code.digest(path) == before
-    assert code.changed_files({path: before}, "fedavg", "mlp") == []
+    assert all(code.changed_files(recorded[method], method, "mlp") == [] for method in recorded)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +183,35 @@ def test_code_of_equal_numbers_is_of_one_version(package, monkeypatch: pytest.Mo
     (tmp_path / "code.lock").write_text(yaml.safe_dump({**lock, FEDAVG: [before[FEDAVG], code.digest(FEDAVG)]}))
     code.equal_code.cache_clear()
     assert code.changed_files(before, "fedavg", "mlp") == code.changed_files(None, "fedavg", "mlp") == []
+
+
+@pytest.mark.parametrize(
+    "imported",
+    [
+        "from floral.models import cnn",
+        "import floral.models.cnn",
+        "from . import cnn",
+        "from .cnn import build as b",
+    ],
+)
+def test_a_model_that_is_built_on_another_one_has_its_layers(package, imported: str) -> None:
+    package("floral/models/mlp.py", "import math", f"{imported}\nimport math")
+    assert {"floral/adaptors/conv.py", "floral/models/cnn.py"} <= set(code.files("floral", "mlp"))
+
+
+def test_another_file_in_place_of_one_is_a_change_and_a_moved_file_is_none(package) -> None:
+    before = code.digests("fedavg", "mlp")
+    parts = (code.ROOT / "floral/toolkit/parts.py").read_text()
+    (code.ROOT / "floral/toolkit/parts2.py").write_text(parts)
+    package(FEDAVG, "floral.toolkit.parts", "floral.toolkit.parts2")
+    assert code.changed_files(before, "fedavg", "mlp") == []
+    package("floral/toolkit/parts2.py", "return", "pass\n    return")
+    assert code.changed_files(before, "fedavg", "mlp") == ["floral/toolkit/parts2.py"]
+
+
+def test_an_annotated_version_counts(package) -> None:
+    package("floral/models/mlp.py", "VERSION = 1", "VERSION: int = 2")
+    assert code.versions("fedavg", "mlp") == {"models mlp": 2}
 
 
 def test_every_method_and_model_has_its_own_file_among_its_code() -> None:

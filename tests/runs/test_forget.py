@@ -1,4 +1,4 @@
-"""Runs of another version of the code are found, and `forget` removes runs and nothing else."""
+"""Runs made by other code are found, and `forget` removes runs and nothing else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from floral.config import code
 from floral.config.reading import ConfigError
 from floral.io.locks import held
 from floral.runs.forget import folders_to_forget, forget
-from floral.runs.outdated import outdated, outdated_lines
+from floral.runs.outdated import REMEDY, outdated, outdated_lines
 from floral.runs.state import LOCK
 
 RUNS = [make_run("digits_rotate", variant, seed) for variant in ("fedavg", "floral_1") for seed in (0, 1)]
@@ -45,9 +45,8 @@ def test_runs_of_other_code_are_named_with_the_remedy(tmp_path: Path) -> None:
     made_with_other_code(tmp_path, 0, 1)
     assert outdated(RUNS, tmp_path) == {run.folder: [f"{FEDAVG} has changed"] for run in RUNS[:2]}
     assert outdated_lines(RUNS, tmp_path) == [
-        f"2 runs of another version of the code: {FEDAVG} has changed (fedavg)",
-        "  to train them again: floral forget fedavg; to keep them beside new runs: increase the `version` of what "
-        "changed",
+        f"2 runs made by other code: {FEDAVG} has changed (fedavg)",
+        f"  {REMEDY}",
     ]
 
 
@@ -79,14 +78,22 @@ def test_only_outdated_runs_can_be_forgotten(tmp_path: Path) -> None:
     made_with_other_code(tmp_path, 1, 3)
     assert folders_to_forget([], tmp_path, only_outdated=True) == [RUNS[1].folder, RUNS[3].folder]
     assert folders_to_forget(["floral_1"], tmp_path, only_outdated=True) == [RUNS[3].folder]
-    with pytest.raises(ConfigError, match="no run is of another version of the code"):
-        forget(folders_to_forget([], tmp_path, only_outdated=True), tmp_path)
-        folders_to_forget([], tmp_path, only_outdated=True)
+    forget(folders_to_forget([], tmp_path, only_outdated=True), tmp_path)
+    assert folders_to_forget([], tmp_path, only_outdated=True) == []
+
+
+def test_runs_of_an_earlier_version_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have other names than the runs of today, so that they never meet them."""
+    made_with_other_code(tmp_path, 0, 1, 2)
+    real = code.versions
+    monkeypatch.setattr(code, "versions", lambda method, model: {"v": 2} if method == "fedavg" else real(method, model))
+    assert folders_to_forget([], tmp_path, only_outdated=True) == [RUNS[2].folder]
 
 
 def test_an_unknown_name_and_a_running_run_are_refused_before_anything_is_removed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown variant or task 'fedavgg'; did you mean 'fedavg'\?"):
         folders_to_forget(["fedavgg"], tmp_path, only_outdated=False)
+    assert folders_to_forget(["ditto"], tmp_path, only_outdated=False) == [], "a variant without runs is no mistake"
     with (
         held(tmp_path / RUNS[1].folder / LOCK, "training this run"),
         pytest.raises(ConfigError, match=rf"{RUNS[1].folder}: a process is working on this run; stop it"),

@@ -8,9 +8,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from projects import ROOT, Project
 
-NOTICE = "1 run of another version of the code: floral/methods/fedavg.py has changed (fedavg)"
+NOTICE = "1 run made by other code: floral/methods/fedavg.py has changed (fedavg)"
 
 
 @pytest.fixture
@@ -41,12 +42,17 @@ def change_the_step(project: Project) -> None:
     path.write_text(path.read_text().replace("problem.lr)", "0.5 * problem.lr)"))
 
 
+def tracked(project: Project) -> list[Run]:
+    """The runs of FedAvg in MLflow."""
+    client = MlflowClient(f"sqlite:///{project.folder / 'results' / 'track' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    return list(client.search_runs([experiment], "tags.variant = 'fedavg'"))
+
+
 def accuracies(project: Project) -> list[float]:
     """FedAvg's test accuracy in summary.parquet, in its run in MLflow, and in the mean of its one seed in MLflow."""
     table = pl.read_parquet(project.folder / "reports" / "tiny" / "summary.parquet")
-    client = MlflowClient(f"sqlite:///{project.folder / 'results' / 'track' / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("tiny").experiment_id
-    runs = client.search_runs([experiment], "tags.variant = 'fedavg'")
+    runs = tracked(project)
     assert sorted(run.data.tags["kind"] for run in runs) == ["mean", "seed"]
     (mean,) = (run.data.metrics for run in runs if run.data.tags["kind"] == "mean")
     (seed,) = (run.data.metrics for run in runs if run.data.tags["kind"] == "seed")
@@ -58,7 +64,7 @@ def accuracies(project: Project) -> list[float]:
 
 def test_changed_code_is_named_forgotten_and_trained_again(here: Project) -> None:
     before, others = accuracies(here), {*folders(here, "local"), *folders(here, "floral_1")}
-    assert "another version" not in snakemake(here)
+    assert "other code" not in snakemake(here)
     change_the_step(here)
     assert NOTICE in snakemake(here)
     page = here.folder / "reports" / "tiny" / "index.html"
@@ -66,13 +72,14 @@ def test_changed_code_is_named_forgotten_and_trained_again(here: Project) -> Non
     assert NOTICE in called(here, "floral", "status", "tiny")
     (old,) = folders(here, "fedavg")
     removed = called(here, "floral", "forget", "fedavg")
+    assert tracked(here) == [], "neither FedAvg's run nor its mean is left in MLflow"
     assert "1 run removed from results" in removed and "reports/tiny: built again" in removed
-    assert not old.exists() and "another version" not in page.read_text()
-    assert "another version" not in snakemake(here)
+    assert not old.exists() and "other code" not in page.read_text()
+    assert "other code" not in snakemake(here)
     assert folders(here, "fedavg") == [old] and {*folders(here, "local"), *folders(here, "floral_1")} == others
     after = accuracies(here)
     assert after != before
-    assert "another version" not in page.read_text()
+    assert "other code" not in page.read_text()
 
 
 def test_a_new_version_gives_new_folders_and_keeps_the_old_ones(here: Project) -> None:
@@ -82,6 +89,6 @@ def test_a_new_version_gives_new_folders_and_keeps_the_old_ones(here: Project) -
     (old,) = folders(here, "fedavg")
     contents = {file: file.read_bytes() for file in old.rglob("*") if file.is_file()}
     others = {*folders(here, "local"), *folders(here, "floral_1")}
-    assert "another version" not in snakemake(here)
+    assert "other code" not in snakemake(here)
     assert len(folders(here, "fedavg")) == 2 and {*folders(here, "local"), *folders(here, "floral_1")} == others
     assert {file: file.read_bytes() for file in old.rglob("*") if file.is_file()} == contents
