@@ -132,8 +132,8 @@ def model_options(kind: str) -> type[Frozen]:
     the source code of this Python file, because importing it would also import torch, which is slow.
 
     Raises:
-        ConfigError: an argument of `build` has no type annotation, or a type that is not in OPTION_TYPES, or the file is
-            not valid Python.
+        ConfigError: an argument of `build` has no type annotation, or a type that is not in OPTION_TYPES; or the file
+            is not valid Python.
     """
     source = (Path(__file__).parents[1] / "models" / f"{kind}.py").read_text(encoding="utf-8")
     try:

@@ -25,8 +25,8 @@ def folders_to_forget(names: Collection[str], results: Path, only_outdated: bool
     numbers than the code here would give.
 
     Raises:
-        ConfigError: a name is neither a variant nor a task, a process is working on one of the runs, or
-            Snakemake is submitting jobs.
+        ConfigError: a name is neither a variant nor a task, a process is working on one of the runs, or Snakemake is
+            submitting jobs.
     """
     runs = sorted((results / "train").glob("*/*/seed*"))
     searches = [] if only_outdated else sorted(path for path in (results / "tune").glob("*/*/*") if path.is_dir())
