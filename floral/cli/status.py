@@ -5,6 +5,7 @@ So this works on any machine that can read these folders, also if the runs train
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -94,5 +95,5 @@ def as_text(progress: dict[str, Any]) -> str:
         if run["state"] == "running":
             lines.append(f"  running: {run['name']}: round {run['round']} of {run['rounds']}")
         elif run["state"] == "failed":
-            lines.append(f"  failed: {run['name']}: {run['reason']} (floral show {run['run']})")
+            lines.append(f"  failed: {run['name']}: {run['reason']} (floral show {shlex.quote(run['run'])})")
     return "\n".join([*lines, *(f"  {line}" for line in progress["outdated"])])

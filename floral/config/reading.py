@@ -19,6 +19,9 @@ MAX_DEPTH, MAX_OPENED = 50, 1000
 """Maximum number of YAML lists and mappings inside each other, and the number of signs from which it is counted."""
 TOO_DEEP = f"more than {MAX_DEPTH} lists or mappings are inside each other"
 
+NEVER_PRINTED = ("tracking_uri",)
+"""Keys whose values may contain a password."""
+
 
 class ConfigError(ValueError):
     """Error: the user has written a wrong value, for example in a YAML file.
@@ -163,7 +166,8 @@ def parse(model: type[Frozen], values: Any, where: str) -> Any:
             else:
                 # Without a key, the input is the whole mapping; printing it would only repeat the file.
                 text, value = problems.sentence(problem), shortened(problem["input"])
-                lines.append(f"{where}: {key}: {text} (found {value})" if key else f"{where}: {text}")
+                found = "" if name in NEVER_PRINTED else f" (found {value})"
+                lines.append(f"{where}: {key}: {text}{found}" if key else f"{where}: {text}")
         raise ConfigError("\n".join(lines)) from None
 
 

@@ -177,7 +177,7 @@ class Settings(Frozen):
     @field_validator("tracking_uri")
     @classmethod
     def _is_an_address(cls, uri: str | None) -> str | None:
-        if uri is not None and not re.match(r"(https?://[^/]|(sqlite|postgresql|mysql|mssql)(\+\w+)?://)", uri):
+        if uri is not None and not re.fullmatch(r"(https?://[^/]|(sqlite|postgresql|mysql|mssql)(\+\w+)?://)\S*", uri):
             raise ValueError(
                 "this is no address of MLflow; write http://host:port for a server, sqlite:////folder/file.db or "
                 "postgresql://user@host/database"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-ADDRESS = re.compile(r"(?P<scheme>\w[\w+.-]*://)(?:(?P<user>[^\s/:@'\"]*):\S*|(?P<word>[^\s/:@'\"]+))@")
-"""Start of an address with a user. The password may itself contain "@" or "/"."""
+ADDRESS = re.compile(r"(?P<scheme>\w[\w+.-]*://)(?P<user>[^\s/:'\"]*)(?P<password>:\S*)?@")
+"""Start of an address with a user, who may be an e-mail address. The password may itself contain "@" or "/"."""
 SECRET_VALUE = re.compile(r"\b(password|passwd|secret|token)=[^&\s'\"]+", re.I)
 """A password in the query part of an address, such as `?password=…`."""
 
@@ -19,7 +19,7 @@ def without_passwords(text: str) -> str:
 
 
 def _hidden(match: re.Match[str]) -> str:
-    scheme, user, word = match.group("scheme", "user", "word")
-    if word is None:
+    scheme, user, password = match.group("scheme", "user", "password")
+    if password is not None:
         return f"{scheme}{user}:***@"
     return f"{scheme}***@" if scheme.startswith("http") else match[0]

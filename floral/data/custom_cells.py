@@ -199,7 +199,7 @@ def values(table: Table, name: str) -> Array:
             "another column, or convert this one"
         )
     names = _values(column, table.decimal)
-    if (row := first_missing(names, () if table.missing is not None else MISSING_WORDS)) is not None:
+    if (row := first_missing(names, MISSING_WORDS if table.missing is None or table.missing else ())) is not None:
         remedy = f"to leave such rows out, or `data.missing: []` if {str(names[row])!r} is a name"
         word = str(names[row]).strip()
         table.refuse(

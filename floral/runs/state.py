@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Mapping
@@ -149,5 +150,5 @@ def failure_lines(suites: Mapping[str, list[Run]], results: Path) -> list[str]:
         folder = results / run.folder
         if values := failure(folder):
             name = f"{run.task.name} {run.variant.name} seed {run.seed}"
-            lines.append(f"failed: {name}: {one_line(values)} (floral show {folder})")
+            lines.append(f"failed: {name}: {one_line(values)} (floral show {shlex.quote(str(folder))})")
     return lines

@@ -60,7 +60,7 @@ def _check_model(task: Task, problem: Problem) -> None:
         _apply(problem.build_model(), problem.shape, problem.outputs)
     except (Refused, RuntimeError, ValueError, TypeError, IndexError) as error:
         names = [name for name in catalogue.plugins("models") if _fits(name, problem.shape, problem.outputs)]
-        first = str(error).strip().splitlines()[0]
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"{place_of(task)}: model: {task.model.kind} cannot be used for samples of shape {list(problem.shape)}: "
             f"{first}; models that fit: {', '.join(names) or 'none'}"

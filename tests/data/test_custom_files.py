@@ -205,7 +205,7 @@ WITHOUT_FIRST = PLAIN.assign(a=PLAIN.a.where(PLAIN.index > 0))
         (pl.from_pandas(WITHOUT_FIRST, nan_to_null=False), {"missing": ["NaN"]}, CLEAN),
         (parquet(PLAIN.replace({"a": {PLAIN.a[0]: -999.0}})), {"missing": [-999]}, CLEAN),
         (csv(PLAIN.replace({"ash": "None"})), {"missing": []}, PLAIN.replace({"ash": "None"})),
-        (csv(PLAIN.replace({"elm": "NA"})), {"missing": ["?"]}, PLAIN.replace({"elm": "NA"})),
+        (csv(PLAIN.replace({"elm": "NA"})), {"missing": []}, PLAIN.replace({"elm": "NA"})),
         (csv(SIGNED), {}, SIGNED),
         (csv(COUNTED), {}, COUNTED),
         (csv(PLAIN.assign(a=PLAIN.a > 0)), {}, PLAIN.assign(a=PLAIN.a > 0)),

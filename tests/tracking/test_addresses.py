@@ -25,6 +25,8 @@ PASSWORD = "s3cretpw"
         ("http://user:s3cretpw@host:5000/x", "http://user:***@host:5000/x"),
         ("https://user:s3c@retpw/x@host", "https://user:***@host"),
         ("https://s3cretpw@host", "https://***@host"),
+        ("http://me@uni.de:s3cretpw@host", "http://me@uni.de:***@host"),
+        ("postgresql://me@uni.de:s3cretpw@host/db", "postgresql://me@uni.de:***@host/db"),
         ("http://:s3cretpw@host", "http://:***@host"),
         ("postgresql+psycopg2://user:s3cretpw@host/db", "postgresql+psycopg2://user:***@host/db"),
         ("postgresql://user@host/db", "postgresql://user@host/db"),
@@ -60,6 +62,10 @@ def test_a_rejected_address_hides_its_password() -> None:
     with pytest.raises(ConfigError) as refused:
         parse(Settings, {"suite": ["a"], "tracking_uri": [f"http://user:{PASSWORD}@host"]}, "config.yaml")
     assert PASSWORD not in str(refused.value) and "tracking_uri: must be text" in str(refused.value)
+    for wrong in (f"user:{PASSWORD}@host:5000", f"htp://user:{PASSWORD * 9}@host", f"http://user:my {PASSWORD}@host"):
+        with pytest.raises(ConfigError, match="tracking_uri: this is no address") as refused:
+            parse(Settings, {"suite": ["a"], "tracking_uri": wrong}, "config.yaml")
+        assert PASSWORD not in str(refused.value)
 
 
 def test_an_unexpected_error_hides_the_password(
