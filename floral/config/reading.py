@@ -166,8 +166,8 @@ def parse(model: type[Frozen], values: Any, where: str) -> Any:
             else:
                 # Without a key, the input is the whole mapping; printing it would only repeat the file.
                 text, value = problems.sentence(problem), shortened(problem["input"])
-                found = "" if name in NEVER_PRINTED else f" (found {value})"
-                lines.append(f"{where}: {key}: {text}{found}" if key else f"{where}: {text}")
+                in_brackets = "" if name in NEVER_PRINTED else f" (found {value})"
+                lines.append(f"{where}: {key}: {text}{in_brackets}" if key else f"{where}: {text}")
         raise ConfigError("\n".join(lines)) from None
 
 

@@ -120,6 +120,7 @@ IDS = PLAIN.assign(id=np.arange(30), index=RANDOM.permutation(30) + 7, X=range(1
         (changed("b", 7, "?"), {}, r"'b', row 7 .*: '\?' is not .*set `data\.missing: \[\"\?\"\]` to leave them out"),
         (changed("b", 7, ""), {}, r"'b', row 7 .*: None is not .*set `data\.missing: \[\"\"\]` to leave them out"),
         (changed("b", 7, "NA"), {"missing": ["?"]}, r"'b', row 7 .*: 'NA' is not a finite number"),
+        (csv(PLAIN.replace({"elm": "NA"})), {"missing": ["?"]}, r"'NA' means that there is no value"),
         (changed("b", 7, "1e39"), {}, r"column 'b', row 7 .*: .* is too large for single precision; correct it"),
         (changed("b", 7, "-9" + 60 * "0"), {}, r"column 'b', row 7 .* is too large for single precision"),
         (parquet(PLAIN.replace({"b": {PLAIN.b[7]: 1e39}})), {}, r"column 'b', row 7 .*: 1e\+39 is too large for"),
