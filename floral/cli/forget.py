@@ -25,8 +25,8 @@ def forget(names: Collection[str], settings: Settings, only_outdated: bool) -> N
     Without names, all variants are meant. With `only_outdated`, only finished runs made by other code are removed.
 
     Raises:
-        ConfigError: a name is unknown, there is nothing to remove, a process is working on one of the runs, or MLflow
-            does not answer. Then nothing is removed.
+        ConfigError: a name is unknown, a process is working on one of the runs, or MLflow does not answer. Then no file
+            is removed.
     """
     results = settings.results
     folders = on_disk.folders_to_forget(names, results, only_outdated)

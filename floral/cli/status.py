@@ -15,7 +15,7 @@ from typing import Any, Literal
 from floral.config.run import Run
 from floral.core.units import duration, run_count
 from floral.runs import segments
-from floral.runs.outdated import outdated_lines
+from floral.runs.outdated import outdated, outdated_lines
 from floral.runs.state import failure, is_finished, one_line, running
 from floral.stages import estimate
 
@@ -62,7 +62,7 @@ def status(suite: str, runs: Iterable[Run], results: Path) -> dict[str, Any]:
         **{state: counts[state] for state in STATES},
         "seconds_of_work": round(sum(seconds), 1),
         "seconds_left": round(max(sum(seconds) / at_once, max(seconds)), 1) if at_once else None,
-        "outdated": outdated_lines(runs, results),
+        "outdated": outdated_lines(runs, outdated(runs, results)),
         "runs": [asdict(run) for run in progress],
     }
 

@@ -268,6 +268,9 @@ def _run_fork(
         for file in [int(path.name) for path in Path("/proc/self/fd").iterdir() if int(path.name) > 2]:
             with contextlib.suppress(OSError):  # the file that listed them is closed already
                 os.close(file)  # among them the connections of other clients
+        # New streams: those of the server remember what kind of file they were opened on.
+        sys.stdout = open(1, "w", encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", 1, encoding=sys.stderr.encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115
         os.environ.clear()
         os.environ.update(request["environment"])
         os.chdir(request["folder"])

@@ -29,7 +29,7 @@ from floral.report.style import UNRANKED_GROUPS, method_styles
 from floral.report.summarise import usual_seeds
 from floral.report.tables import unbroken
 from floral.runs.missing_data import split_by_data
-from floral.runs.outdated import outdated_lines
+from floral.runs.outdated import outdated, outdated_lines
 
 TEMPLATE = Path(__file__).parents[2] / "reports" / "template"
 EMBEDDED = {"style": "style.css", "theme": "theme.js", "script": "script.js"}
@@ -69,7 +69,7 @@ def report(
                 f"`{command}`, or report only the finished runs with "
                 f"`{commands.partial_command(suite_name, runs)}`"
             )
-        texts = {"command": command, "missing": missing, "outdated": outdated_lines(runs, results)}
+        texts = {"command": command, "missing": missing, "outdated": outdated_lines(runs, outdated(runs, results))}
         _replace(collected, runs, reports, texts)
     return reports / suite_name / "index.html"
 

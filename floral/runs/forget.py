@@ -6,13 +6,15 @@ import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from floral.config import catalogue, reading
 from floral.config.reading import ConfigError, suggest
 from floral.config.run import Run
 from floral.io import locks
 from floral.io.locks import held
 from floral.runs.outdated import outdated
-from floral.runs.state import LOCK, SUBMITTING, running
+from floral.runs.state import LOCK, SUBMITTING, is_finished, running
 
 FINISHED_MARKS = ("done", "summary.json")
 """Removed before all other files of a run. So a partly removed run never counts as finished."""
@@ -49,14 +51,21 @@ def folders_to_forget(names: Collection[str], results: Path, only_outdated: bool
 def _is_outdated(folder: Path, results: Path) -> bool:
     """Return whether a finished run may have other numbers than the code here would give.
 
-    A run of an earlier version, which has another name than today's run with the same values, is not outdated.
+    A run of an earlier version, which has another name than today's run with the same values, is not outdated. Neither
+    is a run whose values this version does not know.
+
+    Raises:
+        ConfigError: run.yaml is damaged.
     """
-    try:
-        values = reading.load_yaml((folder / "run.yaml").read_text(encoding="utf-8"))
-        run = Run.model_validate({key: values[key] for key in Run.model_fields if key in values})
-        return results / run.folder == folder and bool(outdated([run], results))
-    except (OSError, ValueError, KeyError, TypeError):  # unfinished, or of a method that is gone
+    if not is_finished(folder):
         return False
+    values = reading.read(folder / "run.yaml")
+    try:
+        run = Run.model_validate({key: values[key] for key in Run.model_fields if key in values})
+    except ValidationError:  # keys of an earlier version
+        return False
+    is_known = run.variant.method in catalogue.plugins("methods") and run.task.model.kind in catalogue.plugins("models")
+    return is_known and results / run.folder == folder and bool(outdated([run], results))
 
 
 def forget(folders: Iterable[Path], results: Path) -> None:

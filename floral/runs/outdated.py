@@ -41,10 +41,11 @@ def outdated(runs: Iterable[Run], results: Path) -> dict[Path, list[str]]:
     return reasons_of
 
 
-def outdated_lines(runs: Iterable[Run], results: Path) -> list[str]:
-    """Return what to print about outdated runs: one line for each set of reasons, and the remedy."""
-    runs = list(runs)
-    reasons_of = outdated(runs, results)
+def outdated_lines(runs: Iterable[Run], reasons_of: Mapping[Path, list[str]]) -> list[str]:
+    """Return what to print about outdated runs: one line for each set of reasons, and the remedy.
+
+    `reasons_of` is the result of `outdated`.
+    """
     groups: dict[str, list[Run]] = {}
     for run in {run.folder: run for run in runs if run.folder in reasons_of}.values():
         groups.setdefault(" and ".join(reasons_of[run.folder]), []).append(run)

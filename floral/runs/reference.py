@@ -170,47 +170,29 @@ def execution_of(run: Run) -> dict[str, Any] | None:
 def available(suites: Mapping[str, list[Run]], results: Path) -> list[tuple[Path, Run]]:
     """Return the unfinished runs whose results are in reports/reference, each as a pair (path of the archive, run).
 
-    Runs that a process is working on are left out, and so are results made by other code.
-
-    Raises:
-        ConfigError: an archive is damaged.
-    """
-    return [(path, run) for path, run, outdated in _in_archives(suites, results) if not outdated]
-
-
-def outdated_lines(suites: Mapping[str, list[Run]], results: Path) -> list[str]:
-    """Return one line for each archive and each reason why runs made by other code are not restored.
-
-    Raises:
-        ConfigError: an archive is damaged.
-    """
-    counts = Counter((path, outdated) for path, _, outdated in _in_archives(suites, results) if outdated)
-    return [
-        f"{path}: {run_count(number)} made by other code, so they are trained here: {outdated}"
-        for (path, outdated), number in counts.items()
-    ]
-
-
-def _in_archives(suites: Mapping[str, list[Run]], results: Path) -> list[tuple[Path, Run, str]]:
-    """Return the unfinished runs that an archive has and no process works on, as (path of the archive, run, outdated).
-
-    `outdated` says why the archive's run was made by other code; it is empty if it is of this version.
+    Runs that a process is working on are left out. Results made by other code are left out too, with a message.
 
     Raises:
         ConfigError: an archive is damaged.
     """
     todo = {run.folder: run for runs in suites.values() for run in runs if not is_finished(results / run.folder)}
-    runs = []
+    restorable = []
+    made_by_other_code: Counter[tuple[Path, str]] = Counter()
     for path in sorted(REFERENCE.glob(f"[!.]*/{RUNS}")) if todo else []:
         with _open_archive(path) as archive:
             names = set(archive.namelist())
             for folder in [folder for folder in todo if f"{folder}/summary.json" in names]:
                 run = todo.pop(folder)
+                if running(results / folder):
+                    continue
                 costs = json.loads(archive.read(f"{folder}/costs.json"))
-                reasons = why_outdated(costs, run.variant.method, run.task.model.kind, run.precision)
-                if not running(results / folder):
-                    runs.append((path, run, "; ".join(reasons)))
-    return runs
+                if reasons := why_outdated(costs, run.variant.method, run.task.model.kind, run.precision):
+                    made_by_other_code[path, " and ".join(reasons)] += 1
+                else:
+                    restorable.append((path, run))
+    for (path, reasons), number in made_by_other_code.items():
+        print(f"{path}: {run_count(number)} made by other code and not taken: {reasons}", file=sys.stderr)
+    return restorable
 
 
 def restore(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -27,17 +27,17 @@ def resolve_execution(
     backend: str,
     threads: int,
     precision: str = "fp32",
-    committed: Mapping[str, Any] | None = None,
+    committed: Callable[[], Mapping[str, Any] | None] = lambda: None,
 ) -> Execution:
     """Return how a run is computed: the backend, how many clients are trained at once, and the number of threads.
 
-    With the backend "auto", a run with committed results is computed as these were: `committed` is their execution.
-    Otherwise, the first run measures which choice is fastest.
+    With the backend "auto", a run with committed results is computed as these were: `committed` returns their
+    execution. Otherwise, the first run measures which choice is fastest.
 
-    The first run writes the choice to a file in the parent of the run's folder. All runs
-    that differ only in the seed use the choice in this file, so that a repeated run has bit-identical results. The name
-    of the file contains `values`, a hash of the run's configuration without the seed. If several processes measure at
-    the same time, all of them use the choice that is written first.
+    The first run writes the choice to a file in the parent of the run's folder. All runs that differ only in the seed
+    use the choice in this file, so that a repeated run has bit-identical results. The name of the file contains
+    `values`, a hash of the run's configuration without the seed. If several processes measure at the same time, all of
+    them use the choice that is written first.
 
     Raises:
         ConfigError: the backend cannot be used for the method, or the file is damaged.
@@ -46,7 +46,7 @@ def resolve_execution(
     how = backend if precision == "fp32" else f"{backend}-{precision}"
     path = folder.parent / f"execution-{values}-{simulation.device.type}-{how}-{threads}t-torch{version}.json"
     if not path.exists():
-        pinned = _as_committed(simulation, state, committed, threads, precision) if backend == "auto" else None
+        pinned = _as_committed(simulation, state, committed(), threads, precision) if backend == "auto" else None
         measured = pinned or measure_execution(simulation, state, backend, threads, precision)
         private = path.with_name(f"{path.name}.{os.getpid()}")
         private.write_text(json.dumps(asdict(measured)))

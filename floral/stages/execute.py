@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def execute(
         state = simulation.start(folder / NAME)
         seedless_hash = run.model_copy(update={"seed": 0}).hash8
         configure_device(device, run.precision)
-        how = (backend, threads, run.precision, reference.execution_of(run) if backend == "auto" else None)
+        committed = partial(reference.execution_of, run)
+        how = (backend, threads, run.precision, committed)
         resolved = resolve_execution(simulation, state, folder, seedless_hash, *how)
         progress = Progress(execution=asdict(resolved), code=code.digests(run.variant.method, run.task.model.kind))
     _check_resumed(run, progress, path)

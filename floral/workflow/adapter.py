@@ -224,7 +224,7 @@ class Hooks:
 
     def print_outdated(self) -> None:
         """Print which finished runs were made by other code."""
-        for line in outdated_lines([run for _, run in self.work.runs.values()], self.results):
+        for line in outdated_lines([run for _, run in self.work.runs.values()], self.work.outdated):
             print(line, file=sys.stderr)
 
     def on_start(self, workflow: Any) -> None:

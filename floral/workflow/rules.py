@@ -14,7 +14,6 @@ from floral.config.data_sets import CUSTOM_PREFIX
 from floral.config.reading import ConfigError, suggest
 from floral.config.run import Run
 from floral.config.searches import Search
-from floral.runs.outdated import outdated
 from floral.workflow.work import Work
 
 Planned = TypeVar("Planned")
@@ -185,8 +184,8 @@ class Rules:
 
     def outdated_runs(self, wildcards: Any) -> list[str]:
         """Return why finished runs of a suite are of another version of the code, one text for each run."""
-        reasons_of = outdated(self.work.suites[wildcards.suite], self.results)
-        return [f"{folder}: {', '.join(reasons)}" for folder, reasons in reasons_of.items()]
+        folders = [run.folder for run in self.work.suites[wildcards.suite] if run.folder in self.work.outdated]
+        return [f"{folder}: {', '.join(self.work.outdated[folder])}" for folder in folders]
 
     def execution_options(self, wildcards: Any, threads: int, resources: Any) -> str:
         """Return the options that change the speed of a run but not its results, such as `--device` and `--threads`.

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from floral.config.run import Run
@@ -15,6 +16,7 @@ from floral.config.tuned import Untuned
 from floral.core.units import run_count
 from floral.io.files import date_now
 from floral.runs import missing_data, reference
+from floral.runs.outdated import outdated
 from floral.runs.state import is_finished
 from floral.stages import check_data, fetch_missing
 
@@ -103,6 +105,11 @@ class Work:
         if count := date_now([*(results / output for output in outputs), *manifests, *pages]):
             print(f"{count} files in {results} were dated in the future and are now dated today", file=sys.stderr)
 
+    @cached_property
+    def outdated(self) -> dict[Path, list[str]]:
+        """The runs that other code had finished when this call began, as folder → reasons."""
+        return outdated((run for _, run in self.runs.values()), self.settings.results)
+
     @property
     def unfinished_runs(self) -> list[Run]:
         """The runs that have no result yet."""
@@ -122,8 +129,6 @@ def _use_reference(suites: Mapping[str, list[Run]], settings: Settings, dry_run:
     changes no file, and only prints the number of these runs.
     """
     if settings.reuse:
-        for line in reference.outdated_lines(suites, settings.results):
-            print(line, file=sys.stderr)
         verb, count, apply = "taken from", reference.available, reference.restore
     else:
         verb, count, apply = "trained again and not taken from", reference.restored_runs, reference.remove_restored

@@ -105,7 +105,9 @@ def test_data_that_cannot_be_read_stop_their_own_task_alone(tmp_path, write, kin
     declared(kind, make(tmp_path / "odd"), write)
     results = tmp_path / "results"
     rows = {row.task: row for row in tasks.rows(results)}
-    assert (rows["mine"].at_hand == "missing" or kind == "arrays") and rows["mnist_rotate"].at_hand != "missing"
+    # `floral tasks` opens no archive, so a broken one is found there
+    assert rows["mine"].at_hand == ("found" if kind == "arrays" else "missing")
+    assert rows["mnist_rotate"].at_hand != "missing"
     write("suites/other", title="O", runs=[{"tasks": ["synthetic_linear"], "variants": ["fedavg"], "seeds": [0]}])
     write(
         "suites/both", title="B", runs=[{"tasks": ["mine", "synthetic_linear"], "variants": ["fedavg"], "seeds": [0]}]

@@ -50,7 +50,7 @@ PINNED = {"backend": "vmap", "chunk": 3, "workers": 1, "threads": 1, "reason": "
 def resolved(folder, committed, backend="auto"):
     (folder / "seed0").mkdir(exist_ok=True)
     simulation = simulate("fedavg")
-    how = (backend, 1, "fp32", {**PINNED, **committed})
+    how = (backend, 1, "fp32", lambda: {**PINNED, **committed})
     return resolve_execution(simulation, simulation.start(), folder / "seed0", "0" * 8, *how)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -146,39 +147,32 @@ def damaged(draw: st.DrawFn, text: str) -> bytes:
     return "".join(lines).encode(errors="surrogatepass")
 
 
-def outcome(file: Path, read: Callable[[], Any]) -> str:
-    """Read, and check that an error is a user's mistake whose message names a file and has no words of a library."""
+def check_outcome(file: Path, content: bytes, read: Callable[[], Any]) -> None:
+    """Write and read a file. Check that an error names the file and has no words of a library."""
+    file.write_bytes(content)
     clear()
     try:
         read()
     except ConfigError as error:
         said = str(error)
-        assert "config/" in said or "suite" in said, said
+        assert re.search(r"config/\S+\.yaml", said), said  # of parameters.yaml, the file that no longer fits it
         for words in ("Input should", "Traceback", "validation error", "pydantic", "<unicode string>", "NoneType"):
             assert words not in said, said
-        return "refused"
-    return "read"
 
 
+@pytest.mark.parametrize("damage", ["values", "text"])
 @pytest.mark.parametrize("kind", KINDS)
 @BOUNDED
 @given(data=st.data())
-def test_odd_values_are_read_or_refused(kind: str, config: Path, data: st.DataObject) -> None:
+def test_odd_files_are_read_or_refused(kind: str, damage: str, config: Path, data: st.DataObject) -> None:
     name, read = KINDS[kind]
     original = (ROOT / "config" / name).read_text(encoding="utf-8")
-    values = data.draw(changed(yaml.safe_load(original)))
-    (config / name).write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8", errors="surrogatepass")
-    outcome(config / name, read)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@BOUNDED
-@given(data=st.data())
-def test_damaged_files_are_read_or_refused(kind: str, config: Path, data: st.DataObject) -> None:
-    name, read = KINDS[kind]
-    original = (ROOT / "config" / name).read_text(encoding="utf-8")
-    (config / name).write_bytes(data.draw(damaged(original)))
-    outcome(config / name, read)
+    if damage == "text":
+        content = data.draw(damaged(original))
+    else:
+        values = data.draw(changed(yaml.safe_load(original)))
+        content = yaml.safe_dump(values, allow_unicode=True).encode(errors="surrogatepass")
+    check_outcome(config / name, content, read)
 
 
 @BOUNDED
@@ -203,7 +197,7 @@ def test_yaml_is_understood_as_pyyaml_understands_it(text: str, tmp_path: Path) 
         ("b:\n  a: 1\n  c: 1\n  a: 1\n", "line 4: the key `a` is already on line 2"),
         ("a: &a [*a]\n", "contains itself by its anchor"),
         ("a: " + "[" * 60 + "]" * 60, "more than 50 lists or mappings are inside each other"),
-        ("a: " + "[" * 100_000, "not valid YAML: line 2, column 1"),
+        ("a: " + "[" * 10_000, "not valid YAML: line 2, column 1"),
         ("\ta: 1\n", "indent with spaces, not with tabs"),
         ("", "this file is empty"),
         ("- a\n", "expected a mapping"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from federations import CLASSES, assert_equal_states, make_data, make_run, simulate, train, trained, view_of
+from federations import CLASSES, SHAPES, assert_equal_states, make_data, make_run, simulate, train, trained, view_of
 
 from floral.adaptors.embedding import EmbeddingAdaptor
 from floral.config.reading import ConfigError
@@ -110,7 +111,8 @@ def test_merged_recurrent_adaptors_are_the_unmerged_ones():
 
 def test_text_is_scored_token_by_token():
     """Loss, accuracy and hits are those of all tokens in one row after another; perplexity is the exponential."""
-    simulation = simulate("fedavg", model="lstm")
+    data = replace(make_data(shape=SHAPES["lstm"], text=True), client_names=tuple("ABCDEFG"))
+    simulation = simulate("fedavg", model="lstm", data=data)
     state = train(simulation, 2)
     rows = simulation.data.test
     scores = simulation.own_rows(state, rows, np.arange(simulation.data.clients))
@@ -124,7 +126,8 @@ def test_text_is_scored_token_by_token():
     told = {(split, name): value for split, name, value in simulation.evaluate(state, 2, None).metrics}
     for split in ("test", "validation"):
         assert told[split, "perplexity"] == pytest.approx(math.exp(told[split, "loss"]))
-    table = record.clients_table(scores, scores, simulation, None)
+    table = record.clients_table(scores, scores, simulation, None, data)
+    assert table["name"].to_list() == list("ABCDEFG")
     assert table["own_rows"].to_list() == (3 * scores.rows).tolist()
     assert table["own_correct"].to_list() == scores.correct.tolist()
     global_test, metrics = simulation.global_test(state)

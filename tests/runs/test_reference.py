@@ -78,17 +78,18 @@ def test_a_changed_value_is_no_reference(place: Path) -> None:
     assert not (place / "results" / changed.folder).exists()
 
 
-def test_results_of_other_code_are_not_restored_and_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_other_code_are_not_restored_and_named(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = [make_run("digits_rotate", "fedavg", 0), make_run("digits_rotate", "floral_1", 0)]
     made(place, runs)
     digest = code.digest
     monkeypatch.setattr(code, "digest", lambda path: "00000000" if path.endswith("methods/fedavg.py") else digest(path))
-    fresh = place / "fresh"
-    assert reference.outdated_lines({SUITE: runs}, fresh) == [
-        "reports/reference/tiny/runs.zip: 1 run made by other code, so they are trained here: floral/methods/fedavg.py "
-        "has changed"
-    ]
-    assert reference.restore({SUITE: runs}, fresh) == runs[1:]
+    assert reference.restore({SUITE: runs}, place / "fresh") == runs[1:]
+    said = (
+        "reports/reference/tiny/runs.zip: 1 run made by other code and not taken: floral/methods/fedavg.py has changed"
+    )
+    assert capsys.readouterr().err.splitlines() == [said]
 
 
 def test_what_was_restored_is_made_anew_on_request(place: Path) -> None:
