@@ -1,129 +1,149 @@
-"""Momentum clustering (arXiv 2306.08393): cluster the clients' momenta, and move each cluster's model by its centre."""
+"""Momentum clustering (arXiv 2306.08393): every client moves a model of its own by the momentum of its cluster."""
 
 import torch
 from torch import Tensor
 
-from floral.core.spec import Group, Method, Problem, Scope, ServerStep, ServerView, View
+from floral.core.spec import Cost, Group, Method, Problem, Routing, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
-from floral.toolkit.parts import model_groups
+from floral.toolkit.parts import model_groups, predictor
 from floral.toolkit.routes import ModelChoice, cluster_vectors, params_of_vectors
 
 
 def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
-    """Momentum clustering: the server clusters the clients' momenta and moves each model by the centre of its cluster.
+    """Momentum clustering: the server clusters the clients' momenta; each client moves its own model by a centre.
 
-    The momentum m_k of client k is a running mean of its updates: m_k ← β m_k + (1-β) (w_c(k) - w_k). w_c(k) is the
-    model that the client received, from its cluster c(k). w_k is the model after training. The server computes the
-    centres v_c of the momenta and moves the models: w_c ← w_c - v_c. The models are CLUSTERED, and all have the same
-    initial values. The paper uses gradients instead of updates.
+    The models x_k are PRIVATE and have the same initial values. No model is shared or averaged. In a round, client k
+    trains a copy w_k of x_k. Its momentum m_k is a running mean of its updates: m_k ← β m_k + (1-β) (x_k - w_k). In the
+    client's first round it is the update itself. The server computes C centres v_c of the momenta, and client k makes
+    the step x_k ← x_k - v_c(k) with the nearest centre c(k).
 
     The centres come from threshold clustering. It repeats v_c ← Σ_k p(k) (m_k if ‖m_k - v_c‖ ≤ τ else v_c) over the
-    clients. The threshold τ is the 1/C quantile of the distances ‖m_k - v_c‖ (published code: 10 iterations, the 10 %
-    quantile with 10 clusters). A centre starts at the mean momentum of its clients. The centre of an empty cluster
-    starts at the momentum farthest from the centres before it. Afterwards each client belongs to the cluster of the
-    nearest centre.
+    clients. It starts at the centres of the round before. In round 1, it starts at C momenta that are far
+    from each other (see `first_centres`). The threshold τ is the 1/C quantile of the distances ‖m_k - v_c‖ (published
+    code: 10 iterations, the 10 % quantile with 10 clusters).
 
-    Limiting case: with C = 1, β = 0 and all clients in every round, this is FedAvg.
+    Limiting case: with C = 1, β = 0 and all clients in every round, x_k is FedAvg's model, except for running
+    statistics.
 
-    In the paper all clients take part in every round. Here the server clusters the last momenta of all clients that
-    have taken part so far. The weight p(k) of a momentum is that of the round in which it was computed. Momenta start
-    at 0 without bias correction, so after n updates the momentum of a client has 1 - βⁿ of its final length. If few
-    clients take part per round, this length influences the cluster of a new client. Momenta are most comparable in
-    early rounds, when all models are near their common initial values.
+    Differences from the paper, which the rounds of this platform make necessary:
 
-    The task's server optimiser is not used, because the models move by the centres. Running statistics are averaged by
-    cluster. Centres are stored as weights of the momenta. Only the inner products of the momenta are therefore computed
-    in the full size d.
+    - The paper has one gradient per client and round. Here the update of a round's local training takes its place. If
+      each client has one batch, both are the same, except for the factor lr.
+    - In the paper all clients take part in every round. Here the server clusters the last momenta of all clients that
+      have taken part so far. Only the clients of the round make a step.
+    - The weights are p(k) ∝ n_k, the numbers of training samples. The paper has equal weights. The weight of a momentum
+      is that of the round in which it was computed.
+
+    The paper leaves the first centres open. The task's server optimiser is not used. Running statistics are PRIVATE. A
+    client that joins after training has no cluster, and trains the initial model alone.
+
+    The clustering computes with the inner products of the momenta and of the old centres (the points). It stores a
+    centre as weights of the points.
+
+    Costs: a client sends its momentum and receives a centre.
     """
     model, clusters = problem.build_model(), problem.clusters
-    choice = ModelChoice(model=model, clusters=clusters)
+    choice, stream = ModelChoice(model=model, clusters=clusters), Stream(problem.seed, "model")
+    models = model_groups(model, Scope.PRIVATE, stream, problem.lr, holders=problem.clients)
 
-    def step_with_centres(served: ServerView) -> View:
+    def step_by_centres(served: ServerView) -> View:
         assert served.client_vectors is not None
-        at, share = served.client_vectors.clients, served.client_vectors.share
-        cluster = served.before["choice"]["cluster"].clone()
-        momenta, rows, products = (served.before["memory"][name].clone() for name in ("momentum", "rows", "products"))
-        models = cluster_vectors(served.before["base"])
-        update = models[cluster[at].long()] - served.client_vectors.vectors
-        momenta[at], rows[at] = momentum * momenta[at] + (1 - momentum) * update, share.to(rows.dtype)
+        at, trained = served.client_vectors.clients, served.client_vectors.vectors
+        memory = {name: tensor.clone() for name, tensor in served.before["memory"].items()}
+        momenta, products, share, old_centres = (memory[name] for name in ("momentum", "products", "share", "centre"))
+        is_first_round = not share.any()
+        has_momentum, update = share[at, None] > 0, memory["model"][at] - trained
+        momenta[at] = torch.where(has_momentum, momentum * momenta[at] + (1 - momentum) * update, update)
         products[at] = momenta[at] @ momenta.T
         products[:, at] = products[at].T
-        clients_seen = rows.nonzero()[:, 0]
-        seen_products, weight = products[clients_seen][:, clients_seen], rows[clients_seen] / rows.sum()
-        centres = first_centres(seen_products, cluster[clients_seen], weight, clusters)
+        share[at] = served.client_vectors.share.to(share.dtype)
+        clients_seen = share.nonzero()[:, 0]
+        of_momenta, with_old = products[clients_seen][:, clients_seen], (old_centres @ momenta.T)[:, clients_seen]
+        point_products = torch.cat(
+            [torch.cat([of_momenta, with_old.T], 1), torch.cat([with_old, old_centres @ old_centres.T], 1)]
+        )
+        weight = share[clients_seen] / share.sum()
+        points, old = len(weight) + clusters, torch.arange(clusters, device=at.device) + len(weight)
+        start = first_centres(of_momenta, clusters) if is_first_round else old
+        centres = torch.nn.functional.one_hot(start, points).to(momenta.dtype)
         for _ in range(iterations):
-            centres = moved(centres, seen_products, weight)
-        cluster[clients_seen] = distances(centres, seen_products).argmin(0).to(cluster.dtype)
-        of_all = centres.new_zeros(clusters, len(rows))
-        of_all[:, clients_seen] = centres
+            centres = moved(centres, point_products, weight)
+        of_clients = centres.new_zeros(clusters, len(share))
+        of_clients[:, clients_seen] = centres[:, : len(weight)]
+        memory["centre"] = of_clients @ momenta + centres[:, len(weight) :] @ old_centres
+        cluster = served.before["choice"]["cluster"].clone()
+        cluster[clients_seen] = distances(centres, point_products)[:, : len(weight)].argmin(0).to(cluster.dtype)
+        memory["model"][at] -= memory["centre"][cluster[at].long()]
         return {
-            "base": params_of_vectors(models - of_all @ momenta, served.before["base"]),
+            # A copy, because the next round writes the trained models into these tensors.
+            "base": params_of_vectors(memory["model"].clone(), served.before["base"]),
             "choice": {"cluster": cluster},
-            "memory": {"momentum": momenta, "rows": rows, "products": products},
+            "memory": memory,
         }
 
     def memory():
-        """Return the initial values of the server's memory, which it keeps from round to round. All are zero.
+        """Return the initial values of what the clients and the server keep from round to round, as vectors.
 
-        The memory holds the last momentum of each client [K, d], the inner products of these momenta [K, K], and the
-        weight p(k) of each momentum in means [K].
+        These are the model and the last momentum of each client [K, d], the inner products of the momenta [K, K], the
+        weight p(k) of each momentum [K], which is 0 before a client's first round, and the centres [C, d].
         """
-        clients = problem.clients
-        sizes = {"momentum": (clients, model.size), "products": (clients, clients), "rows": (clients,)}
-        return {name: torch.zeros(size) for name, size in sizes.items()}
+        start, clients = cluster_vectors(models["base"].init()), problem.clients
+        shapes = {"momentum": start.shape, "products": (clients, clients), "share": (clients,)}
+        zeros = {name: torch.zeros(shape) for name, shape in shapes.items()}
+        return {"model": start, **zeros, "centre": torch.zeros(clusters, model.size)}
 
     return Method(
         groups={
-            **model_groups(
-                model, Scope.CLUSTERED, Stream(problem.seed, "model"), problem.lr, holders=clusters, same_start=True
-            ),
+            **models,
             "choice": choice.group(problem.clients),
             "memory": Group(scope=Scope.FROZEN, init=memory, statistic=True),
         },
-        predict=choice.predict,
-        routing=choice.routing,
-        server=ServerStep(client_vector=choice.chosen_vector, update=step_with_centres),
+        predict=predictor(model),
+        routing=Routing(served_log_route=choice.log_route, clusters=clusters),
+        server=ServerStep(client_vector=trained_vector, update=step_by_centres),
+        cost=Cost(floats_sent={"base": (model.size, model.size)}),
         noise=model.noise,
     )
 
 
-def first_centres(products: Tensor, cluster: Tensor, weight: Tensor, clusters: int) -> Tensor:
-    """Return the initial centres of the C clusters.
+def trained_vector(view: View) -> Tensor:
+    """Return the parameters of a client's model as one vector [d], in the order of their sorted names."""
+    return torch.cat([view["base"][name].flatten() for name in sorted(view["base"])])
 
-    Each centre is a weighted sum of the m momenta, and row c of the result [C, m] holds the weights of centre c. The
-    centre of a cluster is the mean of its clients' momenta. The centre of an empty cluster is the momentum that is
-    farthest from the centres of all clusters with smaller numbers. If the first cluster is empty, its centre is the
-    momentum with the largest norm. `products` [m, m] holds the inner products of the momenta.
+
+def first_centres(products: Tensor, clusters: int) -> Tensor:
+    """Return the indices [C] of the momenta that are the first centres. `products` [m, m] has their inner products.
+
+    The first centre is the momentum that is farthest from the mean of all momenta. Each further centre is the momentum
+    that is farthest from all centres before it.
     """
-    centres = weight.new_zeros(clusters, len(weight))
-    for c in range(clusters):
-        members = weight * (cluster == c)
-        if members.sum() > 0:
-            centres[c] = members / members.sum()
-        else:
-            farthest = distances(centres[:c], products).amin(0) if c else products.diagonal()
-            centres[c, farthest.argmax()] = 1.0
-    return centres
+    mean = torch.full_like(products[:1], 1 / len(products))
+    indices = [distances(mean, products)[0].argmax()]
+    for _ in range(1, clusters):
+        centres = torch.nn.functional.one_hot(torch.stack(indices), len(products)).to(products.dtype)
+        indices.append(distances(centres, products).amin(0).argmax())
+    return torch.stack(indices)
 
 
 def moved(centres: Tensor, products: Tensor, weight: Tensor) -> Tensor:
-    """Return the C centres after one step of threshold clustering.
+    """Return the C centres after one step of threshold clustering of m momenta.
 
-    Each centre is a weighted sum of the m momenta, and row c of the result [C, m] holds the weights of centre c. The
-    new centre is a weighted mean over all momenta. A momentum that is farther from the old centre than the
-    threshold τ is replaced by the old centre in this mean. τ is the 1/C quantile of the distances of all momenta from
-    the old centre.
+    Each centre is a weighted sum of p points, and `centres` [C, p] holds the weights. The first m points are the
+    momenta, whose weights in means are `weight` [m]. `products` [p, p] has the inner products of the points. The new
+    centre is a weighted mean over all momenta. A momentum that is farther from the old centre than the threshold τ is
+    replaced by the old centre in this mean. τ is the 1/C quantile of the distances of all momenta from the old centre.
     """
-    distance = distances(centres, products)
+    distance = distances(centres, products)[:, : len(weight)]
     within = (distance <= torch.quantile(distance, 1 / len(centres), dim=1, keepdim=True)) * weight
-    return within + (1 - within.sum(1, keepdim=True)) * centres
+    remaining = (1 - within.sum(1, keepdim=True)) * centres
+    return torch.cat([remaining[:, : len(weight)] + within, remaining[:, len(weight) :]], 1)
 
 
 def distances(centres: Tensor, products: Tensor) -> Tensor:
-    """Return the distances [C, m] between the C centres and the m momenta.
+    """Return the distances [C, p] between the C centres and the p points.
 
-    Each centre is a weighted sum of the momenta, and `centres` [C, m] holds the weights. `products` [m, m] holds the
-    inner products of the momenta.
+    Each centre is a weighted sum of the points, and `centres` [C, p] holds the weights. `products` [p, p] has the inner
+    products of the points.
     """
     towards = centres @ products
     squared = products.diagonal() - 2 * towards + (towards * centres).sum(1, keepdim=True)

@@ -11,7 +11,6 @@ from federations import DROPPING, MODELS, SIZES, assert_close, buildable, make_d
 
 from floral.config import catalogue
 from floral.config.reading import ConfigError
-from floral.config.schema.method import Parameter
 from floral.core.spec import Scope
 
 EXACT = 1e-12
@@ -20,12 +19,6 @@ IN_ORDER = {"switches": {"batches": "fixed"}}
 HEADED = [model for model in MODELS if buildable("fedper", model)]
 NO_DRAWS = [model for model in MODELS if model not in DROPPING]
 """Without dropout, whose masks differ from one phase to the next."""
-
-
-@pytest.fixture
-def unbounded(monkeypatch):
-    """The bounds of config/methods keep a user from the limits; here they are wanted."""
-    monkeypatch.setattr(Parameter, "accept", lambda self, value: value)
 
 
 def with_groups(names, **values):
@@ -272,9 +265,9 @@ def test_apfl_held_at_zero_serves_fedavg(unbounded):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=EXACT)
 
 
-def test_apfls_alpha_takes_its_gradient_and_stays_between_0_and_1():
-    """α ← α - lr·⟨v - w, ∇f(v̄)⟩ on one step by hand; a large rate leads to the ends, not beyond."""
-    far = {"batch": 64, "participation": 1.0, "change": with_groups(["personal"], init=lambda: scattered)}
+def test_apfls_alpha_takes_one_gradient_in_a_round_and_stays_between_0_and_1():
+    """α ← α - lr·⟨v - w, ∇f(v̄)⟩ on the first of two steps by hand; a large rate leads to the ends, not beyond."""
+    far = {"batch": 64, "epochs": 2, "participation": 1.0, "change": with_groups(["personal"], init=lambda: scattered)}
     scattered = {
         key: t + 0.3 * torch.randn(t.shape, generator=torch.Generator().manual_seed(0))
         for key, t in simulate("apfl").method.groups["personal"].init().items()

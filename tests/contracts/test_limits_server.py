@@ -9,7 +9,6 @@ import pytest
 import torch
 from federations import MODELS, SIZES, assert_close, simulate, train, trained
 
-from floral.config.schema.method import Parameter
 from floral.core.spec import Scope
 from floral.methods.cfl import second_half
 from floral.methods.momentum_clustering import first_centres, moved
@@ -20,12 +19,6 @@ BACKENDS = [{"backend": "loop"}, {"backend": "vmap", "chunk": 3}, {"backend": "b
 each_backend = pytest.mark.parametrize("how", BACKENDS, ids=lambda how: how["backend"])
 plain_backends = pytest.mark.parametrize("how", BACKENDS[:2], ids=lambda how: how["backend"])
 ALL = {"participation": 1.0}
-
-
-@pytest.fixture
-def unbounded(monkeypatch):
-    """The bounds of config/methods keep a user from the limits; here they are wanted."""
-    monkeypatch.setattr(Parameter, "accept", lambda self, value: value)
 
 
 def cluster(values, c):
@@ -157,20 +150,44 @@ def test_a_bipartition_is_by_direction():
 @each_backend
 @pytest.mark.parametrize("model", MODELS)
 def test_one_momentum_cluster_without_momentum_is_fedavg(model, how):
+    """The model of every client; its running statistics are those of its own samples."""
     how = {"model": model, "clusters": 1, **ALL, **how}
-    ours = trained("momentum_clustering", params={"momentum": 0.0}, **how)
-    for group, params in trained("fedavg", **how).values.items():
-        assert_close(cluster(ours.values[group], 0), params, 1e-10)
+    ours = trained("momentum_clustering", params={"momentum": 0.0}, **how).values["base"]
+    fedavg = trained("fedavg", **how).values["base"]
+    for k in range(len(SIZES)):
+        assert_close(cluster(ours, k), fedavg, 1e-10)
 
 
 def test_threshold_clustering_by_hand():
     """Of momenta 0, 1, 2, 10 with equal weights and two clusters: the half nearest to 0 are 0 and 1, to 10 2 and 10."""
     momenta, weight = torch.tensor([[0.0], [1.0], [2.0], [10.0]]), torch.full((4,), 0.25)
     products = momenta @ momenta.T
-    centres = first_centres(products, torch.zeros(4), weight, 2)
-    torch.testing.assert_close(centres @ momenta, torch.tensor([[3.25], [10.0]]))
+    assert first_centres(products, 3).tolist() == [3, 0, 2]
     centres = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 1.0]])
     torch.testing.assert_close(moved(centres, products, weight) @ momenta, torch.tensor([[0.25], [8.0]]))
+
+
+def test_threshold_clustering_starts_at_centres_that_are_no_momenta():
+    """The old centre 4 of momenta 0, 1, 2, 10 is moved to the mean of 1, 2 and twice itself."""
+    points, weight = torch.tensor([[0.0], [1.0], [2.0], [10.0], [4.0], [9.0]]), torch.full((4,), 0.25)
+    centres = torch.tensor([[0, 0, 0, 0, 1.0, 0], [0, 0, 0, 0, 0, 1.0]])
+    new = moved(centres, points @ points.T, weight) @ points
+    torch.testing.assert_close(new, torch.tensor([[(1 + 2 + 2 * 4) / 4], [(2 + 10 + 2 * 9) / 4]]))
+
+
+@each_backend
+def test_every_client_keeps_a_model_of_its_own_and_steps_by_a_centre(how):
+    """Clients of a round differ from each other; those of one cluster have made the same step; others stay."""
+    simulation = simulate("momentum_clustering", participation=0.6, **how)
+    state = train(simulation, 2)
+    before = {name: tensor.clone() for name, tensor in state.values["base"].items()}
+    simulation.train(state, 3)
+    cohort, choice = simulation.cohort(3).tolist(), state.values["choice"]["cluster"]
+    change = cluster_vectors({name: before[name] - tensor for name, tensor in state.values["base"].items()})
+    for k in range(len(SIZES)):
+        centre = state.values["memory"]["centre"][int(choice[k])]
+        torch.testing.assert_close(change[k], centre if k in cohort else 0 * centre, rtol=0, atol=1e-10)
+    assert len(cluster_vectors(state.values["base"]).unique(dim=0)) > 2
 
 
 @pytest.mark.parametrize("how", BACKENDS[1:], ids=lambda how: how["backend"])

@@ -114,7 +114,23 @@ def download(simulation, earlier, state, round):
                 stated = group in declared(simulation, round)
                 left |= {name for name in still if stated or not matters(group, ..., {name: torch.nan})}
             message[group] = {name: tensor for name, tensor in params.items() if name not in left}
+        goes_down = declared(simulation, round).get(group, (0, 0))[0] > 0
+        if scope is Scope.PRIVATE and goes_down and changed_by_server(simulation, state, round, group):
+            message[group] = params
     return flat(message)
+
+
+def changed_by_server(simulation, state, round, group):
+    """Whether the server's update gives a client of the round other PRIVATE values than the client has trained."""
+    if simulation.method.server.update is None:
+        return False
+    after = State.of({name: tensor.clone() for name, tensor in state.tensors().items()})
+    simulation.train(after, round)
+    k = int(simulation.cohort(round)[0])
+    trained = simulation.train_chunk(state, round, np.array([k]), torch.ones(1, dtype=torch.float64)).values
+    return group in trained and any(
+        not torch.equal(after.values[group][name][k], tensor[0]) for name, tensor in trained[group].items()
+    )
 
 
 def ignored(simulation, state, round):

@@ -137,7 +137,7 @@ def test_clustered_statistics_are_averaged_within_the_cluster():
 # ------------------------------------------------------------------------------ statistics: private
 
 PRIVATE = {"statistics": "private"}
-HANDED_ON = {"cfl", "momentum_clustering", "fedsoft"}
+HANDED_ON = {"cfl", "fedsoft"}
 """Methods in which the statistics of one model become those of another."""
 
 

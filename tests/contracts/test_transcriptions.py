@@ -1,0 +1,128 @@
+"""Methods against their papers: one round on five clients, with the equations written out as plain loops.
+
+The loops use PyTorch only. They take the initial values from the simulation, and the batches in stored order. If a
+paper weighs its clients equally, the clients have equal numbers of samples.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from federations import assert_close, make_data, simulate
+
+EXACT = 1e-9
+LR, BATCH, CLIENTS = 0.1, 4, range(5)
+EQUAL, UNEQUAL = make_data((8, 8, 8, 8, 8)), make_data((9, 4, 7, 12, 5))
+BACKENDS = [{"backend": "loop"}, {"backend": "batched", "chunk": 2}]
+each_backend = pytest.mark.parametrize("how", BACKENDS, ids=lambda how: how["backend"])
+
+
+def simulated(variant, data, **how):
+    """A simulation of five clients that all take part in every round, with their batches in stored order."""
+    return simulate(
+        variant,
+        model="mlp",
+        data=data,
+        **{"participation": 1.0, "lr": LR, "batch": BATCH, "switches": {"batches": "fixed"}, **how},
+    )
+
+
+def samples(simulation, k):
+    rows = simulation.data.train
+    return rows.gather(torch.from_numpy(rows.index[k, : rows.count[k]]))
+
+
+def batches(simulation, k):
+    x, y = samples(simulation, k)
+    return list(zip(x.split(BATCH), y.split(BATCH), strict=True))
+
+
+def shares(simulation):
+    count = torch.from_numpy(simulation.data.train.count).double()
+    return count / count.sum()
+
+
+def features(w, x):
+    return torch.relu(F.linear(x.flatten(1), w["hidden.weight"], w["hidden.bias"]))
+
+
+def net(w, x):
+    return F.linear(features(w, x), w["out.weight"], w["out.bias"])
+
+
+def loss(w, x, y):
+    return F.cross_entropy(net(w, x), y)
+
+
+def gradients(loss_of, *models):
+    """The gradients of loss_of(*models) for each of the models."""
+    leaves = [{name: t.detach().clone().requires_grad_() for name, t in w.items()} for w in models]
+    loss_of(*leaves).backward()
+    return [{n: torch.zeros_like(t) if t.grad is None else t.grad for n, t in w.items()} for w in leaves]
+
+
+def stepped(w, gradient, lr=LR):
+    return {name: t - lr * gradient[name] for name, t in w.items()}
+
+
+def sgd(w, data, loss_of=loss):
+    for x, y in data:
+        (gradient,) = gradients(lambda w, x=x, y=y: loss_of(w, x, y), w)
+        w = stepped(w, gradient)
+    return w
+
+
+def mean(models, weights):
+    return {name: sum(p * w[name] for p, w in zip(weights, models, strict=True)) for name in models[0]}
+
+
+def row(params, k):
+    return {name: t[k].clone() for name, t in params.items()}
+
+
+def copied(params):
+    return {name: t.clone() for name, t in params.items()}
+
+
+# ---------------------------------------------------------------------------------------------- momentum clustering
+
+
+@each_backend
+def test_momentum_clustering(how):
+    """m_k = β m_k + (1-β) g_k(x_k), threshold clustering of the momenta, x_k = x_k - lr v_c(k); paper and PRFL's code.
+
+    A round is one full batch, so that a client has one gradient. The thresholds scale with the momenta.
+    """
+    beta, clusters = 0.9, 2
+    simulation = simulated("momentum_clustering", EQUAL, batch=64, clusters=clusters, params={"momentum": beta}, **how)
+    state = simulation.start()
+    x = [row(state.values["base"], k) for k in CLIENTS]
+    names, momenta, centres, assigned = sorted(x[0]), [], [], set()
+    for round in (1, 2, 3):
+        gradient = []
+        for k in CLIENTS:
+            (of_k,) = gradients(lambda w, k=k: loss(w, *samples(simulation, k)), x[k])
+            gradient.append(torch.cat([of_k[name].flatten() for name in names]))
+        momenta = [beta * m + (1 - beta) * g for m, g in zip(momenta, gradient, strict=True)] if momenta else gradient
+        if not centres:
+            middle = sum(momenta) / len(momenta)
+            centres = [max(momenta, key=lambda m: float((m - middle).norm()))]
+            while len(centres) < clusters:
+                centres.append(max(momenta, key=lambda m: min(float((m - v).norm()) for v in centres)))
+        for _ in range(10):
+            for c, v in enumerate(centres):
+                distance = torch.stack([(m - v).norm() for m in momenta])
+                threshold = distance.quantile(1 / clusters)
+                kept = [m if d <= threshold else v for m, d in zip(momenta, distance, strict=True)]
+                centres[c] = sum(kept) / len(kept)
+        for k, m in enumerate(momenta):
+            nearest = min(range(clusters), key=lambda c: float((m - centres[c]).norm()))
+            assigned.add(nearest)
+            parts = centres[nearest].split([x[k][name].numel() for name in names])
+            x[k] = {n: x[k][n] - LR * v.reshape(x[k][n].shape) for n, v in zip(names, parts, strict=True)}
+        simulation.train(state, round)
+        for k in CLIENTS:
+            assert_close(row(state.values["base"], k), x[k], EXACT)
+    assert len(assigned) == clusters
+    assert not torch.equal(state.values["base"]["out.bias"][0], state.values["base"]["out.bias"][1])
