@@ -133,6 +133,10 @@ class Phase:
     statistics and the groups of `ServerStep.upload`."""
     floats_sent: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Group → floats (down, up) in rounds with this phase, in addition to `Cost.floats_sent`."""
+    samples: Literal["all", "held_out", "others"] = "all"
+    """The training samples of a client that the phase uses: all, every fourth (held out), or all others.
+
+    Batches are those of all samples; the samples that the phase does not use are masked."""
 
 
 Objective = Callable[[View, View, Batch, Noise], tuple[Tensor, View]]
@@ -173,6 +177,27 @@ class ServerView:
     means: View
     after: View
     client_vectors: ClientVectors | None
+
+
+class AllClients(Protocol):
+    """All clients that have samples, before round 1. `Method.prepare` computes initial values with them."""
+
+    def samples(self) -> tuple[Tensor, Tensor]:
+        """Return the inputs x and the labels y of all training samples of all clients."""
+        ...
+
+    def assigned(self, start: View) -> View:
+        """Return the PRIVATE values [M, ...] that `Method.assign` sets for the M clients, with the initial values
+        `start`. Groups that are not in `start` have their values of `init`.
+        """
+        ...
+
+    def mean_after(self, phase: Phase, vector: Callable[[View], Tensor]) -> Tensor:
+        """Return the mean Σ_k p(k) vector(view of client k) after one round of local training with one phase.
+
+        All clients train from the initial values. Nothing of this training is kept.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,8 +313,8 @@ class Method:
     cost: Cost = Cost()
 
     # before and after the rounds
-    prepare: Callable[[Tensor, Tensor], View] | None = None
-    """(x, y) of all training samples → initial values that replace those of `init`."""
+    prepare: Callable[[AllClients], View] | None = None
+    """(all clients) → initial values that replace those of `init`. It runs once, before round 1."""
     pool: Literal["all", "cluster"] | None = None
     """Train on the pooled data of all clients ("all"), or of the clients of each true cluster ("cluster"). None:
     without pools. A pool sends nothing."""

@@ -70,6 +70,16 @@ class Rows:
         y = self.y.index_select(0, flat)
         return x.reshape(*index.shape, *x.shape[1:]), y.reshape(*index.shape, *y.shape[1:])
 
+    def held_out(self) -> Tensor:
+        """Return a mask [N] of the samples in `x`: True for every fourth sample of a client, in stored order.
+
+        A client with n samples has n // 4 of them. The first samples of a client do not depend on how many follow.
+        """
+        position = np.arange(self.index.shape[1])
+        mask = np.zeros(len(self.x), bool)
+        mask[self.index[(position % 4 == 3) & (position < self.count[:, None])]] = True
+        return torch.from_numpy(mask).to(self.x.device)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClientData:

@@ -109,12 +109,14 @@ def train_chunk(
     draw: Callable[[int, int], Noise],
     phases: Sequence[tuple[Phase, range]],
     held: Callable[[], Batch],
+    held_out: Callable[[], Tensor],
 ) -> Trained:
     """Do all local steps of a round for the m clients of a chunk, starting from the values `seen`.
 
     `plan` has the batches of all steps. `phases` has pairs of a phase and the range of its steps in the plan. `draw`
     returns the random numbers of a step. `held` returns all training samples of the clients, with inputs x [m, n, ...].
-    It is called only if the method sets PRIVATE values before local training (`Method.assign`).
+    It is called only if the method sets PRIVATE values before local training (`Method.assign`). `held_out` returns a
+    mask [N] of the samples that are held out. It is called only if a phase uses a part of the samples.
 
     The tensors of a group without a client axis are those of the state, and are never changed. The first step that
     trains the group makes one copy per client, and later steps update these copies in place.
@@ -129,7 +131,11 @@ def train_chunk(
         width = plan.widths[h]
         noise = draw(h, width)
         x, y = rows.gather(plan.index[:, h, :width], noise)
-        batch, noise = Batch(x, y, plan.mask[:, h, :width]), {name: noise[name] for name in clients.method.noise}
+        mask = plan.mask[:, h, :width]
+        if phase.samples != "all":
+            is_held_out = held_out()[plan.index[:, h, :width]]
+            mask = mask & (is_held_out if phase.samples == "held_out" else ~is_held_out)
+        batch, noise = Batch(x, y, mask), {name: noise[name] for name in clients.method.noise}
         step = Step(phase, values, axes, batch, noise, received, received_axes)
         if at < len(schedule) - 1:
             values, axes, losses = clients.step(step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +17,12 @@ from torch import Tensor
 from floral.core import seeds
 from floral.core.precision import Precision
 from floral.core.process import set_threads
-from floral.core.spec import Batch, ClientVectors, Loss, Method, Noise, Optimiser, Phase, ServerView
+from floral.core.spec import Batch, ClientVectors, Loss, Method, Noise, Optimiser, Phase, ServerView, View
 from floral.core.units import decile_count
 from floral.engine import evaluate, local
 from floral.engine.aggregate import Mean, replace_values, server_step, write_back
 from floral.engine.batched import Batched
+from floral.engine.before_rounds import BeforeRounds
 from floral.engine.capture import Captured
 from floral.engine.client_data import ClientData, plan
 from floral.engine.costs import Costs, count, mean
@@ -196,10 +198,15 @@ class Simulation:
         """
         state = start(self.method, self.dtype, self.device, private)
         if self.method.prepare is not None:
-            rows = np.concatenate([self.data.train.index[u, :n] for u, n in enumerate(self.data.train.count)])
-            x, y = self.data.train.gather(torch.from_numpy(rows).to(self.device))
-            state.values.update(self.method.prepare(x, y))
+            state.values.update(self.converted(self.method.prepare(BeforeRounds(self, state))))
         return state
+
+    def converted(self, values: View) -> View:
+        """Return values on the device and with the dtype of the simulation."""
+        return {
+            group: {name: t.to(device=self.device, dtype=self.dtype) for name, t in params.items()}
+            for group, params in values.items()
+        }
 
     # ------------------------------------------------------------------------------------------------ phases
 
@@ -372,7 +379,13 @@ class Simulation:
             draw=draw,
             phases=list(zip(clients.phases, ranges, strict=True)),
             held=lambda: self.held(pools),
+            held_out=lambda: self.held_out,
         )
+
+    @cached_property
+    def held_out(self) -> Tensor:
+        """A mask [N] of the training samples that are held out from some phases (`Phase.samples`)."""
+        return self.data.train.held_out()
 
     def fixed_steps(self, pools: np.ndarray) -> np.ndarray | None:
         """Return the numbers [m] of local steps per epoch, or None if the task does not fix them.

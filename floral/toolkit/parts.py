@@ -32,14 +32,14 @@ from floral.nn.layers import WEIGHT_LAYERS, Call, Linear, Model
 # ------------------------------------------------------------------------------------------ initial values
 
 
-def distinct_starts(init: Callable[[Stream], Params], stream: Stream, count: int) -> Params:
+def distinct_starts(init: Callable[[Stream], Params], stream: Stream, count: int, first: int = 0) -> Params:
     """Return `count` different sets of initial parameters, one for each cluster or client.
 
-    The result contains one tensor per parameter name, with a leading axis of length `count`. The first of the `count`
-    models is `init(stream)`, drawn from the random stream `stream`. Each other model is drawn from a random stream of
-    its own, which is derived from `stream`.
+    The result contains one tensor per parameter name, with a leading axis of length `count`. Model 0 is `init(stream)`,
+    drawn from the random stream `stream`. Each other model is drawn from a random stream of its own, which is derived
+    from `stream`. The result has the models `first`, `first` + 1, and so on.
     """
-    starts = [init(stream.at(holder) if holder else stream) for holder in range(count)]
+    starts = [init(stream.at(holder) if holder else stream) for holder in range(first, first + count)]
     return {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
 
 

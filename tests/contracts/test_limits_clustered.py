@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from federations import MODELS, SIZES, assert_close, make_data, served, simulate, train, trained
+from federations import MODELS, SIZES, assert_close, buildable, make_data, served, simulate, train, trained
 
 from floral.core.spec import Scope
+from floral.core.streams import Stream
 from floral.engine.costs import Costs
+from floral.models import mlp as MLP
+from floral.toolkit.parts import distinct_starts
 
 EXACT = 1e-12
 WHERE = [{"backend": "loop"}, {"backend": "vmap", "chunk": 3}, {"backend": "batched", "chunk": 3}]
@@ -115,6 +118,59 @@ def test_ifca_counts_one_model_but_for_what_it_receives():
     assert (costs.trainable_per_client, costs.served) == (whole.trainable_per_client, whole.served)
     assert costs.passes_per_sample == pytest.approx(1 + 3 / 3 / 2)
     assert costs.kept_private == 1 and costs.server == 3 * whole.server
+
+
+@each_backend
+@pytest.mark.parametrize("model", [m for m in MODELS if buildable("ifca_shared_body", m)])
+def test_ifca_with_one_head_is_fedavg(model, how):
+    """Also with the same dropout: one model trains."""
+    how = {"model": model, "clusters": 1, **how}
+    ours, fedavg = trained("ifca_shared_body", **how).values, trained("fedavg", **how).values
+    assert_close(ours["base"] | cluster(ours["heads"], 0), fedavg["base"], 1e-10)
+    assert_close(ours.get("statistics", {}), fedavg.get("statistics", {}), 1e-10)
+
+
+def test_ifcas_shared_body_is_chosen_from_and_sent_once():
+    costs, whole = (costs_of(variant, clusters=3, epochs=2) for variant in ("ifca_shared_body", "fedavg"))
+    head, share = 5 * 5 + 5, 5 * 5 / (16 * 5 + 5 * 5)
+    assert costs.sent_down == whole.sent_down + 2 * head
+    assert costs.sent_up == whole.sent_up + 1
+    assert costs.passes_per_sample == pytest.approx(1 + (1 - share + 3 * share) / 3 / 2)
+
+
+def draws_until_chosen(variant, seed):
+    """(models of the start, draws) by hand: the models 0 and 1, or 2 and 3, … until both are chosen by a fifth."""
+    simulation = simulate(variant, data=make_data(), seed=seed)
+    model = MLP.build((4, 4), 5, hidden=5)
+    for draw in range(20):
+        drawn = distinct_starts(model.init, Stream(seed, "model"), 2, 2 * draw)
+        models = {name: tensor.double() for name, tensor in drawn.items()}
+        if variant == "ifca_shared_body":  # the body is that of the first draw
+            body = {n: t.double() for n, t in model.init(Stream(seed, "model")).items() if n.startswith("hidden.")}
+            models |= {name: torch.stack([tensor] * 2) for name, tensor in body.items()}
+        choice = [int(losses(simulation, models, k, 2).sum(1).argmin()) for k in range(len(SIZES))]
+        if min(choice.count(0), choice.count(1)) >= 0.4 * len(SIZES) / 2:
+            return simulation, models, draw + 1
+    raise AssertionError("no draw is good enough")
+
+
+@pytest.mark.parametrize("variant", ["ifca", "ifca_shared_body"])
+def test_ifca_draws_its_start_again_until_each_model_is_chosen(variant):
+    counts = []
+    for seed in range(6):
+        simulation, models, draws = draws_until_chosen(variant, seed)
+        values = simulation.start().values
+        clustered = values["heads"] if variant == "ifca_shared_body" else values["base"]
+        assert_close(clustered, {name: models[name] for name in clustered}, 0.0)
+        counts.append(draws)
+    assert 1 in counts and max(counts) > 1
+
+
+def test_ifca_ends_with_the_best_draw_if_none_is_good_enough():
+    """One client cannot choose two models. Clients without samples do not count."""
+    simulation = simulate("ifca", **alone())
+    first = distinct_starts(MLP.build((4, 4), 5, hidden=5).init, Stream(0, "model"), 2)
+    assert_close(simulation.start().values["base"], {name: t.double() for name, t in first.items()}, 0.0)
 
 
 def costs_of(variant, **how) -> Costs:

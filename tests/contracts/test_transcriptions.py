@@ -126,3 +126,41 @@ def test_momentum_clustering(how):
             assert_close(row(state.values["base"], k), x[k], EXACT)
     assert len(assigned) == clusters
     assert not torch.equal(state.values["base"]["out.bias"][0], state.values["base"]["out.bias"][1])
+
+
+# ------------------------------------------------------------------------------------------------------------- IFCA
+
+
+@each_backend
+def test_ifca(how):
+    """Each client trains the model with the smallest training loss; plain means within the clusters (algorithm 1)."""
+    simulation = simulated("ifca", EQUAL, clusters=2, **how)
+    state = simulation.start()
+    models = [row(state.values["base"], c) for c in range(2)]
+    choice = [min(range(2), key=lambda c: float(loss(models[c], *samples(simulation, k)))) for k in CLIENTS]
+    trained = [sgd(models[c], batches(simulation, k)) for k, c in enumerate(choice)]
+    simulation.train(state, 1)
+    assert state.values["choice"]["cluster"].tolist() == choice and len(set(choice)) == 2
+    for c in range(2):
+        members = [w for w, chosen in zip(trained, choice, strict=True) if chosen == c]
+        expected = mean(members, [1 / len(members)] * len(members))
+        assert_close(row(state.values["base"], c), expected, EXACT)
+
+
+@each_backend
+def test_ifca_with_a_shared_body(how):
+    """Weight sharing: a client picks a head; all clients train the body, those that chose a head train this head."""
+    simulation = simulated("ifca_shared_body", EQUAL, clusters=2, **how)
+    state = simulation.start()
+    body, heads = copied(state.values["base"]), [row(state.values["heads"], c) for c in range(2)]
+    assert set(body) == {"hidden.weight", "hidden.bias"} and set(heads[0]) == {"out.weight", "out.bias"}
+    models = [body | head for head in heads]
+    choice = [min(range(2), key=lambda c: float(loss(models[c], *samples(simulation, k)))) for k in CLIENTS]
+    trained = [sgd(models[c], batches(simulation, k)) for k, c in enumerate(choice)]
+    simulation.train(state, 1)
+    assert state.values["choice"]["cluster"].tolist() == choice and len(set(choice)) == 2
+    assert_close(state.values["base"], {n: sum(w[n] for w in trained) / 5 for n in body}, EXACT)
+    for c in range(2):
+        members = [w for w, chosen in zip(trained, choice, strict=True) if chosen == c]
+        expected = {name: sum(w[name] for w in members) / len(members) for name in heads[c]}
+        assert_close(row(state.values["heads"], c), expected, EXACT)

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from floral.config import catalogue
 from floral.core.spec import Scope
 from floral.core.units import BYTES_PER_FLOAT
+from floral.engine.before_rounds import BeforeRounds
 from floral.engine.state import State, client_view, view
 
 CLIENT = 0
@@ -326,8 +327,22 @@ def test_the_server_is_said_to_see_what_it_is_sent(variant):
             method.server.upload
         )  # one model sent, which each mean weighs otherwise
         assert ("updates" in sees) == (method.server.client_vector is not None or in_many_means)
-        assert ("rows" in sees) == (method.pool is not None or method.prepare is not None)
+        assert ("rows" in sees) == (method.pool is not None or reads_samples(simulation))
         assert ("sizes" in sees) == (sent_up > 0), "a mean with weights p(k) takes the sizes"
+
+
+def reads_samples(simulation):
+    """Whether initial values are computed from the clients' samples themselves."""
+    asked = []
+
+    class Watched(BeforeRounds):
+        def samples(self):
+            asked.append("samples")
+            return super().samples()
+
+    if simulation.method.prepare is not None:
+        simulation.method.prepare(Watched(simulation, simulation.start()))
+    return bool(asked)
 
 
 def test_only_sums_are_compatible_with_secure_aggregation():
