@@ -2,71 +2,87 @@
 
 import torch
 
-from floral.core.spec import Cost, Method, Phase, Problem, Scope
+from floral.core.spec import Group, Method, Phase, Problem, Scope
 from floral.core.streams import Stream
-from floral.toolkit.parts import (
-    begin_round_from,
-    forward_backward_passes,
-    join_from,
-    model_groups,
-    personal_groups,
-    personal_predictor,
-    predictor,
-    sample_losses,
-)
+from floral.nn.layers import Linear
+from floral.toolkit.parts import model_groups, predictor, repeated_start, sample_losses
 from floral.toolkit.routes import Gate
 
 
-def build(problem: Problem) -> Method:
+def build(problem: Problem, *, after: float) -> Method:
     """PFL-MoE: mix the outputs of FedAvg's model w and of its fine-tuned copy w_k, with weights for each sample.
 
-    Client k predicts g_k(x)·w_k(x) + (1 - g_k(x))·w(x). w is SHARED and trained by FedAvg. w_k and the gate g_k are
-    PRIVATE.
+    Client k predicts g_k(x)·w_k(x) + (1 - g_k(x))·w(x). In classification, the mixed outputs are logits. w is SHARED.
+    w_k and the gate g_k are PRIVATE.
 
-    A client's round has three phases, each for the task's epochs. First the client trains its copy of w and sends it.
-    Then w_k starts at the received w, and all its layers are fine-tuned on the client's loss. Last, the gate g_k
-    trains, while the received w and w_k are fixed and in evaluation mode (with running statistics and without dropout).
+    The rounds have three parts. First FedAvg trains w, for the share `after` of all rounds. Then w is fixed. In the
+    first half of the remaining rounds, clients fine-tune w_k, which starts at w. Only the linear layers (fully
+    connected layers) of w_k change, so w_k is w plus a difference d_k of these layers. In the second half, clients
+    train the gates, while w and w_k are fixed and in evaluation mode (with running statistics and without dropout).
 
-    Limiting cases: w is trained as in FedAvg for any gate. With a gate fixed to 0, clients predict with FedAvg's model.
-    With a gate fixed to 1, they predict with w_k.
+    A quarter of a client's training samples is held out from fine-tuning. The gate trains on this quarter alone,
+    because w_k is too good on the samples that it has seen.
 
-    Choices, where descriptions of the method leave them open: fine-tuning and training of the gate belong to every
-    round, not only to the end, so each round gives the method's model. All layers are fine-tuned. w_k restarts at w.
-    g_k is linear on the flattened inputs (images averaged to 8×8), starts at 1/2, and trains on the training samples at
-    the router's learning rate. In classification, the mixed outputs are logits. A client that never takes part predicts
-    with the mean of the outputs of the initial model and of w.
+    Limiting case: with after = 1 this is FedAvg.
 
-    Costs: a client processes three times as many samples as in FedAvg. The last third needs no gradients of the two
-    models.
+    Differences from the paper and its code: the code fine-tunes with SGD, and trains the gate for 100 epochs with Adam.
+    Here both take rounds of the task, in which the clients of a cohort train for the task's local epochs with SGD.
+    A client that takes part in none of them predicts with w. g_k is linear on the flattened inputs (images averaged to
+    8×8) and starts at 1/2. It is a softmax of two outputs, so a step of SGD is twice that of one sigmoid output. Its
+    learning rate is that of the router. The running statistics are those of w. A client that joins after training
+    fine-tunes and trains its gate in the same rounds.
+
+    Costs: a sample counts as one pass in all rounds.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
-    gate, shared, private = Gate(problem=problem, experts=2), predictor(model), personal_predictor(model)
-    groups = {
-        **model_groups(model, Scope.SHARED, stream, problem.lr),
-        **personal_groups(model, stream, problem.lr, problem.clients),
-        **gate.groups,
-    }
-    start_of = {"personal": "base", "personal_statistics": "statistics"}
+    gate, shared = Gate(problem=problem, experts=2), predictor(model)
+    linear_layers = {name for name, layer in model.layers.items() if isinstance(layer, Linear) and layer.tied is None}
+
+    def zeros():
+        start = model.init(stream)
+        return {n: torch.zeros_like(t) for n, t in start.items() if n.rsplit(".", 1)[0] in linear_layers}
+
+    def personal(view, x, noise, mask):
+        tuned = {name: view["base"][name] + change for name, change in view["difference"].items()}
+        outputs, _ = shared({**view, "base": {**view["base"], **tuned}}, x, noise, mask)
+        return outputs, {}
 
     def mixed(view, x):
-        outputs = torch.stack([predict(view, x, None, None)[0] for predict in (shared, private)])
+        outputs = torch.stack([predict(view, x, None, None)[0] for predict in (shared, personal)])
         return torch.einsum("bc,cbo->bo", gate.log_weights(view, x).exp(), outputs)
 
     def gate_loss(view, received, batch, noise):
-        as_received = {group: received[group] for group in start_of.values() if group in received}
-        return sample_losses(problem.loss, mixed({**view, **as_received}, batch.x), batch.y), {}
+        return sample_losses(problem.loss, mixed(view, batch.x), batch.y), {}
+
+    def last_rounds(rounds: int) -> tuple[int, int]:
+        """Return the last round of FedAvg and the last round of fine-tuning."""
+        of_fedavg = int(after * rounds)
+        return of_fedavg, of_fedavg + (rounds - of_fedavg + 1) // 2
+
+    def averages(round: int, rounds: int) -> bool:
+        return round <= last_rounds(rounds)[0]
+
+    def fine_tunes(round: int, rounds: int) -> bool:
+        first, last = last_rounds(rounds)
+        return first < round <= last or round > rounds  # clients that join do all at once
+
+    def trains_gate(round: int, rounds: int) -> bool:
+        return round > last_rounds(rounds)[1]
 
     return Method(
-        groups=groups,
+        groups={
+            **model_groups(model, Scope.SHARED, stream, problem.lr),
+            "difference": Group(
+                scope=Scope.PRIVATE, init=lambda: repeated_start(zeros(), problem.clients), lr=problem.lr
+            ),
+            **gate.groups,
+        },
         predict=lambda view, x, noise, mask: (mixed(view, x), {}),
-        assign=begin_round_from(**start_of),
         phases=(
-            Phase(train=("base",), predict=shared),
-            Phase(train=("personal",), predict=private),
-            Phase(train=("gate",)),
+            Phase(train=("base",), predict=shared, when=averages),
+            Phase(train=("difference",), predict=personal, when=fine_tunes, samples="others"),
+            Phase(train=("gate",), when=trains_gate, samples="held_out"),
         ),
         loss=gate_loss,
         noise=model.noise,
-        join=join_from(**start_of),
-        cost=Cost(passes_per_sample=(2 + 2 / 3 + forward_backward_passes(problem, gate.model)) / 3),
     )

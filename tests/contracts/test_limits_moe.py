@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from federations import (
     ARGUMENTS,
     CLASSES,
-    DROPPING,
     KINDS,
     MODELS,
     SHAPES,
@@ -163,66 +162,60 @@ def test_pfedmoe_sends_the_extractor_alone():
 
 @each_backend
 @pytest.mark.parametrize("model", IMAGES)
-def test_pfl_moes_shared_model_is_fedavg(model, how):
+def test_pfl_moe_after_the_last_round_is_fedavg(unbounded, model, how):
+    """Gates are even and both models are equal, so that the mixture is the model, too."""
     how = {"model": model, "epochs": 2, **how}
-    ours, fedavg = trained("pfl_moe", **how).values, trained("fedavg", **how).values
-    for group in fedavg:
-        assert_close(ours[group], fedavg[group], 1e-10)
+    ours, fedavg = simulate("pfl_moe", params={"after": 1.0}, **how), simulate("fedavg", **how)
+    end, other = train(ours), train(fedavg)
+    for group in other.values:
+        assert_close(end.values[group], other.values[group], 1e-10)
+    torch.testing.assert_close(served(ours, end), served(fedavg, other), rtol=0, atol=EXACT)
 
 
-@pytest.mark.parametrize(("group", "logits"), [("base", [0.0, NEVER]), ("personal", [NEVER, 0.0])])
-def test_pfl_moe_with_a_fixed_gate_serves_one_of_its_models(group, logits):
-    simulation = simulate("pfl_moe", change=lambda m: without_gate(gate_fixed(torch.tensor(logits))(m)))
-    state = train(simulation)
+@pytest.mark.parametrize(("logits", "is_tuned"), [([0.0, NEVER], False), ([NEVER, 0.0], True)])
+def test_pfl_moe_with_a_fixed_gate_serves_one_of_its_models(logits, is_tuned):
+    simulation = simulate(
+        "pfl_moe",
+        params={"after": 0.25},
+        change=lambda m: without_gate(gate_fixed(torch.tensor(logits))(m)),
+        participation=1.0,
+    )
+    state = train(simulation, 2)
     as_fedavg = simulate("fedavg")
     for k, outputs in enumerate(served(simulation, state)):
         x = simulation.data.test.decode(simulation.data.test.x[:8])
         seen = view_of(simulation, state, k)
-        expected, _ = as_fedavg.method.predict({"base": seen[group]}, x, None, None)
+        model = {name: t + is_tuned * seen["difference"][name] for name, t in seen["base"].items()}
+        expected, _ = as_fedavg.method.predict({"base": model}, x, None, None)
         torch.testing.assert_close(outputs, expected, rtol=0, atol=EXACT)
+        assert any(d.any() for d in seen["difference"].values())
 
 
-@each_backend
-@pytest.mark.parametrize("model", [m for m in IMAGES if m not in DROPPING])  # masks are a step's own
-def test_pfl_moe_fine_tunes_a_copy_of_what_it_received(model, how):
-    """With one client and full batches w_k is what FedAvg makes of the received w in the same round."""
-    data = make_data((9,), shape=SHAPES.get(model, (4, 4)), clusters=1)
-    how = {"model": model, "data": data, "batch": 64, "epochs": 2, "participation": 1.0, **how}
-    ours, fedavg = trained("pfl_moe", **how).values, trained("fedavg", **how).values
-    assert_close(cluster(ours["personal"], 0), fedavg["base"], 1e-10)
-    if "statistics" in fedavg:
-        assert_close(cluster(ours["personal_statistics"], 0), fedavg["statistics"], 1e-10)
+def test_pfl_moe_fine_tunes_linear_layers_only():
+    simulation = simulate("pfl_moe", model="cnn")
+    names = set(simulation.start().values["difference"])
+    assert names == {f"{layer}.{kind}" for layer in ("hidden", "out") for kind in ("weight", "bias")}
+    assert {"conv1.weight", "conv2.weight"} <= set(simulation.start().values["base"])
 
 
-@each_backend
-def test_pfl_moes_gate_steps_on_the_mixture_of_the_received_model_and_the_fine_tuned_one(how):
-    """One client, one full batch: by hand, from the second round, where the gate is no longer even."""
-    data = make_data((9,), clusters=1)
-    simulation = simulate("pfl_moe", data=data, batch=64, participation=1.0, router_lr=2.0, **how)
-    state = train(simulation, 1)
-    received = {name: value.clone() for name, value in state.values["base"].items()}
-    gate = {name: value[0].clone().requires_grad_() for name, value in state.values["gate"].items()}
-    simulation.train(state, 2)
-    x, y = rows_of(simulation, 0)
-
-    def outputs(params):
-        return simulate("fedavg").method.predict({"base": params}, x, None, None)[0]
-
-    weights = F.linear(x.flatten(1), gate["mix.weight"], gate["mix.bias"]).softmax(-1)
-    own = cluster(state.values["personal"], 0)
-    F.cross_entropy(weights[:, :1] * outputs(received) + weights[:, 1:] * outputs(own), y).backward()
-    for name, before in gate.items():
-        assert float(before.grad.abs().max()) > 1e-6
-        expected = before.detach() - 2.0 * before.grad
-        torch.testing.assert_close(state.values["gate"][name][0], expected, rtol=0, atol=1e-10)
+def test_a_quarter_of_the_samples_is_held_out_also_of_the_first_n():
+    """So that a client that joins with fewer samples holds out some of the same."""
+    rows = simulate("fedavg", data=make_data((9, 4, 3, 16), clusters=1)).data.train
+    for k, count in enumerate(rows.count):
+        of_client = rows.held_out()[torch.from_numpy(rows.index[k, :count])]
+        assert of_client.nonzero()[:, 0].tolist() == list(range(3, count, 4)) and int(of_client.sum()) == count // 4
+    fewer = replace(rows, count=np.minimum(rows.count, 8))
+    first = torch.from_numpy(rows.index[3, :8])
+    assert torch.equal(fewer.held_out()[first], rows.held_out()[first])
+    assert not fewer.held_out()[torch.from_numpy(rows.index[3, 8:])].any()
 
 
-def test_pfl_moe_sends_what_fedavg_does_and_takes_three_parts():
-    costs, whole = costs_of("pfl_moe"), costs_of("fedavg")
-    assert (costs.sent_down, costs.sent_up) == (whole.sent_down, whole.sent_up)
-    assert costs.kept_private == whole.trainable_per_client + 16 * 2 + 2
-    gate = 16 * 2 / (16 * 5 + 5 * 5)
-    assert costs.passes_per_sample == pytest.approx((1 + 1 + 2 / 3 + gate) / 3)
+def test_pfl_moe_sends_the_model_in_the_rounds_of_fedavg_alone():
+    simulation, whole = simulate("pfl_moe", params={"after": 0.5}), costs_of("fedavg")
+    costs = [simulation.costs_of(simulation.start(), round) for round in (1, 2, 3, 4)]
+    assert [cost.sent_up for cost in costs] == [whole.sent_up, whole.sent_up, 0, 0]
+    assert costs[0].kept_private == whole.trainable_per_client + 16 * 2 + 2
+    assert [cost.trainable_per_client for cost in costs] == [*[whole.trainable_per_client] * 3, 16 * 2 + 2]
 
 
 # --------------------------------------------------------------------------------------------------- FedMix

@@ -164,3 +164,39 @@ def test_ifca_with_a_shared_body(how):
         members = [w for w, chosen in zip(trained, choice, strict=True) if chosen == c]
         expected = {name: sum(w[name] for w in members) / len(members) for name in heads[c]}
         assert_close(row(state.values["heads"], c), expected, EXACT)
+
+
+# ---------------------------------------------------------------------------------------------------------- PFL-MoE
+
+
+@each_backend
+def test_pfl_moe(how):
+    """FedAvg, then one round of fine-tuning without a quarter of the samples, then one of the gate on this quarter."""
+    simulation = simulated("pfl_moe", UNEQUAL, params={"after": 0.5}, rounds=4, router_lr=0.5, **how)
+    state = simulation.start()
+    w = copied(state.values["base"])
+    for round in (1, 2):
+        w = mean([sgd(w, batches(simulation, k)) for k in CLIENTS], shares(simulation))
+        simulation.train(state, round)
+    assert_close(state.values["base"], w, EXACT)
+    simulation.train(state, 3)
+    simulation.train(state, 4)
+    assert_close(state.values["base"], w, EXACT)
+    for k in CLIENTS:
+        data = batches(simulation, k)
+        tuned = sgd(w, [(x[:3], y[:3]) for x, y in data])  # the fourth sample of a batch is held out
+        found = row(state.values["difference"], k)
+        assert_close({n: w[n] + d for n, d in found.items()}, tuned, EXACT)
+
+        def gate_loss(gate, x, y, tuned=tuned):
+            share = torch.sigmoid(F.linear(x.flatten(1), gate["weight"], gate["bias"]))
+            return F.cross_entropy(share * net(tuned, x) + (1 - share) * net(w, x), y)
+
+        gate = {"weight": torch.zeros(1, 16).double(), "bias": torch.zeros(1).double()}
+        for x, y in [(x[3:], y[3:]) for x, y in data if len(x) == 4]:
+            (gradient,) = gradients(lambda gate, x=x, y=y: gate_loss(gate, x, y), gate)
+            gate = stepped(gate, gradient, lr=2 * 0.5)  # two outputs instead of one sigmoid
+        own = row(state.values["gate"], k)
+        found = {part: own[f"mix.{part}"][1:] - own[f"mix.{part}"][:1] for part in gate}
+        assert_close(found, gate, EXACT)
+        assert float(gate["weight"].abs().max()) > 1e-4
