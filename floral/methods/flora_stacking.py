@@ -1,47 +1,79 @@
 """FLoRA (arXiv 2409.05976): stack the clients' adaptors, and add the product of the stacks to the base."""
 
-from dataclasses import replace
 from typing import Any
 
-from floral.adaptors.aggregation import download_floats, flatten, restart, unflatten
+import torch
+
+from floral.adaptors.aggregation import download_floats, flatten, unflatten
 from floral.adaptors.attach import adaptors_of, factor
-from floral.core.spec import Method, Problem, ServerStep
+from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
-from floral.methods.fedit import fedit_method
+from floral.toolkit.parts import distinct_starts, fedavg_phase, model_groups, phases_with_warmup
 
 
 def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
-    """FLoRA: in every round, add the mean product of the clients' adaptors to the base, then start with new adaptors.
+    """FLoRA: in every round, each client trains a new adaptor, and their mean product is added to the base.
 
-    The server computes W ← W + Σ_k p(k) B_k A_k, where p(k) is the weight of client k. This is the exact product of two
-    stacks over the M clients of the round, [B_1 … B_M] and [p(1) A_1; …; p(M) A_M]. Then all clients start again with B
-    = 0 and the same new random A. The biases of the adaptors are added to the base in the same way.
+    At the start of a round, client k has a random A_k of its own and B_k = 0. After local training, the server computes
+    W ← W + Σ_k p(k) B_k A_k, where p(k) is the weight of client k. This is the exact product of two stacks over the M
+    clients of the round, [B_1 … B_M] and [p(1) A_1; …; p(M) A_M]. Its rank is up to M times that of an adaptor. The
+    biases of the adaptors are added to the base in the same way. Clients predict with the base.
 
-    Limiting case: with the adaptor frozen at zero this is FedAvg.
+    Limiting case: with the adaptors frozen at zero this is FedAvg.
 
     The options `base` and `warmup` and the scale s of an adaptor are as in `fedit`. Here all clients have the same
     rank. The server's learning rate applies to the base only, not to the products.
 
-    Costs: a client downloads the new A and the stacks of M adaptors, or the sum of their products if it is smaller (see
-    `download_floats`). With base="joint" the base is sent anyway, and it contains the sum.
+    A is PRIVATE: it holds the random A_k of the client's next round. B is SHARED, and is zero after each round.
+
+    Costs: a client sends its adaptor, and downloads the stacks of M adaptors, or the sum of their products if it is
+    smaller (see `download_floats`). With base="joint" the base is sent anyway, and it contains the sum.
     """
-    adaptors = adaptors_of(problem, **adaptor)
-    start = adaptors.init(Stream(problem.seed, "adaptors"))
-    floats_sent = {"adaptor": (sum(t.numel() for t in factor(start, "A").values()), adaptors.size)}
+    adaptors, stream = adaptors_of(problem, **adaptor), Stream(problem.seed, "adaptors")
+
+    def init_a(stream: Stream):
+        return factor(adaptors.init(stream), "A")
+
+    start_b = {name: torch.zeros_like(value) for name, value in factor(adaptors.init(stream), "B").items()}
+    size_a, size_b = (sum(t.numel() for t in part.values()) for part in (init_a(stream), start_b))
+    floats_sent = {"A": (0, size_a), "B": (0, size_b)}
     if base != "joint":
         floats_sent["base"] = (download_floats(adaptors, problem.cohort, biases=True), 0)
 
-    def stack(served):
-        if "adaptor" not in served.means:
+    def stack(served: ServerView) -> View:
+        if "B" not in served.means:
             return {}
-        vectors, share = served.client_vectors.vectors, served.client_vectors.share
-        merged = adaptors.products(unflatten(vectors, served.means["adaptor"]), share.to(vectors.dtype))
+        assert served.client_vectors is not None
+        clients, vectors = served.client_vectors.clients, served.client_vectors.vectors
+        one_client = {name: value[0] for name, value in served.before["A"].items()} | served.before["B"]
+        merged = adaptors.products(unflatten(vectors, one_client), served.client_vectors.share.to(vectors.dtype))
         base_params = served.after.get("base", served.before["base"])
-        drawn = adaptors.init(Stream(problem.seed, "adaptors").at(served.round, 0))
+        next_a = {name: value.clone() for name, value in served.before["A"].items()}
+        for client in clients.tolist():
+            for name, value in init_a(stream.at(served.round, client)).items():
+                next_a[name][client] = value
         return {
             "base": base_params | {name: base_params[name] + value for name, value in merged.items()},
-            "adaptor": restart({name: t.to(vectors) for name, t in drawn.items()}),
+            "A": next_a,
+            "B": {name: torch.zeros_like(value) for name, value in served.before["B"].items()},
         }
 
-    method = fedit_method(problem, adaptors, base, warmup, floats_sent=floats_sent)
-    return replace(method, server=ServerStep(client_vector=lambda view: flatten(view["adaptor"]), update=stack))
+    return Method(
+        groups={
+            **model_groups(adaptors.model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
+            "A": Group(
+                scope=Scope.PRIVATE, init=lambda: distinct_starts(init_a, stream, problem.clients), lr=problem.lr
+            ),
+            "B": Group(scope=Scope.SHARED, init=lambda: start_b, lr=problem.lr),
+        },
+        predict=adaptors.predictor(("A", "B")),
+        phases=phases_with_warmup(
+            Phase(train=("base", "A", "B"), floats_sent=floats_sent),
+            warmup_phase=fedavg_phase(adaptors.model),
+            base=base,
+            warmup=warmup,
+        ),
+        server=ServerStep(client_vector=lambda view: flatten({**view["A"], **view["B"]}), update=stack),
+        noise=adaptors.model.noise,
+        cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
+    )

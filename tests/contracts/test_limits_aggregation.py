@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from federations import assert_close, assert_equal_states, make_data, served, simulate, train, trained
+from federations import SIZES, assert_close, assert_equal_states, make_data, served, simulate, train, trained
 
 from floral.adaptors.aggregation import unflatten
 from floral.config import catalogue
@@ -49,7 +49,8 @@ def test_after_the_warm_up_all_but_the_base_changes(variant):
         for group, params in state.values.items()
     }
     trained_groups = {name for phase in simulation.phases(3) + simulation.phases(4) for name in phase.train}
-    assert trained_groups and not any(same[group] for group in trained_groups)
+    unchanged = {group for group in trained_groups if same[group]}
+    assert trained_groups and unchanged == ({"B"} if variant == "flora_stacking" else set())  # B is 0 after each round
     assert same["base"] == (variant not in INTO_THE_BASE)
     assert {name for phase in simulation.phases(1) for name in phase.train} >= {"base"}
 
@@ -77,9 +78,10 @@ def products(params, groups=("adaptor",)):
 def alone(simulation, state, round):
     """p(k) [M] of a round, and what each of its clients has trained."""
     cohort, share = simulation.pools(round)
-    found = [simulation.train_chunk(state, round, np.array([k]), torch.ones(1)).mean.sums for k in cohort]
+    found = [simulation.train_chunk(state, round, np.array([k]), torch.ones(1)) for k in cohort]
     received = {group: dict(params) for group, params in state.values.items()}
-    return share, [{**received, **values} for values in found]
+    own = [{group: {name: t[0] for name, t in params.items()} for group, params in one.values.items()} for one in found]
+    return share, [{**received, **one.mean.sums, **private} for one, private in zip(found, own, strict=True)]
 
 
 @pytest.mark.parametrize("base", ["joint", "warmup_freeze"])
@@ -93,22 +95,26 @@ def test_the_served_layers_are_the_mean_of_the_clients_layers(variant, model, ba
     for round in (2, 3):
         share, each = alone(simulation, state, round)
         simulation.train(state, round)
-        made = products(state.values)
-        for layer, product in made.items():
+        groups = ("A", "B") if variant == "flora_stacking" else ("adaptor",)
+        for layer, product in products(each[0], groups).items():
             name = f"{layer}.weight"
             means = sum(
-                p * (one["base"][name].flatten(1) + products(one)[layer]) for p, one in zip(share, each, strict=True)
+                p * (one["base"][name].flatten(1) + products(one, groups)[layer])
+                for p, one in zip(share, each, strict=True)
             )
+            product = 0 if variant == "flora_stacking" else products(state.values)[layer]  # its clients predict with W
             errors.append(float((state.values["base"][name].flatten(1) + product - means).abs().max()))
     assert max(errors) > 1e-6 if variant == "fedit" else max(errors) < 1e-12
 
 
-def test_stacking_begins_anew_with_another_a():
+def test_stacking_begins_anew_with_another_a_of_each_client():
     simulation = simulate("flora_stacking")
-    first, second = (train(simulation, rounds).values["adaptor"] for rounds in (1, 2))
-    for name, t in first.items():
-        assert bool(t.any()) == name.endswith(".A")
-        assert torch.equal(t, second[name]) != name.endswith(".A")
+    start, end = simulation.start(), train(simulation, 1)
+    present = set(simulation.cohort(1).tolist())
+    for name, t in end.values["A"].items():
+        assert [k for k in range(len(t)) if not torch.equal(t[k], start.values["A"][name][k])] == sorted(present)
+        assert len(torch.cat([t, start.values["A"][name]]).flatten(1).unique(dim=0)) == len(t) + len(present)
+    assert not any(t.any() for t in end.values["B"].values())
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
@@ -145,7 +151,8 @@ def test_flexlora_refuses_products_of_two_convolutions():
 
 def test_stacking_with_adaptors_at_zero_is_fedavg():
     def still(method):
-        return replace(method, groups={**method.groups, "adaptor": replace(method.groups["adaptor"], lr=0.0)})
+        still = {name: replace(method.groups[name], lr=0.0) for name in ("A", "B")}
+        return replace(method, groups={**method.groups, **still})
 
     assert_close(trained("flora_stacking", change=still).values["base"], trained("fedavg").values["base"], EXACT)
 
@@ -330,7 +337,6 @@ PAIRS = [
     ("rolora", "rolora"),
     ("fedex", "fedex_lora"),
     ("flexlora", "flexlora"),
-    ("stacking", "flora_stacking"),
 ]
 
 
@@ -343,6 +349,20 @@ def test_floral_with_one_cluster_and_no_preconditioner_is_the_method_of_one_adap
     )
     ours = simulate(method, params={"convolution": "in"}, **how)
     torch.testing.assert_close(served(floral, train(floral)), served(ours, train(ours)), rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_a_round_of_stacking_with_one_cluster_is_flora_if_its_clients_start_with_one_a(model):
+    """FLoRAL's clients have one A per cluster. FLoRA's have one each."""
+    how = {"model": model, "clusters": 1, "params": {"convolution": "in"}, **SEVERAL_STEPS}
+    floral = simulate("floral_1_stacking", switches={"preconditioner": False}, **how)
+    start = {n: t.expand(len(SIZES), *t.shape[1:]) for n, t in floral.start().values["adaptors"].items() if ".A" in n}
+
+    def one_a(method):
+        return replace(method, groups={**method.groups, "A": replace(method.groups["A"], init=lambda: start)})
+
+    ours = simulate("flora_stacking", change=one_a, **how)
+    torch.testing.assert_close(served(floral, train(floral, 1)), served(ours, train(ours, 1)), rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("router", ["learned", "optimal"])

@@ -200,3 +200,44 @@ def test_pfl_moe(how):
         found = {part: own[f"mix.{part}"][1:] - own[f"mix.{part}"][:1] for part in gate}
         assert_close(found, gate, EXACT)
         assert float(gate["weight"].abs().max()) > 1e-4
+
+
+# ---------------------------------------------------------------------------------------- adaptors on a frozen base
+
+FROZEN = {"base": "warmup_freeze", "warmup": 0.25}
+"""Round 1 of 4 is FedAvg. Later rounds train adaptors."""
+
+
+def with_adaptors(w, *adaptors):
+    """The model w, with the products of low-rank adaptors added to its layers."""
+    changed = dict(w)
+    for adaptor in adaptors:
+        for layer in ("hidden", "out"):
+            if f"{layer}.A" in adaptor:
+                changed[f"{layer}.weight"] = changed[f"{layer}.weight"] + adaptor[f"{layer}.B"] @ adaptor[f"{layer}.A"]
+                changed[f"{layer}.bias"] = changed[f"{layer}.bias"] + adaptor[f"{layer}.bias"]
+    return changed
+
+
+@each_backend
+def test_flora(how):
+    """Each client draws its own A and starts with B = 0; W ← W + Σ p_k B_k A_k changes by more than rank r."""
+    simulation = simulated("flora_stacking", UNEQUAL, params={**FROZEN, "rank": 1}, rounds=4, **how)
+    state = simulation.start()
+    simulation.train(state, 1)
+    for round in (2, 3):
+        w, expected = copied(state.values["base"]), copied(state.values["base"])
+        for k, p in zip(CLIENTS, shares(simulation), strict=True):
+            fresh = {name: torch.zeros_like(t) for name, t in state.values["B"].items()}
+            start = row(state.values["A"], k) | fresh
+            adaptor = sgd(start, batches(simulation, k), lambda a, x, y, w=w: loss(with_adaptors(w, a), x, y))
+            alone = with_adaptors({name: torch.zeros_like(t) for name, t in w.items()}, adaptor)
+            expected = {name: t + p * alone[name] for name, t in expected.items()}
+        before = state.values["A"]["hidden.A"].clone()
+        simulation.train(state, round)
+        assert_close(state.values["base"], expected, EXACT)
+        change = state.values["base"]["hidden.weight"] - w["hidden.weight"]
+        assert int(torch.linalg.matrix_rank(change, atol=1e-9)) > 1, "clients have the same A"
+        drawn = torch.cat([before, state.values["A"]["hidden.A"]]).flatten(1)
+        assert len(drawn.unique(dim=0)) == 10, "a client's A was not drawn anew"
+        assert not any(t.any() for t in state.values["B"].values())
