@@ -2,11 +2,16 @@
 
 from typing import Any
 
+import torch
+
 from floral.adaptors.attach import adaptors_of
-from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope
+from floral.core.spec import Cost, Group, Method, Params, Phase, Predict, Problem, Refused, Scope, View
 from floral.core.streams import Stream
+from floral.nn.layers import Model
+from floral.nn.norms import NORMS
 from floral.toolkit.parts import (
     fedavg_phase,
+    head_name,
     join_from,
     model_groups,
     phases_with_warmup,
@@ -18,22 +23,45 @@ from floral.toolkit.parts import (
 def build(problem: Problem, *, lam: float, base: str, warmup: float, **adaptor: Any) -> Method:
     """PerAda: train a shared adaptor w, and a private adaptor v_k per client with a penalty that pulls it towards w.
 
-    w is SHARED, v_k is PRIVATE, and w and all v_k have the same initial values. A client predicts with v_k.
+    w and v_k contain low-rank adaptors of the layers below the head, and the changes of the head (the last linear
+    layer) and of the norm layers relative to the base. w is SHARED, v_k is PRIVATE, and w and all v_k have the same
+    initial values. The changes start at zero. A client predicts with v_k.
 
     A round has two phases, each for the task's epochs, in the order of the paper's code. First v_k trains on the
-    client's loss plus λ‖v_k - w‖² (without the factor 1/2), while the received w and base are fixed. Then the base and
-    w train on the client's loss alone.
+    client's loss plus λ‖v_k - w‖² (without the factor 1/2), while the received w and base are fixed. Then w trains on
+    the client's loss alone, together with the base if it is not frozen.
 
-    Limiting cases: base and w are trained as in FedIT for any λ. With λ = 0, v_k trains independently of w.
+    Limiting cases: base and w are trained without v_k, for any λ. With λ = 0, v_k trains independently of w.
 
-    Differences from the paper: w is averaged with p(k), not uniformly. The server's distillation is left out, because
-    it needs public data. Norm layers and classifier are private in the paper; here they belong to the base. The running
-    statistics of the base are those of the second phase. The options `base` and `warmup` and the scale s of an adaptor
-    are as in `fedit`.
+    Differences from the paper: the server's distillation is left out, because it needs public data. w is averaged with
+    p(k) ∝ n_k, not uniformly. The running statistics of batch norm are averaged, and are those of the second phase. A
+    model without a layer below its last linear layer has no separate head. The options `base` and `warmup` and the
+    scale s of an adaptor are as in `fedit`.
     """
-    adaptors = adaptors_of(problem, **adaptor)
-    stream = Stream(problem.seed, "adaptors")
-    shared, private = adaptors.predictor(("shared",)), adaptors.predictor(("private",))
+    adaptors, stream = adaptors_of(problem, **adaptor), Stream(problem.seed, "adaptors")
+    model = adaptors.model
+    without_adaptor = head_and_norms(model)
+    adaptors = adaptors.without(*without_adaptor)
+
+    def is_change(name: str) -> bool:
+        """Return whether a parameter belongs to the head or a norm layer, whose changes are trained directly."""
+        return name.rsplit(".", 1)[0] in without_adaptor
+
+    def start() -> Params:
+        in_base = model.init(Stream(problem.seed, "model"))
+        changes = {name: torch.zeros_like(t) for name, t in in_base.items() if is_change(name)}
+        return {**adaptors.init(stream), **changes}
+
+    def predictor_of(group: str) -> Predict:
+        with_adaptor = adaptors.predictor((group,))
+
+        def predict(view: View, x, noise, mask):
+            base_params = {name: t + view[group][name] if is_change(name) else t for name, t in view["base"].items()}
+            return with_adaptor({**view, "base": base_params}, x, noise, mask)
+
+        return predict
+
+    shared, private = predictor_of("shared"), predictor_of("private")
 
     def personal(view, x, noise, mask):
         logits, _ = private(view, x, noise, mask)
@@ -41,21 +69,28 @@ def build(problem: Problem, *, lam: float, base: str, warmup: float, **adaptor: 
 
     return Method(
         groups={
-            **model_groups(adaptors.model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
-            "shared": Group(scope=Scope.SHARED, init=lambda: adaptors.init(stream), lr=problem.lr),
-            "private": Group(
-                scope=Scope.PRIVATE, init=lambda: repeated_start(adaptors.init(stream), problem.clients), lr=problem.lr
-            ),
+            **model_groups(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
+            "shared": Group(scope=Scope.SHARED, init=start, lr=problem.lr),
+            "private": Group(scope=Scope.PRIVATE, init=lambda: repeated_start(start(), problem.clients), lr=problem.lr),
         },
         predict=personal,
         phases=phases_with_warmup(
             Phase(train=("private",), penalty=proximal_penalty("private", 2 * lam, towards="shared")),
             Phase(train=("base", "shared"), predict=shared),
-            warmup_phase=fedavg_phase(adaptors.model),
+            warmup_phase=fedavg_phase(model),
             base=base,
             warmup=warmup,
         ),
-        noise=adaptors.model.noise,
+        noise=model.noise,
         cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
         join=join_from(private="shared"),
     )
+
+
+def head_and_norms(model: Model) -> set[str]:
+    """Return the names of the layers that are trained as a whole, not by an adaptor: the head and the norm layers."""
+    norms = {name for name, layer in model.layers.items() if isinstance(layer, NORMS)}
+    try:
+        return {head_name(model), *norms}
+    except Refused:  # the model is its last linear layer alone, or this layer belongs to the embedding
+        return norms

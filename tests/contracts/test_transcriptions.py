@@ -241,3 +241,36 @@ def test_flora(how):
         drawn = torch.cat([before, state.values["A"]["hidden.A"]]).flatten(1)
         assert len(drawn.unique(dim=0)) == 10, "a client's A was not drawn anew"
         assert not any(t.any() for t in state.values["B"].values())
+
+
+@each_backend
+def test_perada(how):
+    """v_k on f(v) + λ‖v - w‖², then a copy of w on f(w); plain mean. The last layer is trained as a whole."""
+    lam = 0.7
+    simulation = simulated("perada", EQUAL, params={**FROZEN, "lam": lam, "rank": 1}, rounds=4, **how)
+    state = simulation.start()
+    simulation.train(state, 1)
+    base, part = copied(state.values["base"]), ("hidden.A", "hidden.B", "hidden.bias")
+
+    def whole(change):
+        tuned = with_adaptors(base, {name: change[name] for name in part})
+        return {n: t + change[n] if n.startswith("out.") else t for n, t in tuned.items()}
+
+    def plain(change, x, y):
+        return loss(whole(change), x, y)
+
+    own = [row(state.values["private"], k) for k in CLIENTS]
+    for round in (2, 3):
+        w, sent = copied(state.values["shared"]), []
+        assert set(w) == {*part, "out.weight", "out.bias"}
+        for k in CLIENTS:
+
+            def pulled(v, x, y, w=w):
+                return plain(v, x, y) + lam * sum((v[name] - w[name]).square().sum() for name in v)
+
+            own[k] = sgd(own[k], batches(simulation, k), pulled)
+            sent.append(sgd(w, batches(simulation, k), plain))
+        simulation.train(state, round)
+        assert_close(state.values["shared"], mean(sent, [1 / 5] * 5), EXACT)
+        for k in CLIENTS:
+            assert_close(row(state.values["private"], k), own[k], EXACT)
