@@ -14,8 +14,8 @@ def build(problem: Problem, *, alpha: float) -> Method:
 
     The mean is taken over the parameters: v̄ = α_k·v_k + (1 - α_k)·w. w is SHARED. v_k and the weight α_k are PRIVATE.
 
-    For each batch, the client first computes all gradients of its loss f. Then w, v_k and α_k make one step each, with
-    the learning rate lr:
+    For each batch, the client first computes all gradients of its loss f. Then w and v_k make one step each, with the
+    learning rate lr. α_k makes one step in a round, on its first batch:
 
         w ← w - lr·∇f(w),    v ← v - lr·α·∇f(v̄),    α ← clip(α - lr·⟨v - w, ∇f(v̄)⟩, 0, 1)
 
@@ -24,9 +24,10 @@ def build(problem: Problem, *, alpha: float) -> Method:
     Limiting cases: w is trained as in FedAvg for any α. With α fixed at 0, clients predict with FedAvg's model. With α
     fixed at 1, v_k is trained as in Local.
 
-    Choices, where descriptions of the method differ: the step of v contains the factor α, and α makes a step on every
-    batch, not once a round. v̄ has running statistics of its own. A client that joins after training starts with
-    v_k = w.
+    Choices, where descriptions of the method differ: parameters are mixed, as in the paper; the authors' code mixes
+    outputs. The step of v contains the factor α. All gradients are those before the step, as in the paper. α makes its
+    step on the first batch of a round, as in the authors' code. v̄ has running statistics of its own. A client that
+    joins after training starts with v_k = w.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
     mixed = predictor(model, "mixed", "personal_statistics")
@@ -44,6 +45,8 @@ def build(problem: Problem, *, alpha: float) -> Method:
             "alpha": Group(
                 scope=Scope.PRIVATE, init=lambda: {"alpha": torch.full((problem.clients,), alpha)}, lr=problem.lr
             ),
+            # FROZEN, so that it is 0 again at the start of each round.
+            "alpha_steps": Group(scope=Scope.FROZEN, init=lambda: {"count": torch.zeros(())}, statistic=True),
         },
         predict=predict,
         noise=model.noise,
@@ -56,10 +59,10 @@ def build(problem: Problem, *, alpha: float) -> Method:
 def step(
     objective: Objective, trained: View, fixed: View, batch: Batch, noise: Noise, lr: Mapping[str, float]
 ) -> tuple[View, View, torch.Tensor]:
-    """Make one local step of the shared model w, the personal model v and the mixing weight α.
+    """Make one local step of the shared model w and the personal model v.
 
-    The step of w uses the gradient of the loss of w alone. The steps of v and α use the gradients of the loss of the
-    mixture α·v + (1 - α)·w.
+    The first step of a round is also one of the mixing weight α. The step of w uses the gradient of the loss of w
+    alone. The steps of v and α use the gradients of the loss of the mixture α·v + (1 - α)·w.
     """
     gradient = torch.func.grad(with_loss(objective), has_aux=True)
     private = {name: trained[name] for name in ("personal", "alpha")}
@@ -77,7 +80,9 @@ def step(
         group: {name: value - lr[group] * gradients[group][name] for name, value in params.items()}
         for group, params in trained.items()
     }
-    moved["alpha"] = {"alpha": moved["alpha"]["alpha"].clamp(0, 1)}
+    steps, before = fixed["alpha_steps"]["count"], trained["alpha"]["alpha"]
+    moved["alpha"] = {"alpha": torch.where(steps == 0, moved["alpha"]["alpha"].clamp(0, 1), before)}
+    changed = {**changed, "alpha_steps": {"count": steps + batch.mask.any()}}
     if shared:
         changed = {**changed, "statistics": shared["personal_statistics"]}
     return moved, changed, loss

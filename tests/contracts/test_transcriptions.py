@@ -274,3 +274,34 @@ def test_perada(how):
         assert_close(state.values["shared"], mean(sent, [1 / 5] * 5), EXACT)
         for k in CLIENTS:
             assert_close(row(state.values["private"], k), own[k], EXACT)
+
+
+# ------------------------------------------------------------------------------------------------------------- APFL
+
+
+@each_backend
+def test_apfl(how):
+    """w - lr ∇f(w), v - lr α ∇f(v̄), and α - lr ⟨v - w, ∇f(v̄)⟩ on the first batch of a round (algorithm 1)."""
+    simulation = simulated("apfl", UNEQUAL, epochs=2, **how)
+    state = simulation.start()
+    own, alphas = [row(state.values["personal"], k) for k in CLIENTS], [0.5] * 5
+    for round in (1, 2):
+        shared, sent = copied(state.values["base"]), []
+        for k in CLIENTS:
+            w, v = shared, own[k]
+            for step, (x, y) in enumerate(2 * batches(simulation, k)):
+                mixed = {name: alphas[k] * v[name] + (1 - alphas[k]) * w[name] for name in w}
+                (of_w,) = gradients(lambda w, x=x, y=y: loss(w, x, y), w)
+                (of_mixed,) = gradients(lambda w, x=x, y=y: loss(w, x, y), mixed)
+                slope = sum(float(((v[name] - w[name]) * of_mixed[name]).sum()) for name in w)
+                w, v = stepped(w, of_w), stepped(v, of_mixed, lr=LR * alphas[k])
+                if step == 0:
+                    alphas[k] = min(1.0, max(0.0, alphas[k] - LR * slope))
+            sent.append(w)
+            own[k] = v
+        simulation.train(state, round)
+        assert_close(state.values["base"], mean(sent, shares(simulation)), EXACT)
+        assert_close({"α": state.values["alpha"]["alpha"]}, {"α": torch.tensor(alphas, dtype=torch.float64)}, EXACT)
+        for k in CLIENTS:
+            assert_close(row(state.values["personal"], k), own[k], EXACT)
+    assert len(set(alphas)) == 5
