@@ -305,3 +305,44 @@ def test_apfl(how):
         for k in CLIENTS:
             assert_close(row(state.values["personal"], k), own[k], EXACT)
     assert len(set(alphas)) == 5
+
+
+# ----------------------------------------------------------------------------------------------------------- FedDBE
+
+
+@each_backend
+@pytest.mark.parametrize("momentum", [1.0, 0.4])
+def test_feddbe(momentum, how):
+    """The consensus of all clients' running means before round 1, then rounds with b_k and the term (algorithm 1)."""
+    kappa = 3.0
+    simulation = simulated("feddbe", UNEQUAL, params={"kappa": kappa, "share": momentum}, **how)
+    state = simulation.start()
+    w, p = copied(state.values["base"]), shares(simulation)
+    b = [{"b": torch.zeros(5).double()} for _ in CLIENTS]
+
+    def pass_of(k, w, b, consensus):
+        seen = torch.zeros(5).double()
+        for x, y in batches(simulation, k):
+
+            def objective(w, b, x=x, y=y, seen=seen):
+                f = features(w, x)
+                if consensus is None:
+                    return F.cross_entropy(F.linear(f, w["out.weight"], w["out.bias"]), y)
+                term = ((1 - momentum) * seen + momentum * f.mean(0) - consensus).square().mean() / 2
+                return F.cross_entropy(F.linear(f + b["b"], w["out.weight"], w["out.bias"]), y) + kappa * term
+
+            of_w, of_b = gradients(objective, w, b)
+            seen = (1 - momentum) * seen + momentum * features(w, x).mean(0)
+            w, b = stepped(w, of_w), stepped(b, of_b)
+        return w, b, seen
+
+    consensus = sum(p_k * pass_of(k, w, b[k], None)[2] for k, p_k in enumerate(p))
+    torch.testing.assert_close(state.values["consensus"]["mean"], consensus, rtol=0, atol=EXACT)
+    for round in (1, 2):
+        results = [pass_of(k, w, b[k], consensus) for k in CLIENTS]
+        w, b = mean([result[0] for result in results], p), [result[1] for result in results]
+        simulation.train(state, round)
+        assert_close(state.values["base"], w, EXACT)
+        for k in CLIENTS:
+            assert_close(row(state.values["bias"], k), b[k], EXACT)
+            assert bool(b[k]["b"].any())
