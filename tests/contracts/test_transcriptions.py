@@ -276,6 +276,27 @@ def test_perada(how):
             assert_close(row(state.values["private"], k), own[k], EXACT)
 
 
+@each_backend
+def test_dual_lora(how):
+    """W + B A + B_k A_k in one SGD step; B A is averaged. The equations of the simple form, not of FDLoRA."""
+    simulation = simulated("dual_lora", UNEQUAL, params={**FROZEN, "rank": 1}, rounds=4, **how)
+    state = simulation.start()
+    simulation.train(state, 1)
+    base, shared = copied(state.values["base"]), copied(state.values["shared"])
+    sent, own = [], []
+    for k in CLIENTS:
+        g, p = shared, row(state.values["private"], k)
+        for x, y in batches(simulation, k):
+            of_g, of_p = gradients(lambda g, p, x=x, y=y: loss(with_adaptors(base, g, p), x, y), g, p)
+            g, p = stepped(g, of_g), stepped(p, of_p)
+        sent.append(g)
+        own.append(p)
+    simulation.train(state, 2)
+    assert_close(state.values["shared"], mean(sent, shares(simulation)), EXACT)
+    for k in CLIENTS:
+        assert_close(row(state.values["private"], k), own[k], EXACT)
+
+
 # ------------------------------------------------------------------------------------------------------------- APFL
 
 
