@@ -59,6 +59,8 @@ transposed convolutions."""
 DROPPING = ("dropout", "vgg8", "vit")
 """Models with dropout."""
 VARIANTS = list(catalogue.variant_index())
+NOT_TUNED = ("methods", "methods_full")
+"""Suites without runs: mended methods of the first are to be tuned again, and the second needs searches of days."""
 
 
 def with_dropout(width: float = 1.0) -> Model:
@@ -232,6 +234,12 @@ def train(simulation: Simulation, rounds: int = 3) -> State:
 
 def trained(variant: str = "fedavg", rounds: int = 3, **how: Any) -> State:
     return train(simulate(variant, **how), rounds)
+
+
+def trained_base(variant: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The parameters, with `base: joint` unless they state the base: all rounds then train the adaptors, too."""
+    joint = {"base": "joint"} if "base" in catalogue.variant(variant).params else {}
+    return joint | dict(params or {})
 
 
 def served(simulation: Simulation, state: State) -> list[torch.Tensor]:

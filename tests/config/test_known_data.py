@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from federations import NOT_TUNED
 
 from floral.cli import tasks
 from floral.config import catalogue, data_sets
@@ -103,7 +104,7 @@ def test_classes_are_known_from_data_lock_before_anything_is_fetched(tmp_path: P
 
 @pytest.mark.usefixtures("write")
 def test_every_committed_suite_asks_what_its_data_can_give(tmp_path: Path) -> None:
-    suites = [name for name in catalogue.names("suites") if name != "methods_full"]  # the tasks of methods, not tuned
+    suites = [name for name in catalogue.names("suites") if name not in NOT_TUNED]
     asked = {run.task.model_dump_json(): run.task for name in suites for run in suite_runs(name, seeds=[0])}
     assert len(asked) > len(catalogue.names("tasks"))
     check_data.check(list(asked.values()), tmp_path / "results")

@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from federations import CPU, VARIANTS
+from federations import CPU, NOT_TUNED, VARIANTS
 from odd_files import read
 
 from floral.adaptors.attach import adaptors_of
@@ -188,7 +188,7 @@ def test_a_models_build_takes_shape_outputs_and_width(kind):
 def test_all_methods_of_a_task_and_seed_read_the_same_partition():
     """So differences between methods are paired; test_limits.py has the cohorts and the starts."""
     for name in catalogue.names("suites"):
-        if name == "methods_full":  # searches of days stand before its runs
+        if name in NOT_TUNED:
             continue
         for (task, seed), runs in itertools.groupby(suite_runs(name), lambda run: (run.task.name, run.seed)):
             partitions = {(run.partition.folder, run.fidelity.name) for run in runs}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import federations
 import numpy as np
 import pytest
 import torch
-from federations import SIZES, assert_close, assert_equal_states, make_data, served, simulate, train, trained
+from federations import SIZES, assert_close, assert_equal_states, make_data, served, train, trained_base
 
 from floral.adaptors.aggregation import unflatten
 from floral.config import catalogue
@@ -20,6 +21,15 @@ SHARED = [name for name in catalogue.names("methods") if catalogue.method_file(n
 INTO_THE_BASE = ("fedex_lora", "flora_stacking")
 """Their servers change a frozen base: that is what they do."""
 ALONE: dict[str, Any] = {"data": make_data((13,), clusters=1), "participation": 1.0}
+
+
+def simulate(variant, params=None, **how):
+    """With the trained base of a shared LoRA method, so that all rounds train its adaptors."""
+    return federations.simulate(variant, params=trained_base(variant, params), **how)
+
+
+def trained(variant, rounds=3, **how):
+    return train(simulate(variant, **how), rounds)
 
 
 def frozen_base(warmup: float) -> dict[str, Any]:
@@ -56,7 +66,7 @@ def test_after_the_warm_up_all_but_the_base_changes(variant):
 
 
 def test_a_round_costs_what_it_trains_and_what_changed_before_it():
-    simulation = simulate("fedit_warmup")
+    simulation = federations.simulate("fedit")
     state = simulation.start()
     base, adaptor = (sum(t.numel() for t in state.values[group].values()) for group in ("base", "adaptor"))
     costs = [simulation.costs_of(state, round) for round in (1, 2, 3, 4)]
@@ -226,7 +236,7 @@ def test_hetloras_clients_move_and_send_their_first_components_alone():
 
 def test_hetlora_leaves_its_adaptor_and_ranks_alone_while_it_warms_up():
     """Else the padding would wear A away before anyone trains it."""
-    simulation = simulate("hetlora_warmup")
+    simulation = federations.simulate("hetlora")
     start, state = simulation.start().values, train(simulation, 2).values
     for group in ("adaptor", "rank"):
         assert all(torch.equal(tensor, state[group][name]) for name, tensor in start[group].items())

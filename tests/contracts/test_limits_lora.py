@@ -5,16 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import federations
 import numpy as np
 import pytest
 import torch
-from federations import MODELS, SIZES, assert_close, assert_equal_states, make_data, served, simulate, train, trained
+from federations import MODELS, SIZES, assert_close, assert_equal_states, make_data, served, train, trained_base
 
 from floral.config.reading import ConfigError
 from floral.core.spec import Group, Phase, Scope
 
 EXACT = 1e-10
 SEVERAL_STEPS: dict[str, Any] = {"batch": 2, "epochs": 2}
+
+
+def simulate(variant, params=None, **how):
+    """With the trained base of a shared LoRA method, so that all rounds train its adaptors."""
+    return federations.simulate(variant, params=trained_base(variant, params), **how)
+
+
+def trained(variant, rounds=3, **how):
+    return train(simulate(variant, **how), rounds)
 
 
 def frozen(*names):

@@ -183,7 +183,7 @@ def upload(simulation, state, round):
     return message
 
 
-TRUNCATED = ("hetlora", "hetlora_warmup")
+TRUNCATED = ("hetlora", "hetlora_trained_base")
 """Variants whose clients get and send r_k components of an adaptor that the simulation pads with zeros; they are billed
 the mean over all clients, with the ranks of the start."""
 
