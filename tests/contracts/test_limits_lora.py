@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from federations import MODELS, SIZES, assert_close, assert_equal_states, make_data, served, simulate, train, trained
+from federations import SHALLOW, SIZES, assert_close, assert_equal_states, make_data, served, simulate, train, trained
 
 from floral.config.reading import ConfigError
 from floral.core.spec import Group, Phase, Scope
@@ -48,7 +48,7 @@ def as_is(method):
     return method
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 @pytest.mark.parametrize(
     ("variant", "groups"),
     [
@@ -67,7 +67,7 @@ def test_adaptors_frozen_at_zero_are_fedavg(variant, groups, model):
     torch.testing.assert_close(served(ours, end), served(fedavg, other), rtol=0, atol=EXACT)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_fedit_is_floral_with_one_cluster_and_no_preconditioner(model):
     how = {"model": model, "clusters": 1}
     fedit, floral = simulate("fedit", **how), simulate("floral_1", switches={"preconditioner": False}, **how)
@@ -118,7 +118,7 @@ def test_the_frozen_factor_is_fedits_start_and_is_not_sent():
     assert ffa.costs(start).served == fedit.costs(other).served
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_dual_lora_whose_private_adaptor_stays_at_zero_is_fedit(model):
     dual, fedit = simulate("dual_lora", model=model, change=frozen("private")), simulate("fedit", model=model)
     ours, theirs = train(dual), train(fedit)
@@ -144,7 +144,7 @@ def test_dual_lora_whose_shared_adaptor_stays_at_zero_is_local_adaptor():
 
 
 @pytest.mark.parametrize("change", [as_is, without_penalty])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_peradas_shared_part_is_fedit_whatever_the_penalty(model, change):
     ours = trained("perada", model=model, change=change).values
     fedit = trained("fedit", model=model, change=in_a_second_phase).values

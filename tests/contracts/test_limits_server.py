@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from federations import MODELS, SIZES, assert_close, simulate, train, trained
+from federations import SHALLOW, SIZES, assert_close, simulate, train, trained
 
 from floral.config.schema.method import Parameter
 from floral.core.spec import Scope
@@ -36,7 +36,7 @@ def cluster(values, c):
 
 
 @each_backend
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_fine_tuning_after_the_last_round_is_fedavg(unbounded, model, how):
     ours, fedavg = (
         trained("fedavg_finetune", model=model, params={"after": 1}, **how),
@@ -69,7 +69,7 @@ def test_fine_tuning_is_local_training_from_the_shared_model(how):
 # ------------------------------------------------------------------------------------------ other optimisers
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_fedopt_with_plain_steps_is_fedavg(model):
     ours = trained("fedavgm", model=model, params={"server": "task", "client": "sgd"})
     for group, params in trained("fedavg", model=model).values.items():
@@ -122,7 +122,7 @@ def test_rows_of_vectors_are_the_models_again():
 
 
 @each_backend
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_cfl_that_never_splits_is_fedavg(unbounded, model, how):
     ours, fedavg = trained("cfl", model=model, params={"balance": 0}, **how), trained("fedavg", model=model, **how)
     for group, params in fedavg.values.items():
@@ -155,7 +155,7 @@ def test_a_bipartition_is_by_direction():
 
 
 @each_backend
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_one_momentum_cluster_without_momentum_is_fedavg(model, how):
     how = {"model": model, "clusters": 1, **ALL, **how}
     ours = trained("momentum_clustering", params={"momentum": 0.0}, **how)
