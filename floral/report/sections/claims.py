@@ -25,7 +25,7 @@ def claim(difference: Interval) -> Claim:
     difference: mean accuracy of FLoRAL minus that of the other method, with its 95 % interval. The claim holds if the
     interval lies above 0, and fails if it lies below 0. It is undecided if the interval contains 0 or is missing.
     """
-    if not difference.excludes_zero:
+    if not difference.is_decided:
         return "undecided"
     return "holds" if difference.mean > 0 else "fails"
 

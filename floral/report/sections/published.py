@@ -88,7 +88,7 @@ def compare(values: list[float], cell: Published, comparable: bool = True) -> Co
         verdict = "not comparable"
     elif narrow.low is not None and narrow.high is not None and max(-narrow.low, narrow.high) <= EQUIVALENCE_POINTS:
         verdict = "agrees"
-    elif difference.excludes_zero and abs(difference.mean) > MIN_DIFFERENCE_POINTS:
+    elif difference.is_decided and abs(difference.mean) > MIN_DIFFERENCE_POINTS:
         verdict = "differs"
     return Comparison(mean=t_interval(values), published=cell, difference=difference, verdict=verdict)
 
