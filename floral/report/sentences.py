@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
@@ -62,18 +62,24 @@ def verdict(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
 
 
 def degenerate(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
-    """Return one sentence for each method that gives the same results as another method on a task.
+    """Return one sentence for each group of methods that give the same results as another method.
 
-    The sentences warn readers not to count the same result twice.
+    The sentences warn readers not to count the same result twice. Tasks with the same group and the same reason share a
+    sentence.
     """
-    sentences = []
+    groups: dict[tuple[str, str, str], list[str]] = {}
     for configuration in collected.configurations:
+        twins: dict[tuple[str, str], list[str]] = {}
         for method, variant, reason in equal_methods(collected, configuration):
             same = catalogue.variant(variant).title.replace(" ", "\u00a0")
-            sentences.append(
-                f"{configuration.title}: {_title(styles[method])} is identical to {same} here, because {reason}."
-            )
-    return sentences
+            twins.setdefault((same, reason), []).append(_title(styles[method]))
+        for (same, reason), titles in twins.items():
+            verb = "are" if len(titles) > 1 else "is"
+            groups.setdefault((listed(titles), f"{verb} identical to {same}", reason), []).append(configuration.title)
+    return [
+        f"{'; '.join(tasks_)}: {subject} {what} here, because {reason}."
+        for (subject, what, reason), tasks_ in groups.items()
+    ]
 
 
 def leaders(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
@@ -95,12 +101,17 @@ def leaders(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
         if len(members) == 1:
             text = f"{names[0]} is the best"
         elif len(members) <= MAX_NAMED_METHODS:
-            text = f"{', '.join(names[:-1])} and {names[-1]} cannot be told apart"
+            text = f"{listed(names)} cannot be told apart"
         else:
             others = f"{len(members) - 1} of {len(candidates) - 1} others"
             text = f"{names[0]} has the best mean; {others} cannot be told from it"
         lines.append(f"{configuration.title}: {text}")
     return lines
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as text, such as `A, B and C`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def count(number_: int, noun: str) -> str:

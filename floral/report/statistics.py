@@ -17,6 +17,9 @@ from scipy.stats import t as student
 from floral.core.intervals import Interval, t_interval
 
 SIGNIFICANCE_LEVEL = 0.05
+CHANCE_DRAWS = 20_000
+"""Simulations of the accuracy of the worst clients by chance. The ends of its 95 % range then err by less than half a
+point."""
 MAX_EXACT_FLIPS = 14
 """Up to this number of differences, all 2^n sign flips are counted; for more, 2^MAX_EXACT_FLIPS flips are sampled."""
 MIN_RANKED_TASKS = 6
@@ -69,7 +72,9 @@ class NullBand:
     high: float
 
 
-def binomial_null(samples: Sequence[int], accuracy: float, count: int, draws: int = 2000, seed: int = 0) -> NullBand:
+def binomial_null(
+    samples: Sequence[int], accuracy: float, count: int, draws: int = CHANCE_DRAWS, seed: int = 0
+) -> NullBand:
     """Simulate how low the `count` worst accuracies are by chance if all clients have the same expected accuracy p.
 
     In each simulation, client k gets the accuracy X_k/n_k. X_k is the number of correct predictions among its n_k test

@@ -60,7 +60,7 @@ def decided_cells(collected: Collected, configuration: Configuration) -> dict[st
             "difference": interval_cell(item.difference, unit.digits, sign=True, usual=usual_seeds(collected)),
             "verdict": _verdict_cell(item),
             "p": EMPTY if item.p is None else _p_cell(item.p),
-            "sign_flip": _p_cell(item.sign_flip, quiet=True),
+            "sign_flip": EMPTY if item.p is None else _p_cell(item.sign_flip, quiet=True),
             "more": EMPTY if decided else _more_seeds(item.differences),
         }
     return cells
