@@ -104,6 +104,8 @@ def test_a_run_stopped_in_the_middle_of_anything_equals_an_undisturbed_one(fidel
     assert stops == progress.resumptions >= whole.settings.rounds
     assert metrics(progress) == metrics(undisturbed)
     assert json.dumps(progress.official) == json.dumps(undisturbed.official)
+    scores = [value for _, split, name, value, *_ in progress.metrics if (split, name) == ("official", "score")]
+    assert scores == [score for score, _ in progress.official] and bool(scores) == (fidelity == "official")
     federations.assert_equal_states(state, whole_state, 0.0)
 
 
