@@ -54,6 +54,8 @@ def number(value: float, digits: int | None, sign: bool = False) -> str:
     """
     form = "#.3g" if digits is None else f".{digits}f"
     text = f"{value:{'+' if sign else ''}{form}}".removesuffix(".")
+    if float(text) == 0:
+        text = text.lstrip("+-")
     return text.replace("e-0", "e-").replace("e+0", "e+").replace("-", MINUS)
 
 

@@ -10,7 +10,7 @@ from projects import ROOT
 SUITES = ("paper_mnist", "paper_mnist_reduced")
 COUNTS = re.compile(
     r"Of (\d+) published cells in this report under official fidelity: "
-    r"(\d+) agrees, (\d+) differs, (\d+) inconclusive\. In (\d+) of them"
+    r"(\d+) agrees, (\d+) differs, (\d+) inconclusive\. In (\d+) of the inconclusive cells"
 )
 CLAIM = re.compile(
     r"Of the (\d+) published MNIST cells, (\d+) agree with our runs, (\d+) differs, and (\d+) are inconclusive\. "
@@ -55,7 +55,7 @@ def test_no_verdict_of_the_methods_page_contradicts_its_interval() -> None:
 
 def test_every_task_of_the_methods_page_names_its_best_methods() -> None:
     page = (ROOT / "reports/reference/methods/index.html").read_text(encoding="utf-8")
-    tasks = pl.read_parquet(ROOT / "reports/reference/methods/summary.parquet")["configuration"].n_unique()
+    tasks = pl.read_parquet(ROOT / "reports/reference/methods/summary.parquet")["task"].n_unique()
     assert page.count("methods that cannot be told from the best</") == tasks
     assert "May be worse by" in page and "Detectable" in page
 

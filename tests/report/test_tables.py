@@ -20,7 +20,7 @@ def test_amounts_have_three_digits(value, text):
 
 def test_numbers_have_a_true_minus():
     assert number(-1.25, 1) == "\u22121.2" and number(1.0, 1, sign=True) == "+1.0"
-    assert number(0.0, 1) == "0.0" and number(0.0, None, sign=True) == "+0.00"
+    assert number(0.0, 1) == "0.0" and number(0.0, None, sign=True) == number(-0.004, 2) == "0.00"
     errors = [3.7518, 0.47, -2.64e-5, 248.0, 12345.0, 1.14e-11]
     assert [number(error, None) for error in errors] == [
         "3.75",
