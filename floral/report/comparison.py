@@ -97,14 +97,14 @@ def best_methods(paired: Paired, methods: Iterable[str], higher_is_better: bool)
     order = sorted(methods, key=lambda method: sign * paired.mean(method).mean, reverse=True)
     if len(order) < 2:
         return {}
-    best, others = order[0], order[1:]
-    behind = {method: [sign * value for value in paired.differences(method, best)] for method in others}
+    best, rivals = order[0], order[1:]
+    behind = {method: [sign * value for value in paired.differences(method, best)] for method in rivals}
     if min(map(len, behind.values())) < MIN_SEEDS_FOR_BEST:
         return {}
     p = statistics.holm({method: statistics.worse_p(by_seed) for method, by_seed in behind.items()})
-    members = {best: _member(paired, best, others[0], sign)}
-    left = [method for method in others if p[method] >= statistics.SIGNIFICANCE_LEVEL]
-    return members | {method: _member(paired, method, best, sign) for method in left}
+    members = {best: _member(paired, best, rivals[0], sign)}
+    tied = [method for method in rivals if p[method] >= statistics.SIGNIFICANCE_LEVEL]
+    return members | {method: _member(paired, method, best, sign) for method in tied}
 
 
 def _member(paired: Paired, method: str, rival: str, sign: float) -> Member:

@@ -103,8 +103,7 @@ def leaders(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
         elif len(members) <= MAX_NAMED_METHODS:
             text = f"{listed(names)} cannot be told apart"
         else:
-            others = f"{len(members) - 1} of {len(candidates) - 1} others"
-            text = f"{names[0]} has the best mean; {others} cannot be told from it"
+            text = f"{names[0]} has the best mean; {len(members) - 1} of {len(candidates) - 1} others cannot be told from it"
         lines.append(f"{configuration.title}: {text}")
     return lines
 
@@ -174,10 +173,10 @@ def _against_reference(collected: Collected, styles: Mapping[str, Style]) -> lis
         f"{verdicts['worse']} worse, {undecided} undecided by their 95 % intervals. After Holm's correction in each "
         f"task: {surviving['better']} better, {surviving['worse']} worse."
     ]
-    if apart := sum(handicapped.values()):
+    if counted_apart := sum(handicapped.values()):
         sentences.append(
-            f"Counted apart: {count(apart, 'comparison')} of methods with one model for all clients, on tasks whose "
-            f"clusters give the same input different labels ({handicapped['worse']} worse)."
+            f"Counted apart: {count(counted_apart, 'comparison')} of methods with one model for all clients, on tasks "
+            f"whose clusters give the same input different labels ({handicapped['worse']} worse)."
         )
     return sentences
 

@@ -69,10 +69,10 @@ def claim_cells(collected: Collected, configurations: Sequence[Configuration], n
             difference = paired.difference(method.id, compared)
             if difference is None:
                 continue
-            known = GLOBAL_MODEL in paired.values
-            to_global = paired.difference(method.id, GLOBAL_MODEL) if known else None
-            found = [value for value in aris.get(method.id, {}).values() if value is not None]
-            ari = fmean(found) if found and configuration.task.concepts > 1 else None
+            has_global = GLOBAL_MODEL in paired.values
+            to_global = paired.difference(method.id, GLOBAL_MODEL) if has_global else None
+            ari_by_seed = [value for value in aris.get(method.id, {}).values() if value is not None]
+            ari = fmean(ari_by_seed) if ari_by_seed and configuration.task.concepts > 1 else None
             verdict = claim(difference, to_global, ari)
             counts[method.id, verdict] += 1
             notes = [_points(difference)]
