@@ -103,7 +103,8 @@ def leaders(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
         elif len(members) <= MAX_NAMED_METHODS:
             text = f"{listed(names)} cannot be told apart"
         else:
-            text = f"{names[0]} has the best mean; {len(members) - 1} of {len(candidates) - 1} others cannot be told from it"
+            tied = f"{len(members) - 1} of {len(candidates) - 1} others"
+            text = f"{names[0]} has the best mean; {tied} cannot be told from it"
         lines.append(f"{configuration.title}: {text}")
     return lines
 

@@ -100,14 +100,13 @@ def interval_text(interval: Interval, digits: int | None, sign: bool = False) ->
 
 def _deciding_digits(interval: Interval, digits: int | None) -> int | None:
     """Return the digits with which the printed interval excludes the value of no difference exactly if it does."""
+    if interval.low is None or interval.high is None or interval.half_width is None:
+        return digits
     start = 3 if digits is None else digits + 1
     for more in (digits, *range(start, start + 3)):
-        mean, half, low, high = (
-            value if value is None else float(f"{value:{'.3g' if more is None else f'.{more}f'}}")
-            for value in (interval.mean, interval.half_width, interval.low, interval.high)
-        )
-        if half is None or low is None or high is None:
-            break
+        form = ".3g" if more is None else f".{more}f"
+        exact = (interval.mean, interval.half_width, interval.low, interval.high)
+        mean, half, low, high = (float(f"{value:{form}}") for value in exact)
         is_outside = low > interval.neutral or high < interval.neutral
         if (abs(mean - interval.neutral) > half if interval.is_symmetric else is_outside) == interval.is_decided:
             return more
