@@ -116,6 +116,25 @@ def new_code() -> list[str]:
     return [path for path in code_files() if code.digest(path) not in known.get(path, [])]
 
 
+def complaint_about_code() -> str | None:
+    """What to tell the engineer about code that is not listed in code.lock; None if all is."""
+    known = code.equal_code()
+    added = [path for path in new_code() if path not in known]
+    changed = [path for path in new_code() if path in known]
+    lines = []
+    if added:
+        lines += [
+            f"these files are new: {', '.join(added)}.",
+            f"A new variant or model first needs its golden run: {RENEW}",
+        ]
+    if changed:
+        lines += [
+            f"the code of these files changed: {', '.join(changed)}.",
+            "If the same run gives other numbers now: increase the version of the method, model or adaptor kind.",
+        ]
+    return "\n".join([*lines, f"Then add the digests: {SAME_CODE}"]) if lines else None
+
+
 def write_code() -> None:
     """Add the digests of today's code to code.lock, and drop files that are gone."""
     known = code.equal_code()
