@@ -393,7 +393,7 @@ def test_a_table_goes_all_the_way_to_the_report(tmp_path):
     )
     fetched = project.call("floral", "fetch", "flowers")
     assert fetched.returncode == 0, fetched.stdout
-    done = project.snakemake("-c1")
+    done = project.call("snakemake", "--profile", "local", "--until", "report", "--config", "suite=tiny")
     assert done.returncode == 0, done.stdout
     run = yaml.safe_load(project.path("results/train/flowers/fedavg/*/run.yaml").read_text())
     assert run["data"]["own"] and run["data"]["name"].startswith("own-") and run["data"]["exact"]
