@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -193,9 +194,15 @@ def detectable(differences: Sequence[float], power: float = 0.8) -> float:
     x = np.asarray(differences, dtype=float)
     if x.size < 2:
         raise ValueError("the detectable difference needs two seeds at least")
-    edge, freedom = float(student.ppf(0.975, x.size - 1)), x.size - 1
+    return _detected_noncentrality(x.size, power) * float(x.std(ddof=1)) / math.sqrt(x.size)
+
+
+@cache
+def _detected_noncentrality(n: int, power: float) -> float:
+    """Return the noncentrality at which a two-sided t-test at 5 % with n values has the power `power`."""
+    edge, freedom = float(student.ppf(0.975, n - 1)), n - 1
     shift: Any = brentq(lambda delta: nct.sf(edge, freedom, delta) - power, 0.0, 4 * edge + 10)
-    return float(shift) * float(x.std(ddof=1)) / math.sqrt(x.size)
+    return float(shift)
 
 
 def seeds_to_decide(differences: Sequence[float], power: float = 0.8, most: int = 1000) -> int | None:
