@@ -22,8 +22,9 @@ WORKERS := 4
 # Database of `make ui-server`. It contains a password, so it goes through the environment, which `ps` does not show.
 STORE ?=
 export STORE
-ARTIFACTS ?= $(or $(FLORAL_RESULTS),$(CURDIR)/results)/track/server-artifacts
-export ARTIFACTS
+
+# `$(FOLDER) results` prints the results folder of the settings. Make itself would read a `$` in FLORAL_RESULTS.
+FOLDER = $(BIN)/python -c 'import sys; from floral.config.settings import read_settings; print(getattr(read_settings(), sys.argv[1]).absolute())'
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-slurm style check docs bench ui ui-server clean
@@ -44,7 +45,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 quickstart: $(INSTALLED) ## compare FLoRAL with other methods on real data: minutes on a laptop
 	$(LOCAL) $(BIN)/snakemake --profile local --config suite=quickstart
 	@echo
-	@echo "The report:     reports/quickstart/index.html"
+	@reports="$$($(FOLDER) reports)" && echo "The report:     $$reports/quickstart/index.html"
 	@echo "The MLflow UI:  make ui"
 
 test: $(INSTALLED) ## run the tests; a test whose tool is missing is skipped, with the tool's name
@@ -76,10 +77,11 @@ ui: $(INSTALLED) ## show the tracked runs of the results folder in MLflow at htt
 ui-server: $(INSTALLED) ## serve MLflow from PostgreSQL to several users: make ui-server STORE=postgresql://user:password@host/db
 	@case "$$STORE" in postgresql://*|postgresql+*://*) ;; *) echo "STORE names no PostgreSQL database: make ui-server STORE=postgresql://user:password@host/database (docs/how-to/mlflow.md)"; exit 1;; esac
 	@$(BIN)/python -c 'import psycopg2' 2>/dev/null || { echo "psycopg2 is missing: $(BIN)/pip install -c constraints.txt psycopg2-binary"; exit 1; }
-	@$(BIN)/python -c 'import socket; socket.create_server(("$(HOST)", $(PORT)))' 2>/dev/null || { echo "$(HOST):$(PORT) cannot be used: another program listens there, or the address is not this machine's; choose another: make ui-server PORT=5001 STORE=…"; exit 1; }
-	@echo "Runs reach it with tracking_uri: http://$(HOST):$(PORT) in config/config.yaml; artifacts go to $$ARTIFACTS"
-	@MLFLOW_DISABLE_TELEMETRY=true MLFLOW_BACKEND_STORE_URI="$$STORE" exec $(BIN)/mlflow server --host $(HOST) --port $(PORT) --workers $(WORKERS) \
-		--artifacts-destination "$$ARTIFACTS" $(if $(ALLOWED),--allowed-hosts "$(ALLOWED)")
+	@$(BIN)/python -c 'import socket; socket.create_server(("$(HOST)", $(PORT)))' 2>/dev/null || { echo "$(HOST):$(PORT) cannot be used: another program listens there, or this machine has no such address or port; choose another: make ui-server PORT=5001 STORE=…"; exit 1; }
+	@artifacts="$$ARTIFACTS"; test -n "$$artifacts" || artifacts="$$($(FOLDER) results)/track/server-artifacts" || exit 1; \
+		echo "Runs reach it with tracking_uri: http://$(HOST):$(PORT) in config/config.yaml; artifacts go to $$artifacts"; \
+		MLFLOW_DISABLE_TELEMETRY=true MLFLOW_BACKEND_STORE_URI="$$STORE" exec $(BIN)/mlflow server --host $(HOST) --port $(PORT) --workers $(WORKERS) \
+		--artifacts-destination "$$artifacts" $(if $(ALLOWED),--allowed-hosts "$(ALLOWED)")
 
 clean: ## remove .venv, caches and Snakemake's records; results and reports stay
 	rm -rf $(VENV) site .snakemake .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

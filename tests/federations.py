@@ -298,6 +298,8 @@ FIRST = {name: next(iter(catalogue.method_file(name).variants)) for name in cata
 
 DEEP = ("resnet18", "vit", "convolutions")
 """Models that take seconds to record, or have rare layers. Only OF_EACH_KIND is tested on them."""
+SHALLOW = [model for model in MODELS if model not in DEEP]
+"""The models of tests that prove a limit case of a method. The engine is tested on all models (`cases`)."""
 OF_EACH_KIND = ("fedavg", "ditto", "ensemble", "floral_1", "local_adaptor", "private_norm")
 """The variants that are tested on the models of DEEP."""
 

@@ -22,11 +22,11 @@ from floral.tracking.mlflow_store import default_uri
 def forget(names: Collection[str], settings: Settings, only_outdated: bool) -> None:
     """Remove the runs and searches of these variants or tasks, and print what is removed.
 
-    Without names, all variants are meant. With `only_outdated`, only finished runs made by other code are removed.
+    Without names, all variants are meant. With `only_outdated`, only runs made by other code are removed.
 
     Raises:
-        ConfigError: a name is unknown, a process is working on one of the runs, or MLflow does not answer. Then no file
-            is removed.
+        ConfigError: a name is unknown, Snakemake or another process works with these runs, or MLflow does not answer.
+            Then no file is removed.
     """
     results = settings.results
     folders = on_disk.folders_to_forget(names, results, only_outdated)

@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     ui = command("ui", commands.ui, "show the tracked runs in MLflow's web page")
-    ui.add_argument("--port", type=_positive(int), default=5000, help="port of the page (default: 5000)")
+    ui.add_argument("--port", type=_port, default=5000, help="port of the page (default: 5000)")
 
     # Before, during and after the runs of a suite.
     plan = command("plan", commands.plan, "check suites and estimate the time and disk space of their runs")
@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     merge.add_argument("sources", nargs="+", type=Path, metavar="RESULTS", help="a results folder of another machine")
     forget = command("forget", commands.forget, "remove runs, their searches and their tracking, to train them again")
     forget.add_argument("names", nargs="*", metavar="NAME", help="a variant or a task whose runs are removed")
-    forget.add_argument("--outdated", action="store_true", help="only finished runs made by other code; needs no NAME")
+    forget.add_argument("--outdated", action="store_true", help="only runs made by other code; needs no NAME")
     reference = command("reference", commands.reference, "put a suite's finished runs and page into reports/reference")
     reference.add_argument("suite", metavar="SUITE")
 
@@ -213,6 +213,13 @@ def _natural(text: str) -> int:
     """Return the whole number in `text`, which must be 0 or larger."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0; give 0, 1, …")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    """Return the number of a port, from 1 to 65535."""
+    if not (text.isdecimal() and 1 <= int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a port; give one from 1024 to 65535")
     return int(text)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from floral.config.run import Run
 from floral.core.units import duration, run_count
 from floral.runs import segments
-from floral.runs.outdated import outdated, outdated_lines
+from floral.runs.outdated import FORGET, interrupted_by_other_code, outdated, outdated_lines
 from floral.runs.state import failure, is_finished, one_line, running
 from floral.stages import estimate
 
@@ -48,11 +48,13 @@ def status(suite: str, runs: Iterable[Run], results: Path) -> dict[str, Any]:
     `floral status --json` prints these values. `seconds_of_work` is the sum of the times that the running and waiting
     runs still need. `seconds_left` is the time until all these runs are finished, if the number of runs that train at
     once stays as it is now. If no run is running, `seconds_left` is null. Both times leave out failed runs, because
-    they may fail again. `outdated` has lines about finished runs made by other code.
+    they may fail again. `outdated` has lines about runs made by other code. Such a run counts as failed if it is
+    interrupted, because it cannot continue.
     """
     runs = list(runs)
     expected = estimate.expected_costs(runs, results)
-    progress = [_progress(run, results, expected[run.folder].seconds) for run in runs]
+    interrupted = interrupted_by_other_code(runs, results)
+    progress = [_progress(run, results, expected[run.folder].seconds, interrupted.get(run.folder, [])) for run in runs]
     counts = Counter(run.state for run in progress)
     seconds = [run.seconds_left for run in progress]
     at_once = counts["running"]
@@ -62,13 +64,16 @@ def status(suite: str, runs: Iterable[Run], results: Path) -> dict[str, Any]:
         **{state: counts[state] for state in STATES},
         "seconds_of_work": round(sum(seconds), 1),
         "seconds_left": round(max(sum(seconds) / at_once, max(seconds)), 1) if at_once else None,
-        "outdated": outdated_lines(runs, outdated(runs, results)),
+        "outdated": outdated_lines(runs, outdated(runs, results), interrupted),
         "runs": [asdict(run) for run in progress],
     }
 
 
-def _progress(run: Run, results: Path, seconds: float) -> Progress:
-    """Return the progress of a run. `seconds` is the estimated time of the whole run."""
+def _progress(run: Run, results: Path, seconds: float, why_not_continued: list[str]) -> Progress:
+    """Return the progress of a run.
+
+    `seconds` is the estimated time of the whole run. `why_not_continued` says why an interrupted run cannot continue.
+    """
     folder, rounds = results / run.folder, run.task.rounds
     identity = {"run": str(run.folder), "name": f"{run.task.name} {run.variant.name} seed {run.seed}", "rounds": rounds}
     if is_finished(folder):
@@ -76,6 +81,9 @@ def _progress(run: Run, results: Path, seconds: float) -> Progress:
     evaluations = segments.read(folder)
     last_round = evaluations[-1].round if evaluations else 0
     error = failure(folder)
+    if why_not_continued:
+        reason = f"cannot continue: {' and '.join(why_not_continued)}; remove it: {FORGET}"
+        return Progress(**identity, state="failed", round=last_round, seconds_left=0.0, reason=reason)
     if error and error["reason"] not in STOPPED:
         return Progress(**identity, state="failed", round=last_round, seconds_left=0.0, reason=one_line(error))
     state: State = "running" if running(folder) else "waiting"

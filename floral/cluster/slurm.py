@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -182,8 +183,8 @@ def write_failure(folder: Path, job: dict[str, Any], state: str | None) -> None:
 def check_cluster(slurm: Slurm, requested: Mapping[str, Any] | None = None) -> None:
     """Check that this cluster would accept jobs with these settings.
 
-    `requested` are the resources of a job by name, such as slurm_partition. They may come from Snakemake's options
-    `--default-resources` and `--set-resources`, and win over `slurm`.
+    `requested` are the resources of a job by name, such as slurm_partition. They may come from Snakemake's options,
+    such as `--set-resources` and `--slurm-qos`, and win over `slurm`.
 
     Raises:
         ConfigError: SLURM is not installed, SLURM's controller does not answer, the partition is unknown, or SLURM
@@ -194,13 +195,14 @@ def check_cluster(slurm: Slurm, requested: Mapping[str, Any] | None = None) -> N
         raise ConfigError(
             f"`--profile slurm`: there is no SLURM on this machine ({', '.join(missing)} not found); {elsewhere}"
         )
-    result = run_command("sinfo", "--noheader", "--format", "%R")
+    result = run_command("sinfo", "--all", "--noheader", "--format", "%R")  # --all: also hidden partitions
     if result.returncode:
         raise ConfigError(
             f"`--profile slurm`: SLURM's controller does not answer ({last_line(result.stderr)}); "
             f"try `scontrol ping`, ask the administrators, or {elsewhere}"
         )
-    place = placement(slurm, requested or {})
+    requested = requested or {}
+    place = placement(slurm, requested)
     partitions = sorted(set(result.stdout.split()))
     for partition in (place["partition"] or "").split(","):
         if partition and partition not in partitions:
@@ -209,7 +211,8 @@ def check_cluster(slurm: Slurm, requested: Mapping[str, Any] | None = None) -> N
                 'set one of these in config/config.yaml, or with `--config slurm="{partition: NAME}"`'
             )
     options = [f"--{name}={value}" for name, value in place.items() if value]
-    result = run_command("sbatch", "--test-only", *options, *slurm.options, "--time=1", "--mem=100", "--wrap=true")
+    options += shlex.split(requested["slurm_extra"]) if "slurm_extra" in requested else slurm.options
+    result = run_command("sbatch", "--test-only", *options, "--time=1", "--mem=100", "--wrap=true")
     if result.returncode:
         raise ConfigError(
             f"SLURM refuses a job of account {place['account'] or '(default)'} in partition "
@@ -229,6 +232,7 @@ def placement(slurm: Slurm, requested: Mapping[str, Any]) -> dict[str, str | Non
         "account": requested.get("slurm_account") or slurm.account,
         "qos": requested.get("qos") or slurm.qos,
         "constraint": requested.get("constraint") or slurm.constraint,
+        "reservation": requested.get("reservation"),
         "gpus": (f"{model}:{gpu}" if model else str(gpu)) if gpu else None,
     }
 

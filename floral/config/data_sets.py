@@ -18,7 +18,7 @@ from floral.io import files
 
 CUSTOM_PREFIX = "own-"
 """Start of the name of the folder that stores custom data. A hash follows."""
-CUSTOM_VERSION = 3
+CUSTOM_VERSION = 4
 """Version of the readers of custom data. Increase it when the readers return other samples from the same files."""
 CUSTOM_ADVICE = "put it there, or name another in `data.path` of the task"
 """Remedy in messages about missing custom data. "It" is the file or folder that the message names."""

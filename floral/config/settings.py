@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -20,6 +21,7 @@ from floral.config.suites import suite_runs, suite_searches
 from floral.config.tuned import is_current
 from floral.core.passwords import without_passwords
 from floral.core.precision import Precision
+from floral.io.files import REMEDIES
 
 ENVIRONMENT = {
     "results": "FLORAL_RESULTS", "reports": "FLORAL_REPORTS", "data_dir": "FLORAL_DATA",
@@ -194,6 +196,20 @@ class Settings(Frozen):
         """The tasks, variants and seeds to which the suites are restricted. The value None means no restriction."""
         return {"tasks": self.tasks, "variants": self.variants, "seeds": self.seeds}
 
+    def check_folders(self) -> None:
+        """Create the folders of results and reports if they are missing, and check that files can be written there.
+
+        Raises:
+            ConfigError: no file can be written in a folder.
+        """
+        for key, folder in (("results", self.results), ("reports", self.reports)):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                TemporaryFile(dir=folder).close()
+            except OSError as error:
+                reason = REMEDIES.get(error.errno or 0, f"{error.strerror}; choose another folder")
+                raise ConfigError(f"{ENVIRONMENT[key]}, or `{key}` in config.yaml: {folder}: {reason}") from None
+
     def environment(self) -> dict[str, str]:
         """Return environment variables for the jobs: PATH, the folders to use, and the address of MLflow.
 
@@ -275,7 +291,7 @@ def _without_null(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_folder(folder: Path, source: str) -> None:
-    """Raise ConfigError if the path of a folder has a character that the workflow cannot use.
+    """Raise ConfigError if the path of a folder has a character that the workflow cannot use, or leads to a file.
 
     Snakemake reads braces as wildcards, and other tools read the other characters as patterns. `source` is the key or
     the environment variable that names the folder.
@@ -284,3 +300,6 @@ def _check_folder(folder: Path, source: str) -> None:
     if wrong := sorted({character for character in text if character in UNUSABLE or not character.isprintable()}):
         listed = " ".join(map(repr, wrong))
         raise ConfigError(f"{source}: the path {text!r} contains {listed}; choose a path without these characters")
+    file = next((path for path in (folder.absolute(), *folder.absolute().parents) if path.is_file()), None)
+    if file is not None:
+        raise ConfigError(f"{source}: {file} is a file and no folder; move the file, or choose another folder")

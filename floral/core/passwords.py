@@ -18,6 +18,15 @@ def without_passwords(text: str) -> str:
     return SECRET_VALUE.sub(r"\1=***", ADDRESS.sub(_hidden, text))
 
 
+def place_of_password(uri: str) -> str:
+    """Return what to do with a password of the MLflow store, in place of writing it into the address `uri`."""
+    if uri.startswith("http"):
+        return "set the environment variables MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    if uri.startswith("postgresql"):
+        return "set the environment variable PGPASSWORD, or write the password into the file ~/.pgpass"
+    return "give the whole address in the environment variable FLORAL_TRACKING_URI, and not on the command line"
+
+
 def _hidden(match: re.Match[str]) -> str:
     scheme, user, password = match.group("scheme", "user", "password")
     if password is not None:

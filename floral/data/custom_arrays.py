@@ -12,12 +12,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from floral.data.custom_parts import SPLITS, Array, Part, entries_of, first_missing, labelled
+from floral.data.custom_parts import SPLITS, Array, Part, check_kind, entries_of, first_missing, labelled
 from floral.data.readers import Labelled
 from floral.data.sources import DataError, RawFile
 
 BROKEN = (
-    ValueError, TypeError, KeyError, EOFError, OSError, NotImplementedError, RuntimeError, SyntaxError, MemoryError,
+    ValueError, TypeError, KeyError, EOFError, OSError, NotImplementedError, RuntimeError, SyntaxError,
     OverflowError, tokenize.TokenError, zlib.error, zipfile.BadZipFile,
 )  # fmt: skip
 """Errors that NumPy and zipfile raise for a damaged file. RuntimeError: the archive has a password."""
@@ -38,6 +38,7 @@ def arrays(files: Sequence[RawFile], *, test_share: float, channels: str | None 
         DataError: a file is unreadable, an array is missing, is not expected, or has a wrong shape, type or value.
     """
     root = files[0].location
+    check_kind(root, "arrays")
     present = _numpy(root)
     prefixes = [f"{side}_" for side in SPLITS] if "train_x" in present else [""]
     clients = [f"{prefix}client" for prefix in prefixes]
@@ -104,7 +105,10 @@ def _loaded(stream: IO[bytes], size: int) -> Array:
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
         }
-        shape, _, kind = readers[version](stream)
+        try:
+            shape, _, kind = readers[version](stream)
+        except MemoryError:  # Python's parser raises it, too, for a text that is nested too deeply.
+            raise ValueError("a header is nested too deeply") from None
         if not kind.hasobject and (announced := math.prod(shape) * kind.itemsize) != size - stream.tell():
             raise ValueError(
                 f"a header announces an array of shape {list(shape)}, {announced:,} bytes, but there are "

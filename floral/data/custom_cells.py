@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,17 +16,14 @@ from typing import NoReturn
 import numpy as np
 import polars as pl
 
-from floral.data.custom_csv import other_separator, read_csv
-from floral.data.custom_parts import MISSING_WORDS, Array, first_missing
+from floral.data.custom_csv import NAMELESS, NO_HEADER, other_separator, read_csv, remedy_for_number
+from floral.data.custom_parts import MISSING_WORDS, Array, file_type, first_missing
 from floral.data.sources import DataError, content
 
-ROW_NUMBERS = re.compile(r"\(column \d+ without a name\)|Unnamed: \d+|__index_level_\d+__|")
-"""Names of columns in which pandas and R store the numbers of the rows."""
-COUNTER = re.compile(
-    r"#|x|level_\d|((row|sample|record|case|item)s?)?[\W_]*(id|idx|index|no|nr|num|number|names?)?", re.I
-)
-"""Names of columns that number the rows, if they hold the integers of a range without a gap."""
-DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
+INFINITY = re.compile(r"[+-]?inf(inity)?", re.I)
+NUMBER = r"^\s*[+-]?[0-9]+(\.[0-9]+)?\s*$"
+"""Numbers as names of classes and clients. "01" is another name than "1"."""
+INTEGER = r"^\s*[+-]?[0-9]+\s*$"
 MAX_NAMED = 20
 """Most columns that a message lists."""
 
@@ -61,14 +59,14 @@ class Table:
             if absent := [name for name in names if name not in columns]:
                 more = f" and {len(columns) - MAX_NAMED} others" if len(columns) > MAX_NAMED else ""
                 remedy = other_separator(columns[0], self.separator) if self.separator and len(columns) == 1 else ""
+                if self.separator and columns[0].startswith(NO_HEADER):
+                    remedy = "remove the lines before the names of the columns"
                 raise DataError(
                     f"{self.path}: `data.{key}` names the column {absent[0]!r}, which the table does not have; "
                     + (remedy or f"name one of {', '.join(columns[:MAX_NAMED])}{more}")
                 )
         if not named["features"]:
-            raise DataError(
-                f"{self.path}: the table has no column of features, only labels (and clients); add columns of features"
-            )
+            raise DataError(f"{self.path}: no column is left for the features; add columns of features")
 
     def without_missing(self, used: Sequence[str]) -> Table:
         """Return the table without the rows that have a word of `data.missing` in a used column.
@@ -92,7 +90,7 @@ def read_table(path: Path, separator: str | None, decimal: str | None, missing: 
     Raises:
         DataError: the file is no such table, or a key of `data` for CSV files is given for a parquet file.
     """
-    suffix, index = Path(path.name.removesuffix(".gz")).suffix.lower(), []
+    suffix, index = file_type(path), []
     if suffix == ".csv":
         frame, separator = read_csv(path, content(path), separator or ","), separator or ","
     elif suffix == ".parquet":
@@ -100,6 +98,9 @@ def read_table(path: Path, separator: str | None, decimal: str | None, missing: 
             if value is not None:
                 raise DataError(f"{path}: `data.{key}` is for CSV files, but this is a parquet file; remove the key")
         frame, index = _parquet(path)
+        frame = frame.rename(
+            {name: NAMELESS.format(at) for at, name in enumerate(frame.columns, 1) if not name.strip()}
+        )
     else:
         raise DataError(f"{path}: the file name must end in .parquet, .csv or .csv.gz; convert the file or rename it")
     # An empty line is no row, but it counts, so that the number of a row is that in the file.
@@ -112,25 +113,6 @@ def read_table(path: Path, separator: str | None, decimal: str | None, missing: 
         path=path, frame=frame, rows=rows, index=index, separator=separator, decimal=decimal or ".",
         missing=missing,
     )  # fmt: skip
-
-
-def refuse_row_numbers(tables: Sequence[Table], names: Sequence[str]) -> None:
-    """Raise DataError if a column holds the numbers of the rows. In a sorted table, they would give the classes away.
-
-    Such a column has no name or one that pandas gives. Or it has a name such as "id", and holds the integers of a range
-    without a gap, in any order.
-    """
-    for name in names:
-        columns = [_integers(sheet.frame[name]) for sheet in tables]
-        if (
-            ROW_NUMBERS.fullmatch(name)
-            or any(name in sheet.index for sheet in tables)
-            or (COUNTER.fullmatch(name) and (_without_gap(np.concatenate(columns)) or all(map(_without_gap, columns))))
-        ):
-            raise DataError(
-                f"{tables[0].path}: column {name!r} seems to number the rows, so it is no feature; remove it (pandas: "
-                "`index=False`), or list the columns to use in `data.features`"
-            )
 
 
 def is_image(kind: pl.DataType) -> bool:
@@ -160,28 +142,82 @@ def numbers(table: Table, name: str) -> Array:
             return (lower == "true").cast(pl.Float64).to_numpy()
     if bad.size:
         row, value = int(bad[0]), column[int(bad[0])]
-        if text and DECIMAL_COMMA.fullmatch(value or "") and table.decimal == ".":
-            table.refuse(name, row, 'is not a finite number; set `data.decimal: ","` if the comma is a decimal comma')
-        if text and table.decimal == "," and "." in (value or ""):
-            table.refuse(name, row, 'has a point, but `data.decimal` is ","; correct the value, or remove the key')
+        word = str("" if value is None else value).strip()
+        if text and (why := remedy_for_number(word, table.decimal)):
+            table.refuse(name, row, why)
+        remedy = f"set `data.missing: [{json.dumps(word if text or np.isinf(parsed[row]) else 'NaN')}]` to leave "
+        if INFINITY.fullmatch(word):
+            table.refuse(name, row, f"is infinite; correct it, remove the row, or {remedy}such rows out")
+        if np.isinf(parsed[row]):
+            table.refuse(name, row, "is too large for single precision; correct it, or remove the row")
         words = column.filter(~_is_missing(column, MISSING_WORDS)) if text else column.clear()
         if len(words) and not np.isfinite(_parsed(words, table.decimal).to_numpy()).any():
             raise DataError(
                 f"{table.path}: column {name!r} has type String, but features must be numbers; list the numeric "
                 f"columns in `data.features` (row {table.rows[row]} has {value!r})"
             )
-        word = json.dumps("" if value is None else value.strip() if text else "NaN")
         table.refuse(
-            name, row, f"is not a finite number; give such rows finite values, or remove them, or set `data.missing: "
-            f"[{word}]` to leave them out",
-        )  # fmt: skip
+            name, row, f"is not a finite number; give such rows finite values, or remove them, or {remedy}them out"
+        )
     if (large := np.flatnonzero(np.abs(parsed) > np.finfo(np.float32).max)).size:
         table.refuse(name, int(large[0]), "is too large for single precision; correct it, or remove the row")
     return parsed
 
 
-def values(table: Table, name: str) -> Array:
-    """Return a column of classes or clients [N]: numbers unchanged, and all other values as text.
+def integers(column: pl.Series, decimal: str) -> Array:
+    """Return the integers of a column, without cells that are no numbers; empty if it has other numbers.
+
+    The result is exact where all integers fit into 64 bits.
+    """
+    if column.dtype != pl.String and not column.dtype.is_numeric():
+        return np.empty(0, np.int64)
+    parsed = _parsed(column, decimal) if column.dtype == pl.String else column.cast(pl.Float64)
+    is_number = parsed.is_finite().fill_null(False)
+    parsed = parsed.filter(is_number)
+    if not (parsed == parsed.round()).all():
+        return np.empty(0, np.int64)
+    exact = column.filter(is_number).cast(pl.Int64, strict=False)
+    return (parsed if exact.null_count() else exact).to_numpy()
+
+
+def classes(tables: Sequence[Table], name: str) -> list[Array]:
+    """Return the classes [N] in a column of each table, as `names` does, but decimal numbers of CSV files as floats.
+
+    Raises:
+        DataError: as in `names`.
+    """
+    columns = names(tables, name)
+    texts = pl.concat([pl.Series(column.astype(np.str_), dtype=pl.String) for column in columns])
+    parsed = _parsed(texts, tables[0].decimal)
+    if parsed.null_count() or texts.str.contains(INTEGER).all():
+        return columns
+    return np.split(parsed.to_numpy(), np.cumsum([*map(len, columns)])[:-1])
+
+
+def names(tables: Sequence[Table], name: str) -> list[Array]:
+    """Return the classes or clients [N] in a column of each table: integers, the numbers of a parquet file, or texts.
+
+    Texts are integers if all of them are written as Python writes integers: "1", but not "01", " 1" or "1.0".
+
+    Raises:
+        DataError: a cell has no value, or the type of the column is neither number nor text.
+    """
+    columns = [_named(table, name) for table in tables]
+    texts = [column for column in columns if column.dtype == pl.String]
+    other_numbers = any((column.str.contains(NUMBER) & ~_plain_integers(column)).any() for column in texts)
+    arrays: list[Array] = []
+    for column in columns:
+        if column.dtype != pl.String:
+            arrays.append(column.to_numpy())
+        elif other_numbers or not _plain_integers(column).all():
+            arrays.append(column.to_numpy().astype(np.str_))
+        else:
+            arrays.append(column.cast(pl.Int64).to_numpy())
+    return arrays
+
+
+def _named(table: Table, name: str) -> pl.Series:
+    """Return a column of classes or clients: numbers of a parquet file as Int64 or Float64, all else as texts.
 
     Raises:
         DataError: a cell has no value, or the type of the column is neither number nor text.
@@ -198,30 +234,25 @@ def values(table: Table, name: str) -> Array:
             f"{table.path}: column {name!r} has type {kind}, but classes and clients must be words or integers; name "
             "another column, or convert this one"
         )
-    names = _values(column, table.decimal)
-    if (row := first_missing(names, MISSING_WORDS if table.missing is None or table.missing else ())) is not None:
-        remedy = f"to leave such rows out, or `data.missing: []` if {str(names[row])!r} is a name"
-        word = str(names[row]).strip()
+    if kind.is_integer() or kind == pl.Duration:
+        exact = column.cast(pl.Int64, strict=False)
+        column = column.cast(pl.String) if exact.null_count() else exact
+    else:
+        column = column.cast(pl.Float64 if kind.is_float() or kind.is_decimal() else pl.String)
+    named = column.to_numpy().astype(np.str_) if column.dtype == pl.String else column.to_numpy()
+    if (row := first_missing(named, MISSING_WORDS if table.missing is None or table.missing else ())) is not None:
+        remedy = f"to leave such rows out, or `data.missing: []` if {str(named[row])!r} is a name"
+        word = str(named[row]).strip()
         table.refuse(
             name, row, f"means that there is no value; set `data.missing: [{json.dumps(word)}]` "
             + (remedy if word else "to leave such rows out"),
         )  # fmt: skip
-    return names
+    return column
 
 
-def _values(column: pl.Series, decimal: str) -> Array:
-    if column.dtype == pl.Duration:
-        column = column.cast(pl.Int64)
-    if column.dtype.is_integer() or column.dtype == pl.String:
-        integers = column.cast(pl.Int64, strict=False)
-        if not integers.null_count():
-            return integers.to_numpy()
-    if column.dtype.is_float() or column.dtype.is_decimal():
-        return column.cast(pl.Float64).to_numpy()
-    text = column.cast(pl.String)
-    if not text.str.contains(r"^[+-]?\d+$").all() and not (parsed := _parsed(text, decimal)).null_count():
-        return parsed.to_numpy()
-    return text.to_numpy().astype(np.str_)
+def _plain_integers(texts: pl.Series) -> pl.Series:
+    """Return which texts are integers of 64 bits in the way in which Python writes them."""
+    return (texts.cast(pl.Int64, strict=False).cast(pl.String) == texts).fill_null(False)
 
 
 def _parsed(text: pl.Series, decimal: str) -> pl.Series:
@@ -245,23 +276,10 @@ def _is_missing(column: pl.Series, words: Sequence[str] | frozenset[str]) -> pl.
     if text or column.dtype.is_numeric():
         parsed = _parsed(column.cast(pl.String), ".") if text else column.cast(pl.Float64)
         numbers_missing = _parsed(pl.Series(sorted(words), dtype=pl.String), ".").drop_nulls()
-        missing |= parsed.is_in(numbers_missing.drop_nans()).fill_null(False)
+        missing |= parsed.is_in(numbers_missing.drop_nans().to_list()).fill_null(False)
         if not text and numbers_missing.is_nan().any():
             missing |= parsed.is_nan().fill_null(False)
     return missing
-
-
-def _integers(column: pl.Series) -> Array:
-    """Return a column of integers, or an empty array if the column has other values."""
-    if not (column.dtype.is_integer() or column.dtype == pl.String):
-        return np.empty(0, np.int64)
-    integers = column.cast(pl.Int64, strict=False)
-    return np.empty(0, np.int64) if integers.null_count() else integers.to_numpy()
-
-
-def _without_gap(integers: Array) -> bool:
-    distinct = np.unique(integers)
-    return len(integers) > 1 and len(distinct) == len(integers) == int(distinct[-1]) - int(distinct[0]) + 1
 
 
 def _parquet(path: Path) -> tuple[pl.DataFrame, list[str]]:
@@ -272,6 +290,7 @@ def _parquet(path: Path) -> tuple[pl.DataFrame, list[str]]:
 
     Raises:
         DataError: the file cannot be read.
+        MemoryError: the memory is too small.
     """
     stream = io.BytesIO(content(path))
     script = (
@@ -282,6 +301,8 @@ def _parquet(path: Path) -> tuple[pl.DataFrame, list[str]]:
     try:
         if done.returncode:
             lines = done.stderr.decode(errors="replace").strip().splitlines()
+            if done.returncode == -signal.SIGKILL or (lines and lines[-1].startswith("MemoryError")):
+                raise MemoryError  # The operating system kills a process for which the memory is too small.
             raise OSError(lines[-1] if lines else f"reading it ended with exit code {done.returncode}")
         frame, metadata = pl.read_parquet(stream), pl.read_parquet_metadata(stream)
         index = json.loads(metadata.get("pandas", "{}")).get("index_columns", [])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from floral.data.custom_parts import Part, entries_of, labelled, split_or_not
+from floral.data.custom_parts import Part, check_kind, entries_of, labelled, split_or_not
 from floral.data.images import pixels
 from floral.data.readers import Labelled
 from floral.data.sources import DataError, RawFile
@@ -27,6 +27,7 @@ def folder(files: Sequence[RawFile], *, test_share: float) -> Labelled:
         DataError: the folders have another structure, or images are unreadable or differ in size.
     """
     root = files[0].location
+    check_kind(root, "folder")
     places = split_or_not(root, {path.name: path for path in entries_of(root)})
     paths = [_image_files(place) for place in places]
     every = [path for side in paths for path in side]

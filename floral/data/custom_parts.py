@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,17 @@ import numpy.typing as npt
 
 from floral.data.readers import Labelled, select_test
 from floral.data.sources import DataError
+from floral.io.files import visible
 
 Array = npt.NDArray[Any]
 
 SPLITS = ("train", "test")
+KINDS = {
+    **dict.fromkeys((".csv", ".parquet"), "table"), **dict.fromkeys((".npz", ".npy"), "arrays"),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"), "folder"),
+}  # fmt: skip
+"""End of a file's name → the `kind` of custom data that reads such files."""
+NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 MISSING_WORDS = frozenset({
     "", "?", "<NA>", "#N/A", "#NA", "N/A", "n/a", "NA", "NaN", "-NaN", "nan", "-nan", "NaT", "NULL", "null", "None",
 })  # fmt: skip
@@ -145,14 +154,33 @@ def _joined(parts: Sequence[Part], name: str, columns: Sequence[Array]) -> Array
             "write both as words, or both as numbers"
         )
     joined = np.concatenate(columns)
-    seen: dict[str, str] = {}
+    seen: dict[str | Fraction, str] = {}
     for word in _texts(np.unique(joined)) if joined.dtype.kind in "UST" else ():
-        first = seen.setdefault(unicodedata.normalize("NFC", word.strip()), word)
+        key = unicodedata.normalize("NFC", word.strip())
+        number = NUMBER.fullmatch(key)
+        first = seen.setdefault(Fraction(key) if number else key, word)
         if first != word:
             raise DataError(
-                f"{parts[0].where}: {name} has {first!a} and {word!a}, which look the same; write both in the same way"
+                f"{parts[0].where}: {name} has {first!a} and {word!a}, which "
+                f"{'are the same number' if number else 'look the same'}; write both in the same way, or rename one"
             )
     return joined
+
+
+def file_type(path: Path) -> str:
+    """Return the end of a file's name, such as ".csv", without the ".gz" of a compressed file."""
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
+
+
+def check_kind(root: Path, kind: str) -> None:
+    """Raise DataError if all files of custom data, by their names, are for another `kind`."""
+    paths = visible(root) if root.is_dir() else [root]
+    kinds = {KINDS.get(file_type(path)) for path in paths}
+    if len(kinds) == 1 and kinds <= {*KINDS.values()} - {kind}:
+        raise DataError(
+            f"{paths[0]}: `kind: {kind}` does not read files of type {file_type(paths[0])}; set `data.kind: "
+            f"{kinds.pop()}`"
+        )
 
 
 def split_or_not(root: Path, entries: Mapping[str, Path]) -> list[Path]:

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import polars as pl
 
-from floral.data.custom_cells import Table, is_image, numbers, read_table, refuse_row_numbers, values
-from floral.data.custom_parts import SPLITS, Array, Part, entries_of, labelled, split_or_not
+from floral.data.custom_cells import Table, classes, integers, is_image, names, numbers, read_table
+from floral.data.custom_csv import NAMELESS
+from floral.data.custom_parts import SPLITS, Array, Part, check_kind, entries_of, labelled, split_or_not
 from floral.data.images import pixels
 from floral.data.readers import Labelled
 from floral.data.sources import DataError, RawFile
+
+NAMELESS_COLUMN = re.compile(re.escape(NAMELESS).replace(r"\{\}", r"\d+"))
+ROW_NUMBERS = re.compile(r"Unnamed: \d.*|__index_level_\d+__|\.\.\.\d+|row[\W_]?names?", re.I)
+"""Names that pandas and R give to the column of the row numbers."""
+IDENTIFIER = re.compile(
+    r"(?i:#|index|level_\d|(.*[\W_])?(id|idx)|(row|sample|record|case|item)s?[\W_]*(id|idx|index|no|nr|num|number)?)"
+    r"|.*[a-z]I[dD]"
+)
+"""Names of columns that identify the rows, if they hold different integers."""
+CHANCE = 1e-5
+"""Integers number the rows if their order, or their being all different, is less probable than this by chance."""
 
 
 def table(
@@ -22,6 +36,7 @@ def table(
     label: str,
     features: Sequence[str] | None,
     client: str | None,
+    drop: Sequence[str] | None = None,
     test_share: float,
     separator: str | None = None,
     decimal: str | None = None,
@@ -32,13 +47,15 @@ def table(
     `files` may also be a folder with two files, train.* and test.*.
 
     Each feature becomes (v − mean) / std, with the mean and the standard deviation of the training samples. A feature
-    that is constant in training becomes 0. By default, the features are all columns except `label` and `client`. A
-    parquet table may have one column of encoded images instead of features, as on the Hugging Face Hub.
+    that is constant in training becomes 0. By default, the features are all columns except `label`, `client` and
+    `drop`. A column of row numbers is refused as a feature, unless `features` names it. A parquet table may have one
+    column of encoded images instead of features, as on the Hugging Face Hub.
 
     Raises:
         DataError: a file is unreadable, a column is missing or has wrong values, or the split is not possible.
     """
     root = files[0].location
+    check_kind(root, "table")
     stems = {path.name.split(".")[0]: path for path in entries_of(root)} if root.is_dir() else {}
     places = split_or_not(root, stems) if stems else [root]
     if root.is_dir() and (places == [root] or len(entries_of(root)) > len(places)):
@@ -47,21 +64,72 @@ def table(
             "else; remove other files, or set `data.path` to a single file"
         )
     tables = [read_table(place, separator, decimal, missing) for place in places]
-    features_given, features = features, features or [c for c in tables[0].frame.columns if c not in (label, client)]
+    used = [label, *([client] if client else [])]
+    columns = list(features or (name for name in tables[0].frame.columns if name not in (*used, *(drop or ()))))
+    tables[0].check_columns(drop=drop or (), features=columns)
     for sheet in tables:
-        sheet.check_columns(label=[label], client=[client] if client else [], features=features)
-    if not features_given:
-        refuse_row_numbers(tables, features)
-    tables = [sheet.without_missing([label, *([client] if client else []), *features]) for sheet in tables]
-    columns = [(values(sheet, label), values(sheet, client) if client else None) for sheet in tables]
-    with_images = any(is_image(sheet.frame.schema[name]) for sheet in tables for name in features)
-    inputs = _images(tables, features) if with_images else [_features(sheet, features) for sheet in tables]
+        sheet.check_columns(label=[label], client=used[1:], features=columns)
+    if not features:
+        _refuse_row_numbers(tables, columns)
+    tables = [sheet.without_missing([*used, *columns]) for sheet in tables]
+    labels = classes(tables, label)
+    clients = names(tables, client) if client else [None] * len(tables)
+    with_images = any(is_image(sheet.frame.schema[name]) for sheet in tables for name in columns)
+    inputs = _images(tables, columns) if with_images else [_features(sheet, columns) for sheet in tables]
     parts = [
-        Part(where=sheet.path, x=x, labels=labels, client=clients)
-        for sheet, x, (labels, clients) in zip(tables, inputs, columns, strict=True)
+        Part(where=sheet.path, x=x, labels=of_class, client=of_client)
+        for sheet, x, of_class, of_client in zip(tables, inputs, labels, clients, strict=True)
     ]
     data = labelled(parts, test_share, scale=255 if with_images else 1)
-    return data if with_images else _standardised(data, tables, inputs, features)
+    return data if with_images else _standardised(data, tables, inputs, columns)
+
+
+def _refuse_row_numbers(tables: Sequence[Table], columns: Sequence[str]) -> None:
+    """Raise DataError if columns hold the numbers of the rows. In a sorted table, they would give the classes away."""
+    reasons = {name: why for name in columns if (why := _why_row_numbers(tables, name))}
+    if reasons:
+        name, why = next(iter(reasons.items()))
+        raise DataError(
+            f"{tables[0].path}: column {name!r} {why}, so it seems to be no feature; set `data.drop: "
+            f"{json.dumps(list(reasons), ensure_ascii=False)}` to leave it out, or list the columns to use in "
+            "`data.features`"
+        )
+
+
+def _why_row_numbers(tables: Sequence[Table], name: str) -> str | None:
+    """Return why a column seems to number the rows, or None."""
+    if NAMELESS_COLUMN.fullmatch(name):
+        return "has no name, as row numbers in files of pandas and R"
+    if ROW_NUMBERS.fullmatch(name):
+        return "has a name that pandas or R give to row numbers"
+    if any(name in sheet.index for sheet in tables):
+        return "was the index of a pandas table"
+    parts = [integers(sheet.frame[name], sheet.decimal) for sheet in tables]
+    if IDENTIFIER.fullmatch(name) and all(map(_all_different, parts)):
+        return "has the name of an identifier, and different integers"
+    if any(map(_is_numbering, (*parts, np.concatenate(parts)))):
+        return "numbers the rows: its integers rise, fall or are all different"
+    return None
+
+
+def _all_different(values: Array) -> bool:
+    return 0 < len(values) == pl.Series(values).n_unique()
+
+
+def _is_numbering(values: Array) -> bool:
+    """Return whether integers [N] are all different, or rise or fall from row to row, and hardly so by chance.
+
+    By chance, N different integers from a range of length R have the probability R (R − 1) … (R − N + 1) / R^N, and
+    they rise or fall with probability 2 / N!.
+    """
+    if not _all_different(values):
+        return False
+    count, length = len(values), int(values.max()) - int(values.min()) + 1
+    log_chance = np.log1p(-np.arange(count) / length).sum()
+    rises = values[1:] > values[:-1]
+    if rises.all() or not rises.any():
+        log_chance = min(log_chance, math.log(2) - math.lgamma(count + 1))
+    return bool(log_chance < math.log(CHANCE))
 
 
 def _features(sheet: Table, names: Sequence[str]) -> Array:

@@ -16,6 +16,7 @@ REMEDIES = {
     errno.EACCES: "you have no permission; change the permission, or choose another folder",
     errno.EPERM: "you have no permission; change the permission, or choose another folder",
     errno.ENOTDIR: "a file is where a folder should be; move the file, or choose another folder",
+    errno.EEXIST: "a file is where a folder should be; move the file, or choose another folder",
     errno.EISDIR: "a folder is where a file should be; move the folder",
     errno.ENAMETOOLONG: "this name is too long for the disk; choose shorter names",
     errno.EIO: "the disk has an error; ask its administrator",

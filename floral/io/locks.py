@@ -52,6 +52,14 @@ def hold_until_exit(lock: Path) -> str | None:
     return None
 
 
+def share_until_exit(lock: Path) -> None:
+    """Hold a lock until this process ends, together with other processes that share it."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    file = lock.open("a+")
+    fcntl.flock(file, fcntl.LOCK_SH)
+    HELD_UNTIL_EXIT.append(file)
+
+
 HELD_UNTIL_EXIT: list[IO[str]] = []
 """The open lock files of this process. Closing a file would release its lock."""
 
@@ -69,11 +77,14 @@ def _write_holder(file: IO[str]) -> None:
     file.flush()
 
 
-def busy(lock: Path) -> bool:
-    """Return whether a process holds the lock at this moment."""
+def busy(lock: Path, or_shared: bool = False) -> bool:
+    """Return whether a process holds the lock at this moment.
+
+    With `or_shared`, a lock that processes share counts too. This needs permission to write the file.
+    """
     try:
-        with lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with lock.open("r+" if or_shared else "r") as file:
+            fcntl.flock(file, (fcntl.LOCK_EX if or_shared else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except BlockingIOError:

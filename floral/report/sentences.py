@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
 from floral.config import catalogue
+from floral.config.schema.data import Synthetic
+from floral.config.schema.task import Task
 from floral.core.intervals import Interval
 from floral.report.collect import Collected
 from floral.report.degenerate import equal_methods
 from floral.report.style import Style
-from floral.report.summarise import REFERENCE, differences, intervals, marks, result_unit
-from floral.report.tables import MINUS, PLUS_MINUS, number
+from floral.report.summarise import (
+    REFERENCE,
+    best,
+    comparisons,
+    intervals,
+    ranked,
+    result_unit,
+    results,
+    seed_counts,
+)
+from floral.report.tables import interval_text, number
 
 MAX_NAMED_CONFIGURATIONS = 6
-"""With more configurations, the leading methods are not named one by one."""
+"""With more configurations, the best methods are not named one by one."""
+MAX_NAMED_METHODS = 4
+"""With more methods in a list, most are counted and not named."""
 
 
 def suite(name: str) -> dict[str, str]:
@@ -48,41 +62,56 @@ def verdict(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
 
 
 def degenerate(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
-    """Return one sentence for each method that gives the same results as another method on a task.
+    """Return one sentence for each group of methods that give the same results as another method.
 
-    The sentences warn readers not to count the same result twice.
+    The sentences warn readers not to count the same result twice. Tasks with the same group and the same reason share a
+    sentence.
     """
-    sentences = []
+    groups: dict[tuple[str, str, str], list[str]] = {}
     for configuration in collected.configurations:
+        twins: dict[tuple[str, str], list[str]] = {}
         for method, variant, reason in equal_methods(collected, configuration):
             same = catalogue.variant(variant).title.replace(" ", "\u00a0")
-            sentences.append(
-                f"{configuration.title}: {_title(styles[method])} is identical to {same} here, because {reason}."
-            )
-    return sentences
+            twins.setdefault((same, reason), []).append(_title(styles[method]))
+        for (same, reason), titles in twins.items():
+            verb = "are" if len(titles) > 1 else "is"
+            groups.setdefault((listed(titles), f"{verb} identical to {same}", reason), []).append(configuration.title)
+    return [
+        f"{'; '.join(tasks_)}: {subject} {what} here, because {reason}."
+        for (subject, what, reason), tasks_ in groups.items()
+    ]
 
 
 def leaders(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
-    """Return the best two methods of each task, as texts of the form `task: method (mean), then method (mean)`.
+    """Return one line for each task: the methods that cannot be told from the best one.
 
-    Only methods that the main table marks as best or second best are named. The list is empty if there are too many
-    tasks (more than MAX_NAMED_CONFIGURATIONS).
+    A line has the form `task: method (mean) and method (mean) cannot be told apart`. Large sets are counted. A task is
+    left out if it has no such set. The list is empty if there are more than MAX_NAMED_CONFIGURATIONS tasks.
     """
     lines = []
     few = len(collected.configurations) <= MAX_NAMED_CONFIGURATIONS
     for configuration in collected.configurations if few else ():
-        marked = marks(collected, styles, configuration)
+        members = list(best(collected, styles, configuration))
+        if not members:
+            continue
         means, unit = intervals(collected, configuration), result_unit(configuration)
         percent = " %" if unit.scale == 100 else ""
-        places = []
-        for place in ("best", "second"):
-            methods = [method for method, mark in marked.items() if mark == place]
-            if methods:
-                mean = _mean_text(means[methods[0]], unit.digits, percent)
-                places.append(f"{' and '.join(_title(styles[method]) for method in methods)} ({mean})")
-        if places:
-            lines.append(f"{configuration.title}: {', then '.join(places)}")
+        names = [f"{_title(styles[name])} ({_mean_text(means[name], unit.digits, percent)})" for name in members]
+        candidates = ranked(results(collected, configuration), seed_counts(collected, configuration), styles)
+        if len(members) == 1:
+            text = f"{names[0]} is the best"
+        elif len(members) <= MAX_NAMED_METHODS:
+            text = f"{listed(names)} cannot be told apart"
+        else:
+            tied = f"{len(members) - 1} of {len(candidates) - 1} others"
+            text = f"{names[0]} has the best mean; {tied} cannot be told from it"
+        lines.append(f"{configuration.title}: {text}")
     return lines
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as text, such as `A, B and C`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def count(number_: int, noun: str) -> str:
@@ -110,44 +139,73 @@ def states(counts: Mapping[str, int]) -> str:
 def _mean_text(interval: Interval, digits: int | None, unit: str) -> str:
     if interval.half_width is None:
         return f"{number(interval.mean, digits)}{unit}, one seed"
-    return f"{number(interval.mean, digits)} {PLUS_MINUS} {number(interval.half_width, digits)}{unit}"
+    return f"{interval_text(interval, digits)}{unit}"
 
 
 def _against_reference(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
+    """Return sentences that count the methods that are better or worse than FLoRAL 1 %, over all tasks.
+
+    Methods that train one model for all clients are counted apart on tasks where such a model cannot fit all clusters.
+    """
     if REFERENCE not in styles:
         return []
-    better = worse = undecided = without_interval = 0
+    verdicts: Counter[str] = Counter()
+    handicapped: Counter[str] = Counter()
+    surviving: Counter[str] = Counter()
+    one_model = {method.id for method in collected.methods if method.variant.global_only}
     for configuration in collected.configurations:
-        sign = 1 if result_unit(configuration).higher_is_better else -1
-        for method, difference in differences(collected, configuration).items():
+        for method, item in comparisons(collected, configuration).items():
             if styles[method].group != "method":
                 continue
-            if difference.low is None:
-                without_interval += 1
-            elif not difference.excludes_zero:
-                undecided += 1
-            elif sign * difference.mean > 0:
-                better += 1
-            else:
-                worse += 1
-    total = better + worse + undecided
+            if method in one_model and has_conflicting_clusters(configuration.task):
+                handicapped[item.verdict] += 1
+                continue
+            verdicts[item.verdict] += 1
+            if item.survives:
+                surviving[item.verdict] += 1
     reference = _title(styles[REFERENCE])
+    total = sum(verdicts[name] for name in ("better", "worse", "open", "equal"))
     if not total:
         sentence = f"There are no paired intervals to {reference}: they require two seeds that both methods have."
-        return [sentence] if without_interval else []
-    return [
-        f"Paired 95 % intervals of method {MINUS} {reference} ({total}, not corrected for multiple comparisons): "
-        f"{better} show that the method is better, {worse} that it is worse, {undecided} contain zero."
+        return [sentence] if verdicts["one seed"] else []
+    undecided = verdicts["open"] + verdicts["equal"]
+    sentences = [
+        f"{count(total, 'paired comparison')} of a method with {reference}: {verdicts['better']} better, "
+        f"{verdicts['worse']} worse, {undecided} undecided by their 95 % intervals. After Holm's correction in each "
+        f"task: {surviving['better']} better, {surviving['worse']} worse."
     ]
+    if counted_apart := sum(handicapped.values()):
+        sentences.append(
+            f"Counted apart: {count(counted_apart, 'comparison')} of methods with one model for all clients, on tasks "
+            f"whose clusters give the same input different labels ({handicapped['worse']} worse)."
+        )
+    return sentences
+
+
+def has_conflicting_clusters(task: Task) -> bool:
+    """Return whether the clusters of a task give the same input different labels, so that one model cannot fit all."""
+    return task.concepts > 1 and (
+        isinstance(task.data, Synthetic) or task.shift.kind in ("label_shift", "label_permutation")
+    )
 
 
 def _recovery(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
+    """Return one sentence for each task: how well the routes of FLoRAL 1 % and of the others find the true clusters."""
     rows = collected.summary.filter((pl.col("status") == "done") & pl.col("ari").is_not_null())
     learned = [method for method, style in styles.items() if style.group == "method"]
-    means = rows.filter(pl.col("method_id").is_in(learned)).group_by("method_id").agg(pl.col("ari").mean())
-    if means.is_empty():
+    sentences = []
+    for configuration in collected.configurations:
+        of_task = rows.filter((pl.col("configuration") == configuration.id) & pl.col("method_id").is_in(learned))
+        by_method = dict(of_task.group_by("method_id").agg(pl.col("ari").mean()).iter_rows())
+        if not by_method or configuration.task.concepts == 1:
+            continue
+        values = [(by_method[method], _title(styles[method])) for method in styles if method in by_method]
+        if len(values) > MAX_NAMED_METHODS:
+            of_reference = [(by_method[REFERENCE], _title(styles[REFERENCE]))] if REFERENCE in by_method else []
+            values = list(dict.fromkeys([*of_reference, min(values), max(values)]))
+        texts = ", ".join(f"{title} {number(ari, 2)}" for ari, title in sorted(values, reverse=True))
+        sentences.append(f"{configuration.title}: {texts}")
+    if not sentences or len(sentences) > MAX_NAMED_CONFIGURATIONS:
         return []
-    by_method = dict(means.select("method_id", "ari").iter_rows())
-    values = ", ".join(f"{_title(styles[n])} {number(by_method[n], 2)}" for n in styles if n in by_method)
-    measure = "adjusted Rand index, mean over runs; 1 is perfect, 0 is chance"
-    return [f"Agreement of learned routes with the true clusters ({measure}): {values}."]
+    measure = "adjusted Rand index, mean over seeds; 1 is perfect, 0 is chance; highest and lowest, if there are many"
+    return [f"Agreement of learned routes with the true clusters ({measure}): {'; '.join(sentences)}."]

@@ -6,15 +6,21 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.optimize import brentq
 from scipy.stats import chi2, nct, rankdata, studentized_range, wilcoxon
 from scipy.stats import t as student
 
 from floral.core.intervals import Interval, t_interval
 
 SIGNIFICANCE_LEVEL = 0.05
+CHANCE_DRAWS = 20_000
+"""Simulations of the accuracy of the worst clients by chance. The ends of its 95 % range then err by less than half a
+point."""
 MAX_EXACT_FLIPS = 14
 """Up to this number of differences, all 2^n sign flips are counted; for more, 2^MAX_EXACT_FLIPS flips are sampled."""
 MIN_RANKED_TASKS = 6
@@ -67,7 +73,9 @@ class NullBand:
     high: float
 
 
-def binomial_null(samples: Sequence[int], accuracy: float, count: int, draws: int = 2000, seed: int = 0) -> NullBand:
+def binomial_null(
+    samples: Sequence[int], accuracy: float, count: int, draws: int = CHANCE_DRAWS, seed: int = 0
+) -> NullBand:
     """Simulate how low the `count` worst accuracies are by chance if all clients have the same expected accuracy p.
 
     In each simulation, client k gets the accuracy X_k/n_k. X_k is the number of correct predictions among its n_k test
@@ -140,6 +148,61 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
         largest = max(largest, min(1.0, (len(p) - rank) * p[name]))
         corrected[name] = largest
     return {name: corrected[name] for name in p}
+
+
+def paired_p(differences: Sequence[float]) -> float:
+    """Return the two-sided p of Student's t-test that the mean of n ≥ 2 differences is 0.
+
+    It is below 0.05 exactly if the 95 % t-interval excludes 0. If all differences are equal, it is 0, or 1 if they are
+    0.
+
+    Raises:
+        ValueError: there are fewer than two differences.
+    """
+    return float(min(1.0, 2 * student.sf(abs(_t(differences)), len(differences) - 1)))
+
+
+def worse_p(differences: Sequence[float]) -> float:
+    """Return the one-sided p of Student's t-test that the mean of n ≥ 2 differences is not below 0.
+
+    Raises:
+        ValueError: there are fewer than two differences.
+    """
+    return float(student.cdf(_t(differences), len(differences) - 1))
+
+
+def _t(differences: Sequence[float]) -> float:
+    """Return Student's t of n differences: their mean divided by its standard error."""
+    x = np.asarray(differences, dtype=float)
+    if x.size < 2:
+        raise ValueError("a paired t-test needs two seeds at least")
+    mean, error = float(x.mean()), float(x.std(ddof=1)) / math.sqrt(x.size)
+    if error == 0:
+        return math.copysign(math.inf, mean) if mean else 0.0
+    return mean / error
+
+
+def detectable(differences: Sequence[float], power: float = 0.8) -> float:
+    """Return the smallest mean difference that a two-sided paired t-test with n seeds detects with `power`.
+
+    The test is at 5 %. The true standard deviation is assumed to be that of `differences`. The value is in the unit of
+    the differences.
+
+    Raises:
+        ValueError: there are fewer than two differences.
+    """
+    x = np.asarray(differences, dtype=float)
+    if x.size < 2:
+        raise ValueError("the detectable difference needs two seeds at least")
+    return _detected_noncentrality(x.size, power) * float(x.std(ddof=1)) / math.sqrt(x.size)
+
+
+@cache
+def _detected_noncentrality(n: int, power: float) -> float:
+    """Return the noncentrality at which a two-sided t-test at 5 % with n values has the power `power`."""
+    edge, freedom = float(student.ppf(0.975, n - 1)), n - 1
+    shift: Any = brentq(lambda delta: nct.sf(edge, freedom, delta) - power, 0.0, 4 * edge + 10)
+    return float(shift)
 
 
 def seeds_to_decide(differences: Sequence[float], power: float = 0.8, most: int = 1000) -> int | None:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
 import polars as pl
 
-from floral.core.intervals import MIN_SEEDS_FOR_BOOTSTRAP, Interval, interval
+from floral.core.intervals import Interval, t_interval
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
-from floral.report.paired import Clients, Paired
+from floral.report.comparison import Comparison, Member, best_methods, compare
+from floral.report.paired import Paired
 from floral.report.style import Style
 
 REFERENCE = "floral_1"
 """The variant that all others are compared with."""
-CLIENT_COLUMNS = {"test_accuracy": "accuracy", "test_loss": "loss"}
-"""Summary columns that are means over clients, and the client column they average. Others are resampled by seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +26,20 @@ class Unit:
     column: str
     title: str
     difference: str
+    """Unit of differences: points of accuracy. Errors have ratios instead."""
     scale: float
     digits: int | None
     """Decimals of an accuracy. None: three significant digits, because errors span many powers of ten."""
     higher_is_better: bool
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether means and comparisons are computed from logarithms: those of errors are."""
+        return not self.higher_is_better
+
+    def minus(self, reference: str) -> str:
+        """Return the title of a column with differences to a reference, or with ratios to it."""
+        return f"\u00f7 {reference}" if self.logarithmic else f"\u2212 {reference}, {self.difference}"
 
 
 def result_unit(configuration: Configuration) -> Unit:
@@ -41,7 +48,7 @@ def result_unit(configuration: Configuration) -> Unit:
         return Unit(
             column="test_accuracy", title=title, difference="points", scale=100, digits=1, higher_is_better=True
         )
-    return Unit(column="test_loss", title="Test MSE", difference="loss", scale=1, digits=None, higher_is_better=False)
+    return Unit(column="test_loss", title="Test MSE", difference="ratio", scale=1, digits=None, higher_is_better=False)
 
 
 def accuracy_title(configuration: Configuration) -> str:
@@ -62,26 +69,29 @@ def results(collected: Collected, configuration: Configuration) -> Paired:
     Methods with a diverged seed can be left out (see `methods_without_mean`).
     """
     unit = result_unit(configuration)
-    return _paired(collected, configuration.id, unit.column, unit.scale)
+    return _paired(collected, configuration, unit.column, unit.scale)
 
 
 @lru_cache(maxsize=256)
-def _paired(collected: Collected, configuration_id: str, column: str, factor: float) -> Paired:
-    """Return the values of a column of the frame `summary`, times `factor`, by method and seed.
-
-    The answer is cached, so that all means and differences use the same bootstrap samples.
-    """
+def _comparisons(collected: Collected, configuration_id: str) -> dict[str, Comparison]:
     configuration = next(item for item in collected.configurations if item.id == configuration_id)
+    return compare(results(collected, configuration), REFERENCE, result_unit(configuration).higher_is_better)
+
+
+def comparisons(collected: Collected, configuration: Configuration) -> dict[str, Comparison]:
+    """Return how each method compares with FLoRAL 1 % on this task.
+
+    The result is {} if FLoRAL 1 % has no mean, because it was not run or a seed diverged.
+    """
+    return _comparisons(collected, configuration.id)
+
+
+def _paired(collected: Collected, configuration: Configuration, column: str, factor: float) -> Paired:
+    """Return the values of a column of the frame `summary`, times `factor`, by method and seed."""
     excluded = methods_without_mean(collected, configuration)
     by_method = collected.values(configuration, column).items()
     values = {method: scaled(by_seed, factor) for method, by_seed in by_method if method not in excluded}
-    clients: dict[tuple[str, int], Clients] = {}
-    if column in CLIENT_COLUMNS and any(len(by_seed) >= MIN_SEEDS_FOR_BOOTSTRAP for by_seed in values.values()):
-        by_run = done_clients(collected, configuration).group_by("method_id", "seed", maintain_order=True)
-        for (method, seed), rows in by_run:
-            client_values, weights = rows[CLIENT_COLUMNS[column]].to_numpy(), rows["test_rows"].to_numpy()
-            clients[str(method), int(seed)] = Clients(values=factor * client_values, weights=weights)  # type: ignore[call-overload]
-    return Paired(values=values, clients=clients)
+    return Paired(values=values, logarithmic=result_unit(configuration).logarithmic)
 
 
 def done_clients(collected: Collected, configuration: Configuration) -> pl.DataFrame:
@@ -98,7 +108,7 @@ def means(collected: Collected, configuration: Configuration, column: str, facto
 
     Methods with a diverged seed can be left out (see `methods_without_mean`).
     """
-    paired = _paired(collected, configuration.id, column, factor)
+    paired = _paired(collected, configuration, column, factor)
     return {method: paired.mean(method) for method in paired.values}
 
 
@@ -109,27 +119,23 @@ def intervals(collected: Collected, configuration: Configuration) -> dict[str, I
 
 
 def perplexities(collected: Collected, configuration: Configuration) -> dict[str, Interval]:
-    """Return each method's mean perplexity exp(test loss) with its interval. If the data are not text, return {}."""
+    """Return each method's perplexity exp(mean test loss) with its interval. If the data are not text, return {}."""
     if configuration.task.per is None:
         return {}
     excluded = methods_without_mean(collected, configuration)
     return {
-        method: interval([math.exp(loss) for loss in by_seed.values()])
+        method: t_interval(list(by_seed.values())).exponential()
         for method, by_seed in collected.values(configuration, "test_loss").items()
         if method not in excluded
     }
 
 
 def differences(collected: Collected, configuration: Configuration) -> dict[str, Interval]:
-    """Return the difference of each method to FLoRAL 1 %, paired by seed.
+    """Return the difference of each method to FLoRAL 1 %, paired by seed; a ratio if results are errors.
 
     The result is {} if FLoRAL 1 % has no mean, because it was not run or a seed diverged.
     """
-    paired = results(collected, configuration)
-    if REFERENCE not in paired.values:
-        return {}
-    by_method = {method: paired.difference(method, REFERENCE) for method in paired.values if method != REFERENCE}
-    return {method: difference for method, difference in by_method.items() if difference is not None}
+    return {method: item.difference for method, item in comparisons(collected, configuration).items()}
 
 
 # ------------------------------------------------------------------------------------------ seed counts
@@ -176,39 +182,33 @@ def methods_without_mean(collected: Collected, configuration: Configuration) -> 
     return {method for method, counts in seed_counts(collected, configuration).items() if "diverged" in counts}
 
 
-# ------------------------------------------------------------------------------------------------ marks
+# ---------------------------------------------------------------------------------------- best methods
 
 
-def marks(collected: Collected, styles: Mapping[str, Style], configuration: Configuration) -> dict[str, str]:
-    """Return method → mark: `best` for the method with the best mean result, `second` for the next (see `best_two`)."""
-    higher = result_unit(configuration).higher_is_better
-    return best_two(results(collected, configuration), seed_counts(collected, configuration), styles, higher)
+def best(collected: Collected, styles: Mapping[str, Style], configuration: Configuration) -> dict[str, Member]:
+    """Return the methods that cannot be told from the best one on this task (see `best_methods`)."""
+    paired, higher = results(collected, configuration), result_unit(configuration).higher_is_better
+    return best_methods(paired, ranked(paired, seed_counts(collected, configuration), styles), higher)
 
 
-def best_two(
-    paired: Paired, counts: Mapping[str, Mapping[str, int]], styles: Mapping[str, Style], higher: bool
-) -> dict[str, str]:
-    """Return method → mark: `best` for the method with the best mean, `second` for the next.
+def ranked(paired: Paired, counts: Mapping[str, Mapping[str, int]], styles: Mapping[str, Style]) -> list[str]:
+    """Return the methods among which the best is looked for.
 
-    Oracles, controls and methods with a diverged seed are left out. A method is marked only if it is separated from
-    every method with a worse mean (`Paired.is_separated`), so that differences by chance are not ranked. If no method
-    is marked as best, none is marked as second. Methods with equal means share a mark. Nothing is marked while a run of
-    these methods is missing or failed, because that run could be the best.
+    Oracles, controls and methods with a diverged seed are left out. The list is empty while a run of these methods is
+    missing or failed, because that run could be the best.
     """
-    ranked = {method: count for method, count in counts.items() if styles[method].group == "method"}
-    if any({"missing", "failed"} & count.keys() for count in ranked.values()):
-        return {}
-    means = {
-        method: round(float(np.mean(list(paired.values[method].values()))), 9)
-        for method, count in ranked.items()
-        if "diverged" not in count and method in paired.values
-    }
-    levels = sorted(set(means.values()), reverse=higher)
-    marked: dict[str, str] = {}
-    for position, mark in enumerate(("best", "second")[: len(levels)] if len(levels) > 1 else ()):
-        leaders = [method for method, mean in means.items() if mean == levels[position]]
-        worse = [method for method, mean in means.items() if mean in levels[position + 1 :]]
-        if not all(paired.is_separated(leader, method) for leader in leaders for method in worse):
-            break
-        marked |= dict.fromkeys(leaders, mark)
-    return marked
+    candidates = {method: count for method, count in counts.items() if styles[method].group == "method"}
+    if any({"missing", "failed"} & count.keys() for count in candidates.values()):
+        return []
+    return [method for method, count in candidates.items() if "diverged" not in count and method in paired.values]
+
+
+def best_marks(collected: Collected, styles: Mapping[str, Style], configuration: Configuration) -> set[str]:
+    """Return the methods whose results are printed in bold on this task."""
+    candidates = ranked(results(collected, configuration), seed_counts(collected, configuration), styles)
+    return marked(best(collected, styles, configuration), len(candidates))
+
+
+def marked(members: Mapping[str, Member], candidates: int) -> set[str]:
+    """Return the methods to print in bold: those that cannot be told from the best, if that tells any apart."""
+    return set(members) if len(members) < candidates else set()

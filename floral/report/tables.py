@@ -25,7 +25,7 @@ class Cell:
     note: str = ""
     order: float | None = None
     """The number that the column is sorted by."""
-    mark: Literal["", "best", "second"] = ""
+    mark: Literal["", "best"] = ""
     quiet: bool = False
     """Whether it is printed in grey."""
 
@@ -54,6 +54,8 @@ def number(value: float, digits: int | None, sign: bool = False) -> str:
     """
     form = "#.3g" if digits is None else f".{digits}f"
     text = f"{value:{'+' if sign else ''}{form}}".removesuffix(".")
+    if float(text) == 0:
+        text = text.lstrip("+-")
     return text.replace("e-0", "e-").replace("e+0", "e+").replace("-", MINUS)
 
 
@@ -73,15 +75,42 @@ def amount(value: float) -> str:
 def interval_cell(
     interval: Interval, digits: int | None, sign: bool = False, note: str = "", mark: str = "", usual: int = 0
 ) -> Cell:
-    """Return a cell with mean ± half the width of the interval. A single value has no interval.
+    """Return a cell with mean ± half the width of the interval, or with mean [low, high] if it is not symmetric.
+
+    A single value has no interval. A ratio has no sign. With `sign`, the interval is that of a difference: it gets more
+    digits if readers could not see otherwise whether it contains the value of no difference.
 
     The number of seeds n is written below if it is 1 or differs from `usual`, which is stated once for the whole page.
     """
-    text = number(interval.mean, digits, sign)
-    if interval.half_width is not None:
-        text += f" {PLUS_MINUS} {number(interval.half_width, digits)}"
+    digits = _deciding_digits(interval, digits) if sign else digits
+    text = interval_text(interval, digits, sign and interval.neutral == 0)
     count = f"n = {interval.n}" if interval.n != usual or interval.n == 1 else ""
     return Cell(text=text, note="; ".join(filter(None, (count, note))), order=interval.mean, mark=mark)  # type: ignore[arg-type]
+
+
+def interval_text(interval: Interval, digits: int | None, sign: bool = False) -> str:
+    """Return mean ± half the width of the interval, or mean [low, high] if it is not symmetric."""
+    text = number(interval.mean, digits, sign)
+    if interval.low is None or interval.high is None or interval.half_width is None:
+        return text
+    if interval.is_symmetric:
+        return f"{text} {PLUS_MINUS} {number(interval.half_width, digits)}"
+    return f"{text} [{number(interval.low, digits, sign)}, {number(interval.high, digits, sign)}]"
+
+
+def _deciding_digits(interval: Interval, digits: int | None) -> int | None:
+    """Return the digits with which the printed interval excludes the value of no difference exactly if it does."""
+    if interval.low is None or interval.high is None or interval.half_width is None:
+        return digits
+    start = 3 if digits is None else digits + 1
+    for more in (digits, *range(start, start + 3)):
+        form = ".3g" if more is None else f".{more}f"
+        exact = (interval.mean, interval.half_width, interval.low, interval.high)
+        mean, half, low, high = (float(f"{value:{form}}") for value in exact)
+        is_outside = low > interval.neutral or high < interval.neutral
+        if (abs(mean - interval.neutral) > half if interval.is_symmetric else is_outside) == interval.is_decided:
+            return more
+    return digits
 
 
 def grid(name: str, columns: Sequence[Column], rows: Sequence[tuple[Style, Mapping[str, Cell]]], caption: str) -> Table:
@@ -154,7 +183,7 @@ def _latex_name(style: Style) -> str:
 
 def _latex_cell(cell: Cell) -> str:
     text = latex(cell.text)
-    text = {"best": rf"\textbf{{{text}}}", "second": rf"\underline{{{text}}}"}.get(cell.mark, text)
+    text = rf"\textbf{{{text}}}" if cell.mark else text
     return text + (rf" {{\footnotesize ({latex(cell.note)})}}" if cell.note else "")
 
 

@@ -63,7 +63,7 @@ def worst(collected: Collected, configuration: Configuration, kind: WorstOf) -> 
         lowest = decile_count(len(samples)) if kind == "decile" else 1
         observed = {frame["seed"][0]: float(statistics.worst_mean(frame["accuracy"], lowest)) for frame in seeds}
         common = int(method_hits["own_correct"].sum()) / int(method_hits["own_rows"].sum())
-        null = statistics.binomial_null(samples, common, lowest, draws=1000)
+        null = statistics.binomial_null(samples, common, lowest)
         result.append(Worst(method=str(method), observed=observed, null=null))
     return result
 

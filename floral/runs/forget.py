@@ -6,15 +6,12 @@ import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from floral.config import catalogue, reading
+from floral.config import catalogue
 from floral.config.reading import ConfigError, suggest
-from floral.config.run import Run
 from floral.io import locks
 from floral.io.locks import held
-from floral.runs.outdated import outdated
-from floral.runs.state import LOCK, SUBMITTING, is_finished, running
+from floral.runs.outdated import outdated, stored_run, why_not_continued
+from floral.runs.state import IN_USE, LOCK, running
 
 FINISHED_MARKS = ("done", "summary.json")
 """Removed before all other files of a run. So a partly removed run never counts as finished."""
@@ -23,12 +20,12 @@ FINISHED_MARKS = ("done", "summary.json")
 def folders_to_forget(names: Collection[str], results: Path, only_outdated: bool) -> list[Path]:
     """Return the folders of runs and searches of these variants or tasks, as paths inside the results folder.
 
-    Without names, all variants are meant. With `only_outdated`, only finished runs are returned that may have other
-    numbers than the code here would give.
+    Without names, all variants are meant. With `only_outdated`, only runs of other code are returned: finished runs
+    that may have other numbers now, and interrupted runs that cannot continue.
 
     Raises:
-        ConfigError: a name is neither a variant nor a task, a process is working on one of the runs, or Snakemake is
-            submitting jobs.
+        ConfigError: a name is neither a variant nor a task, a process is working on one of the runs, or Snakemake works
+            with these results.
     """
     runs = sorted((results / "train").glob("*/*/seed*"))
     searches = [] if only_outdated else sorted(path for path in (results / "tune").glob("*/*/*") if path.is_dir())
@@ -41,15 +38,17 @@ def folders_to_forget(names: Collection[str], results: Path, only_outdated: bool
     folders = [path for path in (*runs, *searches) if {path.parts[-2], path.parts[-3]} & names_to_forget]
     if only_outdated:
         folders = [folder for folder in folders if _is_outdated(folder, results)]
-    if locks.busy(results / SUBMITTING):
-        raise ConfigError(f"{results}: Snakemake is submitting jobs for these results; stop it, and repeat the command")
+    if locks.busy(results / IN_USE, or_shared=True):
+        raise ConfigError(
+            f"{results}: Snakemake works with these results; wait until it ends, or stop it, and repeat the command"
+        )
     if working := [folder for folder in folders if running(folder)]:
         raise ConfigError(f"{working[0]}: a process is working on this run; stop it, and repeat the command")
     return [folder.relative_to(results) for folder in folders]
 
 
 def _is_outdated(folder: Path, results: Path) -> bool:
-    """Return whether a finished run may have other numbers than the code here would give.
+    """Return whether a finished run may have other numbers than the code here would give, or cannot be continued.
 
     A run of an earlier version, which has another name than today's run with the same values, is not outdated. Neither
     is a run whose values this version does not know.
@@ -57,15 +56,10 @@ def _is_outdated(folder: Path, results: Path) -> bool:
     Raises:
         ConfigError: run.yaml is damaged.
     """
-    if not is_finished(folder):
+    run = stored_run(folder)
+    if run is None or results / run.folder != folder:
         return False
-    values = reading.read(folder / "run.yaml")
-    try:
-        run = Run.model_validate({key: values[key] for key in Run.model_fields if key in values})
-    except ValidationError:  # keys of an earlier version
-        return False
-    is_known = run.variant.method in catalogue.plugins("methods") and run.task.model.kind in catalogue.plugins("models")
-    return is_known and results / run.folder == folder and bool(outdated([run], results))
+    return bool(outdated([run], results) or why_not_continued(run, folder))
 
 
 def forget(folders: Iterable[Path], results: Path) -> None:

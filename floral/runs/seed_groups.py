@@ -21,6 +21,8 @@ SUMMARY_VALUES = (
     "worst_decile_accuracy", "excess_risk", "bytes",
 )  # fmt: skip
 """The values of summary.json that are averaged over seeds."""
+ERRORS = ("test_loss", "official_score", "excess_risk")
+"""Values of summary.json that are errors in regression."""
 CURVES = ("test.accuracy", "test.loss", "validation.loss", "train.loss")
 """The curves (split.metric) that are averaged over seeds."""
 
@@ -79,7 +81,7 @@ def seed_means(group: SeedGroup, results: Path) -> SeedMeans:
     the mean is taken over the other seeds. The report treats diverged seeds in the same way. The result always has the
     numbers of expected, done, diverged and failed seeds.
 
-    With at least 5 seeds, the intervals in the report also resample the clients; the intervals here do not.
+    Means of errors (regression) are geometric, as in the report.
     """
     summaries = {run.folder: _summary(results / run.folder) for run in group.runs}
     done = {folder: summary for folder, summary in summaries.items() if summary and summary["status"] == "done"}
@@ -91,7 +93,8 @@ def seed_means(group: SeedGroup, results: Path) -> SeedMeans:
     }  # fmt: skip
     averaged = {} if counts["diverged"] and group.runs[0].fidelity["diverged_runs"] == "reported" else done
     for name in SUMMARY_VALUES:
-        values |= _mean_with_interval(name, [summary.get(name) for summary in averaged.values()])
+        is_error = group.runs[0].task.loss == "mse" and name in ERRORS
+        values |= _mean_with_interval(name, [summary.get(name) for summary in averaged.values()], is_error)
     words = [f"{counts['done']} of {len(summaries)} seeds"]
     words += [f"{count} {state}" for state, count in (("diverged", counts["diverged"]), ("failed", failed)) if count]
     return SeedMeans(
@@ -107,18 +110,18 @@ def _summary(folder: Path) -> dict[str, Any] | None:
     return json.loads((folder / "summary.json").read_text()) if is_finished(folder) else None
 
 
-def _mean_with_interval(name: str, values: list[float | None]) -> dict[str, float]:
-    """Return the mean of a value over seeds, under the name mean/<name>.
+def _mean_with_interval(name: str, values: list[float | None], is_error: bool) -> dict[str, float]:
+    """Return the mean of a value over seeds, under the name mean/<name>; the geometric mean of an error.
 
     With several seeds, the result also has the ends of the interval, mean_low/<name> and mean_high/<name>. The result
     is empty if the value of a seed is missing, NaN or infinite.
     """
-    from floral.core.intervals import interval
+    from floral.core.intervals import mean_interval
 
     numbers = [value for value in values if value is not None and math.isfinite(value)]
     if not numbers or len(numbers) < len(values):
         return {}
-    over_seeds = interval(numbers)
+    over_seeds = mean_interval(numbers, is_error)
     ends = {"mean": over_seeds.mean, "mean_low": over_seeds.low, "mean_high": over_seeds.high}
     return {f"{end}/{name}": value for end, value in ends.items() if value is not None}
 

@@ -27,6 +27,9 @@ STARTED = (LOCK, "run.yaml", "checkpoint/last.safetensors")
 SUBMITTING = ".slurm.lock"
 """The file in the results folder that Snakemake locks while it submits jobs to SLURM."""
 
+IN_USE = ".snakemake.lock"
+"""The file in the results folder that each call of Snakemake locks until it ends. Several calls share the lock."""
+
 KILLED = {
     **dict.fromkeys(FAILURE),
     "reason": "ended without a message: killed, out of memory, or power failure",

@@ -25,6 +25,7 @@ from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
 from floral.engine.store import NAME
 from floral.runs import layout, reference, segments
+from floral.runs.outdated import FORGET, why_outdated
 from floral.stages import record
 from floral.stages.assemble import build_method, build_simulation, client_data, make_problem
 from floral.stages.choose_execution import configure_device, resolve_execution
@@ -92,13 +93,11 @@ def _check_resumed(run: Run, progress: Progress, path: Path) -> None:
     Raises:
         ConfigError: a file of the run's method, model or adaptors has changed, or the precision is another one.
     """
-    started = progress.execution.get("precision", run.precision)
-    changed = code.changed_files(progress.code, run.variant.method, run.task.model.kind)
-    problems = [f"with precision {started}, and the run now has {run.precision}"] if started != run.precision else []
-    problems += [f"with other code: {', '.join(changed)}"] if changed else []
-    if problems:
+    begun = {"code": progress.code, "execution": progress.execution}
+    if reasons := why_outdated(begun, run.variant.method, run.task.model.kind, run.precision):
         raise ConfigError(
-            f"{path}: this run began {'; and '.join(problems)}; remove this checkpoint to train the run from the start"
+            f"{path}: this run cannot continue: {' and '.join(reasons)}; remove this checkpoint, or call `{FORGET}`, "
+            "to train the run from the start"
         )
 
 

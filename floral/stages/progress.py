@@ -53,6 +53,15 @@ class Progress:
         if evaluation.diverged:
             self.diverged_at = self.round
 
+    def add_official(self, scores: tuple[float, float]) -> None:
+        """Add the published code's score of a round of the last bin, also to the rows of metrics.parquet."""
+        self.official.append(scores)
+        costs = [self.bytes, self.client_samples, self.client_passes]
+        names = ("score", "score_sampled")
+        self.metrics += [
+            [self.round, "official", name, value, *costs] for name, value in zip(names, scores, strict=True)
+        ]
+
     def as_json(self) -> dict[str, Any]:
         """Return the values that a checkpoint stores."""
         pending_loss = None if self.pending_loss is None else float(self.pending_loss)

@@ -91,7 +91,7 @@ def evaluate_round(simulation: Simulation, state: State, progress: Progress) -> 
         )
         LOG.info("round %d of %d: %s", round, settings.rounds, values)
     if official is not None:
-        progress.official.append(official)
+        progress.add_official(official)
     progress.seconds["evaluate"] += time.perf_counter() - began
 
 

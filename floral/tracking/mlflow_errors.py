@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 import socket
 import sqlite3
+from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from floral.config import paths
 from floral.config.reading import ConfigError
+from floral.core.passwords import place_of_password
 from floral.io.files import REMEDIES, remedy
 
-CREDENTIALS = "set the environment variables MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+DATABASES = ("postgresql", "mysql", "mssql")
+"""Beginnings of the addresses of databases on a server."""
+NO_PASSWORD = re.compile("password|authentication|access denied", re.I)
+"""Words of a database that refuses the user or the password."""
+UNKNOWN = re.compile("does not exist|unknown database", re.I)
+"""Words of a database server that has no such database or user."""
+OLD_TABLES = "out-of-date database schema"
+"""Words of MLflow about a database whose tables are of another version of MLflow."""
 SERVE_ARTIFACTS = "start the server with `make ui-server`, or with `mlflow server --serve-artifacts`"
 
 
@@ -22,7 +35,7 @@ def unusable(uri: str, error: Exception) -> ConfigError:
     """Return the error to raise after MLflow failed with `error`. If a retry may succeed, it is Unreachable."""
     text = str(error).strip() or type(error).__name__
     reason = text.splitlines()[0]
-    kind = Unreachable if _is_temporary(error) else ConfigError
+    kind = Unreachable if _is_temporary(uri, error) else ConfigError
     return kind(f"the MLflow store {uri} cannot be written: {reason}; {_remedy(uri, error, text)}")
 
 
@@ -36,7 +49,13 @@ def _remedy(uri: str, error: Exception, text: str) -> str:
     if _artifacts_are_refused(text):
         return f"the server does not receive artifacts; {SERVE_ARTIFACTS}"
     if _status(error) in (401, 403):
-        return f"the server asks for a user and a password: {CREDENTIALS}"
+        return f"the server asks for a user and a password: {place_of_password(uri)}"
+    if uri.startswith(DATABASES) and NO_PASSWORD.search(text):
+        return f"the database asks for a password: {place_of_password(uri)}"
+    if OLD_TABLES in text:
+        upgrade = f"back the database up, then call: mlflow db upgrade {shlex.quote(uri)}"
+        rebuild = "; or move the file away (the store is rebuilt from the run folders)"
+        return upgrade + (rebuild if uri.startswith("sqlite:") else "")
     setting = f"`tracking_uri` in {paths.CONFIG_FOLDER}/config.yaml"
     if uri.startswith("http"):
         return f"start the server, or correct {setting}"
@@ -56,17 +75,20 @@ def _artifacts_are_refused(text: str) -> bool:
     return "serve-artifacts" in text or ("/mlflow-artifacts/" in text and "503" in text)
 
 
-def _is_temporary(error: BaseException) -> bool:
+def _is_temporary(uri: str, error: BaseException) -> bool:
     """Return whether a retry may succeed, because the server is down or busy, or the database is locked."""
     if isinstance(original := getattr(error, "orig", None), BaseException):  # SQLAlchemy wraps the database's error
-        return _is_temporary(original)
+        return _is_temporary(uri, original)
+    if uri.startswith(DATABASES) and (NO_PASSWORD.search(str(error)) or UNKNOWN.search(str(error))):
+        return False
     if isinstance(error, sqlite3.Error):
         return "locked" in str(error) or "busy" in str(error)
     if isinstance(error, OSError):
         return error.errno not in REMEDIES and not isinstance(error, FileNotFoundError | ValueError)
     if _artifacts_are_refused(str(error)):
         return False
-    return type(error).__name__ == "OperationalError" or _status(error) >= 500
+    # Without a server, MLflow gives the status 503 to the errors of a database that is down, and 500 to all others.
+    return type(error).__name__ == "OperationalError" or _status(error) >= (500 if uri.startswith("http") else 503)
 
 
 def _status(error: BaseException) -> int:
@@ -80,15 +102,25 @@ def _status(error: BaseException) -> int:
 def check_artifact_place(uri: str, suite: str, location: str) -> None:
     """Check that this machine can send artifacts (result files) to the place that the server has chosen.
 
-    `location` is a path if the server does not receive artifacts itself. Each client then writes to this path on its
-    own disk, where the server does not find the files.
+    `location` is a path if the server does not receive artifacts itself. Each client then writes to this path. The
+    server finds the files only if both machines share the disk.
 
     Raises:
         ConfigError: `location` is a path on another machine.
     """
     names = {"localhost", "127.0.0.1", "::1", socket.gethostname(), socket.getfqdn()}
-    if urlsplit(location).scheme in ("", "file") and urlsplit(uri).hostname not in names:
+    scheme = urlsplit(location).scheme
+    if scheme not in ("", "file") or urlsplit(uri).hostname in names:
+        return
+    if not _can_be_written(Path(url2pathname(urlsplit(location).path) if scheme else location)):
         raise ConfigError(
-            f"the MLflow server {uri} does not receive artifacts: it stores those of {suite!r} in {location} on its "
-            f"own disk; {SERVE_ARTIFACTS}, then rename the experiment {suite!r}, which keeps its old place"
+            f"the MLflow server {uri} does not receive artifacts: it stores those of {suite!r} in {location}, which is "
+            f"not writable here; {SERVE_ARTIFACTS}, then rename the experiment {suite!r}, which keeps its old place; "
+            "or mount the server's disk here"
         )
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Return whether files can be written in a folder of artifacts, which the first file creates."""
+    existing = folder if folder.exists() else folder.parent
+    return folder.is_absolute() and existing.is_dir() and os.access(existing, os.W_OK)

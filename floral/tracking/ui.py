@@ -32,9 +32,10 @@ def ui(results: Path, tracking_uri: str | None, port: int) -> NoReturn:
         raise ConfigError(f"{database}: no run is tracked yet; call: make quickstart")
     try:
         socket.create_server((HOST, port)).close()
-    except (OSError, OverflowError):
-        raise ConfigError(
-            f"Port {port} cannot be used: another program listens there; choose another: make ui PORT=5001"
-        ) from None
+    except OSError as error:
+        below = isinstance(error, PermissionError)
+        reason = "ports below 1024 are for the administrator" if below else "another program listens there"
+        raise ConfigError(f"Port {port} cannot be used: {reason}; choose another: make ui PORT=5001") from None
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_BACKEND_STORE_URI": uri}
-    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(port)])
+    where = ["--host", HOST, "--port", str(port), "--workers", "1"]  # one process is enough for one user
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", *where])

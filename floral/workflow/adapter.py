@@ -24,8 +24,9 @@ from snakemake.logging import LogEvent, logger
 from floral.cluster import slurm, warm_start
 from floral.config.reading import ConfigError
 from floral.io.files import remedy
-from floral.runs.outdated import outdated_lines
-from floral.runs.state import failure_lines
+from floral.io.locks import share_until_exit
+from floral.runs.outdated import interrupted_by_other_code, outdated_lines
+from floral.runs.state import IN_USE, failure_lines
 from floral.stages import estimate, progress_line
 from floral.workflow.rules import Rules
 
@@ -169,11 +170,14 @@ def remove_rate_limit(workflow: Any) -> None:
 def requested_resources(workflow: Any) -> dict[str, Any]:
     """Return the resources that the first waiting job requests of the cluster, or nothing if no job waits.
 
-    Snakemake's options `--default-resources` and `--set-resources` change them.
+    Snakemake's options `--default-resources`, `--set-resources`, `--slurm-qos` and `--slurm-reservation` change them.
     """
     jobs = (job for job in workflow.dag.needrun_jobs() if job.rule.name in ("train", "tune"))
     first = next(jobs, None)
-    return {} if first is None else dict(first.resources.items())
+    if first is None:
+        return {}
+    of_all_jobs = {name: getattr(workflow.executor_settings, name, None) for name in ("qos", "reservation")}
+    return dict(first.resources.items()) | {name: value for name, value in of_all_jobs.items() if value}
 
 
 def fail_if_files_are_missing(workflow: Any) -> None:
@@ -223,8 +227,9 @@ class Hooks:
             print(line, file=sys.stderr)
 
     def print_outdated(self) -> None:
-        """Print which finished runs were made by other code."""
-        for line in outdated_lines([run for _, run in self.work.runs.values()], self.work.outdated):
+        """Print which finished and interrupted runs were made by other code."""
+        runs = [run for _, run in self.work.runs.values()]
+        for line in outdated_lines(runs, self.work.outdated, interrupted_by_other_code(runs, self.results)):
             print(line, file=sys.stderr)
 
     def on_start(self, workflow: Any) -> None:
@@ -234,8 +239,8 @@ class Hooks:
         imports torch once for all runs.
 
         Raises:
-            ConfigError: the cluster would refuse the jobs, or another Snakemake call already submits jobs for the
-                same results folder.
+            ConfigError: the cluster would refuse the jobs, no file can be written in the results or reports folder, or
+                another Snakemake call already submits jobs for the same results folder.
         """
         executor = workflow.executor_plugin.name
         if executor == "slurm":
@@ -243,6 +248,9 @@ class Hooks:
             slurm.check_cluster(self.work.settings.slurm, requested_resources(workflow))
             slurm.refuse_second_call(self.results)
             run_group_in_parallel(workflow)
+        if workflow.is_main_process:
+            self.work.settings.check_folders()
+            share_until_exit(self.results / IN_USE)
         fail_if_files_are_missing(workflow)
         if executor == "local" and not is_within_job(workflow):
             remove_rate_limit(workflow)

@@ -44,6 +44,17 @@ class Requests:
         extra = {"slurm_extra": shlex.join(self.slurm.options)} if self.slurm.options else {}
         return self._place | extra | {"mem_mb": self.slurm.memory, "runtime": self.slurm.walltime}
 
+    def check(self) -> None:
+        """Read the records of earlier SLURM jobs of all unfinished runs, as `memory` and `minutes` do later.
+
+        Snakemake would add its own words to an error that these two raise.
+
+        Raises:
+            ConfigError: the record of a run is damaged.
+        """
+        for run in self.rules.work.unfinished_runs:
+            slurm.end_reasons(self.rules.results / run.folder)
+
     def memory(self, wildcards: Any) -> int:
         """Return the memory in MB that a SLURM job requests for its run.
 

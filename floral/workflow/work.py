@@ -13,17 +13,13 @@ from floral.config.run import Run
 from floral.config.searches import Search
 from floral.config.settings import Settings, read_settings
 from floral.config.tuned import Untuned
+from floral.core.passwords import place_of_password
 from floral.core.units import run_count
 from floral.io.files import date_now
 from floral.runs import missing_data, reference
 from floral.runs.outdated import outdated
 from floral.runs.state import is_finished
 from floral.stages import check_data, fetch_missing
-
-PASSWORD_IN_ADDRESS = (
-    "`tracking_uri` contains a password, which other users may see; remove it from the address and set "
-    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
-)
 
 
 @dataclass(frozen=True)
@@ -56,8 +52,9 @@ class Work:
             ConfigError: a value of the configuration is wrong, a value does not fit the data, or no run is left.
         """
         settings = read_settings(command_line)
-        if main_process and settings.shown_tracking_uri != settings.tracking_uri:
-            print(PASSWORD_IN_ADDRESS, file=sys.stderr)
+        if main_process and settings.tracking_uri is not None and settings.shown_tracking_uri != settings.tracking_uri:
+            remedy = place_of_password(settings.tracking_uri)
+            print(f"`tracking_uri` contains a password, which other users may see; {remedy}", file=sys.stderr)
         searches: Mapping[str, tuple[str, Search]] = settings.searches()
         suites: Mapping[str, list[Run]] = {}
         untuned, missing = None, []

@@ -184,6 +184,11 @@ def test_several_partitions_are_one_request(commands: Commands, partition: str) 
     assert "--partition=main,gpu " in called.read_text() or "--partition=gpu,main " in called.read_text()
 
 
+def test_a_hidden_partition_is_known(commands: Commands) -> None:
+    commands(sinfo='case "$*" in *--all*) echo hidden;; esac; echo main', sbatch="exit 0")
+    slurm.check_cluster(Slurm(partition="main,hidden"))
+
+
 def test_the_check_requests_what_jobs_request(commands: Commands) -> None:
     """Resources of Snakemake's options win over those of the configuration."""
     called = commands(sinfo="echo main; echo gpu", sbatch="exit 0")
@@ -191,6 +196,10 @@ def test_the_check_requests_what_jobs_request(commands: Commands) -> None:
     slurm.check_cluster(settings, {"slurm_partition": "gpu", "slurm_account": "lab", "gpu": 1, "gpu_model": "a100"})
     options = "--partition=gpu --account=lab --qos=long --constraint=ib --gpus=a100:1 --reservation=course"
     assert f"sbatch --test-only {options} --time=1" in called.read_text()
+    slurm.check_cluster(settings, {"slurm_partition": "gpu", "qos": "short", "reservation": "course", "gpu": 1,
+                                   "slurm_extra": "--signal=USR1@60 '--exclude=n 7'"})  # fmt: skip
+    options = "--partition=gpu --qos=short --constraint=ib --reservation=course --gpus=1 --signal=USR1@60"
+    assert f"sbatch --test-only {options} --exclude=n 7 --time=1" in called.read_text()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from floral.config.suites import suite_runs
 from floral.runs.missing_data import split_by_data, why_missing
 from floral.stages import check_data
 
-ROWS = "length,kind,site\n" + "".join(f"{row},{'ab'[row % 2]},{row % 4}\n" for row in range(40))
+ROWS = "length,kind,site\n" + "".join(f"{row}.5,{'ab'[row % 2]},{row % 4}\n" for row in range(40))
 
 
 @pytest.fixture

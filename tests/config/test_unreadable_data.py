@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from PIL import Image
 from projects import Project
@@ -43,6 +46,16 @@ def images(root: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (4, 4), 20 * row).save(path)
     return root
+
+
+def archive(root: Path) -> Path:
+    np.savez(path := root.with_suffix(".npz"), x=np.zeros((12, 4), np.float32), y=np.arange(12) % 2)
+    return path
+
+
+def parquet(root: Path) -> Path:
+    pl.DataFrame({"a": [0.5, 1.5] * 6, "y": [0, 1] * 6}).write_parquet(path := root.with_suffix(".parquet"))
+    return path
 
 
 def latin(root: Path) -> Path:
@@ -144,14 +157,26 @@ def test_the_hash_of_a_folder_is_that_of_earlier_versions(tmp_path) -> None:
     assert files.content_sha256(root) == "081209cff57b90acc59d547406f6812fc28403674465c70db6a71bb862155efe"
 
 
-def test_memory_that_does_not_suffice_is_said(tmp_path, write, monkeypatch) -> None:
-    declared("folder", images(tmp_path / "odd"), write)
+@pytest.mark.parametrize(
+    ("kind", "files", "reads"),
+    [
+        ("folder", images, "floral.data.custom_images.pixels"),
+        ("arrays", archive, "numpy.lib.format.read_array"),
+        ("table", parquet, "floral.data.custom_cells.subprocess.run"),
+    ],
+)
+def test_memory_that_does_not_suffice_is_said(tmp_path, write, monkeypatch, kind, files, reads) -> None:
+    declared(kind, files(tmp_path / "odd"), write)
 
-    def too_much(*arguments: Any, **options: Any) -> None:
+    def too_much(*arguments: Any, **options: Any) -> Any:
+        if kind == "table":  # the process that reads a parquet file first
+            return subprocess.CompletedProcess((), -signal.SIGKILL, b"", b"")
         raise MemoryError
 
-    monkeypatch.setattr("floral.data.custom_images.pixels", too_much)
-    with pytest.raises(DataError, match=r"odd: these data do not fit into memory; remove samples, or use a machine"):
+    monkeypatch.setattr(reads, too_much)
+    with pytest.raises(
+        DataError, match=r"odd(\.npz|\.parquet)?: these data do not fit into memory; remove samples, or use"
+    ):
         fetch(catalogue.task("mine").data, tmp_path / "results")
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from federations import (
-    MODELS,
+    SHALLOW,
     SHAPES,
     SIZES,
     TEXT,
@@ -37,7 +37,7 @@ def rows(params, row):
 
 
 @pytest.mark.parametrize(
-    "model", [m for m in MODELS if m != "dropout"]
+    "model", [m for m in SHALLOW if m != "dropout"]
 )  # its masks have an axis of models: other draws
 @pytest.mark.parametrize("variant", ["ensemble", "ensemble_optimal"])
 def test_an_ensemble_of_one_model_is_fedavg(variant, model):
@@ -48,7 +48,7 @@ def test_an_ensemble_of_one_model_is_fedavg(variant, model):
 
 
 @pytest.mark.parametrize("fidelity", ["corrected", "official"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 @pytest.mark.parametrize(
     ("variant", "group"), [("floral_1", "adaptors"), ("floral_10_optimal", "adaptors"), ("local_adaptor", "adaptor")]
 )
@@ -111,7 +111,7 @@ def test_ensemble_optimal_is_fedavg_of_each_true_cluster_alone():
         assert_close(rows(end.values["base"], c), train(alone).values["base"], EXACT)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_with_one_client_fedavg_local_and_centralised_are_the_same(model):
     shape = SHAPES.get(model, (4, 4))
     how = {"model": model, "participation": 1.0, "epochs": 2}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from federations import MODELS, SIZES, assert_close, buildable, make_data, served, simulate, train, trained
+from federations import SHALLOW, SIZES, assert_close, buildable, make_data, served, simulate, train, trained
 
 from floral.core.spec import Scope
 from floral.core.streams import Stream
@@ -45,7 +45,7 @@ def alone(size=9, **how):
 
 
 @each_backend
-@pytest.mark.parametrize("model", [m for m in MODELS if m != "dropout"])  # its masks have an axis of models
+@pytest.mark.parametrize("model", [m for m in SHALLOW if m != "dropout"])  # its masks have an axis of models
 @pytest.mark.parametrize("variant", ["ifca", "fedem"])
 def test_with_one_model_it_is_fedavg(variant, model, how):
     how = {"model": model, "clusters": 1, **how}
@@ -121,7 +121,7 @@ def test_ifca_counts_one_model_but_for_what_it_receives():
 
 
 @each_backend
-@pytest.mark.parametrize("model", [m for m in MODELS if buildable("ifca_shared_body", m)])
+@pytest.mark.parametrize("model", [m for m in SHALLOW if buildable("ifca_shared_body", m)])
 def test_ifca_with_one_head_is_fedavg(model, how):
     """Also with the same dropout: one model trains."""
     how = {"model": model, "clusters": 1, **how}
@@ -262,7 +262,7 @@ def test_fedem_counts_all_models_and_the_e_step():
 
 
 @each_backend
-@pytest.mark.parametrize("model", [m for m in MODELS if m != "batch_norm"])  # statistics are those of the own model
+@pytest.mark.parametrize("model", [m for m in SHALLOW if m != "batch_norm"])  # statistics are those of the own model
 def test_fedsoft_with_one_centre_as_the_start_is_fedprox(model, how):
     """Also with the same dropout: one model trains."""
     how = {"model": model, "clusters": 1, "epochs": 2, **how}
@@ -272,7 +272,7 @@ def test_fedsoft_with_one_centre_as_the_start_is_fedprox(model, how):
 
 
 @each_backend
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_fedsoft_hardly_tied_to_its_centres_is_local(model, how):
     """lam → 0: the models of the clients' own, with their statistics."""
     ours = trained("fedsoft", model=model, params={"lam": 1e-300}, **how).values

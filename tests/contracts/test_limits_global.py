@@ -7,7 +7,7 @@ from dataclasses import replace
 import federations
 import pytest
 import torch
-from federations import DROPPING, MODELS, SIZES, assert_close, buildable, make_data, simulate, train, trained
+from federations import DROPPING, SHALLOW, SIZES, assert_close, buildable, make_data, simulate, train, trained
 
 from floral.config import catalogue
 from floral.config.reading import ConfigError
@@ -16,8 +16,8 @@ from floral.core.spec import Scope
 EXACT = 1e-12
 IN_ORDER = {"switches": {"batches": "fixed"}}
 """Every epoch has the same batches, so that a second phase sees those that a first one would."""
-HEADED = [model for model in MODELS if buildable("fedper", model)]
-NO_DRAWS = [model for model in MODELS if model not in DROPPING]
+HEADED = [model for model in SHALLOW if buildable("fedper", model)]
+NO_DRAWS = [model for model in SHALLOW if model not in DROPPING]
 """Without dropout, whose masks differ from one phase to the next."""
 
 
@@ -84,7 +84,7 @@ def test_zero_would_disable_the_method_and_is_refused(variant, parameter):
 # ------------------------------------------------------------------------------------------------- FedProx
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_fedprox_without_a_penalty_is_fedavg(unbounded, model):
     prox, fedavg = trained("fedprox", model=model, params={"mu": 0.0}), trained("fedavg", model=model)
     assert_close(prox.tensors(), fedavg.tensors(), EXACT)
@@ -108,7 +108,7 @@ def test_fedprox_keeps_clients_nearer_to_what_they_received_the_larger_mu():
 # --------------------------------------------------------------------------------------------------- Ditto
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_dittos_shared_model_is_fedavg(model):
     """Whatever lam: its own phase comes first and has a loss of its own."""
     ditto, fedavg = (trained(v, model=model).values for v in ("ditto", "fedavg"))
@@ -241,14 +241,14 @@ def test_private_norm_without_norm_layers_is_refused():
 # ---------------------------------------------------------------------------------------------------- APFL
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_apfls_shared_model_is_fedavg(model):
     apfl, fedavg = (trained(v, model=model).values for v in ("apfl", "fedavg"))
     for group in fedavg:
         assert_close(apfl[group], fedavg[group], EXACT)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_apfl_held_at_one_trains_local_models(model):
     how = {"model": model, "participation": 1.0}
     apfl = trained("apfl", params={"alpha": 1.0}, change=with_groups(["alpha"], lr=0.0), **how).values
@@ -289,7 +289,7 @@ def test_apfls_alpha_takes_one_gradient_in_a_round_and_stays_between_0_and_1():
 # --------------------------------------------------------------------------------------------------- pFedMe
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_pfedme_of_one_inner_step_that_follows_entirely_is_fedavg(model):
     """θ = w - lr·∇f(w), and w ← w - 1·(w - θ): the outer rate alone is changed, to 1/lam."""
     how = {"params": {"lam": 4.0, "inner_steps": 1}, "change": with_groups(["base"], lr=0.25)}
@@ -321,7 +321,7 @@ def test_pfedme_refuses_rates_that_pass_the_minimum():
 # -------------------------------------------------------------------------------------- mean-regularised
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_mean_regularised_without_a_penalty_is_local(unbounded, model):
     ours = trained("mean_regularised", model=model, params={"lam": 0.0}).values
     local = trained("local", model=model).values

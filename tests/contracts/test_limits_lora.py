@@ -9,7 +9,7 @@ import federations
 import numpy as np
 import pytest
 import torch
-from federations import MODELS, SIZES, assert_close, assert_equal_states, make_data, served, train, trained_base
+from federations import SHALLOW, SIZES, assert_close, assert_equal_states, make_data, served, train, trained_base
 
 from floral.config.reading import ConfigError
 from floral.core.spec import Group, Phase, Scope
@@ -58,7 +58,7 @@ def as_is(method):
     return method
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 @pytest.mark.parametrize(
     ("variant", "groups"),
     [
@@ -77,7 +77,7 @@ def test_adaptors_frozen_at_zero_are_fedavg(variant, groups, model):
     torch.testing.assert_close(served(ours, end), served(fedavg, other), rtol=0, atol=EXACT)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_fedit_is_floral_with_one_cluster_and_no_preconditioner(model):
     how = {"model": model, "clusters": 1}
     fedit, floral = simulate("fedit", **how), simulate("floral_1", switches={"preconditioner": False}, **how)
@@ -128,7 +128,7 @@ def test_the_frozen_factor_is_fedits_start_and_is_not_sent():
     assert ffa.costs(start).served == fedit.costs(other).served
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_dual_lora_whose_private_adaptor_stays_at_zero_is_fedit(model):
     dual, fedit = simulate("dual_lora", model=model, change=frozen("private")), simulate("fedit", model=model)
     ours, theirs = train(dual), train(fedit)
@@ -153,7 +153,7 @@ def test_dual_lora_whose_shared_adaptor_stays_at_zero_is_local_adaptor():
     assert_close(ours.values["private"], {name: t[:, 0] for name, t in theirs.values["adaptor"].items()}, EXACT)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_peradas_shared_part_does_not_depend_on_the_penalty(model):
     pulled, free = (trained("perada", model=model, change=change).values for change in (as_is, without_penalty))
     for group in set(pulled) - {"private"}:

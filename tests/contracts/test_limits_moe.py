@@ -13,7 +13,7 @@ from federations import (
     ARGUMENTS,
     CLASSES,
     KINDS,
-    MODELS,
+    SHALLOW,
     SHAPES,
     SIZES,
     TEXT,
@@ -35,7 +35,7 @@ from floral.toolkit.parts import body_model, head_name
 from floral.toolkit.routes import downsample
 
 EXACT = 1e-12
-IMAGES = [model for model in MODELS if model not in TEXT]
+IMAGES = [model for model in SHALLOW if model not in TEXT]
 """Models that a gate can weigh the inputs of."""
 WHERE = [{"backend": "loop"}, {"backend": "vmap", "chunk": 3}, {"backend": "batched", "chunk": 3}]
 each_backend = pytest.mark.parametrize("how", WHERE, ids=lambda how: how["backend"])
@@ -85,7 +85,7 @@ def built(kind):
     return module.build(SHAPES.get(kind, (4, 4)), CLASSES, **ARGUMENTS.get(kind, {}))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind not in ("linear", "transformer")])
+@pytest.mark.parametrize("kind", [kind for kind in SHALLOW if kind not in ("linear", "transformer")])
 def test_a_body_with_its_head_on_top_is_the_model(kind):
     model = built(kind)
     params, running, x = model.init(Stream(3, "test")), model.statistics(), torch.rand(6, *SHAPES.get(kind, (4, 4)))

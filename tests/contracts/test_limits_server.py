@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from federations import MODELS, SIZES, assert_close, simulate, train, trained
+from federations import SHALLOW, SIZES, assert_close, simulate, train, trained
 
 from floral.core.spec import Scope
 from floral.methods.cfl import second_half
@@ -29,7 +29,7 @@ def cluster(values, c):
 
 
 @each_backend
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_fine_tuning_after_the_last_round_is_fedavg(unbounded, model, how):
     ours, fedavg = (
         trained("fedavg_finetune", model=model, params={"after": 1}, **how),
@@ -62,7 +62,7 @@ def test_fine_tuning_is_local_training_from_the_shared_model(how):
 # ------------------------------------------------------------------------------------------ other optimisers
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_fedopt_with_plain_steps_is_fedavg(model):
     ours = trained("fedavgm", model=model, params={"server": "task", "client": "sgd"})
     for group, params in trained("fedavg", model=model).values.items():
@@ -115,7 +115,7 @@ def test_rows_of_vectors_are_the_models_again():
 
 
 @each_backend
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_cfl_that_never_splits_is_fedavg(unbounded, model, how):
     ours, fedavg = trained("cfl", model=model, params={"balance": 0}, **how), trained("fedavg", model=model, **how)
     for group, params in fedavg.values.items():
@@ -148,7 +148,7 @@ def test_a_bipartition_is_by_direction():
 
 
 @each_backend
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SHALLOW)
 def test_one_momentum_cluster_without_momentum_is_fedavg(model, how):
     """The model of every client; its running statistics are those of its own samples."""
     how = {"model": model, "clusters": 1, **ALL, **how}

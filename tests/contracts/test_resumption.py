@@ -20,7 +20,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from federations import VARIANTS, simulate
+from federations import OF_EACH_KIND, VARIANTS, simulate
 from safetensors.torch import load_file
 
 from floral.cli import main
@@ -44,8 +44,10 @@ def metrics(progress: Progress) -> bytes:
     return layout.parquet_bytes(pl.DataFrame(progress.metrics, schema=layout.METRICS, orient="row"))
 
 
-@pytest.mark.parametrize("fidelity", ["corrected", "official"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("variant", "fidelity"),
+    [(variant, "corrected") for variant in VARIANTS] + [(variant, "official") for variant in OF_EACH_KIND],
+)
 def test_a_run_stopped_after_every_round_equals_an_undisturbed_one(variant, fidelity, tmp_path):
     """4 rounds, each in a simulation of its own that knows only the checkpoint; with a server that has moments."""
 
@@ -104,6 +106,8 @@ def test_a_run_stopped_in_the_middle_of_anything_equals_an_undisturbed_one(fidel
     assert stops == progress.resumptions >= whole.settings.rounds
     assert metrics(progress) == metrics(undisturbed)
     assert json.dumps(progress.official) == json.dumps(undisturbed.official)
+    scores = [value for _, split, name, value, *_ in progress.metrics if (split, name) == ("official", "score")]
+    assert scores == [score for score, _ in progress.official] and bool(scores) == (fidelity == "official")
     federations.assert_equal_states(state, whole_state, 0.0)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,39 +10,11 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from odd_files import in_order, read, refused
+from odd_files import LABEL, PLAIN, csv, in_order, parquet, read, refused, written
 from pictures import encoded, made
 
 from floral.config import catalogue
 from floral.config.reading import ConfigError
-
-LABEL = {"label": "species"}
-RANDOM = np.random.default_rng(0)
-PLAIN = pd.DataFrame({"a": RANDOM.normal(size=30).round(3), "b": RANDOM.normal(size=30).round(3),
-                      "species": np.repeat(["ash", "elm", "oak"], 10)})  # fmt: skip
-
-
-def csv(frame: pd.DataFrame, **how: Any) -> str:
-    return frame.to_csv(**{"index": False, **how})
-
-
-def parquet(frame: pd.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    frame.to_parquet(buffer)
-    return buffer.getvalue()
-
-
-def written(folder: Path, content: str | bytes | pl.DataFrame) -> Path:
-    """Write a CSV or parquet file."""
-    if isinstance(content, str):
-        content = content.encode()
-    kind = "csv" if isinstance(content, bytes) and content[:4] != b"PAR1" else "parquet"
-    path = folder / f"odd.{kind}"
-    if isinstance(content, pl.DataFrame):
-        content.write_parquet(path)
-    else:
-        path.write_bytes(content)
-    return path
 
 
 def changed(column: str, row: int, value: str) -> str:
@@ -64,27 +36,12 @@ def lines(*rows: str) -> str:
 
 
 SEMICOLON = csv(PLAIN, sep=";", decimal=",")
-NUMBERED = r"column '{}' seems to number the rows, so it is no feature; remove it .*index=False.* in `data\.features`"
 NUMBERS_AGAIN = PLAIN.assign(species=np.repeat([0, 1, 2], 10))
-IDS = PLAIN.assign(id=np.arange(30), index=RANDOM.permutation(30) + 7, X=range(1, 31))
 
 
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        # Row numbers.
-        (csv(PLAIN, index=True), {}, NUMBERED.format(r"\(column 1 without a name\)")),
-        (csv(PLAIN.sample(frac=1, random_state=0), index=True), {}, NUMBERED.format(r"\(column 1 without a name\)")),
-        (csv(PLAIN.rename_axis("Unnamed: 0").reset_index()), {}, NUMBERED.format("Unnamed: 0")),
-        (csv(PLAIN, index=True, quoting=2), {}, NUMBERED.format(r"\(column 1 without a name\)")),
-        (lines("a,b,species,", "1,2,x,9", "4,3,y,8"), {}, NUMBERED.format(r"\(column 4 without a name\)")),
-        (csv(IDS[["id", "a", "species"]]), {}, NUMBERED.format("id")),
-        (csv(IDS[["a", "index", "species"]]), {}, NUMBERED.format("index")),
-        (csv(IDS[["X", "a", "species"]]), {}, NUMBERED.format("X")),
-        (parquet(PLAIN.sample(frac=1, random_state=0)), {}, NUMBERED.format("__index_level_0__")),
-        (parquet(PLAIN.set_index("b")), {}, NUMBERED.format("b")),
-        (parquet(PLAIN.set_index(["a", "b"])), {}, NUMBERED.format("a")),
-        (parquet(IDS[["id", "a", "species"]]), {}, NUMBERED.format("id")),
         # Separator, decimal comma, lines that are no rows.
         (SEMICOLON, {}, r'line 2 has \d cells .* the first line, \'a;b;species\', has 1; set `data\.separator: ";"`'),
         ("\ufeff" + SEMICOLON.replace("\n", "\r\n"), {}, r'set `data\.separator: ";"`'),
@@ -103,11 +60,16 @@ IDS = PLAIN.assign(id=np.arange(30), index=RANDOM.permutation(30) + 7, X=range(1
         ("", {}, r"this file is empty; write a line with the names of the columns"),
         (" \n\n", {}, r"this file is empty"),
         ("\n".join(csv(PLAIN).splitlines()[1:]), {}, r"names the column 'species', which .*; name one of .*, ash"),
+        ("\n\r\n" + csv(PLAIN) + '1,2,"a\nsh",4\n', {}, r"line 34 has 4 cells .*has 3; give each line one cell per"),
+        (raw('"a\nsh"') + "1,2,ash,4\n", {}, r"line 33 has 4 cells"),
+        ("\n" + csv(PLAIN)[:-1] + ',"\n\n\n', {}, r"line 32: .*; correct the quotation marks"),
+        ("# a,b,c\n" + csv(PLAIN), {}, r"names the column 'species', which .*; remove the lines before the names of"),
         (csv(PLAIN) + "1,2,ash,4\n", {}, r"line 32 has 4 cells .*has 3; give each line one cell per column"),
         (csv(PLAIN) + "1,2\n", {}, r"column 'species', row 30 .* has no value; give such rows a value"),
         (csv(PLAIN, sep="\\"), {}, r"names the column 'species', which the table does not have; name one of a"),
         (lines("a,a,species", "1,2,x", "3,1,y"), {}, r"the header has the column 'a' twice; give each column its own"),
         (csv(PLAIN).encode("utf-16"), {}, r"not a csv file in UTF-8, but in UTF-16; save it in UTF-8"),
+        (("\n\n" + changed("species", 4, "frêne")).encode("latin-1"), {}, r"UTF-8: line 8 has the byte 0xea"),
         (changed("species", 4, "frêne").encode("latin-1"), {}, r"UTF-8: line 6 has the byte 0xea; save it in UTF-8"),
         (raw('"as"h'), {}, r"not a csv file in UTF-8: line 2: .*; correct the quotation marks there"),
         (raw('a"sh').replace("elm", '"elm"'), {}, r"not a csv file in UTF-8: a quotation mark is in the wrong place"),
@@ -115,8 +77,26 @@ IDS = PLAIN.assign(id=np.arange(30), index=RANDOM.permutation(30) + 7, X=range(1
         # A cell that is no number.
         *(
             (changed("b", 7, word), {}, rf"'b', row 7 .*: '{word}' is not a finite number; .*`data\.missing: ")
-            for word in ("NA", r"n/a", "unknown", "1_000", "0x1F", "5%", "1 000", "nan", "inf", "1e400")
+            for word in ("NA", r"n/a", "unknown", "0x1F", "5%", "nan")
         ),
+        *(
+            (changed("b", 7, word), {}, rf"'b', row 7 .*: '{re.escape(word)}' is infinite; correct it, remove the row, "
+             rf"or set `data\.missing: \[\"{re.escape(word)}\"\]` to leave such rows out")
+            for word in ("inf", "-inf", "+Inf", "Infinity", "-INFINITY")
+        ),
+        *(
+            (csv(PLAIN.assign(a=[1, 2] * 15, b=word), sep=";"), {"separator": ";", "decimal": decimal},
+             rf"'b', row 0 .*: .* has the thousands separator .{sign}.; write numbers without it{also}$")
+            for word, decimal, sign, also in (
+                ("1,234.5", ".", ",", ""), ("1,234,567", ".", ",", ""), ("1.234,5", ",", r"\.", ""),
+                ("1.234,5", ".", r"\.", r", and set `data\.decimal: \",\"`"), ("-1 000", ".", " ", ""),
+                ("1,234.5", ",", ",", r", and set `data\.decimal: \"\.\"`"), ("1'000'000.25", ".", "'", ""),
+                ("1_000", ".", "_", ""), ("1.234.567", ".", r"\.", r", and set `data\.decimal: \",\"`"),
+            )
+        ),
+        (csv(PLAIN.assign(b="1,234"), sep=";"), {"separator": ";"},
+         r"'1,234' is not .*set `data\.decimal: \",\"` if .* decimal comma; if it separates thousands, write numbers"),
+        (changed("b", 7, "1e400"), {}, r"'b', row 7 .*: '1e400' is too large for single precision; correct it, or"),
         (changed("b", 7, "?"), {}, r"'b', row 7 .*: '\?' is not .*set `data\.missing: \[\"\?\"\]` to leave them out"),
         (changed("b", 7, ""), {}, r"'b', row 7 .*: None is not .*set `data\.missing: \[\"\"\]` to leave them out"),
         (changed("b", 7, "NA"), {"missing": ["?"]}, r"'b', row 7 .*: 'NA' is not a finite number"),
@@ -124,7 +104,8 @@ IDS = PLAIN.assign(id=np.arange(30), index=RANDOM.permutation(30) + 7, X=range(1
         (changed("b", 7, "1e39"), {}, r"column 'b', row 7 .*: .* is too large for single precision; correct it"),
         (changed("b", 7, "-9" + 60 * "0"), {}, r"column 'b', row 7 .* is too large for single precision"),
         (parquet(PLAIN.replace({"b": {PLAIN.b[7]: 1e39}})), {}, r"column 'b', row 7 .*: 1e\+39 is too large for"),
-        (parquet(PLAIN.replace({"b": {PLAIN.b[7]: np.inf}})), {}, r"column 'b', row 7 .*: inf is not a finite number"),
+        (parquet(PLAIN.replace({"b": {PLAIN.b[7]: np.inf}})), {}, r"'b', row 7 .*: inf is infinite; .*\[\"inf\"\]`"),
+        (parquet(PLAIN.replace({"b": {PLAIN.b[7]: -np.inf}})), {}, r"'b', row 7 .*: -inf is infinite; .*\[\"-inf\"\]`"),
         (lines("a,b,species", "1e-300,1,x", "2e-300,1,y"), {}, r"'a', row \d+ .* too far from, or too close to, the"),
         (csv(PLAIN.assign(a="red")), {}, r"'a' has type String, .*list the numeric .*\(row 0 has 'red'\)"),
         (parquet(PLAIN.assign(a="red")), {}, r"column 'a' has type String, but features must be numbers"),
@@ -180,11 +161,10 @@ WITHOUT_FIRST = PLAIN.assign(a=PLAIN.a.where(PLAIN.index > 0))
 @pytest.mark.parametrize(
     ("content", "options", "expected"),
     [
-        (csv(PLAIN, index=True), {"features": ["a", "b"]}, PLAIN),
-        (parquet(PLAIN.sample(frac=1, random_state=0)), {"features": ["a", "b"]}, PLAIN),
         (parquet(PLAIN), {}, PLAIN),
-        (csv(IDS[["id", "a", "species"]]), {"features": ["id", "a"]}, IDS[["id", "a", "species"]]),
         (csv(UNNAMED), {"features": ["b"]}, PLAIN[["b", "species"]]),
+        *((changed("b", 0, word), {"missing": [word]}, CLEAN) for word in ("inf", "-inf", "Infinity")),
+        (parquet(PLAIN.replace({"b": {PLAIN.b[0]: -np.inf}})), {"missing": ["-inf"]}, CLEAN),
         ("\ufeff" + SEMICOLON.replace("\n", "\r\n"), {"separator": ";", "decimal": ","}, PLAIN),
         (csv(PLAIN, decimal=",", quoting=2), {"decimal": ","}, PLAIN),
         (csv(PLAIN, sep="\t"), {"separator": "\t"}, PLAIN),
@@ -211,7 +191,7 @@ WITHOUT_FIRST = PLAIN.assign(a=PLAIN.a.where(PLAIN.index > 0))
         (csv(COUNTED), {}, COUNTED),
         (csv(PLAIN.assign(a=PLAIN.a > 0)), {}, PLAIN.assign(a=PLAIN.a > 0)),
         (csv(PLAIN.assign(a=PLAIN.a * 1e30)), {}, PLAIN),
-        (csv(PLAIN.assign(b=[f"+{n}." for n in range(3, 33)])), {}, PLAIN.assign(b=range(3, 33))),
+        (csv(PLAIN.assign(b=[f"+{n}." for n in range(3, 33)])), {"features": ["a", "b"]}, PLAIN.assign(b=range(3, 33))),
         (parquet(PLAIN.astype({"species": "category"})), {}, PLAIN),
     ],
 )  # fmt: skip
@@ -228,17 +208,25 @@ def test_a_table_is_read_as_pandas_reads_it(tmp_path, content, options, expected
             assert np.allclose(np.sort(scaled[y == c]), np.sort(wanted[number == c]), atol=1e-5)
 
 
-def test_the_row_numbers_of_a_split_table_are_seen_in_both_files(tmp_path):
-    test = PLAIN.sample(frac=0.3, random_state=0)
-    for name, part in (("train", PLAIN.drop(index=test.index)), ("test", test)):
-        part.assign(id=part.index).to_csv(tmp_path / f"{name}.csv", index=False)
-    refused("table", tmp_path, NUMBERED.format("id"), **LABEL)
-
-
-def test_twenty_digits_name_a_client_exactly(tmp_path):
-    who = [str(10**19 + row // 2) for row in range(4)]
-    pd.DataFrame({"a": [1.5, 2, 2.5, 3], "species": list("xyxy"), "who": who}).to_csv(tmp_path / "a.csv", index=False)
-    assert read("table", tmp_path / "a.csv", client="who", **LABEL).natural_clients == 2
+@pytest.mark.parametrize(
+    ("kind", "file", "message"),
+    [
+        ("folder", "odd.parquet", r"odd\.parquet: `kind: folder` does not read files of type \.parquet; set .*table`"),
+        ("folder", "odd.csv.gz", r"does not read files of type \.csv; set `data\.kind: table`"),
+        ("folder", "odd.npz", r"does not read files of type \.npz; set `data\.kind: arrays`"),
+        ("folder", "odd/train.parquet", r"train\.parquet: .* set `data\.kind: table`"),
+        ("folder", "odd/a/data.npy", r"data\.npy: .* set `data\.kind: arrays`"),
+        ("arrays", "odd.parquet", r"odd\.parquet: .* set `data\.kind: table`"),
+        ("arrays", "odd/a.CSV", r"a\.CSV: .* set `data\.kind: table`"),
+        ("arrays", "odd/a/1.JPG", r"1\.JPG: .* set `data\.kind: folder`"),
+        ("table", "odd.npz", r"odd\.npz: .* set `data\.kind: arrays`"),
+        ("table", "odd/a/1.png", r"1\.png: .* set `data\.kind: folder`"),
+    ],
+)
+def test_files_of_another_kind_name_it(tmp_path, kind, file, message):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_bytes(b"")
+    refused(kind, tmp_path / Path(file).parts[0], message, **(LABEL if kind == "table" else {}))
 
 
 def test_words_in_one_file_and_numbers_in_the_other_are_refused(tmp_path):
@@ -311,6 +299,13 @@ def test_images_beside_other_columns_are_read_when_they_are_named(tmp_path):
         ({"kind": "table", "label": "y", "decimal": ";"}, r"data\.decimal: "),
         ({"kind": "table", "label": "y", "missing": "NA"}, r"data\.missing: "),
         ({"kind": "table", "label": "y", "missing": [None]}, r"data\.missing\.0: "),
+        (
+            {"kind": "table", "label": "y", "features": ["a"], "drop": ["b"]},
+            r"`data\.drop` and `data\.features` exclude",
+        ),
+        ({"kind": "table", "label": "y", "drop": ["y"]}, r"column 'y' is named twice in .*`drop`; name it once"),
+        ({"kind": "table", "label": "y", "drop": []}, r"data\.drop: "),
+        ({"kind": "arrays", "drop": ["y"]}, r"`data\.drop` is for `kind: table` only"),
         ({"kind": "folder", "separator": ";"}, r"`data\.separator` is for `kind: table` only; remove the key"),
         ({"kind": "arrays", "missing": ["NA"]}, r"`data\.missing` is for `kind: table` only"),
         ({"kind": "table", "label": "y", "channels": "last"}, r"`data\.channels` is for `kind: arrays` only"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import struct
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from odd_files import in_order, read, refused
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin
 
 from floral.data.images import decoded
 from floral.data.sources import DataError
@@ -62,6 +63,26 @@ def png_of_16_bits(channels: int) -> bytes:
     ):
         PngImagePlugin.putchunk(buffer, name, content)
     return buffer.getvalue()
+
+
+def tiff(channels: int, bits: int, sample_format: int) -> bytes:
+    """A TIFF file of 6×4 pixels with samples that Pillow cannot write."""
+    data, start = bytes(6 * 4 * channels * bits // 8), 8 + 2 + 10 * 12 + 4
+    values = {
+        256: 6, 257: 4, 258: bits if channels == 1 else start, 259: 1, 262: 1 if channels == 1 else 2,
+        273: start + 6, 277: channels, 278: 4, 279: len(data), 339: sample_format,
+    }  # fmt: skip
+    entries = b"".join(
+        struct.pack("<HHII", tag, 3, channels if tag == 258 else 1, value) for tag, value in sorted(values.items())
+    )
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(values))
+    return head + entries + bytes(4) + struct.pack("<HHH", bits, bits, bits) + data
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+SWAPPED = SRGB.replace(b"rXYZ", b"....").replace(b"bXYZ", b"rXYZ").replace(b"....", b"bXYZ")
+SWAPPED = SWAPPED.replace("sRGB".encode("utf-16-be"), "mine".encode("utf-16-be"))
+"""A colour profile whose red is blue, and whose blue is red."""
 
 
 def folder(root: Path, *odd: bytes, plain: Image.Image = COLOUR) -> Path:
@@ -122,6 +143,30 @@ def test_an_image_is_read_as_a_viewer_shows_it(tmp_path, content, expected):
         assert np.array_equal(shown_in(root), np.asarray(expected))
 
 
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (COLOUR, Image.merge("RGB", COLOUR.split()[::-1])),
+        (COLOUR.quantize(200), Image.merge("RGB", COLOUR.split()[::-1])),
+        (GREY, GREY),
+        (SHAPE, ON_WHITE),
+        (Image.merge("RGBA", (*COLOUR.split(), SHAPE.getchannel("A"))), None),
+    ],
+)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_colours_of_a_profile_are_converted(image, expected, kind):
+    shown = decoded("x", saved(image, kind, icc_profile=SWAPPED))
+    if expected is None:
+        expected = Image.new("RGB", (6, 4), "white")
+        expected.paste(Image.merge("RGB", image.split()[2::-1]), mask=image.getchannel("A"))
+    assert shown.mode == expected.mode
+    assert np.abs(np.asarray(shown).astype(int) - np.asarray(expected).astype(int)).max() <= 1
+
+
+def test_the_profile_of_srgb_changes_nothing():
+    assert decoded("x", saved(COLOUR, icc_profile=SRGB)).tobytes() == COLOUR.tobytes()
+
+
 def test_an_upright_photograph_beside_a_turned_one_has_the_same_size(tmp_path):
     """48×32 pixels beside 32×48 pixels with a tag, as a telephone stores them; JPEG loses a little."""
     photo = Image.fromarray(np.linspace(0, 255, 48 * 32).reshape(32, 48).astype(np.uint8)).convert("RGB")
@@ -138,6 +183,12 @@ def test_grey_images_with_a_transparent_value_stay_grey(tmp_path, kind):
     assert read("folder", root).train_x.ndim == 3
 
 
+def gamma(value: float) -> PngImagePlugin.PngInfo:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add(b"gAMA", round(value * 100_000).to_bytes(4))
+    return chunks
+
+
 def two_pages(kind: str) -> bytes:
     return saved(COLOUR, kind, save_all=True, append_images=[COLOUR.transpose(Image.Transpose.ROTATE_180)])
 
@@ -151,11 +202,22 @@ DEEP = r"odd0: this image has 16 bits per channel; save it with at most 8 bits p
         (png_of_16_bits(3), DEEP),
         (png_of_16_bits(4), DEEP),
         (png_of_16_bits(2), DEEP),
-        (png_of_16_bits(1), r"odd0: this image has the mode I;16; save it with at most 8 bits"),
+        (png_of_16_bits(1), r"odd0: this image has the mode I;16; save it in grey or RGB, with at most 8"),
         (b"P6 6 4 65535\n" + bytes(144), DEEP),
         (b"P6 6 4 1000\n" + bytes(144), DEEP),
-        (b"P5 6 4 1000\n" + bytes(48), r"odd0: this image has the mode I; save it with at most 8 bits"),
+        (tiff(3, 16, 1), DEEP),
+        (tiff(1, 8, 2), r"odd0: this image has samples other than unsigned integers of 8 bits; save it"),
+        (b"P5 6 4 1000\n" + bytes(48), r"odd0: this image has the mode I; save it in grey or RGB, with at most 8"),
         (saved(Image.new("F", (6, 4)), "TIFF"), r"odd0: this image has the mode F; save it"),
+        *((saved(COLOUR.convert("CMYK"), kind), r"odd0: this image has the mode CMYK; save it in grey or RGB")
+          for kind in ("JPEG", "TIFF")),
+        *((saved(COLOUR, kind), rf"odd0: this image has the format {kind}, which is not read; save it in one of the "
+           r"formats PNG, JPEG, BMP, GIF, WebP, TIFF, PPM")
+          for kind in ("JPEG2000", "SGI", "AVIF", "TGA", "PCX")),
+        (saved(COLOUR, pnginfo=gamma(1.0)), r"odd0: this image has the gamma 1\.0, .* save it in sRGB"),
+        (saved(COLOUR, icc_profile=SRGB[:16] + b"CMYK" + SRGB[20:]), r"decoded \(its colour profile, .* for CMYK"),
+        (saved(COLOUR, icc_profile=SRGB[:16] + b"GRAY" + SRGB[20:]), r"decoded \(its colour profile, .* for GRAY"),
+        (saved(COLOUR, icc_profile=b"broken"), r"odd0: the image cannot be decoded \(cannot open profile"),
         (saved(Image.new("LAB", (6, 4)), "TIFF"), r"odd0: this image has the mode LAB; save it"),
         *((two_pages(kind), r"odd0: this file has 2 images \(an animation, pages or layers\); save one image")
           for kind in ("GIF", "TIFF", "PNG", "WEBP")),

@@ -1,13 +1,12 @@
 """Random tables, image folders and NumPy files with oddities: each is read rightly, or refused by name.
 
-What is read is compared with an independent reader (pandas, Pillow, NumPy). FLORAL_FUZZ=1000 tries that many new files
-of each kind; by default the files are few and always the same.
+What is read is compared with an independent reader (pandas, Pillow, NumPy).
 """
 
 from __future__ import annotations
 
 import io
-import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,25 +15,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzzing import bounded
+from hypothesis import given
 from hypothesis import strategies as st
 from odd_files import in_order, read
 from PIL import Image, ImageOps
 
-from floral.data.custom_cells import ROW_NUMBERS
 from floral.data.readers import Labelled
 from floral.data.sources import DataError
 
 Made = tuple[bytes, dict[str, Any]]
 """A file, and the keys of `data` beside it."""
-COUNT = int(os.environ.get("FLORAL_FUZZ", 0))
-
-
-def bounded(examples: int) -> Any:
-    return settings(
-        max_examples=COUNT or examples, derandomize=not COUNT, deadline=None, database=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    )  # fmt: skip
+NAMES_OF_ROW_NUMBERS = re.compile(r"|Unnamed: \d+(\.\d+)?|\.\.\.\d+|rownames")
+"""Names of columns that pandas or R have written. pandas reads a name without characters as the first."""
 
 
 def outcome(kind: str, path: Path, **options: Any) -> Labelled | None:
@@ -62,7 +55,7 @@ ODD_NUMBERS = st.sampled_from(
 WORDS = st.sampled_from(["ash", "elm", "oak", "fr\u00eane"])
 ODD_WORDS = st.sampled_from(["", " ", "NaN", "?", "ash ", "fre\u0302ne", "1", "a,b", 'say "hi"', "None", "two\nlines"])
 NAMES = st.lists(st.sampled_from(["a", "b", "x y", "\u00e9", "a ", "c"]), min_size=1, max_size=3, unique=True)
-ODD_NAMES = st.sampled_from(["a", "id", "", "Unnamed: 0", "kind"])
+ODD_NAMES = st.sampled_from(["a", "id", "", "Unnamed: 0", "Unnamed: 0.1", "...1", "rownames", "kind"])
 
 
 def rarely(draw: st.DrawFn, tenths: int = 1) -> bool:
@@ -84,7 +77,9 @@ def tables(draw: st.DrawFn) -> Made:
     decimal = draw(st.sampled_from([".", ".", ","]))
     columns = [[cell(NUMBERS, ODD_NUMBERS).replace(".", decimal) for _ in range(rows)] for _ in names]
     if rarely(draw, 2):
-        columns[0] = [str(row) for row in range(rows)]
+        step, first = draw(st.integers(1, 9)), draw(st.integers(-9, 999))
+        counted = [str(first + step * row) for row in range(rows)]
+        columns[0] = draw(st.sampled_from([counted, counted[::-1], sorted(counted, key=lambda text: text[::-1])]))
     separator = draw(st.sampled_from([",", ",", ";", "\t", "|"]))
     frame = pd.DataFrame(dict(enumerate([*columns, [cell(WORDS, ODD_WORDS) for _ in range(rows)]])), dtype=str)
     frame.columns = [*names, "kind"]
@@ -130,7 +125,11 @@ def table_is_right(folder: Path, made: Made) -> bool:
     if found is None:
         return False
     features, kinds = as_pandas_reads(path, options)
-    assert "features" in options or not any(ROW_NUMBERS.fullmatch(name) for name in features.columns)
+    if "features" not in options:
+        for name, column in features.items():
+            assert not NAMES_OF_ROW_NUMBERS.fullmatch(str(name)), "row numbers are a feature"
+            steps = np.diff(column)
+            assert len(steps) < 10 or (column % 1).any() or not ((steps > 0).all() or (steps < 0).all()), name
     x, y = in_order(found)
     assert x.shape == features.shape and np.isfinite(x).all()
     named = kinds.astype(int).tolist() if found.names is None else [found.names.index(kind) for kind in kinds]

@@ -7,28 +7,28 @@ key, a deleted part, broken characters, anchors that contain themselves.
 from __future__ import annotations
 
 import copy
-import os
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from fuzzing import bounded
+from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from projects import ROOT
 
 from floral.config import catalogue, data_sets, paths, reading, searches, suites, tuned
 from floral.config.reading import ConfigError
+from floral.config.schema.data import CustomData
 from floral.config.settings import read_settings
+from floral.stages.fetch import fetch
 
-EXAMPLES = int(os.environ.get("FLORAL_FUZZ_EXAMPLES", "10"))
-"""Number of inputs for each kind of file."""
-BOUNDED = settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 CACHED = [
     value
     for module in (catalogue, data_sets, searches, suites, tuned)
@@ -147,22 +147,26 @@ def damaged(draw: st.DrawFn, text: str) -> bytes:
     return "".join(lines).encode(errors="surrogatepass")
 
 
-def check_outcome(file: Path, content: bytes, read: Callable[[], Any]) -> None:
-    """Write and read a file. Check that an error names the file and has no words of a library."""
+def outcome(file: Path, content: bytes, read: Callable[[], Any], named: str = r"config/\S+\.(yaml|lock)") -> Any:
+    """Write and read a file. Check that an error names a file (`named`) and has no words of a library.
+
+    The result is what was read, or None after an error.
+    """
     file.write_bytes(content)
     clear()
     try:
-        read()
+        return read()
     except ConfigError as error:
         said = str(error)
-        assert re.search(r"config/\S+\.(yaml|lock)", said), said  # or the file that no longer fits it
+        assert re.search(named, said), said  # or the file that no longer fits it
         for words in ("Input should", "Traceback", "validation error", "pydantic", "<unicode string>", "NoneType"):
             assert words not in said, said
+        return None
 
 
 @pytest.mark.parametrize("damage", ["values", "text"])
 @pytest.mark.parametrize("kind", KINDS)
-@BOUNDED
+@bounded(10)
 @given(data=st.data())
 def test_odd_files_are_read_or_refused(kind: str, damage: str, config: Path, data: st.DataObject) -> None:
     name, read = KINDS[kind]
@@ -172,10 +176,82 @@ def test_odd_files_are_read_or_refused(kind: str, damage: str, config: Path, dat
     else:
         values = data.draw(changed(yaml.safe_load(original)))
         content = yaml.safe_dump(values, allow_unicode=True).encode(errors="surrogatepass")
-    check_outcome(config / name, content, read)
+    outcome(config / name, content, read)
 
 
-@BOUNDED
+TABLE = "a,b,species,site,no\n" + "".join(
+    f"{row * 7 % 5 / 2},{row * 3 % 7},{('ash', 'elm')[row % 3 > 1]},{row % 4},{row}\n" for row in range(24)
+)
+DECLARED: dict[str, tuple[list[Any], list[Any]]] = {
+    "kind": (["table", "folder", "arrays"], ["parquet", "Table", ["table"], "mlp"]),
+    "path": ([], ["nowhere", ".", "", 3, ["table.csv"], "~nobody/x", "config"]),
+    "label": (["species", "site"], ["a", "Species", "", 3, ["species"]]),
+    "features": ([["a", "b"], ["b"]], ["a", [], ["species"], ["a", "a"], [1], ["c"], {"a": 1}]),
+    "drop": ([["no"], ["no", "a"]], ["no", [], ["species"], ["c"], ["a", "b", "no", "site"], True]),
+    "client": (["site"], ["species", "no", "", "Site", ["site"]]),
+    "separator": ([","], [";", "::", "", "a", "\t", 3, ","]),
+    "decimal": (["."], [",", ";", "", 1.5]),
+    "missing": ([["NA"], [-999]], ["NA", [], [""], [None], {"NA": 1}, [["NA"]]]),
+    "channels": (["last", "first"], ["middle", True, 1, ["last"]]),
+    "test_share": ([0.2, 0.5], [0, 1, -1, "0.2", 1e-9, 0.9999, [0.5], True]),
+}
+"""Key of custom data → correct values, and odd ones."""
+USUAL = {"table": ["label", "drop"], "folder": [], "arrays": []}
+FILE_OF_KIND = {"table": "table.csv", "folder": "images", "arrays": "arrays.npz"}
+
+
+@st.composite
+def declarations(draw: st.DrawFn) -> dict[str, Any]:
+    """The key `data` of a task with custom data: correct keys, and up to two odd changes."""
+    kind = draw(st.sampled_from(sorted(FILE_OF_KIND)))
+    keys = {*USUAL[kind], *draw(st.sets(st.sampled_from(["client", "test_share", "missing"]), max_size=2))}
+    data = {key: draw(st.sampled_from(DECLARED[key][0])) for key in sorted(keys)}
+    data |= {"kind": kind, "path": FILE_OF_KIND[kind]}
+    for _ in range(draw(st.integers(0, 2))):
+        key = draw(st.sampled_from(sorted(DECLARED)))
+        odd = st.sampled_from([*DECLARED[key][0], *DECLARED[key][1]]) | VALUES
+        match draw(st.sampled_from(["value", "value", "delete", "rename"])):
+            case "value":
+                data[key] = draw(odd)
+            case "delete":
+                data.pop(key, None)
+            case _:
+                data[f"{key}s"] = data.pop(key, None)
+    return data
+
+
+def test_odd_declarations_of_custom_data_are_read_or_refused(config: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """What is read has all samples of the file. An error names the task's file, or the file of the data."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "table.csv").write_text(TABLE)
+    np.savez(tmp_path / "arrays.npz", x=np.random.default_rng(0).normal(size=(24, 4, 4)), y=np.arange(24) % 2)
+    for row in range(24):
+        path = tmp_path / "images" / "ab"[row % 2] / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), 9 * row).save(path)
+    task = {"clients": 2, "clusters": 1, "participation": 1.0, "rounds": 1, "batch": 4, "lr": 0.1, "router_lr": 0.1}
+    outcomes: list[Any] = []
+
+    def fetched() -> Any:
+        data = catalogue.task("mine").data
+        if isinstance(data, CustomData):
+            return json.loads((fetch(data, tmp_path / "results") / "card.json").read_text())
+        return None
+
+    @bounded(60)
+    @given(data=declarations())
+    def each(data: dict[str, Any]) -> None:
+        values = {"title": "Mine", "data": data, **task, "model": {"kind": "mlp", "hidden": 4}}
+        content = yaml.safe_dump(values, allow_unicode=True).encode(errors="surrogatepass")
+        outcomes.append(outcome(config / "tasks" / "mine.yaml", content, fetched, r"^/\S+: "))
+        if outcomes[-1]:
+            assert sum(outcomes[-1]["rows"].values()) == 24 and outcomes[-1]["classes"] in (2, 4)
+
+    each()
+    assert sum(map(bool, outcomes)) > 10, "most declarations are refused, so the test says little"
+
+
+@bounded(10)
 @given(text=st.text(alphabet=" \n\t:-[]{}#&*!|>'\"%@`?,a1.~", max_size=40))
 def test_yaml_is_understood_as_pyyaml_understands_it(text: str, tmp_path: Path) -> None:
     """Except for keys that appear twice and values that contain themselves."""

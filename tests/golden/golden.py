@@ -116,6 +116,25 @@ def new_code() -> list[str]:
     return [path for path in code_files() if code.digest(path) not in known.get(path, [])]
 
 
+def complaint_about_code() -> str | None:
+    """What to tell the engineer about code that is not listed in code.lock; None if all is."""
+    known = code.equal_code()
+    added = [path for path in new_code() if path not in known]
+    changed = [path for path in new_code() if path in known]
+    lines = []
+    if added:
+        lines += [
+            f"these files are new: {', '.join(added)}.",
+            f"A new variant or model first needs its golden run: {RENEW}",
+        ]
+    if changed:
+        lines += [
+            f"the code of these files changed: {', '.join(changed)}.",
+            "If the same run gives other numbers now: increase the version of the method, model or adaptor kind.",
+        ]
+    return "\n".join([*lines, f"Then add the digests: {SAME_CODE}"]) if lines else None
+
+
 def write_code() -> None:
     """Add the digests of today's code to code.lock, and drop files that are gone."""
     known = code.equal_code()
@@ -269,13 +288,23 @@ def committed_metrics() -> dict[str, Any]:
 
 
 def write_metrics(results: Path) -> None:
-    """Train all golden runs in an empty folder and write metrics.json anew, one series in a line."""
+    """Train all golden runs in an empty folder and write metrics.json anew, one series in a line.
+
+    Raises:
+        SystemExit: numbers of runs changed, but their names did not. Then nothing is written.
+    """
     prepare(results, CASES)
-    runs = []
+    runs, moved = [], []
     for case in CASES:
-        values = measured(train(case, results))
-        series = ",\n".join(f"  {json.dumps(name)}: {json.dumps(line)}" for name, line in values["series"].items())
-        runs.append(f'{json.dumps(case)}: {{"sha256": "{values["sha256"]}", "series": {{\n{series}}}}}')
+        values, name = measured(train(case, results)), golden_run(case, results).hash8
+        if complaint := complaint_about_name(case, values, name):
+            moved.append(complaint)
+        series = ",\n".join(f"  {json.dumps(key)}: {json.dumps(line)}" for key, line in values["series"].items())
+        runs.append(
+            f'{json.dumps(case)}: {{"hash8": "{name}", "sha256": "{values["sha256"]}", "series": {{\n{series}}}}}'
+        )
+    if moved:
+        raise SystemExit("\n".join(moved))
     head = f'"about": {json.dumps(ABOUT)},\n"machine": {json.dumps(machine(), indent=1)}'
     METRICS.write_text(f'{{{head},\n"runs": {{\n' + ",\n".join(runs) + "}}\n")
 
@@ -293,6 +322,27 @@ def differences(before: Series, now: Series) -> list[tuple[float, str]]:
         elif (size := distance(old[name, r], new[name, r])) > 0:
             sizes.append((size, f"{place}: {old[name, r]!r} -> {new[name, r]!r}"))
     return sorted(sizes, key=lambda difference: difference[0], reverse=True)
+
+
+def complaint_about_name(case: str, now: Mapping[str, Any], hash8: str) -> str | None:
+    """What to tell an engineer who changed the numbers of a golden run but not its name; None if all is well.
+
+    Values that were not measured before are no change.
+    """
+    before = committed_metrics()["runs"].get(case)
+    if before is None or before.get("hash8", hash8) != hash8:
+        return None
+    known = {
+        key: {r: v for r, v in line.items() if r in before["series"].get(key, {})}
+        for key, line in now["series"].items()
+    }
+    sizes = [item for item in differences(before["series"], known) if item[0] > TOLERANCE]
+    if not sizes:
+        return None
+    return (
+        f"{case}: {len(sizes)} values changed, such as {sizes[0][1]}, but the name of the run did not ({hash8}): "
+        "stored results would mix both. Increase the version of what changed, or RESULTS_VERSION for all runs."
+    )
 
 
 def distance(old: float, new: float) -> float:

@@ -56,6 +56,16 @@ def test_on_the_same_machine_every_bit_counts(
     assert "RESULTS_VERSION" in complaint and golden.RENEW in complaint and "not the machine" not in complaint
 
 
+def test_changed_numbers_under_an_unchanged_name_are_not_written(changed: dict[str, Any]) -> None:
+    changed["series"]["test loss"]["5"] += 1e-3
+    changed["series"]["new values"] = {"5": 1.0}
+    complaint = golden.complaint_about_name("fedavg", changed, changed["hash8"])
+    assert complaint and "fedavg: 1 values changed, such as test loss, round 5: " in complaint
+    assert golden.complaint_about_name("fedavg", changed, "another") is None
+    changed["series"]["test loss"]["5"] -= 1e-3
+    assert golden.complaint_about_name("fedavg", changed, changed["hash8"]) is None
+
+
 def test_on_another_machine_rounding_is_allowed_and_nothing_more(
     changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Bootstrap, tests and ranks: laws that are known, and cases small enough to count."""
+"""Tests and ranks: laws that are known, and cases small enough to count."""
 
 import math
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.stats import friedmanchisquare
 
-from floral.core.intervals import expanded, interval, resampled, t_interval
 from floral.report.statistics import (
     Ranks,
     attainable,
@@ -22,67 +21,6 @@ from floral.report.statistics import (
 
 def generator(seed=0):
     return np.random.Generator(np.random.Philox(seed))
-
-
-# ------------------------------------------------------------------------------------------ bootstrap
-
-
-def test_two_seeds_have_three_means_with_known_chances():
-    draws = resampled(np.array([0.0, 1.0])[:, None, None], draws=40_000)[:, 0]
-    values, counts = np.unique(draws, return_counts=True)
-    assert values.tolist() == [0, 0.5, 1] and counts / 40_000 == pytest.approx([0.25, 0.5, 0.25], abs=0.01)
-
-
-def test_the_draws_have_the_variance_of_both_levels():
-    values = generator().normal(size=(4, 6, 1)) + np.array([0.0, 1.0, 2.0, 4.0])[:, None, None]
-    means, within = values.mean(1)[:, 0], values.var(1).mean()
-    expected = means.var() / 4 + within / (4 * 6)  # (S - 1)/S · s²/S is the variance by S, over S
-    assert resampled(values, draws=40_000).var() == pytest.approx(expected, rel=0.03)
-
-
-def test_methods_are_paired_in_every_draw():
-    first = generator().normal(size=(5, 7, 1))
-    draws = resampled(np.concatenate([first, first + 0.25], axis=2))
-    assert draws[:, 1] - draws[:, 0] == pytest.approx(0.25)
-
-
-def test_clients_count_by_their_weight():
-    heavy = resampled(np.array([[1.0, 4.0]])[:, :, None], np.array([[2.0, 1.0]]), draws=20_000)[:, 0]
-    values, counts = np.unique(np.round(heavy, 9), return_counts=True)
-    assert values.tolist() == [1, 2, 4] and counts / 20_000 == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
-
-
-def test_equal_arguments_give_equal_draws():
-    values = generator().normal(size=(5, 3, 2))
-    assert (resampled(values, draws=50) == resampled(values, draws=50)).all()
-    assert (resampled(values, draws=50) != resampled(values, draws=50, seed=1)).any()
-
-
-def test_of_many_normal_seeds_the_expanded_interval_is_students():
-    values = generator().normal(size=60)
-    ours, theirs = interval(values), t_interval(values)
-    assert ours.mean == theirs.mean and ours.half_width == pytest.approx(theirs.half_width, rel=0.06)
-
-
-@pytest.mark.parametrize(("seeds", "least", "most"), [(5, 0.89, 0.96), (10, 0.92, 0.98)])
-def test_coverage(seeds, least, most):
-    """The true mean 0 of 300 experiments, each of normal seeds with normal clients."""
-    random, covered = generator(1), []
-    for _ in range(300):
-        values = random.normal(size=(seeds, 1, 1)) + 0.5 * random.normal(size=(seeds, 15, 1))
-        found = expanded(resampled(values, draws=1500)[:, 0], float(values.mean()), seeds)
-        covered.append(found.low <= 0 <= found.high)
-    assert least <= np.mean(covered) <= most
-
-
-def test_few_seeds_have_students_interval_and_from_five_on_the_bootstrap():
-    assert interval([1.0, 2.0, 3.0, 5.0]) == t_interval([1.0, 2.0, 3.0, 5.0])
-    found = interval([1.0, 2.0, 3.0, 4.0, 15.0])
-    assert found.high - found.mean > found.mean - found.low and found.low >= 1 and found.high <= 15
-    same = interval([0.5] * 5)
-    assert same.low == same.high == 0.5
-    with pytest.raises(ValueError, match="finite"):
-        interval([1.0, 2.0, 3.0, 4.0, math.nan])
 
 
 # ---------------------------------------------------------------------------------------- p-values

@@ -247,7 +247,8 @@ def test_intervals_and_differences_by_hand(results, suite_runs):
     assert paired["ensemble"].n == 1 and "floral_1" not in paired
     assert "fedavg" not in paired  # a seed of it diverged
     loss = differences(collected, collected.configurations[1])["fedavg"]
-    assert loss.mean == pytest.approx(0.25) and loss.half_width == pytest.approx(0, abs=1e-9) and loss.n == 2
+    # errors are compared by their ratios: 1.5/1.25 and 1.49/1.24
+    assert loss.mean == pytest.approx(math.sqrt(1.5 / 1.25 * 1.49 / 1.24)) and loss.neutral == 1 and loss.n == 2
 
 
 def told(collected, configuration=0):
@@ -264,10 +265,7 @@ def test_marks_leave_out_oracles_controls_and_methods_that_diverged(results, wri
     for run in runs[:-5]:
         write(run, variants[run.variant.name])
     finished = told(collect("quickstart", runs[:-5], results))
-    assert {n: row["value"].mark for n, row in finished.items() if row["value"].mark} == {
-        "floral_1": "best",
-        "ensemble": "second",
-    }
+    assert {name for name, row in finished.items() if row["value"].mark} == {"floral_1"}
     assert not any(row["value"].mark for row in told(collect("quickstart", runs, results)).values())
 
 
@@ -294,7 +292,7 @@ def test_loss_is_best_when_least(results, write):
     for run in runs:
         write(run)
     cells = told(collect("quickstart", runs, results))
-    assert cells["floral_1"]["value"].mark == "best" and cells["fedavg"]["value"].mark == "second"
+    assert cells["floral_1"]["value"].mark == "best" and cells["fedavg"]["value"].mark == ""
 
 
 def test_worst_of_own_rows_and_its_null(results, suite_runs):
@@ -307,8 +305,8 @@ def test_worst_of_own_rows_and_its_null(results, suite_runs):
     decile, cluster = found["decile"]["floral_1"], found["cluster"]["floral_1"]
     assert decile.observed == {0: 11 / 20, 1: 11 / 20, 2: 11 / 20}  # 8 clients: the worst decile is the worst client
     assert cluster.observed == {0: 50 / 80, 1: 50 / 80, 2: 50 / 80}
-    assert decile.null == binomial_null([20] * 8, 118 / 160, 1, draws=1000)
-    assert cluster.null == binomial_null([80, 80], 118 / 160, 1, draws=1000)
+    assert decile.null == binomial_null([20] * 8, 118 / 160, 1)
+    assert cluster.null == binomial_null([80, 80], 118 / 160, 1)
     assert "fedavg" not in found["decile"] and worst(collected, collected.configurations[1], "decile") == []
 
 
@@ -453,12 +451,16 @@ def test_text_is_told_per_character_with_its_perplexity(tmp_path, results, write
 def test_where_a_task_makes_a_method_another_one_the_report_warns_beside_the_table(tmp_path, results, write):
     """Clients have 50 rows: one step of 64 a round, two of 32."""
     for batch, warned in ((64, True), (32, False)):
-        runs = [make_run("digits_rotate", variant, 0, batch=batch, epochs=1) for variant in ("fedavg", "fedprox")]
+        tasks = ("digits_rotate", "digits_label_shift")
+        runs = [
+            make_run(task, variant, 0, batch=batch, epochs=1) for task in tasks for variant in ("fedavg", "fedprox")
+        ]
         for run in runs:
             write(run)
         report("quickstart", runs, results, tmp_path / "reports")
         page = (tmp_path / "reports" / "quickstart" / "index.html").read_text(encoding="utf-8")
         told = "FedProx is identical to FedAvg here, because every client takes one local step per round."
+        assert page.count(told) == warned, "both tasks share a sentence"
         assert (told in page) == ("One method under two names" in page) == warned
 
 

@@ -15,18 +15,18 @@ def test_t_interval_of_three_values():
     interval = t_interval([1.0, 2.0, 3.0])
     assert interval.mean == 2 and interval.n == 3
     assert interval.half_width == pytest.approx(2.4841, abs=1e-4)
-    assert not interval.excludes_zero
+    assert not interval.is_decided
 
 
 def test_t_interval_of_one_value_has_no_ends():
     interval = t_interval([0.9])
     assert (interval.mean, interval.low, interval.high, interval.n) == (0.9, None, None, 1)
-    assert interval.half_width is None and not interval.excludes_zero
+    assert interval.half_width is None and not interval.is_decided
 
 
 def test_t_interval_of_equal_values_has_width_zero():
     interval = t_interval([0.5, 0.5])
-    assert interval.low == interval.high == 0.5 and interval.excludes_zero
+    assert interval.low == interval.high == 0.5 and interval.is_decided
 
 
 @pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf]])
@@ -67,6 +67,12 @@ def test_null_is_the_same_twice_and_other_with_another_seed():
     assert binomial_null([20] * 10, 0.6, 1) == binomial_null([20] * 10, 0.6, 1)
     assert binomial_null([20] * 10, 0.6, 1) != binomial_null([20] * 10, 0.6, 1, seed=1)
     assert binomial_null([20, 0, 20], 0.6, 1) == binomial_null([20, 20], 0.6, 1)
+
+
+def test_the_ends_of_the_null_do_not_depend_on_the_draws_by_a_point():
+    bands = [binomial_null([20] * 10, 0.6, 1, seed=seed) for seed in range(5)]
+    assert max(band.low for band in bands) - min(band.low for band in bands) < 0.01
+    assert max(band.mean for band in bands) - min(band.mean for band in bands) < 0.005
 
 
 def test_null_at_certainty():

@@ -107,7 +107,9 @@ class WrappedError(Exception):
         self.orig = orig
 
 
-HTTP, SQLITE = "http://host:5000", "sqlite:////r/mlflow.db"
+HTTP, SQLITE, POSTGRES = "http://host:5000", "sqlite:////r/mlflow.db", "postgresql://u:x@h/db"
+OLD_TABLES = ServerError(500, "Detected out-of-date database schema (found version a, but expected b). Take a backup")
+"""MLflow raises it on this machine, and no server answers."""
 
 
 @pytest.mark.parametrize(
@@ -127,21 +129,36 @@ HTTP, SQLITE = "http://host:5000", "sqlite:////r/mlflow.db"
         (SQLITE, sqlite3.OperationalError("attempt to write a readonly database"), False, "make it writable"),
         (SQLITE, OSError(28, "No space left", "/r/mlflow.db.lock"), False, "/r/mlflow.db.lock: the disk is full"),
         (SQLITE, OSError(30, "Read-only", "/r/mlflow.db.lock"), False, "read-only"),
-        ("postgresql://u:x@h/db", OSError("down"), True, "start the database"),
+        (SQLITE, OLD_TABLES, False, "mlflow db upgrade sqlite:////r/mlflow.db; or move the file away"),
+        (POSTGRES, OLD_TABLES, False, "back the database up, then call: mlflow db upgrade postgresql://u:***@h/db"),
+        (POSTGRES, OSError("down"), True, "start the database"),
+        (POSTGRES, ServerError(503, "connection refused"), True, "start the database"),
+        (POSTGRES, ServerError(503, 'database "db" does not exist'), False, "correct `tracking_uri`"),
+        (POSTGRES, ServerError(503, "password authentication failed"), False, "PGPASSWORD, or write the password into"),
+        (POSTGRES, WrappedError(sqlite3.OperationalError("no password supplied")), False, "~/.pgpass"),
+        ("mysql://u:x@h/db", ServerError(503, "Access denied for user 'u'"), False, "FLORAL_TRACKING_URI"),
     ],
 )
 def test_an_error_of_the_store_names_its_remedy(uri: str, error: Exception, temporary: bool, words: str) -> None:
     raised = unusable(uri, error)
     assert words in str(raised) and isinstance(raised, Unreachable) == temporary
+    assert ("MLFLOW_TRACKING_USERNAME" in str(raised)) == (uri == HTTP and "MLFLOW" in words)
 
 
 @pytest.mark.parametrize("location", ["/srv/mlruns/1", "file:///srv/mlruns/1", "mlruns/1"])
-def test_artifacts_on_the_disk_of_another_machine_are_refused(location: str) -> None:
+def test_artifacts_on_the_disk_of_another_machine_are_refused(location: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"does not receive artifacts.*make ui-server.*rename the experiment 'tiny'"):
         check_artifact_place("http://user:x@tracker.example.org:5000", "tiny", location)
     check_artifact_place("http://localhost:5000", "tiny", location)
     check_artifact_place("http://tracker.example.org:5000", "tiny", "mlflow-artifacts:/1")
     check_artifact_place("http://tracker.example.org:5000", "tiny", "s3://bucket/1")
+    shared = tmp_path / "shared disk"
+    shared.mkdir()
+    for place in (str(shared), shared.as_uri(), (shared / "1").as_uri()):  # MLflow creates the last folder
+        check_artifact_place("http://tracker.example.org:5000", "tiny", place)
+    (shared / "1").touch()
+    with pytest.raises(ConfigError, match=r"not writable here.*mount the server's disk"):
+        check_artifact_place("http://tracker.example.org:5000", "tiny", str(shared / "1"))
 
 
 def test_the_ui_gets_its_database_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,3 +169,16 @@ def test_the_ui_gets_its_database_from_the_environment(tmp_path: Path, monkeypat
     assert PASSWORD in environment["MLFLOW_BACKEND_STORE_URI"] and PASSWORD not in str(commands)
     with pytest.raises(ConfigError, match=r"open http://u:\*\*\*@host in your browser"):
         ui.ui(tmp_path, f"http://u:{PASSWORD}@host", 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(PermissionError(13, "no"), "ports below 1024 are for the"), (OSError(98, "no"), "another program listens there")],
+)
+def test_a_port_that_cannot_be_used_says_why(error: OSError, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ui.socket, "create_server", refuse)
+    with pytest.raises(ConfigError, match=f"Port 80 cannot be used: {words}.*make ui PORT=5001"):
+        ui.ui(Path("results"), POSTGRES, 80)

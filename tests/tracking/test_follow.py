@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import tempfile
 import threading
@@ -203,12 +204,24 @@ def test_a_run_that_was_trained_anew_with_other_values_is_logged_anew(tmp_path: 
     assert logged(default_uri(tmp_path)) == {str(training.run.folder): training.expected()}
 
 
-def test_a_store_that_refuses_ends_the_following(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("no database", "cannot be written: file is not a database"),
+        ("older MLflow", "out-of-date database schema.*call: mlflow db upgrade sqlite:"),
+    ],
+)
+def test_a_store_that_refuses_ends_the_following(damage: str, words: str, tmp_path: Path) -> None:
     training = Training(tmp_path)
     training.says(0)
     database = tmp_path / "track" / "mlflow.db"
-    database.write_text("not a database, but longer than a header of SQLite would be\n" * 20)
-    with pytest.raises(ConfigError, match=r"mlflow\.db cannot be written: file is not a database"):
+    if damage == "no database":
+        database.write_text("not a database, but longer than a header of SQLite would be\n" * 20)
+    else:
+        with sqlite3.connect(database) as connection:
+            connection.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+        connection.close()
+    with pytest.raises(ConfigError, match=rf"mlflow\.db {words}" if damage == "no database" else words):
         follow("suite", [training.run], tmp_path)
 
 

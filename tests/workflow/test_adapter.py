@@ -24,6 +24,8 @@ from floral.cluster import slurm, warm_start
 from floral.config.reading import ConfigError
 from floral.config.settings import Settings
 from floral.config.suites import suite_runs
+from floral.io.locks import HELD_UNTIL_EXIT
+from floral.runs.forget import folders_to_forget
 from floral.workflow import adapter
 from floral.workflow.rules import Rules
 from floral.workflow.work import Work
@@ -32,6 +34,13 @@ from floral.workflow.work import Work
 @pytest.fixture(autouse=True)
 def outside_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def released_locks() -> Iterator[None]:
+    yield
+    while HELD_UNTIL_EXIT:
+        HELD_UNTIL_EXIT.pop().close()
 
 
 @pytest.fixture
@@ -57,7 +66,7 @@ def call(executor: str, **attributes: Any) -> SimpleNamespace:
     """A stand-in for Snakemake's `workflow`."""
     plugin = SimpleNamespace(name=executor, common_settings=SimpleNamespace(pass_group_args=False))
     scheduler = SimpleNamespace(job_rate_limiter="10 jobs per second", schedule=lambda: True)
-    values = {"nodes": None, "cores": 2, "is_main_process": True, **attributes}
+    values = {"nodes": None, "cores": 2, "is_main_process": True, "executor_settings": None, **attributes}
     return SimpleNamespace(executor_plugin=plugin, scheduler=scheduler, **values)
 
 
@@ -219,6 +228,10 @@ def test_the_start_on_this_machine_prints_the_estimate(
     assert "suite quickstart: 3 runs of 1 task and 1 variant: 0 finished, 3 to do" in capsys.readouterr().err
     assert (hooks.results / "plan/quickstart.json").exists()
     assert workflow.scheduler.job_rate_limiter is None and isinstance(hooks.warm, Warm)
+    with pytest.raises(ConfigError, match="Snakemake works with these results; wait until it ends, or stop it"):
+        folders_to_forget(["fedavg"], hooks.results, only_outdated=False)
+    HELD_UNTIL_EXIT.pop().close()
+    assert folders_to_forget(["fedavg"], hooks.results, only_outdated=False) == []
 
 
 def test_the_start_within_a_job_leaves_snakemake_as_it_is(hooks: adapter.Hooks, within_a_job: None) -> None:
@@ -232,9 +245,10 @@ def test_the_start_on_a_cluster_checks_it_first(hooks: adapter.Hooks, monkeypatc
     checks: list[Any] = []
     monkeypatch.setattr(slurm, "check_cluster", lambda *values: checks.extend(values))
     monkeypatch.setattr(slurm, "refuse_second_call", checks.append)
-    workflow = call("slurm", dag=Jobs(slurm_partition="night"))
+    options = SimpleNamespace(qos="long", reservation=None)
+    workflow = call("slurm", dag=Jobs(slurm_partition="night", qos="short"), executor_settings=options)
     hooks.on_start(workflow)
-    assert checks == [hooks.work.settings.slurm, {"slurm_partition": "night"}, hooks.results]
+    assert checks == [hooks.work.settings.slurm, {"slurm_partition": "night", "qos": "long"}, hooks.results]
     assert workflow.executor_plugin.common_settings.pass_group_args is True
     assert workflow.scheduler.job_rate_limiter and hooks.warm is None
 

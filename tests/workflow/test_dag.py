@@ -145,7 +145,8 @@ def test_after_the_head_was_killed_the_same_call_completes_and_no_run_is_trained
     finished = {path: path.stat().st_mtime_ns for path in project.paths(f"{runs}/summary.json")}
     assert 1 <= len(finished) < 4
 
-    done = project.snakemake("variants=[fedavg,local]")
+    config = ("--config", "suite=tiny", "variants=[fedavg,local]")
+    done = project.call("snakemake", "--profile", "local", "--until", "train", *config)
     assert done.returncode == 0, done.stdout
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert len(project.paths(f"{runs}/summary.json")) == 4

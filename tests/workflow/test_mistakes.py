@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 
@@ -66,6 +65,18 @@ def test_an_impossible_target_is_explained(copy: Project, target: str, words: st
     call = copy.call("snakemake", "--profile", "local", target, "--config", "suite=tiny")
     assert call.returncode == 1 and words in call.stdout, call.stdout
     assert not [word for word in SNAKEMAKES_WORDS if word in call.stdout], call.stdout
+
+
+def test_a_damaged_record_of_jobs_is_named_alone(copy: Project) -> None:
+    """Snakemake adds its own words to an error in a function that computes what a job requests."""
+    folder = copy.path("results/train/digits_rotate/local/*/done").parent
+    for name in ("done", "summary.json"):
+        (folder / name).unlink()
+    (folder / "jobs.json").write_text("{")
+    call = copy.call("snakemake", "--profile", "slurm", "--dry-run", "--config", "suite=tiny")
+    assert call.returncode == 1 and "jobs.json: damaged" in call.stdout and "remove this file" in call.stdout
+    words = ("Building DAG", "train.smk", "SystemExit", *SNAKEMAKES_WORDS)
+    assert not [word for word in words if word in call.stdout], call.stdout
 
 
 @pytest.mark.parametrize(
@@ -200,6 +211,8 @@ def test_floral_says_what_is_wrong(
         (["train", "--sute", "quickstart", *JOB], ["did you mean '--suite'?"]),
         (["train", "--suite", "quickstart", *JOB, "--variant", "fedavg", "--threads", "0"], ["'0' is not a positive"]),
         (["plan", "--seeds", "one"], ["'one' is not a whole number"]),
+        (["ui", "--port", "70000"], ["'70000' is not the number of a port; give one from 1024 to 65535"]),
+        (["ui", "--port", "0"], ["'0' is not the number of a port"]),
     ],
 )
 def test_arguments_are_explained(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,29 +242,3 @@ def test_a_missing_configuration_is_named(
     monkeypatch.chdir(str(tmp_path))
     assert main.main(["plan"]) == main.MISTAKE
     assert "config.yaml" in capsys.readouterr().err
-
-
-def test_the_ui_says_that_its_port_is_busy(tmp_path: Path) -> None:
-    """In a project whose path has spaces, and with results elsewhere."""
-    project, results = tmp_path / "my project", tmp_path / "my results"
-    shutil.copytree(ROOT / "config", project / "config")
-    shutil.copy(ROOT / "Makefile", project)
-    for path in (project / "pyproject.toml", project / "constraints.txt", project / ".venv/.installed"):
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    (project / ".venv" / "bin").symlink_to(BIN)
-
-    def ui(port: int) -> str:
-        places = environment(FLORAL_RESULTS=str(results))
-        call = subprocess.run(
-            ["make", "ui", f"PORT={port}"], cwd=project, env=places, capture_output=True, text=True, timeout=60
-        )
-        assert call.returncode != 0
-        return call.stderr
-
-    assert f"{results}/track/mlflow.db: no run is tracked yet" in ui(5000)
-    (results / "track").mkdir(parents=True)
-    (results / "track/mlflow.db").touch()
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        assert f"Port {port} cannot be used" in ui(port)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -25,12 +26,19 @@ from floral.stages import progress_line
 
 ODD = "a b;touch stray && $(touch stray)`touch stray`'\"#%&|<>!~\\ é"
 """A folder's name that a shell would cut, expand or run."""
+READ_ONLY = "/sys"
+"""A folder in which nobody can create a file, not even root."""
 NOTHING = "Nothing to be done"
 CALL = ("snakemake", "--profile", "local", "--config")
 
 
-def test_everything_works_in_a_folder_with_an_odd_name(tmp_path: Path) -> None:
-    """Also with such names of the project's folder, of a suite and of a task. No shell runs a part of them."""
+def test_everything_works_in_a_folder_with_an_odd_name(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Also with such names of the project's folder, of a suite and of a task. No shell runs a part of them.
+
+    The home folder is read-only. Only Snakemake needs another place, for its cache.
+    """
     suite, task = "my suite's $(touch stray)", "my task; touch stray"
     project = Project.made(tmp_path / "my project's", **{suite: TINY.replace("digits_rotate", task)})
     (project.folder / "config/suites" / f"{suite}.yaml").write_text(
@@ -38,8 +46,9 @@ def test_everything_works_in_a_folder_with_an_odd_name(tmp_path: Path) -> None:
     )
     (project.folder / "config/tasks" / f"{task}.yaml").write_text("extends: digits_rotate\n")
     places = {"FLORAL_RESULTS": str(tmp_path / f"results {ODD}"), "FLORAL_REPORTS": str(tmp_path / f"reports {ODD}")}
+    home = {"HOME": f"{READ_ONLY}/home", "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
     before = sorted(project.folder.rglob("*"))
-    done = project.call(*CALL, f"suite={suite}", **places)
+    done = project.call(*CALL, f"suite={suite}", **places, **home)
     assert done.returncode == 0, done.stdout
     results, reports = map(Path, places.values())
     assert (results / "track/mlflow.db").exists() and (results / f"track/{suite}.attached").exists()
@@ -88,17 +97,30 @@ def test_null_on_the_command_line_is_no_word(text: str, monkeypatch: pytest.Monk
     assert (settings.tracking_uri, settings.tasks, settings.slurm.partition) == (None, None, None)
 
 
-@pytest.mark.parametrize("name", ["-x", ".x", "a{b}", "a[1]", "a?", "a*", "x" * 151])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("-x", "the name '-x' of this {kind} cannot be part of a path; use letters"),
+        (".x", "unknown {kind} '.x'"),  # a hidden file
+        ("a{b}", "the name 'a{b}' of this {kind} cannot be"),
+        ("a[1]", "the name 'a[1]' of this {kind} cannot be"),
+        ("a?", "the name 'a?' of this {kind} cannot be"),
+        ("a*", "the name 'a*' of this {kind} cannot be"),
+        ("x" * 151, "the name of this {kind} has 151 characters, which is too long for a file name; use at most 150"),
+    ],
+)
 @pytest.mark.parametrize("folder", ["suites", "tasks"])
 def test_a_name_that_cannot_be_part_of_a_path_is_refused(
-    folder: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: str, name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / folder).mkdir()
     (tmp_path / folder / f"{name}.yaml").write_text("title: x\n")
     monkeypatch.setattr(catalogue, "variant_index", dict)
     monkeypatch.setattr(paths, "CONFIG_FOLDER", tmp_path)
-    with pytest.raises(ConfigError, match=f"{folder}.*(cannot be part of a path|too long|unknown)"):
+    with pytest.raises(ConfigError) as refused:
         (catalogue.suite.__wrapped__ if folder == "suites" else catalogue.task)(name)
+    assert f"{tmp_path / folder}" in str(refused.value)
+    assert words.replace("{kind}", folder.removesuffix("s")) in str(refused.value)
 
 
 def test_hidden_files_are_no_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +150,7 @@ def test_many_long_suites_have_one_short_plan(names: list[str], file: str | None
         (errno.EROFS, "read-only"),
         (errno.EACCES, "no permission"),
         (errno.ENOTDIR, "a file is where a folder should be"),
+        (errno.EEXIST, "a file is where a folder should be"),
         (errno.ENAMETOOLONG, "too long"),
     ],
 )
@@ -142,6 +165,63 @@ def test_a_disk_that_cannot_be_written_is_a_message_and_no_traceback(
     assert main.main(["plan", "quickstart"]) == main.FAILED
     said = capsys.readouterr().err
     assert said.startswith("floral plan: /disk/file: ") and words in said and "Traceback" not in said
+
+
+NOT_A_FOLDER, CANNOT_WRITE = "is a file and no folder", "you have no permission|this place is read-only"
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        (f"{READ_ONLY}/floral", CANNOT_WRITE),
+        ("/proc/floral", "No such file"),
+        ("{}", NOT_A_FOLDER),
+        ("{}/x", NOT_A_FOLDER),
+    ],
+)
+@pytest.mark.parametrize("key", ["FLORAL_RESULTS", "FLORAL_REPORTS"])
+def test_a_folder_that_cannot_be_written_is_named(
+    key: str, place: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("FLORAL_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv(key, place.format(tmp_path / "file"))
+    with pytest.raises(ConfigError) as refused:
+        read_settings().check_folders()
+    message = str(refused.value)
+    assert message.startswith(key) and os.environ[key].removesuffix("/x") in message, message
+    assert re.search(words, message) and "choose another folder" in message, message
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "place", "words"),
+    [
+        (["fetch", "digits"], "FLORAL_RESULTS", f"{READ_ONLY}/floral", CANNOT_WRITE),
+        (["report", "tiny"], "FLORAL_REPORTS", f"{READ_ONLY}/floral", CANNOT_WRITE),
+        (["tasks"], "FLORAL_REPORTS", "Snakefile", NOT_A_FOLDER),
+    ],
+)
+def test_a_command_names_the_folder_that_it_cannot_write(
+    command: list[str], key: str, place: str, words: str, finished: Project,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(finished.folder)
+    monkeypatch.setenv(key, place)
+    assert main.main(command) == (main.MISTAKE if words == NOT_A_FOLDER else main.FAILED)
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"floral {command[0]}: ") and place in shown and re.search(words, shown), shown
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("key", "place", "words"),
+    [("FLORAL_RESULTS", f"{READ_ONLY}/floral", CANNOT_WRITE), ("FLORAL_REPORTS", "Snakefile", NOT_A_FOLDER)],
+)
+def test_snakemake_names_a_folder_that_cannot_be_written(key: str, place: str, words: str, finished: Project) -> None:
+    call = finished.call(*CALL, "suite=tiny", **{key: place})
+    assert call.returncode == 1 and re.search(f"{key}.*{place}.*({words})", call.stdout), call.stdout
+    assert "Traceback" not in call.stdout and "common.smk" not in call.stdout, call.stdout
 
 
 def test_other_errors_of_the_system_keep_their_traceback() -> None:

@@ -63,6 +63,21 @@ def test_the_command_line_wins_over_the_environment(tmp_path: Path, monkeypatch:
     assert Work.read(NARROW, True, False).settings.results == tmp_path / "environment"
 
 
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("http://u:pw@h", "set the environment variables MLFLOW_TRACKING_USERNAME and"),
+        ("postgresql://u:pw@h/db", "set the environment variable PGPASSWORD, or"),
+        ("mysql://u:pw@h/db", "give the whole address in the environment variable FLORAL_TRACKING_URI"),
+    ],
+)
+def test_a_password_in_the_address_is_noticed(
+    uri: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work(tmp_path, tracking_uri=uri)
+    assert f"`tracking_uri` contains a password, which other users may see; {words}" in capsys.readouterr().err
+
+
 def test_finished_runs_are_not_counted_as_unfinished(tmp_path: Path) -> None:
     asked = work(tmp_path)
     first, *rest = asked.suites["quickstart"]

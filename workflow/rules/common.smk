@@ -32,7 +32,9 @@ adapter.hide_scheduler_lines(logger, SUBMITS)
 adapter.ignore_walltime_warning()
 if workflow.is_main_process:
     HOOKS.print_missing()
-    HOOKS.print_outdated()
+    ends_with_message(HOOKS.print_outdated)()
+    if SUBMITS:
+        ends_with_message(REQUESTS.check)()
 
 # On one machine nothing reads the requests, and the scheduler would compute them for all waiting runs whenever one ends.
 TRAIN_RESOURCES = REQUESTS.train if SUBMITS or not workflow.is_main_process else {}

@@ -56,7 +56,7 @@ class Synthetic(Frozen):
 
 
 KEYS_OF_KIND = {
-    "table": ("label", "features", "client", "separator", "decimal", "missing"),
+    "table": ("label", "features", "drop", "client", "separator", "decimal", "missing"),
     "arrays": ("channels",),
 }
 """Keys of custom data that only one kind has."""
@@ -97,6 +97,12 @@ class CustomData(Frozen):
         default=None,
         min_length=1,
         description="For a table: names of the numeric input columns; by default all remaining columns.",
+    )
+    drop: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        exclude_if=is_none,
+        description="For a table without `features`: names of columns that are no features, such as the row numbers.",
     )
     client: str | None = Field(
         default=None, description="For a table: name of the column with the natural client of each sample."
@@ -141,9 +147,14 @@ class CustomData(Frozen):
 
     @model_validator(mode="after")
     def _a_column_has_one_use(self) -> CustomData:
-        used = [name for name in (self.label, self.client, *(self.features or ())) if name is not None]
+        if self.features and self.drop:
+            raise ValueError("`data.drop` and `data.features` exclude each other; remove one of these keys")
+        named = (self.label, self.client, *(self.features or ()), *(self.drop or ()))
+        used = [name for name in named if name is not None]
         if repeated := [name for name in used if used.count(name) > 1]:
-            raise ValueError(f"column {repeated[0]!r} is named twice in `label`, `client` and `features`; name it once")
+            raise ValueError(
+                f"column {repeated[0]!r} is named twice in `label`, `client`, `features` and `drop`; name it once"
+            )
         return self
 
     @property

@@ -10,13 +10,15 @@ import polars as pl
 
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
+from floral.report.comparison import best_methods
 from floral.report.paired import Paired
 from floral.report.sections.base import Material, Part, Section
 from floral.report.style import Style
 from floral.report.summarise import (
     REFERENCE,
-    best_two,
+    marked,
     methods_without_mean,
+    ranked,
     result_unit,
     seed_counts,
     seed_note,
@@ -168,15 +170,16 @@ def _value_cells(material: Material, configuration: Configuration, readings: Rea
         for method, by_seed in readings.items()
         if method not in excluded
     }
-    paired = Paired(values=values)
-    marked = best_two(paired, counts, material.styles, unit.higher_is_better)
+    paired = Paired(values=values, logarithmic=unit.logarithmic)
+    candidates = ranked(paired, counts, material.styles)
+    bold = marked(best_methods(paired, candidates, unit.higher_is_better), len(candidates))
     cells = {method: Cell(text=seed_note(counts[method])) for method in readings if method in excluded}
     for method in values:
         difference = None
         if REFERENCE in values and method != REFERENCE:
             difference = paired.difference(method, REFERENCE)
         note = interval_cell(difference, unit.digits, sign=True, usual=difference.n).text if difference else ""
-        mark = marked.get(method, "")
+        mark = "best" if method in bold else ""
         cells[method] = interval_cell(paired.mean(method), unit.digits, note=note, mark=mark, usual=usual)
     return cells
 

@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean
 from typing import Literal
 
 from floral.core.intervals import Interval
+from floral.report.collect import Collected
+from floral.report.compared import Configuration
 from floral.report.sections.base import Material, Part, Section
 from floral.report.summarise import results
-from floral.report.tables import Cell, Column, grid, interval_cell
+from floral.report.tables import Cell, Column, grid, interval_cell, number
 
-Claim = Literal["holds", "fails", "undecided"]
+Claim = Literal["holds", "fails", "undecided", "no personalisation"]
 
 CLAIMS = {
     "scarce": ("Better than a mixture of full models where data are scarce", ("ensemble", "ensemble_optimal")),
     "local": ("Better than an adaptor of each client's own", ("local_adaptor", "local_adaptor")),
 }
 """claim → its sentence, and the variants compared with FLoRAL: with a learned router and with the optimal router."""
+GLOBAL_MODEL = "fedavg"
+"""The variant with one model for all clients, without personalisation."""
+CHANCE_ARI = 0.05
+"""Routes with a lower mean adjusted Rand index find the true clusters no better than chance would."""
 
 
-def claim(difference: Interval) -> Claim:
-    """Return `holds`, `fails` or `undecided` for the claim that FLoRAL is better than another method.
+def claim(difference: Interval, to_global: Interval | None = None, ari: float | None = None) -> Claim:
+    """Return the verdict on the claim that FLoRAL is better than another method.
 
     difference: mean accuracy of FLoRAL minus that of the other method, with its 95 % interval. The claim holds if the
     interval lies above 0, and fails if it lies below 0. It is undecided if the interval contains 0 or is missing.
+
+    to_global: the same difference to FedAvg. ari: the mean adjusted Rand index of FLoRAL's routes. If the routes are at
+    chance and FedAvg is better, FLoRAL does not personalise, and a better result than another method shows nothing. The
+    verdict is then `no personalisation`.
     """
-    if not difference.excludes_zero:
+    at_chance = ari is not None and ari < CHANCE_ARI
+    if at_chance and to_global is not None and to_global.is_decided and to_global.mean < 0:
+        return "no personalisation"
+    if not difference.is_decided:
         return "undecided"
     return "holds" if difference.mean > 0 else "fails"
 
@@ -36,17 +51,17 @@ def section(material: Material) -> Section | None:
     return Section(id="claims", parts=tuple(parts)) if parts else None
 
 
-def _part(material: Material, name: str) -> Part | None:
-    title, compared_variants = CLAIMS[name]
-    collected = material.collected
+def claim_cells(collected: Collected, configurations: Sequence[Configuration], name: str) -> dict[str, dict[str, Cell]]:
+    """Return the cells of the table of one claim, as FLoRAL variant → task → cell.
+
+    The column `count` says in how many tasks the claim holds.
+    """
+    _, compared_variants = CLAIMS[name]
     floral = [method for method in collected.methods if method.variant.method == "floral"]
-    configurations = [item for item in collected.configurations if item.metric == "accuracy"]
-    if name == "scarce":
-        configurations = [item for item in configurations if item.task.partition.share < 1]
     cells: dict[str, dict[str, Cell]] = {}
     counts: Counter[tuple[str, Claim]] = Counter()
     for configuration in configurations:
-        paired = results(collected, configuration)
+        paired, aris = results(collected, configuration), collected.values(configuration, "ari")
         for method in floral:
             compared = compared_variants[method.variant.optimal_router]
             if method.id not in paired.values or compared not in paired.values:
@@ -54,21 +69,42 @@ def _part(material: Material, name: str) -> Part | None:
             difference = paired.difference(method.id, compared)
             if difference is None:
                 continue
-            verdict = claim(difference)
+            has_global = GLOBAL_MODEL in paired.values
+            to_global = paired.difference(method.id, GLOBAL_MODEL) if has_global else None
+            ari_by_seed = [value for value in aris.get(method.id, {}).values() if value is not None]
+            ari = fmean(ari_by_seed) if ari_by_seed and configuration.task.concepts > 1 else None
+            verdict = claim(difference, to_global, ari)
             counts[method.id, verdict] += 1
-            value = interval_cell(difference, 1, sign=True, usual=difference.n)
+            notes = [_points(difference)]
+            if to_global is not None:
+                notes.append(f"to FedAvg {_points(to_global)}")
+            if ari is not None and not method.variant.optimal_router:
+                notes.append(f"ARI {number(ari, 2)}")
             cells.setdefault(method.id, {})[configuration.id] = Cell(
                 text=verdict,
-                note=" ".join(filter(None, (value.text, value.note))),
+                note="; ".join(notes),
                 order=difference.mean,
-                quiet=verdict == "undecided",
+                quiet=verdict in ("undecided", "no personalisation"),
             )
-    rows = material.rows({method: {**row, "count": _count(counts, method)} for method, row in cells.items()})
+    return {method: {**row, "count": _count(counts, method)} for method, row in cells.items()}
+
+
+def _part(material: Material, name: str) -> Part | None:
+    title, collected = CLAIMS[name][0], material.collected
+    configurations = [item for item in collected.configurations if item.metric == "accuracy"]
+    if name == "scarce":
+        configurations = [item for item in configurations if item.task.partition.share < 1]
+    rows = material.rows(claim_cells(collected, configurations, name))
     if not rows:
         return None
     columns = [Column(id="count", title="Holds")]
     columns += [Column(id=configuration.id, title=configuration.title) for configuration in configurations]
     return Part(title=title, table=grid(f"claim_{name}", columns, rows, material.captions["claims"]["latex"]))
+
+
+def _points(difference: Interval) -> str:
+    cell = interval_cell(difference, 1, sign=True, usual=difference.n)
+    return " ".join(filter(None, (cell.text, cell.note)))
 
 
 def _count(counts: Counter[tuple[str, Claim]], method: str) -> Cell:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from floral.core.intervals import interval
+from floral.core.intervals import t_interval
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
 from floral.report.sections.base import Material, Part, Section
@@ -44,7 +44,7 @@ def cluster_cells(collected: Collected, configuration: Configuration) -> dict[st
             continue
 
         def cell(values: Sequence[float]) -> Cell:
-            return interval_cell(interval(list(values)), unit.digits, usual=usual)
+            return interval_cell(t_interval(list(values)), unit.digits, usual=usual)
 
         cells[method] = {str(c): cell(values) for c, values in enumerate(zip(*seeds, strict=True))}
         cells[method][GAP] = cell([max(means) - min(means) for means in seeds])

@@ -60,19 +60,21 @@ def correction_cells(
     for correction, configuration in corrected.items():
         after = results(collected, configuration)
         for method in (method for method in before.values if method in after.values):
-            paired = Paired(values={"before": before.values[method], "after": after.values[method]})
+            paired = Paired(
+                values={"before": before.values[method], "after": after.values[method]}, logarithmic=before.logarithmic
+            )
             if (difference := paired.difference("after", "before")) is not None:
                 mean = interval_cell(before.mean(method), digits, usual=usual)
                 row = cells.setdefault(method, {"official": mean})
                 cell = interval_cell(difference, digits, sign=True, usual=usual)
-                quiet = not difference.excludes_zero
+                quiet = not difference.is_decided
                 row[correction] = Cell(text=cell.text, note=cell.note, order=cell.order, quiet=quiet)
     return cells
 
 
 def _part(material: Material, official: Configuration, corrected: Mapping[str, Configuration], cells: Cells) -> Part:
     unit = result_unit(official)
-    spanner = f"Corrected \u2212 official, {unit.difference}"
+    spanner = "Corrected \u00f7 official" if unit.logarithmic else f"Corrected \u2212 official, {unit.difference}"
     columns = [Column(id="official", title=f"Official: {unit.title}")]
     columns += [
         Column(id=correction, title="all" if correction == ALL_CORRECTIONS else correction, spanner=spanner)

@@ -6,15 +6,17 @@ from collections.abc import Mapping
 
 import polars as pl
 
+from floral.config.schema.method import Variant
+from floral.config.schema.task import Task
 from floral.core.units import BYTES_PER_FLOAT
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
 from floral.report.sections.base import Material, Part, Section
-from floral.report.tables import EMPTY, Cell, Column, amount, grid
+from floral.report.tables import EMPTY, Cell, Column, amount, grid, number
 
 COLUMNS = {
     "trainable_per_client": ("trained", "Parameters"), "served": ("served", "Parameters"),
-    "kept_private": ("private", "Parameters"),
+    "kept_private": ("private", "Parameters"), "adaptors": ("adaptors, % of base", "Parameters"),
     "sent_down": ("down", "Bytes per client and round"), "sent_up": ("up", "Bytes per client and round"),
     "bytes": ("in all", "Bytes, all clients"),
     "held": ("model and gradients", "Memory per client, bytes"),
@@ -44,6 +46,7 @@ def cost_cells(collected: Collected, configuration: Configuration) -> dict[str, 
         return {}
     costs = collected.costs.filter(pl.col("configuration") == configuration.id)
     summary = collected.summary.filter(pl.col("configuration") == configuration.id)
+    variants = {method.id: method.variant for method in collected.methods}
     cells: dict[str, dict[str, Cell]] = {}
     for (method,), rows in costs.group_by("method_id", maintain_order=True):
         first, done = rows.row(0, named=True), rows.filter(pl.col("status") == "done")
@@ -60,7 +63,24 @@ def cost_cells(collected: Collected, configuration: Configuration) -> dict[str, 
             key: EMPTY if value is None else Cell(text=amount(float(value)), order=float(value))
             for key, value in values.items()
         }
+        cells[str(method)]["adaptors"] = _adaptor_cell(variants[str(method)], configuration.task, parameters)
     return cells
+
+
+def _adaptor_cell(variant: Variant, task: Task, parameters: Mapping[str, int]) -> Cell:
+    """Return how large all adaptors of a method are, and one of them, in per cent of the base model.
+
+    A rank of 1 % is rounded up to 1 in small layers, so adaptors can be much larger than the method's title says.
+    """
+    if "rank" not in variant.params:
+        return EMPTY
+    shared = parameters["server"] - parameters["base"]
+    floats, count = shared or parameters["kept_private"], variant.params.get("multiplier", 0) * task.assumed
+    if floats <= 0:
+        return EMPTY
+    share = 100 * floats / parameters["base"]
+    note = f"{number(share / count, None)} each" if shared and count > 1 else ""
+    return Cell(text=number(share, None), note=note, order=share)
 
 
 def client_floats(parameters: Mapping[str, int]) -> int:

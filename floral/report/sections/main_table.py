@@ -17,9 +17,9 @@ from floral.report.style import Style
 from floral.report.summarise import (
     REFERENCE,
     Unit,
+    best_marks,
     differences,
     intervals,
-    marks,
     means,
     perplexities,
     result_unit,
@@ -45,7 +45,7 @@ def section(material: Material) -> Section:
             "top5": "Top-5, %",
             "perplexity": f"Perplexity per {configuration.task.per}",
             "official": f"Official score{', %' if configuration.metric == 'accuracy' else ''}",
-            "difference": f"\u2212 {reference}, {unit.difference}",
+            "difference": unit.minus(reference),
         }
         return {key: title for key, title in titles.items() if any(key in row for row in cells.values())}
 
@@ -98,7 +98,8 @@ def main_cells(
     with_top5 = _number_of_classes(collected, configuration) >= MIN_CLASSES_FOR_TOP5
     top5 = means(collected, configuration, "test_top5_accuracy", unit.scale) if with_top5 else {}
     perplexity = perplexities(collected, configuration)
-    marked, usual = marks(collected, styles, configuration), usual_seeds(collected)
+    usual = usual_seeds(collected)
+    bold = best_marks(collected, styles, configuration)
     cells: dict[str, dict[str, Cell]] = {}
     for method, count in counts.items():
         note = seed_note(count)
@@ -107,7 +108,7 @@ def main_cells(
                 "value": _without_mean(collected.values(configuration, unit.column).get(method, {}), note, unit)
             }
             continue
-        mark = marked.get(method, "")
+        mark = "best" if method in bold else ""
         cells[method] = {"value": interval_cell(result[method], unit.digits, note=note, mark=mark, usual=usual)}
         if method in top5:
             cells[method]["top5"] = interval_cell(top5[method], unit.digits, usual=usual)

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Literal
 
 import polars as pl
+from scipy.stats import binomtest
 
 from floral.config import catalogue, paths
 from floral.config.reading import ConfigError
@@ -25,6 +26,10 @@ EQUIVALENCE_POINTS = 3.0
 """Differences up to this many points count as equivalent."""
 MIN_DIFFERENCE_POINTS = 1.0
 """Smaller differences never count as different."""
+MARGINS = (1, 2, 3, 4, 5, 6)
+"""Margins, in points, for which the cells that agree are counted."""
+MIN_SIGNS = 6
+"""With fewer cells, a sign test cannot reach 5 %."""
 
 Verdict = Literal["agrees", "differs", "inconclusive", "not comparable"]
 
@@ -64,11 +69,15 @@ def published() -> dict[tuple[str, str], Published]:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Our mean, the published mean, their difference in points with Welch's 95 % interval, and the verdict."""
+    """Our mean, the published mean, their difference in points with Welch's 95 % interval, and the verdict.
+
+    `narrow` is the difference with its 90 % interval, which decides whether the cell agrees.
+    """
 
     mean: Interval
     published: Published
     difference: Interval
+    narrow: Interval
     verdict: Verdict
 
 
@@ -88,9 +97,9 @@ def compare(values: list[float], cell: Published, comparable: bool = True) -> Co
         verdict = "not comparable"
     elif narrow.low is not None and narrow.high is not None and max(-narrow.low, narrow.high) <= EQUIVALENCE_POINTS:
         verdict = "agrees"
-    elif difference.excludes_zero and abs(difference.mean) > MIN_DIFFERENCE_POINTS:
+    elif difference.is_decided and abs(difference.mean) > MIN_DIFFERENCE_POINTS:
         verdict = "differs"
-    return Comparison(mean=t_interval(values), published=cell, difference=difference, verdict=verdict)
+    return Comparison(mean=t_interval(values), published=cell, difference=difference, narrow=narrow, verdict=verdict)
 
 
 def comparisons(collected: Collected, configuration: Configuration) -> dict[str, Comparison]:
@@ -153,20 +162,51 @@ def section(material: Material) -> Section | None:
 def verdict_counts(fidelity: str, cells: list[Comparison]) -> str:
     """Return sentences that count the comparisons with each verdict, such as `agrees`.
 
-    They also count the published results with which no number of our seeds can agree, because their standard deviation
-    is too large.
+    They also count the inconclusive cells whose published standard deviation is too large for agreement, however many
+    seeds we have. Two more sentences show what the verdicts hide: how the number of cells that agree depends on the
+    margin, and on which side of the published results ours lie.
     """
     counts = Counter(cell.verdict for cell in cells)
     text = ", ".join(f"{counts[name]} {name}" for name in ("agrees", "differs", "inconclusive") if cells)
     if counts["not comparable"]:
         text += f", {counts['not comparable']} not comparable"
-    undecidable = sum(cell.published.undecidable for cell in cells)
-    reason = (
-        f" In {undecidable} of them the published spread is too wide for agreement with any number of seeds."
-        if undecidable
-        else ""
-    )
-    return f"Of {len(cells)} published cells in this report under {fidelity} fidelity: {text}.{reason}"
+    sentences = [f"Of {len(cells)} published cells in this report under {fidelity} fidelity: {text}."]
+    open_cells = [cell for cell in cells if cell.verdict == "inconclusive"]
+    if undecidable := sum(cell.published.undecidable for cell in open_cells):
+        sentences.append(
+            f"In {undecidable} of the inconclusive cells the published spread is too wide for agreement with any "
+            "number of seeds."
+        )
+    comparable = [cell for cell in cells if cell.verdict != "not comparable"]
+    return " ".join([*sentences, *_margins(comparable), *_sides(comparable)])
+
+
+def _margins(cells: list[Comparison]) -> list[str]:
+    """Return a sentence that counts how many cells would agree within other margins than EQUIVALENCE_POINTS."""
+    reaches = [
+        max(-cell.narrow.low, cell.narrow.high)
+        for cell in cells
+        if cell.narrow.low is not None and cell.narrow.high is not None
+    ]
+    if not reaches:
+        return []
+    curve = ", ".join(f"{sum(reach <= margin for reach in reaches)} within \u00b1{margin}" for margin in MARGINS)
+    return [
+        f"The margin of \u00b1{EQUIVALENCE_POINTS:g} points is a choice. Cells that agree with other margins: {curve}."
+    ]
+
+
+def _sides(cells: list[Comparison]) -> list[str]:
+    """Return a sentence with a sign test over the cells: whether our results lie on one side of the published ones."""
+    signs = [cell.difference.mean < 0 for cell in cells if cell.difference.mean]
+    if len(signs) < MIN_SIGNS:
+        return []
+    p = float(binomtest(sum(signs), len(signs)).pvalue)
+    text = f"p {number(p, 3)}" if p >= 0.001 else "p < 0.001"
+    return [
+        f"Our mean is the lower one in {sum(signs)} of {len(signs)} cells (sign test: {text}; cells of one task are "
+        "not independent)."
+    ]
 
 
 def _cells(comparison: Comparison) -> dict[str, Cell]:

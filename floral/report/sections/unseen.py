@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from floral.core.intervals import interval
+from floral.core.intervals import t_interval
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
 from floral.report.frames import UNSEEN_KINDS, unseen_accuracy
@@ -73,7 +73,7 @@ def _table(
         sizes = frame["x"].unique().sort().to_list()
         columns += [Column(id=f"{kind}.{n:g}", title=f"{n:g}", spanner=f"{SPANNERS[kind]}, samples") for n in sizes]
         for row in frame.iter_rows(named=True):
-            cell = interval_cell(interval(row["seeds"]), 1, usual=usual)
+            cell = interval_cell(t_interval(row["seeds"]), 1, usual=usual)
             cells.setdefault(row["method_id"], {})[f"{kind}.{row['x']:g}"] = cell
         if kind == "new_concept":
             for method in (style.id for style in styles.values() if style.dashed and style.id in cells):

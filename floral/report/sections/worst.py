@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from floral.core.intervals import interval
+from floral.core.intervals import t_interval
 from floral.report.compared import Configuration
 from floral.report.sections.base import Cells, Material, Part, Section, side_by_side
 from floral.report.summarise import usual_seeds
@@ -38,7 +38,7 @@ def section(material: Material) -> Section | None:
 
 
 def _cell(item: Worst, usual: int) -> Cell:
-    mean = interval([100 * value for value in item.observed.values()])
+    mean = t_interval([100 * value for value in item.observed.values()])
     band = f"chance {number(100 * item.null.low, 0)}\u2013{number(100 * item.null.high, 0)}"
     return interval_cell(mean, 1, note=band, usual=usual)
 

@@ -15,6 +15,7 @@ from floral.report.collect import Collected, collect
 from floral.report.sections import method_ranks
 from floral.report.sections.base import Material
 from floral.report.sections.decided import decided_cells, section
+from floral.report.sentences import leaders, verdict
 from floral.report.style import method_styles
 from floral.report.tables import EMPTY
 
@@ -53,32 +54,45 @@ def test_better_worse_or_open_and_how_many_more_seeds(results, write):
     assert {name: row["verdict"].text for name, row in cells.items()} == {
         "fedavg": "better", "local": "worse", "ensemble": "open",
     }  # fmt: skip
-    assert not any("p" in row for row in cells.values())
+    # t-tests: (-1, 1, 1) has t = 0.5 and p = 0.667, the largest of three, so that Holm leaves it
+    assert {name: (row["p"].text, row["sign_flip"].text) for name, row in cells.items()} == {
+        "fedavg": ("< 0.001", "0.250"), "local": ("< 0.001", "0.250"), "ensemble": ("0.667", "1.000"),
+    }  # fmt: skip
     # effect (1/3)/1.155 = 0.289: 97 pairs have 80 % power, 3 are there
     assert cells["ensemble"]["more"].text == "94" and cells["fedavg"]["more"].text == "\u2013"
-    (part,) = section(material(found)).parts
-    assert part.note == (
-        "There are no p-values: with 3 pairs of seeds and Holm's correction for 3 comparisons, "
-        "the smallest possible p is 0.75."
-    )
     assert "require 6 tasks, and this suite has 1." in section(material(found)).note
 
 
 def test_one_seed_decides_nothing(results, write):
     found = reached(results, write, {"floral_1": [50.0], "fedavg": [90.0]})
     assert texts(decided_cells(found, found.configurations[0])["fedavg"]) == {
-        "difference": "+40.0", "verdict": "no interval", "more": "unknown",
+        "difference": "+40.0", "verdict": "no interval", "p": "\u2013", "sign_flip": "\u2013", "more": "unknown",
     }  # fmt: skip
 
 
-def test_p_values_come_with_the_seeds_that_allow_them(results, write):
-    floral = [50.0 + seed for seed in range(7)]
-    others = {"fedavg": [value + 1 for value in floral], "local": [value - 5 - value % 2 for value in floral]}
+def test_what_holm_takes_back_is_said(results, write):
+    floral = [50.0, 60.0, 70.0]
+    others = {"fedavg": [51.0, 62.2, 71.9], "local": [51.0, 62.0, 73.0], "ensemble": [50.9, 62.1, 71.9]}
     found = reached(results, write, {"floral_1": floral, **others})
     cells = decided_cells(found, found.configurations[0])
-    assert {name: row["p"].text for name, row in cells.items()} == {"fedavg": "0.031", "local": "0.031"}  # 2 · 2/2⁷
-    five = replace(found, summary=found.summary.filter(pl.col("seed") < 5))
-    assert not any("p" in row for row in decided_cells(five, five.configurations[0]).values())
+    # FedAvg (1, 2.2, 1.9): p = 0.042, times 3; Ensemble (0.9, 2.1, 1.9): 0.048, times 2; Local (1, 2, 3): 0.074
+    assert {name: row["p"].text for name, row in cells.items()} == dict.fromkeys(others, "0.126")
+    assert {name: (row["verdict"].text, row["verdict"].note) for name, row in cells.items()} == {
+        "fedavg": ("better", "not after Holm"), "local": ("open", ""), "ensemble": ("better", "not after Holm"),
+    }  # fmt: skip
+    (lead,) = [sentence for sentence in verdict(found, material(found).styles) if "paired" in sentence]
+    assert "2 better, 0 worse, 1 undecided" in lead and "correction in each task: 0 better, 0 worse" in lead
+
+
+def test_the_best_methods_stand_above_with_what_they_may_hide(results, write):
+    found = reached(results, write, {
+        "floral_1": [90.0, 91.0, 92.0], "local": [89.8, 91.1, 91.9], "fedavg": [60.0, 61.2, 61.9],
+        "ensemble": [99.0, 70.0, 85.0],
+    })  # fmt: skip
+    best, _ = section(material(found)).parts
+    assert best.title.endswith("methods that cannot be told from the best")
+    assert "Ensemble" in best.table.html and "FedAvg" not in best.table.html
+    assert leaders(found, material(found).styles)[0].endswith("cannot be told apart")
 
 
 def test_without_the_reference_there_is_nothing_to_decide(results, write):

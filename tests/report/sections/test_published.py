@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
 
+import polars as pl
 import pytest
 
 from floral.config.suites import suite_runs
+from floral.core.intervals import t_interval
 from floral.report.build import report
 from floral.report.collect import collect
 from floral.report.paired import Paired
 from floral.report.sections import published
-from floral.report.sections.claims import claim
+from floral.report.sections.claims import claim, claim_cells
 from floral.report.sections.published import Published, compare, comparisons, verdict_counts
 from floral.report.statistics import welch_difference
 
@@ -78,6 +82,25 @@ def test_a_claim_holds_fails_or_stays_open():
         assert said(open_, rival) == "undecided"
 
 
+def test_adaptors_that_serve_nobody_are_no_personalisation():
+    """Better than a mixture, but worse than one model for all, with routes that find no cluster."""
+    better, worse = t_interval([4.0, 5.0, 6.0]), t_interval([-4.0, -5.0, -6.0])
+    assert claim(better, worse, ari=0.01) == "no personalisation"
+    assert claim(better, worse, ari=0.6) == claim(better, better, ari=0.01) == claim(better) == "holds"
+    assert claim(better, t_interval([-4.0, 5.0, 1.0]), ari=0.01) == "holds", "FedAvg is not shown to be better"
+
+
+def test_a_claim_stands_beside_fedavg_and_the_clusters_found(results, write, tmp_path):
+    runs = official(["floral_1", "ensemble", "fedavg"])
+    for run in runs:
+        write(run)
+    found = collect("mine", runs, results)
+    floral_1, configuration = "floral_1", found.configurations[0]
+    found = replace(found, summary=found.summary.with_columns(ari=pl.lit(0.01)))
+    cell = claim_cells(found, [configuration], "scarce")[floral_1][configuration.id]
+    assert cell.text == "holds" and re.search(r"; to FedAvg \+25\.0 .*; ARI 0\.01$", cell.note)
+
+
 def official(variants):
     runs = suite_runs("paper_mnist_reduced", variants=variants, seeds=[0, 1, 2])
     return [run for run in runs if run.fidelity.name == "official"]
@@ -96,6 +119,18 @@ def test_only_what_has_the_published_values_is_compared(results, write):
     assert verdict_counts("official", list(found.values())).startswith(
         "Of 2 published cells in this report under official"
     )
+
+
+def test_the_margin_is_varied_and_the_side_of_the_differences_is_tested():
+    cells = [
+        compare(sample(50 + shift, 0.1), Published(mean=50, deviation=0.1)) for shift in (-4, -2, -2, -2, -1, -0.5)
+    ]
+    wide = compare(sample(40, 0.1), Published(mean=50, deviation=9))
+    text = verdict_counts("official", [*cells, wide, compare(sample(60, 1), Published(mean=50, deviation=1), False)])
+    # a difference of -0.5 has the 90 % interval ±0.17; the wide cell agrees at no margin
+    assert "1 within ±1, 2 within ±2, 5 within ±3, 5 within ±4, 6 within ±5, 6 within ±6." in text
+    assert "In 1 of the inconclusive cells the published spread is too wide" in text
+    assert "lower one in 7 of 7 cells (sign test: p 0.016;" in text, "2 / 2⁷, without the cell that is not comparable"
 
 
 def test_the_page_has_both_tables(results, write, tmp_path):
