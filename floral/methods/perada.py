@@ -34,9 +34,12 @@ def build(problem: Problem, *, lam: float, base: str, warmup: float, **adaptor: 
     Limiting cases: base and w are trained without v_k, for any λ. With λ = 0, v_k trains independently of w.
 
     Differences from the paper: the server's distillation is left out, because it needs public data. w is averaged with
-    p(k) ∝ n_k, not uniformly. The running statistics of batch norm are averaged, and are those of the second phase. A
-    model without a layer below its last linear layer has no separate head. The options `base` and `warmup` and the
-    scale s of an adaptor are as in `fedit`.
+    p(k) ∝ n_k, not uniformly. A model without a layer below its last linear layer has no separate head. The options
+    `base` and `warmup` and the scale s of an adaptor are as in `fedit`.
+
+    Running statistics of batch norm: those of the base and w are averaged. v_k has its own, which are PRIVATE. They
+    start as the averaged ones that the client receives in the first round in which it trains v_k. Before this round,
+    the client predicts with the averaged ones.
     """
     adaptors, stream = adaptors_of(problem, **adaptor), Stream(problem.seed, "adaptors")
     model = adaptors.model
@@ -62,16 +65,26 @@ def build(problem: Problem, *, lam: float, base: str, warmup: float, **adaptor: 
         return predict
 
     shared, private = predictor_of("shared"), predictor_of("private")
+    running = repeated_start(model.statistics(), problem.clients)
 
     def personal(view, x, noise, mask):
-        logits, _ = private(view, x, noise, mask)
-        return logits, {}
+        if not running:
+            return private(view, x, noise, mask)
+        before, averaged = view["private_statistics"], view["statistics"]
+        present = {name: torch.where(before["started"] > 0, before[name], t) for name, t in averaged.items()}
+        logits, changed = private({**view, "statistics": present}, x, noise, mask)
+        return logits, {"private_statistics": {**changed["statistics"], "started": before["started"].clamp(min=1)}}
+
+    own_statistics = Group(
+        scope=Scope.PRIVATE, init=lambda: {**running, "started": torch.zeros(problem.clients)}, statistic=True
+    )
 
     return Method(
         groups={
             **model_groups(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
             "shared": Group(scope=Scope.SHARED, init=start, lr=problem.lr),
             "private": Group(scope=Scope.PRIVATE, init=lambda: repeated_start(start(), problem.clients), lr=problem.lr),
+            **({"private_statistics": own_statistics} if running else {}),
         },
         predict=personal,
         phases=phases_with_warmup(

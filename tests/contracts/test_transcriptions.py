@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from federations import assert_close, make_data, simulate
+from federations import assert_close, make_data, served, simulate
 
 EXACT = 1e-9
 LR, BATCH, CLIENTS = 0.1, 4, range(5)
@@ -18,11 +18,11 @@ BACKENDS = [{"backend": "loop"}, {"backend": "batched", "chunk": 2}]
 each_backend = pytest.mark.parametrize("how", BACKENDS, ids=lambda how: how["backend"])
 
 
-def simulated(variant, data, **how):
+def simulated(variant, data, model="mlp", **how):
     """A simulation of five clients that all take part in every round, with their batches in stored order."""
     return simulate(
         variant,
-        model="mlp",
+        model=model,
         data=data,
         **{"participation": 1.0, "lr": LR, "batch": BATCH, "switches": {"batches": "fixed"}, **how},
     )
@@ -185,8 +185,8 @@ def test_pfl_moe(how):
     for k in CLIENTS:
         data = batches(simulation, k)
         tuned = sgd(w, [(x[:3], y[:3]) for x, y in data])  # the fourth sample of a batch is held out
-        found = row(state.values["difference"], k)
-        assert_close({n: w[n] + d for n, d in found.items()}, tuned, EXACT)
+        difference = row(state.values["difference"], k)
+        assert_close({n: w[n] + d for n, d in difference.items()}, tuned, EXACT)
 
         def gate_loss(gate, x, y, tuned=tuned):
             share = torch.sigmoid(F.linear(x.flatten(1), gate["weight"], gate["bias"]))
@@ -197,8 +197,8 @@ def test_pfl_moe(how):
             (gradient,) = gradients(lambda gate, x=x, y=y: gate_loss(gate, x, y), gate)
             gate = stepped(gate, gradient, lr=2 * 0.5)  # two outputs instead of one sigmoid
         own = row(state.values["gate"], k)
-        found = {part: own[f"mix.{part}"][1:] - own[f"mix.{part}"][:1] for part in gate}
-        assert_close(found, gate, EXACT)
+        logit = {part: own[f"mix.{part}"][1:] - own[f"mix.{part}"][:1] for part in gate}
+        assert_close(logit, gate, EXACT)
         assert float(gate["weight"].abs().max()) > 1e-4
 
 
@@ -245,35 +245,61 @@ def test_flora(how):
 
 @each_backend
 def test_perada(how):
-    """v_k on f(v) + λ‖v - w‖², then a copy of w on f(w); plain mean. The last layer is trained as a whole."""
+    """v_k on f(v) + λ‖v - w‖², then a copy of w on f(w); plain mean. Norm and last layer are trained as a whole.
+
+    v_k is a model of its own, so that its running statistics are, too. Those of w are averaged.
+    """
     lam = 0.7
-    simulation = simulated("perada", EQUAL, params={**FROZEN, "lam": lam, "rank": 1}, rounds=4, **how)
+    params = {**FROZEN, "lam": lam, "rank": 1}
+    simulation = simulated("perada", EQUAL, model="batch_norm", params=params, rounds=4, **how)
     state = simulation.start()
     simulation.train(state, 1)
     base, part = copied(state.values["base"]), ("hidden.A", "hidden.B", "hidden.bias")
 
-    def whole(change):
+    def outputs(change, running, x, training=True):
+        """With the statistics of the batch, which also move `running` in place; or with `running`."""
         tuned = with_adaptors(base, {name: change[name] for name in part})
-        return {n: t + change[n] if n.startswith("out.") else t for n, t in tuned.items()}
+        tuned |= {name: tuned[name] + change[name] for name in change if name not in part}
+        hidden = F.linear(x.flatten(1), tuned["hidden.weight"], tuned["hidden.bias"])
+        scale, shift, statistics = (
+            tuned["norm.weight"],
+            tuned["norm.bias"],
+            (running["norm.mean"], running["norm.variance"]),
+        )
+        hidden = F.batch_norm(hidden, *statistics, scale, shift, training=training, momentum=0.1)
+        return F.linear(torch.relu(hidden), tuned["out.weight"], tuned["out.bias"])
 
-    def plain(change, x, y):
-        return loss(whole(change), x, y)
+    def check_predictions():
+        x = simulation.data.test.decode(simulation.data.test.x[:8])
+        for k, logits in enumerate(served(simulation, state)):
+            expected = outputs(own[k], own_running[k], x, training=False)
+            torch.testing.assert_close(logits, expected, rtol=0, atol=EXACT)
 
     own = [row(state.values["private"], k) for k in CLIENTS]
+    own_running = [copied(state.values["statistics"]) for _ in CLIENTS]
+    check_predictions()
     for round in (2, 3):
-        w, sent = copied(state.values["shared"]), []
-        assert set(w) == {*part, "out.weight", "out.bias"}
+        w, sent, running_sent = copied(state.values["shared"]), [], []
+        assert set(w) == {*part, "norm.weight", "norm.bias", "out.weight", "out.bias"}
         for k in CLIENTS:
+            running = copied(state.values["statistics"])
 
-            def pulled(v, x, y, w=w):
-                return plain(v, x, y) + lam * sum((v[name] - w[name]).square().sum() for name in v)
+            def plain(v, x, y, running=running):
+                return F.cross_entropy(outputs(v, running, x), y)
+
+            def pulled(v, x, y, w=w, k=k):
+                distance = sum((v[name] - w[name]).square().sum() for name in v)
+                return F.cross_entropy(outputs(v, own_running[k], x), y) + lam * distance
 
             own[k] = sgd(own[k], batches(simulation, k), pulled)
             sent.append(sgd(w, batches(simulation, k), plain))
+            running_sent.append(running)
         simulation.train(state, round)
         assert_close(state.values["shared"], mean(sent, [1 / 5] * 5), EXACT)
+        assert_close(state.values["statistics"], mean(running_sent, [1 / 5] * 5), EXACT)
         for k in CLIENTS:
             assert_close(row(state.values["private"], k), own[k], EXACT)
+        check_predictions()
 
 
 @each_backend
