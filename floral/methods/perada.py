@@ -1,5 +1,6 @@
 """PerAda (arXiv 2302.06637) without distillation: shared low-rank adaptors, and private ones pulled towards them."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ def build(problem: Problem, *, lam: float, base: str, warmup: float, **adaptor: 
 
     A round has two phases, each for the task's epochs, in the order of the paper's code. First v_k trains on the
     client's loss plus λ‖v_k - w‖² (without the factor 1/2), while the received w and base are fixed. Then w trains on
-    the client's loss alone, together with the base if it is not frozen.
+    the client's loss alone. If the base is not frozen, its layers below the head train together with w. Its head and
+    norm layers keep their initial values, because w has their changes: otherwise each step would count twice.
 
     Limiting cases: base and w are trained without v_k, for any λ. With λ = 0, v_k trains independently of w.
 
@@ -61,7 +63,8 @@ def build(problem: Problem, *, lam: float, base: str, warmup: float, **adaptor: 
         with_adaptor = adaptors.predictor((group,))
 
         def predict(view: View, x, noise, mask):
-            base_params = {name: t + view[group][name] if is_change(name) else t for name, t in view["base"].items()}
+            base_params = {**view["base"], **view.get("untrained", {})}
+            base_params = {name: t + view[group][name] if is_change(name) else t for name, t in base_params.items()}
             return with_adaptor({**view, "base": base_params}, x, noise, mask)
 
         return predict
@@ -81,9 +84,16 @@ def build(problem: Problem, *, lam: float, base: str, warmup: float, **adaptor: 
         scope=Scope.PRIVATE, init=lambda: {**running, "started": torch.zeros(problem.clients)}, statistic=True
     )
 
+    groups = model_groups(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr)
+    if base == "joint":
+        start_of_base = groups["base"].init()
+        untrained = {name: t for name, t in start_of_base.items() if is_change(name)}
+        trained = {name: t for name, t in start_of_base.items() if name not in untrained}
+        groups["base"] = replace(groups["base"], init=lambda: trained)
+        groups["untrained"] = Group(scope=Scope.FROZEN, init=lambda: untrained)
     return Method(
         groups={
-            **model_groups(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr),
+            **groups,
             "shared": Group(scope=Scope.SHARED, init=start, lr=problem.lr),
             "private": Group(scope=Scope.PRIVATE, init=lambda: repeated_start(start(), problem.clients), lr=problem.lr),
             **({"private_statistics": own_statistics} if running else {}),

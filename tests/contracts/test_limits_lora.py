@@ -9,10 +9,9 @@ import federations
 import numpy as np
 import pytest
 import torch
-from federations import SHALLOW, SIZES, assert_close, assert_equal_states, make_data, served, train, trained_base
+from federations import SHALLOW, assert_close, assert_equal_states, make_data, served, train, trained_base
 
 from floral.config.reading import ConfigError
-from floral.core.spec import Group, Phase, Scope
 
 EXACT = 1e-10
 SEVERAL_STEPS: dict[str, Any] = {"batch": 2, "epochs": 2}
@@ -34,21 +33,6 @@ def frozen(*names):
     )
 
 
-def in_a_second_phase(method):
-    """A change of method: its training comes after a phase that moves nothing, as PerAda's shared part does.
-
-    It then sees the same batches and dropout masks.
-    """
-
-    def still(view, x, noise, mask):
-        logits, _ = method.predict(view, x, noise, mask)
-        return logits + 0.0 * view["idle"]["nothing"], {}
-
-    idle = Group(scope=Scope.PRIVATE, init=lambda: {"nothing": torch.zeros(len(SIZES), 1)}, lr=0.0)
-    phases = (Phase(train=("idle",), predict=still), Phase(train=method.trained))
-    return replace(method, groups={**method.groups, "idle": idle}, phases=phases)
-
-
 def without_penalty(method):
     """A change of method: what λ = 0 would be, which its file refuses."""
     return replace(method, phases=tuple(replace(phase, penalty=None) for phase in method.phases))
@@ -65,14 +49,12 @@ def as_is(method):
         ("fedit", ("adaptor",)),
         ("ffa_lora", ("B",)),
         ("dual_lora", ("shared", "private")),
-        ("perada", ("shared", "private")),
     ],
 )
 def test_adaptors_frozen_at_zero_are_fedavg(variant, groups, model):
-    ours = simulate(variant, model=model, change=frozen(*groups))
-    fedavg = simulate("fedavg", model=model, change=in_a_second_phase if variant == "perada" else as_is)
+    ours, fedavg = simulate(variant, model=model, change=frozen(*groups)), simulate("fedavg", model=model)
     end, other = train(ours), train(fedavg)
-    for group in set(other.values) - {"idle"}:
+    for group in other.values:
         assert_close(end.values[group], other.values[group], EXACT)
     torch.testing.assert_close(served(ours, end), served(fedavg, other), rtol=0, atol=EXACT)
 
@@ -156,7 +138,7 @@ def test_dual_lora_whose_shared_adaptor_stays_at_zero_is_local_adaptor():
 @pytest.mark.parametrize("model", SHALLOW)
 def test_peradas_shared_part_does_not_depend_on_the_penalty(model):
     pulled, free = (trained("perada", model=model, change=change).values for change in (as_is, without_penalty))
-    for group in set(pulled) - {"private"}:
+    for group in set(pulled) - {"private", "private_statistics"}:
         assert_close(pulled[group], free[group], EXACT)
 
 
@@ -174,10 +156,23 @@ def test_peradas_private_part_without_a_penalty_is_trained_as_the_shared_one_alo
 
 def test_perada_trains_norm_layers_and_the_last_layer_as_a_whole():
     values = simulate("perada", model="batch_norm").start().values
-    layers = {"out.weight", "out.bias", *(name for name in values["base"] if "norm" in name)}
-    assert layers > {"out.weight", "out.bias"}
+    layers = {"out.weight", "out.bias", "norm.weight", "norm.bias"}
     assert {n for n in values["private"] if not n.endswith((".A", ".B"))} == layers | {"hidden.bias"}
     assert not any(values["private"][name].any() for name in layers)
+
+
+def test_perada_trains_head_and_norm_layers_of_a_trained_base_once():
+    """On one batch they make FedAvg's step: base and change together do not make two."""
+    how = {"model": "batch_norm", "data": make_data((9,), clusters=1), "participation": 1.0, "batch": 64}
+    ours, fedavg = (trained(variant, rounds=1, **how).values for variant in ("perada", "fedavg"))
+    base = {**ours["base"], **ours.get("untrained", {})}
+    layers = [name for name in base if not name.startswith("hidden.")]
+    assert len(layers) == 4
+    assert_close(
+        {name: base[name] + ours["shared"][name] for name in layers},
+        {name: fedavg["base"][name] for name in layers},
+        EXACT,
+    )
 
 
 def test_peradas_penalty_pulls_towards_the_received_adaptor():
