@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from floral.config import catalogue
 from floral.core.spec import Scope
 from floral.core.units import BYTES_PER_FLOAT
 from floral.engine.before_rounds import BeforeRounds
+from floral.engine.simulate import Simulation
 from floral.engine.state import State, client_view, view
 
 CLIENT = 0
@@ -285,15 +287,20 @@ def test_kept_and_trained_are_what_the_engine_keeps_and_changes(variant):
 
 
 def weighs_with(simulation, state):
-    """The PRIVATE groups that the weights of the client's update are a function of: those that, made NaN, tell."""
+    """The PRIVATE groups that the weights of the client's update are a function of."""
+    return read_by(simulation.method.routing.log_route, simulation, state)
+
+
+def read_by(log_route, simulation, state):
+    """The PRIVATE groups that a route is a function of: those that, made NaN, tell."""
     method, seen = simulation.method, seen_by(simulation, state)
-    if method.routing.log_route is None:
+    if log_route is None:
         return set()
-    usual = method.routing.log_route(seen)
+    usual = log_route(seen)
 
     def tells(group):
         hidden = {name: tensor * torch.nan for name, tensor in seen[group].items()}
-        return not torch.equal(method.routing.log_route({**seen, group: hidden}), usual)
+        return not torch.equal(log_route({**seen, group: hidden}), usual)
 
     return {group for group in seen if method.groups[group].scope is Scope.PRIVATE and tells(group)}
 
@@ -318,10 +325,14 @@ def test_the_server_weighs_with_nothing_that_it_was_not_sent_or_has_made(variant
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_server_is_said_to_see_what_it_is_sent(variant):
     sees = catalogue.variant(variant).server_sees
-    for simulation, _, state, _ in played(variant):
+    for simulation, _, state, round in played(variant):
         method, sent_up = simulation.method, simulation.costs(state).sent_up
         assert ("routes" in sees) == (
-            bool(weighs_with(simulation, state)) or method.routing.cluster_of_client is not None
+            bool(weighs_with(simulation, state))
+            or method.routing.cluster_of_client is not None
+            or bool(
+                set_by_server(simulation, state, round) & read_by(method.routing.served_log_route, simulation, state)
+            )
         )
         in_many_means = method.routing.serves_one_cluster and bool(
             method.server.upload
@@ -331,18 +342,36 @@ def test_the_server_is_said_to_see_what_it_is_sent(variant):
         assert ("sizes" in sees) == (sent_up > 0), "a mean with weights p(k) takes the sizes"
 
 
+def set_by_server(simulation, state, round):
+    """The PRIVATE groups that the server's update of a round sets."""
+    if simulation.method.server.update is None:
+        return set()
+    given = set()
+
+    def watched(served):
+        values = simulation.method.server.update(served)
+        given.update(values)
+        return values
+
+    server = replace(simulation.method.server, update=watched)
+    method = replace(simulation.method, server=server)
+    after = State.of({name: tensor.clone() for name, tensor in state.tensors().items()})
+    Simulation(method, simulation.data, simulation.settings, simulation.execution).train(after, round)
+    return {group for group in given if method.groups[group].scope is Scope.PRIVATE}
+
+
 def reads_samples(simulation):
     """Whether initial values are computed from the clients' samples themselves."""
-    asked = []
+    calls = []
 
     class Watched(BeforeRounds):
         def samples(self):
-            asked.append("samples")
+            calls.append("samples")
             return super().samples()
 
     if simulation.method.prepare is not None:
         simulation.method.prepare(Watched(simulation, simulation.start()))
-    return bool(asked)
+    return bool(calls)
 
 
 def test_only_sums_are_compatible_with_secure_aggregation():
