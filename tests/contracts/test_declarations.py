@@ -69,6 +69,16 @@ def test_no_number_that_disables_a_method_is_accepted_unless_it_is_named():
             )
 
 
+def test_a_variant_with_another_base_has_a_description_of_its_own():
+    """A base that is trained in every round and one that is frozen after a warm-up are two kinds of training."""
+    files = [catalogue.method_file(name) for name in catalogue.names("methods")]
+    entries = {name: (entry, file) for file in files for name, entry in file.variants.items() if "base" in entry.set}
+    assert len(entries) > 10
+    for name, (entry, file) in entries.items():
+        assert entry.set["base"] != file.parameters["base"].default, name
+        assert entry.what is not None and entry.what != file.what, name
+
+
 def test_a_method_that_does_not_say_what_the_server_sees_is_told_so():
     values = reading.read(paths.CONFIG_FOLDER / "methods" / "fedavg.yaml")
     del values["server_sees"]
