@@ -42,7 +42,8 @@ class BeforeRounds:
         simulation, method = self.simulation, self.simulation.method
         values = {**self.state.values, **simulation.converted(start)}
         clients = local.Clients(method, (), simulation.settings.loss, True, simulation.clusters)
-        size, parts = max(1, simulation.execution.chunk), []
+        size = max(1, local.MAX_ASSIGN_SAMPLES // int(simulation.data.train.count.max()))
+        parts = []
         for at in range(0, len(self.pools), size):
             simulation.check_stop()
             pools = self.pools[at : at + size]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,17 +33,21 @@ def assemble(
 
 
 def build_simulation(
-    run: Run, results: Path, device: torch.device, dtype: torch.dtype = torch.float32
+    run: Run,
+    results: Path,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> tuple[Simulation, Federation]:
     """Return the simulation of a run and the data of its clients.
 
     The simulation trains one client at a time. `resolve_execution` can later choose a faster way, such as several
-    clients at once.
+    clients at once. `check_stop` is called between the steps of the simulation.
     """
     data = federation.load(run, results)
-    problem = make_problem(run, data, device, dtype)
-    method = build_method(run, problem)
-    return Simulation(method, client_data(data, method, device, dtype), make_settings(run), Execution("loop", 1)), data
+    method = build_method(run, make_problem(run, data, device, dtype))
+    tensors, how = client_data(data, method, device, dtype), Execution("loop", 1, precision=run.precision)
+    return Simulation(method, tensors, make_settings(run), how, check_stop=check_stop), data
 
 
 def make_problem(run: Run, data: Federation, device: torch.device, dtype: torch.dtype) -> Problem:

@@ -54,20 +54,20 @@ def execute(
     Raises:
         ConfigError: data are missing, the method cannot be used for the task, the device does not support the
             precision, a checkpoint is damaged, or the run began with other code or another precision.
-        Stopped: a signal asked the run to stop; a checkpoint was written.
+        Stopped: a signal asked the run to stop; a checkpoint was written, unless this was before round 1.
     """
     began = time.perf_counter()
     configure_process(threads)
     folder = results / run.folder
-    simulation, data = build_simulation(run, results, device)
+    simulation, data = build_simulation(run, results, device, check_stop=stop.check_stop)
     layout.write_run(folder, run, data.partition_digest, data.data_digest)
     path = folder / "checkpoint" / "last.safetensors"
     if checkpoint.there(path):
         state, progress = read_checkpoint(path, simulation, folder / NAME)
     else:
-        state = simulation.start(folder / NAME)
-        seedless_hash = run.model_copy(update={"seed": 0}).hash8
         configure_device(device, run.precision)
+        state = simulation.start(folder / NAME)  # in some methods, all clients compute here
+        seedless_hash = run.model_copy(update={"seed": 0}).hash8
         committed = partial(reference.execution_of, run)
         how = (backend, threads, run.precision, committed)
         resolved = resolve_execution(simulation, state, folder, seedless_hash, *how)
