@@ -21,8 +21,8 @@ from floral.toolkit.parts import (
 )
 from floral.toolkit.routes import ModelChoice
 
-LEAST_CHOSEN = 0.4
-"""Each model of the start is chosen by at least this share of K/C clients: by 10 % of the clients if C = 4."""
+LEAST_SHARE = {1: 0.0, 2: 0.35, 4: 0.1}
+"""Number of models C → least share of the clients that must choose each model of the start, in the authors' code."""
 DRAWS = 100
 """Maximum number of drawn starts."""
 
@@ -36,18 +36,22 @@ def build(problem: Problem, *, shared_body: bool) -> Method:
     start of each of its rounds, with losses in evaluation mode (with running statistics and without dropout).
 
     With `shared_body`, only the heads (the last linear layers) are CLUSTERED. The body, which is the rest of the model,
-    is SHARED and averaged over all clients of the round. This is the paper's weight sharing.
+    is SHARED and averaged over all clients of the round. This is the paper's weight sharing. The authors' FEMNIST code
+    differs: FedAvg trains the body before, which then stays fixed. The heads first train for 20 rounds on random groups
+    of clients, and are never drawn again.
 
     The start: before round 1, all clients choose one of C random models. If too few clients choose a model, C new
-    models are drawn. As in the authors' code, each model must be chosen by at least 10 % of the clients with C = 4, and
-    in general by 0.4/C of them. The code draws until this is so. Here at most 100 starts are drawn. If none is good
-    enough, the start is that in which the least chosen model has the most clients. With `shared_body`, only the heads
-    are drawn again.
+    models are drawn. In the authors' CIFAR code, each model must be chosen by at least 35 % of the clients with C = 2,
+    and by 10 % with C = 4; other C > 1 are refused. Here it is 0.4/C of the clients for other C. The code counts the
+    clients of a round, drawn anew with each start; here all clients count. The code draws until a start is good enough.
+    Here at most 100 starts are drawn. If none is good enough, the start is that in which the least chosen model has the
+    most clients. With `shared_body`, only the heads are drawn again.
 
     Limiting case: with C = 1 this is FedAvg.
 
     The server averages model c over the clients that chose it, with weights p(k|c) ∝ n_k, the numbers of training
-    samples. The authors' code uses the plain mean. A model without clients does not change.
+    samples, as in the authors' FEMNIST code. Their CIFAR and MNIST code uses the plain mean. A model without clients
+    does not change.
 
     The authors' code tests a client on the model with the smallest TEST loss, which uses test labels. Here a client
     predicts with the model of its last choice, or with model 0 if it never took part.
@@ -74,7 +78,7 @@ def build(problem: Problem, *, shared_body: bool) -> Method:
             fewest = int(torch.bincount(choices, minlength=clusters).min())
             if fewest > most:
                 best, most = start, fewest
-            if fewest >= LEAST_CHOSEN * len(choices) / clusters:
+            if fewest >= LEAST_SHARE.get(clusters, 0.4 / clusters) * len(choices):
                 break
         return best
 

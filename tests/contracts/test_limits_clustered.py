@@ -11,10 +11,8 @@ import torch.nn.functional as F
 from federations import SHALLOW, SIZES, assert_close, buildable, make_data, served, simulate, train, trained
 
 from floral.core.spec import Scope
-from floral.core.streams import Stream
 from floral.engine.costs import Costs
-from floral.models import mlp as MLP
-from floral.toolkit.parts import distinct_starts
+from floral.engine.simulate import Simulation
 
 EXACT = 1e-12
 WHERE = [{"backend": "loop"}, {"backend": "vmap", "chunk": 3}, {"backend": "batched", "chunk": 3}]
@@ -138,39 +136,59 @@ def test_ifcas_shared_body_is_chosen_from_and_sent_once():
     assert costs.passes_per_sample == pytest.approx(1 + (1 - share + 3 * share) / 3 / 2)
 
 
-def draws_until_chosen(variant, seed):
-    """(models of the start, draws) by hand: the models 0 and 1, or 2 and 3, … until both are chosen by a fifth."""
-    simulation = simulate(variant, data=make_data(), seed=seed)
-    model = MLP.build((4, 4), 5, hidden=5)
-    for draw in range(20):
-        drawn = distinct_starts(model.init, Stream(seed, "model"), 2, 2 * draw)
-        models = {name: tensor.double() for name, tensor in drawn.items()}
-        if variant == "ifca_shared_body":  # the body is that of the first draw
-            body = {n: t.double() for n, t in model.init(Stream(seed, "model")).items() if n.startswith("hidden.")}
-            models |= {name: torch.stack([tensor] * 2) for name, tensor in body.items()}
-        choice = [int(losses(simulation, models, k, 2).sum(1).argmin()) for k in range(len(SIZES))]
-        if min(choice.count(0), choice.count(1)) >= 0.4 * len(SIZES) / 2:
-            return simulation, models, draw + 1
-    raise AssertionError("no draw is good enough")
+class Scripted:
+    """All clients before round 1, whose choices are given: for each start, how many clients choose each model."""
+
+    def __init__(self, *counts):
+        self.counts, self.starts = iter(counts), []
+
+    def assigned(self, start):
+        self.starts.append(next(iter(start.values())))
+        counts = torch.tensor(next(self.counts))
+        return {"choice": {"cluster": torch.arange(len(counts)).repeat_interleave(counts)}}
 
 
 @pytest.mark.parametrize("variant", ["ifca", "ifca_shared_body"])
-def test_ifca_draws_its_start_again_until_each_model_is_chosen(variant):
-    counts = []
+@pytest.mark.parametrize(
+    ("too_few", "enough"),
+    [
+        ((34, 66), (35, 65)),  # the authors' code: 35 % of the clients
+        ((30, 9, 31, 30), (30, 10, 30, 30)),  # 10 %
+        ((13, 40, 47), (14, 40, 46)),  # ours: 0.4/C, 13.3 %
+    ],
+)
+def test_ifca_draws_its_start_again_until_each_model_is_chosen(variant, too_few, enough):
+    everyone = Scripted(too_few, enough)
+    (start,) = simulate(variant, clusters=len(enough)).method.prepare(everyone).values()
+    first, second = everyone.starts
+    assert_close(start, second, 0.0)
+    models = torch.cat([first["out.weight"], second["out.weight"]])
+    assert len(models.unique(dim=0)) == 2 * len(enough), "two models of the draws are equal"
+
+
+def test_ifca_ends_with_the_best_of_100_draws_if_none_is_good_enough():
+    everyone = Scripted(*[(0, 7)] * 20, (1, 6), (2, 5), (5, 2), *[(1, 6)] * 77)
+    (start,) = simulate("ifca").method.prepare(everyone).values()
+    assert len(everyone.starts) == 100
+    assert_close(start, everyone.starts[21], 0.0)
+
+
+@pytest.mark.parametrize("variant", ["ifca", "ifca_shared_body"])
+def test_ifcas_clients_choose_among_the_models_of_the_start(variant):
+    """By their losses, with 35 % of 7 clients at least for each of two models. The first draws do not have this."""
+    is_first = set()
     for seed in range(6):
-        simulation, models, draws = draws_until_chosen(variant, seed)
-        values = simulation.start().values
-        clustered = values["heads"] if variant == "ifca_shared_body" else values["base"]
-        assert_close(clustered, {name: models[name] for name in clustered}, 0.0)
-        counts.append(draws)
-    assert 1 in counts and max(counts) > 1
-
-
-def test_ifca_ends_with_the_best_draw_if_none_is_good_enough():
-    """One client cannot choose two models. Clients without samples do not count."""
-    simulation = simulate("ifca", **alone())
-    first = distinct_starts(MLP.build((4, 4), 5, hidden=5).init, Stream(0, "model"), 2)
-    assert_close(simulation.start().values["base"], {name: t.double() for name, t in first.items()}, 0.0)
+        simulation = simulate(variant, data=make_data(), seed=seed)
+        start, drawn = simulation.start().values, replace(simulation.method, prepare=None)
+        first = Simulation(drawn, simulation.data, simulation.settings, simulation.execution).start().values
+        models = {name: torch.stack([tensor] * 2) for name, tensor in start["base"].items()} | start.get("heads", {})
+        if variant == "ifca":
+            models = start["base"]
+        choice = [int(losses(simulation, models, k, 2).sum(1).argmin()) for k in range(len(SIZES))]
+        assert min(choice.count(0), choice.count(1)) >= 3
+        clustered = "heads" if variant == "ifca_shared_body" else "base"
+        is_first.add(torch.equal(start[clustered]["out.weight"], first[clustered]["out.weight"]))
+    assert is_first == {False, True}
 
 
 def costs_of(variant, **how) -> Costs:
