@@ -19,8 +19,7 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
 
     The centres come from threshold clustering. It repeats v_c ← Σ_k p(k) (m_k if ‖m_k - v_c‖ ≤ τ else v_c) over the
     clients. It starts at the centres of the round before. In round 1, it starts at C momenta that are far
-    from each other (see `first_centres`). The threshold τ is the 1/C quantile of the distances ‖m_k - v_c‖ (published
-    code: 10 iterations, the 10 % quantile with 10 clusters).
+    from each other (see `first_centres`). The threshold τ is the 1/C quantile of the distances ‖m_k - v_c‖.
 
     Limiting case: with C = 1, β = 0 and all clients in every round, x_k is FedAvg's model, except for running
     statistics.
@@ -33,9 +32,17 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
       have taken part so far. Only the clients of the round make a step.
     - The weights are p(k) ∝ n_k, the numbers of training samples. The paper has equal weights. The weight of a momentum
       is that of the round in which it was computed.
+    - The paper leaves the first centres open, and the published code of FLoRAL takes the means of random groups of
+      clients. These are nearly equal, and several of them move to one cluster: after 60 rounds of `digits_rotate` with
+      all clients, the accuracy is 75 %, and 90 % with first centres that are far from each other, as here. An outlier
+      among the clients can be one of them.
 
-    The paper leaves the first centres open. The task's server optimiser is not used. Running statistics are PRIVATE. A
-    client that joins after training has no cluster, and trains the initial model alone.
+    The authors' code (10 iterations, the 10 % quantile of 10 clusters) is another form: each worker has a centre of its
+    own that starts at its gradient. The gradients of a group of workers are computed on the same batch and clustered,
+    and the momentum, without the factor 1-β, comes after the clustering.
+
+    The task's server optimiser is not used. Running statistics are PRIVATE. A client that joins after training has no
+    cluster, and trains the initial model alone.
 
     The clustering computes with the inner products of the momenta and of the old centres (the points). It stores a
     centre as weights of the points.

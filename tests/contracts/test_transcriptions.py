@@ -1,4 +1,4 @@
-"""Methods against their papers: one round on five clients, with the equations written out as plain loops.
+"""Methods against their equations: a few rounds on five clients, with the equations written out as plain loops.
 
 The loops use PyTorch only. They take the initial values from the simulation, and the batches in stored order. If a
 paper weighs its clients equally, the clients have equal numbers of samples.
@@ -89,42 +89,49 @@ def copied(params):
 
 
 @each_backend
-def test_momentum_clustering(how):
-    """m_k = β m_k + (1-β) g_k(x_k), threshold clustering of the momenta, x_k = x_k - lr v_c(k); paper and PRFL's code.
+@pytest.mark.parametrize("participation", [1.0, 0.6])
+def test_momentum_clustering(participation, how):
+    """m_k = β m_k + (1-β) g_k(x_k), threshold clustering of the momenta, x_k = x_k - lr v_c(k), on a server.
 
-    A round is one full batch, so that a client has one gradient. The thresholds scale with the momenta.
+    The paper has this with all clients and equal weights. Our form for rounds: the last momenta of all clients that
+    have taken part are clustered with the weights p(k) of their rounds. A round is one full batch, so that a client has
+    one gradient. The thresholds scale with the momenta.
     """
-    beta, clusters = 0.9, 2
-    simulation = simulated("momentum_clustering", EQUAL, batch=64, clusters=clusters, params={"momentum": beta}, **how)
+    beta, clusters, data = 0.9, 2, EQUAL if participation == 1 else UNEQUAL
+    task = {"batch": 64, "clusters": clusters, "participation": participation, "rounds": 6}
+    simulation = simulated("momentum_clustering", data, params={"momentum": beta}, **task, **how)
     state = simulation.start()
     x = [row(state.values["base"], k) for k in CLIENTS]
-    names, momenta, centres, assigned = sorted(x[0]), [], [], set()
-    for round in (1, 2, 3):
-        gradient = []
-        for k in CLIENTS:
+    names, momenta, size, centres, assigned = sorted(x[0]), {}, {}, [], set()
+    for round in range(1, 7):
+        cohort = sorted(simulation.cohort(round).tolist())
+        assert len(cohort) == participation * len(CLIENTS)
+        count = {k: len(samples(simulation, k)[1]) for k in cohort}
+        for k in cohort:
             (of_k,) = gradients(lambda w, k=k: loss(w, *samples(simulation, k)), x[k])
-            gradient.append(torch.cat([of_k[name].flatten() for name in names]))
-        momenta = [beta * m + (1 - beta) * g for m, g in zip(momenta, gradient, strict=True)] if momenta else gradient
+            gradient = torch.cat([of_k[name].flatten() for name in names])
+            momenta[k] = beta * momenta[k] + (1 - beta) * gradient if k in momenta else gradient
+            size[k] = count[k] / sum(count.values())
+        p = {k: size[k] / sum(size.values()) for k in momenta}
         if not centres:
-            middle = sum(momenta) / len(momenta)
-            centres = [max(momenta, key=lambda m: float((m - middle).norm()))]
+            middle = sum(momenta.values()) / len(momenta)
+            centres = [max(momenta.values(), key=lambda m: float((m - middle).norm()))]
             while len(centres) < clusters:
-                centres.append(max(momenta, key=lambda m: min(float((m - v).norm()) for v in centres)))
+                centres.append(max(momenta.values(), key=lambda m: min(float((m - v).norm()) for v in centres)))
         for _ in range(10):
             for c, v in enumerate(centres):
-                distance = torch.stack([(m - v).norm() for m in momenta])
-                threshold = distance.quantile(1 / clusters)
-                kept = [m if d <= threshold else v for m, d in zip(momenta, distance, strict=True)]
-                centres[c] = sum(kept) / len(kept)
-        for k, m in enumerate(momenta):
-            nearest = min(range(clusters), key=lambda c: float((m - centres[c]).norm()))
+                distance = {k: (m - v).norm() for k, m in momenta.items()}
+                threshold = torch.stack(list(distance.values())).quantile(1 / clusters)
+                centres[c] = sum(p[k] * (m if distance[k] <= threshold else v) for k, m in momenta.items())
+        for k in cohort:
+            nearest = min(range(clusters), key=lambda c: float((momenta[k] - centres[c]).norm()))
             assigned.add(nearest)
             parts = centres[nearest].split([x[k][name].numel() for name in names])
             x[k] = {n: x[k][n] - LR * v.reshape(x[k][n].shape) for n, v in zip(names, parts, strict=True)}
         simulation.train(state, round)
         for k in CLIENTS:
             assert_close(row(state.values["base"], k), x[k], EXACT)
-    assert len(assigned) == clusters
+    assert len(assigned) == clusters and len(momenta) == len(CLIENTS)
     assert not torch.equal(state.values["base"]["out.bias"][0], state.values["base"]["out.bias"][1])
 
 
