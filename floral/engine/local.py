@@ -126,6 +126,7 @@ def train_chunk(
         values = {**values, **clients.assigned(values, axes, held())}
     schedule = [(phase, h) for phase, steps in phases for h in steps]
     total = torch.zeros(len(chunk), dtype=rows.dtype, device=rows.x.device)
+    steps = plan.mask.any(-1).sum(1)
     trained = None
     for at, (phase, h) in enumerate(schedule):
         width = plan.widths[h]
@@ -134,7 +135,9 @@ def train_chunk(
         mask = plan.mask[:, h, :width]
         if phase.samples != "all":
             is_held_out = held_out()[plan.index[:, h, :width]]
-            mask = mask & (is_held_out if phase.samples == "held_out" else ~is_held_out)
+            used = mask & (is_held_out if phase.samples == "held_out" else ~is_held_out)
+            steps = steps - (mask.any(-1) & ~used.any(-1)).long()
+            mask = used
         batch, noise = Batch(x, y, mask), {name: noise[name] for name in clients.method.noise}
         step = Step(phase, values, axes, batch, noise, received, received_axes)
         if at < len(schedule) - 1:
@@ -145,9 +148,7 @@ def train_chunk(
     assert trained is not None
     private, sums, relative, client_vectors = trained
     mean = Mean(sums, *((None, None) if relative is None else relative))
-    return Trained(
-        private, mean, total / plan.mask.any(-1).sum(1).clamp(min=1), int(plan.samples.sum()), client_vectors
-    )
+    return Trained(private, mean, total / steps.clamp(min=1), int(plan.samples.sum()), client_vectors)
 
 
 Finished = tuple[View, View, tuple[Tensor, Tensor] | None, Tensor | None]

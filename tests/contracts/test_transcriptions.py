@@ -187,8 +187,9 @@ def test_pfl_moe(how):
         simulation.train(state, round)
     assert_close(state.values["base"], w, EXACT)
     simulation.train(state, 3)
-    simulation.train(state, 4)
+    mean_loss, _ = simulation.train(state, 4)
     assert_close(state.values["base"], w, EXACT)
+    gate_losses = []
     for k in CLIENTS:
         data = batches(simulation, k)
         tuned = sgd(w, [(x[:3], y[:3]) for x, y in data])  # the fourth sample of a batch is held out
@@ -200,13 +201,19 @@ def test_pfl_moe(how):
             return F.cross_entropy(share * net(tuned, x) + (1 - share) * net(w, x), y)
 
         gate = {"weight": torch.zeros(1, 16).double(), "bias": torch.zeros(1).double()}
+        losses = []
         for x, y in [(x[3:], y[3:]) for x, y in data if len(x) == 4]:
+            losses.append(float(gate_loss(gate, x, y)))
             (gradient,) = gradients(lambda gate, x=x, y=y: gate_loss(gate, x, y), gate)
             gate = stepped(gate, gradient, lr=2 * 0.5)  # two outputs instead of one sigmoid
         own = row(state.values["gate"], k)
         logit = {part: own[f"mix.{part}"][1:] - own[f"mix.{part}"][:1] for part in gate}
         assert_close(logit, gate, EXACT)
         assert float(gate["weight"].abs().max()) > 1e-4
+        gate_losses.append(sum(losses) / len(losses))
+    assert float(mean_loss) == pytest.approx(
+        float(shares(simulation) @ torch.tensor(gate_losses, dtype=torch.float64)), abs=EXACT
+    )
 
 
 # ---------------------------------------------------------------------------------------- adaptors on a frozen base
