@@ -27,7 +27,8 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     A is PRIVATE: it holds the random A_k of the client's next round. B is SHARED, and is zero after each round.
 
     Costs: a client sends its adaptor, and downloads the stacks of M adaptors, or the sum of their products if it is
-    smaller (see `download_floats`). With base="joint" the base is sent anyway, and it contains the sum.
+    smaller (see `download_floats`). With base="joint" the base is sent anyway, and it contains the sum. A counts among
+    the floats that a client keeps privately, although the client could draw it again.
     """
     adaptors, stream = adaptors_of(problem, **adaptor), Stream(problem.seed, "adaptors")
 

@@ -88,10 +88,10 @@ def products(params, groups=("adaptor",)):
 def alone(simulation, state, round):
     """p(k) [M] of a round, and what each of its clients has trained."""
     cohort, share = simulation.pools(round)
-    found = [simulation.train_chunk(state, round, np.array([k]), torch.ones(1)) for k in cohort]
+    results = [simulation.train_chunk(state, round, np.array([k]), torch.ones(1)) for k in cohort]
     received = {group: dict(params) for group, params in state.values.items()}
-    own = [{group: {name: t[0] for name, t in params.items()} for group, params in one.values.items()} for one in found]
-    return share, [{**received, **one.mean.sums, **private} for one, private in zip(found, own, strict=True)]
+    own = [{group: {name: t[0] for name, t in params.items()} for group, params in r.values.items()} for r in results]
+    return share, [{**received, **r.mean.sums, **private} for r, private in zip(results, own, strict=True)]
 
 
 @pytest.mark.parametrize("base", ["joint", "warmup_freeze"])
@@ -386,14 +386,14 @@ def test_a_clusters_products_are_averaged_without_error(aggregation, router):
         cohort, share = simulation.pools(round)
         means, log_weights = [], []
         for k in cohort:
-            found = simulation.train_chunk(state, round, np.array([k]), torch.ones(1))
-            values, _ = found.mean.result("keep", method)
+            result = simulation.train_chunk(state, round, np.array([k]), torch.ones(1))
+            values, _ = result.mean.result("keep", method)
             means.append({**state.values, **values})
             if method.routing.cluster_of_client is None:
-                log_weights.append(torch.log_softmax(found.values["router"]["logits"][0], -1))
+                log_weights.append(torch.log_softmax(result.values["router"]["logits"][0], -1))
             else:
-                one = torch.nn.functional.one_hot(method.routing.cluster_of_client[k], 2).double()
-                log_weights.append(one.log())
+                member = torch.nn.functional.one_hot(method.routing.cluster_of_client[k], 2).double()
+                log_weights.append(member.log())
         weight = torch.softmax(share.log()[:, None] + torch.stack(log_weights), 0)
         kept = {n: t.clone() for n, t in state.values.get("residual", {}).items()}
         simulation.train(state, round)

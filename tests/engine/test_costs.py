@@ -346,18 +346,18 @@ def set_by_server(simulation, state, round):
     """The PRIVATE groups that the server's update of a round sets."""
     if simulation.method.server.update is None:
         return set()
-    given = set()
+    groups = set()
 
     def watched(served):
         values = simulation.method.server.update(served)
-        given.update(values)
+        groups.update(values)
         return values
 
     server = replace(simulation.method.server, update=watched)
     method = replace(simulation.method, server=server)
     after = State.of({name: tensor.clone() for name, tensor in state.tensors().items()})
     Simulation(method, simulation.data, simulation.settings, simulation.execution).train(after, round)
-    return {group for group in given if method.groups[group].scope is Scope.PRIVATE}
+    return {group for group in groups if method.groups[group].scope is Scope.PRIVATE}
 
 
 def reads_samples(simulation):
