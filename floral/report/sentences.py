@@ -150,7 +150,7 @@ def _against_reference(collected: Collected, styles: Mapping[str, Style]) -> lis
     if REFERENCE not in styles:
         return []
     verdicts: Counter[str] = Counter()
-    handicapped: Counter[str] = Counter()
+    apart: Counter[str] = Counter()
     surviving: Counter[str] = Counter()
     one_model = {method.id for method in collected.methods if method.variant.global_only}
     for configuration in collected.configurations:
@@ -158,28 +158,32 @@ def _against_reference(collected: Collected, styles: Mapping[str, Style]) -> lis
             if styles[method].group != "method":
                 continue
             if method in one_model and has_conflicting_clusters(configuration.task):
-                handicapped[item.verdict] += 1
+                apart[item.verdict] += 1
                 continue
             verdicts[item.verdict] += 1
             if item.survives:
                 surviving[item.verdict] += 1
     reference = _title(styles[REFERENCE])
-    total = sum(verdicts[name] for name in ("better", "worse", "open", "equal"))
-    if not total:
-        sentence = f"There are no paired intervals to {reference}: they require two seeds that both methods have."
-        return [sentence] if verdicts["one seed"] else []
-    undecided = verdicts["open"] + verdicts["equal"]
-    sentences = [
-        f"{count(total, 'paired comparison')} of a method with {reference}: {verdicts['better']} better, "
-        f"{verdicts['worse']} worse, {undecided} undecided by their 95 % intervals. After Holm's correction in each "
-        f"task: {surviving['better']} better, {surviving['worse']} worse."
-    ]
-    if counted_apart := sum(handicapped.values()):
+    sentences = []
+    if total := verdicts.total() - verdicts["one seed"]:
         sentences.append(
-            f"Counted apart: {count(counted_apart, 'comparison')} of methods with one model for all clients, on tasks "
-            f"whose clusters give the same input different labels ({handicapped['worse']} worse)."
+            f"{count(total, 'paired comparison')} of a method with {reference}: {_decisions(verdicts)} by their 95 % "
+            f"intervals. After Holm's correction in each task: {surviving['better']} better, "
+            f"{surviving['worse']} worse."
         )
+    if total := apart.total() - apart["one seed"]:
+        sentences.append(
+            f"Counted apart: {count(total, 'comparison')} of methods with one model for all clients, on tasks whose "
+            f"clusters give the same input different labels: {_decisions(apart)}."
+        )
+    if not sentences and verdicts["one seed"] + apart["one seed"]:
+        return [f"There are no paired intervals to {reference}: they require two seeds that both methods have."]
     return sentences
+
+
+def _decisions(verdicts: Mapping[str, int]) -> str:
+    undecided = verdicts["open"] + verdicts["equal"]
+    return f"{verdicts['better']} better, {verdicts['worse']} worse, {undecided} undecided"
 
 
 def has_conflicting_clusters(task: Task) -> bool:

@@ -73,11 +73,10 @@ def best_part(material: Material, configuration: Configuration) -> Part | None:
         return None
     unit, means = result_unit(configuration), intervals(material.collected, configuration)
     usual = usual_seeds(material.collected)
-    ending = ", ratio" if unit.logarithmic else f", {unit.difference}"
     columns = [
         Column(id="value", title=unit.title),
-        Column(id="bound", title=f"May be worse by{ending}"),
-        Column(id="detectable", title=f"Detectable{ending}"),
+        Column(id="bound", title=f"May be worse by, {unit.difference}"),
+        Column(id="detectable", title=f"Detectable, {unit.difference}"),
     ]
     cells = {
         method: {
