@@ -95,4 +95,4 @@ def test_make_uses_the_folders_of_the_settings(project: Path, tmp_path: Path) ->
     assert "--artifacts-destination\n/some/where\n" in make(project, *server, "ARTIFACTS=/some/where", PYTHONPATH=path)
     (project / "config/config.yaml").write_text("suite: [a\n")
     shown = make(project, *server, PYTHONPATH=path)
-    assert "config/config.yaml: this is not valid YAML" in shown and "Traceback" not in shown, shown
+    assert "config/config.yaml: this file is not valid YAML" in shown and "Traceback" not in shown, shown
