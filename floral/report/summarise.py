@@ -1,4 +1,4 @@
-"""Summarise the results of each method on a task: means, paired differences, numbers of seeds, best two methods."""
+"""Summarise the results of each method on a task: means, paired differences, numbers of seeds, best methods."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def why_outdated(costs: Mapping[str, Any], method: str, model: str, precision: s
     """
     recorded = costs.get("code")
     reasons = [
-        f"{path} {'has changed' if recorded is None or path in recorded else 'was not used'}"
+        f"{path} {'has changed' if recorded is None or path in recorded else 'is used now, but was not then'}"
         for path in code.changed_files(recorded, method, model)
     ]
     used = costs.get("execution", {}).get("precision", precision)
