@@ -85,7 +85,7 @@ def _write_holder(file: IO[str]) -> None:
 
 
 @contextmanager
-def alone(lock: Path) -> Iterator[bool]:
+def exclusively(lock: Path) -> Iterator[bool]:
     """Hold a lock during the `with` block, and yield True. If other processes hold or share it, yield False."""
     with lock.open("a+") as file:
         try:

@@ -36,8 +36,8 @@ class Paired:
         first, second = self.values[method], self.values[baseline]
         pairs = [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
         if self.logarithmic:
-            return [math.log(one / other) for one, other in pairs if one > 0 and other > 0]
-        return [one - other for one, other in pairs]
+            return [math.log(value / base) for value, base in pairs if value > 0 and base > 0]
+        return [value - base for value, base in pairs]
 
     def difference(self, method: str, baseline: str) -> Interval | None:
         """Return the mean difference with its interval, paired by seed. Return None if the methods share no seed.

@@ -150,7 +150,7 @@ def _against_reference(collected: Collected, styles: Mapping[str, Style]) -> lis
     if REFERENCE not in styles:
         return []
     verdicts: Counter[str] = Counter()
-    apart: Counter[str] = Counter()
+    counted_apart: Counter[str] = Counter()
     surviving: Counter[str] = Counter()
     one_model = {method.id for method in collected.methods if method.variant.global_only}
     for configuration in collected.configurations:
@@ -158,7 +158,7 @@ def _against_reference(collected: Collected, styles: Mapping[str, Style]) -> lis
             if styles[method].group != "method":
                 continue
             if method in one_model and has_conflicting_clusters(configuration.task):
-                apart[item.verdict] += 1
+                counted_apart[item.verdict] += 1
                 continue
             verdicts[item.verdict] += 1
             if item.survives:
@@ -171,12 +171,12 @@ def _against_reference(collected: Collected, styles: Mapping[str, Style]) -> lis
             f"intervals. After Holm's correction in each task: {surviving['better']} better, "
             f"{surviving['worse']} worse."
         )
-    if total := apart.total() - apart["one seed"]:
+    if total := counted_apart.total() - counted_apart["one seed"]:
         sentences.append(
             f"Counted apart: {count(total, 'comparison')} of methods with one model for all clients, on tasks whose "
-            f"clusters give the same input different labels: {_decisions(apart)}."
+            f"clusters give the same input different labels: {_decisions(counted_apart)}."
         )
-    if not sentences and verdicts["one seed"] + apart["one seed"]:
+    if not sentences and verdicts["one seed"] + counted_apart["one seed"]:
         return [f"There are no paired intervals to {reference}: they require two seeds that both methods have."]
     return sentences
 

@@ -28,7 +28,7 @@ def without_snakemake(results: Path) -> Iterator[None]:
     if not results.is_dir():
         yield
         return
-    with locks.alone(results / IN_USE) as is_alone:
+    with locks.exclusively(results / IN_USE) as is_alone:
         if not is_alone:
             raise ConfigError(
                 f"{results}: Snakemake works with these results; wait until it ends, or stop it, and repeat the command"
