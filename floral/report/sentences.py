@@ -19,10 +19,7 @@ from floral.report.summarise import (
     best,
     comparisons,
     intervals,
-    ranked,
     result_unit,
-    results,
-    seed_counts,
 )
 from floral.report.tables import interval_text, number
 
@@ -91,19 +88,19 @@ def leaders(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
     lines = []
     few = len(collected.configurations) <= MAX_NAMED_CONFIGURATIONS
     for configuration in collected.configurations if few else ():
-        members = list(best(collected, styles, configuration))
+        best_of_task = best(collected, styles, configuration)
+        members = list(best_of_task.members)
         if not members:
             continue
         means, unit = intervals(collected, configuration), result_unit(configuration)
         percent = " %" if unit.scale == 100 else ""
         names = [f"{_title(styles[name])} ({_mean_text(means[name], unit.digits, percent)})" for name in members]
-        candidates = ranked(results(collected, configuration), seed_counts(collected, configuration), styles)
         if len(members) == 1:
             text = f"{names[0]} is the best"
         elif len(members) <= MAX_NAMED_METHODS:
             text = f"{listed(names)} cannot be told apart"
         else:
-            tied = f"{len(members) - 1} of {len(candidates) - 1} others"
+            tied = f"{len(members) - 1} of {best_of_task.candidates - 1} others"
             text = f"{names[0]} has the best mean; {tied} cannot be told from it"
         lines.append(f"{configuration.title}: {text}")
     return lines

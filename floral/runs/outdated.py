@@ -69,6 +69,11 @@ def why_not_continued(run: Run, folder: Path) -> list[str]:
     return [] if reasons and running(folder) else reasons
 
 
+def cannot_continue(reasons: Iterable[str], remedy: str = f"remove it: {FORGET}") -> str:
+    """Return what to say of an interrupted run that is not continued, with the remedy."""
+    return f"cannot continue: {' and '.join(reasons)}; {remedy}"
+
+
 def _progress(folder: Path) -> dict[str, Any] | None:
     """Return the progress in the last undamaged checkpoint of a run; None if there is none."""
     for name in CHECKPOINTS:

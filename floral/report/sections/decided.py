@@ -68,7 +68,7 @@ def decided_cells(collected: Collected, configuration: Configuration) -> dict[st
 
 def best_part(material: Material, configuration: Configuration) -> Part | None:
     """Build the table of the methods that cannot be told from the best one; None if there is no such set."""
-    members = best(material.collected, material.styles, configuration)
+    members = best(material.collected, material.styles, configuration).members
     if not members:
         return None
     unit, means = result_unit(configuration), intervals(material.collected, configuration)
