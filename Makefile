@@ -24,7 +24,7 @@ STORE ?=
 export STORE
 
 # `$(FOLDER) results` prints the results folder of the settings. Make itself would read a `$` in FLORAL_RESULTS.
-FOLDER = $(BIN)/python -c 'import sys; from floral.config.settings import read_settings; print(getattr(read_settings(), sys.argv[1]).absolute())'
+FOLDER = $(BIN)/python -m floral.cli.folder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-slurm style check docs bench ui ui-server clean

@@ -29,14 +29,15 @@ def forget(names: Collection[str], settings: Settings, only_outdated: bool) -> N
             Then no file is removed.
     """
     results = settings.results
-    folders = on_disk.folders_to_forget(names, results, only_outdated)
-    if not folders:
-        print(f"{results}: nothing to remove: it has no such run or search")
-        return
-    runs = [folder for folder in folders if folder.parts[0] == "train"]
-    uri = settings.tracking_uri or default_uri(results)
-    tracked = _remove_from_mlflow(runs, results, uri)
-    on_disk.forget(folders, results)
+    with on_disk.without_snakemake(results):
+        folders = on_disk.folders_to_forget(names, results, only_outdated)
+        if not folders:
+            print(f"{results}: nothing to remove: it has no such run or search")
+            return
+        runs = [folder for folder in folders if folder.parts[0] == "train"]
+        uri = settings.tracking_uri or default_uri(results)
+        tracked = _remove_from_mlflow(runs, results, uri)
+        on_disk.forget(folders, results)
     searches = f" and {len(folders) - len(runs)} searches" if len(runs) < len(folders) else ""
     print(f"{run_count(len(runs))}{searches} removed from {results}")
     for suite in sorted({*tracked, *_reports_with(runs, settings)}):

@@ -212,7 +212,8 @@ def _sentence(text: str) -> str:
 def _natural(text: str) -> int:
     """Return the whole number in `text`, which must be 0 or larger."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0; give 0, 1, …")
+        remedy = "separate several by spaces, such as 0 1" if "," in text else "give 0, 1, …"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0; {remedy}")
     return int(text)
 
 

@@ -17,7 +17,7 @@ from floral.config import catalogue
 from floral.config.reading import ConfigError, parse, suggest
 from floral.config.schema.task import Task
 from floral.report.description import changed_values, clusters_text, cohort_text, data_text
-from floral.runs.outdated import FORGET, stored_run, why_not_continued
+from floral.runs.outdated import cannot_continue, stored_run, why_not_continued
 from floral.runs.state import FAILURE, failure, running
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -82,7 +82,7 @@ def lines(folder: Path) -> Iterator[str]:
     run, summary = _yaml(folder / "run.yaml"), _json(folder / "summary.json")
     error = failure(folder)
     if error and (stored := stored_run(folder)) and (reasons := why_not_continued(stored, folder)):
-        error["hint"] = f"this run cannot continue: {' and '.join(reasons)}; remove it: {FORGET}"
+        error["hint"] = f"this run {cannot_continue(reasons)}"
     state = summary["status"] if summary else "failed" if error else "running" if running(folder) else "not run yet"
     title = " · ".join(filter(None, (run.get("variant", {}).get("title"), run.get("task", {}).get("title"))))
     yield f"{bold}{title or folder.parent.name}{plain} · seed {run.get('seed', '?')} · {bold}{state}{plain}"

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from floral.config.run import Run
 from floral.core.units import duration, run_count
 from floral.runs import segments
-from floral.runs.outdated import FORGET, interrupted_by_other_code, outdated, outdated_lines
+from floral.runs.outdated import cannot_continue, interrupted_by_other_code, outdated, outdated_lines
 from floral.runs.state import failure, is_finished, one_line, running
 from floral.stages import estimate
 
@@ -82,7 +82,7 @@ def _progress(run: Run, results: Path, seconds: float, why_not_continued: list[s
     last_round = evaluations[-1].round if evaluations else 0
     error = failure(folder)
     if why_not_continued:
-        reason = f"cannot continue: {' and '.join(why_not_continued)}; remove it: {FORGET}"
+        reason = cannot_continue(why_not_continued)
         return Progress(**identity, state="failed", round=last_round, seconds_left=0.0, reason=reason)
     if error and error["reason"] not in STOPPED:
         return Progress(**identity, state="failed", round=last_round, seconds_left=0.0, reason=one_line(error))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -44,8 +43,16 @@ class Interval:
 
     def exponential(self) -> Interval:
         """Return the interval of exp(value): that of a geometric mean if the values are logarithms."""
-        low, high = (None if end is None else math.exp(end) for end in (self.low, self.high))
-        return replace(self, mean=math.exp(self.mean), low=low, high=high, neutral=math.exp(self.neutral))
+        low, high = (None if end is None else exponential(end) for end in (self.low, self.high))
+        return replace(self, mean=exponential(self.mean), low=low, high=high, neutral=exponential(self.neutral))
+
+
+def exponential(value: float) -> float:
+    """Return exp(value), or infinity where it exceeds the largest float."""
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
@@ -73,8 +80,10 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 def mean_interval(values: Sequence[float], logarithmic: bool) -> Interval:
     """Return the t-interval of the mean; if `logarithmic`, that of the geometric mean, from the logarithms.
 
-    A value of 0 counts as the smallest positive number.
+    The geometric mean of values of which one is 0 is 0, without an interval.
     """
     if not logarithmic:
         return t_interval(values)
-    return t_interval([math.log(max(value, sys.float_info.min)) for value in values]).exponential()
+    if 0 in values:
+        return Interval(mean=0.0, low=None, high=None, n=len(values), neutral=1.0)
+    return t_interval([math.log(value) for value in values]).exponential()

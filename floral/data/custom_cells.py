@@ -68,15 +68,17 @@ class Table:
         if not named["features"]:
             raise DataError(f"{self.path}: no column is left for the features; add columns of features")
 
-    def without_missing(self, used: Sequence[str]) -> Table:
-        """Return the table without the rows that have a word of `data.missing` in a used column.
+    def without_missing(self, features: Sequence[str], names: Sequence[str]) -> Table:
+        """Return the table without the rows that have a word of `data.missing` in one of these columns.
+
+        The columns `names` hold names of clients and classes, in which 01 is another word than 1.
 
         Raises:
             DataError: no row is left.
         """
         keep = pl.repeat(True, self.frame.height, eager=True)
-        for name in used if self.missing is not None else ():
-            keep &= ~_is_missing(self.frame[name], self.missing or ())
+        for name in (*names, *features) if self.missing is not None else ():
+            keep &= ~_is_missing(self.frame[name], self.missing or (), None if name in names else self.decimal)
         if not keep.any():
             raise DataError(
                 f"{self.path}: there are no samples here, because each row has a missing value; correct `data.missing`"
@@ -150,7 +152,7 @@ def numbers(table: Table, name: str) -> Array:
             table.refuse(name, row, f"is infinite; correct it, remove the row, or {remedy}such rows out")
         if np.isinf(parsed[row]):
             table.refuse(name, row, "is too large for single precision; correct it, or remove the row")
-        words = column.filter(~_is_missing(column, MISSING_WORDS)) if text else column.clear()
+        words = column.filter(~_is_missing(column, MISSING_WORDS, table.decimal)) if text else column.clear()
         if len(words) and not np.isfinite(_parsed(words, table.decimal).to_numpy()).any():
             raise DataError(
                 f"{table.path}: column {name!r} has type String, but features must be numbers; list the numeric "
@@ -264,18 +266,22 @@ def _parsed(text: pl.Series, decimal: str) -> pl.Series:
     return text.cast(pl.Float64, strict=False)
 
 
-def _is_missing(column: pl.Series, words: Sequence[str] | frozenset[str]) -> pl.Series:
-    """Return which cells hold one of these words. A number equals a word that is written in another way, as 1.0 and 1.
+def _is_missing(column: pl.Series, words: Sequence[str] | frozenset[str], decimal: str | None) -> pl.Series:
+    """Return which cells hold one of these words. An empty cell equals the word "".
 
-    An empty cell equals the word "".
+    A number equals a word that is written in another way, as 1.0 and 1. `decimal` is the decimal separator of numbers
+    in the column. If it is None, cells of text are compared as text only.
     """
     missing = column.is_null() if "" in words else pl.repeat(False, len(column), eager=True)
     text = column.dtype in (pl.String, pl.Categorical, pl.Enum)
     if text:
         missing |= column.cast(pl.String).str.strip_chars().is_in(sorted(words)).fill_null(False)
-    if text or column.dtype.is_numeric():
-        parsed = _parsed(column.cast(pl.String), ".") if text else column.cast(pl.Float64)
-        numbers_missing = _parsed(pl.Series(sorted(words), dtype=pl.String), ".").drop_nulls()
+    if (text and decimal is not None) or column.dtype.is_numeric():
+        parsed = _parsed(column.cast(pl.String), decimal or ".") if text else column.cast(pl.Float64)
+        written = pl.Series(sorted(words), dtype=pl.String)
+        numbers_missing = _parsed(written, ".").drop_nulls()
+        if decimal == ",":
+            numbers_missing = numbers_missing.append(_parsed(written, ",").drop_nulls())
         missing |= parsed.is_in(numbers_missing.drop_nans().to_list()).fill_null(False)
         if not text and numbers_missing.is_nan().any():
             missing |= parsed.is_nan().fill_null(False)

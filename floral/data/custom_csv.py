@@ -20,6 +20,7 @@ NAMELESS = "(column {} without a name)"
 GROUPS = re.compile(r"[+-]?\d{1,3}([.,' _\u00a0\u2019\u202f])\d{3}(\1\d{3})*((?!\1)[.,]\d*)?")
 """A number with separators of thousands, as 1,234.5 or 1 234 567."""
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+DECIMAL_POINT = re.compile(r"[+-]?\d*\.\d+([eE][+-]?\d+)?")
 
 
 def read_csv(path: Path, content: bytes, separator: str) -> pl.DataFrame:
@@ -73,7 +74,7 @@ def remedy_for_number(value: str, decimal: str) -> str | None:
     if decimal == "." and DECIMAL_COMMA.fullmatch(value):
         thousands = "; if it separates thousands, write numbers without it" if groups else ""
         return f"is not a finite number; {use_other} if the comma is a decimal comma{thousands}"
-    if decimal == "," and "." in value:
+    if decimal == "," and DECIMAL_POINT.fullmatch(value):
         return 'has a point, but `data.decimal` is ","; correct the value, or remove the key'
     return None
 

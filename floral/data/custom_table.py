@@ -71,7 +71,7 @@ def table(
         sheet.check_columns(label=[label], client=used[1:], features=columns)
     if not features:
         _refuse_row_numbers(tables, columns)
-    tables = [sheet.without_missing([*used, *columns]) for sheet in tables]
+    tables = [sheet.without_missing(columns, used) for sheet in tables]
     labels = classes(tables, label)
     clients = names(tables, client) if client else [None] * len(tables)
     with_images = any(is_image(sheet.frame.schema[name]) for sheet in tables for name in columns)

@@ -34,6 +34,8 @@ ROUNDING = 2
 """Profiles of sRGB by several programs differ by at most so many levels of 256."""
 DEEP = re.compile(r";16[BLNS]")
 """Part of the name of a stored format with 16 bits per channel. Pillow cuts such colours to 8 bits while it decodes."""
+GREY = ("1", "L", "LA")
+"""Modes of Pillow for grey images; LA is transparent."""
 BROKEN = (
     OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, AttributeError, OverflowError,
     struct.error, zlib.error, Image.DecompressionBombError, ImageCms.PyCMSError,
@@ -79,7 +81,7 @@ def decoded(name: str, content: Path | bytes) -> Image.Image:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
             if why := _unfit(image):
                 raise DataError(f"{name}: {why}")
-            grey = image.mode in ("1", "L")
+            grey = image.mode in GREY
             upright = _in_srgb(ImageOps.exif_transpose(image))
             if upright.has_transparency_data:
                 upright = _on_white(name, upright.convert("RGBA"))
@@ -127,7 +129,7 @@ def _in_srgb(image: Image.Image) -> Image.Image:
     content = image.info.get("icc_profile")
     if not content:
         return image
-    conversion = _to_srgb(content, grey=image.mode in ("1", "L", "LA"))
+    conversion = _to_srgb(content, grey=image.mode in GREY)
     if conversion is None:
         return image
     converted = conversion.apply(image.convert(conversion.input_mode))
@@ -143,7 +145,10 @@ def _to_srgb(content: bytes, grey: bool) -> ImageCms.ImageCmsTransform | None:
     Raises:
         ValueError: the profile is for another kind of colours than a grey image or, if not `grey`, an RGB image.
     """
-    profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
+    except (OSError, ImageCms.PyCMSError):
+        raise ValueError("its colour profile is damaged: save it without the profile") from None
     space = content[ICC_SPACE].decode("latin-1").strip()
     if space != "RGB" and not (grey and space == "GRAY"):
         title = ImageCms.getProfileDescription(profile).strip()

@@ -53,10 +53,17 @@ def hold_until_exit(lock: Path) -> str | None:
 
 
 def share_until_exit(lock: Path) -> None:
-    """Hold a lock until this process ends, together with other processes that share it."""
+    """Hold a lock until this process ends, together with other processes that share it.
+
+    If a process holds the lock alone, print a message and wait.
+    """
     lock.parent.mkdir(parents=True, exist_ok=True)
     file = lock.open("a+")
-    fcntl.flock(file, fcntl.LOCK_SH)
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"{lock.parent}: another process changes this folder; waiting for it", flush=True)
+        fcntl.flock(file, fcntl.LOCK_SH)
     HELD_UNTIL_EXIT.append(file)
 
 
@@ -77,14 +84,23 @@ def _write_holder(file: IO[str]) -> None:
     file.flush()
 
 
-def busy(lock: Path, or_shared: bool = False) -> bool:
-    """Return whether a process holds the lock at this moment.
+@contextmanager
+def exclusively(lock: Path) -> Iterator[bool]:
+    """Hold a lock during the `with` block, and yield True. If other processes hold or share it, yield False."""
+    with lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
-    With `or_shared`, a lock that processes share counts too. This needs permission to write the file.
-    """
+
+def busy(lock: Path) -> bool:
+    """Return whether a process holds the lock at this moment."""
     try:
-        with lock.open("r+" if or_shared else "r") as file:
-            fcntl.flock(file, (fcntl.LOCK_EX if or_shared else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        with lock.open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except BlockingIOError:

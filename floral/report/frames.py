@@ -6,7 +6,7 @@ import polars as pl
 
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
-from floral.report.summarise import done_clients, methods_without_mean
+from floral.report.summarise import done_clients, methods_without_mean, result_unit
 
 UNSEEN_KINDS = {"seen_cluster": "clients of a cluster seen in training", "new_concept": "clients of a new concept"}
 """Kinds of unseen clients, and their names in figures."""
@@ -17,7 +17,8 @@ def curve(collected: Collected, configuration: Configuration, metric: str, x: st
 
     `x` is the quantity on the x axis: a column of `collected.curves`, such as `bytes`. Columns of the result:
     method_id, x (mean over seeds), mean, low and high (mean, smallest and largest value of the metric over seeds), n
-    (number of seeds with a finite value). Values of the metric are multiplied by `factor`.
+    (number of seeds with a finite value). The mean of errors (regression) is geometric. Values of the metric are
+    multiplied by `factor`.
     """
     if collected.curves.is_empty():
         return pl.DataFrame()
@@ -25,9 +26,10 @@ def curve(collected: Collected, configuration: Configuration, metric: str, x: st
         (pl.col("configuration") == configuration.id) & (pl.col("metric") == metric) & pl.col("value").is_finite()
     )
     value = pl.col("value") * factor
+    mean = value.log().mean().exp() if result_unit(configuration).logarithmic else value.mean()
     return (
         rows.group_by("method_id", "round", maintain_order=True)
-        .agg(x=pl.col(x).mean(), mean=value.mean(), low=value.min(), high=value.max(), n=pl.len())
+        .agg(x=pl.col(x).mean(), mean=mean, low=value.min(), high=value.max(), n=pl.len())
         .sort("method_id", "round")
         .select("method_id", pl.col("x", "mean", "low", "high").cast(pl.Float64).round_sig_figs(6), "n")
     )

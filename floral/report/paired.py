@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -31,21 +30,21 @@ class Paired:
     def differences(self, method: str, baseline: str) -> list[float]:
         """Return the value of `method` minus that of `baseline`, for each seed that both methods have.
 
-        If the values are logarithmic, return the natural logarithms of their ratios.
+        If the values are logarithmic, return the natural logarithms of their ratios. Seeds with an error of 0 have no
+        ratio and are left out.
         """
         first, second = self.values[method], self.values[baseline]
-        return [self._unit(first[seed]) - self._unit(second[seed]) for seed in sorted(first.keys() & second.keys())]
+        pairs = [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
+        if self.logarithmic:
+            return [math.log(value / base) for value, base in pairs if value > 0 and base > 0]
+        return [value - base for value, base in pairs]
 
     def difference(self, method: str, baseline: str) -> Interval | None:
         """Return the mean difference with its interval, paired by seed. Return None if the methods share no seed.
 
         If the values are logarithmic, return the geometric mean of the ratios with its interval.
         """
-        by_seed = self.differences(method, baseline)
-        return self._in_units(t_interval(by_seed)) if by_seed else None
-
-    def _unit(self, value: float) -> float:
-        return math.log(max(value, sys.float_info.min)) if self.logarithmic else value
-
-    def _in_units(self, interval: Interval) -> Interval:
+        if not (by_seed := self.differences(method, baseline)):
+            return None
+        interval = t_interval(by_seed)
         return interval.exponential() if self.logarithmic else interval

@@ -19,10 +19,7 @@ from floral.report.summarise import (
     best,
     comparisons,
     intervals,
-    ranked,
     result_unit,
-    results,
-    seed_counts,
 )
 from floral.report.tables import interval_text, number
 
@@ -91,19 +88,19 @@ def leaders(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
     lines = []
     few = len(collected.configurations) <= MAX_NAMED_CONFIGURATIONS
     for configuration in collected.configurations if few else ():
-        members = list(best(collected, styles, configuration))
+        best_of_task = best(collected, styles, configuration)
+        members = list(best_of_task.members)
         if not members:
             continue
         means, unit = intervals(collected, configuration), result_unit(configuration)
         percent = " %" if unit.scale == 100 else ""
         names = [f"{_title(styles[name])} ({_mean_text(means[name], unit.digits, percent)})" for name in members]
-        candidates = ranked(results(collected, configuration), seed_counts(collected, configuration), styles)
         if len(members) == 1:
             text = f"{names[0]} is the best"
         elif len(members) <= MAX_NAMED_METHODS:
             text = f"{listed(names)} cannot be told apart"
         else:
-            tied = f"{len(members) - 1} of {len(candidates) - 1} others"
+            tied = f"{len(members) - 1} of {best_of_task.candidates - 1} others"
             text = f"{names[0]} has the best mean; {tied} cannot be told from it"
         lines.append(f"{configuration.title}: {text}")
     return lines
@@ -150,7 +147,7 @@ def _against_reference(collected: Collected, styles: Mapping[str, Style]) -> lis
     if REFERENCE not in styles:
         return []
     verdicts: Counter[str] = Counter()
-    handicapped: Counter[str] = Counter()
+    counted_apart: Counter[str] = Counter()
     surviving: Counter[str] = Counter()
     one_model = {method.id for method in collected.methods if method.variant.global_only}
     for configuration in collected.configurations:
@@ -158,28 +155,32 @@ def _against_reference(collected: Collected, styles: Mapping[str, Style]) -> lis
             if styles[method].group != "method":
                 continue
             if method in one_model and has_conflicting_clusters(configuration.task):
-                handicapped[item.verdict] += 1
+                counted_apart[item.verdict] += 1
                 continue
             verdicts[item.verdict] += 1
             if item.survives:
                 surviving[item.verdict] += 1
     reference = _title(styles[REFERENCE])
-    total = sum(verdicts[name] for name in ("better", "worse", "open", "equal"))
-    if not total:
-        sentence = f"There are no paired intervals to {reference}: they require two seeds that both methods have."
-        return [sentence] if verdicts["one seed"] else []
-    undecided = verdicts["open"] + verdicts["equal"]
-    sentences = [
-        f"{count(total, 'paired comparison')} of a method with {reference}: {verdicts['better']} better, "
-        f"{verdicts['worse']} worse, {undecided} undecided by their 95 % intervals. After Holm's correction in each "
-        f"task: {surviving['better']} better, {surviving['worse']} worse."
-    ]
-    if counted_apart := sum(handicapped.values()):
+    sentences = []
+    if total := verdicts.total() - verdicts["one seed"]:
         sentences.append(
-            f"Counted apart: {count(counted_apart, 'comparison')} of methods with one model for all clients, on tasks "
-            f"whose clusters give the same input different labels ({handicapped['worse']} worse)."
+            f"{count(total, 'paired comparison')} of a method with {reference}: {_decisions(verdicts)} by their 95 % "
+            f"intervals. After Holm's correction in each task: {surviving['better']} better, "
+            f"{surviving['worse']} worse."
         )
+    if total := counted_apart.total() - counted_apart["one seed"]:
+        sentences.append(
+            f"Counted apart: {count(total, 'comparison')} of methods with one model for all clients, on tasks whose "
+            f"clusters give the same input different labels: {_decisions(counted_apart)}."
+        )
+    if not sentences and verdicts["one seed"] + counted_apart["one seed"]:
+        return [f"There are no paired intervals to {reference}: they require two seeds that both methods have."]
     return sentences
+
+
+def _decisions(verdicts: Mapping[str, int]) -> str:
+    undecided = verdicts["open"] + verdicts["equal"]
+    return f"{verdicts['better']} better, {verdicts['worse']} worse, {undecided} undecided"
 
 
 def has_conflicting_clusters(task: Task) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
-from scipy.stats import chi2, nct, rankdata, studentized_range, wilcoxon
+from scipy.stats import chi2, nct, norm, rankdata, studentized_range, wilcoxon
 from scipy.stats import t as student
 
 from floral.core.intervals import Interval, t_interval
@@ -182,11 +182,11 @@ def _t(differences: Sequence[float]) -> float:
     return mean / error
 
 
-def detectable(differences: Sequence[float], power: float = 0.8) -> float:
-    """Return the smallest mean difference that a two-sided paired t-test with n seeds detects with `power`.
+def detectable(differences: Sequence[float], comparisons: int = 1, power: float = 0.8) -> float:
+    """Return the smallest mean difference that a one-sided paired t-test with n seeds detects with `power`.
 
-    The test is at 5 %. The true standard deviation is assumed to be that of `differences`. The value is in the unit of
-    the differences.
+    The test is at 5 % divided by the number of `comparisons`, as in the first step of Holm's method. The true standard
+    deviation is assumed to be that of `differences`. The value is in the unit of the differences.
 
     Raises:
         ValueError: there are fewer than two differences.
@@ -194,14 +194,19 @@ def detectable(differences: Sequence[float], power: float = 0.8) -> float:
     x = np.asarray(differences, dtype=float)
     if x.size < 2:
         raise ValueError("the detectable difference needs two seeds at least")
-    return _detected_noncentrality(x.size, power) * float(x.std(ddof=1)) / math.sqrt(x.size)
+    return _detected_noncentrality(x.size, comparisons, power) * float(x.std(ddof=1)) / math.sqrt(x.size)
 
 
 @cache
-def _detected_noncentrality(n: int, power: float) -> float:
-    """Return the noncentrality at which a two-sided t-test at 5 % with n values has the power `power`."""
-    edge, freedom = float(student.ppf(0.975, n - 1)), n - 1
-    shift: Any = brentq(lambda delta: nct.sf(edge, freedom, delta) - power, 0.0, 4 * edge + 10)
+def _detected_noncentrality(n: int, comparisons: int, power: float) -> float:
+    """Return the noncentrality at which a one-sided t-test at 5 % / comparisons with n values has the power `power`.
+
+    It is the δ with E[Φ(δ − t √(χ²/(n − 1)))] = power. The mean is over χ² with n − 1 degrees of freedom, by its
+    quantiles, because scipy's nct is unreliable for large δ.
+    """
+    edge = float(student.ppf(1 - SIGNIFICANCE_LEVEL / comparisons, n - 1))
+    scale = np.sqrt(chi2.ppf((np.arange(4000) + 0.5) / 4000, n - 1) / (n - 1))
+    shift: Any = brentq(lambda delta: norm.cdf(delta - edge * scale).mean() - power, 0.0, 4 * edge + 10)
     return float(shift)
 
 

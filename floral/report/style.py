@@ -12,7 +12,7 @@ from floral.report.compared import MethodRow
 
 Group = Literal["method", "oracle", "control"]
 UNRANKED_GROUPS: dict[Group, str] = {"oracle": "Told the true clusters", "control": "Controls"}
-"""Groups below the methods, in this order, and their headings. They are never marked as best or second best."""
+"""Groups below the methods, in this order, and their headings. They are never among the best methods."""
 
 LIGHTNESS = (0.45, 0.62, 0.36, 0.70, 0.53)
 HUE_STEP_DEGREES = 9

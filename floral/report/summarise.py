@@ -1,4 +1,4 @@
-"""Summarise the results of each method on a task: means, paired differences, numbers of seeds, best two methods."""
+"""Summarise the results of each method on a task: means, paired differences, numbers of seeds, best methods."""
 
 from __future__ import annotations
 
@@ -185,13 +185,32 @@ def methods_without_mean(collected: Collected, configuration: Configuration) -> 
 # ---------------------------------------------------------------------------------------- best methods
 
 
-def best(collected: Collected, styles: Mapping[str, Style], configuration: Configuration) -> dict[str, Member]:
-    """Return the methods that cannot be told from the best one on this task (see `best_methods`)."""
-    paired, higher = results(collected, configuration), result_unit(configuration).higher_is_better
-    return best_methods(paired, ranked(paired, seed_counts(collected, configuration), styles), higher)
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The methods that cannot be told from the best one, and the number of methods among which it was looked for."""
+
+    members: Mapping[str, Member]
+    candidates: int
+
+    @property
+    def marked(self) -> set[str]:
+        """The methods to print in bold: the members, or none if all candidates are members."""
+        return set(self.members) if len(self.members) < self.candidates else set()
 
 
-def ranked(paired: Paired, counts: Mapping[str, Mapping[str, int]], styles: Mapping[str, Style]) -> list[str]:
+def best(collected: Collected, styles: Mapping[str, Style], configuration: Configuration) -> Best:
+    """Return the methods that cannot be told from the best one on this task."""
+    return best_of(results(collected, configuration), collected, styles, configuration)
+
+
+def best_of(paired: Paired, collected: Collected, styles: Mapping[str, Style], configuration: Configuration) -> Best:
+    """Return the methods that cannot be told from the best one by other values on this task (see `best_methods`)."""
+    candidates = _candidates(paired, seed_counts(collected, configuration), styles)
+    members = best_methods(paired, candidates, result_unit(configuration).higher_is_better)
+    return Best(members=members, candidates=len(candidates))
+
+
+def _candidates(paired: Paired, counts: Mapping[str, Mapping[str, int]], styles: Mapping[str, Style]) -> list[str]:
     """Return the methods among which the best is looked for.
 
     Oracles, controls and methods with a diverged seed are left out. The list is empty while a run of these methods is
@@ -201,14 +220,3 @@ def ranked(paired: Paired, counts: Mapping[str, Mapping[str, int]], styles: Mapp
     if any({"missing", "failed"} & count.keys() for count in candidates.values()):
         return []
     return [method for method, count in candidates.items() if "diverged" not in count and method in paired.values]
-
-
-def best_marks(collected: Collected, styles: Mapping[str, Style], configuration: Configuration) -> set[str]:
-    """Return the methods whose results are printed in bold on this task."""
-    candidates = ranked(results(collected, configuration), seed_counts(collected, configuration), styles)
-    return marked(best(collected, styles, configuration), len(candidates))
-
-
-def marked(members: Mapping[str, Member], candidates: int) -> set[str]:
-    """Return the methods to print in bold: those that cannot be told from the best, if that tells any apart."""
-    return set(members) if len(members) < candidates else set()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from floral.config import catalogue
@@ -17,6 +18,24 @@ FINISHED_MARKS = ("done", "summary.json")
 """Removed before all other files of a run. So a partly removed run never counts as finished."""
 
 
+@contextmanager
+def without_snakemake(results: Path) -> Iterator[None]:
+    """During the `with` block, Snakemake waits at its start with this results folder.
+
+    Raises:
+        ConfigError: Snakemake works with these results already.
+    """
+    if not results.is_dir():
+        yield
+        return
+    with locks.exclusively(results / IN_USE) as is_alone:
+        if not is_alone:
+            raise ConfigError(
+                f"{results}: Snakemake works with these results; wait until it ends, or stop it, and repeat the command"
+            )
+        yield
+
+
 def folders_to_forget(names: Collection[str], results: Path, only_outdated: bool) -> list[Path]:
     """Return the folders of runs and searches of these variants or tasks, as paths inside the results folder.
 
@@ -24,8 +43,7 @@ def folders_to_forget(names: Collection[str], results: Path, only_outdated: bool
     that may have other numbers now, and interrupted runs that cannot continue.
 
     Raises:
-        ConfigError: a name is neither a variant nor a task, a process is working on one of the runs, or Snakemake works
-            with these results.
+        ConfigError: a name is neither a variant nor a task, or a process is working on one of the runs.
     """
     runs = sorted((results / "train").glob("*/*/seed*"))
     searches = [] if only_outdated else sorted(path for path in (results / "tune").glob("*/*/*") if path.is_dir())
@@ -38,10 +56,6 @@ def folders_to_forget(names: Collection[str], results: Path, only_outdated: bool
     folders = [path for path in (*runs, *searches) if {path.parts[-2], path.parts[-3]} & names_to_forget]
     if only_outdated:
         folders = [folder for folder in folders if _is_outdated(folder, results)]
-    if locks.busy(results / IN_USE, or_shared=True):
-        raise ConfigError(
-            f"{results}: Snakemake works with these results; wait until it ends, or stop it, and repeat the command"
-        )
     if working := [folder for folder in folders if running(folder)]:
         raise ConfigError(f"{working[0]}: a process is working on this run; stop it, and repeat the command")
     return [folder.relative_to(results) for folder in folders]

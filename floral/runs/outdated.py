@@ -32,7 +32,7 @@ def why_outdated(costs: Mapping[str, Any], method: str, model: str, precision: s
     """
     recorded = costs.get("code")
     reasons = [
-        f"{path} {'has changed' if recorded is None or path in recorded else 'was not used'}"
+        f"{path} {'has changed' if recorded is None or path in recorded else 'is used now, but was not then'}"
         for path in code.changed_files(recorded, method, model)
     ]
     used = costs.get("execution", {}).get("precision", precision)
@@ -67,6 +67,11 @@ def why_not_continued(run: Run, folder: Path) -> list[str]:
         return []
     reasons = why_outdated(progress, run.variant.method, run.task.model.kind, run.precision)
     return [] if reasons and running(folder) else reasons
+
+
+def cannot_continue(reasons: Iterable[str], remedy: str = f"remove it: {FORGET}") -> str:
+    """Return what to say of an interrupted run that is not continued, with the remedy."""
+    return f"cannot continue: {' and '.join(reasons)}; {remedy}"
 
 
 def _progress(folder: Path) -> dict[str, Any] | None:

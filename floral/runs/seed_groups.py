@@ -101,7 +101,7 @@ def seed_means(group: SeedGroup, results: Path) -> SeedMeans:
         seeds=", ".join(words),
         summaries=[summary for summary in summaries.values() if summary],
         values=values,
-        curves=list(_mean_curves(results / folder for folder in averaged)),
+        curves=list(_mean_curves((results / folder for folder in averaged), group.runs[0].task.loss == "mse")),
     )
 
 
@@ -126,10 +126,11 @@ def _mean_with_interval(name: str, values: list[float | None], is_error: bool) -
     return {f"{end}/{name}": value for end, value in ends.items() if value is not None}
 
 
-def _mean_curves(folders: Iterable[Path]) -> Iterator[tuple[str, int, float]]:
+def _mean_curves(folders: Iterable[Path], of_errors: bool) -> Iterator[tuple[str, int, float]]:
     """Yield the points of the mean curves as (curve, round, mean over seeds), such as ("test.loss", 20, 0.31).
 
-    The curves are those in CURVES. A round is left out unless the curve has a finite value for every seed.
+    The curves are those in CURVES. A round is left out unless the curve has a finite value for every seed. Means of
+    errors (regression) are geometric.
     """
     import polars as pl
 
@@ -137,12 +138,13 @@ def _mean_curves(folders: Iterable[Path]) -> Iterator[tuple[str, int, float]]:
     tables = [pl.read_parquet(folder / "metrics.parquet", columns=columns) for folder in folders]
     if not tables:
         return
+    value = pl.col("value").sort()
     mean = (
         pl.concat(tables)
         .with_columns(key=pl.concat_str("split", pl.lit("."), "metric"))
         .filter(pl.col("key").is_in(CURVES) & pl.col("value").is_finite())
         .group_by("key", "round")
-        .agg(pl.col("value").sort().mean(), seeds=pl.len())
+        .agg(value.log().mean().exp() if of_errors else value.mean(), seeds=pl.len())
         .filter(pl.col("seeds") == len(tables))
         .sort("key", "round")
     )

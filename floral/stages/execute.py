@@ -25,7 +25,7 @@ from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
 from floral.engine.store import NAME
 from floral.runs import layout, reference, segments
-from floral.runs.outdated import FORGET, why_outdated
+from floral.runs.outdated import FORGET, cannot_continue, why_outdated
 from floral.stages import record
 from floral.stages.assemble import build_method, build_simulation, client_data, make_problem
 from floral.stages.choose_execution import configure_device, resolve_execution
@@ -95,10 +95,8 @@ def _check_resumed(run: Run, progress: Progress, path: Path) -> None:
     """
     begun = {"code": progress.code, "execution": progress.execution}
     if reasons := why_outdated(begun, run.variant.method, run.task.model.kind, run.precision):
-        raise ConfigError(
-            f"{path}: this run cannot continue: {' and '.join(reasons)}; remove this checkpoint, or call `{FORGET}`, "
-            "to train the run from the start"
-        )
+        remedy = f"remove this checkpoint, or call `{FORGET}`, to train the run from the start"
+        raise ConfigError(f"{path}: this run {cannot_continue(reasons, remedy)}")
 
 
 def _with_execution(simulation: Simulation, progress: Progress, path: Path, stop: Stop) -> Simulation:

@@ -22,7 +22,9 @@ SCORES = (
 """Values of summary.json that a run without data lacks (null)."""
 
 COSTS: dict[str, Any] = {
-    "parameters": dict.fromkeys(("trainable_per_client", "served", "kept_private", "sent_down", "sent_up"), 0),
+    "parameters": dict.fromkeys(
+        ("base", "trainable_per_client", "served", "sent_down", "sent_up", "kept_private", "server"), 0
+    ),
     "bytes_per_round": 0,
     "passes_per_sample": 0.0,
     "seconds": {"setup": 0.0, "train": 0.0, "evaluate": 0.0, "total": 0.0},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,7 @@ class Progress:
 
         Other processes read the segment file while the run trains.
         """
-        costs = [self.bytes, self.client_samples, self.client_passes]
-        self.metrics += [[self.round, split, metric, value, *costs] for split, metric, value in evaluation.metrics]
+        self.record(evaluation.metrics)
         if self.segment is not None:
             segments.append(self.segment, self.round, evaluation.metrics)
         if evaluation.routes is not None:
@@ -56,11 +56,13 @@ class Progress:
     def add_official(self, scores: tuple[float, float]) -> None:
         """Add the published code's score of a round of the last bin, also to the rows of metrics.parquet."""
         self.official.append(scores)
+        of_all, of_sample = scores
+        self.record([("official", "score", of_all), ("official", "score_sampled", of_sample)])
+
+    def record(self, values: Iterable[tuple[str, str, float]]) -> None:
+        """Add rows to metrics.parquet for the current round: (split, metric, value), beside the costs so far."""
         costs = [self.bytes, self.client_samples, self.client_passes]
-        names = ("score", "score_sampled")
-        self.metrics += [
-            [self.round, "official", name, value, *costs] for name, value in zip(names, scores, strict=True)
-        ]
+        self.metrics += [[self.round, split, metric, value, *costs] for split, metric, value in values]
 
     def as_json(self) -> dict[str, Any]:
         """Return the values that a checkpoint stores."""

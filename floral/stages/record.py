@@ -47,8 +47,7 @@ def write_results(
     scores = local_scores
     if headline(run, progress) == "population":
         scores, values = simulation.global_test(state)
-        spent = [progress.bytes, progress.client_samples, progress.client_passes]
-        progress.metrics += [[progress.round, split, metric, value, *spent] for split, metric, value in values]
+        progress.record(values)
     progress.seconds["evaluate"] += time.perf_counter() - began
     metrics = pl.DataFrame(progress.metrics, schema=METRICS, orient="row")
     routes = progress.routes[-1][1] if progress.routes else None

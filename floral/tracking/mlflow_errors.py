@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import socket
 import sqlite3
-from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from floral.config import paths
 from floral.config.reading import ConfigError
@@ -102,25 +99,15 @@ def _status(error: BaseException) -> int:
 def check_artifact_place(uri: str, suite: str, location: str) -> None:
     """Check that this machine can send artifacts (result files) to the place that the server has chosen.
 
-    `location` is a path if the server does not receive artifacts itself. Each client then writes to this path. The
-    server finds the files only if both machines share the disk.
+    `location` is a path if the server does not receive artifacts itself. Each client then writes to this path on its
+    own disk. Nothing shows whether the server reads the same disk.
 
     Raises:
-        ConfigError: `location` is a path on another machine.
+        ConfigError: `location` is a path, and the server is another machine.
     """
     names = {"localhost", "127.0.0.1", "::1", socket.gethostname(), socket.getfqdn()}
-    scheme = urlsplit(location).scheme
-    if scheme not in ("", "file") or urlsplit(uri).hostname in names:
-        return
-    if not _can_be_written(Path(url2pathname(urlsplit(location).path) if scheme else location)):
+    if urlsplit(location).scheme in ("", "file") and urlsplit(uri).hostname not in names:
         raise ConfigError(
-            f"the MLflow server {uri} does not receive artifacts: it stores those of {suite!r} in {location}, which is "
-            f"not writable here; {SERVE_ARTIFACTS}, then rename the experiment {suite!r}, which keeps its old place; "
-            "or mount the server's disk here"
+            f"the MLflow server {uri} does not receive artifacts: it stores those of {suite!r} in {location} on its "
+            f"own disk; {SERVE_ARTIFACTS}, then rename the experiment {suite!r}, which keeps its old place"
         )
-
-
-def _can_be_written(folder: Path) -> bool:
-    """Return whether files can be written in a folder of artifacts, which the first file creates."""
-    existing = folder if folder.exists() else folder.parent
-    return folder.is_absolute() and existing.is_dir() and os.access(existing, os.W_OK)

@@ -27,14 +27,14 @@ def test_a_reference_is_reported_from_its_archive(tmp_path: Path, capsys: pytest
     assert capsys.readouterr().out == f"report of the reference results: {folder}/index.html\n"
     committed = pl.read_parquet(ROOT / "reports/reference" / SUITE / "summary.parquet")
     rebuilt = pl.read_parquet(folder / "summary.parquet")
-    done = rebuilt.filter(pl.col("status") == "done")
-    assert done["reference"].to_list() == [f"{SUITE}, commit c831a9a2ba7b"] and done["variant"].to_list() == ["fedavg"]
-    same_run = committed.filter(pl.col("hash8") == done["hash8"][0])
-    assert done.drop("reference").equals(same_run.drop("reference"))
+    done, same_runs = (table.filter(pl.col("status") == "done").drop("reference") for table in (rebuilt, committed))
+    assert done.height and done.equals(same_runs)
+    commits = set(rebuilt["reference"].drop_nulls())
+    assert commits and all(commit.startswith(f"{SUITE}, commit ") for commit in commits)
     for kind in ("csv", "svg", "pdf"):
         assert list((folder / "figures").glob(f"tradeoff_*.{kind}"))
     assert (folder / "tables/main.tex").stat().st_size
-    assert "53 of 54 runs have no result yet" in (folder / "index.html").read_text(encoding="utf-8")
+    assert f"{54 - done.height} of 54 runs have no result yet" in (folder / "index.html").read_text(encoding="utf-8")
     assert not (tmp_path / "results").exists()  # the archive is unpacked elsewhere
 
 

@@ -53,6 +53,8 @@ NUMBERS_AGAIN = PLAIN.assign(species=np.repeat([0, 1, 2], 10))
         (csv(PLAIN, decimal=",", quoting=2), {}, r"column 'a', row 0 .*: '-?\d+,\d+' .* set `data\.decimal: \",\"`"),
         (changed("a", 7, "5,1"), {}, r"column 'a', row 7 .*: '5,1' is not .*; set `data\.decimal: \",\"`"),
         (csv(PLAIN, sep=";"), {"separator": ";", "decimal": ","}, r"column 'a', row 0 .*'-?\d+\.\d+' has a point, but"),
+        (csv(PLAIN.assign(b="img0.png"), sep=";", decimal=","), {"separator": ";", "decimal": ","},
+         r"column 'b' has type String, but features must be numbers"),
         ("# exported today\n" + csv(PLAIN), {}, r"the first line, '# exported today', has 1; remove the lines before"),
         ("sep=;\n" + csv(PLAIN, sep=";"), {"separator": ";"}, r"the first line, 'sep=;', has 2; remove the lines"),
         ("a,b,species\n" * 1, {}, r"names of columns, but no rows, so there are no samples here; add rows"),
@@ -179,6 +181,8 @@ WITHOUT_FIRST = PLAIN.assign(a=PLAIN.a.where(PLAIN.index > 0))
         (changed("b", 0, " ? "), {"missing": ["?"]}, CLEAN),
         (changed("b", 0, ""), {"missing": [""]}, CLEAN),
         (changed("b", 0, "-999.0"), {"missing": [-999]}, CLEAN),
+        (csv(PLAIN.replace({"a": {PLAIN.a[0]: -999.0}}), sep=";", decimal=","),
+         {"separator": ";", "decimal": ",", "missing": [-999]}, CLEAN),
         (raw(""), {"missing": ["", "NA"]}, CLEAN),
         (raw('""'), {"missing": [""]}, CLEAN),
         (csv(PLAIN.assign(c=["?"] * 30)), {"missing": ["?"], "features": ["a", "b"]}, PLAIN),
@@ -206,6 +210,13 @@ def test_a_table_is_read_as_pandas_reads_it(tmp_path, content, options, expected
         scaled, wanted = ((v - v.min()) / (v.max() - v.min()) for v in (column.astype(float), of_file))
         for c in range(len(names)):
             assert np.allclose(np.sort(scaled[y == c]), np.sort(wanted[number == c]), atol=1e-5)
+
+
+def test_a_missing_word_is_no_other_name_of_a_client(tmp_path):
+    """As a number, 01 would be the missing 1."""
+    content = csv(PLAIN.assign(site=[f"{at % 3:02d}" for at in range(30)]))
+    found = read("table", written(tmp_path, content), **LABEL, client="site", missing=["1"])
+    assert found.client_names == ("00", "01", "02")
 
 
 @pytest.mark.parametrize(

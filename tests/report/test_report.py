@@ -203,6 +203,19 @@ def test_measured_costs_are_means_over_the_seeds_that_are_done(results, write):
     assert cells["seconds"] == EMPTY and cells["served"].order == 4810
 
 
+def test_the_adaptors_of_floral_stand_in_per_cent_of_the_base(results, write):
+    runs = [make_run("digits_rotate", variant, 0) for variant in ("floral_1", "ensemble", "local")]
+    adaptors = runs[0].task.clusters
+    for run in runs:
+        costs = {**COSTS, "parameters": {**COSTS["parameters"], "server": 4810 + adaptors * 481}}
+        (write(run) / "costs.json").write_text(json.dumps(costs))
+    found = collect("quickstart", runs, results)
+    cells = cost_cells(found, found.configurations[0])
+    of_floral = cells["floral_1"]["adaptors"]
+    assert (of_floral.text, of_floral.note) == (f"{10 * adaptors:.1f}", "10.0 each")
+    assert cells["ensemble"]["adaptors"] == cells["local"]["adaptors"] == EMPTY
+
+
 @pytest.mark.parametrize(
     ("narrowing", "typed"),
     [

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from floral.core.intervals import t_interval
+from floral.core.intervals import Interval, mean_interval, t_interval
 from floral.core.units import decile_count
+from floral.report.paired import Paired
 from floral.report.statistics import binomial_null, worst_mean
 
 
@@ -16,6 +17,16 @@ def test_t_interval_of_three_values():
     assert interval.mean == 2 and interval.n == 3
     assert interval.half_width == pytest.approx(2.4841, abs=1e-4)
     assert not interval.is_decided
+
+
+def test_a_mean_of_errors_is_geometric_and_never_overflows():
+    found = mean_interval([1.0, 100.0], logarithmic=True)
+    assert found.mean == pytest.approx(10) and found.low < 1 < 100 < found.high and found.neutral == 1
+    assert mean_interval([0.0, 0.1, 0.2], logarithmic=True) == Interval(mean=0, low=None, high=None, n=3, neutral=1)
+    assert t_interval([80.0, 300.0]).exponential().high == math.inf
+    wide = Paired(values={"a": {0: 1e-300, 1: 1e300}, "b": {0: 1.0, 1: 1.0}, "c": {0: 0.0, 1: 1.0}}, logarithmic=True)
+    assert wide.difference("a", "b").high == math.inf
+    assert wide.difference("c", "b").n == 1 and wide.difference("c", "b").mean == 1, "an error of 0 has no ratio"
 
 
 def test_t_interval_of_one_value_has_no_ends():

@@ -45,7 +45,7 @@ def test_runs_of_other_code_are_named_with_the_remedy(tmp_path: Path) -> None:
     made_with_other_code(tmp_path, 0, 1)
     recorded = code.digests("floral", "mlp")
     change_costs(tmp_path / RUNS[2].folder, code={path: digest for path, digest in recorded.items() if path != FLORAL})
-    assert outdated(RUNS[2:], tmp_path) == {RUNS[2].folder: [f"{FLORAL} was not used"]}
+    assert outdated(RUNS[2:], tmp_path) == {RUNS[2].folder: [f"{FLORAL} is used now, but was not then"]}
     change_costs(tmp_path / RUNS[2].folder, code=recorded)
     assert outdated(RUNS, tmp_path) == {run.folder: [f"{FEDAVG} has changed"] for run in RUNS[:2]}
     assert outdated_lines(RUNS, outdated(RUNS, tmp_path)) == [

@@ -148,7 +148,7 @@ def test_what_the_cluster_refuses_is_said_before_anything_is_submitted(cluster: 
     assert "`slurm: partition`: unknown partition 'gpu'; this cluster has closed, main, urgent" in unknown, unknown
     refused = said("{partition: closed, account: someone}")
     assert "SLURM refuses a job of account someone in partition closed" in refused, refused
-    assert "set `account` and `partition` under `slurm:` in config/config.yaml" in refused
+    assert "correct the keys under `slurm:` in config/config.yaml" in refused
     assert not project.paths("results/train/*")
 
 

@@ -1,7 +1,7 @@
 """Intervals and sets of best methods cover what they promise, for experiments as the suites make them.
 
-Clients are fixed by design (client k has cluster k mod C). Per seed, the partition and the start of the model are
-random. Clients share the global test set, so their values of a seed depend on each other.
+Clients are fixed by design: clusters have different sizes and difficulties. Per seed, the partition and the start of
+the model are random. Clients of a cluster share a model and the test samples, so their values depend on each other.
 """
 
 from __future__ import annotations
@@ -12,36 +12,56 @@ import pytest
 from floral.report.comparison import best_methods, compare
 from floral.report.paired import Paired
 
-CLIENTS, CLUSTERS, EXPERIMENTS = 20, 4, 2000
+CLIENTS = np.array([8, 6, 4, 2])
+"""Clients of each cluster."""
+DIFFICULTY = np.array([1.5, 0.8, 0.2, 2.5])
+"""Log odds of a right prediction in each cluster."""
+SAMPLES, EXPERIMENTS = 200, 2000
+
+
+def accuracies(random: np.random.Generator, shape: tuple[int, ...], effects: list[float]) -> np.ndarray:
+    """Mean accuracies over clients in per cent [*shape, methods].
+
+    The partition moves all methods of a seed, the start moves each cluster of each method. The test samples of a
+    cluster are drawn once for a method, because its clients share them.
+    """
+    methods, clusters = len(effects), len(CLIENTS)
+    partition = 0.2 * random.normal(size=(*shape, 1, 1))
+    start = 0.4 * random.normal(size=(*shape, methods, clusters))
+    odds = DIFFICULTY + np.array(effects)[:, None] + partition + start
+    shares = random.binomial(SAMPLES, 1 / (1 + np.exp(-odds))) / SAMPLES
+    return 100 * shares @ CLIENTS / CLIENTS.sum()
 
 
 def experiment(random: np.random.Generator, seeds: int, effects: dict[str, float]) -> Paired:
-    """Means over clients of one experiment.
-
-    A seed moves all methods (its partition), each method (its start) and each cluster of a method. Clusters differ by
-    20 points, and lose to each other what they win, so that clients vary far more than the mean over clients.
-    """
-    cluster = np.arange(CLIENTS) % CLUSTERS
-    partition = random.normal(size=seeds)
-    values = {}
-    for method, effect in effects.items():
-        trade = random.normal(scale=5.0, size=(seeds, CLUSTERS))
-        trade -= trade.mean(axis=1, keepdims=True)
-        of_clients = 70 + effect + 20.0 * cluster + (partition + random.normal(size=seeds))[:, None] + trade[:, cluster]
-        values[method] = dict(enumerate(of_clients.mean(axis=1).tolist()))
-    return Paired(values=values)
+    by_method = accuracies(random, (seeds,), list(effects.values())).T
+    return Paired(values={name: dict(enumerate(row.tolist())) for name, row in zip(effects, by_method, strict=True)})
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_a_paired_interval_covers_the_true_difference_in_95_of_100_cases(seeds: int) -> None:
+    effects = {"a": 0.3, "b": 0.0}
+    means = accuracies(np.random.default_rng(0), (200_000,), list(effects.values())).mean(axis=0)
+    true = means[0] - means[1]
     random, covered, widths = np.random.default_rng(seeds), 0, []
     for _ in range(EXPERIMENTS):
-        paired = experiment(random, seeds, {"a": 1.5, "b": 0.0})
-        difference = paired.difference("a", "b")
-        covered += difference.low <= 1.5 <= difference.high
+        difference = experiment(random, seeds, effects).difference("a", "b")
+        covered += difference.low <= true <= difference.high
         widths.append(difference.half_width)
     print(f"{seeds} seeds: {100 * covered / EXPERIMENTS:.1f} % covered, mean half width {np.mean(widths):.2f} points")
     assert 0.93 <= covered / EXPERIMENTS <= 0.97
+
+
+def test_few_seeds_do_not_cover_a_rare_event() -> None:
+    """Clusters that are not found in one of ten seeds: most experiments of three seeds do not contain the event."""
+    random, covered = np.random.default_rng(0), 0
+    for _ in range(EXPERIMENTS):
+        failed = -20.0 * (random.random(3) < 0.1)
+        values = {"a": dict(enumerate(failed + random.normal(size=3))), "b": {seed: 0.0 for seed in range(3)}}
+        difference = Paired(values=values).difference("a", "b")
+        covered += difference.low <= -2.0 <= difference.high
+    print(f"rare event, 3 seeds: {100 * covered / EXPERIMENTS:.1f} % covered")
+    assert covered / EXPERIMENTS < 0.93, "if it is covered now, docs/explanation/statistics.md is to say so"
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
@@ -59,7 +79,7 @@ def test_errors_over_powers_of_ten_have_covering_ratios(seeds: int) -> None:
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
-@pytest.mark.parametrize("effects", [(0.0,) * 10, (0.0, 0.0, -3.0, -6.0, -9.0), (0.0, *(-30.0,) * 20)], ids=str)
+@pytest.mark.parametrize("effects", [(0.0,) * 10, (0.0, 0.0, -0.2, -0.4, -0.6), (0.0, *(-2.0,) * 20)], ids=str)
 def test_the_best_method_is_in_the_set_in_95_of_100_cases(seeds: int, effects: tuple[float, ...]) -> None:
     random, kept = np.random.default_rng(200 + seeds), 0
     for _ in range(400):

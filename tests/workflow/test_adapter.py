@@ -24,8 +24,9 @@ from floral.cluster import slurm, warm_start
 from floral.config.reading import ConfigError
 from floral.config.settings import Settings
 from floral.config.suites import suite_runs
-from floral.io.locks import HELD_UNTIL_EXIT
-from floral.runs.forget import folders_to_forget
+from floral.io.locks import HELD_UNTIL_EXIT, busy
+from floral.runs.forget import without_snakemake
+from floral.runs.state import IN_USE
 from floral.workflow import adapter
 from floral.workflow.rules import Rules
 from floral.workflow.work import Work
@@ -228,10 +229,12 @@ def test_the_start_on_this_machine_prints_the_estimate(
     assert "suite quickstart: 3 runs of 1 task and 1 variant: 0 finished, 3 to do" in capsys.readouterr().err
     assert (hooks.results / "plan/quickstart.json").exists()
     assert workflow.scheduler.job_rate_limiter is None and isinstance(hooks.warm, Warm)
-    with pytest.raises(ConfigError, match="Snakemake works with these results; wait until it ends, or stop it"):
-        folders_to_forget(["fedavg"], hooks.results, only_outdated=False)
+    refused = pytest.raises(ConfigError, match="Snakemake works with these results; wait until it ends, or stop it")
+    with refused, without_snakemake(hooks.results):
+        raise AssertionError("runs would be removed beside Snakemake")
     HELD_UNTIL_EXIT.pop().close()
-    assert folders_to_forget(["fedavg"], hooks.results, only_outdated=False) == []
+    with without_snakemake(hooks.results):
+        assert busy(hooks.results / IN_USE), "Snakemake waits"
 
 
 def test_the_start_within_a_job_leaves_snakemake_as_it_is(hooks: adapter.Hooks, within_a_job: None) -> None:

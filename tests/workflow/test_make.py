@@ -93,3 +93,6 @@ def test_make_uses_the_folders_of_the_settings(project: Path, tmp_path: Path) ->
     shown = make(project, *server, PYTHONPATH=path, **places)
     assert f"{places['FLORAL_RESULTS']}/track/server-artifacts\n" in shown, shown
     assert "--artifacts-destination\n/some/where\n" in make(project, *server, "ARTIFACTS=/some/where", PYTHONPATH=path)
+    (project / "config/config.yaml").write_text("suite: [a\n")
+    shown = make(project, *server, PYTHONPATH=path)
+    assert "config/config.yaml: this file is not valid YAML" in shown and "Traceback" not in shown, shown

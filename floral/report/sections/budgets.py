@@ -10,15 +10,13 @@ import polars as pl
 
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
-from floral.report.comparison import best_methods
 from floral.report.paired import Paired
 from floral.report.sections.base import Material, Part, Section
 from floral.report.style import Style
 from floral.report.summarise import (
     REFERENCE,
-    marked,
+    best_of,
     methods_without_mean,
-    ranked,
     result_unit,
     seed_counts,
     seed_note,
@@ -171,8 +169,7 @@ def _value_cells(material: Material, configuration: Configuration, readings: Rea
         if method not in excluded
     }
     paired = Paired(values=values, logarithmic=unit.logarithmic)
-    candidates = ranked(paired, counts, material.styles)
-    bold = marked(best_methods(paired, candidates, unit.higher_is_better), len(candidates))
+    bold = best_of(paired, collected, material.styles, configuration).marked
     cells = {method: Cell(text=seed_note(counts[method])) for method in readings if method in excluded}
     for method in values:
         difference = None

@@ -35,14 +35,15 @@ def claim(difference: Interval, to_global: Interval | None = None, ari: float | 
 
     to_global: the same difference to FedAvg. ari: the mean adjusted Rand index of FLoRAL's routes. If the routes are at
     chance and FedAvg is better, FLoRAL does not personalise, and a better result than another method shows nothing. The
-    verdict is then `no personalisation`.
+    verdict is then `no personalisation` instead of `holds`.
     """
-    at_chance = ari is not None and ari < CHANCE_ARI
-    if at_chance and to_global is not None and to_global.is_decided and to_global.mean < 0:
-        return "no personalisation"
     if not difference.is_decided:
         return "undecided"
-    return "holds" if difference.mean > 0 else "fails"
+    if difference.mean < 0:
+        return "fails"
+    at_chance = ari is not None and ari < CHANCE_ARI
+    global_is_better = to_global is not None and to_global.is_decided and to_global.mean < 0
+    return "no personalisation" if at_chance and global_is_better else "holds"
 
 
 def section(material: Material) -> Section | None:

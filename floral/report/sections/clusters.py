@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import polars as pl
 
-from floral.core.intervals import t_interval
+from floral.core.intervals import mean_interval
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
 from floral.report.sections.base import Material, Part, Section
@@ -44,19 +45,27 @@ def cluster_cells(collected: Collected, configuration: Configuration) -> dict[st
             continue
 
         def cell(values: Sequence[float]) -> Cell:
-            return interval_cell(t_interval(list(values)), unit.digits, usual=usual)
+            return interval_cell(mean_interval(list(values), unit.logarithmic), unit.digits, usual=usual)
 
         cells[method] = {str(c): cell(values) for c, values in enumerate(zip(*seeds, strict=True))}
-        cells[method][GAP] = cell([max(means) - min(means) for means in seeds])
+        cells[method][GAP] = cell([_gap(means, unit.logarithmic) for means in seeds])
         if method in deciles:
             cells[method][DECILE] = cell(list(deciles[method].values()))
     return cells
 
 
+def _gap(means: Sequence[float], logarithmic: bool) -> float:
+    """Return the best minus the worst accuracy of a cluster; for errors, the largest divided by the smallest."""
+    if not logarithmic:
+        return max(means) - min(means)
+    return max(means) / min(means) if min(means) > 0 else math.inf if max(means) > 0 else 1.0
+
+
 def _table(material: Material, configuration: Configuration, cells: dict[str, dict[str, Cell]], caption: str) -> Table:
     unit = result_unit(configuration)
     keys = list(dict.fromkeys(key for row in cells.values() for key in row))
-    titles = {GAP: f"Best \u2212 worst, {unit.difference}", DECILE: "Worst decile of clients"}
+    gap = "Worst \u00f7 best" if unit.logarithmic else f"Best \u2212 worst, {unit.difference}"
+    titles = {GAP: gap, DECILE: "Worst decile of clients"}
     columns = [
         Column(id=f"c{key}", title=titles.get(key, key), spanner="" if key in titles else f"{unit.title}, of cluster")
         for key in keys

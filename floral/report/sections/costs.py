@@ -16,7 +16,7 @@ from floral.report.tables import EMPTY, Cell, Column, amount, grid, number
 
 COLUMNS = {
     "trainable_per_client": ("trained", "Parameters"), "served": ("served", "Parameters"),
-    "kept_private": ("private", "Parameters"), "adaptors": ("adaptors, % of base", "Parameters"),
+    "kept_private": ("private", "Parameters"), "adaptors": ("FLoRAL's adaptors, % of base", "Parameters"),
     "sent_down": ("down", "Bytes per client and round"), "sent_up": ("up", "Bytes per client and round"),
     "bytes": ("in all", "Bytes, all clients"),
     "held": ("model and gradients", "Memory per client, bytes"),
@@ -68,18 +68,16 @@ def cost_cells(collected: Collected, configuration: Configuration) -> dict[str, 
 
 
 def _adaptor_cell(variant: Variant, task: Task, parameters: Mapping[str, int]) -> Cell:
-    """Return how large all adaptors of a method are, and one of them, in per cent of the base model.
+    """Return how large the adaptors that FLoRAL's clients share are in all, and one of them, in per cent of the base.
 
-    A rank of 1 % is rounded up to 1 in small layers, so adaptors can be much larger than the method's title says.
+    A rank of 1 % is rounded up to 1 in small layers, so adaptors can be much larger than the method's title says. The
+    cell of other methods is empty.
     """
-    if "rank" not in variant.params:
+    floats = parameters["server"] - parameters["base"]
+    if variant.method != "floral" or floats <= 0:
         return EMPTY
-    shared = parameters["server"] - parameters["base"]
-    floats, count = shared or parameters["kept_private"], variant.params.get("multiplier", 0) * task.assumed
-    if floats <= 0:
-        return EMPTY
-    share = 100 * floats / parameters["base"]
-    note = f"{number(share / count, None)} each" if shared and count > 1 else ""
+    share, count = 100 * floats / parameters["base"], variant.params["multiplier"] * task.assumed
+    note = f"{number(share / count, None)} each" if count > 1 else ""
     return Cell(text=number(share, None), note=note, order=share)
 
 

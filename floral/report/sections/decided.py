@@ -68,16 +68,15 @@ def decided_cells(collected: Collected, configuration: Configuration) -> dict[st
 
 def best_part(material: Material, configuration: Configuration) -> Part | None:
     """Build the table of the methods that cannot be told from the best one; None if there is no such set."""
-    members = best(material.collected, material.styles, configuration)
+    members = best(material.collected, material.styles, configuration).members
     if not members:
         return None
     unit, means = result_unit(configuration), intervals(material.collected, configuration)
     usual = usual_seeds(material.collected)
-    ending = ", ratio" if unit.logarithmic else f", {unit.difference}"
     columns = [
         Column(id="value", title=unit.title),
-        Column(id="bound", title=f"May be worse by{ending}"),
-        Column(id="detectable", title=f"Detectable{ending}"),
+        Column(id="bound", title=f"May be worse by, {unit.difference}"),
+        Column(id="detectable", title=f"Detectable, {unit.difference}"),
     ]
     cells = {
         method: {

@@ -17,7 +17,7 @@ from floral.report.style import Style
 from floral.report.summarise import (
     REFERENCE,
     Unit,
-    best_marks,
+    best,
     differences,
     intervals,
     means,
@@ -99,7 +99,7 @@ def main_cells(
     top5 = means(collected, configuration, "test_top5_accuracy", unit.scale) if with_top5 else {}
     perplexity = perplexities(collected, configuration)
     usual = usual_seeds(collected)
-    bold = best_marks(collected, styles, configuration)
+    bold = best(collected, styles, configuration).marked
     cells: dict[str, dict[str, Cell]] = {}
     for method, count in counts.items():
         note = seed_note(count)

@@ -50,12 +50,12 @@ def _first_configurations(material: Material) -> list[Configuration]:
 
 def _table(material: Material) -> dict[str, list[float]]:
     """Return each method's mean results, one per task. Methods without a result on some task are left out."""
-    by_task = [results(material.collected, item).values for item in _first_configurations(material)]
+    by_task = [results(material.collected, item) for item in _first_configurations(material)]
     methods = [method for method, style in material.styles.items() if style.group == "method"]
     return {
-        method: [float(np.mean(list(values[method].values()))) for values in by_task]
+        method: [paired.mean(method).mean for paired in by_task]
         for method in methods
-        if all(method in values for values in by_task)
+        if all(method in paired.values for paired in by_task)
     }
 
 

@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import polars as pl
 import pytest
+from printed import decisions
 from run_folders import make_run
 
 from floral.report.build import report, template_yaml
@@ -82,6 +84,39 @@ def test_what_holm_takes_back_is_said(results, write):
     }  # fmt: skip
     (lead,) = [sentence for sentence in verdict(found, material(found).styles) if "paired" in sentence]
     assert "2 better, 0 worse, 1 undecided" in lead and "correction in each task: 0 better, 0 worse" in lead
+
+
+@pytest.mark.parametrize("task", ["digits_rotate", "synthetic_linear"])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_no_printed_verdict_contradicts_its_interval(results, write, task, seeds):
+    """Accuracies, and errors whose ratios are near 1, with differences of all sizes."""
+    random = np.random.default_rng(seeds)
+    near = {
+        name: list(50 + shift + 0.5 * random.normal(size=seeds))
+        for name, shift in zip(("floral_1", "fedavg", "local", "ensemble", "fedprox"), (0, 0.1, 0.5, 1, 3), strict=True)
+    }
+    found = reached(results, write, near, (task,))
+    if task == "synthetic_linear":
+        found = replace(found, summary=found.summary.with_columns(test_loss=pl.col("test_accuracy")))
+    rows = decisions("".join(part.table.html for part in section(material(found)).parts))
+    assert len(rows) == 4
+    for row in rows:
+        row.check()
+
+
+def test_methods_that_cannot_win_are_counted_apart_with_their_verdicts(results, write):
+    label_shift = ("digits_label_shift",)
+    found = reached(results, write, {"floral_1": [50.0, 52.0, 54.0], "fedavg": [20.0, 21.8, 24.1]}, label_shift)
+    lead = verdict(found, material(found).styles)
+    assert any(
+        sentence.startswith("Counted apart: 1 comparison of methods with one model")
+        and sentence.endswith(": 0 better, 1 worse, 0 undecided.")
+        for sentence in lead
+    )
+    assert not any("paired comparison" in sentence for sentence in lead)
+    assert not any("There are no paired intervals" in sentence for sentence in lead)
+    one_seed = replace(found, summary=found.summary.filter(pl.col("seed") == 0))
+    assert verdict(one_seed, material(one_seed).styles)[1].startswith("There are no paired intervals to")
 
 
 def test_the_best_methods_stand_above_with_what_they_may_hide(results, write):
