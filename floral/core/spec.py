@@ -270,6 +270,9 @@ class Cost:
     floats_sent: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Group → floats (down, up) per client and round, for groups whose scope does not determine them. For example,
     router logits are PRIVATE, but clients send them."""
+    floats_served: Mapping[str, int] = field(default_factory=dict)
+    """Group → floats that a client stores for its predictions, for groups whose size is not this number. For example, a
+    client adds a PRIVATE difference to the base once and stores their sum, so the difference itself counts 0."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
-from floral.core.spec import Group, Method, Params, Phase, Scope
+import torch
+from torch import Tensor
+
+from floral.core.spec import Group, Method, Params, Phase, Scope, View
 from floral.core.units import BYTES_PER_FLOAT
 from floral.engine.state import State
 
@@ -18,8 +21,9 @@ from floral.engine.state import State
 class Costs:
     """The costs of a method: numbers of floats, and forward-backward passes per training sample.
 
-    `sent_down` and `sent_up` are the floats that one client receives and sends in one round. `server` is the number of
-    floats that the server holds. All other numbers of floats are per client.
+    `served` is the number of floats that one client needs for its predictions. `sent_down` and `sent_up` are the floats
+    that one client receives and sends in one round. `server` is the number of floats that the server holds. All other
+    numbers of floats are per client.
     """
 
     base: int
@@ -41,12 +45,40 @@ class Costs:
         return {name: value for name, value in asdict(self).items() if name != "passes_per_sample"}
 
 
-def count(method: Method, state: State, now: tuple[Phase, ...], before: tuple[Phase, ...], *, epochs: int = 1) -> Costs:
+def needed_to_predict(method: Method, view: View, x: Tensor) -> frozenset[str]:
+    """Return the names of the groups that one client needs to predict for inputs x [B, ...].
+
+    A group is needed if the outputs become NaN when its values do. The values in `view` do not matter, except those of
+    statistics, such as the number of the client's cluster.
+    """
+    parts = [group for group in view if not method.groups[group].statistic]
+    statistics = {group: {n: t.nan_to_num() for n, t in view[group].items()} for group in view if group not in parts}
+    zeros = {group: {name: torch.zeros_like(t) for name, t in view[group].items()} for group in parts}
+
+    def needed(group: str) -> bool:
+        unknown = {name: torch.full_like(t, torch.nan) for name, t in view[group].items()}
+        outputs, _ = method.predict({**statistics, **zeros, group: unknown}, x, None, None)
+        return bool(outputs.isnan().any())
+
+    with torch.no_grad():
+        return frozenset(filter(needed, parts))
+
+
+def count(
+    method: Method,
+    state: State,
+    now: tuple[Phase, ...],
+    before: tuple[Phase, ...],
+    needed: frozenset[str],
+    *,
+    epochs: int = 1,
+) -> Costs:
     """Count the costs of one round, in which local training has the phases `now`.
 
     A phase trains some of the groups of parameters. `before` has the phases of the previous round; the values that
-    changed there are sent to the clients now. The method's `assign`, which sets PRIVATE values before local training,
-    runs once per round. Its cost per sample is therefore divided by the number of local `epochs`.
+    changed there are sent to the clients now. `needed` has the groups that a client needs for its predictions. The
+    method's `assign`, which sets PRIVATE values before local training, runs once per round. Its cost per sample is
+    therefore divided by the number of local `epochs`.
     """
     held = {name: _held(method, group, state.values[name]) for name, group in method.groups.items()}
     one_cluster = method.routing.serves_one_cluster
@@ -56,11 +88,11 @@ def count(method: Method, state: State, now: tuple[Phase, ...], before: tuple[Ph
     }
     sent = _sent(method, held, used, now, before)
     passes = method.cost.passes_per_sample + method.cost.assign_passes_per_sample / max(1, epochs)
-    parts = {name: group for name, group in method.groups.items() if not group.statistic}
+    served = {**{name: used[name] for name in needed}, **method.cost.floats_served}
     return Costs(
         base=_slice(method.groups["base"], state.values["base"]),
         trainable_per_client=sum(used[name] for name in {name for phase in now for name in phase.train}),
-        served=sum(used[name] for name in parts),
+        served=sum(served.values()),
         sent_down=sum(down for down, _ in sent.values()),
         sent_up=sum(up for _, up in sent.values()),
         kept_private=0

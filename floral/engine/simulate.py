@@ -25,9 +25,9 @@ from floral.engine.batched import Batched
 from floral.engine.before_rounds import BeforeRounds
 from floral.engine.capture import Captured
 from floral.engine.client_data import ClientData, plan
-from floral.engine.costs import Costs, count, mean
+from floral.engine.costs import Costs, count, mean, needed_to_predict
 from floral.engine.graphs import Graphs, cuda_graphs
-from floral.engine.state import State, start, view
+from floral.engine.state import State, client_view, start, view
 
 DIVERGED_LOSS = 1e8
 """A loss from this value on counts as diverged, like NaN."""
@@ -185,6 +185,7 @@ class Simulation:
         self.workers = Workers(execution.workers, execution.threads, check_stop)
         self._clients: dict[tuple[Phase, ...], local.Clients] = {}
         self._costs: dict[tuple[tuple[Phase, ...], ...], Costs] = {}
+        self._needed: frozenset[str] | None = None
         if settings.rounds:
             self.clients(1)  # raises Refused now rather than in the first round
 
@@ -247,7 +248,12 @@ class Simulation:
         """
         now, before = self.phases(round), self.phases(max(1, round - 1))
         if (now, before) not in self._costs:
-            self._costs[now, before] = count(self.method, state, now, before, epochs=sum(self.epochs(round)))
+            if self._needed is None:
+                first = torch.zeros(1, dtype=torch.long, device=self.device)
+                seen = client_view(*view(self.method, state.values, self.data.pool_of_client[first], first))
+                self._needed = needed_to_predict(self.method, seen, self.data.train.gather(first)[0])
+            epochs = sum(self.epochs(round))
+            self._costs[now, before] = count(self.method, state, now, before, self._needed, epochs=epochs)
         return self._costs[now, before]
 
     # ------------------------------------------------------------------------------------------------ rounds

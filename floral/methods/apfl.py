@@ -52,7 +52,7 @@ def build(problem: Problem, *, alpha: float) -> Method:
         predict=predict,
         noise=model.noise,
         local_step=step,
-        cost=Cost(passes_per_sample=2),
+        cost=Cost(passes_per_sample=2, floats_served={"personal": 0, "alpha": 0}),
         join=join_from(personal="base", personal_statistics="statistics"),
     )
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from floral.core.spec import Group, Method, Phase, Problem, Scope
+from floral.core.spec import Cost, Group, Method, Phase, Problem, Scope
 from floral.core.streams import Stream
 from floral.toolkit.parts import model_groups, predictor, repeated_start
 
@@ -51,4 +51,5 @@ def build(problem: Problem, *, after: float) -> Method:
             Phase(train=("difference",), when=lambda round, rounds: not averages(round, rounds)),
         ),
         noise=model.noise,
+        cost=Cost(floats_served={"difference": 0}),
     )

@@ -98,6 +98,7 @@ def build(
     return replace(
         method,
         groups={**method.groups, "rank": components},
+        cost=replace(method.cost, floats_served={"adaptor": sent[0]}),
         server=ServerStep(client_vector=lambda view: flatten(truncated_adaptor(view)), update=prune_and_average),
     )
 

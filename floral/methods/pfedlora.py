@@ -3,7 +3,7 @@
 import torch
 
 from floral.adaptors.linear import LinearAdaptor
-from floral.core.spec import Group, Method, Phase, Problem, Refused, Scope
+from floral.core.spec import Cost, Group, Method, Phase, Problem, Refused, Scope
 from floral.core.streams import Stream
 from floral.nn.layers import Linear
 from floral.toolkit.parts import (
@@ -65,13 +65,13 @@ def build(problem: Problem, *, mu: float, rank: float | str, base: str, warmup: 
                 )
             return None, None
 
+        outputs, changed = predict(view, x, noise, mask, adapt)
+        return outputs, adapter_outputs[0], changed
+
+    def predict(view, x, noise, mask, adapt=lambda name, z: (None, None)):
         params = {name: t + view["personal"][name] for name, t in view["base"].items()}
         outputs, statistics = model(params, view.get("statistics", {}), x, noise, mask, adapt)
-        return outputs, adapter_outputs[0], {"statistics": statistics} if statistics else {}
-
-    def predict(view, x, noise, mask):
-        outputs, _, changed = both_outputs(view, x, noise, mask)
-        return outputs, changed
+        return outputs, {"statistics": statistics} if statistics else {}
 
     def by_adapter(view, x, noise, mask):
         _, outputs, _ = both_outputs(view, x, noise, mask)
@@ -104,4 +104,5 @@ def build(problem: Problem, *, mu: float, rank: float | str, base: str, warmup: 
             warmup=warmup,
         ),
         noise=model.noise,
+        cost=Cost(floats_served={"personal": 0}),
     )

@@ -16,6 +16,7 @@ from floral.config import catalogue
 from floral.core.spec import Scope
 from floral.core.units import BYTES_PER_FLOAT
 from floral.engine.before_rounds import BeforeRounds
+from floral.engine.costs import needed_to_predict
 from floral.engine.simulate import Simulation
 from floral.engine.state import State, client_view, view
 
@@ -281,6 +282,29 @@ def test_kept_and_trained_are_what_the_engine_keeps_and_changes(variant):
             and any(t.shape != seen[group][n].shape or not torch.equal(t, seen[group][n]) for n, t in params.items())
         }
         assert BYTES_PER_FLOAT * counted.trainable_per_client == weight(flat(changed))
+
+
+@pytest.mark.parametrize("variant", ["apfl", "ditto", "fedavg_finetune", "fedsoft", "pfedlora", "pfedme"])
+def test_a_client_with_a_model_of_its_own_serves_that_model_alone(variant):
+    simulation, plain = (simulate(name, model="mlp") for name in (variant, "fedavg"))
+    model = plain.costs(plain.start()).base
+    assert simulation.costs(simulation.start()).served == model
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_client_predicts_with_what_it_serves(variant):
+    """Also in a run that has diverged, whose values are all NaN."""
+    simulation = simulate(variant)
+    state = train(simulation, simulation.settings.rounds - 1) if simulation.method.phases != () else simulation.start()
+    seen, x = seen_by(simulation, state), simulation.data.train.gather(torch.zeros(1, dtype=torch.long))[0]
+    needed = needed_to_predict(simulation.method, seen, x)
+    unknown = {group: {n: torch.full_like(t, torch.nan) for n, t in params.items()} for group, params in seen.items()}
+    statistics = simulation.method.statistics
+    kept = {group: seen[group] if group in needed or group in statistics else unknown[group] for group in seen}
+    outputs = [simulation.method.predict(some, x, None, None)[0] for some in (seen, kept)]
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=0)
+    diverged = {group: seen[group] if group in statistics else unknown[group] for group in seen}
+    assert needed_to_predict(simulation.method, diverged, x) == needed
 
 
 # ------------------------------------------------------------------------------- what the server is said to see
