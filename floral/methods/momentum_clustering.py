@@ -56,7 +56,7 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
     def step_by_centres(served: ServerView) -> View:
         assert served.client_vectors is not None
         at, trained = served.client_vectors.clients, served.client_vectors.vectors
-        memory = {name: tensor.clone() for name, tensor in served.before["memory"].items()}
+        memory, base = served.before["memory"], served.before["base"]  # changed in place: copies of K models are slow
         momenta, products, share, old_centres = (memory[name] for name in ("momentum", "products", "share", "centre"))
         is_first_round = not share.any()
         has_momentum, update = share[at, None] > 0, memory["model"][at] - trained
@@ -80,13 +80,11 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
         memory["centre"] = of_clients @ momenta + centres[:, len(weight) :] @ old_centres
         cluster = served.before["choice"]["cluster"].clone()
         cluster[clients_seen] = distances(centres, point_products)[:, : len(weight)].argmin(0).to(cluster.dtype)
-        memory["model"][at] -= memory["centre"][cluster[at].long()]
-        return {
-            # A copy, because the next round writes the trained models into these tensors.
-            "base": params_of_vectors(memory["model"].clone(), served.before["base"]),
-            "choice": {"cluster": cluster},
-            "memory": memory,
-        }
+        stepped = memory["model"][at] - memory["centre"][cluster[at].long()]
+        memory["model"][at] = stepped
+        for name, value in params_of_vectors(stepped, base).items():
+            base[name][at] = value
+        return {"choice": {"cluster": cluster}, "memory": memory}
 
     def memory():
         """Return the initial values of what the clients and the server keep from round to round, as vectors.
