@@ -265,8 +265,9 @@ def methods(arguments: Namespace, settings: Settings) -> None:
     from floral.cli import methods
 
     del settings
-    rows = methods.rows()
-    print(_json([row.values for row in rows]) if arguments.json else methods.text(rows))
+    rows = methods.rows(arguments.names)
+    text = methods.details if arguments.names else methods.text
+    print(_json([row.values for row in rows]) if arguments.json else text(rows))
 
 
 def tasks(arguments: Namespace, settings: Settings) -> None:

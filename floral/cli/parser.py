@@ -111,6 +111,9 @@ def parser() -> argparse.ArgumentParser:
     methods = command(
         "methods", commands.methods, "list all variants by family, with their sources and parameter scopes"
     )
+    methods.add_argument(
+        "names", nargs="*", metavar="NAME", help="a variant or method, of which all is printed, also its choices"
+    )
     tasks = command("tasks", commands.tasks, "list all tasks by data set, and say whether the data are available")
 
     _add_bench(command("bench", commands.bench, "measure the time and memory of training, reports and data"))

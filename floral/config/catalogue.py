@@ -17,7 +17,7 @@ from pydantic import Field, create_model
 from floral.config import data_sets, paths
 from floral.config.reading import ConfigError, merge, parse, read, suggest
 from floral.config.schema.base import Frozen
-from floral.config.schema.method import MethodFile, Parameter, Variant
+from floral.config.schema.method import STATEMENTS, MethodFile, Parameter, Variant
 from floral.config.schema.suite import Fidelity, Suite, Switch
 from floral.config.schema.task import Model, Task
 
@@ -244,6 +244,7 @@ def variant(name: str, change: Mapping[str, Any] | None = None, where: str | Non
                 f"{place_of[key]}: {key}: {error} (meaning of `{key}`: {file.parameters[key].doc})"
             ) from None
     equals = (*file.equals, *entry.equals)
+    statements = {key: (*getattr(file, key), *getattr(entry, key)) for key in STATEMENTS}
     for rule in equals:
         if rule.variant not in index:
             raise suggest("variant", rule.variant, index, f"{entry_place}: equals")
@@ -252,6 +253,7 @@ def variant(name: str, change: Mapping[str, Any] | None = None, where: str | Non
         what=entry.what or file.what, oracle=entry.oracle or params.get("router") == "optimal",
         global_only=entry.global_only,
         server_sees=file.server_sees if entry.server_sees is None else entry.server_sees, equals=equals, params=params,
+        **statements,
     )  # fmt: skip
 
 

@@ -198,7 +198,6 @@ def server_centres(adaptors: Adaptors) -> Callable[[ServerView], View]:
 
     The mean product is (1/C) Σ_c B_c A_c over the C adaptors (see `Adaptors.centred`).
     """
-    # The published code contains this step for linear layers, but does not call it.
 
     def server(served: ServerView) -> View:
         if "adaptors" not in served.after:
@@ -218,9 +217,6 @@ def with_private(problem: Problem, adaptors: Adaptors, method: Method) -> Method
     other adaptors.
 
     Limiting case: without the odd rounds this is FLoRAL.
-
-    The paper's "personalised client" spends half of the local epochs on the private part and half on the public part.
-    Its published code does not run. Here the rounds alternate, because one local epoch cannot be halved.
     """
     full_weight = torch.ones(1, dtype=problem.dtype, device=problem.device)
     predict, assign = method.predict, method.assign
