@@ -283,16 +283,19 @@ def tasks(arguments: Namespace, settings: Settings) -> None:
 def bench(arguments: Namespace, settings: Settings) -> None:
     """Measure the speed of a part of floral (`floral bench`), and print the result.
 
-    Nothing else is printed to standard output.
+    Nothing else is printed to standard output. If other programs use the machine, a warning comes first.
     """
     if arguments.threads > (cores := usable_cores()):
         raise ConfigError(
             f"--threads {arguments.threads}: this process may use only {cores} cores; give at most {cores}"
         )
     set_library_threads(arguments.threads)  # This must precede the import of torch.
+    from floral.bench.machine import warning
     from floral.bench.stdout import reserved_stdout
 
     with reserved_stdout():
+        if message := warning():
+            print(f"warning: {message}")
         values, text = BENCHMARKS[arguments.measured](arguments, settings)
     print(_json(values) if arguments.json else text)
 

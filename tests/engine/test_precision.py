@@ -89,7 +89,7 @@ def test_a_cpu_is_told_nothing():
 
 @pytest.mark.parametrize("backend", ["auto", "loop", "vmap", "batched"])
 def test_every_choice_of_backend_keeps_the_precision(monkeypatch, backend):
-    monkeypatch.setattr(execution, "seconds_per_client", lambda trial, state: 9.0)
+    monkeypatch.setattr(execution, "seconds_per_client", lambda trial, state: execution.Timing(9.0))
     simulation = simulate("fedavg")
     assert execution.choose(simulation, simulation.start(), backend, 1, "bf16").precision == "bf16"
     alone = simulate("centralised")
