@@ -195,6 +195,13 @@ def _report_reference(suite: str, runs: list[Run], reports: Path) -> None:
     print(f"report of the reference results: {page}")
 
 
+def leaderboard(arguments: Namespace, settings: Settings) -> None:
+    from floral.report.leaderboard_page import leaderboard
+
+    reports = arguments.reports or settings.reports
+    print(f"leaderboard: {leaderboard(arguments.suites, settings.results, reports, settings.precision)}")
+
+
 def reference(arguments: Namespace, settings: Settings) -> None:
     from floral.config.suites import suite_runs
     from floral.report import commands as report_commands

@@ -98,7 +98,10 @@ def _renew(suite: str, settings: Settings, is_tracked: bool) -> None:
         report(suite, runs_in_report, settings.results, settings.reports, partial=True)
         print(f"{page}: built again from the runs that are left")
     elif page.exists():
+        from floral.report.suites_page import write_suites_page
+
         shutil.rmtree(page)
+        write_suites_page(settings.results, settings.reports)
         print(f"{page} removed: none of its runs is left")
 
 

@@ -63,12 +63,12 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="report the committed runs in reports/reference/SUITE, and not those in the results",
     )
-    report.add_argument(
-        "--reports",
-        type=Path,
-        metavar="FOLDER",
-        help="write the report to FOLDER/SUITE (default: `reports` in config.yaml)",
+    leaderboard = command(
+        "leaderboard",
+        commands.leaderboard,
+        "rank the methods of suites over all their tasks: a page and leaderboard.json",
     )
+    leaderboard.add_argument("suites", nargs="+", metavar="SUITE")
     track = command("track", commands.track, "show a suite's runs in MLflow")
     track.add_argument("suite", nargs="?", metavar="SUITE")
     track.add_argument("--create-store", action="store_true", help="only create the MLflow database")
@@ -132,6 +132,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="seconds between two checkpoints of a run",
     )
+    for sub, place in ((report, "the report to FOLDER/SUITE"), (leaderboard, "leaderboard.html to FOLDER")):
+        sub.add_argument(
+            "--reports", type=Path, metavar="FOLDER", help=f"write {place} (default: `reports` in config.yaml)"
+        )
     for sub in (tune, train):
         sub.add_argument("--device", choices=DEVICES)
         sub.add_argument(
@@ -147,7 +151,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--variants", nargs="+", metavar="VARIANT", help="only these variants")
     for sub in (plan, status, report, track):
         sub.add_argument("--seeds", nargs="+", type=_natural, metavar="SEED", help="only these seeds")
-    for sub in (plan, status, report, track, train, reference):
+    for sub in (plan, status, report, leaderboard, track, train, reference):
         sub.add_argument(
             "--precision", choices=PRECISIONS, help="precision of the runs (default: `precision` in config.yaml)"
         )

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-import jinja2
-import yaml
-from markupsafe import Markup, escape
 
 from floral.config import catalogue
 from floral.config.reading import ConfigError
@@ -26,14 +21,11 @@ from floral.report.sections.failures import without_result
 from floral.report.sections.provenance import provenance
 from floral.report.sections.registry import SECTIONS
 from floral.report.style import UNRANKED_GROUPS, method_styles
+from floral.report.suites_page import write_suites_page
 from floral.report.summarise import usual_seeds
-from floral.report.tables import unbroken
+from floral.report.templates import embedded, environment, template_yaml
 from floral.runs.missing_data import split_by_data
 from floral.runs.outdated import outdated, outdated_lines
-
-TEMPLATE = Path(__file__).parents[2] / "reports" / "template"
-EMBEDDED = {"style": "style.css", "theme": "theme.js", "script": "script.js"}
-"""Files that are copied into the page."""
 
 
 def report(
@@ -71,6 +63,7 @@ def report(
             )
         texts = {"command": command, "missing": missing, "outdated": outdated_lines(runs, outdated(runs, results))}
         _replace(collected, runs, reports, texts)
+    write_suites_page(results, reports)
     return reports / suite_name / "index.html"
 
 
@@ -128,43 +121,31 @@ def _pdf(figure: Figure, last: Path) -> bytes:
 
 def _page(material: Material, sections: list[Section], runs: list[Run], texts: Mapping[str, Any]) -> str:
     collected, styles = material.collected, material.styles
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=jinja2.select_autoescape(["html", "j2"]),
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"unbroken": unbroken, "code": _code}
     origin = provenance(collected)
-    return environment.get_template("page.html.j2").render(
-        suite=sentences.suite(collected.suite),
-        sections=sections,
-        captions=material.captions,
-        verdict=sentences.verdict(collected, styles),
-        leaders=sentences.leaders(collected, styles),
-        degenerate=sentences.degenerate(collected, styles),
-        state=sentences.state(collected),
-        without_result=without_result(collected),
-        **texts,
-        collected=collected,
-        styles=styles,
-        unranked_groups=list(UNRANKED_GROUPS.values()),
-        usual=usual_seeds(collected),
-        provenance=origin,
-        setup=setup.paragraphs(collected, origin["facts"]),
-        checklist=setup.checklist(collected, origin["facts"], texts["command"]),
-        switches=_switches(runs),
-        **{name: (TEMPLATE / file).read_text(encoding="utf-8") for name, file in EMBEDDED.items()},
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            suite=sentences.suite(collected.suite),
+            sections=sections,
+            captions=material.captions,
+            verdict=sentences.verdict(collected, styles),
+            leaders=sentences.leaders(collected, styles),
+            degenerate=sentences.degenerate(collected, styles),
+            state=sentences.state(collected),
+            without_result=without_result(collected),
+            **texts,
+            collected=collected,
+            styles=styles,
+            unranked_groups=list(UNRANKED_GROUPS.values()),
+            usual=usual_seeds(collected),
+            provenance=origin,
+            setup=setup.paragraphs(collected, origin["facts"]),
+            checklist=setup.checklist(collected, origin["facts"], texts["command"]),
+            switches=_switches(runs),
+            **embedded(),
+        )
     )
-
-
-def _code(text: str) -> Markup:
-    """Escape a text for HTML, and put its parts between backticks into <code> elements."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
-
-
-def template_yaml(name: str) -> dict[str, Any]:
-    """Return the contents of a YAML file in reports/template."""
-    value: dict[str, Any] = yaml.safe_load((TEMPLATE / name).read_text(encoding="utf-8"))
-    return value
 
 
 def _switches(runs: list[Run]) -> list[dict[str, Any]]:

@@ -249,6 +249,31 @@ class Ranks:
     tasks: int
 
 
+def rank_table(results: Mapping[str, Sequence[float]], higher_is_better: Sequence[bool]) -> dict[str, list[float]]:
+    """Return the ranks of methods within each task, as method → one rank per task. 1 is best.
+
+    results: method → its results on the tasks. higher_is_better: one flag per task. Tied methods share the mean of
+    their ranks.
+    """
+    sign = np.where(higher_is_better, -1.0, 1.0)
+    table = np.array([np.asarray(row, dtype=float) * sign for row in results.values()])
+    return dict(zip(results, rankdata(table, axis=0).tolist(), strict=True))
+
+
+def means_without_one(table: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    """Return the means of each method when each task is left out: one mapping method → mean for each task left out.
+
+    table: method → one value (such as a rank) per task. With a single task, the list is empty.
+    """
+    count = min(map(len, table.values()), default=0)
+    if count < 2:
+        return []
+    return [
+        {method: (math.fsum(values) - values[task]) / (count - 1) for method, values in table.items()}
+        for task in range(count)
+    ]
+
+
 def ranks(results: Mapping[str, Sequence[float]], higher_is_better: Sequence[bool]) -> Ranks:
     """Return mean ranks of methods over tasks, p of Friedman's test, and Nemenyi's critical difference.
 
@@ -263,15 +288,13 @@ def ranks(results: Mapping[str, Sequence[float]], higher_is_better: Sequence[boo
     Raises:
         ValueError: fewer than MIN_RANKED_TASKS tasks, fewer than 3 or more than MAX_RANKED_METHODS methods.
     """
-    sign = np.where(higher_is_better, -1.0, 1.0)
-    table = np.array([np.asarray(row, dtype=float) * sign for row in results.values()])
-    k, count = table.shape if table.ndim == 2 else (len(results), 0)
+    k, count = len(results), min(map(len, results.values()), default=0)
     if count < MIN_RANKED_TASKS or not 3 <= k <= MAX_RANKED_METHODS:
         raise ValueError(
             f"ranks: got results of {k} methods on {count} tasks; give 3 to {MAX_RANKED_METHODS} methods on at least "
             f"{MIN_RANKED_TASKS} tasks"
         )
-    ranked = rankdata(table, axis=0)
+    ranked = np.array(list(rank_table(results, higher_is_better).values()))
     spread = float((ranked**2).sum()) - count * k * (k + 1) ** 2 / 4
     between = float(((ranked.sum(1) - count * (k + 1) / 2) ** 2).sum())
     p = float(chi2.sf((k - 1) * between / spread, k - 1)) if spread > 0 else 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -116,6 +116,29 @@ def intervals(collected: Collected, configuration: Configuration) -> dict[str, I
     """Return each method's mean result over seeds with its interval, in the unit of the report (see `Unit`)."""
     unit = result_unit(configuration)
     return means(collected, configuration, unit.column, unit.scale)
+
+
+def first_configurations(configurations: Iterable[Configuration]) -> list[Configuration]:
+    """Return the first configuration of each task. A configuration is a task with its settings."""
+    firsts: dict[str, Configuration] = {}
+    for configuration in configurations:
+        firsts.setdefault(configuration.task.name, configuration)
+    return list(firsts.values())
+
+
+def results_on_all(
+    collected: Collected, configurations: Iterable[Configuration], methods: Iterable[str]
+) -> dict[str, list[float]]:
+    """Return each method's mean results, one per configuration. Methods without a result on some of them are left out.
+
+    The results are in the unit of the report (see `Unit`).
+    """
+    by_task = [results(collected, configuration) for configuration in configurations]
+    return {
+        method: [paired.mean(method).mean for paired in by_task]
+        for method in methods
+        if all(method in paired.values for paired in by_task)
+    }
 
 
 def perplexities(collected: Collected, configuration: Configuration) -> dict[str, Interval]:

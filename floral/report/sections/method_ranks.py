@@ -11,7 +11,7 @@ from floral.report.charts.rows import ranks as ranks_chart
 from floral.report.compared import Configuration
 from floral.report.sections.base import Material, Part
 from floral.report.statistics import MAX_RANKED_METHODS, MIN_RANKED_TASKS, Ranks
-from floral.report.summarise import REFERENCE, result_unit, results, seed_counts
+from floral.report.summarise import REFERENCE, first_configurations, result_unit, results_on_all, seed_counts
 from floral.report.tables import Cell, Column, grid, number
 
 
@@ -41,22 +41,13 @@ def ranked(material: Material) -> tuple[Ranks | None, str]:
 
 
 def _first_configurations(material: Material) -> list[Configuration]:
-    """Return the first configuration of each task. A configuration is a task with its settings."""
-    firsts: dict[str, Configuration] = {}
-    for configuration in material.collected.configurations:
-        firsts.setdefault(configuration.task.name, configuration)
-    return list(firsts.values())
+    return first_configurations(material.collected.configurations)
 
 
 def _table(material: Material) -> dict[str, list[float]]:
     """Return each method's mean results, one per task. Methods without a result on some task are left out."""
-    by_task = [results(material.collected, item) for item in _first_configurations(material)]
     methods = [method for method, style in material.styles.items() if style.group == "method"]
-    return {
-        method: [paired.mean(method).mean for paired in by_task]
-        for method in methods
-        if all(method in paired.values for paired in by_task)
-    }
+    return results_on_all(material.collected, _first_configurations(material), methods)
 
 
 def figure(material: Material, ranks: Ranks) -> Figure:
