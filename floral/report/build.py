@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import shutil
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from floral.report import commands, sentences
 from floral.report.charts.render import Figure
 from floral.report.collect import Collected, collect
 from floral.report.draw import draw, has_figures
+from floral.report.overview import answers, overview
 from floral.report.sections import setup
 from floral.report.sections.base import Material, Section
 from floral.report.sections.failures import without_result
@@ -32,7 +35,7 @@ from floral.runs.missing_data import split_by_data
 from floral.runs.outdated import outdated, outdated_lines
 
 TEMPLATE = Path(__file__).parents[2] / "reports" / "template"
-EMBEDDED = {"style": "style.css", "theme": "theme.js", "script": "script.js"}
+EMBEDDED = {"style": "style.css", "theme": "theme.js", "script": "script.js", "overview_script": "overview.js"}
 """Files that are copied into the page."""
 
 
@@ -132,14 +135,15 @@ def _page(material: Material, sections: list[Section], runs: list[Run], texts: M
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=jinja2.select_autoescape(["html", "j2"]),
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"unbroken": unbroken, "code": _code}
+    environment.filters |= {"unbroken": unbroken, "code": _code, "packed": packed}
     origin = provenance(collected)
     return environment.get_template("page.html.j2").render(
         suite=sentences.suite(collected.suite),
         sections=sections,
         captions=material.captions,
-        verdict=sentences.verdict(collected, styles),
-        leaders=sentences.leaders(collected, styles),
+        counts=sentences.counts(collected),
+        answers=answers(collected, styles),
+        overview=overview(collected, styles),
         degenerate=sentences.degenerate(collected, styles),
         state=sentences.state(collected),
         without_result=without_result(collected),
@@ -154,6 +158,24 @@ def _page(material: Material, sections: list[Section], runs: list[Run], texts: M
         switches=_switches(runs),
         **{name: (TEMPLATE / file).read_text(encoding="utf-8") for name, file in EMBEDDED.items()},
     )
+
+
+def packed(html: str) -> Markup:
+    """Return HTML compressed and base64-coded, in an element from which the page unpacks it when readers open it.
+
+    A page of a thousand runs then has a tenth of its bytes, and a browser does not lay out what stays folded.
+    """
+    code = base64.b64encode(zlib.compress(html.encode(), level=9)).decode()
+    return Markup(f'<script type="text/packed">{code}</script>')
+
+
+def unpacked(page: str) -> str:
+    """Return the page with all its parts unpacked (see `packed`)."""
+
+    def unpack(match: re.Match[str]) -> str:
+        return zlib.decompress(base64.b64decode(match[1])).decode()
+
+    return re.sub(r'<script type="text/packed">([^<]*)</script>', unpack, page)
 
 
 def _code(text: str) -> Markup:
