@@ -15,6 +15,7 @@ from floral.report import commands, sentences
 from floral.report.charts.render import Figure
 from floral.report.collect import Collected, collect
 from floral.report.draw import draw, has_figures
+from floral.report.overview import answers, overview
 from floral.report.sections import setup
 from floral.report.sections.base import Material, Section
 from floral.report.sections.failures import without_result
@@ -129,8 +130,9 @@ def _page(material: Material, sections: list[Section], runs: list[Run], texts: M
             suite=sentences.suite(collected.suite),
             sections=sections,
             captions=material.captions,
-            verdict=sentences.verdict(collected, styles),
-            leaders=sentences.leaders(collected, styles),
+            counts=sentences.counts(collected),
+            answers=answers(collected, styles),
+            overview=overview(collected, styles),
             degenerate=sentences.degenerate(collected, styles),
             state=sentences.state(collected),
             without_result=without_result(collected),

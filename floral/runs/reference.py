@@ -93,7 +93,7 @@ def committed_page(html: str, suite: str) -> str:
     The figures themselves are part of the page. A new footer names the command that builds the figure and table files
     again from runs.zip.
     """
-    html = re.sub(r'\s*<(p|span) class="files">.*?</\1>', "", html, flags=re.DOTALL)
+    html = html.replace('<body data-files="beside">', "<body>")  # without it, the page's script makes no links
     footer = (
         "<footer>\n<p>Beside this page: <code>summary.parquet</code> (one row per run) and <code>runs.zip</code> (the "
         f"runs). <code>floral report {suite} --reference</code> builds from them this page, its tables as LaTeX "
