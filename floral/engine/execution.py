@@ -50,6 +50,9 @@ MIN_TRIALS = 2
 """Minimum number of trials per candidate, because other work on the machine may have slowed down a single trial."""
 MAX_MEASUREMENT_S = 5.0
 """Time in seconds after which there are no further trials, once each candidate has had MIN_TRIALS."""
+MAX_MEASUREMENT_SHARE = 0.05
+"""Share of the estimated training time after which there are no further trials. In a short run, a slightly slower
+candidate costs less than further trials."""
 MIN_TRAINING_S = 1.5
 """Minimum estimated training time in seconds for which recording the steps saves time."""
 
@@ -82,12 +85,18 @@ def choose(
             return replace(plain[-1], reason="one client at a time, so there is nothing to vectorise")
         return replace(requested[-1], reason="requested in the settings")
     seconds = measure(simulation, state, plain)
-    if min(seconds.values()) * cohort * simulation.settings.rounds * steps_per_trial_step(simulation) < MIN_TRAINING_S:
+    if training_seconds(simulation, min(seconds.values())) < MIN_TRAINING_S:
         return fastest(seconds, "the fastest without recording, because recording takes longer than it saves")
     try:
         return fastest(measure(simulation, state, recorded) | seconds, "the fastest")
     except Refused as reason:
         return fastest(seconds, f"not batched: {reason}; the fastest of the others")
+
+
+def training_seconds(simulation: Simulation, seconds: float) -> float:
+    """Estimate the time in seconds of all rounds, if one client takes `seconds` in a trial."""
+    rounds = simulation.settings.rounds
+    return seconds * simulation.cohort_size * rounds * steps_per_trial_step(simulation)
 
 
 def steps_per_trial_step(simulation: Simulation) -> float:
@@ -160,7 +169,7 @@ def fastest(measured: dict[Execution, float], why: str) -> Execution:
     """
     limit = TIE_FACTOR * min(measured.values())
     tied = [candidate for candidate, seconds in measured.items() if seconds <= limit]
-    best = min(tied, key=lambda candidate: candidate.workers * candidate.threads)
+    best = min(tied, key=lambda candidate: candidate.cores)
     table = ", ".join(
         f"{c.backend} {c.chunk} × {c.workers} × {c.threads}: {1e3 * seconds:.2f}" for c, seconds in measured.items()
     )
@@ -195,16 +204,19 @@ def measure(simulation: Simulation, state: State, candidates: Sequence[Execution
     are repeated. The state does not change.
     """
     began = read_clock().wall
+    share_per_second = MAX_MEASUREMENT_SHARE * training_seconds(simulation, 1.0)
     with operation_threads():
         trials = {trial.execution: trial for trial in (with_room(simulation, state, c) for c in candidates)}
         timings: dict[Execution, list[Timing]] = {candidate: [] for candidate in trials}
         for turn in range(1, 1 + MAX_TRIALS):
-            slow = SLOW_FACTOR * min(map(possible, timings.values())) if turn > MIN_TRIALS else math.inf
+            best = min(map(possible, timings.values())) if turn > 1 else math.inf
+            slow = SLOW_FACTOR * best
             for candidate, trial in trials.items():
                 done = timings[candidate]
                 if turn <= MIN_TRIALS or (len(undisturbed(done)) < TRIALS and possible(done) <= slow):
                     done.append(seconds_per_client(trial, state))
-            if turn >= MIN_TRIALS and read_clock().wall - began > MAX_MEASUREMENT_S:
+            limit = min(MAX_MEASUREMENT_S, share_per_second * best)
+            if turn >= MIN_TRIALS and read_clock().wall - began > limit:
                 break
     return {candidate: typical(done) for candidate, done in timings.items()}
 
@@ -251,6 +263,9 @@ def seconds_per_client(trial: Simulation, state: State) -> Timing:
 
     The time is a mean over clients of the first cohort. The number of these clients is large enough to keep all workers
     busy. If rounds have different phases, one round of each kind is timed, and the time is also a mean over the kinds.
+
+    The time of a single thread is its CPU time, which other programs do not change. Several threads also wait for each
+    other, so their time is that of the clock, and the result says which share of it was lost to other programs.
     """
     how = trial.execution
     set_threads(how.threads)
@@ -264,5 +279,7 @@ def seconds_per_client(trial: Simulation, state: State) -> Timing:
             trial.local_training(state, round, cohort[clients], share[clients])
             times += 1
     wait_for(trial.device)
-    took = read_clock() - began
-    return Timing(took.wall / (times * len(cohort[clients])), took.lost_share)
+    took, trained = read_clock() - began, times * len(cohort[clients])
+    if trial.device.type == "cpu" and how.cores == 1:
+        return Timing(took.cpu / trained)
+    return Timing(took.wall / trained, took.lost_share)

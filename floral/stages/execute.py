@@ -56,12 +56,13 @@ def execute(
             precision, a checkpoint is damaged, or the run began with other code or another precision.
         Stopped: a signal asked the run to stop; a checkpoint was written, unless this was before round 1.
     """
-    began = time.perf_counter()
+    began, started = time.perf_counter(), time.process_time()
     configure_process(threads)
     folder = results / run.folder
     simulation, data = build_simulation(run, results, device, check_stop=stop.check_stop)
     layout.write_run(folder, run, data.partition_digest, data.data_digest)
     path = folder / "checkpoint" / "last.safetensors"
+    trials = 0.0
     if checkpoint.there(path):
         state, progress = read_checkpoint(path, simulation, folder / NAME)
     else:
@@ -70,12 +71,16 @@ def execute(
         seedless_hash = run.model_copy(update={"seed": 0}).hash8
         committed = partial(reference.execution_of, run)
         how = (backend, threads, run.precision, committed)
+        before = time.process_time()
         resolved = resolve_execution(simulation, state, folder, seedless_hash, *how)
+        trials = time.process_time() - before
         progress = Progress(execution=asdict(resolved), code=code.digests(run.variant.method, run.task.model.kind))
     _check_resumed(run, progress, path)
     simulation = _with_execution(simulation, progress, path, stop)
     progress.segment = segments.new(folder)
     progress.seconds["setup"] += time.perf_counter() - began
+    spent = {"start": started, "data": time.process_time() - started - trials, "trials": trials}
+    progress.core_seconds |= {part: progress.core_seconds[part] + seconds for part, seconds in spent.items()}
     run_rounds(simulation, state, progress, path, checkpoint_seconds, stop)
     if state.store is not None:
         save_checkpoint(path, state, progress)  # so that the store's file is complete, and never ahead of a checkpoint
@@ -143,7 +148,8 @@ def join_unseen(
         method = build_method(run, make_problem(run, clients, device, dtype))
         return method, client_data(clients, method, device, dtype)
 
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     table = unseen_table(run, simulation, state, data, assemble_joining)
     progress.seconds["evaluate"] += time.perf_counter() - began
+    progress.core_seconds["evaluate"] += time.process_time() - cpu
     return table

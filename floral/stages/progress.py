@@ -11,6 +11,7 @@ import torch
 
 from floral.engine.simulate import Evaluation
 from floral.runs import segments
+from floral.runs.core_seconds import PARTS
 
 
 @dataclass
@@ -37,6 +38,8 @@ class Progress:
     """Digests of the files of the run's method, model and adaptors; None in a checkpoint of an earlier version."""
     peak_memory_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"setup": 0.0, "train": 0.0, "evaluate": 0.0})
+    core_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    """CPU time of the run's processes, summed over their threads."""
     segment: Path | None = None
     """The file to which this process appends each evaluated round; checkpoints leave it out."""
 

@@ -60,7 +60,7 @@ def train_round(simulation: Simulation, state: State, progress: Progress) -> Non
 
     An interrupted round changes neither the state nor the progress.
     """
-    began, round = time.perf_counter(), progress.round + 1
+    began, cpu, round = time.perf_counter(), time.process_time(), progress.round + 1
     loss, samples = simulation.train(state, round)
     costs = simulation.costs_of(state, round)
     progress.round, progress.pending_loss = round, loss
@@ -68,6 +68,7 @@ def train_round(simulation: Simulation, state: State, progress: Progress) -> Non
     progress.client_samples += samples
     progress.client_passes += samples * costs.passes_per_sample
     progress.seconds["train"] += time.perf_counter() - began
+    progress.core_seconds["train"] += time.process_time() - cpu
 
 
 def evaluate_round(simulation: Simulation, state: State, progress: Progress) -> None:
@@ -76,7 +77,8 @@ def evaluate_round(simulation: Simulation, state: State, progress: Progress) -> 
     The progress changes only after all evaluations of the round are complete. So an interrupted evaluation can be
     repeated.
     """
-    began, settings, round = time.perf_counter(), simulation.settings, progress.round
+    began, cpu = time.perf_counter(), time.process_time()
+    settings, round = simulation.settings, progress.round
     evaluation, official = None, None
     if settings.evaluates(round):
         train_loss = None if progress.pending_loss is None else float(progress.pending_loss)
@@ -93,6 +95,7 @@ def evaluate_round(simulation: Simulation, state: State, progress: Progress) -> 
     if official is not None:
         progress.add_official(official)
     progress.seconds["evaluate"] += time.perf_counter() - began
+    progress.core_seconds["evaluate"] += time.process_time() - cpu
 
 
 # ------------------------------------------------------------------------------------------- checkpoints

@@ -119,23 +119,23 @@ def test_no_candidate_uses_more_cores_than_it_was_given(monkeypatch, threads):
     simulation = simulate("fedavg")
     execution.choose(simulation, simulation.start(), "auto", threads)
     assert {how.backend for how in tried} == {"loop", "vmap", "batched"}
-    assert max(how.workers * how.threads for how in tried) == threads
+    assert max(how.cores for how in tried) == threads
 
 
 def test_candidates_of_one_core_are_among_those_of_several():
     """So a machine with more cores never makes `auto` slower."""
     for one, several in zip(execution.on_cpu(30, 1), execution.on_cpu(30, 6), strict=True):
         assert set(one) < set(several)
-        assert {how.workers * how.threads for how in several} == {1, 2, 4, 6}
+        assert {how.cores for how in several} == {1, 2, 4, 6}
         assert len(set(several)) == len(several)
 
 
 @pytest.mark.parametrize(("speed_up", "cores"), [(0.5, 1), (1.04, 1), (1.5, 2)])
 def test_more_cores_must_pay(monkeypatch, speed_up, cores):
     simulation = simulate("fedavg")
-    replace_trials(monkeypatch, lambda how: 1.0 if how.workers * how.threads == 1 else 1 / speed_up)
+    replace_trials(monkeypatch, lambda how: 1.0 if how.cores == 1 else 1 / speed_up)
     chosen = execution.choose(simulation, simulation.start(), "auto", 2)
-    assert chosen.workers * chosen.threads == cores
+    assert chosen.cores == cores
 
 
 class Clock:
@@ -149,9 +149,9 @@ class Clock:
 
     def train(self, how):
         """A round takes one second of CPU time on one core, and 0.6 on two; a disturbed round takes 5 more."""
-        cores = how.workers * how.threads
-        self.trials.append(cores)
-        cpu, waited = {1: 1.0, 2: 0.6}[cores], 5.0 if self.disturbed(cores, self.trials.count(cores)) else 0.0
+        self.trials.append(how.cores)
+        cpu = {1: 1.0, 2: 0.6}[how.cores]
+        waited = 5.0 if self.disturbed(how.cores, self.trials.count(how.cores)) else 0.0
         self.now = Reading(wall=self.now.wall + cpu + waited, cpu=self.now.cpu + cpu, waited=self.now.waited + waited)
 
 
@@ -161,14 +161,16 @@ class Clock:
         (lambda cores, trial: False, 2, {1: 1 + 2, 2: 1 + 5}),
         (lambda cores, trial: cores == 2 and trial < 6, 2, {1: 1 + 2, 2: 1 + 4 + 5}),
         (lambda cores, trial: cores == 2, 1, {1: 1 + 2, 2: 1 + 10}),
+        (lambda cores, trial: cores == 1, 2, {1: 1 + 2, 2: 1 + 5}),
     ],
-    ids=["idle", "disturbed at first", "always disturbed"],
+    ids=["idle", "disturbed at first", "two threads always disturbed", "one thread always disturbed"],
 )
 def test_a_disturbed_trial_is_repeated(monkeypatch, disturbed, cores, trials):
     simulation = simulate("fedavg")
     clock = Clock(disturbed)
     monkeypatch.setattr(execution, "read_clock", clock.read)
     monkeypatch.setattr(execution, "MAX_MEASUREMENT_S", 1000.0)
+    monkeypatch.setattr(execution, "MAX_MEASUREMENT_SHARE", 1000.0)
     monkeypatch.setattr(execution.Simulation, "local_training", lambda trial, *_: clock.train(trial.execution))
     candidates = [Execution("loop", 1), Execution("loop", 1, workers=2)]
     chosen = execution.fastest(execution.measure(simulation, simulation.start(), candidates), "the fastest")
@@ -176,9 +178,20 @@ def test_a_disturbed_trial_is_repeated(monkeypatch, disturbed, cores, trials):
     assert {cores: clock.trials.count(cores) for cores in (1, 2)} == trials
 
 
+@pytest.mark.parametrize(("rounds", "trials"), [(10, 1 + 2), (1000, 1 + 5)])
+def test_trials_cost_a_small_share_of_the_training(monkeypatch, rounds, trials):
+    simulation = simulate("fedavg", rounds=rounds)
+    clock = Clock(lambda cores, trial: False)
+    monkeypatch.setattr(execution, "read_clock", clock.read)
+    monkeypatch.setattr(execution, "MAX_MEASUREMENT_S", 1000.0)
+    monkeypatch.setattr(execution.Simulation, "local_training", lambda trial, *_: clock.train(trial.execution))
+    execution.measure(simulation, simulation.start(), [Execution("loop", 1)])
+    assert len(clock.trials) == trials
+
+
 def test_one_client_a_round_is_recorded_if_this_pays(monkeypatch):
     """As `centralised` on digits: 37,000 steps, of which each is mostly dispatch."""
-    simulation = simulate("centralised", rounds=10**6)
+    simulation = simulate("centralised", rounds=10**4)
     pretend(monkeypatch, {"loop": 1e-3, "batched": 3e-4})
     assert execution.choose(simulation, simulation.start(), "auto").backend == "batched"
     assert execution.choose(simulation, simulation.start(), "vmap").backend == "loop"
