@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from floral.config.reading import ConfigError
 from floral.core.process import set_library_threads
+from floral.core.units import run_count
 
 if TYPE_CHECKING:
     from floral.config.run import Run
@@ -143,18 +144,22 @@ def track(arguments: Namespace, settings: Settings) -> None:
     elif arguments.suite is None:
         raise ConfigError("name a suite, or give --create-store to create only the MLflow database")
     elif arguments.attach:
+        print(f"MLflow: adding the report of {arguments.suite}", flush=True)
         attach(arguments.suite, settings.results, settings.reports, settings.tracking_uri)
+        print(f"MLflow has the report of {arguments.suite}")
     else:
         runs = suite_runs(arguments.suite, arguments.tasks, arguments.variants, arguments.seeds, settings.precision)
         runs_of_all_seeds = suite_runs(arguments.suite, arguments.tasks, arguments.variants, None, settings.precision)
         send = follow if arguments.follow else track
+        print(f"MLflow: logging {run_count(len(runs))} of {arguments.suite}", flush=True)
         send(arguments.suite, runs, settings.results, settings.tracking_uri, runs_of_all_seeds)
+        print(f"MLflow has the finished runs of {arguments.suite}")
 
 
-def ui(arguments: Namespace, settings: Settings) -> None:
+def ui(arguments: Namespace, settings: Settings) -> int:
     from floral.tracking.ui import ui
 
-    ui(settings.results, settings.tracking_uri, arguments.port)
+    return ui(settings.results, settings.tracking_uri, arguments.port)
 
 
 def report(arguments: Namespace, settings: Settings) -> None:
@@ -169,6 +174,7 @@ def report(arguments: Namespace, settings: Settings) -> None:
     if arguments.reference:
         _report_reference(suite, runs, reports)
         return
+    print(f"report of {suite}: reading {run_count(len(runs))}", flush=True)
     page = report(suite, runs, settings.results, reports, arguments.partial, arguments.allow_missing)
     print(f"{'partial report' if arguments.partial else 'report'}: {page}")
 

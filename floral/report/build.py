@@ -14,7 +14,9 @@ from floral.io.locks import held
 from floral.report import commands, sentences
 from floral.report.charts.render import Figure
 from floral.report.collect import Collected, collect
+from floral.report.compact_table import compact_tables
 from floral.report.draw import draw, has_figures
+from floral.report.latex import article, seeds_sentence, with_seeds
 from floral.report.overview import answers, overview
 from floral.report.sections import setup
 from floral.report.sections.base import Material, Section
@@ -94,19 +96,36 @@ def _build(collected: Collected, runs: list[Run], folder: Path, last: Path, text
         for configuration in collected.configurations
         if has_figures(collected, configuration)
     }
-    captions = template_yaml("captions.yaml")
+    captions = with_seeds(template_yaml("captions.yaml"), usual_seeds(collected))
     material = Material(collected=collected, styles=styles, captions=captions, figures=figures)
     sections = [section for make in SECTIONS if (section := make(material)) is not None]
     collected.summary.drop("configuration", "method_id").write_parquet(folder / "summary.parquet")
     (folder / "tables").mkdir()
-    for table in (part.table for section in sections for part in section.parts):
-        (folder / "tables" / f"{table.name}.tex").write_text(table.latex, encoding="utf-8")
+    compact = compact_tables(collected, styles)
+    for name, latex in {**compact, **{part.table.name: part.table.latex for s in sections for part in s.parts}}.items():
+        (folder / "tables" / f"{name}.tex").write_text(latex, encoding="utf-8")
     (folder / "figures").mkdir()
     for figure in (figure for section in sections for row in section.figures for figure in row):
         (folder / "figures" / f"{figure.name}.csv").write_text(figure.csv, encoding="utf-8")
         (folder / "figures" / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
         (folder / "figures" / f"{figure.name}.pdf").write_bytes(_pdf(figure, last / "figures" / figure.name))
+    (folder / "article.tex").write_text(_article(material, sections, list(compact)), encoding="utf-8")
     (folder / "index.html").write_text(_page(material, sections, runs, texts), encoding="utf-8")
+
+
+def _article(material: Material, sections: list[Section], compact: list[str]) -> str:
+    """Return article.tex, which shows all figures and tables of the report. `compact` names tables without section."""
+    seeds = seeds_sentence(usual_seeds(material.collected))
+    figures = [
+        [
+            (figure, f"{material.captions[section.id]['title']}. {figure.see} {seeds}")
+            for row in section.figures
+            for figure in row
+        ]
+        for section in sections
+    ]
+    tables = [compact, *([part.table.name for part in section.parts] for section in sections)]
+    return article(sentences.suite(material.collected.suite)["title"], figures, tables)
 
 
 def _pdf(figure: Figure, last: Path) -> bytes:

@@ -94,17 +94,17 @@ def boards(collected: Collected, styles: Mapping[str, Style]) -> list[Board]:
         "default": [method for method in methods if not method.tuned],
         "tuned": [method for method in methods if method.tuned],
     }
-    found = {}
+    by_board = {}
     for values, selected in by_values.items():
         ids = {method.id for method in selected}
         run = [item for item in collected.configurations if ids & _run_on(collected, item)]
-        found[values] = _board(collected, styles, values, first_configurations(run), selected)
-    shared = {item.id for item in found["default"].configurations} & {i.id for i in found["tuned"].configurations}
+        by_board[values] = _board(collected, styles, values, first_configurations(run), selected)
+    shared = {item.id for item in by_board["default"].configurations} & {i.id for i in by_board["tuned"].configurations}
     together = [item for item in collected.configurations if item.id in shared]
     ids = {method for item in together for method in _run_on(collected, item)}
     selected = [method for method in methods if method.id in ids]
-    found["both"] = _board(collected, styles, "both", together, selected)
-    return [board for board in found.values() if len(board.entries) >= MIN_METHODS]
+    by_board["both"] = _board(collected, styles, "both", together, selected)
+    return [board for board in by_board.values() if len(board.entries) >= MIN_METHODS]
 
 
 def families(board: Board) -> list[Family]:
@@ -178,7 +178,7 @@ def _unranked(collected: Collected, configurations: Sequence[Configuration], met
 def _positions(means: Mapping[str, float]) -> dict[str, int]:
     """Return the position of each method: 1 plus the number of methods with a smaller mean rank."""
     rounded = {method: round(mean, 9) for method, mean in means.items()}  # equal means can differ in their last digit
-    return {method: 1 + sum(other < mean for other in rounded.values()) for method, mean in rounded.items()}
+    return {method: 1 + sum(rank < mean for rank in rounded.values()) for method, mean in rounded.items()}
 
 
 def _range(values: Sequence[float]) -> Range:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from floral.core.intervals import Interval, mean_interval, t_interval
+from floral.core.intervals import Interval, exponential, mean_interval, t_interval
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,6 +27,19 @@ class Paired:
     def mean(self, method: str) -> Interval:
         """Return the mean of a method over seeds, with its interval."""
         return mean_interval(list(self.values[method].values()), self.logarithmic)
+
+    def deviation(self, method: str) -> float | None:
+        """Return the standard deviation of a method over seeds, or None with a single seed.
+
+        If the values are logarithmic, return the geometric standard deviation: the factor exp(s), where s is the
+        standard deviation of the logarithms. It is infinite if a value is 0.
+        """
+        values = list(self.values[method].values())
+        if len(values) < 2:
+            return None
+        if not self.logarithmic:
+            return statistics.stdev(values)
+        return exponential(statistics.stdev(map(math.log, values))) if min(values) > 0 else math.inf
 
     def differences(self, method: str, baseline: str) -> list[float]:
         """Return the value of `method` minus that of `baseline`, for each seed that both methods have.

@@ -48,13 +48,13 @@ def write_suites_page(results: Path, reports: Path) -> None:
     Equal reports give the same page. Only one process at a time writes it, so that no report is missing in it.
     """
     with held(results / "report" / ".index.lock", "listing the reports"):
-        found = [_reported(path, reports) for path in sorted(reports.glob("*/summary.parquet"))]
+        uncommitted = [_reported(path, reports) for path in sorted(reports.glob("*/summary.parquet"))]
         committed = [_reported(path, reports) for path in sorted(reports.glob(f"{COMMITTED}/*/summary.parquet"))]
         page = (
             environment()
             .get_template("index.html.j2")
             .render(
-                suites=[suite for suite in found + committed if suite is not None],
+                suites=[suite for suite in uncommitted + committed if suite is not None],
                 leaderboard=LEADERBOARD if (reports / LEADERBOARD).exists() else "",
                 **embedded(),
             )

@@ -1,4 +1,4 @@
-"""Render tables as HTML for the page and as LaTeX for a paper, with great_tables."""
+"""Cells and tables: as HTML for the page, with great_tables, and as LaTeX for a paper."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import great_tables as gt
 import polars as pl
 
 from floral.core.intervals import Interval
+from floral.report import latex
 from floral.report.style import Style
 
 MINUS, PLUS_MINUS, THIN = "\u2212", "\u00b1", "\u2009"
@@ -117,18 +118,16 @@ def grid(name: str, columns: Sequence[Column], rows: Sequence[tuple[Style, Mappi
     """Build a table with one row per method, grouped by family. A missing cell shows a dash."""
     return Table(
         name=name,
-        html=_strip(_gt(name, columns, rows, _html_name, _html_cell).as_raw_html()),
-        latex=_caption(_gt(name, columns, rows, _latex_name, _latex_cell).as_latex(), name, caption),
+        html=_strip(_gt(name, columns, rows).as_raw_html()),
+        latex=latex.table(name, columns, rows, caption, EMPTY),
     )
 
 
-def _gt(
-    name: str, columns: Sequence[Column], rows: Sequence[tuple[Style, Mapping[str, Cell]]], format_name, format_cell
-) -> gt.GT:  # type: ignore[no-untyped-def]
+def _gt(name: str, columns: Sequence[Column], rows: Sequence[tuple[Style, Mapping[str, Cell]]]) -> gt.GT:
     data = {
         "group": [style.group_title for style, _ in rows],
-        "name": [format_name(style) for style, _ in rows],
-        **{column.id: [format_cell(cells.get(column.id, EMPTY)) for _, cells in rows] for column in columns},
+        "name": [_html_name(style) for style, _ in rows],
+        **{column.id: [_html_cell(cells.get(column.id, EMPTY)) for _, cells in rows] for column in columns},
     }
     ids = [column.id for column in columns]
     table = gt.GT(pl.DataFrame(data), rowname_col="name", groupname_col="group", id=name)
@@ -137,9 +136,6 @@ def _gt(
     for spanner in dict.fromkeys(column.spanner for column in columns if column.spanner):
         table = table.tab_spanner(unbroken(spanner), [column.id for column in columns if column.spanner == spanner])
     return table
-
-
-# ----------------------------------------------------------------------------------------------- HTML
 
 
 def _html_name(style: Style) -> str:
@@ -158,39 +154,3 @@ def _strip(text: str) -> str:
     """Return the <table> element without the styles of great_tables, which would override the page's style sheet."""
     table = text[text.index("<table") : text.index("</table>") + len("</table>")]
     return re.sub(r' (style|data-quarto-[a-z-]+)="[^"]*"(?=[^<]*<(?:thead|tr))', "", table, count=3)
-
-
-# ---------------------------------------------------------------------------------------------- LaTeX
-
-SPECIAL = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-}  # fmt: skip
-SIGNS = {
-    MINUS: "$-$", PLUS_MINUS: r"$\pm$", THIN: r"\,", "\u2013": "--", "\u00a0": "~", "Δ": r"$\Delta$", "π": r"$\pi$",
-    "×": r"$\times$",
-}  # fmt: skip
-
-
-def latex(text: str) -> str:
-    """Return a text with LaTeX's special characters escaped and Unicode signs replaced by commands."""
-    return "".join((SPECIAL | SIGNS).get(character, character) for character in text)
-
-
-def _latex_name(style: Style) -> str:
-    return latex(style.title)
-
-
-def _latex_cell(cell: Cell) -> str:
-    text = latex(cell.text)
-    text = rf"\textbf{{{text}}}" if cell.mark else text
-    return text + (rf" {{\footnotesize ({latex(cell.note)})}}" if cell.note else "")
-
-
-def _caption(text: str, name: str, caption: str) -> str:
-    """Add a caption and a label to a LaTeX table. Unicode signs become commands, and the font becomes small."""
-    for sign, command in SIGNS.items():
-        text = text.replace(sign, command)
-    head = f"% needs \\usepackage{{booktabs}}\n\\begin{{table}}[!t]\n\\caption{{{latex(caption)}}}\\label{{tab:{name}}}"
-    text = text.replace("\\begin{table}[!t]", head, 1).replace("\\fontsize{12.0pt}{14.4pt}\\selectfont", "\\small")
-    return re.sub(r"\n\n+", "\n", text.strip()) + "\n"

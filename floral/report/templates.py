@@ -21,12 +21,12 @@ EMBEDDED = {"style": "style.css", "theme": "theme.js", "script": "script.js", "o
 
 def environment() -> jinja2.Environment:
     """Return the environment that renders the HTML templates. An unknown name in a template is an error."""
-    made = jinja2.Environment(
+    templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=jinja2.select_autoescape(["html", "j2"]),
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    made.filters |= {"unbroken": unbroken, "code": _code, "packed": packed}
-    return made
+    templates.filters |= {"unbroken": unbroken, "code": _code, "packed": packed}
+    return templates
 
 
 def embedded() -> dict[str, str]:

@@ -28,6 +28,9 @@ RESULTS = "results_digest"
 PARENT = "mlflow.parentRunId"
 """Tag of a run: the id of its parent, below which MLflow's UI shows the run."""
 
+KIND = "mlflow.experimentKind"
+"""Tag of an experiment. Without it, MLflow's UI may open its start page for generative AI."""
+
 
 def default_uri(results: Path) -> str:
     """Return the URI of the SQLite database that is the MLflow store of a results folder.
@@ -184,6 +187,8 @@ def _experiment_id(client: MlflowClient, suite: str, results: Path | None, uri: 
     if experiment is None:
         location = (results / "track" / "artifacts" / suite).absolute().as_uri() if results else None
         experiment = client.get_experiment(client.create_experiment(suite, artifact_location=location))
+    if KIND not in experiment.tags:
+        client.set_experiment_tag(experiment.experiment_id, KIND, "custom_model_development")
     if uri.startswith("http"):
         check_artifact_place(uri, suite, experiment.artifact_location)
     if experiment.lifecycle_stage == "deleted":

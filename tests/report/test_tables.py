@@ -5,8 +5,9 @@ import math
 import pytest
 
 from floral.core.intervals import Interval, t_interval
+from floral.report.latex import latex
 from floral.report.style import Style
-from floral.report.tables import Cell, Column, amount, grid, interval_cell, latex, number, unbroken
+from floral.report.tables import Cell, Column, amount, grid, interval_cell, number, unbroken
 
 LOOK = Style(id="a", title="A <1 %> & b", short="A", family="F", group="method", colour="#aa0000", dashed=True)
 
@@ -62,8 +63,8 @@ def test_both_scripts_escape_what_they_must():
     table = grid("t", [Column(id="x", title="X, %", spanner="S")], [(LOOK, cells)], "50 % of it")
     assert "A &lt;1\u00a0%&gt; &amp; b" in table.html and "n &lt; 5 &amp; odd" in table.html
     assert 'class="cell best" data-order="1"' in table.html and "<style" not in table.html
-    assert r"A <1 \%> \& b" in table.latex and r"\textbf{1.0 $\pm$ 0.2}" in table.latex
-    assert r"\caption{50 \% of it}\label{tab:t}" in table.latex
+    assert r"A $<$1 \%$>$ \& b" in table.latex and r"\textbf{1.0 $\pm$ 0.2}" in table.latex
+    assert r"\caption{50 \% of it. Bold results cannot be told from the best one.\label{tab:t}}" in table.latex
 
 
 def test_absent_cells_are_dashes():

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,12 +159,53 @@ def test_artifacts_on_the_disk_of_another_machine_are_refused(location: str) -> 
     check_artifact_place("http://tracker.example.org:5000", "tiny", "s3://bucket/1")
 
 
-def test_the_ui_gets_its_database_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands: list[list[str]] = []
-    monkeypatch.setattr(ui.os, "execv", lambda _, command: commands.append(command))
-    monkeypatch.setattr(ui.os, "environ", environment := {})
-    ui.ui(tmp_path, f"postgresql://user:{PASSWORD}@host/db", 0)
-    assert PASSWORD in environment["MLFLOW_BACKEND_STORE_URI"] and PASSWORD not in str(commands)
+START = subprocess.Popen
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    """Let a small program take the place of MLflow's server. It gets the port as its last argument."""
+
+    def start(command: list[str]) -> subprocess.Popen[bytes]:
+        assert PASSWORD not in str(command) and PASSWORD in os.environ["MLFLOW_BACKEND_STORE_URI"]
+        return START([sys.executable, "-S", "-c", program, command[command.index("--port") + 1]])
+
+    monkeypatch.setattr(ui.subprocess, "Popen", start)
+
+
+SERVER = """
+import http.server, sys, time
+class Once(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        assert self.path == "/health"
+        self.send_response(200); self.end_headers()
+    def log_message(self, *_): pass
+time.sleep(0.5)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Once).handle_request()
+sys.exit(3)
+"""
+
+
+def test_the_ui_says_when_it_answers_and_where_means_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answering(monkeypatch, SERVER)
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
+    uri = f"postgresql://user:{PASSWORD}@host/db"
+    (tmp_path / "track").mkdir()
+    for suite, store in (("tiny", without_passwords(uri)), ("elsewhere", "http://host:5000")):
+        value = {"tracking_uri": store, "experiment_id": "7", "runs": {}}
+        (tmp_path / "track" / f"{suite}.json").write_text(json.dumps(value))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    assert ui.ui(tmp_path, uri, port) == 3
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == f"MLflow answers at http://127.0.0.1:{port}; Ctrl-C stops it"
+    means = "searchFilter=tags.kind%20%3D%20%27mean%27&compareRunsMode=CHART"
+    assert said[3:] == [f"tiny: http://127.0.0.1:{port}/#/experiments/7/runs?{means}"]
+    answering(monkeypatch, "import sys; sys.exit(4)")
+    with pytest.raises(ConfigError, match="ended with exit code 4"):
+        ui.ui(tmp_path, uri, port)
+    assert "answers" not in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"open http://u:\*\*\*@host in your browser"):
         ui.ui(tmp_path, f"http://u:{PASSWORD}@host", 0)
 

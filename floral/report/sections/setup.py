@@ -7,9 +7,9 @@ import polars as pl
 from floral.config.searches import tuning
 from floral.report.collect import Collected
 from floral.report.description import changed_values, describe
+from floral.report.latex import latex
 from floral.report.sections.base import Material, Section
 from floral.report.sentences import count, state, states
-from floral.report.tables import latex
 
 NOT_STATED = "not stated"
 
