@@ -262,6 +262,10 @@ async function copyText(text, button) {
 
 // The content of a section is compressed and base64-coded in the page. It is unpacked when the section is opened.
 async function unpack(packed) {
+  if (!("DecompressionStream" in window)) {
+    packed.replaceWith("This browser cannot unpack the section. Use a browser of 2023 or later, or read the files beside this page.");
+    return;
+  }
   const bytes = Uint8Array.from(atob(packed.textContent.trim()), (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const content = document.createElement("div");
