@@ -271,9 +271,9 @@ def seconds_per_client(trial: Simulation, state: State) -> Timing:
     set_threads(how.threads)
     together = how.chunk * how.workers
     cohort, share = trial.pools(1)
-    clients = slice(together * math.ceil(MIN_TRIAL_CLIENTS / together))
+    clients, kinds = slice(together * math.ceil(MIN_TRIAL_CLIENTS / together)), trial.kinds()
     wait_for(trial.device)
-    began, times, kinds = read_clock(), 0, trial.kinds()
+    began, times = read_clock(), 0
     while times == 0 or read_clock().wall - began.wall < MIN_TRIAL_S:
         for round in kinds:
             trial.local_training(state, round, cohort[clients], share[clients])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from floral.bench import cases, data, machine, processes, report, scale, timing
+from floral.bench import cases, data, engine, machine, processes, report, scale, timing
 from floral.bench.cases import CASES, Case, holds
 from floral.bench.prepare import prepare, require
 from floral.bench.stdout import reserved_stdout
@@ -28,22 +28,19 @@ def floral(*arguments: str, folder: Path, **more: str) -> subprocess.CompletedPr
     )  # fmt: skip
 
 
-def engine(task: str, variant: str, folder: Path) -> dict:
-    arguments = ["bench", "engine", "--task", task, "--variant", variant, "--rounds", "2", "--threads", "1", "--json"]
-    output = floral(*arguments, folder=folder)
-    assert output.returncode == 0, output.stderr
-    return json.loads(output.stdout)
-
-
 def test_engine_prints_one_json_object_with_the_ratio_to_the_baseline(tmp_path):
-    result = engine("synthetic_mlp", "floral_1", tmp_path)
+    arguments = ["--task", "synthetic_mlp", "--variant", "floral_1", "--rounds", "2", "--threads", "1", "--json"]
+    output = floral("bench", "engine", *arguments, folder=tmp_path)
+    assert output.returncode == 0, output.stderr
+    result = json.loads(output.stdout)
     assert result["seconds_per_round"] > 0 and result["samples_per_second"] > 0 and result["peak_memory_bytes"] > 1e7
     assert result["ratio"] > 0 and result["spread"] >= 0 and result["floor_seconds_per_round"] > 0
     assert result["floor"].startswith("FedAvg") and result["pairs"] == 2 and result["execution"]["backend"]
 
 
 def test_a_task_without_a_baseline_gives_a_reason_and_no_ratio(tmp_path):
-    result = engine("digits_rotate", "fedavg", tmp_path)
+    how = {"results": tmp_path, "data_dir": None, "device": "cpu", "backend": "auto", "threads": 1, "rounds": 2}
+    result = engine.engine("digits_rotate", "fedavg", **how)
     assert result["ratio"] is None and result["spread"] is None and result["floor_seconds_per_round"] is None
     assert result["floor"].startswith("none: clients have unequal numbers")
 
@@ -56,8 +53,8 @@ def test_data_reports_reading_and_partitioning_with_their_limits(tmp_path):
     assert read["case"] == "digits: read raw files into arrays" and read["value"] > 0 and read["limit"] is None
     assert memory["value"] > 0 and [row["limit"] for row in partitions] == [1.0] * 3
     assert data.line({"case": "x", "value": 3.1, "unit": "s", "limit": 3.0}) == "x: 3.1 s (limit ≤ 3 s: MISSED)"
-    output = floral("bench", "data", "--data", "digts", folder=tmp_path)
-    assert output.returncode == 2 and "did you mean 'digits'?" in output.stderr
+    with pytest.raises(ConfigError, match=r"did you mean 'digits'\?"):
+        data.data(["digts"], results=tmp_path, data_dir=None)
 
 
 def test_more_threads_than_cores_are_refused(tmp_path):

@@ -202,7 +202,7 @@ def test_a_step_that_reads_a_value_is_not_batched():
         moved, changed, loss = sgd_step()(*given)
         return (moved, changed, loss) if float(torch.ones(())) else (moved, changed, 2 * loss)
 
-    simulation = simulate("fedavg", change=lambda method: replace(method, local_step=step), rounds=10**6)
+    simulation = simulate("fedavg", change=lambda method: replace(method, local_step=step), rounds=10**4)
     chosen = execution.choose(simulation, simulation.start(), "auto")
     assert chosen.backend != "batched" and "not batched: a step calls aten._local_scalar_dense" in chosen.reason
     with pytest.raises(Refused, match="which a recording cannot repeat"):
@@ -216,7 +216,7 @@ def test_routes_that_depend_on_what_is_averaged_are_not_batched(batch):
             method, routing=Routing(log_route=lambda seen: torch.log_softmax(seen["base"]["out.bias"][:2], 0))
         )
 
-    simulation = simulate("floral_1", change=by_base, batch=batch, rounds=10**6)
+    simulation = simulate("floral_1", change=by_base, batch=batch, rounds=10**4)
     chosen = execution.choose(simulation, simulation.start(), "auto")
     assert chosen.backend != "batched" and "the routes depend on the group 'base'" in chosen.reason
 
