@@ -54,8 +54,8 @@ def track(
         value = {"tracking_uri": without_passwords(uri), "experiment_id": experiment.id, "runs": tracked}
         path = results / "track" / f"{suite}.json"
         if suite_has is not None:
-            own = set(experiment.stored) if uri == default_uri(results) else _tracked_before(path)
-            _archive(experiment, suite_has, own)
+            archivable = set(experiment.stored) if uri == default_uri(results) else _tracked_before(path)
+            _archive(experiment, suite_has, archivable)
         atomic(path, (json.dumps(value, indent=1) + "\n").encode())
     return path
 
@@ -65,18 +65,18 @@ def _tracked_before(path: Path) -> set[str]:
     return set(json.loads(path.read_text(encoding="utf-8"))["runs"]) if path.exists() else set()
 
 
-def _archive(experiment: Experiment, suite_has: Iterable[Run], own: set[str]) -> None:
-    """Archive those runs in `own` that the suite no longer has, and means without any run."""
+def _archive(experiment: Experiment, suite_has: Iterable[Run], archivable: set[str]) -> None:
+    """Archive those of the `archivable` runs that the suite no longer has, and means without any run."""
     groups = groups_by_folder(suite_has)
     present = {folder for folder in groups if (experiment.results / folder).exists()}
     runs, means = set(map(str, present)), {group.job_key for group in distinct_groups(groups, present)}
     stored = experiment.stored
-    gone = {key for key in own & set(stored) if not key.startswith(("mean/", "report/")) and key not in runs}
+    gone = {key for key in archivable & set(stored) if not key.startswith(("mean/", "report/")) and key not in runs}
     if not gone:
         return
     parents = {run.parent for key, run in stored.items() if key not in gone}
-    alone = {key for key, run in stored.items() if key.startswith("mean/") and run.id not in parents}
-    for key in gone | (alone - means):
+    childless = {key for key, run in stored.items() if key.startswith("mean/") and run.id not in parents}
+    for key in gone | (childless - means):
         experiment.client.delete_run(stored.pop(key).id)
     print(f"MLflow: {run_count(len(gone))} archived, which {experiment.suite} no longer has", flush=True)
 
