@@ -77,14 +77,8 @@ def test_a_parent_has_the_mean_its_interval_and_the_mean_curve(tmp_path: Path) -
     data = parents["fedavg on digits_rotate"].inputs.dataset_inputs
     assert len({item.dataset.name for item in data}) == 3  # the partitions of three seeds
     files = artifacts(tmp_path, parents["fedavg on digits_rotate"].info.run_id)
-<<<<<<< ours
-    assert (
-        files["seeds.csv"].splitlines()[2].startswith("1,done,0.61,") and "\nseed:" not in files["configuration.yaml"]
-    )
-=======
     assert files["seeds.csv"].splitlines()[2].startswith("1,done,0.61,")
     assert "\nseed:" not in files["configuration.yaml"]
->>>>>>> theirs
     points = curve(tmp_path, parents["fedavg on digits_rotate"].info.run_id, "own_test/accuracy")
     assert points == [(0, pytest.approx(0.1)), (2, pytest.approx(0.3)), (4, pytest.approx(0.61))]
 
