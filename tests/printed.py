@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from floral.report.build import unpacked
+from floral.report.templates import unpacked
 
 
 def read_page(path: Path) -> str:

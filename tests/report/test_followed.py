@@ -8,11 +8,12 @@ import polars as pl
 from printed import read_page
 from run_folders import make_run, write_run
 
-from floral.report.build import report, template_yaml
+from floral.report.build import report
 from floral.report.collect import collect
 from floral.report.figures.routes import recovery
 from floral.report.route_frames import routes_over_rounds
 from floral.report.style import method_styles
+from floral.report.templates import template_yaml
 
 
 def routes(rounds: list[int], clients: int) -> pl.DataFrame:

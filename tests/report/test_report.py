@@ -20,7 +20,7 @@ from floral.core.units import BYTES_PER_FLOAT
 from floral.io.locks import held
 from floral.report import build as report_stage
 from floral.report import commands, sentences
-from floral.report.build import report, template_yaml
+from floral.report.build import report
 from floral.report.collect import IDENTITY, collect
 from floral.report.compared import CHANGES
 from floral.report.draw import draw
@@ -34,6 +34,7 @@ from floral.report.statistics import binomial_null
 from floral.report.style import method_styles
 from floral.report.summarise import differences, intervals
 from floral.report.tables import EMPTY, Cell, Column, grid
+from floral.report.templates import template_yaml
 from floral.report.worst_clients import worst
 from floral.runs.state import LOCK
 

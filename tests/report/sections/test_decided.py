@@ -12,7 +12,7 @@ import pytest
 from printed import decisions, read_page
 from run_folders import make_run
 
-from floral.report.build import report, template_yaml
+from floral.report.build import report
 from floral.report.collect import Collected, collect
 from floral.report.overview import answer
 from floral.report.sections import method_ranks
@@ -21,6 +21,7 @@ from floral.report.sections.decided import decided_cells, section
 from floral.report.sentences import against_reference
 from floral.report.style import method_styles
 from floral.report.tables import EMPTY
+from floral.report.templates import template_yaml
 
 TASKS = ("digits_rotate", "digits_rotate_reduced", "digits_label_shift", "digits_label_shift_reduced", "mnist_rotate",
          "mnist_label_shift")  # fmt: skip

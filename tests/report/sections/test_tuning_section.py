@@ -13,12 +13,13 @@ from floral.config.run import Run
 from floral.config.searches import tuning
 from floral.config.suites import suite_runs, suite_searches
 from floral.config.tuned import tuned_values
-from floral.report.build import report, template_yaml
+from floral.report.build import report
 from floral.report.collect import collect
 from floral.report.compared import MethodRow
 from floral.report.sections.base import Material, Part
 from floral.report.sections.tuning import _cells, section
 from floral.report.style import method_styles
+from floral.report.templates import template_yaml
 
 Write = Callable[..., Path]
 
