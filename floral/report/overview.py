@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
-from scipy.stats import rankdata
 
 from floral.core.intervals import Interval
 from floral.report import statistics
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
 from floral.report.comparison import MIN_SEEDS_FOR_BEST
+from floral.report.description import changed_values
 from floral.report.paired import Paired
 from floral.report.sentences import count
 from floral.report.style import UNRANKED_GROUPS, Style
@@ -221,8 +221,7 @@ def _cells(collected: Collected, styles: Mapping[str, Style], configuration: Con
     compared, counts = comparisons(collected, configuration), seed_counts(collected, configuration)
     costs = {name: _costs(collected, name) for name in ("bytes", "client_passes")}
     ranked = [method for method in means if styles[method].group == "method"]
-    sign = -1.0 if unit.higher_is_better else 1.0
-    ranks = dict(zip(ranked, rankdata([sign * means[method].mean for method in ranked]), strict=True)) if ranked else {}
+    ranks = statistics.rank_table({method: [means[method].mean] for method in ranked}, [unit.higher_is_better])
     bold = best(collected, styles, configuration).marked
     cells: dict[str, Any] = {}
     for method, of_method in counts.items():
@@ -239,7 +238,7 @@ def _cells(collected: Collected, styles: Mapping[str, Style], configuration: Con
             cell["difference"] = {"value": item.difference.mean, "text": short, "interval": difference.text}
             cell["difference"] |= {"verdict": item.verdict}
         if method in ranks:
-            cell["rank"] = float(ranks[method])
+            (cell["rank"],) = ranks[method]
         for name, values in costs.items():
             if (configuration.id, method) in values:
                 cell[name] = values[configuration.id, method]
@@ -261,7 +260,5 @@ def _runs(collected: Collected, configuration: Configuration, method: str) -> di
         for seed, value, status, task, variant, hash8 in rows.select(columns).iter_rows()
     ]  # fmt: skip
     changes = json.loads(rows["method_changes"][0])
-    texts = (
-        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in changes.items()
-    )
-    return {"seeds": seeds, "settings": ", ".join(texts)}
+    rounded = {key: f"{value:.3g}" if isinstance(value, float) else value for key, value in changes.items()}
+    return {"seeds": seeds, "settings": changed_values(rounded)}

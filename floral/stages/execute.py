@@ -148,8 +148,5 @@ def join_unseen(
         method = build_method(run, make_problem(run, clients, device, dtype))
         return method, client_data(clients, method, device, dtype)
 
-    began, cpu = time.perf_counter(), time.process_time()
-    table = unseen_table(run, simulation, state, data, assemble_joining)
-    progress.seconds["evaluate"] += time.perf_counter() - began
-    progress.core_seconds["evaluate"] += time.process_time() - cpu
-    return table
+    with progress.timed("evaluate"):
+        return unseen_table(run, simulation, state, data, assemble_joining)

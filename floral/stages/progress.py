@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -55,6 +57,14 @@ class Progress:
             self.routes.append([self.round, evaluation.routes.tolist()])
         if evaluation.diverged:
             self.diverged_at = self.round
+
+    @contextmanager
+    def timed(self, part: Literal["train", "evaluate"]) -> Iterator[None]:
+        """Add the wall time and the CPU time of the block to a part of the run. A block with an error adds nothing."""
+        began, cpu = time.perf_counter(), time.process_time()
+        yield
+        self.seconds[part] += time.perf_counter() - began
+        self.core_seconds[part] += time.process_time() - cpu
 
     def add_official(self, scores: tuple[float, float]) -> None:
         """Add the published code's score of a round of the last bin, also to the rows of metrics.parquet."""

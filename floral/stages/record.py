@@ -42,14 +42,13 @@ def write_results(
 
     `joined` is the table of the unseen clients, or None if there are none.
     """
-    began, cpu = time.perf_counter(), time.process_time()
-    local_scores = simulation.own_rows(state, simulation.data.test, np.arange(data.clients))
-    scores = local_scores
-    if headline(run, progress) == "population":
-        scores, values = simulation.global_test(state)
-        progress.record(values)
-    progress.seconds["evaluate"] += time.perf_counter() - began
-    progress.core_seconds["evaluate"] += (evaluated := time.process_time()) - cpu
+    with progress.timed("evaluate"):
+        local_scores = simulation.own_rows(state, simulation.data.test, np.arange(data.clients))
+        scores = local_scores
+        if headline(run, progress) == "population":
+            scores, values = simulation.global_test(state)
+            progress.record(values)
+    evaluated = time.process_time()
     metrics = pl.DataFrame(progress.metrics, schema=METRICS, orient="row")
     routes = progress.routes[-1][1] if progress.routes else None
     atomic(folder / "metrics.parquet", parquet_bytes(metrics))
