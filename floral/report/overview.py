@@ -205,7 +205,7 @@ def overview(collected: Collected, styles: Mapping[str, Style]) -> dict[str, Any
         "methods": methods,
         "tasks": [
             {
-                "id": item.id, "title": item.title, "result": (unit := result_unit(item)).title,
+                "id": item.id, "title": item.title, "label": item.label, "result": (unit := result_unit(item)).title,
                 "difference": unit.minus(styles[REFERENCE].short) if REFERENCE in styles else "",
                 "log": unit.logarithmic,
                 "best": sorted(best(collected, styles, item).members),

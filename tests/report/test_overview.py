@@ -75,6 +75,13 @@ def test_the_overview_has_the_numbers_of_every_cell(results, write):
     assert "rank" not in numbers["methods"][-1]["cells"]["digits_rotate"], "a control has no rank"
 
 
+def test_two_configurations_of_a_task_are_told_apart_by_their_labels(results):
+    runs = [make_run("digits_rotate", "fedavg", 0, fidelity=fidelity) for fidelity in ("official", "corrected")]
+    found = collect("quickstart", runs, results)
+    labels = [task["label"] for task in overview(found, styles(found))["tasks"]]
+    assert labels == ["digits_rotate, fidelity official", "digits_rotate, fidelity corrected"]
+
+
 def test_what_is_packed_is_unpacked():
     html = "<table><td>1 ± 2 %</td></table>" * 50
     assert len(packed(html)) < len(html) / 5 and unpacked(f"<p>{packed(html)}</p>") == f"<p>{html}</p>"
