@@ -52,7 +52,7 @@ test: $(INSTALLED) ## run the tests; a test whose tool is missing is skipped, wi
 	$(LOCAL) $(BIN)/pytest --numprocesses auto --dist worksteal
 
 test-slurm: $(INSTALLED) ## start SLURM with two nodes on this machine (as root) and let it kill jobs: 4 minutes
-	timeout --signal=INT 600 $(BIN)/pytest -m slurm tests/slurm
+	timeout --signal=INT 1500 $(BIN)/pytest -m slurm tests/slurm
 
 style: $(INSTALLED) ## style and direction of imports: seconds
 	$(BIN)/ruff check .
