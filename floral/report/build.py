@@ -12,7 +12,7 @@ import jinja2
 import yaml
 from markupsafe import Markup, escape
 
-from floral.config import catalogue
+from floral.config import catalogue, paths
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.io.locks import held
@@ -31,7 +31,7 @@ from floral.report.tables import unbroken
 from floral.runs.missing_data import split_by_data
 from floral.runs.outdated import outdated, outdated_lines
 
-TEMPLATE = Path(__file__).parents[2] / "reports" / "template"
+TEMPLATE = paths.PACKAGE / "reports" / "template"
 EMBEDDED = {"style": "style.css", "theme": "theme.js", "script": "script.js"}
 """Files that are copied into the page."""
 

@@ -14,7 +14,7 @@ from federations import CPU, NOT_TUNED, VARIANTS
 from odd_files import read
 
 from floral.adaptors.attach import adaptors_of
-from floral.config import catalogue, data_sets, paths, reading
+from floral.config import catalogue, data_sets, paths, plugins, reading
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.schema.data import CustomData, Synthetic
@@ -45,7 +45,7 @@ def explicit(function) -> set[str]:
     return {name for name, p in inspect.signature(function).parameters.items() if p.kind in kinds} - {"problem"}
 
 
-@pytest.mark.parametrize("name", catalogue.plugins("methods"))
+@pytest.mark.parametrize("name", plugins.names("methods"))
 def test_a_methods_parameters_are_those_of_its_build(name):
     build = importlib.import_module(f"floral.methods.{name}").build
     taken = explicit(build)
@@ -87,7 +87,7 @@ def test_a_method_that_does_not_say_what_the_server_sees_is_told_so():
 
 
 def test_every_method_module_has_a_file_and_the_other_way_round():
-    assert catalogue.names("methods") == catalogue.plugins("methods")
+    assert catalogue.names("methods") == plugins.names("methods")
 
 
 def own_shape(data: CustomData) -> tuple[tuple[int, ...], int]:
@@ -188,7 +188,7 @@ def test_fedavg_wide_has_florals_parameters_and_no_model_between(task):
     assert 0 <= size("fedavg_wide") - size("floral_1") < unit
 
 
-@pytest.mark.parametrize("kind", catalogue.plugins("models"))
+@pytest.mark.parametrize("kind", plugins.names("models"))
 def test_a_models_build_takes_shape_outputs_and_width(kind):
     parameters = inspect.signature(importlib.import_module(f"floral.models.{kind}").build).parameters
     assert list(parameters)[:2] == ["shape", "outputs"]
