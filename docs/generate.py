@@ -26,7 +26,7 @@ from pydantic.fields import FieldInfo
 from floral.cli import methods, tasks
 from floral.cli.methods import Row
 from floral.cli.parser import parser as command_parser
-from floral.config import catalogue, data_sets, paths
+from floral.config import catalogue, data_sets, paths, plugins
 from floral.config.schema import data, method, partition, shift, suite, task, tuning
 from floral.config.schema.method import STATEMENTS, MethodFile, Parameter, VariantEntry
 from floral.config.schema.suite import Switch
@@ -130,7 +130,7 @@ def _links() -> dict[str, str]:
 def of_models() -> str:
     """The kinds of models and what a task may set of them."""
     rows = []
-    for kind in catalogue.plugins("models"):
+    for kind in plugins.names("models"):
         fields = catalogue.model_options(kind).model_fields.items()
         said = [f"`{key}`: {_type(f.annotation)}{', required' if f.is_required() else ''}" for key, f in fields]
         rows.append((f"`{kind}`", "; ".join(said)))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from floral.config import catalogue
+from floral.config import catalogue, plugins
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.schema.data import Synthetic
@@ -53,7 +53,7 @@ ARGUMENTS: Mapping[str, dict[str, Any]] = {
 }
 """Arguments for a tiny size of each model. A model without a row here gets values where it has no defaults."""
 KINDS = {"batch_norm": "mlp", "dropout": "mlp", "convolutions": "mlp", "tied": "lstm"}
-MODELS = [*catalogue.plugins("models"), "batch_norm", "dropout", "convolutions"]
+MODELS = [*plugins.names("models"), "batch_norm", "dropout", "convolutions"]
 """Every file of floral/models, and models with running statistics, with noise per sample, and with grouped, dilated and
 transposed convolutions."""
 DROPPING = ("dropout", "vgg8", "vit")
@@ -292,7 +292,7 @@ def buildable(variant: str, model: str) -> bool:
     return True
 
 
-FIRST = {name: next(iter(catalogue.method_file(name).variants)) for name in catalogue.plugins("methods")}
+FIRST = {name: next(iter(catalogue.method_file(name).variants)) for name in plugins.names("methods")}
 """The variant of each method that is tested on all models. Its other variants differ by parameters only."""
 
 

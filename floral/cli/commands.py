@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -24,6 +25,16 @@ if TYPE_CHECKING:
 
 Handler = Callable[[Namespace, "Settings"], int | None]
 """Type of a function that runs a command. It returns an exit code, or None for success."""
+
+
+def init(arguments: Namespace, settings: Settings | None = None) -> None:
+    """Make the folder of a new study. This command needs no settings, because there is no study yet."""
+    from floral.cli.init import init
+
+    del settings
+    init(arguments.folder)
+    print(f"{arguments.folder}: a new study; its README.md says what is in it. To train its example:")
+    print(f"  cd {shlex.quote(str(arguments.folder))} && snakemake --profile local")
 
 
 # --------------------------------------------------------------------------------------------- stages
@@ -108,6 +119,7 @@ def train(arguments: Namespace, settings: Settings) -> int:
         backend=arguments.backend or settings.backend,
         threads=arguments.threads,
         checkpoint_seconds=arguments.checkpoint_seconds or settings.checkpoint_seconds,
+        committed_in=settings.reference,
     )
 
 
@@ -172,15 +184,15 @@ def report(arguments: Namespace, settings: Settings) -> None:
         # The next Snakemake call then replaces this report by the report of all runs in the results folder.
         (settings.results / "report" / f"{suite}.complete").unlink(missing_ok=True)
     if arguments.reference:
-        _report_reference(suite, runs, reports)
+        _report_reference(suite, runs, reports, settings.reference)
         return
     print(f"report of {suite}: reading {run_count(len(runs))}", flush=True)
     page = report(suite, runs, settings.results, reports, arguments.partial, arguments.allow_missing)
     print(f"{'partial report' if arguments.partial else 'report'}: {page}")
 
 
-def _report_reference(suite: str, runs: list[Run], reports: Path) -> None:
-    """Build a report from the suite's results in reports/reference, without training.
+def _report_reference(suite: str, runs: list[Run], reports: Path, reference: Path) -> None:
+    """Build a report from the suite's reference results, which lie in the folder `reference`, without training.
 
     The archive of these results is unpacked into a temporary folder.
     """
@@ -190,11 +202,11 @@ def _report_reference(suite: str, runs: list[Run], reports: Path) -> None:
 
     with TemporaryDirectory(prefix="floral-") as folder:
         results = Path(folder)
-        restore_archive(suite, results)
+        restore_archive(suite, results, reference)
         finished = [run for run in runs if is_finished(results / run.folder)]
         if not finished:
             raise ConfigError(
-                f"suite {suite!r}: reports/reference/{suite} has none of the selected runs, because the suite has "
+                f"suite {suite!r}: {reference / suite} has none of the selected runs, because the suite has "
                 "changed since results were committed, or only other runs were committed; train the runs with Snakemake"
             )
         page = report(suite, runs, results, reports, partial=len(finished) < len(runs))
@@ -215,7 +227,8 @@ def reference(arguments: Namespace, settings: Settings) -> None:
 
     runs = suite_runs(arguments.suite, precision=settings.precision)
     command = report_commands.command(arguments.suite, runs)
-    folder = reference.make(arguments.suite, runs, settings.results, settings.reports / arguments.suite, command)
+    page = settings.reports / arguments.suite
+    folder = reference.make(arguments.suite, runs, settings.results, page, command, settings.reference)
     print(f"reference: {folder}; commit this folder, so that its runs need not be repeated")
 
 
@@ -231,7 +244,8 @@ def plan(arguments: Namespace, settings: Settings) -> None:
     narrowed = settings.model_copy(update={key: tuple(names) for key, names in options.items() if names})
     suites = narrowed.runs()
     check_data.check((run.task for runs in suites.values() for run in runs), settings.results)
-    committed = {run.folder for _, run in reference.available(suites, settings.results)} if settings.reuse else set()
+    reusable = reference.available(suites, settings.results, settings.reference) if settings.reuse else []
+    committed = {run.folder for _, run in reusable}
     from floral.stages import check_model
 
     runs = [run for group in suites.values() for run in group]

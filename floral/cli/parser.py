@@ -38,6 +38,9 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(handler=handler)
         return sub
 
+    init = command("init", commands.init, "make the folder of a new study, with an example of each file")
+    init.add_argument("folder", type=Path, metavar="FOLDER", help="a folder that does not exist yet, or is empty")
+
     # Stages, in the order in which Snakemake calls them.
     fetch = command("fetch", commands.fetch, "download and check a data set, or read a task's custom data")
     fetch.add_argument("data", help="a name in config/data.lock, or a task with custom data")

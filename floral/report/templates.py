@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 import re
 import zlib
-from pathlib import Path
 from typing import Any
 
 import jinja2
 import yaml
 from markupsafe import Markup, escape
 
+from floral.config import paths
 from floral.report.tables import unbroken
 
-TEMPLATE = Path(__file__).parents[2] / "reports" / "template"
+TEMPLATE = paths.PACKAGE / "reports" / "template"
 EMBEDDED = {"style": "style.css", "theme": "theme.js", "script": "script.js", "overview_script": "overview.js"}
 """Files that are copied into a page."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from floral.config import plugins
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.core.spec import Method, Noise, Optimiser, Problem, Refused
@@ -64,10 +64,10 @@ def problem_of(
     `cluster` [K] is the true cluster of each client.
     """
     task = run.task
-    module = importlib.import_module(f"floral.models.{task.model.kind}")
+    build = plugins.builder("models", task.model.kind)
 
     def build_model(width: float = 1.0) -> Any:
-        return module.build(shape, outputs, **task.model.arguments, width=width)
+        return build(shape, outputs, **task.model.arguments, width=width)
 
     return Problem(
         build_model=build_model,

@@ -46,6 +46,7 @@ def execute(
     threads: int,
     checkpoint_seconds: float,
     stop: Stop,
+    committed_in: Path = reference.REFERENCE,
 ) -> dict[str, Any]:
     """Train a run to its end, write its result files and return its summary. summary.json is written last.
 
@@ -69,7 +70,7 @@ def execute(
         configure_device(device, run.precision)
         state = simulation.start(folder / NAME)  # in some methods, all clients compute here
         seedless_hash = run.model_copy(update={"seed": 0}).hash8
-        committed = partial(reference.execution_of, run)
+        committed = partial(reference.execution_of, run, committed_in)
         how = (backend, threads, run.precision, committed)
         before = time.process_time()
         resolved = resolve_execution(simulation, state, folder, seedless_hash, *how)

@@ -15,7 +15,7 @@ from federations import CPU, NOT_TUNED, VARIANTS
 from odd_files import read
 
 from floral.adaptors.attach import adaptors_of
-from floral.config import catalogue, code, data_sets, paths, reading
+from floral.config import catalogue, code, data_sets, paths, plugins, reading
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.schema.data import CustomData, Synthetic
@@ -46,7 +46,7 @@ def explicit(function) -> set[str]:
     return {name for name, p in inspect.signature(function).parameters.items() if p.kind in kinds} - {"problem"}
 
 
-@pytest.mark.parametrize("name", catalogue.plugins("methods"))
+@pytest.mark.parametrize("name", plugins.names("methods"))
 def test_a_methods_parameters_are_those_of_its_build(name):
     build = importlib.import_module(f"floral.methods.{name}").build
     taken = explicit(build)
@@ -128,7 +128,7 @@ def test_wrong_statements_on_the_source_name_file_and_key(key, value, problem, i
 
 
 def test_every_method_module_has_a_file_and_the_other_way_round():
-    assert catalogue.names("methods") == catalogue.plugins("methods")
+    assert catalogue.names("methods") == plugins.names("methods")
 
 
 def own_shape(data: CustomData) -> tuple[tuple[int, ...], int]:
@@ -229,7 +229,7 @@ def test_fedavg_wide_has_florals_parameters_and_no_model_between(task):
     assert 0 <= size("fedavg_wide") - size("floral_1") < unit
 
 
-@pytest.mark.parametrize("kind", catalogue.plugins("models"))
+@pytest.mark.parametrize("kind", plugins.names("models"))
 def test_a_models_build_takes_shape_outputs_and_width(kind):
     parameters = inspect.signature(importlib.import_module(f"floral.models.{kind}").build).parameters
     assert list(parameters)[:2] == ["shape", "outputs"]

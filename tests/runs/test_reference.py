@@ -211,7 +211,7 @@ def test_a_newcomer_trains_nothing_and_gets_the_page(copy: Project) -> None:
     before, summary = read_page(page), pl.read_parquet(table)
     for left in ("results/train", "results/partition", "results/report", f"reports/{SUITE}", ".snakemake"):
         shutil.rmtree(copy.folder / left)
-    assert "0 finished, 3 taken from reports/reference, 0 to do" in copy.call("floral", "plan", SUITE).stdout
+    assert "0 finished, 3 taken from the reference results, 0 to do" in copy.call("floral", "plan", SUITE).stdout
     dry = copy.snakemake("-n")
     assert "3 runs taken from reports/reference (not in a dry run" in dry.stdout
     assert not copy.paths("results/train/*")
@@ -235,3 +235,16 @@ def test_the_execution_of_committed_results_is_recorded_and_found(place: Path) -
     assert reference.execution_of(make_run("digits_rotate", "fedavg", 7)) == COSTS["execution"]
     assert reference.execution_of(make_run("digits_rotate", "fedavg", 1, rounds=5)) is None
     assert reference.execution_of(make_run("digits_rotate", "floral_1", 1)) is None
+
+
+def test_reference_results_lie_where_the_settings_say(place: Path) -> None:
+    run, folder = make_run("digits_rotate", "fedavg", 0), place / "downloaded"
+    write_run(place / "results", run)
+    page(place, [run])
+    made_in = reference.make(SUITE, [run], place / "results", place / "reports" / SUITE, "snakemake …", folder)
+    assert made_in == folder / SUITE and not (place / "reports/reference").exists()
+    fresh = place / "fresh"
+    assert reference.restore({SUITE: [run]}, fresh) == [] and reference.execution_of(run) is None
+    assert reference.execution_of(run, folder) == COSTS["execution"] and reference.archives_with([run.folder], folder)
+    assert reference.restore({SUITE: [run]}, fresh, folder) == [run]
+    assert reference.restore_archive(SUITE, place / "again", folder) == [place / "again" / run.folder]

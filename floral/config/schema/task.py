@@ -79,7 +79,11 @@ class Task(Frozen):
         default="test", description="Part of each client's samples on which the published accuracy was measured."
     )
     clients: int = Field(ge=1, description="Number of clients that take part in training, K.")
-    clusters: int = Field(ge=1, description="Number of true clusters of clients, C.")
+    clusters: int = Field(
+        default=1,
+        ge=1,
+        description="Number of true clusters of clients, C; needed if the data of the clusters differ.",
+    )
     assumed_clusters: int | None = Field(
         default=None,
         ge=1,
@@ -97,7 +101,11 @@ class Task(Frozen):
         description="Number of local steps in an epoch; by default, an epoch is one pass over the training samples.",
     )
     lr: float = Field(ge=0, description="Learning rate of local SGD for model parameters.")
-    router_lr: float = Field(ge=0, description="Learning rate of local SGD for router logits.")
+    router_lr: float = Field(
+        default=None,  # type: ignore[arg-type]  # replaced by `lr` before the check
+        ge=0,
+        description="Learning rate of local SGD for router logits; by default that of the model parameters, `lr`.",
+    )
     model: Model = Field(description="Model that the clients train.")
     server: Server = Field(default=Server(), description="Server optimiser.")
     loss: Literal["cross_entropy", "mse"] = Field(
@@ -111,6 +119,20 @@ class Task(Frozen):
     eval_every: int | None = Field(
         default=None, ge=1, description="Number of rounds between two evaluations; rounds/50 by default."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _router_lr_is_lr(cls, values: Any) -> Any:
+        return {"router_lr": values["lr"], **values} if isinstance(values, dict) and "lr" in values else values
+
+    @model_validator(mode="after")
+    def _clusters_are_given_if_they_differ(self) -> Task:
+        if self._has_distinct_concepts() and "clusters" not in self.model_fields_set:
+            raise ValueError(
+                "the data of the clusters differ (by `shift`, `partition.kind: class_groups`, or as synthetic data), "
+                "but `clusters` is missing; add the number of clusters"
+            )
+        return self
 
     @model_validator(mode="after")
     def _clusters_have_clients(self) -> Task:
@@ -294,10 +316,10 @@ class Task(Frozen):
         The number is `clusters` if the clusters differ by a shift, by class groups, or by the teachers of synthetic
         data. Otherwise all clusters have the same distribution, and the number is 1.
         """
-        distinct = (
-            isinstance(self.data, Synthetic) or self.shift.kind != "none" or self.partition.kind == "class_groups"
-        )
-        return self.clusters if distinct else 1
+        return self.clusters if self._has_distinct_concepts() else 1
+
+    def _has_distinct_concepts(self) -> bool:
+        return isinstance(self.data, Synthetic) or self.shift.kind != "none" or self.partition.kind == "class_groups"
 
     @property
     def objective(self) -> Literal["cross_entropy", "token_cross_entropy", "mse"]:

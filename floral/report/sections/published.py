@@ -13,7 +13,7 @@ import polars as pl
 from scipy.stats import binomtest
 from scipy.stats import t as student
 
-from floral.config import catalogue, paths
+from floral.config import catalogue, layers
 from floral.config.reading import ConfigError
 from floral.core.intervals import Interval, t_interval
 from floral.report.collect import Collected
@@ -69,7 +69,7 @@ def published() -> dict[tuple[str, str], Published]:
     Raises:
         ConfigError: the file cannot be read or lacks a column.
     """
-    path = paths.CONFIG_FOLDER / "published.csv"
+    path = layers.file("published.csv")
     try:
         rows = pl.read_csv(path, comment_prefix="#").select("task", "method", "optimal_router", "mean", "std")
     except (OSError, pl.exceptions.PolarsError) as error:
