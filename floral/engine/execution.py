@@ -55,9 +55,10 @@ def choose(
     """Choose how a run is computed with the requested backend on `threads` cores.
 
     A candidate is a backend with a chunk size and a number of workers. With "auto", candidates of all backends are
-    timed on clients of the first cohort. The backend `batched` is left out if training is so short that recording the
-    steps takes longer than it saves. With "batched", only the candidates of this backend are timed. With "loop" and
-    "vmap", nothing is timed.
+    timed on clients of the first cohort, except those that cannot compute the method. The backend `batched` is left out
+    if training is so short that recording the steps takes longer than it saves. With "batched", only the candidates of
+    this backend are timed. With "vmap", one trial shows whether it can compute the method. With "loop", nothing is
+    timed.
 
     Raises:
         Refused: the requested backend cannot run the method.
@@ -76,20 +77,22 @@ def choose(
     plain, recorded = ([replace(execution, precision=precision) for execution in candidates] for candidates in lists)
     match backend:
         case "loop" | "vmap":
-            return replace(
-                next(execution for execution in plain if execution.backend == backend),
-                reason="requested in the settings",
-            )
+            how = next(execution for execution in plain if execution.backend == backend)
+            if backend == "vmap":
+                with operation_threads():
+                    seconds_per_client(trial_of(simulation, how), state)
+            return replace(how, reason="requested in the settings")
         case "batched":
             seconds = measure(simulation, state, recorded)
             return fastest(seconds, "the fastest of the requested backend")
-    seconds = measure(simulation, state, plain)
+    refused: list[str] = []
+    seconds = measure(simulation, state, plain, refused)
     if min(seconds.values()) * cohort * simulation.settings.rounds * steps_per_trial_step(simulation) < MIN_TRAINING_S:
-        return fastest(seconds, "the fastest without recording, because recording takes longer than it saves")
+        return fastest(seconds, "the fastest without recording, because recording takes longer than it saves", refused)
     try:
-        return fastest(measure(simulation, state, recorded) | seconds, "the fastest")
+        return fastest(measure(simulation, state, recorded) | seconds, "the fastest", refused)
     except Refused as reason:
-        return fastest(seconds, f"not batched: {reason}; the fastest of the others")
+        return fastest(seconds, "the fastest of the others", [*refused, f"not batched: {reason}"])
 
 
 def steps_per_trial_step(simulation: Simulation) -> float:
@@ -132,12 +135,13 @@ def batched(cohort: int, cores: int) -> list[Execution]:
     return many if cores == 1 else [*many, Execution("batched", cohort, threads=cores)]
 
 
-def fastest(measured: dict[Execution, float], why: str) -> Execution:
+def fastest(measured: dict[Execution, float], why: str, refused: Sequence[str] = ()) -> Execution:
     """Return the first candidate whose measured time is at most TIE_FACTOR times the shortest time.
 
     A candidate is a backend with a chunk size and a number of workers. `measured` has its seconds per client. The
-    `reason` of the result lists all these times.
+    `reason` of the result lists all these times, and why other candidates were refused.
     """
+    why = "; ".join([*dict.fromkeys(refused), why])
     limit = TIE_FACTOR * min(measured.values())
     best = next(candidate for candidate, seconds in measured.items() if seconds <= limit)
     table = ", ".join(f"{c.backend} {c.chunk} × {c.workers}: {1e3 * seconds:.2f}" for c, seconds in measured.items())
@@ -146,15 +150,30 @@ def fastest(measured: dict[Execution, float], why: str) -> Execution:
     )
 
 
-def measure(simulation: Simulation, state: State, candidates: Sequence[Execution]) -> dict[Execution, float]:
+def measure(
+    simulation: Simulation, state: State, candidates: Sequence[Execution], refused: list[str] | None = None
+) -> dict[Execution, float]:
     """Return, for each candidate, the measured time in seconds for the local training of one client.
 
     The candidates are timed in turns, so that other work on the machine slows down all of them alike. The state does
-    not change.
+    not change. If `refused` is given, candidates that cannot compute the method are left out, and the reasons are
+    appended to it.
+
+    Raises:
+        Refused: a candidate cannot compute the method, and `refused` is None.
     """
     began = time.perf_counter()
     with operation_threads():
-        trials = {trial.execution: trial for trial in (with_room(simulation, state, c) for c in candidates)}
+        trials: dict[Execution, Simulation] = {}
+        for candidate in candidates:
+            try:
+                trial = with_room(simulation, state, candidate)
+            except Refused as reason:
+                if refused is None:
+                    raise
+                refused.append(f"not {candidate.backend}: {reason}")
+            else:
+                trials[trial.execution] = trial
         times: dict[Execution, list[float]] = {candidate: [] for candidate in trials}
         for turn in range(1, 1 + TRIALS):
             slow = SLOW_FACTOR * min(map(min, times.values())) if turn > MIN_TRIALS else math.inf
@@ -175,7 +194,7 @@ def with_room(simulation: Simulation, state: State, candidate: Execution) -> Sim
         OutOfMemoryError: the memory is too small for a single client.
     """
     while True:
-        trial = Simulation(simulation.method, simulation.data, simulation.settings, candidate, most_steps=TRIAL_STEPS)
+        trial = trial_of(simulation, candidate)
         try:
             seconds_per_client(trial, state)
             return trial
@@ -186,6 +205,11 @@ def with_room(simulation: Simulation, state: State, candidate: Execution) -> Sim
         candidate = replace(candidate, chunk=math.ceil(candidate.chunk / 2))
         if simulation.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def trial_of(simulation: Simulation, candidate: Execution) -> Simulation:
+    """Return a simulation that computes few steps in the way of a candidate."""
+    return Simulation(simulation.method, simulation.data, simulation.settings, candidate, most_steps=TRIAL_STEPS)
 
 
 def seconds_per_client(trial: Simulation, state: State) -> float:
