@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from floral.config import paths
 from floral.config.reading import ConfigError
@@ -49,7 +50,7 @@ def _write_flowers(path: Path) -> None:
     """Write the iris data of scikit-learn as a table. A column assigns each flower to a site."""
     from sklearn.datasets import load_iris
 
-    iris = load_iris()
+    iris: Any = load_iris()
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["site", "species", "sepal_length", "sepal_width", "petal_length", "petal_width"])

@@ -19,7 +19,7 @@ from floral.config.reading import ConfigError, merge, parse, suggest
 from floral.config.schema.base import Frozen
 from floral.config.schema.method import STATEMENTS, MethodFile, Parameter, Variant
 from floral.config.schema.suite import Fidelity, Suite, Switch
-from floral.config.schema.task import Model, Task
+from floral.config.schema.task import PREPARATION, Model, Task
 
 MAX_BYTES_OF_NAME = 150
 """Names of tasks, variants and suites are parts of file names. File systems allow 255 bytes for a file name."""
@@ -84,7 +84,8 @@ def task(name: str, change: Mapping[str, Any] | None = None, where: str | None =
         raise suggest("model", parsed.model.kind, models, f"{where}: model.kind")
     options = parse(model_options(parsed.model.kind), parsed.model.arguments, f"{where}: model")
     typed = options.model_dump(mode="json", include=options.model_fields_set)
-    parsed = parsed.model_copy(update={"model": Model(kind=parsed.model.kind, **typed)})
+    others = parsed.model.model_dump(include=PREPARATION)
+    parsed = parsed.model_copy(update={"model": Model(kind=parsed.model.kind, **typed, **others)})
     if isinstance(parsed.data, str) and not parsed.noop and parsed.data not in (accepted := data_sets.data_lock()):
         raise suggest("data set", parsed.data, accepted, f"{where}: data")
     return parsed
@@ -100,6 +101,7 @@ OPTION_TYPES: Mapping[str, Any] = {
     "float": Annotated[float, Field(strict=True, ge=0)],
     "bool": Annotated[bool, Field(strict=True)],
     "str": Annotated[str, Field(strict=True)],
+    "dict": dict[str, Any],
 }
 """Types that an argument of a model's `build` may have, beside tuples of them, and their allowed values.
 

@@ -63,9 +63,10 @@ def choose(
     """Choose how a run is computed with the requested backend on `threads` cores.
 
     A candidate is a backend with a chunk size and a number of workers. With "auto", candidates of all backends are
-    timed on clients of the first cohort. The backend `batched` is left out if training is so short that recording the
-    steps takes longer than it saves. With "batched", only the candidates of this backend are timed. With "loop" and
-    "vmap", nothing is timed.
+    timed on clients of the first cohort, except those that cannot compute the method. The backend `batched` is left out
+    if training is so short that recording the steps takes longer than it saves. With "batched", only the candidates of
+    this backend are timed. With "vmap", one trial shows whether it can compute the method. With "loop", nothing is
+    timed.
 
     Raises:
         Refused: the requested backend cannot run the method.
@@ -83,14 +84,18 @@ def choose(
         requested = [execution for execution in plain if execution.backend == backend]
         if not requested:
             return replace(plain[-1], reason="one client at a time, so there is nothing to vectorise")
+        if backend == "vmap":
+            with operation_threads():
+                seconds_per_client(trial_of(simulation, requested[-1]), state)
         return replace(requested[-1], reason="requested in the settings")
-    seconds = measure(simulation, state, plain)
+    refused: list[str] = []
+    seconds = measure(simulation, state, plain, refused)
     if training_seconds(simulation, min(seconds.values())) < MIN_TRAINING_S:
-        return fastest(seconds, "the fastest without recording, because recording takes longer than it saves")
+        return fastest(seconds, "the fastest without recording, because recording takes longer than it saves", refused)
     try:
-        return fastest(measure(simulation, state, recorded) | seconds, "the fastest")
+        return fastest(measure(simulation, state, recorded) | seconds, "the fastest", refused)
     except Refused as reason:
-        return fastest(seconds, f"not batched: {reason}; the fastest of the others")
+        return fastest(seconds, "the fastest of the others", [*refused, f"not batched: {reason}"])
 
 
 def training_seconds(simulation: Simulation, seconds: float) -> float:
@@ -161,12 +166,14 @@ def on_gpu(cohort: int) -> tuple[list[Execution], list[Execution]]:
     return plain, [Execution("batched", cohort, graphs=True)]
 
 
-def fastest(measured: dict[Execution, float], why: str) -> Execution:
+def fastest(measured: dict[Execution, float], why: str, refused: Sequence[str] = ()) -> Execution:
     """Return the candidate with the fewest cores whose measured time is at most TIE_FACTOR times the shortest time.
 
     Of several such candidates, the first is returned. A candidate is a backend with a chunk size, a number of workers
-    and of threads. `measured` has its seconds per client. The `reason` of the result lists all these times.
+    and of threads. `measured` has its seconds per client. The `reason` of the result lists all these times, and why
+    other candidates were refused.
     """
+    why = "; ".join([*dict.fromkeys(refused), why])
     limit = TIE_FACTOR * min(measured.values())
     tied = [candidate for candidate, seconds in measured.items() if seconds <= limit]
     best = min(tied, key=lambda candidate: candidate.cores)
@@ -197,16 +204,31 @@ class Timing:
         return self.seconds * max(0.0, 1 - self.lost_share)
 
 
-def measure(simulation: Simulation, state: State, candidates: Sequence[Execution]) -> dict[Execution, float]:
+def measure(
+    simulation: Simulation, state: State, candidates: Sequence[Execution], refused: list[str] | None = None
+) -> dict[Execution, float]:
     """Return, for each candidate, the measured time in seconds for the local training of one client.
 
     The candidates are timed in turns, so that other work on the machine slows down all of them alike. Disturbed trials
-    are repeated. The state does not change.
+    are repeated. The state does not change. If `refused` is given, candidates that cannot compute the method are left
+    out, and the reasons are appended to it.
+
+    Raises:
+        Refused: a candidate cannot compute the method, and `refused` is None.
     """
     began = read_clock().wall
     share_per_second = MAX_MEASUREMENT_SHARE * training_seconds(simulation, 1.0)
     with operation_threads():
-        trials = {trial.execution: trial for trial in (with_room(simulation, state, c) for c in candidates)}
+        trials: dict[Execution, Simulation] = {}
+        for candidate in candidates:
+            try:
+                trial = with_room(simulation, state, candidate)
+            except Refused as reason:
+                if refused is None:
+                    raise
+                refused.append(f"not {candidate.backend}: {reason}")
+            else:
+                trials[trial.execution] = trial
         timings: dict[Execution, list[Timing]] = {candidate: [] for candidate in trials}
         for turn in range(1, 1 + MAX_TRIALS):
             best = min(map(possible, timings.values())) if turn > 1 else math.inf
@@ -245,7 +267,7 @@ def with_room(simulation: Simulation, state: State, candidate: Execution) -> Sim
         OutOfMemoryError: the memory is too small for a single client.
     """
     while True:
-        trial = Simulation(simulation.method, simulation.data, simulation.settings, candidate, most_steps=TRIAL_STEPS)
+        trial = trial_of(simulation, candidate)
         try:
             seconds_per_client(trial, state)
             return trial
@@ -256,6 +278,11 @@ def with_room(simulation: Simulation, state: State, candidate: Execution) -> Sim
         candidate = replace(candidate, chunk=math.ceil(candidate.chunk / 2))
         if simulation.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def trial_of(simulation: Simulation, candidate: Execution) -> Simulation:
+    """Return a simulation that computes few steps in the way of a candidate."""
+    return Simulation(simulation.method, simulation.data, simulation.settings, candidate, most_steps=TRIAL_STEPS)
 
 
 def seconds_per_client(trial: Simulation, state: State) -> Timing:

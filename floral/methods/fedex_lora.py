@@ -25,6 +25,7 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     `download_floats`).
     """
     adaptors = adaptors_of(problem, **adaptor)
+    adaptors.require_trained_base()
     floats_sent = {} if base == "joint" else {"base": (download_floats(adaptors, problem.cohort, biases=False), 0)}
 
     def add_error(served):

@@ -30,6 +30,7 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     the floats that a client keeps privately, although the client could draw it again.
     """
     adaptors, stream = adaptors_of(problem, **adaptor), Stream(problem.seed, "adaptors")
+    adaptors.require_trained_base()
 
     def init_a(stream: Stream):
         return factor(adaptors.init(stream), "A")

@@ -88,6 +88,7 @@ def build(
     )
     method = own_adaptor(clustered) if holds_one else routed(clustered, mixer, entropy)
     if centred:
+        adaptors.require_trained_base()
         require_no_groups(adaptors)
         method = replace(method, server=ServerStep(update=server_centres(adaptors)))
     return with_private(problem, adaptors, method) if personal else method
@@ -228,8 +229,7 @@ def with_private(problem: Problem, adaptors: Adaptors, method: Method) -> Method
         return repeated_start({name: value[None] for name, value in adaptor.items()}, problem.clients)
 
     def with_change(view):
-        change = adaptors.products(view["private"], full_weight)
-        return {**view, "base": {name: t + change[name] if name in change else t for name, t in view["base"].items()}}
+        return {**view, "base": adaptors.added(view["base"], adaptors.products(view["private"], full_weight))}
 
     preconditioner = {"private": adaptors.precondition} if problem.switches["preconditioner"] else {}
     merged = replace(adaptors, application="merged")

@@ -8,7 +8,7 @@ import torch
 from floral.adaptors.attach import adaptors_of
 from floral.core.spec import Cost, Group, Method, Params, Phase, Predict, Problem, Refused, Scope, View
 from floral.core.streams import Stream
-from floral.nn.layers import Model
+from floral.nn.model import Model
 from floral.nn.norms import NORMS
 from floral.toolkit.parts import (
     fedavg_phase,

@@ -56,7 +56,9 @@ def sizes_of(task: Task, results: Path) -> tuple[tuple[int, ...], int] | None:
 def _check_model(task: Task, problem: Problem) -> None:
     """Raise ConfigError if the task's model cannot be built or applied to one sample."""
     try:
-        _apply(problem.build_model(), problem.shape, problem.outputs)
+        model = problem.build_model()
+        if model.start is None:  # otherwise, `build` has applied it
+            _apply(model, problem.shape, problem.outputs)
     except (Refused, RuntimeError, ValueError, TypeError, IndexError) as error:
         names = [name for name in plugins.names("models") if _fits(name, problem.shape, problem.outputs)]
         first = (str(error).strip() or type(error).__name__).splitlines()[0]

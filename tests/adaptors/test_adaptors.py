@@ -23,7 +23,8 @@ from floral.config.reading import ConfigError
 from floral.core.spec import Refused
 from floral.core.streams import Stream
 from floral.models import cnn, linear, mlp, vit
-from floral.nn.layers import Conv2d, ConvTranspose2d, Linear, Model
+from floral.nn.layers import Conv2d, ConvTranspose2d, Linear
+from floral.nn.model import Model
 from floral.nn.norms import NORMS, BatchNorm, GroupNorm, LayerNorm, instance_norm
 
 FACTORISATIONS = ["in", "out", "balanced", "balanced_2d"]

@@ -75,11 +75,11 @@ def test_a_backend_that_was_asked_for_precedes_the_committed_one(tmp_path):
 def test_a_method_that_the_committed_backend_refuses_is_measured(tmp_path, monkeypatch):
     measured, real = [], execution.measure
 
-    def measure(simulation, state, candidates):
+    def measure(simulation, state, candidates, *refused):
         measured.append(candidates)
         if len(measured) == 1:
             raise Refused("the method has changed")
-        return real(simulation, state, candidates)
+        return real(simulation, state, candidates, *refused)
 
     monkeypatch.setattr(execution, "measure", measure)
     found = resolved(tmp_path, {"chunk": 2})

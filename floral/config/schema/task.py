@@ -10,10 +10,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from floral.config.schema.base import Frozen, is_none
+from floral.config.schema.base import Frozen, is_empty, is_none
 from floral.config.schema.data import NOTHING, Data, Synthetic
 from floral.config.schema.partition import Partition, Unseen
 from floral.config.schema.shift import Shift
+
+
+def is_trained(base: str) -> bool:
+    """Return whether `base` has its default, with which it is left out of the hash of a run."""
+    return base == "trained"
 
 
 class Model(Frozen):
@@ -21,12 +26,44 @@ class Model(Frozen):
 
     model_config = ConfigDict(frozen=True, extra="allow")
     kind: str = Field(
-        description="Name of a module in floral/models. All other keys are keyword arguments of `build` in this module."
+        description="Name of a module in floral/models. Keys not in this table are keyword arguments of its `build`."
+    )
+    weights: str | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="File of initial values (.safetensors), absolute or relative to the project's root.",
+    )
+    ignore: tuple[str, ...] = Field(
+        default=(),
+        exclude_if=is_empty,
+        description="Patterns of names that need not be in `weights`, or are not read from it, such as `head.*`.",
+    )
+    adapt: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        exclude_if=is_none,
+        description="Patterns of layers that get adaptors; by default all for which there are adaptors.",
+    )
+    freeze: tuple[str, ...] = Field(
+        default=(), exclude_if=is_empty, description="Patterns of layers or parameters that are never trained."
+    )
+    head: str | None = Field(
+        default=None, exclude_if=is_none, description="Name of the linear layer that is the head; the last by default."
     )
 
     @property
     def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of `build`."""
         return dict(self.model_extra or {})
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """All keys of the model that are set: `kind`, the arguments of `build`, and the other keys."""
+        return {"kind": self.kind, **self.arguments, **self.model_dump(mode="json", include=PREPARATION)}
+
+
+PREPARATION = {"weights", "ignore", "adapt", "freeze", "head"}
+"""Keys of a model that are no arguments of its `build`."""
 
 
 class Normalise(Frozen):
@@ -107,6 +144,11 @@ class Task(Frozen):
         description="Learning rate of local SGD for router logits; by default that of the model parameters, `lr`.",
     )
     model: Model = Field(description="Model that the clients train.")
+    base: Literal["trained", "frozen"] = Field(
+        default="trained",
+        exclude_if=is_trained,
+        description="Whether the model is trained; `frozen`: only its head and the adaptors of methods are.",
+    )
     server: Server = Field(default=Server(), description="Server optimiser.")
     loss: Literal["cross_entropy", "mse"] = Field(
         default="cross_entropy", description="Training loss: cross-entropy for classes, mean squared error otherwise."
