@@ -84,8 +84,8 @@ def task(name: str, change: Mapping[str, Any] | None = None, where: str | None =
         raise suggest("model", parsed.model.kind, models, f"{where}: model.kind")
     options = parse(model_options(parsed.model.kind), parsed.model.arguments, f"{where}: model")
     typed = options.model_dump(mode="json", include=options.model_fields_set)
-    others = parsed.model.model_dump(include=PREPARATION)
-    parsed = parsed.model_copy(update={"model": Model(kind=parsed.model.kind, **typed, **others)})
+    preparation = parsed.model.model_dump(include=PREPARATION)
+    parsed = parsed.model_copy(update={"model": Model(kind=parsed.model.kind, **typed, **preparation)})
     if isinstance(parsed.data, str) and not parsed.noop and parsed.data not in (accepted := data_sets.data_lock()):
         raise suggest("data set", parsed.data, accepted, f"{where}: data")
     return parsed

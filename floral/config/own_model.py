@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from floral.config import code
+from floral.config import code, paths
 from floral.config.hashing import hash8
 from floral.config.schema.task import Model
 
@@ -21,9 +21,9 @@ def identity(model: Model) -> dict[str, Any]:
     The content of the file of weights replaces its path. For `kind: module`, the content of the user's file is added,
     or the version of the package. A file that cannot be read counts with its path.
     """
-    values = model.given
+    values = model.all_keys
     if model.weights is not None:
-        values["weights"] = sha256(Path(model.weights).expanduser())
+        values["weights"] = sha256(paths.in_study(model.weights))
     if model.kind == "module":
         place, _, function = str(values["build"]).rpartition(":")
         values["build"] = [function, content(place)]
@@ -54,7 +54,7 @@ def content(place: str) -> str:
     version counts with the code of its module.
     """
     if place.endswith(".py"):
-        return _digest(Path(place).absolute())
+        return _digest(paths.in_study(place).absolute())
     package = place.partition(".")[0]
     try:
         return f"{place} {importlib.metadata.version(package)}"
@@ -82,19 +82,19 @@ def _with_imports(path: Path) -> list[Path]:
 
     The list is empty if the file does not exist, or is not valid Python.
     """
-    found: set[Path] = set()
+    files_read: set[Path] = set()
     todo = [path]
     while todo:
         file = todo.pop()
-        if file in found:
+        if file in files_read:
             continue
         try:
             tree = ast.parse(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, SyntaxError):
             return []
-        found.add(file)
+        files_read.add(file)
         names = [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
         names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
         beside = (file.parent / f"{name.partition('.')[0]}.py" for name in names)
         todo += [file for file in beside if file.is_file()]
-    return sorted(found)
+    return sorted(files_read)

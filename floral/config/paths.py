@@ -38,3 +38,8 @@ PACKAGE = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2]
 
 The wheel has copies of them in floral/packaged. In a clone of the repository, they lie at the top.
 """
+
+
+def in_study(path: str) -> Path:
+    """Return the file that a path in a YAML file names: relative to the folder of the study, or from `~` or `/`."""
+    return STUDY / Path(path).expanduser()

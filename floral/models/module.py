@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from floral.config import paths
 from floral.core.spec import Refused
 from floral.nn.layers import Conv2d, ConvTranspose2d, Embedding, Linear
 from floral.nn.model import Model
@@ -36,7 +37,7 @@ def build(shape: tuple[int, ...], outputs: int, *, build: str, arguments: dict =
     Raises:
         Refused: the function is missing or fails, or the module cannot be used.
     """
-    function = found(build)
+    function = function_of(build)
     accepted = inspect.signature(function).parameters
     if width != 1.0 and "width" not in accepted:
         raise Refused(
@@ -55,7 +56,7 @@ def build(shape: tuple[int, ...], outputs: int, *, build: str, arguments: dict =
     return wrap(lambda: function(**values), shape, outputs)
 
 
-def found(name: str) -> Callable[..., Any]:
+def function_of(name: str) -> Callable[..., Any]:
     """Return the function <file.py>:<function> or <package.module>:<function>.
 
     Raises:
@@ -65,15 +66,15 @@ def found(name: str) -> Callable[..., Any]:
     if not place or not function:
         raise Refused(f"`build: {name}` names no function; write <file.py>:<function> or <package.module>:<function>")
     try:
-        module = from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = from_file(paths.in_study(place)) if place.endswith(".py") else importlib.import_module(place)
     except FileNotFoundError:
-        raise Refused(f"`build: {name}`: there is no file {place}; correct the path") from None
+        raise Refused(f"`build: {name}`: there is no file {paths.in_study(place)}; correct the path") from None
     except Exception as error:  # the code of the user may fail in any way
         raise Refused(f"`build: {name}`: the import fails: {type(error).__name__}: {error}; correct it") from error
-    found = getattr(module, function, None)
-    if not callable(found):
+    built_by = getattr(module, function, None)
+    if not callable(built_by):
         raise Refused(f"`build: {name}`: {place} has no function {function}; correct the name")
-    return found
+    return built_by
 
 
 def from_file(path: Path) -> ModuleType:

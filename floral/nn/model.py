@@ -109,10 +109,11 @@ class Model:
         drawn = {} if self.start is None else self.start(stream)
         values: Params = {}
         for name, layer in self.layers.items():
-            own = layer_params(drawn, name)
-            if self.start is None or shapes_of(own) != shapes_of(layer.init(Shapes(0, "size"))):
-                own = layer.init(stream.of(name))  # also of a layer that a method put in the place of another one
-            values |= {f"{name}.{key}": value for key, value in own.items()}
+            layer_values = layer_params(drawn, name)
+            if self.start is None or shapes_of(layer_values) != shapes_of(layer.init(Shapes(0, "size"))):
+                # Also a layer that a method put in the place of another one draws its own values.
+                layer_values = layer.init(stream.of(name))
+            values |= {f"{name}.{key}": value for key, value in layer_values.items()}
         return {name: self.values.get(name, value) for name, value in values.items()}
 
     def statistics(self) -> Params:
@@ -129,8 +130,8 @@ class Model:
     def noise(self) -> dict[str, tuple[int | str, ...]]:
         """For each dropout layer, the shape of the random numbers that it needs. "batch" stands for the batch size."""
         dropouts = {name: layer for name, layer in self.layers.items() if isinstance(layer, Dropout)}
-        own: dict[str, tuple[int | str, ...]] = {SEED: ("batch",)} if self.draws else {}
-        return {**{name: ("batch", *layer.shape) for name, layer in dropouts.items()}, **own}
+        shapes: dict[str, tuple[int | str, ...]] = {name: ("batch", *layer.shape) for name, layer in dropouts.items()}
+        return {**shapes, SEED: ("batch",)} if self.draws else shapes
 
     @property
     def size(self) -> int:
@@ -237,8 +238,8 @@ def matching(names: Collection[str], patterns: Collection[str]) -> list[str]:
 
 def in_vmap() -> bool:
     """Return whether the caller runs inside `torch.vmap`."""
-    levels: Any = torch._C._functorch.get_interpreter_stack() or ()
-    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    return any(level.key() == functorch.TransformType.Vmap for level in functorch.get_interpreter_stack() or ())
 
 
 def gets_adaptor(model: Model, name: str) -> bool:

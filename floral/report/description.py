@@ -158,7 +158,7 @@ def _joining(task: Task) -> str:
 def _training(task: Task) -> str:
     local = f"{task.epochs} local epoch{'s' * (task.epochs != 1)}"
     local += f" of {task.steps_per_epoch} steps" if task.steps_per_epoch else ""
-    model = changed_values({key: value for key, value in task.model.given.items() if key != "kind"})
+    model = changed_values({key: value for key, value in task.model.all_keys.items() if key != "kind"})
     return (
         f"In each of {task.rounds} rounds {cohort_text(task)} train for {local} on batches of {task.batch}, with SGD, "
         f"unless a method states otherwise. The task's model is {task.model.kind}{f' ({model})' if model else ''}."

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from floral.config import paths
 from floral.config.schema.task import Model as Keys
 from floral.core.spec import Params, Refused
 from floral.core.streams import Shapes, Stream
@@ -36,7 +37,7 @@ def prepared(model: Model, keys: Keys, base: str, *, width: float, stream: Strea
                 "the method needs a wider or narrower model, which the file `weights` does not fit; remove `weights`, "
                 "or use another method"
             )
-        model = with_weights(model, Path(keys.weights).expanduser(), keys.ignore)
+        model = with_weights(model, paths.in_study(keys.weights), keys.ignore)
     elif keys.ignore:
         raise Refused("`ignore` is for the names in a file of weights; set `weights`, or remove `ignore`")
     if keys.head is not None:
@@ -81,8 +82,8 @@ def freeze(model: Model, patterns: Collection[str], stream: Stream) -> Model:
     names = [*model.init(Shapes(0, "size")), *model.statistics()]
     layers = {name: name.rpartition(".")[0] for name in names}
     check_patterns("freeze", patterns, [*names, *dict.fromkeys(layers.values())])
-    chosen = matching(names, patterns)
-    return model.frozen([name for name in names if name in chosen or matching([layers[name]], patterns)], stream)
+    frozen_names = matching(names, patterns)
+    return model.frozen([name for name in names if name in frozen_names or matching([layers[name]], patterns)], stream)
 
 
 def with_frozen_base(model: Model, stream: Stream) -> Model:
@@ -113,23 +114,23 @@ def with_weights(model: Model, path: Path, ignore: Collection[str]) -> Model:
     shapes = {name: tuple(t.shape) for name, t in model.start_values(Shapes(0, "size")).items()}
     shapes |= {name: tuple(t.shape) for name, t in model.statistics().items()}
     places = {name: model.names.get(name, (name, shape)) for name, shape in shapes.items()}
-    wanted = {in_file: shape for in_file, shape in places.values()}
+    needed = {in_file: shape for in_file, shape in places.values()}
     held = read(path)
-    check_patterns("ignore", ignore, [*wanted, *held])
-    read_from = [name for name in wanted if not matching([name], ignore)]
+    check_patterns("ignore", ignore, [*needed, *held])
+    read_from = [name for name in needed if not matching([name], ignore)]
     if missing := [name for name in read_from if name not in held]:
-        extra = held.keys() - wanted.keys()
+        extra = held.keys() - needed.keys()
         raise Refused(f"{path}: `weights`: {listed(missing)} missing{near(missing[0], extra)}; or name it in `ignore`")
-    if extra := [name for name in held if name not in wanted and not matching([name], (*ignore, *model.unread))]:
+    if extra := [name for name in held if name not in needed and not matching([name], (*ignore, *model.unread))]:
         raise Refused(
-            f"{path}: `weights`: the model has no {listed(extra, verb=False)}{near(extra[0], wanted)}; or name it in "
+            f"{path}: `weights`: the model has no {listed(extra, verb=False)}{near(extra[0], needed)}; or name it in "
             "`ignore`"
         )
     for name in read_from:
-        if tuple(held[name].shape) != wanted[name]:
+        if tuple(held[name].shape) != needed[name]:
             raise Refused(
                 f"{path}: `weights`: {name} has the shape {list(held[name].shape)}, but the model needs "
-                f"{list(wanted[name])}; change the model, or name it in `ignore`"
+                f"{list(needed[name])}; change the model, or name it in `ignore`"
             )
     values = {
         name: held[in_file].to(torch.float32).reshape(shapes[name])

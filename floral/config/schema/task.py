@@ -57,7 +57,7 @@ class Model(Frozen):
         return dict(self.model_extra or {})
 
     @property
-    def given(self) -> dict[str, Any]:
+    def all_keys(self) -> dict[str, Any]:
         """All keys of the model that are set: `kind`, the arguments of `build`, and the other keys."""
         return {"kind": self.kind, **self.arguments, **self.model_dump(mode="json", include=PREPARATION)}
 

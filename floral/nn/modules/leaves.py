@@ -7,7 +7,7 @@ computes it, and its parameters are `Free`: no adaptor changes them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,7 +50,7 @@ def declared(module: nn.Module) -> Declared | None:
     return result if as_it_is else replace(result, forward=None)
 
 
-def one(layer: Layer, module: nn.Module, forward: Callable[..., object] | None = None, **buffers: str) -> Declared:
+def single(layer: Layer, module: nn.Module, forward: Callable[..., object] | None = None, **buffers: str) -> Declared:
     """Return a module that is one layer. `buffers` maps names of the layer's statistics to those of the module."""
     names = {name: ("", name) for name, _ in module.named_parameters()}
     names |= {in_module: ("", name) for name, in_module in buffers.items()}
@@ -58,7 +58,7 @@ def one(layer: Layer, module: nn.Module, forward: Callable[..., object] | None =
 
 
 def linear(module: nn.Linear) -> Declared:
-    return one(Linear(module.in_features, module.out_features, module.bias is not None), module)
+    return single(Linear(module.in_features, module.out_features, module.bias is not None), module)
 
 
 def convolution(module: nn.Conv1d | nn.Conv2d) -> Declared | None:
@@ -71,55 +71,54 @@ def convolution(module: nn.Conv1d | nn.Conv2d) -> Declared | None:
         padding = tuple(total // 2 if padding == "same" else 0 for total in reach)
     if module.padding_mode != "zeros":
         return None
-    sides = [tuple(module.kernel_size), tuple(module.stride), tuple(padding), tuple(module.dilation)]
     sequence = isinstance(module, nn.Conv1d)
-    if sequence:
-        sides = [(one, *side) for one, side in zip((1, 1, 0, 1), sides, strict=True)]
-    kernel, stride, around, dilation = sides
+    kernel, stride, dilation = (pair(side, 1) for side in (module.kernel_size, module.stride, module.dilation))
+    around = pair(padding, 0)
     layer = Conv2d(
         module.in_channels, module.out_channels, kernel, stride, around, module.bias is not None,
         dilation=dilation, groups=module.groups,
     )  # fmt: skip
-    return one(layer, module, (lambda call, input: call("", input.unsqueeze(-2)).squeeze(-2)) if sequence else None)
+    return single(layer, module, (lambda call, input: call("", input.unsqueeze(-2)).squeeze(-2)) if sequence else None)
+
+
+def pair(sides: Sequence[int], first: int = 0) -> tuple[int, int]:
+    """Return two numbers, one of each axis of an image. A sequence has one axis, and `first` is for the other one."""
+    return (sides[0], sides[1]) if len(sides) == 2 else (first, sides[0])
 
 
 def transposed(module: nn.ConvTranspose2d) -> Declared | None:
     if module.groups != 1 or module.padding_mode != "zeros":
         return None
-    sides = (
-        tuple(side)
-        for side in (module.kernel_size, module.stride, module.padding, module.output_padding)
-        if not isinstance(side, str)
-    )
-    kernel, stride, padding, output_padding = sides
-    has_bias, dilation = module.bias is not None, tuple(module.dilation)
+    sides = (module.kernel_size, module.stride, module.padding, module.output_padding, module.dilation)
+    kernel, stride, padding, output_padding, dilation = (pair(side) for side in sides if not isinstance(side, str))
+    has_bias = module.bias is not None
     layer = ConvTranspose2d(
         module.in_channels, module.out_channels, kernel, stride, padding, output_padding, has_bias, dilation
     )
-    return one(layer, module)
+    return single(layer, module)
 
 
 def embedding(module: nn.Embedding) -> Declared | None:
     if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
         return None
-    return one(Embedding(module.num_embeddings, module.embedding_dim, padding=module.padding_idx), module)
+    return single(Embedding(module.num_embeddings, module.embedding_dim, padding=module.padding_idx), module)
 
 
 def layer_norm(module: nn.LayerNorm) -> Declared | None:
     if len(module.normalized_shape) != 1 or not module.elementwise_affine or module.bias is None:
         return None
-    return one(LayerNorm(module.normalized_shape[0], module.eps), module)
+    return single(LayerNorm(module.normalized_shape[0], module.eps), module)
 
 
 def group_norm(module: nn.GroupNorm) -> Declared | None:
-    return one(GroupNorm(module.num_channels, module.num_groups, module.eps), module) if module.affine else None
+    return single(GroupNorm(module.num_channels, module.num_groups, module.eps), module) if module.affine else None
 
 
 def batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d) -> Declared | None:
     if not module.affine or not module.track_running_stats or module.momentum is None:
         return None
     layer = BatchNorm(module.num_features, module.eps, module.momentum)
-    return one(layer, module, mean="running_mean", variance="running_var")
+    return single(layer, module, mean="running_mean", variance="running_var")
 
 
 def attention(module: nn.MultiheadAttention) -> Declared | None:

@@ -60,7 +60,7 @@ def noise_of(model: Model, samples: int) -> Noise:
 def original_values(module: nn.Module, model: Model, params: Params) -> nn.Module:
     """Give the module the values of the model, and return it."""
     values = {**model.constants, **model.statistics(), **params}
-    state = {name: values[own].reshape(shape) for own, (name, shape) in model.names.items() if own in values}
+    state = {in_file: values[name].reshape(shape) for name, (in_file, shape) in model.names.items() if name in values}
     module.load_state_dict(state, strict=False)
     return module
 
@@ -109,10 +109,10 @@ def check_training(model: Model, params: Params, statistics: Params, x: Tensor) 
 def mixes(model: Model, params: Params, statistics: Params, x: Tensor) -> bool:
     """Return whether the outputs of a sample depend on other samples outside of batch norm."""
     noise, mask = noise_of(model, 3), torch.tensor([1.0, 1.0, 0.0])
-    other = torch.cat([x[:2], 2 - x[2:]])
+    changed = torch.cat([x[:2], 2 - x[2:]])
     with torch.no_grad():
-        one, two = (model(params, statistics, samples, noise, mask)[0][:2] for samples in (x, other))
-    return not close(one, two)
+        first, second = (model(params, statistics, samples, noise, mask)[0][:2] for samples in (x, changed))
+    return not close(first, second)
 
 
 def why_sequential(model: Model, params: Params, statistics: Params, x: Tensor) -> str | None:
@@ -137,8 +137,8 @@ def why_sequential(model: Model, params: Params, statistics: Params, x: Tensor) 
         torch.autograd.grad(together[0].sum(), list(leaves.values()), allow_unused=True)
     except Exception as error:  # the code of the user may fail in any way
         return f"the module fails in `torch.vmap`: {first_line(error)}; {ADVICE}"
-    alone = [stacked(run, leaves, inputs) for run in (client, evaluated)]
-    if not all(close(ours, other) for ours, other in zip(together, alone, strict=True)):
+    separate = [stacked(run, leaves, inputs) for run in (client, evaluated)]
+    if not all(close(first, second) for first, second in zip(together, separate, strict=True)):
         return f"the module gives other outputs in `torch.vmap`; {ADVICE}"
     return None
 
@@ -147,12 +147,12 @@ def stacked(run: Callable[[Params, Tensor], Tensor], params: Params, x: Tensor) 
     return torch.stack([run({name: value[k] for name, value in params.items()}, x[k]) for k in range(len(x))])
 
 
-def close(ours: Tensor, other: Tensor) -> bool:
+def close(first: Tensor, second: Tensor) -> bool:
     """Return whether two results are equal up to rounding."""
-    if ours.shape != other.shape:
+    if first.shape != second.shape:
         return False
-    limit = TOLERANCE * max(1.0, float(other.detach().abs().max()))
-    return bool(((ours - other).abs() <= limit).all())
+    limit = TOLERANCE * max(1.0, float(second.detach().abs().max()))
+    return bool(((first - second).abs() <= limit).all())
 
 
 def first_line(error: BaseException) -> str:

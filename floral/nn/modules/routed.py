@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from floral.core.spec import Refused
-from floral.nn.layers import Conv2d, Layer
+from floral.nn.layers import Conv2d, Layer, Linear
 from floral.nn.model import SEED, Call
 from floral.nn.modules.leaves import Declared
 from floral.nn.products import Window
@@ -59,11 +59,13 @@ class Placeholder(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = dict(zip(ARGUMENTS.get(func, ()), args, strict=False)) | (kwargs or {})
-        weight, bias = given.get("weight"), given.get("bias")
-        is_own = isinstance(weight, Placeholder) and (bias is None or isinstance(bias, Placeholder))
-        if is_own and (bias is not None) == weight.layer.bias and window_of(func, given) == window(weight.layer):
-            return weight.apply(given["input"])
+        call_arguments = dict(zip(ARGUMENTS.get(func, ()), args, strict=False)) | (kwargs or {})
+        weight, bias = call_arguments.get("weight"), call_arguments.get("bias")
+        if isinstance(weight, Placeholder) and (bias is None or isinstance(bias, Placeholder)):
+            layer = weight.layer
+            has_bias = isinstance(layer, Linear | Conv2d) and layer.bias
+            if (bias is not None) == has_bias and window_of(func, call_arguments) == window(layer):
+                return weight.apply(call_arguments["input"])
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
@@ -78,7 +80,7 @@ def window(layer: Layer) -> Window | None:
     return layer.window if isinstance(layer, Conv2d) else None
 
 
-def window_of(func: Any, given: Mapping[str, Any]) -> Window | None:
+def window_of(func: Any, call_arguments: Mapping[str, Any]) -> Window | None:
     """Return the window of a call of `F.conv2d`, or None for `F.linear`."""
     if func is not F.conv2d:
         return None
@@ -86,8 +88,12 @@ def window_of(func: Any, given: Mapping[str, Any]) -> Window | None:
     def pair(value: Any) -> tuple[int, int]:
         return (value, value) if isinstance(value, int) else tuple(value)
 
-    sides = (pair(given.get(name, default)) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)))
-    return Window(*sides, given.get("groups", 1))
+    stride, padding, dilation = (
+        pair(call_arguments.get("stride", 1)),
+        pair(call_arguments.get("padding", 0)),
+        pair(call_arguments.get("dilation", 1)),
+    )
+    return Window(stride, padding, dilation, call_arguments.get("groups", 1))
 
 
 class Noted(dict[str, Any]):
@@ -122,15 +128,15 @@ class Skeleton:
                 if buffer is not None:
                     holder._buffers[name] = buffer.to(device, dtype if buffer.is_floating_point() else buffer.dtype)
         for path, leaf in parts.leaves.items():
-            known = skeleton.module.get_submodule(path)
+            layer_module = skeleton.module.get_submodule(path)
             if leaf.forward is None:
                 apply, layer = partial(skeleton._part, path, ""), leaf.layers[""]
-                for name, parameter in known._parameters.items():
+                for name, parameter in layer_module._parameters.items():
                     if parameter is not None:
-                        known._parameters[name] = Placeholder.of(parameter, layer, apply)  # type: ignore[assignment]
+                        layer_module._parameters[name] = Placeholder.of(parameter, layer, apply)  # type: ignore[assignment]
             else:
-                known.forward = partial(leaf.forward, partial(skeleton._part, path))
-            for inner in known.modules():
+                layer_module.forward = partial(leaf.forward, partial(skeleton._part, path))
+            for inner in layer_module.modules():
                 inner._parameters = Noted(inner._parameters, partial(setattr, skeleton, "last_read", path))
         for path in parts.dropouts:
             skeleton.module.get_submodule(path).forward = partial(skeleton._dropout, path)

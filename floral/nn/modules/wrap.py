@@ -1,4 +1,4 @@
-"""Make a model of a PyTorch module that nobody prepared for it."""
+"""Make a model of any PyTorch module."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def wrap(make: Make, shape: tuple[int, ...], outputs: int) -> Model:
     Raises:
         Refused: the module cannot be used; the message has the reason and the remedy.
     """
-    module = made(make, 0)
+    module = built(make, 0)
     check(module)
-    leaves = known(module)
+    leaves = known_layers(module)
     ties = tied(module, leaves)
     with torch.random.fork_rng([]):
         while True:
@@ -52,7 +52,7 @@ def wrap(make: Make, shape: tuple[int, ...], outputs: int) -> Model:
         return probed(replace(model, layers=layers), module, shape, outputs)
 
 
-def made(make: Make, seed: int) -> nn.Module:
+def built(make: Make, seed: int) -> nn.Module:
     """Return the module, with initial values that depend on the seed only.
 
     Raises:
@@ -78,7 +78,7 @@ def check(module: nn.Module) -> None:
         raise Refused(f"the parameter {odd[0]} has no floating-point numbers; make it a buffer")
 
 
-def known(module: nn.Module) -> dict[str, Declared]:
+def known_layers(module: nn.Module) -> dict[str, Declared]:
     """Return the known layers of a module by their paths, in the module's order."""
     leaves: dict[str, Declared] = {}
     inside = ()
@@ -102,11 +102,11 @@ def tied(module: nn.Module, leaves: dict[str, Declared]) -> dict[str, str]:
         for name, parameter in child._parameters.items():
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append((path, name))
-    for (first, *_), *others in (shared for shared in owners.values() if len(shared) > 1):
-        users = [first, *(path for path, _ in others)]
+    for (first, *_), *rest in (shared for shared in owners.values() if len(shared) > 1):
+        users = [first, *(path for path, _ in rest)]
         layers = [leaves[path].layers.get("") if path in leaves else None for path in users]
         simple = isinstance(layers[0], Embedding | Linear) and all(isinstance(layer, Linear) for layer in layers[1:])
-        if simple and all(name == "weight" for _, name in others):
+        if simple and all(name == "weight" for _, name in rest):
             ties |= {path: layer_name(first) for path in users[1:]}
         else:
             for path in users:
@@ -123,33 +123,36 @@ def declare(module: nn.Module, leaves: dict[str, Declared], ties: dict[str, str]
         for part, layer in leaf.layers.items():
             of_other = ties.get(path) if part == "" else None
             layers[layer_name(path, part)] = replace(layer, tied=of_other) if of_other else layer  # type: ignore[call-arg]
-        for own, (part, key) in leaf.names.items():
-            if not (path in ties and own == "weight"):
-                in_file = f"{path}.{own}" if path else own
+        for parameter, (part, key) in leaf.names.items():
+            if not (path in ties and parameter == "weight"):
+                in_file = f"{path}.{parameter}" if path else parameter
                 names[f"{layer_name(path, part)}.{key}"] = in_file, tuple(state[in_file].shape)
     covered = {name for name, _ in names.values()}
     covered |= {f"{path}.weight" for path in ties}
     buffers = {name: t for name, t in module.named_buffers() if t.is_floating_point() and name in state}
-    others = [name for name in (*dict(module.named_parameters()), *buffers) if name not in covered]
-    for name in others:
+    rest = [name for name in (*dict(module.named_parameters()), *buffers) if name not in covered]
+    for name in rest:
         layers[name] = Free(tuple(state[name].shape))
         names[f"{name}.value"] = name, tuple(state[name].shape)
-    dropouts = {path: child for path, child in module.named_modules() if type(child) in DROPOUTS and 0 < child.p < 1}
-    for path, child in dropouts.items():
-        layers[layer_name(path)] = Dropout((), child.p)
+    dropouts: dict[str, nn.Module] = {}
+    for path, child in module.named_modules():
+        if isinstance(child, DROPOUTS) and type(child) in DROPOUTS and 0 < child.p < 1:
+            dropouts[path] = child
+            layers[layer_name(path)] = Dropout((), child.p)
     fixed = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
     fixed |= buffers.keys() - covered
     model = Model(
         layers=layers,
-        forward=Forward(module, Parts(leaves, dropouts, {name: name for name in others}), shape),
+        forward=Forward(module, Parts(leaves, dropouts, {name: name for name in rest}), shape),
         names=names,
-        unread=frozenset(state.keys() - covered - set(others)) | {f"{path}.weight" for path in ties},
+        unread=frozenset(state.keys() - covered - set(rest)) | {f"{path}.weight" for path in ties},
     )
     values = values_of(model, module)
-    chosen = {name for name, (in_file, _) in names.items() if in_file in fixed}
-    norms = [name for name, layer in layers.items() if isinstance(layer, BatchNorm) and f"{name}.weight" in chosen]
-    chosen |= {f"{name}.{key}" for name in norms for key in ("mean", "variance")}
-    constants = {name: values[name] for name in chosen}
+    constant_names = {name for name, (in_file, _) in names.items() if in_file in fixed}
+    norms = [name for name, layer in layers.items() if isinstance(layer, BatchNorm)]
+    constant_norms = [name for name in norms if f"{name}.weight" in constant_names]
+    constant_names |= {f"{name}.{key}" for name in constant_norms for key in ("mean", "variance")}
+    constants = {name: values[name] for name in constant_names}
     return replace(model, constants=constants)
 
 
@@ -179,7 +182,7 @@ class Drawn:
 
     @property
     def model(self) -> Model:
-        values = values_of(self.declared, made(self.make, 0))
+        values = values_of(self.declared, built(self.make, 0))
         running = {name: values[name] for name in self.declared.statistics()}
         return replace(self.declared, start=self, values=running)
 
@@ -189,7 +192,7 @@ class Drawn:
         if isinstance(stream, Shapes):
             return params
         high, low = stream.integers("module", 2, 1 << 24).tolist()
-        values = values_of(self.declared, made(self.make, high << 24 | low))
+        values = values_of(self.declared, built(self.make, high << 24 | low))
         return {name: values[name] for name in params}
 
 
