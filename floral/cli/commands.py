@@ -52,6 +52,7 @@ def fetch(arguments: Namespace, settings: Settings) -> None:
 
 def partition(arguments: Namespace, settings: Settings) -> None:
     from floral.config.suites import suite_runs, suite_searches
+    from floral.stages.export_partition import export_partition
     from floral.stages.partition import partition
 
     searches = suite_searches(arguments.suite, [arguments.task]).values()
@@ -59,8 +60,15 @@ def partition(arguments: Namespace, settings: Settings) -> None:
     runs = runs or suite_runs(arguments.suite, [arguments.task], None, [arguments.seed])
     by_hash = {run.partition.hash8: run for run in runs}
     partitioned = by_hash.values() if arguments.expect is None else [_with_hash(by_hash, arguments.expect)]
+    if arguments.export and len(by_hash) > 1 and arguments.expect is None:
+        raise ConfigError(
+            f"--export: suite {arguments.suite!r} has {len(by_hash)} partitions of {arguments.task} with seed "
+            f"{arguments.seed}; choose one with --expect: {', '.join(sorted(by_hash))}"
+        )
     for run in partitioned:
         partition(run.partition, settings.results, run.task)
+        if arguments.export:
+            export_partition(run, settings.results, arguments.export)
 
 
 def tune(arguments: Namespace, settings: Settings) -> None:

@@ -49,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
         "--data-dir", type=Path, metavar="FOLDER", help="a folder that already has the raw files (default: FLORAL_DATA)"
     )
     partition = command("partition", commands.partition, "divide a task's samples among its clients")
+    partition.add_argument(
+        "--export", type=Path, metavar="FILE", help="also write the client and split of each sample to a parquet file"
+    )
     tune = command(
         "tune", commands.tune, "choose learning rates and hyper-parameters of a variant by the validation loss"
     )

@@ -160,9 +160,9 @@ def test_the_hash_of_a_folder_is_that_of_earlier_versions(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("kind", "files", "reads"),
     [
-        ("folder", images, "floral.data.custom_images.pixels"),
+        ("folder", images, "floral.data.custom.images.pixels"),
         ("arrays", archive, "numpy.lib.format.read_array"),
-        ("table", parquet, "floral.data.custom_cells.subprocess.run"),
+        ("table", parquet, "floral.data.custom.cells.subprocess.run"),
     ],
 )
 def test_memory_that_does_not_suffice_is_said(tmp_path, write, monkeypatch, kind, files, reads) -> None:

@@ -303,7 +303,7 @@ def test_a_damaged_archive_is_explained(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"kind": "foldr", "path": "x"}, r"data: expected a name in config/data.lock, or a mapping .*folder, table or"),
+        ({"kind": "foldr", "path": "x"}, r"data: expected a name in config/data.lock, or a mapping .*table, arrays"),
         ({"kind": "table", "path": "x", "labl": "y"}, r"data: unknown key 'labl'; did you mean 'label'"),
         ({"kind": "table", "path": "x"}, r"`data\.label` is missing; set it to the name of the table's column"),
         ({"kind": "table", "path": "x", "label": "y", "features": ["a", "a"]}, r"data: column 'a' is named twice"),

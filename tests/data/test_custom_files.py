@@ -243,7 +243,12 @@ def test_files_of_another_kind_name_it(tmp_path, kind, file, message):
 def test_words_in_one_file_and_numbers_in_the_other_are_refused(tmp_path):
     PLAIN.to_csv(tmp_path / "test.csv", index=False)
     COUNTED.to_csv(tmp_path / "train.csv", index=False)
-    refused("table", tmp_path, r"labels \(y\) has type <U3, but int64 in the training samples; write both", **LABEL)
+    refused(
+        "table",
+        tmp_path,
+        r"labels \(y\) has type <U3, but int64 in the training samples of .*train\.csv; write both",
+        **LABEL,
+    )
 
 
 # ------------------------------------------------------------------------------------------- images in parquet files
@@ -319,7 +324,10 @@ def test_images_beside_other_columns_are_read_when_they_are_named(tmp_path):
         ({"kind": "arrays", "drop": ["y"]}, r"`data\.drop` is for `kind: table` only"),
         ({"kind": "folder", "separator": ";"}, r"`data\.separator` is for `kind: table` only; remove the key"),
         ({"kind": "arrays", "missing": ["NA"]}, r"`data\.missing` is for `kind: table` only"),
-        ({"kind": "table", "label": "y", "channels": "last"}, r"`data\.channels` is for `kind: arrays` only"),
+        (
+            {"kind": "table", "label": "y", "channels": "last"},
+            r"`data\.channels` is for `kind: arrays` and `kind: pflib` only",
+        ),
         ({"kind": "arrays", "channels": "middle"}, r"data\.channels: "),
     ],
 )

@@ -12,9 +12,11 @@ import torch
 
 from floral.cluster.stops import Stop
 from floral.config import catalogue
+from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.data.stored import CLIENT_NAMES
 from floral.stages.execute import execute
+from floral.stages.export_partition import export_partition
 from floral.stages.fetch import fetch
 from floral.stages.partition import partition
 
@@ -114,3 +116,22 @@ def test_a_damaged_file_of_names_is_made_again(tmp_path: Path) -> None:
 def test_other_partitions_have_no_names(tmp_path: Path) -> None:
     run = made(tmp_path, np.repeat(SITES, 10), partition={"kind": "iid", "min_rows": 1})
     assert "client_names" not in card(run, tmp_path / "results")
+
+
+def test_an_exported_partition_names_each_sample_and_its_client(tmp_path: Path) -> None:
+    run = made(tmp_path, np.repeat(SITES, 10))
+    results, path = tmp_path / "results", tmp_path / "of" / "mine.parquet"
+    export_partition(run, results, path)
+    table, source = pl.read_parquet(path), np.load(tmp_path / "mine.npz")
+    site_of = {image.tobytes(): site for image, site in zip(source["x"], source["client"].tolist(), strict=True)}
+    class_of = {image.tobytes(): label for image, label in zip(source["x"], source["y"].tolist(), strict=True)}
+    stored = {name: np.load(results / "data" / run.partition.data / f"{name}.npy") for name in ("train_x", "test_x")}
+    assert set(table["split"]) == {"train", "validation", "test"} and len(table) == 30
+    for row in table.iter_rows(named=True):
+        assert row["array"] == ("test_x" if row["split"] == "test" else "train_x")
+        sample = stored[row["array"]][row["row"]].tobytes()
+        assert site_of[sample] == row["client_name"] and class_of[sample] == row["class"]
+    with pytest.raises(ConfigError, match=r"--export .*mine\.csv: .* ends in \.parquet"):
+        export_partition(run, results, tmp_path / "mine.csv")
+    with pytest.raises(ConfigError, match=r"--export .*x\.parquet: this file cannot be written: .*; name another"):
+        export_partition(run, results, path / "x.parquet")

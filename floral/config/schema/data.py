@@ -58,8 +58,14 @@ class Synthetic(Frozen):
 KEYS_OF_KIND = {
     "table": ("label", "features", "drop", "client", "separator", "decimal", "missing"),
     "arrays": ("channels",),
+    "pflib": ("channels",),
+    "clients": ("each",),
 }
-"""Keys of custom data that only one kind has."""
+"""Kind of custom data → keys that only some kinds have. With `kind: clients`, those of the kind in `each` come in."""
+
+
+CUSTOM_KINDS = ("folder", "table", "arrays", "clients", "pflib")
+"""Formats of custom data."""
 
 
 def _as_word(value: Any) -> Any:
@@ -82,10 +88,19 @@ class CustomData(Frozen):
     - arrays: an .npz file or a folder of .npy files, with the arrays x (inputs), y (classes) and optionally client (for
       example the writer of each sample). Split data have the arrays train_x, train_y, test_x, test_y, and optionally
       train_client and test_client.
+
+    - clients: a folder with one file or folder for each client, which has its name. `each` is the format of all of
+      them: folder, table or arrays.
+
+    - pflib: a folder as the scripts of PFLlib write it, with train/<k>.npz and test/<k>.npz for each client k.
     """
 
-    kind: Literal["folder", "table", "arrays"] = Field(
-        description="Format: a folder of images with one folder per class, a parquet or CSV table, or NumPy arrays."
+    kind: Literal["folder", "table", "arrays", "clients", "pflib"] = Field(
+        description="Format: a folder of images with one folder per class, a parquet or CSV table, NumPy arrays, one "
+        "file or folder per client, or the files of PFLlib."
+    )
+    each: Literal["folder", "table", "arrays"] | None = Field(
+        default=None, exclude_if=is_none, description="For clients: format of the file or folder of one client."
     )
     path: str = Field(
         description="File or folder, absolute or relative to the project's root; ~ is your home directory."
@@ -126,7 +141,7 @@ class CustomData(Frozen):
         default=None,
         exclude_if=is_none,
         description="For arrays: axis of the colour channels, [N, C, H, W] or [N, H, W, C]; by default last, if that "
-        "is certain.",
+        "is certain. For pflib: by default first.",
     )
     test_share: float = Field(
         default=0.2,
@@ -137,12 +152,19 @@ class CustomData(Frozen):
 
     @model_validator(mode="after")
     def _keys_fit_the_kind(self) -> CustomData:
-        if self.kind == "table" and self.label is None:
+        if self.kind == "clients" and self.each is None:
+            raise ValueError("`data.each` is missing; set it to the format of one client: folder, table or arrays")
+        form = self.each if self.kind == "clients" else self.kind
+        if form == "table" and self.label is None:
             raise ValueError("`data.label` is missing; set it to the name of the table's column with the classes")
-        for kind, keys in KEYS_OF_KIND.items():
-            for key in keys:
-                if kind != self.kind and getattr(self, key) is not None:
-                    raise ValueError(f"`data.{key}` is for `kind: {kind}` only; remove the key `{key}`")
+        if self.kind == "clients" and self.client is not None:
+            raise ValueError(
+                "`data.client` is not for `kind: clients`, whose files have the names of clients; remove it"
+            )
+        for key in {key for keys in KEYS_OF_KIND.values() for key in keys} - {*self.format_keys}:
+            if getattr(self, key) is not None:
+                kinds = " and ".join(f"`kind: {kind}`" for kind, keys in KEYS_OF_KIND.items() if key in keys)
+                raise ValueError(f"`data.{key}` is for {kinds} only; remove the key `{key}`")
         return self
 
     @model_validator(mode="after")
@@ -160,12 +182,20 @@ class CustomData(Frozen):
     @property
     def options(self) -> dict[str, Any]:
         """The keyword arguments of the function that reads the files, such as `test_share`."""
-        return self.model_dump(mode="json", include={"test_share", *KEYS_OF_KIND.get(self.kind, ())})
+        return self.model_dump(mode="json", include={"test_share", *self.format_keys})
+
+    @property
+    def format_keys(self) -> tuple[str, ...]:
+        """The keys that belong to the format of the files, without those of other formats."""
+        if self.kind != "clients":
+            return KEYS_OF_KIND.get(self.kind, ())
+        of_client = (key for key in KEYS_OF_KIND.get(str(self.each), ()) if key != "client")
+        return (*KEYS_OF_KIND["clients"], *of_client)
 
 
 def _kind_of_data(data: Any) -> str | None:
     kind = data.get("kind") if isinstance(data, Mapping) else getattr(data, "kind", None)
-    tags = {"linear": "synthetic", "mlp": "synthetic", "folder": "custom", "table": "custom", "arrays": "custom"}
+    tags = {"linear": "synthetic", "mlp": "synthetic", **dict.fromkeys(CUSTOM_KINDS, "custom")}
     return "named" if isinstance(data, str) else tags.get(str(kind))
 
 
@@ -175,7 +205,7 @@ Data = Annotated[
         _kind_of_data,
         custom_error_type="data",
         custom_error_message="expected a name in config/data.lock, or a mapping whose `kind` is linear or mlp "
-        "(synthetic data), folder, table or arrays (custom data)",
+        "(synthetic data), folder, table, arrays, clients or pflib (custom data)",
     ),
 ]
 NOTHING = "nothing"

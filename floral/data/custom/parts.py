@@ -45,26 +45,52 @@ class Part:
     x: Array
     labels: Array
     client: Array | None = None
+    side: str | None = None
+    """train or test. None: the samples are not split yet."""
+
+    def samples_as_seen_from(self, part: Part) -> str:
+        """Return words for these samples in a message about another part. The file is named if it differs."""
+        words = {"train": "the training samples", "test": "the test samples"}.get(str(self.side), "the samples")
+        return words if self.where == part.where else f"{words} of {self.where}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file or folder of samples that belong together: all of one client, of one side, or of both."""
+
+    path: Path
+    side: str | None = None
+    """train or test. None: the samples are not split yet."""
+    client: str | None = None
+    """Name of the client whose samples are here. None: the place does not tell the client."""
+
+    def of_client(self, samples: int) -> Array | None:
+        """Return the client of each of so many samples, or None if the place does not tell it."""
+        return None if self.client is None else np.full(samples, self.client)
 
 
 def labelled(parts: Sequence[Part], test_share: float, scale: int) -> Labelled:
     """Return custom data as one data set with training and test samples.
 
-    `parts` holds either one part with all samples, or a training part and a test part.
+    Either all parts have a `side`, or none has one. All clients of the data must be split, or none.
 
-    If there is one part, `select_test` splits the samples of each client. If the data have no clients, it splits the
-    samples of each class. If all samples of a class were selected for the test, its first sample goes back to training.
+    If the data are not split, `select_test` splits the samples of each client. If the data have no clients, it splits
+    the samples of each class. If all samples of a class were selected for the test, its first sample goes back to
+    training.
 
     Raises:
         DataError: parts are empty or do not match, labels are wrong, or a class has only test samples.
     """
     _check(parts)
+    parts = sorted(parts, key=lambda part: part.side == "test")
+    training = [part for part in parts if part.side == "train"]
     y, names = _classes(parts)
     client = client_names = None
     if clients := [part.client for part in parts if part.client is not None]:
         values, client = np.unique(_joined(parts, "client", clients), return_inverse=True)
         client, client_names = client.astype(np.int32), _texts(values)
-    if len(parts) == 1:
+    x = parts[0].x if len(parts) == 1 else np.concatenate([part.x for part in parts])
+    if not training:
         test = select_test(y if client is None else client, test_share, "own data split")
         untrained = np.setdiff1d(y[test], y[~test])
         test[np.unique(y, return_index=True)[1][untrained]] = False
@@ -74,14 +100,16 @@ def labelled(parts: Sequence[Part], test_share: float, scale: int) -> Labelled:
                 f"{parts[0].where}: no {group} has two samples, so there are no test samples; add samples, so that a "
                 f"{group} has at least two"
             )
-        train_x, test_x = parts[0].x[~test], parts[0].x[test]
+        train_x, test_x = x[~test], x[test]
     else:
-        test = np.arange(len(y)) >= len(parts[0].x)
-        train_x, test_x = parts[0].x, parts[1].x
+        trained = sum(len(part.x) for part in training)
+        test = np.arange(len(y)) >= trained
+        train_x, test_x = x[:trained], x[trained:]
         if (untrained := np.setdiff1d(y[test], y[~test])).size:
             name = repr(names[untrained[0]]) if names else untrained[0]
             raise DataError(
-                f"{parts[1].where}: class {name} has test samples, but no training samples; add training samples of it"
+                f"{parts[len(training)].where}: class {name} has test samples, but no training samples; add "
+                "training samples of it"
             )
     clients_of = {} if client is None else {"train_client": client[~test], "test_client": client[test]}
     return Labelled(
@@ -111,8 +139,14 @@ def _check(parts: Sequence[Part]) -> None:
                 )
         if part.x.shape[1:] != parts[0].x.shape[1:] or part.x.dtype != parts[0].x.dtype:
             raise DataError(
-                f"{part.where}: test samples have shape {list(part.x.shape[1:])} ({part.x.dtype}), but training "
-                f"samples {list(parts[0].x.shape[1:])} ({parts[0].x.dtype}); give both the same shape and type"
+                f"{part.where}: {part.samples_as_seen_from(part)} have shape {list(part.x.shape[1:])} "
+                f"({part.x.dtype}), but {parts[0].samples_as_seen_from(part)} have {list(parts[0].x.shape[1:])} "
+                f"({parts[0].x.dtype}); give all of them the same shape and type"
+            )
+        if (part.side is None) != (parts[0].side is None):
+            raise DataError(
+                f"{part.where}: these samples {'are not' if part.side is None else 'are'} split into train and test, "
+                f"but those of {parts[0].where} {'are' if part.side is None else 'are not'}; split all, or none"
             )
 
 
@@ -148,10 +182,11 @@ def _joined(parts: Sequence[Part], name: str, columns: Sequence[Array]) -> Array
     Raises:
         DataError: one part has words and another numbers, or two words look the same.
     """
-    if len({column.dtype.kind in "UST" for column in columns}) > 1:
+    are_words = [column.dtype.kind in "UST" for column in columns]
+    if (changed := next((i for i, words in enumerate(are_words) if words != are_words[0]), None)) is not None:
         raise DataError(
-            f"{parts[-1].where}: {name} has type {columns[-1].dtype}, but {columns[0].dtype} in the training samples; "
-            "write both as words, or both as numbers"
+            f"{parts[changed].where}: {name} has type {columns[changed].dtype}, but {columns[0].dtype} in "
+            f"{parts[0].samples_as_seen_from(parts[changed])}; write both as words, or both as numbers"
         )
     joined = np.concatenate(columns)
     seen: dict[str | Fraction, str] = {}
@@ -183,8 +218,8 @@ def check_kind(root: Path, kind: str) -> None:
         )
 
 
-def split_or_not(root: Path, entries: Mapping[str, Path]) -> list[Path]:
-    """Return the paths of the entries train and test in the folder `root`.
+def split_or_not(root: Path, entries: Mapping[str, Path], client: str | None = None) -> list[Place]:
+    """Return the places of the entries train and test in the folder `root`, which may belong to a client.
 
     If `root` has neither of them, the data are not split yet, and the result is `root` alone.
 
@@ -194,14 +229,14 @@ def split_or_not(root: Path, entries: Mapping[str, Path]) -> list[Path]:
         DataError: the folder has only one of the entries train and test, or has other entries besides them.
     """
     if not set(SPLITS) & entries.keys():
-        return [root]
+        return [Place(root, client=client)]
     if set(entries) != set(SPLITS):
         extra = sorted(set(entries) - set(SPLITS))
         remedy = f"remove {extra[0]!r}" if extra else f"add {next(iter(set(SPLITS) - set(entries)))!r}"
         raise DataError(
             f"{root}: a folder with an entry train or test must contain both, and nothing else; remedy: {remedy}"
         )
-    return [entries[side] for side in SPLITS]
+    return [Place(entries[side], side, client) for side in SPLITS]
 
 
 def entries_of(root: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from floral.data.custom_parts import Part, check_kind, entries_of, labelled, split_or_not
+from floral.data.custom.parts import Part, Place, check_kind, entries_of, labelled, split_or_not
 from floral.data.images import pixels
 from floral.data.readers import Labelled
 from floral.data.sources import DataError, RawFile
@@ -26,16 +26,27 @@ def folder(files: Sequence[RawFile], *, test_share: float) -> Labelled:
     Raises:
         DataError: the folders have another structure, or images are unreadable or differ in size.
     """
-    root = files[0].location
+    return read_folders(folder_places(files[0].location), test_share=test_share)
+
+
+def folder_places(root: Path, client: str | None = None) -> list[Place]:
+    """Return the folders train and test in `root`, or `root` itself if it has neither."""
     check_kind(root, "folder")
-    places = split_or_not(root, {path.name: path for path in entries_of(root)})
-    paths = [_image_files(place) for place in places]
+    return split_or_not(root, {path.name: path for path in entries_of(root)}, client)
+
+
+def read_folders(places: Sequence[Place], *, test_share: float) -> Labelled:
+    """Read images from folders that contain one folder for each class. See `folder`."""
+    paths = [_image_files(place.path) for place in places]
     every = [path for side in paths for path in side]
     arrays = np.split(pixels(((str(path), path) for path in every), len(every)), np.cumsum([*map(len, paths)])[:-1])
     parts = [
-        Part(where=place, x=x, labels=np.array([path.parent.name for path in side]))
+        Part(
+            where=place.path, x=x, labels=np.array([path.parent.name for path in side]), side=place.side,
+            client=place.of_client(len(side)),
+        )
         for place, side, x in zip(places, paths, arrays, strict=True)
-    ]
+    ]  # fmt: skip
     return labelled(parts, test_share, scale=255)
 
 

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from floral.data.custom_parts import SPLITS, Array, Part, check_kind, entries_of, first_missing, labelled
+from floral.data.custom.parts import SPLITS, Array, Part, Place, check_kind, entries_of, first_missing, labelled
 from floral.data.readers import Labelled
 from floral.data.sources import DataError, RawFile
 
@@ -38,26 +38,41 @@ def arrays(files: Sequence[RawFile], *, test_share: float, channels: str | None 
         DataError: a file is unreadable, an array is missing, is not expected, or has a wrong shape, type or value.
     """
     root = files[0].location
+    return read_arrays([Place(root)], test_share=test_share, channels=channels)
+
+
+def read_arrays(places: Sequence[Place], *, test_share: float, channels: str | None = None) -> Labelled:
+    """Read NumPy arrays from several places. See `arrays`."""
+    parts = [part for place in places for part in _parts(place, channels)]
+    return labelled(parts, test_share, scale=255 if parts[0].x.dtype == np.uint8 else 1)
+
+
+def _parts(place: Place, channels: str | None) -> list[Part]:
+    root = place.path
     check_kind(root, "arrays")
     present = _numpy(root)
     prefixes = [f"{side}_" for side in SPLITS] if "train_x" in present else [""]
     clients = [f"{prefix}client" for prefix in prefixes]
     has_clients = any(name in present for name in clients)
+    if has_clients and place.client is not None:
+        raise DataError(
+            f"{root}: the array {next(name for name in clients if name in present)} is not expected, because all "
+            f"samples here belong to the client {place.client!r}; remove the array"
+        )
     expected = [f"{prefix}{name}" for prefix in prefixes for name in "xy"] + (clients if has_clients else [])
     if set(present) != set(expected):
         raise DataError(
             f"{root}: found the arrays {', '.join(sorted(present)) or 'none'}, expected {', '.join(expected)}; save x "
             "and y (and client), or train_x, train_y, test_x and test_y (and train_client and test_client)"
         )
-    parts = [
-        Part(
-            where=root, x=_inputs(root, f"{prefix}x", present[f"{prefix}x"], channels),
-            labels=_named(root, f"{prefix}y", present[f"{prefix}y"]),
-            client=_named(root, f"{prefix}client", present[f"{prefix}client"]) if has_clients else None,
-        )
-        for prefix in prefixes
-    ]  # fmt: skip
-    return labelled(parts, test_share, scale=255 if parts[0].x.dtype == np.uint8 else 1)
+    parts: list[Part] = []
+    for prefix in prefixes:
+        x = inputs(root, f"{prefix}x", present[f"{prefix}x"], channels)
+        labels = named(root, f"{prefix}y", present[f"{prefix}y"])
+        of_array = named(root, f"{prefix}client", present[f"{prefix}client"]) if has_clients else None
+        client = place.of_client(len(x)) if of_array is None else of_array
+        parts.append(Part(where=root, x=x, labels=labels, client=client, side=prefix.removesuffix("_") or None))
+    return parts
 
 
 def _numpy(root: Path) -> dict[str, Array]:
@@ -118,7 +133,7 @@ def _loaded(stream: IO[bytes], size: int) -> Array:
         return np.lib.format.read_array(stream, allow_pickle=False)
 
 
-def _inputs(root: Path, name: str, x: Array, channels: str | None) -> Array:
+def inputs(root: Path, name: str, x: Array, channels: str | None) -> Array:
     """Return the inputs x in the type in which they are stored: uint8 is unchanged, other numbers become float32.
 
     Colour channels become the last axis. If there is one channel, its axis is removed.
@@ -162,7 +177,7 @@ def _channels_last(root: Path, name: str, x: Array, channels: str | None) -> Arr
     return x[..., 0] if x.ndim == 4 and x.shape[3] == 1 else x
 
 
-def _named(root: Path, name: str, values: Array) -> Array:
+def named(root: Path, name: str, values: Array) -> Array:
     """Return an array of classes or clients. Bytes become text.
 
     Raises:

@@ -7,13 +7,14 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from floral.data.custom_cells import Table, classes, integers, is_image, names, numbers, read_table
-from floral.data.custom_csv import NAMELESS
-from floral.data.custom_parts import SPLITS, Array, Part, check_kind, entries_of, labelled, split_or_not
+from floral.data.custom.cells import Table, classes, integers, is_image, names, numbers, read_table
+from floral.data.custom.csv import NAMELESS
+from floral.data.custom.parts import SPLITS, Array, Part, Place, check_kind, entries_of, labelled, split_or_not
 from floral.data.images import pixels
 from floral.data.readers import Labelled
 from floral.data.sources import DataError, RawFile
@@ -54,16 +55,39 @@ def table(
     Raises:
         DataError: a file is unreadable, a column is missing or has wrong values, or the split is not possible.
     """
-    root = files[0].location
+    return read_tables(
+        table_places(files[0].location), label=label, features=features, client=client, drop=drop,
+        test_share=test_share, separator=separator, decimal=decimal, missing=missing,
+    )  # fmt: skip
+
+
+def table_places(root: Path, client: str | None = None) -> list[Place]:
+    """Return the files train.* and test.* in the folder `root`, or `root` itself if it is a file."""
     check_kind(root, "table")
     stems = {path.name.split(".")[0]: path for path in entries_of(root)} if root.is_dir() else {}
-    places = split_or_not(root, stems) if stems else [root]
-    if root.is_dir() and (places == [root] or len(entries_of(root)) > len(places)):
+    places = split_or_not(root, stems, client) if stems else [Place(root, client=client)]
+    if root.is_dir() and (places[0].side is None or len(entries_of(root)) > len(places)):
         raise DataError(
             f"{root}: this folder must contain one file train.* and one file test.* (parquet or CSV), and nothing "
             "else; remove other files, or set `data.path` to a single file"
         )
-    tables = [read_table(place, separator, decimal, missing) for place in places]
+    return places
+
+
+def read_tables(
+    places: Sequence[Place],
+    *,
+    label: str,
+    features: Sequence[str] | None,
+    client: str | None = None,
+    drop: Sequence[str] | None = None,
+    test_share: float,
+    separator: str | None = None,
+    decimal: str | None = None,
+    missing: Sequence[str] | None = None,
+) -> Labelled:
+    """Read tables with the same columns. See `table`."""
+    tables = [read_table(place.path, separator, decimal, missing) for place in places]
     used = [label, *([client] if client else [])]
     columns = list(features or (name for name in tables[0].frame.columns if name not in (*used, *(drop or ()))))
     tables[0].check_columns(drop=drop or (), features=columns)
@@ -73,12 +97,13 @@ def table(
         _refuse_row_numbers(tables, columns)
     tables = [sheet.without_missing(columns, used) for sheet in tables]
     labels = classes(tables, label)
-    clients = names(tables, client) if client else [None] * len(tables)
+    of_places = [place.of_client(len(sheet.rows)) for place, sheet in zip(places, tables, strict=True)]
+    clients = names(tables, client) if client else of_places
     with_images = any(is_image(sheet.frame.schema[name]) for sheet in tables for name in columns)
     inputs = _images(tables, columns) if with_images else [_features(sheet, columns) for sheet in tables]
     parts = [
-        Part(where=sheet.path, x=x, labels=of_class, client=of_client)
-        for sheet, x, of_class, of_client in zip(tables, inputs, labels, clients, strict=True)
+        Part(where=place.path, x=x, labels=of_class, client=of_client, side=place.side)
+        for place, x, of_class, of_client in zip(places, inputs, labels, clients, strict=True)
     ]
     data = labelled(parts, test_share, scale=255 if with_images else 1)
     return data if with_images else _standardised(data, tables, inputs, columns)

@@ -16,8 +16,8 @@ from typing import NoReturn
 import numpy as np
 import polars as pl
 
-from floral.data.custom_csv import NAMELESS, NO_HEADER, other_separator, read_csv, remedy_for_number
-from floral.data.custom_parts import MISSING_WORDS, Array, file_type, first_missing
+from floral.data.custom.csv import NAMELESS, NO_HEADER, other_separator, read_csv, remedy_for_number
+from floral.data.custom.parts import MISSING_WORDS, Array, file_type, first_missing
 from floral.data.sources import DataError, content
 
 INFINITY = re.compile(r"[+-]?inf(inity)?", re.I)
