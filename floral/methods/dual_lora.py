@@ -14,8 +14,8 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     Client k computes with W + B A + B_k A_k. W and B A are SHARED, and B_k A_k is PRIVATE. All of them train
     together in each step.
 
-    Limiting cases: with the private adaptor frozen at zero this is FedIT. With the shared adaptor frozen at zero it is
-    Local Adaptor.
+    Limiting cases: with the private adaptor frozen at zero this is FedIT. With base="joint" and the shared adaptor
+    frozen at zero it is Local Adaptor.
 
     The options `base` and `warmup` are as in `fedit`.
     """

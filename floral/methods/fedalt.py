@@ -25,7 +25,7 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
     change until the client's next round. A client that has not taken part yet has no R. The own adaptor is sent, but
     never overwritten.
 
-    Limiting case: with the own adaptors frozen at zero this is FedAvg.
+    Limiting case: with base="joint" and the own adaptors frozen at zero this is FedAvg.
 
     The options `base` and `warmup` are as in `fedit`.
     """

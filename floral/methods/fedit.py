@@ -15,8 +15,8 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     these means is not the mean of the products. The difference mean(B_k A_k) - B A is the covariance of the factors
     over the clients.
 
-    Limiting cases: with the adaptor frozen at zero, or with a warm-up of all rounds, this is FedAvg. FedIT equals
-    FLoRAL with one cluster and without a preconditioner.
+    Limiting cases: with a warm-up of all rounds, this is FedAvg. With base="joint", it is FedAvg if the adaptor is
+    frozen at zero, and it equals FLoRAL with one cluster and without a preconditioner.
 
     With base="warmup_freeze", FedAvg trains the base for the share `warmup` of the rounds, and then only the adaptor
     trains. With base="joint", base and adaptor are trained and averaged together.

@@ -19,7 +19,7 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     clients of the round, [B_1 … B_M] and [p(1) A_1; …; p(M) A_M]. Its rank is up to M times that of an adaptor. The
     biases of the adaptors are added to the base in the same way. Clients predict with the base.
 
-    Limiting case: with the adaptors frozen at zero this is FedAvg.
+    Limiting case: with base="joint" and the adaptors frozen at zero this is FedAvg.
 
     The options `base` and `warmup` are as in `fedit`.
 

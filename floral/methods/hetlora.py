@@ -30,7 +30,8 @@ def build(
 
     Every client predicts with the full adaptor. The options `base` and `warmup` are as in `fedit`.
 
-    Costs: the traffic is counted with the initial ranks, as the mean over the clients.
+    Costs: the traffic is counted with the initial ranks, as the mean over the clients. The last download of the full
+    adaptor, with which clients predict, is not counted.
     """
     adaptors = adaptors_of(problem, **adaptor)
     require_no_groups(adaptors)
@@ -95,7 +96,6 @@ def build(
     return replace(
         method,
         groups={**method.groups, "rank": components},
-        cost=replace(method.cost, floats_served={"adaptor": sent[0]}),
         server=ServerStep(client_vector=lambda view: flatten(truncated_adaptor(view)), update=prune_and_average),
     )
 

@@ -25,7 +25,7 @@ Tuned values count as changes of the variant."""
 class Configuration:
     """A task with all its settings. Methods are compared only within a configuration.
 
-    The setting `fidelity` is `official` (as in the paper's published code) or `corrected` (as the paper describes it).
+    The setting `fidelity` is `official` (as in the paper's published code) or `corrected` (the paper with corrections).
     The main table has separate columns for each configuration.
     """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +13,8 @@ from floral.core.intervals import Interval
 from floral.report import statistics
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
-from floral.report.comparison import MIN_SEEDS_FOR_BEST
+from floral.report.comparison import MIN_SEEDS_FOR_BEST, Member
 from floral.report.description import changed_values
-from floral.report.paired import Paired
 from floral.report.sentences import count
 from floral.report.style import UNRANKED_GROUPS, Style
 from floral.report.summarise import (
@@ -71,7 +69,8 @@ def answer(collected: Collected, styles: Mapping[str, Style], configuration: Con
     unit, means = result_unit(configuration), intervals(collected, configuration)
     ranked = candidates(collected, styles, configuration)
     ranked.sort(key=lambda method: means[method].mean, reverse=unit.higher_is_better)
-    members = list(best(collected, styles, configuration).members)
+    best_set = best(collected, styles, configuration).members
+    members = list(best_set)
     named = members or ranked[:1]
     names = [f"{styles[method].title} ({value_text(means[method], unit)})" for method in named[:1]]
     names += [styles[method].title for method in named[1:MAX_NAMED_METHODS]]
@@ -81,7 +80,7 @@ def answer(collected: Collected, styles: Mapping[str, Style], configuration: Con
         members=members,
         unnamed=len(named[MAX_NAMED_METHODS:]),
         claim=_claim(members, ranked),
-        note=_certainty(collected, configuration, members, ranked),
+        note=_certainty(collected, configuration, best_set, ranked),
         reference=_reference(collected, configuration, ranked, members),
         cheapest=_cheapest(collected, styles, configuration, ranked),
     )
@@ -99,8 +98,10 @@ def _claim(members: list[str], ranked: list[str]) -> str:
     return "is the best" if len(members) == 1 else "cannot be told apart"
 
 
-def _certainty(collected: Collected, configuration: Configuration, members: list[str], ranked: list[str]) -> str:
-    """Return how many methods are worse, the number of seeds, and how many more might decide between the members."""
+def _certainty(
+    collected: Collected, configuration: Configuration, members: Mapping[str, Member], ranked: list[str]
+) -> str:
+    """Return how many methods are worse, the number of seeds, and how much worse a member of the set may be."""
     if not ranked:
         return "runs of these methods are missing or failed"
     paired = results(collected, configuration)
@@ -110,19 +111,16 @@ def _certainty(collected: Collected, configuration: Configuration, members: list
         return f"{number_of_seeds}; a set of best methods needs two methods with {MIN_SEEDS_FOR_BEST} seeds each"
     worse = len(ranked) - len(members)
     decided = f"{worse} of {len(ranked)} are worse; " if worse else ""
-    return f"{decided}{number_of_seeds}{_more_seeds(paired, members, seeds)}"
+    return f"{decided}{number_of_seeds}{_bound(members, result_unit(configuration))}"
 
 
-def _more_seeds(paired: Paired, members: list[str], seeds: int) -> str:
-    """Return how many more seeds might tell half of the members from the one with the best mean (80 % power)."""
+def _bound(members: Mapping[str, Member], unit: Unit) -> str:
+    """Return how much worse than its strongest rival any method of the set may be: the ends of 95 % intervals."""
     if len(members) < 2:
         return ""
-    needed = [statistics.seeds_to_decide(paired.differences(method, members[0])) for method in members[1:]]
-    middle = sorted(math.inf if item is None else item for item in needed)[(len(needed) - 1) // 2]
-    what = "them apart" if len(members) == 2 else "half of them from the first"
-    if math.isinf(middle):
-        return f"; not even 1,000 might tell {what}"
-    return f"; {max(1, int(middle) - seeds)} more might tell {what}"
+    most = max(member.may_be_worse for member in members.values())
+    what = "times as bad as" if unit.logarithmic else "points worse than"
+    return f"; one of them may be {number(most, unit.digits)} {what} its strongest rival"
 
 
 def _reference(collected: Collected, configuration: Configuration, ranked: list[str], members: list[str]) -> str:

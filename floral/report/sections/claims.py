@@ -34,17 +34,20 @@ def claim(difference: Interval, to_global: Interval | None = None, ari: float | 
     difference: mean accuracy of FLoRAL minus that of the other method, with its 95 % interval. The claim holds if the
     interval lies above 0, and fails if it lies below 0. It is undecided if the interval contains 0 or is missing.
 
-    to_global: the same difference to FedAvg. ari: the mean adjusted Rand index of FLoRAL's routes. If the routes are at
-    chance and FedAvg is better, FLoRAL does not personalise, and a better result than another method shows nothing. The
-    verdict is then `no personalisation` instead of `holds`.
+    to_global: the same difference to FedAvg. ari: the mean adjusted Rand index of FLoRAL's routes. If FedAvg is better,
+    or if the routes are at chance and FLoRAL is not better than FedAvg, then FLoRAL does not personalise, and a better
+    result than another method shows nothing. The verdict is then `no personalisation` instead of `holds`.
     """
     if not difference.is_decided:
         return "undecided"
     if difference.mean < 0:
         return "fails"
+    if to_global is None:
+        return "holds"
     at_chance = ari is not None and ari < CHANCE_ARI
-    global_is_better = to_global is not None and to_global.is_decided and to_global.mean < 0
-    return "no personalisation" if at_chance and global_is_better else "holds"
+    is_better = to_global.is_decided and to_global.mean > 0
+    is_worse = to_global.is_decided and to_global.mean < 0
+    return "no personalisation" if is_worse or (at_chance and not is_better) else "holds"
 
 
 def section(material: Material) -> Section | None:

@@ -27,7 +27,7 @@ def without_result(collected: Collected) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {
             "task": row["task"], "variant": row["variant"], "seeds": str(row["seed"]), "status": "diverged",
-            "reason": f"at round {row['diverged_at']}: the loss was no longer finite, or exploded", "exception": "",
+            "reason": f"at round {row['diverged_at']}: a loss was not finite, or at least 10⁸", "exception": "",
         }
         for row in diverged.iter_rows(named=True)
     ]  # fmt: skip
