@@ -9,9 +9,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from floral.config.reading import load_yaml
 from floral.config.run import Run
+from floral.runs.quantities import IN_SUMMARY
 from floral.runs.seed_groups import SeedGroup, SeedMeans, group_by_seed, seed_means
-from floral.tracking.mlflow_runs import MAX_METRICS_PER_CALL, MAX_PARAMS_PER_CALL, began_ms, chunks, ended_ms, params_of
+from floral.runs.state import is_finished
+from floral.tracking.mlflow_runs import (
+    MAX_METRICS_PER_CALL,
+    MAX_PARAMS_PER_CALL,
+    began_ms,
+    chunks,
+    data_of,
+    ended_ms,
+    params_of,
+)
 from floral.tracking.mlflow_store import MEANS, PARENT, Experiment, StoredRun
 
 if TYPE_CHECKING:
@@ -78,7 +89,27 @@ def log_means(experiment: Experiment, group: SeedGroup) -> None:
     end = max(ended_ms(summary) for summary in means.summaries)
     for metrics in chunks(_mean_points(means, end), MAX_METRICS_PER_CALL):
         experiment.client.log_batch(stored.id, metrics=metrics)
+    _log_files(experiment, group, stored, means)
     experiment.client.set_terminated(stored.id, "FINISHED", end)
+
+
+def _log_files(experiment: Experiment, group: SeedGroup, stored: StoredRun, means: SeedMeans) -> None:
+    """Log the data sets of a group, its settings as configuration.yaml, and the results of its seeds as seeds.csv."""
+    import yaml
+
+    client, data = experiment.client, {}
+    for run in group.runs:
+        if is_finished(folder := experiment.results / run.folder):
+            settings = load_yaml((folder / "run.yaml").read_text(encoding="utf-8"))
+            data |= {(item.dataset.name, item.dataset.digest): item for item in data_of(settings, experiment.results)}
+    if data and not stored.data:
+        client.log_inputs(stored.id, list(data.values()))
+    settings = group.runs[0].model_dump(mode="json", exclude={"seed"})
+    client.log_text(stored.id, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), "configuration.yaml")
+    rows = [[summary["seed"], summary["status"], *map(summary.get, IN_SUMMARY)] for summary in means.summaries]
+    lines = [["seed", "status", *IN_SUMMARY.values()], *rows]
+    texts = [",".join("" if value is None else str(value) for value in line) for line in lines]
+    client.log_text(stored.id, "\n".join(texts) + "\n", "seeds.csv")
 
 
 def _replace_parent(experiment: Experiment, group: SeedGroup, old: StoredRun) -> StoredRun:

@@ -15,6 +15,7 @@ from floral.config import reading
 from floral.core.nested import dotted_keys
 from floral.io.files import content_sha256
 from floral.runs import segments
+from floral.runs.quantities import IN_SUMMARY, curve_name, named_costs
 from floral.runs.segments import Evaluated
 from floral.runs.state import is_finished
 from floral.tracking.mlflow_store import PARENT, RESULTS, STREAMED, Experiment, StoredRun
@@ -56,7 +57,7 @@ def ready(experiment: Experiment, parent: str, folder: Path) -> StoredRun:
     stored = experiment.stored.get(str(folder)) or _create_run(experiment, parent, folder, settings)
     if stored.parent != parent:
         experiment.client.set_tag(stored.id, PARENT, parent)
-    if not stored.data and (data := _data(settings, experiment.results)):
+    if not stored.data and (data := data_of(settings, experiment.results)):
         experiment.client.log_inputs(stored.id, data)
     experiment.stored[str(folder)] = replace(stored, parent=parent, data=True)
     return experiment.stored[str(folder)]
@@ -99,10 +100,9 @@ def log(experiment: Experiment, parent: str | None, folder: Path) -> str:
         client.delete_run(stored.id)
         del experiment.stored[str(folder)]
         stored, logged = None, {}
-    was_complete = stored is not None and stored.complete  # by a version that did not write the digest
     stored = ready(experiment, parent, folder)
     missing = [point for point in curves if (point.key, point.step) not in logged]
-    points = missing + ([] if was_complete else _costs(costs, summary["round"], end))
+    points = missing + _last_values(summary, costs, {point.key for point in curves}, end)
     for metrics in chunks(points, MAX_METRICS_PER_CALL):
         client.log_batch(stored.id, metrics=metrics)
     tags = {"status": summary["status"], "git_commit": costs["git_commit"], "version": costs["versions"]["floral"]}
@@ -138,7 +138,7 @@ def ended_ms(summary: Mapping[str, Any]) -> int:
     return int(datetime.fromisoformat(summary["finished_at"]).timestamp() * 1000)
 
 
-def _data(settings: Mapping[str, Any], results: Path) -> list[DatasetInput]:
+def data_of(settings: Mapping[str, Any], results: Path) -> list[DatasetInput]:
     """Return the partition and the data set of a run in the form that MLflow needs.
 
     The list is empty for a task without data. For synthetic data it has only the partition, because the partition
@@ -187,7 +187,7 @@ def _points(rounds: Iterable[Evaluated]) -> list[Metric]:
     from mlflow.entities import Metric
 
     return [
-        Metric(f"{split}.{metric}", value, round.time, round.round)
+        Metric(curve_name(split, metric), value, round.time, round.round)
         for round in rounds
         for split, metric, value in round.metrics
     ]
@@ -204,20 +204,20 @@ def _curves(source: Path, end: int) -> list[Metric]:
 
     times = {(point.key, point.step): point.timestamp for point in _points(segments.read(source))}
     table = pl.read_parquet(source / "metrics.parquet", columns=["split", "metric", "value", "round"]).drop_nulls()
-    rows = ((f"{split}.{metric}", value, step) for split, metric, value, step in table.iter_rows())
+    rows = ((curve_name(split, metric), value, step) for split, metric, value, step in table.iter_rows())
     return [Metric(key, value, times.get((key, step), end), step) for key, value, step in rows]
 
 
-def _costs(costs: Mapping[str, Any], last: int, end: int) -> list[Metric]:
-    """Return the numbers of costs.json as metrics for MLflow.
+def _last_values(summary: Mapping[str, Any], costs: Mapping[str, Any], curves: set[str], end: int) -> list[Metric]:
+    """Return the numbers of summary.json and costs.json as metrics for MLflow, without those that have a curve.
 
-    The metrics belong to the last round, `last`, and have the time `end` (milliseconds since 1970).
+    The metrics belong to the last round, and have the time `end` (milliseconds since 1970).
     """
     from mlflow.entities import Metric
 
-    numbers = {**costs["parameters"], **{f"seconds_{key}": value for key, value in costs["seconds"].items()}}
-    numbers |= {key: costs[key] for key in ("bytes_per_round", "passes_per_sample", "peak_memory_bytes", "resumptions")}
-    return [Metric(f"costs.{k}", float(value), end, last) for k, value in numbers.items() if value is not None]
+    results = {name: summary.get(key) for key, name in IN_SUMMARY.items() if name not in curves}
+    numbers = {**results, **named_costs(costs)}
+    return [Metric(key, float(value), end, summary["round"]) for key, value in numbers.items() if value is not None]
 
 
 def _logged(client: MlflowClient, run_id: str, curves: list[Metric]) -> dict[tuple[str, int], float]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from floral.config.reading import ConfigError
+from floral.core.units import run_count
 from floral.io.locks import held
 from floral.tracking.mlflow_errors import check_artifact_place, unusable
 
@@ -25,6 +26,8 @@ MEANS = "means"
 """Tag of a parent run: the hash of its means, set before the means are logged."""
 RESULTS = "results_digest"
 """Tag of a completely logged run: the hash of its result files. A run that was trained again has another hash."""
+NAMES, NAMES_NOW = "metric_names", "2"
+"""Tag of a run: the version of the names of its metrics (see floral.runs.quantities), and today's version."""
 PARENT = "mlflow.parentRunId"
 """Tag of a run: the id of its parent, below which MLflow's UI shows the run."""
 
@@ -89,7 +92,7 @@ class Experiment:
 
         `began` is when the run began, in milliseconds since 1970.
         """
-        return self.client.create_run(self.id, began, tags, name).info.run_id
+        return self.client.create_run(self.id, began, {**tags, NAMES: NAMES_NOW}, name).info.run_id
 
 
 @contextmanager
@@ -197,17 +200,21 @@ def _experiment_id(client: MlflowClient, suite: str, results: Path | None, uri: 
 
 
 def _stored_runs(client: MlflowClient, experiment: str) -> dict[str, StoredRun]:
-    """Return the runs of an experiment as job_key → run, and delete duplicates.
+    """Return the runs of an experiment as job_key → run, and delete duplicates and runs with earlier names of metrics.
 
-    A duplicate arises if the answer to a request to create a run is lost, and the request is repeated.
+    A duplicate arises if the answer to a request to create a run is lost, and the request is repeated. A run whose
+    metrics have the names of an earlier version is logged again from its folder, with today's names.
     """
     stored: dict[str, StoredRun] = {}
-    duplicates, token = [], None
+    duplicates, renamed, token = [], [], None
     while True:
         page = client.search_runs([experiment], max_results=1000, order_by=["attributes.start_time"], page_token=token)
         for run in page:
             tags = run.data.tags
-            if (key := tags.get("job_key")) in stored:
+            key = tags.get("job_key")
+            if key is not None and tags.get(NAMES) != NAMES_NOW and tags.get("kind") != "report":
+                renamed.append(run.info.run_id)
+            elif key in stored:
                 duplicates.append(run.info.run_id)
             elif key is not None:
                 stored[key] = StoredRun(
@@ -217,6 +224,8 @@ def _stored_runs(client: MlflowClient, experiment: str) -> dict[str, StoredRun]:
                 )  # fmt: skip
         if not (token := page.token):
             break
-    for run_id in duplicates:
+    if renamed:
+        print(f"MLflow: {run_count(len(renamed))} with earlier names of metrics; they are logged again", flush=True)
+    for run_id in duplicates + renamed:
         client.delete_run(run_id)
     return stored

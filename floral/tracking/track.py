@@ -16,7 +16,7 @@ from floral.runs.state import has_failed_for_good, is_finished
 from floral.tracking.mlflow_errors import Unreachable
 from floral.tracking.mlflow_means import distinct_groups, groups_by_folder, log_means, parent_of
 from floral.tracking.mlflow_runs import log, stream
-from floral.tracking.mlflow_store import default_uri, experiment_of
+from floral.tracking.mlflow_store import Experiment, default_uri, experiment_of
 
 POLL_SECONDS = 5.0
 """`follow` looks for new rounds every so many seconds."""
@@ -28,12 +28,17 @@ def track(
     results: Path,
     tracking_uri: str | None = None,
     all_runs: Iterable[Run] | None = None,
+    suite_has: Iterable[Run] | None = None,
 ) -> Path:
     """Log the finished runs that MLflow does not have yet, and the means over seeds of each task × variant.
 
     The function writes results/track/<suite>.json and returns the path of this file. A second call changes nothing. If
     MLflow has only a part of a run, for example because tracking was killed, the rest is added. If `runs` are only a
     part of the suite, `all_runs` must have all runs of the suite, so that the means include all seeds.
+
+    `suite_has` are all runs that the suite has. Runs and means in MLflow that are not among them, or whose folder is
+    gone, are archived: MLflow's UI shows them no more, but can restore them. On a server of several machines, only runs
+    that this results folder has tracked are archived. With None, nothing is archived.
 
     Raises:
         ConfigError: the MLflow store cannot be opened or written.
@@ -48,8 +53,32 @@ def track(
             log_means(experiment, group)
         value = {"tracking_uri": without_passwords(uri), "experiment_id": experiment.id, "runs": tracked}
         path = results / "track" / f"{suite}.json"
+        if suite_has is not None:
+            archivable = set(experiment.stored) if uri == default_uri(results) else _tracked_before(path)
+            _archive(experiment, suite_has, archivable)
         atomic(path, (json.dumps(value, indent=1) + "\n").encode())
     return path
+
+
+def _tracked_before(path: Path) -> set[str]:
+    """Return the runs, and the means over their seeds, that an earlier call has tracked from this results folder."""
+    return set(json.loads(path.read_text(encoding="utf-8"))["runs"]) if path.exists() else set()
+
+
+def _archive(experiment: Experiment, suite_has: Iterable[Run], archivable: set[str]) -> None:
+    """Archive those of the `archivable` runs that the suite no longer has, and means without any run."""
+    groups = groups_by_folder(suite_has)
+    present = {folder for folder in groups if (experiment.results / folder).exists()}
+    runs, means = set(map(str, present)), {group.job_key for group in distinct_groups(groups, present)}
+    stored = experiment.stored
+    gone = {key for key in archivable & set(stored) if not key.startswith(("mean/", "report/")) and key not in runs}
+    if not gone:
+        return
+    parents = {run.parent for key, run in stored.items() if key not in gone}
+    childless = {key for key, run in stored.items() if key.startswith("mean/") and run.id not in parents}
+    for key in gone | (childless - means):
+        experiment.client.delete_run(stored.pop(key).id)
+    print(f"MLflow: {run_count(len(gone))} archived, which {experiment.suite} no longer has", flush=True)
 
 
 def follow(

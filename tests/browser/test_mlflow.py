@@ -66,7 +66,7 @@ def test_the_charts_compare_methods_by_their_means(browser: Browser, address: st
     expect(page.get_by_text("3 matching runs")).to_be_visible()
     for variant in VARIANTS:
         expect(page.get_by_role("link", name=f"{variant} on digits_rotate")).to_have_count(1)
-    chart = page.locator("[data-testid='experiment-view-compare-runs-card']").filter(has_text="mean/test_accuracy")
+    chart = page.locator("[data-testid='experiment-view-compare-runs-card']").filter(has_text="test/accuracy")
     for accuracy in VARIANTS.values():
         expect(chart.locator(".bartext").filter(has_text=accuracy)).to_have_count(1)
     expect(chart.locator(".bartext")).to_have_count(len(VARIANTS))

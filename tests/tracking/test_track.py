@@ -92,9 +92,9 @@ def test_a_run_carries_parameters_curves_tags_and_files(
     assert found.data.tags["status"] == "done"
     assert found.data.params["task.rounds"] == str(runs[0].task.rounds)
     assert found.data.params["fidelity.name"] == "corrected"
-    assert found.data.metrics["costs.base"] == 10
+    assert found.data.metrics["cost/base"] == 10
     client = MlflowClient(default_uri(tmp_path))
-    curve = client.get_metric_history(found.info.run_id, "test.accuracy")
+    curve = client.get_metric_history(found.info.run_id, "own_test/accuracy")
     assert [(point.step, point.value) for point in curve] == [(0, 0.5), (1, 0.51), (2, 0.52)]
     files = {file.path for file in client.list_artifacts(found.info.run_id)}
     assert files == {"run.yaml", "metrics.parquet", "clients.parquet", "summary.json", "costs.json"}
@@ -122,32 +122,80 @@ def test_a_run_that_was_half_logged_is_completed(runs: list[Run], write: Callabl
     assert dump(tmp_path) == before
 
 
-@pytest.mark.parametrize("with_digest", [True, False])
 def test_a_run_that_was_trained_again_replaces_the_old_one(
-    runs: list[Run], write: Callable[..., Path], tmp_path: Path, with_digest: bool
+    runs: list[Run], write: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Its child and its parent then have the new values, also if an earlier version logged it without a digest."""
+    """Its child and its parent then have the new values."""
     from mlflow import MlflowClient
 
     for run in runs:
         write(run)
     track("quickstart", runs, tmp_path)
     client = MlflowClient(default_uri(tmp_path))
-    if not with_digest:
-        for found in logged(tmp_path):
-            client.delete_tag(found.info.run_id, mlflow_store.RESULTS)
-    before = dump(tmp_path)
-    track("quickstart", runs, tmp_path)
-    assert with_digest == (dump(tmp_path) == before)  # without a digest, the tag is added
     shutil.rmtree(tmp_path / runs[0].folder)
     write(runs[0], accuracy=0.7)
     track("quickstart", runs, tmp_path)
-    values = {found.data.tags["variant"]: found.data.metrics["test.accuracy"] for found in logged(tmp_path)}
+    values = {found.data.tags["variant"]: found.data.metrics["own_test/accuracy"] for found in logged(tmp_path)}
     assert values == {runs[0].variant.name: 0.72, runs[1].variant.name: 0.52}
-    means = {found.data.tags["variant"]: found.data.metrics["test.accuracy"] for found in logged(tmp_path, kind="mean")}
+    means = {
+        found.data.tags["variant"]: found.data.metrics["own_test/accuracy"] for found in logged(tmp_path, kind="mean")
+    }
     assert means == values
     (child,) = [found for found in logged(tmp_path) if found.data.tags["variant"] == runs[0].variant.name]
-    assert [point.value for point in client.get_metric_history(child.info.run_id, "costs.base")] == [10]
+    assert [point.value for point in client.get_metric_history(child.info.run_id, "cost/base")] == [10]
+
+
+def test_runs_with_earlier_names_of_metrics_are_logged_again(
+    runs: list[Run], write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their ids change, and the report of the suite stays."""
+    from mlflow import MlflowClient
+
+    for run in runs:
+        write(run)
+    (tmp_path / "reports/quickstart").mkdir(parents=True)
+    track("quickstart", runs, tmp_path)
+    report = attach("quickstart", tmp_path, tmp_path / "reports")
+    before = {found.info.run_id: found for kind in ("seed", "mean") for found in logged(tmp_path, kind=kind)}
+    client = MlflowClient(default_uri(tmp_path))
+    for run_id in before:
+        client.delete_tag(run_id, mlflow_store.NAMES)
+    track("quickstart", runs, tmp_path)
+    assert "MLflow: 4 runs with earlier names of metrics; they are logged again" in capsys.readouterr().out
+    now = {found.info.run_id: found for kind in ("seed", "mean") for found in logged(tmp_path, kind=kind)}
+    assert len(now) == 4 and not now.keys() & before.keys()
+    names = {found.info.run_name: found.data.metrics for found in now.values()}
+    assert names == {found.info.run_name: found.data.metrics for found in before.values()}
+    assert [found.info.run_id for found in logged(tmp_path, kind="report")] == [report]
+
+
+def test_what_the_suite_no_longer_has_is_archived(
+    runs: list[Run], write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A variant left out, and a run whose folder is gone; not if only a part of the suite is tracked."""
+    from mlflow import MlflowClient
+    from mlflow.entities import ViewType
+
+    def names(kind: str) -> set[str]:
+        return {found.info.run_name for found in logged(tmp_path, kind=kind)}
+
+    more = [run.model_copy(update={"seed": 1}) for run in runs]
+    for run in runs + more:
+        write(run)
+    track("quickstart", runs + more, tmp_path)
+    track("quickstart", runs[:1], tmp_path)
+    assert len(names("seed")) == 4 and len(names("mean")) == 2
+    shutil.rmtree(tmp_path / more[0].folder)
+    fedavg, others = [runs[0], more[0]], [runs[1], more[1]]
+    assert runs[0].variant.name == "fedavg"
+    track("quickstart", fedavg, tmp_path, suite_has=fedavg)
+    assert names("seed") == {"digits_rotate/fedavg/seed0"} and names("mean") == {"fedavg on digits_rotate"}
+    assert "MLflow: 3 runs archived, which quickstart no longer has" in capsys.readouterr().out
+    client = MlflowClient(default_uri(tmp_path))
+    archived = client.search_runs(["1"], "tags.kind = 'seed'", run_view_type=ViewType.DELETED_ONLY)
+    assert {str(run.folder) for run in [*others, more[0]]} == {run.data.tags["job_key"] for run in archived}
+    track("quickstart", fedavg, tmp_path, suite_has=fedavg)
+    assert "archived" not in capsys.readouterr().out
 
 
 def test_the_report_is_attached_once(runs: list[Run], write: Callable[..., Path], tmp_path: Path) -> None:
