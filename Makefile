@@ -27,7 +27,7 @@ export STORE
 FOLDER = $(BIN)/python -m floral.cli.folder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slurm style check docs bench ui ui-server clean
+.PHONY: help setup quickstart test test-slurm test-wheel style check docs bench ui ui-server clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,12 +52,15 @@ test: $(INSTALLED) ## run the tests; a test whose tool is missing is skipped, wi
 	$(LOCAL) $(BIN)/pytest --numprocesses auto --dist worksteal
 
 test-slurm: $(INSTALLED) ## start SLURM with two nodes on this machine (as root) and let it kill jobs: 4 minutes
-	timeout --signal=INT 600 $(BIN)/pytest -m slurm tests/slurm
+	timeout --signal=INT 1500 $(BIN)/pytest -m slurm tests/slurm
+
+test-wheel: $(INSTALLED) ## build the wheel, install it into a fresh environment, and run a study there: 2 minutes
+	$(LOCAL) $(BIN)/pytest -m wheel tests/wheel
 
 style: $(INSTALLED) ## style and direction of imports: seconds
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakefmt --check Snakefile workflow floral/cli/study/Snakefile
 	$(BIN)/lint-imports
 
 check: style ## style, types, direction of imports, workflow

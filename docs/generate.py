@@ -24,10 +24,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from floral.cli import methods, tasks
+from floral.cli.methods import Row
 from floral.cli.parser import parser as command_parser
-from floral.config import catalogue, data_sets, paths
+from floral.config import catalogue, data_sets, paths, plugins
 from floral.config.schema import data, method, partition, shift, suite, task, tuning
-from floral.config.schema.method import Parameter
+from floral.config.schema.method import STATEMENTS, MethodFile, Parameter, VariantEntry
 from floral.config.schema.suite import Switch
 from floral.config.settings import Settings, Slurm
 
@@ -129,7 +130,7 @@ def _links() -> dict[str, str]:
 def of_models() -> str:
     """The kinds of models and what a task may set of them."""
     rows = []
-    for kind in catalogue.plugins("models"):
+    for kind in plugins.names("models"):
         fields = catalogue.model_options(kind).model_fields.items()
         said = [f"`{key}`: {_type(f.annotation)}{', required' if f.is_required() else ''}" for key, f in fields]
         rows.append((f"`{kind}`", "; ".join(said)))
@@ -178,27 +179,42 @@ def _option(parser: argparse.ArgumentParser, action: argparse.Action) -> tuple[s
 
 
 def of_methods() -> str:
-    """Every variant by family, and the parameters of its method below the first one."""
-    parts, shown = [], set()
-    for family, rows in itertools.groupby(methods.rows(), key=lambda row: row.family):
+    """Every method by family: its description, how it relates to its source, its parameters, and its variants."""
+    parts = []
+    for family, of_family in itertools.groupby(methods.rows(), key=lambda row: row.family):
         parts.append(f"## {family}")
-        for row in rows:
-            facts = [
-                f"Source: {row.source}",
-                row.scopes_text,
-                row.server_text,
-                *["knows the true clusters"] * row.oracle,
-            ]
-            facts += [
-                *["one model for all"] * row.global_only,
-                *[f"needs batch norm ({row.refusal})"] * bool(row.refusal),
-            ]
-            parts += [f"### `{row.variant}`: {row.title}", *map(_text, row.what), _text("; ".join(facts)) + "."]
-            if (method := catalogue.variant(row.variant).method) not in shown:
-                own = {key: one for key, one in catalogue.method_file(method).parameters.items() if key not in common()}
-                parts += [f"Parameters of `{method}`:", _parameters(own)] if own else []
-            shown.add(method)
+        for name, rows in itertools.groupby(of_family, key=lambda row: row.method):
+            parts += _method(name, list(rows))
     return "\n\n".join(parts)
+
+
+def _method(name: str, rows: list[Row]) -> list[str]:
+    """The section on a method. Its first variant is the method with the default parameters, or the closest to it."""
+    file, title = catalogue.method_file(name), rows[0].title
+    parts = [f"### {title}", f"Source: {_arxiv(_text(file.source))}. Method `{name}`."]
+    parts += [*map(_text, file.what), *_statements(file)]
+    if own := {key: one for key, one in file.parameters.items() if key not in common()}:
+        parts += ["**Parameters**", _parameters(own)]
+    return [*parts, "**Variants**", *(_variant(row, file.variants[row.variant]) for row in rows)]
+
+
+def _variant(row: Row, entry: VariantEntry) -> str:
+    """A list item with a variant, and below it what the variant states itself."""
+    own = [*map(_text, entry.what or ()), *_statements(entry)]
+    about = f"- `{row.variant}`: {_text(row.title)}. {_sentence(_text('; '.join(row.facts)))}"
+    return "\n\n".join([about, *(textwrap.indent(part, "    ") for part in own)])
+
+
+def _statements(entry: MethodFile | VariantEntry) -> Iterator[str]:
+    """The headings of the statements that compare with the source, each with its list below it."""
+    for key, heading in STATEMENTS.items():
+        if statements := getattr(entry, key):
+            yield f"**{heading}**"
+            yield "\n".join(f"- {_arxiv(_text(statement))}" for statement in statements)
+
+
+def _arxiv(words: str) -> str:
+    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", words)
 
 
 common: Callable[[], dict[str, Parameter]] = catalogue.common_parameters

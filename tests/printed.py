@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import NamedTuple
+
+from floral.report.templates import unpacked
+
+
+def read_page(path: Path) -> str:
+    """Return the HTML of a page with the content of its folded sections."""
+    return unpacked(path.read_text(encoding="utf-8"))
 
 
 class Decision(NamedTuple):

@@ -50,7 +50,7 @@ class Project:
         """Run a command in the project's folder. stdout has its standard error too."""
         return subprocess.run(
             [BIN / command[0], *command[1:]], cwd=self.folder, env=environment(**more), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=170,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600,
         )  # fmt: skip
 
     def snakemake(self, *config: str, **more: str) -> subprocess.CompletedProcess[str]:

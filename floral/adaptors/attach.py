@@ -20,7 +20,8 @@ from floral.adaptors.linear import LinearAdaptor
 from floral.adaptors.norm import NormAdaptor, moved
 from floral.core.spec import Noise, Params, Predict, Problem, Refused, View
 from floral.core.streams import Stream
-from floral.nn.layers import Conv2d, ConvTranspose2d, Embedding, Linear, Model, layer_params
+from floral.nn.layers import Conv2d, ConvTranspose2d, Embedding, Linear, layer_params
+from floral.nn.model import Model, gets_adaptor
 from floral.nn.norms import NORMS
 
 Adaptor = LinearAdaptor | ConvAdaptor | EmbeddingAdaptor | NormAdaptor
@@ -65,6 +66,22 @@ class Adaptors:
             layer: adaptor.merged(layer_params(mixture, layer), route) for layer, adaptor in self.by_layer.items()
         }
         return {f"{layer}.{key}": value for layer, change in changes.items() for key, value in change.items()}
+
+    def added(self, base: Params, change: Params) -> Params:
+        """Return the base with changes added to its parameters. A changed parameter that never trains is included."""
+        return {**base, **{name: self.model.value(base, name) + value for name, value in change.items()}}
+
+    def require_trained_base(self) -> None:
+        """Check that the server can add products of adaptors to the base.
+
+        Raises:
+            Refused: an adapted layer is frozen.
+        """
+        if frozen := [name for name in self.by_layer if f"{name}.weight" in self.model.constants]:
+            raise Refused(
+                f"the server of this method adds the adaptors to the base, but {frozen[0]} is frozen; set "
+                "`base: trained` and remove `freeze`, or use another method"
+            )
 
     def centred(self, base: Params, mixture: Params) -> tuple[Params, Params]:
         """Move the mean of the C adaptors' products B A from the adaptors into the base.
@@ -184,7 +201,11 @@ class Adaptors:
         """
         if kind == "none":
             return self
-        norms = {name: layer for name, layer in self.model.layers.items() if isinstance(layer, NORMS)}
+        norms = {
+            name: layer
+            for name, layer in self.model.layers.items()
+            if isinstance(layer, NORMS) and gets_adaptor(self.model, name)
+        }
         if not norms:
             raise Refused(f"the model has no normalisation layer that `norm: {kind}` could adapt; set `norm: none`")
         adapted = dict(self.by_layer) | {
@@ -257,9 +278,10 @@ def attach(
 ) -> Adaptors:
     """Attach an adaptor to each linear layer, embedding and convolution of a model (arXiv 2410.03497).
 
-    Embeddings get an adaptor only if their attribute `adapted` is True. Convolutions get none if `convolution` is
-    "none". A linear layer that is tied to an embedding uses the embedding's weight. It gets no adaptor, because it has
-    no weight of its own, and the embedding's adaptor does not change it.
+    Embeddings get an adaptor only if their attribute `adapted` is True. If the model has a field `adapted`, it decides
+    for all layers instead. Convolutions get none if `convolution` is "none". A linear layer that is tied to an
+    embedding uses the embedding's weight. It gets no adaptor, because it has no weight of its own, and the embedding's
+    adaptor does not change it.
 
     If a layer has a bias, `bias` says with which bias its adaptor starts: None (no bias), "zero" or "uniform".
 
@@ -268,10 +290,12 @@ def attach(
     """
     by_layer: dict[str, Adaptor] = {}
     for name, layer in model.layers.items():
+        if not gets_adaptor(model, name):
+            continue
         match layer:
             case Linear() if layer.tied is None:
                 by_layer[name] = LinearAdaptor.of(layer, rank, bias)
-            case Embedding() if layer.adapted:
+            case Embedding():
                 by_layer[name] = EmbeddingAdaptor.of(layer, rank)
             case Conv2d() | ConvTranspose2d() if convolution != "none":
                 by_layer[name] = ConvAdaptor.of(layer, rank, bias, convolution, conv_rank, conv_preconditioner)

@@ -143,7 +143,7 @@ class ClusteredAdaptors:
         if not self.has_residual:
             return view["base"]
         added = self._with_axis(view["residual"])
-        return {**view["base"], **{n: view["base"][n] + torch.tensordot(route, t, 1) for n, t in added.items()}}
+        return self.adaptors.added(view["base"], {n: torch.tensordot(route, t, 1) for n, t in added.items()})
 
     def _with_axis(self, params: Params) -> Params:
         """Return the parameters of a client with a leading cluster axis.

@@ -31,9 +31,12 @@ class Options:
     threads: int = 1
     rounds: int | None = None
 
-    def engine(self, run: Run) -> EngineRounds:
-        """Return a callable that trains this run with the engine on the CPU: a call with n trains n rounds."""
-        return EngineRounds.of(run, self.results, "cpu", self.backend, self.threads)
+    def engine(self, run: Run, threads: int | None = None) -> EngineRounds:
+        """Return a callable that trains this run with the engine on the CPU: a call with n trains n rounds.
+
+        `threads` is the number of threads if it differs from the option.
+        """
+        return EngineRounds.of(run, self.results, "cpu", self.backend, threads or self.threads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,15 @@ def to_every_cluster(case: Case, options: Options) -> dict[str, Any]:
     """
     measured, reference = (options.engine(run) for run in case.runs)
     return compare(measured, reference, options, times=case.runs[0].task.clusters)
+
+
+def to_one_thread(case: Case, options: Options) -> dict[str, Any]:
+    """Measure the seconds per round with all threads, divided by those with one thread.
+
+    In both, the engine chooses how the rounds are computed. So the result shows whether more threads ever cost time.
+    """
+    (run,) = case.runs
+    return compare(options.engine(run), options.engine(run, threads=1), options)
 
 
 def rounds_per_second(case: Case, options: Options) -> dict[str, Any]:
@@ -175,6 +187,20 @@ CASES = (
         variant="floral_1",
         measure=rounds_per_second,
     ),
+    Case(
+        name="all threads / one thread, floral_1, synthetic_linear",
+        limit=1.05,
+        task="synthetic_linear",
+        variant="floral_1",
+        measure=to_one_thread,
+    ),
+    Case(
+        name="all threads / one thread, floral_1, mnist_rotate_reduced",
+        limit=1.05,
+        task="mnist_rotate_reduced",
+        variant="floral_1",
+        measure=to_one_thread,
+    ),
 )
 
 SCALE_CASE, SCALE_LIMIT = "seconds per round, K = 100,000 / K = 1,000, M = 30", 1.1
@@ -195,6 +221,7 @@ def scale_row(scale: Mapping[str, Any]) -> dict[str, Any]:
         "direction": "max",
         "spread": ratios[worst]["spread"],
         "seconds": ratios[worst]["seconds"],
+        "disturbance": ratios[worst]["disturbance"],
         "by_variant": {variant: result["ratio"] for variant, result in ratios.items()},
     }
 

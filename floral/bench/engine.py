@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from floral.bench import timing
+from floral.bench.machine import watched
 from floral.bench.prepare import benchmark_run, prepare
 from floral.bench.rounds import BaselineRounds, EngineRounds
 from floral.config.run import Run
@@ -33,7 +34,7 @@ def engine(
     """Measure seconds per round, samples per second, peak memory, and the ratio to the PyTorch baseline.
 
     The keys of the result that start with `floor` describe the baseline. If the task has no baseline, its seconds and
-    the ratio are None.
+    the ratio are None. `disturbance` says how other work on the machine disturbed the measurement, or is None.
 
     Raises:
         ConfigError: a name is unknown, data are missing, or the method does not support the task.
@@ -45,7 +46,7 @@ def engine(
     timing.warm_up(measured)
     before = measured.round, measured.samples
     result = {"task": task, "variant": variant, "peak_memory_bytes": peak_memory_bytes(measured)}
-    result |= compare_with_baseline(run, measured, results, threads, rounds)
+    result |= watched(compare_with_baseline, run, measured, results, threads, rounds)
     samples_per_round = (measured.samples - before[1]) / (measured.round - before[0])
     return result | {
         "samples_per_second": samples_per_round / result["seconds_per_round"],
@@ -110,6 +111,8 @@ def as_text(result: dict[str, Any]) -> str:
         lines.append(f"  PyTorch baseline     {result['floor_seconds_per_round']:.5f} s per round: {result['floor']}")
         note = "" if result["variant"] == "fedavg" else f" (the baseline is FedAvg, not {result['variant']})"
         lines.append(f"  ratio to baseline    {result['ratio']:.3f}, spread {result['spread']:.3f}{note}")
+    if result["disturbance"]:
+        lines.append(f"  not reliable         {result['disturbance']}")
     execution = result["execution"]
     lines.append("  execution            " + ", ".join(f"{key} {value}" for key, value in execution.items() if value))
     return "\n".join(lines)

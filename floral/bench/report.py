@@ -14,6 +14,7 @@ import torch
 
 from floral.bench import figures
 from floral.bench.cases import CASES, Case, Options, holds, runs, scale_row
+from floral.bench.machine import watched
 from floral.bench.prepare import prepare
 from floral.bench.processes import in_new_process
 from floral.bench.scale import scale as measure_scale
@@ -61,7 +62,7 @@ def report(
 def measure(case: Case, options: Options) -> dict[str, Any]:
     """Measure one case, and return its row of the table."""
     configure_process(options.threads)
-    return case.row(case.measure(case, options))
+    return case.row(watched(case.measure, case, options))
 
 
 def scale_report(
@@ -86,7 +87,8 @@ def line(row: Mapping[str, Any]) -> str:
     """Return one row of the table as a line of text."""
     sign = "≤" if row["direction"] == "max" else "≥"
     verdict = "holds" if holds(row) else "MISSED"
-    return f"{row['case']}: {row['ratio']:.4g} (limit {sign} {row['limit']:g}: {verdict})"
+    unreliable = f"; not reliable: {row['disturbance']}" if row["disturbance"] else ""
+    return f"{row['case']}: {row['ratio']:.4g} (limit {sign} {row['limit']:g}: {verdict}){unreliable}"
 
 
 def scale_lines(result: Mapping[str, Any]) -> list[str]:
@@ -144,11 +146,15 @@ def markdown(content: Mapping[str, Any]) -> str:
     ]
     for row in content["rows"]:
         sign = "≤" if row["direction"] == "max" else "≥"
+        verdict = "**not reliable**" if row["disturbance"] else "holds" if holds(row) else "**missed**"
         seconds = " / ".join(f"{value:.4g}" for value in row["seconds"])
         lines.append(
             f"| {row['case']} | {row['ratio']:.3g} ± {row['spread'] / 2:.2g} | {sign} {row['limit']:g} "
-            f"| {'holds' if holds(row) else '**missed**'} | {seconds} |"
+            f"| {verdict} | {seconds} |"
         )
+    disturbed = [f"- {row['case']}: {row['disturbance']}" for row in content["rows"] if row["disturbance"]]
+    if disturbed:
+        lines += ["", "Other work disturbed these measurements. Repeat them on an idle machine:", "", *disturbed]
     lines += ["", "| clients | variant | ms per round | resident MB | mapped MB |", "|---|---|---|---|---|"]
     lines += [
         f"| {point['clients']:,} | {point['variant']} | {1e3 * point['seconds_per_round']:.3g} "

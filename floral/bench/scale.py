@@ -14,12 +14,14 @@ import numpy as np
 import torch
 
 from floral.bench import timing
+from floral.bench.machine import disturbance
 from floral.bench.prepare import prepare
 from floral.bench.processes import in_new_process, memory_bytes
 from floral.bench.rounds import EngineRounds
 from floral.config import catalogue
 from floral.config.run import Run
 from floral.config.schema.task import Task
+from floral.core.clock import read_clock
 from floral.core.process import configure_process
 from floral.data.federation import Federation
 from floral.data.stored import read_data
@@ -187,12 +189,15 @@ def measure_ratio(
 ) -> dict[str, Any]:
     """Measure one method's seconds per round at K = compared[1], divided by those at K = compared[0].
 
-    Both are timed in alternating blocks of rounds.
+    Both are timed in alternating blocks of rounds. The key "disturbance" says how other work disturbed this, or is
+    None.
     """
     configure_process(threads)
     few, many = (engine_rounds(count, variant, results, backend, threads, execution_plan) for count in compared)
+    before = read_clock()
     pairs = timing.time_pairs(many, few, rounds)
     return {
+        "disturbance": disturbance(read_clock() - before),
         "ratio": pairs.ratio,
         "spread": pairs.spread,
         "seconds": list(pairs.seconds),

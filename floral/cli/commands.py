@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
 
 Handler = Callable[[Namespace, "Settings"], int | None]
 """Type of a function that runs a command. It returns an exit code, or None for success."""
+
+
+def init(arguments: Namespace, settings: Settings | None = None) -> None:
+    """Make the folder of a new study. This command needs no settings, because there is no study yet."""
+    from floral.cli.init import init
+
+    del settings
+    init(arguments.folder)
+    print(f"{arguments.folder}: a new study; its README.md says what is in it. To train its example:")
+    print(f"  cd {shlex.quote(str(arguments.folder))} && snakemake --profile local")
 
 
 # --------------------------------------------------------------------------------------------- stages
@@ -109,6 +120,7 @@ def train(arguments: Namespace, settings: Settings) -> int:
         backend=arguments.backend or settings.backend,
         threads=arguments.threads,
         checkpoint_seconds=arguments.checkpoint_seconds or settings.checkpoint_seconds,
+        committed_in=settings.reference,
     )
 
 
@@ -183,15 +195,15 @@ def report(arguments: Namespace, settings: Settings) -> None:
         # The next Snakemake call then replaces this report by the report of all runs in the results folder.
         (settings.results / "report" / f"{suite}.complete").unlink(missing_ok=True)
     if arguments.reference:
-        _report_reference(suite, runs, reports)
+        _report_reference(suite, runs, reports, settings.reference)
         return
     print(f"report of {suite}: reading {run_count(len(runs))}", flush=True)
     page = report(suite, runs, settings.results, reports, arguments.partial, arguments.allow_missing)
     print(f"{'partial report' if arguments.partial else 'report'}: {page}")
 
 
-def _report_reference(suite: str, runs: list[Run], reports: Path) -> None:
-    """Build a report from the suite's results in reports/reference, without training.
+def _report_reference(suite: str, runs: list[Run], reports: Path, reference: Path) -> None:
+    """Build a report from the suite's reference results, which lie in the folder `reference`, without training.
 
     The archive of these results is unpacked into a temporary folder.
     """
@@ -201,11 +213,11 @@ def _report_reference(suite: str, runs: list[Run], reports: Path) -> None:
 
     with TemporaryDirectory(prefix="floral-") as folder:
         results = Path(folder)
-        restore_archive(suite, results)
+        restore_archive(suite, results, reference)
         finished = [run for run in runs if is_finished(results / run.folder)]
         if not finished:
             raise ConfigError(
-                f"suite {suite!r}: reports/reference/{suite} has none of the selected runs, because the suite has "
+                f"suite {suite!r}: {reference / suite} has none of the selected runs, because the suite has "
                 "changed since results were committed, or only other runs were committed; train the runs with Snakemake"
             )
         page = report(suite, runs, results, reports, partial=len(finished) < len(runs))
@@ -226,7 +238,8 @@ def reference(arguments: Namespace, settings: Settings) -> None:
 
     runs = suite_runs(arguments.suite, precision=settings.precision)
     command = report_commands.command(arguments.suite, runs)
-    folder = reference.make(arguments.suite, runs, settings.results, settings.reports / arguments.suite, command)
+    page = settings.reports / arguments.suite
+    folder = reference.make(arguments.suite, runs, settings.results, page, command, settings.reference)
     print(f"reference: {folder}; commit this folder, so that its runs need not be repeated")
 
 
@@ -242,7 +255,8 @@ def plan(arguments: Namespace, settings: Settings) -> None:
     narrowed = settings.model_copy(update={key: tuple(names) for key, names in options.items() if names})
     suites = narrowed.runs()
     check_data.check((run.task for runs in suites.values() for run in runs), settings.results)
-    committed = {run.folder for _, run in reference.available(suites, settings.results)} if settings.reuse else set()
+    reusable = reference.available(suites, settings.results, settings.reference) if settings.reuse else []
+    committed = {run.folder for _, run in reusable}
     from floral.stages import check_model
 
     runs = [run for group in suites.values() for run in group]
@@ -289,8 +303,9 @@ def methods(arguments: Namespace, settings: Settings) -> None:
     from floral.cli import methods
 
     del settings
-    rows = methods.rows()
-    print(_json([row.values for row in rows]) if arguments.json else methods.text(rows))
+    rows = methods.rows(arguments.names)
+    text = methods.details if arguments.names else methods.text
+    print(_json([row.values for row in rows]) if arguments.json else text(rows))
 
 
 def tasks(arguments: Namespace, settings: Settings) -> None:
@@ -306,16 +321,19 @@ def tasks(arguments: Namespace, settings: Settings) -> None:
 def bench(arguments: Namespace, settings: Settings) -> None:
     """Measure the speed of a part of floral (`floral bench`), and print the result.
 
-    Nothing else is printed to standard output.
+    Nothing else is printed to standard output. If other programs use the machine, a warning comes first.
     """
     if arguments.threads > (cores := usable_cores()):
         raise ConfigError(
             f"--threads {arguments.threads}: this process may use only {cores} cores; give at most {cores}"
         )
     set_library_threads(arguments.threads)  # This must precede the import of torch.
+    from floral.bench.machine import warning
     from floral.bench.stdout import reserved_stdout
 
     with reserved_stdout():
+        if message := warning():
+            print(f"warning: {message}")
         values, text = BENCHMARKS[arguments.measured](arguments, settings)
     print(_json(values) if arguments.json else text)
 

@@ -42,7 +42,7 @@ def forget(names: Collection[str], settings: Settings, only_outdated: bool) -> N
     print(f"{run_count(len(runs))}{searches} removed from {results}")
     for suite in sorted({*tracked, *_reports_with(runs, settings)}):
         _renew(suite, settings, suite in tracked)
-    if committed := reference.archives_with(runs):
+    if committed := reference.archives_with(runs, settings.reference):
         names_of_archives = ", ".join(map(str, committed))
         print(f"{names_of_archives}: has runs of the same names; with `--config reuse=false` they are trained here")
     if len(runs) < len(folders):

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import traceback
+from argparse import Namespace
 from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
@@ -33,12 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.log:
             _log_to(arguments.log)
-        from floral.config.settings import read_settings
-
-        settings = read_settings()
-        if precision := getattr(arguments, "precision", None):
-            settings = settings.model_copy(update={"precision": precision})
-        code = arguments.handler(arguments, settings) or DONE
+        code = _run(arguments) or DONE
         sys.stdout.flush()
         return code
     except (
@@ -57,6 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(f"{name}: {reason}", FAILED)
         sys.stderr.write(without_passwords(traceback.format_exc()))
         return _fail(without_passwords(f"{name}: failed: {type(error).__name__}: {error}"), FAILED, traced=True)
+
+
+def _run(arguments: Namespace) -> int | None:
+    """Run the command with the settings of the study. `floral init` makes a study, so it has no settings."""
+    if arguments.command == "init":
+        return arguments.handler(arguments)
+    from floral.config.settings import read_settings
+
+    settings = read_settings()
+    if precision := getattr(arguments, "precision", None):
+        settings = settings.model_copy(update={"precision": precision})
+    return arguments.handler(arguments, settings)
 
 
 def _replace_unprintable(*streams: TextIO) -> None:

@@ -1,4 +1,6 @@
-"""List all variants by family, with their source, parameter groups, and what the server sees of a client.
+"""List variants by family, with their source, parameter groups, and what the server sees of a client.
+
+`floral methods NAME` prints all that is known of a variant or method, also how it relates to its source.
 
 The scope of a parameter group says which clients have the same values of these parameters. The group is shared by all
 clients, clustered (one value per cluster), private to each client, or frozen (never trained).
@@ -7,19 +9,24 @@ clients, clustered (one value per cluster), private to each client, or frozen (n
 from __future__ import annotations
 
 import itertools
+import textwrap
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from floral.config import catalogue
-from floral.config.schema.method import Variant
+from floral.config import catalogue, paths
+from floral.config.reading import suggest
+from floral.config.schema.method import STATEMENTS, Variant
 from floral.core.spec import Method, Problem, Refused
 from floral.models import mlp
 from floral.stages.build import method_of
 
 CLIENTS, CLUSTERS, SHAPE, OUTPUTS = 4, 2, (4, 4), 3
 """Size of the small problem for which variants are built. The size does not change the scope of a parameter group."""
+COLUMNS = 100
+"""Width of the text on single variants, in characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +38,17 @@ class Row:
     """
 
     variant: str
+    method: str
     title: str
     family: str
     source: str
     what: tuple[str, str]
+    as_published: tuple[str, ...]
+    """What is as in the publication or its public code."""
+    chosen_here: tuple[str, ...]
+    """What the source leaves open, with what was chosen here."""
+    differs: tuple[str, ...]
+    """What differs from the source."""
     oracle: bool
     global_only: bool
     server_sees: tuple[str, ...]
@@ -65,15 +79,36 @@ class Row:
         return f"server sees {', '.join(self.server_sees) or 'nothing'}{limit}"
 
     @property
+    def facts(self) -> list[str]:
+        """The parameter groups, what the server sees, and further properties of the variant as short texts."""
+        return [
+            self.scopes_text,
+            self.server_text,
+            *["knows the true clusters"] * self.oracle,
+            *["one model for all"] * self.global_only,
+            *[f"needs batch norm ({self.refusal})"] * bool(self.refusal),
+        ]
+
+    @property
     def values(self) -> dict[str, Any]:
         """All fields as a dictionary, which `--json` prints."""
         return asdict(self)
 
 
-def rows() -> list[Row]:
-    """Return all variants of config/methods, sorted by family."""
-    variants = [_row(catalogue.variant(name)) for name in catalogue.variant_index()]
-    return sorted(variants, key=lambda row: row.family)
+def rows(names: Collection[str] = ()) -> list[Row]:
+    """Return all variants of config/methods, sorted by family.
+
+    If `names` has names of variants and methods, return only these variants and the variants of these methods.
+
+    Raises:
+        ConfigError: a name is neither that of a variant nor that of a method.
+    """
+    index = catalogue.variant_index()
+    for name in names:
+        if name not in (valid_names := {*index, *index.values()}):
+            raise suggest("variant or method", name, valid_names, str(paths.CONFIG_FOLDER / "methods"))
+    selected = [name for name, method in index.items() if not names or {name, method} & set(names)]
+    return sorted((_row(catalogue.variant(name)) for name in selected), key=lambda row: row.family)
 
 
 def text(rows: list[Row]) -> str:
@@ -95,6 +130,31 @@ def text(rows: list[Row]) -> str:
     return "\n".join(lines[1:])
 
 
+def details(rows: list[Row]) -> str:
+    """Return all that is known of each variant: its description, its facts, and how it relates to its source."""
+    return "\n\n".join(map(_details, rows))
+
+
+def _details(row: Row) -> str:
+    lines = [f"{row.variant}: {row.title}", *_wrapped(f"{row.family}. Source: {row.source}"), ""]
+    for line in (*row.what, "; ".join(row.facts)):
+        lines += _wrapped(line)
+    for key, heading in STATEMENTS.items():
+        if statements := getattr(row, key):
+            lines += ["", f"  {heading}"]
+            for statement in statements:
+                lines += _wrapped(statement, "  - ")
+    return "\n".join(lines)
+
+
+def _wrapped(words: str, start: str = "") -> list[str]:
+    """Return lines of at most COLUMNS characters. `start` comes before the first word."""
+    first = f"  {start}"
+    return textwrap.wrap(
+        words, COLUMNS, initial_indent=first, subsequent_indent=" " * len(first), break_long_words=False
+    )
+
+
 def _row(variant: Variant) -> Row:
     method: Method | None = None
     refusal: str | None = None
@@ -106,7 +166,8 @@ def _row(variant: Variant) -> Row:
             refusal = refusal or str(reason)
     groups = {} if method is None else method.groups
     return Row(
-        variant=variant.name, title=variant.title, family=variant.family, source=variant.source, what=variant.what,
+        variant=variant.name, method=variant.method, title=variant.title, family=variant.family, source=variant.source,
+        what=variant.what, as_published=variant.as_published, chosen_here=variant.chosen_here, differs=variant.differs,
         oracle=variant.oracle, global_only=variant.global_only, refusal=refusal,
         server_sees=variant.server_sees, secure_aggregation=variant.secure_aggregation,
         scopes={name: group.scope.value for name, group in groups.items()},

@@ -38,6 +38,9 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(handler=handler)
         return sub
 
+    init = command("init", commands.init, "make the folder of a new study, with an example of each file")
+    init.add_argument("folder", type=Path, metavar="FOLDER", help="a folder that does not exist yet, or is empty")
+
     # Stages, in the order in which Snakemake calls them.
     fetch = command("fetch", commands.fetch, "download and check a data set, or read a task's custom data")
     fetch.add_argument("data", help="a name in config/data.lock, or a task with custom data")
@@ -110,6 +113,9 @@ def parser() -> argparse.ArgumentParser:
     # Lists of methods and tasks.
     methods = command(
         "methods", commands.methods, "list all variants by family, with their sources and parameter scopes"
+    )
+    methods.add_argument(
+        "names", nargs="*", metavar="NAME", help="a variant or method, of which all is printed, also its choices"
     )
     tasks = command("tasks", commands.tasks, "list all tasks by data set, and say whether the data are available")
 

@@ -17,6 +17,7 @@ from floral.config import catalogue
 from floral.config.reading import ConfigError, parse, suggest
 from floral.config.schema.task import Task
 from floral.report.description import changed_values, clusters_text, cohort_text, data_text
+from floral.runs.core_seconds import in_words
 from floral.runs.outdated import cannot_continue, stored_run, why_not_continued
 from floral.runs.state import FAILURE, failure, running
 
@@ -201,6 +202,7 @@ def _costs(costs: Mapping[str, Any]) -> list[str]:
     return _table({
         "seconds": f"{seconds['total']:.1f} (setup {seconds['setup']:.1f}, train {seconds['train']:.1f}, "
         f"evaluate {seconds['evaluate']:.1f}), {costs['resumptions']} resumption(s)",
+        **({"core seconds": in_words(costs["core_seconds"])} if "core_seconds" in costs else {}),
         "memory": "unknown" if memory is None else f"{memory / 1e6:.0f} MB at the peak",
         "parameters": ", ".join(f"{name} {value:,}" for name, value in size.items() if value is not None),
         "sent": f"{costs['bytes_per_round']:,} bytes per round, summed over the cohort, up and down",

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from floral.config.run import Run
 from floral.core.units import duration, run_count
 from floral.runs import segments
+from floral.runs.core_seconds import core_seconds, in_words
 from floral.runs.outdated import cannot_continue, interrupted_by_other_code, outdated, outdated_lines
 from floral.runs.state import failure, is_finished, one_line, running
 from floral.stages import estimate
@@ -48,8 +49,8 @@ def status(suite: str, runs: Iterable[Run], results: Path) -> dict[str, Any]:
     `floral status --json` prints these values. `seconds_of_work` is the sum of the times that the running and waiting
     runs still need. `seconds_left` is the time until all these runs are finished, if the number of runs that train at
     once stays as it is now. If no run is running, `seconds_left` is null. Both times leave out failed runs, because
-    they may fail again. `outdated` has lines about runs made by other code. Such a run counts as failed if it is
-    interrupted, because it cannot continue.
+    they may fail again. `core_seconds` has the CPU time of the finished runs by part. `outdated` has lines about runs
+    made by other code. Such a run counts as failed if it is interrupted, because it cannot continue.
     """
     runs = list(runs)
     expected = estimate.expected_costs(runs, results)
@@ -64,6 +65,7 @@ def status(suite: str, runs: Iterable[Run], results: Path) -> dict[str, Any]:
         **{state: counts[state] for state in STATES},
         "seconds_of_work": round(sum(seconds), 1),
         "seconds_left": round(max(sum(seconds) / at_once, max(seconds)), 1) if at_once else None,
+        "core_seconds": core_seconds(results / run.folder for run in runs if is_finished(results / run.folder)),
         "outdated": outdated_lines(runs, outdated(runs, results), interrupted),
         "runs": [asdict(run) for run in progress],
     }
@@ -104,4 +106,7 @@ def as_text(progress: dict[str, Any]) -> str:
             lines.append(f"  running: {run['name']}: round {run['round']} of {run['rounds']}")
         elif run["state"] == "failed":
             lines.append(f"  failed: {run['name']}: {run['reason']} (floral show {shlex.quote(run['run'])})")
+    if counted := int(progress["core_seconds"]["runs"]):
+        words = in_words(progress["core_seconds"])
+        lines.append(f"  core seconds of {run_count(counted)} that finished: {words}")
     return "\n".join([*lines, *(f"  {line}" for line in progress["outdated"])])

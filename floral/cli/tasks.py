@@ -98,7 +98,7 @@ def _row(task: Task, results: Path, data_dir: Path | None) -> Row:
         task=task.name, title=task.title, data=data,
         exact=lock is None or lock.exact, note="" if lock is None else lock.note, at_hand=at_hand, remedy=remedy,
         clients=task.clients, clusters=task.clusters, cohort=task.cohort, rounds=task.rounds, epochs=task.epochs,
-        batch=task.batch, model={"kind": task.model.kind, **task.model.arguments}, shift=_non_default(task.shift),
+        batch=task.batch, model=task.model.all_keys, shift=_non_default(task.shift),
         partition=_non_default(task.partition),
     )  # fmt: skip
 

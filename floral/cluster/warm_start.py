@@ -8,8 +8,8 @@ folder and open files, and waits for the exit code of the fork (`ask`).
 Signals to the client reach the fork, and the fork is killed when the client is killed. In all other respects the fork
 behaves as `floral train` without a server. A client trains in its own process if no server answers, if it uses a GPU,
 or if it uses several threads. Nothing is seeded, computed or opened before the fork, so that the results are
-bit-identical to those without a server. The server ends when Snakemake ends. If the package's code changes, the server
-makes no more forks.
+bit-identical to those without a server. The server ends when Snakemake ends. If the code of the package or of the
+study changes, the server makes no more forks.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from floral.config import paths
 from floral.core.process import library_threads
 
 ADDRESS = "FLORAL_WARM"
@@ -191,8 +192,9 @@ def serve(listener: socket.socket, starter: IO[Any], preload: Sequence[str], com
 
 
 def newest() -> int:
-    """Return the time of the last change of the package's code, in nanoseconds since 1970."""
-    return max(path.stat().st_mtime_ns for path in Path(__file__).parents[1].rglob("*.py"))
+    """Return the time of the last change of the code of package and study, in nanoseconds since 1970."""
+    folders = [Path(__file__).parents[1], *(paths.STUDY / kind for kind in paths.CODE_FOLDERS)]
+    return max(path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*.py"))
 
 
 def _fork(

@@ -9,24 +9,17 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model
 
-from floral.config import data_sets, paths
-from floral.config.reading import ConfigError, merge, parse, read, suggest
+from floral.config import data_sets, layers, paths, plugins
+from floral.config.layers import names
+from floral.config.reading import ConfigError, merge, parse, suggest
 from floral.config.schema.base import Frozen
-from floral.config.schema.method import MethodFile, Parameter, Variant
+from floral.config.schema.method import STATEMENTS, MethodFile, Parameter, Variant
 from floral.config.schema.suite import Fidelity, Suite, Switch
-from floral.config.schema.task import Model, Task
-
-
-def names(folder: str) -> list[str]:
-    """Return the names of the YAML files in config/<folder>, without `.yaml`, sorted."""
-    files = (paths.CONFIG_FOLDER / folder).glob("*.yaml")
-    return sorted(path.stem for path in files if not path.name.startswith("."))
-
+from floral.config.schema.task import PREPARATION, Model, Task
 
 MAX_BYTES_OF_NAME = 150
 """Names of tasks, variants and suites are parts of file names. File systems allow 255 bytes for a file name."""
@@ -57,16 +50,12 @@ def _task_values(name: str, children: tuple[str, ...] = ()) -> dict[str, Any]:
     values in this file replace them. `children` are the tasks that extend this task, directly or through others. They
     serve to detect that a task extends itself.
     """
-    path = paths.CONFIG_FOLDER / "tasks" / f"{name}.yaml"
+    path = layers.file(f"tasks/{name}.yaml")
     if name not in names("tasks"):
-        where = (
-            f"{paths.CONFIG_FOLDER}/tasks/{children[-1]}.yaml: extends"
-            if children
-            else str(paths.CONFIG_FOLDER / "tasks")
-        )
-        raise suggest("task", name, names("tasks"), where)
+        parent = layers.file(f"tasks/{children[-1]}.yaml") if children else None
+        raise suggest("task", name, names("tasks"), f"{parent}: extends" if parent else f"{paths.CONFIG_FOLDER}/tasks")
     check_name("task", name, str(path))
-    values = read(path)
+    values = layers.read(f"tasks/{name}.yaml")
     parent = values.pop("extends", None)
     if parent is None:
         return values
@@ -89,13 +78,14 @@ def task(name: str, change: Mapping[str, Any] | None = None, where: str | None =
     Raises:
         ConfigError: the task, its model or its data set is unknown, or a value is wrong.
     """
-    where = where or str(paths.CONFIG_FOLDER / "tasks" / f"{name}.yaml")
+    where = where or str(layers.file(f"tasks/{name}.yaml"))
     parsed: Task = parse(Task, {**merge(_task_values(name), change or {}), "name": name}, where)
-    if parsed.model.kind not in (models := plugins("models")):
+    if parsed.model.kind not in (models := plugins.names("models")):
         raise suggest("model", parsed.model.kind, models, f"{where}: model.kind")
     options = parse(model_options(parsed.model.kind), parsed.model.arguments, f"{where}: model")
     typed = options.model_dump(mode="json", include=options.model_fields_set)
-    parsed = parsed.model_copy(update={"model": Model(kind=parsed.model.kind, **typed)})
+    preparation = parsed.model.model_dump(include=PREPARATION)
+    parsed = parsed.model_copy(update={"model": Model(kind=parsed.model.kind, **typed, **preparation)})
     if isinstance(parsed.data, str) and not parsed.noop and parsed.data not in (accepted := data_sets.data_lock()):
         raise suggest("data set", parsed.data, accepted, f"{where}: data")
     return parsed
@@ -106,17 +96,12 @@ def benchmarks() -> list[str]:
     return [name for name in names("tasks") if not task(name).noop]
 
 
-@cache
-def plugins(folder: str) -> list[str]:
-    """Return the names of the Python modules in floral/<folder>. A new module is found without registration."""
-    return sorted(path.stem for path in (Path(__file__).parents[1] / folder).glob("*.py") if path.stem != "__init__")
-
-
 OPTION_TYPES: Mapping[str, Any] = {
     "int": Annotated[int, Field(strict=True, gt=0)],
     "float": Annotated[float, Field(strict=True, ge=0)],
     "bool": Annotated[bool, Field(strict=True)],
     "str": Annotated[str, Field(strict=True)],
+    "dict": dict[str, Any],
 }
 """Types that an argument of a model's `build` may have, beside tuples of them, and their allowed values.
 
@@ -135,16 +120,18 @@ def model_options(kind: str) -> type[Frozen]:
         ConfigError: an argument of `build` has no type annotation, or a type that is not in OPTION_TYPES; or the file
             is not valid Python.
     """
-    source = (Path(__file__).parents[1] / "models" / f"{kind}.py").read_text(encoding="utf-8")
+    path = plugins.file("models", kind)
     try:
-        body = ast.parse(source).body
+        body = ast.parse(path.read_text(encoding="utf-8")).body
     except SyntaxError as error:
-        raise ConfigError(f"floral/models/{kind}.py: line {error.lineno}: {error.msg}; correct this line") from None
-    (build,) = (node.args for node in body if isinstance(node, ast.FunctionDef) and node.name == "build")
+        raise ConfigError(f"{path}: line {error.lineno}: {error.msg}; correct this line") from None
+    build = next((node.args for node in body if isinstance(node, ast.FunctionDef) and node.name == "build"), None)
+    if build is None:
+        raise ConfigError(f"{path}: this file has no function `build`; write one, as in floral/models")
     fields: dict[str, Any] = {}
     for argument, default in zip(build.kwonlyargs, build.kw_defaults, strict=True):
         if argument.arg != "width":  # Methods set this argument to widen a model; tasks do not.
-            option_type = _option_type(argument.annotation, f"floral/models/{kind}.py: build: {argument.arg}")
+            option_type = _option_type(argument.annotation, f"{path}: build: {argument.arg}")
             fields[argument.arg] = (option_type, ... if default is None else None)
     return create_model(f"{kind} options", __base__=Frozen, **fields)
 
@@ -167,8 +154,8 @@ def _option_type(annotation: ast.expr | None, where: str) -> Any:
 @cache
 def common_parameters() -> dict[str, Parameter]:
     """Return the hyper-parameters that all methods have, by name. They are read from config/parameters.yaml."""
-    path = paths.CONFIG_FOLDER / "parameters.yaml"
-    return {name: parse(Parameter, row, f"{path}: {name}") for name, row in read(path).items()}
+    path = layers.file("parameters.yaml")
+    return {name: parse(Parameter, row, f"{path}: {name}") for name, row in layers.read("parameters.yaml").items()}
 
 
 @cache
@@ -179,18 +166,14 @@ def method_file(name: str) -> MethodFile:
         ConfigError: a value is wrong, the method has no module in floral/methods, or one of its parameters has the same
             name as a parameter that is common to all methods.
     """
-    path = paths.CONFIG_FOLDER / "methods" / f"{name}.yaml"
-    parsed: MethodFile = parse(MethodFile, read(path), str(path))
-    if name not in (modules := plugins("methods")):
-        raise suggest(
-            "method",
-            name,
-            modules,
-            f"{path}: there is no module floral/methods/{name}.py; write it, or rename this file",
-        )
+    path = layers.file(f"methods/{name}.yaml")
+    parsed: MethodFile = parse(MethodFile, layers.read(f"methods/{name}.yaml"), str(path))
+    if name not in (modules := plugins.names("methods")):
+        missing = plugins.file("methods", name)
+        raise suggest("method", name, modules, f"{path}: there is no module {missing}; write it, or rename this file")
     if reserved := sorted(parsed.parameters.keys() & common_parameters().keys()):
         raise ConfigError(
-            f"{path}: parameters: all methods already have {reserved[0]!r} from {paths.CONFIG_FOLDER}/parameters.yaml; "
+            f"{path}: parameters: all methods already have {reserved[0]!r} from {layers.file('parameters.yaml')}; "
             "give this parameter another name"
         )
     return parsed.model_copy(update={"parameters": {**parsed.parameters, **common_parameters()}})
@@ -205,12 +188,13 @@ def variant_index() -> dict[str, str]:
     """
     index: dict[str, str] = {}
     for method in names("methods"):
+        path = layers.file(f"methods/{method}.yaml")
         for name in method_file(method).variants:
-            check_name("variant", name, f"{paths.CONFIG_FOLDER}/methods/{method}.yaml: variants")
+            check_name("variant", name, f"{path}: variants")
             if name in index:
                 raise ConfigError(
-                    f"{paths.CONFIG_FOLDER}/methods/{method}.yaml: the variant {name!r} exists already in "
-                    f"{index[name]}.yaml; rename one of the two"
+                    f"{path}: the variant {name!r} exists already in {layers.file(f'methods/{index[name]}.yaml')}; "
+                    "rename one of the two"
                 )
             index[name] = method
     return index
@@ -229,7 +213,7 @@ def variant(name: str, change: Mapping[str, Any] | None = None, where: str | Non
     if name not in (index := variant_index()):
         raise suggest("variant", name, index, str(paths.CONFIG_FOLDER / "methods"))
     method = index[name]
-    entry_place = f"{paths.CONFIG_FOLDER}/methods/{method}.yaml: variants.{name}"
+    entry_place = f"{layers.file(f'methods/{method}.yaml')}: variants.{name}"
     file = method_file(method)
     entry = file.variants[name]
     params = {key: parameter.default for key, parameter in file.parameters.items()}
@@ -244,6 +228,7 @@ def variant(name: str, change: Mapping[str, Any] | None = None, where: str | Non
                 f"{place_of[key]}: {key}: {error} (meaning of `{key}`: {file.parameters[key].doc})"
             ) from None
     equals = (*file.equals, *entry.equals)
+    statements = {key: (*getattr(file, key), *getattr(entry, key)) for key in STATEMENTS}
     for rule in equals:
         if rule.variant not in index:
             raise suggest("variant", rule.variant, index, f"{entry_place}: equals")
@@ -252,6 +237,7 @@ def variant(name: str, change: Mapping[str, Any] | None = None, where: str | Non
         what=entry.what or file.what, oracle=entry.oracle or params.get("router") == "optimal",
         global_only=entry.global_only,
         server_sees=file.server_sees if entry.server_sees is None else entry.server_sees, equals=equals, params=params,
+        **statements,
     )  # fmt: skip
 
 
@@ -261,8 +247,8 @@ def switches() -> dict[str, Switch]:
 
     A fidelity switch is a setting that chooses how runs behave where the published FLoRAL code differs from its paper.
     """
-    path = paths.CONFIG_FOLDER / "fidelity.yaml"
-    return {name: parse(Switch, row, f"{path}: {name}") for name, row in read(path).items()}
+    path = layers.file("fidelity.yaml")
+    return {name: parse(Switch, row, f"{path}: {name}") for name, row in layers.read("fidelity.yaml").items()}
 
 
 def fidelity(
@@ -300,11 +286,11 @@ def suite(name: str, where: str | None = None) -> Suite:
     Raises:
         ConfigError: the suite is unknown, or a value is wrong.
     """
-    path = paths.CONFIG_FOLDER / "suites" / f"{name}.yaml"
+    path = layers.file(f"suites/{name}.yaml")
     if name not in names("suites"):
         raise _unknown_suite(name, where)
     check_name("suite", name, str(path))
-    parsed: Suite = parse(Suite, {**read(path), "name": name}, str(path))
+    parsed: Suite = parse(Suite, {**layers.read(f"suites/{name}.yaml"), "name": name}, str(path))
     return parsed
 
 

@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from floral.config import catalogue
+from floral.config import catalogue, paths
 from floral.config.reading import ConfigError, read
 
 ROOT = Path(__file__).parents[2]
 """The folder that contains the package floral. The paths of files in this module begin here."""
 FOLDERS = tuple(f"floral/{name}/" for name in ("methods", "models", "adaptors", "toolkit"))
 """Folders whose files are the code of a run, if the run's method or model imports them."""
+STUDY_FOLDERS = tuple(f"{name}/" for name in paths.CODE_FOLDERS)
+"""Folders of the study, whose files are also code of a run. Their paths begin in the folder of the study."""
 LAYERS = "floral/nn/"
 """The folder whose files define the layers of models."""
 ANY_LAYER = "*"
@@ -43,7 +45,7 @@ def versions(method: str, model: str) -> dict[str, int]:
     """
     version_of = {f"method {method}": catalogue.method_file(method).version}
     for path in files(method, model):
-        _, folder, *names = path.removesuffix(".py").split("/")
+        folder, *names = path.removeprefix("floral/").removesuffix(".py").split("/")
         if folder != "methods":
             version_of[f"{folder} {'.'.join(names)}"] = _version(path)
     return {name: version for name, version in version_of.items() if version != 1}
@@ -51,29 +53,30 @@ def versions(method: str, model: str) -> dict[str, int]:
 
 @cache
 def files(method: str, model: str) -> tuple[str, ...]:
-    """Return the files in FOLDERS that a method and a model import, directly or through other files, sorted.
+    """Return the files in FOLDERS and STUDY_FOLDERS that a method and a model import, sorted.
 
-    Imports inside functions are not followed: put imports at the top of a file. The file of an adaptor kind is left out
-    if the model has no layer to which this adaptor kind can be attached.
+    They import these files directly or through others. Imports inside functions are not followed: put imports at the
+    top of a file. The file of an adaptor kind is left out if the model has no layer to which this adaptor kind can be
+    attached.
     """
-    model_files = _closure([f"floral/models/{model}.py"])
+    model_files = _closure([_file_of(f"floral.models.{model}")])
     layers = {name for path in model_files for name in _layers(path)}
 
     def is_used(path: str) -> bool:
         return not _is_adaptor_kind(path) or ANY_LAYER in layers or not layers.isdisjoint(_layers(path))
 
-    return tuple(sorted(filter(is_used, _closure([f"floral/methods/{method}.py", *model_files]))))
+    return tuple(sorted(filter(is_used, _closure([_file_of(f"floral.methods.{method}"), *model_files]))))
 
 
 def _closure(paths: list[str]) -> set[str]:
-    """Return these files and all files in FOLDERS that they import, directly or through others."""
+    """Return these files and all files in FOLDERS and STUDY_FOLDERS that they import, directly or through others."""
     closure: set[str] = set()
     todo = list(paths)
     while todo:
         path = todo.pop()
         if path not in closure:
             closure.add(path)
-            todo += [module for module, _ in _imports(path) if module.startswith(FOLDERS)]
+            todo += [module for module, _ in _imports(path) if module.startswith((*FOLDERS, *STUDY_FOLDERS))]
     return closure
 
 
@@ -168,21 +171,38 @@ def _imports(path: str) -> list[tuple[str, str]]:
         if isinstance(node, ast.Import):
             names += [(_file_of(name.name), ANY_LAYER) for name in node.names if name.name.startswith("floral.")]
         elif isinstance(node, ast.ImportFrom):
-            parents = path.removesuffix(".py").split("/")[: -node.level] if node.level else []
+            parents = _module_of(path).split(".")[: -node.level] if node.level else []
             module = ".".join([*parents, *([node.module] if node.module else [])])
             if not module.startswith("floral."):
                 continue
             for name in node.names:
                 inner = _file_of(f"{module}.{name.name}")
-                is_module = (ROOT / inner).exists()
+                is_module = _place(inner).exists()
                 names.append((inner, ANY_LAYER) if is_module else (_file_of(module), name.name))
     return names
 
 
 def _file_of(module: str) -> str:
-    """Return the file of a module, or of a package, such as floral/toolkit/parts.py of floral.toolkit.parts."""
+    """Return the file of a module, or of a package, such as floral/toolkit/parts.py of floral.toolkit.parts.
+
+    The file methods/mine.py of the study is the module floral.methods.mine.
+    """
     path = module.replace(".", "/")
-    return f"{path}/__init__.py" if (ROOT / path).is_dir() else f"{path}.py"
+    in_study = path.removeprefix("floral/")
+    if in_study.startswith(STUDY_FOLDERS) and (_place(f"{in_study}.py").exists() or _place(in_study).is_dir()):
+        path = in_study
+    return f"{path}/__init__.py" if _place(path).is_dir() else f"{path}.py"
+
+
+def _module_of(path: str) -> str:
+    """Return the module of a file, such as floral.methods.mine of the study's file methods/mine.py."""
+    names = path.removesuffix(".py").replace("/", ".")
+    return f"floral.{names}" if path.startswith(STUDY_FOLDERS) else names
+
+
+def _place(path: str) -> Path:
+    """Return where a file or folder of code lies: in the study, or else below ROOT."""
+    return (paths.STUDY if path.startswith(STUDY_FOLDERS) else ROOT) / path
 
 
 def _outside_functions(node: ast.AST) -> Iterator[ast.AST]:
@@ -196,7 +216,7 @@ def _outside_functions(node: ast.AST) -> Iterator[ast.AST]:
 @cache
 def _parsed(path: str) -> ast.Module:
     try:
-        return ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        return ast.parse(_place(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: this file is imported, but it does not exist; correct the import") from None
     except SyntaxError as error:

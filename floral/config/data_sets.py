@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from floral.config import paths
+from floral.config import layers, paths
 from floral.config.hashing import hash8
 from floral.config.reading import parse, read
 from floral.config.schema.data import NOTHING, CustomData, DataFile, DataSet, Synthetic
@@ -26,9 +26,34 @@ CUSTOM_ADVICE = "put it there, or name another in `data.path` of the task"
 
 @cache
 def data_lock() -> dict[str, DataSet]:
-    """Return the data sets of config/data.lock, as a mapping from name to data set."""
-    path = paths.CONFIG_FOLDER / "data.lock"
-    return {name: parse(DataSet, entry, f"{path}: {name}") for name, entry in read(path).items()}
+    """Return the data sets of config/data.lock, as a mapping from name to data set.
+
+    Raises:
+        ConfigError: a value is wrong, or the study and the package both have a data set of this name, and the entry of
+            the study has no `overrides: true`.
+    """
+    return {name: parse(DataSet, entry, f"{path}: {name}") for name, (path, entry) in _entries().items()}
+
+
+def _entries() -> dict[str, tuple[Path, Any]]:
+    """Return the entries of config/data.lock by name, each with its file. Those of the study replace the others."""
+    entries: dict[str, tuple[Path, Any]] = {}
+    for path in reversed(layers.files("data.lock")):
+        for name, entry in read(path).items():
+            if isinstance(entry, dict):
+                replaced = str(entries[name][0]) if name in entries else None
+                layers.check_overrides(entry.pop(layers.OVERRIDES, False), f"{path}: {name}", replaced)
+            entries[name] = (path, entry)
+    return entries
+
+
+def place(stored: str) -> str:
+    """Return the file and the entry of a data set, for messages.
+
+    `stored` is the name of the data set, or of its folder in results/data.
+    """
+    name = data_set_in(stored) or stored
+    return f"{_entries()[name][0] if name in _entries() else layers.file('data.lock')}: {name}"
 
 
 def data_set(data: str | CustomData) -> DataSet:
@@ -75,8 +100,12 @@ def why_unreadable(data: CustomData) -> str | None:
 
 
 def custom_path(data: CustomData) -> Path:
-    """Return the absolute path of custom data, which are a file or folder of the user."""
-    return Path(os.path.expanduser(data.path)).absolute()  # noqa: PTH111 - Path.expanduser fails for an unknown user.
+    """Return the absolute path of custom data, which are a file or folder of the user.
+
+    A relative path begins in the folder of the study.
+    """
+    path = Path(os.path.expanduser(data.path))  # noqa: PTH111 - Path.expanduser fails for an unknown user.
+    return (paths.STUDY / path).absolute()
 
 
 @cache

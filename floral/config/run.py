@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from floral.config import catalogue, code, data_sets
+from floral.config import catalogue, code, data_sets, own_model
 from floral.config.hashing import hash8
 from floral.config.schema.base import Frozen, is_none
 from floral.config.schema.data import CustomData, Synthetic
@@ -114,7 +114,7 @@ class Run(Frozen):
             task["data"] = data_sets.stored_data(
                 self.task.data
             )  # The stored name depends on the content of the data, not on their path.
-        task["model"] = {"kind": self.task.model.kind, **self.task.model.arguments}
+        task["model"] = own_model.identity(self.task.model)
         variant = self.variant.model_dump(mode="json", include={"name", "method", "params"})
         parameters = catalogue.method_file(self.variant.method).parameters
         later = {name: parameter.default for name, parameter in parameters.items() if parameter.later}

@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import Field
 
-from floral.config import catalogue, paths
+from floral.config import catalogue, layers
 from floral.config.hashing import hash8
-from floral.config.reading import ConfigError, parse, read, suggest
+from floral.config.reading import ConfigError, parse, suggest
 from floral.config.run import RESULTS_VERSION, Run
 from floral.config.schema.base import Frozen
 from floral.config.schema.method import Variant
@@ -117,8 +117,8 @@ def tuning() -> Tuning:
     Raises:
         ConfigError: a value is wrong, or `more_seeds` names an unknown task.
     """
-    path = paths.CONFIG_FOLDER / "tuning.yaml"
-    parsed: Tuning = parse(Tuning, read(path), str(path))
+    path = layers.file("tuning.yaml")
+    parsed: Tuning = parse(Tuning, layers.read("tuning.yaml"), str(path))
     for name in parsed.more_seeds:
         if name not in (tasks := catalogue.names("tasks")):
             raise suggest("task", name, tasks, f"{path}: more_seeds")
@@ -136,14 +136,14 @@ def search_space(variant_name: str) -> Space:
             number of combinations does not divide the budget.
     """
     method = catalogue.variant_index()[variant_name]
-    path = paths.CONFIG_FOLDER / "search" / f"{method}.yaml"
+    path = layers.file(f"search/{method}.yaml")
     if not path.exists():
         raise ConfigError(
             f"{path}: no such file, so the method {method!r} has no search space; write this file "
             f"(with the content {{}} to tune only learning rates), or move {variant_name!r} to a block of the suite "
             "without `tuned: true`"
         )
-    file: SearchFile = parse(SearchFile, read(path), str(path))
+    file: SearchFile = parse(SearchFile, layers.read(f"search/{method}.yaml"), str(path))
     for name in file.variants:
         if name not in (variants := catalogue.method_file(method).variants):
             raise suggest("variant", name, variants, f"{path}: variants")
@@ -183,5 +183,5 @@ def _check_space(space: Space, variant_name: str, where: str, separate: bool) ->
         product = " × ".join(f"{size} values of {key}" for key, size in sizes.items() if size > 1)
         raise ConfigError(
             f"{where}: {product} make {count} combinations, but {count} does not divide the `budget: {budget}` of "
-            f"{paths.CONFIG_FOLDER}/tuning.yaml; list fewer or more values"
+            f"{layers.file('tuning.yaml')}; list fewer or more values"
         )

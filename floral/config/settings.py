@@ -24,10 +24,13 @@ from floral.core.precision import Precision
 from floral.io.files import REMEDIES
 
 ENVIRONMENT = {
-    "results": "FLORAL_RESULTS", "reports": "FLORAL_REPORTS", "data_dir": "FLORAL_DATA",
-    "tracking_uri": "FLORAL_TRACKING_URI",
+    "results": "FLORAL_RESULTS", "reports": "FLORAL_REPORTS", "reference": "FLORAL_REFERENCE",
+    "data_dir": "FLORAL_DATA", "tracking_uri": "FLORAL_TRACKING_URI",
 }  # fmt: skip
 """Key of config/config.yaml → the environment variable that overrides its value in this file."""
+
+FOLDERS = ("results", "reports", "reference", "data_dir")
+"""Keys that name folders. In config/config.yaml, their paths begin in the folder of the study."""
 
 SET_ELSEWHERE = {
     "--partition": "`partition`", "--account": "`account`", "--qos": "`qos`", "--constraint": "`constraint`",
@@ -119,6 +122,10 @@ class Settings(Frozen):
     reports: Path = Field(
         default=Path("reports"), description="Folder of the reports; FLORAL_REPORTS overrides this file."
     )
+    reference: Path = Field(
+        default=Path("reports/reference"),
+        description="Folder of reference results, whose runs are reused; FLORAL_REFERENCE overrides this file.",
+    )
     data_dir: Path | None = Field(
         default=None,
         description="Folder with raw data files, which are then not downloaded; FLORAL_DATA overrides this file.",
@@ -148,7 +155,7 @@ class Settings(Frozen):
     )
     reuse: bool = Field(
         default=True,
-        description="Whether runs are taken from reports/reference, if it has them, and not trained again.",
+        description="Whether runs are taken from the folder `reference`, if it has them, and not trained again.",
     )
     slurm: Slurm = Field(default=Slurm(), description="Resources that jobs request from a SLURM cluster.")
 
@@ -168,7 +175,7 @@ class Settings(Frozen):
                     raise ValueError(f"{entry!r} is not a whole number of at least 0; write a list: 'seeds=[0,1]'")
         return values
 
-    @field_validator("results", "reports", "data_dir")
+    @field_validator(*FOLDERS)
     @classmethod
     def _expand_home(cls, folder: Path | None) -> Path | None:
         try:
@@ -220,6 +227,7 @@ class Settings(Frozen):
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "FLORAL_RESULTS": str(self.results),
             "FLORAL_REPORTS": str(self.reports),
+            "FLORAL_REFERENCE": str(self.reference),
         }
         optional = {"FLORAL_DATA": self.data_dir, "FLORAL_TRACKING_URI": self.tracking_uri}
         return variables | {name: str(value) for name, value in optional.items() if value}
@@ -269,13 +277,18 @@ def read_settings(command_line: Mapping[str, Any] | None = None) -> Settings:
     path = paths.CONFIG_FOLDER / "config.yaml"
     if not path.exists():
         raise ConfigError(
-            f"{path}: no such file; call floral and snakemake in the project's root, which contains the Snakefile"
+            f"{path}: no such file; call floral and snakemake in the folder of a study, which contains the Snakefile "
+            "(`floral init FOLDER` makes a study)"
         )
     typed = _without_null(command_line or {})
     values = reading.merge(reading.read(path), typed)
     environment = {key: name for key, name in ENVIRONMENT.items() if os.environ.get(name) and key not in typed}
     values |= {key: os.environ[name] for key, name in environment.items()}
     settings: Settings = reading.parse(Settings, values, str(path) if command_line is None else f"{path} or --config")
+    of_file = {key: getattr(settings, key) for key in FOLDERS if key not in typed and key not in environment}
+    settings = settings.model_copy(
+        update={key: paths.STUDY / folder for key, folder in of_file.items() if folder is not None}
+    )
     for key in ("results", "reports"):
         source = environment.get(key) or f"{path} or --config: {key}"
         _check_folder(getattr(settings, key), source)

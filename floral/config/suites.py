@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from floral.config import catalogue, data_sets, paths
+from floral.config import catalogue, data_sets, layers, paths
 from floral.config.reading import ConfigError, suggest
 from floral.config.run import Run
 from floral.config.schema.data import CustomData
@@ -125,7 +125,7 @@ def _blocks(suite_name: str) -> Iterator[tuple[Block, str, Run]]:
     """
     blocks = list(_blocks_of_suites(suite_name))
     if any(block.tuned for block, _ in blocks):
-        _check_seeds((block for block, _ in blocks), f"{paths.CONFIG_FOLDER}/suites/{suite_name}.yaml")
+        _check_seeds((block for block, _ in blocks), str(layers.file(f"suites/{suite_name}.yaml")))
     all_tasks = set(catalogue.names("tasks"))
     for block, where in blocks:
         fidelity = catalogue.fidelity(block.fidelity, block.switches, f"{where}.switches")
@@ -160,8 +160,8 @@ def _blocks_of_suites(suite_name: str, including: tuple[str, ...] = ()) -> Itera
     Blocks of included suites come first. `including` are the names of the suites that include this suite, directly or
     through others. They serve to detect that a suite includes itself.
     """
-    included_by = f"{paths.CONFIG_FOLDER}/suites/{including[-1]}.yaml: suites" if including else None
-    suite, where = catalogue.suite(suite_name, included_by), f"{paths.CONFIG_FOLDER}/suites/{suite_name}.yaml"
+    included_by = f"{layers.file(f'suites/{including[-1]}.yaml')}: suites" if including else None
+    suite, where = catalogue.suite(suite_name, included_by), layers.file(f"suites/{suite_name}.yaml")
     if suite_name in including:
         circle = " → ".join((*including, suite_name))
         raise ConfigError(
@@ -182,6 +182,6 @@ def _check_seeds(blocks: Iterable[Block], where: str) -> None:
     tuning_seeds = {seed for seeds in (tuning().seeds, *tuning().more_seeds.values()) for seed in seeds}
     if both := sorted({seed for block in blocks for seed in block.seeds} & tuning_seeds):
         raise ConfigError(
-            f"{where}: seeds: {both} are tuning seeds ({paths.CONFIG_FOLDER}/tuning.yaml), whose runs choose the tuned "
+            f"{where}: seeds: {both} are tuning seeds ({layers.file('tuning.yaml')}), whose runs choose the tuned "
             "values, so a suite with `tuned: true` must not report them; use other seeds"
         )

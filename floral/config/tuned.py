@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from floral.config import catalogue, paths
+from floral.config import catalogue, layers, paths
 from floral.config.reading import ConfigError, parse, read, suggest
 from floral.config.run import Run
 from floral.config.schema.tuning import Configuration, Tuned
@@ -26,7 +26,7 @@ def tune_command(*suites: str) -> str:
 
 
 def tuned_path(task_name: str) -> Path:
-    """Return the path of the file with the tuned values of a task."""
+    """Return the path of the study's file with the tuned values of a task."""
     return paths.CONFIG_FOLDER / "tuned" / f"{task_name}.yaml"
 
 
@@ -34,17 +34,34 @@ def tuned_path(task_name: str) -> Path:
 def tuned_values(task_name: str) -> dict[str, Tuned]:
     """Return the tuned values of a task in config/tuned, by the name of the variant.
 
+    An entry of the study replaces that of the package. A search wrote both, and the digest of the search in the entry
+    tells whether the entry is valid. So no `overrides` is needed.
+
+    Raises:
+        ConfigError: the file names an unknown variant, or a value is wrong.
+    """
+    variants = catalogue.variant_index()
+    of_package = [folder / "tuned" / f"{task_name}.yaml" for folder in layers.folders()[1:]]
+    entries = {name: entry for path in of_package for name, entry in _entries(path).items() if name in variants}
+    return entries | study_values(task_name)
+
+
+def study_values(task_name: str) -> dict[str, Tuned]:
+    """Return the tuned values of a task that the study itself has, by the name of the variant.
+
     Raises:
         ConfigError: the file names an unknown variant, or a value is wrong.
     """
     path = tuned_path(task_name)
-    if not path.exists():
-        return {}
-    values = read(path)
-    for name in values:
+    entries = _entries(path)
+    for name in entries:
         if name not in (variants := catalogue.variant_index()):
             raise suggest("variant", name, variants, str(path))
-    return {name: parse(Tuned, entry, f"{path}: {name}") for name, entry in values.items()}
+    return entries
+
+
+def _entries(path: Path) -> dict[str, Tuned]:
+    return {name: parse(Tuned, row, f"{path}: {name}") for name, row in read(path).items()} if path.exists() else {}
 
 
 def is_current(search: Search) -> bool:

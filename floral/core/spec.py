@@ -252,7 +252,9 @@ class ServerStep:
     """The method's own server optimiser. None: the task's."""
     update: Callable[[ServerView], View] | None = None
     """Runs after the optimiser's step and returns complete values of any groups, which replace the present ones.
-    Examples: exact products of factors, splits of clusters."""
+    Examples: exact products of factors, splits of clusters.
+
+    It may also change PRIVATE values of the round's clients, and its own memory, in place in `ServerView.before`."""
 
 
 @dataclass(frozen=True, kw_only=True)

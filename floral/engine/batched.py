@@ -187,7 +187,7 @@ class Batched(Clients):
             losses, changed = objective(leaves, step.fixed, *step.inputs)
             total = losses.sum() if share is None else (losses * share.to(losses.dtype)).sum()
             flat = [leaves[group][name] for group, name in names]
-            gradients = torch.autograd.grad(total, flat, allow_unused=True)
+            gradients = torch.autograd.grad(total, flat, allow_unused=True) if flat else ()
         by_leaf = {leaf: gradient for leaf, gradient in zip(names, gradients, strict=True) if gradient is not None}
         changed = map_groups(lambda group, tensor: tensor.detach(), changed)
         return Backward(tape.entries, by_leaf, changed, losses.detach())

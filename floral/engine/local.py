@@ -274,7 +274,8 @@ class Clients:
             objective = self.over_clients(partial(self.objective, step.phase), over)
             losses, changed = objective(leaves, step.fixed, *step.inputs)
             flat = [tensor for params in leaves.values() for tensor in params.values()]
-            flat_gradients = iter(torch.autograd.grad(losses.sum(), flat, materialize_grads=True))
+            # A phase may train a group whose parameters are all frozen.
+            flat_gradients = iter(torch.autograd.grad(losses.sum(), flat, materialize_grads=True) if flat else ())
         with torch.no_grad():
             gradients = map_groups(lambda group, tensor: next(flat_gradients), leaves)
             values = map_groups(lambda group, tensor: tensor.detach(), leaves)

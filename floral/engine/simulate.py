@@ -59,6 +59,11 @@ class Execution:
     def vectorised(self) -> bool:
         return self.backend != "loop"
 
+    @property
+    def cores(self) -> int:
+        """The number of cores that are busy at once."""
+        return self.workers * self.threads
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:

@@ -23,12 +23,6 @@ def build(problem: Problem, *, alpha: float) -> Method:
 
     Limiting cases: w is trained as in FedAvg for any α. With α fixed at 0, clients predict with FedAvg's model. With α
     fixed at 1, v_k is trained as in Local.
-
-    Choices, where descriptions of the method differ: parameters are mixed, as in the paper; the authors' code mixes
-    outputs. The step of v contains the factor α. All gradients are those before the step, as in the paper. α makes its
-    step on the first batch of a round, as in the authors' code. Only this time is taken from the code: there, the
-    gradient of α uses w and v after their steps, and 0.02·α is added to it. v̄ has running statistics of its own. A
-    client that joins after training starts with v_k = w.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
     mixed = predictor(model, "mixed", "personal_statistics")

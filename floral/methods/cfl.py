@@ -19,19 +19,11 @@ def build(problem: Problem, *, balance: float, patience: int, most: float) -> Me
     The models are CLUSTERED, and all have the same initial values. Every client starts in cluster 0, and only a split
     by the server moves it to another cluster.
 
+    The server remembers the last update of each client. It splits a cluster only when all clients of the cluster have
+    sent an update since the cluster's last split, and not before round `patience`. The number of models is at most
+    most·C, where C is the task's number of clusters.
+
     Limiting case: with balance = 0 this is FedAvg.
-
-    Differences from the paper:
-
-    - The published code has two thresholds, 0.4 on the mean update and 1.6 on the largest update. These values fit only
-      one model size and one learning rate. Here `balance`, a limit for the ratio of the two norms, replaces both. The
-      ratio 0.4/1.6 = 0.25 of the thresholds depends on neither model size nor learning rate.
-    - In the paper all clients take part in every round. Here the server remembers the last update of each client. It
-      splits a cluster only when all clients of the cluster have sent an update since the cluster's last split, and not
-      before round `patience` (20 in the published code).
-    - The number of models is at most most·C, where C is the task's number of clusters. The paper has no bound.
-    - Means are weighted with p(k). If the task's server optimiser has moments, the second half of a split starts
-      without moments.
     """
     model, bound = problem.build_model(), max(1, round(most * problem.clusters))
     choice = ModelChoice(model=model, clusters=bound)

@@ -20,8 +20,7 @@ def build(problem: Problem, *, lam: float) -> Method:
 
     Limiting case: with lam = 0, v_k is trained as in Local. w is trained as in FedAvg for any lam.
 
-    Both models train for the task's epochs, so a client processes twice as many samples as in FedAvg. A client that
-    never takes part predicts with the initial model.
+    Costs: both models train for the task's epochs, so a client processes twice as many samples as in FedAvg.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
     return Method(

@@ -17,12 +17,7 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     Limiting cases: with the private adaptor frozen at zero this is FedIT. With the shared adaptor frozen at zero it is
     Local Adaptor.
 
-    Differences from the paper: this is not FDLoRA, but its idea of two adaptors. FDLoRA first trains the private
-    adaptor alone, then the shared one with a momentum on the server, and replaces the private one by the shared one
-    every few rounds. At the end it searches the weights of their sum without gradients. Its text leaves many details
-    open. Here both adaptors have weight 1 and the task's rank, and they train together. The private A is equal for all
-    clients at the start, but differs from the shared A: otherwise both adaptors would start in the same row space. The
-    options `base` and `warmup` and the scale s of an adaptor are as in `fedit`.
+    The options `base` and `warmup` are as in `fedit`.
     """
     adaptors = adaptors_of(problem, **adaptor)
     stream = Stream(problem.seed, "adaptors")

@@ -22,14 +22,12 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
     The server computes the mean of all K adaptors as the clients last sent them, with each factor averaged separately.
     Only the adaptors of the round's clients change. So the server updates the mean with a sum over these clients. At
     the start of its round, a client removes its own adaptor from the mean: R = (K·mean - own) / (K - 1). R does not
-    change until the client's next round. A client that has not taken part yet has no R, and counts with its initial
-    adaptor in the mean of the others. The own adaptor is sent, but never overwritten.
+    change until the client's next round. A client that has not taken part yet has no R. The own adaptor is sent, but
+    never overwritten.
 
     Limiting case: with the own adaptors frozen at zero this is FedAvg.
 
-    Choices: G_k starts at zero, so both weights start at ½. In a convolution, G_k reads the mean of the input over all
-    positions. All clients start with the same A. The options `base` and `warmup` and the scale s of an adaptor are as
-    in `fedit` (the paper freezes the base).
+    The options `base` and `warmup` are as in `fedit`.
     """
     adaptors = adaptors_of(problem, rank=rank, bias=bias, convolution=convolution)
     embeddings = [name for name, layer in adaptors.model.layers.items() if isinstance(layer, Embedding)]

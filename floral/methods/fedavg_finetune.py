@@ -15,12 +15,6 @@ def build(problem: Problem, *, after: float) -> Method:
     base + d_k. This is the same as SGD on a copy of the base.
 
     Limiting case: with after = 1 this is FedAvg.
-
-    The fine-tuning rounds belong to the rounds of the task: in each of them, the clients of the cohort train for the
-    task's local epochs. A client that takes part in none of them predicts with the base. The running statistics are
-    always those of the base.
-
-    Source: arXiv 2410.03497. Its configuration fine-tunes after 0.8 of the rounds. Its published code never fine-tunes.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
     predict_base = predictor(model)

@@ -17,16 +17,13 @@ def build(problem: Problem, *, kappa: float, share: float) -> Method:
 
     The penalty κ·mean_j ½(m_j - ḡ_j)² over the features j pulls the client's mean features m to the consensus ḡ. m is a
     running mean of the features without b_k. It is 0 at the start of a round, and each batch changes it:
-    m ← (1 - share)·m + share·(mean features of the batch). For text, the mean is over all tokens of all samples in the
-    batch.
+    m ← (1 - share)·m + share·(mean features of the batch).
 
     The consensus is ḡ = Σ_k p(k) m_k. For it, all clients train body and head for one round before round 1, without b_k
     and without the penalty. m_k is the running mean at the end. The trained models are thrown away, and round 1 starts
     at the initial model. ḡ never changes.
 
     Limiting case: with κ = 0 and b_k fixed at 0 this is FedAvg.
-
-    The published code has share = 0.1 and κ = 0, which removes the term. The paper tunes κ to about 50.
 
     Costs: the training before round 1, and sending m_k and ḡ once, are not counted.
 

@@ -21,18 +21,15 @@ def build(problem: Problem) -> Method:
 
         q_i(c) ∝ π_kc exp(-loss(w_c; x_i, y_i)),    then    π_kc = mean_i q_i(c)
 
-    M-step: the client trains by SGD on Σ_i Σ_c q_i(c)·loss(w_c; x_i, y_i), with q fixed. The code does not keep q. It
-    computes q again for each batch, from the received models and the previous π. Without augmentation this gives the
-    same values; with augmentation it gives those of the augmented samples. The server averages all models with p(k),
-    not with p(k|c).
+    M-step: the client trains by SGD on Σ_i Σ_c q_i(c)·loss(w_c; x_i, y_i), with q fixed. The server averages all models
+    with p(k), not with p(k|c).
 
     Limiting case: with C = 1 this is FedAvg.
 
     A client predicts the mixture of probabilities Σ_c π_kc softmax(w_c(x)). The outputs are the logarithms of these
     probabilities, so that the cross-entropy is the mixture's negative log-likelihood. In regression with d outputs, q
     belongs to the Gaussians N(w_c(x), d/2·I). Up to a constant, their negative log-likelihood is the squared error
-    averaged over the outputs. The prediction is the mean Σ_c π_kc w_c(x). A client that never takes part predicts with
-    equal weights.
+    averaged over the outputs. The prediction is the mean Σ_c π_kc w_c(x).
 
     Costs: C forward-backward passes per sample. The E-step adds C forward passes per training sample and round.
     Computing q again is not counted, because a client could keep it.

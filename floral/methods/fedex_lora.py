@@ -18,15 +18,14 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
 
     Limiting case: with one client per round the error is zero, and this is FedIT.
 
-    The options `base` and `warmup` and the scale s of an adaptor are as in `fedit`. With base="joint", W on the right
-    side is the averaged base, and the result is again the mean of the clients' layers. The paper weighs all clients
-    equally; here p(k) is proportional to the number of training samples. The correction is exact if the server's
-    learning rate is 1.
+    The options `base` and `warmup` are as in `fedit`. With base="joint", W on the right side is the averaged base, and
+    the result is again the mean of the clients' layers. The correction is exact if the server's learning rate is 1.
 
     Costs: with a frozen base, a client downloads all factors of the round, or the correction if it is smaller (see
     `download_floats`).
     """
     adaptors = adaptors_of(problem, **adaptor)
+    adaptors.require_trained_base()
     floats_sent = {} if base == "joint" else {"base": (download_floats(adaptors, problem.cohort, biases=False), 0)}
 
     def add_error(served):

@@ -18,12 +18,8 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     Limiting cases: with the adaptor frozen at zero, or with a warm-up of all rounds, this is FedAvg. FedIT equals
     FLoRAL with one cluster and without a preconditioner.
 
-    The paper adapts a frozen pretrained base. No task has one, so FedAvg trains the base for the share `warmup` of the
-    rounds, and then only the adaptor trains (base="warmup_freeze"). With base="joint", base and adaptor are trained
-    and averaged together. The paper does not have this form: the adaptor then adds little to FedAvg. Its variants are
-    called "trained base".
-
-    The paper scales the adaptor by s = alpha/r. Here s = 1, as in FLoRAL. The start of A is also that of FLoRAL.
+    With base="warmup_freeze", FedAvg trains the base for the share `warmup` of the rounds, and then only the adaptor
+    trains. With base="joint", base and adaptor are trained and averaged together.
     """
     return fedit_method(problem, adaptors_of(problem, **adaptor), base, warmup)
 

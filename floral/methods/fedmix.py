@@ -37,12 +37,6 @@ def build(problem: Problem, *, balance: float) -> Method:
     Limiting cases: with C = 1 this is FedAvg. With one local step per round and a constant gate p_k(z|x) = π_kz, it is
     FedEM with these weights, except for the server's weights.
 
-    Choices, where descriptions of the method leave them open: the gate is linear on the flattened inputs (images
-    averaged to 8×8). It starts with equal weights and trains at the router's learning rate. Responsibilities are
-    computed again in every step. All experts are sent, also those of small responsibility. `balance` is 0. In
-    regression, the experts are Gaussians N(w_z(x), d/2·I) for d outputs as in `fedem`, and the prediction is the mean.
-    A client that never takes part predicts with equal weights.
-
     Costs: C forward-backward passes per sample, and C forward passes per training sample and round for r̄_k.
     """
     model, clusters = problem.build_model(), problem.clusters

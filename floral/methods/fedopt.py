@@ -23,10 +23,6 @@ def build(problem: Problem, *, server: str, server_lr: float, client: str, clien
       times that of the task. A client's moments start at 0 in every round.
 
     Limiting case: with `server="task"` and `client="sgd"` this is FedAvg.
-
-    In the paper, ε = 1e-3 is for the server only. Here the clients use it too. With ε = 1e-8, a gradient that is 0 up
-    to rounding (of a bias before batch norm) would cause full steps. The paper tunes its rates. Here the default rate
-    with momentum is a tenth of the rate of SGD: in the long run, the steps are then as large as those of SGD.
     """
     model = problem.build_model()
     groups = model_groups(model, Scope.SHARED, Stream(problem.seed, "model"), problem.lr * client_lr)

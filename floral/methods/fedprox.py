@@ -8,13 +8,10 @@ from floral.toolkit.parts import model_groups, predictor, proximal_penalty
 def build(problem: Problem, *, mu: float) -> Method:
     """FedProx: FedAvg with the penalty mu/2·‖w - w_received‖² in the clients' loss. All parameters are SHARED.
 
-    w is the client's model, and w_received is the model that it received at the start of the round. The penalty does
-    not include running statistics.
+    w is the client's model, and w_received is the model that it received at the start of the round.
 
     Limiting cases: with mu = 0 this is FedAvg. With one local step per round it is FedAvg for any mu, because the
     gradient of the penalty is zero at w = w_received.
-
-    The paper tries mu from 0.001 to 1. Other published code uses 0.01 or 1. The default here is 0.1.
     """
     model = problem.build_model()
     return Method(

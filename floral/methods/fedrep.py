@@ -16,9 +16,7 @@ def build(problem: Problem, *, head_epochs: int) -> Method:
     `head_epochs` in place of the task's epochs. If the learning rate of the head is 0, it equals FedPer with a head of
     learning rate 0.
 
-    The running statistics belong to the body, and the batches of both phases change them. In the paper the head trains
-    for 10 epochs and the body for 1. Here the default of `head_epochs` is 1. If the task has one epoch, a client then
-    processes twice as many samples as in FedAvg.
+    Costs: with one epoch for the head and one for the body, a client processes twice as many samples as in FedAvg.
 
     Raises:
         Refused: the model has no layer before its head.

@@ -17,10 +17,7 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
 
     Limiting case: with the adaptor frozen at zero this is FedPer.
 
-    A client that never takes part predicts with the base, with B_k = 0 and the initial classifier. The adaptor's bias,
-    which the paper does not have, belongs to B. The scale of an adaptor is s = 1, as in `fedit` (the paper has s =
-    alpha/r and a frozen pretrained base). If the base is frozen after a warm-up, the warm-up is FedPer: the classifier
-    is private from the first round on.
+    The adaptor's bias belongs to B. The options `base` and `warmup` are as in `fedit`, but the warm-up is FedPer.
 
     Raises:
         Refused: no layer that can have an adaptor comes before the last layer.

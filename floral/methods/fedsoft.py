@@ -21,16 +21,8 @@ def build(problem: Problem, *, lam: float, floor: float, start: str) -> Method:
     Limiting cases: for lam → 0, w_k is trained as in Local. With C = 1 and `start="centres"` this is FedProx with mu =
     lam, except for running statistics.
 
-    Choices, where descriptions of the method leave them open:
-
-    - u is estimated in every round of a client, not every τ rounds. The floor does not rescale the other importances.
-    - Cohorts are drawn as in all other methods, and the server weighs their clients with v. Clients are not drawn with
-      v.
-    - lam = 0.1 and floor = 0.01.
-    - w_k starts a round at its last value (`start="own"`), or at the weighted mean of the centres Σ_s u_ks c_s / Σ_s
-      u_ks (`start="centres"`).
-    - A client that never takes part predicts with its initial model. A client that joins after training starts at the
-      weighted mean of the centres.
+    w_k starts a round at its last value (`start="own"`), or at the weighted mean of the centres Σ_s u_ks c_s / Σ_s u_ks
+    (`start="centres"`).
 
     Costs: the importances take C forward passes per training sample and round. The penalty is not counted.
     """

@@ -16,9 +16,8 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
 
     Limiting case: with B frozen at zero this is FedAvg.
 
-    A is computed from the run's seed and is never sent. In a square layer, the adaptor then has half as many trained
-    parameters and half as much traffic as in FedIT. The adaptor's bias, which the paper does not have, belongs to B.
-    Its average is exact too. The options `base` and `warmup` and the scale s of an adaptor are as in `fedit`.
+    Costs: A is never sent. In a square layer, the adaptor has half as many trained parameters and half as much traffic
+    as in FedIT. The adaptor's bias belongs to B. The options `base` and `warmup` are as in `fedit`.
     """
     adaptors = adaptors_of(problem, **adaptor)
     stream = Stream(problem.seed, "adaptors")

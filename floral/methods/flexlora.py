@@ -18,11 +18,9 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     Limiting case: if the mean already has at most the adaptor's rank (as with one client per round), the averaged model
     equals that of FedIT.
 
-    In the paper, clients have different ranks and receive as many components as their rank. Here all ranks are equal
-    (for different ranks see `hetlora`). S can be divided between A and B in many ways. This does not change B A, but it
-    decides whether training is stable (see `svd_factors`): with A = Vᵀ and a joint base, the digits task diverges. The
-    options `base` and `warmup` and the scale s of an adaptor are as in `fedit`. The server computes one SVD per layer
-    and round. It does not apply its learning rate to the factors.
+    S can be divided between A and B in many ways. This does not change B A, but it decides whether training is stable
+    (see `svd_factors`). The server computes one SVD per layer and round. The options `base` and `warmup` are as in
+    `fedit`.
 
     Raises:
         Refused: the adaptor of a convolution is not a single matrix product, so the mean has no such SVD.

@@ -21,8 +21,7 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
 
     Limiting case: with the adaptors frozen at zero this is FedAvg.
 
-    The options `base` and `warmup` and the scale s of an adaptor are as in `fedit`. Here all clients have the same
-    rank. The server's learning rate applies to the base only, not to the products.
+    The options `base` and `warmup` are as in `fedit`.
 
     A is PRIVATE: it holds the random A_k of the client's next round. B is SHARED, and is zero after each round.
 
@@ -31,6 +30,7 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     the floats that a client keeps privately, although the client could draw it again.
     """
     adaptors, stream = adaptors_of(problem, **adaptor), Stream(problem.seed, "adaptors")
+    adaptors.require_trained_base()
 
     def init_a(stream: Stream):
         return factor(adaptors.init(stream), "A")

@@ -88,6 +88,7 @@ def build(
     )
     method = own_adaptor(clustered) if holds_one else routed(clustered, mixer, entropy)
     if centred:
+        adaptors.require_trained_base()
         require_no_groups(adaptors)
         method = replace(method, server=ServerStep(update=server_centres(adaptors)))
     return with_private(problem, adaptors, method) if personal else method
@@ -198,7 +199,6 @@ def server_centres(adaptors: Adaptors) -> Callable[[ServerView], View]:
 
     The mean product is (1/C) Σ_c B_c A_c over the C adaptors (see `Adaptors.centred`).
     """
-    # The published code contains this step for linear layers, but does not call it.
 
     def server(served: ServerView) -> View:
         if "adaptors" not in served.after:
@@ -218,9 +218,6 @@ def with_private(problem: Problem, adaptors: Adaptors, method: Method) -> Method
     other adaptors.
 
     Limiting case: without the odd rounds this is FLoRAL.
-
-    The paper's "personalised client" spends half of the local epochs on the private part and half on the public part.
-    Its published code does not run. Here the rounds alternate, because one local epoch cannot be halved.
     """
     full_weight = torch.ones(1, dtype=problem.dtype, device=problem.device)
     predict, assign = method.predict, method.assign
@@ -232,8 +229,7 @@ def with_private(problem: Problem, adaptors: Adaptors, method: Method) -> Method
         return repeated_start({name: value[None] for name, value in adaptor.items()}, problem.clients)
 
     def with_change(view):
-        change = adaptors.products(view["private"], full_weight)
-        return {**view, "base": {name: t + change[name] if name in change else t for name, t in view["base"].items()}}
+        return {**view, "base": adaptors.added(view["base"], adaptors.products(view["private"], full_weight))}
 
     preconditioner = {"private": adaptors.precondition} if problem.switches["preconditioner"] else {}
     merged = replace(adaptors, application="merged")

@@ -28,10 +28,7 @@ def build(
 
     Limiting case: with least = rank, γ = 1 and `weighting="rows"` this is FedIT.
 
-    Choices, where descriptions leave them open: the norm is that of all layers together. Biases are averaged with the
-    same weights. If all norms are zero, the weights are p(k). A layer of lower rank than r_k has all its components.
-    Every client predicts with the full adaptor. λ = 0.01. The server does not apply its learning rate to the mean of
-    the adaptors. The options `base` and `warmup` and the scale s of an adaptor are as in `fedit`.
+    Every client predicts with the full adaptor. The options `base` and `warmup` are as in `fedit`.
 
     Costs: the traffic is counted with the initial ranks, as the mean over the clients.
     """

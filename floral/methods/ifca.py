@@ -36,25 +36,16 @@ def build(problem: Problem, *, shared_body: bool) -> Method:
     start of each of its rounds, with losses in evaluation mode (with running statistics and without dropout).
 
     With `shared_body`, only the heads (the last linear layers) are CLUSTERED. The body, which is the rest of the model,
-    is SHARED and averaged over all clients of the round. This is the paper's weight sharing. The authors' FEMNIST code
-    differs: FedAvg trains the body before, which then stays fixed. The heads first train for 20 rounds on random groups
-    of clients, and are never drawn again.
+    is SHARED and averaged over all clients of the round.
 
     The start: before round 1, all clients choose one of C random models. If too few clients choose a model, C new
-    models are drawn. In the authors' CIFAR code, each model must be chosen by at least 35 % of the clients with C = 2,
-    and by 10 % with C = 4; other C > 1 are refused. Here it is 0.4/C of the clients for other C. The code counts the
-    clients of a round, drawn anew with each start; here all clients count. The code draws until a start is good enough.
-    Here at most 100 starts are drawn. If none is good enough, the start is that in which the least chosen model has the
-    most clients. With `shared_body`, only the heads are drawn again.
+    models are drawn (with `shared_body` only new heads), at most `DRAWS` times. If no start is good enough, the one
+    counts in which the least chosen model has the most clients.
 
     Limiting case: with C = 1 this is FedAvg.
 
     The server averages model c over the clients that chose it, with weights p(k|c) ∝ n_k, the numbers of training
-    samples, as in the authors' FEMNIST code. Their CIFAR and MNIST code uses the plain mean. A model without clients
-    does not change.
-
-    The authors' code tests a client on the model with the smallest TEST loss, which uses test labels. Here a client
-    predicts with the model of its last choice, or with model 0 if it never took part.
+    samples. A model without clients does not change. A client predicts with the model of its last choice.
 
     Costs: the choice takes C forward passes per training sample and round, with `shared_body` of the heads only. The
     choices before round 1 are not counted.

@@ -9,8 +9,7 @@ def build(problem: Problem) -> Method:
     """Local training: each client trains its own model. All parameters are PRIVATE and have the same initial values for
     all clients.
 
-    This is personalisation without any collaboration. A client trains only in the rounds in which it takes part, as in
-    FedAvg, so it has the same compute in both methods. A client that never takes part keeps the initial model.
+    This is personalisation without any collaboration.
     """
     model = problem.build_model()
     return Method(

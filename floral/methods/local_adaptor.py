@@ -16,9 +16,6 @@ def build(problem: Problem, *, norm: str, **adaptor: Any) -> Method:
     All adaptors have the same initial values.
 
     Limiting case: with the adaptors frozen at zero this is FedAvg.
-
-    With `norm="plain"`, adaptors of normalisation layers have running statistics of their own, which are PRIVATE. The
-    running statistics of the base are averaged with the base.
     """
     adaptors = adaptors_of(problem, **adaptor).with_norms(norm)
     model = adaptors.model

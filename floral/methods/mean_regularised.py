@@ -17,14 +17,10 @@ def build(problem: Problem, *, lam: float) -> Method:
     loss. It sends w_k, and predicts with w_k. The server computes the next m as the mean Σ_k p(k)·w_k over the clients
     of the round. w_k is PRIVATE, m is SHARED.
 
-    The objective is Σ_k p(k)·(f_k(w_k) + lam/2·‖w_k - m‖²). It is minimised in turns over the w_k and over m. The turns
-    are fixed; L2GD of the same paper chooses one of these two steps at random.
+    The objective is Σ_k p(k)·(f_k(w_k) + lam/2·‖w_k - m‖²). It is minimised in turns over the w_k and over m. In
+    contrast to Ditto, clients are pulled to the mean of the models with which they predict.
 
     Limiting case: with lam = 0 this is Local.
-
-    The default lam = 0.1 is a choice made here. In contrast to Ditto, clients are pulled to the mean of the models with
-    which they predict, and the server's optimiser is not used. A client that never takes part predicts with the initial
-    model.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")
     sgd = sgd_step()

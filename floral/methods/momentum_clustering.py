@@ -24,25 +24,9 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
     Limiting case: with C = 1, β = 0 and all clients in every round, x_k is FedAvg's model, except for running
     statistics.
 
-    Differences from the paper, which the rounds of this platform make necessary:
-
-    - The paper has one gradient per client and round. Here the update of a round's local training takes its place. If
-      each client has one batch, both are the same, except for the factor lr.
-    - In the paper all clients take part in every round. Here the server clusters the last momenta of all clients that
-      have taken part so far. Only the clients of the round make a step.
-    - The weights are p(k) ∝ n_k, the numbers of training samples. The paper has equal weights. The weight of a momentum
-      is that of the round in which it was computed.
-    - The paper leaves the first centres open, and the published code of FLoRAL takes the means of random groups of
-      clients. These are nearly equal, and several of them move to one cluster: after 60 rounds of `digits_rotate` with
-      all clients, the accuracy is 75 %, and 90 % with first centres that are far from each other, as here. An outlier
-      among the clients can be one of them.
-
-    The authors' code (10 iterations, the 10 % quantile of 10 clusters) is another form: each worker has a centre of its
-    own that starts at its gradient. The gradients of a group of workers are computed on the same batch and clustered,
-    and the momentum, without the factor 1-β, comes after the clustering.
-
-    The task's server optimiser is not used. Running statistics are PRIVATE. A client that joins after training has no
-    cluster, and trains the initial model alone.
+    The server clusters the last momenta of all clients that have taken part so far. The weight p(k) of a momentum is
+    that of the round in which it was computed. Only the clients of the round make a step. If a client has one batch,
+    its update is its gradient times lr.
 
     The clustering computes with the inner products of the momenta and of the old centres (the points). It stores a
     centre as weights of the points.
@@ -56,7 +40,7 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
     def step_by_centres(served: ServerView) -> View:
         assert served.client_vectors is not None
         at, trained = served.client_vectors.clients, served.client_vectors.vectors
-        memory = {name: tensor.clone() for name, tensor in served.before["memory"].items()}
+        memory, base = served.before["memory"], served.before["base"]  # changed in place: copies of K models are slow
         momenta, products, share, old_centres = (memory[name] for name in ("momentum", "products", "share", "centre"))
         is_first_round = not share.any()
         has_momentum, update = share[at, None] > 0, memory["model"][at] - trained
@@ -80,13 +64,11 @@ def build(problem: Problem, *, momentum: float, iterations: int) -> Method:
         memory["centre"] = of_clients @ momenta + centres[:, len(weight) :] @ old_centres
         cluster = served.before["choice"]["cluster"].clone()
         cluster[clients_seen] = distances(centres, point_products)[:, : len(weight)].argmin(0).to(cluster.dtype)
-        memory["model"][at] -= memory["centre"][cluster[at].long()]
-        return {
-            # A copy, because the next round writes the trained models into these tensors.
-            "base": params_of_vectors(memory["model"].clone(), served.before["base"]),
-            "choice": {"cluster": cluster},
-            "memory": memory,
-        }
+        stepped = memory["model"][at] - memory["centre"][cluster[at].long()]
+        memory["model"][at] = stepped
+        for name, value in params_of_vectors(stepped, base).items():
+            base[name][at] = value
+        return {"choice": {"cluster": cluster}, "memory": memory}
 
     def memory():
         """Return the initial values of what the clients and the server keep from round to round, as vectors.

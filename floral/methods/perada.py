@@ -8,7 +8,7 @@ import torch
 from floral.adaptors.attach import adaptors_of
 from floral.core.spec import Cost, Group, Method, Params, Phase, Predict, Problem, Refused, Scope, View
 from floral.core.streams import Stream
-from floral.nn.layers import Model
+from floral.nn.model import Model
 from floral.nn.norms import NORMS
 from floral.toolkit.parts import (
     fedavg_phase,
@@ -35,15 +35,8 @@ def build(problem: Problem, *, lam: float, base: str, warmup: float, **adaptor: 
 
     Limiting cases: base and w are trained without v_k, for any λ. With λ = 0, v_k trains independently of w.
 
-    Differences from the paper and its code: the server's distillation is left out, because it needs public data. The
-    adaptors are low-rank changes of the weights. The code adds a residual block after each convolution: batch norm,
-    dropout, and a full 1×1 convolution that starts at normal values of deviation 10⁻⁴. w is averaged with p(k) ∝ n_k,
-    not uniformly. A model without a layer below its last linear layer has no separate head. The options `base` and
-    `warmup` and the scale s of an adaptor are as in `fedit`.
-
-    Running statistics of batch norm: those of the base and w are averaged. v_k has its own, which are PRIVATE. They
-    start as the averaged ones that the client receives in the first round in which it trains v_k. Before this round,
-    the client predicts with the averaged ones.
+    The options `base` and `warmup` are as in `fedit`. The running statistics of the base and w are averaged; v_k has
+    PRIVATE ones.
     """
     adaptors, stream = adaptors_of(problem, **adaptor), Stream(problem.seed, "adaptors")
     model = adaptors.model

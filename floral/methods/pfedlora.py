@@ -27,9 +27,8 @@ def build(problem: Problem, *, mu: float, rank: float | str, base: str, warmup: 
 
     Limiting case: for μ → 0, F_k is trained as in Local with W as its start.
 
-    The paper's clients have different models. Here all clients have the task's model, as F_k = W + Δ_k with a common W
-    and a PRIVATE Δ_k. With base="joint", W is random and never trained. With a warm-up, W is the result of FedAvg over
-    the share `warmup` of the rounds. A and B start as in FLoRAL, so θ(z) = b at first. The adapter has its own bias b.
+    F_k = W + Δ_k, with a common W and a PRIVATE Δ_k. With base="joint", W is random and never trained. With a warm-up,
+    W is the result of FedAvg over the share `warmup` of the rounds.
 
     Costs: each phase counts as one forward-backward pass. In the first phase, both losses share the features. The
     second phase needs less than a pass.

@@ -28,10 +28,7 @@ def build(problem: Problem, *, lam: float, inner_steps: int) -> Method:
     Limiting cases: with K = 1 and lr·lam = 1, w would be trained as in FedAvg. With many steps, θ_k minimises f(θ) +
     lam/2·‖θ - w_k‖² on the batch.
 
-    Choices, where descriptions of the method differ: θ_k continues from batch to batch and does not restart at w_k.
-    Both learning rates are the task's lr. The server takes the plain mean (β = 1 in the paper). The paper's lam = 15
-    belongs to a learning rate of 0.005. The default of 5 is chosen for rates around 0.1. A client that never takes part
-    predicts with the initial model.
+    θ_k continues from batch to batch and does not restart at w_k.
 
     Raises:
         Refused: lr·lam ≥ 1. Then w_k would overshoot θ_k, and θ_k might not converge.

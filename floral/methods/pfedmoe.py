@@ -19,16 +19,6 @@ def build(problem: Problem, *, width: float, gate_hidden: int) -> Method:
 
     Limiting case: with a gate fixed to (0, 1), the task's model is trained as in Local.
 
-    Choices, where descriptions of the method leave them open:
-
-    - All clients have the task's model. G is the body of this model at `width`, followed by a linear layer with as many
-      outputs as the header has inputs.
-    - The gate is linear → ReLU → linear with `gate_hidden` units on the flattened inputs (images averaged to 8×8). It
-      has no batch or layer normalisation, and starts with equal weights.
-    - The gate trains at the router's learning rate, all other parts at the task's.
-
-    A client that never takes part predicts with the initial private parts and the latest G.
-
     Raises:
         Refused: the model has no body before a last linear layer.
     """

@@ -25,17 +25,6 @@ def build(problem: Problem, *, after: float) -> Method:
 
     Limiting case: with after = 1 this is FedAvg.
 
-    The paper has two forms. The gate of PFL-MFE reads the inputs, as here. The gate of PFL-MF reads the features of the
-    convolutions.
-
-    Differences from the paper and its code: the code fine-tunes for 200 epochs with SGD (momentum 0.9, weight decay
-    5e-4), and then trains the gate for 200 epochs with Adam and the same weight decay. Here both take rounds of the
-    task, in which the clients of a cohort train for the task's local epochs with plain SGD. A client that takes part in
-    none of them predicts with w. A client with fewer than four samples holds none out, so its gate stays at 1/2. g_k is
-    linear on the flattened inputs (images averaged to 8×8) and starts at 1/2. It is a softmax of two outputs, so a step
-    of SGD is twice that of one sigmoid output. Its learning rate is that of the router. The running statistics are
-    those of w. A client that joins after training fine-tunes and trains its gate in the same rounds.
-
     Costs: a sample counts as one pass in all rounds.
     """
     model, stream = problem.build_model(), Stream(problem.seed, "model")

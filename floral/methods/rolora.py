@@ -18,9 +18,9 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
     Limiting cases: the first round is that of FFA-LoRA. With A frozen at its start, this is FFA-LoRA, except that even
     rounds do not train B.
 
-    B trains first because it starts at zero, where A has no gradient. The adaptor's bias, which the paper does not
-    have, belongs to B. A client uploads one factor per round. It downloads this factor and the factor of the previous
-    round. The options `base` and `warmup` and the scale s of an adaptor are as in `fedit`; a joint base trains in every
+    Costs: a client uploads one factor per round. It downloads this factor and the factor of the previous round.
+
+    The adaptor's bias belongs to B. The options `base` and `warmup` are as in `fedit`; a joint base trains in every
     round.
     """
     adaptors = adaptors_of(problem, **adaptor)

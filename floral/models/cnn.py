@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from floral.core.spec import Refused
-from floral.nn.layers import Call, Conv2d, Layer, Linear, Model, image_size, scaled_units
+from floral.nn.layers import Conv2d, Layer, Linear, image_size, scaled_units
+from floral.nn.model import Call, Model
 from floral.nn.norms import BatchNorm
 
 VERSION = 1

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from floral.nn.layers import Call, Layer, Linear, Model, scaled_units
+from floral.nn.layers import Layer, Linear, scaled_units
+from floral.nn.model import Call, Model
 from floral.nn.norms import BatchNorm
 
 VERSION = 1

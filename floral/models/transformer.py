@@ -8,7 +8,8 @@ from torch import Tensor
 
 from floral.core.spec import Refused
 from floral.nn.attention import attend, projections
-from floral.nn.layers import Call, Embedding, Layer, Linear, Model, Position, scaled_units
+from floral.nn.layers import Embedding, Layer, Linear, Position, scaled_units
+from floral.nn.model import Call, Model
 from floral.nn.norms import LayerNorm
 
 VERSION = 1

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from floral.core.spec import Refused
-from floral.nn.layers import Call, Conv2d, Dropout, Layer, Linear, Model, image_size, scaled_units
+from floral.nn.layers import Conv2d, Dropout, Layer, Linear, image_size, scaled_units
+from floral.nn.model import Call, Model
 from floral.nn.norms import BatchNorm
 
 VERSION = 1

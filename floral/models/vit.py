@@ -5,7 +5,8 @@ from torch import Tensor
 
 from floral.core.spec import Refused
 from floral.nn.attention import attend, projections
-from floral.nn.layers import Call, Conv2d, Dropout, Layer, Linear, Model, Position, image_size, scaled_units
+from floral.nn.layers import Conv2d, Dropout, Layer, Linear, Position, image_size, scaled_units
+from floral.nn.model import Call, Model
 from floral.nn.norms import LayerNorm
 
 VERSION = 1

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from floral.core.spec import Refused
-from floral.nn.layers import Call, Linear
+from floral.nn.layers import Linear
+from floral.nn.model import Call
 
 
 def projections(name: str, width: int, heads: int) -> dict[str, Linear]:

@@ -7,7 +7,6 @@ client. An adaptor can change them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from floral.core.spec import Noise, Params, Refused
-from floral.core.streams import Shapes, Stream
+from floral.core.spec import Params, Refused
+from floral.core.streams import Stream
 from floral.nn import products
 from floral.nn.norms import BatchNorm, GroupNorm, LayerNorm
 from floral.nn.products import Window
+from floral.nn.small_layers import Dropout, Free, Identity, Position
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class Embedding:
     deviation: float = 1.0
     adapted: bool = False
     """Whether an adaptor is attached; by default none is, as in the published code."""
+    padding: int | None = None
+    """The token id whose row gets no gradient. None: all rows get gradients."""
 
     def init(self, stream: Stream) -> Params:
         return {"weight": stream.normal("weight", (self.vocabulary, self.features), self.deviation)}
@@ -79,7 +81,7 @@ class Embedding:
     def __call__(self, params: Params, x: Tensor, change: Params | None = None) -> Tensor:
         """Apply the layer to token ids x [...] → [..., features], with the adaptor's `change` added to its weight."""
         weight, _, delta = weight_bias_delta(params, change)
-        return F.embedding(x.long(), weight if delta is None else weight + delta)
+        return F.embedding(x.long(), weight if delta is None else weight + delta, self.padding)
 
 
 @dataclass(frozen=True)
@@ -192,153 +194,21 @@ def weight_bias_delta(params: Params, change: Params | None) -> tuple[Tensor, Te
     return weight, bias, change.get("weight")
 
 
-@dataclass(frozen=True)
-class Position:
-    """A position embedding: it adds a trained vector to the features of each position of x [B, T, features].
-
-    There is one vector for each of `length` positions. Initial values are normal with standard deviation 0.02.
-    """
-
-    length: int
-    features: int
-
-    def init(self, stream: Stream) -> Params:
-        return {"weight": stream.normal("weight", (self.length, self.features), 0.02)}
-
-    def __call__(self, params: Params, x: Tensor) -> Tensor:
-        return x + params["weight"][: x.shape[1]]
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """Dropout for x [B, *shape]: in training, each entry is set to 0 with probability `rate`.
-
-    All other entries are divided by 1 - rate.
-    """
-
-    shape: tuple[int, ...]
-    rate: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rate < 1:
-            raise Refused(f"`dropout` is {self.rate}; set it to a number that is at least 0 and below 1")
-
-    def __call__(self, x: Tensor, uniform: Tensor) -> Tensor:
-        return torch.where(uniform < self.rate, torch.zeros((), dtype=x.dtype, device=x.device), x / (1 - self.rate))
-
-
-Layer = Linear | Conv2d | ConvTranspose2d | Embedding | Position | BatchNorm | GroupNorm | LayerNorm | Dropout
+Layer = (
+    Linear
+    | Conv2d
+    | ConvTranspose2d
+    | Embedding
+    | Position
+    | BatchNorm
+    | GroupNorm
+    | LayerNorm
+    | Dropout
+    | Free
+    | Identity
+)
 WEIGHT_LAYERS = Linear, Conv2d, ConvTranspose2d
 """Layers whose products are most of a model's cost."""
-Call = Callable[[str, Tensor], Tensor]
-"""call(name, x) applies the named layer to x."""
-
-Adapt = Callable[[str, Tensor], tuple[Params | None, Tensor | None]]
-"""adapt(name, x) → (change of the layer's parameters, change of its output); each may be None."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """A model: its layers by name, and a function that computes the logits [B, outputs] of x [B, ...]."""
-
-    layers: Mapping[str, Layer]
-    forward: Callable[[Call, Tensor], Tensor]
-
-    def init(self, stream: Stream) -> Params:
-        """Return the initial parameters, named <layer>.<parameter>.
-
-        `stream` is the random generator from which they are drawn. Generators with the same seed give the same
-        parameters.
-        """
-        return {
-            f"{name}.{key}": value
-            for name, layer in self.layers.items()
-            if not isinstance(layer, Dropout)
-            for key, value in layer.init(stream.of(name)).items()
-        }
-
-    def statistics(self) -> Params:
-        """Return the initial running statistics of the batch-norm layers.
-
-        They are empty for a model without batch norm.
-        """
-        norms = {name: layer for name, layer in self.layers.items() if isinstance(layer, BatchNorm)}
-        return {f"{name}.{key}": value for name, layer in norms.items() for key, value in layer.statistics().items()}
-
-    @property
-    def noise(self) -> dict[str, tuple[int | str, ...]]:
-        """For each dropout layer, the shape of the random numbers that it needs. "batch" stands for the batch size."""
-        dropouts = {name: layer for name, layer in self.layers.items() if isinstance(layer, Dropout)}
-        return {name: ("batch", *layer.shape) for name, layer in dropouts.items()}
-
-    @property
-    def size(self) -> int:
-        """The number of parameters of the model."""
-        return sum(value.numel() for value in self.init(Shapes(0, "size")).values())
-
-    def inputs(self, shape: tuple[int, ...], batch: int) -> dict[str, torch.Size]:
-        """Return the shape of each layer's input, if the input of the model is x [batch, *shape].
-
-        The result has only the layers that an adaptor can change.
-        """
-        shapes: dict[str, torch.Size] = {}
-
-        def record(name: str, x: Tensor) -> tuple[None, None]:
-            shapes[name] = torch.Size((batch, *x.shape[1:]))
-            return None, None
-
-        zeros = {name: torch.zeros(t.shape) for name, t in self.init(Shapes(0, "size")).items()}
-        with torch.no_grad():
-            self(
-                zeros, self.statistics(), torch.zeros(1, *shape), None, None, record
-            )  # One sample is enough to record all shapes.
-        return shapes
-
-    def multiply_adds(self, shape: tuple[int, ...], batch: int) -> int:
-        """Return the multiply-adds of linear layers and convolutions in one forward pass of x [batch, *shape]."""
-        inputs = self.inputs(shape, batch)
-        layers = {name: layer for name, layer in self.layers.items() if isinstance(layer, WEIGHT_LAYERS)}
-        return sum(layer.multiply_adds(inputs[name]) for name, layer in layers.items())
-
-    def __call__(
-        self,
-        params: Params,
-        statistics: Params,
-        x: Tensor,
-        noise: Noise | None,
-        mask: Tensor | None,
-        adapt: Adapt = lambda name, x: (None, None),
-    ) -> tuple[Tensor, Params]:
-        """Return the logits of x, and the running statistics of batch norm after the forward pass.
-
-        `noise` holds the random numbers for dropout. If it is None, the model is evaluated: dropout is left out, and
-        batch norm uses the running statistics. `mask` [B] is 1 for samples and 0 for padding. The function `adapt` is
-        called for each layer. It may change the layer's parameters or add to its output.
-        """
-        changed = dict(statistics)
-
-        def call(name: str, x: Tensor) -> Tensor:
-            layer = self.layers[name]
-            match layer:
-                case Dropout():
-                    return x if noise is None else layer(x, noise[name])
-                case Position():
-                    return layer(layer_params(params, name), x)
-                case BatchNorm():
-                    change, _ = adapt(name, x)
-                    running = {key: changed[f"{name}.{key}"] for key in ("mean", "variance")}
-                    y, running = layer(layer_params(params, name), running, x, None if noise is None else mask, change)
-                    changed.update({f"{name}.{key}": value for key, value in running.items()})
-                    return y
-                case _:
-                    change, added = adapt(name, x)
-                    of_layer = layer_params(params, name)
-                    if isinstance(layer, Linear) and layer.tied is not None:
-                        of_layer["weight"] = params[f"{layer.tied}.weight"]
-                    y = layer(of_layer, x, change)
-                    return y if added is None else y + added
-
-        return self.forward(call, x), changed
 
 
 def image_size(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -27,10 +27,12 @@ class BatchNorm:
 
     Training uses the mean and variance of the batch, without padding. Evaluation uses running statistics. In each
     training step, the running statistics move towards the mean and the unbiased variance of the batch by the factor
-    `MOMENTUM`, as in PyTorch.
+    `momentum`, as in PyTorch.
     """
 
     features: int
+    epsilon: float = EPSILON
+    momentum: float = MOMENTUM
 
     def init(self, stream: Stream) -> Params:
         del stream
@@ -52,14 +54,15 @@ class BatchNorm:
         if mask is None:
             mean, variance = running["mean"], running["variance"]
         else:
+            mask = mask.repeat_interleave(len(x) // len(mask)) if len(x) != len(mask) else mask  # several rows a sample
             counts = mask.to(x.dtype).reshape((-1, 1) + (1,) * (x.dim() - 2)).expand_as(x)
             count = counts.sum(axes).clamp(min=1)
             mean = (x * counts).sum(axes) / count
             variance = ((x - mean.reshape(shape)) ** 2 * counts).sum(axes) / count
             unbiased = variance * count / (count - 1).clamp(min=1)
             moved = {"mean": mean, "variance": unbiased}
-            running = {key: old + MOMENTUM * (moved[key].detach() - old) for key, old in running.items()}
-        scale = weight / torch.sqrt(variance + EPSILON)
+            running = {key: old + self.momentum * (moved[key].detach() - old) for key, old in running.items()}
+        scale = weight / torch.sqrt(variance + self.epsilon)
         return (x - mean.reshape(shape)) * scale.reshape(shape) + bias.reshape(shape), running
 
 
@@ -73,6 +76,7 @@ class GroupNorm:
 
     features: int
     groups: int
+    epsilon: float = EPSILON
 
     def __post_init__(self) -> None:
         if self.features % self.groups:
@@ -89,7 +93,7 @@ class GroupNorm:
         """Apply the layer to x [B, features, ...], with the adaptor's `change` added to its scale and shift."""
         weight, bias = scale_and_shift(params, change)
         shape = (-1, *(1,) * (x.dim() - 2))
-        return standardise(x.unflatten(1, (self.groups, -1)), 2).reshape(x.shape) * weight.reshape(
+        return standardise(x.unflatten(1, (self.groups, -1)), 2, self.epsilon).reshape(x.shape) * weight.reshape(
             shape
         ) + bias.reshape(shape)
 
@@ -104,6 +108,7 @@ class LayerNorm:
     """Layer normalisation of x [..., features]: each vector of features is normalised on its own (arXiv 1607.06450)."""
 
     features: int
+    epsilon: float = EPSILON
 
     def init(self, stream: Stream) -> Params:
         del stream
@@ -112,18 +117,18 @@ class LayerNorm:
     def __call__(self, params: Params, x: Tensor, change: Params | None = None) -> Tensor:
         """Apply the layer to x [..., features], with the adaptor's `change` added to its scale and shift."""
         weight, bias = scale_and_shift(params, change)
-        return standardise(x, -1) * weight + bias
+        return standardise(x, -1, self.epsilon) * weight + bias
 
 
 NORMS = BatchNorm, GroupNorm, LayerNorm
 
 
-def standardise(x: Tensor, first: int) -> Tensor:
+def standardise(x: Tensor, first: int, epsilon: float = EPSILON) -> Tensor:
     """Standardise x over all axes from number `first` to the last one.
 
     The mean over these axes is subtracted, and the result is divided by the standard deviation.
     """
-    return F.layer_norm(x, x.shape[first:], eps=EPSILON)
+    return F.layer_norm(x, x.shape[first:], eps=epsilon)
 
 
 def identity_start(features: int) -> Params:

@@ -17,6 +17,7 @@ from floral.report.collect import Collected, collect
 from floral.report.compact_table import compact_tables
 from floral.report.draw import draw, has_figures
 from floral.report.latex import article, seeds_sentence, with_seeds
+from floral.report.overview import answers, overview
 from floral.report.sections import setup
 from floral.report.sections.base import Material, Section
 from floral.report.sections.failures import without_result
@@ -148,8 +149,9 @@ def _page(material: Material, sections: list[Section], runs: list[Run], texts: M
             suite=sentences.suite(collected.suite),
             sections=sections,
             captions=material.captions,
-            verdict=sentences.verdict(collected, styles),
-            leaders=sentences.leaders(collected, styles),
+            counts=sentences.counts(collected),
+            answers=answers(collected, styles),
+            overview=overview(collected, styles),
             degenerate=sentences.degenerate(collected, styles),
             state=sentences.state(collected),
             without_result=without_result(collected),

@@ -20,7 +20,7 @@ def compact_tables(collected: Collected, styles: Mapping[str, Style]) -> dict[st
     """Return LaTeX tables of all methods and configurations (tasks with their settings), as name → LaTeX."""
     every = collected.configurations
     groups = [every[start : start + CONFIGURATIONS] for start in range(0, len(every), CONFIGURATIONS)]
-    names = [f"compact_{number}" if len(groups) > 1 else "compact" for number in range(1, len(groups) + 1)]
+    names = [f"compact_{part}" if len(groups) > 1 else "compact" for part in range(1, len(groups) + 1)]
     return {name: _table(name, collected, styles, group) for name, group in zip(names, groups, strict=True)}
 
 

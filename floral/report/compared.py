@@ -42,6 +42,11 @@ class Configuration:
     """The fidelity switches that the suite sets to another value than this fidelity has."""
 
     @property
+    def label(self) -> str:
+        """The name of the task, and the settings that tell it from other configurations of this task."""
+        return f"{self.task.name}{self.title.removeprefix(self.task.title)}"
+
+    @property
     def metric(self) -> str:
         """The metric of the comparison: `accuracy` (higher is better), or `loss` for regression (lower is better)."""
         return "loss" if self.task.loss == "mse" else "accuracy"

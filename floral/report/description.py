@@ -158,7 +158,7 @@ def _joining(task: Task) -> str:
 def _training(task: Task) -> str:
     local = f"{task.epochs} local epoch{'s' * (task.epochs != 1)}"
     local += f" of {task.steps_per_epoch} steps" if task.steps_per_epoch else ""
-    model = changed_values(task.model.arguments)
+    model = changed_values({key: value for key, value in task.model.all_keys.items() if key != "kind"})
     return (
         f"In each of {task.rounds} rounds {cohort_text(task)} train for {local} on batches of {task.batch}, with SGD, "
         f"unless a method states otherwise. The task's model is {task.model.kind}{f' ({model})' if model else ''}."
@@ -171,6 +171,8 @@ def _also(task: Task) -> str:
     if task.normalise is not None:
         mean, std = list(task.normalise.mean), list(task.normalise.std)
         changes += [f"inputs normalised with mean {mean} and standard deviation {std}"]
+    if task.base == "frozen":
+        changes += ["only the head of the model and adaptors are trained"]
     if task.server != Server():
         changes += [f"server optimiser {task.server.optimiser.upper()} with learning rate {task.server.lr:g}"]
     if task.assumed != task.concepts:

@@ -10,23 +10,14 @@ import polars as pl
 from floral.config import catalogue
 from floral.config.schema.data import Synthetic
 from floral.config.schema.task import Task
-from floral.core.intervals import Interval
 from floral.report.collect import Collected
 from floral.report.degenerate import equal_methods
 from floral.report.style import Style
-from floral.report.summarise import (
-    REFERENCE,
-    best,
-    comparisons,
-    intervals,
-    result_unit,
-)
-from floral.report.tables import interval_text, number
+from floral.report.summarise import REFERENCE, comparisons, intervals, result_unit
+from floral.report.tables import number
 
 MAX_NAMED_CONFIGURATIONS = 6
-"""With more configurations, the best methods are not named one by one."""
-MAX_NAMED_METHODS = 4
-"""With more methods in a list, most are counted and not named."""
+"""With more configurations, no sentence names them one by one."""
 
 
 def suite(name: str) -> dict[str, str]:
@@ -44,18 +35,15 @@ def state(collected: Collected) -> dict[str, int]:
     }
 
 
-def verdict(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
-    """Return sentences that summarise the suite: number of runs, differences to FLoRAL 1 %, and recovered clusters."""
-    counts = state(collected)
+def counts(collected: Collected) -> str:
+    """Return how many methods, tasks, seeds and runs the suite has, in one sentence."""
+    by_status = state(collected)
     seeds = collected.summary.group_by("configuration", "method_id").agg(pl.col("seed").n_unique())["seed"]
     number_of_seeds = str(seeds.max()) if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
-    sentences = [
+    return (
         f"{count(len(collected.methods), 'method variant')} on {tasks(collected)}, "
-        f"{number_of_seeds} seed{'s' if seeds.max() != 1 else ''} each: {counts['all']} runs, {states(counts)}."
-    ]
-    sentences += _against_reference(collected, styles)
-    sentences += _recovery(collected, styles)
-    return sentences
+        f"{number_of_seeds} seed{'s' if seeds.max() != 1 else ''} each: {by_status['all']} runs, {states(by_status)}."
+    )
 
 
 def degenerate(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
@@ -77,33 +65,6 @@ def degenerate(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
         f"{'; '.join(tasks_)}: {subject} {what} here, because {reason}."
         for (subject, what, reason), tasks_ in groups.items()
     ]
-
-
-def leaders(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
-    """Return one line for each task: the methods that cannot be told from the best one.
-
-    A line has the form `task: method (mean) and method (mean) cannot be told apart`. Large sets are counted. A task is
-    left out if it has no such set. The list is empty if there are more than MAX_NAMED_CONFIGURATIONS tasks.
-    """
-    lines = []
-    few = len(collected.configurations) <= MAX_NAMED_CONFIGURATIONS
-    for configuration in collected.configurations if few else ():
-        best_of_task = best(collected, styles, configuration)
-        members = list(best_of_task.members)
-        if not members:
-            continue
-        means, unit = intervals(collected, configuration), result_unit(configuration)
-        percent = " %" if unit.scale == 100 else ""
-        names = [f"{_title(styles[name])} ({_mean_text(means[name], unit.digits, percent)})" for name in members]
-        if len(members) == 1:
-            text = f"{names[0]} is the best"
-        elif len(members) <= MAX_NAMED_METHODS:
-            text = f"{listed(names)} cannot be told apart"
-        else:
-            tied = f"{len(members) - 1} of {best_of_task.candidates - 1} others"
-            text = f"{names[0]} has the best mean; {tied} cannot be told from it"
-        lines.append(f"{configuration.title}: {text}")
-    return lines
 
 
 def listed(names: Sequence[str]) -> str:
@@ -133,13 +94,7 @@ def states(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{counts[status]} {word}" for status, word in words.items() if counts[status])
 
 
-def _mean_text(interval: Interval, digits: int | None, unit: str) -> str:
-    if interval.half_width is None:
-        return f"{number(interval.mean, digits)}{unit}, one seed"
-    return f"{interval_text(interval, digits)}{unit}"
-
-
-def _against_reference(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
+def against_reference(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
     """Return sentences that count the methods that are better or worse than FLoRAL 1 %, over all tasks.
 
     Methods that train one model for all clients are counted apart on tasks where such a model cannot fit all clusters.
@@ -190,23 +145,26 @@ def has_conflicting_clusters(task: Task) -> bool:
     )
 
 
-def _recovery(collected: Collected, styles: Mapping[str, Style]) -> list[str]:
-    """Return one sentence for each task: how well the routes of FLoRAL 1 % and of the others find the true clusters."""
+def recovery(collected: Collected, styles: Mapping[str, Style]) -> str:
+    """Return how well the routes of FLoRAL 1 % find the true clusters, as the adjusted Rand index of each task."""
     rows = collected.summary.filter((pl.col("status") == "done") & pl.col("ari").is_not_null())
-    learned = [method for method, style in styles.items() if style.group == "method"]
-    sentences = []
+    texts = []
     for configuration in collected.configurations:
-        of_task = rows.filter((pl.col("configuration") == configuration.id) & pl.col("method_id").is_in(learned))
-        by_method = dict(of_task.group_by("method_id").agg(pl.col("ari").mean()).iter_rows())
-        if not by_method or configuration.task.concepts == 1:
-            continue
-        values = [(by_method[method], _title(styles[method])) for method in styles if method in by_method]
-        if len(values) > MAX_NAMED_METHODS:
-            of_reference = [(by_method[REFERENCE], _title(styles[REFERENCE]))] if REFERENCE in by_method else []
-            values = list(dict.fromkeys([*of_reference, min(values), max(values)]))
-        texts = ", ".join(f"{title} {number(ari, 2)}" for ari, title in sorted(values, reverse=True))
-        sentences.append(f"{configuration.title}: {texts}")
-    if not sentences or len(sentences) > MAX_NAMED_CONFIGURATIONS:
-        return []
-    measure = "adjusted Rand index, mean over seeds; 1 is perfect, 0 is chance; highest and lowest, if there are many"
-    return [f"Agreement of learned routes with the true clusters ({measure}): {'; '.join(sentences)}."]
+        values = rows.filter((pl.col("configuration") == configuration.id) & (pl.col("method_id") == REFERENCE))["ari"]
+        if len(values) and configuration.task.concepts > 1:
+            texts.append(f"{configuration.id} {number(float(values.mean()), 2)}")  # type: ignore[arg-type]
+    if not texts or len(texts) > MAX_NAMED_CONFIGURATIONS:
+        return ""
+    return f"Adjusted Rand index of {_title(styles[REFERENCE])} (1 is perfect, 0 is chance): {', '.join(texts)}."
+
+
+def leaders(collected: Collected, styles: Mapping[str, Style]) -> str:
+    """Return the methods with the highest mean of a task, each with the number of such tasks."""
+    tops: Counter[str] = Counter()
+    for configuration in collected.configurations:
+        means = intervals(collected, configuration)
+        sign = 1 if result_unit(configuration).higher_is_better else -1
+        learned = [method for method in means if styles[method].group == "method"]
+        if learned:
+            tops[max(learned, key=lambda method: sign * means[method].mean)] += 1
+    return ", ".join(f"{_title(styles[method])} ({count(n, 'task')})" for method, n in tops.most_common())

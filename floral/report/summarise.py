@@ -228,18 +228,26 @@ def best(collected: Collected, styles: Mapping[str, Style], configuration: Confi
 
 def best_of(paired: Paired, collected: Collected, styles: Mapping[str, Style], configuration: Configuration) -> Best:
     """Return the methods that cannot be told from the best one by other values on this task (see `best_methods`)."""
-    candidates = _candidates(paired, seed_counts(collected, configuration), styles)
-    members = best_methods(paired, candidates, result_unit(configuration).higher_is_better)
-    return Best(members=members, candidates=len(candidates))
+    of_task = _candidates(paired, collected, styles, configuration)
+    members = best_methods(paired, of_task, result_unit(configuration).higher_is_better)
+    return Best(members=members, candidates=len(of_task))
 
 
-def _candidates(paired: Paired, counts: Mapping[str, Mapping[str, int]], styles: Mapping[str, Style]) -> list[str]:
-    """Return the methods among which the best is looked for.
+def candidates(collected: Collected, styles: Mapping[str, Style], configuration: Configuration) -> list[str]:
+    """Return the methods among which the best is looked for on this task."""
+    return _candidates(results(collected, configuration), collected, styles, configuration)
+
+
+def _candidates(
+    paired: Paired, collected: Collected, styles: Mapping[str, Style], configuration: Configuration
+) -> list[str]:
+    """Return the methods among which the best is looked for, by other values on this task.
 
     Oracles, controls and methods with a diverged seed are left out. The list is empty while a run of these methods is
     missing or failed, because that run could be the best.
     """
-    candidates = {method: count for method, count in counts.items() if styles[method].group == "method"}
-    if any({"missing", "failed"} & count.keys() for count in candidates.values()):
+    all_counts = seed_counts(collected, configuration).items()
+    counts = {method: count for method, count in all_counts if styles[method].group == "method"}
+    if any({"missing", "failed"} & count.keys() for count in counts.values()):
         return []
-    return [method for method, count in candidates.items() if "diverged" not in count and method in paired.values]
+    return [method for method, count in counts.items() if "diverged" not in count and method in paired.values]

@@ -38,7 +38,7 @@ def write_run(folder: Path, run: Run, partition_digest: str | None, data_digest:
     a run without data.
     """
     resolved = run.model_dump(mode="json")
-    resolved["task"]["model"] = {"kind": run.task.model.kind, **run.task.model.arguments}
+    resolved["task"]["model"] = run.task.model.all_keys
     resolved |= {
         "hash8": run.hash8,
         "results_version": RESULTS_VERSION,

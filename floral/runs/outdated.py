@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from floral.config import catalogue, code, reading
+from floral.config import code, plugins, reading
 from floral.config.run import Run
 from floral.core.units import run_count
 from floral.runs.state import is_finished, running
@@ -99,7 +99,7 @@ def stored_run(folder: Path) -> Run | None:
         run = Run.model_validate({key: values[key] for key in Run.model_fields if key in values})
     except ValidationError:  # keys of an earlier version
         return None
-    is_known = run.variant.method in catalogue.plugins("methods") and run.task.model.kind in catalogue.plugins("models")
+    is_known = run.variant.method in plugins.names("methods") and run.task.model.kind in plugins.names("models")
     return run if is_known else None
 
 

@@ -1,5 +1,7 @@
 """Reference results: finished runs and their report, which are committed in reports/reference/<suite>/.
 
+The setting `reference` names another folder than reports/reference. All functions have it as their last argument.
+
 Snakemake restores these runs before it plans any job. To start fast, this module does not import torch, and imports
 polars only where needed.
 """
@@ -32,7 +34,7 @@ from floral.runs.outdated import why_outdated
 from floral.runs.state import LOCK, is_finished, running
 
 REFERENCE = Path("reports") / "reference"
-"""Relative to the project's root, in which all commands are called."""
+"""Default of the setting `reference`: the folder with the reference results of each suite."""
 RUNS, PROVENANCE = "runs.zip", "provenance.yaml"
 RESTORED = "reference.json"
 """The file that marks a restored run; the file has the suite of the reference results and the commit of the code."""
@@ -42,7 +44,7 @@ MAX_BYTES = 50_000_000
 """Maximum size of a reference folder in bytes, because it is committed."""
 
 
-def make(suite: str, runs: Iterable[Run], results: Path, page: Path, command: str) -> Path:
+def make(suite: str, runs: Iterable[Run], results: Path, page: Path, command: str, reference: Path = REFERENCE) -> Path:
     """Write reports/reference/<suite>/ from the finished runs of a suite and from its report in the folder `page`.
 
     The new folder has runs.zip, summary.parquet, index.html and provenance.yaml. The file provenance.yaml says whether
@@ -60,7 +62,7 @@ def make(suite: str, runs: Iterable[Run], results: Path, page: Path, command: st
             f"{page}/index.html: there is no such file; make the report with `floral report {suite} --partial`"
         )
     _check_page(suite, page, done)
-    final, fresh = REFERENCE / suite, REFERENCE / f".{suite}.new"
+    final, fresh = reference / suite, reference / f".{suite}.new"
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         fresh.mkdir(parents=True)
@@ -93,7 +95,7 @@ def committed_page(html: str, suite: str) -> str:
     The figures themselves are part of the page. A new footer names the command that builds the figure and table files
     again from runs.zip.
     """
-    html = re.sub(r'\s*<(p|span) class="files">.*?</\1>', "", html, flags=re.DOTALL)
+    html = html.replace('<body data-files="beside">', "<body>")  # without it, the page's script makes no links
     footer = (
         "<footer>\n<p>Beside this page: <code>summary.parquet</code> (one row per run) and <code>runs.zip</code> (the "
         f"runs). <code>floral report {suite} --reference</code> builds from them this page, its tables as LaTeX "
@@ -146,7 +148,7 @@ def _provenance(suite: str, done: list[Run], total: int, results: Path, command:
     }
 
 
-def execution_of(run: Run) -> dict[str, Any] | None:
+def execution_of(run: Run, reference: Path = REFERENCE) -> dict[str, Any] | None:
     """Return how the committed results of a run were computed: the key `execution` of its costs.json.
 
     If only other seeds of the run are committed, return the execution of one of them. Return None if there are no
@@ -155,7 +157,7 @@ def execution_of(run: Run) -> dict[str, Any] | None:
     Raises:
         ConfigError: an archive is damaged.
     """
-    for path in sorted(REFERENCE.glob(f"[!.]*/{RUNS}")):
+    for path in sorted(reference.glob(f"[!.]*/{RUNS}")):
         with _open_archive(path) as archive:
             names = set(archive.namelist())
             start = f"{run.folder.parent}/seed"
@@ -167,7 +169,7 @@ def execution_of(run: Run) -> dict[str, Any] | None:
     return None
 
 
-def available(suites: Mapping[str, list[Run]], results: Path) -> list[tuple[Path, Run]]:
+def available(suites: Mapping[str, list[Run]], results: Path, reference: Path = REFERENCE) -> list[tuple[Path, Run]]:
     """Return the unfinished runs whose results are in reports/reference, each as a pair (path of the archive, run).
 
     Runs that a process is working on are left out. Results made by other code are left out too, with a message.
@@ -178,7 +180,7 @@ def available(suites: Mapping[str, list[Run]], results: Path) -> list[tuple[Path
     todo = {run.folder: run for runs in suites.values() for run in runs if not is_finished(results / run.folder)}
     restorable = []
     made_by_other_code: Counter[tuple[Path, str]] = Counter()
-    for path in sorted(REFERENCE.glob(f"[!.]*/{RUNS}")) if todo else []:
+    for path in sorted(reference.glob(f"[!.]*/{RUNS}")) if todo else []:
         with _open_archive(path) as archive:
             names = set(archive.namelist())
             for folder in [folder for folder in todo if f"{folder}/summary.json" in names]:
@@ -195,7 +197,7 @@ def available(suites: Mapping[str, list[Run]], results: Path) -> list[tuple[Path
     return restorable
 
 
-def restore(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
+def restore(suites: Mapping[str, list[Run]], results: Path, reference: Path = REFERENCE) -> list[Run]:
     """Unpack the runs that `available` returns into `results`, and return the runs that were unpacked.
 
     A run is left out, with a message, if its partition differs from the one in `results`. Methods can be compared only
@@ -205,7 +207,7 @@ def restore(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
         ConfigError: an archive is damaged; no file of the damaged run is written.
     """
     restored = []
-    for path, in_archive in groupby(available(suites, results), key=itemgetter(0)):
+    for path, in_archive in groupby(available(suites, results, reference), key=itemgetter(0)):
         with _open_archive(path) as archive:
             names = set(archive.namelist())
             for _, run in in_archive:
@@ -221,7 +223,7 @@ def restore(suites: Mapping[str, list[Run]], results: Path) -> list[Run]:
     return restored
 
 
-def restore_archive(suite: str, results: Path) -> list[Path]:
+def restore_archive(suite: str, results: Path, reference: Path = REFERENCE) -> list[Path]:
     """Unpack all reference runs of a suite into `results`, and return the folders of these runs.
 
     Runs that are already finished in `results` are kept.
@@ -229,10 +231,10 @@ def restore_archive(suite: str, results: Path) -> list[Path]:
     Raises:
         ConfigError: the suite has no reference results, or the archive is damaged.
     """
-    path = REFERENCE / suite / RUNS
+    path = reference / suite / RUNS
     if not path.exists():
-        names = sorted(archive.parent.name for archive in REFERENCE.glob(f"[!.]*/{RUNS}"))
-        raise suggest("reference", suite, names, str(REFERENCE))
+        names = sorted(archive.parent.name for archive in reference.glob(f"[!.]*/{RUNS}"))
+        raise suggest("reference", suite, names, str(reference))
     with _open_archive(path) as archive:
         members: dict[Path, dict[str, str]] = {}
         for member in archive.namelist():
@@ -286,10 +288,10 @@ def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
         ) from None
 
 
-def archives_with(folders: Collection[Path]) -> list[Path]:
+def archives_with(folders: Collection[Path], reference: Path = REFERENCE) -> list[Path]:
     """Return the archives in reports/reference that have one of these runs, given as paths inside the results."""
     archives = []
-    for path in sorted(REFERENCE.glob(f"[!.]*/{RUNS}")):
+    for path in sorted(reference.glob(f"[!.]*/{RUNS}")):
         with _open_archive(path) as archive:
             names = set(archive.namelist())
         if any(f"{folder}/summary.json" in names for folder in folders):

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import importlib
+import logging
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from floral.config import plugins
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.core.spec import Method, Noise, Optimiser, Problem, Refused
+from floral.core.streams import Stream
 from floral.data import augment, federation
 from floral.data.federation import Federation
 from floral.engine.client_data import ClientData, Rows
 from floral.engine.simulate import Execution, Settings, Simulation
 from floral.engine.state import State
+from floral.nn.model import Model
 from floral.stages.build import method_of
+from floral.toolkit.prepared import prepared, summary
+
+LOG = logging.getLogger(__name__)
 
 MAX_DECODED_BYTES = 256 << 20
 """Training inputs up to this size in bytes are decoded once, before round 1."""
@@ -45,7 +52,11 @@ def build_simulation(
     clients at once. `check_stop` is called between the steps of the simulation.
     """
     data = federation.load(run, results)
-    method = build_method(run, make_problem(run, data, device, dtype))
+    problem = make_problem(run, data, device, dtype)
+    method = build_method(run, problem)
+    if run.task.model.kind == "module" or run.task.base == "frozen":
+        for line in summary(problem.build_model()):
+            LOG.info("%s", line)
     tensors, how = client_data(data, method, device, dtype), Execution("loop", 1, precision=run.precision)
     return Simulation(method, tensors, make_settings(run), how, check_stop=check_stop), data
 
@@ -64,10 +75,13 @@ def problem_of(
     `cluster` [K] is the true cluster of each client.
     """
     task = run.task
-    module = importlib.import_module(f"floral.models.{task.model.kind}")
+    build = plugins.builder("models", task.model.kind)
 
-    def build_model(width: float = 1.0) -> Any:
-        return module.build(shape, outputs, **task.model.arguments, width=width)
+    @cache
+    def build_model(width: float = 1.0) -> Model:
+        built = build(shape, outputs, **task.model.arguments, width=width)
+        stream = Stream(run.seed, "model")
+        return prepared(built, task.model, task.base, width=width, stream=stream).moved(device, dtype)
 
     return Problem(
         build_model=build_model,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from floral.config import catalogue, paths
+from floral.config import catalogue, layers, plugins
 from floral.config.reading import ConfigError
 from floral.config.schema.method import Variant
 from floral.core.spec import Method, Problem
@@ -24,7 +23,7 @@ def method_of(variant: Variant, problem: Problem) -> Method:
         ConfigError: the method's function `build` does not take the parameters of the method's YAML file.
     """
     method_params = {name: value for name, value in variant.params.items() if name not in catalogue.common_parameters()}
-    build = importlib.import_module(f"floral.methods.{variant.method}").build
+    build = plugins.builder("methods", variant.method)
     check_signature(build, variant.method, method_params)
     method = build(problem, **method_params)
     private = variant.params["statistics"] == "private"
@@ -41,6 +40,6 @@ def check_signature(build: Callable[..., Any], method: str, names: Iterable[str]
         inspect.signature(build).bind(None, **dict.fromkeys(names))
     except TypeError as error:
         raise ConfigError(
-            f"{paths.CONFIG_FOLDER}/methods/{method}.yaml: `parameters` and the arguments of `build` in "
-            f"floral/methods/{method}.py differ: {error}; give both the same names"
+            f"{layers.file(f'methods/{method}.yaml')}: `parameters` and the arguments of `build` in "
+            f"{plugins.file('methods', method)} differ: {error}; give both the same names"
         ) from None

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from floral.config import catalogue, data_sets, paths
+from floral.config import catalogue, data_sets, layers
 from floral.config.reading import ConfigError
 from floral.config.schema.data import CustomData
 from floral.config.schema.task import Task
@@ -102,4 +102,4 @@ def place_of(task: Task) -> str:
     If the suite changes values of the task, a note in parentheses says so.
     """
     changed = "" if catalogue.task(task.name) == task else " (as the suite changes it)"
-    return f"{paths.CONFIG_FOLDER}/tasks/{task.name}.yaml{changed}"
+    return f"{layers.file(f'tasks/{task.name}.yaml')}{changed}"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import torch
 
-from floral.config import catalogue
+from floral.config import catalogue, plugins
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.schema.data import CustomData, Synthetic
@@ -57,9 +56,11 @@ def sizes_of(task: Task, results: Path) -> tuple[tuple[int, ...], int] | None:
 def _check_model(task: Task, problem: Problem) -> None:
     """Raise ConfigError if the task's model cannot be built or applied to one sample."""
     try:
-        _apply(problem.build_model(), problem.shape, problem.outputs)
+        model = problem.build_model()
+        if model.start is None:  # otherwise, `build` has applied it
+            _apply(model, problem.shape, problem.outputs)
     except (Refused, RuntimeError, ValueError, TypeError, IndexError) as error:
-        names = [name for name in catalogue.plugins("models") if _fits(name, problem.shape, problem.outputs)]
+        names = [name for name in plugins.names("models") if _fits(name, problem.shape, problem.outputs)]
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"{place_of(task)}: model: {task.model.kind} cannot be used for samples of shape {list(problem.shape)}: "
@@ -83,8 +84,7 @@ def _apply(model: Any, shape: tuple[int, ...], outputs: int) -> None:
 def _fits(kind: str, shape: tuple[int, ...], outputs: int) -> bool:
     """Return whether a model, with its default arguments, can be applied to a sample of this shape."""
     try:
-        build = importlib.import_module(f"floral.models.{kind}").build
-        _apply(build(shape, outputs, **example_arguments(kind)), shape, outputs)
+        _apply(plugins.builder("models", kind)(shape, outputs, **example_arguments(kind)), shape, outputs)
     except Exception:  # a model of the user may fail in any way, and then it does not fit
         return False
     return True

@@ -96,7 +96,7 @@ def _as_committed(
         return None
     fields = {name: committed[name] for name in Execution.__dataclass_fields__ if name in committed}
     pinned = Execution(**{**fields, "reason": "as in the committed results of this run"})
-    if pinned.precision != precision or pinned.threads * pinned.workers > threads:
+    if pinned.precision != precision or pinned.cores > threads:
         return None
     if pinned.backend == "loop":
         return pinned

@@ -139,7 +139,7 @@ def estimate(
 ) -> str:
     """Describe the runs, time and disk space of these suites, and what each estimate is based on.
 
-    `committed` has the folders of runs whose results will be copied from reports/reference. These runs need no time.
+    `committed` has the folders of runs that will be copied from the reference results. These runs need no time.
     """
     lines = [_suite_line(name, runs, results, committed) for name, runs in suites.items()]
     todo = {
@@ -169,11 +169,11 @@ def estimate(
 def _suite_line(name: str, runs: list[Run], results: Path, committed: Collection[Path]) -> str:
     """Return a line with the numbers of tasks, variants and runs of a suite.
 
-    The line says how many runs are finished, how many are copied from reports/reference, and how many must be trained.
+    The line says how many runs are finished, how many are copied from reference results, and how many are trained.
     """
     done = sum(is_finished(results / run.folder) for run in runs)
     in_reference = sum(run.folder in committed for run in runs)
-    reused = f"{in_reference} taken from reports/reference, " if in_reference else ""
+    reused = f"{in_reference} taken from the reference results, " if in_reference else ""
     todo = "all finished" if done == len(runs) else f"{done} finished, {reused}{len(runs) - done - in_reference} to do"
     tasks, variants = len({run.task.name for run in runs}), len({run.variant.name for run in runs})
     size = f"{tasks} task{'s' * (tasks != 1)} and {variants} variant{'s' * (variants != 1)}"

@@ -46,6 +46,7 @@ def execute(
     threads: int,
     checkpoint_seconds: float,
     stop: Stop,
+    committed_in: Path = reference.REFERENCE,
 ) -> dict[str, Any]:
     """Train a run to its end, write its result files and return its summary. summary.json is written last.
 
@@ -56,26 +57,31 @@ def execute(
             precision, a checkpoint is damaged, or the run began with other code or another precision.
         Stopped: a signal asked the run to stop; a checkpoint was written, unless this was before round 1.
     """
-    began = time.perf_counter()
+    began, started = time.perf_counter(), time.process_time()
     configure_process(threads)
     folder = results / run.folder
     simulation, data = build_simulation(run, results, device, check_stop=stop.check_stop)
     layout.write_run(folder, run, data.partition_digest, data.data_digest)
     path = folder / "checkpoint" / "last.safetensors"
+    trials = 0.0
     if checkpoint.there(path):
         state, progress = read_checkpoint(path, simulation, folder / NAME)
     else:
         configure_device(device, run.precision)
         state = simulation.start(folder / NAME)  # in some methods, all clients compute here
         seedless_hash = run.model_copy(update={"seed": 0}).hash8
-        committed = partial(reference.execution_of, run)
+        committed = partial(reference.execution_of, run, committed_in)
         how = (backend, threads, run.precision, committed)
+        before = time.process_time()
         resolved = resolve_execution(simulation, state, folder, seedless_hash, *how)
+        trials = time.process_time() - before
         progress = Progress(execution=asdict(resolved), code=code.digests(run.variant.method, run.task.model.kind))
     _check_resumed(run, progress, path)
     simulation = _with_execution(simulation, progress, path, stop)
     progress.segment = segments.new(folder)
     progress.seconds["setup"] += time.perf_counter() - began
+    spent = {"start": started, "data": time.process_time() - started - trials, "trials": trials}
+    progress.core_seconds |= {part: progress.core_seconds[part] + seconds for part, seconds in spent.items()}
     run_rounds(simulation, state, progress, path, checkpoint_seconds, stop)
     if state.store is not None:
         save_checkpoint(path, state, progress)  # so that the store's file is complete, and never ahead of a checkpoint
@@ -143,7 +149,5 @@ def join_unseen(
         method = build_method(run, make_problem(run, clients, device, dtype))
         return method, client_data(clients, method, device, dtype)
 
-    began = time.perf_counter()
-    table = unseen_table(run, simulation, state, data, assemble_joining)
-    progress.seconds["evaluate"] += time.perf_counter() - began
-    return table
+    with progress.timed("evaluate"):
+        return unseen_table(run, simulation, state, data, assemble_joining)

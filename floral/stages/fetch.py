@@ -44,7 +44,7 @@ def fetch(
     name, dataset = str(data_sets.stored_data(data)), data_sets.data_set(data)
     folder = results / "data" / name
     if dataset.reader not in READERS:
-        raise reading.suggest("reader", dataset.reader, READERS, f"{paths.CONFIG_FOLDER / 'data.lock'}: {name}")
+        raise reading.suggest("reader", dataset.reader, READERS, data_sets.place(str(data)))
     with held(folder / ".lock", "fetching it"):
         if not _is_valid(folder, dataset):
             _make(folder, name, dataset, data_folder(data_dir), report)
@@ -93,7 +93,7 @@ def _make(folder: Path, name: str, dataset: DataSet, data_dir: Path | None, repo
         ) from None
     if dataset.classes not in (None, arrays.classes):
         raise sources.DataError(
-            f"{paths.CONFIG_FOLDER / 'data.lock'}: {name}: this entry has `classes: {dataset.classes}`, but the "
+            f"{data_sets.place(name)}: this entry has `classes: {dataset.classes}`, but the "
             f"files have {arrays.classes} classes; correct the entry, or check that these are the right files"
         )
     named = {} if arrays.names is None else {"class_names": list(arrays.names)}

@@ -12,6 +12,7 @@ import floral
 from floral.config.run import Run
 from floral.io.files import atomic
 from floral.runs import layout
+from floral.runs.core_seconds import PARTS
 
 SCORES = (
     "official_score", "official_score_sampled", "own_test_accuracy", "validation_accuracy", "validation_loss",
@@ -28,6 +29,7 @@ COSTS: dict[str, Any] = {
     "bytes_per_round": 0,
     "passes_per_sample": 0.0,
     "seconds": {"setup": 0.0, "train": 0.0, "evaluate": 0.0, "total": 0.0},
+    "core_seconds": dict.fromkeys((*PARTS, "total"), 0.0),
     "peak_memory_bytes": 0,
     "execution": {"backend": "none", "device": "none", "dtype": "none"},
     "resumptions": 0,

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from floral.config import paths
+from floral.config import data_sets
 from floral.config.reading import ConfigError
 from floral.config.run import PartitionJob
 from floral.config.schema.data import Synthetic
@@ -139,7 +139,7 @@ def _check_same_data(folder: Path, job: PartitionJob, data_digest: str | None) -
         raise ConfigError(
             f"{folder}: this partition was made from other files of {job.data!r} than those that are stored now\n"
             f"  remedy: restore the old files; or copy the new sha256 from data/{job.data}/card.json in the results to "
-            f"{paths.CONFIG_FOLDER}/data.lock; or remove {folder} and the runs of {job.task!r}"
+            f"{data_sets.place(str(job.data))}; or remove {folder} and the runs of {job.task!r}"
         )
 
 

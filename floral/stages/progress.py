@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from floral.engine.simulate import Evaluation
 from floral.runs import segments
+from floral.runs.core_seconds import PARTS
 
 
 @dataclass
@@ -37,6 +40,8 @@ class Progress:
     """Digests of the files of the run's method, model and adaptors; None in a checkpoint of an earlier version."""
     peak_memory_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"setup": 0.0, "train": 0.0, "evaluate": 0.0})
+    core_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    """CPU time of the run's processes, summed over their threads."""
     segment: Path | None = None
     """The file to which this process appends each evaluated round; checkpoints leave it out."""
 
@@ -52,6 +57,14 @@ class Progress:
             self.routes.append([self.round, evaluation.routes.tolist()])
         if evaluation.diverged:
             self.diverged_at = self.round
+
+    @contextmanager
+    def timed(self, part: Literal["train", "evaluate"]) -> Iterator[None]:
+        """Add the wall time and the CPU time of the block to a part of the run. A block with an error adds nothing."""
+        began, cpu = time.perf_counter(), time.process_time()
+        yield
+        self.seconds[part] += time.perf_counter() - began
+        self.core_seconds[part] += time.process_time() - cpu
 
     def add_official(self, scores: tuple[float, float]) -> None:
         """Add the published code's score of a round of the last bin, also to the rows of metrics.parquet."""

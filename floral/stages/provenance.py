@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-import floral
+from floral.config import paths
 
 
 def peak_memory(device: torch.device, earlier: int = 0) -> int:
@@ -58,16 +58,17 @@ def machine() -> dict[str, Any]:
 def git_commit() -> str | None:
     """Return the commit of the code; None outside a git checkout.
 
-    A "+" is appended if files in floral/ or config/ differ from the commit.
+    A "+" is appended if files of the code or in config/ differ from the commit. The installed wheel is in no checkout,
+    so the commit is then that of the study.
     """
     try:
-        return _git("rev-parse", "--short=12", "HEAD") + (
-            "+" if _git("status", "--porcelain", ".", "../config") else ""
-        )
+        changed = _git("status", "--porcelain", "floral", "config", *paths.CODE_FOLDERS)
+        return _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(Path(floral.__file__).parent), *arguments]
+    folder = paths.STUDY if paths.PACKAGE.name == "packaged" else paths.PACKAGE
+    command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -42,13 +42,13 @@ def write_results(
 
     `joined` is the table of the unseen clients, or None if there are none.
     """
-    began = time.perf_counter()
-    local_scores = simulation.own_rows(state, simulation.data.test, np.arange(data.clients))
-    scores = local_scores
-    if headline(run, progress) == "population":
-        scores, values = simulation.global_test(state)
-        progress.record(values)
-    progress.seconds["evaluate"] += time.perf_counter() - began
+    with progress.timed("evaluate"):
+        local_scores = simulation.own_rows(state, simulation.data.test, np.arange(data.clients))
+        scores = local_scores
+        if headline(run, progress) == "population":
+            scores, values = simulation.global_test(state)
+            progress.record(values)
+    evaluated = time.process_time()
     metrics = pl.DataFrame(progress.metrics, schema=METRICS, orient="row")
     routes = progress.routes[-1][1] if progress.routes else None
     atomic(folder / "metrics.parquet", parquet_bytes(metrics))
@@ -58,6 +58,7 @@ def write_results(
     if joined is not None:
         atomic(folder / "unseen.parquet", parquet_bytes(joined))
     atomic(folder / "model.safetensors", model(state))
+    progress.core_seconds["write"] += time.process_time() - evaluated
     atomic(folder / "costs.json", json_bytes(costs(simulation, state, progress)))
     summary = summarise(run, simulation, scores, metrics, progress, data)
     atomic(folder / "summary.json", json_bytes(summary))
@@ -147,6 +148,7 @@ def costs(simulation: Simulation, state: State, progress: Progress) -> dict[str,
         "bytes_per_round": counted.bytes_per_client * simulation.cohort_size,
         "passes_per_sample": counted.passes_per_sample,
         "seconds": {**progress.seconds, "total": sum(progress.seconds.values())},
+        "core_seconds": {**progress.core_seconds, "total": sum(progress.core_seconds.values())},
         "peak_memory_bytes": peak_memory(simulation.device, progress.peak_memory_bytes),
         "execution": {
             **asdict(simulation.execution),

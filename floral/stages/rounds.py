@@ -60,14 +60,14 @@ def train_round(simulation: Simulation, state: State, progress: Progress) -> Non
 
     An interrupted round changes neither the state nor the progress.
     """
-    began, round = time.perf_counter(), progress.round + 1
-    loss, samples = simulation.train(state, round)
-    costs = simulation.costs_of(state, round)
-    progress.round, progress.pending_loss = round, loss
-    progress.bytes += costs.bytes_per_client * simulation.cohort_size
-    progress.client_samples += samples
-    progress.client_passes += samples * costs.passes_per_sample
-    progress.seconds["train"] += time.perf_counter() - began
+    round = progress.round + 1
+    with progress.timed("train"):
+        loss, samples = simulation.train(state, round)
+        costs = simulation.costs_of(state, round)
+        progress.round, progress.pending_loss = round, loss
+        progress.bytes += costs.bytes_per_client * simulation.cohort_size
+        progress.client_samples += samples
+        progress.client_passes += samples * costs.passes_per_sample
 
 
 def evaluate_round(simulation: Simulation, state: State, progress: Progress) -> None:
@@ -76,23 +76,25 @@ def evaluate_round(simulation: Simulation, state: State, progress: Progress) -> 
     The progress changes only after all evaluations of the round are complete. So an interrupted evaluation can be
     repeated.
     """
-    began, settings, round = time.perf_counter(), simulation.settings, progress.round
+    settings, round = simulation.settings, progress.round
     evaluation, official = None, None
-    if settings.evaluates(round):
-        train_loss = None if progress.pending_loss is None else float(progress.pending_loss)
-        evaluation = simulation.evaluate(state, round, train_loss)
-    if round and settings.sampled_evaluation and settings.last_bin(round):
-        official = simulation.official_scores(state, round)
-    progress.pending_loss = None
-    if evaluation is not None:
-        progress.add(evaluation)
-        values = ", ".join(
-            f"{split} {metric} {value:.4g}" for split, metric, value in evaluation.metrics if metric in LOGGED_METRICS
-        )
-        LOG.info("round %d of %d: %s", round, settings.rounds, values)
-    if official is not None:
-        progress.add_official(official)
-    progress.seconds["evaluate"] += time.perf_counter() - began
+    with progress.timed("evaluate"):
+        if settings.evaluates(round):
+            train_loss = None if progress.pending_loss is None else float(progress.pending_loss)
+            evaluation = simulation.evaluate(state, round, train_loss)
+        if round and settings.sampled_evaluation and settings.last_bin(round):
+            official = simulation.official_scores(state, round)
+        progress.pending_loss = None
+        if evaluation is not None:
+            progress.add(evaluation)
+            values = ", ".join(
+                f"{split} {metric} {value:.4g}"
+                for split, metric, value in evaluation.metrics
+                if metric in LOGGED_METRICS
+            )
+            LOG.info("round %d of %d: %s", round, settings.rounds, values)
+        if official is not None:
+            progress.add_official(official)
 
 
 # ------------------------------------------------------------------------------------------- checkpoints

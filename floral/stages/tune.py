@@ -23,7 +23,7 @@ from floral.config.reading import ConfigError
 from floral.config.schema.tuning import Configuration, Tuned
 from floral.config.search_space import edges
 from floral.config.searches import Search
-from floral.config.tuned import is_current, tuned_path, tuned_values
+from floral.config.tuned import is_current, study_values, tuned_path
 from floral.core.process import configure_process, set_threads
 from floral.data import federation
 from floral.data.federation import Federation
@@ -211,7 +211,7 @@ def write(searches: Iterable[Search], results: Path) -> list[Path]:
             )
         entries_by_task.setdefault(search.task.name, {})[search.variant.name] = choose(search, record)
     for task, entries in entries_by_task.items():
-        merged = {**tuned_values(task), **entries}
+        merged = {**study_values(task), **entries}
         plain = {name: merged[name].model_dump(mode="json") for name in sorted(merged)}
         text = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=120)
         atomic(tuned_path(task), (HEADER + text).encode())

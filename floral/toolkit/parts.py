@@ -27,7 +27,8 @@ from floral.core.spec import (
     View,
 )
 from floral.core.streams import Stream
-from floral.nn.layers import WEIGHT_LAYERS, Call, Linear, Model
+from floral.nn.layers import WEIGHT_LAYERS, Linear
+from floral.nn.model import Model
 
 # ------------------------------------------------------------------------------------------ initial values
 
@@ -284,20 +285,23 @@ def head_name(model: Model) -> str:
 
     Raises:
         Refused: the last layer that has weights is not linear, or shares its weights with the embedding, or is the only
-            layer with weights.
+            layer with weights, or is frozen.
     """
     weight_layers = [name for name, layer in model.layers.items() if isinstance(layer, WEIGHT_LAYERS)]
-    if weight_layers and getattr(model.layers[weight_layers[-1]], "tied", None):
+    head = model.head or next(reversed(weight_layers), None)
+    if head is not None and getattr(model.layers[head], "tied", None):
         raise Refused(
             "the method needs a separate head, but the last layer shares its weights with the embedding;"
             " use a model with `tied: false`"
         )
-    if len(weight_layers) < 2 or not isinstance(model.layers[weight_layers[-1]], Linear):
+    if head is None or len(weight_layers) < 2 or not isinstance(model.layers[head], Linear):
         raise Refused(
             "the method splits a model into a body and a head, but this model has no body before a last linear layer;"
             " choose another model"
         )
-    return weight_layers[-1]
+    if f"{head}.weight" in model.constants:
+        raise Refused(f"the method trains the head {head}, but `freeze` names it; leave the head out of `freeze`")
+    return head
 
 
 def body_model(model: Model) -> Model:
@@ -306,12 +310,7 @@ def body_model(model: Model) -> Model:
     Raises:
         Refused: the model has no head.
     """
-    last = head_name(model)
-
-    def forward(call: Call, x: Tensor) -> Tensor:
-        return model.forward(lambda name, x: x if name == last else call(name, x), x)
-
-    return Model(layers={name: layer for name, layer in model.layers.items() if name != last}, forward=forward)
+    return model.without(head_name(model))
 
 
 # ------------------------------------------------------------------------------------------- size and cost
@@ -451,11 +450,33 @@ def outputs_of_each_model(model: Model) -> Callable[[View, Tensor, Noise | None,
 
     def outputs(view: View, x: Tensor, noise: Noise | None, mask: Tensor | None) -> tuple[Tensor, View]:
         dropout = None if noise is None else {name: noise[name] for name in model.noise}
-        over_models = torch.vmap(model, in_dims=(0, 0, None, None if noise is None else 1, None))
-        logits, statistics = over_models(view["base"], view.get("statistics", {}), x, dropout, mask)
+        of_each = view["base"], view.get("statistics", {})
+        if model.sequential is None:
+            over_models = torch.vmap(model, in_dims=(0, 0, None, None if noise is None else 1, None))
+            logits, statistics = over_models(*of_each, x, dropout, mask)
+        else:
+            logits, statistics = one_after_the_other(model, *of_each, x, dropout, mask)
         return logits, {"statistics": statistics} if statistics else {}
 
     return outputs
+
+
+def one_after_the_other(
+    model: Model, params: Params, statistics: Params, x: Tensor, noise: Noise | None, mask: Tensor | None
+) -> tuple[Tensor, Params]:
+    """Return what `torch.vmap` over C models returns, for a model that cannot be vectorised."""
+    results = [
+        model(
+            {name: value[c] for name, value in params.items()},
+            {name: value[c] for name, value in statistics.items()},
+            x,
+            None if noise is None else {name: drawn[:, c] for name, drawn in noise.items()},
+            mask,
+        )
+        for c in range(len(next(iter(params.values()))))
+    ]
+    changed = {name: torch.stack([after[name] for _, after in results]) for name in statistics}
+    return torch.stack([logits for logits, _ in results]), changed
 
 
 def noise_of_each_model(model: Model, holders: int) -> dict[str, tuple[int | str, ...]]:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from floral.core.spec import Group, Noise, Params, Problem, Refused, Routing, Scope, View
 from floral.core.streams import Stream
-from floral.nn.layers import Call, Layer, Linear, Model
+from floral.nn.layers import Layer, Linear
+from floral.nn.model import Call, Model
 from floral.toolkit.parts import predictor, repeated_start
 
 # ---------------------------------------------------------------------------------------- one of C models

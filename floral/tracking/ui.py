@@ -86,7 +86,9 @@ def _wait(server: subprocess.Popen[bytes], address: str) -> None:
         server.terminate()
         server.wait()
     reason = f"did not answer in {START_SECONDS:.0f} s" if code is None else f"ended with exit code {code}"
-    raise ConfigError(f"MLflow's server {reason}; its messages are above; then call: make ui PORT=5001")
+    raise ConfigError(
+        f"MLflow's server {reason}; the messages above say why; remove the cause, and call `make ui` again"
+    )
 
 
 def _until_end(server: subprocess.Popen[bytes]) -> int:

@@ -120,16 +120,18 @@ class Work:
 
 
 def _use_reference(suites: Mapping[str, list[Run]], settings: Settings, dry_run: bool) -> None:
-    """Copy finished runs from reports/reference into the results folder, so that they are not trained again.
+    """Copy finished runs from the folder `reference` into the results folder, so that they are not trained again.
 
     With `reuse: false`, remove such copies from the results folder, so that their runs are trained again. A dry run
     changes no file, and only prints the number of these runs.
     """
+    folders = [settings.results]
     if settings.reuse:
         verb, count, apply = "taken from", reference.available, reference.restore
+        folders.append(settings.reference)
     else:
         verb, count, apply = "trained again and not taken from", reference.restored_runs, reference.remove_restored
-    runs = (count if dry_run else apply)(suites, settings.results)
+    runs = (count if dry_run else apply)(suites, *folders)
     if runs:
         note = " (not in a dry run, which changes no file)" if dry_run else ""
-        print(f"{run_count(len(runs))} {verb} {reference.REFERENCE}{note}", file=sys.stderr)
+        print(f"{run_count(len(runs))} {verb} {settings.reference}{note}", file=sys.stderr)

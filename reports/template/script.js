@@ -73,7 +73,8 @@ function headings(table) {
 
 const MIN_ROWS_FOR_SEARCH = 8;
 
-for (const table of document.querySelectorAll(".gt_table, .plain")) {
+// Make the columns of a table sortable, and add a search box above a long one.
+function makeSortable(table) {
   const state = { rows: [...table.tBodies[0].rows], query: "", column: 0, direction: "none" };
   const heads = headings(table);
   heads.forEach((head, column) => {
@@ -96,7 +97,7 @@ for (const table of document.querySelectorAll(".gt_table, .plain")) {
     });
   });
   const all = state.rows.filter((row) => !isHeading(row)).length;
-  if (all < MIN_ROWS_FOR_SEARCH) continue;
+  if (all < MIN_ROWS_FOR_SEARCH) return;
   const box = document.createElement("p");
   box.className = "search";
   box.innerHTML = '<label>Search <input type="search" autocomplete="off"></label> <span role="status"></span>';
@@ -111,23 +112,26 @@ for (const table of document.querySelectorAll(".gt_table, .plain")) {
 
 // --------------------------------------------------------------------------------------------------- figures
 
-// The colour of a mark is that of its method. Choosing a method in the legend dims all other marks in all figures.
-const buttons = [...document.querySelectorAll(".legend button")];
-const names = new Map(buttons.map((button) => [button.dataset.colour, button.textContent.trim()]));
+// The colour of a mark is that of its method. Choosing methods in a legend dims all other marks in all figures.
+const names = new Map(OVERVIEW.methods.map((method) => [method.colour, method.short]));
 const owner = (mark) => [mark.getAttribute("stroke"), mark.getAttribute("fill")].find((colour) => names.has(colour));
+const followed = new Set();
 
-function follow() {
-  const selected = new Set(buttons.filter((b) => b.getAttribute("aria-pressed") === "true").map((b) => b.dataset.colour));
-  for (const mark of document.querySelectorAll("figure svg .role-mark *")) {
+function showFollowed(root) {
+  for (const button of root.querySelectorAll(".legend button"))
+    button.setAttribute("aria-pressed", String(followed.has(button.dataset.colour)));
+  for (const mark of root.querySelectorAll("figure svg .role-mark *")) {
     const colour = owner(mark);
-    if (colour) mark.classList.toggle("dim", selected.size > 0 && !selected.has(colour));
+    if (colour) mark.classList.toggle("dim", followed.size > 0 && !followed.has(colour));
   }
 }
-for (const button of buttons) {
-  button.addEventListener("click", () => {
-    button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") !== "true"));
-    follow();
-  });
+function follow(colour) {
+  if (!followed.delete(colour)) followed.add(colour);
+  showFollowed(document);
+}
+function followOnly(colour) {
+  followed.clear();
+  follow(colour);
 }
 
 // The value at a pixel of a panel, by the inverse of its scale.
@@ -197,7 +201,10 @@ function screen(place) {
 }
 function showTip(place) {
   const { x, y } = screen(place);
-  tip.textContent = place.text;
+  showTipAt({ right: x, top: y }, place.text);
+}
+function showTipAt({ right: x, top: y }, text) {
+  tip.textContent = text;
   tip.className = "shown";
   const wide = tip.offsetWidth;
   tip.style.left = `${Math.max(4, Math.min(x + 12, innerWidth - wide - 8)) + scrollX}px`;
@@ -205,8 +212,9 @@ function showTip(place) {
 }
 function hideTip() { tip.className = ""; tip.textContent = ""; }
 
-for (const svg of document.querySelectorAll("figure svg[data-plane]")) {
-  if (!("x" in JSON.parse(svg.dataset.plane))) continue;
+// Show the values of a figure to the pointer and to the arrow keys.
+function makeReadable(svg) {
+  if (!("x" in JSON.parse(svg.dataset.plane))) return;
   svg.tabIndex = 0;
   let at = -1;
   svg.addEventListener("pointermove", (event) => {
@@ -234,6 +242,97 @@ for (const svg of document.querySelectorAll("figure svg[data-plane]")) {
   });
 }
 
+async function copyText(text, button) {
+  const label = button.textContent;
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = "Copied";
+  } catch { // no clipboard for local files in this browser: select the text, so that its copy command works
+    const box = Object.assign(document.createElement("textarea"), { value: text });
+    button.after(box);
+    box.select();
+    const copied = document.execCommand("copy");
+    if (copied) box.remove();
+    button.textContent = copied ? "Copied" : "Selected: press Ctrl-C";
+  }
+  setTimeout(() => { button.textContent = label; }, 2000);
+}
+
+// ------------------------------------------------------------------------------------------------- sections
+
+// The content of a section is compressed and base64-coded in the page. It is unpacked when the section is opened.
+async function unpack(packed) {
+  if (!("DecompressionStream" in window)) {
+    packed.replaceWith("This browser cannot unpack the section. Use a browser of 2023 or later, or read the files beside this page.");
+    return;
+  }
+  const bytes = Uint8Array.from(atob(packed.textContent.trim()), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const content = document.createElement("div");
+  content.innerHTML = await new Response(stream).text();
+  packed.replaceWith(content);
+  enliven(content);
+}
+
+function enliven(root) {
+  for (const table of root.querySelectorAll(".gt_table, .plain")) makeSortable(table);
+  for (const svg of root.querySelectorAll("figure svg[data-plane]")) makeReadable(svg);
+  for (const button of root.querySelectorAll(".legend button")) button.addEventListener("click", () => follow(button.dataset.colour));
+  for (const button of root.querySelectorAll("button[data-copy]"))
+    button.addEventListener("click", () => copyText(document.getElementById(button.dataset.copy).textContent, button));
+  if (document.body.dataset.files) addLinks(root);
+  showFollowed(root);
+}
+
+// Links to the files beside the page: tables as LaTeX, figures as data and as drawings.
+function addLinks(root) {
+  const link = (href, textContent) => Object.assign(document.createElement("a"), { href, textContent, download: "", ariaLabel: href });
+  const beside = (tag, ...links) => {
+    const files = Object.assign(document.createElement(tag), { className: "files" });
+    files.append(...links);
+    return files;
+  };
+  for (const figure of root.querySelectorAll("figure.plot")) {
+    const kinds = ["csv", "svg", "pdf"].map((kind) => link(`figures/${figure.id}.${kind}`, kind.toUpperCase()));
+    figure.querySelector("figcaption").append(" ", beside("span", kinds[0], " · ", kinds[1], " · ", kinds[2]));
+  }
+  for (const block of root.querySelectorAll("[data-table]"))
+    block.after(beside("p", link(`tables/${block.dataset.table}.tex`, "LaTeX")));
+}
+
+async function openFold(fold) {
+  fold.open = true;
+  const packed = fold.querySelector("script[type='text/packed']");
+  if (packed && !packed.dataset.begun) {
+    packed.dataset.begun = "yes"; // a second event must not unpack it again
+    await unpack(packed);
+  }
+}
+async function openSection(id) {
+  const target = document.getElementById(id);
+  const fold = target?.closest("section")?.querySelector("details.fold");
+  if (fold) await openFold(fold);
+  document.getElementById(id)?.scrollIntoView();
+}
+const folds = [...document.querySelectorAll("details.fold")];
+for (const fold of folds) fold.addEventListener("toggle", () => { if (fold.open) openFold(fold); });
+addEventListener("hashchange", () => openSection(location.hash.slice(1)));
+document.addEventListener("click", (event) => { // also where the address already ends with this section
+  const link = event.target.closest("a[href^='#']");
+  if (link) openSection(link.hash.slice(1));
+});
+if (location.hash) openSection(location.hash.slice(1));
+
+const unfold = document.getElementById("unfold");
+unfold.addEventListener("click", async () => {
+  const opening = folds.some((fold) => !fold.open);
+  for (const fold of folds) {
+    if (opening) await openFold(fold);
+    else fold.open = false;
+  }
+  unfold.textContent = opening ? "Fold all sections" : "Unfold all sections";
+});
+
 // ------------------------------------------------------------------------------------------------------ page
 
 const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
@@ -258,26 +357,3 @@ switcher.addEventListener("click", () => {
 });
 label();
 document.querySelector("nav").append(switcher);
-
-for (const button of document.querySelectorAll("button[data-copy]")) {
-  const label = button.textContent;
-  button.addEventListener("click", async () => {
-    const source = document.getElementById(button.dataset.copy);
-    try {
-      await navigator.clipboard.writeText(source.textContent);
-      button.textContent = "Copied";
-    } catch { // no clipboard for local files in this browser: select the text, so that its copy command works
-      getSelection().selectAllChildren(source);
-      button.textContent = document.execCommand("copy") ? "Copied" : "Selected: press Ctrl-C";
-    }
-    setTimeout(() => { button.textContent = label; }, 2000);
-  });
-}
-
-// Print with all blocks unfolded, then fold them again.
-let closed = [];
-addEventListener("beforeprint", () => {
-  closed = [...document.querySelectorAll("details:not([open])")];
-  for (const details of closed) details.open = true;
-});
-addEventListener("afterprint", () => { for (const details of closed) details.open = false; });

@@ -18,12 +18,13 @@ from floral.adaptors.embedding import EmbeddingAdaptor
 from floral.adaptors.factors import resolve, solve
 from floral.adaptors.linear import LinearAdaptor
 from floral.adaptors.norm import NormAdaptor
-from floral.config import catalogue
+from floral.config import catalogue, plugins
 from floral.config.reading import ConfigError
 from floral.core.spec import Refused
 from floral.core.streams import Stream
 from floral.models import cnn, linear, mlp, vit
-from floral.nn.layers import Conv2d, ConvTranspose2d, Linear, Model
+from floral.nn.layers import Conv2d, ConvTranspose2d, Linear
+from floral.nn.model import Model
 from floral.nn.norms import NORMS, BatchNorm, GroupNorm, LayerNorm, instance_norm
 
 FACTORISATIONS = ["in", "out", "balanced", "balanced_2d"]
@@ -73,7 +74,7 @@ def weights_of(layer):
 
 def test_every_kind_of_adaptor_is_tested_here():
     found = set()
-    for name in catalogue.plugins("adaptors"):
+    for name in plugins.names("adaptors"):
         module = importlib.import_module(f"floral.adaptors.{name}")
         found |= {v for v in vars(module).values() if isinstance(v, type) and hasattr(v, "merged")}
     of_layers = {type(adaptor_of(layer, method)) for layer, method in LAYERS}
@@ -174,7 +175,7 @@ def test_the_published_bias_start_is_uniform_over_its_fan_in():
 
 
 @pytest.mark.parametrize("variant", ["floral_1", "floral_10", "local_adaptor"])
-@pytest.mark.parametrize("model", [*catalogue.plugins("models"), "convolutions"])
+@pytest.mark.parametrize("model", [*plugins.names("models"), "convolutions"])
 def test_training_merged_equals_training_unmerged(variant, model):
     applications = catalogue.method_file(catalogue.variant_index()[variant]).parameters["application"].choices
     first, *others = (

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from floral.bench import cases, data, processes, report, scale, timing
+from floral.bench import cases, data, engine, machine, processes, report, scale, timing
 from floral.bench.cases import CASES, Case, holds
 from floral.bench.prepare import prepare, require
 from floral.bench.stdout import reserved_stdout
 from floral.config.reading import ConfigError
+from floral.core.clock import Reading, read_clock
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,22 +28,19 @@ def floral(*arguments: str, folder: Path, **more: str) -> subprocess.CompletedPr
     )  # fmt: skip
 
 
-def engine(task: str, variant: str, folder: Path) -> dict:
-    arguments = ["bench", "engine", "--task", task, "--variant", variant, "--rounds", "2", "--threads", "1", "--json"]
-    output = floral(*arguments, folder=folder)
-    assert output.returncode == 0, output.stderr
-    return json.loads(output.stdout)
-
-
 def test_engine_prints_one_json_object_with_the_ratio_to_the_baseline(tmp_path):
-    result = engine("synthetic_mlp", "floral_1", tmp_path)
+    arguments = ["--task", "synthetic_mlp", "--variant", "floral_1", "--rounds", "2", "--threads", "1", "--json"]
+    output = floral("bench", "engine", *arguments, folder=tmp_path)
+    assert output.returncode == 0, output.stderr
+    result = json.loads(output.stdout)
     assert result["seconds_per_round"] > 0 and result["samples_per_second"] > 0 and result["peak_memory_bytes"] > 1e7
     assert result["ratio"] > 0 and result["spread"] >= 0 and result["floor_seconds_per_round"] > 0
     assert result["floor"].startswith("FedAvg") and result["pairs"] == 2 and result["execution"]["backend"]
 
 
 def test_a_task_without_a_baseline_gives_a_reason_and_no_ratio(tmp_path):
-    result = engine("digits_rotate", "fedavg", tmp_path)
+    how = {"results": tmp_path, "data_dir": None, "device": "cpu", "backend": "auto", "threads": 1, "rounds": 2}
+    result = engine.engine("digits_rotate", "fedavg", **how)
     assert result["ratio"] is None and result["spread"] is None and result["floor_seconds_per_round"] is None
     assert result["floor"].startswith("none: clients have unequal numbers")
 
@@ -55,8 +53,8 @@ def test_data_reports_reading_and_partitioning_with_their_limits(tmp_path):
     assert read["case"] == "digits: read raw files into arrays" and read["value"] > 0 and read["limit"] is None
     assert memory["value"] > 0 and [row["limit"] for row in partitions] == [1.0] * 3
     assert data.line({"case": "x", "value": 3.1, "unit": "s", "limit": 3.0}) == "x: 3.1 s (limit ≤ 3 s: MISSED)"
-    output = floral("bench", "data", "--data", "digts", folder=tmp_path)
-    assert output.returncode == 2 and "did you mean 'digits'?" in output.stderr
+    with pytest.raises(ConfigError, match=r"did you mean 'digits'\?"):
+        data.data(["digts"], results=tmp_path, data_dir=None)
 
 
 def test_more_threads_than_cores_are_refused(tmp_path):
@@ -113,7 +111,13 @@ SMALL = (
         name="rate", limit=1e-9, direction="min", task="synthetic_linear", variant="floral_1",
         measure=cases.rounds_per_second,
     ),
+    Case(
+        name="threads", limit=1e9, task="synthetic_linear", variant="floral_1", measure=cases.to_one_thread,
+    ),
 )  # fmt: skip
+
+
+BUSY = "other programs used 1.4 cores"
 
 
 def fake_scale(**options):
@@ -123,8 +127,10 @@ def fake_scale(**options):
          "mapped_bytes": 10**8, "private_floats_per_client": 0}
         for variant in scale.VARIANTS for clients in (10, 100)
     ]  # fmt: skip
-    ratios = {variant: {"ratio": 1.0, "spread": 0.1, "seconds": [0.1, 0.1]} for variant in scale.VARIANTS}
-    ratios["floral_1"] = {"ratio": 1.05, "spread": 0.2, "seconds": [0.105, 0.1]}
+    ratios = {
+        variant: {"ratio": 1.0, "spread": 0.1, "seconds": [0.1, 0.1], "disturbance": None} for variant in scale.VARIANTS
+    }
+    ratios["floral_1"] = {"ratio": 1.05, "spread": 0.2, "seconds": [0.105, 0.1], "disturbance": BUSY}
     assert set(options) == {"results", "data_dir", "backend", "threads", "rounds", "log"}
     return {"cohort": 30, "clients": [10, 100], "compared": [10, 100], "points": points, "ratios": ratios}
 
@@ -134,6 +140,7 @@ def written(tmp_path_factory):
     """Rows and folder of a report on cases that need no external data."""
     folder = tmp_path_factory.mktemp("bench")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "in_new_process", lambda measure, *arguments: measure(*arguments))  # saves imports
         patch.setattr(report, "prepare", lambda runs, results, data_dir, also: prepare(runs, results, data_dir))
         rows = report.report(
             results=folder / "results", reports=folder / "reports", data_dir=None, backend="loop", threads=1, rounds=2,
@@ -144,11 +151,11 @@ def written(tmp_path_factory):
 
 def test_rows_have_ratio_limit_and_seconds(written):
     rows, _ = written
-    assert [row["case"] for row in rows] == ["baseline", "pair", "C", "rate", cases.SCALE_CASE]
+    assert [row["case"] for row in rows] == ["baseline", "pair", "C", "rate", "threads", cases.SCALE_CASE]
     for row in rows:
-        assert {"case", "ratio", "limit", "direction", "spread", "seconds"} <= set(row)
+        assert {"case", "ratio", "limit", "direction", "spread", "seconds", "disturbance"} <= set(row)
         assert row["direction"] in ("max", "min") and row["ratio"] > 0 and row["spread"] >= 0
-    assert [holds(row) for row in rows] == [True, False, True, True, True]
+    assert [holds(row) for row in rows] == [True, False, True, True, True, True]
     assert rows[-1]["ratio"] == 1.05 and set(rows[-1]["by_variant"]) == set(scale.VARIANTS)
     assert json.loads(json.dumps(rows)) == rows
 
@@ -156,7 +163,9 @@ def test_rows_have_ratio_limit_and_seconds(written):
 def test_table_and_figures_are_written(written):
     rows, folder = written
     table = (folder / "bench.md").read_text()
-    assert all(row["case"] in table for row in rows) and table.count("**missed**") == 1
+    assert all(row["case"] in table for row in rows)
+    missed = [row for row in rows if not row["disturbance"] and not holds(row)]
+    assert table.count("**missed**") == len(missed)
     assert json.loads((folder / "bench.json").read_text())["rows"] == rows
     for name in ("bench", "scale"):
         assert (folder / f"{name}.svg").read_text().startswith("<svg") and b"%PDF" in (
@@ -166,7 +175,11 @@ def test_table_and_figures_are_written(written):
 
 
 def test_the_fixed_cases_have_the_documented_limits():
-    limits = {(case.task, case.variant, case.reference): (case.limit, case.direction) for case in CASES}
+    one_thread = {cases.to_one_thread: "one thread"}
+    limits = {
+        (case.task, case.variant, one_thread.get(case.measure, case.reference)): (case.limit, case.direction)
+        for case in CASES
+    }
     assert limits == {
         ("mnist_rotate", "fedavg", "baseline"): (1.5, "max"),
         ("cifar10_rotate_reduced", "fedavg", "baseline"): (1.15, "max"),
@@ -175,10 +188,54 @@ def test_the_fixed_cases_have_the_documented_limits():
         ("mnist_rotate_reduced", "floral_1", "fedavg"): (1.6, "max"),
         ("mnist_rotate_reduced", "ensemble", "fedavg"): (1.1, "max"),
         ("synthetic_linear", "floral_1", "baseline"): (300, "min"),
-    }
+    } | {(task, "floral_1", "one thread"): (1.05, "max") for task in ("synthetic_linear", "mnist_rotate_reduced")}
     assert cases.SCALE_LIMIT == 1.1
     (images,) = {run.task.augmentation for case in CASES if case.task == "cifar10_rotate_reduced" for run in case.runs}
     assert images == "none"
+
+
+# ------------------------------------------------------------------------------------------ a busy machine
+
+
+def test_a_row_that_other_work_disturbed_is_marked(written):
+    rows, folder = written
+    assert rows[-1]["disturbance"] == BUSY
+    assert report.line(rows[-1]).endswith(f"holds); not reliable: {BUSY}")
+    table = (folder / "bench.md").read_text()
+    (row,) = (line for line in table.splitlines() if line.startswith(f"| {cases.SCALE_CASE}"))
+    assert "**not reliable**" in row and f"- {cases.SCALE_CASE}: {BUSY}" in table
+    assert "not reliable" not in report.line({**rows[-1], "disturbance": None})
+
+
+@pytest.mark.parametrize(
+    ("took", "words"),
+    [
+        ({"cpu": 9.8, "busy": 10.0}, None),
+        ({"cpu": 10.0, "busy": 24.0}, "other programs used 1.4 cores"),
+        ({"cpu": 8.0, "busy": 8.0, "waited": 2.0}, "threads waited for a core in 20% of the time"),
+        ({"cpu": 9.0, "busy": 9.0, "stolen": 1.0}, "the host of this virtual machine took 10% of a core"),
+    ],
+)
+def test_the_disturbance_names_load_waiting_and_stolen_time(took, words):
+    assert machine.disturbance(Reading(wall=10.0, **took)) == words
+
+
+def test_the_clock_sees_other_programs_and_lost_time():
+    """Two more processes than cores compute: a thread gets a core in a part of the time only."""
+    others = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(len(os.sched_getaffinity(0)) + 1)
+    ]
+    try:
+        before = read_clock()
+        while (took := read_clock() - before).wall < 0.5:
+            pass
+        assert machine.warning() is not None
+    finally:
+        for process in others:
+            process.kill()
+            process.wait()
+    assert took.cpu + took.waited == pytest.approx(took.wall, abs=0.1)
+    assert took.lost_share > 0.1 and took.other_cores > 0.25
 
 
 # --------------------------------------------------------------------------------------- timing and scale

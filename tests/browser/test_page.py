@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from floral.report.build import report
 
 AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
 ROWS = "[...document.querySelectorAll('%s .gt_table tbody .gt_stub')].map(cell => cell.textContent)"
-COLOUR = "[...document.querySelectorAll('.legend button')].find(b => b.textContent.trim() === '%s').dataset.colour"
+COLOUR = "OVERVIEW.methods.find(method => method.short === '%s').colour"
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +24,12 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     return report("quickstart", runs, folder / "results", folder / "reports", partial=True).as_uri()
 
 
-def opened(browser: Browser, address: str, width: int, scheme: str) -> Page:
-    """The page, after asserting that it asked for nothing but itself and complained about nothing."""
-    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+def opened(browser: Browser, address: str, width: int = 1280, scheme: str = "light", section: str = "") -> Page:
+    """The page with a section unfolded, after asserting that it asked for nothing but itself and complained of nothing.
+
+    section: the id of the section, or `all` for all sections.
+    """
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     context.set_offline(True)
     asked: list[str] = []
     complaints: list[str] = []
@@ -36,27 +40,38 @@ def opened(browser: Browser, address: str, width: int, scheme: str) -> Page:
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(address)
     page.wait_for_load_state("load")
+    if section == "all":
+        page.locator("#unfold").click()
+        page.wait_for_function("document.querySelectorAll('script[type=\"text/packed\"]').length === 0")
+    elif section:
+        page.evaluate(f"openSection('{section}')")
     assert asked == [address] and complaints == []
     return page
 
 
+PACKED_BYTES_PER_RUN, MAX_ELEMENTS, MAX_SCREENS, MAX_PRINTED_PAGES = 2400, 15_000, 20, 25
+
+
 def test_a_page_of_a_thousand_runs_stays_small(browser, tmp_path):
-    """Bytes and elements, which its loading time follows: 15 MB are the limit."""
+    """Bytes, elements, height, width and printed pages make a page slow to open, long to read and dear to print."""
     tasks = ("digits_rotate", "digits_label_shift", "mnist_rotate", "mnist_label_shift", "fashion_rotate")
     runs = [make_run(task, variant, seed) for task in tasks for variant in ACCURACY for seed in range(25)]
     for run in runs:
         write_run(tmp_path / "results", run)
     path = report("quickstart", runs, tmp_path / "results", tmp_path / "reports")
-    assert len(runs) == 1000 and path.stat().st_size < 15e6
-    page = opened(browser, path.as_uri(), 1280, "light")
-    assert page.evaluate("document.querySelectorAll('*').length") < 40_000
+    assert len(runs) == 1000 and path.stat().st_size < PACKED_BYTES_PER_RUN * len(runs)
+    page = opened(browser, path.as_uri(), 1400)
+    assert page.evaluate("document.querySelectorAll('*').length") < MAX_ELEMENTS
+    assert page.evaluate("document.documentElement.scrollHeight") < MAX_SCREENS * 900
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert "1000 runs" in page.inner_text("main").replace(",", "").replace("\u202f", "")
+    printed = page.pdf(format="A4")
+    assert 1 <= len(re.findall(rb"/Type\s*/Page\b(?!s)", printed)) <= MAX_PRINTED_PAGES
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_opens_alone_and_fits(browser, address, width, scheme):
-    page = opened(browser, address, width, scheme)
+    page = opened(browser, address, width, scheme, "all")
     assert page.locator("#main table").first.is_visible()
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert page.locator("figure svg").count() >= 8
@@ -67,24 +82,94 @@ def test_opens_alone_and_fits(browser, address, width, scheme):
     assert page.evaluate(too_wide) == 0
     boxes = "[...document.querySelectorAll('.wide, .scroll')].filter(b => b.getBoundingClientRect().right > innerWidth)"
     assert page.evaluate(f"{boxes}.length") == 0
+    page.evaluate("document.querySelector('table.heat').parentElement.scrollLeft = 200")
+    assert page.evaluate("document.querySelector('table.heat tbody th').getBoundingClientRect().left") >= 0
 
 
-def test_every_entry_of_the_contents_leads_somewhere(browser, address):
-    page = opened(browser, address, 1280, "light")
+def test_the_contents_unfold_the_section_they_lead_to(browser, address):
+    page = opened(browser, address)
     for link in page.locator("nav a").all():
         assert page.locator(link.get_attribute("href")).count() == 1
+    assert page.locator("details.fold[open]").count() == 0 and page.locator("#main table").count() == 0
+    page.locator("nav a[href='#main']").click()
+    page.locator("#main table").first.wait_for()
+    assert page.locator("details.fold[open]").count() == 1
+    folds = page.locator("details.fold > summary").all_text_contents()
+    assert all(len(summary.split()) > 4 for summary in folds), "a title and what the section says"
 
 
-def test_ink_changes_with_the_scheme(browser, address):
-    inks = set()
-    for scheme in ("light", "dark"):
-        page = opened(browser, address, 1280, scheme)
-        inks.add(page.evaluate("getComputedStyle(document.querySelector('figure svg .role-title-text text')).fill"))
-    assert len(inks) == 2
+# ------------------------------------------------------------------------------------------------ the overview
+
+CELLS = (
+    "[...document.querySelectorAll('table.heat tr[data-method]')]"
+    ".filter(row => !row.hidden).map(row => row.innerText.trim())"
+)
+
+
+def shown(page: Page) -> dict[str, list[str]]:
+    """Return the visible rows of the overview, as method → texts of its cells."""
+    rows = [row.replace("\u00a0", " ").split("\t") for row in page.evaluate(CELLS)]
+    return {name.strip(): [cell.strip() for cell in cells] for name, *cells in rows}
+
+
+def test_a_cell_shows_the_mean_the_difference_or_the_rank(browser, address):
+    page = opened(browser, address)
+    assert shown(page)["FLoRAL 1 %"][0] == "86.0" and shown(page)["FedAvg"][0] == "1/3 diverged"
+    page.locator("#intervals").check()
+    assert shown(page)["FLoRAL 1 %"][0] == "86.0 ± 2.5"
+    page.locator("[data-mode=difference]").click()
+    rows = shown(page)
+    assert rows["FLoRAL 1 %"][0] == "reference" and rows["Constant"][0] == "\u221275.0"
+    page.locator("[data-mode=rank]").click()
+    rows = shown(page)
+    assert rows["FLoRAL 1 %"][:2] == ["1", "1"] and rows["Constant"][0] == "\u2013"
+    csv = page.evaluate("view.mode = 'mean', showTable(), FORMATS.CSV(rowsToCopy())")
+    assert '"FLoRAL 1 %","86.0 ± 2.5"' in csv.replace("\u00a0", " ")
+
+
+def test_the_overview_is_filtered_and_sorted(browser, address):
+    page = opened(browser, address)
+    first, *_, last = shown(page)
+    assert (first, last) == ("FLoRAL 1 %", "Constant")
+    page.locator("[data-chip=families][value=Controls]").click()
+    assert list(shown(page)) == ["Constant"] and page.locator("#shown").text_content() == "1 of 5 methods"
+    page.locator("#reset").click()
+    assert len(shown(page)) == 5
+    page.locator("#find").fill("fed")
+    assert list(shown(page)) == ["FedAvg"]
+    page.locator("#find").fill("")
+    page.locator("[data-chip=tasks][value=synthetic_linear]").click()
+    assert shown(page)["FedAvg"][0].startswith("1.4") and len(shown(page)["FedAvg"]) == 4
+    heading = page.locator(".heat th[data-column=method]")
+    heading.locator("button").press("Enter")
+    assert heading.get_attribute("aria-sort") == "ascending"
+    assert list(shown(page)) == ["Ensemble", "FedAvg", "FLoRAL 1 %", "FLoRAL 1 % (optimal router)", "Constant"]
+
+
+def test_a_cell_leads_to_its_runs(browser, address):
+    page = opened(browser, address)
+    page.locator("tr[data-method=floral_1] td button").first.click()
+    told = page.locator("dialog").inner_text()
+    assert "86.0 ± 2.5" in told and "floral show digits_rotate/floral_1/seed2-" in told
+    page.locator("#to-curves").click()
+    page.locator("#curves figure").first.wait_for()
+    assert page.locator("#curves .legend [aria-pressed=true]").text_content() == "FLoRAL 1 %"
+
+
+def test_the_figure_of_costs_names_the_best_at_their_cost(browser, address):
+    page = opened(browser, address)
+    assert "FLoRAL 1 % 86.0 with 4" in page.locator("#tradeoff svg").get_attribute("aria-label").replace("\u00a0", " ")
+    page.locator("#tradeoff [data-point]").first.hover()
+    assert "±" in page.locator("#tip").text_content()
+    page.locator("#tradeoff select").select_option("synthetic_linear")
+    assert "MSE" in page.locator("#tradeoff svg").get_attribute("aria-label")
+
+
+# --------------------------------------------------------------------------------------------------- sections
 
 
 def test_columns_sort_across_families(browser, address):
-    page = opened(browser, address, 1280, "light")
+    page = opened(browser, address, section="main")
     names = ROWS % "#main"
     heading = page.locator("#main .gt_table thead tr:last-child th").first
     button = heading.locator("button")
@@ -99,16 +184,12 @@ def test_columns_sort_across_families(browser, address):
     button.press("Enter")
     assert heading.get_attribute("aria-sort") is None and page.evaluate(families) == 5
     assert page.evaluate(names)[:3] == ["FedAvg", "Ensemble", "FLoRAL 1\u00a0%"]
-
-
-def test_words_sort_as_words(browser, address):
-    page = opened(browser, address, 1280, "light")
     page.locator("#main .gt_table thead th").first.locator("button").press("Enter")
-    assert page.evaluate(ROWS % "#main")[:3] == ["Ensemble", "FedAvg", "FLoRAL 1\u00a0%"]
+    assert page.evaluate(names)[:3] == ["Ensemble", "FedAvg", "FLoRAL 1\u00a0%"], "words sort as words"
 
 
 def test_a_search_keeps_the_rows_that_have_every_word(browser, address):
-    page = opened(browser, address, 1280, "light")
+    page = opened(browser, address, section="provenance")
     page.locator("#provenance details").last.locator("summary").click()
     box = page.locator("#provenance input[type=search]").last
     rows = "[...document.querySelectorAll('#provenance .runs tbody tr')].filter(row => !row.hidden).length"
@@ -123,7 +204,7 @@ def test_a_search_keeps_the_rows_that_have_every_word(browser, address):
 
 
 def test_figures_tell_their_values_to_the_pointer_and_to_the_keys(browser, address):
-    page = opened(browser, address, 1280, "light")
+    page = opened(browser, address, section="all")
     tip, figure = page.locator("#tip"), page.locator("#result_digits_rotate svg")
     colour = page.evaluate(COLOUR % "FLoRAL 1 %")
     dot = figure.locator(f".mark-symbol [fill='{colour}']").first
@@ -142,24 +223,28 @@ def test_figures_tell_their_values_to_the_pointer_and_to_the_keys(browser, addre
 
 
 def test_the_data_behind_every_figure_lie_beside_it(browser, address):
-    page = opened(browser, address, 1280, "light")
+    page = opened(browser, address, section="all")
     folder = Path(address.removeprefix("file://")).parent
     figures = page.locator("figure.plot").count()
     places = [link.get_attribute("href") for link in page.locator("figcaption a").all()]
     assert len(places) == 3 * figures > 0
     assert all((folder / place).stat().st_size for place in places)
+    places = [link.get_attribute("href") for link in page.locator("p.files a").all()]
+    assert places and all((folder / place).stat().st_size for place in places)
     assert all(len(told.split()) > 3 for told in page.locator("figcaption").all_text_contents())
 
 
 def test_a_chosen_scheme_wins_over_the_systems(browser, address):
-    page = opened(browser, address, 1280, "light")
+    page = opened(browser, address, section="result")
     paper = "getComputedStyle(document.body).backgroundColor"
-    light = page.evaluate(paper)
+    ink = "getComputedStyle(document.querySelector('.plot svg .role-title-text text')).fill"
+    light, black = page.evaluate(paper), page.evaluate(ink)
     switch = page.locator("button.theme")
     switch.click()
     assert switch.text_content() == "Colours: light" and page.evaluate(paper) == light
     switch.press("Enter")
     assert switch.text_content() == "Colours: dark" and page.evaluate(paper) != light
+    assert page.evaluate(ink) != black
     page.reload()
     assert page.locator("button.theme").text_content() == "Colours: dark"
     page.emulate_media(media="print")
@@ -170,7 +255,7 @@ def test_a_chosen_scheme_wins_over_the_systems(browser, address):
 def test_axe_finds_no_fault_beyond_minor(browser, address, scheme, missing):
     if not AXE.exists():
         missing(f"axe-core: no {AXE}; .ci/setup installs it (npm ci --prefix tests/browser)")
-    page = opened(browser, address, 1280, scheme)
+    page = opened(browser, address, scheme=scheme, section="all")
     page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
     page.evaluate(AXE.read_text(encoding="utf-8"))
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']}).then(result => result.violations)")
@@ -179,19 +264,15 @@ def test_axe_finds_no_fault_beyond_minor(browser, address, scheme, missing):
 
 
 def test_a_method_can_be_followed(browser, address):
-    page = opened(browser, address, 1280, "light")
+    page = opened(browser, address, section="curves")
     page.locator(".legend button").first.click()
     assert page.locator("figure svg .dim").count() > 0
     page.locator(".legend button").first.click()
     assert page.locator("figure svg .dim").count() == 0
 
 
-def test_prints_with_everything_open(browser, address, tmp_path):
-    page = opened(browser, address, 1280, "light")
-    page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert page.locator("details:not([open])").count() == 0
-    page.evaluate("dispatchEvent(new Event('afterprint'))")
-    assert page.locator("details:not([open])").count() > 0
+def test_prints_what_is_unfolded(browser, address):
+    page = opened(browser, address, section="main")
     page.emulate_media(media="print")
-    assert not page.locator("nav").is_visible()
-    assert page.pdf(format="A4").startswith(b"%PDF")
+    assert not page.locator("nav").is_visible() and not page.locator("#controls .row").first.is_visible()
+    assert page.locator("#main table").first.is_visible() and page.locator("#costs summary").is_visible()

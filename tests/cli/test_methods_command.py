@@ -8,6 +8,7 @@ import pytest
 
 from floral.cli import main, methods
 from floral.config import catalogue
+from floral.config.schema.method import STATEMENTS
 from floral.core.spec import Group, Refused, Scope
 
 
@@ -67,6 +68,34 @@ def test_text_and_json_of_the_command(capsys):
     assert fedprox["family"] == "Global" and fedprox["global_only"] and fedprox["scopes"] == {"base": "shared"}
     assert len(fedprox["what"]) == 2
     assert fedprox["server_sees"] == ["sizes"] and fedprox["secure_aggregation"] is True
+
+
+def test_all_of_a_variant_is_printed_with_its_relation_to_the_source(capsys):
+    assert main.main(["methods", "floral_1_top2", "fedprox"]) == 0
+    of_floral, of_fedprox = capsys.readouterr().out.split("fedprox: FedProx\n")
+    assert of_floral.startswith("floral_1_top2: FLoRAL 1 % (top-2 router)\n  FLoRAL. Source: arXiv 2410.03497")
+    assert max(map(len, of_floral.splitlines())) <= 100
+    for text, variant in ((of_floral, "floral_1_top2"), (of_fedprox, "fedprox")):
+        words, values = " ".join(text.split()), catalogue.variant(variant)
+        for key, heading in STATEMENTS.items():
+            statements = getattr(values, key)
+            assert statements and f"{heading} - {' - '.join(statements)}" in words
+    file = catalogue.method_file("floral")
+    own = file.variants["floral_1_top2"].differs
+    assert own and catalogue.variant("floral_1_top2").differs == (*file.differs, *own)
+    assert catalogue.variant("floral_5").differs == file.differs
+
+
+def test_the_name_of_a_method_stands_for_its_variants(capsys):
+    assert main.main(["methods", "fedopt", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["variant"] for row in rows] == list(catalogue.method_file("fedopt").variants)
+    assert {row["method"] for row in rows} == {"fedopt"} and rows[0]["differs"]
+
+
+def test_an_unknown_name_of_a_method_is_answered_with_the_closest(capsys):
+    assert main.main(["methods", "fedpox"]) == 2
+    assert "config/methods: unknown variant or method 'fedpox'; did you mean 'fedprox'?" in capsys.readouterr().err
 
 
 def test_what_the_server_sees_is_printed(rows_by_name):

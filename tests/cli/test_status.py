@@ -66,6 +66,21 @@ def test_a_finished_suite_needs_no_time(runs: list[Run], tmp_path: Path) -> None
     assert as_text(progress) == "suite quickstart: 6 runs: 6 done, 0 running, 0 waiting, 0 failed"
 
 
+def test_the_core_seconds_of_finished_runs_are_added_by_part(runs: list[Run], tmp_path: Path) -> None:
+    """Runs of earlier versions have none: they are not counted."""
+    for run, seconds in zip(runs[:3], (1.0, 2.0, None), strict=True):
+        finish(folder := tmp_path / run.folder, 10.0)
+        if seconds is not None:
+            parts = {"start": 0.5, "data": 0.25, "trials": 0.25, "train": 3 * seconds, "evaluate": seconds, "write": 0}
+            costs = json.loads((folder / "costs.json").read_text())
+            (folder / "costs.json").write_text(json.dumps(costs | {"core_seconds": parts | {"total": 1 + 4 * seconds}}))
+    progress = status("quickstart", runs, tmp_path)
+    assert progress["core_seconds"] == {
+        "start": 1.0, "data": 0.5, "trials": 0.5, "train": 9.0, "evaluate": 3.0, "write": 0.0, "total": 14.0, "runs": 2,
+    }  # fmt: skip
+    assert "core seconds of 2 runs that finished: training 9.0 (64%), evaluation 3.0 (21%), start" in as_text(progress)
+
+
 def test_a_run_on_another_machine_is_running_while_it_writes_files(tmp_path: Path) -> None:
     segment = segments.new(tmp_path)
     segments.append(segment, 0, [("test", "loss", 1.0)])

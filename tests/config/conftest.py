@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from floral.config import catalogue, data_sets, paths, searches, tuned
+from floral.config import catalogue, code, data_sets, paths, plugins, searches, tuned
 
 ROOT = Path(__file__).parents[2]
-MODULES = (catalogue, data_sets, searches, tuned)
+MODULES = (catalogue, code, data_sets, plugins, searches, tuned)
 CACHES = [value for module in MODULES for value in vars(module).values() if hasattr(value, "cache_clear")]
 
 

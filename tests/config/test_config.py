@@ -10,11 +10,12 @@ import pytest
 import yaml
 from run_folders import make_run
 
-from floral.config import catalogue, data_sets
-from floral.config.reading import ConfigError
+from floral.config import catalogue, data_sets, plugins
+from floral.config.reading import ConfigError, parse
 from floral.config.run import Run
 from floral.config.schema.data import DataFile, DataSet
 from floral.config.schema.method import Parameter
+from floral.config.schema.task import Task
 from floral.config.suites import suite_runs
 
 ROOT = Path(__file__).parents[2]
@@ -75,9 +76,10 @@ def test_model_options_that_fit_are_taken_as_written() -> None:
 def test_a_model_author_learns_which_types_can_be_checked(
     annotation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models/strange.py").write_text(f"def build(shape, outputs, *, where{annotation}, width=1.0): ...\n")
-    monkeypatch.setattr(catalogue, "__file__", str(tmp_path / "config" / "catalogue.py"))
+    path = tmp_path / "floral" / "models" / "strange.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(f"def build(shape, outputs, *, where{annotation}, width=1.0): ...\n")
+    monkeypatch.setattr(plugins, "FLORAL", tmp_path / "floral")
     with pytest.raises(ConfigError, match=r"floral/models/strange\.py: build: where: .* use int, float, bool, str"):
         catalogue.model_options("strange")
 
@@ -272,3 +274,19 @@ def test_a_suite_of_suites_that_gives_no_run_is_refused(write: Write) -> None:
     assert "mine → theirs → mine" in refusal()
     write("suites/mine", title="Unknown", suites=["their"])
     assert "'their'" in refusal() and "theirs" in refusal()
+
+
+# ------------------------------------------------------------------------------------------ keys that may be left out
+
+ARRAYS = {"kind": "arrays", "path": "mine.npz"}
+
+
+def test_keys_that_fedavg_does_not_need_have_defaults() -> None:
+    """The hash is that of a task that writes the same values."""
+    values = {"title": "Mine", "data": ARRAYS, "clients": 4, "participation": 1, "rounds": 1, "batch": 2, "lr": 0.3}
+    values |= {"name": "mine", "model": {"kind": "mlp", "hidden": 3}}
+    short, full = (parse(Task, {**values, **more}, "mine") for more in ({}, {"clusters": 1, "router_lr": 0.3}))
+    assert short.model_dump() == full.model_dump() and short.router_lr == 0.3 and short.clusters == 1
+    for differing in ({"shift": {"kind": "rotate"}}, {"partition": {"kind": "class_groups"}}):
+        with pytest.raises(ConfigError, match="but `clusters` is missing; add the number of clusters"):
+            parse(Task, {**values, **differing}, "mine")

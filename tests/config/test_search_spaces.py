@@ -266,13 +266,7 @@ def test_committed_values_are_current(suite: str) -> None:
     assert [search.variant.name for search in found if not is_current(search)] == []
 
 
-MENDED = "momentum clustering, IFCA, PFL-MoE, APFL, FedDBE and the shared LoRA methods changed, and are tuned again"
-"""Why the suite `methods` has no runs yet. With xfail_strict, this test fails as soon as their values are committed."""
-
-
-@pytest.mark.parametrize(
-    "suite", ["tuned", pytest.param("methods", marks=pytest.mark.xfail(reason=MENDED, raises=Untuned))]
-)
+@pytest.mark.parametrize("suite", ["tuned", "methods"])
 def test_values_are_committed_for_what_a_newcomer_runs(suite: str) -> None:
     """The searches of `methods_full` take days."""
     assert suite_runs(suite)

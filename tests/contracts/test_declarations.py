@@ -6,6 +6,7 @@ import importlib
 import inspect
 import itertools
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +15,11 @@ from federations import CPU, NOT_TUNED, VARIANTS
 from odd_files import read
 
 from floral.adaptors.attach import adaptors_of
-from floral.config import catalogue, data_sets, paths, reading
+from floral.config import catalogue, code, data_sets, paths, plugins, reading
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.schema.data import CustomData, Synthetic
-from floral.config.schema.method import MethodFile
+from floral.config.schema.method import STATEMENTS, MethodFile
 from floral.config.schema.task import Task
 from floral.config.suites import suite_runs
 from floral.core.spec import Method, Problem, Scope
@@ -45,7 +46,7 @@ def explicit(function) -> set[str]:
     return {name for name, p in inspect.signature(function).parameters.items() if p.kind in kinds} - {"problem"}
 
 
-@pytest.mark.parametrize("name", catalogue.plugins("methods"))
+@pytest.mark.parametrize("name", plugins.names("methods"))
 def test_a_methods_parameters_are_those_of_its_build(name):
     build = importlib.import_module(f"floral.methods.{name}").build
     taken = explicit(build)
@@ -86,8 +87,48 @@ def test_a_method_that_does_not_say_what_the_server_sees_is_told_so():
         reading.parse(MethodFile, values, "config/methods/fedavg.yaml")
 
 
+def test_every_method_of_the_package_says_how_it_relates_to_its_source():
+    """A method of the user may say nothing. Methods of the package are those whose code is in code.lock."""
+    names = [Path(path).stem for path in code.equal_code() if path.startswith("floral/methods/")]
+    assert len(names) > 30
+    for name in names:
+        values = reading.read(paths.CONFIG_FOLDER / "methods" / f"{name}.yaml")
+        assert values.keys() >= STATEMENTS.keys(), name
+        assert values["chosen_here"] or values["differs"], name
+        assert bool(values["as_published"]) == ("arXiv" in values["source"] or name == "fedavg_finetune"), name
+
+
+def test_what_is_as_published_ends_with_its_place():
+    place = re.compile(r"\([^()]*(algorithms? \d|figure \d|section|paper|abstract|same file|arXiv|`)[^()]*\)\.$")
+    for name in catalogue.names("methods"):
+        file = catalogue.method_file(name)
+        for entry in (file, *file.variants.values()):
+            assert not [text for text in entry.as_published if not place.search(text)], name
+
+
+@pytest.mark.parametrize("in_variant", [False, True])
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("differs", "the rate", "must be a list; write `differs: [the rate]` (found 'the rate')"),
+        ("chosen_here", [{"the rate": 5}], "must be text; put the value in quotes (found {'the rate': 5})"),
+        ("as_published", None, "must be a list"),
+        ("differ", ["the rate"], "unknown key 'differ'; did you mean 'differs'?"),
+    ],
+)
+def test_wrong_statements_on_the_source_name_file_and_key(key, value, problem, in_variant):
+    values = reading.read(paths.CONFIG_FOLDER / "methods" / "fedavg.yaml")
+    (values["variants"]["fedavg"] if in_variant else values)[key] = value
+    with pytest.raises(ConfigError) as error:
+        reading.parse(MethodFile, values, "config/methods/mine.yaml")
+    place = "variants.fedavg" if in_variant else ""
+    entry = f"{key}.0" if isinstance(value, list) and key != "differ" else key
+    shown = place if key == "differ" else ".".join(filter(None, [place, entry]))
+    assert str(error.value).startswith(": ".join(filter(None, ["config/methods/mine.yaml", shown, problem])))
+
+
 def test_every_method_module_has_a_file_and_the_other_way_round():
-    assert catalogue.names("methods") == catalogue.plugins("methods")
+    assert catalogue.names("methods") == plugins.names("methods")
 
 
 def own_shape(data: CustomData) -> tuple[tuple[int, ...], int]:
@@ -188,7 +229,7 @@ def test_fedavg_wide_has_florals_parameters_and_no_model_between(task):
     assert 0 <= size("fedavg_wide") - size("floral_1") < unit
 
 
-@pytest.mark.parametrize("kind", catalogue.plugins("models"))
+@pytest.mark.parametrize("kind", plugins.names("models"))
 def test_a_models_build_takes_shape_outputs_and_width(kind):
     parameters = inspect.signature(importlib.import_module(f"floral.models.{kind}").build).parameters
     assert list(parameters)[:2] == ["shape", "outputs"]

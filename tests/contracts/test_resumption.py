@@ -180,7 +180,7 @@ FLORAL_WITH_STORE = [
 @pytest.fixture
 def tiny_suite(tmp_path, monkeypatch):
     """A copy of config/ with the suite `tiny`, and two equal results folders with its data and partition."""
-    folder = tmp_path / "config"
+    folder = tmp_path / "study" / "config"
     shutil.copytree(paths.CONFIG_FOLDER, folder)
     block = {"tasks": [TASK], "variants": [VARIANT], "seeds": [0], "task": CHANGE}
     (folder / "suites" / "tiny.yaml").write_text(yaml.safe_dump({"title": "Tiny", "runs": [block]}))
@@ -194,7 +194,7 @@ def tiny_suite(tmp_path, monkeypatch):
     fetch("digits", killed)
     partition(run.partition, killed, run.task)
     shutil.copytree(killed, undisturbed)
-    monkeypatch.setenv("FLORAL_CONFIG", str(folder))
+    monkeypatch.setenv("FLORAL_STUDY", str(folder.parent))
     return run, killed, undisturbed
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from pictures import encoded, made
 from PIL import Image
+from printed import read_page
 from projects import Project
 
 from floral.config import catalogue, data_sets
@@ -399,7 +400,7 @@ def test_a_table_goes_all_the_way_to_the_report(tmp_path):
     assert run["data"]["own"] and run["data"]["name"].startswith("own-") and run["data"]["exact"]
     summary = json.loads(project.path("results/train/flowers/fedavg/*/summary.json").read_text())
     assert summary["status"] == "done" and summary["test_accuracy"] > 0.5
-    page = (tmp_path / "reports" / "tiny" / "index.html").read_text()
+    page = read_page(tmp_path / "reports" / "tiny" / "index.html")
     assert f"custom data (table flowers.csv), {run['data']['name']}" in page
 
 

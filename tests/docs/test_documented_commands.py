@@ -22,7 +22,8 @@ from floral.config.settings import read_settings
 
 LANGUAGES = {"bash", "yaml", "python", "text", "bibtex"}
 OTHERS = {
-    "cp", "createdb", "git", "gzip", "pip", "python", "rm", "ruff", "sha256sum", "source", "squeue", "tmux",
+    "cd", "cp", "createdb", "git", "gzip", "pdflatex", "pip", "python", "rm", "ruff", "sha256sum", "source", "squeue",
+    "tmux",
 }  # fmt: skip
 """Commands of other programs, as the pages use them."""
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")

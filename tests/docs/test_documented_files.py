@@ -14,6 +14,8 @@ import polars as pl
 import pytest
 from projects import ROOT
 
+from floral.config import catalogue
+from floral.config.schema.method import STATEMENTS
 from floral.runs import layout
 from floral.stages import record
 
@@ -46,6 +48,23 @@ def test_every_table_can_be_made(generate: ModuleType) -> None:
             assert len(cells) > 2 and len(set(cells)) == 1, table
 
 
+def test_the_page_of_methods_has_all_statements_on_their_sources(generate: ModuleType) -> None:
+    """Those of a method once, below its title; those of a variant below the variant."""
+    page = generate.on_page_markdown((ROOT / "docs/reference/methods.md").read_text(encoding="utf-8"))
+    sections = {re.findall(r"Method `(\w+)`", part)[0]: part for part in page.split("\n### ")[1:]}
+    assert list(sections) != [] and sections.keys() == set(catalogue.names("methods"))
+    for name, section in sections.items():
+        file = catalogue.method_file(name)
+        of_method, *of_variants = re.split(r"^- `(\w+)`: ", section, flags=re.M)
+        texts = dict(zip(of_variants[::2], of_variants[1::2], strict=True))
+        assert texts.keys() == file.variants.keys()
+        for entry, text in ((file, of_method), *((entry, texts[key]) for key, entry in file.variants.items())):
+            for key, heading in STATEMENTS.items():
+                statements = getattr(entry, key)
+                assert text.count(f"**{heading}**") == bool(statements)
+                assert not [one for one in statements if f"- {generate._arxiv(generate._text(one))}" not in text]
+
+
 def test_every_schema_that_a_file_is_read_with_has_a_table(generate: ModuleType) -> None:
     """One that stands in another's field is linked to, so none is missing below the first."""
     named = {name for text in pages() for name in re.findall(r"table: keys (\w+)", text)}
@@ -69,7 +88,7 @@ def test_a_run_has_the_columns_that_are_described() -> None:
     columns |= {
         "routes": {key: str(kind if isinstance(kind, pl.DataType) else kind()) for key, kind in record.ROUTES.items()}
     }
-    records["costs"]["code"] = None  # nor digests of code
+    records["costs"] |= {"code": None, "core_seconds": None}  # nor digests of code and CPU times
     for table, found in columns.items():
         assert described(f"{table}.parquet", 2) == found
     for one, values in records.items():

@@ -25,6 +25,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Project:
             path.with_stem(f"short_{path.stem}").write_text(
                 re.sub(r"seeds: \[.*?\]", "seeds: [0], task: {rounds: 2}", text)
             )
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     written = call(project, "python", "flowers.py")
     assert (project.folder / "flowers.csv").read_text().startswith("site,species"), written
@@ -45,7 +46,11 @@ def test_the_suites_of_the_pages_are_valid(clone: Project, suite: str) -> None:
 
 @pytest.mark.parametrize(
     ("suite", "task", "variant", "data"),
-    [("short_mine", "digits_rotate", "lg_fedavg", "digits"), ("short_flowers", "flowers", "floral_1", "flowers")],
+    [
+        ("short_mine", "digits_rotate", "lg_fedavg", "digits"),
+        ("short_flowers", "flowers", "floral_1", "flowers"),
+        ("short_blocks", "digits_blocks", "floral_1", "digits"),
+    ],
 )
 def test_the_examples_train(clone: Project, suite: str, task: str, variant: str, data: str) -> None:
     call(clone, "floral", "fetch", data)

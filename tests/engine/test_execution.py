@@ -14,6 +14,7 @@ from federations import CPU, SIZES, make_data, simulate, view_of
 from floral.cluster import gpus
 from floral.cluster.gpus import hold_device, lease_folder, resolve_device
 from floral.config.reading import ConfigError
+from floral.core.clock import Reading
 from floral.core.spec import Refused, Routing
 from floral.engine import evaluate, execution
 from floral.engine.simulate import Execution
@@ -74,11 +75,11 @@ def test_a_backend_that_was_asked_for_precedes_the_committed_one(tmp_path):
 def test_a_method_that_the_committed_backend_refuses_is_measured(tmp_path, monkeypatch):
     measured, real = [], execution.measure
 
-    def measure(simulation, state, candidates):
+    def measure(simulation, state, candidates, *refused):
         measured.append(candidates)
         if len(measured) == 1:
             raise Refused("the method has changed")
-        return real(simulation, state, candidates)
+        return real(simulation, state, candidates, *refused)
 
     monkeypatch.setattr(execution, "measure", measure)
     found = resolved(tmp_path, {"chunk": 2})
@@ -95,7 +96,13 @@ def test_auto_takes_the_fastest(monkeypatch, faster):
 
 def pretend(monkeypatch, seconds):
     """Every trial takes the seconds of its backend, or 9."""
-    monkeypatch.setattr(execution, "seconds_per_client", lambda trial, state: seconds.get(trial.execution.backend, 9.0))
+    replace_trials(monkeypatch, lambda how: seconds.get(how.backend, 9.0))
+
+
+def replace_trials(monkeypatch, seconds):
+    """Every trial takes `seconds(execution)` instead of the measured time."""
+    timing = execution.Timing
+    monkeypatch.setattr(execution, "seconds_per_client", lambda trial, state: timing(seconds(trial.execution)))
 
 
 def test_a_short_run_is_not_recorded(monkeypatch):
@@ -108,11 +115,86 @@ def test_a_short_run_is_not_recorded(monkeypatch):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_no_candidate_uses_more_cores_than_it_was_given(monkeypatch, threads):
     tried = []
-    monkeypatch.setattr(execution, "seconds_per_client", lambda trial, state: tried.append(trial.execution) or 9.0)
+    replace_trials(monkeypatch, lambda how: tried.append(how) or 9.0)
     simulation = simulate("fedavg")
     execution.choose(simulation, simulation.start(), "auto", threads)
     assert {how.backend for how in tried} == {"loop", "vmap", "batched"}
-    assert max(how.workers * how.threads for how in tried) == threads
+    assert max(how.cores for how in tried) == threads
+
+
+def test_candidates_of_one_core_are_among_those_of_several():
+    """So a machine with more cores never makes `auto` slower."""
+    for one, several in zip(execution.on_cpu(30, 1), execution.on_cpu(30, 6), strict=True):
+        assert set(one) < set(several)
+        assert {how.cores for how in several} == {1, 2, 4, 6}
+        assert len(set(several)) == len(several)
+
+
+@pytest.mark.parametrize(("speed_up", "cores"), [(0.5, 1), (1.04, 1), (1.5, 2)])
+def test_more_cores_must_pay(monkeypatch, speed_up, cores):
+    simulation = simulate("fedavg")
+    replace_trials(monkeypatch, lambda how: 1.0 if how.cores == 1 else 1 / speed_up)
+    chosen = execution.choose(simulation, simulation.start(), "auto", 2)
+    assert chosen.cores == cores
+
+
+class Clock:
+    """A clock that only `train` advances. Other programs may keep the process from its core meanwhile."""
+
+    def __init__(self, disturbed):
+        self.now, self.trials, self.disturbed = Reading(wall=0.0, cpu=0.0), [], disturbed
+
+    def read(self):
+        return self.now
+
+    def train(self, how):
+        """A round takes one second of CPU time on one core, and 0.6 on two; a disturbed round takes 5 more."""
+        self.trials.append(how.cores)
+        cpu = {1: 1.0, 2: 0.6}[how.cores]
+        waited = 5.0 if self.disturbed(how.cores, self.trials.count(how.cores)) else 0.0
+        self.now = Reading(wall=self.now.wall + cpu + waited, cpu=self.now.cpu + cpu, waited=self.now.waited + waited)
+
+
+@pytest.mark.parametrize(
+    ("disturbed", "cores", "trials"),
+    [
+        (lambda cores, trial: False, 2, {1: 1 + 2, 2: 1 + 5}),
+        (lambda cores, trial: cores == 2 and trial < 6, 2, {1: 1 + 2, 2: 1 + 4 + 5}),
+        (lambda cores, trial: cores == 2, 1, {1: 1 + 2, 2: 1 + 10}),
+        (lambda cores, trial: cores == 1, 2, {1: 1 + 2, 2: 1 + 5}),
+    ],
+    ids=["idle", "disturbed at first", "two threads always disturbed", "one thread always disturbed"],
+)
+def test_a_disturbed_trial_is_repeated(monkeypatch, disturbed, cores, trials):
+    simulation = simulate("fedavg")
+    clock = Clock(disturbed)
+    monkeypatch.setattr(execution, "read_clock", clock.read)
+    monkeypatch.setattr(execution, "MAX_MEASUREMENT_S", 1000.0)
+    monkeypatch.setattr(execution, "MAX_MEASUREMENT_SHARE", 1000.0)
+    monkeypatch.setattr(execution.Simulation, "local_training", lambda trial, *_: clock.train(trial.execution))
+    candidates = [Execution("loop", 1), Execution("loop", 1, workers=2)]
+    chosen = execution.fastest(execution.measure(simulation, simulation.start(), candidates), "the fastest")
+    assert chosen.workers == cores
+    assert {cores: clock.trials.count(cores) for cores in (1, 2)} == trials
+
+
+@pytest.mark.parametrize(("rounds", "trials"), [(10, 1 + 2), (1000, 1 + 5)])
+def test_trials_cost_a_small_share_of_the_training(monkeypatch, rounds, trials):
+    simulation = simulate("fedavg", rounds=rounds)
+    clock = Clock(lambda cores, trial: False)
+    monkeypatch.setattr(execution, "read_clock", clock.read)
+    monkeypatch.setattr(execution, "MAX_MEASUREMENT_S", 1000.0)
+    monkeypatch.setattr(execution.Simulation, "local_training", lambda trial, *_: clock.train(trial.execution))
+    execution.measure(simulation, simulation.start(), [Execution("loop", 1)])
+    assert len(clock.trials) == trials
+
+
+def test_one_client_a_round_is_recorded_if_this_pays(monkeypatch):
+    """As `centralised` on digits: 37,000 steps, of which each is mostly dispatch."""
+    simulation = simulate("centralised", rounds=10**4)
+    pretend(monkeypatch, {"loop": 1e-3, "batched": 3e-4})
+    assert execution.choose(simulation, simulation.start(), "auto").backend == "batched"
+    assert execution.choose(simulation, simulation.start(), "vmap").backend == "loop"
 
 
 def test_a_step_that_reads_a_value_is_not_batched():
@@ -120,7 +202,7 @@ def test_a_step_that_reads_a_value_is_not_batched():
         moved, changed, loss = sgd_step()(*given)
         return (moved, changed, loss) if float(torch.ones(())) else (moved, changed, 2 * loss)
 
-    simulation = simulate("fedavg", change=lambda method: replace(method, local_step=step), rounds=10**6)
+    simulation = simulate("fedavg", change=lambda method: replace(method, local_step=step), rounds=10**4)
     chosen = execution.choose(simulation, simulation.start(), "auto")
     assert chosen.backend != "batched" and "not batched: a step calls aten._local_scalar_dense" in chosen.reason
     with pytest.raises(Refused, match="which a recording cannot repeat"):
@@ -134,7 +216,7 @@ def test_routes_that_depend_on_what_is_averaged_are_not_batched(batch):
             method, routing=Routing(log_route=lambda seen: torch.log_softmax(seen["base"]["out.bias"][:2], 0))
         )
 
-    simulation = simulate("floral_1", change=by_base, batch=batch, rounds=10**6)
+    simulation = simulate("floral_1", change=by_base, batch=batch, rounds=10**4)
     chosen = execution.choose(simulation, simulation.start(), "auto")
     assert chosen.backend != "batched" and "the routes depend on the group 'base'" in chosen.reason
 
@@ -354,8 +436,7 @@ def test_routes_to_two_of_three_clusters_miss_the_third():
 # ----------------------------------------------------------------------------------------------- GPUs
 
 
-def test_on_a_gpu_one_worker_takes_the_whole_cohort(monkeypatch):
-    monkeypatch.setattr(execution, "seconds_per_client", lambda trial, state: 9.0)
+def test_on_a_gpu_one_worker_takes_the_whole_cohort():
     plain, recorded = execution.on_gpu(30)
     assert [how.backend for how in plain] == ["vmap", "loop"]
     assert recorded == [Execution("batched", 30, graphs=True)]
@@ -369,7 +450,7 @@ def test_a_candidate_that_has_no_room_gets_half_its_chunk(monkeypatch, room, tak
     def seconds(trial, state):
         if trial.execution.chunk > room:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return 1.0
+        return execution.Timing(1.0)
 
     monkeypatch.setattr(execution, "seconds_per_client", seconds)
     (found,) = execution.measure(simulation, simulation.start(), [Execution("vmap", 5)])

@@ -12,6 +12,7 @@ from floral.core.spec import Refused
 from floral.engine.capture import Captured
 from floral.engine.capture.recorder import Recorder
 from floral.engine.graphs import Graphs, load
+from floral.engine.state import start
 
 METHODS = {variant: simulate(variant).method for variant in VARIANTS}
 TRAINED = [variant for variant, method in METHODS.items() if method.phases != ()]
@@ -151,7 +152,8 @@ def test_several_devices_are_refused(monkeypatch):
 def test_a_step_touches_no_device_but_its_own(variant, model):
     """A graph can hold no copy from the CPU, and plain steps would wait for it: seen on the device without values."""
     simulation = simulate(variant, model=model, device=torch.device("meta"), backend="vmap", chunk=2)
-    state, inside, clients = simulation.start(), Inside(), simulation.clients(1)
+    state = start(simulation.method, simulation.dtype, simulation.device)  # without `prepare`, which reads values
+    inside, clients = Inside(), simulation.clients(1)
     for name in ("step", "last"):
         object.__setattr__(clients, name, inside.watched(getattr(clients, name)))
     simulation.local_training(state, 1, *(some[:2] for some in simulation.pools(1)))

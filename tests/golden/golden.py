@@ -25,7 +25,7 @@ import yaml
 from sklearn.datasets import load_digits
 
 from floral.cluster.stops import Stop
-from floral.config import catalogue, code
+from floral.config import catalogue, code, plugins
 from floral.config.run import Run
 from floral.config.schema.data import CustomData
 from floral.config.schema.task import Model, Task
@@ -106,7 +106,7 @@ CODE_HEADER = f"""\
 
 def code_files() -> list[str]:
     """All files of methods, models, adaptors and their tools that a run uses."""
-    pairs = ((method, model) for method in catalogue.names("methods") for model in catalogue.plugins("models"))
+    pairs = ((method, model) for method in catalogue.names("methods") for model in plugins.names("models"))
     return sorted({path for pair in pairs for path in code.files(*pair)})
 
 

@@ -11,7 +11,8 @@ import torch
 from floral.core.spec import Refused
 from floral.core.streams import Stream
 from floral.nn.attention import attend, projections
-from floral.nn.layers import Conv2d, ConvTranspose2d, Model, Position
+from floral.nn.layers import Conv2d, ConvTranspose2d, Position
+from floral.nn.model import Model
 from floral.nn.norms import GroupNorm, LayerNorm, instance_norm
 
 NORMS = [

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import polars as pl
+from printed import read_page
 from run_folders import make_run, write_run
 
-from floral.report.build import report, template_yaml
+from floral.report.build import report
 from floral.report.collect import collect
 from floral.report.figures.routes import recovery
 from floral.report.route_frames import routes_over_rounds
 from floral.report.style import method_styles
+from floral.report.templates import template_yaml
 
 
 def routes(rounds: list[int], clients: int) -> pl.DataFrame:
@@ -42,7 +44,7 @@ def test_the_first_done_seed_of_one_variant_has_a_figure(tmp_path: Path) -> None
         routes([0, 2, 4], 8).write_parquet(folder / "routes.parquet")
     page = report("quickstart", runs, tmp_path / "results", tmp_path / "reports")
     assert [path.name for path in page.parent.glob("figures/followed_*.csv")] == ["followed_digits_rotate.csv"]
-    text = page.read_text(encoding="utf-8")
+    text = read_page(page)
     assert "At the end, 88 % of the clients give" in text.replace("\u00a0", " ") and "seed 1: learned cluster" in text
 
 

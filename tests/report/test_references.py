@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import polars as pl
-from printed import decisions
+from printed import decisions, read_page
 from projects import ROOT
 
 SUITES = ("paper_mnist", "paper_mnist_reduced")
@@ -20,7 +20,7 @@ CLAIM = re.compile(
 
 
 def test_the_guide_counts_the_published_cells_as_the_pages_do() -> None:
-    pages = [(ROOT / f"reports/reference/{suite}/index.html").read_text(encoding="utf-8") for suite in SUITES]
+    pages = [read_page(ROOT / f"reports/reference/{suite}/index.html") for suite in SUITES]
     found = [COUNTS.search(re.sub(r"<[^>]+>|\s+", " ", page)) for page in pages]
     counted = [sum(column) for column in zip(*(map(int, one.groups()) for one in found if one), strict=True)]
     guide = (ROOT / "docs/how-to/reference-results.md").read_text(encoding="utf-8")
@@ -29,14 +29,14 @@ def test_the_guide_counts_the_published_cells_as_the_pages_do() -> None:
 
 
 def test_no_verdict_of_the_methods_page_contradicts_its_interval() -> None:
-    page = (ROOT / "reports/reference/methods/index.html").read_text(encoding="utf-8")
+    page = read_page(ROOT / "reports/reference/methods/index.html")
     assert len(decisions(page)) > 200
     for row in decisions(page):
         row.check()
 
 
 def test_every_task_of_the_methods_page_names_its_best_methods() -> None:
-    page = (ROOT / "reports/reference/methods/index.html").read_text(encoding="utf-8")
+    page = read_page(ROOT / "reports/reference/methods/index.html")
     tasks = pl.read_parquet(ROOT / "reports/reference/methods/summary.parquet")["task"].n_unique()
     assert page.count("methods that cannot be told from the best</") == tasks
     assert "May be worse by" in page and "Detectable" in page

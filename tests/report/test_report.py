@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from printed import read_page
 from run_folders import CLIENTS, COSTS, accuracy, make_run
 
 from floral.config import catalogue
@@ -19,7 +20,7 @@ from floral.core.units import BYTES_PER_FLOAT
 from floral.io.locks import held
 from floral.report import build as report_stage
 from floral.report import commands, sentences
-from floral.report.build import report, template_yaml
+from floral.report.build import report
 from floral.report.collect import IDENTITY, collect
 from floral.report.compared import CHANGES
 from floral.report.draw import draw
@@ -33,6 +34,7 @@ from floral.report.statistics import binomial_null
 from floral.report.style import method_styles
 from floral.report.summarise import differences, intervals
 from floral.report.tables import EMPTY, Cell, Column, grid
+from floral.report.templates import template_yaml
 from floral.report.worst_clients import worst
 from floral.runs.state import LOCK
 
@@ -82,7 +84,7 @@ def test_summary_says_what_a_suite_changes(tmp_path):
 
 
 def test_page_stands_alone(built):
-    page = (built / "index.html").read_text(encoding="utf-8")
+    page = read_page(built / "index.html")
     assert not re.search(r'(?:src|href)="(?!#|data:,|(?:figures|tables)/[^"]*" download)', page)
     assert not re.search(r"url\((?!#)", page) and "@import" not in page
     ids = re.findall(r'\bid="([^"]+)"', page)
@@ -92,21 +94,22 @@ def test_page_stands_alone(built):
 
 
 def test_page_says_what_is_lost_and_how_to_complete_it(built):
-    page = (built / "index.html").read_text(encoding="utf-8")
+    page = read_page(built / "index.html")
     for told in ("2 of 15 runs", "1/3 diverged", "1/3 failed, 1/3 missing", "out of memory. use --backend loop.",
                  "MemoryError: &lt;none left&gt;", '<span class="word">suite=quickstart</span>', "n = 1;"):  # fmt: skip
         assert told in page, told
 
 
 def test_every_figure_has_alt_text_and_a_pdf(built):
-    page = (built / "index.html").read_text(encoding="utf-8")
+    page = read_page(built / "index.html")
     assert (
         page.count('<svg role="img" aria-label="')
-        == page.count("<figure")
+        == page.count('<figure class="plot"')
         == len(list((built / "figures").glob("*.svg")))
     )
     pdfs = list((built / "figures").glob("*.pdf"))
-    assert len(pdfs) == page.count("<figure") and all(path.read_bytes().startswith(b"%PDF") for path in pdfs)
+    assert len(pdfs) == page.count('<figure class="plot"')
+    assert all(path.read_bytes().startswith(b"%PDF") for path in pdfs)
 
 
 def test_tables_are_latex(built):
@@ -234,14 +237,14 @@ def test_the_completing_command_asks_for_the_same_runs(narrowing, typed):
 
 def test_nothing_finished_yet(tmp_path, results):
     page = report("quickstart", [make_run("digits_rotate", "fedavg", 0)], results, tmp_path / "reports", partial=True)
-    assert "1 not run yet" in page.read_text(encoding="utf-8")
+    assert "1 not run yet" in read_page(page)
 
 
 def test_one_seed_invents_no_interval(tmp_path, results, write):
     runs = [make_run("digits_rotate", variant, 0) for variant in ("fedavg", "floral_1")]
     for run in runs:
         write(run)
-    page = report("quickstart", runs, results, tmp_path / "reports").read_text(encoding="utf-8")
+    page = read_page(report("quickstart", runs, results, tmp_path / "reports"))
     cells = re.findall(r'<span class="cell[^>]*>([^<]*)</span>', page)
     assert "60.0" in cells and "85.0" in cells and not any("±" in cell for cell in cells)
 
@@ -386,7 +389,7 @@ def test_a_task_that_is_evaluated_on_training_rows_says_so_at_the_top(tmp_path, 
     for run in runs:
         write(run)
     report("quickstart", runs, results, tmp_path / "reports")
-    page = (tmp_path / "reports" / "quickstart" / "index.html").read_text()
+    page = read_page(tmp_path / "reports" / "quickstart" / "index.html")
     (notice,) = re.findall(r"<p class=\"notice\">.*?Evaluated on training samples.*?</p>", page)
     assert "CIFAR-100" in notice and "Digits" not in notice
 
@@ -396,7 +399,7 @@ def test_methods_that_serve_one_model_to_all_are_marked(tmp_path, results, write
     for run in runs:
         write(run)
     report("quickstart", runs, results, tmp_path / "reports")
-    page = (tmp_path / "reports" / "quickstart" / "index.html").read_text(encoding="utf-8")
+    page = read_page(tmp_path / "reports" / "quickstart" / "index.html")
     told = dict(re.findall(r"<code>(\w+)</code></dt>\s*<dd>(.*?)</dd>", page, re.DOTALL))
     marked = {
         name for name, text in told.items() if "serves one model to all clients and cannot fit a concept shift" in text
@@ -420,7 +423,7 @@ def test_unseen_clients_are_shown_by_kind_and_number_of_samples(tmp_path, result
         "fedavg",
     ]
     report("quickstart", runs, results, tmp_path / "reports")
-    page = (tmp_path / "reports" / "quickstart" / "index.html").read_text(encoding="utf-8")
+    page = read_page(tmp_path / "reports" / "quickstart" / "index.html")
     assert "Seen cluster, highest mean: with 1 sample Ensemble (73.8" in page
     assert "New concept, highest mean: with 1 sample Ensemble (40.2" in page
     assert "In each seed, 4 clients of seen clusters and 4 of new concepts join. Each trains" in page
@@ -433,7 +436,7 @@ def test_unseen_clients_are_shown_by_kind_and_number_of_samples(tmp_path, result
 def test_a_suite_without_unseen_clients_has_no_section_on_them(tmp_path, results, write):
     run = make_run("synthetic_linear", "fedavg", 0)
     write(run)
-    page = report("quickstart", [run], results, tmp_path / "reports").read_text(encoding="utf-8")
+    page = read_page(report("quickstart", [run], results, tmp_path / "reports"))
     assert 'id="unseen"' not in page
     (results / run.folder / "summary.json").unlink()
     lost = make_run("digits_rotate", "fedavg", 0, unseen=UNSEEN)
@@ -445,7 +448,7 @@ def test_a_suite_without_unseen_clients_has_no_section_on_them(tmp_path, results
 def test_a_skewed_task_says_on_which_rows_it_is_evaluated(tmp_path, results, write):
     run = make_run("digits_dirichlet", "fedavg", 0)
     write(run)
-    page = report("quickstart", [run], results, tmp_path / "reports").read_text(encoding="utf-8")
+    page = read_page(report("quickstart", [run], results, tmp_path / "reports"))
     assert "on its own test samples, and clients are weighted by their numbers of" in page
 
 
@@ -453,7 +456,7 @@ def test_text_is_told_per_character_with_its_perplexity(tmp_path, results, write
     runs = [make_run("shakespeare_tiny", "fedavg", seed) for seed in (0, 1)]
     for run in runs:
         write(run)
-    page = report("quickstart", runs, results, tmp_path / "reports").read_text(encoding="utf-8")
+    page = read_page(report("quickstart", runs, results, tmp_path / "reports"))
     losses = [2.1 - accuracy(run) for run in runs]
     mean = sum(math.exp(loss) for loss in losses) / 2
     assert "Accuracy\u00a0per\u00a0character" in page or "Accuracy per character" in page.replace("\u00a0", " ")
@@ -471,14 +474,14 @@ def test_where_a_task_makes_a_method_another_one_the_report_warns_beside_the_tab
         for run in runs:
             write(run)
         report("quickstart", runs, results, tmp_path / "reports")
-        page = (tmp_path / "reports" / "quickstart" / "index.html").read_text(encoding="utf-8")
+        page = read_page(tmp_path / "reports" / "quickstart" / "index.html")
         told = "FedProx is identical to FedAvg here, because every client takes one local step per round."
         assert page.count(told) == warned, "both tasks share a sentence"
         assert (told in page) == ("One method under two names" in page) == warned
 
 
 def test_what_a_server_sees_stands_beside_what_uploaded_routes_give_away(built):
-    page = (built / "index.html").read_text(encoding="utf-8")
+    page = read_page(built / "index.html")
     (section,) = re.findall(r'<section id="seen">.*?</section>', page, re.DOTALL)
     rows = {
         unbroken_name(row): re.findall(r'<span class="cell[^>]*>([^<]*)</span>', row)
@@ -502,8 +505,11 @@ def test_a_section_is_one_function_and_what_it_makes_is_shown_and_written(tmp_pa
     monkeypatch.setattr(report_stage, "SECTIONS", (made,))
     run = make_run("digits_rotate", "fedavg", 0)
     write(run)
-    page = report("quickstart", [run], results, tmp_path / "reports").read_text(encoding="utf-8")
-    assert page.count("<section") == 1 and (tmp_path / "reports/quickstart/tables/mine.tex").exists()
+    page = read_page(report("quickstart", [run], results, tmp_path / "reports"))
+    assert (
+        re.findall(r'<section id="(\w+)">', page) == ["main"]
+        and (tmp_path / "reports/quickstart/tables/mine.tex").exists()
+    )
 
 
 def test_titles_name_what_a_run_changes_and_nothing_else(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
+from printed import read_page
 from projects import ROOT, Project
 from run_folders import COSTS, make_run, write_run
 
@@ -19,12 +20,9 @@ from floral.runs import reference, state
 from floral.runs.state import is_finished
 
 SUITE = "tiny"
-PAGE = """<main>
-<p class="files"><a href="tables/main.tex">LaTeX</a></p>
-<figure><svg></svg>
-<figcaption>A caption. <span class="files"><a href="figures/a.csv">CSV</a> · <a href="figures/a.pdf">PDF</a></span>\
-</figcaption>
-</figure>
+PAGE = """<body data-files="beside">
+<main>
+<figure><svg></svg></figure>
 <footer>
 <p>Beside this page: <code>tables/*.tex</code></p>
 </footer>
@@ -154,8 +152,8 @@ def test_figure_and_table_files_are_not_committed_and_no_link_leads_to_them(plac
     assert sorted(path.name for path in folder.iterdir()) == [
         "index.html", "provenance.yaml", "runs.zip", "summary.parquet",
     ]  # fmt: skip
-    html = (folder / "index.html").read_text()
-    assert "href=" not in html and "<figcaption>A caption.</figcaption>" in html and "<svg></svg>" in html
+    html = read_page(folder / "index.html")
+    assert "data-files" not in html and "<svg></svg>" in html
     assert "floral report tiny --reference" in html
 
 
@@ -163,7 +161,7 @@ def test_figure_and_table_files_are_not_committed_and_no_link_leads_to_them(plac
     "html", sorted((ROOT / "reports/reference").glob("*/index.html")), ids=lambda path: path.parent.name
 )
 def test_committed_pages_link_to_no_file(html: Path) -> None:
-    targets = set(re.findall(r'\b(?:href|src)="([^"]*)"', html.read_text(encoding="utf-8")))
+    targets = set(re.findall(r'\b(?:href|src)="([^"]*)"', read_page(html)))
     assert {target for target in targets if not target.startswith(("#", "data:"))} == set()
 
 
@@ -210,10 +208,10 @@ def test_what_was_made_here_beside_restored_files_stays(place: Path) -> None:
 def test_a_newcomer_trains_nothing_and_gets_the_page(copy: Project) -> None:
     assert copy.call("floral", "reference", SUITE).returncode == 0
     page, table = copy.folder / "reports" / SUITE / "index.html", copy.folder / "reports" / SUITE / "summary.parquet"
-    before, summary = page.read_text(), pl.read_parquet(table)
+    before, summary = read_page(page), pl.read_parquet(table)
     for left in ("results/train", "results/partition", "results/report", f"reports/{SUITE}", ".snakemake"):
         shutil.rmtree(copy.folder / left)
-    assert "0 finished, 3 taken from reports/reference, 0 to do" in copy.call("floral", "plan", SUITE).stdout
+    assert "0 finished, 3 taken from the reference results, 0 to do" in copy.call("floral", "plan", SUITE).stdout
     dry = copy.snakemake("-n")
     assert "3 runs taken from reports/reference (not in a dry run" in dry.stdout
     assert not copy.paths("results/train/*")
@@ -221,7 +219,7 @@ def test_a_newcomer_trains_nothing_and_gets_the_page(copy: Project) -> None:
     assert done.returncode == 0, done.stdout
     assert "3 runs taken from reports/reference" in done.stdout and not copy.paths("results/partition/*")
     assert pl.read_parquet(table).drop("reference").equals(summary.drop("reference"))
-    assert before.count("(reference tiny") == 0 and page.read_text().count("(reference tiny") == 3
+    assert before.count("(reference tiny") == 0 and read_page(page).count("(reference tiny") == 3
     again = copy.snakemake("reuse=false", "seeds=[0]", "variants=[fedavg]")
     assert again.returncode == 0, again.stdout
     assert len(copy.paths("results/train/*/fedavg/*/model.safetensors")) == 1
@@ -237,3 +235,16 @@ def test_the_execution_of_committed_results_is_recorded_and_found(place: Path) -
     assert reference.execution_of(make_run("digits_rotate", "fedavg", 7)) == COSTS["execution"]
     assert reference.execution_of(make_run("digits_rotate", "fedavg", 1, rounds=5)) is None
     assert reference.execution_of(make_run("digits_rotate", "floral_1", 1)) is None
+
+
+def test_reference_results_lie_where_the_settings_say(place: Path) -> None:
+    run, folder = make_run("digits_rotate", "fedavg", 0), place / "downloaded"
+    write_run(place / "results", run)
+    page(place, [run])
+    made_in = reference.make(SUITE, [run], place / "results", place / "reports" / SUITE, "snakemake …", folder)
+    assert made_in == folder / SUITE and not (place / "reports/reference").exists()
+    fresh = place / "fresh"
+    assert reference.restore({SUITE: [run]}, fresh) == [] and reference.execution_of(run) is None
+    assert reference.execution_of(run, folder) == COSTS["execution"] and reference.archives_with([run.folder], folder)
+    assert reference.restore({SUITE: [run]}, fresh, folder) == [run]
+    assert reference.restore_archive(SUITE, place / "again", folder) == [place / "again" / run.folder]

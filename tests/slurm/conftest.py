@@ -80,7 +80,7 @@ class Cluster:
     def at_once(self, job: str) -> None:
         """Let a job that goes back into the queue start without the two minutes that SLURM gives its node, but not
         before all of it has ended there."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + 200
         while self.ask("squeue", "--noheader", "--job", job, "--format=%T").strip() != "PENDING" or at_work(job):
             assert time.monotonic() < until, self.ask("scontrol", "show", "job", job)
             time.sleep(0.2)

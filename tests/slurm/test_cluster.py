@@ -32,7 +32,7 @@ runs:
     task: {rounds: 2, clients: 4, clusters: 2}
 """
 COMMON = ["suite=small", "backend=loop", "checkpoint_seconds=0.2"]
-PATIENCE = 240
+PATIENCE = 400
 """Seconds in which whatever is waited for happens on a slow machine."""
 
 
@@ -217,27 +217,17 @@ def test_a_suite_survives_whatever_a_cluster_does_to_it(
     assert all(run.reasons[-1] == "done" for run in named.values())
     assert named["preempted"].reasons[0] == named["node down"].reasons[0] == "requeued"
 
-    # All of them continued from their checkpoints, to the same numbers.
+    # All of them continued from their checkpoints, to the same numbers as runs with hardly any checkpoint.
     for run in named.values():
         assert json.loads((run.folder / "costs.json").read_text())["resumptions"] >= 1
         assert "after round 0" not in (run.folder / "log.txt").read_text().split("a checkpoint is written")[-1]
-    undisturbed = project.call(
-        "snakemake",
-        "--profile",
-        "local",
-        "--until",
-        "train",
-        "--config",
-        *COMMON,
-        "results=calm",
-        "reports=calm",
-        "seeds=[0,1,2,3]",
-    )
+    calm = ["suite=small", "backend=loop", "results=calm", "reports=calm", "seeds=[0,1,2,3]"]
+    undisturbed = project.call("snakemake", "--profile", "local", "--until", "train", "--config", *calm)
     assert undisturbed.returncode == 0, undisturbed.stdout
     for run in named.values():
-        calm = project.folder / "calm" / run.folder.relative_to(project.folder / "results")
-        assert (run.folder / "metrics.parquet").read_bytes() == (calm / "metrics.parquet").read_bytes()
-        assert (run.folder / "model.safetensors").read_bytes() == (calm / "model.safetensors").read_bytes()
+        twin = project.folder / "calm" / run.folder.relative_to(project.folder / "results")
+        for name in ("metrics.parquet", "model.safetensors"):
+            assert (run.folder / name).read_bytes() == (twin / name).read_bytes()
 
     # The two short runs shared a job, and the report has all six.
     short = {Run(path.parent).jobs[0]["job"] for path in project.paths("results/train/*/*/seed9-*/jobs.json")}

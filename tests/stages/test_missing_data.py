@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from printed import read_page
 from projects import TINY, Project
 from run_folders import make_run, write_run
 
@@ -25,7 +26,7 @@ def test_what_cannot_be_had_is_left_out_and_named_at_the_start_the_end_and_on_th
     lines = [line for line in done.stdout.splitlines() if line.startswith("suite some: data missing: ")]
     assert len(lines) == 2 and lines[0] == lines[1], done.stdout
     assert LACKING in lines[0] and REMEDY in lines[0] and "(2 runs left out: cifar10_rotate)" in lines[0]
-    page = (copy.folder / "reports/some/index.html").read_text()
+    page = read_page(copy.folder / "reports/some/index.html")
     assert "Data missing:</strong>" in page and REMEDY in page
     assert "allow_missing=true" in page
     again = copy.call(*call, "suite=some", "allow_missing=true")

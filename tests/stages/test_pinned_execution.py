@@ -14,6 +14,7 @@ from projects import ROOT
 from floral.cluster.stops import Stop
 from floral.config import catalogue
 from floral.config.run import Run
+from floral.runs.core_seconds import PARTS
 from floral.stages.execute import execute
 from floral.stages.fetch import fetch
 from floral.stages.partition import partition
@@ -34,6 +35,8 @@ def trained(results: Path, seed: int) -> tuple[Path, dict[str, Any]]:
     how: dict[str, Any] = {"backend": "auto", "threads": 1, "checkpoint_seconds": 1e9}
     execute(run, results, torch.device("cpu"), stop=Stop(), **how)
     costs = json.loads((results / run.folder / "costs.json").read_text())
+    seconds = costs["core_seconds"]
+    assert min(seconds.values()) > 0 and seconds["total"] == pytest.approx(sum(seconds[part] for part in PARTS))
     return run.folder, costs["execution"]
 
 

@@ -80,9 +80,9 @@ def test_what_a_reference_has_is_not_to_do(runs: list[Run], tmp_path: Path) -> N
     finish(tmp_path, runs[0], 10.0)
     committed = [run.folder for run in runs[1:4]]
     text = estimate.estimate({"quickstart": runs}, tmp_path, 2, committed)
-    assert "1 finished, 3 taken from reports/reference, 2 to do" in text and "(2 runs from" in text
+    assert "1 finished, 3 taken from the reference results, 2 to do" in text and "(2 runs from" in text
     text = estimate.estimate({"quickstart": runs}, tmp_path, 2, [run.folder for run in runs[1:]])
-    assert text.endswith("1 finished, 5 taken from reports/reference, 0 to do")
+    assert text.endswith("1 finished, 5 taken from the reference results, 0 to do")
 
 
 def test_a_line_of_progress_counts_and_looks_ahead(runs: list[Run], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 import yaml
+from printed import read_page
 from projects import Project
 
 SUITE = """
@@ -47,5 +48,5 @@ def test_values_are_missing_then_searched_then_used(project: Project) -> None:
     assert summary.filter("tuned")["variant"].to_list() == ["fedavg"] and summary.height == 3
     runs = [yaml.safe_load(path.read_text()) for path in project.paths("results/train/*/fedavg/*/run.yaml")]
     assert [run["own_rates"] for run in runs if run["own_rates"]] == [entry["rates"]]
-    page = (project.folder / "reports/tiny/index.html").read_text()
+    page = read_page(project.folder / "reports/tiny/index.html")
     assert 'id="tuning"' in page and "3 candidates for every method, seed 1000, 2 of 4 rounds" in page

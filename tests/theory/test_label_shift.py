@@ -67,9 +67,7 @@ def test_a_cluster_blind_model_is_right_at_most_once_in_c(variant, clusters, res
     assert hits.max() == 1
 
 
-@pytest.mark.parametrize(
-    "variant", ["centralised_cluster", "ensemble_optimal", "floral_1_optimal", "floral_10_optimal"]
-)
+@pytest.mark.parametrize("variant", ["centralised_cluster", "ensemble_optimal", "floral_1_optimal"])
 def test_a_model_that_knows_the_cluster_exceeds_the_bound_by_20_points(variant, results):
     simulation = digits(variant, 3, results)
     value, _ = accuracy(simulation, train(simulation, 30))

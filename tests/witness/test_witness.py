@@ -36,8 +36,6 @@ WRITTEN = json.loads(make.FILE.read_text())
 SETTINGS = witness.Settings(**WRITTEN["settings"])
 ACCURACIES = WRITTEN["accuracies"]
 LIBRARIES = {"__future__", "collections", "copy", "dataclasses", "json", "numpy", "pathlib", "sklearn", "torch"}
-DIFFERENT: dict[str, str] = {}
-"""Methods of the project that differ from the witness. With xfail_strict, a method that no longer differs fails."""
 BATCH_NORM = ("fedavg_batch_norm", "fedbn", "private_statistics")
 
 
@@ -180,16 +178,7 @@ def test_the_project_has_the_clients_of_the_witness(arrays: Path) -> None:
             assert sorted((a.tobytes(), int(b)) for a, b in held) == sorted((a.tobytes(), b) for a, b in expected)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        pytest.param(
-            method,
-            marks=[pytest.mark.xfail(reason=DIFFERENT[method], raises=AssertionError)] if method in DIFFERENT else [],
-        )
-        for method in witness.METHODS
-    ],
-)
+@pytest.mark.parametrize("method", witness.METHODS)
 def test_the_project_and_the_witness_agree(method: str, arrays: Path) -> None:
     project = [accuracy(make_run(method, seed, arrays), arrays.parent) for seed in make.SEEDS]
     assert abs(np.mean(project) - np.mean(ACCURACIES[method]["all_rounds"])) <= MAX_DIFFERENCE, (project, method)

@@ -128,6 +128,7 @@ def test_hidden_files_are_no_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/._digits.yaml").write_bytes(b"\0\5\x16\7")
     (tmp_path / "tasks/digits.yaml").touch()
+    (tmp_path / "parameters.yaml").touch()  # complete: the package's tasks are not read
     monkeypatch.setattr(paths, "CONFIG_FOLDER", tmp_path)
     assert catalogue.names("tasks") == ["digits"]
 
@@ -269,7 +270,7 @@ def test_results_dated_tomorrow_are_up_to_date(copy: Project) -> None:
     assert NOTHING in second.stdout and "dated" not in second.stdout, second.stdout
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp437"])
+@pytest.mark.parametrize("encoding", ["latin-1", "cp437"])
 def test_a_terminal_without_a_character_shows_a_question_mark(encoding: str) -> None:
     command = [BIN / "floral", "plan", "quickstart"]
     variables = environment(PYTHONIOENCODING=encoding)

@@ -18,7 +18,8 @@ from floral.bench.baselines.dense import Dense
 from floral.core.spec import Params, Refused
 from floral.core.streams import Stream
 from floral.engine.client_data import Rows
-from floral.nn.layers import Linear, Model
+from floral.nn.layers import Linear
+from floral.nn.model import Model
 
 CHUNK_SIZES = (3, 5, 8, 15, 1 << 30)
 """Numbers of clients per batched product that `fastest` tries.

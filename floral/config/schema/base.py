@@ -14,6 +14,11 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
 
 
+def is_empty(value: object) -> bool:
+    """Return whether a value is an empty tuple, with which a field is left out of the hash of a run."""
+    return value == ()
+
+
 def is_none(value: object) -> bool:
     """Return whether a value is None.
 

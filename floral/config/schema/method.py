@@ -82,6 +82,14 @@ SERVER_SEES = {
 }
 """Word for what a server may learn about a single client → its meaning, in words of the report."""
 ServerSees = tuple[Literal["sizes", "routes", "updates", "rows"], ...]
+
+STATEMENTS = {
+    "as_published": "As published",
+    "chosen_here": "Chosen here",
+    "differs": "Different from the source",
+}
+"""YAML key of statements that compare a method with its source → heading of these statements in lists of methods."""
+
 Condition = Literal["one_local_step", "one_cluster"]
 """Property of a task under which two variants give the same results. floral/report/degenerate.py tests it."""
 
@@ -106,6 +114,15 @@ class VariantEntry(Frozen):
     )
     what: tuple[str, str] | None = Field(
         default=None, description="Description of the variant in two lines; by default the description of the method."
+    )
+    as_published: tuple[str, ...] = Field(
+        default=(), description="Statements for this variant only, added to `as_published` of the method."
+    )
+    chosen_here: tuple[str, ...] = Field(
+        default=(), description="Statements for this variant only, added to `chosen_here` of the method."
+    )
+    differs: tuple[str, ...] = Field(
+        default=(), description="Statements for this variant only, added to `differs` of the method."
     )
     oracle: bool = Field(
         default=False,
@@ -135,6 +152,17 @@ class MethodFile(Frozen):
         "names.",
     )
     what: tuple[str, str] = Field(description="Description of the method in two lines: model, then training.")
+    as_published: tuple[str, ...] = Field(
+        default=(),
+        description="List of what is as in the publication or its public code. Each entry ends with its place there in "
+        "brackets: an equation, algorithm, section or file.",
+    )
+    chosen_here: tuple[str, ...] = Field(
+        default=(), description="List of what the source leaves open, with what was chosen here."
+    )
+    differs: tuple[str, ...] = Field(
+        default=(), description="List of what differs from the source, with the reason where it is not plain."
+    )
     server_sees: ServerSees = Field(
         description=f"What the server learns about a single client: a list of {', '.join(SERVER_SEES)}; [] for nothing."
     )
@@ -156,6 +184,9 @@ class Variant(Frozen):
     family: str
     source: str
     what: tuple[str, str]
+    as_published: tuple[str, ...] = ()
+    chosen_here: tuple[str, ...] = ()
+    differs: tuple[str, ...] = ()
     oracle: bool
     global_only: bool = False
     server_sees: ServerSees

@@ -10,10 +10,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from floral.config.schema.base import Frozen, is_none
+from floral.config.schema.base import Frozen, is_empty, is_none
 from floral.config.schema.data import NOTHING, Data, Synthetic
 from floral.config.schema.partition import Partition, Unseen
 from floral.config.schema.shift import Shift
+
+
+def is_trained(base: str) -> bool:
+    """Return whether `base` has its default, with which it is left out of the hash of a run."""
+    return base == "trained"
 
 
 class Model(Frozen):
@@ -21,12 +26,44 @@ class Model(Frozen):
 
     model_config = ConfigDict(frozen=True, extra="allow")
     kind: str = Field(
-        description="Name of a module in floral/models. All other keys are keyword arguments of `build` in this module."
+        description="Name of a module in floral/models. Keys not in this table are keyword arguments of its `build`."
+    )
+    weights: str | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="File of initial values (.safetensors), absolute or relative to the project's root.",
+    )
+    ignore: tuple[str, ...] = Field(
+        default=(),
+        exclude_if=is_empty,
+        description="Patterns of names that need not be in `weights`, or are not read from it, such as `head.*`.",
+    )
+    adapt: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        exclude_if=is_none,
+        description="Patterns of layers that get adaptors; by default all for which there are adaptors.",
+    )
+    freeze: tuple[str, ...] = Field(
+        default=(), exclude_if=is_empty, description="Patterns of layers or parameters that are never trained."
+    )
+    head: str | None = Field(
+        default=None, exclude_if=is_none, description="Name of the linear layer that is the head; the last by default."
     )
 
     @property
     def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of `build`."""
         return dict(self.model_extra or {})
+
+    @property
+    def all_keys(self) -> dict[str, Any]:
+        """All keys of the model that are set: `kind`, the arguments of `build`, and the other keys."""
+        return {"kind": self.kind, **self.arguments, **self.model_dump(mode="json", include=PREPARATION)}
+
+
+PREPARATION = {"weights", "ignore", "adapt", "freeze", "head"}
+"""Keys of a model that are no arguments of its `build`."""
 
 
 class Normalise(Frozen):
@@ -79,7 +116,11 @@ class Task(Frozen):
         default="test", description="Part of each client's samples on which the published accuracy was measured."
     )
     clients: int = Field(ge=1, description="Number of clients that take part in training, K.")
-    clusters: int = Field(ge=1, description="Number of true clusters of clients, C.")
+    clusters: int = Field(
+        default=1,
+        ge=1,
+        description="Number of true clusters of clients, C; needed if the data of the clusters differ.",
+    )
     assumed_clusters: int | None = Field(
         default=None,
         ge=1,
@@ -97,8 +138,17 @@ class Task(Frozen):
         description="Number of local steps in an epoch; by default, an epoch is one pass over the training samples.",
     )
     lr: float = Field(ge=0, description="Learning rate of local SGD for model parameters.")
-    router_lr: float = Field(ge=0, description="Learning rate of local SGD for router logits.")
+    router_lr: float = Field(
+        default=None,  # type: ignore[arg-type]  # replaced by `lr` before the check
+        ge=0,
+        description="Learning rate of local SGD for router logits; by default that of the model parameters, `lr`.",
+    )
     model: Model = Field(description="Model that the clients train.")
+    base: Literal["trained", "frozen"] = Field(
+        default="trained",
+        exclude_if=is_trained,
+        description="Whether the model is trained; `frozen`: only its head and the adaptors of methods are.",
+    )
     server: Server = Field(default=Server(), description="Server optimiser.")
     loss: Literal["cross_entropy", "mse"] = Field(
         default="cross_entropy", description="Training loss: cross-entropy for classes, mean squared error otherwise."
@@ -111,6 +161,20 @@ class Task(Frozen):
     eval_every: int | None = Field(
         default=None, ge=1, description="Number of rounds between two evaluations; rounds/50 by default."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _router_lr_is_lr(cls, values: Any) -> Any:
+        return {"router_lr": values["lr"], **values} if isinstance(values, dict) and "lr" in values else values
+
+    @model_validator(mode="after")
+    def _clusters_are_given_if_they_differ(self) -> Task:
+        if self._has_distinct_concepts() and "clusters" not in self.model_fields_set:
+            raise ValueError(
+                "the data of the clusters differ (by `shift`, `partition.kind: class_groups`, or as synthetic data), "
+                "but `clusters` is missing; add the number of clusters"
+            )
+        return self
 
     @model_validator(mode="after")
     def _clusters_have_clients(self) -> Task:
@@ -294,10 +358,10 @@ class Task(Frozen):
         The number is `clusters` if the clusters differ by a shift, by class groups, or by the teachers of synthetic
         data. Otherwise all clusters have the same distribution, and the number is 1.
         """
-        distinct = (
-            isinstance(self.data, Synthetic) or self.shift.kind != "none" or self.partition.kind == "class_groups"
-        )
-        return self.clusters if distinct else 1
+        return self.clusters if self._has_distinct_concepts() else 1
+
+    def _has_distinct_concepts(self) -> bool:
+        return isinstance(self.data, Synthetic) or self.shift.kind != "none" or self.partition.kind == "class_groups"
 
     @property
     def objective(self) -> Literal["cross_entropy", "token_cross_entropy", "mse"]:

@@ -56,6 +56,8 @@ class Section:
     """
 
     id: str
+    answer: str = ""
+    """What the section says about this suite, in one line beside its title."""
     figures: tuple[tuple[Figure, ...], ...] = ()
     """Rows of figures."""
     layout: Literal["grid", "grid thirds", "wide"] = "grid"

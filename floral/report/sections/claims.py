@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Literal
 
@@ -11,7 +11,8 @@ from floral.core.intervals import Interval
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
 from floral.report.sections.base import Material, Part, Section
-from floral.report.summarise import results
+from floral.report.style import Style
+from floral.report.summarise import REFERENCE, results
 from floral.report.tables import Cell, Column, grid, interval_cell, number
 
 Claim = Literal["holds", "fails", "undecided", "no personalisation"]
@@ -48,8 +49,14 @@ def claim(difference: Interval, to_global: Interval | None = None, ari: float | 
 
 def section(material: Material) -> Section | None:
     """Build the section: one table per claim, with one row per FLoRAL variant and one column per task."""
-    parts = [part for name in CLAIMS if (part := _part(material, name)) is not None]
-    return Section(id="claims", parts=tuple(parts)) if parts else None
+    cells = {name: claim_cells(material.collected, _configurations(material, name), name) for name in CLAIMS}
+    parts = [_part(material, name, rows) for name in CLAIMS if (rows := material.rows(cells[name]))]
+    if not parts:
+        return None
+    counts = {CLAIMS[name][0]: row[REFERENCE]["count"].text for name, row in cells.items() if REFERENCE in row}
+    holds = [f"{sentence}: {count} tasks" for sentence, count in counts.items()]
+    answer = f"{material.styles[REFERENCE].title}. {'; '.join(holds)}." if holds else ""
+    return Section(id="claims", answer=answer, parts=tuple(parts))
 
 
 def claim_cells(collected: Collected, configurations: Sequence[Configuration], name: str) -> dict[str, dict[str, Cell]]:
@@ -90,17 +97,16 @@ def claim_cells(collected: Collected, configurations: Sequence[Configuration], n
     return {method: {**row, "count": _count(counts, method)} for method, row in cells.items()}
 
 
-def _part(material: Material, name: str) -> Part | None:
-    title, collected = CLAIMS[name][0], material.collected
-    configurations = [item for item in collected.configurations if item.metric == "accuracy"]
-    if name == "scarce":
-        configurations = [item for item in configurations if item.task.partition.share < 1]
-    rows = material.rows(claim_cells(collected, configurations, name))
-    if not rows:
-        return None
+def _configurations(material: Material, name: str) -> list[Configuration]:
+    """Return the configurations on which a claim is checked."""
+    classified = [item for item in material.collected.configurations if item.metric == "accuracy"]
+    return [item for item in classified if name != "scarce" or item.task.partition.share < 1]
+
+
+def _part(material: Material, name: str, rows: Sequence[tuple[Style, Mapping[str, Cell]]]) -> Part:
     columns = [Column(id="count", title="Holds")]
-    columns += [Column(id=configuration.id, title=configuration.title) for configuration in configurations]
-    return Part(title=title, table=grid(f"claim_{name}", columns, rows, material.captions["claims"]["latex"]))
+    columns += [Column(id=item.id, title=item.title) for item in _configurations(material, name)]
+    return Part(title=CLAIMS[name][0], table=grid(f"claim_{name}", columns, rows, material.captions["claims"]["latex"]))
 
 
 def _points(difference: Interval) -> str:

@@ -19,13 +19,16 @@ def section(material: Material) -> Section | None:
 
     A correction follows the text of the paper in a point where the published code deviates from it.
     """
-    parts = []
+    parts, changes = [], []
     for official in material.collected.configurations:
         if official.fidelity == "official" and not official.switches:
             corrected = corrected_configurations(material.collected, official)
             if cells := correction_cells(material.collected, official, corrected):
                 parts.append(_part(material, official, corrected, cells))
-    return Section(id="corrections", parts=tuple(parts)) if parts else None
+                changes += [cell for row in cells.values() for key, cell in row.items() if key != "official"]
+    clear = sum(not cell.quiet for cell in changes)
+    answer = f"{clear} of {len(changes)} corrections change a result by more than chance (95 % intervals)."
+    return Section(id="corrections", answer=answer, parts=tuple(parts)) if parts else None
 
 
 def corrected_configurations(collected: Collected, official: Configuration) -> dict[str, Configuration]:

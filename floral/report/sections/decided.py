@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from floral.report import statistics
+from floral.report import sentences, statistics
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
 from floral.report.comparison import Comparison
@@ -26,7 +26,9 @@ def section(material: Material) -> Section | None:
     if not parts:
         return None
     figures = () if ranks is None else ((method_ranks.figure(material, ranks),),)
-    return Section(id="decided", figures=figures, parts=tuple(parts), opened=False, note=reason)
+    answer, *more = sentences.against_reference(material.collected, material.styles) or [""]
+    note = " ".join(filter(None, (reason, *more)))
+    return Section(id="decided", answer=answer, figures=figures, parts=tuple(parts), opened=False, note=note)
 
 
 def _part(material: Material, configuration: Configuration) -> Part | None:

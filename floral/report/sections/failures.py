@@ -8,11 +8,13 @@ import polars as pl
 
 from floral.report.collect import Collected
 from floral.report.sections.base import Material, Section
+from floral.report.sentences import state, states
 
 
 def section(material: Material) -> Section | None:
     lost = {"diverged", "failed", "missing"} & set(material.collected.summary["status"])
-    return Section(id="failures") if lost else None
+    answer = f"{states(state(material.collected)).capitalize()}."
+    return Section(id="failures", answer=answer) if lost else None
 
 
 def without_result(collected: Collected) -> list[dict[str, Any]]:

@@ -53,7 +53,11 @@ def section(material: Material) -> Section:
     parts = side_by_side(
         material, "main", collected.configurations, cells, columns, partial(several_executions, collected)
     )
-    return Section(id="main", parts=parts, note=measurement(collected, material.captions["main"]))
+    rows = [row["value"] for of_task in cells.values() for row in of_task.values()]
+    bold = sum(cell.mark == "best" for cell in rows)
+    answer = f"{bold} of {len(rows)} results are bold: they cannot be told from the best of their task."
+    answer = answer if bold else "No result is bold: these seeds tell no methods apart, or runs are missing."
+    return Section(id="main", answer=answer, parts=parts, note=measurement(collected, material.captions["main"]))
 
 
 def measurement(collected: Collected, texts: Mapping[str, str]) -> str:

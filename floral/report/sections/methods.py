@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from floral.report.sections.base import Material, Section
+from floral.report.sentences import count
 
 
 def section(material: Material) -> Section:
-    return Section(id="methods")
+    styles = material.styles.values()
+    families = {style.family for style in styles}
+    return Section(id="methods", answer=f"{count(len(styles), 'method')} of {len(families)} families, with sources.")

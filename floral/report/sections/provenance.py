@@ -12,12 +12,14 @@ from floral.config.schema.data import CustomData, Synthetic
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
 from floral.report.sections.base import Material, Section
-from floral.report.sentences import count
+from floral.report.sentences import count, state
 from floral.runs.execution import executions
 
 
 def section(material: Material) -> Section:
-    return Section(id="provenance")
+    counts, costs = state(material.collected), material.collected.costs
+    commits = "" if costs.is_empty() else f", commit {_distinct(costs['git_commit'])}"
+    return Section(id="provenance", answer=f"{count(counts['all'], 'run')}{commits}.")
 
 
 def provenance(collected: Collected) -> dict[str, Any]:

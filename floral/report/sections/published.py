@@ -13,7 +13,7 @@ import polars as pl
 from scipy.stats import binomtest
 from scipy.stats import t as student
 
-from floral.config import catalogue, paths
+from floral.config import catalogue, layers
 from floral.config.reading import ConfigError
 from floral.core.intervals import Interval, t_interval
 from floral.report.collect import Collected
@@ -69,7 +69,7 @@ def published() -> dict[tuple[str, str], Published]:
     Raises:
         ConfigError: the file cannot be read or lacks a column.
     """
-    path = paths.CONFIG_FOLDER / "published.csv"
+    path = layers.file("published.csv")
     try:
         rows = pl.read_csv(path, comment_prefix="#").select("task", "method", "optimal_router", "mean", "std")
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -155,7 +155,7 @@ def section(material: Material) -> Section | None:
         Column(id="difference", title="Difference, points"), Column(id="verdict", title="Verdict"),
     ]  # fmt: skip
     parts: list[Part] = []
-    counted: set[str] = set()
+    counted: dict[str, str] = {}
     for configuration in material.collected.configurations:
         rows = material.rows({method: _cells(item) for method, item in by_configuration[configuration.id].items()})
         if not rows:
@@ -163,13 +163,13 @@ def section(material: Material) -> Section | None:
         note = ""
         fidelity = configuration.fidelity
         if fidelity not in counted:
-            counted.add(fidelity)
             ids = [item.id for item in material.collected.configurations if item.fidelity == fidelity]
             note = verdict_counts(fidelity, [item for id_ in ids for item in by_configuration[id_].values()])
+            counted[fidelity] = note.split(". ")[0].rstrip(".") + "."
         caption = f"{configuration.title}: {material.captions['published']['latex']}"
         table = grid(f"published_{configuration.id}", columns, rows, caption)
         parts.append(Part(title=configuration.title, table=table, note=note))
-    return Section(id="published", parts=tuple(parts)) if parts else None
+    return Section(id="published", answer=" ".join(counted.values()), parts=tuple(parts)) if parts else None
 
 
 def verdict_counts(fidelity: str, cells: list[Comparison]) -> str:

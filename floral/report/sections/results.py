@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from floral.report import sentences
 from floral.report.sections.base import Material, Section, figures_section
 
 
@@ -14,4 +15,5 @@ def section(material: Material) -> Section | None:
         f"Configurations without figures: {without}. They only change fidelity switches of a configuration with "
         "figures; their results are in the tables."
     )
-    return replace(figures, note=note) if figures and without else figures
+    answer = f"Highest means: {sentences.leaders(material.collected, material.styles)}."
+    return figures and replace(figures, answer=answer, note=note if without else "")

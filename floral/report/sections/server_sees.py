@@ -32,7 +32,9 @@ def section(material: Material) -> Section:
         for method, style in material.styles.items()
     ]
     table = grid("seen", columns, rows, material.captions["seen"]["latex"])
-    return Section(id="seen", parts=(Part(title="", table=table),))
+    secure = sum(method.variant.secure_aggregation for method in methods.values())
+    answer = f"{secure} of {len(methods)} methods work with secure aggregation."
+    return Section(id="seen", answer=answer, parts=(Part(title="", table=table),))
 
 
 def leakage(collected: Collected, configuration: Configuration) -> dict[str, float]:

@@ -6,7 +6,7 @@ import polars as pl
 
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
-from floral.report.sections.base import Material, Part, Section
+from floral.report.sections.base import Cells, Material, Part, Section
 from floral.report.sections.budgets import evaluations
 from floral.report.summarise import REFERENCE, methods_without_mean, result_unit, seed_counts
 from floral.report.tables import Cell, Column, amount, grid, number
@@ -21,11 +21,15 @@ COSTS = {
 
 def section(material: Material) -> Section | None:
     """Build the section: one table for each task on which the reference method (FLoRAL 1 %) has results."""
-    parts = []
+    parts, cells = [], []
     for configuration in material.collected.configurations:
         if (goal := target(material.collected, configuration)) is not None:
-            parts.append(_part(material, configuration, goal))
-    return Section(id="target", parts=tuple(parts), opened=False) if parts else None
+            cells_of_task = target_cells(material.collected, configuration, goal)
+            parts.append(_part(material, configuration, goal, cells_of_task))
+            cells += [row["round"] for row in cells_of_task.values()]
+    reached = sum(cell.order is not None for cell in cells)
+    answer = f"The target is reached with all seeds in {reached} of {len(cells)} combinations of method and task."
+    return Section(id="target", answer=answer, parts=tuple(parts), opened=False) if parts else None
 
 
 def target(collected: Collected, configuration: Configuration) -> float | None:
@@ -73,8 +77,8 @@ def target_cells(collected: Collected, configuration: Configuration, goal: float
     return cells
 
 
-def _part(material: Material, configuration: Configuration, goal: float) -> Part:
-    unit, cells = result_unit(configuration), target_cells(material.collected, configuration, goal)
+def _part(material: Material, configuration: Configuration, goal: float, cells: Cells) -> Part:
+    unit = result_unit(configuration)
     columns = [Column(id=cost, title=title, spanner="Until the target") for cost, title in COSTS.items()]
     title = f"{configuration.title}, {unit.title}: {number(unit.scale * goal, unit.digits)}"
     caption = f"{title}: {material.captions['target']['latex']}"

@@ -33,7 +33,7 @@ def section(material: Material) -> Section | None:
     if not any(method.tuned for method in collected.methods):
         return None
     searches = {(s.task.name, s.variant.name): s for s in suite_searches(collected.suite).values()}
-    parts = []
+    parts, tuned_methods, at_edge = [], 0, 0
     for configuration in collected.configurations:
         tuned = {method.id: method for method in collected.methods_on(configuration) if method.tuned}
         if not tuned:
@@ -44,6 +44,8 @@ def section(material: Material) -> Section | None:
         of_methods = {id_: searches[task, method.variant.name] for id_, method in tuned.items()}
         gains = _gains(collected, configuration, tuned)
         cells = {id_: {**_cells(of_methods[id_], entries[id_]), **gains.get(id_, {})} for id_ in tuned}
+        tuned_methods += len(tuned)
+        at_edge += sum(any(cell.note.startswith("edge") for cell in row.values()) for row in cells.values())
         spanner = f"Test: {result_unit(configuration).title}"
         gain_columns = {
             "untuned": ("untuned", spanner), "tuned": ("tuned", spanner), "gain": ("difference", spanner),
@@ -52,7 +54,8 @@ def section(material: Material) -> Section | None:
         columns = [Column(id=key, title=title, spanner=spanner) for key, (title, spanner) in heads.items()]
         table = grid(f"tuning_{configuration.id}", columns, material.rows(cells), f"{configuration.title}: {caption}")
         parts.append(Part(title=configuration.title, table=table, note=_note(configuration, of_methods, entries)))
-    return Section(id="tuning", parts=tuple(parts))
+    answer = f"{at_edge} of {tuned_methods} searches selected a value at the edge of their grid."
+    return Section(id="tuning", answer=answer, parts=tuple(parts))
 
 
 def _cells(search: Search, entry: Tuned) -> dict[str, Cell]:

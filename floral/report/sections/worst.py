@@ -18,11 +18,14 @@ def section(material: Material) -> Section | None:
     collected = material.collected
     usual = usual_seeds(collected)
     cells: dict[str, dict[str, dict[str, Cell]]] = {}
+    below, counted = 0, 0
     for configuration in collected.configurations:
         for kind in TITLES:
             for item in worst(collected, configuration, kind):
                 row = cells.setdefault(configuration.id, {}).setdefault(item.method, {})
                 row[kind] = _cell(item, usual)
+                below += item.below_chance
+                counted += len(item.observed)
     configurations = tuple(item for item in collected.configurations if item.id in cells)
     titles = {str(kind): title for kind, title in TITLES.items()}
 
@@ -34,7 +37,8 @@ def section(material: Material) -> Section | None:
     if not parts:
         return None
     figures = material.figures_of("worst_cluster", "worst_decile")
-    return Section(id="worst", figures=(figures,), parts=parts, opened=False)
+    answer = f"{below} of {counted} results of the worst clients lie below what chance explains."
+    return Section(id="worst", answer=answer, figures=(figures,), parts=parts, opened=False)
 
 
 def _cell(item: Worst, usual: int) -> Cell:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import polars as pl
+from printed import read_page
 from run_folders import CLIENTS, CLUSTERS, write_run
 
 from floral.config import catalogue
@@ -28,7 +29,7 @@ def built(tmp_path: Path, runs: list[Run], unfinished: int = 0) -> tuple[str, Pa
     for run in runs[: len(runs) - unfinished]:
         write_run(tmp_path / "results", run)
     page = report("quickstart", runs, tmp_path / "results", tmp_path / "reports", partial=True)
-    return page.read_text(encoding="utf-8"), page.parent
+    return read_page(page), page.parent
 
 
 def test_assumed_clusters_and_multipliers_make_one_axis(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ import polars as pl
 import pytest
 from run_folders import make_run
 
-from floral.report.build import template_yaml
 from floral.report.collect import collect
 from floral.report.sections.base import Material
 from floral.report.sections.budgets import RULES, Reading, level, section
 from floral.report.style import Style
+from floral.report.templates import template_yaml
 
 BYTES = {"fedavg": 100, "floral_1": 300, "ensemble": 400, "local": 0, "floral_1_optimal": 50}
 """Sent in a round of seed 0; twice that in seed 1."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from printed import read_page
 from run_folders import make_run, write_run
 
 from floral.config.run import Run
@@ -34,7 +35,7 @@ def test_each_cluster_has_its_mean_and_the_gap_is_taken_within_a_seed(tmp_path: 
     cells = cluster_cells(collected, collected.configurations[0])
     assert cells.keys() == {"fedavg"} and cells["fedavg"].keys() == {"0", "1", "gap"}
     assert [cells["fedavg"][key].order for key in ("0", "1", "gap")] == [62.5, 62.5, 25.0]
-    page = report("quickstart", runs, results, tmp_path / "reports").read_text(encoding="utf-8")
+    page = read_page(report("quickstart", runs, results, tmp_path / "reports"))
     (section,) = re.findall(r'<section id="clusters">.*?</section>', page, re.DOTALL)
     assert "4 clients in each cluster." in section and "Accuracy,\u00a0%, of cluster" in section
     assert (tmp_path / "reports/quickstart/tables/clusters_digits_rotate.tex").exists()
@@ -51,12 +52,12 @@ def test_without_clusters_or_their_means_there_is_no_section(tmp_path: Path, res
     runs = [kept(results, make_run("digits_dirichlet", "fedavg", 0), cluster_accuracy=[0.5])]
     runs.append(make_run("digits_rotate", "fedavg", 0))
     write_run(results, runs[-1])
-    page = report("quickstart", runs, results, tmp_path / "reports").read_text(encoding="utf-8")
+    page = read_page(report("quickstart", runs, results, tmp_path / "reports"))
     assert 'id="clusters"' not in page
 
 
 def test_the_main_table_has_the_top_five_of_many_classes_alone(tmp_path: Path, results: Path) -> None:
     for seed, (classes, shown) in enumerate(((100, True), (10, False))):
         run = kept(results, make_run("digits_rotate", "fedavg", seed), classes=classes, test_top5_accuracy=0.875)
-        page = report("quickstart", [run], results, tmp_path / "reports").read_text(encoding="utf-8")
+        page = read_page(report("quickstart", [run], results, tmp_path / "reports"))
         assert ("Top-5,\u00a0%" in page) == ("87.5" in page) == shown

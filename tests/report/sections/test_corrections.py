@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 import polars as pl
+from printed import read_page
 from run_folders import make_run
 
 from floral.config import catalogue
@@ -47,13 +48,13 @@ def test_each_correction_has_its_paired_difference(results, write):
 def test_the_page_has_the_section_only_with_both(results, write, tmp_path):
     for run in runs():
         write(run)
-    page = report("quickstart", runs(), results, tmp_path / "reports").read_text(encoding="utf-8")
+    page = read_page(report("quickstart", runs(), results, tmp_path / "reports"))
     (section,) = re.findall(r'<section id="corrections">.*?</section>', page, re.DOTALL)
     assert (
         "batches: reshuffled" in section
         and "correction of <code>evaluation</code> does not change the training" in section
     )
-    page = report("quickstart", runs()[:4], results, tmp_path / "reports").read_text(encoding="utf-8")
+    page = read_page(report("quickstart", runs()[:4], results, tmp_path / "reports"))
     assert 'id="corrections"' not in page
 
 
@@ -64,7 +65,7 @@ def test_a_turned_switch_has_tables_and_no_figures(results, write, tmp_path):
     first, turned, last = (one.id for one in collect("quickstart", runs(), results).configurations)
     drawn = {path.stem for path in (page.parent / "figures").glob("*.svg")}
     assert {f"result_{first}", f"result_{last}"} <= drawn and not [name for name in drawn if name.endswith(turned)]
-    assert "Configurations without figures: 1." in page.read_text(encoding="utf-8")
+    assert "Configurations without figures: 1." in read_page(page)
     report("quickstart", runs()[4:8], results, tmp_path / "reports")
     assert list((page.parent / "figures").glob("result_*.svg")), (
         "where no setting has the switch as it was, it is drawn"

@@ -9,17 +9,19 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
-from printed import decisions
+from printed import decisions, read_page
 from run_folders import make_run
 
-from floral.report.build import report, template_yaml
+from floral.report.build import report
 from floral.report.collect import Collected, collect
+from floral.report.overview import answer
 from floral.report.sections import method_ranks
 from floral.report.sections.base import Material
 from floral.report.sections.decided import decided_cells, section
-from floral.report.sentences import leaders, verdict
+from floral.report.sentences import against_reference
 from floral.report.style import method_styles
 from floral.report.tables import EMPTY
+from floral.report.templates import template_yaml
 
 TASKS = ("digits_rotate", "digits_rotate_reduced", "digits_label_shift", "digits_label_shift_reduced", "mnist_rotate",
          "mnist_label_shift")  # fmt: skip
@@ -82,7 +84,7 @@ def test_what_holm_takes_back_is_said(results, write):
     assert {name: (row["verdict"].text, row["verdict"].note) for name, row in cells.items()} == {
         "fedavg": ("better", "not after Holm"), "local": ("open", ""), "ensemble": ("better", "not after Holm"),
     }  # fmt: skip
-    (lead,) = [sentence for sentence in verdict(found, material(found).styles) if "paired" in sentence]
+    (lead,) = against_reference(found, material(found).styles)
     assert "2 better, 0 worse, 1 undecided" in lead and "correction in each task: 0 better, 0 worse" in lead
 
 
@@ -107,7 +109,7 @@ def test_no_printed_verdict_contradicts_its_interval(results, write, task, seeds
 def test_methods_that_cannot_win_are_counted_apart_with_their_verdicts(results, write):
     label_shift = ("digits_label_shift",)
     found = reached(results, write, {"floral_1": [50.0, 52.0, 54.0], "fedavg": [20.0, 21.8, 24.1]}, label_shift)
-    lead = verdict(found, material(found).styles)
+    lead = against_reference(found, material(found).styles)
     assert any(
         sentence.startswith("Counted apart: 1 comparison of methods with one model")
         and sentence.endswith(": 0 better, 1 worse, 0 undecided.")
@@ -116,7 +118,7 @@ def test_methods_that_cannot_win_are_counted_apart_with_their_verdicts(results, 
     assert not any("paired comparison" in sentence for sentence in lead)
     assert not any("There are no paired intervals" in sentence for sentence in lead)
     one_seed = replace(found, summary=found.summary.filter(pl.col("seed") == 0))
-    assert verdict(one_seed, material(one_seed).styles)[1].startswith("There are no paired intervals to")
+    assert against_reference(one_seed, material(one_seed).styles)[0].startswith("There are no paired intervals to")
 
 
 def test_the_best_methods_stand_above_with_what_they_may_hide(results, write):
@@ -127,7 +129,9 @@ def test_the_best_methods_stand_above_with_what_they_may_hide(results, write):
     best, _ = section(material(found)).parts
     assert best.title.endswith("methods that cannot be told from the best")
     assert "Ensemble" in best.table.html and "FedAvg" not in best.table.html
-    assert leaders(found, material(found).styles)[0].endswith("cannot be told apart")
+    said = answer(found, material(found).styles, found.configurations[0])
+    assert said.best == ["FLoRAL 1 % (91.0 %)", "Local", "Ensemble"] and said.claim == "cannot be told apart"
+    assert said.note.startswith("1 of 4 are worse; 3 seeds") and said.reference == "91.0 %, the best mean"
 
 
 def test_without_the_reference_there_is_nothing_to_decide(results, write):
@@ -163,7 +167,7 @@ def test_two_methods_are_not_ranked_and_the_page_says_why(results, write, tmp_pa
     runs = [make_run(task, name, 0) for task in TASKS for name in ("fedavg", "floral_1")]
     for run in runs:
         write(run)
-    page = report("quickstart", runs, results, tmp_path / "reports").read_text(encoding="utf-8")
+    page = read_page(report("quickstart", runs, results, tmp_path / "reports"))
     (found,) = re.findall(r'<section id="decided">.*?</section>', page, re.DOTALL)
     assert "2 methods have a result on all 6 tasks" in found and "<figure" not in found
 

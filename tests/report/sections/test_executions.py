@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from printed import read_page
 from run_folders import make_run, write_run
 
 from floral.report.build import report
@@ -23,7 +24,7 @@ def page_of(tmp_path: Path, results: Path, executions: list[dict[str, Any]]) -> 
         path = write_run(results, run) / "costs.json"
         costs = json.loads(path.read_text())
         path.write_text(json.dumps({**costs, "execution": {**costs["execution"], **execution}}))
-    return report("quickstart", runs, results, tmp_path / "reports").read_text(encoding="utf-8")
+    return read_page(report("quickstart", runs, results, tmp_path / "reports"))
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,6 @@ def test_a_table_counts_its_own_runs_only(tmp_path: Path, results: Path) -> None
     path = results / runs[-1].folder / "costs.json"
     costs = json.loads(path.read_text())
     path.write_text(json.dumps({**costs, "execution": {**costs["execution"], **GPU}}))
-    page = report("quickstart", runs, results, tmp_path / "reports").read_text(encoding="utf-8")
+    page = read_page(report("quickstart", runs, results, tmp_path / "reports"))
     assert START not in page
     assert "vmap on cpu, 1 thread (4 runs); vmap on cuda with products in tf32, 1 thread (1 run)" in page

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import polars as pl
 import pytest
+from printed import read_page
 
 from floral.config.suites import suite_runs
 from floral.core.intervals import t_interval
@@ -139,7 +140,7 @@ def test_the_page_has_both_tables(results, write, tmp_path):
     runs = official(["floral_1", "ensemble", "fedavg"])
     for run in runs:
         write(run)
-    page = report("paper_mnist_reduced", runs, results, tmp_path / "reports").read_text(encoding="utf-8")
+    page = read_page(report("paper_mnist_reduced", runs, results, tmp_path / "reports"))
     assert "Beside the published table" in page and "Which of the paper" in page
     assert "Of 6 published cells" in page and "holds" in page
     assert (tmp_path / "reports/paper_mnist_reduced/tables/claim_scarce.tex").exists()

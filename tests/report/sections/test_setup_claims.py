@@ -20,10 +20,10 @@ from floral.config.run import Run
 from floral.config.schema.tuning import Rates
 from floral.config.tuned import tuned_values
 from floral.data.samples import evaluated_on_training
-from floral.report.build import template_yaml
 from floral.report.collect import collect
 from floral.report.sections.main_table import measurement
 from floral.report.sections.setup import paragraphs
+from floral.report.templates import template_yaml
 from floral.stages.fetch import fetch
 from floral.stages.partition import partition
 from floral.stages.progress import Progress

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 import run_folders
+from printed import read_page
 
 from floral.config.run import Run
 from floral.config.searches import tuning
 from floral.config.suites import suite_runs, suite_searches
 from floral.config.tuned import tuned_values
-from floral.report.build import report, template_yaml
+from floral.report.build import report
 from floral.report.collect import collect
 from floral.report.compared import MethodRow
 from floral.report.sections.base import Material, Part
 from floral.report.sections.tuning import _cells, section
 from floral.report.style import method_styles
+from floral.report.templates import template_yaml
 
 Write = Callable[..., Path]
 
@@ -88,6 +90,6 @@ def test_edges_and_lost_configurations_are_marked() -> None:
 def test_the_page_has_the_section(results: Path, write: Write, tmp_path: Path) -> None:
     for run in both():
         write(run)
-    page = report("tuned", both(), results, tmp_path / "reports").read_text(encoding="utf-8")
+    page = read_page(report("tuned", both(), results, tmp_path / "reports"))
     assert '<section id="tuning">' in page and '<a href="#tuning">its values</a>' in page
     assert (tmp_path / "reports/tuned/tables/tuning_digits_rotate.tex").exists()

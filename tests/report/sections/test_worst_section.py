@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import polars as pl
+from printed import read_page
 from run_folders import CLIENTS, make_run, write_run
 
 from floral.report.build import report
@@ -22,7 +23,7 @@ def named(results: Path, variant: str, seed: int, accuracy: list[float], names=N
 
 
 def section_of(page: Path) -> str:
-    (section,) = re.findall(r'<section id="worst">.*?</section>', page.read_text(encoding="utf-8"), re.DOTALL)
+    (section,) = re.findall(r'<section id="worst">.*?</section>', read_page(page), re.DOTALL)
     return section
 
 

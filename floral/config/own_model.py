@@ -1,0 +1,100 @@
+"""What identifies a model that the user brings: the content of the files that define it, not their paths."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from floral.config import code, paths
+from floral.config.hashing import hash8
+from floral.config.schema.task import Model
+
+
+def identity(model: Model) -> dict[str, Any]:
+    """Return the values of a model that determine the results of a run.
+
+    The content of the file of weights replaces its path. For `kind: module`, the content of the user's file is added,
+    or the version of the package. A file that cannot be read counts with its path.
+    """
+    values = model.all_keys
+    if model.weights is not None:
+        values["weights"] = sha256(paths.in_study(model.weights))
+    if model.kind == "module":
+        place, _, function = str(values["build"]).rpartition(":")
+        values["build"] = [function, content(place)]
+    return values
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, or its path if it cannot be read."""
+    try:
+        about = path.stat()
+        return _sha256(path, about.st_mtime_ns, about.st_size)
+    except OSError:
+        return str(path)
+
+
+@cache
+def _sha256(path: Path, changed: int, size: int) -> str:
+    """Return the SHA-256 of a file. The other arguments tell a changed file from the one that was read before."""
+    del changed, size
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content(place: str) -> str:
+    """Return a digest of the code of <file.py>, or the name and version of the package of <package.module>.
+
+    Comments and docstrings do not count. Files in the same folder that the file imports count too. A package without a
+    version counts with the code of its module.
+    """
+    if place.endswith(".py"):
+        return _digest(paths.in_study(place).absolute())
+    package = place.partition(".")[0]
+    try:
+        return f"{place} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        pass  # no installed distribution has this name, so the source code is read
+    try:
+        spec = importlib.util.find_spec(package)
+    except ValueError:
+        spec = None
+    for folder in (spec and spec.submodule_search_locations) or ():
+        inner = Path(folder).joinpath(*place.split(".")[1:])
+        for path in (inner.with_suffix(".py"), inner / "__init__.py"):
+            if path.is_file():
+                return _digest(path)
+    return _digest(Path(spec.origin)) if spec and spec.origin else place
+
+
+def _digest(path: Path) -> str:
+    files = _with_imports(path)
+    return hash8([code.digest(str(file)) for file in files]) if files else str(path)
+
+
+def _with_imports(path: Path) -> list[Path]:
+    """Return a file and the files of its folder that it imports, directly or through others, sorted by name.
+
+    The list is empty if the file does not exist, or is not valid Python.
+    """
+    files_read: set[Path] = set()
+    todo = [path]
+    while todo:
+        file = todo.pop()
+        if file in files_read:
+            continue
+        try:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, SyntaxError):
+            return []
+        files_read.add(file)
+        names = [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
+        names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+        beside = (file.parent / f"{name.partition('.')[0]}.py" for name in names)
+        todo += [file for file in beside if file.is_file()]
+    return sorted(files_read)

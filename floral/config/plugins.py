@@ -1,0 +1,94 @@
+"""Find the Python files of methods and models: those of the package, and those of the study.
+
+The study's folders `methods` and `models` extend the packages floral.methods and floral.models. So the file
+methods/mine.py of the study is the module floral.methods.mine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from floral.config import layers, paths, reading
+from floral.config.reading import ConfigError
+
+FLORAL = Path(__file__).parents[1]
+
+
+def folders(kind: str) -> list[Path]:
+    """Return the folders with the Python files of a package of floral: that of the study first, if there is one."""
+    of_study = [paths.STUDY / kind] if kind in paths.CODE_FOLDERS and (paths.STUDY / kind).is_dir() else []
+    return [*of_study, FLORAL / kind]
+
+
+@cache
+def names(kind: str) -> list[str]:
+    """Return the names of the modules of a package of floral. A new file is found without registration.
+
+    Raises:
+        ConfigError: the study and the package have a file of the same name.
+    """
+    counts = Counter(path.stem for folder in folders(kind) for path in folder.glob("*.py") if path.stem != "__init__")
+    for name in (name for name, number in counts.items() if number > 1):
+        _check_replacement(kind, name)
+    return sorted(counts)
+
+
+def _check_replacement(kind: str, name: str) -> None:
+    """Raise ConfigError unless the study's method replaces the package's method of the same name, as its YAML says."""
+    path, replaced = (folder / f"{name}.py" for folder in folders(kind))
+    if kind != "methods":
+        raise ConfigError(f"{path}: {replaced} has the same name; rename {path}")
+    description = paths.CONFIG_FOLDER / "methods" / f"{name}.yaml"
+    if not description.exists() or reading.read(description).get(layers.OVERRIDES) is not True:
+        raise ConfigError(
+            f"{path}: {replaced} has the same name; rename {path}, or replace the method: write "
+            f"{description} with `{layers.OVERRIDES}: true`"
+        )
+
+
+def file(kind: str, name: str) -> Path:
+    """Return the Python file of a method or model. If there is none, return the place where the user can write it."""
+    existing = [path for folder in folders(kind) if (path := folder / f"{name}.py").exists()]
+    in_study = kind in paths.CODE_FOLDERS and len(layers.folders()) > 1
+    path = existing[0] if existing else (paths.STUDY if in_study else FLORAL) / kind / f"{name}.py"
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def builder(kind: str, name: str) -> Callable[..., Any]:
+    """Import a method or model and return its function `build`.
+
+    Raises:
+        ConfigError: a file of the study cannot be imported, or has no function `build`.
+    """
+    path = file(kind, name)
+    try:
+        module = importlib.import_module(f"floral.{kind}.{name}")
+    except Exception as error:
+        if path.parent.resolve() != (paths.STUDY / kind).resolve():
+            raise
+        raise _broken(path, error) from error
+    if not callable(build := getattr(module, "build", None)):
+        raise ConfigError(f"{path}: this file has no function `build`; write one, as in floral/{kind}")
+    return build
+
+
+def _broken(path: Path, error: Exception) -> ConfigError:
+    """Return the error for a file of the study that cannot be imported. Its message names the last line of the study.
+
+    A line of the study is the cause more often than a line of a package that it calls.
+    """
+    folder = path.parent.resolve()
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).parent == folder]
+    line = f"line {frames[-1].lineno}: " if frames and not isinstance(error, SyntaxError) else ""
+    place = path.with_name(Path(frames[-1].filename).name) if frames else path
+    remedy = "correct this file"
+    if isinstance(error, ModuleNotFoundError):
+        remedy = "install this package; files beside this one are imported with a dot: `from .file import name`"
+    return ConfigError(f"{place}: {line}{type(error).__name__}: {error}; {remedy}")

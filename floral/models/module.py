@@ -1,0 +1,97 @@
+"""Any `torch.nn.Module`, which a function of the user builds. The module itself is not changed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from floral.config import paths
+from floral.core.spec import Refused
+from floral.nn.layers import Conv2d, ConvTranspose2d, Embedding, Linear
+from floral.nn.model import Model
+from floral.nn.modules.routed import to_module
+from floral.nn.modules.wrap import wrap
+from floral.nn.norms import BatchNorm, GroupNorm, LayerNorm
+
+VERSION = 1
+"""Increase it when the same run gives other numbers."""
+
+LAYERS = Linear, Conv2d, ConvTranspose2d, Embedding, BatchNorm, GroupNorm, LayerNorm
+"""Layers that a module may have. Their adaptors belong to the code of its runs."""
+
+
+def build(shape: tuple[int, ...], outputs: int, *, build: str, arguments: dict = {}, width: float = 1.0) -> Model:  # noqa: B006
+    """Build the model of a module that the function `build` returns.
+
+    `build` is <file.py>:<function> or <package.module>:<function>. It gets `arguments`, and, if it has arguments of
+    these names, `shape` (of one input, channels first), `outputs` and `width`. The module maps a batch to logits. A
+    batch of images has the shape [B, channels, H, W].
+
+    Raises:
+        Refused: the function is missing or fails, or the module cannot be used.
+    """
+    function = function_of(build)
+    accepted = inspect.signature(function).parameters
+    if width != 1.0 and "width" not in accepted:
+        raise Refused(
+            f"the method needs a wider or narrower model, but {build} has no argument `width`; give it one that "
+            "multiplies the sizes of the hidden layers"
+        )
+    import torch
+
+    seen = tuple(to_module(torch.empty(1, *shape, device="meta"), shape).shape[1:])
+    offered = {"shape": seen, "outputs": outputs, "width": width}
+    values = {name: value for name, value in offered.items() if name in accepted} | arguments
+    try:
+        inspect.signature(function).bind(**values)
+    except TypeError as error:
+        raise Refused(f"{build} does not take these arguments: {error}; correct `arguments`") from None
+    return wrap(lambda: function(**values), shape, outputs)
+
+
+def function_of(name: str) -> Callable[..., Any]:
+    """Return the function <file.py>:<function> or <package.module>:<function>.
+
+    Raises:
+        Refused: the file, the module or the function does not exist, or the import fails.
+    """
+    place, _, function = name.rpartition(":")
+    if not place or not function:
+        raise Refused(f"`build: {name}` names no function; write <file.py>:<function> or <package.module>:<function>")
+    try:
+        module = from_file(paths.in_study(place)) if place.endswith(".py") else importlib.import_module(place)
+    except FileNotFoundError:
+        raise Refused(f"`build: {name}`: there is no file {paths.in_study(place)}; correct the path") from None
+    except Exception as error:  # the code of the user may fail in any way
+        raise Refused(f"`build: {name}`: the import fails: {type(error).__name__}: {error}; correct it") from error
+    built_by = getattr(module, function, None)
+    if not callable(built_by):
+        raise Refused(f"`build: {name}`: {place} has no function {function}; correct the name")
+    return built_by
+
+
+def from_file(path: Path) -> ModuleType:
+    """Import a Python file. It may import other files of its folder."""
+    path = path.resolve(strict=True)
+    name = f"floral_own_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(str(path.parent))
+    return module

@@ -1,0 +1,160 @@
+"""Find out by test passes what a wrapped module can do, and refuse one that gives wrong numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from floral.core.spec import Noise, Params, Refused
+from floral.core.streams import Stream
+from floral.nn.model import Model
+from floral.nn.modules.routed import logits_of, to_module
+
+TOLERANCE = 1e-4
+"""Largest difference between two results in float32 that count as equal, relative to the largest entry."""
+ADVICE = "the backend `loop` is used"
+
+
+def probed(model: Model, module: nn.Module, shape: tuple[int, ...], outputs: int) -> Model:
+    """Return the model with what test passes show: whether it draws random numbers, mixes samples, and vectorises.
+
+    `module` is the original module.
+
+    Raises:
+        Refused: the model does not give the outputs of the module, or cannot be trained.
+    """
+    params, statistics, x = model.init(Stream(0, "model")), model.statistics(), example(shape, 3)
+    with torch.no_grad():
+        served, _ = model(params, statistics, x, None, None)
+        check_shape(served, 3, outputs)
+        check_shape(model(params, statistics, x[:1], None, None)[0], 1, outputs)
+        original = logits_of(original_values(module, model, params).eval()(to_module(x, shape)))
+    if not close(served, original):
+        raise Refused(
+            "the model with the module's layers replaced gives other outputs than the module; do not read parameters "
+            "of a layer outside of its forward pass"
+        )
+    draws = advances_generator(model, params, statistics, x)
+    model = replace(model, draws=draws)
+    check_training(model, params, statistics, x)
+    model = replace(model, mixes=mixes(model, params, statistics, x))
+    return replace(model, sequential=why_sequential(model, params, statistics, x))
+
+
+def example(shape: tuple[int, ...], samples: int) -> Tensor:
+    """Return random samples between 0 and 2. As token ids they are 0 and 1."""
+    return Stream(0, "example").uniform("x", (samples, *shape), 0, 2)
+
+
+def noise_of(model: Model, samples: int) -> Noise:
+    """Return random numbers for a training pass."""
+    shapes = {
+        name: [samples if side == "batch" else int(side) for side in shape] for name, shape in model.noise.items()
+    }
+    return {name: Stream(0, "example").uniform(name, tuple(sides)) for name, sides in shapes.items()}
+
+
+def original_values(module: nn.Module, model: Model, params: Params) -> nn.Module:
+    """Give the module the values of the model, and return it."""
+    values = {**model.constants, **model.statistics(), **params}
+    state = {in_file: values[name].reshape(shape) for name, (in_file, shape) in model.names.items() if name in values}
+    module.load_state_dict(state, strict=False)
+    return module
+
+
+def check_shape(logits: Tensor, samples: int, outputs: int) -> None:
+    if logits.shape[:1] != (samples,) or logits.shape[-1] != outputs or logits.dim() not in (2, 3):
+        raise Refused(
+            f"the module returns a tensor of shape {list(logits.shape)} for {samples} sample(s), but the task needs "
+            f"[{samples}, {outputs}]; change the last layer, or do not squeeze the outputs"
+        )
+
+
+def advances_generator(model: Model, params: Params, statistics: Params, x: Tensor) -> bool:
+    """Return whether a training pass draws random numbers from PyTorch's generator."""
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        model(params, statistics, x, noise_of(model, 3), torch.ones(3))
+    return not torch.equal(before, torch.get_rng_state())
+
+
+def check_training(model: Model, params: Params, statistics: Params, x: Tensor) -> None:
+    """Raise Refused if a training pass is not repeatable, has no gradient, or changes values of the module."""
+    noise, buffers = noise_of(model, 3), dict(model.forward.skeleton(x).module.named_buffers())  # type: ignore[attr-defined]
+    held = {name: buffer.clone() for name, buffer in (*buffers.items(), *model.constants.items())}
+    leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
+    with torch.no_grad():
+        model(params, statistics, 2 - x, noise, torch.ones(3))  # other samples than in the passes before
+    now = {**buffers, **model.constants}
+    if changed := [name for name, before in held.items() if not torch.equal(before, now[name])]:
+        raise Refused(
+            f"the forward pass changes {changed[0].removesuffix('.value')}, which is a buffer outside of PyTorch's "
+            "batch norm layers; keep the buffer constant, or use nn.BatchNorm1d or nn.BatchNorm2d"
+        )
+    first, _ = model(leaves, statistics, x, noise, torch.ones(3))
+    with torch.no_grad():
+        second, _ = model(params, statistics, x, noise, torch.ones(3))
+    if not torch.equal(first.detach(), second):
+        raise Refused(
+            "two training passes on the same samples differ; draw random numbers only with PyTorch's default "
+            "generator, and keep no values between passes"
+        )
+    if not first.requires_grad:
+        raise Refused("no parameter gets a gradient; do not use `no_grad` or `detach` on the way to the outputs")
+
+
+def mixes(model: Model, params: Params, statistics: Params, x: Tensor) -> bool:
+    """Return whether the outputs of a sample depend on other samples outside of batch norm."""
+    noise, mask = noise_of(model, 3), torch.tensor([1.0, 1.0, 0.0])
+    changed = torch.cat([x[:2], 2 - x[2:]])
+    with torch.no_grad():
+        first, second = (model(params, statistics, samples, noise, mask)[0][:2] for samples in (x, changed))
+    return not close(first, second)
+
+
+def why_sequential(model: Model, params: Params, statistics: Params, x: Tensor) -> str | None:
+    """Return why the forward and backward pass cannot be vectorised over clients, or None if they can."""
+    if model.draws:
+        return f"the module draws random numbers by itself, e.g. by `F.dropout`; {ADVICE}, or use nn.Dropout layers"
+    if model.mixes:
+        return f"the module mixes the samples of a batch, which padding must not reach; {ADVICE}"
+    noise, mask = noise_of(model, 3), torch.ones(3)
+    clients = {name: torch.stack([value, 1.1 * value]) for name, value in params.items()}
+    leaves = {name: value.requires_grad_() for name, value in clients.items()}
+    inputs = torch.stack([x, x.flip(0)])
+
+    def client(params: Params, x: Tensor) -> Tensor:
+        return model(params, statistics, x, noise, mask)[0]
+
+    def evaluated(params: Params, x: Tensor) -> Tensor:
+        return model(params, statistics, x, None, None)[0]
+
+    try:
+        together = [torch.vmap(run)(leaves, inputs) for run in (client, evaluated)]
+        torch.autograd.grad(together[0].sum(), list(leaves.values()), allow_unused=True)
+    except Exception as error:  # the code of the user may fail in any way
+        return f"the module fails in `torch.vmap`: {first_line(error)}; {ADVICE}"
+    separate = [stacked(run, leaves, inputs) for run in (client, evaluated)]
+    if not all(close(first, second) for first, second in zip(together, separate, strict=True)):
+        return f"the module gives other outputs in `torch.vmap`; {ADVICE}"
+    return None
+
+
+def stacked(run: Callable[[Params, Tensor], Tensor], params: Params, x: Tensor) -> Tensor:
+    return torch.stack([run({name: value[k] for name, value in params.items()}, x[k]) for k in range(len(x))])
+
+
+def close(first: Tensor, second: Tensor) -> bool:
+    """Return whether two results are equal up to rounding."""
+    if first.shape != second.shape:
+        return False
+    limit = TOLERANCE * max(1.0, float(second.detach().abs().max()))
+    return bool(((first - second).abs() <= limit).all())
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, without a full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

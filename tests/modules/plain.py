@@ -1,0 +1,142 @@
+"""Modules as people write them. The first two compute what the declared models of the same size compute."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Perceptron(nn.Module):
+    """The declared model `mlp`."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, batch_norm: bool) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Linear(inputs, hidden), nn.Linear(hidden, outputs)
+        self.norm = nn.BatchNorm1d(hidden) if batch_norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(self.norm(self.hidden(x.flatten(1)))))
+
+
+def mlp(shape: Any, outputs: int, hidden: int = 5, batch_norm: bool = False, width: float = 1.0) -> nn.Module:
+    return Perceptron(math.prod(shape), max(1, round(hidden * width)), outputs, batch_norm)
+
+
+class Convolutions(nn.Module):
+    """The declared model `cnn` of 2 and 3 channels, for images of 14×14 pixels."""
+
+    def __init__(self, outputs: int, width: float) -> None:
+        super().__init__()
+        first, second, hidden = (max(1, round(count * width)) for count in (2, 3, 4))
+        self.conv1, self.conv2 = nn.Conv2d(1, first, 5), nn.Conv2d(first, second, 3)
+        self.hidden, self.out = nn.Linear(second, hidden), nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 3)
+        return self.out(F.relu(self.hidden(x.flatten(1))))
+
+
+def cnn(outputs: int, width: float = 1.0) -> nn.Module:
+    return Convolutions(outputs, width)
+
+
+class Small(nn.Module):
+    """Convolution, batch norm, attention, dropout that is applied twice, and a parameter outside of layers."""
+
+    def __init__(self, outputs: int, hidden: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.scale = nn.Parameter(torch.full((4,), 0.5))
+        self.drop, self.hidden, self.out = nn.Dropout(0.3), nn.Linear(16, hidden), nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(F.relu(self.norm(self.conv(x))))
+        x = x.flatten(2).mT * self.scale
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return self.out(self.drop(F.relu(self.hidden(x.flatten(1)))))
+
+
+def small(outputs: int, width: float = 1.0) -> nn.Module:
+    return Small(outputs, max(1, round(5 * width)))
+
+
+# ------------------------------------------------------------------------------------- modules with something special
+
+
+class Special(nn.Module):
+    """An MLP of 4×4 images with a word for what its forward pass does."""
+
+    def __init__(self, does: str, outputs: int) -> None:
+        super().__init__()
+        self.does = does
+        self.hidden, self.middle, self.out = nn.Linear(16, 6), nn.Linear(6, 6), nn.Linear(6, outputs)
+        self.register_buffer("steps", torch.zeros(1, dtype=torch.long))
+        self.register_buffer("mean", torch.zeros(6))
+        if does == "ties":
+            self.middle = nn.Linear(6, 6)
+            self.extra = nn.Linear(6, 6)
+            self.extra.weight = self.middle.weight
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.hidden(x.flatten(1)))
+        match self.does:
+            case "drops":
+                x = F.dropout(x, 0.5, self.training)
+            case "mixes":
+                x = x - x.mean(0)
+            case "branches":
+                x = x if x.sum() > -1 else -x
+            case "draws with numpy":
+                x = x * float(np.random.default_rng().random() if self.training else 1)
+            case "counts":
+                self.steps += 1
+            case "averages":
+                self.mean.copy_(x.detach().mean(0))
+            case "reads the weight":
+                x = x + self.middle.weight.mean()
+            case "ties":
+                x = self.extra(x)
+            case "detaches":
+                return self.out(x).detach()
+        x = self.out(self.middle(F.relu(self.middle(x))) if self.does == "repeats" else self.middle(x))
+        match self.does:
+            case "returns an object":
+                return SimpleNamespace(logits=x)
+            case "returns a dictionary":
+                return {"logits": x}
+            case "returns a pair":
+                return x, x
+            case "squeezes":
+                return x.squeeze()
+        return x
+
+
+def special(does: str, outputs: int) -> nn.Module:
+    return Special(does, outputs)
+
+
+class Recurrent(nn.Module):
+    """A module without known layers except the last one."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.lstm, self.out = nn.LSTM(4, 3, batch_first=True), nn.Linear(3, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.lstm(x.squeeze(1))[0][:, -1])
+
+
+def recurrent(outputs: int) -> nn.Module:
+    return Recurrent(outputs)
+
+
+def no_module() -> str:
+    return "no module"

@@ -1,0 +1,158 @@
+"""What a module does beside calling layers is computed as PyTorch computes it, or refused with the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from federations import CLASSES, assert_close, make_run, simulate, train, trained
+
+from floral.config import code
+from floral.config.reading import ConfigError
+from floral.core.spec import Refused
+from floral.core.streams import Stream
+from floral.engine import execution
+from floral.models import module
+from floral.nn.model import Model
+from floral.nn.modules.routed import logits_of
+from floral.nn.modules.wrap import made
+
+PLAIN = Path(__file__).with_name("plain.py")
+
+
+def built(function: str, **arguments: Any) -> Model:
+    return module.build((4, 4), CLASSES, build=f"{PLAIN}:{function}", arguments=arguments)
+
+
+def task(function: str, **arguments: Any) -> dict[str, Any]:
+    return {"kind": "module", "build": f"{PLAIN}:{function}", "arguments": arguments}
+
+
+def by_hand(does: str, state: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """The module itself in float64, with the values of a trained run."""
+    original = made(lambda: module.found(f"{PLAIN}:special")(does, CLASSES), 0).double()
+    values = {name.removeprefix("value/base/").removesuffix(".value"): t for name, t in state.items()}
+    original.load_state_dict(values, strict=False)
+    return original.eval()
+
+
+@pytest.mark.parametrize("does", ["repeats", "reads the weight", "ties", "returns an object", "returns a dictionary"])
+def test_a_module_serves_what_it_computes_itself(does: str) -> None:
+    model = built("special", does=does)
+    assert model.sequential is None and not model.draws
+    simulation = simulate(model=task("special", does=does))
+    state = train(simulation)
+    x = simulation.data.test.decode(simulation.data.test.x[:8])
+    ours, _ = simulation.method.predict(state.values, x, None, None)
+    with torch.no_grad():
+        theirs = by_hand(does, state.tensors())(x.unsqueeze(1))
+    torch.testing.assert_close(ours, logits_of(theirs), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("does", ["drops", "mixes", "branches"])
+def test_what_cannot_be_vectorised_is_trained_by_loop(does: str) -> None:
+    """The reason is in the choice of `auto`, and in the refusal of the other backends."""
+    how: dict[str, Any] = {"model": task("special", does=does), "rounds": 4}
+    simulation = simulate(**how)
+    chosen = execution.choose(simulation, simulation.start(), "auto")
+    reason = {"drops": "draws random numbers", "mixes": "mixes the samples", "branches": "fails in `torch.vmap`"}[does]
+    assert chosen.backend == "loop" and f"not vmap: the module {reason}" in chosen.reason
+    for backend in ("vmap", "batched"):
+        with pytest.raises(Refused, match=reason):
+            execution.choose(simulation, simulation.start(), backend)
+    assert_close(trained(**how, workers=2).tensors(), trained(**how).tensors(), 1e-12)
+
+
+def test_dropout_of_the_module_follows_from_seed_round_and_client() -> None:
+    model = task("special", does="drops")
+    first = trained(model=model).tensors()
+    torch.manual_seed(1)
+    assert_close(trained(model=model).tensors(), first, 0)
+    plain = trained(model=task("special", does="plain")).tensors()
+    assert any((plain[name] - tensor).abs().max() > 1e-3 for name, tensor in first.items())
+
+
+def test_padding_never_reaches_a_module_that_mixes_samples() -> None:
+    """The clients have 1 to 12 samples and batches of 4: most batches of the last step are padded."""
+    model = built("special", does="mixes")
+    assert model.mixes
+    params, x = model.init(Stream(0, "model")), torch.rand(4, 4, 4)
+    mask = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    alone, _ = model(params, {}, x[:2], {}, torch.ones(2))
+    padded, _ = model(params, {}, x, {}, mask)
+    torch.testing.assert_close(padded[:2], alone, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["fedavg", "floral_1", "ensemble", "ditto"])
+def test_methods_train_a_module_of_unknown_layers(variant: str) -> None:
+    """Its parameters get no adaptor, but they are trained, averaged and sent."""
+    state = trained(variant, model=task("recurrent"), rounds=2)
+    start = simulate(variant, model=task("recurrent"), rounds=2).start()
+    moved = [
+        name for name, t in state.tensors().items() if "lstm" in name and not torch.equal(t, start.tensors()[name])
+    ]
+    assert len({name.rpartition("lstm.")[2] for name in moved}) == 4
+
+
+REFUSED = {
+    "draws with numpy": "two training passes on the same samples differ; .*PyTorch's default generator",
+    "counts": "the forward pass changes steps, .*batch norm",
+    "averages": "the forward pass changes mean, .*batch norm",
+    "returns a pair": "the module returns tuple, not logits; return a tensor",
+    "squeezes": r"returns a tensor of shape \[5\] for 1 sample.*do not squeeze",
+    "detaches": "no parameter gets a gradient",
+}
+
+
+@pytest.mark.parametrize(("does", "message"), REFUSED.items(), ids=REFUSED)
+def test_what_would_give_wrong_numbers_is_refused(does: str, message: str) -> None:
+    with pytest.raises(Refused, match=message):
+        built("special", does=does)
+
+
+def test_layers_whose_weight_is_used_elsewhere_are_not_adapted() -> None:
+    """A linear layer tied to another one has no weight of its own. One that is read by name is left to PyTorch."""
+    tied = built("special", does="ties").layers
+    assert {tied["middle"].tied, tied["extra"].tied} == {None, "middle"}
+    assert "middle" not in built("special", does="reads the weight").layers
+
+
+WRONG = {
+    "nowhere.py:make": "there is no file nowhere.py",
+    f"{PLAIN}:missing": "has no function missing",
+    "plain": "names no function",
+    "no_such_package.models:make": "the import fails: ModuleNotFoundError",
+    f"{PLAIN}:no_module": "`build` returns str; return a torch.nn.Module",
+    f"{PLAIN}:special": "does not take these arguments: missing a required argument: 'does'",
+}
+
+
+@pytest.mark.parametrize(("build", "message"), WRONG.items(), ids=[name.rpartition("/")[2] for name in WRONG])
+def test_a_wrong_build_is_an_error_with_the_remedy(build: str, message: str) -> None:
+    with pytest.raises(Refused, match=message):
+        module.build((4, 4), CLASSES, build=build)
+
+
+def test_a_method_that_widens_the_model_asks_build_for_width() -> None:
+    with pytest.raises(ConfigError, match="has no argument `width`; give it one"):
+        simulate("pfedmoe", model=task("special", does="plain"))
+    simulate("pfedmoe", model={"kind": "module", "build": f"{PLAIN}:mlp"})
+
+
+def test_the_hash_of_a_run_follows_the_code_of_the_module(tmp_path: Path) -> None:
+    def hashed(name: str, text: str, beside: str = "SIZE = 3") -> str:
+        code.digest.cache_clear()
+        code._parsed.cache_clear()
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "mine.py").write_text(text)
+        (tmp_path / name / "sizes.py").write_text(beside)
+        return make_run(model={"kind": "module", "build": f"{tmp_path / name / 'mine.py'}:make"}, data="digits").hash8
+
+    text = "from sizes import SIZE\ndef make(outputs):\n    return SIZE\n"
+    first = hashed("a", text)
+    assert hashed("b", text.replace("def", "# the same\ndef")) == first
+    assert hashed("a", text.replace("return SIZE", "return 2 * SIZE")) != first
+    assert hashed("a", text, "SIZE = 4") != first
+    assert hashed("a", text) == first

@@ -1,0 +1,133 @@
+"""Initial values from a file, frozen parameters, and the choice of the head and of the adapted layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from federations import FIRST, fitting, make_run, simulate, train
+from safetensors.torch import save_file
+
+from floral.config.reading import ConfigError
+from floral.models import module
+from floral.nn.modules.wrap import made
+
+PLAIN = Path(__file__).with_name("plain.py")
+MODULE = {"kind": "module", "build": f"{PLAIN}:small"}
+MLP = {"kind": "mlp", "hidden": 5}
+
+
+def pretrained(path: Path, **change: torch.Tensor | None) -> str:
+    """A file with the values of another seed of the module. `change` replaces or removes values."""
+    state = made(lambda: module.found(f"{PLAIN}:small")(5), 3).state_dict()
+    state["norm.running_mean"] += 0.25
+    values = {name: tensor for name, tensor in {**state, **change}.items() if tensor is not None}
+    save_file(values, path / "model.safetensors")
+    return str(path / "model.safetensors")
+
+
+def test_a_run_starts_from_the_values_of_the_file(tmp_path: Path) -> None:
+    path = pretrained(tmp_path)
+    expected = made(lambda: module.found(f"{PLAIN}:small")(5), 3).state_dict()
+    start = simulate(model={**MODULE, "weights": path, "ignore": ["out.*"]}).start().values
+    assert torch.equal(start["base"]["conv.weight"].float(), expected["conv.weight"])
+    assert torch.equal(start["base"]["attention.in_proj.weight"].float(), expected["attention.in_proj_weight"])
+    assert torch.equal(start["base"]["scale.value"].float(), expected["scale"])
+    assert torch.equal(start["statistics"]["norm.mean"], torch.full((4,), 0.25, dtype=torch.float64))
+    assert not torch.equal(start["base"]["out.weight"].float(), expected["out.weight"])
+
+
+def test_a_declared_model_starts_from_a_file_too(tmp_path: Path) -> None:
+    first = simulate(model=MLP).start().values["base"]
+    save_file({name: tensor.float() + 1 for name, tensor in first.items()}, tmp_path / "mlp.safetensors")
+    start = simulate(model={**MLP, "weights": str(tmp_path / "mlp.safetensors")}).start().values["base"]
+    assert all(torch.equal(start[name], (first[name].float() + 1).double()) for name in first)
+
+
+WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "missing": ({"conv.weight": None, "conv.weights": torch.zeros(4, 1, 3, 3)}, {},
+                "conv.weight is missing; the closest names are conv.weights; or name it in `ignore`"),
+    "extra": ({"conv.bias": torch.zeros(4)}, {}, "the model has no conv.bias; the closest names are .*norm.bias"),
+    "shape": ({"out.weight": torch.zeros(7, 5)}, {},
+              r"out.weight has the shape \[7, 5\], but the model needs \[5, 5\]; .* name it in `ignore`"),
+    "ignores nothing": ({}, {"ignore": ["hed.*"]}, "`ignore: hed.*` matches no name"),
+    "freezes nothing": ({}, {"freeze": ["conv9"]}, "`freeze: conv9` matches no name; the closest names are conv"),
+    "adapts nothing": ({}, {"adapt": ["hiden"]}, "`adapt: hiden` matches no name; the closest names are hidden"),
+    "no head": ({}, {"head": "conv"}, "`head: conv` is no linear layer of the model; the closest names are"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "keys", "message"), WRONG.values(), ids=WRONG)
+def test_names_that_do_not_fit_are_errors(tmp_path: Path, change: Any, keys: Any, message: str) -> None:
+    weights = pretrained(tmp_path, **change)
+    with pytest.raises(ConfigError, match=message):
+        simulate(model={**MODULE, "weights": weights, **keys})
+
+
+def test_a_pickle_is_refused_with_the_command_that_converts_it(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(2)}, tmp_path / "old.pt")
+    for path, message in ((tmp_path / "old.pt", "weights_only=True"), (tmp_path / "none", "there is no such file")):
+        with pytest.raises(ConfigError, match=message):
+            simulate(model={**MODULE, "weights": str(path)})
+
+
+def test_the_hash_follows_the_content_of_the_file_and_not_its_path(tmp_path: Path) -> None:
+    def hashed(folder: str, **change: torch.Tensor) -> str:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return make_run(data="digits", model={**MODULE, "weights": pretrained(tmp_path / folder, **change)}).hash8
+
+    first = hashed("a")
+    assert hashed("b") == first
+    assert hashed("b", **{"conv.weight": torch.zeros(4, 1, 3, 3)}) != first
+    plain, frozen = make_run(data="digits"), make_run(data="digits", base="frozen")
+    assert plain.hash8 != frozen.hash8 and make_run(data="digits", base="trained").hash8 == plain.hash8
+
+
+REFUSES = {"fedex_lora", "flora_stacking"}
+"""Methods whose server adds the adaptors to the base."""
+
+
+@pytest.mark.parametrize("variant", FIRST.values())
+def test_every_method_understands_a_frozen_base(variant: str) -> None:
+    """No group has the frozen parameters; only the head and the adaptors move. Some methods refuse, with the remedy."""
+    model = "batch_norm" if fitting(variant) == "batch_norm" else "mlp"
+    try:
+        simulation = simulate(variant, model=model, base="frozen")
+    except ConfigError as reason:
+        assert "frozen" in str(reason), reason
+        assert variant in REFUSES
+        return
+    state = train(simulation, rounds=2)
+    names = {f"{group}/{name}" for group, params in state.values.items() for name in params}
+    trains_own_model = {"fedavg_wide", "pfedmoe"}
+    assert not any(name.endswith(("hidden.weight", "norm.mean")) for name in names) or variant in trains_own_model
+
+
+def test_patterns_choose_what_is_frozen_and_what_is_adapted() -> None:
+    simulation = simulate("floral_1", model={**MODULE, "freeze": ["norm", "conv.*"], "adapt": ["hid*", "attention.*"]})
+    state = simulation.start().values
+    assert {name.rpartition(".")[0] for name in state["adaptors"]} == {
+        "hidden", "attention.in_proj", "attention.out_proj"
+    }  # fmt: skip
+    assert not {"norm.weight", "norm.mean", "conv.weight"} & {*state["base"], *state.get("statistics", {})}
+    head = simulate("fedper", model={**MODULE, "head": "hidden"}).start().values["head"]
+    assert set(head) == {"hidden.weight", "hidden.bias"}
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap", "batched"])
+def test_a_frozen_layer_computes_with_its_values(backend: str) -> None:
+    """With a learning rate of 0, the predictions of all rounds are those of the trained base's start."""
+    how: dict[str, Any] = {"model": MODULE, "backend": backend, "chunk": 3}
+    simulation, other = simulate("floral_1", base="frozen", **how), simulate("floral_1", **how)
+    state, start = train(simulation, rounds=1), other.start()
+    params = {name: value for name, value in state.values["base"].items()}
+    assert set(params) == {"out.weight", "out.bias"}
+    x = simulation.data.test.decode(simulation.data.test.x[:8])
+    view = {group: {n: t[0] if simulation.method.groups[group].scope.value == "private" else t for n, t in p.items()}
+            for group, p in simulation.start().values.items()}  # fmt: skip
+    whole = {group: {n: t[0] if other.method.groups[group].scope.value == "private" else t for n, t in p.items()}
+             for group, p in start.values.items()}  # fmt: skip
+    frozen, _ = simulation.method.predict(view, x, None, None)
+    torch.testing.assert_close(frozen, other.method.predict(whole, x, None, None)[0], rtol=0, atol=1e-12)

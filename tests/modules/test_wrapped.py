@@ -1,0 +1,57 @@
+"""A model in PyTorch's layers trains as the same model in declared layers, with every method.
+
+The contract tests train the model `module` with every backend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import federations
+import pytest
+from federations import ARGUMENTS, CLASSES, FIRST, SHAPES, assert_close, fitting, trained
+
+from floral.models import module
+from floral.nn.model import Model
+
+PLAIN = str(Path(__file__).with_name("plain.py"))
+MODULES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mlp": ("mlp", ARGUMENTS["mlp"]),
+    "batch_norm": ("mlp", ARGUMENTS["batch_norm"]),
+    "cnn": ("cnn", {}),
+}
+"""Declared model → function of plain.py, and its arguments."""
+EXACT = 1e-6
+
+
+def wrapped(model: str, width: float = 1.0) -> Model:
+    """The declared model as a wrapped module. Layers have the same names, so they draw the same initial values."""
+    function, arguments = MODULES[model]
+    shape = SHAPES.get(model, (4, 4))
+    built = module.build(shape, CLASSES, build=f"{PLAIN}:{function}", arguments=arguments, width=width)
+    assert built.sequential is None and not built.draws and not built.mixes
+    return replace(built, start=None)
+
+
+@pytest.fixture
+def with_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods get the wrapped module where they ask for the declared model."""
+    for name in MODULES:
+        monkeypatch.setitem(federations.OWN, name, lambda width=1.0, name=name: wrapped(name, width))
+
+
+CASES = [
+    *((variant, fitting(variant)) for variant in FIRST.values() if fitting(variant) in MODULES),
+    *((variant, model) for variant in ("fedavg", "floral_1") for model in ("batch_norm", "cnn")),
+]
+
+
+@pytest.mark.parametrize(("variant", "model"), CASES)
+def test_a_wrapped_module_trains_as_the_declared_model(
+    variant: str, model: str, request: pytest.FixtureRequest
+) -> None:
+    declared = trained(variant, model=model)
+    request.getfixturevalue("with_modules")
+    assert_close(trained(variant, model=model).tensors(), declared.tensors(), EXACT)
