@@ -148,6 +148,7 @@ def _with_hash(by_hash: dict[str, Run], expect: str | None) -> Run:
 
 
 def track(arguments: Namespace, settings: Settings) -> None:
+    from floral.cli.labels import labels_of
     from floral.config.suites import suite_runs
     from floral.tracking.mlflow_store import create_store, default_uri
     from floral.tracking.track import attach, follow, track
@@ -162,9 +163,9 @@ def track(arguments: Namespace, settings: Settings) -> None:
         print(f"MLflow has the report of {arguments.suite}")
     else:
         runs = suite_runs(arguments.suite, arguments.tasks, arguments.variants, arguments.seeds, settings.precision)
-        runs_of_all_seeds = suite_runs(arguments.suite, arguments.tasks, arguments.variants, None, settings.precision)
+        whole_suite = suite_runs(arguments.suite, precision=settings.precision)
         print(f"MLflow: logging {run_count(len(runs))} of {arguments.suite}", flush=True)
-        sent = arguments.suite, runs, settings.results, settings.tracking_uri, runs_of_all_seeds
+        sent = arguments.suite, runs, settings.results, settings.tracking_uri, whole_suite, labels_of(whole_suite)
         if arguments.follow:
             follow(*sent)
         else:

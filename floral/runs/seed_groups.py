@@ -32,10 +32,6 @@ class SeedGroup:
     def job_key(self) -> str:
         return f"mean/{self.key}"
 
-    @property
-    def name(self) -> str:
-        return f"{self.runs[0].variant.name} on {self.runs[0].task.name}"
-
     def finished(self, results: Path) -> bool:
         """Return whether the runs of all seeds are finished."""
         return all(is_finished(results / run.folder) for run in self.runs)

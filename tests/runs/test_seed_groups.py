@@ -69,7 +69,7 @@ def test_a_parent_has_the_mean_its_interval_and_the_mean_curve(tmp_path: Path) -
     assert said.metrics["high/test/accuracy"] == pytest.approx(expected.high)
     assert (said.metrics["seeds/done"], said.metrics["seeds/expected"]) == (3, 3)
     assert (said.tags["variant"], said.tags["suite"], said.tags["family"]) == ("fedavg", "suite", "Global")
-    assert said.params["task.lr"] == "0.1" and not {"seed", "hash8"} & said.params.keys()
+    assert said.params["variant.method"] == "fedavg" and not {"seed", "hash8", "task.lr"} & said.params.keys()
     assert (said.metrics["cost/seconds_total"], said.metrics["cost/bytes"]) == (pytest.approx(1.3), 4000)
     assert parents["floral_1 on digits_rotate"].data.metrics["route/ari"] == 1.0
     seed0 = children["digits_rotate/fedavg/seed0"].data.metrics

@@ -190,7 +190,7 @@ def test_a_run_that_was_created_twice_is_there_once(tmp_path: Path) -> None:
     with mlflow_store.experiment_of("suite", tmp_path, None) as experiment:
         settings = yaml.safe_load((training.folder / "run.yaml").read_text())
         for _ in range(2):
-            tracked_runs._create_run(experiment, "parent", training.run.folder, settings)
+            tracked_runs._create_run(experiment, "parent", training.run, settings)
     training.ends()
     follow("suite", [training.run], tmp_path)
     assert logged(default_uri(tmp_path)) == {str(training.run.folder): training.expected()}

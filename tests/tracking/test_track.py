@@ -16,6 +16,7 @@ import pytest
 import yaml
 from projects import BIN, ROOT, environment
 
+from floral.cli.labels import labels_of
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.settings import read_settings
@@ -90,8 +91,8 @@ def test_a_run_carries_parameters_curves_tags_and_files(
     assert found.info.run_name == "digits_rotate/fedavg/seed0"
     assert found.data.tags["job_key"] == str(runs[0].folder)
     assert found.data.tags["status"] == "done"
-    assert found.data.params["task.rounds"] == str(runs[0].task.rounds)
-    assert found.data.params["fidelity.name"] == "corrected"
+    assert found.data.params["variant.name"] == "fedavg"
+    assert found.data.tags["fidelity"] == "corrected"
     assert found.data.metrics["cost/base"] == 10
     client = MlflowClient(default_uri(tmp_path))
     curve = client.get_metric_history(found.info.run_id, "own_test/accuracy")
@@ -160,13 +161,51 @@ def test_runs_with_earlier_names_of_metrics_are_logged_again(
     client = MlflowClient(default_uri(tmp_path))
     for run_id in before:
         client.delete_tag(run_id, mlflow_store.NAMES)
+    attach("quickstart", tmp_path, tmp_path / "reports")
+    track("quickstart", runs[:1], tmp_path, all_runs=runs)  # on a server, another folder may have the other runs
+    assert len({found.info.run_id for found in logged(tmp_path)} & before.keys()) == 1
     track("quickstart", runs, tmp_path)
-    assert "MLflow: 4 runs with earlier names of metrics; they are logged again" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("MLflow: 1 run of an earlier version archived, to log again") == 2
     now = {found.info.run_id: found for kind in ("seed", "mean") for found in logged(tmp_path, kind=kind)}
     assert len(now) == 4 and not now.keys() & before.keys()
     names = {found.info.run_name: found.data.metrics for found in now.values()}
     assert names == {found.info.run_name: found.data.metrics for found in before.values()}
     assert [found.info.run_id for found in logged(tmp_path, kind="report")] == [report]
+
+
+def test_parameters_are_the_settings_that_differ_in_the_suite(
+    runs: list[Run], write: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Runs that MLflow has get the parameters that differ since the suite has more runs."""
+    for run in runs:
+        write(run)
+    track("quickstart", runs, tmp_path)
+    for found in logged(tmp_path) + logged(tmp_path, kind="mean"):
+        assert found.data.params["variant.name"] == found.data.tags["variant"]
+        assert not {"seed", "task.rounds", "fidelity.name"} & found.data.params.keys()
+    longer = runs[0].model_copy(update={"seed": 1, "task": runs[0].task.model_copy(update={"rounds": 7})})
+    before = {found.info.run_id for found in logged(tmp_path)}
+    track("quickstart", runs, tmp_path, all_runs=[*runs, longer])
+    assert {found.info.run_id for found in logged(tmp_path)} == before
+    for kind in ("seed", "mean"):
+        for found in logged(tmp_path, kind=kind):
+            assert found.data.params["task.rounds"] == str(runs[0].task.rounds)
+            assert ("seed" in found.data.params) == (kind == "seed")
+
+
+def test_names_and_colours_are_those_of_the_report(runs: list[Run], write: Callable[..., Path], tmp_path: Path) -> None:
+    """Two configurations of a task have distinct names, and every method has a colour of its own."""
+    longer = [run.model_copy(update={"task": run.task.model_copy(update={"rounds": 7})}) for run in runs]
+    for run in runs + longer:
+        write(run)
+    track("quickstart", runs + longer, tmp_path, labels=labels_of(runs + longer))
+    for kind in ("seed", "mean"):
+        found = logged(tmp_path, kind=kind)
+        assert len({run.info.run_name for run in found}) == len(found) == 4
+        colours = {(run.data.tags["variant"], run.data.tags[mlflow_store.COLOUR]) for run in found}
+        assert len(colours) == len({colour for _, colour in colours}) == 2
+    assert ("fedavg", "#3f83c9") in colours
+    assert f"fedavg on {runs[0].task.name}, rounds 7" in {run.info.run_name for run in found}
 
 
 def test_what_the_suite_no_longer_has_is_archived(
