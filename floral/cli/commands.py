@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from floral.config.reading import ConfigError
+from floral.core.precision import PRECISIONS
 from floral.core.process import set_library_threads
 from floral.core.units import run_count
 
@@ -155,6 +156,7 @@ def _with_hash(by_hash: dict[str, Run], expect: str | None) -> Run:
 
 
 def track(arguments: Namespace, settings: Settings) -> None:
+    from floral.cli.labels import labels_of
     from floral.config.suites import suite_runs
     from floral.tracking.mlflow_store import create_store, default_uri
     from floral.tracking.track import attach, follow, track
@@ -169,11 +171,21 @@ def track(arguments: Namespace, settings: Settings) -> None:
         print(f"MLflow has the report of {arguments.suite}")
     else:
         runs = suite_runs(arguments.suite, arguments.tasks, arguments.variants, arguments.seeds, settings.precision)
-        runs_of_all_seeds = suite_runs(arguments.suite, arguments.tasks, arguments.variants, None, settings.precision)
-        send = follow if arguments.follow else track
+        whole_suite = suite_runs(arguments.suite, precision=settings.precision)
         print(f"MLflow: logging {run_count(len(runs))} of {arguments.suite}", flush=True)
-        send(arguments.suite, runs, settings.results, settings.tracking_uri, runs_of_all_seeds)
+        sent = arguments.suite, runs, settings.results, settings.tracking_uri, whole_suite, labels_of(whole_suite)
+        if arguments.follow:
+            follow(*sent)
+        else:
+            is_narrowed = any((arguments.tasks, arguments.variants, arguments.seeds))
+            track(*sent, suite_has=None if is_narrowed else _runs_of_all_precisions(arguments.suite))
         print(f"MLflow has the finished runs of {arguments.suite}")
+
+
+def _runs_of_all_precisions(suite: str) -> list[Run]:
+    from floral.config.suites import suite_runs
+
+    return [run for precision in PRECISIONS for run in suite_runs(suite, precision=precision)]
 
 
 def ui(arguments: Namespace, settings: Settings) -> int:

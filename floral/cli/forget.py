@@ -88,9 +88,10 @@ def _renew(suite: str, settings: Settings, is_tracked: bool) -> None:
         print(f"{page} still shows them, because the suite cannot be read: {error}")
         return
     if is_tracked:
+        from floral.cli.labels import labels_of
         from floral.tracking.track import track
 
-        track(suite, runs, settings.results, settings.tracking_uri)
+        track(suite, runs, settings.results, settings.tracking_uri, labels=labels_of(runs))
     runs_in_report = _runs_in_report(page / "summary.parquet", runs)
     if any(is_finished(settings.results / run.folder) for run in runs_in_report):
         from floral.report.build import report

@@ -14,17 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from floral.config.run import Run
+from floral.runs.quantities import ERRORS, IN_SUMMARY, named_costs
 from floral.runs.state import failure, is_finished
 
-SUMMARY_VALUES = (
-    "test_accuracy", "test_loss", "official_score", "own_test_accuracy", "worst_cluster_accuracy",
-    "worst_decile_accuracy", "excess_risk", "bytes",
-)  # fmt: skip
-"""The values of summary.json that are averaged over seeds."""
-ERRORS = ("test_loss", "official_score", "excess_risk")
-"""Values of summary.json that are errors in regression."""
-CURVES = ("test.accuracy", "test.loss", "validation.loss", "train.loss")
-"""The curves (split.metric) that are averaged over seeds."""
+CURVES = ("own_test/accuracy", "own_test/loss", "validation/loss", "train/loss", "route/ari")
+"""The curves that are averaged over seeds, by their names in MLflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +32,6 @@ class SeedGroup:
     def job_key(self) -> str:
         return f"mean/{self.key}"
 
-    @property
-    def name(self) -> str:
-        return f"{self.runs[0].variant.name} on {self.runs[0].task.name}"
-
     def finished(self, results: Path) -> bool:
         """Return whether the runs of all seeds are finished."""
         return all(is_finished(results / run.folder) for run in self.runs)
@@ -53,8 +43,7 @@ class SeedMeans:
 
     `seeds` says in words how many seeds are done, diverged and failed. `summaries` has the content of summary.json of
     each finished run. `values` maps the names of MLflow metrics to numbers, such as the mean test accuracy and the ends
-    of its interval. `curves` has one entry (curve, round, mean over seeds) for each point. The name of a curve is
-    split.metric, such as test.loss.
+    of its interval. `curves` has one entry (name in MLflow, round, mean over seeds) for each point.
     """
 
     seeds: str
@@ -92,16 +81,21 @@ def seed_means(group: SeedGroup, results: Path) -> SeedMeans:
         "seeds/failed": failed,
     }  # fmt: skip
     averaged = {} if counts["diverged"] and group.runs[0].fidelity["diverged_runs"] == "reported" else done
-    for name in SUMMARY_VALUES:
-        is_error = group.runs[0].task.loss == "mse" and name in ERRORS
-        values |= _mean_with_interval(name, [summary.get(name) for summary in averaged.values()], is_error)
+    is_regression = group.runs[0].task.loss == "mse"
+    curves = list(_mean_curves((results / folder for folder in averaged), is_regression))
+    for key, name in IN_SUMMARY.items():
+        numbers = [summary.get(key) for summary in averaged.values()]
+        values |= _mean_with_interval(name, numbers, is_regression and key in ERRORS)
+    values |= _mean_costs([results / folder for folder in averaged])
+    for name, _, _ in curves:  # MLflow shows the last value of a curve
+        values.pop(name, None)
     words = [f"{counts['done']} of {len(summaries)} seeds"]
     words += [f"{count} {state}" for state, count in (("diverged", counts["diverged"]), ("failed", failed)) if count]
     return SeedMeans(
         seeds=", ".join(words),
         summaries=[summary for summary in summaries.values() if summary],
         values=values,
-        curves=list(_mean_curves((results / folder for folder in averaged), group.runs[0].task.loss == "mse")),
+        curves=curves,
     )
 
 
@@ -111,10 +105,10 @@ def _summary(folder: Path) -> dict[str, Any] | None:
 
 
 def _mean_with_interval(name: str, values: list[float | None], is_error: bool) -> dict[str, float]:
-    """Return the mean of a value over seeds, under the name mean/<name>; the geometric mean of an error.
+    """Return the mean of a value over seeds, under its name; the geometric mean of an error.
 
-    With several seeds, the result also has the ends of the interval, mean_low/<name> and mean_high/<name>. The result
-    is empty if the value of a seed is missing, NaN or infinite.
+    With several seeds, the result also has the ends of the interval, low/<name> and high/<name>. The result is
+    empty if the value of a seed is missing, NaN or infinite.
     """
     from floral.core.intervals import mean_interval
 
@@ -122,12 +116,19 @@ def _mean_with_interval(name: str, values: list[float | None], is_error: bool) -
     if not numbers or len(numbers) < len(values):
         return {}
     over_seeds = mean_interval(numbers, is_error)
-    ends = {"mean": over_seeds.mean, "mean_low": over_seeds.low, "mean_high": over_seeds.high}
-    return {f"{end}/{name}": value for end, value in ends.items() if value is not None}
+    ends = {name: over_seeds.mean, f"low/{name}": over_seeds.low, f"high/{name}": over_seeds.high}
+    return {key: value for key, value in ends.items() if value is not None}
+
+
+def _mean_costs(folders: list[Path]) -> dict[str, float]:
+    """Return the mean of each number of costs.json over runs. Numbers that some run does not have are left out."""
+    costs = [named_costs(json.loads((folder / "costs.json").read_text())) for folder in folders]
+    shared = [name for name in costs[0] if all(name in of_run for of_run in costs)] if costs else []
+    return {name: math.fsum(of_run[name] for of_run in costs) / len(costs) for name in shared}
 
 
 def _mean_curves(folders: Iterable[Path], of_errors: bool) -> Iterator[tuple[str, int, float]]:
-    """Yield the points of the mean curves as (curve, round, mean over seeds), such as ("test.loss", 20, 0.31).
+    """Yield the points of the mean curves as (name, round, mean over seeds), such as ("own_test/loss", 20, 0.31).
 
     The curves are those in CURVES. A round is left out unless the curve has a finite value for every seed. Means of
     errors (regression) are geometric.
@@ -141,7 +142,7 @@ def _mean_curves(folders: Iterable[Path], of_errors: bool) -> Iterator[tuple[str
     value = pl.col("value").sort()
     mean = (
         pl.concat(tables)
-        .with_columns(key=pl.concat_str("split", pl.lit("."), "metric"))
+        .with_columns(key=pl.concat_str(pl.col("split").replace({"test": "own_test"}), pl.lit("/"), "metric"))
         .filter(pl.col("key").is_in(CURVES) & pl.col("value").is_finite())
         .group_by("key", "round")
         .agg(value.log().mean().exp() if of_errors else value.mean(), seeds=pl.len())

@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from floral.config import reading
+from floral.config.run import Run
 from floral.core.nested import dotted_keys
 from floral.io.files import content_sha256
 from floral.runs import segments
+from floral.runs.quantities import IN_SUMMARY, curve_name, named_costs
 from floral.runs.segments import Evaluated
 from floral.runs.state import is_finished
-from floral.tracking.mlflow_store import PARENT, RESULTS, STREAMED, Experiment, StoredRun
+from floral.tracking.mlflow_store import COLOUR, PARENT, RESULTS, STREAMED, Experiment, StoredRun
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,14 +35,14 @@ MAX_DIGEST_CHARACTERS = 36
 """MLflow's limit for the digest of a data set; the full digest is in the data set's profile."""
 
 
-def stream(experiment: Experiment, parent: str | None, folder: Path) -> None:
+def stream(experiment: Experiment, parent: str | None, run: Run) -> None:
     """Log the rounds that an unfinished run has evaluated and that MLflow does not have yet."""
-    stored, rounds = experiment.stored.get(str(folder)), segments.read(experiment.results / folder)
+    stored, rounds = experiment.current(str(run.folder)), segments.read(experiment.results / run.folder)
     if parent is None or not rounds or (stored and (stored.complete or rounds[-1].round <= stored.streamed)):
         return
     from mlflow.entities import RunTag
 
-    stored = ready(experiment, parent, folder)
+    stored = ready(experiment, parent, run)
     points = _points(evaluated for evaluated in rounds if evaluated.round > stored.streamed)
     for metrics in chunks(points, MAX_METRICS_PER_CALL):
         experiment.client.log_batch(stored.id, metrics=metrics)
@@ -50,44 +52,57 @@ def stream(experiment: Experiment, parent: str | None, folder: Path) -> None:
     experiment.client.log_batch(stored.id, tags=[last_round])
 
 
-def ready(experiment: Experiment, parent: str, folder: Path) -> StoredRun:
-    """Make sure that MLflow has the run, its parent run and its data, and return the stored run."""
-    settings = reading.load_yaml((experiment.results / folder / "run.yaml").read_text(encoding="utf-8"))
-    stored = experiment.stored.get(str(folder)) or _create_run(experiment, parent, folder, settings)
+def ready(experiment: Experiment, parent: str, run: Run) -> StoredRun:
+    """Make sure that MLflow has the run, its parent run, its parameters and its data, and return the stored run."""
+    key = str(run.folder)
+    settings = reading.load_yaml((experiment.results / run.folder / "run.yaml").read_text(encoding="utf-8"))
+    stored = experiment.stored.get(key) or _create_run(experiment, parent, run, settings)
+    log_params(experiment, stored, settings, experiment.appearance.params)
     if stored.parent != parent:
         experiment.client.set_tag(stored.id, PARENT, parent)
-    if not stored.data and (data := _data(settings, experiment.results)):
+    if not stored.data and (data := data_of(settings, experiment.results)):
         experiment.client.log_inputs(stored.id, data)
-    experiment.stored[str(folder)] = replace(stored, parent=parent, data=True)
-    return experiment.stored[str(folder)]
+    params = stored.params | experiment.appearance.params
+    experiment.stored[key] = replace(stored, parent=parent, data=True, params=params)
+    return experiment.stored[key]
 
 
-def _create_run(experiment: Experiment, parent: str, folder: Path, settings: Mapping[str, Any]) -> StoredRun:
-    """Create a run in MLflow with the parameters from its run.yaml, and return the stored run."""
-    task, variant, seed = settings["task"]["name"], settings["variant"]["name"], settings["seed"]
+def _create_run(experiment: Experiment, parent: str, run: Run, settings: Mapping[str, Any]) -> StoredRun:
+    """Create a run in MLflow, and return the stored run. `settings` is the content of its run.yaml."""
+    label, seed = experiment.appearance.label(run), settings["seed"]
     tags = {
-        "job_key": str(folder), "kind": "seed", "suite": experiment.suite, "task": task, "variant": variant,
-        "method": settings["variant"]["method"], "family": settings["variant"]["family"], "seed": str(seed),
-        "fidelity": settings["fidelity"]["name"], "status": "running", "hash8": settings["hash8"], PARENT: parent,
+        "job_key": str(run.folder), "kind": "seed", "suite": experiment.suite, "task": settings["task"]["name"],
+        "variant": settings["variant"]["name"], "method": settings["variant"]["method"],
+        "family": settings["variant"]["family"], "seed": str(seed), "fidelity": settings["fidelity"]["name"],
+        "status": "running", "hash8": settings["hash8"], PARENT: parent, COLOUR: label.colour,
     }  # fmt: skip
-    run_id = experiment.create(f"{task}/{variant}/seed{seed}", tags, began_ms(experiment.results / folder))
-    for params in chunks(params_of(settings), MAX_PARAMS_PER_CALL):
-        experiment.client.log_batch(run_id, params=params)
-    return StoredRun(run_id, parent=parent)
+    began = began_ms(experiment.results / run.folder)
+    return StoredRun(experiment.create(f"{label.task}/{label.method}/seed{seed}", tags, began), parent=parent)
 
 
-def log(experiment: Experiment, parent: str | None, folder: Path) -> str:
+def log_params(experiment: Experiment, stored: StoredRun, settings: Mapping[str, Any], names: Set[str]) -> None:
+    """Log the settings with these dotted names as parameters of a run, unless MLflow has them.
+
+    When a suite gets new runs, settings that were equal can differ. Then the earlier runs get these parameters too.
+    """
+    missing = [param for param in params_of(settings) if param.key in names - stored.params]
+    for params in chunks(missing, MAX_PARAMS_PER_CALL):
+        experiment.client.log_batch(stored.id, params=params)
+
+
+def log(experiment: Experiment, parent: str | None, run: Run) -> str:
     """Log the values of a finished run that MLflow does not have yet, and return MLflow's id of the run.
 
     If the run was trained again, MLflow has the values of the earlier training. The run is then deleted in MLflow and
     logged again.
     """
     assert parent is not None  # parent_of returns None only before the first evaluated round
-    stored, client = experiment.stored.get(str(folder)), experiment.client
-    source = experiment.results / folder
+    stored, client = experiment.current(str(run.folder)), experiment.client
+    source = experiment.results / run.folder
     digest = _results_digest(source)
     if stored and stored.complete and stored.results == digest:
-        return ready(experiment, parent, folder).id if stored.parent != parent or not stored.data else stored.id
+        is_ready = stored.parent == parent and stored.data and experiment.appearance.params <= stored.params
+        return stored.id if is_ready else ready(experiment, parent, run).id
     from mlflow.entities import RunTag
 
     summary, costs = (json.loads((source / name).read_text()) for name in ("summary.json", "costs.json"))
@@ -96,13 +111,11 @@ def log(experiment: Experiment, parent: str | None, folder: Path) -> str:
     logged = _logged(client, stored.id, curves) if stored else {}
     trained_again = stored is not None and stored.results not in (None, digest)
     if stored and (trained_again or any(_differs(logged.get((p.key, p.step)), p.value) for p in curves)):
-        client.delete_run(stored.id)
-        del experiment.stored[str(folder)]
+        experiment.archive(str(run.folder))
         stored, logged = None, {}
-    was_complete = stored is not None and stored.complete  # by a version that did not write the digest
-    stored = ready(experiment, parent, folder)
+    stored = ready(experiment, parent, run)
     missing = [point for point in curves if (point.key, point.step) not in logged]
-    points = missing + ([] if was_complete else _costs(costs, summary["round"], end))
+    points = missing + _last_values(summary, costs, {point.key for point in curves}, end)
     for metrics in chunks(points, MAX_METRICS_PER_CALL):
         client.log_batch(stored.id, metrics=metrics)
     tags = {"status": summary["status"], "git_commit": costs["git_commit"], "version": costs["versions"]["floral"]}
@@ -138,7 +151,7 @@ def ended_ms(summary: Mapping[str, Any]) -> int:
     return int(datetime.fromisoformat(summary["finished_at"]).timestamp() * 1000)
 
 
-def _data(settings: Mapping[str, Any], results: Path) -> list[DatasetInput]:
+def data_of(settings: Mapping[str, Any], results: Path) -> list[DatasetInput]:
     """Return the partition and the data set of a run in the form that MLflow needs.
 
     The list is empty for a task without data. For synthetic data it has only the partition, because the partition
@@ -187,7 +200,7 @@ def _points(rounds: Iterable[Evaluated]) -> list[Metric]:
     from mlflow.entities import Metric
 
     return [
-        Metric(f"{split}.{metric}", value, round.time, round.round)
+        Metric(curve_name(split, metric), value, round.time, round.round)
         for round in rounds
         for split, metric, value in round.metrics
     ]
@@ -204,20 +217,21 @@ def _curves(source: Path, end: int) -> list[Metric]:
 
     times = {(point.key, point.step): point.timestamp for point in _points(segments.read(source))}
     table = pl.read_parquet(source / "metrics.parquet", columns=["split", "metric", "value", "round"]).drop_nulls()
-    rows = ((f"{split}.{metric}", value, step) for split, metric, value, step in table.iter_rows())
+    rows = ((curve_name(split, metric), value, step) for split, metric, value, step in table.iter_rows())
     return [Metric(key, value, times.get((key, step), end), step) for key, value, step in rows]
 
 
-def _costs(costs: Mapping[str, Any], last: int, end: int) -> list[Metric]:
-    """Return the numbers of costs.json as metrics for MLflow.
+def _last_values(summary: Mapping[str, Any], costs: Mapping[str, Any], curves: set[str], end: int) -> list[Metric]:
+    """Return the numbers of summary.json and costs.json as metrics for MLflow, without those that have a curve.
 
-    The metrics belong to the last round, `last`, and have the time `end` (milliseconds since 1970).
+    The metrics have the time `end` (milliseconds since 1970), and the step 0, because MLflow draws a bar only for a
+    metric whose last step is 0.
     """
     from mlflow.entities import Metric
 
-    numbers = {**costs["parameters"], **{f"seconds_{key}": value for key, value in costs["seconds"].items()}}
-    numbers |= {key: costs[key] for key in ("bytes_per_round", "passes_per_sample", "peak_memory_bytes", "resumptions")}
-    return [Metric(f"costs.{k}", float(value), end, last) for k, value in numbers.items() if value is not None]
+    results = {name: summary.get(key) for key, name in IN_SUMMARY.items() if name not in curves}
+    numbers = {**results, **named_costs(costs)}
+    return [Metric(key, float(value), end, 0) for key, value in numbers.items() if value is not None]
 
 
 def _logged(client: MlflowClient, run_id: str, curves: list[Metric]) -> dict[tuple[str, int], float]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from floral.config.reading import ConfigError
 from floral.io.locks import held
+from floral.tracking.appearance import Appearance
 from floral.tracking.mlflow_errors import check_artifact_place, unusable
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ MEANS = "means"
 """Tag of a parent run: the hash of its means, set before the means are logged."""
 RESULTS = "results_digest"
 """Tag of a completely logged run: the hash of its result files. A run that was trained again has another hash."""
+NAMES, NAMES_NOW = "metric_names", "2"
+"""Tag of a run: the version of the names of its metrics (see floral.runs.quantities), and today's version."""
+COLOUR = "mlflow.runColor"
+"""Tag of a run: its colour in MLflow's charts."""
 PARENT = "mlflow.parentRunId"
 """Tag of a run: the id of its parent, below which MLflow's UI shows the run."""
 
@@ -70,6 +75,10 @@ class StoredRun:
     """The hash of the means, for a parent run."""
     results: str | None = None
     """The hash of the result files that are logged; None if the run is not completely logged."""
+    params: frozenset[str] = frozenset()
+    """Names of its parameters."""
+    earlier: bool = False
+    """Whether its metrics have the names of an earlier version. Then it is archived, and logged again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,17 +92,33 @@ class Experiment:
     results: Path
     stored: dict[str, StoredRun]
     """job_key → run."""
+    appearance: Appearance = field(default_factory=Appearance)
 
-    def create(self, name: str, tags: dict[str, str], began: int | None) -> str:
+    def create(self, name: str, tags: Mapping[str, str | None], began: int | None) -> str:
         """Create a run in the experiment and return MLflow's id of the run.
 
-        `began` is when the run began, in milliseconds since 1970.
+        `began` is when the run began, in milliseconds since 1970. Tags with the value None are left out.
         """
-        return self.client.create_run(self.id, began, tags, name).info.run_id
+        present = {key: value for key, value in tags.items() if value is not None}
+        return self.client.create_run(self.id, began, {**present, NAMES: NAMES_NOW}, name).info.run_id
+
+    def current(self, job_key: str) -> StoredRun | None:
+        """Return the stored run, or None if it is missing. A run with earlier names of metrics is archived first."""
+        stored = self.stored.get(job_key)
+        if stored is not None and stored.earlier:
+            self.archive(job_key)
+            return None
+        return stored
+
+    def archive(self, job_key: str) -> None:
+        """Archive a run: MLflow's page does not show it any more, but can restore it."""
+        self.client.delete_run(self.stored.pop(job_key).id)
 
 
 @contextmanager
-def experiment_of(suite: str, results: Path, tracking_uri: str | None) -> Iterator[Experiment]:
+def experiment_of(
+    suite: str, results: Path, tracking_uri: str | None, appearance: Appearance | None = None
+) -> Iterator[Experiment]:
     """Yield the experiment of a suite, and hold the suite's lock until the context ends.
 
     Without the lock, two processes could both create the same run. Each suite has its own lock.
@@ -103,7 +128,14 @@ def experiment_of(suite: str, results: Path, tracking_uri: str | None) -> Iterat
         client = client_of(uri)
         experiment = _experiment_id(client, suite, None if tracking_uri else results, uri)
         stored = _stored_runs(client, experiment)
-        yield Experiment(client=client, id=experiment, suite=suite, results=results, stored=stored)
+        yield Experiment(
+            client=client,
+            id=experiment,
+            suite=suite,
+            results=results,
+            stored=stored,
+            appearance=appearance or Appearance(),
+        )
 
 
 def client_of(uri: str) -> MlflowClient:
@@ -207,13 +239,15 @@ def _stored_runs(client: MlflowClient, experiment: str) -> dict[str, StoredRun]:
         page = client.search_runs([experiment], max_results=1000, order_by=["attributes.start_time"], page_token=token)
         for run in page:
             tags = run.data.tags
-            if (key := tags.get("job_key")) in stored:
+            key = tags.get("job_key")
+            if key in stored:
                 duplicates.append(run.info.run_id)
             elif key is not None:
                 stored[key] = StoredRun(
                     run.info.run_id, complete=run.info.status == "FINISHED", streamed=int(tags.get(STREAMED, -1)),
                     parent=tags.get(PARENT), data=bool(run.inputs and run.inputs.dataset_inputs), means=tags.get(MEANS),
-                    results=tags.get(RESULTS),
+                    results=tags.get(RESULTS), params=frozenset(run.data.params),
+                    earlier=tags.get(NAMES) != NAMES_NOW and tags.get("kind") != "report",
                 )  # fmt: skip
         if not (token := page.token):
             break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from floral.config.run import Run
@@ -13,10 +13,12 @@ from floral.core.units import run_count
 from floral.io.files import atomic
 from floral.runs import segments
 from floral.runs.state import has_failed_for_good, is_finished
+from floral.tracking.appearance import Label, appearance_of
 from floral.tracking.mlflow_errors import Unreachable
 from floral.tracking.mlflow_means import distinct_groups, groups_by_folder, log_means, parent_of
 from floral.tracking.mlflow_runs import log, stream
-from floral.tracking.mlflow_store import default_uri, experiment_of
+from floral.tracking.mlflow_store import Experiment, default_uri, experiment_of
+from floral.tracking.views import MEANS_VIEW, save_views
 
 POLL_SECONDS = 5.0
 """`follow` looks for new rounds every so many seconds."""
@@ -28,28 +30,74 @@ def track(
     results: Path,
     tracking_uri: str | None = None,
     all_runs: Iterable[Run] | None = None,
+    labels: Mapping[Path, Label] | None = None,
+    suite_has: Iterable[Run] | None = None,
 ) -> Path:
     """Log the finished runs that MLflow does not have yet, and the means over seeds of each task × variant.
 
     The function writes results/track/<suite>.json and returns the path of this file. A second call changes nothing. If
     MLflow has only a part of a run, for example because tracking was killed, the rest is added. If `runs` are only a
-    part of the suite, `all_runs` must have all runs of the suite, so that the means include all seeds.
+    part of the suite, `all_runs` must have all runs of the suite, so that the means include all seeds. `labels` has the
+    names and colours of runs by folder. Runs whose metrics have the names of an earlier version are archived, and
+    logged again.
+
+    `suite_has` are all runs that the suite has. Runs and means in MLflow that are not among them, or whose folder is
+    gone, are archived: MLflow's UI shows them no more, but can restore them. On a server of several machines, only runs
+    that this results folder has tracked are archived. With None, nothing is archived.
 
     Raises:
         ConfigError: the MLflow store cannot be opened or written.
     """
     uri = tracking_uri or default_uri(results)
     runs = list(runs)
-    finished = [run.folder for run in runs if is_finished(results / run.folder)]
-    groups = groups_by_folder(all_runs or runs)
-    with experiment_of(suite, results, tracking_uri) as experiment:
-        tracked = {str(folder): log(experiment, parent_of(experiment, groups[folder]), folder) for folder in finished}
+    all_runs = list(all_runs or runs)
+    finished = {run.folder: run for run in runs if is_finished(results / run.folder)}
+    groups = groups_by_folder(all_runs)
+    with experiment_of(suite, results, tracking_uri, appearance_of(all_runs, labels)) as experiment:
+        _announce_renewal(experiment, finished)
+        tracked = {
+            str(folder): log(experiment, parent_of(experiment, groups[folder]), run) for folder, run in finished.items()
+        }
         for group in distinct_groups(groups, finished):
             log_means(experiment, group)
-        value = {"tracking_uri": without_passwords(uri), "experiment_id": experiment.id, "runs": tracked}
+        save_views(experiment, [run.task for run in all_runs])
+        value = {
+            "tracking_uri": without_passwords(uri), "experiment_id": experiment.id, "view": MEANS_VIEW, "runs": tracked
+        }  # fmt: skip
         path = results / "track" / f"{suite}.json"
+        if suite_has is not None:
+            archivable = set(experiment.stored) if uri == default_uri(results) else _tracked_before(path)
+            _archive(experiment, suite_has, archivable)
         atomic(path, (json.dumps(value, indent=1) + "\n").encode())
     return path
+
+
+def _announce_renewal(experiment: Experiment, folders: Iterable[Path]) -> None:
+    """Say how many of these runs have metrics with the names of an earlier version in MLflow."""
+    earlier = [folder for folder in folders if (run := experiment.stored.get(str(folder))) and run.earlier]
+    if earlier:
+        print(f"MLflow: {run_count(len(earlier))} of an earlier version archived, to log again", flush=True)
+
+
+def _tracked_before(path: Path) -> set[str]:
+    """Return the runs, and the means over their seeds, that an earlier call has tracked from this results folder."""
+    return set(json.loads(path.read_text(encoding="utf-8"))["runs"]) if path.exists() else set()
+
+
+def _archive(experiment: Experiment, suite_has: Iterable[Run], archivable: set[str]) -> None:
+    """Archive those of the `archivable` runs that the suite no longer has, and means without any run."""
+    groups = groups_by_folder(suite_has)
+    present = {folder for folder in groups if (experiment.results / folder).exists()}
+    runs, means = set(map(str, present)), {group.job_key for group in distinct_groups(groups, present)}
+    stored = experiment.stored
+    gone = {key for key in archivable & set(stored) if not key.startswith(("mean/", "report/")) and key not in runs}
+    if not gone:
+        return
+    parents = {run.parent for key, run in stored.items() if key not in gone}
+    childless = {key for key, run in stored.items() if key.startswith("mean/") and run.id not in parents}
+    for key in gone | (childless - means):
+        experiment.archive(key)
+    print(f"MLflow: {run_count(len(gone))} archived, which {experiment.suite} no longer has", flush=True)
 
 
 def follow(
@@ -58,6 +106,7 @@ def follow(
     results: Path,
     tracking_uri: str | None = None,
     all_runs: Iterable[Run] | None = None,
+    labels: Mapping[Path, Label] | None = None,
     poll_seconds: float = POLL_SECONDS,
 ) -> None:
     """Log every round to MLflow soon after its evaluation, until all runs are finished and completely logged.
@@ -72,7 +121,8 @@ def follow(
             message once and tries again.
     """
     runs = list(runs)
-    groups = groups_by_folder(all_runs or runs)
+    all_runs = list(all_runs or runs)
+    groups, appearance = groups_by_folder(all_runs), appearance_of(all_runs, labels)
     todo = {run.folder: run for run in runs}
     logged: dict[Path, tuple[int, bool]] = {}  # folder → (bytes of its segments, whether it is finished) when logged
     unreachable = False
@@ -84,10 +134,12 @@ def follow(
                 changed[folder] = state
         try:
             if changed:
-                with experiment_of(suite, results, tracking_uri) as experiment:
+                with experiment_of(suite, results, tracking_uri, appearance) as experiment:
+                    _announce_renewal(experiment, changed)
+                    save_views(experiment, [run.task for run in all_runs])
                     for folder, (_, finished) in changed.items():
                         send = log if finished else stream
-                        send(experiment, parent_of(experiment, groups[folder]), folder)
+                        send(experiment, parent_of(experiment, groups[folder]), todo[folder])
                     for group in distinct_groups(groups, changed):
                         if group.finished(results):
                             log_means(experiment, group)

@@ -11,16 +11,15 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
-from urllib.parse import quote
 
 from floral.config.reading import ConfigError
 from floral.core.passwords import without_passwords
 from floral.tracking.mlflow_store import default_uri
+from floral.tracking.views import address_of_view
 
 HOST = "127.0.0.1"
 START_SECONDS = 300.0
 """A server that does not answer after so many seconds is stopped."""
-ONLY_MEANS = "tags.kind = 'mean'"
 
 
 def ui(results: Path, tracking_uri: str | None, port: int) -> int:
@@ -59,13 +58,19 @@ def ui(results: Path, tracking_uri: str | None, port: int) -> int:
 
 
 def comparisons(results: Path, uri: str, address: str) -> list[str]:
-    """Return one line for each tracked suite: the address of the charts that compare its methods by their means."""
+    """Return one line for each tracked suite: the address of the charts that compare its methods by their means.
+
+    A suite that only an earlier version has tracked has no such address. Its line says how to get it.
+    """
     lines = []
     for path in sorted((results / "track").glob("*.json")):
         tracked = json.loads(path.read_text(encoding="utf-8"))
         if tracked["tracking_uri"] == without_passwords(uri):
-            query = f"searchFilter={quote(ONLY_MEANS)}&compareRunsMode=CHART"
-            lines.append(f"{path.stem}: {address}/#/experiments/{tracked['experiment_id']}/runs?{query}")
+            if "view" in tracked:
+                address_of_suite = address_of_view(address, tracked["experiment_id"], tracked["view"])
+            else:
+                address_of_suite = f"tracked by an earlier version; call: floral track {path.stem}"
+            lines.append(f"{path.stem}: {address_of_suite}")
     return lines and ["Compare the methods of a suite by their means over seeds:", *lines]
 
 

@@ -41,6 +41,11 @@ def curve(results: Path, run_id: str, key: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in history]
 
 
+def artifacts(results: Path, run_id: str) -> dict[str, str]:
+    folder = results / "track" / "artifacts" / "suite" / run_id / "artifacts"
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
 def seeds(variant: str, count: int) -> list[Run]:
     return [make_run("digits_rotate", variant, seed) for seed in range(count)]
 
@@ -59,13 +64,22 @@ def test_a_parent_has_the_mean_its_interval_and_the_mean_curve(tmp_path: Path) -
         }
     said = parents["fedavg on digits_rotate"].data
     expected = t_interval([0.60, 0.61, 0.62])
-    assert said.metrics["mean/test_accuracy"] == pytest.approx(expected.mean)
-    assert said.metrics["mean_low/test_accuracy"] == pytest.approx(expected.low)
-    assert said.metrics["mean_high/test_accuracy"] == pytest.approx(expected.high)
+    assert said.metrics["test/accuracy"] == pytest.approx(expected.mean)
+    assert said.metrics["low/test/accuracy"] == pytest.approx(expected.low)
+    assert said.metrics["high/test/accuracy"] == pytest.approx(expected.high)
     assert (said.metrics["seeds/done"], said.metrics["seeds/expected"]) == (3, 3)
     assert (said.tags["variant"], said.tags["suite"], said.tags["family"]) == ("fedavg", "suite", "Global")
-    assert said.params["task.lr"] == "0.1" and not {"seed", "hash8"} & said.params.keys()
-    points = curve(tmp_path, parents["fedavg on digits_rotate"].info.run_id, "test.accuracy")
+    assert said.params["variant.method"] == "fedavg" and not {"seed", "hash8", "task.lr"} & said.params.keys()
+    assert (said.metrics["cost/seconds_total"], said.metrics["cost/bytes"]) == (pytest.approx(1.3), 4000)
+    assert parents["floral_1 on digits_rotate"].data.metrics["route/ari"] == 1.0
+    seed0 = children["digits_rotate/fedavg/seed0"].data.metrics
+    assert (seed0["test/accuracy"], seed0["own_test/accuracy"]) == (0.6, 0.6)
+    data = parents["fedavg on digits_rotate"].inputs.dataset_inputs
+    assert len({item.dataset.name for item in data}) == 3  # the partitions of three seeds
+    files = artifacts(tmp_path, parents["fedavg on digits_rotate"].info.run_id)
+    assert files["seeds.csv"].splitlines()[2].startswith("1,done,0.61,")
+    assert "\nseed:" not in files["configuration.yaml"]
+    points = curve(tmp_path, parents["fedavg on digits_rotate"].info.run_id, "own_test/accuracy")
     assert points == [(0, pytest.approx(0.1)), (2, pytest.approx(0.3)), (4, pytest.approx(0.61))]
 
 
@@ -74,16 +88,16 @@ def test_one_seed_has_no_interval_and_a_later_one_gives_it(tmp_path: Path) -> No
     write_run(tmp_path, runs[0])
     track("suite", runs, tmp_path)
     (first,) = stored(tmp_path, "mean").values()
-    assert first.data.metrics["mean/test_accuracy"] == 0.60
-    assert not {"mean_low/test_accuracy", "mean_high/test_accuracy"} & first.data.metrics.keys()
+    assert first.data.metrics["test/accuracy"] == 0.60
+    assert not {"low/test/accuracy", "high/test/accuracy"} & first.data.metrics.keys()
     assert first.data.tags["seeds"] == "1 of 2 seeds"
     write_run(tmp_path, runs[1])
     for _ in range(2):
         track("suite", runs, tmp_path)
         (parent,) = stored(tmp_path, "mean").values()
-        assert parent.data.metrics["mean/test_accuracy"] == pytest.approx(0.605)
-        assert parent.data.metrics["mean_low/test_accuracy"] < 0.60
-        points = curve(tmp_path, parent.info.run_id, "test.accuracy")
+        assert parent.data.metrics["test/accuracy"] == pytest.approx(0.605)
+        assert parent.data.metrics["low/test/accuracy"] < 0.60
+        points = curve(tmp_path, parent.info.run_id, "own_test/accuracy")
         assert points == [(0, pytest.approx(0.1)), (2, pytest.approx(0.3)), (4, pytest.approx(0.605))]
         children = stored(tmp_path, "seed").values()
         assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
@@ -100,7 +114,7 @@ def test_diverged_and_failed_seeds_are_counted(tmp_path: Path, fidelity: str, me
     track("suite", runs, tmp_path)
     (parent,) = stored(tmp_path, "mean").values()
     assert parent.data.tags["seeds"] == "1 of 4 seeds, 1 diverged, 1 failed"
-    assert parent.data.metrics.get("mean/test_accuracy") == mean
+    assert parent.data.metrics.get("test/accuracy") == mean
     assert len(stored(tmp_path, "seed")) == 2
 
 
@@ -135,7 +149,7 @@ def test_what_a_store_of_before_lacks_is_added(tmp_path: Path, lost: str) -> Non
     track("suite", runs, tmp_path)
     (found,) = stored(tmp_path, "mean").values()
     assert found.data.metrics == parent.data.metrics
-    assert len(curve(tmp_path, found.info.run_id, "test.accuracy")) == 3
+    assert len(curve(tmp_path, found.info.run_id, "own_test/accuracy")) == 3
     assert {run.data.tags["mlflow.parentRunId"] for run in stored(tmp_path, "seed").values()} == {found.info.run_id}
 
 

@@ -192,16 +192,20 @@ def test_the_ui_says_when_it_answers_and_where_means_are_compared(
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
     uri = f"postgresql://user:{PASSWORD}@host/db"
     (tmp_path / "track").mkdir()
-    for suite, store in (("tiny", without_passwords(uri)), ("elsewhere", "http://host:5000")):
-        value = {"tracking_uri": store, "experiment_id": "7", "runs": {}}
+    here, view = without_passwords(uri), {"view": "means"}
+    for suite, store, more in (("tiny", here, view), ("elsewhere", "http://host:5000", view), ("earlier", here, {})):
+        value = {"tracking_uri": store, "experiment_id": "7", "runs": {}, **more}
         (tmp_path / "track" / f"{suite}.json").write_text(json.dumps(value))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     assert ui.ui(tmp_path, uri, port) == 3
     said = capsys.readouterr().out.splitlines()
     assert said[1] == f"MLflow answers at http://127.0.0.1:{port}; Ctrl-C stops it"
-    means = "searchFilter=tags.kind%20%3D%20%27mean%27&compareRunsMode=CHART"
-    assert said[3:] == [f"tiny: http://127.0.0.1:{port}/#/experiments/7/runs?{means}"]
+    means = "viewStateShareKey=means&compareRunsMode=CHART"
+    assert said[3:] == [
+        "earlier: tracked by an earlier version; call: floral track earlier",
+        f"tiny: http://127.0.0.1:{port}/#/experiments/7/runs?{means}",
+    ]
     answering(monkeypatch, "import sys; sys.exit(4)")
     with pytest.raises(ConfigError, match="ended with exit code 4"):
         ui.ui(tmp_path, uri, port)

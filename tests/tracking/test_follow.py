@@ -28,6 +28,7 @@ from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.io.locks import held
 from floral.runs import segments, state
+from floral.runs.quantities import curve_name
 from floral.tracking import mlflow_runs as tracked_runs
 from floral.tracking import mlflow_store
 from floral.tracking.mlflow_store import default_uri
@@ -65,7 +66,7 @@ class Training:
     def expected(self) -> list[tuple[str, int, float]]:
         table = pl.read_parquet(self.source / "metrics.parquet")
         return sorted(
-            (f"{row['split']}.{row['metric']}", row["round"], row["value"]) for row in table.iter_rows(named=True)
+            (curve_name(row["split"], row["metric"]), row["round"], row["value"]) for row in table.iter_rows(named=True)
         )
 
 
@@ -86,7 +87,7 @@ def logged(uri: str) -> dict[str, list[tuple[str, int, float]]]:
         if run.info.run_id in parents:
             continue
         assert run.data.tags["mlflow.parentRunId"] in parents
-        keys = [key for key in run.data.metrics if not key.startswith("costs.")]
+        keys = [key for key in run.data.metrics if not key.startswith(("cost/", "test/"))]
         points = [point for key in keys for point in client.get_metric_history(run.info.run_id, key)]
         assert run.data.tags["job_key"] not in found
         found[run.data.tags["job_key"]] = sorted((point.key, point.step, point.value) for point in points)
@@ -189,7 +190,7 @@ def test_a_run_that_was_created_twice_is_there_once(tmp_path: Path) -> None:
     with mlflow_store.experiment_of("suite", tmp_path, None) as experiment:
         settings = yaml.safe_load((training.folder / "run.yaml").read_text())
         for _ in range(2):
-            tracked_runs._create_run(experiment, "parent", training.run.folder, settings)
+            tracked_runs._create_run(experiment, "parent", training.run, settings)
     training.ends()
     follow("suite", [training.run], tmp_path)
     assert logged(default_uri(tmp_path)) == {str(training.run.folder): training.expected()}

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from projects import BIN, ROOT, environment
 
+from floral.cli.labels import labels_of
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.settings import read_settings
@@ -90,11 +91,11 @@ def test_a_run_carries_parameters_curves_tags_and_files(
     assert found.info.run_name == "digits_rotate/fedavg/seed0"
     assert found.data.tags["job_key"] == str(runs[0].folder)
     assert found.data.tags["status"] == "done"
-    assert found.data.params["task.rounds"] == str(runs[0].task.rounds)
-    assert found.data.params["fidelity.name"] == "corrected"
-    assert found.data.metrics["costs.base"] == 10
+    assert found.data.params["variant.name"] == "fedavg"
+    assert found.data.tags["fidelity"] == "corrected"
+    assert found.data.metrics["cost/base"] == 10
     client = MlflowClient(default_uri(tmp_path))
-    curve = client.get_metric_history(found.info.run_id, "test.accuracy")
+    curve = client.get_metric_history(found.info.run_id, "own_test/accuracy")
     assert [(point.step, point.value) for point in curve] == [(0, 0.5), (1, 0.51), (2, 0.52)]
     files = {file.path for file in client.list_artifacts(found.info.run_id)}
     assert files == {"run.yaml", "metrics.parquet", "clients.parquet", "summary.json", "costs.json"}
@@ -122,32 +123,118 @@ def test_a_run_that_was_half_logged_is_completed(runs: list[Run], write: Callabl
     assert dump(tmp_path) == before
 
 
-@pytest.mark.parametrize("with_digest", [True, False])
 def test_a_run_that_was_trained_again_replaces_the_old_one(
-    runs: list[Run], write: Callable[..., Path], tmp_path: Path, with_digest: bool
+    runs: list[Run], write: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Its child and its parent then have the new values, also if an earlier version logged it without a digest."""
+    """Its child and its parent then have the new values."""
     from mlflow import MlflowClient
 
     for run in runs:
         write(run)
     track("quickstart", runs, tmp_path)
     client = MlflowClient(default_uri(tmp_path))
-    if not with_digest:
-        for found in logged(tmp_path):
-            client.delete_tag(found.info.run_id, mlflow_store.RESULTS)
-    before = dump(tmp_path)
-    track("quickstart", runs, tmp_path)
-    assert with_digest == (dump(tmp_path) == before)  # without a digest, the tag is added
     shutil.rmtree(tmp_path / runs[0].folder)
     write(runs[0], accuracy=0.7)
     track("quickstart", runs, tmp_path)
-    values = {found.data.tags["variant"]: found.data.metrics["test.accuracy"] for found in logged(tmp_path)}
+    values = {found.data.tags["variant"]: found.data.metrics["own_test/accuracy"] for found in logged(tmp_path)}
     assert values == {runs[0].variant.name: 0.72, runs[1].variant.name: 0.52}
-    means = {found.data.tags["variant"]: found.data.metrics["test.accuracy"] for found in logged(tmp_path, kind="mean")}
+    means = {
+        found.data.tags["variant"]: found.data.metrics["own_test/accuracy"] for found in logged(tmp_path, kind="mean")
+    }
     assert means == values
     (child,) = [found for found in logged(tmp_path) if found.data.tags["variant"] == runs[0].variant.name]
-    assert [point.value for point in client.get_metric_history(child.info.run_id, "costs.base")] == [10]
+    assert [point.value for point in client.get_metric_history(child.info.run_id, "cost/base")] == [10]
+
+
+def test_runs_with_earlier_names_of_metrics_are_logged_again(
+    runs: list[Run], write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their ids change, and the report of the suite stays."""
+    from mlflow import MlflowClient
+
+    for run in runs:
+        write(run)
+    (tmp_path / "reports/quickstart").mkdir(parents=True)
+    track("quickstart", runs, tmp_path)
+    report = attach("quickstart", tmp_path, tmp_path / "reports")
+    before = {found.info.run_id: found for kind in ("seed", "mean") for found in logged(tmp_path, kind=kind)}
+    client = MlflowClient(default_uri(tmp_path))
+    for run_id in before:
+        client.delete_tag(run_id, mlflow_store.NAMES)
+    attach("quickstart", tmp_path, tmp_path / "reports")
+    track("quickstart", runs[:1], tmp_path, all_runs=runs)  # on a server, another folder may have the other runs
+    assert len({found.info.run_id for found in logged(tmp_path)} & before.keys()) == 1
+    track("quickstart", runs, tmp_path)
+    assert capsys.readouterr().out.count("MLflow: 1 run of an earlier version archived, to log again") == 2
+    now = {found.info.run_id: found for kind in ("seed", "mean") for found in logged(tmp_path, kind=kind)}
+    assert len(now) == 4 and not now.keys() & before.keys()
+    names = {found.info.run_name: found.data.metrics for found in now.values()}
+    assert names == {found.info.run_name: found.data.metrics for found in before.values()}
+    assert [found.info.run_id for found in logged(tmp_path, kind="report")] == [report]
+
+
+def test_parameters_are_the_settings_that_differ_in_the_suite(
+    runs: list[Run], write: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Runs that MLflow has get the parameters that differ since the suite has more runs."""
+    for run in runs:
+        write(run)
+    track("quickstart", runs, tmp_path)
+    for found in logged(tmp_path) + logged(tmp_path, kind="mean"):
+        assert found.data.params["variant.name"] == found.data.tags["variant"]
+        assert not {"seed", "task.rounds", "fidelity.name"} & found.data.params.keys()
+    longer = runs[0].model_copy(update={"seed": 1, "task": runs[0].task.model_copy(update={"rounds": 7})})
+    before = {found.info.run_id for found in logged(tmp_path)}
+    track("quickstart", runs, tmp_path, all_runs=[*runs, longer])
+    assert {found.info.run_id for found in logged(tmp_path)} == before
+    for kind in ("seed", "mean"):
+        for found in logged(tmp_path, kind=kind):
+            assert found.data.params["task.rounds"] == str(runs[0].task.rounds)
+            assert ("seed" in found.data.params) == (kind == "seed")
+
+
+def test_names_and_colours_are_those_of_the_report(runs: list[Run], write: Callable[..., Path], tmp_path: Path) -> None:
+    """Two configurations of a task have distinct names, and every method has a colour of its own."""
+    longer = [run.model_copy(update={"task": run.task.model_copy(update={"rounds": 7})}) for run in runs]
+    for run in runs + longer:
+        write(run)
+    track("quickstart", runs + longer, tmp_path, labels=labels_of(runs + longer))
+    for kind in ("seed", "mean"):
+        found = logged(tmp_path, kind=kind)
+        assert len({run.info.run_name for run in found}) == len(found) == 4
+        colours = {(run.data.tags["variant"], run.data.tags[mlflow_store.COLOUR]) for run in found}
+        assert len(colours) == len({colour for _, colour in colours}) == 2
+    assert ("fedavg", "#3f83c9") in colours
+    assert f"fedavg on {runs[0].task.name}, rounds 7" in {run.info.run_name for run in found}
+
+
+def test_what_the_suite_no_longer_has_is_archived(
+    runs: list[Run], write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A variant left out, and a run whose folder is gone; not if only a part of the suite is tracked."""
+    from mlflow import MlflowClient
+    from mlflow.entities import ViewType
+
+    def names(kind: str) -> set[str]:
+        return {found.info.run_name for found in logged(tmp_path, kind=kind)}
+
+    more = [run.model_copy(update={"seed": 1}) for run in runs]
+    for run in runs + more:
+        write(run)
+    track("quickstart", runs + more, tmp_path)
+    track("quickstart", runs[:1], tmp_path)
+    assert len(names("seed")) == 4 and len(names("mean")) == 2
+    shutil.rmtree(tmp_path / more[0].folder)
+    fedavg, others = [runs[0], more[0]], [runs[1], more[1]]
+    assert runs[0].variant.name == "fedavg"
+    track("quickstart", fedavg, tmp_path, suite_has=fedavg)
+    assert names("seed") == {"digits_rotate/fedavg/seed0"} and names("mean") == {"fedavg on digits_rotate"}
+    assert "MLflow: 3 runs archived, which quickstart no longer has" in capsys.readouterr().out
+    client = MlflowClient(default_uri(tmp_path))
+    archived = client.search_runs(["1"], "tags.kind = 'seed'", run_view_type=ViewType.DELETED_ONLY)
+    assert {str(run.folder) for run in [*others, more[0]]} == {run.data.tags["job_key"] for run in archived}
+    track("quickstart", fedavg, tmp_path, suite_has=fedavg)
+    assert "archived" not in capsys.readouterr().out
 
 
 def test_the_report_is_attached_once(runs: list[Run], write: Callable[..., Path], tmp_path: Path) -> None:

@@ -57,8 +57,8 @@ def accuracies(project: Project) -> list[float]:
     (mean,) = (run.data.metrics for run in runs if run.data.tags["kind"] == "mean")
     (seed,) = (run.data.metrics for run in runs if run.data.tags["kind"] == "seed")
     (reported,) = table.filter(pl.col("variant") == "fedavg").select("test_loss", "own_test_accuracy").iter_rows()
-    assert [mean["mean/test_loss"], mean["mean/own_test_accuracy"]] == list(reported)
-    assert seed["test.accuracy"] == reported[1]
+    assert [mean["test/loss"], mean["own_test/accuracy"]] == list(reported)
+    assert seed["own_test/accuracy"] == reported[1]
     return list(reported)
 
 
