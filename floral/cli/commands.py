@@ -6,7 +6,6 @@ A function imports these modules only when it is called, so that a training run 
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from argparse import Namespace
@@ -16,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from floral.config.reading import ConfigError
-from floral.core.process import set_library_threads
+from floral.core.process import set_library_threads, usable_cores
 from floral.core.units import run_count
 
 if TYPE_CHECKING:
@@ -373,11 +372,6 @@ def _timing(arguments: Namespace, settings: Settings) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------ shared
-
-
-def usable_cores() -> int:
-    """Return the number of CPU cores that this process may use. A scheduler may allow only some of the cores."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _json(value: Any) -> str:

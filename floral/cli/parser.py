@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 
 import floral
 from floral.cli import commands
-from floral.cli.commands import Handler, usable_cores
+from floral.cli.commands import Handler
 from floral.core.precision import PRECISIONS
+from floral.core.process import usable_cores
 
 MISTAKE = 2
 """Exit code for wrong arguments or a wrong configuration."""
