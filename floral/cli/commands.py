@@ -287,6 +287,19 @@ def merge(arguments: Namespace, settings: Settings) -> int:
     return 1 if merged.conflicts else 0
 
 
+def check(arguments: Namespace, settings: Settings) -> int:
+    """Check the contracts of a method, model or task, and return 1 if one is broken."""
+    set_library_threads(1)  # This must precede the import of torch.
+    from floral.check.command import check_method, check_model, check_task
+
+    failures = {
+        "method": lambda: check_method(arguments.name),
+        "model": lambda: check_model(arguments.name, arguments.shape, arguments.outputs),
+        "task": lambda: check_task(arguments.name, settings.results, settings.data_dir),
+    }[arguments.kind]()
+    return 1 if failures else 0
+
+
 def methods(arguments: Namespace, settings: Settings) -> None:
     from floral.cli import methods
 
