@@ -133,6 +133,15 @@ def test_a_changed_file_of_the_study_is_imported_anew(study: Write) -> None:
         assert plugins.builder("methods", "mine")(None) == answer
 
 
+def test_changed_files_of_a_module_are_imported_anew(study: Write) -> None:
+    from floral.models.module import function_of
+
+    for answer in (1, 22):
+        study("nets/blocks_of_mine.py", f"answer = {answer}\n")
+        study("nets/mine.py", "from blocks_of_mine import answer\ndef make():\n    return answer\n")
+        assert function_of("nets/mine.py:make")() == answer
+
+
 @pytest.mark.parametrize("file", ["methods/fedavg.py", "models/mlp.py"])
 def test_a_python_file_with_a_name_of_the_package_is_refused(study: Write, file: str) -> None:
     study(file, METHOD)
