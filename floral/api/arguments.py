@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from floral.config import catalogue
+from floral.config import catalogue, paths
 from floral.config.reading import ConfigError, shortened, suggest
 from floral.config.run import Run
 from floral.config.schema.data import CustomData, Synthetic
@@ -75,13 +76,44 @@ def task_of(task: Any, data: Any, results: Path) -> Task:
         raise ConfigError(
             f"{where}: {shortened(task)} is no task; give the name of a task, or a dictionary with its YAML keys"
         )
+    if "model" in values:
+        values["model"] = model_of(values["model"])
     data = values.get("data") if data is None else data
     if data is not None:
         values["data"] = data_of(data, results)
-    if isinstance(data, Mapping) and "kind" not in data and (sides := [name for name in CLIENTS if name in data]):
+    if (
+        isinstance(data, Mapping)
+        and "kind" not in data
+        and (sides := [name for name in CLIENTS if data.get(name) is not None])
+    ):
         clients = len(np.unique(np.asarray(data[sides[0]]).astype(str)))
         values = {"partition": {"kind": "natural"}, "clients": clients, **values}
     return catalogue.task_of(values, where)
+
+
+def model_of(model: Any) -> Any:
+    """Return the value of a task's key `model`. A function that builds a torch.nn.Module is named by its file.
+
+    Raises:
+        ConfigError: the model is a module and no function, or the function is in no file.
+    """
+    where = f"{PLACE}: task: model"
+    if isinstance(model, Mapping):
+        return {**model, "build": _named_in_file(model["build"], where)} if callable(model.get("build")) else model
+    return {"kind": "module", "build": _named_in_file(model, where)} if callable(model) else model
+
+
+def _named_in_file(function: Any, where: str) -> str:
+    """Return <file.py>:<function>. The path begins in the folder of the study, if the file lies there."""
+    code, name = getattr(function, "__code__", None), getattr(function, "__qualname__", "")
+    path = Path(code.co_filename).resolve() if code is not None else Path()
+    if not path.is_file() or not name.isidentifier() or path.suffix != ".py":
+        raise ConfigError(
+            f"{where}: {shortened(function)} is no function in a file; write a function that builds the module into "
+            "a file (in a notebook by %%writefile mine.py), and give 'mine.py:function'"
+        )
+    study = paths.STUDY.resolve()
+    return f"{path.relative_to(study) if path.is_relative_to(study) else path}:{name}"
 
 
 def variant_of(variant: Any) -> Variant:
@@ -93,6 +125,11 @@ def variant_of(variant: Any) -> Variant:
     where = f"{PLACE}: variant"
     if isinstance(variant, Variant):
         return variant
+    if callable(variant):
+        raise ConfigError(
+            f"{where}: {shortened(variant)} is a function; write it into methods/NAME.py of a study, with "
+            "config/methods/NAME.yaml (`floral init` makes an example), and give the name of its variant"
+        )
     change = dict(variant) if isinstance(variant, Mapping) else {"name": variant}
     name = change.pop("name", None)
     if not isinstance(name, str):
@@ -103,6 +140,19 @@ def variant_of(variant: Any) -> Variant:
     if name not in (index := catalogue.variant_index()):
         raise suggest("variant", name, index, where)
     return catalogue.variant(name, change, where)
+
+
+def folder_of(results: Any, default: Path, place: str) -> Path:
+    """Return the results folder that is given as text or as a path; without one, the default.
+
+    Raises:
+        ConfigError: it is neither text nor a path.
+    """
+    if results is None:
+        return default
+    if not isinstance(results, str | os.PathLike) or not os.fspath(results):
+        raise ConfigError(f"{place}: results: {results!r} is no folder; give its path, such as 'results'")
+    return Path(results).expanduser()
 
 
 def seed_of(seed: Any) -> int:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from floral.config.reading import ConfigError
+from floral.api.arguments import folder_of
+from floral.config import catalogue
+from floral.config.reading import ConfigError, suggest
 from floral.config.refresh import refresh
 from floral.config.run import Run
 from floral.config.settings import read_settings
@@ -25,6 +27,7 @@ from floral.runs.state import failure, is_finished
 if TYPE_CHECKING:
     from floral.api.trained import TrainedModel
 
+PLACE = "floral.load"
 KEYS = ("task", "variant", "seed", "hash8")
 """First columns of all frames. `hash8` identifies a run."""
 ONLY_OF_SUITES = ("suite", "configuration", "method_id", "tuned")
@@ -126,6 +129,8 @@ class Results:
         return TrainedModel(described, path, self._folder)
 
     def __add__(self, more: Results) -> Results:
+        if not isinstance(more, Results):
+            return NotImplemented
         if self._folder.absolute() != more._folder.absolute():
             raise ConfigError(
                 f"results of two folders cannot be added ({self._folder} and {more._folder}); concatenate their "
@@ -186,30 +191,44 @@ def load(
     """
     refresh()
     settings = read_settings(outside=True)
-    folder = Path(results) if results is not None else settings.results
+    folder = folder_of(results, settings.results, PLACE)
     if not (folder / "train").is_dir():
         raise ConfigError(
-            f"floral.load: results: {folder.absolute()} has no runs; give the folder `results` of a study, or train "
+            f"{PLACE}: results: {folder.absolute()} has no runs; give the folder `results` of a study, or train "
             "runs first"
         )
     narrowing = (_listed(tasks), _listed(variants), _listed(seeds))
     if suite is not None:
+        catalogue.suite(suite, f"{PLACE}: suite")
         runs = suite_runs(suite, *narrowing, settings.precision)
         pairs = [(folder / run.folder, run) for run in runs]
     else:
-        pairs = [
-            (path, run)
-            for path, run in _stored(folder)
-            if all(
-                values is None or value in values
-                for value, values in zip((run.task.name, run.variant.name, run.seed), narrowing, strict=True)
-            )
-        ]
+        pairs = _narrowed(_stored(folder), narrowing)
     if not any(is_finished(path) for path, _ in pairs):
         what = f"suite {suite!r}" if suite else "the selected tasks, variants and seeds"
         train = f"snakemake --profile local --config suite={suite}" if suite else "floral.run"
-        raise ConfigError(f"floral.load: {folder.absolute()} has no finished run of {what}; train it with {train}")
+        raise ConfigError(f"{PLACE}: {folder.absolute()} has no finished run of {what}; train it with {train}")
     return Results(pairs, folder)
+
+
+def _narrowed(pairs: list[tuple[Path, Run]], narrowing: Sequence[list[Any] | None]) -> list[tuple[Path, Run]]:
+    """Return the runs with these tasks, variants and seeds.
+
+    Raises:
+        ConfigError: no run has one of these tasks, variants or seeds.
+    """
+    for axis, values in zip(("task", "variant", "seed"), narrowing, strict=True):
+        value_of = {path: _axes(run)[axis] for path, run in pairs}
+        for value in values or ():
+            if value not in value_of.values():
+                present = map(str, {*value_of.values()})
+                raise suggest(axis, str(value), present, f"{PLACE}: {axis}s: no finished run has it")
+        pairs = [(path, run) for path, run in pairs if values is None or value_of[path] in values]
+    return pairs
+
+
+def _axes(run: Run) -> dict[str, Any]:
+    return {"task": run.task.name, "variant": run.variant.name, "seed": run.seed}
 
 
 def _listed(values: Any) -> list[Any] | None:

@@ -53,8 +53,8 @@ class TrainedModel:
         Raises:
             ConfigError: there is no such client, or x has a wrong shape.
         """
-        if not 0 <= client < self.clients:
-            raise ConfigError(f"predict: client: {client} is no client; give a number from 0 to {self.clients - 1}")
+        if client not in range(self.clients):
+            raise ConfigError(f"predict: client: {client!r} is no client; give a number from 0 to {self.clients - 1}")
         inputs = torch.from_numpy(np.ascontiguousarray(x)) if not isinstance(x, Tensor) else x
         if tuple(inputs.shape[1:]) != self._shape:
             raise ConfigError(

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from floral.api.arguments import PLACE, run_of
+from floral.api.arguments import PLACE, folder_of, run_of
 from floral.api.results import Results
 from floral.config.reading import ConfigError
 from floral.config.refresh import refresh
 from floral.config.run import Run
 from floral.config.schema.data import Synthetic
-from floral.config.settings import Settings, read_settings
+from floral.config.settings import Settings, check_folder, read_settings
 from floral.core.process import usable_cores
 from floral.core.units import duration
 from floral.runs import outdated
@@ -50,7 +50,8 @@ def run(
 
     Args:
         task: the name of a task; a dictionary with the keys of a task's YAML file, such as
-            {"extends": "digits_rotate", "rounds": 20}; or a `Task` object.
+            {"extends": "digits_rotate", "rounds": 20}; or a `Task` object. In a dictionary, `model` may be a function
+            in a file that builds a torch.nn.Module.
         variant: the name of a variant; a dictionary with the name and hyper-parameters, such as
             {"name": "floral_1", "rank": 2}; or a `Variant` object.
         seed: a whole number of at least 0, from which all random numbers follow.
@@ -83,7 +84,8 @@ def run(
             raise ConfigError(f"{PLACE}: {name}: {value!r} is not allowed; choose one of {', '.join(choices)}")
     if threads is not None and threads < 1:
         raise ConfigError(f"{PLACE}: threads: {threads} is below 1; give at least 1")
-    folder = Path(results) if results is not None else settings.results
+    folder = folder_of(results, settings.results, PLACE)
+    check_folder(folder, f"{PLACE}: results")
     described = run_of(
         task, variant, seed, data=data, fidelity=fidelity, precision=settings.precision, results=folder
     )  # fmt: skip

@@ -291,7 +291,7 @@ def read_settings(command_line: Mapping[str, Any] | None = None, *, outside: boo
     )
     for key in ("results", "reports"):
         source = environment.get(key) or f"{path} or --config: {key}"
-        _check_folder(getattr(settings, key), source)
+        check_folder(getattr(settings, key), source)
     return settings
 
 
@@ -303,7 +303,7 @@ def _without_null(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_folder(folder: Path, source: str) -> None:
+def check_folder(folder: Path, source: str) -> None:
     """Raise ConfigError if the path of a folder has a character that the workflow cannot use, or leads to a file.
 
     Snakemake reads braces as wildcards, and other tools read the other characters as patterns. `source` is the key or

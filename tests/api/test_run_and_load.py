@@ -18,6 +18,7 @@ import floral
 from floral.config import catalogue
 from floral.config.run import Run
 from floral.config.schema.data import Synthetic
+from floral.models.module import function_of
 from floral.report.collect import collect
 
 SMALL = {"extends": "digits_rotate", "clients": 4, "clusters": 2, "rounds": 2}
@@ -79,8 +80,28 @@ def test_a_model_predicts_what_was_scored(trained: floral.Results, results: Path
     assert outputs.shape == (len(rows), 10) and model.clients == 4
     with pytest.raises(floral.ConfigError, match="predict: client: 4 is no client; give a number from 0 to 3"):
         model.predict(data.test.x[:1], 4)
+    with pytest.raises(floral.ConfigError, match="predict: client: 'a' is no client; give a number"):
+        model.predict(data.test.x[:1], "a")
     with pytest.raises(floral.ConfigError, match=r"predict: x: has the shape \[8, 8\], but .* \[N, 8, 8\]"):
         model.predict(data.test.x[0], 0)
+
+
+def test_a_function_in_a_file_is_the_model(results: Path, tmp_path: Path) -> None:
+    path = tmp_path / "net_of_this_test.py"
+    path.write_text(
+        "from torch import nn\n"
+        "def make(shape, outputs, hidden=4):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, outputs))\n"
+    )
+    make = function_of(f"{path}:make")
+    how = {"results": results, "threads": 1, "backend": "loop", "progress": False}
+    by_function = floral.run({**SMALL, "model": make}, "fedavg", **how)
+    for model in ({"kind": "module", "build": make}, {"kind": "module", "build": f"{path}:make"}):
+        assert floral.run({**SMALL, "model": model}, "fedavg", **how).summary.equals(by_function.summary)
+    wider = floral.run(
+        {**SMALL, "model": {"kind": "module", "build": make, "arguments": {"hidden": 6}}}, "fedavg", **how
+    )
+    assert wider.model().tensors["base/3.weight"].shape == (10, 6)
 
 
 def test_a_finished_run_is_not_trained_again_unless_asked(
@@ -150,14 +171,19 @@ SYNTHETIC = Synthetic(kind="linear", samples_per_client=8)
         ({"task": {"rounds": 3}}, "floral.run: task: `data` is missing: "),
         ({"task": {**SMALL, "name": "a/b"}}, "floral.run: task: name: the name 'a/b' of this task cannot be part"),
         ({"task": {**SMALL, "model": {"kind": "mpl"}}}, "floral.run: task: model.kind: unknown model 'mpl'; did you"),
+        ({"task": {**SMALL, "model": torch.nn.Linear(1, 1)}}, "floral.run: task: model: Linear(in_features=1, "),
+        ({"task": {**SMALL, "model": {"kind": "module", "build": lambda: None}}}, "floral.run: task: model: <func"),
         ({"task": 3}, "floral.run: task: 3 is no task; give the name of a task, or a dictionary with its YAML keys"),
         ({"variant": "floral1"}, "floral.run: variant: unknown variant 'floral1'; did you mean 'floral_1'?"),
         ({"variant": {"name": "floral_1", "rnk": 2}}, "floral.run: variant: unknown parameter 'rnk'; did you mean"),
         ({"variant": {"rank": 2}}, "floral.run: variant: {'rank': 2} names no variant; give a name such as"),
+        ({"variant": torch.relu}, "floral.run: variant: <built-in method relu of type object at 0x"),
         ({"seed": -1}, "floral.run: seed: -1 is not a whole number of at least 0; give one, such as 0"),
         ({"seed": 0.5}, "floral.run: seed: 0.5 is not a whole number of at least 0"),
         ({"fidelity": "right"}, "floral.run: fidelity: 'right' is not allowed; choose corrected or official"),
         ({"backend": "fast"}, "floral.run: backend: 'fast' is not allowed; choose one of auto, loop, vmap, batched"),
+        ({"results": 3}, "floral.run: results: 3 is no folder; give its path, such as 'results'"),
+        ({"results": __file__}, f"floral.run: results: {__file__} is a file and no folder; move the file, or"),
         ({"threads": 0}, "floral.run: threads: 0 is below 1; give at least 1"),
         ({"data": [1]}, "floral.run: data: [1] is no data; give a name, a dictionary with the keys of `data`, or"),
         ({"data": {"train": 1}}, "floral.run: data: unknown key 'train'; did you mean 'train_"),
@@ -200,6 +226,20 @@ def test_load_has_the_rows_of_the_report(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(finished) == 13 and set(finished.summary["status"]) == {"done", "diverged"}
     narrowed = floral.load(tmp_path, tasks="digits_rotate", variants=["floral_1", "fedavg"], seeds=0)
     assert narrowed.summary.select("variant", "seed").sort("variant").rows() == [("fedavg", 0), ("floral_1", 0)]
+    for wrong, message in (
+        (
+            {"tasks": "digits_rotat"},
+            "tasks: no finished run has it: unknown task 'digits_rotat'; did you mean 'digits_r",
+        ),
+        ({"variants": ["fedavg", "ditto"]}, "variants: no finished run has it: unknown variant 'ditto'; known: "),
+        ({"seeds": 7}, "seeds: no finished run has it: unknown seed '7'; known: 0, 1"),
+        ({"suite": "method"}, "suite: unknown suite 'method'; did you mean 'methods'?"),
+        ({"results": 3}, "results: 3 is no folder; give its path"),
+    ):
+        with pytest.raises(floral.ConfigError, match=re.escape(f"floral.load: {message}")):
+            floral.load(**{"results": tmp_path, **wrong})
+    with pytest.raises(TypeError):
+        narrowed + 3
     assert "2 runs" in repr(narrowed) and "floral_1" in narrowed._repr_html_()
 
 

@@ -231,6 +231,7 @@ def test_a_task_says_what_its_clients_have_and_which_methods_can_be_used(tmp_pat
 def test_a_task_whose_loss_explodes_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = catalogue.task("synthetic_linear", {"lr": 1e6, "router_lr": 0.1})
     monkeypatch.setattr(catalogue, "task", lambda name: task)
+    monkeypatch.setattr(catalogue, "variant_index", lambda: {"fedavg": "fedavg"})
     *_, trained, _ = outcomes(tasks.checks("synthetic_linear", tmp_path, None))
     assert (
         trained.state == "fails"
