@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from floral.check import federation
+from floral.check.contracts import check_equal as assert_close
+from floral.check.contracts import check_equal_states as assert_equal_states
+from floral.check.federation import CLASSES, CPU, SIZES, make_data, served, train, view_of
 from floral.config import catalogue, plugins
 from floral.config.reading import ConfigError
 from floral.config.run import Run
-from floral.config.schema.data import Synthetic
-from floral.config.schema.suite import Fidelity
-from floral.config.schema.task import Task
-from floral.core.spec import Method
 from floral.data.federation import Federation
-from floral.engine.devices import Precision
-from floral.engine.simulate import Execution, Simulation
+from floral.engine.simulate import Simulation
 from floral.engine.state import State
 from floral.nn.layers import Conv2d, ConvTranspose2d, Dropout, Linear, scaled_units
 from floral.nn.model import Model
-from floral.stages.assemble import build_method, client_data, make_problem, make_settings
 from floral.stages.check_model import example_arguments
+
+__all__ = [
+    "CLASSES", "CPU", "SIZES", "assert_close", "assert_equal_states", "make_data", "served", "train", "view_of",
+]  # fmt: skip
 
 torch.set_num_threads(1)  # With tiny tensors threads only cost time.
 torch.set_flush_denormal(True)  # as the train stage does
-
-CPU = torch.device("cpu")
-SIZES = (9, 4, 7, 1, 12, 6, 5)
-"""Training samples of the clients. Batch size 4 gives one to three steps, most with a short last batch."""
-CLASSES = 5
 
 SHAPES: Mapping[str, tuple[int, ...]] = {
     "cnn": (14, 14), "vgg8": (32, 32), "resnet18": (8, 8), "lstm": (3,), "tied": (3,), "transformer": (3,),
@@ -98,98 +93,17 @@ OWN = {"dropout": with_dropout, "convolutions": with_convolutions}
 """Models that exist in the tests only."""
 
 
-def make_data(
-    sizes: tuple[int, ...] = SIZES,
-    *,
-    shape: tuple[int, ...] = (4, 4),
-    clusters: int = 2,
-    regression: bool = False,
-    text: bool = False,
-    outputs: int = CLASSES,
-    seed: int = 0,
-) -> Federation:
-    """A federation of random samples with learnable labels, which a linear teacher per cluster gives.
-
-    In text, token x is followed by x + 1 + c in cluster c.
-    Clients have 2, 5 or 8 test samples and one validation sample. A client's samples lie anywhere in the arrays.
-    """
-    random = np.random.default_rng(seed)
-    clients = len(sizes)
-    cluster = np.arange(clients) % clusters
-    teacher = random.normal(size=(clusters, int(np.prod(shape)), outputs))
-
-    def made(of_row):
-        if text:
-            x = random.integers(0, outputs, (len(of_row), *shape))
-            return x.astype(np.uint8), (x + 1 + of_row[:, None]) % outputs
-        x = random.normal(size=(len(of_row), *shape)) if regression else random.integers(0, 17, (len(of_row), *shape))
-        y = np.einsum("ni,nio->no", x.reshape(len(x), -1) / (4 if regression else 16), teacher[of_row])
-        return (x.astype(np.float32), y.astype(np.float32)) if regression else (x.astype(np.uint8), y.argmax(1))
-
-    def dealt(counts, free):
-        index = np.zeros((clients, counts.max()), np.int64)
-        for k, count in enumerate(counts):
-            index[k, :count], free = free[:count], free[count:]
-        return index, free
-
-    counts = {"train": np.array(sizes), "validation": np.ones(clients, int), "test": 2 + np.arange(clients) % 3 * 3}
-    held = int((counts["train"] + counts["validation"]).sum())
-    train_index, left = dealt(counts["train"], random.permutation(held))
-    validation_index, _ = dealt(counts["validation"], left)
-    test_index, _ = dealt(counts["test"], random.permutation(int(counts["test"].sum())))
-    rows = {"train": train_index, "validation": validation_index, "test": test_index}
-
-    def owners(splits, size):
-        of_row = np.zeros(size, int)
-        for split in splits:
-            for k in range(clients):
-                of_row[rows[split][k, : counts[split][k]]] = cluster[k]
-        return of_row
-
-    train_x, train_y = made(owners(("train", "validation"), held))
-    test_x, test_y = made(owners(("test",), int(counts["test"].sum())))
-    global_test = [made(np.full(11, c)) for c in range(clusters)]
-    return Federation(
-        train_x=train_x,
-        train_y=train_y,
-        test_x=test_x,
-        test_y=test_y,
-        rows=rows,
-        counts=counts,
-        cluster=cluster,
-        clusters=clusters,
-        classes=None if regression else outputs,
-        scale=1 if regression or text else 16,
-        exact=True,
-        partition_digest="",
-        make_global_test=lambda: (np.stack([x for x, _ in global_test]), np.stack([y for _, y in global_test])),
-    )
+def keys_of(model: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """The keys of a model in YAML. `model` is a name of MODELS, or these keys."""
+    if not isinstance(model, str):
+        return model
+    name = KINDS.get(model, model)
+    return {"kind": name, **(ARGUMENTS[model] if model in ARGUMENTS else example_arguments(name))}
 
 
-def make_run(
-    variant: str = "fedavg",
-    *,
-    clients: int = len(SIZES),
-    clusters: int = 2,
-    model: str | Mapping[str, Any] = "mlp",
-    fidelity: str = "corrected",
-    switches: Mapping[str, Any] | None = None,
-    params: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    data: str | Synthetic = "none",
-    **task: Any,
-) -> Run:
-    """A run on a task that exists in the tests only. `task` changes its values.
-
-    `model` is a name of MODELS, or the keys of a model in YAML.
-    """
-    values = {"participation": 0.75, "rounds": 4, "batch": 4, "lr": 0.1, "router_lr": 0.1, "eval_every": 1, **task}
-    if isinstance(model, str):
-        name = KINDS.get(model, model)
-        model = {"kind": name, **(ARGUMENTS[model] if model in ARGUMENTS else example_arguments(name))}
-    tiny = Task(name="tiny", title="Tiny", data=data, clients=clients, clusters=clusters, model=model, **values)
-    rules: Fidelity = catalogue.fidelity(fidelity, switches)
-    return Run(task=tiny, variant=catalogue.variant(variant, params), seed=seed, fidelity=rules)
+def make_run(variant: str = "fedavg", *, model: str | Mapping[str, Any] = "mlp", **values: Any) -> Run:
+    """A run on a task that exists in the tests only. `model` is a name of MODELS, or the keys of a model in YAML."""
+    return federation.make_run(variant, model=keys_of(model), **values)
 
 
 def simulate(
@@ -197,47 +111,18 @@ def simulate(
     *,
     model: str | Mapping[str, Any] | None = None,
     data: Federation | None = None,
-    change: Callable[[Method], Method] = lambda method: method,
-    dtype: torch.dtype = torch.float64,
-    backend: str = "loop",
-    chunk: int = 1,
-    workers: int = 1,
-    precision: Precision = "fp32",
-    graphs: bool = False,
-    device: torch.device = CPU,
-    kind: type[Simulation] = Simulation,
-    check_stop: Callable[[], None] = lambda: None,
-    **run: Any,
+    **how: Any,
 ) -> Simulation:
     """The simulation of a variant, assembled as the train stage does.
 
-    `change` may replace the method. The default model is the first that the method supports.
+    The default model is the first that the method supports. `how` has arguments of `federation.simulate`.
     """
     model = model or fitting(variant)
     name = model if isinstance(model, str) else "module"
     if data is None:
-        data = make_data(shape=SHAPES.get(name, (4, 4)), clusters=run.get("clusters", 2), text=name in TEXT)
-    run = {"clients": data.clients, "clusters": data.clusters, **run}
-    if name in TEXT:
-        run |= {"per": "token"}
-    if data.classes is None:
-        run |= {"loss": "mse", "data": Synthetic(kind="linear", samples_per_client=2)}
-    made = make_run(variant, model=model, **run)
-    problem = make_problem(made, data, device, dtype)
-    if name in OWN:
-        problem = replace(problem, build_model=OWN[name])
-    method = change(build_method(made, problem))
-    tensors = client_data(data, method, device, dtype)
-    how = Execution(backend, chunk, workers, precision=precision, graphs=graphs)
-    return kind(method, tensors, make_settings(made), how, check_stop=check_stop)
-
-
-def train(simulation: Simulation, rounds: int = 3) -> State:
-    """Train for `rounds` rounds, or for all rounds of the task if it has fewer. Returns the state."""
-    state = simulation.start()
-    for round in range(1, min(rounds, simulation.settings.rounds) + 1):
-        simulation.train(state, round)
-    return state
+        data = make_data(shape=SHAPES.get(name, (4, 4)), clusters=how.get("clusters", 2), text=name in TEXT)
+    keys = keys_of(model)
+    return federation.simulate(variant, data, model=keys, build_model=OWN.get(name), text=name in TEXT, **how)
 
 
 def trained(variant: str = "fedavg", rounds: int = 3, **how: Any) -> State:
@@ -248,41 +133,6 @@ def trained_base(variant: str, params: Mapping[str, Any] | None = None) -> dict[
     """The parameters, with `base: joint` unless they state the base: all rounds then train the adaptors, too."""
     joint = {"base": "joint"} if "base" in catalogue.variant(variant).params else {}
     return joint | dict(params or {})
-
-
-def served(simulation: Simulation, state: State) -> list[torch.Tensor]:
-    """Every client's outputs on a common batch of inputs."""
-    method, data = simulation.method, simulation.data
-    x = data.test.decode(data.test.x[:8])
-    with torch.no_grad():
-        return [method.predict(view_of(simulation, state, client), x, None, None)[0] for client in range(data.clients)]
-
-
-def view_of(simulation: Simulation, state: State, client: int) -> dict[str, dict[str, torch.Tensor]]:
-    """The values that one client sees, gathered according to each group's scope."""
-    method, pool = simulation.method, int(simulation.data.pool_of_client[client])
-    seen = {}
-    for name, group in method.groups.items():
-        clusters = method.routing.cluster_of_client
-        at = {"private": pool, "clustered": None if clusters is None else int(clusters[client])}
-        row = at.get(group.scope.value)
-        seen[name] = state.values[name] if row is None else {key: t[row] for key, t in state.values[name].items()}
-    return seen
-
-
-def assert_equal_states(ours: State, other: State, tolerance: float) -> None:
-    """Check that all tensors of both states agree, including the server's moments."""
-    assert_close(ours.tensors(), other.tensors(), tolerance)
-
-
-def assert_close(ours: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor], tolerance: float) -> None:
-    """Check that every tensor agrees within `tolerance` · max(1, its largest absolute value)."""
-    assert set(ours) == set(other)
-    for name, tensor in ours.items():
-        scale = max(1.0, float(tensor.abs().max()) if tensor.numel() else 0.0)
-        torch.testing.assert_close(
-            tensor, other[name], rtol=0, atol=tolerance * scale, msg=lambda text, name=name: f"{name}: {text}"
-        )
 
 
 @cache

@@ -6,7 +6,6 @@ A function imports these modules only when it is called, so that a training run 
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from argparse import Namespace
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from floral.config.reading import ConfigError
 from floral.core.precision import PRECISIONS
-from floral.core.process import set_library_threads
+from floral.core.process import set_library_threads, usable_cores
 from floral.core.units import run_count
 
 if TYPE_CHECKING:
@@ -308,6 +307,19 @@ def merge(arguments: Namespace, settings: Settings) -> int:
     return 1 if merged.conflicts else 0
 
 
+def check(arguments: Namespace, settings: Settings) -> int:
+    """Check the contracts of a method, model or task, and return 1 if one is broken."""
+    set_library_threads(1)  # This must precede the import of torch.
+    from floral.check.command import check_method, check_model, check_task
+
+    failures = {
+        "method": lambda: check_method(arguments.name),
+        "model": lambda: check_model(arguments.name, arguments.shape, arguments.outputs),
+        "task": lambda: check_task(arguments.name, settings.results, settings.data_dir),
+    }[arguments.kind]()
+    return 1 if failures else 0
+
+
 def methods(arguments: Namespace, settings: Settings) -> None:
     from floral.cli import methods
 
@@ -393,11 +405,6 @@ def _timing(arguments: Namespace, settings: Settings) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------ shared
-
-
-def usable_cores() -> int:
-    """Return the number of CPU cores that this process may use. A scheduler may allow only some of the cores."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _json(value: Any) -> str:

@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 
 import floral
 from floral.cli import commands
-from floral.cli.commands import Handler, usable_cores
+from floral.cli.commands import Handler
 from floral.core.precision import PRECISIONS
+from floral.core.process import usable_cores
 
 MISTAKE = 2
 """Exit code for wrong arguments or a wrong configuration."""
@@ -113,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
     reference = command("reference", commands.reference, "put a suite's finished runs and page into reports/reference")
     reference.add_argument("suite", metavar="SUITE")
 
-    # Lists of methods and tasks.
+    # Lists and checks of methods, models and tasks.
     methods = command(
         "methods", commands.methods, "list all variants by family, with their sources and parameter scopes"
     )
@@ -122,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
     )
     tasks = command("tasks", commands.tasks, "list all tasks by data set, and say whether the data are available")
 
+    _add_check(command("check", commands.check, "test a method, model or task of your own: what holds, fails and why"))
     _add_bench(command("bench", commands.bench, "measure the time and memory of training, reports and data"))
 
     for sub in (partition, train):
@@ -165,6 +167,23 @@ def parser() -> argparse.ArgumentParser:
     for sub in (methods, tasks):
         sub.add_argument("--json", action="store_true", help=AS_JSON)
     return root
+
+
+def _add_check(check: argparse.ArgumentParser) -> None:
+    kinds = check.add_subparsers(dest="kind", required=True, metavar="WHAT")
+    for name, text, meaning in (
+        ("method", "train a method on small models, and test what all methods keep", "a method or a variant"),
+        ("model", "train a model on small data, and test what all models keep", "a model, or FILE.py:FUNCTION"),
+        ("task", "test a task's data, clients and model, and which methods can be used", "a task"),
+    ):
+        sub = kinds.add_parser(name, help=text, description=_sentence(text), allow_abbrev=False)
+        sub.add_argument("name", metavar="NAME", help=meaning)
+        if name == "model":
+            sub.add_argument(
+                "--shape", nargs="+", type=_positive(int), metavar="N",
+                help="shape of a sample, such as 32 32 3 (default: the first of common shapes that fits)",
+            )  # fmt: skip
+            sub.add_argument("--outputs", type=_positive(int), metavar="N", help="number of outputs (default: 5)")
 
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:

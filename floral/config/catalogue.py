@@ -23,6 +23,8 @@ from floral.config.schema.task import PREPARATION, Model, Task
 
 MAX_BYTES_OF_NAME = 150
 """Names of tasks, variants and suites are parts of file names. File systems allow 255 bytes for a file name."""
+UNNAMED = "unnamed"
+"""Name of a task that is given as values without a name."""
 
 
 def check_name(kind: str, name: str, where: str) -> None:
@@ -79,7 +81,35 @@ def task(name: str, change: Mapping[str, Any] | None = None, where: str | None =
         ConfigError: the task, its model or its data set is unknown, or a value is wrong.
     """
     where = where or str(layers.file(f"tasks/{name}.yaml"))
-    parsed: Task = parse(Task, {**merge(_task_values(name), change or {}), "name": name}, where)
+    return _checked_task({**merge(_task_values(name), change or {}), "name": name}, where)
+
+
+def task_of(values: Mapping[str, Any], where: str) -> Task:
+    """Return the task with these values, which are the keys of a task's YAML file and, if wanted, `name`.
+
+    With `extends`, the values of this task are the defaults, and its name is the default of `name`. Such a task equals
+    one that a suite changes by the key `task`. Without it, `name` is by default UNNAMED, and `title` is the name.
+    `where` is what error messages name.
+
+    Raises:
+        ConfigError: the task that is extended, the model or the data set is unknown, or a value is wrong.
+    """
+    values = dict(values)
+    parent = values.pop("extends", None)
+    if parent is not None:
+        if parent not in names("tasks"):
+            raise suggest("task", str(parent), names("tasks"), f"{where}: extends")
+        values = {"name": parent, **merge(_task_values(parent), values)}
+    values = {"name": UNNAMED, **values}
+    values = {"title": values["name"], **values}
+    if isinstance(values["name"], str):
+        check_name("task", values["name"], f"{where}: name")
+    return _checked_task(values, where)
+
+
+def _checked_task(values: Mapping[str, Any], where: str) -> Task:
+    """Return the task with these values, of which also the model and the name of the data are checked."""
+    parsed: Task = parse(Task, values, where)
     if parsed.model.kind not in (models := plugins.names("models")):
         raise suggest("model", parsed.model.kind, models, f"{where}: model.kind")
     options = parse(model_options(parsed.model.kind), parsed.model.arguments, f"{where}: model")

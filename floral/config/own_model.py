@@ -73,11 +73,11 @@ def content(place: str) -> str:
 
 
 def _digest(path: Path) -> str:
-    files = _with_imports(path)
+    files = with_imports(path)
     return hash8([code.digest(str(file)) for file in files]) if files else str(path)
 
 
-def _with_imports(path: Path) -> list[Path]:
+def with_imports(path: Path) -> list[Path]:
     """Return a file and the files of its folder that it imports, directly or through others, sorted by name.
 
     The list is empty if the file does not exist, or is not valid Python.

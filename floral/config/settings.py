@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from floral.config import paths, reading
+from floral.config import layers, paths, reading
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.schema.base import Frozen
@@ -265,16 +265,16 @@ class Settings(Frozen):
         }
 
 
-def read_settings(command_line: Mapping[str, Any] | None = None) -> Settings:
+def read_settings(command_line: Mapping[str, Any] | None = None, *, outside: bool = False) -> Settings:
     """Return the settings from config/config.yaml, changed by environment variables and by `command_line`.
 
     `command_line` has the values of Snakemake's option `--config`. They win over environment variables, which win over
-    the file.
+    the file. With `outside`, a folder without this file also has settings: those of the package.
 
     Raises:
         ConfigError: the file is missing, or a value is wrong.
     """
-    path = paths.CONFIG_FOLDER / "config.yaml"
+    path = layers.file("config.yaml") if outside else paths.CONFIG_FOLDER / "config.yaml"
     if not path.exists():
         raise ConfigError(
             f"{path}: no such file; call floral and snakemake in the folder of a study, which contains the Snakefile "
@@ -291,7 +291,7 @@ def read_settings(command_line: Mapping[str, Any] | None = None) -> Settings:
     )
     for key in ("results", "reports"):
         source = environment.get(key) or f"{path} or --config: {key}"
-        _check_folder(getattr(settings, key), source)
+        check_folder(getattr(settings, key), source)
     return settings
 
 
@@ -303,7 +303,7 @@ def _without_null(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_folder(folder: Path, source: str) -> None:
+def check_folder(folder: Path, source: str) -> None:
     """Raise ConfigError if the path of a folder has a character that the workflow cannot use, or leads to a file.
 
     Snakemake reads braces as wildcards, and other tools read the other characters as patterns. `source` is the key or

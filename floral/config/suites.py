@@ -141,17 +141,22 @@ def _blocks(suite_name: str) -> Iterator[tuple[Block, str, Run]]:
                 seed=block.seeds[0],
                 fidelity=fidelity,
             )
-            if run.variant.oracle and run.task.assumed_clusters is not None:
-                raise ConfigError(
-                    f"{where}.variants: {variant_name!r} reads the true clusters, so it cannot assume another number "
-                    f"of clusters (`assumed_clusters: {run.task.assumed_clusters}`); remove this variant from the block"
-                )
+            check_oracle(run, f"{where}.variants")
             if block.tuned and (both := sorted(block.method.keys() & search_space(variant_name).values.keys())):
                 raise ConfigError(
                     f"{where}.method: tuning chooses {', '.join(both)} for {variant_name!r}; remove the same "
                     "keys from `method`"
                 )
             yield block, where, run
+
+
+def check_oracle(run: Run, where: str) -> None:
+    """Raise ConfigError if a variant reads the true clusters, but its task lets methods assume another number."""
+    if run.variant.oracle and run.task.assumed_clusters is not None:
+        raise ConfigError(
+            f"{where}: {run.variant.name!r} reads the true clusters, so it cannot assume another number of clusters "
+            f"(`assumed_clusters: {run.task.assumed_clusters}`); choose another variant, or remove this key of the task"
+        )
 
 
 def _blocks_of_suites(suite_name: str, including: tuple[str, ...] = ()) -> Iterator[tuple[Block, str]]:

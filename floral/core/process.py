@@ -15,6 +15,11 @@ LIBRARIES = ("OMP", "MKL", "OPENBLAS", "GOTO", "NUMEXPR")
 """Libraries that read <name>_NUM_THREADS once, when they are imported."""
 
 
+def usable_cores() -> int:
+    """Return the number of CPU cores that this process may use. A scheduler may allow only some of the cores."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def library_threads(threads: int) -> dict[str, str]:
     """Return the environment variables that limit the threads of numerical libraries."""
     return {f"{library}_NUM_THREADS": str(threads) for library in LIBRARIES}

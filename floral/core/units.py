@@ -6,9 +6,14 @@ BYTES_PER_FLOAT = 4
 """Bytes per sent parameter. Models are sent as float32, even if the simulation computes in another type."""
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun, for example "1 client" or "2 clients"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def run_count(runs: int) -> str:
     """Return a number of runs as text, for example "1 run" or "2 runs"."""
-    return f"{runs} run{'s' * (runs != 1)}"
+    return plural(runs, "run")
 
 
 def duration(seconds: float) -> str:

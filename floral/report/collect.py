@@ -127,7 +127,7 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
             summary.append({**row, "status": unfinished[-1].status})
             continue
         try:
-            result, cost = _json(folder / "summary.json"), _json(folder / "costs.json")
+            result, cost = json_file(folder / "summary.json"), json_file(folder / "costs.json")
             curves.append(_curves(folder / "metrics.parquet", keys))
             clients.append(_clients(folder / "clients.parquet", keys))
             done = result["status"] == "done"
@@ -136,19 +136,16 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
             key = keys["configuration"], keys["method_id"]
             if done and run.variant.name == FOLLOWED and (folder / "routes.parquet").exists() and key not in routes:
                 routes[key] = pl.read_parquet(folder / "routes.parquet").with_columns(**_literals(keys))
-            summary.append({**row, **_metrics(result), "reference": origin(folder), **_cost_columns(cost)})
-        except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ConfigError(
-                f"folder {folder}: the result cannot be read ({reason}); delete this folder and run the suite again"
-            ) from None
+            summary.append({**row, **finished_columns(folder, result, cost)})
+        except UNREADABLE as error:
+            raise unreadable(folder, error) from None
         _check_partition(used, run.partition.folder, folder, result["partition_digest"])
         costs.append({**keys, "status": result["status"], **{key: cost[key] for key in cost if key != "code"}})
     return Collected(
         suite=suite,
         configurations=tuple(configurations.values()),
         methods=tuple(methods.values()),
-        summary=_summary_frame(summary),
+        summary=summary_frame(summary),
         curves=pl.concat(curves) if curves else pl.DataFrame(),
         clients=pl.concat(clients) if clients else pl.DataFrame(),
         costs=pl.DataFrame(costs, infer_schema_length=None, strict=False),
@@ -159,6 +156,21 @@ def collect(suite: str, runs: Iterable[Run], results: Path) -> Collected:
 
 
 # -------------------------------------------------------------------------------------------- one run
+
+
+UNREADABLE = (OSError, ValueError, KeyError, pl.exceptions.PolarsError)
+"""Errors that reading the files of a finished run can raise, if one is missing or damaged."""
+
+
+def unreadable(folder: Path, error: Exception) -> ConfigError:
+    """Return the error for a finished run whose files cannot be read."""
+    reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return ConfigError(f"folder {folder}: the result cannot be read ({reason}); delete this folder and run it again")
+
+
+def finished_columns(folder: Path, result: Mapping[str, Any], costs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of summary.parquet that only a finished run has, from its summary.json and costs.json."""
+    return {**_metrics(result), "reference": origin(folder), **_cost_columns(costs)}
 
 
 def _metrics(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,7 +237,7 @@ def _literals(keys: Mapping[str, Any]) -> dict[str, pl.Expr]:
     return {name: pl.lit(value) for name, value in keys.items()}
 
 
-def _summary_frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+def summary_frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
     """Return the rows as a frame with fixed columns and types, so that frames of several suites can be concatenated."""
     seconds = ("seconds_setup", "seconds_train", "seconds_evaluate", "seconds_total")
     types: dict[str, Any] = dict.fromkeys(IDENTITY, pl.String)
@@ -236,6 +248,7 @@ def _summary_frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=types, strict=False)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def json_file(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file."""
     value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return value

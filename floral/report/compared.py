@@ -110,7 +110,7 @@ def methods(runs: list[Run]) -> dict[Hashable, MethodRow]:
     untuned_names = {run.variant.name for key, run in firsts.items() if key not in tuned}
     called_tuned = {key for key in tuned if firsts[key].variant.name in untuned_names}
     names = {key: run.variant.name + ("-tuned" if key in called_tuned else "") for key, run in firsts.items()}
-    defaults = {key: catalogue.variant(run.variant.name).params for key, run in firsts.items()}
+    defaults = {key: _in_catalogue(run)[1].params for key, run in firsts.items()}
     facts = {key: {} if key in tuned else _changed_values(firsts[key].variant.params, defaults[key]) for key in firsts}
     ids = _unique_ids(facts, names)
     result = {}
@@ -137,8 +137,9 @@ def change_columns() -> Callable[[Run], dict[str, str]]:
         key = configuration_key(run), run.variant.name, params, run.own_rates
         if key not in cache:
             rates = {} if run.own_rates is None else {"rates": run.own_rates.model_dump()}
-            task = _changed_values(run.task.model_dump(), catalogue.task(run.task.name).model_dump())
-            method = _changed_values({**run.variant.params, **rates}, catalogue.variant(run.variant.name).params)
+            default_task, default_variant = _in_catalogue(run)
+            task = _changed_values(run.task.model_dump(), default_task.model_dump())
+            method = _changed_values({**run.variant.params, **rates}, default_variant.params)
             cache[key] = {
                 name: json.dumps(values, sort_keys=True, default=str)
                 for name, values in zip(CHANGES, (task, method, _changed_switches(run)), strict=True)
@@ -151,13 +152,22 @@ def change_columns() -> Callable[[Run], dict[str, str]]:
 # ------------------------------------------------------------------------------------------ differences
 
 
+def _in_catalogue(run: Run) -> tuple[Task, Variant]:
+    """Return the task and the variant as the files in config/ have them; those of the run if no file has this name."""
+    is_task, is_variant = run.task.name in catalogue.names("tasks"), run.variant.name in catalogue.variant_index()
+    return (
+        catalogue.task(run.task.name) if is_task else run.task,
+        catalogue.variant(run.variant.name) if is_variant else run.variant,
+    )
+
+
 def _configuration_facts(run: Run) -> dict[str, Any]:
     """Return the settings that distinguish a run's task from the same task in other runs, as name → value.
 
     They are the name of the fidelity (`official` or `corrected`), the fidelity switches that the suite changes, and the
     values that differ from the task's file.
     """
-    task, default = (task.model_dump(exclude={"title"}) for task in (run.task, catalogue.task(run.task.name)))
+    task, default = (task.model_dump(exclude={"title"}) for task in (run.task, _in_catalogue(run)[0]))
     return {"fidelity": run.fidelity.name, **_changed_switches(run), **_changed_values(task, default)}
 
 

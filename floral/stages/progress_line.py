@@ -44,11 +44,7 @@ def write_plan(suites: Mapping[str, list[Run]], results: Path) -> None:
 
 def progress_line(results: Path, run: Run, summary: Mapping[str, Any]) -> str:
     """Describe a finished run in one line: result, time, how many planned runs are done, and the time left."""
-    tuned = ", tuned," if run.own_rates else ""
-    result = f"{run.task.name} {run.variant.name}{tuned} seed {run.seed}: {_outcome(summary)}"
-    with suppress(FileNotFoundError, *DAMAGED_JSON):  # the report names a damaged file
-        costs = json.loads((results / run.folder / "costs.json").read_text())
-        result += f", {costs['seconds']['total']:.1f} s"
+    result = result_line(results, run, summary)
     plan = _newest_plan(results, str(run.folder))
     if plan is None:
         return result
@@ -62,6 +58,16 @@ def progress_line(results: Path, run: Run, summary: Mapping[str, Any]) -> str:
     if seconds_todo and seconds_done:
         rest = f"; about {duration((time.time() - plan['started']) * seconds_todo / seconds_done)} left"
     return f"{count} {result}{rest}"
+
+
+def result_line(results: Path, run: Run, summary: Mapping[str, Any]) -> str:
+    """Describe the result of a finished run and the time that it took, in one line."""
+    tuned = ", tuned," if run.own_rates else ""
+    result = f"{run.task.name} {run.variant.name}{tuned} seed {run.seed}: {_outcome(summary)}"
+    with suppress(FileNotFoundError, *DAMAGED_JSON):  # the report names a damaged file
+        costs = json.loads((results / run.folder / "costs.json").read_text())
+        result += f", {costs['seconds']['total']:.1f} s"
+    return result
 
 
 def _newest_plan(results: Path, folder: str) -> dict[str, Any] | None:

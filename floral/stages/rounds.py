@@ -92,7 +92,8 @@ def evaluate_round(simulation: Simulation, state: State, progress: Progress) -> 
                 for split, metric, value in evaluation.metrics
                 if metric in LOGGED_METRICS
             )
-            LOG.info("round %d of %d: %s", round, settings.rounds, values)
+            done = {"rounds_done": round, "rounds": settings.rounds, "values": values}  # for a progress line
+            LOG.info("round %d of %d: %s", round, settings.rounds, values, extra=done)
         if official is not None:
             progress.add_official(official)
 

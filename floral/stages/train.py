@@ -25,6 +25,15 @@ from floral.stages import progress_line
 LOG = logging.getLogger("floral.train")
 
 
+class RunFailed(Exception):
+    """Error: a run ended by an error that is no mistake in the configuration. The message has a hint what to do."""
+
+    def __init__(self, run: Run, error: Exception) -> None:
+        reason, hint = diagnosis(error)
+        name = f"{run.task.name} {run.variant.name} seed {run.seed}"
+        super().__init__(f"{name}: failed: {reason}: {error}\n  {hint}")
+
+
 def train(run: Run, results: Path, *, device: str, runs_per_gpu: int, **how: Any) -> int:
     """Train a run unless it is finished, print one line, and return the exit code: 0 if finished, 1 if failed.
 
@@ -35,6 +44,23 @@ def train(run: Run, results: Path, *, device: str, runs_per_gpu: int, **how: Any
     Raises:
         ConfigError: the configuration or an existing file cannot be used.
         Stopped: a signal asked the run to stop.
+    """
+    try:
+        summary = complete(run, results, device=device, runs_per_gpu=runs_per_gpu, **how)
+    except RunFailed as failure:
+        print(failure, flush=True)
+        return 1
+    print(progress_line.progress_line(results, run, summary), flush=True)
+    return 0
+
+
+def complete(run: Run, results: Path, *, device: str, runs_per_gpu: int, **how: Any) -> dict[str, Any]:
+    """Train a run unless it is finished, and return its summary. See `train` for the arguments.
+
+    Raises:
+        ConfigError: the configuration or an existing file cannot be used.
+        Stopped: a signal asked the run to stop.
+        RunFailed: another error ended the run. failure.json in its folder has the traceback.
     """
     folder = results / run.folder
     with held(folder / LOCK, "training this run"):
@@ -59,13 +85,11 @@ def train(run: Run, results: Path, *, device: str, runs_per_gpu: int, **how: Any
                 leave_reason(folder, error)
                 raise
             except Exception as error:
-                failed(folder, run, error)
-                return 1
+                leave_reason(folder, error)
+                raise RunFailed(run, error) from error
             slurm.record_end(folder, summary["status"])
-        line = progress_line.progress_line(results, run, summary)
         (folder / "done").write_text(f"{summary['status']} {summary['hash8']} {summary['finished_at']}\n")
-    print(line, flush=True)
-    return 0
+    return summary
 
 
 @contextmanager
@@ -101,13 +125,6 @@ def finished(folder: Path) -> dict[str, Any] | None:
             "(from its checkpoint, if there is one)"
         ) from None
     return summary
-
-
-def failed(folder: Path, run: Run, error: Exception) -> None:
-    """Record why a run failed, and print the reason and a hint."""
-    leave_reason(folder, error)
-    reason, hint = diagnosis(error)
-    print(f"{run.task.name} {run.variant.name} seed {run.seed}: failed: {reason}: {error}\n  {hint}", flush=True)
 
 
 def leave_reason(folder: Path, error: BaseException) -> None:

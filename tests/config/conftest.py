@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from floral.config import catalogue, code, data_sets, paths, plugins, searches, tuned
+from floral.config import paths
+from floral.config.refresh import refresh
 
 ROOT = Path(__file__).parents[2]
-MODULES = (catalogue, code, data_sets, plugins, searches, tuned)
-CACHES = [value for module in MODULES for value in vars(module).values() if hasattr(value, "cache_clear")]
 
 
 @pytest.fixture
@@ -25,16 +24,12 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(paths, "CONFIG_FOLDER", Path("config"))
 
-    def forget() -> None:
-        for cached in CACHES:
-            cached.cache_clear()
-
     def write(name: str, **values: Any) -> None:
         path = folder / f"{name}.yaml"
         path.parent.mkdir(exist_ok=True)
         path.write_text(yaml.safe_dump(values))
-        forget()
+        refresh()
 
-    forget()
+    refresh()
     yield write
-    forget()
+    refresh()

@@ -7,21 +7,17 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import CACHES, ROOT
+from conftest import ROOT
 
 import floral.methods
 import floral.models
 from floral.config import catalogue, code, data_sets, layers, paths, plugins, searches, tuned
 from floral.config.reading import ConfigError, read
+from floral.config.refresh import refresh
 from floral.config.settings import read_settings
 
 Write = Callable[[str, str], Path]
 METHOD = "from floral.methods.fedavg import build\n"
-
-
-def forget() -> None:
-    for cached in CACHES:
-        cached.cache_clear()
 
 
 @pytest.fixture
@@ -37,12 +33,12 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-        forget()
+        refresh()
         return path
 
     write("config/config.yaml", "suite: quickstart\n")
     yield write
-    forget()
+    refresh()
 
 
 TASK = "extends: digits_rotate\nrounds: 3\n"
@@ -129,6 +125,21 @@ def test_code_of_the_study_is_found_imported_and_digested(study: Write) -> None:
     before = code.digests("mine", "own")
     study("methods/helper.py", f"{METHOD}\nfactor = 2\n")
     assert code.changed_files(before, "mine", "own") == ["methods/helper.py"]
+
+
+def test_a_changed_file_of_the_study_is_imported_anew(study: Write) -> None:
+    for answer in (1, 22):  # of other length, because Python compares only the second of the change and the size
+        study("methods/mine.py", f"def build(problem):\n    return {answer}\n")
+        assert plugins.builder("methods", "mine")(None) == answer
+
+
+def test_changed_files_of_a_module_are_imported_anew(study: Write) -> None:
+    from floral.models.module import function_of
+
+    for answer in (1, 22):
+        study("nets/blocks_of_mine.py", f"answer = {answer}\n")
+        study("nets/mine.py", "from blocks_of_mine import answer\ndef make():\n    return answer\n")
+        assert function_of("nets/mine.py:make")() == answer
 
 
 @pytest.mark.parametrize("file", ["methods/fedavg.py", "models/mlp.py"])

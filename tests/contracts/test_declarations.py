@@ -15,6 +15,7 @@ from federations import CPU, NOT_TUNED, VARIANTS
 from odd_files import read
 
 from floral.adaptors.attach import adaptors_of
+from floral.check.contracts import declaration_is_complete
 from floral.config import catalogue, code, data_sets, paths, plugins, reading
 from floral.config.reading import ConfigError
 from floral.config.run import Run
@@ -22,7 +23,6 @@ from floral.config.schema.data import CustomData, Synthetic
 from floral.config.schema.method import STATEMENTS, MethodFile
 from floral.config.schema.task import Task
 from floral.config.suites import suite_runs
-from floral.core.spec import Method, Problem, Scope
 from floral.data.federation import Federation
 from floral.stages.assemble import build_method, make_problem
 
@@ -172,8 +172,7 @@ def test_every_variant_does_each_task_or_refuses_with_a_reason(variant):
             start = f"variant {variant} cannot be used for task {name}: "
             assert str(refusal).startswith(start) and len(str(refusal)) > len(start) + 10
         else:
-            assert isinstance(method, Method)
-            check(method, problem)
+            declaration_is_complete(method, problem.clients)
 
 
 def test_every_variant_does_a_task_of_custom_data_or_refuses_with_a_reason(tmp_path):
@@ -188,23 +187,12 @@ def test_every_variant_does_a_task_of_custom_data_or_refuses_with_a_reason(tmp_p
         run = Run(task=task, variant=catalogue.variant(variant), seed=0, fidelity=catalogue.fidelity("corrected"))
         problem = make_problem(run, data_of(task), CPU, torch.float32)
         try:
-            check(build_method(run, problem), problem)
+            declaration_is_complete(build_method(run, problem), problem.clients)
         except ConfigError as refusal:
             assert str(refusal).startswith(f"variant {variant} cannot be used for task digits_dirichlet: ")
         else:
             built += 1
     assert built > len(VARIANTS) / 2
-
-
-def check(method: Method, problem: Problem) -> None:
-    """A declaration is complete: what it names exists, and what is averaged by route has one."""
-    assert "base" in method.groups
-    clustered = any(group.scope is Scope.CLUSTERED for group in method.groups.values())
-    assert not clustered or (method.routing.log_route is not None) != (method.routing.cluster_of_client is not None)
-    assert method.routing.cluster_of_client is None or len(method.routing.cluster_of_client) == problem.clients
-    for phase in method.phases or ():
-        assert set(phase.train) <= set(method.trained)
-    assert set(method.cost.floats_sent) <= set(method.groups)
 
 
 def test_a_refusal_is_a_users_mistake_with_the_methods_own_words():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import federations
 import pytest
 import torch
@@ -13,30 +15,23 @@ from federations import (
     cases,
     few_cases,
     fitting,
-    served,
     simulate,
     train,
     trained,
 )
 
+from floral.check import contracts
 from floral.config import catalogue
 from floral.core.spec import Scope
 from floral.engine import evaluate
-from floral.engine.simulate import Simulation
 from floral.engine.state import view
 
-LIFTED = ("vmap", "batched")
-"""Backends that are compared with the backend loop, which a test runs once for both."""
 CASES = [pytest.param(variant, model, id=f"{variant}-{model}") for variant, model in cases()]
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 
 def assert_backends_equal_loop(variant, tolerance, chunk=3, **how):
-    loop = trained(variant, **how).tensors()
-    for backend in LIFTED:
-        vectorised = trained(variant, backend=backend, chunk=chunk, **how).tensors()
-        named = [{f"{backend}: {name}": t for name, t in tensors.items()} for tensors in (vectorised, loop)]
-        federations.assert_close(*named, tolerance)
+    contracts.backends_agree(partial(simulate, variant), tolerance, chunk=chunk, **how)
 
 
 @pytest.mark.parametrize(("variant", "model"), CASES)
@@ -101,35 +96,19 @@ def test_backends_agree_under_official_fidelity_and_a_server_adam(variant):
 def test_chunks_do_not_matter(variant):
     """Draws, too: router noise and dropout belong to (round, client, step), not to the chunk they are made for."""
     model = "dropout" if buildable(variant, "dropout") else None
-    first, *others = (trained(variant, model=model, backend="vmap", chunk=chunk) for chunk in (1, 2, 7))
-    for other in others:
-        federations.assert_equal_states(other, first, 1e-10)
+    contracts.chunks_do_not_matter(partial(simulate, variant), model=model)
 
 
 @pytest.mark.parametrize("fidelity", ["corrected", "official"])
 @each_variant
 def test_lr_zero_leaves_every_clients_served_predictions_unchanged(variant, fidelity):
-    simulation = simulate(variant, lr=0.0, router_lr=0.0, fidelity=fidelity)
-    start, end = simulation.start(), train(simulation)
-    # a choice among models and running statistics depend on the rows, whatever the rate
-    end.values.update({name: start.values[name] for name in simulation.method.statistics})
-    before, after = served(simulation, start), served(simulation, end)
-    torch.testing.assert_close(after, before, rtol=0, atol=1e-12)
+    contracts.zero_rate_changes_nothing(partial(simulate, variant), fidelity=fidelity)
 
 
 @each_variant
 def test_training_changes_the_served_predictions(variant):
     """Else the test above would pass for a method that never trains."""
-    simulation = simulate(variant)
-    before, after = served(simulation, simulation.start()), served(simulation, train(simulation))
-    moved = [bool((a - b).abs().max() > 1e-3) for a, b in zip(after, before, strict=True)]
-    taking_part = set(simulation.cohort(1)) | set(simulation.cohort(2)) | set(simulation.cohort(3))
-    if simulation.method.phases == ():
-        assert not any(moved)
-    elif simulation.method.pool is None:
-        assert all(moved[k] for k in taking_part)
-    else:
-        assert all(moved)
+    contracts.training_changes_predictions(partial(simulate, variant))
 
 
 SOONER = {"cfl": {"balance": 1, "patience": 1}}
@@ -139,74 +118,34 @@ SOONER = {"cfl": {"balance": 1, "patience": 1}}
 @each_variant
 def test_global_only_is_said_of_those_that_serve_one_model_to_all(variant):
     """The report says of them that they cannot fit a concept shift."""
-    model = "mlp" if buildable(variant, "mlp") else "batch_norm"
-    simulation = simulate(variant, model=model, params=SOONER.get(variant), rounds=5)
-    state, alike = simulation.start(), True
-    for round in range(1, simulation.settings.rounds + 1):
-        simulation.train(state, round)
-        first, *others = served(simulation, state)
-        alike = alike and all(torch.equal(first, other) for other in others)
-    assert catalogue.variant(variant).global_only == alike
-
-
-class Reversed(Simulation):
-    def cohort(self, round):
-        return super().cohort(round)[::-1].copy()
+    how = {"model": "mlp" if buildable(variant, "mlp") else "batch_norm", "params": SOONER.get(variant)}
+    contracts.global_only_is_true(partial(simulate, variant, **how), catalogue.variant(variant).global_only)
 
 
 @pytest.mark.parametrize(
     ("variant", "backend"),
-    [(variant, "loop") for variant in VARIANTS] + [(variant, how) for variant in OF_EACH_KIND for how in LIFTED],
+    [(variant, "loop") for variant in VARIANTS]
+    + [(variant, how) for variant in OF_EACH_KIND for how in contracts.VECTORISED],
 )
 def test_cohort_order_is_irrelevant(variant, backend):
     how = {"backend": backend, "chunk": 3, "clusters": 3}
-    federations.assert_equal_states(trained(variant, kind=Reversed, **how), trained(variant, **how), 1e-12)
+    contracts.cohort_order_is_irrelevant(partial(simulate, variant), **how)
 
 
 @pytest.mark.parametrize(("variant", "model"), few_cases())
 def test_absent_clients_private_state_is_untouched(variant, model):
-    simulation = simulate(variant, model=model, backend="vmap", chunk=3, participation=0.5)
-    private = {n: g for n, g in simulation.method.groups.items() if g.scope is Scope.PRIVATE}
-    if simulation.method.server.update is not None:  # which may put any client into another cluster
-        private = {n: g for n, g in private.items() if not g.statistic}
-    state = simulation.start()
-    for round in range(1, min(2, simulation.settings.rounds) + 1):
-        before = {name: {key: t.clone() for key, t in state.values[name].items()} for name in private}
-        simulation.train(state, round)
-        cohort = set(simulation.cohort(round).tolist())
-        training = {name for phase in simulation.phases(round) for name in phase.train}
-        for name in private:
-            for key, tensor in state.values[name].items():
-                for k in range(len(tensor)):
-                    same = torch.equal(tensor[k], before[name][key][k])
-                    assert same or k in cohort, f"{name}/{key} of client {k} changed in a round without it"
-                    if k in cohort and name in training and key.endswith("out.bias"):
-                        assert not same, f"{name}/{key} of client {k} was not written back"
+    contracts.absent_clients_keep_their_values(partial(simulate, variant), model=model)
 
 
 @each_variant
 def test_a_round_neither_reads_nor_writes_beyond_its_state(variant):
     """A round is a function of (state, round): the same call on an equal state gives the same bits."""
-    simulation = simulate(variant, backend="vmap", chunk=3)
-    if simulation.method.phases == ():
-        assert simulation.settings.rounds == 0
-        return
-    state = train(simulation, 1)
-    copies = [type(state).of({name: t.clone() for name, t in state.tensors().items()}) for _ in range(2)]
-    losses = [simulation.train(copy, 2)[0] for copy in copies]
-    assert torch.equal(losses[0], losses[1])
-    federations.assert_equal_states(copies[0], copies[1], 0.0)
+    contracts.a_round_is_a_function_of_its_state(partial(simulate, variant))
 
 
 @each_variant
 def test_frozen_and_fixed_groups_never_change(variant):
-    simulation = simulate(variant)
-    start, end = simulation.start(), train(simulation)
-    groups = simulation.method.groups.items()
-    still = [n for n, g in groups if g.fixed or (g.scope is Scope.FROZEN and not g.statistic)]
-    for name in still:
-        for key, tensor in start.values[name].items():
-            assert torch.equal(tensor, end.values[name][key])
+    contracts.frozen_groups_never_change(partial(simulate, variant))
 
 
 @each_variant

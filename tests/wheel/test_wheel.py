@@ -100,3 +100,27 @@ def test_suites_of_the_package_and_other_commands_work_there(installed: Path, st
     listed = run(installed / "floral", "methods", folder=below)
     assert "lg_fedavg" in listed and "fedprox" in listed
     assert not (below / "results").exists()
+
+
+def test_the_examples_of_a_study_keep_the_contracts(installed: Path, study: Path) -> None:
+    for kind, name in (("method", "lg_fedavg"), ("model", "two_layers"), ("task", "flowers")):
+        assert "all contracts hold" in run(installed / "floral", "check", kind, name, folder=study)
+
+
+def test_a_broken_copy_of_the_method_is_named_with_its_contract(installed: Path, study: Path) -> None:
+    code, description = (study / "methods/lg_fedavg.py", study / "config/methods/lg_fedavg.yaml")
+    broken = code.read_text().replace("stream, problem.lr, ", "stream, 0.0, ")
+    assert broken != code.read_text()
+    code.with_stem("broken").write_text(broken)
+    description.with_stem("broken").write_text(description.read_text().replace("  lg_fedavg:", "  broken:"))
+    said = run(installed / "floral", "check", "method", "broken", folder=study, fails=True)
+    assert "FAILS  training changes what clients predict\n" in said and "as before training" in said
+    assert "method broken: 1 contract broken" in said
+
+
+def test_python_trains_and_reads_there(installed: Path, study: Path) -> None:
+    code = (
+        "import floral; floral.run({'extends': 'flowers', 'rounds': 2}, 'lg_fedavg', progress=False); "
+        "print(floral.load(tasks='flowers', seeds=0).summary['variant'].to_list())"
+    )
+    assert "'lg_fedavg'" in run(installed / "python", "-c", code, folder=study)

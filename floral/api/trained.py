@@ -1,0 +1,84 @@
+"""The trained model of a run: its tensors, and predictions of any client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from floral.config.reading import ConfigError
+from floral.config.run import Run
+from floral.engine.evaluate import predict
+from floral.engine.state import State
+from floral.stages.assemble import build_simulation
+
+
+class TrainedModel:
+    """The model of a finished run, on the CPU.
+
+    tensors: all parameters after the last round, by the names <group>/<parameter>. Tensors of a PRIVATE group have one
+    entry per client on the first axis, and those of a CLUSTERED group one per cluster.
+    """
+
+    tensors: dict[str, Tensor]
+
+    def __init__(self, run: Run, folder: Path, results: Path) -> None:
+        """Read the model of a run from its folder. Its data and partition are read from the folder `results`.
+
+        Raises:
+            ConfigError: the run has no model, or its data are missing.
+        """
+        if run.task.noop:
+            raise ConfigError(f"model: a run of the task {run.task.name!r} trains no model; choose another run")
+        self._simulation, data = build_simulation(run, results, torch.device("cpu"))
+        self._shape = data.shape
+        self.tensors = _tensors(folder / "model.safetensors")
+        self._state = State.of({f"value/{name}": tensor for name, tensor in self.tensors.items()})
+
+    @property
+    def clients(self) -> int:
+        """The number of clients."""
+        return self._simulation.data.clients
+
+    def predict(self, x: Any, client: int) -> Tensor:
+        """Return the outputs [N, outputs] of a client's model for inputs x [N, …]: logits, or regression values.
+
+        x has the type and shape of the data as they are stored: for example, images are uint8 [N, H, W]. The inputs are
+        scaled and normalised as in training. The shift of the client's cluster, such as a rotation, is not applied.
+
+        Raises:
+            ConfigError: there is no such client, or x has a wrong shape.
+        """
+        if client not in range(self.clients):
+            raise ConfigError(f"predict: client: {client!r} is no client; give a number from 0 to {self.clients - 1}")
+        inputs = torch.from_numpy(np.ascontiguousarray(x)) if not isinstance(x, Tensor) else x
+        if tuple(inputs.shape[1:]) != self._shape:
+            raise ConfigError(
+                f"predict: x: has the shape {list(inputs.shape)}, but the model needs [N, "
+                f"{', '.join(map(str, self._shape))}]; give a batch of inputs"
+            )
+        data = self._simulation.data
+        clients = torch.tensor([client])
+        with torch.no_grad():
+            decoded = data.test.decode(inputs)[None]
+            return predict(
+                self._simulation.method, self._state, data.pool_of_client[clients], clients, decoded, False
+            )[0]  # fmt: skip
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a run's model.safetensors, and those of the file of private values that it names."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+            private = (file.metadata() or {}).get("private")
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"{path}: the model cannot be read ({error}); train the run again, or copy the file from where it was "
+            "trained"
+        ) from None
+    return tensors if private is None else tensors | _tensors(path.with_name(private))

@@ -1,0 +1,57 @@
+"""Print what the contracts of a method, model or task show: what holds, what fails and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from floral.check import methods, models, tasks
+from floral.check.outcomes import printed
+from floral.config import layers, plugins
+from floral.config.reading import suggest
+from floral.core.process import set_threads
+from floral.core.units import plural
+
+
+def check_method(name: str) -> int:
+    """Check the variants of a method, or one variant. Print the outcomes, and return how many contracts are broken.
+
+    Raises:
+        ConfigError: no method or variant has this name.
+    """
+    set_threads(1)
+    failures = sum(printed(f"variant {variant}", methods.checks(variant)) for variant in methods.variants_of(name))
+    return _concluded(f"method {name}", failures)
+
+
+def check_model(name: str, shape: Sequence[int] | None, outputs: int | None) -> int:
+    """Check a model: a file in models/, or <file.py>:<function>. Print the outcomes, and return how many are broken.
+
+    `shape` is the shape of a sample; without it, common shapes are tried.
+
+    Raises:
+        ConfigError: no model has this name.
+    """
+    set_threads(1)
+    keys = models.keys_of(name)
+    arguments = ", ".join(f"{key}: {value}" for key, value in keys.items() if key != "kind")
+    title = f"model {name}" if ":" in name else f"model {name} ({plugins.file('models', name)}; {arguments})"
+    return _concluded(f"model {name}", printed(title, models.checks(keys, tuple(shape) if shape else None, outputs)))
+
+
+def check_task(name: str, results: Path, data_dir: Path | None) -> int:
+    """Check a task. Print the outcomes, and return how many contracts are broken.
+
+    Raises:
+        ConfigError: no task has this name.
+    """
+    set_threads(1)
+    if name not in (names := layers.names("tasks")):
+        raise suggest("task", name, names, "floral check task")
+    title = f"task {name} ({layers.file(f'tasks/{name}.yaml')})"
+    return _concluded(f"task {name}", printed(title, tasks.checks(name, results, data_dir)))
+
+
+def _concluded(name: str, failures: int) -> int:
+    print(f"{name}: {plural(failures, 'contract')} broken" if failures else f"{name}: all contracts hold")
+    return failures

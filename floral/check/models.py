@@ -1,0 +1,129 @@
+"""The contracts of a model: what methods and backends rely on."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from floral.check import contracts
+from floral.check.contracts import Broken
+from floral.check.federation import CLASSES, make_data, simulate
+from floral.check.methods import ROUNDING
+from floral.check.outcomes import Check
+from floral.config import catalogue, plugins
+from floral.config.reading import parse, suggest
+from floral.core.spec import Refused
+from floral.engine.simulate import Simulation
+from floral.stages.check_model import example_arguments
+
+SHAPES = ((16,), (4, 4), (8, 8), (28, 28), (32, 32), (32, 32, 3))
+"""Shapes of samples that are tried unless the user names one: features, then grey and colour images."""
+TOKENS = (8,)
+"""Shape of a text that is tried last."""
+VARIANTS = ("fedavg", "floral_1")
+"""Variants that train the model: one without adaptors, and one with adaptors in clusters."""
+
+
+def keys_of(name: str) -> dict[str, Any]:
+    """Return the keys of a task's `model`, for the name of a file in models/ or for <file.py>:<function>.
+
+    Arguments without a default get small values.
+
+    Raises:
+        ConfigError: no model has this name.
+    """
+    if ":" in name:
+        return {"kind": "module", "build": name}
+    if name not in (names := plugins.names("models")):
+        raise suggest("model", name, names, "floral check model (or give FILE.py:FUNCTION for a torch.nn.Module)")
+    return {"kind": name, **example_arguments(name)}
+
+
+def checks(model: dict[str, Any], shape: tuple[int, ...] | None, outputs: int | None) -> Iterator[Check]:
+    """Yield the checks of a model, which train it on small data of this shape and number of outputs.
+
+    `model` has the keys of a task's `model`. Without `shape`, common shapes are tried until the model accepts one.
+    """
+    classes = outputs or CLASSES
+    fitting: dict[str, Any] = {}
+
+    def make(variant: str, **how: Any) -> Simulation:
+        return simulate(variant, model=model, **fitting, **how)
+
+    def on(variant: str, contract: Callable[..., None], **how: Any) -> Callable[[], None]:
+        return lambda: contract(partial(make, variant), **how)
+
+    def signature() -> None:
+        build = plugins.builder("models", model["kind"])
+        parameters = inspect.signature(build).parameters
+        if list(parameters)[:2] != ["shape", "outputs"]:
+            raise Broken(f"the first arguments of `build` are {', '.join(list(parameters)[:2])}, not shape and outputs")
+        if "width" not in parameters or parameters["width"].default != 1.0:
+            raise Broken("`build` has no argument `width: float = 1.0`, by which methods widen the model")
+        options = {key: value for key, value in model.items() if key != "kind"}
+        parse(catalogue.model_options(model["kind"]), options, "model")
+
+    def fits() -> str:
+        reasons = []
+        tried = [(shape, False), (shape, True)] if shape else [*((s, False) for s in SHAPES), (TOKENS, True)]
+        for candidate, text in tried:
+            data = make_data(shape=candidate, outputs=classes, text=text)
+            try:
+                simulation = simulate("fedavg", data, model=model, text=text)
+                contracts.outputs_have_the_right_shape(lambda: simulation, classes, candidate if text else ())  # noqa: B023
+            except Exception as error:  # a model of the user may fail in any way for a shape that it is not for
+                first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reasons.append(f"{'text ' if text else ''}{list(candidate)}: {first_line}")
+                continue
+            fitting.update(data=data, text=text)
+            return f"{'text' if text else 'samples'} of shape {list(candidate)}, {classes} outputs"
+        raise Broken("\n".join([*reasons, "give the shape of a sample: --shape 32 32 3"]))
+
+    def backends(variant: str) -> str | None:
+        refused = []
+        for backend in contracts.VECTORISED:
+            try:
+                make(variant, backend=backend, chunk=3)
+            except Refused as reason:
+                refused.append(f"{backend} is not possible: {reason}")
+                continue
+            contracts.backends_agree(partial(make, variant), ROUNDING, [backend])
+        return "\n".join(refused) or None
+
+    def adapted() -> None:
+        make("floral_1")
+
+    if model["kind"] != "module":
+        yield Check("`build` has the arguments that methods and tasks use", signature, needed=True)
+    yield Check("the model is built, and its outputs have the right shape", fits, needed=True)
+    yield Check(
+        "initial values follow from the seed", on("fedavg", contracts.initial_values_follow_from_the_seed),
+        hint="values are drawn in `build` without a seed, or are constants",
+    )  # fmt: skip
+    yield Check(
+        "training changes what it predicts", on("fedavg", contracts.training_changes_predictions),
+        hint="the outputs do not depend on the parameters, for example after .detach()",
+    )  # fmt: skip
+    yield Check("a learning rate of 0 changes nothing", on("fedavg", contracts.zero_rate_changes_nothing))
+    yield Check(
+        "the outputs for a sample do not depend on the rest of the batch",
+        on("fedavg", contracts.samples_are_independent),
+        hint="a mean is taken over the batch, or an axis is flattened with the batch",
+    )  # fmt: skip
+    yield Check(
+        "an interrupted run can continue: a round depends on its state alone",
+        lambda: contracts.a_round_is_a_function_of_its_state(partial(make, "fedavg"), backend="loop", chunk=1),
+        hint="the forward pass changes a Python variable, or draws random numbers of its own",
+    )  # fmt: skip
+    for variant in VARIANTS:
+        title = "without adaptors" if variant == "fedavg" else "with adaptors"
+        if variant != "fedavg":
+            yield Check(
+                "adaptors can be attached", adapted, hint="no layer is of a kind that has adaptors", needed=True
+            )
+        yield Check(
+            f"the backends give the same numbers, {title}", partial(backends, variant),
+            hint="the forward pass has an `if` on values, changes a tensor in place, or depends on the batch size",
+        )  # fmt: skip
