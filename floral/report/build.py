@@ -17,7 +17,7 @@ from floral.report.collect import Collected, collect
 from floral.report.compact_table import compact_tables
 from floral.report.draw import draw, has_figures
 from floral.report.latex import article, seeds_sentence, with_seeds
-from floral.report.overview import answers, overview
+from floral.report.overview import answers, near_the_best, overview
 from floral.report.sections import setup
 from floral.report.sections.base import Material, Section
 from floral.report.sections.failures import without_result
@@ -152,6 +152,7 @@ def _page(material: Material, sections: list[Section], runs: list[Run], texts: M
             counts=sentences.counts(collected),
             answers=answers(collected, styles),
             overview=overview(collected, styles),
+            near_the_best=near_the_best,
             degenerate=sentences.degenerate(collected, styles),
             state=sentences.state(collected),
             without_result=without_result(collected),
