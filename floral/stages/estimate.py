@@ -27,7 +27,7 @@ ROUGH_START_SECONDS = 4.0
 ROUGH_BYTES = 1_000_000
 """Assumed size of a run's folder in bytes."""
 Basis = Literal["variant", "task", "rough"]
-SPREAD: dict[Basis, float] = {"variant": 1.25, "task": 1.6, "rough": 1.8}
+SPREAD: dict[Basis, float] = {"variant": 1.25, "task": 1.5, "rough": 1.8}
 """How many times longer or shorter than expected a run may take, by what its estimate is based on (see BASIS)."""
 DAMAGED_JSON = (ValueError, KeyError, TypeError)
 """Exceptions when a damaged JSON file is read: invalid JSON, a missing key, a wrong type."""

@@ -99,9 +99,10 @@ def seconds_left(
             of_group[0] += seconds
             of_group[1] += expected[folder]
     runs: list[tuple[float, Basis]] = []
-    basis: Basis
     for folder in todo:
-        basis, group = next((basis, group) for basis, group in _groups(folder).items() if group in sums)
+        groups = _groups(folder)
+        basis: Basis = next(name for name, group in groups.items() if group in sums)
+        group = groups[basis]
         if SPREAD[basis] > SPREAD[plan["basis"][folder]]:
             basis = plan["basis"][folder]
         runs.append((expected[folder] * sums[group][0] / sums[group][1], basis))
