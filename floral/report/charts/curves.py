@@ -14,7 +14,6 @@ from floral.report.charts.render import (
     DASHES,
     INK,
     MARKERS,
-    NAME_POINTS,
     Drawing,
     Preset,
     Scale,
@@ -26,10 +25,10 @@ LABEL_GAP = 8.6
 """Smallest distance of two labels in points."""
 MAX_PANEL_LINES = 10
 """Largest number of lines in one of several panels. A larger family has several panels."""
-MAX_NAME_WIDTH = 62.0
+MAX_NAME_WIDTH = 72.0
 """Longer names are cut where there are several panels."""
-AXIS_WIDTH, TITLE_HEIGHT, SPACING = 33.0, 14.0, 5.0
-"""Room in points for the labels of a y axis with the key of the names, for the title of an axis, and between panels."""
+AXIS_WIDTH, KEY_WIDTH, SPACING = 40.0, 14.0, 5.0
+"""Room in points for the y axis, for the keys of the names, and between panels."""
 MAX_MARKERS = 5
 """Number of markers on a line."""
 PANEL_HEIGHT, SMALL_PANEL_HEIGHT = 130, 96
@@ -58,7 +57,7 @@ def curves(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, y: Axis, prese
     total = preset.several if several else preset.width
     columns = round(total / 162) if several else 1
     names_width = min(name_width(drawn), MAX_NAME_WIDTH if several else total / 2)
-    width = (total - TITLE_HEIGHT - SPACING * columns) / columns - AXIS_WIDTH - names_width
+    width = (total - AXIS_WIDTH - SPACING * columns) / columns - KEY_WIDTH - names_width
     height = max(SMALL_PANEL_HEIGHT if several else PANEL_HEIGHT, LABEL_GAP * max(map(len, panels.values())) + 10)
     kinds: tuple[Literal["linear", "log", "sqrt"], ...] = ("sqrt" if x.ticks else "log" if x.log else "linear",)
     kinds += ("log" if y.log else "linear",)
@@ -76,15 +75,15 @@ def curves(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, y: Axis, prese
             pl.int_range(pl.len()).over("method_id") % (pl.len().over("method_id") / MAX_MARKERS).ceil() == 0
         ),
     }  # fmt: skip
-    horizontal = {"title": x.title, "grid": False, **tick_options(x, start, stop, 3 if several else 5)}
+    anchor = {"titleAnchor": "start"} if several else {}  # the title may be longer than the panel
+    horizontal = {"title": x.title, "grid": False, **anchor, **tick_options(x, start, stop, 3 if several else 5)}
     vertical = {"title": y.title, "domain": False, "ticks": False, **tick_options(y, low, high)}
-    without = {"title": None}
     views = [
         _panel(
             title, members, drawn, scales,
             (
-                horizontal | (without if place < len(panels) - columns else {}),
-                vertical | (without if place % columns else {}),
+                horizontal | ({"title": None} if place < len(panels) - columns else {}),
+                vertical | ({"title": None, "labels": False} if place % columns else {}),
             ),
             (width, height, names_width),
         )
@@ -149,7 +148,7 @@ def _panel(
     line = {"type": "line", "strokeWidth": 1.1, "clip": True, "strokeJoin": "round"}
     marker = {"type": "point", "filled": True, "size": 11, "opacity": 1, "clip": True}
     key = {"type": "point", "filled": True, "size": 14, "opacity": 1}
-    name = {"type": "text", "align": "left", "fontSize": NAME_POINTS, "color": INK, "limit": names_width}
+    name = {"type": "text", "align": "left", "fontSize": 7, "color": INK, "limit": names_width}
     leader = {"x": {"field": "x", "type": "quantitative", "scale": scales[0]}, "x2": {"value": width + 4}}
     layers = [
         layer("lines", {"type": "area", "opacity": 0.12, "clip": True}, {**horizontal, **band, **colour}),
@@ -158,9 +157,9 @@ def _panel(
         layer("levels", {"type": "rule", "strokeWidth": 0.9, "opacity": 0.8}, {"y": vertical, **colour, **dash}),
         layer(
             "labels", {"type": "rule", "strokeWidth": 0.5, "opacity": 0.6},
-            {**leader, "y": {**vertical, "axis": axes[1]}, "y2": {"field": "label_y"}, **colour}, "leader",
+            {**leader, "y": {**vertical, "axis": axes[1]}, "y2": {"field": "label_y"}, **colour}, f"leader {title}",
         ),
-        layer("labels", key, {"x": {"value": width + 7}, **beside, **colour, **shape}, "key"),
+        layer("labels", key, {"x": {"value": width + 7}, **beside, **colour, **shape}, f"key {title}"),
         layer("labels", name, {"x": {"value": width + 12}, **beside, "text": {"field": "short"}}),
     ]  # fmt: skip
     return {"title": title, "width": width, "height": height, "layer": layers}

@@ -100,7 +100,7 @@ def unseen(
     alt_text = f"Accuracy of {UNSEEN_KINDS[kind]} that join after training, against labelled samples, "
     alt_text += f"{configuration.title}. From best to worst with all samples: "
     alt_text += ", ".join(names[method] for method in last["method_id"]) + "."
-    across = Axis(title="Labelled samples of a client, in all", ticks=tuple(frame["x"].unique().sort().to_list()))
+    across = Axis(title="Labelled samples of a client", ticks=tuple(frame["x"].unique().sort().to_list()))
     up = Axis(title="Accuracy, %", limits=LIMITS["accuracy"])
     chart = curves(frame.drop("seeds"), styles, across, up, preset)
     subtitle = [f"Accuracy, %, of {UNSEEN_KINDS[kind]}", "mean and range of the seeds"]

@@ -16,7 +16,7 @@ from floral.report.figures.axis_range import (
     Range,
     clip,
     enclosing,
-    far_controls,
+    far_methods,
     is_logarithmic,
     round_outwards,
 )
@@ -49,7 +49,7 @@ def method_rows(
     ]
     cut = {before[0] for before, after in zip(marks, clipped, strict=True) if before != after}
     controls = {style.id for style in styles if style.group == "control"}
-    far = set() if log else far_controls(_ranges(clipped), controls)
+    far = set() if log else far_methods(_ranges(clipped), controls)
     ends = enclosing(ends for method, ends in _ranges(clipped).items() if method not in far)
     start, stop = (low, 1.5 * ends[1]) if log else round_outwards(ends, low, high)
     labels = [

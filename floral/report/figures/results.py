@@ -12,7 +12,7 @@ from floral.report.charts.render import Figure, Preset, render
 from floral.report.charts.scatter import scatter
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
-from floral.report.figures.axis_range import LIMITS, enclosing, far_controls, is_logarithmic, round_outwards
+from floral.report.figures.axis_range import LIMITS, enclosing, far_methods, is_logarithmic, round_outwards
 from floral.report.figures.method_rows import method_rows
 from floral.report.figures.wording import overlap, ranking, values_text
 from floral.report.frames import curve
@@ -55,7 +55,7 @@ def tradeoff(
     if not drawn:
         return None
     limits, centres = LIMITS[configuration.metric], {s.id: (means[s.id].mean, means[s.id].mean) for s in drawn}
-    far = far_controls(centres, {style.id for style in styles if style.group == "control"})
+    far = far_methods(centres, {style.id for style in styles if style.group == "control"})
     low, high = enclosing(ends for method, ends in centres.items() if method not in far)
     log = is_logarithmic(configuration, (low, high))
     margin = 0.12 * (high - low) or 0.1 * abs(high) or 1.0
