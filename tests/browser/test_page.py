@@ -159,7 +159,7 @@ def test_a_cell_leads_to_its_runs(browser, address):
 def test_the_figure_of_costs_names_the_best_at_their_cost(browser, address):
     page = opened(browser, address)
     assert "FLoRAL 1 % 86.0 with 4" in page.locator("#tradeoff svg").get_attribute("aria-label").replace("\u00a0", " ")
-    page.locator("#tradeoff [data-point]").first.hover()
+    page.locator("#tradeoff .leader").first.hover()
     assert "±" in page.locator("#tip").text_content()
     page.locator("#tradeoff select").select_option("synthetic_linear")
     assert "MSE" in page.locator("#tradeoff svg").get_attribute("aria-label")

@@ -75,6 +75,7 @@ def test_labels_never_overlap_and_keep_the_order_of_the_lines():
 def test_ticks_of_a_logarithmic_axis_areround_outwards():
     # 1, 2 and 5 would be six places (5 to 200): 1 and 3 are four
     assert axes.tick_options(Axis(title="x", log=True), 3, 250)["values"] == [3, 10, 30, 100]
+    assert axes.tick_options(Axis(title="x", log=True), 1900, 4000)["values"] == [2000, 3000]
 
 
 def test_no_two_methods_share_a_colour():

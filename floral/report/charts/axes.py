@@ -66,7 +66,7 @@ def round_numbers(start: float, stop: float, most: int = 8) -> list[float]:
     """Return at most `most` round numbers from `start` to `stop`, for the ticks of a logarithmic axis."""
     powers = range(math.floor(math.log10(start)), math.ceil(math.log10(stop)) + 1)
     numbers: list[float] = []
-    for factors in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))[most <= 5 :]:
+    for factors in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
         numbers = [value for power in powers for factor in factors if start <= (value := factor * 10.0**power) <= stop]
         if len(numbers) <= most:
             return numbers

@@ -146,7 +146,7 @@ def _panel(
         }  # fmt: skip
 
     line = {"type": "line", "strokeWidth": 1.1, "clip": True, "strokeJoin": "round"}
-    marker = {"type": "point", "filled": True, "size": 11, "opacity": 1, "clip": True}
+    marker = {"type": "point", "filled": True, "size": 11, "opacity": 1}
     key = {"type": "point", "filled": True, "size": 14, "opacity": 1}
     name = {"type": "text", "align": "left", "fontSize": 7, "color": INK, "limit": names_width}
     leader = {"x": {"field": "x", "type": "quantitative", "scale": scales[0]}, "x2": {"value": width + 4}}
