@@ -15,6 +15,7 @@ from floral.report.colour_difference import difference
 from floral.report.compared import methods
 from floral.report.figures.axis_range import far_methods, round_outwards
 from floral.report.figures.method_rows import method_rows
+from floral.report.latex import article
 from floral.report.style import MAX_LINES, REFERENCE, Style, assign_styles, method_styles
 from floral.report.templates import template_yaml
 
@@ -189,6 +190,7 @@ def test_a_figure_has_the_width_of_its_preset_and_letters_of_7_to_8_points(prese
         figure = render.render(drawing, preset, "f", "Title", "Sub", "")
         several = len(drawn_methods) > MAX_LINES
         assert figure.width == preset.zoom * (preset.several if several else preset.width)
+        assert (r"\begin{figure*}" in article("", [[(figure, "")]], [])) == (several or preset.width > 300)
         natural = float(re.search(r'viewBox="0 0 ([\d.]+)', figure.svg)[1])
         assert natural * preset.zoom == figure.width, "it was made smaller"
         sizes = {float(size) for size in re.findall(r'font-size="([\d.]+)px"', figure.svg)}

@@ -36,13 +36,13 @@ def vega_axis(**options: Any) -> alt.Axis:
 def tick_options(axis: Axis, start: float, stop: float, most: int = 5) -> dict[str, Any]:
     """Return Vega's options for the ticks of an axis.
 
-    A linear axis gets about four ticks. A logarithmic axis gets at most `most` ticks at round numbers. Very small or
-    large numbers are all written as powers of ten.
+    A linear axis gets about `most` - 1 ticks. A logarithmic axis gets at most `most` ticks at round numbers. If one of
+    them is very small or large, all are written as powers of ten.
     """
     if axis.ticks:
         return {"values": list(axis.ticks)}
     if not axis.log:
-        return {"tickCount": min(4, most)}
+        return {"tickCount": most - 1}
     values = round_numbers(start, stop, most)
     if axis.unit or axis.format:
         unit = f"regexp('([kMGTP]?)$'), '\u2009$1{axis.unit}'"

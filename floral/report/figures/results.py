@@ -73,7 +73,8 @@ def tradeoff(
     )
     sign = 1 if unit.higher_is_better else -1
     points = {s.id: (sum(sent[s.id].values()) / len(sent[s.id]), sign * means[s.id].mean) for s in drawn}
-    front = [style for style in drawn if not _dominated(points[style.id], points.values())]
+    rivals = [style for style in drawn if style.group == "method"] or drawn
+    front = [s for s in rivals if not _dominated(points[s.id], [points[rival.id] for rival in rivals])]
     across = Axis(title="Bytes sent by and to all clients in a run", log=True, unit="B")
     named = {REFERENCE, *(style.id for style in front)}
     chart = scatter(frame, drawn, across, Axis(title=unit.title, log=log), domain, preset, named)

@@ -62,7 +62,7 @@ class Section:
     """What the section says about this suite, in one line beside its title."""
     figures: tuple[tuple[Figure, ...], ...] = ()
     """Rows of figures."""
-    layout: Literal["grid", "grid thirds", "wide"] = "grid"
+    layout: Literal["grid", "grid thirds"] = "grid"
     parts: tuple[Part, ...] = ()
     note: str = ""
     """A remark on this suite's results, below the caption."""
