@@ -203,15 +203,15 @@ def report(arguments: Namespace, settings: Settings) -> None:
         # The next Snakemake call then replaces this report by the report of all runs in the results folder.
         (settings.results / "report" / f"{suite}.complete").unlink(missing_ok=True)
     if arguments.reference:
-        _report_reference(suite, runs, reports, settings.reference)
+        _report_reference(suite, runs, reports, settings)
         return
     print(f"report of {suite}: reading {run_count(len(runs))}", flush=True)
-    page = report(suite, runs, settings.results, reports, arguments.partial, arguments.allow_missing)
+    page = report(suite, runs, settings.results, reports, arguments.partial, arguments.allow_missing, settings.figures)
     print(f"{'partial report' if arguments.partial else 'report'}: {page}")
 
 
-def _report_reference(suite: str, runs: list[Run], reports: Path, reference: Path) -> None:
-    """Build a report from the suite's reference results, which lie in the folder `reference`, without training.
+def _report_reference(suite: str, runs: list[Run], reports: Path, settings: Settings) -> None:
+    """Build a report from the suite's reference results in the folder `settings.reference`, without training.
 
     The archive of these results is unpacked into a temporary folder.
     """
@@ -221,14 +221,14 @@ def _report_reference(suite: str, runs: list[Run], reports: Path, reference: Pat
 
     with TemporaryDirectory(prefix="floral-") as folder:
         results = Path(folder)
-        restore_archive(suite, results, reference)
+        restore_archive(suite, results, settings.reference)
         finished = [run for run in runs if is_finished(results / run.folder)]
         if not finished:
             raise ConfigError(
-                f"suite {suite!r}: {reference / suite} has none of the selected runs, because the suite has "
+                f"suite {suite!r}: {settings.reference / suite} has none of the selected runs, because the suite has "
                 "changed since results were committed, or only other runs were committed; train the runs with Snakemake"
             )
-        page = report(suite, runs, results, reports, partial=len(finished) < len(runs))
+        page = report(suite, runs, results, reports, partial=len(finished) < len(runs), figures=settings.figures)
     print(f"report of the reference results: {page}")
 
 

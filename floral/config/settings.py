@@ -25,7 +25,7 @@ from floral.io.files import REMEDIES
 
 ENVIRONMENT = {
     "results": "FLORAL_RESULTS", "reports": "FLORAL_REPORTS", "reference": "FLORAL_REFERENCE",
-    "data_dir": "FLORAL_DATA", "tracking_uri": "FLORAL_TRACKING_URI",
+    "data_dir": "FLORAL_DATA", "tracking_uri": "FLORAL_TRACKING_URI", "figures": "FLORAL_FIGURES",
 }  # fmt: skip
 """Key of config/config.yaml → the environment variable that overrides its value in this file."""
 
@@ -47,6 +47,9 @@ SET_ELSEWHERE = {
 
 UNUSABLE = frozenset("{}[]*?")
 """Characters that paths of results and reports cannot have. Unprintable characters are also refused."""
+
+
+FigurePreset = Literal["column", "text", "slide"]
 
 
 class Slurm(Frozen):
@@ -157,6 +160,10 @@ class Settings(Frozen):
         default=True,
         description="Whether runs are taken from the folder `reference`, if it has them, and not trained again.",
     )
+    figures: FigurePreset = Field(
+        default="column",
+        description="Size of the figures: `column` (3.25 inches) or `text` (6.75 inches) of a paper, or `slide`.",
+    )
     slurm: Slurm = Field(default=Slurm(), description="Resources that jobs request from a SLURM cluster.")
 
     @field_validator("suite", "tasks", "variants", "seeds", mode="before")
@@ -228,6 +235,7 @@ class Settings(Frozen):
             "FLORAL_RESULTS": str(self.results),
             "FLORAL_REPORTS": str(self.reports),
             "FLORAL_REFERENCE": str(self.reference),
+            "FLORAL_FIGURES": self.figures,
         }
         optional = {"FLORAL_DATA": self.data_dir, "FLORAL_TRACKING_URI": self.tracking_uri}
         return variables | {name: str(value) for name, value in optional.items() if value}

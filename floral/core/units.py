@@ -25,6 +25,15 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def duration_range(low: float, high: float) -> str:
+    """Return a range of durations as rounded text, for example "20–45 s", "50 s to 4 min" or "about 3 min"."""
+    first, last = duration(low), duration(high)
+    if first == last:
+        return f"about {last}"
+    number, unit = first.split()
+    return f"{number}\u2013{last}" if last.endswith(f" {unit}") else f"{first} to {last}"
+
+
 def file_size(size: float) -> str:
     """Return a size in bytes as rounded text, for example "3 MB" or "1.2 GB"."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"

@@ -10,14 +10,15 @@ from typing import Any
 from floral.config import catalogue
 from floral.config.reading import ConfigError
 from floral.config.run import Run
+from floral.config.settings import FigurePreset
 from floral.io.locks import held
 from floral.report import commands, sentences
-from floral.report.charts.render import Figure
+from floral.report.charts.render import PRESETS, Figure, Preset
 from floral.report.collect import Collected, collect
 from floral.report.compact_table import compact_tables
 from floral.report.draw import draw, has_figures
 from floral.report.latex import article, seeds_sentence, with_seeds
-from floral.report.overview import answers, overview
+from floral.report.overview import answers, near_the_best, overview
 from floral.report.sections import setup
 from floral.report.sections.base import Material, Section
 from floral.report.sections.failures import without_result
@@ -38,11 +39,12 @@ def report(
     reports: Path = Path("reports"),
     partial: bool = False,
     allow_missing: bool = False,
+    figures: FigurePreset = "column",
 ) -> Path:
     """Build the report of a suite from its run folders, and return the path of the report's page.
 
     `partial`: report also if some runs are unfinished. `allow_missing`: leave out runs whose data set is not on this
-    machine. The page then names these data sets.
+    machine. The page then names these data sets. `figures`: the size of figures, for a paper or a slide.
 
     The new report is built in a temporary folder, which replaces the old report at the end. Equal results give files
     that are equal byte for byte.
@@ -65,12 +67,12 @@ def report(
                 f"`{commands.partial_command(suite_name, runs)}`"
             )
         texts = {"command": command, "missing": missing, "outdated": outdated_lines(runs, outdated(runs, results))}
-        _replace(collected, runs, reports, texts)
+        _replace(collected, runs, reports, texts, PRESETS[figures])
     write_suites_page(results, reports)
     return reports / suite_name / "index.html"
 
 
-def _replace(collected: Collected, runs: list[Run], reports: Path, texts: Mapping[str, Any]) -> None:
+def _replace(collected: Collected, runs: list[Run], reports: Path, texts: Mapping[str, Any], preset: Preset) -> None:
     """Build the new report in a temporary folder, and then replace the old report by it.
 
     texts: values for the page's template that do not come from the results, such as the shell command that finishes the
@@ -81,7 +83,7 @@ def _replace(collected: Collected, runs: list[Run], reports: Path, texts: Mappin
     )
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    _build(collected, runs, fresh, final, texts)
+    _build(collected, runs, fresh, final, texts, preset)
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)
@@ -89,15 +91,17 @@ def _replace(collected: Collected, runs: list[Run], reports: Path, texts: Mappin
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _build(collected: Collected, runs: list[Run], folder: Path, last: Path, texts: Mapping[str, Any]) -> None:
+def _build(
+    collected: Collected, runs: list[Run], folder: Path, last: Path, texts: Mapping[str, Any], preset: Preset
+) -> None:
     styles = method_styles(collected.methods, template_yaml("styles.yaml"))
     figures = {
-        configuration.id: draw(collected, styles, configuration)
+        configuration.id: draw(collected, styles, configuration, preset)
         for configuration in collected.configurations
         if has_figures(collected, configuration)
     }
     captions = with_seeds(template_yaml("captions.yaml"), usual_seeds(collected))
-    material = Material(collected=collected, styles=styles, captions=captions, figures=figures)
+    material = Material(collected=collected, styles=styles, captions=captions, figures=figures, preset=preset)
     sections = [section for make in SECTIONS if (section := make(material)) is not None]
     collected.summary.drop("configuration", "method_id").write_parquet(folder / "summary.parquet")
     (folder / "tables").mkdir()
@@ -118,7 +122,10 @@ def _article(material: Material, sections: list[Section], compact: list[str]) ->
     seeds = seeds_sentence(usual_seeds(material.collected))
     figures = [
         [
-            (figure, f"{material.captions[section.id]['title']}. {figure.see} {seeds}")
+            (
+                figure,
+                f"{material.captions[section.id]['title']}, {figure.title}: {figure.subtitle}. {figure.see} {seeds}",
+            )
             for row in section.figures
             for figure in row
         ]
@@ -152,6 +159,7 @@ def _page(material: Material, sections: list[Section], runs: list[Run], texts: M
             counts=sentences.counts(collected),
             answers=answers(collected, styles),
             overview=overview(collected, styles),
+            near_the_best=near_the_best,
             degenerate=sentences.degenerate(collected, styles),
             state=sentences.state(collected),
             without_result=without_result(collected),

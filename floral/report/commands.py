@@ -51,6 +51,6 @@ def narrowing(suite_name: str, runs: Iterable[Run]) -> dict[str, list[Any]]:
                 selected = suite_runs(suite_name, **choice, precision=precision)
             except ConfigError:  # a task, variant or seed is not in this suite
                 continue
-            if {run.folder for run in selected} == by_folder.keys():
+            if len(selected) == len(by_folder) and {run.folder for run in selected} == by_folder.keys():
                 return choice
     return {}

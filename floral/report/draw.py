@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from floral.report.charts.render import Figure
+from floral.report.charts.render import Figure, Preset
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
 from floral.report.figures import clients, results, routes
@@ -26,14 +26,16 @@ def has_figures(collected: Collected, configuration: Configuration) -> bool:
     return not configuration.switches or all(item.switches for item in same)
 
 
-def draw(collected: Collected, styles: Mapping[str, Style], configuration: Configuration) -> dict[str, Figure]:
+def draw(
+    collected: Collected, styles: Mapping[str, Style], configuration: Configuration, preset: Preset
+) -> dict[str, Figure]:
     """Draw the figures of one task with its settings, and return them as kind → figure.
 
     A figure is left out if the results have no data for it. For example, regression has no figures of worst clients.
     """
     ids = {method.id for method in collected.methods_on(configuration)}
     drawn = [style for method, style in styles.items() if method in ids]
-    arguments = (collected, drawn, configuration)
+    arguments = (collected, drawn, configuration, preset)
     figures = {
         "result": results.result(*arguments),
         "tradeoff": results.tradeoff(*arguments),

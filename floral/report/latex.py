@@ -164,10 +164,11 @@ def article(title: str, figures: Sequence[Sequence[tuple[Figure, str]]], tables:
     ]  # fmt: skip
     for of_section in figures:
         for figure, caption in of_section:
+            kind = "figure*" if figure.is_wide else "figure"
             lines += [
-                r"\begin{figure}[tp]", r"\centering",
+                rf"\begin{{{kind}}}[tp]", r"\centering",
                 rf"\includegraphics[width=\linewidth,height=.8\textheight,keepaspectratio]{{figures/{figure.name}.pdf}}",
-                rf"\caption{{{latex(caption)}}}\label{{fig:{figure.name}}}", r"\end{figure}",
+                rf"\caption{{{latex(caption)}}}\label{{fig:{figure.name}}}", rf"\end{{{kind}}}",
             ]  # fmt: skip
         lines += [r"\clearpage"] if of_section else []
     for names in tables:

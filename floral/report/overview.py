@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from floral.report.compared import Configuration
 from floral.report.comparison import MIN_SEEDS_FOR_BEST, Member
 from floral.report.description import changed_values
 from floral.report.sentences import count
-from floral.report.style import UNRANKED_GROUPS, Style
+from floral.report.style import Style
 from floral.report.summarise import (
     REFERENCE,
     Unit,
@@ -84,6 +84,13 @@ def answer(collected: Collected, styles: Mapping[str, Style], configuration: Con
         reference=_reference(collected, configuration, ranked, members),
         cheapest=_cheapest(collected, styles, configuration, ranked),
     )
+
+
+def near_the_best(configurations: Iterable[Configuration]) -> str:
+    """Return which methods count as near the best one on these tasks, such as `within 2 points`."""
+    is_error = {result_unit(configuration).logarithmic for configuration in configurations}
+    points, ratio = f"within {NEAR_POINTS:.0f} points", f"within {NEAR_RATIO} times the best error"
+    return points if is_error == {False} else ratio if is_error == {True} else f"{points}, or {ratio}"
 
 
 def value_text(interval: Interval, unit: Unit) -> str:
@@ -178,7 +185,8 @@ def overview(collected: Collected, styles: Mapping[str, Style]) -> dict[str, Any
     """Return what the page's table of methods × tasks and its figure of costs show, in values that JSON has.
 
     A cell has the texts and the numbers of one method on one task. `mean`, `low` and `high` are the result and its 95 %
-    interval; `difference` is the one to FLoRAL 1 %, with the verdict; `rank` is among the methods that can be best.
+    interval; `difference` is the one to FLoRAL 1 %, with the verdict; `rank` is among the methods that can be best. The
+    page's script puts the methods in the order of their mean ranks.
     """
     cells = {item.id: _cells(collected, styles, item) for item in collected.configurations}
     families = list(dict.fromkeys(style.group_title for style in styles.values()))
@@ -190,13 +198,6 @@ def overview(collected: Collected, styles: Mapping[str, Style]) -> dict[str, Any
         }
         for style in styles.values()
     ]  # fmt: skip
-    for method in methods:
-        ranks = [cell["rank"] for cell in method["cells"].values() if "rank" in cell]
-        complete = len(ranks) == len(collected.configurations)
-        method["rank"] = sum(ranks) / len(ranks) if ranks and complete else None
-    tiers = ["", *UNRANKED_GROUPS.values()]
-    tier = {method["id"]: "" if method["ranked"] else method["family"] for method in methods}
-    methods.sort(key=lambda method: (tiers.index(tier[method["id"]]), method["rank"] is None, method["rank"] or 0))
     return {
         "reference": REFERENCE if REFERENCE in styles else None,
         "families": families,

@@ -6,13 +6,13 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
-from scipy.stats import chi2, nct, norm, rankdata, studentized_range, wilcoxon
+from scipy.stats import binom, chi2, nct, norm, rankdata, studentized_range, wilcoxon
 from scipy.stats import t as student
 
 from floral.core.intervals import Interval, t_interval
@@ -60,7 +60,7 @@ def worst_mean(values: ArrayLike, count: int) -> np.ndarray:
 
     With count = 1, this is the minimum. If `count` is the length of the axis, it is the mean of all values.
     """
-    lowest = np.sort(np.asarray(values, dtype=float), axis=-1)[..., :count]
+    lowest = np.partition(np.asarray(values, dtype=float), count - 1, axis=-1)[..., :count]
     return lowest.mean(axis=-1)
 
 
@@ -83,21 +83,47 @@ def binomial_null(
     result has the mean and the central 95 % range of this record.
 
     `samples` are the numbers n_k; clients with n_k = 0 are left out. `accuracy` is p. `draws` is the number of
-    simulations. Clusters can take the place of clients.
+    simulations. Clusters can take the place of clients. Calls with equal numbers n_k share their random numbers.
 
     Raises:
         ValueError: p is outside 0–1, or fewer than `count` clients have samples.
     """
-    n = np.asarray([number for number in samples if number > 0])
-    if not 0 <= accuracy <= 1 or not 1 <= count <= n.size:
+    n = tuple(number for number in samples if number > 0)
+    if not 0 <= accuracy <= 1 or not 1 <= count <= len(n):
         raise ValueError(
             f"binomial_null: got accuracy {accuracy} and count {count}; give an accuracy from 0 to 1, and a count from "
-            f"1 to {n.size} (the number of entries with samples)"
+            f"1 to {len(n)} (the number of entries with samples)"
         )
-    generator = np.random.Generator(np.random.Philox(seed))
-    lowest = worst_mean(generator.binomial(n, accuracy, size=(draws, n.size)) / n, count)
+    return _binomial_null(n, accuracy, count, draws, seed)
+
+
+@lru_cache(maxsize=4096)
+def _binomial_null(n: tuple[int, ...], accuracy: float, count: int, draws: int, seed: int) -> NullBand:
+    """Draw X_k as the quantile of Binomial(n_k, p) at a uniform number (see `binomial_null`)."""
+    parts = []
+    for number, uniform in _lowest_uniform(n, count, draws, seed).items():
+        first, last = binom.ppf([1e-12, 1 - 1e-12], number, accuracy)
+        values = np.arange(max(0, int(first)), int(last) + 1)
+        parts.append((values[0] + np.searchsorted(binom.cdf(values[:-1], number, accuracy), uniform)) / number)
+    lowest = worst_mean(np.concatenate(parts, axis=1), count)
     low, high = np.quantile(lowest, [0.025, 0.975])
     return NullBand(mean=float(lowest.mean()), low=float(low), high=float(high))
+
+
+@lru_cache(maxsize=4)
+def _lowest_uniform(n: tuple[int, ...], count: int, draws: int, seed: int) -> dict[int, np.ndarray]:
+    """Return uniform numbers [draws, clients] for each number of samples n_k, only those of its `count` lowest clients.
+
+    Clients with equally many samples have the order of their uniform numbers, so that no other of them is among the
+    `count` worst.
+    """
+    generator = np.random.Generator(np.random.Philox(seed))
+    result = {}
+    for number in sorted(set(n)):
+        uniform = generator.random((draws, n.count(number)))
+        last = min(count, uniform.shape[1])
+        result[number] = np.partition(uniform, last - 1, axis=1)[:, :last]
+    return result
 
 
 def least_p(n: int) -> float:

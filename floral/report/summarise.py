@@ -13,10 +13,7 @@ from floral.report.collect import Collected
 from floral.report.compared import Configuration
 from floral.report.comparison import Comparison, Member, best_methods, compare
 from floral.report.paired import Paired
-from floral.report.style import Style
-
-REFERENCE = "floral_1"
-"""The variant that all others are compared with."""
+from floral.report.style import REFERENCE, Style
 
 
 @dataclass(frozen=True, kw_only=True)

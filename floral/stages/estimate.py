@@ -15,7 +15,7 @@ from typing import Literal
 
 from floral.config import paths
 from floral.config.run import Run
-from floral.core.units import duration, file_size, run_count
+from floral.core.units import duration_range, file_size, run_count
 from floral.runs.state import is_finished
 
 ROUGH_SECONDS = {"linear": 0.0005, "mlp": 0.0005}
@@ -26,6 +26,9 @@ ROUGH_START_SECONDS = 4.0
 """Assumed seconds from the start of a process to its first round."""
 ROUGH_BYTES = 1_000_000
 """Assumed size of a run's folder in bytes."""
+Basis = Literal["variant", "task", "rough"]
+SPREAD: dict[Basis, float] = {"variant": 1.25, "task": 1.5, "rough": 1.8}
+"""How many times longer or shorter than expected a run may take, by what its estimate is based on (see BASIS)."""
 DAMAGED_JSON = (ValueError, KeyError, TypeError)
 """Exceptions when a damaged JSON file is read: invalid JSON, a missing key, a wrong type."""
 
@@ -38,7 +41,7 @@ class Cost:
     bytes: float
     memory: int | None = None
     """Peak memory in bytes of the finished runs of the same task."""
-    basis: Literal["variant", "task", "rough"]
+    basis: Basis
 
 
 BASIS = {
@@ -120,7 +123,7 @@ def warn_once(message: str) -> None:
     print(message, file=sys.stderr)
 
 
-def _mean(measurements: list[_Measurement], rounds: int, basis: Literal["variant", "task"]) -> Cost:
+def _mean(measurements: list[_Measurement], rounds: int, basis: Basis) -> Cost:
     """Return the expected cost of a run with this number of rounds, from measurements of finished runs.
 
     The expected time and size are means over the finished runs. The expected memory is their maximum.
@@ -132,6 +135,16 @@ def _mean(measurements: list[_Measurement], rounds: int, basis: Literal["variant
         memory=max(m.memory for m in measurements),
         basis=basis,
     )
+
+
+def time_range(runs: Collection[tuple[float, Basis]], at_once: float) -> tuple[float, float]:
+    """Return the shortest and the longest time in seconds in which these runs may end.
+
+    A run is a pair: the expected seconds that it still needs, and what they are based on. `at_once` is the number of
+    runs that train at the same time. The time is at least that of the longest run.
+    """
+    low, high = ([seconds * SPREAD[basis] ** sign for seconds, basis in runs] for sign in (-1, 1))
+    return max(sum(low) / at_once, max(low)), max(sum(high) / at_once, max(high))
 
 
 def estimate(
@@ -152,13 +165,13 @@ def estimate(
         return "\n".join(lines)
     expected = expected_costs(todo.values(), results).values()
     at_once = min(workers, len(todo))
-    seconds = max(sum(cost.seconds for cost in expected) / at_once, max(cost.seconds for cost in expected))
+    low, high = time_range([(cost.seconds, cost.basis) for cost in expected], at_once)
     size = sum(cost.bytes for cost in expected)
     free = shutil.disk_usage(_existing_parent(results)).free
     counts = Counter(cost.basis for cost in expected)
     basis = "; ".join(f"{run_count(counts[key])} from {words}" for key, words in BASIS.items() if counts[key])
     rough = f"; {run_count(counts['rough'])} from a rough figure: 1 MB" if counts["rough"] else ""
-    lines.append(f"  time: about {duration(seconds)} with {run_count(at_once)} at once ({basis})")
+    lines.append(f"  time: {duration_range(low, high)} with {run_count(at_once)} at once ({basis})")
     lines.append(f"  disk: about {file_size(size)} in {results}/ ({file_size(free)} free{rough})")
     if size > free:
         config = f"{paths.CONFIG_FOLDER}/config.yaml"

@@ -256,7 +256,8 @@ class Hooks:
             remove_rate_limit(workflow)
             self.warm = warm_process(len(self.work.unfinished_runs))
         if self.work.untuned is None:
-            progress_line.write_plan(self.work.suites, self.results)
+            at_once = None if executor == "slurm" else workflow.cores
+            progress_line.write_plan(self.work.suites, self.results, at_once)
             print(estimate.estimate(self.work.suites, self.results, workflow.nodes or workflow.cores), file=sys.stderr)
 
     def on_error(self, log: Iterable[str]) -> None:

@@ -157,7 +157,7 @@ function places(svg) {
   const point = (x, y) => plane.y
     ? `${written(value(plane.y, y))} at ${written(value(plane.x, x))} (${plane.x.title})`
     : written(value(plane.x, x));
-  for (const mark of svg.querySelectorAll(".role-mark:not(.leader_marks):not(.key_marks) > *")) {
+  for (const mark of svg.querySelectorAll(".role-mark:not([class*='leader']):not([class*='key']) > *")) {
     if (!owner(mark) || mark.tagName === "text") continue;
     const at = (mark.getAttribute("transform") ?? "").match(/translate\(([-\d.e]+),([-\d.e]+)\)/);
     const [x, y] = at ? [Number(at[1]), Number(at[2])] : [0, 0];

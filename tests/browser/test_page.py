@@ -77,10 +77,12 @@ def test_opens_alone_and_fits(browser, address, width, scheme):
     assert page.locator("figure svg").count() >= 8
     too_wide = (
         "[...document.querySelectorAll('figure svg')].filter(s => s.getBoundingClientRect().right > innerWidth)"
-        ".filter(s => !s.closest('.wide')).length"  # which scrolls in a box of its own
+        ".filter(s => !s.closest('.broad')).length"  # which scrolls in a box of its own
     )
     assert page.evaluate(too_wide) == 0
-    boxes = "[...document.querySelectorAll('.wide, .scroll')].filter(b => b.getBoundingClientRect().right > innerWidth)"
+    boxes = (
+        "[...document.querySelectorAll('.drawing, .scroll')].filter(b => b.getBoundingClientRect().right > innerWidth)"
+    )
     assert page.evaluate(f"{boxes}.length") == 0
     page.evaluate("document.querySelector('table.heat').parentElement.scrollLeft = 200")
     assert page.evaluate("document.querySelector('table.heat tbody th').getBoundingClientRect().left") >= 0
@@ -159,7 +161,7 @@ def test_a_cell_leads_to_its_runs(browser, address):
 def test_the_figure_of_costs_names_the_best_at_their_cost(browser, address):
     page = opened(browser, address)
     assert "FLoRAL 1 % 86.0 with 4" in page.locator("#tradeoff svg").get_attribute("aria-label").replace("\u00a0", " ")
-    page.locator("#tradeoff [data-point]").first.hover()
+    page.locator("#tradeoff .leader").first.hover()
     assert "±" in page.locator("#tip").text_content()
     page.locator("#tradeoff select").select_option("synthetic_linear")
     assert "MSE" in page.locator("#tradeoff svg").get_attribute("aria-label")

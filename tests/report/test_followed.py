@@ -9,6 +9,7 @@ from printed import read_page
 from run_folders import make_run, write_run
 
 from floral.report.build import report
+from floral.report.charts.render import PRESETS
 from floral.report.collect import collect
 from floral.report.figures.routes import recovery
 from floral.report.route_frames import routes_over_rounds
@@ -62,5 +63,5 @@ def test_less_mismatch_is_named_first_and_more_recovery(tmp_path: Path) -> None:
     collected = collect("quickstart", runs, tmp_path)
     shown = list(method_styles(collected.methods, template_yaml("styles.yaml")).values())
     for kind in ("recovery", "mismatch"):
-        figure = recovery(collected, shown, collected.configurations[0], kind)
+        figure = recovery(collected, shown, collected.configurations[0], PRESETS["column"], kind)
         assert figure is not None and figure.see.index("FLoRAL 1") < figure.see.index("FLoRAL 10"), figure

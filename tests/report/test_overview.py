@@ -10,7 +10,7 @@ import polars as pl
 from run_folders import make_run
 
 from floral.report.collect import Collected, collect
-from floral.report.overview import Answer, answer, overview
+from floral.report.overview import Answer, answer, near_the_best, overview
 from floral.report.style import Style, method_styles
 from floral.report.templates import packed, template_yaml, unpacked
 
@@ -67,12 +67,20 @@ def test_the_overview_has_the_numbers_of_every_cell(results, write):
         "local": [70.0, 72.0], "floral_1": [80.0, 82.0], "fedavg": [75.0, 77.0], "constant": [10.0, 10.0],
     })  # fmt: skip
     numbers = json.loads(json.dumps(overview(found, styles(found)), allow_nan=False))
-    assert [method["id"] for method in numbers["methods"]] == ["floral_1", "fedavg", "local", "constant"]
-    cell = numbers["methods"][1]["cells"]["digits_rotate"]
+    methods = {method["id"]: method for method in numbers["methods"]}
+    cell = methods["fedavg"]["cells"]["digits_rotate"]
     assert (cell["text"], cell["rank"], cell["bytes"]) == ("76.0", 2.0, 1000)
     assert cell["difference"]["text"] == "\u22125.0" and cell["difference"]["verdict"] == "worse"
     assert [run[3].rpartition("-")[0] for run in cell["seeds"]] == [f"digits_rotate/fedavg/seed{s}" for s in (0, 1)]
-    assert "rank" not in numbers["methods"][-1]["cells"]["digits_rotate"], "a control has no rank"
+    assert "rank" not in methods["constant"]["cells"]["digits_rotate"], "a control has no rank"
+
+
+def test_near_the_best_is_a_ratio_of_errors_and_points_of_accuracies(results):
+    runs = [make_run(task, "fedavg", 0) for task in ("digits_rotate", "synthetic_linear")]
+    configurations = collect("quickstart", runs, results).configurations
+    accuracy, error = (near_the_best([item]) for item in configurations)
+    assert (accuracy, error) == ("within 2 points", "within 1.1 times the best error")
+    assert near_the_best(configurations) == "within 2 points, or within 1.1 times the best error"
 
 
 def test_two_configurations_of_a_task_are_told_apart_by_their_labels(results):

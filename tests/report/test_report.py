@@ -21,6 +21,7 @@ from floral.io.locks import held
 from floral.report import build as report_stage
 from floral.report import commands, sentences
 from floral.report.build import report
+from floral.report.charts.render import PRESETS
 from floral.report.collect import IDENTITY, collect
 from floral.report.compared import CHANGES
 from floral.report.draw import draw
@@ -294,7 +295,10 @@ def test_diverged_seeds_are_counted_and_leave_a_mean_only_where_the_fidelity_dro
     assert corrected == {"value": Cell(text="1/3 diverged", note="no mean; done: 60.0, 61.0")}
     assert official["value"].text.startswith("60.5") and official["value"].note == "n = 2; 1/3 diverged"
     assert official["official"].text.startswith("58.5") and official["official"].note == "n = 2; 1/3 diverged"
-    assert set(draw(collected, shown(collected), collected.configurations[0])) >= {"rounds", "spread"}
+    assert set(draw(collected, shown(collected), collected.configurations[0], PRESETS["column"])) >= {
+        "rounds",
+        "spread",
+    }
 
 
 def test_loss_is_better_when_lower(results, suite_runs):

@@ -1,9 +1,11 @@
 """Numbers that can be checked by hand or in a table of Student's t."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from floral.core.intervals import Interval, mean_interval, t_interval
 from floral.core.units import decile_count
@@ -63,6 +65,16 @@ def test_null_of_two_coins():
     band = binomial_null([1, 1], 0.5, 1, draws=20_000)
     assert band.mean == pytest.approx(0.25, abs=0.01)
     assert (band.low, band.high) == (0, 1)
+
+
+def test_null_is_that_of_all_outcomes_and_drawn_once_for_equal_numbers():
+    samples, p, count = (3, 4, 3, 2), 0.6, 2
+    outcomes = list(product(*(range(n + 1) for n in samples)))
+    weights = [np.prod([binom.pmf(x, n, p) for x, n in zip(hits, samples, strict=True)]) for hits in outcomes]
+    lowest = [worst_mean([x / n for x, n in zip(hits, samples, strict=True)], count) for hits in outcomes]
+    band = binomial_null(samples, p, count)
+    assert band.mean == pytest.approx(np.dot(weights, lowest), abs=0.005)
+    assert binomial_null(list(samples), p, count) is band, "a figure and a table need it, and it is slow"
 
 
 def test_null_of_all_clients_is_the_accuracy():

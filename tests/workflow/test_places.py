@@ -135,7 +135,7 @@ def test_hidden_files_are_no_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(("names", "file"), [(["a", "b"], "a+b.json"), ([f"{i}" * 60 for i in range(5)], None)])
 def test_many_long_suites_have_one_short_plan(names: list[str], file: str | None, tmp_path: Path) -> None:
-    progress_line.write_plan({name: [] for name in names}, tmp_path)
+    progress_line.write_plan({name: [] for name in names}, tmp_path, 1)
     (plan,) = (tmp_path / "plan").glob("*.json")
     assert plan.name == (file or plan.name) and len(os.fsencode(plan.name)) < 120
 

@@ -8,13 +8,13 @@ import altair as alt
 import polars as pl
 
 from floral.report.charts.axes import vega_axis
-from floral.report.charts.render import INK, PANEL_PX, ROW_HEIGHT_PX, Drawing
+from floral.report.charts.render import INK, NAME_POINTS, ROW_POINTS, Drawing, Preset
 
 LIGHTEST, DARKEST = "#e8f0f8", "#0b3d78"
 """One hue from light to dark, readable for colour-blind readers and in grey print."""
 
 
-def heat(frame: pl.DataFrame, across: Sequence[str], down: Sequence[str], higher: bool) -> Drawing:
+def heat(frame: pl.DataFrame, across: Sequence[str], down: Sequence[str], higher: bool, preset: Preset) -> Drawing:
     """Draw one square for each combination of a rank and a number of adaptors. A better mean result is darker.
 
     down: the ranks from top to bottom. across: the numbers of adaptors from left to right. higher: whether a higher
@@ -35,7 +35,7 @@ def heat(frame: pl.DataFrame, across: Sequence[str], down: Sequence[str], higher
     )
     colour = alt.Color("mean:Q", scale=alt.Scale(domain=[lowest, highest], range=ramp), legend=None)
     squares = base.mark_rect().encode(colour)
-    names = base.mark_text(fontSize=11).encode(text="text:N", color=alt.Color("ink:N", scale=None))
+    names = base.mark_text(fontSize=NAME_POINTS).encode(text="text:N", color=alt.Color("ink:N", scale=None))
     chart = alt.layer(squares, names).resolve_scale(color="independent")
-    chart = chart.properties(width=PANEL_PX, height=alt.Step(2 * ROW_HEIGHT_PX))
+    chart = chart.properties(width=preset.width - 56, height=alt.Step(2 * ROW_POINTS))
     return Drawing(chart=chart, data={"cells": cells}, table=frame.drop("text"))

@@ -13,17 +13,19 @@ from floral.report.charts.render import (
     BAND,
     INK,
     MUTED,
-    PANEL_PX,
-    ROW_HEIGHT_PX,
+    NAME_POINTS,
+    ROW_POINTS,
     Drawing,
+    Preset,
     Scale,
     method_colour,
+    name_width,
     style_frame,
 )
 from floral.report.style import Style
 
 
-def rows(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, domain: tuple[float, float]) -> Drawing:
+def rows(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, domain: tuple[float, float], preset: Preset) -> Drawing:
     """Draw the values of each method in one row, as dots, intervals, boxes and ticks. Methods are grouped by family.
 
     The frame has one row per drawn shape. Its columns are method_id, kind (the shape), value, value2 and label.
@@ -35,15 +37,24 @@ def rows(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, domain: tuple[fl
     frame = frame.join(style_frame(styles), on="method_id", how="inner", maintain_order="left")
     drawn = [style for style in styles if style.id in set(frame["method_id"])]
     groups = list(dict.fromkeys(style.group_title for style in drawn))
+    width = preset.width - name_width(drawn) - 22
     kind_of: Literal["linear", "log"] = "log" if x.log else "linear"
-    scale, places = alt.Scale(domain=list(domain), nice=False, type=kind_of), tick_options(*domain, x.log)
+    scale, places = alt.Scale(domain=list(domain), nice=False, type=kind_of), tick_options(x, *domain)
     value = alt.X(
         "value:Q", scale=scale, axis=vega_axis(title=x.title, format=x.format, domain=False, ticks=False, **places)
     )
     name = alt.Y(
         "short:N",
         sort=[style.short for style in drawn],
-        axis=alt.Axis(title=None, domain=False, ticks=False, labelLimit=150, labelColor=INK, labelPadding=8),
+        axis=alt.Axis(
+            title=None,
+            domain=False,
+            ticks=False,
+            labelLimit=150,
+            labelColor=INK,
+            labelPadding=5,
+            labelFontSize=NAME_POINTS,
+        ),
     )
     colour, end = method_colour(drawn), alt.X2("value2:Q")
 
@@ -51,55 +62,65 @@ def rows(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, domain: tuple[fl
         return alt.Chart().transform_filter(alt.datum.kind == kind)
 
     layers = {
-        "band": marks("band").mark_bar(height=11, color=BAND, opacity=0.65).encode(value, name, end),
-        "middle": marks("middle").mark_tick(height=11, thickness=1, color=MUTED).encode(value, name),
-        "whisker": marks("whisker").mark_rule(strokeWidth=1).encode(value, name, end, colour),
-        "box": marks("box").mark_bar(height=6, opacity=0.75).encode(value, name, end, colour),
-        "point": marks("point").mark_circle(size=9, opacity=0.45).encode(value, name, colour),
-        "interval": marks("interval").mark_rule(strokeWidth=2.2, opacity=0.8).encode(value, name, end, colour),
-        "tick": marks("tick").mark_tick(height=9, thickness=1, opacity=0.9).encode(value, name, colour),
-        "median": marks("median").mark_tick(height=9, thickness=2, color=INK).encode(value, name),
-        "dot": marks("dot").mark_circle(size=46, opacity=1).encode(value, name, colour),
-        "hollow": marks("hollow").mark_point(size=34, opacity=1, strokeWidth=1.6).encode(value, name, colour),
-        "below": marks("below").mark_text(align="left", fontSize=10).encode(value, name, colour, text="label:N"),
-        "above": marks("above").mark_text(align="right", fontSize=10).encode(value, name, colour, text="label:N"),
+        "band": marks("band").mark_bar(height=8, color=BAND, opacity=0.65).encode(value, name, end),
+        "middle": marks("middle").mark_tick(height=8, thickness=0.8, color=MUTED).encode(value, name),
+        "whisker": marks("whisker").mark_rule(strokeWidth=0.8).encode(value, name, end, colour),
+        "box": marks("box").mark_bar(height=4.5, opacity=0.75).encode(value, name, end, colour),
+        "point": marks("point").mark_circle(size=5, opacity=0.45).encode(value, name, colour),
+        "interval": marks("interval").mark_rule(strokeWidth=1.6, opacity=0.8).encode(value, name, end, colour),
+        "tick": marks("tick").mark_tick(height=6.5, thickness=0.8, opacity=0.9).encode(value, name, colour),
+        "median": marks("median").mark_tick(height=6.5, thickness=1.4, color=INK).encode(value, name),
+        "dot": marks("dot").mark_circle(size=24, opacity=1).encode(value, name, colour),
+        "hollow": marks("hollow").mark_point(size=18, opacity=1, strokeWidth=1.2).encode(value, name, colour),
+        "below": marks("below").mark_text(align="left", fontSize=7).encode(value, name, colour, text="label:N"),
+        "above": marks("above").mark_text(align="right", fontSize=7).encode(value, name, colour, text="label:N"),
     }
     kinds = set(frame["kind"])
     chart = alt.layer(*(layer for kind, layer in layers.items() if kind in kinds), data=alt.NamedData("marks"))
     header = alt.Header(labelOrient="top", labelAnchor="start", title=None)
-    chart = chart.properties(width=PANEL_PX, height=alt.Step(ROW_HEIGHT_PX))
-    chart = chart.facet(row=alt.Row("group:N", sort=groups, header=header), spacing=4).resolve_scale(y="independent")
-    along = Scale(title=x.title, domain=domain, length=PANEL_PX, type=kind_of)
+    chart = chart.properties(width=width, height=alt.Step(ROW_POINTS))
+    chart = chart.facet(row=alt.Row("group:N", sort=groups, header=header), spacing=3).resolve_scale(y="independent")
+    along = Scale(title=x.title, domain=domain, length=width, type=kind_of)
     return Drawing(chart=chart, data={"marks": frame}, table=frame.drop("short", "group"), plane={"x": along})
 
 
-def ranks(frame: pl.DataFrame, styles: Sequence[Style], bars: Sequence[tuple[str, str]]) -> Drawing:
+def ranks(frame: pl.DataFrame, styles: Sequence[Style], bars: Sequence[tuple[str, str]], preset: Preset) -> Drawing:
     """Draw a critical-difference diagram: one row per method, best first, with a dot at the method's mean rank.
 
     Columns of frame: method_id, rank. `styles` has the methods from the best mean rank to the worst. A vertical bar
     joins methods whose mean ranks do not differ significantly. `bars` has the first and the last method of each bar.
     """
     short = {style.id: style.short for style in styles}
+    width = preset.width - name_width(styles) - 22 - 6 * len(bars)
     down = alt.Scale(domain=list(short.values()))
     name = alt.Y(
         "short:N",
         scale=down,
-        axis=alt.Axis(title=None, domain=False, ticks=False, labelLimit=150, labelColor=INK, labelPadding=8, grid=True),
+        axis=alt.Axis(
+            title=None,
+            domain=False,
+            ticks=False,
+            labelLimit=150,
+            labelColor=INK,
+            labelPadding=5,
+            labelFontSize=NAME_POINTS,
+            grid=True,
+        ),
     )
     scale = alt.Scale(domain=[1, len(styles)], nice=False)
     across = alt.X("rank:Q", scale=scale, axis=vega_axis(title="Mean rank", grid=False, tickCount=5))
     marks, joined = alt.Chart(alt.NamedData("marks")), alt.Chart(alt.NamedData("bars"))
     layers = [
-        marks.mark_circle(size=46, opacity=1).encode(across, name, method_colour(styles)),
-        joined.mark_rule(strokeWidth=3, color=MUTED, strokeCap="round").encode(
+        marks.mark_circle(size=24, opacity=1).encode(across, name, method_colour(styles)),
+        joined.mark_rule(strokeWidth=2, color=MUTED, strokeCap="round").encode(
             alt.X("place:Q", scale=None), alt.Y("first:N", scale=down), alt.Y2("last:N")
         ),
     ]  # fmt: skip
-    chart = alt.layer(*layers).properties(width=PANEL_PX, height=alt.Step(ROW_HEIGHT_PX))
+    chart = alt.layer(*layers).properties(width=width, height=alt.Step(ROW_POINTS))
     rows = frame.with_columns(short=pl.col("method_id").replace_strict(short), rank=pl.col("rank").round(6))
     ends = [
-        {"first": short[first], "last": short[last], "place": PANEL_PX + 10 + 8 * number}
+        {"first": short[first], "last": short[last], "place": width + 8 + 6 * number}
         for number, (first, last) in enumerate(bars)
     ]
-    types = {"first": pl.String, "last": pl.String, "place": pl.Int64}
+    types = {"first": pl.String, "last": pl.String, "place": pl.Float64}
     return Drawing(chart=chart, data={"marks": rows, "bars": pl.DataFrame(ends, schema=types)})

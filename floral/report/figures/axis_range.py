@@ -10,6 +10,9 @@ from floral.report.compared import Configuration
 LIMITS = {"accuracy": (0.0, 100.0), "loss": (0.0, math.inf)}
 """The possible values of each metric. Intervals that exceed them are cut."""
 
+MIN_METHODS_PER_OUTLIER = 8
+"""With fewer methods, an axis covers all that are no controls."""
+
 Range = tuple[float, float]
 
 
@@ -31,22 +34,34 @@ def enclosing(ranges: Iterable[Range]) -> Range:
     return min(lows), max(highs)
 
 
-def far_controls(ranges: Mapping[str, Range], controls: set[str]) -> set[str]:
-    """Return the controls whose values are so far from all other methods that the axis should not cover them.
+def far_methods(ranges: Mapping[str, Range], controls: set[str]) -> set[str]:
+    """Return the methods whose values are so far from all other methods that the axis should not cover them.
 
-    Controls are run for comparison only, such as a constant prediction. ranges: method → its lowest and highest value.
-    A control is far if its distance to the range of all other methods exceeds half the width of that range. The set is
-    empty if the axis without the far controls would still have at least half its length.
+    ranges: method → its lowest and highest value. A control (run for comparison only, such as a constant prediction) is
+    far if its distance to the range of all other methods exceeds half the width of that range. Another method is far if
+    the axis without it has less than half its length; at most one in MIN_METHODS_PER_OUTLIER can be. No control is far
+    if the axis without the far controls would still have at least half its length.
     """
-    others_ranges = [ends for method, ends in ranges.items() if method not in controls]
-    if not others_ranges:
+    rivals = [ends for method, ends in ranges.items() if method not in controls]
+    if not rivals:
         return set()
-    low, high = enclosing(others_ranges)
+    low, high = enclosing(rivals)
     margin = (high - low) / 2
     far = {n for n in controls & ranges.keys() if ranges[n][1] < low - margin or ranges[n][0] > high + margin}
-    first, last = enclosing(ranges.values())
-    start, stop = enclosing(ends for method, ends in ranges.items() if method not in far)
-    return far if 2 * (stop - start) < last - first else set()
+    if 2 * _length(ranges, far) >= _length(ranges, set()):
+        far = set()
+    for _ in range((len(ranges) - len(far)) // MIN_METHODS_PER_OUTLIER):
+        method = min(ranges.keys() - far, key=lambda name: (_length(ranges, far | {name}), name))
+        if 2 * _length(ranges, far | {method}) >= _length(ranges, far):
+            break
+        far.add(method)
+    return far
+
+
+def _length(ranges: Mapping[str, Range], excluded: set[str]) -> float:
+    """Return the length of an axis that covers all methods but the excluded ones."""
+    start, stop = enclosing(ends for method, ends in ranges.items() if method not in excluded)
+    return stop - start
 
 
 def round_outwards(ends: Range, low: float, high: float) -> Range:

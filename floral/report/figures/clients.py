@@ -10,7 +10,7 @@ import polars as pl
 from floral.core.intervals import Interval
 from floral.report.charts.axes import Axis
 from floral.report.charts.curves import curves
-from floral.report.charts.render import Figure, render
+from floral.report.charts.render import Figure, Preset, render
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
 from floral.report.figures.axis_range import LIMITS
@@ -27,7 +27,9 @@ MAX_CLIENT_POINTS = 60
 """Up to this number of clients, each is also plotted as a point."""
 
 
-def spread(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> Figure | None:
+def spread(
+    collected: Collected, styles: Sequence[Style], configuration: Configuration, preset: Preset
+) -> Figure | None:
     """Plot the 5, 25, 50, 75 and 95 % quantiles of the clients' results, in one row per method."""
     unit = result_unit(configuration)
     clients = spread_frame(collected, configuration, configuration.metric, unit.scale)
@@ -49,10 +51,12 @@ def spread(collected: Collected, styles: Sequence[Style], configuration: Configu
     reached = {method: end for method, end in reached.items() if end is not None}
     ranked = ranking(reached, styles, unit.digits, unit.higher_is_better)
     see = f"95 % of the clients reach at {'least' if unit.higher_is_better else 'most'}: {ranked}."
-    return method_rows(marks, styles, configuration, "spread", title, unit.digits, subtitle, alt_text, see)
+    return method_rows(marks, styles, configuration, preset, "spread", title, unit.digits, subtitle, alt_text, see)
 
 
-def worst(collected: Collected, styles: Sequence[Style], configuration: Configuration, kind: WorstOf) -> Figure | None:
+def worst(
+    collected: Collected, styles: Sequence[Style], configuration: Configuration, preset: Preset, kind: WorstOf
+) -> Figure | None:
     """Plot each method's accuracy on its worst clients, beside the range that chance alone would give.
 
     The worst clients are the worst 10 % of the clients, or the worst true cluster. The range of chance assumes that all
@@ -80,10 +84,12 @@ def worst(collected: Collected, styles: Sequence[Style], configuration: Configur
     below = [names[item.method] for item in by_method if item.below_chance == len(item.observed)]
     see = f"Below the range of chance in every seed: {', '.join(below) or 'none'}."
     title = f"Accuracy of the worst {kind}, %"
-    return method_rows(marks, styles, configuration, f"worst_{kind}", title, 1, subtitle, alt_text, see)
+    return method_rows(marks, styles, configuration, preset, f"worst_{kind}", title, 1, subtitle, alt_text, see)
 
 
-def unseen(collected: Collected, styles: Sequence[Style], configuration: Configuration, kind: str) -> Figure | None:
+def unseen(
+    collected: Collected, styles: Sequence[Style], configuration: Configuration, preset: Preset, kind: str
+) -> Figure | None:
     """Plot the accuracy of clients that join after training, against their number of labelled samples."""
     frame = unseen_accuracy(collected, configuration, kind)
     if frame.is_empty():
@@ -94,9 +100,9 @@ def unseen(collected: Collected, styles: Sequence[Style], configuration: Configu
     alt_text = f"Accuracy of {UNSEEN_KINDS[kind]} that join after training, against labelled samples, "
     alt_text += f"{configuration.title}. From best to worst with all samples: "
     alt_text += ", ".join(names[method] for method in last["method_id"]) + "."
-    across = Axis(title="Labelled samples of a client, in all", ticks=tuple(frame["x"].unique().sort().to_list()))
+    across = Axis(title="Labelled samples of a client", ticks=tuple(frame["x"].unique().sort().to_list()))
     up = Axis(title="Accuracy, %", limits=LIMITS["accuracy"])
-    chart = curves(frame.drop("seeds"), styles, across, up)
+    chart = curves(frame.drop("seeds"), styles, across, up, preset)
     subtitle = [f"Accuracy, %, of {UNSEEN_KINDS[kind]}", "mean and range of the seeds"]
     see = f"With all samples: {ranking(dict(last.select('method_id', 'mean').iter_rows()), styles, 1)}."
-    return render(chart, f"unseen_{kind}_{configuration.id}", configuration.title, subtitle, alt_text, see)
+    return render(chart, preset, f"unseen_{kind}_{configuration.id}", configuration.title, subtitle, alt_text, see)

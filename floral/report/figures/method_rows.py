@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from floral.report.charts.axes import Axis
-from floral.report.charts.render import Figure, render
+from floral.report.charts.render import Figure, Preset, render
 from floral.report.charts.rows import rows
 from floral.report.compared import Configuration
 from floral.report.figures.axis_range import (
@@ -16,7 +16,7 @@ from floral.report.figures.axis_range import (
     Range,
     clip,
     enclosing,
-    far_controls,
+    far_methods,
     is_logarithmic,
     round_outwards,
 )
@@ -32,7 +32,7 @@ Mark = tuple[str, str, float, float | None]
 
 
 def method_rows(
-    marks: list[Mark], styles: Sequence[Style], configuration: Configuration, kind: str, title: str,
+    marks: list[Mark], styles: Sequence[Style], configuration: Configuration, preset: Preset, kind: str, title: str,
     digits: int | None, subtitle: str, alt_text: str, see: str = "",
 ) -> Figure:  # fmt: skip
     """Plot the values of each method in one row, as dots, intervals, boxes and ticks.
@@ -49,7 +49,7 @@ def method_rows(
     ]
     cut = {before[0] for before, after in zip(marks, clipped, strict=True) if before != after}
     controls = {style.id for style in styles if style.group == "control"}
-    far = set() if log else far_controls(_ranges(clipped), controls)
+    far = set() if log else far_methods(_ranges(clipped), controls)
     ends = enclosing(ends for method, ends in _ranges(clipped).items() if method not in far)
     start, stop = (low, 1.5 * ends[1]) if log else round_outwards(ends, low, high)
     labels = [
@@ -71,8 +71,8 @@ def method_rows(
     frame = pl.DataFrame([*inside, *labels], schema=types, orient="row").with_columns(
         pl.col("value", "value2").round_sig_figs(6)
     )
-    chart = rows(frame, styles, Axis(title=title, log=log), (start, stop))
-    return render(chart, f"{kind}_{configuration.id}", configuration.title, [subtitle, *lines], alt_text, see)
+    chart = rows(frame, styles, Axis(title=title, log=log), (start, stop), preset)
+    return render(chart, preset, f"{kind}_{configuration.id}", configuration.title, [subtitle, *lines], alt_text, see)
 
 
 def _ranges(marks: list[Mark]) -> dict[str, Range]:

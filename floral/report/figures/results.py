@@ -8,20 +8,22 @@ import polars as pl
 
 from floral.report.charts.axes import Axis
 from floral.report.charts.curves import curves as curves_chart
-from floral.report.charts.render import Figure, render
+from floral.report.charts.render import Figure, Preset, render
 from floral.report.charts.scatter import scatter
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
-from floral.report.figures.axis_range import LIMITS, enclosing, far_controls, is_logarithmic, round_outwards
+from floral.report.figures.axis_range import LIMITS, enclosing, far_methods, is_logarithmic, round_outwards
 from floral.report.figures.method_rows import method_rows
 from floral.report.figures.wording import overlap, ranking, values_text
 from floral.report.frames import curve
-from floral.report.style import Style
+from floral.report.style import REFERENCE, Style
 from floral.report.summarise import intervals, result_unit
 from floral.report.tables import number
 
 
-def result(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> Figure | None:
+def result(
+    collected: Collected, styles: Sequence[Style], configuration: Configuration, preset: Preset
+) -> Figure | None:
     """Plot each method's mean with its 95 % interval, and the result of every seed."""
     unit, means = result_unit(configuration), intervals(collected, configuration)
     if not means:
@@ -40,10 +42,12 @@ def result(collected: Collected, styles: Sequence[Style], configuration: Configu
     by_mean = {method: interval.mean for method, interval in means.items()}
     ranked = ranking(by_mean, styles, unit.digits, unit.higher_is_better)
     see = f"Best mean first: {ranked}{overlap(means, unit.higher_is_better)}"
-    return method_rows(marks, styles, configuration, "result", unit.title, unit.digits, subtitle, alt_text, see)
+    return method_rows(marks, styles, configuration, preset, "result", unit.title, unit.digits, subtitle, alt_text, see)
 
 
-def tradeoff(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> Figure | None:
+def tradeoff(
+    collected: Collected, styles: Sequence[Style], configuration: Configuration, preset: Preset
+) -> Figure | None:
     """Plot the result of each method against the bytes that all clients and the server send in a whole run."""
     unit, means = result_unit(configuration), intervals(collected, configuration)
     sent = collected.values(configuration, "bytes")
@@ -51,7 +55,7 @@ def tradeoff(collected: Collected, styles: Sequence[Style], configuration: Confi
     if not drawn:
         return None
     limits, centres = LIMITS[configuration.metric], {s.id: (means[s.id].mean, means[s.id].mean) for s in drawn}
-    far = far_controls(centres, {style.id for style in styles if style.group == "control"})
+    far = far_methods(centres, {style.id for style in styles if style.group == "control"})
     low, high = enclosing(ends for method, ends in centres.items() if method not in far)
     log = is_logarithmic(configuration, (low, high))
     margin = 0.12 * (high - low) or 0.1 * abs(high) or 1.0
@@ -62,21 +66,24 @@ def tradeoff(collected: Collected, styles: Sequence[Style], configuration: Confi
         ends = [mean.mean if end is None else end for end in (mean.low, mean.high)]
         if style.id not in far:
             rows.append((style.id, sum(values) / len(values), mean.mean, *ends))
-    names = ("method_id", "x", "mean", "low", "high")
-    frame = pl.DataFrame(rows, schema=dict(zip(names, (pl.String, *[pl.Float64] * 4), strict=True)), orient="row")
+    columns = ("method_id", "x", "mean", "low", "high")
+    frame = pl.DataFrame(rows, schema=dict(zip(columns, (pl.String, *[pl.Float64] * 4), strict=True)), orient="row")
     alt_text = values_text(
         f"{unit.title} after the last round against bytes sent", configuration, drawn, means, unit.digits
     )
-    across = Axis(title="Bytes sent by and to all clients over the whole run", log=True)
-    chart = scatter(frame, drawn, across, Axis(title=unit.title, log=log), domain)
+    sign = 1 if unit.higher_is_better else -1
+    points = {s.id: (sum(sent[s.id].values()) / len(sent[s.id]), sign * means[s.id].mean) for s in drawn}
+    rivals = [style for style in drawn if style.group == "method"] or drawn
+    front = [s for s in rivals if not _dominated(points[s.id], [points[rival.id] for rival in rivals])]
+    across = Axis(title="Bytes sent by and to all clients in a run", log=True, unit="B")
+    named = {REFERENCE, *(style.id for style in front)}
+    chart = scatter(frame, drawn, across, Axis(title=unit.title, log=log), domain, preset, named)
     outside = ", ".join(f"{s.short} {number(means[s.id].mean, unit.digits)}" for s in drawn if s.id in far)
     subtitle = ["mean and 95 % interval after the last round; long intervals end at the frame"]
     subtitle += [f"outside the axis: {outside}"] if outside else []
-    sign = 1 if unit.higher_is_better else -1
-    points = {s.id: (sum(sent[s.id].values()) / len(sent[s.id]), sign * means[s.id].mean) for s in drawn}
-    front = [style.short for style in drawn if not _dominated(points[style.id], points.values())]
-    see = f"Pareto front (no other method has a better mean with at most as many bytes): {', '.join(front)}."
-    return render(chart, f"tradeoff_{configuration.id}", configuration.title, subtitle, alt_text, see)
+    names = ", ".join(style.short for style in front)
+    see = f"Pareto front (no other method has a better mean with at most as many bytes): {names}."
+    return render(chart, preset, f"tradeoff_{configuration.id}", configuration.title, subtitle, alt_text, see)
 
 
 def _dominated(point: tuple[float, float], points: Iterable[tuple[float, float]]) -> bool:
@@ -84,14 +91,16 @@ def _dominated(point: tuple[float, float], points: Iterable[tuple[float, float]]
     return any(sent <= point[0] and score > point[1] for sent, score in points)
 
 
-def curves(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> dict[str, Figure | None]:
+def curves(
+    collected: Collected, styles: Sequence[Style], configuration: Configuration, preset: Preset
+) -> dict[str, Figure | None]:
     """Plot three learning curves: against rounds, bytes and forward-backward passes. Return them as kind → figure."""
     unit = result_unit(configuration)
     names = {style.id: style.short for style in styles}
     horizontal = {
         "rounds": ("round", Axis(title="Round")),
-        "bytes": ("bytes", Axis(title="Bytes sent so far, all clients, up and down", format="~s", log=True)),
-        "passes": ("client_passes", Axis(title="Forward-backward passes so far, all clients", format="~s", log=True)),
+        "bytes": ("bytes", Axis(title="Bytes sent so far, all clients", unit="B", log=True)),
+        "passes": ("client_passes", Axis(title="Forward-backward passes so far", format="~s", log=True)),
     }
     figures: dict[str, Figure | None] = {}
     for kind, (column, axis) in horizontal.items():
@@ -106,7 +115,7 @@ def curves(collected: Collected, styles: Sequence[Style], configuration: Configu
         vertical = Axis(title=unit.title, log=log, limits=LIMITS[configuration.metric])
         ends = dict(last.select("method_id", "mean").iter_rows())
         see = f"At the end: {ranking(ends, styles, unit.digits, unit.higher_is_better)}."
-        chart = curves_chart(frame, styles, axis, vertical)
-        name, subtitle = f"{kind}_{configuration.id}", f"{unit.title}, against {kind}"
-        figures[kind] = render(chart, name, configuration.title, subtitle, alt_text, see)
+        chart = curves_chart(frame, styles, axis, vertical, preset)
+        name, subtitle = f"{kind}_{configuration.id}", f"mean and range of the seeds against {kind}"
+        figures[kind] = render(chart, preset, name, configuration.title, subtitle, alt_text, see)
     return figures

@@ -11,7 +11,7 @@ import polars as pl
 from floral.report.charts import routes as charts
 from floral.report.charts.axes import Axis
 from floral.report.charts.curves import curves
-from floral.report.charts.render import Figure, render
+from floral.report.charts.render import Figure, Preset, render
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
 from floral.report.figures.wording import ranking
@@ -38,7 +38,8 @@ class Recovery:
 RECOVERY = {
     "recovery": Recovery(
         metric="route/ari", title="Adjusted Rand index of the routes against the true clusters",
-        subtitle="adjusted Rand index: 1 is recovered, 0 is chance", axis=Axis(title="ARI", limits=(-1, 1)),
+        subtitle="adjusted Rand index: 1 is recovered, 0 is chance",
+        axis=Axis(title="Adjusted Rand index", limits=(-1, 1)),
         higher_is_better=True,
     ),
     "mismatch": Recovery(
@@ -48,20 +49,23 @@ RECOVERY = {
     ),
     "entropy": Recovery(
         metric="route/entropy", title="Mean entropy of the clients' routes in nats",
-        subtitle="entropy of a client's route in nats: 0 is certain", axis=Axis(title="Entropy", limits=(0, math.inf)),
+        subtitle="entropy of a client's route in nats: 0 is certain",
+        axis=Axis(title="Entropy, nats", limits=(0, math.inf)),
         higher_is_better=False,
     ),
 }  # fmt: skip
 
 
-def routes(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> Figure | None:
+def routes(
+    collected: Collected, styles: Sequence[Style], configuration: Configuration, preset: Preset
+) -> Figure | None:
     """Plot the routes (weights of the learned clusters) of all clients at the last round, one heat map per method."""
     learned = [style.id for style in styles if style.group == "method"]
     frame, seeds = last_routes(collected, configuration, learned)
     if frame.is_empty():
         return None
     clients, clusters = configuration.task.clients, int(frame["cluster"].max()) + 1  # type: ignore[call-overload]
-    chart = charts.routes(frame, styles, clients, clusters)
+    chart = charts.routes(frame, styles, clients, clusters, preset)
     names = {style.id: style.short for style in styles}
     matched = frame.group_by("method_id", maintain_order=True).agg(
         pl.col("weight").filter(pl.col("cluster") == pl.col("true_cluster")).mean()
@@ -72,10 +76,12 @@ def routes(collected: Collected, styles: Sequence[Style], configuration: Configu
     alt_text += ", ".join(f"{names[method]} {number(weight, 2)}" for method, weight in matched.iter_rows()) + "."
     subtitle = "clients by true cluster × learned clusters, seed " + ", ".join(map(str, sorted(set(seeds.values()))))
     see = f"Mean weight of the cluster that matches the true one: {ranking(dict(matched.iter_rows()), styles, 2)}."
-    return render(chart, f"routes_{configuration.id}", configuration.title, subtitle, alt_text, see)
+    return render(chart, preset, f"routes_{configuration.id}", configuration.title, subtitle, alt_text, see)
 
 
-def over_rounds(collected: Collected, styles: Sequence[Style], configuration: Configuration) -> Figure | None:
+def over_rounds(
+    collected: Collected, styles: Sequence[Style], configuration: Configuration, preset: Preset
+) -> Figure | None:
     """Plot the learned cluster to which each client gives the largest weight, over the rounds of one run.
 
     Only the first MAX_CLIENTS_PER_CLUSTER clients of each true cluster are drawn.
@@ -100,11 +106,13 @@ def over_rounds(collected: Collected, styles: Sequence[Style], configuration: Co
         f"{style.short}, seed {seed}: learned cluster with the largest weight,",
         "darker for a larger weight",
     ]
-    chart = charts.routes_over_rounds(frame, clusters)
-    return render(chart, f"followed_{configuration.id}", configuration.title, subtitle, alt_text, see)
+    chart = charts.routes_over_rounds(frame, clusters, preset)
+    return render(chart, preset, f"followed_{configuration.id}", configuration.title, subtitle, alt_text, see)
 
 
-def recovery(collected: Collected, styles: Sequence[Style], configuration: Configuration, kind: str) -> Figure | None:
+def recovery(
+    collected: Collected, styles: Sequence[Style], configuration: Configuration, preset: Preset, kind: str
+) -> Figure | None:
     """Plot one measure of the clients' routes against rounds. Oracles, which know the true clusters, are left out.
 
     kind: the measure, a key of RECOVERY.
@@ -122,5 +130,5 @@ def recovery(collected: Collected, styles: Sequence[Style], configuration: Confi
     alt_text = f"{measure.title}, {configuration.title}; at the end: "
     alt_text += ", ".join(f"{names[method]} {number(value, 2)}" for method, value in ends.items()) + "."
     see = f"At the end: {ranking(ends, styles, 2, measure.higher_is_better)}."
-    chart = curves(frame, learned, Axis(title="Round"), measure.axis)
-    return render(chart, f"{kind}_{configuration.id}", configuration.title, measure.subtitle, alt_text, see)
+    chart = curves(frame, learned, Axis(title="Round"), measure.axis, preset)
+    return render(chart, preset, f"{kind}_{configuration.id}", configuration.title, measure.subtitle, alt_text, see)

@@ -11,7 +11,7 @@ import polars as pl
 
 from floral.core.intervals import Interval
 from floral.report.charts.heat import heat
-from floral.report.charts.render import Figure, render
+from floral.report.charts.render import Figure, Preset, render
 from floral.report.compared import Configuration, MethodRow
 from floral.report.sections.base import Material, Part, Section
 from floral.report.style import Style
@@ -62,7 +62,7 @@ def section(material: Material) -> Section | None:
         name = f"rank_clusters_{position + 1}_{sweep.configuration.task.name}"
         unit = result_unit(sweep.configuration)
         parts.append(Part(title=f"{sweep.title}: {unit.title}", table=_table(material, sweep, name, unit)))
-        figures.append(_figure(sweep, name, unit))
+        figures.append(_figure(sweep, name, unit, material.preset))
     return Section(id="rank_clusters", figures=(tuple(figures),), parts=tuple(parts)) if parts else None
 
 
@@ -120,7 +120,7 @@ def _table(material: Material, sweep: Sweep, name: str, unit: Unit) -> Table:
     return grid(name, columns, rows, caption)
 
 
-def _figure(sweep: Sweep, name: str, unit: Unit) -> Figure:
+def _figure(sweep: Sweep, name: str, unit: Unit, preset: Preset) -> Figure:
     ranks, adaptors = [rank_title(rank) for rank in sweep.ranks], [str(count) for count in sweep.adaptors]
     rows = [
         (rank_title(rank), str(count), result.mean, result.low, result.high, number(result.mean, unit.digits))
@@ -133,6 +133,6 @@ def _figure(sweep: Sweep, name: str, unit: Unit) -> Figure:
     see = f"Best mean: {best}; worst: {worst}."
     alt_text = f"{unit.title} by rank and number of adaptors, {sweep.title}: "
     alt_text += "; ".join(f"{rank}, {count}: {text}" for rank, count, *_, text in rows) + "."
-    chart = heat(frame, adaptors, ranks, unit.higher_is_better)
+    chart = heat(frame, adaptors, ranks, unit.higher_is_better, preset)
     subtitle = f"{unit.title}, mean; darker is better; {sweep.configuration.task.clusters} true clusters"
-    return render(chart, name, sweep.title, subtitle, alt_text, see)
+    return render(chart, preset, name, sweep.title, subtitle, alt_text, see)

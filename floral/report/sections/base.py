@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from floral.report.charts.render import Figure
+from floral.report.charts.render import PRESETS, Figure, Preset
 from floral.report.collect import Collected
 from floral.report.compared import Configuration
 from floral.report.style import Style
@@ -29,6 +29,8 @@ class Material:
     """The contents of captions.yaml."""
     figures: Mapping[str, Mapping[str, Figure]]
     """configuration → kind → figure, in the order of the configurations and without those that have no figures."""
+    preset: Preset = PRESETS["column"]
+    """The size of figures."""
 
     def rows(self, cells: Cells) -> list[tuple[Style, Mapping[str, Cell]]]:
         """Return the rows of a table, one per method, in the order of `styles`. Methods without cells are left out."""
@@ -60,7 +62,7 @@ class Section:
     """What the section says about this suite, in one line beside its title."""
     figures: tuple[tuple[Figure, ...], ...] = ()
     """Rows of figures."""
-    layout: Literal["grid", "grid thirds", "wide"] = "grid"
+    layout: Literal["grid", "grid thirds"] = "grid"
     parts: tuple[Part, ...] = ()
     note: str = ""
     """A remark on this suite's results, below the caption."""

@@ -131,8 +131,8 @@ def section(material: Material) -> Section | None:
             parts.append(_part(material, configuration, levels))
     if not parts:
         return None
-    figures = tuple((figure,) for figure in material.figures_of("tradeoff"))
-    return Section(id="budgets", figures=figures, layout="wide", parts=tuple(parts))
+    figures = (material.figures_of("tradeoff"),)
+    return Section(id="budgets", figures=figures, parts=tuple(parts))
 
 
 def _part(material: Material, configuration: Configuration, levels: Mapping[Budget, Level]) -> Part:

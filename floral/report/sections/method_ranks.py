@@ -55,11 +55,13 @@ def figure(material: Material, ranks: Ranks) -> Figure:
     styles = [material.styles[method] for method in order]
     frame = pl.DataFrame({"method_id": order, "rank": [ranks.mean[method] for method in order]})
     bars = [(group[0], group[-1]) for group in statistics.indistinguishable(ranks)]
-    chart = ranks_chart(frame, styles, bars)
+    chart = ranks_chart(frame, styles, bars, material.preset)
     alt_text = f"Mean ranks over {ranks.tasks} tasks, best first: "
     alt_text += ", ".join(f"{style.short} {number(ranks.mean[style.id], 2)}" for style in styles) + "."
     subtitle = f"{_friedman(ranks)}; bars join methods less than {number(ranks.critical, 2)} ranks apart"
-    return render(chart, "ranks", f"Mean rank over {ranks.tasks} tasks (1 is best)", subtitle, alt_text)
+    return render(
+        chart, material.preset, "ranks", f"Mean rank over {ranks.tasks} tasks (1 is best)", subtitle, alt_text
+    )
 
 
 def part(material: Material, ranks: Ranks) -> Part:
