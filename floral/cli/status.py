@@ -62,7 +62,7 @@ def status(suite: str, runs: Iterable[Run], results: Path) -> dict[str, Any]:
     counts = Counter(run.state for run in progress)
     seconds = [run.seconds_left for run in progress]
     at_once = counts["running"]
-    work = [(run.seconds_left, run.basis) for run in progress if run.seconds_left]
+    work: list[tuple[float, estimate.Basis]] = [(run.seconds_left, run.basis) for run in progress if run.seconds_left]
     return {
         "suite": suite,
         "total": len(runs),

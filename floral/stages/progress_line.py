@@ -68,8 +68,8 @@ def progress_line(results: Path, run: Run, summary: Mapping[str, Any]) -> str:
     uncounted = failed | (all_times.keys() - measured.keys())
     seconds = {folder: seconds for folder, (_, seconds) in measured.items()}
     elapsed = time.time() - min(began for began, _ in measured.values())
-    left = seconds_left(plan, seconds, uncounted, at_once, elapsed)
-    return f"{count} {result}" + (f"; {duration_range(*left)} left" if left else "")
+    remaining = seconds_left(plan, seconds, uncounted, at_once, elapsed)
+    return f"{count} {result}" + (f"; {duration_range(*remaining)} left" if remaining else "")
 
 
 def seconds_left(

@@ -139,9 +139,9 @@ def _panel(
     band = {"y": {**vertical, "field": "low"}, "y2": {"field": "high"}}
 
     def layer(data: str, mark: Mapping[str, Any], encoding: Mapping[str, Any], name: str = "") -> dict[str, Any]:
-        chosen = {"field": "panel", "equal": title} if data == "labels" else {"field": "method_id", "oneOf": ids}
+        panel_rows = {"field": "panel", "equal": title} if data == "labels" else {"field": "method_id", "oneOf": ids}
         return {
-            "data": {"name": data}, "transform": [{"filter": chosen}], "mark": mark, "encoding": encoding,
+            "data": {"name": data}, "transform": [{"filter": panel_rows}], "mark": mark, "encoding": encoding,
             **({"name": name} if name else {}),
         }  # fmt: skip
 
