@@ -11,7 +11,6 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from projects import Project
 from run_folders import write_run, write_suite
 
 import floral
@@ -241,16 +240,6 @@ def test_load_has_the_rows_of_the_report(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(TypeError):
         narrowed + 3
     assert "2 runs" in repr(narrowed) and "floral_1" in narrowed._repr_html_()
-
-
-def test_load_reads_a_suite_that_snakemake_trained(finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    from floral.config import paths
-
-    monkeypatch.setattr(paths, "STUDY", finished.folder)
-    monkeypatch.setattr(paths, "CONFIG_FOLDER", finished.folder / "config")
-    results = floral.load(suite="tiny")
-    assert results.summary["status"].to_list() == ["done"] * 3
-    assert results.routes()["variant"].unique().to_list() == ["floral_1"]
 
 
 def test_load_says_why_there_is_nothing(tmp_path: Path) -> None:
