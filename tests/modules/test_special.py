@@ -17,7 +17,7 @@ from floral.engine import execution
 from floral.models import module
 from floral.nn.model import Model
 from floral.nn.modules.routed import logits_of
-from floral.nn.modules.wrap import made
+from floral.nn.modules.wrap import built as module_built
 
 PLAIN = Path(__file__).with_name("plain.py")
 
@@ -32,7 +32,7 @@ def task(function: str, **arguments: Any) -> dict[str, Any]:
 
 def by_hand(does: str, state: dict[str, torch.Tensor]) -> torch.nn.Module:
     """The module itself in float64, with the values of a trained run."""
-    original = made(lambda: module.found(f"{PLAIN}:special")(does, CLASSES), 0).double()
+    original = module_built(lambda: module.function_of(f"{PLAIN}:special")(does, CLASSES), 0).double()
     values = {name.removeprefix("value/base/").removesuffix(".value"): t for name, t in state.items()}
     original.load_state_dict(values, strict=False)
     return original.eval()
