@@ -17,6 +17,7 @@ from floral.data.custom_parts import SPLITS, Array, Part, check_kind, entries_of
 from floral.data.images import pixels
 from floral.data.readers import Labelled
 from floral.data.sources import DataError, RawFile
+from floral.data.text import TOKENS, tokenised
 
 NAMELESS_COLUMN = re.compile(re.escape(NAMELESS).replace(r"\{\}", r"\d+"))
 ROW_NUMBERS = re.compile(r"Unnamed: \d.*|__index_level_\d+__|\.\.\.\d+|row[\W_]?names?", re.I)
@@ -41,6 +42,8 @@ def table(
     separator: str | None = None,
     decimal: str | None = None,
     missing: Sequence[str] | None = None,
+    text: str | None = None,
+    tokens: int = TOKENS,
 ) -> Labelled:
     """Read a table with one sample per row from a parquet or CSV file.
 
@@ -50,6 +53,9 @@ def table(
     that is constant in training becomes 0. By default, the features are all columns except `label`, `client` and
     `drop`. A column of row numbers is refused as a feature, unless `features` names it. A parquet table may have one
     column of encoded images instead of features, as on the Hugging Face Hub.
+
+    With `text`, the samples are the token ids [N, tokens] of this column. The tokenizer and the configuration of its
+    model are the files after the table.
 
     Raises:
         DataError: a file is unreadable, a column is missing or has wrong values, or the split is not possible.
@@ -65,23 +71,43 @@ def table(
         )
     tables = [read_table(place, separator, decimal, missing) for place in places]
     used = [label, *([client] if client else [])]
-    columns = list(features or (name for name in tables[0].frame.columns if name not in (*used, *(drop or ()))))
-    tables[0].check_columns(drop=drop or (), features=columns)
+    remaining = (name for name in tables[0].frame.columns if name not in (*used, *(drop or ())))
+    key, columns = ("text", [text]) if text else ("features", list(features or remaining))
+    tables[0].check_columns(drop=drop or (), **{key: columns})
     for sheet in tables:
-        sheet.check_columns(label=[label], client=used[1:], features=columns)
-    if not features:
+        sheet.check_columns(label=[label], client=used[1:], **{key: columns})
+    if key == "features" and not features:
         _refuse_row_numbers(tables, columns)
     tables = [sheet.without_missing(columns, used) for sheet in tables]
     labels = classes(tables, label)
     clients = names(tables, client) if client else [None] * len(tables)
     with_images = any(is_image(sheet.frame.schema[name]) for sheet in tables for name in columns)
-    inputs = _images(tables, columns) if with_images else [_features(sheet, columns) for sheet in tables]
+    if text:
+        inputs = tokenised([_texts(sheet, text) for sheet in tables], files[1].location, files[2].location, tokens)
+    else:
+        inputs = _images(tables, columns) if with_images else [_features(sheet, columns) for sheet in tables]
     parts = [
         Part(where=sheet.path, x=x, labels=of_class, client=of_client)
         for sheet, x, of_class, of_client in zip(tables, inputs, labels, clients, strict=True)
     ]
     data = labelled(parts, test_share, scale=255 if with_images else 1)
-    return data if with_images else _standardised(data, tables, inputs, columns)
+    return data if with_images or text else _standardised(data, tables, inputs, columns)
+
+
+def _texts(sheet: Table, name: str) -> list[str]:
+    """Return the texts of a column.
+
+    Raises:
+        DataError: the column has no texts, or a cell is empty.
+    """
+    column = sheet.frame[name]
+    if column.dtype != pl.String:
+        raise DataError(
+            f"{sheet.path}: column {name!r} has type {column.dtype}, but `data.text` must name a text column"
+        )
+    if len(empty := (column.fill_null("").str.strip_chars() == "").arg_true()):
+        sheet.refuse(name, int(empty[0]), 'is no text; write a text, remove the row, or set `data.missing: [""]`')
+    return column.to_list()
 
 
 def _refuse_row_numbers(tables: Sequence[Table], columns: Sequence[str]) -> None:

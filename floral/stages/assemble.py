@@ -54,7 +54,7 @@ def build_simulation(
     data = federation.load(run, results)
     problem = make_problem(run, data, device, dtype)
     method = build_method(run, problem)
-    if run.task.model.kind == "module" or run.task.base == "frozen":
+    if run.task.model.kind in ("module", "huggingface") or run.task.base == "frozen":
         for line in summary(problem.build_model()):
             LOG.info("%s", line)
     tensors, how = client_data(data, method, device, dtype), Execution("loop", 1, precision=run.precision)
