@@ -117,7 +117,9 @@ READERS: dict[str, Callable[..., Labelled]] = {
 }
 
 
-def tokenised(texts: Sequence[Sequence[str]], tokenizer: Path, config: Path, tokens: int) -> list[npt.NDArray[np.int32]]:
+def tokenised(
+    texts: Sequence[Sequence[str]], tokenizer: Path, config: Path, tokens: int
+) -> list[npt.NDArray[np.int32]]:
     """Return the token ids of texts, int32 [N, tokens] for each group of N texts.
 
     `tokenizer` is the file tokenizer.json of a pretrained model. `config` is its config.json, which has the padding id.

@@ -111,7 +111,7 @@ class Noted(dict[str, Any]):
 
 @dataclass
 class Skeleton:
-    """A copy of a module without parameters, for one thread, one device and one data type."""
+    """A copy of a module without values of parameters, for one thread, one device and one data type."""
 
     module: nn.Module
     call: Call | None = None
@@ -122,8 +122,7 @@ class Skeleton:
 
     @classmethod
     def of(cls, module: nn.Module, parts: Parts, device: torch.device, dtype: torch.dtype) -> Skeleton:
-        shells = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in module.parameters()}
-        skeleton = cls(copy.deepcopy(module, shells))
+        skeleton = cls(copy.deepcopy(module))
         for holder in skeleton.module.modules():
             for name, buffer in holder._buffers.items():
                 if buffer is not None:
@@ -167,11 +166,17 @@ class Skeleton:
             self.call = None
 
 
+def without_parameters(module: nn.Module) -> nn.Module:
+    """Return a copy of a module whose parameters have shapes, but no values."""
+    shells = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in module.parameters()}
+    return copy.deepcopy(module, shells)
+
+
 class Forward:
     """The forward pass of a module, as the field `forward` of a `Model`."""
 
     def __init__(self, module: nn.Module, parts: Parts, inputs: Inputs) -> None:
-        self.module, self.parts, self.inputs = module, parts, inputs
+        self.module, self.parts, self.inputs = without_parameters(module), parts, inputs
         self._of_thread = threading.local()
 
     def __call__(self, call: Call, x: Tensor) -> Tensor:

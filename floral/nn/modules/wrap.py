@@ -37,9 +37,10 @@ def wrap(make: Make, inputs: Inputs, outputs: int) -> Model:
     with torch.random.fork_rng([]):
         while True:
             model = Drawn(make, declare(module, leaves, ties, inputs)).model
+            params = {**model.constants, **model.init(Stream(0, "model"))}
             try:
-                two, three = (traced(model, inputs, samples) for samples in (2, 3))
-                served = traced(model, inputs, 2, training=False)
+                two, three = (traced(model, params, inputs, samples) for samples in (2, 3))
+                served = traced(model, params, inputs, 2, training=False)
             except ReadsParameters as error:
                 direct = [error.path]
             else:
@@ -153,15 +154,15 @@ def declare(module: nn.Module, leaves: dict[str, Declared], ties: dict[str, str]
     norms = [name for name, layer in layers.items() if isinstance(layer, BatchNorm)]
     constant_norms = [name for name in norms if f"{name}.weight" in constant_names]
     constant_names |= {f"{name}.{key}" for name in constant_norms for key in ("mean", "variance")}
-    constants = {name: values[name] for name in constant_names}
+    constants = {name: values[name].clone() for name in constant_names}
     return replace(model, constants=constants)
 
 
 def values_of(model: Model, module: nn.Module) -> Params:
-    """Return the values of a module by their names in the model."""
+    """Return the values of a module by their names in the model. They share the memory of the module."""
     state = module.state_dict()
     shapes = {name: value.shape for name, value in empty(model).items()}
-    return {name: state[in_file].detach().reshape(shapes[name]).clone() for name, (in_file, _) in model.names.items()}
+    return {name: state[in_file].detach().reshape(shapes[name]) for name, (in_file, _) in model.names.items()}
 
 
 def empty(model: Model) -> Params:
@@ -184,7 +185,7 @@ class Drawn:
     @property
     def model(self) -> Model:
         values = values_of(self.declared, built(self.make, 0))
-        running = {name: values[name] for name in self.declared.statistics()}
+        running = {name: values[name].clone() for name in self.declared.statistics()}
         return replace(self.declared, start=self, values=running)
 
     def __call__(self, stream: Stream) -> Params:
@@ -194,7 +195,7 @@ class Drawn:
             return params
         high, low = stream.integers("module", 2, 1 << 24).tolist()
         values = values_of(self.declared, built(self.make, high << 24 | low))
-        return {name: values[name] for name in params}
+        return {name: values[name].clone() for name in params}  # `build` may keep the module
 
 
 class Tracer:
@@ -222,7 +223,7 @@ class ReadsParameters(Exception):
         self.path = path
 
 
-def traced(model: Model, inputs: Inputs, samples: int, training: bool = True) -> Tracer:
+def traced(model: Model, params: Params, inputs: Inputs, samples: int, training: bool = True) -> Tracer:
     """Return the record of a training pass, or of a pass in evaluation.
 
     Raises:
@@ -232,7 +233,6 @@ def traced(model: Model, inputs: Inputs, samples: int, training: bool = True) ->
     x, forward = example(inputs.shape, samples), model.forward
     assert isinstance(forward, Forward)
     forward.skeleton(x).last_read = None
-    params = {**model.constants, **model.init(Stream(0, "model"))}
     mask = torch.ones(samples)
     noise = {} if training else None
     tracer = Tracer(Call(model.layers, by_layer(params), model.statistics(), noise, mask, lambda name, x: (None, None)))
