@@ -25,7 +25,7 @@ from floral.nn.model import Model
 from floral.stages.build import method_of
 from floral.toolkit.prepared import prepared, summary
 
-LOG = logging.getLogger(__name__)
+LOG = logging.getLogger("floral.train")
 
 MAX_DECODED_BYTES = 256 << 20
 """Training inputs up to this size in bytes are decoded once, before round 1."""

@@ -72,8 +72,12 @@ def assembled(run: Run, results: Path) -> tuple[Simulation, Federation]:
 
 
 @pytest.mark.parametrize("variant", ["fedavg", "floral_1"])
-def test_a_folder_is_trained_without_a_network(folder: Path, tmp_path: Path, variant: str) -> None:
-    simulation, data = assembled(run_of(folder, tmp_path, variant, labels=2), tmp_path / "results")
+def test_a_folder_is_trained_without_a_network(
+    folder: Path, tmp_path: Path, variant: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="floral.train"):  # which writes the log of a run
+        simulation, data = assembled(run_of(folder, tmp_path, variant, labels=2), tmp_path / "results")
+    assert ("floral.train", 20, "model: the head is classifier") in caplog.record_tuples
     rows = {tuple(row) for row in np.concatenate([data.train_x, data.test_x]).tolist()}
     assert rows == {(2, 4, 5, 7, 3, 0), (2, 6, 3, 0, 0, 0), (2, 4, 6, 7, 3, 0), (2, 5, 5, 5, 5, 3)}
     start = simulation.start().values["base"]
