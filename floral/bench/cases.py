@@ -248,7 +248,7 @@ CASES = (
         for backend, limit in (("loop", 3.0), ("vmap", 1.5))
     ),
     Case(
-        name="GB of memory, frozen encoder of 22 million parameters, 40 clients, floral_1",
+        name="GB of memory, frozen encoder of 22 million parameters, 40 clients, floral_1, loop",
         limit=1.5,
         task="digits_rotate",
         variant="floral_1",
