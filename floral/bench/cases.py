@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,12 +11,15 @@ import numpy as np
 
 from floral.bench import timing
 from floral.bench.prepare import benchmark_run
+from floral.bench.processes import memory_bytes
 from floral.bench.rounds import BaselineRounds, EngineRounds
 from floral.config.run import Run
 
 Direction = Literal["max", "min"]
 BASELINE = "baseline"
 """As `Case.reference`: compare with the PyTorch baseline instead of another variant."""
+DECLARED = "declared"
+"""As `Case.reference`: compare with the same variant on the model of the task, which is written in declared layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +55,22 @@ class Case:
     task: str
     variant: str
     reference: str = BASELINE
-    """Another variant, or BASELINE."""
+    """Another variant, BASELINE or DECLARED."""
     measure: Callable[[Case, Options], dict[str, Any]]
     change: Mapping[str, Any] = field(default_factory=dict)
-    """Values of the task that are replaced."""
+    """Values of the task that are replaced. With the reference DECLARED, they are replaced in the measured run only."""
+    backend: str | None = None
+    """The backend, if it differs from the option."""
 
     @property
     def runs(self) -> list[Run]:
-        """The run of the variant and, if the reference is another variant, the run of the reference."""
-        variants = [self.variant] if self.reference == BASELINE else [self.variant, self.reference]
-        return [benchmark_run(self.task, variant, self.change) for variant in variants]
+        """The run of the variant and, unless the reference is the PyTorch baseline, the run of the reference."""
+        measured = benchmark_run(self.task, self.variant, self.change)
+        if self.reference == BASELINE:
+            return [measured]
+        if self.reference == DECLARED:
+            return [measured, benchmark_run(self.task, self.variant)]
+        return [measured, benchmark_run(self.task, self.reference, self.change)]
 
     def row(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Return the table row of this case: its name, its limit and the values of `result`."""
@@ -78,6 +87,30 @@ def to_variant(case: Case, options: Options) -> dict[str, Any]:
     """Measure the variant's seconds per round, divided by those of the reference variant on the same task."""
     measured, reference = (options.engine(run) for run in case.runs)
     return compare(measured, reference, options)
+
+
+def to_declared(case: Case, options: Options) -> dict[str, Any]:
+    """Measure the seconds per round with a PyTorch module, divided by those of the same model in declared layers.
+
+    Both use the backend of the case.
+    """
+    measured, reference = (replace(options, backend=case.backend or options.backend).engine(run) for run in case.runs)
+    return compare(measured, reference, options)
+
+
+def peak_gigabytes(case: Case, options: Options) -> dict[str, Any]:
+    """Measure the largest memory of the process, in GB, while it builds the model and trains one round.
+
+    The result stands under the key `ratio`, as in the other cases, although it is not a ratio.
+    """
+    measured = replace(options, backend=case.backend or options.backend).engine(case.runs[0])
+    seconds = timing.time_block(measured, 1)
+    return {
+        "ratio": memory_bytes("VmHWM") / 1e9,
+        "spread": 0.0,
+        "seconds": [seconds],
+        "executions": [str(measured)],
+    }
 
 
 def to_every_cluster(case: Case, options: Options) -> dict[str, Any]:
@@ -200,6 +233,33 @@ CASES = (
         task="mnist_rotate_reduced",
         variant="floral_1",
         measure=to_one_thread,
+    ),
+    *(
+        Case(
+            name=f"module / declared model, fedavg, mnist_rotate, {backend}",
+            limit=limit,
+            task="mnist_rotate",
+            variant="fedavg",
+            reference=DECLARED,
+            measure=to_declared,
+            change={"model": {"kind": "module", "build": "floral.bench.modules:mlp", "arguments": {"hidden": 200}}},
+            backend=backend,
+        )
+        for backend, limit in (("loop", 3.0), ("vmap", 1.5))
+    ),
+    Case(
+        name="GB of memory, frozen encoder of 22 million parameters, 40 clients, floral_1, loop",
+        limit=1.5,
+        task="digits_rotate",
+        variant="floral_1",
+        measure=peak_gigabytes,
+        change={
+            "model": {"kind": "module", "build": "floral.bench.modules:encoder"},
+            "base": "frozen",
+            "clients": 40,
+            "epochs": 1,
+        },
+        backend="loop",
     ),
 )
 

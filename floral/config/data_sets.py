@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from floral.config import layers, paths
+from floral.config import layers, paths, pretrained
 from floral.config.hashing import hash8
 from floral.config.reading import parse, read
 from floral.config.schema.data import NOTHING, CustomData, DataFile, DataSet, Synthetic
@@ -67,7 +67,7 @@ def data_set(data: str | CustomData) -> DataSet:
     path = custom_path(data)
     return DataSet(
         title=f"Custom data, {data.kind} {path.name}", reader=data.kind, options=data.options, own=True,
-        files=(DataFile(path=str(path), sha256=_content(path)[0]),),
+        files=tuple(DataFile(path=str(file), sha256=_content(file)[0]) for file in _custom_files(data)),
     )  # fmt: skip
 
 
@@ -96,7 +96,17 @@ def stored_data(data: str | Synthetic | CustomData) -> str | Synthetic:
 
 def why_unreadable(data: CustomData) -> str | None:
     """Return why custom data (the user's own files) cannot be read, with the remedy, or None if they can be read."""
-    return _content(custom_path(data))[1]
+    return next((why for file in _custom_files(data) if (why := _content(file)[1])), None)
+
+
+def _custom_files(data: CustomData) -> list[Path]:
+    """Return the file or folder of custom data, and then the files of its tokenizer if it has one."""
+    if data.tokenizer is None:
+        return [custom_path(data)]
+    return [
+        custom_path(data),
+        *(_absolute(data.tokenizer) / name for name in (pretrained.TOKENIZER, pretrained.CONFIG)),
+    ]
 
 
 def custom_path(data: CustomData) -> Path:
@@ -104,7 +114,11 @@ def custom_path(data: CustomData) -> Path:
 
     A relative path begins in the folder of the study.
     """
-    path = Path(os.path.expanduser(data.path))  # noqa: PTH111 - Path.expanduser fails for an unknown user.
+    return _absolute(data.path)
+
+
+def _absolute(name: str) -> Path:
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser fails for an unknown user.
     return (paths.STUDY / path).absolute()
 
 

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from floral.config import code, paths
+from floral.config import code, paths, pretrained
 from floral.config.hashing import hash8
 from floral.config.schema.task import Model
 
@@ -19,7 +19,8 @@ def identity(model: Model) -> dict[str, Any]:
     """Return the values of a model that determine the results of a run.
 
     The content of the file of weights replaces its path. For `kind: module`, the content of the user's file is added,
-    or the version of the package. A file that cannot be read counts with its path.
+    or the version of the package. For `kind: huggingface`, the content of the folder replaces its path, and the version
+    of transformers is added. A file that cannot be read counts with its path.
     """
     values = model.all_keys
     if model.weights is not None:
@@ -27,6 +28,10 @@ def identity(model: Model) -> dict[str, Any]:
     if model.kind == "module":
         place, _, function = str(values["build"]).rpartition(":")
         values["build"] = [function, content(place)]
+    if model.kind == "huggingface":
+        folder = paths.in_study(str(values["path"]))
+        files = [folder / pretrained.CONFIG, *pretrained.weights(folder)]
+        values["path"] = [content("transformers"), *map(sha256, files)]
     return values
 
 

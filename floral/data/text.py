@@ -1,4 +1,6 @@
-"""Readers of text, which cut the text of each speaker or user into windows of T tokens.
+"""Readers of text: windows of T tokens whose next tokens are the labels, and token ids of texts that have a class.
+
+Windows are cut from the text of each speaker or user.
 
 x [N, T] holds token ids, and y [N, T] the token after each position. The windows of a client neither overlap nor leave
 gaps, and no window mixes clients. The end of a text that is too short for a window is dropped.
@@ -12,11 +14,13 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from floral.config import pretrained
 from floral.data.readers import Labelled
 from floral.data.sources import DataError, RawFile, content
 
@@ -26,6 +30,8 @@ WORDS = 20
 """Window length T in token ids (arXiv 2003.00295, StackOverflow)."""
 TRAIN_SHARE = 0.8
 """Share of a client's windows that are training samples."""
+TOKENS = 128
+"""Number of token ids of a text with a class, unless `data.tokens` says otherwise."""
 MAX_TOKENS = 1 << 20
 """Upper bound of token ids, exclusive. A model has one row of weights per id, and ids are exact in float32."""
 
@@ -109,6 +115,33 @@ READERS: dict[str, Callable[..., Labelled]] = {
     "character_table": character_table,
     "token_table": token_table,
 }
+
+
+def tokenised(
+    texts: Sequence[Sequence[str]], tokenizer: Path, config: Path, tokens: int
+) -> list[npt.NDArray[np.int32]]:
+    """Return the token ids of texts, int32 [N, tokens] for each group of N texts.
+
+    `tokenizer` is the file tokenizer.json of a pretrained model. `config` is its config.json, which has the padding id.
+    Longer texts are cut at the end, and shorter ones are filled up at the end.
+
+    Raises:
+        DataError: the package tokenizers is missing, or cannot read the file.
+        ConfigError: the configuration has no padding id.
+    """
+    try:
+        from tokenizers import Tokenizer  # pyright: ignore[reportMissingImports] - of the extra `hf`
+    except ImportError:
+        raise DataError(f"`data.tokenizer` needs the package tokenizers; {pretrained.INSTALL}") from None
+    padding = pretrained.padding_id(config)
+    try:
+        encoder = Tokenizer.from_str(content(tokenizer).decode())
+    except Exception as error:  # tokenizers has no class of errors of its own
+        raise DataError(f"{tokenizer}: tokenizers cannot read this file ({error}); download it again") from None
+    encoder.enable_truncation(tokens)
+    encoder.enable_padding(pad_id=padding, length=tokens)
+    rows = [[row.ids for row in encoder.encode_batch(list(group))] for group in texts]
+    return [np.array(ids, np.int32).reshape(len(ids), tokens) for ids in rows]
 
 
 def _decoded(data: bytes, place: str) -> str:

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,7 @@ from floral.config import paths
 from floral.core.spec import Refused
 from floral.nn.layers import Conv2d, ConvTranspose2d, Embedding, Linear
 from floral.nn.model import Model
-from floral.nn.modules.routed import to_module
+from floral.nn.modules.inputs import Inputs
 from floral.nn.modules.wrap import wrap
 from floral.nn.norms import BatchNorm, GroupNorm, LayerNorm
 
@@ -27,12 +28,21 @@ LAYERS = Linear, Conv2d, ConvTranspose2d, Embedding, BatchNorm, GroupNorm, Layer
 """Layers that a module may have. Their adaptors belong to the code of its runs."""
 
 
-def build(shape: tuple[int, ...], outputs: int, *, build: str, arguments: dict = {}, width: float = 1.0) -> Model:  # noqa: B006
+def build(
+    shape: tuple[int, ...],
+    outputs: int,
+    *,
+    build: str,
+    arguments: dict = {},  # noqa: B006
+    inputs: dict = {},  # noqa: B006
+    width: float = 1.0,
+) -> Model:
     """Build the model of a module that the function `build` returns.
 
     `build` is <file.py>:<function> or <package.module>:<function>. It gets `arguments`, and, if it has arguments of
     these names, `shape` (of one input, channels first), `outputs` and `width`. The module maps a batch to logits. A
-    batch of images has the shape [B, channels, H, W].
+    batch of images has the shape [B, channels, H, W]. `inputs` makes keyword arguments of the batch: it maps their
+    names to `x`, `ids` (whole numbers) or `ids != 0` (1 where an id is not 0).
 
     Raises:
         Refused: the function is missing or fails, or the module cannot be used.
@@ -44,20 +54,18 @@ def build(shape: tuple[int, ...], outputs: int, *, build: str, arguments: dict =
             f"the method needs a wider or narrower model, but {build} has no argument `width`; give it one that "
             "multiplies the sizes of the hidden layers"
         )
-    import torch
-
-    seen = tuple(to_module(torch.empty(1, *shape, device="meta"), shape).shape[1:])
-    offered = {"shape": seen, "outputs": outputs, "width": width}
+    samples = Inputs(shape, inputs)
+    offered = {"shape": samples.of_module, "outputs": outputs, "width": width}
     values = {name: value for name, value in offered.items() if name in accepted} | arguments
     try:
         inspect.signature(function).bind(**values)
     except TypeError as error:
         raise Refused(f"{build} does not take these arguments: {error}; correct `arguments`") from None
-    return wrap(lambda: function(**values), shape, outputs)
+    return wrap(lambda: function(**values), samples, outputs)
 
 
 def function_of(name: str) -> Callable[..., Any]:
-    """Return the function <file.py>:<function> or <package.module>:<function>.
+    """Return the function <file.py>:<function> or <package.module>:<function>. `function` may be <class>.<method>.
 
     Raises:
         Refused: the file, the module or the function does not exist, or the import fails.
@@ -71,7 +79,7 @@ def function_of(name: str) -> Callable[..., Any]:
         raise Refused(f"`build: {name}`: there is no file {paths.in_study(place)}; correct the path") from None
     except Exception as error:  # the code of the user may fail in any way
         raise Refused(f"`build: {name}`: the import fails: {type(error).__name__}: {error}; correct it") from error
-    built_by = getattr(module, function, None)
+    built_by = reduce(lambda holder, part: getattr(holder, part, None), function.split("."), module)
     if not callable(built_by):
         raise Refused(f"`build: {name}`: {place} has no function {function}; correct the name")
     return built_by

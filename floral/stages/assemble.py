@@ -25,7 +25,7 @@ from floral.nn.model import Model
 from floral.stages.build import method_of
 from floral.toolkit.prepared import prepared, summary
 
-LOG = logging.getLogger(__name__)
+LOG = logging.getLogger("floral.train")
 
 MAX_DECODED_BYTES = 256 << 20
 """Training inputs up to this size in bytes are decoded once, before round 1."""
@@ -54,7 +54,7 @@ def build_simulation(
     data = federation.load(run, results)
     problem = make_problem(run, data, device, dtype)
     method = build_method(run, problem)
-    if run.task.model.kind == "module" or run.task.base == "frozen":
+    if run.task.model.kind in ("module", "huggingface") or run.task.base == "frozen":
         for line in summary(problem.build_model()):
             LOG.info("%s", line)
     tensors, how = client_data(data, method, device, dtype), Execution("loop", 1, precision=run.precision)

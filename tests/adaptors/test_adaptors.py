@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from federations import assert_close, assert_equal_states, simulate, trained
+from federations import NAMES, assert_close, assert_equal_states, simulate, trained
 
 from floral.adaptors.attach import attach
 from floral.adaptors.conv import ConvAdaptor, expand_to_kernel
@@ -175,7 +175,7 @@ def test_the_published_bias_start_is_uniform_over_its_fan_in():
 
 
 @pytest.mark.parametrize("variant", ["floral_1", "floral_10", "local_adaptor"])
-@pytest.mark.parametrize("model", [*plugins.names("models"), "convolutions"])
+@pytest.mark.parametrize("model", [*NAMES, "convolutions"])
 def test_training_merged_equals_training_unmerged(variant, model):
     applications = catalogue.method_file(catalogue.variant_index()[variant]).parameters["application"].choices
     first, *others = (

@@ -112,6 +112,12 @@ SMALL = (
         measure=cases.rounds_per_second,
     ),
     Case(
+        name="module", limit=1e9, task="digits_rotate", variant="fedavg", reference=cases.DECLARED,
+        measure=cases.to_declared, backend="vmap",
+        change={"model": {"kind": "module", "build": "floral.bench.modules:mlp", "arguments": {"hidden": 64}}},
+    ),
+    Case(name="memory", limit=1e-9, task="digits_rotate", variant="fedavg", measure=cases.peak_gigabytes),
+    Case(
         name="threads", limit=1e9, task="synthetic_linear", variant="floral_1", measure=cases.to_one_thread,
     ),
 )  # fmt: skip
@@ -151,11 +157,14 @@ def written(tmp_path_factory):
 
 def test_rows_have_ratio_limit_and_seconds(written):
     rows, _ = written
-    assert [row["case"] for row in rows] == ["baseline", "pair", "C", "rate", "threads", cases.SCALE_CASE]
+    assert [row["case"] for row in rows] == [
+        "baseline", "pair", "C", "rate", "module", "memory", "threads", cases.SCALE_CASE
+    ]  # fmt: skip
     for row in rows:
         assert {"case", "ratio", "limit", "direction", "spread", "seconds", "disturbance"} <= set(row)
         assert row["direction"] in ("max", "min") and row["ratio"] > 0 and row["spread"] >= 0
-    assert [holds(row) for row in rows] == [True, False, True, True, True, True]
+    assert [holds(row) for row in rows] == [True, False, True, True, True, False, True, True]
+    assert rows[4]["executions"][0].startswith("vmap") and 0.1 < rows[5]["ratio"] < 100
     assert rows[-1]["ratio"] == 1.05 and set(rows[-1]["by_variant"]) == set(scale.VARIANTS)
     assert json.loads(json.dumps(rows)) == rows
 
@@ -175,9 +184,12 @@ def test_table_and_figures_are_written(written):
 
 
 def test_the_fixed_cases_have_the_documented_limits():
-    one_thread = {cases.to_one_thread: "one thread"}
+    compared = {cases.to_one_thread: "one thread", cases.peak_gigabytes: "memory"}
     limits = {
-        (case.task, case.variant, one_thread.get(case.measure, case.reference)): (case.limit, case.direction)
+        (case.task, case.variant, compared.get(case.measure, f"{case.reference} {case.backend or ''}".strip())): (
+            case.limit,
+            case.direction,
+        )
         for case in CASES
     }
     assert limits == {
@@ -188,6 +200,9 @@ def test_the_fixed_cases_have_the_documented_limits():
         ("mnist_rotate_reduced", "floral_1", "fedavg"): (1.6, "max"),
         ("mnist_rotate_reduced", "ensemble", "fedavg"): (1.1, "max"),
         ("synthetic_linear", "floral_1", "baseline"): (300, "min"),
+        ("mnist_rotate", "fedavg", "declared loop"): (3.0, "max"),
+        ("mnist_rotate", "fedavg", "declared vmap"): (1.5, "max"),
+        ("digits_rotate", "floral_1", "memory"): (1.5, "max"),
     } | {(task, "floral_1", "one thread"): (1.05, "max") for task in ("synthetic_linear", "mnist_rotate_reduced")}
     assert cases.SCALE_LIMIT == 1.1
     (images,) = {run.task.augmentation for case in CASES if case.task == "cifar10_rotate_reduced" for run in case.runs}

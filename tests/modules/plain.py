@@ -47,6 +47,49 @@ def cnn(outputs: int, width: float = 1.0) -> nn.Module:
     return Convolutions(outputs, width)
 
 
+class ResidualBlock(nn.Module):
+    """A block of the declared model `resnet18`."""
+
+    def __init__(self, inputs: int, count: int, stride: int, groups: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, count, 3, stride, 1, bias=False)
+        self.norm1, self.norm2 = nn.GroupNorm(groups, count), nn.GroupNorm(groups, count)
+        self.conv2 = nn.Conv2d(count, count, 3, padding=1, bias=False)
+        self.short = None
+        if stride > 1 or inputs != count:
+            self.short, self.short_norm = nn.Conv2d(inputs, count, 1, stride, bias=False), nn.GroupNorm(groups, count)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return F.relu(y + (x if self.short is None else self.short_norm(self.short(x))))
+
+
+class Residual(nn.Module):
+    """The declared model `resnet18`."""
+
+    def __init__(self, channels: list[int], groups: int, outputs: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, channels[0], 3, padding=1, bias=False)
+        self.stem_norm = nn.GroupNorm(groups, channels[0])
+        inputs = channels[0]
+        for stage, count in enumerate(channels, start=1):
+            for number in (1, 2):
+                stride = 2 if stage > 1 and number == 1 else 1
+                self.add_module(f"block{stage}_{number}", ResidualBlock(inputs, count, stride, groups))
+                inputs = count
+        self.out = nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem_norm(self.stem(x)))
+        for block in self.children():
+            x = block(x) if isinstance(block, ResidualBlock) else x
+        return self.out(x.mean((-2, -1)))
+
+
+def resnet18(outputs: int, channels: list[int], groups: int) -> nn.Module:
+    return Residual(channels, groups, outputs)
+
+
 class Small(nn.Module):
     """Convolution, batch norm, attention, dropout that is applied twice, and a parameter outside of layers."""
 
@@ -136,6 +179,16 @@ class Recurrent(nn.Module):
 
 def recurrent(outputs: int) -> nn.Module:
     return Recurrent(outputs)
+
+
+def bert(outputs: int, dropout: float) -> nn.Module:
+    """A small BERT of the package transformers, with random initial values."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 6}
+    drop = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    config = BertConfig(vocab_size=17, max_position_embeddings=8, num_labels=outputs, **sizes, **drop)
+    return BertForSequenceClassification(config)
 
 
 def no_module() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import plain
 import pytest
 import torch
 from federations import CLASSES, assert_close, make_run, simulate, train, trained
@@ -16,8 +17,10 @@ from floral.core.streams import Stream
 from floral.engine import execution
 from floral.models import module
 from floral.nn.model import Model
+from floral.nn.modules.inputs import Inputs
 from floral.nn.modules.routed import logits_of
-from floral.nn.modules.wrap import made
+from floral.nn.modules.wrap import built as module_built
+from floral.nn.modules.wrap import wrap
 
 PLAIN = Path(__file__).with_name("plain.py")
 
@@ -32,7 +35,7 @@ def task(function: str, **arguments: Any) -> dict[str, Any]:
 
 def by_hand(does: str, state: dict[str, torch.Tensor]) -> torch.nn.Module:
     """The module itself in float64, with the values of a trained run."""
-    original = made(lambda: module.found(f"{PLAIN}:special")(does, CLASSES), 0).double()
+    original = module_built(lambda: module.function_of(f"{PLAIN}:special")(does, CLASSES), 0).double()
     values = {name.removeprefix("value/base/").removesuffix(".value"): t for name, t in state.items()}
     original.load_state_dict(values, strict=False)
     return original.eval()
@@ -156,3 +159,14 @@ def test_the_hash_of_a_run_follows_the_code_of_the_module(tmp_path: Path) -> Non
     assert hashed("a", text.replace("return SIZE", "return 2 * SIZE")) != first
     assert hashed("a", text, "SIZE = 4") != first
     assert hashed("a", text) == first
+
+
+def test_the_values_of_a_module_exist_once() -> None:
+    """The model keeps the structure of the module only. A module of the user that lives on is not changed."""
+    module_of_user = module_built(lambda: plain.mlp((4, 4), CLASSES), 0)
+    before = {name: tensor.clone() for name, tensor in module_of_user.state_dict().items()}
+    model = wrap(lambda: module_of_user, Inputs((4, 4)), CLASSES)
+    assert all(parameter.is_meta for parameter in model.forward.module.parameters())  # type: ignore[attr-defined]
+    for tensor in model.init(Stream(0, "model")).values():
+        tensor.zero_()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module_of_user.state_dict().items())

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from floral.config.reading import ConfigError
 from floral.models import module
-from floral.nn.modules.wrap import made
+from floral.nn.modules.wrap import built as module_built
 
 PLAIN = Path(__file__).with_name("plain.py")
 MODULE = {"kind": "module", "build": f"{PLAIN}:small"}
@@ -21,7 +21,7 @@ MLP = {"kind": "mlp", "hidden": 5}
 
 def pretrained(path: Path, **change: torch.Tensor | None) -> str:
     """A file with the values of another seed of the module. `change` replaces or removes values."""
-    state = made(lambda: module.found(f"{PLAIN}:small")(5), 3).state_dict()
+    state = module_built(lambda: module.function_of(f"{PLAIN}:small")(5), 3).state_dict()
     state["norm.running_mean"] += 0.25
     values = {name: tensor for name, tensor in {**state, **change}.items() if tensor is not None}
     save_file(values, path / "model.safetensors")
@@ -30,7 +30,7 @@ def pretrained(path: Path, **change: torch.Tensor | None) -> str:
 
 def test_a_run_starts_from_the_values_of_the_file(tmp_path: Path) -> None:
     path = pretrained(tmp_path)
-    expected = made(lambda: module.found(f"{PLAIN}:small")(5), 3).state_dict()
+    expected = module_built(lambda: module.function_of(f"{PLAIN}:small")(5), 3).state_dict()
     start = simulate(model={**MODULE, "weights": path, "ignore": ["out.*"]}).start().values
     assert torch.equal(start["base"]["conv.weight"].float(), expected["conv.weight"])
     assert torch.equal(start["base"]["attention.in_proj.weight"].float(), expected["attention.in_proj_weight"])

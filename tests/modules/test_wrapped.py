@@ -14,6 +14,7 @@ import pytest
 from federations import ARGUMENTS, CLASSES, FIRST, SHAPES, assert_close, fitting, trained
 
 from floral.models import module
+from floral.nn.layers import Conv2d
 from floral.nn.model import Model
 
 PLAIN = str(Path(__file__).with_name("plain.py"))
@@ -21,6 +22,7 @@ MODULES: dict[str, tuple[str, dict[str, Any]]] = {
     "mlp": ("mlp", ARGUMENTS["mlp"]),
     "batch_norm": ("mlp", ARGUMENTS["batch_norm"]),
     "cnn": ("cnn", {}),
+    "resnet18": ("resnet18", ARGUMENTS["resnet18"]),
 }
 """Declared model → function of plain.py, and its arguments."""
 EXACT = 1e-6
@@ -32,7 +34,11 @@ def wrapped(model: str, width: float = 1.0) -> Model:
     shape = SHAPES.get(model, (4, 4))
     built = module.build(shape, CLASSES, build=f"{PLAIN}:{function}", arguments=arguments, width=width)
     assert built.sequential is None and not built.draws and not built.mixes
-    return replace(built, start=None)
+    layers = dict(built.layers)
+    if model == "resnet18":
+        convolutions = {name: layer for name, layer in layers.items() if isinstance(layer, Conv2d)}
+        layers |= {name: replace(layer, start="normal_fan_out") for name, layer in convolutions.items()}
+    return replace(built, start=None, layers=layers)
 
 
 @pytest.fixture
@@ -44,7 +50,7 @@ def with_modules(monkeypatch: pytest.MonkeyPatch) -> None:
 
 CASES = [
     *((variant, fitting(variant)) for variant in FIRST.values() if fitting(variant) in MODULES),
-    *((variant, model) for variant in ("fedavg", "floral_1") for model in ("batch_norm", "cnn")),
+    *((variant, model) for variant in ("fedavg", "floral_1") for model in ("batch_norm", "cnn", "resnet18")),
 ]
 
 

@@ -56,7 +56,7 @@ class Synthetic(Frozen):
 
 
 KEYS_OF_KIND = {
-    "table": ("label", "features", "drop", "client", "separator", "decimal", "missing"),
+    "table": ("label", "features", "drop", "client", "separator", "decimal", "missing", "text", "tokenizer", "tokens"),
     "arrays": ("channels",),
     "pflib": ("channels",),
     "clients": ("each",),
@@ -83,7 +83,8 @@ class CustomData(Frozen):
       one folder for each class.
 
     - table: a parquet or CSV file with one sample per line. Split data are a folder with two such files, train.* and
-      test.*. A parquet file may hold one encoded image per line instead of numbers.
+      test.*. A parquet file may hold one encoded image per line instead of numbers. A table may also hold one text per
+      line, which the tokenizer of a pretrained model turns into token ids.
 
     - arrays: an .npz file or a folder of .npy files, with the arrays x (inputs), y (classes) and optionally client (for
       example the writer of each sample). Split data have the arrays train_x, train_y, test_x, test_y, and optionally
@@ -137,6 +138,21 @@ class CustomData(Frozen):
         description='For a table: words for "no value", "" for an empty cell; rows with one in a used column are left '
         "out. By default, such rows are refused.",
     )
+    text: str | None = Field(
+        default=None, exclude_if=is_none, description="For a table: name of the column with the texts to be classified."
+    )
+    tokenizer: str | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="For a table with `text`: folder of the pretrained model that has the tokenizer (tokenizer.json).",
+    )
+    tokens: int | None = Field(
+        default=None,
+        ge=1,
+        exclude_if=is_none,
+        description="For a table with `text`: number of token ids of a sample; longer texts are cut, shorter ones are "
+        "filled up with the padding id. By default 128.",
+    )
     channels: Literal["first", "last"] | None = Field(
         default=None,
         exclude_if=is_none,
@@ -171,18 +187,31 @@ class CustomData(Frozen):
     def _a_column_has_one_use(self) -> CustomData:
         if self.features and self.drop:
             raise ValueError("`data.drop` and `data.features` exclude each other; remove one of these keys")
-        named = (self.label, self.client, *(self.features or ()), *(self.drop or ()))
+        if self.text is not None and (self.features or self.drop):
+            raise ValueError("`data.text` excludes `data.features` and `data.drop`; remove these keys")
+        named = (self.label, self.client, self.text, *(self.features or ()), *(self.drop or ()))
         used = [name for name in named if name is not None]
         if repeated := [name for name in used if used.count(name) > 1]:
             raise ValueError(
-                f"column {repeated[0]!r} is named twice in `label`, `client`, `features` and `drop`; name it once"
+                f"column {repeated[0]!r} is named twice in `label`, `client`, `text`, `features` and `drop`; name it "
+                "once"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _texts_have_a_tokenizer(self) -> CustomData:
+        if self.text is not None and self.tokenizer is None:
+            raise ValueError(
+                "`data.tokenizer` is missing; name the folder of the pretrained model whose tokenizer to use"
+            )
+        if self.text is None and (self.tokenizer, self.tokens) != (None, None):
+            raise ValueError("`data.tokenizer` and `data.tokens` need `data.text`; name the column with the texts")
         return self
 
     @property
     def options(self) -> dict[str, Any]:
         """The keyword arguments of the function that reads the files, such as `test_share`."""
-        return self.model_dump(mode="json", include={"test_share", *self.format_keys})
+        return self.model_dump(mode="json", include={"test_share", *self.format_keys} - {"tokenizer"})
 
     @property
     def format_keys(self) -> tuple[str, ...]:

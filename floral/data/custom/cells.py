@@ -65,7 +65,7 @@ class Table:
                     f"{self.path}: `data.{key}` names the column {absent[0]!r}, which the table does not have; "
                     + (remedy or f"name one of {', '.join(columns[:MAX_NAMED])}{more}")
                 )
-        if not named["features"]:
+        if "features" in named and not named["features"]:
             raise DataError(f"{self.path}: no column is left for the features; add columns of features")
 
     def without_missing(self, features: Sequence[str], names: Sequence[str]) -> Table:

@@ -47,4 +47,6 @@ def clients(files: Sequence[RawFile], *, each: str, **options: Any) -> Labelled:
     if not paths:
         raise DataError(f"{root}: there are no clients here; add one file or folder for each client")
     places_of, read = FORMS[each]
+    if len(files) > 1:
+        options["tokenizer"] = files[1:]  # of the texts of tables
     return read([place for name, path in paths.items() for place in places_of(path, name)], **options)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,6 +19,7 @@ from floral.data.custom.parts import SPLITS, Array, Part, Place, check_kind, ent
 from floral.data.images import pixels
 from floral.data.readers import Labelled
 from floral.data.sources import DataError, RawFile
+from floral.data.text import TOKENS, tokenised
 
 NAMELESS_COLUMN = re.compile(re.escape(NAMELESS).replace(r"\{\}", r"\d+"))
 ROW_NUMBERS = re.compile(r"Unnamed: \d.*|__index_level_\d+__|\.\.\.\d+|row[\W_]?names?", re.I)
@@ -31,18 +33,7 @@ CHANCE = 1e-5
 """Integers number the rows if their order, or their being all different, is less probable than this by chance."""
 
 
-def table(
-    files: Sequence[RawFile],
-    *,
-    label: str,
-    features: Sequence[str] | None,
-    client: str | None,
-    drop: Sequence[str] | None = None,
-    test_share: float,
-    separator: str | None = None,
-    decimal: str | None = None,
-    missing: Sequence[str] | None = None,
-) -> Labelled:
+def table(files: Sequence[RawFile], **options: Any) -> Labelled:
     """Read a table with one sample per row from a parquet or CSV file.
 
     `files` may also be a folder with two files, train.* and test.*.
@@ -52,13 +43,13 @@ def table(
     `drop`. A column of row numbers is refused as a feature, unless `features` names it. A parquet table may have one
     column of encoded images instead of features, as on the Hugging Face Hub.
 
+    With `text`, the samples are the token ids [N, tokens] of this column. The tokenizer and the configuration of its
+    model are the files after the table.
+
     Raises:
         DataError: a file is unreadable, a column is missing or has wrong values, or the split is not possible.
     """
-    return read_tables(
-        table_places(files[0].location), label=label, features=features, client=client, drop=drop,
-        test_share=test_share, separator=separator, decimal=decimal, missing=missing,
-    )  # fmt: skip
+    return read_tables(table_places(files[0].location), tokenizer=files[1:], **options)
 
 
 def table_places(root: Path, client: str | None = None) -> list[Place]:
@@ -85,28 +76,53 @@ def read_tables(
     separator: str | None = None,
     decimal: str | None = None,
     missing: Sequence[str] | None = None,
+    text: str | None = None,
+    tokens: int = TOKENS,
+    tokenizer: Sequence[RawFile] = (),
 ) -> Labelled:
     """Read tables with the same columns. See `table`."""
     tables = [read_table(place.path, separator, decimal, missing) for place in places]
     used = [label, *([client] if client else [])]
-    columns = list(features or (name for name in tables[0].frame.columns if name not in (*used, *(drop or ()))))
-    tables[0].check_columns(drop=drop or (), features=columns)
+    remaining = (name for name in tables[0].frame.columns if name not in (*used, *(drop or ())))
+    key, columns = ("text", [text]) if text else ("features", list(features or remaining))
+    tables[0].check_columns(drop=drop or (), **{key: columns})
     for sheet in tables:
-        sheet.check_columns(label=[label], client=used[1:], features=columns)
-    if not features:
+        sheet.check_columns(label=[label], client=used[1:], **{key: columns})
+    if key == "features" and not features:
         _refuse_row_numbers(tables, columns)
     tables = [sheet.without_missing(columns, used) for sheet in tables]
     labels = classes(tables, label)
     of_places = [place.of_client(len(sheet.rows)) for place, sheet in zip(places, tables, strict=True)]
     clients = names(tables, client) if client else of_places
     with_images = any(is_image(sheet.frame.schema[name]) for sheet in tables for name in columns)
-    inputs = _images(tables, columns) if with_images else [_features(sheet, columns) for sheet in tables]
+    if text:
+        inputs = tokenised(
+            [_texts(sheet, text) for sheet in tables], tokenizer[0].location, tokenizer[1].location, tokens
+        )
+    else:
+        inputs = _images(tables, columns) if with_images else [_features(sheet, columns) for sheet in tables]
     parts = [
         Part(where=place.path, x=x, labels=of_class, client=of_client, side=place.side)
         for place, x, of_class, of_client in zip(places, inputs, labels, clients, strict=True)
     ]
     data = labelled(parts, test_share, scale=255 if with_images else 1)
-    return data if with_images else _standardised(data, tables, inputs, columns)
+    return data if with_images or text else _standardised(data, tables, inputs, columns)
+
+
+def _texts(sheet: Table, name: str) -> list[str]:
+    """Return the texts of a column.
+
+    Raises:
+        DataError: the column has no texts, or a cell is empty.
+    """
+    column = sheet.frame[name]
+    if column.dtype != pl.String:
+        raise DataError(
+            f"{sheet.path}: column {name!r} has type {column.dtype}, but `data.text` must name a text column"
+        )
+    if len(empty := (column.fill_null("").str.strip_chars() == "").arg_true()):
+        sheet.refuse(name, int(empty[0]), 'is no text; write a text, remove the row, or set `data.missing: [""]`')
+    return column.to_list()
 
 
 def _refuse_row_numbers(tables: Sequence[Table], columns: Sequence[str]) -> None:

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from floral.core.spec import Noise, Params, Refused
 from floral.core.streams import Stream
 from floral.nn.model import Model
-from floral.nn.modules.routed import logits_of, to_module
+from floral.nn.modules.inputs import Inputs
+from floral.nn.modules.routed import logits_of
 
 TOLERANCE = 1e-4
 """Largest difference between two results in float32 that count as equal, relative to the largest entry."""
 ADVICE = "the backend `loop` is used"
 
 
-def probed(model: Model, module: nn.Module, shape: tuple[int, ...], outputs: int) -> Model:
+def probed(model: Model, module: nn.Module, inputs: Inputs, outputs: int) -> Model:
     """Return the model with what test passes show: whether it draws random numbers, mixes samples, and vectorises.
 
     `module` is the original module.
@@ -26,12 +27,12 @@ def probed(model: Model, module: nn.Module, shape: tuple[int, ...], outputs: int
     Raises:
         Refused: the model does not give the outputs of the module, or cannot be trained.
     """
-    params, statistics, x = model.init(Stream(0, "model")), model.statistics(), example(shape, 3)
+    params, statistics, x = model.init(Stream(0, "model")), model.statistics(), example(inputs.shape, 3)
     with torch.no_grad():
         served, _ = model(params, statistics, x, None, None)
         check_shape(served, 3, outputs)
         check_shape(model(params, statistics, x[:1], None, None)[0], 1, outputs)
-        original = logits_of(original_values(module, model, params).eval()(to_module(x, shape)))
+        original = logits_of(inputs.apply(original_values(module, model, params).eval(), x))
     if not close(served, original):
         raise Refused(
             "the model with the module's layers replaced gives other outputs than the module; do not read parameters "

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from floral.core.spec import Refused
 from floral.nn.layers import Conv2d, Layer, Linear
 from floral.nn.model import SEED, Call
+from floral.nn.modules.inputs import Inputs
 from floral.nn.modules.leaves import Declared
 from floral.nn.products import Window
 
@@ -110,7 +111,7 @@ class Noted(dict[str, Any]):
 
 @dataclass
 class Skeleton:
-    """A copy of a module without parameters, for one thread, one device and one data type."""
+    """A copy of a module without values of parameters, for one thread, one device and one data type."""
 
     module: nn.Module
     call: Call | None = None
@@ -121,8 +122,7 @@ class Skeleton:
 
     @classmethod
     def of(cls, module: nn.Module, parts: Parts, device: torch.device, dtype: torch.dtype) -> Skeleton:
-        shells = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in module.parameters()}
-        skeleton = cls(copy.deepcopy(module, shells))
+        skeleton = cls(copy.deepcopy(module))
         for holder in skeleton.module.modules():
             for name, buffer in holder._buffers.items():
                 if buffer is not None:
@@ -152,36 +152,42 @@ class Skeleton:
         name = layer_name(path) if self.passes[path] == 1 else f"{layer_name(path)}@{self.passes[path]}"
         return self.call(name, input)
 
-    def __call__(self, call: Call, free: Mapping[str, Tensor], x: Tensor) -> Any:
-        """Return what the module returns for x. `free` has the values of the free parameters."""
+    def __call__(self, call: Call, free: Mapping[str, Tensor], inputs: Inputs, x: Tensor) -> Any:
+        """Return what the module returns for samples x. `free` has the values of the free parameters."""
         if self.module.training != (call.noise is not None):
             self.module.train(call.noise is not None)
         self.call = call
         self.passes.clear()
         try:
             if not free:
-                return self.module(x)
-            return torch.func.functional_call(self.module, dict(free), (x,))
+                return inputs.apply(self.module, x)
+            return torch.func.functional_call(self.module, dict(free), *inputs(x))
         finally:
             self.call = None
+
+
+def without_parameters(module: nn.Module) -> nn.Module:
+    """Return a copy of a module whose parameters have shapes, but no values."""
+    shells = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in module.parameters()}
+    return copy.deepcopy(module, shells)
 
 
 class Forward:
     """The forward pass of a module, as the field `forward` of a `Model`."""
 
-    def __init__(self, module: nn.Module, parts: Parts, shape: tuple[int, ...]) -> None:
-        self.module, self.parts, self.shape = module, parts, shape
+    def __init__(self, module: nn.Module, parts: Parts, inputs: Inputs) -> None:
+        self.module, self.parts, self.inputs = without_parameters(module), parts, inputs
         self._of_thread = threading.local()
 
     def __call__(self, call: Call, x: Tensor) -> Tensor:
-        """Return the logits of x [B, *shape].
+        """Return the logits of samples x.
 
         Raises:
             Refused: the module returns no logits.
         """
         free = {name: call(layer, x) for name, layer in self.parts.free.items()}
         with self._generator(call, x):
-            return logits_of(self.skeleton(x)(call, free, to_module(x, self.shape)))
+            return logits_of(self.skeleton(x)(call, free, self.inputs, x))
 
     def skeleton(self, x: Tensor) -> Skeleton:
         """Return the calling thread's copy of the module for the device and the data type of x."""
@@ -217,16 +223,6 @@ class seeded(AbstractContextManager[None]):
 def layer_name(path: str, part: str = "") -> str:
     """Return the name of a part of the module at a path; the module itself has the name "module"."""
     return ".".join(filter(None, (path, part))) or "module"
-
-
-def to_module(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return samples as PyTorch's layers expect them: images [B, H, W] or [B, H, W, C] become [B, C, H, W]."""
-    match len(shape):
-        case 2:
-            return x.unsqueeze(1)
-        case 3:
-            return x.movedim(-1, 1)
-    return x
 
 
 def logits_of(output: Any) -> Tensor:

@@ -13,9 +13,10 @@ from floral.core.spec import Params, Refused
 from floral.core.streams import Shapes, Stream
 from floral.nn.layers import Embedding, Layer, Linear
 from floral.nn.model import Call, Model, by_layer
+from floral.nn.modules.inputs import Inputs
 from floral.nn.modules.leaves import Declared, declared
 from floral.nn.modules.probe import example, first_line, probed
-from floral.nn.modules.routed import DROPOUTS, Forward, Parts, layer_name, to_module
+from floral.nn.modules.routed import DROPOUTS, Forward, Parts, layer_name
 from floral.nn.norms import BatchNorm
 from floral.nn.small_layers import Dropout, Free
 
@@ -23,8 +24,8 @@ Make = Callable[[], nn.Module]
 """Makes the module, with initial values from PyTorch's generator."""
 
 
-def wrap(make: Make, shape: tuple[int, ...], outputs: int) -> Model:
-    """Return the model of a module whose inputs are samples of a shape.
+def wrap(make: Make, inputs: Inputs, outputs: int) -> Model:
+    """Return the model of a module. `inputs` says how samples become the arguments of the module.
 
     Raises:
         Refused: the module cannot be used; the message has the reason and the remedy.
@@ -35,10 +36,11 @@ def wrap(make: Make, shape: tuple[int, ...], outputs: int) -> Model:
     ties = tied(module, leaves)
     with torch.random.fork_rng([]):
         while True:
-            model = Drawn(make, declare(module, leaves, ties, shape)).model
+            model = Drawn(make, declare(module, leaves, ties, inputs)).model
+            params = {**model.constants, **model.init(Stream(0, "model"))}
             try:
-                two, three = (traced(model, shape, samples) for samples in (2, 3))
-                served = traced(model, shape, 2, training=False)
+                two, three = (traced(model, params, inputs, samples) for samples in (2, 3))
+                served = traced(model, params, inputs, 2, training=False)
             except ReadsParameters as error:
                 direct = [error.path]
             else:
@@ -49,7 +51,7 @@ def wrap(make: Make, shape: tuple[int, ...], outputs: int) -> Model:
             leaves = {path: leaf for path, leaf in leaves.items() if path not in direct}
             ties = {path: name for path, name in ties.items() if path in leaves and name in map(layer_name, leaves)}
         layers = ordered(model, two, three, served)
-        return probed(replace(model, layers=layers), module, shape, outputs)
+        return probed(replace(model, layers=layers), module, inputs, outputs)
 
 
 def built(make: Make, seed: int) -> nn.Module:
@@ -114,7 +116,7 @@ def tied(module: nn.Module, leaves: dict[str, Declared]) -> dict[str, str]:
     return {path: name for path, name in ties.items() if path in leaves and name in map(layer_name, leaves)}
 
 
-def declare(module: nn.Module, leaves: dict[str, Declared], ties: dict[str, str], shape: tuple[int, ...]) -> Model:
+def declare(module: nn.Module, leaves: dict[str, Declared], ties: dict[str, str], inputs: Inputs) -> Model:
     """Return the model of a module with these known layers. Its dropout layers have no shape yet."""
     layers: dict[str, Layer] = {}
     names: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -143,7 +145,7 @@ def declare(module: nn.Module, leaves: dict[str, Declared], ties: dict[str, str]
     fixed |= buffers.keys() - covered
     model = Model(
         layers=layers,
-        forward=Forward(module, Parts(leaves, dropouts, {name: name for name in rest}), shape),
+        forward=Forward(module, Parts(leaves, dropouts, {name: name for name in rest}), inputs),
         names=names,
         unread=frozenset(state.keys() - covered - set(rest)) | {f"{path}.weight" for path in ties},
     )
@@ -152,15 +154,15 @@ def declare(module: nn.Module, leaves: dict[str, Declared], ties: dict[str, str]
     norms = [name for name, layer in layers.items() if isinstance(layer, BatchNorm)]
     constant_norms = [name for name in norms if f"{name}.weight" in constant_names]
     constant_names |= {f"{name}.{key}" for name in constant_norms for key in ("mean", "variance")}
-    constants = {name: values[name] for name in constant_names}
+    constants = {name: values[name].clone() for name in constant_names}
     return replace(model, constants=constants)
 
 
 def values_of(model: Model, module: nn.Module) -> Params:
-    """Return the values of a module by their names in the model."""
+    """Return the values of a module by their names in the model. They share the memory of the module."""
     state = module.state_dict()
     shapes = {name: value.shape for name, value in empty(model).items()}
-    return {name: state[in_file].detach().reshape(shapes[name]).clone() for name, (in_file, _) in model.names.items()}
+    return {name: state[in_file].detach().reshape(shapes[name]) for name, (in_file, _) in model.names.items()}
 
 
 def empty(model: Model) -> Params:
@@ -183,7 +185,7 @@ class Drawn:
     @property
     def model(self) -> Model:
         values = values_of(self.declared, built(self.make, 0))
-        running = {name: values[name] for name in self.declared.statistics()}
+        running = {name: values[name].clone() for name in self.declared.statistics()}
         return replace(self.declared, start=self, values=running)
 
     def __call__(self, stream: Stream) -> Params:
@@ -193,7 +195,7 @@ class Drawn:
             return params
         high, low = stream.integers("module", 2, 1 << 24).tolist()
         values = values_of(self.declared, built(self.make, high << 24 | low))
-        return {name: values[name] for name in params}
+        return {name: values[name].clone() for name in params}  # `build` may keep the module
 
 
 class Tracer:
@@ -221,17 +223,16 @@ class ReadsParameters(Exception):
         self.path = path
 
 
-def traced(model: Model, shape: tuple[int, ...], samples: int, training: bool = True) -> Tracer:
+def traced(model: Model, params: Params, inputs: Inputs, samples: int, training: bool = True) -> Tracer:
     """Return the record of a training pass, or of a pass in evaluation.
 
     Raises:
         ReadsParameters: the pass fails because of a layer that PyTorch must compute.
         Refused: the pass fails.
     """
-    x, forward = example(shape, samples), model.forward
+    x, forward = example(inputs.shape, samples), model.forward
     assert isinstance(forward, Forward)
     forward.skeleton(x).last_read = None
-    params = {**model.constants, **model.init(Stream(0, "model"))}
     mask = torch.ones(samples)
     noise = {} if training else None
     tracer = Tracer(Call(model.layers, by_layer(params), model.statistics(), noise, mask, lambda name, x: (None, None)))
@@ -243,7 +244,7 @@ def traced(model: Model, shape: tuple[int, ...], samples: int, training: bool = 
     except Exception as error:  # the code of the user may fail in any way
         if (path := forward.skeleton(x).last_read) is not None:
             raise ReadsParameters(path) from error
-        seen = list(to_module(torch.empty(samples, *shape), shape).shape)
+        seen = [samples, *inputs.of_module]
         raise Refused(f"the module fails for inputs of shape {seen}: {first_line(error)}; change the module") from error
     return tracer
 
