@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from floral.report.colour_difference import MIN_DIFFERENCE, difference
+from floral.report.charts.colour_difference import MIN_DIFFERENCE, difference
 from floral.report.compared import MethodRow
 
 Group = Literal["method", "oracle", "control"]

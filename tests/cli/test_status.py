@@ -54,6 +54,8 @@ def test_each_run_is_counted_once_and_the_time_left_follows_from_the_finished_on
         "total": 6, "done": 1, "running": 1, "waiting": 1 + len(waiting), "failed": 1,
     }  # fmt: skip
     assert progress["seconds_of_work"] == progress["seconds_left"] == pytest.approx(100.0 * (0.75 + 1 + len(waiting)))
+    low, high = progress["seconds_range"]
+    assert low < progress["seconds_left"] < high
     text = as_text(progress)
     assert "round 50 of 200" in text and "MemoryError: <none left>" in text and "left with 1 run at once" in text
 

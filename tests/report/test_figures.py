@@ -10,8 +10,8 @@ import pytest
 from floral.config.suites import suite_runs
 from floral.report.charts import axes, render, scatter
 from floral.report.charts.axes import Axis
+from floral.report.charts.colour_difference import difference
 from floral.report.charts.curves import curves
-from floral.report.colour_difference import difference
 from floral.report.compared import methods
 from floral.report.figures.axis_range import far_methods, round_outwards
 from floral.report.figures.method_rows import method_rows

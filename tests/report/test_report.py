@@ -245,7 +245,9 @@ def test_one_seed_invents_no_interval(tmp_path, results, write):
     runs = [make_run("digits_rotate", variant, 0) for variant in ("fedavg", "floral_1")]
     for run in runs:
         write(run)
-    page = read_page(report("quickstart", runs, results, tmp_path / "reports"))
+    path = report("quickstart", runs, results, tmp_path / "reports", figures="slide")
+    assert 'width="720"' in (path.parent / "figures" / "rounds_digits_rotate.svg").read_text()
+    page = read_page(path)
     cells = re.findall(r'<span class="cell[^>]*>([^<]*)</span>', page)
     assert "60.0" in cells and "85.0" in cells and not any("±" in cell for cell in cells)
 

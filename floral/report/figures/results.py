@@ -82,7 +82,7 @@ def tradeoff(
     subtitle = ["mean and 95 % interval after the last round; long intervals end at the frame"]
     subtitle += [f"outside the axis: {outside}"] if outside else []
     names = ", ".join(style.short for style in front)
-    see = f"Pareto front (no other method has a better mean with at most as many bytes): {names}."
+    see = f"Pareto front (none of the ranked methods has a better mean with at most as many bytes): {names}."
     return render(chart, preset, f"tradeoff_{configuration.id}", configuration.title, subtitle, alt_text, see)
 
 
