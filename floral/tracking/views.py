@@ -58,10 +58,10 @@ def address_of_view(server: str, experiment_id: str, key: str) -> str:
     return f"{server}/#/experiments/{experiment_id}/runs?{query}"
 
 
-def _view(title: str, run_filter: str, shown: Sequence[Run]) -> str:
-    """Return a saved view in MLflow's format. `shown` has a run of each mean. The best mean of a group stands first."""
-    is_regression = all(run.task.loss == "mse" for run in shown)
-    height = min(max(MIN_PIXELS, AXIS_PIXELS + BAR_PIXELS * len(shown)), MAX_PIXELS)
+def _view(title: str, run_filter: str, examples: Sequence[Run]) -> str:
+    """Return a saved view in MLflow's format, the best mean of a group first. `examples` has one run of each mean."""
+    is_regression = all(run.task.loss == "mse" for run in examples)
+    height = min(max(MIN_PIXELS, AXIS_PIXELS + BAR_PIXELS * len(examples)), MAX_PIXELS)
     state = {
         "searchFilter": run_filter,
         "orderByKey": "metrics.`test/loss`" if is_regression else "metrics.`test/accuracy`",
