@@ -172,12 +172,14 @@ def track(arguments: Namespace, settings: Settings) -> None:
         runs = suite_runs(arguments.suite, arguments.tasks, arguments.variants, arguments.seeds, settings.precision)
         whole_suite = suite_runs(arguments.suite, precision=settings.precision)
         print(f"MLflow: logging {run_count(len(runs))} of {arguments.suite}", flush=True)
-        sent = arguments.suite, runs, settings.results, settings.tracking_uri, whole_suite, labels_of(whole_suite)
+        sent = arguments.suite, runs, settings.results, settings.tracking_uri, whole_suite
+        labels = labels_of(whole_suite)
         if arguments.follow:
-            follow(*sent)
+            follow(*sent, labels=labels)
         else:
             is_narrowed = any((arguments.tasks, arguments.variants, arguments.seeds))
-            track(*sent, suite_has=None if is_narrowed else _runs_of_all_precisions(arguments.suite))
+            suite_has = None if is_narrowed else _runs_of_all_precisions(arguments.suite)
+            track(*sent, suite_has=suite_has, labels=labels)
         print(f"MLflow has the finished runs of {arguments.suite}")
 
 

@@ -25,6 +25,6 @@ def labels_of(runs: Iterable[Run]) -> dict[Path, Label]:
     for run in runs:
         row = rows[method_key(run)]
         method = f"{run.variant.name}{row.title.removeprefix(run.variant.title)}"
-        task = tasks[configuration_key(run)].label
-        labels[run.folder] = Label(task=task, method=method, colour=styles[row.id].colour)
+        configuration = tasks[configuration_key(run)].label
+        labels[run.folder] = Label(configuration=configuration, method=method, colour=styles[row.id].colour)
     return labels

@@ -22,7 +22,7 @@ from floral.tracking.mlflow_runs import (
     ended_ms,
     log_params,
 )
-from floral.tracking.mlflow_store import COLOUR, MEANS, PARENT, Experiment, StoredRun
+from floral.tracking.mlflow_store import COLOUR, CONFIGURATION, MEANS, PARENT, Experiment, StoredRun
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -65,9 +65,9 @@ def _make_parent(experiment: Experiment, group: SeedGroup, began: int) -> str:
     tags = {
         "job_key": group.job_key, "kind": "mean", "suite": experiment.suite, "task": run.task.name,
         "variant": run.variant.name, "method": run.variant.method, "family": str(run.variant.family),
-        "fidelity": run.fidelity.name, COLOUR: label.colour,
+        "fidelity": run.fidelity.name, COLOUR: label.colour, CONFIGURATION: label.configuration,
     }  # fmt: skip
-    return experiment.create(f"{label.method} on {label.task}", tags, began)
+    return experiment.create(f"{label.method} on {label.configuration}", tags, began)
 
 
 def log_means(experiment: Experiment, group: SeedGroup) -> None:

@@ -19,7 +19,7 @@ from floral.runs import segments
 from floral.runs.quantities import IN_SUMMARY, curve_name, named_costs
 from floral.runs.segments import Evaluated
 from floral.runs.state import is_finished
-from floral.tracking.mlflow_store import COLOUR, PARENT, RESULTS, STREAMED, Experiment, StoredRun
+from floral.tracking.mlflow_store import COLOUR, CONFIGURATION, PARENT, RESULTS, STREAMED, Experiment, StoredRun
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -75,9 +75,10 @@ def _create_run(experiment: Experiment, parent: str, run: Run, settings: Mapping
         "variant": settings["variant"]["name"], "method": settings["variant"]["method"],
         "family": settings["variant"]["family"], "seed": str(seed), "fidelity": settings["fidelity"]["name"],
         "status": "running", "hash8": settings["hash8"], PARENT: parent, COLOUR: label.colour,
+        CONFIGURATION: label.configuration,
     }  # fmt: skip
     began = began_ms(experiment.results / run.folder)
-    return StoredRun(experiment.create(f"{label.task}/{label.method}/seed{seed}", tags, began), parent=parent)
+    return StoredRun(experiment.create(f"{label.configuration}/{label.method}/seed{seed}", tags, began), parent=parent)
 
 
 def log_params(experiment: Experiment, stored: StoredRun, settings: Mapping[str, Any], names: Set[str]) -> None:

@@ -30,8 +30,8 @@ def track(
     results: Path,
     tracking_uri: str | None = None,
     all_runs: Iterable[Run] | None = None,
-    labels: Mapping[Path, Label] | None = None,
     suite_has: Iterable[Run] | None = None,
+    labels: Mapping[Path, Label] | None = None,
 ) -> Path:
     """Log the finished runs that MLflow does not have yet, and the means over seeds of each task × variant.
 
@@ -60,7 +60,7 @@ def track(
         }
         for group in distinct_groups(groups, finished):
             log_means(experiment, group)
-        save_views(experiment, [run.task for run in all_runs])
+        save_views(experiment, all_runs)
         value = {
             "tracking_uri": without_passwords(uri), "experiment_id": experiment.id, "view": MEANS_VIEW, "runs": tracked
         }  # fmt: skip
@@ -106,8 +106,8 @@ def follow(
     results: Path,
     tracking_uri: str | None = None,
     all_runs: Iterable[Run] | None = None,
-    labels: Mapping[Path, Label] | None = None,
     poll_seconds: float = POLL_SECONDS,
+    labels: Mapping[Path, Label] | None = None,
 ) -> None:
     """Log every round to MLflow soon after its evaluation, until all runs are finished and completely logged.
 
@@ -136,7 +136,7 @@ def follow(
             if changed:
                 with experiment_of(suite, results, tracking_uri, appearance) as experiment:
                     _announce_renewal(experiment, changed)
-                    save_views(experiment, [run.task for run in all_runs])
+                    save_views(experiment, all_runs)
                     for folder, (_, finished) in changed.items():
                         send = log if finished else stream
                         send(experiment, parent_of(experiment, groups[folder]), todo[folder])

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 import yaml
 from projects import BIN, ROOT, environment
+from run_folders import make_run
 
 from floral.cli.labels import labels_of
 from floral.config.reading import ConfigError
@@ -24,6 +25,10 @@ from floral.config.suites import suite_runs
 from floral.tracking import mlflow_store
 from floral.tracking.mlflow_store import create_store, default_uri
 from floral.tracking.track import attach, track
+from floral.tracking.views import TAG
+
+MAX_TAG_CHARACTERS = 5000
+"""MLflow's limit for a tag of an experiment."""
 
 
 @pytest.fixture
@@ -206,6 +211,30 @@ def test_names_and_colours_are_those_of_the_report(runs: list[Run], write: Calla
         assert len(colours) == len({colour for _, colour in colours}) == 2
     assert ("fedavg", "#3f83c9") in colours
     assert f"fedavg on {runs[0].task.name}, rounds 7" in {run.info.run_name for run in found}
+
+
+def test_views_are_saved_for_the_suite_and_each_task_and_changes_of_readers_stay(
+    runs: list[Run], tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    def views() -> dict[str, str]:
+        tags = MlflowClient(default_uri(tmp_path)).get_experiment("1").tags
+        return {key.removeprefix(TAG): value for key, value in tags.items() if key.startswith(TAG)}
+
+    track("quickstart", runs, tmp_path)
+    assert views().keys() == {"means"}
+    MlflowClient(default_uri(tmp_path)).set_experiment_tag("1", f"{TAG}means", "changed")
+    linear = make_run("synthetic_linear", "fedavg", 0)
+    track("quickstart", [*runs, linear], tmp_path)
+    saved = views()
+    assert saved.pop("means") == "changed" and max(map(len, saved.values())) < MAX_TAG_CHARACTERS
+    states = {key: json.loads(json.loads(value)["state"]) for key, value in saved.items()}
+    orders = {key: (state["searchFilter"], state["orderByKey"]) for key, state in states.items()}
+    assert orders == {
+        f"means.{task}": (f"tags.kind = 'mean' and tags.task = '{task}'", f"metrics.`test/{metric}`")
+        for task, metric in ((runs[0].task.name, "accuracy"), ("synthetic_linear", "loss"))
+    }
 
 
 def test_what_the_suite_no_longer_has_is_archived(
