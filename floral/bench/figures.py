@@ -9,7 +9,7 @@ import altair as alt
 import polars as pl
 
 from floral.bench.cases import holds
-from floral.report.charts.render import INK, MUTED, Drawing, Figure, render
+from floral.report.charts.render import INK, MUTED, PRESETS, Drawing, Figure, render
 
 HOLDS, MISSED = "#12886b", "#d9531e"
 COLOURS = {"fedavg": "#3f83c9", "floral_1": "#d9531e", "local_adaptor": "#5fbf9b"}
@@ -58,6 +58,7 @@ def ratios(rows: Sequence[Mapping[str, Any]]) -> Figure:
     alt_text = "; ".join(f"{row['case']}: {row['ratio']:.3g}, limit {row['limit']:g}" for row in rows)
     return render(
         Drawing(chart=chart, data={"rows": frame, "limit": pl.DataFrame({"at": [1.0]})}),
+        PRESETS["text"],
         "bench",
         "Cost of a round",
         "measured value (limit); left of the dashed line the limit holds; bars: interquartile range",
@@ -111,6 +112,7 @@ def scale(result: Mapping[str, Any]) -> Figure:
     )
     return render(
         Drawing(chart=alt.hconcat(*panels, spacing=36), data={"points": points}),
+        PRESETS["text"],
         "scale",
         "Cost of a round by number of clients",
         f"MLP 784→200→10, cohort {result['cohort']} (10 if K = 10), ten samples per client; one process per point",

@@ -102,7 +102,7 @@ def test_a_dry_run_changes_no_result(
 ) -> None:  # fmt: skip
     called: list[str] = []
     for name in ("restore", "available", "remove_restored", "restored_runs"):
-        monkeypatch.setattr(reference, name, lambda suites, results, name=name: called.append(name) or [1])
+        monkeypatch.setattr(reference, name, lambda *_, name=name: called.append(name) or [1])
     work(tmp_path, dry_run=dry_run, reuse=reuse)
     assert called == [function]
     assert ("not in a dry run" in capsys.readouterr().err) == dry_run
