@@ -167,7 +167,7 @@ def article(title: str, figures: Sequence[Sequence[tuple[Figure, str]]], tables:
             kind = "figure*" if figure.is_wide else "figure"
             lines += [
                 rf"\begin{{{kind}}}[tp]", r"\centering",
-                rf"\includegraphics[width=\linewidth,height=.8\textheight,keepaspectratio]{{figures/{figure.name}.pdf}}",
+                rf"\includegraphics[width=\linewidth,height=.7\textheight,keepaspectratio]{{figures/{figure.name}.pdf}}",
                 rf"\caption{{{latex(caption)}}}\label{{fig:{figure.name}}}", rf"\end{{{kind}}}",
             ]  # fmt: skip
         lines += [r"\clearpage"] if of_section else []

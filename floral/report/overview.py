@@ -165,7 +165,7 @@ def _cheapest(
     near = [(bytes_, method) for bytes_, method in near if is_near(means[method].mean)]
     if not near:
         return ""
-    bytes_, method = min(near)
+    bytes_, method = min(near, key=lambda item: (item[0], ranked.index(item[1])))  # of several, the best mean
     written = amount(bytes_).replace(THIN, NARROW)
     size = f"{written}{'' if written[-1].isalpha() else NARROW}B" if bytes_ else "sends nothing"
     return f"{styles[method].title} ({value_text(means[method], unit)}, {size})"
