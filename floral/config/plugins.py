@@ -19,6 +19,12 @@ from floral.config.reading import ConfigError
 
 FLORAL = Path(__file__).parents[1]
 
+INTERFACE_VERSION = 1
+"""Version of what the files in methods/ and models/ of a study use of floral, and of the keys of their YAML files.
+
+Increase it if such a file of an earlier version has to be changed, and name the change in CHANGELOG.md.
+"""
+
 
 def folders(kind: str) -> list[Path]:
     """Return the folders with the Python files of a package of floral: that of the study first, if there is one."""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from floral.config import layers, paths, reading
+from floral.config.plugins import INTERFACE_VERSION
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.schema.base import Frozen
@@ -165,6 +166,21 @@ class Settings(Frozen):
         description="Size of the figures: `column` (3.25 inches) or `text` (6.75 inches) of a paper, or `slide`.",
     )
     slurm: Slurm = Field(default=Slurm(), description="Resources that jobs request from a SLURM cluster.")
+    interface: int | None = Field(
+        default=None,
+        description="Version of the interface for which the study's code was written; null: not checked.",
+    )
+
+    @field_validator("interface")
+    @classmethod
+    def _is_the_interface_of_this_version(cls, value: int | None) -> int | None:
+        if value is not None and value != INTERFACE_VERSION:
+            raise ValueError(
+                f"this version of floral has the interface {INTERFACE_VERSION}; change the files in methods/ and "
+                f"models/ as CHANGELOG.md says, or install a version with the interface {value}; then set `interface: "
+                f"{INTERFACE_VERSION}`"
+            )
+        return value
 
     @field_validator("suite", "tasks", "variants", "seeds", mode="before")
     @classmethod
