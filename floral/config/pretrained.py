@@ -9,7 +9,7 @@ from floral.config.reading import ConfigError
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
-INSTALL = "install it with: pip install 'floral-bench[hf]'"
+INSTALL = "install it with: pip install tokenizers transformers"
 """Remedy in messages about a missing package of Hugging Face."""
 
 

@@ -80,7 +80,7 @@ def answer(collected: Collected, styles: Mapping[str, Style], configuration: Con
         members=members,
         unnamed=len(named[MAX_NAMED_METHODS:]),
         claim=_claim(members, ranked),
-        note=_certainty(collected, configuration, best_set, ranked),
+        note=_certainty(collected, styles, configuration, best_set, ranked),
         reference=_reference(collected, configuration, ranked, members),
         cheapest=_cheapest(collected, styles, configuration, ranked),
     )
@@ -106,8 +106,9 @@ def _claim(members: list[str], ranked: list[str]) -> str:
 
 
 def _certainty(
-    collected: Collected, configuration: Configuration, members: Mapping[str, Member], ranked: list[str]
-) -> str:
+    collected: Collected, styles: Mapping[str, Style], configuration: Configuration, members: Mapping[str, Member],
+    ranked: list[str],
+) -> str:  # fmt: skip
     """Return how many methods are worse, the number of seeds, and how much worse a member of the set may be."""
     if not ranked:
         return "runs of these methods are missing or failed"
@@ -118,16 +119,18 @@ def _certainty(
         return f"{number_of_seeds}; a set of best methods needs two methods with {MIN_SEEDS_FOR_BEST} seeds each"
     worse = len(ranked) - len(members)
     decided = f"{worse} of {len(ranked)} are worse; " if worse else ""
-    return f"{decided}{number_of_seeds}{_bound(members, result_unit(configuration))}"
+    return f"{decided}{number_of_seeds}{_bound(members, styles, result_unit(configuration))}"
 
 
-def _bound(members: Mapping[str, Member], unit: Unit) -> str:
-    """Return how much worse than its strongest rival any method of the set may be: the ends of 95 % intervals."""
+def _bound(members: Mapping[str, Member], styles: Mapping[str, Style], unit: Unit) -> str:
+    """Return which method of the set may be worse than its strongest rival by most, and by how much."""
     if len(members) < 2:
         return ""
-    most = max(member.may_be_worse for member in members.values())
-    what = "times as bad as" if unit.logarithmic else "points worse than"
-    return f"; one of them may be {number(most, unit.digits)} {what} its strongest rival"
+    method = max(members, key=lambda method: members[method].may_be_worse)
+    most = (
+        f"{number(members[method].may_be_worse, unit.digits)} {'times as bad' if unit.logarithmic else 'points worse'}"
+    )
+    return f"; {styles[method].title} varies most: it may be {most}"
 
 
 def _reference(collected: Collected, configuration: Configuration, ranked: list[str], members: list[str]) -> str:

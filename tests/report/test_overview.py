@@ -51,7 +51,7 @@ def test_an_answer_does_not_decide_what_the_seeds_do_not(results, write):
     near = {"floral_1": [90.0, 91.0, 92.0], "local": [89.0, 91.5, 91.9], "fedavg": [89.9, 90.0, 92.2]}
     said = answered(results_of(results, write, near))
     assert said.claim == "cannot be told apart" and len(said.members) == 3
-    assert said.note == "3 seeds; one of them may be 2.2 points worse than its strongest rival"
+    assert said.note == "3 seeds; Local varies most: it may be 2.1 points worse"
     assert said.cheapest == "Local (90.8 %, sends nothing)"
 
 
