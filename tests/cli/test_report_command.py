@@ -44,7 +44,7 @@ def test_snakemake_replaces_the_page_of_a_reference(
 ) -> None:
     """A page in the folder that Snakemake writes is not taken for the page of the results."""
     pages: list[Path] = []
-    monkeypatch.setattr(commands, "_report_reference", lambda suite, runs, reports: pages.append(reports))
+    monkeypatch.setattr(commands, "_report_reference", lambda suite, runs, reports, *_: pages.append(reports))
     complete = tmp_path / "results/report" / f"{SUITE}.complete"
     complete.parent.mkdir(parents=True)
     complete.touch()

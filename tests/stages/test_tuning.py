@@ -15,7 +15,7 @@ from floral.config import catalogue, code, search_space
 from floral.config.reading import ConfigError
 from floral.config.schema.tuning import Range, Rates, Space, Tuned, Tuning
 from floral.config.searches import Search
-from floral.config.tuned import tuned_values
+from floral.config.tuned import study_values
 from floral.data import federation
 from floral.stages import tune as stage
 from floral.stages.fetch import fetch
@@ -145,12 +145,11 @@ def test_values_are_written_beside_others(copy: Path, tmp_path: Path, monkeypatc
     path = tmp_path / "tuned.yaml"
     monkeypatch.setattr(stage, "tuned_path", lambda task: path)
     monkeypatch.setattr("floral.config.tuned.tuned_path", lambda task: path)
-    monkeypatch.setattr(stage, "tuned_values", tuned_values.__wrapped__)
     entries = {}
     for name, search in searches.items():
         entries[name], _ = tuned(search, copy)
         assert stage.write([search], copy) == [path]
-    assert tuned_values.__wrapped__("digits_rotate") == entries
+    assert study_values("digits_rotate") == entries
     assert entries["ditto"].search == searches["ditto"].digest != searches["fedavg"].digest
     with pytest.raises(ConfigError, match="two suites tune this variant on this task with different values"):
         stage.write([searches["fedavg"], made("fedavg", RULE.model_copy(update={"seeds": (1001,)}))], copy)

@@ -160,7 +160,8 @@ def test_a_method_whose_file_and_build_differ_is_refused(change: tuple[str, str]
     fetched = project.call("floral", "fetch", "digits")
     assert fetched.returncode == 0, fetched.stdout
     plan = project.call("floral", "plan", "tiny")
-    words = "config/methods/fedprox.yaml: `parameters` and the arguments of `build` in floral/methods/fedprox.py differ"
+    build = f"`build` in {ROOT}/floral/methods/fedprox.py"
+    words = f"config/methods/fedprox.yaml: `parameters` and the arguments of {build} differ"
     assert plan.returncode == main.MISTAKE and words in plan.stdout, plan.stdout
 
 
