@@ -15,7 +15,7 @@ from floral.core.spec import Refused
 from floral.engine import capture
 from floral.engine.capture import Captured, emit
 from floral.engine.capture import captured as captured_calls
-from floral.engine.capture.emit import source_of
+from floral.engine.capture.emit import graph_of
 
 STEPS = st.lists(
     st.tuples(
@@ -203,16 +203,15 @@ sys.exit("torch._dynamo" in sys.modules)
 
 def test_the_example_of_the_documentation_is_a_real_replay(monkeypatch):
     """The replay printed in the docstring of `floral.engine.capture` is the one of its step."""
-    sources = []
+    graphs = []
 
     def noted(*arguments):
-        source, namespace = source_of(*arguments)
-        sources.append(source)
-        return source, namespace
+        graphs.append(graph_of(*arguments))
+        return graphs[-1]
 
-    monkeypatch.setattr(emit, "source_of", noted)
+    monkeypatch.setattr(emit, "graph_of", noted)
     begin, end = capture.__doc__.index("    def step"), capture.__doc__.index("Its replay")
     namespace = {"torch": torch}
     exec(textwrap.dedent(capture.__doc__[begin:end]), namespace)
     Captured()("step", namespace["step"], torch.ones(3, 5), torch.ones(3, 5))
-    assert textwrap.indent(sources[0], "    ") in capture.__doc__
+    assert textwrap.indent(str(graphs[0]), "    ") in capture.__doc__

@@ -12,22 +12,32 @@ Example: a step of m clients, with weights w [m, d] and inputs x [m, d]:
             (gradient,) = torch.autograd.grad(loss.sum(), w)
         return w.detach().add_(gradient, alpha=-0.1)
 
-Its replay for m = 3 and d = 5 has the following code, in which w is i0 and x is i1:
+Its replay for m = 3 and d = 5 is this graph of TorchScript, in which w is %i0 and x is %i1:
 
-    def replay(i0, i1):
-        t3 = mul_0(i0, i1)
-        t4 = relu_over_1(t3); t3 = None
-        t6 = sum_3(t4, value_2)
-        t7 = sum_4(t6); t6 = None
-        t8 = ones_like_6(t7, pin_memory=False, memory_format=value_5); t7 = None
-        t12 = as_strided_7(t8, (3, 5), (0, 0)); t8 = None
-        t14 = threshold_backward_8(t12, t4, 0); t12 = t4 = None
-        t15 = mul_9(t14, i1); t14 = None
-        i0 = add__10(i0, t15, alpha=-0.1); t15 = None
-        return [i0]
+    graph(%i0 : Tensor,
+          %i1 : Tensor):
+      %2 : Tensor = aten::mul(%i0, %i1)
+      %3 : Tensor = aten::relu_(%2)
+      %4 : int[] = prim::Constant[value=[1]]()
+      %5 : bool = prim::Constant[value=0]()
+      %6 : NoneType = prim::Constant()
+      %7 : Tensor = aten::sum(%3, %4, %5, %6)
+      %8 : Tensor = aten::sum(%7, %6)
+      %9 : int = prim::Constant[value=1]()
+      %10 : Tensor = aten::ones_like(%8, %6, %6, %6, %5, %9)
+      %11 : int[] = prim::Constant[value=[3, 5]]()
+      %12 : int[] = prim::Constant[value=[0, 0]]()
+      %13 : Tensor = aten::as_strided(%10, %11, %12, %6)
+      %14 : int = prim::Constant[value=0]()
+      %15 : Tensor = aten::threshold_backward(%13, %3, %14)
+      %16 : Tensor = aten::mul(%15, %i1)
+      %17 : float = prim::Constant[value=-0.10000000000000001]()
+      %18 : Tensor = aten::add_(%i0, %16, %17)
+      %19 : Tensor[] = prim::ListConstruct(%18)
+      return (%19)
 
-`relu_over_1` writes its result over t3, which no other operation reads. `t3 = None` frees memory. `value_2` is the list
-[1].
+`relu_` writes its result over %2, which no other operation reads. The interpreter frees a tensor after the last
+operation that reads it, and calls no Python code.
 
 Modules, in reading order:
 
@@ -36,7 +46,7 @@ Modules, in reading order:
 - `recording`: the parts of a recording, with names in place of tensors.
 - `recorder`: records every operation of a call.
 - `optimise`: removes operations that are not needed, and reuses memory.
-- `emit`: writes the Python function that replays the remaining operations.
+- `emit`: writes the TorchScript graph that replays the remaining operations.
 """
 
 from floral.engine.capture.captured import Captured

@@ -1,81 +1,122 @@
-"""Write and compile the Python function that replays a recording."""
+"""Write the instructions of a replay as a TorchScript graph. Its interpreter runs them without Python."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from floral.engine.capture.optimise import Instruction
-from floral.engine.capture.recording import ATEN, VIEW, Name, Recording, names_in
+from floral.engine.capture.recording import Name, Recording, names_in
 
-FASTER: dict[Any, Callable[..., Any]] = {
-    VIEW: torch.as_strided,
-    ATEN.add.Tensor: torch.add,
-    ATEN.add_.Tensor: torch.Tensor.add_,
-    ATEN.addmm.default: torch.addmm,
-    ATEN.bmm.default: torch.bmm,
-    ATEN.div.Tensor: torch.div,
-    ATEN.mm.default: torch.mm,
-    ATEN.mul.Tensor: torch.mul,
-    ATEN.sum.dim_IntList: torch.sum,
-}
-"""Equal functions for the most frequent operations. They parse their arguments in a third of the time."""
+TENSORS = torch.ListType(torch.TensorType.get())
+MEMORY_FORMATS = (torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d)
+"""The place of a memory format in this list is its number in TorchScript."""
 
 
 def replay_function(
     recording: Recording, instructions: list[Instruction], inputs: int, results: list[str]
-) -> Callable[..., Any]:
-    """Compile the instructions to a Python function, which returns the tensors named in `results`.
+) -> Callable[..., list[Tensor]]:
+    """Return a function that runs the instructions and returns the tensors named in `results`.
 
-    `inputs` is the number of tensors that the function takes as arguments.
+    `inputs` is the number of tensors that the function takes as arguments. It frees each tensor after the last
+    operation that reads it. While it runs, it does not hold Python's lock, so several workers run at once.
     """
-    source, namespace = source_of(recording, instructions, inputs, results)
-    exec(source, namespace)  # the source contains only names made in this package
-    return namespace["replay"]
+    function = torch._C._create_function_from_graph("replay", graph_of(recording, instructions, inputs, results))
+
+    constants = tuple(recording.constants.values())
+
+    def replay(*arguments: Tensor) -> list[Tensor]:
+        # The optimiser of TorchScript would take longer than it saves, and could change the results.
+        before = torch._C._get_graph_executor_optimize(False)
+        try:
+            return function(*arguments, *constants)
+        finally:
+            torch._C._set_graph_executor_optimize(before)
+
+    return replay
 
 
-def source_of(
-    recording: Recording, instructions: list[Instruction], inputs: int, results: list[str]
-) -> tuple[str, dict[str, Any]]:
-    """Return the source text of the function `replay`, and the dictionary of operations and constants that it uses."""
-    namespace: dict[str, Any] = dict(recording.constants)
-    lines = [f"def replay({', '.join(f'i{number}' for number in range(inputs))}):"]
-    lines += [f"    {statement(instruction, namespace)}" for instruction in instructions]
-    lines += [f"    return [{', '.join(results)}]"]
-    return "\n".join(lines), namespace
+def graph_of(recording: Recording, instructions: list[Instruction], inputs: int, results: list[str]) -> Any:
+    """Return the graph of `replay_function`. Its inputs are the function's arguments, and then the constants.
 
-
-def statement(instruction: Instruction, namespace: dict[str, Any]) -> str:
-    """Return one line of the replay function, e.g. `t3 = add_5(t2, i0); t2 = None`.
-
-    The operation, here `add_5`, is added to `namespace`, the dictionary of names that the function uses.
+    The text of the graph, `str(graph)`, has one line per operation.
     """
-    operation, in_place = instruction.operation, instruction.in_place
-    arguments = [code(argument, namespace) for argument in operation.args]
-    arguments += [f"{key}={code(value, namespace)}" for key, value in operation.kwargs.items()]
-    if in_place is not None and in_place.keyword is not None:
-        arguments.append(f"{in_place.keyword}={operation.args[in_place.position].text}")
-    function = f"{operation.function._opname}{'_over' if in_place else ''}_{len(namespace)}"
-    namespace[function] = in_place.function if in_place else FASTER.get(operation.function, operation.function._op)
-    targets = ", ".join("_" if result is None else result.text for result in operation.results)
-    targets += "," if operation.returns_several else ""
-    frees = f"; {' = '.join(instruction.frees)} = None" if instruction.frees else ""
-    return f"{targets + ' = ' if targets else ''}{function}({', '.join(arguments)}){frees}"
+    writer = Writer()
+    for name in (*(f"i{number}" for number in range(inputs)), *recording.constants):
+        writer.values[name] = writer.graph.addInput(name)
+    for instruction in instructions:
+        writer.add(instruction)
+    writer.graph.registerOutput(writer.list_of(TENSORS, map(Name, results)))
+    return writer.graph
 
 
-def code(value: Any, namespace: dict[str, Any]) -> str:
-    """Return an argument as source text: a tensor's name, a literal, or the name of a value added to `namespace`."""
-    if isinstance(value, Name):
-        return value.text
-    if type(value) in (int, bool) or (type(value) is float and math.isfinite(value)):
-        return repr(value)
-    if type(value) is tuple and all(type(part) is int for part in value):
-        return repr(value)
-    if isinstance(value, list | tuple) and names_in(value):
-        return f"[{', '.join(code(part, namespace) for part in value)}]"
-    name = f"value_{len(namespace)}"
-    namespace[name] = value
-    return name
+class Writer:
+    """A graph that is being written, its values by the names of the recorded tensors, and its constants by their text.
+
+    Equal constants are written once.
+    """
+
+    def __init__(self) -> None:
+        self.graph = torch._C.Graph()
+        self.values: dict[str, Any] = {}
+        self.constants: dict[str, Any] = {}
+
+    def add(self, instruction: Instruction) -> None:
+        """Append an operation to the graph. Its results get the names that they have in the recording."""
+        operation, form = instruction.operation, instruction.in_place
+        function = form.function if form else operation.function
+        schema = function._schema
+        given = dict(operation.kwargs)
+        if form is not None and form.keyword is not None:
+            given[form.keyword] = operation.args[form.position]
+        arguments = [*operation.args]
+        arguments += [given.get(a.name, a.default_value) for a in schema.arguments[len(arguments) :]]
+        inputs = [self.value(a.type, value) for a, value in zip(schema.arguments, arguments, strict=True)]
+        for place, argument in enumerate(arguments):
+            if isinstance(argument, int | float) and must_be_tensor(function, place):
+                inputs[place] = self.append("prim::NumToTensor", [inputs[place]], 1).output()
+        node = self.append(schema.name, inputs, len(schema.returns))
+        if [returned.type.kind() for returned in schema.returns] == ["ListType"]:
+            node.output().setType(TENSORS)
+            node = self.append("prim::ListUnpack", [node.output()], len(operation.results))
+        for result, value in zip(operation.results, node.outputs(), strict=True):
+            if result is not None:
+                self.values[result.text] = value
+
+    def append(self, kind: str, inputs: list[Any], outputs: int) -> Any:
+        return self.graph.insertNode(self.graph.create(kind, inputs, outputs))
+
+    def value(self, type: Any, value: Any) -> Any:
+        """Return the graph's value for an argument. `type` is its type in the schema of the operation."""
+        if isinstance(value, Name):
+            return self.values[value.text]
+        if type.kind() == "OptionalType" and value is not None:
+            type = type.getElementType()
+        if isinstance(value, list | tuple):
+            if not value or names_in(value):
+                return self.list_of(type, value)
+            value = list(value)
+        elif isinstance(value, torch.memory_format):
+            value = MEMORY_FORMATS.index(value)
+        elif type.kind() == "FloatType":
+            value = float(value)
+        if (text := repr(value)) not in self.constants:
+            self.constants[text] = self.graph.insertConstant(value)
+        return self.constants[text]
+
+    def list_of(self, type: Any, values: Iterable[Any]) -> Any:
+        """Return the graph's value for a list of this type."""
+        parts = [self.value(type.getElementType(), value) for value in values]
+        made = self.append("prim::ListConstruct", parts, 1).output()
+        made.setType(type)
+        return made
+
+
+def must_be_tensor(function: Any, place: int) -> bool:
+    """Return whether no version of an operation takes a number as the argument at this place, but only a tensor."""
+    schemas = [getattr(function.overloadpacket, name)._schema for name in function.overloadpacket.overloads()]
+    kinds = {schema.arguments[place].type.kind() for schema in schemas if place < len(schema.arguments)}
+    return kinds == {"TensorType"}

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
 
 from floral.engine.capture.recording import ATEN, Name, Operation, Recording, names_in, renamed
 
@@ -15,7 +12,7 @@ from floral.engine.capture.recording import ATEN, Name, Operation, Recording, na
 class InPlace:
     """A version of an operation that writes its result into the memory of one of its arguments."""
 
-    function: Callable[..., Any]
+    function: Any
     position: int
     """Position of the argument that is overwritten."""
     keyword: str | None = None
@@ -23,13 +20,13 @@ class InPlace:
 
 
 IN_PLACE: dict[Any, InPlace] = {
-    ATEN.add.Tensor: InPlace(torch.Tensor.add_, 0),
+    ATEN.add.Tensor: InPlace(ATEN.add_.Tensor, 0),
     # the backward pass of a max-pool reads only the shape of the input
     ATEN.max_pool2d_with_indices_backward.default: InPlace(
-        ATEN.max_pool2d_with_indices_backward.grad_input._op, 1, "grad_input"
+        ATEN.max_pool2d_with_indices_backward.grad_input, 1, "grad_input"
     ),
-    ATEN.relu.default: InPlace(torch.relu_, 0),
-    ATEN.threshold_backward.default: InPlace(ATEN.threshold_backward.grad_input._op, 0, "grad_input"),
+    ATEN.relu.default: InPlace(ATEN.relu_.default, 0),
+    ATEN.threshold_backward.default: InPlace(ATEN.threshold_backward.grad_input, 0, "grad_input"),
 }
 
 
