@@ -18,6 +18,7 @@ from floral.core.precision import Precision
 from floral.core.process import operation_threads, set_threads
 from floral.core.spec import Refused
 from floral.engine.devices import wait_for
+from floral.engine.peak_memory import PeakMemory
 from floral.engine.simulate import Execution, Simulation
 from floral.engine.state import State
 
@@ -53,6 +54,9 @@ MAX_MEASUREMENT_S = 5.0
 MAX_MEASUREMENT_SHARE = 0.05
 """Share of the estimated training time after which there are no further trials. In a short run, a slightly slower
 candidate costs less than further trials."""
+MAX_BYTES = 512 << 20
+"""Maximum estimated memory in bytes of all clients that train at the same time on a CPU. Larger chunks are not faster,
+because their weights and activations do not fit into the cache."""
 MIN_TRAINING_S = 1.5
 """Minimum estimated training time in seconds for which recording the steps saves time."""
 
@@ -76,7 +80,9 @@ def choose(
     cores = threads if on_this_cpu else 1
     if not simulation.settings.rounds:
         return Execution("loop", 1, threads=cores, precision=precision, reason="nothing is trained")
-    lists = on_cpu(cohort, cores) if on_this_cpu else on_gpu(cohort)
+    lists = on_gpu(cohort)
+    if on_this_cpu:
+        lists = on_cpu(cohort, cores, cohort if backend == "loop" else most_clients(simulation, state))
     plain, recorded = ([replace(execution, precision=precision) for execution in candidates] for candidates in lists)
     if backend == "batched":
         return fastest(measure(simulation, state, recorded), "the fastest of the requested backend")
@@ -116,19 +122,35 @@ def steps_per_trial_step(simulation: Simulation) -> float:
     return sum(counts) / sum(min(count, TRIAL_STEPS) for count in counts)
 
 
-def on_cpu(cohort: int, cores: int) -> tuple[list[Execution], list[Execution]]:
+def most_clients(simulation: Simulation, state: State) -> int:
+    """Return how many clients may train at the same time on a CPU, so that they take at most MAX_BYTES.
+
+    The memory of one client is that of the tensors that exist at the same time in a short trial. It contains its
+    parameters that are trained, their gradients and the activations. The result is at least 1.
+    """
+    trial = trial_of(simulation, Execution("loop", 1))
+    cohort, share = trial.pools(1)
+    with operation_threads(), PeakMemory() as memory:
+        for round in trial.kinds():
+            trial.local_training(state, round, cohort[:1], share[:1])
+    return max(1, MAX_BYTES // max(1, memory.peak))
+
+
+def on_cpu(cohort: int, cores: int, most: int) -> tuple[list[Execution], list[Execution]]:
     """Return two lists of candidates (ways to compute a run on a CPU): first `vmap` and `loop`, then `batched`.
 
     They use 1, 2, 4 … cores, and at most `cores`, because a small round is often slower on more cores. Both lists begin
-    with the candidates of one core. A cohort of one client has no candidate with `vmap`.
+    with the candidates of one core. At most `most` clients train at the same time, but at least one per core. If this
+    is only one client, there is no candidate with `vmap`.
     """
-    vmap = ["vmap"] if cohort > 1 else []
+    wide = min(cohort, 30, most)
+    vmap = ["vmap"] if wide > 1 else []
     plain = [
-        Execution("vmap", min(cohort, 30), threads=used) if backend == "vmap" else spread("loop", 1, cohort, used)
+        Execution("vmap", wide, threads=used) if backend == "vmap" else spread("loop", 1, cohort, used)
         for used in core_counts(cores)
         for backend in [*vmap, "loop"]
     ]
-    recorded = [execution for used in core_counts(cores) for execution in batched(cohort, used)]
+    recorded = [execution for used in core_counts(cores) for execution in batched(cohort, used, most)]
     return list(dict.fromkeys(plain)), list(dict.fromkeys(recorded))
 
 
@@ -146,12 +168,14 @@ def spread(backend: Literal["loop", "batched"], chunk: int, cohort: int, cores: 
     return Execution(backend, chunk, workers=workers, threads=cores // workers)
 
 
-def batched(cohort: int, cores: int) -> list[Execution]:
+def batched(cohort: int, cores: int, most: int) -> list[Execution]:
     """Return candidates of the backend `batched` on a CPU, which differ in chunk size.
 
-    Those with one thread per worker are first, and of these the one with the largest chunk.
+    Those with one thread per worker are first, and of these the one with the largest chunk. The workers together train
+    at most `most` clients at the same time, but each trains at least one.
     """
-    chunks = {*(min(chunk, cohort) for chunk in CHUNKS), math.ceil(cohort / cores), cohort}
+    largest = cohort if cohort <= most else max(1, most // cores)
+    chunks = {min(chunk, largest) for chunk in (*CHUNKS, math.ceil(cohort / cores), cohort)}
     candidates = [spread("batched", chunk, cohort, cores) for chunk in chunks]
     return sorted(candidates, key=lambda execution: (execution.threads, -execution.chunk))
 

@@ -124,10 +124,31 @@ def test_no_candidate_uses_more_cores_than_it_was_given(monkeypatch, threads):
 
 def test_candidates_of_one_core_are_among_those_of_several():
     """So a machine with more cores never makes `auto` slower."""
-    for one, several in zip(execution.on_cpu(30, 1), execution.on_cpu(30, 6), strict=True):
+    for one, several in zip(execution.on_cpu(30, 1, 30), execution.on_cpu(30, 6, 30), strict=True):
         assert set(one) < set(several)
         assert {how.cores for how in several} == {1, 2, 4, 6}
         assert len(set(several)) == len(several)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 6])
+@pytest.mark.parametrize("most", [1, 7, 29])
+def test_candidates_train_at_most_so_many_clients_at_the_same_time(most, cores):
+    plain, recorded = execution.on_cpu(30, cores, most)
+    at_once = [how.chunk * how.workers for how in [*plain, *recorded]]
+    assert max(at_once) <= max(most, cores)
+    assert ("vmap" in {how.backend for how in plain}) == (most > 1)
+    assert recorded
+
+
+def test_the_memory_of_a_client_bounds_the_clients_that_train_at_the_same_time(monkeypatch):
+    simulation = simulate("fedavg")
+    state = simulation.start()
+    assert execution.most_clients(simulation, state) >= simulation.cohort_size
+    parameters = sum(t.nbytes for params in state.values.values() for t in params.values())
+    monkeypatch.setattr(execution, "MAX_BYTES", 10 * parameters)
+    assert 1 < execution.most_clients(simulation, state) <= 5, "a client holds new parameters and their gradients"
+    monkeypatch.setattr(execution, "MAX_BYTES", 1)
+    assert execution.most_clients(simulation, state) == 1
 
 
 @pytest.mark.parametrize(("speed_up", "cores"), [(0.5, 1), (1.04, 1), (1.5, 2)])
