@@ -14,6 +14,7 @@ from floral.check.methods import ROUNDING
 from floral.check.outcomes import Check
 from floral.config import catalogue, plugins
 from floral.config.reading import parse, suggest
+from floral.core.errors import first_line
 from floral.core.spec import Refused
 from floral.engine.simulate import Simulation
 from floral.stages.check_model import example_arguments
@@ -74,8 +75,7 @@ def checks(model: dict[str, Any], shape: tuple[int, ...] | None, outputs: int | 
                 simulation = simulate("fedavg", data, model=model, text=text)
                 contracts.outputs_have_the_right_shape(lambda: simulation, classes, candidate if text else ())  # noqa: B023
             except Exception as error:  # a model of the user may fail in any way for a shape that it is not for
-                first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-                reasons.append(f"{'text ' if text else ''}{list(candidate)}: {first_line}")
+                reasons.append(f"{'text ' if text else ''}{list(candidate)}: {first_line(error)}")
                 continue
             fitting.update(data=data, text=text)
             return f"{'text' if text else 'samples'} of shape {list(candidate)}, {classes} outputs"

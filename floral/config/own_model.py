@@ -55,8 +55,8 @@ def _sha256(path: Path, changed: int, size: int) -> str:
 def content(place: str) -> str:
     """Return a digest of the code of <file.py>, or the name and version of the package of <package.module>.
 
-    Comments and docstrings do not count. Files in the same folder that the file imports count too. A package without a
-    version counts with the code of its module.
+    Comments and docstrings do not count. Files and packages in the same folder that the file imports count too. A
+    package without a version counts with the code of its module.
     """
     if place.endswith(".py"):
         return _digest(paths.in_study(place).absolute())
@@ -83,9 +83,9 @@ def _digest(path: Path) -> str:
 
 
 def with_imports(path: Path) -> list[Path]:
-    """Return a file and the files of its folder that it imports, directly or through others, sorted by name.
+    """Return a file and what it imports from its folder, directly or through others: files and all files of packages.
 
-    The list is empty if the file does not exist, or is not valid Python.
+    The files are sorted by name. The list is empty if the file does not exist, or is not valid Python.
     """
     files_read: set[Path] = set()
     todo = [path]
@@ -100,6 +100,8 @@ def with_imports(path: Path) -> list[Path]:
         files_read.add(file)
         names = [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
         names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
-        beside = (file.parent / f"{name.partition('.')[0]}.py" for name in names)
-        todo += [file for file in beside if file.is_file()]
+        for name in {name.partition(".")[0] for name in names}:
+            beside = path.parent / f"{name}.py"
+            todo += [beside] if beside.is_file() else []
+            todo += (path.parent / name).rglob("*.py")  # all of a package, whose files import each other by many names
     return sorted(files_read)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from floral.config import paths, pretrained
+from floral.core.errors import first_line
 from floral.core.spec import Refused
 from floral.models import module
 from floral.nn.model import Model
@@ -74,7 +74,6 @@ def build(
     return wrap(lambda: read(folder, auto_class, config), inputs, outputs)
 
 
-@cache
 def loaded(folder: Path, name: str, outputs: int) -> tuple[Any, Any]:
     """Return the configuration in the folder, and the class of transformers with this name.
 
@@ -90,8 +89,9 @@ def loaded(folder: Path, name: str, outputs: int) -> tuple[Any, Any]:
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, num_labels=outputs)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise Refused(f"{folder / pretrained.CONFIG}: transformers cannot read it: {reason}; correct it") from None
+        raise Refused(
+            f"{folder / pretrained.CONFIG}: transformers cannot read it: {first_line(error)}; correct it"
+        ) from None
     return config, getattr(transformers, name)
 
 
@@ -107,9 +107,7 @@ def read(folder: Path, auto_class: Any, config: Any) -> nn.Module:
             ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
     except (OSError, ValueError) as error:
-        raise Refused(
-            f"{folder}: transformers cannot read it: {str(error).strip().splitlines()[0]}; correct it"
-        ) from None
+        raise Refused(f"{folder}: transformers cannot read it: {first_line(error)}; correct it") from None
     drawn = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
     if lacking := sorted(name for name in drawn if name.startswith(f"{model.base_model_prefix}.")):
         raise Refused(

@@ -13,6 +13,7 @@ from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.schema.data import CustomData, Synthetic
 from floral.config.schema.task import Task
+from floral.core.errors import first_line
 from floral.core.spec import Problem, Refused
 from floral.core.streams import Shapes
 from floral.stages.assemble import build_method, problem_of
@@ -61,10 +62,9 @@ def _check_model(task: Task, problem: Problem) -> None:
             _apply(model, problem.shape, problem.outputs)
     except (Refused, RuntimeError, ValueError, TypeError, IndexError) as error:
         names = [name for name in plugins.names("models") if _fits(name, problem.shape, problem.outputs)]
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"{place_of(task)}: model: {task.model.kind} cannot be used for samples of shape {list(problem.shape)}: "
-            f"{first}; models that fit: {', '.join(names) or 'none'}"
+            f"{first_line(error)}; models that fit: {', '.join(names) or 'none'}"
         ) from None
 
 

@@ -180,6 +180,11 @@ def test_a_model_without_build_is_named(study: Write) -> None:
 # ------------------------------------------------------------------------------------------ folders
 
 
+def test_a_path_of_an_unknown_user_is_a_path_that_does_not_exist() -> None:
+    assert paths.in_study("~no-such-user/weights.safetensors").parts[-2:] == ("~no-such-user", "weights.safetensors")
+    assert paths.in_study("~/weights.safetensors") == Path.home() / "weights.safetensors"
+
+
 def test_a_study_is_found_from_its_folders_below(study: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FLORAL_STUDY", "FLORAL_RESULTS", "FLORAL_REPORTS", "FLORAL_REFERENCE", "FLORAL_DATA"):
         monkeypatch.delenv(name, raising=False)

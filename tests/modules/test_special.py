@@ -161,6 +161,20 @@ def test_the_hash_of_a_run_follows_the_code_of_the_module(tmp_path: Path) -> Non
     assert hashed("a", text) == first
 
 
+def test_the_hash_of_a_run_follows_a_package_beside_the_file(tmp_path: Path) -> None:
+    def hashed(inner: str) -> str:
+        code.digest.cache_clear()
+        code._parsed.cache_clear()
+        (tmp_path / "parts").mkdir(exist_ok=True)
+        (tmp_path / "parts" / "__init__.py").write_text("")
+        (tmp_path / "parts" / "sizes.py").write_text(inner)
+        (tmp_path / "mine.py").write_text("from parts.sizes import SIZE\ndef make(outputs):\n    return SIZE\n")
+        return make_run(model={"kind": "module", "build": f"{tmp_path / 'mine.py'}:make"}, data="digits").hash8
+
+    assert hashed("SIZE = 3") != hashed("SIZE = 4")
+    assert hashed("SIZE = 3") == hashed("# the same\nSIZE = 3")
+
+
 def test_the_values_of_a_module_exist_once() -> None:
     """The model keeps the structure of the module only. A module of the user that lives on is not changed."""
     module_of_user = module_built(lambda: plain.mlp((4, 4), CLASSES), 0)

@@ -11,7 +11,7 @@ from typing import Any
 
 import federations
 import pytest
-from federations import ARGUMENTS, CLASSES, FIRST, SHAPES, assert_close, fitting, trained
+from federations import ARGUMENTS, CLASSES, FIRST, SHAPES, assert_close, buildable, trained
 
 from floral.models import module
 from floral.nn.layers import Conv2d
@@ -48,10 +48,7 @@ def with_modules(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(federations.OWN, name, lambda width=1.0, name=name: wrapped(name, width))
 
 
-CASES = [
-    *((variant, fitting(variant)) for variant in FIRST.values() if fitting(variant) in MODULES),
-    *((variant, model) for variant in ("fedavg", "floral_1") for model in ("batch_norm", "cnn", "resnet18")),
-]
+CASES = [(variant, model) for variant in FIRST.values() for model in MODULES if buildable(variant, model)]
 
 
 @pytest.mark.parametrize(("variant", "model"), CASES)

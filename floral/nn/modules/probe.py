@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from floral.core.errors import first_line
 from floral.core.spec import Noise, Params, Refused
 from floral.core.streams import Stream
 from floral.nn.model import Model
@@ -154,8 +155,3 @@ def close(first: Tensor, second: Tensor) -> bool:
         return False
     limit = TOLERANCE * max(1.0, float(second.detach().abs().max()))
     return bool(((first - second).abs() <= limit).all())
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, without a full stop."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

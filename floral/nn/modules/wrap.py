@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from floral.core.errors import first_line
 from floral.core.spec import Params, Refused
 from floral.core.streams import Shapes, Stream
 from floral.nn.layers import Embedding, Layer, Linear
 from floral.nn.model import Call, Model, by_layer
 from floral.nn.modules.inputs import Inputs
 from floral.nn.modules.leaves import Declared, declared
-from floral.nn.modules.probe import example, first_line, probed
+from floral.nn.modules.probe import example, probed
 from floral.nn.modules.routed import DROPOUTS, Forward, Parts, layer_name
 from floral.nn.norms import BatchNorm
 from floral.nn.small_layers import Dropout, Free
