@@ -12,6 +12,7 @@ import yaml
 from markupsafe import Markup, escape
 
 from floral.config import paths
+from floral.report.style import MAX_LINES
 from floral.report.tables import unbroken
 
 TEMPLATE = paths.PACKAGE / "reports" / "template"
@@ -25,6 +26,7 @@ def environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=jinja2.select_autoescape(["html", "j2"]),
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    templates.globals["MAX_LINES"] = MAX_LINES
     templates.filters |= {"unbroken": unbroken, "code": _code, "packed": packed}
     return templates
 

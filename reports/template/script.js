@@ -329,6 +329,7 @@ unfold.addEventListener("click", async () => {
   for (const fold of folds) {
     if (opening) await openFold(fold);
     else fold.open = false;
+    for (const inner of fold.querySelectorAll("details")) inner.open = opening;
   }
   unfold.textContent = opening ? "Fold all sections" : "Unfold all sections";
 });

@@ -100,6 +100,14 @@ def test_the_contents_unfold_the_section_they_lead_to(browser, address):
     assert all(len(summary.split()) > 4 for summary in folds), "a title and what the section says"
 
 
+def test_one_button_unfolds_everything_and_folds_it_again(browser, address):
+    page = opened(browser, address, section="all")
+    assert page.locator("details.fold details").count() > 5
+    assert page.locator("details.fold:not([open]), details.fold details:not([open])").count() == 0
+    page.locator("#unfold").click()
+    assert page.locator("details.fold[open], details.fold details[open]").count() == 0
+
+
 # ------------------------------------------------------------------------------------------------ the overview
 
 CELLS = (

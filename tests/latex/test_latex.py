@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from projects import ROOT
 
+from floral.config import suites
 from floral.config.run import Run
 from floral.report.build import report
 from floral.report.latex import SIGNS, SPECIAL, article
 from floral.report.style import Style
 from floral.report.tables import Cell, Column, grid
+from floral.runs.reference import restore_archive
 
 MAX_OVERFULL_PT = 5.0
 
@@ -54,6 +57,15 @@ def test_a_report_compiles(compiled: Callable[[Path], str], suite_runs: list[Run
     assert r"(errors: geometric mean $\times$/$\div$ geometric standard deviation over seeds)" in compact
     assert "n = 3 seeds where no other n is given" in compact and r"1/3 diverged" in compact
     assert "n = 3 seeds where no other n is given" in (folder / "tables" / "main.tex").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("suite", ["paper_mnist_reduced", "methods"])
+def test_the_report_of_reference_results_compiles(compiled: Callable[[Path], str], tmp_path: Path, suite: str) -> None:
+    """Some runs of `methods` need a data set that is not in the archive, so the report is partial."""
+    restore_archive(suite, tmp_path / "results", ROOT / "reports" / "reference")
+    folder = report(suite, suites.suite_runs(suite), tmp_path / "results", tmp_path / "reports", partial=True).parent
+    assert (folder / "tables" / "compact.tex").is_file() and list((folder / "figures").glob("*.pdf"))
+    check(compiled(folder))
 
 
 def test_a_wide_and_long_table_compiles(compiled: Callable[[Path], str], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -24,6 +25,9 @@ from floral.report.charts.render import (
 )
 from floral.report.style import Style
 
+MAX_ROWS = 36
+"""Maximum number of methods of a chart with one column. Their names fit the height of a page in their full size."""
+
 
 def rows(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, domain: tuple[float, float], preset: Preset) -> Drawing:
     """Draw the values of each method in one row, as dots, intervals, boxes and ticks. Methods are grouped by family.
@@ -36,8 +40,9 @@ def rows(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, domain: tuple[fl
     """
     frame = frame.join(style_frame(styles), on="method_id", how="inner", maintain_order="left")
     drawn = [style for style in styles if style.id in set(frame["method_id"])]
-    groups = list(dict.fromkeys(style.group_title for style in drawn))
-    width = preset.width - name_width(drawn) - 22
+    columns = side_by_side(drawn)
+    several = len(columns) > 1
+    width = (preset.several if several else preset.width) / len(columns) - name_width(drawn) - 22
     kind_of: Literal["linear", "log"] = "log" if x.log else "linear"
     scale, places = alt.Scale(domain=list(domain), nice=False, type=kind_of), tick_options(x, *domain)
     value = alt.X(
@@ -79,9 +84,33 @@ def rows(frame: pl.DataFrame, styles: Sequence[Style], x: Axis, domain: tuple[fl
     chart = alt.layer(*(layer for kind, layer in layers.items() if kind in kinds), data=alt.NamedData("marks"))
     header = alt.Header(labelOrient="top", labelAnchor="start", title=None)
     chart = chart.properties(width=width, height=alt.Step(ROW_POINTS))
-    chart = chart.facet(row=alt.Row("group:N", sort=groups, header=header), spacing=3).resolve_scale(y="independent")
+
+    def column(styles: Sequence[Style]) -> alt.FacetChart:
+        groups = list(dict.fromkeys(style.group_title for style in styles))
+        part = chart.transform_filter(alt.FieldOneOfPredicate("group", groups)) if several else chart
+        facet = part.facet(row=alt.Row("group:N", sort=groups, header=header), spacing=3)
+        return facet.resolve_scale(y="independent")
+
+    drawing = alt.hconcat(*map(column, columns)) if several else column(drawn)
     along = Scale(title=x.title, domain=domain, length=width, type=kind_of)
-    return Drawing(chart=chart, data={"marks": frame}, table=frame.drop("short", "group"), plane={"x": along})
+    table = frame.drop("short", "group")
+    return Drawing(chart=drawing, data={"marks": frame}, table=table, plane={"x": along}, several=several)
+
+
+def side_by_side(styles: Sequence[Style]) -> list[list[Style]]:
+    """Return the methods of each column of a chart: one column, or two if there are more than MAX_ROWS methods.
+
+    The methods of a group stay together. The two columns have about the same number of methods.
+    """
+    groups: dict[str, list[Style]] = {}
+    for style in styles:
+        groups.setdefault(style.group_title, []).append(style)
+    ends = list(itertools.accumulate(map(len, groups.values())))
+    if len(styles) <= MAX_ROWS or len(ends) == 1:
+        return [list(styles)]
+    cut = min(range(len(ends) - 1), key=lambda group: abs(2 * ends[group] - len(styles)))
+    members = list(groups.values())
+    return [[style for group in part for style in group] for part in (members[: cut + 1], members[cut + 1 :])]
 
 
 def ranks(frame: pl.DataFrame, styles: Sequence[Style], bars: Sequence[tuple[str, str]], preset: Preset) -> Drawing:
