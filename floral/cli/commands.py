@@ -170,7 +170,7 @@ def track(arguments: Namespace, settings: Settings) -> None:
         print(f"MLflow has the report of {arguments.suite}")
     else:
         runs = suite_runs(arguments.suite, arguments.tasks, arguments.variants, arguments.seeds, settings.precision)
-        whole_suite = suite_runs(arguments.suite, precision=settings.precision)
+        whole_suite = _tuned_runs(arguments, settings)
         print(f"MLflow: logging {run_count(len(runs))} of {arguments.suite}", flush=True)
         sent = arguments.suite, runs, settings.results, settings.tracking_uri, whole_suite
         labels = labels_of(whole_suite)
@@ -181,6 +181,17 @@ def track(arguments: Namespace, settings: Settings) -> None:
             suite_has = None if is_narrowed else _runs_of_all_precisions(arguments.suite)
             track(*sent, suite_has=suite_has, labels=labels)
         print(f"MLflow has the finished runs of {arguments.suite}")
+
+
+def _tuned_runs(arguments: Namespace, settings: Settings) -> list[Run]:
+    """Return all runs of the suite, or all seeds of the selected tasks and variants if others are not tuned yet."""
+    from floral.config.suites import suite_runs
+    from floral.config.tuned import Untuned
+
+    try:
+        return suite_runs(arguments.suite, precision=settings.precision)
+    except Untuned:
+        return suite_runs(arguments.suite, arguments.tasks, arguments.variants, precision=settings.precision)
 
 
 def _runs_of_all_precisions(suite: str) -> list[Run]:
