@@ -165,7 +165,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet18": (TASK, {"channels": (4, 4, 8, 8)}),
     "vit": (TASK, {"features": 8, "heads": 2, "depth": 1, "hidden": 8}),
     "cnn": (ENLARGED, {"channels": (4, 8), "hidden": 8}),
-    "vgg8": (ENLARGED, {"channels": (2, 2, 4, 4, 8), "hidden": 8, "batch_norm": True}),
+    "vgg8": (ENLARGED, {"channels": (2, 2, 4, 4, 8), "hidden": 8}),
     "lstm": (TEXT, {"features": 4, "hidden": 8}),
     "transformer": (TEXT, {"features": 8, "heads": 2, "depth": 1}),
 }
@@ -180,7 +180,7 @@ def golden_run(case: str, results: Path) -> Run:
     """The small run of a case."""
     variant, fidelity = CASES[case]
     model = case.rpartition(" on ")[2]
-    norm = {"norm": "plain"} if model == "vgg8" else {}  # so that adaptors of normalisation layers are covered
+    norm = {"norm": "plain"} if model == "resnet18" else {}  # so that adaptors of normalisation layers are covered
     return Run(
         task=task_of(variant) if model == case else task_with_model(model, results),
         variant=catalogue.variant(variant, norm),
@@ -197,7 +197,13 @@ def task_of(variant: str) -> Task:
 def task_with_model(model: str, results: Path) -> Task:
     """The small task for the golden run of a model."""
     name, arguments = MODELS[model]
-    task = catalogue.task(TEXT, {**CHANGES, "participation": 1.0}) if name == TEXT else catalogue.task(TASK, CHANGES)
+    # The last norms of resnet18 divide single pixels by their deviation, so rounding grows tenfold in each round.
+    small = CHANGES | ({"rounds": 1} if model == "resnet18" else {})
+    task = (
+        catalogue.task(TEXT, {**small, "participation": 1.0, "lr": 0.1})
+        if name == TEXT
+        else catalogue.task(TASK, small)
+    )
     changes: dict[str, Any] = {"model": Model(kind=model, **arguments)}
     if name == ENLARGED:
         changes["data"] = CustomData(kind="arrays", path=str(results / "enlarged.npz"))
