@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -163,22 +163,27 @@ Only OF_EACH_KIND is tested on them."""
 SHALLOW = [model for model in MODELS if model not in DEEP]
 """The models of tests that prove a limit case of a method. The engine is tested on all models (`cases`)."""
 OF_EACH_KIND = ("fedavg", "ditto", "ensemble", "floral_1", "local_adaptor", "private_norm")
-"""The variants that are tested on the models of DEEP."""
+"""The variants that are tested on all models."""
+DIFFERENT = ("cnn", "lstm", "batch_norm", "dropout")
+"""Models that every method is tested on: convolutions, a loop over tokens, running statistics, and noise."""
 
 
 def cases() -> list[tuple[str, str]]:
-    """Pairs (variant, model): the first variant of each method on all models that it supports.
-
-    Its other variants are tested on one small model and on `batch_norm`.
+    """Pairs (variant, model) of the contracts: OF_EACH_KIND on all models, the first variant of each other method on
+    DIFFERENT, and its other variants on one small model and on `batch_norm`.
     """
-    few = {variant: {fitting(variant), "batch_norm"} for variant in VARIANTS if variant not in FIRST.values()}
+
+    def models(variant: str) -> Collection[str]:
+        if variant in OF_EACH_KIND:
+            return MODELS
+        first = DIFFERENT if variant in FIRST.values() else ("batch_norm",)
+        return {fitting(variant), *first}
+
     return [
         (variant, model)
         for variant in VARIANTS
         for model in MODELS
-        if model in few.get(variant, MODELS)
-        and (model not in DEEP or variant in OF_EACH_KIND)
-        and buildable(variant, model)
+        if model in models(variant) and buildable(variant, model)
     ]
 
 
