@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from floral.adaptors.aggregation import flatten, unflatten
 from floral.adaptors.attach import adaptors_of
@@ -151,7 +152,7 @@ def build(problem: Problem, *, base: str, warmup: float, local: float, experts: 
     )
 
 
-def expert_weights(logits, is_used, is_cluster):
+def expert_weights(logits: Tensor, is_used: Tensor, is_cluster: Tensor) -> Tensor:
     """Return the weights [..., E] of E experts from the outputs [..., 2E - 1] of a gate.
 
     `is_used` [E] marks the M experts that exist, and `is_cluster` [E] that of the client's cluster.
@@ -165,6 +166,6 @@ def expert_weights(logits, is_used, is_cluster):
     return largest[..., :experts] + is_cluster * largest[..., experts:].sum(-1, keepdim=True)
 
 
-def along(vector, like):
+def along(vector: Tensor, like: Tensor) -> Tensor:
     """Reshape a vector [E] to [E, 1, ...], so that it fits the tensor `like` [E, ...]."""
     return vector.reshape(-1, *(1,) * (like.dim() - 1))
