@@ -210,7 +210,7 @@ def played(variant, model=None):
     """(simulation, state two rounds before and before the round, round) of a late round of every kind."""
     simulation = simulate(variant, model=model, clusters=3)
     if min(Counter(map(simulation.phases, range(1, simulation.settings.rounds + 1))).values(), default=0) == 1:
-        simulation = simulate(variant, model=model, clusters=3, rounds=2 * simulation.settings.rounds)
+        simulation = simulate(variant, model=model, clusters=3, rounds=4 * simulation.settings.rounds)
     if simulation.method.phases == ():
         yield simulation, simulation.start(), simulation.start(), 1
         return
