@@ -18,6 +18,7 @@ from floral.data.partition_kinds import (
     few_classes_table,
     grouped_table,
     iid_table,
+    merged_table,
     natural_table,
     skewed_table,
 )
@@ -33,11 +34,13 @@ def client_table(
     seed: int,
     unseen: Unseen | None = None,
     natural: tuple[Labels, Labels] | None = None,
+    domain: tuple[Labels, Labels] | None = None,
 ) -> pl.DataFrame:
     """Return the partition table of a data set, for the kind `partition.kind`.
 
     `natural` holds two arrays: the natural client of each training sample, and that of each test sample. A natural
-    client is, for example, a writer. Only partitions of kind natural need them.
+    client is, for example, a writer. `domain` holds the domain of each sample in the same way. Only the kinds natural,
+    merged_natural and domains need them.
 
     Raises:
         ConfigError: the data do not fit the kind of partition. The functions of partition_kinds.py list the reasons.
@@ -57,6 +60,9 @@ def client_table(
         case "natural":
             assert natural is not None, "callers check that the data have natural clients"
             return natural_table(*natural, *sizes, unseen)
+        case "merged_natural" | "domains":
+            none = np.full(len(train_y), -1), np.full(len(test_y), -1)
+            return merged_table(natural or none, domain or none, *sizes)
 
 
 def main_concepts(table: pl.DataFrame, clients: int) -> npt.NDArray[np.int64]:

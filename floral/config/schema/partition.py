@@ -40,6 +40,8 @@ KINDS = {
     "pathological": Kind(skewed=True),
     "class_groups": Kind(skewed=False),
     "natural": Kind(skewed=True),
+    "merged_natural": Kind(skewed=True),
+    "domains": Kind(skewed=True),
 }
 """Values of the key `partition.kind`."""
 
@@ -63,13 +65,19 @@ class Partition(Frozen):
 
     - natural: each client holds the samples of one natural client of the data, such as a writer.
 
+    - merged_natural: each client holds the samples of several natural clients. Samples without a natural client are
+      shuffled and shared equally.
+
+    - domains: each cluster has the samples of one domain of the data, such as the genre of a text. Cluster c has domain
+      c. Within a domain, the rule is that of merged_natural.
+
     With every rule, some clients can have no samples of some class. With iid and size_skew, this happens only to
     clients with few samples.
     """
 
-    kind: Literal["iid", "size_skew", "dirichlet", "pathological", "class_groups", "natural"] = Field(
-        default="iid", description="Rule that assigns samples to clients."
-    )
+    kind: Literal[
+        "iid", "size_skew", "dirichlet", "pathological", "class_groups", "natural", "merged_natural", "domains"
+    ] = Field(default="iid", description="Rule that assigns samples to clients.")
     alpha: Alpha | None = Field(
         default=None,
         exclude_if=is_none,
@@ -141,8 +149,8 @@ class Partition(Frozen):
 
     @model_validator(mode="after")
     def _mixtures_have_concepts(self) -> Partition:
-        if self.mixed is not None and self.kind == "class_groups":
-            raise ValueError("`partition.mixed` cannot be used with `kind: class_groups`; remove the key `mixed`")
+        if self.mixed is not None and self.kind in ("class_groups", "domains"):
+            raise ValueError(f"`partition.mixed` cannot be used with `kind: {self.kind}`; remove the key `mixed`")
         return self
 
     @property
