@@ -269,7 +269,7 @@ def natural_table(
     return append_unseen(table, later, clients, clusters, unseen)
 
 
-def merged_table(
+def domains_table(
     natural: tuple[Labels, Labels],
     domain: tuple[Labels, Labels],
     clients: int,
@@ -277,31 +277,28 @@ def merged_table(
     partition: Partition,
     seed: int,
 ) -> pl.DataFrame:
-    """Give each client the samples of several natural clients, for example articles (kinds merged_natural and domains).
+    """Deal the samples of each domain, for example a genre, to the clients of one cluster (kind domains).
 
     As in `iid_table`, a share of the training samples is kept, and a validation split is held out.
 
     `natural` holds two arrays: the natural client of each training sample, and that of each test sample; -1 stands for
-    a sample without one. `domain` holds the domain of each sample in the same way. With kind domains, cluster c gets
-    the samples of domain c, and otherwise all clients share all samples. Of the clients that share samples, the one
-    with the fewest training samples gets the next natural client, in random order. Samples without a natural client are
-    shuffled and dealt in equal shares.
+    a sample without one. `domain` holds the domain of each sample in the same way, and cluster c gets domain c. In
+    random order, each natural client goes as a whole to the client of the cluster that has the fewest training samples.
+    Samples without a natural client are shuffled and dealt in equal shares.
 
     Raises:
         ConfigError: a client would get no training or no test sample.
     """
     of_client = cluster_of_clients(partition, clients, clusters)
-    by_domain = partition.kind == "domains"
     owner = [np.full(len(side), -1) for side in natural]
-    for group in range(clusters) if by_domain else [0]:
-        members = np.flatnonzero(of_client == group) if by_domain else np.arange(clients)
-        mine = [side == group if by_domain else np.ones(len(side), bool) for side in domain]
+    for c in range(clusters):
+        members, mine = np.flatnonzero(of_client == c), [side == c for side in domain]
         holder = _dealt_whole(natural[0][mine[0]], members, seed)
         for side, purpose in enumerate(("partition train", "partition test")):
             whole = mine[side] & np.isin(natural[side], list(holder))
             owner[side][whole] = [holder[number] for number in natural[side][whole].tolist()]
             single = np.flatnonzero(mine[side] & (natural[side] < 0))
-            shares = deal(single[seeds.permutation(seed, purpose, group, size=len(single))], members)
+            shares = deal(single[seeds.permutation(seed, purpose, c, size=len(single))], members)
             owner[side][shares["row"].to_numpy()] = shares["client"].to_numpy()
     dealt = []
     for owners, side in zip(owner, ("training", "test"), strict=True):
@@ -309,8 +306,8 @@ def merged_table(
         counts = np.bincount(owners[rows], minlength=clients)
         if not counts.all():
             raise ConfigError(
-                f"`clients: {clients}`: client {int(counts.argmin())} would get no {side} sample of `partition.kind: "
-                f"{partition.kind}`; set fewer `clients`"
+                f"`clients: {clients}`: client {int(counts.argmin())} would get no {side} sample of its domain; "
+                f"set fewer `clients`"
             )
         dealt.append(pl.DataFrame({"client": owners[rows].astype(np.int32), "row": rows}))
     train, test = dealt
@@ -324,7 +321,7 @@ def _dealt_whole(natural: Labels, members: npt.NDArray[np.int64], seed: int) -> 
     """
     numbers, sizes = np.unique(natural[natural >= 0], return_counts=True)
     samples, holder = np.zeros(len(members), np.int64), {}
-    for at in seeds.permutation(seed, "partition merged clients", size=len(numbers)).tolist():
+    for at in seeds.permutation(seed, "partition whole clients", size=len(numbers)).tolist():
         fewest = int(samples.argmin())
         samples[fewest] += sizes[at]
         holder[int(numbers[at])] = int(members[fewest])

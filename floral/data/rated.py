@@ -20,16 +20,18 @@ LOWEST, HIGHEST = -4.0, 4.0
 """Range of the ratings (Hutto and Gilbert, ICWSM 2014)."""
 
 
-def rated_sentences(files: Sequence[RawFile]) -> Labelled:
+def rated_sentences(files: Sequence[RawFile], *, tokens: int) -> Labelled:
     """Read sentences with ratings, and turn them into token ids.
 
     Each file has the lines `id <tab> rating from -4 to 4 <tab> sentence` of one domain. A sentence with an id `a_b`
     belongs to natural client a of its file, such as a review; the others have none. The last two files are
     tokenizer.json and config.json of a pretrained model.
 
-    x [N, T] holds the token ids. T is the length of the longest sentence, and shorter ones are filled up at the end. y
-    [N] holds the ratings. `select_test` selects a fifth of the sentences of each natural client for the test; of the
-    sentences without one, a fifth of each domain.
+    x [N, T] holds the token ids. T is the length of the longest sentence, but at most `tokens`. Longer sentences are
+    cut as the tokenizer does it, and shorter ones are filled up at the end. y [N] holds the ratings.
+
+    `select_test` selects a fifth of the sentences of each natural client for the test, and of the sentences without one
+    a fifth of each domain.
 
     Raises:
         DataError: a file is not UTF-8, a line has not three cells, a rating is no number from -4 to 4, a sentence is
@@ -38,7 +40,7 @@ def rated_sentences(files: Sequence[RawFile]) -> Labelled:
     """
     *domains, tokenizer, config = files
     lines = [line for raw in domains for line in _lines(raw)]
-    ids = _token_ids(lines, tokenizer.location, config.location)
+    ids = _token_ids(lines, tokenizer.location, config.location, tokens)
     starts = np.cumsum([0, *(sum(1 for line in lines if line.file == raw.location) for raw in domains)])
     domain = np.repeat(np.arange(len(domains), dtype=np.int32), np.diff(starts))
     names = list(dict.fromkeys(line.client for line in lines if line.client))
@@ -68,7 +70,7 @@ class Line:
         return f"{self.file}: row {self.row}"
 
 
-READERS: dict[str, Callable[[Sequence[RawFile]], Labelled]] = {"rated_sentences": rated_sentences}
+READERS: dict[str, Callable[..., Labelled]] = {"rated_sentences": rated_sentences}
 
 
 def _lines(raw: RawFile) -> Iterator[Line]:
@@ -100,21 +102,23 @@ def _lines(raw: RawFile) -> Iterator[Line]:
         yield Line(raw.location, row, f"{_domain_name(raw)} {group}" if separator else "", rating, text)
 
 
-def _token_ids(lines: Sequence[Line], tokenizer: Path, config: Path) -> np.ndarray:
-    """Return the token ids of sentences, int32 [N, T], where T is the length of the longest sentence.
+def _token_ids(lines: Sequence[Line], tokenizer: Path, config: Path, tokens: int) -> np.ndarray:
+    """Return the token ids of sentences, int32 [N, T], where T is the length of the longest sentence, at most `tokens`.
 
     Raises:
         DataError: a sentence has more tokens than the model has positions.
     """
     encoder, padding = encoder_of(tokenizer, config)
     limit = pretrained.number(config, "max_position_embeddings")
-    rows = [row.ids for row in encoder.encode_batch([line.text for line in lines])]
-    for line, ids in zip(lines, rows, strict=True):
-        if limit is not None and len(ids) > limit:
+    texts = [line.text for line in lines]
+    for line, whole in zip(lines, encoder.encode_batch(texts), strict=True):
+        if limit is not None and len(whole.ids) > limit:
             raise DataError(
-                f"{line.place}: the sentence has {len(ids):,} tokens, but the model of {config} takes {limit:,}; "
+                f"{line.place}: the sentence has {len(whole.ids):,} tokens, but the model of {config} takes {limit:,}; "
                 "shorten the sentence, or remove the row"
             )
+    encoder.enable_truncation(tokens)
+    rows = [row.ids for row in encoder.encode_batch(texts)]
     array = np.full((len(rows), max(map(len, rows))), padding, np.int32)
     for row, ids in zip(array, rows, strict=True):
         row[: len(ids)] = ids

@@ -19,6 +19,7 @@ from floral.data.sources import DataError, RawFile
 from floral.data.stored import rated_classes, read_data
 
 LINES = b'1_1\t-0.9\ta bad film\r\n1_2\t0.5\tgood "good" book\r\n2_1\t4\ta day\n'
+TOKENS = 7
 
 
 def raw(path: Path) -> RawFile:
@@ -29,7 +30,8 @@ def read(folder: Path, tokenizer: Path, **genres: bytes) -> Labelled:
     for name, content in genres.items():
         (folder / f"{name}_GroundTruth.txt").write_bytes(content)
     files = [folder / f"{name}_GroundTruth.txt" for name in genres]
-    return rated_sentences([*map(raw, files), raw(tokenizer / "tokenizer.json"), raw(tokenizer / "config.json")])
+    places = [*files, tokenizer / "tokenizer.json", tokenizer / "config.json"]
+    return rated_sentences(list(map(raw, places)), tokens=TOKENS)
 
 
 def test_sentences_become_token_ids_ratings_genres_and_natural_clients(tmp_path: Path, tokenizer: Path) -> None:
@@ -46,6 +48,10 @@ def test_sentences_become_token_ids_ratings_genres_and_natural_clients(tmp_path:
     clients = np.concatenate([data.train_client, data.test_client])  # type: ignore[list-item]
     domains = np.concatenate([data.train_domain, data.test_domain])  # type: ignore[list-item]
     assert np.bincount(clients + 1).tolist() == [10, 2, 1] and ((clients < 0) == (domains == 1)).all()
+    cut = read(tmp_path, tokenizer, long=b"1\t1\tgood good good bad bad bad bad\n2\t1\ta day\n")
+    assert sorted(map(tuple, np.concatenate([cut.train_x, cut.test_x]).tolist())) == [
+        (2, 4, 9, 3, 0, 0, 0), (2, 5, 5, 5, 6, 6, 3)
+    ]  # fmt: skip
     assert (data.test_domain == 1).sum() == 2, "a fifth of the sentences without a natural client"
 
 
@@ -65,8 +71,7 @@ def test_the_real_sentences_have_the_published_numbers(stored: Callable[[str], P
     counts = [np.bincount(y[domain == genre]).tolist() for genre in range(4)]
     assert counts == [[1062, 838, 2300], [1218, 765, 1725], [5061, 562, 4982], [1688, 2402, 1100]]
     assert [len(np.unique(client[domain == genre])) for genre in range(4)] == [1, 300, 1, 498]
-    lengths = (arrays["train_x"] != 0).sum(1)
-    assert arrays["train_x"].shape[1] <= 512 and 20 < lengths.mean() < 28
+    assert arrays["train_x"].shape[1] == 48 and 24 < (arrays["train_x"] != 0).sum(1).mean() < 25
 
 
 WRONG: dict[str, tuple[bytes, str]] = {

@@ -389,11 +389,12 @@ class Task(Frozen):
 
     @property
     def skewed(self) -> bool:
-        """Whether the clients of one cluster have different data distributions.
+        """Whether clients are evaluated on their own test samples, and not on the test set of their cluster.
 
-        If so, the test set of a cluster does not have the distribution of any single client.
+        They are if the clients of one cluster have different data distributions, because the test set of a cluster then
+        has the distribution of no single client. They also are if only a share of the test samples is kept.
         """
-        return self.partition.skewed
+        return self.partition.skewed or self.partition.test_share < 1
 
     @property
     def noop(self) -> bool:

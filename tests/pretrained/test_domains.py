@@ -1,4 +1,4 @@
-"""Clients of several natural clients, and clusters of one domain each: whole articles stay with one client."""
+"""Clusters of one domain each, in which whole articles stay with one client."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from floral.config import catalogue
 from floral.config.reading import ConfigError
 from floral.config.schema.partition import Partition
-from floral.data.partition_kinds import merged_table, natural_table
+from floral.data.partition_kinds import domains_table, natural_table
 from floral.data.stored import unfit_domains
 
 Sides = tuple[np.ndarray, np.ndarray]
@@ -30,15 +30,13 @@ def made(random: np.random.Generator, domains: int) -> tuple[Sides, Sides]:
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.integers(0, 2**40), st.integers(1, 4), st.sampled_from(["merged_natural", "domains"]))
-def test_whole_natural_clients_go_to_one_client_and_a_cluster_has_its_domain(
-    seed: int, domains: int, kind: str
-) -> None:
+@given(st.integers(0, 2**40), st.integers(1, 4))
+def test_whole_natural_clients_go_to_one_client_and_a_cluster_has_its_domain(seed: int, domains: int) -> None:
     natural, domain = made(np.random.default_rng(seed), domains)
     clients = 2 * domains
-    rule = Partition(kind=kind, validation=0)  # type: ignore[arg-type]
-    table = merged_table(natural, domain, clients, domains, rule, seed)
-    assert table.equals(merged_table(natural, domain, clients, domains, rule, seed))
+    rule = Partition(kind="domains", validation=0)
+    table = domains_table(natural, domain, clients, domains, rule, seed)
+    assert table.equals(domains_table(natural, domain, clients, domains, rule, seed))
     holders: dict[int, set[int]] = {}
     for split, side in (("train", 0), ("test", 1)):
         part = table.filter(pl.col("split") == split)
@@ -49,11 +47,9 @@ def test_whole_natural_clients_go_to_one_client_and_a_cluster_has_its_domain(
         for k, number in zip(client.tolist(), natural[side][row].tolist(), strict=True):
             if number >= 0:
                 holders.setdefault(number, set()).add(k)
-        if kind == "domains":
-            assert (domain[side][row] == client % domains).all()
+        assert (domain[side][row] == client % domains).all()
         single = np.bincount(client[natural[side][row] < 0], minlength=clients)
-        groups = range(domains) if kind == "domains" else [slice(None)]
-        assert all(np.ptp(single[g::domains] if kind == "domains" else single) <= 1 for g in groups)
+        assert all(np.ptp(single[c::domains]) <= 1 for c in range(domains))
     assert all(len(clients) == 1 for clients in holders.values())
     assert (table["cluster"].to_numpy() == table["client"].to_numpy() % domains).all()
 
@@ -61,8 +57,8 @@ def test_whole_natural_clients_go_to_one_client_and_a_cluster_has_its_domain(
 def test_a_client_without_samples_is_refused() -> None:
     natural, domain = made(np.random.default_rng(0), 1)
     few = (natural[0][:5], natural[1]), (domain[0][:5], domain[1])
-    with pytest.raises(ConfigError, match=r"client \d would get no training sample of `partition.kind: domains`"):
-        merged_table(*few, 8, 1, Partition(kind="domains"), 0)
+    with pytest.raises(ConfigError, match=r"client \d would get no training sample of its domain; set fewer"):
+        domains_table(*few, 8, 1, Partition(kind="domains"), 0)
 
 
 def test_samples_without_a_natural_client_are_left_out_of_kind_natural() -> None:
