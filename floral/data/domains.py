@@ -29,10 +29,10 @@ def digit_sources(files: Sequence[RawFile]) -> Labelled:
     for side in ("train", "test"):
         x, y = getattr(mnist, f"{side}_x"), getattr(mnist, f"{side}_y")
         small, labels = getattr(digits, f"{side}_x"), getattr(digits, f"{side}_y")
-        chosen = seeds.sample(0, f"digit sources {side}", size=len(x), count=len(small))
-        sides[f"{side}_x"] = np.concatenate([x[chosen], enlarged(small, digits.scale)])
-        sides[f"{side}_y"] = np.concatenate([y[chosen], labels])
-        sides[f"{side}_domain"] = np.repeat(np.arange(2, dtype=np.int32), [len(chosen), len(small)])
+        mnist_rows = seeds.sample(0, f"digit sources {side}", size=len(x), count=len(small))
+        sides[f"{side}_x"] = np.concatenate([x[mnist_rows], enlarged(small, digits.scale)])
+        sides[f"{side}_y"] = np.concatenate([y[mnist_rows], labels])
+        sides[f"{side}_domain"] = np.repeat(np.arange(2, dtype=np.int32), [len(mnist_rows), len(small)])
     return Labelled(**sides, classes=10, scale=255, domains=("mnist", "digits"))
 
 

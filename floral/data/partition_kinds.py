@@ -295,8 +295,8 @@ def domains_table(
         members, mine = np.flatnonzero(of_client == c), [side == c for side in domain]
         holder = _dealt_whole(natural[0][mine[0]], members, seed)
         for side, purpose in enumerate(("partition train", "partition test")):
-            whole = mine[side] & np.isin(natural[side], list(holder))
-            owner[side][whole] = [holder[number] for number in natural[side][whole].tolist()]
+            of_whole = mine[side] & np.isin(natural[side], list(holder))
+            owner[side][of_whole] = [holder[number] for number in natural[side][of_whole].tolist()]
             single = np.flatnonzero(mine[side] & (natural[side] < 0))
             shares = deal(single[seeds.permutation(seed, purpose, c, size=len(single))], members)
             owner[side][shares["row"].to_numpy()] = shares["client"].to_numpy()

@@ -111,10 +111,10 @@ def _token_ids(lines: Sequence[Line], tokenizer: Path, config: Path, tokens: int
     encoder, padding = encoder_of(tokenizer, config)
     limit = pretrained.number(config, "max_position_embeddings")
     texts = [line.text for line in lines]
-    for line, whole in zip(lines, encoder.encode_batch(texts), strict=True):
-        if limit is not None and len(whole.ids) > limit:
+    for line, uncut in zip(lines, encoder.encode_batch(texts), strict=True):
+        if limit is not None and len(uncut.ids) > limit:
             raise DataError(
-                f"{line.place}: the sentence has {len(whole.ids):,} tokens, but the model of {config} takes {limit:,}; "
+                f"{line.place}: the sentence has {len(uncut.ids):,} tokens, but the model of {config} takes {limit:,}; "
                 "shorten the sentence, or remove the row"
             )
     encoder.enable_truncation(tokens)

@@ -88,8 +88,8 @@ def obtain(
     ]
     if copies:
         fitting = (path for path in copies if len(copies) > 1 and content_sha256(path) == expected)
-        chosen = next(fitting, copies[0])
-        return _verified(file, chosen, expected, f"replace it, or remove it to download it{again}")
+        copy = next(fitting, copies[0])
+        return _verified(file, copy, expected, f"replace it, or remove it to download it{again}")
     if target.is_file():
         return _verified(file, target, expected, f"delete it: the next fetch downloads it again{again}")
     problems: list[str] = []

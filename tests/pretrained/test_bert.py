@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONFIG, tensors
 from federations import CLASSES, OF_EACH_KIND, assert_close, make_data, simulate, train
 from safetensors.torch import save_file
+from tiny_bert import CONFIG, tensors
 from torch import Tensor
 
 from floral.config.reading import ConfigError

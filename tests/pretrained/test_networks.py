@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import CONFIG
+from tiny_bert import CONFIG
 
 from floral.cli import tasks
 from floral.config import catalogue, data_sets, networks, own_model

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CONFIG
+from tiny_bert import CONFIG
 
 from floral.config import catalogue
 from floral.config.reading import ConfigError
