@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from federations import CLASSES, OF_EACH_KIND, assert_close, make_data, simulate, train
+from federations import CLASSES, OF_EACH_KIND, VARIANTS, assert_close, make_data, simulate, train
 from safetensors.torch import save_file
 from tiny_bert import CONFIG, tensors
 from torch import Tensor
@@ -172,3 +172,21 @@ def test_an_incomplete_folder_and_other_samples_are_refused(small_bert: Path) ->
     (small_bert / "config.json").unlink()
     with pytest.raises(Refused, match=r"must have config\.json and one file \*\.safetensors; download the model there"):
         small(small_bert)
+
+
+def test_every_method_trains_a_frozen_encoder_or_refuses_with_a_reason(small_bert: Path) -> None:
+    """Tasks with pretrained networks are left out of tests/contracts/test_declarations.py."""
+    model = {"kind": "bert", "path": str(small_bert), "adapt": ["*.query", "*.value"]}
+    data = replace(make_data((5, 3, 4), shape=(6,)), scale=1)
+    refused = {}
+    for variant in VARIANTS:
+        try:
+            simulation = simulate(variant, model=model, data=data, base="frozen")
+        except ConfigError as error:
+            refused[variant] = str(error)
+            continue
+        values = simulation.start().values
+        assert not [name for params in values.values() for name in params if name.endswith("word_embeddings.weight")]
+    start = "variant {} cannot be used for task tiny: "
+    assert all(reason.startswith(start.format(name)) for name, reason in refused.items())
+    assert len(refused) < len(VARIANTS) / 2, refused
