@@ -15,9 +15,10 @@ from floral.tracking.mlflow_store import create_store, default_uri
 
 
 def pytest_configure() -> None:
-    """Make FLORAL_DATA absolute, because tests change the working directory."""
-    if folder := os.environ.get("FLORAL_DATA"):
-        os.environ["FLORAL_DATA"] = str(Path(folder).expanduser().absolute())
+    """Make the folders in FLORAL_DATA absolute, because tests change the working directory."""
+    if folders := os.environ.get("FLORAL_DATA"):
+        absolute = (str(Path(folder).expanduser().absolute()) for folder in folders.split(os.pathsep))
+        os.environ["FLORAL_DATA"] = os.pathsep.join(absolute)
 
 
 @pytest.fixture(scope="session")

@@ -51,8 +51,10 @@ ARGUMENTS: Mapping[str, dict[str, Any]] = {
 }
 """Arguments for a tiny size of each model. A model without a row here gets values where it has no defaults."""
 KINDS = {"batch_norm": "mlp", "dropout": "mlp", "convolutions": "mlp", "tied": "lstm"}
-NAMES = [name for name in plugins.names("models") if name != "huggingface"]
-"""Every file of floral/models except one that needs a pretrained model (tests/modules/test_huggingface.py)."""
+PRETRAINED = ("huggingface", "bert", "efficientnet_lite0")
+"""Models for pretrained weights (tests/modules/test_huggingface.py, tests/pretrained)."""
+NAMES = [name for name in plugins.names("models") if name not in PRETRAINED]
+"""Every file of floral/models except those of PRETRAINED."""
 MODELS = [*NAMES, "batch_norm", "dropout", "convolutions"]
 """All of NAMES, and models with running statistics, with noise per sample, and with grouped, dilated and
 transposed convolutions."""

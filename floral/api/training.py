@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from floral.api.arguments import PLACE, folder_of, run_of
 from floral.api.results import Results
+from floral.config import networks
 from floral.config.reading import ConfigError
 from floral.config.refresh import refresh
 from floral.config.run import Run
-from floral.config.schema.data import Synthetic
 from floral.config.settings import Settings, check_folder, read_settings
 from floral.core.process import usable_cores
 from floral.core.units import duration
@@ -109,8 +109,8 @@ def _prepare(run: Run, results: Path, data_dir: Path | None) -> None:
     """Fetch the data and divide them among the clients, unless this was done, and check that the method fits them."""
     if run.task.noop:
         return
-    if not isinstance(run.task.data, Synthetic):
-        fetch(run.task.data, results, data_dir)
+    for data in networks.to_fetch(run.task):
+        fetch(data, results, data_dir)
     from floral.stages import check_model
 
     check_model.check([run], results)

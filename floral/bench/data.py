@@ -7,7 +7,7 @@ measurement runs in a new process.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from floral.config.schema.data import DataSet
 from floral.config.schema.partition import Partition
 from floral.data import sources
 from floral.data.partition import client_table
-from floral.stages.fetch import READERS, data_folder
+from floral.stages.fetch import READERS, data_folders
 
 DATA = ("digits", "mnist", "cifar10_jpeg90")
 READING_LIMITS_S: Mapping[str, float] = {"mnist": 3.0, "cifar10": 15.0, "cifar10_jpeg90": 15.0}
@@ -44,17 +44,17 @@ def data(names: Iterable[str], *, results: Path, data_dir: Path | None) -> list[
     Raises:
         ConfigError: a name is unknown, or raw files are missing. Nothing is downloaded.
     """
-    names, place = list(names), data_folder(data_dir)
+    names, places = list(names), data_folders(data_dir)
     for name in names:
         if name not in (data_lock := data_sets.data_lock()):
             raise suggest("data set", name, data_lock, str(paths.CONFIG_FOLDER / "data.lock"))
         for file in data_lock[name].files:
-            if not sources.is_there(file, results / "data" / name / "raw", place):
+            if not sources.is_there(file, results / "data" / name / "raw", places):
                 raise ConfigError(f"{file.path}: this file of the data set {name} is missing; {sources.advice(file)}")
     rows = []
     for name in names:
         entry = data_sets.data_lock()[name]
-        seconds, memory = in_new_process(measure_reading, entry, results / "data" / name / "raw", place)
+        seconds, memory = in_new_process(measure_reading, entry, results / "data" / name / "raw", places)
         memory_limit = MEMORY_LIMIT if name in READING_LIMITS_S else None
         rows += [
             row(f"{name}: read raw files into arrays", seconds, "s", READING_LIMITS_S.get(name)),
@@ -66,14 +66,14 @@ def data(names: Iterable[str], *, results: Path, data_dir: Path | None) -> list[
     return rows
 
 
-def measure_reading(entry: DataSet, raw: Path, data_dir: Path | None) -> tuple[float, float]:
+def measure_reading(entry: DataSet, raw: Path, places: Sequence[Path]) -> tuple[float, float]:
     """Read raw files into arrays, and return processor seconds and relative peak memory.
 
     The relative peak memory is the peak that reading adds to the memory of the process, divided by the memory of the
     arrays. The seconds include checking the files' hashes.
     """
     before, began = memory_bytes("VmRSS"), time.process_time()
-    files = [sources.obtain(file, raw, data_dir) for file in entry.files]
+    files = [sources.obtain(file, raw, places) for file in entry.files]
     arrays = READERS[entry.reader](files, **entry.options)
     seconds = time.process_time() - began
     array_bytes = sum(array.nbytes for array in (arrays.train_x, arrays.train_y, arrays.test_x, arrays.test_y))

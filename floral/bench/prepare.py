@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from floral.config import catalogue, data_sets
+from floral.config import catalogue, data_sets, networks
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.schema.data import CustomData
 from floral.data import sources
-from floral.stages.fetch import data_folder, fetch
+from floral.stages.fetch import data_folders, fetch
 from floral.stages.partition import partition
 
 
@@ -34,10 +34,10 @@ def prepare(runs: Iterable[Run], results: Path, data_dir: Path | None, also: Ite
         ConfigError: raw files are missing. The message names all of them.
     """
     runs = list(runs)
-    used = (run.task.data for run in runs if isinstance(run.task.data, str))
-    names = list(dict.fromkeys((*used, *also)))
+    needed = [data for run in runs for data in networks.to_fetch(run.task)]
+    names = list(dict.fromkeys((*(data for data in needed if isinstance(data, str)), *also)))
     require(names, results, data_dir)
-    for data in (*names, *(run.task.data for run in runs if isinstance(run.task.data, CustomData))):
+    for data in (*names, *(data for data in needed if isinstance(data, CustomData))):
         fetch(data, results, data_dir)
     for run in {run.partition.folder: run for run in runs}.values():
         if not (results / run.partition.folder / "partition.parquet").exists():
@@ -50,16 +50,16 @@ def require(names: Iterable[str], results: Path, data_dir: Path | None) -> None:
     Raises:
         ConfigError: files are missing. The message names all of them.
     """
-    place = data_folder(data_dir)
+    places = data_folders(data_dir)
     missing: dict[str, list[str]] = {}
     for name in names:
         folder = results / "data" / name
         for file in () if (folder / "card.json").exists() else data_sets.data_lock()[name].files:
-            if not sources.is_there(file, folder / "raw", place):
-                missing.setdefault(name, []).append(str(place / file.path if place else file.path))
+            if not sources.is_there(file, folder / "raw", places):
+                missing.setdefault(name, []).append(str(places[0] / file.path if places else file.path))
     if missing:
         lines = "\n".join(f"  {path}: missing (data set {name})" for name, paths in missing.items() for path in paths)
-        where = "" if place else "; no data folder is set"
+        where = "" if places else "; no data folder is set"
         public = [name for name in missing if all(file.urls for file in data_sets.data_lock()[name].files)]
         download = f", or download them with: floral fetch {' and floral fetch '.join(public)}" if public else ""
         raise ConfigError(

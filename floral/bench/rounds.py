@@ -102,7 +102,7 @@ class BaselineRounds:
         fedavg = run.model_copy(update={"variant": catalogue.variant("fedavg")})
         simulation, data, _ = assemble(fedavg, results, torch.device("cpu"), torch.float32)
         prepared = [batches(engine_batches(simulation, round)) for round in range(1, 1 + BASELINE_ROUNDS)]
-        model = make_problem(fedavg, data, torch.device("cpu"), torch.float32).build_model()
+        model = make_problem(fedavg, data, torch.device("cpu"), torch.float32, results).build_model()
         kind, lr = run.task.model.kind, run.task.lr
         with operation_threads(1):
             baseline = choose(kind, model, simulation.data.train, lr, prepared[0], threads)

@@ -10,10 +10,9 @@ import torch
 
 from floral.check.contracts import Broken
 from floral.check.outcomes import Check
-from floral.config import catalogue
+from floral.config import catalogue, networks
 from floral.config.reading import ConfigError
 from floral.config.run import Run
-from floral.config.schema.data import Synthetic
 from floral.core.units import plural
 from floral.data import federation
 from floral.data.federation import Federation
@@ -41,8 +40,8 @@ def checks(name: str, results: Path, data_dir: Path | None) -> Iterator[Check]:
         return f"{task.title}: {plural(task.clients, 'client')}, {plural(task.rounds, 'round')}"
 
     def readable() -> None:
-        if not isinstance(runs[0].task.data, Synthetic):
-            fetch(runs[0].task.data, results, data_dir)
+        for data in networks.to_fetch(runs[0].task):
+            fetch(data, results, data_dir)
 
     def divided() -> str:
         partition(runs[0].partition, results, runs[0].task)
@@ -77,7 +76,7 @@ def checks(name: str, results: Path, data_dir: Path | None) -> Iterator[Check]:
         for variant in index:
             run = runs[0].model_copy(update={"variant": catalogue.variant(variant)})
             try:
-                build_method(run, make_problem(run, data[0], CPU, torch.float32))
+                build_method(run, make_problem(run, data[0], CPU, torch.float32, results))
             except ConfigError as reason:
                 refused[variant] = str(reason).partition(f"cannot be used for task {name}: ")[2] or str(reason)
         if len(refused) == len(index):

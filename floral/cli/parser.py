@@ -47,7 +47,10 @@ def parser() -> argparse.ArgumentParser:
     fetch.add_argument("data", help="a name in config/data.lock, or a task with custom data")
     fetch.add_argument("--suite", help="the suite that uses the custom data")
     fetch.add_argument(
-        "--data-dir", type=Path, metavar="FOLDER", help="a folder that already has the raw files (default: FLORAL_DATA)"
+        "--data-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="folder that already has the raw files, or several, separated by `:` (default: FLORAL_DATA)",
     )
     partition = command("partition", commands.partition, "divide a task's samples among its clients")
     partition.add_argument(

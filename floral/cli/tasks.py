@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from floral.config import catalogue, data_sets
+from floral.config import catalogue, data_sets, networks
 from floral.config.schema.base import Frozen
 from floral.config.schema.data import CustomData, Synthetic
 from floral.config.schema.task import Task
@@ -31,7 +31,10 @@ class Row:
     """False if the data are a lossy or partial copy, whose results cannot be compared with published ones."""
     note: str
     at_hand: str
-    """Whether the data are there, one of `fetch.Availability`. Only `floral fetch` checks their content and URLs."""
+    """Whether the data and the networks are there, one of `fetch.Availability`.
+
+    Only `floral fetch` checks their content and URLs.
+    """
     remedy: str
     """If the data are missing: the missing file, and what to do. Otherwise empty."""
     clients: int
@@ -85,7 +88,9 @@ def text(rows: list[Row]) -> str:
 
 
 def _row(task: Task, results: Path, data_dir: Path | None) -> Row:
-    at_hand, remedy = fetch.availability(task.data, results, data_dir)
+    needed = (task.data, *networks.used(task.model).values())
+    states = [fetch.availability(data, results, data_dir) for data in needed]
+    at_hand, remedy = max(states, key=lambda state: get_args(fetch.Availability).index(state[0]))  # the worst
     match task.data:
         case str(data):
             pass

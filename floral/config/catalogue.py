@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model
 
-from floral.config import data_sets, layers, paths, plugins
+from floral.config import data_sets, layers, networks, paths, plugins
 from floral.config.layers import names
 from floral.config.reading import ConfigError, merge, parse, suggest
 from floral.config.schema.base import Frozen
@@ -116,7 +116,8 @@ def _checked_task(values: Mapping[str, Any], where: str) -> Task:
     typed = options.model_dump(mode="json", include=options.model_fields_set)
     preparation = parsed.model.model_dump(include=PREPARATION)
     parsed = parsed.model_copy(update={"model": Model(kind=parsed.model.kind, **typed, **preparation)})
-    if isinstance(parsed.data, str) and not parsed.noop and parsed.data not in (accepted := data_sets.data_lock()):
+    accepted = [name for name in data_sets.data_lock() if networks.network(name) is None]
+    if isinstance(parsed.data, str) and not parsed.noop and parsed.data not in accepted:
         raise suggest("data set", parsed.data, accepted, f"{where}: data")
     return parsed
 

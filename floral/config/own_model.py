@@ -10,29 +10,46 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from floral.config import code, paths, pretrained
+from floral.config import code, networks, paths, pretrained
 from floral.config.hashing import hash8
 from floral.config.schema.task import Model
+
+IN_FOLDER = ("huggingface", "bert")
+"""Kinds of models whose argument `path` names the folder of a pretrained model."""
 
 
 def identity(model: Model) -> dict[str, Any]:
     """Return the values of a model that determine the results of a run.
 
     The content of the file of weights replaces its path. For `kind: module`, the content of the user's file is added,
-    or the version of the package. For `kind: huggingface`, the content of the folder replaces its path, and the version
-    of transformers is added. A file that cannot be read counts with its path.
+    or the version of the package. For a pretrained model in a folder, the content of the folder replaces its path. For
+    `kind: huggingface`, the version of transformers is added. The files of a network in config/data.lock count with the
+    hashes there. A file that cannot be read counts with its path.
     """
     values = model.all_keys
     if model.weights is not None:
-        values["weights"] = sha256(paths.in_study(model.weights))
+        values["weights"] = _weights(model.weights)
     if model.kind == "module":
         place, _, function = str(values["build"]).rpartition(":")
         values["build"] = [function, content(place)]
-    if model.kind == "huggingface":
-        folder = paths.in_study(str(values["path"]))
-        files = [folder / pretrained.CONFIG, *pretrained.weights(folder)]
-        values["path"] = [content("transformers"), *map(sha256, files)]
+    if model.kind in IN_FOLDER:
+        version = [content("transformers")] if model.kind == "huggingface" else []
+        values["path"] = [*version, *_folder(str(values["path"]))]
     return values
+
+
+def _weights(name: str) -> str:
+    """Return the hash of a file of weights, which a path or the name of a network names."""
+    hashes = networks.hashes(name, networks.WEIGHTS)
+    return sha256(paths.in_study(name)) if hashes is None else ",".join(hashes)
+
+
+def _folder(name: str) -> list[str]:
+    """Return the hashes of the configuration and of the weights of a folder, or of a network."""
+    folder = paths.in_study(name)
+    files = [folder / pretrained.CONFIG, *pretrained.weights(folder)]
+    configuration, weights = (networks.hashes(name, pattern) for pattern in (pretrained.CONFIG, networks.WEIGHTS))
+    return [*configuration, *weights] if configuration and weights else list(map(sha256, files))
 
 
 def sha256(path: Path) -> str:

@@ -77,7 +77,7 @@ class Run(Frozen):
             task=task.name, data=data_sets.stored_data(task.data), data_digest=data_sets.data_digest(task.data),
             data_seed=data_seed, clients=task.clients, clusters=task.concepts,
             partition=task.partition.model_copy(update=full_share | no_validation), unseen=task.unseen,
-            seed=self.partition_seed,
+            thresholds=task.thresholds, seed=self.partition_seed,
         )  # fmt: skip
 
     @property
@@ -154,6 +154,9 @@ class PartitionJob(Frozen):
     clusters: int = Field(description="Number of concepts (true clusters), C; 1 if nothing distinguishes the clusters.")
     partition: Partition = Field(description="How samples are assigned to clients.")
     unseen: Unseen | None = Field(default=None, exclude_if=is_none, description="Clients that join after training.")
+    thresholds: tuple[float, ...] | None = Field(
+        default=None, exclude_if=is_none, description="Bounds that turn ratings into classes."
+    )
     seed: int = Field(description="Seed of the partition.")
 
     @property

@@ -132,7 +132,8 @@ class Settings(Frozen):
     )
     data_dir: Path | None = Field(
         default=None,
-        description="Folder with raw data files, which are then not downloaded; FLORAL_DATA overrides this file.",
+        description="Folder with raw data files, which are then not downloaded, or several, separated by `:`; "
+        "FLORAL_DATA overrides this file.",
     )
     tracking_uri: str | None = Field(
         default=None,
@@ -311,12 +312,21 @@ def read_settings(command_line: Mapping[str, Any] | None = None, *, outside: boo
     settings: Settings = reading.parse(Settings, values, str(path) if command_line is None else f"{path} or --config")
     of_file = {key: getattr(settings, key) for key in FOLDERS if key not in typed and key not in environment}
     settings = settings.model_copy(
-        update={key: paths.STUDY / folder for key, folder in of_file.items() if folder is not None}
+        update={
+            key: _in_study(folder) if key == "data_dir" else paths.STUDY / folder
+            for key, folder in of_file.items()
+            if folder is not None
+        }
     )
     for key in ("results", "reports"):
         source = environment.get(key) or f"{path} or --config: {key}"
         check_folder(getattr(settings, key), source)
     return settings
+
+
+def _in_study(folders: Path) -> Path:
+    """Return one or several folders of config.yaml, separated as in PATH, each relative to the study."""
+    return Path(os.pathsep.join(str(paths.STUDY / folder) for folder in str(folders).split(os.pathsep)))
 
 
 def _without_null(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,8 +92,8 @@ class Federation:
         """The inputs of the global test set of every cluster, [C, N, …].
 
         Each cluster has the complete test set, after the shift of this cluster. With synthetic data, each cluster has
-        newly generated samples instead. If each cluster has its own classes (partition kind class_groups), the result
-        is a list of C arrays, with the test samples of each cluster's classes.
+        newly generated samples instead. If each cluster has its own classes or its own domain (partition kinds
+        class_groups and domains), the result is a list of C arrays, with the test samples of each cluster.
         """
         return self._global_test[0]
 
@@ -101,7 +101,7 @@ class Federation:
     def global_test_y(self) -> Array | list[Array]:
         """The labels of global_test_x, [C, N], or its targets [C, N, outputs] for regression.
 
-        If each cluster has its own classes (partition kind class_groups), the result is a list of C arrays.
+        If each cluster has its own classes or its own domain, the result is a list of C arrays.
         """
         return self._global_test[1]
 

@@ -15,6 +15,7 @@ from floral.config.schema.partition import Partition, Unseen
 from floral.core import seeds
 from floral.data.partition_kinds import (
     Labels,
+    domains_table,
     few_classes_table,
     grouped_table,
     iid_table,
@@ -33,11 +34,13 @@ def client_table(
     seed: int,
     unseen: Unseen | None = None,
     natural: tuple[Labels, Labels] | None = None,
+    domain: tuple[Labels, Labels] | None = None,
 ) -> pl.DataFrame:
     """Return the partition table of a data set, for the kind `partition.kind`.
 
     `natural` holds two arrays: the natural client of each training sample, and that of each test sample. A natural
-    client is, for example, a writer. Only partitions of kind natural need them.
+    client is, for example, a writer. `domain` holds the domain of each sample in the same way. Only the kinds natural
+    and domains need them; with domains, there need be no natural clients.
 
     Raises:
         ConfigError: the data do not fit the kind of partition. The functions of partition_kinds.py list the reasons.
@@ -57,6 +60,10 @@ def client_table(
         case "natural":
             assert natural is not None, "callers check that the data have natural clients"
             return natural_table(*natural, *sizes, unseen)
+        case "domains":
+            assert domain is not None, "callers check that the data have domains"
+            without = np.full(len(train_y), -1), np.full(len(test_y), -1)
+            return domains_table(natural or without, domain, *sizes)
 
 
 def main_concepts(table: pl.DataFrame, clients: int) -> npt.NDArray[np.int64]:

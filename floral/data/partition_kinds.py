@@ -227,15 +227,17 @@ def natural_table(
 
     As in `iid_table`, a share of the training samples is kept, and a validation split is held out.
 
-    `train_client` and `test_client` [N] hold the natural client of each sample. Natural clients with fewer than
-    `min_rows` training samples or without a test sample are skipped. Of the others, K = `clients` are chosen at
-    random. They become clients 0, 1, …, K - 1 in the order of the data. The unseen clients are chosen from the rest.
+    `train_client` and `test_client` [N] hold the natural client of each sample, or -1 if it has none. Natural clients
+    with fewer than `min_rows` training samples or without a test sample are skipped. Of the others, K = `clients` are
+    chosen at random. They become clients 0, 1, …, K - 1 in the order of the data. The unseen clients are chosen from
+    the rest.
 
     Raises:
         ConfigError: too few natural clients have enough samples.
     """
     natural = int(max(train_client.max(initial=-1), test_client.max(initial=-1))) + 1
-    train_rows, test_rows = (np.bincount(side, minlength=natural) for side in (train_client, test_client))
+    sides = (train_client, test_client)
+    train_rows, test_rows = (np.bincount(side[side >= 0], minlength=natural) for side in sides)
     eligible = np.flatnonzero((train_rows >= partition.min_rows) & (test_rows > 0))
     if clients > len(eligible):
         raise ConfigError(
@@ -246,13 +248,12 @@ def natural_table(
     training = eligible[seeds.sample(seed, "partition natural clients", size=len(eligible), count=clients)]
 
     def samples_of(members: Labels, side: Labels, first: int = 0) -> pl.DataFrame:
-        number = np.full(natural, -1)
+        number = np.full(natural + 1, -1)  # The last entry, which -1 selects, is of samples without a natural client.
         number[members] = first + np.arange(len(members))
         client = number[side]
         rows = np.flatnonzero(client >= 0)
         return pl.DataFrame({"client": client[rows].astype(np.int32), "row": rows})
 
-    sides = (train_client, test_client)
     train, test = (samples_of(training, side) for side in sides)
     table = finish(train, test, clients, clusters, partition, seed)
     if unseen is None:
@@ -266,6 +267,65 @@ def natural_table(
     joining = rest[seeds.sample(seed, "partition unseen natural clients", size=len(rest), count=unseen.clients)]
     later = both_sides(*(samples_of(joining, side, clients) for side in sides))
     return append_unseen(table, later, clients, clusters, unseen)
+
+
+def domains_table(
+    natural: tuple[Labels, Labels],
+    domain: tuple[Labels, Labels],
+    clients: int,
+    clusters: int,
+    partition: Partition,
+    seed: int,
+) -> pl.DataFrame:
+    """Deal the samples of each domain, for example a genre, to the clients of one cluster (kind domains).
+
+    As in `iid_table`, a share of the training samples is kept, and a validation split is held out.
+
+    `natural` holds two arrays: the natural client of each training sample, and that of each test sample; -1 stands for
+    a sample without one. `domain` holds the domain of each sample in the same way, and cluster c gets domain c. In
+    random order, each natural client goes as a whole to the client of the cluster that has the fewest training samples.
+    Samples without a natural client are shuffled and dealt in equal shares.
+
+    Raises:
+        ConfigError: a client would get no training or no test sample.
+    """
+    of_client = cluster_of_clients(partition, clients, clusters)
+    owner = [np.full(len(side), -1) for side in natural]
+    for c in range(clusters):
+        members, mine = np.flatnonzero(of_client == c), [side == c for side in domain]
+        holder = _dealt_whole(natural[0][mine[0]], members, seed)
+        for side, purpose in enumerate(("partition train", "partition test")):
+            of_whole = mine[side] & np.isin(natural[side], list(holder))
+            owner[side][of_whole] = [holder[number] for number in natural[side][of_whole].tolist()]
+            single = np.flatnonzero(mine[side] & (natural[side] < 0))
+            shares = deal(single[seeds.permutation(seed, purpose, c, size=len(single))], members)
+            owner[side][shares["row"].to_numpy()] = shares["client"].to_numpy()
+    dealt = []
+    for owners, side in zip(owner, ("training", "test"), strict=True):
+        rows = np.flatnonzero(owners >= 0)
+        counts = np.bincount(owners[rows], minlength=clients)
+        if not counts.all():
+            raise ConfigError(
+                f"`clients: {clients}`: client {int(counts.argmin())} would get no {side} sample of its domain; "
+                f"set fewer `clients`"
+            )
+        dealt.append(pl.DataFrame({"client": owners[rows].astype(np.int32), "row": rows}))
+    train, test = dealt
+    return finish(train, test, clients, clusters, partition, seed)
+
+
+def _dealt_whole(natural: Labels, members: npt.NDArray[np.int64], seed: int) -> dict[int, int]:
+    """Return the client that gets each natural client: one after another, the client with the fewest samples so far.
+
+    `natural` holds the natural client of each training sample, and `members` the clients that share them.
+    """
+    numbers, sizes = np.unique(natural[natural >= 0], return_counts=True)
+    samples, holder = np.zeros(len(members), np.int64), {}
+    for at in seeds.permutation(seed, "partition whole clients", size=len(numbers)).tolist():
+        fewest = int(samples.argmin())
+        samples[fewest] += sizes[at]
+        holder[int(numbers[at])] = int(members[fewest])
+    return holder
 
 
 def _with_minimum(

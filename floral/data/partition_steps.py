@@ -36,13 +36,14 @@ def finish(
     """Return the complete, sorted partition table of samples that were dealt to clients.
 
     Each sample gets a concept, the version of the shift that is applied to it. Then only a share of the training
-    samples is kept, and a validation split is held out.
+    and of the test samples is kept, and a validation split is held out.
     """
     table = both_sides(train, test)
     table = (
         table.with_columns(cluster=_concepts(table, clients, clusters, partition, seed)).select(*SCHEMA).cast(SCHEMA)
     )
     table = reduce_rows(table, partition.share, partition.min_rows, seed, "partition subset")
+    table = reduce_rows(table, partition.test_share, 1, seed, "partition test subset", "test")
     return _hold_out(table, partition.validation, seed).sort("client", "split", "row")
 
 
@@ -80,18 +81,20 @@ def cluster_of_clients(partition: Partition, clients: int, clusters: int) -> npt
     return np.repeat(np.arange(clusters), partition.members(clients, clusters))
 
 
-def reduce_rows(table: pl.DataFrame, share: float, min_rows: int, seed: int, purpose: str) -> pl.DataFrame:
-    """Keep only a share of each client's n training samples: max(min_rows, round(share·n)), at most n.
+def reduce_rows(
+    table: pl.DataFrame, share: float, min_rows: int, seed: int, purpose: str, split: str = "train"
+) -> pl.DataFrame:
+    """Keep only a share of each client's n samples of a split: max(min_rows, round(share·n)), at most n.
 
-    Validation and test samples are all kept. The random choice depends only on `seed` and on the name `purpose`. A
+    The samples of the other splits are all kept. The random choice depends only on `seed` and on the name `purpose`. A
     larger share keeps all samples that a smaller share keeps, and adds to them. Share 1 changes nothing.
     """
     if share == 1.0:
         return table
-    train, rest = (table.filter(condition) for condition in (pl.col("split") == "train", pl.col("split") != "train"))
-    rank, size = seeds.ranks(seed, purpose, train["row"].to_numpy(), train["client"].to_numpy())
+    part, rest = (table.filter(condition) for condition in (pl.col("split") == split, pl.col("split") != split))
+    rank, size = seeds.ranks(seed, purpose, part["row"].to_numpy(), part["client"].to_numpy())
     count = np.maximum(min_rows, np.rint(share * size))
-    return pl.concat([train.filter(rank < count), rest]).sort("client", "split", "row")
+    return pl.concat([part.filter(rank < count), rest]).sort("client", "split", "row")
 
 
 def _concepts(

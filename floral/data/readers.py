@@ -39,20 +39,29 @@ class Labelled:
     each position the token after it. `classes` is the size of the vocabulary.
 
     train_client and test_client, int32 [N], hold the number of each sample's natural client (a writer, role or user).
-    They are None if the data have no natural clients. `client_names` holds the names of the natural clients in
-    the data, in the order of these numbers.
+    The number is -1 for a sample without one. They are None if the data have no natural clients. `client_names` holds
+    the names of the natural clients in the data, in the order of these numbers.
+
+    train_domain and test_domain, int32 [N], hold the number of each sample's domain (a genre or a source), and
+    `domains` the names of the domains. They are None if the data have no domains.
+
+    Samples with a rating have labels y float32 [N], and `classes` is None. The key `thresholds` of a task turns ratings
+    into classes.
     """
 
     train_x: npt.NDArray[np.uint8 | np.int32 | np.float32]
-    train_y: npt.NDArray[np.int64]
+    train_y: npt.NDArray[np.int64 | np.float32]
     test_x: npt.NDArray[np.uint8 | np.int32 | np.float32]
-    test_y: npt.NDArray[np.int64]
-    classes: int
+    test_y: npt.NDArray[np.int64 | np.float32]
+    classes: int | None
     scale: int
     train_client: npt.NDArray[np.int32] | None = None
     test_client: npt.NDArray[np.int32] | None = None
     names: tuple[str, ...] | None = None
     client_names: tuple[str, ...] | None = None
+    train_domain: npt.NDArray[np.int32] | None = None
+    test_domain: npt.NDArray[np.int32] | None = None
+    domains: tuple[str, ...] | None = None
 
     @property
     def natural_clients(self) -> int | None:

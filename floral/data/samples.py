@@ -16,7 +16,7 @@ from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.schema.data import Synthetic
 from floral.data import partition_kinds, shifts, synthetic
-from floral.data.stored import ARRAYS, Array, partition_command, read_data
+from floral.data.stored import ARRAYS, DOMAINS, Array, partition_command, read_data
 
 GlobalTest = tuple[Array | list[Array], Array | list[Array]]
 """x and y of the global test set of every cluster.
@@ -58,7 +58,8 @@ def stored_samples(run: Run, name: str, expected_digest: str, results: Path, sid
     Raises:
         ConfigError: the data set is missing or damaged, or the run's partition was made for other samples.
     """
-    manifest, arrays = read_data(name, results, sides)
+    by_domain = run.task.partition.kind == "domains" and "test_x" in sides
+    manifest, arrays = read_data(name, results, [*sides, *(DOMAINS if by_domain else ())], run.task.thresholds)
     if manifest["digest"] != expected_digest:
         raise ConfigError(
             f"{results / run.partition.folder}: this partition was made for other samples than those that are now in "
@@ -74,10 +75,14 @@ def stored_samples(run: Run, name: str, expected_digest: str, results: Path, sid
             if task.partition.kind == "class_groups":
                 mine = partition_kinds.group_of(y, task.partition, task.clusters) == c
                 x, y = x[mine], y[mine]
+            if task.partition.kind == "domains":
+                mine = arrays[f"{side}_domain"] == c
+                x, y = x[mine], y[mine]
             cluster = np.full(len(y), c)
             every_x.append(shifts.apply_inputs(task.shift, x, cluster, task.clusters, manifest["scale"]))
             every_y.append(shifts.apply_labels(task.shift, y, cluster, classes, run.partition_seed))
-        return (every_x, every_y) if task.partition.kind == "class_groups" else (np.stack(every_x), np.stack(every_y))
+        unequal = task.partition.kind in ("class_groups", "domains")
+        return (every_x, every_y) if unequal else (np.stack(every_x), np.stack(every_y))
 
     return Samples(
         arrays=arrays, global_test=global_test, classes=classes, scale=manifest["scale"], exact=manifest["exact"],

@@ -15,7 +15,7 @@ import sys
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,12 +60,17 @@ class RawFile:
 
 
 def obtain(
-    file: DataFile, raw: Path, data_dir: Path | None = None, recorded: str | None = None, report: Report | None = None
+    file: DataFile,
+    raw: Path,
+    data_folders: Sequence[Path] = (),
+    recorded: str | None = None,
+    report: Report | None = None,
 ) -> RawFile:
-    """Return a raw file: the first copy that is found in the folder `data_dir`, in the folder `raw`, or on a mirror.
+    """Return a raw file: the first copy in the folders `data_folders`, in the folder `raw`, or on a mirror.
 
-    The content of the copy must have the expected hash. A copy from a mirror is downloaded to `raw`. A file with an
-    absolute path belongs to custom data and is read where it is.
+    The content of the copy must have the expected hash. If several of `data_folders` have the file, the first copy with
+    this content is used. A copy from a mirror is downloaded to `raw`. A file with an absolute path belongs to custom
+    data and is read where it is.
 
     Args:
         recorded: the hash that an earlier fetch recorded. It is used if data.lock has null instead of a hash.
@@ -78,10 +83,13 @@ def obtain(
     expected = file.sha256 or recorded
     target = raw / Path(file.path).name
     again = "; or write the found sha256 into data.lock, which renames its runs" if not file.sha256 else ""
-    if data_dir is not None:
-        for name in _packed_or_not(file.path):
-            if (data_dir / name).is_file():
-                return _verified(file, data_dir / name, expected, f"replace it, or remove it to download it{again}")
+    copies = [
+        path for folder in data_folders for name in _packed_or_not(file.path) if (path := folder / name).is_file()
+    ]
+    if copies:
+        fitting = (path for path in copies if len(copies) > 1 and content_sha256(path) == expected)
+        copy = next(fitting, copies[0])
+        return _verified(file, copy, expected, f"replace it, or remove it to download it{again}")
     if target.is_file():
         return _verified(file, target, expected, f"delete it: the next fetch downloads it again{again}")
     problems: list[str] = []
@@ -95,18 +103,21 @@ def obtain(
                 target.with_name(target.name + ".part").unlink(missing_ok=True)
                 raise DataError(disk_is_full(raw)) from None
             problems.append(f"{url}: {error}")
-    looked = f"looked for {data_dir / file.path}" if data_dir else "no data folder is set"
+    places = [str(folder / file.path) for folder in data_folders]
+    looked = f"looked for {' and '.join(places)}" if places else "no data folder is set"
     tried = "".join(f"\n  tried {problem}" for problem in problems) or "\n  data.lock has no URL for it"
     raise DataError(
         f"{file.path}: this data file is missing and could not be downloaded; {looked}{tried}\n  remedy: {advice(file)}"
     )
 
 
-def is_there(file: DataFile, raw: Path, data_dir: Path | None = None) -> bool:
-    """Return whether a copy of a file exists in `data_dir`, in `raw` or in an installed package. Its content is not
-    checked.
+def is_there(file: DataFile, raw: Path, data_folders: Sequence[Path] = ()) -> bool:
+    """Return whether a copy of a file exists in `data_folders`, in `raw` or in an installed package.
+
+    Its content is not checked.
     """
-    paths = [raw / Path(file.path).name, *(data_dir / name for name in _packed_or_not(file.path) if data_dir)]
+    paths = [raw / Path(file.path).name]
+    paths += [folder / name for folder in data_folders for name in _packed_or_not(file.path)]
     return any(path.is_file() for path in paths) or any(map(_is_in_package, file.urls))
 
 

@@ -20,23 +20,28 @@ Array = npt.NDArray[Any]
 
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 CLIENTS = ("train_client", "test_client")
-"""Arrays of a data set with natural clients: the natural client of each sample."""
+"""Arrays of a data set with natural clients: the natural client of each sample, or -1 if it has none."""
+DOMAINS = ("train_domain", "test_domain")
+"""Arrays of a data set with domains: the number of the domain of each sample, such as the genre of a text."""
 CLIENT_NAMES = "client_names.json"
 """File with the names of the natural clients, as they are in the data. Names are part of no hash."""
 
 
-def read_data(name: str, results: Path, sides: Sequence[str] | None = None) -> tuple[dict[str, Any], dict[str, Array]]:
+def read_data(
+    name: str, results: Path, sides: Sequence[str] | None = None, thresholds: Sequence[float] | None = None
+) -> tuple[dict[str, Any], dict[str, Array]]:
     """Read a stored data set: its manifest (card.json) and its arrays.
 
-    The arrays are memory-mapped. `sides` names the arrays to read; by default, all are read.
+    The arrays are memory-mapped. `sides` names the arrays to read; by default, all are read. With `thresholds`, the
+    ratings of the samples become classes (see `rated_classes`).
 
     Raises:
-        ConfigError: the data set is missing or damaged.
+        ConfigError: the data set is missing or damaged, or its samples have no ratings, or no classes.
     """
     folder = results / "data" / name
     try:
         manifest = json.loads((folder / "card.json").read_text())
-        return manifest, {
+        arrays: dict[str, Array] = {
             side: np.load(folder / f"{side}.npy", mmap_mode="r") for side in sides or stored_arrays(manifest)
         }
     except FileNotFoundError as error:
@@ -47,14 +52,57 @@ def read_data(name: str, results: Path, sides: Sequence[str] | None = None) -> t
         raise ConfigError(
             f"{folder}: this data set is damaged ({error}); make it again with: floral fetch {name}"
         ) from None
+    if why := unfit_thresholds(manifest, thresholds):
+        raise ConfigError(f"{folder}: {why}")
+    if thresholds is None:
+        return manifest, arrays
+    rated = {side: rated_classes(arrays[side], thresholds) for side in ("train_y", "test_y") if side in arrays}
+    return {**manifest, "classes": len(thresholds) + 1}, {**arrays, **rated}
+
+
+def unfit_thresholds(manifest: Mapping[str, Any], thresholds: Sequence[float] | None) -> str | None:
+    """Return why a task with these thresholds cannot use the stored data set, or None if it can."""
+    if thresholds is None and manifest["classes"] is None:
+        return (
+            "the labels of these data are ratings, and no classes; set `thresholds` in the task, for example "
+            "`thresholds: [-0.5, 0.5]`"
+        )
+    if thresholds is not None and manifest["classes"] is not None:
+        return "`thresholds` is for data with ratings, but these data have classes; remove `thresholds` from the task"
+    return None
+
+
+def unfit_domains(manifest: Mapping[str, Any], clusters: int) -> str | None:
+    """Return why the domains of a stored data set do not fit the clusters of a task, or None if they do."""
+    names = manifest.get("domains")
+    if names is None:
+        return "`partition.kind: domains` needs data with domains, but these have none; set another `partition.kind`"
+    if len(names) != clusters:
+        return (
+            f"`partition.kind: domains` needs one cluster for each domain, but `clusters` is {clusters}, and the data "
+            f"have {len(names)} domains ({', '.join(names)}); set `clusters: {len(names)}`"
+        )
+    return None
+
+
+def rated_classes(ratings: Array, thresholds: Sequence[float]) -> npt.NDArray[np.int64]:
+    """Return the class [N] of each rating [N]: the number of thresholds below it.
+
+    A rating that equals a threshold belongs to the class that is nearer to 0.
+    """
+    bounds = np.asarray(thresholds, ratings.dtype)
+    values = np.asarray(ratings)[:, None]
+    return ((values > bounds) | ((values == bounds) & (bounds < 0))).sum(1)
 
 
 def stored_arrays(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the arrays in a stored data set.
 
-    The manifest says whether arrays of natural clients are among them.
+    The manifest says whether arrays of natural clients and of domains are among them.
     """
-    return (*ARRAYS, *CLIENTS) if "natural_clients" in manifest else ARRAYS
+    clients = CLIENTS if "natural_clients" in manifest else ()
+    domains = DOMAINS if "domains" in manifest else ()
+    return (*ARRAYS, *clients, *domains)
 
 
 def client_names(name: str, results: Path) -> tuple[str, ...] | None:

@@ -15,6 +15,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -126,22 +127,44 @@ def tokenised(
     Longer texts are cut at the end, and shorter ones are filled up at the end.
 
     Raises:
-        DataError: the package tokenizers is missing, or cannot read the file.
+        DataError: the package tokenizers is missing or cannot read the file, or the tokenizer does not fit the model.
+        ConfigError: the configuration has no padding id.
+    """
+    encoder, padding = encoder_of(tokenizer, config)
+    encoder.enable_truncation(tokens)
+    encoder.enable_padding(pad_id=padding, length=tokens)
+    rows = [[row.ids for row in encoder.encode_batch(list(group))] for group in texts]
+    return [np.array(ids, np.int32).reshape(len(ids), tokens) for ids in rows]
+
+
+def encoder_of(tokenizer: Path, config: Path) -> tuple[Any, int]:
+    """Return the tokenizer of a pretrained model, which neither cuts nor fills up, and the id that fills up texts.
+
+    `tokenizer` is the file tokenizer.json, and `config` is the config.json of the model.
+
+    Raises:
+        DataError: the package tokenizers is missing or cannot read the file, or the tokenizer has more token ids than
+            the model.
         ConfigError: the configuration has no padding id.
     """
     try:
         from tokenizers import Tokenizer  # pyright: ignore[reportMissingImports] - of the extra `hf`
     except ImportError:
         raise DataError(f"`data.tokenizer` needs the package tokenizers; {pretrained.INSTALL}") from None
-    padding = pretrained.padding_id(config)
+    padding, vocabulary = pretrained.padding_id(config), pretrained.number(config, "vocab_size")
     try:
         encoder = Tokenizer.from_str(content(tokenizer).decode())
     except Exception as error:  # tokenizers has no class of errors of its own
         raise DataError(f"{tokenizer}: tokenizers cannot read this file ({error}); download it again") from None
-    encoder.enable_truncation(tokens)
-    encoder.enable_padding(pad_id=padding, length=tokens)
-    rows = [[row.ids for row in encoder.encode_batch(list(group))] for group in texts]
-    return [np.array(ids, np.int32).reshape(len(ids), tokens) for ids in rows]
+    largest = max(encoder.get_vocab(with_added_tokens=True).values(), default=0)
+    if vocabulary is not None and largest >= vocabulary:
+        raise DataError(
+            f"{tokenizer}: this tokenizer has the token id {largest}, but the model of {config} has `vocab_size: "
+            f"{vocabulary}`; use the tokenizer and the configuration of one model"
+        )
+    encoder.no_truncation()
+    encoder.no_padding()
+    return encoder, padding
 
 
 def _decoded(data: bytes, place: str) -> str:

@@ -11,6 +11,9 @@ from floral.core.spec import Refused
 from floral.nn.layers import Linear
 from floral.nn.model import Call
 
+PARTS = ("query", "key", "value", "merge")
+"""Names of the four linear layers of an attention block."""
+
 
 def projections(name: str, width: int, heads: int) -> dict[str, Linear]:
     """Declare the four linear layers of one attention block: <name>.query, <name>.key, <name>.value and <name>.merge.
@@ -20,21 +23,31 @@ def projections(name: str, width: int, heads: int) -> dict[str, Linear]:
     """
     if width % heads:
         raise Refused(f"{heads} heads do not divide the width {width}; set `heads` to a divisor of {width}")
-    return {f"{name}.{part}": Linear(width, width) for part in ("query", "key", "value", "merge")}
+    return {f"{name}.{part}": Linear(width, width) for part in PARTS}
 
 
-def attend(call: Call, name: str, x: Tensor, heads: int, *, causal: bool = False) -> Tensor:
+def attend(
+    call: Call,
+    name: str,
+    x: Tensor,
+    heads: int,
+    *,
+    causal: bool = False,
+    present: Tensor | None = None,
+    parts: tuple[str, str, str, str] = PARTS,
+) -> Tensor:
     """Apply one attention block to x [B, T, width]; the result has the same shape.
 
     Each head computes softmax(Q Kᵀ / sqrt(width / heads)) V from its queries Q, keys K and values V. The results of all
     heads are concatenated, and the linear layer <name>.merge is applied. With `causal`, position t uses only the
-    positions up to t.
+    positions up to t. With `present` [B, T], all positions use only those where it is True, for example those without
+    padding. `parts` has other names for the four linear layers.
     """
-    query, key, value = (
-        call(f"{name}.{part}", x).unflatten(-1, (heads, -1)).transpose(1, 2) for part in ("query", "key", "value")
-    )
+    query, key, value = (call(f"{name}.{part}", x).unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts[:3])
     scores = query @ key.mT / math.sqrt(query.shape[-1])
     if causal:
         later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
         scores = scores.masked_fill(later, -math.inf)
-    return call(f"{name}.merge", (scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
+    if present is not None:
+        scores = scores.masked_fill(~present[:, None, None, :], torch.finfo(scores.dtype).min)
+    return call(f"{name}.{parts[3]}", (scores.softmax(-1) @ value).transpose(1, 2).flatten(2))

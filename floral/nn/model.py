@@ -109,8 +109,12 @@ class Model:
         drawn = {} if self.start is None else self.start(stream)
         values: Params = {}
         for name, layer in self.layers.items():
+            sizes = layer.init(Shapes(0, "size"))
+            if all(f"{name}.{key}" in self.values for key in sizes):  # Drawing millions of unused values takes seconds.
+                values |= {f"{name}.{key}": self.values[f"{name}.{key}"] for key in sizes}
+                continue
             layer_values = layer_params(drawn, name)
-            if self.start is None or shapes_of(layer_values) != shapes_of(layer.init(Shapes(0, "size"))):
+            if self.start is None or shapes_of(layer_values) != shapes_of(sizes):
                 # Also a layer that a method put in the place of another one draws its own values.
                 layer_values = layer.init(stream.of(name))
             values |= {f"{name}.{key}": value for key, value in layer_values.items()}

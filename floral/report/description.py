@@ -121,7 +121,12 @@ def data_text(task: Task) -> str:
             return f"synthetic data {_kind(task.data)}, {train} training and {test} test samples for each client"
         case CustomData():
             return f"custom data ({task.data.kind} {Path(task.data.path).name})"
-    return f"the data set {task.data}"
+    bounds = (
+        f", with the bounds {', '.join(f'{bound:g}' for bound in task.thresholds)} of ratings"
+        if task.thresholds
+        else ""
+    )
+    return f"the data set {task.data}{bounds}"
 
 
 def clusters_text(task: Task) -> str:
@@ -130,6 +135,7 @@ def clusters_text(task: Task) -> str:
         return "without true clusters"
     ways = [f"shift {_kind(task.shift)}"] if task.shift.kind != "none" else []
     ways += ["other classes"] if task.partition.kind == "class_groups" else []
+    ways += ["other domains"] if task.partition.kind == "domains" else []
     ways += ["other teachers"] if isinstance(task.data, Synthetic) else []
     return f"in {task.clusters} clusters ({', '.join(ways)})"
 

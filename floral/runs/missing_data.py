@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from floral.config import data_sets
+from floral.config import data_sets, networks
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.config.schema.data import CustomData, Synthetic
@@ -24,12 +24,12 @@ Searches = Mapping[str, tuple[str, Search]]
 
 
 def why_missing(task: Task, results: Path) -> str | None:
-    """Return why a task has no data, and what to do about it. Return None if the data are there."""
+    """Return why a task has no data or no network, and what to do about it. Return None if they are there."""
     if has_data(task, results):
         return None
     if isinstance(task.data, CustomData) and (why := data_sets.why_unreadable(task.data)):
         return why
-    name = stored_name(task)
+    name = next(name for name in stored_names(task) if not _is_stored(name, results))
     error = results / "data" / name / FETCH_ERROR
     if not error.exists():
         return f"{name}: not fetched yet; remedy: floral fetch {name}"
@@ -84,11 +84,15 @@ def split_by_data(runs: Iterable[Run], results: Path) -> tuple[list[Run], list[s
 
 
 def has_data(task: Task, results: Path) -> bool:
-    """Return whether the data of a task are stored. The result is also true if the task needs no stored data."""
-    synthetic = task.noop or isinstance(task.data, Synthetic)
-    return synthetic or (results / "data" / stored_name(task) / "card.json").exists()
+    """Return whether the data and the pretrained networks of a task are stored, as far as it needs any."""
+    return all(_is_stored(name, results) for name in stored_names(task))
 
 
-def stored_name(task: Task) -> str:
-    """Return the name of the folder in results/data in which the data of a task are stored."""
-    return str(data_sets.stored_data(task.data))
+def stored_names(task: Task) -> list[str]:
+    """Return the names of the folders in results/data in which the data and the networks of a task are stored."""
+    stored = [] if task.noop or isinstance(task.data, Synthetic) else [str(data_sets.stored_data(task.data))]
+    return [*stored, *networks.stored_names(task.model)]
+
+
+def _is_stored(name: str, results: Path) -> bool:
+    return (results / "data" / name / "card.json").exists()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from floral.config import plugins
+from floral.config import networks, plugins
 from floral.config.reading import ConfigError
 from floral.config.run import Run
 from floral.core.spec import Method, Noise, Optimiser, Problem, Refused
@@ -52,7 +52,7 @@ def build_simulation(
     clients at once. `check_stop` is called between the steps of the simulation.
     """
     data = federation.load(run, results)
-    problem = make_problem(run, data, device, dtype)
+    problem = make_problem(run, data, device, dtype, results)
     method = build_method(run, problem)
     if run.task.model.kind in ("module", "huggingface") or run.task.base == "frozen":
         for line in summary(problem.build_model()):
@@ -61,27 +61,43 @@ def build_simulation(
     return Simulation(method, tensors, make_settings(run), how, check_stop=check_stop), data
 
 
-def make_problem(run: Run, data: Federation, device: torch.device, dtype: torch.dtype) -> Problem:
-    """Return the `Problem` of a run: what the method must know about the task and the data."""
+def make_problem(
+    run: Run, data: Federation, device: torch.device, dtype: torch.dtype, results: Path | None = None
+) -> Problem:
+    """Return the `Problem` of a run: what the method must know about the task and the data.
+
+    `results` is needed if the model of the task is a pretrained network of config/data.lock.
+    """
     outputs = data.classes if data.classes is not None else data.train_y.shape[1]
-    return problem_of(run, data.shape, outputs, torch.from_numpy(data.cluster).to(device), device, dtype)
+    cluster = torch.from_numpy(data.cluster).to(device)
+    return problem_of(run, data.shape, outputs, cluster, device, dtype, results)
 
 
 def problem_of(
-    run: Run, shape: tuple[int, ...], outputs: int, cluster: torch.Tensor, device: torch.device, dtype: torch.dtype
+    run: Run,
+    shape: tuple[int, ...],
+    outputs: int,
+    cluster: torch.Tensor,
+    device: torch.device,
+    dtype: torch.dtype,
+    results: Path | None = None,
 ) -> Problem:
     """Return the `Problem` of a run, for samples of this shape and a model with this number of outputs.
 
-    `cluster` [K] is the true cluster of each client.
+    `cluster` [K] is the true cluster of each client. The folder `results` has the pretrained networks.
+
+    Raises:
+        ConfigError: a network is not fetched.
     """
     task = run.task
-    build = plugins.builder("models", task.model.kind)
+    keys = networks.located(task.model, results)
+    build = plugins.builder("models", keys.kind)
 
     @cache
     def build_model(width: float = 1.0) -> Model:
-        built = build(shape, outputs, **task.model.arguments, width=width)
+        built = build(shape, outputs, **keys.arguments, width=width)
         stream = Stream(run.seed, "model")
-        return prepared(built, task.model, task.base, width=width, stream=stream).moved(device, dtype)
+        return prepared(built, keys, task.base, width=width, stream=stream).moved(device, dtype)
 
     return Problem(
         build_model=build_model,

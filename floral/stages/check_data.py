@@ -11,6 +11,7 @@ from floral.config import catalogue, data_sets, layers
 from floral.config.reading import ConfigError
 from floral.config.schema.data import CustomData
 from floral.config.schema.task import Task
+from floral.data.stored import unfit_domains, unfit_thresholds
 
 
 def check(tasks: Iterable[Task], results: Path) -> None:
@@ -32,7 +33,7 @@ def check(tasks: Iterable[Task], results: Path) -> None:
             if isinstance(task.data, CustomData):
                 _store_custom(task, task.data, results)
             if isinstance(task.data, str | CustomData) and not task.noop:
-                _check_fit(task, facts(task.data, results))
+                _check_fit(task, facts(task, results))
         except ConfigError as error:
             problems.append(str(error))
     if problems:
@@ -58,17 +59,25 @@ def _store_custom(task: Task, data: CustomData, results: Path) -> None:
         raise ConfigError(f"{place_of(task)}: `data`: {error}") from None
 
 
-def facts(data: str | CustomData, results: Path) -> dict[str, Any]:
-    """Return what is known about a data set: the content of its card.json.
+def facts(task: Task, results: Path) -> dict[str, Any]:
+    """Return what is known about the data set of a task: the content of its card.json.
 
     If card.json is missing, return only the number of classes from data.lock. A damaged card.json counts as missing,
-    because `fetch` will write it again.
+    because `fetch` will write it again. The number of classes of data with ratings follows from the task.
+
+    Raises:
+        ConfigError: the data have ratings and the task has no `thresholds`, or the other way round.
     """
-    dataset = data_sets.data_set(data)
+    assert isinstance(task.data, str | CustomData), "synthetic data are not stored"
+    dataset = data_sets.data_set(task.data)
     try:
-        return json.loads((results / "data" / str(data_sets.stored_data(data)) / "card.json").read_text())
-    except (FileNotFoundError, ValueError):
+        manifest = json.loads((results / "data" / str(data_sets.stored_data(task.data)) / "card.json").read_text())
+        why = unfit_thresholds(manifest, task.thresholds)
+    except (FileNotFoundError, ValueError, KeyError):
         return {} if dataset.classes is None else {"classes": dataset.classes}
+    if why:
+        raise ConfigError(f"{place_of(task)}: {why}")
+    return manifest if task.thresholds is None else {**manifest, "classes": len(task.thresholds) + 1}
 
 
 def _check_fit(task: Task, facts: dict[str, Any]) -> None:
@@ -84,6 +93,8 @@ def _check_fit(task: Task, facts: dict[str, Any]) -> None:
             f"{place_of(task)}: `partition.kind: natural` needs data that name the client of each sample, but these "
             f"data do not; {remedy}set another `partition.kind`"
         )
+    if rule.kind == "domains" and "rows" in facts and (why := unfit_domains(facts, task.clusters)):
+        raise ConfigError(f"{place_of(task)}: {why}")
     clients = task.clients + (task.unseen.clients if task.unseen else 0)
     if rule.kind == "natural" and clients > facts.get("natural_clients", clients):
         raise ConfigError(

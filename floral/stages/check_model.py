@@ -8,10 +8,10 @@ from typing import Any, get_args, get_origin
 
 import torch
 
-from floral.config import catalogue, plugins
+from floral.config import catalogue, networks, plugins
 from floral.config.reading import ConfigError
 from floral.config.run import Run
-from floral.config.schema.data import CustomData, Synthetic
+from floral.config.schema.data import Synthetic
 from floral.config.schema.task import Task
 from floral.core.errors import first_line
 from floral.core.spec import Problem, Refused
@@ -26,8 +26,8 @@ EXAMPLES: dict[Any, Any] = {int: 8, float: 0.1, bool: False}
 def check(runs: Iterable[Run], results: Path) -> None:
     """Build the model and the method of each run, and apply the model to one sample without values (device "meta").
 
-    Runs that differ only in the seed are checked once. Runs whose data are not fetched are left out, because the shape
-    of their samples is unknown.
+    Runs that differ only in the seed are checked once. Runs whose data or networks are not fetched are left out,
+    because the shape of their samples or the values of their model are unknown.
 
     Raises:
         ConfigError: a model or a method cannot be used for a task; the message names models that can.
@@ -39,17 +39,18 @@ def check(runs: Iterable[Run], results: Path) -> None:
         checked.add(key)
         if sizes is not None:
             cluster = torch.arange(run.task.clients) % run.task.concepts
-            problem = problem_of(run, *sizes, cluster, torch.device("cpu"), torch.float32)
+            problem = problem_of(run, *sizes, cluster, torch.device("cpu"), torch.float32, results)
             _check_model(run.task, problem)
             build_method(run, problem)
 
 
 def sizes_of(task: Task, results: Path) -> tuple[tuple[int, ...], int] | None:
-    """Return the shape of one sample and the number of outputs; None if the data are not fetched."""
+    """Return the shape of one sample and the number of outputs; None if the data or the networks are not fetched."""
     if isinstance(task.data, Synthetic):
         return (task.data.dimension,), task.data.outputs
-    sizes = facts(task.data, results)
-    if "shape" not in sizes or not sizes.get("classes"):
+    sizes = facts(task, results)
+    fetched = all(card.exists() for card in networks.cards(task.model, results))
+    if "shape" not in sizes or not sizes.get("classes") or not fetched:
         return None
     return tuple(sizes["shape"]), sizes["classes"]
 
@@ -103,16 +104,15 @@ def _example(annotation: Any) -> Any:
 
 
 def missing_data(tasks: Iterable[Task], results: Path, data_dir: Path | None) -> list[str]:
-    """Return one line for each data set that is not stored yet: what Snakemake will do, or what the user must do."""
+    """Return one line for each data set or network that is not stored yet: what happens, or what the user must do."""
     from floral.stages.fetch import availability
 
     lines = dict[str, None]()
     for task in tasks:
-        if task.noop or isinstance(task.data, Synthetic | CustomData):
-            continue
-        state, remedy = availability(task.data, results, data_dir)
-        if state == "missing":
-            lines[f"  WARNING: data missing: {task.data}: {remedy}"] = None
-        elif state == "to download":
-            lines[f"  data to download: {task.data}"] = None
+        for name in (data for data in networks.to_fetch(task) if isinstance(data, str)):
+            state, remedy = availability(name, results, data_dir)
+            if state == "missing":
+                lines[f"  WARNING: data missing: {name}: {remedy}"] = None
+            elif state == "to download":
+                lines[f"  data to download: {name}"] = None
     return list(lines)

@@ -86,7 +86,7 @@ def execute(
     if state.store is not None:
         save_checkpoint(path, state, progress)  # so that the store's file is complete, and never ahead of a checkpoint
     with checkpoint_if_stopped(path, simulation, state, progress):
-        joined = join_unseen(run, simulation, state, progress, data) if progress.diverged_at is None else None
+        joined = join_unseen(run, simulation, state, progress, data, results) if progress.diverged_at is None else None
         summary = record.write_results(folder, run, simulation, state, progress, data, joined)
     checkpoint.remove(path)
     LOG.info("%s in %.1f s", summary["status"], sum(progress.seconds.values()))
@@ -137,7 +137,12 @@ def _with_execution(simulation: Simulation, progress: Progress, path: Path, stop
 
 
 def join_unseen(
-    run: Run, simulation: Simulation, state: State, progress: Progress, data: Federation
+    run: Run,
+    simulation: Simulation,
+    state: State,
+    progress: Progress,
+    data: Federation,
+    results: Path | None = None,
 ) -> pl.DataFrame | None:
     """Evaluate a trained run on the clients that join after training, and return the table of their scores.
 
@@ -146,7 +151,7 @@ def join_unseen(
 
     def assemble_joining(clients: Federation) -> tuple[Method, ClientData]:
         device, dtype = simulation.device, simulation.dtype
-        method = build_method(run, make_problem(run, clients, device, dtype))
+        method = build_method(run, make_problem(run, clients, device, dtype, results))
         return method, client_data(clients, method, device, dtype)
 
     with progress.timed("evaluate"):

@@ -38,7 +38,7 @@ def export_partition(run: Run, results: Path, path: Path) -> None:
     table = table.with_columns(
         array=pl.when(pl.col("split") == "test").then(pl.lit("test_x")).otherwise(pl.lit("train_x"))
     ).select("client", "cluster", "split", "array", "row")
-    _, labels = read_data(data, results, ["train_y", "test_y"])
+    _, labels = read_data(data, results, ["train_y", "test_y"], run.task.thresholds)
     if labels["train_y"].ndim == 1:
         in_test, row = (table["split"] == "test").to_numpy(), table["row"].to_numpy()
         classes = np.empty(len(table), np.int64)

@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from floral.config import data_sets
-from floral.config.schema.data import CustomData, Synthetic
+from floral.config import data_sets, networks
+from floral.config.schema.data import CustomData
 from floral.config.schema.task import Task
 from floral.io.files import atomic
-from floral.runs.missing_data import FETCH_ERROR, has_data, stored_name
+from floral.runs.missing_data import FETCH_ERROR
 
 
 def try_to_fetch(tasks: Iterable[Task], results: Path, data_dir: Path | None) -> None:
-    """Try to fetch the missing data sets of these tasks.
+    """Try to fetch the missing data sets and networks of these tasks.
 
     If a fetch fails, the reason is written to the file missing.txt in the folder of the data set.
     """
+    needed = {str(data_sets.stored_data(data)): data for task in tasks for data in networks.to_fetch(task)}
     missing = {
-        stored_name(task): task.data
-        for task in tasks
-        if not (has_data(task, results) or isinstance(task.data, Synthetic))
-        and not (isinstance(task.data, CustomData) and data_sets.why_unreadable(task.data))
+        name: data
+        for name, data in needed.items()
+        if not (results / "data" / name / "card.json").exists()
+        and not (isinstance(data, CustomData) and data_sets.why_unreadable(data))
     }
     if not missing:
         return

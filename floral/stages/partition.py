@@ -21,7 +21,7 @@ from floral.config.schema.task import Task
 from floral.data.partition import client_table, digest, main_concepts
 from floral.data.partition_kinds import consecutive_table
 from floral.data.partition_steps import SPLITS, reduce_rows
-from floral.data.stored import CLIENTS, client_names, read_data
+from floral.data.stored import CLIENTS, DOMAINS, client_names, read_data, unfit_domains
 from floral.data.synthetic import rows_per_client
 from floral.io.files import atomic
 from floral.io.locks import held
@@ -62,7 +62,7 @@ def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
         full_table = consecutive_table(*rows_per_client(job.data), *sizes)
         data_digest, labelled = None, full_table.select("client", "cluster", "split")
     else:
-        data, arrays = read_data(job.data, results)
+        data, arrays = read_data(job.data, results, thresholds=job.thresholds)
         train_y, test_y = np.asarray(arrays["train_y"]), np.asarray(arrays["test_y"])
         if train_y.ndim > 1 and job.partition.kind not in ("iid", "natural"):
             raise ConfigError(
@@ -71,7 +71,8 @@ def _partition(job: PartitionJob, results: Path, task: Task | None) -> Path:
             )
         natural = _natural_clients(job, arrays) if job.partition.kind == "natural" else None
         names = None if natural is None else client_names(job.data, results)
-        full_table = client_table(train_y, test_y, *sizes, job.unseen, natural)
+        of_samples = natural or _optional(arrays, CLIENTS), _domains(job, data, arrays)
+        full_table = client_table(train_y, test_y, *sizes, job.unseen, *of_samples)
         data_digest = data["digest"]
         labelled = _with_labels(full_table, train_y, test_y) if train_y.ndim == 1 else full_table
     named = {} if natural is None or names is None else _names(full_table, natural[0], names)
@@ -158,6 +159,27 @@ def _natural_clients(job: PartitionJob, arrays: Mapping[str, Labels]) -> tuple[L
         )
     train, test = (np.asarray(arrays[side]) for side in CLIENTS)
     return train, test
+
+
+def _domains(
+    job: PartitionJob, manifest: Mapping[str, Any], arrays: Mapping[str, Labels]
+) -> tuple[Labels, Labels] | None:
+    """Return the domain of each training sample and of each test sample, or None if the partition does not use them.
+
+    Raises:
+        ConfigError: the data have no domains, or not one for each cluster.
+    """
+    if job.partition.kind != "domains":
+        return None
+    if why := unfit_domains(manifest, job.clusters):
+        raise ConfigError(f"task {job.task!r}: {why}")
+    return _optional(arrays, DOMAINS)
+
+
+def _optional(arrays: Mapping[str, Labels], sides: tuple[str, str]) -> tuple[Labels, Labels] | None:
+    """Return two arrays of a data set, or None if it does not have them."""
+    train, test = sides
+    return (np.asarray(arrays[train]), np.asarray(arrays[test])) if train in arrays else None
 
 
 def _names(table: pl.DataFrame, train_client: Labels, names: Sequence[str]) -> dict[int, str]:

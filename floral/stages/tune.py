@@ -69,7 +69,7 @@ def tune(search: Search, results: Path, *, device: str, backend: str, threads: i
                     continue
                 data = data or federation.load(search.trial(seed), results, test=False)
                 began = time.perf_counter()
-                row = trial(search, configuration, seed, data, record, (torch_device, backend, threads))
+                row = trial(search, configuration, seed, data, record, (torch_device, backend, threads), results)
                 row = {"configuration": number, "seed": seed, **row, "seconds": round(time.perf_counter() - began, 3)}
                 record["trials"].append(row)
                 atomic(folder / "trials.json", (json.dumps(record, indent=1) + "\n").encode())
@@ -81,7 +81,7 @@ def tune(search: Search, results: Path, *, device: str, backend: str, threads: i
 
 def trial(
     search: Search, configuration: Configuration | None, seed: int, data: Federation, record: dict[str, Any],
-    how: tuple[torch.device, str, int],
+    how: tuple[torch.device, str, int], results: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train one candidate on one seed, and return the status, the reason and the validation loss.
 
@@ -91,7 +91,7 @@ def trial(
     """
     run = search.trial(seed, configuration)
     torch_device, backend, threads = how
-    problem = make_problem(run, data, torch_device, torch.float32)
+    problem = make_problem(run, data, torch_device, torch.float32, results)
     try:
         method = build_method(run, problem)
     except ConfigError as refusal:

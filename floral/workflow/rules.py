@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from floral.config import networks
 from floral.config.data_sets import CUSTOM_PREFIX
 from floral.config.reading import ConfigError, suggest
 from floral.config.run import Run
@@ -83,9 +84,9 @@ class Rules:
         return [f"{self.results}/data/{data}/card.json"] if isinstance(data, str) else []
 
     def tune_input(self, wildcards: Any) -> list[str]:
-        """Return the paths of the partitions that a search reads: one for each seed with which it trains."""
+        """Return the paths of the partitions and networks that a search reads: one partition for each of its seeds."""
         _, search = self.search(wildcards)
-        return [self._table(trial) for trial in search.references()]
+        return list(dict.fromkeys(path for trial in search.references() for path in self._inputs(trial)))
 
     def tuned_input(self, wildcards: Any) -> list[str]:
         """Return the path of the file `done` of each search. A search writes this file when it is finished.
@@ -103,18 +104,20 @@ class Rules:
         return [f"{self.results}/{folder}/done" for folder in self.work.searches]
 
     def train_input(self, wildcards: Any) -> list[str]:
-        """Return the path of the partition that the run reads. Return no path if the task has no data (`data:
-        nothing`).
+        """Return the paths of the partition and of the pretrained networks that the run reads.
+
+        Return no path if the task has no data (`data: nothing`).
         """
         _, run = self.run(wildcards)
-        return [] if run.task.noop else [self._table(run)]
+        return [] if run.task.noop else self._inputs(run)
 
     def report_input(self, wildcards: Any) -> list[str]:
         """Return the path of the file `done` of each run of a suite. A run writes this file when it is finished."""
         return [f"{self.results}/{folder}/done" for folder in self.run_folders(wildcards)]
 
-    def _table(self, run: Run) -> str:
-        return f"{self.results}/{run.partition.folder}/partition.parquet"
+    def _inputs(self, run: Run) -> list[str]:
+        table = f"{self.results}/{run.partition.folder}/partition.parquet"
+        return [table, *map(str, networks.cards(run.task.model, self.results))]
 
     # ------------------------------------------------------------------------------------ options
 

@@ -213,8 +213,8 @@ def test_cifar_is_verified_and_read(missing, family):
     copies = {name: data_sets.data_lock()[name] for name in (f"{family}_jpeg90", family)}
     (name,) = (name for name, entry in copies.items() if entry.files[1].sha256 == digest)
     assert copies[name].exact == (name == family)
-    assert sources.obtain(copies[name].files[0], folder / "none", folder).verified
-    found = sources.obtain(copies[name].files[1], folder / "none", folder)
+    assert sources.obtain(copies[name].files[0], folder / "none", [folder]).verified
+    found = sources.obtain(copies[name].files[1], folder / "none", [folder])
     images = readers.image_parquet([found, found])
     classes = {"cifar10": 10, "cifar100": 100}[family]
     assert images.test_x.shape == (10_000, 32, 32, 3) and images.classes == classes

@@ -135,7 +135,7 @@ def test_a_wrong_hash_leaves_nothing(mirror, tmp_path):
 def test_missing_everywhere_names_file_folder_urls_and_remedy(mirror, tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(DataError) as error:
-        obtain(file(mirror, "/a.gz", "/b.gz"), tmp_path / "raw", tmp_path / "mine")
+        obtain(file(mirror, "/a.gz", "/b.gz"), tmp_path / "raw", [tmp_path / "mine"])
     for part in (
         str(tmp_path / "mine" / "set" / "raw.bin.gz"),
         "/a.gz: HTTP Error 404",
@@ -151,7 +151,7 @@ def test_missing_everywhere_names_file_folder_urls_and_remedy(mirror, tmp_path):
 def test_the_data_folder_comes_first_packed_or_not(mirror, tmp_path, name, body):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / name).write_bytes(body)
-    found = obtain(file(mirror, "/a.gz"), tmp_path / "raw", tmp_path)
+    found = obtain(file(mirror, "/a.gz"), tmp_path / "raw", [tmp_path])
     assert found.location == tmp_path / "set" / name and found.sha256 == SHA
     assert not mirror.seen and not (tmp_path / "raw").exists()
 
@@ -162,7 +162,7 @@ def test_an_altered_file_of_the_user_is_an_error_and_stays(mirror, tmp_path):
     altered = tmp_path / "set" / "raw.bin.gz"
     altered.write_bytes(gzip.compress(CONTENT + b"!"))
     with pytest.raises(DataError) as error:
-        obtain(file(mirror, "/a.gz"), tmp_path / "raw", tmp_path)
+        obtain(file(mirror, "/a.gz"), tmp_path / "raw", [tmp_path])
     assert str(altered) in str(error.value) and SHA in str(error.value) and "remedy" in str(error.value)
     assert altered.exists() and not mirror.seen
 
@@ -174,7 +174,7 @@ def test_a_damaged_gzip_file_is_an_error(tmp_path, damage):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "raw.bin.gz").write_bytes(damage(gzip.compress(os.urandom(9000))))
     with pytest.raises(DataError, match=r"raw\.bin\.gz: this gzip file is truncated or damaged .* remedy"):
-        obtain(DataFile(path="set/raw.bin.gz"), tmp_path / "raw", tmp_path)
+        obtain(DataFile(path="set/raw.bin.gz"), tmp_path / "raw", [tmp_path])
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(mirror, tmp_path, monkeypatch):

@@ -40,6 +40,7 @@ KINDS = {
     "pathological": Kind(skewed=True),
     "class_groups": Kind(skewed=False),
     "natural": Kind(skewed=True),
+    "domains": Kind(skewed=True),
 }
 """Values of the key `partition.kind`."""
 
@@ -63,11 +64,15 @@ class Partition(Frozen):
 
     - natural: each client holds the samples of one natural client of the data, such as a writer.
 
+    - domains: each cluster has the samples of one domain of the data, such as the genre of a text. Cluster c has domain
+      c. All samples of a natural client, such as an article, go to one client. The other samples are shuffled and
+      shared equally.
+
     With every rule, some clients can have no samples of some class. With iid and size_skew, this happens only to
     clients with few samples.
     """
 
-    kind: Literal["iid", "size_skew", "dirichlet", "pathological", "class_groups", "natural"] = Field(
+    kind: Literal["iid", "size_skew", "dirichlet", "pathological", "class_groups", "natural", "domains"] = Field(
         default="iid", description="Rule that assigns samples to clients."
     )
     alpha: Alpha | None = Field(
@@ -101,6 +106,13 @@ class Partition(Frozen):
         description="Share of each client's training and validation labels that are set to another class.",
     )
     share: float = Field(default=1.0, gt=0, le=1, description="Share of each client's training samples that is kept.")
+    test_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        exclude_if=lambda share: share == 1.0,
+        description="Share of each client's test samples that is kept, at least one; fewer test samples save time.",
+    )
     min_rows: int = Field(default=10, ge=1, description="Minimum number of training samples that each client keeps.")
     validation: float = Field(
         default=0.2,
@@ -141,8 +153,8 @@ class Partition(Frozen):
 
     @model_validator(mode="after")
     def _mixtures_have_concepts(self) -> Partition:
-        if self.mixed is not None and self.kind == "class_groups":
-            raise ValueError("`partition.mixed` cannot be used with `kind: class_groups`; remove the key `mixed`")
+        if self.mixed is not None and self.kind in ("class_groups", "domains"):
+            raise ValueError(f"`partition.mixed` cannot be used with `kind: {self.kind}`; remove the key `mixed`")
         return self
 
     @property

@@ -100,6 +100,12 @@ class Task(Frozen):
     data: Data = Field(
         description='Data set: a name in config/data.lock, synthetic data, custom data, or "nothing" (no training).'
     )
+    thresholds: tuple[float, ...] | None = Field(
+        default=None,
+        min_length=1,
+        exclude_if=is_none,
+        description="For data with ratings: bounds of the classes, ascending; n bounds give n + 1 classes.",
+    )
     shift: Shift = Field(default=Shift(), description="How the data of the concepts (true clusters) differ.")
     normalise: Normalise | None = Field(
         default=None, description="Normalisation of the input channels; by default inputs are only scaled to [0, 1]."
@@ -168,11 +174,20 @@ class Task(Frozen):
         return {"router_lr": values["lr"], **values} if isinstance(values, dict) and "lr" in values else values
 
     @model_validator(mode="after")
+    def _thresholds_ascend(self) -> Task:
+        bounds = self.thresholds
+        if bounds is not None and list(bounds) != sorted(set(bounds)):
+            raise ValueError(f"`thresholds: {list(bounds)}` do not ascend; sort them, and name each once")
+        if bounds is not None and (not isinstance(self.data, str) or self.data == NOTHING):
+            raise ValueError("`thresholds` needs a data set with ratings as `data`; remove the key `thresholds`")
+        return self
+
+    @model_validator(mode="after")
     def _clusters_are_given_if_they_differ(self) -> Task:
         if self._has_distinct_concepts() and "clusters" not in self.model_fields_set:
             raise ValueError(
-                "the data of the clusters differ (by `shift`, `partition.kind: class_groups`, or as synthetic data), "
-                "but `clusters` is missing; add the number of clusters"
+                "the data of the clusters differ (by `shift`, `partition.kind: class_groups` or `domains`, or as "
+                "synthetic data), but `clusters` is missing; add the number of clusters"
             )
         return self
 
@@ -355,13 +370,14 @@ class Task(Frozen):
     def concepts(self) -> int:
         """The number of concepts. A concept is a data distribution that is common to the clients of a true cluster.
 
-        The number is `clusters` if the clusters differ by a shift, by class groups, or by the teachers of synthetic
-        data. Otherwise all clusters have the same distribution, and the number is 1.
+        The number is `clusters` if the clusters differ by a shift, by class groups, by domains, or by the teachers of
+        synthetic data. Otherwise all clusters have the same distribution, and the number is 1.
         """
         return self.clusters if self._has_distinct_concepts() else 1
 
     def _has_distinct_concepts(self) -> bool:
-        return isinstance(self.data, Synthetic) or self.shift.kind != "none" or self.partition.kind == "class_groups"
+        differs = self.shift.kind != "none" or self.partition.kind in ("class_groups", "domains")
+        return isinstance(self.data, Synthetic) or differs
 
     @property
     def objective(self) -> Literal["cross_entropy", "token_cross_entropy", "mse"]:
@@ -373,11 +389,12 @@ class Task(Frozen):
 
     @property
     def skewed(self) -> bool:
-        """Whether the clients of one cluster have different data distributions.
+        """Whether clients are evaluated on their own test samples, and not on the test set of their cluster.
 
-        If so, the test set of a cluster does not have the distribution of any single client.
+        They are if the clients of one cluster have different data distributions, because the test set of a cluster then
+        has the distribution of no single client. They also are if only a share of the test samples is kept.
         """
-        return self.partition.skewed
+        return self.partition.skewed or self.partition.test_share < 1
 
     @property
     def noop(self) -> bool:

@@ -111,10 +111,10 @@ def labelled(parts: Sequence[Part], test_share: float, scale: int) -> Labelled:
                 f"{parts[len(training)].where}: class {name} has test samples, but no training samples; add "
                 "training samples of it"
             )
-    clients_of = {} if client is None else {"train_client": client[~test], "test_client": client[test]}
+    train_client, test_client = (None, None) if client is None else (client[~test], client[test])
     return Labelled(
         train_x=train_x, train_y=y[~test], test_x=test_x, test_y=y[test], classes=int(y.max()) + 1, scale=scale,
-        names=names, client_names=client_names, **clients_of,
+        names=names, client_names=client_names, train_client=train_client, test_client=test_client,
     )  # fmt: skip
 
 
