@@ -68,7 +68,8 @@ def checks(model: dict[str, Any], shape: tuple[int, ...] | None, outputs: int | 
 
     def fits() -> str:
         reasons = []
-        tried = [(shape, False), (shape, True)] if shape else [*((s, False) for s in SHAPES), (TOKENS, True)]
+        tried = [(candidate, False) for candidate in ([shape] if shape else SHAPES)]
+        tried += [(candidate, True) for candidate in ([shape] if shape else [TOKENS]) if len(candidate) == 1]
         for candidate, text in tried:
             data = make_data(shape=candidate, outputs=classes, text=text)
             try:
@@ -79,7 +80,8 @@ def checks(model: dict[str, Any], shape: tuple[int, ...] | None, outputs: int | 
                 continue
             fitting.update(data=data, text=text)
             return f"{'text' if text else 'samples'} of shape {list(candidate)}, {classes} outputs"
-        raise Broken("\n".join([*reasons, "give the shape of a sample: --shape 32 32 3"]))
+        remedy = "give the shape of a sample: --shape H W or --shape H W 3, not channels first"
+        raise Broken("\n".join([*reasons, f"{remedy}; and the number of classes if it is not {classes}: --outputs 10"]))
 
     def backends(variant: str) -> str | None:
         refused = []

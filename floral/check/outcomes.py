@@ -38,7 +38,7 @@ class Outcome:
     hint: str = ""
 
     def __str__(self) -> str:
-        lines = [f"  {'FAILS' if self.state == 'fails' else self.state:<7}{self.name}"]
+        lines = [f"  {'FAILS' if self.state == 'fails' else self.state:<6} {self.name}"]
         lines += [f"           {line}" for line in self.text.splitlines()]
         if self.state == "fails" and self.hint:
             lines.append(f"           often: {self.hint}")

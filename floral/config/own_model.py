@@ -31,7 +31,7 @@ def identity(model: Model) -> dict[str, Any]:
         values["weights"] = _weights(model.weights)
     if model.kind == "module":
         place, _, function = str(values["build"]).rpartition(":")
-        values["build"] = [function, content(place)]
+        values["build"] = [function, content(place)] if place else str(values["build"])
     if model.kind in IN_FOLDER:
         version = [content("transformers")] if model.kind == "huggingface" else []
         values["path"] = [*version, *_folder(str(values["path"]))]

@@ -219,7 +219,27 @@ def test_a_model_that_mixes_samples_or_ignores_its_seed_fails(tmp_path: Path) ->
 
 def test_a_model_that_fits_no_shape_says_what_was_tried() -> None:
     last = list(outcomes(models.checks({"kind": "cnn", "channels": (2, 3), "hidden": 4}, (3,), None)))[1]
-    assert last.state == "fails" and "[3]: " in last.text and "--shape 32 32 3" in last.text
+    assert last.state == "fails" and "[3]: " in last.text and "--shape H W 3" in last.text
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs", "reason"),
+    [((8, 8), 3, "the module returns a tensor of shape [3, 10]"), ((1, 8, 8), 10, "[1, 8, 8]: ")],
+)
+def test_the_reason_why_a_module_does_not_fit_is_shown(
+    tmp_path: Path, shape: tuple[int, ...], outputs: int, reason: str
+) -> None:
+    """Ten classes where the check has three, and an image with its channels first."""
+    (tmp_path / "ten.py").write_text(
+        "from torch import nn\n"
+        "def make(num_classes=10):\n"
+        "    pool = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+        "    return nn.Sequential(pool, nn.Linear(2, num_classes))\n"
+    )
+    (failed, *rest) = outcomes(models.checks(models.keys_of(f"{tmp_path}/ten.py:make"), shape, outputs))
+    assert failed.state == "fails" and reason in failed.text, failed.text
+    assert "not channels first" in failed.text and f"{outputs}: --outputs 10" in failed.text
+    assert "broadcast" not in failed.text and str(rest[0]).startswith("  not checked initial values")
 
 
 def test_a_task_says_what_its_clients_have_and_which_methods_can_be_used(tmp_path: Path) -> None:

@@ -136,6 +136,7 @@ WRONG = {
 def test_a_wrong_build_is_an_error_with_the_remedy(build: str, message: str) -> None:
     with pytest.raises(Refused, match=message):
         module.build((4, 4), CLASSES, build=build)
+    assert make_run(model={"kind": "module", "build": build}, data="digits").hash8
 
 
 def test_a_method_that_widens_the_model_asks_build_for_width() -> None:
