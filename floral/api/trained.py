@@ -12,7 +12,7 @@ from torch import Tensor
 
 from floral.config.reading import ConfigError
 from floral.config.run import Run
-from floral.engine.evaluate import predict
+from floral.engine.evaluate import predict, prediction_view
 from floral.engine.state import State
 from floral.stages.assemble import build_simulation
 
@@ -64,10 +64,9 @@ class TrainedModel:
         data = self._simulation.data
         clients = torch.tensor([client])
         with torch.no_grad():
-            decoded = data.test.decode(inputs)[None]
-            return predict(
-                self._simulation.method, self._state, data.pool_of_client[clients], clients, decoded, False
-            )[0]  # fmt: skip
+            method, pools = self._simulation.method, data.pool_of_client[clients]
+            values = prediction_view(method, self._state, data.train, pools, clients, False)
+            return predict(method, *values, data.test.decode(inputs)[None], False)[0]
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from floral.config import catalogue
 from floral.config.run import Run
 from floral.config.schema.data import Synthetic
 from floral.config.schema.task import Task
-from floral.core.spec import Method, View
+from floral.core.spec import Batch, Method, View
 from floral.data.federation import Federation
 from floral.engine.devices import Precision
 from floral.engine.simulate import Execution, Simulation
@@ -179,7 +179,7 @@ def served(simulation: Simulation, state: State) -> list[torch.Tensor]:
 
 
 def view_of(simulation: Simulation, state: State, client: int) -> View:
-    """Return the values that one client sees, gathered according to each group's scope."""
+    """Return the values with which one client predicts: those of each group's scope, then `before_predictions`."""
     method, pool = simulation.method, int(simulation.data.pool_of_client[client])
     seen = {}
     for name, group in method.groups.items():
@@ -187,4 +187,8 @@ def view_of(simulation: Simulation, state: State, client: int) -> View:
         at = {"private": pool, "clustered": None if clusters is None else int(clusters[client])}
         row = at.get(group.scope.value)
         seen[name] = state.values[name] if row is None else {key: t[row] for key, t in state.values[name].items()}
+    if method.before_predictions is not None:
+        rows = simulation.data.train
+        x, y = rows.gather(torch.from_numpy(rows.index[pool, : rows.count[pool]]))
+        seen |= method.before_predictions(seen, Batch(x, y, torch.ones(len(x), dtype=torch.bool)))
     return seen

@@ -62,9 +62,9 @@ class Group:
     scope is CLUSTERED, and the K clients if it is PRIVATE. Otherwise, there is no such axis. If `server_lr` is None,
     the task's server learning rate applies.
 
-    If `statistic` is True, the group holds values such as a running mean. The forward pass or `Method.assign` changes
-    them, and they get no gradients. If `fixed` is True, each client or cluster has values that never change, for
-    example cluster weights that the task gives.
+    If `statistic` is True, the group holds values such as a running mean. The forward pass, `Method.assign` or
+    `Method.after_training` changes them, and they get no gradients. If `fixed` is True, each client or cluster has
+    values that never change, for example cluster weights that the task gives.
     """
 
     scope: Scope
@@ -143,7 +143,10 @@ Objective = Callable[[View, View, Batch, Noise], tuple[Tensor, View]]
 """(trained groups, fixed groups, batch, noise) → (loss, changed statistics) of one client on one batch."""
 
 Assign = Callable[[View, Batch], View]
-"""(view, all training samples) → new values of PRIVATE groups of one client at the start of its round."""
+"""(view, all training samples) → values of one client that replace those of the view."""
+
+AfterTraining = Callable[[View, View, Batch], View]
+"""(view, received view, all training samples) → values of one client that replace those of the view."""
 
 LocalStep = Callable[[Objective, View, View, Batch, Noise, Mapping[str, float]], tuple[View, View, Tensor]]
 """(objective, trained groups, fixed groups, batch, noise, learning rates by group) → (new values of the trained groups,
@@ -268,7 +271,8 @@ class Cost:
     passes_per_sample: float = 1.0
     """Cost of one sample in forward-backward passes of the task's own model, by multiply-adds."""
     assign_passes_per_sample: float = 0.0
-    """Cost of `Method.assign` per training sample and round, in forward-backward passes. A forward pass is 1/3."""
+    """Cost of `Method.assign` and `Method.after_training` per training sample and round, in forward-backward passes. A
+    forward pass is 1/3."""
     floats_sent: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Group → floats (down, up) per client and round, for groups whose scope does not determine them. For example,
     router logits are PRIVATE, but clients send them."""
@@ -311,6 +315,20 @@ class Method:
 
     It reads the client's view and ALL its training samples (decoded, not augmented; `mask` marks padding). Training,
     upload and later evaluations use the new values; `received` in a loss or a penalty holds the old ones."""
+    after_training: AfterTraining | None = None
+    """Computes values of a client at the end of its round, after its last local step and before its upload.
+
+    It gets no gradients. The view holds the values after training, and the received view those at the start of the
+    round, before `assign`. The samples are those of `assign`. The client keeps the new values of PRIVATE groups; those
+    of SHARED and CLUSTERED groups are sent and averaged. All these groups are `statistic` or trained. Examples: control
+    variates, prototypes."""
+    before_predictions: Assign | None = None
+    """Computes values with which a client predicts, from its view and all its training samples (as in `assign`).
+
+    It runs at each evaluation, and what it computes is thrown away afterwards: nothing of it is kept or sent. It may
+    replace groups (a fine-tuned copy of the model) or add groups that only `predict` reads (stored features). A client
+    without samples gets a mask that is False everywhere. Costs do not count it. Phases with a prediction of their own,
+    or a `loss`, train without these values."""
 
     # clusters, server, cost
     routing: Routing = Routing()

@@ -16,6 +16,7 @@ three ways:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -79,7 +80,7 @@ class Batched(Clients):
     # ---------------------------------------------------------------------------------------------- steps
 
     def step(self, step: Step) -> tuple[View, Axes, Tensor]:
-        """Do one local step. The last step of a round is done by `last`, unless the method has its own `local_step`.
+        """Do one local step. The last step of a round is done by `last`, unless `needs_each_client`.
 
         Returns the values of all groups after the step, the client axis of each group, and the losses [m].
         """
@@ -95,17 +96,25 @@ class Batched(Clients):
             return {**updated, **backward.changed}, backward.losses
 
         key = ("step", step.phase, tuple(step.axes.items()))
-        # A method's own step may be the last one, whose results must outlive the next call.
-        changed, losses = self.captured(key, function, step.values, step.inputs, lasting=method_step)
+        # This step may be the last one, whose results must outlive the next call.
+        changed, losses = self.captured(key, function, step.values, step.inputs, lasting=self.needs_each_client)
         return {**step.values, **changed}, {**step.axes, **dict.fromkeys(changed, 0)}, losses
 
-    def last(self, step: Step, chunk: Chunk) -> tuple[Finished, Tensor]:
+    @property
+    def needs_each_client(self) -> bool:
+        """Whether the last step of a round computes the values of each client, as the steps before it.
+
+        This is so for a method's own `local_step`, and if `after_training` reads the values of each client.
+        """
+        return self.method.local_step is not None or self.method.after_training is not None
+
+    def last(self, step: Step, chunk: Chunk, held: Callable[[], Batch]) -> tuple[Finished, Tensor]:
         """Do the last local step; return the PRIVATE parameters, the other parameters summed over clients, and losses.
 
         If the server needs only the sum of a parameter group, the values of single clients are not computed.
         """
-        if self.method.local_step is not None:
-            return super().last(step, chunk)
+        if self.needs_each_client:
+            return super().last(step, chunk, held)
         noted = self._noted(step)
         fused = [group for group in step.trained if self._fuses(group, step.axes)]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from floral.core import seeds
-from floral.core.spec import Noise
+from floral.core.spec import Batch, Noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,16 @@ class Rows:
         x = self.decode(x)
         y = self.y.index_select(0, flat)
         return x.reshape(*index.shape, *x.shape[1:]), y.reshape(*index.shape, *y.shape[1:])
+
+    def of_clients(self, clients: np.ndarray) -> Batch:
+        """Return all samples of m clients: inputs x [m, n, ...], labels and mask. `clients` [m] has their indices.
+
+        The inputs are decoded, but not augmented.
+        """
+        count = self.count[clients, None]
+        width = max(1, int(count.max()))
+        x, y = self.gather(torch.from_numpy(self.index[clients, :width]).to(self.x.device))
+        return Batch(x, y, torch.from_numpy(np.arange(width) < count).to(self.x.device))
 
     def held_out(self) -> Tensor:
         """Return a mask [N] of the samples in `x`: True for every fourth sample of a client, in stored order.

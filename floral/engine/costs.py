@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 
 import torch
-from torch import Tensor
 
-from floral.core.spec import Group, Method, Params, Phase, Scope, View
+from floral.core.spec import Batch, Group, Method, Params, Phase, Scope, View
 from floral.core.units import BYTES_PER_FLOAT
 from floral.engine.state import State
 
@@ -45,11 +44,11 @@ class Costs:
         return {name: value for name, value in asdict(self).items() if name != "passes_per_sample"}
 
 
-def needed_to_predict(method: Method, view: View, x: Tensor) -> frozenset[str]:
-    """Return the names of the groups that one client needs to predict for inputs x [B, ...].
+def needed_to_predict(method: Method, view: View, samples: Batch) -> frozenset[str]:
+    """Return the names of the groups that one client needs to predict. `samples` are its training samples.
 
-    A group is needed if the outputs become NaN when its values do. The values in `view` do not matter, except those of
-    statistics, such as the number of the client's cluster.
+    A group is needed if the outputs become NaN when its values do, also by what `Method.before_predictions` computes
+    from it. The values in `view` do not matter, except those of statistics, such as the number of the client's cluster.
     """
     parts = [group for group in view if not method.groups[group].statistic]
     statistics = {group: {n: t.nan_to_num() for n, t in view[group].items()} for group in view if group not in parts}
@@ -57,7 +56,10 @@ def needed_to_predict(method: Method, view: View, x: Tensor) -> frozenset[str]:
 
     def needed(group: str) -> bool:
         unknown = {name: torch.full_like(t, torch.nan) for name, t in view[group].items()}
-        outputs, _ = method.predict({**statistics, **zeros, group: unknown}, x, None, None)
+        values = {**statistics, **zeros, group: unknown}
+        if method.before_predictions is not None:
+            values |= method.before_predictions(values, samples)
+        outputs, _ = method.predict(values, samples.x[:1], None, None)
         return bool(outputs.isnan().any())
 
     with torch.no_grad():

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from floral.core.spec import Loss, Method, Scope
+from floral.core.spec import Loss, Method, Scope, View
 from floral.engine.client_data import Rows
-from floral.engine.local import log_routes
-from floral.engine.state import State, client_view, dims, view
+from floral.engine.local import for_each_client, log_routes
+from floral.engine.state import Axes, State, client_view, dims, view
 from floral.toolkit.parts import sample_losses
 
 Weighting = Literal["sample_mean", "batch_means"]
@@ -76,6 +76,7 @@ def on_own_rows(
     method: Method,
     state: State,
     rows: Rows,
+    train: Rows,
     pool_of_client: Tensor,
     clients: np.ndarray,
     *,
@@ -86,10 +87,10 @@ def on_own_rows(
     vectorised: bool,
     map: Map,
 ) -> Scores:
-    """Evaluate each client's model on the client's own samples.
+    """Evaluate each client's model on the client's own samples of one split; `rows` has these samples.
 
-    With `weighting` "sample_mean", a score is the mean over the samples. With "batch_means", it is the mean of the
-    means of the batches, as in the published code.
+    `train` has the training samples, for `Method.before_predictions`. With `weighting` "sample_mean", a score is the
+    mean over the samples. With "batch_means", it is the mean of the means of the batches, as in the published code.
     """
     losses, correct, accuracy = (np.zeros(len(clients)) for _ in range(3))
     top5 = np.full(len(clients), math.nan)
@@ -100,7 +101,8 @@ def on_own_rows(
         width = max(1, int(count[now].max()))
         x, y = rows.gather(torch.from_numpy(rows.index[clients[now], :width]).to(rows.x.device))
         with torch.no_grad():
-            outputs = predict(method, state, pool_of_client[ids], ids, x, vectorised)
+            values = prediction_view(method, state, train, pool_of_client[ids], ids, vectorised)
+            outputs = predict(method, *values, x, vectorised)
         sample_loss, hit = sample_scores(loss, outputs, y)
         weight = sample_weights(count[now], width, batch if weighting == "batch_means" else width)
         losses[now] = weighted(sample_loss, weight)
@@ -119,6 +121,7 @@ def on_global_test_set(
     state: State,
     global_test: Callable[[int], tuple[Tensor, Tensor]],
     decode: Callable[[Tensor], Tensor],
+    train: Rows,
     pool_of_client: Tensor,
     cluster: Tensor,
     *,
@@ -135,7 +138,7 @@ def on_global_test_set(
     """
     clients = len(cluster)
     same = identical_models(method, state, pool_of_client, cluster)
-    personal = private_share(method, state) >= MIN_PERSONAL_SHARE
+    personal = method.before_predictions is not None or private_share(method, state) >= MIN_PERSONAL_SHARE
     together = min(chunk, MAX_PERSONAL_MODELS if personal else MAX_CLIENTS)
     result, tokens = np.zeros((clients, 5)), 1
     of_cluster = cluster.cpu().numpy()
@@ -147,9 +150,10 @@ def on_global_test_set(
         def score(evaluated: np.ndarray, x: Tensor = x, y: Tensor = y) -> None:
             ids = torch.from_numpy(evaluated).to(cluster.device)
             total, step = np.zeros((len(evaluated), 3)), max(1, SLICE_SAMPLES // len(evaluated))
+            seen, axes = prediction_view(method, state, train, pool_of_client[ids], ids, vectorised)
             for slice_x, slice_y in zip(x.split(step), y.split(step), strict=True):
                 with torch.no_grad():
-                    outputs = predict(method, state, pool_of_client[ids], ids, slice_x, vectorised, same_x=True)
+                    outputs = predict(method, seen, axes, slice_x, vectorised, same_for=len(ids))
                 labels = slice_y.expand(len(evaluated), *slice_y.shape)
                 sample_loss, hit = sample_scores(loss, outputs, labels)
                 near = near_hits(loss, outputs, labels)
@@ -178,8 +182,11 @@ def private_share(method: Method, state: State) -> float:
 def identical_models(method: Method, state: State, pool_of_client: Tensor, cluster: Tensor) -> np.ndarray:
     """Return, for each of K clients, the index of the first client with an identical model and the same true cluster.
 
-    Models are identical if their PRIVATE values and their fixed clusters are equal.
+    Models are identical if their PRIVATE values and their fixed clusters are equal, unless the method computes values
+    from the samples of each client (`Method.before_predictions`).
     """
+    if method.before_predictions is not None:
+        return np.arange(len(cluster))
     groups = [state.values[name] for name, group in method.groups.items() if group.scope is Scope.PRIVATE]
     private = [params[name] for params in groups for name in sorted(params)]
     fixed = method.routing.cluster_of_client
@@ -196,22 +203,37 @@ def identical_models(method: Method, state: State, pool_of_client: Tensor, clust
     return np.array([first(client, *of) for client, of in enumerate(clients)])
 
 
-def predict(
-    method: Method, state: State, pools: Tensor, clients: Tensor, x: Tensor, vectorised: bool, same_x: bool = False
-) -> Tensor:
-    """Return the outputs [m, B, outputs] of m clients' models on their samples x [m, B, ...].
+def prediction_view(
+    method: Method, state: State, train: Rows, pools: Tensor, clients: Tensor, vectorised: bool
+) -> tuple[View, Axes]:
+    """Return the values with which m clients predict, and the client axis of each group (0 or None).
 
-    With `same_x`, all clients get the same samples x [B, ...].
+    `clients` [m] has the indices of these clients, and `pools` [m] those of their pools (see `view`). `train` has the
+    training samples, from which `Method.before_predictions` computes further values.
     """
     seen, axes = view(method, state.values, pools, clients)
-    one_model = same_x and set(axes.values()) <= {None}
+    if method.before_predictions is None:
+        return seen, axes
+    held = train.of_clients(pools.cpu().numpy())
+    computed = for_each_client(method.before_predictions, held, (seen, axes), vectorised=vectorised)
+    return {**seen, **computed}, {**axes, **dict.fromkeys(computed, 0)}
+
+
+def predict(method: Method, seen: View, axes: Axes, x: Tensor, vectorised: bool, same_for: int | None = None) -> Tensor:
+    """Return the outputs [m, B, outputs] of m clients' models on their samples x [m, B, ...].
+
+    `seen` and `axes` are the results of `prediction_view`. With `same_for` = m, all m clients get the same samples x
+    [B, ...].
+    """
+    one_model = same_for is not None and set(axes.values()) <= {None}
     if vectorised and not one_model:
         serve = torch.vmap(
-            lambda seen, x: method.predict(seen, x, None, None)[0], in_dims=(dims(axes, seen), None if same_x else 0)
+            lambda seen, x: method.predict(seen, x, None, None)[0], in_dims=(dims(axes, seen), None if same_for else 0)
         )
         return serve(seen, x)
     outputs = [
-        method.predict(client_view(seen, axes, k), x if same_x else x[k], None, None)[0] for k in range(len(clients))
+        method.predict(client_view(seen, axes, k), x if same_for else x[k], None, None)[0]
+        for k in range(same_for or len(x))
     ]
     return torch.stack(outputs)
 

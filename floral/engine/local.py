@@ -25,7 +25,7 @@ from floral.toolkit.parts import sample_losses
 MAX_STEPS_PER_EPOCH = 1 << 20
 """Maximum number of steps of an epoch: the random counter of a step is epoch · MAX_STEPS_PER_EPOCH + step."""
 MAX_ASSIGN_SAMPLES = 4096
-"""Maximum number of samples, over several clients, that `assign` processes in one piece."""
+"""Maximum number of samples, over several clients, that a function of all their samples processes in one piece."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,9 @@ def train_chunk(
 
     `plan` has the batches of all steps. `phases` has pairs of a phase and the range of its steps in the plan. `draw`
     returns the random numbers of a step. `held` returns all training samples of the clients, with inputs x [m, n, ...].
-    It is called only if the method sets PRIVATE values before local training (`Method.assign`). `held_out` returns a
-    mask [N] of the samples that are held out. It is called only if a phase uses a part of the samples.
+    It is called only if the method has a function that needs them before or after local training (`Method.assign`,
+    `Method.after_training`). `held_out` returns a mask [N] of the samples that are held out. It is called only if a
+    phase uses a part of the samples.
 
     The tensors of a group without a client axis are those of the state, and are never changed. The first step that
     trains the group makes one copy per client, and later steps update these copies in place.
@@ -143,7 +144,7 @@ def train_chunk(
         if at < len(schedule) - 1:
             values, axes, losses = clients.step(step)
         else:
-            trained, losses = clients.last(step, chunk)
+            trained, losses = clients.last(step, chunk, held)
         total = total + losses
     assert trained is not None
     private, sums, relative, client_vectors = trained
@@ -181,11 +182,12 @@ class Clients:
     def start(self, seen: View, axes: Axes) -> tuple[View, Axes, View, Axes]:
         """Return the clients' values at the start of the round twice, each time with the client axis of every group.
 
-        Local steps replace the first values. The second values stay unchanged, because some losses and penalties
-        compare the current values with them. If the method has no such loss or penalty, the second values are empty.
+        Local steps replace the first values. The second values stay unchanged, because some losses and penalties, and
+        `Method.after_training`, compare later values with them. If the method has none of these, the second values are
+        empty.
         """
         received: View = {}
-        if self.method.loss or any(self.penalty(phase) for phase in self.phases):
+        if self.method.loss or self.method.after_training or any(self.penalty(phase) for phase in self.phases):
             received = {  # values with a client axis are copied, because steps change them in place
                 group: {name: t.clone() for name, t in params.items()} if axes[group] == 0 else params
                 for group, params in seen.items()
@@ -201,18 +203,36 @@ class Clients:
 
         `values` are the clients' values at the beginning of the round, and `held` are all their training samples.
         """
-        assign = self.method.assign
-        assert assign is not None
-        with torch.no_grad():
-            if not self.vectorised:
-                return assign(values, Batch(held.x[0], held.y[0], held.mask[0]))
+        assert self.method.assign is not None
+        return self.of_all_samples(self.method.assign, held, (values, axes))
 
-            def client(values: View, x: Tensor, y: Tensor, mask: Tensor) -> View:
-                return assign(values, Batch(x, y, mask))
+    def after_training(self, values: View, axes: Axes, step: Step, held: Batch) -> tuple[View, Axes]:
+        """Return the values and client axes of all groups, with those that the method's `after_training` computes.
 
-            at_once = max(1, MAX_ASSIGN_SAMPLES // held.mask.shape[1])
-            over = (dims(axes, values), 0, 0, 0)
-            return torch.vmap(client, in_dims=over, chunk_size=at_once)(values, held.x, held.y, held.mask)
+        `values` are the clients' values after the last local `step`, and `held` are all their training samples.
+
+        Raises:
+            ValueError: the function returns a group that the round does not change.
+        """
+        assert self.method.after_training is not None
+        received = step.received, step.received_axes
+        computed = self.of_all_samples(self.method.after_training, held, (values, axes), received)
+        changing = self.method.changing(self.phases)
+        for group in computed:
+            if group not in changing and not (group in self.method.groups and self.method.groups[group].fixed):
+                raise ValueError(
+                    f"`after_training` returns {group!r}, which is no group that the round changes; set "
+                    "`statistic: True` for this group, or train it"
+                )
+        return {**values, **computed}, {**axes, **dict.fromkeys(computed, 0 if self.vectorised else None)}
+
+    def of_all_samples(self, function: Callable[..., View], held: Batch, *views: tuple[View, Axes]) -> View:
+        """Return `function(values of a client, ..., its training samples)` for all clients of the chunk.
+
+        `views` has pairs of values and their client axes. Without `vectorised`, nothing has a client axis.
+        """
+        computed = for_each_client(function, held, *views, vectorised=self.vectorised)
+        return computed if self.vectorised else client_view(computed, dict.fromkeys(computed, 0))
 
     def step(self, step: Step) -> tuple[View, Axes, Tensor]:
         """Do one local step; return the values of all groups, the client axis of each group, and the losses [m]."""
@@ -225,9 +245,14 @@ class Clients:
             return {**step.values, **changed}, step.axes, losses[None]
         return {**step.values, **changed}, {**step.axes, **dict.fromkeys(changed, 0)}, losses
 
-    def last(self, step: Step, chunk: Chunk) -> tuple[Finished, Tensor]:
-        """Do the last local step; return PRIVATE parameters, the other parameters summed over clients, and losses."""
+    def last(self, step: Step, chunk: Chunk, held: Callable[[], Batch]) -> tuple[Finished, Tensor]:
+        """Do the last local step; return PRIVATE parameters, the other parameters summed over clients, and losses.
+
+        `held` returns all training samples of the clients, for `Method.after_training`.
+        """
         values, axes, losses = self.step(step)
+        if self.method.after_training is not None:
+            values, axes = self.after_training(values, axes, step, held())
         if not self.vectorised:
             values = {group: {name: t[None] for name, t in params.items()} for group, params in values.items()}
             axes: Axes = dict.fromkeys(axes, 0)
@@ -390,6 +415,34 @@ class Clients:
 def map_groups(change: Callable[[str, Tensor], Tensor], values: View) -> View:
     """Apply `change(group, tensor)` to every tensor of every group in `values`; the order stays the same."""
     return {group: {name: change(group, tensor) for name, tensor in params.items()} for group, params in values.items()}
+
+
+def for_each_client(function: Callable[..., View], held: Batch, *views: tuple[View, Axes], vectorised: bool) -> View:
+    """Return `function(values of a client, ..., its samples)` for m clients, with a client axis, without gradients.
+
+    `held` has all samples of the clients, with inputs x [m, n, ...]. `views` has pairs of values and their client axes.
+    """
+
+    def client(x: Tensor, y: Tensor, mask: Tensor, *values: View) -> View:
+        return function(*values, Batch(x, y, mask))
+
+    samples = held.x, held.y, held.mask
+    with torch.no_grad():
+        if vectorised:
+            at_once = max(1, MAX_ASSIGN_SAMPLES // held.mask.shape[1])
+            over = (0, 0, 0, *(dims(axes, values) for values, axes in views))
+            computed = torch.vmap(client, in_dims=over, chunk_size=at_once)
+            return computed(*samples, *(values for values, _ in views))
+        of_client = [
+            function(
+                *(client_view(values, axes, k) for values, axes in views), Batch(*(tensor[k] for tensor in samples))
+            )
+            for k in range(len(held.mask))
+        ]
+    return {
+        group: {name: torch.stack([view[group][name] for view in of_client]) for name in params}
+        for group, params in of_client[0].items()
+    }
 
 
 def log_routes(log_route: Callable[[View], Tensor], values: View, axes: Axes, m: int) -> Tensor:

@@ -256,7 +256,9 @@ class Simulation:
             if self._needed is None:
                 first = torch.zeros(1, dtype=torch.long, device=self.device)
                 seen = client_view(*view(self.method, state.values, self.data.pool_of_client[first], first))
-                self._needed = needed_to_predict(self.method, seen, self.data.train.gather(first)[0])
+                held = self.held(self.data.pool_of_client[first].cpu().numpy())
+                samples = Batch(held.x[0], held.y[0], held.mask[0])
+                self._needed = needed_to_predict(self.method, seen, samples)
             epochs = sum(self.epochs(round))
             self._costs[now, before] = count(self.method, state, now, before, self._needed, epochs=epochs)
         return self._costs[now, before]
@@ -414,15 +416,8 @@ class Simulation:
         return steps * np.ceil(self.settings.participation * clients).astype(np.int64)
 
     def held(self, pools: np.ndarray) -> Batch:
-        """Return all training samples of m clients: inputs x [m, n, ...], labels and mask.
-
-        `pools` [m] has the indices of these clients, or of pools of clients. The inputs are decoded, but not augmented.
-        """
-        rows = self.data.train
-        count = rows.count[pools, None]
-        width = max(1, int(count.max()))
-        x, y = rows.gather(torch.from_numpy(rows.index[pools, :width]).to(self.device))
-        return Batch(x, y, torch.from_numpy(np.arange(width) < count).to(self.device))
+        """Return all training samples of m clients, or of pools of clients, with the indices `pools` [m]."""
+        return self.data.train.of_clients(pools)
 
     # ------------------------------------------------------------------------------------------------ evaluation
 
@@ -488,6 +483,7 @@ class Simulation:
             state,
             data.global_test,
             data.test.decode,
+            data.train,
             data.pool_of_client,
             data.cluster,
             loss=self.settings.loss,
@@ -503,6 +499,7 @@ class Simulation:
             self.method,
             state,
             rows,
+            self.data.train,
             self.data.pool_of_client,
             clients,
             loss=self.settings.loss,

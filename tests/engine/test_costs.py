@@ -13,7 +13,7 @@ from federations import VARIANTS, few_cases, simulate, train
 from safetensors.torch import save
 
 from floral.config import catalogue
-from floral.core.spec import Scope
+from floral.core.spec import Batch, Scope
 from floral.core.units import BYTES_PER_FLOAT
 from floral.engine.before_rounds import BeforeRounds
 from floral.engine.costs import needed_to_predict
@@ -296,15 +296,23 @@ def test_a_client_predicts_with_what_it_serves(variant):
     """Also in a run that has diverged, whose values are all NaN."""
     simulation = simulate(variant)
     state = train(simulation, simulation.settings.rounds - 1) if simulation.method.phases != () else simulation.start()
-    seen, x = seen_by(simulation, state), simulation.data.train.gather(torch.zeros(1, dtype=torch.long))[0]
-    needed = needed_to_predict(simulation.method, seen, x)
+    seen, held = seen_by(simulation, state), simulation.held(np.array([0]))
+    samples = Batch(held.x[0], held.y[0], held.mask[0])
+    needed = needed_to_predict(simulation.method, seen, samples)
     unknown = {group: {n: torch.full_like(t, torch.nan) for n, t in params.items()} for group, params in seen.items()}
     statistics = simulation.method.statistics
     kept = {group: seen[group] if group in needed or group in statistics else unknown[group] for group in seen}
-    outputs = [simulation.method.predict(some, x, None, None)[0] for some in (seen, kept)]
+    outputs = [predictions(simulation.method, values, samples) for values in (seen, kept)]
     torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=0)
     diverged = {group: seen[group] if group in statistics else unknown[group] for group in seen}
-    assert needed_to_predict(simulation.method, diverged, x) == needed
+    assert needed_to_predict(simulation.method, diverged, samples) == needed
+
+
+def predictions(method, values, samples):
+    """What a client with these values and training samples predicts for them."""
+    if method.before_predictions is not None:
+        values = {**values, **method.before_predictions(values, samples)}
+    return method.predict(values, samples.x, None, None)[0]
 
 
 # ------------------------------------------------------------------------------- what the server is said to see
