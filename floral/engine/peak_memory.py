@@ -25,8 +25,8 @@ class PeakMemory(TorchDispatchMode):
         kwargs = kwargs or {}
         results = func(*args, **kwargs)
         read = {address(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        made = {address(leaf): leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)}
-        for tensor in (tensor for key, tensor in made.items() if key not in read):
+        created = {address(leaf): leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)}
+        for tensor in (tensor for key, tensor in created.items() if key not in read):
             storage = tensor.untyped_storage()
             size = storage.nbytes()
             self.bytes += size

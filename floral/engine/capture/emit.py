@@ -69,11 +69,11 @@ class Writer:
         operation, form = instruction.operation, instruction.in_place
         function = form.function if form else operation.function
         schema = function._schema
-        given = dict(operation.kwargs)
+        keywords = dict(operation.kwargs)
         if form is not None and form.keyword is not None:
-            given[form.keyword] = operation.args[form.position]
+            keywords[form.keyword] = operation.args[form.position]
         arguments = [*operation.args]
-        arguments += [given.get(a.name, a.default_value) for a in schema.arguments[len(arguments) :]]
+        arguments += [keywords.get(a.name, a.default_value) for a in schema.arguments[len(arguments) :]]
         inputs = [self.value(a.type, value) for a, value in zip(schema.arguments, arguments, strict=True)]
         for place, argument in enumerate(arguments):
             if isinstance(argument, int | float) and must_be_tensor(function, place):
@@ -110,9 +110,9 @@ class Writer:
     def list_of(self, type: Any, values: Iterable[Any]) -> Any:
         """Return the graph's value for a list of this type."""
         parts = [self.value(type.getElementType(), value) for value in values]
-        made = self.append("prim::ListConstruct", parts, 1).output()
-        made.setType(type)
-        return made
+        listed = self.append("prim::ListConstruct", parts, 1).output()
+        listed.setType(type)
+        return listed
 
 
 def must_be_tensor(function: Any, place: int) -> bool:
