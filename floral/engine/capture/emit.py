@@ -60,7 +60,7 @@ class Writer:
     """
 
     def __init__(self) -> None:
-        self.graph = torch._C.Graph()
+        self.graph: Any = torch._C.Graph()
         self.values: dict[str, Any] = {}
         self.constants: dict[str, Any] = {}
 
@@ -101,7 +101,7 @@ class Writer:
             value = list(value)
         elif isinstance(value, torch.memory_format):
             value = MEMORY_FORMATS.index(value)
-        elif type.kind() == "FloatType":
+        elif isinstance(value, int) and type.kind() == "FloatType":
             value = float(value)
         if (text := repr(value)) not in self.constants:
             self.constants[text] = self.graph.insertConstant(value)
