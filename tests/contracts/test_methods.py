@@ -28,6 +28,9 @@ from floral.engine.state import view
 
 CASES = [pytest.param(variant, model, id=f"{variant}-{model}") for variant, model in cases()]
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
+METHODS = [variant for variant in VARIANTS if variant in FIRST.values() or variant.startswith("floral")]
+"""One variant of each method and all of FLoRAL. The others differ from them by parameters that other tests cover."""
+each_method = pytest.mark.parametrize("variant", METHODS)
 
 
 def assert_backends_equal_loop(variant, tolerance, chunk=3, **how):
@@ -53,8 +56,7 @@ def test_batched_equals_loop_in_rounds_of_one_step(variant, model):
     federations.assert_equal_states(batched, loop, 1e-10)
 
 
-ADAPTED = [variant for variant in VARIANTS if "application" in catalogue.variant(variant).params]
-ADAPTED = [variant for variant in ADAPTED if variant in FIRST.values() or variant.startswith("floral")]
+ADAPTED = [variant for variant in METHODS if "application" in catalogue.variant(variant).params]
 
 
 @pytest.mark.parametrize("batch", [4, 64])
@@ -70,7 +72,7 @@ def test_batched_equals_loop_however_adaptors_are_applied(variant, model, applic
 
 
 @pytest.mark.parametrize(
-    ("variant", "batch"), [(variant, 4) for variant in VARIANTS] + [(variant, 64) for variant in OF_EACH_KIND]
+    ("variant", "batch"), [(variant, 4) for variant in METHODS] + [(variant, 64) for variant in OF_EACH_KIND]
 )
 def test_workers_do_not_change_a_bit(variant, batch):
     """Two threads take the chunks that one would take in turn; a worker adds its own, so the order is fixed."""
@@ -80,27 +82,30 @@ def test_workers_do_not_change_a_bit(variant, batch):
     federations.assert_equal_states(trained(variant, **{**how, "workers": 1}), first, 1e-5)
 
 
-@each_variant
+@each_method
 def test_backends_equal_loop_in_rounds_of_one_step_with_three_clusters(variant):
     assert_backends_equal_loop(variant, 1e-10, batch=64, clusters=3)
 
 
-@each_variant
+@each_method
 def test_backends_agree_under_official_fidelity_and_a_server_adam(variant):
     """Adam divides by the size of the gradient plus 1e-8: rounding errors of 1e-16 grow up to lr/1e-8 = 1e6 times."""
     how = {"fidelity": "official", "epochs": 2, "server": {"optimiser": "adam", "lr": 0.01}, "clusters": 3}
     assert_backends_equal_loop(variant, 1e-8, chunk=2, **how)
 
 
-@each_variant
+@each_method
 def test_chunks_do_not_matter(variant):
     """Draws, too: router noise and dropout belong to (round, client, step), not to the chunk they are made for."""
     model = "dropout" if buildable(variant, "dropout") else None
     contracts.chunks_do_not_matter(partial(simulate, variant), model=model)
 
 
-@pytest.mark.parametrize("fidelity", ["corrected", "official"])
-@each_variant
+@pytest.mark.parametrize(
+    ("variant", "fidelity"),
+    [(variant, "corrected") for variant in VARIANTS]
+    + [(variant, "official") for variant in METHODS if variant in OF_EACH_KIND or variant.startswith("floral")],
+)
 def test_lr_zero_leaves_every_clients_served_predictions_unchanged(variant, fidelity):
     contracts.zero_rate_changes_nothing(partial(simulate, variant), fidelity=fidelity)
 
@@ -124,7 +129,7 @@ def test_global_only_is_said_of_those_that_serve_one_model_to_all(variant):
 
 @pytest.mark.parametrize(
     ("variant", "backend"),
-    [(variant, "loop") for variant in VARIANTS]
+    [(variant, "loop") for variant in METHODS]
     + [(variant, how) for variant in OF_EACH_KIND for how in contracts.VECTORISED],
 )
 def test_cohort_order_is_irrelevant(variant, backend):
