@@ -23,4 +23,4 @@ def test_the_tuned_part_of_a_suite_is_tracked(tmp_path: Path, seeds: tuple[str, 
     assert f"MLflow: logging {runs} of partly" in done.stdout, done.stdout
     assert done.returncode == 0, done.stdout
     done = project.call("floral", "track", "partly")
-    assert done.returncode == 1 and "tune with:" in done.stdout and "Traceback" not in done.stdout
+    assert done.returncode == 2 and "tune with:" in done.stdout and "Traceback" not in done.stdout
