@@ -188,7 +188,6 @@ def view_of(simulation: Simulation, state: State, client: int) -> View:
         row = at.get(group.scope.value)
         seen[name] = state.values[name] if row is None else {key: t[row] for key, t in state.values[name].items()}
     if method.before_predictions is not None:
-        rows = simulation.data.train
-        x, y = rows.gather(torch.from_numpy(rows.index[pool, : rows.count[pool]]))
-        seen |= method.before_predictions(seen, Batch(x, y, torch.ones(len(x), dtype=torch.bool)))
+        held = simulation.data.train.of_clients(np.array([pool]))
+        seen |= method.before_predictions(seen, Batch(held.x[0], held.y[0], held.mask[0]))
     return seen

@@ -6,11 +6,12 @@ import weakref
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from floral.engine.operations import EachOperation
 
-class PeakMemory(TorchDispatchMode):
+
+class PeakMemory(EachOperation):
     """Count the bytes of the tensors that are made in this thread inside a `with` block.
 
     `peak` is the largest number of bytes that existed at one time. Tensors that existed before the block do not count,

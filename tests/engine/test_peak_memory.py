@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import torch
 
 from floral.engine.peak_memory import PeakMemory
@@ -22,6 +25,18 @@ def test_tensors_that_exist_at_the_same_time_are_added() -> None:
         kept.pop()
         assert memory.bytes == KB
     assert memory.peak == 3 * KB
+
+
+def test_measuring_memory_does_not_load_the_compiler_of_pytorch() -> None:
+    """It would make every start of a run more than a second longer."""
+    code = """
+import sys, torch
+from floral.engine.peak_memory import PeakMemory
+with PeakMemory():
+    torch.ones(3) + 1
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_views_and_older_tensors_do_not_count() -> None:

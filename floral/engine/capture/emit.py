@@ -75,8 +75,9 @@ class Writer:
         arguments = [*operation.args]
         arguments += [keywords.get(a.name, a.default_value) for a in schema.arguments[len(arguments) :]]
         inputs = [self.value(a.type, value) for a, value in zip(schema.arguments, arguments, strict=True)]
-        for place, argument in enumerate(arguments):
-            if isinstance(argument, int | float) and must_be_tensor(function, place):
+        for place, (expected, argument) in enumerate(zip(schema.arguments, arguments, strict=True)):
+            is_number = isinstance(argument, int | float) and expected.type.kind() == "TensorType"
+            if is_number and must_be_tensor(function, place):
                 inputs[place] = self.append("prim::NumToTensor", [inputs[place]], 1).output()
         node = self.append(schema.name, inputs, len(schema.returns))
         if [returned.type.kind() for returned in schema.returns] == ["ListType"]:

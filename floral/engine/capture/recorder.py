@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from floral.core.spec import Refused
 from floral.engine.capture.recording import ATEN, VIEW, Name, Operation, Recording, map_tensors, names_in
+from floral.engine.operations import EachOperation
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(EachOperation):
     """Record the operations inside a `with` block, and give each tensor a name.
 
     A chain of views, such as reshapes and transposes, is recorded as a single `as_strided` of the tensor at its
@@ -34,11 +34,6 @@ class Recorder(TorchDispatchMode):
             self._name(tensor, f"i{number}")
             self._views[f"i{number}", tuple(tensor.shape), tensor.stride()] = f"i{number}"
             self.recording.callers_memory.add(tensor.untyped_storage().data_ptr())
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Return False, so that PyTorch does not import its compiler, which takes over a second and is not used."""
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and record it.
