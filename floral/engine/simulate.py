@@ -256,8 +256,10 @@ class Simulation:
             if self._needed is None:
                 first = torch.zeros(1, dtype=torch.long, device=self.device)
                 seen = client_view(*view(self.method, state.values, self.data.pool_of_client[first], first))
-                held = self.held(self.data.pool_of_client[first].cpu().numpy())
-                samples = Batch(held.x[0], held.y[0], held.mask[0])
+                samples = Batch(*self.data.train.gather(first), torch.ones_like(first, dtype=torch.bool))
+                if self.method.before_predictions is not None:  # a pool of all clients would be large
+                    held = self.held(self.data.pool_of_client[first].cpu().numpy())
+                    samples = Batch(held.x[0], held.y[0], held.mask[0])
                 self._needed = needed_to_predict(self.method, seen, samples)
             epochs = sum(self.epochs(round))
             self._costs[now, before] = count(self.method, state, now, before, self._needed, epochs=epochs)
