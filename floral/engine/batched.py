@@ -16,7 +16,6 @@ three ways:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -108,7 +107,7 @@ class Batched(Clients):
         """
         return self.method.local_step is not None or self.method.after_training is not None
 
-    def last(self, step: Step, chunk: Chunk, held: Callable[[], Batch]) -> tuple[Finished, Tensor]:
+    def last(self, step: Step, chunk: Chunk, held: Batch | None) -> tuple[Finished, Tensor]:
         """Do the last local step; return the PRIVATE parameters, the other parameters summed over clients, and losses.
 
         If the server needs only the sum of a parameter group, the values of single clients are not computed.

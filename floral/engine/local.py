@@ -144,7 +144,8 @@ def train_chunk(
         if at < len(schedule) - 1:
             values, axes, losses = clients.step(step)
         else:
-            trained, losses = clients.last(step, chunk, held)
+            after = clients.method.after_training
+            trained, losses = clients.last(step, chunk, None if after is None else held())
         total = total + losses
     assert trained is not None
     private, sums, relative, client_vectors = trained
@@ -245,14 +246,14 @@ class Clients:
             return {**step.values, **changed}, step.axes, losses[None]
         return {**step.values, **changed}, {**step.axes, **dict.fromkeys(changed, 0)}, losses
 
-    def last(self, step: Step, chunk: Chunk, held: Callable[[], Batch]) -> tuple[Finished, Tensor]:
+    def last(self, step: Step, chunk: Chunk, held: Batch | None) -> tuple[Finished, Tensor]:
         """Do the last local step; return PRIVATE parameters, the other parameters summed over clients, and losses.
 
-        `held` returns all training samples of the clients, for `Method.after_training`.
+        `held` has all training samples of the clients if the method has `after_training`.
         """
         values, axes, losses = self.step(step)
-        if self.method.after_training is not None:
-            values, axes = self.after_training(values, axes, step, held())
+        if held is not None:
+            values, axes = self.after_training(values, axes, step, held)
         if not self.vectorised:
             values = {group: {name: t[None] for name, t in params.items()} for group, params in values.items()}
             axes: Axes = dict.fromkeys(axes, 0)

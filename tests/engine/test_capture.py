@@ -215,3 +215,20 @@ def test_the_example_of_the_documentation_is_a_real_replay(monkeypatch):
     exec(textwrap.dedent(capture.__doc__[begin:end]), namespace)
     Captured()("step", namespace["step"], torch.ones(3, 5), torch.ones(3, 5))
     assert textwrap.indent(str(graphs[0]), "    ") in capture.__doc__
+
+
+@pytest.mark.parametrize("number", [True, 2, 0.5], ids=repr)
+def test_numbers_in_place_of_tensors_are_replayed(number):
+    def step(x):
+        return x.clone().add_(number), torch.maximum(x, torch.as_tensor(number)), x * number
+
+    x = torch.randn(3)
+    for replayed, expected in zip(Captured()("step", step, x), step(x), strict=True):
+        assert torch.equal(replayed, expected) and replayed.dtype == expected.dtype
+
+
+def test_an_operation_that_torchscript_does_not_have_is_refused(monkeypatch):
+    """The backend `auto` then takes another way; a replay that fails would end the run."""
+    monkeypatch.setattr(emit, "must_be_tensor", lambda function, place: False)
+    with pytest.raises(Refused, match=r"_to_copy.default with arguments that TorchScript does not take"):
+        Captured()("step", lambda x: x + torch.ops.aten._to_copy(2, dtype=torch.float32), torch.ones(3))

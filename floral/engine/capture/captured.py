@@ -32,8 +32,9 @@ class Captured:
     results stay valid.
 
     Raises:
-        Refused: the function draws random numbers, reads the value of a tensor, or changes a tensor that is not one of
-            its inputs. With `graphs`, it is also refused if it computes on several devices.
+        Refused: the function draws random numbers, reads the value of a tensor, changes a tensor that is not one of its
+            inputs, or calls an operation that TorchScript does not have. With `graphs`, it is also refused if it
+            computes on several devices.
     """
 
     def __init__(self, graphs: Graphs | None = None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from floral.core.spec import Refused
 from floral.engine.capture.optimise import Instruction
 from floral.engine.capture.recording import Name, Recording, names_in
 
@@ -65,7 +66,11 @@ class Writer:
         self.constants: dict[str, Any] = {}
 
     def add(self, instruction: Instruction) -> None:
-        """Append an operation to the graph. Its results get the names that they have in the recording."""
+        """Append an operation to the graph. Its results get the names that they have in the recording.
+
+        Raises:
+            Refused: TorchScript has no operation for these arguments.
+        """
         operation, form = instruction.operation, instruction.in_place
         function = form.function if form else operation.function
         schema = function._schema
@@ -77,9 +82,11 @@ class Writer:
         inputs = [self.value(a.type, value) for a, value in zip(schema.arguments, arguments, strict=True)]
         for place, (expected, argument) in enumerate(zip(schema.arguments, arguments, strict=True)):
             is_number = isinstance(argument, int | float) and expected.type.kind() == "TensorType"
-            if is_number and must_be_tensor(function, place):
+            if is_number and (isinstance(argument, bool) or must_be_tensor(function, place)):
                 inputs[place] = self.append("prim::NumToTensor", [inputs[place]], 1).output()
         node = self.append(schema.name, inputs, len(schema.returns))
+        if node.schema() == "(no schema)":
+            raise Refused(f"a step calls {function} with arguments that TorchScript does not take")
         if [returned.type.kind() for returned in schema.returns] == ["ListType"]:
             node.output().setType(TENSORS)
             node = self.append("prim::ListUnpack", [node.output()], len(operation.results))
