@@ -299,6 +299,12 @@ def attach(
                 by_layer[name] = EmbeddingAdaptor.of(layer, rank)
             case Conv2d() | ConvTranspose2d() if convolution != "none":
                 by_layer[name] = ConvAdaptor.of(layer, rank, bias, convolution, conv_rank, conv_preconditioner)
+    if not by_layer and model.adapted is not None:
+        adaptable = "linear layer or embedding" if convolution == "none" else "linear layer, embedding or convolution"
+        raise Refused(
+            f"`adapt` of the model names no {adaptable}; norm layers cannot have a low-rank adaptor; add the name of "
+            f"another layer to `adapt`, or remove `adapt`"
+        )
     if not by_layer:
         raise Refused("the model has no linear or convolution layer to adapt; choose another model")
     return Adaptors(model=model, by_layer=by_layer, application=application)

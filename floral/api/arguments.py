@@ -138,7 +138,7 @@ def variant_of(variant: Any) -> Variant:
             "{'name': 'floral_1', 'rank': 2}"
         )
     if name not in (index := catalogue.variant_index()):
-        raise suggest("variant", name, index, where)
+        raise suggest("variant", name, index, where, catalogue.published_names())
     return catalogue.variant(name, change, where)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from floral.bench.processes import in_new_process, memory_bytes
-from floral.config import data_sets, paths
+from floral.config import data_sets, networks, paths
 from floral.config.reading import ConfigError, suggest
 from floral.config.schema.data import DataSet
 from floral.config.schema.partition import Partition
@@ -46,9 +46,9 @@ def data(names: Iterable[str], *, results: Path, data_dir: Path | None) -> list[
     """
     names, places = list(names), data_folders(data_dir)
     for name in names:
-        if name not in (data_lock := data_sets.data_lock()):
-            raise suggest("data set", name, data_lock, str(paths.CONFIG_FOLDER / "data.lock"))
-        for file in data_lock[name].files:
+        if name not in (accepted := networks.data_names()):
+            raise suggest("data set", name, accepted, str(paths.CONFIG_FOLDER / "data.lock"))
+        for file in data_sets.data_lock()[name].files:
             if not sources.is_there(file, results / "data" / name / "raw", places):
                 raise ConfigError(f"{file.path}: this file of the data set {name} is missing; {sources.advice(file)}")
     rows = []

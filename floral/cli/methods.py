@@ -106,7 +106,8 @@ def rows(names: Collection[str] = ()) -> list[Row]:
     index = catalogue.variant_index()
     for name in names:
         if name not in (valid_names := {*index, *index.values()}):
-            raise suggest("variant or method", name, valid_names, str(paths.CONFIG_FOLDER / "methods"))
+            place = str(paths.CONFIG_FOLDER / "methods")
+            raise suggest("variant or method", name, valid_names, place, catalogue.published_names())
     selected = [name for name, method in index.items() if not names or {name, method} & set(names)]
     return sorted((_row(catalogue.variant(name)) for name in selected), key=lambda row: row.family)
 

@@ -7,13 +7,14 @@ is a setting that chooses how runs behave where the published FLoRAL code differ
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model
 
-from floral.config import data_sets, layers, networks, paths, plugins
+from floral.config import layers, networks, paths, plugins
 from floral.config.layers import names
 from floral.config.reading import ConfigError, merge, parse, suggest
 from floral.config.schema.base import Frozen
@@ -116,8 +117,7 @@ def _checked_task(values: Mapping[str, Any], where: str) -> Task:
     typed = options.model_dump(mode="json", include=options.model_fields_set)
     preparation = parsed.model.model_dump(include=PREPARATION)
     parsed = parsed.model_copy(update={"model": Model(kind=parsed.model.kind, **typed, **preparation)})
-    accepted = [name for name in data_sets.data_lock() if networks.network(name) is None]
-    if isinstance(parsed.data, str) and not parsed.noop and parsed.data not in accepted:
+    if isinstance(parsed.data, str) and not parsed.noop and parsed.data not in (accepted := networks.data_names()):
         raise suggest("data set", parsed.data, accepted, f"{where}: data")
     return parsed
 
@@ -231,6 +231,15 @@ def variant_index() -> dict[str, str]:
     return index
 
 
+def published_names() -> dict[str, str]:
+    """Return name in the publication → first variant, for methods with another name here.
+
+    The publication's name is in brackets in the `source` of the method, such as "arXiv 2102.07623 (FedBN)".
+    """
+    files = [method_file(method) for method in names("methods")]
+    return {title: next(iter(file.variants)) for file in files for title in re.findall(r"\((.+?)\)", file.source)}
+
+
 def variant(name: str, change: Mapping[str, Any] | None = None, where: str | None = None) -> Variant:
     """Return a variant of a method, with the value of every hyper-parameter.
 
@@ -242,7 +251,7 @@ def variant(name: str, change: Mapping[str, Any] | None = None, where: str | Non
         ConfigError: the variant or a parameter is unknown, or a value is not allowed.
     """
     if name not in (index := variant_index()):
-        raise suggest("variant", name, index, str(paths.CONFIG_FOLDER / "methods"))
+        raise suggest("variant", name, index, str(paths.CONFIG_FOLDER / "methods"), published_names())
     method = index[name]
     entry_place = f"{layers.file(f'methods/{method}.yaml')}: variants.{name}"
     file = method_file(method)

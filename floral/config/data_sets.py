@@ -5,7 +5,6 @@ A data set is an entry of config/data.lock, or custom data, which are the user's
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -118,8 +117,7 @@ def custom_path(data: CustomData) -> Path:
 
 
 def _absolute(name: str) -> Path:
-    path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser fails for an unknown user.
-    return (paths.STUDY / path).absolute()
+    return paths.in_study(name).absolute()
 
 
 @cache

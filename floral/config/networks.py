@@ -24,6 +24,16 @@ def network(name: object) -> DataSet | None:
     return entry if entry is not None and entry.reader == READER else None
 
 
+def data_names() -> list[str]:
+    """Return the names of the entries of config/data.lock that are data sets, and no networks."""
+    return [name for name, entry in data_sets.data_lock().items() if entry.reader != READER]
+
+
+def file_name(path: str) -> str:
+    """Return the name under which a file of a network is stored: its name without folders and without .gz."""
+    return Path(path).name.removesuffix(".gz")
+
+
 def used(model: Model) -> dict[str, str]:
     """Return the networks of a model: key of the model → name of an entry in config/data.lock."""
     keys = model.all_keys
@@ -36,14 +46,10 @@ def to_fetch(task: Task) -> list[str | CustomData]:
     return [*data, *dict.fromkeys(used(task.model).values())]
 
 
-def stored_names(model: Model) -> list[str]:
-    """Return the names of the folders in results/data that store the networks of a model."""
-    return [str(data_sets.stored_data(name)) for name in dict.fromkeys(used(model).values())]
-
-
 def cards(model: Model, results: Path) -> list[Path]:
     """Return the paths of the manifests (card.json) of a model's networks."""
-    return [results / "data" / name / "card.json" for name in stored_names(model)]
+    names = dict.fromkeys(used(model).values())
+    return [results / "data" / str(data_sets.stored_data(name)) / "card.json" for name in names]
 
 
 def hashes(name: str, pattern: str) -> list[str] | None:
@@ -54,7 +60,7 @@ def hashes(name: str, pattern: str) -> list[str] | None:
     entry = network(name)
     if entry is None:
         return None
-    matching = [file for file in entry.files if fnmatchcase(Path(file.path).name, pattern)]
+    matching = [file for file in entry.files if fnmatchcase(file_name(file.path), pattern)]
     return [file.sha256 or file.path for file in matching]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import importlib.metadata
 import importlib.util
 from functools import cache
@@ -13,6 +12,7 @@ from typing import Any
 from floral.config import code, networks, paths, pretrained
 from floral.config.hashing import hash8
 from floral.config.schema.task import Model
+from floral.io.files import NotPlain, content_sha256
 
 IN_FOLDER = ("huggingface", "bert")
 """Kinds of models whose argument `path` names the folder of a pretrained model."""
@@ -46,10 +46,11 @@ def _weights(name: str) -> str:
 
 def _folder(name: str) -> list[str]:
     """Return the hashes of the configuration and of the weights of a folder, or of a network."""
-    folder = paths.in_study(name)
-    files = [folder / pretrained.CONFIG, *pretrained.weights(folder)]
     configuration, weights = (networks.hashes(name, pattern) for pattern in (pretrained.CONFIG, networks.WEIGHTS))
-    return [*configuration, *weights] if configuration and weights else list(map(sha256, files))
+    if configuration is not None and weights is not None:
+        return [*configuration, *weights]
+    folder = paths.in_study(name)
+    return [sha256(folder / pretrained.CONFIG), *map(sha256, pretrained.weights(folder))]
 
 
 def sha256(path: Path) -> str:
@@ -57,7 +58,7 @@ def sha256(path: Path) -> str:
     try:
         about = path.stat()
         return _sha256(path, about.st_mtime_ns, about.st_size)
-    except OSError:
+    except (OSError, NotPlain):
         return str(path)
 
 
@@ -65,8 +66,7 @@ def sha256(path: Path) -> str:
 def _sha256(path: Path, changed: int, size: int) -> str:
     """Return the SHA-256 of a file. The other arguments tell a changed file from the one that was read before."""
     del changed, size
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return content_sha256(path)
 
 
 def content(place: str) -> str:

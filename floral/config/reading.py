@@ -133,15 +133,28 @@ def _check_node(node: yaml.Node, parents: tuple[yaml.Node, ...], checked: set[in
     checked.add(id(node))
 
 
-def suggest(kind: str, name: str, valid_names: Iterable[str], where: str | None = None) -> ConfigError:
+def suggest(
+    kind: str,
+    name: str,
+    valid_names: Iterable[str],
+    where: str | None = None,
+    published: Mapping[str, str] | None = None,
+) -> ConfigError:
     """Return the error for an unknown name. Its message suggests the closest valid name, or lists all valid names.
 
-    `kind` says what the name stands for, such as "task". `where` is the file and key that contain the name.
+    `kind` says what the name stands for, such as "task". `where` is the file and key that contain the name. `published`
+    maps names of publications to valid names. Case and punctuation in them do not count.
     """
     candidates = sorted(valid_names)
-    near = difflib.get_close_matches(name, candidates, n=1)
+    same = [valid for title, valid in (published or {}).items() if _letters(title) == _letters(name)]
+    near = same or difflib.get_close_matches(name, candidates, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(candidates) or 'none'}"
     return ConfigError(f"{where + ': ' if where else ''}unknown {kind} {name!r}{hint}")
+
+
+def _letters(name: str) -> str:
+    """Return the letters and digits of a name, in lower case."""
+    return "".join(filter(str.isalnum, name)).casefold()
 
 
 def parse(model: type[Frozen], values: Any, where: str) -> Any:

@@ -134,7 +134,7 @@ def _blocks(suite_name: str) -> Iterator[tuple[Block, str, Run]]:
             if task_name not in all_tasks:
                 raise suggest("task", task_name, all_tasks, f"{where}.tasks")
             if variant_name not in (index := catalogue.variant_index()):
-                raise suggest("variant", variant_name, index, f"{where}.variants")
+                raise suggest("variant", variant_name, index, f"{where}.variants", catalogue.published_names())
             run = Run(
                 task=catalogue.task(task_name, block.task, f"{where}.task" if block.task else None),
                 variant=catalogue.variant(variant_name, block.method, f"{where}.method"),

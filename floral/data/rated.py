@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +40,10 @@ def rated_sentences(files: Sequence[RawFile], *, tokens: int) -> Labelled:
         ConfigError: config.json has no padding id.
     """
     *domains, tokenizer, config = files
-    lines = [line for raw in domains for line in _lines(raw)]
+    by_domain = [list(_lines(raw)) for raw in domains]
+    lines = list(chain.from_iterable(by_domain))
     ids = _token_ids(lines, tokenizer.location, config.location, tokens)
-    starts = np.cumsum([0, *(sum(1 for line in lines if line.file == raw.location) for raw in domains)])
-    domain = np.repeat(np.arange(len(domains), dtype=np.int32), np.diff(starts))
+    domain = np.repeat(np.arange(len(domains), dtype=np.int32), list(map(len, by_domain)))
     names = list(dict.fromkeys(line.client for line in lines if line.client))
     number = {name: at for at, name in enumerate(names)}
     client = np.array([number.get(line.client, -1) for line in lines], np.int32)
@@ -59,15 +60,10 @@ def rated_sentences(files: Sequence[RawFile], *, tokens: int) -> Labelled:
 class Line:
     """A sentence with its rating, its natural client (empty if it has none), and its place."""
 
-    file: Path
-    row: int
+    place: str
     client: str
     rating: float
     text: str
-
-    @property
-    def place(self) -> str:
-        return f"{self.file}: row {self.row}"
 
 
 READERS: dict[str, Callable[..., Labelled]] = {"rated_sentences": rated_sentences}
@@ -99,7 +95,7 @@ def _lines(raw: RawFile) -> Iterator[Line]:
         if not text.strip():
             raise DataError(f"{place}: the sentence is empty; write one, or remove the row")
         group, separator, _ = name.partition("_")
-        yield Line(raw.location, row, f"{_domain_name(raw)} {group}" if separator else "", rating, text)
+        yield Line(place, f"{_domain_name(raw)} {group}" if separator else "", rating, text)
 
 
 def _token_ids(lines: Sequence[Line], tokenizer: Path, config: Path, tokens: int) -> np.ndarray:
@@ -111,14 +107,15 @@ def _token_ids(lines: Sequence[Line], tokenizer: Path, config: Path, tokens: int
     encoder, padding = encoder_of(tokenizer, config)
     limit = pretrained.number(config, "max_position_embeddings")
     texts = [line.text for line in lines]
-    for line, uncut in zip(lines, encoder.encode_batch(texts), strict=True):
-        if limit is not None and len(uncut.ids) > limit:
+    uncut = [row.ids for row in encoder.encode_batch(texts)]
+    for line, ids in zip(lines, uncut, strict=True):
+        if limit is not None and len(ids) > limit:
             raise DataError(
-                f"{line.place}: the sentence has {len(uncut.ids):,} tokens, but the model of {config} takes {limit:,}; "
+                f"{line.place}: the sentence has {len(ids):,} tokens, but the model of {config} takes {limit:,}; "
                 "shorten the sentence, or remove the row"
             )
     encoder.enable_truncation(tokens)
-    rows = [row.ids for row in encoder.encode_batch(texts)]
+    rows = [ids if len(ids) <= tokens else encoder.encode(text).ids for text, ids in zip(texts, uncut, strict=True)]
     array = np.full((len(rows), max(map(len, rows))), padding, np.int32)
     for row, ids in zip(array, rows, strict=True):
         row[: len(ids)] = ids

@@ -86,10 +86,14 @@ def obtain(
     copies = [
         path for folder in data_folders for name in _packed_or_not(file.path) if (path := folder / name).is_file()
     ]
-    if copies:
-        fitting = (path for path in copies if len(copies) > 1 and content_sha256(path) == expected)
-        copy = next(fitting, copies[0])
-        return _verified(file, copy, expected, f"replace it, or remove it to download it{again}")
+    wrong: DataError | None = None
+    for copy in copies:
+        try:
+            return _verified(file, copy, expected, f"replace it, or remove it to download it{again}")
+        except DataError as error:
+            wrong = wrong or error
+    if wrong is not None:
+        raise wrong
     if target.is_file():
         return _verified(file, target, expected, f"delete it: the next fetch downloads it again{again}")
     problems: list[str] = []

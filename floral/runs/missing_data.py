@@ -8,7 +8,7 @@ from pathlib import Path
 from floral.config import data_sets, networks
 from floral.config.reading import ConfigError
 from floral.config.run import Run
-from floral.config.schema.data import CustomData, Synthetic
+from floral.config.schema.data import CustomData
 from floral.config.schema.task import Task
 from floral.config.searches import Search
 from floral.core.units import run_count
@@ -29,7 +29,7 @@ def why_missing(task: Task, results: Path) -> str | None:
         return None
     if isinstance(task.data, CustomData) and (why := data_sets.why_unreadable(task.data)):
         return why
-    name = next(name for name in stored_names(task) if not _is_stored(name, results))
+    name = next(name for name in _stored_names(task) if not is_stored(name, results))
     error = results / "data" / name / FETCH_ERROR
     if not error.exists():
         return f"{name}: not fetched yet; remedy: floral fetch {name}"
@@ -85,14 +85,14 @@ def split_by_data(runs: Iterable[Run], results: Path) -> tuple[list[Run], list[s
 
 def has_data(task: Task, results: Path) -> bool:
     """Return whether the data and the pretrained networks of a task are stored, as far as it needs any."""
-    return all(_is_stored(name, results) for name in stored_names(task))
+    return all(is_stored(name, results) for name in _stored_names(task))
 
 
-def stored_names(task: Task) -> list[str]:
-    """Return the names of the folders in results/data in which the data and the networks of a task are stored."""
-    stored = [] if task.noop or isinstance(task.data, Synthetic) else [str(data_sets.stored_data(task.data))]
-    return [*stored, *networks.stored_names(task.model)]
-
-
-def _is_stored(name: str, results: Path) -> bool:
+def is_stored(name: str, results: Path) -> bool:
+    """Return whether the folder results/data/<name> is complete."""
     return (results / "data" / name / "card.json").exists()
+
+
+def _stored_names(task: Task) -> list[str]:
+    """Return the names of the folders in results/data in which the data and the networks of a task are stored."""
+    return [str(data_sets.stored_data(data)) for data in networks.to_fetch(task)]

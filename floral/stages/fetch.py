@@ -195,7 +195,7 @@ def _is_valid(folder: Path, dataset: DataSet) -> bool:
         manifest = json.loads((folder / "card.json").read_text())
         files = [(file["path"], file["sha256"] if file["verified"] else None) for file in manifest["files"]]
         is_whole = (
-            fetch_weights.is_complete(folder, manifest, dataset)
+            fetch_weights.is_complete(folder, manifest)
             if dataset.reader == networks.READER
             else manifest["digest"] == _stored_digest(folder, manifest)
         )

@@ -9,7 +9,7 @@ from floral.config import data_sets, networks
 from floral.config.schema.data import CustomData
 from floral.config.schema.task import Task
 from floral.io.files import atomic
-from floral.runs.missing_data import FETCH_ERROR
+from floral.runs.missing_data import FETCH_ERROR, is_stored
 
 
 def try_to_fetch(tasks: Iterable[Task], results: Path, data_dir: Path | None) -> None:
@@ -21,8 +21,7 @@ def try_to_fetch(tasks: Iterable[Task], results: Path, data_dir: Path | None) ->
     missing = {
         name: data
         for name, data in needed.items()
-        if not (results / "data" / name / "card.json").exists()
-        and not (isinstance(data, CustomData) and data_sets.why_unreadable(data))
+        if not is_stored(name, results) and not (isinstance(data, CustomData) and data_sets.why_unreadable(data))
     }
     if not missing:
         return

@@ -173,6 +173,8 @@ def listed(names: list[str], verb: bool = True) -> str:
 
 
 def near(name: str, names: Collection[str]) -> str:
-    """Return the part of a message that says which of the names are close to a wrong name."""
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or sorted(names)[:MAX_NAMED]
-    return f"; the closest names are {', '.join(close)}" if close else ""
+    """Return the part of a message that says which of the names are close to a wrong name, or else the first names."""
+    distinct = sorted(set(names))
+    if close := difflib.get_close_matches(name, distinct, n=3, cutoff=0.5):
+        return f"; the closest names are {', '.join(close)}"
+    return f"; the names are {listed(distinct, verb=False)}" if distinct else ""

@@ -8,6 +8,7 @@ import pytest
 
 from floral.cli import main, methods
 from floral.config import catalogue
+from floral.config.reading import ConfigError
 from floral.config.schema.method import STATEMENTS
 from floral.core.spec import Group, Refused, Scope
 
@@ -91,6 +92,14 @@ def test_the_name_of_a_method_stands_for_its_variants(capsys):
     rows = json.loads(capsys.readouterr().out)
     assert [row["variant"] for row in rows] == list(catalogue.method_file("fedopt").variants)
     assert {row["method"] for row in rows} == {"fedopt"} and rows[0]["differs"]
+
+
+@pytest.mark.parametrize("name", ["fedbn", "FedBN", "fed_bn"])
+def test_the_name_in_the_publication_is_answered_with_the_name_here(name, capsys):
+    assert main.main(["methods", name]) == 2
+    assert f"{name!r}; did you mean 'private_norm'?" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="did you mean 'private_norm'"):
+        catalogue.variant(name)
 
 
 def test_an_unknown_name_of_a_method_is_answered_with_the_closest(capsys):

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from floral.config import catalogue
 from floral.config.reading import ConfigError
 from floral.config.run import PartitionJob
 from floral.config.schema.data import Synthetic
@@ -87,6 +88,25 @@ def test_a_smaller_share_keeps_a_subset_and_every_purpose_another():
     reduced = reduce_rows(full, 0.05, 10, 3, "subset fedavg")
     assert reduced.filter(pl.col("split") == "test").equals(full.filter(pl.col("split") == "test"))
     assert counts(reduced, "train", 10).tolist() == [10] * 10
+
+
+def test_a_share_of_the_test_samples_leaves_the_other_samples_alone():
+    full = iid_table(2000, 504, 12, 4, Partition(), 3)
+    made = {share: iid_table(2000, 504, 12, 4, Partition(test_share=share), 3) for share in (0.001, 0.25, 0.5)}
+    is_test = pl.col("split") == "test"
+    for table in made.values():
+        assert table.filter(~is_test).equals(full.filter(~is_test))
+    assert counts(made[0.25], "test", 12).tolist() == [round(504 / 12 * 0.25)] * 12
+    assert counts(made[0.001], "test", 12).tolist() == [1] * 12
+    rows = {share: set(table.filter(is_test)["row"]) for share, table in made.items()}
+    assert rows[0.25] < rows[0.5] < set(full.filter(is_test)["row"])
+
+
+def test_the_hash_and_the_evaluation_follow_the_share_of_the_test_samples():
+    whole, part = (catalogue.task("digits_rotate", {"partition": {"test_share": share}}) for share in (1.0, 0.5))
+    assert whole == catalogue.task("digits_rotate") and "test_share" not in whole.partition.model_dump()
+    assert part.partition.model_dump()["test_share"] == 0.5
+    assert part.skewed and not whole.skewed
 
 
 def test_the_reduced_tasks_of_the_paper_have_their_sizes():

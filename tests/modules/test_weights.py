@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from floral.config.reading import ConfigError
 from floral.models import module
 from floral.nn.modules.wrap import built as module_built
+from floral.toolkit.prepared import near
 
 PLAIN = Path(__file__).with_name("plain.py")
 MODULE = {"kind": "module", "build": f"{PLAIN}:small"}
@@ -52,10 +53,12 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "extra": ({"conv.bias": torch.zeros(4)}, {}, "the model has no conv.bias; the closest names are .*norm.bias"),
     "shape": ({"out.weight": torch.zeros(7, 5)}, {},
               r"out.weight has the shape \[7, 5\], but the model needs \[5, 5\]; .* name it in `ignore`"),
-    "ignores nothing": ({}, {"ignore": ["hed.*"]}, "`ignore: hed.*` matches no name"),
+    "ignores nothing": ({}, {"ignore": ["hed.*"]}, "`ignore: hed.*` matches no name; the names are attention.in_proj"),
+    "ignores a close name": ({}, {"ignore": ["scal"]}, "`ignore: scal` matches no name; the closest names are scale$"),
     "freezes nothing": ({}, {"freeze": ["conv9"]}, "`freeze: conv9` matches no name; the closest names are conv"),
     "adapts nothing": ({}, {"adapt": ["hiden"]}, "`adapt: hiden` matches no name; the closest names are hidden"),
-    "no head": ({}, {"head": "conv"}, "`head: conv` is no linear layer of the model; the closest names are"),
+    "no head": ({}, {"head": "conv"},
+                "`head: conv` is no linear layer of the model; the names are attention.in_proj, .*hidden, out$"),
 }  # fmt: skip
 
 
@@ -64,6 +67,19 @@ def test_names_that_do_not_fit_are_errors(tmp_path: Path, change: Any, keys: Any
     weights = pretrained(tmp_path, **change)
     with pytest.raises(ConfigError, match=message):
         simulate(model={**MODULE, "weights": weights, **keys})
+
+
+def test_names_of_the_model_and_of_the_file_are_suggested_once() -> None:
+    names = ["bn.bias", "fc.bias", "fc.weight", "conv.weight"]
+    assert near("fc.weigth", [*names, *names]).count("fc.weight") == 1
+    assert near("head.*", [*names, *names]) == "; the names are bn.bias, conv.weight, fc.bias, fc.weight"
+    assert near("head.*", [f"{at}" for at in range(7)]) == "; the names are 0, 1, 2, 3, 4 and 2 more"
+
+
+@pytest.mark.parametrize("variant", ["local_adaptor", "floral_1"])
+def test_a_pattern_of_norm_layers_alone_leaves_nothing_to_adapt(variant: str) -> None:
+    with pytest.raises(ConfigError, match="`adapt` of the model names no linear layer, embedding or convolution; norm"):
+        simulate(variant, model={**MODULE, "adapt": ["norm"]})
 
 
 def test_a_pickle_is_refused_with_the_command_that_converts_it(tmp_path: Path) -> None:

@@ -47,8 +47,9 @@ def test_the_files_of_a_network_are_stored_as_they_are(small_entry: Path, tmp_pa
     assert json.loads((folder / "config.json").read_text()) == CONFIG
     card = (folder / "card.json").stat().st_mtime_ns
     assert (fetch("small", tmp_path) / "card.json").stat().st_mtime_ns == card, "a complete folder is left alone"
-    (folder / "model.safetensors").write_bytes(content[:-1])
-    assert (fetch("small", tmp_path) / "model.safetensors").read_bytes() == content
+    for damaged in (content[:-1], content[:-1] + bytes([content[-1] ^ 1])):
+        (folder / "model.safetensors").write_bytes(damaged)
+        assert (fetch("small", tmp_path) / "model.safetensors").read_bytes() == content
 
 
 def test_an_altered_file_of_a_network_is_refused(small_entry: Path, tmp_path: Path) -> None:
@@ -69,6 +70,16 @@ def test_a_task_names_a_network_by_its_entry_or_by_its_folder(small_entry: Path,
     assert networks.located(by_name, tmp_path).arguments == {"path": str(folder)}
     assert networks.located(Model(kind="mlp", weights="small"), tmp_path).weights == str(folder / "model.safetensors")
     assert networks.located(by_path, None) == by_path
+
+
+def test_the_hash_of_a_packed_file_of_weights_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def identity(sha256: str) -> object:
+        packed = DataFile(path="small/model.safetensors.gz", sha256=sha256)
+        lock = {"packed": DataSet(title="Packed", reader="weights", files=(packed,))}
+        monkeypatch.setattr(data_sets, "data_lock", lambda: lock)
+        return own_model.identity(Model(kind="mlp", weights="packed"))["weights"]
+
+    assert identity("0" * 64) == "0" * 64 and identity("1" * 64) == "1" * 64
 
 
 def test_a_network_is_fetched_before_training_and_reported_as_missing(small_entry: Path, tmp_path: Path) -> None:
@@ -116,6 +127,10 @@ def test_several_folders_have_the_data(tmp_path: Path, monkeypatch: pytest.Monke
     (second / "set" / "a.txt").write_bytes(b"other")
     with pytest.raises(DataError, match=rf"{second}/set/a\.txt: the content of set/a\.txt is not as expected"):
         fetch("a", tmp_path / "three")
+    (first / "set" / "a.txt.gz").write_bytes(gzip.compress(content)[:-4])
+    (second / "set" / "a.txt").write_bytes(content)
+    assert (fetch("a", tmp_path / "four") / "a.txt").read_bytes() == content, "the first folder has a damaged copy"
+    (first / "set" / "a.txt.gz").unlink()
     (second / "set" / "a.txt").unlink()
     with pytest.raises(DataError, match=rf"looked for {first}/set/a\.txt and {second}/set/a\.txt"):
         fetch("a", tmp_path / "three")

@@ -71,6 +71,8 @@ def test_the_real_sentences_have_the_published_numbers(stored: Callable[[str], P
     counts = [np.bincount(y[domain == genre]).tolist() for genre in range(4)]
     assert counts == [[1062, 838, 2300], [1218, 765, 1725], [5061, 562, 4982], [1688, 2402, 1100]]
     assert [len(np.unique(client[domain == genre])) for genre in range(4)] == [1, 300, 1, 498]
+    full = np.concatenate([(arrays[side] != 0).all(1) for side in ("train_x", "test_x")])
+    assert 0.03 < full.mean() < 0.035, "3 % have more than 48 tokens; a few have exactly 48"
     assert arrays["train_x"].shape[1] == 48 and 24 < (arrays["train_x"] != 0).sum(1).mean() < 25
 
 
