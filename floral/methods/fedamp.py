@@ -36,7 +36,7 @@ def build(problem: Problem, *, attention: float, similarity: str, sigma: float, 
         if similarity == "cosine":
             cosine = products / (models_of_round.norm(dim=1, keepdim=True) * squares.sqrt()).clamp(min=1e-30)
             scores = torch.where(is_other, sigma * cosine, -torch.inf)
-            return attention * torch.softmax(scores, 1).nan_to_num()  # NaN: there is no other client yet
+            return attention * torch.where(is_other, torch.softmax(scores, 1), 0.0)  # without others, softmax is NaN
         distances = (models_of_round.square().sum(1, keepdim=True) - 2 * products + squares).clamp(min=0)
         number = is_other.to(distances.dtype).sum(1, keepdim=True).clamp(min=1)
         return attention / number * torch.exp(-distances / sigma) * is_other

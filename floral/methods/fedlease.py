@@ -13,7 +13,7 @@ from floral.adaptors.linear import LinearAdaptor
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Routing, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
 from floral.nn.layers import Embedding, layer_params
-from floral.toolkit.clustering import best_linkage
+from floral.toolkit.clustering import best_linkage, cluster_of_all
 from floral.toolkit.parts import distinct_starts, fedavg_phase, model_groups, phases_with_warmup, repeated_start
 from floral.toolkit.routes import ModelChoice
 from floral.toolkit.stages import UNSENT_FLAG, flag_removed, phases_of_stage, stage_ends, stage_group
@@ -100,8 +100,7 @@ def build(problem: Problem, *, base: str, warmup: float, local: float, experts: 
             before = served.before["experts"]
             new = {n: torch.tensordot(weights.mT, t, 1) for n, t in sent.items()}
             new = {n: torch.where(along(exists, t), t, before[n]) for n, t in new.items()}
-            cluster_of = torch.full_like(memory["present"], float(labels.bincount().argmax()))
-            cluster_of[present] = labels.to(cluster_of.dtype)
+            cluster_of = cluster_of_all(labels, memory["present"])
             used = {"experts": exists.sum().to(cluster_of.dtype).reshape(1)}
             changed |= {"choice": {"cluster": cluster_of}, "experts": new, "used": used}
         return changed

@@ -9,7 +9,7 @@ from floral.adaptors.aggregation import flatten, require_matrix_products, svd_fa
 from floral.adaptors.attach import adaptors_of
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Routing, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
-from floral.toolkit.clustering import spectral_clusters
+from floral.toolkit.clustering import cluster_of_all, spectral_clusters, subspace_distances
 from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup, repeated_start
 from floral.toolkit.routes import ModelChoice
 from floral.toolkit.stages import UNSENT_FLAG, flag_removed, phases_of_stage, stage_ends, stage_group
@@ -124,16 +124,9 @@ def build(
         memory["present"][at] = 1
 
     def clusters_of(memory):
-        present = memory["present"] > 0
-        distances = []
-        for name in factors:
-            singular, _, _ = torch.linalg.svd(memory[name][present].nan_to_num(), full_matrices=False)
-            overlaps = torch.einsum("idr,jds->ijrs", singular, singular).square().sum((2, 3))
-            distances.append(1 - overlaps / singular.shape[2])
-        labels = spectral_clusters(torch.stack(distances).mean(0), clusters)
-        cluster_of = torch.full_like(memory["present"], float(labels.bincount().argmax()))
-        cluster_of[present] = labels.to(cluster_of.dtype)
-        return cluster_of
+        held = [memory[name][memory["present"] > 0] for name in factors]
+        distances = torch.stack([subspace_distances(of_layer) for of_layer in held]).mean(0)
+        return cluster_of_all(spectral_clusters(distances, clusters), memory["present"])
 
     def memory():
         shapes = {name: (clients, len(value), value[0].numel()) for name, value in start["root"].items()}

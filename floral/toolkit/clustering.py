@@ -30,6 +30,29 @@ def spectral_clusters(distances: Tensor, clusters: int) -> Tensor:
     return k_means(rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12), clusters)
 
 
+def subspace_distances(factors: Tensor) -> Tensor:
+    """Return the distances [n, n] of n clients, 1 - ‖U_iᵀU_j‖²/R for their factors [n, d, R].
+
+    U_i are the left singular vectors of the factor of client i. The distances of a client whose factor is not finite
+    are NaN.
+    """
+    singular, _, _ = torch.linalg.svd(factors.nan_to_num(), full_matrices=False)  # which refuses NaN
+    overlaps = torch.einsum("idr,jds->ijrs", singular, singular).square().sum((2, 3))
+    is_finite = factors.isfinite().flatten(1).all(1)
+    return torch.where(is_finite[:, None] & is_finite, 1 - overlaps / singular.shape[2], torch.nan)
+
+
+def cluster_of_all(labels: Tensor, present: Tensor) -> Tensor:
+    """Return the cluster [K] of each of K clients, in the type of `present`.
+
+    `present` [K] is above 0 for the n clients that have taken part. Their clusters are `labels` [n]. All other clients
+    join the largest cluster.
+    """
+    clusters = torch.full_like(present, float(labels.bincount().argmax()))
+    clusters[present > 0] = labels.to(clusters.dtype)
+    return clusters
+
+
 def k_means(points: Tensor, clusters: int) -> Tensor:
     """Return the cluster [n] of each of the points [n, d]. Nothing is random.
 
