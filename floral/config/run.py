@@ -5,6 +5,8 @@ A hash of the values that determine a run or a partition is part of the name of 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +82,12 @@ class Run(Frozen):
             thresholds=task.thresholds, seed=self.partition_seed,
         )  # fmt: skip
 
-    @property
+    @cached_property
     def hash8(self) -> str:
-        """The hash of all values that determine the results of the run. It is part of the name of the run's folder."""
+        """The hash of all values that determine the results of the run. It is part of the name of the run's folder.
+
+        It is computed once. Snakemake asks for the folder of each run more than ten times.
+        """
         return hash8({"run": self.identity(), "partition": self.partition.hash8, "results_version": RESULTS_VERSION})
 
     @property
@@ -101,6 +106,12 @@ class Run(Frozen):
         data = data_sets.data_digest(self.task.data)
         content = {"run": shared, "data": data, "results_version": RESULTS_VERSION, **self.partition.versions()}
         return Path(self.task.name) / self.variant.name / hash8(content)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Run:
+        """Return a copy with other values. Its hash is computed anew."""
+        copy = super().model_copy(update=update, deep=deep)
+        vars(copy).pop("hash8", None)
+        return copy
 
     def identity(self) -> dict[str, Any]:
         """Return the values that determine the results of the run. The hash of the run is computed from them.
