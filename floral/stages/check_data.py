@@ -11,7 +11,7 @@ from floral.config import catalogue, data_sets, layers
 from floral.config.reading import ConfigError
 from floral.config.schema.data import CustomData
 from floral.config.schema.task import Task
-from floral.data.stored import unfit_domains, unfit_thresholds
+from floral.data.fit import unfit_domains, unfit_thresholds
 
 
 def check(tasks: Iterable[Task], results: Path) -> None:

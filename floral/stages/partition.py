@@ -18,10 +18,11 @@ from floral.config.reading import ConfigError
 from floral.config.run import PartitionJob
 from floral.config.schema.data import Synthetic
 from floral.config.schema.task import Task
+from floral.data.fit import unfit_domains
 from floral.data.partition import client_table, digest, main_concepts
 from floral.data.partition_kinds import consecutive_table
 from floral.data.partition_steps import SPLITS, reduce_rows
-from floral.data.stored import CLIENTS, DOMAINS, client_names, read_data, unfit_domains
+from floral.data.stored import CLIENTS, DOMAINS, client_names, read_data
 from floral.data.synthetic import rows_per_client
 from floral.io.files import atomic
 from floral.io.locks import held

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from floral.config import catalogue
 from floral.config.reading import ConfigError
 from floral.config.schema.partition import Partition
+from floral.data.fit import unfit_domains
 from floral.data.partition_kinds import domains_table, natural_table
-from floral.data.stored import unfit_domains
 
 Sides = tuple[np.ndarray, np.ndarray]
 
