@@ -1,4 +1,4 @@
-"""Fixtures for tests of several folders: skips that fail in CI, projects, and an empty MLflow store."""
+"""Fixtures for tests of several folders: skips that fail in CI, projects, an empty MLflow store, no recordings."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import NoReturn
 import pytest
 from projects import ROOT, TINY, Project
 
+from floral.engine.capture import captured
 from floral.tracking.mlflow_store import create_store, default_uri
 
 
@@ -29,6 +30,16 @@ def missing() -> Callable[[str], NoReturn]:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
 
     return stop
+
+
+@pytest.fixture
+def without_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the backend `batched` call its steps, and not record and replay them: recording takes as long as 50 steps.
+
+    Recordings hold PyTorch's operations. The tests that record are those of the engine and, in tests/contracts, those
+    of each variant on a small model and of two variants on all models.
+    """
+    monkeypatch.setattr(captured, "MAX_RECORDINGS", 0)
 
 
 @pytest.fixture(scope="session")

@@ -164,6 +164,8 @@ DEEP = ("resnet18", "vit", "convolutions", "module")
 Only OF_EACH_KIND is tested on them."""
 SHALLOW = [model for model in MODELS if model not in DEEP]
 """The models of tests that prove a limit case of a method. The engine is tested on all models (`cases`)."""
+RECORDED = ("fedavg", "floral_1")
+"""The variants whose steps are recorded on all models. See the fixture `without_recording`."""
 OF_EACH_KIND = ("fedavg", "ditto", "ensemble", "floral_1", "local_adaptor", "private_norm")
 """The variants that are tested on all models."""
 DIFFERENT = ("cnn", "lstm", "batch_norm", "dropout")

@@ -27,6 +27,8 @@ from floral.nn.layers import Conv2d, ConvTranspose2d, Linear
 from floral.nn.model import Model
 from floral.nn.norms import NORMS, BatchNorm, GroupNorm, LayerNorm, instance_norm
 
+pytestmark = pytest.mark.usefixtures("without_recording")
+
 FACTORISATIONS = ["in", "out", "balanced", "balanced_2d"]
 CONVOLUTIONS = [
     Conv2d(3, 4, (3, 3), padding=(1, 1)),

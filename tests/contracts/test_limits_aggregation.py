@@ -15,6 +15,8 @@ from floral.adaptors.aggregation import unflatten
 from floral.config import catalogue
 from floral.config.reading import ConfigError
 
+pytestmark = pytest.mark.usefixtures("without_recording")
+
 EXACT = 1e-10
 SEVERAL_STEPS: dict[str, Any] = {"batch": 2, "epochs": 2}
 SHARED = [name for name in catalogue.names("methods") if catalogue.method_file(name).family == "Shared LoRA"]

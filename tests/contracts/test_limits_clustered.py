@@ -14,6 +14,8 @@ from floral.core.spec import Scope
 from floral.engine.costs import Costs
 from floral.engine.simulate import Simulation
 
+pytestmark = pytest.mark.usefixtures("without_recording")
+
 EXACT = 1e-12
 WHERE = [{"backend": "loop"}, {"backend": "vmap", "chunk": 3}, {"backend": "batched", "chunk": 3}]
 each_backend = pytest.mark.parametrize("how", WHERE, ids=lambda how: how["backend"])

@@ -13,6 +13,8 @@ from floral.config.reading import ConfigError
 from floral.core.spec import ServerView
 from floral.toolkit.routes import fixed_logits, keep_largest
 
+pytestmark = pytest.mark.usefixtures("without_recording")
+
 EXACT = 1e-12
 WHERE = [{"backend": "loop"}, {"backend": "vmap", "chunk": 3}, {"backend": "batched", "chunk": 3}]
 each_backend = pytest.mark.parametrize("how", WHERE, ids=lambda how: how["backend"])

@@ -13,6 +13,8 @@ from floral.config import catalogue
 from floral.config.reading import ConfigError
 from floral.core.spec import Scope
 
+pytestmark = pytest.mark.usefixtures("without_recording")
+
 EXACT = 1e-12
 IN_ORDER = {"switches": {"batches": "fixed"}}
 """Every epoch has the same batches, so that a second phase sees those that a first one would."""

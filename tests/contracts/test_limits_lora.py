@@ -13,6 +13,8 @@ from federations import SHALLOW, assert_close, assert_equal_states, make_data, s
 
 from floral.config.reading import ConfigError
 
+pytestmark = pytest.mark.usefixtures("without_recording")
+
 EXACT = 1e-10
 SEVERAL_STEPS: dict[str, Any] = {"batch": 2, "epochs": 2}
 

@@ -35,6 +35,8 @@ from floral.nn.small_layers import Identity
 from floral.toolkit.parts import body_model, head_name
 from floral.toolkit.routes import downsample
 
+pytestmark = pytest.mark.usefixtures("without_recording")
+
 EXACT = 1e-12
 IMAGES = [model for model in SHALLOW if model not in TEXT]
 """Models that a gate can weigh the inputs of."""

@@ -14,6 +14,8 @@ from floral.methods.cfl import second_half
 from floral.methods.momentum_clustering import first_centres, moved
 from floral.toolkit.routes import cluster_vectors, params_of_vectors
 
+pytestmark = pytest.mark.usefixtures("without_recording")
+
 EXACT = 1e-12
 BACKENDS = [{"backend": "loop"}, {"backend": "vmap", "chunk": 3}, {"backend": "batched", "chunk": 3}]
 each_backend = pytest.mark.parametrize("how", BACKENDS, ids=lambda how: how["backend"])

@@ -10,6 +10,7 @@ import torch
 from federations import (
     FIRST,
     OF_EACH_KIND,
+    RECORDED,
     VARIANTS,
     buildable,
     cases,
@@ -26,7 +27,10 @@ from floral.core.spec import Scope
 from floral.engine import evaluate
 from floral.engine.state import view
 
-CASES = [pytest.param(variant, model, id=f"{variant}-{model}") for variant, model in cases()]
+without_recording = pytest.mark.usefixtures("without_recording")
+CASES = [
+    pytest.param(variant, model, marks=() if variant in RECORDED else without_recording) for variant, model in cases()
+]
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
 METHODS = [variant for variant in VARIANTS if variant in FIRST.values() or variant.startswith("floral")]
 """One variant of each method and all of FLoRAL. The others differ from them by parameters that other tests cover."""
@@ -49,6 +53,7 @@ def test_backends_equal_loop_in_single_precision(variant):
 
 
 @pytest.mark.parametrize(("variant", "model"), [case for case in few_cases() if case[1] != fitting(case[0])])
+@without_recording
 def test_batched_equals_loop_in_rounds_of_one_step(variant, model):
     """In which no client gets a copy of what is averaged; the fitting model is in the test with three clusters."""
     loop = trained(variant, model=model, batch=64)
@@ -65,6 +70,7 @@ ADAPTED = [variant for variant in METHODS if "application" in catalogue.variant(
     ("variant", "model"),
     [(variant, "mlp") for variant in ADAPTED] + [(variant, "cnn") for variant in ADAPTED if variant in FIRST.values()],
 )
+@without_recording
 def test_batched_equals_loop_however_adaptors_are_applied(variant, model, application, batch):
     how = {"model": model, "params": {"application": application}, "batch": batch}
     loop = trained(variant, **how)
@@ -83,11 +89,13 @@ def test_workers_do_not_change_a_bit(variant, batch):
 
 
 @each_method
+@without_recording
 def test_backends_equal_loop_in_rounds_of_one_step_with_three_clusters(variant):
     assert_backends_equal_loop(variant, 1e-10, batch=64, clusters=3)
 
 
 @each_method
+@without_recording
 def test_backends_agree_under_official_fidelity_and_a_server_adam(variant):
     """Adam divides by the size of the gradient plus 1e-8: rounding errors of 1e-16 grow up to lr/1e-8 = 1e6 times."""
     how = {"fidelity": "official", "epochs": 2, "server": {"optimiser": "adam", "lr": 0.01}, "clusters": 3}
@@ -132,6 +140,7 @@ def test_global_only_is_said_of_those_that_serve_one_model_to_all(variant):
     [(variant, "loop") for variant in METHODS]
     + [(variant, how) for variant in OF_EACH_KIND for how in contracts.VECTORISED],
 )
+@without_recording
 def test_cohort_order_is_irrelevant(variant, backend):
     how = {"backend": backend, "chunk": 3, "clusters": 3}
     contracts.cohort_order_is_irrelevant(partial(simulate, variant), **how)

@@ -15,6 +15,8 @@ from floral.nn.layers import Linear
 from floral.nn.norms import BatchNorm
 from floral.stages.record import further_scores
 
+pytestmark = pytest.mark.usefixtures("without_recording")
+
 NORM = BatchNorm(3)
 PARAMS = {"weight": torch.tensor([0.5, 1.0, 2.0]).double(), "bias": torch.tensor([0.1, -1.0, 0.0]).double()}
 START = {name: tensor.double() for name, tensor in NORM.statistics().items()}
