@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from federations import VARIANTS, few_cases, simulate, train
+from federations import OF_EACH_KIND, VARIANTS, simulate, train
 from safetensors.torch import save
 
 from floral.config import catalogue
@@ -21,7 +22,9 @@ from floral.engine.simulate import Simulation
 from floral.engine.state import State, client_view, view
 
 CLIENT = 0
-CASES = [pytest.param(variant, model, id=f"{variant}-{model}") for variant, model in few_cases()]
+CASES = [(variant, None) for variant in VARIANTS] + [
+    (variant, model) for variant in OF_EACH_KIND if variant != "private_norm" for model in ("cnn", "batch_norm")
+]
 
 
 def weight(message: dict[str, torch.Tensor]) -> int:
@@ -207,16 +210,22 @@ def ranks(state):
 
 
 def played(variant, model=None):
-    """(simulation, state two rounds before and before the round, round) of a late round of every kind."""
+    """(simulation, state two rounds before and before the round, round) of a late round of every kind.
+
+    Several tests share the states, and must not change them.
+    """
+    return late_rounds(variant, model)
+
+
+@cache
+def late_rounds(variant, model):
     simulation = simulate(variant, model=model, clusters=3)
     if min(Counter(map(simulation.phases, range(1, simulation.settings.rounds + 1))).values(), default=0) == 1:
         simulation = simulate(variant, model=model, clusters=3, rounds=4 * simulation.settings.rounds)
     if simulation.method.phases == ():
-        yield simulation, simulation.start(), simulation.start(), 1
-        return
+        return [(simulation, simulation.start(), simulation.start(), 1)]
     last = {simulation.phases(round): round for round in range(2, simulation.settings.rounds + 1)}
-    for round in last.values():
-        yield simulation, train(simulation, round - 2), train(simulation, round - 1), round
+    return [(simulation, train(simulation, round - 2), train(simulation, round - 1), round) for round in last.values()]
 
 
 @pytest.mark.parametrize(("variant", "model"), CASES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import federations
 import pytest
 import torch
-from federations import VARIANTS, simulate, train
+from federations import FIRST, OF_EACH_KIND, simulate, train
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from floral.core.spec import Refused
@@ -14,14 +14,13 @@ from floral.engine.capture.recorder import Recorder
 from floral.engine.graphs import Graphs, load
 from floral.engine.state import start
 
-METHODS = {variant: simulate(variant).method for variant in VARIANTS}
-TRAINED = [variant for variant, method in METHODS.items() if method.phases != ()]
+TRAINED = [variant for variant in FIRST.values() if simulate(variant).method.phases != ()]
 CASES = [(variant, None) for variant in TRAINED] + [
     (variant, model)
     for variant in ("fedavg", "floral_1", "local_adaptor")
     for model in ("cnn", "batch_norm", "dropout")
 ]
-"""Every variant that trains, on a model that it can do, and some on the others."""
+"""A variant of every method that trains, on a model that it can do, and some on the others."""
 
 
 def stand_in(function):
@@ -67,7 +66,7 @@ def test_graphs_change_nothing(variant, model):
     assert made
 
 
-@pytest.mark.parametrize("variant", TRAINED)
+@pytest.mark.parametrize("variant", OF_EACH_KIND)
 def test_graphs_change_nothing_when_a_round_is_one_step(variant):
     plain = train(simulate(variant, backend="batched", chunk=2, batch=64))
     federations.assert_equal_states(train(on_graphs(variant, chunk=2, batch=64)), plain, 0.0)

@@ -8,7 +8,7 @@ import federations
 import numpy as np
 import pytest
 import torch
-from federations import SIZES, VARIANTS, assert_equal_states, make_data, simulate, train, trained
+from federations import OF_EACH_KIND, SIZES, assert_equal_states, make_data, simulate, train, trained
 
 from floral.core.spec import Phase, Scope
 from floral.engine.client_data import plan
@@ -100,7 +100,7 @@ def test_a_penalty_on_private_state_sees_the_clients_own(how):
 
 
 @pytest.mark.parametrize("how", BACKENDS)
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "constant" and simulate(v).method.local_step is None])
+@pytest.mark.parametrize("variant", OF_EACH_KIND)
 def test_the_default_step_is_sgd(variant, how):
     """Without preconditioning, the engine's step and `parts.sgd_step` as a method's local step give the same result."""
     how = {**how, "switches": {"preconditioner": False}}
