@@ -168,8 +168,8 @@ RECORDED = ("fedavg", "floral_1")
 """The variants whose steps are recorded on all models. See the fixture `without_recording`."""
 OF_EACH_KIND = ("fedavg", "ditto", "ensemble", "floral_1", "local_adaptor", "private_norm")
 """The variants that are tested on all models."""
-DIFFERENT = ("cnn", "lstm", "batch_norm", "dropout")
-"""Models that every method is tested on: convolutions, a loop over tokens, running statistics, and noise."""
+DIFFERENT = ("cnn", "batch_norm", "dropout")
+"""Models that every method is tested on: convolutions, running statistics, and noise."""
 
 
 def cases() -> list[tuple[str, str]]:
