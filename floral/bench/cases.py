@@ -247,19 +247,22 @@ CASES = (
         )
         for backend, limit in (("loop", 3.0), ("vmap", 1.5))
     ),
-    Case(
-        name="GB of memory, frozen encoder of 22 million parameters, 40 clients, floral_1, loop",
-        limit=1.5,
-        task="digits_rotate",
-        variant="floral_1",
-        measure=peak_gigabytes,
-        change={
-            "model": {"kind": "module", "build": "floral.bench.modules:encoder"},
-            "base": "frozen",
-            "clients": 40,
-            "epochs": 1,
-        },
-        backend="loop",
+    *(
+        Case(
+            name=f"GB of memory, frozen encoder of 22 million parameters, 40 clients, floral_1, {backend}",
+            limit=1.5,
+            task="digits_rotate",
+            variant="floral_1",
+            measure=peak_gigabytes,
+            change={
+                "model": {"kind": "module", "build": "floral.bench.modules:encoder"},
+                "base": "frozen",
+                "clients": 40,
+                "epochs": 1,
+            },
+            backend=backend,
+        )
+        for backend in ("loop", "auto")
     ),
 )
 

@@ -54,9 +54,12 @@ MAX_MEASUREMENT_S = 5.0
 MAX_MEASUREMENT_SHARE = 0.05
 """Share of the estimated training time after which there are no further trials. In a short run, a slightly slower
 candidate costs less than further trials."""
-MAX_BYTES = 512 << 20
+MAX_BYTES = 384 << 20
 """Maximum estimated memory in bytes of all clients that train at the same time on a CPU. Larger chunks are not faster,
 because their weights and activations do not fit into the cache."""
+MAX_RECORDED_BYTES = 128 << 20
+"""Maximum number of bytes of all tensors that one client's step makes, for the step to be recorded. A recording keeps
+them until it is made. It saves dispatch, which is a small share of a larger step."""
 MIN_TRAINING_S = 1.5
 """Minimum estimated training time in seconds for which recording the steps saves time."""
 
@@ -80,9 +83,10 @@ def choose(
     cores = threads if on_this_cpu else 1
     if not simulation.settings.rounds:
         return Execution("loop", 1, threads=cores, precision=precision, reason="nothing is trained")
-    lists = on_gpu(cohort)
+    lists, step_bytes = on_gpu(cohort), 0
     if on_this_cpu:
-        lists = on_cpu(cohort, cores, cohort if backend == "loop" else most_clients(simulation, state))
+        most, step_bytes = (cohort, 0) if backend == "loop" else memory_of_client(simulation, state)
+        lists = on_cpu(cohort, cores, most)
     plain, recorded = ([replace(execution, precision=precision) for execution in candidates] for candidates in lists)
     if backend == "batched":
         return fastest(measure(simulation, state, recorded), "the fastest of the requested backend")
@@ -98,6 +102,8 @@ def choose(
     seconds = measure(simulation, state, plain, refused)
     if training_seconds(simulation, min(seconds.values())) < MIN_TRAINING_S:
         return fastest(seconds, "the fastest without recording, because recording takes longer than it saves", refused)
+    if step_bytes > MAX_RECORDED_BYTES:
+        return fastest(seconds, f"the fastest without recording a step of {step_bytes >> 20} MB", refused)
     try:
         return fastest(measure(simulation, state, recorded) | seconds, "the fastest", refused)
     except Refused as reason:
@@ -116,24 +122,31 @@ def steps_per_trial_step(simulation: Simulation) -> float:
     A round that only measures time stops each phase of local training after TRIAL_STEPS steps. If rounds have different
     phases, the steps of one round of each kind are added.
     """
-    settings = simulation.settings
-    steps = settings.steps_per_epoch or math.ceil(simulation.data.train.count.max() / settings.batch)
-    counts = [epochs * steps for round in simulation.kinds() for epochs in simulation.epochs(round)]
+    counts = steps_of_kinds(simulation)
     return sum(counts) / sum(min(count, TRIAL_STEPS) for count in counts)
 
 
-def most_clients(simulation: Simulation, state: State) -> int:
-    """Return how many clients may train at the same time on a CPU, so that they take at most MAX_BYTES.
+def steps_of_kinds(simulation: Simulation) -> list[int]:
+    """Return the number of local steps of each phase, in one round of each kind."""
+    settings = simulation.settings
+    steps = settings.steps_per_epoch or math.ceil(simulation.data.train.count.max() / settings.batch)
+    return [epochs * steps for round in simulation.kinds() for epochs in simulation.epochs(round)]
+
+
+def memory_of_client(simulation: Simulation, state: State) -> tuple[int, int]:
+    """Return how many clients may train at the same time within MAX_BYTES, and the bytes of all tensors of a step.
 
     The memory of one client is that of the tensors that exist at the same time in a short trial. It contains its
-    parameters that are trained, their gradients and the activations. The result is at least 1.
+    parameters that are trained, their gradients and the activations. The first number is at least 1. The second is a
+    mean over the steps of the trial; it also counts tensors that a step soon frees.
     """
     trial = trial_of(simulation, Execution("loop", 1))
     cohort, share = trial.pools(1)
     with operation_threads(), PeakMemory() as memory:
         for round in trial.kinds():
             trial.local_training(state, round, cohort[:1], share[:1])
-    return max(1, MAX_BYTES // max(1, memory.peak))
+    steps = sum(min(count, TRIAL_STEPS) for count in steps_of_kinds(simulation))
+    return max(1, MAX_BYTES // max(1, memory.peak)), memory.total // steps
 
 
 def on_cpu(cohort: int, cores: int, most: int) -> tuple[list[Execution], list[Execution]]:

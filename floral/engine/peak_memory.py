@@ -14,13 +14,13 @@ from floral.engine.operations import EachOperation
 class PeakMemory(EachOperation):
     """Count the bytes of the tensors that are made in this thread inside a `with` block.
 
-    `peak` is the largest number of bytes that existed at one time. Tensors that existed before the block do not count,
-    and neither does memory that an operation uses only inside itself.
+    `peak` is the largest number of bytes that existed at one time, and `total` is the number of all bytes. Tensors that
+    existed before the block do not count, and neither does memory that an operation uses only inside itself.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = self.peak = 0
+        self.bytes = self.peak = self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -31,6 +31,7 @@ class PeakMemory(EachOperation):
             storage = tensor.untyped_storage()
             size = storage.nbytes()
             self.bytes += size
+            self.total += size
             self.peak = max(self.peak, self.bytes)
             weakref.finalize(storage, self.free, size)
         return results

@@ -143,12 +143,24 @@ def test_candidates_train_at_most_so_many_clients_at_the_same_time(most, cores):
 def test_the_memory_of_a_client_bounds_the_clients_that_train_at_the_same_time(monkeypatch):
     simulation = simulate("fedavg")
     state = simulation.start()
-    assert execution.most_clients(simulation, state) >= simulation.cohort_size
+    assert execution.memory_of_client(simulation, state)[0] >= simulation.cohort_size
     parameters = sum(t.nbytes for params in state.values.values() for t in params.values())
     monkeypatch.setattr(execution, "MAX_BYTES", 10 * parameters)
-    assert 1 < execution.most_clients(simulation, state) <= 5, "a client holds new parameters and their gradients"
+    together, step_bytes = execution.memory_of_client(simulation, state)
+    assert 1 < together <= 5, "a client holds new parameters and their gradients"
+    assert 2 * parameters <= step_bytes
     monkeypatch.setattr(execution, "MAX_BYTES", 1)
-    assert execution.most_clients(simulation, state) == 1
+    assert execution.memory_of_client(simulation, state)[0] == 1
+
+
+def test_a_large_step_is_recorded_only_on_request(monkeypatch):
+    pretend(monkeypatch, {"vmap": 1e-2, "batched": 1e-3})
+    simulation = simulate("fedavg", rounds=10**6)
+    assert execution.choose(simulation, simulation.start(), "auto").backend == "batched"
+    monkeypatch.setattr(execution, "MAX_RECORDED_BYTES", 1)
+    chosen = execution.choose(simulation, simulation.start(), "auto")
+    assert chosen.backend == "vmap" and "without recording a step of" in chosen.reason
+    assert execution.choose(simulation, simulation.start(), "batched").backend == "batched"
 
 
 @pytest.mark.parametrize(("speed_up", "cores"), [(0.5, 1), (1.04, 1), (1.5, 2)])
