@@ -19,6 +19,7 @@ from floral.config.schema.task import Task
 from floral.report.description import changed_values, clusters_text, cohort_text, data_text
 from floral.runs.core_seconds import in_words
 from floral.runs.outdated import cannot_continue, stored_run, why_not_continued
+from floral.runs.quantities import curve_name
 from floral.runs.state import FAILURE, failure, running
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -160,7 +161,8 @@ def _curves(path: Path) -> list[str]:
     for name in CURVES:
         values = metrics.filter(pl.col("name") == name).sort("round")["value"].to_list()
         if len(values) > 1:
-            rows[name] = f"{sparkline(values, width)}  {_short(values[0])} → {_short(values[-1])}"
+            title = curve_name(*name.split("/"))
+            rows[title] = f"{sparkline(values, width)}  {_short(values[0])} → {_short(values[-1])}"
     if rows:
         rounds = metrics["round"]
         rows["round"] = f"{rounds.min()} to {rounds.max()}"
