@@ -40,7 +40,22 @@ def show(folder: Path, results: Path) -> None:
     Raises:
         ConfigError: there is no such run (the message suggests another), or a file of the run is unreadable.
     """
-    print("\n".join(lines(find(folder, results))))
+    path = find(folder, results)
+    print("\n".join([*lines(path), *_of_the_same_name(folder, path)]))
+
+
+def _of_the_same_name(name: Path, shown: Path) -> list[str]:
+    """Return a sentence with the other runs of a name that fits several, such as digits_rotate/floral_1/seed0."""
+    seed = shown.name.partition("-")[0]
+    more = [other for other in _subfolders(shown.parent) if other != shown.name and other.partition("-")[0] == seed]
+    if not more or name.name == shown.name:
+        return []
+    example = Path(*shown.parts[-3:-1], more[0])
+    return [
+        "",
+        f"{len(more) + 1} runs have the name {name}. This is {shown.name}, which changed last. The others have other "
+        f"values: {', '.join(more)}. To see one: floral show {example}",
+    ]
 
 
 def find(folder: Path, results: Path) -> Path:
@@ -58,6 +73,8 @@ def find(folder: Path, results: Path) -> Path:
             return base
     parts = [part for part in folder.parts if part not in (os.sep, ".", "..")]
     parts = parts[parts.index("train") + 1 :] if "train" in parts else parts
+    if not _subfolders(train):
+        raise ConfigError(f"{folder}: {train} has no runs yet; make them with `snakemake --profile local`")
     here = train
     for kind, part in zip(("task", "variant", "seed"), parts, strict=False):
         names = _subfolders(here)
