@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import pytest
 from projects import ROOT, TINY, Project
+from skips import stop
 
 from floral.engine.capture import captured
 from floral.tracking.mlflow_store import create_store, default_uri
@@ -25,10 +26,6 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def missing() -> Callable[[str], NoReturn]:
     """A function that skips the test and says what is missing. With CI=1 the test fails instead."""
-
-    def stop(what: str) -> NoReturn:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
-
     return stop
 
 

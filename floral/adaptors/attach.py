@@ -231,8 +231,16 @@ class Adaptors:
         adaptors.
 
         The cost is counted in multiply-adds, for an input x [batch, *shape].
+
+        Raises:
+            Refused: an adapted layer is not called in each forward pass.
         """
         inputs = self.model.inputs(shape, batch)
+        if skipped := [name for name in self.by_layer if name not in inputs]:
+            raise Refused(
+                f"the forward pass calls the layer {skipped[0]} only sometimes; call the same layers in each pass, or "
+                "leave this layer out of `adapt`"
+            )
         added = sum(
             adaptor.multiply_adds(inputs[name], clusters)[0 if self.merges(adaptor, inputs[name], clusters) else 1]
             for name, adaptor in self.by_layer.items()

@@ -56,7 +56,9 @@ def require(names: Iterable[str], results: Path, data_dir: Path | None) -> None:
         folder = results / "data" / name
         for file in () if (folder / "card.json").exists() else data_sets.data_lock()[name].files:
             if not sources.is_there(file, folder / "raw", places):
-                missing.setdefault(name, []).append(str(places[0] / file.path if places else file.path))
+                missing.setdefault(name, []).append(
+                    " and ".join(str(place / file.path) for place in places) or file.path
+                )
     if missing:
         lines = "\n".join(f"  {path}: missing (data set {name})" for name, paths in missing.items() for path in paths)
         where = "" if places else "; no data folder is set"

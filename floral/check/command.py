@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from floral.config import layers, plugins
 from floral.config.reading import suggest
 from floral.core.process import set_threads
 from floral.core.units import plural
+
+WIDTH = 110
+"""Maximum width of a printed line of a summary, in characters."""
 
 
 def check_method(name: str) -> int:
@@ -36,7 +40,11 @@ def check_model(name: str, shape: Sequence[int] | None, outputs: int | None) -> 
     keys = models.keys_of(name)
     arguments = ", ".join(f"{key}: {value}" for key, value in keys.items() if key != "kind")
     title = f"model {name}" if ":" in name else f"model {name} ({plugins.file('models', name)}; {arguments})"
-    return _concluded(f"model {name}", printed(title, models.checks(keys, tuple(shape) if shape else None, outputs)))
+    facts = models.Facts()
+    failures = printed(title, models.checks(keys, tuple(shape) if shape else None, outputs, facts))
+    for row, text in models.summary(facts).items():
+        print(textwrap.fill(text, WIDTH, initial_indent=f"  {row:<13}", subsequent_indent=" " * 15))
+    return _concluded(f"model {name}", failures)
 
 
 def check_task(name: str, results: Path, data_dir: Path | None) -> int:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from floral.adaptors.attach import attach
 from floral.check import contracts
 from floral.check.contracts import Broken
 from floral.check.federation import CLASSES, make_data, simulate
 from floral.check.methods import ROUNDING
 from floral.check.outcomes import Check
 from floral.config import catalogue, plugins
-from floral.config.reading import parse, suggest
+from floral.config.reading import ConfigError, parse, suggest
 from floral.core.errors import first_line
 from floral.core.spec import Refused
 from floral.engine.simulate import Simulation
+from floral.nn.model import Model
+from floral.nn.modules.wrap import NotBuilt
+from floral.nn.norms import NORMS
 from floral.stages.check_model import example_arguments
+from floral.toolkit.prepared import constants, head_of, without_adaptor
 
 SHAPES = ((16,), (4, 4), (8, 8), (28, 28), (32, 32), (32, 32, 3))
 """Shapes of samples that are tried unless the user names one: features, then grey and colour images."""
@@ -25,6 +31,16 @@ TOKENS = (8,)
 """Shape of a text that is tried last."""
 VARIANTS = ("fedavg", "floral_1")
 """Variants that train the model: one without adaptors, and one with adaptors in clusters."""
+
+
+@dataclass
+class Facts:
+    """What the checks of a model have observed, for the summary after them."""
+
+    model: Model | None = None
+    """The model, if it can be built."""
+    unusable: dict[str, str] = field(default_factory=dict)
+    """Backend → why it cannot be used."""
 
 
 def keys_of(name: str) -> dict[str, Any]:
@@ -42,11 +58,15 @@ def keys_of(name: str) -> dict[str, Any]:
     return {"kind": name, **example_arguments(name)}
 
 
-def checks(model: dict[str, Any], shape: tuple[int, ...] | None, outputs: int | None) -> Iterator[Check]:
+def checks(
+    model: dict[str, Any], shape: tuple[int, ...] | None, outputs: int | None, facts: Facts | None = None
+) -> Iterator[Check]:
     """Yield the checks of a model, which train it on small data of this shape and number of outputs.
 
-    `model` has the keys of a task's `model`. Without `shape`, common shapes are tried until the model accepts one.
+    `model` has the keys of a task's `model`. Without `shape`, common shapes are tried until the model accepts one. If
+    `facts` is given, the checks write there what they show.
     """
+    facts = facts or Facts()
     classes = outputs or CLASSES
     fitting: dict[str, Any] = {}
 
@@ -76,26 +96,31 @@ def checks(model: dict[str, Any], shape: tuple[int, ...] | None, outputs: int | 
                 simulation = simulate("fedavg", data, model=model, text=text)
                 contracts.outputs_have_the_right_shape(lambda: simulation, classes, candidate if text else ())  # noqa: B023
             except Exception as error:  # a model of the user may fail in any way for a shape that it is not for
-                reasons.append(f"{'text ' if text else ''}{list(candidate)}: {first_line(error)}")
+                reason = _reason(error)
+                if isinstance(error.__context__, NotBuilt):
+                    raise Broken(reason) from None
+                reasons.append(f"{'text ' if text else ''}{list(candidate)}: {reason}")
                 continue
             fitting.update(data=data, text=text)
+            options = {key: value for key, value in model.items() if key != "kind"}
+            facts.model = plugins.builder("models", model["kind"])(candidate, classes, **options)
             return f"{'text' if text else 'samples'} of shape {list(candidate)}, {classes} outputs"
         remedy = "give the shape of a sample: --shape H W or --shape H W 3, not channels first"
         raise Broken("\n".join([*reasons, f"{remedy}; and the number of classes if it is not {classes}: --outputs 10"]))
 
     def backends(variant: str) -> str | None:
-        refused = []
         for backend in contracts.VECTORISED:
             try:
-                make(variant, backend=backend, chunk=3)
+                contracts.backends_agree(partial(make, variant), ROUNDING, [backend])
             except Refused as reason:
-                refused.append(f"{backend} is not possible: {reason}")
-                continue
-            contracts.backends_agree(partial(make, variant), ROUNDING, [backend])
-        return "\n".join(refused) or None
+                facts.unusable[backend] = str(reason)
+        return None if facts.unusable.keys() < set(contracts.VECTORISED) else "only the backend loop can be used"
 
     def adapted() -> None:
-        make("floral_1")
+        try:
+            make("floral_1")
+        except ConfigError as refusal:
+            raise Broken(_reason(refusal)) from None
 
     if model["kind"] != "module":
         yield Check("`build` has the arguments that methods and tasks use", signature, needed=True)
@@ -122,10 +147,48 @@ def checks(model: dict[str, Any], shape: tuple[int, ...] | None, outputs: int | 
     for variant in VARIANTS:
         title = "without adaptors" if variant == "fedavg" else "with adaptors"
         if variant != "fedavg":
-            yield Check(
-                "adaptors can be attached", adapted, hint="no layer is of a kind that has adaptors", needed=True
-            )
+            yield Check("adaptors can be attached", adapted, needed=True)
         yield Check(
-            f"the backends give the same numbers, {title}", partial(backends, variant),
+            f"the backends that can be used give the same numbers, {title}", partial(backends, variant),
             hint="the forward pass has an `if` on values, changes a tensor in place, or depends on the batch size",
         )  # fmt: skip
+
+
+def summary(facts: Facts) -> dict[str, str]:
+    """Return what the checks have observed, as the title of a row → its text. It is empty without a model."""
+    model = facts.model
+    if model is None:
+        return {}
+    without = without_adaptor(model)
+    norms = [name for name, layer in model.layers.items() if isinstance(layer, NORMS) and name not in without]
+    rows = {"parameters": f"{model.size:,} trained, {constants(model):,} frozen"}
+    if model.remarks:
+        rows["note"] = "; ".join(model.remarks)
+    rows["head"] = head_of(model) or "none: no layer has weights"
+    rank = catalogue.variant("floral_1").params["rank"]
+    try:
+        adaptors = attach(model, rank=rank, bias="zero")
+    except Refused as reason:
+        rows["adaptors"] = f"none: {reason}"
+    else:
+        share = adaptors.size / model.size
+        rows["adaptors"] = ", ".join(adaptors.by_layer)
+        rows["FLoRAL 1 %"] = f"an adaptor has {adaptors.size:,} parameters, {100 * share:.2g} % of the model" + (
+            ", because its rank is at least 1 in each layer" if share > 2 * rank else ""
+        )
+    if norms:
+        rows["norm layers"] = (
+            f"{', '.join(norms)}; they get adaptors in methods with `norm: plain` or `reparameterised`"
+        )
+    rows["no adaptor"] = ", ".join(without) or "none"
+    usable = [backend for backend in ("loop", *contracts.VECTORISED) if backend not in facts.unusable]
+    rows["backends"] = ", ".join(usable)
+    for reason in dict.fromkeys(facts.unusable.values()):
+        backends = " and ".join(backend for backend, why in facts.unusable.items() if why == reason)
+        rows["backends"] += f"; not {backends}: {reason}"
+    return rows
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error, without the names of the variant and the task of the check."""
+    return first_line(error).rpartition("cannot be used for task tiny: ")[2]

@@ -47,14 +47,15 @@ class Outcome:
 
 def outcomes(checks: Iterable[Check]) -> Iterator[Outcome]:
     """Run the checks in their order, and yield the outcome of each."""
-    stopped_by = ""
+    stopped_by, reason = "", ""
     for check in checks:
         if stopped_by:
-            yield Outcome(check.name, "not checked", f"because this fails: {stopped_by}")
+            yield Outcome(check.name, "not checked", reason)
+            reason = ""  # it is the same for all later checks
             continue
         outcome = _outcome(check)
         if check.needed and outcome.state == "fails":
-            stopped_by = check.name
+            stopped_by, reason = check.name, f"because this fails: {check.name}"
         yield outcome
 
 
@@ -64,7 +65,7 @@ def _outcome(check: Check) -> Outcome:
     except (Broken, ConfigError) as broken:
         return Outcome(check.name, "fails", str(broken), check.hint)
     except Refused as reason:
-        return Outcome(check.name, "fails", f"refused: {reason}", check.hint)
+        return Outcome(check.name, "fails", f"refused: {reason}")
     except Exception as error:  # the code of the user may fail in any way
         return Outcome(check.name, "fails", f"{type(error).__name__}: {error}{_place(error)}")
 

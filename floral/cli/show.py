@@ -19,6 +19,7 @@ from floral.config.schema.task import Task
 from floral.report.description import changed_values, clusters_text, cohort_text, data_text
 from floral.runs.core_seconds import in_words
 from floral.runs.outdated import cannot_continue, stored_run, why_not_continued
+from floral.runs.quantities import curve_name
 from floral.runs.state import FAILURE, failure, running
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -39,7 +40,22 @@ def show(folder: Path, results: Path) -> None:
     Raises:
         ConfigError: there is no such run (the message suggests another), or a file of the run is unreadable.
     """
-    print("\n".join(lines(find(folder, results))))
+    path = find(folder, results)
+    print("\n".join([*lines(path), *_of_the_same_name(folder, path)]))
+
+
+def _of_the_same_name(name: Path, shown: Path) -> list[str]:
+    """Return a sentence with the other runs of a name that fits several, such as digits_rotate/floral_1/seed0."""
+    seed = shown.name.partition("-")[0]
+    more = [other for other in _subfolders(shown.parent) if other != shown.name and other.partition("-")[0] == seed]
+    if not more or name.name == shown.name:
+        return []
+    example = Path(*shown.parts[-3:-1], more[0])
+    return [
+        "",
+        f"{len(more) + 1} runs have the name {name}. This is {shown.name}, which changed last. The others have other "
+        f"values: {', '.join(more)}. To see one: floral show {example}",
+    ]
 
 
 def find(folder: Path, results: Path) -> Path:
@@ -57,6 +73,8 @@ def find(folder: Path, results: Path) -> Path:
             return base
     parts = [part for part in folder.parts if part not in (os.sep, ".", "..")]
     parts = parts[parts.index("train") + 1 :] if "train" in parts else parts
+    if not _subfolders(train):
+        raise ConfigError(f"{folder}: {train} has no runs yet; make them with `snakemake --profile local`")
     here = train
     for kind, part in zip(("task", "variant", "seed"), parts, strict=False):
         names = _subfolders(here)
@@ -160,7 +178,8 @@ def _curves(path: Path) -> list[str]:
     for name in CURVES:
         values = metrics.filter(pl.col("name") == name).sort("round")["value"].to_list()
         if len(values) > 1:
-            rows[name] = f"{sparkline(values, width)}  {_short(values[0])} → {_short(values[-1])}"
+            title = curve_name(*name.split("/"))
+            rows[title] = f"{sparkline(values, width)}  {_short(values[0])} → {_short(values[-1])}"
     if rows:
         rounds = metrics["round"]
         rows["round"] = f"{rounds.min()} to {rounds.max()}"

@@ -7,7 +7,8 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,7 @@ from floral.core.spec import Refused
 from floral.nn.layers import Conv2d, ConvTranspose2d, Embedding, Linear
 from floral.nn.model import Model
 from floral.nn.modules.inputs import Inputs
-from floral.nn.modules.wrap import wrap
+from floral.nn.modules.wrap import NotBuilt, wrap
 from floral.nn.norms import BatchNorm, GroupNorm, LayerNorm
 
 VERSION = 1
@@ -49,39 +50,68 @@ def build(
     """
     function = function_of(build)
     accepted = inspect.signature(function).parameters
-    if width != 1.0 and "width" not in accepted:
-        raise Refused(
-            f"the method needs a wider or narrower model, but {build} has no argument `width`; give it one that "
-            "multiplies the sizes of the hidden layers"
-        )
+    _check_width(build, accepted, arguments, width)
     samples = Inputs(shape, inputs)
     offered = {"shape": samples.of_module, "outputs": outputs, "width": width}
     values = {name: value for name, value in offered.items() if name in accepted} | arguments
     try:
         inspect.signature(function).bind(**values)
     except TypeError as error:
-        raise Refused(f"{build} does not take these arguments: {error}; correct `arguments`") from None
-    return wrap(lambda: function(**values), samples, outputs)
+        raise NotBuilt(f"{build} does not take these arguments: {error}; correct `arguments`") from None
+    model = wrap(lambda: function(**values), samples, outputs)
+    if "width" in accepted and "width" not in arguments and accepted["width"].default is inspect.Parameter.empty:
+        model = replace(model, remarks=(f"{build} is called with `width={width}`, which multiplies hidden sizes",))
+    return model
+
+
+def _check_width(
+    build: str, accepted: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any], width: float
+) -> None:
+    """Check that the argument `width` of the function, if methods need it, multiplies the sizes of hidden layers.
+
+    Raises:
+        Refused: the method needs another width than 1, which the function cannot give; or the default of the argument
+            is not 1, so that it has another meaning.
+    """
+    if width != 1.0 and "width" not in accepted:
+        raise Refused(
+            f"the method needs a wider or narrower model, but {build} has no argument `width`; give it one that "
+            "multiplies the sizes of the hidden layers"
+        )
+    if "width" not in accepted:
+        return
+    if width != 1.0 and "width" in arguments:
+        raise Refused(
+            f"the method needs a wider or narrower model, but `arguments` sets the `width` of {build}; remove it from "
+            "`arguments`, or use another method"
+        )
+    default = accepted["width"].default
+    if "width" not in arguments and default not in (inspect.Parameter.empty, 1.0):
+        raise NotBuilt(
+            f"{build} has the default `width={default}`, but `width` is the factor of the hidden sizes, which is 1.0 "
+            f"unless a method needs another; write `width=1.0` if it is this factor; otherwise rename the argument, or "
+            f"write `arguments: {{width: {default}}}`"
+        )
 
 
 def function_of(name: str) -> Callable[..., Any]:
     """Return the function <file.py>:<function> or <package.module>:<function>. `function` may be <class>.<method>.
 
     Raises:
-        Refused: the file, the module or the function does not exist, or the import fails.
+        NotBuilt: the file, the module or the function does not exist, or the import fails.
     """
     place, _, function = name.rpartition(":")
     if not place or not function:
-        raise Refused(f"`build: {name}` names no function; write <file.py>:<function> or <package.module>:<function>")
+        raise NotBuilt(f"`build: {name}` names no function; write <file.py>:<function> or <package.module>:<function>")
     try:
         module = from_file(paths.in_study(place)) if place.endswith(".py") else importlib.import_module(place)
     except FileNotFoundError:
-        raise Refused(f"`build: {name}`: there is no file {paths.in_study(place)}; correct the path") from None
+        raise NotBuilt(f"`build: {name}`: there is no file {paths.in_study(place)}; correct the path") from None
     except Exception as error:  # the code of the user may fail in any way
-        raise Refused(f"`build: {name}`: the import fails: {type(error).__name__}: {error}; correct it") from error
+        raise NotBuilt(f"`build: {name}`: the import fails: {type(error).__name__}: {error}; correct it") from error
     built_by = reduce(lambda holder, part: getattr(holder, part, None), function.split("."), module)
     if not callable(built_by):
-        raise Refused(f"`build: {name}`: {place} has no function {function}; correct the name")
+        raise NotBuilt(f"`build: {name}`: {place} has no function {function}; correct the name")
     return built_by
 
 

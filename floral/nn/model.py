@@ -95,6 +95,8 @@ class Model:
     """Whether the forward pass mixes samples outside of batch norm, so that it must not see padding in training."""
     sequential: str | None = None
     """Why the forward pass cannot be vectorised over clients. None: it can."""
+    remarks: Collection[str] = ()
+    """What the log says about how the model was built."""
 
     def init(self, stream: Stream) -> Params:
         """Return the initial parameters, named <layer>.<parameter>, without those that never change.

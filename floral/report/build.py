@@ -61,8 +61,8 @@ def report(
         if collected.unfinished and not partial:
             first = collected.unfinished[0].run
             raise ConfigError(
-                f"suite {suite_name!r}: {len(collected.unfinished)} of {len(runs)} runs have no result (the first is "
-                f"{first.task.name}/{first.variant.name}/seed{first.seed}); finish them with "
+                f"suite {suite_name!r}: {len(collected.unfinished)} of {len(runs)} runs have no result in {results} "
+                f"(the first is {first.task.name}/{first.variant.name}/seed{first.seed}); finish them with "
                 f"`{command}`, or report only the finished runs with "
                 f"`{commands.partial_command(suite_name, runs)}`"
             )

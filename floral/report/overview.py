@@ -116,7 +116,10 @@ def _certainty(
     seeds = paired.mean(ranked[0]).n
     number_of_seeds = count(seeds, "seed")
     if not members:
-        return f"{number_of_seeds}; a set of best methods needs two methods with {MIN_SEEDS_FOR_BEST} seeds each"
+        useless = ": the intervals are nearly useless; use at least 3" if seeds == 2 else ""
+        return (
+            f"{number_of_seeds}{useless}; a set of best methods needs two methods with {MIN_SEEDS_FOR_BEST} seeds each"
+        )
     worse = len(ranked) - len(members)
     decided = f"{worse} of {len(ranked)} are worse; " if worse else ""
     return f"{decided}{number_of_seeds}{_bound(members, styles, result_unit(configuration))}"

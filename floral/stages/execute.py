@@ -30,6 +30,7 @@ from floral.stages import record
 from floral.stages.assemble import build_method, build_simulation, client_data, make_problem
 from floral.stages.choose_execution import configure_device, resolve_execution
 from floral.stages.progress import Progress
+from floral.stages.progress_line import outcome
 from floral.stages.rounds import checkpoint_if_stopped, read_checkpoint, run_rounds, save_checkpoint
 from floral.stages.unseen import unseen_table
 
@@ -89,7 +90,8 @@ def execute(
         joined = join_unseen(run, simulation, state, progress, data, results) if progress.diverged_at is None else None
         summary = record.write_results(folder, run, simulation, state, progress, data, joined)
     checkpoint.remove(path)
-    LOG.info("%s in %.1f s", summary["status"], sum(progress.seconds.values()))
+    samples = {"population": "on the global test set", "test": "on own test samples"}[record.headline(run, progress)]
+    LOG.info("%s (%s), %.1f s", outcome(summary), samples, sum(progress.seconds.values()))
     return summary
 
 

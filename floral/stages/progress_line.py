@@ -132,7 +132,7 @@ def _began_and_seconds(folder: Path) -> tuple[float, float] | None:
 def result_line(results: Path, run: Run, summary: Mapping[str, Any]) -> str:
     """Describe the result of a finished run and the time that it took, in one line."""
     tuned = ", tuned," if run.own_rates else ""
-    result = f"{run.task.name} {run.variant.name}{tuned} seed {run.seed}: {_outcome(summary)}"
+    result = f"{run.task.name} {run.variant.name}{tuned} seed {run.seed}: {outcome(summary)}"
     if (times := _began_and_seconds(results / run.folder)) is not None:
         result += f", {times[1]:.1f} s"
     return result
@@ -154,10 +154,15 @@ def _newest_plan(results: Path, folder: str) -> dict[str, Any] | None:
     return max(plans, key=lambda plan: plan["started"], default=None)
 
 
-def _outcome(summary: Mapping[str, Any]) -> str:
-    """Describe how a run ended: test accuracy, test loss (for regression), or the round in which the run diverged."""
+def outcome(summary: Mapping[str, Any]) -> str:
+    """Describe how a run ended: by the number of the report's main table, or the round in which the run diverged.
+
+    The number is the official score (of runs that follow the published evaluation), the test accuracy or the test loss.
+    """
     if summary["status"] == "diverged":
         return f"diverged at round {summary['diverged_at']}"
+    if summary.get("official_score") is not None:
+        return f"done, official score {summary['official_score']:.4g}"
     if summary["test_accuracy"] is not None:
         return f"done, test accuracy {summary['test_accuracy']:.3f}"
     return f"done, test loss {summary['test_loss']:.4g}"

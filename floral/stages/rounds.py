@@ -17,12 +17,14 @@ from floral.engine import checkpoint
 from floral.engine.simulate import Simulation
 from floral.engine.state import State
 from floral.engine.store import JOURNAL, Store
+from floral.runs.quantities import curve_name
 from floral.stages.progress import Progress
 from floral.stages.provenance import peak_memory
 
 LOG = logging.getLogger("floral.train")
 LOGGED_METRICS = ("loss", "accuracy", "ari")
 """The metrics that are written to log.txt."""
+SPACES = str.maketrans("/_", "  ")
 
 
 def run_rounds(
@@ -88,7 +90,7 @@ def evaluate_round(simulation: Simulation, state: State, progress: Progress) -> 
         if evaluation is not None:
             progress.add(evaluation)
             values = ", ".join(
-                f"{split} {metric} {value:.4g}"
+                f"{curve_name(split, metric).translate(SPACES)} {value:.4g}"
                 for split, metric, value in evaluation.metrics
                 if metric in LOGGED_METRICS
             )

@@ -60,21 +60,34 @@ def prepared(model: Model, keys: Keys, base: str, *, width: float, stream: Strea
 
 def summary(model: Model) -> list[str]:
     """Return sentences on what of the model is trained, adapted and vectorised, for the log."""
-    trained, constant = model.size, sum(value.numel() for value in model.constants.values())
-    lines = [f"model: {trained:,} parameters are trained, {constant:,} are frozen"]
+    lines = [*model.remarks, f"{model.size:,} parameters are trained, {constants(model):,} are frozen"]
+    if head := head_of(model):
+        lines.append(f"the head is {head}")
+    if without := without_adaptor(model):
+        lines.append(f"no adaptor is attached to {', '.join(without)}")
+    if model.sequential is not None:
+        lines.append(model.sequential)
+    return [f"model: {line}" for line in lines]
+
+
+def constants(model: Model) -> int:
+    """Return the number of frozen parameters and statistics."""
+    return sum(value.numel() for value in model.constants.values())
+
+
+def head_of(model: Model) -> str | None:
+    """Return the layer that methods take as the head, or None if no layer has weights."""
     weighted = [name for name, layer in model.layers.items() if isinstance(layer, WEIGHT_LAYERS)]
-    if head := model.head or next(reversed(weighted), None):
-        lines.append(f"model: the head is {head}")
-    without = [
+    return model.head or next(reversed(weighted), None)
+
+
+def without_adaptor(model: Model) -> list[str]:
+    """Return the layers and parameters to which no adaptor is attached."""
+    return [
         name
         for name, layer in model.layers.items()
         if isinstance(layer, Free) or (isinstance(layer, ADAPTABLE) and not gets_adaptor(model, name))
     ]
-    if without:
-        lines.append(f"model: no adaptor is attached to {', '.join(without)}")
-    if model.sequential is not None:
-        lines.append(f"model: {model.sequential}")
-    return lines
 
 
 def freeze(model: Model, patterns: Collection[str], stream: Stream) -> Model:
@@ -92,8 +105,7 @@ def with_frozen_base(model: Model, stream: Stream) -> Model:
     Raises:
         Refused: the model has no separate head.
     """
-    weighted = [name for name, layer in model.layers.items() if isinstance(layer, WEIGHT_LAYERS)]
-    head = model.head or next(reversed(weighted), None)
+    head = head_of(model)
     if head is None or getattr(model.layers[head], "tied", None) is not None:
         raise Refused(
             "`base: frozen` trains the head, but the model has no last layer with weights of its own; name a linear "

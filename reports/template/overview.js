@@ -345,7 +345,10 @@ function drawTradeoff() {
   }
   const foot = height - MARGIN.bottom;
   for (const tick of roundTicks(least, most, true)) {
-    parts.push(`<line class="rule" x1="${across(tick)}" x2="${across(tick)}" y1="${ceiling}" y2="${foot}"/><text class="tick" x="${across(tick)}" y="${foot + 17}" text-anchor="middle">${withUnit(tick, unit)}</text>`);
+    parts.push(`<line class="rule" x1="${across(tick)}" x2="${across(tick)}" y1="${ceiling}" y2="${foot}"/>`);
+    const label = withUnit(tick, unit);
+    const middle = Math.min(across(tick), width - 4 * label.length); // half of a letter is at most 4 px wide
+    parts.push(`<text class="tick" x="${middle}" y="${foot + 17}" text-anchor="middle">${label}</text>`);
   }
   if (gap) parts.push(`<text class="tick" x="${across(0)}" y="${foot + 17}" text-anchor="middle">0</text>`);
   parts.push(`<text class="tick" x="0" y="12">${escaped(task.result)}</text>`);

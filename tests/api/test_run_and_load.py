@@ -123,11 +123,15 @@ def test_a_finished_run_is_not_trained_again_unless_asked(
 def test_the_line_in_a_notebook_shows_each_round(
     results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Accuracy on own test samples has another name than the accuracy of the report, on the global test set."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    floral.run(SMALL, "fedavg", results=results, threads=1, backend="loop")
+    run = floral.run(SMALL, "fedavg", results=results, threads=1, backend="loop")
     lines = capsys.readouterr().out.split("\r")
     assert lines[2].startswith("digits_rotate fedavg seed 0: round 1 of 2: ") and "left" in lines[2]
+    assert ", own test accuracy " in lines[2] and ", test accuracy" not in lines[2]
     assert lines[-1].endswith("\n") and "done, test accuracy" in lines[-1]
+    (folder,) = (results / run.folder for _, run in run._runs.values())
+    assert "done, test accuracy 0." in (log := (folder / "log.txt").read_text()) and "(on the global test set)" in log
 
 
 def test_arrays_train_by_natural_client(results: Path) -> None:

@@ -84,6 +84,9 @@ def test_raw_files_may_be_unpacked_or_inside_a_package(tmp_path):
     with pytest.raises(ConfigError, match="t10k-images") as error:
         require(["mnist"], tmp_path / "results", tmp_path)
     assert "train-images" not in str(error.value) and "floral fetch mnist" in str(error.value)
+    (tmp_path / "more").mkdir()
+    with pytest.raises(ConfigError, match=rf"{tmp_path}/mnist/t10k-\S+ and {tmp_path}/more/mnist/t10k-\S+: missing"):
+        require(["mnist"], tmp_path / "results", Path(f"{tmp_path}{os.pathsep}{tmp_path / 'more'}"))
 
 
 def test_progress_goes_to_stderr_while_stdout_is_reserved(capfd):

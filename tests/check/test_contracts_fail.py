@@ -217,6 +217,39 @@ def test_a_model_that_mixes_samples_or_ignores_its_seed_fails(tmp_path: Path) ->
     assert [name for name, state in states["make"].items() if state == "fails"][:1] == [mixed]
 
 
+def test_a_module_with_functional_dropout_breaks_nothing_and_its_summary_names_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "drops.py").write_text(
+        "from torch import nn\n"
+        "class Drops(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.norm, self.last = nn.LayerNorm(6), nn.Linear(6, 5)\n"
+        "        self.scale = nn.Parameter(self.last.bias.detach() * 0 + 1)\n"
+        "    def forward(self, x):\n"
+        "        return self.last(nn.functional.dropout(self.norm(x), 0.2, self.training)) * self.scale\n"
+    )
+    facts = models.Facts()
+    contracts = models.checks(models.keys_of(f"{tmp_path}/drops.py:Drops"), (6,), None, facts)
+    built, backends, _ = (check for check in contracts if check.needed or "without adaptors" in check.name)
+    assert built.run() == "samples of shape [6], 5 outputs"
+    assert backends.run() == "only the backend loop can be used"
+    rows = models.summary(facts)
+    assert (rows["parameters"], rows["head"]) == ("52 trained, 0 frozen", "last")
+    assert (rows["adaptors"], rows["no adaptor"]) == ("last", "scale") and rows["norm layers"].startswith("norm; ")
+    assert rows["FLoRAL 1 %"].startswith(
+        "an adaptor has 16 parameters, 31 % of the model, because its rank is at least"
+    )
+    assert rows["backends"].startswith("loop; not vmap and batched: the module draws random numbers by itself")
+    assert "nn.Dropout layers to use all backends" in rows["backends"]
+
+
+def test_a_function_that_returns_no_module_is_named_without_advice_on_shapes(tmp_path: Path) -> None:
+    (tmp_path / "none.py").write_text("def make(outputs):\n    pass\n")
+    failed, first, second, *_ = outcomes(models.checks(models.keys_of(f"{tmp_path}/none.py:make"), None, None))
+    assert failed.text == "`build` returns NoneType; return a torch.nn.Module"
+    assert first.text.startswith("because this fails") and not second.text
+
+
 def test_a_model_that_fits_no_shape_says_what_was_tried() -> None:
     last = list(outcomes(models.checks({"kind": "cnn", "channels": (2, 3), "hidden": 4}, (3,), None)))[1]
     assert last.state == "fails" and "[3]: " in last.text and "--shape H W 3" in last.text

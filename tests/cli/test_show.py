@@ -29,6 +29,23 @@ def test_by_name(capsys, name, show):
         assert words in output
 
 
+def test_a_name_of_two_runs_names_both_and_how_to_see_the_other(capsys, results, write):
+    runs = [make_run("digits_rotate", "fedavg", 9, batch=batch) for batch in (4, 8)]
+    first, second = (write(run) for run in runs)
+    os.utime(first, (1, 1))
+    show_run(Path("digits_rotate/fedavg/9"), results)
+    said = capsys.readouterr().out
+    assert f"2 runs have the name digits_rotate/fedavg/9. This is {second.name}, which changed last." in said
+    assert said.endswith(f"floral show digits_rotate/fedavg/{first.name}\n")
+    show_run(Path(f"digits_rotate/fedavg/{first.name}"), results)
+    assert "2 runs" not in capsys.readouterr().out
+
+
+def test_a_folder_without_runs_says_how_to_make_them(tmp_path):
+    with pytest.raises(ConfigError, match=r"has no runs yet; make them with `snakemake --profile local`"):
+        show_run(Path("digits_rotate/fedavg/0"), tmp_path)
+
+
 def test_by_folder(capsys, results, suite_runs, show):
     show(results / suite_runs[0].folder)
     assert "FedAvg" in capsys.readouterr().out

@@ -137,6 +137,8 @@ class Special(nn.Module):
                 x = x - x.mean(0)
             case "branches":
                 x = x if x.sum() > -1 else -x
+            case "skips":
+                return self.out(self.middle(x) if x.sum() > 0.1 else x)
             case "draws with numpy":
                 x = x * float(np.random.default_rng().random() if self.training else 1)
             case "counts":
@@ -189,6 +191,15 @@ def bert(outputs: int, dropout: float) -> nn.Module:
     drop = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     config = BertConfig(vocab_size=17, max_position_embeddings=8, num_labels=outputs, **sizes, **drop)
     return BertForSequenceClassification(config)
+
+
+def of_width(outputs: int, width: float) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, round(4 * width)), nn.Linear(round(4 * width), outputs))
+
+
+def of_units(outputs: int, width: int = 64) -> nn.Module:
+    """Its `width` is no factor, but a number of units."""
+    return of_width(outputs, width / 4)
 
 
 def no_module() -> str:

@@ -14,6 +14,7 @@ import torch
 from federations import make_run, train
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
+from skips import package
 
 from floral.bench.prepare import prepare
 from floral.config import data_sets
@@ -41,7 +42,7 @@ def without_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small BERT without a head, with a tokenizer of 8 words."""
-    pytest.importorskip("transformers")
+    package("transformers")
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel
 
@@ -154,7 +155,7 @@ def test_keys_of_text_belong_together(keys: dict[str, Any], message: str) -> Non
 
 
 def test_a_real_encoder_with_a_frozen_base_trains_its_head_and_adaptors(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
+    package("transformers")
     if not MINILM.is_dir():
         pytest.skip("FLORAL_DATA has no folder all-MiniLM-L6-v2")
     run = run_of(MINILM, tmp_path, "local_adaptor", tokens=8)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from federations import CLASSES, FIRST, OF_EACH_KIND, assert_close, make_data, simulate, train
 from safetensors import safe_open
+from skips import package
 
 from floral.config.reading import ConfigError
 from floral.engine.simulate import Simulation
@@ -43,7 +44,7 @@ MODELS: dict[str, Model] = {}
 
 def table(variant: str, **how: Any) -> Simulation:
     """A residual network for tables, with batch norm and dropout."""
-    pytest.importorskip("rtdl_revisiting_models")
+    package("rtdl_revisiting_models")
     arguments = {"d_in": 16, "d_out": CLASSES, "n_blocks": 1, "d_block": 6, "d_hidden_multiplier": 1.5,
                  "dropout1": 0.2, "dropout2": 0.0}  # fmt: skip
     model = {"kind": "module", "build": "rtdl_revisiting_models:ResNet", "arguments": arguments}
@@ -52,7 +53,7 @@ def table(variant: str, **how: Any) -> Simulation:
 
 def text(variant: str, dropout: float = 0.1, **how: Any) -> Simulation:
     """A BERT that classifies token ids. Samples are padded with the id 0."""
-    pytest.importorskip("transformers")
+    package("transformers")
     data = replace(make_data(SIZES, shape=(TOKENS,)), scale=1)
     model = {"kind": "module", "build": f"{PLAIN}:bert", "arguments": {"dropout": dropout},
              "inputs": {"input_ids": "ids", "attention_mask": "ids != 0"}}  # fmt: skip
@@ -61,7 +62,7 @@ def text(variant: str, dropout: float = 0.1, **how: Any) -> Simulation:
 
 def images(variant: str, **how: Any) -> Simulation:
     """EfficientNet-Lite0 with its published weights, except those of the last layer."""
-    pytest.importorskip("efficientnet_lite_pytorch")
+    package("efficientnet_lite_pytorch")
     if not WEIGHTS.exists():
         pytest.skip("FLORAL_DATA has no efficientnet_lite0/model.safetensors")
     build = "efficientnet_lite_pytorch:EfficientNet.from_name"

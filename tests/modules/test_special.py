@@ -21,6 +21,7 @@ from floral.nn.modules.inputs import Inputs
 from floral.nn.modules.routed import logits_of
 from floral.nn.modules.wrap import built as module_built
 from floral.nn.modules.wrap import wrap
+from floral.toolkit.prepared import summary
 
 PLAIN = Path(__file__).with_name("plain.py")
 
@@ -128,6 +129,7 @@ WRONG = {
     "plain": "names no function",
     "no_such_package.models:make": "the import fails: ModuleNotFoundError",
     f"{PLAIN}:no_module": "`build` returns str; return a torch.nn.Module",
+    f"{PLAIN}:of_units": r"has the default `width=64`, but .*write `arguments: \{width: 64\}`",
     f"{PLAIN}:special": "does not take these arguments: missing a required argument: 'does'",
 }
 
@@ -143,6 +145,33 @@ def test_a_method_that_widens_the_model_asks_build_for_width() -> None:
     with pytest.raises(ConfigError, match="has no argument `width`; give it one"):
         simulate("pfedmoe", model=task("special", does="plain"))
     simulate("pfedmoe", model={"kind": "module", "build": f"{PLAIN}:mlp"})
+
+
+def test_a_method_cannot_widen_a_model_whose_arguments_fix_its_width() -> None:
+    model = {"kind": "module", "build": f"{PLAIN}:of_units", "arguments": {"width": 8}}
+    simulate(model=model)
+    with pytest.raises(ConfigError, match="`arguments` sets the `width`"):
+        simulate("pfedmoe", model=model)
+
+
+def test_the_log_says_that_build_gets_a_width_without_a_default() -> None:
+    assert "of_width is called with `width=1.0`" in summary(built("of_width"))[0]
+    assert not built("mlp").remarks
+
+
+def test_an_operation_that_vmap_repeats_for_each_client_gives_no_warning() -> None:
+    """In the tests, a warning is an error. PyTorch has such an operation in the mean over images of this layout."""
+    torch._C._functorch._set_vmap_fallback_warning_enabled(True)
+    built("mlp")
+    images = torch.rand(3, 2, 5, 5, 4).permute(0, 1, 4, 2, 3)
+    means = torch.vmap(lambda x: torch.nn.functional.adaptive_avg_pool2d(x, 1))(images)
+    torch.testing.assert_close(means, images.mean((3, 4), keepdim=True))
+
+
+def test_a_layer_that_is_not_called_in_each_pass_has_no_adaptor() -> None:
+    with pytest.raises(ConfigError, match=r"calls the layer middle only sometimes; .*leave this layer out of `adapt`"):
+        simulate("floral_1", model=task("special", does="skips"))
+    simulate("floral_1", model=task("special", does="skips") | {"adapt": ["hidden", "out"]})
 
 
 def test_the_hash_of_a_run_follows_the_code_of_the_module(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ import torch
 
 from floral.core.spec import Refused
 from floral.core.streams import Stream
+from floral.engine.operations import EachOperation
 from floral.nn.attention import attend, projections
 from floral.nn.layers import Conv2d, ConvTranspose2d, Position
 from floral.nn.model import Model
 from floral.nn.norms import GroupNorm, LayerNorm, instance_norm
+from floral.nn.products import Window
 
 NORMS = [
     (GroupNorm(6, 2), torch.nn.GroupNorm(2, 6)),
@@ -134,3 +136,31 @@ def test_positions_tell_places_apart_up_to_the_length_at_hand():
     params = layer.init(Stream(0, "position"))
     x = torch.zeros(2, 3, 4)
     assert torch.equal(layer(params, x), params["weight"][:3].expand(2, 3, 4))
+
+
+class WeightGradients(EachOperation):
+    """Notes the strides with which PyTorch computes weight gradients of 1×1 kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strides: list[list[int]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution_backward.default and args[10][1]:
+            self.strides.append(list(args[4]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("stride", "side"), [((2, 2), 8), ((2, 3), 7), ((1, 2), 5)])
+def test_a_narrow_1x1_kernel_never_reaches_the_operation_of_onednn_that_writes_beyond_its_memory(stride, side):
+    """Such a gradient has stopped whole processes. Here it is computed in float64, which oneDNN does not support."""
+    window, x, weight = Window(stride), random(4, 3, side, side), random(5, 3, 1, 1, seed=1)
+    leaves = [t.contiguous(memory_format=torch.channels_last).requires_grad_() for t in (x, weight)]
+    bias = random(5, seed=2).requires_grad_()
+    y = window(*leaves, bias)
+    expected = torch.autograd.grad((y**3).sum(), [*leaves, bias])
+    with WeightGradients() as seen:
+        gradients = window.backward(3 * y.detach() ** 2, *(t.detach() for t in leaves), (True, True, True))
+    assert seen.strides == [[1, 1]]
+    for gradient, right in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, right, rtol=1e-12, atol=1e-12)

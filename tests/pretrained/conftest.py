@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import pytest
 from safetensors.torch import save_file
+from skips import package
 from tiny_bert import CONFIG, WORDS, tensors
 
 from floral.config import data_sets
@@ -30,7 +31,7 @@ def small_bert(tmp_path: Path) -> Path:
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Path:
     """The folder of a tokenizer with 10 words, and of the configuration of the small BERT."""
-    tokenizers = pytest.importorskip("tokenizers")
+    tokenizers = package("tokenizers")
     from tokenizers import models, pre_tokenizers, processors
 
     folder = tmp_path / "tokenizer"

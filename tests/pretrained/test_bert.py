@@ -12,6 +12,7 @@ import pytest
 import torch
 from federations import CLASSES, OF_EACH_KIND, VARIANTS, assert_close, make_data, simulate, train
 from safetensors.torch import save_file
+from skips import package
 from tiny_bert import CONFIG, tensors
 from torch import Tensor
 
@@ -43,7 +44,7 @@ def call_of(model: Model) -> Call:
 
 
 def test_the_encoder_is_that_of_transformers(stored: Callable[[str], Path]) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = package("transformers")
     folder, ids = padded_ids(stored)
     model = bert.build((ids.shape[1],), 3, path=str(folder))
     assert isinstance(model.forward, bert.Encoder)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from federations import CLASSES, CPU, make_data, make_run, train
+from skips import package
 from torch import nn
 
 from floral.config import networks
@@ -23,10 +24,10 @@ KEYS = {"kind": "efficientnet_lite0", "size": 32, "weights": "efficientnet_lite0
 
 @pytest.mark.parametrize("size", [64, 224])
 def test_the_model_is_that_of_the_public_package(size: int, stored: Callable[[str], Path]) -> None:
-    package = pytest.importorskip("efficientnet_lite_pytorch")
+    efficientnet = package("efficientnet_lite_pytorch")
     path = stored("efficientnet_lite0") / "data" / "efficientnet_lite0" / "model.safetensors"
     model = with_weights(efficientnet_lite0.build((size, size, 3), 1000, size=size), path, ())
-    public: nn.Module = package.EfficientNet.from_name("efficientnet-lite0", image_size=size).eval()
+    public: nn.Module = efficientnet.EfficientNet.from_name("efficientnet-lite0", image_size=size).eval()
     from safetensors.torch import load_file
 
     public.load_state_dict(load_file(path), strict=True)

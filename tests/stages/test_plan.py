@@ -182,6 +182,8 @@ def test_a_line_of_progress_without_a_plan(runs: list[Run], tmp_path: Path) -> N
     )
     regression = SUMMARY | {"test_accuracy": None, "test_loss": 0.012345}
     assert progress_line.progress_line(tmp_path, runs[0], regression).endswith("done, test loss 0.01235")
+    published = SUMMARY | {"official_score": 0.8876}
+    assert progress_line.progress_line(tmp_path, runs[0], published).endswith("done, official score 0.8876")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from floral.nn.modules.routed import logits_of
 
 TOLERANCE = 1e-4
 """Largest difference between two results in float32 that count as equal, relative to the largest entry."""
-ADVICE = "the backend `loop` is used"
+ADVICE = "only the backend `loop` can be used"
 
 
 def probed(model: Model, module: nn.Module, inputs: Inputs, outputs: int) -> Model:
@@ -120,7 +120,10 @@ def mixes(model: Model, params: Params, statistics: Params, x: Tensor) -> bool:
 def why_sequential(model: Model, params: Params, statistics: Params, x: Tensor) -> str | None:
     """Return why the forward and backward pass cannot be vectorised over clients, or None if they can."""
     if model.draws:
-        return f"the module draws random numbers by itself, e.g. by `F.dropout`; {ADVICE}, or use nn.Dropout layers"
+        return (
+            "the module draws random numbers by itself, e.g. by `F.dropout`, so only the backend `loop` can be used; "
+            "replace them by nn.Dropout layers to use all backends"
+        )
     if model.mixes:
         return f"the module mixes the samples of a batch, which padding must not reach; {ADVICE}"
     noise, mask = noise_of(model, 3), torch.ones(3)
@@ -138,7 +141,9 @@ def why_sequential(model: Model, params: Params, statistics: Params, x: Tensor) 
         together = [torch.vmap(run)(leaves, inputs) for run in (client, evaluated)]
         torch.autograd.grad(together[0].sum(), list(leaves.values()), allow_unused=True)
     except Exception as error:  # the code of the user may fail in any way
-        return f"the module fails in `torch.vmap`: {first_line(error)}; {ADVICE}"
+        reads = "data-dependent control flow" in str(error) or ".item()" in str(error)
+        reason = "it reads the values of a tensor, e.g. in an `if`" if reads else first_line(error)
+        return f"the module fails in `torch.vmap`: {reason}; {ADVICE}"
     separate = [stacked(run, leaves, inputs) for run in (client, evaluated)]
     if not all(close(first, second) for first, second in zip(together, separate, strict=True)):
         return f"the module gives other outputs in `torch.vmap`; {ADVICE}"

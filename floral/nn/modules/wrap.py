@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +26,17 @@ Make = Callable[[], nn.Module]
 """Makes the module, with initial values from PyTorch's generator."""
 
 
+class NotBuilt(Refused):
+    """Error: the function of the user gives no module, whatever the shape of the samples is."""
+
+
 def wrap(make: Make, inputs: Inputs, outputs: int) -> Model:
     """Return the model of a module. `inputs` says how samples become the arguments of the module.
 
     Raises:
         Refused: the module cannot be used; the message has the reason and the remedy.
     """
+    silence_slow_operations()
     module = built(make, 0)
     check(module)
     leaves = known_layers(module)
@@ -55,17 +61,26 @@ def wrap(make: Make, inputs: Inputs, outputs: int) -> Model:
         return probed(replace(model, layers=layers), module, inputs, outputs)
 
 
+def silence_slow_operations() -> None:
+    """Turn off PyTorch's warning about an operation that `torch.vmap` computes for one client after the other.
+
+    The results are right, and `backend: auto` measures whether another backend is faster. So no user has to act.
+    """
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    functorch._set_vmap_fallback_warning_enabled(False)
+
+
 def built(make: Make, seed: int) -> nn.Module:
     """Return the module, with initial values that depend on the seed only.
 
     Raises:
-        Refused: the function returns something else.
+        NotBuilt: the function returns something else.
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         module = make()
     if not isinstance(module, nn.Module):
-        raise Refused(f"`build` returns {type(module).__name__}; return a torch.nn.Module")
+        raise NotBuilt(f"`build` returns {type(module).__name__}; return a torch.nn.Module")
     return module
 
 

@@ -6,7 +6,7 @@ gradient δ are [m, C, B, outputs, H', W']. An axis has length 1 if all clients 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +19,8 @@ Pair = tuple[int, int]
 INPUT_ONLY = (True, False, False)
 WEIGHT_ONLY = (False, True, False)
 """Which gradients of (input, weight, bias) a backward pass computes."""
+MIN_CHANNELS = 16
+"""From this number of input channels on, oneDNN's weight gradient of a 1×1 kernel with a stride above 1 is safe."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,29 @@ class Window:
 
     def backward(self, gradient: Tensor, x: Tensor, weight: Tensor, needed: tuple[bool, bool, bool]) -> Any:
         """Return the gradients of x, weight and bias. A gradient is None if `needed` is False for it."""
+        if needed[1] and self._reads_few_pixels(x, weight):
+            rest = self.backward(gradient, x, weight, (needed[0], False, needed[2]))
+            seen = x[:, :, :: self.stride[0], :: self.stride[1]]
+            return rest[0], replace(self, stride=(1, 1)).backward(gradient, seen, weight, WEIGHT_ONLY)[1], rest[2]
         window = self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
         return torch.ops.aten.convolution_backward.default(gradient, x, weight, [gradient.shape[1]], *window, needed)
+
+    def _reads_few_pixels(self, x: Tensor, weight: Tensor) -> bool:
+        """Return whether the weight gradient is computed on the pixels that the kernel reads, and with stride 1.
+
+        The result is equal. On a CPU and with fewer input channels than a block (8 or 16), oneDNN writes the pixels
+        beyond the end of its memory, which stops the process or gives wrong numbers.
+
+        Source: https://github.com/uxlfoundation/oneDNN/issues/6035
+        """
+        return (
+            x.device.type == "cpu"
+            and not self.transposed
+            and self.stride != (1, 1)
+            and self.padding == (0, 0)
+            and weight.shape[-2:] == (1, 1)
+            and weight.shape[1] < MIN_CHANNELS
+        )
 
     def channels(self, inputs: int, outputs: int) -> Pair:
         """Return the lengths of the first two axes of a weight that maps `inputs` channels to `outputs` channels."""

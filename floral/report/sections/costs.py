@@ -25,6 +25,8 @@ COLUMNS = {
     "seconds": ("seconds", "Per run, measured"), "memory": ("peak bytes", "Per run, measured"),
 }  # fmt: skip
 """column → its title and its spanner"""
+ROUNDED_UP = 2
+"""An adaptor that is more than so many times as large as its rank says has ranks that were rounded up to 1."""
 
 
 def section(material: Material) -> Section | None:
@@ -71,14 +73,17 @@ def _adaptor_cell(variant: Variant, task: Task, parameters: Mapping[str, int]) -
     """Return how large the adaptors that FLoRAL's clients share are in all, and one of them, in per cent of the base.
 
     A rank of 1 % is rounded up to 1 in small layers, so adaptors can be much larger than the method's title says. The
-    cell of other methods is empty.
+    note then says so. The cell of other methods is empty.
     """
     floats = parameters["server"] - parameters["base"]
     if variant.method != "floral" or floats <= 0:
         return EMPTY
     share, count = 100 * floats / parameters["base"], variant.params["multiplier"] * task.assumed
-    note = f"{number(share / count, None)} each" if count > 1 else ""
-    return Cell(text=number(share, None), note=note, order=share)
+    notes = [f"{number(share / count, None)} each"] if count > 1 else []
+    rank = variant.params["rank"]
+    if isinstance(rank, float) and rank < 1 and share / count > ROUNDED_UP * 100 * rank:
+        notes.append("each rank is at least 1")
+    return Cell(text=number(share, None), note="; ".join(notes), order=share)
 
 
 def client_floats(parameters: Mapping[str, int]) -> int:
