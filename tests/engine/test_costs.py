@@ -77,7 +77,7 @@ def download(simulation, earlier, state, round):
     now = method.changing(simulation.phases(round))
     start, last = (seen_by(simulation, some) for some in (simulation.start(), earlier))
     before = {group: start[group] if group in now else last[group] for group in seen}
-    unused = ignored(simulation, state, round)
+    unused, from_memory = ignored(simulation, state, round), made_by_server(simulation, state)
 
     def outcome(state):
         trained = alone(simulation, state, round)
@@ -119,7 +119,8 @@ def download(simulation, earlier, state, round):
                 left |= {name for name in still if stated or not matters(group, ..., {name: torch.nan})}
             message[group] = {name: tensor for name, tensor in params.items() if name not in left}
         goes_down = declared(simulation, round).get(group, (0, 0))[0] > 0
-        if scope is Scope.PRIVATE and goes_down and changed_by_server(simulation, state, round, group):
+        changed_after = scope is Scope.PRIVATE and goes_down and changed_by_server(simulation, state, round, group)
+        if changed_after or group in from_memory:
             message[group] = params
     return flat(message)
 
@@ -135,6 +136,18 @@ def changed_by_server(simulation, state, round, group):
     return group in trained and any(
         not torch.equal(after.values[group][name][k], tensor[0]) for name, tensor in trained[group].items()
     )
+
+
+def made_by_server(simulation, state):
+    """PRIVATE groups that a client trains from values that only the server can compute: from its own FROZEN memory."""
+    method, seen = simulation.method, seen_by(simulation, state)
+    if method.assign is None:
+        return set()
+    memory = {name for name, group in method.groups.items() if group.scope is Scope.FROZEN and group.statistic}
+    unknown = {name: {key: torch.full_like(t, torch.nan) for key, t in seen[name].items()} for name in memory}
+    held = simulation.data.train.of_clients(simulation.data.pool_of_client[[CLIENT]].numpy())
+    assigned = method.assign({**seen, **unknown}, Batch(held.x[0], held.y[0], held.mask[0]))
+    return {group for group, params in assigned.items() if any(t.isnan().any() for t in params.values())}
 
 
 def ignored(simulation, state, round):
