@@ -204,6 +204,25 @@ TRUNCATED = ("hetlora", "hetlora_trained_base")
 the mean over all clients, with the ranks of the start."""
 
 
+ASSIGNED = ("fedamole", "fedamole_trained_base")
+"""Variants whose clients get and send only the experts that have chosen them, of all that the simulation holds; they
+are billed the mean over all clients, rounded once for the experts and once for what the clients report of them."""
+
+
+def of_held_experts(message, state, client):
+    """The message with the experts of a client only: slices of `experts`, and of what it reports of each expert."""
+
+    def cut(name, tensor):
+        group, _, key = name.partition("/")
+        layer = key.rpartition(".")[0]
+        held = state.values["next"][layer][client] > 0 if group in ("experts", "sent") else None
+        if group == "experts":
+            return tensor[held]
+        return tensor[:, held] if group == "sent" and key.endswith(".experts") else tensor  # [1, E, r]
+
+    return {name: cut(name, tensor) for name, tensor in message.items()}
+
+
 def truncated(message, rank):
     """The message without the adaptor's components from `rank` on: rows of A, columns of B."""
 
@@ -244,7 +263,10 @@ def test_bytes_are_those_of_a_serialised_message(variant, model):
             (counted.sent_up, upload(simulation, state, round)),
             (counted.sent_down, download(simulation, earlier, state, round)),
         ):
-            if variant in TRUNCATED:
+            if variant in ASSIGNED:
+                each = [weight(of_held_experts(message, state, k)) for k in range(simulation.data.clients)]
+                assert abs(BYTES_PER_FLOAT * floats - sum(each) / len(each)) <= BYTES_PER_FLOAT
+            elif variant in TRUNCATED:
                 each = [weight(truncated(message, int(rank))) for rank in ranks(simulation.start())]
                 assert abs(BYTES_PER_FLOAT * floats - sum(each) / len(each)) <= BYTES_PER_FLOAT / 2
             else:
