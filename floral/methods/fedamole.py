@@ -10,6 +10,7 @@ from floral.adaptors.per_sample import gate_input, gated_adaptors, mixed_outputs
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Refused, Routing, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
 from floral.nn.layers import layer_params
+from floral.toolkit.assignment import choose_clients
 from floral.toolkit.parts import (
     distinct_starts,
     fedavg_phase,
@@ -103,8 +104,8 @@ def build(
 
         def record(name, read, shares, weights):
             number = (view["assigned"][name] > 0).sum()
-            chosen = (weights > 0).to(weights.dtype)
-            terms.append(number * (mean(chosen, batch.mask) * mean(shares, batch.mask)).sum() / top)
+            is_used = (weights > 0).to(weights.dtype)
+            terms.append(number * (mean(is_used, batch.mask) * mean(shares, batch.mask)).sum() / top)
 
         logits, changed = forward(view, batch.x, noise, batch.mask, record)
         return sample_losses(problem.loss, logits, batch.y) + balance * torch.stack(terms).sum(), changed
@@ -129,7 +130,7 @@ def build(
             return {}
         assert served.client_vectors is not None
         before, at = served.before, served.client_vectors.clients
-        new, chosen = {}, {}
+        new, clients_of = {}, {}
         for name in layers:
             assigned = before["assigned"][name]
             share = served.client_vectors.share.to(assigned.dtype) @ assigned[at]
@@ -143,8 +144,8 @@ def build(
             means = keys.sum(0) / holders.sum(0).clamp(min=1)[:, None]
             scores = means @ tokens.mT / ranks[name] ** 0.5
             scores = torch.where((holders.sum(0) > 0)[:, None] & seen, scores, random_scores(name).to(scores))
-            chosen[name] = choose_clients(scores, choices, top, most)
-        return {"experts": new, "next": chosen}
+            clients_of[name] = choose_clients(scores, choices, top, most)
+        return {"experts": new, "next": clients_of}
 
     def random_scores(layer: str) -> Tensor:
         return stream.of(layer).uniform("scores", (experts, clients))
@@ -230,31 +231,3 @@ def mean(values: Tensor, mask: Tensor) -> Tensor:
     of_samples = values.flatten(1, -2).mean(1) if values.dim() > 2 else values
     weight = mask.to(of_samples.dtype)
     return (weight[:, None] * of_samples).sum(0) / weight.sum().clamp(min=1)
-
-
-def choose_clients(scores: Tensor, choices: int, least: int, most: int) -> Tensor:
-    """Return which client holds which expert, 1 or 0 [K, E], for the scores [E, K] of E experts for K clients.
-
-    Each expert chooses `choices` clients, and each client holds between `least` and `most` experts. The sum of the
-    softmax of the scores over the clients is the largest possible. Where the bounds do not fit the numbers, they are
-    widened as little as possible. Scores that are not finite count as 0.
-
-    Source: arXiv 2411.19128, and `optimize.py` of zyc140345/FedAMoLE.
-    """
-    from scipy.optimize import LinearConstraint, milp  # 0.2 s to import, and only this method needs it
-    from scipy.sparse import eye, kron
-
-    experts, clients = scores.shape
-    value = torch.softmax(scores.detach().cpu().double().nan_to_num(0.0, 0.0, 0.0), 1)
-    average = experts * choices / clients
-    of_experts, of_clients = kron(eye(experts), [[1] * clients]), kron([[1] * experts], eye(clients))
-    solution = milp(
-        -value.flatten().numpy(),
-        integrality=1,
-        bounds=(0, 1),
-        constraints=[
-            LinearConstraint(of_experts, choices, choices),
-            LinearConstraint(of_clients, min(least, int(average)), max(most, -int(-average // 1))),
-        ],
-    )
-    return torch.from_numpy(solution.x.round()).reshape(experts, clients).mT.to(scores)

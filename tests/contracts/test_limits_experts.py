@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from federations import assert_close, served, train
 from plain_loops import CLIENTS, EXACT, FROZEN, UNEQUAL, each_backend, simulated
 
-from floral.methods.fedamole import choose_clients
+from floral.toolkit.assignment import choose_clients
 
 LAYERS = ("hidden", "out")
 EXPERTS, TOP, BALANCE = 3, 2, 0.3
