@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from floral.adaptors.aggregation import flatten, unflatten
-from floral.adaptors.attach import adaptors_of
 from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.linear import LinearAdaptor
+from floral.adaptors.per_sample import gate_input, gated_adaptors, mixed_outputs
 from floral.core.spec import Cost, Group, Method, Phase, Problem, Routing, Scope, ServerStep, ServerView, View
 from floral.core.streams import Stream
-from floral.nn.layers import Embedding, layer_params
+from floral.nn.layers import layer_params
 from floral.toolkit.clustering import best_linkage, cluster_of_all
 from floral.toolkit.parts import distinct_starts, fedavg_phase, model_groups, phases_with_warmup, repeated_start
 from floral.toolkit.routes import ModelChoice
@@ -38,12 +38,10 @@ def build(problem: Problem, *, base: str, warmup: float, local: float, experts: 
 
     The options `base` and `warmup` are as in `fedit`. The arrays have room for `experts` experts.
     """
-    adaptors = adaptors_of(problem, **adaptor)
-    embeddings = [name for name, layer in adaptors.model.layers.items() if isinstance(layer, Embedding)]
-    adaptors = adaptors.without(*embeddings)  # a gate needs numeric inputs, but token ids are names
+    adaptors = gated_adaptors(problem, **adaptor)
     stream, clients = Stream(problem.seed, "adaptors"), problem.clients
     choice = ModelChoice(model=adaptors.model, clusters=experts)
-    start, unit = adaptors.init(stream), torch.ones(1, dtype=problem.dtype, device=problem.device)
+    start = adaptors.init(stream)
     inputs = {name: start[f"{name}.A"].shape[1] for name in adaptors.by_layer}
 
     def gate_start(stream: Stream):
@@ -58,15 +56,10 @@ def build(problem: Problem, *, base: str, warmup: float, local: float, experts: 
             part = adaptors.by_layer.get(name)
             if not isinstance(part, LinearAdaptor | ConvAdaptor):
                 return None, None
-            images, factors = x.dim() == 4, layer_params(held, name)
-            pooled = x.flatten(2).mean(-1) if images else x
-            weights = expert_weights(pooled @ gate[name].mT, is_used, is_cluster)
-            added = []
-            for j in range(experts):
-                outputs = part.unmerged({key: value[j : j + 1] for key, value in factors.items()}, unit, x)
-                share = weights[:, j, None, None, None] if images else weights[..., j, None]
-                added.append(share * outputs)
-            return None, torch.stack(added).sum(0)
+            factors = layer_params(held, name)
+            weights = expert_weights(gate_input(x) @ gate[name].mT, is_used, is_cluster)
+            parts = [{key: value[j : j + 1] for key, value in factors.items()} for j in range(experts)]
+            return None, mixed_outputs(part, parts, weights, x)
 
         logits, statistics = adaptors.model(view["base"], view.get("statistics", {}), x, noise, mask, adapt)
         return logits, {"statistics": statistics} if statistics else {}

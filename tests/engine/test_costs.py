@@ -80,7 +80,7 @@ def download(simulation, earlier, state, round):
     now = method.changing(simulation.phases(round))
     start, last = (seen_by(simulation, some) for some in (simulation.start(), earlier))
     before = {group: start[group] if group in now else last[group] for group in seen}
-    unused = ignored(simulation, state, round)
+    unused, from_memory = ignored(simulation, state, round), made_by_server(simulation, state)
 
     def outcome(state):
         trained = alone(simulation, state, round)
@@ -122,7 +122,8 @@ def download(simulation, earlier, state, round):
                 left |= {name for name in still if stated or not matters(group, ..., {name: torch.nan})}
             message[group] = {name: tensor for name, tensor in params.items() if name not in left}
         goes_down = declared(simulation, round).get(group, (0, 0))[0] > 0
-        if scope is Scope.PRIVATE and goes_down and changed_by_server(simulation, state, round, group):
+        changed_after = scope is Scope.PRIVATE and goes_down and changed_by_server(simulation, state, round, group)
+        if changed_after or group in from_memory:
             message[group] = params
     return flat(message)
 
@@ -138,6 +139,18 @@ def changed_by_server(simulation, state, round, group):
     return group in trained and any(
         not torch.equal(after.values[group][name][k], tensor[0]) for name, tensor in trained[group].items()
     )
+
+
+def made_by_server(simulation, state):
+    """PRIVATE groups that a client trains from values that only the server can compute: from its own FROZEN memory."""
+    method, seen = simulation.method, seen_by(simulation, state)
+    if method.assign is None:
+        return set()
+    memory = {name for name, group in method.groups.items() if group.scope is Scope.FROZEN and group.statistic}
+    unknown = {name: {key: torch.full_like(t, torch.nan) for key, t in seen[name].items()} for name in memory}
+    held = simulation.data.train.of_clients(simulation.data.pool_of_client[[CLIENT]].numpy())
+    assigned = method.assign({**seen, **unknown}, Batch(held.x[0], held.y[0], held.mask[0]))
+    return {group for group, params in assigned.items() if any(t.isnan().any() for t in params.values())}
 
 
 def ignored(simulation, state, round):
@@ -194,6 +207,25 @@ TRUNCATED = ("hetlora", "hetlora_trained_base")
 the mean over all clients, with the ranks of the start."""
 
 
+ASSIGNED = ("fedamole", "fedamole_trained_base")
+"""Variants whose clients get and send only the experts that have chosen them, of all that the simulation holds; they
+are billed the mean over all clients, rounded once for the experts and once for what the clients report of them."""
+
+
+def of_held_experts(message, state, client):
+    """The message with the experts of a client only: slices of `experts`, and of what it reports of each expert."""
+
+    def cut(name, tensor):
+        group, _, key = name.partition("/")
+        layer = key.rpartition(".")[0]
+        held = state.values["next"][layer][client] > 0 if group in ("experts", "sent") else None
+        if group == "experts":
+            return tensor[held]
+        return tensor[:, held] if group == "sent" and key.endswith(".experts") else tensor  # [1, E, r]
+
+    return {name: cut(name, tensor) for name, tensor in message.items()}
+
+
 def truncated(message, rank):
     """The message without the adaptor's components from `rank` on: rows of A, columns of B."""
 
@@ -240,7 +272,10 @@ def test_bytes_are_those_of_a_serialised_message(variant, model):
             (counted.sent_up, upload(simulation, state, round)),
             (counted.sent_down, download(simulation, earlier, state, round)),
         ):
-            if variant in TRUNCATED:
+            if variant in ASSIGNED:
+                each = [weight(of_held_experts(message, state, k)) for k in range(simulation.data.clients)]
+                assert abs(BYTES_PER_FLOAT * floats - sum(each) / len(each)) <= BYTES_PER_FLOAT
+            elif variant in TRUNCATED:
                 each = [weight(truncated(message, int(rank))) for rank in ranks(simulation.start())]
                 assert abs(BYTES_PER_FLOAT * floats - sum(each) / len(each)) <= BYTES_PER_FLOAT / 2
             else:
