@@ -44,16 +44,16 @@ def show(folder: Path, results: Path) -> None:
     print("\n".join([*lines(path), *_of_the_same_name(folder, path)]))
 
 
-def _of_the_same_name(name: Path, shown: Path) -> list[str]:
+def _of_the_same_name(name: Path, run: Path) -> list[str]:
     """Return a sentence with the other runs of a name that fits several, such as digits_rotate/floral_1/seed0."""
-    seed = shown.name.partition("-")[0]
-    more = [other for other in _subfolders(shown.parent) if other != shown.name and other.partition("-")[0] == seed]
-    if not more or name.name == shown.name:
+    seed = run.name.partition("-")[0]
+    more = [folder for folder in _subfolders(run.parent) if folder != run.name and folder.partition("-")[0] == seed]
+    if not more or name.name == run.name:
         return []
-    example = Path(*shown.parts[-3:-1], more[0])
+    example = Path(*run.parts[-3:-1], more[0])
     return [
         "",
-        f"{len(more) + 1} runs have the name {name}. This is {shown.name}, which changed last. The others have other "
+        f"{len(more) + 1} runs have the name {name}. This is {run.name}, which changed last. The others have other "
         f"values: {', '.join(more)}. To see one: floral show {example}",
     ]
 
