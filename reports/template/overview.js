@@ -346,9 +346,7 @@ function drawTradeoff() {
   const foot = height - MARGIN.bottom;
   for (const tick of roundTicks(least, most, true)) {
     parts.push(`<line class="rule" x1="${across(tick)}" x2="${across(tick)}" y1="${ceiling}" y2="${foot}"/>`);
-    const label = withUnit(tick, unit);
-    const middle = Math.min(across(tick), width - 4 * label.length); // half of a letter is at most 4 px wide
-    parts.push(`<text class="tick" x="${middle}" y="${foot + 17}" text-anchor="middle">${label}</text>`);
+    parts.push(`<text class="tick" x="${across(tick)}" y="${foot + 17}" text-anchor="middle">${withUnit(tick, unit)}</text>`);
   }
   if (gap) parts.push(`<text class="tick" x="${across(0)}" y="${foot + 17}" text-anchor="middle">0</text>`);
   parts.push(`<text class="tick" x="0" y="12">${escaped(task.result)}</text>`);
@@ -372,6 +370,11 @@ function drawTradeoff() {
   drawing.setAttribute("viewBox", `0 0 ${width} ${height}`);
   drawing.setAttribute("aria-label", `${task.result} against ${COSTS[cost].toLowerCase()}, ${task.title}. No other method is better at the same cost than: ${best.map((point) => `${point.method.title} ${point.cell.text} with ${withUnit(point.cost, unit)}`).join("; ")}.`);
   drawing.innerHTML = parts.join("");
+  for (const label of drawing.querySelectorAll(".tick")) { // those at an end of an axis move inside the figure
+    const { x, width: length } = label.getBBox();
+    const inside = Math.max(0, Math.min(x, width - length));
+    if (inside !== x) label.setAttribute("x", Number(label.getAttribute("x")) + inside - x);
+  }
   for (const mark of drawing.querySelectorAll("[data-point]")) {
     const { method, cell, cost: spent } = points[Number(mark.dataset.point)];
     const words = `${method.title}: ${cell.interval} with ${withUnit(spent, unit)}`;

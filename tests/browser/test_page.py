@@ -173,6 +173,14 @@ def test_the_figure_of_costs_names_the_best_at_their_cost(browser, address):
     assert "±" in page.locator("#tip").text_content()
     page.locator("#tradeoff select").select_option("synthetic_linear")
     assert "MSE" in page.locator("#tradeoff svg").get_attribute("aria-label")
+    outside = """svg => [...svg.querySelectorAll(".tick")].filter(text => {
+        const [box, figure] = [text.getBoundingClientRect(), svg.getBoundingClientRect()];
+        return box.right > figure.right + 0.5 || box.left < figure.left - 0.5;
+    }).map(text => text.textContent)"""
+    for width in (390, 1400):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.evaluate("drawTradeoff()")
+        assert page.locator("#tradeoff svg").evaluate(outside) == []
 
 
 # --------------------------------------------------------------------------------------------------- sections

@@ -62,6 +62,11 @@ def test_too_few_seeds_and_missing_runs_decide_nothing(results, write):
     assert answered(missing).claim == "not decided" and answered(missing).best == []
 
 
+def test_two_seeds_are_named_as_too_few_for_intervals(results, write):
+    two = results_of(results, write, {"floral_1": [90.0, 99.0], "local": [80.0, 70.0]})
+    assert answered(two).note.startswith("2 seeds: the intervals are nearly useless; use at least 3; a set of best")
+
+
 def test_the_overview_has_the_numbers_of_every_cell(results, write):
     found = results_of(results, write, {
         "local": [70.0, 72.0], "floral_1": [80.0, 82.0], "fedavg": [75.0, 77.0], "constant": [10.0, 10.0],
