@@ -1,5 +1,7 @@
 """FedALT (arXiv 2503.11880): mix the client's own adaptor with the mean adaptor of all other clients."""
 
+from typing import Any
+
 import torch
 
 from floral.adaptors.attach import Adaptors, adaptors_of
@@ -11,7 +13,7 @@ from floral.nn.layers import Embedding, layer_params
 from floral.toolkit.parts import fedavg_phase, model_groups, phases_with_warmup, repeated_start
 
 
-def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, base: str, warmup: float) -> Method:
+def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Method:
     """FedALT: for each sample, a private gate mixes the client's own adaptor with the mean of the other clients'
     adaptors.
 
@@ -29,7 +31,7 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
 
     The options `base` and `warmup` are as in `fedit`.
     """
-    adaptors = adaptors_of(problem, rank=rank, bias=bias, convolution=convolution)
+    adaptors = adaptors_of(problem, **adaptor)
     embeddings = [name for name, layer in adaptors.model.layers.items() if isinstance(layer, Embedding)]
     adaptors = adaptors.without(*embeddings)  # a mixer needs numeric inputs, but token ids are names
     stream, clients = Stream(problem.seed, "adaptors"), problem.clients
@@ -41,8 +43,9 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
             part = adaptors.by_layer.get(name)
             if not isinstance(part, LinearAdaptor | ConvAdaptor):
                 return None, None
+            z = adaptors.dropped(name, x, noise)
             outputs = [
-                part.unmerged({key: t[None] for key, t in layer_params(view[group], name).items()}, full_weight, x)
+                part.unmerged({key: t[None] for key, t in layer_params(view[group], name).items()}, full_weight, z)
                 for group in ("own", "rest")
             ]
             images = x.dim() == 4
@@ -81,7 +84,7 @@ def build(problem: Problem, *, rank: float | str, bias: bool, convolution: str, 
             warmup=warmup,
         ),
         server=ServerStep(update=mean_of_all),
-        noise=adaptors.model.noise,
+        noise=adaptors.noise,
         cost=Cost(passes_per_sample=1 + adaptor_multiply_adds(problem, adaptors) / model_multiply_adds),
     )
 

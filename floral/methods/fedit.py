@@ -44,6 +44,6 @@ def fedit_method(problem: Problem, adaptors: Adaptors, base: str, warmup: float,
             base=base,
             warmup=warmup,
         ),
-        noise=adaptors.model.noise,
+        noise=adaptors.noise,
         cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
     )

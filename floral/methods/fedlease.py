@@ -61,9 +61,9 @@ def build(problem: Problem, *, base: str, warmup: float, local: float, experts: 
             images, factors = x.dim() == 4, layer_params(held, name)
             pooled = x.flatten(2).mean(-1) if images else x
             weights = expert_weights(pooled @ gate[name].mT, is_used, is_cluster)
-            added = []
+            added, z = [], adaptors.dropped(name, x, noise)
             for j in range(experts):
-                outputs = part.unmerged({key: value[j : j + 1] for key, value in factors.items()}, unit, x)
+                outputs = part.unmerged({key: value[j : j + 1] for key, value in factors.items()}, unit, z)
                 share = weights[:, j, None, None, None] if images else weights[..., j, None]
                 added.append(share * outputs)
             return None, torch.stack(added).sum(0)
@@ -142,7 +142,7 @@ def build(problem: Problem, *, base: str, warmup: float, local: float, experts: 
         ),
         routing=Routing(log_route=choice.log_route, clusters=experts),
         server=ServerStep(client_vector=lambda view: flatten(view["own"]), update=cluster),
-        noise=adaptors.model.noise,
+        noise=adaptors.noise,
         cost=Cost(
             passes_per_sample=1 + added / adaptors.model.multiply_adds(problem.shape, problem.batch),
             floats_sent=UNSENT_FLAG,

@@ -43,6 +43,6 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
             base=base,
             warmup=warmup,
         ),
-        noise=all_adaptors.model.noise,
+        noise=adaptors.noise,
         cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
     )

@@ -31,6 +31,6 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
         phases=phases_with_warmup(
             Phase(train=("base", "B")), warmup_phase=fedavg_phase(adaptors.model), base=base, warmup=warmup
         ),
-        noise=adaptors.model.noise,
+        noise=adaptors.noise,
         cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
     )

@@ -75,6 +75,6 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
             warmup=warmup,
         ),
         server=ServerStep(client_vector=lambda view: flatten({**view["A"], **view["B"]}), update=stack),
-        noise=adaptors.model.noise,
+        noise=adaptors.noise,
         cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
     )

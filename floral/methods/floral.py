@@ -68,6 +68,11 @@ def build(
             " set both to false"
         )
     adds = {"centred: true": centred, "personal: true": personal, "aggregation: stacking": aggregation == "stacking"}
+    if personal and adaptor["dropout"] > 0:
+        raise Refused(
+            "`personal: true` merges the private adaptor into the weights, where its input cannot have dropout; set "
+            "`dropout: 0`"
+        )
     if norm == "plain" and (conflicts := [key for key, value in adds.items() if value]):
         raise Refused(
             f"`{conflicts[0]}` adds adaptors to the base, but the base cannot hold the running statistics"
@@ -157,7 +162,7 @@ def routed(clustered: ClusteredAdaptors, mixer: Router, entropy: float) -> Metho
         penalty=entropy_term if entropy > 0 else None,
         routing=replace(mixer.routing, serves_one_cluster=chooses),
         server=clustered.server_step(mixer.log_route),
-        noise={**model.noise, **mixer.noise},
+        noise={**adaptors.noise, **mixer.noise},
         cost=Cost(
             passes_per_sample=one_adaptor if chooses else all_adaptors,
             assign_passes_per_sample=clusters * one_adaptor / 3 if mixer.uses_losses else 0.0,
@@ -189,7 +194,7 @@ def own_adaptor(clustered: ClusteredAdaptors) -> Method:
         phases=clustered.phases("base"),
         routing=Routing(cluster_of_client=clustered.member, clusters=problem.clusters),
         server=clustered.server_step(None),
-        noise=model.noise,
+        noise=adaptors.noise,
         cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
     )
 

@@ -159,7 +159,7 @@ def build(
         ),
         routing=Routing(log_route=choice.log_route, serves_one_cluster=True, clusters=clusters),
         server=ServerStep(client_vector=client_vector, update=aggregate),
-        noise=adaptors.model.noise,
+        noise=adaptors.noise,
         cost=Cost(
             passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=3),
             floats_sent=UNSENT_FLAG,

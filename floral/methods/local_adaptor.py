@@ -42,6 +42,6 @@ def build(problem: Problem, *, norm: str, **adaptor: Any) -> Method:
         groups=groups,
         predict=predict,
         precondition={"adaptor": adaptors.precondition} if problem.switches["preconditioner"] else {},
-        noise=model.noise,
+        noise=adaptors.noise,
         cost=Cost(passes_per_sample=adaptors.forward_backward_passes(problem.shape, problem.batch, clusters=1)),
     )
