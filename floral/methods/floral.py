@@ -68,7 +68,7 @@ def build(
             " set both to false"
         )
     adds = {"centred: true": centred, "personal: true": personal, "aggregation: stacking": aggregation == "stacking"}
-    if personal and adaptor["dropout"] > 0:
+    if personal and adaptor.get("dropout", 0) > 0:
         raise Refused(
             "`personal: true` merges the private adaptor into the weights, where its input cannot have dropout; set "
             "`dropout: 0`"
