@@ -15,10 +15,10 @@ from torch import Tensor
 
 from floral.adaptors.conv import ConvAdaptor
 from floral.adaptors.embedding import EmbeddingAdaptor
-from floral.adaptors.factors import without_mean
+from floral.adaptors.factors import scaled, stack, without_mean
 from floral.adaptors.linear import LinearAdaptor
 from floral.adaptors.norm import NormAdaptor, moved
-from floral.core.spec import Noise, Params, Predict, Problem, Refused, View
+from floral.core.spec import Adapted, Noise, Params, Predict, Problem, Refused, View
 from floral.core.streams import Stream
 from floral.nn.layers import Conv2d, ConvTranspose2d, Embedding, Linear, layer_params
 from floral.nn.model import Model, gets_adaptor
@@ -205,6 +205,38 @@ class Adaptors:
 
         return predict
 
+    def summed(self, *added: tuple[str, ...], base: tuple[str, ...] = ("base",)) -> Adapted:
+        """Return a function that gives the base and the sum of several adaptors, as one adaptor.
+
+        The arguments are those of `predictor`, which predicts with the same sum.
+        """
+
+        def adapted(view: View) -> tuple[Params, Mapping[str, Params]]:
+            adaptors = [merge_groups(view, groups) for groups in added]
+            mixture = {name: torch.stack([adaptor[name] for adaptor in adaptors]) for name in adaptors[0]}
+            first = next(iter(mixture.values()))
+            return merge_groups(view, base), self.one_adaptor(mixture, first.new_ones(len(adaptors)))
+
+        return adapted
+
+    def one_adaptor(self, mixture: Params, route: Tensor) -> dict[str, Params]:
+        """Return a mixture of C adaptors of rank R as one adaptor of rank C·R per layer, with the scale 1.
+
+        `route` holds the mixture weights, as in `__call__`. The result maps a layer to its factors A and B and its
+        bias, as in `spec.Adapted`.
+        """
+        order = list(self.by_layer)
+        layers: dict[str, Params] = {}
+        for name, adaptor in self.by_layer.items():
+            factors, weights = layer_params(mixture, name), route if route.dim() == 1 else route[order.index(name)]
+            if isinstance(adaptor, NormAdaptor):
+                layers[name] = adaptor.merged(factors, weights)
+                continue
+            weights = scaled(weights, adaptor.scale)
+            down, up = stack(factors, weights)
+            layers[name] = {"A": down, "B": up} | ({"bias": weights @ factors["bias"]} if "bias" in factors else {})
+        return layers
+
     def without(self, *layers: str) -> Adaptors:
         """Return the adaptors of all layers except the named ones.
 
@@ -296,6 +328,21 @@ def subtract_mean(mixture: Params) -> Params:
 def merge_groups(view: View, groups: tuple[str, ...]) -> Params:
     """Return the parameters of several groups of parameters in one dictionary."""
     return {name: value for group in groups for name, value in view[group].items()}
+
+
+def joined(first: Mapping[str, Params], second: Mapping[str, Params]) -> dict[str, Params]:
+    """Return the sum of two adaptors as one adaptor, whose rank is the sum of the two ranks.
+
+    The adaptors map a layer to its factors and its bias, as the result of `Adaptors.one_adaptor`.
+    """
+    axes = {"A": 0, "B": 1}
+    return {
+        layer: {
+            key: torch.cat([value, second[layer][key]], axes[key]) if key in axes else value + second[layer][key]
+            for key, value in params.items()
+        }
+        for layer, params in first.items()
+    }
 
 
 def factor(adaptor: Params, which: Literal["A", "B"]) -> Params:

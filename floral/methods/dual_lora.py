@@ -32,6 +32,7 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
             ),
         },
         predict=adaptors.predictor(("shared",), ("private",)),
+        adapted=adaptors.summed(("shared",), ("private",)),
         phases=phases_with_warmup(
             Phase(train=("base", "shared", "private")),
             warmup_phase=fedavg_phase(adaptors.model),

@@ -38,6 +38,7 @@ def fedit_method(problem: Problem, adaptors: Adaptors, base: str, warmup: float,
             ),
         },
         predict=adaptors.predictor(("adaptor",)),
+        adapted=adaptors.summed(("adaptor",)),
         phases=phases_with_warmup(
             Phase(train=("base", "adaptor"), **phase),
             warmup_phase=fedavg_phase(adaptors.model),

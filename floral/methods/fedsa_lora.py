@@ -37,6 +37,7 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
             ),
         },
         predict=adaptors.predictor(("A", "B"), base=("base", "head")),
+        adapted=adaptors.summed(("A", "B"), base=("base", "head")),
         phases=phases_with_warmup(
             Phase(train=("base", "head", "A", "B")),
             warmup_phase=Phase(train=("base", "head"), predict=split.predict),

@@ -68,6 +68,7 @@ def build(problem: Problem, *, base: str, warmup: float, **adaptor: Any) -> Meth
             "B": Group(scope=Scope.SHARED, init=lambda: start_b, lr=problem.lr),
         },
         predict=adaptors.predictor(("A", "B")),
+        adapted=adaptors.summed(("A", "B")),
         phases=phases_with_warmup(
             Phase(train=("base", "A", "B"), floats_sent=floats_sent),
             warmup_phase=fedavg_phase(adaptors.model),

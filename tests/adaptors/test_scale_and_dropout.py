@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from federations import FIRST, assert_close, assert_equal_states, simulate, trained
+from federations import CLASSES, FIRST, assert_close, assert_equal_states, simulate, trained, view_of
 
 from floral.adaptors.aggregation import svd_factors
 from floral.adaptors.attach import Adaptors, attach, noise_name, with_dropout
@@ -18,7 +18,7 @@ from floral.config import catalogue
 from floral.config.reading import ConfigError
 from floral.core.spec import Refused, ServerView
 from floral.core.streams import Stream
-from floral.models import cnn
+from floral.models import cnn, mlp
 from floral.nn.layers import Conv2d, ConvTranspose2d, Embedding, Linear
 
 LORA = [variant for method, variant in FIRST.items() if "dropout" in catalogue.method_file(method).parameters]
@@ -120,3 +120,28 @@ def test_dropout_that_cannot_be_applied_is_refused() -> None:
     adaptors = attach(cnn.build((14, 14), 5, channels=(2, 3), hidden=4), rank=2, bias=None)
     with pytest.raises(Refused, match=r"module that mixes the samples of a batch; set `dropout: 0`"):
         with_dropout(replace(adaptors, model=replace(adaptors.model, mixes=True)), 0.3, (14, 14))
+
+
+WEIGHED_BY_SAMPLE = {"fedalt", "feddpa", "fedlease", "perada"}
+"""Variants that weigh adaptors for each sample; PerAda also changes norm layers."""
+OTHERS = ("floral_1_optimal", "floral_1_per_layer", "floral_1_argmin", "floral_1_personal")
+
+
+@pytest.mark.parametrize("variant", [*LORA, *OTHERS])
+def test_the_exported_base_and_adaptor_give_the_predictions(variant: str) -> None:
+    params = {"rank": 2, "alpha": 3} | ({"base": "joint"} if has_base(variant) else {})
+    simulation = simulate(variant, model="mlp", params=params)
+    method, state = simulation.method, simulation.start()
+    assert (method.adapted is None) == (variant in WEIGHED_BY_SAMPLE)
+    if method.adapted is None:
+        return
+    random = torch.Generator().manual_seed(0)
+    for values in state.values.values():
+        values.update({n: t + 0.3 * torch.randn(t.shape, generator=random) for n, t in values.items()})
+    view, x = view_of(simulation, state, 1), torch.rand(3, 4, 4).double()
+    base, adaptors = method.adapted(view)
+    change = {f"{layer}.weight": params["B"] @ params["A"] for layer, params in adaptors.items()}
+    change |= {f"{layer}.bias": params["bias"] for layer, params in adaptors.items() if "bias" in params}
+    model = mlp.build((4, 4), CLASSES, hidden=5)
+    merged, _ = model({n: t + change.get(n, 0) for n, t in base.items()}, {}, x, None, None)
+    torch.testing.assert_close(merged, method.predict(view, x, None, None)[0])
